@@ -181,6 +181,18 @@ class AsyncClient:
                 progress(len(rewrite.results), rewrite.total)
         return rewrite.results
 
+    async def preview(
+        self,
+        *,
+        to: str,
+        body: str,
+        from_: str | None = None,
+        timeout: float | None = None,
+        **options: Unpack[RewriteOptions],
+    ) -> RewrittenText:
+        """Return what `rewrite` would return, with sample codes: segments and warnings. Nothing is stored."""
+        return await self._connection.send(calls.preview(to, body, from_, options), timeout)
+
     async def send(
         self,
         *,

@@ -153,6 +153,16 @@ def rewrite(content: bytes, key: str, expected: int) -> ApiCall[list[RewrittenTe
     return ApiCall("POST", "/api/v1/rewrite", parse, content=content, key=key)
 
 
+def preview(to: str, body: str, sender: str | None, options: Mapping[str, Any]) -> ApiCall[RewrittenText]:
+    fields = {**options, "to": to, "body": body, **({} if sender is None else {"from": sender})}
+
+    def parse(answer: Json) -> RewrittenText:
+        (row,) = _expect_list(answer, "messages")
+        return RewrittenText.parse(row)
+
+    return ApiCall("POST", "/api/v1/rewrite/preview", parse, content=encode(fields))
+
+
 def send(
     to: Sequence[str], message: str, sender_id: str, key: str, options: Mapping[str, Any] | None = None
 ) -> ApiCall[SendOutcome]:

@@ -193,6 +193,18 @@ class Client:
                 progress(len(rewrite.results), rewrite.total)
         return rewrite.results
 
+    def preview(
+        self,
+        *,
+        to: str,
+        body: str,
+        from_: str | None = None,
+        timeout: float | None = None,
+        **options: Unpack[RewriteOptions],
+    ) -> RewrittenText:
+        """Return what `rewrite` would return, with sample codes: segments and warnings. Nothing is stored."""
+        return self._thread.send(calls.preview(to, body, from_, options), timeout)
+
     def send(
         self,
         *,

@@ -124,6 +124,13 @@ def test_a_message_is_sent_through_the_gateway_of_the_application(server: Server
         ]
 
 
+def test_a_preview_returns_segments_and_stores_nothing(server: Server) -> None:
+    with client_of(server) as client:
+        text = client.preview(to=TO, body=TEXT, from_="Shop")
+        assert (text.segments, len(text.links)) == (1, 1)
+        assert list(client.messages()) == []
+
+
 def numbers(count: int) -> list[str]:
     return [f"+1408555{index:04}" for index in range(count)]
 
