@@ -147,7 +147,9 @@ def _by_rule(results: Iterable[Classification]) -> str:
 
 
 def _report_unlisted() -> None:
-    """Print the share of crawlers that pass the rules other than the list: an estimate for unlisted crawlers."""
+    """Print the share of known crawlers that the other rules do not recognise if the list of crawlers is not used.
+
+    This estimates how many crawlers that are not in the list are counted as people."""
     agents = sorted({agent for crawler in CRAWLER_USER_AGENTS_DATA for agent in crawler["instances"]})
     rules = [rule for name, rule in AGENT_RULES if name != "crawler"]
     passed = [agent for agent in agents if not any(rule(parse_agent(agent)) for rule in rules)]

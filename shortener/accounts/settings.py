@@ -106,8 +106,8 @@ class ApplicationSettings(BaseModel):
     )
     sender_rules: Literal["warn", "reject"] = Field(
         "warn",
-        description="A sender that carriers reject (its form, or a rule of the recipient's country): warn in the response, or "
-        "reject the request with SENDER_NOT_ALLOWED.",
+        description="What happens if carriers reject the sender because of its form or of a rule of the recipient's country. warn: "
+        "the response contains a warning. reject: the request is rejected with SENDER_NOT_ALLOWED.",
     )
     suspect_before_sent: bool = Field(
         False,

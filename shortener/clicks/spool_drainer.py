@@ -10,7 +10,7 @@ each process adds new hits to the spool until all entries are drained that were 
 again. The limit for this is `MAX_CATCH_UP_SECONDS`.
 
 The same limit applies if Redis does not respond and the stream contained hits when its state was last read. After that time, the
-outage ends, the log contains `outage_ended_before_spool`, and the stream is drained later.
+process treats the outage as over, logs `outage_ended_before_spool`, and drains the stream later.
 """
 
 from __future__ import annotations

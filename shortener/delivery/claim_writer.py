@@ -159,7 +159,8 @@ class ClaimWriter:
         disabled: Mapping[int, int],
         now: int,
     ) -> Candidate | None:
-        """Return a candidate for claims from the queue. Return None if its deliveries must wait or have become dead now."""
+        """Return the queue as a candidate from which deliveries can be claimed. Return None if the deliveries of the
+        queue must wait, or if this call has marked them as dead."""
         settings = self._settings
         tracker = _tracker_of(queue.name)
         retention = timedelta(days=settings.event_retention_days)

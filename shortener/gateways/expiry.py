@@ -110,7 +110,9 @@ def _finished(claim: ClaimedSend, now: int, status: SendStatus, error: str | Non
 
 
 def find_sends(connection: Connection, now: int, *conditions: ColumnElement[bool]) -> list[ClaimedSend]:
-    """Lock and return up to MAX_ROWS messages without an attempt in flight. Without a lease, `lease_until` is 0."""
+    """Lock and return up to MAX_ROWS messages that have no attempt in flight.
+
+    A message that no process has leased gets `lease_until` 0."""
     idle = or_(sends.c.lease_until.is_(None), sends.c.lease_until <= from_ms(now))
     statement = _SELECT.where(idle, *conditions).order_by(sends.c.id).limit(MAX_ROWS).with_for_update(of=sends, skip_locked=True)
     return [_claimed(row) for row in connection.execute(statement)]

@@ -1,4 +1,4 @@
-"""Gateways with an HTTP interface: URL, method, headers and body are templates, and paths read the response.
+"""Gateways with an HTTP interface: URL, method, headers and body are templates, and paths name the values of the response.
 
 How a response is understood (`classify`):
 

@@ -39,7 +39,9 @@ class SimulatorSettings(BaseModel):
     report_delay: float = Field(1.0, ge=0, le=3600, description="Seconds from the response to the delivery report.")
     reject: float = Field(0.0, ge=0, le=1, description="Part of the messages that are rejected, so that they become FAILED.")
     fail: float = Field(0.0, ge=0, le=1, description="Part of the attempts that fail temporarily, so that they are repeated.")
-    silent: float = Field(0.0, ge=0, le=1, description="Part of the attempts without a response, so that the message is doubtful.")
+    silent: float = Field(
+        0.0, ge=0, le=1, description="Fraction of the attempts (0 to 1) that get no response. Their messages become doubtful."
+    )
     undelivered: float = Field(0.0, ge=0, le=1, description="Part of the accepted messages that are reported as FAILED.")
     reject_numbers: str = Field(
         "", max_length=100, pattern=r"^[0-9,]*$", description="Endings of numbers that are rejected, separated by commas."

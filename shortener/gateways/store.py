@@ -75,7 +75,7 @@ class NewGateway:
 class GatewayChanges(TypedDict, total=False):
     """The new values for an existing gateway. Absent keys keep their values.
 
-    `settings` contains single values that replace those of the gateway; `rotate_report_key` creates another key for its reports."""
+    `settings` contains single values that replace those of the gateway; `rotate_report_key` replaces the key for its reports."""
 
     name: str
     settings: Mapping[str, Any]

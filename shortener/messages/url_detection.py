@@ -49,7 +49,8 @@ _ASCII_HOST = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*")
 _PORT = re.compile(r":([0-9]+)")
 _BARE_PORT = re.compile(r":(?:[0-9]{1,5}(?=/)|[0-9]{4,5}(?!\w))")
 _BARE_QUERY = re.compile(r"\?[\w.%-]+=")
-# Characters that continue a host or an e-mail address. A host without a scheme in front of them is not detected.
+# Characters that can continue a host or an e-mail address. If one of them follows a host without a scheme, the host is not
+# detected as a URL.
 _BARE_CONTINUES = re.compile(r"[_@=+]|[?-]\w|\\[^\"']|\.[/?#]")
 _NOT_BEFORE_BARE = frozenset("_@./\\=&%#+~$-")
 _SENTENCE = re.compile(r"\.([A-Z][a-z]*)$")

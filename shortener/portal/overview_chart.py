@@ -103,7 +103,7 @@ def _is_known(visit: Visit, until: datetime) -> bool:
 
 
 def bars_of(visit: Visit, parts: list[Bucket], metric: str) -> list[Bar]:
-    """Return the bars of the chart. A bar leads to its rows, if the page is about one application."""
+    """Return the bars of the chart. If the page shows one application, each bar is a link to the list of its rows."""
     bars = []
     for part in parts:
         value = part.figures[metric] if part.is_known or part.figures[metric] else None

@@ -128,7 +128,7 @@ def conversion_rates(connection: Connection, process_id: int, intervals: Sequenc
 def _add_pending(
     connection: Connection, process_id: int, intervals: Sequence[range], rates: list[dict[str, ProcessCounts]]
 ) -> None:
-    """Add the count deltas that are not folded into the counts yet to the starts and ends of conversion processes."""
+    """Add the count deltas that are not folded into the counts yet to the numbers of started and ended conversion processes."""
     _, sums = read_unfolded(connection, MAX_PENDING_ROWS)
     if not sums:
         return

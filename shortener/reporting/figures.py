@@ -158,7 +158,8 @@ class Figures:
     def seconds_to_click(self, percent: int) -> float | None:
         """Return the time in seconds within which `percent` of the clicked messages were clicked; None without clicks.
 
-        The time starts at sending, or at the rewrite if the time of sending is unknown. It is exact to 2.5 % or half a second."""
+        The time starts at sending, or at the rewrite if the time of sending is unknown. It is exact to 2.5 % or to half a
+        second, whichever is more."""
         total = sum(self.times_to_click.values())
         if total <= 0:
             return None

@@ -36,7 +36,8 @@ LAST = (
     "erase_personal_data",
 )
 
-#: Statuses beside 2xx. A doubtful message exists only after a gateway was killed, so its examples find none.
+#: The statuses other than 2xx that examples may return. The examples of doubtful messages get 404, because such a message exists
+#: only after a gateway was killed.
 OTHER_STATUSES = {"follow_link": [302], "resend_send": [404, 409], "discard_send": [404, 409]}
 
 

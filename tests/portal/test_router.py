@@ -99,7 +99,7 @@ async def test_an_application_of_another_operator_does_not_exist(service: Servic
     assert (await admin.get(f"/portal/{other.application_id}/")).status_code == 200
 
 
-async def test_an_invalid_query_gets_an_error_page_with_the_code(sign_in: SignIn) -> None:
+async def test_an_invalid_query_gets_an_error_page_with_the_error_code(sign_in: SignIn) -> None:
     browser = await sign_in()
     for query in ("period=sometimes", "tz=Mars", "basis=luck", "since=yesterday", "since=2026-02-01&until=2026-01-01"):
         response = await browser.get(f"/portal/1/?{query}")

@@ -70,7 +70,7 @@ async def test_a_stop_concerns_one_application(service: Service, client: httpx.A
         assert (await stranger.get("/api/v1/opt-outs")).json()["opt_outs"] == []
 
 
-async def test_a_form_with_names_of_other_systems_is_accepted(client: httpx.AsyncClient) -> None:
+async def test_a_form_with_the_field_names_of_other_systems_is_accepted(client: httpx.AsyncClient) -> None:
     response = await client.post(INBOUND, data={"from": TO, "body": "stop", "id": "x", "shortcode": "12345"})
     assert response.json()["keyword"] == "stop"
 

@@ -20,7 +20,7 @@ from tests.acceptance.process import Server
 from tests.servers import PATIENCE
 
 
-def test_the_printed_invitation_makes_the_first_admin_who_adds_a_second_factor(browser: Chromium, tmp_path: Path) -> None:
+def test_the_first_admin_signs_up_with_the_printed_invitation_and_adds_a_second_factor(browser: Chromium, tmp_path: Path) -> None:
     server = start(tmp_path)
     try:
         invitation = re.search(r'"portal_invitation":"([^"]+)"', server.printed)
