@@ -6,7 +6,7 @@ WORKERS ?= 3
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
 
-.PHONY: run test test-fast prove profile setup setup-dev lint config lock bench clean
+.PHONY: run test test-fast prove profile setup setup-dev lint config lock bench clean vendor
 
 run: setup
 	@SHORTENER_LOG_FORMAT=$${SHORTENER_LOG_FORMAT:-text} $(BIN)/shortener serve
@@ -54,6 +54,10 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --genera
 lock: setup-dev
 	@echo "setuptools>=80" | $(LOCK) --extra server --output-file requirements.lock pyproject.toml -
 	@$(LOCK) --extra dev --constraint requirements.lock --output-file requirements-dev.lock pyproject.toml
+
+# Downloads the scripts of other projects that the portal serves again, and checks their hashes. Needs npm.
+vendor: setup-dev
+	@$(BIN)/python -m tests.portal.refresh_vendor
 
 # Measures speed as ratios to a bare ASGI application in the same run. Needs wrk. A short run: OPTIONS="--quick".
 bench: setup-dev

@@ -132,6 +132,7 @@ async def test_an_unknown_metric_is_rejected(sign_in: SignIn) -> None:
     assert (await browser.get("/portal/1/?metric=luck")).status_code == 400
 
 
+@pytest.mark.slow
 async def test_the_csv_of_each_figure_has_as_many_rows_as_the_figure_says(demo: tuple[Service, httpx.AsyncClient]) -> None:
     _, browser = demo
     checked = 0
