@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import os
 import threading
@@ -13,6 +14,7 @@ from typing import TypeVar
 
 from shortener.client.calls import ApiCall
 from shortener.client.connection import Connection
+from shortener.client.exceptions import ConnectionFailedError
 
 T = TypeVar("T")
 
@@ -37,6 +39,8 @@ class LoopThread:
             future = asyncio.run_coroutine_threadsafe(connection.send(call, timeout, remaining), loop)
         try:
             return future.result()
+        except concurrent.futures.CancelledError:
+            raise ConnectionFailedError("another thread closed the client during the call") from None
         except BaseException:
             future.cancel()
             raise
