@@ -26,7 +26,7 @@ from pathlib import Path
 
 import uvloop
 
-from benchmarks import compare, deliveries, growth, loads, postgresql, rig, traffic
+from benchmarks import compare, deliveries, growth, loads, operations, postgresql, rig, traffic
 from benchmarks.rig import Figure, Load, Server
 
 CONVERTED_MESSAGES = 100_000
@@ -36,6 +36,7 @@ class Run:
     """The sizes and durations of a run, the rate of its baseline, and its figures."""
 
     def __init__(self, quick: bool) -> None:
+        self.is_quick = quick
         self.seconds = 4.0 if quick else 10.0
         self.many = 200_000 if quick else 1_000_000
         self.most = 1_000_000 if quick else 10_000_000
@@ -279,6 +280,36 @@ def starting(run: Run) -> None:
     run.figures.append(Figure("start to first response (empty folder)", first, "s", target="1.0 s", met=first <= 1.0))
 
 
+def exporting(run: Run) -> None:
+    """Measure the CSV export."""
+    run.figures += operations.exporting(run.many // 10 if run.is_quick else run.many)
+
+
+def reporting(run: Run) -> None:
+    """Measure the statistics reports."""
+    run.figures += operations.reporting(135_000 if run.is_quick else 1_350_000)
+
+
+def maintaining(run: Run) -> None:
+    """Measure the commands verify, reclassify, copy and purge."""
+    run.figures += operations.maintaining(run.many // 4 if run.is_quick else run.most, run.folder)
+
+
+def two_processes(run: Run) -> None:
+    """Measure two processes on PostgreSQL and Redis, compared with one."""
+    run.figures += operations.two_processes(run.many // 4, run.seconds)
+
+
+def mixed(run: Run) -> None:
+    """Measure clicks during rewrites, exports, a purge and many due deliveries."""
+    run.figures += operations.mixed(run.many, 10_000 if run.is_quick else 100_000, max(run.seconds, 8), run.folder)
+
+
+def installing(run: Run) -> None:
+    """Count the packages of an installation, and measure the memory of an idle process."""
+    run.figures += operations.installing()
+
+
 WORKS: dict[str, Callable[[Run], None]] = {
     "clicks": clicks,
     "single": single,
@@ -289,6 +320,12 @@ WORKS: dict[str, Callable[[Run], None]] = {
     "purge": purging,
     "postgresql": scaled_out,
     "starting": starting,
+    "export": exporting,
+    "statistics": reporting,
+    "maintenance": maintaining,
+    "workers": two_processes,
+    "mixed": mixed,
+    "install": installing,
 }
 
 

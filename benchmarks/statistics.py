@@ -18,7 +18,7 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -85,31 +85,42 @@ def _url(engine: str) -> Iterator[str]:
             yield f"sqlite:///{Path(folder) / 'statistics.db'}"
 
 
-async def _measure(url: str, options: argparse.Namespace) -> None:
+@contextlib.asynccontextmanager
+async def filled_database(url: str, options: argparse.Namespace) -> AsyncIterator[Database]:
+    """Yield a new database with the counts of `options` (days, campaigns, countries, counts)."""
     await migrate(url)
     database = await open_database(url, owner=True)
     try:
-        started = time.perf_counter()
         await _fill(database, options)
+        yield database
+    finally:
+        await database.close()
+
+
+def scope_of(days: int, basis: Basis = Basis.EVENT) -> StatisticsFilter:
+    """Return the filter for the newest `days` of the counts."""
+    return StatisticsFilter(1, END - timedelta(days=days), END, basis=basis)
+
+
+async def _measure(url: str, options: argparse.Namespace) -> None:
+    started = time.perf_counter()
+    async with filled_database(url, options) as database:
         if options.links:
             await _fill_links(database, options)
         rows = await database.read(_table_rows)
         print(f"filled in {time.perf_counter() - started:.0f} s: " + ", ".join(f"{name} {count:,}" for name, count in rows.items()))
         for days in sorted({1, 7, 28, options.days}):
             print(f"\n{days} days, ms{'':>20}{'event':>10}{'(cpu)':>8}{'sent':>10}{'(cpu)':>8}")
-            for name, report in _reports():
+            for name, report in reports():
                 if options.only is not None and not any(text in name for text in options.only):
                     continue
                 measured: list[float] = []
                 for basis in (Basis.EVENT, Basis.SENT):
-                    scope = StatisticsFilter(1, END - timedelta(days=days), END, basis=basis)
-                    measured += await _measure_report(database, report, scope)
+                    measured += await measure(database, report, scope_of(days, basis))
                 print(f"{name:<30}" + "".join(f"{ms:>{width}.1f}" for ms, width in zip(measured, (10, 8, 10, 8), strict=True)))
-    finally:
-        await database.close()
 
 
-def _reports() -> list[tuple[str, Callable[[Connection, StatisticsFilter], Any]]]:
+def reports() -> list[tuple[str, Callable[[Connection, StatisticsFilter], Any]]]:
     berlin, kolkata = ZoneInfo("Europe/Berlin"), ZoneInfo("Asia/Kolkata")
     one = "campaign 7"
 
@@ -131,7 +142,7 @@ def _reports() -> list[tuple[str, Callable[[Connection, StatisticsFilter], Any]]
     ]
 
 
-async def _measure_report(
+async def measure(
     database: Database, report: Callable[[Connection, StatisticsFilter], Any], scope: StatisticsFilter
 ) -> tuple[float, float]:
     """Return the median of the elapsed times and the least processor time of a report, in milliseconds."""

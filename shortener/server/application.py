@@ -74,8 +74,13 @@ class HttpApplication:
             if scope["type"] == "lifespan":
                 await self._lifespan(receive, send)
             return
-        hosts = [value for name, value in scope["headers"] if name == b"host"]
-        requested = next((value for name, value in scope["headers"] if name == REQUEST_ID), b"")
+        hosts: list[bytes] = []
+        requested = b""
+        for name, value in scope["headers"]:
+            if name == b"host":
+                hosts.append(value)
+            elif name == REQUEST_ID:
+                requested = requested or value
         id_ = request_id(requested, self.service.ids())
         structlog.contextvars.bind_contextvars(request_id=id_.decode())
 

@@ -122,8 +122,8 @@ class RedirectProtocol(HttpToolsProtocol):
         url, headers = self.url, self.headers
         super().on_message_begin()
         self.url = url
-        for name, value in headers:
-            super().on_header(name, value)
+        self.headers += headers
+        self.expect_100_continue = any(name == b"expect" and value.lower() == b"100-continue" for name, value in headers)
         before = self.cycle
         self.is_reading_body, self.body_began, self.body_bytes = True, self.loop.time(), 0
         super().on_headers_complete()
