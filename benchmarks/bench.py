@@ -292,7 +292,7 @@ def reporting(run: Run) -> None:
 
 def maintaining(run: Run) -> None:
     """Measure the commands verify, reclassify, copy and purge."""
-    run.figures += operations.maintaining(run.many // 4 if run.is_quick else run.most, run.folder)
+    run.figures += operations.maintaining(run.many // 10 if run.is_quick else run.most, run.folder)
 
 
 def two_processes(run: Run) -> None:
@@ -302,7 +302,9 @@ def two_processes(run: Run) -> None:
 
 def mixed(run: Run) -> None:
     """Measure clicks during rewrites, exports, a purge and many due deliveries."""
-    run.figures += operations.mixed(run.many, 10_000 if run.is_quick else 100_000, max(run.seconds, 8), run.folder)
+    run.figures += operations.mixed(
+        run.many // 4 if run.is_quick else run.many, 10_000 if run.is_quick else 100_000, max(run.seconds, 8), run.folder
+    )
 
 
 def installing(run: Run) -> None:

@@ -185,7 +185,7 @@ def measure_baseline(seconds: float, connections: int = 64) -> Load:
         return wrk(base, script, seconds=seconds, connections=connections)
 
 
-def wait_for(url: str, patience: float = 30) -> None:
+def wait_for(url: str, patience: float = 120) -> None:
     """Wait until a server responds at `url`. Raise TimeoutError after `patience` seconds."""
     end = time.monotonic() + patience
     with httpx.Client(trust_env=False) as client:
