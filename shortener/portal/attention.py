@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import Connection, select
 
+from shortener.portal.operators import Role
 from shortener.portal.page import Visit
 from shortener.reporting.figures import Figures
 from shortener.storage.schema import postback_keys, tracker_tokens
@@ -34,13 +35,11 @@ async def attention(visit: Visit, figures: Figures) -> list[AttentionItem]:
         prefix = f"{application.name}: " if visit.application is None else ""
         base = f"/portal/{application.id}"
         if application.disabled:
-            found.append(
-                AttentionItem("bad", f"{prefix}the application is disabled; its links do not redirect", f"{base}/settings")
-            )
+            found.append(AttentionItem("bad", f"{prefix}the application is disabled; its links do not redirect"))
         found += await _trackers(visit, application.id, prefix, base)
         for what, at in await visit.service.database.read(_expiring, application.id, visit.now):
             left = max(int((at - visit.now).total_seconds() // 3600), 0)
-            found.append(AttentionItem("warn", f"{prefix}{what} expires in {left} hours", f"{base}/keys"))
+            found.append(AttentionItem("warn", f"{prefix}{what} expires in {left} hours"))
     late = figures["late_hits"]
     if late:
         href = visit.link("clicks", metric="late_hits", campaign=visit.get("campaign")) if visit.application else None
@@ -51,7 +50,10 @@ async def attention(visit: Visit, figures: Figures) -> list[AttentionItem]:
 async def _trackers(visit: Visit, application_id: int, prefix: str, base: str) -> list[AttentionItem]:
     found = []
     for tracker in await visit.service.trackers.all(application_id):
-        name, href = f"{prefix}tracker {tracker.name or tracker.id}", f"{base}/trackers/{tracker.id}"
+        name = f"{prefix}tracker {tracker.name or tracker.id}"
+        # Other roles cannot open these pages.
+        may_open = visit.may(Role.SUPPORT) and visit.application is not None
+        href = f"{base}/trackers/{tracker.id}" if may_open else None
         backlog = await visit.service.deliveries.backlog(tracker.id, visit.now)
         if not tracker.enabled and tracker.disabled_reason:
             found.append(AttentionItem("bad", f"{name} was disabled: {tracker.disabled_reason}", href))
@@ -59,7 +61,7 @@ async def _trackers(visit: Visit, application_id: int, prefix: str, base: str) -
             found.append(AttentionItem("bad", f"{name} fails; its deliveries wait", href))
         if backlog.dead:
             number = "10,000 or more" if backlog.dead >= 10_000 else f"{backlog.dead:,}"
-            link = f"{base}/deliveries?tracker={tracker.id}&status=dead"
+            link = f"{base}/deliveries?tracker={tracker.id}&status=dead" if may_open else None
             found.append(AttentionItem("bad", f"{name} has {number} dead deliveries", link))
     return found
 

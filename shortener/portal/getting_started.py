@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import orjson
 from sqlalchemy import Connection, select
 
+from shortener.portal.operators import Role
 from shortener.portal.page import Visit
 from shortener.portal.try_it import CAMPAIGN
 from shortener.storage.schema import cohorts, first_clicks, messages, trackers
@@ -49,7 +50,7 @@ async def first_steps(visit: Visit) -> list[FirstStep]:
             "Receive the events",
             "A tracker is the URL that gets clicks and reports. For a first look, this command is one that prints what arrives:",
             has_tracker,
-            visit.link("trackers"),
+            visit.link("trackers") if visit.may(Role.SUPPORT) else None,
             listen,
         ),
         FirstStep(
