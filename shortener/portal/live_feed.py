@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import structlog
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, Table, select
 
 from shortener.clicks.hit_metrics import hit_metric
 from shortener.errors import StoreUnavailable
@@ -132,17 +132,23 @@ def read_rows(connection: Connection, since: datetime) -> list[LiveRow]:
     return [*_read_hits(connection, low), *_read_conversions(connection, low), *_read_attempts(connection, low)]
 
 
+def _newest(table: Table, low: int) -> Any:
+    """Return the columns of a subquery of the newest rows of a table whose ids are `low` or higher.
+
+    The limit is inside the subquery. With the limit outside, PostgreSQL can expect many rows and read the
+    joined tables completely."""
+    return select(table).where(table.c.id >= low).order_by(table.c.id.desc()).limit(MAX_ROWS).subquery("newest").c
+
+
 def _read_hits(connection: Connection, low: int) -> list[LiveRow]:
+    newest = _newest(hits, low)
     statement = (
         select(
-            hits.c.id, hits.c.at, hits.c.verdict, hits.c.flags, links.c.application_id, messages.c.message_id, cohorts.c.campaign
+            newest.id, newest.at, newest.verdict, newest.flags, links.c.application_id, messages.c.message_id, cohorts.c.campaign
         )
-        .join_from(hits, links, links.c.id == hits.c.link_id)
+        .join(links, links.c.id == newest.link_id)
         .join(messages, messages.c.id == links.c.message_id)
         .join(cohorts, cohorts.c.id == links.c.cohort_id)
-        .where(hits.c.id >= low)
-        .order_by(hits.c.id.desc())
-        .limit(MAX_ROWS)
     )
     return [
         LiveRow("hit", row.id, row.at, row.application_id, hit_metric(row.verdict, row.flags), row.campaign, row.message_id)
@@ -151,14 +157,10 @@ def _read_hits(connection: Connection, low: int) -> list[LiveRow]:
 
 
 def _read_conversions(connection: Connection, low: int) -> list[LiveRow]:
-    c = conversions.c
-    statement = (
-        select(c.id, c.received_at, c.at, c.action, c.value, c.currency, c.status, c.application_id, messages.c.message_id)
-        .join_from(conversions, messages, messages.c.id == c.message_id)
-        .where(c.id >= low)
-        .order_by(c.id.desc())
-        .limit(MAX_ROWS)
-    )
+    c = _newest(conversions, low)
+    statement = select(
+        c.id, c.received_at, c.at, c.action, c.value, c.currency, c.status, c.application_id, messages.c.message_id
+    ).join(messages, messages.c.id == c.message_id)
     return [
         LiveRow("conversion", row.id, row.received_at or row.at, row.application_id, row.action, _worth(row), row.message_id)
         for row in connection.execute(statement)
@@ -171,13 +173,9 @@ def _worth(row: Any) -> str:
 
 
 def _read_attempts(connection: Connection, low: int) -> list[LiveRow]:
-    a = attempts.c
-    statement = (
-        select(a.id, a.at, a.status, a.error, deliveries.c.application_id, deliveries.c.tracker_id)
-        .join_from(attempts, deliveries, deliveries.c.id == a.delivery_id)
-        .where(a.id >= low)
-        .order_by(a.id.desc())
-        .limit(MAX_ROWS)
+    a = _newest(attempts, low)
+    statement = select(a.id, a.at, a.status, a.error, deliveries.c.application_id, deliveries.c.tracker_id).join(
+        deliveries, deliveries.c.id == a.delivery_id
     )
     return [
         LiveRow("delivery", row.id, row.at, row.application_id, str(row.status or ""), row.error or "")

@@ -1,0 +1,281 @@
+"""The query plans of all statements that the pages of the portal execute.
+
+Each page is visited with the traffic of a demo installation. Every statement that the visit executes is then explained. No plan
+may read a complete table, or a complete index, that grows with the messages of an installation.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, Engine, event
+
+from shortener.cli.demo_traffic import DemoClock, fill, start_of_traffic
+from shortener.container import Service, open_service
+from shortener.ids import encode
+from shortener.model import Topic
+from shortener.outbox.events import encode_event_id
+from shortener.portal.live_feed import read_rows
+from shortener.portal.operators import Role
+from shortener.portal.pages import all_pages
+from shortener.settings import Settings
+from shortener.storage import schema
+from shortener.storage.database import Database
+from tests.conftest import NOON, client_of
+from tests.portal.conftest import SAME_ORIGIN, accept, invite
+from tests.receiver import Receiver
+
+#: Tables whose size does not depend on the number of messages. All other tables grow.
+SMALL_TABLES = {
+    "installation",
+    "applications",
+    "domains",
+    "blocked_hosts",
+    "api_keys",
+    "tracker_tokens",
+    "postback_keys",
+    "trackers",
+    "gateways",
+    "node_leases",
+    "processes",
+    "delivery_processes",
+    "operators",
+    "operator_roles",
+    "operator_invitations",
+    "operator_sessions",
+    "operator_recovery_codes",
+    "sign_in_failures",
+    "count_groups",
+    "tallies",
+    "prices",
+    "balances",
+    "conversion_actions",
+    "link_sets",
+    "erasure_repeats",
+}
+GROWING_TABLES = set(schema.messages.metadata.tables) - SMALL_TABLES
+
+#: Every page with the filters that choose other statements. {message} and {code} are those of a message that was clicked.
+PATHS = (
+    "/portal/",
+    "/portal/{app}/",
+    "/portal/{app}/?period=24h",
+    "/portal/{app}/?period=365d&campaign=autumn-sale&basis=sent&metric=messages",
+    "/portal/1/campaigns",
+    "/portal/1/campaigns?compare=order-updates&compare=autumn-sale",
+    "/portal/{app}/messages",
+    "/portal/{app}/messages?campaign=autumn-sale&country=DE&metric=delivered",
+    "/portal/{app}/messages?metric=failed",
+    "/portal/{app}/messages?state=FAILED",
+    "/portal/{app}/messages?to=%2B4915123456789",
+    "/portal/{app}/messages.csv",
+    "/portal/{app}/clicks?metric=clicks",
+    "/portal/{app}/clicks?metric=suspected_hits",
+    "/portal/{app}/clicks?metric=clicked_messages&basis=sent",
+    "/portal/{app}/clicks?metric=clicked_links&campaign=autumn-sale",
+    "/portal/{app}/clicks.csv",
+    "/portal/{app}/conversions",
+    "/portal/{app}/conversions?metric=conversions&campaign=autumn-sale",
+    "/portal/{app}/conversions/refused",
+    "/portal/{app}/live",
+    "/portal/1/trackers",
+    "/portal/1/deliveries",
+    "/portal/1/deliveries?status=dead",
+    "/portal/1/deliveries?tracker={tracker}",
+    "/portal/1/deliveries.csv",
+    "/portal/1/campaigns/autumn-sale",
+    "/portal/1/messages/{message}",
+    "/portal/1/links",
+    "/portal/1/links?campaign=autumn-sale",
+    "/portal/1/links?clicked=1",
+    "/portal/1/links/{code}",
+    "/portal/1/trackers/{tracker}",
+    "/portal/1/deliveries/{delivery}",
+    "/portal/1/try",
+    "/portal/search?q={message}",
+    "/portal/search?q={code}",
+    "/portal/search?q=%2B4915123456789",
+    "/portal/search?q=autumn-sale",
+    "/portal/search?q={click}",
+    "/portal/search?q={event}",
+    "/portal/me",
+    "/portal/me/second-factor",
+    "/portal/admin/system",
+    "/portal/admin/operators",
+    "/portal/admin/operators/1",
+    "/portal/admin/audit",
+)
+#: Pages that the paths above do not visit: they have no session, or they answer with a stream.
+NOT_VISITED = {
+    "/portal",
+    "/portal/signin",
+    "/portal/signin/code",
+    "/portal/signout",
+    "/portal/welcome",
+    "/portal/confirm",
+    "/portal/open/{signed}",
+    "/portal/{app}/live/stream",
+}
+
+
+@dataclass
+class Recorded:
+    """The distinct statements of pages. A statement keeps the parameters and the page of its first execution."""
+
+    statements: dict[str, tuple[Any, str]] = field(default_factory=dict)
+    page: str = ""
+
+
+@contextmanager
+def recorded() -> Iterator[Recorded]:
+    """Record every statement that any connection executes."""
+    found = Recorded()
+
+    def record(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
+        first_word = statement.lstrip("( \n").split(None, 1)[0].upper()
+        if first_word in ("SELECT", "WITH", "UPDATE", "DELETE"):
+            found.statements.setdefault(statement, (parameters[0] if many else parameters, found.page))
+
+    event.listen(Engine, "before_cursor_execute", record)
+    try:
+        yield found
+    finally:
+        event.remove(Engine, "before_cursor_execute", record)
+
+
+@pytest.fixture
+async def demo(store_url: str, tmp_path: Path, receiver: Receiver) -> AsyncIterator[Service]:
+    """A service with demo traffic, a tracker, and deliveries with attempts."""
+    clock = DemoClock(start_of_traffic(NOON))
+    service = await open_service(Settings(data_dir=tmp_path, database_url=store_url, allow_private_targets=True), clock=clock)
+    service.recorder.start()
+    credentials = service.first_credentials
+    assert credentials is not None
+    async with client_of(service, {"X-API-Key": credentials.api_key}) as client:
+        created = await client.post("/api/v1/trackers", json={"url": receiver.url(), "events": ["click"]})
+        assert created.status_code == 201, created.text
+    clock.now = NOON
+    await fill(service, clock, credentials.api_key, credentials.tracker_token, messages=40)
+    await service.fanout.flush()
+    await service.dispatcher.flush()
+    yield service
+    await service.close(grace=1)
+
+
+def _ids(connection: Connection, service: Service) -> dict[str, str]:
+    """Return what the placeholders of PATHS stand for."""
+    message_id, code, hit_id = connection.exec_driver_sql(
+        "SELECT messages.message_id, links.code, hits.id FROM hits JOIN links ON links.id = hits.link_id"
+        " JOIN messages ON messages.id = links.message_id JOIN first_clicks ON first_clicks.id = links.message_id LIMIT 1"
+    ).one()
+    delivery_id = connection.exec_driver_sql("SELECT delivery_id FROM attempts LIMIT 1").scalar_one()
+    event_id, topics = connection.exec_driver_sql("SELECT id, topics FROM events WHERE hit_id IS NOT NULL LIMIT 1").one()
+    (topic, *_) = Topic(topics)
+    return {
+        "message": message_id,
+        "code": code,
+        "click": service.click_ids.encode(hit_id),
+        "delivery": encode(delivery_id),
+        "tracker": "1",
+        "event": encode_event_id(event_id, topic),
+    }
+
+
+def growing_tables_of_sqlite(plan: list[str], statement: str) -> list[str]:
+    """Return the steps of a plan of SQLite that read a complete table or index."""
+    steps = [step for step in plan if step.startswith("SCAN ")]
+    return [step for step in steps if step.split()[1] in GROWING_TABLES | _aliases(statement)]
+
+
+def _aliases(statement: str) -> set[str]:
+    """Return the aliases of growing tables in a statement."""
+    words = statement.replace(",", " , ").replace("(", " ( ").replace(")", " ) ").split()
+    return {
+        after
+        for table, keyword, after in zip(words, words[1:], words[2:], strict=False)
+        if table in GROWING_TABLES and keyword == "AS"
+    }
+
+
+def scans_of_postgresql(node: dict[str, Any], outer_table: str = "") -> Iterator[str]:
+    """Yield the nodes of a plan of PostgreSQL that read a complete table or index. Other methods must be disabled."""
+    kind = node["Node Type"]
+    table = node.get("Relation Name", outer_table)  # A bitmap of an index belongs to the table of the node above.
+    if table in GROWING_TABLES:
+        if kind == "Seq Scan":
+            yield f"Seq Scan on {table} {node.get('Filter', '')}"
+        elif kind in ("Index Scan", "Index Only Scan", "Bitmap Index Scan") and "Index Cond" not in node:
+            yield f"{kind} of {node['Index Name']} without a condition {node.get('Filter', '')}"
+    for inner in node.get("Plans", ()):
+        yield from scans_of_postgresql(inner, table)
+
+
+def explain(connection: Connection, found: Recorded) -> list[str]:
+    """Return one line for each step of a plan that reads a complete growing table."""
+    problems = []
+    is_sqlite = connection.dialect.name == "sqlite"
+    if not is_sqlite:
+        # In small tables, PostgreSQL prefers to read everything. These settings show whether an index allows it to read little.
+        for method in ("seqscan", "hashjoin", "mergejoin"):
+            connection.exec_driver_sql(f"SET LOCAL enable_{method} = off")
+    for statement, (parameters, page) in found.statements.items():
+        if is_sqlite:
+            plan = [row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)]
+            steps = growing_tables_of_sqlite(plan, statement)
+        else:
+            explained = connection.exec_driver_sql(f"EXPLAIN (FORMAT JSON) {statement}", parameters).scalar_one()
+            (plan,) = json.loads(explained) if isinstance(explained, str) else explained
+            steps = list(scans_of_postgresql(plan["Plan"]))
+        problems += [f"{page}: {step}\n    {' '.join(statement.split())}" for step in steps]
+    return problems
+
+
+async def test_no_statement_of_a_page_reads_a_complete_table_that_grows(demo: Service) -> None:
+    service = demo
+    async with client_of(service, {**SAME_ORIGIN}) as browser:
+        await accept(browser, await invite(service, "Ada", Role.ADMIN, 0))
+        ids = await service.database.read(_ids, service)
+        with recorded() as found:
+            for path in PATHS:
+                for app in ("1", "all") if "{app}" in path else ("1",):
+                    found.page = path.format(app=app, **ids)
+                    response = await browser.get(found.page)
+                    assert response.status_code in (200, 303), found.page
+            found.page = "the feed of the live page"
+            await service.database.read(read_rows, NOON - timedelta(seconds=15))
+    assert len(found.statements) > 60
+    assert await service.database.read(explain, found) == []
+
+
+async def test_the_check_of_the_plans_finds_statements_that_read_a_complete_table(database: Database) -> None:
+    bad = (
+        "SELECT hits.id FROM hits WHERE hits.flags = 3",
+        "SELECT m.id FROM messages AS m ORDER BY m.id",
+        "SELECT count(*) FROM links JOIN messages ON messages.id = links.message_id",
+    )
+    good = ("SELECT m.id FROM messages AS m WHERE m.id >= 7 ORDER BY m.id", "SELECT applications.id FROM applications")
+    found = Recorded(dict.fromkeys((*bad, *good), ((), "page")))
+    problems = await database.read(explain, found)
+    assert [problem.partition("\n    ")[2] for problem in problems] == list(bad)
+
+
+def test_every_page_is_visited_by_the_test_of_the_query_plans() -> None:
+    visited = {path.partition("?")[0].removesuffix(".csv") for path in PATHS}
+    missing = [page.path for page in all_pages() if page.get and page.path not in NOT_VISITED and not _matches(page.path, visited)]
+    assert missing == []
+
+
+def _matches(pattern: str, paths: set[str]) -> bool:
+    parts = pattern.split("/")
+    return any(
+        len(path.split("/")) == len(parts)
+        and all(want.startswith("{") or want == have for want, have in zip(parts, path.split("/"), strict=True))
+        for path in paths
+    )
