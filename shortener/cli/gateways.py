@@ -68,8 +68,8 @@ _LIMIT_OPTIONS = (
     click.option(
         "--on-doubt",
         type=click.Choice(["resend", "hold"]),
-        help="What happens if the response to a message is missing. resend: send it again. hold: wait for a report or a decision. "
-        "Default: resend.",
+        help="What to do with a message if the gateway does not respond to the request that sends it. resend: send it again. "
+        "hold: wait for a delivery report or for a decision of the operator. Default: resend.",
     ),
     click.option("--max-attempts", type=click.IntRange(1, 50), help="Maximum number of attempts. Default: GATEWAY_ATTEMPTS (7)."),
     click.option(

@@ -77,7 +77,7 @@ _NAMES = {family: name for name, families in _BROWSERS.items() for family in fam
 
 
 def browser_name(family: str) -> str:
-    """Return the browser name in the statistics for a browser family (`Device.browser`), or "other"."""
+    """Return the name that the statistics use for a browser family (`Device.browser`), or "other"."""
     return _NAMES.get(family, OTHER_BROWSER)
 
 

@@ -74,7 +74,7 @@ class ApiCall(Generic[T]):
     uses_tracker_token: bool = False
 
     def read(self, body: Any) -> T:
-        """Return the result of the JSON of a successful response. Raise UnexpectedResponseError if it has another form."""
+        """Return the result of the call from the JSON of its response. Raise UnexpectedResponseError for another form."""
         if not isinstance(body, Mapping):
             raise UnexpectedResponseError("the response is not a JSON object")
         try:

@@ -80,7 +80,9 @@ def finish_reported(claim: ClaimedSend, now: int) -> SendChange | None:
 
 
 def postpone(claim: ClaimedSend, now: int) -> SendChange:
-    """Return the change that gives a claim back, so that the message is claimed again after a pause. It does not count."""
+    """Return the change that gives a claim back, so that the message is claimed again after a pause.
+
+    The claim that is given back does not count as an attempt."""
     row = _finished(claim, now, SendStatus.PENDING, "application_disabled")
     return SendChange(
         claim, row._replace(attempt=claim.attempt - 1, part=1 if claim.attempt > 1 else 0, next_at=now + PAUSE_MS, finished_at=None)

@@ -39,7 +39,7 @@ class SendChange:
 
 
 class SendWriter:
-    """A writer of changes of messages that are handed on."""
+    """Writes the results of attempts to hand messages to a gateway to the database."""
 
     def __init__(self, ids: IdGenerator, reports: DeliveryReports) -> None:
         self._ids = ids

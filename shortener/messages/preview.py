@@ -1,4 +1,6 @@
-"""Preview of a rewrite: the response that a request would get, with sample codes, from its plan alone. Nothing is stored."""
+"""Preview of a rewrite: the response that a request would get, with sample codes. It needs only the plan of the request.
+
+Nothing is stored."""
 # Tested by tests/web/test_preview.py
 
 from __future__ import annotations

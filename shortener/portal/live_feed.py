@@ -119,7 +119,7 @@ class LiveFeed:
                     subscriber.put(new)
 
     def _remember(self, rows: Sequence[LiveRow], now: datetime) -> list[LiveRow]:
-        """Return the rows that were not seen before, newest first."""
+        """Remember these rows as seen. Return those that were not seen before, newest first."""
         new = [row for row in rows if (row.kind, row.id) not in self._seen]
         self._seen |= {(row.kind, row.id): now for row in new}
         self._seen = {key: at for key, at in self._seen.items() if at >= now - 4 * OVERLAP}

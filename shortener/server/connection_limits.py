@@ -24,7 +24,7 @@ log = structlog.get_logger(__name__)
 
 RESERVED_FILES = 256  # reserved for databases, deliveries and other files; at most a quarter of a small limit
 MAX_OPEN_FILES = 1_048_576  # the maximum that the server requests
-_EVICTED_SHARE = 16  # one sixteenth of all connections is closed at once, so that the search is rare
+_EVICTED_SHARE = 16  # one sixteenth is closed in one go, so that connections to close are rarely searched
 _REFUSALS_PER_LOG_LINE = 1000
 _MAX_CACHED_ADDRESSES = 8192
 _IPV6_PREFIX = 64

@@ -101,7 +101,7 @@ class RedirectProtocol(HttpToolsProtocol):
         """Parse the data. If the head of a request is incomplete afterwards, enforce its size limit."""
         head = self.incomplete_head
         super().data_received(data)
-        # Data that arrived with the begin of the head is not counted; it is at most one read buffer.
+        # Data that arrived together with the beginning of the request head does not count; it is at most one read buffer.
         if head is not None and self.incomplete_head is head:
             head.size += len(data)
             if head.size > MAX_HEAD_BYTES and not self.transport.is_closing():

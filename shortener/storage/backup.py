@@ -76,8 +76,8 @@ def backup(database: Path, target: Path, secret: Secret, now: datetime, progress
 def restore(source: Path, database: Path, secret_file: Path, secret: Secret | None, progress: BackupProgress) -> BackupInfo:
     """Restore the backup `source` to the SQLite file `database`, verify it, and return what it contains. Raise BackupError.
 
-    `database` must not exist. `secret` is the setting SECRET, which must then be the secret of the backup; None: the secret of
-    the backup is written to `secret_file`, unless that file already contains it."""
+    `database` must not exist. `secret` is the setting SECRET. If it is set, it must be equal to the secret in the backup. If
+    it is None, the secret of the backup is written to `secret_file`, unless that file already contains it."""
     if database.exists():
         raise BackupError(f"{database} already exists. Move it away first, or use --replace")
     if not source.is_file():

@@ -283,7 +283,7 @@ async def test_a_failure_of_this_host_does_not_count_as_a_delivery_attempt(
         assert (await deliveries(service))[1].status == DEAD, "nothing waits without limit"
 
 
-async def test_a_local_failure_does_not_make_a_delivery_dead_whose_age_comes_from_failed_attempts(
+async def test_a_delivery_that_is_too_old_after_failed_attempts_stays_pending_after_a_local_failure(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
 ) -> None:
     receiver.replies = [500]

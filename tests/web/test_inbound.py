@@ -60,7 +60,7 @@ async def test_stop_without_a_message_is_recorded(client: httpx.AsyncClient) -> 
     assert (found["opted_out"], found["message_id"], found["conversion_id"]) == (True, None, None)
 
 
-async def test_a_stop_concerns_one_application(service: Service, client: httpx.AsyncClient) -> None:
+async def test_a_stop_reply_applies_to_one_application_only(service: Service, client: httpx.AsyncClient) -> None:
     other = await service.database.write(create_application, "other", NOON)
     await service.directory.refresh()
     await reply(client, "STOP")
