@@ -5,20 +5,29 @@ The header of the first column, such as `Syniverse's event field`, gives the sys
 
 from __future__ import annotations
 
+import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import orjson
 import pytest
+from pydantic import BaseModel
 
 from shortener.delivery.formats import FACTS, FORMATS, render
 from shortener.delivery.placeholders import PLACEHOLDERS
 from shortener.errors import ErrorCode
 from shortener.web.openapi import document
 from shortener.web.routes import ENDPOINTS
+from shortener.web.vendors.infobip import InfobipRequest
+from shortener.web.vendors.infobip_preview import InfobipPreviewRequest
+from shortener.web.vendors.infobip_v3 import InfobipV3Request
+from shortener.web.vendors.syniverse import SyniverseMessageRequest
+from shortener.web.vendors.vendor_model import Unsupported
+from shortener.web.vendors.xoxzo import XoxzoSendRequest
+from tests.acceptance.vendor_clients import INFOBIP_CLIENTS, PACKAGES, SCRIPTS
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "compatibility.md"
 SYSTEMS = ("Syniverse", "Infobip", "Xoxzo", "23 Telecom")
@@ -34,8 +43,9 @@ def tables() -> Iterator[tuple[str, str, list[Row]]]:
         lines = [line for line in block.splitlines() if line.startswith("|")]
         if lines:
             head, _, *rows = [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in lines]
-            system, kind = head[0].split("'s ", 1)
-            yield system, kind, rows
+            system, separator, kind = head[0].partition("'s ")
+            if separator:  # the table of clients has another form
+                yield system, kind, rows
 
 
 def spans(cell: str) -> list[str]:
@@ -141,7 +151,7 @@ def test_every_name_in_the_tables_of_compatibility_md_exists_in_the_code(system:
 def test_every_endpoint_and_error_code_in_the_text_of_compatibility_md_exists() -> None:
     named = set(spans(PAGE.read_text()))
     assert {span for span in named if re.fullmatch(r"(GET|POST|PATCH|DELETE) /api/\S+", span)} <= calls()
-    elsewhere = {"SCG_ERROR_4007", "DB_ERROR", "INSUFFICIENT_BALANCE", "BATCH_LIMIT", "LINK_TTL_DAYS"}
+    elsewhere = {"SCG_ERROR_4007", "NOT_SENT", "NO_ERROR", "BATCH_LIMIT", "LINK_TTL_DAYS"}
     codes = {span for span in named if re.fullmatch(r"[A-Z]+_[A-Z0-9_]+", span)} - elsewhere
     assert codes <= {code.name for code in ErrorCode}
 
@@ -216,3 +226,51 @@ def test_compatibility_md_contains_every_name_that_the_four_systems_document() -
 def test_compatibility_md_contains_every_event_format_of_trackers() -> None:
     text = PAGE.read_text()
     assert [format for format in FORMATS if f"`{format}`" not in text] == []
+
+
+#: The request models of vendors whose fields may cause warnings.
+LENIENT = {
+    "Syniverse": (SyniverseMessageRequest,),
+    "Infobip": (InfobipRequest, InfobipV3Request, InfobipPreviewRequest),
+    "Xoxzo": (XoxzoSendRequest,),
+}
+
+
+def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from models_in(part)
+
+
+def warned_fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the path and the reason of each field that has no effect except a warning."""
+    for name, field in model.model_fields.items():
+        path = f"{prefix}{field.alias or name}"
+        reasons = [mark.reason for mark in field.metadata if isinstance(mark, Unsupported)]
+        if reasons:
+            yield path, reasons[0]
+        for part in models_in(field.annotation):
+            yield from warned_fields(part, f"{path}.")
+
+
+def test_compatibility_md_lists_each_field_that_causes_a_warning_with_the_reason() -> None:
+    listed = [(system, row) for system, kind, rows in tables() if kind == "request field" for row in rows]
+    missing = [
+        f"| `{path}` | none | A value causes a warning: {reason}. |"
+        for system, models in LENIENT.items()
+        for path, reason in dict(found for model in models for found in warned_fields(model)).items()
+        if (system, (f"`{path}`", "none", f"A value causes a warning: {reason}.")) not in listed
+    ]
+    assert missing == [], "add these rows"
+
+
+def test_compatibility_md_states_for_each_tested_client_whether_it_shows_the_rewritten_text() -> None:
+    lines = [line for line in PAGE.read_text().splitlines() if line.startswith(("| PyPI", "| npm"))]
+    for name, (package, *_) in PACKAGES.items():
+        distribution, version = package.split("==")
+        (line,) = [line for line in lines if f"`{distribution}`" in line and version in line]
+        shown = line.split("|")[3].strip()
+        assert (shown == "yes") is (name not in INFOBIP_CLIENTS), line
+    assert json.loads((SCRIPTS / "package.json").read_text())["dependencies"] == {"@infobip-api/sdk": "0.3.2"}
+    assert any("`@infobip-api/sdk` | 0.3.2 | yes" in line for line in lines)

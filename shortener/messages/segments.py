@@ -65,6 +65,13 @@ def count_segments(text: str) -> Segments:
     return Segments("GSM-7", _count_unsplit(pair_starts, _MAX_GSM_MULTI), units)
 
 
+def characters_left(text: str) -> int:
+    """Return the number of units that the last segment of a text has left. A pair that moved to the next segment is not counted."""
+    counted = count_segments(text)
+    single, multi = (_MAX_GSM_SINGLE, _MAX_GSM_MULTI) if counted.encoding == "GSM-7" else (_MAX_UCS2_SINGLE, _MAX_UCS2_MULTI)
+    return max((single if counted.segments == 1 else counted.segments * multi) - counted.units, 0)
+
+
 def encode_text(text: str) -> bytes:
     """Return a text as its bytes in an SMS without headers: GSM-7 with one septet in each byte, or UCS-2 (big endian)."""
     try:

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, Literal, get_args
 
-from sqlalchemy import Column, ColumnElement, Connection, Select, and_, exists, func, literal, select, tuple_, union_all
+from sqlalchemy import Column, ColumnElement, Connection, Select, and_, exists, func, literal, or_, select, tuple_, union_all
 
 from shortener.ids import first_id_at
 from shortener.logs import mask
@@ -41,6 +41,7 @@ MESSAGE_METRICS: tuple[MessageMetric, ...] = get_args(MessageMetric)
 @dataclass(frozen=True, slots=True)
 class MessageFilter:
     """Conditions of a list of messages. `since` is included, `until` is not. `campaign` "" selects messages without a campaign.
+    `states` selects messages in one of several states, `request_ids` those of requests, `sender` those of a sender.
     `country` is the ISO 3166 code of the recipient's country, "" for an unknown one. `destination` (host and path) and
     `label` belong to one link of the message.
 
@@ -59,6 +60,9 @@ class MessageFilter:
     until: datetime | None = None
     metric: MessageMetric | None = None
     basis: Basis = Basis.EVENT
+    states: frozenset[State] | None = None
+    request_ids: tuple[str, ...] | None = None
+    sender: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +116,14 @@ def list_messages(connection: Connection, filters: MessageFilter, limit: int, be
     if len(rows) > limit:
         return MessagePage(rows[:limit], rows[limit - 1].id)
     return MessagePage(rows, floor)
+
+
+def find_messages(connection: Connection, application_id: int, message_ids: Sequence[str]) -> Sequence[AnyRow]:
+    """Return the messages with these ids, newest first. Ids that the application does not have are left out."""
+    shown = select(*MESSAGE_COLUMNS).join_from(messages, cohorts, cohorts.c.id == messages.c.cohort_id)
+    shown = shown.outerjoin(first_clicks, first_clicks.c.id == messages.c.id)
+    shown = shown.where(messages.c.application_id == application_id, messages.c.message_id.in_(message_ids))
+    return connection.execute(shown.order_by(messages.c.id.desc())).all()
 
 
 def shown_number(number: str, *, reveal: bool) -> str:
@@ -169,6 +181,13 @@ def choose_indexes(connection: Connection, filters: MessageFilter) -> tuple[list
         unindexed.append(is_clicked())
     elif filters.state is not None:
         unindexed += [messages.c.state == int(filters.state), ~is_clicked()]
+    if filters.states is not None:
+        reported = and_(messages.c.state.in_([int(state) for state in filters.states]), ~is_clicked())
+        unindexed.append(or_(is_clicked(), reported) if State.CLICKTHRU in filters.states else reported)
+    if filters.request_ids is not None:
+        unindexed.append(messages.c.request_id.in_(filters.request_ids))
+    if filters.sender is not None:
+        unindexed.append(messages.c.from_address == filters.sender)
     if filters.metric not in (None, "messages"):
         unindexed.append(_has_metric(filters))
     if filters.destination is not None or filters.label is not None:

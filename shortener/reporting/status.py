@@ -17,11 +17,12 @@ from shortener.conversions.queries import StoredRevision, find_revisions
 from shortener.model import HitFlag, State
 from shortener.reporting.conversions import serialize_conversion
 from shortener.reporting.links import LinkClicks, count_clicks
-from shortener.reporting.messages import MESSAGE_COLUMNS, serialize_message, shown_number
+from shortener.reporting.messages import MESSAGE_COLUMNS, MessageFilter, list_messages, serialize_message, shown_number
 from shortener.reporting.queries import AnyRow
 from shortener.storage.schema import cohorts, conversions, first_clicks, hits, links, messages, other_hits, previous_state
 from shortener.storage.types import to_iso
 
+_MESSAGES_PER_STATEMENT = 500
 MAX_CONVERSIONS = 1000  # The status of a message contains only its oldest conversions, at most this many.
 
 
@@ -48,6 +49,9 @@ _LINK = (
     # The first click on a link is either the first click of its message or one of the other hits on the link.
     func.coalesce(_first.c.at, _other.c.at).label("accessed_on"),
 )
+_is_first_hit_of_link = and_(
+    _other.c.link_id == links.c.id, other_hits("other"), text(f"other.flags & {int(HitFlag.FIRST_FOR_LINK)} <> 0")
+)
 
 
 def find_status(connection: Connection, application_id: int, message_id: str) -> MessageStatus | None:
@@ -58,10 +62,7 @@ def find_status(connection: Connection, application_id: int, message_id: str) ->
         .outerjoin(first_clicks, first_clicks.c.id == messages.c.id)
         .outerjoin(links, links.c.message_id == messages.c.id)
         .outerjoin(_first, and_(_first.c.id == first_clicks.c.hit_id, _first.c.link_id == links.c.id))
-        .outerjoin(
-            _other,
-            and_(_other.c.link_id == links.c.id, other_hits("other"), text(f"other.flags & {int(HitFlag.FIRST_FOR_LINK)} <> 0")),
-        )
+        .outerjoin(_other, _is_first_hit_of_link)
         .where(messages.c.application_id == application_id, messages.c.message_id == message_id)
         .order_by(links.c.position)
     )
@@ -75,6 +76,25 @@ def find_status(connection: Connection, application_id: int, message_id: str) ->
     of_links = [row for row in rows if row.code is not None]
     clicks = count_clicks(connection, [(row.link_id, row.id) for row in of_links])
     return MessageStatus(rows[0], of_links, converted, revisions, clicks)
+
+
+def list_first_links(connection: Connection, filters: MessageFilter, limit: int) -> list[MessageStatus]:
+    """Return the newest `limit` messages with the first link of each one, without their conversions.
+
+    The list may be shorter if the filters have no index (see reporting/messages.py)."""
+    found = list_messages(connection, filters, limit).rows
+    first: dict[int, AnyRow] = {}
+    for start in range(0, len(found), _MESSAGES_PER_STATEMENT):
+        some = [row.id for row in found[start : start + _MESSAGES_PER_STATEMENT]]
+        statement = (
+            select(links.c.message_id, *_LINK)
+            .outerjoin(first_clicks, first_clicks.c.id == links.c.message_id)
+            .outerjoin(_first, and_(_first.c.id == first_clicks.c.hit_id, _first.c.link_id == links.c.id))
+            .outerjoin(_other, _is_first_hit_of_link)
+            .where(links.c.message_id.in_(some), links.c.position == 0)
+        )
+        first |= {row.message_id: row for row in connection.execute(statement)}
+    return [MessageStatus(row, [first[row.id]] if row.id in first else [], (), {}) for row in found]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +141,7 @@ class MessageStatusReader:
             "sent_time": serialize_xoxzo_time(message.sent_at or message.created_at),
             # Xoxzo's format has a number here. Clients only display it, so a float is precise enough.
             "cost": None if message.mt_price is None else float(message.mt_price),
+            "parts": message.segments if message.fragments_count is None else message.fragments_count,
             "tags": [message.campaign] if message.campaign else [],
             "link_tracking": self._link_tracking(status),
         }

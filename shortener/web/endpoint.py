@@ -68,6 +68,10 @@ Query = TypeVar("Query", bound=BaseModel | None)
 Body = TypeVar("Body", bound=BaseModel | None)
 
 
+#: Adds fields to the body of an error with this code.
+ErrorShape = Callable[[ErrorCode, dict[str, Any]], dict[str, Any]]
+
+
 @dataclass(slots=True)
 class Call(Generic[Query, Body]):
     """A validated request, as a handler receives it."""
@@ -102,7 +106,8 @@ class Endpoint:
     With `body_forms` the body may also be a form; with `body_optional` it may be empty. With `reads_request` the handler reads
     query and body itself, and their models only describe them.
     `complete_error` adds to the error of an invalid body what the handler would have found wrong, so that one error does not hide
-    another. `translate_error` replaces an error by that with the code of a vendor.
+    another. `translate_error` replaces an error by that with the code of a vendor. `error_shape` adds the fields of a vendor to the
+    body of an error.
     """
 
     method: str
@@ -118,6 +123,7 @@ class Endpoint:
     body_optional: bool = False
     reads_request: bool = False
     translate_error: Callable[[ApiError], ApiError] | None = None
+    error_shape: ErrorShape | None = None
     complete_error: Callable[[Service, Principal | None, InvalidInput], ApiError] | None = None
     response: type[BaseModel] | None = None
     media_type: str = "application/json"
@@ -166,19 +172,19 @@ def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | 
 HELP_LINK = '</docs#error-codes>; rel="help"'
 
 
-def error_response(error: ApiError) -> Response:
-    """Return the response of an error, with the headers that belong to its status."""
+def error_response(error: ApiError, shape: ErrorShape | None = None) -> Response:
+    """Return the response of an error, with the headers that belong to its status. `shape` adds the fields of a vendor."""
     headers = {"Link": HELP_LINK}
     if error.retry_after is not None:
         headers["Retry-After"] = str(error.retry_after)
     if error.code is ErrorCode.UNAUTHORIZED:
         headers["WWW-Authenticate"] = 'Bearer realm="shortener"'
     body = error.body()
-    content = orjson.dumps(body)
+    content = orjson.dumps(shape(error.code, body) if shape else body)
     while len(content) > MAX_ERROR_BYTES and body["details"]:
         body["details"] = body["details"][: len(body["details"]) // 2]
         body["details_total"] = error.details_total
-        content = orjson.dumps(body)
+        content = orjson.dumps(shape(error.code, body) if shape else body)
     return Response(content, error.code.http_status, headers, "application/json")
 
 
@@ -207,16 +213,16 @@ async def _run(endpoint: Endpoint, service: Service, request: Request) -> tuple[
         return await respond_once(service, request, call.application_id, key, body, perform), ""
     except ApiError as error:
         shown = endpoint.translate_error(error) if endpoint.translate_error else error
-        return error_response(shown), shown.code.name
+        return error_response(shown, endpoint.error_shape), shown.code.name
     except StoreUnavailable:
         unavailable = ApiError(ErrorCode.UNAVAILABLE, retry_after=RETRY_AFTER_SECONDS)
         shown = endpoint.translate_error(unavailable) if endpoint.translate_error else unavailable
-        return error_response(shown), shown.code.name
+        return error_response(shown, endpoint.error_shape), shown.code.name
     except ClientDisconnect:
         return Response(status_code=400), "CLIENT_DISCONNECTED"
     except Exception:
         log.exception("request_failed", method=request.method, path=endpoint.path)
-        return error_response(ApiError(ErrorCode.INTERNAL_ERROR)), ErrorCode.INTERNAL_ERROR.name
+        return error_response(ApiError(ErrorCode.INTERNAL_ERROR), endpoint.error_shape), ErrorCode.INTERNAL_ERROR.name
 
 
 def _authenticate(endpoint: Endpoint, service: Service, request: Request) -> Principal | None:

@@ -70,6 +70,8 @@ _NAMES: Mapping[tuple[str, str], str] = {
     ("POST", "/sms/1/text/advanced"): "send_infobip_messages_v1",
     ("POST", "/sms/2/text/advanced"): "send_infobip_messages_v2",
     ("POST", "/sms/3/messages"): "send_infobip_messages_v3",
+    **{("GET", f"/sms/{n}/reports"): f"list_infobip_reports_v{n}" for n in (1, 2, 3)},
+    **{("GET", f"/sms/{n}/logs"): f"list_infobip_logs_v{n}" for n in (1, 2, 3)},
     ("POST", "/sms/1/preview"): "preview_infobip_message",
     ("POST", "/ct/1/log/end/{messageId}"): "end_conversion_process",
     ("GET", "/ct/1/processes/{processKey}/conversionrate"): "get_conversion_rate",

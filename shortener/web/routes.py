@@ -44,7 +44,7 @@ from shortener.web import (
 )
 from shortener.web.docs import with_documentation
 from shortener.web.endpoint import Endpoint, error_response
-from shortener.web.vendors import infobip, infobip_conversions, xoxzo
+from shortener.web.vendors import infobip, infobip_conversions, infobip_logs, infobip_preview, infobip_v3, syniverse, xoxzo
 
 if TYPE_CHECKING:
     from shortener.container import Service
@@ -53,10 +53,14 @@ ENDPOINTS: Sequence[Endpoint] = with_documentation(
     [
         *rewrite.ENDPOINTS,
         *send.ENDPOINTS,
-        *inbound.ENDPOINTS,
-        *balance.ENDPOINTS,
         *xoxzo.ENDPOINTS,
         *infobip.ENDPOINTS,
+        *infobip_v3.ENDPOINTS,
+        *infobip_logs.ENDPOINTS,
+        *infobip_preview.ENDPOINTS,
+        *syniverse.ENDPOINTS,
+        *inbound.ENDPOINTS,
+        *balance.ENDPOINTS,
         *delivery_reports.ENDPOINTS,
         *gateways.ENDPOINTS,
         *sends.ENDPOINTS,

@@ -203,7 +203,7 @@ def test_xoxzo_a_callback_is_sent_up_to_ten_times_until_the_response_is_200(serv
     }
     sent = customer.call("POST", "/sms/messages/", data=form, headers=customer.basic())
     assert sent.status_code == 201
-    (link,) = sent.json()["links"]
+    (link,) = sent.json()[0]["links"]
     assert sent.json()["message"] == f"test link tracking {link['short_url']} and www.second.com"
     endpoint.answers = [500, 201, 302] * 3
     for _ in range(2):

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shortener.messages.segments import Segments, count_segments
+from shortener.messages.segments import Segments, characters_left, count_segments
 
 BASIC = (
     "@£$¥èéùìòÇ\nØø\rÅåΔ_ΦΓΛΩΠΨΣΘΞÆæßÉ !\"#¤%&'()*+,-./0123456789:;<=>?¡ABCDEFGHIJKLMNOPQRSTUVWXYZÄÖÑÜ§¿"
@@ -77,3 +77,11 @@ def test_segments_of_texts_at_the_boundary_of_a_segment_are_counted_correctly(
 )
 def test_the_segment_count_equals_a_count_character_by_character(text: str) -> None:
     assert count_segments(text) == count_slowly(text)
+
+
+def test_characters_left_is_the_room_in_the_last_segment() -> None:
+    assert characters_left("") == 160
+    assert characters_left("x" * 159) == 1
+    assert characters_left("x" * 161) == 2 * 153 - 161
+    assert characters_left("é€") == 160 - 3
+    assert characters_left("日" * 71) == 2 * 67 - 71

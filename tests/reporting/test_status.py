@@ -143,6 +143,7 @@ async def test_the_status_in_xoxzo_format_equals_the_example_in_the_documentatio
         "url": "https://go.example/sms/messages/m/",
         "sent_time": "2026-11-20 12:00:01",
         "cost": 0.0095,
+        "parts": 1,
         "tags": ["spring"],
         "link_tracking": {
             "link": "https://shop.example/1",

@@ -1,6 +1,7 @@
-"""Infobip's send call for text messages. The service rewrites the messages and does not send them.
+"""Infobip's send calls for text messages, versions 1 and 2.
 
-Infobip writes phone numbers without a plus.
+The calls send through the gateway of the application. Without a gateway they only rewrite, and say so. The same format is accepted
+by POST /api/v1/rewrite, which never sends. Infobip writes phone numbers without a plus.
 """
 
 from __future__ import annotations
@@ -11,15 +12,16 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, ConfigDict, Field, WrapValidator
 from pydantic.config import JsonDict
 
-from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.ids import new_message_id
 from shortener.messages.plan import RewriteItem
 from shortener.messages.spans import TrackMode
-from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel
+from shortener.web.endpoint import Call, Endpoint, ResponseModel
 from shortener.web.fields import Sender, Text, check_metadata
 from shortener.web.rewrite_call import REWRITE_ERRORS, REWRITE_HEADERS, rewrite_items
-from shortener.web.rewrite_shapes import MAX_BODY_LENGTH, MessageId, RewrittenLinkFields, Tracking
+from shortener.web.rewrite_shapes import MAX_BODY_LENGTH, MessageId, RewrittenLinkFields
 from shortener.web.validation import limit_errors
+from shortener.web.vendors.error_shapes import infobip_error
+from shortener.web.vendors.vendor_model import Unsupported, VendorModel, field_warnings
 
 _PLAIN_NUMBER = re.compile(r"[1-9][0-9]{6,14}")
 
@@ -33,7 +35,7 @@ _EXAMPLE: JsonDict = {
 }
 
 
-class InfobipDestination(RequestModel):
+class InfobipDestination(VendorModel):
     """One recipient of a text in Infobip's format."""
 
     to: str = Field(description="International phone number with or without a plus, for example 41793026731.")
@@ -42,16 +44,29 @@ class InfobipDestination(RequestModel):
     )
 
 
-def _check_callback_data(value: str) -> str:
+def check_callback_data(value: str) -> str:
     check_metadata({"callbackData": value})
     return value
 
 
-#: Fields that affect only the sending of a message. They are accepted for compatibility.
-_IgnoredField = Annotated[Any, Field(description="Accepted and ignored, because it affects only the sending.")]
+#: The field callbackData of a message.
+CallbackData = Annotated[Text, AfterValidator(check_callback_data)]
+
+#: Fields that have no meaning in this service. They are accepted for compatibility.
+IgnoredField = Annotated[Any, Field(description="Accepted and ignored, because it has no meaning in this service.")]
+_WARNED = Field(description="Not supported. A value other than false causes a warning and has no other effect.")
+AT_ONCE = Annotated[Any, _WARNED, Unsupported("is not supported; the message is sent at once")]
+WITHOUT_FLASH = Annotated[Any, _WARNED, Unsupported("is not supported; the message is sent as a normal SMS")]
+UNCHANGED_TEXT = Annotated[Any, _WARNED, Unsupported("is not supported; the characters of the text stay as they are")]
+NO_REPORT_URL = Annotated[
+    Any, _WARNED, Unsupported("is not supported; create a tracker of the format infobip with the event delivery")
+]
+GATEWAY_VALIDITY = Annotated[Any, _WARNED, Unsupported("is not supported; the validity period of the gateway applies")]
+GATEWAY_RATE = Annotated[Any, _WARNED, Unsupported("is not supported; the rate of the gateway applies")]
+NO_REGIONAL = Annotated[Any, _WARNED, Unsupported("is not supported; the settings of the gateway apply")]
 
 
-class InfobipText(RequestModel):
+class InfobipText(VendorModel):
     """One text for one or more recipients."""
 
     from_: Sender = Field("", alias="from", description="Sender of the message. Events of the message contain it.")
@@ -60,35 +75,56 @@ class InfobipText(RequestModel):
         max_length=MAX_BODY_LENGTH,
         description='Text of the message. #track("url") and #trackurl("url","label") become short links.',
     )
-    callback_data: Annotated[Text, AfterValidator(_check_callback_data)] | None = Field(
+    callback_data: CallbackData | None = Field(
         None,
         alias="callbackData",
         description="Data of the caller, at most 4 KiB. Events in the format `infobip` contain it as callbackData.",
     )
-    delivery_time_window: _IgnoredField = Field(None, alias="deliveryTimeWindow")
-    flash: _IgnoredField = None
-    intermediate_report: _IgnoredField = Field(None, alias="intermediateReport")
-    language: _IgnoredField = None
-    notify_content_type: _IgnoredField = Field(None, alias="notifyContentType")
-    notify_url: _IgnoredField = Field(None, alias="notifyUrl")
-    regional: _IgnoredField = None
-    send_at: _IgnoredField = Field(None, alias="sendAt")
-    transliteration: _IgnoredField = None
-    validity_period: _IgnoredField = Field(None, alias="validityPeriod")
+    campaign_reference_id: Text = Field(
+        "", alias="campaignReferenceId", max_length=200, description="Name of the campaign, by which statistics group messages."
+    )
+    delivery_time_window: AT_ONCE = Field(None, alias="deliveryTimeWindow")
+    flash: WITHOUT_FLASH = None
+    intermediate_report: IgnoredField = Field(None, alias="intermediateReport")
+    language: UNCHANGED_TEXT = None
+    notify_content_type: IgnoredField = Field(None, alias="notifyContentType")
+    notify_url: NO_REPORT_URL = Field(None, alias="notifyUrl")
+    regional: NO_REGIONAL = None
+    send_at: AT_ONCE = Field(None, alias="sendAt")
+    transliteration: UNCHANGED_TEXT = None
+    validity_period: GATEWAY_VALIDITY = Field(None, alias="validityPeriod")
+    entity_id: IgnoredField = Field(None, alias="entityId")
+    application_id: IgnoredField = Field(None, alias="applicationId")
 
 
-class InfobipUrlOptions(RequestModel):
+class InfobipTracking(VendorModel):
+    """Assigns the messages to a conversion process."""
+
+    track: Literal["SMS", "URL"] = "SMS"
+    type: Text = Field("", max_length=100, description="Name of the conversion process, for example One_Time_Pin.")
+    base_url: Annotated[Any, _WARNED, Unsupported("is not supported; urlOptions.customDomain selects the domain")] = Field(
+        None, alias="baseUrl"
+    )
+    process_key: Annotated[Any, _WARNED, Unsupported("is not supported; `type` selects the conversion process")] = Field(
+        None, alias="processKey"
+    )
+
+
+class InfobipUrlOptions(VendorModel):
     """Options for the URLs in all texts. A short link is always tracked and always begins with its protocol."""
 
     shorten_url: bool = Field(True, alias="shortenUrl", description="true: every URL in the texts becomes a short link.")
     track_clicks: bool = Field(
-        True, alias="trackClicks", description="Must not be false if shortenUrl is true, because a short link is always tracked."
+        True,
+        alias="trackClicks",
+        description="false causes a warning if shortenUrl is true, because a short link is always tracked.",
     )
-    remove_protocol: Literal[False] = Field(
-        False,
-        alias="removeProtocol",
-        description="Only false is accepted, because some phones do not recognize a link without its protocol.",
-    )
+    tracking_url: Annotated[
+        Any, _WARNED, Unsupported("is not supported; create a tracker of the format infobip with the event click")
+    ] = Field(None, alias="trackingUrl")
+    remove_protocol: Annotated[
+        bool, Unsupported("is not supported, because some phones do not recognize a link without its protocol")
+    ] = Field(False, alias="removeProtocol", description="true causes a warning: short links always begin with their protocol.")
     custom_domain: Text | None = Field(
         None,
         alias="customDomain",
@@ -97,10 +133,10 @@ class InfobipUrlOptions(RequestModel):
     )
 
 
-class InfobipRequest(RequestModel):
+class InfobipRequest(VendorModel):
     """A request of Infobip's call \"send fully featured text message\"."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
+    model_config = ConfigDict(extra="allow", json_schema_extra={"examples": [_EXAMPLE]})
 
     bulk_id: Text = Field(
         "",
@@ -109,14 +145,17 @@ class InfobipRequest(RequestModel):
         description="Id of the request. Events contain it as message_request_id. Default: the service generates an id.",
     )
     messages: list[Annotated[InfobipText, WrapValidator(limit_errors)]] = Field(min_length=1)
-    tracking: Tracking | None = Field(
+    tracking: InfobipTracking | None = Field(
         None, description="Assigns the messages to a conversion process. With `track` URL every URL of the texts is replaced too."
     )
     url_options: InfobipUrlOptions | None = Field(None, alias="urlOptions")
+    type: IgnoredField = Field(None, exclude=True)  # excluded, so that the content of requests of release 0.2 is the same
+    include_sms_count_in_response: IgnoredField = Field(None, alias="includeSmsCountInResponse")
+    sending_speed_limit: GATEWAY_RATE = Field(None, alias="sendingSpeedLimit")
 
 
 class InfobipStatus(ResponseModel):
-    """Infobip's status object. Its value is always PENDING_ENROUTE."""
+    """Infobip's status object. The response to a send call always contains PENDING_ENROUTE."""
 
     groupId: int
     groupName: str
@@ -132,21 +171,23 @@ class InfobipMessageFields(ResponseModel):
     status: InfobipStatus
     smsCount: int = Field(description="Number of SMS segments of the rewritten text.")
     messageId: str
-    text: str = Field(description="The rewritten text, which the caller must send to this recipient.")
+    text: str = Field(description="The rewritten text, which the caller must send to this recipient if `sent` is false.")
     links: list[RewrittenLinkFields]
     encoding: Literal["GSM-7", "UCS-2"]
     warnings: list[str]
+    sent: bool = Field(description="Whether the message is queued for a gateway. false: the caller must send the rewritten text.")
 
 
 class InfobipResponse(ResponseModel):
-    """A response in Infobip's format with one entry per destination, in order. The caller must send the text in `text`."""
+    """A response in Infobip's format with one entry per destination, in order."""
 
     bulkId: str
     messages: list[InfobipMessageFields]
+    warnings: list[str] = Field(description="Warnings about fields of the request that have no effect.")
 
 
 #: The first status that Infobip returns for every accepted message.
-_PENDING = {
+PENDING = {
     "groupId": 1,
     "groupName": "PENDING",
     "id": 7,
@@ -155,14 +196,14 @@ _PENDING = {
 }
 
 
-def rewrite_request_items(request: InfobipRequest) -> list[RewriteItem]:
-    """Convert a request in Infobip's format to the input of the rewriter. Raise ApiError INVALID_REQUEST."""
+def rewrite_request_items(request: InfobipRequest, gateway: str | None = None) -> list[RewriteItem]:
+    """Convert a request in Infobip's format to the input of the rewriter. `gateway` "" also sends the messages."""
     track = _track_mode(request)
     tracking = (request.tracking.track, request.tracking.type) if request.tracking else ("", "")
     bulk_id = request.bulk_id or new_message_id()
     return [
         RewriteItem(
-            to=tuple(_with_plus(destination.to) for destination in message.destinations),
+            to=tuple(with_plus(destination.to) for destination in message.destinations),
             body=message.text,
             message_ids=tuple(destination.message_id for destination in message.destinations),
             field_path=_FieldPath(f"messages.{index}"),
@@ -172,6 +213,8 @@ def rewrite_request_items(request: InfobipRequest) -> list[RewriteItem]:
             metadata=None if message.callback_data is None else {"callbackData": message.callback_data},
             tracking=tracking,
             domain=(request.url_options.custom_domain or "") if request.url_options else "",
+            campaign=message.campaign_reference_id,
+            gateway=gateway,
         )
         for index, message in enumerate(request.messages)
     ]
@@ -197,57 +240,68 @@ def _track_mode(request: InfobipRequest) -> TrackMode | None:
     all_urls = request.tracking is not None and request.tracking.track == "URL"
     if options is None:
         return "all_urls" if all_urls else None
-    if not (options.shorten_url or all_urls):
-        return "directives"
-    if not options.track_clicks:
-        reason = "must be true with shortenUrl, because a short link is always tracked"
-        raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("urlOptions.trackClicks", reason)])
-    return "all_urls"
+    return "all_urls" if options.shorten_url or all_urls else "directives"
 
 
-def _with_plus(number: str) -> str:
+def with_plus(number: str) -> str:
     return f"+{number}" if _PLAIN_NUMBER.fullmatch(number) else number
 
 
-async def rewrite(call: Call[None, Any], request: InfobipRequest) -> dict[str, Any]:
-    """Rewrite the texts of `request`; return the response in Infobip's format."""
-    rewritten = await rewrite_items(call, rewrite_request_items(request))
+async def rewrite(call: Call[None, Any], request: InfobipRequest, gateway: str | None = None) -> dict[str, Any]:
+    """Rewrite the texts of `request`; return the response in Infobip's format. `gateway` "" also sends the messages."""
+    rewritten = await rewrite_items(call, rewrite_request_items(request, gateway))
+    about_request = field_warnings(request, without="messages")
+    options = request.url_options
+    if options and options.shorten_url and not options.track_clicks:
+        about_request.append("urlOptions.trackClicks: a short link is always tracked")
+    about_text = [
+        field_warnings(text, f"messages.{index}") for index, text in enumerate(request.messages) for _ in text.destinations
+    ]
     return {
         "bulkId": request.bulk_id or rewritten[0]["message_request_id"],
         "messages": [
             {
                 "to": message["to"].removeprefix("+"),
-                "status": _PENDING,
+                "status": PENDING,
                 "smsCount": message["segments"],
                 "messageId": message["message_id"],
                 "text": message["body"],
                 "links": message["links"],
                 "encoding": message["encoding"],
-                "warnings": message["warnings"],
+                "warnings": [*message["warnings"], *warnings],
+                "sent": message.get("sent", False),
             }
-            for message in rewritten
+            for message, warnings in zip(rewritten, about_text, strict=True)
         ],
+        "warnings": about_request,
     }
 
 
 async def send(call: Call[None, InfobipRequest]) -> dict[str, Any]:
-    """Rewrite messages in Infobip's format. The service does not send them."""
-    return await rewrite(call, call.body)
+    """Rewrite messages in Infobip's format, and send them through the gateway of the application."""
+    return await rewrite(call, call.body, gateway="")
 
+
+#: The description of each send call of Infobip.
+SENDS = (
+    "Rewrites the messages and sends them through the gateway of the application. Without a gateway nothing is sent: `sent` is "
+    "false, and a warning begins with NOT_SENT. Errors contain Infobip's `requestError` in addition."
+)
 
 ENDPOINTS = [
     Endpoint(
         "POST",
         f"/sms/{version}/text/advanced",
         send,
-        f"Rewrite messages (Infobip, version {version})",
+        f"Send messages (Infobip, version {version})",
         "Send pipeline",
         permission="sms.send",
         body=InfobipRequest,
+        error_shape=infobip_error,
         response=InfobipResponse,
         headers=REWRITE_HEADERS,
         errors=REWRITE_ERRORS,
-        description="Rewrites messages like POST /api/v1/rewrite with the same body. No message is sent.",
+        description=SENDS,
     )
     for version in (1, 2)
 ]

@@ -6,7 +6,7 @@ Infobip writes times as 2026-11-20T12:00:00.000+0000.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any, Literal
 
 from pydantic import Field
@@ -18,6 +18,8 @@ from shortener.reporting.conversion_processes import Granulation, ProcessCounts
 from shortener.times import end_of, start_of
 from shortener.web.endpoint import Call, Endpoint, ResponseModel
 from shortener.web.period import Period
+from shortener.web.vendors.error_shapes import infobip_error
+from shortener.web.vendors.infobip_times import serialize_infobip_time
 
 
 class ConversionEndResponse(ResponseModel):
@@ -95,7 +97,7 @@ async def conversion_rate(call: Call[ConversionRateQuery, None]) -> dict[str, An
     rates = await service.database.read(conversion_processes.conversion_rates, process_id, [within for _, within in intervals])
     statistics: list[dict[str, Any]] = []
     for (begins, _), by_country in zip(intervals, rates, strict=True):
-        start = {"intervalStart": _time(begins)}
+        start = {"intervalStart": serialize_infobip_time(begins)}
         if query.aggrType is None:
             statistics.append({**start, **_rate_fields(ProcessCounts.total(by_country.values()))})
         else:
@@ -109,11 +111,6 @@ def _rate_fields(rate: ProcessCounts) -> dict[str, Any]:
     return {"startCount": rate.starts, "endCount": rate.ends, "conversionRate": rate.conversion_rate}
 
 
-def _time(at: datetime) -> str:
-    """Return a time in Infobip's format, for example 2026-11-20T12:00:00.000+0000."""
-    return f"{at.astimezone(UTC).isoformat(timespec='milliseconds')[:-6]}+0000"
-
-
 _TAG = "Conversion processes"
 
 ENDPOINTS = [
@@ -124,6 +121,7 @@ ENDPOINTS = [
         "Report the end of a message's conversion process (Infobip)",
         _TAG,
         permission="sms.send",
+        error_shape=infobip_error,
         response=ConversionEndResponse,
         errors=(ErrorCode.MESSAGE_NOT_FOUND, ErrorCode.CONVERSION_CONFLICT),
         description=f"Records one conversion with the action `{END_ACTION}`; a repeat gets the same response. Messages with the "
@@ -136,6 +134,7 @@ ENDPOINTS = [
         "Conversion rate of a process (Infobip)",
         _TAG,
         permission="sms.read",
+        error_shape=infobip_error,
         query=ConversionRateQuery,
         response=ConversionRateResponse,
         description="Counts are updated as events occur. A start counts when the message is rewritten, an end when it is "

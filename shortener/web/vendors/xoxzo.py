@@ -1,21 +1,35 @@
-"""Endpoints in Xoxzo's format: the send call, which rewrites a message without sending it, and the status of a message."""
+"""Endpoints in Xoxzo's format: the send call, the status of a message, and the list of sent messages.
+
+The send call sends through the gateway of the application. Without a gateway it only rewrites, and says so. It responds to a form
+with a list, which Xoxzo's clients read, and to JSON with an object, as Xoxzo's guide for link tracking shows.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
+from typing import Annotated, Any
+from urllib.parse import quote
 
-from pydantic import ConfigDict, Field
+from pydantic import AliasChoices, ConfigDict, Field, RootModel
 from pydantic.config import JsonDict
+from starlette.responses import Response
 
-from shortener.errors import ErrorCode
+from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.messages.plan import RewriteItem
-from shortener.web.endpoint import Call, Endpoint, ResponseModel
-from shortener.web.fields import Sender
+from shortener.reporting.messages import MessageFilter
+from shortener.reporting.status import list_first_links
+from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel, json_response
+from shortener.web.fields import Sender, Text
 from shortener.web.messages import LinkTracking, find_message, may_reveal
 from shortener.web.rewrite_call import REWRITE_ERRORS, REWRITE_HEADERS, rewrite_items
 from shortener.web.rewrite_shapes import MAX_BODY_LENGTH, MessageId, MessageOptions, RewrittenLinkFields, with_options
+from shortener.web.vendors.error_shapes import xoxzo_error
+from shortener.web.vendors.vendor_model import Unsupported, VendorModel, field_warnings
 
+MAX_LISTED = 1000  # The maximum number of messages in a list.
 _EXAMPLE: JsonDict = {
     "sender": "Sender",
     "message": "test link tracking https://shop.example/en/",
@@ -42,13 +56,34 @@ class XoxzoRequest(MessageOptions):
     )
 
 
-class XoxzoSendResponse(ResponseModel):
-    """The rewritten message. The service does not send messages: the caller must send the text in `message`."""
+class XoxzoSendRequest(VendorModel, XoxzoRequest):
+    """One message for one recipient in Xoxzo's format. Unknown fields are ignored, with a warning."""
+
+    model_config = ConfigDict(extra="allow", json_schema_extra={"examples": [_EXAMPLE]})
+
+    tags: Text = Field("", max_length=200, description="Tag of the message, stored as its campaign.")
+    callback_url: Annotated[Text, Unsupported("is not supported; create a tracker of the format xoxzo with the event delivery")] = (
+        Field(
+            "",
+            alias="callbackurl",
+            validation_alias=AliasChoices("callbackurl"),
+            description="URL for delivery reports at Xoxzo. Here it only causes a warning: create a tracker of the format `xoxzo`.",
+        )
+    )
+
+
+class XoxzoSentMessage(ResponseModel):
+    """A sent message. Without a gateway it is not sent: the caller must send the text in `message`."""
 
     msgid: str
     message: str
     links: list[RewrittenLinkFields]
     warnings: list[str]
+    sent: bool = Field(description="Whether the message is queued for a gateway. false: the caller must send the rewritten text.")
+
+
+class XoxzoSendResponse(RootModel[XoxzoSentMessage | list[XoxzoSentMessage]]):
+    """The sent message: an object for a request in JSON, and a list with this object for a form."""
 
 
 class XoxzoStatusResponse(ResponseModel):
@@ -59,21 +94,43 @@ class XoxzoStatusResponse(ResponseModel):
     sender: str
     recipient: str
     url: str
-    sent_time: str = Field(description="Time when the message was rewritten: YYYY-MM-DD HH:MM:SS in UTC.")
+    sent_time: str = Field(description="Time when the message was sent, or else rewritten: YYYY-MM-DD HH:MM:SS in UTC.")
     cost: float | None
+    parts: int = Field(description="Number of SMS segments.")
     tags: list[str] = Field(description="Name of the message's campaign, if it has one.")
     link_tracking: LinkTracking | None
 
 
-async def send(call: Call[None, XoxzoRequest]) -> Mapping[str, Any]:
-    """Rewrite a message in Xoxzo's format. The service does not send the message."""
-    (rewritten,) = await rewrite_items(call, [rewrite_item(call.body)])
-    return {
+class XoxzoListResponse(RootModel[list[XoxzoStatusResponse]]):
+    """Messages, newest first, at most 1,000."""
+
+
+class XoxzoListQuery(RequestModel):
+    """The query of a list."""
+
+    sent_date: str | None = Field(
+        None,
+        description="Only messages of a day, as YYYY-MM-DD in UTC. Also with another operator in place of `=`, as in "
+        "`sent_date>=2026-11-20`: `<`, `<=`, `>`, `>=`.",
+        examples=["2026-11-20"],
+    )
+
+
+async def send(call: Call[None, XoxzoSendRequest]) -> Mapping[str, Any] | Response:
+    """Rewrite a message in Xoxzo's format, and send it through the gateway of the application."""
+    request = call.body
+    item = rewrite_item(request)
+    gateway = item.gateway if "gateway" in request.model_fields_set else ""
+    (rewritten,) = await rewrite_items(call, [replace(item, gateway=gateway, campaign=item.campaign or request.tags)])
+    sent = {
         "msgid": rewritten["message_id"],
         "message": rewritten["body"],
         "links": rewritten["links"],
-        "warnings": rewritten["warnings"],
+        "warnings": [*rewritten["warnings"], *field_warnings(request)],
+        "sent": rewritten.get("sent", False),
     }
+    kind = call.request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return json_response([sent] if kind == "application/x-www-form-urlencoded" else sent, 201)
 
 
 async def status(call: Call[None, None]) -> Mapping[str, Any]:
@@ -82,6 +139,61 @@ async def status(call: Call[None, None]) -> Mapping[str, Any]:
     path = call.request.url.path.rstrip("/")
     url = f"{call.service.settings.base_origin}{path}/"
     return call.service.status_reader.serialize_xoxzo(message, url, reveal=may_reveal(call))
+
+
+async def index(call: Call[None, None]) -> Response:
+    """Return the newest messages in Xoxzo's format."""
+    service = call.service
+    since, until = _period(call.request.query_params.multi_items())
+    filters = MessageFilter(call.application_id, since=since, until=until)
+    found = await service.database.read(list_first_links, filters, MAX_LISTED)
+    url = f"{service.settings.base_origin}/sms/messages/"
+    rows = [
+        service.status_reader.serialize_xoxzo(one, f"{url}{quote(one.message.message_id, safe='')}/", reveal=may_reveal(call))
+        for one in found
+    ]
+    return json_response(rows)
+
+
+_SENT_DATE = re.compile(r"sent_date(<=|>=|=|<|>)(.*)", re.DOTALL)
+
+
+def _period(parameters: Sequence[tuple[str, str]]) -> tuple[datetime | None, datetime | None]:
+    """Return the period of the conditions on `sent_date`. Raise ApiError INVALID_REQUEST.
+
+    `sent_date>=2026-11-20` in a query is a parameter `sent_date>` with a value; without `=` the condition is a name alone."""
+    since: datetime | None = None
+    until: datetime | None = None
+    for name, value in parameters:
+        condition = _SENT_DATE.fullmatch(f"{name}={value}" if value else name)
+        if condition is None:
+            if name.startswith("sent_date"):
+                raise _invalid_date()
+            continue
+        operator, day = condition[1], _parse_day(condition[2])
+        next_day = day + timedelta(days=1)
+        if operator != "=" and "<" in operator:
+            end = next_day if operator == "<=" else day
+            until = end if until is None else min(until, end)
+        else:
+            start = next_day if operator == ">" else day
+            since = start if since is None else max(since, start)
+            if operator == "=":
+                until = next_day if until is None else min(until, next_day)
+    return since, until
+
+
+def _parse_day(text: str) -> datetime:
+    try:
+        day = date.fromisoformat(text.strip())
+        return datetime(day.year, day.month, day.day, tzinfo=UTC)
+    except ValueError:
+        raise _invalid_date() from None
+
+
+def _invalid_date() -> ApiError:
+    reason = "must be a date such as 2026-11-20 after one of the operators =, <, <=, > and >="
+    return ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("sent_date", reason)])
 
 
 def rewrite_item(message: XoxzoRequest) -> RewriteItem:
@@ -101,16 +213,32 @@ ENDPOINTS = [
         "POST",
         "/sms/messages/",
         send,
-        "Rewrite a message (Xoxzo)",
+        "Send a message (Xoxzo)",
         "Send pipeline",
         permission="sms.send",
-        body=XoxzoRequest,
+        body=XoxzoSendRequest,
         body_forms=True,
+        error_shape=xoxzo_error,
         response=XoxzoSendResponse,
         status=201,
         headers=REWRITE_HEADERS,
         errors=REWRITE_ERRORS,
-        description="Rewrites a message like POST /api/v1/rewrite and responds in Xoxzo's format. No message is sent.",
+        description="Rewrites a message and sends it through the gateway of the application. Without a gateway nothing is sent: "
+        "`sent` is false, and a warning begins with NOT_SENT. Errors contain Xoxzo's fields in addition: a list of reasons for "
+        "each invalid field, `non_field_errors` or `detail`.",
+    ),
+    Endpoint(
+        "GET",
+        "/sms/messages/",
+        index,
+        "List messages in Xoxzo's format",
+        "Messages",
+        permission="sms.read",
+        query=XoxzoListQuery,
+        reads_request=True,
+        error_shape=xoxzo_error,
+        response=XoxzoListResponse,
+        description=f"The newest {MAX_LISTED:,} messages; conditions on `sent_date` select earlier ones.",
     ),
     Endpoint(
         "GET",
@@ -119,6 +247,7 @@ ENDPOINTS = [
         "Show a message in Xoxzo's format",
         "Messages",
         permission="sms.read",
+        error_shape=xoxzo_error,
         response=XoxzoStatusResponse,
         errors=(ErrorCode.MESSAGE_NOT_FOUND,),
     ),
@@ -129,6 +258,7 @@ ENDPOINTS = [
         "Show a message in Xoxzo's format (without the final slash)",
         "Messages",
         permission="sms.read",
+        error_shape=xoxzo_error,
         response=XoxzoStatusResponse,
         errors=(ErrorCode.MESSAGE_NOT_FOUND,),
     ),

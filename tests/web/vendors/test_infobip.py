@@ -9,6 +9,7 @@ import pytest
 from shortener.accounts.administration import add_domain, create_application
 from shortener.accounts.credentials import Credentials, create_key
 from shortener.container import Service
+from shortener.messages.render import NOT_SENT
 from shortener.reporting.counts import fold, verify
 from shortener.storage import schema
 from shortener.web.vendors.infobip import InfobipResponse
@@ -36,8 +37,13 @@ async def refused(client: httpx.AsyncClient, request: dict[str, Any]) -> tuple[s
     """Send an invalid request to every send path. Return the error code and the invalid fields, which must be the same for all."""
     answers = [await client.post(path, json=request) for path in SENDS]
     assert {answer.status_code for answer in answers} == {400}
-    assert len({answer.text for answer in answers}) == 1
-    told = answers[0].json()
+    native, *vendor = [answer.json() for answer in answers]
+    for told in vendor:
+        assert told["requestError"]["serviceException"]["messageId"] == "BAD_REQUEST"
+        assert (told["errorCode"], told["resources"]) == ("E400", [])
+        assert [one["property"] for one in told["violations"]] == [one["field"] for one in native["details"]]
+        assert native.items() <= told.items()
+    told = native
     return told["error_code"], [detail["field"] for detail in told["details"]]
 
 
@@ -67,9 +73,11 @@ async def test_infobips_documented_request_gets_the_documented_response_and_the_
                 "text": "Your PIN is 1a2B3c.",
                 "links": [],
                 "encoding": "GSM-7",
-                "warnings": [],
+                "warnings": [] if path == SENDS[0] else [NOT_SENT],
+                "sent": False,
             }
         ],
+        "warnings": [],
     }
     status = (await client.get(f"/api/v1/sms/status/{message['messageId']}")).json()
     assert (status["to"], status["from"], status["message_request_id"]) == ("+41793026731", "InfoSMS", told["bulkId"])
@@ -169,12 +177,8 @@ async def test_errors_of_infobip_requests_use_the_field_names_of_infobip(client:
     for wrong, field in (
         ({"messages": [text("x") | {"destinations": []}]}, "messages.0.destinations"),
         ({"messages": [text("x", {"to": "41793026731", "messageId": ""})]}, "messages.0.destinations.0.messageId"),
-        ({"messages": [{**text("x"), "body": "y"}]}, "messages.0.body"),
         ({"messages": [text("x", callbackData="x" * 5000)]}, "messages.0.callbackData"),
         ({"messages": [text("x")], "tracking": {"track": "FAX"}}, "tracking.track"),
-        ({"messages": [text("x")], "urlOptions": {"removeProtocol": True}}, "urlOptions.removeProtocol"),
-        ({"messages": [text("x")], "urlOptions": {"trackClicks": False}}, "urlOptions.trackClicks"),
-        ({"messages": [text("x")], "bulk": "1"}, "bulk"),
     ):
         assert await refused(client, wrong) == ("INVALID_REQUEST", [field])
     assert await rows(service.database, schema.messages) == []
@@ -193,7 +197,7 @@ async def test_a_phone_number_without_a_plus_causes_a_warning_except_in_infobips
     for request in ({"to": "41793026731", "body": "x"}, {"recipient": "41793026731", "message": "x"}):
         answer = await client.post("/api/v1/rewrite", json=request)
         assert answer.json()["messages"][0]["warnings"] == [warning]
-    assert (await send(client, text("x", {"to": "41793026731"})))["messages"][0]["warnings"] == []
+    assert (await send(client, text("x", {"to": "41793026731"})))["messages"][0]["warnings"] == [NOT_SENT]
 
 
 # The end of a conversion process

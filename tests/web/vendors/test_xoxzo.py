@@ -6,8 +6,10 @@ import httpx
 import pytest
 
 from shortener.container import Service
+from shortener.messages.render import NOT_SENT
 from shortener.storage import schema
 from shortener.web.vendors.xoxzo import XoxzoSendResponse
+from tests.conftest import Clock
 from tests.factory import rows
 
 SAMPLE = {
@@ -24,8 +26,9 @@ async def test_xoxzos_documented_request_gets_a_msgid_and_the_text_with_the_shor
 ) -> None:
     answer = await (client.post("/sms/messages/", data=SAMPLE) if form else client.post("/sms/messages/", json=SAMPLE))
     assert answer.status_code == 201
-    told = answer.json()
-    XoxzoSendResponse.model_validate(told)
+    XoxzoSendResponse.model_validate(answer.json())
+    told = answer.json()[0] if form else answer.json()
+    assert (told["sent"], told["warnings"]) == (False, [NOT_SENT])
     (link,) = told["links"]
     assert (told["message"], link["url"]) == (f"test link tracking {link['short_url']}", "https://www.xoxzo.com/en/")
     status = (await client.get(f"/sms/messages/{told['msgid']}/")).json()
@@ -37,6 +40,7 @@ async def test_xoxzos_documented_request_gets_a_msgid_and_the_text_with_the_shor
         "url": f"http://127.0.0.1:8000/sms/messages/{told['msgid']}/",
         "sent_time": "2026-11-20 12:00:00",
         "cost": None,
+        "parts": 1,
         "tags": [],
         "link_tracking": {
             "link": "https://www.xoxzo.com/en/",
@@ -82,7 +86,6 @@ async def test_xoxzo_a_request_without_track_link_returns_the_text_unchanged(cli
         ({"message": None}, "INVALID_REQUEST", "message"),
         ({"track_link": "yes please"}, "INVALID_REQUEST", "track_link"),
         ({"lt_callbackurl": "ftp://x.example/"}, "INVALID_REQUEST", "lt_callbackurl"),
-        ({"text": "x"}, "INVALID_REQUEST", "text"),
     ],
 )
 async def test_errors_of_xoxzo_requests_use_the_field_names_of_xoxzo(
@@ -93,3 +96,55 @@ async def test_errors_of_xoxzo_requests_use_the_field_names_of_xoxzo(
         assert (answer.status_code, answer.json()["error_code"]) == (400, code)
         assert [detail["field"] for detail in answer.json()["details"]] == [field]
     assert await rows(service.database, schema.messages) == []
+
+
+async def test_errors_of_xoxzos_own_path_contain_the_form_of_xoxzo(client: httpx.AsyncClient) -> None:
+    told = (await client.post("/sms/messages/", data={"message": "x", "sender": "S"})).json()
+    assert told["recipient"] == ["is required"]
+    missing = await client.get("/sms/messages/none/")
+    assert (missing.status_code, missing.json()["detail"]) == (404, "The application has no message with this id.")
+
+
+async def test_xoxzo_unknown_fields_are_accepted_with_a_warning_and_tags_become_the_campaign(client: httpx.AsyncClient) -> None:
+    form = {**SAMPLE, "callbackurl": "https://customer.example/", "jp_kp": "true", "tags": "spring"}
+    (told,) = (await client.post("/sms/messages/", data=form)).json()
+    assert told["warnings"][1:] == [
+        "callbackurl is not supported; create a tracker of the format xoxzo with the event delivery",
+        "jp_kp is not a known field; it was ignored",
+    ]
+    assert (await client.get(f"/sms/messages/{told['msgid']}")).json()["tags"] == ["spring"]
+
+
+@pytest.mark.parametrize(
+    ("query", "number"),
+    [
+        ("", 2),
+        ("?sent_date=2026-11-20", 1),
+        ("?sent_date>=2026-11-20", 2),
+        ("?sent_date%3E=2026-11-21", 1),
+        ("?sent_date>2026-11-20", 1),
+        ("?sent_date%3E2026-11-21", 0),
+        ("?sent_date<2026-11-21", 1),
+        ("?sent_date<=2026-11-21", 2),
+        ("?sent_date<=2026-11-20&sent_date>=2026-11-20", 1),
+    ],
+)
+async def test_xoxzos_list_has_conditions_on_the_date_of_sending(
+    client: httpx.AsyncClient, clock: Clock, query: str, number: int
+) -> None:
+    for day in range(2):
+        clock.forward(hours=24 * day)
+        assert (await client.post("/sms/messages/", data=SAMPLE)).status_code == 201
+    response = await client.get(f"/sms/messages/{query}")
+    assert response.status_code == 200, response.text
+    listed = response.json()
+    assert len(listed) == number
+    for row in listed:
+        assert row == (await client.get(row["url"])).json()
+        assert row["link_tracking"]["accessed"] is False
+
+
+@pytest.mark.parametrize("query", ["sent_date=yesterday", "sent_date%3E=", "sent_date!=2026-11-20", "sent_date=2026-02-30"])
+async def test_xoxzo_an_invalid_condition_on_the_date_is_an_error(client: httpx.AsyncClient, query: str) -> None:
+    response = await client.get(f"/sms/messages/?{query}")
+    assert (response.status_code, next(iter(response.json()))) == (400, "sent_date")

@@ -1,0 +1,84 @@
+"""The log of sent messages that vendors' clients read: the messages of a period, with metadata, cost and stored text.
+
+A text is stored only while the message waits for a gateway, because the service does not keep the texts of messages.
+"""
+
+# Tested by tests/web/vendors/test_infobip_logs.py
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from sqlalchemy import Connection, select
+
+from shortener.model import State
+from shortener.reporting.messages import MessageFilter, find_messages, list_messages
+from shortener.reporting.queries import AnyRow
+from shortener.storage.schema import messages, sends
+
+MAX_PAGES = 10  # The maximum number of pages of MAX_SCANNED_ROWS messages that one call examines.
+_MESSAGES_PER_STATEMENT = 500
+
+
+@dataclass(frozen=True, slots=True)
+class LogEntry:
+    """A message: a row of MESSAGE_COLUMNS, its metadata, and the cost and text of its send."""
+
+    message: AnyRow
+    metadata: dict[str, Any] | None
+    cost: Decimal | None
+    text: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class LogPage:
+    """Log entries, newest first. `next`: the next page has ids below this one; None on the last page."""
+
+    entries: Sequence[LogEntry]
+    next: int | None
+
+
+def read_log(
+    connection: Connection,
+    filters: MessageFilter,
+    limit: int,
+    below: int | None = None,
+    message_ids: Sequence[str] | None = None,
+) -> LogPage:
+    """Return at most `limit` messages. `message_ids` selects messages by id, of which the other filters select some."""
+    if message_ids is not None:
+        found = find_messages(connection, filters.application_id, message_ids)
+        return LogPage(_entries(connection, [row for row in found if _matches(row, filters)][:limit]), None)
+    rows: list[AnyRow] = []
+    for _ in range(MAX_PAGES):
+        page = list_messages(connection, filters, limit - len(rows), below)
+        rows += page.rows
+        below = page.next
+        if below is None or len(rows) >= limit:
+            break
+    return LogPage(_entries(connection, rows), below)
+
+
+def _matches(row: AnyRow, filters: MessageFilter) -> bool:
+    """Return whether a message matches the filters that a log uses."""
+    return (
+        (filters.states is None or State(row.state) in filters.states)
+        and (filters.request_ids is None or row.request_id in filters.request_ids)
+        and (filters.sender is None or row.from_address == filters.sender)
+        and (filters.to is None or row.to_address == filters.to)
+        and (filters.since is None or row.created_at >= filters.since)
+        and (filters.until is None or row.created_at < filters.until)
+    )
+
+
+def _entries(connection: Connection, rows: Sequence[AnyRow]) -> list[LogEntry]:
+    more: dict[int, AnyRow] = {}
+    for start in range(0, len(rows), _MESSAGES_PER_STATEMENT):
+        some = [row.id for row in rows[start : start + _MESSAGES_PER_STATEMENT]]
+        columns = (messages.c.id, messages.c.metadata, sends.c.cost, sends.c.text)
+        statement = select(*columns).outerjoin(sends, sends.c.id == messages.c.id).where(messages.c.id.in_(some))
+        more |= {row.id: row for row in connection.execute(statement)}
+    return [LogEntry(row, more[row.id].metadata, more[row.id].cost, more[row.id].text) for row in rows]

@@ -1,0 +1,65 @@
+"""Error bodies of vendors' calls: the fields of the vendor, and in addition the fields of every error of this service.
+
+Clients of a vendor read the vendor's fields. `error_code` is there too, so that a caller can compare one stable field everywhere.
+"""
+# Tested by tests/web/vendors/test_infobip.py and tests/web/vendors/test_xoxzo.py
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from shortener.errors import ErrorCode
+
+#: Infobip's `messageId` of an error, by HTTP status.
+_INFOBIP_IDS: Mapping[int, str] = {
+    400: "BAD_REQUEST",
+    401: "UNAUTHORIZED",
+    402: "NOT_ENOUGH_CREDITS",
+    403: "FORBIDDEN",
+    404: "NOT_FOUND",
+    409: "CONFLICT",
+    413: "PAYLOAD_TOO_LARGE",
+    415: "UNSUPPORTED_MEDIA_TYPE",
+    429: "TOO_MANY_REQUESTS",
+    503: "SERVICE_UNAVAILABLE",
+}
+
+
+def infobip_error(code: ErrorCode, body: dict[str, Any]) -> dict[str, Any]:
+    """Return the body of an error with both forms of Infobip: `requestError`, and `errorCode` with `violations`.
+
+    Current clients of Infobip read the second form from the send call of version 3."""
+    exception: dict[str, Any] = {
+        "messageId": _INFOBIP_IDS.get(code.http_status, "GENERAL_ERROR"),
+        "text": body["description"],
+    }
+    if body["details"]:
+        exception["validationErrors"] = _by_field(body)
+        first = body["details"][0]
+        exception["text"] = f"{body['description']} {first['field']}: {first['reason']}"
+    violations = [{"property": detail["field"], "violation": detail["reason"]} for detail in body["details"]]
+    current = {
+        "errorCode": f"E{code.http_status}",
+        "action": "Check the fields of `violations`." if violations else "See the description.",
+        "violations": violations,
+        "resources": [],
+    }
+    return {"requestError": {"serviceException": exception}, **current, **body}
+
+
+def xoxzo_error(code: ErrorCode, body: dict[str, Any]) -> dict[str, Any]:
+    """Return the body of an error with Xoxzo's fields: a list of reasons for each invalid field, or `detail`."""
+    reasons = _by_field(body)
+    if reasons:
+        return {**reasons, **body}
+    if code.http_status in (400, 402, 409):
+        return {"non_field_errors": [body["description"]], **body}
+    return {"detail": body["description"], **body}
+
+
+def _by_field(body: Mapping[str, Any]) -> dict[str, list[str]]:
+    reasons: dict[str, list[str]] = {}
+    for detail in body["details"]:
+        reasons.setdefault(detail["field"], []).append(detail["reason"])
+    return reasons

@@ -1,0 +1,66 @@
+"""Request models of vendors' calls: unknown fields and null are accepted, and fields without an effect cause warnings.
+
+Clients of vendors send fields that this service does not know, and null for fields that were not set. Neither rejects a request.
+A field that changes what a vendor does, and that this service does not support, is marked with `Unsupported`.
+"""
+# Tested by tests/web/vendors/test_vendor_model.py
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+MAX_WARNINGS = 20  # The maximum number of warnings about the fields of one model.
+_MAX_NAME_LENGTH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Unsupported:
+    """A mark of a field that has no effect here. A value other than false or an empty one causes a warning with `reason`."""
+
+    reason: str
+
+
+class VendorModel(BaseModel):
+    """Base class of vendors' request models. A field that is null counts as absent."""
+
+    model_config = ConfigDict(extra="allow")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _remove_null(cls, data: Any) -> Any:
+        return {name: value for name, value in data.items() if value is not None} if isinstance(data, dict) else data
+
+
+def field_warnings(model: BaseModel, path: str = "", *, without: str = "") -> list[str]:
+    """Return warnings about the fields of a request that have no effect here. `path` is the path of the model in the request.
+
+    `without` names a field whose warnings are not included."""
+    found: list[str] = []
+    for warning in _warnings(model, f"{path}." if path else "", without):
+        if len(found) == MAX_WARNINGS:
+            break
+        found.append(warning)
+    return found
+
+
+def _warnings(model: BaseModel, prefix: str, without: str) -> Iterator[str]:
+    for name, field in type(model).model_fields.items():
+        if name not in model.model_fields_set or name == without:
+            continue
+        path, value = f"{prefix}{field.alias or name}", getattr(model, name)
+        mark = next((one for one in field.metadata if isinstance(one, Unsupported)), None)
+        if mark is not None:
+            if value:
+                yield f"{path} {mark.reason}"
+        elif isinstance(value, BaseModel):
+            yield from _warnings(value, f"{path}.", "")
+        elif isinstance(value, list):
+            for index, item in enumerate(value):
+                if isinstance(item, BaseModel):
+                    yield from _warnings(item, f"{path}.{index}.", "")
+    for name in model.model_extra or {}:
+        yield f"{prefix}{name[:_MAX_NAME_LENGTH]} is not a known field; it was ignored"

@@ -1,0 +1,22 @@
+"""Scripts that use the vendors' own clients, and the pinned packages of these clients."""
+
+from pathlib import Path
+
+SCRIPTS = Path(__file__).parent
+#: Each client with its packages. Libraries that the tests have anyway are not installed again.
+PACKAGES = {
+    "infobip-6": ["infobip-api-python-client==6.0.0"],
+    "infobip-5": ["infobip-api-python-client==5.1.1"],
+    "infobip-4": ["infobip-api-python-client==4.0.0"],
+    "infobip-3": ["infobip-api-python-client==3.0.3"],
+    "infobip-sdk": ["infobip-api-python-sdk==5.0.1", "pydantic==1.10.27", "setuptools==75.8.0"],
+    "xoxzo": ["xoxzo.cloudpy==0.4.1"],
+}
+#: Each client with its script, and whether it shows the rewritten text of our response.
+INFOBIP_CLIENTS = {
+    "infobip-6": ("infobip_v5.py", False),
+    "infobip-5": ("infobip_v5.py", False),
+    "infobip-4": ("infobip_v4.py", False),
+    "infobip-3": ("infobip_v3.py", False),
+    "infobip-sdk": ("infobip_sdk.py", False),
+}

@@ -1,0 +1,153 @@
+"""Infobip's delivery reports, logs and preview over HTTP, on both engines."""
+
+from typing import Any
+
+import httpx
+import pytest
+
+from shortener.container import Service
+from shortener.storage import schema
+from tests.conftest import Clock, client_of
+from tests.factory import rows
+
+
+@pytest.fixture
+async def sent(client: httpx.AsyncClient) -> list[str]:
+    """Create a delivered, a failed and a pending message. Return their ids."""
+    request = {
+        "bulkId": "bulk-1",
+        "messages": [
+            {
+                "from": "InfoSMS",
+                "destinations": [{"to": "41793026731", "messageId": "m-1"}, {"to": "41793026732", "messageId": "m-2"}],
+                "text": "see https://shop.example/",
+                "callbackData": "order 7",
+                "campaignReferenceId": "spring",
+            }
+        ],
+    }
+    assert (await client.post("/sms/2/text/advanced", json=request)).status_code == 200
+    other = {
+        "messages": [{"sender": "Other", "destinations": [{"to": "41793026733", "messageId": "m-3"}], "content": {"text": "x"}}]
+    }
+    assert (await client.post("/sms/3/messages", json=other)).status_code == 200
+    reports = [
+        {"message_id": "m-1", "state": "DELIVERED", "mt_price": "0.0095", "fragments_count": 2},
+        {"message_id": "m-2", "state": "FAILED", "reason_code": "27", "reason_description": "absent subscriber"},
+    ]
+    assert (await client.post("/api/v1/sms/status", json=reports)).json()["accepted"] == 2
+    return ["m-1", "m-2", "m-3"]
+
+
+async def results(client: httpx.AsyncClient, path: str, **query: Any) -> list[dict[str, Any]]:
+    response = await client.get(path, params=query)
+    assert response.status_code == 200, response.text
+    found: list[dict[str, Any]] = response.json()["results"]
+    return found
+
+
+async def ids(client: httpx.AsyncClient, path: str, **query: Any) -> list[str]:
+    return sorted(one["messageId"] for one in await results(client, path, **query))
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+async def test_infobips_reports_contain_messages_with_a_final_status_and_can_be_read_again(
+    client: httpx.AsyncClient, sent: list[str], version: int
+) -> None:
+    path = f"/sms/{version}/reports"
+    assert await ids(client, path) == await ids(client, path) == ["m-1", "m-2"]
+    assert await ids(client, path, messageId="m-1") == ["m-1"]
+    assert await ids(client, path, messageId="m-3") == []
+    assert await ids(client, path, bulkId="bulk-1") == ["m-1", "m-2"]
+    assert await ids(client, path, bulkId="other") == []
+    assert len(await ids(client, path, limit=1)) == 1
+
+
+async def test_infobips_report_of_a_delivered_and_of_a_failed_message_has_the_fields_of_infobip(
+    client: httpx.AsyncClient, sent: list[str]
+) -> None:
+    failed, delivered = await results(client, "/sms/1/reports")
+    assert delivered == {
+        "bulkId": "bulk-1",
+        "messageId": "m-1",
+        "to": "41793026731",
+        "from": "InfoSMS",
+        "sentAt": "2026-11-20T12:00:00.000+0000",
+        "doneAt": "2026-11-20T12:00:00.000+0000",
+        "smsCount": 2,
+        "callbackData": "order 7",
+        "price": {"pricePerMessage": 0.0095},
+        "status": {
+            "groupId": 3,
+            "groupName": "DELIVERED",
+            "id": 5,
+            "name": "DELIVERED_TO_HANDSET",
+            "description": "Message delivered to handset",
+        },
+        "error": {"groupId": 0, "groupName": "OK", "id": 0, "name": "NO_ERROR", "description": "No Error", "permanent": False},
+    }
+    assert (failed["status"]["groupName"], failed["error"]["id"], failed["error"]["description"]) == (
+        "UNDELIVERABLE",
+        27,
+        "absent subscriber",
+    )
+    _, v3 = await results(client, "/sms/3/reports")
+    assert (v3["to"], v3["sender"], v3["messageCount"], v3["campaignReferenceId"]) == ("41793026731", "InfoSMS", 2, "spring")
+
+
+async def test_infobips_logs_have_filters_and_version_3_has_pages(client: httpx.AsyncClient, sent: list[str], clock: Clock) -> None:
+    assert await ids(client, "/sms/1/logs") == sent
+    assert await ids(client, "/sms/1/logs", **{"from": "Other"}) == ["m-3"]
+    assert await ids(client, "/sms/1/logs", to="41793026732") == ["m-2"]
+    assert await ids(client, "/sms/2/logs", generalStatus="PENDING") == ["m-3"]
+    assert await ids(client, "/sms/2/logs", generalStatus="DELIVERED", messageId="m-1,m-2,m-3") == ["m-1"]
+    assert await ids(client, "/sms/2/logs", generalStatus="REJECTED") == []
+    assert await ids(client, "/sms/1/logs", sentSince="2026-11-20T11:00:00.000+0000", sentUntil="2026-11-20T13:00:00Z") == sent
+    assert await ids(client, "/sms/1/logs", sentUntil="2026-11-20T11:00:00Z", unknown="x") == []
+    assert await ids(client, "/sms/3/logs", sender="Other") == ["m-3"]
+    assert await ids(client, "/sms/3/logs", destination="+41793026731") == ["m-1"]
+    first = (await client.get("/sms/3/logs", params={"limit": 2})).json()
+    cursor = first["cursor"]["nextCursor"]
+    second = (await client.get("/sms/3/logs", params={"limit": 2, "cursor": cursor})).json()
+    assert sorted(one["messageId"] for one in first["results"] + second["results"]) == sent
+    assert second["cursor"] == {"limit": 2}
+    clock.forward(hours=49)
+    assert await ids(client, "/sms/1/logs") == []
+
+
+async def test_a_log_of_more_messages_than_one_page_examines_is_complete(
+    client: httpx.AsyncClient, sent: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shortener.reporting.messages.MAX_SCANNED_ROWS", 1)
+    assert await ids(client, "/sms/1/logs", **{"from": "InfoSMS"}) == ["m-1", "m-2"]
+
+
+async def test_errors_of_infobips_logs_have_the_form_of_infobip(client: httpx.AsyncClient, service: Service) -> None:
+    response = await client.get("/sms/1/logs", params={"sentSince": "2026-11-20", "sentUntil": "2026-11-19"})
+    assert response.status_code == 400
+    exception = response.json()["requestError"]["serviceException"]
+    assert exception["messageId"] == "BAD_REQUEST"
+    assert exception["validationErrors"] == {"sentUntil": ["must be after sentSince"]}
+    async with client_of(service, {"Authorization": "App wrong"}) as stranger:
+        response = await stranger.get("/sms/3/reports")
+    assert (response.status_code, response.json()["requestError"]["serviceException"]["messageId"]) == (401, "UNAUTHORIZED")
+    assert response.json()["error_code"] == "UNAUTHORIZED"
+
+
+async def test_infobips_preview_returns_the_text_with_sample_links_and_stores_nothing(
+    client: httpx.AsyncClient, service: Service
+) -> None:
+    request = {"text": 'see #track("https://shop.example/a")', "languageCode": "TR", "transliteration": None}
+    response = await client.post("/sms/1/preview", json=request)
+    assert response.status_code == 200, response.text
+    told = response.json()
+    (shown,) = told["previews"]
+    assert told["originalText"] == request["text"]
+    assert shown["textPreview"].startswith("see http://127.0.0.1:8000/")
+    assert (shown["messageCount"], shown["charactersRemaining"]) == (1, 160 - len(shown["textPreview"]))
+    assert shown["configuration"] == {}
+    assert told["warnings"] == ["languageCode is not supported; the characters of the text stay as they are"]
+    assert await rows(service.database, schema.messages) == []
+    response = await client.post("/sms/1/preview", json={"text": '#track("")'})
+    assert (response.status_code, response.json()["error_code"]) == (400, "INVALID_TRACK_DIRECTIVE")
+    assert "text" in response.json()["requestError"]["serviceException"]["validationErrors"]
