@@ -201,16 +201,17 @@ def test_xoxzo_a_callback_is_sent_up_to_ten_times_until_the_response_is_200(serv
         "track_link": "true",
         "lt_callbackur": f"{endpoint.url}/callback",
     }
-    sent = customer.call("POST", "/sms/messages/", data=form, headers=customer.basic())
-    assert sent.status_code == 201
-    (link,) = sent.json()[0]["links"]
-    assert sent.json()["message"] == f"test link tracking {link['short_url']} and www.second.com"
+    response = customer.call("POST", "/sms/messages/", data=form, headers=customer.basic())
+    assert response.status_code == 201
+    (sent,) = response.json()
+    (link,) = sent["links"]
+    assert sent["message"] == f"test link tracking {link['short_url']} and www.second.com"
     endpoint.answers = [500, 201, 302] * 3
     for _ in range(2):
         assert tap(link["short_url"]).headers["location"] == "http://xoxzo.com"
     calls = endpoint.wait(10)
     assert {(call.method, call.target) for call in calls} == {("POST", "/callback")}
-    status = customer.call("GET", f"/sms/messages/{sent.json()['msgid']}/", headers=customer.basic()).json()
+    status = customer.call("GET", f"/sms/messages/{sent['msgid']}/", headers=customer.basic()).json()
     assert (status["link_tracking"]["link"], status["link_tracking"]["accessed"]) == ("http://xoxzo.com", True)
     assert calls[0].json["link_tracking"] == status["link_tracking"]
     assert len(endpoint.arrived) == 10
