@@ -34,11 +34,12 @@ def infobip_error(code: ErrorCode, body: dict[str, Any]) -> dict[str, Any]:
         "messageId": _INFOBIP_IDS.get(code.http_status, "GENERAL_ERROR"),
         "text": body["description"],
     }
-    if body["details"]:
-        exception["validationErrors"] = _by_field(body)
-        first = body["details"][0]
+    details = _invalid_fields(code, body)
+    if details:
+        exception["validationErrors"] = _by_field(details)
+        first = details[0]
         exception["text"] = f"{body['description']} {first['field']}: {first['reason']}"
-    violations = [{"property": detail["field"], "violation": detail["reason"]} for detail in body["details"]]
+    violations = [{"property": detail["field"], "violation": detail["reason"]} for detail in details]
     current = {
         "errorCode": f"E{code.http_status}",
         "action": "Check the fields of `violations`." if violations else "See the description.",
@@ -50,16 +51,21 @@ def infobip_error(code: ErrorCode, body: dict[str, Any]) -> dict[str, Any]:
 
 def xoxzo_error(code: ErrorCode, body: dict[str, Any]) -> dict[str, Any]:
     """Return the body of an error with Xoxzo's fields: a list of reasons for each invalid field, or `detail`."""
-    reasons = _by_field(body)
-    if reasons:
-        return {**reasons, **body}
+    if details := _invalid_fields(code, body):
+        return {**_by_field(details), **body}
     if code.http_status in (400, 402, 409):
         return {"non_field_errors": [body["description"]], **body}
     return {"detail": body["description"], **body}
 
 
-def _by_field(body: Mapping[str, Any]) -> dict[str, list[str]]:
+def _invalid_fields(code: ErrorCode, body: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the details that name fields of the request. Those of INSUFFICIENT_BALANCE contain amounts instead."""
+    details: list[dict[str, Any]] = body["details"]
+    return [] if code is ErrorCode.INSUFFICIENT_BALANCE else details
+
+
+def _by_field(details: list[dict[str, Any]]) -> dict[str, list[str]]:
     reasons: dict[str, list[str]] = {}
-    for detail in body["details"]:
+    for detail in details:
         reasons.setdefault(detail["field"], []).append(detail["reason"])
     return reasons

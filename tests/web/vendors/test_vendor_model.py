@@ -1,11 +1,17 @@
 """Fields of vendors' requests that the service does not know or support."""
 
+from decimal import Decimal
 from typing import Any
 
 import httpx
 import pytest
 
+from shortener.container import Service
+from shortener.messages.balances import change_balance
+from shortener.messages.prices import set_price
 from shortener.messages.render import NOT_SENT
+from shortener.storage import schema
+from tests.factory import rows
 
 V3_MESSAGE = {"sender": "A", "destinations": [{"to": "41793026731"}], "content": {"text": "see https://shop.example/"}}
 V2_MESSAGE = {"from": "A", "destinations": [{"to": "41793026731"}], "text": "see https://shop.example/"}
@@ -76,3 +82,39 @@ async def test_fields_that_matter_cause_warnings_and_null_counts_as_absent(
 async def test_a_request_with_very_many_unknown_fields_gets_at_most_20_warnings(client: httpx.AsyncClient) -> None:
     response = await client.post("/sms/3/messages", json={"messages": [V3_MESSAGE], **{f"f{n}": 1 for n in range(500)}})
     assert len(response.json()["warnings"]) == 20
+
+
+#: A request of each vendor, whose message costs money if there is a price.
+SENDS: dict[str, dict[str, Any]] = {
+    "/sms/1/text/advanced": {"messages": [V2_MESSAGE]},
+    "/sms/2/text/advanced": {"messages": [V2_MESSAGE]},
+    "/sms/3/messages": {"messages": [V3_MESSAGE]},
+    "/sms/messages/": {"sender": "A", "recipient": "+41793026731", "message": "x"},
+    "/scg-external-api/api/v1/messaging/message_requests": {"from": "A", "to": ["+41793026731"], "body": "x"},
+}
+
+
+async def test_with_a_gateway_every_vendors_send_call_queues_the_message(service: Service, client: httpx.AsyncClient) -> None:
+    assert (await client.patch("/api/v1/application", json={"gateway": "simulator"})).status_code == 200
+    for path, request in SENDS.items():
+        told = (await client.post(path, json=request)).json()
+        (message,) = told.get("messages", [told])
+        assert message["sent"] is True, path
+        assert NOT_SENT not in message["warnings"]
+    assert len(await rows(service.database, schema.sends)) == len(SENDS)
+    (log, *_) = (await client.get("/sms/3/logs", params={"sender": "A"})).json()["results"]
+    assert log["content"] == {"text": "x"}, "a message that waits for a gateway has its text in the log"
+
+
+async def test_a_vendors_send_call_without_enough_balance_stores_nothing(service: Service, client: httpx.AsyncClient) -> None:
+    assert (await client.patch("/api/v1/application", json={"gateway": "simulator"})).status_code == 200
+    await service.database.write(set_price, 1, "41", Decimal("0.05"))
+    await service.database.write(change_balance, service.ids, 1, service.clock(), "test", amount=Decimal("0.01"))
+    for path, request in SENDS.items():
+        response = await client.post(path, json=request)
+        assert (response.status_code, response.json()["error_code"]) == (402, "INSUFFICIENT_BALANCE"), path
+        if path.startswith("/sms/messages"):
+            assert response.json()["non_field_errors"] == [response.json()["description"]]
+        elif path.startswith("/sms/"):
+            assert response.json()["requestError"]["serviceException"]["messageId"] == "NOT_ENOUGH_CREDITS"
+    assert await rows(service.database, schema.messages) == []
