@@ -1,0 +1,125 @@
+"""The tasks of marketing, support and an admin, from the first page to the result, in a real browser with its keyboard."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.acceptance.portal.browser import Chromium, Visitor, accept_invitation
+from tests.acceptance.portal.shots import start
+from tests.acceptance.process import PHONE, Server
+
+MAX_TABS = 200
+
+
+@pytest.fixture(scope="module")
+def empty_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server process without data. Unlike those of `demo_server`, its data may be changed by tests."""
+    server = start(tmp_path_factory.mktemp("tasks"))
+    yield server
+    server.kill()
+
+
+def focus_by_keyboard(visit: Visitor, selector: str) -> None:
+    """Press Tab until the first element that matches has the focus. Fail if the focus is not visible there."""
+    wanted = visit.page.locator(selector).first.element_handle()
+    for _ in range(MAX_TABS):
+        visit.page.keyboard.press("Tab")
+        if visit.page.evaluate("wanted => document.activeElement === wanted", wanted):
+            assert visit.page.evaluate("document.activeElement.matches(':focus-visible')")
+            return
+    raise AssertionError(f"{MAX_TABS} presses of Tab do not reach {selector}")
+
+
+def press(visit: Visitor, key: str, selector: str) -> None:
+    """Go to an element with the keyboard and press a key that opens a page."""
+    focus_by_keyboard(visit, selector)
+    with visit.page.expect_navigation():
+        visit.page.keyboard.press(key)
+
+
+def test_a_marketing_person_compares_two_campaigns_and_opens_the_rows_of_a_figure_by_keyboard(
+    browser: Chromium, demo_server: Server, viewer: Any
+) -> None:
+    with browser.page(state=viewer) as visit:
+        visit.open(demo_server.base + "/portal/1/?period=28d")
+        press(visit, "Enter", "nav.side-wide a:has-text('Campaigns')")
+        for name in ("autumn-sale", "black-friday"):
+            focus_by_keyboard(visit, f"input[name=compare][value={name}]")
+            visit.page.keyboard.press("Space")
+            assert visit.page.is_checked(f"input[name=compare][value={name}]")
+        press(visit, "Enter", "button:has-text('Compare the chosen ones')")
+        heads = visit.page.locator("table.compare thead a").all_inner_texts()
+        assert sorted(heads) == ["autumn-sale", "black-friday"]
+
+        figure = "table.compare tr:has(th:text-is('Clicks')) a[data-figure]"
+        value = int(visit.page.get_attribute(figure, "data-value"))
+        assert value > 0
+        press(visit, "Enter", figure)
+        assert visit.page.locator("h1").inner_text() == "Clicks"
+        assert visit.page.locator("main table tbody tr").count() == min(value, 50)
+        assert visit.problems == []
+
+
+def test_support_finds_a_message_by_its_phone_number_and_reveals_the_number(browser: Chromium, empty_server: Server) -> None:
+    number = "+4915123456789"
+    with empty_server.api() as client:
+        message = {"to": number, "message_id": "order-1001", "body": 'Your order: #track("https://shop.example/1001")'}
+        assert client.post("/api/v1/rewrite", json=message).status_code == 200
+    support = accept_invitation(browser, empty_server, "Sue", "support", 1)
+    with browser.page(state=support, width=390) as visit:
+        visit.open(empty_server.base + "/portal/1/")
+        visit.page.fill("header input[name=q]", number)
+        visit.page.keyboard.press("Enter")
+        visit.page.wait_for_selector("h1:has-text('Messages')")
+        visit.page.click("main tbody th a")
+        visit.page.wait_for_selector("h1:has-text('Message to')")
+        assert number not in visit.page.content()
+        visit.page.click("button:has-text('Show the number')")
+        visit.page.wait_for_selector(f"h1:has-text('{number}')")
+        assert visit.problems == []
+
+
+def _continue_late(route: Any) -> None:
+    time.sleep(0.3)
+    route.continue_()
+
+
+def test_an_admin_creates_a_message_and_sees_its_click_on_the_live_page_without_a_reload(
+    browser: Chromium, empty_server: Server
+) -> None:
+    admin = accept_invitation(browser, empty_server, "Ada")
+    with browser.page(state=admin) as visit:
+        visit.open(empty_server.base + "/portal/1/")
+        visit.page.click("nav.side-wide a:has-text('Try it')")
+        visit.page.click("button:has-text('Create the message')")
+        visit.page.wait_for_selector("h1:has-text('The message exists')")
+        short_url = visit.page.locator("[data-copy]").first.get_attribute("data-copy")
+        assert short_url is not None
+        message_id = visit.page.locator("main a:has-text('What happened to it')").get_attribute("href").rpartition("/")[2]
+
+        # The browser has htmx, but its extension arrives late.
+        visit.page.route("**/hx-sse*", _continue_late)
+        with visit.page.expect_response("**/live/stream"):
+            visit.page.click("main a:has-text('Live')")
+        visit.page.evaluate("window.isSamePage = true")
+        rows = visit.page.locator("#live-rows > li")
+        assert rows.count() == 0
+        path = "/" + short_url.rpartition("/")[2]
+        opened = httpx.get(empty_server.base + path, headers={"User-Agent": PHONE}, trust_env=False)
+        assert opened.status_code == 302
+        visit.page.wait_for_selector(f"#live-rows > li:has-text('{message_id}')")
+        assert rows.count() == 1
+        assert not visit.page.is_visible(".unless-rows")
+        opened = httpx.get(empty_server.base + path, headers={"User-Agent": PHONE}, trust_env=False)
+        visit.page.wait_for_selector("#live-rows > li:nth-child(2)")
+        assert visit.page.evaluate("window.isSamePage")
+
+        visit.page.click("#live-rows a >> nth=0")
+        visit.page.wait_for_selector("h1:has-text('Message to')")
+        assert visit.page.locator("ol.timeline h3:has-text('First click')").count() == 1
+        assert visit.problems == []
