@@ -91,7 +91,7 @@ async def filled_database(url: str, options: argparse.Namespace) -> AsyncIterato
     await migrate(url)
     database = await open_database(url, owner=True)
     try:
-        await _fill(database, options)
+        await fill_counts(database, options)
         yield database
     finally:
         await database.close()
@@ -158,7 +158,7 @@ async def measure(
     return statistics.median(elapsed), min(used)
 
 
-async def _fill(database: Database, options: argparse.Namespace) -> None:
+async def fill_counts(database: Database, options: argparse.Namespace) -> None:
     cohorts = options.campaigns * options.countries
     await database.write(_fill_names, options)
     rng = random.Random(7)
