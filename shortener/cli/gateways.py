@@ -127,7 +127,9 @@ def gateways() -> None:
 @gateways.command("add")
 @click.argument("name")
 @click.option("--application", type=ID, help="Application that owns the gateway. Default: the installation, for all applications.")
-@click.option("--kind", type=click.Choice(["http", "simulator"]), default="http", show_default=True, help="Kind of the gateway.")
+@click.option(
+    "--kind", type=click.Choice(["http", "smpp", "simulator"]), default="http", show_default=True, help="Kind of the gateway."
+)
 @click.option("--preset", type=click.Choice(_PRESETS), help="Product whose settings are used.")
 @click.option("--url", help="Address of the gateway: the option url of the preset, or the setting url.")
 @click.option(
@@ -278,11 +280,12 @@ async def test_gateway(gateway: int, phone: str, sender_id: str, text: str | Non
     async with open_gateways() as (database, store, settings):
         found = await store.get(gateway)
         timeout = found.timeout or settings.gateway_timeout
+        guard = Guard(settings.allow_private_targets)
         async with (
-            open_sender(Guard(settings.allow_private_targets), settings, utcnow) as public,
+            open_sender(guard, settings, utcnow) as public,
             open_sender(Guard(allow_private=True), settings, utcnow, uses_proxy=False) as private,
         ):
-            context = GatewayContext(public, private, ignore, utcnow)
+            context = GatewayContext(public, private, ignore, utcnow, public_guard=guard)
             try:
                 result = await send_test_message(
                     found, context, IdGenerator(database.node), phone, sender_id, text or TEST_TEXT, timeout

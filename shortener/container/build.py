@@ -40,6 +40,8 @@ from shortener.delivery.trackers import Trackers
 from shortener.errors import ApiError
 from shortener.gateways.dispatcher import GatewayDispatcher
 from shortener.gateways.kinds import KINDS
+from shortener.gateways.links import GatewayLinks
+from shortener.gateways.replies import Replies
 from shortener.gateways.reports import GatewayReports
 from shortener.gateways.store import GatewayStore
 from shortener.gateways.submission import Connections, GatewayContext
@@ -158,6 +160,7 @@ async def _build_service(
         delivery.dispatcher,
         gateways.dispatcher,
         gateways.reports,
+        gateways.replies,
         messages.conversions,
         messages.refused_conversions,
     ):
@@ -319,12 +322,18 @@ def _build_gateways(foundation: Foundation, messages: MessageParts, recorder: Re
     settings, database, ids, clock = foundation.settings, foundation.database, foundation.ids, foundation.clock
     store = GatewayStore(database, foundation.secret, foundation.directory, settings, clock)
     reports = GatewayReports(database, messages.delivery_reports, clock, wait=settings.report_wait)
-    public = open_sender(Guard(settings.allow_private_targets), settings, clock, settings.gateway_slots)
+    replies = Replies(database, messages.conversions, clock)
+
+    async def record_reply(gateway_id: int, phone: str, text: str) -> None:
+        await replies.receive(foundation.directory.gateways, gateway_id, phone, text)
+
+    guard = Guard(settings.allow_private_targets)
+    public = open_sender(guard, settings, clock, settings.gateway_slots)
     opened.push_async_callback(public.close)
     # A gateway on a private network is not reached through the proxy for requests to the internet.
     private = open_sender(Guard(allow_private=True), settings, clock, settings.gateway_slots, uses_proxy=False)
     opened.push_async_callback(private.close)
-    connections = Connections(GatewayContext(public, private, reports.record, clock), KINDS)
+    connections = Connections(GatewayContext(public, private, reports.receive, clock, record_reply, guard), KINDS)
     dispatcher = GatewayDispatcher(
         database,
         store,
@@ -337,7 +346,8 @@ def _build_gateways(foundation: Foundation, messages: MessageParts, recorder: Re
         _throttle(recorder),
         foundation.sends_wake_up,
     )
-    return GatewayParts(store, connections, reports, dispatcher, (public, private))
+    links = GatewayLinks(store, foundation.directory, connections)
+    return GatewayParts(store, connections, reports, replies, dispatcher, links, (public, private))
 
 
 def _throttle(recorder: Recorder) -> Throttle:

@@ -33,6 +33,7 @@ LINK_UPDATES_INTERVAL_SECONDS = 2.0  # Pause of the job that continues updates o
 DEVICES_INTERVAL_SECONDS = 10.0  # Pause of the job that counts clicks by device and browser.
 EARLY_HITS_INTERVAL_SECONDS = 2.0  # Pause of the job that classifies hits which came before the report that the message was sent.
 ERASURE_REPEATS_INTERVAL_SECONDS = 2.0  # Pause of the job that repeats erasures.
+GATEWAY_LINKS_INTERVAL_SECONDS = 2.0  # Pause of the job that keeps the connections to SMPP gateways open.
 EXPIRING_KEYS_INTERVAL_SECONDS = 10.0  # Pause of the job that announces keys which expire soon.
 
 #: Minimum pause between two runs of the fan-out. It sends a single event at once; under load, one run handles 20 ms of events.
@@ -91,6 +92,7 @@ def build_jobs(
     )
     jobs.add(Job("dispatcher", DELIVERY_INTERVAL_SECONDS, delivery.dispatcher.step, delivery.dispatcher.wake_up))
     jobs.add(Job("gateways", DELIVERY_INTERVAL_SECONDS, gateways.dispatcher.step, gateways.dispatcher.wake_up))
+    jobs.add(Job("gateway_links", GATEWAY_LINKS_INTERVAL_SECONDS, gateways.links.step))
     return jobs
 
 

@@ -29,6 +29,8 @@ from shortener.delivery.sample_delivery import TestSlots
 from shortener.delivery.sender import Sender
 from shortener.delivery.trackers import Trackers
 from shortener.gateways.dispatcher import GatewayDispatcher
+from shortener.gateways.links import GatewayLinks
+from shortener.gateways.replies import Replies
 from shortener.gateways.reports import GatewayReports
 from shortener.gateways.store import GatewayStore
 from shortener.gateways.submission import Connections
@@ -123,5 +125,7 @@ class GatewayParts:
     store: GatewayStore
     connections: Connections
     reports: GatewayReports
+    replies: Replies
     dispatcher: GatewayDispatcher
+    links: GatewayLinks
     senders: tuple[Sender, Sender]

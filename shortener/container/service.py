@@ -78,6 +78,7 @@ class Service:
         self.gateways = gateways.store
         self.gateway_connections = gateways.connections
         self.gateway_reports = gateways.reports
+        self.replies = gateways.replies
         self.gateway_dispatcher = gateways.dispatcher
         self._gateway_senders = gateways.senders
         self.jobs = jobs
@@ -97,7 +98,7 @@ class Service:
         """Start the background work. Requires a running event loop."""
         if web:
             self.recorder.start()
-        self.jobs.start(without=() if deliver else ("fanout", "dispatcher", "gateways"))
+        self.jobs.start(without=() if deliver else ("fanout", "dispatcher", "gateways", "gateway_links"))
         if self.notifier is not None:
             self.notifier.start(self.supervisor)
         self.ready = True

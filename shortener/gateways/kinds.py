@@ -6,6 +6,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from shortener.gateways import http, simulator
+from shortener.gateways.smpp import kind as smpp
 from shortener.gateways.submission import GatewayKind
 
-KINDS: Mapping[str, GatewayKind] = {kind.name: kind for kind in (http.KIND, simulator.KIND)}
+KINDS: Mapping[str, GatewayKind] = {kind.name: kind for kind in (http.KIND, smpp.KIND, simulator.KIND)}
+#: The kinds whose gateways send reports and replies on their connections, so that the connections are kept open.
+LISTENING = frozenset({smpp.KIND.name})

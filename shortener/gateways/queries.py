@@ -236,14 +236,16 @@ class FinishedSend(NamedTuple):
 _FINISH_SQLITE = (
     "UPDATE sends SET lease_until = NULL, status = j.value ->> 3, attempt = j.value ->> 4, base_attempt = j.value ->> 5, "
     "queue = j.value ->> 6, next_at = j.value ->> 7, doubtful = j.value ->> 8, finished_at = j.value ->> 9, "
-    "gateway_message_id = j.value ->> 10, last_status = j.value ->> 11, last_error = j.value ->> 12, refunded = j.value ->> 13, "
+    "gateway_message_id = coalesce(j.value ->> 10, sends.gateway_message_id), "
+    "last_status = j.value ->> 11, last_error = j.value ->> 12, refunded = j.value ->> 13, "
     "text = CASE WHEN j.value ->> 3 IN (1, 2) THEN NULL ELSE text END "
     "FROM json_each(?) AS j WHERE sends.id = j.value ->> 0 AND sends.attempt = j.value ->> 1 "
     "AND coalesce(sends.lease_until, 0) = j.value ->> 2 RETURNING sends.id"
 )
 _FINISH_POSTGRESQL = (
     "UPDATE sends SET lease_until = NULL, status = b.status, attempt = b.attempt, base_attempt = b.base_attempt, queue = b.queue, "
-    "next_at = b.next_at, doubtful = b.doubtful, finished_at = b.finished_at, gateway_message_id = b.gateway_message_id, "
+    "next_at = b.next_at, doubtful = b.doubtful, finished_at = b.finished_at, "
+    "gateway_message_id = coalesce(b.gateway_message_id, sends.gateway_message_id), "
     "last_status = b.last_status, last_error = b.last_error, refunded = b.refunded, "
     "text = CASE WHEN b.status IN (1, 2) THEN NULL ELSE sends.text END "
     "FROM unnest($1::bigint[], $2::smallint[], $3::bigint[], $4::smallint[], $5::smallint[], $6::smallint[], $7::smallint[], "

@@ -39,12 +39,15 @@ MAX_WORD_LENGTH = 64
 
 
 class ReportedSend(NamedTuple):
-    """The message that a report is about. `status` is the status of its row in `sends`."""
+    """The message that a report is about. `status` is the status of its row in `sends`.
+
+    `gateway_message_id` is the id that the gateway assigned to it, or None if no response with an id was recorded."""
 
     id: int
     application_id: int
     message_id: str
     status: int
+    gateway_message_id: str | None
 
 
 class GatewayReports:
@@ -88,10 +91,20 @@ class GatewayReports:
             telecom_message_id=to_storable_text(report.gateway_message_id, 255) if report.gateway_message_id else None,
             mt_price=_price(report.price),
         )
+        if report.reference and delivery_report.telecom_message_id and found.gateway_message_id is None:
+            await self._database.write(_store_id, found.id, delivery_report.telecom_message_id)
         results = await self._reports.record(found.application_id, [delivery_report])
         if found.status == SendStatus.HELD and state is not None:
             await self._database.write(_settle, found.id, state, self._clock())
         return results[0] is not None
+
+    async def receive(self, gateway_id: int, report: GatewayReport) -> bool:
+        """Record a report that arrived on a connection of this process. Count it if its message or its word is unknown.
+
+        Raise StoreUnavailable."""
+        is_known = await self.record(gateway_id, report)
+        self.unknown += not is_known
+        return is_known
 
     async def _find(self, gateway_id: int, report: GatewayReport) -> ReportedSend | None:
         found = await self._database.read(find_send, gateway_id, report)
@@ -119,7 +132,7 @@ def find_send(connection: Connection, gateway_id: int, report: GatewayReport) ->
     else:
         return None
     statement = (
-        select(sends.c.id, sends.c.application_id, messages.c.message_id, sends.c.status)
+        select(sends.c.id, sends.c.application_id, messages.c.message_id, sends.c.status, sends.c.gateway_message_id)
         .join_from(sends, messages, messages.c.id == sends.c.id)
         .where(condition, sends.c.gateway_id == gateway_id)
         .order_by(sends.c.id.desc())
@@ -127,6 +140,12 @@ def find_send(connection: Connection, gateway_id: int, report: GatewayReport) ->
     )
     row = connection.execute(statement).first()
     return None if row is None else ReportedSend(*row)
+
+
+def _store_id(connection: Connection, send_id: int, gateway_message_id: str) -> None:
+    """Store the id that the gateway assigned to a message whose response is missing, so that later reports find the message."""
+    missing = sends.c.id == send_id, sends.c.gateway_message_id.is_(None)
+    connection.execute(update(sends).where(*missing).values(gateway_message_id=gateway_message_id))
 
 
 def _settle(connection: Connection, send_id: int, state: State, now: datetime) -> None:

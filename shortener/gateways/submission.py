@@ -1,22 +1,23 @@
 """The interface between the dispatcher of the gateways and the kinds of gateways.
 
-A kind of gateway (http.py, simulator.py) is a module with one `GatewayKind`: a model of its settings, and a function that opens a
-`GatewayConnection`. The dispatcher passes each message to `GatewayConnection.submit` and acts on the outcome of the result. It
-knows nothing about protocols.
+A kind of gateway (http.py, smpp/kind.py, simulator.py) is a module with one `GatewayKind`: a model of its settings, and a function
+that opens a `GatewayConnection`. The dispatcher passes each message to `GatewayConnection.submit` and acts on the outcome of the
+result. It knows nothing about protocols.
 """
 # Tested by tests/gateways/test_dispatcher.py
 
 from __future__ import annotations
 
 import enum
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from pydantic import BaseModel
 
+from shortener.delivery.guard import Guard
 from shortener.delivery.sender import Sender
 from shortener.model import Clock
 
@@ -87,6 +88,8 @@ class GatewayReport:
 
 #: A function that records a delivery report of a gateway: (id of the gateway, report). It returns whether the message is known.
 ReportSink = Callable[[int, GatewayReport], Awaitable[bool]]
+#: A function that records a message of a person to a gateway: (id of the gateway, number of the person, text).
+ReplySink = Callable[[int, str, str], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,12 +110,15 @@ class GatewayConfig:
 class GatewayContext:
     """What the connections of all gateways share.
 
-    `public_sender` sends requests to public addresses only, `private_sender` also to private ones."""
+    `public_sender` sends requests to public addresses only, `private_sender` also to private ones. `public_guard` checks the
+    addresses of other connections. `reply` is None in a process that only tests gateways."""
 
     public_sender: Sender
     private_sender: Sender
     report: ReportSink
     clock: Clock
+    reply: ReplySink | None = None
+    public_guard: Guard = field(default_factory=Guard)
 
 
 class GatewayConnection(Protocol):
@@ -124,6 +130,15 @@ class GatewayConnection(Protocol):
 
     async def close(self) -> None:
         """Close the connection. No `submit` call runs."""
+        ...
+
+
+@runtime_checkable
+class ListeningConnection(GatewayConnection, Protocol):
+    """A connection on which the gateway also sends reports and replies, so it must be open all the time."""
+
+    def keep_open(self) -> None:
+        """Connect in the background if the connection is not open. Return at once."""
         ...
 
 
@@ -189,6 +204,14 @@ class Connections:
     async def _close_unused(self, one: _OpenConnection) -> None:
         if one.is_retired and not one.users:
             await one.connection.close()
+
+    async def close_others(self, kept: Collection[int]) -> None:
+        """Close the listening connections of the gateways that are not in `kept`, after their last attempt has ended."""
+        for gateway_id, one in list(self._open.items()):
+            if gateway_id not in kept and isinstance(one.connection, ListeningConnection):
+                del self._open[gateway_id]
+                one.is_retired = True
+                await self._close_unused(one)
 
     async def close(self) -> None:
         """Close all connections."""

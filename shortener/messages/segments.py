@@ -35,6 +35,7 @@ _SEPTETS = (
     *(bytes([index if index < _ESCAPE else index + 1]) for index in range(len(_BASIC))),
     *(bytes([_ESCAPE, code]) for code in _EXTENSION_CODES),
 )
+_CHARACTERS = {_SEPTETS[index]: _TABLE[index] for index in range(1, len(_TABLE))}
 
 
 class Segments(NamedTuple):
@@ -81,6 +82,16 @@ def encode_text(text: str) -> bytes:
     if b"\0" in encoded:
         return text.encode("utf-16-be", "surrogatepass")
     return b"".join(_SEPTETS[byte] for byte in encoded)
+
+
+def decode_septets(data: bytes) -> str:
+    """Return the text of GSM-7 septets, one in each byte. An unknown code becomes a replacement character."""
+    text = []
+    codes = iter(data)
+    for code in codes:
+        pair = bytes([code, next(codes, 0)]) if code == _ESCAPE else bytes([code])
+        text.append(_CHARACTERS.get(pair, "\ufffd"))
+    return "".join(text)
 
 
 def _count_ucs2(text: str) -> Segments:

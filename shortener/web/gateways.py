@@ -57,7 +57,7 @@ class GatewayCreateRequest(GatewayLimits):
     )
 
     name: Text = Field(max_length=64, description="Name of the gateway, by which applications and requests select it.")
-    kind: Literal["http", "simulator"] = Field("http", description="Kind of the gateway. The simulator sends nothing.")
+    kind: Literal["http", "smpp", "simulator"] = Field("http", description="Kind of the gateway. The simulator sends nothing.")
     preset: PresetName | None = Field(None, description="Preset of a product for the kind http. plain: a simple JSON call.")
     options: dict[str, str] = Field(
         {}, description="Options of the preset, such as url, username and password. docs/guides/sending.md lists them."
@@ -85,7 +85,7 @@ class GatewayHealthFields(ResponseModel):
 class GatewayFields(ResponseModel):
     gateway_id: int = Field(description="Id of the gateway.")
     name: str
-    kind: str = Field(description="Kind of the gateway: http or simulator.")
+    kind: str = Field(description="Kind of the gateway: http, smpp or simulator.")
     preset: str | None = Field(description="Preset from which the gateway was created. null: none.")
     application_id: int | None = Field(description="Id of the application that owns the gateway. null: the installation.")
     enabled: bool

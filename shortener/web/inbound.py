@@ -15,9 +15,7 @@ from pydantic import AliasChoices, ConfigDict, Field
 from sqlalchemy import Connection
 from starlette.responses import Response
 
-from shortener.conversions.parsing import ConversionReport
 from shortener.errors import ApiError, Detail, ErrorCode
-from shortener.messages.inbound import record_reply
 from shortener.messages.opt_outs import add_opt_out, find_opt_out, list_opt_outs, remove_opt_out
 from shortener.messages.phone_numbers import PhoneNumberError, parse_number
 from shortener.storage.types import to_iso
@@ -25,7 +23,6 @@ from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel
 from shortener.web.fields import Text, Time
 
 _TAG = "Send pipeline"
-REPLY_ACTION = "reply"
 
 
 class InboundMessage(RequestModel):
@@ -113,25 +110,14 @@ async def inbound(call: Call[None, InboundMessage]) -> Mapping[str, Any]:
     """Record a reply: update the opt-out list, and count the reply as a conversion."""
     service, body = call.service, call.body
     phone = _number("from", body.from_)
-    now = service.clock()
-    reply = await service.database.write(record_reply, call.application_id, phone, body.text, now)
-    result = None
-    if reply.message_id is not None:
-        report = ConversionReport(
-            at=body.timestamp or now,
-            message_id=reply.message_id,
-            action=REPLY_ACTION,
-            transaction_id=body.inbound_id,
-            disposition={"stop": "negative", "start": "positive"}.get(reply.keyword or ""),
-        )
-        result = await service.conversions.ingest(call.application_id, report)
+    reply = await service.replies.record(call.application_id, phone, body.text, reply_id=body.inbound_id, at=body.timestamp)
     return {
         "status": True,
         "opted_out": reply.is_opted_out,
         "keyword": reply.keyword,
         "message_id": reply.message_id,
-        "conversion_id": result and result.conversion_id,
-        "duplicate": result is not None and result.duplicate,
+        "conversion_id": reply.conversion_id,
+        "duplicate": reply.is_duplicate,
     }
 
 

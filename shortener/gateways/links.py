@@ -1,0 +1,43 @@
+"""A background job that keeps the connections open on which gateways send reports and replies.
+
+Without it, a process would connect for its first message only, and would miss the receipts of earlier messages after a restart.
+The connections of removed and disabled gateways are closed.
+"""
+# Tested by tests/gateways/smpp/test_gateway.py
+
+from __future__ import annotations
+
+import structlog
+
+from shortener.accounts.directory import Directory
+from shortener.errors import ApiError
+from shortener.gateways.kinds import LISTENING
+from shortener.gateways.store import GatewayStore, LostSettings
+from shortener.gateways.submission import Connections, ListeningConnection
+
+log = structlog.get_logger(__name__)
+
+
+class GatewayLinks:
+    """The job. It runs in every process that hands messages on."""
+
+    def __init__(self, store: GatewayStore, directory: Directory, connections: Connections) -> None:
+        self._store = store
+        self._directory = directory
+        self._connections = connections
+
+    async def step(self) -> int:
+        """Open and close connections. Return 0, because there is no more work. Raise StoreUnavailable."""
+        listening = [one.id for one in self._directory.gateways.values() if one.kind in LISTENING and one.enabled]
+        for gateway_id in listening:
+            try:
+                config = (await self._store.get(gateway_id)).config
+            except ApiError:  # it was removed in the meantime
+                continue
+            if isinstance(config.settings, LostSettings):
+                continue
+            async with self._connections.use(config) as connection:
+                if isinstance(connection, ListeningConnection):
+                    connection.keep_open()
+        await self._connections.close_others(listening)
+        return 0

@@ -1,0 +1,127 @@
+"""Replies of recipients, which arrive by the API or on the connection of a gateway.
+
+A stop word puts the number on the opt-out list of the application, and START removes it. Each reply also counts as a conversion of
+the latest message to the number (Syniverse: "Replying to a message can also be a conversion event"), with the action `reply`. The
+text of a reply is not stored.
+
+A reply on a connection belongs to the application that owns the gateway. With a gateway of the installation, it belongs to the
+application that sent the latest message to the number through this gateway.
+"""
+# Tested by tests/web/test_inbound.py
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+import structlog
+from sqlalchemy import Connection, select
+
+from shortener.accounts.directory import ALL_APPLICATIONS, GatewayEntry
+from shortener.conversions.parsing import ConversionReport
+from shortener.conversions.service import Conversions
+from shortener.errors import ApiError
+from shortener.ids import first_id_at
+from shortener.messages.inbound import REPLY_WINDOW, record_reply
+from shortener.messages.phone_numbers import PhoneNumberError, parse_number
+from shortener.metrics import Metrics
+from shortener.model import Clock
+from shortener.storage.database import Database
+from shortener.storage.schema import messages, sends
+from shortener.storage.types import to_ms
+
+log = structlog.get_logger(__name__)
+
+REPLY_ACTION = "reply"
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedReply:
+    """What a reply changed. `message_id` and `conversion_id` are None if there is no message to the number."""
+
+    keyword: Literal["stop", "start"] | None
+    is_opted_out: bool
+    message_id: str | None
+    conversion_id: str | None
+    is_duplicate: bool
+
+
+class Replies:
+    """Records replies."""
+
+    def __init__(self, database: Database, conversions: Conversions, clock: Clock) -> None:
+        self._database = database
+        self._conversions = conversions
+        self._clock = clock
+        self.unknown = 0  # the number of replies to gateways that belong to no application or have no valid number
+
+    def register_metrics(self, metrics: Metrics) -> None:
+        """Register the metric of replies that were not recorded."""
+        metrics.counter(
+            "shortener_gateway_replies_unknown",
+            "Replies on connections of gateways that belong to no application, or whose sender is not a phone number.",
+            lambda: self.unknown,
+        )
+
+    async def record(
+        self, application_id: int, phone: str, text: str, *, reply_id: str = "", at: datetime | None = None
+    ) -> RecordedReply:
+        """Record a reply of a number in E.164. `reply_id` recognises a repetition; without it, one message has one reply.
+
+        Raise ApiError (conversions/service.py) or StoreUnavailable."""
+        now = self._clock()
+        reply = await self._database.write(record_reply, application_id, phone, text, now)
+        result = None
+        if reply.message_id is not None:
+            report = ConversionReport(
+                at=at or now,
+                message_id=reply.message_id,
+                action=REPLY_ACTION,
+                transaction_id=reply_id,
+                disposition={"stop": "negative", "start": "positive"}.get(reply.keyword or ""),
+            )
+            result = await self._conversions.ingest(application_id, report)
+        return RecordedReply(
+            reply.keyword,
+            reply.is_opted_out,
+            reply.message_id,
+            result.conversion_id if result is not None else None,
+            result is not None and result.duplicate,
+        )
+
+    async def receive(self, gateways: Mapping[int, GatewayEntry], gateway_id: int, phone: str, text: str) -> None:
+        """Record a reply that arrived on the connection of a gateway, one of `gateways` by id. Raise StoreUnavailable."""
+        gateway = gateways.get(gateway_id)
+        try:
+            number = parse_number(phone if phone.startswith("+") else f"+{phone}").e164
+        except PhoneNumberError:
+            number = ""
+        application_id = ALL_APPLICATIONS
+        if gateway is not None and number:
+            application_id = gateway.application_id
+            if application_id == ALL_APPLICATIONS:
+                since = first_id_at(to_ms(self._clock() - REPLY_WINDOW))
+                application_id = await self._database.read(_latest_sender, gateway_id, number, since)
+        if application_id == ALL_APPLICATIONS:
+            self.unknown += 1
+            log.warning("reply_without_application", gateway=gateway_id)
+            return
+        try:
+            await self.record(application_id, number, text)
+        except ApiError as error:
+            log.warning("reply_not_counted", gateway=gateway_id, application=application_id, error=error.code.name)
+
+
+def _latest_sender(connection: Connection, gateway_id: int, phone: str, since: int) -> int:
+    """Return the application that sent the latest message to a number through a gateway; ALL_APPLICATIONS if there is none."""
+    statement = (
+        select(sends.c.application_id)
+        .join_from(messages, sends, sends.c.id == messages.c.id)
+        .where(messages.c.to_address == phone, messages.c.id >= since, sends.c.gateway_id == gateway_id)
+        .order_by(messages.c.id.desc())
+        .limit(1)
+    )
+    found: int | None = connection.execute(statement).scalar()
+    return ALL_APPLICATIONS if found is None else found

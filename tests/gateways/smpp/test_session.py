@@ -1,0 +1,86 @@
+"""Tests of a session: PDUs of the gateway that are not responses to messages."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+
+import pytest
+
+from shortener.gateways.smpp.pdus import ReceivedPdu
+from shortener.gateways.smpp.session import BindRefused, LinkLost, SmppSession, open_session
+from tests.gateways.smpp.smsc import Smsc, build, running_smsc
+
+
+async def handle(pdu: ReceivedPdu) -> int:
+    return 0
+
+
+async def opened(smsc: Smsc) -> SmppSession:
+    return await open_session(
+        ["127.0.0.1"],
+        smsc.port,
+        "127.0.0.1",
+        None,
+        handle,
+        window=2,
+        idle=60,
+        timeout=20,
+        command="bind_transceiver",
+        system_id="shortener",
+        password="",
+    )
+
+
+async def test_requests_of_the_gateway_are_answered() -> None:
+    async with running_smsc() as smsc:
+        session = await opened(smsc)
+        smsc.writers[0].write(build("enquire_link", 1))
+        await smsc.wait_for(lambda: "enquire_link_resp" in smsc.commands)
+        smsc.writers[0].write(struct.pack(">LLLL", 16, 0x0111, 0, 2))  # a command that SMPP 3.4 does not know
+        await smsc.wait_for(lambda: "generic_nack" in smsc.commands)
+        assert session.is_open
+        smsc.writers[0].write(build("unbind", 3))
+        await smsc.wait_for(lambda: "unbind_resp" in smsc.commands)
+        assert not session.is_open
+        with pytest.raises(LinkLost) as raised:
+            await session.submit(1.0, lambda response: None, short_message=b"x")
+        assert not raised.value.was_sent
+        await session.close()
+
+
+@pytest.mark.parametrize("data", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\0\0\0\1"])
+async def test_bytes_that_are_no_pdus_end_the_session(data: bytes) -> None:
+    async with running_smsc() as smsc:
+        session = await opened(smsc)
+        smsc.writers[0].write(data)
+        async with asyncio.timeout(20):
+            while session.is_open:
+                await asyncio.sleep(0.01)
+        await session.close()
+
+
+async def test_a_deliver_sm_that_cannot_be_read_is_refused_and_the_session_goes_on() -> None:
+    async with running_smsc() as smsc:
+        session = await opened(smsc)
+        smsc.writers[0].write(struct.pack(">LLLL", 20, 5, 0, 1) + b"abcd")
+        await smsc.wait_for(lambda: "generic_nack" in smsc.commands)
+        assert (await session.submit(20.0, lambda response: None, short_message=b"x")).status == 0
+        await session.close()
+
+
+async def test_a_generic_nack_is_the_response_to_a_request() -> None:
+    async with running_smsc(decide=lambda pdu: None) as smsc:
+        session = await opened(smsc)
+        waiting = asyncio.create_task(session.submit(20.0, lambda response: None, short_message=b"x"))
+        await smsc.wait_for(lambda: bool(smsc.submitted))
+        smsc.writers[0].write(struct.pack(">LLLL", 16, 0x80000000, 2, smsc.submitted[0].sequence))
+        assert (await waiting).status == 2
+        await session.close()
+
+
+async def test_a_refused_bind_raises_its_status() -> None:
+    async with running_smsc(bind_status=0x0D) as smsc:
+        with pytest.raises(BindRefused) as raised:
+            await opened(smsc)
+        assert raised.value.status == 0x0D
