@@ -53,7 +53,7 @@ class ReceivedPdu:
 
 def status_name(status: int) -> str:
     """Return the name of a command status, such as ESME_RTHROTTLED, or its number."""
-    return _STATUS_NAMES.get(status, f"0x{status:08X}")
+    return str(_STATUS_NAMES.get(status, f"0x{status:08X}"))
 
 
 def status_text(status: int) -> str:

@@ -43,9 +43,9 @@ class Smsc:
 
     def deliver(self, text: bytes, **fields: Any) -> None:
         """Send a deliver_sm on the latest session."""
-        fields = {"source_addr": "14085550100", "destination_addr": "18775550100", "data_coding": 0} | fields
+        addresses: dict[str, Any] = {"source_addr": "14085550100", "destination_addr": "18775550100", "data_coding": 0}
         self._sequence += 1
-        self.writers[-1].write(build("deliver_sm", self._sequence, short_message=text, **fields))
+        self.writers[-1].write(build("deliver_sm", self._sequence, short_message=text, **addresses | fields))
 
     def respond(self, pdu: Any, status: int = 0) -> None:
         """Send the response to a submit_sm on the latest session."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any, cast
 
 import pytest
 
+from shortener.delivery.guard import Guard
 from shortener.gateways.smpp import gateway as gateway_module
 from shortener.gateways.smpp import link
 from shortener.gateways.smpp.gateway import SmppGateway
@@ -52,10 +53,9 @@ def records() -> Records:
 
 
 @pytest.fixture(autouse=True)
-def short_pauses(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(link, "FIRST_PAUSE_SECONDS", 0.01)
     monkeypatch.setattr(gateway_module, "THROTTLE_PAUSE_SECONDS", 0.04)
-    return
 
 
 @asynccontextmanager
@@ -257,6 +257,6 @@ async def test_a_process_that_only_tests_gateways_receives_no_receipts(records: 
 
 async def test_a_gateway_on_a_private_address_needs_a_permission(records: Records) -> None:
     async with running_smsc() as smsc, connected(smsc, records) as gateway:
-        object.__setattr__(gateway._link, "_guard", gateway_module.Guard())
+        object.__setattr__(gateway._link, "_guard", Guard())
         assert (await gateway.submit(message(), TIMEOUT)).reason == "blocked_address"
     assert smsc.binds == []
