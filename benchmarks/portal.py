@@ -46,6 +46,7 @@ COUNTRIES = 30
 BATCH_ROWS = 50_000
 #: One link in this number of each cohort has a hit.
 LINKS_PER_HIT = 5
+FIRST_CLICK = (HitFlag.FIRST_FOR_MESSAGE | HitFlag.FIRST_FOR_LINK).value
 #: Rows of the table `counts` for each cohort.
 COUNTS_PER_COHORT = 900
 
@@ -200,9 +201,7 @@ async def _fill_links(database: Database, number: int, cohorts: int, days: int) 
             messages.append((row, 1, cohort, f"m{one}", "", "", f"+1408{5550100 + one}", 0, at, "GSM-7", 1))
             links.append((row, f"c{one}", row, 1, cohort, 0, 0, 0, "https://shop.example/", expires))
             if one // cohorts % LINKS_PER_HIT == 0:
-                hits.append(
-                    (row, row, at, Verdict.HUMAN, "phone", HitFlag.FIRST_FOR_MESSAGE | HitFlag.FIRST_FOR_LINK, "203.0.113.0", PHONE)
-                )
+                hits.append((row, row, at, Verdict.HUMAN.value, "phone", FIRST_CLICK, "203.0.113.0", PHONE))
                 clicks.append((row, at, row, 1))
         await database.write(insert_messages, messages)
         await database.write(insert_links, links)
