@@ -27,11 +27,19 @@ CLAIM_LEASE = timedelta(seconds=60)
 
 @dataclass(frozen=True, slots=True)
 class RequestKey:
-    """What identifies a repeated request: the application, the operation (method and path), and its Idempotency-Key."""
+    """What identifies a repeated request: the application, its API key, the operation (method and path), and its Idempotency-Key.
+
+    The API key is part of it because a response can contain new credentials, which another key may not receive."""
 
     application_id: int
+    api_key_id: int
     operation: str
     key: str
+
+    @property
+    def stored_operation(self) -> str:
+        """The value of the column `operation`: method, path and the id of the API key."""
+        return f"{self.operation} key:{self.api_key_id}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +57,7 @@ def claim(connection: Connection, request: RequestKey, content_hash: str, now: d
     table = stored_responses
     values = {
         "application_id": request.application_id,
-        "operation": request.operation,
+        "operation": request.stored_operation,
         "key": request.key,
         "content_hash": content_hash,
         "created_at": now,
@@ -83,4 +91,4 @@ def release(connection: Connection, request: RequestKey) -> None:
 
 def _chosen(request: RequestKey) -> tuple[ColumnElement[bool], ...]:
     table = stored_responses.c
-    return table.application_id == request.application_id, table.operation == request.operation, table.key == request.key
+    return table.application_id == request.application_id, table.operation == request.stored_operation, table.key == request.key

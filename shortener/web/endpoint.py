@@ -136,7 +136,7 @@ class Endpoint:
 
     @property
     def stores_response(self) -> bool:
-        """Whether the endpoint returns its first response to a repeat with the same Idempotency-Key.
+        """Whether the endpoint returns its first response to a repeat by the same API key with the same Idempotency-Key.
 
         Endpoints that name the header in `headers` store their responses themselves."""
         return self.method == "POST" and self.caller is Caller.API_KEY and not self.reads_request and HEADER not in self.headers
@@ -210,7 +210,7 @@ async def _run(endpoint: Endpoint, service: Service, request: Request) -> tuple[
         key = idempotency_key(request) if endpoint.stores_response else None
         if key is None:
             return await perform(), ""
-        return await respond_once(service, request, call.application_id, key, body, perform), ""
+        return await respond_once(service, request, call.principal, key, body, perform), ""
     except ApiError as error:
         shown = endpoint.translate_error(error) if endpoint.translate_error else error
         return error_response(shown, endpoint.error_shape), shown.code.name

@@ -1,7 +1,9 @@
 """Idempotency-Key: a repeat of a POST request with the same key gets the first response, and nothing is created again.
 
-Every POST with an API key accepts the header. Only successful responses are stored: a request that was rejected created nothing, so
-its repeat is checked again.
+Every POST with an API key accepts the header. A response is returned only to the API key of the first request. A request of another
+key is performed with the permissions of that key. The permission for the endpoint is checked before this module runs.
+
+Only successful responses are stored: a request that was rejected created nothing, so its repeat is checked again.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from shortener.accounts import stored_responses
+from shortener.accounts.directory import Principal
 from shortener.accounts.stored_responses import FirstResponse, RequestKey
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.secret import SecretError
@@ -26,8 +29,8 @@ if TYPE_CHECKING:
 MAX_IDEMPOTENCY_KEY_LENGTH = 255  # characters
 HEADER = "Idempotency-Key"
 HEADERS = {
-    HEADER: f"Identifies the request, 1 to {MAX_IDEMPOTENCY_KEY_LENGTH} characters. For 24 hours a repeat with the same key gets "
-    "the first response."
+    HEADER: f"Identifies the request, 1 to {MAX_IDEMPOTENCY_KEY_LENGTH} characters. For 24 hours a repeat by the same "
+    "API key gets the first response."
 }
 
 
@@ -43,7 +46,7 @@ def idempotency_key(request: Request) -> str | None:
 async def respond_once(
     service: Service,
     request: Request,
-    application_id: int,
+    principal: Principal,
     key: str,
     body: BaseModel | None,
     perform: Callable[[], Awaitable[Response]],
@@ -51,7 +54,7 @@ async def respond_once(
     """Return the stored response to a repeated request. Otherwise perform the request and store its response.
 
     A stored response has the header `Idempotency-Replayed: true`. Raise ApiError IDEMPOTENCY_CONFLICT, REQUEST_IN_PROGRESS."""
-    chosen = RequestKey(application_id, f"{request.method} {request.url.path}", key)
+    chosen = RequestKey(principal.application.id, principal.key_id, f"{request.method} {request.url.path}", key)
     content = hashlib.sha256(b"" if body is None else sent_content(body)).hexdigest()
     found = await service.database.write(stored_responses.claim, chosen, content, service.clock())
     if found is not None:

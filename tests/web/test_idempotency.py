@@ -7,7 +7,9 @@ from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import Connection
 
+from shortener.accounts.directory import increment_version
 from shortener.container import Service
 from shortener.storage import schema
 from shortener.web.routes import ENDPOINTS
@@ -58,6 +60,49 @@ async def test_the_same_key_of_another_operation_or_application_is_another_reque
     await service.directory.refresh()
     async with client_of(service, {"X-API-Key": other.api_key}) as stranger:
         assert (await create(stranger)).headers.get("idempotency-replayed") is None
+
+
+async def create_key(client: httpx.AsyncClient, *permissions: str) -> str:
+    """Create an API key with permissions and return its plain text."""
+    response = await client.post("/api/v1/keys", json={"name": "helper", "permissions": list(permissions)})
+    assert response.status_code == 201, response.text
+    api_key: str = response.json()["api_key"]
+    return api_key
+
+
+async def test_a_repeat_by_a_key_with_fewer_permissions_does_not_get_the_credentials_of_the_first_response(
+    service: Service, client: httpx.AsyncClient
+) -> None:
+    granted = ["admin", "sms.send"]
+    weaker = await create_key(client, "admin")
+    first = await create(client, permissions=granted)
+    assert first.status_code == 201, first.text
+    async with client_of(service, {"X-API-Key": weaker}) as other:
+        repeat = await create(other, permissions=granted)
+        assert (repeat.status_code, repeat.json()["error_code"]) == (403, "FORBIDDEN")
+        assert first.json()["api_key"] not in repeat.text
+        own = await create(other, permissions=["admin"])
+    assert (own.status_code, own.headers.get("idempotency-replayed")) == (201, None)
+    assert own.json()["api_key"] != first.json()["api_key"]
+    assert (await create(client, permissions=granted)).json() == first.json()
+
+
+async def test_the_permission_of_the_endpoint_is_checked_before_a_repeat_gets_the_first_response(
+    service: Service, client: httpx.AsyncClient
+) -> None:
+    api_key = await create_key(client, "admin")
+    async with client_of(service, {"X-API-Key": api_key}) as caller:
+        assert (await create(caller, permissions=["admin"])).status_code == 201
+
+        def withdraw(connection: Connection) -> None:
+            keys = schema.api_keys
+            connection.execute(keys.update().where(keys.c.name == "helper").values(permissions=["sms.send"]))
+            increment_version(connection)
+
+        await service.database.write(withdraw)
+        await service.directory.refresh()
+        repeat = await create(caller, permissions=["admin"])
+    assert (repeat.status_code, repeat.json()["error_code"]) == (403, "FORBIDDEN")
 
 
 async def test_a_rejected_request_is_checked_again(client: httpx.AsyncClient) -> None:
