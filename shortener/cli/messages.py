@@ -23,7 +23,7 @@ from shortener.cli.common import (
 )
 from shortener.cli.data import print_counts
 from shortener.cli.listen import format_body
-from shortener.cli.parameters import ID, since_option, until_option
+from shortener.cli.parameters import ID, SearchedNumber, since_option, until_option
 from shortener.cli.stats import find_application
 from shortener.model import State
 
@@ -36,7 +36,7 @@ def messages() -> None:
 @messages.command("list")
 @click.option("--application", type=ID, help="Id of the application. Required if there are several.")
 @click.option("--campaign", help="Only messages of this campaign.")
-@click.option("--to", help="Only messages to this phone number, in E.164.")
+@click.option("--to", type=SearchedNumber(), help="Only messages to this phone number, for example +14085550100.")
 @click.option(
     "--state", type=click.Choice([state.name for state in State], case_sensitive=False), help="Only messages in this state."
 )
@@ -136,13 +136,17 @@ async def erase_messages(phone: str | None, message_id: str | None, application:
     This removes phone numbers, metadata, destinations, and the addresses and user agents of hits. Statistics stay correct. The
     links respond with 410.
     """
-    from shortener.messages.phone_numbers import normalise_number
+    from shortener.messages.phone_numbers import PhoneNumberError, parse_number
     from shortener.model import utcnow
     from shortener.retention.erasure import count_messages, erase, erase_message, find_codes
 
     if (phone is None) == (message_id is None):
         raise click.UsageError("use exactly one of --phone and --message")
-    phone = phone and normalise_number(phone)
+    if phone is not None:
+        try:
+            phone = parse_number(phone).e164
+        except PhoneNumberError as error:
+            raise click.BadParameter(error.reason, param_hint="--phone") from None
     async with open_store() as database, open_cache() as cache:
         counts = await database.read(count_messages, application, phone=phone or "", message_id=message_id or "")
         where = ", ".join(f"{count:,} of application {name}" for name, count in counts.items()) or "none"

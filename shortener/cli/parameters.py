@@ -33,6 +33,20 @@ class Id(click.ParamType[int]):
         return int(value)
 
 
+class SearchedNumber(click.ParamType[str]):
+    """A phone number to search for, in E.164 or in any notation that a rewrite accepts."""
+
+    name = "phone number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from shortener.messages.phone_numbers import PhoneNumberError, parse_searched_number
+
+        try:
+            return parse_searched_number(str(value))
+        except PhoneNumberError as error:
+            self.fail(error.reason, param, ctx)
+
+
 class Time(click.ParamType[datetime]):
     """A time in UTC: 2026-11-20, or 2026-11-20T12:00:00Z."""
 

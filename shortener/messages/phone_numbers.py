@@ -23,6 +23,7 @@ _DIGITS = re.compile(r"[1-9][0-9]{6,14}")
 _REMOVED_CATEGORIES = frozenset(["Zs", "Zl", "Zp", "Cc", "Cf", "Pd", "Ps", "Pe"])
 # Matches a trunk prefix in brackets, as in +44 (0)20 7946 0000. It is not part of an international number, except in Italy (+39).
 _TRUNK_PREFIX = re.compile(r"^(\s*(?:\+|00)(?!39)[0-9]{1,3})\s*\(0\)")
+_SEARCH_SEPARATORS = str.maketrans("", "", "./")
 _INTERNATIONAL_PREFIX = "00"
 _SENDER_NUMBER = re.compile(r"\+?[0-9]{3,15}")
 _SENDER_NAME = re.compile(r"[A-Za-z][A-Za-z0-9]{2,10}")
@@ -75,6 +76,21 @@ def normalise_number(text: str) -> str:
         return parse_number(text).e164
     except PhoneNumberError:
         return text
+
+
+def parse_searched_number(text: str) -> str:
+    """Return a phone number that somebody searches for in the stored form.
+
+    The notations of `parse_number` are accepted. Full stops and slashes are removed too. Any 7 to 15 digits are accepted without
+    `+`, because a plus sign that is not percent-encoded in a query arrives as a space. Raise PhoneNumberError otherwise."""
+    number = text.translate(_SEARCH_SEPARATORS)
+    try:
+        return parse_number(number).e164
+    except PhoneNumberError as error:
+        try:
+            return parse_number(f"+{number}").e164
+        except PhoneNumberError:
+            raise error from None
 
 
 def check_sender(sender: str) -> str | None:

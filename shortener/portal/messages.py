@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 from starlette.responses import Response
 
 from shortener.errors import ApiError, Detail, ErrorCode
-from shortener.messages.phone_numbers import normalise_number
+from shortener.messages.phone_numbers import PhoneNumberError, parse_searched_number
 from shortener.model import State
 from shortener.portal.clicks import country_of
 from shortener.portal.listing import FilterField, ListedRow, ListSource, campaign_of, choice, show_list, slots_of
@@ -112,11 +112,10 @@ def _number(visit: Visit) -> str | None:
     text = visit.get("to")
     if text is None:
         return None
-    digits = "".join(character for character in text if character.isdigit())
-    number = normalise_number("+" + digits) if 7 <= len(digits) <= 15 else None
-    if number is None:
-        raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("to", "must be a number such as +14085550100")])
-    return number
+    try:
+        return parse_searched_number(text)
+    except PhoneNumberError:
+        raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("to", "must be a number such as +14085550100")]) from None
 
 
 PAGES = [PortalPage("/portal/{app}/messages", messages, csv=True, navigation=NavigationItem("Messages", "message-square", 20))]

@@ -7,7 +7,6 @@ is looked up with an index in every application that the operator may see. With 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,13 +17,12 @@ from starlette.responses import Response
 
 from shortener.clicks.path import code_behind_prefix, code_of
 from shortener.ids import ClickIds
-from shortener.messages.phone_numbers import normalise_number
+from shortener.messages.phone_numbers import PhoneNumberError, parse_searched_number
 from shortener.portal.page import PortalPage, Visit, url
 from shortener.reporting.event_list import find_event
 from shortener.storage.schema import cohorts, hits, links, messages
 
 MAX_LENGTH = 300
-_NUMBER = re.compile(r"\+?[0-9][0-9 ()./-]{5,24}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +66,8 @@ def _in_application(connection: Connection, text: str, application_id: int) -> l
     by_id = select(m.message_id).where(m.application_id == application_id, m.message_id == text)
     if connection.scalar(by_id) is not None:
         found.append(Found("Message", text, _page(application_id, f"messages/{text}"), application_id))
-    if _NUMBER.fullmatch(text):
-        number = normalise_number("+" + re.sub(r"\D", "", text))
+    number = _number(text)
+    if number is not None:
         to = select(m.id).where(m.to_address == number, m.application_id + 0 == application_id).limit(1)
         if connection.scalar(to) is not None:
             query = {"to": number, "period": "365d"}
@@ -83,6 +81,13 @@ def _in_application(connection: Connection, text: str, application_id: int) -> l
             message_id = event[0].row.message_id
             found.append(Found("Message of event", text, _page(application_id, f"messages/{message_id}"), application_id))
     return found
+
+
+def _number(text: str) -> str | None:
+    try:
+        return parse_searched_number(text)
+    except PhoneNumberError:
+        return None
 
 
 def _links(connection: Connection, text: str, applications: Sequence[int]) -> list[Found]:

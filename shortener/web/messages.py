@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncIterator, Mapping
 from typing import Annotated, Any, Literal
 
@@ -10,7 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from starlette.responses import Response, StreamingResponse
 
 from shortener.errors import ApiError, ErrorCode
-from shortener.messages.phone_numbers import normalise_number
+from shortener.messages.phone_numbers import PhoneNumberError, parse_searched_number
 from shortener.model import State
 from shortener.reporting.export import ExportRows, export_csv
 from shortener.reporting.messages import MessageFilter, MessageMetric, list_messages, serialize_message
@@ -29,15 +28,11 @@ def _to_upper_case(value: Any) -> Any:
     return value.upper() if isinstance(value, str) else value
 
 
-_PHONE = re.compile(r"\s*\+?([1-9][0-9]{6,14})\s*")
-
-
 def _as_e164(value: str) -> str:
-    """Return a phone number with a plus sign. A plus sign that is not percent-encoded in a query arrives as a space."""
-    number = _PHONE.fullmatch(value)
-    if number is None:
-        raise ValueError("must be a number such as +14085550100")
-    return f"+{number[1]}"
+    try:
+        return parse_searched_number(value)
+    except PhoneNumberError:
+        raise ValueError("must be a number such as +14085550100") from None
 
 
 Source = Literal["api", "campaign", "all"]
@@ -50,7 +45,9 @@ class ExportQuery(Period):
     state: Annotated[StateName, BeforeValidator(_to_upper_case)] | None = Field(
         None, description="Only messages whose current state is this one."
     )
-    to: Annotated[str, AfterValidator(_as_e164)] | None = Field(None, description="Only messages to this phone number, in E.164.")
+    to: Annotated[str, AfterValidator(_as_e164)] | None = Field(
+        None, description="Only messages to this phone number: in E.164, or in any notation that a rewrite accepts."
+    )
     campaign: Text | None = Field(None, max_length=200, description="Only messages of the campaign with this name.")
     source: Source = Field("all", description="Only messages of this traffic source: `api` or `campaign`. Default: both.")
 
@@ -246,7 +243,7 @@ def _filter(application_id: int, query: ExportQuery) -> MessageFilter:
     return MessageFilter(
         application_id,
         state=None if query.state is None else State[query.state],
-        to=None if query.to is None else normalise_number(query.to),
+        to=query.to,
         campaign=query.campaign,
         source=None if query.source == "all" else query.source,
         since=None if query.since is None else start_of(query.since, zone),

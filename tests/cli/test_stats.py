@@ -69,6 +69,17 @@ def test_the_command_messages_list_masks_phone_numbers(shell: InProcessShell) ->
     assert clicked["to"] == "+14…00"
 
 
+def test_the_command_messages_list_finds_a_phone_number_in_every_notation_that_a_rewrite_accepts(shell: InProcessShell) -> None:
+    for to in ("+14085550100", "14085550100", "0014085550100", "+1 408 555 0100", "\u202a+1 (408) 555-0100\u202c"):
+        assert len(shell.json("messages", "list", "--to", to)) == 2, to
+    assert shell.json("messages", "list", "--to", "+14085550199") == []
+
+
+def test_a_text_that_is_not_a_phone_number_is_rejected_as_an_option(shell: InProcessShell) -> None:
+    for options in (("list", "--to", "+1 408 555 XXXX"), ("erase", "--yes", "--phone", "4085550100")):
+        assert "is not an E.164 number" in shell("messages", *options, code=2).stderr
+
+
 def test_the_command_messages_show_prints_a_timeline_of_the_message(shell: InProcessShell) -> None:
     timeline = shell.json("messages", "show", "m0")["timeline"]
     assert [entry["what"] for entry in timeline] == ["created", "delivered", "hit", "hit"]

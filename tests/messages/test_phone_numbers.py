@@ -3,7 +3,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from shortener.messages.phone_numbers import PhoneNumber, PhoneNumberError, check_sender, normalise_number, parse_number
+from shortener.messages.phone_numbers import (
+    PhoneNumber,
+    PhoneNumberError,
+    check_sender,
+    normalise_number,
+    parse_number,
+    parse_searched_number,
+)
 
 
 @pytest.mark.parametrize(
@@ -99,6 +106,28 @@ def test_a_text_that_is_not_a_phone_number_is_rejected_with_a_reason(to: str) ->
     with pytest.raises(PhoneNumberError, match=r"is not an E\.164 number") as caught:
         parse_number(to)
     assert len(caught.value.reason) < 150
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "+19995550100",
+        "19995550100",
+        " 19995550100",
+        "0019995550100",
+        " 1 (999) 555-0100",
+        "1.999.555/0100",
+        "\u202a+19995550100\u202c",
+    ],
+)
+def test_a_search_accepts_a_phone_number_without_a_plus_or_with_a_space_in_its_place(text: str) -> None:
+    assert parse_searched_number(text) == "+19995550100"
+
+
+@pytest.mark.parametrize("text", ["", "+", "123456", "0415555010", "+1408555XXXX", "1" * 16])
+def test_a_search_rejects_a_text_that_is_not_a_phone_number(text: str) -> None:
+    with pytest.raises(PhoneNumberError):
+        parse_searched_number(text)
 
 
 def phonenumbers_country(number: str) -> str | None:

@@ -11,6 +11,7 @@ from shortener.clicks.verdicts.request_rules import RULES
 from shortener.container import Service
 from shortener.portal.operators import Role
 from shortener.portal.verdict_texts import REASONS, explain
+from tests.conftest import Clock
 from tests.portal.conftest import NewBrowser, SignIn, click, log, send
 
 HOSTILE = "<script>alert(1)</script>'\"><img src=x onerror=alert(2)>"
@@ -114,6 +115,7 @@ async def test_the_search_finds_what_an_operator_has_in_hand(service: Service, s
     for text, expected in (
         (message["message_id"], target),
         ("+1 (408) 555-0123", "/portal/1/messages?to=%2B14085550123&period=365d"),
+        *((to, "/portal/1/messages?to=%2B14085550123&period=365d") for to in ("14085550123", "0014085550123", "1.408.555/0123")),
         (link["code"], f"/portal/1/links/{link['code']}"),
         (link["short_url"], f"/portal/1/links/{link['code']}"),
         (link["short_url"].split("://")[1] + ".", f"/portal/1/links/{link['code']}"),
@@ -122,6 +124,18 @@ async def test_the_search_finds_what_an_operator_has_in_hand(service: Service, s
         response = await browser.get("/portal/search", params={"q": text})
         assert (response.status_code, response.headers.get("location")) == (303, expected), text
     assert "Nothing has this name" in (await browser.get("/portal/search", params={"q": "nothing"})).text
+
+
+async def test_the_list_of_messages_accepts_the_notations_of_a_phone_number(
+    service: Service, sign_in: SignIn, clock: Clock
+) -> None:
+    browser = await sign_in()
+    message = await send(service, browser)
+    clock.forward(minutes=20)
+    for to in ("+14085550123", "14085550123", "0014085550123", "\u202a+1 (408) 555-0123\u202c", "1.408.555.0123"):
+        page = await browser.get("/portal/1/messages", params={"to": to})
+        assert message["message_id"] in page.text, to
+    assert (await browser.get("/portal/1/messages", params={"to": "+1408555XXXX"})).status_code == 400
 
 
 async def test_the_search_finds_nothing_of_an_application_that_the_operator_may_not_see(service: Service, sign_in: SignIn) -> None:

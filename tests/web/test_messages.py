@@ -136,6 +136,9 @@ async def test_lists_of_messages_are_paged_with_the_newest_message_first(client:
     assert await ids("", since="2026-11-20T14:03:00 02:00") == ["m4", "m3"]  # a plus sign that the caller did not percent-encode
     for to in (TO, TO.removeprefix("+"), f" {TO[1:]}"):
         assert len(await ids("", to=to)) == 5
+    for to in ("0014085550100", "+1 408 555 0100", " 1 (408) 555-0100", "\u202a+14085550100\u202c"):
+        assert len(await ids("", to=to)) == 5, to
+        assert (await client.get("/api/v1/sms/messages/unified/export", params={"to": to})).text.count("\r\n") == 6, to
     assert await ids("", to="+14085550199") == []
     assert await ids("/unified") == await ids("/unified", source="all") == await ids("")
     assert await ids("/unified", source="campaign") == ["m2"]
