@@ -62,6 +62,8 @@ _TEMPORARY_STATUSES = frozenset({408, 425})
 _THROTTLED_STATUSES = frozenset({429, 503})
 _PROXY_STATUSES = frozenset({502, 504})
 _MAX_TEMPLATE = 8192
+#: The settings that name a value in the response.
+_RESPONSE_PATHS = ("success_path", "id_path", "error_path", "error_code_path")
 
 
 class HttpSettings(BaseModel):
@@ -118,7 +120,7 @@ class HttpSettings(BaseModel):
         "", max_length=200, description="Body of the response to a report call, if the gateway expects one."
     )
 
-    @field_validator("success_path", "id_path", "error_path", "error_code_path")
+    @field_validator(*_RESPONSE_PATHS)
     @classmethod
     def _check_path(cls, value: str) -> str:
         return templates.check_path(value)
@@ -330,6 +332,15 @@ class _HttpKind:
         """Return host and port of the URL."""
         assert isinstance(settings, HttpSettings)
         return _parse_url(settings.url)
+
+    def operator_values(self, settings: BaseModel) -> Mapping[str, object]:
+        """Return the URL, the method, the paths that read the response, and the variables in the path of the URL."""
+        assert isinstance(settings, HttpSettings)
+        path = settings.url.partition("?")[0]
+        return {
+            **{name: getattr(settings, name) for name in ("url", "method", *_RESPONSE_PATHS)},
+            "variables": templates.fill(path, settings.variables, "url"),
+        }
 
     def open(self, config: GatewayConfig, context: GatewayContext) -> GatewayConnection:
         return HttpGateway(config, context)

@@ -110,6 +110,10 @@ class _SimulatorKind:
         """Return None, because the simulator connects to nothing."""
         return None
 
+    def operator_values(self, settings: BaseModel) -> Mapping[str, object]:
+        """Return nothing, because the simulator connects to nothing."""
+        return {}
+
     def open(self, config: GatewayConfig, context: GatewayContext) -> GatewayConnection:
         return SimulatorGateway(config, context)
 

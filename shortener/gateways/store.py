@@ -192,8 +192,8 @@ class GatewayStore:
     ) -> StoredGateway:
         """Change a gateway. Open connections to it are closed after their current messages.
 
-        Only the operator can change the address of a gateway that may be private. For all others, a change of the address needs new
-        credentials, so that a stored credential does not reach another host."""
+        Only the operator can change what a gateway that may be private requests and reads (`GatewayKind.operator_values`). For all
+        others, a change of the address needs new credentials, so that a stored credential does not reach another host."""
         stored = await self.get(gateway_id, application_id)
         values: dict[str, Any] = {**changes}
         if "name" in changes:
@@ -202,7 +202,7 @@ class GatewayStore:
             merged = self._read_settings(await self._database.read(_require, gateway_id, application_id)) | dict(new)
             parsed = _parse_settings(stored.config.kind, merged)
             if not is_operator:
-                _check_new_target(stored, parsed, new)
+                _check_customer_change(stored, parsed, new)
             await self._check_target(stored.config.kind, parsed, stored.config.allow_private)
             values["settings"] = self._encrypt(merged)
         if values.pop("rotate_report_key", False):
@@ -366,14 +366,17 @@ def _parse_settings(kind: str, values: Mapping[str, Any]) -> BaseModel:
         raise ApiError(ErrorCode.INVALID_REQUEST, details=details) from None
 
 
-def _check_new_target(stored: StoredGateway, parsed: BaseModel, new: Mapping[str, Any]) -> None:
-    """Check a change of the address of a gateway that is not made by the operator. Raise ApiError."""
+def _check_customer_change(stored: StoredGateway, parsed: BaseModel, new: Mapping[str, Any]) -> None:
+    """Check a change of the settings of a gateway that is not made by the operator. Raise ApiError."""
     kind, before = KINDS[stored.config.kind], stored.config.settings
+    if stored.config.allow_private:
+        known = {} if isinstance(before, LostSettings) else kind.operator_values(before)
+        changed = [name for name, value in kind.operator_values(parsed).items() if name not in known or known[name] != value]
+        if changed:
+            reason = "can be changed only on the command line, because the gateway may have a private address"
+            raise ApiError(ErrorCode.FORBIDDEN_TARGET, details=[Detail(f"settings.{name}", reason) for name in changed])
     if isinstance(before, LostSettings) or kind.target(before) == kind.target(parsed):
         return
-    if stored.config.allow_private:
-        reason = "leads to another address; only the operator can change the address of a gateway that may be private"
-        raise ApiError(ErrorCode.FORBIDDEN_TARGET, details=[Detail("settings.url", reason)])
     kept = [name for name in ("variables", "headers", "body") if getattr(before, name, None) and name not in new]
     if kept:
         reason = "must be set again if the address changes, because it may contain credentials"

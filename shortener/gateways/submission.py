@@ -161,6 +161,12 @@ class GatewayKind(Protocol):
         """Return host and port to which the gateway connects; None if it connects to nothing."""
         ...
 
+    def operator_values(self, settings: BaseModel) -> Mapping[str, object]:
+        """Return what only the operator can change if the gateway may have a private address, by the name of the setting.
+
+        These values decide which resource of which host is requested, and which part of the response is shown."""
+        ...
+
     def open(self, config: GatewayConfig, context: GatewayContext) -> GatewayConnection: ...
 
 

@@ -131,9 +131,56 @@ async def test_only_the_operator_changes_the_address_of_a_gateway_that_may_be_pr
     with pytest.raises(ApiError) as caught:
         await service.gateways.update(created.id, {"settings": elsewhere}, 1)
     assert caught.value.code is ErrorCode.FORBIDDEN_TARGET
-    same = {"url": "http://10.0.0.5:13013/cgi-bin/sendsms?username={username}&password={password}&to={phone}&text={text}"}
-    await service.gateways.update(created.id, {"settings": same}, 1)
     await service.gateways.update(created.id, {"settings": elsewhere}, is_operator=True)
+
+
+PRIVATE = {"url": "http://10.0.0.5/api/{account}/send", "variables": {"account": "a1", "token": "S3CRET"}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"url": "http://10.0.0.5/admin/{account}"}, "url"),
+        ({"url": "http://10.0.0.5/api/{account}/send?page=admin"}, "url"),
+        ({"url": "http://10.0.0.5:6379/api/{account}/send"}, "url"),
+        ({"url": "https://10.0.0.5/api/{account}/send"}, "url"),
+        ({"variables": {"account": "..", "token": "S3CRET"}}, "variables"),
+        ({"method": "GET"}, "method"),
+        ({"id_path": "$.secret"}, "id_path"),
+        ({"error_path": "{value}"}, "error_path"),
+        ({"error_code_path": "{value}"}, "error_code_path"),
+        ({"success_path": "$.secret", "success_values": ["ok"]}, "success_path"),
+    ],
+)
+async def test_only_the_operator_changes_what_a_gateway_that_may_be_private_requests_and_reads(
+    make_service: MakeService, changes: dict[str, Any], field: str
+) -> None:
+    service = await make_service(allow_private_targets=False)
+    created = await service.gateways.create(1, NewGateway(name="private", settings=PRIVATE, allow_private=True))
+    with pytest.raises(ApiError) as caught:
+        await service.gateways.update(created.id, {"settings": changes}, 1)
+    assert caught.value.code is ErrorCode.FORBIDDEN_TARGET
+    assert f"settings.{field}" in [detail.field for detail in caught.value.details]
+    assert (await service.gateways.get(created.id)).config.settings == created.config.settings
+    await service.gateways.update(created.id, {"settings": changes}, is_operator=True)
+
+
+async def test_an_application_changes_the_credentials_of_its_gateway_that_may_be_private(make_service: MakeService) -> None:
+    service = await make_service(allow_private_targets=False)
+    created = await service.gateways.create(1, NewGateway(name="private", settings=PRIVATE, allow_private=True))
+    changes = {"url": PRIVATE["url"], "variables": {"account": "a1", "token": "N3W"}, "success_statuses": "200"}
+    changed = await service.gateways.update(created.id, {"settings": changes}, 1)
+    assert changed.config.settings.variables["token"] == "N3W"  # type: ignore[attr-defined]
+
+
+async def test_only_the_operator_restores_lost_settings_of_a_gateway_that_may_be_private(make_service: MakeService) -> None:
+    service = await make_service(allow_private_targets=False)
+    created = await service.gateways.create(1, NewGateway(name="private", settings=PRIVATE, allow_private=True))
+    await service.database.write(lambda connection: connection.execute(schema.gateways.update().values(settings=None)))
+    with pytest.raises(ApiError) as caught:
+        await service.gateways.update(created.id, {"settings": PRIVATE}, 1)
+    assert caught.value.code is ErrorCode.FORBIDDEN_TARGET
+    await service.gateways.update(created.id, {"settings": PRIVATE}, is_operator=True)
 
 
 async def test_stored_credentials_do_not_reach_another_address(service: Service) -> None:

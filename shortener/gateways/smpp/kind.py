@@ -28,6 +28,11 @@ class _SmppKind:
         assert isinstance(settings, SmppSettings)
         return settings.target
 
+    def operator_values(self, settings: BaseModel) -> Mapping[str, object]:
+        """Return the URL."""
+        assert isinstance(settings, SmppSettings)
+        return {"url": settings.url}
+
     def open(self, config: GatewayConfig, context: GatewayContext) -> GatewayConnection:
         from shortener.gateways.smpp.gateway import SmppGateway
 
