@@ -42,8 +42,12 @@ ACTIONS = {
     "operator_enabled": "Operator enabled",
     "role_granted": "Role granted",
     "role_removed": "Role removed",
-    "exported": "List exported as CSV",
+    "list_exported": "List exported as CSV",
     "number_revealed": "Phone number revealed",
+    "message_created": "Message created in Try it",
+    "test_delivery_sent": "Test event sent to a tracker",
+    "delivery_replayed": "Delivery replayed",
+    "deliveries_replayed": "Dead deliveries of a tracker replayed",
 }
 
 
@@ -77,7 +81,7 @@ async def audit_log(visit: Visit) -> Response:
 
 
 def _record_export(connection: Connection, visit: Visit) -> None:
-    visit.audit(connection, "exported", "audit log", after=dict(visit.request.query_params))
+    visit.audit(connection, "list_exported", "audit log", after=dict(visit.request.query_params))
 
 
 def _csv_row(visit: Visit, row: Any) -> dict[str, Any]:

@@ -59,6 +59,9 @@ async def _trackers(visit: Visit, application_id: int, prefix: str, base: str) -
             found.append(AttentionItem("bad", f"{name} was disabled: {tracker.disabled_reason}", href))
         elif tracker.enabled and tracker.health.breaker(to_ms(visit.now)) in ("open", "half_open"):
             found.append(AttentionItem("bad", f"{name} fails; its deliveries wait", href))
+        elif tracker.enabled and tracker.health.failures_in_row:
+            failures = tracker.health.failures_in_row
+            found.append(AttentionItem("warn", f"{failures} attempts in a row to send to {name} failed", href))
         if backlog.dead:
             number = "10,000 or more" if backlog.dead >= 10_000 else f"{backlog.dead:,}"
             link = f"{base}/deliveries?tracker={tracker.id}&status=dead" if may_open else None

@@ -8,6 +8,7 @@ process stops, or when the browser closes it; the browser connects again by itse
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -47,27 +48,26 @@ async def stream(visit: Visit) -> Response:
     if _streams[visit.session.id] >= MAX_STREAMS:
         raise ApiError(ErrorCode.RATE_LIMITED, f"This session has {MAX_STREAMS} live pages open.", retry_after=5)
     headers = {"X-Accel-Buffering": "no", "Cache-Control": "no-store"}
-    return StreamingResponse(_events(visit, visit.portal, visit.session.id), media_type="text/event-stream", headers=headers)
+    return StreamingResponse(event_stream(visit, visit.portal, visit.session.id), media_type="text/event-stream", headers=headers)
 
 
-async def _events(visit: Visit, portal: Portal, session_id: int) -> AsyncIterator[str]:
+async def event_stream(visit: Visit, portal: Portal, session_id: int) -> AsyncIterator[str]:
     _streams[session_id] += 1
-    silent = 0.0
+    checked = time.monotonic()
     try:
         async with portal.live.subscribe([application.id for application in visit.applications]) as batches:
             yield "retry: 2000\n\n"
             while not visit.service.is_stopping:
+                # The session is checked by elapsed time, because a busy stream is never silent.
+                if time.monotonic() - checked >= HEARTBEAT:
+                    if not await _is_signed_in(visit, portal):
+                        return
+                    checked = time.monotonic()
+                    yield ": still here\n\n"
                 try:
                     batch = await asyncio.wait_for(batches.get(), STOP_CHECK)
                 except TimeoutError:
-                    silent += STOP_CHECK
-                    if silent >= HEARTBEAT:
-                        if not await _is_signed_in(visit, portal):
-                            return
-                        silent = 0.0
-                        yield ": still here\n\n"
                     continue
-                silent = 0.0
                 html = portal.renderer.template("live_rows.html").render(visit=visit, batch=batch, results=RESULTS)
                 yield "".join(f"data: {line}\n" for line in html.splitlines() if line.strip()) + "\n"
     finally:

@@ -71,6 +71,12 @@ _STEPS = {
     "read": ("Read", "good", "eye"),
     "failed": ("Failed", "bad", "circle-x"),
 }
+_DELIVERY_WORDS = {
+    "pending": "waits to be sent to a tracker",
+    "parked": "waits, because its tracker is disabled",
+    "delivered": "was accepted by a tracker",
+    "dead": "was not accepted by a tracker",
+}
 _DELIVERY_KINDS = {"delivered": "good", "dead": "bad"}
 
 
@@ -97,10 +103,17 @@ def _describe(entry: Mapping[str, Any]) -> dict[str, Any]:
         }
     if what == "conversion":
         value = "" if entry["value"] is None else f"{entry['value']} {entry['currency'] or ''}".strip()
-        return {"at": at, "title": f"Conversion: {entry['action']}", "text": value, "kind": "good", "icon": "badge-dollar-sign"}
+        change = "Conversion" if entry["revision"] == 1 else "Conversion changed"
+        return {
+            "at": at,
+            "title": f"{change}: {', '.join(part for part in (entry['action'], entry['status']) if part)}",
+            "text": value,
+            "kind": {"positive": "good", "negative": "bad"}.get(entry["disposition"], ""),
+            "icon": "badge-dollar-sign",
+        }
     return {
         "at": at,
-        "title": f"Event {entry['event']}: {entry['state']}",
+        "title": f"Event “{entry['event']}” {_DELIVERY_WORDS[entry['state']]}",
         "text": _delivery_text(entry),
         "kind": _DELIVERY_KINDS.get(entry["state"], ""),
         "icon": "webhook",

@@ -61,7 +61,7 @@ _STATE = FilterField("state", "State now", {name: label for name, (label, _) in 
 FIELDS = (
     _METRIC,
     FilterField("campaign", "Campaign", is_common=True),
-    FilterField("to", "Phone number", is_common=True),
+    FilterField("to", "Phone number with +", is_common=True),
     _STATE,
     FilterField("country", "Country of the number (code)"),
     FilterField("destination", "Destination (host and path)"),

@@ -11,14 +11,12 @@ import base64
 import hashlib
 import hmac
 from datetime import timedelta
-from typing import Any
 
-from sqlalchemy import Connection, select
 from starlette.responses import RedirectResponse, Response
 
+from shortener.clicks.link_admin import disabled_by, find_link
 from shortener.errors import ApiError, ErrorCode
 from shortener.portal.page import PortalPage, Visit
-from shortener.storage.schema import links
 
 VALID = timedelta(minutes=10)
 _SIGNATURE_BYTES = 12
@@ -47,14 +45,10 @@ async def open_link(visit: Visit) -> Response:
     is_valid = hmac.compare_digest(signed.encode(), _sign(visit, code, expires).encode())
     if not is_valid or expires < visit.now.timestamp():
         raise ApiError(ErrorCode.NOT_FOUND, "This address is valid for ten minutes only. Open the page of the link again.")
-    row = await visit.service.database.read(_destination, code)
-    if row is None or not row.url:
-        raise ApiError(ErrorCode.NOT_FOUND)
+    row = await visit.service.database.read(find_link, code)
+    if not row.url or disabled_by(visit.service.directory, row) is not None:
+        raise ApiError(ErrorCode.NOT_FOUND, "This link is disabled or erased.")
     return RedirectResponse((row.location or row.url).replace("{click_id}", "test"), 302)
-
-
-def _destination(connection: Connection, code: str) -> Any:
-    return connection.execute(select(links.c.url, links.c.location).where(links.c.code == code)).first()
 
 
 PAGES = [PortalPage("/portal/open/{signed}", open_link, is_public=True)]

@@ -188,7 +188,7 @@ class Visit:
     def redirect(self, location: str) -> Response:
         """Return a redirect that is followed with GET. `location` must be root-relative."""
         if self.is_fragment:
-            return Response(status_code=204, headers={"HX-Redirect": location})
+            return Response(status_code=204, headers={"HX-Redirect": quote(location, safe="/~@:+,;=!$&'()*?%#")})
         return RedirectResponse(location, 303)
 
     @property

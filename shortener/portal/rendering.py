@@ -26,6 +26,7 @@ from shortener.portal.operators import THEMES, Role
 from shortener.portal.page import ALL, ALL_APPLICATIONS, PortalPage, Visit, url
 from shortener.portal.periods import CUSTOM, PERIODS
 from shortener.portal.static_files import static_files
+from shortener.times import parse_iso
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -124,6 +125,7 @@ def new_environment() -> Environment:
         country_name=formats.country_name,
         search_path=SEARCH_PATH,
         icons=ICONS,
+        parse_iso=parse_iso,
     )
     environment.filters.update(
         number=formats.number,

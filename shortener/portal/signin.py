@@ -182,7 +182,9 @@ async def check_password(visit: Visit, password: str) -> str | None:
     database, delays, session = visit.service.database, visit.portal.delays, visit.session
     assert session is not None
     name = session.operator.name
-    if wait := await database.write(delays.begin_attempt, name, visit.network, visit.now):
+    # Failures are counted for the session, so that failed sign-ins of a stranger do not delay an operator who is signed in.
+    counted = f"session {session.id}"
+    if wait := await database.write(delays.begin_attempt, counted, visit.network, visit.now):
         return f"was wrong too often; try again in {wait} seconds"
     account = await database.read(_find_account, name)
     if account is None or not await visit.portal.passwords.verify(account.password_hash, password):
@@ -190,7 +192,7 @@ async def check_password(visit: Visit, password: str) -> str | None:
         return "is not correct"
 
     def succeed(connection: Connection) -> None:
-        delays.succeed(connection, name, visit.network)
+        delays.succeed(connection, counted, visit.network)
         sessions.mark_password(connection, session.id, visit.now)
 
     await database.write(succeed)

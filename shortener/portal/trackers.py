@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from starlette.responses import Response
 
-from shortener.delivery.deliveries import DeliveryFilter
+from shortener.delivery.deliveries import DeliveryBacklog, DeliveryFilter
 from shortener.delivery.sample_delivery import SampleDelivery, send_test
 from shortener.delivery.tracker_presenter import health_fields, tracker_fields
 from shortener.delivery.trackers import Tracker
@@ -15,7 +17,13 @@ from shortener.portal.operators import Role
 from shortener.portal.page import NavigationItem, PortalPage, Visit
 
 #: How each state of a circuit breaker is shown: its label, and the kind of its badge.
-BREAKERS = {"closed": ("working", "good"), "open": ("failing, waits", "bad"), "half_open": ("testing again", "warn")}
+BREAKERS = {
+    "closed": ("working", "good"),
+    "failing": ("last attempt failed", "warn"),
+    "open": ("failing, waits", "bad"),
+    "half_open": ("testing again", "warn"),
+    "recovering": ("catching up", "warn"),
+}
 RECENT = 10  # The number of deliveries that the page of a tracker shows.
 
 
@@ -24,7 +32,7 @@ async def trackers(visit: Visit) -> Response:
     listed = []
     for tracker in await visit.service.trackers.all(visit.application_id):
         backlog = await visit.service.deliveries.backlog(tracker.id, visit.now)
-        listed.append((tracker, health_fields(tracker, backlog, visit.now)))
+        listed.append((tracker, _health(tracker, backlog, visit)))
     return visit.render("trackers.html", title="Trackers", trackers=listed, breakers=BREAKERS)
 
 
@@ -61,12 +69,20 @@ async def _show(visit: Visit, sample: SampleDelivery | None) -> Response:
         title=found.name or f"Tracker {found.id}",
         tracker=found,
         fields=tracker_fields(visit.service.settings, found),
-        health=health_fields(found, backlog, visit.now),
+        health=_health(found, backlog, visit),
         breakers=BREAKERS,
         deliveries=page.deliveries,
         sample=sample,
         states=STATES,
     )
+
+
+def _health(tracker: Tracker, backlog: DeliveryBacklog, visit: Visit) -> dict[str, Any]:
+    """Return the health of a tracker. The state `failing` is a closed breaker whose last attempts failed."""
+    fields = health_fields(tracker, backlog, visit.now)
+    if fields["breaker"] == "closed" and fields["failures_in_row"]:
+        fields["breaker"] = "failing"
+    return fields
 
 
 async def _find(visit: Visit) -> Tracker:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from starlette.responses import Response
 
@@ -51,8 +52,10 @@ async def submit(visit: Visit) -> Response:
     except ApiError as error:
         return _page(visit, fields, None, error)
     await visit.service.database.write(visit.audit, "message_created", created["message_id"], after={"campaign": CAMPAIGN})
+    host = urlsplit(visit.service.settings.base_url).hostname or ""
+    is_loopback = host == "localhost" or host.startswith("127.")
     codes = [(link["short_url"], qr_code(link["short_url"])) for link in created["links"]]
-    return visit.render("try_created.html", title="Try it", message=created, codes=codes)
+    return visit.render("try_created.html", title="Try it", message=created, codes=codes, is_local=is_loopback)
 
 
 def _item(fields: Mapping[str, str], *, gateway: str | None) -> RewriteItem:
@@ -99,7 +102,9 @@ def _left(body: str) -> int:
 
 def _recipients(text: str) -> int | None:
     digits = text.replace(",", "").replace(" ", "").replace("'", "")
-    return int(digits) if digits.isascii() and digits.isdecimal() and int(digits) <= MAX_RECIPIENTS_SHOWN else None
+    if not (digits.isascii() and digits.isdecimal() and len(digits) <= 8):
+        return None
+    return int(digits) if int(digits) <= MAX_RECIPIENTS_SHOWN else None
 
 
 PAGES = [

@@ -12,11 +12,12 @@ from sqlalchemy import Connection, select
 
 from shortener.model import DeliveryStatus, HitFlag, Topic, Verdict
 from shortener.outbox.events import encode_event_id
+from shortener.reporting.conversions import serialize_conversion
 from shortener.reporting.hits import HitFilter, list_hits
-from shortener.reporting.messages import serialize_decimal
 from shortener.reporting.status import MessageStatus
 from shortener.storage.schema import deliveries, events, events_of, trackers
 from shortener.storage.types import to_iso
+from shortener.times import parse_iso, to_utc
 
 MAX_ENTRIES = 1000  # The maximum number of hits of a message, and of deliveries, in its timeline.
 
@@ -48,9 +49,12 @@ def message_timeline(
             entry |= {"first_verdict": Verdict(hit.first_verdict).api_name, "first_rule": hit.first_rule}
         entries.append((hit.at, entry))
     for conversion in status.conversions:
-        value = serialize_decimal(conversion.value)
-        entry = {"what": "conversion", "action": conversion.action, "value": value, "currency": conversion.currency}
-        entries.append((conversion.at, entry))
+        fields = serialize_conversion(conversion, status.revisions.get(conversion.id, ()), click_id)
+        for revision in fields["revisions"]:
+            shared = ("revision", "status", "disposition", "value", "currency")
+            entry = {"what": "conversion", "action": fields["action"], **{name: revision[name] for name in shared}}
+            at = revision["timestamp"] or revision["received_at"]
+            entries.append((to_utc(parse_iso(at)), entry))
     entries += _deliveries(connection, message.id)
     return [{"at": to_iso(at), **entry} for at, entry in sorted(entries, key=lambda one: one[0])]
 

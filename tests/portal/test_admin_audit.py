@@ -21,7 +21,7 @@ async def test_the_audit_log_is_filtered_paged_and_exported(service: Service, si
         def add(connection: object, number: int = number) -> None:
             from shortener.portal.audit import Actor, record
 
-            record(connection, service.ids(), clock.now, Actor(1, "Ada"), "exported", f"=list {number}")  # type: ignore[arg-type]
+            record(connection, service.ids(), clock.now, Actor(1, "Ada"), "list_exported", f"=list {number}")  # type: ignore[arg-type]
 
         await service.database.write(add)
     page = await admin.get(PATH)
@@ -30,10 +30,10 @@ async def test_the_audit_log_is_filtered_paged_and_exported(service: Service, si
     filtered = await admin.get(PATH, params={"action": "sign_in_failed"})
     assert filtered.text.count("<time ") == 6
     assert "Nothing in this period" in (await admin.get(PATH, params={"period": "yesterday"})).text
-    exported = await admin.get(f"{PATH}.csv", params={"action": "exported", "tz": "Asia/Tokyo"})
+    exported = await admin.get(f"{PATH}.csv", params={"action": "list_exported", "tz": "Asia/Tokyo"})
     assert exported.headers["content-disposition"].startswith('attachment; filename="all-audit-')
     rows = list(csv.DictReader(io.StringIO(exported.text)))
     assert len(rows) == 56  # with the export itself
     assert rows[1]["object"] == "'=list 54"
     assert rows[1]["time"].endswith("+09:00")
-    assert (await log(service))[-1].action == "exported"
+    assert (await log(service))[-1].action == "list_exported"

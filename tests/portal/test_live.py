@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import timedelta
+import contextlib
+from collections.abc import AsyncIterator
+from datetime import UTC, timedelta
+from types import SimpleNamespace
 
 import pytest
 from sqlalchemy import Connection
 
 from shortener.container import Service
 from shortener.errors import StoreUnavailable
-from shortener.portal import live_feed
-from shortener.portal.live_feed import LiveFeed, LiveRow, read_rows
+from shortener.portal import live, live_feed
+from shortener.portal.live_feed import LiveBatch, LiveFeed, LiveRow, read_rows
 from shortener.portal.operators import Role
+from shortener.portal.pages import all_pages
+from shortener.portal.rendering import Renderer
+from shortener.portal.sessions import session_limits
 from tests.conftest import NOON
 from tests.portal.conftest import NewBrowser, SignIn, click, send
 
@@ -86,3 +92,36 @@ async def test_rows_of_the_last_seconds_are_read_again(service: Service, sign_in
     now = service.clock()
     assert len(await service.database.read(read_rows, now - timedelta(seconds=15))) == 1
     assert await service.database.read(read_rows, now + timedelta(hours=1)) == []
+
+
+async def test_a_busy_stream_ends_soon_after_its_session_has_ended(
+    service: Service, sign_in: SignIn, new_browser: NewBrowser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "HEARTBEAT", 0.05)
+    monkeypatch.setattr(live, "STOP_CHECK", 0.01)
+    browser = await sign_in()
+    row = LiveRow("hit", 1, NOON, 1, "clicks", "", "m")
+
+    class BusyFeed:
+        @contextlib.asynccontextmanager
+        async def subscribe(self, applications: object) -> AsyncIterator[object]:
+            yield self
+
+        async def get(self) -> LiveBatch:
+            await asyncio.sleep(0.005)
+            return LiveBatch([row], 0)
+
+    portal = SimpleNamespace(
+        live=BusyFeed(), cookie_name="session", limits=session_limits(service.settings), renderer=Renderer(all_pages())
+    )
+    request = SimpleNamespace(cookies=dict(browser.cookies))
+    visit = SimpleNamespace(
+        service=service, applications=[SimpleNamespace(id=1)], application=None, request=request, zone=UTC, portal=portal
+    )
+    received = 0
+    async with asyncio.timeout(20):
+        async for _ in live.event_stream(visit, portal, 1):  # type: ignore[arg-type] # only these attributes are used
+            received += 1
+            if received == 20:
+                await browser.post("/portal/signout")
+    assert received >= 20

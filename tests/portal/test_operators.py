@@ -81,7 +81,7 @@ async def test_the_audit_log_is_paged_filtered_and_purged(database: Database) ->
     actor = audit.Actor(1, "Ada", 1, "192.0.2.0")
 
     for number in range(5):
-        await database.write(audit.record, ids(), NOON, actor, "exported" if number % 2 else "revealed", f"m-{number}")
+        await database.write(audit.record, ids(), NOON, actor, "list_exported" if number % 2 else "revealed", f"m-{number}")
     page = await database.read(audit.list_audit, audit.AuditFilter(), 2)
     assert [row.object for row in page.rows] == ["m-4", "m-3"]
     rest = await database.read(audit.list_audit, audit.AuditFilter(action="revealed"), 9, page.next)

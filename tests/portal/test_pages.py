@@ -92,6 +92,11 @@ async def test_a_link_is_opened_without_a_click_for_ten_minutes(service: Service
     assert (await phone.get(forged)).status_code == 404
     expired = re.sub(r"\.[0-9a-f]+-", ".1-", found)
     assert (await phone.get(expired)).status_code == 404
+    credentials = service.first_credentials
+    assert credentials is not None
+    off = await browser.patch(f"/api/v1/links/{code}", json={"enabled": False}, headers={"X-API-Key": credentials.api_key})
+    assert off.status_code == 200
+    assert (await phone.get(found)).status_code == 404, "a disabled link leads nowhere"
 
 
 @pytest.mark.parametrize("path", ["messages/x", "links/abcde", "campaigns/x"])

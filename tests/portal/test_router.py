@@ -120,3 +120,9 @@ def test_every_module_of_pages_has_its_own_paths() -> None:
     assert len(paths) == len(set(paths))
     assert list(MODULES) == sorted(MODULES)
     assert all(path == "/portal" or path.startswith("/portal/") for path in paths)
+
+
+async def test_a_path_with_letters_outside_of_latin_1_is_no_error_for_htmx(new_browser: NewBrowser) -> None:
+    browser = await new_browser()
+    response = await browser.get("/portal/%D9%A2", headers={"HX-Request": "true"})
+    assert response.status_code in (204, 404)

@@ -52,3 +52,11 @@ async def test_htmx_gets_only_the_result(sign_in: SignIn) -> None:
     assert page.status_code == 200
     assert "<html" not in page.text
     assert "Segments" in page.text
+
+
+async def test_an_impossible_number_of_recipients_is_ignored(sign_in: SignIn) -> None:
+    browser = await sign_in()
+    for number in ("9" * 5000, "x", "-1", "99999999"):
+        page = await browser.post("/portal/1/try", data={"body": BODY, "to": "+14085550123", "recipients": number})
+        assert page.status_code == 200
+        assert "Segments to pay for" not in page.text
