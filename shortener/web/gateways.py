@@ -16,7 +16,8 @@ from shortener.gateways.presenter import gateway_fields, test_fields
 from shortener.gateways.presets import PRESETS
 from shortener.gateways.store import GatewayChanges, NewGateway
 from shortener.gateways.testing import TEST_TEXT, send_test_message
-from shortener.messages.phone_numbers import PhoneNumberError
+from shortener.messages.opt_outs import find_opt_outs
+from shortener.messages.phone_numbers import PhoneNumberError, parse_number
 from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel, until_disconnected
 from shortener.web.fields import Sender, Text
 
@@ -201,13 +202,16 @@ async def test(call: Call[None, GatewayTestRequest]) -> Mapping[str, Any]:
     """Hand a test message on to a gateway of the application."""
     service, body = call.service, call.body
     gateway = await service.gateways.get(call.path["gateway_id"], call.application_id)
-    context, timeout = service.gateway_connections.context, gateway.timeout or service.settings.gateway_timeout
     try:
-        with service.test_slots.take(call.application_id):
-            sending = send_test_message(gateway, context, service.ids, body.to, body.sender_id, body.text, timeout)
-            result = await until_disconnected(call.request, sending)
+        phone = parse_number(body.to).e164
     except PhoneNumberError as error:
         raise ApiError(ErrorCode.INVALID_RECIPIENT, details=[Detail("to", error.reason)]) from None
+    if await service.database.read(find_opt_outs, [(call.application_id, phone)]):
+        raise ApiError(ErrorCode.OPTED_OUT, details=[Detail("to", "has refused further messages of this application")])
+    context, timeout = service.gateway_connections.context, gateway.timeout or service.settings.gateway_timeout
+    with service.test_slots.take(call.application_id):
+        sending = send_test_message(gateway, context, service.ids, phone, body.sender_id, body.text, timeout)
+        result = await until_disconnected(call.request, sending)
     return {"status": True, **test_fields(result)}
 
 
@@ -264,8 +268,9 @@ ENDPOINTS = [
         permission="admin",
         body=GatewayTestRequest,
         response=GatewayTestResponse,
-        errors=(ErrorCode.INVALID_RECIPIENT,),
+        errors=(ErrorCode.INVALID_RECIPIENT, ErrorCode.OPTED_OUT),
         description="Hands one message on in one attempt of at most 15 seconds, and returns what the gateway responded. The "
-        "message really goes to the number. It is not stored and costs no balance.",
+        "message really goes to the number. It is not stored and costs no balance. A number on the opt-out list of the application "
+        "gets `OPTED_OUT`.",
     ),
 ]

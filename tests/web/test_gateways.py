@@ -9,6 +9,7 @@ import pytest
 
 from shortener.accounts.administration import create_application
 from shortener.container import Service
+from shortener.messages.opt_outs import add_opt_out
 from tests.conftest import NOON, client_of
 from tests.receiver import Receiver, Reply
 
@@ -82,6 +83,20 @@ async def test_a_test_message_shows_the_response_of_the_gateway(client: httpx.As
     rejected = (await client.post(path, json={"to": "+14085550100"})).json()
     assert (rejected["outcome"], rejected["detail"]) == ("rejected", "bad number")
     assert (await client.post(path, json={"to": "12"})).json()["error_code"] == "INVALID_RECIPIENT"
+
+
+async def test_a_test_message_to_a_number_on_the_opt_out_list_is_rejected(
+    service: Service, client: httpx.AsyncClient, receiver: Receiver
+) -> None:
+    created = await create(client, name="plain", preset="plain", options={"url": receiver.url()})
+    path = f"{PATH}/{created['gateway_id']}/test"
+    await service.database.write(add_opt_out, 1, "+14085550100", NOON, "reply")
+    for number in ("+14085550100", "+1 (408) 555-0100"):
+        refused = await client.post(path, json={"to": number})
+        assert (refused.status_code, refused.json()["error_code"]) == (409, "OPTED_OUT")
+        assert refused.json()["details"][0]["field"] == "to"
+    assert receiver.requests == []
+    assert (await client.post(path, json={"to": "+14085550101"})).status_code == 200
 
 
 async def test_a_private_address_needs_the_operator(make_service: Any, clock: Any) -> None:
