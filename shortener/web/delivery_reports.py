@@ -23,6 +23,7 @@ from shortener.messages.delivery_reports import DeliveryReport
 from shortener.messages.report_words import parse_state
 from shortener.model import State
 from shortener.times import parse_report_time
+from shortener.web.damaged_json import RepairedText
 from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel
 from shortener.web.fields import Price, Text, parse_price
 
@@ -125,6 +126,11 @@ def read_report(item: Any, now: datetime) -> ReadReport:
     texts = {name: _cut(item.get(name), name, limit, read.warnings) for name, limit in _MAX_CHARACTERS.items()}
     unknown = [name for name in item if name not in DeliveryReportItem.model_fields]
     read.warnings += [f"{name[:64]} is not a known field" for name in unknown[:10]]
+    read.warnings += [
+        f"{name} is not UTF-8; its invalid characters were replaced"
+        for name in DeliveryReportItem.model_fields
+        if isinstance(item.get(name), RepairedText)
+    ]
     read.report = DeliveryReport(
         message_id=message_id,
         state=state,
@@ -257,13 +263,14 @@ ENDPOINTS = [
         "Send pipeline",
         permission="sms.send",
         body=DeliveryReportRequest,
+        repairs_text=True,
         response=DeliveryReportsResponse,
         errors=(ErrorCode.MESSAGE_NOT_FOUND, ErrorCode.BATCH_TOO_LARGE),
         description="The body is one report or a list. Each report is accepted or refused separately: `results` has one entry for "
-        "each. The call returns an error only if no report was accepted. Texts that are too long are cut, and values that"
-        " cannot be read are left out, with a warning. A state only moves forward: CREATED < SENT < FAILED, EXPIRED < "
-        "DELIVERED < READ < CLICKTHRU. A late report stores its time and never moves the state back. The words of SMPP, "
-        "Kannel, Jasmin, playSMS, Twilio, Infobip and Vonage are accepted too; ACCEPTD, ENROUTE and UNKNOWN are stored "
-        "and do not change the state.",
+        "each. The call returns an error only if no report was accepted. Texts that are too long are cut, text that is not UTF-8 "
+        "is read as Windows-1252, and values that cannot be read are left out, with a warning. A state only moves forward: "
+        "CREATED < SENT < FAILED, EXPIRED < DELIVERED < READ < CLICKTHRU. A late report stores its time and never moves the "
+        "state back. The words of SMPP, Kannel, Jasmin, playSMS, Twilio, Infobip and Vonage are accepted too; ACCEPTD, ENROUTE "
+        "and UNKNOWN are stored and do not change the state.",
     )
 ]

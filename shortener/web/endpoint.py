@@ -103,8 +103,8 @@ class Endpoint:
     handler returns a `Response`. `other_responses` are further successful statuses with their models. `errors` lists the codes
     that the handler raises, in addition to those that every endpoint may raise. `headers` maps each header that the handler reads
     to its meaning.
-    With `body_forms` the body may also be a form; with `body_optional` it may be empty. With `reads_request` the handler reads
-    query and body itself, and their models only describe them.
+    With `body_forms` the body may also be a form; with `body_optional` it may be empty. With `repairs_text`, invalid text in a JSON
+    body is replaced. With `reads_request` the handler reads query and body itself, and their models only describe them.
     `complete_error` adds to the error of an invalid body what the handler would have found wrong, so that one error does not hide
     another. `translate_error` replaces an error by that with the code of a vendor. `error_shape` adds the fields of a vendor to the
     body of an error.
@@ -121,6 +121,7 @@ class Endpoint:
     body: type[BaseModel] | None = None
     body_forms: bool = False
     body_optional: bool = False
+    repairs_text: bool = False
     reads_request: bool = False
     translate_error: Callable[[ApiError], ApiError] | None = None
     error_shape: ErrorShape | None = None
@@ -301,7 +302,14 @@ async def _read_body(endpoint: Endpoint, service: Service, request: Request) -> 
     assert endpoint.body is not None
     settings = service.settings
     limits = BodyLimits(settings.body_limit, settings.batch_limit, ErrorCode.BATCH_TOO_LARGE in endpoint.errors)
-    return await read_model(request, endpoint.body, limits, accepts_forms=endpoint.body_forms, is_optional=endpoint.body_optional)
+    return await read_model(
+        request,
+        endpoint.body,
+        limits,
+        accepts_forms=endpoint.body_forms,
+        is_optional=endpoint.body_optional,
+        repairs_text=endpoint.repairs_text,
+    )
 
 
 T = TypeVar("T")

@@ -21,6 +21,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.model import record
+from shortener.web.damaged_json import load_damaged_json, repair
 from shortener.web.validation import validate
 
 LARGE_BODY_BYTES = 64 * 1024  # larger JSON bodies are parsed in a separate thread
@@ -56,9 +57,17 @@ class BodyLimits:
 
 
 async def read_model(
-    request: Request, model: type[Model], limits: BodyLimits, *, accepts_forms: bool = False, is_optional: bool = False
+    request: Request,
+    model: type[Model],
+    limits: BodyLimits,
+    *,
+    accepts_forms: bool = False,
+    is_optional: bool = False,
+    repairs_text: bool = False,
 ) -> Model | None:
-    """Return the body as `model`, or None if it is empty and `is_optional`."""
+    """Return the body as `model`, or None if it is empty and `is_optional`.
+
+    With `repairs_text`, invalid text in JSON is replaced (see `damaged_json`)."""
     kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     is_form = accepts_forms and kind == "application/x-www-form-urlencoded"
     content = await read_body(request, limits, is_form=is_form)
@@ -67,8 +76,8 @@ async def read_model(
     if not is_form and kind != "application/json" and not kind.endswith("+json"):
         raise ApiError(ErrorCode.UNSUPPORTED_MEDIA_TYPE, f"Content-Type must be application/json, not {kind[:100]!r}.")
     if len(content) <= LARGE_BODY_BYTES:
-        return _parse(content, model, limits, is_form)
-    return await asyncio.get_running_loop().run_in_executor(_thread, _parse, content, model, limits, is_form)
+        return _parse(content, model, limits, is_form, repairs_text)
+    return await asyncio.get_running_loop().run_in_executor(_thread, _parse, content, model, limits, is_form, repairs_text)
 
 
 async def read_body(request: Request, limits: BodyLimits, *, is_form: bool = False) -> bytes:
@@ -104,7 +113,7 @@ async def read_body(request: Request, limits: BodyLimits, *, is_form: bool = Fal
     return b"".join(chunks)
 
 
-def _parse(content: bytes, model: type[Model], limits: BodyLimits, is_form: bool) -> Model:
+def _parse(content: bytes, model: type[Model], limits: BodyLimits, is_form: bool, repairs_text: bool) -> Model:
     if is_form:
         try:
             pairs = parse_qsl(content.decode(), keep_blank_values=True, max_num_fields=MAX_FORM_FIELDS)
@@ -115,7 +124,15 @@ def _parse(content: bytes, model: type[Model], limits: BodyLimits, is_form: bool
     try:
         data = orjson.loads(content)
     except orjson.JSONDecodeError as error:
-        raise ApiError(ErrorCode.INVALID_JSON, f"The body is not valid JSON: {str(error)[:200]}") from None
+        invalid = ApiError(ErrorCode.INVALID_JSON, f"The body is not valid JSON: {str(error)[:200]}")
+        if not repairs_text:
+            raise invalid from None
+        try:
+            damaged = load_damaged_json(content)
+        except (ValueError, RecursionError):
+            raise invalid from None
+        check_sizes(damaged, limits)
+        return validate(model, repair(damaged))
     if _may_exceed(content, limits):
         check_sizes(data, limits)
     return validate(model, data)

@@ -126,6 +126,63 @@ async def test_a_delivery_report_is_stored_without_its_invalid_values_and_a_warn
     assert (row.mt_price, row.fragments_count, row.telecom_message_id) == (Decimal("0.02999"), None, "a\ufffdb")
 
 
+LATIN_1 = "reason_description is not UTF-8; its invalid characters were replaced"
+
+
+@pytest.mark.parametrize(
+    ("sent", "content_type", "description", "warnings"),
+    [
+        (b"nicht verf\xfcgbar", "application/json", "nicht verfügbar", [LATIN_1]),
+        (b"nicht verf\xfcgbar", "application/json; charset=iso-8859-1", "nicht verfügbar", [LATIN_1]),
+        (b"\xc3\xbc \x80 \xff", "application/json", "ü € ÿ", [LATIN_1]),
+        (b"busy \\ud83d", "application/json", "busy \ufffd", [LATIN_1]),
+        (b"line 1\nline 2", "application/json", "line 1\nline 2", []),
+    ],
+)
+@pytest.mark.parametrize("padding", [0, 70_000], ids=["small", "parsed in the thread"])
+async def test_a_text_that_is_not_utf_8_changes_no_other_delivery_report_of_the_list(
+    service: Service,
+    client: httpx.AsyncClient,
+    sent: bytes,
+    content_type: str,
+    description: str,
+    warnings: list[str],
+    padding: int,
+) -> None:
+    await service.database.write(add_message, service.ids, "m-2")
+    content = (
+        b'[{"message_id": "m-1", "state": "FAILED", "reason_description": "%s"},'
+        b'{"message_id": "m-2", "state": "DELIVERED", "reason_description": "zugestellt \xc3\xbc"}]' % sent
+    ) + b" " * padding
+    headers = {"Content-Type": content_type, "Idempotency-Key": "k-1"}
+    for _ in range(2):  # the second response is the stored response to the first request
+        response = await client.post(PATH, content=content, headers=headers)
+        assert response.status_code == 200, response.text
+        assert [(one["state"], one["warnings"]) for one in response.json()["results"]] == [("FAILED", warnings), ("DELIVERED", [])]
+    first, second = await rows(service.database, schema.messages)
+    assert (first.reason_description, second.reason_description) == (description, "zugestellt ü")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+async def test_delivery_reports_may_begin_with_a_byte_order_mark(client: httpx.AsyncClient, encoding: str) -> None:
+    content = '[{"message_id": "m-1", "state": "DELIVERED"}]'.encode(encoding)
+    response = await client.post(PATH, content=content, headers={"Content-Type": "application/json"})
+    assert (response.status_code, response.json()["accepted"]) == (200, 1)
+    assert response.json()["results"][0]["warnings"] == []
+
+
+async def test_a_message_id_that_is_not_utf_8_rejects_only_its_own_delivery_report(client: httpx.AsyncClient) -> None:
+    content = b'[{"message_id": "m\xfc\\udc00", "state": "SENT", "\xff": 1}, {"message_id": "m-1", "state": "SENT"}]'
+    response = await client.post(PATH, content=content, headers={"Content-Type": "application/json"})
+    assert [(one["message_id"], one["accepted"]) for one in response.json()["results"]] == [("mü\ufffd", False), ("m-1", True)]
+
+
+@pytest.mark.parametrize("content", [b"[{", b"\xff", b"\xef\xbb\xbf", b"[" * 100_000, b'{"message_id": "m-1\xfc"'])
+async def test_delivery_reports_that_are_not_json_are_rejected(client: httpx.AsyncClient, content: bytes) -> None:
+    response = await client.post(PATH, content=content, headers={"Content-Type": "application/json"})
+    assert (response.status_code, response.json()["status"]) == (400, False)
+
+
 async def test_status_words_of_carriers_in_delivery_reports_are_mapped_to_states(
     service: Service, client: httpx.AsyncClient
 ) -> None:
