@@ -34,6 +34,7 @@ from shortener.server.client_timer import ClientTimer
 from shortener.server.connection_limits import ConnectionLimits
 from shortener.server.request_ids import HEADER as REQUEST_ID
 from shortener.server.request_ids import request_id
+from shortener.server.request_line import IncompleteHead, encode_request_line
 from shortener.server.response_bytes import serialize_response
 
 log = structlog.get_logger(__name__)
@@ -72,7 +73,7 @@ class RedirectProtocol(HttpToolsProtocol):
         self._has_app: HasApp = self.config.loaded_app
         self._peer: str | None = None
         self._socket_fd = -1  # -1 if all writes use the transport
-        self.incomplete_head: _IncompleteHead | None = None
+        self.incomplete_head: IncompleteHead | None = None
         self.timer: ClientTimer | None = None
         self._response_ended = 0.0  # loop time of the latest response, or of the begin of the connection
         self.is_reading_body = False  # True while the body of the latest request is incomplete
@@ -100,17 +101,45 @@ class RedirectProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Parse the data. If the head of a request is incomplete afterwards, enforce its size limit."""
         head = self.incomplete_head
-        super().data_received(data)
+        if data.isascii():
+            super().data_received(data)
+        else:
+            self._receive_non_ascii(data)
+        incomplete = self.incomplete_head
+        if incomplete is None:
+            return
+        incomplete.note_end_of_chunk(data)
         # Data that arrived together with the beginning of the request head does not count; it is at most one read buffer.
-        if head is not None and self.incomplete_head is head:
+        if incomplete is head:
             head.size += len(data)
             if head.size > MAX_HEAD_BYTES and not self.transport.is_closing():
                 self.send_400_response("The head of the request is too long.")
 
+    def _receive_non_ascii(self, data: bytes) -> None:
+        """Parse data that contains bytes above 0x7F. In request lines, they are percent-encoded first.
+
+        The parser rejects such bytes in a URL. Some programs send the characters that follow a link in a text as raw UTF-8. The
+        data is parsed one head after the other, because the parser's state shows whether a request line or a body follows."""
+        while data and not self.is_reading_body:
+            # Line ends at the beginning may end a head whose other bytes are in the previous chunk.
+            end_of_head = len(data) - len(data.lstrip(b"\r\n"))
+            if not end_of_head:
+                head = self.incomplete_head
+                if head is None or head.is_in_request_line:
+                    data = encode_request_line(data)
+                found = data.find(b"\r\n\r\n")
+                end_of_head = len(data) if found < 0 else found + 4
+            super().data_received(data[:end_of_head])
+            data = data[end_of_head:]
+            if self.transport.is_closing():
+                return
+        if data:
+            super().data_received(data)
+
     def on_message_begin(self) -> None:
         self.url = b""
         self.headers = []
-        self.incomplete_head = _IncompleteHead()
+        self.incomplete_head = IncompleteHead()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self.headers.append((name.lower(), value))
@@ -267,17 +296,6 @@ class RedirectProtocol(HttpToolsProtocol):
         if self._is_admitted:
             self._is_admitted = False
             self.config.connection_limits.release(self._peer)
-
-
-class _IncompleteHead:
-    """The head of a request that is incomplete.
-
-    `size`: the number of bytes received after the first chunk of the head."""
-
-    __slots__ = ("size",)
-
-    def __init__(self) -> None:
-        self.size = 0
 
 
 class _CombinedWrites:

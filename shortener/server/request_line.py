@@ -1,0 +1,40 @@
+"""Request lines with bytes above 0x7F, and the state of a request's head that has not arrived completely.
+
+Some programs request a short link with the characters that follow it in a text as raw UTF-8: an emoji, a bracket, an invisible
+character. The parser of uvicorn rejects such bytes in a URL, so the protocol percent-encodes them before the parser reads them.
+"""
+
+from __future__ import annotations
+
+from urllib.parse import quote_from_bytes
+
+_ASCII = bytes(range(128))
+
+
+class IncompleteHead:
+    """The head of a request that is incomplete.
+
+    `size`: the number of bytes received after the first chunk of the head. `is_in_request_line`: whether the request line is
+    incomplete too."""
+
+    __slots__ = ("is_in_request_line", "size")
+
+    def __init__(self) -> None:
+        self.size = 0
+        self.is_in_request_line = True
+
+    def note_end_of_chunk(self, data: bytes) -> None:
+        """Update `is_in_request_line`. `data`: a chunk of the connection that ends inside this head."""
+        line_begin = data.rfind(b"\n") + 1
+        if self.is_in_request_line and not data[:line_begin].strip(b"\r\n"):
+            return  # line ends before a request line have no effect
+        # An empty line ends the head or the body of the previous request, so the last line of the chunk is a request line.
+        self.is_in_request_line = data.endswith((b"\n\r\n", b"\n\n"), 0, line_begin)
+
+
+def encode_request_line(data: bytes) -> bytes:
+    """Percent-encode the bytes above 0x7F before the first line end. All other bytes of `data` stay the same."""
+    line_end = data.find(b"\n") + 1 or len(data)
+    if data[:line_end].isascii():
+        return data
+    return quote_from_bytes(data[:line_end], _ASCII).encode() + data[line_end:]
