@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from shortener.portal import formats
 from shortener.portal.audit import AuditFilter, AuditPage, list_audit
+from shortener.portal.listing import exported_query
 from shortener.portal.operators import Role, list_operators
 from shortener.portal.page import NavigationItem, PortalPage, Visit
 from shortener.portal.router import csv_download
@@ -81,7 +82,7 @@ async def audit_log(visit: Visit) -> Response:
 
 
 def _record_export(connection: Connection, visit: Visit) -> None:
-    visit.audit(connection, "list_exported", "audit log", after=dict(visit.request.query_params))
+    visit.audit(connection, "list_exported", "audit log", after=exported_query(visit))
 
 
 def _csv_row(visit: Visit, row: Any) -> dict[str, Any]:

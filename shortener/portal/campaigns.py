@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from shortener.errors import ApiError, ErrorCode
 from shortener.portal.charts import Bar
-from shortener.portal.listing import campaign_query
+from shortener.portal.listing import campaign_query, exported_query
 from shortener.portal.page import NavigationItem, PortalPage, Visit
 from shortener.portal.periods import local_days
 from shortener.portal.router import csv_download
@@ -81,7 +81,7 @@ def _within(figures: Figures) -> list[int]:
 
 async def _download(visit: Visit) -> Response:
     service, scope = visit.service, _scope(visit)
-    await service.database.write(visit.audit, "list_exported", "campaigns", after=dict(visit.request.query_params))
+    await service.database.write(visit.audit, "list_exported", "campaigns", after=exported_query(visit))
     first = await service.database.read(campaign_page, scope, ROWS, None)
 
     async def lines() -> Any:

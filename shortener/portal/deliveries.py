@@ -12,7 +12,7 @@ from shortener.delivery.tracker_presenter import delivery_fields
 from shortener.errors import ApiError, ErrorCode
 from shortener.ids import decode, encode
 from shortener.model import DeliveryStatus
-from shortener.portal.listing import FilterField, Listing, chips, choice, slots_of
+from shortener.portal.listing import FilterField, Listing, chips, choice, exported_query, slots_of
 from shortener.portal.operators import Role
 from shortener.portal.page import NavigationItem, PortalPage, Visit
 from shortener.portal.router import csv_download
@@ -51,7 +51,7 @@ async def deliveries(visit: Visit) -> Response:
     """List the deliveries that were created in the period, newest first."""
     service, criteria = visit.service, _filter(visit)
     if visit.is_csv:
-        await service.database.write(visit.audit, "list_exported", "deliveries", after=dict(visit.request.query_params))
+        await service.database.write(visit.audit, "list_exported", "deliveries", after=exported_query(visit))
 
         async def read(below: int | None) -> DeliveryRows:
             page = await service.deliveries.page(criteria, PAGE_ROWS, below)

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from shortener.clicks.link_admin import find_link, serialize_link
 from shortener.clicks.link_changes import read_history
 from shortener.errors import ApiError, ErrorCode
-from shortener.portal.listing import FilterField, ListedRow, Listing, campaign_of, chips, choice, slots_of
+from shortener.portal.listing import FilterField, ListedRow, Listing, campaign_of, chips, choice, exported_query, slots_of
 from shortener.portal.open_link import open_url
 from shortener.portal.page import NavigationItem, PortalPage, Visit
 from shortener.portal.router import csv_download
@@ -86,7 +86,7 @@ def _decode(visit: Visit) -> LinkPosition | None:
 
 async def _download(visit: Visit) -> Response:
     service, filters = visit.service, _filter(visit)
-    await service.database.write(visit.audit, "list_exported", "links", after=dict(visit.request.query_params))
+    await service.database.write(visit.audit, "list_exported", "links", after=exported_query(visit))
     first = await service.database.read(list_links, filters, _CSV_ROWS, None)
 
     async def lines() -> AsyncIterator[bytes]:

@@ -17,6 +17,7 @@ from sqlalchemy import Connection
 from starlette.responses import Response
 
 from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.logs import mask
 from shortener.portal.page import Visit
 from shortener.portal.router import csv_download
 from shortener.reporting.counts import slot_edges
@@ -25,6 +26,13 @@ from shortener.web.paging import Cursors
 
 ROWS = 50  # The number of rows of a page.
 MAX_READS = 5  # How often a page continues to read while no row matches.
+MAX_EXPORTED_CHARACTERS = 200  # The maximum length of a filter's value in the audit log.
+#: The parameters of a query that the audit log stores for an export: the period, the filters of all lists, and visible numbers.
+EXPORTED_NAMES = (
+    *("period", "since", "until", "tz", "basis", "numbers"),
+    *("campaign", "no_campaign", "to", "country", "destination", "url", "label", "source", "code", "message", "tracker"),
+    *("metric", "state", "status", "verdict", "rule", "disposition", "action", "transaction", "warnings", "reason", "operator"),
+)
 
 
 #: Reads a page of one application: (connection, application id, limit, the id that all rows are below or None).
@@ -132,9 +140,7 @@ async def show_list(visit: Visit, template: str, source: ListSource, fields: Seq
 
 async def download(visit: Visit, source: ListSource) -> Response:
     """Return the complete list as CSV, and record the export in the audit log."""
-    await visit.service.database.write(
-        visit.audit, "list_exported", source.noun, after={key: value for key, value in visit.request.query_params.items() if value}
-    )
+    await visit.service.database.write(visit.audit, "list_exported", source.noun, after=exported_query(visit))
 
     async def read(below: int | None) -> MergedPage:
         return await _read(visit, source, PAGE_ROWS, below)
@@ -146,6 +152,19 @@ async def download(visit: Visit, source: ListSource) -> Response:
     columns = ("local_time", *source.columns) if visit.application else ("application", "local_time", *source.columns)
     lines = stream_csv(read, serialize, columns)
     return csv_download(visit, await _checked(lines), source.noun)
+
+
+def exported_query(visit: Visit) -> dict[str, str]:
+    """Return the parameters of an export for the audit log: the period and the filters (EXPORTED_NAMES).
+
+    A phone number is masked, a character that is not printable is replaced, and a long value is cut."""
+    found = {}
+    for name in EXPORTED_NAMES:
+        value = visit.get(name)
+        if value is not None:
+            text = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in value)
+            found[name] = mask(text) if name == "to" else text[:MAX_EXPORTED_CHARACTERS]
+    return found
 
 
 async def _checked(lines: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import html
+import importlib
 import io
+import pkgutil
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from shortener import portal
 from shortener.cli.demo_traffic import DemoClock, fill
 from shortener.container import Service, open_service
 from shortener.portal import listing
@@ -20,7 +23,7 @@ from shortener.portal.listing import ListedRow, ListSource, merge
 from shortener.portal.operators import Role
 from shortener.settings import Settings
 from tests.conftest import NOON, client_of
-from tests.portal.conftest import SAME_ORIGIN, accept, invite, log
+from tests.portal.conftest import SAME_ORIGIN, SignIn, accept, invite, log
 
 FIGURE = re.compile(r'data-figure="(\w+)" data-value="(\d+)" href="([^"]+)"')
 
@@ -92,6 +95,38 @@ async def test_an_export_is_recorded_in_the_audit_log_and_has_masked_numbers(dem
     assert all("…" not in row["to"] for row in complete)
     exported = [row for row in await log(demo.service) if row.action == "list_exported"]
     assert [row.after.get("numbers") for row in exported] == [None, "1"]
+
+
+@pytest.mark.parametrize("page", ["1/messages", "1/links", "1/campaigns", "1/deliveries", "admin/audit"])
+async def test_the_audit_row_of_an_export_has_a_masked_number_and_only_short_values_of_known_filters(
+    service: Service, sign_in: SignIn, page: str
+) -> None:
+    browser = await sign_in()
+    query = {"to": "+14085550123", "label": "x" * 9000, "unknown": "+14085550123", "period": "28d", "url": "a\x01b"}
+    response = await browser.get(f"/portal/{page}.csv", params=query)
+    assert response.status_code == 200, response.text
+    [row] = [row for row in await log(service) if row.action in ("list_exported", "exported")]
+    assert row.after == {"period": "28d", "to": "+14…23", "url": "a\ufffdb", "label": "x" * 200}
+
+
+async def test_an_export_with_the_character_nul_in_its_query_is_recorded(service: Service, sign_in: SignIn) -> None:
+    browser = await sign_in()
+    response = await browser.get("/portal/1/campaigns.csv?label=a%00b")
+    assert response.status_code == 200, response.text
+    [row] = [row for row in await log(service) if row.action == "list_exported"]
+    assert row.after == {"label": "a\ufffdb"}
+
+
+def test_the_audit_log_knows_every_filter_of_every_list() -> None:
+    filters = {
+        one.name
+        for module in pkgutil.iter_modules(portal.__path__, "shortener.portal.")
+        for value in vars(importlib.import_module(module.name)).values()
+        for one in (value if isinstance(value, tuple) else (value,))
+        if isinstance(one, listing.FilterField)
+    }
+    assert len(filters) > 10
+    assert filters - set(listing.EXPORTED_NAMES) == set()
 
 
 async def test_the_local_time_of_a_csv_is_in_the_time_zone_of_the_page(demo: DemoPortal) -> None:
