@@ -265,7 +265,7 @@ class _Parser:
         return text[:limit]
 
     def _keep(self, name: str, value: Any, reason: str) -> None:
-        """Store the text of a parameter that cannot be parsed as metadata, and add a warning."""
+        """Store the text of a parameter that cannot be parsed in the metadata, and add a warning."""
         self.metadata[name] = value
         shown = value if isinstance(value, str) else type(value).__name__
         self.warn(name, f"{shown[:MAX_WARNING_CHARACTERS]!r} {reason}; it was stored as text")

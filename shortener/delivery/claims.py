@@ -40,8 +40,8 @@ MIN_LEASE_LEFT_MS = LEASE_MARGIN_MS // 2
 APPLICATION_FACTOR = 3
 #: The callbacks to a host may use one slot while more than one slot in this number is free.
 RESERVED_PART = 8
-#: A tracker may use `MIN_SLOTS` slots although other trackers of its application hang, while more than one slot in `LAST_PART` is
-#: free.
+#: Each tracker may use `MIN_SLOTS` slots, also if other trackers of its application hang, as long as more than 1/`LAST_PART` of all
+#: slots is free.
 MIN_SLOTS, LAST_PART = 4, 16
 
 

@@ -92,8 +92,9 @@ class Listing:
 class ListSource:
     """Where the rows of a list come from, and how they look as CSV.
 
-    `serialize` returns the columns of a row by name. The first of `times` is also written in the time zone of the page, in the
-    column `local_time`. `describe` returns what a row needs besides its columns, from the page that contains it."""
+    `read` reads a page of one application. `serialize` returns the columns of a row by name. `time` returns the time of a row; the
+    CSV also has it in the time zone of the page, in the column `local_time`. `describe(page, row)` returns the values that the
+    template shows for a row."""
 
     noun: str
     read: ReadPage

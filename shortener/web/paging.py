@@ -33,7 +33,7 @@ class Cursors:
         self._ids = ClickIds(secret.key(name))
 
     def encode(self, last_id: int | None) -> str | None:
-        """Return the cursor of the page after the row `last_id`, or None without one."""
+        """Return the cursor of the page that begins after the row `last_id`; None if `last_id` is None."""
         return None if last_id is None else self._ids.encode(last_id)
 
     def decode(self, cursor: str | None) -> int | None:

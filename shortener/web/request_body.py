@@ -139,7 +139,7 @@ def _parse(content: bytes, model: type[Model], limits: BodyLimits, is_form: bool
 
 
 def _may_exceed(content: bytes, limits: BodyLimits) -> bool:
-    """Return whether a JSON text may exceed a limit of `check_sizes`: whether it has as many bytes, commas or brackets."""
+    """Return whether a JSON text may exceed a limit of `check_sizes`, from the number of its bytes, commas and brackets."""
     commas, brackets = content.count(b","), content.count(b"{") + content.count(b"[")
     return len(content) > MAX_TEXT_LENGTH or commas >= min(limits.max_batch, MAX_OBJECT_FIELDS) or brackets > MAX_DEPTH
 

@@ -85,7 +85,7 @@ def run(folder: Path, script: str, *arguments: str) -> dict[str, Any]:
 
 
 def check_infobip(server: Server, printed: dict[str, Any], *, shows_text: bool) -> None:
-    """Check what a client of Infobip read, and end the conversion process of its message."""
+    """Check the responses that a client of Infobip received. Then report the end of the conversion process of its message."""
     message_id, bulk_id = printed["message_id"], printed["bulk_id"]
     assert printed["status"] == "PENDING_ENROUTE"
     assert printed["segments"] == 1

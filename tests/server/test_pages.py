@@ -41,7 +41,7 @@ async def test_the_home_page_of_the_installation_links_to_the_documentation(visi
     assert (page.status_code, 'href="/docs"' in page.text) == (200, True)
 
 
-async def test_the_path_slash_of_an_own_domain_redirects_to_its_home_url(
+async def test_the_root_path_of_a_domain_redirects_to_the_home_url_of_the_domain(
     visitor: httpx.AsyncClient, service: Service, clock: Clock
 ) -> None:
     assert (await visitor.get("/", headers=BRAND)).status_code == 404
