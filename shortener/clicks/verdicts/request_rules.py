@@ -232,6 +232,20 @@ _DESKTOP = re.compile(
     r"AppleWebKit/[\d.]+ \(KHTML, like Gecko\) (?:Ubuntu Chromium/[\d.]+ )?Chrome/(?P<chrome>\d+)[\d.]* Safari/[\d.]+|"
     r"AppleWebKit/[\d.]+ \(KHTML, like Gecko\) Version/(?P<safari>\d+)[\d.]* Safari/[\d.]+)"
 )
+# Matches the user agents of desktop browsers that ended before 2021: Internet Explorer, Edge before it used Chromium, and Opera
+# before it used Chromium. Phones send similar ones with a model, `ARM`, `Touch` or another system (Linux zvav is Opera Mini), so
+# only the listed parts of a system match.
+_WINDOWS = r"Windows (?:NT \d+\.\d+|9[58]|2000|ME|XP)"
+_ENDED_DESKTOP = re.compile(
+    r"Mozilla/[45]\.0 \((?:compatible; MSIE (?P<msie>\d+)\.\d+\w?; )?(?:IE 11\.0; )?(?:"
+    rf"(?:{_WINDOWS}|WOW64|Win64|x64|IA64|SV1|Trident/[4-7]\.\d|SLCC\d|Media Center PC [\d.]+|InfoPath\.\d|"
+    r"(?P<ie>rv:11)\.0|\.NET CLR [\d.]+|\.NET[\d.]+[CE])(?:; ?|(?=\))))+\)(?: like Gecko)?|"
+    rf"Mozilla/5\.0 \({_WINDOWS}(?:; (?:WOW64|Win64|x64))*\) AppleWebKit/[\d.]+ \(KHTML, like Gecko\) Chrome/[\d.]+ "
+    r"Safari/[\d.]+ Edge/(?P<edge>1[2-8])\.\d+|"
+    rf"Opera/9\.\d+ \((?:{_WINDOWS}|X11; (?:Ubuntu; )?Linux (?:x86_64|i[3-6]86)|Macintosh; Intel Mac OS X [\d._]+)"
+    r"(?:; (?:WOW64|Win64|x64|U|Edition \w+|[a-z]{2}(?:-\w{2})?))*\) Presto/[\d.]+ Version/(?P<opera>\d+)\.\d+"
+)
+_ENDED_NAMES = {"msie": "Internet Explorer", "ie": "Internet Explorer", "edge": "Edge", "opera": "Opera"}
 # The last browser versions for Windows XP and OS X 10.9, from 2013 to 2018. A few people still use such computers, but they do
 # not open links from an SMS on them. Samsung's app Messages fetches link previews as Firefox 24 on Ubuntu.
 _OLDEST_VERSIONS = {"firefox": 52, "chrome": 49, "safari": 9}
@@ -288,11 +302,20 @@ def _program(agent: ParsedAgent) -> str | None:
 def _old_desktop(agent: ParsedAgent) -> str | None:
     found = _DESKTOP.fullmatch(agent.text)
     if found is None:
-        return None
+        return _ended_desktop(agent)
     name, version = next((name, version) for name, version in found.groupdict().items() if version is not None)
     if int(version) >= _OLDEST_VERSIONS[name]:
         return None
     return f"a desktop browser that is too old for a person: {name.capitalize()} {version}"
+
+
+def _ended_desktop(agent: ParsedAgent) -> str | None:
+    found = _ENDED_DESKTOP.fullmatch(agent.text)
+    version = next((part for part in found.groupdict().items() if part[1] is not None), None) if found else None
+    if version is None:
+        return None
+    number = version[1].removeprefix("rv:")
+    return f"a desktop browser that is too old for a person: {_ENDED_NAMES[version[0]]} {number}"
 
 
 def _no_browser(agent: ParsedAgent) -> str | None:

@@ -223,7 +223,6 @@ def test_a_user_agent_that_names_no_browser_is_suspected(agent: str) -> None:
         "UCWEB/2.0 (Java; U; MIDP-2.0; en-US; Nokia501) U2/1.0.0 UCBrowser/9.5.0.449 U2/1.0.0 Mobile",
         "Nokia6280/2.0 (03.60) Profile/MIDP-2.0 Configuration/CLDC-1.1",
         "SAMSUNG-SGH-E330C",
-        "Mozilla/4.0 (compatible; MSIE 8.0; Windows NT 5.1; Trident/4.0; .NET CLR 2.0.50727)",
         "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0",
         "Mozilla/5.0 (Windows NT 10.0) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/142.0.0.0 Safari/537.36 Edg/142.0.0.0",
     ],
@@ -311,6 +310,20 @@ KHTML = "AppleWebKit/537.36 (KHTML, like Gecko)"
         f"Mozilla/5.0 ({WINDOWS}; rv:51.0) Gecko/20100101 Firefox/51.0",
         f"Mozilla/5.0 ({WINDOWS}) {KHTML} Chrome/41.0.2272.101 Safari/537.36",
         "Mozilla/5.0 (Macintosh; Intel Mac OS X 10_8_5) AppleWebKit/536.30.1 (KHTML, like Gecko) Version/6.0.5 Safari/536.30.1",
+        "Mozilla/4.0 (compatible; MSIE 6.0; Windows NT 5.1; SV1)",
+        "Mozilla/4.0 (compatible; MSIE 6.0; Windows NT 5.1)",
+        "Mozilla/4.0 (compatible; MSIE 8.0; Windows NT 5.1; Trident/4.0; .NET CLR 2.0.50727)",
+        "Mozilla/5.0 (compatible; MSIE 9.0; Windows NT 6.1; WOW64; Trident/5.0)",
+        "Mozilla/5.0 (compatible; MSIE 10.0; Windows NT 6.2; Win64; x64; Trident/6.0)",
+        f"Mozilla/5.0 ({WINDOWS}; Trident/7.0; rv:11.0) like Gecko",
+        "Mozilla/5.0 (Windows NT 10.0; WOW64; Trident/7.0; .NET4.0C; .NET4.0E; rv:11.0) like Gecko",
+        "Opera/9.80 (Windows NT 6.1; WOW64) Presto/2.12.388 Version/12.16",
+        "Opera/9.80 (X11; Linux x86_64; U; en) Presto/2.12.388 Version/12.16",
+        "Opera/9.80 (Macintosh; Intel Mac OS X 10.8.2; U; de-DE) Presto/2.10.289 Version/12.02",
+        *[
+            f"Mozilla/5.0 (Windows NT 10.0; Win64; x64) {KHTML} Chrome/{chrome}.0.2486.0 Safari/537.36 Edge/{edge}"
+            for chrome, edge in ((42, "12.246"), (51, "14.14393"), (70, "18.19582"))
+        ],
     ],
 )
 def test_a_desktop_browser_that_is_too_old_for_a_person_is_suspected(agent: str) -> None:
@@ -323,7 +336,19 @@ def test_a_desktop_browser_that_is_too_old_for_a_person_is_suspected(agent: str)
         f"Mozilla/5.0 ({WINDOWS}; rv:52.0) Gecko/20100101 Firefox/52.0",
         f"Mozilla/5.0 ({WINDOWS}) {KHTML} Chrome/109.0.0.0 Safari/537.36",
         "Mozilla/5.0 (Macintosh; Intel Mac OS X 10_15_7) AppleWebKit/605.1.15 (KHTML, like Gecko) Version/17.4 Safari/605.1.15",
-        # Browsers of phones that request the page for desktops
+        f"Mozilla/5.0 (Windows NT 10.0; Win64; x64) {KHTML} Chrome/142.0.0.0 Safari/537.36 Edg/142.0.0.0",
+        f"Mozilla/5.0 (Windows NT 10.0; Win64; x64) {KHTML} Chrome/120.0.0.0 Safari/537.36 OPR/106.0.0.0",
+        "Mozilla/5.0 (compatible; MSIE 9.0; Windows Phone OS 7.5; Trident/5.0; IEMobile/9.0; Nokia; 800)",
+        "Mozilla/5.0 (Windows Phone 8.1; ARM; Trident/7.0; Touch; rv:11.0; IEMobile/11.0; NOKIA; RM-910) like Gecko",
+        "Mozilla/4.0 (compatible; MSIE 6.0; Windows NT 5.1; HTC_HD2_T8585; Windows Phone 6.5)",
+        "Opera/9.80 (Android; Opera Mini/36.2.2254/191.303; U; en) Presto/2.12.423 Version/12.16",
+        "Opera/9.80 (Android 2.2.1; Linux; Opera Mobi/ADR-1301080958) Presto/2.11.355 Version/12.10",
+        "Mozilla/5.0 (Windows Phone 10.0; Android 6.0.1; Microsoft; RM-1118) AppleWebKit/537.36 (KHTML, like Gecko) "
+        "Chrome/52.0.2743.116 Mobile Safari/537.36 Edge/15.15254",
+        # Browsers of phones and tablets that request the page for desktops
+        "Opera/9.80 (X11; Linux zvav; U; en) Presto/2.12.423 Version/12.16",
+        "Mozilla/5.0 (Windows NT 6.2; ARM; Trident/7.0; Touch; rv:11.0; WPDesktop; Lumia 435) like Gecko",
+        f"Mozilla/5.0 (Windows NT 10.0; ARM; Lumia 550) {KHTML} Chrome/46.0.2486.0 Safari/537.36 Edge/13.10586",
         f"Mozilla/5.0 (X11; U; Linux x86_64; en-US) {KHTML} Chrome/11.0.696 Safari/534.35 Puffin/3",
         f"Mozilla/5.0 (X11; Linux x86_64) {KHTML} Chrome/11.0.696.34 Safari/534.24 XiaoMi/MiuiBrowser/9",
         "Mozilla/5.0 (Macintosh; U; Intel Mac OS X 10_6_3; HTC_Flyer_P512; de) AppleWebKit/533.16 (KHTML, like Gecko) Version/5.0 "
