@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.messages.phone_numbers import PhoneNumberError, parse_searched_number
 from shortener.model import State
 from shortener.reporting.logs import LogEntry, LogPage, read_log
 from shortener.reporting.messages import MessageFilter, shown_number
@@ -22,7 +23,7 @@ from shortener.web.fields import Text, Time
 from shortener.web.messages import may_reveal
 from shortener.web.paging import Cursors
 from shortener.web.vendors.error_shapes import infobip_error
-from shortener.web.vendors.infobip import PENDING, InfobipStatus, with_plus
+from shortener.web.vendors.infobip import PENDING, InfobipStatus
 from shortener.web.vendors.infobip_times import serialize_infobip_time
 
 PERIOD = timedelta(hours=48)  # The default period of logs and the period of reports, as at Infobip.
@@ -209,6 +210,14 @@ async def _read_reports(call: Call[InfobipReportsQuery, None]) -> LogPage:
     return await call.service.database.read(read_log, filters, query.limit, None, query.message_id)
 
 
+def _searched(number: str) -> str:
+    """Return a number in the stored form. A text that is not a number matches no message."""
+    try:
+        return parse_searched_number(number)
+    except PhoneNumberError:
+        return number
+
+
 async def _read_logs(call: Call[Any, None], below: int | None) -> LogPage:
     query: InfobipLogsQuery = call.query
     since = query.sent_since or (query.sent_until or call.service.clock()) - PERIOD
@@ -219,7 +228,7 @@ async def _read_logs(call: Call[Any, None], below: int | None) -> LogPage:
         states=None if query.general_status is None else _STATES.get(query.general_status, frozenset()),
         request_ids=query.bulk_id,
         sender=query.sender,
-        to=None if query.destination is None else with_plus(query.destination.strip().removeprefix("+")),
+        to=None if query.destination is None else _searched(query.destination),
         since=since,
         until=query.sent_until,
     )

@@ -105,7 +105,9 @@ async def test_infobips_logs_have_filters_and_version_3_has_pages(client: httpx.
     assert await ids(client, "/sms/1/logs", sentSince="2026-11-20T11:00:00.000+0000", sentUntil="2026-11-20T13:00:00Z") == sent
     assert await ids(client, "/sms/1/logs", sentUntil="2026-11-20T11:00:00Z", unknown="x") == []
     assert await ids(client, "/sms/3/logs", sender="Other") == ["m-3"]
-    assert await ids(client, "/sms/3/logs", destination="+41793026731") == ["m-1"]
+    for number in ("+41793026731", "0041793026731", "+41 79 302 67 31", "\u202a+41793026731\u202c"):
+        assert await ids(client, "/sms/3/logs", destination=number) == ["m-1"], number
+    assert await ids(client, "/sms/3/logs", destination="nobody") == []
     first = (await client.get("/sms/3/logs", params={"limit": 2})).json()
     cursor = first["cursor"]["nextCursor"]
     second = (await client.get("/sms/3/logs", params={"limit": 2, "cursor": cursor})).json()
