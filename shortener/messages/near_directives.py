@@ -1,9 +1,10 @@
 """Search for mistyped directives. A message with one must be rejected, because otherwise the raw directive reaches a handset.
 
-Keyboards and editors change characters (`＃`, `（`, a zero-width space), and people mistype (`##track("...")`, `#trak("...")`). The
-search normalises a copy of the text after each character that is similar to `#`, so that one expression finds all forms. A text is
-reported only if a bracket directly follows the name, or if a quote follows. A mistyped name is reported only in front of a quoted
-URL. So `#track (see below)`, `#tracker("x")` and hashtags are not reported.
+Keyboards and editors change characters (`＃`, `（`, a zero-width space), programs escape them (`&#40;`, `%28`), and people mistype
+(`##track("...")`, `#trak("...")`). The search normalises a copy of the text after each character that is similar to `#`, so that
+one expression finds all forms. A text is reported only if a parenthesis directly follows the name, or if a quote follows. A
+mistyped name, and a name in front of `:` or `=`, is reported only in front of a quoted URL.
+So `#track (see below)`, `#tracker("x")` and hashtags are not reported.
 """
 # Tested by tests/messages/test_directives.py
 
@@ -16,13 +17,23 @@ from typing import NamedTuple
 # The number of characters after a `#` that the search examines. It is sufficient for the longest form of a directive with an
 # invisible character after every letter.
 _MAX_WINDOW_CHARACTERS = 64
-_SIGN = re.compile(r"[#＃﹟♯]|&#35;|&#x23;|&num;|%23", re.IGNORECASE)
+_SIGN = re.compile(r"[#＃﹟♯]|&(?:amp;)*(?:#0*35|#x0*23|num);|%(?:25)*23", re.IGNORECASE)
+# A parenthesis that a program has escaped for HTML, a URL or Markdown, or a similar bracket. All of them become `❨`.
+_OPENING = re.compile(r"&(?:amp;)*(?:#0*40|#x0*28|lpar);|%(?:25)*28|\\+\(|[❨❪❬❲⟨⟪⟬⦅⦗〈《〔〖〘〚⸨﴾]", re.IGNORECASE)
 _LOOK_ALIKES = str.maketrans("аасекорхтгυιАСЕКОРХТ", "aacekopxtrviACEKOPXT")
-_QUOTE = r"\\*(?:[\"'“”„‘’‚«»‹›「」『』`´]|&(?:\w+|#\w+);)"
+_QUOTE = (
+    r"\\*(?:[\"'“”„‘’‚«»‹›「」『』`´]|%(?:25)*2[27]|"
+    r"&(?:amp;)*(?:quot|apos|[lr][ds]?quo|(?:sb|bd)quo|[lr]s?aquo|#\w+);)"
+)
 _NAME = r"track[\s_-]*(?:url)?"
+_URL = r"\s*(?:https?(?::|%)|[a-z][a-z0-9+.-]*:\\?/)"
+_BRACKET = r"[(\[{<【❨]\s*"
 # Matches the name of a directive with a parenthesis directly after it, or with a quote after it, with or without a bracket.
-_NEAR = re.compile(rf"#+(?:track(?:url)?\(|\s*{_NAME}\s*[(\[{{<【]?\s*{_QUOTE}(?=\s*(?:\S*\)|https?:)))", re.IGNORECASE)
-_MISTYPED = re.compile(rf"#+\s*(\w{{4,10}})\s*[(\[{{<]\s*{_QUOTE}\s*https?:", re.IGNORECASE)
+_NEAR = re.compile(
+    rf"#+(?:track(?:url)?\(|\s*{_NAME}\s*(?:(?:(?:[:=]\s*)?{_BRACKET})?{_QUOTE}(?=\s*\S*\)|{_URL})|[:=]\s*{_QUOTE}(?={_URL})))",
+    re.IGNORECASE,
+)
+_MISTYPED = re.compile(rf"#+\s*(\w{{4,10}})\s*{_BRACKET}{_QUOTE}{_URL}", re.IGNORECASE)
 _NAMES = ("track", "trackurl")
 
 
@@ -73,8 +84,9 @@ def _normalise(window: str) -> tuple[str, list[int]]:
     position = 0
     while position < len(window):
         sign = _SIGN.match(window, position) if not text or text[-1] == "#" else None
-        end = sign.end() if sign else position + 1
-        character = "#" if sign else window[position]
+        escaped = sign or _OPENING.match(window, position)
+        end = escaped.end() if escaped else position + 1
+        character = "#" if sign else "❨" if escaped else window[position]
         if not _is_invisible(character):
             for plain in unicodedata.normalize("NFKC", character).translate(_LOOK_ALIKES):
                 text.append(plain)
