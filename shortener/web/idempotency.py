@@ -28,10 +28,15 @@ if TYPE_CHECKING:
 
 MAX_IDEMPOTENCY_KEY_LENGTH = 255  # characters
 HEADER = "Idempotency-Key"
-HEADERS = {
-    HEADER: f"Identifies the request, 1 to {MAX_IDEMPOTENCY_KEY_LENGTH} characters. For 24 hours a repeat by the same "
-    "API key gets the first response."
-}
+
+
+def describe_header(caller: str) -> dict[str, str]:
+    """Return the header with its meaning. `caller` is who gets the first response: "API key" or "application"."""
+    length = f"1 to {MAX_IDEMPOTENCY_KEY_LENGTH} characters"
+    return {HEADER: f"Identifies the request, {length}. For 24 hours a repeat by the same {caller} gets the first response."}
+
+
+HEADERS = describe_header("API key")
 
 
 def idempotency_key(request: Request) -> str | None:

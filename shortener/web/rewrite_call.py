@@ -9,10 +9,11 @@ from typing import Any
 from shortener.errors import ErrorCode
 from shortener.messages.plan import RewriteItem
 from shortener.web.endpoint import Call
-from shortener.web.idempotency import HEADERS, idempotency_key
+from shortener.web.idempotency import describe_header, idempotency_key
 from shortener.web.request_content import content_of_0_2, sent_content
 
-REWRITE_HEADERS = HEADERS
+#: Rewrites return the first response to every API key of the application, because it contains no credentials.
+REWRITE_HEADERS = describe_header("application")
 REWRITE_ERRORS = (
     ErrorCode.INVALID_TRACK_DIRECTIVE,
     ErrorCode.INVALID_TRACK_URL,

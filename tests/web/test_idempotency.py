@@ -151,6 +151,17 @@ async def test_stored_responses_are_deleted_after_a_day(service: Service, client
     assert await rows(service.database, schema.stored_responses) == []
 
 
+async def test_the_openapi_document_names_who_gets_the_first_response(client: httpx.AsyncClient) -> None:
+    paths = (await client.get("/openapi.json")).json()["paths"]
+
+    def describe(path: str) -> str:
+        [text] = [one["description"] for one in paths[path]["post"]["parameters"] if one["name"] == "Idempotency-Key"]
+        return str(text)
+
+    assert "by the same API key" in describe("/api/v1/keys")
+    assert "by the same application" in describe("/api/v1/rewrite")
+
+
 def test_every_post_request_with_an_api_key_accepts_an_idempotency_key() -> None:
     posts = [one for one in ENDPOINTS if one.method == "POST" and one.caller.name == "API_KEY"]
     assert [one.path for one in posts if not one.stores_response and "Idempotency-Key" not in one.headers] == []
