@@ -40,19 +40,19 @@ def demo_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server.kill()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Chromium]:
     with chromium() as running:
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def admin(browser: Chromium, demo_server: Server) -> Any:
     """The cookies of an admin."""
     return accept_invitation(browser, demo_server, "Ada")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def viewer(browser: Chromium, demo_server: Server) -> Any:
     """The cookies of a viewer of application 1."""
     return accept_invitation(browser, demo_server, "Vera", "viewer", 1)
