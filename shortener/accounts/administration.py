@@ -15,7 +15,14 @@ from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from shortener.accounts.credentials import Credentials, create_key, new_token
 from shortener.accounts.directory import ALL_APPLICATIONS, Application, Domain, increment_version, require_application
-from shortener.accounts.settings import PERMISSIONS, check_fallback_url, from_stored, merge_stored, parse_fallback_url
+from shortener.accounts.settings import (
+    PERMISSIONS,
+    ApplicationSettings,
+    fallback_problems,
+    from_stored,
+    merge_stored,
+    parse_fallback_url,
+)
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.secret import Secret, new_signing_secret
 from shortener.storage import schema
@@ -83,8 +90,8 @@ def update_application(
         details = [Detail(".".join(str(part) for part in item["loc"]), item["msg"]) for item in error.errors()]
         raise ApiError(ErrorCode.INVALID_REQUEST, details=details) from None
     merged = from_stored(values["settings"])
-    if changes.keys() & {"fallback_url", "extra_schemes"} and merged.fallback_url is not None:
-        _parse_own_target(connection, "fallback_url", merged.fallback_url, own_url, merged.extra_schemes)
+    if changes.keys() & {"fallback_url", "extra_schemes", "strict_destinations"} and merged.fallback_url is not None:
+        _parse_own_target(connection, "fallback_url", merged.fallback_url, own_url, merged)
     connection.execute(update(table).where(table.c.id == application_id).values(values))
     increment_version(connection)
 
@@ -151,7 +158,7 @@ def update_domain(
         values["disabled_at"] = now if changes["disabled"] else None
     for name in ("fallback_url", "home_url"):
         if name in changes:
-            values[name] = _parse_own_target(connection, name, changes[name], own_url, _extra_schemes(connection, host))
+            values[name] = _parse_own_target(connection, name, changes[name], own_url, _settings_of(connection, host))
     for name in ("assetlinks", "apple_app_site_association"):
         if name in changes:
             values[name] = _parse_association(name, changes[name])
@@ -181,12 +188,12 @@ def remove_domain(connection: Connection, host: str, now: datetime, *, applicati
     increment_version(connection)
 
 
-def _extra_schemes(connection: Connection, host: str) -> tuple[str, ...]:
-    """Return the extra schemes of the application that a domain belongs to."""
+def _settings_of(connection: Connection, host: str) -> ApplicationSettings:
+    """Return the settings of the application that a domain belongs to."""
     applications, domains = schema.applications.c, schema.domains.c
     statement = select(applications.settings).where(domains.host == host, domains.application_id == applications.id)
     settings = connection.execute(statement).scalar()
-    return from_stored(settings).extra_schemes if settings else ()
+    return from_stored(settings or {})
 
 
 def find_domain(connection: Connection, host: str, application_id: int | None = None) -> Row[*tuple[Any, ...]]:
@@ -220,6 +227,7 @@ def serialize_domain(domain: Domain, application: Application | None) -> dict[st
         "enabled": not domain.disabled,
         "default": domain.is_default,
         "new_links": application is not None and application.domain == domain,
+        "warnings": [f"fallback_url {problem}" for problem in fallback_problems(domain.fallback_url)],
     }
 
 
@@ -230,13 +238,16 @@ def _previous_paths(domain: Row[*tuple[Any, ...]], path: str) -> list[str] | Non
 
 
 def _parse_own_target(
-    connection: Connection, name: str, url: str | None, own_url: str, extra_schemes: tuple[str, ...] = ()
+    connection: Connection, name: str, url: str | None, own_url: str, settings: ApplicationSettings
 ) -> str | None:
     """Return a fallback URL or the URL of a home page as the value of a Location header. Raise ApiError INVALID_REQUEST."""
     if not url:
         return None
     try:
-        parsed = check_fallback_url(url, extra_schemes) if name == "fallback_url" else parse_fallback_url(url)
+        is_fallback = name == "fallback_url"
+        parsed = parse_fallback_url(url, settings.extra_schemes if is_fallback else ())
+        if is_fallback and settings.strict_destinations and (problems := fallback_problems(url)):
+            raise ValueError(problems[0])
     except ValueError as error:
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail(name, str(error))]) from None
     _reject_own_host(connection, parsed, own_url, name)

@@ -12,7 +12,7 @@ import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from shortener.macros import macro_problems
-from shortener.urls import FORBIDDEN_SCHEMES, SCHEME, UrlError, parse_destination
+from shortener.urls import DESTINATION_PLACEHOLDERS, FORBIDDEN_SCHEMES, SCHEME, UrlError, parse_destination
 
 log = structlog.get_logger(__name__)
 
@@ -187,10 +187,6 @@ def merge_stored(stored: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[
     return kept | merged
 
 
-#: Placeholders that a fallback URL of an application or a domain may contain. All others depend on the message.
-FALLBACK_PLACEHOLDERS = ("click_id", "code")
-
-
 def parse_fallback_url(url: str, extra_schemes: Container[str] = ()) -> str:
     """Return a fallback URL as the value of a Location header. Raise ValueError with the reason."""
     try:
@@ -199,12 +195,6 @@ def parse_fallback_url(url: str, extra_schemes: Container[str] = ()) -> str:
         raise ValueError(error.reason) from None
 
 
-def check_fallback_url(url: str, extra_schemes: Container[str] = ()) -> str:
-    """Return a checked fallback URL of an application or a domain, for a Location header. Raise ValueError with the reason.
-
-    It may contain the placeholders {click_id} and {code}."""
-    location = parse_fallback_url(url, extra_schemes)
-    problems = macro_problems(url, FALLBACK_PLACEHOLDERS)
-    if problems:
-        raise ValueError(problems[0])
-    return location
+def fallback_problems(url: str | None) -> list[str]:
+    """Return why macros in the fallback URL of an application or a domain will not be filled in."""
+    return macro_problems(url, DESTINATION_PLACEHOLDERS) if url else []

@@ -27,6 +27,7 @@ from shortener.accounts.settings import ApplicationSettings
 from shortener.clicks import queries
 from shortener.clicks.client_address import shorten_address
 from shortener.clicks.device_counts import LATE_ID_DISTANCE, Click, count_late
+from shortener.clicks.fallback_values import fill_from_messages, is_unfilled
 from shortener.clicks.hit_metrics import CLICKED_LINKS, CLICKED_MESSAGES, CLICKS, hit_metric
 from shortener.clicks.ignored_hits import HitLimit
 from shortener.clicks.queries import EventRow, HitRow, LinkRow
@@ -101,10 +102,13 @@ class HitBatchWriter:
         stored = queries.find_stored_hits(connection, hits) if is_uncertain else {}
         result = BatchResult([], links=links)
         new: list[_LinkHit] = []
+        has_unfilled = False
         for hit in hits:
             link = links.get(hit.code)
             resolution = self._resolver.resolve(hit, link, policies)
             result.resolutions.append(resolution)
+            if resolution.gone and is_unfilled(resolution):
+                has_unfilled = True
             if link is None or resolution.unknown:
                 result.unknown += 1
             elif hit.id in stored:
@@ -113,6 +117,8 @@ class HitBatchWriter:
                 result.not_stored += 1
             else:
                 new.append((hit, link, resolution.off))
+        if has_unfilled:
+            fill_from_messages(connection, hits, links, result.resolutions)
         if stored:
             result.recorded = result.events = len(stored)
             result.first_clicks = sum(1 for flags in stored.values() if flags & _FIRST_FOR_MESSAGE)

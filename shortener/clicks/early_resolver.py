@@ -14,6 +14,7 @@ import structlog
 
 from shortener.clicks import queries
 from shortener.clicks.client_address import shorten_address
+from shortener.clicks.fallback_values import fill_empty, is_unfilled
 from shortener.clicks.resolver import LinkDirectory, LinkRecord, LinkResolver
 from shortener.clicks.waiting_hit import WaitingHit
 from shortener.errors import StoreUnavailable
@@ -67,7 +68,10 @@ class EarlyResolver:
             if waiting.resolution is not None:
                 continue
             hit = waiting.hit
-            resolution = waiting.resolution = self._resolver.resolve(hit, find(hit.code), policies)
+            resolution = self._resolver.resolve(hit, find(hit.code), policies)
+            if is_unfilled(resolution):
+                resolution = fill_empty(resolution)
+            waiting.resolution = resolution
             if resolution.unknown:
                 waiting.is_settled = True
             elif (privacy := policies.ip_privacy.get(resolution.application_id)) is not None:

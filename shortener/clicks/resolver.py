@@ -18,7 +18,7 @@ from typing import NamedTuple, Protocol
 from shortener.accounts.directory import HitPolicies
 from shortener.ids import ClickIds
 from shortener.model import LinkFlag, Verdict
-from shortener.urls import append_param, fill_placeholders
+from shortener.urls import DESTINATION_PLACEHOLDERS, append_param, fill_placeholders
 
 # These are plain integers, because an operation on enum flags takes microseconds and each hit needs several.
 _FILL, _APPEND = int(LinkFlag.FILL_CLICK_ID), int(LinkFlag.APPEND_CLICK_ID)
@@ -145,13 +145,14 @@ class LinkResolver:
         url = None if hit.domain_id is None else self._directory.unknown_code_url(hit.domain_id)
         if url is None:
             return UNKNOWN_LINK
-        # A hit with an unknown code is not stored, so it has no click id.
-        location = fill_placeholders(url.encode(), {"click_id": "", "code": hit.code}) if "{" in url else url.encode()
+        # A hit with an unknown code is not stored, so it has no click id and no message.
+        values = dict.fromkeys(DESTINATION_PLACEHOLDERS, "") | {"code": hit.code}
+        location = fill_placeholders(url.encode(), values) if "{" in url else url.encode()
         return Resolution(location, unknown=True)
 
     def _fill_fallback(self, fallback: str, hit: Hit) -> bytes:
-        """Return a fallback URL in which the placeholders that depend on the hit are replaced. The rewriter has replaced the
-        others."""
+        """Return a fallback URL in which the placeholders that depend on the hit are replaced. The rewriter or
+        `fallback_values` replaces the others."""
         location = fallback.encode()
         if b"{" not in location:
             return location

@@ -14,7 +14,7 @@ from pydantic import Field
 from sqlalchemy import Connection
 
 from shortener.accounts.administration import lock_application, update_application
-from shortener.accounts.settings import ApplicationSettings
+from shortener.accounts.settings import ApplicationSettings, fallback_problems
 from shortener.delivery.conversion_url import read_conversion_url, write_conversion_url
 from shortener.delivery.trackers import DEFAULT_SECRET_OVERLAP_SECONDS
 from shortener.errors import ApiError, Detail, ErrorCode
@@ -61,6 +61,7 @@ class ApplicationFields(ResponseModel, ApplicationSettings):
         description="Whether lt_callbackurl is signed. conversion_url is signed with the same secret, unless "
         "its tracker has its own."
     )
+    warnings: list[str] = Field(description="Macros in fallback_url that will not be filled in.")
     previous_callback_secret_until: str | None = Field(
         description="Until this time callbacks are also signed with the replaced callback secret."
     )
@@ -110,6 +111,7 @@ async def show(call: Call[None, None]) -> Mapping[str, Any]:
         "conversion_url": tracker and tracker.url,
         "conversion_fields": tracker and tracker.fields,
         "conversion_tracker_id": tracker and tracker.id,
+        "warnings": [f"fallback_url {problem}" for problem in fallback_problems(application.settings.fallback_url)],
         "callback_secret_set": is_set,
         "previous_callback_secret_until": to_iso(until),
     }

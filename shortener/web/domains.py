@@ -35,6 +35,7 @@ class DomainFields(ResponseModel):
     enabled: bool
     default: bool
     new_links: bool = Field(description="true: new links begin with this domain unless the rewrite names another one.")
+    warnings: list[str] = Field(description="Macros in fallback_url that will not be filled in.")
 
 
 class DomainResponse(ResponseModel):

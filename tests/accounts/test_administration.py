@@ -50,8 +50,6 @@ async def change(service: Service, **settings: Any) -> None:
         {"extra_schemes": ["my app!"]},
         {"strict_destinations": "perhaps"},
         {"fallback_url": "myapp://home"},
-        {"fallback_url": "https://shop.example/?m={message_id}"},
-        {"fallback_url": "https://shop.example/?m={{code}}"},
     ],
 )
 async def test_invalid_settings_of_an_application_are_rejected(service: Service, settings: dict[str, Any]) -> None:
@@ -59,6 +57,18 @@ async def test_invalid_settings_of_an_application_are_rejected(service: Service,
         await change(service, **settings)
     assert caught.value.code is ErrorCode.INVALID_REQUEST
     assert [detail.field for detail in caught.value.details] == list(settings)
+
+
+async def test_an_unknown_macro_in_a_fallback_url_is_rejected_only_with_strict_destinations(service: Service) -> None:
+    known = "https://shop.example/?m={message_id}&c={campaign}&p={phone_sha256}"
+    for url in ("https://shop.example/?p={phone}", "https://shop.example/?m={{code}}"):
+        await change(service, fallback_url=known, strict_destinations=True)
+        with pytest.raises(ApiError) as caught:
+            await change(service, fallback_url=url)
+        assert [detail.field for detail in caught.value.details] == ["fallback_url"]
+        await change(service, fallback_url=url, strict_destinations=False)
+        with pytest.raises(ApiError):
+            await change(service, strict_destinations=True)
 
 
 @pytest.mark.parametrize(

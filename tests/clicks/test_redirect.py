@@ -1,5 +1,6 @@
 """Tests of GET /{code} through the whole application, on SQLite and PostgreSQL."""
 
+import hashlib
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -130,6 +131,33 @@ async def test_the_fallback_url_of_a_link_has_priority_over_those_of_its_domain_
         await branded.database.write(update_domain, "go.brand.example", change, clock())
         assert await location_of(plain) == "https://x.example/domain"
         assert await location_of(own) == "https://x.example/link"
+
+
+@pytest.mark.parametrize("owner", ["application", "domain"])
+async def test_the_placeholders_in_the_fallback_url_of_an_application_or_a_domain_are_filled_in(
+    branded: Service, clock: Clock, owner: str
+) -> None:
+    url = "https://x.example/?m={message_id}&c={campaign}&p={phone_sha256}&k={code}&u={phone}"
+    async with brand_client(branded) as client:
+        path = await create_link(client, expires_in=1)
+        row = await branded.database.read(
+            lambda connection: connection.execute(
+                select(schema.messages.c.message_id, schema.messages.c.to_address, schema.cohorts.c.campaign)
+                .join_from(schema.messages, schema.cohorts, schema.cohorts.c.id == schema.messages.c.cohort_id)
+                .order_by(schema.messages.c.id.desc())
+                .limit(1)
+            ).one()
+        )
+        if owner == "domain":
+            await branded.database.write(update_domain, "go.brand.example", {"fallback_url": url}, clock())
+        else:
+            await branded.database.write(update_application, 2, {"fallback_url": url}, clock())
+        await branded.directory.refresh()
+        clock.forward(seconds=2)
+        location = (await client.get(path, headers=PHONE_HEADERS)).headers["location"]
+    phone = hashlib.sha256(row.to_address.encode()).hexdigest()
+    code = path.rpartition("/")[2]
+    assert location == f"https://x.example/?m={row.message_id}&c={row.campaign}&p={phone}&k={code}&u={{phone}}"
 
 
 @pytest.fixture

@@ -34,6 +34,16 @@ async def test_concurrent_updates_of_different_application_fields_are_all_stored
         assert {name: stored[name] for name in expected} == expected, f"round {number}"
 
 
+async def test_an_unknown_macro_in_the_fallback_url_of_an_application_is_a_warning(client: httpx.AsyncClient) -> None:
+    for url, warning in (
+        ("https://fb.example/?m={message_id}&c={campaign}&p={phone_sha256}&k={code}&i={click_id}", None),
+        ("https://fb.example/?m={phone}", "fallback_url contains {phone}, which is not a placeholder; write {phone_sha256}"),
+    ):
+        response = await client.patch("/api/v1/application", json={"fallback_url": url})
+        assert (response.status_code, response.json()["fallback_url"]) == (200, url)
+        assert response.json()["warnings"] == ([] if warning is None else [warning])
+
+
 async def test_conversion_fields_without_a_conversion_url_are_rejected(client: httpx.AsyncClient) -> None:
     response = await client.patch(PATH, json={"conversion_fields": ["phone"], "link_ttl_days": 7})
     assert (response.status_code, response.json()["details"][0]["field"]) == (400, "conversion_fields")

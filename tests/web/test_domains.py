@@ -48,6 +48,7 @@ async def test_domains_of_an_application_are_added_listed_changed_and_removed(cl
         "enabled": True,
         "default": False,
         "new_links": True,
+        "warnings": [],
     }
     assert (await client.post(PATH, json={"base_url": "two.brand.example"})).json()["domain"][
         "base_url"
