@@ -182,7 +182,8 @@ class HitBatchWriter:
         A hit that a contextual rule suspects is resolved again. A hit that gets the confirmation page is ignored, so that it is
         not a click."""
         for index, hit in enumerate(hits):
-            if resolutions[index].location is not None and hit.verdict is not _HUMAN:
+            is_open = resolutions[index].location is not None and not resolutions[index].gone
+            if is_open and hit.verdict is not _HUMAN:
                 resolutions[index] = self._resolver.resolve(hit, links.get(hit.code), policies)
             if resolutions[index].confirm and hit.verdict is _HUMAN:
                 hit.verdict, hit.rule = Verdict.IGNORED, AWAITING_CONFIRMATION

@@ -155,6 +155,9 @@ async def test_the_placeholders_in_the_fallback_url_of_an_application_or_a_domai
         await branded.directory.refresh()
         clock.forward(seconds=2)
         location = (await client.get(path, headers=PHONE_HEADERS)).headers["location"]
+        await branded.database.write(update_application, 2, {"confirm_clicks": "suspicious"}, clock())
+        await branded.directory.refresh()
+        assert (await client.get(path, headers={"User-Agent": "curl/8"})).headers["location"] == location
     phone = hashlib.sha256(row.to_address.encode()).hexdigest()
     code = path.rpartition("/")[2]
     assert location == f"https://x.example/?m={row.message_id}&c={row.campaign}&p={phone}&k={code}&u={{phone}}"
