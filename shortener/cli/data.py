@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 EXPORT_PAGE_ROWS = 200
 
+MAX_SHOWN_DRIFTS = 100  # The maximum number of differences that `verify` shows as a table.
+
 
 def print_counts(counts: dict[str, int], as_json: bool, text_without_rows: str) -> None:
     """Print numbers of rows by kind, or `text_without_rows` if all are 0."""
@@ -113,7 +115,10 @@ async def verify(since: datetime | None, until: datetime | None, repair: bool, a
         if not rows:
             click.echo(f"The counts since {begin:%Y-%m-%d %H:%M} agree with the raw data.")
             return
-        print_table(rows, "application_id", "campaign", "source", "country", "at", "metric", "kept", "counted", "counts")
+        shown = rows[:MAX_SHOWN_DRIFTS]
+        print_table(shown, "application_id", "campaign", "source", "country", "at", "metric", "kept", "counted", "counts")
+        if len(rows) > len(shown):
+            click.echo(f"{len(rows) - len(shown):,} more differences are not shown; --json contains all of them.")
 
     result = {"since": to_iso(begin), "repaired": repaired, "drift": rows, "damage": damage}
     print_result(result | {"orphans": [orphan._asdict() for orphan in orphans]}, as_json, print_text)

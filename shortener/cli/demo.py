@@ -3,7 +3,7 @@
 The server is `shortener serve` in a separate process, on a free port and with a temporary data folder. The receiver is that of
 `shortener listen`. All requests and responses that it prints are real.
 """
-# Tested by tests/cli/test_commands.py
+# Tested by tests/cli/test_demo.py and tests/cli/test_commands.py
 
 from __future__ import annotations
 
@@ -59,6 +59,7 @@ def _serve_portal(port: int, messages: int, as_json: bool) -> None:
     """Fill a temporary installation, and run `shortener serve` on it until a signal."""
     import subprocess  # imported here, because only this option needs it
 
+    bind("127.0.0.1", port).close()  # before the traffic is made, which takes a minute
     with tempfile.TemporaryDirectory(prefix="shortener-demo-") as folder:
         click.echo(f"Making three weeks of traffic with {messages} messages ...", err=True)
         _fill(folder, messages)
