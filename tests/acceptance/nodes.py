@@ -80,11 +80,12 @@ class Nodes:
         assert process.stdout.readline() == b"Delivering.\n"
 
     def clock_off_by(self, seconds: int) -> dict[str, str]:
-        """Return environment variables that shift the clock of a process by `seconds`: they replace `utcnow`."""
+        """Return environment variables that shift the clock of a process by `seconds`: they replace `utcnow` and `time_ns`."""
         folder = self.folder / f"clock{seconds}"
         folder.mkdir()
         (folder / "sitecustomize.py").write_text(
-            "from datetime import UTC, datetime, timedelta\nimport shortener.model\n"
+            "import time\nfrom datetime import UTC, datetime, timedelta\nimport shortener.model\nsystem = time.time_ns\n"
+            f"time.time_ns = lambda: system() + {seconds} * 10**9\n"
             f"shortener.model.utcnow = lambda: datetime.now(UTC) + timedelta(seconds={seconds})\n"
         )
         return {"PYTHONPATH": str(folder)}
