@@ -233,7 +233,7 @@ async def update_gateway(
     if rotate_report_key:
         changes["rotate_report_key"] = True
     async with open_gateways() as (_, store, settings):
-        changed = await store.update(gateway, changes, is_operator=True)  # type: ignore[arg-type]
+        changed = await store.update(gateway, changes, is_operator=True)  # type: ignore[arg-type]  # a dict with the keys of GatewayChanges
     _print_gateway(settings, changed, as_json)
 
 

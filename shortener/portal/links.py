@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from markupsafe import Markup
 from sqlalchemy import Connection
 from starlette.responses import Response
 
@@ -17,6 +16,7 @@ from shortener.errors import ApiError, ErrorCode
 from shortener.portal.listing import FilterField, ListedRow, Listing, campaign_of, chips, choice, exported_query, slots_of
 from shortener.portal.open_link import open_url
 from shortener.portal.page import NavigationItem, PortalPage, Visit
+from shortener.portal.qr_codes import qr_code
 from shortener.portal.router import csv_download
 from shortener.portal.verdict_texts import RESULTS, explain
 from shortener.reporting.csv_lists import format_lines
@@ -145,16 +145,6 @@ def _find(
     clicks = count_clicks(connection, [(row.id, row.message)]).get(row.id, LinkClicks())
     hits = list_hits(connection, HitFilter(application_id, code=code), _HITS).rows
     return row, clicks, hits, read_history(connection, row.id)
-
-
-def qr_code(text: str) -> Markup:
-    """Return the QR code of a text as an SVG element without style attributes."""
-    import segno  # imported here, because only pages with a QR code need it
-
-    svg: str = segno.make(text, error="m", micro=False).svg_inline(
-        border=0, dark="#000", omitsize=True, svgclass=None, lineclass=None
-    )
-    return Markup(svg)  # noqa: S704 - the library writes only paths
 
 
 PAGES = [

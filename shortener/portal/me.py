@@ -14,6 +14,7 @@ from shortener.portal import second_factor, sessions
 from shortener.portal.operators import THEMES
 from shortener.portal.page import PortalPage, Visit, url
 from shortener.portal.passwords import check_new_password
+from shortener.portal.qr_codes import qr_code
 from shortener.portal.router import CONFIRM_PATH
 from shortener.portal.signin import check_password
 from shortener.secret import SecretError
@@ -135,7 +136,7 @@ def _factor_page(visit: Visit, secret: str, status: int = 200, *, error: str | N
         error=error,
         secret=secret,
         setup=visit.service.secret.encrypt(secret),
-        code_image=second_factor.qr_code(uri),
+        code_image=qr_code(uri, border=2),
     )
 
 

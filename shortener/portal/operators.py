@@ -46,7 +46,7 @@ class Role(enum.IntEnum):
 
     @property
     def label(self) -> str:
-        """The name of the role in lower case, as the command line and the database spell it."""
+        """The name of the role in lower case, as the command line and the database contain it."""
         return self.name.lower()
 
 

@@ -79,10 +79,10 @@ class PeriodChoice:
         """Return the query parameters of this period, or of a part of it, for a link."""
         fields = {"period": self.name, "tz": self.zone_name, "basis": self.basis.name.lower()}
         if since is not None or until is not None or self.name == CUSTOM:
-            fields |= {"period": CUSTOM, "since": self.spell(since or self.since), "until": self.spell(until or self.until)}
+            fields |= {"period": CUSTOM, "since": self.format(since or self.since), "until": self.format(until or self.until)}
         return fields
 
-    def spell(self, at: datetime) -> str:
+    def format(self, at: datetime) -> str:
         """Return a time as the query contains it: without seconds, in the time zone of the period, with its UTC offset."""
         return at.astimezone(self.zone).isoformat(timespec="minutes")
 

@@ -53,7 +53,7 @@ class Renderer:
         self._has_search = any(page.path == SEARCH_PATH for page in pages)
         self._navigation = sorted(
             (page for page in pages if page.navigation is not None),
-            key=lambda page: (_GROUPS.index(page.navigation.group), page.navigation.order),  # type: ignore[union-attr]
+            key=lambda page: (_GROUPS.index(page.navigation.group), page.navigation.order),  # type: ignore[union-attr]  # filtered below
         )
 
     def template(self, name: str) -> Template:

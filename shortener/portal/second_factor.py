@@ -11,7 +11,6 @@ import hmac
 import secrets
 from datetime import datetime
 
-from markupsafe import Markup
 from sqlalchemy import Connection, delete, func, insert, or_, select, update
 
 from shortener.accounts.directory import hash_credential
@@ -39,14 +38,6 @@ def provisioning_uri(secret: str, name: str) -> str:
     import pyotp
 
     return pyotp.TOTP(secret).provisioning_uri(name=name, issuer_name=ISSUER)
-
-
-def qr_code(text: str) -> Markup:
-    """Return a QR code as SVG, without a size of its own."""
-    import segno
-
-    image = segno.make(text, error="m", micro=False)
-    return Markup(image.svg_inline(border=2, omitsize=True, svgclass="qr", lineclass=None, dark="#000", light="#fff"))  # noqa: S704
 
 
 def matching_step(secret: str, code: str, now: datetime) -> int | None:

@@ -16,9 +16,9 @@ from starlette.responses import Response
 from shortener.errors import ApiError, ErrorCode
 from shortener.messages.plan import RewriteItem
 from shortener.messages.segments import count_segments
-from shortener.portal.links import qr_code
 from shortener.portal.operators import Role
 from shortener.portal.page import NavigationItem, PortalPage, Visit
+from shortener.portal.qr_codes import qr_code
 
 MAX_BODY = 2000  # characters
 MAX_RECIPIENTS_SHOWN = 10_000_000

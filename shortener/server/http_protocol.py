@@ -92,7 +92,7 @@ class RedirectProtocol(HttpToolsProtocol):
         if self.scheme == "http":
             self._socket_fd = transport.get_extra_info("socket").fileno()
         self._response_ended = self.loop.time()
-        self._is_admitted = self.config.connection_limits.admit(self._peer, self.connections)  # type: ignore[arg-type]
+        self._is_admitted = self.config.connection_limits.admit(self._peer, self.connections)  # type: ignore[arg-type]  # uvicorn's set of protocols
         if self._is_admitted:
             self.timer = ClientTimer(self, self.loop, self.timeout_keep_alive, self.config.request_timeout)
         else:

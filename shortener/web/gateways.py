@@ -215,7 +215,7 @@ async def test(call: Call[None, GatewayTestRequest]) -> Mapping[str, Any]:
     return {"status": True, **test_fields(result)}
 
 
-assert set(PRESETS) == set(PresetName.__args__)  # type: ignore[attr-defined]
+assert set(PRESETS) == set(PresetName.__args__)  # type: ignore[attr-defined]  # a Literal
 _PATH = "/api/v1/gateways"
 _ERRORS = (ErrorCode.FORBIDDEN_TARGET, ErrorCode.CONFLICT)
 

@@ -176,4 +176,3 @@ def test_merged_pages_contain_every_row_of_every_application_once_and_in_order(l
         below = page.next
     expected = sorted((number for numbers in ids.values() for number in numbers if number % 2 == 0), reverse=True)
     assert [listed.row.id for listed in found] == expected
-    assert listing.MAX_READS > 1

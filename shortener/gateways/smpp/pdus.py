@@ -69,7 +69,7 @@ def build_pdu(name: str, sequence: int, status: int = OK, **fields: Any) -> byte
     return built
 
 
-class _ReceivedDeliverSm(command.DeliverSM):  # type: ignore[misc]
+class _ReceivedDeliverSm(command.DeliverSM):  # type: ignore[misc]  # the library has no types
     """A deliver_sm whose optional parameters are not parsed by the library."""
 
     rest = b""
