@@ -29,7 +29,13 @@ MAX_UNKNOWN_FIELDS = 20
 _STATUSES = {ErrorCode.NO_PRICE.name: "blocked_country", ErrorCode.OPTED_OUT.name: "opted_out"}
 _SKIPPED = frozenset({ErrorCode.NO_PRICE, ErrorCode.OPTED_OUT})
 #: The code of an error in a field of the body.
-_CODES = {"to": ErrorCode.INVALID_TO, "message": ErrorCode.INVALID_MESSAGE, "sender_id": ErrorCode.INVALID_SENDER}
+_FIELD_CODES = {"to": ErrorCode.INVALID_TO, "message": ErrorCode.INVALID_MESSAGE, "sender_id": ErrorCode.INVALID_SENDER}
+#: The codes of other errors, by the code of this service.
+_OTHER_CODES = {
+    ErrorCode.INVALID_JSON: ErrorCode.INVALID_BODY,
+    ErrorCode.UNAVAILABLE: ErrorCode.DB_ERROR,
+    ErrorCode.INVALID_RECIPIENT: ErrorCode.INVALID_TO,
+}
 
 
 class SendRequest(MessageOptions):
@@ -191,21 +197,22 @@ def _result(entry: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def translate_error(error: ApiError) -> ApiError:
     """Return an error of the call with the code that 23 Telecom uses for it."""
-    code = error.code
-    if code is ErrorCode.INVALID_JSON:
-        code = ErrorCode.INVALID_BODY
-    elif code is ErrorCode.UNAVAILABLE:
-        code = ErrorCode.DB_ERROR
-    elif code is ErrorCode.INVALID_RECIPIENT:
-        code = ErrorCode.INVALID_TO
-    elif code is ErrorCode.INVALID_REQUEST:
-        name = error.details[0].field.partition(".")[0] if error.details else ""
-        code = _CODES.get(name, ErrorCode.INVALID_REQUEST if name else ErrorCode.INVALID_BODY)
-    if code is error.code:
-        return error
+    code = _translate(error.code, error.details[0].field if error.details else "")
     hidden = error.details_total - len(error.details)
-    details = [replace(detail, code=code) if detail.code is not None else detail for detail in error.details]
+    details = [
+        detail if detail.code is None else replace(detail, code=_translate(detail.code, detail.field)) for detail in error.details
+    ]
+    if code is error.code and details == list(error.details):
+        return error
     return ApiError(code, details=details, retry_after=error.retry_after, hidden_details=hidden)
+
+
+def _translate(code: ErrorCode, field: str) -> ErrorCode:
+    """Return the code that 23 Telecom uses for a code of this service. `field`: the path of the field that is not valid."""
+    if code is ErrorCode.INVALID_REQUEST:
+        name = field.partition(".")[0]
+        return _FIELD_CODES.get(name, code if name else ErrorCode.INVALID_BODY)
+    return _OTHER_CODES.get(code, code)
 
 
 ENDPOINTS = [

@@ -100,6 +100,13 @@ async def test_an_invalid_call_gets_the_code_of_23_telecom_and_stores_nothing(
     assert await rows(service.database, schema.messages) == []
 
 
+async def test_each_detail_of_an_invalid_call_has_the_code_of_its_own_problem(client: httpx.AsyncClient) -> None:
+    await select(client)
+    response = await client.post(SEND, json={**BODY, "to": ["12"], "message": '#track("https://x.example'})
+    codes = {(detail["field"].partition(".")[0], detail["error_code"]) for detail in response.json()["details"]}
+    assert codes == {("to", "INVALID_TO"), ("message", "INVALID_TRACK_DIRECTIVE")}
+
+
 @pytest.mark.parametrize("content", [b"{", b"[]", b'"text"', b"null"])
 async def test_a_body_that_is_no_object_is_an_invalid_body(client: httpx.AsyncClient, content: bytes) -> None:
     response = await client.post(SEND, content=content, headers={"Content-Type": "application/json"})
