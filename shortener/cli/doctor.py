@@ -16,15 +16,16 @@ import sqlite3
 import ssl
 import stat
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import click
 
 from shortener.cli.common import async_command, json_option, load_settings, print_result
+from shortener.cli.doctor_findings import Finding
 from shortener.settings import DEFAULT_BASE_URL, is_loopback, service_link_variables
 
 if TYPE_CHECKING:
@@ -37,16 +38,6 @@ MAX_WAL_BYTES = 1 << 30
 NETWORK_TIMEOUT_SECONDS = 3.0
 #: SQLite versions before this one can corrupt a WAL when two connections make a checkpoint at once.
 MIN_SQLITE = (3, 51, 3)
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """The result of one check. `remedy` says what to do; it is empty for the level `ok`."""
-
-    check: str
-    level: Literal["ok", "warning", "error"]
-    text: str
-    remedy: str = ""
 
 
 @click.command()

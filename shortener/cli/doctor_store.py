@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, func, select, text
 
-from shortener.cli.doctor import Finding
+from shortener.cli.doctor_findings import Finding
 from shortener.storage import schema
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from shortener.portal.sessions import find_session
 from shortener.portal.verdict_texts import RESULTS
 
 if TYPE_CHECKING:
-    from shortener.portal.router import Portal
+    from shortener.portal.parts import PortalParts
 
 HEARTBEAT = 15.0  # Seconds after which a stream without rows sends a comment, so that proxies keep the connection.
 STOP_CHECK = 1.0  # Seconds after which a stream notices that the process stops.
@@ -51,7 +51,7 @@ async def stream(visit: Visit) -> Response:
     return StreamingResponse(event_stream(visit, visit.portal, visit.session.id), media_type="text/event-stream", headers=headers)
 
 
-async def event_stream(visit: Visit, portal: Portal, session_id: int) -> AsyncIterator[str]:
+async def event_stream(visit: Visit, portal: PortalParts, session_id: int) -> AsyncIterator[str]:
     _streams[session_id] += 1
     checked = time.monotonic()
     try:
@@ -76,7 +76,7 @@ async def event_stream(visit: Visit, portal: Portal, session_id: int) -> AsyncIt
             del _streams[session_id]
 
 
-async def _is_signed_in(visit: Visit, portal: Portal) -> bool:
+async def _is_signed_in(visit: Visit, portal: PortalParts) -> bool:
     """Return whether the session and the role of a stream still exist."""
     token = visit.request.cookies.get(portal.cookie_name, "")
     now = visit.service.clock()

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from shortener.container import Service
-    from shortener.portal.router import Portal
+    from shortener.portal.parts import PortalParts
 
 #: The name of all applications in a URL.
 ALL = "all"
@@ -80,7 +80,7 @@ class Visit:
     `form` has the fields of a form; of a repeated field, the last value.
     """
 
-    portal: Portal
+    portal: PortalParts
     request: Request
     page: PortalPage
     now: datetime

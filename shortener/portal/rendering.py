@@ -61,7 +61,7 @@ class Renderer:
 
     def response(self, visit: Visit, name: str, status: int, *, compress: bool, context: Mapping[str, Any]) -> Response:
         """Render a template as the response to a visit."""
-        known = visit.portal.known_applications(visit)
+        known = visit.portal.known_applications(visit.session)
         text = self.template(name).render(
             visit=visit,
             operator=visit.session.operator if visit.session is not None and not visit.session.needs_code else None,

@@ -25,15 +25,13 @@ from starlette.routing import Route, Router
 from shortener.accounts.directory import ALL_APPLICATIONS
 from shortener.clicks.client_address import client_address, shorten_address
 from shortener.errors import ApiError, ErrorCode, StoreUnavailable
-from shortener.portal.live_feed import LiveFeed
 from shortener.portal.operators import Role
 from shortener.portal.page import ALL, PortalPage, Visit, url
 from shortener.portal.pages import all_pages
-from shortener.portal.passwords import Passwords
+from shortener.portal.parts import PortalParts
 from shortener.portal.rendering import Renderer
 from shortener.portal.security import SAFE_METHODS, comes_from_portal, security_headers
-from shortener.portal.sessions import SEEN_INTERVAL, OperatorSession, find_session, mark_seen, session_limits
-from shortener.portal.sign_in_delays import SignInDelays
+from shortener.portal.sessions import SEEN_INTERVAL, OperatorSession, find_session, mark_seen
 from shortener.portal.static_files import serve_static
 
 if TYPE_CHECKING:
@@ -54,20 +52,11 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
-class Portal:
-    """The portal of one process. It has no state that another process would need."""
+class Portal(PortalParts):
+    """The portal of one process."""
 
     def __init__(self, service: Service) -> None:
-        self.service = service
-        self.origin = service.settings.portal_origin
-        self.is_https = self.origin.startswith("https://")
-        # The prefix makes browsers accept the cookie from https only, and from this host only.
-        self.cookie_name = "__Host-session" if self.is_https else "session"
-        self.limits = session_limits(service.settings)
-        self.passwords = Passwords()
-        self.delays = SignInDelays(service.secret.key("sign-in failures"))
-        self.renderer = Renderer(all_pages())
-        self.live = LiveFeed(service.database, service.clock)
+        super().__init__(service, Renderer(all_pages()))
         self._headers = [(name.lower().encode(), value.encode()) for name, value in security_headers(self.origin).items()]
         self._router = Router([route for page in all_pages() for route in self._routes(page)], redirect_slashes=False)
 
@@ -155,7 +144,7 @@ class Portal:
             self._choose_application(visit)
         else:
             visit.role = session.operator.roles.get(ALL_APPLICATIONS)
-            visit.applications = self._known_applications(session)
+            visit.applications = self.known_applications(session)
         if needed is not None and not visit.may(needed):
             if needed is Role.ADMIN and "{app}" not in page.path:
                 raise ApiError(ErrorCode.NOT_FOUND)  # The pages of the installation do not exist for others.
@@ -168,21 +157,13 @@ class Portal:
         if visit.now - session.seen_at >= SEEN_INTERVAL:
             await self.service.database.write(mark_seen, session.id, visit.now)
 
-    def _known_applications(self, session: OperatorSession) -> tuple[Any, ...]:
-        known = (one for one in self.service.directory.applications() if session.operator.role_in(one.id) is not None)
-        return tuple(known)
-
-    def known_applications(self, visit: Visit) -> tuple[Any, ...]:
-        """Return the applications that the operator may see, for the switch between applications."""
-        return () if visit.session is None or visit.session.needs_code else self._known_applications(visit.session)
-
     def _choose_application(self, visit: Visit) -> None:
         """Set the application of the path. Raise ApiError NOT_FOUND if it does not exist for this operator."""
         assert visit.session is not None
         operator, name = visit.session.operator, visit.path["app"]
         if name == ALL:
             visit.role = operator.role_in(ALL_APPLICATIONS)
-            visit.applications = self._known_applications(visit.session)
+            visit.applications = self.known_applications(visit.session)
             if visit.role is None or not visit.page.all_applications:
                 raise ApiError(ErrorCode.NOT_FOUND)
             return
@@ -198,16 +179,6 @@ class Portal:
         forwarded = ", ".join(request.headers.getlist("x-forwarded-for"))
         peer = request.client.host if request.client else None
         return shorten_address(client_address(peer, forwarded, self.service.settings.trusted_proxies), "short")
-
-    def set_cookie(self, response: Response, token: str) -> Response:
-        """Give the browser the token of a session."""
-        response.set_cookie(self.cookie_name, token, path="/", secure=self.is_https, httponly=True, samesite="lax")
-        return response
-
-    def delete_cookie(self, response: Response) -> Response:
-        """Remove the token of a session from the browser."""
-        response.delete_cookie(self.cookie_name, path="/", secure=self.is_https, httponly=True, samesite="lax")
-        return response
 
     def _error(self, visit: Visit, error: ApiError) -> Response:
         headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}

@@ -15,13 +15,27 @@ from __future__ import annotations
 
 import asyncio
 from asyncio.events import TimerHandle
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from shortener.server.http_protocol import RedirectProtocol
+from typing import Any, Protocol
 
 BODY_BYTES_PER_SECOND = 64 * 1024
 RESPONSE_BYTES_PER_SECOND = 1024
+
+
+class TimedConnection(Protocol):
+    """What a timer needs to know of its connection. All times are those of the event loop."""
+
+    transport: asyncio.Transport
+    flow: Any  # uvicorn's flow control
+    body_began: float  # the time when the body of the current request began
+    body_bytes: int  # the number of bytes of that body that have arrived
+    bytes_queued: int  # the number of response bytes that the socket did not accept at once
+    is_reading_body: bool
+
+    @property
+    def incomplete_head(self) -> Any: ...
+    @property
+    def waiting_since(self) -> float | None: ...
+    def end_slow_client(self) -> None: ...
 
 
 class ClientTimer:
@@ -30,7 +44,7 @@ class ClientTimer:
     __slots__ = ("_connection", "_handle", "_head", "_keep_alive", "_loop", "_request_timeout", "_unread_sent", "_unread_since")
 
     def __init__(
-        self, connection: RedirectProtocol, loop: asyncio.AbstractEventLoop, keep_alive: float, request_timeout: float
+        self, connection: TimedConnection, loop: asyncio.AbstractEventLoop, keep_alive: float, request_timeout: float
     ) -> None:
         self._connection = connection
         self._loop = loop

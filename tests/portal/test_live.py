@@ -119,7 +119,7 @@ async def test_a_busy_stream_ends_soon_after_its_session_has_ended(
         service=service, applications=[SimpleNamespace(id=1)], application=None, request=request, zone=UTC, portal=portal
     )
     received = 0
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         async for _ in live.event_stream(visit, portal, 1):  # type: ignore[arg-type] # only these attributes are used
             received += 1
             if received == 20:

@@ -1,0 +1,17 @@
+"""What the checks of `shortener doctor` return."""
+# Tested by tests/cli/test_doctor.py
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """The result of one check. `remedy` says what to do; it is empty for the level `ok`."""
+
+    check: str
+    level: Literal["ok", "warning", "error"]
+    text: str
+    remedy: str = ""

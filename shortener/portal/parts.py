@@ -1,0 +1,58 @@
+"""The parts of the portal that pages use: the service, limits of sessions, password checks, the renderer, and cookies."""
+# Tested by tests/portal/test_router.py
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+from starlette.responses import Response
+
+from shortener.portal.live_feed import LiveFeed
+from shortener.portal.passwords import Passwords
+from shortener.portal.sessions import OperatorSession, session_limits
+from shortener.portal.sign_in_delays import SignInDelays
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+    from shortener.container import Service
+
+
+class PageRenderer(Protocol):
+    """What pages need of the renderer (`rendering.Renderer`)."""
+
+    def template(self, name: str) -> Template: ...
+    def response(self, visit: Any, name: str, status: int, *, compress: bool, context: Mapping[str, Any]) -> Response: ...
+
+
+class PortalParts:
+    """The parts of the portal of one process. They have no state that another process would need."""
+
+    def __init__(self, service: Service, renderer: PageRenderer) -> None:
+        self.service = service
+        self.renderer = renderer
+        self.origin = service.settings.portal_origin
+        self.is_https = self.origin.startswith("https://")
+        # The prefix makes browsers accept the cookie from https only, and from this host only.
+        self.cookie_name = "__Host-session" if self.is_https else "session"
+        self.limits = session_limits(service.settings)
+        self.passwords = Passwords()
+        self.delays = SignInDelays(service.secret.key("sign-in failures"))
+        self.live = LiveFeed(service.database, service.clock)
+
+    def known_applications(self, session: OperatorSession | None) -> tuple[Any, ...]:
+        """Return the applications that the operator of a session may see; none before the code of the second factor."""
+        if session is None or session.needs_code:
+            return ()
+        return tuple(one for one in self.service.directory.applications() if session.operator.role_in(one.id) is not None)
+
+    def set_cookie(self, response: Response, token: str) -> Response:
+        """Give the browser the token of a session."""
+        response.set_cookie(self.cookie_name, token, path="/", secure=self.is_https, httponly=True, samesite="lax")
+        return response
+
+    def delete_cookie(self, response: Response) -> Response:
+        """Remove the token of a session from the browser."""
+        response.delete_cookie(self.cookie_name, path="/", secure=self.is_https, httponly=True, samesite="lax")
+        return response
