@@ -18,7 +18,7 @@ from tests.acceptance.endpoint import Endpoint
 from tests.acceptance.nodes import Nodes
 from tests.acceptance.process import PHONE, Server
 from tests.conftest import new_postgresql_database
-from tests.servers import PostgresProcess
+from tests.servers import PATIENCE, PostgresProcess
 
 WITHIN = 10.0
 
@@ -45,6 +45,25 @@ def click_a_new_message(server: Server) -> None:
         (message,) = client.post("/api/v1/rewrite", json=given).json()["messages"]
     with server.client(**{"User-Agent": PHONE}) as client:
         assert client.get("/" + message["links"][0]["code"]).status_code == 302
+
+
+def wait_until_all_know_each_other(nodes: Nodes, count: int) -> None:
+    """Wait until `count` processes send deliveries and each one has counted the others.
+
+    A process counts when it writes its heartbeat. So each one has counted all of them after it has written a heartbeat that is later
+    than the first heartbeat of the last one."""
+
+    def heartbeats() -> dict[int, Any]:
+        rows = asyncio.run(nodes.query("SELECT id, seen_at FROM delivery_processes"))
+        return {row["id"]: row["seen_at"] for row in rows}
+
+    deadline = time.monotonic() + PATIENCE
+    first: dict[int, Any] = {}
+    while len(first) < count or any(heartbeats().get(process, at) <= at for process, at in first.items()):
+        assert time.monotonic() < deadline, first
+        time.sleep(0.1)
+        if len(first) < count:
+            first = heartbeats()
 
 
 def begun_request(server: Server, body: bytes = b"") -> socket.socket:
@@ -118,6 +137,7 @@ def test_serve_and_deliver_processes_stop_in_time_and_leave_no_leased_delivery(n
     nodes.deliver()
     with server.api() as client:
         add_tracker(client, endpoint.url + "/hangs", timeout=30, concurrency=6)
+    wait_until_all_know_each_other(nodes, 3)
     codes = [message["links"][0]["code"] for message in nodes.rewrite(12)]
     with server.client(**{"User-Agent": PHONE, "Host": "go.example"}) as client:
         assert {client.get(f"/{code}").status_code for code in codes} == {302}

@@ -79,6 +79,7 @@ async def test_no_hit_that_got_503_is_stored_even_if_thousands_of_hits_wait(serv
         database.refuse_writes = database.refuse_reads = False
         await recorder.flush()
         assert (await recorder.record(make_hit(service, code))).location == LOCATION
+        await recorder.flush()
         assert len(await fetch_rows(service, schema.hits)) == 1
         assert recorder.totals.recorded == 1
 
@@ -165,6 +166,7 @@ async def test_a_hit_gets_503_if_reading_its_link_raises_any_exception(service: 
             await asyncio.wait_for(recorder.record(make_hit(service, code)), 10)
         database.write_error = database.read_error = None
         assert (await asyncio.wait_for(recorder.record(make_hit(service, code)), 10)).location == LOCATION
+        await recorder.flush()
         assert len(await fetch_rows(service, schema.hits)) == 1
 
 
@@ -224,6 +226,7 @@ async def test_a_hit_that_the_database_rejects_becomes_a_dead_letter_and_is_redi
         assert (letter.code, json.loads(letter.hit)["id"]) == (code, broken.id)
         assert "rule" in letter.reason
         assert (await recorder.record(make_hit(service, code))).location == LOCATION
+        await recorder.flush()
         assert len(await fetch_rows(service, schema.hits)) == 1
 
 
