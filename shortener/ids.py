@@ -100,6 +100,27 @@ def decode(text: str) -> int | None:
     return number if number < 1 << 63 else None
 
 
+class PublicIds:
+    """Converts the row ids of one table to public ids with a prefix, such as `dlv_0AbCdEfGh12`, and back."""
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+
+    def encode(self, row_id: int) -> str:
+        """Return the public id of a row."""
+        return self._prefix + encode(row_id)
+
+    def decode(self, text: str) -> int | None:
+        """Return the row id, None if the text is not such an id. The prefix may be absent, because earlier ids had none."""
+        return decode(text.removeprefix(self._prefix))
+
+
+CONVERSION_IDS = PublicIds("cnv_")
+DELIVERY_IDS = PublicIds("dlv_")
+LINK_UPDATE_IDS = PublicIds("upd_")
+REFUSED_REPORT_IDS = PublicIds("rfs_")
+
+
 _MESSAGE_ID_LENGTH = 22
 # Each byte below 248, which is 4 x 62, becomes one of the 62 characters, so that all are equally probable.
 _TO_BASE62 = bytes(ord(ALPHABET[byte % 62]) for byte in range(256))

@@ -5,7 +5,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shortener.ids import ClickIds, IdGenerator, decode, encode, new_message_id, randbits
+from shortener.ids import (
+    CONVERSION_IDS,
+    DELIVERY_IDS,
+    LINK_UPDATE_IDS,
+    REFUSED_REPORT_IDS,
+    ClickIds,
+    IdGenerator,
+    PublicIds,
+    decode,
+    encode,
+    new_message_id,
+    randbits,
+)
 from shortener.storage.types import to_ms
 
 NOON = to_ms(datetime(2026, 11, 20, 12, tzinfo=UTC))
@@ -21,6 +33,17 @@ def test_a_row_id_is_encoded_in_eleven_characters_and_decoded(number: int) -> No
 def test_decoding_any_text_as_a_row_id_returns_a_number_or_none(text: str) -> None:
     number = decode(text)
     assert number is None or encode(number) == text
+
+
+@pytest.mark.parametrize(
+    ("ids", "prefix"),
+    [(CONVERSION_IDS, "cnv_"), (DELIVERY_IDS, "dlv_"), (LINK_UPDATE_IDS, "upd_"), (REFUSED_REPORT_IDS, "rfs_")],
+)
+def test_a_public_id_has_the_prefix_of_its_kind_and_is_also_accepted_without_it(ids: PublicIds, prefix: str) -> None:
+    assert ids.encode(7) == f"{prefix}00000000007"
+    assert ids.decode(ids.encode(7)) == ids.decode("00000000007") == 7
+    assert ids.decode(f"xyz_{encode(7)}") is None
+    assert ids.decode(prefix) is None
 
 
 def test_generated_ids_increase_while_the_clock_stops_or_steps_back() -> None:

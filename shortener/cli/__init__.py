@@ -25,6 +25,7 @@ COMMANDS = {
     "tokens": ("accounts", "Rotate tracker tokens."),
     "gateways": ("gateways", "Add, list, show, update, test and remove gateways, which send messages."),
     "send": ("gateways", "Send one message through the gateway of an application."),
+    "sends": ("sends", "List the messages that gateways send; send held messages again or give them up."),
     "balance": ("billing", "Show, set or add to the balance of a prepaid application."),
     "prices": ("billing", "Set, list and remove prices of messages."),
     "opt-outs": ("billing", "List, add and remove recipients who refused further messages."),

@@ -9,6 +9,7 @@ import click
 
 from shortener.cli.common import async_command, json_option, load_settings, open_store, print_fields, print_result, print_table
 from shortener.cli.parameters import DURATION, ID, TIME
+from shortener.ids import CONVERSION_IDS, REFUSED_REPORT_IDS, PublicIds
 
 _LIMIT = click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="Maximum number of rows.")
 _APPLICATION = click.option("--application", type=ID, help="Id of the application. Required if there are several.")
@@ -53,7 +54,6 @@ async def list_conversions(
 ) -> None:
     """List conversions with their revisions, newest first."""
     from shortener.cli.stats import find_application
-    from shortener.conversions.service import encode_conversion_id
     from shortener.ids import ClickIds
     from shortener.reporting import conversions as report
     from shortener.secret import open_secret
@@ -71,9 +71,9 @@ async def list_conversions(
             disposition=disposition,
             message_id=message_id,
         )
-        page = await database.read(report.list_conversions, filters, limit, _parse_row_id(below, "cnv_", "conversion"))
+        page = await database.read(report.list_conversions, filters, limit, _parse_row_id(below, CONVERSION_IDS, "conversion"))
     rows = [report.serialize_listed(row, page.revisions.get(row.id, ()), click_ids.encode) for row in page.rows]
-    next_page = None if page.next is None else encode_conversion_id(page.next)
+    next_page = None if page.next is None else CONVERSION_IDS.encode(page.next)
     columns = ("conversion_id", "timestamp", "message_id", "action", "transaction_id", "status", "disposition", "value", "currency")
 
     def print_text() -> None:
@@ -104,7 +104,6 @@ async def list_refused(
 ) -> None:
     """List refused conversion reports with the reason, newest first. They are stored for 30 days."""
     from shortener.cli.stats import find_application
-    from shortener.ids import encode
     from shortener.reporting import conversions as report
 
     async with open_store() as database:
@@ -112,13 +111,13 @@ async def list_refused(
             report.list_refused,
             await find_application(database, application),
             limit,
-            _parse_row_id(below, "", "refused report"),
+            _parse_row_id(below, REFUSED_REPORT_IDS, "refused report"),
             since=since,
             until=until,
             reason=None if reason is None else reason.upper(),
         )
     rows = [report.serialize_refused(row) for row in page.rows]
-    next_page = None if page.next is None else encode(page.next)
+    next_page = None if page.next is None else REFUSED_REPORT_IDS.encode(page.next)
 
     def print_text() -> None:
         print_table(rows, "refused_id", "received_at", "endpoint", "reason", "message_id", "click_id", "transaction_id")
@@ -128,12 +127,10 @@ async def list_refused(
     print_result({"refused": rows, "next": next_page}, as_json, print_text)
 
 
-def _parse_row_id(text: str | None, prefix: str, what: str) -> int | None:
-    from shortener.ids import decode
-
+def _parse_row_id(text: str | None, ids: PublicIds, what: str) -> int | None:
     if text is None:
         return None
-    row_id = decode(text.removeprefix(prefix))
+    row_id = ids.decode(text)
     if row_id is None:
         raise click.BadParameter(f"{text} is not a {what}", param_hint="--below")
     return row_id

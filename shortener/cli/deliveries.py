@@ -45,7 +45,7 @@ async def list_deliveries(
     """List deliveries of a tracker or an application, newest first."""
     from shortener.delivery.deliveries import Deliveries, DeliveryFilter
     from shortener.delivery.tracker_presenter import delivery_fields
-    from shortener.ids import encode
+    from shortener.ids import DELIVERY_IDS
     from shortener.model import DeliveryStatus
 
     if tracker is None and application is None:
@@ -54,7 +54,7 @@ async def list_deliveries(
     async with open_store() as database:
         page = await Deliveries(database).page(filters, limit, None if below is None else _parse_delivery_id(below))
     rows = [delivery_fields(delivery) for delivery in page.deliveries]
-    next_page = None if page.next is None else encode(page.next)
+    next_page = None if page.next is None else DELIVERY_IDS.encode(page.next)
 
     def print_text() -> None:
         print_table(rows, *_COLUMNS)
@@ -138,9 +138,9 @@ deliveries.add_command(
 
 
 def _parse_delivery_id(text: str) -> int:
-    from shortener.ids import decode
+    from shortener.ids import DELIVERY_IDS
 
-    delivery_id = decode(text)
+    delivery_id = DELIVERY_IDS.decode(text)
     if delivery_id is None:
         raise click.ClickException(f"there is no delivery {text}")
     return delivery_id

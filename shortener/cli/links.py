@@ -212,7 +212,7 @@ async def _change_links(
         find_update,
         serialize_update,
     )
-    from shortener.ids import IdGenerator, encode
+    from shortener.ids import LINK_UPDATE_IDS, IdGenerator
     from shortener.model import utcnow
     from shortener.urls import UrlError, parse_destination
 
@@ -238,7 +238,7 @@ async def _change_links(
         while True:
             if not await updates.perform(update_id):
                 await asyncio.sleep(0.1)  # a running server processes the update
-            fields = serialize_update(await database.read(find_update, encode(update_id), application))
+            fields = serialize_update(await database.read(find_update, LINK_UPDATE_IDS.encode(update_id), application))
             if sys.stderr.isatty():
                 click.echo(f"\r{fields['done']:,} of {fields['total'] or '?'} links", nl=False, err=True)
             if fields["state"] in (DONE, STOPPED):

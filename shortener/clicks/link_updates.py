@@ -24,7 +24,7 @@ from sqlalchemy import ColumnElement, Connection, Row, insert, or_, select, upda
 
 from shortener.clicks.link_changes import find_changeable_by_ids, refresh_cache, write_changes
 from shortener.errors import ApiError, ErrorCode
-from shortener.ids import decode, encode
+from shortener.ids import LINK_UPDATE_IDS
 from shortener.jobs import WakeUp
 from shortener.model import Clock
 from shortener.redis.link_cache import LinkCache
@@ -97,7 +97,7 @@ def create_update(
 
 def find_update(connection: Connection, encoded_id: str, application_id: int) -> AnyRow:
     """Return a link update of an application. Raise ApiError NOT_FOUND if it does not exist."""
-    statement = select(link_updates).where(link_updates.c.id == (decode(encoded_id) or 0))
+    statement = select(link_updates).where(link_updates.c.id == (LINK_UPDATE_IDS.decode(encoded_id) or 0))
     row = connection.execute(statement.where(link_updates.c.application_id == application_id)).first()
     if row is None:
         raise ApiError(ErrorCode.NOT_FOUND, "There is no update of links with this id.")
@@ -124,7 +124,7 @@ def stop_update(connection: Connection, encoded_id: str, application_id: int, cl
 def serialize_update(row: AnyRow) -> dict[str, Any]:
     """Return a link update as the API and the command line show it."""
     return {
-        "update_id": encode(row.id),
+        "update_id": LINK_UPDATE_IDS.encode(row.id),
         "state": row.state,
         "total": row.total,
         "done": row.done,

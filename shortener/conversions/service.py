@@ -32,7 +32,7 @@ from shortener.conversions import queries, status_words
 from shortener.conversions.parsing import ConversionReport
 from shortener.conversions.queries import ConversionKey, ConversionTarget, CountedActions, StoredConversion, StoredRevision
 from shortener.errors import ApiError, Detail, ErrorCode
-from shortener.ids import ClickIds, IdGenerator, encode
+from shortener.ids import CONVERSION_IDS, ClickIds, IdGenerator
 from shortener.metrics import Metrics
 from shortener.model import Clock, Topic, record
 from shortener.outbox import count_deltas, events
@@ -87,11 +87,6 @@ class _State:
     latest: StoredRevision
     earlier: list[StoredRevision] = field(default_factory=list)
     stored_revisions: int = 0
-
-
-def encode_conversion_id(conversion: int) -> str:
-    """Return the public conversion_id, such as `cnv_0Kq3...`, of the conversion with this row id."""
-    return f"cnv_{encode(conversion)}"
 
 
 class Conversions:
@@ -195,13 +190,15 @@ class Conversions:
                 continue
             state, report = states[key], item.report
             if firsts.get(key) == index:
-                results.append(ConversionResult(encode_conversion_id(state.id), target.message_id, False, warnings=report.warnings))
+                results.append(
+                    ConversionResult(CONVERSION_IDS.encode(state.id), target.message_id, False, warnings=report.warnings)
+                )
                 new_events.append(self._event(state, item, target, None))
                 _count(delta, state, report.ends_process)
                 continue
             effect = _apply(state, item, target, now)
             if effect is _Effect.CONFLICT:
-                results.append(_conflict(encode_conversion_id(state.id)))
+                results.append(_conflict(CONVERSION_IDS.encode(state.id)))
                 continue
             before = None
             if effect is _Effect.UPDATE:
@@ -213,7 +210,7 @@ class Conversions:
                 new_events.append(self._event(state, item, target, before))
             results.append(
                 ConversionResult(
-                    encode_conversion_id(state.id),
+                    CONVERSION_IDS.encode(state.id),
                     target.message_id,
                     duplicate=effect is not _Effect.UPDATE,
                     updated=effect is _Effect.UPDATE,

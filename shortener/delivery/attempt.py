@@ -27,7 +27,7 @@ from shortener.delivery.expiry import MAX_HOLD
 from shortener.delivery.outcomes import LOCAL_FAILURE, RATE_LIMITED, AttemptOutcome, OutcomeKind, classify_response, next_delay
 from shortener.delivery.request import DeliveryTarget, ForbiddenHost
 from shortener.delivery.sender import Sender, SendResult
-from shortener.ids import IdGenerator, encode
+from shortener.ids import DELIVERY_IDS, IdGenerator
 from shortener.model import Clock, DeliveryStatus, Topic
 from shortener.storage.types import to_ms
 from shortener.tracing import Tracer
@@ -98,7 +98,7 @@ class AttemptRunner:
         timeout = target.timeout if target is not None else 0.0
         if claim.lease_until - to_ms(started) < round(timeout * 1000) + MIN_LEASE_LEFT_MS:
             # The lease would end during the attempt, and another process could then send the same delivery.
-            log.warning("lease_too_short", delivery=encode(claim.id))
+            log.warning("lease_too_short", delivery=DELIVERY_IDS.encode(claim.id))
             return self._returned(attempt, "lease_too_short")
         try:
             response = await self._send(claim, target, started)
@@ -118,7 +118,7 @@ class AttemptRunner:
         except ForbiddenHost as error:
             return SendResult(None, b"", "blocked_address", str(error), 0)
         except Exception:
-            log.exception("delivery_not_renderable", delivery=encode(claim.id))
+            log.exception("delivery_not_renderable", delivery=DELIVERY_IDS.encode(claim.id))
             return SendResult(None, b"", "internal_error", "the request could not be rendered", 0, is_local=True)
         if self.tracer is not None and (message_id := facts.get("message_id")) is not None:
             header = self.tracer.header(facts["application_id"], message_id)
@@ -184,7 +184,7 @@ class AttemptRunner:
         """Return the result of an attempt that failed because of this host: the claim is given back with the error.
 
         The error becomes the last error of the delivery. No row is added to the table `attempts`."""
-        log.warning("local_failure", delivery=encode(attempt.claim.id), error=response.error, detail=response.detail)
+        log.warning("local_failure", delivery=DELIVERY_IDS.encode(attempt.claim.id), error=response.error, detail=response.detail)
         held_since = attempt.claim.held_since
         if held_since is None or held_since > now:
             held_since = now

@@ -26,7 +26,7 @@ from shortener.delivery.expiry import MAX_HOLD, expire_overdue, expire_queue
 from shortener.delivery.processes import ProcessShare
 from shortener.delivery.request import DeliveryTarget, Secrets, callback
 from shortener.delivery.trackers import Trackers
-from shortener.ids import IdGenerator, encode
+from shortener.ids import DELIVERY_IDS, IdGenerator
 from shortener.settings import Settings
 from shortener.storage import schema
 
@@ -255,7 +255,7 @@ class ClaimWriter:
                 secrets=callback_secrets,
             )
         except Exception:
-            log.exception("callback_not_usable", delivery=encode(claim.id))
+            log.exception("callback_not_usable", delivery=DELIVERY_IDS.encode(claim.id))
             return None
 
 

@@ -44,7 +44,7 @@ from shortener.delivery.sender import Sender
 from shortener.delivery.throttle import Throttle
 from shortener.delivery.trackers import Trackers
 from shortener.errors import StoreUnavailable
-from shortener.ids import IdGenerator, encode
+from shortener.ids import DELIVERY_IDS, IdGenerator
 from shortener.jobs import WakeUp
 from shortener.metrics import Histogram, Metrics
 from shortener.model import Clock, DeliveryStatus
@@ -322,7 +322,7 @@ class Dispatcher:
                 totals.delivered += 1
             elif one.delivery.status == DeliveryStatus.DEAD:
                 totals.dead += 1
-                delivery, error = encode(one.delivery.id), one.delivery.last_error
+                delivery, error = DELIVERY_IDS.encode(one.delivery.id), one.delivery.last_error
                 log.warning("delivery_dead", delivery=delivery, queue=one.attempt.claim.queue, error=error)
             elif one.outcome.charged:
                 totals.retried += 1

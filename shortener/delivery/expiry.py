@@ -11,7 +11,7 @@ from datetime import timedelta
 from sqlalchemy import ColumnElement, Connection, literal_column, or_, select, update
 
 from shortener.delivery.dispatch_queries import FIRST_ATTEMPTS, RETRIES, DeliveryQueue
-from shortener.ids import IdGenerator, encode
+from shortener.ids import DELIVERY_IDS, IdGenerator
 from shortener.model import DeliveryStatus, Topic
 from shortener.outbox import operations
 from shortener.storage import schema
@@ -68,7 +68,7 @@ def expire_queue(
         last = max(reported, key=lambda row: row.id)
         fields = {
             "tracker_id": last.tracker_id,
-            "delivery_id": encode(last.id),
+            "delivery_id": DELIVERY_IDS.encode(last.id),
             "delivery_event": Topic(last.topic).api_name,
             "count": len(reported),
             "reason": error,

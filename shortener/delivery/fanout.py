@@ -36,13 +36,12 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
 from shortener.accounts.directory import short_url
-from shortener.conversions.service import encode_conversion_id
 from shortener.delivery import fanout_queries
 from shortener.delivery.fanout_queries import PendingEvent, Sources, Subscription
 from shortener.delivery.request import callback_queue
 from shortener.delivery.throttle import Throttle
 from shortener.errors import StoreUnavailable
-from shortener.ids import ClickIds, IdGenerator, encode
+from shortener.ids import CONVERSION_IDS, ClickIds, IdGenerator, encode
 from shortener.metrics import Metrics
 from shortener.model import Clock, DeliveryStatus, HitFlag, State, Topic, Verdict
 from shortener.outbox import count_deltas
@@ -266,7 +265,7 @@ def _message_facts(source: Sources) -> dict[str, Any]:
 
 def _conversion_facts(source: Sources, conversion_id: int) -> dict[str, Any]:
     return {
-        "conversion_id": encode_conversion_id(conversion_id),
+        "conversion_id": CONVERSION_IDS.encode(conversion_id),
         "action": source.action,
         "conversion_status": source.conversion_status,
         "disposition": source.disposition,

@@ -22,7 +22,7 @@ from shortener.delivery.dispatch_queries import TrackerState
 from shortener.delivery.health import TrackerHealth
 from shortener.delivery.outcomes import GONE, OutcomeKind
 from shortener.delivery.pace import TrackerPace
-from shortener.ids import IdGenerator, encode
+from shortener.ids import DELIVERY_IDS, IdGenerator
 from shortener.model import DeliveryStatus, Topic
 from shortener.outbox import operations
 from shortener.storage.types import from_ms, to_ms
@@ -144,7 +144,7 @@ class OutcomeWriter:
             last = attempts[-1]
             fields = {
                 "tracker_id": tracker,
-                "delivery_id": encode(last.attempt.claim.id),
+                "delivery_id": DELIVERY_IDS.encode(last.attempt.claim.id),
                 "delivery_event": Topic(last.attempt.claim.topic).api_name,
                 "count": len(attempts),
                 "reason": last.delivery.last_error,

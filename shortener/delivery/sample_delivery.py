@@ -90,7 +90,7 @@ def sample_facts(application_id: int, at: datetime, event: str) -> dict[str, Any
             "application_id": application_id,
             "company_id": None,
             "tracker_id": 1,
-            "delivery_id": "test",
+            "delivery_id": "dlv_test",
             "delivery_event": "state",
             "count": 1,
             "reason": "test",

@@ -12,7 +12,7 @@ from typing import Any
 from shortener.delivery.deliveries import Delivery, DeliveryAttempt, DeliveryBacklog
 from shortener.delivery.sample_delivery import SampleDelivery
 from shortener.delivery.trackers import Tracker, effective_limits
-from shortener.ids import encode
+from shortener.ids import DELIVERY_IDS
 from shortener.settings import Settings
 from shortener.storage.types import from_ms, to_iso, to_ms
 
@@ -61,7 +61,7 @@ def health_fields(tracker: Tracker, backlog: DeliveryBacklog, now: datetime) -> 
 def delivery_fields(delivery: Delivery) -> dict[str, Any]:
     """Return the JSON fields of a delivery, without its attempts."""
     return {
-        "delivery_id": encode(delivery.id),
+        "delivery_id": DELIVERY_IDS.encode(delivery.id),
         "tracker_id": delivery.tracker_id,
         "callback_url": delivery.callback_url,
         "event_id": delivery.event_id,
@@ -93,7 +93,7 @@ def attempt_fields(attempt: DeliveryAttempt) -> dict[str, Any]:
 def sample_delivery_fields(sample: SampleDelivery) -> dict[str, Any]:
     """Return the JSON fields of the result of a test delivery."""
     return {
-        "delivery_id": encode(sample.delivery_id),
+        "delivery_id": DELIVERY_IDS.encode(sample.delivery_id),
         "event_id": sample.event_id,
         "delivered": sample.delivered,
         "reason": sample.reason,

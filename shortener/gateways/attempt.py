@@ -29,6 +29,7 @@ from shortener.gateways.finishing import SendChange, failure_report
 from shortener.gateways.queries import ClaimedSend, FinishedSend
 from shortener.gateways.submission import Connections, GatewayConfig, OutgoingMessage, SubmitOutcome, SubmitResult
 from shortener.ids import IdGenerator, encode
+from shortener.logs import mask
 from shortener.messages.delivery_reports import DeliveryReport
 from shortener.messages.sender_rules import visible_sender
 from shortener.model import Clock, SendStatus, State
@@ -126,7 +127,7 @@ class SendRunner:
             result.milliseconds or max(now - to_ms(started), 0),
             result.reason,
             result.status,
-            to_storable_text(result.detail, MAX_DETAIL_LENGTH) or None,
+            _stored_detail(claim, result)[:MAX_DETAIL_LENGTH] or None,
         )
         return EndedSend(attempt, SendChange(claim, row, attempt_row, report), result, to_ms(started), now)
 
@@ -170,7 +171,7 @@ class SendRunner:
             return row, DeliveryReport(claim.message_id, State.SENT, from_ms(now), telecom_message_id=gateway_id)
         if status is SendStatus.FAILED:
             code = to_storable_text(result.error_code or result.reason)
-            return row, failure_report(claim, now, code, to_storable_text(result.detail))
+            return row, failure_report(claim, now, code, _stored_detail(claim, result))
         return row, None
 
     def _pause(self, attempt: SendInFlight, result: SubmitResult, counted: int, free: int) -> int:
@@ -206,6 +207,12 @@ class SendRunner:
 
 def _holds(attempt: SendInFlight) -> bool:
     return attempt.config is not None and not attempt.config.repeats_doubtful
+
+
+def _stored_detail(claim: ClaimedSend, result: SubmitResult) -> str:
+    """Return the text of a gateway with the number masked, because callers who may not see numbers read it."""
+    number, text = claim.to_address, to_storable_text(result.detail)
+    return text.replace(number, mask(number)).replace(number.removeprefix("+"), mask(number)) if number else text
 
 
 def _local(reason: str, detail: str) -> SubmitResult:

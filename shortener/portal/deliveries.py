@@ -10,7 +10,7 @@ from starlette.responses import Response
 from shortener.delivery.deliveries import Delivery, DeliveryFilter, DeliveryPage
 from shortener.delivery.tracker_presenter import delivery_fields
 from shortener.errors import ApiError, ErrorCode
-from shortener.ids import decode, encode
+from shortener.ids import DELIVERY_IDS
 from shortener.model import DeliveryStatus
 from shortener.portal.listing import FilterField, Listing, chips, choice, exported_query, slots_of
 from shortener.portal.operators import Role
@@ -65,7 +65,7 @@ async def deliveries(visit: Visit) -> Response:
         "deliveries.html",
         title="Deliveries",
         listing=_listing(visit, page, cursors),
-        deliveries=[(one, encode(one.id)) for one in page.deliveries],
+        deliveries=[(one, DELIVERY_IDS.encode(one.id)) for one in page.deliveries],
         states=STATES,
         names={tracker.id: tracker.name or f"Tracker {tracker.id}" for tracker in await service.trackers.all(visit.application_id)},
         dead=dead,
@@ -135,7 +135,7 @@ async def replay(visit: Visit) -> Response:
 
 def _id(visit: Visit) -> int:
     """Return the row id of the delivery of the path. Raise ApiError NOT_FOUND."""
-    found = decode(visit.path["id"])
+    found = DELIVERY_IDS.decode(visit.path["id"])
     if found is None:
         raise ApiError(ErrorCode.NOT_FOUND)
     return found

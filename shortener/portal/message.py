@@ -71,6 +71,7 @@ _STEPS = {
     "read": ("Read", "good", "eye"),
     "failed": ("Failed", "bad", "circle-x"),
 }
+_ATTEMPTS = {"accepted": ("accepted the message", ""), "rejected": ("rejected the message", "bad")}
 _DELIVERY_WORDS = {
     "pending": "waits to be sent to a tracker",
     "parked": "waits, because its tracker is disabled",
@@ -110,6 +111,15 @@ def _describe(entry: Mapping[str, Any]) -> dict[str, Any]:
             "text": value,
             "kind": {"positive": "good", "negative": "bad"}.get(entry["disposition"], ""),
             "icon": "badge-dollar-sign",
+        }
+    if what == "attempt":
+        title, kind = _ATTEMPTS.get(entry["outcome"], ("did not send the message", "bad"))
+        return {
+            "at": at,
+            "title": f"Gateway {entry['gateway']} {title}",
+            "text": f"Attempt {entry['attempt']}: {entry['detail'] or entry['outcome']}.",
+            "kind": kind,
+            "icon": "send",
         }
     return {
         "at": at,

@@ -22,9 +22,8 @@ import orjson
 from sqlalchemy import ColumnElement, Connection, Select, func, select
 
 from shortener.conversions.queries import StoredRevision, find_revisions
-from shortener.conversions.service import encode_conversion_id
 from shortener.conversions.status_words import WORDS, classify
-from shortener.ids import encode, first_id_at
+from shortener.ids import CONVERSION_IDS, REFUSED_REPORT_IDS, first_id_at
 from shortener.reporting.counts import slot_edges
 from shortener.reporting.export import escape_formula
 from shortener.reporting.link_set_names import find_link_sets
@@ -187,7 +186,7 @@ def serialize_conversion(
         row.updated_at or row.received_at,
     )
     return {
-        "conversion_id": encode_conversion_id(row.id),
+        "conversion_id": CONVERSION_IDS.encode(row.id),
         **more,
         "click_id": None if row.hit_id is None else encode_click(row.hit_id),
         "action": row.action_text or row.action,
@@ -246,7 +245,7 @@ def serialize_refused(row: AnyRow) -> dict[str, Any]:
         return None if value is None else str(value)
 
     return {
-        "refused_id": encode(row.id),
+        "refused_id": REFUSED_REPORT_IDS.encode(row.id),
         "received_at": to_iso(row.received_at),
         "endpoint": row.endpoint,
         "reason": row.reason,

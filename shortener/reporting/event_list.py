@@ -15,7 +15,7 @@ from typing import Any
 
 from sqlalchemy import Connection, select
 
-from shortener.ids import ALPHABET, decode, first_id_at
+from shortener.ids import ALPHABET, CONVERSION_IDS, decode, first_id_at
 from shortener.model import Topic, Verdict
 from shortener.outbox.events import encode_event_id
 from shortener.reporting.queries import AnyRow
@@ -143,7 +143,7 @@ def find_event(connection: Connection, application_id: int, event_id: str) -> tu
     return ListedEvent(row, topic), sent
 
 
-def serialize_event(event: ListedEvent, click_id: Callable[[int], str], conversion_id: Callable[[int], str]) -> dict[str, Any]:
+def serialize_event(event: ListedEvent, click_id: Callable[[int], str]) -> dict[str, Any]:
     """Return an event in the format of the API."""
     row, data = event.row, event.row.data or {}
     return {
@@ -163,7 +163,7 @@ def serialize_event(event: ListedEvent, click_id: Callable[[int], str], conversi
         "verdict": None if row.verdict is None else Verdict(row.verdict).api_name,
         "rule": row.rule,
         "click_country": row.click_country,
-        "conversion_id": None if row.conversion_id is None else conversion_id(row.conversion_id),
+        "conversion_id": None if row.conversion_id is None else CONVERSION_IDS.encode(row.conversion_id),
         "action": row.action,
         "transaction_id": row.transaction_id or None,
         "status": row.conversion_status or data.get("status"),

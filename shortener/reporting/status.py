@@ -14,6 +14,7 @@ from sqlalchemy import Connection, and_, func, select, text
 
 from shortener.accounts.directory import short_url
 from shortener.conversions.queries import StoredRevision, find_revisions
+from shortener.gateways.sends import StoredSend, find_send, send_attempt_fields, send_fields
 from shortener.model import HitFlag, State
 from shortener.reporting.conversions import serialize_conversion
 from shortener.reporting.links import LinkClicks, count_clicks
@@ -35,6 +36,7 @@ class MessageStatus:
     conversions: Sequence[AnyRow]
     revisions: Mapping[int, Sequence[StoredRevision]]
     clicks: Mapping[int, LinkClicks] = field(default_factory=dict)  # The clicks of each link, by the row id of the link.
+    send: StoredSend | None = None  # The message as a gateway sends it. None: no gateway sends it.
 
 
 _first, _other = hits.alias("first"), hits.alias("other")
@@ -75,7 +77,7 @@ def find_status(connection: Connection, application_id: int, message_id: str) ->
     revisions = find_revisions(connection, [row.id for row in converted if row.revision > 1])
     of_links = [row for row in rows if row.code is not None]
     clicks = count_clicks(connection, [(row.link_id, row.id) for row in of_links])
-    return MessageStatus(rows[0], of_links, converted, revisions, clicks)
+    return MessageStatus(rows[0], of_links, converted, revisions, clicks, find_send(connection, rows[0].id))
 
 
 def list_first_links(connection: Connection, filters: MessageFilter, limit: int) -> list[MessageStatus]:
@@ -122,6 +124,7 @@ class MessageStatusReader:
                 serialize_conversion(conversion, status.revisions.get(conversion.id, ()), self.click_id)
                 for conversion in status.conversions
             ],
+            "send": None if status.send is None else serialize_send(status.send),
         }
 
     def serialize_xoxzo(self, status: MessageStatus, url: str, *, reveal: bool) -> dict[str, Any]:
@@ -172,6 +175,11 @@ class MessageStatusReader:
 
     def _short_url(self, link: AnyRow) -> str:
         return short_url(self.base_url(link.domain_id), link.path, link.code)
+
+
+def serialize_send(send: StoredSend) -> dict[str, Any]:
+    """Return a message that a gateway sends, with its newest attempts, oldest first."""
+    return {**send_fields(send.row), "attempt_log": [send_attempt_fields(attempt) for attempt in send.attempts]}
 
 
 def serialize_xoxzo_time(at: datetime | None) -> str | None:

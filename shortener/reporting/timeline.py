@@ -1,4 +1,4 @@
-"""The timeline of one message: its states, each hit with its verdict and rule, its conversions and the deliveries of its events."""
+"""The timeline of one message: its states, the attempts of its gateway, hits, conversions and deliveries of events."""
 
 # Tested by tests/cli/test_stats.py
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection, select
 
+from shortener.gateways.sends import AnyRow, send_attempt_fields
 from shortener.model import DeliveryStatus, HitFlag, Topic, Verdict
 from shortener.outbox.events import encode_event_id
 from shortener.reporting.conversions import serialize_conversion
@@ -55,8 +56,15 @@ def message_timeline(
             entry = {"what": "conversion", "action": fields["action"], **{name: revision[name] for name in shared}}
             at = revision["timestamp"] or revision["received_at"]
             entries.append((to_utc(parse_iso(at)), entry))
+    if status.send is not None:
+        for attempt in status.send.attempts:
+            entries.append((attempt.at, {"what": "attempt", "gateway": status.send.row.gateway, **_attempt(attempt)}))
     entries += _deliveries(connection, message.id)
     return [{"at": to_iso(at), **entry} for at, entry in sorted(entries, key=lambda one: one[0])]
+
+
+def _attempt(attempt: AnyRow) -> dict[str, Any]:
+    return {name: value for name, value in send_attempt_fields(attempt).items() if name != "at"}
 
 
 def _deliveries(connection: Connection, message: int) -> list[tuple[datetime, dict[str, Any]]]:

@@ -13,7 +13,7 @@ from pydantic import Field
 from shortener.delivery.deliveries import DeliveryFilter, StatusName
 from shortener.delivery.tracker_presenter import attempt_fields, delivery_fields
 from shortener.errors import ApiError, ErrorCode
-from shortener.ids import decode
+from shortener.ids import DELIVERY_IDS
 from shortener.model import DeliveryStatus
 from shortener.times import end_of, start_of
 from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel
@@ -103,7 +103,7 @@ class ReplayListRequest(RequestModel):
     """The deliveries to replay."""
 
     delivery_ids: list[Annotated[Text, Field(max_length=64)]] = Field(
-        min_length=1, max_length=MAX_LISTED, description=f"Ids of 1 to {MAX_LISTED} deliveries.", examples=[["0AbCdEfGh12"]]
+        min_length=1, max_length=MAX_LISTED, description=f"Ids of 1 to {MAX_LISTED} deliveries.", examples=[["dlv_0AbCdEfGh12"]]
     )
 
 
@@ -165,8 +165,8 @@ async def replay(call: Call[None, None]) -> dict[str, Any]:
 async def replay_list(call: Call[None, ReplayListRequest]) -> dict[str, Any]:
     """Schedule listed deliveries again with all their attempts."""
     service, names = call.service, list(dict.fromkeys(call.body.delivery_ids))
-    decoded = {name: decode(name) for name in names}
-    ids = [delivery_id for delivery_id in decoded.values() if delivery_id is not None]
+    decoded = {name: DELIVERY_IDS.decode(name) for name in names}
+    ids = list({delivery_id for delivery_id in decoded.values() if delivery_id is not None})
     errors = await service.deliveries.replay_listed(ids, service.clock(), call.application_id)
     service.dispatcher.wake_up.notify()
     unknown = ApiError(ErrorCode.NOT_FOUND, "There is no delivery with this id.")
@@ -201,7 +201,7 @@ def _filter(application_id: int, tracker_id: int | None, period: Period | None, 
 
 
 def _delivery_id(call: Call[None, None]) -> int:
-    delivery_id = decode(call.path["delivery_id"])
+    delivery_id = DELIVERY_IDS.decode(call.path["delivery_id"])
     if delivery_id is None:
         raise ApiError(ErrorCode.NOT_FOUND, "There is no delivery with this id.")
     return delivery_id

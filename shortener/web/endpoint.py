@@ -18,7 +18,7 @@ import enum
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import orjson
 import structlog
@@ -62,6 +62,12 @@ class ResponseModel(BaseModel):
     """Base class of response models. Fields with a default are always sent, so the document lists them as required."""
 
     model_config = ConfigDict(extra="forbid", json_schema_serialization_defaults_required=True)
+
+
+class DeletedResponse(ResponseModel):
+    """The object is removed."""
+
+    status: Literal[True] = True
 
 
 Query = TypeVar("Query", bound=BaseModel | None)

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import ConfigDict, Field
-from starlette.responses import Response
 
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.gateways.presenter import gateway_fields, test_fields
@@ -18,7 +17,7 @@ from shortener.gateways.store import GatewayChanges, NewGateway
 from shortener.gateways.testing import TEST_TEXT, send_test_message
 from shortener.messages.opt_outs import find_opt_outs
 from shortener.messages.phone_numbers import PhoneNumberError, parse_number
-from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel, until_disconnected
+from shortener.web.endpoint import Call, DeletedResponse, Endpoint, RequestModel, ResponseModel, until_disconnected
 from shortener.web.fields import Sender, Text
 
 _TAG = "Gateways"
@@ -191,11 +190,11 @@ async def update(call: Call[None, GatewayUpdateRequest]) -> Mapping[str, Any]:
     return {"status": True, **gateway_fields(service.settings, changed, service.clock())}
 
 
-async def remove(call: Call[None, None]) -> Response:
+async def remove(call: Call[None, None]) -> DeletedResponse:
     """Remove a gateway of the application."""
     await call.service.gateways.remove(call.path["gateway_id"], call.application_id)
     await call.service.directory.refresh()
-    return Response(status_code=204)
+    return DeletedResponse()
 
 
 async def test(call: Call[None, GatewayTestRequest]) -> Mapping[str, Any]:
@@ -255,7 +254,7 @@ ENDPOINTS = [
         "Remove a gateway",
         _TAG,
         permission="admin",
-        status=204,
+        response=DeletedResponse,
         description="Messages that wait for the gateway become FAILED. The application has no gateway afterwards if it had "
         "selected this one.",
     ),

@@ -13,14 +13,14 @@ from typing import Any, Literal
 
 from pydantic import AliasChoices, ConfigDict, Field
 from sqlalchemy import Connection
-from starlette.responses import Response
 
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.messages.opt_outs import add_opt_out, find_opt_out, list_opt_outs, remove_opt_out
 from shortener.messages.phone_numbers import PhoneNumberError, parse_number
 from shortener.storage.types import to_iso
-from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel
+from shortener.web.endpoint import Call, DeletedResponse, Endpoint, RequestModel, ResponseModel
 from shortener.web.fields import Text, Time
+from shortener.web.paging import Cursor, Cursors, NextCursor
 
 _TAG = "Send pipeline"
 
@@ -83,14 +83,14 @@ class OptOutsResponse(ResponseModel):
 
     status: Literal[True] = True
     opt_outs: list[OptOutFields] = Field(description="Entries of this page.")
-    next_after: str | None = Field(description="Value of `after` for the next page. null: this is the last page.")
+    next_cursor: NextCursor
 
 
 class OptOutsQuery(RequestModel):
     """The position of the page in the opt-out list."""
 
-    after: Text = Field("", max_length=20, description="Return numbers after this one.", examples=[""])
     limit: int = Field(1000, ge=1, le=1000, description="Maximum number of entries in a page.")
+    cursor: Cursor = None
 
 
 class OptOutResponse(OptOutFields):
@@ -129,10 +129,13 @@ def _add(connection: Connection, application_id: int, phone: str, now: datetime)
 
 async def index(call: Call[OptOutsQuery, None]) -> Mapping[str, Any]:
     """Return a page of the opt-out list."""
-    query = call.query
-    rows = await call.service.database.read(list_opt_outs, call.application_id, query.after, query.limit)
-    found = [{"phone": row["phone"], "at": to_iso(row["at"]), "source": row["source"]} for row in rows]
-    return {"status": True, "opt_outs": found, "next_after": rows[-1]["phone"] if len(rows) == query.limit else None}
+    query, cursors = call.query, Cursors(call.service.secret, "opt-outs")
+    digits = cursors.decode(query.cursor)  # the position in the list is the number without its plus sign
+    after = "" if digits is None else f"+{digits}"
+    rows = await call.service.database.read(list_opt_outs, call.application_id, after, query.limit + 1)
+    found = [{"phone": row["phone"], "at": to_iso(row["at"]), "source": row["source"]} for row in rows[: query.limit]]
+    last = int(found[-1]["phone"].removeprefix("+")) if len(rows) > query.limit else None
+    return {"status": True, "opt_outs": found, "next_cursor": cursors.encode(last)}
 
 
 async def add(call: Call[None, OptOutRequest]) -> Mapping[str, Any]:
@@ -142,12 +145,12 @@ async def add(call: Call[None, OptOutRequest]) -> Mapping[str, Any]:
     return {"status": True, "phone": phone, "at": to_iso(row["at"]), "source": row["source"]}
 
 
-async def remove(call: Call[None, None]) -> Response:
+async def remove(call: Call[None, None]) -> DeletedResponse:
     """Remove a number from the opt-out list."""
     phone = _number("number", call.path["number"])
     if not await call.service.database.write(remove_opt_out, call.application_id, phone):
         raise ApiError(ErrorCode.NOT_FOUND, f"{phone} is not on the opt-out list.")
-    return Response(status_code=204)
+    return DeletedResponse()
 
 
 _PATH = "/api/v1/opt-outs"
@@ -197,7 +200,7 @@ ENDPOINTS = [
         "Remove a number from the opt-out list",
         _TAG,
         permission="admin",
-        status=204,
+        response=DeletedResponse,
         errors=(ErrorCode.INVALID_RECIPIENT,),
         description="Only after the recipient has agreed to messages again.",
     ),

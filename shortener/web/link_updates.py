@@ -16,7 +16,7 @@ from shortener.clicks.link_updates import (
     stop_update,
 )
 from shortener.errors import ApiError, Detail, ErrorCode
-from shortener.ids import encode
+from shortener.ids import LINK_UPDATE_IDS
 from shortener.web.endpoint import Call, Endpoint, ResponseModel
 from shortener.web.fields import Text
 from shortener.web.links import LinkUpdateRequest, requested_changes, stored_url
@@ -94,7 +94,7 @@ async def update_many(call: Call[None, LinksUpdateRequest]) -> dict[str, Any]:
     )
     await service.link_updates.perform(update_id, seconds=COUNT_SECONDS, until_counted=True)
     service.link_updates.wake_up.notify()
-    created = await service.database.read(find_update, encode(update_id), call.application_id)
+    created = await service.database.read(find_update, LINK_UPDATE_IDS.encode(update_id), call.application_id)
     return {**_update(created), "warnings": change_warnings(requested)}
 
 

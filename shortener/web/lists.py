@@ -8,8 +8,8 @@ from typing import Any, Literal
 from pydantic import Field
 from starlette.responses import Response, StreamingResponse
 
-from shortener.conversions.service import encode_conversion_id
 from shortener.errors import ApiError, ErrorCode
+from shortener.ids import DELIVERY_IDS
 from shortener.model import EVENT_NAMES, DeliveryStatus, EventName, Topic, Verdict
 from shortener.reporting.csv_lists import PAGE_ROWS, stream_csv
 from shortener.reporting.event_list import (
@@ -151,6 +151,7 @@ class EventsResponse(ResponseModel):
 
 
 class EventDelivery(ResponseModel):
+    delivery_id: str
     tracker_id: int | None = Field(description="Id of the tracker. null: the delivery is for the callback URL of the message.")
     state: str
     attempt: int
@@ -247,6 +248,7 @@ async def event(call: Call[None, None]) -> dict[str, Any]:
         "event": _event(call, listed),
         "deliveries": [
             {
+                "delivery_id": DELIVERY_IDS.encode(row.id),
                 "tracker_id": row.tracker_id,
                 "state": DeliveryStatus(row.status).api_name,
                 "attempt": row.attempt,
@@ -259,7 +261,7 @@ async def event(call: Call[None, None]) -> dict[str, Any]:
 
 
 def _event(call: Call[Any, None], listed: ListedEvent) -> dict[str, Any]:
-    return serialize_event(listed, call.service.click_ids.encode, encode_conversion_id)
+    return serialize_event(listed, call.service.click_ids.encode)
 
 
 def _event_filter(call: Call[Any, None]) -> EventFilter:

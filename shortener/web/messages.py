@@ -20,6 +20,7 @@ from shortener.web.endpoint import Call, Endpoint, ResponseModel
 from shortener.web.fields import Text
 from shortener.web.paging import ByteOrderMark, Cursor, Cursors, NextCursor
 from shortener.web.period import Period, TimeZoneName, time_zone
+from shortener.web.sends import SendFields
 
 _TAG = "Reading"
 
@@ -162,6 +163,19 @@ class ConversionStatus(ResponseModel):
     revisions: list[ConversionRevision] = Field(description="All revisions of the conversion, oldest first.")
 
 
+class SendAttempt(ResponseModel):
+    attempt: int
+    at: str
+    milliseconds: int = Field(description="Duration of the attempt in milliseconds.")
+    outcome: str = Field(description="Short name of the result, such as accepted, rejected or timeout.")
+    status: int | None = Field(description="HTTP status or SMPP command status of the response. null: there was no response.")
+    detail: str | None = Field(description="Text of the gateway, or what failed, for people.")
+
+
+class MessageSend(SendFields):
+    attempt_log: list[SendAttempt] = Field(description="The last 100 attempts to hand the message on, oldest first.")
+
+
 class MessageStatusResponse(MessageFields):
     """The message with its links and conversions."""
 
@@ -171,6 +185,7 @@ class MessageStatusResponse(MessageFields):
     link_tracking: LinkTracking | None = Field(description="Link tracking of the message's first link, in Xoxzo's format.")
     links: list[LinkStatus]
     conversions: list[ConversionStatus] = Field(description="Conversions of the message, oldest first, at most 1,000.")
+    send: MessageSend | None = Field(description="How a gateway sends the message. null: no gateway sends it.")
 
 
 class MessagesResponse(ResponseModel):

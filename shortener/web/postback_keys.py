@@ -8,12 +8,11 @@ from datetime import timedelta
 from typing import Any, Literal
 
 from pydantic import Field
-from starlette.responses import Response
 
 from shortener.accounts import postback_keys
 from shortener.errors import ErrorCode
 from shortener.storage.types import to_iso
-from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel
+from shortener.web.endpoint import Call, DeletedResponse, Endpoint, RequestModel, ResponseModel
 from shortener.web.fields import Text
 
 _TAG = "Application"
@@ -106,12 +105,12 @@ async def rotate(call: Call[None, RotatePostbackKeyRequest | None]) -> Mapping[s
     return _new_key(call, key_id, key, to_iso(until))
 
 
-async def revoke(call: Call[None, None]) -> Response:
+async def revoke(call: Call[None, None]) -> DeletedResponse:
     """Revoke a postback key."""
     service = call.service
     await service.database.write(postback_keys.revoke_postback_key, call.application_id, call.path["key_id"], service.clock())
     await service.directory.refresh()
-    return Response(status_code=204)
+    return DeletedResponse()
 
 
 def _new_key(call: Call[Any, Any], key_id: int, key: str, previous_valid_until: str | None) -> Mapping[str, Any]:
@@ -148,5 +147,7 @@ ENDPOINTS = [
         response=NewPostbackKeyResponse,
         description="Creates a new postback key. The previous key stays valid for `overlap_hours` hours.",
     ),
-    Endpoint("DELETE", f"{_PATH}/{{key_id:int}}", revoke, "Revoke a postback key", _TAG, permission="admin", status=204),
+    Endpoint(
+        "DELETE", f"{_PATH}/{{key_id:int}}", revoke, "Revoke a postback key", _TAG, permission="admin", response=DeletedResponse
+    ),
 ]

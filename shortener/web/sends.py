@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field
-from starlette.responses import Response
 
-from shortener.errors import ErrorCode
+from shortener.errors import ApiError, ErrorCode
 from shortener.gateways import decisions
+from shortener.gateways.sends import find_send, list_sends, send_fields
 from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel
-from shortener.web.fields import Text
+from shortener.web.paging import Cursor, Cursors, NextCursor
 
 _TAG = "Gateways"
 SendStatusName = Literal["pending", "held", "failed", "sent"]
@@ -23,7 +23,7 @@ class SendsQuery(RequestModel):
 
     send_status: SendStatusName | None = Field(None, description="Only messages with this status. Default: all.")
     limit: int = Field(100, ge=1, le=1000, description="Maximum number of messages in a page.")
-    cursor: Text | None = Field(None, max_length=20, description="`cursor` of the last message of the previous page.")
+    cursor: Cursor = None
 
 
 class SendFields(ResponseModel):
@@ -44,7 +44,7 @@ class SendFields(ResponseModel):
     gateway_message_id: str | None = Field(description="Id that the gateway assigned. null: none.")
     cost: str | None = Field(description="Price of the message as a decimal string. null: none, or it was returned.")
     created_at: str
-    cursor: str = Field(description="Position of the message in the list.")
+    finished_at: str | None = Field(description="Time when the gateway accepted the message, or when it was given up.")
 
 
 class SendsResponse(ResponseModel):
@@ -52,31 +52,46 @@ class SendsResponse(ResponseModel):
 
     status: Literal[True] = True
     sends: list[SendFields] = Field(description="Messages of this page.")
+    next_cursor: NextCursor
+
+
+class SendDecisionResponse(ResponseModel):
+    """The message after the decision."""
+
+    status: Literal[True] = True
+    send: SendFields = Field(description="The message that a gateway sends.")
 
 
 async def index(call: Call[SendsQuery, None]) -> Mapping[str, Any]:
     """Return messages that were queued for gateways, newest first."""
-    query = call.query
-    found = await call.service.database.read(
-        decisions.list_sends, call.application_id, query.send_status, query.cursor, query.limit
+    query, cursors = call.query, Cursors(call.service.secret, "sends")
+    page = await call.service.database.read(
+        list_sends, call.application_id, query.send_status, cursors.decode(query.cursor), query.limit
     )
-    return {"status": True, "sends": found}
+    return {"status": True, "sends": [send_fields(row) for row in page.rows], "next_cursor": cursors.encode(page.next)}
 
 
-async def resend(call: Call[None, None]) -> Response:
+async def resend(call: Call[None, None]) -> Mapping[str, Any]:
     """Hand a held message on again."""
     service = call.service
-    await service.database.write(decisions.resend, call.application_id, call.path["message_id"], service.clock())
+    row_id = await service.database.write(decisions.resend, call.application_id, call.path["message_id"], service.clock())
     service.gateway_dispatcher.wake_up.notify()
-    return Response(status_code=204)
+    return await _decided(call, row_id)
 
 
-async def discard(call: Call[None, None]) -> Response:
+async def discard(call: Call[None, None]) -> Mapping[str, Any]:
     """Give up a held message."""
-    service, writer = call.service, call.service.gateway_dispatcher.writer
-    events = await service.database.write(decisions.discard, writer, call.application_id, call.path["message_id"], service.clock())
+    service, writer, message_id = call.service, call.service.gateway_dispatcher.writer, call.path["message_id"]
+    row_id, events = await service.database.write(decisions.discard, writer, call.application_id, message_id, service.clock())
     writer.published(events)
-    return Response(status_code=204)
+    return await _decided(call, row_id)
+
+
+async def _decided(call: Call[None, None], row_id: int) -> Mapping[str, Any]:
+    found = await call.service.database.read(find_send, row_id)
+    if found is None:
+        raise ApiError(ErrorCode.MESSAGE_NOT_FOUND)
+    return {"status": True, "send": send_fields(found.row)}
 
 
 _PATH = "/api/v1/sends"
@@ -100,7 +115,7 @@ ENDPOINTS = [
         "Send a held message again",
         _TAG,
         permission="sms.send",
-        status=204,
+        response=SendDecisionResponse,
         errors=_ERRORS,
         description="The gateway may already have the message, so the recipient may get it twice.",
     ),
@@ -111,7 +126,7 @@ ENDPOINTS = [
         "Give up a held message",
         _TAG,
         permission="sms.send",
-        status=204,
+        response=SendDecisionResponse,
         errors=_ERRORS,
         description="The message becomes FAILED. Its cost is returned unless the gateway may have accepted it.",
     ),

@@ -15,7 +15,7 @@ from shortener.delivery.trackers import TrackerSaveResult
 from shortener.errors import ErrorCode
 from shortener.model import EventName
 from shortener.signatures import secret_warning
-from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel, until_disconnected
+from shortener.web.endpoint import Call, DeletedResponse, Endpoint, RequestModel, ResponseModel, until_disconnected
 from shortener.web.tracker_requests import Format, Method, TrackerCreateRequest, TrackerUpdateRequest
 
 _TAG = "Trackers"
@@ -116,12 +116,6 @@ class TrackersResponse(ResponseModel):
     trackers: list[TrackerFields]
 
 
-class DeletedTrackerResponse(ResponseModel):
-    """The tracker is deleted. Its pending deliveries become dead."""
-
-    status: Literal[True] = True
-
-
 class TrackerTestRequest(RequestModel):
     """The event to send as a test."""
 
@@ -178,11 +172,11 @@ def _saved(call: Call[None, Any], saved: TrackerSaveResult) -> dict[str, Any]:
     return {"status": True, **fields, "secret": saved.secret, "warnings": [warning] if warning else []}
 
 
-async def remove(call: Call[None, None]) -> DeletedTrackerResponse:
+async def remove(call: Call[None, None]) -> DeletedResponse:
     """Delete a tracker."""
     await call.service.trackers.delete(call.path["tracker_id"], call.application_id)
     call.service.dispatcher.wake_up.notify()
-    return DeletedTrackerResponse()
+    return DeletedResponse()
 
 
 async def test(call: Call[None, TrackerTestRequest | None]) -> dict[str, Any]:
@@ -260,7 +254,7 @@ ENDPOINTS = [
         "Delete a tracker",
         _TAG,
         permission="trackers.write",
-        response=DeletedTrackerResponse,
+        response=DeletedResponse,
     ),
     Endpoint(
         "POST",

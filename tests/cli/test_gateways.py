@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,29 @@ def test_a_message_is_sent_from_the_command_line(shell: InProcessShell) -> None:
     assert unsent["sent"] is False
     shell("applications", "update", "1", "--gateway", "simulator")
     assert shell.json("send", "1", "+14085550100", "hello", "--from", "18775550100")["sent"] is True
+
+
+def test_held_messages_are_listed_shown_sent_again_and_given_up(shell: InProcessShell) -> None:
+    shell("applications", "update", "1", "--gateway", "simulator")
+    first, second = (shell.json("send", "1", "+14085550100", "hello")["message_id"] for _ in range(2))
+    with sqlite3.connect(shell.folder / "shortener.db") as database:
+        database.execute("UPDATE sends SET status = 3, attempt = 1, doubtful = 1, last_error = 'timeout'")
+    held = shell.json("sends", "list", "--status", "held")
+    assert [(one["message_id"], one["gateway"], one["doubtful"]) for one in held] == [
+        (second, "simulator", True),
+        (first, "simulator", True),
+    ]
+    assert first in shell("sends", "list").stdout
+    assert "timeout" in shell("sends", "show", first).stdout
+    shell("sends", "resend", first, "--application", "1")
+    assert shell.json("sends", "show", first)["send_status"] == "pending"
+    shell("sends", "discard", second, "--yes")
+    assert shell.json("messages", "show", second)["state"] == "FAILED"
+    assert shell.json("messages", "show", second)["send"]["send_status"] == "failed"
+    assert shell.json("sends", "list", "--status", "held") == []
+    assert "already failed" in shell("sends", "resend", second, code=1).stderr
+    for command in ("show", "resend", "discard"):
+        assert "no gateway sends a message" in shell("sends", command, "unknown", code=1).stderr.lower()
 
 
 def test_balances_and_prices_are_set_and_shown(shell: InProcessShell) -> None:

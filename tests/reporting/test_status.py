@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, insert, select
 
-from shortener.conversions.service import encode_conversion_id
+from shortener.ids import CONVERSION_IDS
 from shortener.model import HitFlag, State, Verdict
 from shortener.reporting import status
 from shortener.reporting.status import MessageStatusReader, find_status
@@ -112,7 +112,7 @@ async def test_the_status_of_a_message_contains_the_time_of_the_first_click_of_e
 
 async def test_the_status_of_a_message_contains_the_exact_decimal_values_of_its_conversions(filled: Database) -> None:
     sale, reply = (await read_status(filled))["conversions"]
-    assert sale["conversion_id"].startswith(encode_conversion_id(1)[:4])
+    assert sale["conversion_id"].startswith(CONVERSION_IDS.encode(1)[:4])
     assert sale["click_id"].startswith("click-")
     assert (sale["action"], sale["transaction_id"], sale["value"], sale["currency"]) == ("sale", "t1", "12.50", "EUR")
     assert sale["timestamp"] == "2026-11-20T12:05:00.250Z"
@@ -159,10 +159,10 @@ async def test_the_status_of_an_unknown_message_or_of_another_application_is_not
     assert await filled.read(find_status, 2, "m") is None
 
 
-async def test_the_status_of_a_message_is_read_with_four_statements_that_use_indexes(sqlite: Database) -> None:
+async def test_the_status_of_a_message_is_read_with_five_statements_that_use_indexes(sqlite: Database) -> None:
     await sqlite.write(fill)
     found = await sqlite.read(lambda connection: plans(connection, lambda: find_status(connection, 1, "m")))
-    assert len(found) == 4
+    assert len(found) == 5
     for plan in found:
-        assert scanned(plan, "messages", "links", "cohorts", "conversions", "hits") == []
+        assert scanned(plan, "messages", "links", "cohorts", "conversions", "hits", "sends") == []
     assert "(application_id=? AND message_id=?)" in found[0]

@@ -95,8 +95,14 @@ async def test_the_opt_out_list_is_managed_over_http(client: httpx.AsyncClient) 
     assert (created.status_code, created.json()["source"]) == (201, "api")
     assert (await client.post("/api/v1/opt-outs", json={"phone": TO})).status_code == 201
     page = (await client.get("/api/v1/opt-outs")).json()
-    assert ([one["phone"] for one in page["opt_outs"]], page["next_after"]) == ([TO], None)
-    assert (await client.delete(f"/api/v1/opt-outs/{TO.replace('+', '%2B')}")).status_code == 204
+    assert ([one["phone"] for one in page["opt_outs"]], page["next_cursor"]) == ([TO], None)
+    await client.post("/api/v1/opt-outs", json={"phone": "+447911123456"})
+    first = (await client.get("/api/v1/opt-outs", params={"limit": "1"})).json()
+    query = {"limit": "1", "cursor": first["next_cursor"]}
+    second = (await client.get("/api/v1/opt-outs", params=query)).json()
+    assert [page["opt_outs"][0]["phone"] for page in (first, second)] == [TO, "+447911123456"]
+    assert second["next_cursor"] is None
+    assert (await client.delete(f"/api/v1/opt-outs/{TO.replace('+', '%2B')}")).json() == {"status": True}
     assert (await client.delete(f"/api/v1/opt-outs/{TO.replace('+', '%2B')}")).status_code == 404
 
 

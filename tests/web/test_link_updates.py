@@ -11,7 +11,7 @@ from sqlalchemy import select
 from shortener.clicks import link_updates as module
 from shortener.clicks.link_updates import LinkUpdates
 from shortener.container import Service
-from shortener.ids import decode
+from shortener.ids import LINK_UPDATE_IDS
 from shortener.storage import schema
 from tests.clicks.helpers import PHONE_HEADERS as PHONE
 from tests.conftest import Clock, client_of
@@ -84,7 +84,7 @@ async def test_a_stopped_update_of_many_links_does_not_undo_its_changes(
     monkeypatch.setattr(module, "BATCH_MESSAGES", 2)
     await send(client, 6, campaign="one")
     created = await create(client, campaign="one", enabled=False)
-    assert await service.link_updates.perform(decode(created["update_id"]) or 0, seconds=0.0001) == 1
+    assert await service.link_updates.perform(LINK_UPDATE_IDS.decode(created["update_id"]) or 0, seconds=0.0001) == 1
     stopped = (await client.post(f"/api/v1/links/updates/{created['update_id']}/stop")).json()["update"]
     assert (stopped["state"], stopped["total"], stopped["done"], stopped["changed"]) == ("stopped", 12, 4, 4)
     assert await finish(service, client, created["update_id"]) == stopped
@@ -98,7 +98,7 @@ async def test_another_process_continues_an_update_of_links_after_its_lease_expi
     monkeypatch.setattr(module, "BATCH_MESSAGES", 2)
     await send(client, 6, campaign="one")
     created = await create(client, campaign="one", url="https://new.example/")
-    update_id = decode(created["update_id"]) or 0
+    update_id = LINK_UPDATE_IDS.decode(created["update_id"]) or 0
 
     class Lost(Exception):
         pass

@@ -86,7 +86,7 @@ async def test_the_previous_postback_key_is_valid_until_the_end_of_the_overlap(
 
 async def test_a_revoked_postback_key_is_invalid_at_once(service: Service, client: httpx.AsyncClient) -> None:
     key = await created(client)
-    assert (await client.delete(f"/api/v1/postback-keys/{key['id']}")).status_code == 204
+    assert (await client.delete(f"/api/v1/postback-keys/{key['id']}")).json() == {"status": True}
     assert (await postback(service, key["postback_key"])).status_code == 401
     assert (await client.delete(f"/api/v1/postback-keys/{key['id']}")).status_code == 404
 

@@ -420,14 +420,16 @@ async def test_listed_deliveries_are_replayed_or_refused_separately(
     dead = [row["delivery_id"] for row in (await client.get("/api/v1/deliveries")).json()["deliveries"]]
     await client.post(f"/api/v1/deliveries/{dead[0]}/replay")
     receiver.default_reply = 200
-    body = {"delivery_ids": [dead[1], "unknown", dead[0], dead[2], dead[1]]}
+    assert all(one.startswith("dlv_") for one in dead)
+    bare = dead[2].removeprefix("dlv_")  # earlier responses had no prefix
+    body = {"delivery_ids": [dead[1], "unknown", dead[0], bare, dead[1]]}
     answer = (await client.post("/api/v1/deliveries/replay", json=body)).json()
     assert (answer["replayed"], answer["refused"]) == (2, 2)
     assert [(one["delivery_id"], one["error_code"]) for one in answer["results"]] == [
         (dead[1], None),
         ("unknown", "NOT_FOUND"),
         (dead[0], "CONFLICT"),
-        (dead[2], None),
+        (bare, None),
     ]
     clock.forward(seconds=5)
     await deliver(service)

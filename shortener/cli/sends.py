@@ -1,0 +1,114 @@
+"""The command `shortener sends`: list the messages that gateways send, and decide about held ones.
+
+The commands change only the database. A running server sends the messages and delivers the events.
+"""
+# Tested by tests/cli/test_gateways.py
+
+from __future__ import annotations
+
+import click
+
+from shortener.cli.common import (
+    async_command,
+    confirm,
+    json_option,
+    load_settings,
+    open_store,
+    print_fields,
+    print_result,
+    print_table,
+    yes_option,
+)
+from shortener.cli.parameters import ID
+from shortener.cli.stats import find_application
+
+_STATUSES = ("pending", "held", "failed", "sent")
+_COLUMNS = ("created_at", "message_id", "application_id", "gateway", "send_status", "doubtful", "attempts", "last_error", "cost")
+_APPLICATION = click.option("--application", type=ID, help="Id of the application. Required if there are several.")
+
+
+@click.group()
+def sends() -> None:
+    """List the messages that gateways send; send held messages again or give them up.
+
+    A message is held if the gateway may already have it, and the gateway has `--on-doubt hold`.
+    """
+
+
+@sends.command("list")
+@click.option("--application", type=ID, help="Only messages of this application. Default: of all applications.")
+@click.option("--status", type=click.Choice(_STATUSES), help="Only messages with this status. Default: all.")
+@click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="Maximum number of messages.")
+@json_option
+@async_command
+async def list_all(application: int | None, status: str | None, limit: int, as_json: bool) -> None:
+    """List messages that were queued for gateways, newest first."""
+    from shortener.gateways.sends import list_sends, send_fields
+
+    async with open_store() as database:
+        page = await database.read(list_sends, application, status, None, limit)
+    rows = [send_fields(row) for row in page.rows]
+    print_result(rows, as_json, lambda: print_table(rows, *_COLUMNS))
+
+
+@sends.command("show")
+@click.argument("message_id")
+@_APPLICATION
+@json_option
+@async_command
+async def show(message_id: str, application: int | None, as_json: bool) -> None:
+    """Show how a gateway sends one message, with each attempt."""
+    from shortener.reporting.status import find_status, serialize_send
+
+    async with open_store() as database:
+        owner = await find_application(database, application)
+        found = await database.read(find_status, owner, message_id)
+    if found is None or found.send is None:
+        raise click.ClickException(f"no gateway sends a message {message_id!r}")
+    fields = serialize_send(found.send)
+
+    def print_text() -> None:
+        print_fields({name: value for name, value in fields.items() if name != "attempt_log"})
+        print_table(fields["attempt_log"], "attempt", "at", "milliseconds", "outcome", "status", "detail")
+
+    print_result(fields, as_json, print_text)
+
+
+@sends.command("resend")
+@click.argument("message_id")
+@_APPLICATION
+@json_option
+@async_command
+async def resend(message_id: str, application: int | None, as_json: bool) -> None:
+    """Send a held message again. The recipient may get it twice, if the gateway already has it."""
+    from shortener.gateways import decisions
+    from shortener.model import utcnow
+
+    async with open_store() as database:
+        owner = await find_application(database, application)
+        await database.write(decisions.resend, owner, message_id, utcnow())
+    fields = {"message_id": message_id, "send_status": "pending"}
+    print_result(fields, as_json, lambda: click.echo(f"message {message_id} is sent again as soon as a server runs"))
+
+
+@sends.command("discard")
+@click.argument("message_id")
+@_APPLICATION
+@yes_option
+@json_option
+@async_command
+async def discard(message_id: str, application: int | None, yes: bool, as_json: bool) -> None:
+    """Give a held message up: it becomes FAILED. Its cost is returned unless the gateway may have accepted it."""
+    from shortener.container import open_service
+    from shortener.gateways import decisions
+
+    service = await open_service(load_settings(), owner=False)
+    try:
+        owner = await find_application(service.database, application)
+        confirm(f"Message {message_id} becomes FAILED and is not sent.", yes)
+        writer = service.gateway_dispatcher.writer
+        await service.database.write(decisions.discard, writer, owner, message_id, service.clock())
+    finally:
+        await service.close(grace=2)
+    fields = {"message_id": message_id, "send_status": "failed"}
+    print_result(fields, as_json, lambda: click.echo(f"message {message_id} is given up"))
