@@ -50,7 +50,7 @@ def click_a_new_message(server: Server) -> None:
 def wait_until_all_know_each_other(nodes: Nodes, count: int) -> None:
     """Wait until `count` processes send deliveries and each one has counted the others.
 
-    A process counts when it writes its heartbeat. So each one has counted all of them after it has written a heartbeat that is later
+    A process counts when it writes its heartbeat. Each one has counted all of them after it has written a heartbeat later
     than the first heartbeat of the last one."""
 
     def heartbeats() -> dict[int, Any]:
