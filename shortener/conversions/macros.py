@@ -1,34 +1,63 @@
 """Detection of placeholders, such as `{transaction_id}`, that a network sent without replacing them by a value.
 
 If such a text were accepted as a transaction id, every conversion of a message would be a repeat of the first one.
+
+NOTATIONS is the table of the notations, which docs/reference/conversions.md shows. A text is checked as it is, and without the
+percent-encoding and the HTML entities that copies of URLs contain. Ids of other systems are not placeholders, even in braces: a
+placeholder has a name that begins with a letter, and a GUID or a hexadecimal number is no name.
 """
 # Tested by tests/conversions/test_macros.py
 
 from __future__ import annotations
 
+import html
 import re
+from urllib.parse import unquote
 
-# The name inside a placeholder. A GUID in braces is no placeholder, because a tracker may use it as an id.
-_NAME = r"\s?(?![0-9a-f]{8}-[0-9a-f]{4}-)[a-z_][\w .:|-]{0,63}"
-_PLAIN = r"[a-z][\w .:-]{0,63}"
-
-#: The notations of placeholders that docs/reference/conversions.md lists. `x` stands for a name that begins with a letter.
-NOTATIONS = ("{x}", "{{x}}", "${x}", "#{x}", "[x]", "[[x]]", "<x>", "#x#", "%x%", "%%x%%", "__X__", "||x||")
-
-#: Matches {x}, {{x}}, ${x} and their percent-encoded forms anywhere in a text.
-_IN_BRACES = re.compile(rf"\$?(?:\{{|%7b){{1,2}}{_NAME}(?:\}}|%7d){{1,2}}", re.IGNORECASE | re.ASCII)
-#: Matches a placeholder in any other notation, which must be the whole text.
-_WHOLE = re.compile(
-    rf"(?:\[|%5b){{1,2}}{_NAME}(?:\]|%5d){{1,2}}"
-    rf"|(?:<|%3c){{1,2}}{_PLAIN}(?:>|%3e){{1,2}}"
-    rf"|(?:#|%23){{1,2}}{_PLAIN}(?:#|%23){{1,2}}"
-    rf"|(?:%25|%){{1,2}}{_PLAIN}(?:%25|%){{1,2}}"
-    r"|__[a-z][a-z0-9]*(?:[_.-][a-z0-9]+)*__"
-    rf"|(?:\||%7c){{2}}{_PLAIN}(?:\||%7c){{2}}",
-    re.IGNORECASE | re.ASCII,
+#: The notations in braces, with the name x. Such a placeholder is detected anywhere in a text.
+IN_BRACES = ("{x}", "{{x}}", "${x}", "#{x}", "%{x}", "@{x}", "{$x}", "{%x%}", "{!x}", "{@x}", "{#x#}", "{=x}")
+#: The other notations. Such a placeholder must be the whole text.
+WHOLE = (
+    *("[x]", "[[x]]", "[%x%]", "[$x]", "<x>", "<<x>>", "<%x%>", "<%=x%>", "<?=x?>", "((x))", "$(x)", "%(x)s"),
+    *("#x#", "##x##", "%x%", "%%x%%", "%%=x=%%", "__X__", "|x|", "||x||", "*|X|*", "@x@", "@@x@@", "$x$", "$$x$$"),
+    *("~x~", "~~x~~", "^x^", "!!x!!", "!!!x!!!"),
 )
+NOTATIONS = (*IN_BRACES, *WHOLE)
+
+# The name inside a placeholder. A filter or a format may follow it: {cost:2}, {{ id | raw }}.
+_NOT_AN_ID = r"(?![0-9a-f]{8}-[0-9a-f]{4}-|(?=[a-f]*[0-9])[0-9a-f]{12,}(?!\w))"
+_NAME = rf"\s?{_NOT_AN_ID}[a-z_][\w .:|-]{{0,63}}"
+_PLAIN_NAME = rf"\s?{_NOT_AN_ID}[a-z][\w .:-]{{0,63}}"
+
+
+def _pattern(notation: str, name: str) -> str:
+    before, after = re.split("[xX]", notation)
+    return re.escape(before) + name + re.escape(after)
+
+
+_IN_BRACES = re.compile("|".join(_pattern(one, _NAME) for one in IN_BRACES), re.IGNORECASE | re.ASCII)
+_WHOLE = re.compile("|".join(_pattern(one, _PLAIN_NAME) for one in WHOLE), re.IGNORECASE | re.ASCII)
+#: Matches a text that needs no further check, because it has only characters of usual ids.
+_USUAL = re.compile(r"(?!__)[\w.:/+=-]*", re.ASCII)
+# The query parser decodes the beginning of %campaign% or %%adid%% as an escape: %ca becomes Ê, which is read as Windows-1252.
+_HALF_DECODED = re.compile(r"%?[\xaa-\xff][a-z0-9_]*%{1,2}", re.IGNORECASE)
+_MAX_DECODINGS = 2  # some systems encode a URL that is already encoded
 
 
 def is_unexpanded(text: str) -> bool:
     """Return whether a text contains a placeholder in braces, or is as a whole a placeholder in another notation."""
-    return bool(_IN_BRACES.search(text) or _WHOLE.fullmatch(text.strip()))
+    if _USUAL.fullmatch(text):
+        return False
+    if _HALF_DECODED.fullmatch(text.strip()):
+        before, sign, after = re.split(r"([\xaa-\xff])", text.strip(), maxsplit=1)
+        code = f"{ord(sign):x}"
+        if code.isalpha() and _WHOLE.fullmatch(f"{before}%{code}{after}"):
+            return True
+    for _ in range(_MAX_DECODINGS + 1):
+        if _IN_BRACES.search(text) or _WHOLE.fullmatch(text.strip()):
+            return True
+        decoded = html.unescape(unquote(text))
+        if decoded == text:
+            return False
+        text = decoded
+    return False

@@ -2,8 +2,9 @@
 
 Networks send postbacks by GET and by POST, with the parameters in the query, in a form, in multipart, or in JSON, often with a
 Content-Type that does not match. So the content decides: a body that is a JSON object is JSON, and anything else is a form. A JSON
-body may have a byte order mark, and a body may be compressed. `&amp;`, which remains if a URL was copied from HTML, separates
-parameters like `&`. Text that is not UTF-8 is read as Windows-1252, with a warning, so that no report is lost.
+body may have a byte order mark, and a body may be compressed. Entities remain if a URL was copied from HTML: `&amp;` separates
+parameters like `&`, and `&lt;` and `&gt;` are read as < and >. Text that is not UTF-8 is read as Windows-1252, with a warning, so
+that no report is lost.
 """
 # Tested by tests/web/test_report_input.py
 
@@ -145,7 +146,7 @@ _JSON = json.JSONDecoder(parse_float=Decimal, parse_int=_parse_integer, parse_co
 
 def _parse_form(content: bytes, found: ReportInput, what: str) -> list[tuple[str, str]]:
     """Return the parameters of a query or of a form in the order of their occurrence."""
-    pieces = content.split(b"&", MAX_FORM_FIELDS + 1)
+    pieces = content.replace(b"&lt;", b"%3C").replace(b"&gt;", b"%3E").split(b"&", MAX_FORM_FIELDS + 1)
     if len(pieces) > MAX_FORM_FIELDS:
         found.warnings.append(f"{what}: has more than {MAX_FORM_FIELDS} parameters; the rest was not read")
         del pieces[MAX_FORM_FIELDS:]

@@ -100,6 +100,29 @@ async def test_the_html_entity_for_an_ampersand_separates_parameters_in_a_query(
     assert await stored(service) == ("sale", "3", "EUR", {"note": "a&amp;b"})
 
 
+@pytest.mark.parametrize(
+    ("query", "named"),
+    [
+        ("transaction_id=&lt;orderid&gt;", "<orderid>"),
+        ("transaction_id=%26lt%3Borderid%26gt%3B", "&lt;orderid&gt;"),
+        ("transaction_id=%campaign%", "Êmpaign%"),
+        ("action=*|EVENT|*", "*|EVENT|*"),
+        ("status=%3C%25%3D%20status%20%25%3E", "<%= status %>"),
+        ("click_id={$clickid}", "{$clickid}"),
+    ],
+)
+async def test_a_placeholder_that_a_network_did_not_replace_is_rejected_and_named(
+    service: Service, tracker: httpx.AsyncClient, query: str, named: str
+) -> None:
+    response = await tracker.get(f"/api/v1/track?message_id=m-1&value=1&{query}")
+    assert (response.status_code, response.json()["error_code"]) == (400, "UNEXPANDED_PLACEHOLDER")
+    (detail,) = response.json()["details"]
+    assert (detail["field"], detail["reason"]) == (query.partition("=")[0], f"is {named}, a placeholder that was not replaced")
+    assert await rows(service.database, schema.conversions) == []
+    (refused,) = await rows(service.database, schema.refused_conversions)
+    assert refused.reason == "UNEXPANDED_PLACEHOLDER"
+
+
 async def test_a_conversion_report_that_is_not_utf_8_is_stored_with_a_warning(tracker: httpx.AsyncClient) -> None:
     response = await tracker.get("/api/v1/track?message_id=m-1&sub=%FC")
     assert response.json()["warnings"] == ["query: is not UTF-8; it was read as Windows-1252"]
