@@ -65,7 +65,8 @@ def _kannel(options: Options) -> dict[str, Any]:
         "success_statuses": "202",
         "error_path": "{value}",
         "report_fields": {"status": "status", "description": "answer", "timestamp": "time"},
-        "report_states": {"1": "DELIVERED", "2": "FAILED", "4": "-", "8": "SENT", "16": "FAILED"},
+        # 34 and 66 are the failures "expired" and "unknown" of newer versions.
+        "report_states": {"1": "DELIVERED", "2": "FAILED", "4": "-", "8": "SENT", "16": "FAILED", "34": "EXPIRED", "66": "-"},
     }
 
 

@@ -29,6 +29,7 @@ WORDS: Mapping[str, Mapping[str, State | None]] = {
         "DELETED": _FAILED,
         "EXPIRED": _EXPIRED,
         "SKIPPED": _FAILED,
+        "DELIVERED": _DELIVERED,
         "ACCEPTD": None,
         "ACCEPTED": None,
         "ENROUTE": None,
@@ -42,10 +43,19 @@ WORDS: Mapping[str, Mapping[str, State | None]] = {
         "SMSC SUBMIT": _SENT,
         "SMSC REJECT": _FAILED,
         "SMSC INTERMEDIATE NOTIFICATION": None,
+        # The meanings of the bits of dlr-mask.
+        "DELIVERED TO PHONE": _DELIVERED,
+        "NON DELIVERED TO PHONE": _FAILED,
+        "QUEUED ON SMSC": None,
+        "DELIVERED TO SMSC": _SENT,
+        "NON DELIVERED TO SMSC": _FAILED,
     },
-    "Jasmin": {"ESME_ROK": _SENT},  # any other word that begins with ESME_R means that the submission failed: FAILED
+    # Any other word that begins with ESME_R means that the submission failed.
+    "Jasmin": {"ESME_ROK": _SENT, "DELIVRD": _DELIVERED, "UNDELIV": _FAILED},
     "playSMS": {"PENDING": None, "SENT": _SENT, "FAILED": _FAILED, "DELIVERED": _DELIVERED},
     "Twilio": {
+        "ACCEPTED": None,
+        "SCHEDULED": None,
         "QUEUED": None,
         "SENDING": None,
         "SENT": _SENT,
@@ -54,18 +64,22 @@ WORDS: Mapping[str, Mapping[str, State | None]] = {
         "FAILED": _FAILED,
         "CANCELED": _FAILED,
         "READ": _READ,
+        "PARTIALLY_DELIVERED": None,  # A part of the text is missing on the phone, so it is neither delivered nor failed.
+        "RECEIVING": None,
+        "RECEIVED": None,
     },
     "Infobip": {
         "PENDING": None,
-        "PENDING WAITING DELIVERY": None,
-        "PENDING ENROUTE": None,
-        "PENDING ACCEPTED": None,
-        "DELIVERED TO OPERATOR": _SENT,
-        "DELIVERED TO HANDSET": _DELIVERED,
+        "PENDING_WAITING_DELIVERY": None,
+        "PENDING_ENROUTE": None,
+        "PENDING_ACCEPTED": None,
+        "DELIVERED_TO_OPERATOR": _SENT,
+        "DELIVERED_TO_HANDSET": _DELIVERED,
         "SEEN": _READ,
-        "EXPIRED EXPIRED": _EXPIRED,
-        "EXPIRED DLR UNKNOWN": _EXPIRED,
-        # Any other word that begins with UNDELIVERABLE_ or REJECTED_ means FAILED.
+        "EXPIRED_EXPIRED": _EXPIRED,
+        "EXPIRED_DLR_UNKNOWN": _EXPIRED,
+        "MISSING_TO": _FAILED,
+        "SIGNALS_BLOCKED": _FAILED,
     },
     "Vonage": {
         "SUBMITTED": _SENT,
@@ -76,19 +90,52 @@ WORDS: Mapping[str, Mapping[str, State | None]] = {
         "REJECTED": _FAILED,
         "UNDELIVERABLE": _FAILED,
         "EXPIRED": _EXPIRED,
+        "DELETED": _FAILED,
         "ACCEPTED": None,
         "UNKNOWN": None,
+    },
+    "other gateways": {
+        "PROCESSING": None,
+        "PROCESSED": None,
+        "WAITING": None,
+        "SUBMITD": _SENT,
+        "DISPATCHED": _SENT,
+        "TRANSMITTED": _SENT,
+        "DELIVERING": _SENT,
+        "DELIVERY UNKNOWN": None,
+        "NOT DELIVERED": _FAILED,
+        "NOTDELIVERED": _FAILED,
+        "DELIVERY FAILED": _FAILED,
+        "SENDING FAILED": _FAILED,
+        "CANCELLED": _FAILED,
+        "BLOCKED": _FAILED,
+        "BLACKLISTED": _FAILED,
+        "ABORTED": _FAILED,
+        "ERROR": _FAILED,
+        "NO ROUTE": _FAILED,
+        "NOROUTE": _FAILED,
+        "DLR EXPIRED": _EXPIRED,
     },
 }
 #: The status word inside the text of an SMPP receipt: "id:1 sub:001 dlvrd:001 submit date:... stat:DELIVRD err:000 text:".
 _RECEIPT = re.compile(r"\bid:.*\bstat:([A-Za-z]{1,20})\b", re.IGNORECASE | re.DOTALL)
-_PREFIXES = (("ESME R", _FAILED), ("UNDELIVERABLE ", _FAILED), ("REJECTED ", _FAILED))
 
 
 def _normalized(word: str) -> str:
     return re.sub(r"[\s_-]+", " ", word.strip()).upper()
 
 
+#: The states of all other words that begin with one of these texts (Jasmin, Infobip, Kannel).
+PREFIXES: Mapping[str, State | None] = {
+    "ESME_R": _FAILED,
+    "PENDING_": None,
+    "UNDELIVERABLE_": _FAILED,
+    "EXPIRED_": _EXPIRED,
+    "REJECTED_": _FAILED,
+    "ACK/": _SENT,
+    "NACK/": _FAILED,
+}
+_BY_PREFIX = {_normalized(f"{prefix}.")[:-1]: state for prefix, state in PREFIXES.items()}
 _BY_WORD = {_normalized(word): state for words in WORDS.values() for word, state in words.items()}
 _BY_WORD |= {state.name: state for state in REPORTED_STATES}
 
@@ -101,7 +148,7 @@ def parse_state(word: str) -> tuple[State | None, bool]:
     if normal in _BY_WORD:
         state = _BY_WORD[normal]
         return state, state is not None and normal == state.name
-    for prefix, state in _PREFIXES:
+    for prefix, state in _BY_PREFIX.items():
         if normal.startswith(prefix):
             return state, False
     if (receipt := _RECEIPT.search(word)) is not None:
