@@ -21,6 +21,7 @@ _E164 = re.compile(r"\+[1-9][0-9]{6,14}")
 _DIGITS = re.compile(r"[1-9][0-9]{6,14}")
 # Unicode categories of spaces, dashes, brackets and invisible characters, which people and spreadsheets insert into numbers.
 _REMOVED_CATEGORIES = frozenset(["Zs", "Zl", "Zp", "Cc", "Cf", "Pd", "Ps", "Pe"])
+_MINUS = "\u2212"  # Unicode classifies the minus sign as a symbol, but word processors replace hyphens by it.
 # Matches a trunk prefix in brackets, as in +44 (0)20 7946 0000. It is not part of an international number, except in Italy (+39).
 _TRUNK_PREFIX = re.compile(r"^(\s*(?:\+|00)(?!39)[0-9]{1,3})\s*\(0\)")
 _SEARCH_SEPARATORS = str.maketrans("", "", "./")
@@ -70,14 +71,6 @@ def parse_number(to: str) -> PhoneNumber:
     return PhoneNumber(number, country, warnings)
 
 
-def normalise_number(text: str) -> str:
-    """Return a phone number in the stored form, to search for it. A text that is not a phone number is returned unchanged."""
-    try:
-        return parse_number(text).e164
-    except PhoneNumberError:
-        return text
-
-
 def parse_searched_number(text: str) -> str:
     """Return a phone number that somebody searches for in the stored form.
 
@@ -105,7 +98,7 @@ def check_sender(sender: str) -> str | None:
 
 def _normalise(to: str) -> str:
     text = _TRUNK_PREFIX.sub(r"\1", to[:MAX_LENGTH]) if len(to) <= MAX_LENGTH else to
-    number = "".join(character for character in text if unicodedata.category(character) not in _REMOVED_CATEGORIES)
+    number = "".join(one for one in text if one != _MINUS and unicodedata.category(one) not in _REMOVED_CATEGORIES)
     return f"+{number[2:]}" if number.startswith(_INTERNATIONAL_PREFIX) else number
 
 

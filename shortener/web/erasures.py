@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from shortener.errors import ApiError, ErrorCode
-from shortener.messages.phone_numbers import normalise_number
+from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.messages.phone_numbers import PhoneNumberError, parse_number
 from shortener.retention.erasure import erase, erase_message, find_codes
 from shortener.web.endpoint import RETRY_AFTER_SECONDS, Call, Endpoint, RequestModel, ResponseModel
 from shortener.web.fields import Text
@@ -49,10 +49,17 @@ class ErasureResponse(ResponseModel):
     erased: ErasedRows
 
 
+def _parse_phone(text: str) -> str:
+    try:
+        return parse_number(text).e164
+    except PhoneNumberError as error:
+        raise ApiError(ErrorCode.INVALID_RECIPIENT, details=[Detail("phone", error.reason)]) from None
+
+
 async def create(call: Call[None, ErasureRequest]) -> dict[str, Any]:
     """Erase the personal data of a phone number or a message in the caller's application."""
     service, body, application_id = call.service, call.body, call.application_id
-    phone = normalise_number(body.phone or "")
+    phone = "" if body.phone is None else _parse_phone(body.phone)
     target = {"phone": phone, "message_id": body.message_id or ""}
     if not await service.cache.invalidate(await service.database.read(find_codes, application_id, **target)):
         # The link cache in Redis contains destinations, which may be personal data.

@@ -60,6 +60,10 @@ async def test_the_personal_data_of_a_single_message_can_be_erased(client: httpx
         ({"phone": "+14085550100", "message_id": "m-1"}, 400, "INVALID_REQUEST"),
         ({"phone": "4085550100"}, 400, "INVALID_RECIPIENT"),
         ({"phone": ""}, 400, "INVALID_RECIPIENT"),
+        ({"phone": "Kola"}, 400, "INVALID_RECIPIENT"),
+        ({"phone": "+14085550100x"}, 400, "INVALID_RECIPIENT"),
+        ({"phone": "+0"}, 400, "INVALID_RECIPIENT"),
+        ({"phone": None}, 400, "INVALID_REQUEST"),
         ({"message_id": "nosuch"}, 404, "MESSAGE_NOT_FOUND"),
         ({"message_id": "a\0b"}, 400, "INVALID_REQUEST"),
         ({"number": "+14085550100"}, 400, "INVALID_REQUEST"),
@@ -70,6 +74,19 @@ async def test_an_invalid_erasure_request_is_rejected(
 ) -> None:
     answer = await client.post("/api/v1/erasures", json=body)
     assert (answer.status_code, answer.json()["error_code"]) == (status, code)
+    if code == "INVALID_RECIPIENT":
+        (detail,) = answer.json()["details"]
+        assert detail["field"] == "phone"
+        assert "is not an E.164 number" in detail["reason"]
+
+
+@pytest.mark.parametrize(
+    "phone", ["+1 (408) 555-0100", "001 408-555-0100", "14085550100", "\u202a+14085550100\u202c", " +1\u2011408\u20115550100 "]
+)
+async def test_an_erasure_accepts_the_notations_of_a_number_that_a_rewrite_accepts(client: httpx.AsyncClient, phone: str) -> None:
+    await link(client, to=phone, message_id="m-1")
+    assert (await client.post("/api/v1/erasures", json={"phone": phone})).json()["erased"]["messages"] == 1
+    assert (await client.get("/api/v1/sms/status/m-1")).json()["to"] == ""
 
 
 async def test_an_erasure_does_not_affect_messages_of_another_application(
