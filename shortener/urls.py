@@ -386,7 +386,10 @@ def _is_symbol_label(text: str) -> bool:
     """Return whether a label of a host is valid except for its symbols, and whether UTS 46 leaves it unchanged."""
     if any(unicodedata.bidirectional(character) in ("R", "AL", "AN") for character in text):
         return False
-    others = "".join(character for character in text if unicodedata.category(character) not in ("So", "Sm", "Sk"))
+    # The category Me contains the frame of keycap emoji, such as 1 in a square. It must not be the first character.
+    others = "".join(character for character in text if unicodedata.category(character) not in ("So", "Sm", "Sk", "Me"))
+    if unicodedata.category(text[:1] or " ") == "Me":
+        return False
     if others == text or idna.uts46_remap(text, std3_rules=False, transitional=False) != text:
         return False
     if others.isascii():

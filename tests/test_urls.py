@@ -87,6 +87,31 @@ def test_scheme_and_host_of_a_destination_are_normalized_and_the_rest_stays_unch
 
 
 @pytest.mark.parametrize(
+    ("host", "ascii_host"),
+    [
+        ("💩.example", "xn--ls8h.example"),
+        ("xn--ls8h.example", "xn--ls8h.example"),
+        ("💩.la", "xn--ls8h.la"),
+        ("i❤.ws", "xn--i-7iq.ws"),
+        ("i❤️.ws", "xn--i-7iq.ws"),  # with the selector of the coloured form
+        ("xn--i-7iq.ws", "xn--i-7iq.ws"),
+        ("✪df.ws", "xn--df-oiy.ws"),
+        ("xn--df-oiy.ws", "xn--df-oiy.ws"),
+        ("👍🏽.ws", "xn--on8h5e.ws"),
+        ("1️⃣.example", "xn--1-2sn.example"),
+        ("xn--1-2sn.example", "xn--1-2sn.example"),
+        # UTS 46 keeps the final sigma ς, and converts capital letters to σ.
+        ("ΚΑΦΕΣ-ΟΝΛΑΙΝ.gr", "xn----ylbbowbkpdp6b8a.gr"),
+        ("ΕΛΛΑΣ24.gr", "ελλασ24.gr".encode("idna").decode()),
+        ("βόλος.com", "xn--nxasmm1c.com"),
+    ],
+)
+def test_a_host_with_symbols_or_greek_letters_becomes_the_punycode_that_browsers_use(host: str, ascii_host: str) -> None:
+    destination = parse_destination(f"https://{host}/a")
+    assert (destination.host, destination.location) == (ascii_host, f"https://{ascii_host}/a".encode())
+
+
+@pytest.mark.parametrize(
     "url",
     [
         "",
@@ -141,6 +166,7 @@ def test_only_absolute_http_and_https_urls_are_destinations(url: str) -> None:
         "https://xn--ls8h-.example/",
         "https://👨\u200d👩\u200d👧.example/",
         "https://💩-.example/",
+        "https://\u20e3.example/",
         "https://א💩.example/",
         "https://xn--/",
         "https://a\u0301\u0301\u0338b。..example/",

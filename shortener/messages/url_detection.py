@@ -9,7 +9,8 @@ an undetected domain still reaches the handset as the sender wrote it. The rules
 2. `www.` starts a URL if its domain ends in a public suffix of the ICANN section of the Public Suffix List.
 3. Any other domain is a bare domain. All of the following must hold:
    - It consists of Latin, Greek or Cyrillic letters, of one script in each label.
-   - It does not begin inside another word, address or number.
+   - It does not begin inside another word, address or number. It begins with no abbreviation (`e.g.shop.com`) and with no
+     word in capitals before a name in small letters (`STOP.shop.com`).
    - It has a name before a public ICANN suffix. `bare_domains.py` decides by the suffix and by the words around it.
 4. A query directly after a bare host must contain a `=`. A port must be followed by a path or have four digits.
 
@@ -40,7 +41,10 @@ _CANDIDATE = re.compile(
     """,
     re.IGNORECASE | re.VERBOSE,
 )
+_SCHEME_AT_END = re.compile(r"https?\Z", re.IGNORECASE)
 _AUTHORITY = re.compile(r"[^\s/?#\\<>\"\u2000-\u303f\uff00-\uffef\U0001f000-\U0001ffff]*")
+# Matches a host that an e-mail address follows without a space: `https://shop.example,info@shop.example`.
+_SENTENCE_BEFORE_AT = re.compile(r"[\w-]+(?:\.[\w-]+)+[,;|()\[\]][^:@]*(?:mailto:)?[^:@]*@")
 # Matches the rest of a rejected URL up to white space. In this text, a URL is detected only after a comma or semicolon.
 _TOKEN = re.compile(r"(?:(?![,;]https?://)[^\s<>\"“”«»])*", re.IGNORECASE)
 _IPV6 = re.compile(r"\[[0-9a-f:.]+\]", re.IGNORECASE)
@@ -53,6 +57,8 @@ _BARE_QUERY = re.compile(r"\?[\w.%-]+=")
 # detected as a URL.
 _BARE_CONTINUES = re.compile(r"[_@=+]|[?-]\w|\\[^\"']|\.[/?#]")
 _NOT_BEFORE_BARE = frozenset("_@./\\=&%#+~$-")
+# Two or more labels of one letter at the start of a host: e.g., i.e., z.B., U.S.
+_ABBREVIATION = re.compile(r"(?:[^\W\d_]\.){2}")
 _SENTENCE = re.compile(r"\.([A-Z][a-z]*)$")
 #: Top-level domains that are reserved for documentation and tests. They are not in the Public Suffix List.
 _RESERVED = frozenset(["example", "test", "invalid", "localhost", "local", "internal", "onion"])
@@ -98,6 +104,10 @@ def detect_urls(body: str) -> Detection:
     position = 0
     while (match := _CANDIDATE.search(body, position)) is not None:
         if match["bare"] is not None:
+            scheme = _SCHEME_AT_END.search(match["bare"])
+            if scheme and body.startswith("://", match.end()):  # a URL directly after a number: `11.11https://shop.example/`
+                position = match.start() + scheme.start()
+                continue
             found = _bare_url(body, match)
         elif match["scheme"] is not None:
             found = _url_with_scheme(body, match)
@@ -140,7 +150,7 @@ def _url_with_scheme(body: str, match: re.Match[str]) -> DetectedUrl | Untrackab
         return UntrackableUrl(start, _token_end(body, position + 1), "has a space after its scheme")
     if authority[0].lower() in ("http:", "https:"):
         return reject("has two schemes")
-    if "@" in authority[0]:
+    if "@" in authority[0] and not _SENTENCE_BEFORE_AT.match(authority[0]):
         return reject("must not contain a user name or password before its host")
     host_end = _host_end(body, position)
     if host_end is None:
@@ -212,7 +222,7 @@ def _is_host_character(body: str, position: int) -> bool:
 def _in_label(character: str) -> bool:
     """Return whether a character may be in a label of an international host: a letter, a mark, a digit or an emoji."""
     category = unicodedata.category(character)
-    return category[0] in "LM" or category in ("Nd", "So") or (character in "\u200c\u200d")
+    return category[0] in "LM" or category in ("Nd", "So", "Sk") or (character in "\u200c\u200d")
 
 
 def _international_host_end(body: str, start: int) -> int | None:
@@ -260,7 +270,9 @@ def _bare_url(body: str, match: re.Match[str]) -> DetectedUrl | UntrackableUrl |
     if body[end : end + 1] in ("@", "\\") and body[end + 1 : end + 2] not in ("", '"', "'", " "):
         return None
     verdict = is_bare_domain(body, start, end, host, body[host_end:end])
-    if verdict is None:
+    if verdict and _begins_with_other_word(host):
+        return UntrackableUrl(start, end, "is a bare domain directly after another word; write a space or https:// before it")
+    if verdict is None or (not verdict and host.endswith(".example")):
         return UntrackableUrl(start, end, "is a bare domain; write https:// before it")
     return DetectedUrl(start, end, "http://" + body[start:end]) if verdict else None
 
@@ -283,6 +295,15 @@ def _begins_inside_token(body: str, start: int) -> bool:
     if before in "\u00ad\uff20\u200c\u200d":
         return True
     return unicodedata.category(before)[0] in "LMN" and before != "\ufe0f" and _SPACELESS.match(before) is None
+
+
+def _begins_with_other_word(host: str) -> bool:
+    """Return whether the first labels of a host without a scheme are a word of the sentence: `e.g.shop.com`, `STOP2END.shop.com`."""
+    labels = host.removesuffix("." + (public_suffix(host) or "")).split(".")
+    if _ABBREVIATION.match(host) and len(labels) > 1:
+        return True
+    first = "".join(filter(str.isalpha, labels[0]))
+    return len(labels) > 1 and len(first) > 1 and first.isupper() and first != "WWW" and labels[-1].islower()
 
 
 def _is_of_one_script(label: str) -> bool:

@@ -8,11 +8,13 @@
 - `|` belongs to a query if another character of the query follows, and if no `|` precedes the URL.
 - A bracket that the URL does not open ends it, and so does one that it does not close. Trailing punctuation belongs to the
   sentence.
-- A `,` or `;` before another `http://` ends a URL, and so does an `http://` directly after a letter or digit.
-- A full stop or exclamation mark before a capitalised word, if a space follows the word, is the end of a sentence
-  (`/a.Reply STOP`).
+- A `,` or `;` before another `http://` ends a URL. So does an `http://` directly after a letter or digit, or after `+`, `&`, `~` or
+  `-` in a path.
+- Text of the sentence that directly follows a URL is not a part of it: a capitalised word after a full stop (`/a.Reply STOP`), a
+  word after one comma, semicolon or exclamation mark (`/a,now`), the name of the sender after a hyphen (`/a-ACMEBANK`), the suffix of
+  a Turkish or Finnish word (`/a'da`, `/a:sta`), and the number of the next URL in a list (`/a(2)https://`).
 """
-# Tested by tests/messages/test_url_detection.py
+# Tested by tests/messages/test_url_detection.py and tests/messages/test_public_corpora.py
 
 from __future__ import annotations
 
@@ -25,6 +27,7 @@ _ENTITY = re.compile(r"&(?:quot|lt|gt|apos|nbsp|#[0-9]{1,6}|#x[0-9a-f]{1,5});", 
 _AFTER_BAR = re.compile(r"[\w%.~|-]")
 # After one of these characters, a word of another script is a part of the URL.
 _SEPARATORS = frozenset("/=-_&#+~@$|%")
+_BETWEEN_URLS = frozenset("+&~-")
 # These characters do not end a word in a URL, so the rules for the word before them still apply.
 _TRANSPARENT = frozenset("([{")
 _CURLY_CLOSERS = {"“": "”", "„": "“”", "”": "”"}
@@ -33,10 +36,21 @@ _PARTICLES = re.compile(
     r"(?:を|へ|から|まで|より|にて|では|には|でも|[でにはがとのも](?![\u3040-\u309f]))|"
     r"(?:에서만|에서는|에서도|에서|으로|에게|까지|부터|입니다|이에요|예요|[에로를을와과는은이가도의])(?![\uac00-\ud7af])"
 )
-_SENTENCE = re.compile(r"[.!]+(?=([A-Z][a-z]*)\s)")
-# Text that rarely belongs to a URL without a query: a word after a semicolon (/sale;see), and a dash at the end (/sale-).
-_WORD_AFTER_SEMICOLON = re.compile(r";[A-Za-z]{2,}\Z")
+_SENTENCE = re.compile(r"[.!]+([^\W\d_]+)[.,!?:;\"')]*\Z")
+# Text that rarely belongs to a URL without a query: a word after a comma, semicolon or exclamation mark (/sale;see), a dash at the
+# end (/sale-), and the name of the sender, which many texts from India end with (/sale-ACMEBANK).
+_WORD_AFTER_PUNCTUATION = re.compile(r"[,;!](?:[^\W\d_]{2,}|[^\W\d_A-Za-z])\Z")
+_ELLIPSIS = re.compile(r"(?<![./])\.{3,}[^\W\d_/][^/.]*\Z")
 _DASH = re.compile(r"/(?:[a-z]+(?:-[a-z0-9]+)*|[0-9]+)(-+)\Z")
+_SENDER = re.compile(r"/[a-z]{2,}(-[A-Z]{3,})\Z")
+_SENDER_AT_END = re.compile(r"/[A-Za-z0-9]+(-[A-Z]{4,})\Z")
+# Text that rarely belongs to the last value of a query: a word after a number (?id=12,now), and a word after a semicolon.
+_WORD_AFTER_VALUE = re.compile(r"=[\w.%-]*(?:\d[,;!]|\w;)(?<=([,;!]))[^\W\d_]{3,}\Z")
+# A suffix that Turkish and English separate from a name by an apostrophe, and Finnish by a colon.
+_SUFFIX = re.compile(
+    r"['’](?:[dt][ae]n?|y?[aeıiuü]|y?l[ae]|n?[ıiuü]n|n[dt]?[ae]n?|s[ıiuü]?)\Z|:(?:n|ss[aä]|st[aä]|l[lt][aä]|lle|ksi|h[aeiouyäö]n)\Z"
+)
+_NUMBER_OF_NEXT = re.compile(r"[(\[][0-9]{1,2}[)\]]\Z")
 _EXTENSIONS = frozenset(
     ["html", "htm", "php", "asp", "aspx", "jsp", "pdf", "jpg", "jpeg", "png", "gif", "zip", "apk", "xml", "json", "doc", "docx"]
 )
@@ -47,6 +61,8 @@ _BRACKETS = {")": "(", "]": "[", "}": "{"}
 def find_end(body: str, start: int, rest: int) -> int:
     """Return the end of the URL that begins at `start`. Its path, query or fragment begins at `rest`."""
     end = _scan(body, start, rest)
+    if body[end - 1] in _BETWEEN_URLS and _SCHEME.match(body, end):
+        end -= 1
     end = _end_of_sentence(body, rest, end)
     end = _balanced_end(body, rest, end)
     before = body[start - 1 : start] if start else ""
@@ -109,9 +125,11 @@ def _ends_before(body: str, position: int, before: str, in_query: bool, after_wo
         case "*":
             return not in_query and body[position + 1 : position + 2].isalpha()
         case "&":
-            return _ENTITY.match(body, position) is not None
+            is_last = not in_query and body[position + 1 : position + 2] == "@"
+            return is_last or _ENTITY.match(body, position) is not None
         case "h" | "H":
-            return after_word and _SCHEME.match(body, position) is not None
+            is_next = after_word or (not in_query and body[position - 1] in _BETWEEN_URLS)
+            return is_next and _SCHEME.match(body, position) is not None
         case _:
             return character <= " " or character in _STOP
 
@@ -133,7 +151,8 @@ def _continues(body: str, position: int, character: str, category: str, after_wo
     if category[0] == "M":
         return previous.isalnum() or unicodedata.category(previous)[0] == "M"
     if character in "\u200c\u200d":
-        return _is_foreign_letter(previous) and _is_foreign_letter(body[position + 1 : position + 2])
+        following = body[position + 1 : position + 2]
+        return _is_foreign_letter(previous) and (_is_foreign_letter(following) or (bool(following) and following in "./-_"))
     if character == "·":
         return previous in "lL" and body[position + 1 : position + 2] in ("l", "L")
     if character == "’":
@@ -161,17 +180,41 @@ def _closing_quote(body: str, opening: int, closers: str) -> int | None:
 
 
 def _end_of_sentence(body: str, rest: int, end: int) -> int:
-    """Return the end of the URL without the rest of the sentence, as in `/a.Reply STOP`, `/a;offer ends` and `/a- now`."""
-    if "?" not in body[rest:end] and "#" not in body[rest:end]:
-        if word := _WORD_AFTER_SEMICOLON.search(body, rest, end):
+    """Return the end of the URL without the text of the sentence that follows it: `/a.Reply STOP`, `/a;offer ends`, `/a- now`."""
+    if _SCHEME.match(body, end) and (number := _NUMBER_OF_NEXT.search(body, rest, end)):
+        return number.start()
+    whole = end
+    while end > rest and body[end - 1] in ".,;:!?":
+        end -= 1
+    if suffix := _ELLIPSIS.search(body, rest, end) or _SUFFIX.search(body, rest, end):
+        return suffix.start()
+    if "?" in body[rest:end] or "#" in body[rest:end]:
+        if word := _WORD_AFTER_VALUE.search(body, rest, end):
+            return word.start(1)
+    else:
+        if (word := _WORD_AFTER_PUNCTUATION.search(body, rest, end)) and _is_single_word(body[rest : word.start()]):
             return word.start()
-        if dash := _DASH.search(body, rest, end):
+        sender = _SENDER.search(body, rest, end)
+        if sender is None and not body[end:].strip(" .!\n"):
+            sender = _SENDER_AT_END.search(body, rest, end)
+        if dash := sender or _DASH.search(body, rest, end):
             return dash.start(1)
-    slash = body.rfind("/", rest, end)
-    match = None if slash < 0 or "?" in body[rest:end] or "#" in body[rest:end] else _SENTENCE.search(body, slash, end + 1)
-    if match is None or match.end(1) != end or match[1].lower() in _EXTENSIONS:
-        return end
-    return end if any(character.isupper() for character in body[slash : match.start()]) else match.start()
+    start = max(body.rfind("/", rest, end), body.rfind("=", rest, end))
+    sentence = _SENTENCE.search(body, start, end) if start >= 0 else None
+    if sentence is None or not _is_capitalised(sentence[1]) or sentence[1].lower() in _EXTENSIONS:
+        return whole
+    before = body[start : sentence.start()]
+    is_name = any(character.isupper() for character in before) and not before[-1].isdigit()
+    return whole if is_name else sentence.start()
+
+
+def _is_single_word(before: str) -> bool:
+    """Return whether a word after a comma is unlikely to be a part of the path `before`, which may be a list or a place name."""
+    return not any(mark in before for mark in ",;!") and not before.rpartition("/")[2][:1].isupper()
+
+
+def _is_capitalised(word: str) -> bool:
+    return word[0].isupper() and (len(word) == 1 or word[1:].islower())
 
 
 def _balanced_end(body: str, rest: int, end: int) -> int:

@@ -237,6 +237,87 @@ def test_a_domain_without_a_scheme_is_not_detected_inside_a_word_or_an_address(b
     assert detect(f"{before}shop.com") == []
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("e.g.shop.com", "is a bare domain directly after another word"),
+        ("z.B.shop.de", "is a bare domain directly after another word"),
+        ("STOP2END.u.shop.com", "is a bare domain directly after another word"),
+        ("SALE.shop.com", "is a bare domain directly after another word"),
+        ("shop.example/sale", "is a bare domain; write https:// before it"),
+    ],
+)
+def test_a_domain_without_a_scheme_directly_after_an_abbreviation_or_a_word_in_capitals_is_reported(text: str, reason: str) -> None:
+    urls, untrackable = detect_urls(f"Big {text} then x.com")
+    assert [url.url for url in urls] == ["http://x.com"]
+    assert [(one.start, one.end - one.start) for one in untrackable] == [(4, len(text))]
+    assert reason in untrackable[0].reason
+
+
+@pytest.mark.parametrize("host", ["NEWS.BBC.CO.UK", "BBC.co.uk", "WWW.shop.com", "m.shop.com", "x.com", "Mail.shop.com"])
+def test_a_domain_in_capitals_or_with_a_short_first_label_is_detected(host: str) -> None:
+    assert detect(f"go to {host} now") == [host]
+
+
+@pytest.mark.parametrize(
+    ("url", "after"),
+    [
+        ("https://shop.example/a", ",jetzt zugreifen"),
+        ("https://shop.example/a", ",è gratis"),
+        ("https://shop.example/a", "!heute noch"),
+        ("https://shop.example/a?id=12", ",jetzt"),
+        ("https://shop.example/a?ref=ab", ";bedankt"),
+        ("https://shop.example/a?d=24/12", ".Posti limitati"),
+        ("https://shop.example/ci/AB123", ".Have a nice trip"),
+        ("https://shop.example/a", ".Danke!"),
+        ("https://shop.example/a", "'da"),
+        ("https://shop.example/a", "’i tıklayın"),
+        ("https://shop.example/a", "'s sale"),
+        ("https://shop.example/a", ":sta"),
+        ("https://shop.example/kyc", "-HDBANK"),
+        ("https://shop.example/x9Ab", "-HDFCBK"),
+        ("https://shop.example/a", "...it's here"),
+        ("https://shop.example/a", "(2)https://shop.example/b"),
+        ("https://shop.example/a", "+https://shop.example/b"),
+        ("https://shop.example/a", "&@shop"),
+        ("https://shop.example", ",info@shop.example"),
+        ("https://www.shop.example", ")[mail](mailto:info@shop.example)"),
+        ("https://1️⃣.example/a", "1️⃣"),
+    ],
+)
+def test_text_attached_to_a_url_is_not_a_part_of_it(url: str, after: str) -> None:
+    assert detect(f"Go to {url}{after}")[0] == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://shop.example/a,b",
+        "https://shop.example/Berlin,Germany",
+        "https://shop.example/news,sport,politics",
+        "https://shop.example/?q=red,blue",
+        "https://shop.example/?a=1;b=2",
+        "https://shop.example/?a=1&amp;flag",
+        "https://shop.example/@52.5,13.4,15z",
+        "https://shop.example/St.Paul",
+        "https://shop.example/report.PDF",
+        "https://shop.example/order-AB-12",
+        "https://shop.example/AB-XYZ9",
+        "https://shop.example/wiki/Talk:Main",
+        "https://shop.example/men's-shoes",
+        "https://shop.example/compare/v1...v2/x",
+        "https://shop.example/?u=https://other.example/x,now",
+        "https://shop.example/പോലൊരാള്‍.html",
+    ],
+)
+def test_a_url_that_resembles_a_url_with_attached_text_is_detected_completely(url: str) -> None:
+    assert detect(f"Go to {url} now") == [url]
+
+
+def test_a_url_directly_after_a_number_is_detected() -> None:
+    assert detect("Sale 11.11https://shop.example/") == ["https://shop.example/"]
+
+
 @pytest.mark.parametrize("before", ["は", "看", "ดู", "보기", "👉", "ב-", "(", "：", "“"])
 def test_a_domain_without_a_scheme_is_detected_after_punctuation_and_after_scripts_without_spaces(before: str) -> None:
     assert detect(f"{before}shop.com") == ["shop.com"]

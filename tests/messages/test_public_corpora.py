@@ -1,0 +1,94 @@
+"""Tests of URL detection against other linkifiers and their public test data, and on texts that the rules were not made for.
+
+The texts are the examples of the package `crawler-user-agents` (URLs in real punctuation), and the test cases of
+`twitter-text-python`, which repeat the conformance tests of twitter-text. The latter is not a dependency of the tests, because it
+has no wheel: `pip install twitter-text-python`.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Iterator
+
+import pytest
+from crawleruseragents import CRAWLER_USER_AGENTS_DATA
+from linkify_it import LinkifyIt
+
+from shortener.messages.url_detection import find_urls
+from tests.messages.held_out_texts import HELD_OUT_TEXTS
+from tests.messages.marketing_texts import MARKETING_TEXTS
+
+# Texts of twitter-text with another result here. Twitter links only URLs with a known top-level domain and with certain characters
+# before them; bare domains and the other texts are URLs for a person too.
+DIFFERENT_FROM_TWITTER = {
+    "See http://example.com example.com",
+    "Is http://tld-too-short.x a valid URL?",
+    "text http://a.com/ http://a.net/ http://a.org/",  # the test case calls a method of Twitter's parser that ignores URLs
+    "text http://domain.tld-that-you-should-have-put-a-space-after",
+    "text =http://example.com",
+    "text /http://example.com",
+    "text !http://example.com",
+    "badly formatted http://foo_bar.com",
+}
+
+
+def detect(text: str) -> list[str]:
+    return [text[url.start : url.end] for url in find_urls(text)]
+
+
+def mark(text: str) -> str:
+    for url in reversed(find_urls(text)):
+        text = f"{text[: url.start]}⟦{text[url.start : url.end]}⟧{text[url.end :]}"
+    return text
+
+
+def test_at_least_95_of_100_texts_that_the_rules_were_not_made_for_have_the_urls_that_a_person_marks() -> None:
+    different = [text for text in HELD_OUT_TEXTS if mark(text.replace("⟦", "").replace("⟧", "")) != text]
+    assert len(HELD_OUT_TEXTS) > 390
+    assert len(different) / len(HELD_OUT_TEXTS) < 0.05, different
+
+
+def test_urls_in_the_examples_of_crawler_user_agents_are_those_that_linkify_it_finds() -> None:
+    linkify = LinkifyIt()
+    texts = [text.replace("+http", " http") for crawler in CRAWLER_USER_AGENTS_DATA for text in crawler["instances"]]
+    different = []
+    for text in texts:
+        expected = [match.text.rstrip("-;") for match in linkify.match(text) or [] if match.schema in ("http:", "https:")]
+        found = [url for url in detect(text) if url.startswith("http")]
+        if found != expected:
+            different.append((text, found, expected))
+    assert len(texts) > 1000
+    assert different == []
+
+
+def test_each_url_with_a_scheme_that_linkify_it_finds_in_a_marketing_text_begins_at_the_same_place() -> None:
+    linkify = LinkifyIt()
+    for marked in MARKETING_TEXTS + HELD_OUT_TEXTS:
+        text = marked.replace("⟦", "").replace("⟧", "")
+        theirs = {match.index for match in linkify.match(text) or [] if match.schema in ("http:", "https:")}
+        if "user:pw@" in text or "99999" in text or "//intranet" in text or "https://https:" in text:
+            continue  # linkify-it accepts a user name, any port, a host without a dot, and the second of two schemes
+        assert theirs <= {url.start for url in find_urls(text)}, text
+
+
+def twitter_cases() -> Iterator[tuple[str, list[str]]]:
+    """Yield the text and the URLs of each test case of twitter-text-python that checks URLs, without running the test cases."""
+    cases = pytest.importorskip("ttp.tests", reason="twitter-text-python is not installed: pip install twitter-text-python")
+    for function in ast.walk(ast.parse(inspect.getsource(cases))):
+        text = None
+        for statement in function.body if isinstance(function, ast.FunctionDef) else ():
+            for call in ast.walk(statement):
+                if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Attribute):
+                    continue
+                if call.func.attr == "parse" and isinstance(call.args[0], ast.Constant):
+                    text = str(call.args[0].value)
+                elif call.func.attr == "assertEqual" and ast.unparse(call.args[0]) == "result.urls" and text is not None:
+                    urls = ast.literal_eval(call.args[1])
+                    yield text, [url if isinstance(url, str) else url[0] for url in urls]
+
+
+def test_urls_in_the_test_cases_of_twitter_text_are_those_that_twitter_finds() -> None:
+    cases = list(twitter_cases())
+    assert len(cases) > 50
+    assert {text for text, urls in cases if detect(text) != urls} == DIFFERENT_FROM_TWITTER
