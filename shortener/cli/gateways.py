@@ -309,7 +309,7 @@ async def test_gateway(gateway: int, phone: str, sender_id: str, text: str | Non
 async def send(application: int, to: str, text: str, sender: str, gateway: str, as_json: bool) -> None:
     """Send TEXT to the number TO through the gateway of an application. A running server hands the message on."""
     from shortener.container import open_service
-    from shortener.messages.plan import RewriteItem
+    from shortener.messages.rewrite_item import RewriteItem
 
     service = await open_service(load_settings(), owner=False)
     try:

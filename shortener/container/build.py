@@ -49,7 +49,7 @@ from shortener.ids import ClickIds, IdGenerator
 from shortener.jobs import TaskSupervisor, WakeUp
 from shortener.messages.codes import Codes
 from shortener.messages.delivery_reports import DeliveryReports
-from shortener.messages.plan import RewriteLimits
+from shortener.messages.rewrite_item import RewriteLimits
 from shortener.messages.rewriter import Rewriter
 from shortener.metrics import Metrics, RequestTotals
 from shortener.model import Clock, utcnow

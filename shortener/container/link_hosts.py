@@ -9,7 +9,7 @@ from shortener.urls import host_of
 
 
 class InstallationHosts:
-    """The hosts of the installation and the blocked hosts, for the rewriter (`messages.plan.LinkHosts`)."""
+    """The hosts of the installation and the blocked hosts, for the rewriter (`messages.rewrite_item.LinkHosts`)."""
 
     def __init__(self, settings: Settings, directory: Directory) -> None:
         self._directory = directory

@@ -20,8 +20,10 @@ from typing import Any
 from shortener.accounts.directory import Application
 from shortener.ids import IdGenerator
 from shortener.messages.codes import Codes
-from shortener.messages.plan import LinkHosts, PlannedRequest, Problem, RewriteItem, RewriteLimits, plan_request
+from shortener.messages.item_plan import Problem
+from shortener.messages.plan import PlannedRequest, plan_request
 from shortener.messages.preview import preview_request
+from shortener.messages.rewrite_item import LinkHosts, RewriteItem, RewriteLimits
 from shortener.messages.write import NewRows, Response, RewriteWriter
 from shortener.metrics import Metrics
 from shortener.model import Clock

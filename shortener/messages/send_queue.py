@@ -17,8 +17,9 @@ from sqlalchemy import Connection, select
 
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.messages.balances import Balance, lock_balances, write_balances
+from shortener.messages.item_plan import Problem
 from shortener.messages.opt_outs import find_opt_outs
-from shortener.messages.plan import PlannedMessage, PlannedRequest, Problem
+from shortener.messages.plan import PlannedMessage, PlannedRequest
 from shortener.messages.prices import find_prices
 from shortener.model import SendStatus
 from shortener.storage import schema

@@ -298,7 +298,7 @@ def _begins_inside_token(body: str, start: int) -> bool:
 
 
 def _begins_with_other_word(host: str) -> bool:
-    """Return whether the first labels of a host without a scheme are a word of the sentence: `e.g.shop.com`, `STOP2END.shop.com`."""
+    """Return whether the first labels of a host without a scheme are a word of the sentence: `e.g.shop.com`, `STOP.shop.com`."""
     labels = host.removesuffix("." + (public_suffix(host) or "")).split(".")
     if _ABBREVIATION.match(host) and len(labels) > 1:
         return True

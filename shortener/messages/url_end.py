@@ -11,8 +11,8 @@
 - A `,` or `;` before another `http://` ends a URL. So does an `http://` directly after a letter or digit, or after `+`, `&`, `~` or
   `-` in a path.
 - Text of the sentence that directly follows a URL is not a part of it: a capitalised word after a full stop (`/a.Reply STOP`), a
-  word after one comma, semicolon or exclamation mark (`/a,now`), the name of the sender after a hyphen (`/a-ACMEBANK`), the suffix of
-  a Turkish or Finnish word (`/a'da`, `/a:sta`), and the number of the next URL in a list (`/a(2)https://`).
+  word after one comma, semicolon or exclamation mark (`/a,now`), the name of the sender after a hyphen (`/a-ACMEBANK`), the suffix
+  of a word (`/a's`, Turkish `/a'da`, Finnish `/a:sta`), and the number of the next URL in a list (`/a(2)https://`).
 """
 # Tested by tests/messages/test_url_detection.py and tests/messages/test_public_corpora.py
 

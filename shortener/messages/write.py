@@ -27,9 +27,11 @@ from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.ids import IdGenerator
 from shortener.messages import queries
 from shortener.messages.codes import Codes
-from shortener.messages.plan import ItemPlan, LinkHosts, PlannedLink, PlannedMessage, PlannedRequest, Problem
+from shortener.messages.item_plan import ItemPlan, PlannedLink, Problem
+from shortener.messages.plan import PlannedMessage, PlannedRequest
 from shortener.messages.queries import StoredLink, StoredMessage, StoredResponse
 from shortener.messages.render import RewrittenMessage, render_new, render_repeat
+from shortener.messages.rewrite_item import LinkHosts
 from shortener.messages.send_queue import QueuedSend, SendBatch, find_sends, insert_sends
 from shortener.model import LinkFlag, State
 from shortener.outbox import count_deltas

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from starlette.responses import Response
 
 from shortener.errors import ApiError, ErrorCode
-from shortener.messages.plan import RewriteItem
+from shortener.messages.rewrite_item import RewriteItem
 from shortener.messages.segments import count_segments
 from shortener.portal.operators import Role
 from shortener.portal.page import NavigationItem, PortalPage, Visit

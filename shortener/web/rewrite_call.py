@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from shortener.errors import ErrorCode
-from shortener.messages.plan import RewriteItem
+from shortener.messages.rewrite_item import RewriteItem
 from shortener.web.endpoint import Call
 from shortener.web.idempotency import describe_header, idempotency_key
 from shortener.web.request_content import content_of_0_2, sent_content

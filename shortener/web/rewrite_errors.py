@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from shortener.accounts.directory import Application
 from shortener.errors import ApiError, Detail
-from shortener.messages.plan import RewriteItem
+from shortener.messages.rewrite_item import RewriteItem
 from shortener.web.rewrite_shapes import RewriteMessage, rewrite_item
 from shortener.web.validation import InvalidInput
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, WithJsonSchema, WrapValidator
 
-from shortener.messages.plan import RewriteItem
+from shortener.messages.rewrite_item import RewriteItem
 from shortener.messages.spans import TrackMode
 from shortener.web.endpoint import RequestModel, ResponseModel
 from shortener.web.fields import EndTime, Metadata, Price, Sender, Text

@@ -13,7 +13,7 @@ from shortener.clicks.recorder import Recorder
 from shortener.clicks.resolver import Hit
 from shortener.container import Service
 from shortener.errors import StoreUnavailable
-from shortener.messages.plan import RewriteItem
+from shortener.messages.rewrite_item import RewriteItem
 from shortener.model import Topic, Verdict
 from shortener.storage import schema
 

@@ -17,7 +17,7 @@ from shortener.container import Service
 from shortener.delivery.trackers import NewTracker
 from shortener.errors import ApiError, StoreUnavailable
 from shortener.messages.delivery_reports import DeliveryReport
-from shortener.messages.plan import MAX_LINKS
+from shortener.messages.item_plan import MAX_LINKS
 from shortener.model import HitFlag, State, Topic, Verdict
 from shortener.reporting.counts import verify
 from shortener.retention.erasure import erase_message

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from shortener.client import BadRequestError, resolve_directives
 from shortener.client.long_text import long_text
-from shortener.messages.plan import RewriteItem
+from shortener.messages.rewrite_item import RewriteItem
 from shortener.messages.spans import replace_spans
 from tests.messages.rewriting import plan
 

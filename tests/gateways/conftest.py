@@ -10,7 +10,7 @@ from sqlalchemy import Row, update
 
 from shortener.container import Service
 from shortener.gateways.store import NewGateway, StoredGateway
-from shortener.messages.plan import RewriteItem
+from shortener.messages.rewrite_item import RewriteItem
 from shortener.storage import schema
 from tests.factory import rows
 

@@ -6,9 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
+
 from shortener.accounts.directory import Application, Domain
 from shortener.accounts.settings import ApplicationSettings
-from shortener.messages.plan import PlannedRequest, RewriteItem, RewriteLimits, plan_request
+from shortener.errors import ApiError
+from shortener.messages.plan import PlannedMessage, PlannedRequest, plan_request
+from shortener.messages.rewrite_item import RewriteItem, RewriteLimits
 from tests.conftest import NOON
 
 TO = "+14085550100"
@@ -67,3 +71,22 @@ def plan(
 
 
 _APPLICATION = application()
+
+
+def only(planned_item: RewriteItem, **more: Any) -> PlannedMessage:
+    request = plan(planned_item, **more)
+    request.check(request.messages)
+    (message,) = request.messages
+    return message
+
+
+def rejection(*items: RewriteItem, **more: Any) -> ApiError:
+    request = plan(*items, **more)
+    with pytest.raises(ApiError) as raised:
+        request.check(request.messages)
+    return raised.value
+
+
+def reason(planned_item: RewriteItem, **more: Any) -> tuple[str, str]:
+    (detail,) = rejection(planned_item, **more).details
+    return detail.field, detail.reason

@@ -10,8 +10,8 @@ import pytest
 from shortener.container import Service
 from shortener.errors import ApiError, ErrorCode
 from shortener.messages.balances import change_balance, read_balance, refund, remove_balance
-from shortener.messages.plan import RewriteItem
 from shortener.messages.prices import set_price
+from shortener.messages.rewrite_item import RewriteItem
 from shortener.storage import schema
 from tests.conftest import NOON, MakeService
 from tests.factory import rows

@@ -12,7 +12,7 @@ from shortener.accounts.directory import Application
 from shortener.container import Service
 from shortener.errors import ApiError, ErrorCode, StoreUnavailable
 from shortener.messages import spans
-from shortener.messages.plan import RewriteItem
+from shortener.messages.rewrite_item import RewriteItem
 from shortener.messages.url_detection import DetectedUrl
 from shortener.storage import schema
 from tests.conftest import NOON, Clock, MakeService

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, select
 
 from shortener.container import Service
 from shortener.errors import StoreUnavailable
-from shortener.messages.plan import RewriteItem
+from shortener.messages.rewrite_item import RewriteItem
 from shortener.storage import schema
 from tests.conftest import MakeService
 from tests.servers import PATIENCE, RedisProcess

@@ -11,8 +11,8 @@ from shortener.container import Service
 from shortener.errors import ApiError, ErrorCode
 from shortener.messages.balances import change_balance, read_balance
 from shortener.messages.opt_outs import add_opt_out
-from shortener.messages.plan import RewriteItem
 from shortener.messages.prices import set_price
+from shortener.messages.rewrite_item import RewriteItem
 from shortener.storage import schema
 from tests.conftest import NOON
 from tests.factory import rows

@@ -16,7 +16,7 @@ from sqlalchemy import select
 from shortener.accounts.administration import create_application
 from shortener.cli.serve import uvicorn_config
 from shortener.container import Service, open_service
-from shortener.messages.plan import RewriteItem
+from shortener.messages.rewrite_item import RewriteItem
 from shortener.server.application import HttpApplication
 from shortener.server.http_protocol import RedirectProtocol, ServerConfig
 from shortener.settings import Settings

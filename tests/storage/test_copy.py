@@ -14,7 +14,7 @@ from sqlalchemy import Connection, func, insert, select
 from shortener.accounts.administration import create_application
 from shortener.container import Service, open_service
 from shortener.errors import StoreUnavailable
-from shortener.messages.plan import RewriteItem
+from shortener.messages.rewrite_item import RewriteItem
 from shortener.reporting import counts
 from shortener.settings import Settings
 from shortener.storage import schema

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, ConfigDict, Field, WrapValidator
 from pydantic.config import JsonDict
 
 from shortener.ids import new_message_id
-from shortener.messages.plan import RewriteItem
+from shortener.messages.rewrite_item import RewriteItem
 from shortener.messages.spans import TrackMode
 from shortener.web.endpoint import Call, Endpoint, ResponseModel
 from shortener.web.fields import Sender, Text, check_metadata

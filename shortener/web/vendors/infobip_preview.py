@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import Field
 
 from shortener.errors import ErrorCode
-from shortener.messages.plan import RewriteItem
+from shortener.messages.rewrite_item import RewriteItem
 from shortener.messages.segments import characters_left
 from shortener.web.endpoint import Call, Endpoint, ResponseModel
 from shortener.web.rewrite_shapes import MAX_BODY_LENGTH

@@ -14,7 +14,7 @@ from pydantic.config import JsonDict
 
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.ids import new_message_id
-from shortener.messages.plan import RewriteItem
+from shortener.messages.rewrite_item import RewriteItem
 from shortener.web.endpoint import Call, Endpoint, ResponseModel
 from shortener.web.fields import Metadata, Sender, Text
 from shortener.web.rewrite_call import REWRITE_ERRORS, REWRITE_HEADERS, rewrite_items

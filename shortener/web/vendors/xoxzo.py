@@ -18,7 +18,7 @@ from pydantic.config import JsonDict
 from starlette.responses import Response
 
 from shortener.errors import ApiError, Detail, ErrorCode
-from shortener.messages.plan import RewriteItem
+from shortener.messages.rewrite_item import RewriteItem
 from shortener.reporting.messages import MessageFilter
 from shortener.reporting.status import list_first_links
 from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel, json_response

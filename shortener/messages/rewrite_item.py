@@ -1,0 +1,83 @@
+"""The input of a rewrite: one message of a request, and what the service must know about the installation to check it."""
+# Tested by tests/messages/test_plan.py
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any, Literal, Protocol
+
+from shortener.accounts.link_targets import TargetHosts
+from shortener.errors import ErrorCode
+from shortener.messages.spans import TrackMode
+from shortener.model import record
+
+
+@record
+class RewriteItem:
+    """One message of a rewrite request, for one recipient or several.
+
+    `message_ids` contains one id for each recipient, or None for an id that the service generates. With `skip_invalid`, a
+    recipient that is not valid is left out instead of rejecting the request. `field_path(field, recipient)` returns the path
+    of a field in the caller's request, for errors; `recipient` is the index of a recipient, or None."""
+
+    to: tuple[str, ...]
+    body: str
+    message_ids: tuple[str | None, ...] | None = None
+    field_path: Callable[[str, int | None], str] = lambda name, recipient: name
+    track: TrackMode | None = None  # None: the default of the application
+    from_address: str = ""
+    sender_id_id: str = ""
+    sender_id_alias: str = ""
+    request_id: str = ""
+    external_request_id: str = ""
+    campaign: str = ""
+    source: Literal["api", "campaign"] = "api"
+    mt_price: Decimal | None = None
+    expires_in: int | None = None  # the lifetime of the links in seconds
+    expires_at: datetime | None = None
+    fallback_url: str | None = None
+    callback_url: str | None = None
+    metadata: dict[str, Any] | None = None
+    domain: str = ""  # the host of an own domain of the application; "" stands for its default domain
+    opt_out: tuple[str, ...] = ()  # destinations or labels of opt-out links, by which a recipient refuses further messages
+    skip_invalid: bool = False
+    skipped_codes: frozenset[ErrorCode] = frozenset()  # a recipient with a problem of these codes is left out too
+    gateway: str | None = None  # None: do not send. "": the gateway of the application. Otherwise: the name of a gateway.
+    tracking: tuple[str, str] = ("", "")  # track and type (Infobip); messages with the same values share a conversion process
+
+    def skips(self, code: ErrorCode) -> bool:
+        """Return whether a recipient with a problem of this code is left out, instead of rejecting the request."""
+        return self.skip_invalid or code in self.skipped_codes
+
+
+@dataclass(frozen=True, slots=True)
+class RewriteLimits:
+    """Settings of the installation: the maximum number of recipients per request, and the default lifetime of links."""
+
+    max_recipients: int
+    link_ttl: timedelta
+
+
+class LinkHosts(TargetHosts, Protocol):
+    """The hosts of the installation, and the hosts that links must not lead to."""
+
+    def callback_rejection(self, scheme: str, host: str) -> str | None:
+        """Return why no callback may be sent to a host (without port); None if the host is permitted. Makes no DNS look-up."""
+        ...
+
+    def base_url(self, domain_id: int) -> str:
+        """Return scheme, host and port of the short links on a domain. The domain id 0 stands for BASE_URL."""
+        ...
+
+    @property
+    def shared_host(self) -> str:
+        """The host of BASE_URL, with the port unless it is the default port of the scheme."""
+        ...
+
+    @property
+    def shared_path(self) -> str:
+        """The path of BASE_URL, which precedes the code in short links; "" if BASE_URL has no path."""
+        ...

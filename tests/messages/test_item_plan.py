@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+
+from shortener.messages.item_plan import MAX_LIFETIME, MAX_LINKS
+from shortener.messages.rewrite_item import RewriteItem
+from shortener.storage.types import from_ms
+from tests.conftest import NOON
+from tests.messages.rewriting import LIMITS, Hosts, application, item, only, reason, rejection
+
+
+def test_a_link_creates_an_event_for_every_click_if_it_is_from_trackurl_or_by_application_setting() -> None:
+    assert only(item('#trackurl("https://x.example/","sale")')).plan.links[0].every_click
+    assert only(item(), application=application(click_events="every")).plan.links[0].every_click
+
+
+def test_the_lifetime_of_a_link_comes_from_the_request_the_application_or_the_installation() -> None:
+    def expires_at(planned_item: RewriteItem, **settings: Any) -> datetime:
+        return from_ms(only(planned_item, application=application(**settings)).plan.expires_at)
+
+    day = timedelta(days=1)
+    assert expires_at(item()) == NOON + LIMITS.link_ttl
+    assert expires_at(item(expires_in=60)) == NOON + timedelta(seconds=60)
+    assert expires_at(item(expires_at=NOON + day)) == NOON + day
+    assert expires_at(item(), link_ttl_days=2) == NOON + 2 * day
+    assert expires_at(item(expires_at=NOON + 9 * day), link_ttl_days=2) == NOON + 2 * day
+
+
+@pytest.mark.parametrize("seconds", [0, -1])
+def test_a_link_expiry_that_is_not_in_the_future_is_rejected(seconds: int) -> None:
+    assert reason(item(expires_at=NOON + timedelta(seconds=seconds))) == ("expires_at", "must be in the future")
+
+
+@pytest.mark.parametrize(
+    "at",
+    [
+        datetime.max.replace(tzinfo=UTC),
+        datetime.max.replace(tzinfo=timezone(timedelta(hours=-12))),  # in UTC, its year is 10000
+        NOON + MAX_LIFETIME + timedelta(seconds=1),
+    ],
+)
+def test_a_link_expiry_more_than_3650_days_in_the_future_is_rejected(at: datetime) -> None:
+    assert reason(item(expires_at=at, message_ids=("m-1",))) == ("expires_at", "must be at most 3650 days in the future")
+
+
+def test_the_first_representable_time_is_rejected_as_a_link_expiry() -> None:
+    at = datetime.min.replace(tzinfo=timezone(timedelta(hours=12)))  # in UTC, its year is 0
+    assert reason(item(expires_at=at, message_ids=("m-1",))) == ("expires_at", "must be in the future")
+
+
+# Destinations and fallback URLs of links
+
+
+@pytest.mark.parametrize("field", ["body", "fallback_url"])
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("https://go.example/abcdefghij", "leads to a host of this service, so the redirect would loop"),
+        ("https://bad.example/", "leads to a blocked host"),
+        ("ftp://x.example/", "http"),
+    ],
+)
+def test_a_destination_or_fallback_that_is_invalid_blocked_or_on_a_host_of_the_installation_is_rejected(
+    field: str, url: str, expected: str
+) -> None:
+    planned = item(f'#track("{url}")') if field == "body" else item(fallback_url=url)
+    name, text = reason(planned, hosts=Hosts(blocked={"bad.example"}))
+    assert name == field
+    assert expected in text
+
+
+def test_a_fallback_url_is_stored_in_the_form_of_a_location_header() -> None:
+    assert only(item(fallback_url="https://x.example/ü")).plan.fallback_location == "https://x.example/%C3%BC"
+
+
+def test_destinations_with_an_app_scheme_are_accepted_if_the_application_permits_the_scheme() -> None:
+    urls = ("myapp://open/5", "tel:+14155550100")
+    for url in urls:
+        assert "http://" in reason(item(f'#track("{url}")'))[1]
+        assert "http://" in reason(item(fallback_url=url))[1]
+    sender = application(extra_schemes=["myapp", "tel"])
+    planned = only(item(f'#track("{urls[0]}") #track("{urls[1]}")', fallback_url=urls[0]), application=sender)
+    assert [link.destination.location.decode() for link in planned.plan.links] == list(urls)
+    assert planned.plan.fallback_location == urls[0]
+
+
+def test_an_application_with_strict_destinations_rejects_macros_that_the_service_does_not_replace() -> None:
+    sender = application(strict_destinations=True)
+    body = 'see #track("https://x.example/?m={message_id}") #track("https://x.example/?m={{message_id}}")'
+    (detail,) = rejection(item(body), application=sender).details
+    assert (detail.field, detail.position) == ("body", 48)
+    assert "contains {{message_id}}, which is not a placeholder; write {message_id}" in detail.reason
+    assert reason(item(fallback_url="https://x.example/{cdoe}"), application=sender)[0] == "fallback_url"
+    assert only(item(body)).plan.warnings == (
+        "position 48: the destination contains {{message_id}}, which is not a placeholder; write {message_id}",
+    )
+
+
+def test_a_request_without_a_track_mode_uses_the_track_mode_of_the_application() -> None:
+    body = "see https://x.example/1 and https://x.example/2"
+    for track, count in (("directives", 0), ("first_url", 1), ("all_urls", 2)):
+        assert len(only(item(body), application=application(track=track)).plan.links) == count
+        assert len(only(item(body, track=track), application=application(track="all_urls")).plan.links) == count
+
+
+def test_the_position_of_every_malformed_directive_is_reported() -> None:
+    details = rejection(item('#track() and ＃track("https://x.example/") and #trackurl("u")')).details
+    assert [detail.position for detail in details] == [7, 13, 59]
+
+
+def test_a_message_with_more_than_thirty_links_is_rejected_with_the_position_of_the_next_link() -> None:
+    urls = [f"https://x.example/{number:02}" for number in range(MAX_LINKS + 1)]
+    (detail,) = rejection(item(" ".join(urls), track="all_urls")).details
+    assert detail.position == len(" ".join(urls[:MAX_LINKS])) + 1
