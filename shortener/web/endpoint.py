@@ -7,7 +7,7 @@ The order is fixed: first the credential (401, 403) and the rate limit of its ke
 the handler. An `ApiError` from the handler becomes the error body. A database that is unavailable becomes 503 with `Retry-After`.
 Any other exception is logged and becomes 500 without internals.
 """
-# Tested by tests/web/test_callers.py
+# Tested by tests/web/test_callers.py and tests/web/test_permissions.py
 
 from __future__ import annotations
 
