@@ -17,7 +17,8 @@ from shortener.cli.common import async_command, json_option, load_settings, open
 from shortener.cli.parameters import ID
 
 if TYPE_CHECKING:
-    from shortener.gateways.store import GatewayStore, StoredGateway
+    from shortener.gateways.gateway import StoredGateway
+    from shortener.gateways.store import GatewayStore
     from shortener.settings import Settings
 
 _PRESETS = ("kannel", "jasmin", "playsms", "twilio", "infobip", "vonage", "plain")
@@ -158,7 +159,7 @@ async def add_gateway(
 ) -> None:
     """Add a gateway. Select it with `shortener applications update APPLICATION --gateway NAME`."""
     from shortener.accounts.directory import ALL_APPLICATIONS
-    from shortener.gateways.store import NewGateway
+    from shortener.gateways.gateway import NewGateway
 
     settings_of_kind = _settings_of(pairs)
     if url is not None:

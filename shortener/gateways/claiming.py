@@ -26,8 +26,9 @@ from shortener.gateways import queries
 from shortener.gateways.attempt import EndedSend, SendInFlight, SendLimits
 from shortener.gateways.expiry import fail_removed, finish_reported, hold_lost, postpone
 from shortener.gateways.finishing import SendChange
+from shortener.gateways.gateway import StoredGateway
 from shortener.gateways.queries import GatewayState
-from shortener.gateways.store import GatewayStore, StoredGateway
+from shortener.gateways.store import GatewayStore
 from shortener.settings import Settings
 
 log = structlog.get_logger(__name__)

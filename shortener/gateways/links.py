@@ -11,8 +11,9 @@ import structlog
 
 from shortener.accounts.directory import Directory
 from shortener.errors import ApiError
+from shortener.gateways.gateway import LostSettings
 from shortener.gateways.kinds import LISTENING
-from shortener.gateways.store import GatewayStore, LostSettings
+from shortener.gateways.store import GatewayStore
 from shortener.gateways.submission import Connections, ListeningConnection
 
 log = structlog.get_logger(__name__)

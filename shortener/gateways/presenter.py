@@ -7,8 +7,8 @@ from datetime import datetime
 from typing import Any
 
 from shortener.accounts.directory import ALL_APPLICATIONS
+from shortener.gateways.gateway import LostSettings, StoredGateway
 from shortener.gateways.kinds import KINDS
-from shortener.gateways.store import LostSettings, StoredGateway
 from shortener.gateways.submission import SubmitResult
 from shortener.settings import Settings
 from shortener.storage.types import from_ms, to_iso, to_ms

@@ -12,15 +12,13 @@ The functions raise ApiError with INVALID_REQUEST, FORBIDDEN_TARGET, NOT_FOUND o
 
 from __future__ import annotations
 
-import re
 import secrets
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal, TypedDict
+from typing import Any
 
 import orjson
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from sqlalchemy import Connection, Row, func, insert, select, update
 
 from shortener.accounts.directory import (
@@ -35,6 +33,8 @@ from shortener.delivery.guard import ForbiddenTarget, Guard, HostUnresolved
 from shortener.delivery.health import TrackerHealth
 from shortener.delivery.pace import TrackerPace
 from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.gateways.gateway import GatewayChanges, LostSettings, NewGateway, StoredGateway
+from shortener.gateways.input_checks import check_customer_change, check_name, parse_settings, refuse
 from shortener.gateways.kinds import KINDS
 from shortener.gateways.presets import PresetError, build_settings
 from shortener.gateways.submission import GatewayConfig
@@ -48,77 +48,6 @@ from shortener.storage.types import to_ms
 MAX_GATEWAYS = 50  # The maximum number of gateways of one application.
 MAX_SETTINGS_BYTES = 64 * 1024
 REPORT_PATH = "/api/v1/gateways/reports/{report_key}"
-OnDoubt = Literal["resend", "hold"]
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}")
-_RESERVED_NAMES = frozenset({"none", "true", "false", "default", SIMULATOR})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewGateway:
-    """The values of a gateway to create. `preset` and `options` build its settings; `settings` replace single values of them."""
-
-    name: str
-    kind: str = "http"
-    preset: str = ""
-    options: Mapping[str, str] | None = None
-    settings: Mapping[str, Any] | None = None
-    enabled: bool = True
-    allow_private: bool = False
-    on_doubt: OnDoubt = "resend"
-    max_attempts: int | None = None
-    timeout: float | None = None
-    concurrency: int | None = None
-    max_per_second: float | None = None
-    schedule: list[float] | None = None
-
-
-class GatewayChanges(TypedDict, total=False):
-    """The new values for an existing gateway. Absent keys keep their values.
-
-    `settings` contains single values that replace those of the gateway; `rotate_report_key` replaces the key for its reports."""
-
-    name: str
-    settings: Mapping[str, Any]
-    enabled: bool
-    on_doubt: OnDoubt
-    max_attempts: int | None
-    timeout: float | None
-    concurrency: int | None
-    max_per_second: float | None
-    schedule: list[float] | None
-    rotate_report_key: bool
-
-
-@dataclass(frozen=True, slots=True)
-class StoredGateway:
-    """A stored gateway. `config` contains its decrypted settings. None in a limit means the setting of the installation."""
-
-    config: GatewayConfig
-    application_id: int
-    preset: str
-    enabled: bool
-    on_doubt: str
-    max_attempts: int | None
-    timeout: float | None
-    concurrency: int | None
-    schedule: list[float] | None
-    max_per_second: float | None
-    health: TrackerHealth
-    pace: TrackerPace
-    created_at: datetime
-    updated_at: datetime
-
-    @property
-    def id(self) -> int:
-        return self.config.id
-
-    @property
-    def name(self) -> str:
-        return self.config.name
-
-
-class LostSettings(BaseModel):
-    """The settings of a gateway that were encrypted with a secret that is lost. A change can set new ones."""
 
 
 class GatewayStore:
@@ -139,18 +68,18 @@ class GatewayStore:
 
     async def create(self, application_id: int, new: NewGateway) -> StoredGateway:
         """Create a gateway of an application, or of the installation (ALL_APPLICATIONS)."""
-        _check_name(new.name)
+        check_name(new.name)
         values = dict(new.settings or {})
         if new.preset:
             if new.kind != "http":
-                raise _refuse("preset", "is only for gateways of the kind http")
+                raise refuse("preset", "is only for gateways of the kind http")
             try:
                 values = {**build_settings(new.preset, new.options or {}), **values}
             except PresetError as error:
-                raise _refuse("options", str(error)) from None
+                raise refuse("options", str(error)) from None
         elif new.options:
-            raise _refuse("options", "must be combined with a preset")
-        await self._check_target(new.kind, _parse_settings(new.kind, values), new.allow_private)
+            raise refuse("options", "must be combined with a preset")
+        await self._check_target(new.kind, parse_settings(new.kind, values), new.allow_private)
         now = self._clock()
         key = new_report_key()
         row = {
@@ -197,12 +126,12 @@ class GatewayStore:
         stored = await self.get(gateway_id, application_id)
         values: dict[str, Any] = {**changes}
         if "name" in changes:
-            _check_name(changes["name"])
+            check_name(changes["name"])
         if (new := values.pop("settings", None)) is not None:
             merged = self._read_settings(await self._database.read(_require, gateway_id, application_id)) | dict(new)
-            parsed = _parse_settings(stored.config.kind, merged)
+            parsed = parse_settings(stored.config.kind, merged)
             if not is_operator:
-                _check_customer_change(stored, parsed, new)
+                check_customer_change(stored, parsed, new)
             await self._check_target(stored.config.kind, parsed, stored.config.allow_private)
             values["settings"] = self._encrypt(merged)
         if values.pop("rotate_report_key", False):
@@ -269,7 +198,7 @@ class GatewayStore:
     def _encrypt(self, values: Mapping[str, Any]) -> str:
         packed = orjson.dumps(values)
         if len(packed) > MAX_SETTINGS_BYTES:
-            raise _refuse("settings", f"must have at most {MAX_SETTINGS_BYTES} bytes of JSON")
+            raise refuse("settings", f"must have at most {MAX_SETTINGS_BYTES} bytes of JSON")
         return self._secret.encrypt(packed.decode())
 
     def _read_settings(self, row: Row[Any]) -> dict[str, Any]:
@@ -327,9 +256,9 @@ def select_gateway(connection: Connection, application_id: int, name: str | None
         try:
             row = _require_name(connection, name, application_id)
         except ApiError:
-            raise _refuse("gateway", f"must be none, {SIMULATOR} or the name of a gateway of the application") from None
+            raise refuse("gateway", f"must be none, {SIMULATOR} or the name of a gateway of the application") from None
         if row.application_id == ALL_APPLICATIONS and row.name != SIMULATOR and not is_operator:
-            raise _refuse("gateway", "must be a gateway of the application; the operator can select one of the installation")
+            raise refuse("gateway", "must be a gateway of the application; the operator can select one of the installation")
         gateway_id = row.id
     table = schema.applications
     connection.execute(update(table).where(table.c.id == application_id).values(gateway_id=gateway_id))
@@ -338,49 +267,6 @@ def select_gateway(connection: Connection, application_id: int, name: str | None
 
 def _ms(at: datetime | None) -> int | None:
     return None if at is None else to_ms(at)
-
-
-def _refuse(field: str, reason: str) -> ApiError:
-    return ApiError(ErrorCode.INVALID_REQUEST, details=[Detail(field, reason)])
-
-
-def _check_name(name: str) -> None:
-    if not _NAME.fullmatch(name) or name.lower() in _RESERVED_NAMES:
-        reason = f"must have 1 to 64 letters, digits, spaces and . _ -, and must not be {', '.join(sorted(_RESERVED_NAMES))}"
-        raise _refuse("name", reason)
-
-
-def _parse_settings(kind: str, values: Mapping[str, Any]) -> BaseModel:
-    if kind not in KINDS:
-        raise _refuse("kind", f"must be {' or '.join(KINDS)}")
-    try:
-        return KINDS[kind].settings_model.model_validate(values)
-    except ValidationError as error:
-        details = []
-        for item in error.errors(include_url=False, include_input=False):
-            path = ".".join(["settings", *(str(part) for part in item["loc"])])
-            text = item["msg"].removeprefix("Value error, ").replace("Field required", "is required")
-            details.append(
-                Detail(path, text.replace("Input should be", "must be").replace("Extra inputs are not permitted", "is unknown"))
-            )
-        raise ApiError(ErrorCode.INVALID_REQUEST, details=details) from None
-
-
-def _check_customer_change(stored: StoredGateway, parsed: BaseModel, new: Mapping[str, Any]) -> None:
-    """Check a change of the settings of a gateway that is not made by the operator. Raise ApiError."""
-    kind, before = KINDS[stored.config.kind], stored.config.settings
-    if stored.config.allow_private:
-        known = {} if isinstance(before, LostSettings) else kind.operator_values(before)
-        changed = [name for name, value in kind.operator_values(parsed).items() if name not in known or known[name] != value]
-        if changed:
-            reason = "can be changed only on the command line, because the gateway may have a private address"
-            raise ApiError(ErrorCode.FORBIDDEN_TARGET, details=[Detail(f"settings.{name}", reason) for name in changed])
-    if isinstance(before, LostSettings) or kind.target(before) == kind.target(parsed):
-        return
-    kept = [name for name in ("variables", "headers", "body") if getattr(before, name, None) and name not in new]
-    if kept:
-        reason = "must be set again if the address changes, because it may contain credentials"
-        raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail(f"settings.{name}", reason) for name in kept])
 
 
 def _insert(connection: Connection, row: Mapping[str, Any]) -> int:

@@ -7,8 +7,8 @@ neither the circuit breaker nor the rate of the gateway.
 
 from __future__ import annotations
 
+from shortener.gateways.gateway import StoredGateway
 from shortener.gateways.kinds import KINDS
-from shortener.gateways.store import StoredGateway
 from shortener.gateways.submission import GatewayContext, OutgoingMessage, SubmitOutcome, SubmitResult
 from shortener.ids import IdGenerator, encode
 from shortener.messages.phone_numbers import parse_number

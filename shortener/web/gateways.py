@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import ConfigDict, Field
 
 from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.gateways.gateway import GatewayChanges, NewGateway
 from shortener.gateways.presenter import gateway_fields, test_fields
 from shortener.gateways.presets import PRESETS
-from shortener.gateways.store import GatewayChanges, NewGateway
 from shortener.gateways.testing import TEST_TEXT, send_test_message
 from shortener.messages.opt_outs import find_opt_outs
 from shortener.messages.phone_numbers import PhoneNumberError, parse_number

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Row, update
 
 from shortener.container import Service
-from shortener.gateways.store import NewGateway, StoredGateway
+from shortener.gateways.gateway import NewGateway, StoredGateway
 from shortener.messages.rewrite_item import RewriteItem
 from shortener.storage import schema
 from tests.factory import rows

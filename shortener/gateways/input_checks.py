@@ -1,0 +1,63 @@
+"""Checks of the values that create or change a gateway. They raise ApiError INVALID_REQUEST or FORBIDDEN_TARGET."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from shortener.accounts.directory import SIMULATOR
+from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.gateways.gateway import LostSettings, StoredGateway
+from shortener.gateways.kinds import KINDS
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}")
+_RESERVED_NAMES = frozenset({"none", "true", "false", "default", SIMULATOR})
+
+
+def refuse(field: str, reason: str) -> ApiError:
+    """Return the error of one invalid field."""
+    return ApiError(ErrorCode.INVALID_REQUEST, details=[Detail(field, reason)])
+
+
+def check_name(name: str) -> None:
+    """Check the name of a gateway. Raise ApiError INVALID_REQUEST."""
+    if not _NAME.fullmatch(name) or name.lower() in _RESERVED_NAMES:
+        reason = f"must have 1 to 64 letters, digits, spaces and . _ -, and must not be {', '.join(sorted(_RESERVED_NAMES))}"
+        raise refuse("name", reason)
+
+
+def parse_settings(kind: str, values: Mapping[str, Any]) -> BaseModel:
+    """Return the validated settings of a kind of gateway. Raise ApiError INVALID_REQUEST with each invalid setting."""
+    if kind not in KINDS:
+        raise refuse("kind", f"must be {' or '.join(KINDS)}")
+    try:
+        return KINDS[kind].settings_model.model_validate(values)
+    except ValidationError as error:
+        details = []
+        for item in error.errors(include_url=False, include_input=False):
+            path = ".".join(["settings", *(str(part) for part in item["loc"])])
+            text = item["msg"].removeprefix("Value error, ").replace("Field required", "is required")
+            details.append(
+                Detail(path, text.replace("Input should be", "must be").replace("Extra inputs are not permitted", "is unknown"))
+            )
+        raise ApiError(ErrorCode.INVALID_REQUEST, details=details) from None
+
+
+def check_customer_change(stored: StoredGateway, parsed: BaseModel, new: Mapping[str, Any]) -> None:
+    """Check a change of the settings of a gateway that is not made by the operator. Raise ApiError."""
+    kind, before = KINDS[stored.config.kind], stored.config.settings
+    if stored.config.allow_private:
+        known = {} if isinstance(before, LostSettings) else kind.operator_values(before)
+        changed = [name for name, value in kind.operator_values(parsed).items() if name not in known or known[name] != value]
+        if changed:
+            reason = "can be changed only on the command line, because the gateway may have a private address"
+            raise ApiError(ErrorCode.FORBIDDEN_TARGET, details=[Detail(f"settings.{name}", reason) for name in changed])
+    if isinstance(before, LostSettings) or kind.target(before) == kind.target(parsed):
+        return
+    kept = [name for name in ("variables", "headers", "body") if getattr(before, name, None) and name not in new]
+    if kept:
+        reason = "must be set again if the address changes, because it may contain credentials"
+        raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail(f"settings.{name}", reason) for name in kept])
