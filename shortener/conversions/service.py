@@ -1,15 +1,12 @@
 """Service that records each conversion once, with its event, its counts and its revisions. Many requests share a transaction.
 
 Message, action and transaction_id identify a conversion. Action and transaction_id are compared without regard to case. A unique
-index decides which of several concurrent reports is the first, also if several processes receive them. A later report of the same
-conversion is a repeat, an update or a conflict:
+index decides which of several concurrent reports is the first, also if several processes receive them. `revisions.py` decides
+whether a later report of the same conversion is a repeat, an update or a conflict:
 
-- A repeat contains only what is already stored. Its sender gets the first result, and no event is created. A report that equals an
-  *earlier* revision is also a repeat if it arrives within REPEAT_WINDOW after the latest change, unless it has a newer timestamp.
-  It may have been sent before that change, so the result has a warning (docs/decisions/0018).
-- An update has another status, disposition, value or currency. The previous revision is stored, the counts are corrected, and an
-  event is created. A field that is absent from the report keeps its value.
-- A conflict is a second, different value without a transaction_id. The values may belong to two sales, so the report is rejected.
+- The sender of a repeat gets the first result, and no event is created.
+- For an update, the previous revision is stored, the counts are corrected, and an event is created.
+- A conflict is rejected.
 
 A conversion may arrive before the click, without a click, or long after the link expired. If StoreUnavailable is raised, nothing
 was stored. A caller that did not receive the response may safely repeat the request.
@@ -17,11 +14,8 @@ was stored. A caller that did not receive the response may safely repeat the req
 
 from __future__ import annotations
 
-import enum
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -30,7 +24,8 @@ from sqlalchemy import Connection
 
 from shortener.conversions import queries, status_words
 from shortener.conversions.parsing import ConversionReport
-from shortener.conversions.queries import ConversionKey, ConversionTarget, CountedActions, StoredConversion, StoredRevision
+from shortener.conversions.queries import ConversionKey, ConversionTarget, CountedActions, StoredRevision
+from shortener.conversions.revisions import EFFECT_WARNINGS, ConversionState, Effect, apply_report, existing_state, first_revision
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.ids import CONVERSION_IDS, ClickIds, IdGenerator
 from shortener.metrics import Metrics
@@ -43,11 +38,6 @@ from shortener.storage.database import Database
 from shortener.storage.types import to_ms
 from shortener.tracing import Tracer
 
-#: For this time after the latest change, a report that equals an earlier revision counts as a repeat: it may have been sent before
-#: the change, or again because the network did not receive the response.
-REPEAT_WINDOW = timedelta(minutes=1)
-#: The maximum number of revisions of one conversion, so that a sender in a loop does not fill the database.
-MAX_REVISIONS = 1000
 #: The name under which all actions beyond queries.MAX_COUNTED_ACTIONS are counted together.
 OTHER_ACTIONS = "(other)"
 
@@ -71,22 +61,6 @@ class _Submission:
     application_id: int
     report: ConversionReport
     hit_id: int | None
-
-
-@dataclass(slots=True)
-class _State:
-    """A conversion in memory, to which the reports of a batch are applied.
-
-    `earlier` are the revisions before the latest one, oldest first. The first `stored_revisions` of them are in the database."""
-
-    id: int
-    target: ConversionTarget
-    hit_id: int | None
-    at: datetime
-    counted_as: str | None
-    latest: StoredRevision
-    earlier: list[StoredRevision] = field(default_factory=list)
-    stored_revisions: int = 0
 
 
 class Conversions:
@@ -164,14 +138,14 @@ class Conversions:
             shown = action if (application_id, action) in counted_actions else OTHER_ACTIONS
             return f"{status_words.category_of(revision.status, revision.disposition)}:{shown}"
 
-        states: dict[ConversionKey, _State] = {}
+        states: dict[ConversionKey, ConversionState] = {}
         firsts: dict[ConversionKey, int] = {}  # the index of the report that creates the conversion
         rows: dict[ConversionKey, tuple[Any, ...]] = {}
         for index, (item, target, key) in enumerate(zip(items, targets, keys, strict=True)):
             if key is not None and isinstance(target, ConversionTarget) and key not in states:
-                first = _first_revision(item, target, now)
+                first = first_revision(item.report, target, now)
                 counted = counted_as(item.application_id, item.report.action_key, first)
-                states[key] = _State(self._ids(), target, target.hit_id, item.report.at, counted, first)
+                states[key] = ConversionState(self._ids(), target, target.hit_id, item.report.at, counted, first)
                 firsts[key] = index
                 rows[key] = _row(states[key], item, key)
         # The rows are sorted, so that two processes that insert the same keys cannot deadlock.
@@ -182,7 +156,7 @@ class Conversions:
         results: list[ConversionResult | Exception] = []
         new_events: list[Event] = []
         delta = CountDelta()
-        changed: dict[int, _State] = {}
+        changed: dict[int, ConversionState] = {}
         for index, (item, target, key) in enumerate(zip(items, targets, keys, strict=True)):
             if key is None or isinstance(target, ApiError):
                 assert isinstance(target, ApiError)
@@ -196,12 +170,12 @@ class Conversions:
                 new_events.append(self._event(state, item, target, None))
                 _count(delta, state, report.ends_process)
                 continue
-            effect = _apply(state, item, target, now)
-            if effect is _Effect.CONFLICT:
+            effect = apply_report(state, report, target, now)
+            if effect is Effect.CONFLICT:
                 results.append(_conflict(CONVERSION_IDS.encode(state.id)))
                 continue
             before = None
-            if effect is _Effect.UPDATE:
+            if effect is Effect.UPDATE:
                 before = state.earlier[-1]
                 _count(delta, state, report.ends_process, before, sign=-1)
                 state.counted_as = counted_as(item.application_id, key[1].casefold(), state.latest)
@@ -212,10 +186,10 @@ class Conversions:
                 ConversionResult(
                     CONVERSION_IDS.encode(state.id),
                     target.message_id,
-                    duplicate=effect is not _Effect.UPDATE,
-                    updated=effect is _Effect.UPDATE,
+                    duplicate=effect is not Effect.UPDATE,
+                    updated=effect is Effect.UPDATE,
                     revision=state.latest.revision,
-                    warnings=(*report.warnings, *_WARNINGS.get(effect, ())),
+                    warnings=(*report.warnings, *EFFECT_WARNINGS.get(effect, ())),
                 )
             )
         if changed:
@@ -225,17 +199,19 @@ class Conversions:
         events.append(connection, new_events, count_deltas.rows(self._ids(), delta))
         return results, len(new_events)
 
-    def _load_existing(self, connection: Connection, states: dict[ConversionKey, _State], firsts: dict[ConversionKey, int]) -> None:
+    def _load_existing(
+        self, connection: Connection, states: dict[ConversionKey, ConversionState], firsts: dict[ConversionKey, int]
+    ) -> None:
         """Load the conversions that were stored before this transaction into `states`, and remove their keys from `firsts`."""
         stored = queries.lock_conversions(connection, states)
         existing = {key: found for key, found in stored.items() if found.id != states[key].id}
         revised = [found.id for found in existing.values() if found.latest.revision > 1]
         earlier = queries.find_revisions(connection, revised)
         for key, found in existing.items():
-            states[key] = _existing_state(found, states[key].target, earlier.get(found.id, []))
+            states[key] = existing_state(found, states[key].target, earlier.get(found.id, []))
             del firsts[key]
 
-    def _revision_rows(self, state: _State) -> list[tuple[Any, ...]]:
+    def _revision_rows(self, state: ConversionState) -> list[tuple[Any, ...]]:
         return [
             (
                 self._ids(),
@@ -253,7 +229,7 @@ class Conversions:
             for one in state.earlier[state.stored_revisions :]
         ]
 
-    def _event(self, state: _State, item: _Submission, target: ConversionTarget, before: StoredRevision | None) -> Event:
+    def _event(self, state: ConversionState, item: _Submission, target: ConversionTarget, before: StoredRevision | None) -> Event:
         """Return the event for the latest revision of a conversion.
 
         The event contains a copy of the values, because the conversion may change before the deliveries are created."""
@@ -303,114 +279,7 @@ def _keys_of(
     return [renamed.get(key, key) for key in folded]
 
 
-def _first_revision(item: _Submission, target: ConversionTarget, now: datetime) -> StoredRevision:
-    report = item.report
-    return StoredRevision(
-        1,
-        report.status,
-        report.disposition or status_words.derive_disposition(report.status),
-        report.value,
-        report.currency,
-        report.at,
-        now,
-        _metadata(item, target),
-        None if target.is_erased else report.warnings or None,
-    )
-
-
-def _metadata(item: _Submission, target: ConversionTarget) -> Mapping[str, Any] | None:
-    """Return the metadata of a report. A click_id that does not identify a click on the message is added to it.
-
-    Metadata may be personal data, so none is stored for a message that was erased."""
-    report = item.report
-    if target.is_erased:
-        return None
-    if report.click_id is None or target.hit_id is not None:
-        return report.metadata
-    return {**(report.metadata or {}), "click_id": report.click_id}
-
-
-def _existing_state(stored: StoredConversion, target: ConversionTarget, earlier: list[StoredRevision]) -> _State:
-    return _State(stored.id, target, stored.hit_id, stored.at, stored.counted_as, stored.latest, earlier, len(earlier))
-
-
-class _Effect(enum.Enum):
-    """The effect of a report on a conversion that exists already."""
-
-    UPDATE = "update"
-    REPEAT = "repeat"
-    REPEAT_OF_EARLIER = "repeat of an earlier revision"
-    TOO_MANY_REVISIONS = "too many revisions"
-    CONFLICT = "conflict"
-
-
-#: The warnings for reports that change nothing although they differ from the latest revision.
-_WARNINGS = {
-    _Effect.REPEAT_OF_EARLIER: (
-        "the report was not applied: it equals an earlier revision and arrived within "
-        f"{REPEAT_WINDOW // timedelta(seconds=1)} seconds after a change, so it may have been sent before that change; "
-        "send a timestamp, or send the report again later",
-    ),
-    _Effect.TOO_MANY_REVISIONS: (f"the report was not applied: the conversion has {MAX_REVISIONS} revisions",),
-}
-
-
-def _apply(state: _State, item: _Submission, target: ConversionTarget, now: datetime) -> _Effect:
-    """Apply a report to a conversion. Return its effect."""
-    report, latest = item.report, state.latest
-    changed = _merge(latest, report)
-    if _is_same(changed, latest):
-        return _Effect.REPEAT
-    if not report.transaction_id and _is_other_value(latest, report):
-        return _Effect.CONFLICT
-    is_late_repeat = any(_is_same(_merge(one, report), one) for one in state.earlier)
-    is_newer = report.has_timestamp and all(report.at > one.at for one in (latest, *state.earlier))
-    if is_late_repeat and not is_newer and now - latest.received_at <= REPEAT_WINDOW:
-        return _Effect.REPEAT_OF_EARLIER
-    if latest.revision >= MAX_REVISIONS:
-        return _Effect.TOO_MANY_REVISIONS
-    state.earlier.append(latest)
-    state.latest = changed._replace(
-        revision=latest.revision + 1,
-        at=report.at,
-        received_at=now,
-        metadata=_metadata(item, target) or latest.metadata,
-        warnings=None if target.is_erased else report.warnings or None,
-    )
-    state.hit_id = state.hit_id if state.hit_id is not None else target.hit_id
-    return _Effect.UPDATE
-
-
-def _merge(revision: StoredRevision, report: ConversionReport) -> StoredRevision:
-    """Return a copy of a revision in which the fields of the report replace the stored ones."""
-    disposition = report.disposition or status_words.derive_disposition(report.status)
-    if disposition is None and status_words.classify(report.status) != "pending":
-        disposition = revision.disposition
-    return revision._replace(
-        status=report.status or revision.status,
-        disposition=disposition,
-        value=revision.value if report.value is None else report.value,
-        currency=report.currency or revision.currency,
-    )
-
-
-def _is_same(one: StoredRevision, other: StoredRevision) -> bool:
-    return (
-        (one.status or "").casefold() == (other.status or "").casefold()
-        and one.disposition == other.disposition
-        and one.value == other.value
-        and one.currency == other.currency
-    )
-
-
-def _is_other_value(latest: StoredRevision, report: ConversionReport) -> bool:
-    """Return whether the stored revision and the report both have a value, and the values or their currencies differ."""
-    if latest.value is None or report.value is None:
-        return False
-    return latest.value != report.value or (None not in (latest.currency, report.currency) and latest.currency != report.currency)
-
-
-def _row(state: _State, item: _Submission, key: ConversionKey) -> tuple[Any, ...]:
+def _row(state: ConversionState, item: _Submission, key: ConversionKey) -> tuple[Any, ...]:
     report, latest = item.report, state.latest
     _, action, transaction_id = key
     return (
@@ -434,7 +303,7 @@ def _row(state: _State, item: _Submission, key: ConversionKey) -> tuple[Any, ...
     )
 
 
-def _update_row(state: _State) -> tuple[object, ...]:
+def _update_row(state: ConversionState) -> tuple[object, ...]:
     latest = state.latest
     return (
         state.id,
@@ -485,7 +354,9 @@ def _target_of(
     return by_message_id.get((item.application_id, message_id)) or _unknown_target("message_id")
 
 
-def _count(delta: CountDelta, state: _State, ends_process: bool, revision: StoredRevision | None = None, *, sign: int = 1) -> None:
+def _count(
+    delta: CountDelta, state: ConversionState, ends_process: bool, revision: StoredRevision | None = None, *, sign: int = 1
+) -> None:
     """Add a revision to the counts of conversions (`sign` 1) or subtract it (`sign` -1). The metrics, which
     docs/reference/conversions.md describes, are:
 

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from shortener.container import Service
-from shortener.conversions import queries
-from shortener.conversions import service as conversions_service
+from shortener.conversions import queries, revisions
 from shortener.conversions.parsing import ConversionReport, parse_conversion
-from shortener.conversions.service import _WARNINGS, OTHER_ACTIONS, REPEAT_WINDOW, Conversions, _Effect
+from shortener.conversions.revisions import EFFECT_WARNINGS, REPEAT_WINDOW, Effect
+from shortener.conversions.service import OTHER_ACTIONS, Conversions
 from shortener.errors import ApiError, ErrorCode
 from shortener.ids import ClickIds, IdGenerator
 from shortener.outbox import count_deltas
@@ -140,7 +140,7 @@ async def test_a_report_of_an_earlier_status_is_an_update_after_the_repeat_windo
     assert (await service.conversions.ingest(1, newer)).revision == 3
     clock.now += REPEAT_WINDOW
     repeat = await service.conversions.ingest(1, report(at=clock(), **REJECTED))
-    assert (repeat.duplicate, repeat.warnings) == (True, _WARNINGS[_Effect.REPEAT_OF_EARLIER])
+    assert (repeat.duplicate, repeat.warnings) == (True, EFFECT_WARNINGS[Effect.REPEAT_OF_EARLIER])
     clock.forward(milliseconds=1)
     assert (await service.conversions.ingest(1, report(at=clock(), **REJECTED))).revision == 4
 
@@ -156,7 +156,7 @@ async def test_approved_rejected_and_approved_again_within_an_hour_is_an_update(
 async def test_a_report_beyond_the_maximum_number_of_revisions_gets_a_warning(
     service: Service, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(conversions_service, "MAX_REVISIONS", 2)
+    monkeypatch.setattr(revisions, "MAX_REVISIONS", 2)
     for parameters in (APPROVED, REJECTED):
         await service.conversions.ingest(1, report(**parameters))
     beyond = await service.conversions.ingest(1, report(status="refunded"))
