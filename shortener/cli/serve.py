@@ -41,12 +41,12 @@ STOP_SECONDS = 7.5
 REQUEST_GRACE_SECONDS = 5
 #: Connections that the kernel holds until the process accepts them.
 BACKLOG = 4096
-#: A worker that does not respond to its parent for this time is replaced. A start on a busy machine takes several seconds.
-HEALTHCHECK_SECONDS = 15
 #: A worker checks at this interval whether its parent process still runs.
 PARENT_CHECK_SECONDS = 1.0
 #: A process that is still running this long after the time limit of its stop is killed by SIGALRM. No data is lost.
 HANG_SECONDS = 0.5
+#: A worker that is still running this long after that is killed by its parent.
+KILL_SECONDS = 0.25
 
 
 @click.command()
@@ -225,27 +225,17 @@ async def _first_start(settings: Settings, as_json: bool) -> None:
 def _serve_many(settings: Settings, listener: socket.socket) -> None:
     """Serve from several processes on one socket until SIGTERM or SIGINT. A worker that dies is replaced. SIGHUP replaces all
     workers, one after the other."""
-    from uvicorn.config import STARTUP_FAILURE
-    from uvicorn.supervisors import Multiprocess
+    from shortener import logs
+    from shortener.cli.workers import Supervisor, UvicornWorker, run
 
-    class Supervisor(Multiprocess):
-        def terminate_all(self) -> None:
-            super().terminate_all()
-            for shared in self.sockets:
-                shared.close()  # without this, clients could connect until the last worker stops, but would get no response
-
+    logs.configure(settings)
     for name in ("host", "port", "workers"):  # each worker loads its settings from the environment
         os.environ[f"SHORTENER_{name.upper()}"] = str(getattr(settings, name))
-    config = uvicorn_config(
-        "shortener.cli.serve:Worker",
-        settings,
-        factory=True,
-        workers=settings.workers,
-        timeout_worker_healthcheck=HEALTHCHECK_SECONDS,
-    )
-    supervisor = Supervisor(config, [listener])
-    supervisor.run()
-    if any(process.exitcode == STARTUP_FAILURE for process in supervisor.processes):
+    config = uvicorn_config("shortener.cli.serve:Worker", settings, factory=True, workers=settings.workers)
+    stop_seconds = settings.shutdown_delay + STOP_SECONDS + HANG_SECONDS + KILL_SECONDS
+    supervisor = Supervisor(lambda: UvicornWorker(config, [listener]), settings.workers, stop_seconds)
+    run(supervisor, listener)
+    if supervisor.failed:
         raise click.ClickException("a worker could not start")
 
 

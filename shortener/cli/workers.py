@@ -1,0 +1,295 @@
+"""Supervision of the processes of `serve --workers`: start, replace, reload and stop them.
+
+All workers accept connections from one listening socket. The supervisor never waits for a worker. It examines all of them every
+STEP_SECONDS, so that a signal has its effect while another worker starts or hangs.
+
+- A worker that ends, or that does not respond to its supervisor for RESPONSE_SECONDS, is replaced. Its start may take
+  START_SECONDS, because a start needs some seconds of processor time, and a busy machine gives it only a part of the time.
+- A worker that cannot start, for example because the database is down, is started again after a pause. Only if no worker has ever
+  served, the supervisor stops and `failed` is True.
+- A reload replaces one worker after the other. A worker gets SIGTERM when its successor serves. If a successor cannot start, the
+  workers that are left keep running.
+- A stop sends SIGTERM to all workers, and kills those that still run after `stop_seconds`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from socket import socket
+from typing import Any, Protocol
+
+import structlog
+
+log = structlog.get_logger(__name__)
+
+STEP_SECONDS = 0.1
+START_SECONDS = 120.0
+RESPONSE_SECONDS = 15.0
+#: The supervisor sends a question to each worker at this interval.
+QUESTION_SECONDS = 1.0
+#: Pauses before a worker is started again after failed starts: they double from the first to the second value.
+MIN_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 1.0, 30.0
+#: The exit code of uvicorn if an application cannot start.
+STARTUP_FAILURE = 3
+
+
+class WorkerProcess(Protocol):
+    """A process that serves. `UvicornWorker` is the real one."""
+
+    @property
+    def pid(self) -> int | None: ...
+
+    @property
+    def exit_code(self) -> int | None:
+        """The exit code, or None while the process runs."""
+        ...
+
+    def ask(self) -> None:
+        """Ask the worker whether it serves."""
+        ...
+
+    def read_answer(self) -> bool | None:
+        """Return the answer to `ask`: whether the worker serves; None while there is no answer."""
+        ...
+
+    def send_signal(self, number: int) -> None: ...
+
+
+class UvicornWorker:
+    """A worker process that runs uvicorn. A thread of it responds to the supervisor."""
+
+    def __init__(self, config: Any, sockets: Sequence[socket]) -> None:
+        from uvicorn.supervisors.multiprocess import Process
+
+        self._uvicorn = Process(config, list(sockets))
+        self._uvicorn.start()
+
+    @property
+    def pid(self) -> int | None:
+        return self._uvicorn.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        code: int | None = self._uvicorn.exitcode
+        if code is not None:
+            self._uvicorn.parent_conn.close()
+            self._uvicorn.child_conn.close()
+        return code
+
+    def ask(self) -> None:
+        try:
+            self._uvicorn.parent_conn.send(b"ping")
+        except OSError:
+            return  # The worker has just ended.
+
+    def read_answer(self) -> bool | None:
+        try:
+            return bool(self._uvicorn.parent_conn.recv()) if self._uvicorn.parent_conn.poll() else None
+        except (OSError, EOFError):
+            return None
+
+    def send_signal(self, number: int) -> None:
+        if self._uvicorn.exitcode is None and self._uvicorn.pid is not None:
+            os.kill(self._uvicorn.pid, number)
+
+
+@dataclass
+class _Worker:
+    process: WorkerProcess
+    started_at: float
+    responded_at: float
+    is_asked: bool = False
+    is_ready: bool = False
+    kill_at: float | None = None  # The time at which a worker that was told to stop is killed.
+
+
+@dataclass
+class _Slot:
+    """The place of one worker. While a reload replaces the worker, `successor` starts."""
+
+    worker: _Worker | None = None
+    successor: _Worker | None = None
+    start_at: float = 0.0
+    failed_starts: int = 0
+    is_outdated: bool = False  # Whether a reload has still to replace the worker.
+
+
+@dataclass
+class Supervisor:
+    """Keeps `count` workers running. `start` starts a process; `stop_seconds` is the time that a worker may take to stop."""
+
+    start: Callable[[], WorkerProcess]
+    count: int
+    stop_seconds: float
+    clock: Callable[[], float] = time.monotonic
+    failed: bool = False  # Whether no worker could start.
+    _slots: list[_Slot] = field(default_factory=list)
+    _stopping: list[_Worker] = field(default_factory=list)  # workers that were told to stop
+    _is_stopping: bool = False
+    _has_served: bool = False
+
+    def __post_init__(self) -> None:
+        self._slots = [_Slot() for _ in range(self.count)]
+
+    @property
+    def is_done(self) -> bool:
+        """Whether a stop was requested and all workers have ended."""
+        return self._is_stopping and not self._stopping
+
+    def reload(self) -> None:
+        """Replace all workers, one after the other, in the next steps."""
+        for slot in self._slots:
+            slot.is_outdated = True
+
+    def stop(self) -> None:
+        """Send SIGTERM to all workers and start no more. A second call sends it again, so that workers skip SHUTDOWN_DELAY."""
+        self._is_stopping = True
+        for worker in self._stopping:
+            worker.process.send_signal(signal.SIGTERM)
+        for slot in self._slots:
+            for running in (slot.worker, slot.successor):
+                if running is not None:
+                    self._end(running)
+            slot.worker = slot.successor = None
+
+    def step(self) -> None:
+        """Examine all workers once: replace those that ended or hang, continue a reload, kill those that do not stop."""
+        now = self.clock()
+        self._stopping = [worker for worker in self._stopping if not self._has_stopped(worker, now)]
+        for slot in self._slots:
+            if self._is_stopping:
+                return
+            self._examine_successor(slot, now)
+            self._examine(slot, now)
+        self._continue_reload(now)
+
+    def _examine(self, slot: _Slot, now: float) -> None:
+        worker = slot.worker
+        if worker is None:
+            self._start_if_due(slot, now)
+            return
+        code = self._exit_code(worker, now)
+        if code is None:
+            if worker.is_ready:
+                slot.failed_starts = 0
+            return
+        log.warning("worker_ended", worker=worker.process.pid, exit_code=code)
+        slot.worker, slot.successor = slot.successor, None
+        if code == STARTUP_FAILURE and not self._has_served:
+            self.failed = True
+            self.stop()
+        elif slot.worker is not None:  # A reload had already started the successor.
+            slot.is_outdated = False
+        else:
+            if not worker.is_ready:
+                self._pause(slot, now)
+            self._start_if_due(slot, now)
+
+    def _start_if_due(self, slot: _Slot, now: float) -> None:
+        if now >= slot.start_at:
+            slot.worker, slot.is_outdated = self._started(now), False
+            if slot.worker is None:
+                self._pause(slot, now)
+
+    def _pause(self, slot: _Slot, now: float) -> None:
+        slot.start_at = now + min(MIN_PAUSE_SECONDS * 2**slot.failed_starts, MAX_PAUSE_SECONDS)
+        slot.failed_starts = min(slot.failed_starts + 1, 10)
+
+    def _examine_successor(self, slot: _Slot, now: float) -> None:
+        successor = slot.successor
+        if successor is None:
+            return
+        code = self._exit_code(successor, now)
+        if code is not None:
+            slot.successor = None
+            self._end_reload(successor.process.pid, code)
+        elif successor.is_ready:
+            if slot.worker is not None:
+                self._end(slot.worker)
+            slot.worker, slot.successor, slot.is_outdated = successor, None, False
+
+    def _continue_reload(self, now: float) -> None:
+        """Start the next successor when no other worker starts or stops, so that a reload needs little of the machine."""
+        if self._stopping or any(slot.successor or slot.worker is None or not slot.worker.is_ready for slot in self._slots):
+            return
+        outdated = next((slot for slot in self._slots if slot.is_outdated), None)
+        if outdated is not None:
+            outdated.successor = self._started(now)
+            if outdated.successor is None:
+                self._end_reload(None, None)
+
+    def _end_reload(self, worker: int | None, code: int | None) -> None:
+        log.error("reload_failed", worker=worker, exit_code=code)
+        for slot in self._slots:
+            slot.is_outdated = False
+
+    def _started(self, now: float) -> _Worker | None:
+        """Start a process. Return None if the operating system cannot start one."""
+        try:
+            worker = _Worker(self.start(), now, now)
+        except OSError:
+            log.exception("worker_not_started")
+            return None
+        log.info("worker_started", worker=worker.process.pid)
+        return worker
+
+    def _exit_code(self, worker: _Worker, now: float) -> int | None:
+        """Return the exit code of a worker, or None while it runs. Ask it whether it serves, and kill it if it hangs."""
+        process = worker.process
+        if (code := process.exit_code) is not None:
+            return code
+        if worker.is_asked and (answer := process.read_answer()) is not None:
+            worker.is_asked, worker.responded_at = False, now
+            worker.is_ready = worker.is_ready or answer
+            self._has_served = self._has_served or answer
+        interval = QUESTION_SECONDS if worker.is_ready else STEP_SECONDS
+        if not worker.is_asked and now - worker.responded_at >= interval:
+            process.ask()
+            worker.is_asked = True
+        hangs = now - worker.responded_at > RESPONSE_SECONDS if worker.is_ready else now - worker.started_at > START_SECONDS
+        if hangs:
+            log.error("worker_hangs", worker=process.pid)
+            process.send_signal(signal.SIGKILL)
+            worker.responded_at = worker.started_at = now
+        return None
+
+    def _end(self, worker: _Worker) -> None:
+        worker.kill_at = self.clock() + self.stop_seconds
+        worker.process.send_signal(signal.SIGTERM)
+        self._stopping.append(worker)
+
+    def _has_stopped(self, worker: _Worker, now: float) -> bool:
+        if worker.process.exit_code is not None:
+            return True
+        if worker.kill_at is not None and now >= worker.kill_at:
+            log.error("worker_hangs", worker=worker.process.pid)
+            worker.process.send_signal(signal.SIGKILL)
+            worker.kill_at = None
+        return False
+
+
+def run(supervisor: Supervisor, listener: socket) -> None:
+    """Run the supervisor until SIGTERM or SIGINT has stopped all workers. SIGHUP reloads them."""
+    signals: list[int] = []  # A handler runs between any two instructions, so it only notes the signal.
+    previous = {
+        number: signal.signal(number, lambda received, frame: signals.append(received))
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    }
+    try:
+        while not supervisor.is_done:
+            while signals:
+                number = signals.pop(0)
+                if number == signal.SIGHUP:
+                    supervisor.reload()
+                else:
+                    supervisor.stop()
+                    listener.close()  # Otherwise clients could connect until the last worker ends, but would get no response.
+            supervisor.step()
+            time.sleep(STEP_SECONDS)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,210 @@
+"""The supervisor of `serve --workers`, with processes and a clock of the test."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+
+import pytest
+
+from shortener.cli.workers import (
+    MAX_PAUSE_SECONDS,
+    MIN_PAUSE_SECONDS,
+    RESPONSE_SECONDS,
+    START_SECONDS,
+    STARTUP_FAILURE,
+    Supervisor,
+)
+
+STOP_SECONDS = 9.0
+
+
+class FakeWorker:
+    """A worker process that does what the test says. It stops at SIGTERM unless it is frozen."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.exit_code: int | None = None
+        self.serves = False
+        self.is_frozen = False
+        self._is_asked = False
+
+    def ask(self) -> None:
+        self._is_asked = True
+
+    def read_answer(self) -> bool | None:
+        if not self._is_asked or self.is_frozen:
+            return None
+        self._is_asked = False
+        return self.serves
+
+    def send_signal(self, number: int) -> None:
+        if self.exit_code is None and (number == signal.SIGKILL or not self.is_frozen):
+            self.exit_code = -signal.SIGKILL if number == signal.SIGKILL else 0
+
+
+class Workers:
+    """A supervisor of two fake workers. `new` contains the workers that were started and that the test has not yet taken."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.started: list[FakeWorker] = []
+        self.supervisor = Supervisor(self._start, 2, STOP_SECONDS, clock=lambda: self.now)
+
+    def _start(self) -> FakeWorker:
+        self.started.append(FakeWorker(len(self.started)))
+        return self.started[-1]
+
+    @property
+    def running(self) -> list[int]:
+        return [worker.pid for worker in self.started if worker.exit_code is None]
+
+    def run(self, seconds: float, *, until: Callable[[], bool] = lambda: False) -> None:
+        """Let the supervisor work for this time, in steps of 0.1 s."""
+        for _ in range(round(seconds * 10)):
+            if until():
+                return
+            self.supervisor.step()
+            self.now += 0.1
+
+    def run_until_all_serve(self) -> None:
+        for worker in self.started:
+            worker.serves = True
+        self.run(1)
+
+
+@pytest.fixture
+def workers() -> Workers:
+    workers = Workers()
+    workers.run(0.2)
+    assert workers.running == [0, 1]
+    return workers
+
+
+def test_a_worker_whose_start_is_slow_is_not_killed(workers: Workers) -> None:
+    workers.run(START_SECONDS - 1)
+    assert workers.running == [0, 1]
+    workers.run_until_all_serve()
+    workers.run(RESPONSE_SECONDS * 3)
+    assert workers.running == [0, 1]
+    assert len(workers.started) == 2
+
+
+def test_a_worker_that_never_finishes_its_start_is_replaced(workers: Workers) -> None:
+    workers.started[1].serves = True
+    workers.run(START_SECONDS + 2)
+    assert workers.running == [1, 2]
+
+
+def test_a_worker_that_was_killed_is_replaced_while_another_one_hangs(workers: Workers) -> None:
+    workers.run_until_all_serve()
+    workers.started[0].is_frozen = True
+    workers.run(2)
+    workers.started[1].exit_code = -signal.SIGKILL
+    workers.run(0.2)
+    assert workers.running == [0, 2], "the supervisor does not wait for the worker that hangs"
+    workers.run(RESPONSE_SECONDS + 2)
+    assert workers.running == [2, 3], "the worker that hangs is replaced later"
+
+
+def test_if_no_worker_can_start_the_supervisor_stops_and_has_failed(workers: Workers) -> None:
+    workers.started[0].exit_code = STARTUP_FAILURE
+    workers.run(1)
+    assert workers.supervisor.is_done
+    assert workers.supervisor.failed
+    assert workers.running == []
+    assert len(workers.started) == 2
+
+
+def test_a_worker_that_cannot_start_during_an_outage_does_not_stop_the_others_and_is_started_again(workers: Workers) -> None:
+    workers.run_until_all_serve()
+    workers.started[0].exit_code = -signal.SIGKILL
+    workers.run(0.2)
+    for number in range(2, 8):
+        assert workers.running == [1, number]
+        workers.started[number].exit_code = STARTUP_FAILURE
+        workers.run(0.2)
+        assert workers.running == [1], "a pause before the next start"
+        workers.run(MAX_PAUSE_SECONDS, until=lambda: len(workers.running) == 2)
+    assert not workers.supervisor.failed
+    workers.run_until_all_serve()
+    workers.run(MAX_PAUSE_SECONDS)
+    workers.started[-1].exit_code = -signal.SIGKILL
+    began = workers.now
+    workers.run(MAX_PAUSE_SECONDS, until=lambda: len(workers.running) == 2)
+    assert workers.now - began < MIN_PAUSE_SECONDS, "after a good start there is no pause"
+
+
+def test_a_reload_replaces_one_worker_after_the_other_and_each_one_serves_until_its_successor_does(workers: Workers) -> None:
+    workers.run_until_all_serve()
+    workers.supervisor.reload()
+    workers.run(5)
+    assert workers.running == [0, 1, 2]
+    workers.started[2].serves = True
+    workers.run(5)
+    assert workers.running == [1, 2, 3]
+    workers.started[3].serves = True
+    workers.run(60)
+    assert workers.running == [2, 3]
+
+
+def test_a_reload_ends_if_a_successor_cannot_start(workers: Workers) -> None:
+    workers.run_until_all_serve()
+    workers.supervisor.reload()
+    workers.run(1)
+    workers.started[2].exit_code = STARTUP_FAILURE
+    workers.run(60)
+    assert workers.running == [0, 1]
+    assert len(workers.started) == 3
+    assert not workers.supervisor.failed
+
+
+def test_a_successor_takes_the_place_of_a_worker_that_dies_during_the_reload(workers: Workers) -> None:
+    workers.run_until_all_serve()
+    workers.supervisor.reload()
+    workers.run(1)
+    workers.started[0].exit_code = -signal.SIGKILL
+    workers.run(1)
+    assert workers.running == [1, 2]
+    workers.started[2].serves = True
+    workers.run(1)
+    workers.started[3].serves = True
+    workers.run(30)
+    assert workers.running == [2, 3]
+
+
+def test_a_stop_during_a_reload_stops_old_and_new_workers_at_once(workers: Workers) -> None:
+    workers.run_until_all_serve()
+    workers.supervisor.reload()
+    workers.run(1)
+    assert workers.running == [0, 1, 2]
+    workers.supervisor.stop()
+    workers.run(0.2)
+    assert workers.supervisor.is_done
+    assert workers.running == []
+    assert len(workers.started) == 3
+
+
+def test_a_stop_kills_a_worker_that_hangs_when_its_time_is_over(workers: Workers) -> None:
+    workers.run_until_all_serve()
+    workers.started[1].is_frozen = True
+    workers.supervisor.stop()
+    workers.run(STOP_SECONDS - 0.5)
+    assert workers.running == [1]
+    assert not workers.supervisor.is_done
+    workers.run(1)
+    assert workers.supervisor.is_done
+
+
+def test_a_process_that_the_operating_system_cannot_start_is_started_later() -> None:
+    workers = Workers()
+    start, workers.supervisor.start = workers.supervisor.start, refuse
+    workers.run(1)
+    assert not workers.supervisor.failed
+    workers.supervisor.start = start
+    workers.run(MAX_PAUSE_SECONDS)
+    assert workers.running == [0, 1]
+
+
+def refuse() -> FakeWorker:
+    raise BlockingIOError("too many processes")
