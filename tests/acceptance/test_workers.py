@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable
+from functools import partial
 
 import httpx
 import psutil
@@ -34,6 +35,11 @@ def is_running(worker: int) -> bool:
         return psutil.Process(worker).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def is_replaced(server: Server, victim: int) -> bool:
+    workers = workers_of(server)
+    return victim not in workers and len(workers) == 2
 
 
 def codes_of(server: Server) -> list[str]:
@@ -94,10 +100,7 @@ def test_a_worker_that_gets_a_signal_is_replaced_and_sigint_to_the_parent_proces
     for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP):
         victim = min(workers_of(server))
         os.kill(victim, number)
-        wait_until(
-            lambda gone=victim: gone not in workers_of(server) and len(workers_of(server)) == 2, "another worker replaces it"
-        )
-        # While one worker is replaced, the connection may be that of the worker that stops.
+        wait_until(partial(is_replaced, server, victim), "another worker replaces it")
         wait_until(lambda: can_rewrite(server), "the workers respond")
     workers = workers_of(server)
     assert server.process is not None
