@@ -62,8 +62,8 @@ def secret_warning(text: str) -> str | None:
     if text.startswith(SIGNING_PREFIX) or len(parse_secret(text).keys) > 1:
         return None
     return (
-        "The libraries of Standard Webhooks decode a secret as base64. This secret is used as text, so pass its bytes to them, or "
-        "use a generated secret. X-Webhook-Signature is not affected."
+        "The libraries of Standard Webhooks decode a secret as base64. This secret is used as text, so pass the base64 of its text "
+        "to them, or use a generated secret. X-Webhook-Signature is not affected."
     )
 
 
