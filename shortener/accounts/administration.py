@@ -15,6 +15,7 @@ from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from shortener.accounts.credentials import Credentials, create_key, new_token
 from shortener.accounts.directory import ALL_APPLICATIONS, Application, Domain, increment_version, require_application
+from shortener.accounts.own_hosts import NO_HOSTS, OwnHosts, is_local, name_of
 from shortener.accounts.settings import (
     PERMISSIONS,
     ApplicationSettings,
@@ -67,11 +68,11 @@ def create_application(
 
 
 def update_application(
-    connection: Connection, application_id: int, changes: dict[str, Any], now: datetime, *, own_url: str = ""
+    connection: Connection, application_id: int, changes: dict[str, Any], now: datetime, *, own_hosts: OwnHosts = NO_HOSTS
 ) -> None:
     """Change `name`, `company_id`, `disabled` and settings of an application. Fields that `changes` does not contain stay the same.
 
-    `own_url` is the installation's BASE_URL: a `fallback_url` must not lead to its host, nor to any domain. Raise ApiError
+    A `fallback_url` must not lead to `own_hosts`, nor to any domain. Raise ApiError
     INVALID_REQUEST, NOT_FOUND, CONFLICT."""
     table = schema.applications
     row = lock_application(connection, application_id)
@@ -91,7 +92,7 @@ def update_application(
         raise ApiError(ErrorCode.INVALID_REQUEST, details=details) from None
     merged = from_stored(values["settings"])
     if changes.keys() & {"fallback_url", "extra_schemes", "strict_destinations"} and merged.fallback_url is not None:
-        _parse_own_target(connection, "fallback_url", merged.fallback_url, own_url, merged)
+        _parse_own_target(connection, "fallback_url", merged.fallback_url, own_hosts, merged)
     connection.execute(update(table).where(table.c.id == application_id).values(values))
     increment_version(connection)
 
@@ -144,13 +145,13 @@ def update_domain(
     changes: Mapping[str, Any],
     now: datetime,
     *,
-    own_url: str = "",
+    own_hosts: OwnHosts = NO_HOSTS,
     application_id: int | None = None,
 ) -> None:
     """Change fields of a domain. The value None removes the value of a field.
 
     Fields: `disabled`, `default`, `path`, `fallback_url`, `home_url`, `assetlinks` (JSON text) and `apple_app_site_association`
-    (JSON text). `own_url` is the installation's BASE_URL: a `fallback_url` or `home_url` must not lead to its host, nor to any
+    (JSON text). A `fallback_url` or `home_url` must not lead to `own_hosts`, nor to any
     domain. With `application_id`, only a domain of this application is changed. Raise ApiError NOT_FOUND, INVALID_REQUEST."""
     domain = find_domain(connection, host, application_id)
     values: dict[str, Any] = {}
@@ -158,7 +159,7 @@ def update_domain(
         values["disabled_at"] = now if changes["disabled"] else None
     for name in ("fallback_url", "home_url"):
         if name in changes:
-            values[name] = _parse_own_target(connection, name, changes[name], own_url, _settings_of(connection, host))
+            values[name] = _parse_own_target(connection, name, changes[name], own_hosts, _settings_of(connection, host))
     for name in ("assetlinks", "apple_app_site_association"):
         if name in changes:
             values[name] = _parse_association(name, changes[name])
@@ -238,7 +239,7 @@ def _previous_paths(domain: Row[*tuple[Any, ...]], path: str) -> list[str] | Non
 
 
 def _parse_own_target(
-    connection: Connection, name: str, url: str | None, own_url: str, settings: ApplicationSettings
+    connection: Connection, name: str, url: str | None, own_hosts: OwnHosts, settings: ApplicationSettings
 ) -> str | None:
     """Return a fallback URL or the URL of a home page as the value of a Location header. Raise ApiError INVALID_REQUEST."""
     if not url:
@@ -250,7 +251,7 @@ def _parse_own_target(
             raise ValueError(problems[0])
     except ValueError as error:
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail(name, str(error))]) from None
-    _reject_own_host(connection, parsed, own_url, name)
+    _reject_own_host(connection, parsed, own_hosts, name)
     return parsed
 
 
@@ -270,11 +271,12 @@ def _parse_association(name: str, text: str | None) -> str | None:
     return stored
 
 
-def _reject_own_host(connection: Connection, url: str, own_url: str, name: str = "fallback_url") -> None:
+def _reject_own_host(connection: Connection, url: str, own_hosts: OwnHosts, name: str = "fallback_url") -> None:
     """Raise ApiError INVALID_REQUEST if a URL leads to a host of the installation, because it could redirect to itself."""
     host, table = host_of(url), schema.domains
-    is_own = bool(own_url) and host == host_of(own_url)
-    if is_own or (host and connection.execute(select(table.c.id).where(table.c.host == host)).first()):
+    hosts = [host] if is_local(name_of(host)) else [host, name_of(host)]
+    is_domain = bool(host) and connection.execute(select(table.c.id).where(table.c.host.in_(hosts))).first() is not None
+    if is_domain or own_hosts.contains(url):
         reason = "leads to a host of this service, so the redirect would loop"
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail(name, reason)])
 

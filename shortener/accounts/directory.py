@@ -18,6 +18,7 @@ from typing import Literal
 
 from sqlalchemy import Connection, select
 
+from shortener.accounts.own_hosts import NO_HOSTS, OwnHosts, is_local, name_of
 from shortener.accounts.settings import ApplicationSettings, Privacy, from_stored
 from shortener.errors import ApiError, ErrorCode
 from shortener.model import Topic, record
@@ -184,11 +185,11 @@ class _Snapshot:
 
 
 class Directory:
-    """All accounts in memory, as they were at the last `refresh`. `shared_host` is the host of BASE_URL."""
+    """All accounts in memory, as they were at the last `refresh`. `own_hosts` are the hosts of the installation's settings."""
 
-    def __init__(self, database: Database, shared_host: str = "") -> None:
+    def __init__(self, database: Database, own_hosts: OwnHosts = NO_HOSTS) -> None:
         self._database = database
-        self._shared_host = shared_host
+        self._own_hosts = own_hosts
         self._snapshot = _Snapshot()
         self._refreshes = 0  # The number of refreshes that have begun.
         self._applied = 0  # The number of the refresh that read the current snapshot.
@@ -247,9 +248,15 @@ class Directory:
         return None if self.hit_policies.blocks(domain.application_id, url) or self.is_own(url) else url
 
     def is_own(self, url: str) -> bool:
-        """Return whether a URL leads to a host of the installation: the host of BASE_URL or of a domain of any application."""
+        """Return whether a URL leads to a host of the installation: one of its settings, or a domain of any application.
+
+        The service responds to the name of a domain on every port. An IP address belongs to it only with the port of the domain."""
         host = host_of(url)
-        return bool(host) and (host == self._shared_host or self.domain(host) is not None)
+        if not host:
+            return False
+        name = name_of(host)
+        is_domain = self.domain(host) is not None or (name != host and not is_local(name) and self.domain(name) is not None)
+        return is_domain or self._own_hosts.contains(url)
 
     def click_id_param(self, application_id: int) -> str | None:
         """Return the name of the query parameter for click ids in destinations of the application; None if it has none."""

@@ -8,8 +8,17 @@ from typing import Any
 
 import click
 
-from shortener.accounts.settings import DEFAULT_PERMISSIONS, PERMISSIONS
-from shortener.cli.common import async_command, json_option, load_settings, open_store, print_fields, print_result, print_table
+from shortener.accounts.settings import DEFAULT_PERMISSIONS, PERMISSIONS, fallback_problems
+from shortener.cli.common import (
+    async_command,
+    json_option,
+    load_settings,
+    open_store,
+    print_fields,
+    print_result,
+    print_table,
+    print_warnings,
+)
 from shortener.cli.parameters import COMPANY_ID, DURATION, ID
 
 MAX_RATE_LIMIT = 1_000_000  # requests per minute
@@ -139,6 +148,7 @@ async def update_application(
         if value is not None:
             changes[field] = value
 
+    from shortener.accounts.own_hosts import OwnHosts
     from shortener.cli.gateways import ensure_simulator
     from shortener.gateways.store import select_gateway
 
@@ -146,7 +156,7 @@ async def update_application(
         if gateway is not None:
             select_gateway(connection, application, gateway, is_operator=True)
         if changes:
-            administration.update_application(connection, application, changes, utcnow(), own_url=load_settings().base_url)
+            administration.update_application(connection, application, changes, utcnow(), own_hosts=OwnHosts.of(load_settings()))
         if add_domain:
             administration.add_domain(connection, application, add_domain, utcnow())
 
@@ -156,6 +166,8 @@ async def update_application(
             await ensure_simulator(database)
         await database.write(write)
     found = await _find_application(application)
+    if "fallback_url" in changes:
+        print_warnings(f"fallback_url {problem}" for problem in fallback_problems(found.settings.fallback_url))
     print_result(_application_fields(found), as_json, lambda: click.echo(f"application {application} is updated"))
 
 

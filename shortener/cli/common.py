@@ -7,7 +7,7 @@ import asyncio
 import functools
 import logging
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
 from decimal import Decimal
@@ -185,6 +185,12 @@ def _to_json(value: Any) -> Any:
     if isinstance(value, Decimal):
         return str(value)
     raise TypeError(type(value).__name__)
+
+
+def print_warnings(warnings: Iterable[str]) -> None:
+    """Print each warning to stderr, also with --json."""
+    for warning in warnings:
+        click.echo(f"warning: {warning}", err=True)
 
 
 def print_fields(fields: Mapping[str, Any]) -> None:

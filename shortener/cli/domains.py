@@ -19,6 +19,7 @@ from shortener.cli.common import (
     print_fields,
     print_result,
     print_table,
+    print_warnings,
     yes_option,
 )
 from shortener.cli.parameters import ID
@@ -106,16 +107,17 @@ async def add_domain(application: int, base_url: str, as_json: bool, **options: 
     message.
     """
     from shortener.accounts import administration
+    from shortener.accounts.own_hosts import OwnHosts
     from shortener.model import utcnow
     from shortener.urls import host_of
 
     host = host_of(base_url).removesuffix(".")
-    changes, own_url = _changes(**options), load_settings().base_url
+    changes, own_hosts = _changes(**options), OwnHosts.of(load_settings())
 
     def add(connection: Any) -> None:
         administration.add_domain(connection, application, base_url, utcnow())
         if changes:
-            administration.update_domain(connection, host, changes, utcnow(), own_url=own_url)
+            administration.update_domain(connection, host, changes, utcnow(), own_hosts=own_hosts)
 
     async with open_store() as database:
         await database.write(add)
@@ -195,11 +197,12 @@ async def enable_domain(host: str, as_json: bool) -> None:
 
 async def _change_domain(host: str, changes: dict[str, Any], as_json: bool) -> None:
     from shortener.accounts import administration
+    from shortener.accounts.own_hosts import OwnHosts
     from shortener.model import utcnow
 
     async with open_store() as database:
-        own_url = load_settings().base_url
-        await database.write(administration.update_domain, host.lower(), changes, utcnow(), own_url=own_url)
+        own_hosts = OwnHosts.of(load_settings())
+        await database.write(administration.update_domain, host.lower(), changes, utcnow(), own_hosts=own_hosts)
         await _print_domain(database, host.lower(), as_json)
 
 
@@ -212,4 +215,5 @@ async def _print_domain(database: Any, host: str, as_json: bool) -> None:
     domain = directory.domain(host)
     assert domain is not None  # the domain exists, because it was just changed
     fields = serialize_domain(domain, directory.application(domain.application_id))
-    print_result(fields, as_json, lambda: print_fields(fields))
+    print_warnings(fields["warnings"])
+    print_result(fields, as_json, lambda: print_fields({name: value for name, value in fields.items() if name != "warnings"}))

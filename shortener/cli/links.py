@@ -23,6 +23,7 @@ from shortener.cli.common import (
     print_fields,
     print_result,
     print_table,
+    print_warnings,
     yes_option,
 )
 from shortener.cli.parameters import ID, TIME, since_option, until_option
@@ -166,8 +167,7 @@ async def _parse_changes(database: Any, application_id: int, requested: dict[str
     if application is None:
         raise click.ClickException(f"there is no application {application_id}")
     changes = parse_changes(requested, application, InstallationHosts(load_settings(), directory), utcnow())
-    for warning in change_warnings(requested):
-        click.echo(f"warning: {warning}", err=True)
+    print_warnings(change_warnings(requested))
     return changes
 
 

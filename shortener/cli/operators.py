@@ -59,9 +59,9 @@ async def reset(name: str, as_json: bool) -> None:
 
 
 async def _invite(create: Any, as_json: bool, action: str) -> None:
+    from shortener.accounts.audit import COMMAND_LINE, record
     from shortener.ids import IdGenerator
     from shortener.model import utcnow
-    from shortener.portal.audit import COMMAND_LINE, record
     from shortener.portal.welcome import link
     from shortener.storage.types import to_iso
 
@@ -180,9 +180,9 @@ async def disable(name: str, enable: bool, as_json: bool) -> None:
 
 async def _write_audited(change: Any, action: str) -> dict[str, Any]:
     """Run a change and add a row to the audit log in the same transaction."""
+    from shortener.accounts.audit import COMMAND_LINE, record
     from shortener.ids import IdGenerator
     from shortener.model import utcnow
-    from shortener.portal.audit import COMMAND_LINE, record
 
     async with open_store() as database:
         ids = IdGenerator(database.node)

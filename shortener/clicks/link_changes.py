@@ -19,6 +19,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, bindparam, insert, select, update
 
+from shortener.accounts.audit import Actor, record
 from shortener.accounts.directory import Application
 from shortener.accounts.link_targets import TargetHosts, check_link_target, target_problems
 from shortener.errors import ApiError, Detail, ErrorCode
@@ -28,7 +29,7 @@ from shortener.storage.database import Database
 from shortener.storage.schema import cohorts, link_changes, links, messages
 from shortener.storage.types import to_iso, to_ms
 from shortener.times import parse_iso, to_utc
-from shortener.urls import Destination, UrlError, fill_placeholders, parse_destination
+from shortener.urls import Destination, UrlError, fill_placeholders, host_of, parse_destination
 
 AnyRow = Row[*tuple[Any, ...]]
 
@@ -142,7 +143,8 @@ def write_changes(
 ) -> int:
     """Change links and add the changes to their history. Return the number of links whose values have changed.
 
-    `changes`: the result of `parse_changes`. Links of an erased message are skipped: they have no destination and stay disabled."""
+    `changes`: the result of `parse_changes`. Links of an erased message are skipped: they have no destination and stay disabled.
+    Each change of a single link also adds a row to the audit log. A link update (`update_id`) adds one row for all of its links."""
     target = _parse_stored(changes["url"]) if "url" in changes else None
     updates: list[dict[str, Any]] = []
     history: list[dict[str, Any]] = []
@@ -172,7 +174,30 @@ def write_changes(
             updates,
         )
         connection.execute(insert(link_changes), history)
+    if update_id is None:
+        codes = {row.id: row.code for row in rows}
+        for entry in history:
+            code, application_id = codes[entry["link_id"]], entry["application_id"]
+            before, after = ({name: _audited(name, pair[i]) for name, pair in entry["changes"].items()} for i in (0, 1))
+            record(
+                connection,
+                new_id(),
+                now,
+                Actor(name=actor),
+                "link_changed",
+                code,
+                application_id=application_id,
+                before=before,
+                after=after,
+            )
     return len(updates)
+
+
+def _audited(name: str, value: Any) -> Any:
+    """Return a value as the audit log contains it: of a URL only the host, because the rest may identify the recipient.
+
+    The history of the link contains the complete URL, until the message is erased."""
+    return (host_of(value) or value.partition(":")[0]) if name in ("url", "fallback_url") and value else value
 
 
 def _compute(

@@ -22,6 +22,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, insert, or_, select, update
 
+from shortener.accounts.audit import Actor, record
 from shortener.clicks.link_changes import find_changeable_by_ids, refresh_cache, write_changes
 from shortener.errors import ApiError, ErrorCode
 from shortener.ids import LINK_UPDATE_IDS
@@ -78,8 +79,12 @@ def create_update(
     new_id: Callable[[], int],
     clock: Clock,
 ) -> int:
-    """Create a link update and return its id. `changes`: the result of `link_changes.parse_changes`."""
+    """Create a link update, add it to the audit log, and return its id. `changes`: the result of `link_changes.parse_changes`."""
     update_id = new_id()
+    selected = {name: value for name, value in asdict(selection).items() if value is not None}
+    _record(
+        connection, new_id(), clock, actor, "links_changed", update_id, application_id, after={**selected, "changes": dict(changes)}
+    )
     connection.execute(
         insert(link_updates).values(
             id=update_id,
@@ -110,14 +115,35 @@ def list_updates(connection: Connection, application_id: int, limit: int = 100) 
     return list(connection.execute(statement.order_by(link_updates.c.id.desc()).limit(limit)))
 
 
-def stop_update(connection: Connection, encoded_id: str, application_id: int, clock: Clock) -> AnyRow:
-    """Stop a link update and return it. An update that has ended does not change. Raise ApiError NOT_FOUND if it does not exist."""
+def _record(
+    connection: Connection,
+    row_id: int,
+    clock: Clock,
+    actor: str,
+    action: str,
+    update_id: int,
+    application_id: int,
+    after: dict[str, Any] | None = None,
+) -> None:
+    """Add a row about a link update to the audit log."""
+    encoded_id = LINK_UPDATE_IDS.encode(update_id)
+    record(connection, row_id, clock(), Actor(name=actor), action, encoded_id, application_id=application_id, after=after)
+
+
+def stop_update(
+    connection: Connection, encoded_id: str, application_id: int, clock: Clock, *, actor: str, new_id: Callable[[], int]
+) -> AnyRow:
+    """Stop a link update, add this to the audit log, and return the update. An update that has ended does not change.
+
+    Raise ApiError NOT_FOUND if it does not exist."""
     row = find_update(connection, encoded_id, application_id)
-    connection.execute(
+    stopped = connection.execute(
         update(link_updates)
         .where(link_updates.c.id == row.id, link_updates.c.state.in_((COUNTING, RUNNING)))
         .values(state=STOPPED, finished_at=clock(), lease_until=None)
     )
+    if stopped.rowcount:
+        _record(connection, new_id(), clock, actor, "links_update_stopped", row.id, application_id)
     return find_update(connection, encoded_id, application_id)
 
 

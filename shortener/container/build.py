@@ -16,6 +16,7 @@ from shortener import __version__
 from shortener.accounts.administration import ensure_default
 from shortener.accounts.credentials import Credentials
 from shortener.accounts.directory import SIMULATOR, Directory, base_url_of
+from shortener.accounts.own_hosts import OwnHosts
 from shortener.clicks.device_counts import DeviceCounter
 from shortener.clicks.hit_spool import HitSpool
 from shortener.clicks.link_updates import LinkUpdates
@@ -74,7 +75,6 @@ from shortener.storage.node_lease import NodeLease
 from shortener.storage.open import open_database, sqlite_path
 from shortener.storage.sqlite import SqliteDatabase
 from shortener.tracing import open_tracer
-from shortener.urls import host_of
 
 
 async def open_service(settings: Settings, *, clock: Clock | None = None, owner: bool = True) -> Service:
@@ -186,7 +186,7 @@ async def _ensure_simulator(foundation: Foundation, store: GatewayStore) -> None
 async def _build_foundation(
     settings: Settings, clock: Clock, secret: Secret, database: Database, opened: AsyncExitStack, *, owner: bool
 ) -> Foundation:
-    directory = Directory(database, host_of(settings.base_url))
+    directory = Directory(database, OwnHosts.of(settings))
     await directory.refresh()
 
     now_ms = ms_clock(clock)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from shortener.accounts.directory import Directory, base_url_of
+from shortener.accounts.own_hosts import OwnHosts
 from shortener.delivery.guard import ForbiddenTarget, Guard
 from shortener.settings import Settings
 from shortener.urls import host_of
@@ -13,13 +14,14 @@ class InstallationHosts:
 
     def __init__(self, settings: Settings, directory: Directory) -> None:
         self._directory = directory
+        self._own_hosts = OwnHosts.of(settings)  # a command has a directory without the hosts of the settings
         self._guard = Guard(settings.allow_private_targets)
         self._allow_http = settings.allow_http_targets
         self.base_url = base_url_of(settings, directory)
         self.shared_host, self.shared_path = host_of(settings.base_url), settings.base_path
 
     def is_own(self, url: str) -> bool:
-        return self._directory.is_own(url) or host_of(url) == self.shared_host
+        return self._directory.is_own(url) or self._own_hosts.contains(url)
 
     def callback_rejection(self, scheme: str, host: str) -> str | None:
         if scheme != "https" and not self._allow_http:

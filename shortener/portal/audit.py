@@ -1,70 +1,22 @@
-"""The audit log: what operators did in the portal and on the command line, and who tried to sign in.
-
-The code only adds rows. The purge deletes them after 400 days (retention/purge.py). A row contains the changed values before and
-after the action, without secrets: no passwords, tokens, keys, codes and no unmasked phone numbers.
-"""
+"""Pages of the audit log, whose rows `accounts.audit` adds."""
 
 # Tested by tests/portal/test_operators.py
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, select
 
 from shortener.ids import first_id_at
 from shortener.storage.schema import audit_log
 from shortener.storage.types import to_ms
 
-MAX_OBJECT_CHARACTERS = 200
 MAX_SCANNED_ROWS = 5_000  # The maximum number of rows that one page of the audit log examines.
 _MAX_ID = (1 << 63) - 1
-
-
-@dataclass(frozen=True, slots=True)
-class Actor:
-    """Who acted: an operator in a session, or the command line (no operator, no session)."""
-
-    operator_id: int | None = None
-    name: str = ""
-    session_id: int | None = None
-    network: str = ""
-
-
-COMMAND_LINE = Actor(name="command line")
-
-
-def record(
-    connection: Connection,
-    row_id: int,
-    now: datetime,
-    actor: Actor,
-    action: str,
-    subject: str = "",
-    *,
-    application_id: int | None = None,
-    before: Mapping[str, Any] | None = None,
-    after: Mapping[str, Any] | None = None,
-) -> None:
-    """Add a row, in the transaction of the action itself. `action` is a verb in snake case, such as `operator_invited`."""
-    connection.execute(
-        insert(audit_log).values(
-            id=row_id,
-            at=now,
-            operator_id=actor.operator_id,
-            operator=actor.name,
-            session_id=actor.session_id,
-            network=actor.network,
-            action=action,
-            application_id=application_id,
-            object=subject[:MAX_OBJECT_CHARACTERS],
-            before=before,
-            after=after,
-        )
-    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,9 +17,9 @@ from urllib.parse import quote, urlencode
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
+from shortener.accounts.audit import Actor, record
 from shortener.accounts.directory import ALL_APPLICATIONS, Application
 from shortener.errors import ApiError, ErrorCode
-from shortener.portal.audit import Actor, record
 from shortener.portal.operators import Operator, Role
 from shortener.portal.periods import PeriodChoice, parse_period
 from shortener.portal.sessions import OperatorSession

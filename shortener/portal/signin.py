@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, select
 from starlette.responses import Response
 
+from shortener.accounts.audit import Actor
 from shortener.portal import second_factor, sessions
-from shortener.portal.audit import Actor
 from shortener.portal.operators import MAX_NAME_CHARACTERS
 from shortener.portal.page import PortalPage, Visit
 from shortener.portal.router import CODE_PATH, CONFIRM_PATH, SIGN_IN_PATH, safe_next

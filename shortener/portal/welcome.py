@@ -13,10 +13,10 @@ from pathlib import Path
 from sqlalchemy import Connection
 from starlette.responses import Response
 
+from shortener.accounts.audit import Actor
 from shortener.accounts.directory import ALL_APPLICATIONS
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.portal import sessions
-from shortener.portal.audit import Actor
 from shortener.portal.operators import OpenInvitation, Operator, accept, check_name, find_invitation
 from shortener.portal.page import PortalPage, Visit
 from shortener.portal.passwords import check_new_password

@@ -1,9 +1,9 @@
 """The ASGI application: it responds to redirect requests first, and passes all other requests to the API.
 
-Each request passes three steps. First, the Host header must belong to the installation. Otherwise the response is 404, or 400 for
-several Host headers. Second, if the path is a code, `clicks.redirect` responds. Third, `server.pages` responds to the paths that
-exist on every host, such as / and /robots.txt, the portal responds to /portal, and the router of the API (`web.routes`) to all
-other requests. Neither the portal nor the API exists on an application's own domain.
+Each request passes three steps. First, the Host header must belong to the installation. Otherwise the response is 404 (except for
+/robots.txt and /favicon.ico), or 400 for several Host headers. Second, if the path is a code, `clicks.redirect` responds. Third,
+`server.pages` responds to the paths that exist on every host, the portal responds to /portal, and the router of the API
+(`web.routes`) to all other requests. Neither the portal nor the API exists on an application's own domain.
 
 Each response has the header X-Request-Id, and the log lines of the request contain its value.
 """
@@ -20,12 +20,13 @@ import structlog
 from starlette.requests import Request
 
 from shortener.accounts.directory import Domain
+from shortener.accounts.own_hosts import is_local
 from shortener.clicks.path import code_behind_prefix, code_of
 from shortener.clicks.redirect import Redirect
 from shortener.container import Service
 from shortener.errors import ApiError, ErrorCode
 from shortener.server import pages
-from shortener.server.hosts import MAX_HOST_BYTES, is_local, split_host
+from shortener.server.hosts import MAX_HOST_BYTES, split_host
 from shortener.server.request_ids import HEADER as REQUEST_ID
 from shortener.server.request_ids import request_id
 from shortener.urls import RESERVED_SEGMENTS, matches_link_path
@@ -68,6 +69,8 @@ class HttpApplication:
             logs_access=service.settings.logs_access,
         )
         self._api = ApiRouter(service)
+        portal_url = f"{service.settings.portal_url}{PORTAL_PREFIX}" if service.settings.portal else None
+        self._home = pages.home_page(portal_url)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -98,14 +101,15 @@ class HttpApplication:
 
     async def _respond(self, scope: Scope, receive: Receive, send: Send, host: bytes) -> None:
         path: str = scope["path"]
+        method = scope["method"]
         is_known, domain = self._find_domain(host)
         if not is_known and path != DOMAIN_CHECK:
+            page = pages.page_on_any_host(path) if method in ("GET", "HEAD") else None
             if self._is_api(path):
                 await self._reject_host(scope, receive, send, "names no host of this installation")
             else:
-                await pages.send_page(send, pages.NOT_FOUND)
+                await pages.send_page(send, page or pages.NOT_FOUND, is_head=method == "HEAD")
             return
-        method = scope["method"]
         if method in ("GET", "HEAD", "OPTIONS") or (method == "POST" and self.service.directory.hit_policies.confirm_clicks):
             raw_path: bytes = scope.get("raw_path") or path.encode()
             code, prefix = code_of(raw_path), ""
@@ -117,7 +121,7 @@ class HttpApplication:
         if path.startswith(PORTAL_PREFIX) and self._serves_portal(path, host, domain):
             await self._get_portal()(scope, receive, send)
             return
-        page = pages.page_of(path, domain) if method in ("GET", "HEAD") else None
+        page = pages.page_of(path, domain, self._home) if method in ("GET", "HEAD") else None
         if page is None and domain is not None:
             if self._is_api(path):
                 await self._reject_host(scope, receive, send, "names the domain of an application, which serves only short links")

@@ -1,12 +1,11 @@
-"""Functions that parse the Host header of a request.
+"""Parsing of the Host header of a request.
 
-Both functions cache their latest results, because most requests have one of the few hosts of the installation. Callers must not
-pass a host that is longer than MAX_HOST_BYTES, so that a client cannot fill the memory with long names.
+`split_host` caches its latest results, because most requests have one of the few hosts of the installation. Callers must not pass a
+host that is longer than MAX_HOST_BYTES, so that a client cannot fill the memory with long names.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from functools import lru_cache
 
@@ -22,15 +21,3 @@ def split_host(host: bytes) -> tuple[str, str]:
     with_dot = _PORT.sub("", text)
     name = with_dot.rstrip(".")
     return name, name + text[len(with_dot) :]
-
-
-@lru_cache(maxsize=1024)
-def is_local(name: str) -> bool:
-    """Return whether a host is `localhost` or an IP address. No DNS record can map such a host to this server."""
-    if name == "localhost":
-        return True
-    try:
-        ipaddress.ip_address(name.strip("[]"))
-    except ValueError:
-        return False
-    return True

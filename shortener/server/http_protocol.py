@@ -119,8 +119,15 @@ class RedirectProtocol(HttpToolsProtocol):
         """Parse data that contains bytes above 0x7F. In request lines, they are percent-encoded first.
 
         The parser rejects such bytes in a URL. Some programs send the characters that follow a link in a text as raw UTF-8. The
-        data is parsed one head after the other, because the parser's state shows whether a request line or a body follows."""
-        while data and not self.is_reading_body:
+        data is parsed one head or body after the other, because the parser's state shows what follows."""
+        while data:
+            if self.is_reading_body:
+                end_of_body = self._end_of_body(data)
+                super().data_received(data[:end_of_body])
+                data = data[end_of_body:]
+                if self.transport.is_closing():
+                    return
+                continue
             # Line ends at the beginning may end a head whose other bytes are in the previous chunk.
             end_of_head = len(data) - len(data.lstrip(b"\r\n"))
             if not end_of_head:
@@ -133,8 +140,17 @@ class RedirectProtocol(HttpToolsProtocol):
             data = data[end_of_head:]
             if self.transport.is_closing():
                 return
-        if data:
-            super().data_received(data)
+
+    def _end_of_body(self, data: bytes) -> int:
+        """Return where the body of the latest request may end in the data.
+
+        A chunked body ends with an empty line. It may also contain one, so the caller examines the parser's state afterwards."""
+        for name, value in self.headers:
+            if name == b"content-length" and value.isdigit():
+                return max(int(value) - self.body_bytes, 1)
+        line_ends = len(data) - len(data.lstrip(b"\r\n"))  # the other part of the empty line may be in the previous chunk
+        found = data.find(b"\r\n\r\n")
+        return line_ends or (len(data) if found < 0 else found + 4)
 
     def on_message_begin(self) -> None:
         self.url = b""

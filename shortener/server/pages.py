@@ -8,6 +8,7 @@ database.
 
 from __future__ import annotations
 
+import html
 import struct
 import zlib
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
@@ -33,16 +34,13 @@ class Page(NamedTuple):
 
 NOT_FOUND = Page(404, unknown_page())
 _ROBOTS = Page(200, b"User-agent: *\nDisallow: /\n", b"text/plain; charset=utf-8")
-_HOME = Page(
-    200,
-    b"""<!doctype html>
+_HOME = """<!doctype html>
 <html lang="en">
 <head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>SMS shortener</title></head>
 <body><main><h1>SMS shortener</h1><p>This server shortens and follows links in messages.</p>
-<p><a href="/docs">Documentation of the API</a></p></main></body>
+<ul>{portal}<li><a href="/docs">Documentation of the API</a></li></ul></main></body>
 </html>
-""",
-)
+"""
 
 
 def _icon() -> bytes:
@@ -71,13 +69,26 @@ _FAVICON = Page(200, _icon(), b"image/x-icon", _CACHED)
 _ON_EVERY_HOST: Mapping[str, Page] = {"/robots.txt": _ROBOTS, "/favicon.ico": _FAVICON}
 
 
-def page_of(path: str, domain: Domain | None) -> Page | None:
-    """Return the page at a path, or None if this module has no page for it. `domain`: None for the installation's own hosts."""
+def home_page(portal_url: str | None) -> Page:
+    """Return the page at / of the installation's own hosts. `portal_url`: the address of the portal; None if it is not served."""
+    item = "" if portal_url is None else f'<li><a href="{html.escape(portal_url)}">Portal for operators</a></li>'
+    return Page(200, _HOME.replace("{portal}", item).encode())
+
+
+def page_on_any_host(path: str) -> Page | None:
+    """Return the page that exists at a path on every host, also on a host that does not belong to the installation."""
+    return _ON_EVERY_HOST.get(path)
+
+
+def page_of(path: str, domain: Domain | None, home: Page) -> Page | None:
+    """Return the page at a path, or None if this module has no page for it.
+
+    `domain`: None for the installation's own hosts. `home`: their page at /."""
     page = _ON_EVERY_HOST.get(path)
     if page is not None:
         return page
     if domain is None:
-        return _HOME if path == "/" else None
+        return home if path == "/" else None
     if path == "/":
         if domain.home_url is None or domain.disabled:
             return None

@@ -14,6 +14,7 @@ from pydantic import Field
 from sqlalchemy import Connection
 
 from shortener.accounts.administration import lock_application, update_application
+from shortener.accounts.own_hosts import OwnHosts
 from shortener.accounts.settings import ApplicationSettings, fallback_problems
 from shortener.delivery.conversion_url import read_conversion_url, write_conversion_url
 from shortener.delivery.trackers import DEFAULT_SECRET_OVERLAP_SECONDS
@@ -136,8 +137,8 @@ async def update(call: Call[None, ApplicationUpdateRequest]) -> Mapping[str, Any
     if "conversion_fields" in changes.model_fields_set:
         conversion["fields"] = changes.conversion_fields
     gateway = {"name": changes.gateway} if "gateway" in changes.model_fields_set else {}
-    own_url = service.settings.base_url
-    await service.database.write(_write, call.application_id, settings, conversion, gateway, service.clock(), own_url)
+    own_hosts = OwnHosts.of(service.settings)
+    await service.database.write(_write, call.application_id, settings, conversion, gateway, service.clock(), own_hosts)
     await service.directory.refresh()
     return await show(Call(service, call.request, call.path, None, None, call.principal))
 
@@ -149,12 +150,12 @@ def _write(
     conversion: dict[str, Any],
     gateway: dict[str, Any],
     now: datetime,
-    own_url: str,
+    own_hosts: OwnHosts,
 ) -> None:
     """Change only the settings in the request. The row is locked, so concurrent changes of other settings are kept."""
     lock_application(connection, application_id)
     if settings:
-        update_application(connection, application_id, settings, now, own_url=own_url)
+        update_application(connection, application_id, settings, now, own_hosts=own_hosts)
     if gateway:
         select_gateway(connection, application_id, gateway["name"], is_operator=False)
     if conversion:

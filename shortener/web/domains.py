@@ -8,6 +8,7 @@ import orjson
 from pydantic import AliasChoices, BeforeValidator, Field
 
 from shortener.accounts.administration import add_domain, remove_domain, serialize_domain, update_domain
+from shortener.accounts.own_hosts import OwnHosts
 from shortener.errors import ApiError, ErrorCode
 from shortener.urls import host_of
 from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel
@@ -109,7 +110,7 @@ async def add(call: Call[None, DomainRequest]) -> dict[str, Any]:
     def write(connection: Any) -> None:
         add_domain(connection, call.application_id, url, service.clock())
         if changes:
-            update_domain(connection, _host(url), changes, service.clock(), own_url=service.settings.base_url)
+            update_domain(connection, _host(url), changes, service.clock(), own_hosts=OwnHosts.of(service.settings))
 
     await service.database.write(write)
     return await _shown(call, _host(url))
@@ -128,7 +129,7 @@ async def update(call: Call[None, DomainUpdateRequest]) -> dict[str, Any]:
         host,
         _changes(call.body),
         service.clock(),
-        own_url=service.settings.base_url,
+        own_hosts=OwnHosts.of(service.settings),
         application_id=call.application_id,
     )
     return await _shown(call, host)

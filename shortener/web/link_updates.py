@@ -112,7 +112,14 @@ async def show_update(call: Call[None, None]) -> dict[str, Any]:
 async def stop(call: Call[None, None]) -> dict[str, Any]:
     """Stop one update of links."""
     service = call.service
-    return _update(await service.database.write(stop_update, call.path["update_id"], call.application_id, service.clock))
+    actor = key_actor(call.principal.key_id)
+    return _update(
+        await service.database.write(
+            lambda connection: stop_update(
+                connection, call.path["update_id"], call.application_id, service.clock, actor=actor, new_id=service.ids
+            )
+        )
+    )
 
 
 def _update(row: Any) -> dict[str, Any]:

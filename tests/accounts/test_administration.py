@@ -15,6 +15,7 @@ from shortener.accounts.administration import (
     update_domain,
 )
 from shortener.accounts.directory import ALL_APPLICATIONS, Directory, HitPolicies
+from shortener.accounts.own_hosts import OwnHosts
 from shortener.accounts.settings import ApplicationSettings
 from shortener.container import Service
 from shortener.delivery.trackers import NewTracker
@@ -263,16 +264,25 @@ async def test_two_applications_cannot_have_the_same_name(service: Service) -> N
     await change(service, name="default")  # An application can keep its own name.
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:8000/abcdefghij", "https://GO.brand.example:443/abcdefghij"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1:8000/abcdefghij",
+        "http://localhost:8000/abcdefghij",
+        "http://[::1]:8000/abcdefghij",
+        "https://GO.brand.example:443/abcdefghij",
+        "http://go.brand.example:8443/abcdefghij",
+    ],
+)
 async def test_a_fallback_url_that_leads_to_a_host_of_the_installation_is_rejected(service: Service, url: str) -> None:
     await service.database.write(add_domain, 1, "https://go.brand.example", NOON)
-    own_url = service.settings.base_url
+    own_hosts = OwnHosts.of(service.settings)
     transactions: list[tuple[Callable[..., None], Any]] = [(update_application, 1), (update_domain, "go.brand.example")]
     for transact, target in transactions:
         with pytest.raises(ApiError) as caught:
-            await service.database.write(transact, target, {"fallback_url": url}, NOON, own_url=own_url)
+            await service.database.write(transact, target, {"fallback_url": url}, NOON, own_hosts=own_hosts)
         assert [detail.field for detail in caught.value.details] == ["fallback_url"]
-        await service.database.write(transact, target, {"fallback_url": "https://shop.example/"}, NOON, own_url=own_url)
+        await service.database.write(transact, target, {"fallback_url": "https://shop.example/"}, NOON, own_hosts=own_hosts)
 
 
 async def test_a_fallback_url_may_contain_the_placeholders_code_and_click_id_and_a_permitted_scheme(service: Service) -> None:

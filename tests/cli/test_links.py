@@ -134,3 +134,15 @@ def test_the_links_command_lists_links_and_changes_one_or_many_of_them(server: S
     assert "name either CODE" in shell("links", "update", "--url", "https://x.example/", code=2).stderr
     assert "nothing to change" in shell("links", "update", codes[0], code=2).stderr
     assert "INVALID_REQUEST" in shell("links", "update", codes[0], "--url", "ftp://x", code=2).stderr
+
+
+def test_commands_that_set_a_fallback_url_print_warnings_about_its_macros_to_stderr(shell: InProcessShell) -> None:
+    number = str(shell.json("applications", "create", "shop")["application_id"])
+    fallback = ("--fallback-url", "https://shop.example/{{phone}}")
+    for command in (
+        ("domains", "add", number, "https://go.brand.example", *fallback),
+        ("domains", "update", "go.brand.example", *fallback),
+        ("applications", "update", number, "--set", f"fallback_url={fallback[1]}"),
+    ):
+        assert "warning: fallback_url " in shell(*command).stderr, command
+    assert shell("domains", "update", "go.brand.example", "--fallback-url", "https://shop.example/").stderr == ""

@@ -19,7 +19,7 @@ async def test_the_audit_log_is_filtered_paged_and_exported(service: Service, si
         await admin.post("/portal/signin", data={"name": "Ada", "password": "wrong"}) if number % 10 == 0 else None
 
         def add(connection: object, number: int = number) -> None:
-            from shortener.portal.audit import Actor, record
+            from shortener.accounts.audit import Actor, record
 
             record(connection, service.ids(), clock.now, Actor(1, "Ada"), "list_exported", f"=list {number}")  # type: ignore[arg-type]
 

@@ -4,7 +4,7 @@ import pytest
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from shortener.container import Service
-from shortener.server.hosts import MAX_HOST_BYTES, is_local, split_host
+from shortener.server.hosts import MAX_HOST_BYTES, split_host
 from tests.server.raw_http import HOST, create_link, get, run_server, status_of
 
 
@@ -22,14 +22,6 @@ from tests.server.raw_http import HOST, create_link, get, run_server, status_of
 )
 def test_a_host_header_is_split_into_name_and_port(host: bytes, name: str, name_with_port: str) -> None:
     assert split_host(host) == (name, name_with_port)
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [("localhost", True), ("127.0.0.1", True), ("[::1]", True), ("s.example", False), ("localhost.example", False), ("", False)],
-)
-def test_localhost_and_ip_addresses_are_local_hosts(name: str, expected: bool) -> None:
-    assert is_local(name) is expected
 
 
 async def test_a_host_header_that_is_too_long_gets_404_and_is_not_cached(service: Service) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from shortener.accounts.administration import update_domain
 from shortener.container import Service
+from shortener.server.pages import home_page
 from tests.conftest import Clock, client_of
 
 BRAND = {"Host": "go.brand.example"}
@@ -26,7 +27,7 @@ async def change(service: Service, clock: Clock, **changes: Any) -> None:
     await service.directory.refresh()
 
 
-@pytest.mark.parametrize("host", ["s.example", "go.brand.example", "127.0.0.1"])
+@pytest.mark.parametrize("host", ["s.example", "go.brand.example", "127.0.0.1", "unknown.example"])
 async def test_robots_txt_and_the_icon_exist_on_every_host(visitor: httpx.AsyncClient, host: str) -> None:
     robots = await visitor.get("/robots.txt", headers={"Host": host})
     assert (robots.status_code, robots.text) == (200, "User-agent: *\nDisallow: /\n")
@@ -36,9 +37,25 @@ async def test_robots_txt_and_the_icon_exist_on_every_host(visitor: httpx.AsyncC
     assert (head.headers["content-length"], head.content) == (str(len(icon.content)), b"")
 
 
-async def test_the_home_page_of_the_installation_links_to_the_documentation(visitor: httpx.AsyncClient) -> None:
+@pytest.mark.parametrize("path", ["/", "/nosuchcode", "/docs", "/portal", "/.well-known/assetlinks.json"])
+async def test_other_paths_on_an_unknown_host_return_404(visitor: httpx.AsyncClient, path: str) -> None:
+    assert (await visitor.get(path, headers={"Host": "unknown.example"})).status_code == 404
+
+
+async def test_the_home_page_of_the_installation_links_to_the_portal_and_the_documentation(visitor: httpx.AsyncClient) -> None:
     page = await visitor.get("/", headers={"Host": "s.example"})
-    assert (page.status_code, 'href="/docs"' in page.text) == (200, True)
+    assert page.status_code == 200
+    assert 'href="/docs"' in page.text
+    assert 'href="/portal"' in page.text
+
+
+@pytest.mark.parametrize(
+    ("portal_url", "expected"), [(None, False), ("/portal", True), ("https://portal.example/portal", True), ('/"><x>', False)]
+)
+def test_the_home_page_links_to_the_portal_only_if_it_is_served(portal_url: str | None, expected: bool) -> None:
+    page = home_page(portal_url).body.decode()
+    assert (f'href="{portal_url}"' in page) is expected
+    assert "<x>" not in page
 
 
 async def test_the_root_path_of_a_domain_redirects_to_the_home_url_of_the_domain(

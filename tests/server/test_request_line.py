@@ -61,6 +61,37 @@ async def test_pipelined_requests_with_raw_utf8_are_redirected(service: Service)
         assert (await asyncio.wait_for(reader.read(), TIMEOUT_SECONDS)).count(b"HTTP/1.1 302 ") == 4
 
 
+@pytest.mark.parametrize("body", ["x", "é👍", "é\r\n\r\nGET /é HTTP/1.1\r\n\r\n"])
+@pytest.mark.parametrize("is_chunked", [False, True])
+async def test_a_request_with_raw_utf8_after_the_body_of_another_request_is_redirected(
+    service: Service, body: str, is_chunked: bool
+) -> None:
+    code = await create_link(service)
+    data = body.encode()
+    length = b"Transfer-Encoding: chunked" if is_chunked else b"Content-Length: %d" % len(data)
+    sent = b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data) if is_chunked else data
+    first = get("/api/v1/unknown", b"Content-Type: text/plain", length, method=b"POST") + sent
+    async with run_server(service) as server:
+        reader, writer = await server.connect()
+        writer.write(first + get(code + "」") + first + get(code + "‽", b"Connection: close"))
+        received = await asyncio.wait_for(reader.read(), TIMEOUT_SECONDS)
+        assert (received.count(b"HTTP/1.1 404 "), received.count(b"HTTP/1.1 302 ")) == (2, 2)
+
+
+async def test_a_request_with_raw_utf8_after_a_chunked_body_may_be_split_at_any_byte(service: Service) -> None:
+    code = await create_link(service)
+    body = get("/api/v1/unknown", b"Transfer-Encoding: chunked", method=b"POST") + "3\r\né!\r\n0\r\n\r\n".encode()
+    request = get(code + "」")
+    async with run_server(service) as server:
+        reader, _ = await server.connect()
+        connection = await server.only_connection()
+        for position in range(len(body) - 12, len(body) + 1):
+            connection.data_received(body[:position])
+            connection.data_received(body[position:] + request)
+            assert status_of(await read_response(reader)) == 404
+            assert status_of(await read_response(reader)) == 302
+
+
 async def test_the_bodies_of_requests_keep_their_bytes(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     body = "GET /é HTTP/1.1\r\n\r\nGET /é HTTP/1.1\r\n\r\n".encode()
     headers = b"Content-Type: text/plain", b"Content-Length: %d" % len(body), "X-Request-Id: é".encode()

@@ -7,8 +7,10 @@ import pytest
 
 from shortener.accounts.administration import add_domain, create_application, update_domain
 from shortener.accounts.credentials import create_key
+from shortener.accounts.own_hosts import OwnHosts
 from shortener.accounts.settings import PERMISSIONS
 from shortener.container import Service
+from shortener.portal.audit import AuditFilter, list_audit
 from shortener.redis.link_cache import NoLinkCache
 from shortener.retention.erasure import erase_message
 from tests.clicks.helpers import PHONE_HEADERS as PHONE
@@ -186,6 +188,41 @@ async def test_the_destination_expiry_and_fallback_of_a_link_can_be_changed(clie
     assert history[0]["changes"]["fallback_url"] == {"from": "https://x.example/over", "to": None}
 
 
+async def audit_rows(service: Service) -> list[Any]:
+    """Return (operator, action, object, application_id, before, after) of the rows of the audit log about links, oldest first."""
+    page = await service.database.read(list_audit, AuditFilter(), 100)
+    rows = [row for row in reversed(page.rows) if row.action.startswith("link")]
+    return [(row.operator, row.action, row.object, row.application_id, row.before, row.after) for row in rows]
+
+
+async def test_each_change_of_a_link_adds_a_row_to_the_audit_log(client: httpx.AsyncClient, service: Service) -> None:
+    code = (await link(client))[1:]
+    for body in ({"url": "https://new.example/a?name=Jane"}, {"enabled": False}, {"enabled": False}, {"enabled": True}):
+        assert (await client.patch(f"/api/v1/links/{code}", json=body)).status_code == 200
+    assert (await client.patch(f"/api/v1/links/{code}", json={"url": "x"})).status_code == 400
+    assert await audit_rows(service) == [
+        ("key 1", "link_changed", code, 1, {"url": "x.example"}, {"url": "new.example"}),
+        ("key 1", "link_changed", code, 1, {"enabled": True}, {"enabled": False}),
+        ("key 1", "link_changed", code, 1, {"enabled": False}, {"enabled": True}),
+    ]
+
+
+async def test_a_change_of_many_links_adds_one_row_to_the_audit_log_and_its_stop_another(
+    client: httpx.AsyncClient, service: Service
+) -> None:
+    for _ in range(3):
+        await link(client, campaign="one")
+    body = {"campaign": "one", "expires_at": "2026-12-24T00:00:00Z"}
+    update_id = (await client.post("/api/v1/links/update", json=body)).json()["update"]["update_id"]
+    assert (await client.post(f"/api/v1/links/updates/{update_id}/stop")).json()["update"]["state"] == "stopped"
+    await client.post(f"/api/v1/links/updates/{update_id}/stop")
+    after = {"campaign": "one", "changes": {"expires_at": "2026-12-24T00:00:00Z"}}
+    assert await audit_rows(service) == [
+        ("key 1", "links_changed", update_id, 1, None, after),
+        ("key 1", "links_update_stopped", update_id, 1, None, None),
+    ]
+
+
 async def test_a_request_that_changes_nothing_adds_no_entry_to_the_history_of_a_link(client: httpx.AsyncClient) -> None:
     path = await link(client)
     now = await shown(client, path)
@@ -202,6 +239,8 @@ async def test_a_request_that_changes_nothing_adds_no_entry_to_the_history_of_a_
         ({"url": "javascript:alert(1)"}, "url"),
         ({"url": "http://127.0.0.1:8000/abc"}, "url"),
         ({"fallback_url": "http://127.0.0.1:8000/abc"}, "fallback_url"),
+        ({"fallback_url": "http://localhost:8000/abc"}, "fallback_url"),
+        ({"url": "http://[::1]:8000/abc"}, "url"),
         ({"url": "https://blocked.example/"}, "url"),
         ({"expires_at": None}, "expires_at"),
         ({"expires_at": "2066-01-01"}, "expires_at"),
@@ -365,7 +404,7 @@ async def test_an_expired_link_does_not_redirect_to_a_host_that_became_an_own_do
         "go.brand.example",
         {"fallback_url": "https://later.example/{code}?c={click_id}"},
         clock(),
-        own_url="http://127.0.0.1:8000",
+        own_hosts=OwnHosts(frozenset({"127.0.0.1:8000"})),
     )
     await service.directory.refresh()
     clock.forward(minutes=2)

@@ -1,0 +1,63 @@
+"""The audit log: what operators did in the portal and on the command line, who tried to sign in, and who changed links.
+
+The code only adds rows. The purge deletes them after 400 days (retention/purge.py). A row contains the changed values before and
+after the action, without secrets: no passwords, tokens, keys, codes and no unmasked phone numbers.
+"""
+
+# Tested by tests/portal/test_operators.py and tests/web/test_links.py
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, insert
+
+from shortener.storage.schema import audit_log
+
+MAX_OBJECT_CHARACTERS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Who acted: an operator in a session, or the command line (no operator, no session)."""
+
+    operator_id: int | None = None
+    name: str = ""
+    session_id: int | None = None
+    network: str = ""
+
+
+COMMAND_LINE = Actor(name="command line")
+
+
+def record(
+    connection: Connection,
+    row_id: int,
+    now: datetime,
+    actor: Actor,
+    action: str,
+    subject: str = "",
+    *,
+    application_id: int | None = None,
+    before: Mapping[str, Any] | None = None,
+    after: Mapping[str, Any] | None = None,
+) -> None:
+    """Add a row, in the transaction of the action itself. `action` is a verb in snake case, such as `operator_invited`."""
+    connection.execute(
+        insert(audit_log).values(
+            id=row_id,
+            at=now,
+            operator_id=actor.operator_id,
+            operator=actor.name,
+            session_id=actor.session_id,
+            network=actor.network,
+            action=action,
+            application_id=application_id,
+            object=subject[:MAX_OBJECT_CHARACTERS],
+            before=before,
+            after=after,
+        )
+    )

@@ -1,0 +1,88 @@
+"""The hosts on which the service itself responds, apart from the domains of applications. A redirect to them would loop.
+
+The service responds to the names of BASE_URL and PORTAL_URL, and to `localhost` and IP addresses on its own port.
+"""
+# Tested by tests/accounts/test_own_hosts.py
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from functools import lru_cache
+from urllib.parse import urlsplit
+
+from shortener.settings import Settings
+from shortener.urls import host_of
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+@dataclass(frozen=True, slots=True)
+class OwnHosts:
+    """The hosts of BASE_URL and PORTAL_URL, and the local address of the service.
+
+    `hosts`: with their ports, as a Host header has them. `names`: those that are not local, without ports. `ports`: the ports on
+    which `localhost` and loopback addresses lead to the service. `address`: the IP address that the service listens on."""
+
+    hosts: frozenset[str] = frozenset()
+    names: frozenset[str] = frozenset()
+    ports: frozenset[int] = frozenset()
+    address: str = ""
+
+    @classmethod
+    def of(cls, settings: Settings) -> OwnHosts:
+        """Return the hosts of an installation."""
+        urls = [url for url in (settings.base_url, settings.portal_url) if url]
+        names = {url: urlsplit(url).hostname or "" for url in urls}
+        local = {url for url, name in names.items() if is_local(name)}
+        return cls(
+            frozenset(host_of(url) for url in urls),
+            frozenset(name for url, name in names.items() if url not in local),
+            frozenset(port for port in (settings.port, *map(_port, local)) if port),
+            settings.host,
+        )
+
+    def contains(self, url: str) -> bool:
+        """Return whether an absolute URL leads to one of these hosts."""
+        host = host_of(url)
+        if not host:
+            return False
+        name = name_of(host)
+        return host in self.hosts or name in self.names or (is_local(name) and self._is_served(url, name))
+
+    def _is_served(self, url: str, name: str) -> bool:
+        if _port(url) not in self.ports:
+            return False
+        if name == "localhost" or name.strip("[]") == self.address:
+            return True
+        address = ipaddress.ip_address(name.strip("[]"))
+        plain = getattr(address, "ipv4_mapped", None) or address
+        if plain.is_loopback or plain.is_unspecified:
+            return True
+        return self.address in ("0.0.0.0", "::") and plain.is_private  # noqa: S104  # compared, not bound
+
+
+#: No hosts, for commands that do not know the settings.
+NO_HOSTS = OwnHosts()
+
+
+def name_of(host: str) -> str:
+    """Return a Host header without its port."""
+    return host if host.endswith("]") else host.partition(":")[0] if not host.startswith("[") else host.rpartition(":")[0]
+
+
+@lru_cache(maxsize=1024)
+def is_local(name: str) -> bool:
+    """Return whether a host is `localhost` or an IP address. No DNS record can map such a host to this server."""
+    if name == "localhost":
+        return True
+    try:
+        ipaddress.ip_address(name.strip("[]"))
+    except ValueError:
+        return False
+    return True
+
+
+def _port(url: str) -> int | None:
+    parts = urlsplit(url)
+    return parts.port or _DEFAULT_PORTS.get(parts.scheme)

@@ -1,0 +1,63 @@
+"""Tests of the hosts on which the service responds: a destination or fallback that leads to one of them would loop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from shortener.accounts.own_hosts import OwnHosts, is_local, name_of
+from shortener.settings import Settings
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("localhost", True), ("127.0.0.1", True), ("[::1]", True), ("s.example", False), ("localhost.example", False), ("", False)],
+)
+def test_localhost_and_ip_addresses_are_local_hosts(name: str, expected: bool) -> None:
+    assert is_local(name) is expected
+
+
+@pytest.mark.parametrize(
+    ("host", "name"), [("s.example", "s.example"), ("s.example:8", "s.example"), ("[::1]", "[::1]"), ("[::1]:8", "[::1]"), ("", "")]
+)
+def test_the_name_of_a_host_has_no_port(host: str, name: str) -> None:
+    assert name_of(host) == name
+
+
+PUBLIC: dict[str, Any] = {"base_url": "https://go.example/X", "portal_url": "https://portal.example", "port": 9000}
+LOCAL: dict[str, Any] = {"base_url": "http://127.0.0.1:8000", "port": 8000}
+
+
+@pytest.mark.parametrize(
+    ("settings", "url", "expected"),
+    [
+        (PUBLIC, "https://go.example/abc", True),
+        (PUBLIC, "http://GO.example:8080/abc", True),
+        (PUBLIC, "https://portal.example/", True),
+        (PUBLIC, "http://localhost:9000/abc", True),
+        (PUBLIC, "http://127.0.0.1:9000/abc", True),
+        (PUBLIC, "http://127.9.9.9:9000/abc", True),
+        (PUBLIC, "http://0.0.0.0:9000/abc", True),
+        (PUBLIC, "http://[::1]:9000/abc", True),
+        (PUBLIC, "http://[::ffff:127.0.0.1]:9000/abc", True),
+        (PUBLIC, "http://localhost:9001/abc", False),
+        (PUBLIC, "http://localhost/abc", False),
+        (PUBLIC, "http://192.168.1.9:9000/abc", False),
+        (PUBLIC, "https://shop.example/", False),
+        (PUBLIC, "https://sub.go.example/", False),
+        (PUBLIC, "myapp://open", False),
+        (PUBLIC, "tel:+14155550100", False),
+        (PUBLIC | {"host": "192.168.1.9"}, "http://192.168.1.9:9000/abc", True),
+        (PUBLIC | {"host": "0.0.0.0"}, "http://192.168.1.9:9000/abc", True),  # the test listens on nothing
+        (PUBLIC | {"host": "0.0.0.0"}, "http://8.8.8.8:9000/abc", False),
+        (LOCAL, "http://127.0.0.1:8000/abc", True),
+        (LOCAL, "http://localhost:8000/abc", True),
+        (LOCAL, "http://127.0.0.1:9000/landing", False),
+        (LOCAL, "http://127.0.0.1/landing", False),
+    ],
+)
+def test_a_url_leads_to_the_service_by_its_names_and_by_local_addresses_with_its_port(
+    settings: dict[str, Any], url: str, expected: bool
+) -> None:
+    assert OwnHosts.of(Settings(**settings)).contains(url) is expected
