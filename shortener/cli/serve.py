@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
 import gc
 import multiprocessing
 import os
@@ -43,9 +44,9 @@ REQUEST_GRACE_SECONDS = 5
 BACKLOG = 4096
 #: A worker checks at this interval whether its parent process still runs.
 PARENT_CHECK_SECONDS = 1.0
-#: A process that is still running this long after the time limit of its stop is killed by SIGALRM. No data is lost.
+#: A process that is still running this long after the time limit of its stop ends at once, with exit code 0.
 HANG_SECONDS = 0.5
-#: A worker that is still running this long after that is killed by its parent.
+#: A process that is still running this long after that is killed: by a thread of its own, and a worker also by its parent.
 KILL_SECONDS = 0.25
 
 
@@ -143,7 +144,19 @@ def _handle_stop_signal(service: Service, number: int, close_listener: Callable[
 
 def _stop_within(service: Service, seconds: float) -> None:
     service.begin_stop(seconds)
-    signal.setitimer(signal.ITIMER_REAL, seconds + HANG_SECONDS)  # SIGALRM has no handler, so it ends the process
+    signal.signal(signal.SIGALRM, _end_process)
+    signal.setitimer(signal.ITIMER_REAL, seconds + HANG_SECONDS)
+    # Python runs no handler while the main thread is blocked in a C function.
+    faulthandler.dump_traceback_later(seconds + HANG_SECONDS + KILL_SECONDS, exit=True)
+
+
+def _end_process(number: int, frame: object) -> None:
+    """End the process, because a part of it still waits, for example for a database that does not respond.
+
+    What could be written is written, and log lines state what could not. A handler must not use a logger, because the main thread
+    may hold its lock."""
+    os.write(2, b"The stop took too long and was cut off.\n")
+    os._exit(0)
 
 
 def _raise_open_files_limit() -> int:

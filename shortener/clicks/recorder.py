@@ -224,7 +224,8 @@ class Recorder:
         try:
             await asyncio.wait_for(self.flush(), grace)
         except TimeoutError:
-            log.error("hits_lost_at_shutdown", hits=self.unrecorded)
+            if hits := self.unrecorded:
+                log.error("hits_lost_at_shutdown", hits=hits)
         await self._batcher.stop()
         tasks = [*self._loops, *self._tasks]
         for task in tasks:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Coroutine
 from typing import Any
 
 import structlog
@@ -146,12 +146,16 @@ class Service:
             await self._close_part("tracer", asyncio.to_thread(self.tracer.close))
         await self._close_part("database", self.database.close())
 
-    async def _close_part(self, name: str, closing: Awaitable[None]) -> None:
+    async def _close_part(self, name: str, closing: Coroutine[Any, Any, object]) -> None:
         """Close one part within a time limit.
 
-        A server that does not respond must not delay the stop. All data is already written."""
+        A server that does not respond must not delay the stop. All data is already written. Therefore this method does not wait
+        until a part that it cancels has ended: such a part may still wait for a server, for example to close its connection."""
         remaining = self._stop_deadline - asyncio.get_running_loop().time()
-        try:
-            await asyncio.wait_for(closing, max(remaining, CLOSE_SECONDS / 5))
-        except TimeoutError:
+        task = asyncio.ensure_future(closing)
+        done, _ = await asyncio.wait((task,), timeout=max(remaining, CLOSE_SECONDS / 5))
+        if not done:
+            task.cancel()
             log.error("not_closed_in_time", part=name)
+        elif not task.cancelled() and (error := task.exception()):
+            log.error("not_closed", part=name, exc_info=error)

@@ -36,6 +36,7 @@ _RETRYABLE = {"40001", "40P01"}  # SQLSTATEs of transactions that are repeated: 
 #: SQLSTATEs after which a connection is not usable: the server shuts down, or has become a read-only standby (25006).
 _DISCONNECTED = {"57P01", "57P02", "57P03", "25006"}
 CONNECT_TIMEOUT_SECONDS = 5.0
+CLOSE_SECONDS = 0.5  # The longest time that a connection waits until the server has closed it.
 POOL_TIMEOUT_SECONDS = 5.0  # The time that a transaction waits for a connection while all connections of the pool are in use.
 _PREPARED_STATEMENTS = "prepared_statements"
 
@@ -141,12 +142,26 @@ def _check(connection: Connection) -> None:
     connection.execute(text("SELECT 1"))
 
 
+class _QuicklyClosed(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
+    """A connection that a server which does not respond cannot keep open for longer than CLOSE_SECONDS.
+
+    SQLAlchemy closes a connection when the transaction of a cancelled task ends. During a stop the process waits for this."""
+
+    __slots__ = ()
+
+    async def close(self, *, timeout: float | None = None) -> None:
+        try:
+            await super().close(timeout=min(timeout or CLOSE_SECONDS, CLOSE_SECONDS))
+        except TimeoutError:
+            return  # asyncpg has aborted the connection.
+
+
 async def _connect(*args: Any, **options: Any) -> Any:
     """Connect to PostgreSQL. Raise StoreUnavailable if the server refuses this user, has no free connection, or is down.
 
     Statements have the same SQLSTATEs for other reasons (42501: a permission that is missing), so only this place can decide."""
     try:
-        return await asyncpg.connect(*args, **options)
+        return await asyncpg.connect(*args, connection_class=_QuicklyClosed, **options)
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         log.warning("store_unavailable", error=f"{type(error).__name__}: {error}".partition("\n")[0])
         raise StoreUnavailable(str(error) or type(error).__name__) from error
