@@ -47,7 +47,7 @@ from shortener.storage.database import Database
 from shortener.storage.migrate import migrate
 from shortener.storage.open import open_database
 from shortener.storage.types import to_ms
-from shortener.web.statistics import figures
+from shortener.web.statistics_fields import figures
 from tests.servers import PostgresProcess
 
 END = datetime(2026, 11, 20, 13, 7, tzinfo=UTC)

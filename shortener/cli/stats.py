@@ -77,7 +77,7 @@ async def stats(
     from shortener.reporting.statistics import StatisticsFilter
     from shortener.storage.types import to_iso
     from shortener.web.period import time_zone
-    from shortener.web.statistics import figures
+    from shortener.web.statistics_fields import figures
 
     try:
         zone = time_zone(tz)

@@ -57,11 +57,12 @@ CSV_COLUMNS = (
     "mt_price",
 )
 _METRIC = FilterField("metric", "Show", METRICS, is_common=True)
+_TO = FilterField("to", "Phone number with +", is_common=True)
 _STATE = FilterField("state", "State now", {name: label for name, (label, _) in STATES.items()})
 FIELDS = (
     _METRIC,
     FilterField("campaign", "Campaign", is_common=True),
-    FilterField("to", "Phone number with +", is_common=True),
+    _TO,
     _STATE,
     FilterField("country", "Country of the number (code)"),
     FilterField("destination", "Destination (host and path)"),
@@ -71,10 +72,18 @@ FIELDS = (
 
 
 async def messages(visit: Visit) -> Response:
-    """List messages, newest first. The CSV has complete numbers with `numbers=1`, which the audit log records."""
-    reveal = visit.is_csv and visit.get("numbers") == "1" and visit.may(Role.SUPPORT)
+    """List messages, newest first. The CSV has complete numbers with `numbers=1`, which the audit log records.
+
+    Only roles that may see numbers can search one: for others they are masked, and a search would confirm a guessed number."""
+    may_search = visit.may(Role.SUPPORT)
+    if visit.get("to") is not None and not may_search:
+        raise ApiError(
+            ErrorCode.FORBIDDEN, f"Your role does not allow a search by number. It requires the role {Role.SUPPORT.label}."
+        )
+    fields = FIELDS if may_search else tuple(one for one in FIELDS if one is not _TO)
+    reveal = visit.is_csv and visit.get("numbers") == "1" and may_search
     source = _source(visit, reveal=reveal)
-    return await show_list(visit, "messages.html", source, FIELDS, title="Messages", states=STATES, metrics=METRICS)
+    return await show_list(visit, "messages.html", source, fields, title="Messages", states=STATES, metrics=METRICS)
 
 
 def _source(visit: Visit, *, reveal: bool) -> ListSource:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
     from shortener.container import Service
+    from shortener.secret import Secret
 
 
 class PageRenderer(Protocol):
@@ -24,6 +25,14 @@ class PageRenderer(Protocol):
 
     def template(self, name: str) -> Template: ...
     def response(self, visit: Any, name: str, status: int, *, compress: bool, context: Mapping[str, Any]) -> Response: ...
+
+
+def cookie_name(secret: Secret, *, is_https: bool) -> str:
+    """Return the name of the cookie of a session.
+
+    Browsers send a cookie to all ports of a host. The ending differs between installations, so that two of them on one host do not
+    replace each other's sessions. The prefix makes browsers accept the cookie from https only, and from this host only."""
+    return ("__Host-session-" if is_https else "session-") + secret.key("portal cookie").hex()[:8]
 
 
 class PortalParts:
@@ -34,8 +43,7 @@ class PortalParts:
         self.renderer = renderer
         self.origin = service.settings.portal_origin
         self.is_https = self.origin.startswith("https://")
-        # The prefix makes browsers accept the cookie from https only, and from this host only.
-        self.cookie_name = "__Host-session" if self.is_https else "session"
+        self.cookie_name = cookie_name(service.secret, is_https=self.is_https)
         self.limits = session_limits(service.settings)
         self.passwords = Passwords()
         self.delays = SignInDelays(service.secret.key("sign-in failures"))

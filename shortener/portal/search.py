@@ -2,12 +2,15 @@
 
 The search accepts a message id, a phone number, a short URL or its code, a click id, an event id, and the name of a campaign. Each
 is looked up with an index in every application that the operator may see. With a single result, the page of the result is shown.
+
+Phone numbers are found only in applications in which the operator may see them. Otherwise a viewer, for whom numbers are masked,
+could confirm guessed ones.
 """
 # Tested by tests/portal/test_pages.py
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,6 +21,7 @@ from starlette.responses import Response
 from shortener.clicks.path import code_behind_prefix, code_of
 from shortener.ids import ClickIds
 from shortener.messages.phone_numbers import PhoneNumberError, parse_searched_number
+from shortener.portal.operators import Role
 from shortener.portal.page import PortalPage, Visit, url
 from shortener.reporting.event_list import find_event
 from shortener.storage.schema import cohorts, hits, links, messages
@@ -41,18 +45,22 @@ async def search(visit: Visit) -> Response:
     found: Sequence[Found] = ()
     if text:
         applications = [application.id for application in visit.applications]
-        found = await visit.service.database.read(find, text, applications, visit.service.click_ids)
+        revealed = {one for one in applications if (visit.operator.role_in(one) or Role.VIEWER) >= Role.SUPPORT}
+        found = await visit.service.database.read(find, text, applications, revealed, visit.service.click_ids)
         if len(found) == 1:
             return visit.redirect(found[0].href)
     names = {application.id: application.name for application in visit.applications}
-    return visit.render("search.html", title="Search", text=text, found=found, names=names)
+    has_numbers = any((visit.operator.role_in(one) or Role.VIEWER) >= Role.SUPPORT for one in names)
+    return visit.render("search.html", title="Search", text=text, found=found, names=names, has_numbers=has_numbers)
 
 
-def find(connection: Connection, text: str, applications: Sequence[int], click_ids: ClickIds) -> list[Found]:
-    """Return everything in these applications that a text names."""
+def find(
+    connection: Connection, text: str, applications: Sequence[int], revealed: Collection[int], click_ids: ClickIds
+) -> list[Found]:
+    """Return everything in these applications that a text names. `revealed`: the applications in which numbers are searched."""
     found: list[Found] = []
     for application_id in applications:
-        found += _in_application(connection, text, application_id)
+        found += _in_application(connection, text, application_id, has_numbers=application_id in revealed)
     found += _links(connection, text, applications)
     hit_id = click_ids.decode(text)
     if hit_id is not None:
@@ -60,13 +68,13 @@ def find(connection: Connection, text: str, applications: Sequence[int], click_i
     return found
 
 
-def _in_application(connection: Connection, text: str, application_id: int) -> list[Found]:
+def _in_application(connection: Connection, text: str, application_id: int, *, has_numbers: bool) -> list[Found]:
     found = []
     m = messages.c
     by_id = select(m.message_id).where(m.application_id == application_id, m.message_id == text)
     if connection.scalar(by_id) is not None:
         found.append(Found("Message", text, _page(application_id, f"messages/{text}"), application_id))
-    number = _number(text)
+    number = _number(text) if has_numbers else None
     if number is not None:
         to = select(m.id).where(m.to_address == number, m.application_id + 0 == application_id).limit(1)
         if connection.scalar(to) is not None:

@@ -1,11 +1,15 @@
 """Delays after failed sign-ins, in the database, so that all processes share them.
 
-After FREE_FAILURES failures for a name, each further failure doubles the time until the next attempt, from 1 second to MAX_DELAY.
-A network that fails NETWORK_FAILURES times within NETWORK_WINDOW must wait until the window has passed. Nothing is locked for
-good: an attacker can delay the sign-in of an operator by at most a minute, and never ends a session. A correct password resets
-the failures of the name. Names and networks are stored as keyed hashes, for known and unknown names alike.
+Three counts lead to a delay, and nothing is locked for good:
+
+- Failures of a name from one network (/24 or /48). After FREE_FAILURES, each further failure doubles the time until the next
+  attempt, from 1 second to MAX_DELAY. So a stranger in another network does not delay an operator.
+- Failures of a network, for all names. After NETWORK_FAILURES within NETWORK_WINDOW, it must wait until the window has passed.
+- Failures of a name from all networks, against an attacker with many of them. After NAME_FAILURES, attempts are delayed as above.
+  A network from which the name signed in within the last KNOWN_DAYS is exempt, so this does not delay its operator either.
+
+A correct password resets the counts of the name. Names and networks are stored as keyed hashes, for known and unknown names alike.
 """
-# Tested by tests/portal/test_signin.py
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ import hmac
 import math
 from datetime import datetime, timedelta
 
-from sqlalchemy import Connection, delete, select, update
+from sqlalchemy import Connection, and_, delete, or_, select, update
 
 from shortener.reporting.queries import AnyRow
 from shortener.storage.database import upsert
@@ -24,8 +28,10 @@ FREE_FAILURES = 5
 MAX_DELAY = timedelta(seconds=60)
 NETWORK_FAILURES = 20
 NETWORK_WINDOW = timedelta(minutes=10)
+NAME_FAILURES = 100
 #: Failures of a name count until this time has passed without another failure.
 NAME_WINDOW = timedelta(hours=24)
+KNOWN_DAYS = 30
 
 _t = sign_in_failures.c
 
@@ -41,27 +47,45 @@ class SignInDelays:
 
         An attempt that may be checked is counted as a failure first, so that attempts at the same time do not avoid the delays.
         `succeed` takes it back. Counts that no longer matter are deleted."""
-        connection.execute(delete(sign_in_failures).where(_t.last_at < now - NAME_WINDOW))
-        by_name = self._lock(connection, self._name_key(name), now)
-        by_network = self._lock(connection, self._network_key(network), now)
-        wait: float = (by_name.last_at + _name_delay(by_name.failures) - now).total_seconds()
-        window_ends = by_network.first_at + NETWORK_WINDOW
-        if by_network.failures >= NETWORK_FAILURES:
-            wait = max(wait, (window_ends - now).total_seconds())
+        self._forget_old(connection, now)
+        network_row = self._lock(connection, self._key_of("network", network), now)
+        window_ends = network_row.first_at + NETWORK_WINDOW
+        if network_row.failures >= NETWORK_FAILURES and window_ends > now:
+            return math.ceil((window_ends - now).total_seconds())
+        pair_row = self._lock(connection, self._key_of("pair", name, network), now)
+        name_row = self._lock(connection, self._key_of("name", name), now)
+        wait = _wait_of(pair_row, FREE_FAILURES, now)
+        if not self._is_known(connection, name, network):
+            wait = max(wait, _wait_of(name_row, NAME_FAILURES, now))
         if wait > 0:
             return math.ceil(wait)
-        self._set(connection, by_name.key, by_name.failures + 1, by_name.first_at, now)
+        for row in (pair_row, name_row):
+            self._set(connection, row.key, row.failures + 1, row.first_at, now)
         if window_ends <= now:
-            self._set(connection, by_network.key, 1, now, now)
+            self._set(connection, network_row.key, 1, now, now)
         else:
-            self._set(connection, by_network.key, by_network.failures + 1, by_network.first_at, now)
+            self._set(connection, network_row.key, network_row.failures + 1, network_row.first_at, now)
         return 0
 
-    def succeed(self, connection: Connection, name: str, network: str) -> None:
-        """Reset the failures of a name, and take back the failure of its network that `begin_attempt` counted."""
-        connection.execute(delete(sign_in_failures).where(_t.key == self._name_key(name)))
-        of_network = update(sign_in_failures).where(_t.key == self._network_key(network), _t.failures > 0)
+    def succeed(self, connection: Connection, name: str, network: str, now: datetime) -> None:
+        """Reset the failures of a name, take back the failure of its network that `begin_attempt` counted, and remember that the
+        name signed in from this network."""
+        of_network = update(sign_in_failures).where(_t.key == self._key_of("network", network), _t.failures > 0)
         connection.execute(of_network.values(failures=_t.failures - 1))
+        for key in (self._key_of("pair", name, network), self._key_of("name", name)):
+            connection.execute(delete(sign_in_failures).where(_t.key == key))
+        known = self._lock(connection, self._key_of("known", name, network), now)
+        self._set(connection, known.key, 0, known.first_at, now)
+
+    def _forget_old(self, connection: Connection, now: datetime) -> None:
+        """Delete counts that no longer matter. Rows without failures are networks that are known."""
+        is_old_failure = and_(_t.failures > 0, _t.last_at < now - NAME_WINDOW)
+        is_old = or_(is_old_failure, _t.last_at < now - timedelta(days=KNOWN_DAYS))
+        connection.execute(delete(sign_in_failures).where(_t.last_at < now - NAME_WINDOW, is_old))
+
+    def _is_known(self, connection: Connection, name: str, network: str) -> bool:
+        found = select(_t.key).where(_t.key == self._key_of("known", name, network))
+        return connection.scalar(found) is not None
 
     def _lock(self, connection: Connection, key: str, now: datetime) -> AnyRow:
         """Return the counts of a key. Other transactions wait for this one before they read them."""
@@ -73,14 +97,15 @@ class SignInDelays:
         values = {"failures": failures, "first_at": first_at, "last_at": now}
         connection.execute(update(sign_in_failures).where(_t.key == key).values(values))
 
-    def _name_key(self, name: str) -> str:
-        return "name:" + hmac.digest(self._key, name.strip().casefold().encode(), hashlib.sha256).hex()[:32]
-
-    def _network_key(self, network: str) -> str:
-        return "network:" + hmac.digest(self._key, network.encode(), hashlib.sha256).hex()[:32]
+    def _key_of(self, kind: str, *parts: str) -> str:
+        content = "\0".join(part.strip().casefold() for part in parts)
+        return f"{kind}:" + hmac.digest(self._key, content.encode(), hashlib.sha256).hex()[:32]
 
 
-def _name_delay(failures: int) -> timedelta:
-    if failures < FREE_FAILURES:
-        return timedelta()
-    return min(timedelta(seconds=2 ** min(failures - FREE_FAILURES, 10)), MAX_DELAY)
+def _wait_of(row: AnyRow, free: int, now: datetime) -> float:
+    """Return the seconds until the next attempt, after a number of failures of which `free` have no delay."""
+    if row.failures < free:
+        return 0
+    delay = min(timedelta(seconds=2 ** min(row.failures - free, 10)), MAX_DELAY)
+    wait: float = (row.last_at + delay - now).total_seconds()
+    return wait

@@ -105,7 +105,7 @@ def _begin(connection: Connection, visit: Visit, account: _Account, *, needs_cod
         replaces=replaced,
     )
     if not needs_code:
-        visit.portal.delays.succeed(connection, account.name, visit.network)
+        visit.portal.delays.succeed(connection, account.name, visit.network, visit.now)
         visit.audit(connection, "signed_in", account.name, actor=Actor(account.id, account.name, network=visit.network))
     return token
 
@@ -192,7 +192,7 @@ async def check_password(visit: Visit, password: str) -> str | None:
         return "is not correct"
 
     def succeed(connection: Connection) -> None:
-        delays.succeed(connection, counted, visit.network)
+        delays.succeed(connection, counted, visit.network, visit.now)
         sessions.mark_password(connection, session.id, visit.now)
 
     await database.write(succeed)

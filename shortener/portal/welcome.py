@@ -69,7 +69,7 @@ async def submit(visit: Visit) -> Response:
     found = await database.read(find_invitation, _token(visit), visit.now)
     if found is None:
         return _page(visit, 422, error=ApiError(ErrorCode.INVALID_REQUEST, _NOT_VALID))
-    await database.write(delays.succeed, attempt, visit.network)
+    await database.write(delays.succeed, attempt, visit.network, visit.now)
     if "password" not in visit.form:
         return _page(visit, found=found)
     name, password = visit.form.get("name", ""), visit.form["password"]

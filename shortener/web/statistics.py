@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import date, datetime, timedelta
-from decimal import Decimal
 from typing import Any, Literal
 
 from pydantic import Field
@@ -12,7 +10,7 @@ from pydantic import Field
 from shortener.conversions.status_words import CATEGORIES
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.outbox.link_sets import MAX_NAMES
-from shortener.reporting.figures import ConversionFigures, Figures
+from shortener.reporting.figures import ConversionFigures
 from shortener.reporting.rollups import Basis
 from shortener.reporting.statistics import (
     MAX_DAYS,
@@ -27,15 +25,26 @@ from shortener.reporting.statistics import (
 )
 from shortener.storage.types import to_iso
 from shortener.times import end_of, start_of
-from shortener.web.endpoint import Call, Endpoint, ResponseModel
+from shortener.web.endpoint import Call, Endpoint
 from shortener.web.fields import Text
 from shortener.web.messages import Source
-from shortener.web.paging import Cursor, Cursors, NextCursor
+from shortener.web.paging import Cursor, Cursors
 from shortener.web.period import Period, TimeZoneName, time_zone
+from shortener.web.statistics_fields import (
+    ActionsResponse,
+    CampaignsResponse,
+    CountriesResponse,
+    DailyResponse,
+    DestinationsResponse,
+    HoursResponse,
+    LabelsResponse,
+    TotalsResponse,
+    by_disposition,
+    figures,
+    sums,
+)
 
 DEFAULT_DAYS = 30  # number of days in the default period, including today
-#: Upper bounds of the groups of times to click, in seconds.
-CLICK_TIME_BOUNDS_SECONDS = (10, 30, 60, 300, 900, 3600, 6 * 3600, 86400, 3 * 86400, 7 * 86400)
 
 
 class StatisticsQuery(Period):
@@ -56,173 +65,6 @@ class CampaignsQuery(StatisticsQuery):
 
     limit: int = Field(100, ge=1, le=200, description="Maximum number of campaigns in a page.")
     cursor: Cursor = None
-
-
-class TimeToClick(ResponseModel):
-    """Number of messages whose time from sending to the first click is in this group."""
-
-    within_seconds: int | None = Field(
-        description="Upper bound of the time from sending to the first click, in seconds; null: longer than the largest bound."
-    )
-    messages: int
-
-
-class FigureFields(ResponseModel):
-    """Counts by the time of each event, or of its message (`basis`)."""
-
-    messages: int = Field(description="Number of messages that were rewritten, including messages without links.")
-    segments: int
-    links: int = Field(description="Number of short links in the counted messages.")
-    sent: int
-    delivered: int
-    read: int
-    failed: int = Field(description="Number of messages that failed or expired.")
-    clicked_messages: int = Field(description="Number of messages that got their first click.")
-    clicked_links: int = Field(description="Number of links that got their first click.")
-    clicks: int = Field(description="Number of hits by people on links that had not expired.")
-    suspected_hits: int = Field(
-        description="Number of hits by scanners, link previews and other programs. They do not count as clicks."
-    )
-    ignored_hits: int = Field(description="Number of HEAD requests and prefetches. They do not count as clicks.")
-    late_hits: int = Field(description="Number of hits on expired links. They do not count as clicks.")
-    conversions: int
-    cost: str = Field(
-        description="Cost of the messages that were sent through gateways, as a decimal string in the currency of the balance."
-    )
-    value: dict[str, str] = Field(
-        description="Sum of the values of conversions that are neither negative nor pending, by currency, as decimal strings; "
-        '"" means no currency. A sum of 0 is left out.'
-    )
-    conversions_by_disposition: dict[str, int] = Field(
-        description="Number of conversions: positive, negative, pending, and other (no disposition and no known status word)."
-    )
-    value_by_disposition: dict[str, dict[str, str]] = Field(
-        description="Sums of the values of conversions by disposition and by currency."
-    )
-    delivery_rate: float | None = Field(description="Delivery rate: delivered divided by messages. null if there are no messages.")
-    click_rate: float | None = Field(description="Click rate: clicked_messages divided by messages. null if there are no messages.")
-    conversion_rate: float | None = Field(
-        description="Conversion rate: conversions divided by messages. null if there are no messages."
-    )
-    median_seconds_to_click: float | None = Field(
-        description="Median time from sending to the first click, in seconds, accurate to 2.5 %."
-    )
-    p90_seconds_to_click: float | None = Field(
-        description="90th percentile of the time from sending to the first click, in seconds, accurate to 2.5 %."
-    )
-    time_to_click: list[TimeToClick] = Field(
-        description="Number of clicked messages by the time from sending to their first click. Each message is in one group."
-    )
-    devices: dict[str, int] = Field(
-        description="Number of clicks by device: phone, tablet, desktop, bot, other. Updated a few minutes after `clicks`."
-    )
-    browsers: dict[str, int] = Field(
-        description="Number of clicks by browser or by app with a built-in browser. Updated a few minutes after `clicks`."
-    )
-    click_countries: dict[str, int] = Field(
-        description="Number of clicks by the country of the client's IP address (ISO 3166), from NETWORK_FILES. Clicks of unknown "
-        "countries are left out. Updated a few minutes after `clicks`."
-    )
-
-
-class _StatisticsResponse(ResponseModel):
-    status: Literal[True] = True
-    since: str = Field(description="Start of the period. The time slot of 15 minutes that contains it is counted completely.")
-    until: str = Field(description="End of the period. The time slot of 15 minutes that contains it is counted completely.")
-    complete: bool = Field(description="false if the newest events are not counted yet because of high load.")
-
-
-class TotalsResponse(_StatisticsResponse, FigureFields):
-    """The statistics of all messages in the period."""
-
-
-class DailyFigures(FigureFields):
-    day: str
-
-
-class HourFigures(FigureFields):
-    hour: int = Field(description="Hour of the day in `tz`, 0 to 23.")
-
-
-class HoursResponse(_StatisticsResponse):
-    """One entry for each hour of the day, over all days of the period."""
-
-    tz: str
-    hours: list[HourFigures]
-
-
-class CampaignFigures(FigureFields):
-    campaign: str = Field(description='Name of the campaign. "" stands for messages without a campaign.')
-
-
-class CampaignsResponse(_StatisticsResponse):
-    """Campaigns with counts in the period, newest campaign first."""
-
-    campaigns: list[CampaignFigures]
-    next_cursor: NextCursor
-
-
-class DestinationFigures(FigureFields):
-    destination: str = Field(description='Host and path of the destination. "other" stands for all destinations beyond the limit.')
-
-
-class DestinationsResponse(_StatisticsResponse):
-    """One entry for each destination, most messages first."""
-
-    destinations: list[DestinationFigures]
-
-
-class LabelFigures(FigureFields):
-    label: str = Field(description='Label of `#trackurl` links. "other" stands for all labels beyond the limit.')
-
-
-class LabelsResponse(_StatisticsResponse):
-    """One entry for each label, most messages first."""
-
-    labels: list[LabelFigures]
-
-
-class DailyResponse(_StatisticsResponse):
-    """One entry for every day of the period, oldest first."""
-
-    tz: str
-    days: list[DailyFigures]
-
-
-class ActionFigures(ResponseModel):
-    """Counts and values of the conversions with one action."""
-
-    action: str = Field(
-        description="The action, in lower case. `(other)` stands for all actions beyond the first 200 of the application."
-    )
-    conversions: int
-    conversions_by_disposition: dict[str, int] = Field(
-        description="Number of conversions by disposition: positive, negative, pending, other."
-    )
-    value: dict[str, str] = Field(
-        description="Sum of the values of conversions that are neither negative nor pending, by currency."
-    )
-    value_by_disposition: dict[str, dict[str, str]] = Field(
-        description="Sums of the values of conversions by disposition and by currency."
-    )
-
-
-class ActionsResponse(_StatisticsResponse):
-    """One entry for each action of a conversion, most conversions first."""
-
-    actions: list[ActionFigures]
-
-
-class CountryFigures(FigureFields):
-    country: str | None = Field(
-        description="Country of the recipients' phone numbers as ISO 3166 code. null: the number does not show the country."
-    )
-
-
-class CountriesResponse(_StatisticsResponse):
-    """One entry for each country of a recipient's number, most messages first."""
-
-    countries: list[CountryFigures]
 
 
 async def stats(call: Call[StatisticsQuery, None]) -> dict[str, Any]:
@@ -300,70 +142,12 @@ async def stats_by_action(call: Call[StatisticsQuery, None]) -> dict[str, Any]:
             {
                 "action": action,
                 "conversions": sum(one.conversions for one in by_category.values()),
-                "value": _sums(revenue.value),
-                **_by_disposition({category: by_category.get(category, ConversionFigures()) for category in CATEGORIES}),
+                "value": sums(revenue.value),
+                **by_disposition({category: by_category.get(category, ConversionFigures()) for category in CATEGORIES}),
             }
         )
     rows.sort(key=lambda row: (-row["conversions"], row["action"]))
     return {**_head(scope, report.complete), "actions": rows}
-
-
-def _by_disposition(by_category: Mapping[str, ConversionFigures]) -> dict[str, Any]:
-    return {
-        "conversions_by_disposition": {category: one.conversions for category, one in by_category.items()},
-        "value_by_disposition": {category: _sums(one.value) for category, one in by_category.items()},
-    }
-
-
-def _sums(value: Mapping[str, Decimal]) -> dict[str, str]:
-    """Return the sums by currency as decimal strings, without sums of 0."""
-    return {currency: format(amount, "f") for currency, amount in sorted(value.items()) if amount}
-
-
-def figures(counted: Figures) -> dict[str, Any]:
-    """Convert the figures of a report to the fields of `FigureFields`."""
-    return {
-        **{metric: counted[metric] for metric in _COUNTED},
-        "cost": format(counted.cost, "f"),
-        "value": _sums(counted.value),
-        **_by_disposition(counted.by_category()),
-        "delivery_rate": counted.delivery_rate,
-        "click_rate": counted.click_rate,
-        "conversion_rate": counted.conversion_rate,
-        "median_seconds_to_click": counted.seconds_to_click(50),
-        "p90_seconds_to_click": counted.seconds_to_click(90),
-        "time_to_click": [
-            {"within_seconds": seconds, "messages": amount}
-            for seconds, amount in zip(
-                (*CLICK_TIME_BOUNDS_SECONDS, None), counted.clicked_within(CLICK_TIME_BOUNDS_SECONDS), strict=True
-            )
-        ],
-        "devices": _sort_by_amount(counted.devices),
-        "browsers": _sort_by_amount(counted.browsers),
-        "click_countries": _sort_by_amount(counted.click_countries),
-    }
-
-
-def _sort_by_amount(amounts: dict[str, int]) -> dict[str, int]:
-    return {name: amount for name, amount in sorted(amounts.items(), key=lambda one: (-one[1], one[0])) if amount}
-
-
-_COUNTED = (
-    "messages",
-    "segments",
-    "links",
-    "sent",
-    "delivered",
-    "read",
-    "failed",
-    "clicked_messages",
-    "clicked_links",
-    "clicks",
-    "suspected_hits",
-    "ignored_hits",
-    "late_hits",
-    "conversions",
-)
 
 
 def _scope(call: Call[Any, None]) -> StatisticsFilter:

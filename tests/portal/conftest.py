@@ -62,6 +62,12 @@ async def accept(browser: httpx.AsyncClient, token: str, **fields: str) -> httpx
     return response
 
 
+def session_cookie(browser: httpx.AsyncClient) -> str:
+    """Return the token of the session that a browser has."""
+    (token,) = (value for name, value in browser.cookies.items() if "session" in name)
+    return token
+
+
 async def log(service: Service) -> list[Any]:
     """Return the rows of the audit log, oldest first."""
     from shortener.portal.audit import AuditFilter, list_audit

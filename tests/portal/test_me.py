@@ -15,7 +15,7 @@ from shortener.container import Service
 from shortener.portal.operators import find_operator
 from shortener.portal.passwords import Passwords
 from tests.conftest import Clock
-from tests.portal.conftest import PASSWORD, NewBrowser, SignIn, log
+from tests.portal.conftest import PASSWORD, NewBrowser, SignIn, log, session_cookie
 
 NEW = "eight loud mountain clocks"
 
@@ -39,10 +39,10 @@ async def test_a_new_password_requires_the_present_one_and_ends_other_sessions(
         response = await browser.post("/portal/me/password", data=fields)
         assert response.status_code == 422
         assert 'aria-invalid="true"' in response.text
-    before = browser.cookies["session"]
+    before = session_cookie(browser)
     form = {"current": PASSWORD, "password": NEW, "again": NEW, "end_others": "on"}
     assert (await browser.post("/portal/me/password", data=form)).status_code == 303
-    assert browser.cookies["session"] != before
+    assert session_cookie(browser) != before
     assert (await other.get("/portal/me")).status_code == 303  # 7.4.3
     assert (await browser.get("/portal/me")).status_code == 200
     assert (await (await sign_in_again(new_browser)).get("/portal/me")).status_code == 303

@@ -156,6 +156,20 @@ async def test_the_search_finds_nothing_of_an_application_that_the_operator_may_
         assert "Nothing has this name" in response.text, text
 
 
+async def test_a_viewer_cannot_confirm_a_guessed_phone_number(service: Service, sign_in: SignIn, clock: Clock) -> None:
+    message = await send(service, await sign_in())
+    clock.forward(minutes=20)
+    viewer, support = await sign_in("Vera", Role.VIEWER, 1), await sign_in("Sue", Role.SUPPORT, 1)
+    for to in ("+14085550123", "+14085550124"):
+        found = await viewer.get("/portal/search", params={"q": to})
+        assert (found.status_code, "Nothing has this name" in found.text) == (200, True)
+        for path in ("/portal/1/messages", "/portal/1/messages.csv"):
+            assert (await viewer.get(path, params={"to": to})).status_code == 403
+    assert 'name="to"' not in (await viewer.get("/portal/1/messages")).text
+    assert (await support.get("/portal/search", params={"q": "+14085550123"})).status_code == 303
+    assert message["message_id"] in (await support.get("/portal/1/messages", params={"to": "+14085550123"})).text
+
+
 def test_every_rule_has_a_sentence() -> None:
     assert {name for _, name in RULES} <= set(REASONS)
     assert explain("browser", "clicks") == "Counted as a click: a browser opened the link as people do."

@@ -6,14 +6,18 @@ import asyncio
 
 import pyotp
 import pytest
+from starlette.responses import Response
 
 from shortener.container import Service
 from shortener.errors import ApiError
 from shortener.portal import second_factor
 from shortener.portal.operators import find_operator
+from shortener.portal.parts import cookie_name
 from shortener.portal.passwords import check_new_password
+from shortener.portal.router import Portal
+from shortener.secret import Secret
 from tests.conftest import Clock
-from tests.portal.conftest import PASSWORD, NewBrowser, SignIn, log
+from tests.portal.conftest import PASSWORD, NewBrowser, SignIn, log, session_cookie
 
 
 async def test_a_correct_password_begins_a_session_and_signing_out_ends_it(
@@ -34,11 +38,19 @@ async def test_a_correct_password_begins_a_session_and_signing_out_ends_it(
 
 
 async def test_the_cookie_is_secure_and_has_the_host_prefix_with_https(make_service: object, clock: Clock) -> None:
-    from shortener.portal.router import Portal
-
     service: Service = await make_service(base_url="https://go.example")  # type: ignore[operator]
     portal = Portal(service)
-    assert (portal.cookie_name, portal.is_https) == ("__Host-session", True)
+    assert portal.is_https
+    assert portal.cookie_name.startswith("__Host-session")
+    cookie = portal.set_cookie(Response(), "token").headers["set-cookie"]
+    assert {"Secure", "HttpOnly", "Path=/", "SameSite=lax"} <= {part.strip() for part in cookie.split(";")}  # 3.3.1 to 3.3.4
+    assert "domain" not in cookie.lower()
+
+
+def test_two_installations_on_one_host_have_cookies_of_different_names() -> None:
+    secrets = [Secret(text + "0123456789abcdefghijklmnop") for text in ("first secret", "another one!", "first secret")]
+    names = [cookie_name(secret, is_https=False) for secret in secrets]
+    assert names[0] == names[2] != names[1]
 
 
 async def test_a_wrong_password_and_an_unknown_name_get_the_same_answer(sign_in: SignIn, new_browser: NewBrowser) -> None:
@@ -102,10 +114,10 @@ async def test_the_second_factor_is_required_and_each_code_works_once(
         first = await browser.post("/portal/signin", data={"name": "Ada", "password": PASSWORD})
         assert first.headers["location"] == "/portal/signin/code"
         assert (await browser.get("/portal/me")).headers["location"].startswith("/portal/signin/code")
-        before = browser.cookies["session"]
+        before = session_cookie(browser)
         status = (await browser.post("/portal/signin/code", data={"code": value})).status_code
         if status == 303:
-            assert browser.cookies["session"] != before  # 7.2.4: a new token
+            assert session_cookie(browser) != before  # 7.2.4: a new token
             assert (await browser.get("/portal/me")).status_code == 200
         return status
 

@@ -11,7 +11,7 @@ import pytest
 from shortener.accounts.credentials import Credentials
 from shortener.container import Service
 from shortener.reporting.counts import fold
-from shortener.web.statistics import CountriesResponse, DailyResponse, TotalsResponse
+from shortener.web.statistics_fields import CountriesResponse, DailyResponse, TotalsResponse
 from tests.conftest import Clock
 from tests.web.calls import PHONE, TO, click, convert, report, rewrite
 

@@ -80,11 +80,12 @@ operator_sessions = Table(
     sqlite_autoincrement=True,  # The audit log names sessions by their ids.
 )
 
-#: Failed sign-ins by name and by network, from which the delay of the next attempt follows (portal/sign_in_delays.py).
+#: Failed sign-ins by name and by network, from which the delay of the next attempt follows, and the networks from which a name has
+#: signed in (portal/sign_in_delays.py).
 sign_in_failures = Table(
     "sign_in_failures",
     metadata,
-    Column("key", Text, primary_key=True),  # A keyed hash of the name or of the network.
+    Column("key", Text, primary_key=True),  # The kind of the count, and a keyed hash of the name or the network.
     Column("failures", Integer, nullable=False),
     Column("first_at", Instant, nullable=False),
     Column("last_at", Instant, nullable=False, index=True),

@@ -1,0 +1,81 @@
+"""Tests of the delays after failed sign-ins: by name and network, by network, and by name against many networks."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from shortener.portal.sign_in_delays import FREE_FAILURES, KNOWN_DAYS, NAME_FAILURES, NETWORK_FAILURES, SignInDelays
+from shortener.storage.database import Database
+from tests.conftest import NOON
+
+HOME, STRANGER = "192.0.2.0/24", "198.51.100.0/24"
+
+
+@pytest.fixture
+def delays() -> SignInDelays:
+    return SignInDelays(b"key" * 8)
+
+
+async def _fail(database: Database, delays: SignInDelays, times: int, network: str = STRANGER, name: str = "Ada") -> int:
+    """Fail several times, wait after each attempt that is rejected, and return the seconds that the next attempt must wait."""
+    at, done = NOON, 0
+    while done < times:
+        wait = await database.write(delays.begin_attempt, name, network, at)
+        at += timedelta(seconds=wait)
+        done += not wait
+    return await database.write(delays.begin_attempt, name, network, at)
+
+
+async def test_failures_of_a_stranger_do_not_delay_the_operator_in_another_network(
+    database: Database, delays: SignInDelays
+) -> None:
+    assert await _fail(database, delays, FREE_FAILURES + 3) == 8
+    assert await database.write(delays.begin_attempt, "ada", HOME, NOON) == 0
+
+
+async def test_the_delay_doubles_up_to_a_minute_and_a_correct_password_resets_it(database: Database, delays: SignInDelays) -> None:
+    at = NOON
+    for _ in range(FREE_FAILURES - 1):
+        assert await database.write(delays.begin_attempt, "Ada", HOME, at) == 0
+    waits = []
+    for _ in range(8):
+        assert await database.write(delays.begin_attempt, "Ada", HOME, at) == 0
+        waits.append(await database.write(delays.begin_attempt, "Ada", HOME, at))
+        at += timedelta(minutes=11)  # another window of the network
+    assert waits == [1, 2, 4, 8, 16, 32, 60, 60]
+    await database.write(delays.succeed, "Ada", HOME, at)
+    assert await database.write(delays.begin_attempt, "Ada", HOME, at) == 0
+
+
+async def test_an_attack_from_many_networks_delays_only_networks_from_which_the_operator_never_signed_in(
+    database: Database, delays: SignInDelays
+) -> None:
+    assert await database.write(delays.begin_attempt, "Ada", HOME, NOON) == 0
+    await database.write(delays.succeed, "Ada", HOME, NOON)
+    at = NOON + timedelta(days=1)
+    for number in range(NAME_FAILURES + 1):
+        await database.write(delays.begin_attempt, "Ada", f"10.0.{number}.0/24", at)
+    assert await database.write(delays.begin_attempt, "Ada", "10.1.0.0/24", at) > 0
+    assert await database.write(delays.begin_attempt, "Ada", HOME, at) == 0
+    assert await database.write(delays.begin_attempt, "Bob", "10.1.0.0/24", at) == 0
+
+
+async def test_a_network_without_a_sign_in_for_a_month_is_not_known_any_more(database: Database, delays: SignInDelays) -> None:
+    assert await database.write(delays.begin_attempt, "Ada", HOME, NOON) == 0
+    await database.write(delays.succeed, "Ada", HOME, NOON)
+    at = NOON + timedelta(days=KNOWN_DAYS + 1)
+    for number in range(NAME_FAILURES + 1):
+        await database.write(delays.begin_attempt, "Ada", f"10.0.{number}.0/24", at)
+    assert await database.write(delays.begin_attempt, "Ada", HOME, at) > 0
+
+
+async def test_a_network_that_fails_for_many_names_waits_for_the_end_of_the_window(
+    database: Database, delays: SignInDelays
+) -> None:
+    for number in range(NETWORK_FAILURES):
+        assert await database.write(delays.begin_attempt, f"name {number}", STRANGER, NOON) == 0
+    assert await database.write(delays.begin_attempt, "Ada", STRANGER, NOON) == 600
+    assert await database.write(delays.begin_attempt, "Ada", HOME, NOON) == 0
+    assert await database.write(delays.begin_attempt, "Ada", STRANGER, NOON + timedelta(minutes=10)) == 0
