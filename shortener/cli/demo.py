@@ -14,6 +14,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import click
@@ -46,7 +47,7 @@ TIMEOUT_SECONDS = 20.0  # time limit of each step of the demo
 def demo(portal: bool, port: int, messages: int, as_json: bool) -> None:
     """Rewrite, click and convert one message with a local receiver, and print every request and response.
 
-    With --portal: fill a temporary installation with campaigns, countries, bots, failures and conversions, print the link for the
+    With --portal: fill a temporary installation with campaigns, bots, failures, conversions and trackers, print the link for the
     first sign-in, and serve the portal. Its data is deleted at the end. Nothing is sent to other machines.
     """
     if portal:
@@ -60,9 +61,11 @@ def _serve_portal(port: int, messages: int, as_json: bool) -> None:
     import subprocess  # imported here, because only this option needs it
 
     bind("127.0.0.1", port).close()  # before the traffic is made, which takes a minute
-    with tempfile.TemporaryDirectory(prefix="shortener-demo-") as folder:
+    from shortener.cli.demo_receivers import demo_receivers
+
+    with tempfile.TemporaryDirectory(prefix="shortener-demo-") as folder, demo_receivers() as receivers:
         click.echo(f"Making three weeks of traffic with {messages} messages ...", err=True)
-        _fill(folder, messages)
+        _fill(folder, messages, receivers)
         environment = {name: value for name, value in os.environ.items() if not name.startswith("SHORTENER_")}
         environment |= {"SHORTENER_DATA_DIR": folder, "SHORTENER_ALLOW_PRIVATE_TARGETS": "true", "SHORTENER_LOG_LEVEL": "warning"}
         command = [sys.executable, "-m", "shortener", "serve", "--port", str(port), *(["--json"] if as_json else [])]
@@ -76,10 +79,13 @@ def _serve_portal(port: int, messages: int, as_json: bool) -> None:
 
 
 @async_command
-async def _fill(folder: str, messages: int) -> None:
+async def _fill(folder: str, messages: int, receivers: str) -> None:
+    from shortener import logs
     from shortener.cli.demo_traffic import fill_installation
+    from shortener.settings import Settings
 
-    await fill_installation(folder, messages)
+    logs.configure(Settings(data_dir=Path(folder), log_level="error"))  # deliveries that fail belong to the demo
+    await fill_installation(folder, messages, receivers)
 
 
 @async_command

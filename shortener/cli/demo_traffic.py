@@ -1,12 +1,14 @@
 """Three weeks of realistic traffic for a demo installation: campaigns, countries, bots, failures and conversions.
 
 The traffic is made by real requests to the application in this process, with a clock that moves through the three weeks. So every
-row is one that the service itself wrote. The same `seed` gives the same traffic. Nothing is sent to other machines.
+row is one that the service itself wrote. The same `seed` gives the same traffic. With receivers, the installation also has
+trackers and a gateway, whose requests go to this machine (demo_receivers.py). Nothing is sent to other machines.
 """
-# Tested by tests/portal/test_overview.py
+# Tested by tests/cli/test_demo_traffic.py
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,6 +16,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shortener.cli.demo_receivers import GATEWAY, TRACKERS, demo_receivers
 from shortener.model import utcnow
 
 if TYPE_CHECKING:
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from shortener.container import Service
 
 DAYS = 21
+GATEWAY_SHARE = 25  # One message in this number is sent through the gateway of the demo.
 
 
 class DemoClock:
@@ -132,26 +136,39 @@ class _Step:
     values: dict[str, Any] = field(compare=False, default_factory=dict)
 
 
-async def fill_installation(folder: str | Path, messages: int = 900) -> None:
-    """Create an installation in a folder and make its traffic, which ends now."""
+async def fill_installation(folder: str | Path, messages: int = 900, receivers: str | None = None) -> None:
+    """Create an installation in a folder and make its traffic, which ends now.
+
+    `receivers`: the address of `demo_receivers`, if they are to run longer than the traffic takes."""
     from shortener.container import open_service
     from shortener.settings import Settings
 
     end = utcnow().replace(microsecond=0)
     clock = DemoClock(start_of_traffic(end))
-    service = await open_service(Settings(data_dir=Path(folder)), clock=clock)
+    service = await open_service(Settings(data_dir=Path(folder), allow_private_targets=True), clock=clock)
     service.recorder.start()
     clock.now = end
     credentials = service.first_credentials
     if credentials is not None:
-        await fill(service, clock, credentials.api_key, credentials.tracker_token, messages=messages)
+        with contextlib.nullcontext(receivers) if receivers else demo_receivers() as address:
+            await fill(service, clock, credentials.api_key, credentials.tracker_token, messages=messages, receivers=address)
     await service.close()
 
 
-async def fill(service: Service, clock: DemoClock, api_key: str, tracker_token: str, *, messages: int = 900, seed: int = 7) -> None:
+async def fill(
+    service: Service,
+    clock: DemoClock,
+    api_key: str,
+    tracker_token: str,
+    *,
+    messages: int = 900,
+    seed: int = 7,
+    receivers: str | None = None,
+) -> None:
     """Make the traffic of the last DAYS days before the clock's present time. The service must be opened with `clock`.
 
-    The application should be older than the traffic; `start_of_traffic` is when it begins."""
+    The application should be older than the traffic; `start_of_traffic` is when it begins. `receivers`: the address to which the
+    trackers of the demo send; without it there are none."""
     import httpx
 
     from shortener.reporting.counts import fold
@@ -162,22 +179,51 @@ async def fill(service: Service, clock: DemoClock, api_key: str, tracker_token: 
     transport = httpx.ASGITransport(HttpApplication(service))
     links: dict[str, list[str]] = {}
     async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+        if receivers is not None:
+            clock.now = start_of_traffic(end)
+            await _create_endpoints(client, receivers, api_key)
+            clock.now = end
         for step in sorted(_steps(end, messages, random.Random(seed))):  # noqa: S311 - the traffic of a demo
             if step.at >= end:
                 break
             clock.now = max(clock.now if clock.now < end else step.at, step.at)
-            await _perform(client, step, links, api_key, tracker_token)
+            await _perform(client, step, links, api_key, tracker_token, has_gateway=receivers is not None)
+            if receivers is not None:
+                await _deliver(service)
     clock.now = end
+    if receivers is not None:
+        await _deliver(service)
     while await service.database.write(fold):
         pass
     while await service.devices.step(to_ms(end)):
         pass
 
 
-async def _perform(client: httpx.AsyncClient, step: _Step, links: dict[str, list[str]], api_key: str, token: str) -> None:
+async def _create_endpoints(client: httpx.AsyncClient, receivers: str, api_key: str) -> None:
+    """Create the trackers and the gateway of the demo."""
+    headers = {"X-API-Key": api_key}
+    for tracker in TRACKERS:
+        fields = {**tracker, "url": tracker["url"].replace("{receivers}", receivers)}
+        (await client.post("/api/v1/trackers", json=fields, headers=headers)).raise_for_status()
+    gateway = {"name": GATEWAY, "preset": "plain", "options": {"url": f"{receivers}/gateway"}}
+    (await client.post("/api/v1/gateways", json=gateway, headers=headers)).raise_for_status()
+
+
+async def _deliver(service: Service) -> None:
+    """Send everything that is due at the time of the clock."""
+    await service.gateway_dispatcher.flush()
+    await service.fanout.flush()
+    await service.dispatcher.flush()
+
+
+async def _perform(
+    client: httpx.AsyncClient, step: _Step, links: dict[str, list[str]], api_key: str, token: str, *, has_gateway: bool
+) -> None:
     values = step.values
     message_id = values["message_id"]
     if step.action == "rewrite":
+        if has_gateway and step.number % GATEWAY_SHARE == 0:
+            values = {**values, "gateway": GATEWAY}
         response = await client.post("/api/v1/rewrite", json=values, headers={"X-API-Key": api_key})
         response.raise_for_status()
         links[message_id] = [link["code"] for link in response.json()["messages"][0]["links"]]
@@ -253,6 +299,15 @@ def _life(campaign: DemoCampaign, message_id: str, number: int, at: datetime, rn
     if rng.random() < campaign.conversion_share:
         value = f"{campaign.value * rng.uniform(0.4, 1.9):.2f}"
         report = {"message_id": message_id, "action": "sale", "transaction_id": f"T-{number}", "value": value, "currency": "EUR"}
-        yield _Step(click + timedelta(seconds=60 + rng.lognormvariate(6, 1)), number, "conversion", report)
+        sold = click + timedelta(seconds=60 + rng.lognormvariate(6, 1))
+        decided = rng.random()
+        # The shop reports each sale as a lead, and decides within a day or two whether it is approved.
+        yield _Step(sold, number, "conversion", {**report, "status": "pending"})
+        if decided < 0.85:
+            status = "approved" if decided < 0.7 else "rejected"
+            yield _Step(sold + timedelta(hours=6 + 30 * rng.random()), number, "conversion", {**report, "status": status})
+    elif rng.random() < campaign.conversion_share:
+        lead = {"message_id": message_id, "action": "newsletter", "transaction_id": f"L-{number}", "status": "lead"}
+        yield _Step(click + timedelta(seconds=40 + 200 * rng.random()), number, "conversion", lead)
     elif rng.random() < 0.02:
         yield _Step(click + timedelta(minutes=5), number, "conversion", {"message_id": "{message_id}", "action": "sale"})

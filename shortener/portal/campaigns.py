@@ -154,7 +154,7 @@ PAGES = [
         campaigns,
         csv=True,
         all_applications=False,
-        navigation=NavigationItem("Campaigns", "megaphone", 20),
+        navigation=NavigationItem("Campaigns", "megaphone", 20, key="c", phone=4),
     ),
     PortalPage("/portal/{app}/campaigns/{name:path}", campaign, all_applications=False),
 ]

@@ -84,4 +84,6 @@ def country_of(visit: Visit) -> str | None:
     return "" if country == "unknown" else country
 
 
-PAGES = [PortalPage("/portal/{app}/clicks", clicks, csv=True, navigation=NavigationItem("Clicks", "mouse-pointer-click", 30))]
+PAGES = [
+    PortalPage("/portal/{app}/clicks", clicks, csv=True, navigation=NavigationItem("Clicks", "mouse-pointer-click", 30, key="k"))
+]

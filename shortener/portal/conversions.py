@@ -114,7 +114,10 @@ def _refused(visit: Visit) -> ListSource:
 
 PAGES = [
     PortalPage(
-        "/portal/{app}/conversions", conversions, csv=True, navigation=NavigationItem("Conversions", "badge-dollar-sign", 50)
+        "/portal/{app}/conversions",
+        conversions,
+        csv=True,
+        navigation=NavigationItem("Conversions", "badge-dollar-sign", 50, key="v"),
     ),
     PortalPage("/portal/{app}/conversions/refused", refused, csv=True),
 ]

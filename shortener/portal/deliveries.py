@@ -149,7 +149,7 @@ PAGES = [
         Role.SUPPORT,
         csv=True,
         all_applications=False,
-        navigation=NavigationItem("Deliveries", "send", 20, "delivery"),
+        navigation=NavigationItem("Deliveries", "send", 20, "delivery", "d"),
     ),
     PortalPage("/portal/{app}/deliveries/{id}", delivery, replay, Role.SUPPORT, all_applications=False),
 ]

@@ -148,6 +148,8 @@ def _find(
 
 
 PAGES = [
-    PortalPage("/portal/{app}/links", links, csv=True, all_applications=False, navigation=NavigationItem("Links", "link", 55)),
+    PortalPage(
+        "/portal/{app}/links", links, csv=True, all_applications=False, navigation=NavigationItem("Links", "link", 55, key="i")
+    ),
     PortalPage("/portal/{app}/links/{code}", link, all_applications=False),
 ]

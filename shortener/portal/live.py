@@ -85,6 +85,6 @@ async def _is_signed_in(visit: Visit, portal: PortalParts) -> bool:
 
 
 PAGES = [
-    PortalPage("/portal/{app}/live", live, navigation=NavigationItem("Live", "radio", 60)),
+    PortalPage("/portal/{app}/live", live, navigation=NavigationItem("Live", "radio", 60, key="l", phone=3)),
     PortalPage("/portal/{app}/live/stream", stream),
 ]

@@ -127,4 +127,8 @@ def _number(visit: Visit) -> str | None:
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("to", "must be a number such as +14085550100")]) from None
 
 
-PAGES = [PortalPage("/portal/{app}/messages", messages, csv=True, navigation=NavigationItem("Messages", "message-square", 20))]
+PAGES = [
+    PortalPage(
+        "/portal/{app}/messages", messages, csv=True, navigation=NavigationItem("Messages", "message-square", 20, key="m", phone=2)
+    )
+]

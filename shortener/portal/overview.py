@@ -124,4 +124,4 @@ def _shares(figures: Figures, amounts: dict[str, int]) -> list[tuple[str, int]]:
     return [*shown, ("not known yet", missing)] if missing > 0 else shown
 
 
-PAGES = [PortalPage("/portal/{app}/", overview, navigation=NavigationItem("Overview", "layout-dashboard", 10))]
+PAGES = [PortalPage("/portal/{app}/", overview, navigation=NavigationItem("Overview", "layout-dashboard", 10, key="o", phone=1))]

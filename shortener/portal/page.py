@@ -39,12 +39,16 @@ PERIOD_FIELDS = ("period", "since", "until", "tz", "basis")
 
 @dataclass(frozen=True, slots=True)
 class NavigationItem:
-    """An entry of the navigation. `order` sorts entries within their group: data, delivery, tools, setup or installation."""
+    """An entry of the navigation. `order` sorts entries within their group: data, delivery, tools, setup or installation.
+
+    `key`: the shortcut is g and this letter. `phone`: the place in the bar of phones, which has room for four entries."""
 
     label: str
     icon: str
     order: int
     group: str = "data"
+    key: str | None = None
+    phone: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

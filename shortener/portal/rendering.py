@@ -43,6 +43,8 @@ class NavigationEntry(NamedTuple):
     icon: str
     url: str
     is_current: bool
+    key: str | None
+    phone: int | None
 
 
 class Renderer:
@@ -87,7 +89,8 @@ class Renderer:
         app = visit.app_name if "{app}" in visit.page.path else (str(known[0].id) if known else None)
         groups: dict[str, list[NavigationEntry]] = {}
         for page in self._navigation:
-            assert page.navigation is not None
+            item = page.navigation
+            assert item is not None
             if "{app}" in page.path:
                 if app is None or (app == ALL and not page.all_applications):
                     continue
@@ -99,8 +102,8 @@ class Renderer:
             path = page.path.replace("{app}", app or "")
             is_below = not path.endswith("/") and visit.request.url.path.startswith(path + "/")
             target = url(path, visit.period_query if "{app}" in page.path else None)
-            entry = NavigationEntry(page.navigation.label, page.navigation.icon, target, visit.page is page or is_below)
-            groups.setdefault(page.navigation.group, []).append(entry)
+            entry = NavigationEntry(item.label, item.icon, target, visit.page is page or is_below, item.key, item.phone)
+            groups.setdefault(item.group, []).append(entry)
         return list(groups.values())
 
 

@@ -135,6 +135,8 @@ class Portal(PortalParts):
         if page.is_public:
             return None
         if session is None:
+            if "text/event-stream" in request.headers.get("accept", ""):
+                raise ApiError(ErrorCode.UNAUTHORIZED, "Sign in again.")  # A script cannot sign in, and must not repeat this soon.
             return visit.redirect(url(SIGN_IN_PATH, {"next": _next_of(request)}))
         if session.needs_code:
             return None if page.allows_missing_code else visit.redirect(url(CODE_PATH, {"next": _next_of(request)}))
@@ -201,6 +203,7 @@ class _PageEndpoint:
 _NO_PAGE = PortalPage("", None)
 
 _TITLES = {
+    ErrorCode.UNAUTHORIZED: "You are signed out",
     ErrorCode.NOT_FOUND: "This page does not exist",
     ErrorCode.FORBIDDEN: "You may not do this",
     ErrorCode.METHOD_NOT_ALLOWED: "This page does not exist",

@@ -107,7 +107,7 @@ PAGES = [
         trackers,
         role=Role.SUPPORT,
         all_applications=False,
-        navigation=NavigationItem("Trackers", "webhook", 10, "delivery"),
+        navigation=NavigationItem("Trackers", "webhook", 10, "delivery", "t"),
     ),
     PortalPage("/portal/{app}/trackers/{id}", tracker, send_sample, Role.SUPPORT, Role.MANAGER, all_applications=False),
 ]

@@ -114,6 +114,6 @@ PAGES = [
         submit,
         post_role=Role.VIEWER,
         all_applications=False,
-        navigation=NavigationItem("Try it", "flask-conical", 10, "tools"),
+        navigation=NavigationItem("Try it", "flask-conical", 10, "tools", "y"),
     ),
 ]

@@ -53,6 +53,25 @@ document.addEventListener("keydown", (event) => {
   if (found.matches("input")) found.focus(); else found.click();
 });
 
+// The badge of the live page says whether new rows arrive. The events are those of the SSE extension of htmx.
+const state = document.querySelector("[data-stream-state]");
+if (state) {
+  const show = (text, kind) => {
+    state.lastElementChild.textContent = text;
+    for (const name of ["good", "warn", "bad"]) state.classList.toggle(name, name === kind);
+  };
+  let failed = false;
+  document.addEventListener("htmx:sse:before:connection", () => { if (!failed) show("connecting", ""); });
+  document.addEventListener("htmx:sse:after:connection", () => { failed = false; show("following", "good"); });
+  document.addEventListener("htmx:sse:error", (event) => {
+    failed = true;
+    if (event.detail.status === 401) show("signed out: reload the page", "bad"); else show("interrupted, tries again", "warn");
+  });
+  document.addEventListener("htmx:response:error", (event) => {
+    show(event.detail.ctx.response.status === 429 ? "other pages of this session follow already" : "not connected: reload the page", "bad");
+  });
+}
+
 // A list that grows by itself keeps its newest rows, and says once in ten seconds how many are new.
 for (const list of document.querySelectorAll("[data-limit]")) {
   let added = 0;

@@ -1,0 +1,42 @@
+"""Tests of the traffic of a demo installation: it has what evaluation, screenshots and the tests of the portal need."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Connection, func, select
+
+from shortener.cli.demo_receivers import FAILS_AFTER, TRACKERS
+from shortener.cli.demo_traffic import CAMPAIGNS, DAYS, fill_installation
+from shortener.container import open_service
+from shortener.model import DeliveryStatus, utcnow
+from shortener.settings import Settings
+from shortener.storage.schema import attempts, conversions, deliveries, gateways, messages, sends, trackers
+
+
+@pytest.mark.slow
+async def test_a_demo_has_campaigns_trackers_that_fail_a_gateway_and_conversions_with_statuses(tmp_path: Path) -> None:
+    await fill_installation(tmp_path, messages=160)
+    service = await open_service(Settings(data_dir=tmp_path))
+
+    def read(connection: Connection) -> None:
+        names = connection.scalars(select(trackers.c.name)).all()
+        assert names == [tracker["name"] for tracker in TRACKERS]
+        statuses = {(row.tracker_id, row.status) for row in connection.execute(select(deliveries))}
+        assert {(1, DeliveryStatus.DELIVERED), (2, DeliveryStatus.DELIVERED), (3, DeliveryStatus.DELIVERED)} <= statuses
+        assert connection.scalar(select(func.count()).where(attempts.c.status == 503)) > 0
+        assert connection.scalar(select(func.count()).where(deliveries.c.tracker_id == 3)) > FAILS_AFTER
+        assert {"lead", "approved"} <= set(connection.scalars(select(conversions.c.status)))
+        assert connection.scalar(select(func.count()).select_from(gateways)) == 2  # the simulator and one of its own
+        assert connection.scalar(select(func.count()).select_from(sends)) > 0
+        first, last = connection.execute(select(func.min(messages.c.created_at), func.max(messages.c.created_at))).one()
+        assert timedelta(days=DAYS - 2) < last - first <= timedelta(days=DAYS)
+        assert utcnow() - last < timedelta(days=2)
+
+    try:
+        await service.database.read(read)
+        assert len(CAMPAIGNS) == 4
+    finally:
+        await service.close(grace=1)
