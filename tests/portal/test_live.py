@@ -112,7 +112,10 @@ async def test_a_busy_stream_ends_soon_after_its_session_has_ended(
             return LiveBatch([row], 0)
 
     portal = SimpleNamespace(
-        live=BusyFeed(), cookie_name="session", limits=session_limits(service.settings), renderer=Renderer(all_pages())
+        live=BusyFeed(),
+        cookie_name=next(iter(browser.cookies)),
+        limits=session_limits(service.settings),
+        renderer=Renderer(all_pages()),
     )
     request = SimpleNamespace(cookies=dict(browser.cookies))
     visit = SimpleNamespace(
