@@ -49,7 +49,7 @@ class SignInDelays:
         `succeed` takes it back. Counts that no longer matter are deleted."""
         self._forget_old(connection, now)
         network_row = self._lock(connection, self._key_of("network", network), now)
-        window_ends = network_row.first_at + NETWORK_WINDOW
+        window_ends: datetime = network_row.first_at + NETWORK_WINDOW
         if network_row.failures >= NETWORK_FAILURES and window_ends > now:
             return math.ceil((window_ends - now).total_seconds())
         pair_row = self._lock(connection, self._key_of("pair", name, network), now)

@@ -26,11 +26,11 @@ async def test_a_demo_has_campaigns_trackers_that_fail_a_gateway_and_conversions
         assert names == [tracker["name"] for tracker in TRACKERS]
         statuses = {(row.tracker_id, row.status) for row in connection.execute(select(deliveries))}
         assert {(1, DeliveryStatus.DELIVERED), (2, DeliveryStatus.DELIVERED), (3, DeliveryStatus.DELIVERED)} <= statuses
-        assert connection.scalar(select(func.count()).where(attempts.c.status == 503)) > 0
-        assert connection.scalar(select(func.count()).where(deliveries.c.tracker_id == 3)) > FAILS_AFTER
+        assert connection.scalar(select(attempts.c.id).where(attempts.c.status == 503).limit(1)) is not None
+        assert len(connection.scalars(select(deliveries.c.id).where(deliveries.c.tracker_id == 3)).all()) > FAILS_AFTER
         assert {"lead", "approved"} <= set(connection.scalars(select(conversions.c.status)))
         assert connection.scalar(select(func.count()).select_from(gateways)) == 2  # the simulator and one of its own
-        assert connection.scalar(select(func.count()).select_from(sends)) > 0
+        assert connection.scalar(select(sends.c.id).limit(1)) is not None
         first, last = connection.execute(select(func.min(messages.c.created_at), func.max(messages.c.created_at))).one()
         assert timedelta(days=DAYS - 2) < last - first <= timedelta(days=DAYS)
         assert utcnow() - last < timedelta(days=2)
