@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import Connection, select
 
 from shortener.model import State
-from shortener.reporting.messages import MessageFilter, find_messages, list_messages
+from shortener.reporting.messages import MessageFilter, find_by_row_ids, find_messages, list_messages
 from shortener.reporting.queries import AnyRow
 from shortener.storage.schema import messages, sends
 
@@ -60,6 +60,12 @@ def read_log(
         if below is None or len(rows) >= limit:
             break
     return LogPage(_entries(connection, rows), below)
+
+
+def log_entries(connection: Connection, row_ids: Sequence[int]) -> list[LogEntry]:
+    """Return the log entries of the messages with these row ids, at most 1,000, in this order. Deleted messages are left out."""
+    found = find_by_row_ids(connection, row_ids)
+    return _entries(connection, [found[row_id] for row_id in row_ids if row_id in found])
 
 
 def _matches(row: AnyRow, filters: MessageFilter) -> bool:

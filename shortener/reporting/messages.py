@@ -126,6 +126,13 @@ def find_messages(connection: Connection, application_id: int, message_ids: Sequ
     return connection.execute(shown.order_by(messages.c.id.desc())).all()
 
 
+def find_by_row_ids(connection: Connection, row_ids: Sequence[int]) -> dict[int, AnyRow]:
+    """Return the messages with these row ids, at most 1,000, by row id."""
+    shown = select(*MESSAGE_COLUMNS).join_from(messages, cohorts, cohorts.c.id == messages.c.cohort_id)
+    shown = shown.outerjoin(first_clicks, first_clicks.c.id == messages.c.id)
+    return {row.id: row for row in connection.execute(shown.where(messages.c.id.in_(row_ids)))}
+
+
 def shown_number(number: str, *, reveal: bool) -> str:
     """Return a phone number as it is shown: complete only with `reveal`. An erased number stays empty."""
     return number if reveal or not number else mask(number)

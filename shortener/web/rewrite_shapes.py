@@ -196,7 +196,7 @@ class SentMessageFields(RewrittenMessageFields):
 
 
 class RefusedRecipientFields(ResponseModel):
-    """A recipient that `on_invalid: skip` left out. Nothing was stored for it."""
+    """A recipient that was left out (`on_invalid: skip`, or the call of a vendor). Nothing was stored for it."""
 
     to: str = Field(description="Phone number of the skipped recipient, as written in the request.")
     message_id: str | None = Field(description="Id of the skipped message in the request. null: the request contains no id.")

@@ -44,6 +44,7 @@ from shortener.storage.schema.messages import (
     links,
     messages,
     previous_state,
+    report_polls,
 )
 from shortener.storage.schema.operators import (
     audit_log,
@@ -112,6 +113,7 @@ __all__ = [
     "prices",
     "processes",
     "refused_conversions",
+    "report_polls",
     "rollups",
     "send_attempts",
     "sends",

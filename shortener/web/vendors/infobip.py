@@ -7,11 +7,13 @@ by POST /api/v1/rewrite, which never sends. Infobip writes phone numbers without
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, WrapValidator
 from pydantic.config import JsonDict
 
+from shortener.errors import ErrorCode
 from shortener.ids import new_message_id
 from shortener.messages.rewrite_item import RewriteItem
 from shortener.messages.spans import TrackMode
@@ -155,7 +157,7 @@ class InfobipRequest(VendorModel):
 
 
 class InfobipStatus(ResponseModel):
-    """Infobip's status object. The response to a send call always contains PENDING_ENROUTE."""
+    """Infobip's status object. The response to a send call contains PENDING_ENROUTE, or the reason of a rejected recipient."""
 
     groupId: int
     groupName: str
@@ -171,9 +173,11 @@ class InfobipMessageFields(ResponseModel):
     status: InfobipStatus
     smsCount: int = Field(description="Number of SMS segments of the rewritten text.")
     messageId: str
-    text: str = Field(description="The rewritten text, which the caller must send to this recipient if `sent` is false.")
+    text: str | None = Field(
+        description="The rewritten text, which the caller must send to this recipient if `sent` is false. null: rejected."
+    )
     links: list[RewrittenLinkFields]
-    encoding: Literal["GSM-7", "UCS-2"]
+    encoding: Literal["GSM-7", "UCS-2"] | None = Field(description="Encoding of the rewritten text. null: rejected.")
     warnings: list[str]
     sent: bool = Field(description="Whether the message is queued for a gateway. false: the caller must send the rewritten text.")
 
@@ -196,6 +200,30 @@ PENDING = {
 }
 
 
+#: The status of a recipient to whom the service must not send. As at Infobip, other recipients of the request are sent.
+_REJECTED: Mapping[ErrorCode, tuple[int, str, str]] = {
+    ErrorCode.NO_PRICE: (6, "REJECTED_NETWORK", "Network is forbidden"),
+    ErrorCode.OPTED_OUT: (14, "REJECTED_DESTINATION", "The destination number is blacklisted"),
+}
+REJECTED_CODES = frozenset(_REJECTED)
+
+
+def rejected_fields(entry: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the fields of both versions for a rejected recipient. Return None if the entry is a rewritten message."""
+    if "error_code" not in entry:
+        return None
+    number, name, description = _REJECTED[ErrorCode[entry["error_code"]]]
+    return {
+        "status": {"groupId": 5, "groupName": "REJECTED", "id": number, "name": name, "description": description},
+        "messageId": entry["message_id"] or new_message_id(),
+        "text": None,
+        "links": [],
+        "encoding": None,
+        "warnings": [f"{entry['error_code']}: the recipient {entry['reason']}; nothing was stored or sent"],
+        "sent": False,
+    }
+
+
 def rewrite_request_items(request: InfobipRequest, gateway: str | None = None) -> list[RewriteItem]:
     """Convert a request in Infobip's format to the input of the rewriter. `gateway` "" also sends the messages."""
     track = _track_mode(request)
@@ -215,6 +243,7 @@ def rewrite_request_items(request: InfobipRequest, gateway: str | None = None) -
             domain=(request.url_options.custom_domain or "") if request.url_options else "",
             campaign=message.campaign_reference_id,
             gateway=gateway,
+            skipped_codes=frozenset() if gateway is None else REJECTED_CODES,
         )
         for index, message in enumerate(request.messages)
     ]
@@ -249,7 +278,8 @@ def with_plus(number: str) -> str:
 
 async def rewrite(call: Call[None, Any], request: InfobipRequest, gateway: str | None = None) -> dict[str, Any]:
     """Rewrite the texts of `request`; return the response in Infobip's format. `gateway` "" also sends the messages."""
-    rewritten = await rewrite_items(call, rewrite_request_items(request, gateway))
+    items = rewrite_request_items(request, gateway)
+    rewritten = await rewrite_items(call, items)
     about_request = field_warnings(request, without="messages")
     options = request.url_options
     if options and options.shorten_url and not options.track_clicks:
@@ -258,22 +288,35 @@ async def rewrite(call: Call[None, Any], request: InfobipRequest, gateway: str |
         field_warnings(text, f"messages.{index}") for index, text in enumerate(request.messages) for _ in text.destinations
     ]
     return {
-        "bulkId": request.bulk_id or rewritten[0]["message_request_id"],
+        "bulkId": bulk_id_of(rewritten, items),
         "messages": [
             {
                 "to": message["to"].removeprefix("+"),
-                "status": PENDING,
-                "smsCount": message["segments"],
-                "messageId": message["message_id"],
-                "text": message["body"],
-                "links": message["links"],
-                "encoding": message["encoding"],
-                "warnings": [*message["warnings"], *warnings],
-                "sent": message.get("sent", False),
+                "smsCount": message.get("segments", 0),
+                **(rejected_fields(message) or accepted_fields(message, warnings)),
             }
             for message, warnings in zip(rewritten, about_text, strict=True)
         ],
         "warnings": about_request,
+    }
+
+
+def bulk_id_of(rewritten: Sequence[Mapping[str, Any]], items: Sequence[RewriteItem]) -> str:
+    """Return the id of a request: that of its first response, if the request is a repeat."""
+    found: str = next((message["message_request_id"] for message in rewritten if "error_code" not in message), items[0].request_id)
+    return found
+
+
+def accepted_fields(message: Mapping[str, Any], warnings: Sequence[str]) -> dict[str, Any]:
+    """Return the fields of both versions for a rewritten message."""
+    return {
+        "status": PENDING,
+        "messageId": message["message_id"],
+        "text": message["body"],
+        "links": message["links"],
+        "encoding": message["encoding"],
+        "warnings": [*message["warnings"], *warnings],
+        "sent": message.get("sent", False),
     }
 
 
@@ -285,7 +328,8 @@ async def send(call: Call[None, InfobipRequest]) -> dict[str, Any]:
 #: The description of each send call of Infobip.
 SENDS = (
     "Rewrites the messages and sends them through the gateway of the application. Without a gateway nothing is sent: `sent` is "
-    "false, and a warning begins with NOT_SENT. Errors contain Infobip's `requestError` in addition."
+    "false, and a warning begins with NOT_SENT. A recipient to whom the service must not send (opted out, no price) gets the "
+    "status group REJECTED, and the others are sent. Errors contain Infobip's `requestError` in addition."
 )
 
 ENDPOINTS = [

@@ -1,23 +1,25 @@
 """Infobip's delivery reports and message logs, versions 1, 2 and 3.
 
-Infobip returns each delivery report once. This service returns the reports of the period each time, so a client that fails loses
-none. Fields without a value are left out, because the typed clients of Infobip reject null.
+As at Infobip, each delivery report is returned once, oldest first, so that a client can poll until the list is empty; each version
+returns it once. With `bulkId` or `messageId`, a call returns the present reports of these messages each time. Fields without a
+value are left out, because the typed clients of Infobip reject null.
 """
 # Tested by tests/web/vendors/test_infobip_logs.py
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.errors import ApiError, Detail, ErrorCode, StoreUnavailable
 from shortener.messages.phone_numbers import PhoneNumberError, parse_searched_number
 from shortener.model import State
-from shortener.reporting.logs import LogEntry, LogPage, read_log
+from shortener.reporting.logs import LogEntry, LogPage, log_entries, read_log
 from shortener.reporting.messages import MessageFilter, shown_number
+from shortener.reporting.report_polls import accept, read_next
 from shortener.web.endpoint import Call, Endpoint, ResponseModel
 from shortener.web.fields import Text, Time
 from shortener.web.messages import may_reveal
@@ -28,6 +30,7 @@ from shortener.web.vendors.infobip_times import serialize_infobip_time
 
 PERIOD = timedelta(hours=48)  # The default period of logs and the period of reports, as at Infobip.
 MAX_IDS = 1000
+MAX_CONCURRENT_POLLS = 10  # A call tries this often to read the next reports before other calls of the client.
 
 GeneralStatus = Literal["ACCEPTED", "PENDING", "UNDELIVERABLE", "DELIVERED", "REJECTED", "EXPIRED"]
 _STATES: Mapping[str, frozenset[State]] = {
@@ -126,7 +129,7 @@ class InfobipReport(SparseModel):
 
 
 class InfobipReportsResponse(ResponseModel):
-    """Messages, newest first."""
+    """Messages with their status."""
 
     results: list[InfobipReport]
 
@@ -168,22 +171,23 @@ class InfobipCursor(SparseModel):
 
 
 class InfobipV3ReportsResponse(SparseModel):
-    """Messages, newest first. Logs have a cursor."""
+    """Messages with their status. Logs have a cursor."""
 
     results: list[InfobipV3Report]
     cursor: InfobipCursor | None = None
 
 
 async def reports(call: Call[InfobipReportsQuery, None]) -> dict[str, Any]:
-    """Return the delivery reports of the last 48 hours."""
+    """Return the next delivery reports."""
     reveal = may_reveal(call)
-    return {"results": [_report(entry, reveal) for entry in (await _read_reports(call)).entries]}
+    reader = "infobip-1" if call.request.url.path.startswith("/sms/1/") else "infobip-2"
+    return {"results": [_report(entry, reveal) for entry in await _read_reports(call, reader)]}
 
 
 async def v3_reports(call: Call[InfobipReportsQuery, None]) -> dict[str, Any]:
-    """Return the delivery reports of the last 48 hours, in the format of version 3."""
+    """Return the next delivery reports, in the format of version 3."""
     reveal = may_reveal(call)
-    return {"results": [_v3_report(entry, "to", reveal) for entry in (await _read_reports(call)).entries]}
+    return {"results": [_v3_report(entry, "to", reveal) for entry in await _read_reports(call, "infobip-3")]}
 
 
 async def logs(call: Call[InfobipLogsQuery, None]) -> dict[str, Any]:
@@ -203,11 +207,18 @@ async def v3_logs(call: Call[InfobipV3LogsQuery, None]) -> dict[str, Any]:
     return {"results": results, "cursor": _present(limit=call.query.limit, nextCursor=cursors.encode(page.next))}
 
 
-async def _read_reports(call: Call[InfobipReportsQuery, None]) -> LogPage:
-    query = call.query
-    since = call.service.clock() - PERIOD
-    filters = MessageFilter(call.application_id, states=_FINAL, request_ids=query.bulk_id, since=since)
-    return await call.service.database.read(read_log, filters, query.limit, None, query.message_id)
+async def _read_reports(call: Call[InfobipReportsQuery, None], reader: str) -> Sequence[LogEntry]:
+    query, database, now = call.query, call.service.database, call.service.clock()
+    if query.bulk_id is not None or query.message_id is not None:
+        filters = MessageFilter(call.application_id, states=_FINAL, request_ids=query.bulk_id, since=now - PERIOD)
+        return (await database.read(read_log, filters, query.limit, None, query.message_id)).entries
+    for _ in range(MAX_CONCURRENT_POLLS):
+        poll = await database.read(read_next, call.application_id, reader, now, query.limit)
+        entries = await database.read(log_entries, poll.messages)
+        # A HEAD request gets no body, so it must not take the reports.
+        if call.request.method == "HEAD" or await database.write(accept, poll):
+            return entries
+    raise StoreUnavailable("too many requests read the delivery reports at the same time")
 
 
 def _searched(number: str) -> str:
@@ -337,7 +348,10 @@ def _reading(path: str, handler: Any, summary: str, query: type[BaseModel], resp
     )
 
 
-_REPORTS = "Messages of the last 48 hours with a final status. Infobip returns each report once; this call returns it each time."
+_REPORTS = (
+    "Delivery reports of the last 48 hours. Each call returns the next reports, oldest first, and each report once. With `bulkId` "
+    "or `messageId` it returns the messages with a final status, newest first, each time."
+)
 _LOGS = "Messages of a period, by default the last 48 hours."
 
 ENDPOINTS = [

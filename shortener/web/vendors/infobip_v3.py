@@ -6,7 +6,7 @@ It sends like versions 1 and 2 (infobip.py). The response contains the fields of
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, WrapValidator
 from pydantic.config import JsonDict
@@ -26,7 +26,7 @@ from shortener.web.vendors.infobip import (
     GATEWAY_VALIDITY,
     NO_REGIONAL,
     NO_REPORT_URL,
-    PENDING,
+    REJECTED_CODES,
     SENDS,
     UNCHANGED_TEXT,
     WITHOUT_FLASH,
@@ -35,6 +35,9 @@ from shortener.web.vendors.infobip import (
     InfobipDestination,
     InfobipStatus,
     InfobipUrlOptions,
+    accepted_fields,
+    bulk_id_of,
+    rejected_fields,
     with_plus,
 )
 from shortener.web.vendors.vendor_model import VendorModel, field_warnings
@@ -155,9 +158,11 @@ class InfobipV3MessageFields(ResponseModel):
     status: InfobipStatus
     destination: str = Field(description="Phone number of the recipient without a plus.")
     details: InfobipMessageDetails
-    text: str = Field(description="The rewritten text, which the caller must send to this recipient if `sent` is false.")
+    text: str | None = Field(
+        description="The rewritten text, which the caller must send to this recipient if `sent` is false. null: rejected."
+    )
     links: list[RewrittenLinkFields]
-    encoding: str = Field(description="GSM-7 or UCS-2.")
+    encoding: Literal["GSM-7", "UCS-2"] | None = Field(description="Encoding of the rewritten text. null: rejected.")
     warnings: list[str]
     sent: bool = Field(description="Whether the message is queued for a gateway. false: the caller must send the rewritten text.")
 
@@ -188,9 +193,8 @@ async def send(call: Call[None, InfobipV3Request]) -> dict[str, Any]:
     """Rewrite messages in Infobip's format, and send them through the gateway of the application."""
     request = call.body
     bulk_id = (request.options.schedule.bulk_id if request.options.schedule else "") or new_message_id()
-    rewritten = await rewrite_items(
-        call, [_item(request, message, f"messages.{index}", bulk_id) for index, message in enumerate(request.messages)]
-    )
+    items = [_item(request, message, f"messages.{index}", bulk_id) for index, message in enumerate(request.messages)]
+    rewritten = await rewrite_items(call, items)
     about_request = field_warnings(request, without="messages")
     tracking = request.options.tracking
     if tracking and tracking.shorten_url and not tracking.track_clicks:
@@ -199,18 +203,12 @@ async def send(call: Call[None, InfobipV3Request]) -> dict[str, Any]:
         field_warnings(message, f"messages.{index}") for index, message in enumerate(request.messages) for _ in message.destinations
     ]
     return {
-        "bulkId": rewritten[0]["message_request_id"],
+        "bulkId": bulk_id_of(rewritten, items),
         "messages": [
             {
-                "messageId": message["message_id"],
-                "status": PENDING,
                 "destination": message["to"].removeprefix("+"),
-                "details": {"messageCount": message["segments"]},
-                "text": message["body"],
-                "links": message["links"],
-                "encoding": message["encoding"],
-                "warnings": [*message["warnings"], *warnings],
-                "sent": message.get("sent", False),
+                "details": {"messageCount": message.get("segments", 0)},
+                **(rejected_fields(message) or accepted_fields(message, warnings)),
             }
             for message, warnings in zip(rewritten, about_message, strict=True)
         ],
@@ -237,6 +235,7 @@ def _item(request: InfobipV3Request, message: InfobipMessage, path: str, bulk_id
         tracking=("SMS", conversion.conversion_tracking_name) if conversion and conversion.use_conversion_tracking else ("", ""),
         domain=(tracking.custom_domain or "") if tracking else "",
         gateway="",
+        skipped_codes=REJECTED_CODES,
     )
 
 

@@ -18,7 +18,7 @@ from shortener.messages.rewrite_item import RewriteItem
 from shortener.web.endpoint import Call, Endpoint, ResponseModel
 from shortener.web.fields import Metadata, Sender, Text
 from shortener.web.rewrite_call import REWRITE_ERRORS, REWRITE_HEADERS, rewrite_items
-from shortener.web.rewrite_shapes import MAX_BODY_LENGTH, SentMessageFields
+from shortener.web.rewrite_shapes import MAX_BODY_LENGTH, RefusedRecipientFields, SentMessageFields
 from shortener.web.vendors.vendor_model import Unsupported, VendorModel, field_warnings
 
 _EXAMPLE: JsonDict = {
@@ -97,7 +97,7 @@ class SyniverseResponse(ResponseModel):
     sent: bool = Field(
         description="Whether the messages are queued for a gateway. false: the caller must send the rewritten texts."
     )
-    messages: list[SentMessageFields]
+    messages: list[SentMessageFields | RefusedRecipientFields]
     warnings: list[str] = Field(description="Warnings about fields of the request that have no effect.")
 
 
@@ -123,12 +123,17 @@ async def send(call: Call[None, SyniverseMessageRequest]) -> dict[str, Any]:
         campaign=request.campaign_id,
         metadata=request.metadata,
         gateway="",
+        skipped_codes=frozenset({ErrorCode.OPTED_OUT, ErrorCode.NO_PRICE}),
     )
     rewritten = await rewrite_items(call, [item])
+    accepted = [message for message in rewritten if "error_code" not in message]
+    if not accepted:
+        details = [Detail(message["field"], message["reason"]) for message in rewritten]
+        raise ApiError(ErrorCode[rewritten[0]["error_code"]], details=details)
     return {
-        "id": rewritten[0]["message_request_id"],
+        "id": accepted[0]["message_request_id"],
         "status": True,
-        "sent": all(message.get("sent", False) for message in rewritten),
+        "sent": all(message.get("sent", False) for message in accepted),
         "messages": rewritten,
         "warnings": field_warnings(request),
     }
@@ -147,6 +152,7 @@ ENDPOINTS = [
         headers=REWRITE_HEADERS,
         errors=REWRITE_ERRORS,
         description="Rewrites the text for each recipient and sends it through the gateway of the application. Without a gateway "
-        "nothing is sent: `sent` is false, and a warning begins with NOT_SENT.",
+        "nothing is sent: `sent` is false, and a warning begins with NOT_SENT. A recipient to whom the service must not send "
+        "(opted out, no price) has an `error_code` in `messages`, and the others are sent.",
     ),
 ]

@@ -1,6 +1,7 @@
 """Infobip's calls over HTTP, on both engines: send a text message, end a conversion process, and read conversion rates."""
 
 from datetime import timedelta
+from decimal import Decimal
 from typing import Any
 
 import httpx
@@ -9,6 +10,8 @@ import pytest
 from shortener.accounts.administration import add_domain, create_application
 from shortener.accounts.credentials import Credentials, create_key
 from shortener.container import Service
+from shortener.messages.balances import change_balance
+from shortener.messages.prices import set_price
 from shortener.messages.render import NOT_SENT
 from shortener.reporting.counts import fold, verify
 from shortener.storage import schema
@@ -341,3 +344,34 @@ async def test_only_its_own_application_can_read_a_conversion_process(
     async with client_of(service, {"X-API-Key": other.api_key}) as stranger:
         assert (await stranger.get(f"/ct/1/processes/{process}/conversionrate")).status_code == 404
     assert (await client.get("/ct/1/processes/none/conversionrate")).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("path", "content"),
+    [
+        ("/sms/1/text/advanced", {"text": "x"}),
+        ("/sms/2/text/advanced", {"text": "x"}),
+        ("/sms/3/messages", {"content": {"text": "x"}}),
+    ],
+)
+async def test_infobip_rejects_single_recipients_to_whom_it_must_not_send(
+    service: Service, client: httpx.AsyncClient, path: str, content: dict[str, Any]
+) -> None:
+    await service.database.write(change_balance, service.ids, 1, NOON, "test", amount=Decimal(10), currency="EUR")
+    await service.database.write(set_price, 0, "41", Decimal("0.05"))
+    assert (await client.patch("/api/v1/application", json={"gateway": "simulator"})).status_code == 200
+    assert (await client.post("/api/v1/opt-outs", json={"phone": "+41793026731"})).status_code == 201
+    destinations = [{"to": "41793026731", "messageId": "m-1"}, {"to": "14085550100"}, {"to": "41793026733", "messageId": "m-3"}]
+    response = await client.post(path, json={"messages": [{"destinations": destinations, **content}]})
+    assert response.status_code == 200, response.text
+    opted_out, priceless, sent = response.json()["messages"]
+    statuses = [(one["status"]["groupName"], one["status"]["name"]) for one in (opted_out, priceless, sent)]
+    assert statuses == [("REJECTED", "REJECTED_DESTINATION"), ("REJECTED", "REJECTED_NETWORK"), ("PENDING", "PENDING_ENROUTE")]
+    assert (opted_out["messageId"], opted_out["text"], opted_out["sent"]) == ("m-1", None, False)
+    assert opted_out["warnings"][0].startswith("OPTED_OUT: ")
+    assert (sent["messageId"], sent["sent"]) == ("m-3", True)
+    assert [one["message_id"] for one in (await client.get("/api/v1/sends")).json()["sends"]] == ["m-3"]
+    assert (await client.get("/api/v1/balance")).json()["balance"] == "9.95"
+    only = (await client.post(path, json={"messages": [{"destinations": destinations[:1], **content}]})).json()
+    assert [one["status"]["groupName"] for one in only["messages"]] == ["REJECTED"]
+    assert only["bulkId"]

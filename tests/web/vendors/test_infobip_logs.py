@@ -1,5 +1,6 @@
 """Infobip's delivery reports, logs and preview over HTTP, on both engines."""
 
+import asyncio
 from typing import Any
 
 import httpx
@@ -9,6 +10,7 @@ from shortener.container import Service
 from shortener.storage import schema
 from tests.conftest import Clock, client_of
 from tests.factory import rows
+from tests.web.calls import click, rewrite
 
 
 @pytest.fixture
@@ -51,22 +53,74 @@ async def ids(client: httpx.AsyncClient, path: str, **query: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("version", [1, 2, 3])
-async def test_infobips_reports_contain_messages_with_a_final_status_and_can_be_read_again(
+async def test_infobips_reports_contain_each_message_with_a_final_status_once(
     client: httpx.AsyncClient, sent: list[str], version: int
 ) -> None:
     path = f"/sms/{version}/reports"
-    assert await ids(client, path) == await ids(client, path) == ["m-1", "m-2"]
-    assert await ids(client, path, messageId="m-1") == ["m-1"]
-    assert await ids(client, path, messageId="m-3") == []
-    assert await ids(client, path, bulkId="bulk-1") == ["m-1", "m-2"]
-    assert await ids(client, path, bulkId="other") == []
-    assert len(await ids(client, path, limit=1)) == 1
+    assert (await client.head(path)).status_code == 200
+    assert await ids(client, path) == ["m-1", "m-2"]
+    assert await ids(client, path) == []
+    for report in ({"message_id": "m-3", "state": "SENT"}, {"message_id": "m-3", "state": "EXPIRED"}):
+        assert (await client.post("/api/v1/sms/status", json=report)).status_code == 200
+    assert await ids(client, path) == ["m-3"]
+    for report in ({"message_id": "m-1", "state": "READ"}, {"message_id": "m-3", "state": "EXPIRED", "status": "EXPIRED"}):
+        assert (await client.post("/api/v1/sms/status", json=report)).status_code == 200
+    assert await ids(client, path) == [], "a later report about the same message"
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+async def test_infobips_reports_of_requested_messages_can_be_read_again(
+    client: httpx.AsyncClient, sent: list[str], version: int
+) -> None:
+    path = f"/sms/{version}/reports"
+    for _ in range(2):
+        assert await ids(client, path, messageId="m-1") == ["m-1"]
+        assert await ids(client, path, messageId="m-3") == []
+        assert await ids(client, path, bulkId="bulk-1") == ["m-1", "m-2"]
+        assert await ids(client, path, bulkId="other") == []
+        assert len(await ids(client, path, bulkId="bulk-1", limit=1)) == 1
+    assert await ids(client, path) == ["m-1", "m-2"]
+
+
+async def test_infobips_reports_are_read_in_parts_in_the_order_in_which_they_arrived(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shortener.reporting.report_polls.PAGE_ROWS", 3)
+    names = [f"m-{number}" for number in range(20)]
+    messages = [{"to": "+14085550100", "body": "x", "message_id": name} for name in names]
+    assert (await client.post("/api/v1/rewrite", json={"messages": messages})).status_code == 200
+    names.reverse()
+    for name in names:
+        assert (await client.post("/api/v1/sms/status", json={"message_id": name, "state": "DELIVERED"})).status_code == 200
+    read: list[str] = []
+    while part := await results(client, "/sms/3/reports", limit=7):
+        read += [one["messageId"] for one in part]
+    assert read == names
+
+
+async def test_concurrent_calls_for_infobips_reports_get_each_report_once(client: httpx.AsyncClient) -> None:
+    messages = [{"to": "+14085550100", "body": "x", "message_id": f"m-{number}"} for number in range(12)]
+    assert (await client.post("/api/v1/rewrite", json={"messages": messages})).status_code == 200
+    reports = [{"message_id": one["message_id"], "state": "DELIVERED"} for one in messages]
+    assert (await client.post("/api/v1/sms/status", json=reports)).json()["accepted"] == 12
+    parts = await asyncio.gather(*(results(client, "/sms/3/reports", limit=3) for _ in range(4)))
+    assert sorted(one["messageId"] for part in parts for one in part) == sorted(one["message_id"] for one in messages)
+
+
+async def test_infobips_report_of_a_message_that_was_clicked_before_its_delivery_report(
+    client: httpx.AsyncClient, service: Service
+) -> None:
+    message = await rewrite(client, "m-1")
+    await click(client, message)
+    assert (await client.post("/api/v1/sms/status", json={"message_id": "m-1", "state": "DELIVERED"})).status_code == 200
+    [found] = await results(client, "/sms/3/reports")
+    assert found["status"]["groupName"] == "DELIVERED"
 
 
 async def test_infobips_report_of_a_delivered_and_of_a_failed_message_has_the_fields_of_infobip(
     client: httpx.AsyncClient, sent: list[str]
 ) -> None:
-    failed, delivered = await results(client, "/sms/1/reports")
+    delivered, failed = await results(client, "/sms/1/reports")
     assert delivered == {
         "bulkId": "bulk-1",
         "messageId": "m-1",
@@ -91,7 +145,7 @@ async def test_infobips_report_of_a_delivered_and_of_a_failed_message_has_the_fi
         27,
         "absent subscriber",
     )
-    _, v3 = await results(client, "/sms/3/reports")
+    v3, _ = await results(client, "/sms/3/reports")
     assert (v3["to"], v3["sender"], v3["messageCount"], v3["campaignReferenceId"]) == ("41793026731", "InfoSMS", 2, "spring")
 
 

@@ -67,3 +67,13 @@ async def test_errors_of_syniverse_requests_name_the_field_and_store_nothing(
     assert (response.status_code, response.json()["error_code"]) == (400, code)
     assert response.json()["details"][0]["field"] == field
     assert await rows(service.database, schema.messages) == []
+
+
+async def test_syniverses_request_is_sent_to_the_recipients_who_have_not_opted_out(client: httpx.AsyncClient) -> None:
+    assert (await client.post("/api/v1/opt-outs", json={"phone": "+14085550101"})).status_code == 201
+    told = (await client.post(PATH, json=REQUEST)).json()
+    SyniverseResponse.model_validate(told)
+    assert [one.get("error_code") for one in told["messages"]] == [None, "OPTED_OUT"]
+    assert told["id"] == told["messages"][0]["message_request_id"]
+    response = await client.post(PATH, json={**REQUEST, "to": "+14085550101"})
+    assert (response.status_code, response.json()["error_code"]) == (409, "OPTED_OUT")
