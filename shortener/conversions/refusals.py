@@ -1,5 +1,7 @@
 """Storage of rejected conversion reports with the reason, so that an operator can find out why conversions are missing.
 
+Reports that were accepted, but were not applied because they are doubtful, are stored in the same way, with the reason NOT_APPLIED.
+
 Each application has at most MAX_ROWS rejected reports, and the purge deletes them after 30 days. Reports above the rate limit of an
 application are counted but not stored, so that a sender in a loop does not fill the database. With Redis, all processes share this
 limit. A report that cannot be stored because of a fault is counted too, and the response to its sender does not change. Credentials
@@ -20,7 +22,7 @@ import structlog
 from sqlalchemy import Connection, delete, select
 
 from shortener.conversions.parsing import MAX_ID_CHARACTERS, storable_parameters
-from shortener.errors import ApiError, StoreUnavailable
+from shortener.errors import ApiError, Detail, StoreUnavailable
 from shortener.ids import IdGenerator
 from shortener.metrics import Metrics
 from shortener.model import Clock
@@ -34,6 +36,8 @@ from shortener.storage.types import to_ms
 MAX_ROWS = 10_000  # rejected reports of one application; slightly more are possible until `trim` runs again
 TRIM_INTERVAL_ROWS = 200  # a process runs `trim` after it has stored this many rejected reports
 MAX_DESCRIPTION_CHARACTERS = 500
+#: The reason of a report that was answered with a warning, but did not change the conversion.
+NOT_APPLIED = "NOT_APPLIED"
 
 log = structlog.get_logger(__name__)
 
@@ -56,7 +60,9 @@ class _Refusal:
     application_id: int
     received_at: datetime
     endpoint: str
-    error: ApiError
+    reason: str
+    description: str
+    details: Sequence[Detail]
     parameters: Mapping[str, Any]
 
 
@@ -76,7 +82,7 @@ class RefusedConversions:
         """Register the counters of rejected conversion reports as metrics."""
         metrics.counter(
             "shortener_conversions_refused",
-            "Reports of conversions that were rejected, by error code.",
+            "Reports of conversions that were rejected, by error code; NOT_APPLIED: accepted, but without effect.",
             lambda: {(reason,): count for reason, count in self.counted.items()},
             "reason",
         )
@@ -92,13 +98,29 @@ class RefusedConversions:
 
     async def record(self, application_id: int, endpoint: str, error: ApiError, parameters: Mapping[str, Any]) -> None:
         """Store a rejected report. Return after the commit. Never raise: count a report that cannot be stored."""
-        self.count(error)
+        await self._record(application_id, endpoint, error.code.name, error.description, error.details, parameters)
+
+    async def record_unapplied(self, application_id: int, endpoint: str, description: str, parameters: Mapping[str, Any]) -> None:
+        """Store a report that was accepted and did not change the conversion. Otherwise like `record`."""
+        await self._record(application_id, endpoint, NOT_APPLIED, description, (), parameters)
+
+    async def _record(
+        self,
+        application_id: int,
+        endpoint: str,
+        reason: str,
+        description: str,
+        details: Sequence[Detail],
+        parameters: Mapping[str, Any],
+    ) -> None:
+        self.counted[reason] += 1
         now = self._clock()
         if self._limiter.take(application_id):
             self.not_stored += 1
             return
+        refusal = _Refusal(application_id, now, endpoint, reason, description, details, storable_parameters(parameters))
         try:
-            await self._group.submit(_Refusal(application_id, now, endpoint, error, storable_parameters(parameters)))
+            await self._group.submit(refusal)
         except StoreUnavailable:
             self.not_stored += 1
         except Exception:
@@ -116,9 +138,9 @@ class RefusedConversions:
                     item.application_id,
                     to_ms(item.received_at),
                     item.endpoint,
-                    item.error.code.name,
-                    item.error.description[:MAX_DESCRIPTION_CHARACTERS],
-                    orjson.dumps([detail.body() for detail in item.error.details[:20]]).decode(),
+                    item.reason,
+                    item.description[:MAX_DESCRIPTION_CHARACTERS],
+                    orjson.dumps([detail.body() for detail in item.details[:20]]).decode(),
                     _text(item.parameters.get("message_id")),
                     orjson.dumps(item.parameters).decode(),
                 )

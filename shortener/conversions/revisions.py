@@ -88,12 +88,10 @@ class Effect(enum.Enum):
 
 #: The warnings for reports that change nothing although they differ from the latest revision.
 EFFECT_WARNINGS = {
-    Effect.REPEAT_OF_EARLIER: (
-        "the report was not applied: it equals an earlier revision and arrived within "
-        f"{REPEAT_WINDOW // timedelta(seconds=1)} seconds after a change, so it may have been sent before that change; "
-        "send a timestamp, or send the report again later",
-    ),
-    Effect.TOO_MANY_REVISIONS: (f"the report was not applied: the conversion has {MAX_REVISIONS} revisions",),
+    Effect.REPEAT_OF_EARLIER: "the report was not applied: it equals an earlier revision and arrived within "
+    f"{REPEAT_WINDOW // timedelta(seconds=1)} seconds after a change, so it may have been sent before that change; "
+    "send a timestamp, or send the report again later",
+    Effect.TOO_MANY_REVISIONS: f"the report was not applied: the conversion has {MAX_REVISIONS} revisions",
 }
 
 

@@ -44,7 +44,9 @@ OTHER_ACTIONS = "(other)"
 
 @record
 class ConversionResult:
-    """The result of a conversion report. `duplicate`: the report was a repeat. `updated`: it changed a stored conversion."""
+    """The result of a conversion report. `duplicate`: the report was a repeat. `updated`: it changed a stored conversion.
+
+    `unapplied` is the reason why a report that differs from the latest revision was not applied, or None."""
 
     conversion_id: str
     message_id: str
@@ -52,6 +54,7 @@ class ConversionResult:
     updated: bool = False
     revision: int = 1
     warnings: tuple[str, ...] = ()
+    unapplied: str | None = None
 
 
 @record
@@ -189,7 +192,8 @@ class Conversions:
                     duplicate=effect is not Effect.UPDATE,
                     updated=effect is Effect.UPDATE,
                     revision=state.latest.revision,
-                    warnings=(*report.warnings, *EFFECT_WARNINGS.get(effect, ())),
+                    warnings=(*report.warnings, *((EFFECT_WARNINGS[effect],) if effect in EFFECT_WARNINGS else ())),
+                    unapplied=EFFECT_WARNINGS.get(effect),
                 )
             )
         if changed:

@@ -80,7 +80,9 @@ class RefusedCsvQuery(Period):
     """Filters of refused reports. The period refers to the time of receipt."""
 
     reason: Text | None = Field(
-        None, max_length=64, description="Only reports refused with this error code, for example MESSAGE_NOT_FOUND."
+        None,
+        max_length=64,
+        description="Only reports with this reason: an error code, for example MESSAGE_NOT_FOUND, or NOT_APPLIED.",
     )
     bom: ByteOrderMark = False
 
@@ -109,7 +111,10 @@ class RefusedReport(ResponseModel):
     refused_id: str
     received_at: str
     endpoint: str = Field(description="HTTP method and path of the request, without the postback key.")
-    reason: str = Field(description="Error code of the response to the refused report.")
+    reason: str = Field(
+        description="Error code of the response to the refused report. NOT_APPLIED: the report was accepted with a warning, but "
+        "changed nothing."
+    )
     description: str
     details: list[dict[str, Any]]
     message_id: str | None

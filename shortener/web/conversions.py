@@ -4,7 +4,7 @@ The four endpoints of 23 Telecom require a tracker token in the X-Api-Token head
 postback key in the path. Each endpoint accepts GET and POST, and the parameters in the query, in a form, in multipart or in JSON
 (`report_input.py`). HEAD, which the router passes to the GET handler, is rejected.
 
-A report that is rejected is stored with the reason (`conversions/refusals.py`).
+A report that is rejected or not applied is stored with the reason (`conversions/refusals.py`).
 """
 
 from __future__ import annotations
@@ -67,13 +67,18 @@ async def report(call: Call[Any, Any], path: str) -> dict[str, Any]:
         if received.problem is not None:
             raise received.problem
         parsed = parse_conversion(received.parameters, service.clock(), tuple(received.warnings))
-        return _response(await service.conversions.ingest(call.application_id, parsed))
+        result = await service.conversions.ingest(call.application_id, parsed)
     except ApiError as error:
         await service.refused_conversions.record(call.application_id, f"{request.method} {path}", error, received.parameters)
         raise
     except StoreUnavailable:
         service.refused_conversions.count(ApiError(ErrorCode.UNAVAILABLE))
         raise
+    if result.unapplied is not None:
+        await service.refused_conversions.record_unapplied(
+            call.application_id, f"{request.method} {path}", result.unapplied, received.parameters
+        )
+    return _response(result)
 
 
 async def track(call: Call[Any, Any]) -> dict[str, Any]:

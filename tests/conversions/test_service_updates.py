@@ -140,7 +140,7 @@ async def test_a_report_of_an_earlier_status_is_an_update_after_the_repeat_windo
     assert (await service.conversions.ingest(1, newer)).revision == 3
     clock.now += REPEAT_WINDOW
     repeat = await service.conversions.ingest(1, report(at=clock(), **REJECTED))
-    assert (repeat.duplicate, repeat.warnings) == (True, EFFECT_WARNINGS[Effect.REPEAT_OF_EARLIER])
+    assert (repeat.duplicate, repeat.warnings) == (True, (EFFECT_WARNINGS[Effect.REPEAT_OF_EARLIER],))
     clock.forward(milliseconds=1)
     assert (await service.conversions.ingest(1, report(at=clock(), **REJECTED))).revision == 4
 

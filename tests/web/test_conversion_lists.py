@@ -181,6 +181,20 @@ async def test_a_refused_conversion_report_is_listed_with_its_reason_and_without
     assert 'shortener_conversions_refused_total{reason="UNEXPANDED_PLACEHOLDER"} 1.0' in text
 
 
+async def test_a_report_that_was_accepted_but_not_applied_is_listed_with_its_reason(
+    client: httpx.AsyncClient, tracker: httpx.AsyncClient, service: Service
+) -> None:
+    for status in ("pending", "approved"):
+        await send(tracker, message_id="m-1", transaction_id="T1", status=status)
+    late = await send(tracker, message_id="m-1", transaction_id="T1", status="pending")
+    assert late["duplicate"]
+    (refused,) = (await client.get("/api/v1/conversions/refused")).json()["refused"]
+    assert (refused["reason"], refused["transaction_id"], refused["parameters"]["status"]) == ("NOT_APPLIED", "T1", "pending")
+    assert [refused["description"]] == late["warnings"]
+    assert service.refused_conversions.counted["NOT_APPLIED"] == 1
+    assert len(await lines(client, "/api/v1/conversions/refused.csv", reason="NOT_APPLIED")) == 1
+
+
 async def test_another_application_cannot_list_conversions_or_refused_reports(service: Service, tracker: httpx.AsyncClient) -> None:
     await send(tracker, message_id="m-1")
     await send(tracker, message_id="unknown")

@@ -30,12 +30,17 @@ class ConversionEndResponse(ResponseModel):
 
 async def log_end(call: Call[None, None]) -> ConversionEndResponse:
     """Record the end of the conversion process of a message."""
-    message_id = call.path["messageId"]
-    key = await call.service.database.read(conversion_processes.find_process_key, call.application_id, message_id)
-    if key is None:
-        raise ApiError(ErrorCode.MESSAGE_NOT_FOUND)
-    intake = ConversionReport(at=call.service.clock(), message_id=message_id, action=END_ACTION)
-    await call.service.conversions.ingest(call.application_id, intake)
+    service, message_id = call.service, call.path["messageId"]
+    key = await service.database.read(conversion_processes.find_process_key, call.application_id, message_id)
+    try:
+        if key is None:
+            raise ApiError(ErrorCode.MESSAGE_NOT_FOUND)
+        report = ConversionReport(at=service.clock(), message_id=message_id, action=END_ACTION)
+        await service.conversions.ingest(call.application_id, report)
+    except ApiError as error:
+        parameters = {"message_id": message_id, "action": END_ACTION}
+        await service.refused_conversions.record(call.application_id, "POST /ct/1/log/end", error, parameters)
+        raise
     return ConversionEndResponse(processKey=key)
 
 

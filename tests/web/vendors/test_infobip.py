@@ -257,6 +257,11 @@ async def test_the_end_of_a_conversion_process_requires_an_own_message_and_the_p
         async with client_of(service, headers) as caller:
             assert (await caller.post(f"/ct/1/log/end/{of}")).status_code == status
     assert await rows(service.database, schema.conversions) == []
+    refused = await rows(service.database, schema.refused_conversions)
+    assert [(row.endpoint, row.reason, row.message_id) for row in refused] == [
+        ("POST /ct/1/log/end", "MESSAGE_NOT_FOUND", "none"),
+        ("POST /ct/1/log/end", "MESSAGE_NOT_FOUND", message_id),
+    ]
 
 
 # Conversion rates
