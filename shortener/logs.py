@@ -156,6 +156,15 @@ def _dumps(event: dict[str, Any], **_: Any) -> str:
     return orjson.dumps(event, default=str).decode()
 
 
+#: Phone numbers in a text: international ones with a plus sign, also encoded in a URL, and values that are nothing but a number.
+_PHONE_NUMBERS = re.compile(r"(?:\+|%2[Bb])[0-9][0-9 ().-]{5,}[0-9]|^[0-9]{8,15}$")
+
+
+def mask_numbers(text: str) -> str:
+    """Return a text with all its phone numbers masked."""
+    return _PHONE_NUMBERS.sub(lambda found: mask(found[0]), text)
+
+
 def mask(number: str) -> str:
     """Return a phone number for a log line: only its first three characters and its last two digits are visible."""
     return f"{number[:3]}…{number[-2:]}" if len(number) > 6 else "…"

@@ -13,6 +13,7 @@ import pytest
 import structlog
 
 from shortener import logs
+from shortener.logs import mask_numbers
 from shortener.settings import Settings
 from tests.clicks.helpers import create_codes as send
 from tests.clicks.helpers import make_hit as hit
@@ -118,6 +119,21 @@ def test_a_text_log_line_begins_with_the_time_and_names_its_level(capsys: pytest
     first, second = capsys.readouterr().err.splitlines()
     assert re.fullmatch(r"\d\d:\d\d:\d\d\.\d{3}  WARNING redis_down  error=x", first)
     assert second.endswith("  redis_up")
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("+14085550100", "+14…00"),
+        ("14085550100", "140…00"),
+        ("to +1 (408) 555-0100 and +447700900123.", "to +1 …00 and +44…23."),
+        ("https://x.example/?p=%2B14085550100&o=1234567", "https://x.example/?p=%2B…00&o=1234567"),
+        ("2026-11-20T12:00:00+00:00", "2026-11-20T12:00:00+00:00"),
+        ("spring 2026", "spring 2026"),
+    ],
+)
+def test_phone_numbers_in_a_text_are_masked(text: str, masked: str) -> None:
+    assert mask_numbers(text) == masked
 
 
 def test_held_log_lines_are_written_in_order_when_they_are_released(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from sqlalchemy import Connection, insert
 
+from shortener.logs import mask_numbers
 from shortener.storage.schema import audit_log
 
 MAX_OBJECT_CHARACTERS = 200
@@ -56,8 +57,17 @@ def record(
             network=actor.network,
             action=action,
             application_id=application_id,
-            object=subject[:MAX_OBJECT_CHARACTERS],
-            before=before,
-            after=after,
+            object=mask_numbers(subject)[:MAX_OBJECT_CHARACTERS],
+            before=_masked(before),
+            after=_masked(after),
         )
     )
+
+
+def _masked(value: Any) -> Any:
+    """Return a value of JSON with all phone numbers in its texts masked, for example in the name of a campaign."""
+    if isinstance(value, str):
+        return mask_numbers(value)
+    if isinstance(value, Mapping):
+        return {name: _masked(one) for name, one in value.items()}
+    return [_masked(one) for one in value] if isinstance(value, list | tuple) else value

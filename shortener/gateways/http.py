@@ -334,11 +334,13 @@ class _HttpKind:
         return _parse_url(settings.url)
 
     def operator_values(self, settings: BaseModel) -> Mapping[str, object]:
-        """Return the URL, the method, the paths that read the response, and the variables in the path of the URL."""
+        """Return all values that decide what a request does and what is read from the response.
+
+        Credentials are not among them: the variables outside the path of the URL."""
         assert isinstance(settings, HttpSettings)
         path = settings.url.partition("?")[0]
         return {
-            **{name: getattr(settings, name) for name in ("url", "method", *_RESPONSE_PATHS)},
+            **{name: getattr(settings, name) for name in ("url", "method", "headers", "content_type", "body", *_RESPONSE_PATHS)},
             "variables": templates.fill(path, settings.variables, "url"),
         }
 

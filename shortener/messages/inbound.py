@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 from sqlalchemy import Connection, select
 
 from shortener.ids import first_id_at
-from shortener.messages.opt_outs import add_opt_out, find_opt_outs, parse_reply, remove_opt_out
+from shortener.messages.opt_outs import FROM_REPLY, add_opt_out, find_opt_outs, parse_reply, remove_opt_out
 from shortener.storage.schema import messages
 from shortener.storage.types import to_ms
 
@@ -32,9 +32,9 @@ def record_reply(connection: Connection, application_id: int, phone: str, text: 
     """Change the opt-out list of an application by a reply of a number in E.164, and find the message that it belongs to."""
     keyword = parse_reply(text)
     if keyword == "stop":
-        add_opt_out(connection, application_id, phone, now, "STOP")
+        add_opt_out(connection, application_id, phone, now, FROM_REPLY)
     elif keyword == "start":
-        remove_opt_out(connection, application_id, phone)
+        remove_opt_out(connection, application_id, phone, only_from_reply=True)
     m = messages.c
     since = first_id_at(to_ms(now - REPLY_WINDOW))
     latest = select(m.message_id).where(m.to_address == phone, m.application_id == application_id, m.id >= since)

@@ -1,8 +1,9 @@
 """The opt-out list of an application: recipients who refused further messages.
 
-A recipient refuses by a reply that is one of STOP_WORDS, and permits messages again by one of START_WORDS. Only the whole reply
-counts, without regard to case, spaces and punctuation around it: "please stop by tomorrow" refuses nothing. The words follow the
-handbook of CTIA (United States) and the lists of common providers, with the usual words of other languages.
+A recipient refuses by a reply that is one of STOP_WORDS, and permits messages again by one of START_WORDS. A reply removes no
+entry that an administrator has made, because an API key that only sends may report replies. Only the whole reply counts, without
+regard to case, spaces and punctuation around it: "please stop by tomorrow" refuses nothing. The words follow the handbook of CTIA
+(United States) and the lists of common providers, with the usual words of other languages.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Integer, Text, and_, delete, select
+from sqlalchemy import Connection, Integer, Text, and_, delete, select, update
 
 from shortener.storage import schema
 from shortener.storage.database import upsert
@@ -33,6 +34,8 @@ STOP_WORDS = frozenset(
 )
 START_WORDS = frozenset({"START", "UNSTOP", "SUBSCRIBE", "RESUME", "OPTIN", "OPT IN", "СТАРТ"})
 _MAX_WORD_CHARACTERS = 40
+#: The source of an entry of the opt-out list that a reply made. Other sources: an administrator over HTTP or the command line.
+FROM_REPLY = "STOP"
 
 
 def parse_reply(text: str) -> Literal["stop", "start"] | None:
@@ -47,15 +50,27 @@ def parse_reply(text: str) -> Literal["stop", "start"] | None:
 
 
 def add_opt_out(connection: Connection, application_id: int, phone: str, now: datetime, source: str) -> bool:
-    """Add a number in E.164 to the opt-out list of an application. Return whether it was not on the list."""
-    row = {"application_id": application_id, "phone": phone, "at": now, "source": source}
-    return connection.execute(upsert(connection, schema.opt_outs).values(row).on_conflict_do_nothing()).rowcount > 0
+    """Add a number in E.164 to the opt-out list of an application. Return whether it was not on the list.
 
-
-def remove_opt_out(connection: Connection, application_id: int, phone: str) -> bool:
-    """Remove a number in E.164 from the opt-out list of an application. Return whether it was on the list."""
+    `source`: FROM_REPLY, or who added the number. An entry from a reply gets another source; all other entries keep theirs."""
     table = schema.opt_outs
-    return connection.execute(delete(table).where(table.c.application_id == application_id, table.c.phone == phone)).rowcount > 0
+    row = {"application_id": application_id, "phone": phone, "at": now, "source": source}
+    if connection.execute(upsert(connection, table).values(row).on_conflict_do_nothing()).rowcount:
+        return True
+    from_reply = table.c.application_id == application_id, table.c.phone == phone, table.c.source == FROM_REPLY
+    connection.execute(update(table).where(*from_reply).values(source=source))
+    return False
+
+
+def remove_opt_out(connection: Connection, application_id: int, phone: str, *, only_from_reply: bool = False) -> bool:
+    """Remove a number in E.164 from the opt-out list of an application. Return whether it was on the list.
+
+    `only_from_reply`: keep an entry that was not made by a reply."""
+    table = schema.opt_outs
+    chosen = [table.c.application_id == application_id, table.c.phone == phone]
+    if only_from_reply:
+        chosen.append(table.c.source == FROM_REPLY)
+    return connection.execute(delete(table).where(*chosen)).rowcount > 0
 
 
 def find_opt_outs(connection: Connection, recipients: Iterable[tuple[int, str]]) -> set[tuple[int, str]]:

@@ -16,6 +16,7 @@ checkpoint thread logs `wal_is_long` if the WAL grows because of them.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import fcntl
 import math
 import os
@@ -24,6 +25,7 @@ import secrets
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Concatenate, Literal, ParamSpec, TypeVar
 from urllib.parse import quote
@@ -145,7 +147,8 @@ class SqliteDatabase:
                 if self._checkpointer is not None:
                     self._checkpointer.committed(self._driver)
 
-        self._work.put(job)
+        # The context contains the id of the request, which log lines of the writer thread need too.
+        self._work.put(partial(contextvars.copy_context().run, job))
         return await future
 
     def _transact(self, transact: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -1,6 +1,7 @@
 """API keys and tracker tokens over HTTP: create, list, change, revoke and rotate. All require the permission `admin`.
 
-A key can grant only permissions that it has itself, and it cannot revoke itself. So no call gains rights or locks the caller out.
+A key can grant only permissions that it has itself, and no higher rate limit than its own, and it cannot revoke itself. So no call
+gains rights or locks the caller out.
 """
 
 from __future__ import annotations
@@ -137,6 +138,7 @@ async def show(call: Call[None, None]) -> Mapping[str, Any]:
 async def create(call: Call[None, KeyCreateRequest]) -> Mapping[str, Any]:
     """Create an API key."""
     service, request = call.service, call.body
+    _check_rate_limit(call, request.rate_limit)
     missing = sorted(set(request.permissions) - call.principal.permissions)
     if missing:
         reason = f"this API key does not have {', '.join(missing)}, so it cannot grant it"
@@ -159,6 +161,8 @@ async def update(call: Call[None, KeyUpdateRequest]) -> Mapping[str, Any]:
     changes = {name: getattr(request, name) for name in request.model_fields_set}
     if changes.get("name", "") is None:
         del changes["name"]
+    if "rate_limit" in changes:
+        _check_rate_limit(call, changes["rate_limit"])
 
     def write(connection: Connection) -> dict[str, Any]:
         key_id = call.path["api_key_id"]
@@ -205,6 +209,14 @@ async def rotate_token(call: Call[None, TokenRotateRequest | None]) -> Mapping[s
     token, until = await service.database.write(credentials.rotate_token, call.application_id, service.clock(), overlap)
     await service.directory.refresh()
     return {"status": True, "tracker_token": token, "previous_valid_until": to_iso(until)}
+
+
+def _check_rate_limit(call: Call[Any, Any], rate_limit: int | None) -> None:
+    """Check that a rate limit is not higher than that of the key of this request. Raise ApiError FORBIDDEN."""
+    own = call.principal.rate_limit
+    if own is not None and (rate_limit is None or rate_limit > own):
+        reason = f"must be at most {own}, the rate limit of this API key"
+        raise ApiError(ErrorCode.FORBIDDEN, details=[Detail("rate_limit", reason)])
 
 
 def _key_fields(call: Call[Any, Any], row: Mapping[str, Any]) -> dict[str, Any]:

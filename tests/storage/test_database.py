@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+import structlog
 from sqlalchemy import Connection, insert, literal, select, text
 from sqlalchemy.exc import IntegrityError
 
@@ -48,6 +49,11 @@ async def test_a_failed_transaction_stores_nothing(database: Database) -> None:
     assert await database.read(names) == []
     await database.write(add, "two")
     assert await database.read(names) == ["two"]
+
+
+async def test_a_transaction_runs_in_the_context_of_its_caller_so_that_log_lines_contain_the_request_id(database: Database) -> None:
+    with structlog.contextvars.bound_contextvars(request_id="caller-7"):
+        assert await database.write(lambda connection: structlog.contextvars.get_contextvars()) == {"request_id": "caller-7"}
 
 
 async def test_a_unique_conflict_raises_integrity_error(database: Database) -> None:

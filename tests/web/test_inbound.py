@@ -55,6 +55,17 @@ async def test_another_reply_is_a_conversion_without_a_disposition(service: Serv
     assert "yes please" not in str(conversion)
 
 
+async def test_a_start_reply_does_not_remove_what_an_administrator_has_added(client: httpx.AsyncClient) -> None:
+    added = await client.post("/api/v1/opt-outs", json={"phone": TO})
+    assert added.status_code == 201
+    assert (await reply(client, "START"))["opted_out"] is True
+    assert (await client.delete(f"/api/v1/opt-outs/{TO}")).status_code == 200
+    await reply(client, "STOP")
+    assert (await client.post("/api/v1/opt-outs", json={"phone": TO})).json()["source"] == "api"
+    assert (await reply(client, "STOP"))["opted_out"] is True
+    assert (await reply(client, "START"))["opted_out"] is True, "the administrator has confirmed the entry of the reply"
+
+
 async def test_stop_without_a_message_is_recorded(client: httpx.AsyncClient) -> None:
     found = await reply(client, "STOP")
     assert (found["opted_out"], found["message_id"], found["conversion_id"]) == (True, None, None)

@@ -48,6 +48,24 @@ async def test_name_and_rate_limit_of_a_key_can_be_changed(client: httpx.AsyncCl
     assert (await client.patch(path, json={"rate_limit": None})).json()["key"]["rate_limit"] is None
 
 
+async def test_a_key_cannot_raise_its_rate_limit_or_create_a_key_with_a_higher_one(
+    service: Service, client: httpx.AsyncClient
+) -> None:
+    limited = await create(client, permissions=["admin"], rate_limit=30)
+    own = f"/api/v1/keys/{limited['key_id']}"
+    async with client_of(service, {"X-API-Key": limited["api_key"]}) as other:
+        for rate_limit in (None, 31):
+            for response in (
+                await other.patch(own, json={"rate_limit": rate_limit}),
+                await other.post("/api/v1/keys", json={"name": "x", "permissions": ["admin"], "rate_limit": rate_limit}),
+            ):
+                assert (response.status_code, response.json()["error_code"]) == (403, "FORBIDDEN")
+                assert response.json()["details"][0]["field"] == "rate_limit"
+        assert (await other.patch(own, json={"name": "y"})).status_code == 200
+        assert (await other.patch(own, json={"rate_limit": 20})).json()["key"]["rate_limit"] == 20
+    assert len((await client.get("/api/v1/keys")).json()["keys"]) == 2
+
+
 async def test_a_revoked_key_is_rejected_at_once(service: Service, client: httpx.AsyncClient) -> None:
     created = await create(client)
     path = f"/api/v1/keys/{created['key_id']}"

@@ -211,12 +211,12 @@ async def test_a_change_of_many_links_adds_one_row_to_the_audit_log_and_its_stop
     client: httpx.AsyncClient, service: Service
 ) -> None:
     for _ in range(3):
-        await link(client, campaign="one")
-    body = {"campaign": "one", "expires_at": "2026-12-24T00:00:00Z"}
+        await link(client, campaign="one +14085550100")
+    body = {"campaign": "one +14085550100", "expires_at": "2026-12-24T00:00:00Z"}
     update_id = (await client.post("/api/v1/links/update", json=body)).json()["update"]["update_id"]
     assert (await client.post(f"/api/v1/links/updates/{update_id}/stop")).json()["update"]["state"] == "stopped"
     await client.post(f"/api/v1/links/updates/{update_id}/stop")
-    after = {"campaign": "one", "changes": {"expires_at": "2026-12-24T00:00:00Z"}}
+    after = {"campaign": "one +14…00", "changes": {"expires_at": "2026-12-24T00:00:00Z"}}
     assert await audit_rows(service) == [
         ("key 1", "links_changed", update_id, 1, None, after),
         ("key 1", "links_update_stopped", update_id, 1, None, None),
