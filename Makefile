@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 WORKERS ?= 3
 BIN := $(VENV)/bin
+# Python stores compiled modules, because each test process would otherwise compile all modules and tests again.
+export PYTHONDONTWRITEBYTECODE :=
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
 
 .PHONY: run test test-fast prove profile setup setup-dev lint config lock bench clean vendor

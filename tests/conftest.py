@@ -39,6 +39,7 @@ from tests.servers import PostgresProcess, memory_folder
 from tests.servers import certificate as certificate
 from tests.servers import postgres_server as postgres_server
 from tests.servers import redis_server as redis_server
+from tests.speed import collect_garbage_rarely, share_compiled_statements
 
 NOON = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 
@@ -57,6 +58,11 @@ def pytest_configure(config: pytest.Config) -> None:
     if folder := memory_folder():
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(folder))
     reset_logs()
+    share_compiled_statements()
+
+
+def pytest_collection_finish() -> None:
+    collect_garbage_rarely()
 
 
 def reset_logs() -> None:
