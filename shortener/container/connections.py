@@ -6,9 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from shortener import __version__
 from shortener.delivery.guard import Guard
-from shortener.delivery.sender import Sender
+from shortener.delivery.sender import USER_AGENT, Sender
 from shortener.jobs import WakeUp
 from shortener.model import Clock
 from shortener.redis.client import RedisServer, open_redis
@@ -25,7 +24,7 @@ def open_sender(guard: Guard, settings: Settings, clock: Clock, limit: int | Non
     Requires a running event loop. The caller must close the sender."""
     return Sender(
         guard,
-        user_agent=f"sms-shortener/{__version__}",
+        user_agent=USER_AGENT,
         limit=limit or settings.delivery_slots,
         clock=clock,
         proxy=settings.delivery_proxy if uses_proxy else "",

@@ -134,6 +134,17 @@ class Fanout:
             deliveries += created
         return events, deliveries
 
+    def read_facts(self, connection: Connection, events: list[int]) -> dict[int, dict[str, Any]]:
+        """Return the facts of events, also of those without subscribers. Unlike the fan-out, it stores nothing."""
+        found = {}
+        for source in fanout_queries.sources(connection, events):
+            number = None
+            if _is_numbered(source):
+                assert source.click_hit is not None
+                number = fanout_queries.clicks_before(connection, source.link_id, source.click_hit) + 1
+            found[source.event] = self._snapshot(source, number)
+        return found
+
     # The methods below run inside the transaction of a batch.
 
     def _fan_out(self, connection: Connection, limit: int, only: int | None = None) -> tuple[int, int]:
@@ -295,8 +306,8 @@ def _click_numbers(connection: Connection, sources: Sequence[Sources]) -> dict[i
     numbers: dict[int, int] = {}
     repeats: dict[int, list[tuple[int, int]]] = defaultdict(list)  # link id -> (hit id, event id)
     for source in sources:
-        is_click = source.topics & Topic.CLICK and not source.topics & Topic.SUSPECTED and source.verdict == Verdict.HUMAN
-        if is_click and source.click_hit is not None and source.code is not None:
+        if _is_numbered(source):
+            assert source.click_hit is not None
             if source.flags & HitFlag.FIRST_FOR_LINK:
                 numbers[source.event] = 1
             else:
@@ -308,6 +319,12 @@ def _click_numbers(connection: Connection, sources: Sequence[Sources]) -> dict[i
             if number <= fanout_queries.MAX_CLICK_NUMBER:
                 numbers[event] = number
     return numbers
+
+
+def _is_numbered(source: Sources) -> bool:
+    """Return whether an event is a click of a person on a link, which has a click number."""
+    is_click = source.topics & Topic.CLICK and not source.topics & Topic.SUSPECTED and source.verdict == Verdict.HUMAN
+    return bool(is_click and source.click_hit is not None and source.code is not None)
 
 
 def iso(ms: int) -> str:

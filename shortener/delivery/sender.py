@@ -28,6 +28,7 @@ import aiohttp
 from aiohttp import hdrs
 from yarl import URL
 
+from shortener import __version__
 from shortener.delivery.guard import Guard, Lookup
 from shortener.delivery.guarded_resolver import GuardedResolver
 from shortener.delivery.outcomes import parse_retry_after
@@ -92,6 +93,10 @@ class SendResult:
     def excerpt(self) -> bytes:
         """The first KiB of the response body, which is stored with the attempt."""
         return self.body[:EXCERPT_BYTES]
+
+
+#: The header User-Agent of all requests.
+USER_AGENT = f"sms-shortener/{__version__}"
 
 
 class Sender:

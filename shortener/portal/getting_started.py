@@ -37,10 +37,7 @@ async def first_steps(visit: Visit) -> list[FirstStep]:
     if application is None:
         return []
     has_message, has_click, has_tracker, has_own_message = await visit.service.database.read(_read, application.id)
-    base_url = visit.service.settings.base_url
-    body = orjson.dumps({"to": "+14085550100", "body": EXAMPLE}).decode()
-    send = f"curl {base_url}/api/v1/rewrite -H 'X-API-Key: YOUR_KEY' -H 'Content-Type: application/json' -d '{body}'"
-    listen = "shortener listen"
+    send = first_call(visit.service.settings.base_url, "YOUR_KEY")
     steps = [
         FirstStep("Create a message", "Write a text and see what its recipient would get.", has_message, visit.link("try")),
         FirstStep(
@@ -48,13 +45,16 @@ async def first_steps(visit: Visit) -> list[FirstStep]:
         ),
         FirstStep(
             "Receive the events",
-            "A tracker is the URL that gets clicks and reports. For a first look, this command is one that prints what arrives:",
+            "The built-in receiver shows the requests of your events. Then create a tracker with the URL of your own endpoint.",
             has_tracker,
-            visit.link("trackers") if visit.may(Role.SUPPORT) else None,
-            listen,
+            visit.link("receiver") if visit.may(Role.SUPPORT) else None,
         ),
         FirstStep(
-            "Connect your pipeline", "Send the texts of your messages to the rewrite call first:", has_own_message, None, send
+            "Connect your pipeline",
+            "Create an API key, and send the texts of your messages to the rewrite call first. The page of the keys fills this in:",
+            has_own_message,
+            visit.link("keys") if visit.may(Role.MANAGER) else None,
+            send,
         ),
         FirstStep(
             "Use your own domain",
@@ -65,6 +65,12 @@ async def first_steps(visit: Visit) -> list[FirstStep]:
         ),
     ]
     return [] if all(step.is_done for step in steps) else steps
+
+
+def first_call(base_url: str, key: str) -> str:
+    """Return a curl command that rewrites a text with this key."""
+    body = orjson.dumps({"to": "+14085550100", "body": EXAMPLE}).decode()
+    return f"curl {base_url}/api/v1/rewrite -H 'X-API-Key: {key}' -H 'Content-Type: application/json' -d '{body}'"
 
 
 def _read(connection: Connection, application_id: int) -> tuple[bool, bool, bool, bool]:

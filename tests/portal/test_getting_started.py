@@ -39,4 +39,4 @@ async def test_the_commands_of_the_steps_contain_the_address_of_the_service(serv
     browser = await sign_in()
     page = (await browser.get("/portal/1/")).text
     assert f"curl {service.settings.base_url}/api/v1/rewrite" in page
-    assert "shortener listen" in page
+    assert 'href="/portal/1/receiver"' in page

@@ -90,6 +90,8 @@ PATHS = (
     "/portal/1/deliveries?status=dead",
     "/portal/1/deliveries?tracker={tracker}",
     "/portal/1/deliveries.csv",
+    "/portal/1/receiver",
+    "/portal/1/keys",
     "/portal/1/campaigns/autumn-sale",
     "/portal/1/messages/{message}",
     "/portal/1/links",

@@ -31,6 +31,8 @@ PATHS = (
     "/portal/1/try",
     "/portal/1/trackers",
     "/portal/1/deliveries",
+    "/portal/1/receiver?format=scg",
+    "/portal/1/keys",
     "/portal/search?q=nothing",
     "/portal/admin/system",
     "/portal/me",

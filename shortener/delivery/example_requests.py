@@ -1,0 +1,105 @@
+"""The requests that a tracker would receive for the events of an application, as the built-in receiver of the portal shows them.
+
+The requests are built and signed by the same code as those of deliveries, from the newest events of the event log. Nothing is sent
+and nothing is stored, so an application needs no endpoint to see its events, and no request can reach a private address. Phone
+numbers are masked.
+"""
+# Tested by tests/delivery/test_example_requests.py
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+from sqlalchemy import Connection
+
+from shortener.delivery.fanout import Fanout
+from shortener.delivery.request import DeliveryTarget
+from shortener.delivery.sample_delivery import sample_facts
+from shortener.delivery.sender import USER_AGENT
+from shortener.logs import mask
+from shortener.model import Topic
+from shortener.outbox.events import encode_event_id
+from shortener.secret import Secret
+from shortener.signatures import SIGNING_PREFIX, parse_secret
+
+URL = "https://receiver.example/events"  # The address of the tracker that does not exist.
+FORMAT = "json"
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleRequest:
+    """A request as it would arrive. `body` is the body as text; `message_id` is None for events without a message."""
+
+    event_id: str
+    topic: Topic
+    at: datetime
+    message_id: str | None
+    line: str
+    headers: Sequence[tuple[str, str]]
+    body: str
+
+
+def example_secret(secret: Secret, application_id: int) -> str:
+    """Return the signing secret of the example requests of an application. It signs nothing else."""
+    key = secret.key(f"built-in receiver {application_id}")
+    return SIGNING_PREFIX + base64.b64encode(key[:24]).decode()
+
+
+def example_target(signing_secret: str, format: str = FORMAT) -> DeliveryTarget:
+    """Return the tracker that would receive the requests."""
+    return DeliveryTarget(
+        tracker_id=None,
+        revision=0,
+        url=URL,
+        method="POST",
+        format=format,
+        max_attempts=1,
+        timeout=10,
+        concurrency=1,
+        schedule=(),
+        secrets=((parse_secret(signing_secret), None),),
+    )
+
+
+def example_requests(
+    connection: Connection, fanout: Fanout, target: DeliveryTarget, events: Sequence[tuple[int, Topic, datetime]]
+) -> list[ExampleRequest]:
+    """Return the requests of (row id, topic, time) of events, in the same order. An event that was purged is left out."""
+    facts = fanout.read_facts(connection, [event for event, _, _ in events])
+    return [_request(target, facts[event], event, topic, at) for event, topic, at in events if event in facts]
+
+
+def sample_request(target: DeliveryTarget, application_id: int, at: datetime, event: str) -> ExampleRequest:
+    """Return the request of an invented event, for an application that has no event yet."""
+    facts = sample_facts(application_id, at, event)
+    return _request(target, {**facts, "topic": event}, 0, Topic.TEST, at)
+
+
+def _request(target: DeliveryTarget, facts: Mapping[str, Any], event: int, topic: Topic, at: datetime) -> ExampleRequest:
+    masked = dict(facts)
+    if masked.get("to_address"):
+        masked |= {"to_address": mask(masked["to_address"]), "phone_sha256": None}  # a hash would confirm a guessed number
+    request = target.request(masked, event, topic, 1, at, allow_http=False)
+    parts = urlsplit(request.url)
+    headers = {
+        "Host": parts.netloc,
+        "Accept": "*/*",
+        "User-Agent": USER_AGENT,
+        "Accept-Encoding": "identity",
+        **request.headers,
+        "Content-Length": str(len(request.body)),
+    }
+    return ExampleRequest(
+        encode_event_id(event, topic),
+        topic,
+        at,
+        facts.get("message_id"),
+        f"{request.method} {parts.path} HTTP/1.1",
+        list(headers.items()),
+        request.body.decode(),
+    )

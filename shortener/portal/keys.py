@@ -1,0 +1,122 @@
+"""/portal/{app}/keys: the API keys, the tracker tokens and the postback keys of an application.
+
+A new key or token is shown once, in the response to its form. It is in no address, log or audit row. Creating, revoking and
+rotating require the password within the last ten minutes.
+"""
+# Tested by tests/portal/test_keys.py
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import Connection
+from starlette.responses import Response
+
+from shortener.accounts import credentials
+from shortener.accounts.postback_keys import list_postback_keys
+from shortener.accounts.settings import DEFAULT_PERMISSIONS, PERMISSIONS
+from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.portal.getting_started import first_call
+from shortener.portal.operators import Role
+from shortener.portal.page import NavigationItem, PortalPage, Visit
+
+MAX_NAME_CHARACTERS = 100
+#: For how long the previous tracker token stays valid.
+OVERLAPS = {"0": "not at all", "1": "1 hour", "24": "24 hours", "168": "7 days"}
+
+
+@dataclass(frozen=True, slots=True)
+class NewSecret:
+    """A key or token that was just created. `command` is a first call with it, ready to be pasted."""
+
+    label: str
+    text: str
+    command: str | None = None
+
+
+async def keys(visit: Visit) -> Response:
+    """List the keys and tokens."""
+    return await _page(visit)
+
+
+async def _page(visit: Visit, status: int = 200, *, created: NewSecret | None = None, error: ApiError | None = None) -> Response:
+    database, application_id = visit.service.database, visit.application_id
+    return visit.render(
+        "keys.html",
+        status,
+        compress=created is None,
+        title="Keys",
+        keys=await database.read(credentials.list_keys, application_id),
+        tokens=await database.read(credentials.list_tokens, application_id, visit.now),
+        postback_keys=await database.read(list_postback_keys, application_id),
+        permissions=PERMISSIONS,
+        chosen=visit.form_lists.get("permissions", list(DEFAULT_PERMISSIONS)),
+        overlaps=OVERLAPS,
+        created=created,
+        error=error,
+    )
+
+
+async def change(visit: Visit) -> Response:
+    """Create or revoke an API key, or rotate the tracker token."""
+    try:
+        action = _ACTIONS[visit.form.get("action", "")]
+    except KeyError:
+        raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("action", "is unknown")]) from None
+    try:
+        created = await visit.service.database.write(action, visit)
+    except ApiError as error:
+        if error.code is not ErrorCode.INVALID_REQUEST:
+            raise
+        return await _page(visit, 422, error=error)
+    await visit.service.directory.refresh()
+    return visit.redirect(visit.link("keys")) if created is None else await _page(visit, created=created)
+
+
+def _create(connection: Connection, visit: Visit) -> NewSecret:
+    name = visit.form.get("name", "").strip()
+    if not name or len(name) > MAX_NAME_CHARACTERS or not name.isprintable():
+        reason = f"must have 1 to {MAX_NAME_CHARACTERS} printable characters"
+        raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("name", reason)])
+    chosen = [permission for permission in PERMISSIONS if permission in visit.form_lists.get("permissions", ())]
+    if not chosen:
+        raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("permissions", "must contain at least one permission")])
+    key = credentials.create_key(connection, visit.application_id, name, chosen, visit.now)
+    visit.audit(connection, "api_key_created", name, after={"permissions": ", ".join(chosen)})
+    return NewSecret(f"The API key of {name}", key, first_call(visit.service.settings.base_url, key))
+
+
+def _revoke(connection: Connection, visit: Visit) -> None:
+    text = visit.form.get("key", "")
+    if not (text.isascii() and text.isdecimal() and len(text) < 10):
+        raise ApiError(ErrorCode.NOT_FOUND)
+    row: Mapping[str, Any] = credentials.find_key(connection, visit.application_id, int(text))
+    credentials.revoke_key(connection, int(text), visit.now)
+    visit.audit(connection, "api_key_revoked", row["name"])
+
+
+def _rotate(connection: Connection, visit: Visit) -> NewSecret:
+    overlap = visit.form.get("overlap", "24")
+    if overlap not in OVERLAPS:
+        raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("overlap", f"must be one of {', '.join(OVERLAPS)}")])
+    token, until = credentials.rotate_token(connection, visit.application_id, visit.now, timedelta(hours=int(overlap)))
+    visit.audit(connection, "tracker_token_rotated", after={"previous_valid_until": until.isoformat(timespec="seconds")})
+    return NewSecret("The new tracker token", token)
+
+
+_ACTIONS = {"create": _create, "revoke": _revoke, "rotate": _rotate}
+
+PAGES = [
+    PortalPage(
+        "/portal/{app}/keys",
+        keys,
+        change,
+        role=Role.MANAGER,
+        all_applications=False,
+        navigation=NavigationItem("Keys", "key", 10, "setup"),
+        needs_recent_password=True,
+    ),
+]

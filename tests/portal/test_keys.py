@@ -1,0 +1,67 @@
+"""Tests of the page of API keys and tracker tokens."""
+
+from __future__ import annotations
+
+import re
+
+from shortener.container import Service
+from shortener.portal.operators import Role
+from tests.conftest import Clock
+from tests.portal.conftest import SignIn, log
+
+
+async def test_a_new_key_is_shown_once_with_a_command_that_works(service: Service, sign_in: SignIn) -> None:
+    browser = await sign_in("Mia", Role.MANAGER, 1)
+    form = {"action": "create", "name": "Shop <b>", "permissions": ["sms.send", "sms.read"]}
+    page = await browser.post("/portal/1/keys", data=form)
+    assert (page.status_code, page.headers["cache-control"]) == (200, "no-store")
+    assert "content-encoding" not in page.headers  # the page shows a secret
+    assert "Shop &lt;b&gt;" in page.text
+    (key,) = set(re.findall(r"X-API-Key: ([^&#]+)&#39;", page.text))
+    body = {"to": "+14085550100", "body": 'See #track("https://shop.example/")'}
+    assert (await browser.post("/api/v1/rewrite", json=body, headers={"X-API-Key": key})).status_code == 200
+    assert key not in (await browser.get("/portal/1/keys")).text
+    row = (await log(service))[-1]
+    assert (row.action, row.object, row.after) == ("api_key_created", "Shop <b>", {"permissions": "sms.send, sms.read"})
+    key_id = re.findall(r'name="key" value="(\d+)"', page.text)[-1]
+    assert (await browser.post("/portal/1/keys", data={"action": "revoke", "key": key_id})).status_code == 303
+    assert (await browser.post("/api/v1/rewrite", json=body, headers={"X-API-Key": key})).status_code == 401
+    assert (await log(service))[-1].action == "api_key_revoked"
+
+
+async def test_a_rotated_token_is_shown_once_and_the_previous_one_has_a_countdown(service: Service, sign_in: SignIn) -> None:
+    browser = await sign_in("Mia", Role.MANAGER, 1)
+    credentials = service.first_credentials
+    assert credentials is not None
+    page = await browser.post("/portal/1/keys", data={"action": "rotate", "overlap": "24"})
+    assert "The new tracker token" in page.text
+    listed = (await browser.get("/portal/1/keys")).text
+    assert "ends in 1" in listed
+    assert (await log(service))[-1].action == "tracker_token_rotated"
+    for headers in ({"X-Api-Token": credentials.tracker_token},):
+        response = await browser.post("/api/v1/track", json={"click_id": "x", "action": "sale"}, headers=headers)
+        assert response.status_code != 401  # the previous token is still valid
+
+
+async def test_invalid_forms_change_nothing_and_keep_their_input(service: Service, sign_in: SignIn) -> None:
+    browser = await sign_in("Mia", Role.MANAGER, 1)
+    for form, status in (
+        ({"action": "create", "name": " ", "permissions": "sms.send"}, 422),
+        ({"action": "create", "name": "x"}, 422),
+        ({"action": "create", "name": "x" * 101, "permissions": "sms.send"}, 422),
+        ({"action": "rotate", "overlap": "5"}, 422),
+        ({"action": "revoke", "key": "999"}, 404),
+        ({"action": "revoke", "key": "x"}, 404),
+        ({"action": "x"}, 400),
+    ):
+        assert (await browser.post("/portal/1/keys", data=form)).status_code == status, form
+    assert [row.action for row in await log(service)] == ["invitation_accepted"]
+
+
+async def test_keys_require_a_manager_and_a_recent_password(sign_in: SignIn, clock: Clock) -> None:
+    support = await sign_in("Sue", Role.SUPPORT, 1)
+    assert (await support.get("/portal/1/keys")).status_code == 403
+    manager = await sign_in("Mia", Role.MANAGER, 1)
+    clock.forward(minutes=11)
+    response = await manager.post("/portal/1/keys", data={"action": "create", "name": "x", "permissions": "sms.send"})
+    assert (response.status_code, response.headers["location"].partition("?")[0]) == (303, "/portal/confirm")
