@@ -85,14 +85,14 @@ def _request(target: DeliveryTarget, facts: Mapping[str, Any], event: int, topic
     if masked.get("to_address"):
         masked |= {"to_address": mask(masked["to_address"]), "phone_sha256": None}  # a hash would confirm a guessed number
     request = target.request(masked, event, topic, 1, at, allow_http=False)
-    parts = urlsplit(request.url)
+    body, parts = request.body or b"", urlsplit(request.url)
     headers = {
         "Host": parts.netloc,
         "Accept": "*/*",
         "User-Agent": USER_AGENT,
         "Accept-Encoding": "identity",
         **request.headers,
-        "Content-Length": str(len(request.body)),
+        "Content-Length": str(len(body)),
     }
     return ExampleRequest(
         encode_event_id(event, topic),
@@ -101,5 +101,5 @@ def _request(target: DeliveryTarget, facts: Mapping[str, Any], event: int, topic
         facts.get("message_id"),
         f"{request.method} {parts.path} HTTP/1.1",
         list(headers.items()),
-        request.body.decode(),
+        body.decode(),
     )
