@@ -97,7 +97,7 @@ _COMMON = re.compile(
 
 # The model and build of an Android phone. The rules must not examine them, because some models are named Sonic, Fever or CUBOT.
 _MODEL = re.compile(
-    r"(Android [^;()]{1,12};)(?: ?[a-z]{2}[-_][a-z]{2};)?(?![^;)]*http)"
+    r"(Android [^;()]{1,12};)(?: ?[a-z]{2}[-_][a-z]{2};)?(?![^;)]*http(?![^;)]* Build/))"
     r"[^;()@]+(?:\([^;()@]*\) (?=Build/)[^;()@]*)?(?=[;)(])",
     re.IGNORECASE,
 )
@@ -107,9 +107,12 @@ _MODEL = re.compile(
 # manufacturer of phones, and CamScanner and TripAdvisor are apps that contain a browser, so they are exceptions.
 _PROGRAM = re.compile(
     r"https?:|\bwww\.|(?<=\w)@(?=[a-z][\w-]*\.[a-z])|(?<![\w./-])(?:[\w-]+\.)+(?:com|net|org|io)\b(?!\.|/\d)|"
-    r"[(;] ?compatible(?:\)|; (?!MSIE \d|Konqueror|Polaris|Teleca|OSS/|Linux|U;|SonyEricsson))|"
-    r"like Gecko; ?\w|\bGoogle-[A-Z]|-Google\b|"
-    r"(?<!cu)bot(?![a-z])|crawl|spider|scraper|headless|preview|monitor|synthetic|fetcher|checker|validator|"
+    r"[(;] ?compatible(?:\)|; (?!MSIE \d|Konqueror|Polaris|Teleca|OSS/|Linux|U;|SonyEricsson|UP\.|WAP|MAUI|MMEF|MSPIE|"
+    r"Windows Mobile|Go\.Web))|"
+    r"like Gecko(?:; ?(?!OpenBrowser|Wireless|googleweblight)\w|, Google)|\bGoogle-[A-Z]|-Google\b|\bGoogle favicon|"
+    r"[<>](?!buildID)|\b(?:select|union|load_file)\b ?\(|"
+    r"(?<!cu)bot(?![a-z])|crawl|crwlr|spider|scraper|headless|preview|monitor|synthetic|fetcher|fetch api|checker|validator|"
+    r"classifier|Web Services Client|"
     r"(?<!cam)scanner|inspector|(?<!trip)advisor|http ?client|(?<!user)(?<!user[- ])agent(?![a-z])",
     re.IGNORECASE,
 )
@@ -213,15 +216,28 @@ _TOOLS = (
     "NetNewsWire",
     "QuiteRSS",
     "Windows-RSS",
+    "ReederForMac",
+    "wechatdevtools",
+    "fasthttp",
+    "Bluecoat",
+    "Outlook-Express",
     "Microsoft Outlook",
     "ms-office",
 )
 _TOOL = re.compile(compile_list(_TOOLS)[0].pattern, re.IGNORECASE)
+#: The build of a phone may contain the e-mail address of the author of a modified Android.
+_ADDRESS_IN_BUILD = re.compile(r"Build/[^;()\s@]+@[^;()\s]+")
 _TIMESTAMP = re.compile(r" Time/[0-9]{10}")
 
-# Matches programs that put their name before the user agent of a browser: "Test: Mozilla/5.0 (...". Some phones and proxies of
-# carriers put text there too, so the rule does not apply to the user agents of phones.
-_WORD_BEFORE_MOZILLA = re.compile(r"""["']?\w[^\s(]{0,39}?[\s;:=/."']{1,4}Mozilla/\d\.\d \(""")
+# Matches programs that put their name before the user agent of a browser: "Test: Mozilla/5.0 (...". Some phones put their model
+# there (`LG-D802 Mozilla/5.0`), and some browsers their name and version. So for phones, only a word without digits matches, or a
+# name with a version and a comma or another mark after it.
+_WORD_BEFORE_MOZILLA = re.compile(
+    r"""[^\s(]{1,40}?(?: \w{1,20})?[\s;:=/."',|-]{1,4}Mozilla/\d\.\d \(|[\w .-]{1,60}\([\w .]{1,30}\)[:(]\s?Mozilla/"""
+)
+_WORD_BEFORE_PHONE = re.compile(
+    r"""(?!user-?agent)["']?[a-z][a-z_.-]{0,39}(?:\s+|(?:/[\d.]+)?[,;:|="']\s*)Mozilla/5\.0 \(""", re.IGNORECASE
+)
 _MOBILE = re.compile(r"Mobile|Android|iPhone|iPad|iPod|MIDP|Windows (?:Phone|CE)|Symbian|Opera Mini|UCBrowser", re.IGNORECASE)
 
 # Matches the user agents of desktop browsers without additions. A phone's browser that requests the desktop page adds its name
@@ -231,6 +247,11 @@ _DESKTOP = re.compile(
     r"Gecko/\d+ (?:\w+/[\w.]+ (?:\(\w+\) )?)?Firefox/(?P<firefox>\d+)[\w.]*|"
     r"AppleWebKit/[\d.]+ \(KHTML, like Gecko\) (?:Ubuntu Chromium/[\d.]+ )?Chrome/(?P<chrome>\d+)[\d.]* Safari/[\d.]+|"
     r"AppleWebKit/[\d.]+ \(KHTML, like Gecko\) Version/(?P<safari>\d+)[\d.]* Safari/[\d.]+)"
+)
+# Matches Internet Explorer up to 10 on Windows with any additions, except on phones and tablets.
+_ENDED_EXPLORER = re.compile(
+    r"[\w-]+/[\d.]+ \((?:compatible; ?)?(?:[^()]*; ?)?MSIE (?:\d|10)\.[^()]*Windows NT"
+    r"(?![^()]*(?:ARM|Touch|Tablet|Mobile|Phone|Windows CE|XBLWP|XV\d))"
 )
 # Matches the user agents of desktop browsers that ended before 2021: Internet Explorer, Edge before it used Chromium, and Opera
 # before it used Chromium. Phones send similar ones with a model, `ARM`, `Touch` or another system (Linux zvav is Opera Mini), so
@@ -255,25 +276,32 @@ _BROWSER = re.compile(
     r"WebView/|^Safari/[\d.]+ Mobile|^iPhone\w*$|^Android \d|jig browser|^Palmscape|PalmOS|^Xiino|"
     r"AppleWebKit|Gecko/|KHTML|Trident|MSIE \d|Opera|Presto|^Mozilla/\d.*(?:Android|iPhone OS|Firefox/)|FBAN/|"
     r"UCWEB|UCBrowser|Browser/|UP\.Browser|MIDP|MAUI|Obigo|NetFront|Teleca|Dolfin|Polaris|DoCoMo|"
-    r";FOMA;|SymbianOS/|^Mozilla/\d\.\d+ \(?(?:SonyEricsson|SAMSUNG|Vodafone)|"
-    r"^(?:Alcatel|BlackBerry|HTC|Huawei|LGE?[-/ ]|Mot-|Nokia|Samsung|Sec-|Sie-|SonyEricsson|ZTE)",
+    r"Wap[ _-]?Browser|UC ?Browser|\bUP/\d|J-PHONE/|KDDI-|SoftBank/|emobile/|DDIPOCKET|OpenBrowser|AVE-?Front|hiptop|"
+    r"MobileExplorer|MMEF\d|MSPIE|IEMobile|Pocket Internet Explorer|Elaine/|Symbian|Maemo|MeeGo|Mobile\) WebKit/|"
+    r";FOMA;|^Mozilla/\d\.\d+ \(?(?:SonyEricsson|SAMSUNG|Vodafone)|"
+    r"^(?:Alcatel|BlackBerry|Ericsson|Haier|HTC|Huawei|LGE?(?:[-/ ]|\w{0,2}\d)|Mot-|Nokia|Samsung|SCH-|Sec-|Sie-|SonyEricsson|"
+    r"Tianyu|ZTE)",
     re.IGNORECASE,
 )
 
 
 class ParsedAgent(NamedTuple):
     """A User-Agent header. `particular`: its text without the parts that most browsers contain and without the model of the
-    phone."""
+    phone. `model`: the removed model."""
 
     text: str
     particular: str
+    model: str
 
 
 def parse_agent(text: str) -> ParsedAgent:
     """Return the text of a User-Agent header together with its particular part."""
     common = _COMMON.match(text)
     particular = f"({common['system']}){text[common.end() :]}" if common else text
-    return ParsedAgent(text, _MODEL.sub(r"\1", particular, count=1))
+    model = _MODEL.search(particular)
+    if model is None:
+        return ParsedAgent(text, particular, "")
+    return ParsedAgent(text, particular[: model.end(1)] + particular[model.end() :], model[0])
 
 
 def _empty_agent(agent: ParsedAgent) -> str | None:
@@ -292,10 +320,11 @@ def _crawler(agent: ParsedAgent) -> str | None:
 
 
 def _program(agent: ParsedAgent) -> str | None:
-    found = _PROGRAM.search(agent.particular) or _TOOL.search(agent.particular) or _TIMESTAMP.search(agent.particular)
+    text = _ADDRESS_IN_BUILD.sub("", agent.particular) if "@" in agent.particular else agent.particular
+    found = _PROGRAM.search(text) or _TOOL.search(text) or _TOOL.search(agent.model) or _TIMESTAMP.search(text)
     if found:
         return f"the agent names a program: {found[0].strip(' (;')}"
-    is_program = _WORD_BEFORE_MOZILLA.match(agent.text) and not _MOBILE.search(agent.text)
+    is_program = (_WORD_BEFORE_PHONE if _MOBILE.search(agent.text) else _WORD_BEFORE_MOZILLA).match(agent.text)
     return "the agent has a word before Mozilla/" if is_program else None
 
 
@@ -313,7 +342,8 @@ def _ended_desktop(agent: ParsedAgent) -> str | None:
     found = _ENDED_DESKTOP.fullmatch(agent.text)
     version = next((part for part in found.groupdict().items() if part[1] is not None), None) if found else None
     if version is None:
-        return None
+        is_ended = _ENDED_EXPLORER.match(agent.text) and not _MOBILE.search(agent.text)
+        return "a desktop browser that is too old for a person: Internet Explorer" if is_ended else None
     number = version[1].removeprefix("rv:")
     return f"a desktop browser that is too old for a person: {_ENDED_NAMES[version[0]]} {number}"
 

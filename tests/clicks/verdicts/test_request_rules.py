@@ -153,6 +153,72 @@ def test_a_program_that_is_not_in_the_crawler_list_is_suspected_by_its_own_name(
     assert rule(agent) == "program"
 
 
+@pytest.mark.parametrize(
+    "agent",
+    [
+        # A word before Mozilla/, also before the user agent of a phone.
+        "Test: Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/142.0.0.0 Safari/537.36",
+        "Google Chrome - Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/142.0.0.0 Safari/537.36",
+        "My Tool (x64): Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/142.0.0.0 Safari/537.36",
+        "Anonymous, " + android("11; CPH2211"),
+        "unheard-of: " + android("11; CPH2211"),
+        "Unheard " + android("11; CPH2211"),
+        "Unheard/6.7.5, " + IPHONE,
+        "iphone|" + IPHONE,
+        # Tools with the name in the place of the model of the phone.
+        android("4.0.2; en-us; Catchpoint"),
+        android("4.1.2; cs-cz; Unheard screenshot-generator Build/Q3"),
+        # Text that attacks the program that reads it.
+        "<style>" + android("9; K"),
+        android("10; K", "'+(select load_file('x'))+'"),
+        # Other programs.
+        "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/142.0 Safari/537.36 XyzClassifier/1.0",
+        "Mozilla/4.0 (compatible; MSIE 5.5; Windows NT 5.0) Fetch API Request",
+        "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/534.16 (KHTML, like Gecko, Google Keyword Suggestion) Chrome/10.0",
+    ],
+)
+def test_a_program_that_adds_text_to_the_user_agent_of_a_browser_is_suspected(agent: str) -> None:
+    assert rule(agent) == "program"
+
+
+@pytest.mark.parametrize(
+    "agent",
+    [
+        "Mozilla/4.0 (compatible; MSIE 6.0; Windows NT 5.1; SV1; FunWebProducts; .NET CLR 1.1.4322; PeoplePal 6.2)",
+        "Mozilla/4.0 (compatible; MSIE 7.0; Windows NT 6.1; Trident/4.0; QQDownload 663; SLCC2)",
+        "Mozilla/5.0 (compatible; MSIE 9.0; Windows NT 6.1; Trident/5.0; WAC-OFU)",
+        "Mozilla/5.0 (compatible; MSIE 10.0; Windows NT 6.2; WOW64; Trident/6.0) MapperCmd/5.24.780.0",
+    ],
+)
+def test_internet_explorer_up_to_10_with_additions_is_suspected_on_a_desktop(agent: str) -> None:
+    assert rule(agent) == "old_desktop"
+
+
+@pytest.mark.parametrize(
+    "agent",
+    [
+        "LG-D802 Mozilla/5.0 (Linux; Android 5.0.2; LG-D802 Build/LRX22G) AppleWebKit/537.36 (KHTML, like Gecko) Version/4.0 "
+        "Chrome/34.0.1847.118 Mobile Safari/537.36",
+        "MQQBrowser/44 " + IPHONE,
+        "Kik/9.10.0.5037 (Android 6.0.1) " + android("6.0.1; SM-G920F Build/MMB29K; wv"),
+        "HTC_TyTN_II Mozilla/4.0 (compatible; MSIE 4.01; Windows CE; PPC)/8.2.0.116/31/351",
+        "Mozilla/4.0 (compatible; MSIE 7.0; Windows NT 6.2; Trident/3.1; XBLWP7; ZuneWP7; Nokia 920)",
+        "Mozilla/5.0 (Linux; U; Android 2.3.4; xx; LG-P698 Build/alex@hawk-droid.rev3) AppleWebKit/533.1 (KHTML, like Gecko) "
+        "Version/4.0 Mobile Safari/533.1",
+        android("2.3.6; GT-S5830 - Forum: http://rom.example Build/GRWK74"),
+        "Karbonn K180/WAP Browser",
+        "HAIER-N60",
+        "PHILIPS-Fisio311/2.1 UP/4.1.19m",
+        "LGETU550",
+        "SCH-S239/ POLARIS/6.15 (GUI; compatible; UP.Browser)",
+        "Mozilla/5.0 (H11T; like Gecko; OpenBrowser) NetFront/3.4",
+        "Mozilla/5.0 (MeeGo; NokiaN9)",
+    ],
+)
+def test_phones_that_put_their_model_before_mozilla_and_old_phones_are_human(agent: str) -> None:
+    assert rule(agent) == "browser"
+
+
 def test_the_reason_contains_no_email_address_from_the_user_agent() -> None:
     assert "jane" not in classify(RequestTraits("GET", "Mozilla/5.0 (jane@mail.example)")).reason
 
