@@ -15,11 +15,11 @@ import contextlib
 import itertools
 import os
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import asyncpg
 import httpx
@@ -40,6 +40,8 @@ from tests.servers import certificate as certificate
 from tests.servers import postgres_server as postgres_server
 from tests.servers import redis_server as redis_server
 from tests.speed import collect_garbage_rarely, share_compiled_statements
+
+T = TypeVar("T")
 
 NOON = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 
@@ -132,7 +134,7 @@ def postgresql_template(postgresql: str) -> str:
         await connection.close()
         await migrate(postgresql.replace("/postgres?", "/template_of_tests?"))
 
-    _run_in_a_thread(create())
+    run_in_a_thread(create())
     return "template_of_tests"
 
 
@@ -140,14 +142,14 @@ def postgresql_template(postgresql: str) -> str:
 def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A SQLite database file that contains the schema. Tests copy it, which is faster than a migration."""
     file = tmp_path_factory.mktemp("sqlite_template") / "shortener.db"
-    _run_in_a_thread(migrate(f"sqlite:///{file}"))
+    run_in_a_thread(migrate(f"sqlite:///{file}"))
     return file
 
 
-def _run_in_a_thread(work: Any) -> None:
-    """Run a coroutine to its end. The fixture that calls this may itself run in an event loop."""
+def run_in_a_thread(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine to its end and return its result. The fixture that calls this may itself run in an event loop."""
     with ThreadPoolExecutor(1) as executor:
-        executor.submit(asyncio.run, work).result()
+        return executor.submit(asyncio.run, work).result()
 
 
 async def new_postgresql_database(server: str, template: str | None) -> str:
@@ -175,7 +177,7 @@ def _drop_databases_of_the_module() -> Iterator[None]:
     """Drop the PostgreSQL databases that the tests of a module created and did not drop."""
     yield
     if _databases:
-        _run_in_a_thread(drop_postgresql_databases())
+        run_in_a_thread(drop_postgresql_databases())
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ from tests.conftest import client_of
 from tests.factory import add_message
 
 
-@pytest.fixture
-def shell(tmp_path: Path) -> InProcessShell:
-    """Return a shell on an installation with one conversion of two revisions and one refused report."""
+@pytest.fixture(scope="module")
+def installation(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of an installation with one conversion of two revisions and one refused report."""
+
+    folder = tmp_path_factory.mktemp("conversions")
 
     async def fill() -> None:
-        service = await open_service(Settings(data_dir=tmp_path / "data"))
+        service = await open_service(Settings(data_dir=folder))
         assert service.first_credentials is not None
         await service.database.write(add_message, service.ids, campaign="autumn")
         async with client_of(service, {"X-Api-Token": service.first_credentials.tracker_token}) as tracker:
@@ -33,6 +36,13 @@ def shell(tmp_path: Path) -> InProcessShell:
         await service.close(grace=1)
 
     asyncio.run(fill())
+    return folder
+
+
+@pytest.fixture
+def shell(tmp_path: Path, installation: Path) -> InProcessShell:
+    """Return a shell on a copy of the installation."""
+    shutil.copytree(installation, tmp_path / "data")
     return InProcessShell(tmp_path / "data")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,19 @@ import pytest
 from tests.cli.shell import InProcessShell
 
 
-@pytest.fixture
-def shell(tmp_path: Path) -> InProcessShell:
-    shell = InProcessShell(tmp_path)
+@pytest.fixture(scope="module")
+def installation(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an installation with one application, which tests copy."""
+    shell = InProcessShell(tmp_path_factory.mktemp("gateways"))
     shell("migrate")
     shell("applications", "create", "shop")
-    return shell
+    return shell.folder
+
+
+@pytest.fixture
+def shell(tmp_path: Path, installation: Path) -> InProcessShell:
+    shutil.copytree(installation, tmp_path, dirs_exist_ok=True)
+    return InProcessShell(tmp_path)
 
 
 def selected(shell: InProcessShell) -> Any:

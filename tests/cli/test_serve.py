@@ -28,8 +28,10 @@ def shell(tmp_path: Path) -> Shell:
 @pytest.fixture
 def _restore_interpreter_settings() -> Iterator[None]:
     thresholds, interval = gc.get_threshold(), sys.getswitchinterval()
+    gc.unfreeze()  # The test process has frozen its own objects (tests/speed.py).
     yield
     gc.unfreeze()
+    gc.freeze()
     gc.set_threshold(*thresholds)
     sys.setswitchinterval(interval)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,14 @@ from tests.conftest import client_of
 from tests.web.calls import PHONE, report, rewrite
 
 
-@pytest.fixture
-def shell(tmp_path: Path) -> InProcessShell:
-    """Return a shell on an installation with two messages of a campaign, a click by a person and a hit by a program."""
+@pytest.fixture(scope="module")
+def installation(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of an installation with two messages of a campaign, a click by a person and a hit by a program."""
+
+    folder = tmp_path_factory.mktemp("stats")
 
     async def fill() -> None:
-        service = await open_service(Settings(data_dir=tmp_path / "data"))
+        service = await open_service(Settings(data_dir=folder))
         credentials = service.first_credentials
         assert credentials is not None
         service.recorder.start()
@@ -33,6 +36,13 @@ def shell(tmp_path: Path) -> InProcessShell:
         await service.close()
 
     asyncio.run(fill())
+    return folder
+
+
+@pytest.fixture
+def shell(tmp_path: Path, installation: Path) -> InProcessShell:
+    """Return a shell on a copy of the installation."""
+    shutil.copytree(installation, tmp_path / "data")
     return InProcessShell(tmp_path / "data")
 
 

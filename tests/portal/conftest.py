@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from argon2 import PasswordHasher
 
-from shortener.container import Service
+from shortener.accounts.credentials import Credentials
+from shortener.cli.demo_traffic import DemoClock, fill, start_of_traffic
+from shortener.container import Service, open_service
 from shortener.portal import operators as module
 from shortener.portal.operators import Role
-from tests.conftest import client_of
+from shortener.settings import Settings
+from tests.conftest import NOON, client_of, run_in_a_thread
 
 PHONE = "Mozilla/5.0 (iPhone; CPU iPhone OS 18_5 like Mac OS X) AppleWebKit/605.1.15 Version/18.5 Mobile/15E148 Safari/604.1"
 PASSWORD = "seven quiet harbour lamps"
@@ -24,7 +31,14 @@ SignIn = Callable[..., Awaitable[httpx.AsyncClient]]
 
 
 @pytest.fixture
-async def new_browser(service: Service) -> AsyncIterator[NewBrowser]:
+def fast_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hash passwords with the lowest cost. tests/portal/test_me.py examines the parameters of the service."""
+    hasher = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
+    monkeypatch.setattr("shortener.portal.passwords._hasher", lambda: hasher)
+
+
+@pytest.fixture
+async def new_browser(service: Service, fast_passwords: None) -> AsyncIterator[NewBrowser]:
     """Return a function that returns a client with its own cookies. It sends the headers of a browser and follows no redirects."""
     async with AsyncExitStack() as stack:
 
@@ -66,6 +80,40 @@ def session_cookie(browser: httpx.AsyncClient) -> str:
     """Return the token of the session that a browser has."""
     (token,) = (value for name, value in browser.cookies.items() if "session" in name)
     return token
+
+
+@dataclass(frozen=True)
+class DemoInstallation:
+    """The folder of an installation with demo traffic, and the credentials of its application."""
+
+    folder: Path
+    credentials: Credentials
+
+    async def open_copy(self, folder: Path) -> Service:
+        """Copy the installation into a folder and open it at NOON, with its recorder started."""
+        shutil.copytree(self.folder, folder, dirs_exist_ok=True)
+        service = await open_service(Settings(data_dir=folder), clock=DemoClock(NOON))
+        service.recorder.start()
+        return service
+
+
+@pytest.fixture(scope="session")
+def demo_installation(tmp_path_factory: pytest.TempPathFactory) -> DemoInstallation:
+    """An installation with the demo traffic of three weeks that ended at NOON. Tests open copies of it."""
+    folder = tmp_path_factory.mktemp("demo")
+
+    async def create() -> Credentials:
+        clock = DemoClock(start_of_traffic(NOON))
+        service = await open_service(Settings(data_dir=folder), clock=clock)
+        service.recorder.start()
+        clock.now = NOON
+        credentials = service.first_credentials
+        assert credentials is not None
+        await fill(service, clock, credentials.api_key, credentials.tracker_token, messages=60)
+        await service.close(grace=1)
+        return credentials
+
+    return DemoInstallation(folder, run_in_a_thread(create()))
 
 
 async def log(service: Service) -> list[Any]:

@@ -16,14 +16,12 @@ import httpx
 import pytest
 
 from shortener import portal
-from shortener.cli.demo_traffic import DemoClock, fill
-from shortener.container import Service, open_service
+from shortener.container import Service
 from shortener.portal import listing
 from shortener.portal.listing import ListedRow, ListSource, merge
 from shortener.portal.operators import Role
-from shortener.settings import Settings
 from tests.conftest import NOON, client_of
-from tests.portal.conftest import SAME_ORIGIN, SignIn, accept, invite, log
+from tests.portal.conftest import SAME_ORIGIN, DemoInstallation, SignIn, accept, invite, log
 
 FIGURE = re.compile(r'data-figure="(\w+)" data-value="(\d+)" href="([^"]+)"')
 
@@ -51,17 +49,12 @@ class DemoPortal:
 
 
 @pytest.fixture
-async def demo(tmp_path: Path) -> AsyncIterator[DemoPortal]:
-    clock = DemoClock(NOON)
-    service = await open_service(Settings(data_dir=tmp_path), clock=clock)
+async def demo(tmp_path: Path, demo_installation: DemoInstallation, fast_passwords: None) -> AsyncIterator[DemoPortal]:
+    service = await demo_installation.open_copy(tmp_path)
     try:
-        service.recorder.start()
-        credentials = service.first_credentials
-        assert credentials is not None
-        await fill(service, clock, credentials.api_key, credentials.tracker_token, messages=60)
         async with client_of(service, SAME_ORIGIN) as browser:
             await accept(browser, await invite(service, "Ada", Role.ADMIN))
-            yield DemoPortal(service, browser, credentials.api_key)
+            yield DemoPortal(service, browser, demo_installation.credentials.api_key)
     finally:
         await service.close(grace=1)
 

@@ -15,12 +15,10 @@ import httpx
 import pytest
 
 from shortener.accounts import administration
-from shortener.cli.demo_traffic import DemoClock, fill, start_of_traffic
-from shortener.container import Service, open_service
+from shortener.container import Service
 from shortener.portal.operators import Role
-from shortener.settings import Settings
 from tests.conftest import NOON, Clock, client_of
-from tests.portal.conftest import SAME_ORIGIN, SignIn, accept, invite
+from tests.portal.conftest import SAME_ORIGIN, DemoInstallation, SignIn, accept, invite
 
 FIGURE = re.compile(r'data-figure="(\w+)" data-value="(\d+)" href="([^"]+)"')
 
@@ -40,18 +38,14 @@ async def test_the_overview_of_an_empty_application_is_shown(sign_in: SignIn) ->
 
 
 @pytest.fixture
-async def demo(tmp_path: Path) -> AsyncIterator[tuple[Service, httpx.AsyncClient]]:
+async def demo(
+    tmp_path: Path, demo_installation: DemoInstallation, fast_passwords: None
+) -> AsyncIterator[tuple[Service, httpx.AsyncClient]]:
     """A service with demo traffic, and the browser of a viewer."""
-    clock = DemoClock(start_of_traffic(NOON))
-    service = await open_service(Settings(data_dir=tmp_path), clock=clock)
-    service.recorder.start()
-    clock.now = NOON
-    credentials = service.first_credentials
-    assert credentials is not None
-    await fill(service, clock, credentials.api_key, credentials.tracker_token, messages=40)
+    service = await demo_installation.open_copy(tmp_path)
     async with client_of(service, {**SAME_ORIGIN}) as browser:
         await accept(browser, await invite(service, "Ada", Role.VIEWER, 1))
-        browser.headers["X-API-Key"] = credentials.api_key
+        browser.headers["X-API-Key"] = demo_installation.credentials.api_key
         yield service, browser
     await service.close(grace=1)
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from shortener.storage.database import Database
-from shortener.storage.migrate import migrate
 from shortener.storage.open import open_database
 
 
 @pytest.fixture
-async def sqlite(tmp_path: Path) -> AsyncIterator[Database]:
-    url = f"sqlite:///{tmp_path / 'plans.db'}"
-    await migrate(url)
-    database = await open_database(url, owner=True)
+async def sqlite(tmp_path: Path, sqlite_template: Path) -> AsyncIterator[Database]:
+    file = shutil.copyfile(sqlite_template, tmp_path / "plans.db")
+    database = await open_database(f"sqlite:///{file}", owner=True)
     yield database
     await database.close()
