@@ -93,6 +93,8 @@ class Application:
     @property
     def domain(self) -> Domain | None:
         """The domain of new links: the enabled default domain, or else the first enabled domain, or else None."""
+        if not self.domains:
+            return None
         enabled = [domain for domain in self.domains if not domain.disabled]
         return next((domain for domain in enabled if domain.is_default), enabled[0] if enabled else None)
 

@@ -103,7 +103,8 @@ def parse_directives(body: str) -> tuple[list[Directive], list[DirectiveError]]:
     errors: list[DirectiveError] = []
     position = 0
     while True:
-        match = _START.search(body, position)
+        sign = body.find("#", position)
+        match = _START.search(body, sign) if sign >= 0 else None
         near = find_near_directive(body, position, match.start() if match else len(body))
         if near is not None:
             errors.append(DirectiveError(near.start, near.reason))

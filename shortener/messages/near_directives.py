@@ -18,6 +18,8 @@ from typing import NamedTuple
 # invisible character after every letter.
 _MAX_WINDOW_CHARACTERS = 64
 _SIGN = re.compile(r"[#＃﹟♯]|&(?:amp;)*(?:#0*35|#x0*23|num);|%(?:25)*23", re.IGNORECASE)
+# The first characters of _SIGN. A search for them takes a tenth of the time.
+_SIGN_START = re.compile(r"[#＃﹟♯&%]")
 # A parenthesis that a program has escaped for HTML, a URL or Markdown, or a similar bracket. All of them become `❨`.
 _OPENING = re.compile(r"&(?:amp;)*(?:#0*40|#x0*28|lpar);|%(?:25)*28|\\+\(|[❨❪❬❲⟨⟪⟬⦅⦗〈《〔〖〘〚⸨﴾]", re.IGNORECASE)
 _LOOK_ALIKES = str.maketrans("аасекорхтгυιАСЕКОРХТ", "aacekopxtrviACEKOPXT")
@@ -50,7 +52,10 @@ def find_near_directive(body: str, start: int, end: int | None = None) -> NearDi
 
     The range must not contain the start of a correct directive, because the search would report it too."""
     limit = len(body) if end is None else end
-    for sign in _SIGN.finditer(body, start):
+    first = _SIGN_START.search(body, start, limit)
+    if first is None:
+        return None
+    for sign in _SIGN.finditer(body, first.start()):
         if sign.start() >= limit:
             return None
         if sign.start() > start and body[sign.start() - 1] == "#":

@@ -90,8 +90,10 @@ class SendBatch:
         Raise ApiError INSUFFICIENT_BALANCE, and deduct nothing, if the balance is too low."""
         application = request.application.id
         balance = self._balances.get(application)
+        if balance is None:
+            return
         total = sum((cost for cost in costs if cost is not None), Decimal())
-        if balance is None or not total:
+        if not total:
             return
         if total > balance.amount:
             fields = {"cost": format(total, "f"), "balance": format(balance.amount, "f"), "currency": balance.currency}

@@ -16,7 +16,7 @@ codes, or a race with another process for a message_id), the caller runs it agai
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -46,6 +46,7 @@ Response = list[dict[str, Any]]  # one entry for each recipient
 OPT_OUT_LABELS = frozenset({"optout", "opt_out", "opt-out"})
 # These are plain integers, because an operation on enum flags takes microseconds and each link needs several.
 _EVERY_CLICK, _FILL_CLICK_ID = int(LinkFlag.EVERY_CLICK), int(LinkFlag.FILL_CLICK_ID)
+_CREATED = int(State.CREATED)
 _OPT_OUT, _APPEND_CLICK_ID = int(LinkFlag.OPT_OUT), int(LinkFlag.APPEND_CLICK_ID)
 ProcessKey = tuple[int, str, str]  # application_id, track, type
 
@@ -81,10 +82,15 @@ class RewriteWriter:
         """Store the requests. Return a response or an ApiError for each request, and the new rows."""
         creatable = [(request, message) for request in requests for message in request.messages if not message.plan.problems]
         processes = self._processes.get_ids(connection, {_process_key(*one) for one in creatable})
-        cohorts = self._cohorts.get_ids(connection, {_cohort_key(*one, processes) for one in creatable})
+        # The recipients of a message share its plan, and the objects of the requests exist as long as the transaction.
+        cohort_keys = {id(message): _cohort_key(request, message, processes) for request, message in creatable}
+        cohorts = self._cohorts.get_ids(connection, set(cohort_keys.values()))
         first_of_plan = {id(message.plan): (request, message) for request, message in creatable}
-        link_sets = self._link_sets.get_ids(connection, {key for one in first_of_plan.values() for key in _link_set_keys(*one)})
-        rows = _Rows(self._ids, self._codes, cohorts, link_sets, processes)
+        link_set_keys = {plan: _link_set_keys(*one) for plan, one in first_of_plan.items()}
+        link_sets = self._link_sets.get_ids(connection, {key for keys in link_set_keys.values() for key in keys})
+        cohort_ids = {message: cohorts[key] for message, key in cohort_keys.items()}
+        link_set_ids = {plan: [link_sets[key] for key in keys] for plan, keys in link_set_keys.items()}
+        rows = _Rows(self._ids, self._codes, cohort_ids, link_set_ids)
         batch = _Batch(connection, requests, rows, self._hosts)
         results: list[Response | Exception] = []
         for request in requests:
@@ -128,19 +134,37 @@ class _Batch:
             return stored.messages
         repeats, conflicts, new = self._classify(request)
         problems = [*conflicts, *self._sends.find_problems(request, new)]
-        refused = Refusals(request, request.check(new, problems))
-        rendered = self._render_repeats(repeats)
-        created = [self._render_new(request, message) for message in new if refused.find(*_place(message)) is None]
-        self._sends.deduct(request, (rewritten.cost for _, rewritten in created))
-        for message, rewritten in created:
-            self._store(request, message, rewritten)
-            rendered[_place(message)] = rewritten
-        places = [(index, recipient) for index, item in enumerate(request.items) for recipient in range(len(item.to))]
-        response = [rendered[place].serialize() if place in rendered else refused.serialize(*place) for place in places]
+        accepted = request.check(new, problems)
+        if repeats or accepted:
+            response = self._respond_to_mixed(request, repeats, new, Refusals(request, accepted))
+        else:
+            response = [rewritten.serialize() for _, rewritten in self._create(request, new)]
         if key is not None:
             self._responses[application_id, key] = StoredResponse(request.content_hash, response)
             self._rows.add_response(request, key, response)
         return response
+
+    def _create(self, request: PlannedRequest, new: Iterable[PlannedMessage]) -> list[tuple[PlannedMessage, RewrittenMessage]]:
+        """Deduct the cost of new messages and collect their rows. Return each message with its texts."""
+        created = [(message, self._render_new(request, message)) for message in new]
+        self._sends.deduct(request, (rewritten.cost for _, rewritten in created))
+        for message, rewritten in created:
+            self._store(request, message, rewritten)
+        return created
+
+    def _respond_to_mixed(
+        self,
+        request: PlannedRequest,
+        repeats: Sequence[tuple[PlannedMessage, StoredMessage]],
+        new: Sequence[PlannedMessage],
+        refused: Refusals,
+    ) -> Response:
+        """Return the response to a request with repeats or with recipients that are left out."""
+        rendered = self._render_repeats(repeats)
+        for message, rewritten in self._create(request, [one for one in new if refused.find(*_place(one)) is None]):
+            rendered[_place(message)] = rewritten
+        places = [(index, recipient) for index, item in enumerate(request.items) for recipient in range(len(item.to))]
+        return [rendered[place].serialize() if place in rendered else refused.serialize(*place) for place in places]
 
     def _classify(
         self, request: PlannedRequest
@@ -173,11 +197,11 @@ class _Batch:
         rewritten = render_repeat(message, stored.request_id, links, base_url, was_sent=send is not None)
         return rewritten if send is None else replace(rewritten, cost=send.cost)
 
-    def _render_new(self, request: PlannedRequest, message: PlannedMessage) -> tuple[PlannedMessage, RewrittenMessage]:
+    def _render_new(self, request: PlannedRequest, message: PlannedMessage) -> RewrittenMessage:
         plan = message.plan
         rewritten = render_new(message, [self._rows.mint(link, plan) for link in plan.links], plan.base_url)
         cost = self._sends.cost_of(request, message, rewritten.segments)
-        return message, rewritten if cost is None else replace(rewritten, cost=cost)
+        return rewritten if cost is None else replace(rewritten, cost=cost)
 
     def _store(self, request: PlannedRequest, message: PlannedMessage, rewritten: RewrittenMessage) -> None:
         row_id = self._rows.add_message(request, message, rewritten)
@@ -223,27 +247,21 @@ class Refusals:
 
 
 class _Rows:
-    """Collects the rows of one transaction and inserts them together."""
+    """Collects the rows of one transaction and inserts them together.
 
-    def __init__(
-        self,
-        ids: IdGenerator,
-        codes: Codes,
-        cohorts: Mapping[CohortKey, int],
-        link_sets: Mapping[LinkSetKey, int],
-        processes: Mapping[ProcessKey, int],
-    ) -> None:
+    `cohorts` are the ids of cohorts by the identity of the message. `link_sets` are the ids of `_link_set_keys` by the identity of
+    the plan."""
+
+    def __init__(self, ids: IdGenerator, codes: Codes, cohorts: Mapping[int, int], link_sets: Mapping[int, Sequence[int]]) -> None:
         self._ids = ids
         self._codes = codes
         self._cohorts = cohorts
         self._link_sets = link_sets
-        self._processes = processes
         self._messages: list[tuple[object, ...]] = []
         self._links: list[tuple[object, ...]] = []
         self._responses: list[tuple[object, ...]] = []
         self._sends: list[tuple[object, ...]] = []
         self._counted = CountDelta()
-        self._link_sets_of_plans: dict[int, list[int]] = {}  # by the identity of the plan, which its recipients share
         self.cached_links: list[CachedLink] = []
 
     @property
@@ -260,10 +278,10 @@ class _Rows:
     def add_message(self, request: PlannedRequest, message: PlannedMessage, rewritten: RewrittenMessage) -> int:
         """Add the rows of a message, its links and its counts. Return the row id of the message."""
         row_id = self._ids()
-        cohort_id = self._cohorts[_cohort_key(request, message, self._processes)]
+        cohort_id = self._cohorts[id(message)]
         item = message.item
         price = item.mt_price if item.mt_price is not None else rewritten.cost
-        link_sets = self._find_link_sets(request, message)
+        link_sets = self._link_sets[id(message.plan)]
         link_set = link_sets[0] if link_sets else None
         self._messages.append(
             (
@@ -278,7 +296,7 @@ class _Rows:
                 item.from_address,
                 item.sender_id_id,
                 item.sender_id_alias,
-                int(State.CREATED),
+                _CREATED,
                 request.now,
                 rewritten.encoding,
                 rewritten.segments,
@@ -298,14 +316,6 @@ class _Rows:
         if rewritten.cost is not None:
             self._counted.add_slots(cohort_id, slot, count_deltas.COST, sent, link_set or 0, rewritten.cost)
         return row_id
-
-    def _find_link_sets(self, request: PlannedRequest, message: PlannedMessage) -> list[int]:
-        """Return the ids of `_link_set_keys`."""
-        found = self._link_sets_of_plans.get(id(message.plan))
-        if found is None:
-            found = [self._link_sets[key] for key in _link_set_keys(request, message)]
-            self._link_sets_of_plans[id(message.plan)] = found
-        return found
 
     def _add_link(
         self,

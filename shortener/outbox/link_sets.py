@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import NamedTuple
 
 import orjson
@@ -39,8 +40,11 @@ class LinkSetKey(NamedTuple):
     links: tuple[LinkName, ...]
 
 
+@lru_cache(maxsize=1024)
 def destination_of(url: str) -> str:
-    """Return the host and the path of a URL. A scheme other than http and https is kept."""
+    """Return the host and the path of a URL. A scheme other than http and https is kept.
+
+    The results are cached, because most messages of a campaign have the same links."""
     scheme, separator, rest = url.partition("://")
     if not separator:
         scheme, rest = "", url
@@ -52,9 +56,11 @@ def destination_of(url: str) -> str:
 def link_set_key(application_id: int, campaign: str, links: Iterable[tuple[str, str | None]]) -> LinkSetKey:
     """Return the key of a link set. `links` are the URL and the label of each link."""
     names = {(destination_of(url), None if label is None else label[:MAX_NAME_LENGTH]) for url, label in links}
-    return LinkSetKey(
-        application_id, campaign, tuple(sorted(names, key=lambda name: (name[0], name[1] is not None, name[1] or "")))
-    )
+    if len(names) > 1:
+        return LinkSetKey(
+            application_id, campaign, tuple(sorted(names, key=lambda name: (name[0], name[1] is not None, name[1] or "")))
+        )
+    return LinkSetKey(application_id, campaign, tuple(names))
 
 
 class LinkSets:

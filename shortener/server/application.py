@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 import structlog
 from starlette.requests import Request
+from starlette.responses import Response
 
 from shortener.accounts.directory import Domain
 from shortener.accounts.own_hosts import is_local
@@ -27,6 +28,7 @@ from shortener.container import Service
 from shortener.errors import ApiError, ErrorCode
 from shortener.server import pages
 from shortener.server.hosts import MAX_HOST_BYTES, split_host
+from shortener.server.request_cycle import COMPLETE_RESPONSE
 from shortener.server.request_ids import HEADER as REQUEST_ID
 from shortener.server.request_ids import request_id
 from shortener.urls import RESERVED_SEGMENTS, matches_link_path
@@ -88,7 +90,7 @@ class HttpApplication:
         structlog.contextvars.bind_contextvars(request_id=id_.decode())
 
         async def send_with_id(message: MutableMapping[str, Any]) -> None:
-            if message["type"] == "http.response.start":
+            if message["type"] in ("http.response.start", COMPLETE_RESPONSE):
                 message["headers"] = [*message["headers"], (REQUEST_ID, id_)]
             await send(message)
 
@@ -129,7 +131,11 @@ class HttpApplication:
             page = pages.NOT_FOUND
         if page is None:
             response = await self._api.respond(Request(scope, receive))
-            await response(scope, receive, send)
+            if response.__class__ is Response and response.background is None and COMPLETE_RESPONSE in scope.get("extensions", ()):
+                headers, content = response.raw_headers, response.body
+                await send({"type": COMPLETE_RESPONSE, "status": response.status_code, "headers": headers, "body": content})
+            else:
+                await response(scope, receive, send)
         else:
             await pages.send_page(send, page, is_head=method == "HEAD")
 

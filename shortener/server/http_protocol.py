@@ -17,9 +17,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from functools import partial
 from typing import Any, Protocol
+from urllib.parse import unquote
 
+import httptools
 import structlog
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -32,6 +33,7 @@ from shortener.ids import randbits
 from shortener.server.application import HttpApplication
 from shortener.server.client_timer import ClientTimer
 from shortener.server.connection_limits import ConnectionLimits
+from shortener.server.request_cycle import EXTENSIONS, RequestCycle
 from shortener.server.request_ids import HEADER as REQUEST_ID
 from shortener.server.request_ids import request_id
 from shortener.server.request_line import IncompleteHead, encode_request_line
@@ -66,7 +68,7 @@ class RedirectProtocol(HttpToolsProtocol):
     """One connection to the server, with the requests that arrive on it."""
 
     config: ServerConfig
-    cycle: Any  # the latest request: uvicorn's RequestResponseCycle or a _PendingRedirect
+    cycle: Any  # the latest request: a RequestCycle or a _PendingRedirect
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -164,18 +166,36 @@ class RedirectProtocol(HttpToolsProtocol):
         self.incomplete_head = None
         if self._begin_redirect():
             return
-        url, headers = self.url, self.headers
-        super().on_message_begin()
-        self.url = url
-        self.headers += headers
-        self.expect_100_continue = any(name == b"expect" and value.lower() == b"100-continue" for name, value in headers)
+        url, parser = httptools.parse_url(self.url), self.parser
+        http_version = parser.get_http_version()
+        raw_path: bytes = url.path
+        path = raw_path.decode("ascii")
+        expects_continue = any(name == b"expect" and value.lower() == b"100-continue" for name, value in self.headers)
+        scope: Any = {
+            "type": "http",
+            "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
+            "http_version": http_version,
+            "server": self.server,
+            "client": self.client,
+            "scheme": self.scheme,
+            "root_path": "",
+            "headers": self.headers,
+            "state": self.app_state.copy(),
+            "method": parser.get_method().decode("ascii"),
+            "path": unquote(path) if "%" in path else path,
+            "raw_path": raw_path,
+            "query_string": url.query or b"",
+            "extensions": EXTENSIONS,
+        }
+        keep_alive = http_version != "1.0" and parser.should_keep_alive()
         before = self.cycle
+        self.cycle = cycle = RequestCycle(self, scope, expects_continue=expects_continue, keep_alive=keep_alive)
         self.is_reading_body, self.body_began, self.body_bytes = True, self.loop.time(), 0
-        super().on_headers_complete()
-        cycle = self.cycle
-        if cycle is not before and not cycle.waiting_for_100_continue:
-            writes = cycle.transport = _CombinedWrites(self)
-            cycle.on_response = partial(self._end_asgi_response, writes)
+        if before is None or before.response_complete:
+            self._start_asgi_task(cycle, self.app)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((cycle, self.app))
 
     def on_body(self, body: bytes) -> None:
         self.body_bytes += len(body)
@@ -265,10 +285,6 @@ class RedirectProtocol(HttpToolsProtocol):
         else:
             self.transport.close()
 
-    def _end_asgi_response(self, writes: _CombinedWrites) -> None:
-        writes.flush()
-        self.on_response_complete()
-
     def on_response_complete(self) -> None:
         """Start the next pipelined request, or continue reading.
 
@@ -312,37 +328,6 @@ class RedirectProtocol(HttpToolsProtocol):
         if self._is_admitted:
             self._is_admitted = False
             self.config.connection_limits.release(self._peer)
-
-
-class _CombinedWrites:
-    """A transport for uvicorn's cycle. It joins the head of a response and the first part of the body into one write."""
-
-    __slots__ = ("_connection", "_head")
-
-    def __init__(self, connection: RedirectProtocol) -> None:
-        self._connection = connection
-        self._head: bytes | None = b""  # None after the head was sent
-
-    def write(self, data: bytes) -> None:
-        if self._head is None:
-            self._connection.send(data)
-        elif self._head:
-            self._connection.send(self._head + data)
-            self._head = None
-        else:
-            self._head = data
-
-    def flush(self) -> None:
-        if self._head:
-            self._connection.send(self._head)
-        self._head = None
-
-    def close(self) -> None:
-        self.flush()
-        self._connection.close_after_body()
-
-    def is_closing(self) -> bool:
-        return self._connection.transport.is_closing()
 
 
 class _NoBodyEvent:

@@ -18,6 +18,7 @@ import enum
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import orjson
@@ -30,6 +31,7 @@ from shortener.accounts.directory import Principal
 from shortener.accounts.settings import Permission
 from shortener.clicks.client_address import client_address, hash_client
 from shortener.errors import ApiError, ErrorCode, StoreUnavailable
+from shortener.web.call_headers import find_header
 from shortener.web.idempotency import HEADER, idempotency_key, respond_once
 from shortener.web.request_body import BodyLimits, group_by_name, read_model
 from shortener.web.validation import InvalidInput, validate
@@ -141,7 +143,12 @@ class Endpoint:
     description: str = ""
     deprecated: bool = False
 
-    @property
+    @cached_property
+    def shown_path(self) -> str:
+        """The path with its parameters as names, as metrics and logs show it."""
+        return self.path.replace(":path}", "}")
+
+    @cached_property
     def stores_response(self) -> bool:
         """Whether the endpoint returns its first response to a repeat by the same API key with the same Idempotency-Key.
 
@@ -153,14 +160,13 @@ class Endpoint:
         began = time.perf_counter()
         response, error_code = await _run(self, service, request)
         seconds = time.perf_counter() - began
-        path = self.path.replace(":path}", "}")
-        service.requests.add(self.method, path, response.status_code, error_code, seconds)
+        service.requests.add(self.method, self.shown_path, response.status_code, error_code, seconds)
         if service.settings.logs_access:
             error = {"error_code": error_code} if error_code else {}
             log.info(
                 "request",
                 method=self.method,
-                path=path,
+                path=self.shown_path,
                 status=response.status_code,
                 milliseconds=round(seconds * 1000, 1),
                 **error,
@@ -209,14 +215,13 @@ async def _run(endpoint: Endpoint, service: Service, request: Request) -> tuple[
             except InvalidInput as error:
                 raise (endpoint.complete_error(service, principal, error) if endpoint.complete_error else error) from None
         call = Call(service, request, request.path_params, query, body, principal)
-
-        async def perform() -> Response:
-            result = await endpoint.handler(call)
-            return result if isinstance(result, Response) else json_response(result, endpoint.status)
-
         key = idempotency_key(request) if endpoint.stores_response else None
         if key is None:
-            return await perform(), ""
+            return _as_response(endpoint, await endpoint.handler(call)), ""
+
+        async def perform() -> Response:
+            return _as_response(endpoint, await endpoint.handler(call))
+
         return await respond_once(service, request, call.principal, key, body, perform), ""
     except ApiError as error:
         shown = endpoint.translate_error(error) if endpoint.translate_error else error
@@ -232,6 +237,10 @@ async def _run(endpoint: Endpoint, service: Service, request: Request) -> tuple[
         return error_response(ApiError(ErrorCode.INTERNAL_ERROR), endpoint.error_shape), ErrorCode.INTERNAL_ERROR.name
 
 
+def _as_response(endpoint: Endpoint, result: BaseModel | Mapping[str, Any] | Response) -> Response:
+    return result if isinstance(result, Response) else json_response(result, endpoint.status)
+
+
 def _authenticate(endpoint: Endpoint, service: Service, request: Request) -> Principal | None:
     if endpoint.caller is Caller.ANYONE:
         return None
@@ -242,7 +251,7 @@ def _authenticate(endpoint: Endpoint, service: Service, request: Request) -> Pri
             raise ApiError(ErrorCode.UNAUTHORIZED, "The postback key in the path is unknown, revoked or expired.")
         return principal
     if endpoint.caller is Caller.TRACKER:
-        token = request.headers.get("x-api-token", "").strip()
+        token = (find_header(request, b"x-api-token") or "").strip()
         principal = service.directory.find_by_tracker_token(token, service.clock()) if token else None
         if principal is None:
             _limit_rejected(service, request, is_present=bool(token))
@@ -286,7 +295,7 @@ def _find_by_api_key(service: Service, request: Request) -> Principal | None:
     23 Telecom uses X-API-Key, Syniverse uses Bearer, and Infobip uses App and Basic. The user name of Basic is the id of
     the application.
     """
-    key = request.headers.get("x-api-key")
+    key = find_header(request, b"x-api-key")
     if key is not None:
         return service.directory.find_by_api_key(key.strip())
     scheme, _, credential = request.headers.get("authorization", "").strip().partition(" ")

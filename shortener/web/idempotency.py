@@ -21,6 +21,7 @@ from shortener.accounts.directory import Principal
 from shortener.accounts.stored_responses import FirstResponse, RequestKey
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.secret import SecretError
+from shortener.web.call_headers import find_header
 from shortener.web.request_content import sent_content
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 MAX_IDEMPOTENCY_KEY_LENGTH = 255  # characters
 HEADER = "Idempotency-Key"
+_HEADER_IN_LOWER_CASE = HEADER.lower().encode()
 
 
 def describe_header(caller: str) -> dict[str, str]:
@@ -41,7 +43,7 @@ HEADERS = describe_header("API key")
 
 def idempotency_key(request: Request) -> str | None:
     """Return the Idempotency-Key of a request; None if it has none. Raise ApiError INVALID_REQUEST."""
-    key = request.headers.get(HEADER)
+    key = find_header(request, _HEADER_IN_LOWER_CASE)
     if key is not None and (not 1 <= len(key) <= MAX_IDEMPOTENCY_KEY_LENGTH or not key.isprintable()):
         reason = f"must have 1 to {MAX_IDEMPOTENCY_KEY_LENGTH} printable characters"
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail(HEADER, reason)])

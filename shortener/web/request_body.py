@@ -21,6 +21,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.model import record
+from shortener.web.call_headers import find_header
 from shortener.web.damaged_json import load_damaged_json, repair
 from shortener.web.validation import validate
 
@@ -68,7 +69,11 @@ async def read_model(
     """Return the body as `model`, or None if it is empty and `is_optional`.
 
     With `repairs_text`, invalid text in JSON is replaced (see `damaged_json`)."""
-    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    kind = find_header(request, b"content-type")
+    if kind is None:
+        kind = "application/json"
+    elif kind != "application/json":
+        kind = kind.partition(";")[0].strip().lower()
     is_form = accepts_forms and kind == "application/x-www-form-urlencoded"
     content = await read_body(request, limits, is_form=is_form)
     if is_optional and not content:
@@ -85,10 +90,10 @@ async def read_body(request: Request, limits: BodyLimits, *, is_form: bool = Fal
     max_bytes, setting = limits.max_bytes, " (BODY_LIMIT)"
     if is_form and max_bytes > MAX_FORM_BYTES:
         max_bytes, setting = MAX_FORM_BYTES, " as a form; send JSON instead"
-    length = request.headers.get("content-length", "")
+    length = find_header(request, b"content-length") or ""
     size = int(length[:20]) if length.isdecimal() else 0
     chunks: list[bytes] = []
-    received = values = 0
+    received = values = counted = 0  # counted: number of chunks whose values are counted
     has_more = True
     while has_more and size <= max_bytes:
         message = await request.receive()
@@ -100,14 +105,15 @@ async def read_body(request: Request, limits: BodyLimits, *, is_form: bool = Fal
         size = max(size, received)
         if size > max_bytes:
             break
-        if not is_form:
-            values += chunk.count(b",") + chunk.count(b"{") + chunk.count(b"[")
+        chunks.append(chunk)
+        if not is_form and received > limits.max_values:  # a shorter body cannot have more values
+            values += sum(one.count(b",") + one.count(b"{") + one.count(b"[") for one in chunks[counted:])
+            counted = len(chunks)
             if values > limits.max_values:
                 raise limits.too_many(
                     f"The body must have at most {limits.max_values} values ({_MORE_VALUES} and {_VALUES_PER_ITEM} for each item "
                     f"of a batch; BATCH_LIMIT is {limits.max_batch})."
                 )
-        chunks.append(chunk)
     if size > max_bytes:
         raise ApiError(ErrorCode.BODY_TOO_LARGE, f"The body must have at most {max_bytes} bytes{setting}.")
     return b"".join(chunks)

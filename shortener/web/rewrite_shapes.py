@@ -131,7 +131,8 @@ class MessageOptions(RequestModel):
     )
     fallback_url: Text | None = Field(None, max_length=2048, description="URL to which the links redirect after they expire.")
     opt_out: Annotated[list[Annotated[Text, Field(max_length=2048)]], Field(max_length=10)] = Field(
-        [],
+        default_factory=list,  # pydantic copies a default that is a list with copy.deepcopy for every message
+        json_schema_extra={"default": []},
         description="URLs or labels of opt-out links. A hit on such a link raises its click event even if it is suspected. "
         "Links with the label optout are opt-out links without this field.",
     )

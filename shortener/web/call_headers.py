@@ -1,0 +1,18 @@
+"""Look-up of single headers of a request.
+
+`Request.headers` of Starlette takes several times as long for one header.
+"""
+# Tested by tests/web/test_call_headers.py
+
+from __future__ import annotations
+
+from starlette.requests import Request
+
+
+def find_header(request: Request, name: bytes) -> str | None:
+    """Return the first header with this name (in lower case), or None."""
+    for found, value in request.scope["headers"]:
+        if found == name:
+            text: str = value.decode("latin-1")
+            return text
+    return None

@@ -1,0 +1,15 @@
+"""The look-up of single headers returns what Starlette returns."""
+
+from __future__ import annotations
+
+import pytest
+from starlette.requests import Request
+
+from shortener.web.call_headers import find_header
+
+
+@pytest.mark.parametrize("name", ["x-api-key", "accept", "content-type", "empty"])
+def test_a_header_has_the_value_that_starlette_returns(name: str) -> None:
+    headers = [(b"x-api-key", b"first"), (b"x-api-key", b"second"), (b"accept", "é".encode("latin-1")), (b"empty", b"")]
+    request = Request({"type": "http", "headers": headers})
+    assert find_header(request, name.encode()) == request.headers.get(name)
