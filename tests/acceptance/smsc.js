@@ -10,7 +10,7 @@ const seen = new Set();
 const write = (entry) => fs.writeSync(file, JSON.stringify(entry) + "\n");
 const first = (name) => !seen.has(name) && seen.add(name);
 const options = key ? { key: fs.readFileSync(key), cert: fs.readFileSync(certificate) } : {};
-let number = 0;
+let number = Date.now() % 0x40000000; // a new process continues with other ids
 
 smpp.createServer(options, (session) => {
   session.on("error", () => session.destroy());
@@ -25,7 +25,7 @@ smpp.createServer(options, (session) => {
   session.on("submit_sm", (pdu) => {
     const text = pdu.short_message.message;
     const udh = pdu.short_message.udh ? Buffer.concat([].concat(pdu.short_message.udh)).toString("hex") : "";
-    const id = (++number + 0xA0).toString(16).toUpperCase().padStart(8, "0");
+    const id = (++number).toString(16).toUpperCase().padStart(8, "0");
     write({ event: "submit", to: pdu.destination_addr, from: pdu.source_addr, text, udh, coding: pdu.data_coding, id,
       receipt: pdu.registered_delivery });
     if (text.startsWith("throttle") && first("throttle" + text)) {

@@ -19,6 +19,8 @@ from tests.servers import PATIENCE, free_port
 
 FAKE_SMSC = Path("/usr/lib/kannel/test/fakesmsc")
 BEARERBOX, SMSBOX = (shutil.which(name, path="/usr/sbin:/usr/bin:/usr/local/sbin") for name in ("bearerbox", "smsbox"))
+#: Kannel's SMPP server. Kannel itself is only a client of SMPP servers, and Debian has no package of this server.
+OPENSMPPBOX = shutil.which("opensmppbox")
 pytestmark = pytest.mark.skipif(
     not (BEARERBOX and SMSBOX and FAKE_SMSC.exists()),
     reason="Kannel is not installed: apt-get install kannel kannel-extras",
@@ -54,6 +56,21 @@ max-messages = 0
 text = ""
 """
 
+SMPP_CONFIGURATION = """
+group = core
+dlr-storage = internal
+
+group = opensmppbox
+opensmppbox-id = box
+opensmppbox-port = {smpp}
+bearerbox-host = 127.0.0.1
+bearerbox-port = {boxes}
+log-level = 1
+our-system-id = kannel
+route-to-smsc = FAKE
+smpp-logins = "{logins}"
+"""
+
 
 class Kannel:
     """A running Kannel. `port` is the port of its HTTP interface."""
@@ -74,6 +91,15 @@ class Kannel:
         smsc = str(self._ports["smsc"])
         self._run("fakesmsc.log", str(FAKE_SMSC), "-H", "127.0.0.1", "-r", smsc, "-i", "1", "-m", "0", "1 2 text nothing")
         _wait_for_port(self.port)
+
+    def start_smpp_server(self) -> int:
+        """Start Kannel's SMPP server, with the user `tester` and the password `foobar`. Return its port."""
+        logins, file, port = self._folder / "logins.txt", self._folder / "smpp.conf", free_port()
+        logins.write_text("tester foobar shop *.*.*.*\n")
+        file.write_text(SMPP_CONFIGURATION.format(smpp=port, logins=logins, **self._ports))
+        self._run("smpp.log", str(OPENSMPPBOX), str(file))
+        _wait_for_port(port)
+        return port
 
     def stop(self) -> None:
         for process in reversed(self._processes):
@@ -180,3 +206,16 @@ def test_wrong_credentials_are_shown_by_a_test_message(server: Server, kannel: K
         refused = client.post(f"/api/v1/gateways/{wrong}/test", json={"to": "+14085550100"}).json()
     assert (refused["outcome"], refused["http_status"]) == ("retry", 403)
     assert "Authorization failed" in refused["detail"]
+
+
+@pytest.mark.skipif(not OPENSMPPBOX, reason="Kannel's opensmppbox is not installed: build it from its source with kannel-dev")
+def test_messages_pass_kannel_over_smpp_and_delivery_receipts_come_back(server: Server, kannel: Kannel) -> None:
+    url = f"smpp://127.0.0.1:{kannel.start_smpp_server()}"
+    settings = ("--set", "system_id=tester", "--set", "password=foobar", "--set", "system_type=shop")
+    server.command("gateways", "add", "kannel-smpp", "--kind", "smpp", "--url", url, "--allow-private", *settings)
+    server.command("applications", "update", "1", "--gateway", "kannel-smpp")
+    time.sleep(1)  # a running service applies the change within a second
+    for text in ("plain €uro [ok]", "Привет 😀"):
+        wait_for_state(server, send(server, text), "DELIVERED")
+    assert "Brand +14085550100 text plain €uro [ok]" in kannel.messages()
+    wait_for_state(server, send(server, "я😀" * 60), "SENT")  # opensmppbox joins the parts, and sends no receipt for them
