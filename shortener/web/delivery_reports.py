@@ -25,7 +25,7 @@ from shortener.model import State
 from shortener.times import parse_report_time
 from shortener.web.damaged_json import RepairedText
 from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel
-from shortener.web.fields import Price, Text, parse_price
+from shortener.web.fields import Price, Text, is_decimal, parse_price
 
 MAX_ID_CHARACTERS = 255
 MAX_FRAGMENTS = 1000
@@ -179,6 +179,8 @@ def _price(value: Any, warnings: list[str]) -> Decimal | None:
     except ValueError as error:
         reason = error
     try:
+        if isinstance(value, str) and not is_decimal(value):
+            raise ValueError
         rounded = parse_price(str(round(Decimal(_text(value)), PRICE_DIGITS)))
     except (ValueError, ArithmeticError):
         warnings.append(f"mt_price {reason}; it is not stored")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any
@@ -27,15 +28,23 @@ Sender = Annotated[Text, AfterValidator(str.strip), Field(max_length=100)]
 
 
 _MAX_DECIMAL_LENGTH = 64  # characters
+_DECIMAL = re.compile(r"\s*[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)\s*")
+
+
+def is_decimal(text: str) -> bool:
+    """Return whether a text is a decimal number of ASCII digits, without exponent."""
+    return _DECIMAL.fullmatch(text) is not None
 
 
 def parse_price(value: Any) -> Decimal:
     """Return the value as a decimal. Raise ValueError.
 
-    A JSON number arrives as a float; its shortest text is what the caller wrote."""
+    A string must be a decimal without exponent. A JSON number arrives as a float; its shortest text is what the caller wrote."""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ValueError("must be a decimal such as 0.0095")
     text = str(value)
+    if isinstance(value, str) and not is_decimal(value):
+        raise ValueError("must be a decimal such as 0.0095, without exponent")
     if len(text) > _MAX_DECIMAL_LENGTH:
         raise ValueError("must have at most 12 digits before the decimal point and 8 after it")
     try:

@@ -126,6 +126,14 @@ async def test_a_delivery_report_is_stored_without_its_invalid_values_and_a_warn
     assert (row.mt_price, row.fragments_count, row.telecom_message_id) == (Decimal("0.02999"), None, "a\ufffdb")
 
 
+async def test_a_price_with_an_exponent_in_a_text_is_not_stored(service: Service, client: httpx.AsyncClient) -> None:
+    report = {"message_id": "m-1", "state": "DELIVERED", "mt_price": "1e5"}
+    (result,) = (await client.post(PATH, json=report)).json()["results"]
+    assert result["warnings"] == ["mt_price must be a decimal such as 0.0095, without exponent; it is not stored"]
+    (row,) = await rows(service.database, schema.messages)
+    assert (row.delivered_at, row.mt_price) == (NOON, None)
+
+
 LATIN_1 = "reason_description is not UTF-8; its invalid characters were replaced"
 
 

@@ -87,6 +87,8 @@ async def test_a_list_of_message_ids_must_be_as_long_as_the_recipients(client: h
         ({"metadata": {"a": "x" * 5000}}, "metadata"),
         ({"mt_price": "a lot"}, "mt_price"),
         ({"mt_price": "NaN"}, "mt_price"),
+        ({"mt_price": "1e5"}, "mt_price"),
+        ({"mt_price": "1_000"}, "mt_price"),
         ({"campaign": "a\x00b"}, "campaign"),
         ({"unknown_field": 1}, "unknown_field"),
         ({"source": "elsewhere"}, "source"),
