@@ -88,7 +88,7 @@ async def list_conversions(
 @_APPLICATION
 @_SINCE
 @_UNTIL
-@click.option("--reason", help="Only reports refused with this error code, for example MESSAGE_NOT_FOUND.")
+@click.option("--reason", help="Only reports with this reason: an error code, for example MESSAGE_NOT_FOUND, or NOT_APPLIED.")
 @_LIMIT
 @click.option("--below", metavar="REFUSED", help="Id of the last refused report of the previous page: show the reports after it.")
 @json_option

@@ -213,3 +213,25 @@ async def test_numbers_are_masked_for_a_key_without_privacy_reveal(service: Serv
             masked, full = (await reader.get(path)).text, (await client.get(path)).text
             assert ("+14085550100" in masked, "+14085550100" in full) == (False, True), path
             assert "+14…00" in masked
+
+
+async def test_no_get_endpoint_shows_a_number_to_a_key_without_privacy_reveal(
+    service: Service, client: httpx.AsyncClient, credentials: Credentials
+) -> None:
+    await rewrite(client, "m1", body='Look #track("https://x.example/")', campaign="autumn")
+    await client.get("/" + (await client.get("/api/v1/links")).json()["links"][0]["code"])
+    async with client_of(service, {"X-Api-Token": credentials.tracker_token}) as tracker:
+        await tracker.get("/api/v1/track?message_id=m1&value=1")
+        await tracker.get("/api/v1/track?message_id=m1&value=2")
+    key = await service.database.write(create_key, 1, "reader", ["sms.read", "trackers.read"], NOON)
+    await service.directory.refresh()
+    described = (await client.get("/openapi.json")).json()["paths"]
+    # The descriptions contain an example of a number.
+    paths = [path for path in described if "get" in described[path] and "{" not in path and path not in ("/openapi.json", "/docs")]
+    read = 0
+    async with client_of(service, {"X-API-Key": key}) as reader:
+        for path in paths:
+            response = await reader.get(path)
+            read += response.status_code == 200
+            assert "5550100" not in response.text, path
+    assert read > 25
