@@ -35,6 +35,7 @@ from shortener.storage.database import Database
 from shortener.storage.migrate import migrate
 from shortener.storage.open import open_database
 from tests.receiver import receiver as receiver  # These imports make the fixtures available to the whole test suite.
+from tests.run_failed_again import EXIT_STATUS
 from tests.servers import PostgresProcess, memory_folder
 from tests.servers import certificate as certificate
 from tests.servers import postgres_server as postgres_server
@@ -65,6 +66,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_finish() -> None:
     collect_garbage_rarely()
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Store the exit status of the run, for tests/run_failed_again.py."""
+    cache = getattr(session.config, "cache", None)
+    if cache is not None and not hasattr(session.config, "workerinput"):
+        cache.set(EXIT_STATUS, int(exitstatus))
 
 
 def reset_logs() -> None:
