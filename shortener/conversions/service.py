@@ -371,22 +371,21 @@ def _count(
     - `value:{currency}:{category}:{action}`: the value of all conversions by category and action"""
     revision = revision or state.latest
     target, counted_as = state.target, state.counted_as
-    amounts: dict[str, int | Decimal] = {}
+    cohort, slot, sent = target.cohort_id, to_ms(state.at) // count_deltas.TIME_SLOT_MS, count_deltas.sent_slot(target.row_id)
+    link_set = target.link_set or 0
     if sign > 0 and revision.revision == 1:  # a later revision does not change the number of conversions
-        amounts["conversions"] = 1
+        delta.add_slots(cohort, slot, "conversions", sent, link_set)
         if ends_process:
-            amounts["ends"] = 1
+            delta.add_slots(cohort, slot, "ends", sent, link_set)
     if counted_as is not None:
-        amounts[f"conversions:{counted_as}"] = sign
+        delta.add_slots(cohort, slot, f"conversions:{counted_as}", sent, link_set, sign)
     if revision.value is not None:
         value = revision.value if sign > 0 else -revision.value
         currency = revision.currency or ""
-        if counted_as is None or counted_as.partition(":")[0] in ("positive", "other"):
-            amounts[f"value:{currency}"] = value
+        if counted_as is None or counted_as.startswith(("positive:", "other:")):
+            delta.add_slots(cohort, slot, f"value:{currency}", sent, link_set, value)
         if counted_as is not None:
-            amounts[f"value:{currency}:{counted_as}"] = value
-    for metric, amount in amounts.items():
-        delta.add(target.cohort_id, to_ms(state.at), metric, amount, message=target.row_id, link_set=target.link_set or 0)
+            delta.add_slots(cohort, slot, f"value:{currency}:{counted_as}", sent, link_set, value)
 
 
 def _unknown_target(field: str) -> ApiError:

@@ -32,7 +32,7 @@ from shortener.server.request_cycle import COMPLETE_RESPONSE
 from shortener.server.request_ids import HEADER as REQUEST_ID
 from shortener.server.request_ids import request_id
 from shortener.urls import RESERVED_SEGMENTS, matches_link_path
-from shortener.web.endpoint import error_response
+from shortener.web.endpoint import JsonResponse, error_response
 from shortener.web.routes import ENDPOINTS, ApiRouter
 
 if TYPE_CHECKING:
@@ -131,7 +131,8 @@ class HttpApplication:
             page = pages.NOT_FOUND
         if page is None:
             response = await self._api.respond(Request(scope, receive))
-            if response.__class__ is Response and response.background is None and COMPLETE_RESPONSE in scope.get("extensions", ()):
+            is_complete = response.__class__ in (JsonResponse, Response) and response.background is None
+            if is_complete and COMPLETE_RESPONSE in scope.get("extensions", ()):
                 headers, content = response.raw_headers, response.body
                 await send({"type": COMPLETE_RESPONSE, "status": response.status_code, "headers": headers, "body": content})
             else:

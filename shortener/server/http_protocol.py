@@ -15,7 +15,6 @@ limits.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 from typing import Any, Protocol
 from urllib.parse import unquote
@@ -254,11 +253,13 @@ class RedirectProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         if self._socket_fd >= 0 and not self.transport.get_write_buffer_size():
-            # If the socket is full or closed, the transport sends the rest or raises the error.
-            with contextlib.suppress(OSError):
-                data = data[os.write(self._socket_fd, data) :]
-            if not data:
+            try:
+                sent = os.write(self._socket_fd, data)
+            except OSError:  # If the socket is full or closed, the transport sends the rest or raises the error.
+                sent = 0
+            if sent == len(data):
                 return
+            data = data[sent:]
         self.bytes_queued += len(data)
         self.transport.write(data)
 

@@ -24,6 +24,7 @@ from starlette.requests import Request
 
 from shortener.conversions.parsing import RepeatedValues
 from shortener.errors import ApiError, ErrorCode
+from shortener.web.call_headers import find_header
 from shortener.web.request_body import MAX_FORM_FIELDS, BodyLimits, read_body
 
 MAX_BODY_BYTES = 256 * 1024  # maximum number of parameters; only 4 KiB of parameters are stored
@@ -70,13 +71,12 @@ async def read_report(request: Request, limit: int) -> ReportInput:
     query = request.scope["query_string"]
     if query:
         found.add(_parse_form(query, found, "query"))
-    headers = request.headers
-    if headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers:
+    if (find_header(request, b"content-length") or "0") == "0" and find_header(request, b"transfer-encoding") is None:
         return found
     try:
         body = await read_body(request, BodyLimits(limit, 1, False), is_form=True)
-        body = _decompress(body, headers.get("content-encoding", ""), limit)
-        _read_body(found, body, headers.get("content-type", ""))
+        body = _decompress(body, find_header(request, b"content-encoding") or "", limit)
+        _read_body(found, body, find_header(request, b"content-type") or "")
     except ApiError as error:
         found.problem = error
     return found
