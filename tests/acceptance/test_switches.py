@@ -85,3 +85,67 @@ def test_each_kill_switch_takes_effect_on_every_node_within_a_second_and_during_
         postgres_server.start()
     for server in (one, two):
         becomes(410, server, links["link"], PATIENCE)
+
+
+def location(server: Server, link: Link) -> str:
+    """Return the destination to which a link redirects, or the status of another response."""
+    host, path = link
+    with server.client(**{"User-Agent": PHONE, "Host": host}) as client:
+        response = client.get(path)
+        return response.headers["location"] if response.status_code == 302 else str(response.status_code)
+
+
+def leads(server: Server, link: Link, expected: str, patience: float) -> None:
+    """Wait until the response to a link is the expected one."""
+    began = time.monotonic()
+    while (found := location(server, link)) != expected:
+        assert time.monotonic() - began < patience, f"{link} still leads to {found}, not to {expected}"
+        time.sleep(0.02)  # between two checks
+
+
+def test_each_change_of_a_sent_link_takes_effect_on_every_node_within_a_second_and_in_the_cache(
+    nodes: Nodes, postgres_server: PostgresProcess
+) -> None:
+    one, two = nodes.serve(), nodes.serve()
+    old, new, over = "https://x.example/old", "https://x.example/new", "https://x.example/over"
+    key = one.first["api_key"]
+    links = {name: make_link(one, key, old) for name in ("destination", "expiry", "expiry with fallback", "prolonged")}
+    with one.api() as client:
+        body = {"to": ["+14085550100", "+14085550101"], "body": f'#track("{old}")', "campaign": "spring"}
+        sent = client.post("/api/v1/rewrite", json=body).json()["messages"]
+        for number, message in enumerate(sent):
+            host, _, path = message["links"][0]["short_url"].removeprefix("http://").partition("/")
+            links[f"campaign {number}"] = host, f"/{path}"
+        past, future = "2020-01-01T00:00:00Z", "2030-01-01T00:00:00Z"
+        client.patch(f"/api/v1/links{links['prolonged'][1]}", json={"expires_at": past})
+        for server in (two, one):
+            for name, link in links.items():
+                leads(server, link, "410" if name == "prolonged" else old, SOON_SECONDS)
+
+        def change(name: str, **changes: Any) -> None:
+            response = client.patch(f"/api/v1/links{links[name][1]}", json=changes)
+            assert response.status_code == 200, response.text
+
+        expected = {"destination": new, "expiry": "410", "expiry with fallback": over, "prolonged": old}
+        change("destination", url=new)
+        change("expiry", expires_at=past)
+        change("expiry with fallback", expires_at=past, fallback_url=over)
+        change("prolonged", expires_at=future)
+        for name, response in expected.items():
+            for server in (two, one):
+                leads(server, links[name], response, SOON_SECONDS)
+        job = client.post("/api/v1/links/update", json={"campaign": "spring", "url": new}).json()["update"]
+        assert job["state"] in ("counting", "running", "done"), job
+        for name in ("campaign 0", "campaign 1"):
+            expected[name] = new
+            for server in (two, one):
+                leads(server, links[name], new, PATIENCE)  # the job performs its batches in the background
+    postgres_server.stop()
+    try:
+        for server in (one, two):
+            for name in ("destination", "prolonged", "campaign 0", "campaign 1"):
+                leads(server, links[name], expected[name], SOON_SECONDS)  # from the cache, which has the new values
+            # The cache contains no expired links, so the service cannot know what they are.
+            assert {location(server, links[name]) for name in ("expiry", "expiry with fallback")} == {"503"}
+    finally:
+        postgres_server.start()

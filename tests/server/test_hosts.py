@@ -32,3 +32,11 @@ async def test_a_host_header_that_is_too_long_gets_404_and_is_not_cached(service
             response = await server.exchange(get(code, host=host))
             assert (status_of(response), response) == (404, await reference.exchange(get(code, host=host)))
     assert split_host.cache_info().currsize == 1, "only localhost, the host of the last request of each exchange"
+
+
+@pytest.mark.parametrize("second", [HOST, b"evil.example", b""])
+@pytest.mark.parametrize("path", ["code", "/", "/api/v1/links", "/robots.txt"])
+async def test_a_request_with_two_host_headers_gets_400(service: Service, path: str, second: bytes) -> None:
+    path = await create_link(service) if path == "code" else path
+    async with run_server(service) as server:
+        assert status_of(await server.exchange(get(path, b"Host: " + second))) == 400
