@@ -83,6 +83,15 @@ class Server:
         done = subprocess.run(line, env=self.environment, cwd=self.folder, stdout=subprocess.PIPE, check=True, timeout=PATIENCE)
         return orjson.loads(done.stdout)
 
+    def select_gateway(self, name: str) -> None:
+        """Select a gateway of application 1 on the command line. Wait until the running service uses it."""
+        self.command("applications", "update", "1", "--gateway", name)
+        deadline = time.monotonic() + PATIENCE
+        with self.api() as client:
+            while client.get("/api/v1/application").json()["gateway"] != name:
+                assert time.monotonic() < deadline, f"the service does not use the gateway {name}"
+                threading.Event().wait(0.02)
+
     def _close(self) -> None:
         assert self.process is not None
         if self.process.stdout is not None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import httpx
 import pytest
 
 from tests.acceptance.endpoint import Endpoint
-from tests.acceptance.process import PHONE, Server
+from tests.acceptance.process import PHONE, Server, serving
 
 RECIPES = sorted((Path(__file__).parents[2] / "docs" / "recipes").glob("*.md"))
 #: The status words that each network sends for a lead, a sale and a rejection, in the order that its documents describe.
@@ -25,6 +27,12 @@ SEQUENCES = {
         {"status": "rejected", "value": "12.5"},
     ],
 }
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The server of all tests of this module. Each test has a message of its own."""
+    yield from serving(tmp_path_factory.mktemp("recipes"))
 
 
 def blocks(recipe: Path) -> tuple[str, str, str]:
@@ -47,10 +55,24 @@ def rewrite(server: Server, **fields: Any) -> dict[str, Any]:
         return message
 
 
-def conversions(server: Server) -> list[dict[str, Any]]:
+def conversions(server: Server, message: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the conversions of a message."""
     with server.api() as api:
-        found: list[dict[str, Any]] = api.get("/api/v1/conversions").json()["conversions"]
+        response = api.get("/api/v1/conversions", params={"message_id": message["message_id"]})
+        found: list[dict[str, Any]] = response.json()["conversions"]
         return found
+
+
+@contextlib.contextmanager
+def conversion_tracker(server: Server, url: str, name: str) -> Iterator[None]:
+    """Create a tracker that receives conversions with GET. Delete it at the end, because all tests use one server."""
+    with server.api() as api:
+        response = api.post("/api/v1/trackers", json={"name": name, "url": url, "events": ["conversion"], "method": "GET"})
+        assert response.status_code == 201, response.text
+        try:
+            yield
+        finally:
+            assert api.delete(f"/api/v1/trackers/{response.json()['tracker_id']}").status_code == 200
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
@@ -74,7 +96,7 @@ def test_the_postback_of_each_recipe_records_a_conversion(server: Server, recipe
             response = network.get(url)
             assert response.status_code == 200, response.text
             assert "warnings" not in response.json()
-    (found,) = conversions(server)
+    (found,) = conversions(server, message)
     assert (found["message_id"], found["click_id"]) == (message["message_id"], click_id)
     assert found["revision"] == len(statuses)
     assert found["value"] is not None
@@ -89,10 +111,6 @@ def test_the_tracker_url_of_each_recipe_receives_the_conversion(server: Server, 
     metadata = dict.fromkeys(re.findall(r"\{metadata\.(\w+)\}", outbound), "theirs-1")
     message = rewrite(server, body="Hello", metadata=metadata)
     parts = urlsplit(outbound)
-    tracker = {"name": recipe.stem, "url": f"{endpoint.url}{parts.path}?{parts.query}", "events": ["conversion"], "method": "GET"}
-    with server.api() as api:
-        response = api.post("/api/v1/trackers", json=tracker)
-        assert response.status_code == 201, response.text
     report = {
         "message_id": message["message_id"],
         "action": "sale",
@@ -101,9 +119,10 @@ def test_the_tracker_url_of_each_recipe_receives_the_conversion(server: Server, 
         "value": "12.50",
         "currency": "USD",
     }
-    with server.tracker() as own:
+    url = f"{endpoint.url}{parts.path}?{parts.query}"
+    with conversion_tracker(server, url, recipe.stem), server.tracker() as own:
         assert own.post("/api/v1/callback/action", json=report).status_code == 200
-    (request,) = endpoint.wait(1)
+        (request,) = endpoint.wait(1)
     sent = parse_qs(urlsplit(request.target).query)
     assert urlsplit(request.target).path == (parts.path or "/")
     expected = {"{transaction_id}": "Order 1", "{status}": "sale", "{value}": "12.50", "{currency}": "USD", "{action}": "sale"}
@@ -115,42 +134,37 @@ def test_the_tracker_url_of_each_recipe_receives_the_conversion(server: Server, 
 def test_the_documented_postback_sequence_of_a_network_creates_one_conversion_with_correct_sums(
     server: Server, endpoint: Endpoint, network: str
 ) -> None:
-    message = rewrite(server, body="Hello")
-    with server.api() as api:
-        tracker = {
-            "name": "sums",
-            "url": f"{endpoint.url}/?r={{revision}}&d={{disposition}}&s={{status}}",
-            "events": ["conversion"],
-        }
-        assert api.post("/api/v1/trackers", json={**tracker, "method": "GET"}).status_code == 201
+    message = rewrite(server, body="Hello", campaign=network)
+    url = f"{endpoint.url}/?r={{revision}}&d={{disposition}}&s={{status}}"
+    with conversion_tracker(server, url, "sums"), server.api() as api:
         with server.tracker() as own:
             for revision, parameters in enumerate(SEQUENCES[network], 1):
                 query = {"message_id": message["message_id"], "transaction_id": "T1", "currency": "USD", **parameters}
                 response = own.get("/api/v1/track", params=query).json()
                 assert response.get("revision", 1) == revision
                 assert own.get("/api/v1/track", params=query).json()["duplicate"]
-                totals = api.get("/api/v1/sms/stats").json()
+                totals = api.get("/api/v1/sms/stats", params={"campaign": network}).json()
                 assert (totals["conversions"], totals["value"]) == (1, {"USD": "12.5"} if revision == 2 else {})
-        (found,) = conversions(server)
+        (found,) = conversions(server, message)
         assert [one["status"] for one in found["revisions"]] == [one["status"] for one in SEQUENCES[network]]
         assert api.get("/api/v1/sms/status/" + message["message_id"]).json()["conversions"][0]["revision"] == 3
-    requests = endpoint.wait(3)
+        requests = endpoint.wait(3)
     assert {parse_qs(urlsplit(request.target).query)["r"][0] for request in requests} == {"1", "2", "3"}
     assert server.command("verify")["drift"] == []
 
 
 def test_fifty_concurrent_postbacks_of_one_transaction_are_all_stored_as_revisions(server: Server) -> None:
-    message_id = rewrite(server, body="Hello")["message_id"]
+    message = rewrite(server, body="Hello")
 
     def send(number: int) -> int:
         status = {"status": "approved", "value": "30"} if number % 2 else {"status": "pending"}
-        query = {"message_id": message_id, "transaction_id": "T1", "currency": "USD", **status}
+        query = {"message_id": message["message_id"], "transaction_id": "T1", "currency": "USD", **status}
         headers = {"X-Api-Token": server.first["tracker_token"]}
         return httpx.get(f"{server.base}/api/v1/track", params=query, headers=headers, trust_env=False, timeout=30).status_code
 
     with ThreadPoolExecutor(50) as threads:
         assert set(threads.map(send, range(50))) == {200}
-    (found,) = conversions(server)
+    (found,) = conversions(server, message)
     assert found["revision"] == 2
     assert {one["status"] for one in found["revisions"]} == {"pending", "approved"}
     assert found["value"] == "30"

@@ -81,8 +81,7 @@ def sends(server: Server, condition: str) -> set[str]:
 
 def test_no_message_is_lost_and_none_is_sent_again_after_its_response_despite_kill_9(server: Server, gateway: Gateway) -> None:
     server.command("gateways", "add", "test", "--preset", "plain", "--url", f"http://127.0.0.1:{gateway.port}/")
-    server.command("applications", "update", "1", "--gateway", "test")
-    time.sleep(1)
+    server.select_gateway("test")
     with server.api() as client:
         for start in range(0, SENDS, 100):
             to = [f"+1408{5550000 + number}" for number in range(start, start + 100)]

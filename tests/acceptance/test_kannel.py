@@ -144,8 +144,7 @@ def gateway_id(server: Server, kannel: Kannel) -> int:
     options = ("--option", "username=tester", "--option", "password=foobar", "--allow-private")
     url = f"http://127.0.0.1:{kannel.port}/cgi-bin/sendsms"
     added = server.command("gateways", "add", "kannel", "--preset", "kannel", "--url", url, *options)
-    server.command("applications", "update", "1", "--gateway", "kannel")
-    time.sleep(1)  # a running service applies the change within a second
+    server.select_gateway("kannel")
     number: int = added["gateway_id"]
     return number
 
@@ -213,8 +212,7 @@ def test_messages_pass_kannel_over_smpp_and_delivery_receipts_come_back(server: 
     url = f"smpp://127.0.0.1:{kannel.start_smpp_server()}"
     settings = ("--set", "system_id=tester", "--set", "password=foobar", "--set", "system_type=shop")
     server.command("gateways", "add", "kannel-smpp", "--kind", "smpp", "--url", url, "--allow-private", *settings)
-    server.command("applications", "update", "1", "--gateway", "kannel-smpp")
-    time.sleep(1)  # a running service applies the change within a second
+    server.select_gateway("kannel-smpp")
     for text in ("plain €uro [ok]", "Привет 😀"):
         wait_for_state(server, send(server, text), "DELIVERED")
     assert "Brand +14085550100 text plain €uro [ok]" in kannel.messages()

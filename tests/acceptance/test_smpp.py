@@ -95,8 +95,7 @@ def add_gateway(server: Server, url: str, *options: str) -> None:
     """Add an SMPP gateway and select it. `options` are further options of the command."""
     credentials = ("--set", "system_id=shortener", "--set", "password=secret", "--set", "message_ids=hex_response")
     server.command("gateways", "add", "smsc", "--kind", "smpp", "--url", url, "--allow-private", *credentials, *options)
-    server.command("applications", "update", "1", "--gateway", "smsc")
-    time.sleep(1)  # a running service applies the change within a second
+    server.select_gateway("smsc")
 
 
 def send(server: Server, text: str, *numbers: str) -> list[str]:
