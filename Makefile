@@ -26,14 +26,16 @@ test-fast: setup-dev
 		--ignore tests/acceptance --ignore tests/web/test_schemathesis.py --hypothesis-profile fast $(OPTIONS)
 
 # Tests that take minutes: 1,000 links with 50 concurrent clicks each, outages of a minute, 2,000 hostile connections, 2,000 rewrites
-# by 40 callers, 2,000 hits a second without database and Redis, a minute of mixed load with faults on each engine, 10,000 messages
-# through a gateway while it and the service are killed, and eight failovers of PostgreSQL in a row.
+# by 40 callers, 2,000 hits a second without database and Redis, a minute of mixed load with faults on each engine, kill -9 at 30
+# points of transactions on each engine, 10,000 messages through a gateway while it and the service are killed, and eight failovers of
+# PostgreSQL in a row.
 prove: setup-dev
 	@PROVE_LINKS=1000 PROVE_CLICKS=50 PROVE_OUTAGE=60 PROVE_CONNECTIONS=2000 PROVE_REWRITES=2000 PROVE_HITS_PER_SECOND=2000 \
-		PROVE_FLOOD_SECONDS=15 PROVE_STRESS_SECONDS=60 PROVE_SENDS=10000 PROVE_FAILOVERS=8 $(BIN)/python -m pytest -o faulthandler_timeout=0 \
+		PROVE_FLOOD_SECONDS=15 PROVE_STRESS_SECONDS=60 PROVE_SENDS=10000 PROVE_FAILOVERS=8 PROVE_KILL_POINTS=all \
+		$(BIN)/python -m pytest -o faulthandler_timeout=0 \
 		tests/acceptance/test_scale_out.py tests/acceptance/test_faults.py tests/acceptance/test_hostile_clients.py \
 		tests/acceptance/test_flood.py tests/acceptance/test_stress.py tests/messages/test_rewriter_concurrency.py \
-		tests/acceptance/test_gateway_crash.py tests/acceptance/test_failover.py
+		tests/acceptance/test_gateway_crash.py tests/acceptance/test_failover.py tests/acceptance/test_kill_points.py
 
 setup: $(VENV)/.runtime
 
