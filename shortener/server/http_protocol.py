@@ -189,7 +189,7 @@ class RedirectProtocol(HttpToolsProtocol):
         keep_alive = http_version != "1.0" and parser.should_keep_alive()
         before = self.cycle
         self.cycle = cycle = RequestCycle(self, scope, expects_continue=expects_continue, keep_alive=keep_alive)
-        self.is_reading_body, self.body_began, self.body_bytes = True, self.loop.time(), 0
+        self.is_reading_body, self.body_began, self.body_bytes, self._discarded_bytes = True, self.loop.time(), 0, 0
         if before is None or before.response_complete:
             self._start_asgi_task(cycle, self.app)
         else:

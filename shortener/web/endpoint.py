@@ -237,6 +237,7 @@ async def _run(endpoint: Endpoint, service: Service, request: Request) -> tuple[
 
         return await respond_once(service, request, call.principal, key, body, perform), ""
     except ApiError as error:
+        _forget_origin(error)
         shown = endpoint.translate_error(error) if endpoint.translate_error else error
         return error_response(shown, endpoint.error_shape), shown.code.name
     except StoreUnavailable:
@@ -252,6 +253,13 @@ async def _run(endpoint: Endpoint, service: Service, request: Request) -> tuple[
 
 def _as_response(endpoint: Endpoint, result: BaseModel | Mapping[str, Any] | Response) -> Response:
     return result if isinstance(result, Response) else json_response(result, endpoint.status)
+
+
+def _forget_origin(error: ApiError) -> None:
+    """Remove the traceback of an error, which contains frames that refer to the error.
+
+    This cycle would keep the body of each rejected request in memory until a complete garbage collection, which is rare."""
+    error.__traceback__ = error.__context__ = error.__cause__ = None
 
 
 def _authenticate(endpoint: Endpoint, service: Service, request: Request) -> Principal | None:

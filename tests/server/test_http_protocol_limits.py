@@ -263,6 +263,18 @@ async def test_the_server_stops_reading_the_rest_of_a_rejected_body_after_a_limi
             await asyncio.wait_for(send_for_ever(), TIMEOUT_SECONDS)
 
 
+async def test_the_limit_of_discarded_bytes_applies_to_each_request_of_a_connection(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_protocol, "MAX_DISCARDED_BYTES", 100_000)
+    async with run_server(service) as server:
+        reader, writer = await server.connect()
+        for _ in range(4):
+            writer.write(REJECTED + JSON + b"Content-Length: 60000\r\n\r\n")
+            assert status_of(await read_response(reader)) == 401
+            writer.write(b" " * 60_000)
+
+
 async def test_a_connection_above_the_limit_of_its_address_is_closed(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     # The limit applies to loopback addresses too.
     monkeypatch.setattr(connection_limits, "_limited_address", lambda peer, proxies: peer)

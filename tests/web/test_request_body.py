@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -42,6 +43,37 @@ def nested(depth: int) -> Any:
     for _ in range(depth):
         value = [value]
     return value
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "kind", "status"),
+    [
+        ("/api/v1/rewrite", b"a=" + b"x" * LARGE_BODY_BYTES, "application/x-www-form-urlencoded", 415),
+        ("/api/v1/rewrite", b'{"to":"' + b"\\u0000" * LARGE_BODY_BYTES + b'"}', "application/json", 400),
+        ("/api/v1/rewrite", b"[" * LARGE_BODY_BYTES, "application/json", 400),
+        ("/api/v1/rewrite", b'{"x":1}', "application/json", 400),
+        ("/api/v1/sms/status", b"{", "application/json", 400),
+        ("/api/v1/sms/status", b'{"message_id":"none","state":"SENT"}', "application/json", 404),
+        ("/sms/3/messages", b'{"messages":[{}]}', "application/json", 400),
+    ],
+)
+async def test_a_rejected_request_leaves_no_reference_cycle_that_keeps_its_body_in_memory(
+    client: httpx.AsyncClient, path: str, content: bytes, kind: str, status: int
+) -> None:
+    def errors() -> int:
+        return sum(isinstance(one, ApiError) for one in gc.get_objects())
+
+    gc.collect()
+    gc.disable()  # so that only reference counts free memory
+    try:
+        before = errors()
+        for _ in range(3):
+            response = await client.post(path, content=content, headers={"Content-Type": kind})
+            assert response.status_code == status, response.text
+        await asyncio.sleep(0)  # the thread for large bodies drops its last result
+        assert errors() <= before + 1
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(
