@@ -11,8 +11,15 @@ import pytest
 
 from shortener.delivery.guard import Guard
 from shortener.delivery.sender import Sender
+from shortener.delivery.trackers import NewTracker
+from shortener.errors import ApiError
+from shortener.storage import schema
+from tests.conftest import MakeService
+from tests.delivery.conftest import Story
+from tests.delivery.dispatching import deliver
 from tests.delivery.receiver import receiver, respond
 from tests.delivery.sending import post
+from tests.factory import rows
 from tests.servers import free_port, tls_context
 
 
@@ -109,3 +116,18 @@ async def test_a_request_through_a_proxy_that_is_down_is_a_local_failure() -> No
         result = await post(sender, "http://tracker.example/")
     assert (result.status, result.error, result.is_local) == (None, "proxy_error", True)
     assert "tracker.example" not in result.detail
+
+
+async def test_a_service_with_the_setting_delivery_proxy_sends_deliveries_through_the_proxy(make_service: MakeService) -> None:
+    proxy = Proxy()
+    async with receiver(respond(200)) as peer, proxy.listen() as url:
+        proxy.to = peer.port
+        service = await make_service(delivery_proxy=url, allow_private_targets=False)
+        with pytest.raises(ApiError):
+            await service.trackers.create(1, NewTracker(url="http://127.0.0.1/in", events=("click",)))
+        await service.trackers.create(1, NewTracker(url="http://203.0.114.7/in", events=("click",)))
+        await Story(service).first_click()
+        await deliver(service)
+    assert [head.partition(b"\r\n")[0] for head in proxy.heads] == [b"POST http://203.0.114.7/in HTTP/1.1"]
+    (delivery,) = await rows(service.database, schema.deliveries)
+    assert delivery.last_status == 200
