@@ -44,7 +44,7 @@ _CANDIDATE = re.compile(
 _SCHEME_AT_END = re.compile(r"https?\Z", re.IGNORECASE)
 _AUTHORITY = re.compile(r"[^\s/?#\\<>\"\u2000-\u303f\uff00-\uffef\U0001f000-\U0001ffff]*")
 # Matches a host that an e-mail address follows without a space: `https://shop.example,info@shop.example`.
-_SENTENCE_BEFORE_AT = re.compile(r"[\w-]+(?:\.[\w-]+)+[,;|()\[\]][^:@]*(?:mailto:)?[^:@]*@")
+_SENTENCE_BEFORE_AT = re.compile(r"[\w-]+(?:\.[\w-]+)+[,;|()\[\]](?:[^:@]|(?<=mailto):)*+@")
 # Matches the rest of a rejected URL up to white space. In this text, a URL is detected only after a comma or semicolon.
 _TOKEN = re.compile(r"(?:(?![,;]https?://)[^\s<>\"“”«»])*", re.IGNORECASE)
 _IPV6 = re.compile(r"\[[0-9a-f:.]+\]", re.IGNORECASE)

@@ -36,7 +36,7 @@ _PARTICLES = re.compile(
     r"(?:を|へ|から|まで|より|にて|では|には|でも|[でにはがとのも](?![\u3040-\u309f]))|"
     r"(?:에서만|에서는|에서도|에서|으로|에게|까지|부터|입니다|이에요|예요|[에로를을와과는은이가도의])(?![\uac00-\ud7af])"
 )
-_SENTENCE = re.compile(r"[.!]+([^\W\d_]+)[.,!?:;\"')]*\Z")
+_SENTENCE = re.compile(r"(?<![.!])[.!]++([^\W\d_]+)[.,!?:;\"')]*\Z")
 # Text that rarely belongs to a URL without a query: a word after a comma, semicolon or exclamation mark (/sale;see), a dash at the
 # end (/sale-), and the name of the sender, which many texts from India end with (/sale-ACMEBANK).
 _WORD_AFTER_PUNCTUATION = re.compile(r"[,;!](?:[^\W\d_]{2,}|[^\W\d_A-Za-z])\Z")

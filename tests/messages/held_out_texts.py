@@ -1,9 +1,10 @@
 """Marketing texts in more than 30 languages, to measure how many results of URL detection match what a person would mark.
 
 ⟦ and ⟧ enclose each URL that `all_urls` must detect, as in `marketing_texts.py`. A person marked the URLs before the code was run
-on the texts. The first 283 texts showed faults that were then corrected. The last 113 texts were measured before any further
-change, and 95.6 % of the results matched. A few texts have no clear right result, so the test requires a share of matches instead
-of all of them. All hosts are reserved names, or names that only the tests use.
+on the texts. The first 283 texts showed faults that were then corrected. The next 113 texts were measured before any further
+change, and 95.6 % of the results matched; of the last 63, most of them with bare domains, 98.4 %. A few texts have no clear right
+result, so the test requires a share of matches instead of all of them. All hosts are reserved names, or names that only the tests
+use, except for a few well-known services.
 """
 
 HELD_OUT_TEXTS = """
@@ -403,4 +404,67 @@ Dear Parent,fees due.Pay ⟦https://school.example/fees?id=12⟧ -STMARYS
 โปรเด็ด11.11⟦https://promo.example/1111⟧
 ບໍລິການໃໝ່:⟦https://new.example/la⟧
 ធ្វើបច្ចុប្បន្នភាព⟦https://update.example/kh⟧។
+Don't miss out! Shop ⟦oakandpine.com⟧ for 25% off. Ends Mon.
+Oak & Pine: Order 4471 delivered. Rate it: ⟦oakandpine.com/r/4471⟧
+Thx for signing up! Get started: ⟦getoak.app/start⟧
+Join our list at ⟦www.oakandpine.co/vip⟧ or reply VIP
+Your rental is due. Renew at ⟦rentals.oak.io⟧ today
+New menu drop! See it on ⟦cafe-luna.com⟧. Luv, Luna
+Book a class ⟦yoga-loft.nyc⟧ before Fri
+We moved! New address: 5 Elm St. Map: ⟦https://goo.gl/maps/aB3dE⟧
+Listen now ⟦open.spotify.com/show/4rOoJ6Egrf8K2IrywzwOMk⟧
+Follow us: ⟦instagram.com/oakandpine⟧, ⟦facebook.com/oakandpine⟧
+Watch: ⟦youtu.be/dQw4w9WgXcQ⟧!
+DM us on ⟦wa.me/14155550100⟧
+Zoom link: ⟦us02web.zoom.us/j/123456789⟧
+Form due Fri → ⟦forms.gle/aBcD123⟧
+Tap ⟦oak.page.link/x1y2⟧
+Questions? hello@oakandpine.com or ⟦oakandpine.com/help⟧
+Call 555.010.0100 or visit Oak.Pine is next door
+Sale runs 11.28-12.02. Hours: 9.30-5.30
+It's official.We're open.Come by
+Thank you.See you soon.Bye
+⟦ok.com⟧ is down?
+Hi,it's Al.Can u call me
+Mr.Smith's flight lands 8.45am,gate B.2
+v3.2 update: see ⟦oak.dev/changelog⟧
+Get 20% @ ⟦oakandpine.com⟧!!
+(⟦oakandpine.com⟧)... hmm
+Bestellen Sie jetzt auf ⟦eiche-kiefer.de⟧ – versandkostenfrei
+Jetzt auf ⟦eiche.shop⟧ sparen
+Ihr Team von ⟦Eiche.de⟧
+Alle Infos: ⟦eiche-kiefer.at/infos⟧
+Termine unter ⟦termin.praxis-mueller.de⟧.
+Sehr geehrte Kunden.Wir haben geöffnet
+Visitez ⟦chene-pin.fr⟧ ou appelez le 01.23.45.67.89
+Votre code : 12.34. Valable 5min.Merci
+Achetez sur ⟦www.chene.ca⟧ dès maintenant
+Compra ahora en ⟦roble.com.co⟧ y paga después
+Visita ⟦roblepino.es/ofertas⟧!
+Nos vemos en casa.es a las 8
+Compra su ⟦quercia.it⟧: sconti fino al 50%
+Acesse ⟦carvalho.com.br⟧ já!
+Acesse ⟦carvalho.pt/promo⟧.
+Bekijk alles op ⟦eik.nl⟧!
+Köp på ⟦ekochtall.se⟧ idag
+Kjøp på ⟦eik.no/salg⟧ nå
+Osta nyt: ⟦tammi.fi⟧
+Kup teraz na ⟦dab-sosna.pl⟧!
+Nakupujte na ⟦dub.cz⟧ výhodně
+Vásárolj most a ⟦tolgy.hu⟧ oldalon
+Cumpără acum pe ⟦stejar.ro⟧!
+Hemen al: ⟦mese.com.tr⟧
+Mua ngay tại ⟦soi.vn⟧!
+Beli sekarang di ⟦jati.co.id⟧
+Купить: ⟦dub-sosna.ru⟧
+Заходите на ⟦дуб.рф⟧ прямо сейчас
+Купуйте на ⟦dub.ua⟧ зараз
+Αγοράστε στο ⟦drys.gr⟧ τώρα
+تسوق من ⟦ballut.sa/sale⟧ الآن
+קנו ב-⟦alon.co.il⟧ עכשיו
+खरीदें ⟦banj.in/sale⟧ पर
+今すぐ⟦kashi.jp⟧へ
+请访问 ⟦xiangshu.cn⟧ 了解更多
+지금 ⟦cham.kr⟧ 에서 구매하세요
+ซื้อเลยที่ ⟦oak.co.th⟧ วันนี้
 """.strip().splitlines()

@@ -1,3 +1,5 @@
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -171,10 +173,21 @@ def test_a_detected_url_ends_before_the_text_of_the_sentence_after_it(body: str,
         "x.com/" + "(!)" * 9999,
         "https://" + "a" * 9999 + "@",
         "a.b?" * 9999,
+        "https://user:" + "x.com,a" * 9999 + "@",
     ],
 )
 def test_a_hostile_text_is_searched_for_urls_in_linear_time(body: str) -> None:
     assert detect(body) == []
+
+
+@pytest.mark.parametrize(
+    "end", ["!" * 9999 + "a1", "...a1" * 4999, "?a=" + "b;" * 9999, "?" + "a=1,b" * 4999, "-a" * 9999, "('a" * 9999, ";a" * 9999]
+)
+def test_the_end_of_a_long_url_is_found_in_linear_time(end: str) -> None:
+    began = time.process_time()
+    detect(f"https://shop.example/{end} now")
+    detect(f"https://shop.example,{end}:x@y.example now")
+    assert time.process_time() - began < 1  # a quadratic search needs several seconds
 
 
 SPECIAL = list("./?#@:-_() ,!'\"\\%üへ👍\u200b\ud800\0İ")
