@@ -11,6 +11,8 @@ import click
 from shortener.accounts.settings import DEFAULT_PERMISSIONS, PERMISSIONS, fallback_problems
 from shortener.cli.common import (
     async_command,
+    confirm,
+    describe_application,
     json_option,
     load_settings,
     open_store,
@@ -18,6 +20,7 @@ from shortener.cli.common import (
     print_result,
     print_table,
     print_warnings,
+    yes_option,
 )
 from shortener.cli.parameters import COMPANY_ID, DURATION, ID
 
@@ -127,6 +130,7 @@ async def show_application(application: int, as_json: bool) -> None:
 )
 @click.option("--gateway", help="Gateway that sends the messages of the application: its name, simulator or none.")
 @click.option("--disable/--enable", default=None, help="Disable or enable the application with all its links, keys and tokens.")
+@yes_option
 @json_option
 @async_command
 async def update_application(
@@ -137,6 +141,7 @@ async def update_application(
     pairs: tuple[str, ...],
     gateway: str | None,
     disable: bool | None,
+    yes: bool,
     as_json: bool,
 ) -> None:
     """Change an application. Properties without an option keep their values."""
@@ -160,7 +165,11 @@ async def update_application(
         if add_domain:
             administration.add_domain(connection, application, add_domain, utcnow())
 
-    await _find_application(application)
+    before = await _find_application(application)
+    if disable and not before.disabled:
+        confirm(
+            f"Application {application} ({before.name}): all its links respond with 410, and its keys and tokens stop working.", yes
+        )
     async with open_store() as database:
         if gateway is not None:
             await ensure_simulator(database)
@@ -275,14 +284,21 @@ async def update_key(key: int, rate_limit: int, as_json: bool) -> None:
 
 @keys.command("revoke")
 @click.argument("key", type=ID)
+@yes_option
 @json_option
 @async_command
-async def revoke_key(key: int, as_json: bool) -> None:
+async def revoke_key(key: int, yes: bool, as_json: bool) -> None:
     """Revoke an API key by its id. It stops working on every node within a second."""
     from shortener.accounts import credentials
     from shortener.model import utcnow
 
     async with open_store() as database:
+        found = next(
+            (row for row in await database.read(credentials.list_keys) if row["id"] == key and not row["revoked_at"]), None
+        )
+        if found is not None:
+            owner = await describe_application(database, found["application_id"])
+            confirm(f"Key {key} ({found['name'] or found['hint']}) of {owner} stops working at once and for ever.", yes)
         await database.write(credentials.revoke_key, key, utcnow())
     print_result({"id": key, "revoked": True}, as_json, lambda: click.echo(f"key {key} is revoked"))
 
@@ -301,15 +317,19 @@ def tokens() -> None:
     show_default=True,
     help="How long the previous token stays valid, for example 90s, 15m, 24h or 7d.",
 )
+@yes_option
 @json_option
 @async_command
-async def rotate_token(application: int, overlap: timedelta, as_json: bool) -> None:
+async def rotate_token(application: int, overlap: timedelta, yes: bool, as_json: bool) -> None:
     """Create a new tracker token and print it. The previous token stays valid during the overlap."""
     from shortener.accounts import credentials
     from shortener.model import utcnow
     from shortener.storage.types import to_iso
 
     async with open_store() as database:
+        if not overlap:
+            owner = await describe_application(database, application)
+            confirm(f"The present tracker token of {owner} stops working at once.", yes)
         token, until = await database.write(credentials.rotate_token, application, utcnow(), overlap)
     fields = {"tracker_token": token, "previous_valid_until": to_iso(until)}
     print_result(fields, as_json, lambda: print_fields(fields))

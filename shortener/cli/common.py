@@ -34,6 +34,11 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print machin
 yes_option = click.option("--yes", "yes", is_flag=True, help="Do not ask for confirmation.")
 
 
+def is_terminal() -> bool:
+    """Return whether a person can answer a question on stdin."""
+    return sys.stdin.isatty()
+
+
 def confirm(what: str, yes: bool, *, is_required: bool = False) -> None:
     """Print what a command is about to do, and ask a person at a terminal to confirm it. Raise Abort if the person declines.
 
@@ -41,10 +46,20 @@ def confirm(what: str, yes: bool, *, is_required: bool = False) -> None:
     if yes:
         return
     click.echo(what, err=True)
-    if sys.stdin.isatty():
+    if is_terminal():
         click.confirm("Continue?", abort=True, err=True)
     elif is_required:
         raise click.ClickException("nothing was changed: stdin is not a terminal, so add --yes to confirm")
+
+
+async def describe_application(database: Any, application_id: int) -> str:
+    """Return the id and the name of an application, for the text of `confirm`."""
+    from shortener.accounts.directory import Directory
+
+    directory = Directory(database)
+    await directory.refresh()
+    found = directory.application(application_id)
+    return f"application {application_id} ({found.name if found else '-'})"
 
 
 def load_settings(**overrides: Any) -> Settings:

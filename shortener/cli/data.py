@@ -77,17 +77,26 @@ async def verify(since: datetime | None, until: datetime | None, repair: bool, a
     from shortener.storage.references import find_orphans
     from shortener.storage.types import to_iso
 
+    def progress(stage: str, steps: int = 0) -> None:
+        """Show the stage of the check and the number of its finished steps at a terminal."""
+        if sys.stderr.isatty():
+            click.echo(f"\r{stage} ..." + (f" {steps:,} steps" if steps else "") + "\033[K", nl=False, err=True)
+
     settings = load_settings()
     now = utcnow()
     retention = timedelta(days=min(settings.message_retention_days, settings.hit_retention_days))
     begin = since or counts.verifiable_since(now, kept=retention, link_ttl=timedelta(days=settings.link_ttl_days))
     async with open_store() as database:
+        progress("Checking the database for damage")
         damage = await database.read(partial(find_damage, thorough=True))
         end = until or now + timedelta(minutes=1)
         repaired = await database.write(repair_rollups, begin, end) if repair else 0
-        drifts = await database.read(counts.verify, begin, end)
-        rolled_up = await database.read(verify_rollups, begin, end)
+        drifts = await database.read(counts.verify, begin, end, partial(progress, "Counting again"))
+        rolled_up = await database.read(verify_rollups, begin, end, partial(progress, "Comparing the rolled-up counts"))
+        progress("Looking for rows without an owner")
         orphans = await find_orphans(database)
+    if sys.stderr.isatty():
+        click.echo("\r\033[K", nl=False, err=True)
     rows = [dataclasses.asdict(drift) | {"at": to_iso(drift.at), "counts": "counts"} for drift in drifts]
     for drift in rolled_up:
         group = drift.group

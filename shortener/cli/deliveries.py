@@ -10,8 +10,19 @@ from datetime import datetime
 
 import click
 
-from shortener.cli.common import async_command, json_option, open_store, print_fields, print_result, print_table
+from shortener.cli.common import (
+    async_command,
+    confirm,
+    describe_application,
+    json_option,
+    open_store,
+    print_fields,
+    print_result,
+    print_table,
+    yes_option,
+)
 from shortener.cli.parameters import ID, TIME
+from shortener.cli.stats import find_application
 from shortener.cli.trackers import open_trackers
 
 _COLUMNS = ("delivery_id", "created_at", "tracker_id", "event", "message_id", "status", "attempt", "last_status", "last_error")
@@ -24,7 +35,7 @@ def deliveries() -> None:
 
 @deliveries.command("list")
 @click.option("--tracker", type=ID, help="Only deliveries to this tracker.")
-@click.option("--application", type=ID, help="Only deliveries of this application.")
+@click.option("--application", type=ID, help="Only deliveries of this application. Required if there are several and no --tracker.")
 @click.option("--status", type=click.Choice(["pending", "parked", "delivered", "dead"]), help="Only deliveries with this status.")
 @click.option("--since", type=TIME, help="Only deliveries created at this time or later (UTC).")
 @click.option("--until", type=TIME, help="Only deliveries created before this time (UTC).")
@@ -48,10 +59,10 @@ async def list_deliveries(
     from shortener.ids import DELIVERY_IDS
     from shortener.model import DeliveryStatus
 
-    if tracker is None and application is None:
-        raise click.UsageError("use --tracker or --application")
-    filters = DeliveryFilter(application, tracker, DeliveryStatus[status.upper()] if status else None, since, until)
     async with open_store() as database:
+        if tracker is None:
+            application = await find_application(database, application)
+        filters = DeliveryFilter(application, tracker, DeliveryStatus[status.upper()] if status else None, since, until)
         page = await Deliveries(database).page(filters, limit, None if below is None else _parse_delivery_id(below))
     rows = [delivery_fields(delivery) for delivery in page.deliveries]
     next_page = None if page.next is None else DELIVERY_IDS.encode(page.next)
@@ -90,10 +101,11 @@ async def show_delivery(delivery: str, as_json: bool) -> None:
 @click.option("--tracker", type=ID, help="Replay all dead deliveries of this tracker.")
 @click.option("--since", type=TIME, help="With --tracker: only deliveries created at this time or later (UTC).")
 @click.option("--until", type=TIME, help="With --tracker: only deliveries created before this time (UTC).")
+@yes_option
 @json_option
 @async_command
 async def replay_deliveries(
-    delivery: str | None, tracker: int | None, since: datetime | None, until: datetime | None, as_json: bool
+    delivery: str | None, tracker: int | None, since: datetime | None, until: datetime | None, yes: bool, as_json: bool
 ) -> None:
     """Send one delivery again, or all dead deliveries of a tracker. Each delivery gets all its attempts again."""
     from shortener.delivery.deliveries import Deliveries, DeliveryFilter
@@ -109,6 +121,12 @@ async def replay_deliveries(
         else:
             found = await trackers.get(tracker or 0)
             filters = DeliveryFilter(None, found.id, None, since, until)
+            dead = (await stored.backlog(found.id, utcnow())).dead
+            period = " of the period" if since or until else ""
+            owner = await describe_application(database, found.application_id)
+            confirm(
+                f"The dead deliveries{period} of tracker {found.id} ({found.name}) of {owner} are sent again. It has {dead}.", yes
+            )
             replayed, last_id = await stored.replay_dead(filters, utcnow())
             while last_id is not None:
                 count, last_id = await stored.replay_dead(filters, utcnow(), last_id)

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, func, select, text
+from sqlalchemy import Connection, func, or_, select, text
 
 from shortener.cli.doctor_findings import Finding
 from shortener.storage import schema
@@ -22,6 +22,7 @@ MAX_CLOCK_SECONDS = 1.0
 MAX_QUEUE_SECONDS = 300.0
 MAX_PURGE_LAG = timedelta(days=2)
 RECENT = timedelta(days=1)
+MAX_COUNTED_DELIVERIES = 10_000
 MIN_DAYS_OF_DATA = 1.0  # With less data, its growth cannot be estimated.
 
 
@@ -118,6 +119,7 @@ def _check_rows(connection: Connection, settings: Settings) -> Iterator[Finding]
     if dead:
         text = f"{dead} deliveries became dead in the last 24 hours"
         yield Finding("dead_deliveries", "warning", text, "correct the trackers, then `shortener deliveries replay --tracker ID`")
+    yield from _check_failing_deliveries(connection)
     for row in connection.execute(
         select(schema.trackers.c.id, schema.trackers.c.name, schema.trackers.c.disabled_reason).where(
             schema.trackers.c.enabled.is_(False), schema.trackers.c.disabled_reason.is_not(None)
@@ -129,6 +131,28 @@ def _check_rows(connection: Connection, settings: Settings) -> Iterator[Finding]
         text = f"the oldest row is stored {state.purge_lag_seconds / 86400:.0f} days beyond its retention"
         yield Finding("purge", "warning", text, "run `shortener purge`, or raise PURGE_BATCH")
     yield from _check_growth(connection, settings, state.database_bytes, now)
+
+
+def _check_failing_deliveries(connection: Connection) -> Iterator[Finding]:
+    """Report each tracker with deliveries that failed at least once and are repeated."""
+    deliveries, trackers = schema.deliveries.c, schema.trackers.c
+    failing = (
+        select(deliveries.tracker_id, deliveries.last_error, deliveries.last_status)
+        .where(deliveries.status == 0, or_(deliveries.last_error.is_not(None), deliveries.last_status.is_not(None)))
+        .limit(MAX_COUNTED_DELIVERIES)
+        .subquery()
+    )
+    by_tracker = (
+        select(trackers.id, trackers.name, func.count(), func.max(failing.c.last_error), func.max(failing.c.last_status))
+        .join_from(failing, schema.trackers, trackers.id == failing.c.tracker_id)
+        .where(trackers.enabled)
+        .group_by(trackers.id, trackers.name)
+        .order_by(trackers.id)
+    )
+    for tracker, name, count, error, status in connection.execute(by_tracker):
+        reason = error or f"HTTP {status}"
+        text = f"{count} deliveries to tracker {tracker} ({name}) failed at least once and are repeated, for example with {reason}"
+        yield Finding("failing_deliveries", "warning", text, f"check the receiver: `shortener trackers test {tracker}`")
 
 
 def _check_clock(connection: Connection, now: datetime) -> Finding:

@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING, Any
 import click
 import orjson
 
-from shortener.cli.common import async_command, json_option, load_settings, open_store, print_fields, print_result, print_table
+from shortener.cli.common import (
+    async_command,
+    confirm,
+    json_option,
+    load_settings,
+    open_store,
+    print_fields,
+    print_result,
+    print_table,
+    yes_option,
+)
 from shortener.cli.parameters import ID
 
 if TYPE_CHECKING:
@@ -248,11 +258,17 @@ def _print_gateway(settings: Settings, gateway: StoredGateway, as_json: bool) ->
 
 @gateways.command("remove")
 @click.argument("gateway", type=ID)
+@yes_option
 @json_option
 @async_command
-async def remove_gateway(gateway: int, as_json: bool) -> None:
+async def remove_gateway(gateway: int, yes: bool, as_json: bool) -> None:
     """Remove a gateway. Its waiting messages become FAILED."""
-    async with open_gateways() as (_, store, _settings):
+    from shortener.gateways.store import waiting_messages
+
+    async with open_gateways() as (database, store, _settings):
+        found = await store.get(gateway)
+        waiting = await database.read(waiting_messages, gateway)
+        confirm(f"Gateway {gateway} ({found.config.name}) is removed, and its {waiting} waiting messages become FAILED.", yes)
         await store.remove(gateway)
     print_result({"gateway_id": gateway, "removed": True}, as_json, lambda: click.echo(f"gateway {gateway} is removed"))
 

@@ -7,7 +7,16 @@ from typing import Any
 
 import click
 
-from shortener.cli.common import async_command, json_option, load_settings, open_store, print_result, print_table
+from shortener.cli.common import (
+    async_command,
+    confirm,
+    json_option,
+    load_settings,
+    open_store,
+    print_result,
+    print_table,
+    yes_option,
+)
 from shortener.cli.parameters import ID
 
 ROLES = ("viewer", "support", "manager", "admin")
@@ -49,10 +58,12 @@ async def invite(name: str, role: str, application: int | None, as_json: bool) -
 
 @operators.command("reset")
 @click.argument("name")
+@yes_option
 @json_option
 @async_command
-async def reset(name: str, as_json: bool) -> None:
+async def reset(name: str, yes: bool, as_json: bool) -> None:
     """Remove the password, the second factor and all sessions of an operator, and print a new invitation."""
+    confirm(f"The operator {name} is signed out, and the password and the second factor are removed.", yes)
     from shortener.portal import operators as module
 
     await _invite(lambda connection, now: module.reset(connection, name, now), as_json, "operator_reset")
@@ -163,10 +174,13 @@ async def grant(name: str, role: str, application: int | None, remove: bool, as_
 @operators.command("disable")
 @click.argument("name")
 @click.option("--enable", is_flag=True, help="Enable a disabled operator instead.")
+@yes_option
 @json_option
 @async_command
-async def disable(name: str, enable: bool, as_json: bool) -> None:
+async def disable(name: str, enable: bool, yes: bool, as_json: bool) -> None:
     """Disable an operator and end all sessions at once. --enable reverses this."""
+    if not enable:
+        confirm(f"The operator {name} is signed out and can no longer sign in, for all applications.", yes)
     from shortener.model import utcnow
     from shortener.portal import operators as module
 

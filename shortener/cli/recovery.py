@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -92,10 +93,10 @@ async def restore(file: Path, replace: bool, yes: bool, as_json: bool) -> None:
 
     settings = load_settings()
     database = _require_sqlite(settings, "restore")
+    inspect(file)  # the file is checked before anything else, and before a database is moved
     place = secret_file(settings.data_dir)
     moved: list[str] = []
     if replace and (database.exists() or place.exists()):
-        inspect(file)  # a file that is not usable must not cause the old database to be moved
         await _check_that_nothing_serves(settings)
         confirm(f"{database.absolute()} and its secret are renamed and replaced by {file}.", yes, is_required=True)
         moved = _move_away(database, place)
@@ -107,8 +108,13 @@ async def restore(file: Path, replace: bool, yes: bool, as_json: bool) -> None:
         print_fields(fields)
         if not text and not place.exists():
             click.echo("The file contains no secret. Restore the secret file, or run `shortener secret adopt`.")
-        step = "shortener migrate, then shortener verify" if info.schema != HEAD else "shortener verify"
-        click.echo(f"The database is restored. Next: {step}, then shortener serve.")
+        where = (
+            ""
+            if settings.data_dir == type(settings).model_fields["data_dir"].default
+            else f"SHORTENER_DATA_DIR={shlex.quote(str(settings.data_dir))} "
+        )
+        steps = (["migrate"] if info.schema != HEAD else []) + ["verify", "serve"]
+        click.echo("The database is restored. Next: " + ", then ".join(f"{where}shortener {step}" for step in steps))
 
     print_result(fields, as_json, print_text)
 

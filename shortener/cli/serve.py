@@ -42,6 +42,8 @@ STOP_SECONDS = 7.5
 REQUEST_GRACE_SECONDS = 5
 #: Connections that the kernel holds until the process accepts them.
 BACKLOG = 4096
+#: A limit of open files below this is logged as a warning: each connection of a person or of a tracker needs one.
+MIN_OPEN_FILES = 4096
 #: A worker checks at this interval whether its parent process still runs.
 PARENT_CHECK_SECONDS = 1.0
 #: A process that is still running this long after the time limit of its stop ends at once, with exit code 0.
@@ -168,7 +170,10 @@ def _raise_open_files_limit() -> int:
 def _log_start(open_files: int) -> None:
     """Log facts about the start that an operator may need later."""
     log = structlog.get_logger(__name__)
-    log.info("open_files_limit", limit=open_files)
+    if open_files < MIN_OPEN_FILES:
+        log.warning("open_files_limit", limit=open_files, remedy="raise LimitNOFILE of the unit, or `ulimit -n`")
+    else:
+        log.debug("open_files_limit", limit=open_files)
     if ignored := service_link_variables():
         log.warning("service_links_ignored", variables=ignored, remedy="set enableServiceLinks: false in the pod")
 

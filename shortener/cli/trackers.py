@@ -13,12 +13,15 @@ import click
 
 from shortener.cli.common import (
     async_command,
+    confirm,
+    describe_application,
     json_option,
     load_settings,
     open_store,
     print_fields,
     print_result,
     print_table,
+    yes_option,
 )
 from shortener.cli.parameters import DURATION, ID
 from shortener.model import EVENT_NAMES
@@ -285,11 +288,19 @@ def _print_saved(fields: dict[str, Any], secret: str | None, as_json: bool) -> N
 
 @trackers.command("remove")
 @click.argument("tracker", type=ID)
+@yes_option
 @json_option
 @async_command
-async def remove_tracker(tracker: int, as_json: bool) -> None:
+async def remove_tracker(tracker: int, yes: bool, as_json: bool) -> None:
     """Delete a tracker. Its pending deliveries become dead."""
-    async with open_trackers() as (_, stored, _settings):
+    from shortener.delivery.deliveries import Deliveries
+    from shortener.model import utcnow
+
+    async with open_trackers() as (database, stored, _settings):
+        found = await stored.get(tracker)
+        pending = (await Deliveries(database).backlog(found.id, utcnow())).pending
+        owner = await describe_application(database, found.application_id)
+        confirm(f"Tracker {tracker} ({found.name}) of {owner} is deleted, and its {pending} pending deliveries become dead.", yes)
         await stored.delete(tracker)
     print_result({"tracker_id": tracker, "deleted": True}, as_json, lambda: click.echo(f"tracker {tracker} is deleted"))
 

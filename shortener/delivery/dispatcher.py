@@ -50,7 +50,7 @@ from shortener.metrics import Histogram, Metrics
 from shortener.model import Clock, DeliveryStatus
 from shortener.settings import Settings
 from shortener.storage.database import Database
-from shortener.storage.types import to_ms
+from shortener.storage.types import from_ms, to_iso, to_ms
 from shortener.tracing import Tracer
 
 log = structlog.get_logger(__name__)
@@ -326,6 +326,15 @@ class Dispatcher:
                 log.warning("delivery_dead", delivery=delivery, queue=one.attempt.claim.queue, error=error)
             elif one.outcome.charged:
                 totals.retried += 1
+                log.info(
+                    "delivery_failed",
+                    delivery=DELIVERY_IDS.encode(one.delivery.id),
+                    tracker=one.attempt.claim.tracker_id,
+                    attempt=one.attempt.claim.attempt,
+                    status=one.delivery.last_status,
+                    error=one.delivery.last_error,
+                    next_attempt=to_iso(from_ms(one.delivery.next_at)),
+                )
         totals.leases_lost += outcomes.leases_lost
         totals.trackers_disabled += len(outcomes.disabled)
         totals.breakers_opened += len(outcomes.opened)

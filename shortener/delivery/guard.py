@@ -97,7 +97,7 @@ class ForbiddenTarget(OSError):
     def __init__(self, reason: str) -> None:
         """Create the error. `reason` is the kind of the address. Show it to operators only, because it describes their network."""
         self.reason = reason
-        super().__init__("the host must have a public address")
+        super().__init__("the host must have a public address (for development, the operator can set ALLOW_PRIVATE_TARGETS)")
 
 
 class HostUnresolved(Exception):

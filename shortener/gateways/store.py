@@ -38,7 +38,7 @@ from shortener.gateways.input_checks import check_customer_change, check_name, p
 from shortener.gateways.kinds import KINDS
 from shortener.gateways.presets import PresetError, build_settings
 from shortener.gateways.submission import GatewayConfig
-from shortener.model import Clock
+from shortener.model import Clock, SendStatus
 from shortener.secret import Secret, SecretError
 from shortener.settings import Settings
 from shortener.storage import schema
@@ -331,6 +331,13 @@ def _update(connection: Connection, gateway_id: int, application_id: int | None,
     new = {**values, "revision": table.c.revision + 1, "updated_at": now}
     connection.execute(update(table).where(table.c.id == gateway_id).values(new))
     increment_version(connection)
+
+
+def waiting_messages(connection: Connection, gateway_id: int) -> int:
+    """Return the number of messages that wait for a gateway."""
+    sends = schema.sends
+    waiting = select(func.count()).select_from(sends).where(sends.c.gateway_id == gateway_id, sends.c.status == SendStatus.PENDING)
+    return connection.execute(waiting).scalar_one()
 
 
 def _remove(connection: Connection, gateway_id: int, application_id: int | None, now: datetime) -> None:

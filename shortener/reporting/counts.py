@@ -9,7 +9,7 @@ Amounts are exact decimals, added in Python, because SQLite would add them as fl
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -204,18 +204,23 @@ def verifiable_since(now: datetime, *, kept: timedelta, link_ttl: timedelta) -> 
     return now - max(kept - link_ttl, timedelta())
 
 
-def verify(connection: Connection, since: datetime, until: datetime) -> list[CountDifference]:
+def verify(
+    connection: Connection, since: datetime, until: datetime, progress: Callable[[int], None] = lambda steps: None
+) -> list[CountDifference]:
     """Count messages, hits and conversions again in the time slots from `since` to `until`. Return each difference, oldest first.
 
     Run it in one read transaction, so that all statements see the same data. It reads every message, hit and conversion once. Its
     memory grows with the number of time slots, cohorts and metrics. Two things cannot be verified in detail. For times to click,
     only their number is verified, because a report after the click may have changed `sent_at`. For devices and browsers of a time
     slot that contains an erased click, only the total is verified.
+
+    `progress` is called with the number of finished steps. A step reads one range of rows.
     """
     within = time_slots(since, until)
     counted: Sums = {}
-    for statement in _recounts(connection, within):
+    for steps, statement in enumerate(_recounts(connection, within), 1):
         add(counted, connection.execute(statement).all())
+        progress(steps)
     erased = _recount_devices(connection, within, counted)
     stored = _read_counts(connection, within)
     for statement in _count_pending_clicks(connection, within):

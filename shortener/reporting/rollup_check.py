@@ -12,7 +12,7 @@ so also creates them for older messages whose rows still exist.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -89,9 +89,13 @@ class RollupDifference:
     counted: Decimal
 
 
-def verify_rollups(connection: Connection, since: datetime, until: datetime) -> list[RollupDifference]:
-    """Count all rows again, and return each difference from the rolled-up counts, oldest first. Run it in one read transaction."""
-    check = _read(connection, time_slots(since, until), counted_since(connection))
+def verify_rollups(
+    connection: Connection, since: datetime, until: datetime, progress: Callable[[int], None] = lambda steps: None
+) -> list[RollupDifference]:
+    """Count all rows again, and return each difference from the rolled-up counts, oldest first. Run it in one read transaction.
+
+    `progress` is called with the number of finished steps. A step reads one range of rows."""
+    check = _read(connection, time_slots(since, until), counted_since(connection), progress)
     return [
         RollupDifference(
             check.names[group], Basis(number // 3), level, from_ms(period * level.slots * TIME_SLOT_MS), metric, kept, counted
@@ -165,9 +169,10 @@ def _merge(key: RollupKey) -> RollupKey:
     return group, number, period, name if name in _MERGED else metric
 
 
-def _read(connection: Connection, within: range, sent_since: int) -> _Check:
+def _read(connection: Connection, within: range, sent_since: int, progress: Callable[[int], None] = lambda steps: None) -> _Check:
     counted: dict[CountedEvent, Decimal] = {}
-    for amounts in _count_rows(connection, within):
+    for steps, amounts in enumerate(_count_rows(connection, within), 1):
+        progress(steps)
         for key, amount in amounts:
             counted[key] = EXACT.add(counted.get(key, _ZERO), amount)
     missing, _ = read_not_rolled_up(connection, within, 1 << 60)

@@ -99,6 +99,8 @@ def restore(source: Path, database: Path, secret_file: Path, secret: Secret | No
 
 def inspect(file: Path) -> BackupInfo:
     """Return what a backup or a plain copy contains. Raise BackupError if this version cannot use the file."""
+    if not file.exists():
+        raise BackupError(f"{file} does not exist")
     with _opened(file, "ro") as connection:
         schema = connection.execute("SELECT version_num FROM alembic_version").fetchone()
         if schema is None or schema[0] > HEAD:

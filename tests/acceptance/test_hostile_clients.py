@@ -225,7 +225,7 @@ def connections_of(server: Server) -> int:
 def test_serve_raises_the_limit_of_open_files_and_logs_it(tmp_path: Path) -> None:
     script = f"ulimit -Sn 256; exec {sys.executable} -m shortener serve --port 0"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SHORTENER_")}
-    environment["SHORTENER_DATA_DIR"] = str(tmp_path / "data")
+    environment |= {"SHORTENER_DATA_DIR": str(tmp_path / "data"), "SHORTENER_LOG_LEVEL": "debug"}
     process = subprocess.Popen(
         ["bash", "-c", script], env=environment, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

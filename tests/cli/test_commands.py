@@ -134,7 +134,7 @@ def test_the_demo_prints_every_step_from_the_rewrite_to_the_conversion_of_a_mess
     assert "/postback?phone=%2B14085550100&status=approved&cost=0.0095" in received[3]["text"]
 
 
-def test_verify_reports_a_wrong_count_and_export_shows_its_progress(server: Server) -> None:
+def test_verify_reports_a_wrong_count_and_verify_and_export_show_their_progress(server: Server) -> None:
     shell = Shell(server.folder / "data")
     with server.api() as client:
         client.post("/api/v1/rewrite", json={"to": "+14085550100", "body": "plain"})
@@ -145,6 +145,9 @@ def test_verify_reports_a_wrong_count_and_export_shows_its_progress(server: Serv
     assert {(one["metric"], one["kept"], one["counted"]) for one in drift} >= {("messages", "0", "1")}
 
     reader, terminal = pty.openpty()
+    verify = [sys.executable, "-m", "shortener", "verify"]
+    subprocess.run(verify, env=shell.environment, stdout=subprocess.DEVNULL, stderr=terminal, timeout=60, check=False)
+    assert b"Counting again ... 1 steps" in os.read(reader, 100_000)
     words = [sys.executable, "-m", "shortener", "export", str(server.first["application_id"]), "--output", os.devnull]
     subprocess.run(words, env=shell.environment, stderr=terminal, timeout=60, check=True)
     os.close(terminal)

@@ -132,16 +132,22 @@ def test_waiting_work_disabled_trackers_dead_deliveries_and_growth_are_reported(
         connection.execute(
             insert(schema.trackers).values(id=7, name="gone", enabled=False, disabled_reason="410", **tracker, **times)
         )
+        connection.execute(insert(schema.trackers).values(id=8, name="failing", enabled=True, **tracker, **times))
         delivery = {"topic": 1, "application_id": 1, "lane": "t1", "attempt": 1, "created_at": now}
         connection.execute(insert(schema.deliveries).values(id=1, event_id=1, status=2, next_at=now, finished_at=now, **delivery))
         connection.execute(
             insert(schema.deliveries).values(id=2, event_id=2, status=0, next_at=now - timedelta(hours=1), **delivery)
         )
+        failed = {"event_id": 3, "tracker_id": 8, "status": 0, "last_status": 500}
+        connection.execute(insert(schema.deliveries).values(id=3, next_at=now + timedelta(hours=1), **failed, **delivery))
     engine.dispose()
     found = check(shell)
     assert found["queues"]["remedy"] == "start `shortener serve`: no process delivers"
     assert "shortener trackers update 7 --enable" in found["trackers"]["remedy"]
     assert "1 deliveries became dead" in found["dead_deliveries"]["text"]
+    assert "1 deliveries to tracker 8 (failing) failed at least once" in found["failing_deliveries"]["text"]
+    assert "HTTP 500" in found["failing_deliveries"]["text"]
+    assert "shortener trackers test 8" in found["failing_deliveries"]["remedy"]
 
 
 def test_kubernetes_variables_and_a_missing_proxy_setting_are_reported(shell: InProcessShell) -> None:

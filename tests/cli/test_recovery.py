@@ -78,6 +78,7 @@ def test_restore_replaces_an_installation_only_with_a_confirmation_and_keeps_the
     assert "already exists" in shell("backup", file, code=1).stderr
     shell("applications", "create", "Later")
     assert "--replace" in shell("restore", file, code=1).stderr
+    assert "nowhere does not exist" in shell("restore", str(tmp_path / "nowhere"), code=1).stderr
     assert "add --yes" in shell("restore", file, "--replace", code=1).stderr
     assert len(shell.json("applications", "list")) == 2
     restored = shell.json("restore", file, "--replace", "--yes")
@@ -85,6 +86,15 @@ def test_restore_replaces_an_installation_only_with_a_confirmation_and_keeps_the
     assert all(Path(name).is_file() for name in restored["moved"])
     assert [one["name"] for one in shell.json("applications", "list")] == ["Brand"]
     assert shell.json("verify")["drift"] == []
+
+
+def test_the_last_line_of_restore_can_be_pasted(shell: InProcessShell, tmp_path: Path) -> None:
+    file = str(tmp_path / "backup")
+    shell("backup", file)
+    folder = tmp_path / "another folder"
+    prefix = f"SHORTENER_DATA_DIR='{folder}' shortener"
+    last = InProcessShell(folder)("restore", file).stdout.splitlines()[-1]
+    assert last == f"The database is restored. Next: {prefix} verify, then {prefix} serve"
 
 
 def test_an_installation_survives_the_loss_of_its_folder_and_then_of_its_secret(server: Server, tmp_path: Path) -> None:

@@ -85,6 +85,19 @@ async def test_a_503_response_with_retry_after_pauses_all_deliveries_of_the_trac
     assert statuses(await deliveries(service)) == {DELIVERED: 2}
 
 
+async def test_each_failed_attempt_that_is_repeated_has_a_log_line_with_its_error_and_the_next_attempt(
+    service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver
+) -> None:
+    receiver.replies = [503]
+    tracker = await make_tracker(receiver.url())
+    await story.first_click()
+    with capture_logs() as logs:
+        await deliver(service)
+    (line,) = [line for line in logs if line["event"] == "delivery_failed"]
+    assert (line["tracker"], line["status"], line["log_level"]) == (tracker, 503, "info")
+    assert line["next_attempt"].startswith("2026-11-20T12:0")
+
+
 async def test_a_410_response_disables_the_tracker_and_its_other_deliveries_wait(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
 ) -> None:
