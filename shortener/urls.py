@@ -16,7 +16,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import unicodedata
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NoReturn
@@ -345,6 +345,8 @@ def _parse_host(written: str, position: int) -> str:
         host = written.lower() if written.isascii() else idna.uts46_remap(written, std3_rules=False, transitional=False)
         labels = [_encode_label(label) for label in host.split(".")]
         host = ".".join(labels)
+        if "xn--" in host:
+            _check_directions(labels)
     except idna.IDNAError as error:
         raise UrlError(f"has an invalid international host name: {error}", position) from None
     if len(host) > _MAX_HOST_CHARACTERS or not all(map(_LABEL.fullmatch, labels)):
@@ -353,6 +355,15 @@ def _parse_host(written: str, position: int) -> str:
         # Browsers read 127.1, 0x7f.1 and 2130706433 as IPv4 addresses; other parsers read them as names.
         raise NumericHostError("has a host that is neither a name nor an IPv4 address of four numbers", position, host)
     return host
+
+
+def _check_directions(labels: Iterable[str]) -> None:
+    """Raise IDNAError if a host with Arabic or Hebrew letters has another international label that browsers reject in it."""
+    decoded = [decode_label(label) for label in labels]
+    if any(unicodedata.bidirectional(character) in ("R", "AL", "AN") for label in decoded for character in label):
+        for label in decoded:
+            if not label.isascii() and not _is_symbol_label(label):
+                idna.check_bidi(label, check_ltr=True)
 
 
 def decode_label(label: str) -> str:
