@@ -1,9 +1,8 @@
 """The early resolver: it resolves hits before their transaction, from the link cache or with a read-only query of the database.
 
-Both ways have time limits, because Redis and the database may accept a connection and never respond. The functions raise no
+All functions have time limits, because Redis and the database may accept a connection and never respond. They raise no
 errors. If a hit cannot be resolved, its resolution is None.
 """
-# Tested by tests/clicks/test_hit_writer.py, tests/clicks/test_hit_spool.py
 
 from __future__ import annotations
 
@@ -32,6 +31,24 @@ class EarlyResolver:
         self._cache = cache
         self._directory = directory
         self._resolver = resolver
+
+    async def resolve(self, hits: Sequence[WaitingHit], cache_seconds: float, read_seconds: float) -> None:
+        """Resolve the hits from the cache, and after `cache_seconds` from the database too, for at most `read_seconds` more.
+
+        A cache that is slow on a busy machine may respond during the read. It is the only source if the database does not respond.
+        """
+        lookup = asyncio.ensure_future(self.from_cache(hits, cache_seconds + read_seconds))
+        tasks = {lookup}
+        try:
+            await asyncio.wait(tasks, timeout=cache_seconds)
+            if any(waiting.resolution is None for waiting in hits):
+                tasks.add(asyncio.ensure_future(self.from_database(hits, read_seconds)))
+            running = {task for task in tasks if not task.done()}
+            while running and any(waiting.resolution is None for waiting in hits):
+                _, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
 
     async def from_cache(self, hits: Sequence[WaitingHit], within: float) -> None:
         """Resolve the hits whose links are in the link cache, within a time limit in seconds."""

@@ -282,8 +282,7 @@ class Recorder:
     async def _respond_now(self, open_hits: Sequence[WaitingHit]) -> None:
         """Send the responses to these hits. A hit whose link cannot be found in time gets 503."""
         try:
-            await self._resolver.from_cache(open_hits, _CACHE_SECONDS)
-            await self._resolver.from_database(open_hits, _READ_SECONDS)
+            await self._resolver.resolve(open_hits, _CACHE_SECONDS, _READ_SECONDS)
         finally:
             now = asyncio.get_running_loop().time() + self._deadline
             for waiting in open_hits:
@@ -307,8 +306,7 @@ class Recorder:
         await asyncio.sleep(_GROUP_SECONDS)
         hits, self._overflow = self._overflow, []
         try:
-            await self._resolver.from_cache(hits, _CACHE_SECONDS)
-            await self._resolver.from_database(hits, _READ_SECONDS)
+            await self._resolver.resolve(hits, _CACHE_SECONDS, _READ_SECONDS)
             to_store = [waiting for waiting in hits if waiting.resolution is not None and not waiting.is_settled]
             is_spooled = False
             if to_store and self._spool_writer is not None and self.outage:
@@ -325,8 +323,7 @@ class Recorder:
     async def _store_rejected(self, failures: Sequence[tuple[WaitingHit, Exception]]) -> None:
         """Store hits that the database rejects as dead letters, in their table or otherwise in Redis. Then send their responses."""
         hits = [waiting for waiting, _ in failures]
-        await self._resolver.from_cache(hits, _CACHE_SECONDS)
-        await self._resolver.from_database(hits, _READ_SECONDS)
+        await self._resolver.resolve(hits, _CACHE_SECONDS, _READ_SECONDS)
         letters = [
             # Without a resolution, it is unknown whether the application may store addresses.
             dead_letters.from_hit(waiting.hit, dead_letters.reason_of(error), has_address=waiting.resolution is not None)

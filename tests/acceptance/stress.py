@@ -1,7 +1,7 @@
 """Mixed load on running servers: rewrites, clicks, conversions, reports, changes of links and settings, all at the same time.
 
-`MixedLoad` records what the servers acknowledged. A request that ended without a response is uncertain: the servers may have
-processed it or not.
+`MixedLoad` records what the servers acknowledged, and `compare` compares it with what is stored and delivered. A request that ended
+without a response is uncertain: the servers may have processed it or not.
 """
 
 from __future__ import annotations
@@ -9,14 +9,31 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import aiohttp
+import orjson
+from sqlalchemy import Connection
 
-from tests.acceptance.nodes import crowd
+from shortener.storage.open import open_database
+from tests.acceptance.endpoint import Endpoint
+from tests.acceptance.nodes import crowd, metric, wait_until
+from tests.acceptance.process import Server
+from tests.rows import Rows
+
+OLD_MESSAGES = 200
+SETTINGS = {
+    "PURGE_INTERVAL": "0.2",
+    "PURGE_BATCH": "400",
+    "MESSAGE_RETENTION_DAYS": "30",
+    "DELIVERY_SCHEDULE": "0.1,0.5,1,1,1,1,1,1,1",
+}
+Query = Callable[[str], list[dict[str, Any]]]
+HITS_BY_CODE = "SELECT l.code, count(*) AS hits FROM hits h JOIN links l ON l.id = h.link_id GROUP BY l.code"
 
 Reply = tuple[int, Any]  # the status and the JSON body of a response
 
@@ -167,3 +184,93 @@ class MixedLoad:
         if reply is not None and reply[0] == 200:
             self.done.settings[name] = {value}
         await asyncio.sleep(0.05)  # each change makes every server read the whole directory again
+
+
+def add_old_messages(url: str) -> None:
+    """Insert messages whose retention is over, so that the purge works during the load."""
+
+    def fill(connection: Connection) -> None:
+        rows = Rows(connection)
+        for number in range(OLD_MESSAGES):
+            rows.complete_message(datetime.now(UTC) - timedelta(days=200), message_id=f"old {number}")
+
+    async def run() -> None:
+        database = await open_database(url, owner=False)
+        await database.write(fill)
+        await database.close()
+
+    asyncio.run(run())
+
+
+def add_tracker(server: Server, endpoint: Endpoint) -> None:
+    tracker = {"name": "all", "url": endpoint.url, "events": ["state", "click", "conversion"], "format": "json"}
+    tracker["fields"] = ["event", "event_id", "message_id", "new_state"]
+    with server.api() as client:
+        assert client.post("/api/v1/trackers", json=tracker).status_code == 201
+
+
+def wait_until_quiet(servers: list[Server], query: Query) -> None:
+    def is_quiet() -> bool:
+        (left,) = query(
+            "SELECT (SELECT count(*) FROM deliveries WHERE status = 0) + (SELECT count(*) FROM tallies) AS work, "
+            "(SELECT count(*) FROM events WHERE fanned_out = false) AS events, "
+            "(SELECT count(*) FROM messages WHERE message_id LIKE 'old %') AS old"
+        )
+        left["hits in memory"] = sum(metric(server, "shortener_hits_unrecorded") for server in servers)
+        remaining.update(left)
+        return not any(left.values())
+
+    remaining: dict[str, float] = {}
+    with contextlib.suppress(AssertionError):
+        wait_until(is_quiet, "all work is done", patience=150)
+    pending = query("SELECT * FROM deliveries WHERE status = 0 LIMIT 3") + query(
+        "SELECT * FROM events WHERE fanned_out = false LIMIT 3"
+    )
+    assert not any(remaining.values()), (remaining, pending)
+
+
+def compare(load: MixedLoad, query: Query, endpoint: Endpoint) -> None:
+    """Compare what was acknowledged with what is stored and delivered."""
+    done = load.done
+    links = {row["code"]: row for row in query("SELECT code, url, message_id FROM links")}
+    messages = {row["message_id"]: row for row in query("SELECT id, message_id, delivered_at FROM messages")}
+    assert [code for message, code in done.messages.items() if links[code]["message_id"] != messages[message]["id"]] == []
+    assert len(links) == len(messages), "each message has its link, and no message is stored twice"
+
+    stored = Counter({row["code"]: row["hits"] for row in query(HITS_BY_CODE)})
+    lost = {code: (count, stored[code]) for code, count in done.clicks.items() if stored[code] < count}
+    assert lost == {}, "(acknowledged, stored)"
+    extra = {code: hits for code, hits in stored.items() if hits > done.clicks[code] + done.uncertain_clicks[code]}
+    assert extra == {}, "no hit is stored twice, and none that got 503"
+
+    clicked = {row["message_id"] for row in query("SELECT id AS message_id FROM first_clicks WHERE at IS NOT NULL")}
+    events = query("SELECT id, message_id FROM events WHERE topics & 1 > 0 AND hit_id IS NOT NULL")
+    assert Counter(row["message_id"] for row in events) == Counter(clicked), "one CLICKTHRU for each clicked message"
+    assert {messages[m]["id"] for m, code in done.messages.items() if done.clicks[code]} <= clicked
+
+    conversions = [row["transaction_id"] for row in query("SELECT transaction_id FROM conversions")]
+    assert len(conversions) == len(set(conversions))
+    assert set(done.conversions) <= set(conversions) <= set(done.conversions) | done.uncertain_conversions
+    assert [message for message in done.delivered if messages[message]["delivered_at"] is None] == []
+
+    wrong = {code: links[code]["url"] for code, possible in done.destinations.items() if links[code]["url"] not in possible}
+    assert wrong == {}, "the last acknowledged change of a link is stored"
+    settings = orjson.loads(query("SELECT settings FROM applications")[0]["settings"])
+    assert {name: settings.get(name) for name, possible in done.settings.items() if settings.get(name) not in possible} == {}
+
+    told: dict[str, set[str]] = defaultdict(set)
+    for request in endpoint.arrived:
+        told[request.headers["webhook-id"]].add(request.json["message_id"])
+    assert {len(of_event) for of_event in told.values()} == {1}
+    (deliveries,) = query(
+        "SELECT count(*) AS made, sum(CASE WHEN status = 1 THEN 1 ELSE 0 END) AS delivered FROM deliveries "
+        "WHERE tracker_id IS NOT NULL"
+    )
+    assert deliveries["made"] == deliveries["delivered"]
+    assert len(told) == deliveries["made"], "each delivery was sent, and nothing that is not stored was sent"
+    assert {message for message, code in done.messages.items() if done.clicks[code]} <= set().union(*told.values())
+
+    assert min(done.statuses[kind, 200] for kind in ("rewrite", "track", "report", "link", "settings")) > 0
+    assert done.statuses["click", 302] > 0
+    unexpected = {kind: count for kind, count in done.statuses.items() if kind[1] not in (0, 200, 302, 503)}
+    assert unexpected == {}

@@ -23,8 +23,7 @@ from tests.acceptance import kill_points
 from tests.acceptance.endpoint import Endpoint
 from tests.acceptance.nodes import Nodes, wait_until
 from tests.acceptance.process import Server, serving
-from tests.acceptance.stress import MixedLoad
-from tests.acceptance.test_stress import SETTINGS, Query, add_old_messages, add_tracker, compare, wait_until_quiet
+from tests.acceptance.stress import SETTINGS, MixedLoad, Query, add_old_messages, add_tracker, compare, wait_until_quiet
 from tests.servers import PATIENCE
 
 #: The transactions by the names of their functions: a rewrite, hits, conversions, delivery reports, fan-out, dispatch cycles of
