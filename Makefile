@@ -13,8 +13,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
 run: setup
 	@SHORTENER_LOG_FORMAT=$${SHORTENER_LOG_FORMAT:-text} $(BIN)/shortener serve
 
-# The files of the suite are distributed over the test processes. Options of pytest: OPTIONS="-k redirect".
-PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+# The files of the suite are distributed over the test processes, in the order of their folders: the slowest tests, which are in
+# tests/acceptance, begin first. Options of pytest: OPTIONS="-k redirect".
+PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # The whole suite.
 test: setup-dev

