@@ -16,7 +16,8 @@ from sqlalchemy import Connection
 from starlette.responses import Response
 
 from shortener.accounts import credentials
-from shortener.accounts.postback_keys import list_postback_keys
+from shortener.accounts.postback_keys import PATH as POSTBACK_PATH
+from shortener.accounts.postback_keys import create_postback_key, list_postback_keys, revoke_postback_key
 from shortener.accounts.settings import DEFAULT_PERMISSIONS, PERMISSIONS
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.portal.getting_started import first_call
@@ -61,7 +62,7 @@ async def _page(visit: Visit, status: int = 200, *, created: NewSecret | None = 
 
 
 async def change(visit: Visit) -> Response:
-    """Create or revoke an API key, or rotate the tracker token."""
+    """Create or revoke an API key or a postback key, or rotate the tracker token."""
     try:
         action = _ACTIONS[visit.form.get("action", "")]
     except KeyError:
@@ -107,7 +108,34 @@ def _rotate(connection: Connection, visit: Visit) -> NewSecret:
     return NewSecret("The new tracker token", token)
 
 
-_ACTIONS = {"create": _create, "revoke": _revoke, "rotate": _rotate}
+def _create_postback_key(connection: Connection, visit: Visit) -> NewSecret:
+    name = visit.form.get("network", "")
+    try:
+        _, key = create_postback_key(connection, visit.application_id, name, visit.now)
+    except ApiError as error:  # The form has another field with the name `name`.
+        details = [Detail("network", detail.reason) for detail in error.details]
+        raise ApiError(error.code, error.description, details=details) from None
+    visit.audit(connection, "postback_key_created", name.strip())
+    url = visit.service.settings.base_url + POSTBACK_PATH.replace("{postback_key}", key)
+    return NewSecret(f"The postback URL of {name.strip()}", url + "?message_id={message_id}&status={status}&value={payout}")
+
+
+def _revoke_postback_key(connection: Connection, visit: Visit) -> None:
+    text = visit.form.get("key", "")
+    if not (text.isascii() and text.isdecimal() and len(text) < 10):
+        raise ApiError(ErrorCode.NOT_FOUND)
+    names = {row["id"]: row["name"] for row in list_postback_keys(connection, visit.application_id)}
+    revoke_postback_key(connection, visit.application_id, int(text), visit.now)
+    visit.audit(connection, "postback_key_revoked", names[int(text)])
+
+
+_ACTIONS = {
+    "create": _create,
+    "revoke": _revoke,
+    "rotate": _rotate,
+    "create_postback_key": _create_postback_key,
+    "revoke_postback_key": _revoke_postback_key,
+}
 
 PAGES = [
     PortalPage(

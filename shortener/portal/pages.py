@@ -14,13 +14,16 @@ from shortener.portal.page import PortalPage
 
 #: The modules of pages, in alphabetical order.
 MODULES = (
+    "admin_applications",
     "admin_audit",
     "admin_operators",
     "admin_system",
+    "application_settings",
     "campaigns",
     "clicks",
     "conversions",
     "deliveries",
+    "domains",
     "home",
     "keys",
     "links",
@@ -30,6 +33,7 @@ MODULES = (
     "messages",
     "open_link",
     "overview",
+    "privacy",
     "receiver",
     "search",
     "signin",

@@ -43,6 +43,24 @@ async def test_a_rotated_token_is_shown_once_and_the_previous_one_has_a_countdow
         assert response.status_code != 401  # the previous token is still valid
 
 
+async def test_a_postback_url_is_shown_once_works_and_is_revoked(service: Service, sign_in: SignIn) -> None:
+    browser = await sign_in("Mia", Role.MANAGER, 1)
+    page = await browser.post("/portal/1/keys", data={"action": "create_postback_key", "network": "Net <b>"})
+    assert (page.status_code, page.headers["cache-control"]) == (200, "no-store")
+    assert "content-encoding" not in page.headers  # the page shows a secret
+    (path,) = set(re.findall(r"/api/v1/postback/pk_[\w-]+", page.text))
+    report = {"message_id": "unknown", "status": "approved"}
+    assert (await browser.get(path, params=report)).json()["error_code"] == "MESSAGE_NOT_FOUND"
+    listed = (await browser.get("/portal/1/keys")).text
+    assert path not in listed
+    assert "Net &lt;b&gt;" in listed
+    key_id = re.findall(r'name="key" value="(\d+)"', listed)[-1]
+    revoked = await browser.post("/portal/1/keys", data={"action": "revoke_postback_key", "key": key_id})
+    assert revoked.status_code == 303
+    assert (await browser.get(path, params=report)).status_code in (401, 404)
+    assert [row.action for row in (await log(service))[-2:]] == ["postback_key_created", "postback_key_revoked"]
+
+
 async def test_invalid_forms_change_nothing_and_keep_their_input(service: Service, sign_in: SignIn) -> None:
     browser = await sign_in("Mia", Role.MANAGER, 1)
     for form, status in (
@@ -52,6 +70,9 @@ async def test_invalid_forms_change_nothing_and_keep_their_input(service: Servic
         ({"action": "rotate", "overlap": "5"}, 422),
         ({"action": "revoke", "key": "999"}, 404),
         ({"action": "revoke", "key": "x"}, 404),
+        ({"action": "create_postback_key", "network": " "}, 422),
+        ({"action": "revoke_postback_key", "key": "999"}, 404),
+        ({"action": "revoke_postback_key", "key": "-1"}, 404),
         ({"action": "x"}, 400),
     ):
         assert (await browser.post("/portal/1/keys", data=form)).status_code == status, form

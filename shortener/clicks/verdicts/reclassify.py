@@ -118,18 +118,20 @@ class Reclassifier:
         now: datetime,
         *,
         applications: Collection[int] | None = None,
+        settings: Mapping[int, ApplicationSettings] | None = None,
         dry_run: bool = False,
         progress: Callable[[datetime], None] = lambda reached: None,
     ) -> ReclassifyResult:
         """Reclassify the hits from `since` to `until`.
 
-        `applications`: ids; None for all. `dry_run`: roll back every change, and assign no first clicks. `progress`: called with
-        the time up to which hits were examined. Raise StoreUnavailable if the database is unavailable; changes that were committed
-        before remain."""
+        `applications`: ids; None for all. `settings`: settings of applications, by id, in place of the stored ones. `dry_run`: roll
+        back every change, and assign no first clicks. `progress`: called with the time up to which hits were examined. Raise
+        StoreUnavailable if the database is unavailable; changes that were committed before remain."""
         await self._devices.catch_up(to_ms(now))
         until = min(until, now - DELAY)
         result = ReclassifyResult(until=until)
-        evidence = _EvidenceWindow({one.id: one.settings for one in self._directory.applications()}, since, until)
+        stored = {one.id: one.settings for one in self._directory.applications()}
+        evidence = _EvidenceWindow({**stored, **(settings or {})}, since, until)
         changes: list[VerdictChange] = []
         async for page in self._pages(since - MINUTE, until + MINUTE, applications):
             changes += evidence.add(page)

@@ -1,0 +1,113 @@
+"""/portal/admin/applications: all applications of the installation. An admin creates, renames, disables and enables them.
+
+The credentials of a new application are shown once, in the response to the form.
+"""
+# Tested by tests/portal/test_admin_applications.py
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Connection
+from starlette.responses import Response
+
+from shortener.accounts.administration import create_application, update_application
+from shortener.accounts.credentials import Credentials
+from shortener.accounts.directory import require_application
+from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.portal.operators import Role
+from shortener.portal.page import NavigationItem, PortalPage, Visit
+
+PATH = "/portal/admin/applications"
+MAX_COMPANY_ID = 2**31 - 1
+
+
+async def index(visit: Visit) -> Response:
+    """List all applications, with a form that creates one."""
+    return _page(visit)
+
+
+def _page(visit: Visit, status: int = 200, *, error: ApiError | None = None, created: Credentials | None = None) -> Response:
+    return visit.render(
+        "admin_applications.html",
+        status,
+        compress=created is None,
+        title="Applications",
+        applications=visit.service.directory.applications(),
+        is_creating=visit.form.get("action") == "create",
+        error=error,
+        created=created,
+        saved=visit.get("saved") is not None,
+    )
+
+
+async def change(visit: Visit) -> Response:
+    """Create or change an application. The field `action` of the form names the change."""
+    action = visit.form.get("action", "")
+    service, created = visit.service, None
+    try:
+        if action == "create":
+            created = await service.database.write(_create, visit)
+        elif action in ("rename", "disable", "enable"):
+            await service.database.write(_update, visit, action)
+        else:
+            reason = "must be one of create, rename, disable, enable"
+            raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("action", reason)])
+    except ApiError as error:
+        if error.code is ErrorCode.NOT_FOUND:
+            raise
+        return _page(visit, 422, error=error)
+    await service.directory.refresh()
+    return _page(visit, created=created) if created is not None else visit.redirect(f"{PATH}?saved=1")
+
+
+def _create(connection: Connection, visit: Visit) -> Credentials:
+    name = visit.form.get("name", "").strip()
+    created = create_application(
+        connection,
+        name,
+        visit.now,
+        domain=visit.form.get("domain", "").strip() or None,
+        company_id=_number(visit, "company_id"),
+        secret=visit.service.secret,
+    )
+    visit.audit(connection, "application_created", name, after={"application_id": created.application_id})
+    return created
+
+
+def _update(connection: Connection, visit: Visit, action: str) -> None:
+    application_id = _number(visit, "application")
+    if application_id is None:
+        raise ApiError(ErrorCode.NOT_FOUND)
+    require_application(connection, application_id)
+    before = visit.service.directory.application(application_id)
+    old_name = before.name if before else str(application_id)
+    if action == "rename":
+        changes: dict[str, Any] = {"name": visit.form.get("name", "").strip()}
+    else:
+        changes = {"disabled": action == "disable"}
+    update_application(connection, application_id, changes, visit.now)
+    done = {"rename": "application_renamed", "disable": "application_disabled", "enable": "application_enabled"}[action]
+    visit.audit(connection, done, old_name, after=changes)
+
+
+def _number(visit: Visit, field: str) -> int | None:
+    """Return a number of the form; None if the field is empty. Raise ApiError INVALID_REQUEST."""
+    text = visit.form.get(field, "").strip()
+    if not text:
+        return None
+    if not (text.isascii() and text.isdecimal() and len(text) < 12 and int(text) <= MAX_COMPANY_ID):
+        raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail(field, f"must be a number up to {MAX_COMPANY_ID}")])
+    return int(text)
+
+
+PAGES = [
+    PortalPage(
+        PATH,
+        index,
+        change,
+        role=Role.ADMIN,
+        needs_recent_password=True,
+        navigation=NavigationItem("Applications", "inbox", 10, "installation"),
+    ),
+]

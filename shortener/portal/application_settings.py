@@ -1,0 +1,232 @@
+"""/portal/{app}/settings: the settings of an application, and what other rules for clicks would change on its own data.
+
+The form is made from `ApplicationSettings`, so a new setting appears on the page as soon as it is in a group of `GROUPS` (a test
+compares them). Changes require the role manager and a recent password, and are in the audit log.
+
+The what-if classifies the stored hits of the last days again with the values in the form, in transactions that are rolled back.
+"""
+# Tested by tests/portal/test_application_settings.py
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+from sqlalchemy import Connection
+from starlette.responses import Response
+
+from shortener.accounts.administration import update_application
+from shortener.accounts.own_hosts import OwnHosts
+from shortener.accounts.settings import ApplicationSettings, merge_stored
+from shortener.clicks.verdicts.reclassify import ReclassifyResult
+from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.gateways.store import select_gateway
+from shortener.portal.operators import Role
+from shortener.portal.page import NavigationItem, PortalPage, Visit
+
+#: The settings on the page, by group, with their labels.
+GROUPS: Mapping[str, Mapping[str, str]] = {
+    "Links": {
+        "track": "Links that are replaced",
+        "link_ttl_days": "Longest lifetime of a link, in days",
+        "fallback_url": "Expired links lead to",
+        "click_id_param": "Query parameter with the click id",
+        "extra_schemes": "Schemes of links into apps",
+        "strict_destinations": "Reject destinations with unknown macros",
+        "allow_shared_host": "Allow the shared host",
+    },
+    "What counts as a click": {
+        "confirm_clicks": "Confirmation page",
+        "min_seconds_after_sent": "Seconds after SENT",
+        "min_seconds_after_delivered": "Seconds after DELIVERED",
+        "suspect_before_sent": "Suspect hits before SENT",
+        "max_recipients_per_address_minute": "Recipients of one address in a minute",
+        "all_links_within_second": "Suspect all links at once",
+        "retract_clicks": "Retract clicks",
+    },
+    "Events": {"click_events": "Click events", "click_conversion": "Clicks as conversion events"},
+    "Senders and privacy": {"sender_rules": "Rules for sender ids", "ip_privacy": "Addresses of recipients"},
+}
+#: The settings that a what-if tries.
+VERDICT_FIELDS = frozenset(GROUPS["What counts as a click"]) - {"confirm_clicks"}
+#: The periods of a what-if, in days.
+WHAT_IF_DAYS = {"1": "the last day", "7": "the last 7 days"}
+MAX_WHAT_IF_SECONDS = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class SettingField:
+    """One setting in the form. `kind`: checkbox, choice, number or text. `value` is its text in the form; a checkbox is on if the
+    value is not empty. `choices` are the values of a choice; the first one is empty if the setting may be absent."""
+
+    name: str
+    label: str
+    hint: str
+    kind: str
+    value: str
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class WhatIf:
+    """The changes that a run over the hits of the last `days` days would make."""
+
+    days: int
+    result: ReclassifyResult
+
+
+async def settings_page(visit: Visit) -> Response:
+    """Show the settings."""
+    return _page(visit)
+
+
+def _page(visit: Visit, status: int = 200, *, error: ApiError | None = None, what_if: WhatIf | None = None) -> Response:
+    application = visit.application
+    assert application is not None
+    form = visit.form if error is not None or what_if is not None else None
+    return visit.render(
+        "settings.html",
+        status,
+        title="Settings",
+        groups={group: [_field(visit, name, label, form) for name, label in fields.items()] for group, fields in GROUPS.items()},
+        gateway=(form or {}).get("gateway", application.gateway.name if application.gateway else "none"),
+        gateways=[gateway.name for gateway in application.gateways],
+        what_if_days=WHAT_IF_DAYS,
+        chosen_days=visit.form.get("days", "7"),
+        may_change=visit.may(Role.MANAGER),
+        saved=visit.get("saved") is not None,
+        error=error,
+        what_if=what_if,
+    )
+
+
+def _field(visit: Visit, name: str, label: str, form: Mapping[str, str] | None) -> SettingField:
+    assert visit.application is not None
+    field = ApplicationSettings.model_fields[name]
+    value = getattr(visit.application.settings, name)
+    if form is not None:
+        text = form.get(name, "")
+    elif isinstance(value, bool):
+        text = "on" if value else ""
+    elif isinstance(value, tuple):
+        text = " ".join(value)
+    else:
+        text = "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    choices = _choices(field)
+    is_number = any(part in (int, float) for part in (field.annotation, *get_args(field.annotation)))
+    kind = "checkbox" if field.annotation is bool else "choice" if choices else "number" if is_number else "text"
+    return SettingField(name, label, _hint(field), kind, text, choices)
+
+
+def _choices(field: FieldInfo) -> tuple[str, ...]:
+    """Return the values that a setting with fixed values may have, or ()."""
+    annotation: Any = field.annotation
+    if get_origin(annotation) is Literal:
+        return get_args(annotation)
+    literals = [get_args(part) for part in get_args(annotation) if get_origin(part) is Literal]
+    return ("", *literals[0]) if literals else ()
+
+
+def _hint(field: FieldInfo) -> str:
+    """Return the description of a setting in the words of a form."""
+    text = (field.description or "").replace("`", "")
+    for word, shown in (("null: ", "Empty: "), ("true: ", "On: "), ("false: ", "Off: ")):
+        text = text.replace(word, shown)
+    return text
+
+
+async def save(visit: Visit) -> Response:
+    """Save the form, or show what its values would change."""
+    try:
+        changes = _read_form(visit)
+        if visit.form.get("action") == "try":
+            return _page(visit, what_if=await _try(visit, changes))
+        await visit.service.database.write(_write, visit, changes)
+    except ApiError as error:
+        if error.code is not ErrorCode.INVALID_REQUEST:
+            raise
+        return _page(visit, 422, error=error)
+    await visit.service.directory.refresh()
+    return visit.redirect(visit.link("settings", keep=False, saved=1))
+
+
+def _read_form(visit: Visit) -> dict[str, Any]:
+    """Return the settings in the form. An empty field is None. The values are not checked yet."""
+    changes: dict[str, Any] = {}
+    for name in (name for fields in GROUPS.values() for name in fields):
+        field, text = ApplicationSettings.model_fields[name], visit.form.get(name, "").strip()
+        if field.annotation is bool:
+            changes[name] = bool(text)
+        elif name == "extra_schemes":
+            changes[name] = text
+        else:
+            changes[name] = text or None
+    return changes
+
+
+def _write(connection: Connection, visit: Visit, changes: dict[str, Any]) -> None:
+    application, service = visit.application, visit.service
+    assert application is not None
+    update_application(connection, application.id, changes, visit.now, own_hosts=OwnHosts.of(service.settings))
+    gateway = visit.form.get("gateway", "none")
+    before, after = _differences(application.settings, _validated(application.settings, changes))
+    if gateway != (application.gateway.name if application.gateway else "none"):
+        is_operator = visit.operator.is_admin
+        select_gateway(connection, application.id, gateway, is_operator=is_operator)
+        before["gateway"] = application.gateway.name if application.gateway else "none"
+        after["gateway"] = gateway
+    if after:
+        visit.audit(connection, "settings_changed", application.name, before=before, after=after)
+
+
+def _validated(settings: ApplicationSettings, changes: Mapping[str, Any]) -> ApplicationSettings:
+    """Return the settings after changes. Raise ApiError INVALID_REQUEST."""
+    try:
+        return ApplicationSettings(**merge_stored(settings.model_dump(exclude_defaults=True), changes))
+    except ValidationError as error:
+        details = [Detail(".".join(str(part) for part in item["loc"]), item["msg"]) for item in error.errors()]
+        raise ApiError(ErrorCode.INVALID_REQUEST, details=details) from None
+
+
+def _differences(before: ApplicationSettings, after: ApplicationSettings) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the values that differ, before and after."""
+    old, new = before.model_dump(mode="json"), after.model_dump(mode="json")
+    changed = [name for name in new if old[name] != new[name]]
+    return {name: old[name] for name in changed}, {name: new[name] for name in changed}
+
+
+async def _try(visit: Visit, changes: Mapping[str, Any]) -> WhatIf:
+    """Classify the stored hits of some days again with the changed settings, and change nothing."""
+    assert visit.application is not None
+    days = visit.form.get("days", "7")
+    if days not in WHAT_IF_DAYS:
+        raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("days", f"must be one of {', '.join(WHAT_IF_DAYS)}")])
+    settings = _validated(visit.application.settings, {name: changes[name] for name in VERDICT_FIELDS})
+    since, application_id = visit.now - timedelta(days=int(days)), visit.application_id
+    try:
+        async with asyncio.timeout(MAX_WHAT_IF_SECONDS):
+            result = await visit.service.reclassifier.run(
+                since, visit.now, visit.now, applications=[application_id], settings={application_id: settings}, dry_run=True
+            )
+    except TimeoutError:
+        reason = f"has more hits than can be examined in {MAX_WHAT_IF_SECONDS:.0f} seconds; choose a shorter period"
+        raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("days", reason)]) from None
+    return WhatIf(int(days), result)
+
+
+PAGES = [
+    PortalPage(
+        "/portal/{app}/settings",
+        settings_page,
+        save,
+        post_role=Role.MANAGER,
+        all_applications=False,
+        navigation=NavigationItem("Settings", "settings", 30, "setup"),
+        needs_recent_password=True,
+    ),
+]

@@ -1,0 +1,203 @@
+"""/portal/{app}/domains: the own domains of an application, which its short links use.
+
+Every operator sees them. Changes require the role manager and a recent password, and are in the audit log.
+"""
+# Tested by tests/portal/test_domains.py
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sqlalchemy import Connection
+from starlette.responses import Response
+
+from shortener.accounts.administration import add_domain, remove_domain, serialize_domain, update_domain
+from shortener.accounts.directory import Domain
+from shortener.accounts.own_hosts import OwnHosts
+from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.portal.operators import Role
+from shortener.portal.page import NavigationItem, PortalPage, Visit
+
+MAX_URL_CHARACTERS = 2048
+#: The fields that contain JSON, with the Python type of their content and its name in error texts.
+_ASSOCIATIONS = {"assetlinks": (list, "a JSON list"), "apple_app_site_association": (dict, "a JSON object")}
+
+
+async def index(visit: Visit) -> Response:
+    """List the domains, with a form that adds one."""
+    return _list_page(visit)
+
+
+def _list_page(visit: Visit, status: int = 200, error: ApiError | None = None) -> Response:
+    application = visit.application
+    assert application is not None
+    return visit.render(
+        "domains.html",
+        status,
+        title="Domains",
+        domains=[serialize_domain(domain, application) for domain in application.domains],
+        shared_host=visit.service.settings.base_url,
+        uses_shared_host=application.domain is None and application.may_use_shared_host,
+        has_no_usable_domain=application.domain is None and not application.may_use_shared_host,
+        may_change=visit.may(Role.MANAGER),
+        error=error,
+    )
+
+
+async def add(visit: Visit) -> Response:
+    """Add a domain."""
+    text = visit.form.get("domain", "").strip()
+    url = text if "://" in text else f"https://{text}"
+
+    def write(connection: Connection) -> None:
+        add_domain(connection, visit.application_id, url, visit.now)
+        visit.audit(connection, "domain_added", text)
+
+    try:
+        await visit.service.database.write(write)
+    except ApiError as error:
+        return _list_page(visit, 422, error)
+    await visit.service.directory.refresh()
+    return visit.redirect(visit.link("domains", keep=False))
+
+
+async def show(visit: Visit) -> Response:
+    """Show one domain, with a form that changes it."""
+    return _domain_page(visit)
+
+
+def _domain_page(visit: Visit, status: int = 200, error: ApiError | None = None) -> Response:
+    shown = serialize_domain(_find(visit), visit.application)
+    stored = {name: shown[name] or "" for name in ("path", "fallback_url", "home_url")}
+    for name in _ASSOCIATIONS:
+        stored[name] = "" if shown[name] is None else json.dumps(shown[name], indent=2, ensure_ascii=False)
+    return visit.render(
+        "domain.html",
+        status,
+        title=shown["host"],
+        domain=shown,
+        fields=stored if error is None else {**stored, **visit.form},
+        may_change=visit.may(Role.MANAGER),
+        saved=visit.get("saved") is not None,
+        error=error,
+    )
+
+
+def _find(visit: Visit) -> Domain:
+    """Return the domain of the path. Raise ApiError NOT_FOUND."""
+    host, application = str(visit.path["host"]).lower(), visit.application
+    found = next((one for one in application.domains if one.host == host), None) if application else None
+    if found is None:
+        raise ApiError(ErrorCode.NOT_FOUND)
+    return found
+
+
+async def change(visit: Visit) -> Response:
+    """Change or remove one domain. The field `action` of the form names the change."""
+    domain = _find(visit)
+    action = _ACTIONS.get(visit.form.get("action", ""))
+    if action is None:
+        raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("action", f"must be one of {', '.join(_ACTIONS)}")])
+    try:
+        await visit.service.database.write(action, visit, domain)
+    except ApiError as error:
+        return _domain_page(visit, 422, error)
+    await visit.service.directory.refresh()
+    if visit.form["action"] == "remove":
+        return visit.redirect(visit.link("domains", keep=False))
+    return visit.redirect(visit.link(f"domains/{domain.host}", keep=False, saved=1))
+
+
+def _save(connection: Connection, visit: Visit, domain: Domain) -> None:
+    changes: dict[str, Any] = {"path": visit.form.get("path", "").strip()}
+    for name in ("fallback_url", "home_url"):
+        changes[name] = visit.form.get(name, "").strip() or None
+        if changes[name] is not None and len(changes[name]) > MAX_URL_CHARACTERS:
+            raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail(name, f"must have at most {MAX_URL_CHARACTERS} characters")])
+    for name in _ASSOCIATIONS:
+        changes[name] = _parse_association(name, visit.form.get(name, "").strip())
+    _update(connection, visit, domain, "domain_changed", changes)
+
+
+def _parse_association(name: str, text: str) -> str | None:
+    """Return JSON without spaces, or None for an empty text. Raise ApiError INVALID_REQUEST."""
+    if not text:
+        return None
+    kind, described = _ASSOCIATIONS[name]
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, kind):
+        raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail(name, f"must be {described}")])
+    return json.dumps(content, separators=(",", ":"), ensure_ascii=False)
+
+
+def _make_default(connection: Connection, visit: Visit, domain: Domain) -> None:
+    _update(connection, visit, domain, "domain_made_default", {"default": True})
+
+
+def _enable(connection: Connection, visit: Visit, domain: Domain) -> None:
+    _update(connection, visit, domain, "domain_enabled", {"disabled": False})
+
+
+def _disable(connection: Connection, visit: Visit, domain: Domain) -> None:
+    _update(connection, visit, domain, "domain_disabled", {"disabled": True})
+
+
+def _update(connection: Connection, visit: Visit, domain: Domain, action: str, changes: Mapping[str, Any]) -> None:
+    stored = {
+        "path": domain.path,
+        "fallback_url": domain.fallback_url,
+        "home_url": domain.home_url,
+        "assetlinks": domain.assetlinks,
+        "apple_app_site_association": domain.apple_app_site_association,
+        "default": domain.is_default,
+        "disabled": domain.disabled,
+    }
+    before = {name: stored[name] for name, value in changes.items() if stored[name] != value}
+    update_domain(
+        connection,
+        domain.host,
+        changes,
+        visit.now,
+        own_hosts=OwnHosts.of(visit.service.settings),
+        application_id=visit.application_id,
+    )
+    visit.audit(connection, action, domain.host, before=before, after={name: changes[name] for name in before})
+
+
+def _remove(connection: Connection, visit: Visit, domain: Domain) -> None:
+    remove_domain(connection, domain.host, visit.now, application_id=visit.application_id)
+    visit.audit(connection, "domain_removed", domain.host)
+
+
+_ACTIONS: dict[str, Callable[[Connection, Visit, Domain], None]] = {
+    "save": _save,
+    "make_default": _make_default,
+    "enable": _enable,
+    "disable": _disable,
+    "remove": _remove,
+}
+
+PAGES = [
+    PortalPage(
+        "/portal/{app}/domains",
+        index,
+        add,
+        post_role=Role.MANAGER,
+        all_applications=False,
+        navigation=NavigationItem("Domains", "globe", 20, "setup"),
+        needs_recent_password=True,
+    ),
+    PortalPage(
+        "/portal/{app}/domains/{host}",
+        show,
+        change,
+        post_role=Role.MANAGER,
+        all_applications=False,
+        needs_recent_password=True,
+    ),
+]

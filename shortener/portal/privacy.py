@@ -1,0 +1,147 @@
+"""/portal/{app}/privacy: erasure of a person's data, with a receipt, and how long data is kept.
+
+An erasure takes two steps. The first one counts the messages, so that the operator sees what will be erased. The second one erases
+and shows a receipt. The receipt names neither the number nor the message: its audit row is what proves the erasure later.
+"""
+# Tested by tests/portal/test_privacy.py
+
+from __future__ import annotations
+
+import dataclasses
+
+from sqlalchemy import Connection
+from starlette.responses import Response
+
+from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.messages.phone_numbers import PhoneNumberError, parse_number
+from shortener.portal.operators import Role
+from shortener.portal.page import NavigationItem, PortalPage, Visit
+from shortener.retention.erasure import ErasureResult, count_messages, erase, erase_message, find_codes
+
+MAX_SUBJECT_CHARACTERS = 255
+#: The settings of the installation that limit how long data is kept, with what is kept.
+KEPT = {
+    "hit_retention_days": "Hits: the time, the shortened address and the browser of each opening of a link",
+    "message_retention_days": "Messages with their numbers, links and reports, after their links have expired",
+    "event_retention_days": "Events and deliveries with the responses of trackers",
+}
+
+KINDS = {"phone": "Phone number", "message_id": "Message id"}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Subject:
+    """Whose data is erased: a phone number in E.164 form, or a message_id. The other one is empty."""
+
+    phone: str = ""
+    message_id: str = ""
+
+    @property
+    def kind(self) -> str:
+        return "phone" if self.phone else "message_id"
+
+    @property
+    def text(self) -> str:
+        return self.phone or self.message_id
+
+
+async def privacy(visit: Visit) -> Response:
+    """Show the form and how long data is kept."""
+    return _page(visit)
+
+
+def _page(
+    visit: Visit,
+    status: int = 200,
+    *,
+    error: ApiError | None = None,
+    subject: Subject | None = None,
+    messages: int = 0,
+    receipt: ErasureResult | None = None,
+) -> Response:
+    settings = visit.service.settings
+    return visit.render(
+        "privacy.html",
+        status,
+        title="Privacy",
+        kept=[(text, getattr(settings, name)) for name, text in KEPT.items()],
+        address_privacy=(visit.application and visit.application.settings.ip_privacy) or settings.ip_privacy,
+        kinds=KINDS,
+        error=error,
+        subject=subject,
+        messages=messages,
+        receipt=None if receipt is None else dataclasses.asdict(receipt),
+    )
+
+
+async def erase_data(visit: Visit) -> Response:
+    """Count what an erasure would concern, or erase it."""
+    service, application_id = visit.service, visit.application_id
+    try:
+        subject = _parse_subject(visit.form.get("kind", ""), visit.form.get("subject", "").strip())
+        messages = sum((await service.database.read(_count, application_id, subject)).values())
+        if not messages:
+            reason = f"no message of this application has this {'number' if subject.phone else 'id'}"
+            raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("subject", reason)])
+    except ApiError as error:
+        if error.code is ErrorCode.INVALID_REQUEST:
+            return _page(visit, 422, error=error)
+        raise
+    if visit.form.get("action") != "erase":
+        return _page(visit, subject=subject, messages=messages)
+    if not await service.cache.invalidate(await service.database.read(_find_codes, application_id, subject)):
+        reason = "Nothing was erased because the link cache (Redis) is unavailable."
+        raise ApiError(ErrorCode.UNAVAILABLE, reason, retry_after=2)
+    if subject.phone:
+        result = await erase(service.database, application_id, subject.phone, visit.now)
+        await service.database.write(_audit, visit, "messages to a number", result)
+    else:
+        result = await service.database.write(_erase_message, visit, subject.message_id)
+    return _page(visit, subject=subject, receipt=result)
+
+
+def _erase_message(connection: Connection, visit: Visit, message_id: str) -> ErasureResult:
+    result = erase_message(connection, visit.application_id, message_id, visit.now)
+    _audit(connection, visit, "one message", result)
+    return result
+
+
+def _audit(connection: Connection, visit: Visit, what: str, result: ErasureResult) -> None:
+    visit.audit(connection, "data_erased", what, after=dataclasses.asdict(result))
+
+
+def _count(connection: Connection, application_id: int, subject: Subject) -> dict[str, int]:
+    return count_messages(connection, application_id, phone=subject.phone, message_id=subject.message_id)
+
+
+def _find_codes(connection: Connection, application_id: int, subject: Subject) -> list[str]:
+    return find_codes(connection, application_id, phone=subject.phone, message_id=subject.message_id)
+
+
+def _parse_subject(kind: str, text: str) -> Subject:
+    """Return the subject that the form names. Raise ApiError INVALID_REQUEST."""
+    if kind not in KINDS:
+        raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("kind", f"must be one of {', '.join(KINDS)}")])
+    if not text or len(text) > MAX_SUBJECT_CHARACTERS:
+        raise ApiError(
+            ErrorCode.INVALID_REQUEST, details=[Detail("subject", f"must have 1 to {MAX_SUBJECT_CHARACTERS} characters")]
+        )
+    if kind == "message_id":
+        return Subject(message_id=text)
+    try:
+        return Subject(phone=parse_number(text).e164)
+    except PhoneNumberError as error:
+        raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("subject", error.reason)]) from None
+
+
+PAGES = [
+    PortalPage(
+        "/portal/{app}/privacy",
+        privacy,
+        erase_data,
+        role=Role.MANAGER,
+        all_applications=False,
+        navigation=NavigationItem("Privacy", "shield", 40, "setup"),
+        needs_recent_password=True,
+    ),
+]

@@ -1,0 +1,75 @@
+"""Tests of the page of all applications."""
+
+from __future__ import annotations
+
+import re
+
+from shortener.container import Service
+from shortener.portal.operators import Role
+from tests.portal.conftest import SignIn, log
+
+PATH = "/portal/admin/applications"
+
+
+async def test_a_new_application_has_credentials_that_work_and_are_shown_once(service: Service, sign_in: SignIn) -> None:
+    browser = await sign_in("Ada", Role.ADMIN, 0)
+    form = {"action": "create", "name": "Shop <b>", "domain": "https://go.shop.example", "company_id": "92"}
+    page = await browser.post(PATH, data=form)
+    assert page.status_code == 200
+    assert "content-encoding" not in page.headers
+    key, token, secret = re.findall(r'data-copy="([^"]+)"', page.text)[:3]
+    assert "Shop &lt;b&gt;" in page.text
+    body = {"to": "+14085550100", "body": 'See #track("https://shop.example/")'}
+    answer = await browser.post("/api/v1/rewrite", json=body, headers={"X-API-Key": key})
+    assert answer.status_code == 200
+    assert "https://go.shop.example/" in answer.json()["messages"][0]["body"]
+    listed = (await browser.get(PATH)).text
+    assert not any(text in listed for text in (key, token, secret))
+    row = (await log(service))[-1]
+    assert (row.action, row.object) == ("application_created", "Shop <b>")
+
+
+async def test_an_application_is_renamed_disabled_and_enabled(service: Service, sign_in: SignIn) -> None:
+    browser = await sign_in("Ada", Role.ADMIN, 0)
+    for form in (
+        {"action": "rename", "name": "Marketing"},
+        {"action": "disable"},
+    ):
+        response = await browser.post(PATH, data={"application": "1", **form})
+        assert (response.status_code, response.headers["location"]) == (303, f"{PATH}?saved=1")
+    application = service.directory.application(1)
+    assert application is not None
+    assert (application.name, application.disabled) == ("Marketing", True)
+    await browser.post(PATH, data={"application": "1", "action": "enable"})
+    application = service.directory.application(1)
+    assert application is not None
+    assert not application.disabled
+    assert [row.action for row in (await log(service))[1:]] == [
+        "application_renamed",
+        "application_disabled",
+        "application_enabled",
+    ]
+
+
+async def test_invalid_forms_change_nothing(service: Service, sign_in: SignIn) -> None:
+    browser = await sign_in("Ada", Role.ADMIN, 0)
+    for form, status in (
+        ({"action": "create", "name": ""}, 422),
+        ({"action": "create", "name": service.directory.applications()[0].name}, 422),
+        ({"action": "create", "name": "x", "domain": "not a host"}, 422),
+        ({"action": "create", "name": "x", "company_id": "many"}, 422),
+        ({"action": "rename", "application": "1", "name": ""}, 422),
+        ({"action": "disable", "application": "999"}, 404),
+        ({"action": "disable"}, 404),
+        ({"action": "x"}, 422),
+    ):
+        assert (await browser.post(PATH, data=form)).status_code == status, form
+    await service.directory.refresh()
+    assert len(service.directory.applications()) == 1
+    assert [row.action for row in await log(service)] == ["invitation_accepted"]
+
+
+async def test_the_page_does_not_exist_for_others(sign_in: SignIn) -> None:
+    manager = await sign_in("Mia", Role.MANAGER, 1)
+    assert (await manager.get(PATH)).status_code == 404
+    assert (await manager.post(PATH, data={"action": "create", "name": "x"})).status_code == 404

@@ -1,0 +1,136 @@
+"""Tests of the page of an application's settings."""
+
+from __future__ import annotations
+
+import re
+
+from shortener.accounts.settings import ApplicationSettings
+from shortener.container import Service
+from shortener.model import Verdict
+from shortener.portal.application_settings import GROUPS, VERDICT_FIELDS
+from shortener.portal.operators import Role
+from shortener.storage.schema import hits
+from tests.clicks.helpers import create_codes, fetch_rows, make_hit
+from tests.conftest import Clock
+from tests.portal.conftest import SignIn, log
+
+PATH = "/portal/1/settings"
+#: The values that a browser sends if the defaults are in the form.
+DEFAULTS = {
+    "track": "directives",
+    "confirm_clicks": "off",
+    "click_events": "first",
+    "click_conversion": "scg",
+    "sender_rules": "warn",
+    "gateway": "none",
+}
+
+
+def test_every_setting_is_in_one_group() -> None:
+    shown = [name for fields in GROUPS.values() for name in fields]
+    assert sorted(shown) == sorted(ApplicationSettings.model_fields)
+    assert set(shown) >= VERDICT_FIELDS
+
+
+async def test_saving_the_form_unchanged_changes_nothing(service: Service, sign_in: SignIn) -> None:
+    browser = await sign_in("Mia", Role.MANAGER, 1)
+    page = (await browser.get(PATH)).text
+    for name in ApplicationSettings.model_fields:
+        assert f'name="{name}"' in page
+    assert (await browser.post(PATH, data=DEFAULTS | {"action": "save"})).status_code == 303
+    application = service.directory.application(1)
+    assert application is not None
+    assert application.settings == ApplicationSettings()
+    assert [row.action for row in await log(service)] == ["invitation_accepted"]
+
+
+async def test_settings_are_saved_shown_and_audited(service: Service, sign_in: SignIn) -> None:
+    browser = await sign_in("Mia", Role.MANAGER, 1)
+    changes = {
+        "link_ttl_days": "30",
+        "fallback_url": "https://brand.example/late",
+        "extra_schemes": "myapp, other",
+        "min_seconds_after_sent": "1.5",
+        "all_links_within_second": "on",
+        "ip_privacy": "none",
+        "gateway": "simulator",
+    }
+    response = await browser.post(PATH, data=DEFAULTS | changes | {"action": "save"})
+    assert (response.status_code, response.headers["location"]) == (303, f"{PATH}?saved=1")
+    application = service.directory.application(1)
+    assert application is not None
+    assert application.gateway is not None
+    assert application.gateway.name == "simulator"
+    expected = {
+        "link_ttl_days": 30,
+        "fallback_url": "https://brand.example/late",
+        "extra_schemes": ("myapp", "other"),
+        "min_seconds_after_sent": 1.5,
+        "all_links_within_second": True,
+        "ip_privacy": "none",
+    }
+    assert application.settings.model_dump(exclude_defaults=True) == expected
+    page = (await browser.get(PATH)).text
+    for value in ("30", "https://brand.example/late", "myapp other", "1.5"):
+        assert f'value="{value}"' in page
+    assert re.search(r'name="all_links_within_second" checked', page)
+    row = (await log(service))[-1]
+    assert (row.action, row.before["link_ttl_days"], row.after["link_ttl_days"]) == ("settings_changed", None, 30)
+    assert row.after.keys() == expected.keys() | {"gateway"}
+
+
+async def test_invalid_settings_change_nothing_and_stay_in_the_form(service: Service, sign_in: SignIn) -> None:
+    browser = await sign_in("Mia", Role.MANAGER, 1)
+    for name, value in (
+        ("link_ttl_days", "0"),
+        ("link_ttl_days", "many"),
+        ("fallback_url", "javascript:alert(1)"),
+        ("click_id_param", "a b"),
+        ("extra_schemes", "javascript"),
+        ("min_seconds_after_sent", "nan"),
+        ("track", "some"),
+        ("gateway", "unknown"),
+    ):
+        form = DEFAULTS | {"min_seconds_after_delivered": "7", name: value, "action": "save"}
+        response = await browser.post(PATH, data=form)
+        assert response.status_code == 422, name
+        assert "Nothing was saved." in response.text
+        assert 'value="7"' in response.text
+    application = service.directory.application(1)
+    assert application is not None
+    assert application.settings == ApplicationSettings()
+    assert [row.action for row in await log(service)] == ["invitation_accepted"]
+
+
+async def test_a_what_if_counts_changes_and_changes_nothing(service: Service, sign_in: SignIn, clock: Clock) -> None:
+    codes = [code for _ in range(5) for code in await create_codes(service)]
+    for code in codes:
+        await service.recorder.record(make_hit(service, code, user_agent="Mozilla/5.0 (iPhone; CPU iPhone OS 18_6 like Mac OS X)"))
+    await service.recorder.flush()
+    clock.forward(minutes=5)
+    before = await fetch_rows(service, hits)
+    assert {hit.verdict for hit in before} == {Verdict.HUMAN}
+    browser = await sign_in("Mia", Role.MANAGER, 1)
+    form = DEFAULTS | {"max_recipients_per_address_minute": "2", "retract_clicks": "on", "action": "try", "days": "1"}
+    page = await browser.post(PATH, data=form)
+    assert page.status_code == 200
+    numbers = re.findall(r'<dt class="num">(\d+)</dt>', page.text)
+    assert (numbers[0], numbers[3]) == ("5", "5"), "clicks would become suspected, and would be retracted"
+    assert 'name="retract_clicks" checked' in page.text
+    assert await fetch_rows(service, hits) == before
+    application = service.directory.application(1)
+    assert application is not None
+    assert application.settings == ApplicationSettings()
+    assert (await browser.post(PATH, data=form | {"days": "9"})).status_code == 422
+
+
+async def test_changes_require_a_manager_and_a_recent_password(sign_in: SignIn, clock: Clock) -> None:
+    viewer = await sign_in("Vera", Role.VIEWER, 1)
+    page = await viewer.get(PATH)
+    assert page.status_code == 200
+    assert 'value="save"' not in page.text
+    assert (await viewer.post(PATH, data=DEFAULTS)).status_code == 403
+    manager = await sign_in("Mia", Role.MANAGER, 1)
+    clock.forward(minutes=11)
+    response = await manager.post(PATH, data=DEFAULTS | {"action": "save"})
+    assert (response.status_code, response.headers["location"].partition("?")[0]) == (303, "/portal/confirm")

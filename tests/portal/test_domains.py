@@ -1,0 +1,112 @@
+"""Tests of the pages of own domains."""
+
+from __future__ import annotations
+
+from shortener.container import Service
+from shortener.portal.operators import Role
+from tests.conftest import Clock
+from tests.portal.conftest import SignIn, log
+
+HOST = "go.brand.example"
+
+
+async def test_a_domain_is_added_changed_disabled_and_removed(service: Service, sign_in: SignIn) -> None:
+    browser = await sign_in("Mia", Role.MANAGER, 1)
+    assert "No own domain" in (await browser.get("/portal/1/domains")).text
+    assert (await browser.post("/portal/1/domains", data={"domain": HOST})).status_code == 303
+    page = (await browser.get("/portal/1/domains")).text
+    assert f"https://{HOST}" in page
+    assert "new links" in page
+
+    form = {"action": "save", "path": "/ACME", "fallback_url": "https://brand.example/late", "home_url": "", "assetlinks": "[]"}
+    response = await browser.post(f"/portal/1/domains/{HOST}", data=form)
+    assert (response.status_code, response.headers["location"]) == (303, f"/portal/1/domains/{HOST}?saved=1")
+    domain = service.directory.domain(HOST)
+    assert domain is not None
+    assert (domain.path, domain.fallback_url, domain.home_url, domain.assetlinks) == (
+        "/ACME",
+        "https://brand.example/late",
+        None,
+        "[]",
+    )
+    shown = (await browser.get(f"/portal/1/domains/{HOST}?saved=1")).text
+    assert 'value="/ACME"' in shown
+    assert "The change is saved." in shown
+
+    for action in ("make_default", "disable"):
+        assert (await browser.post(f"/portal/1/domains/{HOST}", data={"action": action})).status_code == 303
+    domain = service.directory.domain(HOST)
+    assert domain is not None
+    assert domain.disabled
+    assert domain.is_default
+    assert "NO_USABLE_DOMAIN" in (await browser.get("/portal/1/domains")).text
+    assert (await browser.post(f"/portal/1/domains/{HOST}", data={"action": "enable"})).status_code == 303
+    response = await browser.post(f"/portal/1/domains/{HOST}", data={"action": "remove"})
+    assert (response.status_code, response.headers["location"]) == (303, "/portal/1/domains")
+    assert (await browser.get(f"/portal/1/domains/{HOST}")).status_code == 404
+
+    rows = (await log(service))[1:]
+    assert [row.action for row in rows] == [
+        "domain_added",
+        "domain_changed",
+        "domain_made_default",
+        "domain_disabled",
+        "domain_enabled",
+        "domain_removed",
+    ]
+    assert rows[1].before == {"path": "", "fallback_url": None, "assetlinks": None}
+    assert rows[1].after == {"path": "/ACME", "fallback_url": "https://brand.example/late", "assetlinks": "[]"}
+
+
+async def test_invalid_values_change_nothing_and_stay_in_the_form(service: Service, sign_in: SignIn) -> None:
+    browser = await sign_in("Mia", Role.MANAGER, 1)
+    for text in ("", "go brand", "https://user@x.example", "http://127.0.0.1:8000"):
+        response = await browser.post("/portal/1/domains", data={"domain": text})
+        assert response.status_code in (303, 422), text
+    await browser.post("/portal/1/domains", data={"domain": HOST})
+    before = service.directory.domain(HOST)
+    for name, value in (
+        ("path", "/a//b"),
+        ("fallback_url", "javascript:alert(1)"),
+        ("fallback_url", f"https://{HOST}/x"),
+        ("home_url", "https://x.example/" + "a" * 2048),
+        ("assetlinks", "{}"),
+        ("assetlinks", "["),
+        ("apple_app_site_association", "[" * 5000),
+    ):
+        response = await browser.post(
+            f"/portal/1/domains/{HOST}", data={"action": "save", "home_url": "https://kept.example/", name: value}
+        )
+        assert response.status_code == 422, (name, value[:40])
+        assert 'aria-invalid="true"' in response.text
+        if name != "home_url":
+            assert "https://kept.example/" in response.text
+    assert (await browser.post(f"/portal/1/domains/{HOST}", data={"action": "x"})).status_code == 400
+    assert (await browser.post("/portal/1/domains/other.example", data={"action": "remove"})).status_code == 404
+    assert (await browser.post("/portal/1/domains", data={"domain": HOST})).status_code == 422, "it exists already"
+    await service.directory.refresh()
+    assert service.directory.domain(HOST) == before
+
+
+async def test_changes_require_a_manager_and_a_recent_password(sign_in: SignIn, clock: Clock) -> None:
+    viewer = await sign_in("Vera", Role.VIEWER, 1)
+    page = await viewer.get("/portal/1/domains")
+    assert page.status_code == 200
+    assert "<form" not in page.text.partition("<main")[2]
+    assert (await viewer.post("/portal/1/domains", data={"domain": HOST})).status_code == 403
+    manager = await sign_in("Mia", Role.MANAGER, 1)
+    clock.forward(minutes=11)
+    response = await manager.post("/portal/1/domains", data={"domain": HOST})
+    assert (response.status_code, response.headers["location"].partition("?")[0]) == (303, "/portal/confirm")
+
+
+async def test_another_application_has_its_own_domains(service: Service, sign_in: SignIn) -> None:
+    from shortener.accounts.administration import create_application
+
+    other = await service.database.write(create_application, "Other", service.clock(), domain="https://go.other.example")
+    await service.directory.refresh()
+    browser = await sign_in("Mia", Role.MANAGER, 1)
+    assert "go.other.example" not in (await browser.get("/portal/1/domains")).text
+    assert (await browser.get("/portal/1/domains/go.other.example")).status_code == 404
+    assert (await browser.post("/portal/1/domains/go.other.example", data={"action": "remove"})).status_code == 404
+    assert (await browser.get(f"/portal/{other.application_id}/domains")).status_code == 404

@@ -1,0 +1,89 @@
+"""Tests of the page that erases a person's data."""
+
+from __future__ import annotations
+
+import pytest
+
+from shortener.container import Service
+from shortener.portal.operators import Role
+from shortener.storage.schema import messages
+from tests.clicks.helpers import TO, create_codes, fetch_rows
+from tests.conftest import Clock
+from tests.portal.conftest import SignIn, log
+
+
+async def test_an_erasure_shows_the_number_of_messages_first_and_then_a_receipt(service: Service, sign_in: SignIn) -> None:
+    for _ in range(2):
+        await create_codes(service)
+    browser = await sign_in("Mia", Role.MANAGER, 1)
+    form = {"kind": "phone", "subject": "+1 (408) 555-0100"}
+    question = await browser.post("/portal/1/privacy", data=form | {"action": "count"})
+    assert question.status_code == 200
+    assert f"Erase {TO}?" in question.text
+    assert "2 messages" in question.text
+    assert {row.to_address for row in await fetch_rows(service, messages)} == {TO}, "nothing is erased yet"
+
+    receipt = await browser.post("/portal/1/privacy", data=form | {"action": "erase"})
+    assert receipt.status_code == 200
+    text = receipt.text.partition('id="receipt"')[2].partition("</section>")[0]
+    assert "Mia" in text
+    assert "all messages to one number" in text
+    assert TO not in text
+    assert TO not in {row.to_address for row in await fetch_rows(service, messages)}
+    row = (await log(service))[-1]
+    assert (row.action, row.operator, row.after["messages"], row.after["links"]) == ("data_erased", "Mia", 2, 2)
+    assert "555" not in f"{row.object} {row.after}"
+    again = await browser.post("/portal/1/privacy", data=form | {"action": "erase"})
+    assert again.status_code == 422
+    assert "no message of this application has this number" in again.text
+
+
+async def test_one_message_is_erased_by_its_id(service: Service, sign_in: SignIn) -> None:
+    await create_codes(service, message_ids=("m-1",))
+    await create_codes(service, message_ids=("m-2",))
+    browser = await sign_in("Mia", Role.MANAGER, 1)
+    form = {"kind": "message_id", "subject": "m-1", "action": "erase"}
+    assert (await browser.post("/portal/1/privacy", data=form)).status_code == 200
+    stored = {row.message_id: row.to_address for row in await fetch_rows(service, messages)}
+    assert stored["m-1"] != TO
+    assert stored["m-2"] == TO
+    assert (await log(service))[-1].object == "one message"
+
+
+@pytest.mark.parametrize(
+    ("kind", "subject"),
+    [
+        ("phone", ""),
+        ("phone", "12"),
+        ("phone", "+0"),
+        ("phone", TO),
+        ("message_id", "unknown"),
+        ("message_id", "x" * 256),
+        ("x", TO),
+    ],
+)
+async def test_a_subject_without_messages_erases_nothing(service: Service, sign_in: SignIn, kind: str, subject: str) -> None:
+    browser = await sign_in("Mia", Role.MANAGER, 1)
+    response = await browser.post("/portal/1/privacy", data={"kind": kind, "subject": subject, "action": "erase"})
+    assert response.status_code == 422
+    assert [row.action for row in await log(service)] == ["invitation_accepted"]
+
+
+async def test_erasing_requires_a_manager_of_the_application_and_a_recent_password(
+    service: Service, sign_in: SignIn, clock: Clock
+) -> None:
+    from shortener.accounts.administration import create_application
+
+    await create_codes(service)
+    support = await sign_in("Sue", Role.SUPPORT, 1)
+    assert (await support.get("/portal/1/privacy")).status_code == 403
+    other = await service.database.write(create_application, "Other", service.clock())
+    await service.directory.refresh()
+    manager = await sign_in("Mia", Role.MANAGER, other.application_id)
+    form = {"kind": "phone", "subject": TO, "action": "erase"}
+    assert (await manager.post("/portal/1/privacy", data=form)).status_code == 404
+    assert (await manager.post(f"/portal/{other.application_id}/privacy", data=form)).status_code == 422, "not its message"
+    clock.forward(minutes=11)
+    response = await manager.post(f"/portal/{other.application_id}/privacy", data=form)
+    assert (response.status_code, response.headers["location"].partition("?")[0]) == (303, "/portal/confirm")
+    assert {row.to_address for row in await fetch_rows(service, messages)} == {TO}
