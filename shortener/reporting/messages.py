@@ -14,7 +14,23 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, Literal, get_args
 
-from sqlalchemy import Column, ColumnElement, Connection, Select, and_, exists, func, literal, or_, select, tuple_, union_all
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    ColumnElement,
+    Connection,
+    Select,
+    Text,
+    and_,
+    exists,
+    func,
+    literal,
+    or_,
+    select,
+    tuple_,
+    type_coerce,
+    union_all,
+)
 
 from shortener.ids import first_id_at
 from shortener.logs import mask
@@ -24,7 +40,7 @@ from shortener.reporting.link_set_names import find_link_sets
 from shortener.reporting.queries import AnyRow
 from shortener.reporting.rollups import Basis
 from shortener.storage.schema import cohorts, current_state, first_clicks, is_clicked, messages
-from shortener.storage.types import to_iso, to_ms
+from shortener.storage.types import Instant, Money, to_iso, to_ms
 
 MAX_SCANNED_ROWS = 10_000  # The maximum number of messages that one page examines for conditions without an index.
 MAX_COHORTS_PER_PAGE = 200  # The maximum number of index ranges that one statement reads; SQLite allows 500.
@@ -104,15 +120,30 @@ MESSAGE_COLUMNS = (
 )
 
 
-def list_messages(connection: Connection, filters: MessageFilter, limit: int, below: int | None = None) -> MessagePage:
-    """Return the newest `limit` messages, or the newest with an id below `below`."""
+#: The same columns with times as milliseconds since 1970 and amounts as text, which take a fraction of the time to read.
+STORED_MESSAGE_COLUMNS = tuple(
+    type_coerce(column, Text if isinstance(column.type, Money) else BigInteger).label(column.name)
+    if isinstance(column.type, Instant | Money)
+    else column
+    for column in MESSAGE_COLUMNS
+)
+
+
+def list_messages(
+    connection: Connection,
+    filters: MessageFilter,
+    limit: int,
+    below: int | None = None,
+    columns: Sequence[ColumnElement[Any]] = MESSAGE_COLUMNS,
+) -> MessagePage:
+    """Return the newest `limit` messages, or the newest with an id below `below`. The first of the `columns` is the row id."""
     index_ranges, unindexed = choose_indexes(connection, filters)
     if not index_ranges:
         return MessagePage([], None)
     low, high = id_limits(filters, below)
     floor = _lowest_scanned_id(connection, index_ranges, low, high) if unindexed else None
     conditions = [*unindexed, *_exact_conditions(filters)]
-    rows = connection.execute(_newest(connection, index_ranges, floor or low, high, conditions, limit + 1)).all()
+    rows = connection.execute(_newest(connection, index_ranges, floor or low, high, conditions, limit + 1, columns)).all()
     if len(rows) > limit:
         return MessagePage(rows[:limit], rows[limit - 1].id)
     return MessagePage(rows, floor)
@@ -290,13 +321,19 @@ def _lowest_scanned_id(connection: Connection, index_ranges: list[IndexRange], l
 
 
 def _newest(
-    connection: Connection, index_ranges: list[IndexRange], low: int, high: int, conditions: Conditions, limit: int
+    connection: Connection,
+    index_ranges: list[IndexRange],
+    low: int,
+    high: int,
+    conditions: Conditions,
+    limit: int,
+    columns: Sequence[ColumnElement[Any]],
 ) -> Select[Any]:
     id_lists = (
         select_ids(connection, index_range, low, high).where(*conditions).limit(limit).subquery() for index_range in index_ranges
     )
     found = union_all(*(select(ids.c.id) for ids in id_lists)).subquery()
     newest = select(found.c.id).order_by(found.c.id.desc()).limit(limit)
-    shown = select(*MESSAGE_COLUMNS).join_from(messages, cohorts, cohorts.c.id == messages.c.cohort_id)
+    shown = select(*columns).join_from(messages, cohorts, cohorts.c.id == messages.c.cohort_id)
     shown = shown.outerjoin(first_clicks, first_clicks.c.id == messages.c.id)
     return shown.where(messages.c.id.in_(newest)).order_by(messages.c.id.desc())

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -63,6 +64,19 @@ class Json(TypeDecorator[Any]):
 
     def process_result_value(self, value: str | None, dialect: Dialect) -> Any:
         return None if value is None else orjson.loads(value)
+
+
+@lru_cache(maxsize=4096)
+def _iso_second(second: int) -> str:
+    return from_ms(second * 1000).strftime("%Y-%m-%dT%H:%M:%S")
+
+
+def iso_of_ms(ms: int | None) -> str | None:
+    """Return `to_iso(from_ms(ms))`. It is fast for times that are near to each other, because seconds are cached."""
+    if ms is None:
+        return None
+    second, rest = divmod(ms, 1000)
+    return f"{_iso_second(second)}.{rest:03d}Z" if rest else f"{_iso_second(second)}Z"
 
 
 def to_iso(at: datetime | None) -> str | None:

@@ -15,6 +15,7 @@ from shortener.storage import schema
 from shortener.storage.database import Database
 from shortener.storage.migrate import prepare
 from shortener.storage.open import open_database
+from shortener.storage.types import from_ms, iso_of_ms, to_iso
 
 NOW = datetime(2026, 11, 20, 12, 0, 0, 123000, tzinfo=UTC)
 
@@ -126,3 +127,8 @@ async def test_the_path_of_a_sqlite_file_can_contain_characters_that_are_special
         await database.close()
     assert os.listdir(tmp_path) == [name]
     assert (tmp_path / name / "shortener.db").is_file()
+
+
+@pytest.mark.parametrize("ms", [None, 0, 999, 1000, 1_764_000_000_000, 1_764_000_000_007, 1_764_000_000_120, 253_402_300_799_000])
+def test_stored_times_have_the_same_text_as_times(ms: int | None) -> None:
+    assert iso_of_ms(ms) == to_iso(None if ms is None else from_ms(ms))
