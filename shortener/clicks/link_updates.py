@@ -81,10 +81,8 @@ def create_update(
 ) -> int:
     """Create a link update, add it to the audit log, and return its id. `changes`: the result of `link_changes.parse_changes`."""
     update_id = new_id()
-    selected = {name: value for name, value in asdict(selection).items() if value is not None}
-    _record(
-        connection, new_id(), clock, actor, "links_changed", update_id, application_id, after={**selected, "changes": dict(changes)}
-    )
+    selected = {f"selected_{name}": value for name, value in asdict(selection).items() if value is not None}
+    _record(connection, new_id(), clock, actor, "links_changed", update_id, application_id, after={**selected, **changes})
     connection.execute(
         insert(link_updates).values(
             id=update_id,

@@ -216,7 +216,7 @@ async def test_a_change_of_many_links_adds_one_row_to_the_audit_log_and_its_stop
     update_id = (await client.post("/api/v1/links/update", json=body)).json()["update"]["update_id"]
     assert (await client.post(f"/api/v1/links/updates/{update_id}/stop")).json()["update"]["state"] == "stopped"
     await client.post(f"/api/v1/links/updates/{update_id}/stop")
-    after = {"campaign": "one +14…00", "changes": {"expires_at": "2026-12-24T00:00:00Z"}}
+    after = {"selected_campaign": "one +14…00", "expires_at": "2026-12-24T00:00:00Z"}
     assert await audit_rows(service) == [
         ("key 1", "links_changed", update_id, 1, None, after),
         ("key 1", "links_update_stopped", update_id, 1, None, None),
