@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, ValidationError
 
+from shortener.accounts.directory import Application, Principal
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.messages.phone_numbers import check_sender
 from shortener.messages.render import NOT_SENT
@@ -22,6 +23,10 @@ from shortener.web.endpoint import Call, Endpoint, ResponseModel
 from shortener.web.fields import Sender
 from shortener.web.rewrite_call import REWRITE_ERRORS, REWRITE_HEADERS, rewrite_items
 from shortener.web.rewrite_shapes import MAX_BODY_LENGTH, MessageId, MessageOptions, RewrittenLinkFields, with_options
+from shortener.web.validation import InvalidInput
+
+if TYPE_CHECKING:
+    from shortener.container import Service
 
 MAX_RECIPIENTS = 100
 MAX_UNKNOWN_FIELDS = 20
@@ -123,14 +128,44 @@ async def send(call: Call[None, SendRequest]) -> Mapping[str, Any]:
     if len(to) > MAX_RECIPIENTS:
         reason = f"must have at most {MAX_RECIPIENTS} items, not {len(to)}"
         raise ApiError(ErrorCode.TOO_MANY_RECIPIENTS, details=[Detail("to", reason)])
-    if (problem := check_sender(request.sender_id)) is not None:
-        raise ApiError(ErrorCode.INVALID_SENDER, details=[Detail("sender_id", problem)])
+    if check_sender(request.sender_id) is not None:
+        raise ApiError(ErrorCode.INVALID_SENDER, details=_find_problems(call.service, call.principal.application, request, to))
     entries = await rewrite_items(call, [_item(request, to)])
     refused = {entry["error_code"] for entry in entries if "error_code" in entry}
     if len(refused) == 1 and all("error_code" in entry for entry in entries):
         details = [Detail(entry["field"], entry["reason"]) for entry in entries]
         raise ApiError(ErrorCode[refused.pop()], details=details)
     return _response(entries, [f"{name[:64]} is not a known field; it was ignored" for name in request.model_extra or {}])
+
+
+def _find_problems(service: Service, application: Application, request: SendRequest, to: Sequence[str]) -> list[Detail]:
+    """Return all problems of a call: that of its sender first."""
+    details = [problem.full_detail for problem in service.rewriter.find_problems(application, [_item(request, to)])]
+    if (reason := check_sender(request.sender_id)) is not None:
+        details.insert(0, Detail("sender_id", reason, code=ErrorCode.INVALID_SENDER))
+    return details
+
+
+def complete_error(service: Service, principal: Principal | None, error: InvalidInput) -> ApiError:
+    """Return an error with the details of `error`, and with the problems of all fields that are valid for the model."""
+    if principal is None or not isinstance(error.data, Mapping):
+        return error
+    invalid = {detail.field.partition(".")[0] for detail in error.details}
+    valid = {name: value for name, value in error.data.items() if name not in invalid}
+    try:
+        request = SendRequest.model_validate({"to": [], "message": "x", "sender_id": "12345"} | valid)
+    except ValidationError:
+        return error
+    to = request.to if isinstance(request.to, list) else [request.to]
+    if len(to) > MAX_RECIPIENTS:
+        return error
+    own = [replace(detail, code=detail.code or error.code) for detail in error.details]
+    others = [
+        detail
+        for detail in _find_problems(service, principal.application, request, to)
+        if detail.field.partition(".")[0] not in invalid
+    ]
+    return ApiError(error.code, details=[*own, *others], hidden_details=error.details_total - len(error.details))
 
 
 def _item(request: SendRequest, to: Sequence[str]) -> RewriteItem:
@@ -225,6 +260,7 @@ ENDPOINTS = [
         permission="sms.send",
         body=SendRequest,
         translate_error=translate_error,
+        complete_error=complete_error,
         response=SendResponse,
         headers=REWRITE_HEADERS,
         errors=(

@@ -1,11 +1,15 @@
-"""Tests of the router: it finds the endpoint of a request by path and method."""
+"""Tests of the router, which finds the endpoint of a request by path and method, and of rules for all endpoints."""
+
+from typing import Any, get_args
 
 import httpx
 import pytest
+from pydantic import BaseModel, RootModel
 
 from shortener.container import Service
 from shortener.web.endpoint import Call, Caller, Endpoint
-from shortener.web.routes import ApiRouter
+from shortener.web.routes import ENDPOINTS, ApiRouter
+from shortener.web.vendors.infobip import InfobipResponse
 
 
 async def show(call: Call[None, None]) -> dict[str, str]:
@@ -84,3 +88,32 @@ async def test_a_method_that_the_path_does_not_have_gets_405_with_all_methods_of
     response = await client.delete("/items/import")
     assert (response.status_code, response.json()["error_code"]) == (405, "METHOD_NOT_ALLOWED")
     assert response.headers["allow"] == "GET, HEAD, PATCH, POST"
+
+
+OWN_ENDPOINTS = [one for one in ENDPOINTS if one.path.startswith("/api/") and one.media_type == "application/json"]
+
+
+def models_of(response: Any) -> list[type[BaseModel]]:
+    """Return the models of a response that can have one of several forms."""
+    return list(get_args(response.model_fields["root"].annotation)) if issubclass(response, RootModel) else [response]
+
+
+def test_every_json_response_has_a_body_with_status_true() -> None:
+    without = {
+        (one.method, one.path, model)
+        for one in OWN_ENDPOINTS
+        for model in (models_of(one.response) if one.response else [None])
+        if model is None or get_args(model.model_fields["status"].annotation if "status" in model.model_fields else None) != (True,)
+    }
+    assert without == {("POST", "/api/v1/rewrite", InfobipResponse)}, "a request in Infobip's format gets a response in this format"
+    assert {one.status for one in OWN_ENDPOINTS} == {200, 201, 202}
+
+
+def test_every_list_with_pages_has_a_limit_a_cursor_and_a_next_cursor() -> None:
+    paged = [one for one in OWN_ENDPOINTS if one.query and {"limit", "cursor"} & set(one.query.model_fields)]
+    assert len(paged) >= 9
+    for one in paged:
+        assert one.query is not None
+        assert one.response is not None
+        assert {"limit", "cursor"} <= set(one.query.model_fields), one.path
+        assert "next_cursor" in one.response.model_fields, one.path

@@ -107,6 +107,23 @@ async def test_each_detail_of_an_invalid_call_has_the_code_of_its_own_problem(cl
     assert codes == {("to", "INVALID_TO"), ("message", "INVALID_TRACK_DIRECTIVE")}
 
 
+@pytest.mark.parametrize(
+    ("changes", "code", "fields"),
+    [
+        ({"to": ["12"], "sender_id": "1x"}, "INVALID_SENDER", ["sender_id", "to.0"]),
+        ({"to": ["12", "+14085550100", "13"], "sender_id": ""}, "INVALID_SENDER", ["sender_id", "to.0", "to.2"]),
+        ({"to": 7, "message": "#track(oops)", "sender_id": "1x"}, "INVALID_TO", ["message", "sender_id", "to"]),
+    ],
+)
+async def test_one_error_of_a_call_hides_no_other(
+    client: httpx.AsyncClient, changes: dict[str, Any], code: str, fields: list[str]
+) -> None:
+    await select(client)
+    response = await client.post(SEND, json={**BODY, **changes})
+    assert (response.status_code, response.json()["error_code"]) == (400, code)
+    assert sorted({detail["field"] for detail in response.json()["details"]}) == fields
+
+
 @pytest.mark.parametrize("content", [b"{", b"[]", b'"text"', b"null"])
 async def test_a_body_that_is_no_object_is_an_invalid_body(client: httpx.AsyncClient, content: bytes) -> None:
     response = await client.post(SEND, content=content, headers={"Content-Type": "application/json"})
