@@ -30,6 +30,15 @@ async def test_the_timeline_of_a_message_explains_each_hit(service: Service, sig
     assert "+14085550123" not in page.text
 
 
+async def test_the_timeline_of_a_message_shows_the_attempts_of_its_gateway(service: Service, sign_in: SignIn) -> None:
+    browser = await sign_in()
+    message = await send(service, browser, gateway="simulator")
+    await service.gateway_dispatcher.flush()
+    page = (await browser.get(f"/portal/1/messages/{message['message_id']}")).text
+    assert "Gateway simulator accepted the message" in page
+    assert "<dt>Gateway</dt><dd>simulator: sent</dd>" in page
+
+
 async def test_the_complete_number_is_shown_to_support_only_and_the_audit_log_names_who_saw_it(
     service: Service, sign_in: SignIn
 ) -> None:
