@@ -11,8 +11,8 @@
 - A `,` or `;` before another `http://` ends a URL. So does an `http://` directly after a letter or digit, or after `+`, `&`, `~` or
   `-` in a path.
 - Text of the sentence that directly follows a URL is not a part of it: a capitalised word after a full stop (`/a.Reply STOP`), a
-  word after one comma, semicolon or exclamation mark (`/a,now`), the name of the sender after a hyphen (`/a-ACMEBANK`), the suffix
-  of a word (`/a's`, Turkish `/a'da`, Finnish `/a:sta`), and the number of the next URL in a list (`/a(2)https://`).
+  word after one comma, semicolon or exclamation mark (`/a,now`), the suffix of a word (`/a's`, Turkish `/a'da`, Finnish
+  `/a:sta`), and the number of the next URL in a list (`/a(2)https://`).
 """
 # Tested by tests/messages/test_url_detection.py and tests/messages/test_public_corpora.py
 
@@ -37,13 +37,11 @@ _PARTICLES = re.compile(
     r"(?:에서만|에서는|에서도|에서|으로|에게|까지|부터|입니다|이에요|예요|[에로를을와과는은이가도의])(?![\uac00-\ud7af])"
 )
 _SENTENCE = re.compile(r"(?<![.!])[.!]++([^\W\d_]+)[.,!?:;\"')]*\Z")
-# Text that rarely belongs to a URL without a query: a word after a comma, semicolon or exclamation mark (/sale;see), a dash at the
-# end (/sale-), and the name of the sender, which many texts from India end with (/sale-ACMEBANK).
+# Text that rarely belongs to a URL without a query: a word after a comma, semicolon or exclamation mark (/sale;see), and a dash at
+# the end (/sale-).
 _WORD_AFTER_PUNCTUATION = re.compile(r"[,;!](?:[^\W\d_]{2,}|[^\W\d_A-Za-z])\Z")
 _ELLIPSIS = re.compile(r"(?<![./])\.{3,}[^\W\d_/][^/.]*\Z")
 _DASH = re.compile(r"/(?:[a-z]+(?:-[a-z0-9]+)*|[0-9]+)(-+)\Z")
-_SENDER = re.compile(r"/[a-z]{2,}(-[A-Z]{3,})\Z")
-_SENDER_AT_END = re.compile(r"/[A-Za-z0-9]+(-[A-Z]{4,})\Z")
 # Text that rarely belongs to the last value of a query: a word after a number (?id=12,now), and a word after a semicolon.
 _WORD_AFTER_VALUE = re.compile(r"=[\w.%-]*(?:\d[,;!]|\w;)(?<=([,;!]))[^\W\d_]{3,}\Z")
 # A suffix that Turkish and English separate from a name by an apostrophe, and Finnish by a colon.
@@ -194,10 +192,7 @@ def _end_of_sentence(body: str, rest: int, end: int) -> int:
     else:
         if (word := _WORD_AFTER_PUNCTUATION.search(body, rest, end)) and _is_single_word(body[rest : word.start()]):
             return word.start()
-        sender = _SENDER.search(body, rest, end)
-        if sender is None and not body[end:].strip(" .!\n"):
-            sender = _SENDER_AT_END.search(body, rest, end)
-        if dash := sender or _DASH.search(body, rest, end):
+        if dash := _DASH.search(body, rest, end):
             return dash.start(1)
     start = max(body.rfind("/", rest, end), body.rfind("=", rest, end))
     sentence = _SENTENCE.search(body, start, end) if start >= 0 else None
