@@ -191,6 +191,7 @@ async def fill(
             if receivers is not None:
                 await _deliver(service)
     clock.now = end
+    await service.fanout.flush()  # which also counts the times to click
     if receivers is not None:
         await _deliver(service)
     while await service.database.write(fold):

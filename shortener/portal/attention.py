@@ -35,11 +35,11 @@ async def attention(visit: Visit, figures: Figures) -> list[AttentionItem]:
         prefix = f"{application.name}: " if visit.application is None else ""
         base = f"/portal/{application.id}"
         if application.disabled:
-            found.append(AttentionItem("bad", f"{prefix}the application is disabled; its links do not redirect"))
+            found.append(AttentionItem("bad", _capital(f"{prefix}the application is disabled; its links do not redirect")))
         found += await _trackers(visit, application.id, prefix, base)
         for what, at in await visit.service.database.read(_expiring, application.id, visit.now):
             left = max(int((at - visit.now).total_seconds() // 3600), 0)
-            found.append(AttentionItem("warn", f"{prefix}{what} expires in {left} hours"))
+            found.append(AttentionItem("warn", _capital(f"{prefix}{what} expires in {left} hours")))
     late = figures["late_hits"]
     if late:
         href = visit.link("clicks", metric="late_hits", campaign=visit.get("campaign")) if visit.application else None
@@ -50,7 +50,7 @@ async def attention(visit: Visit, figures: Figures) -> list[AttentionItem]:
 async def _trackers(visit: Visit, application_id: int, prefix: str, base: str) -> list[AttentionItem]:
     found = []
     for tracker in await visit.service.trackers.all(application_id):
-        name = f"{prefix}tracker {tracker.name or tracker.id}"
+        name = f"{prefix}tracker {tracker.name or tracker.id}" if prefix else f"Tracker {tracker.name or tracker.id}"
         # Other roles cannot open these pages.
         may_open = visit.may(Role.SUPPORT) and visit.application is not None
         href = f"{base}/trackers/{tracker.id}" if may_open else None
@@ -61,12 +61,16 @@ async def _trackers(visit: Visit, application_id: int, prefix: str, base: str) -
             found.append(AttentionItem("bad", f"{name} fails; its deliveries wait", href))
         elif tracker.enabled and tracker.health.failures_in_row:
             failures = tracker.health.failures_in_row
-            found.append(AttentionItem("warn", f"{failures} attempts in a row to send to {name} failed", href))
+            found.append(AttentionItem("warn", f"{name}: {failures} attempts in a row failed", href))
         if backlog.dead:
             number = "10,000 or more" if backlog.dead >= 10_000 else f"{backlog.dead:,}"
             link = f"{base}/deliveries?tracker={tracker.id}&status=dead" if may_open else None
             found.append(AttentionItem("bad", f"{name} has {number} dead deliveries", link))
     return found
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _expiring(connection: Connection, application_id: int, now: datetime) -> list[tuple[str, datetime]]:

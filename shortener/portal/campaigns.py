@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from shortener.errors import ApiError, ErrorCode
 from shortener.portal.charts import Bar
+from shortener.portal.clicks import click_times
 from shortener.portal.listing import campaign_query, exported_query
 from shortener.portal.page import NavigationItem, PortalPage, Visit
 from shortener.portal.periods import local_days
@@ -126,7 +127,7 @@ async def campaign(visit: Visit) -> Response:
         complete=whole.complete,
         bars=_bars(visit, days.groups, name),
         countries=sorted(countries.groups.items(), key=lambda group: (-group[1]["messages"], group[0])),
-        within=list(zip(_WITHIN, _within(figures), strict=True)),
+        click_times=click_times(figures),
         basis=_basis(visit),
     )
 

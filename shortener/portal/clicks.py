@@ -12,6 +12,7 @@ from shortener.model import Verdict
 from shortener.portal.listing import FilterField, ListedRow, ListSource, campaign_of, choice, show_list, slots_of
 from shortener.portal.page import NavigationItem, PortalPage, Visit
 from shortener.portal.verdict_texts import REASONS, RESULTS, explain
+from shortener.reporting.figures import Figures
 from shortener.reporting.hits import HIT_CSV_COLUMNS, HitFilter, HitPage, list_hits, serialize_hit
 
 METRICS: dict[str, str] = {
@@ -22,7 +23,21 @@ METRICS: dict[str, str] = {
     "ignored_hits": "Ignored hits",
     "late_hits": "Hits after expiry",
 }
+#: The groups of times to click: the name in a query, the upper limit in seconds (the last group has none), and the label.
+CLICK_TIMES = (
+    ("1m", 60, "up to 1 min"),
+    ("5m", 300, "1 to 5 min"),
+    ("15m", 900, "5 to 15 min"),
+    ("1h", 3600, "15 min to 1 h"),
+    ("6h", 6 * 3600, "1 to 6 h"),
+    ("1d", 86400, "6 h to 1 day"),
+    ("3d", 3 * 86400, "1 to 3 days"),
+    ("later", None, "later"),
+)
+CLICK_TIME_LIMITS = [limit for _, limit, _ in CLICK_TIMES if limit is not None]
 _METRIC = FilterField("metric", "Show", METRICS, is_common=True)
+_CLICK_TIME = FilterField("click_time", "Time to click", {name: label for name, _, label in CLICK_TIMES})
+_DEVICE = FilterField("device", "Device", {name: name for name in ("phone", "tablet", "desktop", "bot", "other")})
 _VERDICT = FilterField("verdict", "Verdict", {verdict.api_name: verdict.name.capitalize() for verdict in Verdict})
 _RULE = FilterField("rule", "Rule", {rule: rule for rule in REASONS})
 FIELDS = (
@@ -36,6 +51,9 @@ FIELDS = (
     FilterField("source", "Source", {"api": "API", "campaign": "Campaign"}),
     FilterField("message", "Message id"),
     FilterField("code", "Code of the link"),
+    _DEVICE,
+    FilterField("browser", "Browser"),
+    _CLICK_TIME,
 )
 
 
@@ -48,6 +66,10 @@ def _source(visit: Visit) -> ListSource:
     since, until = slots_of(visit)
     metric, verdict = choice(visit, _METRIC), choice(visit, _VERDICT)
     service, networks = visit.service, visit.service.networks
+    chosen = choice(visit, _CLICK_TIME)
+    group = None if chosen is None else (CLICK_TIME_LIMITS, [name for name, _, _ in CLICK_TIMES].index(chosen))
+    if group is not None:
+        metric = "clicked_messages"  # Only the first click of a message has a time to click.
 
     def read(connection: Connection, application_id: int, limit: int, below: int | None) -> HitPage:
         filters = HitFilter(
@@ -65,6 +87,9 @@ def _source(visit: Visit) -> ListSource:
             label=visit.get("label"),
             message=visit.get("message"),
             code=visit.get("code"),
+            device=choice(visit, _DEVICE),
+            browser=visit.get("browser"),
+            click_time=group,
         )
         return list_hits(connection, filters, limit, below)
 
@@ -76,6 +101,12 @@ def _source(visit: Visit) -> ListSource:
         return {**fields, "sentence": explain(row.rule, fields["counts_as"])}
 
     return ListSource("clicks", read, HIT_CSV_COLUMNS, serialize, lambda row: row.at, describe)
+
+
+def click_times(figures: Figures) -> list[tuple[str, str, int]]:
+    """Return (name in a query, label, number of messages) of each group of times to click."""
+    numbers = figures.clicked_within(CLICK_TIME_LIMITS)
+    return [(name, label, number) for (name, _, label), number in zip(CLICK_TIMES, numbers, strict=True)]
 
 
 def country_of(visit: Visit) -> str | None:

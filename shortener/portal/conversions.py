@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Connection
 from starlette.responses import Response
 
+from shortener.conversions.status_words import category_of
 from shortener.portal.clicks import country_of
 from shortener.portal.listing import FilterField, ListedRow, ListSource, campaign_of, choice, show_list
 from shortener.portal.page import NavigationItem, PortalPage, Visit
@@ -23,6 +25,7 @@ from shortener.reporting.conversions import (
     serialize_refused,
 )
 
+NO_CURRENCY = "none"  # The name of values without a currency in a query.
 _METRIC = FilterField("metric", "Show", {"conversions": "All conversions"})
 _DISPOSITION = FilterField(
     "disposition",
@@ -41,6 +44,7 @@ FIELDS = (
     FilterField("destination", "Destination (host and path)"),
     FilterField("label", "Label"),
     FilterField("source", "Source", {"api": "API", "campaign": "Campaign"}),
+    FilterField("value_in", "Value that counts, in currency"),
     FilterField("warnings", "Warnings", {"1": "Only with warnings"}),
 )
 REFUSED_FIELDS = (FilterField("reason", "Error code", is_common=True),)
@@ -54,7 +58,7 @@ async def conversions(visit: Visit) -> Response:
 
 def _conversions(visit: Visit) -> ListSource:
     period = visit.period
-    disposition = choice(visit, _DISPOSITION)
+    disposition, currency = choice(visit, _DISPOSITION), visit.get("value_in")
     encode_click = visit.service.click_ids.encode
 
     def read(connection: Connection, application_id: int, limit: int, below: int | None) -> ConversionPage:
@@ -76,7 +80,8 @@ def _conversions(visit: Visit) -> ListSource:
             transaction_id=visit.get("transaction"),
             with_warnings=visit.get("warnings") == "1",
         )
-        return list_conversions(connection, filters, limit, below)
+        page = list_conversions(connection, filters, limit, below)
+        return page if currency is None else replace(page, rows=[row for row in page.rows if _counts(row, currency)])
 
     def describe(page: Any, row: Any) -> dict[str, Any]:
         return serialize_listed(row, page.revisions.get(row.id, ()), encode_click)
@@ -88,6 +93,13 @@ def _conversions(visit: Visit) -> ListSource:
         return fields
 
     return ListSource("conversions", read, CONVERSION_COLUMNS, serialize, lambda row: row.at, describe)
+
+
+def _counts(row: Any, currency: str) -> bool:
+    """Return whether the value of a conversion is part of the sum of a currency. NO_CURRENCY stands for values without one."""
+    if row.value is None or (row.currency or NO_CURRENCY) != currency:
+        return False
+    return category_of(row.status, row.disposition) in ("positive", "other")
 
 
 async def refused(visit: Visit) -> Response:

@@ -74,12 +74,13 @@ def duration(seconds: float | None) -> str:
     return " ".join(parts)
 
 
-def clock(at: datetime, zone: tzinfo, precision: str = "minute") -> str:
-    """Return a time in a time zone. `precision`: day, minute, second, millisecond or time."""
+def clock(at: datetime, zone: tzinfo, precision: str = "minute", now: datetime | None = None) -> str:
+    """Return a time in a time zone. `precision`: day, minute, second, millisecond or time. The year of `now` is left out."""
     local = at.astimezone(zone)
-    patterns = {"day": "%-d %b %Y", "minute": "%-d %b %Y, %H:%M", "second": "%-d %b %Y, %H:%M:%S", "time": "%H:%M"}
+    date = "%-d %b" if now is not None and now.astimezone(zone).year == local.year else "%-d %b %Y"
+    patterns = {"day": date, "minute": f"{date}, %H:%M", "second": f"{date}, %H:%M:%S", "time": "%H:%M"}
     if precision == "millisecond":
-        return f"{local:%-d %b %Y, %H:%M:%S}.{local.microsecond // 1000:03d}"
+        return f"{local:{date}, %H:%M:%S}.{local.microsecond // 1000:03d}"
     return f"{local:{patterns[precision]}}"
 
 

@@ -31,6 +31,7 @@ MAX_EXPORTED_CHARACTERS = 200  # The maximum length of a filter's value in the a
 EXPORTED_NAMES = (
     *("period", "since", "until", "tz", "basis", "numbers"),
     *("campaign", "no_campaign", "to", "country", "destination", "url", "label", "source", "code", "message", "tracker"),
+    *("device", "browser", "click_time", "value_in"),
     *("metric", "state", "status", "verdict", "rule", "disposition", "action", "transaction", "warnings", "reason", "operator"),
 )
 

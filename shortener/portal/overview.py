@@ -1,7 +1,7 @@
 """GET /portal/{app}/: the overview: figures with their change, chart, funnel, time to click, and the panels of groups.
 
-Every figure of one application is a link to the rows that it counts. The page for all applications shows sums, and the figures of
-each application; rows belong to one application. A panel that the database cannot fill says so, and the rest of the page is shown.
+Every figure is a link to the rows that it counts. The page for all applications shows sums, whose rows are those of all
+applications, and the figures of each one. A panel that the database cannot fill says so, and the rest of the page is shown.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from starlette.responses import Response
 
 from shortener.errors import ApiError, Detail, ErrorCode, StoreUnavailable
 from shortener.portal.attention import attention
+from shortener.portal.clicks import click_times
 from shortener.portal.getting_started import first_steps
+from shortener.portal.listing import campaign_query
 from shortener.portal.overview_chart import DEFAULT_METRIC, METRICS, bars_of, buckets, href_of
 from shortener.portal.page import NavigationItem, PortalPage, Visit
 from shortener.portal.scopes import report_of, scopes_of
@@ -29,17 +31,6 @@ T = TypeVar("T")
 
 MAX_ROWS = 10  # The maximum number of rows of a panel.
 PANEL_SECONDS = 2.0  # The time limit of a panel.
-#: The upper limits of the groups of times to click in seconds, and their labels. The last group has no limit.
-CLICK_TIMES = {
-    60: "up to 1 min",
-    300: "1 to 5 min",
-    900: "5 to 15 min",
-    3600: "15 min to 1 h",
-    6 * 3600: "1 to 6 h",
-    86400: "6 h to 1 day",
-    3 * 86400: "1 to 3 days",
-}
-LATEST_CLICKS = "later"
 
 
 async def overview(visit: Visit) -> Response:
@@ -62,9 +53,11 @@ async def overview(visit: Visit) -> Response:
         href_of=lambda part: href_of(visit, part, metric),
         metric=metric,
         metrics=METRICS,
-        click_times=_click_times(figures),
-        devices=_shares(figures, figures.devices),
-        browsers=_shares(figures, figures.browsers),
+        campaign_query=campaign_query,
+        names={application.id: application.name for application in visit.applications},
+        click_times=click_times(figures),
+        devices=_shares(figures.devices),
+        browsers=_shares(figures.browsers),
         campaigns=await _panel("campaigns", _campaigns(visit)),
         destinations=await _panel("destinations", _groups(visit, by_destination)),
         countries=await _panel("countries", _groups(visit, by_country)),
@@ -90,11 +83,14 @@ async def _groups(visit: Visit, report: Any) -> list[tuple[str, Figures]]:
     return sorted(groups.items(), key=lambda group: (-group[1]["messages"], -group[1]["clicks"], group[0]))[:MAX_ROWS]
 
 
-async def _campaigns(visit: Visit) -> list[tuple[str, Figures]]:
-    """Return the newest campaigns with counts in the period. Campaigns of different applications are different campaigns."""
+async def _campaigns(visit: Visit) -> list[tuple[int, str, Figures]]:
+    """Return (application, name, figures) of the newest campaigns with counts in the period.
 
-    def read(connection: Connection, scopes: list[StatisticsFilter]) -> list[tuple[str, Figures]]:
-        return [row for scope in scopes for row in campaign_page(connection, scope, MAX_ROWS).campaigns][:MAX_ROWS]
+    Campaigns of different applications are different campaigns."""
+
+    def read(connection: Connection, scopes: list[StatisticsFilter]) -> list[tuple[int, str, Figures]]:
+        found = [(scope.application_id, *row) for scope in scopes for row in campaign_page(connection, scope, MAX_ROWS).campaigns]
+        return found[:MAX_ROWS]
 
     return await visit.service.database.read(read, scopes_of(visit))
 
@@ -108,20 +104,9 @@ async def _applications(visit: Visit) -> list[tuple[Any, Figures]]:
     return rows
 
 
-def _click_times(figures: Figures) -> list[tuple[str, int]]:
-    """Return (label, number of messages) of each group of times to click."""
-    labels = [*CLICK_TIMES.values(), LATEST_CLICKS]
-    return list(zip(labels, figures.clicked_within(list(CLICK_TIMES)), strict=True))
-
-
-def _shares(figures: Figures, amounts: dict[str, int]) -> list[tuple[str, int]]:
-    """Return the groups of devices or browsers, most clicks first, and the clicks whose device is not known yet."""
-    rows = sorted(((name, number) for name, number in amounts.items() if number), key=lambda row: (-row[1], row[0]))
-    shown = rows[:6]
-    if others := sum(number for _, number in rows[6:]):
-        shown.append(("others", others))
-    missing = figures["clicks"] - sum(amounts.values())
-    return [*shown, ("not known yet", missing)] if missing > 0 else shown
+def _shares(amounts: dict[str, int]) -> list[tuple[str, int]]:
+    """Return the groups of devices or browsers, most clicks first."""
+    return sorted(((name, number) for name, number in amounts.items() if number), key=lambda row: (-row[1], row[0]))
 
 
 PAGES = [PortalPage("/portal/{app}/", overview, navigation=NavigationItem("Overview", "layout-dashboard", 10, key="o", phone=1))]

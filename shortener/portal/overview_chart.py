@@ -103,7 +103,7 @@ def _is_known(visit: Visit, until: datetime) -> bool:
 
 
 def bars_of(visit: Visit, parts: list[Bucket], metric: str) -> list[Bar]:
-    """Return the bars of the chart. If the page shows one application, each bar is a link to the list of its rows."""
+    """Return the bars of the chart. Each bar is a link to the list of its rows."""
     bars = []
     for part in parts:
         value = part.figures[metric] if part.is_known or part.figures[metric] else None
@@ -113,10 +113,8 @@ def bars_of(visit: Visit, parts: list[Bucket], metric: str) -> list[Bar]:
     return bars
 
 
-def href_of(visit: Visit, part: Bucket, metric: str) -> str | None:
+def href_of(visit: Visit, part: Bucket, metric: str) -> str:
     """Return the address of the rows of a part of the chart."""
-    if visit.application is None:
-        return None
     query: dict[str, Any] = visit.period.query(part.since, part.until)
     return visit.link(
         METRICS[metric][1], keep=False, **query, metric=metric, campaign=visit.get("campaign"), source=visit.get("source")

@@ -149,10 +149,9 @@ class Figures:
         """Return the number of clicked messages whose time to click is at most each limit but above the limit before it.
 
         The last number counts the times above all limits. A time that is up to 5 % above a limit may count as within it."""
-        bounds = [time_to_click_bucket(bound) for bound in seconds]
         within = [0] * (len(seconds) + 1)
         for bucket, amount in self.times_to_click.items():
-            within[bisect.bisect_left(bounds, bucket)] += amount
+            within[click_time_group(bucket, seconds)] += amount
         return within
 
     def seconds_to_click(self, percent: int) -> float | None:
@@ -169,3 +168,9 @@ class Figures:
             if cumulated * 100 >= percent * total:
                 return round(time_to_click_seconds(bucket), 1)
         return None
+
+
+def click_time_group(bucket: int, limits: Sequence[int]) -> int:
+    """Return the number of the group that contains a bucket of times to click. `limits`: the upper limits of the groups in seconds,
+    lowest first; the last group has no limit."""
+    return bisect.bisect_left([time_to_click_bucket(limit) for limit in limits], bucket)

@@ -15,12 +15,15 @@ from typing import Any, Literal, get_args
 
 from sqlalchemy import ColumnElement, Connection, and_, exists, select, union_all
 
+from shortener.clicks.device_counts import device_metrics
 from shortener.clicks.hit_metrics import HIT_METRIC, IS_CLICK, IS_FIRST_CLICK, hit_metric
 from shortener.clicks.networks import UNKNOWN_NETWORK, Networks
 from shortener.clicks.user_agents import browser_name, parse_device
 from shortener.ids import first_id_at
 from shortener.model import HitFlag, Verdict
+from shortener.outbox.count_deltas import time_to_click
 from shortener.reporting.counts import slot_edges
+from shortener.reporting.figures import click_time_group
 from shortener.reporting.link_set_names import find_link_sets
 from shortener.reporting.queries import AnyRow
 from shortener.reporting.rollups import Basis
@@ -41,7 +44,9 @@ HIT_METRICS: tuple[HitMetric, ...] = get_args(HitMetric)
 class HitFilter:
     """Conditions of a list of hits. The time slots (15 minutes) that contain `since` and `until` are included completely.
 
-    `basis` states whether the period refers to the time of the hit or of its message. `message` is a message_id."""
+    `basis` states whether the period refers to the time of the hit or of its message. `message` is a message_id. `device` and
+    `browser` are names of the statistics. `click_time`: limits in seconds and the number of the group between them, as
+    `Figures.clicked_within` has them; only for `clicked_messages`. A page is read without these three, and then filtered."""
 
     application_id: int
     since: datetime | None = None
@@ -57,6 +62,9 @@ class HitFilter:
     label: str | None = None
     message: str | None = None
     code: str | None = None
+    device: str | None = None
+    browser: str | None = None
+    click_time: tuple[Sequence[int], int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +92,9 @@ HIT_COLUMNS = (
     links.c.message_id.label("message_row"),
     messages.c.message_id,
     messages.c.delivered_at,
+    messages.c.sent_at,
+    messages.c.created_at,
+    messages.c.state,
     cohorts.c.campaign,
     cohorts.c.source,
     cohorts.c.country,
@@ -111,8 +122,24 @@ def list_hits(connection: Connection, filters: HitFilter, limit: int, below: int
     )
     rows = connection.execute(statement).all()
     if len(rows) > limit:
-        return HitPage(rows[:limit], rows[limit - 1].id)
-    return HitPage(rows, floor)
+        rows, floor = rows[:limit], rows[limit - 1].id
+    return HitPage([row for row in rows if _matches(row, filters)], floor)
+
+
+def _matches(row: AnyRow, filters: HitFilter) -> bool:
+    """Return whether a row matches the conditions that SQL cannot check."""
+    if filters.device is not None or filters.browser is not None:
+        metrics = device_metrics(row.user_agent, None)
+        if filters.device is not None and f"device:{filters.device}" not in metrics:
+            return False
+        if filters.browser is not None and f"browser:{filters.browser}" not in metrics:
+            return False
+    if filters.click_time is not None:
+        limits, group = filters.click_time
+        sent_at = None if row.sent_at is None else to_ms(row.sent_at)
+        metric = time_to_click(to_ms(row.at), sent_at, to_ms(row.created_at), row.state)
+        return click_time_group(int(metric.partition(":")[2]), limits) == group
+    return True
 
 
 def serialize_hit(row: AnyRow, click_id: Callable[[int], str], networks: Networks | None = None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 
 from shortener.container import Service
@@ -88,6 +89,12 @@ async def test_all_dead_deliveries_of_a_tracker_are_replayed_with_their_number_i
     await service.recorder.flush()
     await service.fanout.flush()
     await service.dispatcher.flush()
+    for path in ("trackers", f"trackers/{number}"):
+        text = (await browser.get(f"/portal/1/{path}")).text
+        (href,) = re.findall(r'data-figure="dead" data-value="3" href="([^"]+)"', text)
+        address = html.unescape(href).replace("deliveries?", "deliveries.csv?").replace("period=365d", EVER)
+        exported = await browser.get(address)
+        assert len(exported.text.splitlines()) == 1 + 3
     page = await browser.get(f"/portal/1/deliveries?tracker={number}&status=dead")
     assert "Replay 3 dead deliveries" in page.text
     replayed = await browser.post("/portal/1/deliveries", data={"tracker": str(number)})

@@ -10,12 +10,16 @@ import pkgutil
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from datetime import timedelta
+from decimal import Decimal
 from pathlib import Path
 
 import httpx
 import pytest
 
 from shortener import portal
+from shortener.accounts.credentials import Credentials
+from shortener.cli.demo_traffic import DemoClock
 from shortener.container import Service
 from shortener.portal import listing
 from shortener.portal.listing import ListedRow, ListSource, merge
@@ -32,7 +36,7 @@ class DemoPortal:
 
     service: Service
     browser: httpx.AsyncClient
-    api_key: str
+    credentials: Credentials
 
     async def figures(self, page: str) -> list[tuple[str, int, str]]:
         """Return (name, value, URL) of each figure of a page."""
@@ -54,12 +58,13 @@ async def demo(tmp_path: Path, demo_installation: DemoInstallation, fast_passwor
     try:
         async with client_of(service, SAME_ORIGIN) as browser:
             await accept(browser, await invite(service, "Ada", Role.ADMIN))
-            yield DemoPortal(service, browser, demo_installation.credentials.api_key)
+            yield DemoPortal(service, browser, demo_installation.credentials)
     finally:
         await service.close(grace=1)
 
 
 PAGES = ("", "campaigns", "campaigns/order-updates", "campaigns?compare=order-updates")
+SUM = re.compile(r'data-sum="(\w*)" data-value="([\d.]+)" href="([^"]+)"')
 
 
 async def test_every_figure_equals_the_number_of_rows_behind_it_for_each_basis_and_period(demo: DemoPortal) -> None:
@@ -72,6 +77,41 @@ async def test_every_figure_equals_the_number_of_rows_behind_it_for_each_basis_a
                     seen[href] = len(await demo.rows(href))
                 assert seen[href] == value, (address, name, href)
     assert len(seen) > 100
+
+
+async def test_every_figure_of_all_applications_equals_the_number_of_rows_behind_it(demo: DemoPortal) -> None:
+    for basis in ("event", "sent"):
+        figures = await demo.figures(f"/portal/all/?period=7d&basis={basis}")
+        assert len(figures) > 20
+        for name, value, href in set(figures):
+            assert len(await demo.rows(href)) == value, (name, href)
+
+
+async def test_the_values_of_conversions_add_up_to_the_value_that_leads_to_them(demo: DemoPortal) -> None:
+    for number, fields in enumerate(
+        (
+            {"value": "10.50", "currency": "EUR", "status": "approved"},
+            {"value": "7", "currency": "EUR"},
+            {"value": "3", "status": "approved"},
+            {"value": "100", "currency": "EUR", "status": "rejected"},
+            {"value": "200", "currency": "EUR", "status": "pending"},
+        )
+    ):
+        # A message of the campaign black-friday.
+        report = {"message_id": "demo-00050", "action": "sale", "transaction_id": f"t{number}", **fields}
+        response = await demo.browser.post("/api/v1/track", json=report, headers={"X-Api-Token": demo.credentials.tracker_token})
+        assert response.status_code == 200, response.text
+    clock = demo.service.clock
+    assert isinstance(clock, DemoClock)
+    clock.now += timedelta(minutes=20)
+    for page in ("1/?period=28d", "all/?period=28d&basis=sent", "1/campaigns?period=28d", "1/campaigns/black-friday?period=28d"):
+        text = (await demo.browser.get(f"/portal/{page}")).text
+        sums = SUM.findall(text)
+        assert sums, page
+        for currency, amount, href in sums:
+            rows = await demo.rows(html.unescape(href))
+            assert {row["currency"] or "none" for row in rows} == {currency}
+            assert sum(Decimal(row["value"]) for row in rows) == Decimal(amount)
 
 
 async def test_the_lists_of_all_applications_contain_the_rows_of_each_application(demo: DemoPortal) -> None:
