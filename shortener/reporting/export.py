@@ -119,7 +119,7 @@ async def export_csv(
 
 
 @dataclass(slots=True)
-class _Details:
+class _MessageDetails:
     """The clicks and conversions of a message."""
 
     clicks: Counter[int] = field(default_factory=Counter)  # Clicks by the row id of the link.
@@ -128,9 +128,9 @@ class _Details:
     values: dict[str, Decimal] = field(default_factory=dict)  # Sums of conversion values by currency.
 
 
-_NOTHING = _Details()
+_NOTHING = _MessageDetails()
 #: A row of _LINK_COLUMNS.
-_Link = Sequence[Any]
+_LinkRow = Sequence[Any]
 _LINK_COLUMNS = (
     links.c.message_id,
     links.c.id,
@@ -145,21 +145,21 @@ _LINK_ID, _LINK_URL = 1, 5  # positions in _LINK_COLUMNS
 
 
 @dataclass(slots=True)
-class _Page:
+class _ExportPage:
     """A page of messages. `rows` are rows of STORED_MESSAGE_COLUMNS, `next` is that of `MessagePage`.
 
     `links` and `details` are by the row id of the message. A message without links, or without clicks and conversions, has none."""
 
     rows: Sequence[Sequence[Any]]
     next: int | None
-    links: dict[int, list[_Link]] = field(default_factory=dict)
-    details: dict[int, _Details] = field(default_factory=lambda: defaultdict(_Details))
+    links: dict[int, list[_LinkRow]] = field(default_factory=dict)
+    details: dict[int, _MessageDetails] = field(default_factory=lambda: defaultdict(_MessageDetails))
 
 
-def _read_page(connection: Connection, filters: MessageFilter, below: int | None) -> _Page:
+def _read_page(connection: Connection, filters: MessageFilter, below: int | None) -> _ExportPage:
     """Return a page of messages with the details of each message."""
     listed = list_messages(connection, filters, PAGE_MESSAGES, below, STORED_MESSAGE_COLUMNS)
-    found = _Page(listed.rows, listed.next)
+    found = _ExportPage(listed.rows, listed.next)
     if not found.rows:
         return found
     page = values_table(connection, [(row[0],) for row in found.rows], id=BigInteger)
@@ -198,10 +198,10 @@ def _read_page(connection: Connection, filters: MessageFilter, below: int | None
 
 
 #: A line before it is formatted: message, link, URL of the clicked link, number of clicks, details.
-_Line = tuple[Sequence[Any], _Link | None, str | None, int, _Details]
+_UnformattedLine = tuple[Sequence[Any], _LinkRow | None, str | None, int, _MessageDetails]
 
 
-def _lines_of(row: Sequence[Any], page: _Page, rows: ExportRows) -> list[_Line]:
+def _lines_of(row: Sequence[Any], page: _ExportPage, rows: ExportRows) -> list[_UnformattedLine]:
     """Return the lines of a message."""
     of_message, details = page.links.get(row[0]), page.details.get(row[0], _NOTHING)
     if of_message is None:
@@ -221,7 +221,7 @@ _STATES = {int(state): state.name for state in State}
 _NO_LINK = (None,) * len(_LINK_COLUMNS)
 
 
-def _format_lines(lines: Sequence[_Line], base_url: Callable[[int], str], *, reveal: bool) -> bytes:
+def _format_lines(lines: Sequence[_UnformattedLine], base_url: Callable[[int], str], *, reveal: bool) -> bytes:
     """Return the CSV text of one or more lines. Text from requests and trackers is escaped."""
     names = [column.name for column in STORED_MESSAGE_COLUMNS]
     message = dict(zip(names, zip(*(line[0] for line in lines), strict=True), strict=True))
