@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from shortener.delivery.guard import Guard
 from shortener.delivery.sender import USER_AGENT, Sender
@@ -14,8 +15,9 @@ from shortener.redis.client import RedisServer, open_redis
 from shortener.redis.link_cache import LinkCache, NoLinkCache, RedisLinkCache
 from shortener.secret import Secret
 from shortener.settings import Settings
-from shortener.storage.notifier import PostgresNotifier
-from shortener.storage.postgres import split_url
+
+if TYPE_CHECKING:
+    from shortener.storage.notifier import PostgresNotifier
 
 
 def open_sender(guard: Guard, settings: Settings, clock: Clock, limit: int | None = None, *, uses_proxy: bool = True) -> Sender:
@@ -56,6 +58,9 @@ def open_notifier(settings: Settings) -> PostgresNotifier | None:
     """
     if not settings.is_postgresql:
         return None
+    from shortener.storage.notifier import PostgresNotifier  # SQLite needs no asyncpg
+    from shortener.storage.postgres import split_url
+
     dsn, has_session = split_url(settings.database_url)
     return PostgresNotifier(dsn) if has_session else None
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from shortener.accounts.directory import Directory
 from shortener.clicks.device_counts import DeviceCounter
@@ -50,7 +51,9 @@ from shortener.secret import Secret
 from shortener.settings import Settings
 from shortener.storage.database import Database
 from shortener.storage.node_lease import NodeLease
-from shortener.storage.notifier import PostgresNotifier
+
+if TYPE_CHECKING:
+    from shortener.storage.notifier import PostgresNotifier
 
 
 @dataclass(frozen=True)

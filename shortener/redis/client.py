@@ -15,16 +15,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from functools import cache
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import structlog
-from redis.asyncio import ConnectionPool, Redis, RedisCluster, Sentinel
-from redis.asyncio.cluster import ClusterNode
-from redis.asyncio.connection import parse_url
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisClusterException, RedisError, ResponseError
 
 from shortener.metrics import Metrics
 from shortener.urls import parse_redis_url
@@ -37,8 +32,23 @@ Client = Any  # The client of redis-py: Redis or RedisCluster. Both have the com
 PING_INTERVAL_SECONDS = 0.25  # The pause between two pings of a Redis server that is down.
 # The time limit of a forced call, which is made while the database is not available and Redis is the only source.
 FORCED_TIMEOUT_SECONDS = 1.0
-#: Exceptions of redis-py that mean that the server does not respond. A ResponseError is a response.
-_FAILURES = (RedisError, RedisClusterException, OSError, TimeoutError, asyncio.IncompleteReadError)
+
+
+# redis-py is imported in functions: it takes 9 MB of memory, and an installation without REDIS_URL does not need it.
+@cache
+def _rejections() -> type[Exception]:
+    """Return the class of the exceptions that mean that the server rejected a command."""
+    from redis.exceptions import ResponseError
+
+    return ResponseError
+
+
+@cache
+def _failures() -> tuple[type[Exception], ...]:
+    """Return the exceptions that mean that the server does not respond. The exceptions of `_rejections` are responses."""
+    from redis.exceptions import RedisClusterException, RedisError
+
+    return (RedisError, RedisClusterException, OSError, TimeoutError, asyncio.IncompleteReadError)
 
 
 class RedisUnavailable(Exception):
@@ -86,10 +96,10 @@ class RedisServer:
             try:
                 async with asyncio.timeout(limit):
                     return await command(self._client)
-            except ResponseError as error:
+            except _rejections() as error:
                 self.failures += 1
                 raise RedisUnavailable(str(error)) from error
-            except _FAILURES as error:
+            except _failures() as error:
                 self.failures += 1
                 self._start_pinging(error)
                 failure = error
@@ -152,6 +162,12 @@ def open_redis(url: str, *, timeout: float, connections: int = 16) -> RedisServe
 
     `timeout` is the time limit of a call in seconds, `connections` the maximum number of calls at a time. The pool has one
     connection more, for pings."""
+    from redis.asyncio import ConnectionPool, Redis, RedisCluster, Sentinel
+    from redis.asyncio.cluster import ClusterNode
+    from redis.asyncio.connection import parse_url
+    from redis.asyncio.retry import Retry
+    from redis.backoff import NoBackoff
+
     parsed = parse_redis_url(url)
     from_url: dict[str, Any] = {**parse_url(_single_server_url(url, parsed.tls) if parsed.mode else url)}
     options = from_url | {

@@ -18,7 +18,6 @@ from typing import Protocol
 
 import orjson
 import structlog
-from redis.asyncio import RedisCluster
 
 from shortener.metrics import Metrics
 from shortener.model import record
@@ -178,7 +177,7 @@ class RedisLinkCache:
 
         async def read(client: Client) -> list[bytes | None]:
             # One MGET reads all keys. In a cluster, each hash slot needs its own command.
-            command = client.mget_nonatomic if isinstance(client, RedisCluster) else client.mget
+            command = getattr(client, "mget_nonatomic", client.mget)  # a cluster has mget_nonatomic
             values: list[bytes | None] = await command(keys)
             return values
 

@@ -23,7 +23,6 @@ from shortener.storage.database import store_errors
 from shortener.storage.locks import AdvisoryLock
 from shortener.storage.migrations import HEAD
 from shortener.storage.open import sqlite_path
-from shortener.storage.postgres import async_engine
 from shortener.storage.schema import metadata
 
 # Alembic is imported in functions: only a new database and `shortener migrate` need it, and it is slow to import.
@@ -178,6 +177,8 @@ async def _run_on(url: str, function: Callable[[Connection], T]) -> T:
         if path := sqlite_path(url):
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             return await asyncio.to_thread(_run_on_sqlite, path, function)
+        from shortener.storage.postgres import async_engine  # SQLite needs no asyncpg
+
         engine = async_engine(url, pool_size=1)
         try:
             async with engine.begin() as connection:

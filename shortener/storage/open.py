@@ -7,7 +7,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from shortener.storage.database import Database
-from shortener.storage.postgres import PostgresDatabase
 from shortener.storage.sqlite import SqliteDatabase
 
 
@@ -24,4 +23,6 @@ async def open_database(url: str, *, owner: bool, pool_size: int = 8, timeout: f
     `owner`: this process serves from the database (see sqlite.py). `pool_size` and `timeout`: see postgres.py."""
     if path := sqlite_path(url):
         return SqliteDatabase(path, owner=owner)
+    from shortener.storage.postgres import PostgresDatabase  # SQLite needs no asyncpg
+
     return await PostgresDatabase.open(url, pool_size=pool_size, timeout=timeout)

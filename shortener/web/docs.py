@@ -13,7 +13,6 @@ import orjson
 from starlette.responses import Response
 
 from shortener.urls import parse_base_url
-from shortener.web.docs_page import CONTENT_SECURITY_POLICY, page
 from shortener.web.endpoint import Call, Caller, Endpoint
 from shortener.web.openapi import Document, document
 
@@ -33,12 +32,16 @@ def with_documentation(endpoints: Sequence[Endpoint]) -> list[Endpoint]:
 
     @lru_cache(maxsize=1)
     def as_page(server: str) -> bytes:
+        from shortener.web.docs_page import page  # jinja2 takes 2 MB of memory
+
         return page(described(server))
 
     async def openapi(call: Call[None, None]) -> Response:
         return Response(as_json(_server(call)), media_type="application/json")
 
     async def docs(call: Call[None, None]) -> Response:
+        from shortener.web.docs_page import CONTENT_SECURITY_POLICY
+
         headers = {"Content-Security-Policy": CONTENT_SECURITY_POLICY, "X-Content-Type-Options": "nosniff"}
         return Response(as_page(_server(call)), headers=headers, media_type="text/html")
 
