@@ -32,6 +32,7 @@ _SENDER_REFERENCE = re.compile(r"(?:channel|sender_id):[A-Za-z0-9_-]{1,64}")
 
 # The phonenumbers library uses the region "001" for calling codes that belong to no country, for example of satellite phones.
 _REGIONS = {str(code): regions for code, regions in phonenumbers.COUNTRY_CODE_TO_REGION_CODE.items() if regions != ("001",)}
+_WITHOUT_COUNTRY = tuple(f"+{code}" for code in phonenumbers.COUNTRY_CODE_TO_REGION_CODE if str(code) not in _REGIONS)
 
 
 class PhoneNumberError(Exception):
@@ -68,6 +69,8 @@ def parse_number(to: str) -> PhoneNumber:
     calling_code, country = _country(number)
     if calling_code and not _is_possible_length(calling_code, len(number) - 1):
         warnings += (f"to {number} has a length that no number of its country has; carriers may reject it",)
+    elif not calling_code and not number.startswith(_WITHOUT_COUNTRY):
+        warnings += (f"to {number} has a calling code that no country has; carriers may reject it",)
     return PhoneNumber(number, country, warnings)
 
 

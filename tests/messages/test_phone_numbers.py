@@ -27,7 +27,6 @@ from shortener.messages.phone_numbers import (
         ("+61891620123", "CC"),
         ("+8613812345678", "CN"),
         ("+870773111632", None),  # a satellite phone
-        ("+9991234567", None),  # a calling code that does not exist
     ],
 )
 def test_a_valid_phone_number_is_returned_unchanged_with_its_country(to: str, country: str | None) -> None:
@@ -74,6 +73,14 @@ def test_a_phone_number_without_a_plus_is_accepted_with_a_warning_if_it_is_valid
 @pytest.mark.parametrize("to", ["+1408555010", "+140855501000", "+14085555"])
 def test_a_phone_number_whose_length_is_impossible_in_its_country_causes_a_warning(to: str) -> None:
     assert parse_number(to).warnings == (f"to {to} has a length that no number of its country has; carriers may reject it",)
+
+
+@pytest.mark.parametrize(
+    ("to", "is_warned"), [("+9991234567", True), ("+21012345678", True), ("+80012345678", False), ("+870773111632", False)]
+)
+def test_a_phone_number_with_an_unknown_calling_code_causes_a_warning(to: str, is_warned: bool) -> None:
+    expected = f"to {to} has a calling code that no country has; carriers may reject it"
+    assert parse_number(to).warnings == ((expected,) if is_warned else ())
 
 
 @pytest.mark.parametrize(
