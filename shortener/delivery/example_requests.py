@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from sqlalchemy import Connection
 
 from shortener.delivery.fanout import Fanout
+from shortener.delivery.placeholders import Template
 from shortener.delivery.request import DeliveryTarget
 from shortener.delivery.sample_delivery import sample_facts
 from shortener.delivery.sender import USER_AGENT
@@ -50,14 +51,22 @@ def example_secret(secret: Secret, application_id: int) -> str:
     return SIGNING_PREFIX + base64.b64encode(key[:24]).decode()
 
 
-def example_target(signing_secret: str, format: str = FORMAT) -> DeliveryTarget:
-    """Return the tracker that would receive the requests."""
+def example_target(
+    signing_secret: str,
+    format: str = FORMAT,
+    *,
+    url: Template | str = URL,
+    method: str = "POST",
+    fields: Sequence[str] | None = None,
+) -> DeliveryTarget:
+    """Return the tracker that would receive the requests. `fields`: the fields of a body in the format json; None: the default."""
     return DeliveryTarget(
         tracker_id=None,
         revision=0,
-        url=URL,
-        method="POST",
+        url=url,
+        method=method,
         format=format,
+        fields=None if fields is None else tuple(fields),
         max_attempts=1,
         timeout=10,
         concurrency=1,
@@ -84,7 +93,7 @@ def _request(target: DeliveryTarget, facts: Mapping[str, Any], event: int, topic
     masked = dict(facts)
     if masked.get("to_address"):
         masked |= {"to_address": mask(masked["to_address"]), "phone_sha256": None}  # a hash would confirm a guessed number
-    request = target.request(masked, event, topic, 1, at, allow_http=False)
+    request = target.request(masked, event, topic, 1, at, allow_http=True)
     body, parts = request.body or b"", urlsplit(request.url)
     headers = {
         "Host": parts.netloc,
@@ -99,7 +108,7 @@ def _request(target: DeliveryTarget, facts: Mapping[str, Any], event: int, topic
         topic,
         at,
         facts.get("message_id"),
-        f"{request.method} {parts.path} HTTP/1.1",
+        f"{request.method} {parts.path or '/'}{'?' + parts.query if parts.query else ''} HTTP/1.1",
         list(headers.items()),
         body.decode(),
     )

@@ -37,6 +37,7 @@ MODULES = (
     "receiver",
     "search",
     "signin",
+    "tracker_editor",
     "trackers",
     "try_it",
     "welcome",

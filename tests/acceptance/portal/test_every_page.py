@@ -30,6 +30,7 @@ PATHS = (
     "/portal/1/live",
     "/portal/1/try",
     "/portal/1/trackers",
+    "/portal/1/trackers/new",
     "/portal/1/deliveries",
     "/portal/1/receiver?format=scg",
     "/portal/1/keys",

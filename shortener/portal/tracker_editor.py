@@ -1,0 +1,229 @@
+"""/portal/{app}/trackers/new and /portal/{app}/trackers/{id}/edit: create, change and delete trackers.
+
+The preview shows the requests of the newest real events as the tracker in the form would get them. Nothing is sent, and nothing is
+stored. A new signing secret is shown once, in the response to the form.
+"""
+# Tested by tests/portal/test_tracker_editor.py
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import Connection
+from starlette.responses import Response
+
+from shortener.delivery.example_requests import ExampleRequest, example_requests, example_secret, example_target, sample_request
+from shortener.delivery.formats import FORMATS
+from shortener.delivery.trackers import Tracker, TrackerSaveResult
+from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.model import EVENT_NAMES
+from shortener.portal.operators import Role
+from shortener.portal.page import PortalPage, Visit
+from shortener.reporting.event_list import EventFilter, list_events
+from shortener.web.tracker_requests import TrackerCreateRequest, TrackerUpdateRequest
+from shortener.web.validation import validate
+
+PREVIEWED = 3  # The number of events in a preview.
+RECENT = timedelta(days=7)
+#: What each event means to the owner of a tracker.
+EVENTS = {
+    "state": "a message becomes CLICKTHRU: its first click",
+    "click": "the first click on each link, or every click",
+    "late_click": "a click on a link that has expired",
+    "conversion": "a conversion is reported or changes",
+    "delivery": "a delivery report of the carrier",
+    "operations": "a tracker is disabled, a delivery is dead, a key expires",
+}
+METHODS = ("POST", "GET")
+#: The optional limits in the form: their labels.
+LIMITS = {
+    "max_attempts": "Attempts",
+    "timeout": "Seconds for one attempt",
+    "concurrency": "Attempts at a time",
+    "max_per_second": "Attempts per second",
+}
+_TEXT_FIELDS = ("url", "name", "method", "format", "fields", "enabled", "with_suspected", *LIMITS)
+#: The errors of a form that the form shows, with its input kept.
+_ERRORS_OF_THE_FORM = frozenset(
+    {
+        ErrorCode.INVALID_REQUEST,
+        ErrorCode.UNKNOWN_PLACEHOLDER,
+        ErrorCode.INVALID_TRACKER_URL,
+        ErrorCode.FORBIDDEN_TARGET,
+        ErrorCode.CONFLICT,
+    }
+)
+
+
+async def new(visit: Visit) -> Response:
+    """Show the form for a new tracker."""
+    return await _page(visit, None)
+
+
+async def create(visit: Visit) -> Response:
+    """Create a tracker, or show a preview of its requests."""
+    try:
+        request = validate(TrackerCreateRequest, _read_form(visit))
+        if visit.form.get("action") == "preview":
+            return await _page(visit, None, previews=await _preview(visit, request))
+        saved = await visit.service.trackers.create(visit.application_id, request.to_tracker())
+    except ApiError as error:
+        if error.code not in _ERRORS_OF_THE_FORM:
+            raise
+        return await _page(visit, None, 422, error=error)
+    await visit.service.database.write(_audit, visit, "tracker_created", saved.tracker)
+    return await _page(visit, saved.tracker, saved=saved)
+
+
+async def edit(visit: Visit) -> Response:
+    """Show the form of a tracker."""
+    return await _page(visit, await _find(visit))
+
+
+async def change(visit: Visit) -> Response:
+    """Change or delete a tracker, replace its secret, or show a preview. The field `action` of the form names the change."""
+    tracker, action = await _find(visit), visit.form.get("action", "")
+    service = visit.service
+    try:
+        if action == "preview":
+            request = validate(TrackerCreateRequest, _read_form(visit))
+            return await _page(visit, tracker, previews=await _preview(visit, request))
+        if action == "delete":
+            await service.trackers.delete(tracker.id, visit.application_id)
+        elif action == "rotate":
+            saved = await service.trackers.update(tracker.id, {"rotate_secret": True}, visit.application_id)
+        elif action == "save":
+            values = _read_form(visit)
+            given = validate(TrackerUpdateRequest, {**dict.fromkeys((*LIMITS, "fields")), **values})
+            saved = await service.trackers.update(tracker.id, given.to_changes(), visit.application_id)
+        else:
+            raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("action", "must be one of save, preview, rotate, delete")])
+    except ApiError as error:
+        if error.code not in _ERRORS_OF_THE_FORM:
+            raise
+        return await _page(visit, tracker, 422, error=error)
+    service.dispatcher.wake_up.notify()  # If the tracker was enabled or deleted, the state of its deliveries changes.
+    if action == "delete":
+        await service.database.write(_audit, visit, "tracker_deleted", tracker)
+        return visit.redirect(visit.link("trackers", keep=False))
+    await service.database.write(
+        _audit, visit, "tracker_secret_replaced" if action == "rotate" else "tracker_changed", saved.tracker
+    )
+    if action == "rotate":
+        return await _page(visit, saved.tracker, saved=saved)
+    return visit.redirect(visit.link(f"trackers/{tracker.id}", keep=False))
+
+
+async def _page(
+    visit: Visit,
+    tracker: Tracker | None,
+    status: int = 200,
+    *,
+    error: ApiError | None = None,
+    saved: TrackerSaveResult | None = None,
+    previews: Sequence[ExampleRequest] | None = None,
+) -> Response:
+    is_kept = error is not None or previews is not None  # Whether the form keeps what was entered.
+    return visit.render(
+        "tracker_editor.html",
+        status,
+        compress=saved is None,
+        title=f"Change {tracker.name}" if tracker else "New tracker",
+        tracker=tracker,
+        fields={**dict.fromkeys(_TEXT_FIELDS, ""), **(visit.form if is_kept else _fields_of(tracker))},
+        chosen_events=visit.form_lists.get("events", []) if is_kept else tracker.events if tracker else ["state", "conversion"],
+        events=EVENTS,
+        formats=FORMATS,
+        methods=METHODS,
+        limits=LIMITS,
+        defaults=_defaults(visit),
+        secret=None if saved is None else saved.secret,
+        previews=previews,
+        error=error,
+    )
+
+
+def _fields_of(tracker: Tracker | None) -> dict[str, str]:
+    """Return the values of the form for a stored tracker, or for a new one."""
+    if tracker is None:
+        return {"enabled": "on", "format": "json", "method": "POST"}
+    limits = {name: getattr(tracker, name) for name in LIMITS}
+    return {
+        "name": tracker.name,
+        "url": tracker.url,
+        "method": tracker.method,
+        "format": tracker.format,
+        "fields": ", ".join(tracker.fields or ()),
+        "enabled": "on" if tracker.enabled else "",
+        "with_suspected": "on" if tracker.with_suspected else "",
+        **{name: "" if value is None else f"{value:g}" for name, value in limits.items()},
+    }
+
+
+def _defaults(visit: Visit) -> dict[str, str]:
+    """Return the text that describes an empty limit."""
+    settings = visit.service.settings
+    return {
+        "max_attempts": f"Empty: {settings.delivery_attempts}.",
+        "timeout": f"Empty: {settings.delivery_timeout:g}.",
+        "concurrency": f"Empty: {settings.delivery_slots_per_tracker}.",
+        "max_per_second": "Empty: no limit.",
+    }
+
+
+def _read_form(visit: Visit) -> dict[str, Any]:
+    """Return the form as a request of the API. Empty fields are absent."""
+    form = visit.form
+    given: dict[str, Any] = {
+        "url": form.get("url", "").strip(),
+        "events": [name for name in EVENT_NAMES if name in visit.form_lists.get("events", ())],
+        "enabled": bool(form.get("enabled")),
+        "with_suspected": bool(form.get("with_suspected")),
+    }
+    for name in ("name", "method", "format", *LIMITS):
+        if text := form.get(name, "").strip():
+            given[name] = text
+    if fields := [name for name in form.get("fields", "").replace(",", " ").split() if name]:
+        given["fields"] = fields
+    return given
+
+
+async def _preview(visit: Visit, request: TrackerCreateRequest) -> list[ExampleRequest]:
+    """Return the requests of the newest events to which the form subscribes; of an invented event if there is none.
+
+    Raise ApiError if the URL is not accepted."""
+    service = visit.service
+    template = await service.trackers.check_url(request.url)
+    secret = example_secret(service.secret, visit.application_id)
+    target = example_target(secret, request.format, url=template, method=request.method, fields=request.fields_)
+
+    def read(connection: Connection) -> list[ExampleRequest]:
+        page = list_events(connection, EventFilter(visit.application_id, since=visit.now - RECENT), 100)
+        chosen = [one for one in page.rows if one.topic.api_name in request.events][:PREVIEWED]
+        return example_requests(connection, service.fanout, target, [(one.row.id, one.topic, one.row.at) for one in chosen])
+
+    return await service.database.read(read) or [sample_request(target, visit.application_id, visit.now, request.events[0])]
+
+
+async def _find(visit: Visit) -> Tracker:
+    """Return the tracker of the path. Raise ApiError NOT_FOUND."""
+    text = visit.path["id"]
+    if not (text.isascii() and text.isdecimal() and len(text) <= 9):
+        raise ApiError(ErrorCode.NOT_FOUND)
+    return await visit.service.trackers.get(int(text), visit.application_id)
+
+
+def _audit(connection: Connection, visit: Visit, action: str, tracker: Tracker) -> None:
+    """Add an audit row. The URL is left out, because it can contain credentials."""
+    after = {"events": ", ".join(tracker.events), "format": tracker.format, "enabled": tracker.enabled}
+    visit.audit(connection, action, f"tracker {tracker.id} {tracker.name}", after=after)
+
+
+PAGES = [
+    PortalPage("/portal/{app}/trackers/new", new, create, role=Role.MANAGER, all_applications=False, needs_recent_password=True),
+    PortalPage(
+        "/portal/{app}/trackers/{id}/edit", edit, change, role=Role.MANAGER, all_applications=False, needs_recent_password=True
+    ),
+]

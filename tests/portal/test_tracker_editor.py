@@ -1,0 +1,120 @@
+"""Tests of the pages that create, change and delete trackers."""
+
+from __future__ import annotations
+
+import html
+import re
+
+import pytest
+
+from shortener.container import Service
+from shortener.portal.operators import Role
+from tests.conftest import Clock
+from tests.portal.conftest import NewBrowser, SignIn, click, log, send
+from tests.receiver import Receiver
+
+NEW = "/portal/1/trackers/new"
+
+
+def form(receiver: Receiver, **more: str | list[str]) -> dict[str, str | list[str]]:
+    """Return the fields that a browser sends for a new tracker."""
+    empty = dict.fromkeys(("name", "fields", "max_attempts", "timeout", "concurrency", "max_per_second"), "")
+    chosen: dict[str, str | list[str]] = {"url": receiver.url("/in?id={message_id}"), "events": ["click"], "enabled": "on"}
+    return empty | {"method": "POST", "format": "json", "action": "save"} | chosen | more
+
+
+async def test_a_tracker_is_created_changed_and_deleted(service: Service, sign_in: SignIn, receiver: Receiver) -> None:
+    browser = await sign_in("Mia", Role.MANAGER, 1)
+    assert NEW in (await browser.get("/portal/1/trackers")).text
+    page = await browser.post(NEW, data=form(receiver, name="shop <b>", max_attempts="3", timeout="2.5"))
+    assert page.status_code == 200, page.text
+    assert "content-encoding" not in page.headers  # the page shows a secret
+    (secret,) = set(re.findall(r"whsec_[\w+/=]+", html.unescape(page.text)))
+    (tracker,) = await service.trackers.all(1)
+    assert (tracker.name, tracker.events, tracker.max_attempts, tracker.timeout) == ("shop <b>", ["click"], 3, 2.5)
+    path = f"/portal/1/trackers/{tracker.id}/edit"
+    shown = (await browser.get(path)).text
+    assert secret not in html.unescape(shown)
+    assert "shop &lt;b&gt;" in shown
+
+    changed = form(receiver, events=["click", "conversion"], name="shop", max_per_second="5", fields="message_id, clicked_at")
+    changed.pop("enabled")
+    response = await browser.post(path, data=changed)
+    assert (response.status_code, response.headers["location"]) == (303, f"/portal/1/trackers/{tracker.id}")
+    (tracker,) = await service.trackers.all(1)
+    assert (tracker.enabled, tracker.events, tracker.max_per_second) == (False, ["click", "conversion"], 5)
+    assert (tracker.max_attempts, tracker.fields) == (None, ["message_id", "clicked_at"]), "empty fields are the defaults again"
+
+    rotated = await browser.post(path, data={"action": "rotate"})
+    assert secret not in html.unescape(rotated.text)
+    assert "whsec_" in rotated.text
+    response = await browser.post(path, data={"action": "delete"})
+    assert (response.status_code, response.headers["location"]) == (303, "/portal/1/trackers")
+    assert await service.trackers.all(1) == []
+    rows = (await log(service))[1:]
+    assert [row.action for row in rows] == ["tracker_created", "tracker_changed", "tracker_secret_replaced", "tracker_deleted"]
+    assert "127.0.0.1" not in str([(row.object, row.after) for row in rows]), "a URL can contain credentials"
+
+
+async def test_the_preview_shows_requests_of_real_events_and_sends_nothing(
+    service: Service, sign_in: SignIn, new_browser: NewBrowser, receiver: Receiver
+) -> None:
+    browser = await sign_in("Mia", Role.MANAGER, 1)
+    page = await browser.post(NEW, data=form(receiver, action="preview"))
+    assert "Invented event" in page.text
+    message = await send(service, browser, message_id="order-7")
+    await click(service, await new_browser(), message["links"][0]["code"])
+    for format in ("json", "scg"):
+        page = await browser.post(NEW, data=form(receiver, action="preview", format=format))
+        assert page.status_code == 200
+        assert "POST /in?id=order-7 HTTP/1.1" in page.text
+        assert "+14085550123" not in page.text
+        assert 'value="click" checked' in page.text, "the form keeps its input"
+    assert await service.trackers.all(1) == []
+    await service.fanout.flush()
+    await service.dispatcher.flush()
+    assert receiver.requests == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("url", ""),
+        ("url", "ftp://x.example/"),
+        ("url", "https://x.example/?a={{phone}}"),
+        ("url", "https://169.254.169.254/latest"),
+        ("events", ["x"]),
+        ("format", "xml"),
+        ("fields", "no_such_field"),
+        ("max_attempts", "0"),
+        ("timeout", "many"),
+        ("max_per_second", "-1"),
+    ],
+)
+@pytest.mark.parametrize("action", ["save", "preview"])
+async def test_invalid_values_change_nothing_and_stay_in_the_form(
+    service: Service, sign_in: SignIn, receiver: Receiver, name: str, value: str, action: str
+) -> None:
+    browser = await sign_in("Mia", Role.MANAGER, 1)
+    page = await browser.post(NEW, data=form(receiver, concurrency="7", action=action) | {name: value})
+    assert page.status_code == 422
+    assert 'class="wrong"' in page.text
+    assert 'value="7"' in page.text
+    assert await service.trackers.all(1) == []
+    assert [row.action for row in await log(service)] == ["invitation_accepted"]
+
+
+async def test_trackers_are_changed_by_managers_of_their_application_with_a_recent_password(
+    service: Service, sign_in: SignIn, receiver: Receiver, clock: Clock
+) -> None:
+    support = await sign_in("Sue", Role.SUPPORT, 1)
+    assert (await support.get(NEW)).status_code == 403
+    assert NEW not in (await support.get("/portal/1/trackers")).text
+    manager = await sign_in("Mia", Role.MANAGER, 1)
+    for path in ("/portal/1/trackers/99/edit", "/portal/1/trackers/x/edit", "/portal/2/trackers/new"):
+        assert (await manager.get(path)).status_code == 404
+        assert (await manager.post(path, data={"action": "delete"})).status_code == 404
+    clock.forward(minutes=11)
+    response = await manager.post(NEW, data=form(receiver))
+    assert (response.status_code, response.headers["location"].partition("?")[0]) == (303, "/portal/confirm")
+    assert await service.trackers.all(1) == []
