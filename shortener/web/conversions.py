@@ -57,15 +57,15 @@ def _response(result: ConversionResult) -> dict[str, Any]:
     return body
 
 
-async def report(call: Call[Any, Any], path: str) -> dict[str, Any]:
-    """Record the conversion of a request. `path` is the path of the endpoint, without a key."""
+async def report(call: Call[Any, Any], path: str, refusal: ApiError | None = None) -> dict[str, Any]:
+    """Record the conversion of a request, or reject it with `refusal`. `path` is the path of the endpoint, without a key."""
     service, request = call.service, call.request
     if request.method == "HEAD":
         raise ApiError(ErrorCode.METHOD_NOT_ALLOWED, "HEAD is not allowed because it would record nothing; send GET or POST.")
     received = await read_report(request, service.settings.body_limit)
     try:
-        if received.problem is not None:
-            raise received.problem
+        if error := refusal or received.problem:
+            raise error
         parsed = parse_conversion(received.parameters, service.clock(), tuple(received.warnings))
         result = await service.conversions.ingest(call.application_id, parsed)
     except ApiError as error:
@@ -112,13 +112,11 @@ async def deprecated_track(call: Call[Any, Any]) -> Response:
 
 async def postback(call: Call[Any, Any]) -> dict[str, Any]:
     """Record a conversion that a network reports with a postback key. The rate of each key is limited."""
-    service = call.service
-    if wait := service.rate_limits.postbacks.take(call.principal.key_id):
+    refusal = None
+    if wait := call.service.rate_limits.postbacks.take(call.principal.key_id):
         description = "There are too many reports with this postback key. Try again after `Retry-After` seconds."
-        error = ApiError(ErrorCode.RATE_LIMITED, description, retry_after=wait)
-        service.refused_conversions.count(error)
-        raise error
-    return await report(call, postback_keys.PATH)
+        refusal = ApiError(ErrorCode.RATE_LIMITED, description, retry_after=wait)
+    return await report(call, postback_keys.PATH, refusal)
 
 
 _TAG = "Trackers"

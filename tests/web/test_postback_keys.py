@@ -107,6 +107,8 @@ async def test_the_rate_of_reports_with_each_postback_key_is_limited(
     assert [(await postback(service, one["postback_key"])).status_code for _ in range(4)] == [200, 200, 200, 429]
     limited = await postback(service, one["postback_key"])
     assert (limited.json()["error_code"], limited.headers["retry-after"]) == ("RATE_LIMITED", "20")
+    refused = (await client.get("/api/v1/conversions/refused", params={"reason": "RATE_LIMITED"})).json()["refused"]
+    assert [report["endpoint"] for report in refused] == ["GET /api/v1/postback/{postback_key}"] * 2
     assert (await postback(service, other["postback_key"])).status_code == 200
     clock.forward(seconds=20)
     assert (await postback(service, one["postback_key"])).status_code == 200
