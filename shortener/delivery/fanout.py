@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -54,6 +54,10 @@ log = structlog.get_logger(__name__)
 #: One transaction of the fan-out processes at most this many events: normally, and while many hits arrive. On SQLite, hits wait
 #: until the transaction ends.
 MAX_EVENTS, MAX_EVENTS_WHILE_BUSY = 200, 50
+#: One transaction begins no other event after this many deliveries, for the same reason: 200 events of an application with 100
+#: trackers would make 20,000 deliveries, which take more than half a second. The next transactions process the events of other
+#: applications, so that such an application delays no other one.
+MAX_DELIVERIES = 1000
 
 DeliveryRow = tuple[int, int, int, int, int | None, str | None, str, int, int, int, int]
 
@@ -80,6 +84,7 @@ class Fanout:
         self._throttle = throttle
         self._on_deliveries = on_deliveries
         self.events = self.deliveries = self.quarantined = 0
+        self._postponed: frozenset[int] = frozenset()  # applications whose turn is over until all others had theirs
 
     def register_metrics(self, metrics: Metrics) -> None:
         """Register the metrics of the fan-out, which /metrics returns."""
@@ -95,11 +100,17 @@ class Fanout:
         started, throttled = loop.time(), self._throttle.is_busy
         limit = MAX_EVENTS_WHILE_BUSY if throttled else MAX_EVENTS
         try:
-            events, deliveries = await self._database.write(self._fan_out, limit)
+            events, deliveries, many_of = await self._database.write(self._fan_out, limit, without=self._postponed)
         except StoreUnavailable:
             raise
         except Exception:
-            events, deliveries = await self._one_by_one(limit)
+            (events, deliveries), many_of = await self._one_by_one(limit), None
+        if many_of is not None:
+            self._postponed |= {many_of}
+        elif self._postponed:
+            self._postponed = frozenset()
+            if not events:
+                return await self.step()
         self.events += events
         self.deliveries += deliveries
         if deliveries:
@@ -120,7 +131,7 @@ class Fanout:
         events = deliveries = 0
         for event in await self._database.read(fanout_queries.pending_ids, limit):
             try:
-                done, created = await self._database.write(self._fan_out, 1, event)
+                done, created, _ = await self._database.write(self._fan_out, 1, event)
             except StoreUnavailable:
                 raise
             except Exception as error:
@@ -147,16 +158,23 @@ class Fanout:
 
     # The methods below run inside the transaction of a batch.
 
-    def _fan_out(self, connection: Connection, limit: int, only: int | None = None) -> tuple[int, int]:
-        events = fanout_queries.pending_events(connection, limit, only)
+    def _fan_out(
+        self, connection: Connection, limit: int, only: int | None = None, without: frozenset[int] = frozenset()
+    ) -> tuple[int, int, int | None]:
+        """Return the numbers of events and deliveries, and the application that made most of MAX_DELIVERIES deliveries, if any."""
+        events = fanout_queries.pending_events(connection, limit, only, without)
         if not events:
-            return 0, 0
+            return 0, 0, None
+        many_of = None
         subscriptions = fanout_queries.subscriptions(connection, {event.application_id for event in events})
         now = to_ms(self._clock())
         facts: dict[int, str | None] = {}
         rows: list[DeliveryRow] = []
         delta = CountDelta()
         for event in events:
+            if len(rows) >= MAX_DELIVERIES:
+                many_of = Counter(row[3] for row in rows).most_common(1)[0][0]
+                break
             facts[event.id] = None
             if event.cohort_id is not None:
                 seconds = time_to_click(event.at, event.sent_at, event.created_at, event.state)
@@ -168,7 +186,7 @@ class Fanout:
             fanout_queries.insert_deliveries(connection, rows)
         count_deltas.append(connection, self._ids(), delta)
         fanout_queries.mark_fanned_out(connection, facts)
-        return len(events), len(rows)
+        return len(facts), len(rows), many_of
 
     def _deliveries(self, event: PendingEvent, subscriptions: Sequence[Subscription], now: int) -> list[DeliveryRow]:
         pending = int(DeliveryStatus.PENDING)

@@ -8,7 +8,7 @@ UTC.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from operator import itemgetter
 from typing import NamedTuple
 
@@ -51,6 +51,12 @@ _PENDING_EVENTS = {
     f"{_PENDING_FROM} ORDER BY e.id",
 }
 _PENDING = _for_each_engine(_PENDING_EVENTS, "ORDER BY id LIMIT {}")
+_PENDING_OF_OTHERS = {
+    "sqlite": _PENDING_EVENTS["sqlite"].format(
+        condition="AND application_id NOT IN (SELECT value FROM json_each(?)) ORDER BY id LIMIT ?"
+    ),
+    "postgresql": _PENDING_EVENTS["postgresql"].format(condition="AND application_id <> ALL($1::int[]) ORDER BY id LIMIT $2"),
+}
 _PENDING_ONE = _for_each_engine(_PENDING_EVENTS, "AND id = {}")
 
 
@@ -76,12 +82,20 @@ class PendingEvent(NamedTuple):
     link_set: int | None
 
 
-def pending_events(connection: Connection, limit: int, only: int | None = None) -> list[PendingEvent]:
+def pending_events(
+    connection: Connection, limit: int, only: int | None = None, without: Collection[int] = ()
+) -> list[PendingEvent]:
     """Return the oldest events whose deliveries have not been created yet, or only the event with the id `only`, sorted by id.
 
-    On PostgreSQL the function locks the events and skips events that another process has locked.
+    Events of the applications `without` are left out. On PostgreSQL the function locks the events and skips events that another
+    process has locked.
     """
-    rows = raw_sql.rows(connection, _PENDING, limit) if only is None else raw_sql.rows(connection, _PENDING_ONE, only)
+    if only is not None:
+        rows = raw_sql.rows(connection, _PENDING_ONE, only)
+    elif without:
+        rows = raw_sql.rows(connection, _PENDING_OF_OTHERS, sorted(without), limit)
+    else:
+        rows = raw_sql.rows(connection, _PENDING, limit)
     return sorted(PendingEvent._make(row) for row in rows)
 
 

@@ -25,6 +25,14 @@ from tests.receiver import Receiver
 URL = "https://tracker.example/"
 
 
+def move_last_event(connection: Connection, application_id: int) -> None:
+    """Make the newest event one of another application."""
+    connection.execute(
+        text("UPDATE events SET application_id = :application WHERE id = (SELECT max(id) FROM events)"),
+        {"application": application_id},
+    )
+
+
 async def test_an_event_creates_one_delivery_for_each_topic_and_each_subscribed_tracker(
     service: Service, make_tracker: MakeTracker, story: Story
 ) -> None:
@@ -62,6 +70,31 @@ async def test_an_event_creates_no_deliveries_for_trackers_of_another_applicatio
     await story.first_click()
     await service.fanout.flush()
     assert await rows(service.database, schema.deliveries) == []
+
+
+async def test_one_transaction_of_the_fanout_creates_few_deliveries_and_the_next_one_serves_other_applications(
+    service: Service, make_tracker: MakeTracker, story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fanout, "MAX_DELIVERIES", 6)
+    other = await service.database.write(create_application, "other", NOON)
+    await service.trackers.create(other.application_id, NewTracker(url=URL, events=["state"]))
+    for _ in range(4):
+        await make_tracker(URL, "state")
+    for _ in range(7):
+        await story.first_click()
+    await service.database.write(move_last_event, other.application_id)
+
+    async def owners() -> list[int]:
+        """Run one step of the fan-out. Return the applications of the new deliveries."""
+        before = len(await rows(service.database, schema.deliveries))
+        await service.fanout.step()
+        return [row.application_id for row in (await rows(service.database, schema.deliveries))[before:]]
+
+    assert await owners() == [1] * 8, "two events, and no third one"
+    assert await owners() == [other.application_id]
+    assert await owners() == [1] * 8
+    assert await owners() == [1] * 8, "no other application waits"
+    assert await owners() == []
 
 
 async def test_a_crash_during_the_fanout_neither_repeats_nor_skips_an_event(
