@@ -30,9 +30,11 @@ _QUOTE = (
 _NAME = r"track[\s_-]*(?:url)?"
 _URL = r"\s*(?:https?(?::|%)|[a-z][a-z0-9+.-]*:\\?/)"
 _BRACKET = r"[(\[{<【❨]\s*"
+_MARKS = r"(?:</?[a-z]{1,6}>|[^\w\s#]){1,4}\s*"  # such as `</b>`, `**` and a full stop between the name and the parenthesis
 # Matches the name of a directive with a parenthesis directly after it, or with a quote after it, with or without a bracket.
 _NEAR = re.compile(
-    rf"#+(?:track(?:url)?\(|\s*{_NAME}\s*(?:(?:(?:[:=]\s*)?{_BRACKET})?{_QUOTE}(?=\s*\S*\)|{_URL})|[:=]\s*{_QUOTE}(?={_URL})))",
+    rf"#+(?:track(?:url)?\(|\s*{_NAME}\s*(?:(?:(?:[:=]\s*)?{_BRACKET})?{_QUOTE}(?=\s*\S*\)|{_URL})|[:=]\s*{_QUOTE}(?={_URL})))|"
+    rf"#+{_NAME}{_MARKS}{_BRACKET}{_QUOTE}{_URL}",
     re.IGNORECASE,
 )
 _MISTYPED = re.compile(rf"#+\s*(\w{{4,10}})\s*{_BRACKET}{_QUOTE}{_URL}", re.IGNORECASE)

@@ -142,6 +142,8 @@ def test_a_directive_may_follow_any_character_except_an_ascii_word_character(bef
         '#track="Blue"',
         '(the song #track="Blue")',
         "#track: (see below)",
+        '#track! ("really")',
+        "#track</b> (see https://parcel.example/1)",
         "#track%20it",
         "#track&fees; (10%)",
         "https://a.example/#track%28x%29",
@@ -206,6 +208,12 @@ NEAR = [
     '%2523track("https://a.example/")',
     '#trak&#40;"https://a.example/"&#41;',
     '#track&#40;"myapp://open/5"&#41;',
+    '#track.("https://a.example/")',
+    '#track<("https://a.example/")',
+    '#track</b>("https://a.example/")',
+    '#track**("https://a.example/")',
+    '#trackurl</strong> ("https://a.example/","x")',
+    "#track_*(“https://a.example/”)",
 ]
 
 
