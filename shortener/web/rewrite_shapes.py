@@ -38,6 +38,14 @@ MessageId = Annotated[
     WithJsonSchema({"anyOf": [{"type": "string", "minLength": 1, "maxLength": 100}, {"type": "integer"}]}),
 ]
 
+#: An id of the caller's systems, which events contain. A JSON number is converted to text.
+RequestId = Annotated[
+    Text,
+    Field(max_length=100),
+    BeforeValidator(_number_as_text),
+    WithJsonSchema({"anyOf": [{"type": "string", "maxLength": 100}, {"type": "integer"}]}),
+]
+
 #: What happens to a recipient that is not valid.
 OnInvalid = Literal["fail", "skip"]
 _ON_INVALID = (
@@ -85,12 +93,10 @@ class MessageOptions(RequestModel):
 
     sender_id_id: Text = Field("", max_length=100)
     sender_id_alias: Text = Field("", max_length=100)
-    message_request_id: Text = Field(
-        "", max_length=100, description="Id of the request, contained in events. Default: the service generates an id."
+    message_request_id: RequestId = Field(
+        "", description="Id of the request, contained in events. Default: the service generates an id."
     )
-    external_message_request_id: Text = Field(
-        "", max_length=100, description="Id of the request in the caller's system. Events contain it."
-    )
+    external_message_request_id: RequestId = Field("", description="Id of the request in the caller's system. Events contain it.")
     track: TrackMode | None = Field(
         None,
         description="directives: rewrite #track and #trackurl; first_url: also rewrite the first plain URL; all_urls: also rewrite "

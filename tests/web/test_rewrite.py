@@ -250,9 +250,12 @@ async def test_if_a_generated_code_already_exists_the_link_gets_another_code(
     assert await stored(service) == (2, 2)
 
 
-async def test_the_message_id_of_a_rewrite_may_be_a_json_number(client: httpx.AsyncClient) -> None:
-    response = await client.post("/api/v1/rewrite", json={"to": "+14155550100", "body": "x", "message_id": 4712})
+async def test_the_ids_of_a_rewrite_may_be_json_numbers(client: httpx.AsyncClient) -> None:
+    ids = {"message_id": 4712, "message_request_id": 4713, "external_message_request_id": 4714}
+    response = await client.post("/api/v1/rewrite", json={"to": "+14155550100", "body": "x", **ids})
     assert (response.status_code, response.json()["messages"][0]["message_id"]) == (200, "4712")
+    status = (await client.get("/api/v1/sms/status/4712")).json()
+    assert {name: status[name] for name in ids} == {name: str(value) for name, value in ids.items()}
     body = {"to": ["+14155550100", "+14155550101"], "body": "x", "message_id": [1, "2"]}
     response = await client.post("/api/v1/rewrite", json=body)
     assert [message["message_id"] for message in response.json()["messages"]] == ["1", "2"]
