@@ -25,7 +25,7 @@ import asyncpg
 import httpx
 import pytest
 import structlog
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from shortener.accounts.credentials import Credentials
 from shortener.container import Service, open_service
@@ -52,8 +52,11 @@ POSTGRESQL_FIXTURES = {"postgresql", "postgresql_template", "postgres_server"}
 PROCESS_FIXTURES = {"server", "nodes"}
 
 
-#: `make test-fast` runs property tests with this number of generated examples; the whole suite runs them with 100.
-settings.register_profile("fast", max_examples=25)
+#: `make test-fast` runs property tests with 25 generated examples; the whole suite runs them with 100. The time limits of
+#: Hypothesis (0.2 s for an example, a few seconds to generate them) are off, because a busy machine needs longer now and then.
+settings.register_profile("complete", max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("fast", settings.get_profile("complete"), max_examples=25)
+settings.load_profile("complete")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -13,6 +13,7 @@ import pytest
 from tests.acceptance.endpoint import Endpoint
 from tests.acceptance.nodes import Nodes
 from tests.acceptance.process import Server, serving
+from tests.cli.shell import create_installation
 from tests.conftest import new_postgresql_database
 from tests.servers import PostgresProcess, RedisProcess
 
@@ -26,7 +27,10 @@ def tmp_path() -> Iterator[Path]:
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
+def server(tmp_path: Path, sqlite_template: Path) -> Iterator[Server]:
+    """A server on its first start. Its database has the schema, because the migrations take as long as the start."""
+    create_installation(tmp_path / "data", sqlite_template)
+    (tmp_path / "data" / "shortener.db").chmod(0o600)
     yield from serving(tmp_path)
 
 
