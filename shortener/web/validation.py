@@ -62,8 +62,8 @@ _REASONS: Mapping[str, Callable[[Context], str]] = {
     "less_than_equal": lambda context: f"must be at most {context['le']}",
     "string_too_short": lambda context: f"must have at least {_count(context['min_length'], 'character')}",
     "string_too_long": lambda context: f"must have at most {_count(context['max_length'], 'character')}",
-    "too_short": lambda context: f"must have at least {_count(context['min_length'], 'item')}",
-    "too_long": lambda context: f"must have at most {_count(context['max_length'], 'item')}",
+    "too_short": lambda context: f"must have at least {_count(context['min_length'], _unit(context))}",
+    "too_long": lambda context: f"must have at most {_count(context['max_length'], _unit(context))}",
     "string_pattern_mismatch": lambda context: f"must match the pattern {context['pattern']}",
     "value_error": lambda context: str(context["error"]),
 }
@@ -169,6 +169,11 @@ def _reason(error: ErrorDetails) -> str:
 
 def _either(words: Sequence[str]) -> str:
     return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def _unit(context: Context) -> str:
+    """Return the noun of a length. pydantic calls a text "Value" if a function checks it before its length is checked."""
+    return "character" if context.get("field_type") == "Value" else "item"
 
 
 def _count(number: int, noun: str) -> str:

@@ -1,5 +1,6 @@
 """Validation errors: the path of each invalid field and the reason why it is invalid."""
 
+import re
 from typing import Annotated, Any, Literal
 
 import pytest
@@ -9,6 +10,7 @@ from shortener.errors import MAX_DETAILS, ApiError, ErrorCode
 from shortener.web.endpoint import RequestModel
 from shortener.web.fields import Metadata, Time
 from shortener.web.rewrite import RewriteRequest
+from shortener.web.rewrite_shapes import RewriteMessage
 from shortener.web.validation import validate
 
 
@@ -74,3 +76,9 @@ def test_the_path_of_a_field_in_a_union_contains_only_names_and_positions_of_the
 
 def test_a_validation_error_has_a_limited_number_of_details() -> None:
     assert len(details(RewriteRequest, {"messages": [{"to": "x"}] * (MAX_DETAILS + 1)})) == MAX_DETAILS
+
+
+@pytest.mark.parametrize("field", ["from", "fallback_url", "campaign", "message_request_id", "external_message_request_id"])
+def test_the_error_for_a_text_that_is_too_long_counts_characters(field: str) -> None:
+    reason = details(RewriteMessage, {"to": "+14155550100", "body": "x", field: "x" * 3000})[field]
+    assert re.fullmatch("must have at most [0-9]+ characters", reason)
