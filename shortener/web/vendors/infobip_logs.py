@@ -329,9 +329,6 @@ def _error(entry: LogEntry, state: State) -> dict[str, Any]:
     }
 
 
-_PERIOD_TEXT = "Without ids, one call examines at most 100,000 messages."
-
-
 def _reading(path: str, handler: Any, summary: str, query: type[BaseModel], response: type[BaseModel], text: str) -> Endpoint:
     return Endpoint(
         "GET",
@@ -344,15 +341,16 @@ def _reading(path: str, handler: Any, summary: str, query: type[BaseModel], resp
         error_shape=infobip_error,
         response=response,
         errors=(ErrorCode.INVALID_CURSOR,) if query is InfobipV3LogsQuery else (),
-        description=f"{text} {_PERIOD_TEXT}",
+        description=text,
     )
 
 
 _REPORTS = (
     "Delivery reports of the last 48 hours. Each call returns the next reports, oldest first, and each report once. With `bulkId` "
-    "or `messageId` it returns the messages with a final status, newest first, each time."
+    "or `messageId` it returns the messages with a final status, newest first, each time. One call without ids reads at most "
+    "200,000 entries of the event log, so the first calls can return an empty list in a large installation."
 )
-_LOGS = "Messages of a period, by default the last 48 hours."
+_LOGS = "Messages of a period, by default the last 48 hours. Without ids, one call examines at most 100,000 messages."
 
 ENDPOINTS = [
     *(
