@@ -19,7 +19,8 @@ What is deleted, and when:
 Pending work is never deleted: an event that is not fanned out or has a pending delivery stays, and so does its message.
 
 Each batch is a transaction that deletes at most `purge_batch` rows, oldest first. It finds them by ranges of a primary key (ids
-grow with time) or by an index, never by a table scan. After each batch the purge pauses nine times as long as the batch took. An
+grow with time) or by an index, never by a table scan. After each batch the purge pauses nine times as long as the batch took. A
+purge by command pauses only while clicks or messages arrive (`traffic.py`). An
 interrupted purge has deleted complete batches, and rows of a message before the message itself. The next purge continues there.
 """
 
@@ -56,6 +57,7 @@ from sqlalchemy import (
 from shortener.ids import first_id_at
 from shortener.metrics import Metrics
 from shortener.model import DeliveryStatus, HitFlag
+from shortener.retention.traffic import Traffic
 from shortener.settings import Settings
 from shortener.storage.database import Database
 from shortener.storage.locks import AdvisoryLock
@@ -138,9 +140,9 @@ async def purge(
 ) -> PurgeResult:
     """Delete all data whose retention time has ended at `now`. Call `progress` with the total after each batch.
 
-    Raise StoreUnavailable."""
+    The purge pauses between batches only while clicks or messages arrive. Raise StoreUnavailable."""
     total = PurgeResult()
-    async for batch in Purge(database, settings).batches(now):
+    async for batch in Purge(database, settings).batches(now, Traffic(database)):
         total.add(batch)
         progress(total)
     return total
@@ -175,8 +177,10 @@ class Purge:
             self.total.add(batch)
         return self.total.rows - before
 
-    async def batches(self, now: datetime) -> AsyncIterator[PurgeResult]:
-        """Run one transaction after the other and yield the result of each, until no retention time of any row has ended."""
+    async def batches(self, now: datetime, traffic: Traffic | None = None) -> AsyncIterator[PurgeResult]:
+        """Run one transaction after the other and yield the result of each, until no retention time of any row has ended.
+
+        Pause after each batch. With `traffic`, pause only while it is present."""
         for name, kind in _KINDS.items():
             more = True
             while more:
@@ -187,7 +191,8 @@ class Purge:
                 )
                 duration = time.monotonic() - started
                 yield purged
-                await asyncio.sleep(PAUSE_FACTOR * duration)
+                must_pause = traffic is None or await traffic.is_present()
+                await asyncio.sleep(PAUSE_FACTOR * duration if must_pause else 0)
 
 
 # Build the statements once: to build one takes longer than to run it, and would occupy the writer thread of SQLite.

@@ -17,6 +17,7 @@ from shortener.ids import IdGenerator, first_id_at
 from shortener.model import DeliveryStatus, HitFlag, Verdict
 from shortener.reporting.status import MessageStatusReader, find_status
 from shortener.retention.purge import _KINDS, PAUSE_FACTOR, RESTART_INTERVAL, Purge, PurgeResult, _delete_batch, purge
+from shortener.retention.traffic import Traffic
 from shortener.settings import Settings
 from shortener.storage import schema
 from shortener.storage.database import Database
@@ -128,6 +129,28 @@ async def test_the_purge_pauses_nine_times_as_long_as_each_batch_took(database: 
     monkeypatch.undo()
     assert len(batches) == len(durations) == len(pauses) > len(KINDS)
     assert all(pause >= PAUSE_FACTOR * seconds for seconds, pause in zip(durations, pauses, strict=True))
+
+
+@pytest.mark.parametrize("is_present", [False, True])
+async def test_a_purge_by_command_pauses_only_while_clicks_or_messages_arrive(
+    database: Database, monkeypatch: pytest.MonkeyPatch, is_present: bool
+) -> None:
+    await database.write(put, lambda rows: rows.complete_message(LONG_AGO))
+    pauses: list[float] = []
+    sleep = asyncio.sleep
+
+    async def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        await sleep(0)
+
+    async def check(traffic: Traffic) -> bool:
+        return is_present
+
+    monkeypatch.setattr(Traffic, "is_present", check)
+    monkeypatch.setattr(asyncio, "sleep", pause)
+    await purge(database, SETTINGS, NOW)
+    monkeypatch.undo()
+    assert any(pauses) == is_present
 
 
 async def test_the_purge_reports_the_total_of_deleted_rows_after_each_batch(database: Database) -> None:
