@@ -340,7 +340,7 @@ async def test_a_killed_or_stopped_node_causes_no_client_errors(nodes: Nodes, ca
             await more(200)
 
             await asyncio.to_thread(one.start)
-            async with httpx.AsyncClient(trust_env=False) as client:
+            async with httpx.AsyncClient(trust_env=False, timeout=PATIENCE) as client:
                 while 'redirects_total{status="302"}' not in (await client.get(f"{one.base}/metrics")).text:
                     await asyncio.sleep(0.05)  # until Caddy sends it clicks again
             tasks.create_task(application())

@@ -62,7 +62,7 @@ def until(true: Callable[[], bool]) -> None:
 
 
 def tap(short_url: str) -> httpx.Response:
-    with httpx.Client(trust_env=False) as client:
+    with httpx.Client(trust_env=False, timeout=PATIENCE) as client:
         return client.get(short_url, headers={"User-Agent": PHONE})
 
 

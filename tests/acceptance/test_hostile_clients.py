@@ -233,7 +233,9 @@ def test_serve_raises_the_limit_of_open_files_and_logs_it(tmp_path: Path) -> Non
         assert process.stdout is not None
         while "Serving on" not in (line := process.stdout.readline()):
             assert process.poll() is None
-        assert httpx.get(f"{line.split()[2].rstrip(';')}/healthz", trust_env=False).status_code == 200, "it serves at once"
+        assert httpx.get(f"{line.split()[2].rstrip(';')}/healthz", trust_env=False, timeout=PATIENCE).status_code == 200, (
+            "it serves at once"
+        )
         limits = Path(f"/proc/{process.pid}/limits").read_text()
         soft, hard = next(line.split()[3:5] for line in limits.splitlines() if line.startswith("Max open files"))
         assert soft == hard

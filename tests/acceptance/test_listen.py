@@ -74,6 +74,6 @@ def test_listen_verifies_signatures_with_both_secrets_of_a_rotation(server: Serv
         assert signatures[:4] == ["right"] * 4
         assert signatures[4].startswith("WRONG: ")
         assert signatures[5] == "not checked: no secret given"
-        forged = httpx.post(of_new, content=told[3]["body"] + " ", headers=signed_by(told[3]), trust_env=False)
+        forged = httpx.post(of_new, content=told[3]["body"] + " ", headers=signed_by(told[3]), trust_env=False, timeout=PATIENCE)
         assert forged.status_code == 200
         assert next(heard_by_new)["signature"].startswith("WRONG: ")

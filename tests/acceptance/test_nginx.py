@@ -66,4 +66,4 @@ def test_nginx_forwards_the_host_and_the_address_of_a_person_and_hides_internal_
     assert proxy.get("/healthz").status_code == 200
     for path in ("/metrics", "/%6detrics", "/metrics?x", "/internal/domain-check?domain=x", "/internal"):
         assert proxy.get(path).status_code == 404, path
-    assert "shortener_hits_recorded" in httpx.get(f"{server.base}/metrics", trust_env=False).text
+    assert "shortener_hits_recorded" in httpx.get(f"{server.base}/metrics", trust_env=False, timeout=PATIENCE).text

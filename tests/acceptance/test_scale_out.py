@@ -123,7 +123,7 @@ def test_workers_of_one_serve_command_share_its_port_are_replaced_and_stop_toget
     while len(workers()) < 2 or victim in workers():
         assert time.monotonic() < deadline, "nobody took the place of the worker that was killed"
         time.sleep(0.05)  # between two checks
-    with httpx.Client(trust_env=False, headers={"User-Agent": PHONE, "Host": "go.example"}) as client:
+    with httpx.Client(trust_env=False, timeout=PATIENCE, headers={"User-Agent": PHONE, "Host": "go.example"}) as client:
         for _ in range(20):
             assert client.get(f"{server.base}/{random.choice(codes)}").status_code == 302
     began = time.monotonic()
@@ -158,7 +158,7 @@ def pair(nodes: Nodes, redis_server: RedisProcess) -> tuple[Server, Server]:
 
 
 def get(server: Server, code: str, host: str = "go.example") -> int:
-    with httpx.Client(trust_env=False, headers={"User-Agent": PHONE, "Host": host}) as client:
+    with httpx.Client(trust_env=False, timeout=PATIENCE, headers={"User-Agent": PHONE, "Host": host}) as client:
         return client.get(f"{server.base}/{code}").status_code
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.acceptance.process import PHONE, Server
 from tests.cli.shell import InProcessShell, create_installation
-from tests.servers import SOON_SECONDS
+from tests.servers import PATIENCE, SOON_SECONDS
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_the_links_command_lists_links_and_changes_one_or_many_of_them(server: S
     shell = InProcessShell(server.folder / "data")
     number = str(server.first["application_id"])
     headers = {"X-API-Key": str(server.first["api_key"]), "User-Agent": PHONE}
-    with httpx.Client(base_url=server.base, headers=headers) as client:
+    with httpx.Client(base_url=server.base, headers=headers, timeout=PATIENCE) as client:
         body = '#trackurl("https://x.example/menu","menu") #track("https://x.example/shop")'
         request = {"to": ["+14085550100", "+14085550101"], "body": body, "campaign": "one"}
         sent = client.post("/api/v1/rewrite", json=request).json()["messages"]

@@ -126,7 +126,7 @@ def test_the_demo_serves_a_portal_with_traffic_and_deletes_its_data(tmp_path: Pa
         assert process.stdout is not None
         started = orjson.loads(process.stdout.readline())
         assert started["portal_invitation"].startswith(started["base_url"] + "/portal/welcome#")
-        assert httpx.get(started["base_url"] + "/portal/signin", trust_env=False).status_code == 200
+        assert httpx.get(started["base_url"] + "/portal/signin", trust_env=False, timeout=PATIENCE).status_code == 200
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE) == 0
         assert list(tmp_path.iterdir()) == []

@@ -12,6 +12,7 @@ import pytest
 from tests.acceptance.portal.browser import Chromium, Visitor, accept_invitation
 from tests.acceptance.portal.shots import start
 from tests.acceptance.process import PHONE, Server
+from tests.servers import PATIENCE
 
 MAX_TABS = 200
 
@@ -110,12 +111,12 @@ def test_an_admin_creates_a_message_and_sees_its_click_on_the_live_page_without_
         rows = visit.page.locator("#live-rows > li")
         assert rows.count() == 0
         path = "/" + short_url.rpartition("/")[2]
-        opened = httpx.get(empty_server.base + path, headers={"User-Agent": PHONE}, trust_env=False)
+        opened = httpx.get(empty_server.base + path, headers={"User-Agent": PHONE}, trust_env=False, timeout=PATIENCE)
         assert opened.status_code == 302
         visit.page.wait_for_selector(f"#live-rows > li:has-text('{message_id}')")
         assert rows.count() == 1
         assert not visit.page.is_visible(".unless-rows")
-        opened = httpx.get(empty_server.base + path, headers={"User-Agent": PHONE}, trust_env=False)
+        opened = httpx.get(empty_server.base + path, headers={"User-Agent": PHONE}, trust_env=False, timeout=PATIENCE)
         visit.page.wait_for_selector("#live-rows > li:nth-child(2)")
         assert visit.page.evaluate("window.isSamePage")
 
