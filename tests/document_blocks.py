@@ -22,6 +22,14 @@ def shell_blocks(document: Path) -> list[str]:
     return re.findall(r"^```sh\n(.*?)^```$", document.read_text(), re.MULTILINE | re.DOTALL)
 
 
+def block_kinds(document: Path) -> set[str]:
+    """Return the languages of the fenced code blocks of a document, and `indented` if there is an indented block."""
+    text = document.read_text()
+    fenced = re.compile(r"^ *```([\w-]*)\n.*?^ *```$", re.MULTILINE | re.DOTALL)
+    kinds = {match[1] for match in fenced.finditer(text)}
+    return kinds | ({"indented"} if re.search(r"\n\n {4,}\S", fenced.sub("", text)) else set())
+
+
 def starts_server(block: str) -> bool:
     return "make run" in block
 
@@ -33,7 +41,11 @@ def starts_receiver(block: str) -> bool:
 def runnable(block: str, server_port: int, receiver_port: int) -> str:
     """Return a command block with the ports of the test, and with this Python instead of `.venv/bin`."""
     python = shlex.quote(sys.executable)
-    commands = {"make run": f"{python} -m shortener serve", ".venv/bin/shortener": f"{python} -m shortener"}
+    commands = {
+        "make run": f"{python} -m shortener serve",
+        ".venv/bin/shortener": f"{python} -m shortener",
+        ".venv/bin/python": python,
+    }
     text = re.sub("|".join(map(re.escape, commands)), lambda match: commands[match[0]], block)
     text = text.replace("127.0.0.1:8000", f"127.0.0.1:{server_port}")
     return re.sub(r"127\.0\.0\.1:9000|--port 9000", lambda match: match[0].replace("9000", str(receiver_port)), text)

@@ -27,7 +27,43 @@ from shortener.delivery.outcomes import OUTCOME_TABLE
 from shortener.delivery.placeholders import OWN_PLACEHOLDERS, TELECOM_PLACEHOLDERS
 from shortener.errors import ErrorCode
 from shortener.settings import Settings
-from tests.document_blocks import DOCUMENTS, ROOT, shell_blocks, shortener_commands
+from tests.document_blocks import DOCUMENTS, ROOT, block_kinds, shell_blocks, shortener_commands
+
+#: The test that runs the code blocks of a document, by the name of the document and the kind of the block. tests/acceptance/ is the
+#: folder if none is named. A block of the kind `sh` without an entry is run by test_document_commands.py.
+RUN_BY = {
+    "README.md": {"sh": "test_document_commands.py", "js": "test_readme_examples.py", "php": "test_readme_examples.py"}
+    | {"python": "test_readme_examples.py"},
+    "generate-clients.md": {"python": "test_generated_clients.py", "ts": "test_generated_clients.py"},
+    "python-client.md": {"python": "test_client.py"},
+    "verify-signatures.md": dict.fromkeys(("go", "js", "php", "python", "ruby"), "tests/delivery/test_signature_verification.py"),
+    "delivery-reports.md": {"json": "tests/messages/test_report_words.py"},
+    "errors.md": {"indented": "tests/test_docs.py"},
+}
+#: The code blocks that no test runs, and the reason.
+NOT_RUN = {
+    "CONTRIBUTING.md": {"layers": "a list, which test_layout.py compares", "indented": "runs this test suite"},
+    "peers.md": {"indented": "measures other products, which must be installed first"},
+    "life-of-a-message.md": {"indented": "a picture"},
+    "performance.md": {"indented": "`make bench` measures for minutes"},
+    "recording-hits.md": {"mermaid": "a picture"},
+    "backup-and-restore.md": {
+        "indented": "PostgreSQL's tools with names of the reader; test_postgresql_backup.py runs them with its own"
+    },
+    "failover.md": {"indented": "two machines; test_failover.py runs the programs with its own folders"},
+    "generate-clients.md": {"text": "installs generators; test_generated_clients.py runs them with pinned versions"},
+    "monitoring.md": {"indented": "an example of log lines"},
+    "portal.md": {"text": "runs until Ctrl+C; test_demo_traffic.py tests the command"},
+    "production-kubernetes.md": {"indented": "needs a cluster; test_config.py validates the manifests"},
+    "production-one-machine.md": {"indented": "changes users, packages and units of the machine; test_config.py checks the files"},
+    "production-two-nodes.md": {"indented": "settings with values of the reader"},
+    "scaling.md": {"indented": "a picture"},
+    "upgrade.md": {"indented": "stops and starts a unit of systemd; tests/storage/test_upgrades.py upgrades"},
+    "versions.md": {"indented": "runs this test suite"},
+} | {
+    f"{name}.md": {"text": "settings of another product"}
+    for name in ("affise", "binom", "everflow", "keitaro", "redtrack", "tune", "voluum")
+}
 
 DECISIONS = sorted((ROOT / "docs" / "decisions").glob("[0-9]*.md"))
 
@@ -54,6 +90,17 @@ def test_every_document_is_reachable_by_links_from_the_index_of_the_documents() 
 def test_a_document_names_its_readers_in_its_first_paragraph(document: Path) -> None:
     first = document.read_text().split("\n\n")[1]
     assert re.search(r"\b[Ff]or (?!example)", first), first
+
+
+def test_each_code_block_of_a_document_is_run_by_a_test_or_has_a_reason_why_not() -> None:
+    for document in DOCUMENTS:
+        name = "decisions" if document.parent.name == "decisions" else document.name
+        run, not_run = RUN_BY.get(name, {}), NOT_RUN.get(name, {})
+        assert run.keys() | not_run.keys() | ({"sh"} if "sh" in block_kinds(document) else set()) == block_kinds(document), document
+        assert not run.keys() & not_run.keys(), document
+        for name in run.values():
+            file = ROOT / name if "/" in name else ROOT / "tests" / "acceptance" / name
+            assert file.is_file(), file
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=document_id)
@@ -227,6 +274,12 @@ def test_the_shell_completes_the_commands_that_the_documents_name() -> None:
     script = "import sys; sys.argv = ['shortener']; from shortener.__main__ import main; main()"
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "plain,create\n"
+    lines = re.findall(r"_SHORTENER_COMPLETE=(\w+)", (ROOT / "docs" / "reference" / "errors.md").read_text())
+    assert lines == ["bash_source", "zsh_source", "fish_source"]
+    for shell in lines:
+        environment["_SHORTENER_COMPLETE"] = shell
+        done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+        assert f"_SHORTENER_COMPLETE={shell.partition('_')[0]}_complete" in done.stdout
 
 
 def test_the_verdict_rules_and_their_settings_are_documented() -> None:

@@ -5,29 +5,41 @@ The tests change only the ports and the path of the command.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import httpx
 import pytest
 
+from tests.cli.shell import create_installation
+from tests.conftest import new_postgresql_database
 from tests.document_blocks import DOCUMENTS, ROOT, runnable, shell_blocks, starts_receiver, starts_server
 from tests.servers import PATIENCE, free_port
 
+#: Documents whose command blocks a test of its own runs, or that cannot run here (tests/test_docs.py has the reason).
+OTHER_DOCUMENTS = ("scaling.md", "production-two-nodes.md")
 #: Documents whose command blocks start a server or need a running server.
 LIVE_DOCUMENTS = [
     document
     for document in DOCUMENTS
     if document.name in ("backup-and-restore.md", "monitoring.md")
     or any(starts_server(block) or "curl " in block for block in shell_blocks(document))
+]
+#: Documents whose command blocks need only an installation with one application.
+OFFLINE_DOCUMENTS = [
+    document
+    for document in DOCUMENTS
+    if shell_blocks(document) and document not in LIVE_DOCUMENTS and document.name not in OTHER_DOCUMENTS
 ]
 
 
@@ -94,6 +106,57 @@ def test_the_command_blocks_of_a_document_run_in_order(document: Path, tmp_path:
         if receivers:
             wait_for_text(events, "CLICKTHRU")
             assert done.stdout.count("302 Found") >= 1
-        if document.parent.name == "tutorial":
+        if document.parent.name == "tutorial" or document.name == "README.md":
             wait_for_text(events, "purchase")
+        if document.parent.name == "tutorial":
             assert json.dumps("ben-1") in done.stdout
+
+
+def plain_environment() -> dict[str, str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SHORTENER_")}
+    return environment | {"PYTHONPATH": str(ROOT)}
+
+
+def run_script(blocks: Sequence[str], folder: Path, environment: dict[str, str]) -> str:
+    """Run command blocks one after the other with bash. Return what they printed."""
+    script = "set -euo pipefail\n" + "\n".join(runnable(block, 8000, 9000) for block in blocks)
+    done = subprocess.run(["bash", "-c", script], cwd=folder, env=environment, capture_output=True, text=True, timeout=4 * PATIENCE)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_command_blocks_of_documents_that_need_no_server_run_in_order(tmp_path: Path, sqlite_template: Path) -> None:
+    create_installation(tmp_path / "data", sqlite_template)
+    blocks = [block for document in OFFLINE_DOCUMENTS for block in shell_blocks(document)]
+    assert len(blocks) >= len(OFFLINE_DOCUMENTS) > 3
+    run_script([".venv/bin/shortener applications create First", *blocks], tmp_path, plain_environment())
+
+
+def test_the_move_from_sqlite_to_postgresql_works_as_the_guide_shows(
+    tmp_path: Path, sqlite_template: Path, postgresql: str
+) -> None:
+    copying, serving = shell_blocks(ROOT / "docs" / "guides" / "scaling.md")
+    create_installation(tmp_path / "data", sqlite_template)
+    target = asyncio.run(new_postgresql_database(postgresql, None))
+    shown = "postgresql://shortener:password@database.example/shortener"
+    assert shown in copying
+    assert serving.splitlines()[-1] == ".venv/bin/shortener serve"
+    without_server = "\n".join(serving.splitlines()[:-1])
+    blocks = [".venv/bin/shortener applications create First >/dev/null", copying.replace(shown, f"'{target}'"), without_server]
+    printed = run_script([*blocks, ".venv/bin/shortener applications list"], tmp_path, plain_environment())
+    assert "rows copied and compared" in printed
+    assert "agree with the raw data" in printed
+    assert "First" in printed
+
+
+def test_the_secrets_for_docker_compose_are_written_once(tmp_path: Path) -> None:
+    creating, starting = shell_blocks(ROOT / "docs" / "guides" / "production-two-nodes.md")
+    assert "docker compose" in starting, "there is no Docker here"
+    run_script([creating], tmp_path, plain_environment())
+    written = (tmp_path / ".env").read_text()
+    assert (tmp_path / ".env").stat().st_mode & 0o77 == 0
+    names = set(re.findall(r"\$\{(\w+):\?\}", (ROOT / "compose.yaml").read_text()))
+    assert {line.partition("=")[0] for line in written.splitlines()} == names
+    assert all(line.partition("=")[2] for line in written.splitlines())
+    run_script([creating], tmp_path, plain_environment())
+    assert (tmp_path / ".env").read_text() == written

@@ -27,7 +27,7 @@ from tests.clicks.spooling import node as node
 from tests.clicks.spooling import service as service
 from tests.conftest import Clock
 from tests.rows import messages_now
-from tests.servers import RedisProcess
+from tests.servers import PATIENCE, RedisProcess
 
 
 async def test_the_earliest_click_in_the_spool_is_the_first_click_in_any_order_of_arrival(
@@ -193,8 +193,9 @@ async def test_dead_letters_in_redis_move_to_the_table_of_dead_letters(
 
 
 async def test_a_dead_letter_is_stored_in_redis_if_the_table_of_dead_letters_rejects_it(
-    service: Service, node: Node, redis_server: RedisProcess
+    service: Service, make_node: MakeNode, redis_server: RedisProcess
 ) -> None:
+    node = make_node(deadline=PATIENCE)  # a commit that is slow on a loaded machine must not begin an outage
     (code,) = await send(service)
     await service.database.write(lambda c: c.execute(text("ALTER TABLE hits_dead_letter RENAME TO away")))
     assert await node.click(code, rule=None) == LOCATION
