@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner
 
 from tests.acceptance.process import Server
-from tests.cli.shell import Shell, create_installation
+from tests.cli.shell import InProcessShell, Shell, create_installation
 
 pytestmark = pytest.mark.acceptance
 
@@ -183,6 +183,19 @@ def test_export_with_the_option_json_writes_a_json_array(shell: Shell, server: S
         for message_id in ("m-1", "m-2"):
             client.post("/api/v1/rewrite", json={"to": "+14085550100", "body": "plain", "message_id": message_id})
     assert [message["message_id"] for message in shell.json("export", number)] == ["m-2", "m-1"]
+
+
+def test_copy_with_the_option_json_prints_the_number_of_copied_rows_of_each_table(shell: Shell, tmp_path: Path) -> None:
+    in_process = InProcessShell(shell.folder)
+    created = in_process.json("applications", "create", "Brand")
+    urls = "--from", f"sqlite:///{shell.folder / 'shortener.db'}", "--to", f"sqlite:///{tmp_path / 'copy.db'}"
+    copied = in_process.json("copy", *urls)
+    assert (copied["applications"], copied["api_keys"], copied["tracker_tokens"]) == (1, 1, 1)
+    (tmp_path / "copy").mkdir(mode=0o700)
+    (tmp_path / "copy.db").rename(tmp_path / "copy" / "shortener.db")
+    (shell.folder / "secret").rename(tmp_path / "copy" / "secret")
+    (application,) = InProcessShell(tmp_path / "copy").json("applications", "list")
+    assert application["application_id"] == created["application_id"]
 
 
 @pytest.mark.parametrize(
