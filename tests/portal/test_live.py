@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import AsyncIterator
 from datetime import UTC, timedelta
 from types import SimpleNamespace
@@ -85,6 +86,18 @@ async def test_the_stream_of_a_foreign_application_does_not_exist(sign_in: SignI
     assert (await browser.get("/portal/2/live/stream")).status_code == 404
 
 
+async def test_a_stream_without_a_session_and_a_fourth_one_of_a_session_are_rejected(
+    service: Service, sign_in: SignIn, new_browser: NewBrowser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accept = {"Accept": "text/html, text/event-stream", "HX-Request": "true"}
+    stranger = await (await new_browser()).get("/portal/1/live/stream", headers=accept)
+    assert stranger.status_code == 401  # and no redirect, which a script would follow again and again
+    browser = await sign_in()
+    monkeypatch.setattr(live, "_streams", Counter({1: live.MAX_STREAMS}))
+    rejected = await browser.get("/portal/1/live/stream", headers=accept)
+    assert (rejected.status_code, rejected.headers["retry-after"]) == (429, "5")
+
+
 async def test_rows_of_the_last_seconds_are_read_again(service: Service, sign_in: SignIn, new_browser: NewBrowser) -> None:
     browser, phone = await sign_in(), await new_browser()
     message = await send(service, browser)
@@ -119,7 +132,7 @@ async def test_a_busy_stream_ends_soon_after_its_session_has_ended(
     )
     request = SimpleNamespace(cookies=dict(browser.cookies))
     visit = SimpleNamespace(
-        service=service, applications=[SimpleNamespace(id=1)], application=None, request=request, zone=UTC, portal=portal
+        service=service, applications=[SimpleNamespace(id=1)], application=None, request=request, zone=UTC, portal=portal, now=NOON
     )
     received = 0
     async with asyncio.timeout(120):

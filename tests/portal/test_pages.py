@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from urllib.parse import quote
 
 import pytest
 
@@ -13,6 +14,7 @@ from shortener.portal.operators import Role
 from shortener.portal.verdict_texts import REASONS, explain
 from tests.conftest import Clock
 from tests.portal.conftest import NewBrowser, SignIn, click, log, send
+from tests.receiver import Receiver, Reply
 
 HOSTILE = "<script>alert(1)</script>'\"><img src=x onerror=alert(2)>"
 
@@ -56,34 +58,56 @@ async def test_the_complete_number_is_shown_to_support_only_and_the_audit_log_na
 
 
 async def test_hostile_text_of_senders_visitors_and_trackers_is_shown_as_text(
-    service: Service, sign_in: SignIn, new_browser: NewBrowser
+    service: Service, sign_in: SignIn, new_browser: NewBrowser, receiver: Receiver, clock: Clock
 ) -> None:
     browser, phone = await sign_in(), await new_browser()
-    message = await send(service, browser, campaign=HOSTILE, metadata={"note": HOSTILE})
-    code = message["links"][0]["code"]
-    await click(service, phone, code, f"Mozilla/5.0 {HOSTILE} Chrome/130 Safari/537")
     credentials = service.first_credentials
     assert credentials is not None
-    form = {"message_id": message["message_id"], "action": HOSTILE, "transaction_id": HOSTILE, "status": HOSTILE}
-    headers = {"X-Tracker-Token": credentials.tracker_token}
-    await browser.post("/api/v1/conversions", json=form, headers=headers)
-    await browser.post("/api/v1/conversions", json={**form, "message_id": HOSTILE}, headers=headers)
+    key, token = {"X-API-Key": credentials.api_key}, {"X-Api-Token": credentials.tracker_token}
+    receiver.default_reply = Reply(400, HOSTILE.encode())
+    tracker = {"name": HOSTILE, "url": receiver.url(), "events": ["click", "conversion"], "max_attempts": 1}
+    assert (await browser.post("/api/v1/trackers", json=tracker, headers=key)).status_code == 201
+    label = HOSTILE.replace('"', "")
+    body = f'Offer: #trackurl("https://shop.example/?q={quote(HOSTILE)}","{label}")'
+    message = await send(
+        service, browser, body=body, campaign=HOSTILE, metadata={HOSTILE: HOSTILE}, external_message_request_id=HOSTILE
+    )
+    code, message_id = message["links"][0]["code"], message["message_id"]
+    report = {
+        "message_id": message_id,
+        "state": "SENT",
+        "status": HOSTILE[:30],
+        "reason_description": HOSTILE,
+        "reason_code": "<b>",
+    }
+    assert (await browser.post("/api/v1/sms/status", json=report, headers=key)).status_code == 200
+    await click(service, phone, code, f"Mozilla/5.0 {HOSTILE} Chrome/130 Safari/537")
+    sale = {"action": HOSTILE[:60], "transaction_id": HOSTILE[:60], "status": HOSTILE[:60], "value": "1", "currency": "EUR"}
+    accepted = await browser.post("/api/v1/track", json={**sale, "message_id": message_id}, headers=token)
+    assert accepted.status_code == 200, accepted.text
+    refused = await browser.post("/api/v1/track", json={**sale, "message_id": HOSTILE[:60]}, headers=token)
+    assert refused.status_code in (400, 404, 422), refused.text
+    await service.recorder.flush()
+    await service.fanout.flush()
+    await service.dispatcher.flush()
+    clock.forward(minutes=20)
+    ever = "period=custom&since=2026-01-01&until=2035-01-01"
+    listed = (await browser.get(f"/portal/1/deliveries?{ever}")).text
+    (delivery, *_) = re.findall(r"/portal/1/deliveries/\w+", listed)
     for path in (
-        "",
-        "clicks",
-        "messages",
-        f"messages/{message['message_id']}",
-        "conversions",
-        "conversions/refused",
-        "links",
-        f"links/{code}",
-        "campaigns",
-        "clicks?campaign=" + HOSTILE,
+        *("", "clicks", "messages", "conversions", "conversions/refused", "links", "campaigns", "live", "trackers", "trackers/1"),
+        *(f"messages/{message_id}", f"links/{code}", f"deliveries?{ever}", delivery.removeprefix("/portal/1/"), "receiver"),
+        *(f"campaigns/{quote(HOSTILE, safe='')}", f"clicks?campaign={quote(HOSTILE)}", f"campaigns?compare={quote(HOSTILE)}"),
     ):
         page = await browser.get(f"/portal/1/{path}")
         assert page.status_code == 200, (path, page.text)
         assert "<script>alert" not in page.text, path
         assert "<img src=x" not in page.text, path
+    for path in (f"/portal/search?q={quote(HOSTILE)}", f"/portal/all/?campaign={quote(HOSTILE)}", "/portal/admin/audit"):
+        page = await browser.get(path, follow_redirects=True)
+        assert "<script>alert" not in page.text, path
+    for path in (f"messages/{message_id}", delivery.removeprefix("/portal/1/"), "conversions", "trackers"):
+        assert "&lt;script&gt;alert" in (await browser.get(f"/portal/1/{path}")).text, path  # the text arrived
 
 
 async def test_a_link_is_opened_without_a_click_for_ten_minutes(service: Service, sign_in: SignIn, new_browser: NewBrowser) -> None:

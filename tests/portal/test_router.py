@@ -29,6 +29,36 @@ async def test_every_response_has_the_security_headers(new_browser: NewBrowser) 
         assert "strict-transport-security" not in response.headers  # the installation has no https
 
 
+async def test_pages_exports_forms_and_files_have_the_policy_and_pages_are_not_stored(sign_in: SignIn) -> None:
+    browser = await sign_in()
+    page = await browser.get("/portal/1/")
+    (style,) = re.findall(r'rel="stylesheet" href="([^"]+)"', page.text)
+    responses = [
+        page,
+        await browser.get("/portal/1/clicks.csv"),
+        await browser.get(style),
+        await browser.post("/portal/1/try", data={}),
+    ]
+    for response in responses:
+        assert response.headers["content-security-policy"] == CONTENT_SECURITY_POLICY  # 3.4.3
+        assert response.headers["x-content-type-options"] == "nosniff"  # 3.4.4
+        assert response.headers["cross-origin-opener-policy"] == "same-origin"
+    assert [one.headers["cache-control"] == "no-store" for one in responses] == [True, True, False, True]
+
+
+async def test_every_page_of_an_operator_has_the_button_to_sign_out(sign_in: SignIn) -> None:
+    browser = await sign_in()
+    for path in ("/portal/1/", "/portal/me", "/portal/admin/system", "/portal/1/messages/nothing"):
+        assert 'action="/portal/signout"' in (await browser.get(path)).text, path  # 7.4.4
+
+
+async def test_a_form_that_is_too_large_or_not_a_form_is_rejected(sign_in: SignIn) -> None:
+    browser = await sign_in()
+    assert (await browser.post("/portal/1/try", data={"x": "y" * 300_000})).status_code == 413
+    assert (await browser.post("/portal/1/try", content="&".join(f"a{n}=1" for n in range(300)))).status_code in (400, 415)
+    assert (await browser.post("/portal/1/try", json={})).status_code == 415
+
+
 async def test_the_portal_does_not_exist_on_the_domain_of_an_application(service: Service) -> None:
     now = service.clock()
     await service.database.write(administration.add_domain, 1, "https://go.brand.example", now)

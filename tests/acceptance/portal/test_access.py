@@ -108,6 +108,44 @@ def test_the_overview_is_operated_with_the_keyboard(browser: Chromium, demo_serv
         assert page.locator("svg.chart a:not([tabindex='-1'])").count() == 0
 
 
+def test_phones_have_a_bar_with_the_main_pages_and_all_others_behind_more(
+    browser: Chromium, demo_server: Server, viewer: object
+) -> None:
+    for width in (320, 390):
+        with browser.page(state=viewer, width=width) as visit:
+            page = visit.page
+            visit.open(f"{demo_server.base}/portal/1/?period=7d")
+            assert not page.is_visible("nav.side-wide")
+            labels = page.locator("nav.bottom > ul > li > a").all_inner_texts()
+            assert labels == ["Overview", "Messages", "Live", "Campaigns"]
+            for box in [page.locator("nav.bottom > ul > li").nth(number).bounding_box() for number in range(5)]:
+                assert box["width"] >= 44
+                assert box["height"] >= 44
+            page.click("nav.bottom a:has-text('Messages')")
+            page.wait_for_selector("h1:has-text('Messages')")
+            assert "period=7d" in page.url
+            page.click("nav.bottom summary")
+            page.click("nav.bottom .side a:has-text('Conversions')")
+            page.wait_for_selector("h1:has-text('Conversions')")
+            page.evaluate("scrollTo(0, document.body.scrollHeight)")
+            bar, content = page.locator("nav.bottom").bounding_box(), page.locator("main").bounding_box()
+            assert content["y"] + content["height"] <= bar["y"] + 1  # the bar hides nothing at the end of the page
+            assert visit.problems == []
+
+
+def test_shortcuts_go_to_pages_and_to_the_search_but_not_inside_of_fields(
+    browser: Chromium, demo_server: Server, viewer: object
+) -> None:
+    with browser.page(state=viewer) as visit:
+        visit.open(f"{demo_server.base}/portal/1/")
+        visit.page.keyboard.type("gm")
+        visit.page.wait_for_selector("h1:has-text('Messages')")
+        visit.page.keyboard.press("/")
+        assert visit.page.evaluate("document.activeElement.name") == "q"
+        visit.page.keyboard.type("go")
+        assert visit.page.input_value("header input[name=q]") == "go"
+
+
 def test_a_stop_does_not_wait_for_an_open_portal_page(browser: Chromium, tmp_path: Path) -> None:
     server = start(tmp_path)
     state = accept_invitation(browser, server, "Ada")

@@ -107,6 +107,7 @@ def test_an_admin_creates_a_message_and_sees_its_click_on_the_live_page_without_
         visit.page.route("**/hx-sse*", _continue_late)
         with visit.page.expect_response("**/live/stream"):
             visit.page.click("main a:has-text('Live')")
+        visit.page.wait_for_selector("[data-stream-state].good:has-text('following')")
         visit.page.evaluate("window.isSamePage = true")
         rows = visit.page.locator("#live-rows > li")
         assert rows.count() == 0
