@@ -82,9 +82,8 @@ class ApplicationSettings(BaseModel):
 
     confirm_clicks: Literal["off", "suspicious", "always"] = Field(
         "off",
-        description="A confirmation page with one button instead of the redirect, so that only people count: for hits that do "
-        "not come from a "
-        "person (suspicious), or for every hit (always).",
+        description="When a page with one button is shown instead of the redirect. Only a press of the button counts as a click. "
+        "off: never. suspicious: for hits that probably come from a program. always: for every hit.",
     )
 
     # The contextual rules (clicks/verdicts/contextual_rules.py). docs/reference/verdicts.md states what each rule costs.

@@ -1,5 +1,5 @@
-"""The limits of stored ignored hits and of stored suspected hits. They prevent that programs which request one known link fill the
-disk.
+"""Limits on how many ignored and suspected hits are stored, so that programs that request one link again and again do not fill
+the disk.
 
 In each minute, the first such hits of a link are stored and counted in the statistics. Later ones are redirected too, but they
 are counted only in the metric `shortener_hits_not_stored`. Thus the statistics equal the stored rows. The limits do not apply to

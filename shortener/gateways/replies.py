@@ -92,7 +92,7 @@ class Replies:
         )
 
     async def receive(self, gateways: Mapping[int, GatewayEntry], gateway_id: int, phone: str, text: str) -> None:
-        """Record a reply that arrived on the connection of a gateway, one of `gateways` by id. Raise StoreUnavailable."""
+        """Record a reply that arrived on the connection of a gateway. `gateways` are all gateways by id. Raise StoreUnavailable."""
         gateway = gateways.get(gateway_id)
         try:
             number = parse_number(phone if phone.startswith("+") else f"+{phone}").e164

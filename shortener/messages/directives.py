@@ -172,9 +172,8 @@ def _parse_argument(body: str, position: int, expected: str, *, is_url: bool = F
 
 
 def _find_mixed(body: str, quote: str, start: int, end: int, *, is_pasted: bool) -> re.Match[str] | None:
-    """Find the first closing quote in another form than `quote`, between `start` and `end`, that ends an argument.
-
-    Return its match, or None."""
+    """Return the match of the first closing quote between `start` and `end` whose form differs from that of `quote`, for example
+    curly instead of straight. Only a quote that ends an argument counts. Return None if there is none."""
     for found in _MIXED[quote].finditer(body, start):
         if found.start() >= end:
             return None

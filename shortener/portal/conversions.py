@@ -25,7 +25,7 @@ from shortener.reporting.conversions import (
     serialize_refused,
 )
 
-NO_CURRENCY = "none"  # The name of values without a currency in a query.
+NO_CURRENCY = "none"  # In a query, this name means values without a currency.
 _METRIC = FilterField("metric", "Show", {"conversions": "All conversions"})
 _DISPOSITION = FilterField(
     "disposition",

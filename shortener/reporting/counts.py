@@ -158,13 +158,13 @@ def read_events(connection: Connection, limit: int, after: int = -1) -> tuple[li
 
 
 def read_unfolded(connection: Connection, limit: int, after: int = -1) -> tuple[list[int], Sums]:
-    """Return the ids and the sums of count deltas as `read_events` does, but without the origins."""
+    """Return the ids and the sums of count deltas as `read_events` does, but without the ids of the rows that they come from."""
     ids, amounts = read_events(connection, limit, after)
     return ids, sum_by_key(amounts)
 
 
 def sum_by_key(amounts: Mapping[CountedEvent, Decimal]) -> Sums:
-    """Return the sums of amounts by cohort, time slot and metric, without their origins."""
+    """Return the sums of amounts by cohort, time slot and metric."""
     sums: Sums = {}
     add(sums, ((cohort, slot, metric, amount) for (cohort, slot, metric, _, _), amount in amounts.items()))
     return sums

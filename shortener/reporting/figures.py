@@ -85,7 +85,7 @@ class Figures:
             self.counted[metric] = self.counted.get(metric, 0) + int(amount)
 
     def add_sums(self, sums: PeriodSums) -> None:
-        """Add the sums of rolled-up counts."""
+        """Add the sums of rolled-up counts to these figures."""
         plain = self.counted
         for metric, count in sums.counts.items():
             if ":" in metric:

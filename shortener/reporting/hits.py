@@ -1,4 +1,5 @@
-"""Lists of hits, newest first, in keyset pages. The list of a figure of the statistics contains exactly the hits that it counts.
+"""Lists of hits, newest first, in keyset pages. A list for a figure of the statistics contains exactly the hits that the
+figure counts.
 
 A page reads hits backwards by their ids, which grow with time, and examines at most MAX_SCANNED_ROWS of them. Such a page may
 contain fewer hits than requested, or none, and still have a next page. The hits of one message are found with indexes.

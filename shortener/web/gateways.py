@@ -119,7 +119,7 @@ class GatewaysResponse(ResponseModel):
 
 
 class GatewayTestRequest(RequestModel):
-    """A test message. Its recipient receives it."""
+    """A test message. The gateway really sends it to the recipient."""
 
     to: Text = Field(max_length=64, examples=["+14085550100"], description="Phone number that receives the test message, in E.164.")
     sender_id: Sender = Field("", description="Sender of the test message.")

@@ -156,7 +156,9 @@ def test_throttling_rejection_and_a_dropped_link_have_their_own_results(server: 
     assert gateway["health"]["breaker"] == "closed"
 
 
-def test_a_message_on_a_dropped_link_is_held_if_the_gateway_must_not_get_it_twice(server: Server, smsc: NodeSmsc) -> None:
+def test_a_message_is_held_if_the_smpp_connection_drops_during_its_send_and_the_gateway_must_not_get_it_twice(
+    server: Server, smsc: NodeSmsc
+) -> None:
     add_gateway(server, f"smpp://127.0.0.1:{smsc.port}", "--on-doubt", "hold")
     send(server, "drop")
     with server.api() as client:

@@ -27,7 +27,7 @@ async def test_an_empty_postgresql_database_is_no_installation(postgresql: str, 
         await require_installation(Settings(data_dir=tmp_path, database_url=url))
 
 
-def test_the_place_of_an_installation_contains_no_password() -> None:
+def test_the_displayed_address_of_an_installation_contains_no_password() -> None:
     assert place_of(Settings(database_url="postgresql://me:hunter2@db/x")) == "the PostgreSQL database x on db"
 
 

@@ -196,7 +196,9 @@ REFUSALS = [
 ]
 
 
-async def test_an_invalid_conversion_is_rejected_in_query_form_and_json(service: Service, tracker: httpx.AsyncClient) -> None:
+async def test_an_invalid_conversion_is_rejected_in_a_query_a_form_and_a_json_body(
+    service: Service, tracker: httpx.AsyncClient
+) -> None:
     for parameters, status, error_code in REFUSALS:
         for call in CALLS:
             for form in (False, True):
