@@ -79,7 +79,7 @@ def main() -> int:
     return 0 if met else 1
 
 
-# Speed.
+# The rate of deliveries.
 
 
 def measure_speed(options: argparse.Namespace, sink: Sink) -> bool:

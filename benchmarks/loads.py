@@ -27,7 +27,8 @@ class Work:
 
 
 def first_clicks(server: Server, codes: list[str]) -> Work:
-    """Return clicks on distinct links in random order. Shuffle `codes` and click the first WARM_UP_LINKS of them immediately."""
+    """Return clicks on distinct links in random order. Before that, shuffle `codes` and send a click on each of the first
+    WARM_UP_LINKS of them."""
     random.Random(1).shuffle(codes)
     warm_up = traffic.script(server.folder, "warm_up", [f"/{code}" for code in codes[:WARM_UP_LINKS]])
     rig.wrk(server.base, warm_up, seconds=1)

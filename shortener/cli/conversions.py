@@ -30,7 +30,9 @@ def conversions() -> None:
 @click.option("--action", help="Only conversions with this action, compared without case.")
 @click.option("--status", help="Only conversions whose latest revision has this status word, compared without case.")
 @click.option(
-    "--disposition", type=click.Choice(["positive", "negative", "pending", "none"]), help="Only conversions with this disposition."
+    "--disposition",
+    type=click.Choice(["positive", "negative", "pending", "none"]),
+    help="Only conversions that the tracker reported as positive or negative, that are pending, or that have none of these.",
 )
 @click.option("--message", "message_id", help="Only conversions of this message.")
 @_LIMIT

@@ -43,7 +43,7 @@ class Problem:
 
     @property
     def full_detail(self) -> Detail:
-        """The error detail with the index of the message, the index of the recipient, and the error code."""
+        """The error detail, completed by the index of the message, the index of the recipient and the error code."""
         return replace(self.detail, index=self.item, recipient=self.recipient, code=self.code)
 
 

@@ -77,7 +77,7 @@ async def event_stream(visit: Visit, portal: PortalParts, session_id: int) -> As
 
 
 async def _is_signed_in(visit: Visit, portal: PortalParts) -> bool:
-    """Return whether the session and the role of a stream still exist."""
+    """Return whether the session that opened the stream is still valid, and its operator still has a role in each application."""
     token = visit.request.cookies.get(portal.cookie_name, "")
     now = visit.service.clock()
     session = await visit.service.database.read(find_session, token, now, portal.limits)

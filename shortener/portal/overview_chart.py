@@ -114,7 +114,7 @@ def bars_of(visit: Visit, parts: list[Bucket], metric: str) -> list[Bar]:
 
 
 def href_of(visit: Visit, part: Bucket, metric: str) -> str:
-    """Return the address of the rows of a part of the chart."""
+    """Return the URL of the list of the rows that one bar of the chart counts."""
     query: dict[str, Any] = visit.period.query(part.since, part.until)
     return visit.link(
         METRICS[metric][1], keep=False, **query, metric=metric, campaign=visit.get("campaign"), source=visit.get("source")

@@ -146,7 +146,7 @@ def new_environment() -> Environment:
 
 
 def _by_field(error: ApiError | None) -> dict[str, str]:
-    """Return the reasons of an error by the names of the fields of the form."""
+    """Return the reason why the value of each form field was rejected, by the name of the field."""
     return {detail.field: detail.reason for detail in error.details} if error is not None else {}
 
 

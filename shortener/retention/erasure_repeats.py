@@ -40,7 +40,7 @@ class ErasureRepeats:
         if not due:
             return 0
         if not await self._cache.invalidate(await self._database.read(_find_codes, due)):
-            return 0  # The link cache may still contain destinations, so the messages stay due.
+            return 0  # The link cache may still contain destinations, so the erasure of these messages is repeated later.
         responses = await self._database.read(_find_responses, due)
         await self._database.write(_repeat, due, responses, now)
         return len(due)

@@ -53,7 +53,7 @@ class RequestCycle(RequestResponseCycle):
 
     @property
     def transport(self) -> Any:  # type: ignore[override]  # uvicorn assigns a transport
-        """This object, in the place of a transport."""
+        """This object itself, because it has the methods of a transport that uvicorn calls."""
         return self
 
     def write(self, data: bytes) -> None:

@@ -152,7 +152,7 @@ class Checkpointer:
         return self._is_running
 
     def _let_writer_finish(self) -> None:
-        """Wait until the writer has copied the remaining pages after its next commit."""
+        """Wait for the next commit of the writer. After it, the writer copies the remaining pages. Return when that is done."""
         self._writer_finished.clear()
         self._writer_must_finish = True
         if self._is_running:

@@ -63,7 +63,7 @@ _VALUES: Mapping[str, Any] = {
     "url": "https://shop.example/a?b=1",
     "value": "12.50",
 }
-#: Values of fields that differ in a response.
+#: The example values of fields whose value in a response is not the one in the request.
 _RESPONSE_VALUES: Mapping[str, Any] = {
     "body": "Hello Kola, please visit us at https://go.brand.example/8kVnq2LmRd for new information",
     "click_id": "0AbCdEfGh12x9Kq3vTz",

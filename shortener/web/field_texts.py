@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-#: Descriptions by the name of the field, or by `Schema.field` where a schema differs.
+#: Descriptions of fields. The key is the name of the field, or `Schema.field` if the field of this schema needs another text.
 _TEXTS: Mapping[str, str] = {
     "accepted": "true: the report was accepted.",
     "accessed": "true: a person opened the link at least once.",

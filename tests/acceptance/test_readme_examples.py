@@ -1,4 +1,4 @@
-"""The blocks of README.md that rewrite the same message in several languages run unchanged, except for the port."""
+"""README.md shows the same rewrite request in several programming languages. Each block runs unchanged, except for the port."""
 
 from __future__ import annotations
 

@@ -229,7 +229,7 @@ def test_no_message_is_lost_and_none_is_sent_again_after_its_response_despite_ki
 
 
 def sent_numbers(server: Server, condition: str = "s.status = 1") -> set[str]:
-    """Return the numbers of the messages that match a condition. Default: those whose response was recorded."""
+    """Return the sequence numbers of the messages that match a condition. Default: those whose response was recorded."""
     file = server.folder / "data" / "shortener.db"
     with contextlib.closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as connection:
         query = "SELECT m.to_address FROM sends s JOIN messages m ON m.id = s.id WHERE "

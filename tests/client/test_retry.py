@@ -34,7 +34,7 @@ def test_the_delay_doubles_up_to_its_maximum_and_has_jitter() -> None:
 
 
 @given(st.floats(0, 30), st.floats(0, 1))
-def test_a_retry_after_is_waited_for_completely(seconds: float, chance: float) -> None:
+def test_the_client_waits_the_whole_time_of_a_retry_after_header(seconds: float, chance: float) -> None:
     attempts = Attempts(RetryPolicy(random=lambda: chance), 100)
     assert seconds <= attempts.delay_after(unavailable(seconds), 0) < 100
 

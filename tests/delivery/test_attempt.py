@@ -348,7 +348,7 @@ async def test_a_429_response_does_not_count_as_an_attempt_on_the_first_day_of_a
     assert (await delivery(service)).status == DEAD, "after a day each 429 counts"
 
 
-async def test_a_retry_after_header_of_one_day_makes_no_delivery_dead(
+async def test_a_delivery_does_not_become_dead_because_of_a_retry_after_header_of_one_day(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
 ) -> None:
     receiver.default_reply = Reply(503, headers={"retry-after": "86400"})

@@ -292,5 +292,5 @@ def test_a_body_of_every_format_can_be_built_if_facts_are_absent(format: str, to
     st.sampled_from(TOPICS),
     st.dictionaries(st.sampled_from(FACTS), st.text(st.characters(codec="utf-8"))),
 )
-def test_a_body_is_valid_json_whatever_text_the_facts_contain(format: str, topic: str, facts: dict[str, str]) -> None:
+def test_a_body_is_valid_json_whatever_text_the_values_of_the_event_contain(format: str, topic: str, facts: dict[str, str]) -> None:
     assert body(format, facts | {"topic": topic})

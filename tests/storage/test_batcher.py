@@ -226,7 +226,7 @@ async def test_a_write_that_fails_before_its_transaction_begins_does_not_stop_th
     await within(5, commits.flush())
 
 
-async def test_a_commit_that_fails_after_another_one_succeeded_fails_its_own_requests_only(database: Database) -> None:
+async def test_if_a_second_commit_fails_only_the_requests_of_that_commit_fail(database: Database) -> None:
     flaky = FlakyDatabase(database)
     flaky.at_commit = [None, StoreUnavailable("cut")]
     values: list[list[str]] = []

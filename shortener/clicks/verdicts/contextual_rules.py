@@ -121,11 +121,11 @@ class RecentAddresses:
         self._recipients: dict[Hashable, int] = {}  # number of recipients in the pairs of _seen, by address
 
     def count(self, address: Hashable, recipient: int, at: datetime) -> int:
-        """Record that `address` opened a link of `recipient` at `at`. Return the number of recipients of the address in the minute
-        before `at`.
+        """Record that the client `address` opened a link of `recipient` at the time `at`. Return of how many recipients this
+        address opened links in the minute before `at`, including `recipient`.
 
-        `recipient`: the row id of the message; it is included in the number. `address`: any value that identifies the client
-        address. If it is empty, the address is unknown, and the number is 0."""
+        `recipient`: the row id of the recipient's message. `address`: any value that identifies the client address. If it is empty,
+        the address is unknown, and the number is 0."""
         if not address:
             return 0
         pair = (address, recipient)

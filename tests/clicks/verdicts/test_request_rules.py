@@ -149,7 +149,7 @@ def test_a_crawler_or_http_library_of_the_list_is_suspected(agent: str) -> None:
         "Mozilla/5.0 (Macintosh) AppleWebKit/605.1.15 (KHTML, like Gecko) Version/17.0 Safari/605.1.15 LinkChecker",
     ],
 )
-def test_a_program_that_is_not_in_the_crawler_list_is_suspected_by_its_own_name(agent: str) -> None:
+def test_a_program_that_is_not_in_the_crawler_list_is_suspected_because_its_user_agent_names_a_program(agent: str) -> None:
     assert rule(agent) == "program"
 
 

@@ -341,7 +341,7 @@ async def test_an_invalid_conversion_rate_query_is_rejected(client: httpx.AsyncC
         assert [detail["field"] for detail in answer.json()["details"]] == [field]
 
 
-async def test_only_its_own_application_can_read_a_conversion_process(
+async def test_a_conversion_process_can_be_read_only_by_the_application_that_owns_it(
     client: httpx.AsyncClient, service: Service, process: str
 ) -> None:
     other = await service.database.write(create_application, "other", NOON)
