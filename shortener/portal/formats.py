@@ -49,7 +49,7 @@ def change(now: float | None, before: float | None) -> str:
         return DASH
     ratio = 100 * (now - before) / before
     if abs(ratio) >= 1000:
-        return f"{'+' if ratio > 0 else _MINUS}{abs(now / before):.0f}\N{MULTIPLICATION SIGN}"
+        return f"{abs(now / before):.0f}\N{MULTIPLICATION SIGN}"
     text = f"{abs(ratio):.0f}" if abs(ratio) >= 10 else f"{abs(ratio):.1f}".removesuffix(".0")
     sign = "" if text == "0" else "+" if ratio > 0 else _MINUS
     return f"{sign}{text}\N{NO-BREAK SPACE}%"
