@@ -159,6 +159,7 @@ async def adopt_secret(yes: bool, as_json: bool) -> None:
     deliveries wait until you set the value again and enable it. Click ids that destinations already received are no longer
     recognised; message ids are.
     """
+    from shortener.cli.gateways import ensure_simulator
     from shortener.redis.client import RedisUnavailable
     from shortener.secret import open_secret, secret_file
     from shortener.storage import secret_change
@@ -179,7 +180,7 @@ async def adopt_secret(yes: bool, as_json: bool) -> None:
                 {"adopted": False, "lost": []}, as_json, lambda: click.echo("The secret already belongs to this database.")
             )
             return
-        lost = await database.read(secret_change.find_lost, new)
+        lost = [value for value in await database.read(secret_change.find_lost, new) if not _is_simulator(value)]
         if not as_json:
             _print_lost(lost)
         confirm(
@@ -191,8 +192,9 @@ async def adopt_secret(yes: bool, as_json: bool) -> None:
             hits = await _move_spool(settings, old, new)
         except RedisUnavailable as error:
             raise click.ClickException(f"nothing was changed: Redis, which may contain hits, is unavailable: {error}") from None
-        lost = await database.write(secret_change.adopt, new)
+        lost = [value for value in await database.write(secret_change.adopt, new) if not _is_simulator(value)]
         is_adopted = True
+        await ensure_simulator(database)
     finally:
         if is_new and not is_adopted:
             place.unlink(missing_ok=True)
@@ -221,6 +223,11 @@ async def _move_spool(settings: Settings, old: str | None, new: Any) -> int:
         return await spool.move_from(key_prefix_of(old))
     finally:
         await redis.close()
+
+
+def _is_simulator(value: LostValue) -> bool:
+    """Return whether a value belongs to the simulator of the installation, which has no settings and is repaired at once."""
+    return (value.owner, value.name) == ("gateways", "simulator")
 
 
 def _print_lost(lost: list[LostValue]) -> None:

@@ -153,26 +153,28 @@ class GatewayStore:
         return found
 
     def ensure_simulator(self, connection: Connection) -> int:
-        """Create the simulator of the installation unless it exists. Return its id."""
+        """Create the simulator of the installation, or repair it after the loss of the secret. Return its id."""
         table = schema.gateways
-        found = select(table.c.id).where(
+        found = select(table.c.id, table.c.settings).where(
             table.c.application_id == ALL_APPLICATIONS, table.c.name == SIMULATOR, table.c.removed_at.is_(None)
         )
-        existing: int | None = connection.execute(found).scalar()
-        if existing is not None:
-            return existing
+        existing = connection.execute(found).one_or_none()
+        if existing is not None and existing.settings is not None:
+            return int(existing.id)
         now, key = self._clock(), new_report_key()
         row = {
-            "application_id": ALL_APPLICATIONS,
-            "name": SIMULATOR,
-            "kind": SIMULATOR,
             "settings": self._encrypt({}),
             "report_key": self._secret.encrypt(key),
             "report_key_hash": hash_credential(key),
             "enabled": True,
-            "created_at": now,
             "updated_at": now,
         }
+        if existing is not None:
+            repaired = row | {"disabled_reason": None, "revision": table.c.revision + 1}
+            connection.execute(update(table).where(table.c.id == existing.id).values(repaired))
+            increment_version(connection)
+            return int(existing.id)
+        row |= {"application_id": ALL_APPLICATIONS, "name": SIMULATOR, "kind": SIMULATOR, "created_at": now}
         created: int = connection.execute(insert(table).values(row).returning(table.c.id)).scalar_one()
         increment_version(connection)
         return created

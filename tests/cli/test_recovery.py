@@ -128,6 +128,8 @@ def test_an_installation_survives_the_loss_of_its_folder_and_then_of_its_secret(
     assert "secret adopt" in shell("serve", "--port", "0", code=1).stderr
     assert not (server.folder / "data" / "secret").exists()
     adopted = shell.json("secret", "adopt", "--yes")
+    assert [one["enabled"] for one in shell.json("gateways", "list") if one["name"] == "simulator"] == [True]
+    assert "gateways" not in {value["owner"] for value in adopted["lost"]}, "the simulator has nothing to lose"
     assert ("trackers", "signing secret") in {(value["owner"], value["value"]) for value in adopted["lost"]}
     server.start()
     with server.client(**{"User-Agent": PHONE}) as client:
