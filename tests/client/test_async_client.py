@@ -132,7 +132,10 @@ def test_the_deadline_holds_although_the_connection_is_open(call: Call, failure:
 )
 def test_a_text_gets_long_urls_if_the_service_does_not_respond_in_time(call: Call, failure: Answer) -> None:
     with scripted(failure) as server:
-        text = rewrite(call, server.base, timeout=0.3, on_failure="send_long")
+        for timeout in (0.3, 3, 30):  # on a busy machine the request may not arrive in time
+            text = rewrite(call, server.base, timeout=timeout, on_failure="send_long")
+            if server.requests:
+                break
     assert (text.body, text.is_tracked, text.links) == ("https://shop.example/a now", False, ())
     assert text.warnings[0].startswith("not tracked: ")
     assert {request.json["message_id"] for request in server.requests} == {text.message_id}
