@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import html
 import io
@@ -16,6 +17,8 @@ import pytest
 
 from shortener.accounts import administration
 from shortener.container import Service
+from shortener.errors import StoreUnavailable
+from shortener.portal import overview
 from shortener.portal.operators import Role
 from tests.conftest import NOON, Clock, client_of
 from tests.portal.conftest import SAME_ORIGIN, DemoInstallation, SignIn, accept, invite
@@ -122,6 +125,24 @@ async def test_a_disabled_tracker_and_an_expiring_token_need_attention(service: 
     page = await browser.get("/portal/1/")
     assert "Tracker &lt;crm&gt; was disabled: it failed for 5 days" in page.text
     assert "The previous tracker token expires in 24 hours" in page.text
+
+
+@pytest.mark.parametrize("failure", [StoreUnavailable("outage"), None])
+async def test_a_panel_that_fails_or_takes_too_long_leaves_the_rest_of_the_page(
+    service: Service, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch, failure: Exception | None
+) -> None:
+    async def campaigns(visit: object) -> None:
+        if failure is not None:
+            raise failure
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(overview, "_campaigns", campaigns)
+    monkeypatch.setattr(overview, "PANEL_SECONDS", 0.05 if failure is None else 30)
+    browser = await sign_in()
+    page = await browser.get("/portal/1/")
+    assert page.status_code == 200
+    assert page.text.count("This panel took too long") == 1
+    assert "Funnel" in page.text
 
 
 async def test_an_unknown_metric_is_rejected(sign_in: SignIn) -> None:

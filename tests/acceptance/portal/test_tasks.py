@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.acceptance.portal.browser import Chromium, Visitor, accept_invitation
+from tests.acceptance.portal.browser import PASSWORD, Chromium, Visitor, accept_invitation
 from tests.acceptance.portal.shots import start
 from tests.acceptance.process import PHONE, Server
 from tests.servers import PATIENCE
@@ -82,6 +82,37 @@ def test_support_finds_a_message_by_its_phone_number_and_reveals_the_number(brow
         assert number not in visit.page.content()
         visit.page.click("button:has-text('Show the number')")
         visit.page.wait_for_selector(f"h1:has-text('{number}')")
+        assert visit.problems == []
+
+
+def test_main_tasks_of_support_and_admins_work_by_keyboard(browser: Chromium, empty_server: Server) -> None:
+    with empty_server.api() as client:
+        message = {"to": "+4915123456780", "message_id": "order-1002", "body": 'Your order: #track("https://shop.example/1002")'}
+        assert client.post("/api/v1/rewrite", json=message).status_code == 200
+    with browser.page() as visit:
+        keyboard = visit.page.keyboard
+        accept_invitation(browser, empty_server, "Kay")
+        visit.open(empty_server.base + "/portal/signin")  # sign in
+        focus_by_keyboard(visit, "[name=name]")
+        keyboard.type("Kay")
+        keyboard.press("Tab")
+        keyboard.type(PASSWORD)
+        with visit.page.expect_navigation():
+            keyboard.press("Enter")
+        keyboard.press("/")  # find a message, and reveal its number
+        keyboard.type("order-1002")
+        with visit.page.expect_navigation():
+            keyboard.press("Enter")
+        press(visit, "Enter", "button:has-text('Show the number')")
+        assert "+4915123456780" in visit.page.locator("h1").inner_text()
+        press(visit, "Enter", "nav.side-wide a:has-text('Try it')")  # create a message
+        press(visit, "Enter", "button:has-text('Create the message')")
+        assert visit.page.locator("h1").inner_text() == "The message exists"
+        press(visit, "Enter", "nav.side-wide a:has-text('Operators')")  # invite an operator
+        focus_by_keyboard(visit, "#invite [name=name]")
+        keyboard.type("Olga")
+        press(visit, "Space", "button:has-text('Create an invitation')")
+        assert "Send this link to Olga" in visit.page.locator("main").inner_text()
         assert visit.problems == []
 
 
