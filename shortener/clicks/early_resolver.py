@@ -33,16 +33,18 @@ class EarlyResolver:
         self._resolver = resolver
 
     async def resolve(self, hits: Sequence[WaitingHit], cache_seconds: float, read_seconds: float) -> None:
-        """Resolve the hits from the cache, and after `cache_seconds` from the database too, for at most `read_seconds` more.
+        """Resolve the hits from the cache, and after at most `cache_seconds` from the database too. Both time limits are added.
 
         A cache that is slow on a busy machine may respond during the read. It is the only source if the database does not respond.
         """
+        loop = asyncio.get_running_loop()
+        ends_at = loop.time() + cache_seconds + read_seconds
         lookup = asyncio.ensure_future(self.from_cache(hits, cache_seconds + read_seconds))
         tasks = {lookup}
         try:
             await asyncio.wait(tasks, timeout=cache_seconds)
             if any(waiting.resolution is None for waiting in hits):
-                tasks.add(asyncio.ensure_future(self.from_database(hits, read_seconds)))
+                tasks.add(asyncio.ensure_future(self.from_database(hits, ends_at - loop.time())))
             running = {task for task in tasks if not task.done()}
             while running and any(waiting.resolution is None for waiting in hits):
                 _, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)

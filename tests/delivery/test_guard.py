@@ -356,7 +356,8 @@ def test_check_literal_allows_loopback_if_private_targets_are_allowed() -> None:
 def test_the_error_text_of_the_guard_does_not_contain_the_kind_of_the_address(address: str) -> None:
     with pytest.raises(ForbiddenTarget) as caught:
         Guard().check_address(address)
-    assert str(caught.value) == "the host must have a public address"
+    assert str(caught.value).startswith("the host must have a public address")
+    assert not any(word in str(caught.value) for word in ("loopback", "link-local", "metadata", "127.", "10.0", "169.254"))
 
 
 @pytest.mark.parametrize("host", ["localhost.", "a.localhost", "metadata.google.internal", "metadata.google.internal.", "x.local"])
