@@ -6,6 +6,7 @@ import asyncio
 
 import pyotp
 import pytest
+from sqlalchemy import Connection, select
 from starlette.responses import Response
 
 from shortener.container import Service
@@ -16,7 +17,8 @@ from shortener.portal.parts import cookie_name
 from shortener.portal.passwords import check_new_password
 from shortener.portal.router import Portal
 from shortener.secret import Secret
-from tests.conftest import Clock
+from shortener.storage import schema
+from tests.conftest import Clock, MakeService, client_of
 from tests.portal.conftest import PASSWORD, NewBrowser, SignIn, log, session_cookie
 
 
@@ -51,6 +53,29 @@ def test_two_installations_on_one_host_have_cookies_of_different_names() -> None
     secrets = [Secret(text + "0123456789abcdefghijklmnop") for text in ("first secret", "another one!", "first secret")]
     names = [cookie_name(secret, is_https=False) for secret in secrets]
     assert names[0] == names[2] != names[1]
+
+
+async def test_tokens_and_recovery_codes_are_stored_as_hashes(service: Service, sign_in: SignIn) -> None:
+    browser = await sign_in("Ada")
+    operator = await service.database.read(find_operator, "Ada")
+    secret = second_factor.new_totp_secret()
+    codes = await service.database.write(second_factor.enable, operator.id, secret, 0, service.secret)
+
+    def stored(connection: Connection) -> str:
+        tables = (schema.operators, schema.operator_sessions, schema.operator_recovery_codes, schema.operator_invitations)
+        return " ".join(str(row) for table in tables for row in connection.execute(select(table)))
+
+    text = await service.database.read(stored)
+    for plain in (session_cookie(browser), secret, *codes, PASSWORD):
+        assert plain not in text  # 7.2.3, 6.5.2
+
+
+async def test_a_connection_without_encryption_is_marked_except_on_this_machine(make_service: MakeService) -> None:
+    service = await make_service(base_url="http://lan.example")
+    async with client_of(service) as client:
+        for host, is_marked in (("lan.example", True), ("127.0.0.1", False), ("localhost", False)):
+            page = await client.get("/portal/signin", headers={"Host": host})
+            assert (page.status_code, "This connection is not encrypted" in page.text) == (200, is_marked), host  # 3.1.1
 
 
 async def test_a_wrong_password_and_an_unknown_name_get_the_same_answer(sign_in: SignIn, new_browser: NewBrowser) -> None:
