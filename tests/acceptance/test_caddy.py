@@ -240,7 +240,7 @@ async def test_a_rewrite_behind_caddy_returns_https_links(nodes: Nodes, caddy: C
             assert answer.status == 302
 
 
-async def test_caddy_still_uses_a_node_after_requests_that_failed(nodes: Nodes, caddy: Caddy) -> None:
+async def test_caddy_still_sends_requests_to_a_node_after_some_requests_failed(nodes: Nodes, caddy: Caddy) -> None:
     (code,) = [message["links"][0]["code"] for message in nodes.rewrite(1)]
     head = f"POST /{code} HTTP/1.1\r\nHost: {BASE}\r\nTransfer-Encoding: chunked\r\n\r\n"
     for _ in range(4):

@@ -49,7 +49,7 @@ def click(server: Server, text: RewrittenText) -> None:
         assert handset.get("/" + text.links[0].code).status_code == 302
 
 
-def test_the_life_of_a_message_with_the_client(server: Server, endpoint: Endpoint) -> None:
+def test_the_python_client_sends_a_message_and_reports_its_delivery_and_its_conversion(server: Server, endpoint: Endpoint) -> None:
     with client_of(server) as client, server.api() as api:
         tracker = {"name": "t", "url": endpoint.url, "events": ["click", "conversion"], "format": "json"}
         created = api.post("/api/v1/trackers", json={**tracker, "secret": "whsec_" + "c2VjcmV0" * 6}).json()
@@ -98,7 +98,7 @@ def test_the_life_of_a_message_with_the_client(server: Server, endpoint: Endpoin
         assert sorted(event.name for event in events) == ["click", "conversion"]
 
 
-def test_errors_of_the_service_are_exceptions_with_details(server: Server) -> None:
+def test_the_python_client_raises_errors_of_the_service_as_exceptions_with_details(server: Server) -> None:
     with client_of(server) as client:
         with pytest.raises(BadRequestError) as raised:
             client.rewrite(to="12", body='#track("ftp://x")')
@@ -114,7 +114,7 @@ def test_errors_of_the_service_are_exceptions_with_details(server: Server) -> No
         assert conflict.value.error_code == "MESSAGE_ID_CONFLICT"
 
 
-def test_a_message_is_sent_through_the_gateway_of_the_application(server: Server) -> None:
+def test_the_python_client_sends_a_message_through_the_gateway_of_the_application(server: Server) -> None:
     with client_of(server) as client:
         outcome = client.send(to=[TO, "+14085550101"], message=TEXT, sender_id="18775550100", campaign="sent")
         assert (outcome.accepted, outcome.is_sent) == (2, False)  # the application has no gateway
@@ -124,7 +124,7 @@ def test_a_message_is_sent_through_the_gateway_of_the_application(server: Server
         ]
 
 
-def test_a_preview_returns_segments_and_stores_nothing(server: Server) -> None:
+def test_the_preview_method_of_the_python_client_returns_segments_and_stores_nothing(server: Server) -> None:
     with client_of(server) as client:
         text = client.preview(to=TO, body=TEXT, from_="Shop")
         assert (text.segments, len(text.links)) == (1, 1)
@@ -135,7 +135,7 @@ def numbers(count: int) -> list[str]:
     return [f"+1408555{index:04}" for index in range(count)]
 
 
-def test_a_bulk_call_divides_what_is_beyond_the_limit_of_the_service(
+def test_a_bulk_call_of_the_python_client_is_divided_into_requests_within_the_limits(
     tmp_path_factory: pytest.TempPathFactory, server: Server
 ) -> None:
     progress: list[tuple[int, int]] = []
@@ -154,7 +154,7 @@ def test_a_bulk_call_divides_what_is_beyond_the_limit_of_the_service(
         assert raised.value.__cause__.details[0].index == 2501
 
 
-def test_a_call_survives_a_kill_of_the_service(server: Server) -> None:
+def test_a_call_of_the_python_client_succeeds_although_the_service_was_killed_and_restarted(server: Server) -> None:
     with client_of(server, retry=PATIENT) as client:
         first = client.rewrite(to=TO, body=TEXT, message_id="m-1")
         server.kill()
@@ -171,7 +171,7 @@ def test_a_call_survives_a_kill_of_the_service(server: Server) -> None:
         assert client.rewrite(to=TO, body=TEXT, message_id=long.message_id).message_id == long.message_id
 
 
-def test_a_stopped_process_is_not_waited_for_beyond_the_deadline(server: Server) -> None:
+def test_the_python_client_raises_a_deadline_error_if_the_service_process_is_suspended(server: Server) -> None:
     assert server.process is not None
     with client_of(server) as client:
         client.rewrite(to=TO, body=TEXT)
@@ -193,7 +193,7 @@ def locked_database(server: Server) -> Iterator[None]:
         connection.execute("ROLLBACK")
 
 
-def test_a_503_of_a_locked_database_is_repeated_after_its_retry_after(server: Server) -> None:
+def test_the_python_client_repeats_a_request_after_a_503_response_until_the_database_is_unlocked(server: Server) -> None:
     with client_of(server, retry=PATIENT) as client:
         with locked_database(server), pytest.raises((ServerFailureError, DeadlineError)) as raised:
             client.rewrite(to=TO, body=TEXT, timeout=4)
@@ -246,7 +246,7 @@ class CuttingProxy:
         self._listener.close()
 
 
-def test_a_response_that_is_cut_off_stores_the_message_once(server: Server) -> None:
+def test_a_message_is_stored_once_although_the_client_repeats_a_request_whose_response_was_cut_off(server: Server) -> None:
     proxy = CuttingProxy(server.port, cuts=2)
     with Client(proxy.base, api_key=server.first["api_key"], timeout=30) as client:
         text = client.rewrite(to=TO, body=TEXT, campaign="cut")
@@ -256,7 +256,7 @@ def test_a_response_that_is_cut_off_stores_the_message_once(server: Server) -> N
     proxy.close()
 
 
-def test_the_python_blocks_of_the_guide_run_in_order(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_code_blocks_of_the_python_client_guide_run_in_order(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     guide = (ROOT / "docs" / "guides" / "python-client.md").read_text().replace("http://127.0.0.1:8000", server.base)
     blocks = re.findall(r"^```python\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL)
     names: dict[str, Any] = {"KEY": server.first["api_key"]}

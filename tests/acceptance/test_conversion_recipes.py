@@ -76,7 +76,7 @@ def conversion_tracker(server: Server, url: str, name: str) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_the_postback_of_each_recipe_records_a_conversion(server: Server, recipe: Path) -> None:
+def test_the_postback_url_in_each_conversion_guide_records_a_conversion(server: Server, recipe: Path) -> None:
     link, inbound, _ = blocks(recipe)
     message = rewrite(server, body=f'Look #track("{link}")')
     with server.client(**{"User-Agent": PHONE}) as phone:
@@ -106,7 +106,7 @@ def test_the_postback_of_each_recipe_records_a_conversion(server: Server, recipe
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_the_tracker_url_of_each_recipe_receives_the_conversion(server: Server, endpoint: Endpoint, recipe: Path) -> None:
+def test_the_tracker_url_in_each_conversion_guide_receives_the_conversion(server: Server, endpoint: Endpoint, recipe: Path) -> None:
     _, _, outbound = blocks(recipe)
     metadata = dict.fromkeys(re.findall(r"\{metadata\.(\w+)\}", outbound), "theirs-1")
     message = rewrite(server, body="Hello", metadata=metadata)

@@ -25,7 +25,7 @@ def browser() -> Iterator[Chromium]:
         yield running
 
 
-def test_the_search_shows_the_operations_with_all_words(server: Server, browser: Chromium) -> None:
+def test_the_search_of_the_docs_page_shows_the_operations_that_contain_all_search_words(server: Server, browser: Chromium) -> None:
     with browser.page() as visit:
         visit.open(f"{server.base}/docs")
         visit.page.keyboard.press("/")
@@ -41,14 +41,14 @@ def test_the_search_shows_the_operations_with_all_words(server: Server, browser:
         assert visit.problems == []
 
 
-def test_a_link_to_an_operation_opens_it(server: Server, browser: Chromium) -> None:
+def test_a_link_to_an_operation_opens_that_operation_on_the_docs_page(server: Server, browser: Chromium) -> None:
     with browser.page() as visit:
         visit.open(f"{server.base}/docs#list_trackers")
         assert visit.page.locator("#list_trackers form.try button").is_visible()
         assert visit.problems == []
 
 
-def test_a_form_sends_a_request_with_the_api_key_and_shows_the_response(server: Server, browser: Chromium) -> None:
+def test_a_form_on_the_docs_page_sends_a_request_with_the_api_key_and_shows_the_response(server: Server, browser: Chromium) -> None:
     with browser.page() as visit:
         page = visit.page
         visit.open(f"{server.base}/docs#rewrite")
@@ -71,7 +71,7 @@ def test_a_form_sends_a_request_with_the_api_key_and_shows_the_response(server: 
         assert visit.problems == []
 
 
-def test_without_script_the_page_is_complete_and_shows_no_forms(server: Server, browser: Chromium) -> None:
+def test_without_scripts_the_docs_page_is_complete_and_shows_no_forms(server: Server, browser: Chromium) -> None:
     with browser.page(scripts=False) as visit:
         visit.open(f"{server.base}/docs")
         assert visit.page.locator("#search:visible").count() == 0
@@ -81,7 +81,7 @@ def test_without_script_the_page_is_complete_and_shows_no_forms(server: Server, 
 
 
 @pytest.mark.parametrize("width", [320, 768, 1280])
-def test_the_page_is_never_wider_than_the_window(server: Server, browser: Chromium, width: int) -> None:
+def test_the_docs_page_is_never_wider_than_the_window(server: Server, browser: Chromium, width: int) -> None:
     with browser.page(width=width) as visit:
         visit.open(f"{server.base}/docs#rewrite")
         assert visit.overflow() == 0

@@ -149,7 +149,7 @@ def test_the_move_from_sqlite_to_postgresql_works_as_the_guide_shows(
     assert "First" in printed
 
 
-def test_the_secrets_for_docker_compose_are_written_once(tmp_path: Path) -> None:
+def test_the_documented_command_creates_the_secrets_for_docker_compose_and_never_replaces_them(tmp_path: Path) -> None:
     creating, starting = shell_blocks(ROOT / "docs" / "guides" / "production-two-nodes.md")
     assert "docker compose" in starting, "there is no Docker here"
     run_script([creating], tmp_path, plain_environment())

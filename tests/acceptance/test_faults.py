@@ -97,7 +97,7 @@ def message_of(told: Request) -> str:
     return found
 
 
-def test_an_outage_of_postgresql_under_load_loses_no_click_and_counts_none_twice(
+def test_after_an_outage_of_postgresql_under_load_every_click_is_stored_and_counted_once(
     nodes: Nodes, postgres_server: PostgresProcess, redis_server: RedisProcess, endpoint: Endpoint
 ) -> None:
     one, two = nodes.serve(), nodes.serve()

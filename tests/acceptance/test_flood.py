@@ -66,7 +66,7 @@ class Flood:
 
 
 @pytest.mark.parametrize("database_fault", ["frozen", "stopped"])
-async def test_a_flood_of_hits_without_database_and_redis_gets_responses_in_time_and_bounded_memory(
+async def test_many_hits_without_database_and_redis_get_responses_in_time_and_use_bounded_memory(
     postgres_server: PostgresProcess, redis_server: RedisProcess, tmp_path: Path, database_fault: str
 ) -> None:
     url = await new_postgresql_database(postgres_server.url, None)

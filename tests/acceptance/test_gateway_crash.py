@@ -79,7 +79,9 @@ def sends(server: Server, condition: str) -> set[str]:
         return {encode(row[0]) for row in connection.execute(f"SELECT id FROM sends WHERE {condition}")}
 
 
-def test_no_message_is_lost_and_none_is_sent_again_after_its_response_despite_kill_9(server: Server, gateway: Gateway) -> None:
+def test_after_kill_9_no_message_is_lost_and_no_message_with_a_gateway_response_is_sent_again(
+    server: Server, gateway: Gateway
+) -> None:
     server.command("gateways", "add", "test", "--preset", "plain", "--url", f"http://127.0.0.1:{gateway.port}/")
     server.select_gateway("test")
     with server.api() as client:

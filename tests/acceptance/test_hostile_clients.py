@@ -222,7 +222,7 @@ def connections_of(server: Server) -> int:
     return sum(line.split()[1].endswith(port) and line.split()[3] == "01" for line in lines)
 
 
-def test_serve_raises_the_limit_of_open_files_and_logs_it(tmp_path: Path) -> None:
+def test_the_serve_command_raises_and_logs_the_limit_of_open_files(tmp_path: Path) -> None:
     script = f"ulimit -Sn 256; exec {sys.executable} -m shortener serve --port 0"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SHORTENER_")}
     environment |= {"SHORTENER_DATA_DIR": str(tmp_path / "data"), "SHORTENER_LOG_LEVEL": "debug"}

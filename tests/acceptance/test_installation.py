@@ -54,7 +54,7 @@ def test_the_extra_client_installs_no_part_of_the_server(client_python: Path) ->
     run(client_python, "-m", "pip", "check")
 
 
-def test_the_command_of_an_installation_without_the_server_names_the_missing_extra(client_python: Path) -> None:
+def test_the_serve_command_prints_how_to_install_the_missing_extra_server(client_python: Path) -> None:
     text = run(client_python.parent / "shortener", "serve", code=1)
     assert "pip install 'sms-shortener[server]'" in text
     assert "Traceback" not in text

@@ -180,7 +180,7 @@ def test_a_message_reaches_the_smsc_of_kannel_and_its_delivery_report_comes_back
     assert f"Brand +14085550100 text Grüße & 100 % +1 {short}" in kannel.messages()
 
 
-def test_unicode_and_long_messages_pass_kannel(server: Server, kannel: Kannel, gateway_id: int) -> None:
+def test_unicode_messages_and_long_messages_are_sent_through_kannel(server: Server, kannel: Kannel, gateway_id: int) -> None:
     for text in ("Привет, мир 😀", "x" * 400, "€uro [ok] ~{}"):
         wait_for_state(server, send(server, text), "DELIVERED")
 
@@ -194,7 +194,7 @@ def test_messages_wait_while_kannel_is_down_and_are_sent_when_it_is_back(server:
     wait_for_state(server, message_id, "DELIVERED")
 
 
-def test_wrong_credentials_are_shown_by_a_test_message(server: Server, kannel: Kannel, gateway_id: int) -> None:
+def test_a_test_message_to_kannel_with_wrong_credentials_shows_the_error(server: Server, kannel: Kannel, gateway_id: int) -> None:
     with server.api() as client:
         body = {
             "name": "wrong",
@@ -208,7 +208,7 @@ def test_wrong_credentials_are_shown_by_a_test_message(server: Server, kannel: K
 
 
 @pytest.mark.skipif(not OPENSMPPBOX, reason="Kannel's opensmppbox is not installed: build it from its source with kannel-dev")
-def test_messages_pass_kannel_over_smpp_and_delivery_receipts_come_back(server: Server, kannel: Kannel) -> None:
+def test_messages_are_sent_to_kannel_over_smpp_and_delivery_receipts_come_back(server: Server, kannel: Kannel) -> None:
     url = f"smpp://127.0.0.1:{kannel.start_smpp_server()}"
     settings = ("--set", "system_id=tester", "--set", "password=foobar", "--set", "system_type=shop")
     server.command("gateways", "add", "kannel-smpp", "--kind", "smpp", "--url", url, "--allow-private", *settings)

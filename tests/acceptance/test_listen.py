@@ -42,7 +42,7 @@ def signed_by(line: dict[str, Any]) -> dict[str, str]:
     return {name: value for name, value in line["headers"].items() if name.startswith(("webhook-", "x-webhook-"))}
 
 
-def test_listen_verifies_signatures_with_both_secrets_of_a_rotation(server: Server) -> None:
+def test_the_listen_command_verifies_signatures_with_both_secrets_during_a_rotation(server: Server) -> None:
     old, new, other = new_signing_secret(), new_signing_secret(), new_signing_secret()
     with (
         server.api() as client,

@@ -53,7 +53,9 @@ def proxy(server: Server, tmp_path: Path) -> Iterator[httpx.Client]:
         process.wait(PATIENCE)
 
 
-def test_nginx_forwards_the_host_and_the_address_of_a_person_and_hides_internal_paths(server: Server, proxy: httpx.Client) -> None:
+def test_nginx_forwards_the_host_header_and_the_client_address_and_hides_internal_paths(
+    server: Server, proxy: httpx.Client
+) -> None:
     body = {"to": "+14085550100", "body": '#track("https://x.example/")'}
     made = proxy.post("/api/v1/rewrite", json=body, headers={"X-API-Key": server.first["api_key"]})
     assert made.status_code == 200, made.text

@@ -32,7 +32,9 @@ def first_message(language: str) -> str:
 
 
 @pytest.mark.parametrize("language", RUNNERS)
-def test_the_first_message_of_the_readme_is_rewritten_in_every_language(server: Server, tmp_path: Path, language: str) -> None:
+def test_the_readme_example_in_every_programming_language_returns_a_text_with_a_short_link(
+    server: Server, tmp_path: Path, language: str
+) -> None:
     command = RUNNERS[language]
     if shutil.which(command[0]) is None:
         pytest.skip(

@@ -113,7 +113,7 @@ Fault = Callable[[Account], AbstractAsyncContextManager[None]]
     [Account.without_permission, Account.without_login, Account.without_connections, Account.without_tables],
     ids=["revoke connect", "no login", "too many connections", "rejected statements"],
 )
-async def test_every_request_gets_a_response_while_postgresql_refuses_and_the_service_recovers(
+async def test_every_request_gets_a_response_while_postgresql_refuses_connections_and_afterwards(
     account: Account,
     redis_server: RedisProcess,
     tmp_path_factory: pytest.TempPathFactory,

@@ -128,7 +128,7 @@ def wait_for_state(server: Server, message_id: str, state: str) -> dict[str, Any
         ("я😀" * 60, 8, 3),
     ],
 )
-def test_a_text_arrives_at_the_smsc_and_its_receipt_comes_back(
+def test_a_message_is_sent_to_the_smsc_over_smpp_and_its_delivery_receipt_is_recorded(
     server: Server, smsc: NodeSmsc, text: str, coding: int, parts: int
 ) -> None:
     add_gateway(server, f"smpp://127.0.0.1:{smsc.port}")
@@ -140,7 +140,9 @@ def test_a_text_arrives_at_the_smsc_and_its_receipt_comes_back(
     assert (submits[0]["to"], submits[0]["from"]) == ("14085550100", "Brand")
 
 
-def test_throttling_rejection_and_a_dropped_link_have_their_own_results(server: Server, smsc: NodeSmsc) -> None:
+def test_a_throttled_message_is_repeated_a_rejected_one_fails_and_one_on_a_dropped_connection_is_doubtful(
+    server: Server, smsc: NodeSmsc
+) -> None:
     add_gateway(server, f"smpp://127.0.0.1:{smsc.port}")
     throttled, rejected, dropped = (send(server, text)[0] for text in ("throttle", "reject", "drop"))
     wait_for_state(server, throttled, "DELIVERED")
@@ -156,7 +158,7 @@ def test_throttling_rejection_and_a_dropped_link_have_their_own_results(server: 
     assert gateway["health"]["breaker"] == "closed"
 
 
-def test_a_message_is_held_if_the_smpp_connection_drops_during_its_send_and_the_gateway_must_not_get_it_twice(
+def test_with_the_option_on_doubt_hold_a_message_is_held_if_the_smpp_connection_drops_during_its_submission(
     server: Server, smsc: NodeSmsc
 ) -> None:
     add_gateway(server, f"smpp://127.0.0.1:{smsc.port}", "--on-doubt", "hold")
@@ -181,7 +183,7 @@ def test_a_reply_with_a_stop_word_opts_the_recipient_out(server: Server, smsc: N
         assert "OPTED_OUT" in response.text
 
 
-def test_tls_is_used_and_a_certificate_that_nobody_trusts_is_refused(packages: Path, tmp_path: Path, server: Server) -> None:
+def test_smpp_connections_use_tls_and_an_untrusted_certificate_is_rejected(packages: Path, tmp_path: Path, server: Server) -> None:
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
     names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
     line = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-keyout", str(key), "-out", str(certificate)]
@@ -200,7 +202,7 @@ def test_tls_is_used_and_a_certificate_that_nobody_trusts_is_refused(packages: P
         smsc.stop()
 
 
-def test_no_message_is_lost_and_none_is_sent_again_after_its_response_despite_kill_9_of_service_and_smsc(
+def test_after_kill_9_of_service_and_smsc_no_message_is_lost_and_no_message_with_a_response_is_sent_again(
     server: Server, smsc: NodeSmsc
 ) -> None:
     add_gateway(server, f"smpp://127.0.0.1:{smsc.port}")

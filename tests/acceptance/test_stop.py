@@ -89,7 +89,7 @@ def connect_again_and_again(server: Server) -> None:
         socket.create_connection(("127.0.0.1", server.port), timeout=WITHIN).close()
 
 
-def test_a_stop_completes_deliveries_in_flight_or_releases_their_leases(server: Server, endpoint: Endpoint) -> None:
+def test_a_stopping_server_completes_its_running_deliveries_or_releases_their_leases(server: Server, endpoint: Endpoint) -> None:
     endpoint.slow = {"/slow": 2.0, "/hangs": 60.0}
     with server.api() as client:
         for path in endpoint.slow:
@@ -169,7 +169,9 @@ def test_serve_and_deliver_processes_stop_in_time_and_leave_no_leased_delivery(n
     assert tuple(told) == (12, 0)
 
 
-def test_a_frozen_database_does_not_delay_a_stop(postgres_server: PostgresProcess, endpoint: Endpoint, tmp_path: Path) -> None:
+def test_a_frozen_database_does_not_delay_the_stop_of_the_server(
+    postgres_server: PostgresProcess, endpoint: Endpoint, tmp_path: Path
+) -> None:
     nodes = Nodes(tmp_path, asyncio.run(new_postgresql_database(postgres_server.url, None)))
     endpoint.slow = {"/slow": 1.0}
     server = nodes.serve()

@@ -105,14 +105,14 @@ def check_infobip(server: Server, printed: dict[str, Any], *, shows_text: bool) 
 
 
 @pytest.mark.parametrize("name", list(INFOBIP_CLIENTS))
-def test_infobips_python_client_sends_and_reads_reports_logs_previews_and_errors(
+def test_infobips_python_client_can_send_messages_and_read_reports_logs_previews_and_errors(
     server: Server, clients: dict[str, Path], name: str
 ) -> None:
     script, shows_text = INFOBIP_CLIENTS[name]
     check_infobip(server, run(clients[name], script, server.base, server.first["api_key"], TEXT), shows_text=shows_text)
 
 
-def test_infobips_node_client_sends_and_reads_reports_logs_previews_and_errors(server: Server, tmp_path: Path) -> None:
+def test_infobips_node_client_can_send_messages_and_read_reports_logs_previews_and_errors(server: Server, tmp_path: Path) -> None:
     if shutil.which("npm") is None:
         pytest.skip("SKIPPED: node with npm is not installed (apt-get install nodejs npm), so Infobip's Node client was not tested")
     for name in ("package.json", "package-lock.json"):
@@ -124,7 +124,7 @@ def test_infobips_node_client_sends_and_reads_reports_logs_previews_and_errors(s
     check_infobip(server, run(tmp_path, "infobip.mjs", server.base, server.first["api_key"], TEXT), shows_text=True)
 
 
-def test_xoxzos_client_sends_reads_the_status_and_lists_messages_by_date(server: Server, clients: dict[str, Path]) -> None:
+def test_xoxzos_client_can_send_messages_read_their_status_and_list_them_by_date(server: Server, clients: dict[str, Path]) -> None:
     application = str(server.first["application_id"])
     printed = run(
         clients["xoxzo"],
@@ -161,7 +161,9 @@ def test_xoxzos_link_tracking_calls_the_callback_url_at_the_first_click(server: 
         assert client.get(f"/sms/messages/{sent['msgid']}/").json()["link_tracking"]["accessed"] is True
 
 
-def test_syniverses_documented_call_sends_and_the_events_contain_its_id(server: Server, endpoint: Endpoint) -> None:
+def test_syniverses_documented_request_sends_a_message_whose_events_contain_the_returned_id(
+    server: Server, endpoint: Endpoint
+) -> None:
     request = {
         "from": "sender_id:EjihJOXWJE24O",
         "to": ["+14085550100"],
@@ -190,7 +192,7 @@ def test_syniverses_documented_call_sends_and_the_events_contain_its_id(server: 
         assert client.delete(f"/api/v1/trackers/{made.json()['tracker_id']}").status_code in (200, 204)
 
 
-def test_23_telecoms_documented_call_sends_and_reads_status_lists_and_statistics(server: Server) -> None:
+def test_23_telecoms_documented_requests_send_messages_and_return_their_status_and_statistics(server: Server) -> None:
     with server.api() as client:
         told = client.post("/api/v1/sms/send", json={**SEND, "to": ["+447911123456", "+447911123457"], "priority": "high"}).json()
         assert (told["sent"], told["summary"]["accepted_count"]) == (True, 2)
@@ -213,7 +215,7 @@ def test_23_telecoms_documented_call_sends_and_reads_status_lists_and_statistics
         ("/scg-external-api/api/v1/messaging/message_requests", {"from": "A", "to": ["+41793026731"], "body": TEXT}),
     ],
 )
-def test_a_vendors_send_call_of_an_application_without_a_gateway_reports_not_sent(
+def test_a_send_request_in_a_vendors_format_returns_sent_false_if_the_application_has_no_gateway(
     server: Server, path: str, body: dict[str, Any]
 ) -> None:
     made = server.command("applications", "create", f"without a gateway {path}")

@@ -40,7 +40,7 @@ def name_of(program: str) -> str:
 
 
 @pytest.mark.parametrize(("version", "cache"), PAIRS, ids=lambda value: str(value) if isinstance(value, int) else Path(value).name)
-def test_a_message_lives_its_whole_life_on_each_version_of_postgresql_with_redis_or_valkey(
+def test_a_message_is_rewritten_clicked_and_converted_on_each_version_of_postgresql_with_redis_or_valkey(
     version: int, cache: str, tmp_path: Path, endpoint: Endpoint
 ) -> None:
     database, redis = Cluster(PROGRAMS[version]), RedisProcess(tmp_path, program=cache)

@@ -47,7 +47,7 @@ async def test_a_directory_refresh_that_ends_late_does_not_restore_older_account
     assert application.disabled, "the kill switch stays effective"
 
 
-async def test_settings_that_a_newer_version_stored_are_ignored_and_kept(service: Service) -> None:
+async def test_application_settings_that_a_newer_version_stored_are_ignored_but_not_deleted(service: Service) -> None:
     """In a rolling upgrade, a new node stores settings and values that the old nodes do not know."""
     newer = {"click_events": "sometimes", "track": "all_urls", "a_setting_of_the_next_release": {"is": "on"}}
 

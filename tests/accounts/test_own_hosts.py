@@ -57,7 +57,7 @@ LOCAL: dict[str, Any] = {"base_url": "http://127.0.0.1:8000", "port": 8000}
         (LOCAL, "http://127.0.0.1/landing", False),
     ],
 )
-def test_a_url_leads_to_the_service_by_its_names_and_by_local_addresses_with_its_port(
+def test_urls_with_a_host_of_the_service_or_with_a_local_address_and_the_service_port_are_own_urls(
     settings: dict[str, Any], url: str, expected: bool
 ) -> None:
     assert OwnHosts.of(Settings(**settings)).contains(url) is expected

@@ -123,7 +123,7 @@ def test_commands_work_while_a_server_is_running(server: Server) -> None:
     assert "another process serves" in shell("serve", "--port", "0", code=1).stderr
 
 
-def test_the_demo_prints_every_step_from_the_rewrite_to_the_conversion_of_a_message(shell: Shell) -> None:
+def test_the_demo_command_prints_every_step_from_the_rewrite_to_the_conversion_of_a_message(shell: Shell) -> None:
     lines = [orjson.loads(line) for line in shell("demo", "--json").stdout.splitlines()]
     titles = [line["title"] for line in lines if "title" in line]
     assert len(titles) == 9

@@ -40,7 +40,7 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize(("words", "named"), COMMANDS, ids=lambda value: " ".join(value[:2]))
-def test_a_command_that_takes_something_away_names_it_and_asks_a_person(
+def test_a_command_that_removes_or_disables_objects_prints_their_names_and_requires_a_confirmation_at_a_terminal(
     words: tuple[str, ...], named: tuple[str, ...], shell: InProcessShell, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     gateways = shell.json("gateways", "list")

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from shortener.cli.demo import demo
 
 
-def test_the_demo_reports_a_port_in_use_before_it_makes_the_traffic() -> None:
+def test_the_demo_command_reports_a_port_in_use_before_it_generates_traffic() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         result = CliRunner().invoke(demo, ["--portal", "--port", str(listener.getsockname()[1])])
     assert result.exit_code == 1

@@ -17,7 +17,7 @@ from shortener.storage.schema import attempts, conversions, deliveries, gateways
 
 
 @pytest.mark.slow
-async def test_a_demo_has_campaigns_trackers_that_fail_a_gateway_and_conversions_with_statuses(tmp_path: Path) -> None:
+async def test_the_demo_data_contain_campaigns_failing_trackers_a_gateway_and_conversions_with_statuses(tmp_path: Path) -> None:
     await fill_installation(tmp_path, messages=160)
     service = await open_service(Settings(data_dir=tmp_path))
 

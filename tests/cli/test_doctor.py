@@ -51,7 +51,7 @@ def check(shell: InProcessShell | Shell, code: int = 0) -> dict[str, dict[str, s
     return found
 
 
-def test_a_good_installation_has_no_error_and_no_warning_but_those_of_development(shell: InProcessShell) -> None:
+def test_the_doctor_command_reports_only_development_warnings_for_a_good_installation(shell: InProcessShell) -> None:
     found = check(shell)
     assert {name for name, one in found.items() if one["level"] != "ok"} <= {"base_url", "sqlite", "disk"}
     assert str(shell.folder) in found["installation"]["text"]
@@ -87,7 +87,7 @@ FAULTS: dict[str, tuple[dict[str, str], Callable[[InProcessShell], Any], str]] =
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_doctor_reports_an_error_if_and_only_if_a_server_does_not_start(shell: InProcessShell, name: str) -> None:
+def test_the_doctor_command_reports_an_error_if_and_only_if_a_server_does_not_start(shell: InProcessShell, name: str) -> None:
     settings, damage, failing = FAULTS[name]
     damage(shell)
     variables = {f"SHORTENER_{key}": value for key, value in settings.items()}
@@ -109,7 +109,7 @@ def test_doctor_reports_an_error_if_and_only_if_a_server_does_not_start(shell: I
     assert (starts and not values.unreachable_links) is (failing == "")
 
 
-def test_a_running_server_is_ready_and_the_doctor_finds_its_process(server: Server) -> None:
+def test_the_doctor_command_finds_the_process_of_a_running_server_and_reports_it_as_ready(server: Server) -> None:
     found = check(Shell(server.folder / "data"))
     assert "1 processes" in found["processes"]["text"]
     assert {one["level"] for one in found.values()} <= {"ok", "warning"}
@@ -117,13 +117,13 @@ def test_a_running_server_is_ready_and_the_doctor_finds_its_process(server: Serv
         assert client.get("/readyz").status_code == 200
 
 
-def test_permissions_of_the_folder_and_the_files_are_checked(shell: InProcessShell) -> None:
+def test_the_doctor_command_checks_the_permissions_of_the_data_folder_and_its_files(shell: InProcessShell) -> None:
     (shell.folder / "shortener.db").chmod(0o640)
     found = check(shell)["permissions"]
     assert (found["level"], found["remedy"]) == ("warning", f"run: chmod go= {shell.folder / 'shortener.db'}")
 
 
-def test_waiting_work_disabled_trackers_dead_deliveries_and_growth_are_reported(shell: InProcessShell) -> None:
+def test_the_doctor_command_reports_backlogs_disabled_trackers_dead_deliveries_and_database_growth(shell: InProcessShell) -> None:
     now = utcnow()
     engine = create_engine(f"sqlite:///{shell.folder}/shortener.db")
     tracker = {"application_id": 1, "url": "https://t.example/", "topics": 1, "method": "POST", "format": "json", "success": {}}
@@ -150,7 +150,7 @@ def test_waiting_work_disabled_trackers_dead_deliveries_and_growth_are_reported(
     assert "shortener trackers test 8" in found["failing_deliveries"]["remedy"]
 
 
-def test_kubernetes_variables_and_a_missing_proxy_setting_are_reported(shell: InProcessShell) -> None:
+def test_the_doctor_command_reports_kubernetes_variables_and_a_missing_proxy_setting(shell: InProcessShell) -> None:
     other = InProcessShell(shell.folder, SHORTENER_PORT="tcp://10.0.0.1:80", SHORTENER_BASE_URL=f"https://localhost:{free_port()}")
     found = check(other)
     assert "enableServiceLinks: false" in found["service_links"]["remedy"]
@@ -159,7 +159,7 @@ def test_kubernetes_variables_and_a_missing_proxy_setting_are_reported(shell: In
     assert found["certificate"]["level"] == "warning"
 
 
-def test_the_certificate_of_base_url_is_checked(certificate: Path) -> None:
+def test_the_doctor_command_checks_the_tls_certificate_of_the_setting_base_url(certificate: Path) -> None:
     with Proxy(free_port(), tls=tls_context(certificate)).in_a_thread() as proxy:
         found = {one.check: one for one in doctor.check_base_url(Settings(base_url=f"https://localhost:{proxy.port}"))}
     assert "browsers do not trust the certificate of localhost" in found["certificate"].text
@@ -167,7 +167,9 @@ def test_the_certificate_of_base_url_is_checked(certificate: Path) -> None:
     assert (found["dns"].level, found["dns"].remedy) == ("warning", "create an A or AAAA record for this name")
 
 
-def test_a_redis_without_an_append_only_file_or_that_evicts_hits_is_reported(shell: InProcessShell, tmp_path: Path) -> None:
+def test_the_doctor_command_reports_a_redis_that_has_no_append_only_file_or_evicts_hits(
+    shell: InProcessShell, tmp_path: Path
+) -> None:
     (tmp_path / "redis").mkdir()
     redis = RedisProcess(tmp_path / "redis", "--maxmemory-policy", "volatile-ttl")
     redis.start()

@@ -31,7 +31,7 @@ def selected(shell: InProcessShell) -> Any:
     return shell.json("applications", "show", "1")["gateway"]
 
 
-def test_a_gateway_is_added_selected_changed_and_removed(shell: InProcessShell) -> None:
+def test_commands_add_select_change_and_remove_a_gateway(shell: InProcessShell) -> None:
     words = ("--preset", "kannel", "--option", "username=user", "--option", "password=S3CRET", "--allow-private")
     added = shell.json("gateways", "add", "kannel", *words, "--on-doubt", "hold")
     assert (added["name"], added["preset"], added["on_doubt"], added["application_id"]) == ("kannel", "kannel", "hold", None)
@@ -48,7 +48,7 @@ def test_a_gateway_is_added_selected_changed_and_removed(shell: InProcessShell) 
     assert "kannel" not in shell("gateways", "list").stdout
 
 
-def test_the_simulator_can_be_selected_in_a_new_installation(shell: InProcessShell) -> None:
+def test_the_built_in_simulator_can_be_selected_as_gateway_in_a_new_installation(shell: InProcessShell) -> None:
     shell("applications", "update", "1", "--gateway", "simulator")
     assert selected(shell) == "simulator"
     shell("applications", "update", "1", "--gateway", "none")
@@ -71,24 +71,26 @@ def test_the_simulator_can_be_selected_in_a_new_installation(shell: InProcessShe
         (("send", "99", "+14085550100", "x"), 1, "no application"),
     ],
 )
-def test_wrong_values_are_explained(shell: InProcessShell, words: tuple[str, ...], code: int, text: str) -> None:
+def test_the_gateway_commands_print_the_reason_why_a_value_is_rejected(
+    shell: InProcessShell, words: tuple[str, ...], code: int, text: str
+) -> None:
     assert text in shell(*words, code=code).stderr
 
 
-def test_a_gateway_can_be_tested(shell: InProcessShell) -> None:
+def test_the_command_gateways_test_prints_the_outcome_of_a_test_message(shell: InProcessShell) -> None:
     added = shell.json("gateways", "add", "sim", "--kind", "simulator", "--set", "reject_numbers=99")
     assert shell.json("gateways", "test", str(added["gateway_id"]), "+14085550100")["outcome"] == "accepted"
     assert shell.json("gateways", "test", str(added["gateway_id"]), "+14085550199", code=1)["outcome"] == "rejected"
 
 
-def test_a_message_is_sent_from_the_command_line(shell: InProcessShell) -> None:
+def test_the_send_command_sends_a_message_if_the_application_has_a_gateway(shell: InProcessShell) -> None:
     unsent = shell.json("send", "1", "+14085550100", "hello", code=1)
     assert unsent["sent"] is False
     shell("applications", "update", "1", "--gateway", "simulator")
     assert shell.json("send", "1", "+14085550100", "hello", "--from", "18775550100")["sent"] is True
 
 
-def test_held_messages_are_listed_shown_sent_again_and_given_up(shell: InProcessShell) -> None:
+def test_commands_list_show_resend_and_discard_held_messages(shell: InProcessShell) -> None:
     shell("applications", "update", "1", "--gateway", "simulator")
     first, second = (shell.json("send", "1", "+14085550100", "hello")["message_id"] for _ in range(2))
     with sqlite3.connect(shell.folder / "shortener.db") as database:
@@ -111,7 +113,7 @@ def test_held_messages_are_listed_shown_sent_again_and_given_up(shell: InProcess
         assert "no gateway sends a message" in shell("sends", command, "unknown", code=1).stderr.lower()
 
 
-def test_balances_and_prices_are_set_and_shown(shell: InProcessShell) -> None:
+def test_commands_set_and_show_balances_and_prices(shell: InProcessShell) -> None:
     assert shell.json("balance", "show", "1") == {"application_id": 1, "prepaid": False, "balance": None, "currency": None}
     shell("balance", "set", "1", "10.50", "--currency", "EUR")
     assert shell.json("balance", "add", "1", "0.25")["balance"] == "10.75"
@@ -126,7 +128,7 @@ def test_balances_and_prices_are_set_and_shown(shell: InProcessShell) -> None:
     assert shell.json("balance", "remove", "1")["removed"] is True
 
 
-def test_the_opt_out_list_is_managed(shell: InProcessShell) -> None:
+def test_commands_add_list_and_remove_numbers_of_the_opt_out_list(shell: InProcessShell) -> None:
     shell("opt-outs", "add", "1", "+1 408 555-0100")
     assert [row["phone"] for row in shell.json("opt-outs", "list", "1")] == ["+14085550100"]
     assert shell.json("opt-outs", "remove", "1", "+14085550100")["removed"] is True

@@ -19,7 +19,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sqlite_template: Path) 
     return CliRunner()
 
 
-def test_invite_prints_the_link_of_the_operator(run: CliRunner) -> None:
+def test_the_command_operators_invite_prints_the_invitation_link(run: CliRunner) -> None:
     done = run.invoke(cli, ["operators", "invite", "Ada", "--role", "admin", "--json"])
     assert done.exit_code == 0, done.output
     printed = orjson.loads(done.stdout)
@@ -32,7 +32,7 @@ def test_invite_prints_the_link_of_the_operator(run: CliRunner) -> None:
     ]
 
 
-def test_wrong_roles_names_and_applications_fail_with_a_reason(run: CliRunner) -> None:
+def test_the_operators_commands_print_why_a_role_a_name_or_an_application_is_rejected(run: CliRunner) -> None:
     for arguments, code in (
         (["invite", "Ada", "--role", "admin", "--application", "1"], 2),
         (["invite", "Ada", "--role", "owner"], 2),
@@ -46,7 +46,7 @@ def test_wrong_roles_names_and_applications_fail_with_a_reason(run: CliRunner) -
     assert orjson.loads(run.invoke(cli, ["operators", "list", "--json"]).stdout) == []
 
 
-def test_grant_reset_and_disable_change_an_operator(run: CliRunner) -> None:
+def test_the_commands_operators_grant_reset_and_disable_change_an_operator(run: CliRunner) -> None:
     run.invoke(cli, ["operators", "invite", "Ada"])
     assert run.invoke(cli, ["operators", "grant", "Ada", "--role", "manager"]).exit_code == 0
     assert run.invoke(cli, ["operators", "reset", "Ada", "--json"]).exit_code == 0

@@ -43,7 +43,7 @@ def shell(tmp_path: Path, sqlite_template: Path) -> InProcessShell:
     ],
     ids=" ".join,
 )
-def test_a_command_outside_an_installation_fails_names_the_folder_and_creates_nothing(
+def test_a_command_in_a_folder_without_an_installation_fails_prints_the_folder_and_creates_nothing(
     tmp_path: Path, words: tuple[str, ...]
 ) -> None:
     result = InProcessShell(tmp_path / "data")(*words, code=1)
@@ -52,7 +52,7 @@ def test_a_command_outside_an_installation_fails_names_the_folder_and_creates_no
     assert list(tmp_path.iterdir()) == []
 
 
-def test_secret_adopt_needs_a_confirmation_and_leaves_no_secret_behind_without_it(shell: InProcessShell) -> None:
+def test_the_command_secret_adopt_creates_no_secret_without_a_confirmation(shell: InProcessShell) -> None:
     secret = shell.folder / "secret"
     assert shell.json("secret", "adopt") == {"adopted": False, "lost": []}
     secret.unlink()
@@ -64,13 +64,13 @@ def test_secret_adopt_needs_a_confirmation_and_leaves_no_secret_behind_without_i
     assert shell.json("applications", "rotate-callback-secret", "1")["callback_secret"].startswith("whsec_")
 
 
-def test_backup_of_a_postgresql_database_names_the_right_tool(shell: InProcessShell, tmp_path: Path) -> None:
+def test_the_backup_and_restore_commands_recommend_pg_dump_for_postgresql(shell: InProcessShell, tmp_path: Path) -> None:
     other = InProcessShell(shell.folder, SHORTENER_DATABASE_URL="postgresql://localhost/x")
     for command in ("backup", "restore"):
         assert "use pg_dump" in other(command, str(tmp_path / "file"), code=1).stderr
 
 
-def test_restore_replaces_an_installation_only_with_a_confirmation_and_keeps_the_old_files(
+def test_the_restore_command_replaces_an_installation_only_after_a_confirmation_and_keeps_the_old_files(
     shell: InProcessShell, tmp_path: Path
 ) -> None:
     file = str(tmp_path / "backup")
@@ -88,7 +88,7 @@ def test_restore_replaces_an_installation_only_with_a_confirmation_and_keeps_the
     assert shell.json("verify")["drift"] == []
 
 
-def test_the_last_line_of_restore_can_be_pasted(shell: InProcessShell, tmp_path: Path) -> None:
+def test_the_restore_command_ends_with_the_complete_commands_for_the_next_steps(shell: InProcessShell, tmp_path: Path) -> None:
     file = str(tmp_path / "backup")
     shell("backup", file)
     folder = tmp_path / "another folder"
@@ -97,7 +97,7 @@ def test_the_last_line_of_restore_can_be_pasted(shell: InProcessShell, tmp_path:
     assert last == f"The database is restored. Next: {prefix} verify, then {prefix} serve"
 
 
-def test_an_installation_survives_the_loss_of_its_folder_and_then_of_its_secret(server: Server, tmp_path: Path) -> None:
+def test_an_installation_is_restored_after_the_loss_of_its_folder_and_later_of_its_secret(server: Server, tmp_path: Path) -> None:
     shell = Shell(server.folder / "data")
     with server.api() as client:
         tracker = {
@@ -145,7 +145,9 @@ def test_an_installation_survives_the_loss_of_its_folder_and_then_of_its_secret(
 
 @pytest.mark.acceptance
 @pytest.mark.parametrize("words", [("migrate",), ("serve", "--port", "0")], ids=" ".join)
-def test_the_folder_and_the_files_are_private_whichever_command_creates_them(tmp_path: Path, words: tuple[str, ...]) -> None:
+def test_every_command_creates_the_data_folder_and_its_files_with_private_permissions(
+    tmp_path: Path, words: tuple[str, ...]
+) -> None:
     shell = Shell(tmp_path / "data")
     command = [sys.executable, "-m", "shortener", *words, "--json"]
     process = subprocess.Popen(command, env=shell.environment, stdout=subprocess.PIPE, umask=0o022)

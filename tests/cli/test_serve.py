@@ -54,7 +54,7 @@ def test_a_failed_start_enables_garbage_collection_again() -> None:
 
 
 @pytest.mark.acceptance
-def test_if_the_port_is_in_use_serve_prints_one_line_exits_with_1_and_creates_nothing(shell: Shell) -> None:
+def test_if_the_port_is_in_use_the_serve_command_prints_one_line_exits_with_1_and_creates_nothing(shell: Shell) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = str(other.getsockname()[1])
         result = shell("serve", "--port", port, code=1)
@@ -65,7 +65,7 @@ def test_if_the_port_is_in_use_serve_prints_one_line_exits_with_1_and_creates_no
 
 
 @pytest.mark.acceptance
-def test_serve_refuses_to_make_links_to_this_machine_if_other_machines_can_reach_it(shell: Shell) -> None:
+def test_the_serve_command_fails_if_other_machines_can_reach_the_server_but_base_url_is_local(shell: Shell) -> None:
     result = shell("serve", "--host", "0.0.0.0", "--port", "0", code=1)
     assert "Set SHORTENER_BASE_URL" in result.stderr
     assert len(result.stderr.splitlines()) == 1
@@ -73,7 +73,7 @@ def test_serve_refuses_to_make_links_to_this_machine_if_other_machines_can_reach
 
 
 @pytest.mark.acceptance
-def test_the_greeting_comes_before_the_first_log_line_and_initial_credentials_are_not_printed(tmp_path: Path) -> None:
+def test_the_serve_command_prints_its_address_before_the_first_log_line_and_no_initial_credentials(tmp_path: Path) -> None:
     key, token = "initial-key-0123456789-abcdefghijkl", "initial-token-0123456789-abcdefghijkl"
     (tmp_path / "key").write_text(key + "\n")
     shell = Shell(
@@ -104,14 +104,14 @@ def test_the_greeting_comes_before_the_first_log_line_and_initial_credentials_ar
 
 
 @pytest.mark.acceptance
-def test_if_the_address_belongs_to_another_machine_serve_prints_one_line_and_exits_with_1(shell: Shell) -> None:
+def test_if_the_address_belongs_to_another_machine_the_serve_command_prints_one_line_and_exits_with_1(shell: Shell) -> None:
     result = shell("serve", "--host", "192.0.2.1", "--port", "0", code=1)
     assert result.stderr.startswith("Error: cannot listen on 192.0.2.1")
     assert len(result.stderr.splitlines()) == 1
 
 
 @pytest.mark.acceptance
-def test_with_port_0_serve_selects_a_free_port_and_short_links_contain_it(shell: Shell) -> None:
+def test_with_port_0_the_serve_command_selects_a_free_port_and_short_links_contain_this_port(shell: Shell) -> None:
     command = [sys.executable, "-m", "shortener", "serve", "--port", "0", "--json"]
     server = subprocess.Popen(command, env=shell.environment, stdout=subprocess.PIPE)
     try:

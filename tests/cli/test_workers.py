@@ -107,7 +107,7 @@ def test_a_worker_that_was_killed_is_replaced_while_another_one_hangs(workers: W
     assert workers.running == [2, 3], "the worker that hangs is replaced later"
 
 
-def test_if_no_worker_can_start_the_supervisor_stops_and_has_failed(workers: Workers) -> None:
+def test_if_no_worker_can_start_the_supervisor_stops_with_a_failure(workers: Workers) -> None:
     workers.started[0].exit_code = STARTUP_FAILURE
     workers.run(1)
     assert workers.supervisor.is_done
@@ -135,7 +135,7 @@ def test_a_worker_that_cannot_start_during_an_outage_does_not_stop_the_others_an
     assert workers.now - began < MIN_PAUSE_SECONDS, "after a good start there is no pause"
 
 
-def test_a_reload_replaces_one_worker_after_the_other_and_each_one_serves_until_its_successor_does(workers: Workers) -> None:
+def test_a_reload_replaces_the_workers_one_by_one_and_each_worker_serves_until_its_replacement_serves(workers: Workers) -> None:
     workers.run_until_all_serve()
     workers.supervisor.reload()
     workers.run(5)
@@ -148,7 +148,7 @@ def test_a_reload_replaces_one_worker_after_the_other_and_each_one_serves_until_
     assert workers.running == [2, 3]
 
 
-def test_a_reload_ends_if_a_successor_cannot_start(workers: Workers) -> None:
+def test_a_reload_of_the_workers_ends_if_a_new_worker_cannot_start(workers: Workers) -> None:
     workers.run_until_all_serve()
     workers.supervisor.reload()
     workers.run(1)
@@ -159,7 +159,7 @@ def test_a_reload_ends_if_a_successor_cannot_start(workers: Workers) -> None:
     assert not workers.supervisor.failed
 
 
-def test_a_successor_takes_the_place_of_a_worker_that_dies_during_the_reload(workers: Workers) -> None:
+def test_a_worker_that_dies_during_a_reload_is_replaced_by_the_new_worker(workers: Workers) -> None:
     workers.run_until_all_serve()
     workers.supervisor.reload()
     workers.run(1)
@@ -185,7 +185,7 @@ def test_a_stop_during_a_reload_stops_old_and_new_workers_at_once(workers: Worke
     assert len(workers.started) == 3
 
 
-def test_a_stop_kills_a_worker_that_hangs_when_its_time_is_over(workers: Workers) -> None:
+def test_a_stop_kills_a_worker_that_does_not_end_within_the_stop_timeout(workers: Workers) -> None:
     workers.run_until_all_serve()
     workers.started[1].is_frozen = True
     workers.supervisor.stop()

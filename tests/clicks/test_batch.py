@@ -256,7 +256,7 @@ async def test_a_delivery_report_on_a_message_without_clicks_leaves_no_row_in_fi
     assert await rows(service, schema.first_clicks) == []
 
 
-async def test_a_click_that_is_retracted_before_the_fan_out_is_sent_with_its_original_states(
+async def test_the_event_of_a_click_that_was_retracted_before_the_fan_out_has_its_original_states(
     service: Service, clock: Clock
 ) -> None:
     (code,) = await send(service, message_ids=("m-1",))

@@ -21,7 +21,7 @@ async def hits(service: Service) -> list[tuple[str, int]]:
     return [(hit.rule, hit.verdict) for hit in await fetch_rows(service, schema.hits)]
 
 
-async def test_each_hit_gets_the_confirmation_page_and_pressing_its_button_is_the_click(
+async def test_with_the_setting_always_each_hit_gets_the_confirmation_page_and_its_button_records_the_click(
     client: httpx.AsyncClient, service: Service, clock: Clock
 ) -> None:
     await change_settings(service, confirm_clicks="always")

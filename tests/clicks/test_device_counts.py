@@ -74,7 +74,7 @@ async def test_the_device_counts_contain_clicks_and_no_other_hits(service: Servi
     assert await service.database.read(last_counted_hit) == (await fetch_rows(service, schema.hits))[-1].id
 
 
-async def test_a_click_that_is_stored_after_the_device_job_passed_its_id_is_counted_when_it_is_stored(
+async def test_a_click_with_an_id_that_the_device_job_has_already_passed_is_counted_by_device_when_it_is_stored(
     service: Service, clock: Clock
 ) -> None:
     (code,) = await create_codes(service)

@@ -54,7 +54,7 @@ async def slow_parts(service: Service) -> tuple[WaitingHit, SlowCache, SlowDatab
 
 
 @pytest.mark.parametrize("first", ["cache", "database"])
-async def test_a_hit_is_resolved_by_the_source_that_responds_first_after_the_time_of_the_cache(
+async def test_if_the_link_cache_is_too_slow_a_hit_is_resolved_by_the_cache_or_the_database_that_responds_first(
     service: Service, first: str
 ) -> None:
     waiting, cache, database, resolver = await slow_parts(service)
@@ -67,7 +67,7 @@ async def test_a_hit_is_resolved_by_the_source_that_responds_first_after_the_tim
     assert waiting.resolution.location == b"https://x.example/a"
 
 
-async def test_the_database_is_not_read_if_the_cache_responds_in_time(service: Service) -> None:
+async def test_a_link_is_not_read_from_the_database_if_the_link_cache_responds_in_time(service: Service) -> None:
     waiting, cache, database, resolver = await slow_parts(service)
     cache.responds.set()
     await resolver.resolve([waiting], PATIENCE, PATIENCE)
@@ -75,7 +75,7 @@ async def test_the_database_is_not_read_if_the_cache_responds_in_time(service: S
     assert not database.is_read.is_set()
 
 
-async def test_resolving_ends_without_a_resolution_if_neither_cache_nor_database_responds(service: Service) -> None:
+async def test_a_hit_is_not_resolved_if_neither_the_link_cache_nor_the_database_responds(service: Service) -> None:
     waiting, _, _, resolver = await slow_parts(service)
     await asyncio.wait_for(resolver.resolve([waiting], 0.01, 0.02), 10)
     assert waiting.resolution is None

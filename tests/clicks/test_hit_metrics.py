@@ -52,7 +52,9 @@ async def test_python_and_sql_give_the_same_metric_for_every_verdict_and_flag(se
         assert bool(is_click) == (metric == "clicks")
 
 
-async def test_the_recorder_corrections_and_the_recount_count_every_kind_of_hit_equally(service: Service, clock: Clock) -> None:
+async def test_the_click_recorder_verdict_corrections_and_the_recount_use_the_same_metric_for_every_kind_of_hit(
+    service: Service, clock: Clock
+) -> None:
     async def differences() -> list[Any]:
         await service.database.write(fold)
         return await service.database.read(verify, clock() - timedelta(days=1), clock() + timedelta(days=1))

@@ -163,7 +163,7 @@ async def full(redis_server: RedisProcess) -> None:
 
 
 @pytest.mark.parametrize(("trouble", "limit"), [(out_of_memory, 1000), (full, 0)])
-async def test_hits_that_the_spool_rejects_wait_in_memory_up_to_waiting_limit(
+async def test_hits_that_the_redis_spool_rejects_wait_in_memory_up_to_a_limited_number(
     service: Service,
     make_node: MakeNode,
     redis_server: RedisProcess,
@@ -257,7 +257,7 @@ async def test_hits_go_to_the_spool_while_the_database_rejects_every_hit(service
 
 
 @pytest.mark.parametrize("waiting_limit", [50, 10_000])
-async def test_with_a_frozen_redis_responses_are_sent_by_the_deadline_and_waiting_limit_holds(
+async def test_with_a_frozen_redis_responses_are_sent_by_the_deadline_and_the_number_of_waiting_hits_is_limited(
     service: Service, make_node: MakeNode, redis_server: RedisProcess, waiting_limit: int
 ) -> None:
     (code,) = await send(service)

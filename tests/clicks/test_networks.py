@@ -44,7 +44,9 @@ def write(folder: Path, text: str) -> Path:
         ("unknown", NetworkInfo()),
     ],
 )
-def test_the_network_with_the_longest_prefix_determines_the_result(tmp_path: Path, address: str, expected: NetworkInfo) -> None:
+def test_the_listed_network_with_the_longest_prefix_determines_the_country_of_an_address(
+    tmp_path: Path, address: str, expected: NetworkInfo
+) -> None:
     networks = open_networks([write(tmp_path, LIST)])
     assert networks is not None
     assert networks.find(address) == expected

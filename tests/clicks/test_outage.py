@@ -24,7 +24,7 @@ NORMAL, OUTAGE, RECOVERING = OutageState.NORMAL, OutageState.OUTAGE, OutageState
         (RECOVERING, Outage.end, NORMAL),
     ],
 )
-def test_each_transition_of_the_outage_leads_to_the_documented_state(
+def test_each_transition_between_outage_states_leads_to_the_documented_state(
     before: OutageState, transition: Callable[[Outage], bool], after: OutageState
 ) -> None:
     outage = Outage()

@@ -47,7 +47,7 @@ class Document(HTMLParser):
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_each_page_is_small_loads_no_other_file_and_forbids_indexing(page: bytes) -> None:
+def test_each_page_about_an_unavailable_link_is_small_loads_no_other_file_and_forbids_indexing(page: bytes) -> None:
     assert len(page) < 4096
     document = Document(page)
     assert document.open == []
@@ -62,7 +62,7 @@ def test_each_page_is_small_loads_no_other_file_and_forbids_indexing(page: bytes
 
 @pytest.mark.parametrize("page", NAMED)
 @given(name=st.text(max_size=300))
-def test_an_application_name_is_escaped_in_the_page(page: Callable[[str], bytes], name: str) -> None:
+def test_an_application_name_is_escaped_in_the_page_about_an_unavailable_link(page: Callable[[str], bytes], name: str) -> None:
     built = page(name)
     assert len(built) < 4096
     document = Document(built)
@@ -73,18 +73,20 @@ def test_an_application_name_is_escaped_in_the_page(page: Callable[[str], bytes]
 
 
 @pytest.mark.parametrize("page", NAMED)
-def test_a_page_shows_the_application_name_or_the_words_the_sender(page: Callable[[str], bytes]) -> None:
+def test_a_page_about_an_unavailable_link_contains_the_application_name_or_the_words_the_sender(
+    page: Callable[[str], bytes],
+) -> None:
     assert "<ACME> & Söhne" in Document(page("<ACME> & Söhne")).text
     assert "the sender" in Document(page("")).text
 
 
 @pytest.mark.parametrize("page", NAMED)
-def test_a_very_long_application_name_is_cut_in_the_page(page: Callable[[str], bytes]) -> None:
+def test_a_very_long_application_name_is_cut_in_the_page_about_an_unavailable_link(page: Callable[[str], bytes]) -> None:
     assert len(page("&" * 10_000)) < 4096
     assert "…" in Document(page("x" * 81)).text
     assert "…" not in Document(page("x" * 80)).text
 
 
-def test_a_page_is_built_once_for_each_application_name() -> None:
+def test_the_page_about_an_unavailable_link_is_built_once_for_each_application_name() -> None:
     assert expired_page("ACME") is expired_page("ACME")
     assert unknown_page() is unknown_page()

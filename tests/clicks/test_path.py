@@ -19,7 +19,7 @@ LETTERS_AND_DIGITS = st.characters(categories=("L", "N"))
 
 
 @given(CODES)
-def test_a_path_that_is_only_a_code_gives_the_code(code: str) -> None:
+def test_a_request_path_that_contains_only_a_link_code_is_parsed_to_this_code(code: str) -> None:
     assert code_of(f"/{code}") == code_of(f"/{code}".encode()) == code
 
 

@@ -273,7 +273,7 @@ async def test_contextual_rules_do_not_classify_hits_that_request_rules_suspect(
     assert {one.rule for one in await rows(service, schema.hits)} == {"test"}
 
 
-async def test_suspected_hits_create_click_events_if_a_tracker_has_with_suspected_on(service: Service) -> None:
+async def test_suspected_hits_create_click_events_if_a_tracker_has_the_option_with_suspected(service: Service) -> None:
     (code,) = await send(service)
     await service.recorder.record(hit(service, code, Verdict.SUSPECTED))
     tracker = (
@@ -425,7 +425,7 @@ async def test_a_hit_whose_link_cannot_be_read_raises_store_unavailable_and_is_n
     await recorder.stop(1)
 
 
-async def test_at_most_waiting_limit_hits_wait_and_the_others_are_dropped(service: Service) -> None:
+async def test_hits_above_the_limit_of_waiting_hits_are_dropped(service: Service) -> None:
     (code,) = await send(service)
     store, recorder = await unwilling(service, waiting_limit=3)
     store.refuse_writes = True
@@ -466,7 +466,7 @@ async def test_a_suspected_hit_on_an_opt_out_link_creates_a_click_event(service:
     assert [message.state for message in await rows(service, messages_now)] == [State.CREATED]
 
 
-async def test_the_field_opt_out_can_mark_a_link_by_its_destination_url(service: Service) -> None:
+async def test_a_destination_url_in_the_request_field_opt_out_marks_its_link_as_an_opt_out_link(service: Service) -> None:
     (code,) = await send(service, '#track("https://x.example/stop")', opt_out=("https://x.example/stop",))
     await service.recorder.record(hit(service, code))
     await service.recorder.record(hit(service, code, Verdict.SUSPECTED))

@@ -221,7 +221,7 @@ async def test_an_api_request_with_an_internal_host_name_gets_404_with_the_cause
             assert "BASE_URL" in body["description"]
 
 
-async def test_the_click_id_is_appended_to_the_destination_if_the_application_has_click_id_param(
+async def test_the_click_id_is_appended_to_the_destination_if_the_application_has_the_setting_click_id_param(
     service: Service, clock: Clock
 ) -> None:
     await service.database.write(update_application, 1, {"click_id_param": "cid"}, clock())
@@ -305,7 +305,7 @@ async def test_a_disabled_link_is_disabled_on_other_nodes_within_a_second(
             assert time.monotonic() - started_at < SOON_SECONDS
 
 
-async def test_when_one_of_two_domains_is_disabled_new_links_use_the_other(branded: Service, clock: Clock) -> None:
+async def test_when_one_of_two_domains_is_disabled_new_links_use_the_other_domain(branded: Service, clock: Clock) -> None:
     await branded.database.write(add_domain, 2, "https://two.brand.example", clock())
     async with brand_client(branded) as client:
 

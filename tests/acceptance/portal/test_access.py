@@ -108,7 +108,7 @@ def test_the_overview_is_operated_with_the_keyboard(browser: Chromium, demo_serv
         assert page.locator("svg.chart a:not([tabindex='-1'])").count() == 0
 
 
-def test_phones_have_a_bar_with_the_main_pages_and_all_others_behind_more(
+def test_on_a_phone_a_bar_links_to_the_main_portal_pages_and_a_more_menu_to_all_other_pages(
     browser: Chromium, demo_server: Server, viewer: object
 ) -> None:
     for width in (320, 390):
@@ -133,7 +133,7 @@ def test_phones_have_a_bar_with_the_main_pages_and_all_others_behind_more(
             assert visit.problems == []
 
 
-def test_shortcuts_go_to_pages_and_to_the_search_but_not_inside_of_fields(
+def test_keyboard_shortcuts_open_portal_pages_and_the_search_but_have_no_effect_in_text_fields(
     browser: Chromium, demo_server: Server, viewer: object
 ) -> None:
     with browser.page(state=viewer) as visit:
@@ -146,7 +146,7 @@ def test_shortcuts_go_to_pages_and_to_the_search_but_not_inside_of_fields(
         assert visit.page.input_value("header input[name=q]") == "go"
 
 
-def test_a_stop_does_not_wait_for_an_open_portal_page(browser: Chromium, tmp_path: Path) -> None:
+def test_stopping_the_server_does_not_wait_for_an_open_portal_page(browser: Chromium, tmp_path: Path) -> None:
     server = start(tmp_path)
     state = accept_invitation(browser, server, "Ada")
     with browser.page(state=state) as visit:

@@ -75,7 +75,7 @@ def axe_violations(visit: Visitor) -> list[str]:
 
 
 @pytest.mark.parametrize("path", [*PATHS, *PUBLIC_PATHS])
-def test_a_page_is_accessible_fits_every_width_and_has_no_errors(
+def test_each_portal_page_is_accessible_fits_every_window_width_and_causes_no_errors(
     browser: Chromium, demo_server: Server, admin: Any, path: str
 ) -> None:
     state = None if path in PUBLIC_PATHS else admin
@@ -92,7 +92,7 @@ def test_a_page_is_accessible_fits_every_width_and_has_no_errors(
         assert [one for one in visit.problems if not (expected_error and "Failed to load resource" in one)] == []
 
 
-def test_every_page_works_without_scripts(browser: Chromium, demo_server: Server, admin: Any) -> None:
+def test_every_portal_page_works_without_scripts(browser: Chromium, demo_server: Server, admin: Any) -> None:
     with browser.page(state=admin, scripts=False) as visit:
         for path in PATHS[:-2]:
             visit.open(demo_server.base + path)
@@ -103,7 +103,9 @@ def test_every_page_works_without_scripts(browser: Chromium, demo_server: Server
         assert "period=7d" in visit.page.url
 
 
-def test_a_first_visit_transfers_little_and_static_files_are_cached(browser: Chromium, demo_server: Server, admin: Any) -> None:
+def test_the_first_visit_to_the_portal_transfers_few_bytes_and_static_files_are_cached(
+    browser: Chromium, demo_server: Server, admin: Any
+) -> None:
     for path, state, limit in (("/portal/signin", None, 40_000), ("/portal/1/", admin, 120_000)):
         with browser.page(state=state) as visit:
             session = visit.page.context.new_cdp_session(visit.page)

@@ -52,7 +52,7 @@ def _check(visit: Visitor, url: str, known: dict[str, int]) -> int:
 
 
 @pytest.mark.parametrize("basis", ["event", "sent"])
-def test_every_figure_equals_the_rows_behind_it_for_each_page_and_filter(
+def test_every_figure_of_the_portal_equals_the_number_of_rows_in_the_list_that_it_links_to(
     browser: Chromium, demo_server: Server, admin: Any, basis: str
 ) -> None:
     known: dict[str, int] = {}

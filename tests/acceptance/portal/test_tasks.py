@@ -43,7 +43,7 @@ def press(visit: Visitor, key: str, selector: str) -> None:
         visit.page.keyboard.press(key)
 
 
-def test_a_marketing_person_compares_two_campaigns_and_opens_the_rows_of_a_figure_by_keyboard(
+def test_an_operator_compares_two_campaigns_and_opens_the_list_of_counted_rows_by_keyboard(
     browser: Chromium, demo_server: Server, viewer: Any
 ) -> None:
     with browser.page(state=viewer) as visit:
