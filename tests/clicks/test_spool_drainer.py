@@ -91,7 +91,7 @@ async def test_a_database_that_hangs_causes_an_outage_and_hits_of_its_late_commi
     assert sum(int(amount) for (_, _, metric), amount in added.items() if metric == "clicks") == 6
 
 
-async def test_a_batch_that_hung_ends_even_if_another_process_has_drained_its_hits(
+async def test_a_drained_batch_that_hung_ends_even_if_another_process_has_drained_the_same_hits(
     service: Service, node: Node, make_node: MakeNode
 ) -> None:
     codes = [(await send(service))[0] for _ in range(3)]
@@ -115,7 +115,7 @@ async def test_spooled_hits_count_once_if_the_result_of_their_commit_was_lost(se
     assert sum((await clickthru_events(service)).values()) == 1
 
 
-async def test_a_drainer_that_is_killed_after_a_commit_stores_no_hit_twice(service: Service, node: Node) -> None:
+async def test_a_spool_drainer_that_is_killed_after_a_commit_stores_no_hit_twice(service: Service, node: Node) -> None:
     (code,) = await send(service)
     node.disconnect()
     for _ in range(3):
@@ -208,7 +208,7 @@ async def test_a_dead_letter_is_stored_in_redis_if_the_table_of_dead_letters_rej
     assert {letter.code for letter in await rows(service, schema.hits_dead_letter)} == {code}
 
 
-async def test_the_lease_of_the_drainer_ends_in_time_even_if_the_clock_of_redis_was_set_back(
+async def test_the_lease_of_the_spool_drainer_ends_in_time_even_if_the_clock_of_redis_was_set_back(
     service: Service, make_node: MakeNode, redis_server: RedisProcess
 ) -> None:
     one, two = make_node(), make_node()

@@ -57,7 +57,7 @@ from shortener.clicks.user_agents import OTHER_BROWSER, Device, browser_name, pa
         (Device("other", "Other", "Other"), "something else"),
     ],
 )
-def test_a_user_agent_gives_its_device_operating_system_and_browser(device: Device, agent: str) -> None:
+def test_a_user_agent_is_parsed_to_device_operating_system_and_browser(device: Device, agent: str) -> None:
     assert parse_device(agent) == device
 
 
@@ -82,7 +82,7 @@ def test_user_agents_of_simple_phones_are_phones_and_those_of_televisions_are_ot
 
 
 @given(st.text())
-def test_any_user_agent_gives_a_device(agent: str) -> None:
+def test_any_user_agent_is_mapped_to_a_device(agent: str) -> None:
     assert parse_device(agent).kind in ("phone", "tablet", "desktop", "bot", "other")
 
 
@@ -107,5 +107,5 @@ def test_browser_families_are_mapped_to_a_fixed_list_of_names(family: str, name:
 
 
 @given(st.text())
-def test_any_user_agent_gives_a_short_browser_name(agent: str) -> None:
+def test_any_user_agent_is_mapped_to_a_short_browser_name(agent: str) -> None:
     assert len(browser_name(parse_device(agent).browser)) < 20

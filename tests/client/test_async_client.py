@@ -68,7 +68,7 @@ def rewrite(call: Call, base: str, **arguments: Any) -> Any:
     return call(base, **{"to": "+14085550100", "body": TEXT, **arguments})
 
 
-def test_a_rewrite_returns_the_text_and_its_links(call: Call) -> None:
+def test_the_async_client_returns_the_text_and_the_links_of_a_rewrite(call: Call) -> None:
     with scripted(accepted()) as server:
         text = rewrite(call, server.base, from_="Shop", campaign="autumn")
     assert isinstance(text, RewrittenText)
@@ -81,7 +81,7 @@ def test_a_rewrite_returns_the_text_and_its_links(call: Call) -> None:
     assert len(request.headers["idempotency-key"]) == 22
 
 
-def test_a_list_of_recipients_returns_a_list_of_texts(call: Call) -> None:
+def test_the_async_client_returns_a_list_of_texts_for_a_list_of_recipients(call: Call) -> None:
     with scripted(accepted(rewritten("+1"), rewritten("+2"))) as server:
         texts = rewrite(call, server.base, to=["+1", "+2"])
     assert [text.to for text in texts] == ["+1", "+2"]
@@ -92,7 +92,7 @@ def test_a_list_of_recipients_returns_a_list_of_texts(call: Call) -> None:
     [no_response, cut_off, refused(503, "UNAVAILABLE"), refused(500, "INTERNAL_ERROR"), reply(502, b"<html>Bad gateway</html>")],
     ids=["closed", "cut off", "503", "500", "502 of a proxy"],
 )
-def test_a_failed_call_is_repeated_with_the_same_idempotency_key(call: Call, failure: Answer) -> None:
+def test_the_client_repeats_a_failed_call_with_the_same_idempotency_key(call: Call, failure: Answer) -> None:
     with scripted(failure, failure, accepted()) as server:
         assert rewrite(call, server.base).message_id == "m-1"
     first, second, third = server.requests
@@ -101,7 +101,7 @@ def test_a_failed_call_is_repeated_with_the_same_idempotency_key(call: Call, fai
 
 
 @pytest.mark.slow
-def test_retry_after_is_honoured(call: Call) -> None:
+def test_the_client_waits_for_the_time_in_the_retry_after_header_before_it_repeats_a_request(call: Call) -> None:
     with scripted(refused(503, "UNAVAILABLE", Retry_After="1"), accepted()) as server:
         start = time.monotonic()
         rewrite(call, server.base)
@@ -109,7 +109,7 @@ def test_retry_after_is_honoured(call: Call) -> None:
 
 
 @pytest.mark.parametrize("failure", [hang, drip], ids=["no response", "one byte at a time"])
-def test_the_deadline_holds_although_the_connection_is_open(call: Call, failure: Answer) -> None:
+def test_the_client_raises_a_deadline_error_although_the_connection_is_still_open(call: Call, failure: Answer) -> None:
     with scripted(failure) as server:
         start = time.monotonic()
         with pytest.raises(DeadlineError):
@@ -130,7 +130,7 @@ def test_the_deadline_holds_although_the_connection_is_open(call: Call, failure:
     ],
     ids=["hang", "drip", "closed", "cut off", "503", "429", "another server"],
 )
-def test_a_text_gets_long_urls_if_the_service_does_not_respond_in_time(call: Call, failure: Answer) -> None:
+def test_the_client_returns_a_text_with_long_urls_if_the_service_does_not_respond_in_time(call: Call, failure: Answer) -> None:
     with scripted(failure) as server:
         for timeout in (0.3, 3, 30):  # on a busy machine the request may not arrive in time
             text = rewrite(call, server.base, timeout=timeout, on_failure="send_long")
@@ -141,7 +141,7 @@ def test_a_text_gets_long_urls_if_the_service_does_not_respond_in_time(call: Cal
     assert {request.json["message_id"] for request in server.requests} == {text.message_id}
 
 
-def test_a_text_gets_long_urls_if_nothing_listens(call: Call) -> None:
+def test_the_client_returns_a_text_with_long_urls_if_the_connection_is_refused(call: Call) -> None:
     base = f"http://127.0.0.1:{free_port()}"
     with pytest.raises(ConnectionFailedError):
         rewrite(call, base)
@@ -160,7 +160,7 @@ def test_a_text_gets_long_urls_if_nothing_listens(call: Call) -> None:
         (413, "BODY_TOO_LARGE", BadRequestError),
     ],
 )
-def test_a_rejected_request_raises_its_error_at_once_also_with_send_long(
+def test_a_request_that_the_service_rejects_raises_an_error_at_once_even_with_the_option_send_long(
     call: Call, status: int, code: str, error: type[ClientError]
 ) -> None:
     with scripted(refused(status, code, X_Request_Id="req-1")) as server:
@@ -171,7 +171,7 @@ def test_a_rejected_request_raises_its_error_at_once_also_with_send_long(
     assert len(server.requests) == 2
 
 
-def test_a_call_ends_after_the_permitted_attempts(call: Call) -> None:
+def test_a_client_call_fails_after_the_maximum_number_of_attempts(call: Call) -> None:
     with scripted(refused(429, "RATE_LIMITED")) as server:
         with pytest.raises(RateLimitError):
             rewrite(call, server.base)
@@ -180,7 +180,7 @@ def test_a_call_ends_after_the_permitted_attempts(call: Call) -> None:
         call(server.base, "status", message_id="m-1")
 
 
-def test_a_redirect_or_a_page_instead_of_json_is_an_unexpected_response(call: Call) -> None:
+def test_a_redirect_or_an_html_page_instead_of_json_raises_an_unexpected_response_error(call: Call) -> None:
     for answer in (reply(200, b"<html>"), reply(302, b"", Location="/portal"), reply(200, {"status": True})):
         with scripted(answer) as server, pytest.raises(UnexpectedResponseError):
             rewrite(call, server.base)
@@ -203,7 +203,7 @@ def test_bulk_rewrites_report_their_progress_and_keep_the_order(call: Call) -> N
     assert [request.headers["idempotency-key"] for request in server.requests] == ["job-7-0-2", "job-7-2-3"]
 
 
-def test_after_the_deadline_of_a_bulk_call_the_remaining_texts_get_long_urls_without_a_request(call: Call) -> None:
+def test_after_the_deadline_of_a_bulk_call_the_client_returns_the_remaining_texts_with_long_urls(call: Call) -> None:
     with scripted(hang) as server:
         texts = call(
             server.base,
@@ -228,12 +228,12 @@ def test_after_the_deadline_of_a_bulk_call_the_remaining_texts_get_long_urls_wit
         ("https://sms.example", {"timeout": 0}),
     ],
 )
-def test_a_wrong_parameter_is_rejected_when_the_client_is_created(base: str, parameters: dict[str, Any]) -> None:
+def test_an_invalid_parameter_of_the_client_is_rejected_when_the_client_is_created(base: str, parameters: dict[str, Any]) -> None:
     for kind in (Client, AsyncClient):
         with pytest.raises(ValueError, match="must"):
             kind(base, **parameters)
 
 
-def test_a_call_without_the_credential_that_it_requires_is_rejected_before_a_request(call: Call) -> None:
+def test_a_client_call_without_the_required_credential_is_rejected_before_a_request_is_sent(call: Call) -> None:
     with pytest.raises(ValueError, match="tracker_token"):
         call("http://127.0.0.1:9", "report_conversion", message_id="m-1")

@@ -47,7 +47,7 @@ def succeed(rewrite: BulkRewrite) -> list[str]:
     return to
 
 
-def test_messages_and_recipients_are_divided_into_chunks_in_order() -> None:
+def test_a_bulk_call_divides_messages_and_recipients_into_chunks_in_order() -> None:
     rewrite = bulk([{"to": numbers(2), "body": "a"}, {"to": numbers(5), "body": "b"}, {"to": "+1", "body": "c"}])
     chunks = []
     while rewrite.next_call() is not None:
@@ -57,7 +57,7 @@ def test_messages_and_recipients_are_divided_into_chunks_in_order() -> None:
     assert len(rewrite.results) == rewrite.total == 8
 
 
-def test_the_parts_of_a_divided_message_have_one_request_id_and_their_own_message_ids() -> None:
+def test_the_chunks_of_a_message_have_the_same_request_id_and_different_message_ids() -> None:
     rewrite = bulk([{"to": numbers(4), "body": "b", "message_id": ["a", "b", "c", "d"]}])
     first = body_of(rewrite)["messages"][0]
     succeed(rewrite)
@@ -66,7 +66,7 @@ def test_the_parts_of_a_divided_message_have_one_request_id_and_their_own_messag
     assert first["message_request_id"] == second["message_request_id"]
 
 
-def test_the_keys_of_chunks_depend_only_on_the_key_of_the_call_and_their_recipients() -> None:
+def test_the_idempotency_key_of_a_chunk_depends_only_on_the_key_of_the_bulk_call_and_the_recipients() -> None:
     rewrite = bulk([{"to": numbers(4), "body": "b"}])
     keys = []
     while (call := rewrite.next_call()) is not None:
@@ -75,7 +75,7 @@ def test_the_keys_of_chunks_depend_only_on_the_key_of_the_call_and_their_recipie
     assert keys == ["key-0-3", "key-3-4"]
 
 
-def test_a_chunk_that_the_service_finds_too_large_is_divided() -> None:
+def test_a_chunk_of_a_bulk_call_that_the_service_rejects_as_too_large_is_divided() -> None:
     rewrite = bulk([{"to": numbers(2), "body": "a"}, {"to": "+1", "body": "b"}])
     rewrite.failed(BadRequestError(400, "BATCH_TOO_LARGE", ""))
     rewrite.failed(BadRequestError(413, "BODY_TOO_LARGE", "")) if len(body_of(rewrite)["messages"][0]["to"]) == 2 else None
@@ -85,12 +85,12 @@ def test_a_chunk_that_the_service_finds_too_large_is_divided() -> None:
     assert chunks == [[numbers(2)[0]], [numbers(2)[1]], ["+1"]]
 
 
-def test_one_recipient_that_is_too_large_fails() -> None:
+def test_a_chunk_of_one_recipient_that_the_service_rejects_as_too_large_raises_an_error() -> None:
     with pytest.raises(BadRequestError):
         bulk([{"to": "+1", "body": "a"}]).failed(BadRequestError(413, "BODY_TOO_LARGE", ""))
 
 
-def test_a_failed_chunk_raises_an_error_with_the_texts_before_it() -> None:
+def test_a_failed_chunk_raises_an_error_that_contains_the_texts_of_the_earlier_chunks() -> None:
     rewrite = bulk([{"to": numbers(5), "body": "b"}])
     succeed(rewrite)
     cause = ConnectionFailedError("gone")
@@ -99,7 +99,7 @@ def test_a_failed_chunk_raises_an_error_with_the_texts_before_it() -> None:
     assert (raised.value.failed_at, len(raised.value.results), raised.value.__cause__) == (3, 3, cause)
 
 
-def test_the_details_of_an_error_name_the_message_and_recipient_of_the_whole_call() -> None:
+def test_the_details_of_an_error_contain_the_positions_of_message_and_recipient_in_the_whole_bulk_call() -> None:
     rewrite = bulk([{"to": numbers(2), "body": "a"}, {"to": numbers(4), "body": "b"}])
     succeed(rewrite)
     detail = ErrorDetail("messages.0.to.1", "is wrong", "INVALID_RECIPIENT", None, 0, 1)
@@ -110,7 +110,7 @@ def test_the_details_of_an_error_name_the_message_and_recipient_of_the_whole_cal
     assert (found.field, found.index, found.recipient) == ("messages.1.to.2", 1, 2)
 
 
-def test_a_chunk_gets_long_urls_if_the_service_fails() -> None:
+def test_the_texts_of_a_chunk_get_long_urls_if_the_service_fails() -> None:
     rewrite = bulk([{"to": numbers(2), "body": '#track("https://x.example/")'}], on_failure="send_long")
     sent = body_of(rewrite)["messages"][0]["message_id"]
     rewrite.failed(ConnectionFailedError("gone"))
@@ -121,19 +121,19 @@ def test_a_chunk_gets_long_urls_if_the_service_fails() -> None:
 
 
 @pytest.mark.parametrize("error", [BadRequestError(400, "INVALID_RECIPIENT", ""), PermissionDeniedError(403, "FORBIDDEN", "")])
-def test_a_request_that_the_service_rejects_gets_no_long_urls(error: BadRequestError) -> None:
+def test_a_bulk_call_returns_no_long_urls_for_a_request_that_the_service_rejects(error: BadRequestError) -> None:
     with pytest.raises(type(error)):
         bulk([{"to": "+1", "body": "a"}], on_failure="send_long", is_single=True).failed(error)
 
 
-def test_a_raw_directive_is_never_sent_instead_of_a_long_url() -> None:
+def test_a_text_with_a_malformed_directive_is_rejected_and_not_returned_with_long_urls() -> None:
     rewrite = bulk([{"to": "+1", "body": '#track("https://x.example/"'}], on_failure="send_long")
     with pytest.raises(BadRequestError) as raised:
         rewrite.failed(ConnectionFailedError())
     assert raised.value.error_code == "INVALID_TRACK_DIRECTIVE"
 
 
-def test_rate_limits_and_errors_of_the_server_are_failures_of_the_service() -> None:
+def test_rate_limit_responses_and_server_errors_count_as_failures_of_the_service() -> None:
     assert is_service_failure(RateLimitError(429, "RATE_LIMITED", ""))
     assert is_service_failure(ServerFailureError(502, "", ""))
 
@@ -149,16 +149,16 @@ def test_rate_limits_and_errors_of_the_server_are_failures_of_the_service() -> N
         {"to": ["+1", "+2"], "body": "a", "message_id": "m-1"},
     ],
 )
-def test_a_message_without_recipients_text_or_matching_ids_is_rejected_before_a_request(message: dict[str, Any]) -> None:
+def test_a_bulk_message_without_recipients_text_or_matching_ids_is_rejected_before_a_request(message: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="message 0"):
         bulk([message])
 
 
 @pytest.mark.parametrize("options", [{"on_failure": "ignore"}, {"on_invalid": "ignore"}, {"batch_limit": 0}])
-def test_an_unknown_option_is_rejected(options: dict[str, Any]) -> None:
+def test_an_invalid_option_of_a_bulk_call_is_rejected(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="must be"):
         bulk([{"to": "+1", "body": "a"}], **options)
 
 
-def test_generated_keys_are_unique() -> None:
+def test_generated_idempotency_keys_are_unique() -> None:
     assert len({new_key() for _ in range(1000)}) == 1000

@@ -11,11 +11,11 @@ from shortener.client import SkippedRecipient, UnexpectedResponseError, calls
 from tests.client.scripted import rewritten
 
 
-def test_ids_are_percent_encoded_in_paths() -> None:
+def test_the_client_percent_encodes_ids_in_request_paths() -> None:
     assert calls.status("a/b ü?").path == "/api/v1/sms/status/a%2Fb%20%C3%BC%3F"
 
 
-def test_filters_are_written_as_the_api_reads_them() -> None:
+def test_the_client_sends_list_filters_in_the_format_of_the_api() -> None:
     query = calls.query_of(
         {
             "since": date(2026, 11, 1),
@@ -35,13 +35,13 @@ def test_filters_are_written_as_the_api_reads_them() -> None:
     }
 
 
-def test_decimals_and_times_are_sent_as_text() -> None:
+def test_the_client_sends_decimals_and_times_as_text() -> None:
     content = calls.encode({"price": Decimal("1E-7"), "at": datetime(2026, 11, 2, tzinfo=UTC)})
     assert json.loads(content) == {"price": "0.0000001", "at": "2026-11-02T00:00:00+00:00"}
 
 
 @pytest.mark.parametrize("value", [datetime(2026, 1, 1), object(), float("nan")])  # noqa: DTZ001 - a time without a zone
-def test_a_value_that_json_cannot_express_is_rejected(value: Any) -> None:
+def test_the_client_rejects_a_value_that_json_cannot_represent(value: Any) -> None:
     with pytest.raises((ValueError, TypeError)):
         calls.encode({"value": value})
 
@@ -60,12 +60,12 @@ def test_a_value_that_json_cannot_express_is_rejected(value: Any) -> None:
         {"messages": [rewritten(links=[{**rewritten()["links"][0], "expires_at": "soon"}])]},
     ],
 )
-def test_a_response_of_another_form_raises_an_unexpected_response_error(body: Any) -> None:
+def test_a_response_with_unexpected_fields_or_types_raises_an_unexpected_response_error(body: Any) -> None:
     with pytest.raises(UnexpectedResponseError):
         calls.rewrite(b"", "key", 1).read(body)
 
 
-def test_a_skipped_recipient_is_an_entry_of_its_own_kind() -> None:
+def test_the_client_returns_a_skipped_recipient_as_an_object_of_the_class_skipped_recipient() -> None:
     entry = {
         "to": "x",
         "message_id": None,
@@ -78,12 +78,12 @@ def test_a_skipped_recipient_is_an_entry_of_its_own_kind() -> None:
     assert skipped == SkippedRecipient("x", None, "INVALID_RECIPIENT", "to", "is wrong")
 
 
-def test_a_link_requires_at_least_one_change() -> None:
+def test_a_client_call_that_updates_a_link_requires_at_least_one_change() -> None:
     with pytest.raises(ValueError, match="at least one"):
         calls.update_link("abcd", {})
 
 
-def test_the_response_to_a_send_has_one_entry_per_recipient() -> None:
+def test_the_client_returns_one_entry_per_recipient_of_a_sent_message() -> None:
     call = calls.send(["+1", "+2"], "text", "Shop", "key")
     result = call.read(
         {

@@ -55,7 +55,7 @@ def resolve(body: str) -> tuple[BadRequestError | None, str]:
 
 @settings(max_examples=200, deadline=None)
 @given(TEXTS)
-def test_a_text_is_resolved_or_rejected_exactly_as_the_server_rewrites_or_rejects_it(body: str) -> None:
+def test_the_client_accepts_or_rejects_a_text_with_directives_exactly_as_the_server(body: str) -> None:
     request = plan(RewriteItem(to=("+14085550100",), body=body))
     problems = request.all_problems()
     error, resolved = resolve(body)
@@ -72,7 +72,7 @@ def test_a_text_is_resolved_or_rejected_exactly_as_the_server_rewrites_or_reject
             assert resolved == replace_spans(body, [link.span for link in links], [link.destination.url for link in links])
 
 
-def test_placeholders_of_destinations_get_the_known_values_and_lose_the_unknown_ones() -> None:
+def test_known_placeholders_in_long_urls_are_replaced_and_unknown_ones_become_empty() -> None:
     message = {"body": '#track("https://x.example/{message_id}?c={click_id}&n={campaign}")', "campaign": "a b"}
     text = long_text(message, "+14085550100", "m/1", "the service did not respond", ())
     assert text.body == "https://x.example/m%2F1?c=&n=a%20b"
@@ -80,7 +80,7 @@ def test_placeholders_of_destinations_get_the_known_values_and_lose_the_unknown_
     assert text.warnings == ("not tracked: the service did not respond",)
 
 
-def test_links_into_apps_are_resolved_if_the_client_knows_their_scheme() -> None:
+def test_a_directive_with_an_app_scheme_is_replaced_by_its_url_if_the_client_knows_the_scheme() -> None:
     body = 'open #track("myapp://cart/5")'
     assert resolve_directives(body, extra_schemes=["myapp"]) == "open myapp://cart/5"
     with pytest.raises(BadRequestError) as raised:
@@ -88,7 +88,7 @@ def test_links_into_apps_are_resolved_if_the_client_knows_their_scheme() -> None
     assert raised.value.error_code == "INVALID_TRACK_URL"
 
 
-def test_every_invalid_url_of_a_text_is_in_the_details() -> None:
+def test_the_error_for_a_text_with_invalid_urls_has_one_detail_for_each_url() -> None:
     with pytest.raises(BadRequestError) as raised:
         resolve_directives('#track("ftp://a") and #track("x")')
     assert [detail.position for detail in raised.value.details] == [0, 22]

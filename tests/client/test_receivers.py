@@ -51,7 +51,7 @@ def posting(request: pytest.FixtureRequest) -> Callable[[EventReceiver], Post]:
     return request.param  # type: ignore[no-any-return]
 
 
-def test_a_repeated_event_is_handled_once_and_accepted_each_time(posting: Callable[[EventReceiver], Post]) -> None:
+def test_a_receiver_handles_a_repeated_event_once_and_returns_200_each_time(posting: Callable[[EventReceiver], Post]) -> None:
     events: list[WebhookEvent] = []
     post = posting(EventReceiver(SECRET, events.append))
     for attempt in (1, 2, 3):
@@ -60,7 +60,9 @@ def test_a_repeated_event_is_handled_once_and_accepted_each_time(posting: Callab
     assert [event.event_id for event in events] == ["evt_1", "evt_2"]
 
 
-def test_a_request_without_a_valid_signature_gets_401_and_is_not_handled(posting: Callable[[EventReceiver], Post]) -> None:
+def test_a_receiver_returns_401_for_an_event_without_a_valid_signature_and_does_not_handle_the_event(
+    posting: Callable[[EventReceiver], Post],
+) -> None:
     events: list[WebhookEvent] = []
     post = posting(EventReceiver(SECRET, events.append))
     headers, body = signed_now({"event": "click"})
@@ -69,7 +71,7 @@ def test_a_request_without_a_valid_signature_gets_401_and_is_not_handled(posting
     assert events == []
 
 
-def test_an_event_whose_handler_fails_gets_500_and_is_handled_again(
+def test_a_receiver_returns_500_if_its_handler_fails_and_handles_a_repeat_of_the_event(
     posting: Callable[[EventReceiver], Post], caplog: pytest.LogCaptureFixture
 ) -> None:
     attempts: list[str] = []
@@ -86,7 +88,9 @@ def test_an_event_whose_handler_fails_gets_500_and_is_handled_again(
     assert "evt_1" in caplog.text
 
 
-def test_a_repeat_during_the_handling_of_an_event_gets_503_with_retry_after(posting: Callable[[EventReceiver], Post]) -> None:
+def test_a_receiver_returns_503_for_a_repeated_event_while_it_handles_the_first_one(
+    posting: Callable[[EventReceiver], Post],
+) -> None:
     memory = RecentEvents()
     post = posting(EventReceiver(SECRET, lambda event: None, memory=memory))
     assert memory.claim("evt_1") == "new"
@@ -96,12 +100,12 @@ def test_a_repeat_during_the_handling_of_an_event_gets_503_with_retry_after(post
     assert post(*signed_now({"event": "click"}))[0] == 200
 
 
-def test_a_body_that_is_too_large_gets_413(posting: Callable[[EventReceiver], Post]) -> None:
+def test_a_receiver_returns_413_for_an_event_whose_body_is_too_large(posting: Callable[[EventReceiver], Post]) -> None:
     post = posting(EventReceiver(SECRET, lambda event: None, max_body_bytes=1000))
     assert post(*signed_now({"text": "x" * 1000}))[0] == 413
 
 
-def test_a_coroutine_function_handles_events_with_starlette() -> None:
+def test_a_coroutine_function_can_handle_events_in_starlette_but_not_in_flask() -> None:
     handled: list[str] = []
 
     async def handle(event: WebhookEvent) -> None:
@@ -114,7 +118,7 @@ def test_a_coroutine_function_handles_events_with_starlette() -> None:
 
 
 @pytest.mark.parametrize("moment", ["during the claim", "during the handler"])
-def test_a_cancelled_request_gives_up_its_claim(moment: str) -> None:
+def test_an_event_whose_request_was_cancelled_can_be_handled_again(moment: str) -> None:
     reached = threading.Event()
 
     class SlowMemory(RecentEvents):
@@ -143,7 +147,7 @@ def test_a_cancelled_request_gives_up_its_claim(moment: str) -> None:
     assert memory.claim("evt_1") == "new"
 
 
-def test_of_many_threads_with_the_same_event_one_handles_it() -> None:
+def test_only_one_of_many_threads_that_receive_the_same_event_handles_the_event() -> None:
     handled: list[str] = []
     gate = threading.Barrier(8)
     receiver = EventReceiver(SECRET, lambda event: handled.append(event.event_id))
@@ -163,7 +167,7 @@ def test_of_many_threads_with_the_same_event_one_handles_it() -> None:
     assert set(statuses) <= {200, 503}
 
 
-def test_the_memory_forgets_the_oldest_events() -> None:
+def test_recent_events_forget_the_oldest_event_ids_above_their_size() -> None:
     memory = RecentEvents(size=2)
     for event_id in ("a", "b", "c"):
         assert memory.claim(event_id) == "new"
@@ -172,12 +176,12 @@ def test_the_memory_forgets_the_oldest_events() -> None:
 
 
 @pytest.mark.parametrize("secrets", ["", [], [""]])
-def test_a_receiver_without_a_secret_is_rejected(secrets: Any) -> None:
+def test_an_event_receiver_cannot_be_created_without_a_secret(secrets: Any) -> None:
     with pytest.raises(ValueError, match="secret"):
         EventReceiver(secrets, lambda event: None)
 
 
-def test_a_receipt_states_the_time_of_the_request() -> None:
+def test_an_event_that_a_receiver_returns_contains_the_time_when_its_request_was_sent() -> None:
     receipt = EventReceiver(SECRET, lambda event: None).handle(*signed_now({"event": "click"}))
     assert receipt.event is not None
     assert abs((datetime.now(UTC) - receipt.event.sent_at).total_seconds()) < 60

@@ -26,7 +26,7 @@ def unavailable(retry_after: float | None = None) -> ServerFailureError:
     return ServerFailureError(503, "UNAVAILABLE", "busy", retry_after=retry_after)
 
 
-def test_the_delay_doubles_up_to_its_maximum_and_has_jitter() -> None:
+def test_the_retry_delay_of_the_client_doubles_up_to_a_maximum_and_has_jitter() -> None:
     for chance, share in ((0.0, 0.5), (1.0, 1.0)):
         attempts = Attempts(RetryPolicy(max_attempts=9, first_delay=1, max_delay=4, random=partial(float, chance)), 100)
         delays = [attempts.delay_after(ConnectionFailedError(), 0) for _ in range(4)]
@@ -39,14 +39,14 @@ def test_the_client_waits_the_whole_time_of_a_retry_after_header(seconds: float,
     assert seconds <= attempts.delay_after(unavailable(seconds), 0) < 100
 
 
-def test_a_retry_after_beyond_the_deadline_fails_at_once_with_the_error_of_the_service() -> None:
+def test_a_call_fails_at_once_if_the_retry_after_time_is_beyond_its_deadline() -> None:
     attempts = Attempts(RetryPolicy(), 10)
     with pytest.raises(ServerFailureError) as raised:
         attempts.delay_after(unavailable(11), 0)
     assert raised.value.retry_after == 11
 
 
-def test_the_last_permitted_attempt_raises_its_error() -> None:
+def test_the_last_permitted_attempt_of_a_client_call_raises_the_error() -> None:
     attempts = Attempts(RetryPolicy(max_attempts=2), 100)
     attempts.delay_after(unavailable(), 0)
     with pytest.raises(ServerFailureError):
@@ -62,7 +62,7 @@ def test_a_failure_at_the_deadline_raises_a_deadline_error_that_names_the_last_f
         attempts.time_for_attempt(10)
 
 
-def test_an_attempt_that_the_deadline_ended_does_not_hide_an_earlier_response() -> None:
+def test_an_error_response_is_raised_although_the_deadline_ended_a_later_attempt() -> None:
     attempts = Attempts(RetryPolicy(), 10)
     attempts.delay_after(unavailable(1), 0)
     with pytest.raises(DeadlineError, match="UNAVAILABLE") as raised:
@@ -70,7 +70,7 @@ def test_an_attempt_that_the_deadline_ended_does_not_hide_an_earlier_response() 
     assert isinstance(raised.value.__cause__, ServerFailureError)
 
 
-def test_the_time_of_an_attempt_is_the_rest_of_the_call_or_the_limit_of_the_policy() -> None:
+def test_the_timeout_of_an_attempt_is_the_remaining_time_of_the_call_or_the_limit_of_the_retry_policy() -> None:
     assert Attempts(RetryPolicy(), 10).time_for_attempt(4) == 6
     assert Attempts(RetryPolicy(attempt_timeout=2), 10).time_for_attempt(4) == 2
 
@@ -90,7 +90,7 @@ def test_the_time_of_an_attempt_is_the_rest_of_the_call_or_the_limit_of_the_poli
         (ConflictError(409, "MESSAGE_ID_CONFLICT", ""), False),
     ],
 )
-def test_only_failures_that_a_later_attempt_may_change_are_repeatable(error: ClientError, repeatable: bool) -> None:
+def test_the_client_repeats_only_requests_whose_failure_may_be_temporary(error: ClientError, repeatable: bool) -> None:
     assert is_repeatable(error) is repeatable
 
 
@@ -108,11 +108,11 @@ def test_only_failures_that_a_later_attempt_may_change_are_repeatable(error: Cli
         ("9" * 5000, 10**9),
     ],
 )
-def test_retry_after_is_a_number_of_seconds_or_a_date(header: str | None, seconds: float | None) -> None:
+def test_the_client_parses_a_retry_after_header_with_seconds_or_a_date(header: str | None, seconds: float | None) -> None:
     assert parse_retry_after(header, NOW) == seconds
 
 
 @pytest.mark.parametrize("fields", [{"max_attempts": 0}, {"first_delay": -1}, {"max_delay": -1}, {"attempt_timeout": 0}])
-def test_a_policy_with_impossible_values_is_rejected(fields: dict[str, int]) -> None:
+def test_a_retry_policy_with_impossible_values_is_rejected(fields: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="must"):
         RetryPolicy(**fields)  # type: ignore[arg-type]

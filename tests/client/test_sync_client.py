@@ -28,12 +28,12 @@ def methods(kind: type) -> dict[str, str]:
     }
 
 
-def test_both_clients_have_the_same_methods_with_the_same_parameters() -> None:
+def test_the_sync_client_and_the_async_client_have_the_same_methods_with_the_same_parameters() -> None:
     assert methods(Client) == methods(AsyncClient)
     assert list(inspect.signature(Client).parameters) == list(inspect.signature(AsyncClient).parameters)
 
 
-def test_threads_share_a_client() -> None:
+def test_several_threads_can_share_one_client() -> None:
     with scripted(accepted()) as server, Client(server.base, api_key="KEY") as client, ThreadPoolExecutor(8) as pool:
         texts = list(pool.map(lambda _: client.rewrite(to="+1", body=TEXT), range(40)))
     assert {text.message_id for text in texts} == {"m-1"}
@@ -50,7 +50,7 @@ def test_a_closed_client_works_again_with_its_next_call() -> None:
         client.close()
 
 
-def test_the_thread_of_a_client_that_is_dropped_without_close_ends() -> None:
+def test_the_background_thread_of_a_client_ends_if_the_client_is_garbage_collected_without_close() -> None:
     def threads() -> set[threading.Thread]:
         return {thread for thread in threading.enumerate() if thread.name == "shortener-client"}
 
@@ -65,7 +65,7 @@ def test_the_thread_of_a_client_that_is_dropped_without_close_ends() -> None:
     assert not thread.is_alive()
 
 
-def test_a_call_in_progress_fails_when_another_thread_closes_the_client() -> None:
+def test_a_running_call_fails_when_another_thread_closes_the_client() -> None:
     with scripted(hang) as server:
         client = Client(server.base, api_key="KEY", retry=RetryPolicy(max_attempts=1))
         with ThreadPoolExecutor(1) as pool:
@@ -96,7 +96,7 @@ def test_a_client_that_was_used_before_a_fork_works_in_the_new_process() -> None
 
 
 @pytest.mark.slow
-def test_a_process_ends_although_its_client_was_not_closed() -> None:
+def test_a_python_process_ends_although_its_client_was_not_closed() -> None:
     script = (
         "from shortener.client import Client\n"
         f"client = Client('http://127.0.0.1:{free_port()}', api_key='KEY', timeout=1)\n"
@@ -106,7 +106,7 @@ def test_a_process_ends_although_its_client_was_not_closed() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "https://x.example/\n", "")
 
 
-def test_lists_are_read_page_by_page() -> None:
+def test_the_client_reads_lists_page_by_page() -> None:
     row = {"message_id": "m", "to": "+1", "state": "SENT"}
     pages = [{"messages": [row, row], "next_cursor": "c1"}, {"messages": [row], "next_cursor": None}]
     with scripted(*(reply(200, page) for page in pages)) as server, Client(server.base, api_key="KEY") as client:

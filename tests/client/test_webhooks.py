@@ -24,7 +24,7 @@ def signed(data: Any, *secrets: str, at: datetime = NOW) -> tuple[dict[str, str]
 
 
 @pytest.mark.parametrize("kept", [STANDARD, TELECOM, STANDARD + TELECOM], ids=["Standard Webhooks", "23 Telecom", "both"])
-def test_a_request_with_either_signature_is_verified(kept: tuple[str, ...]) -> None:
+def test_verify_webhook_accepts_a_request_with_the_signature_of_only_one_scheme(kept: tuple[str, ...]) -> None:
     headers, body = signed({"event": "click", "event_id": "evt_1", "attempt": 2})
     event = verify_webhook(SECRET, {name: headers[name] for name in kept}, body, now=NOW)
     assert (event.event_id, event.name, event.attempt, event.sent_at) == ("evt_1", "click", 2, NOW)
@@ -32,7 +32,7 @@ def test_a_request_with_either_signature_is_verified(kept: tuple[str, ...]) -> N
 
 
 @pytest.mark.parametrize("changed", ["webhook-id", "webhook-timestamp", "webhook-signature", "x-webhook-signature", "body"])
-def test_a_changed_request_is_rejected(changed: str) -> None:
+def test_verify_webhook_rejects_a_request_that_was_changed(changed: str) -> None:
     headers, body = signed({"event": "click", "event_id": "evt_1"})
     if changed == "body":
         body = body.replace(b"click", b"clock")
@@ -42,7 +42,7 @@ def test_a_changed_request_is_rejected(changed: str) -> None:
         verify_webhook(SECRET, headers, body, now=NOW)
 
 
-def test_a_request_without_signature_or_with_another_secret_is_rejected() -> None:
+def test_verify_webhook_rejects_a_request_without_signature_or_with_another_secret() -> None:
     headers, body = signed({"event_id": "evt_1"}, new_signing_secret())
     with pytest.raises(InvalidSignatureError):
         verify_webhook(SECRET, headers, body, now=NOW)
@@ -50,7 +50,7 @@ def test_a_request_without_signature_or_with_another_secret_is_rejected() -> Non
         verify_webhook(SECRET, {"webhook-id": "evt_1"}, body, now=NOW)
 
 
-def test_during_a_rotation_both_secrets_verify() -> None:
+def test_verify_webhook_accepts_both_secrets_during_a_rotation() -> None:
     old, new = new_signing_secret(), new_signing_secret()
     headers, body = signed({"event_id": "evt_1"}, new, old)
     for secrets in (old, new, [old, new]):
@@ -58,19 +58,19 @@ def test_during_a_rotation_both_secrets_verify() -> None:
 
 
 @pytest.mark.parametrize("minutes", [-6, 6])
-def test_an_old_request_is_rejected(minutes: int) -> None:
+def test_verify_webhook_rejects_an_old_request(minutes: int) -> None:
     headers, body = signed({"event_id": "evt_1"})
     with pytest.raises(InvalidSignatureError, match="time"):
         verify_webhook(SECRET, headers, body, now=NOW + timedelta(minutes=minutes))
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"<xml/>", b"[" * 100_000])
-def test_a_signed_body_that_is_no_json_object_is_rejected(body: bytes) -> None:
+def test_verify_webhook_rejects_a_signed_body_that_is_no_json_object(body: bytes) -> None:
     headers, body = signed(body)
     with pytest.raises(InvalidSignatureError, match="JSON"):
         verify_webhook(SECRET, headers, body, now=NOW)
 
 
-def test_the_name_of_a_syniverse_event_is_its_type() -> None:
+def test_verify_webhook_returns_the_field_evt_tp_as_the_name_of_a_syniverse_event() -> None:
     headers, body = signed({"topic": "SCG-Message", "attempt": 1, "event": {"evt-tp": "message_state_change"}})
     assert verify_webhook(SECRET, headers, body, now=NOW).name == "message_state_change"

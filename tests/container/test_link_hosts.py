@@ -7,7 +7,7 @@ from shortener.container import Service
 from tests.conftest import MakeService
 
 
-async def test_the_host_of_base_url_and_the_domains_of_applications_are_own_hosts(service: Service) -> None:
+async def test_the_host_of_base_url_and_the_domains_of_applications_are_hosts_of_the_installation(service: Service) -> None:
     await service.database.write(add_domain, 1, "https://go.brand.example", service.clock())
     await service.directory.refresh()
     assert service.link_hosts.is_own("http://127.0.0.1:8000/aB3dE5f")

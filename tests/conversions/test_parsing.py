@@ -112,7 +112,7 @@ def test_an_unexpanded_placeholder_in_an_id_action_or_status_is_rejected_with_it
     assert "#foo#" in error.details[0].reason
 
 
-def test_a_parameter_that_repeats_the_same_value_or_an_empty_one_has_one_value() -> None:
+def test_a_repeated_parameter_whose_values_are_equal_or_empty_has_one_value() -> None:
     report = parse(message_id=RepeatedValues(["m", "m"]), click_id=RepeatedValues(["", "c"]))
     assert (report.message_id, report.click_id, report.warnings) == ("m", "c", ())
 

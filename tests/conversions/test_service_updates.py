@@ -122,7 +122,7 @@ async def test_an_update_of_a_conversion_is_counted_at_the_time_of_the_first_rep
 # Repeated and conflicting conversion reports
 
 
-async def test_a_report_that_equals_an_earlier_revision_changes_nothing(service: Service, clock: Clock) -> None:
+async def test_a_conversion_report_that_equals_an_earlier_revision_changes_nothing(service: Service, clock: Clock) -> None:
     for parameters in (LEAD, APPROVED, REJECTED):
         await service.conversions.ingest(1, report(**parameters))
     for parameters in (LEAD, APPROVED, REJECTED, {"status": "approved"}, {}):
@@ -131,7 +131,7 @@ async def test_a_report_that_equals_an_earlier_revision_changes_nothing(service:
     assert len(await rows(service.database, schema.events)) == 3
 
 
-async def test_a_report_of_an_earlier_status_is_an_update_after_the_repeat_window_or_with_a_newer_timestamp(
+async def test_an_earlier_status_is_a_new_revision_after_the_repeat_window_or_with_a_newer_timestamp(
     service: Service, clock: Clock
 ) -> None:
     for parameters in (APPROVED, REJECTED):
@@ -145,7 +145,9 @@ async def test_a_report_of_an_earlier_status_is_an_update_after_the_repeat_windo
     assert (await service.conversions.ingest(1, report(at=clock(), **REJECTED))).revision == 4
 
 
-async def test_approved_rejected_and_approved_again_within_an_hour_is_an_update(service: Service, clock: Clock) -> None:
+async def test_a_conversion_that_is_approved_rejected_and_approved_again_gets_three_revisions(
+    service: Service, clock: Clock
+) -> None:
     for parameters in (APPROVED, REJECTED, APPROVED):
         result = await service.conversions.ingest(1, report(at=clock(), **parameters))
         clock.forward(minutes=5)
@@ -153,7 +155,7 @@ async def test_approved_rejected_and_approved_again_within_an_hour_is_an_update(
     await assert_counts_agree(service.database)
 
 
-async def test_a_report_beyond_the_maximum_number_of_revisions_gets_a_warning(
+async def test_a_conversion_report_beyond_the_maximum_number_of_revisions_gets_a_warning(
     service: Service, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(revisions, "MAX_REVISIONS", 2)
@@ -163,7 +165,7 @@ async def test_a_report_beyond_the_maximum_number_of_revisions_gets_a_warning(
     assert (beyond.duplicate, beyond.revision, len(beyond.warnings)) == (True, 2, 1)
 
 
-async def test_a_second_value_without_a_transaction_id_is_rejected_as_a_conflict(service: Service) -> None:
+async def test_a_conversion_report_with_another_value_and_no_transaction_id_is_rejected_as_a_conflict(service: Service) -> None:
     one = report(transaction_id="", value="12.54")
     await service.conversions.ingest(1, one)
     assert (await service.conversions.ingest(1, one)).duplicate
@@ -177,7 +179,9 @@ async def test_a_second_value_without_a_transaction_id_is_rejected_as_a_conflict
     assert (await service.conversions.ingest(1, report(transaction_id="2", value="1.31"))).revision == 1
 
 
-async def test_a_conversion_of_an_earlier_release_keeps_its_case_and_its_counts(service: Service, message: Message) -> None:
+async def test_a_conversion_of_an_earlier_release_keeps_the_letter_case_of_its_action_and_its_counts(
+    service: Service, message: Message
+) -> None:
     """A release before 0.3 stored the action with its case, and counted only `conversions` and `value:`."""
 
     def old_row(connection: Any) -> None:
@@ -196,7 +200,7 @@ async def test_a_conversion_of_an_earlier_release_keeps_its_case_and_its_counts(
     await assert_counts_agree(service.database)
 
 
-async def test_the_number_of_actions_that_are_counted_separately_is_limited(
+async def test_the_number_of_conversion_actions_that_are_counted_separately_is_limited(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(queries, "MAX_COUNTED_ACTIONS", 2)
@@ -207,7 +211,7 @@ async def test_the_number_of_actions_that_are_counted_separately_is_limited(
     await assert_counts_agree(service.database)
 
 
-async def test_the_event_of_a_revision_has_the_values_of_that_revision(service: Service) -> None:
+async def test_the_event_of_a_conversion_revision_contains_the_values_of_that_revision(service: Service) -> None:
     """Deliveries are created from the event later, when the conversion may already have the next revision."""
 
     def subscribe(connection: Any) -> None:
@@ -272,7 +276,7 @@ async def test_processes_that_update_the_same_conversions_concurrently_lose_no_u
     await assert_counts_agree(database)
 
 
-async def test_two_transactions_that_add_the_same_new_actions_do_not_deadlock(service: Service, clock: Clock) -> None:
+async def test_two_transactions_that_add_the_same_new_conversion_actions_do_not_deadlock(service: Service, clock: Clock) -> None:
     database = service.database
     processes = [another_process(service, clock, number) for number in range(2)]
     reports = [report(action=f"action {number}") for number in range(40)]

@@ -38,7 +38,7 @@ from tests.factory import rows
 from tests.receiver import Receiver, Reply
 
 
-async def test_a_delivered_delivery_is_stored_with_its_attempt(
+async def test_a_successful_delivery_is_stored_with_its_attempt(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver
 ) -> None:
     receiver.default_reply = Reply(202, b"thanks")
@@ -57,7 +57,7 @@ async def test_a_delivered_delivery_is_stored_with_its_attempt(
 
 
 @pytest.mark.parametrize(("seconds", "requests"), [(MIN_LEASE_LEFT_MS / 1000, 1), (MIN_LEASE_LEFT_MS / 1000 + 0.001, 0), (60, 0)])
-async def test_an_attempt_does_not_start_if_its_lease_is_too_short(
+async def test_a_delivery_attempt_does_not_start_if_its_lease_is_too_short(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock, seconds: float, requests: int
 ) -> None:
     await make_tracker(receiver.url(), timeout=5, format="scg")
@@ -76,7 +76,7 @@ async def test_an_attempt_does_not_start_if_its_lease_is_too_short(
     assert dispatcher.totals.claims_returned == 1 - requests
 
 
-async def test_an_attempt_ends_within_its_time_limit_while_it_waits_for_the_resolver_or_a_slot(
+async def test_a_delivery_attempt_ends_within_its_time_limit_while_it_waits_for_dns_or_a_slot(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver
 ) -> None:
     """The lease of a delivery must be longer than the waits for the resolver and for a slot of the sender."""
@@ -133,7 +133,7 @@ async def test_a_delivery_becomes_dead_after_ten_failed_attempts_on_the_default_
     assert len(receiver.requests) == 10
 
 
-async def test_a_tracker_can_have_its_own_schedule_and_max_attempts(
+async def test_a_tracker_can_have_a_custom_retry_schedule_and_maximum_number_of_attempts(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
 ) -> None:
     receiver.default_reply = 503
@@ -147,7 +147,7 @@ async def test_a_tracker_can_have_its_own_schedule_and_max_attempts(
     assert (await delivery(service)).status == DEAD
 
 
-async def test_the_next_attempt_waits_until_the_time_in_the_retry_after_header(
+async def test_the_next_delivery_attempt_waits_until_the_time_in_the_retry_after_header(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver
 ) -> None:
     delays = {"120": 120, "Fri, 20 Nov 2026 12:02:00 GMT": 120, "-5": 5, "soon": 5, "99999999": 86400}

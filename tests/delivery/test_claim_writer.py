@@ -177,7 +177,7 @@ async def test_all_processes_together_keep_the_rate_limit_of_a_tracker(
     assert 27 <= sum(counts) <= 33, counts
 
 
-async def test_max_per_second_limits_the_delivery_attempts_of_a_tracker(
+async def test_the_tracker_setting_max_per_second_limits_the_delivery_attempts(
     service: Service, make_tracker: MakeTracker, receiver: Receiver, story: Story, clock: Clock
 ) -> None:
     await make_tracker(receiver.url(), max_per_second=5)

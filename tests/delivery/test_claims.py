@@ -156,7 +156,7 @@ def test_a_recovering_tracker_gets_claims_at_the_recovery_rate() -> None:
     assert plan([candidate("t1", 256, health=health)], SlotUsage(256), rate=10.0) == {"t1": 5}
 
 
-def test_the_rate_limit_of_a_tracker_limits_its_claims() -> None:
+def test_the_rate_limit_of_a_tracker_limits_how_many_deliveries_are_claimed() -> None:
     pace = TrackerPace(max_per_second=40.0)
     usage = SlotUsage(256)
     assert plan([candidate("t1", 256, health=TrackerHealth(), pace=pace)], usage) == {"t1": 4}
@@ -183,7 +183,7 @@ def test_plan_claims_does_not_change_the_slot_usage_that_it_gets() -> None:
     assert usage == SlotUsage(256)
 
 
-def test_a_slot_that_was_released_is_free_again() -> None:
+def test_a_released_delivery_slot_can_be_used_again() -> None:
     usage = SlotUsage(4)
     usage.take("t1", 1, 2)
     usage.release("t1", 1)

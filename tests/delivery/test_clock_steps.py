@@ -83,7 +83,7 @@ async def test_a_delivery_of_a_killed_process_is_retried_in_time_after_the_clock
     assert (await delivery(service)).status == DELIVERED
 
 
-async def test_an_attempt_in_flight_is_recorded_after_the_clock_was_set_back(
+async def test_a_running_delivery_attempt_is_recorded_although_the_clock_was_set_back(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
 ) -> None:
     receiver.default_reply = Reply(hang=True)
@@ -131,7 +131,7 @@ async def test_waiting_deliveries_are_sent_once_after_the_clock_was_set_forward(
     assert (len(receiver.requests), (await delivery(service)).status) == (2, DELIVERED)
 
 
-async def test_a_queue_paused_by_a_local_failure_continues_after_the_clock_was_set_back(
+async def test_a_delivery_queue_paused_by_a_local_failure_continues_after_the_clock_was_set_back(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
 ) -> None:
     tracker = await make_tracker(receiver.url())

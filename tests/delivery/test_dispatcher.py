@@ -31,7 +31,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-async def test_outcomes_of_attempts_are_recorded_when_the_database_is_available_again(
+async def test_outcomes_of_delivery_attempts_are_recorded_when_the_database_is_available_again(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver
 ) -> None:
     tracker = await make_tracker(receiver.url())

@@ -52,7 +52,7 @@ async def test_an_event_creates_one_delivery_for_each_topic_and_each_subscribed_
     assert await service.fanout.step() == 0
 
 
-async def test_an_event_is_stored_without_facts_if_no_tracker_subscribes_to_it(
+async def test_an_event_without_subscribed_trackers_is_stored_without_the_data_for_delivery_bodies(
     service: Service, make_tracker: MakeTracker, story: Story
 ) -> None:
     await make_tracker(URL, "conversion")
@@ -288,7 +288,7 @@ async def conversions_of_clicks(service: Service, chosen: str | None) -> list[in
 
 
 @pytest.mark.parametrize(("chosen", "expected"), [(None, ["scg"]), ("scg", ["scg"]), ("all", ["scg", "json"]), ("off", [])])
-async def test_the_first_click_of_a_message_is_also_sent_as_a_conversion_if_click_conversion_permits_it(
+async def test_the_setting_click_conversion_determines_which_trackers_get_a_first_click_as_a_conversion(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, chosen: str | None, expected: list[str]
 ) -> None:
     trackers = {name: await make_tracker(receiver.url(f"/{name}"), "conversion", format=name) for name in ("scg", "json")}

@@ -27,7 +27,7 @@ from tests.receiver import Receiver
 URL = "https://tracker.example/"
 
 
-async def test_the_facts_of_a_first_click_event_describe_the_click_and_its_message(
+async def test_a_first_click_event_contains_data_about_the_click_and_its_message(
     service: Service, make_tracker: MakeTracker, story: Story, clock: Clock
 ) -> None:
     await make_tracker(URL, "state")
@@ -145,7 +145,7 @@ async def test_click_numbers_continue_after_clicks_for_which_no_number_was_store
     assert (await facts(service))[-1]["click_number"] == 6
 
 
-async def test_the_facts_of_a_conversion_contain_the_click_that_led_to_it(
+async def test_a_conversion_event_contains_the_click_that_led_to_the_conversion(
     service: Service, make_tracker: MakeTracker, story: Story
 ) -> None:
     await make_tracker(URL, "conversion")
@@ -185,7 +185,7 @@ async def test_the_facts_of_a_conversion_contain_the_click_that_led_to_it(
     assert not {"click_id", "url"} & plain.keys(), "the conversion has no link"
 
 
-async def test_the_facts_of_a_delivery_report_contain_the_state_in_that_report(
+async def test_the_event_of_a_delivery_report_contains_the_state_in_that_report(
     service: Service, make_tracker: MakeTracker, story: Story
 ) -> None:
     await make_tracker(URL, "delivery")
@@ -202,7 +202,7 @@ async def test_the_facts_of_a_delivery_report_contain_the_state_in_that_report(
     assert delivered["short_url"].endswith(message.codes[0]), "the message's first link, for Xoxzo's link_tracking"
 
 
-async def test_the_short_url_in_the_facts_of_an_event_has_the_domain_of_its_link(
+async def test_the_short_url_in_an_event_has_the_domain_of_its_link(
     service: Service, make_tracker: MakeTracker, story: Story
 ) -> None:
     await make_tracker(URL, "click")
@@ -228,7 +228,7 @@ def click_fields(format: str, body: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("format", FORMATS)
-async def test_every_click_event_contains_first_click_flags_and_seconds_since_sent(
+async def test_every_click_event_contains_the_first_click_flags_and_the_seconds_since_the_message_was_sent(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock, format: str
 ) -> None:
     await make_tracker(receiver.url(), "click", format=format, with_suspected=True)

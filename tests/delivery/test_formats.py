@@ -194,7 +194,7 @@ def test_a_body_of_every_format_contains_the_message_id_the_external_id_and_the_
     assert all(text in raw for text in ("uFAbXDeSXGMzgK5Qoxw5g2", "x1", "seven"))
 
 
-def test_a_json_body_can_contain_every_fact_under_its_own_name_and_its_name_of_23_telecom() -> None:
+def test_a_json_body_can_contain_every_event_field_under_its_default_name_and_its_23_telecom_name() -> None:
     assert set(FIELDS) == set(FACTS) | set(TELECOM_PLACEHOLDERS) | {"event", "attempt"}
     assert len(FIELDS) == len(set(FIELDS))
     assert check_fields(FIELDS) == []
@@ -232,7 +232,7 @@ def test_the_xoxzo_body_of_a_click_equals_the_documented_status_response() -> No
     }
 
 
-def test_accessed_is_false_in_the_xoxzo_body_of_an_event_without_click() -> None:
+def test_the_field_accessed_is_false_in_the_xoxzo_body_of_an_event_without_click() -> None:
     facts = {key: value for key, value in CLICK.items() if key != "clicked_at"}
     tracking = body("xoxzo", facts | {"topic": "delivery", "new_state": "SENT"})["link_tracking"]
     assert (tracking["accessed"], tracking["accessed_on"]) == (False, None)
@@ -282,7 +282,7 @@ def test_the_infobip_bodies_of_conversions_and_reports_have_the_same_structure()
 
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("topic", [*TOPICS, None])
-def test_a_body_of_every_format_can_be_built_if_facts_are_absent(format: str, topic: str | None) -> None:
+def test_a_body_of_every_format_can_be_built_if_values_of_the_event_are_absent(format: str, topic: str | None) -> None:
     assert body(format, {} if topic is None else {"topic": topic})
     assert body(format, dict.fromkeys(FACTS) | {"topic": topic})
 

@@ -153,7 +153,7 @@ def test_every_address_that_the_ipaddress_library_classifies_as_private_is_rejec
         "::ffff:127.0.0.1",
     ],
 )
-def test_allow_private_accepts_private_addresses(address: str) -> None:
+def test_the_guard_option_allow_private_permits_private_addresses(address: str) -> None:
     Guard(allow_private=True).check_address(address)
     with pytest.raises(ForbiddenTarget):
         Guard().check_address(address)
@@ -172,7 +172,7 @@ def test_allow_private_accepts_private_addresses(address: str) -> None:
         "2002:a00:1::",
     ],
 )
-def test_allow_private_still_rejects_metadata_and_reserved_addresses(address: str) -> None:
+def test_with_the_option_allow_private_the_guard_still_rejects_metadata_and_reserved_addresses(address: str) -> None:
     with pytest.raises(ForbiddenTarget):
         Guard(allow_private=True).check_address(address)
 
@@ -345,7 +345,7 @@ def test_check_literal_accepts_public_addresses_and_names(host: str) -> None:
     Guard().check_literal(host)
 
 
-def test_check_literal_allows_loopback_if_private_targets_are_allowed() -> None:
+def test_check_literal_permits_loopback_addresses_if_private_targets_are_permitted() -> None:
     for host in ("127.0.0.1", "localhost"):
         Guard(allow_private=True).check_literal(host)
     with pytest.raises(ForbiddenTarget):

@@ -292,7 +292,7 @@ def test_other_url_parsers_find_the_same_host_and_port_in_any_accepted_tracker_u
 # The tests below check the values that replace placeholders.
 
 
-def test_placeholder_values_come_from_the_facts_of_an_event() -> None:
+def test_placeholder_values_come_from_the_fields_of_an_event() -> None:
     facts = {
         "topic": "conversion",
         "event_id": "evt_1",
@@ -331,7 +331,7 @@ def test_placeholder_values_come_from_the_facts_of_an_event() -> None:
     }
 
 
-def test_without_facts_every_placeholder_value_is_empty() -> None:
+def test_every_placeholder_value_is_empty_if_an_event_has_no_data() -> None:
     assert set(placeholder_values({}).values()) == {""}
 
 

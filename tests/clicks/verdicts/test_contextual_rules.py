@@ -61,12 +61,14 @@ def test_a_hit_before_or_too_soon_after_the_time_of_sending_is_suspected(seconds
 
 
 @pytest.mark.parametrize(("seconds", "suspected"), [(-30, False), (-2, False), (-1.9, True), (0, True), (1.9, True), (2.0, False)])
-def test_a_hit_close_to_the_time_of_delivery_is_suspected_but_not_a_hit_long_before_it(seconds: float, suspected: bool) -> None:
+def test_a_hit_close_to_the_time_of_delivery_is_suspected_but_not_a_hit_long_before_the_delivery(
+    seconds: float, suspected: bool
+) -> None:
     settings = settings_with(min_seconds_after_delivered=2.0)
     assert rule(settings, HitContext(NOON + seconds * SECOND, delivered_at=NOON)) == ("soon_after_delivered" if suspected else None)
 
 
-def test_the_reason_contains_the_seconds_between_the_hit_and_the_report() -> None:
+def test_the_reason_for_a_suspected_hit_contains_the_seconds_between_the_hit_and_the_report() -> None:
     settings = settings_with(min_seconds_after_sent=5, min_seconds_after_delivered=5)
     after = classify_by_context(settings, HitContext(NOON + 1.25 * SECOND, sent_at=NOON))
     before = classify_by_context(settings, HitContext(NOON - SECOND, delivered_at=NOON))
@@ -107,7 +109,7 @@ def test_the_contextual_rules_have_a_fixed_order() -> None:
     assert RULES == ("soon_after_sent", "soon_after_delivered", "before_sent", "many_recipients", "all_links_at_once")
 
 
-def test_the_recipients_of_an_address_are_counted_for_one_minute() -> None:
+def test_the_recipients_whose_links_an_ip_address_opens_are_counted_for_one_minute() -> None:
     recent = RecentAddresses()
     assert recent.count("192.0.2.1", 1, NOON) == 1
     assert recent.count("192.0.2.1", 2, NOON + 30 * SECOND) == 2
@@ -117,7 +119,7 @@ def test_the_recipients_of_an_address_are_counted_for_one_minute() -> None:
     assert recent.count("192.0.2.1", 5, NOON + 200 * SECOND) == 1
 
 
-def test_a_recipient_who_opens_many_links_counts_once() -> None:
+def test_a_recipient_whose_links_are_opened_several_times_from_an_address_counts_once() -> None:
     recent = RecentAddresses()
     counts = [recent.count("192.0.2.1", 7, NOON + s * SECOND) for s in range(300)]
     assert set(counts) == {1}
@@ -130,7 +132,7 @@ def test_recipients_of_an_unknown_address_are_not_counted() -> None:
     assert len(recent) == 0
 
 
-def test_recent_addresses_drop_the_oldest_pairs_above_their_limit() -> None:
+def test_the_oldest_pairs_of_address_and_recipient_are_forgotten_above_a_limit() -> None:
     recent = RecentAddresses(limit=100)
     for recipient in range(1_000):
         assert recent.count(f"192.0.2.{recipient % 2}", recipient, NOON) <= 100
@@ -139,7 +141,9 @@ def test_recent_addresses_drop_the_oldest_pairs_above_their_limit() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 4), st.integers(0, 40)), max_size=60))
-def test_the_counts_of_recent_addresses_equal_those_of_a_simple_list(hits: list[tuple[str, int, int]]) -> None:
+def test_the_number_of_recipients_of_an_address_equals_that_of_a_simple_reference_implementation(
+    hits: list[tuple[str, int, int]],
+) -> None:
     recent = RecentAddresses()
     at, seen = NOON, list[tuple[str, int, datetime]]()
     for address, recipient, pause in hits:
@@ -160,7 +164,7 @@ def test_the_opened_links_of_a_message_are_remembered_for_one_second() -> None:
     assert (list(recent.opened_at(1)), list(recent.opened_at(2))) == ([], [NOON + 3 * SECOND])
 
 
-def test_the_number_of_remembered_messages_in_recent_links_is_limited() -> None:
+def test_the_number_of_messages_whose_opened_links_are_remembered_is_limited() -> None:
     recent = RecentLinks(limit=10)
     for message in range(100):
         recent.add(message, 1, NOON)

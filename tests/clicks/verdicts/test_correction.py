@@ -115,7 +115,9 @@ async def test_a_stored_click_of_a_person_replaces_a_retracted_first_click_with_
     await assert_counts_match(service)
 
 
-async def test_a_click_whose_event_was_sent_keeps_its_verdict_without_retract_clicks(service: Service, clock: Clock) -> None:
+async def test_a_click_whose_event_was_sent_keeps_its_verdict_without_the_setting_retract_clicks(
+    service: Service, clock: Clock
+) -> None:
     (code,) = await create_codes(service)
     first = await record_click(service, code, SCANNER)
     await record_click(service, code, SCANNER)
@@ -350,7 +352,7 @@ async def test_concurrent_reclassifications_and_clicks_give_one_retraction_and_o
     await assert_counts_match(one)
 
 
-async def test_a_correction_skips_hits_that_are_not_counted_by_device_yet(retracting: Service, clock: Clock) -> None:
+async def test_a_verdict_correction_skips_hits_that_are_not_counted_by_device_yet(retracting: Service, clock: Clock) -> None:
     service = retracting
     (code,) = await create_codes(service)
     machine = await record_click(service, code, SCANNER)
@@ -360,7 +362,7 @@ async def test_a_correction_skips_hits_that_are_not_counted_by_device_yet(retrac
     assert done.to_suspected == 0
 
 
-async def test_a_correction_skips_a_purged_message_without_an_error(retracting: Service, clock: Clock) -> None:
+async def test_a_verdict_correction_skips_a_purged_message_without_an_error(retracting: Service, clock: Clock) -> None:
     service = retracting
     change = correction.VerdictChange(1, 1, Verdict.HUMAN, Verdict.SUSPECTED, "crawler", True)
     assert (await correction.apply_changes(service.database, [change], service.ids, clock())).to_suspected == 0

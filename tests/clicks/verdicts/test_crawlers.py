@@ -48,5 +48,5 @@ def test_find_crawler_returns_the_part_of_the_user_agent_that_matches() -> None:
     assert find_crawler("Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0") is None
 
 
-def test_every_pattern_in_not_crawlers_exists_in_the_package() -> None:
+def test_every_excluded_crawler_pattern_exists_in_the_crawler_list_package() -> None:
     assert set(PATTERNS) >= NOT_CRAWLERS

@@ -127,7 +127,7 @@ def test_the_names_of_the_apps_that_fetch_link_previews_are_unique() -> None:
         "(KHTML, like Gecko) Chrome/81.0.4044.138 Mobile Safari/537.36",
     ],
 )
-def test_a_crawler_or_http_library_of_the_list_is_suspected(agent: str) -> None:
+def test_a_hit_by_a_crawler_or_an_http_library_of_the_crawler_list_is_suspected(agent: str) -> None:
     classification = classify(RequestTraits("GET", agent))
     assert (classification.verdict, classification.rule) == (Verdict.SUSPECTED, "crawler")
 
@@ -190,7 +190,7 @@ def test_a_program_that_adds_text_to_the_user_agent_of_a_browser_is_suspected(ag
         "Mozilla/5.0 (compatible; MSIE 10.0; Windows NT 6.2; WOW64; Trident/6.0) MapperCmd/5.24.780.0",
     ],
 )
-def test_internet_explorer_up_to_10_with_additions_is_suspected_on_a_desktop(agent: str) -> None:
+def test_a_desktop_user_agent_of_internet_explorer_up_to_10_with_added_text_is_suspected(agent: str) -> None:
     assert rule(agent) == "old_desktop"
 
 
@@ -215,11 +215,11 @@ def test_internet_explorer_up_to_10_with_additions_is_suspected_on_a_desktop(age
         "Mozilla/5.0 (MeeGo; NokiaN9)",
     ],
 )
-def test_phones_that_put_their_model_before_mozilla_and_old_phones_are_human(agent: str) -> None:
+def test_user_agents_of_old_phones_and_of_phones_with_a_model_before_mozilla_are_human(agent: str) -> None:
     assert rule(agent) == "browser"
 
 
-def test_the_reason_contains_no_email_address_from_the_user_agent() -> None:
+def test_the_reason_for_a_suspected_hit_contains_no_email_address_from_the_user_agent() -> None:
     assert "jane" not in classify(RequestTraits("GET", "Mozilla/5.0 (jane@mail.example)")).reason
 
 
