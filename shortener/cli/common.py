@@ -62,12 +62,16 @@ async def describe_application(database: Any, application_id: int) -> str:
     return f"application {application_id} ({found.name if found else '-'})"
 
 
+#: The page that says what to do about each error.
+HELP_PAGE = "docs/reference/errors.md"
+
+
 def load_settings(**overrides: Any) -> Settings:
     """Return the settings; `overrides` replace them. Raise ClickException with one line for each unusable setting."""
     try:
         return settings_module.load(**overrides)
     except SettingsError as error:
-        raise click.ClickException(f"unusable settings:\n{error}") from None
+        raise click.ClickException(f"unusable settings:\n{error}\n({HELP_PAGE})") from None
 
 
 #: Commands that use uvloop, because they run long enough to justify the time to import it.
@@ -105,10 +109,11 @@ def async_command(command: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T
         except ApiError as error:
             lines = [f"{error.code.name}: {error.description}"]
             lines += [f"  {detail.field}: {detail.reason}" for detail in error.details]
+            lines[-1] += f" ({HELP_PAGE})"
             is_wrong_usage = error.code.http_status == HTTPStatus.BAD_REQUEST
             raise (WrongValue if is_wrong_usage else click.ClickException)("\n".join(lines)) from None
         except StoreUnavailable as error:
-            raise click.ClickException(f"the database is unavailable: {error}") from None
+            raise click.ClickException(f"the database is unavailable: {error} ({HELP_PAGE})") from None
         except (
             SchemaMismatch,
             SecretError,
@@ -119,7 +124,7 @@ def async_command(command: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T
             NetworkFileError,
             TracingUnavailable,
         ) as error:
-            raise click.ClickException(str(error)) from None
+            raise click.ClickException(f"{error} ({HELP_PAGE})") from None
 
     return run
 

@@ -52,7 +52,10 @@ def test_a_command_exits_with_2_for_wrong_usage_and_with_1_for_a_failure_and_pri
     assert "Missing argument" in shell("applications", "show", code=2).stderr
     assert "there is no application 7" in shell("applications", "show", "7", code=1).stderr
     assert shell("applications", "show", "7", code=1).stdout == ""
-    assert "unusable settings" in Shell(Path("/tmp"), SHORTENER_PORT="many")("purge", code=1).stderr
+    wrong_setting = Shell(Path("/tmp"), SHORTENER_PORT="many")("purge", code=1).stderr
+    assert "unusable settings" in wrong_setting
+    for text in (wrong_setting, shell("keys", "revoke", "7", code=1).stderr, Shell(Path("/tmp/none"))("stats", code=1).stderr):
+        assert text.rstrip().endswith("(docs/reference/errors.md)"), "each error names the page that says what to do"
 
 
 def test_applications_are_created_listed_changed_and_shown(shell: Shell) -> None:
