@@ -197,13 +197,17 @@ def print_result(data: Any, as_json: bool, print_text: Callable[[], None]) -> No
 
 
 def print_json(data: Any) -> None:
-    """Print `data` as indented JSON on stdout."""
-    click.echo(orjson.dumps(data, default=_to_json, option=orjson.OPT_INDENT_2).decode())
+    """Print `data` as indented JSON on stdout. Times have the form of the API: 2026-11-20T12:00:00Z."""
+    click.echo(orjson.dumps(data, default=_to_json, option=orjson.OPT_INDENT_2 | orjson.OPT_PASSTHROUGH_DATETIME).decode())
 
 
 def _to_json(value: Any) -> Any:
     if isinstance(value, Decimal):
         return str(value)
+    if isinstance(value, datetime):
+        from shortener.storage.types import to_iso
+
+        return to_iso(value)
     raise TypeError(type(value).__name__)
 
 

@@ -53,11 +53,13 @@ def is_unexpanded(text: str) -> bool:
         code = f"{ord(sign):x}"
         if code.isalpha() and _WHOLE.fullmatch(f"{before}%{code}{after}"):
             return True
+    texts = {text}
     for _ in range(_MAX_DECODINGS + 1):
-        if _IN_BRACES.search(text) or _WHOLE.fullmatch(text.strip()):
+        if any(_IN_BRACES.search(one) or _WHOLE.fullmatch(one.strip()) for one in texts):
             return True
-        decoded = html.unescape(unquote(text))
-        if decoded == text:
+        # Only one of the two encodings may be present: the percent signs of &lt;%ad_id%&gt; are not a percent-encoding.
+        decoded = {decode(one) for one in texts for decode in (unquote, html.unescape)} - texts
+        if not decoded:
             return False
-        text = decoded
+        texts = decoded
     return False

@@ -7,6 +7,7 @@ import csv
 import io
 import os
 import pty
+import re
 import sqlite3
 import subprocess
 import sys
@@ -69,6 +70,7 @@ def test_applications_are_created_listed_changed_and_shown(shell: Shell) -> None
     assert (shown["name"], shown["company_id"]) == ("Brand", 92)
     assert shown["domains"] == ["https://go.brand.example", "https://two.brand.example"]
     assert shown["settings"]["click_events"] == "every"
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{3})?Z", shown["created_at"])
     assert [one["name"] for one in shell.json("applications", "list")] == ["Brand"]
     assert "api_key" not in str(shell.json("applications", "list"))
 

@@ -85,6 +85,8 @@ def test_an_id_of_another_system_is_not_taken_for_a_placeholder(text: str) -> No
         "&lt;orderid&gt;",
         "&amp;lt;orderid&amp;gt;",
         "&#123;orderid&#125;",
+        "&lt;%a0_0%&gt;",
+        "%26lt%3Borderid%26gt%3B",
         "{$clickid}",
         "{%transaction%}",
         "{% tid %}",
