@@ -1,1 +1,1 @@
-"""Gateways: the systems to which messages are handed on, and the dispatcher that hands them on."""
+"""This package hands messages on to gateways: the systems, such as HTTP APIs and SMPP servers, that send messages to phones."""

@@ -43,7 +43,8 @@ MAX_GATEWAY_ID_LENGTH = 255
 
 @dataclass(frozen=True, slots=True)
 class SendLimits:
-    """How messages are handed on to one gateway: attempts, time limit in seconds, and delays between attempts in seconds."""
+    """The limits for messages that are handed on to one gateway: the number of attempts, the time limit of an attempt in seconds,
+    and the delays between attempts in seconds."""
 
     max_attempts: int
     timeout: float
@@ -87,7 +88,7 @@ class EndedSend:
 
 
 class SendRunner:
-    """A runner of attempts. It does not write to the database."""
+    """A runner of attempts to hand messages on to gateways. It does not write to the database."""
 
     def __init__(self, connections: Connections, ids: IdGenerator, clock: Clock, rng: random.Random) -> None:
         self._connections = connections
@@ -100,7 +101,8 @@ class SendRunner:
         claim, config = attempt.claim, attempt.config
         started = self._clock()
         if claim.lease_until - to_ms(started) < round(attempt.limits.timeout * 1000) + MIN_LEASE_LEFT_MS:
-            # The lease would end during the attempt, and another process could then hand on the same message.
+            # The attempt must not start, because the lease would end during it, and another process could then hand on the same
+            # message.
             log.warning("lease_too_short", send=encode(claim.id))
             return self._returned(attempt, started)
         if config is None:
@@ -175,7 +177,7 @@ class SendRunner:
         return row, None
 
     def _pause(self, attempt: SendInFlight, result: SubmitResult, counted: int, free: int) -> int:
-        """Return the milliseconds until the next attempt."""
+        """Return the milliseconds between this failed attempt and the next one."""
         if result.is_local:
             pause = 0.0 if result.reason == "interrupted" else LOCAL_FAILURE_PAUSE_MS
         elif result.is_throttled:
@@ -185,7 +187,7 @@ class SendRunner:
         return round(max(pause, (result.retry_after or 0) * 1000))
 
     def _returned(self, attempt: SendInFlight, started: datetime) -> EndedSend:
-        """Return an ended attempt that gives the claim back: no attempt was made."""
+        """Return the result of a claim without an attempt. The claim is given back, so the message is claimed again later."""
         claim, now = attempt.claim, to_ms(self._clock())
         row = FinishedSend(
             id=claim.id,
@@ -210,7 +212,8 @@ def _holds(attempt: SendInFlight) -> bool:
 
 
 def _stored_detail(claim: ClaimedSend, result: SubmitResult) -> str:
-    """Return the text of a gateway with the number masked, because callers who may not see numbers read it."""
+    """Return the error text of a gateway as it is stored. The phone number of the recipient in it is masked, because the text is
+    also shown to callers who may not see phone numbers."""
     number, text = claim.to_address, to_storable_text(result.detail)
     return text.replace(number, mask(number)).replace(number.removeprefix("+"), mask(number)) if number else text
 

@@ -1,8 +1,8 @@
 """This module claims due messages of gateways, so that only this process hands them on until their leases end.
 
-`delivery/claims.py` decides how many messages of each gateway are claimed. The row of a gateway is locked meanwhile, so its
-concurrency, rate and circuit breaker hold for all processes together. A gateway that another process has locked is left out until
-the next cycle. The messages of a disabled gateway or application wait.
+`delivery/claims.py` decides how many messages of each gateway are claimed. The row of a gateway is locked during the claim, so its
+concurrency, rate and circuit breaker limit all processes together. A gateway that another process has locked is left out until the
+next cycle. The messages of a disabled gateway or application wait.
 """
 # Tested by tests/gateways/test_dispatcher.py
 
@@ -33,7 +33,7 @@ from shortener.settings import Settings
 
 log = structlog.get_logger(__name__)
 
-#: A gateway is not examined again before this time if its rate is used up.
+#: If the rate of a gateway permits no message now, the dispatcher waits at least this long before it examines the gateway again.
 MIN_RATE_PAUSE_MS = 20
 
 
@@ -51,9 +51,8 @@ class SendClaimResult:
 
 
 def find_finished(connection: Connection, states: Sequence[GatewayState], now: int) -> list[SendChange]:
-    """Return the changes of messages that must not be claimed: of removed gateways, and lost ones of gateways that hold them.
-
-    Write them before other messages are claimed."""
+    """Return changes for messages that must not be claimed: messages of removed gateways, and messages whose process died during
+    the attempt, if their gateway has the policy `hold`. Write the changes before other messages are claimed."""
     changes: list[SendChange] = []
     for state in states:
         if state.is_removed:
@@ -130,7 +129,8 @@ class SendClaimWriter:
         return result
 
     def _candidate(self, state: GatewayState, usage: SlotUsage, result: SendClaimResult, now: int) -> Candidate | None:
-        """Return a candidate for claims from the gateway's queue. Return None if no slot or no rate is left."""
+        """Return the queue of the gateway as a candidate from which messages can be claimed. Return None if no slot is free or the
+        rate permits no message."""
         settings = self._settings
         elsewhere = max(state.in_flight - usage.by_queue[state.queue.name], 0)
         concurrency = max((state.concurrency or settings.gateway_slots_per_gateway) - elsewhere, 0)
@@ -151,7 +151,8 @@ class SendClaimWriter:
         counts: Mapping[str, int],
         now: int,
     ) -> bool:
-        """Update the circuit breaker and the rate of a gateway after messages were claimed. Return whether a probe was claimed."""
+        """Update the circuit breaker and the rate of a gateway after messages were claimed. Return whether the claimed message is
+        the probe of an open circuit breaker."""
         requested = sum(request.limit for request in requests if request.queue == state.queue.name)
         if not requested:
             return False
@@ -163,7 +164,7 @@ class SendClaimWriter:
         elif health.recovering_at is not None:
             if count:
                 health = health.released(count, now, self._settings.delivery_recovery_rate)
-            if count < requested:  # the backlog is empty
+            if count < requested:  # fewer messages were due than requested, so the backlog is empty
                 health = health.recovered()
         values = _changed(state.health, health, state.pace, state.pace.claimed(count, now))
         if values:
@@ -226,19 +227,20 @@ def write_health(
 def _health_after(health: TrackerHealth, ended: EndedSend) -> TrackerHealth:
     result, is_probe = ended.result, ended.attempt.is_probe
     if result is None or result.is_local:
-        # The probe has no result, so another probe may be sent: at once, or after a pause if this host failed.
+        # The probe of the gateway has no result, so another probe may be sent: at once, or after a pause if this host failed.
         until = ended.at if result is None else ended.at + LOCAL_FAILURE_PAUSE_MS
         return health.probing(until) if is_probe and health.open_until is not None else health
     if ended.is_response:
         return health.succeeded(ended.at)
-    if result.is_throttled:  # this lowers the rate of the gateway and does not open its circuit breaker
+    if result.is_throttled:  # a throttled attempt lowers the rate of the gateway and does not open its circuit breaker
         return health.answered(ended.at) if is_probe else health
     quiet_until = None if result.retry_after is None else ended.at + round(result.retry_after * 1000)
     return health.failed(ended.at, probe=is_probe, quiet_until=quiet_until)
 
 
 def _changed(health: TrackerHealth, new_health: TrackerHealth, pace: TrackerPace, new_pace: TrackerPace) -> dict[str, Any]:
-    """Return the column values that differ. The time of the last success alone is written at most once a second."""
+    """Return the new column values of a gateway that are different from the stored ones. If only the time of the last success has
+    changed, it is written at most once a second."""
     values: dict[str, Any] = {}
     is_recent = (
         health.last_success_at is not None

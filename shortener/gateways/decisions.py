@@ -1,7 +1,6 @@
-"""Decisions about messages that wait for a gateway or are held: hand them on again, or give them up.
-
-Somebody decides about a held message: `resend` hands it on again, although the recipient may then get it twice, and `discard` makes
-it FAILED. Both are possible for messages that wait, too. A message whose attempt is in flight cannot be changed.
+"""This module applies an operator's decision about a message that is held or waits for a gateway. `resend` hands the message on
+again, although its recipient may then get it twice. `discard` gives it up, so it becomes FAILED. A message whose attempt is in
+flight cannot be changed.
 """
 
 # Tested by tests/web/test_sends.py

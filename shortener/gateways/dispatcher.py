@@ -52,9 +52,9 @@ log = structlog.get_logger(__name__)
 MAX_OUTCOMES = 256
 #: One cycle starts at most this many attempts while many hits arrive.
 MAX_STARTS = 8
-#: The dispatcher looks for messages that are too old once in this time.
+#: Once in this time, the dispatcher looks for messages that are too old to be sent.
 EXPIRY_INTERVAL_MS = 30_000
-#: A gateway is left out for this time after a local failure.
+#: After a failure of this host, the dispatcher hands no messages on to the gateway for this time.
 LOCAL_PAUSE_MS = 5_000
 
 

@@ -1,7 +1,6 @@
-"""This module finds messages that no attempt follows: too old, of a removed gateway, lost in a crash, or reported in the meantime.
-
-Each function runs in the dispatcher's transaction, changes nothing itself, and returns at most `MAX_ROWS` changes for `SendWriter`.
-Times are milliseconds since 1970-01-01 UTC.
+"""This module finds pending messages that must not be attempted again: they are too old, their gateway was removed, their process
+died during the attempt, or their delivery report has arrived. Each function runs in the dispatcher's transaction, changes nothing
+itself, and returns at most `MAX_ROWS` changes for `SendWriter`. Times are milliseconds since 1970-01-01 UTC.
 """
 # Tested by tests/gateways/test_dispatcher.py
 
@@ -62,7 +61,8 @@ def fail_removed(connection: Connection, gateway_id: int, now: int) -> list[Send
 
 
 def hold_lost(connection: Connection, gateway_id: int, now: int) -> list[SendChange]:
-    """Return changes that hold the messages of a gateway whose attempt has no outcome: their process died during the attempt."""
+    """Return changes that hold the messages of a gateway whose attempt has no outcome because the process died during the
+    attempt."""
     lost = sends.c.lease_until <= from_ms(now)
     found = find_sends(connection, now, IS_PENDING, sends.c.gateway_id == gateway_id, lost)
     return [finish_reported(one, now) or _held(one, now, "lease_lost") for one in found]

@@ -1,7 +1,7 @@
-"""This module writes what an attempt, or the decision to give a message up, changes in the database.
+"""This module writes the result of an attempt, or of the decision to give a message up, to the database.
 
 In one transaction it updates the row in `sends`, adds the row of the attempt, applies the report (SENT or FAILED) to the message
-with its event (messages/delivery_reports.py), and returns the cost of a message that was certainly not sent. A row is skipped if
+with its event (messages/delivery_reports.py), and refunds the cost of a message that was certainly not sent. A row is skipped if
 another process has claimed it since, so the outcome of an attempt is never written over a newer one.
 """
 # Tested by tests/gateways/test_dispatcher.py
@@ -30,7 +30,8 @@ MAX_DETAIL_LENGTH = 255
 
 @dataclass(frozen=True, slots=True)
 class SendChange:
-    """A change of one message: the new values of its row, the row of its attempt, and the report about the message."""
+    """The changes to write for one message: the new values of its row in `sends`, the row of its attempt, and the report about the
+    message."""
 
     claim: ClaimedSend
     row: FinishedSend
@@ -83,9 +84,10 @@ class SendWriter:
 
 
 def failed(claim: ClaimedSend, now: int, reason: str, detail: str) -> SendChange:
-    """Return the change that gives a message up. Its cost is returned unless the gateway may have accepted the message.
+    """Return the change that gives a message up. Its cost is refunded unless the gateway may have accepted the message.
 
-    `reason` is the short name of the reason, and `detail` is a text for people. A `lease_until` of 0 stands for no lease."""
+    `reason` is the short name of the reason, and `detail` is an explanation as text. If no process has leased the message,
+    `lease_until` is 0."""
     row = FinishedSend(
         id=claim.id,
         claimed_attempt=claim.attempt,

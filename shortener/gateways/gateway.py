@@ -1,4 +1,4 @@
-"""A gateway as the database stores it, and the values that create or change one."""
+"""The data classes of a stored gateway, and of the values that create or change a gateway."""
 # Tested by tests/gateways/test_store.py
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class NewGateway:
 class GatewayChanges(TypedDict, total=False):
     """The new values for an existing gateway. Absent keys keep their values.
 
-    `settings` contains single values that replace those of the gateway; `rotate_report_key` replaces the key for its reports."""
+    `settings` contains single values that replace those of the gateway. If `rotate_report_key` is true, the key in the URL for its
+    delivery reports is replaced."""
 
     name: str
     settings: Mapping[str, Any]
@@ -55,7 +56,8 @@ class GatewayChanges(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class StoredGateway:
-    """A stored gateway. `config` contains its decrypted settings. None in a limit means the setting of the installation."""
+    """A stored gateway. `config` contains its decrypted settings. A limit that is None has the value of the installation's
+    setting."""
 
     config: GatewayConfig
     application_id: int
@@ -82,4 +84,5 @@ class StoredGateway:
 
 
 class LostSettings(BaseModel):
-    """The settings of a gateway that were encrypted with a secret that is lost. A change can set new ones."""
+    """A placeholder for the settings of a gateway that cannot be decrypted, because their secret is lost. A change of the gateway
+    can set new settings."""

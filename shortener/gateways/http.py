@@ -39,7 +39,7 @@ from shortener.gateways.submission import (
 from shortener.messages.segments import encode_text
 from shortener.urls import UrlError, parse_destination
 
-#: The placeholders that every template may contain, with values of an example.
+#: The placeholders that every template may contain, each with an example value.
 PLACEHOLDERS: Mapping[str, str] = {
     "phone": "+14085550100",
     "phone_digits": "14085550100",
@@ -52,7 +52,7 @@ PLACEHOLDERS: Mapping[str, str] = {
     "segments": "1",
     "report_url": "https://go.example/api/v1/gateways/reports/key/00000000000",
 }
-#: Errors of a request that certainly did not reach the gateway.
+#: The errors of requests that certainly did not reach the gateway.
 _NOT_ARRIVED = frozenset(
     {"dns_error", "connection_refused", "network_unreachable", "blocked_address", "proxy_error", "internal_error"}
     | {"resolver_down", "no_slot", "local_error"}
@@ -62,7 +62,7 @@ _TEMPORARY_STATUSES = frozenset({408, 425})
 _THROTTLED_STATUSES = frozenset({429, 503})
 _PROXY_STATUSES = frozenset({502, 504})
 _MAX_TEMPLATE = 8192
-#: The settings that name a value in the response.
+#: The settings that contain the path of a value in the response.
 _RESPONSE_PATHS = ("success_path", "id_path", "error_path", "error_code_path")
 
 
@@ -250,7 +250,7 @@ def _classify_success(settings: HttpSettings, read: Any, result: Any) -> SubmitR
 
 @dataclass(frozen=True, slots=True)
 class HttpGateway:
-    """A connection to an HTTP gateway. The sender keeps the connections."""
+    """A gateway connection that sends messages to an HTTP gateway. The HTTP connections themselves belong to the sender."""
 
     config: GatewayConfig
     context: GatewayContext
@@ -268,7 +268,7 @@ class HttpGateway:
 
 
 def build_request(settings: HttpSettings, message: OutgoingMessage, *, repeats: bool) -> OutgoingRequest:
-    """Return the request of a message. With `repeats` False it uses a connection of its own and is never sent twice."""
+    """Return the request of a message. If `repeats` is False, the request uses a connection of its own and is never sent twice."""
     values = {
         **settings.variables,
         "phone": message.phone,
@@ -311,7 +311,7 @@ def mask_url(url: str) -> str:
 
 
 class _HttpKind:
-    """The kind `http`."""
+    """The gateway kind `http`."""
 
     name = "http"
     settings_model: type[BaseModel] = HttpSettings
@@ -329,14 +329,13 @@ class _HttpKind:
         }
 
     def target(self, settings: BaseModel) -> tuple[str, int] | None:
-        """Return host and port of the URL."""
+        """Return the host and the port of the gateway's URL."""
         assert isinstance(settings, HttpSettings)
         return _parse_url(settings.url)
 
     def operator_values(self, settings: BaseModel) -> Mapping[str, object]:
-        """Return all values that decide what a request does and what is read from the response.
-
-        Credentials are not among them: the variables outside the path of the URL."""
+        """Return the settings that decide which resource a request addresses and what is read from the response. Credentials are
+        left out: variables that the path of the URL does not contain."""
         assert isinstance(settings, HttpSettings)
         path = settings.url.partition("?")[0]
         return {

@@ -1,4 +1,4 @@
-"""Checks of the values that create or change a gateway. They raise ApiError INVALID_REQUEST or FORBIDDEN_TARGET."""
+"""This module checks the values that create or change a gateway. The checks raise ApiError INVALID_REQUEST or FORBIDDEN_TARGET."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _RESERVED_NAMES = frozenset({"none", "true", "false", "default", SIMULATOR})
 
 
 def refuse(field: str, reason: str) -> ApiError:
-    """Return the error of one invalid field."""
+    """Return the error for one invalid field of a gateway."""
     return ApiError(ErrorCode.INVALID_REQUEST, details=[Detail(field, reason)])
 
 
@@ -47,7 +47,8 @@ def parse_settings(kind: str, values: Mapping[str, Any]) -> BaseModel:
 
 
 def check_customer_change(stored: StoredGateway, parsed: BaseModel, new: Mapping[str, Any]) -> None:
-    """Check a change of the settings of a gateway that is not made by the operator. Raise ApiError."""
+    """Check a change of gateway settings that a customer makes, and not the operator. Raise ApiError if only the operator may make
+    it."""
     kind, before = KINDS[stored.config.kind], stored.config.settings
     if stored.config.allow_private:
         known = {} if isinstance(before, LostSettings) else kind.operator_values(before)

@@ -1,4 +1,4 @@
-"""The table of the kinds of gateways, by name. Another kind is one module with a `GatewayKind`, and one line here."""
+"""The table of the kinds of gateways, by name. To add a kind, write a module with a `GatewayKind`, and add one line here."""
 # Tested by tests/gateways/test_store.py
 
 from __future__ import annotations
@@ -10,5 +10,5 @@ from shortener.gateways.smpp import kind as smpp
 from shortener.gateways.submission import GatewayKind
 
 KINDS: Mapping[str, GatewayKind] = {kind.name: kind for kind in (http.KIND, smpp.KIND, simulator.KIND)}
-#: The kinds whose gateways send reports and replies on their connections, so that the connections are kept open.
+#: The kinds whose connections are kept open, because their gateways send reports and replies on them.
 LISTENING = frozenset({smpp.KIND.name})

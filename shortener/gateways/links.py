@@ -1,4 +1,4 @@
-"""A background job that keeps the connections open on which gateways send reports and replies.
+"""This background job keeps open the network connections on which gateways send reports and replies.
 
 Without it, a process would connect for its first message only, and would miss the receipts of earlier messages after a restart.
 The connections of removed and disabled gateways are closed.
@@ -20,7 +20,7 @@ log = structlog.get_logger(__name__)
 
 
 class GatewayLinks:
-    """The job. It runs in every process that hands messages on."""
+    """The background job that keeps gateway connections open. It runs in every process that hands messages on."""
 
     def __init__(self, store: GatewayStore, directory: Directory, connections: Connections) -> None:
         self._store = store
@@ -28,12 +28,13 @@ class GatewayLinks:
         self._connections = connections
 
     async def step(self) -> int:
-        """Open and close connections. Return 0, because there is no more work. Raise StoreUnavailable."""
+        """Open missing gateway connections and close those of removed or disabled gateways. Return 0, because no more work is left.
+        Raise StoreUnavailable if the database is unavailable."""
         listening = [one.id for one in self._directory.gateways.values() if one.kind in LISTENING and one.enabled]
         for gateway_id in listening:
             try:
                 config = (await self._store.get(gateway_id)).config
-            except ApiError:  # it was removed in the meantime
+            except ApiError:  # the gateway was removed in the meantime
                 continue
             if isinstance(config.settings, LostSettings):
                 continue

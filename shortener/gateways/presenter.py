@@ -1,4 +1,4 @@
-"""Gateways as the API and the command line show them, without credentials."""
+"""This module converts gateways to JSON fields for the API and the command line, without credentials."""
 # Tested by tests/web/test_gateways.py
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from shortener.storage.types import from_ms, to_iso, to_ms
 
 
 def gateway_fields(settings: Settings, gateway: StoredGateway, now: datetime) -> dict[str, Any]:
-    """Return the fields of a gateway. Limits without a value of their own have the value of the setting."""
+    """Return the JSON fields of a gateway. A limit that the gateway does not set has the value of the installation's setting."""
     config, health = gateway.config, gateway.health
     return {
         "gateway_id": gateway.id,
@@ -47,7 +47,7 @@ def gateway_fields(settings: Settings, gateway: StoredGateway, now: datetime) ->
 
 
 def test_fields(result: SubmitResult) -> dict[str, Any]:
-    """Return the result of a test message."""
+    """Return the JSON fields of the result of a test message."""
     return {
         "outcome": result.outcome.value,
         "reason": result.reason,

@@ -1,4 +1,4 @@
-"""Presets: the settings of well-known HTTP gateways. The operator adds only the address and the credentials.
+"""Presets: the settings of well-known HTTP gateways. The operator adds only the host and the credentials.
 
 Each preset names its options and builds the settings of the kind `http` (http.py) from their values. The sources are the public
 documentation of each product (2026): Kannel user guide 1.4.5, Jasmin HTTP API, playSMS webservices, Twilio Messages resource,
@@ -17,7 +17,8 @@ Options = Mapping[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """A preset. `options` maps the names of its options to their meanings; those in `defaults` are optional."""
+    """A preset of gateway settings. `options` maps the name of each option to its description. The options in `defaults` are
+    optional."""
 
     name: str
     product: str
@@ -27,7 +28,7 @@ class Preset:
 
 
 class PresetError(ValueError):
-    """Raised if the options of a preset are incomplete. The text states the reason."""
+    """Raised if the options of a preset are incomplete. The text of the error states what is missing."""
 
 
 def build_settings(name: str, options: Options) -> dict[str, Any]:
@@ -48,8 +49,8 @@ def _base(options: Options) -> str:
 
 
 def _kannel(options: Options) -> dict[str, Any]:
-    # %d, %A and %T are Kannel's placeholders for the type, the answer of the SMSC and the time of the report. Kannel replaces them
-    # when it calls the URL.
+    # %d, %A and %T are Kannel's placeholders for the type of a delivery report, the response of the SMSC and the time of the
+    # report. Kannel replaces them when it calls the URL.
     report = "{report_url}" + quote("?status=%d&answer=%A&time=%T", safe="")
     smsc = "&smsc={smsc}" if options["smsc"] else ""
     return {
@@ -65,7 +66,7 @@ def _kannel(options: Options) -> dict[str, Any]:
         "success_statuses": "202",
         "error_path": "{value}",
         "report_fields": {"status": "status", "description": "answer", "timestamp": "time"},
-        # 34 and 66 are the failures "expired" and "unknown" of newer versions.
+        # 34 and 66 are the codes of newer Kannel versions for the failures "expired" and "unknown".
         "report_states": {"1": "DELIVERED", "2": "FAILED", "4": "-", "8": "SENT", "16": "FAILED", "34": "EXPIRED", "66": "-"},
     }
 
@@ -123,7 +124,7 @@ def _twilio(options: Options) -> dict[str, Any]:
         "id_path": "$.sid",
         "error_path": "$.message",
         "error_code_path": "$.code",
-        # 20429: too many requests; 14107 and 30001: queue full.
+        # Twilio error codes: 20429 is "too many requests"; 14107 and 30001 are "queue full".
         "retry_codes": ["20429", "14107", "30001"],
         "report_fields": {"status": "MessageStatus", "id": "MessageSid", "error_code": "ErrorCode"},
     }
@@ -165,7 +166,7 @@ def _vonage(options: Options) -> dict[str, Any]:
         "success_statuses": "200",
         "success_path": "$.messages.0.status",
         "success_values": ["0"],
-        # 1: throttled; 5: internal error; 8: barred while the account is reviewed; 9: not enough credit.
+        # Vonage status codes: 1 is throttled, 5 is an internal error, 8 is an account under review, and 9 is not enough credit.
         "retry_codes": ["1", "5", "8", "9"],
         "id_path": "$.messages.0.message-id",
         "error_path": "$.messages.0.error-text",

@@ -47,7 +47,7 @@ class GatewayState(NamedTuple):
 
 _HEALTH = ("failures_in_row", "open_until", "recovering_at", "last_success_at", "last_failure_at", "opened_at")
 _PACE = ("max_per_second", "rate", "rate_ceiling", "rate_lowered_at", "paced_until")
-# A parameter in place of the literal would prevent the use of the partial indexes.
+# The SQL contains the status as a literal, because a database cannot use a partial index for a parameter.
 IS_PENDING = sends.c.status == literal_column("0")
 
 
@@ -60,7 +60,7 @@ def _due(part: int) -> Any:
 
 def _states() -> Select[Any]:
     g = gateways.c
-    # A lease that has ended is not in flight: its process died, and the message must be claimed again.
+    # A message whose lease has ended is not counted as in flight: its process died, and the message must be claimed again.
     in_flight = select(func.count()).where(sends.c.gateway_id == g.id, sends.c.lease_until > bindparam("now", type_=Instant))
     columns = [
         g[name] for name in ("id", "application_id", "revision", "enabled", "removed_at", "on_doubt", "timeout", "concurrency")
@@ -79,7 +79,7 @@ _LOCKED = _STATES.with_for_update(of=gateways, skip_locked=True)
 
 
 def queue_name(gateway_id: int) -> str:
-    """Return the name of the queue of a gateway, by which claims.py counts slots."""
+    """Return the name of the queue of a gateway. claims.py counts the slots in use by queue name."""
     return f"g{gateway_id}"
 
 
@@ -112,7 +112,7 @@ def lock_states(connection: Connection, now: int) -> list[GatewayState]:
 
 
 def lock_health(connection: Connection, ids: Collection[int]) -> dict[int, tuple[TrackerHealth, TrackerPace]]:
-    """Lock gateways, in the order of their ids, and return the health and the rate of each by its id."""
+    """Lock gateways, in the order of their ids, and return the health and the rate of each gateway, by gateway id."""
     if not ids:
         return {}
     g = gateways.c

@@ -1,4 +1,4 @@
-"""Replies of recipients, which arrive by the API or on the connection of a gateway.
+"""This module records the replies of recipients, which arrive at the API or on the connection of a gateway.
 
 A stop word puts the number on the opt-out list of the application, and START removes it. Each reply also counts as a conversion of
 the latest message to the number (Syniverse: "Replying to a message can also be a conversion event"), with the action `reply`. The
@@ -39,7 +39,7 @@ REPLY_ACTION = "reply"
 
 @dataclass(frozen=True, slots=True)
 class RecordedReply:
-    """What a reply changed. `message_id` and `conversion_id` are None if there is no message to the number."""
+    """What a reply changed. `message_id` and `conversion_id` are None if no message was sent to the number."""
 
     keyword: Literal["stop", "start"] | None
     is_opted_out: bool
@@ -49,13 +49,14 @@ class RecordedReply:
 
 
 class Replies:
-    """Records replies."""
+    """A recorder of recipients' replies."""
 
     def __init__(self, database: Database, conversions: Conversions, clock: Clock) -> None:
         self._database = database
         self._conversions = conversions
         self._clock = clock
-        self.unknown = 0  # the number of replies to gateways that belong to no application or have no valid number
+        # The number of replies that were not recorded: they belong to no application or have no valid phone number.
+        self.unknown = 0
 
     def register_metrics(self, metrics: Metrics) -> None:
         """Register the metric of replies that were not recorded."""
@@ -68,7 +69,8 @@ class Replies:
     async def record(
         self, application_id: int, phone: str, text: str, *, reply_id: str = "", at: datetime | None = None
     ) -> RecordedReply:
-        """Record a reply of a number in E.164. `reply_id` recognises a repetition; without it, one message has one reply.
+        """Record a reply from a phone number in E.164. A reply with the same `reply_id` as an earlier one is not recorded again. If
+        `reply_id` is None, only one reply to a message is recorded.
 
         Raise ApiError (conversions/service.py) or StoreUnavailable."""
         now = self._clock()
@@ -92,7 +94,8 @@ class Replies:
         )
 
     async def receive(self, gateways: Mapping[int, GatewayEntry], gateway_id: int, phone: str, text: str) -> None:
-        """Record a reply that arrived on the connection of a gateway. `gateways` are all gateways by id. Raise StoreUnavailable."""
+        """Record a reply that arrived on the connection of a gateway. `gateways` contains all gateways by id. Raise
+        StoreUnavailable if the database is unavailable."""
         gateway = gateways.get(gateway_id)
         try:
             number = parse_number(phone if phone.startswith("+") else f"+{phone}").e164

@@ -1,4 +1,4 @@
-"""Delivery reports of gateways: find the message, translate the gateway's words, and record the report.
+"""This module records the delivery reports of gateways: it finds the message, and translates the gateway's word for the state.
 
 A report can arrive before the response to the message is recorded, so a report about an unknown id waits a short time
 (REPORT_WAIT) and is tried again. A report about a doubtful message proves that the gateway has accepted it, so the message is not
@@ -34,7 +34,7 @@ log = structlog.get_logger(__name__)
 #: The pauses before a report about an unknown message is tried again, as fractions of REPORT_WAIT.
 _PAUSES = (0.1, 0.3, 0.6)
 MAX_WAITING = 256
-MAX_ITEMS = 1000  # One call has at most this many reports; the others are not read.
+MAX_ITEMS = 1000  # At most this many reports of one call are recorded. The others are ignored.
 MAX_WORD_LENGTH = 64
 
 
@@ -51,7 +51,7 @@ class ReportedSend(NamedTuple):
 
 
 class GatewayReports:
-    """Records delivery reports of gateways."""
+    """A recorder of delivery reports from gateways."""
 
     def __init__(self, database: Database, reports: DeliveryReports, clock: Clock, *, wait: float = 0) -> None:
         self._database = database
@@ -59,7 +59,7 @@ class GatewayReports:
         self._clock = clock
         self._wait = wait
         self._waiting = 0
-        self.unknown = 0  # the number of reports that were not recorded: the message or the word is unknown
+        self.unknown = 0  # the number of reports that were not recorded, because the message or the word for the state is unknown
 
     def register_metrics(self, metrics: Metrics) -> None:
         """Register the metric of reports that were not recorded."""
@@ -72,7 +72,7 @@ class GatewayReports:
     async def record(self, gateway_id: int, report: GatewayReport, states: Mapping[str, str] | None = None) -> bool:
         """Record a report of a gateway. Return False if the message is unknown, or if the report names no known state.
 
-        `states` are the gateway's own words. Raise StoreUnavailable."""
+        `states` maps the gateway's own words to states. Raise StoreUnavailable if the database is unavailable."""
         found = await self._find(gateway_id, report)
         if found is None:
             return False
@@ -99,9 +99,8 @@ class GatewayReports:
         return results[0] is not None
 
     async def receive(self, gateway_id: int, report: GatewayReport) -> bool:
-        """Record a report that arrived on a connection of this process. Count it if its message or its word is unknown.
-
-        Raise StoreUnavailable."""
+        """Record a report that arrived on a connection of this process. Count it in `unknown` if its message or its word for the
+        state is unknown. Raise StoreUnavailable if the database is unavailable."""
         is_known = await self.record(gateway_id, report)
         self.unknown += not is_known
         return is_known
@@ -157,7 +156,8 @@ def _settle(connection: Connection, send_id: int, state: State, now: datetime) -
 
 
 def _state_of(word: str, states: Mapping[str, str]) -> State | None:
-    """Return the state that a word means; None if it means no state. Raise ValueError for an unknown word."""
+    """Return the message state for a gateway's word; None if the word is known but means no state. Raise ValueError for an unknown
+    word."""
     own = states.get(word)
     if own is not None:
         return None if own == "-" else State[own]
@@ -175,9 +175,8 @@ def _price(text: str | None) -> Decimal | None:
 def read_reports(
     settings: HttpSettings, parameters: Mapping[str, Any], data: Any, reference: str | None, now: datetime
 ) -> Sequence[GatewayReport]:
-    """Return the reports of a call. `parameters` are those of the query and of a form, `data` is a JSON body or None.
-
-    `reference` is the reference in the path of the URL. An item without a status is left out."""
+    """Return the delivery reports in an HTTP request of a gateway. `parameters` are the parameters of the query and of a form.
+    `data` is the JSON body or None. `reference` is the message reference in the URL path. A report without a status is left out."""
     items: Any = [data] if isinstance(data, dict) else data if isinstance(data, list) else [{}]
     if settings.report_items and isinstance(data, dict):
         items = templates.find_member(settings.report_items, data)

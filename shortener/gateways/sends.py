@@ -1,4 +1,4 @@
-"""Messages that gateways send, as the API, the portal and the command line show them."""
+"""This module reads messages that gateways send, for the API, the portal and the command line."""
 # Tested by tests/web/test_sends.py
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from shortener.model import SendStatus
 from shortener.storage.schema import gateways, messages, send_attempts, sends
 from shortener.storage.types import to_iso
 
-MAX_ATTEMPTS = 100  # The newest attempts of a message that are shown.
+MAX_ATTEMPTS = 100  # At most this many attempts of a message are shown, the newest ones.
 AnyRow = Row[Any]
 
 
 class SendPage(NamedTuple):
-    """A page of messages. `next` is the row id below which the next page begins; None: this is the last page."""
+    """A page of messages, newest first. `next` is the row id below which the next page begins; on the last page it is None."""
 
     rows: Sequence[AnyRow]
     next: int | None
@@ -33,7 +33,8 @@ class StoredSend(NamedTuple):
 def list_sends(
     connection: Connection, application_id: int | None, status: str | None, below: int | None = None, limit: int = 100
 ) -> SendPage:
-    """Return the newest messages of an application (None: of all) that were queued for gateways, or those below a row id."""
+    """Return the newest messages of an application (None: of all applications) that were queued for gateways. If a row id is given,
+    return only messages below it."""
     statement = _select()
     if application_id is not None:
         statement = statement.where(sends.c.application_id == application_id)

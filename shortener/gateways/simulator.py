@@ -49,7 +49,7 @@ class SimulatorSettings(BaseModel):
 
 
 class SimulatorGateway:
-    """The connection of a simulator."""
+    """A gateway connection to the simulator."""
 
     def __init__(self, config: GatewayConfig, context: GatewayContext) -> None:
         assert isinstance(config.settings, SimulatorSettings)
@@ -90,14 +90,14 @@ class SimulatorGateway:
             log.warning("simulated_report_lost", gateway=self._config.name)
 
     async def close(self) -> None:
-        """Forget the planned delivery reports."""
+        """Cancel the delivery reports that are planned but not sent yet."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
 class _SimulatorKind:
-    """The kind `simulator`."""
+    """The gateway kind `simulator`."""
 
     name = "simulator"
     settings_model: type[BaseModel] = SimulatorSettings

@@ -51,7 +51,7 @@ REPORT_PATH = "/api/v1/gateways/reports/{report_key}"
 
 
 class GatewayStore:
-    """An access object for the gateways in the database.
+    """The functions that read and change the gateways in the database.
 
     `application_id` None in a method means the gateways of all applications and of the installation."""
 
@@ -122,7 +122,7 @@ class GatewayStore:
         """Change a gateway. Open connections to it are closed after their current messages.
 
         Only the operator can change what a gateway that may be private requests and reads (`GatewayKind.operator_values`). For all
-        others, a change of the address needs new credentials, so that a stored credential does not reach another host."""
+        other gateways, a change of the host needs new credentials, so that stored credentials are not sent to another host."""
         stored = await self.get(gateway_id, application_id)
         values: dict[str, Any] = {**changes}
         if "name" in changes:
@@ -145,7 +145,7 @@ class GatewayStore:
         await self._database.write(_remove, gateway_id, application_id, self._clock())
 
     def load(self, connection: Connection, gateway_id: int) -> StoredGateway:
-        """Return a gateway that may be removed. Raise an exception if its stored settings are unusable."""
+        """Return a gateway, even if it was removed. Raise an exception if its stored settings are unusable."""
         table = schema.gateways
         found = self._from_row(connection.execute(select(table).where(table.c.id == gateway_id)).one())
         if isinstance(found.config.settings, LostSettings):
@@ -153,7 +153,8 @@ class GatewayStore:
         return found
 
     def ensure_simulator(self, connection: Connection) -> int:
-        """Create the simulator of the installation, or repair it after the loss of the secret. Return its id."""
+        """Create the simulator of the installation if it is missing, or repair it if its settings cannot be decrypted. Return its
+        id."""
         table = schema.gateways
         found = select(table.c.id, table.c.settings).where(
             table.c.application_id == ALL_APPLICATIONS, table.c.name == SIMULATOR, table.c.removed_at.is_(None)
@@ -204,7 +205,8 @@ class GatewayStore:
         return self._secret.encrypt(packed.decode())
 
     def _read_settings(self, row: Row[Any]) -> dict[str, Any]:
-        """Return the stored settings; none if they were encrypted with a secret that is lost (storage/secret_change.py)."""
+        """Return the decrypted settings of a gateway, or LostSettings if they were encrypted with a secret that is lost
+        (storage/secret_change.py)."""
         values: dict[str, Any] = orjson.loads(self._secret.decrypt(row.settings)) if row.settings else {}
         return values
 
@@ -243,7 +245,7 @@ class GatewayStore:
 
 
 def new_report_key() -> str:
-    """Return a random key for the path of report calls."""
+    """Return a random key for the path of the URL that receives delivery reports."""
     return f"gr_{secrets.token_urlsafe(24)}"
 
 

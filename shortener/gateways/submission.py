@@ -23,10 +23,10 @@ from shortener.model import Clock
 
 
 class SubmitOutcome(enum.Enum):
-    """What an attempt to hand on a message means for the message."""
+    """The outcome of an attempt to hand a message on to a gateway."""
 
     ACCEPTED = "accepted"
-    REJECTED = "rejected"  # The gateway refused this message, and would refuse every repetition. The message becomes FAILED.
+    REJECTED = "rejected"  # The gateway rejected this message, and would reject every repetition. The message becomes FAILED.
     RETRY = "retry"  # The gateway has certainly not accepted the message. It is attempted again on the schedule.
     DOUBT = "doubt"  # The response is missing, so the gateway may have accepted the message. The policy of the gateway decides.
     UNREADABLE = "unreadable"  # A response arrived that does not say whether the message was accepted. The message is held.
@@ -44,7 +44,7 @@ class OutgoingMessage:
     phone: str
     text: str
     sender_id: str
-    encoding: str  # GSM-7 or UCS-2
+    encoding: str  # the encoding of the text: GSM-7 or UCS-2
     segments: int
     report_url: str
 
@@ -53,10 +53,10 @@ class OutgoingMessage:
 class SubmitResult:
     """The result of one attempt to hand on a message.
 
-    `reason` is a short name of the result, such as `accepted` or `rate_limited`. `detail` is a text for people: the error text of
-    the gateway, or what failed. `error_code` is the code of the gateway. `status` is the HTTP status or the command status of SMPP.
-    `retry_after` is the pause in seconds that the gateway requests. `is_local`: this host failed, so the attempt does not count.
-    `is_throttled`: the gateway accepts messages too, but not as many."""
+    `reason` is a short name of the result, such as `accepted` or `rate_limited`. `detail` is the error text of the gateway, or a
+    text that explains the failure. `error_code` is the code of the gateway. `status` is the HTTP status or the command status of
+    SMPP. `retry_after` is the pause in seconds that the gateway requests. If `is_local` is true, this host failed, so the attempt
+    does not count. If `is_throttled` is true, the gateway rejected the message because it accepts fewer messages per second."""
 
     outcome: SubmitOutcome
     reason: str
@@ -88,7 +88,7 @@ class GatewayReport:
 
 #: A function that records a delivery report of a gateway: (id of the gateway, report). It returns whether the message is known.
 ReportSink = Callable[[int, GatewayReport], Awaitable[bool]]
-#: A function that records a message of a person to a gateway: (id of the gateway, number of the person, text).
+#: A function that records a reply which a gateway received: (id of the gateway, phone number of the sender, text).
 ReplySink = Callable[[int, str, str], Awaitable[None]]
 
 
@@ -103,12 +103,12 @@ class GatewayConfig:
     settings: BaseModel
     report_url: str  # The URL for delivery reports, with the report key and without a reference.
     allow_private: bool = False
-    repeats_doubtful: bool = True  # Whether the gateway gets a message again if its response is missing.
+    repeats_doubtful: bool = True  # Whether a message is handed on to the gateway again if the response is missing.
 
 
 @dataclass(frozen=True, slots=True)
 class GatewayContext:
-    """What the connections of all gateways share.
+    """The objects that the connections of all gateways share.
 
     `public_sender` sends requests to public addresses only, `private_sender` also to private ones. `public_guard` checks the
     addresses of other connections. `reply` is None in a process that only tests gateways."""
@@ -129,7 +129,7 @@ class GatewayConnection(Protocol):
         ...
 
     async def close(self) -> None:
-        """Close the connection. No `submit` call runs."""
+        """Close the connection. Call it only when no `submit` call is running."""
         ...
 
 
@@ -143,7 +143,7 @@ class ListeningConnection(GatewayConnection, Protocol):
 
 
 class GatewayKind(Protocol):
-    """A kind of gateway."""
+    """A kind of gateway, such as `http`: its settings, and how a connection is opened."""
 
     @property
     def name(self) -> str: ...
@@ -158,7 +158,7 @@ class GatewayKind(Protocol):
         ...
 
     def target(self, settings: BaseModel) -> tuple[str, int] | None:
-        """Return host and port to which the gateway connects; None if it connects to nothing."""
+        """Return the host and the port to which the process connects for this gateway; None if it makes no connection."""
         ...
 
     def operator_values(self, settings: BaseModel) -> Mapping[str, object]:
@@ -181,10 +181,8 @@ class _OpenConnection:
 
 
 class Connections:
-    """The open connections to gateways of this process.
-
-    A connection is opened for the first message, and again after its gateway was changed. The previous connection is closed when
-    its last attempt has ended."""
+    """The open connections of this process to gateways. A connection is opened for the first message, and again after the settings
+    of its gateway were changed. The previous connection is closed when its last attempt has ended."""
 
     def __init__(self, context: GatewayContext, kinds: Mapping[str, GatewayKind]) -> None:
         self.context = context

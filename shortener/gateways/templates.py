@@ -1,10 +1,10 @@
-"""Templates of requests to gateways, and the paths by which values are read from their responses and reports.
+"""This module fills the templates of requests to gateways, and reads values from their responses and reports by paths.
 
 A template contains placeholders in braces, such as `{phone}`. `fill` replaces them and encodes each value for the place where it
 stands: percent-encoding in a URL and a form, JSON and XML escapes in a body of that type, no line ends in a header. So no value can
 add a parameter, a field or a header. A placeholder inside a value stays text.
 
-A path is `$.messages.0.id` for a value of a JSON body, or a text with `{value}` for the part of a text body, such as `Success
+A path is `$.messages.0.id` for a value of a JSON body, or a text with `{value}` that matches a text body, such as `Success
 "{value}"`. `|` separates alternatives.
 """
 
@@ -26,7 +26,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def escaping_of(content_type: str) -> Escaping:
-    """Return how values are encoded in a body of this media type."""
+    """Return the function that encodes values for a body of this media type."""
     kind = content_type.partition(";")[0].strip().lower()
     if kind == "application/x-www-form-urlencoded":
         return "form"
@@ -38,7 +38,7 @@ def escaping_of(content_type: str) -> Escaping:
 
 
 def _escape_xml(text: str) -> str:
-    # XML 1.0 cannot represent other control characters at all.
+    # Other control characters are removed, because XML 1.0 cannot represent them.
     return escape(re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f]", "\ufffd", text), {'"': "&quot;", "'": "&apos;"})
 
 
@@ -53,9 +53,8 @@ _ESCAPES: Mapping[Escaping, Callable[[str], str]] = {
 
 
 def fill(template: str, values: Mapping[str, str], escaping: Escaping) -> str:
-    """Return the template with encoded values. A name that is not in `values` stays as it is.
-
-    A parameter of a query or a form whose value is empty is left out."""
+    """Return the template with its placeholders replaced by the encoded values. A placeholder that is not in `values` stays
+    unchanged. A parameter of a query or a form whose value is empty is left out."""
     encode = _ESCAPES[escaping]
 
     def replace(text: str) -> str:

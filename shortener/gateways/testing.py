@@ -1,4 +1,4 @@
-"""A test of a gateway: one message that is handed on at once, outside of the queue.
+"""This module tests a gateway with one message that is handed on at once, without the queue.
 
 The message goes to the number that the caller names, and its recipient receives it. It is not stored, costs nothing, and changes
 neither the circuit breaker nor the rate of the gateway.
@@ -14,7 +14,7 @@ from shortener.ids import IdGenerator, encode
 from shortener.messages.phone_numbers import parse_number
 from shortener.messages.segments import count_segments
 
-#: The time limit of a test is that of the gateway, but at most this number of seconds.
+#: The time limit of a test message is the time limit of the gateway, but at most this number of seconds.
 MAX_TEST_SECONDS = 15.0
 TEST_TEXT = "Test of the gateway. Please ignore this message."
 
@@ -22,7 +22,7 @@ TEST_TEXT = "Test of the gateway. Please ignore this message."
 async def send_test_message(
     gateway: StoredGateway, context: GatewayContext, ids: IdGenerator, phone: str, sender_id: str, text: str, timeout: float
 ) -> SubmitResult:
-    """Hand a test message on to a gateway and return the result. Raise PhoneNumberError if the number is not valid."""
+    """Hand a test message on to a gateway and return the result. Raise PhoneNumberError if the phone number is not valid."""
     number = parse_number(phone)
     segments = count_segments(text)
     reference = encode(ids())

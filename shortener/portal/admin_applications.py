@@ -42,7 +42,7 @@ def _page(visit: Visit, status: int = 200, *, error: ApiError | None = None, cre
 
 
 async def change(visit: Visit) -> Response:
-    """Create or change an application. The field `action` of the form names the change."""
+    """Create or change an application. The form field `action` contains the name of the change."""
     action = visit.form.get("action", "")
     service, created = visit.service, None
     try:
@@ -92,7 +92,8 @@ def _update(connection: Connection, visit: Visit, action: str) -> None:
 
 
 def _number(visit: Visit, field: str) -> int | None:
-    """Return a number of the form; None if the field is empty. Raise ApiError INVALID_REQUEST."""
+    """Return the number in a field of the form; None if the field is empty. Raise ApiError INVALID_REQUEST if it is not a
+    number."""
     text = visit.form.get(field, "").strip()
     if not text:
         return None

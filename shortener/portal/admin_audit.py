@@ -1,4 +1,4 @@
-"""GET /portal/admin/audit: the audit log, with filters and CSV. For admins."""
+"""GET /portal/admin/audit: the page that shows admins the audit log, with filters and a CSV download."""
 
 # Tested by tests/portal/test_admin_audit.py
 
@@ -23,7 +23,7 @@ PATH = "/portal/admin/audit"
 LIMIT = 50
 COLUMNS = ("time", "time_utc", "operator", "action", "object", "application_id", "network", "session_id", "before", "after")
 
-#: The actions of the audit log, and how the page names them. An action without an entry is shown with its own words.
+#: The label that the page shows for each action of the audit log. An action without a label is shown by its stored name.
 ACTIONS = {
     "signed_in": "Signed in",
     "signed_out": "Signed out",
@@ -61,7 +61,8 @@ ACTIONS = {
 async def audit_log(visit: Visit) -> Response:
     """Show a page of the audit log, or all matching rows as CSV."""
     period = visit.period
-    until = None if period.until >= visit.now else period.until  # A period until now includes this moment.
+    # A period that ends now has no upper limit, so that the page includes the newest audit rows.
+    until = None if period.until >= visit.now else period.until
     filters = AuditFilter(period.since, until, visit.get("operator"), visit.get("action"))
     database = visit.service.database
     if visit.is_csv:

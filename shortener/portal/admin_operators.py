@@ -1,7 +1,6 @@
-"""GET /portal/admin/operators: operators, their roles, invitations and sessions. For admins.
+"""GET /portal/admin/operators: the page on which admins manage operators, their roles, invitations and sessions.
 
-Each change requires a recent password and is in the audit log. The link of an invitation is in the response to the form, and
-nowhere else.
+Each change requires a recent password and is in the audit log. Only the response to the form contains the link of an invitation.
 """
 
 # Tested by tests/portal/test_admin_operators.py
@@ -74,7 +73,7 @@ def _application_id(visit: Visit) -> int:
 
 
 async def show(visit: Visit) -> Response:
-    """Show one operator with roles and sessions."""
+    """Show one operator with their roles and sessions."""
     return await _operator_page(visit)
 
 
@@ -101,7 +100,7 @@ async def _operator_page(
 
 
 async def _find(visit: Visit) -> Operator:
-    """Return the operator of the path. Raise ApiError NOT_FOUND."""
+    """Return the operator whose id is in the URL path. Raise ApiError NOT_FOUND if there is none."""
     text = str(visit.path["id"])
     is_number = text.isascii() and text.isdecimal() and len(text) < 10
     found = await visit.service.database.read(operators.load_operator, int(text)) if is_number else None
@@ -111,7 +110,7 @@ async def _find(visit: Visit) -> Operator:
 
 
 async def change(visit: Visit) -> Response:
-    """Change one operator. The field `action` of the form names the change."""
+    """Change one operator. The form field `action` contains the name of the change."""
     operator = await _find(visit)
     action = _ACTIONS.get(visit.form.get("action", ""))
     if action is None:
@@ -131,10 +130,10 @@ def _grant(connection: Connection, visit: Visit, operator: Operator) -> None:
     if application_id != ALL_APPLICATIONS:
         require_application(connection, application_id)
     if application_id == ALL_APPLICATIONS and operator.is_admin and role is not Role.ADMIN:
-        operators.revoke(connection, operator.id, application_id)  # Raises an error for the only admin.
+        operators.revoke(connection, operator.id, application_id)  # This raises an error if the operator is the only admin.
     before = operator.roles.get(application_id)
     operators.grant(connection, operator.id, role, application_id)
-    # A session that was begun with other rights must not go on with the new ones.
+    # A session that began before the role changed must not get the rights of the new role, so it ends.
     sessions.end_sessions(connection, operator.id, visit.session.id if visit.session else None)
     visit.audit(
         connection,

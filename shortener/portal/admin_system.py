@@ -1,4 +1,4 @@
-"""GET /portal/admin/system: whether this node works, and what waits."""
+"""GET /portal/admin/system: the page that shows whether this node works, and how much work is waiting."""
 # Tested by tests/portal/test_deliveries.py
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from shortener.portal.page import NavigationItem, PortalPage, Visit
 from shortener.storage.migrations import HEAD
 from shortener.web.health import readiness
 
-#: What each check of /readyz means, for people.
+#: The explanation that the page shows for each check of /readyz.
 CHECKS = {
     "process": ("Process", "The process has started and is not stopping."),
     "database": ("Database", "The database responds."),

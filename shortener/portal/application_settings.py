@@ -1,4 +1,5 @@
-"""/portal/{app}/settings: the settings of an application, and what other rules for clicks would change on its own data.
+"""/portal/{app}/settings: the settings of an application, and a what-if: how many stored hits would get another verdict with other
+click rules.
 
 The form is made from `ApplicationSettings`, so a new setting appears on the page as soon as it is in a group of `GROUPS` (a test
 compares them). Changes require the role manager and a recent password, and are in the audit log.
@@ -52,17 +53,18 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
     "Events": {"click_events": "Click events", "click_conversion": "Clicks as conversion events"},
     "Senders and privacy": {"sender_rules": "Rules for sender ids", "ip_privacy": "Addresses of recipients"},
 }
-#: The settings that a what-if tries.
+#: The settings whose new values a what-if can try on stored hits.
 VERDICT_FIELDS = frozenset(GROUPS["What counts as a click"]) - {"confirm_clicks"}
-#: The periods of a what-if, in days.
+#: The periods of stored hits that a what-if can classify again, in days.
 WHAT_IF_DAYS = {"1": "the last day", "7": "the last 7 days"}
 MAX_WHAT_IF_SECONDS = 20.0
 
 
 @dataclass(frozen=True, slots=True)
 class SettingField:
-    """One setting in the form. `kind`: checkbox, choice, number or text. `value` is its text in the form; a checkbox is on if the
-    value is not empty. `choices` are the values of a choice; the first one is empty if the setting may be absent."""
+    """One setting in the form. `kind` is the kind of its input field: checkbox, choice, number or text. `value` is the text in the
+    field; a checkbox is checked if the value is not empty. `choices` are the permitted values of a choice; the first one is empty
+    if the setting may be absent."""
 
     name: str
     label: str
@@ -74,14 +76,14 @@ class SettingField:
 
 @dataclass(frozen=True, slots=True)
 class WhatIf:
-    """The changes that a run over the hits of the last `days` days would make."""
+    """The result of a what-if: the changes that the new settings would make to the stored hits of the last `days` days."""
 
     days: int
     result: ReclassifyResult
 
 
 async def settings_page(visit: Visit) -> Response:
-    """Show the settings."""
+    """Show the form with the settings of the application."""
     return _page(visit)
 
 
@@ -124,7 +126,7 @@ def _field(visit: Visit, name: str, label: str, form: Mapping[str, str] | None) 
 
 
 def _choices(field: FieldInfo) -> tuple[str, ...]:
-    """Return the values that a setting with fixed values may have, or ()."""
+    """Return the values that a setting may have if only fixed values are permitted, otherwise ()."""
     annotation: Any = field.annotation
     if get_origin(annotation) is Literal:
         return get_args(annotation)
@@ -133,7 +135,7 @@ def _choices(field: FieldInfo) -> tuple[str, ...]:
 
 
 def _hint(field: FieldInfo) -> str:
-    """Return the description of a setting in the words of a form."""
+    """Return the description of a setting as the form shows it."""
     text = (field.description or "").replace("`", "")
     for word, shown in (("null: ", "Empty: "), ("true: ", "On: "), ("false: ", "Off: ")):
         text = text.replace(word, shown)
@@ -141,7 +143,7 @@ def _hint(field: FieldInfo) -> str:
 
 
 async def save(visit: Visit) -> Response:
-    """Save the form, or show what its values would change."""
+    """Save the settings in the form, or show what they would change in the stored hits."""
     try:
         changes = _read_form(visit)
         if visit.form.get("action") == "try":
@@ -185,7 +187,7 @@ def _write(connection: Connection, visit: Visit, changes: dict[str, Any]) -> Non
 
 
 def _validated(settings: ApplicationSettings, changes: Mapping[str, Any]) -> ApplicationSettings:
-    """Return the settings after changes. Raise ApiError INVALID_REQUEST."""
+    """Return the settings with the changes applied. Raise ApiError INVALID_REQUEST if a value is not valid."""
     try:
         return ApplicationSettings(**merge_stored(settings.model_dump(exclude_defaults=True), changes))
     except ValidationError as error:
@@ -194,14 +196,14 @@ def _validated(settings: ApplicationSettings, changes: Mapping[str, Any]) -> App
 
 
 def _differences(before: ApplicationSettings, after: ApplicationSettings) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the values that differ, before and after."""
+    """Return the settings whose values were changed, each with its value before and after the change."""
     old, new = before.model_dump(mode="json"), after.model_dump(mode="json")
     changed = [name for name in new if old[name] != new[name]]
     return {name: old[name] for name in changed}, {name: new[name] for name in changed}
 
 
 async def _try(visit: Visit, changes: Mapping[str, Any]) -> WhatIf:
-    """Classify the stored hits of some days again with the changed settings, and change nothing."""
+    """Classify the stored hits of the last days again with the changed settings, and return the result. Nothing is stored."""
     assert visit.application is not None
     days = visit.form.get("days", "7")
     if days not in WHAT_IF_DAYS:

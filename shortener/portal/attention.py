@@ -1,4 +1,4 @@
-"""What needs the attention of an operator: disabled or failing trackers, dead deliveries, tokens that expire, late hits."""
+"""Problems that an operator must look at: disabled or failing trackers, dead deliveries, tokens that expire, late hits."""
 
 # Tested by tests/portal/test_overview.py
 
@@ -15,13 +15,14 @@ from shortener.reporting.figures import Figures
 from shortener.storage.schema import postback_keys, tracker_tokens
 from shortener.storage.types import to_ms
 
-SOON = timedelta(hours=48)  # A token or a key that expires within this time needs attention.
+SOON = timedelta(hours=48)  # A token or a key that expires within this time is shown as a problem.
 MAX_ITEMS = 12
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionItem:
-    """One thing that needs attention. `kind` is warn or bad; `href` leads to the page where it can be changed."""
+    """A problem that an operator must look at. `kind` is its severity, `warn` or `bad`. `href` is the URL of the page that can
+    solve it."""
 
     kind: str
     text: str
@@ -29,7 +30,7 @@ class AttentionItem:
 
 
 async def attention(visit: Visit, figures: Figures) -> list[AttentionItem]:
-    """Return what needs attention in the applications of a page, the most urgent first."""
+    """Return the problems of the applications that a page shows, the most urgent ones first."""
     found: list[AttentionItem] = []
     for application in visit.applications:
         prefix = f"{application.name}: " if visit.application is None else ""
@@ -51,7 +52,7 @@ async def _trackers(visit: Visit, application_id: int, prefix: str, base: str) -
     found = []
     for tracker in await visit.service.trackers.all(application_id):
         name = f"{prefix}tracker {tracker.name or tracker.id}" if prefix else f"Tracker {tracker.name or tracker.id}"
-        # Other roles cannot open these pages.
+        # Operators with other roles cannot open the page of a tracker, so they see the problem without a link.
         may_open = visit.may(Role.SUPPORT) and visit.application is not None
         href = f"{base}/trackers/{tracker.id}" if may_open else None
         backlog = await visit.service.deliveries.backlog(tracker.id, visit.now)
@@ -74,7 +75,7 @@ def _capital(text: str) -> str:
 
 
 def _expiring(connection: Connection, application_id: int, now: datetime) -> list[tuple[str, datetime]]:
-    """Return tracker tokens and postback keys that expire soon."""
+    """Return the tracker tokens and postback keys that expire within SOON, each with its time of expiry."""
     found = []
     for table, what in ((tracker_tokens, "the previous tracker token"), (postback_keys, "a postback key")):
         columns = table.c

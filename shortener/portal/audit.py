@@ -1,4 +1,4 @@
-"""Pages of the audit log, whose rows `accounts.audit` adds."""
+"""This module reads the audit log page by page. The rows are added by `accounts.audit`."""
 
 # Tested by tests/portal/test_operators.py
 
@@ -21,7 +21,7 @@ _MAX_ID = (1 << 63) - 1
 
 @dataclass(frozen=True, slots=True)
 class AuditFilter:
-    """Conditions of a page of the audit log. `until` is excluded."""
+    """The conditions that the audit rows of a page must meet. A row at the time `until` itself does not match."""
 
     since: datetime | None = None
     until: datetime | None = None
@@ -31,14 +31,16 @@ class AuditFilter:
 
 @dataclass(frozen=True, slots=True)
 class AuditPage:
-    """Rows of the audit log, newest first. `next`: the next page has ids below this one; None on the last page."""
+    """A page of audit rows, newest first. The next page contains the rows with ids below `next`; on the last page, `next` is
+    None."""
 
     rows: Sequence[Any]
     next: int | None
 
 
 def list_audit(connection: Connection, filters: AuditFilter, limit: int, below: int | None = None) -> AuditPage:
-    """Return the newest `limit` rows, or the newest with an id below `below`. A page examines at most MAX_SCANNED_ROWS rows."""
+    """Return the newest `limit` audit rows that match the filter, only ids below `below` if it is not None. Examine at most
+    MAX_SCANNED_ROWS rows."""
     table = audit_log.c
     low = 0 if filters.since is None else first_id_at(to_ms(filters.since))
     high = _MAX_ID if filters.until is None else first_id_at(to_ms(filters.until))

@@ -1,4 +1,5 @@
-"""GET /portal/{app}/campaigns and /portal/{app}/campaigns/{name}: campaigns side by side, by send date."""
+"""GET /portal/{app}/campaigns and /portal/{app}/campaigns/{name}: the pages that list, compare and show campaigns, by the date on
+which their messages were sent."""
 # Tested by tests/portal/test_listing.py
 
 from __future__ import annotations
@@ -26,13 +27,14 @@ from shortener.web.paging import Cursors
 ROWS = 25
 MAX_COMPARED = 4  # The number of campaigns that one comparison shows.
 _COUNTED = ("messages", "sent", "delivered", "failed", "clicked_messages", "clicks", "suspected_hits", "conversions")
-#: How many seconds after sending the comparison counts the clicked messages.
+#: The times in seconds after sending. For each of them, the comparison of campaigns counts the messages clicked by then.
 _WITHIN = {"1 minute": 60, "10 minutes": 600, "1 hour": 3600, "6 hours": 21_600, "1 day": 86_400}
 _CSV_COLUMNS = ("campaign", *_COUNTED, "delivery_rate", "click_rate", "conversion_rate", "value")
 
 
 def _scope(visit: Visit, campaign: str | None = None) -> StatisticsFilter:
-    """Return the filter of the statistics. Campaigns are counted by send date, unless the query chooses the time of the event."""
+    """Return the filter for the statistics of a page. Campaigns are counted by the send date of their messages, unless the query
+    chooses the time of each event."""
     period = visit.period
     basis = period.basis if visit.get("basis") else Basis.SENT
     return StatisticsFilter(visit.application_id, period.since, period.until, campaign=campaign, basis=basis)
@@ -43,7 +45,7 @@ def _basis(visit: Visit) -> str:
 
 
 async def campaigns(visit: Visit) -> Response:
-    """List the campaigns with counts in the period, newest first."""
+    """List the campaigns that have counts in the period, newest first."""
     if visit.is_csv:
         return await _download(visit)
     cursors = Cursors(visit.service.secret, "portal campaigns")
@@ -71,7 +73,7 @@ async def campaigns(visit: Visit) -> Response:
 
 
 def _within(figures: Figures) -> list[int]:
-    """Return the clicked messages up to each time of _WITHIN, as running totals."""
+    """Return, for each time in _WITHIN, the number of messages that were clicked up to this time after sending."""
     running = 0
     found = []
     for number in figures.clicked_within(tuple(_WITHIN.values()))[:-1]:
@@ -104,7 +106,7 @@ def _csv_row(name: str, figures: Figures) -> list[object]:
 
 
 async def campaign(visit: Visit) -> Response:
-    """Show one campaign: its figures, clicks by day, the time to click, and countries."""
+    """Show one campaign: its figures, its clicks per day, the times from sending to click, and the countries of its recipients."""
     name = visit.path["name"]
     scope = _scope(visit, name)
 

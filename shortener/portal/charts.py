@@ -1,10 +1,10 @@
-"""Bar charts as SVG, rendered on the server. Each bar is a link to the rows that it counts.
+"""This module draws bar charts as SVG on the server. Each bar is a hyperlink to the list of the rows that it counts.
 
 Horizontal positions are percentages and vertical positions are pixels, so a chart fits every width without a script, and its text
-keeps its size. A chart repeats what the table beneath it says, so screen readers skip it (`aria-hidden`), and its links cannot be
-reached with the tab key; the links of the table can.
+keeps its size. A chart shows the same numbers as the table beneath it, so screen readers skip it (`aria-hidden`), and its links
+cannot be reached with the tab key; the links of the table can.
 
-A value of None is a gap: nothing is known about this time. Gaps are hatched, and never drawn as zero.
+A bar whose value is None is a gap, because there are no data for its time. A gap is drawn hatched, and not as zero.
 """
 
 from __future__ import annotations
@@ -28,10 +28,9 @@ _GAP_SHARE = 0.22  # The share of a slot that is left free between two bars.
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One bar. `label` is under the axis, `title` is the complete description, `href` leads to the rows.
-
-    `value` None: a gap. `before` is the value of the period before, which is drawn as a mark. `is_partial`: the time of the bar
-    has not ended."""
+    """One bar of a chart. `label` is the text under the axis, `title` is the complete description, and `href` is the URL of the
+    list of the counted rows. If `value` is None, the bar is a gap. `before` is the value of the previous period, which is drawn as
+    a mark. `is_partial` is true if the time of the bar has not ended yet."""
 
     label: str
     title: str
@@ -70,7 +69,8 @@ def _pattern() -> Markup:
 
 
 def _scale(highest: float) -> tuple[float, float]:
-    """Return the value at the top of the chart, and the distance of grid lines: 1, 2 or 5 times a power of ten."""
+    """Return the value at the top of the chart, and the distance between two grid lines, which is 1, 2 or 5 times a power of
+    ten."""
     if highest <= 0:
         return 1, 1
     step = 10 ** math.floor(math.log10(highest))
@@ -109,7 +109,7 @@ def _bar(bar: Bar, left: float, width: float, slot_left: float, slot: float, top
     if bar.before:
         line = _y(bar.before, top, height)
         shapes += Markup('<line class="before" x1="{}%" x2="{}%" y1="{}" y2="{}"/>').format(_p(left), _p(left + width), line, line)
-    # The whole height of the slot reacts to the pointer, because a bar may be very low.
+    # The whole height of the chart above and below a bar reacts to the mouse pointer, because the bar itself may be very low.
     target = Markup('<rect class="target" x="{}%" width="{}%" y="{}" height="{}"/>').format(_p(slot_left), _p(slot), _TOP, height)
     title = Markup("<title>{}: {}</title>").format(bar.title, number(bar.value))
     if bar.href is None:
@@ -130,7 +130,8 @@ def _labels(bars: Sequence[Bar], slot: float, height: int) -> list[Markup]:
         elif x > 94:
             anchor, x = "end", 100
         text = Markup('<text class="{}" x="{}%" y="{}" text-anchor="{}">{}</text>')
-        name = "label" if (index // every) % 2 == 0 else "label extra"  # Phones show every second label.
+        # Narrow screens show only every second label: they hide the class `extra`.
+        name = "label" if (index // every) % 2 == 0 else "label extra"
         labels.append(text.format(name, _p(x), _TOP + height + 16, anchor, bars[index].label))
     return labels
 

@@ -1,4 +1,4 @@
-"""GET /portal/{app}/clicks: the hits behind each figure of clicks, with the verdict of each hit in a sentence."""
+"""GET /portal/{app}/clicks: the list of the hits that a figure counts, with a sentence that explains the verdict of each hit."""
 # Tested by tests/portal/test_pages.py
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ METRICS: dict[str, str] = {
     "ignored_hits": "Ignored hits",
     "late_hits": "Hits after expiry",
 }
-#: The groups of times to click: the name in a query, the upper limit in seconds (the last group has none), and the label.
+#: Groups of messages by the time from sending to click: the group's name in a query, its upper limit in seconds (None: no limit)
+#: and its label.
 CLICK_TIMES = (
     ("1m", 60, "up to 1 min"),
     ("5m", 300, "1 to 5 min"),
@@ -69,7 +70,7 @@ def _source(visit: Visit) -> ListSource:
     chosen = choice(visit, _CLICK_TIME)
     group = None if chosen is None else (CLICK_TIME_LIMITS, [name for name, _, _ in CLICK_TIMES].index(chosen))
     if group is not None:
-        metric = "clicked_messages"  # Only the first click of a message has a time to click.
+        metric = "clicked_messages"  # Only the first click of a message has a time from sending to click.
 
     def read(connection: Connection, application_id: int, limit: int, below: int | None) -> HitPage:
         filters = HitFilter(
@@ -104,13 +105,14 @@ def _source(visit: Visit) -> ListSource:
 
 
 def click_times(figures: Figures) -> list[tuple[str, str, int]]:
-    """Return (name in a query, label, number of messages) of each group of times to click."""
+    """Return (name in a query, label, number of messages) for each group of messages by the time from sending to click."""
     numbers = figures.clicked_within(CLICK_TIME_LIMITS)
     return [(name, label, number) for (name, _, label), number in zip(CLICK_TIMES, numbers, strict=True)]
 
 
 def country_of(visit: Visit) -> str | None:
-    """Return the country of a query: None without one, "" for recipients whose country is unknown (`country=unknown`)."""
+    """Return the country by which the query filters: None if it has no such filter, "" for recipients of unknown country
+    (`country=unknown`)."""
     country = visit.get("country")
     return "" if country == "unknown" else country
 

@@ -1,4 +1,5 @@
-"""GET /portal/{app}/conversions and its page `refused`: conversions with their changes, and reports that were refused."""
+"""GET /portal/{app}/conversions and its page `refused`: the list of conversions with their changes, and the list of conversion
+reports that were refused."""
 # Tested by tests/portal/test_listing.py
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from shortener.reporting.conversions import (
     serialize_refused,
 )
 
-NO_CURRENCY = "none"  # In a query, this name means values without a currency.
+NO_CURRENCY = "none"  # The word in the query parameter `currency` that selects conversions whose value has no currency.
 _METRIC = FilterField("metric", "Show", {"conversions": "All conversions"})
 _DISPOSITION = FilterField(
     "disposition",
@@ -96,14 +97,15 @@ def _conversions(visit: Visit) -> ListSource:
 
 
 def _counts(row: Any, currency: str) -> bool:
-    """Return whether the value of a conversion is part of the sum of a currency. NO_CURRENCY stands for values without one."""
+    """Return whether the value of a conversion is part of the sum in a currency. NO_CURRENCY stands for values without a
+    currency."""
     if row.value is None or (row.currency or NO_CURRENCY) != currency:
         return False
     return category_of(row.status, row.disposition) in ("positive", "other")
 
 
 async def refused(visit: Visit) -> Response:
-    """List reports of conversions that were refused, newest first."""
+    """List the conversion reports that were refused, newest first."""
     return await show_list(visit, "refused.html", _refused(visit), REFUSED_FIELDS, title="Refused conversions")
 
 

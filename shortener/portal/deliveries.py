@@ -1,4 +1,5 @@
-"""/portal/{app}/deliveries and /portal/{app}/deliveries/{id}: events that were sent to trackers, each attempt, and replay."""
+"""/portal/{app}/deliveries and /portal/{app}/deliveries/{id}: the pages that list the deliveries of events to trackers, show the
+attempts of one delivery, and replay deliveries."""
 # Tested by tests/portal/test_deliveries.py
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ FIELDS = (_STATUS, FilterField("tracker", "Id of the tracker", is_common=True))
 
 @dataclass(frozen=True, slots=True)
 class DeliveryRows:
-    """A page of deliveries for a CSV."""
+    """One page of deliveries, read for the CSV download."""
 
     rows: list[Delivery]
     next: int | None
@@ -95,7 +96,7 @@ def _filter(visit: Visit) -> DeliveryFilter:
 
 
 async def _count_dead(visit: Visit, criteria: DeliveryFilter) -> int:
-    """Return the number of dead deliveries of the chosen tracker, for the button that replays them; 0 without a tracker."""
+    """Return the number of dead deliveries of the chosen tracker, for the button that replays them; 0 if no tracker is chosen."""
     if not criteria.tracker_id or criteria.status is not DeliveryStatus.DEAD:
         return 0
     return (await visit.service.deliveries.backlog(criteria.tracker_id, visit.now)).dead
@@ -134,7 +135,7 @@ async def replay(visit: Visit) -> Response:
 
 
 def _id(visit: Visit) -> int:
-    """Return the row id of the delivery of the path. Raise ApiError NOT_FOUND."""
+    """Return the row id of the delivery in the URL path. Raise ApiError NOT_FOUND if the path contains no valid id."""
     found = DELIVERY_IDS.decode(visit.path["id"])
     if found is None:
         raise ApiError(ErrorCode.NOT_FOUND)

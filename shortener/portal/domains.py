@@ -1,6 +1,5 @@
-"""/portal/{app}/domains: the own domains of an application, which its short links use.
-
-Every operator sees them. Changes require the role manager and a recent password, and are in the audit log.
+"""/portal/{app}/domains: the pages for the domains of an application, which its short URLs use. Operators of every role can see
+them. Changes require the role manager and a recent password, and are in the audit log.
 """
 # Tested by tests/portal/test_domains.py
 
@@ -21,7 +20,7 @@ from shortener.portal.operators import Role
 from shortener.portal.page import NavigationItem, PortalPage, Visit
 
 MAX_URL_CHARACTERS = 2048
-#: The fields that contain JSON, with the Python type of their content and its name in error texts.
+#: The form fields that contain JSON, each with the Python type of the parsed value and the name of this type in error texts.
 _ASSOCIATIONS = {"assetlinks": (list, "a JSON list"), "apple_app_site_association": (dict, "a JSON object")}
 
 
@@ -86,7 +85,7 @@ def _domain_page(visit: Visit, status: int = 200, error: ApiError | None = None)
 
 
 def _find(visit: Visit) -> Domain:
-    """Return the domain of the path. Raise ApiError NOT_FOUND."""
+    """Return the domain whose id is in the URL path. Raise ApiError NOT_FOUND if there is none."""
     host, application = str(visit.path["host"]).lower(), visit.application
     found = next((one for one in application.domains if one.host == host), None) if application else None
     if found is None:
@@ -95,7 +94,7 @@ def _find(visit: Visit) -> Domain:
 
 
 async def change(visit: Visit) -> Response:
-    """Change or remove one domain. The field `action` of the form names the change."""
+    """Change or remove one domain. The form field `action` contains the name of the change."""
     domain = _find(visit)
     action = _ACTIONS.get(visit.form.get("action", ""))
     if action is None:
@@ -122,7 +121,8 @@ def _save(connection: Connection, visit: Visit, domain: Domain) -> None:
 
 
 def _parse_association(name: str, text: str) -> str | None:
-    """Return JSON without spaces, or None for an empty text. Raise ApiError INVALID_REQUEST."""
+    """Return the JSON text of a form field without spaces, or None if the field is empty. Raise ApiError INVALID_REQUEST if it is
+    not JSON of the right type."""
     if not text:
         return None
     kind, described = _ASSOCIATIONS[name]

@@ -1,7 +1,7 @@
-"""How pages show numbers, shares, times, durations, countries and phone numbers.
+"""This module formats numbers, shares, times, durations, countries and browsers for the pages of the portal.
 
-A number is never abbreviated without the complete number beside it. A share of nothing is a dash. A time is shown in the time zone
-of the page, and its `<time>` element has the UTC time.
+A number is never abbreviated without the complete number beside it. A share of a total of zero is shown as a dash. A time is shown
+in the time zone of the page, and its `<time>` element has the UTC time.
 """
 # Tested by tests/portal/test_charts.py
 
@@ -18,7 +18,7 @@ _MINUS = "\N{MINUS SIGN}"
 
 
 def number(value: int | float | Decimal | None) -> str:
-    """Return a number with separators of thousands: 12,410. None is a dash."""
+    """Return a number with commas between thousands, such as 12,410. None becomes a dash."""
     if value is None:
         return DASH
     text = f"{value:,.2f}" if isinstance(value, float) else f"{value:,}"
@@ -35,7 +35,8 @@ def short_number(value: int | float) -> str:
 
 
 def percent(part: float | None, whole: float | None = 1) -> str:
-    """Return a share as a percentage: 12.3 %. A share of nothing is a dash, and a small share keeps two digits."""
+    """Return a share as a percentage, such as 12.3 %. A share of a total of zero becomes a dash, and a small share keeps two
+    digits."""
     if part is None or not whole:
         return DASH
     share = 100 * part / whole
@@ -44,7 +45,8 @@ def percent(part: float | None, whole: float | None = 1) -> str:
 
 
 def change(now: float | None, before: float | None) -> str:
-    """Return how much a figure has changed, as +12 % or -3 %. Without a figure before, it is a dash."""
+    """Return how much a figure has changed since the previous period, such as +12 % or -3 %. Without a previous figure, return a
+    dash."""
     if now is None or not before:
         return DASH
     ratio = 100 * (now - before) / before
@@ -56,7 +58,7 @@ def change(now: float | None, before: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Return a duration in one or two units: 12 s, 4 min 5 s, 3 h 20 min, 2 d 4 h. None is a dash."""
+    """Return a duration in one or two units: 12 s, 4 min 5 s, 3 h 20 min, 2 d 4 h. None becomes a dash."""
     if seconds is None:
         return DASH
     if seconds < 10 and seconds != int(seconds):
@@ -75,7 +77,8 @@ def duration(seconds: float | None) -> str:
 
 
 def clock(at: datetime, zone: tzinfo, precision: str = "minute", now: datetime | None = None) -> str:
-    """Return a time in a time zone. `precision`: day, minute, second, millisecond or time. The year of `now` is left out."""
+    """Return a time as text in a time zone. `precision` is day, minute, second, millisecond or time. The year is left out if it is
+    the year of `now`."""
     local = at.astimezone(zone)
     date = "%-d %b" if now is not None and now.astimezone(zone).year == local.year else "%-d %b %Y"
     patterns = {"day": date, "minute": f"{date}, %H:%M", "second": f"{date}, %H:%M:%S", "time": "%H:%M"}
@@ -91,20 +94,20 @@ def iso(at: datetime | None) -> str:
 
 @cache
 def _country_names() -> dict[str, str]:
-    from babel import Locale  # imported here, because it is large and only pages with countries need it
+    from babel import Locale  # Babel is imported here, because it is large and only pages that show countries need it.
 
     return dict(Locale("en").territories)
 
 
 def country_name(code: str | None) -> str:
-    """Return the English name of a country with this ISO 3166 code; the code itself if it has no name."""
+    """Return the English name of the country with this ISO 3166 code, or the code itself if the name is unknown."""
     if not code:
         return "Unknown"
     return _country_names().get(code, code)
 
 
 def browser(user_agent: str) -> str:
-    """Return browser and device of a User-Agent header in words: Chrome, desktop."""
+    """Return the browser and the kind of device that a User-Agent header describes, such as "Chrome, desktop"."""
     from shortener.clicks.user_agents import browser_name, parse_device
 
     if not user_agent:
@@ -114,7 +117,7 @@ def browser(user_agent: str) -> str:
 
 
 def ago(at: datetime, now: datetime) -> str:
-    """Return how long ago a time was, in one unit."""
+    """Return how long ago a time was, in one unit, such as "5 min ago"."""
     passed = now - at
     if passed < timedelta(minutes=1):
         return "now"

@@ -1,6 +1,5 @@
-"""The first steps with an application. Each step is done when the data says so, and not when somebody closed a note.
-
-All look-ups read one row with an index. Messages of the page *Try it* count too: they are real.
+"""The first steps with an application. A step is done when the database contains its result, such as the first message. Each
+look-up reads one row with an index. Messages that the page *Try it* created count too, because they are real messages.
 """
 # Tested by tests/portal/test_getting_started.py
 
@@ -16,13 +15,13 @@ from shortener.portal.page import Visit
 from shortener.portal.try_it import CAMPAIGN
 from shortener.storage.schema import cohorts, first_clicks, messages, trackers
 
-_SEARCHED = 1000  # The number of newest messages among which a click is searched.
+_SEARCHED = 1000  # Only this number of the newest messages is searched for a click.
 EXAMPLE = 'See #track("https://shop.example/")'
 
 
 @dataclass(frozen=True, slots=True)
 class FirstStep:
-    """One step: what to do, why, whether it is done, and the page where it is done."""
+    """One of the first steps: what to do, why, whether it is done, and the URL of the page on which to do it."""
 
     title: str
     text: str
@@ -32,7 +31,7 @@ class FirstStep:
 
 
 async def first_steps(visit: Visit) -> list[FirstStep]:
-    """Return the steps of an application; none for `all`, and none if all steps are done."""
+    """Return the first steps of an application. The list is empty on a page for all applications, and if every step is done."""
     application = visit.application
     if application is None:
         return []
@@ -68,13 +67,13 @@ async def first_steps(visit: Visit) -> list[FirstStep]:
 
 
 def first_call(base_url: str, key: str) -> str:
-    """Return a curl command that rewrites a text with this key."""
+    """Return a curl command that sends a sample text to the rewrite endpoint, authenticated with this API key."""
     body = orjson.dumps({"to": "+14085550100", "body": EXAMPLE}).decode()
     return f"curl {base_url}/api/v1/rewrite -H 'X-API-Key: {key}' -H 'Content-Type: application/json' -d '{body}'"
 
 
 def _read(connection: Connection, application_id: int) -> tuple[bool, bool, bool, bool]:
-    """Return whether the application has a message, a clicked message, a tracker, and a message of a pipeline."""
+    """Return four booleans: whether the application has a message, a clicked message, a tracker, and a message of a pipeline."""
     m = messages.c
     has_message = connection.scalar(select(m.id).where(m.application_id == application_id).limit(1)) is not None
     newest = select(m.id).where(m.application_id == application_id).order_by(m.id.desc()).limit(_SEARCHED).subquery()

@@ -1,7 +1,7 @@
 """/portal/{app}/keys: the API keys, the tracker tokens and the postback keys of an application.
 
-A new key or token is shown once, in the response to its form. It is in no address, log or audit row. Creating, revoking and
-rotating require the password within the last ten minutes.
+A new key or token is shown once, in the response to its form. No URL, log line or audit row contains it. Whoever creates, revokes
+or rotates one must have entered the password within the last ten minutes.
 """
 # Tested by tests/portal/test_keys.py
 
@@ -25,13 +25,14 @@ from shortener.portal.operators import Role
 from shortener.portal.page import NavigationItem, PortalPage, Visit
 
 MAX_NAME_CHARACTERS = 100
-#: For how long the previous tracker token stays valid.
+#: The time for which the previous tracker token stays valid after a rotation.
 OVERLAPS = {"0": "not at all", "1": "1 hour", "24": "24 hours", "168": "7 days"}
 
 
 @dataclass(frozen=True, slots=True)
 class NewSecret:
-    """A key or token that was just created. `command` is a first call with it, ready to be pasted."""
+    """A key or token that was just created. `command` is a shell command, ready to be pasted, that makes a first API call with
+    it."""
 
     label: str
     text: str
@@ -39,7 +40,7 @@ class NewSecret:
 
 
 async def keys(visit: Visit) -> Response:
-    """List the keys and tokens."""
+    """List the API keys, tracker tokens and postback keys of the application."""
     return await _page(visit)
 
 
@@ -112,7 +113,8 @@ def _create_postback_key(connection: Connection, visit: Visit) -> NewSecret:
     name = visit.form.get("network", "")
     try:
         _, key = create_postback_key(connection, visit.application_id, name, visit.now)
-    except ApiError as error:  # The form has another field with the name `name`.
+    # This value has the field name `network` in the form, so the error must contain this name instead of `name`.
+    except ApiError as error:
         details = [Detail("network", detail.reason) for detail in error.details]
         raise ApiError(error.code, error.description, details=details) from None
     visit.audit(connection, "postback_key_created", name.strip())

@@ -1,4 +1,5 @@
-"""GET /portal/{app}/links and /portal/{app}/links/{code}: links, and one link with its clicks and changes."""
+"""GET /portal/{app}/links and /portal/{app}/links/{code}: the list of links, and the page of one link with its clicks and
+changes."""
 # Tested by tests/portal/test_pages.py
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from shortener.web.paging import Cursors
 ROWS = 50
 _CSV_ROWS = 500
 _HITS = 100  # The number of hits that the page of one link shows.
-#: How each state of a link is shown: its label, and the kind of its badge.
+#: The label and the kind of badge that the pages show for each state of a link.
 STATES = {"live": ("Live", "good"), "expired": ("Expired", ""), "off": ("Disabled", "bad")}
 _STATE = FilterField("state", "State", {"live": "Not expired", "expired": "Expired", "disabled": "Disabled"}, is_common=True)
 FIELDS = (
@@ -73,7 +74,7 @@ def _serialize(visit: Visit, page: LinkPage) -> list[dict[str, Any]]:
 
 
 def _decode(visit: Visit) -> LinkPosition | None:
-    """Return the position of the query's cursor. Raise ApiError INVALID_CURSOR."""
+    """Return the position in the list that the cursor in the query encodes. Raise ApiError INVALID_CURSOR if it is not valid."""
     cursor = visit.get("cursor")
     if cursor is None:
         return None
@@ -111,7 +112,7 @@ def _local(visit: Visit, at: datetime) -> str:
 
 
 async def link(visit: Visit) -> Response:
-    """Show one link: where it leads, its state, its clicks and its changes."""
+    """Show one link: its destination, its state, its clicks and its changes."""
     service = visit.service
     found = await service.database.read(_find, visit.application_id, visit.path["code"])
     row, clicks, hits, history = found
@@ -140,7 +141,7 @@ async def link(visit: Visit) -> Response:
 def _find(
     connection: Connection, application_id: int, code: str
 ) -> tuple[Any, LinkClicks, Sequence[Any], Sequence[Mapping[str, Any]]]:
-    """Return a link, its clicks, its newest hits and its changes. Raise ApiError NOT_FOUND."""
+    """Return a link, its number of clicks, its newest hits and its changes. Raise ApiError NOT_FOUND if it does not exist."""
     row = find_link(connection, code, application_id)
     clicks = count_clicks(connection, [(row.id, row.message)]).get(row.id, LinkClicks())
     hits = list_hits(connection, HitFilter(application_id, code=code), _HITS).rows

@@ -1,7 +1,7 @@
-"""Lists: pages of rows of one or of all applications, newest first, with filters in the URL, and the same rows as CSV.
-
-A list reads the pages of `shortener.reporting`, which examine a limited number of rows. If no row among them matches, the next
-ones are examined too, up to MAX_READS times, so a visitor rarely sees an empty page that has a next page.
+"""This module shows lists of rows, such as messages, of one application or of all, newest first. The filters are in the URL, and
+the same rows are available as CSV. A list reads its rows with the functions of `shortener.reporting`, which examine a limited
+number of rows per call. If none of them matches, the list calls the function again, up to MAX_READS times. So a visitor rarely sees
+an empty page that has a next page.
 """
 # Tested by tests/portal/test_listing.py
 
@@ -24,10 +24,11 @@ from shortener.reporting.counts import slot_edges
 from shortener.reporting.csv_lists import PAGE_ROWS, ListPage, stream_csv
 from shortener.web.paging import Cursors
 
-ROWS = 50  # The number of rows of a page.
-MAX_READS = 5  # How often a page continues to read while no row matches.
-MAX_EXPORTED_CHARACTERS = 200  # The maximum length of a filter's value in the audit log.
-#: The parameters of a query that the audit log stores for an export: the period, the filters of all lists, and visible numbers.
+ROWS = 50  # The number of rows on one page of a list.
+MAX_READS = 5  # The maximum number of reads for one page of a list, while no examined row matches the filters.
+MAX_EXPORTED_CHARACTERS = 200  # The maximum number of characters of a filter's value that the audit row of an export stores.
+#: The query parameters that the audit row of an export stores: the period, the filters of all lists, and `numbers` (complete phone
+#: numbers).
 EXPORTED_NAMES = (
     *("period", "since", "until", "tz", "basis", "numbers"),
     *("campaign", "no_campaign", "to", "country", "destination", "url", "label", "source", "code", "message", "tracker"),
@@ -36,13 +37,15 @@ EXPORTED_NAMES = (
 )
 
 
-#: Reads a page of one application: (connection, application id, limit, the id that all rows are below or None).
+#: A function that reads a page of rows of one application. Its arguments are the connection, the application id, the maximum number
+#: of rows, and the row id below which the page begins (None: the first page).
 ReadPage = Callable[[Connection, int, int, int | None], ListPage]
 
 
 @dataclass(frozen=True, slots=True)
 class ListedRow:
-    """A row with the application that it belongs to. `details` is what `ListSource.describe` returned for it."""
+    """A row of a list with the application that it belongs to. `details` contains the values that `ListSource.describe` returned
+    for the row."""
 
     application_id: int
     row: Any
@@ -51,7 +54,7 @@ class ListedRow:
 
 @dataclass(frozen=True, slots=True)
 class MergedPage:
-    """Rows of several applications, newest first."""
+    """A page of the rows of several applications, newest first."""
 
     rows: Sequence[ListedRow]
     next: int | None
@@ -59,8 +62,8 @@ class MergedPage:
 
 @dataclass(frozen=True, slots=True)
 class FilterField:
-    """A filter of a list. `choices`: the allowed values with their labels, or None for any text. `is_common`: the field is always
-    visible, and not only among the other filters."""
+    """A form field that filters a list. `choices` contains the permitted values with their labels; None permits any text. If
+    `is_common` is true, the field is always visible; otherwise it is hidden under the other filters."""
 
     name: str
     label: str
@@ -70,7 +73,7 @@ class FilterField:
 
 @dataclass(frozen=True, slots=True)
 class Chip:
-    """A filter that is set: what it is, and the URL of the page without it."""
+    """A filter that is currently set: its description, and the URL of the same page without the filter."""
 
     label: str
     value: str
@@ -79,7 +82,7 @@ class Chip:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """What the template of a list shows. `next` is the cursor of the next page."""
+    """The values that the template of a list shows. `next` is the cursor of the next page."""
 
     rows: Sequence[ListedRow]
     next: str | None
@@ -91,11 +94,9 @@ class Listing:
 
 @dataclass(frozen=True, slots=True)
 class ListSource:
-    """Where the rows of a list come from, and how they look as CSV.
-
-    `read` reads a page of one application. `serialize` returns the columns of a row by name. `time` returns the time of a row; the
-    CSV also has it in the time zone of the page, in the column `local_time`. `describe(page, row)` returns the values that the
-    template shows for a row."""
+    """The functions that read the rows of a list and convert them. `read` reads a page of rows of one application. `serialize`
+    returns the CSV columns of a row, by column name. `time` returns the time of a row; the CSV column `local_time` contains it in
+    the time zone of the page. `describe(page, row)` returns the values that the template shows for a row."""
 
     noun: str
     read: ReadPage
@@ -106,7 +107,8 @@ class ListSource:
 
 
 def slots_of(visit: Visit) -> tuple[datetime, datetime]:
-    """Return the period of a page, extended to the complete time slots that the statistics count."""
+    """Return the start and end of a page's period, extended to complete time slots of 15 minutes, because the statistics count
+    whole slots."""
     since, until = slot_edges(visit.period.since, visit.period.until)
     assert since is not None
     assert until is not None
@@ -114,17 +116,17 @@ def slots_of(visit: Visit) -> tuple[datetime, datetime]:
 
 
 def campaign_of(visit: Visit) -> str | None:
-    """Return the campaign of a query. "" stands for messages without a campaign, which the query names with `no_campaign=1`."""
+    """Return the campaign by which the query filters. "" selects messages without a campaign (`no_campaign=1` in the query)."""
     return "" if visit.get("no_campaign") else visit.get("campaign")
 
 
 def campaign_query(name: str) -> dict[str, str]:
-    """Return the query parameters that select a campaign."""
+    """Return the query parameters that filter a list by a campaign."""
     return {"campaign": name} if name else {"no_campaign": "1"}
 
 
 async def show_list(visit: Visit, template: str, source: ListSource, fields: Sequence[FilterField], **context: Any) -> Response:
-    """Return a page of a list, or the complete list as CSV if the request is for the CSV."""
+    """Return the response with one page of a list, or with the complete list as CSV if the request is for the CSV."""
     if visit.is_csv:
         return await download(visit, source)
     cursors = Cursors(visit.service.secret, f"portal {source.noun}")
@@ -157,7 +159,7 @@ async def download(visit: Visit, source: ListSource) -> Response:
 
 
 def exported_query(visit: Visit) -> dict[str, str]:
-    """Return the parameters of an export for the audit log: the period and the filters (EXPORTED_NAMES).
+    """Return the query parameters of an export that the audit row stores: the period and the filters (EXPORTED_NAMES).
 
     A phone number is masked, a character that is not printable is replaced, and a long value is cut."""
     found = {}
@@ -170,7 +172,8 @@ def exported_query(visit: Visit) -> dict[str, str]:
 
 
 async def _checked(lines: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Read the header before the response starts, so that an unavailable database is still an error page."""
+    """Return the CSV lines after reading the first one. So an unavailable database causes an error page before the response
+    starts."""
     head = await anext(lines)
 
     async def body() -> AsyncIterator[bytes]:
@@ -187,9 +190,11 @@ async def _read(visit: Visit, source: ListSource, limit: int, below: int | None)
 
 
 def merge(connection: Connection, source: ListSource, applications: Sequence[int], limit: int, below: int | None) -> MergedPage:
-    """Return the newest rows of several applications. Every row with an id above `next` is in this page or in an earlier one."""
+    """Return one page with the newest rows of several applications. This page and the earlier ones contain every row with an id
+    above `next`."""
     pages = [(application, source.read(connection, application, limit, below)) for application in applications]
-    # A page that is incomplete contains all rows of its application down to `next`. Below the highest of them rows can be missing.
+    # A page of one application that has a next page contains all rows down to its `next`. Below the highest `next` of all
+    # applications, rows can be missing.
     limits = [page.next for _, page in pages if page.next is not None]
     lowest = max(limits, default=None)
     rows = [
@@ -207,7 +212,7 @@ def merge(connection: Connection, source: ListSource, applications: Sequence[int
 
 
 def chips(visit: Visit, fields: Sequence[FilterField]) -> list[Chip]:
-    """Return the filters that the query of a page sets."""
+    """Return the filters that are set in the query of a page."""
     found = []
     for one in fields:
         value = visit.get(one.name)
@@ -220,7 +225,7 @@ def chips(visit: Visit, fields: Sequence[FilterField]) -> list[Chip]:
 
 
 def choice(visit: Visit, one: FilterField) -> str | None:
-    """Return the value of a filter with choices. Raise ApiError INVALID_REQUEST for another value."""
+    """Return the value of a filter that permits only the given choices. Raise ApiError INVALID_REQUEST for any other value."""
     value = visit.get(one.name)
     if value is not None and one.choices is not None and value not in one.choices:
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail(one.name, f"must be one of {', '.join(one.choices)}")])

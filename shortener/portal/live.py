@@ -26,16 +26,16 @@ if TYPE_CHECKING:
     from shortener.portal.parts import PortalParts
 
 HEARTBEAT = 15.0  # Seconds after which a stream without rows sends a comment, so that proxies keep the connection.
-STOP_CHECK = 1.0  # Seconds after which a stream notices that the process stops.
-MAX_STREAMS = 3  # Streams of one session.
+STOP_CHECK = 1.0  # A stream checks once in this number of seconds whether the process is about to stop.
+MAX_STREAMS = 3  # The maximum number of streams that one session can have open.
 RECENT = timedelta(minutes=15)
 SHOWN = 50
 
-_streams: Counter[int] = Counter()  # The open streams of this process by session.
+_streams: Counter[int] = Counter()  # The number of open streams in this process, by session id.
 
 
 async def live(visit: Visit) -> Response:
-    """Show the newest rows of the last minutes, and begin to follow the feed if scripts run."""
+    """Show the newest rows of the last 15 minutes. The page's script, if the browser runs it, then opens the stream of new rows."""
     rows = await visit.service.database.read(read_rows, visit.now - RECENT)
     own = {application.id for application in visit.applications}
     newest = sorted((row for row in rows if row.application_id in own), key=lambda row: row.at, reverse=True)[:SHOWN]
@@ -43,7 +43,8 @@ async def live(visit: Visit) -> Response:
 
 
 async def stream(visit: Visit) -> Response:
-    """Send new rows as server-sent events."""
+    """Open the stream that sends new rows as server-sent events. Raise ApiError RATE_LIMITED if the session has MAX_STREAMS
+    streams."""
     assert visit.session is not None
     if _streams[visit.session.id] >= MAX_STREAMS:
         raise ApiError(ErrorCode.RATE_LIMITED, f"This session has {MAX_STREAMS} live pages open.", retry_after=5)
@@ -58,7 +59,8 @@ async def event_stream(visit: Visit, portal: PortalParts, session_id: int) -> As
         async with portal.live.subscribe([application.id for application in visit.applications]) as batches:
             yield "retry: 2000\n\n"
             while not visit.service.is_stopping:
-                # The session is checked by elapsed time, because a busy stream is never silent.
+                # The session is checked again after a fixed time, and not only when no rows arrive, because a busy stream always
+                # has rows.
                 if time.monotonic() - checked >= HEARTBEAT:
                     if not await _is_signed_in(visit, portal):
                         return

@@ -1,8 +1,7 @@
-"""The feed of the live page: new hits, conversions and attempts of deliveries of this installation, as they are stored.
-
-One task per process reads the database once a second while somebody looks. Ids are created before the commit, and hits from the
-spool are stored late, so each reading covers the last OVERLAP again and drops the rows that it has seen. The rows of other
-processes arrive too, because the feed reads the database.
+"""The feed of the live page: new hits, conversions and attempts of deliveries of this installation, as they are stored. One task
+per process reads the database once a second while a live page is open. The id of a row is created before the commit, and hits from
+the spool are stored late. So each read covers the last OVERLAP again and leaves out the rows that were already sent. The feed
+contains the rows of all processes, because it reads the database.
 """
 # Tested by tests/portal/test_live.py
 
@@ -29,16 +28,18 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-INTERVAL = 1.0  # Seconds between two readings.
+INTERVAL = 1.0  # Seconds between two reads of the database.
 OVERLAP = timedelta(seconds=15)
-MAX_ROWS = 200  # The maximum number of rows of each kind that one reading returns.
-SHOWN_PER_READING = 20  # A subscriber gets at most this many rows of a reading, and the number of the others.
-MAX_WAITING = 50  # Readings that wait for a slow subscriber; older ones are dropped.
+MAX_ROWS = 200  # The maximum number of rows of each kind that one read of the database returns.
+# From one read of the database, a subscriber gets at most this many rows, and the number of the rows that were left out.
+SHOWN_PER_READING = 20
+MAX_WAITING = 50  # At most this many batches wait for a slow subscriber. Older batches are dropped.
 
 
 @dataclass(frozen=True, slots=True)
 class LiveRow:
-    """A row of the feed. `kind`: click, conversion or delivery. `name` is what it is; `detail` says more about it."""
+    """A row of the live feed. `kind` is click, conversion or delivery. `name` is the short description of the row, and `detail` is
+    further text."""
 
     kind: str
     id: int
@@ -51,7 +52,7 @@ class LiveRow:
 
 @dataclass(frozen=True, slots=True)
 class LiveBatch:
-    """The new rows of one reading, newest first. `more` is the number of rows that are left out."""
+    """The new rows of one read of the database, newest first. `more` is the number of new rows that were left out."""
 
     rows: Sequence[LiveRow]
     more: int
@@ -72,7 +73,7 @@ class LiveSubscriber:
 
 
 class LiveFeed:
-    """Reads new rows while there are subscribers."""
+    """A feed that reads new rows from the database while it has subscribers."""
 
     def __init__(self, database: Database, clock: Callable[[], datetime], interval: float = INTERVAL) -> None:
         self._database = database
@@ -84,11 +85,12 @@ class LiveFeed:
 
     @contextlib.asynccontextmanager
     async def subscribe(self, applications: Collection[int]) -> AsyncIterator[asyncio.Queue[LiveBatch]]:
-        """Receive the rows of these applications that are stored from now on."""
+        """Subscribe to the rows of these applications that are stored from now on."""
         subscriber = LiveSubscriber(frozenset(applications))
         if self._task is None or self._task.done():
             now = self._clock()
-            # Rows that exist now are not new. If the database is unavailable, the first reading shows the last seconds.
+            # Rows that exist now are marked as seen. If the database is unavailable, the first read also sends the rows of the last
+            # seconds.
             with contextlib.suppress(StoreUnavailable):
                 self._remember(await self._database.read(read_rows, now - OVERLAP), now)
             self._task = asyncio.get_running_loop().create_task(self._run())
@@ -109,7 +111,9 @@ class LiveFeed:
             try:
                 rows = await self._database.read(read_rows, now - OVERLAP)
             except StoreUnavailable:
-                continue  # The next reading covers this time too, unless the outage is longer than OVERLAP.
+                # The next read also covers the time of this failed read, unless the database is unavailable for longer than
+                # OVERLAP.
+                continue
             except Exception:
                 log.exception("live_feed_failed")
                 continue
@@ -119,7 +123,7 @@ class LiveFeed:
                     subscriber.put(new)
 
     def _remember(self, rows: Sequence[LiveRow], now: datetime) -> list[LiveRow]:
-        """Remember these rows as seen. Return those that were not seen before, newest first."""
+        """Mark these rows as seen. Return those that were not marked before, newest first."""
         new = [row for row in rows if (row.kind, row.id) not in self._seen]
         self._seen |= {(row.kind, row.id): now for row in new}
         self._seen = {key: at for key, at in self._seen.items() if at >= now - 4 * OVERLAP}
@@ -127,16 +131,17 @@ class LiveFeed:
 
 
 def read_rows(connection: Connection, since: datetime) -> list[LiveRow]:
-    """Return the newest hits, conversions and attempts whose ids are of `since` or later."""
+    """Return the newest hits, conversions and delivery attempts that were created at `since` or later (the id contains the
+    time)."""
     low = first_id_at(to_ms(since))
     return [*_read_hits(connection, low), *_read_conversions(connection, low), *_read_attempts(connection, low)]
 
 
 def _newest(table: Table, low: int) -> Any:
-    """Return the columns of a subquery of the newest rows of a table whose ids are `low` or higher.
+    """Return the columns of a subquery that selects the newest rows of a table, with ids of at least `low`.
 
-    The limit is inside the subquery. With the limit outside, PostgreSQL can expect many rows and read the
-    joined tables completely."""
+    The limit is inside the subquery. If the limit were outside, PostgreSQL could expect many rows and read the joined tables
+    completely."""
     return select(table).where(table.c.id >= low).order_by(table.c.id.desc()).limit(MAX_ROWS).subquery("newest").c
 
 

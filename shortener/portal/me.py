@@ -1,4 +1,4 @@
-"""GET /portal/me: the operator's own account: second factor, password, theme, time zone, sessions."""
+"""GET /portal/me: the page on which operators change their own account: second factor, password, theme, time zone and sessions."""
 
 # Tested by tests/portal/test_me.py
 
@@ -32,7 +32,7 @@ _SAVED = {
 
 
 async def me(visit: Visit) -> Response:
-    """Show the account."""
+    """Show the account of the operator who is signed in."""
     return await _account(visit)
 
 
@@ -54,7 +54,7 @@ async def _account(visit: Visit, status: int = 200, *, error: ApiError | None = 
 
 
 async def save_preferences(visit: Visit) -> Response:
-    """Store theme, time zone and shortcuts."""
+    """Store the operator's theme and time zone, and whether keyboard shortcuts are on."""
     theme, zone = visit.form.get("theme", "system"), visit.form.get("time_zone", "").strip()
     try:
         if theme not in THEMES:
@@ -75,7 +75,8 @@ async def save_preferences(visit: Visit) -> Response:
 
 
 async def change_password(visit: Visit) -> Response:
-    """Check the present password and store a new one. The session gets a new token; the other sessions end if requested."""
+    """Check the current password and store a new one. The session gets a new token, and the other sessions end if the form requests
+    it."""
     session, form = visit.session, visit.form
     assert session is not None
     database, operator = visit.service.database, session.operator
@@ -102,7 +103,7 @@ async def change_password(visit: Visit) -> Response:
 
 
 def _renew(connection: Connection, visit: Visit) -> str:
-    """Replace the session by one with a new token, because what it may do has changed."""
+    """Replace the session by a new one with another token, because the rights of the session have changed."""
     session = visit.session
     assert session is not None
     user_agent = visit.request.headers.get("user-agent", "")
@@ -118,7 +119,7 @@ def _renew(connection: Connection, visit: Visit) -> str:
 
 
 async def factor_form(visit: Visit) -> Response:
-    """Show a new secret for an authenticator app. It is stored only after its first code was entered."""
+    """Show a new secret for an authenticator app. It is stored only after the operator has entered a code of it."""
     session = visit.session
     assert session is not None
     if not session.has_recent_password(visit.now):
@@ -166,7 +167,7 @@ def _codes_page(visit: Visit, codes: list[str]) -> Response:
 
 
 async def new_codes(visit: Visit) -> Response:
-    """Replace the recovery codes and show the new ones, once."""
+    """Replace the recovery codes of the operator, and show the new codes once."""
     operator = visit.operator
 
     def write(connection: Connection) -> list[str] | None:
@@ -180,7 +181,7 @@ async def new_codes(visit: Visit) -> Response:
 
 
 async def disable_factor(visit: Visit) -> Response:
-    """Remove the second factor."""
+    """Remove the second factor of the operator."""
     operator = visit.operator
 
     def write(connection: Connection) -> str:
@@ -193,7 +194,7 @@ async def disable_factor(visit: Visit) -> Response:
 
 
 async def end_session(visit: Visit) -> Response:
-    """End one session of the operator, or all others."""
+    """End one session of the operator, or all sessions except this one."""
     session = visit.session
     assert session is not None
     chosen = visit.form.get("session", "")

@@ -1,4 +1,4 @@
-"""/portal/{app}/messages/{id}: everything that happened to one message, as a timeline."""
+"""/portal/{app}/messages/{id}: the page that shows all events of one message as a timeline."""
 # Tested by tests/portal/test_pages.py
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from shortener.times import parse_iso
 
 
 async def message(visit: Visit) -> Response:
-    """Show a message. Its phone number is masked."""
+    """Show a message with its timeline. Its phone number is masked."""
     return await _show(visit, reveal=False)
 
 
 async def reveal_number(visit: Visit) -> Response:
-    """Show a message with its complete phone number. The audit log records who saw it."""
+    """Show a message with its complete phone number. The audit log records which operator saw the number."""
     return await _show(visit, reveal=True)
 
 
@@ -82,7 +82,7 @@ _DELIVERY_KINDS = {"delivered": "good", "dead": "bad"}
 
 
 def _describe(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an entry of a timeline as the template shows it: `at`, `title`, `text`, `kind`, `icon` and details."""
+    """Return the values that the template shows for an entry of a timeline: `at`, `title`, `text`, `kind`, `icon` and details."""
     at: datetime = parse_iso(entry["at"])  # type: ignore[assignment] # `message_timeline` writes complete times
     what = entry["what"]
     if what in _STEPS:
@@ -131,7 +131,7 @@ def _describe(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _metric(entry: Mapping[str, Any]) -> str | None:
-    """Return the figure that counts a hit of a timeline."""
+    """Return the name of the figure that counts this hit, such as `clicks`."""
     if entry["late"]:
         return "late_hits"
     if entry["verdict"] != "human":

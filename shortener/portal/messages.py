@@ -1,4 +1,4 @@
-"""GET /portal/{app}/messages: messages, found by state, campaign, number or figure."""
+"""GET /portal/{app}/messages: the list of messages, filtered by state, campaign, phone number or the figure that counts them."""
 # Tested by tests/portal/test_pages.py
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ METRICS: dict[str, str] = {
     "failed": "Failed or expired",
     "clicked_messages": "Clicked",
 }
-#: How each state is shown: its label, and the kind of its badge.
+#: The label and the kind of badge that the page shows for each state of a message.
 STATES = {
     State.CREATED.name: ("Created", ""),
     State.SENT.name: ("Sent", ""),
@@ -74,7 +74,8 @@ FIELDS = (
 async def messages(visit: Visit) -> Response:
     """List messages, newest first. The CSV has complete numbers with `numbers=1`, which the audit log records.
 
-    Only roles that may see numbers can search one: for others they are masked, and a search would confirm a guessed number."""
+    Only operators who may see phone numbers can search for one. The others see masked numbers, and a search would confirm a
+    guess."""
     may_search = visit.may(Role.SUPPORT)
     if visit.get("to") is not None and not may_search:
         raise ApiError(
@@ -117,7 +118,7 @@ def _source(visit: Visit, *, reveal: bool) -> ListSource:
 
 
 def _number(visit: Visit) -> str | None:
-    """Return the phone number of the query in E.164. Raise ApiError INVALID_REQUEST."""
+    """Return the phone number by which the query filters, in E.164. Raise ApiError INVALID_REQUEST if it is not valid."""
     text = visit.get("to")
     if text is None:
         return None

@@ -33,7 +33,7 @@ THEMES: tuple[Theme, ...] = get_args(Theme)
 
 
 class Role(enum.IntEnum):
-    """What an operator may do in an application. Each role includes the roles before it.
+    """A role: the rights of an operator in an application. Each role includes the rights of the roles before it.
 
     VIEWER sees figures and lists with masked phone numbers. SUPPORT may reveal numbers and replay deliveries; both are audited.
     MANAGER changes trackers, links, keys and settings. ADMIN exists for the whole installation only, and also manages operators.
@@ -55,7 +55,7 @@ ROLE_NAMES = tuple(role.label for role in Role)
 
 @dataclass(frozen=True, slots=True)
 class Operator:
-    """An operator with all roles. `roles` maps application ids to roles; ALL_APPLICATIONS means every application."""
+    """An operator of the portal. `roles` maps application ids to roles; ALL_APPLICATIONS means every application."""
 
     id: int
     name: str
@@ -75,7 +75,7 @@ class Operator:
         return self.roles.get(ALL_APPLICATIONS) is Role.ADMIN
 
     def role_in(self, application_id: int) -> Role | None:
-        """Return the role in an application, or None if the operator must not know that the application exists.
+        """Return the operator's role in an application, or None if the operator must not know that the application exists.
 
         `application_id` may be ALL_APPLICATIONS."""
         found = [self.roles[one] for one in (ALL_APPLICATIONS, application_id) if one in self.roles]
@@ -94,7 +94,8 @@ class Invitation:
 
 
 def parse_role(name: str, application_id: int) -> Role:
-    """Return the role with this name. Raise ApiError INVALID_REQUEST for an unknown name, and for an admin of one application."""
+    """Return the role with this name. Raise ApiError INVALID_REQUEST if the name is unknown, or if it is `admin` for one
+    application."""
     if name not in ROLE_NAMES:
         raise _invalid("role", f"must be one of {', '.join(ROLE_NAMES)}")
     role = Role[name.upper()]
@@ -139,19 +140,21 @@ def invite(
 
 
 def invite_first(connection: Connection, now: datetime) -> Invitation | None:
-    """Create an invitation for the first admin. Return None if an operator has a password or was invited otherwise."""
+    """Create an invitation for the first admin. Return None if any operator has a password, or if somebody was invited on the
+    command line."""
     if connection.execute(select(operators.c.id).where(operators.c.password_hash.is_not(None)).limit(1)).first():
         return None
     open_invitation = select(operator_invitations.c.operator_id).where(operator_invitations.c.may_rename.is_(True))
     row = connection.execute(select(operators.c.name).where(operators.c.id.in_(open_invitation))).first()
     if row is None and connection.execute(select(operators.c.id).limit(1)).first():
-        return None  # An administrator has invited somebody on the command line.
+        return None  # An administrator has invited an operator on the command line.
     name = "admin" if row is None else row.name
     return invite(connection, name, Role.ADMIN, ALL_APPLICATIONS, now, lifetime=FIRST_INVITATION_LIFETIME, may_rename=True)
 
 
 def reset(connection: Connection, name: str, now: datetime) -> Invitation:
-    """Remove the password, the second factor and the sessions of an operator, and return a new invitation. Raise NOT_FOUND."""
+    """Remove the password, the second factor and the sessions of an operator, and return a new invitation. Raise ApiError NOT_FOUND
+    if the operator does not exist."""
     operator = find_operator(connection, name)
     changed = update(operators).where(operators.c.id == operator.id)
     connection.execute(changed.values(password_hash=None, totp_secret=None, totp_step=None, disabled_at=None))
@@ -163,7 +166,8 @@ def reset(connection: Connection, name: str, now: datetime) -> Invitation:
 
 
 def disable(connection: Connection, name: str, now: datetime, *, is_disabled: bool = True) -> Operator:
-    """Disable or enable an operator. A disabled operator has no sessions and no invitation. Raise NOT_FOUND, CONFLICT."""
+    """Disable or enable an operator. A disabled operator has no sessions and no invitation. Raise ApiError NOT_FOUND, or CONFLICT
+    for the only admin."""
     operator = find_operator(connection, name)
     if is_disabled:
         _require_other_admin(connection, operator)
@@ -182,7 +186,7 @@ def grant(connection: Connection, operator_id: int, role: Role, application_id: 
 
 
 def revoke(connection: Connection, operator_id: int, application_id: int) -> None:
-    """Remove the role of an operator in an application. Raise CONFLICT if the installation would have no admin."""
+    """Remove the role of an operator in an application. Raise ApiError CONFLICT if the installation would have no admin."""
     operator = load_operator(connection, operator_id)
     if operator is not None and application_id == ALL_APPLICATIONS:
         _require_other_admin(connection, operator)
@@ -210,7 +214,9 @@ def _new_invitation(
     connection: Connection, operator_id: int, now: datetime, lifetime: timedelta, *, may_rename: bool = False
 ) -> str:
     token = secrets.token_urlsafe(32)
-    if not may_rename:  # Several nodes may create a first invitation at the same time; all of them work until one is accepted.
+    # Several nodes may create a first invitation at the same time. Each of these invitations is valid until one of them is
+    # accepted.
+    if not may_rename:
         connection.execute(delete(operator_invitations).where(operator_invitations.c.operator_id == operator_id))
     connection.execute(
         insert(operator_invitations).values(
@@ -226,7 +232,7 @@ def _new_invitation(
 
 @dataclass(frozen=True, slots=True)
 class OpenInvitation:
-    """An invitation that is not used and not expired."""
+    """An invitation that was not used and has not expired."""
 
     id: int
     operator: Operator
@@ -250,15 +256,16 @@ def find_invitation(connection: Connection, token: str, now: datetime) -> OpenIn
 def accept(
     connection: Connection, token: str, name: str, password_hash: str, time_zone: str | None, now: datetime
 ) -> Operator | None:
-    """Set the password of the invited operator and use up the invitation. Return None if the invitation is not open.
+    """Set the password of the invited operator and make the invitation invalid. Return None if the invitation was used or has
+    expired.
 
-    Raise ApiError CONFLICT if another operator has the name."""
+    Raise ApiError CONFLICT if another operator has the chosen name."""
     found = find_invitation(connection, token, now)
     if found is None:
         return None
     used = update(operator_invitations).where(operator_invitations.c.id == found.id, operator_invitations.c.used_at.is_(None))
     if not connection.execute(used.values(used_at=now)).rowcount:
-        return None  # Another request used it in the meantime.
+        return None  # Another request has used the invitation in the meantime.
     others = operator_invitations.c.operator_id == found.operator.id, operator_invitations.c.id != found.id
     connection.execute(delete(operator_invitations).where(*others))
     values: dict[str, Any] = {"password_hash": password_hash, "password_changed_at": now}
@@ -301,7 +308,8 @@ def _roles(connection: Connection, operator_id: int | None = None) -> dict[int, 
         statement = statement.where(operator_roles.c.operator_id == operator_id)
     found: dict[int, dict[int, Role]] = {}
     for row in connection.execute(statement):
-        if row.role in ROLE_NAMES:  # A later version may know more roles. A role that this version does not know allows nothing.
+        # A later release may have stored a role that this release does not know. Such a role gives no rights.
+        if row.role in ROLE_NAMES:
             found.setdefault(row.operator_id, {})[row.application_id] = Role[row.role.upper()]
     return found
 
@@ -323,7 +331,7 @@ def _operator(row: Any, roles: Mapping[int, Role]) -> Operator:
 
 
 def check_name(name: str) -> str:
-    """Return the name of an operator without surrounding spaces. Raise ApiError INVALID_REQUEST."""
+    """Return the name of an operator without surrounding spaces. Raise ApiError INVALID_REQUEST if it is not a valid name."""
     name = name.strip()
     if not name or len(name) > MAX_NAME_CHARACTERS or not name.isprintable():
         raise _invalid("name", f"must have 1 to {MAX_NAME_CHARACTERS} printable characters")

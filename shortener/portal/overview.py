@@ -1,7 +1,8 @@
-"""GET /portal/{app}/: the overview: figures with their change, chart, funnel, time to click, and the panels of groups.
-
-Every figure is a link to the rows that it counts. The page for all applications shows sums, whose rows are those of all
-applications, and the figures of each one. A panel that the database cannot fill says so, and the rest of the page is shown.
+"""GET /portal/{app}/: the overview page of an application. It shows the figures and how they changed since the previous period, a
+chart, the funnel, the times from sending to click, and panels with figures per campaign, destination, country, device and browser.
+Every figure is a hyperlink to the list of the rows that it counts. The page for all applications shows the sums over all
+applications and the figures of each application. If the database cannot return the data of a panel, the panel shows an error, and
+the rest of the page is shown.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
-MAX_ROWS = 10  # The maximum number of rows of a panel.
-PANEL_SECONDS = 2.0  # The time limit of a panel.
+MAX_ROWS = 10  # The maximum number of rows in a panel of the page.
+PANEL_SECONDS = 2.0  # The time limit in seconds for reading the data of a panel.
 
 
 async def overview(visit: Visit) -> Response:
-    """Show the overview of a period."""
+    """Show the overview page for a period."""
     metric = visit.get("metric") or DEFAULT_METRIC
     if metric not in METRICS:
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("metric", f"must be one of {', '.join(METRICS)}")])
@@ -68,7 +69,7 @@ async def overview(visit: Visit) -> Response:
 
 
 async def _panel(name: str, work: Awaitable[T]) -> T | None:
-    """Return the content of a panel, or None if the database does not return it in time."""
+    """Return the data of a panel, or None if the database does not return them within PANEL_SECONDS."""
     try:
         async with asyncio.timeout(PANEL_SECONDS):
             return await work
@@ -78,15 +79,14 @@ async def _panel(name: str, work: Awaitable[T]) -> T | None:
 
 
 async def _groups(visit: Visit, report: Any) -> list[tuple[str, Figures]]:
-    """Return the groups with most messages."""
+    """Return the groups that have the most messages."""
     groups = (await report_of(visit, report)).groups
     return sorted(groups.items(), key=lambda group: (-group[1]["messages"], -group[1]["clicks"], group[0]))[:MAX_ROWS]
 
 
 async def _campaigns(visit: Visit) -> list[tuple[int, str, Figures]]:
-    """Return (application, name, figures) of the newest campaigns with counts in the period.
-
-    Campaigns of different applications are different campaigns."""
+    """Return (application, name, figures) of the newest campaigns that have counts in the period. Campaigns of two applications are
+    separate even if they have the same name."""
 
     def read(connection: Connection, scopes: list[StatisticsFilter]) -> list[tuple[int, str, Figures]]:
         found = [(scope.application_id, *row) for scope in scopes for row in campaign_page(connection, scope, MAX_ROWS).campaigns]
@@ -96,7 +96,7 @@ async def _campaigns(visit: Visit) -> list[tuple[int, str, Figures]]:
 
 
 async def _applications(visit: Visit) -> list[tuple[Any, Figures]]:
-    """Return the figures of each application."""
+    """Return the figures of each application on the page for all applications."""
     rows = []
     for application, scope in zip(visit.applications, scopes_of(visit), strict=True):
         report = await visit.service.database.read(totals, scope)
@@ -105,7 +105,7 @@ async def _applications(visit: Visit) -> list[tuple[Any, Figures]]:
 
 
 def _shares(amounts: dict[str, int]) -> list[tuple[str, int]]:
-    """Return the groups of devices or browsers, most clicks first."""
+    """Return the kinds of devices or browsers with their clicks, those with the most clicks first."""
     return sorted(((name, number) for name, number in amounts.items() if number), key=lambda row: (-row[1], row[0]))
 
 

@@ -1,4 +1,4 @@
-"""The chart of the overview: one metric over time, in hours, days or weeks, with the period before as marks."""
+"""The chart of the overview page: one metric per hour, day or week. Marks show the values of the previous period."""
 
 # Tested by tests/portal/test_overview.py
 
@@ -17,7 +17,7 @@ from shortener.reporting.figures import Figures
 from shortener.reporting.statistics import daily, hourly
 from shortener.times import start_of
 
-#: The metrics of the chart: the name of the figure, its label, and the list that contains its rows.
+#: The metrics that the chart can show: the name of the figure, its label, and the page that lists the counted rows.
 METRICS = {
     "clicks": ("Clicks", "clicks"),
     "clicked_messages": ("Clicked messages", "clicks"),
@@ -26,14 +26,15 @@ METRICS = {
     "suspected_hits": ("Suspected hits", "clicks"),
 }
 DEFAULT_METRIC = "clicks"
-#: A longer period has days in place of hours, or weeks in place of days.
+#: The longest period that the chart shows in hours, and the longest that it shows in days. A longer period is shown in weeks.
 MAX_HOURLY = timedelta(days=3, hours=1)
 MAX_DAILY = timedelta(days=120)
 
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """A part of the period: its ends, its figures, and those of the same part of the period before."""
+    """The part of the period that one bar shows: its start and end, its figures, and the figures of the same part of the previous
+    period."""
 
     since: datetime
     until: datetime
@@ -41,11 +42,11 @@ class Bucket:
     title: str
     figures: Figures
     before: Figures | None
-    is_known: bool  # False: the application did not exist yet.
+    is_known: bool  # False if no application of the page existed yet, so that the bar is a gap.
 
 
 async def buckets(visit: Visit) -> list[Bucket]:
-    """Return the parts of the period, oldest first."""
+    """Return the parts of the period that the bars show, oldest first."""
     period = visit.period
     if period.until - period.since <= MAX_HOURLY:
         return await _hours(visit)
@@ -103,7 +104,7 @@ def _is_known(visit: Visit, until: datetime) -> bool:
 
 
 def bars_of(visit: Visit, parts: list[Bucket], metric: str) -> list[Bar]:
-    """Return the bars of the chart. Each bar is a link to the list of its rows."""
+    """Return the bars of the chart. Each bar is a hyperlink to the list of the rows that it counts."""
     bars = []
     for part in parts:
         value = part.figures[metric] if part.is_known or part.figures[metric] else None
@@ -114,7 +115,7 @@ def bars_of(visit: Visit, parts: list[Bucket], metric: str) -> list[Bar]:
 
 
 def href_of(visit: Visit, part: Bucket, metric: str) -> str:
-    """Return the URL of the list of the rows that one bar of the chart counts."""
+    """Return the URL of the page that lists the rows which one bar of the chart counts."""
     query: dict[str, Any] = visit.period.query(part.since, part.until)
     return visit.link(
         METRICS[metric][1], keep=False, **query, metric=metric, campaign=visit.get("campaign"), source=visit.get("source")

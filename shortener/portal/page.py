@@ -1,7 +1,8 @@
-"""What a page is, and what its handler receives.
+"""This module defines a page of the portal (`PortalPage`) and the argument of its handler (`Visit`).
 
 A page is a module with a list `PAGES`. Each `PortalPage` declares its path, its handler and the role that it requires. The router
-checks the session, the role, the application and the origin of forms before it calls the handler, so a handler cannot forget them.
+checks the session, the role, the application, and that forms come from the portal, before it calls the handler, so no handler can
+forget these checks.
 """
 # Tested by tests/portal/test_router.py
 
@@ -31,17 +32,17 @@ if TYPE_CHECKING:
     from shortener.container import Service
     from shortener.portal.parts import PortalParts
 
-#: The name of all applications in a URL.
+#: The word in a URL path that stands for all applications.
 ALL = "all"
-#: Query parameters that links keep when they lead from one page to another: the period and its time zone and basis.
+#: Query parameters that hyperlinks between pages keep: the period, its time zone, and whether events are counted by send date.
 PERIOD_FIELDS = ("period", "since", "until", "tz", "basis")
 
 
 @dataclass(frozen=True, slots=True)
 class NavigationItem:
-    """An entry of the navigation. `order` sorts entries within their group: data, delivery, tools, setup or installation.
-
-    `key`: the shortcut is g and this letter. `phone`: the place in the bar of phones, which has room for four entries."""
+    """An entry of the navigation menu. `order` sorts the entries of a group (data, delivery, tools, setup or installation). The
+    keyboard shortcut is g and then the letter `key`. `phone` is the position in the bar that phones show, which has four
+    positions."""
 
     label: str
     icon: str
@@ -78,10 +79,9 @@ class PortalPage:
 
 @dataclass
 class Visit:
-    """One request for a page, after all checks.
-
-    `application` is None for `all` and for pages without an application. `applications` are those whose data the page shows.
-    `form` has the fields of a form; of a repeated field, the last value.
+    """One request for a page that has passed all checks. `application` is None for `all` and for pages without an application.
+    `applications` are the applications whose data the page shows. `form` contains the values of the form by field name; if a field
+    is repeated, the last value counts.
     """
 
     portal: PortalParts
@@ -103,12 +103,12 @@ class Visit:
 
     @property
     def path(self) -> Mapping[str, Any]:
-        """The parameters of the path."""
+        """The values of the parameters in the URL path, such as `id`."""
         return self.request.path_params
 
     @property
     def operator(self) -> Operator:
-        """The operator who is signed in. Pages that are public have none."""
+        """The operator who is signed in. Do not use it on public pages, which have no operator."""
         assert self.session is not None
         return self.session.operator
 
@@ -119,7 +119,7 @@ class Visit:
 
     @property
     def app_name(self) -> str:
-        """The application as URLs name it: its number, or `all`."""
+        """The application as it is written in URL paths: its id, or `all`."""
         return ALL if self.application is None else str(self.application.id)
 
     @property
@@ -130,16 +130,16 @@ class Visit:
         return self.application.id
 
     def may(self, role: Role) -> bool:
-        """Return whether the operator has at least this role here."""
+        """Return whether the operator has at least this role in the application of the page, or in the installation."""
         return self.role is not None and self.role >= role
 
     def get(self, name: str) -> str | None:
-        """Return a parameter of the query without surrounding spaces; None if it is missing or empty."""
+        """Return the value of a query parameter without surrounding spaces; None if it is missing or empty."""
         return (self.request.query_params.get(name) or "").strip() or None
 
     @cached_property
     def period(self) -> PeriodChoice:
-        """The period of the query. Raise ApiError INVALID_REQUEST."""
+        """The period that the query selects. Raise ApiError INVALID_REQUEST if it is not valid."""
         return parse_period(
             self.now,
             period=self.get("period"),
@@ -151,7 +151,7 @@ class Visit:
 
     @property
     def zone(self) -> tzinfo:
-        """The time zone of the page, for times; UTC if the query names an unknown one."""
+        """The time zone in which the page shows times; UTC if the time zone in the query is unknown."""
         try:
             return time_zone(self.get("tz") or self.zone_name)
         except ValueError:
@@ -165,39 +165,41 @@ class Visit:
     def link(self, path: str, *, keep: bool = True, **query: Any) -> str:
         """Return a URL below /portal/{app}/ of this application, such as `visit.link("clicks", metric="clicks")`.
 
-        `keep`: with the period, time zone and basis of this page. Parameters with the value None are left out."""
+        If `keep` is true, the URL has the same period, time zone and date basis as this page. Parameters with the value None are
+        left out."""
         fields: dict[str, Any] = self.period_query if keep else {}
         return url(f"/portal/{self.app_name}/{path}", {**fields, **query})
 
     @property
     def period_query(self) -> dict[str, str]:
-        """The parameters of the period as this request has them, so that links keep them."""
+        """The query parameters of this request that select the period, for the URLs of other pages."""
         return {name: value for name in PERIOD_FIELDS if (value := self.get(name)) is not None}
 
     def here(self, **changes: Any) -> str:
-        """Return the URL of this page with changed query parameters; None removes one. The position in a list is removed."""
+        """Return the URL of this page with changed query parameters. The value None removes a parameter. The cursor of a list is
+        always removed."""
         fields = {name: value for name, value in self.request.query_params.items() if name != "cursor"}
         return url(self.request.url.path.removesuffix(".csv"), {**fields, **changes})
 
     @property
     def csv_url(self) -> str:
-        """The URL of this page as CSV, with the same filters."""
+        """The URL of the CSV download that contains the rows of this page, with the same filters."""
         path, _, query = self.here().partition("?")
         return path + ".csv" + ("?" + query if query else "")
 
     def render(self, template: str, status: int = 200, *, compress: bool = True, **context: Any) -> Response:
-        """Return a page from a template. `compress` False: for pages that show a secret."""
+        """Return the page that a template renders. Set `compress` to False for pages that show a secret."""
         return self.portal.renderer.response(self, template, status, compress=compress, context=context)
 
     def redirect(self, location: str) -> Response:
-        """Return a redirect that is followed with GET. `location` must be root-relative."""
+        """Return a redirect that browsers follow with GET (status 303). `location` must be root-relative."""
         if self.is_fragment:
             return Response(status_code=204, headers={"HX-Redirect": quote(location, safe="/~@:+,;=!$&'()*?%#")})
         return RedirectResponse(location, 303)
 
     @property
     def actor(self) -> Actor:
-        """Who acts in this request, for the audit log."""
+        """The actor of this request, as audit rows store it."""
         if self.session is None:
             return Actor(network=self.network)
         return Actor(self.session.operator.id, self.session.operator.name, self.session.id, self.network)

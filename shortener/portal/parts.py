@@ -1,4 +1,5 @@
-"""The parts of the portal that pages use: the service, limits of sessions, password checks, the renderer, and cookies."""
+"""The objects that all pages of the portal share: the service, the session limits, the password checks, the renderer and the
+session cookie."""
 # Tested by tests/portal/test_router.py
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class PageRenderer(Protocol):
-    """What pages need of the renderer (`rendering.Renderer`)."""
+    """The interface of the renderer (`rendering.Renderer`) that pages use."""
 
     def template(self, name: str) -> Template: ...
     def response(self, visit: Any, name: str, status: int, *, compress: bool, context: Mapping[str, Any]) -> Response: ...
@@ -30,13 +31,14 @@ class PageRenderer(Protocol):
 def cookie_name(secret: Secret, *, is_https: bool) -> str:
     """Return the name of the cookie of a session.
 
-    Browsers send a cookie to all ports of a host. The ending differs between installations, so that two of them on one host do not
-    replace each other's sessions. The prefix makes browsers accept the cookie from https only, and from this host only."""
+    Browsers send a cookie to all ports of a host. The end of the name is different for each installation, so that two installations
+    on one host do not replace each other's sessions. The prefix makes browsers accept the cookie from https only, and from this
+    host only."""
     return ("__Host-session-" if is_https else "session-") + secret.key("portal cookie").hex()[:8]
 
 
 class PortalParts:
-    """The parts of the portal of one process. They have no state that another process would need."""
+    """The shared objects of the portal in one process. They contain no state that another process would need."""
 
     def __init__(self, service: Service, renderer: PageRenderer) -> None:
         self.service = service
@@ -50,17 +52,18 @@ class PortalParts:
         self.live = LiveFeed(service.database, service.clock)
 
     def known_applications(self, session: OperatorSession | None) -> tuple[Any, ...]:
-        """Return the applications that the operator of a session may see; none before the code of the second factor."""
+        """Return the applications that the operator of a session may see. The list is empty until the code of the second factor was
+        entered."""
         if session is None or session.needs_code:
             return ()
         return tuple(one for one in self.service.directory.applications() if session.operator.role_in(one.id) is not None)
 
     def set_cookie(self, response: Response, token: str) -> Response:
-        """Give the browser the token of a session."""
+        """Set the session cookie of the browser to the token of a session."""
         response.set_cookie(self.cookie_name, token, path="/", secure=self.is_https, httponly=True, samesite="lax")
         return response
 
     def delete_cookie(self, response: Response) -> Response:
-        """Remove the token of a session from the browser."""
+        """Delete the session cookie of the browser."""
         response.delete_cookie(self.cookie_name, path="/", secure=self.is_https, httponly=True, samesite="lax")
         return response

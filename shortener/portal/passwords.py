@@ -1,11 +1,11 @@
-"""Passwords of operators: rules, Argon2id hashes and checks.
+"""This module hashes and checks the passwords of operators with Argon2id, and rejects weak new passwords.
 
 A hash takes about 20 ms of processor time and 19 MiB of memory (the parameters that OWASP recommends; the defaults of the library
-take eight times as long beside redirects). It runs in a thread, and at most MAX_HASHES run at a time, so that many sign-ins do not
-delay clicks. A check for an unknown name verifies a hash of a random password, so that the response time does not show whether a
-name exists.
+take eight times as long while redirects are served). It runs in a thread, and at most MAX_HASHES run at a time, so that many
+sign-ins do not delay clicks. A check for an unknown name verifies a hash of a random password, so that the response time does not
+show whether a name exists.
 
-The library is imported at the first use, because only few processes ever need it.
+The library `argon2` is imported at the first use, because only few processes ever need it.
 """
 # Tested by tests/portal/test_signin.py
 
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 MIN_CHARACTERS = 12
 MAX_CHARACTERS = 128
 MEMORY_KIB, PASSES, LANES = 19 * 1024, 2, 1
-MAX_HASHES = 2  # The maximum number of simultaneous hashes of a process.
+MAX_HASHES = 2  # The maximum number of hashes that a process computes at the same time.
 
 _NOT_LETTERS = re.compile(r"[\W\d_]+")
 _COMMON = Path(__file__).with_name("common_passwords.txt")
 
 
 class Passwords:
-    """Hashes and checks passwords without blocking the event loop."""
+    """A hasher of passwords that does not block the event loop."""
 
     def __init__(self) -> None:
         self._slots = asyncio.Semaphore(MAX_HASHES)
@@ -45,7 +45,7 @@ class Passwords:
             return await asyncio.to_thread(lambda: _hasher().hash(password))
 
     async def verify(self, stored: str | None, password: str) -> bool:
-        """Return whether a password belongs to a stored hash. `stored` None: the operator does not exist or has no password.
+        """Return whether a password belongs to a stored hash. If `stored` is None, the operator does not exist or has no password.
 
         Both cases take the same time."""
         if len(password) > MAX_CHARACTERS:
@@ -79,7 +79,7 @@ def _common_passwords() -> frozenset[str]:
 
 @cache
 def _hasher() -> PasswordHasher:
-    from argon2 import PasswordHasher  # imported here, because only processes that check passwords need it
+    from argon2 import PasswordHasher  # argon2 is imported here, because only processes that check passwords need it.
 
     return PasswordHasher(time_cost=PASSES, memory_cost=MEMORY_KIB, parallelism=LANES)
 

@@ -1,8 +1,8 @@
-"""The period, the time zone and the basis of a page, which are in the query of its URL.
+"""This module reads the period, the time zone and the date basis (send date or event time) of a page from the query of its URL.
 
 `period` is the name of a relative period, or `custom` with `since` and `until` (a date, or a time in ISO 8601, in the time zone
 `tz`). A relative period of days begins at midnight in the time zone and includes today. No period extends beyond now, so a chart
-has no empty bars for time that has not passed. "today" and "24h" differ on purpose.
+has no empty bars for time that has not passed. "today" begins at midnight, and "24h" begins 24 hours ago.
 
 The statistics count complete time slots of 15 minutes, and so do lists with the same period.
 """
@@ -38,7 +38,7 @@ BASES = {"event": Basis.EVENT, "sent": Basis.SENT}
 
 @dataclass(frozen=True, slots=True)
 class PeriodChoice:
-    """A period with its time zone and basis. `since` is included, `until` is excluded; both are UTC."""
+    """A period with its time zone and date basis. It includes the time `since` and excludes the time `until`; both are UTC."""
 
     name: str
     since: datetime
@@ -49,7 +49,7 @@ class PeriodChoice:
 
     @property
     def label(self) -> str:
-        """The period in words."""
+        """The text that describes the period on pages."""
         if self.name in PERIODS:
             return PERIODS[self.name]
         first, last = self.since.astimezone(self.zone), (self.until - timedelta(microseconds=1)).astimezone(self.zone)
@@ -62,13 +62,14 @@ class PeriodChoice:
 
     @property
     def is_whole_days(self) -> bool:
-        """Whether both ends are midnights in the time zone."""
+        """Whether the period starts and ends at midnight in its time zone."""
         ends = (self.since.astimezone(self.zone), self.until.astimezone(self.zone))
         return all((end.hour, end.minute) == (0, 0) for end in ends)
 
     @property
     def previous(self) -> tuple[datetime, datetime]:
-        """The period of the same length before this one. Days are shifted by whole days, also when clocks change."""
+        """The period of the same length before this one. A period of whole days is shifted by whole days, even if daylight saving
+        time begins or ends in between."""
         days = _days_of(self)
         if days is None:
             length = self.until - self.since
@@ -76,7 +77,7 @@ class PeriodChoice:
         return _shift(self.since, -days, self.zone), _shift(self.until, -days, self.zone)
 
     def query(self, since: datetime | None = None, until: datetime | None = None) -> dict[str, str]:
-        """Return the query parameters of this period, or of a part of it, for a link."""
+        """Return the query parameters that select this period, or a part of it, for the URL of a page."""
         fields = {"period": self.name, "tz": self.zone_name, "basis": self.basis.name.lower()}
         if since is not None or until is not None or self.name == CUSTOM:
             fields |= {"period": CUSTOM, "since": self.format(since or self.since), "until": self.format(until or self.until)}
@@ -97,7 +98,7 @@ def parse_period(
     basis: str = "event",
     default: str = DEFAULT_PERIOD,
 ) -> PeriodChoice:
-    """Return the period that a query names. Raise ApiError INVALID_REQUEST."""
+    """Return the period that a query selects. Raise ApiError INVALID_REQUEST if it is not valid."""
     try:
         zone = time_zone(zone_name)
     except ValueError as error:
@@ -145,7 +146,7 @@ def _relative(name: str, now: datetime, zone: tzinfo) -> tuple[datetime, datetim
 
 
 def _days_of(choice: PeriodChoice) -> int | None:
-    """Return the number of days by which the period before a period is earlier, or None if it has no whole number of days."""
+    """Return by how many days the previous period is earlier than this one, or None if this is not a whole number of days."""
     if choice.name in ("today", "yesterday", "24h"):
         return 1
     if choice.name == "month":

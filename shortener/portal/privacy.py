@@ -1,7 +1,7 @@
-"""/portal/{app}/privacy: erasure of a person's data, with a receipt, and how long data is kept.
+"""/portal/{app}/privacy: the page that erases a person's data, with a receipt, and shows how long data is kept.
 
 An erasure takes two steps. The first one counts the messages, so that the operator sees what will be erased. The second one erases
-and shows a receipt. The receipt names neither the number nor the message: its audit row is what proves the erasure later.
+and shows a receipt. The receipt names neither the number nor the message: its row in the audit log proves the erasure later.
 """
 # Tested by tests/portal/test_privacy.py
 
@@ -19,7 +19,7 @@ from shortener.portal.page import NavigationItem, PortalPage, Visit
 from shortener.retention.erasure import ErasureResult, count_messages, erase, erase_message, find_codes
 
 MAX_SUBJECT_CHARACTERS = 255
-#: The settings of the installation that limit how long data is kept, with what is kept.
+#: The settings of the installation that limit how long data is kept, each with a description of the data.
 KEPT = {
     "hit_retention_days": "Hits: the time, the shortened address and the browser of each opening of a link",
     "message_retention_days": "Messages with their numbers, links and reports, after their links have expired",
@@ -31,7 +31,7 @@ KINDS = {"phone": "Phone number", "message_id": "Message id"}
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Subject:
-    """Whose data is erased: a phone number in E.164 form, or a message_id. The other one is empty."""
+    """The person whose data is erased, identified by a phone number in E.164 or by a message_id. The unused field is empty."""
 
     phone: str = ""
     message_id: str = ""
@@ -46,7 +46,7 @@ class Subject:
 
 
 async def privacy(visit: Visit) -> Response:
-    """Show the form and how long data is kept."""
+    """Show the form for an erasure, and how long data is kept."""
     return _page(visit)
 
 
@@ -75,7 +75,7 @@ def _page(
 
 
 async def erase_data(visit: Visit) -> Response:
-    """Count what an erasure would concern, or erase it."""
+    """Show how many messages an erasure would affect, or erase the data."""
     service, application_id = visit.service, visit.application_id
     try:
         subject = _parse_subject(visit.form.get("kind", ""), visit.form.get("subject", "").strip())
@@ -119,7 +119,8 @@ def _find_codes(connection: Connection, application_id: int, subject: Subject) -
 
 
 def _parse_subject(kind: str, text: str) -> Subject:
-    """Return the subject that the form names. Raise ApiError INVALID_REQUEST."""
+    """Return the person whose phone number or message_id is in the form. Raise ApiError INVALID_REQUEST if the form contains
+    neither, or both."""
     if kind not in KINDS:
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("kind", f"must be one of {', '.join(KINDS)}")])
     if not text or len(text) > MAX_SUBJECT_CHARACTERS:

@@ -1,4 +1,4 @@
-"""QR codes of the portal's pages."""
+"""This module draws the QR codes that pages of the portal show."""
 # Tested by tests/portal/test_pages.py and tests/portal/test_me.py
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ def qr_code(text: str, border: int = 0) -> Markup:
     """Return the QR code of a text as an SVG element without style attributes.
 
     `border`: the width of the white border, in squares of the code."""
-    import segno  # imported here, because only pages with a QR code need it
+    import segno  # segno is imported here, because only pages with a QR code need it.
 
     image = segno.make(text, error="m", micro=False)
     svg = image.svg_inline(

@@ -1,6 +1,5 @@
-"""/portal/{app}/receiver: the built-in receiver, which shows the requests that a tracker would get for the newest events.
-
-It needs no endpoint and no second terminal. Nothing is sent: the page builds the requests from the event log
+"""/portal/{app}/receiver: the page of the built-in receiver, which shows the requests that a tracker would get for the newest
+events. So nobody has to run an endpoint to see them. Nothing is sent: the page builds the requests from the event log
 (delivery/example_requests.py).
 """
 # Tested by tests/portal/test_receiver.py
@@ -29,12 +28,13 @@ from shortener.portal.operators import Role
 from shortener.portal.page import NavigationItem, PortalPage, Visit
 from shortener.reporting.event_list import EventFilter, list_events
 
-SHOWN = 8  # The number of requests on the page.
+SHOWN = 8  # The number of requests that the page shows.
 RECENT = timedelta(days=7)
 
 
 async def receiver(visit: Visit) -> Response:
-    """Show the requests of the newest events, or of an invented one if there is none. htmx reads the list again."""
+    """Show the requests for the newest events, or for an invented event if there is none. htmx loads the list again at
+    intervals."""
     chosen = visit.get("format") or FORMAT
     if chosen not in FORMATS:
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("format", f"must be one of {', '.join(FORMATS)}")])

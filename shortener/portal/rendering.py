@@ -1,7 +1,7 @@
-"""Rendering of templates: the Jinja environment, its filters and functions, and the compression of pages.
+"""This module renders templates: it contains the Jinja environment with its filters and functions, and compresses pages.
 
-Templates escape every value. A name that a handler did not pass is an error and never an empty text. Templates contain no scripts
-and no style attributes, which the Content-Security-Policy would block (a test checks them).
+Templates escape every value. A template that uses a name which the handler did not pass raises an error. Templates contain no
+scripts and no style attributes, which the Content-Security-Policy would block (a test checks them).
 
 A page is compressed unless it shows a secret, because the size of a compressed page depends on its content.
 """
@@ -37,7 +37,7 @@ _GROUPS = ("data", "delivery", "tools", "setup", "installation")
 
 
 class NavigationEntry(NamedTuple):
-    """A link of the navigation, as the template shows it."""
+    """An entry of the navigation menu, as the template shows it."""
 
     label: str
     icon: str
@@ -48,14 +48,14 @@ class NavigationEntry(NamedTuple):
 
 
 class Renderer:
-    """Renders pages. `pages` are all pages, from which the navigation is made."""
+    """A renderer of pages. `pages` are all pages of the portal, from which it builds the navigation menu."""
 
     def __init__(self, pages: Sequence[PortalPage]) -> None:
         self._environment = new_environment()
         self._has_search = any(page.path == SEARCH_PATH for page in pages)
         self._navigation = sorted(
             (page for page in pages if page.navigation is not None),
-            key=lambda page: (_GROUPS.index(page.navigation.group), page.navigation.order),  # type: ignore[union-attr]  # filtered below
+            key=lambda page: (_GROUPS.index(page.navigation.group), page.navigation.order),  # type: ignore[union-attr]  # the pages without navigation are left out above
         )
 
     def template(self, name: str) -> Template:
@@ -82,7 +82,7 @@ class Renderer:
         return Response(content, status, headers, "text/html; charset=utf-8")
 
     def _groups(self, visit: Visit, known: Sequence[Any]) -> list[list[NavigationEntry]]:
-        """Return the entries of the navigation that this operator may open, by group."""
+        """Return the entries of the navigation menu whose pages this operator may open, by group."""
         if visit.session is None or visit.session.needs_code:
             return []
         operator = visit.session.operator
@@ -146,7 +146,7 @@ def new_environment() -> Environment:
 
 
 def _by_field(error: ApiError | None) -> dict[str, str]:
-    """Return the reason why the value of each form field was rejected, by the name of the field."""
+    """Return the reasons why values of a form were rejected, by the name of the form field."""
     return {detail.field: detail.reason for detail in error.details} if error is not None else {}
 
 

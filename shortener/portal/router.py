@@ -1,8 +1,8 @@
 """The portal as an ASGI application: it turns a request into a page.
 
-The order is fixed: static files; the origin of requests that change something (403); the page of the path (404, 405); the session
-(redirect to the sign-in page); the role in the application (404 for an application that the operator must not know, 403 for a role
-that is too low); a recent password where the page requires it; the form (400, 413); then the handler.
+The order is fixed: static files; the check that a request which changes something comes from the portal (403); the page for the
+path (404, 405); the session (redirect to the sign-in page); the role in the application (404 for an application that the operator
+must not know, 403 for a role that is too low); a recent password where the page requires it; the form (400, 413); then the handler.
 
 An `ApiError` becomes an error page with the status and the code of the error. A database that is unavailable becomes 503. Any
 other exception is logged and becomes 500 without internals. Every response has the headers of `security.py`, and pages have
@@ -53,7 +53,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
 class Portal(PortalParts):
-    """The portal of one process."""
+    """The portal as an ASGI application in one process."""
 
     def __init__(self, service: Service) -> None:
         super().__init__(service, Renderer(all_pages()))
@@ -76,7 +76,7 @@ class Portal(PortalParts):
         await response(scope, receive, send_secured)
 
     async def _respond(self, request: Request, scope: Scope) -> Response:
-        """Return the response to a request, also if it fails."""
+        """Return the response to a request. An exception becomes an error page."""
         visit = Visit(self, request, _NO_PAGE, self.service.clock(), self.network_of(request))
         try:
             if request.method not in SAFE_METHODS and not comes_from_portal(request, self.origin):
@@ -111,7 +111,8 @@ class Portal(PortalParts):
         return routes
 
     def _find_page(self, scope: Scope) -> tuple[PortalPage, bool]:
-        """Return the page of the request, and whether the request is for its CSV. Raise ApiError NOT_FOUND, METHOD_NOT_ALLOWED."""
+        """Return the page that the URL path of a request selects, and whether the request is for its CSV. Raise ApiError NOT_FOUND
+        or METHOD_NOT_ALLOWED."""
         if "\0" in scope["path"]:
             raise ApiError(ErrorCode.NOT_FOUND)
         found = None
@@ -126,7 +127,8 @@ class Portal(PortalParts):
         raise ApiError(ErrorCode.NOT_FOUND if found is None else ErrorCode.METHOD_NOT_ALLOWED)
 
     async def _authorize(self, visit: Visit) -> Response | None:
-        """Fill in who the operator is and what the page shows. Return a redirect if the operator must sign in first."""
+        """Check the session and the role, and set the session and the applications of the visit. Return a redirect if the operator
+        must sign in first."""
         page, request = visit.page, visit.request
         token = request.cookies.get(self.cookie_name)
         if token:
@@ -136,7 +138,8 @@ class Portal(PortalParts):
             return None
         if session is None:
             if "text/event-stream" in request.headers.get("accept", ""):
-                raise ApiError(ErrorCode.UNAUTHORIZED, "Sign in again.")  # A script cannot sign in, and must not repeat this soon.
+                # A script of the page cannot sign in, so it gets an error instead of a redirect to the sign-in page.
+                raise ApiError(ErrorCode.UNAUTHORIZED, "Sign in again.")
             return visit.redirect(url(SIGN_IN_PATH, {"next": _next_of(request)}))
         if session.needs_code:
             return None if page.allows_missing_code else visit.redirect(url(CODE_PATH, {"next": _next_of(request)}))
@@ -149,7 +152,8 @@ class Portal(PortalParts):
             visit.applications = self.known_applications(session)
         if needed is not None and not visit.may(needed):
             if needed is Role.ADMIN and "{app}" not in page.path:
-                raise ApiError(ErrorCode.NOT_FOUND)  # The pages of the installation do not exist for others.
+                # For operators without a role in the whole installation, its pages respond as if they did not exist.
+                raise ApiError(ErrorCode.NOT_FOUND)
             raise ApiError(ErrorCode.FORBIDDEN, f"Your role does not allow this. It requires the role {needed.label}.")
         if page.needs_recent_password and request.method not in SAFE_METHODS and not session.has_recent_password(visit.now):
             return visit.redirect(url(CONFIRM_PATH, {"next": previous_page(request)}))
@@ -160,7 +164,8 @@ class Portal(PortalParts):
             await self.service.database.write(mark_seen, session.id, visit.now)
 
     def _choose_application(self, visit: Visit) -> None:
-        """Set the application of the path. Raise ApiError NOT_FOUND if it does not exist for this operator."""
+        """Set the application in the URL path for the visit. Raise ApiError NOT_FOUND if the operator must not know that it
+        exists."""
         assert visit.session is not None
         operator, name = visit.session.operator, visit.path["app"]
         if name == ALL:
@@ -177,7 +182,7 @@ class Portal(PortalParts):
         visit.application, visit.applications, visit.role = application, (application,), role
 
     def network_of(self, request: Request) -> str:
-        """Return the network of the client (/24 or /48), for sessions, delays and the audit log."""
+        """Return the IP network of the client (/24 or /48), for sessions, sign-in delays and the audit log."""
         forwarded = ", ".join(request.headers.getlist("x-forwarded-for"))
         peer = request.client.host if request.client else None
         return shorten_address(client_address(peer, forwarded, self.service.settings.trusted_proxies), "short")
@@ -190,7 +195,7 @@ class Portal(PortalParts):
 
 
 class _PageEndpoint:
-    """The endpoint of a route, which carries the page. The router calls the handler itself."""
+    """An endpoint for a Starlette route that only stores the page. The portal calls the handler of the page itself."""
 
     def __init__(self, page: PortalPage, *, is_csv: bool) -> None:
         self.page = page
@@ -215,7 +220,7 @@ _TITLES = {
 
 
 def _next_of(request: Request) -> str | None:
-    """Return where to continue after signing in: the page of a GET request, or the page whose form was sent."""
+    """Return the URL to continue with after the sign-in: the path of this request, and for a GET request also its query."""
     path = request.url.path
     query = request.url.query
     if path in ("/portal", "/portal/"):
@@ -224,13 +229,14 @@ def _next_of(request: Request) -> str | None:
 
 
 def previous_page(request: Request, default: str = "/portal/me") -> str:
-    """Return the page of the portal whose form was sent, from the header Referer."""
+    """Return the URL of the portal page whose form was sent, from the header Referer."""
     parts = urlsplit(request.headers.get("referer", ""))
     return safe_next(parts.path + ("?" + parts.query if parts.query else ""), default)
 
 
 def safe_next(location: str | None, default: str = "/portal/") -> str:
-    """Return a page to continue with. Only pages of the portal are accepted, so that no link leads elsewhere after a sign-in."""
+    """Return the URL to continue with after a sign-in if it is a page of the portal, otherwise the URL of the first page. So a
+    prepared sign-in URL cannot redirect an operator to another site."""
     if location is None or not location.startswith("/portal/") or "\\" in location or not location.isprintable():
         return default
     return location
@@ -261,12 +267,12 @@ async def _read_form(visit: Visit) -> None:
 
 
 def csv_download(visit: Visit, lines: Any, noun: str) -> Response:
-    """Return CSV lines as a file whose name has the application, the noun and the day."""
+    """Return a response that downloads CSV lines. The file name contains the application, `noun` and the day."""
     name = f"{visit.app_name}-{noun}-{visit.now.astimezone(visit.period.zone):%Y-%m-%d}.csv"
     headers = {"Content-Disposition": f'attachment; filename="{name}"'}
     return StreamingResponse(lines, media_type="text/csv; charset=utf-8", headers=headers)
 
 
 def redirect_to(location: str) -> Response:
-    """Return a redirect that is followed with GET."""
+    """Return a redirect that browsers follow with GET (status 303)."""
     return RedirectResponse(location, 303)

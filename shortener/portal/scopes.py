@@ -1,7 +1,7 @@
-"""Statistics for a page: the same reports as the API, for one application or summed over all applications of the operator.
-
-A handler never queries figures itself. `report_of` runs a report of `shortener.reporting.statistics` for each application in one
-read transaction and adds the figures, so `/portal/all/` shows exactly the sums of the pages of the applications.
+"""This module returns the statistics that a page shows: the same reports as the API, for one application or summed over all
+applications of the operator. A page handler does not query figures itself. `report_of` runs a report of
+`shortener.reporting.statistics` for each application in one read transaction and adds the figures, so `/portal/all/` shows exactly
+the sums of the pages of the applications.
 """
 # Tested by tests/portal/test_overview.py
 
@@ -21,7 +21,7 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 def scopes_of(visit: Visit, since: datetime | None = None, until: datetime | None = None) -> list[StatisticsFilter]:
-    """Return the filter of the statistics for each application of a page, with the period and the filters of its query."""
+    """Return one statistics filter for each application of a page, with the period and the filters in the query of the page."""
     period = visit.period
     return [
         StatisticsFilter(
@@ -42,7 +42,8 @@ async def report_of(
     *arguments: Any,
     scopes: Sequence[StatisticsFilter] | None = None,
 ) -> StatisticsReport[Key]:
-    """Run a report, such as `statistics.totals`, for the applications of a page. `arguments` follow the filter."""
+    """Run a report, such as `statistics.totals`, for the applications of a page. `arguments` are passed to the report after the
+    filter."""
     chosen = scopes_of(visit) if scopes is None else scopes
     return await visit.service.database.read(_sum, report, chosen, arguments)
 

@@ -1,10 +1,9 @@
-"""GET /portal/search: find a message, link, click, event or campaign by what somebody has in hand.
+"""GET /portal/search: the search for a message, link, click, event or campaign by its id or name. It accepts a message id, a phone
+number, a short URL or its code, a click id, an event id, and the name of a campaign. Each is looked up with an index in every
+application that the operator may see. With a single result, the page of the result is shown.
 
-The search accepts a message id, a phone number, a short URL or its code, a click id, an event id, and the name of a campaign. Each
-is looked up with an index in every application that the operator may see. With a single result, the page of the result is shown.
-
-Phone numbers are found only in applications in which the operator may see them. Otherwise a viewer, for whom numbers are masked,
-could confirm guessed ones.
+Phone numbers are found only in applications in which the operator may see them. Otherwise a viewer, who sees only masked numbers,
+could confirm a guessed number.
 """
 # Tested by tests/portal/test_pages.py
 
@@ -31,7 +30,7 @@ MAX_LENGTH = 300
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One result: what it is, its name, and the URL of its page."""
+    """One search result: its kind, such as link, its name, and the URL of its page."""
 
     kind: str
     name: str
@@ -40,7 +39,7 @@ class Found:
 
 
 async def search(visit: Visit) -> Response:
-    """Show what a text names, or go to its page if it names one thing."""
+    """Show the search results for a text. If there is only one, redirect to its page."""
     text = (visit.get("q") or "")[:MAX_LENGTH]
     found: Sequence[Found] = ()
     if text:
@@ -57,7 +56,8 @@ async def search(visit: Visit) -> Response:
 def find(
     connection: Connection, text: str, applications: Sequence[int], revealed: Collection[int], click_ids: ClickIds
 ) -> list[Found]:
-    """Return everything in these applications that a text names. `revealed`: the applications in which numbers are searched."""
+    """Return the messages, links, clicks, events and campaigns of these applications that a text identifies. Phone numbers are
+    searched only in the applications in `revealed`."""
     found: list[Found] = []
     for application_id in applications:
         found += _in_application(connection, text, application_id, has_numbers=application_id in revealed)
@@ -99,7 +99,7 @@ def _number(text: str) -> str | None:
 
 
 def _links(connection: Connection, text: str, applications: Sequence[int]) -> list[Found]:
-    """Return the link that a short URL or a code names."""
+    """Return the link with this short URL or code, in a list that is empty if there is none."""
     try:
         path = urlsplit(text).path if "/" in text else f"/{text}"
     except ValueError:

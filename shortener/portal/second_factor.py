@@ -1,7 +1,8 @@
 """The second factor of operators: time-based one-time passwords (RFC 6238) and recovery codes.
 
 A code is valid in its time step of 30 seconds and in the steps before and after it, and only once. The secret is stored encrypted
-with the master secret. Recovery codes have 50 random bits and are stored as hashes; each replaces one code.
+with the master secret. Recovery codes have 50 random bits and are stored as hashes. Each recovery code can be used once in place of
+a code of the app.
 """
 # Tested by tests/portal/test_signin.py
 
@@ -20,7 +21,8 @@ from shortener.storage.schema import operator_recovery_codes, operators
 STEP_SECONDS = 30
 RECOVERY_CODES = 10
 ISSUER = "SMS shortener"
-_ALPHABET = "23456789abcdefghjkmnpqrstuvwxyz"  # Without characters that look alike: 0 o, 1 i l.
+# The characters of recovery codes. Characters that look alike are left out: 0 o, 1 i l.
+_ALPHABET = "23456789abcdefghjkmnpqrstuvwxyz"
 _CODE_CHARACTERS = 10
 
 _t = operator_recovery_codes.c
@@ -28,7 +30,7 @@ _t = operator_recovery_codes.c
 
 def new_totp_secret() -> str:
     """Return a random secret in base 32."""
-    import pyotp  # imported here, because only processes that check codes need it
+    import pyotp  # pyotp is imported here, because only processes that check codes need it.
 
     return pyotp.random_base32()
 
@@ -41,7 +43,8 @@ def provisioning_uri(secret: str, name: str) -> str:
 
 
 def matching_step(secret: str, code: str, now: datetime) -> int | None:
-    """Return the time step to which a code belongs: the current step, the one before or the one after. None: no such step."""
+    """Return the time step to which a code belongs: the current step, the one before or the one after. Return None if the code
+    belongs to none of them."""
     import pyotp
 
     code = code.replace(" ", "")
@@ -70,7 +73,8 @@ def use_code(connection: Connection, operator_id: int, code: str, now: datetime,
 
 
 def enable(connection: Connection, operator_id: int, secret: str, step: int, master: Secret) -> list[str]:
-    """Store a new secret whose code of the time step `step` was entered. Return new recovery codes, which are shown once."""
+    """Store a new secret after the operator entered its code of the time step `step`. Return new recovery codes, which are shown
+    once."""
     values = {"totp_secret": master.encrypt(secret), "totp_step": step}
     connection.execute(update(operators).where(operators.c.id == operator_id).values(values))
     return new_recovery_codes(connection, operator_id)

@@ -1,11 +1,10 @@
 """Sessions of operators: rows of a table, found by the hash of a random token of 256 bits in a cookie.
 
 A session ends after PORTAL_SESSION_IDLE_HOURS without a request, PORTAL_SESSION_DAYS after the sign-in, when its operator signs
-out, is disabled or is reset, and when the operator or an admin ends it. A session that ended has no row, so its token is
-worthless from then on in every process.
-
-After a correct password of an operator with a second factor, the session `needs_code`: it allows only the page for the code. A
-new session with a new token replaces it after the code. So a token that existed before a sign-in is never the token after it.
+out, is disabled or is reset, and when the operator or an admin ends it. A session that ended has no row, so no process accepts its
+token any more. After an operator with a second factor has entered the correct password, `needs_code` of the session is true, and
+the session can open only the page for the code. A new session with a new token replaces it after the code. So the token always
+changes at a sign-in.
 """
 # Tested by tests/portal/test_signin.py
 
@@ -23,7 +22,7 @@ from shortener.portal.operators import Operator, load_operator
 from shortener.settings import Settings
 from shortener.storage.schema import operator_sessions, operators
 
-#: Time for the code of the second factor after the password.
+#: The time in which the code of the second factor must be entered after the password.
 CODE_LIFETIME = timedelta(minutes=10)
 #: Actions on keys, secrets, operators and factors require that the password was entered within this time.
 RECENT_PASSWORD = timedelta(minutes=10)
@@ -55,7 +54,7 @@ class OperatorSession:
 
 @dataclass(frozen=True, slots=True)
 class SessionLimits:
-    """After which time a session ends."""
+    """The times after which a session ends."""
 
     idle: timedelta
     absolute: timedelta

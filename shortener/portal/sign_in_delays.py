@@ -1,11 +1,11 @@
-"""Delays after failed sign-ins, in the database, so that all processes share them.
-
-Three counts lead to a delay, and nothing is locked for good:
+"""This module delays sign-ins after failed ones. The counts are in the database, so that all processes share them. Three counts
+cause a delay, and no account is locked permanently:
 
 - Failures of a name from one network (/24 or /48). After FREE_FAILURES, each further failure doubles the time until the next
   attempt, from 1 second to MAX_DELAY. So a stranger in another network does not delay an operator.
-- Failures of a network, for all names. After NETWORK_FAILURES within NETWORK_WINDOW, it must wait until the window has passed.
-- Failures of a name from all networks, against an attacker with many of them. After NAME_FAILURES, attempts are delayed as above.
+- Failures of a network, for all names. After NETWORK_FAILURES within NETWORK_WINDOW, the network must wait until the window has
+  passed.
+- Failures of a name from all networks, against an attacker with many networks. After NAME_FAILURES, attempts are delayed as above.
   A network from which the name signed in within the last KNOWN_DAYS is exempt, so this does not delay its operator either.
 
 A correct password resets the counts of the name. Names and networks are stored as keyed hashes, for known and unknown names alike.
@@ -29,7 +29,7 @@ MAX_DELAY = timedelta(seconds=60)
 NETWORK_FAILURES = 20
 NETWORK_WINDOW = timedelta(minutes=10)
 NAME_FAILURES = 100
-#: Failures of a name count until this time has passed without another failure.
+#: The failures of a name are forgotten when this time has passed without another failure.
 NAME_WINDOW = timedelta(hours=24)
 KNOWN_DAYS = 30
 
@@ -37,7 +37,7 @@ _t = sign_in_failures.c
 
 
 class SignInDelays:
-    """Counts failures and returns how long the next attempt must wait. `key` is a secret of the installation."""
+    """A counter of failed sign-ins that computes how long the next attempt must wait. `key` is a secret of the installation."""
 
     def __init__(self, key: bytes) -> None:
         self._key = key
@@ -46,7 +46,7 @@ class SignInDelays:
         """Return the seconds that an attempt must wait, or 0 if it may be checked now.
 
         An attempt that may be checked is counted as a failure first, so that attempts at the same time do not avoid the delays.
-        `succeed` takes it back. Counts that no longer matter are deleted."""
+        `succeed` subtracts it again. Counts that are too old to cause a delay are deleted."""
         self._forget_old(connection, now)
         network_row = self._lock(connection, self._key_of("network", network), now)
         window_ends: datetime = network_row.first_at + NETWORK_WINDOW
@@ -68,8 +68,8 @@ class SignInDelays:
         return 0
 
     def succeed(self, connection: Connection, name: str, network: str, now: datetime) -> None:
-        """Reset the failures of a name, take back the failure of its network that `begin_attempt` counted, and remember that the
-        name signed in from this network."""
+        """Reset the failures of a name, subtract the failure that `begin_attempt` counted for its network, and store that the name
+        signed in from this network."""
         of_network = update(sign_in_failures).where(_t.key == self._key_of("network", network), _t.failures > 0)
         connection.execute(of_network.values(failures=_t.failures - 1))
         for key in (self._key_of("pair", name, network), self._key_of("name", name)):
@@ -78,7 +78,8 @@ class SignInDelays:
         self._set(connection, known.key, 0, known.first_at, now)
 
     def _forget_old(self, connection: Connection, now: datetime) -> None:
-        """Delete counts that no longer matter. Rows without failures are networks that are known."""
+        """Delete counts that are too old to cause a delay. A row without failures stores a network from which a name has signed
+        in."""
         is_old_failure = and_(_t.failures > 0, _t.last_at < now - NAME_WINDOW)
         is_old = or_(is_old_failure, _t.last_at < now - timedelta(days=KNOWN_DAYS))
         connection.execute(delete(sign_in_failures).where(_t.last_at < now - NAME_WINDOW, is_old))
@@ -88,7 +89,7 @@ class SignInDelays:
         return connection.scalar(found) is not None
 
     def _lock(self, connection: Connection, key: str, now: datetime) -> AnyRow:
-        """Return the counts of a key. Other transactions wait for this one before they read them."""
+        """Lock and return the failure counts of a key. Other transactions wait for this one before they read the counts."""
         values = {"key": key, "failures": 0, "first_at": now, "last_at": now}
         connection.execute(upsert(connection, sign_in_failures).values(values).on_conflict_do_nothing())
         return connection.execute(select(sign_in_failures).where(_t.key == key).with_for_update()).one()
@@ -103,7 +104,8 @@ class SignInDelays:
 
 
 def _wait_of(row: AnyRow, free: int, now: datetime) -> float:
-    """Return the seconds until the next attempt, after a number of failures of which `free` have no delay."""
+    """Return how many seconds the next attempt must wait after this number of failures. The first `free` failures cause no
+    delay."""
     if row.failures < free:
         return 0
     delay = min(timedelta(seconds=2 ** min(row.failures - free, 10)), MAX_DELAY)

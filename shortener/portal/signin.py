@@ -1,7 +1,6 @@
-"""Signing in and out: the password, the second factor, and the password again before sensitive actions.
-
-A failed attempt gets the same words and takes the same time for known and unknown names. After several failures the next attempt
-is rejected for some seconds without a check of its password (`sign_in_delays.py`). Each attempt is in the audit log.
+"""The pages for signing in and out: the password, the second factor, and the password again before sensitive actions. A failed
+attempt gets the same error text after the same time for known and unknown names. After several failures the next attempt is
+rejected for some seconds without a check of its password (`sign_in_delays.py`). Each attempt is in the audit log.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ class _Account:
 
 
 def _find_account(connection: Connection, name: str) -> _Account | None:
-    """Return an operator who can sign in."""
+    """Return the operator with this name who can sign in, or None."""
     row = connection.execute(
         select(operators).where(
             operators.c.name_key == name.strip().casefold(),
@@ -42,7 +41,7 @@ def _find_account(connection: Connection, name: str) -> _Account | None:
 
 
 async def sign_in_form(visit: Visit) -> Response:
-    """Show the form, or continue if the operator is signed in."""
+    """Show the sign-in form, or redirect to the next page if the operator is already signed in."""
     if visit.session is not None and not visit.session.needs_code:
         return visit.redirect(safe_next(visit.get("next")))
     return _sign_in_page(visit)
@@ -86,13 +85,13 @@ def _too_many(visit: Visit, wait: int) -> Response:
 
 
 def _fail(connection: Connection, visit: Visit, name: str, action: str) -> None:
-    # An unknown name may be a password that was typed into the wrong field, so only known names are stored.
+    # The audit row contains only known names, because an unknown name may be a password that was typed into the wrong field.
     known = connection.execute(select(operators.c.name).where(operators.c.name_key == name.casefold())).scalar()
     visit.audit(connection, action, known or "unknown name", actor=Actor(network=visit.network))
 
 
 def _begin(connection: Connection, visit: Visit, account: _Account, *, needs_code: bool) -> str:
-    """Begin a session in place of the session that the browser had."""
+    """Begin a new session and end the previous session of the browser."""
     replaced = None if visit.session is None else visit.session.id
     token = sessions.begin_session(
         connection,
@@ -111,7 +110,7 @@ def _begin(connection: Connection, visit: Visit, account: _Account, *, needs_cod
 
 
 async def code_form(visit: Visit) -> Response:
-    """Show the form for the code of the second factor."""
+    """Show the form in which the operator enters the code of the second factor."""
     if visit.session is None or not visit.session.needs_code:
         return visit.redirect(SIGN_IN_PATH)
     return _code_page(visit)
@@ -122,7 +121,7 @@ def _code_page(visit: Visit, status: int = 200, *, error: str | None = None) -> 
 
 
 async def check_code(visit: Visit) -> Response:
-    """Check a code and replace the session by one with a new token."""
+    """Check the code of the second factor, and replace the session by a new one with another token."""
     session, database, delays = visit.session, visit.service.database, visit.portal.delays
     if session is None or not session.needs_code:
         return visit.redirect(SIGN_IN_PATH)
@@ -149,7 +148,7 @@ async def check_code(visit: Visit) -> Response:
 
 
 async def sign_out(visit: Visit) -> Response:
-    """End the session in the database, so that its token is worthless, and delete the cookie."""
+    """End the session in the database, so that its token is no longer accepted, and delete the cookie."""
     session = visit.session
     if session is not None:
 
@@ -167,7 +166,7 @@ async def confirm_form(visit: Visit) -> Response:
 
 
 async def confirm(visit: Visit) -> Response:
-    """Check the password again. Its form is not repeated: the operator returns to the page."""
+    """Check the password again. The form of the sensitive action is not sent again: the operator returns to its page."""
     problem = await check_password(visit, visit.form.get("password", ""))
     if problem is None:
         return visit.redirect(safe_next(visit.get("next")))
@@ -176,9 +175,8 @@ async def confirm(visit: Visit) -> Response:
 
 
 async def check_password(visit: Visit, password: str) -> str | None:
-    """Check the password of the operator who is signed in. Return what is wrong, or None.
-
-    A correct password allows sensitive actions for some minutes."""
+    """Check the password of the operator who is signed in. Return an error text, or None if it is correct. A correct password
+    permits sensitive actions for ten minutes."""
     database, delays, session = visit.service.database, visit.portal.delays, visit.session
     assert session is not None
     name = session.operator.name

@@ -1,4 +1,4 @@
-"""Static files of the portal: style sheet, scripts and their licences.
+"""This module serves the static files of the portal: the style sheet, the scripts and their licences.
 
 The URL of a file contains a hash of its content, so browsers may keep it for ever. Each file is compressed once, at the first
 request for any of them. `integrity` is the hash for the attribute of the same name in HTML.
@@ -40,7 +40,7 @@ class StaticFile:
 
 @cache
 def static_files() -> dict[str, StaticFile]:
-    """Return all static files by their path below the folder `static`, such as `vendor/htmx.min.js`."""
+    """Return all static files by their path in the folder `static`, such as `vendor/htmx.min.js`."""
     found = {}
     for file in sorted(FOLDER.rglob("*")):
         if file.is_file():

@@ -25,9 +25,9 @@ from shortener.reporting.event_list import EventFilter, list_events
 from shortener.web.tracker_requests import TrackerCreateRequest, TrackerUpdateRequest
 from shortener.web.validation import validate
 
-PREVIEWED = 3  # The number of events in a preview.
+PREVIEWED = 3  # The maximum number of events whose requests a preview shows.
 RECENT = timedelta(days=7)
-#: What each event means to the owner of a tracker.
+#: The description of each event that the form shows.
 EVENTS = {
     "state": "a message becomes CLICKTHRU: its first click",
     "click": "the first click on each link, or every click",
@@ -37,7 +37,7 @@ EVENTS = {
     "operations": "a tracker is disabled, a delivery is dead, a key expires",
 }
 METHODS = ("POST", "GET")
-#: The optional limits in the form: their labels.
+#: The labels of the optional limits in the form, by field name.
 LIMITS = {
     "max_attempts": "Attempts",
     "timeout": "Seconds for one attempt",
@@ -45,7 +45,7 @@ LIMITS = {
     "max_per_second": "Attempts per second",
 }
 _TEXT_FIELDS = ("url", "name", "method", "format", "fields", "enabled", "with_suspected", *LIMITS)
-#: The errors of a form that the form shows, with its input kept.
+#: If one of these errors occurs, the form is shown again with the error and the values that were entered.
 _ERRORS_OF_THE_FORM = frozenset(
     {
         ErrorCode.INVALID_REQUEST,
@@ -83,7 +83,8 @@ async def edit(visit: Visit) -> Response:
 
 
 async def change(visit: Visit) -> Response:
-    """Change or delete a tracker, replace its secret, or show a preview. The field `action` of the form names the change."""
+    """Change or delete a tracker, replace its secret, or show a preview. The form field `action` contains the name of the
+    change."""
     tracker, action = await _find(visit), visit.form.get("action", "")
     service = visit.service
     try:
@@ -125,7 +126,8 @@ async def _page(
     saved: TrackerSaveResult | None = None,
     previews: Sequence[ExampleRequest] | None = None,
 ) -> Response:
-    is_kept = error is not None or previews is not None  # Whether the form keeps what was entered.
+    # After an error and for a preview, the form shows the values that were entered.
+    is_kept = error is not None or previews is not None
     return visit.render(
         "tracker_editor.html",
         status,
@@ -146,7 +148,7 @@ async def _page(
 
 
 def _fields_of(tracker: Tracker | None) -> dict[str, str]:
-    """Return the values of the form for a stored tracker, or for a new one."""
+    """Return the values with which the form starts, for a stored tracker or a new one."""
     if tracker is None:
         return {"enabled": "on", "format": "json", "method": "POST"}
     limits = {name: getattr(tracker, name) for name in LIMITS}
@@ -163,7 +165,7 @@ def _fields_of(tracker: Tracker | None) -> dict[str, str]:
 
 
 def _defaults(visit: Visit) -> dict[str, str]:
-    """Return the text that describes an empty limit."""
+    """Return the default of each limit as text, which the form shows in an empty field."""
     settings = visit.service.settings
     return {
         "max_attempts": f"Empty: {settings.delivery_attempts}.",
@@ -174,7 +176,7 @@ def _defaults(visit: Visit) -> dict[str, str]:
 
 
 def _read_form(visit: Visit) -> dict[str, Any]:
-    """Return the form as a request of the API. Empty fields are absent."""
+    """Return the values in the form as the body of an API request. Empty fields are left out."""
     form = visit.form
     given: dict[str, Any] = {
         "url": form.get("url", "").strip(),
@@ -191,9 +193,8 @@ def _read_form(visit: Visit) -> dict[str, Any]:
 
 
 async def _preview(visit: Visit, request: TrackerCreateRequest) -> list[ExampleRequest]:
-    """Return the requests of the newest events to which the form subscribes; of an invented event if there is none.
-
-    Raise ApiError if the URL is not accepted."""
+    """Return the requests for the newest events that are selected in the form, or for an invented event if there is none. Raise
+    ApiError if the URL is rejected."""
     service = visit.service
     template = await service.trackers.check_url(request.url)
     secret = example_secret(service.secret, visit.application_id)
@@ -208,7 +209,7 @@ async def _preview(visit: Visit, request: TrackerCreateRequest) -> list[ExampleR
 
 
 async def _find(visit: Visit) -> Tracker:
-    """Return the tracker of the path. Raise ApiError NOT_FOUND."""
+    """Return the tracker whose id is in the URL path. Raise ApiError NOT_FOUND if there is none."""
     text = visit.path["id"]
     if not (text.isascii() and text.isdecimal() and len(text) <= 9):
         raise ApiError(ErrorCode.NOT_FOUND)

@@ -1,4 +1,5 @@
-"""/portal/{app}/trackers and /portal/{app}/trackers/{id}: where events go, and how well they arrive."""
+"""/portal/{app}/trackers and /portal/{app}/trackers/{id}: the pages that list the trackers and show whether their deliveries
+succeed."""
 # Tested by tests/portal/test_deliveries.py
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from shortener.model import DeliveryStatus
 from shortener.portal.operators import Role
 from shortener.portal.page import NavigationItem, PortalPage, Visit
 
-#: How each state of a circuit breaker is shown: its label, and the kind of its badge.
+#: The label and the kind of badge that the pages show for each state of a circuit breaker.
 BREAKERS = {
     "closed": ("working", "good"),
     "failing": ("last attempt failed", "warn"),
@@ -78,7 +79,8 @@ async def _show(visit: Visit, sample: SampleDelivery | None) -> Response:
 
 
 def _health(tracker: Tracker, backlog: DeliveryBacklog, visit: Visit) -> dict[str, Any]:
-    """Return the health of a tracker. The state `failing` is a closed breaker whose last attempts failed."""
+    """Return the health of a tracker for the page. Its state is `failing` if the circuit breaker is closed but the last attempts
+    failed."""
     fields = health_fields(tracker, backlog, visit.now)
     if fields["breaker"] == "closed" and fields["failures_in_row"]:
         fields["breaker"] = "failing"
@@ -86,14 +88,14 @@ def _health(tracker: Tracker, backlog: DeliveryBacklog, visit: Visit) -> dict[st
 
 
 async def _find(visit: Visit) -> Tracker:
-    """Return the tracker of the path. Raise ApiError NOT_FOUND."""
+    """Return the tracker whose id is in the URL path. Raise ApiError NOT_FOUND if there is none."""
     text = visit.path["id"]
     if not (text.isascii() and text.isdecimal() and len(text) <= 9):
         raise ApiError(ErrorCode.NOT_FOUND)
     return await visit.service.trackers.get(int(text), visit.application_id)
 
 
-#: How each state of a delivery is shown: its label, and the kind of its badge.
+#: The label and the kind of badge that the pages show for each state of a delivery.
 STATES = {
     DeliveryStatus.PENDING: ("Pending", ""),
     DeliveryStatus.PARKED: ("Parked", "warn"),

@@ -1,7 +1,8 @@
-"""/portal/{app}/try: write a text, see what the rewrite makes of it, and create a message to follow a real link.
+"""/portal/{app}/try: the page on which an operator writes a text, sees how the service rewrites it, and creates a real message with
+it.
 
-The preview stores nothing. *Create the message* calls the same rewrite as the API, so the link works, and the page shows its QR
-code: whoever scans it is the recipient and causes the click. Nothing is sent unless the application has a gateway.
+The preview stores nothing. *Create the message* calls the same rewrite as the API, so the short link works. The page shows its QR
+code, and a phone that scans it causes a click. Nothing is sent unless the application has a gateway.
 """
 # Tested by tests/portal/test_try_it.py
 
@@ -23,18 +24,18 @@ from shortener.portal.qr_codes import qr_code
 MAX_BODY = 2000  # characters
 MAX_RECIPIENTS_SHOWN = 10_000_000
 SAMPLE = 'Your order is on its way. Follow it here: #track("https://shop.example/orders/1001")'
-#: A number of the range that North America reserves for fiction.
+#: A sample recipient: a phone number that is reserved for fiction in North America.
 SAMPLE_NUMBER = "+14085550100"
 CAMPAIGN = "try it"
 
 
 async def form(visit: Visit) -> Response:
-    """Show the form with a sample text."""
+    """Show the form of the page *Try it* with a sample text."""
     return _page(visit, {"body": SAMPLE, "to": SAMPLE_NUMBER}, None, None)
 
 
 async def submit(visit: Visit) -> Response:
-    """Show the preview of the text, or create the message."""
+    """Show the preview of the rewritten text, or create the message."""
     fields = {name: visit.form.get(name, "") for name in ("body", "to", "from", "recipients")}
     item = _item(fields, gateway="" if visit.form.get("send") == "1" else None)
     application = visit.application

@@ -1,9 +1,9 @@
-"""Why a hit has its verdict, in a sentence for people who do not know the rules."""
+"""This module explains the verdict of a hit in a sentence, for readers who do not know the click rules."""
 # Tested by tests/portal/test_pages.py
 
 from __future__ import annotations
 
-#: For each rule: what it found, as the end of the sentence "Not counted as a click: ...".
+#: The finding of each click rule, worded as the end of the sentence "Not counted as a click: ...".
 REASONS = {
     "browser": "a browser opened the link as people do",
     "confirmed": "the visitor pressed the button of the confirmation page",
@@ -33,7 +33,7 @@ RESULTS = {
 
 
 def explain(rule: str, metric: str | None) -> str:
-    """Return why a hit counts as `metric`, as one sentence."""
+    """Return one sentence that explains why the metric `metric` counts a hit."""
     reason = REASONS.get(rule, f"the rule {rule} matched")
     if metric == "clicks":
         return f"Counted as a click: {reason}."

@@ -1,8 +1,7 @@
-"""The welcome page: an operator opens an invitation, and chooses a password.
-
-The token is in the fragment of the link, which browsers do not send. A script puts it into the form and removes it from the
-address bar; without a script, the operator pastes the link into a field. Only the form uses up the invitation: opening the link,
-for example by the preview of a messenger, changes nothing.
+"""The welcome page, on which an invited operator chooses a password. The token is in the fragment of the invitation URL, which
+browsers do not send. A script puts it into the form and removes it from the address bar; without a script, the operator pastes the
+link into a field. Only sending the form accepts the invitation. A request for the page, such as a link preview of a messenger,
+changes nothing.
 """
 
 from __future__ import annotations
@@ -31,12 +30,12 @@ _NOT_VALID = (
 
 
 def link(origin: str, token: str) -> str:
-    """Return the link of an invitation."""
+    """Return the URL of the welcome page with the token of an invitation."""
     return f"{origin}{PATH}#{token}"
 
 
 async def welcome(visit: Visit) -> Response:
-    """Show the form in which the token is entered. It never sees the token itself."""
+    """Show the form in which the token is entered. This request does not contain the token."""
     return _page(visit)
 
 
@@ -55,12 +54,12 @@ def _page(visit: Visit, status: int = 200, *, error: ApiError | None = None, fou
 
 
 def _token(visit: Visit) -> str:
-    """Return the token of the form: the token itself, or the complete link."""
+    """Return the token in the form field, which may contain the token alone or the complete invitation URL."""
     return visit.form.get("token", "").strip().rpartition("#")[2][:200]
 
 
 async def submit(visit: Visit) -> Response:
-    """Look up the invitation; with a password, accept it and begin a session."""
+    """Look up the invitation. If the form contains a password, accept the invitation and begin a session."""
     database, delays = visit.service.database, visit.portal.delays
     attempt = f"invitation from {visit.network}"
     if wait := await database.write(delays.begin_attempt, attempt, visit.network, visit.now):
@@ -110,7 +109,7 @@ def _accept(connection: Connection, visit: Visit, name: str, hashed: str) -> tup
 
 
 def _time_zone(visit: Visit) -> str | None:
-    """Return the time zone of the browser if the form has a valid one."""
+    """Return the time zone of the browser if the form contains a valid one, otherwise None."""
     name = visit.form.get("time_zone", "")[:64]
     try:
         time_zone(name)
@@ -120,7 +119,8 @@ def _time_zone(visit: Visit) -> str | None:
 
 
 def invitation_file(data_dir: Path) -> Path:
-    """Return the file with the link of the first invitation, for containers whose output nobody sees. Its mode is 0600."""
+    """Return the path of the file that contains the URL of the first invitation, for containers whose output nobody reads. The file
+    mode is 0600."""
     return data_dir / INVITATION_FILE
 
 

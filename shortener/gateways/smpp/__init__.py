@@ -1,1 +1,2 @@
-"""Gateways that speak SMPP 3.4 (kind `smpp`): settings, encoding, PDUs, session, receipts and the connection of a process."""
+"""This package implements gateways with the protocol SMPP 3.4 (kind `smpp`): settings, text encoding, PDUs, sessions and
+receipts."""

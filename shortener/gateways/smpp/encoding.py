@@ -1,8 +1,9 @@
 """This module encodes a text as the short messages of submit_sm PDUs, and decodes the text of deliver_sm PDUs.
 
 A text that fits into one SMS is one part without a header. A longer text becomes several parts, each with a user data header of six
-bytes (3GPP TS 23.040, 8-bit reference). The number of parts is that of `messages/segments.py`, which the prices use. GSM-7 texts
-have one septet in each byte, which SMPP calls the default alphabet (data coding 0). Other texts are UCS-2 (data coding 8).
+bytes (3GPP TS 23.040, 8-bit reference). The number of parts is the one that `messages/segments.py` computes, which is also the
+basis of prices. GSM-7 texts have one septet in each byte, which SMPP calls the default alphabet (data coding 0). Other texts are
+UCS-2 (data coding 8).
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ def _split(data: bytes, size: int, *, is_gsm: bool) -> list[bytes]:
 
 
 class ReceivedText(NamedTuple):
-    """The text of a received short message. `part` is its number in a long message, from 1; 1 also stands for a single message."""
+    """The text of a received short message. `part` is its number among the parts of a long message, from 1. It is also 1 for a
+    message with a single part."""
 
     text: str
     part: int
@@ -76,15 +78,15 @@ def decode_received(data: bytes, data_coding: int, has_header: bool) -> Received
         part = _part_number(header)
     if data_coding == UCS2_DATA_CODING:
         return ReceivedText(data.decode("utf-16-be", "replace"), part)
-    if data_coding in (1, 3):  # IA5 and Latin-1
+    if data_coding in (1, 3):  # data coding 1 is IA5, and 3 is Latin-1
         return ReceivedText(data.decode("latin-1"), part)
-    if data_coding & 0xF0 == 0xF0 and data_coding & 0x04:  # 8-bit data of a message class
+    if data_coding & 0xF0 == 0xF0 and data_coding & 0x04:  # 8-bit data with a message class
         return ReceivedText(data.decode("latin-1"), part)
     return ReceivedText(decode_septets(data), part)
 
 
 def _part_number(header: bytes) -> int:
-    """Return the number of a part from the elements of its user data header; 1 if no element is about long messages."""
+    """Return the number of a part from the elements of its user data header; 1 if no element contains a part number."""
     position = 0
     while position + 2 <= len(header):
         element, length = header[position], header[position + 1]

@@ -1,4 +1,4 @@
-"""The connection of this process to an SMPP gateway: it hands messages on, and records receipts and replies.
+"""This module connects the process to an SMPP gateway: it hands messages on, and records receipts and replies.
 
 What a response means for a message (`submit_sm_resp`):
 
@@ -6,7 +6,7 @@ What a response means for a message (`submit_sm_resp`):
 - ESME_RTHROTTLED and ESME_RMSGQFUL mean that the gateway accepts messages later. They lower its rate and are no failure.
 - ESME_RSYSERR, ESME_RX_T_APPN, ESME_RINVBNDSTS and the setting `retry_statuses` are temporary. Any other status rejects the
   message.
-- A request without a response, because of a timeout or a lost link, is doubtful: the gateway may have accepted the message.
+- A request without a response, because of a timeout or a lost connection, is doubtful: the gateway may have accepted the message.
 
 The parts of a message are sent one after the other. The connection remembers which parts the gateway has accepted, so a later
 attempt in the same process sends only the others. A response that arrives after the attempt has ended is recorded as a report, so
@@ -52,7 +52,7 @@ _SHORT_CODE_DIGITS = 8
 
 @dataclass(slots=True)
 class _Progress:
-    """The parts of a message, and the ids of the accepted parts."""
+    """The parts of a message, and the ids that the gateway assigned to the parts that it accepted."""
 
     encoded: EncodedText
     ids: list[str | None]
@@ -67,7 +67,7 @@ class _Progress:
 
 
 class SmppGateway:
-    """A connection to an SMPP gateway."""
+    """A gateway connection that sends messages to an SMPP gateway."""
 
     def __init__(self, config: GatewayConfig, context: GatewayContext) -> None:
         assert isinstance(config.settings, SmppSettings)
@@ -105,7 +105,7 @@ class SmppGateway:
         return result
 
     async def close(self) -> None:
-        """End the session."""
+        """End the SMPP session of the connection."""
         await self._link.close()
         if self._reports:
             await asyncio.wait(self._reports, timeout=1.0)
@@ -137,7 +137,7 @@ class SmppGateway:
                 progress.ids[index] = response_id(response.message_id, self._settings.message_ids)
                 continue
             if status in THROTTLED_STATUSES and progress.accepted and deadline - loop.time() > 2 * pause:
-                await asyncio.sleep(pause)  # the rest of a message follows soon, because the phone waits for it
+                await asyncio.sleep(pause)  # the pause is short, because a phone shows the message only when it has all parts
                 pause = min(pause * 2, 2.0)
                 continue
             return self._refused(progress, index, status)
@@ -167,7 +167,7 @@ class SmppGateway:
                 short_message=encoded.parts[index],
             )
         except TimeoutError:
-            task = asyncio.create_task(session.check())  # a gateway that does not respond at all has lost the link
+            task = asyncio.create_task(session.check())  # after a timeout, check whether the gateway responds at all
             self._reports.add(task)
             task.add_done_callback(self._reports.discard)
             raise
@@ -190,11 +190,12 @@ class SmppGateway:
             log.warning("late_response_not_recorded", gateway=self._config.name, send=report.reference)
 
     def _not_sent(self, progress: _Progress, reason: str, detail: str, status: int | None = None) -> SubmitResult:
-        """Return the result of a part that was certainly not sent. The message is doubtful if other parts were accepted."""
+        """Return the result of an attempt in which a part of the message was certainly not sent. The message is doubtful if other
+        parts were accepted."""
         return SubmitResult(_retry(progress), reason, detail, status=status)
 
     def _refused(self, progress: _Progress, index: int, status: int) -> SubmitResult:
-        """Return the result of a response with an error status."""
+        """Return the result of an attempt whose response has an error status."""
         detail = f"{pdus.status_name(status)}: {pdus.status_text(status)}"
         if len(progress.ids) > 1:
             detail = f"part {index + 1} of {len(progress.ids)}: {detail}"
@@ -206,7 +207,7 @@ class SmppGateway:
         return SubmitResult(SubmitOutcome.REJECTED, "rejected", detail, error_code=pdus.status_name(status), status=status)
 
     async def _receive(self, pdu: ReceivedPdu) -> int:
-        """Record a receipt or a reply. Return the command status of the response."""
+        """Record a receipt or a reply that the gateway sent. Return the command status of the response to it."""
         try:
             if is_receipt(pdu):
                 report = parse_receipt(pdu, self._settings.message_ids)
@@ -216,7 +217,7 @@ class SmppGateway:
                     log.warning("smpp_receipt_unknown", gateway=self._config.name, id=report.gateway_message_id, word=report.word)
             elif self._context.reply is not None:
                 received = decode_received(message_bytes(pdu), pdu.data_coding, bool(pdu.esm_class & pdus.UDH_FLAG))
-                if received.part == 1:  # the first part of a long reply stands for the reply
+                if received.part == 1:  # only the first part of a long reply is recorded, because it contains the keyword
                     await self._context.reply(self._config.id, pdu.source, received.text)
         except Exception as error:
             log.warning("smpp_delivery_not_stored", gateway=self._config.name, error=type(error).__name__)
@@ -229,7 +230,7 @@ def _retry(progress: _Progress) -> SubmitOutcome:
 
 
 def _source(sender: str, settings: SmppSettings) -> dict[str, Any]:
-    """Return the fields of a sender: a number, a short code or a name."""
+    """Return the source fields of a PDU for a sender, which is a number, a short code or a name."""
     number = sender.removeprefix("+")
     is_number = number.isdecimal()
     if not sender:

@@ -1,4 +1,5 @@
-"""The kind `smpp` in the table of the kinds. The parts that need the library are imported when the first connection is opened."""
+"""The kind `smpp` in the table of the kinds. The modules that need the library `smpplib` are imported when the first connection is
+opened."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from shortener.gateways.submission import GatewayConfig, GatewayConnection, Gate
 
 
 class _SmppKind:
-    """The kind `smpp`."""
+    """The gateway kind `smpp`."""
 
     name = "smpp"
     settings_model: type[BaseModel] = SmppSettings
@@ -24,12 +25,12 @@ class _SmppKind:
         return {**shown, "password_set": bool(settings.password), "tls_ca_set": bool(settings.tls_ca)}
 
     def target(self, settings: BaseModel) -> tuple[str, int] | None:
-        """Return host and port of the URL."""
+        """Return the host and the port of the gateway's URL."""
         assert isinstance(settings, SmppSettings)
         return settings.target
 
     def operator_values(self, settings: BaseModel) -> Mapping[str, object]:
-        """Return the URL."""
+        """Return the URL, which only the operator can change if the gateway may have a private address."""
         assert isinstance(settings, SmppSettings)
         return {"url": settings.url}
 

@@ -1,9 +1,8 @@
-"""The link of this process to an SMPP gateway: it opens the session when it is needed, and again after it has ended.
+"""This module opens the SMPP session of this process with a gateway when it is needed, and again after it has ended. All callers
+share one attempt to connect. After a failed attempt the next one waits for 1 second, then for twice as long each time, up to
+MAX_PAUSE_SECONDS. A caller whose time limit ends earlier gets the error of the previous attempt at once.
 
-All callers share one attempt to connect. After a failed attempt the next one waits for 1 second, then for twice as long each time,
-up to MAX_PAUSE_SECONDS. A caller whose time limit ends earlier gets the error of the previous attempt at once.
-
-The address guard checks every address of the host before each connection.
+The address guard checks every IP address of the host before each connection.
 """
 # Tested by tests/gateways/smpp/test_gateway.py
 
@@ -29,7 +28,8 @@ CONNECT_SECONDS = 10.0
 
 
 class LinkDown(Exception):
-    """Raised if there is no session. `reason` is a short name, and the text is for people. `status` is a command status or None."""
+    """Raised if no session with the gateway could be opened. `reason` is a short name of the cause, and the text explains it.
+    `status` is an SMPP command status or None."""
 
     def __init__(self, reason: str, detail: str, status: int | None = None) -> None:
         super().__init__(detail)
@@ -38,7 +38,8 @@ class LinkDown(Exception):
 
 
 class SmppLink:
-    """A link. `receives`: the session also receives receipts and messages of people (transceiver)."""
+    """The connection of this process to an SMPP gateway, with at most one session. If `receives` is true, the session also receives
+    receipts and replies (transceiver)."""
 
     def __init__(self, name: str, settings: SmppSettings, guard: Guard, handler: DeliveryHandler, *, receives: bool) -> None:
         self._name = name
@@ -68,13 +69,13 @@ class SmppLink:
         return task.result()
 
     def keep_open(self) -> None:
-        """Open the session in the background if there is none and no pause is left."""
+        """Open the session in the background if there is none and the pause after the last failed attempt has ended."""
         is_up = self._session is not None and self._session.is_open
         if not is_up and self._connecting is None and self._next_at <= asyncio.get_running_loop().time():
             self._start()
 
     async def close(self) -> None:
-        """End the session."""
+        """End the SMPP session, and start no new one."""
         self._is_closed = True
         if self._connecting is not None:
             self._connecting.cancel()
@@ -108,7 +109,8 @@ class SmppLink:
             log.warning("smpp_link_down", gateway=self._name, error=str(error), pause=pause)
             raise
         self._failures = 0
-        self._next_at = loop.time() + FIRST_PAUSE_SECONDS  # a gateway that ends each session at once is not called in a loop
+        # The pause prevents a loop of connections to a gateway that ends each session at once.
+        self._next_at = loop.time() + FIRST_PAUSE_SECONDS
         self._session = session
         log.info("smpp_link_up", gateway=self._name)
         return session
@@ -147,7 +149,7 @@ class SmppLink:
             raise LinkDown("not_connected", str(error) or type(error).__name__) from None
 
     async def _resolve(self, host: str, port: int) -> list[str]:
-        """Return the addresses of a host that the guard permits."""
+        """Return the IP addresses of a host that the address guard permits."""
         self._guard.check_literal(host)
         with suppress(ValueError):
             return [str(ip_address(host))]

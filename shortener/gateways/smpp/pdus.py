@@ -57,12 +57,12 @@ def status_name(status: int) -> str:
 
 
 def status_text(status: int) -> str:
-    """Return the meaning of a command status for people."""
+    """Return a text that explains an SMPP command status."""
     return str(consts.DESCRIPTIONS.get(status, f"status 0x{status:X} of the gateway"))
 
 
 def build_pdu(name: str, sequence: int, status: int = OK, **fields: Any) -> bytes:
-    """Return the bytes of a PDU."""
+    """Return the bytes of a PDU with these fields."""
     pdu = smpp.make_pdu(name, client=None, sequence=sequence, **fields)
     pdu.sequence, pdu.status = sequence, status
     built: bytes = pdu.generate()
@@ -75,7 +75,7 @@ class _ReceivedDeliverSm(command.DeliverSM):  # type: ignore[misc]  # the librar
     rest = b""
 
     def _parse_string(self, field: str, data: bytes, pos: int, length: int | None = None) -> Any:
-        if data.find(b"\0", pos) < 0:  # the library would read an earlier part of the body again
+        if data.find(b"\0", pos) < 0:  # without this check, the library would read an earlier part of the body again
             raise ValueError("a text does not end")
         return super()._parse_string(field, data, pos, length)
 
@@ -84,7 +84,7 @@ class _ReceivedDeliverSm(command.DeliverSM):  # type: ignore[misc]  # the librar
 
 
 def parse_pdu(data: bytes) -> ReceivedPdu:
-    """Return a received PDU. `data` is complete. Raise PduError."""
+    """Parse the bytes of one complete PDU. Raise PduError if they are not a PDU."""
     try:
         _, code, status, sequence = struct.unpack(">LLLL", data[:HEADER_BYTES])
         name = str(command.pdu.extract_command(data))

@@ -1,4 +1,4 @@
-"""Delivery receipts of SMPP gateways: recognise a receipt, and read the id and the state of the message.
+"""This module recognises the delivery receipts of SMPP gateways, and reads the id and the state of the message from them.
 
 A receipt is a deliver_sm with the message type "delivery receipt" in its esm_class. Some gateways do not set it, so a text such as
 "id:7 sub:001 dlvrd:001 submit date:2611281200 done date:2611281200 stat:DELIVRD err:000 text:hello" is a receipt as well. The
@@ -16,11 +16,11 @@ from shortener.gateways.smpp.settings import MessageIds
 from shortener.gateways.submission import GatewayReport
 
 _MESSAGE_TYPE = 0x3C  # the bits of esm_class that contain the message type
-_RECEIPT_TYPES = (0x04, 0x20)  # delivery receipt, and intermediate delivery notification
+_RECEIPT_TYPES = (0x04, 0x20)  # the message types "delivery receipt" and "intermediate delivery notification"
 _ID = re.compile(r"\bid:\s*(\S+)", re.IGNORECASE)
 _STATE = re.compile(r"\bstat:\s*([A-Za-z]+)", re.IGNORECASE)
 _ERROR = re.compile(r"\berr:\s*([0-9A-Za-z]+)", re.IGNORECASE)
-#: The words of the values of `message_state`.
+#: The word for each value of the optional parameter `message_state`.
 _STATES = {
     0: "SCHEDULED",
     1: "ENROUTE",
@@ -41,7 +41,7 @@ def message_bytes(pdu: ReceivedPdu) -> bytes:
 
 
 def is_receipt(pdu: ReceivedPdu) -> bool:
-    """Return whether a deliver_sm is a delivery receipt, and not a message of a person."""
+    """Return whether a deliver_sm is a delivery receipt, and not a reply of a recipient."""
     if pdu.esm_class & _MESSAGE_TYPE in _RECEIPT_TYPES or RECEIPTED_MESSAGE_ID in pdu.optional:
         return True
     text = message_bytes(pdu)[:300].decode("latin-1")
@@ -49,7 +49,7 @@ def is_receipt(pdu: ReceivedPdu) -> bool:
 
 
 def parse_receipt(pdu: ReceivedPdu, message_ids: MessageIds) -> GatewayReport | None:
-    """Return the report of a receipt; None if it does not contain an id and a state."""
+    """Return the delivery report in a receipt; None if it does not contain an id and a state."""
     text = message_bytes(pdu).decode("latin-1")
     tagged = pdu.optional.get(RECEIPTED_MESSAGE_ID, b"").partition(b"\0")[0].decode("latin-1").strip()
     in_text = _ID.search(text)
@@ -76,17 +76,17 @@ def _error_code(pdu: ReceivedPdu, text: str) -> str | None:
 
 
 def response_id(text: str, message_ids: MessageIds) -> str:
-    """Return the id of a submit_sm_resp, in the notation in which it is stored and compared with the ids of receipts."""
+    """Return the message id in a submit_sm_resp, in the notation in which it is stored and compared with the ids of receipts."""
     return _decimal(text, is_hex=message_ids in ("hex_response", "hex"), is_compared=message_ids != "same")
 
 
 def receipt_id(text: str, message_ids: MessageIds) -> str:
-    """Return the id in the text of a receipt, in the notation in which it is compared with stored ids."""
+    """Return the message id in the text of a receipt, in the notation in which it is compared with stored ids."""
     return _decimal(text, is_hex=message_ids in ("hex_receipt", "hex"), is_compared=message_ids != "same")
 
 
 def _decimal(text: str, *, is_hex: bool, is_compared: bool) -> str:
-    """Return a number as decimal digits if ids are compared as numbers. Any other text stays as it is."""
+    """Return a message id as a decimal number if the gateway's ids are compared as numbers. Return any other id unchanged."""
     text = text.strip()
     if not is_compared:
         return text

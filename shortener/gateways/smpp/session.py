@@ -1,8 +1,8 @@
 """A session with an SMPP gateway: one bound connection.
 
 - At most `window` requests wait for a response. `submit` waits for a place in the window.
-- The session answers enquire_link and unbind. If nothing was received for a while, it tests the link with enquire_link. A link
-  without a response is closed.
+- The session answers enquire_link and unbind. If nothing was received for a while, it tests the connection with enquire_link. If
+  there is no response, the connection is closed.
 - Each deliver_sm is passed to a handler. Its response is sent after the handler has returned, so a receipt that could not be stored
   is delivered again by the gateway.
 - If the connection ends, all requests without a response fail with `LinkLost`. Its `was_sent` states whether the gateway may have
@@ -35,7 +35,7 @@ DeliveryHandler = Callable[[ReceivedPdu], Awaitable[int]]
 
 
 class LinkLost(Exception):
-    """Raised if the connection ended. `was_sent`: the request may have reached the gateway."""
+    """Raised if the connection ended. `was_sent` is true if the request may have reached the gateway."""
 
     def __init__(self, reason: str, *, was_sent: bool) -> None:
         super().__init__(reason)
@@ -51,7 +51,7 @@ class BindRefused(Exception):
 
 
 class SmppSession:
-    """A session. Create it with `open_session`."""
+    """A session with an SMPP gateway. Create it with `open_session`."""
 
     def __init__(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, handler: DeliveryHandler, window: int, idle: float
@@ -74,7 +74,7 @@ class SmppSession:
         return not self._closed_reason
 
     async def bind(self, command: str, timeout: float, **fields: Any) -> None:
-        """Start to read, and bind. Raise BindRefused, LinkLost or TimeoutError."""
+        """Start to read PDUs, and bind to the gateway. Raise BindRefused, LinkLost or TimeoutError."""
         self._received_at = asyncio.get_running_loop().time()
         self._tasks.append(asyncio.create_task(self._read()))
         async with asyncio.timeout(timeout):
@@ -107,7 +107,7 @@ class SmppSession:
             self._window.release()
 
     async def check(self) -> None:
-        """Test the link with enquire_link. Close the session if there is no response."""
+        """Test the connection with enquire_link. Close the session if there is no response."""
         try:
             async with asyncio.timeout(min(self._idle, MAX_ENQUIRE_SECONDS)):
                 await self._request("enquire_link")
@@ -115,7 +115,7 @@ class SmppSession:
             self._end("the gateway does not respond to enquire_link")
 
     async def close(self) -> None:
-        """Unbind and close the connection."""
+        """Send unbind, and close the connection."""
         if self.is_open:
             with suppress(TimeoutError, LinkLost):
                 async with asyncio.timeout(CLOSE_SECONDS):
@@ -137,7 +137,8 @@ class SmppSession:
         sequence = self._sequence
         data = pdus.build_pdu(command, sequence, **fields)
         future = self._pending[sequence] = asyncio.get_running_loop().create_future()
-        future.add_done_callback(lambda done: done.cancelled() or done.exception())  # the exception may have no other reader
+        # Read the exception, because asyncio logs an exception that nobody reads.
+        future.add_done_callback(lambda done: done.cancelled() or done.exception())
         self._writer.write(data)
         return future
 
@@ -154,7 +155,7 @@ class SmppSession:
                 self._received_at = asyncio.get_running_loop().time()
                 try:
                     pdu = pdus.parse_pdu(data)
-                except PduError as error:  # the next PDU begins at a known place, so the session goes on
+                except PduError as error:  # the session continues, because the length of the wrong PDU is known
                     log.warning("smpp_pdu_unreadable", error=str(error))
                     self._write(pdus.build_pdu("generic_nack", int.from_bytes(data[12:16], "big"), pdus.INVALID_LENGTH))
                 else:
@@ -182,7 +183,7 @@ class SmppSession:
             self._respond(pdu)
             if pdu.command == "unbind":
                 self._end("the gateway ended the session")
-        elif pdu.command != "alert_notification":  # this PDU has no response
+        elif pdu.command != "alert_notification":  # alert_notification has no response
             self._write(pdus.build_pdu("generic_nack", pdu.sequence, pdus.INVALID_COMMAND))
 
     async def _deliver(self, pdu: ReceivedPdu) -> None:
@@ -241,8 +242,8 @@ async def open_session(
 ) -> SmppSession:
     """Connect to the first address that accepts the connection, and bind within `timeout` seconds.
 
-    `idle` is the pause in seconds after which the link is tested. `command` is the kind of bind, and `fields` are its fields. Raise
-    OSError, TimeoutError, LinkLost or BindRefused."""
+    `idle` is the time in seconds without received data after which the connection is tested. `command` is the kind of bind, and
+    `fields` are its fields. Raise OSError, TimeoutError, LinkLost or BindRefused."""
     deadline = asyncio.get_running_loop().time() + timeout
     error: OSError = OSError("the host has no address")
     for address in addresses:

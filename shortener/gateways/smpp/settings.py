@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 DEFAULT_PORTS = {"smpp": 2775, "smpps": 3550}
-#: The notations of message ids in responses and in receipts (receipts.py).
+#: The ways in which the message ids in responses and in receipts can be written (receipts.py).
 MessageIds = Literal["same", "hex_response", "hex_receipt", "hex"]
 
 
@@ -31,7 +31,9 @@ class SmppSettings(BaseModel):
         10, ge=1, le=1000, description="Maximum number of messages without a response in the session of one process. Default: 10."
     )
     enquire_link_seconds: float = Field(
-        30.0, ge=1, le=3600, description="Pause after which the link is tested with enquire_link. Default: 30."
+        30.0, ge=1, le=3600, description=(
+            "Seconds without received data after which the connection is tested with enquire_link. Default: 30."
+        )
     )
     receipts: bool = Field(True, description="true: request a delivery receipt for each message. Default: true.")
     message_ids: MessageIds = Field(
@@ -110,7 +112,7 @@ class SmppSettings(BaseModel):
 
     @property
     def target(self) -> tuple[str, int]:
-        """Host and port."""
+        """The host and the port in the URL."""
         parts = urlsplit(self.url)
         return parts.hostname or "", parts.port or DEFAULT_PORTS[parts.scheme]
 
