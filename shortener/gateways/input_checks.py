@@ -47,8 +47,8 @@ def parse_settings(kind: str, values: Mapping[str, Any]) -> BaseModel:
 
 
 def check_customer_change(stored: StoredGateway, parsed: BaseModel, new: Mapping[str, Any]) -> None:
-    """Check a change of gateway settings that a customer makes, and not the operator. Raise ApiError if only the operator may make
-    it."""
+    """Check the new settings of a gateway that a customer changes, and not the operator. Raise ApiError if the change is not
+    permitted."""
     kind, before = KINDS[stored.config.kind], stored.config.settings
     if stored.config.allow_private:
         known = {} if isinstance(before, LostSettings) else kind.operator_values(before)

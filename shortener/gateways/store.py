@@ -205,7 +205,7 @@ class GatewayStore:
         return self._secret.encrypt(packed.decode())
 
     def _read_settings(self, row: Row[Any]) -> dict[str, Any]:
-        """Return the decrypted settings of a gateway, or LostSettings if they were encrypted with a secret that is lost
+        """Return the decrypted settings of a gateway. Return an empty dict if they were removed because their secret is lost
         (storage/secret_change.py)."""
         values: dict[str, Any] = orjson.loads(self._secret.decrypt(row.settings)) if row.settings else {}
         return values

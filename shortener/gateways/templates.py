@@ -26,7 +26,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def escaping_of(content_type: str) -> Escaping:
-    """Return the function that encodes values for a body of this media type."""
+    """Return the name of the encoding for values in a body of this media type, such as `json`."""
     kind = content_type.partition(";")[0].strip().lower()
     if kind == "application/x-www-form-urlencoded":
         return "form"
@@ -38,7 +38,7 @@ def escaping_of(content_type: str) -> Escaping:
 
 
 def _escape_xml(text: str) -> str:
-    # Other control characters are removed, because XML 1.0 cannot represent them.
+    # These control characters are replaced, because XML 1.0 cannot represent them.
     return escape(re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f]", "\ufffd", text), {'"': "&quot;", "'": "&apos;"})
 
 

@@ -31,9 +31,10 @@ class SmppSettings(BaseModel):
         10, ge=1, le=1000, description="Maximum number of messages without a response in the session of one process. Default: 10."
     )
     enquire_link_seconds: float = Field(
-        30.0, ge=1, le=3600, description=(
-            "Seconds without received data after which the connection is tested with enquire_link. Default: 30."
-        )
+        30.0,
+        ge=1,
+        le=3600,
+        description=("Seconds without received data after which the connection is tested with enquire_link. Default: 30."),
     )
     receipts: bool = Field(True, description="true: request a delivery receipt for each message. Default: true.")
     message_ids: MessageIds = Field(
