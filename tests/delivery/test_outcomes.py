@@ -31,7 +31,7 @@ def response(status: int | None, body: bytes = b"ok", error: str | None = None, 
 
 
 @pytest.mark.parametrize("status", [200, 201, 202, 204, 299])
-def test_any_2xx_status_means_delivered_by_default(status: int) -> None:
+def test_a_delivery_succeeds_after_any_2xx_status_by_default(status: int) -> None:
     assert classify_response(response(status), ANY_2XX, NOW).kind is OutcomeKind.DELIVERED
 
 
@@ -58,7 +58,7 @@ def test_a_410_response_disables_the_tracker_even_if_its_body_is_incomplete() ->
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_retry_after_sets_the_earliest_time_of_the_next_attempt(status: int) -> None:
+def test_the_retry_after_header_sets_the_earliest_time_of_the_next_attempt(status: int) -> None:
     assert classify_response(response(status, retry_after=120.0), ANY_2XX, NOW).not_before == NOW + timedelta(seconds=120)
     assert classify_response(response(status, retry_after=1e9), ANY_2XX, NOW).not_before == NOW + timedelta(hours=24)
     assert classify_response(response(status, retry_after=-3.0), ANY_2XX, NOW).not_before == NOW + timedelta(seconds=1)
@@ -66,12 +66,12 @@ def test_retry_after_sets_the_earliest_time_of_the_next_attempt(status: int) -> 
     assert classify_response(response(status, error="timeout", retry_after=120.0), ANY_2XX, NOW).not_before is not None
 
 
-def test_retry_after_is_ignored_if_the_status_is_not_429_or_503() -> None:
+def test_the_retry_after_header_is_ignored_if_the_status_is_not_429_or_503() -> None:
     assert classify_response(response(500, retry_after=120.0), ANY_2XX, NOW).not_before is None
 
 
 @pytest.mark.parametrize("error", ["timeout", "protocol_error", "too_large"])
-def test_a_status_in_the_success_set_means_delivered_even_if_the_response_is_incomplete(error: str) -> None:
+def test_a_delivery_succeeds_after_a_status_of_the_success_set_even_if_the_response_is_incomplete(error: str) -> None:
     outcome = classify_response(response(200, error=error), ANY_2XX, NOW)
     assert (outcome.kind, outcome.reason) == (OutcomeKind.DELIVERED, "success")
 
@@ -92,14 +92,14 @@ def test_a_delivery_is_retried_after_no_response_and_local_failures_do_not_count
         assert (outcome.kind, outcome.charged) == (OutcomeKind.RETRY, not is_local)
 
 
-def test_success_can_be_restricted_to_status_200() -> None:
+def test_a_tracker_can_accept_only_status_200_as_success() -> None:
     only_200 = parse_success({"statuses": "200"})
     assert classify_response(response(200), only_200, NOW).kind is OutcomeKind.DELIVERED
     assert classify_response(response(204, b""), only_200, NOW).kind is OutcomeKind.RETRY
     assert classify_response(response(201), only_200, NOW).kind is OutcomeKind.RETRY
 
 
-def test_success_can_require_a_text_in_the_body() -> None:
+def test_a_tracker_can_require_a_text_in_the_response_body_for_success() -> None:
     criteria = parse_success({"statuses": "2xx", "body_contains": "success=true;"})
     assert classify_response(response(200, b"success=true;"), criteria, NOW).kind is OutcomeKind.DELIVERED
     refused = classify_response(response(200, b"success=false;"), criteria, NOW)
@@ -107,7 +107,7 @@ def test_success_can_require_a_text_in_the_body() -> None:
     assert classify_response(response(500, b"success=true;"), criteria, NOW).kind is OutcomeKind.RETRY
 
 
-def test_a_status_in_the_success_set_means_delivered_even_if_it_is_an_error_by_default() -> None:
+def test_a_delivery_succeeds_after_an_error_status_if_the_success_set_contains_this_status() -> None:
     assert classify_response(response(302), parse_success({"statuses": "200,302"}), NOW).kind is OutcomeKind.DELIVERED
     assert classify_response(response(410), parse_success({"statuses": "410"}), NOW).kind is OutcomeKind.DELIVERED
 

@@ -178,7 +178,9 @@ def test_valid_tracker_urls_are_accepted_unchanged(url: str) -> None:
         ("http://localhost./x", "http", "localhost.", 80),
     ],
 )
-def test_a_template_has_scheme_host_and_port(url: str, scheme: str, host: str, port: int) -> None:
+def test_the_scheme_host_and_port_of_a_tracker_url_with_placeholders_are_parsed(
+    url: str, scheme: str, host: str, port: int
+) -> None:
     template = parse_template(url)
     assert (template.scheme, template.host, template.port) == (scheme, host, port)
     sent = URL(template.expand({}), encoded=True)

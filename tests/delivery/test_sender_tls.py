@@ -161,7 +161,7 @@ def test_invalid_bytes_after_the_tls_handshake_count_against_the_receiver(
     assert result.error in ("tls_error", "timeout")  # uvloop sometimes reports no error at all
 
 
-def test_all_senders_share_one_tls_context_until_the_place_of_the_authorities_changes(
+def test_all_senders_share_one_tls_context_until_the_path_of_the_certificate_authorities_changes(
     certificate: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     context = default_tls_context()

@@ -219,7 +219,9 @@ async def test_every_update_of_a_tracker_increments_its_revision(service: Servic
     assert await service.database.read(lambda connection: connection.execute(revision).scalar_one()) == 4
 
 
-async def test_conversion_url_is_stored_as_a_tracker_for_conversions(service: Service, clock: Clock) -> None:
+async def test_the_application_setting_conversion_url_is_stored_as_a_tracker_for_conversions(
+    service: Service, clock: Clock
+) -> None:
     async def put(url: str | None, fields: list[str] | None = None) -> None:
         await service.database.write(write_conversion_url, 1, url, fields, clock())
 

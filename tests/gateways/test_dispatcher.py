@@ -49,7 +49,7 @@ async def test_a_message_that_the_gateway_accepts_becomes_sent_and_its_text_is_d
     assert len(receiver.requests) == 1
 
 
-async def test_a_message_that_the_gateway_rejects_becomes_failed_with_the_reason_and_its_cost_is_returned(
+async def test_a_message_that_the_gateway_rejects_becomes_failed_with_the_reason_and_its_cost_is_refunded(
     service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver
 ) -> None:
     await service.database.write(change_balance, service.ids, 1, NOON, "test", amount=Decimal(10))
@@ -71,7 +71,7 @@ async def test_a_message_that_the_gateway_rejects_becomes_failed_with_the_reason
     assert (attempt.outcome, attempt.status, attempt.detail) == ("rejected", 400, "The number is not valid")
 
 
-async def test_a_temporary_failure_is_repeated_on_the_schedule_with_the_same_reference(
+async def test_a_message_is_sent_again_after_a_temporary_failure_on_schedule_and_with_the_same_reference(
     service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver, clock: Clock
 ) -> None:
     receiver.replies = [500, ACCEPTED]
@@ -105,7 +105,7 @@ async def test_a_message_becomes_failed_after_its_last_attempt(
     assert (stored.state, stored.reason_code) == (State.FAILED, "gateway_error")
 
 
-async def test_a_429_response_uses_no_attempt_and_lowers_the_rate(
+async def test_a_429_response_of_a_gateway_does_not_count_as_an_attempt_and_lowers_the_send_rate(
     service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver, clock: Clock
 ) -> None:
     receiver.replies = [Reply(429, b"", {"retry-after": "30"})] * 3
@@ -122,7 +122,7 @@ async def test_a_429_response_uses_no_attempt_and_lowers_the_rate(
 
 
 @pytest.mark.parametrize("policy", ["resend", "hold"])
-async def test_a_gateway_that_hangs_makes_the_message_doubtful(
+async def test_a_message_is_doubtful_if_the_gateway_does_not_respond(
     policy: str, service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver, clock: Clock
 ) -> None:
     receiver.replies = [Reply(hang=True)]
@@ -141,7 +141,7 @@ async def test_a_gateway_that_hangs_makes_the_message_doubtful(
     assert (send.text is None) == (policy == "resend")
 
 
-async def test_a_gateway_that_refuses_connections_makes_no_message_doubtful(
+async def test_a_message_is_not_doubtful_if_the_gateway_refuses_the_connection(
     service: Service, make_gateway: MakeGateway, send_messages: SendMessages
 ) -> None:
     await make_gateway("http://127.0.0.1:9/", on_doubt="hold")
@@ -151,7 +151,7 @@ async def test_a_gateway_that_refuses_connections_makes_no_message_doubtful(
     assert (send.status, send.doubtful, send.last_error) == (PENDING, False, "connection_refused")
 
 
-async def test_a_response_that_cannot_be_read_holds_the_message_whatever_the_policy(
+async def test_a_message_is_held_whenever_the_gateway_response_cannot_be_parsed(
     service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver, clock: Clock
 ) -> None:
     receiver.default_reply = Reply(200, b"<html>Welcome to the hotel</html>")
@@ -229,7 +229,7 @@ async def test_a_doubtful_message_with_a_delivery_report_is_not_sent_again(
     assert (await stored_message(service, message["message_id"])).state == state
 
 
-async def test_two_processes_hand_each_message_on_once(
+async def test_two_processes_send_each_message_to_the_gateway_once(
     service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver
 ) -> None:
     receiver.default_reply = ACCEPTED
@@ -303,7 +303,7 @@ async def test_messages_of_a_removed_gateway_become_failed(
     assert (stored.state, stored.reason_code) == (State.FAILED, "gateway_removed")
 
 
-async def test_messages_of_a_disabled_gateway_wait(
+async def test_messages_of_a_disabled_gateway_are_not_sent_until_it_is_enabled(
     service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver
 ) -> None:
     receiver.default_reply = ACCEPTED
@@ -317,7 +317,7 @@ async def test_messages_of_a_disabled_gateway_wait(
     assert (await stored_send(service)).status == SENT
 
 
-async def test_messages_of_a_disabled_application_wait_and_use_no_attempt(
+async def test_messages_of_a_disabled_application_are_not_sent_until_it_is_enabled(
     service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver, clock: Clock
 ) -> None:
     receiver.default_reply = ACCEPTED
@@ -340,7 +340,7 @@ async def test_messages_of_a_disabled_application_wait_and_use_no_attempt(
     assert (await stored_send(service)).status == SENT
 
 
-async def test_a_message_that_no_gateway_accepts_in_time_becomes_failed_and_its_text_is_deleted(
+async def test_a_message_that_the_gateway_does_not_accept_in_time_becomes_failed_and_its_text_is_deleted(
     service: Service, make_gateway: MakeGateway, send_messages: SendMessages, clock: Clock
 ) -> None:
     gateway = await make_gateway("http://127.0.0.1:9/")
@@ -357,7 +357,7 @@ async def test_a_message_that_no_gateway_accepts_in_time_becomes_failed_and_its_
     assert (stored.state, stored.reason_code) == (State.FAILED, "expired")
 
 
-async def test_a_held_message_is_given_up_and_not_refunded_after_its_validity(
+async def test_a_held_message_becomes_failed_without_a_refund_after_its_validity_period(
     service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver, clock: Clock
 ) -> None:
     await service.database.write(change_balance, service.ids, 1, NOON, "test", amount=Decimal(1))
@@ -373,7 +373,7 @@ async def test_a_held_message_is_given_up_and_not_refunded_after_its_validity(
     assert await service.database.read(read_balance, 1) == (Decimal("0.9"), "USD")
 
 
-async def test_an_attempt_that_a_stop_interrupts_is_recorded_as_doubtful(
+async def test_a_send_attempt_that_a_server_stop_interrupts_is_recorded_as_doubtful(
     service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver
 ) -> None:
     receiver.default_reply = Reply(hang=True)
@@ -386,7 +386,7 @@ async def test_an_attempt_that_a_stop_interrupts_is_recorded_as_doubtful(
     assert (send.status, send.doubtful, send.lease_until, send.last_error) == (PENDING, True, None, "interrupted")
 
 
-async def test_a_gateway_with_unusable_settings_is_a_failure_of_this_host(
+async def test_unusable_gateway_settings_count_as_a_local_failure(
     service: Service, make_gateway: MakeGateway, send_messages: SendMessages
 ) -> None:
     gateway = await make_gateway("http://127.0.0.1:9/")
@@ -399,7 +399,7 @@ async def test_a_gateway_with_unusable_settings_is_a_failure_of_this_host(
     assert (send.status, send.last_error, send.base_attempt) == (PENDING, "unusable_gateway", 1)
 
 
-async def test_a_changed_gateway_gets_further_messages_at_its_new_address(
+async def test_after_a_change_of_the_gateway_url_messages_are_sent_to_the_new_url(
     service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver
 ) -> None:
     receiver.default_reply = ACCEPTED

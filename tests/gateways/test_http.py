@@ -47,12 +47,14 @@ def response(status: int | None, body: bytes = b"", **values: Any) -> SendResult
         (504, SubmitOutcome.DOUBT, "gateway_timeout"),
     ],
 )
-def test_the_status_of_a_response_decides(status: int, outcome: SubmitOutcome, reason: str) -> None:
+def test_the_http_status_of_a_gateway_response_determines_the_outcome_of_the_send_attempt(
+    status: int, outcome: SubmitOutcome, reason: str
+) -> None:
     result = classify(settings(), response(status))
     assert (result.outcome, result.reason, result.status) == (outcome, reason, status)
 
 
-def test_a_missing_response_is_doubtful_only_if_the_request_was_sent() -> None:
+def test_a_message_without_a_gateway_response_is_doubtful_only_if_the_request_was_sent() -> None:
     assert classify(settings(), response(None, error="timeout", may_have_arrived=True)).outcome is SubmitOutcome.DOUBT
     assert classify(settings(), response(None, error="connection_reset", may_have_arrived=True)).outcome is SubmitOutcome.DOUBT
     assert classify(settings(), response(None, error="timeout")).outcome is SubmitOutcome.RETRY
@@ -82,7 +84,9 @@ VONAGE = {
         (b"", SubmitOutcome.UNREADABLE),
     ],
 )
-def test_a_value_in_the_body_decides_if_the_gateway_always_returns_200(body: bytes, outcome: SubmitOutcome) -> None:
+def test_a_value_in_the_response_body_determines_the_outcome_for_a_gateway_that_always_returns_200(
+    body: bytes, outcome: SubmitOutcome
+) -> None:
     result = classify(settings(**VONAGE), response(200, body))
     assert result.outcome is outcome
     if outcome is SubmitOutcome.ACCEPTED:
@@ -91,7 +95,7 @@ def test_a_value_in_the_body_decides_if_the_gateway_always_returns_200(body: byt
         assert (result.error_code, result.detail) == ("6", "Anti-Spam Rejection")
 
 
-def test_the_request_contains_the_encoded_values_and_basic_credentials() -> None:
+def test_a_gateway_request_contains_the_encoded_values_and_basic_credentials() -> None:
     configured = settings(
         url="https://gw.example/send?to={phone}&from={sender_id}",
         headers={"X-Id": "{message_id}"},
@@ -115,7 +119,7 @@ def test_the_request_contains_the_encoded_values_and_basic_credentials() -> None
     assert request.may_repeat
 
 
-def test_a_request_that_must_not_be_repeated_uses_its_own_connection() -> None:
+def test_a_gateway_request_that_must_not_be_repeated_uses_a_new_connection() -> None:
     request = build_request(settings(), MESSAGE, repeats=False)
     assert not request.may_repeat
     assert request.headers["Connection"] == "close"
@@ -140,12 +144,12 @@ def test_a_request_that_must_not_be_repeated_uses_its_own_connection() -> None:
         ({"unknown": 1}, "Extra inputs"),
     ],
 )
-def test_settings_that_cannot_work_are_rejected(values: dict[str, Any], reason: str) -> None:
+def test_invalid_settings_of_an_http_gateway_are_rejected(values: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValidationError, match=reason):
         settings(**values)
 
 
-def test_credentials_are_not_in_the_description_of_the_settings() -> None:
+def test_the_displayed_settings_of_an_http_gateway_contain_no_credentials() -> None:
     configured = settings(
         url="https://gw.example/send?user=S3CRET&pass={password}&to={phone}",
         headers={"Authorization": "Bearer S3CRET"},
@@ -185,7 +189,7 @@ async def close(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
         (drip(b"HTTP/1.1 100 Continue\r\n\r\n", 0.001), 2, SubmitOutcome.DOUBT, "too_large"),
     ],
 )
-async def test_a_faulty_gateway_leads_to_an_outcome_within_the_time_limit(
+async def test_a_send_attempt_to_a_faulty_gateway_ends_within_the_time_limit(
     behaviour: Behaviour, timeout: float, outcome: SubmitOutcome, reason: str
 ) -> None:
     result = await submit(behaviour, timeout)
@@ -193,7 +197,7 @@ async def test_a_faulty_gateway_leads_to_an_outcome_within_the_time_limit(
     assert result.reason == reason or outcome is SubmitOutcome.DOUBT
 
 
-async def test_the_guard_blocks_a_private_address_of_a_public_gateway() -> None:
+async def test_the_address_guard_blocks_a_gateway_that_has_a_private_address_without_permission() -> None:
     async with Sender(Guard(), user_agent="test", limit=4) as sender:
         result = await sender.send(build_request(settings(url="http://127.0.0.1:9/"), MESSAGE, repeats=True), 2)
     assert classify(settings(), result).outcome is SubmitOutcome.RETRY

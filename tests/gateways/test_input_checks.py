@@ -31,9 +31,7 @@ PRIVATE = {"url": "http://10.0.0.5/api/{account}/send", "variables": {"account":
         ({"name": "x", "options": {"a": "b"}}, "options"),
     ],
 )
-async def test_an_invalid_gateway_is_rejected_and_leaves_nothing_behind(
-    service: Service, values: dict[str, Any], field: str
-) -> None:
+async def test_an_invalid_gateway_is_rejected_and_nothing_is_stored(service: Service, values: dict[str, Any], field: str) -> None:
     before = await rows(service.database, schema.gateways)
     with pytest.raises(ApiError) as caught:
         await service.gateways.create(1, NewGateway(**values))
@@ -42,7 +40,9 @@ async def test_an_invalid_gateway_is_rejected_and_leaves_nothing_behind(
     assert await rows(service.database, schema.gateways) == before
 
 
-async def test_only_the_operator_changes_the_address_of_a_gateway_that_may_be_private(make_service: MakeService) -> None:
+async def test_only_the_operator_can_change_the_address_of_a_gateway_with_the_option_allow_private(
+    make_service: MakeService,
+) -> None:
     service = await make_service(allow_private_targets=False)
     created = await service.gateways.create(1, NewGateway(name="kannel", preset="kannel", options=KANNEL, allow_private=True))
     elsewhere = {"url": "http://10.0.0.6:6379/", "variables": {}, "headers": {}, "body": ""}
@@ -70,7 +70,7 @@ async def test_only_the_operator_changes_the_address_of_a_gateway_that_may_be_pr
         ({"success_path": "$.secret", "success_values": ["ok"]}, "success_path"),
     ],
 )
-async def test_only_the_operator_changes_what_a_gateway_that_may_be_private_requests_and_reads(
+async def test_only_the_operator_can_change_the_requests_to_a_gateway_with_the_option_allow_private(
     make_service: MakeService, changes: dict[str, Any], field: str
 ) -> None:
     service = await make_service(allow_private_targets=False)
@@ -83,7 +83,9 @@ async def test_only_the_operator_changes_what_a_gateway_that_may_be_private_requ
     await service.gateways.update(created.id, {"settings": changes}, is_operator=True)
 
 
-async def test_an_application_changes_the_credentials_of_its_gateway_that_may_be_private(make_service: MakeService) -> None:
+async def test_an_application_can_change_the_credentials_of_its_gateway_with_the_option_allow_private(
+    make_service: MakeService,
+) -> None:
     service = await make_service(allow_private_targets=False)
     created = await service.gateways.create(1, NewGateway(name="private", settings=PRIVATE, allow_private=True))
     changes = {"url": PRIVATE["url"], "variables": {"account": "a1", "token": "N3W"}, "success_statuses": "200"}
@@ -91,7 +93,9 @@ async def test_an_application_changes_the_credentials_of_its_gateway_that_may_be
     assert changed.config.settings.variables["token"] == "N3W"  # type: ignore[attr-defined]
 
 
-async def test_only_the_operator_restores_lost_settings_of_a_gateway_that_may_be_private(make_service: MakeService) -> None:
+async def test_only_the_operator_can_restore_lost_settings_of_a_gateway_with_the_option_allow_private(
+    make_service: MakeService,
+) -> None:
     service = await make_service(allow_private_targets=False)
     created = await service.gateways.create(1, NewGateway(name="private", settings=PRIVATE, allow_private=True))
     await service.database.write(lambda connection: connection.execute(schema.gateways.update().values(settings=None)))
@@ -101,7 +105,7 @@ async def test_only_the_operator_restores_lost_settings_of_a_gateway_that_may_be
     await service.gateways.update(created.id, {"settings": PRIVATE}, is_operator=True)
 
 
-async def test_stored_credentials_do_not_reach_another_address(service: Service) -> None:
+async def test_a_new_gateway_address_is_rejected_unless_the_credentials_are_set_again(service: Service) -> None:
     options = {"url": "https://gw.example/send", "token": "S3CRET"}
     created = await service.gateways.create(1, NewGateway(name="plain", preset="plain", options=options))
     with pytest.raises(ApiError) as caught:

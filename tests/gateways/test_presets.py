@@ -44,13 +44,13 @@ def form(sent: OutgoingRequest) -> dict[str, str]:
     return dict(parse_qsl((sent.body or b"").decode()))
 
 
-def test_every_preset_has_complete_settings() -> None:
+def test_every_gateway_preset_has_complete_settings() -> None:
     assert set(OPTIONS) == set(PRESETS)
     for name in PRESETS:
         settings(name)
 
 
-def test_kannel_gets_a_query_with_a_url_for_reports_in_which_its_own_placeholders_stay() -> None:
+def test_the_kannel_preset_sends_a_report_url_with_unchanged_placeholders_of_kannel() -> None:
     sent = request("kannel")
     assert sent.method == "GET"
     assert sent.url.startswith("http://127.0.0.1:13013/cgi-bin/sendsms?")
@@ -69,20 +69,20 @@ def test_kannel_gets_a_query_with_a_url_for_reports_in_which_its_own_placeholder
     assert "from" not in query(request("kannel", sender="").url)
 
 
-def test_jasmin_gets_the_text_as_hexadecimal_bytes_of_its_encoding() -> None:
+def test_the_jasmin_preset_sends_the_text_as_hexadecimal_bytes() -> None:
     assert form(request("jasmin"))["hex-content"] == "4869202620627965"
     unicode = form(request("jasmin", "Привет", "UCS-2"))
     assert (unicode["hex-content"], unicode["coding"]) == ("041f04400438043204350442", "8")
 
 
-def test_twilio_gets_a_form_with_basic_credentials() -> None:
+def test_the_twilio_preset_sends_a_form_with_basic_credentials() -> None:
     sent = request("twilio")
     assert sent.url == "https://api.twilio.com/2010-04-01/Accounts/AC1/Messages.json"
     assert sent.headers["Authorization"] == "Basic QUMxOnNlY3JldA=="
     assert form(sent) == {"To": "+14085550100", "From": "Brand", "Body": "Hi & bye", "StatusCallback": REPORT_URL}
 
 
-def test_infobip_gets_its_json_with_the_reference_as_message_id() -> None:
+def test_the_infobip_preset_sends_json_with_the_reference_as_message_id() -> None:
     sent = request("infobip", 'say "hi"\n')
     assert sent.headers["Authorization"] == "App key"
     [message] = json.loads(sent.body or b"")["messages"]
@@ -91,7 +91,7 @@ def test_infobip_gets_its_json_with_the_reference_as_message_id() -> None:
     assert message["webhooks"]["delivery"]["url"] == REPORT_URL
 
 
-def test_vonage_gets_the_type_of_the_text() -> None:
+def test_the_vonage_preset_sends_the_type_of_the_text() -> None:
     assert form(request("vonage"))["type"] == "text"
     assert form(request("vonage", "Привет", "UCS-2"))["type"] == "unicode"
 
@@ -157,7 +157,7 @@ ACCEPTED, REJECTED, RETRY, UNREADABLE = (
         ("plain", 422, '{"error":"bad number"}', REJECTED, None, "bad number"),
     ],
 )
-def test_the_responses_of_each_gateway_are_understood(
+def test_each_gateway_preset_parses_the_responses_of_its_gateway(
     preset: str, status: int, body: str, outcome: SubmitOutcome, gateway_id: str | None, detail: str | None
 ) -> None:
     result = classify(settings(preset), SendResult(status, body.encode(), None, "", 1))
@@ -184,7 +184,7 @@ def test_the_responses_of_each_gateway_are_understood(
         ("plain", {}, {"id": "x1", "status": "DELIVERED"}, "DELIVERED", "x1"),
     ],
 )
-def test_the_reports_of_each_gateway_are_understood(
+def test_each_gateway_preset_parses_the_delivery_reports_of_its_gateway(
     preset: str, parameters: dict[str, Any], data: Any, word: str, gateway_id: str | None
 ) -> None:
     [report] = read_reports(settings(preset), parameters, data, None, NOON)
@@ -199,6 +199,6 @@ def test_the_reports_of_each_gateway_are_understood(
         ("kannel", {"username": "u", "password": "p", "pasword": "p"}, "has no option pasword"),
     ],
 )
-def test_incomplete_options_are_rejected(name: str, options: dict[str, str], reason: str) -> None:
+def test_a_gateway_preset_with_missing_or_unknown_options_is_rejected(name: str, options: dict[str, str], reason: str) -> None:
     with pytest.raises(PresetError, match=reason):
         build_settings(name, options)

@@ -18,7 +18,7 @@ from tests.gateways.sending import PENDING, SENT
 NOW = to_ms(NOON)
 
 
-async def test_a_claim_takes_due_messages_once_and_counts_the_attempt(
+async def test_the_claim_query_returns_each_due_message_once_and_counts_the_send_attempt(
     service: Service, make_gateway: MakeGateway, send_messages: SendMessages
 ) -> None:
     gateway = await make_gateway()
@@ -35,7 +35,7 @@ async def test_a_claim_takes_due_messages_once_and_counts_the_attempt(
     assert {claim.attempt for claim in third} == {2}
 
 
-async def test_an_outcome_is_written_only_by_the_owner_of_the_claim(
+async def test_the_outcome_of_a_send_attempt_is_stored_only_for_the_process_that_claimed_the_message(
     service: Service, make_gateway: MakeGateway, send_messages: SendMessages
 ) -> None:
     gateway = await make_gateway()
@@ -55,7 +55,7 @@ async def test_an_outcome_is_written_only_by_the_owner_of_the_claim(
     assert (row.status, row.text, row.doubtful) == (SENT, None, False)
 
 
-async def test_gateways_without_pending_messages_are_left_out(
+async def test_gateways_without_pending_messages_are_not_examined(
     service: Service, make_gateway: MakeGateway, send_messages: SendMessages
 ) -> None:
     gateway = await make_gateway()
@@ -65,7 +65,7 @@ async def test_gateways_without_pending_messages_are_left_out(
     assert (state.id, state.is_due(NOW), state.is_due(NOW - 1), state.in_flight) == (gateway.id, True, False, 0)
 
 
-async def test_the_search_for_due_messages_uses_the_partial_index(service: Service) -> None:
+async def test_the_query_for_due_messages_uses_the_partial_index(service: Service) -> None:
     if service.database.dialect != "sqlite":
         return
 

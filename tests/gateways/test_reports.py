@@ -31,7 +31,7 @@ async def gateway_id(service: Service) -> int:
 
 
 @pytest.mark.parametrize("by", ["reference", "gateway_message_id", "message_id"])
-async def test_a_report_finds_its_message_by_each_of_its_ids(service: Service, message: str, by: str) -> None:
+async def test_a_gateway_report_can_identify_its_message_by_any_of_three_ids(service: Service, message: str, by: str) -> None:
     reference = encode((await stored_send(service)).id)
     ids = {"reference": reference, "gateway_message_id": "gw-1", "message_id": message}
     report = GatewayReport("DELIVRD", at=NOON, error_code="000", description="ok", price="0.01", **{by: ids[by]})
@@ -41,7 +41,7 @@ async def test_a_report_finds_its_message_by_each_of_its_ids(service: Service, m
     assert str(stored.mt_price) == "0.01"
 
 
-async def test_a_gateway_cannot_report_about_a_message_of_another_gateway(
+async def test_a_gateway_cannot_report_the_delivery_of_a_message_of_another_gateway(
     service: Service, message: str, make_gateway: MakeGateway
 ) -> None:
     other = await make_gateway("http://127.0.0.1:9/", name="other")
@@ -51,7 +51,7 @@ async def test_a_gateway_cannot_report_about_a_message_of_another_gateway(
     assert (await stored_message(service, message)).state == State.SENT
 
 
-async def test_own_words_of_a_gateway_are_translated(service: Service, message: str) -> None:
+async def test_status_words_in_gateway_reports_are_mapped_to_message_states(service: Service, message: str) -> None:
     gateway, reference = await gateway_id(service), encode((await stored_send(service)).id)
     states = {"4": "-", "1": "DELIVERED"}
     assert await service.gateway_reports.record(gateway, GatewayReport("4", reference=reference), states)
@@ -60,13 +60,13 @@ async def test_own_words_of_a_gateway_are_translated(service: Service, message: 
     assert (await stored_message(service, message)).state == State.DELIVERED
 
 
-async def test_an_unknown_word_changes_nothing(service: Service, message: str) -> None:
+async def test_a_gateway_report_with_an_unknown_status_word_changes_nothing(service: Service, message: str) -> None:
     report = GatewayReport("17", reference=encode((await stored_send(service)).id))
     assert not await service.gateway_reports.record(await gateway_id(service), report)
     assert (await stored_message(service, message)).state == State.SENT
 
 
-async def test_a_report_that_is_faster_than_the_response_waits_for_it(
+async def test_a_gateway_report_that_arrives_before_the_send_response_is_applied_after_the_response(
     service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver
 ) -> None:
     receiver.default_reply = Reply(200, b'{"id":"gw-1"}')
@@ -78,7 +78,7 @@ async def test_a_report_that_is_faster_than_the_response_waits_for_it(
     assert await early
 
 
-async def test_a_report_settles_a_held_message(
+async def test_a_delivery_report_for_a_held_message_ends_the_hold(
     service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver
 ) -> None:
     receiver.default_reply = Reply(hang=True)

@@ -42,7 +42,7 @@ async def simulate(**settings: Any) -> tuple[SubmitResult, list[GatewayReport]]:
 @pytest.mark.parametrize(
     ("settings", "word"), [({}, "DELIVERED"), ({"report": "EXPIRED"}, "EXPIRED"), ({"undelivered": 1}, "FAILED")]
 )
-async def test_an_accepted_message_is_reported(settings: dict[str, Any], word: str) -> None:
+async def test_the_simulator_reports_the_delivery_of_an_accepted_message(settings: dict[str, Any], word: str) -> None:
     result, [report] = await simulate(**settings)
     assert (result.outcome, result.gateway_message_id) == (SubmitOutcome.ACCEPTED, "sim-0abc")
     assert (report.word, report.reference) == (word, "0abc")
@@ -59,7 +59,7 @@ async def test_an_accepted_message_is_reported(settings: dict[str, Any], word: s
         ({"report": "none"}, SubmitOutcome.ACCEPTED),
     ],
 )
-async def test_the_simulator_fails_as_its_settings_say(settings: dict[str, Any], outcome: SubmitOutcome) -> None:
+async def test_the_simulator_causes_the_failures_that_its_settings_define(settings: dict[str, Any], outcome: SubmitOutcome) -> None:
     result, reports = await simulate(**settings)
     assert result.outcome is outcome
     assert reports == []

@@ -17,7 +17,7 @@ from tests.factory import rows
 KANNEL = {"url": "http://10.0.0.5:13013/cgi-bin/sendsms", "username": "user", "password": "S3CRET"}
 
 
-async def test_credentials_are_encrypted_and_never_shown(service: Service) -> None:
+async def test_gateway_credentials_are_encrypted_and_never_shown(service: Service) -> None:
     created = await service.gateways.create(1, NewGateway(name="kannel", preset="kannel", options=KANNEL))
     [stored] = [row for row in await rows(service.database, schema.gateways) if row.id == created.id]
     assert "S3CRET" not in str(stored)
@@ -25,7 +25,7 @@ async def test_credentials_are_encrypted_and_never_shown(service: Service) -> No
     assert created.config.settings.variables["password"] == "S3CRET"  # type: ignore[attr-defined]
 
 
-async def test_a_private_address_needs_the_permission_of_the_operator(make_service: MakeService) -> None:
+async def test_a_gateway_with_a_private_address_requires_the_permission_of_the_operator(make_service: MakeService) -> None:
     service = await make_service(allow_private_targets=False)
     with pytest.raises(ApiError) as caught:
         await service.gateways.create(1, NewGateway(name="kannel", preset="kannel", options=KANNEL))
@@ -38,7 +38,7 @@ async def test_a_private_address_needs_the_permission_of_the_operator(make_servi
     assert caught.value.code is ErrorCode.FORBIDDEN_TARGET
 
 
-async def test_a_name_can_be_used_again_after_its_gateway_was_removed(service: Service) -> None:
+async def test_the_name_of_a_removed_gateway_can_be_used_again(service: Service) -> None:
     first = await service.gateways.create(1, NewGateway(name="sim", kind="simulator"))
     with pytest.raises(ApiError) as caught:
         await service.gateways.create(1, NewGateway(name="sim", kind="simulator"))
@@ -51,7 +51,7 @@ async def test_a_name_can_be_used_again_after_its_gateway_was_removed(service: S
     assert caught.value.code is ErrorCode.NOT_FOUND
 
 
-async def test_a_change_keeps_other_settings_and_credentials(service: Service) -> None:
+async def test_an_update_of_a_gateway_keeps_its_other_settings_and_credentials(service: Service) -> None:
     created = await service.gateways.create(1, NewGateway(name="kannel", preset="kannel", options=KANNEL))
     changed = await service.gateways.update(
         created.id, {"settings": {"success_statuses": "200-299"}, "timeout": 3, "rotate_report_key": True}
@@ -80,7 +80,7 @@ async def test_only_the_operator_selects_a_gateway_of_the_installation(service: 
     assert application.gateway is None
 
 
-async def test_a_request_may_name_the_simulator_and_own_gateways_but_no_other_gateway_of_the_installation(service: Service) -> None:
+async def test_a_request_may_select_the_simulator_and_gateways_of_its_application_but_no_shared_gateway(service: Service) -> None:
     await service.gateways.create(ALL_APPLICATIONS, NewGateway(name="shared", kind="simulator"))
     await service.gateways.create(1, NewGateway(name="own", kind="simulator"))
     await service.directory.refresh()

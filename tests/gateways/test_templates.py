@@ -13,7 +13,7 @@ from shortener.gateways.templates import Escaping, check_path, escaping_of, fill
 NASTY = 'a&b=c "quoted" \\ {phone} <tag> é😀\r\nX-Injected: 1\t%41+ \' \x00#?/'
 
 
-def test_a_value_in_a_query_is_one_parameter_whatever_it_contains() -> None:
+def test_a_value_in_the_query_of_a_gateway_url_stays_one_parameter_whatever_it_contains() -> None:
     url = fill("https://gw.example/{text}/send?to={phone}&text={text}&x=1#f", {"text": NASTY, "phone": "+14085550100"}, "url")
     parts = urlsplit(url)
     assert dict(parse_qsl(parts.query)) == {"to": "+14085550100", "text": NASTY, "x": "1"}
@@ -21,35 +21,35 @@ def test_a_value_in_a_query_is_one_parameter_whatever_it_contains() -> None:
     assert parts.path.count("/") == 2
 
 
-def test_a_value_in_a_form_is_one_parameter_whatever_it_contains() -> None:
+def test_a_value_in_a_gateway_form_stays_one_parameter_whatever_it_contains() -> None:
     assert dict(parse_qsl(fill("a={text}&b=2", {"text": NASTY}, "form"))) == {"a": NASTY, "b": "2"}
 
 
-def test_a_value_in_json_is_one_string_whatever_it_contains() -> None:
+def test_a_value_in_a_gateway_json_body_stays_one_string_whatever_it_contains() -> None:
     assert json.loads(fill('{"a":"{text}","b":{"c":"x {text}"}}', {"text": NASTY}, "json")) == {
         "a": NASTY,
         "b": {"c": f"x {NASTY}"},
     }
 
 
-def test_a_value_in_xml_is_one_text_whatever_it_contains() -> None:
+def test_a_value_in_a_gateway_xml_body_stays_one_text_whatever_it_contains() -> None:
     document = ElementTree.fromstring(fill('<m to="{text}"><t>{text}</t></m>', {"text": NASTY}, "xml"))
     text = document.findtext("t")
     assert text is not None
     assert text.replace("\n", "") == NASTY.replace("\x00", "\ufffd").replace("\r\n", "")
 
 
-def test_a_value_in_a_header_cannot_end_the_line() -> None:
+def test_a_value_in_a_gateway_header_cannot_end_the_header_line() -> None:
     filled = fill("Bearer {text}", {"text": NASTY}, "header")
     assert "\r" not in filled
     assert "\n" not in filled
 
 
-def test_a_placeholder_inside_a_value_stays_text() -> None:
+def test_a_placeholder_inside_an_inserted_value_is_not_replaced() -> None:
     assert fill("{a}{b}", {"a": "{b}", "b": "1"}, "none") == "{b}1"
 
 
-def test_parameters_without_a_value_are_left_out() -> None:
+def test_url_and_form_parameters_whose_placeholder_has_no_value_are_left_out() -> None:
     values = {"a": "", "b": "1"}
     assert fill("https://gw.example/?from={a}&to={b}&fixed=&x={a}", values, "url") == "https://gw.example/?to=1&fixed="
     assert fill("from={a}&to={b}", values, "form") == "to=1"
@@ -66,11 +66,11 @@ def test_parameters_without_a_value_are_left_out() -> None:
         ("text/plain", "none"),
     ],
 )
-def test_the_content_type_decides_the_encoding(content_type: str, escaping: Escaping) -> None:
+def test_the_content_type_determines_how_values_in_a_gateway_request_are_encoded(content_type: str, escaping: Escaping) -> None:
     assert escaping_of(content_type) == escaping
 
 
-def test_unknown_placeholders_are_found() -> None:
+def test_unknown_placeholders_in_a_gateway_request_template_are_found() -> None:
     assert unknown_placeholders('{"a":"{phone}","b":"{nope}"}', {"phone": ""}) == ["nope"]
 
 
@@ -94,19 +94,19 @@ def test_unknown_placeholders_are_found() -> None:
         ("ID: {value}", b"ID: \xff\xfe", "\ufffd\ufffd"),
     ],
 )
-def test_a_path_reads_a_value_of_a_response(path: str, body: bytes, value: str | None) -> None:
+def test_a_path_setting_reads_a_value_from_a_gateway_response(path: str, body: bytes, value: str | None) -> None:
     assert read_path(check_path(path), body, parse_json(body)) == value
 
 
-def test_a_value_is_cut() -> None:
+def test_a_value_from_a_gateway_response_is_cut_at_500_characters() -> None:
     assert len(read_path("{value}", b"x" * 10_000) or "") == 500
 
 
-def test_deeply_nested_json_is_not_read() -> None:
+def test_a_gateway_response_of_deeply_nested_json_is_not_parsed() -> None:
     assert parse_json(b"[" * 100_000) is None
 
 
 @pytest.mark.parametrize("path", ["messages.0.id", "no placeholder", "{value} and {value}"])
-def test_other_paths_are_rejected(path: str) -> None:
+def test_a_path_setting_of_another_form_is_rejected(path: str) -> None:
     with pytest.raises(ValueError, match="must be a path"):
         check_path(path)

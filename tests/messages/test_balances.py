@@ -59,14 +59,14 @@ async def test_two_nodes_never_overdraw_the_balance(make_service: MakeService) -
     assert await first.database.read(read_balance, 1) == (Decimal("0.05"), "USD")
 
 
-async def test_amounts_are_exact(service: Service) -> None:
+async def test_the_balance_after_many_deductions_is_exact(service: Service) -> None:
     await set_up(service, "1")
     for _ in range(3):
         await service.database.write(refund, {1: Decimal("0.1"), 99: Decimal(1)}, NOON)
     assert await service.database.read(read_balance, 1) == (Decimal("1.3"), "USD")
 
 
-async def test_changes_of_an_operator_are_listed(service: Service) -> None:
+async def test_balance_changes_by_an_operator_are_listed(service: Service) -> None:
     change = service.database.write
     await change(change_balance, service.ids, 1, NOON, "test", amount=Decimal(10), currency="eur")
     balance = await change(change_balance, service.ids, 1, NOON, "test", added=Decimal("-2.5"))
@@ -80,7 +80,7 @@ async def test_changes_of_an_operator_are_listed(service: Service) -> None:
     assert await service.database.read(read_balance, 1) is None
 
 
-async def test_unknown_applications_and_currencies_are_rejected(service: Service) -> None:
+async def test_a_balance_change_with_an_unknown_application_or_currency_is_rejected(service: Service) -> None:
     for application, currency, code in ((99, None, ErrorCode.NOT_FOUND), (1, "dollars", ErrorCode.INVALID_REQUEST)):
         with pytest.raises(ApiError) as caught:
             await service.database.write(

@@ -10,7 +10,7 @@ from shortener.messages.codes import CODE_PATTERN, MAX_BITS, MIN_BITS, Codes, co
 SALT = "q8Zp3vKs0LmXw7Rt"
 
 
-def test_a_code_of_48_bits_has_ten_characters_of_base_62() -> None:
+def test_a_link_code_of_48_bits_has_ten_characters_of_base_62() -> None:
     codes = Codes(SALT)
     minted = {codes.mint() for _ in range(1000)}
     assert len(minted) == 1000
@@ -37,7 +37,7 @@ def test_the_same_random_numbers_produce_the_same_codes() -> None:
     assert [first.mint() for _ in range(5)] == [second.mint() for _ in range(5)]
 
 
-def test_the_same_number_gets_another_code_with_another_salt() -> None:
+def test_the_same_number_is_encoded_as_another_link_code_with_another_salt() -> None:
     assert Codes(SALT, randbits=lambda _: 12345).mint() != Codes(SALT[::-1], randbits=lambda _: 12345).mint()
 
 

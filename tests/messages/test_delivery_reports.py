@@ -208,7 +208,9 @@ async def test_a_delivery_report_that_arrives_before_its_message_is_stored_waits
     assert (await stored(service)).sent_at == SENT.at
 
 
-async def test_only_a_limited_number_of_delivery_report_requests_waits_for_unknown_messages(service: Service) -> None:
+async def test_delivery_reports_of_unknown_messages_are_rejected_at_once_if_too_many_requests_wait_already(
+    service: Service,
+) -> None:
     service.delivery_reports._waiting = MAX_WAITING
     assert await service.delivery_reports.record(1, [SENT]) == [None]
     assert service.delivery_reports._waiting == MAX_WAITING

@@ -12,12 +12,12 @@ from tests.conftest import NOON
 from tests.messages.rewriting import LIMITS, Hosts, application, item, only, reason, rejection
 
 
-def test_a_link_creates_an_event_for_every_click_if_it_is_from_trackurl_or_by_application_setting() -> None:
+def test_a_trackurl_directive_or_an_application_setting_causes_an_event_for_every_click_on_a_link() -> None:
     assert only(item('#trackurl("https://x.example/","sale")')).plan.links[0].every_click
     assert only(item(), application=application(click_events="every")).plan.links[0].every_click
 
 
-def test_the_lifetime_of_a_link_comes_from_the_request_the_application_or_the_installation() -> None:
+def test_the_request_the_application_or_the_installation_sets_the_lifetime_of_a_link() -> None:
     def expires_at(planned_item: RewriteItem, **settings: Any) -> datetime:
         return from_ms(only(planned_item, application=application(**settings)).plan.expires_at)
 

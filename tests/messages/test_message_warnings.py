@@ -84,7 +84,7 @@ def test_a_plain_url_in_a_text_without_directives_causes_a_warning() -> None:
     assert all_warnings('#track("https://y.example/") or https://x.example/', "directives") == []
 
 
-def test_urls_after_the_first_one_cause_a_warning_in_the_mode_first_url() -> None:
+def test_urls_after_the_first_url_cause_a_warning_in_the_track_mode_first_url() -> None:
     reason = "is not tracked: `track` is first_url and"
     assert all_warnings("x.com y.com", "first_url") == [f"position 6: y.com {reason} only the first URL is"]
     (warning,) = all_warnings('#track("https://y.example/") or x.com', "first_url")

@@ -14,21 +14,21 @@ PHONE = "+14085550100"
 @pytest.mark.parametrize(
     "text", ["STOP", " stop ", "Stop.", "STOP!!", "stop-all", "Unsubscribe", "opt_out", "Arrêt", "СТОП", "停止"]
 )
-def test_a_reply_that_is_a_stop_word_refuses_messages(text: str) -> None:
+def test_a_reply_that_contains_only_a_stop_word_is_recognised_as_an_opt_out(text: str) -> None:
     assert parse_reply(text) == "stop"
 
 
 @pytest.mark.parametrize("text", ["start", "UNSTOP", "Subscribe"])
-def test_a_reply_that_is_a_start_word_permits_messages(text: str) -> None:
+def test_a_reply_that_contains_only_a_start_word_is_recognised_as_an_opt_in(text: str) -> None:
     assert parse_reply(text) == "start"
 
 
 @pytest.mark.parametrize("text", ["", "please stop by tomorrow", "don't stop", "stops", "yes", "🙂", "stop " * 50, "\x00"])
-def test_other_replies_mean_nothing(text: str) -> None:
+def test_a_reply_with_any_other_text_is_neither_an_opt_out_nor_an_opt_in(text: str) -> None:
     assert parse_reply(text) is None
 
 
-async def test_a_number_is_on_the_list_of_one_application_until_it_is_removed(database: Database) -> None:
+async def test_a_phone_number_stays_on_the_opt_out_list_of_one_application_until_it_is_removed(database: Database) -> None:
     assert await database.write(add_opt_out, 1, PHONE, NOON, "STOP")
     assert not await database.write(add_opt_out, 1, PHONE, NOON, "STOP")
     assert await database.read(find_opt_outs, [(1, PHONE), (2, PHONE), (1, "+447911123456")]) == {(1, PHONE)}

@@ -198,7 +198,7 @@ def test_the_country_of_a_phone_number_equals_the_result_of_the_phonenumbers_lib
         "sender_id:EjihJOXWJE24O",
     ],
 )
-def test_a_usual_sender_id_has_no_reason_for_rejection(sender: str) -> None:
+def test_a_usual_sender_id_is_accepted_without_a_reason_for_rejection(sender: str) -> None:
     assert check_sender(sender) is None
 
 

@@ -10,7 +10,7 @@ from tests.conftest import NOON
 from tests.messages.rewriting import LIMITS, LINK, TO, item, only, plan, reason, rejection
 
 
-def test_the_plan_of_a_message_contains_its_link_and_generated_ids() -> None:
+def test_the_rewrite_plan_of_a_message_contains_its_link_and_generated_ids() -> None:
     message = only(item(f"see {LINK}"))
     (link,) = message.plan.links
     assert (link.span.start, link.destination.url, link.every_click) == (4, "https://x.example/", False)
@@ -19,7 +19,7 @@ def test_the_plan_of_a_message_contains_its_link_and_generated_ids() -> None:
     assert from_ms(message.plan.expires_at) == NOON + LIMITS.link_ttl
 
 
-def test_all_recipients_of_one_message_share_the_plan_and_the_request_id() -> None:
+def test_all_recipients_of_one_message_share_the_rewrite_plan_and_the_request_id() -> None:
     first, second = plan(item(to=(TO, "+14085550101"))).messages
     assert first.plan is second.plan
     assert first.request_id == second.request_id

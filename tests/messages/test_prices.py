@@ -13,7 +13,7 @@ from shortener.storage.database import Database
 from tests.conftest import NOON
 
 
-async def test_the_longest_prefix_decides_and_own_prices_come_first(database: Database) -> None:
+async def test_the_price_of_the_longest_prefix_applies_and_prices_of_the_application_have_priority(database: Database) -> None:
     await database.write(create_application, "default", NOON)
     for application, prefix, price in (
         (0, "default", "0.10"),
@@ -33,12 +33,12 @@ async def test_the_longest_prefix_decides_and_own_prices_come_first(database: Da
     }
 
 
-async def test_numbers_without_a_price_are_missing(database: Database) -> None:
+async def test_find_prices_returns_no_price_for_a_phone_number_without_a_matching_prefix(database: Database) -> None:
     await database.write(set_price, 0, "44", Decimal("0.04"))
     assert await database.read(find_prices, [(1, "+14085550100")]) == {}
 
 
-async def test_a_price_is_replaced_listed_and_removed(database: Database) -> None:
+async def test_the_price_of_a_phone_number_prefix_is_replaced_listed_and_removed(database: Database) -> None:
     await database.write(set_price, 0, "44", Decimal("0.04"))
     await database.write(set_price, 0, "44", Decimal("0.05000001"))
     assert await database.read(list_prices) == [{"application_id": 0, "prefix": "44", "price": Decimal("0.05000001")}]

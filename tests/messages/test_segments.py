@@ -79,7 +79,7 @@ def test_the_segment_count_equals_a_count_character_by_character(text: str) -> N
     assert count_segments(text) == count_slowly(text)
 
 
-def test_characters_left_is_the_room_in_the_last_segment() -> None:
+def test_the_field_characters_left_is_the_number_of_characters_that_fit_into_the_last_segment() -> None:
     assert characters_left("") == 160
     assert characters_left("x" * 159) == 1
     assert characters_left("x" * 161) == 2 * 153 - 161

@@ -30,7 +30,7 @@ def item(**fields: Any) -> RewriteItem:
     return RewriteItem(**{"to": TO, "body": 'Hi #track("https://shop.example/")', "gateway": "simulator", **fields})
 
 
-async def test_the_queued_text_is_the_rewritten_text(service: Service) -> None:
+async def test_the_text_that_is_queued_for_the_gateway_is_the_rewritten_text(service: Service) -> None:
     messages = await rewrite(service, item())
     sends = sorted(await rows(service.database, schema.sends), key=lambda row: row.id)
     assert [send.text for send in sends] == [message["body"] for message in messages]
@@ -59,7 +59,7 @@ async def test_a_request_that_the_balance_does_not_cover_stores_nothing_and_dedu
     assert await service.database.read(read_balance, 1) == (Decimal("0.03"), "USD")
 
 
-async def test_the_cost_is_that_of_all_segments_and_becomes_the_price_of_the_message(service: Service) -> None:
+async def test_the_cost_of_a_message_is_the_price_of_all_its_segments_and_is_stored_as_mt_price(service: Service) -> None:
     await service.database.write(set_price, 0, "1", Decimal("0.02"))
     [first, _] = await rewrite(service, item(body="x" * 161))
     assert (first["segments"], first["cost"]) == (2, "0.04")

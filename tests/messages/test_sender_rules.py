@@ -29,7 +29,7 @@ BODY = 'see #track("https://x.example/a")'
         ("1x", "US", None),
     ],
 )
-def test_the_rules_for_a_name_as_a_sender_depend_on_the_country(sender: str, country: str | None, problem: str | None) -> None:
+def test_the_rules_for_an_alphanumeric_sender_depend_on_the_country(sender: str, country: str | None, problem: str | None) -> None:
     found = country_problem(sender, country)
     assert (problem is None and found is None) or (problem is not None and found is not None and problem in found)
 

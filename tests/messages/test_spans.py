@@ -19,7 +19,9 @@ def texts(body: str, found: list[Span] | None) -> list[str]:
     ("track", "expected"),
     [("directives", [DIRECTIVE]), ("first_url", [DIRECTIVE]), ("all_urls", ["www.a.com", DIRECTIVE, "b.com/x"])],
 )
-def test_the_track_mode_decides_which_plain_urls_are_found_in_addition_to_directives(track: TrackMode, expected: list[str]) -> None:
+def test_the_track_mode_determines_which_plain_urls_become_links_in_addition_to_directives(
+    track: TrackMode, expected: list[str]
+) -> None:
     body = f"www.a.com {DIRECTIVE} b.com/x"
     assert texts(body, find_spans(body, track)) == expected
 
@@ -32,7 +34,7 @@ def test_a_url_inside_a_track_directive_is_not_detected_a_second_time_as_a_plain
     assert len(find_spans(f"x {DIRECTIVE}", "all_urls")) == 1
 
 
-def test_replacements_of_spans_are_not_scanned_for_further_spans() -> None:
+def test_text_that_replaces_a_url_is_not_searched_for_further_urls() -> None:
     body = 'a #track("https://u.example") b #track("https://v.example")c'
     assert replace_spans(body, find_spans(body, "directives"), ['#track("w")', "2"]) == 'a #track("w") b 2c'
     assert replace_spans("x\r\n\0", [], []) == "x\r\n\0"
@@ -46,7 +48,7 @@ def test_replace_spans_rejects_a_number_of_replacements_that_differs_from_the_nu
 # Search for the spans of stored links
 
 
-def test_stored_links_are_located_at_the_spans_that_they_replaced() -> None:
+def test_stored_links_are_located_at_the_positions_of_the_urls_that_they_replaced() -> None:
     body = f'{URL} #track("{URL}") #trackurl("{URL}","sale") #track("https://ü.example/")'
     links = [(URL, None), (URL, "sale"), ("https://xn--tda.example/", None)]
     assert locate_spans(body, "directives", links) == find_spans(body, "directives")

@@ -296,7 +296,7 @@ def test_a_domain_in_capitals_or_with_a_short_first_label_is_detected(host: str)
         ("https://1️⃣.example/a", "1️⃣"),
     ],
 )
-def test_text_attached_to_a_url_is_not_a_part_of_it(url: str, after: str) -> None:
+def test_text_attached_to_a_url_is_not_a_part_of_the_detected_url(url: str, after: str) -> None:
     assert detect(f"Go to {url}{after}")[0] == url
 
 

@@ -190,7 +190,7 @@ async def test_the_idempotency_key_of_an_invalid_request_can_be_used_again(write
     assert len(await writer.respond(plan(item(), key="key"))) == 1
 
 
-async def test_messages_whose_tracking_fields_track_and_type_are_equal_share_a_conversion_process_and_a_cohort(
+async def test_messages_with_the_same_tracking_values_share_a_conversion_process_and_a_cohort(
     writer: Writer, database: Database
 ) -> None:
     pin: dict[str, Any] = {"tracking": ("SMS", "One_Time_Pin")}
@@ -200,7 +200,7 @@ async def test_messages_whose_tracking_fields_track_and_type_are_equal_share_a_c
     assert cohorts[0] == cohorts[1] != cohorts[2]
 
 
-async def test_a_transaction_with_a_code_that_exists_is_rejected(writer: Writer, database: Database) -> None:
+async def test_a_rewrite_transaction_that_contains_an_existing_link_code_is_rejected(writer: Writer, database: Database) -> None:
     writer.codes = ["same", "same"]
     await writer.respond(plan(item()))
     with pytest.raises(IntegrityError):

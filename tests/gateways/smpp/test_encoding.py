@@ -20,7 +20,7 @@ def joined(text: str) -> str:
 
 
 @given(TEXTS)
-def test_parts_join_to_the_text_and_are_as_many_as_the_segments_that_are_priced(text: str) -> None:
+def test_the_parts_of_a_long_sms_join_to_its_text_and_their_number_equals_the_number_of_priced_segments(text: str) -> None:
     encoded = encode_parts(text, "reference")
     assert joined(text) == text
     assert len(encoded.parts) == count_segments(text).segments
@@ -35,11 +35,11 @@ def test_a_text_of_the_default_alphabet_has_data_coding_0_and_escaped_extension_
     )
 
 
-def test_any_other_text_is_ucs2_with_surrogate_pairs() -> None:
+def test_a_text_outside_the_default_alphabet_is_encoded_as_ucs2_with_surrogate_pairs() -> None:
     assert encode_parts("Привет 😀", "r") == (8, ["Привет 😀".encode("utf-16-be")], False)
 
 
-def test_a_long_text_has_headers_with_one_reference_number_and_the_numbers_of_the_parts() -> None:
+def test_the_parts_of_a_long_sms_have_headers_with_the_same_reference_number_and_a_part_number() -> None:
     encoded = encode_parts("x" * 161, "r1")
     first, second = encoded.parts
     assert (len(first), len(second)) == (6 + 153, 6 + 8)
@@ -50,13 +50,13 @@ def test_a_long_text_has_headers_with_one_reference_number_and_the_numbers_of_th
 
 
 @pytest.mark.parametrize("text", ["x" * 152 + "€" + "y" * 10, "я" * 66 + "😀" + "я" * 10])
-def test_an_extension_character_and_a_surrogate_pair_are_not_divided(text: str) -> None:
+def test_an_extension_character_and_a_surrogate_pair_are_not_divided_between_two_sms_parts(text: str) -> None:
     encoded = encode_parts(text, "r")
     parts = [decode_received(part, encoded.data_coding, True).text for part in encoded.parts]
     assert "".join(parts) == text
 
 
-def test_a_text_with_more_than_255_parts_is_refused() -> None:
+def test_a_text_with_more_than_255_sms_parts_is_rejected() -> None:
     with pytest.raises(ValueError, match="256 SMS"):
         encode_parts("x" * 153 * 256, "r")
 
@@ -76,7 +76,7 @@ def test_a_text_with_more_than_255_parts_is_refused() -> None:
         (b"\xd8", 8, False, "�", 1),
     ],
 )
-def test_received_short_messages_are_decoded_whatever_their_bytes(
+def test_received_smpp_messages_with_any_bytes_are_decoded(
     data: bytes, coding: int, has_header: bool, text: str, part: int
 ) -> None:
     assert decode_received(data, coding, has_header) == (text, part)

@@ -76,7 +76,7 @@ def message(text: str = "hello", reference: str = "r1", sender: str = "Brand") -
     return OutgoingMessage(reference, f"m-{reference}", "+14085550100", text, sender, "GSM-7", 1, "https://go.example/r")
 
 
-async def test_a_message_is_submitted_with_its_addresses_and_its_id_is_returned(records: Records) -> None:
+async def test_the_smpp_gateway_submits_a_message_with_its_addresses_and_returns_the_id_from_the_smsc(records: Records) -> None:
     async with running_smsc() as smsc, connected(smsc, records) as gateway:
         result = await gateway.submit(message(), TIMEOUT)
         assert (result.outcome, result.status) == (ACCEPTED, 0)
@@ -94,7 +94,7 @@ async def test_a_message_is_submitted_with_its_addresses_and_its_id_is_returned(
     ("sender", "address", "ton", "npi"),
     [("18775550100", b"18775550100", 1, 1), ("+18775550100", b"18775550100", 1, 1), ("12345", b"12345", 3, 1), ("", b"", 0, 0)],
 )
-async def test_the_type_of_a_sender_follows_from_its_form(
+async def test_the_smpp_address_type_of_a_sender_depends_on_the_form_of_the_sender(
     records: Records, sender: str, address: bytes, ton: int, npi: int
 ) -> None:
     async with running_smsc() as smsc, connected(smsc, records) as gateway:
@@ -109,7 +109,7 @@ async def test_a_sender_that_smpp_cannot_represent_is_rejected_without_a_request
     assert smsc.submitted == []
 
 
-async def test_a_long_text_is_sent_in_parts_and_only_the_last_part_requests_a_receipt(records: Records) -> None:
+async def test_a_long_text_is_sent_in_parts_and_only_the_last_part_requests_a_delivery_receipt(records: Records) -> None:
     async with running_smsc() as smsc, connected(smsc, records) as gateway:
         result = await gateway.submit(message("я" * 150), TIMEOUT)
     assert [pdu.esm_class for pdu in smsc.submitted] == [0x40] * 3
@@ -129,7 +129,7 @@ async def test_a_throttled_message_is_retried_and_lowers_the_rate_of_the_gateway
     ("status", "outcome", "reason"),
     [(0x0B, REJECTED, "rejected"), (0x45, REJECTED, "rejected"), (0x08, RETRY, "gateway_error"), (0x64, RETRY, "gateway_error")],
 )
-async def test_an_error_status_rejects_a_message_unless_it_is_temporary(
+async def test_an_smpp_error_status_rejects_a_message_unless_the_status_is_temporary(
     records: Records, status: int, outcome: SubmitOutcome, reason: str
 ) -> None:
     async with running_smsc(decide=lambda pdu: status) as smsc, connected(smsc, records) as gateway:
@@ -138,19 +138,19 @@ async def test_an_error_status_rejects_a_message_unless_it_is_temporary(
     assert "ESME_R" in result.detail
 
 
-async def test_the_setting_retry_statuses_makes_an_error_temporary(records: Records) -> None:
+async def test_a_message_is_retried_after_an_smpp_error_in_the_setting_retry_statuses(records: Records) -> None:
     async with running_smsc(decide=lambda pdu: 0x45) as smsc, connected(smsc, records, retry_statuses="0x45, 1025") as gateway:
         assert (await gateway.submit(message(), TIMEOUT)).outcome is RETRY
 
 
-async def test_a_throttled_part_is_repeated_and_the_accepted_parts_are_not(records: Records) -> None:
+async def test_a_throttled_part_of_a_long_message_is_sent_again_and_accepted_parts_are_not(records: Records) -> None:
     statuses = iter([0, 0x58, 0x58, 0, 0])
     async with running_smsc(decide=lambda pdu: next(statuses)) as smsc, connected(smsc, records) as gateway:
         assert (await gateway.submit(message("x" * 400), TIMEOUT)).outcome is ACCEPTED
     assert [pdu.short_message[5] for pdu in smsc.submitted] == [1, 2, 2, 2, 3]
 
 
-async def test_the_next_attempt_does_not_repeat_parts_that_were_accepted(records: Records) -> None:
+async def test_the_next_attempt_does_not_repeat_accepted_parts_of_a_long_message(records: Records) -> None:
     async with running_smsc() as smsc, connected(smsc, records) as gateway:
         smsc.decide = lambda pdu: 0 if pdu.short_message[5] == 1 else 0x08
         first = await gateway.submit(message("x" * 400), TIMEOUT)
@@ -175,7 +175,9 @@ async def test_a_message_without_a_response_is_doubtful_and_a_late_response_prev
     assert len(smsc.submitted) == 1
 
 
-async def test_messages_in_the_window_of_a_dropped_link_are_doubtful_and_the_others_are_not(records: Records) -> None:
+async def test_if_an_smpp_connection_drops_only_messages_that_were_submitted_without_a_response_are_doubtful(
+    records: Records,
+) -> None:
     async with running_smsc(decide=lambda pdu: None) as smsc, connected(smsc, records, window=3) as gateway:
         attempts = [asyncio.create_task(gateway.submit(message(reference=f"r{index}"), 2.0)) for index in range(5)]
         await smsc.wait_for(lambda: len(smsc.submitted) == 3)
@@ -191,7 +193,7 @@ async def test_messages_in_the_window_of_a_dropped_link_are_doubtful_and_the_oth
     assert len(smsc.binds) >= 2
 
 
-async def test_the_window_limits_the_requests_without_a_response(records: Records) -> None:
+async def test_the_smpp_window_limits_the_number_of_requests_without_a_response(records: Records) -> None:
     async with running_smsc(decide=lambda pdu: None) as smsc, connected(smsc, records, window=2) as gateway:
         attempts = [asyncio.create_task(gateway.submit(message(reference=f"r{index}"), TIMEOUT)) for index in range(6)]
         for done in range(6):
@@ -201,14 +203,14 @@ async def test_the_window_limits_the_requests_without_a_response(records: Record
         assert {result.outcome for result in await asyncio.gather(*attempts)} == {ACCEPTED}
 
 
-async def test_a_refused_bind_says_why_and_counts_as_not_sent(records: Records) -> None:
+async def test_if_the_smsc_refuses_the_bind_the_message_is_not_sent_and_the_reason_is_returned(records: Records) -> None:
     async with running_smsc(bind_status=0x0E) as smsc, connected(smsc, records) as gateway:
         result = await gateway.submit(message(), TIMEOUT)
     assert (result.outcome, result.reason, result.status) == (RETRY, "bind_refused", 0x0E)
     assert "ESME_RINVPASWD" in result.detail
 
 
-async def test_a_gateway_that_is_down_is_found_again_when_it_is_up(records: Records) -> None:
+async def test_the_smpp_gateway_connects_again_when_the_smsc_is_available_again(records: Records) -> None:
     async with running_smsc() as smsc:
         port = smsc.port
     async with connected(smsc, records) as gateway:
@@ -218,7 +220,7 @@ async def test_a_gateway_that_is_down_is_found_again_when_it_is_up(records: Reco
             assert (await gateway.submit(message(), TIMEOUT)).outcome is ACCEPTED
 
 
-async def test_receipts_and_replies_are_recorded_before_they_are_acknowledged(records: Records) -> None:
+async def test_smpp_delivery_receipts_and_replies_are_recorded_before_they_are_acknowledged(records: Records) -> None:
     async with running_smsc() as smsc, connected(smsc, records) as gateway:
         gateway.keep_open()
         await smsc.wait_for(lambda: bool(smsc.binds))
@@ -233,7 +235,7 @@ async def test_receipts_and_replies_are_recorded_before_they_are_acknowledged(re
         await smsc.wait_for(lambda: smsc.delivered == [0, 0, 0x64])
 
 
-async def test_a_link_without_a_response_to_enquire_link_is_replaced(records: Records) -> None:
+async def test_an_smpp_connection_without_a_response_to_enquire_link_is_replaced(records: Records) -> None:
     async with (
         running_smsc(answers_enquire_link=False) as smsc,
         connected(smsc, records, enquire_link_seconds=1) as gateway,
@@ -249,13 +251,13 @@ async def test_a_link_without_a_response_to_enquire_link_is_replaced(records: Re
     assert len(smsc.binds) == 2
 
 
-async def test_a_process_that_only_tests_gateways_receives_no_receipts(records: Records) -> None:
+async def test_a_process_that_only_tests_gateways_receives_no_delivery_receipts(records: Records) -> None:
     async with running_smsc() as smsc, connected(smsc, records, receives=False) as gateway:
         assert (await gateway.submit(message(), TIMEOUT)).outcome is ACCEPTED
     assert smsc.binds[0].command == "bind_transmitter"
 
 
-async def test_a_gateway_on_a_private_address_needs_a_permission(records: Records) -> None:
+async def test_an_smpp_gateway_with_a_private_address_requires_a_permission(records: Records) -> None:
     async with running_smsc() as smsc, connected(smsc, records) as gateway:
         object.__setattr__(gateway._link, "_guard", Guard())
         assert (await gateway.submit(message(), TIMEOUT)).reason == "blocked_address"

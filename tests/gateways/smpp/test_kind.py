@@ -14,7 +14,7 @@ from shortener.gateways.smpp.settings import SmppSettings
 VALID = {"url": "smpp://smsc.example:2775", "system_id": "user", "password": "secret"}
 
 
-def test_the_password_is_never_shown() -> None:
+def test_the_password_of_an_smpp_gateway_is_never_shown() -> None:
     shown = KIND.describe(SmppSettings(**VALID))
     assert shown["password_set"] is True
     assert "secret" not in str(shown)
@@ -28,7 +28,7 @@ def test_the_password_is_never_shown() -> None:
         ("smpp://[::1]:99/", ("::1", 99), False),
     ],
 )
-def test_the_url_names_host_port_and_tls(url: str, target: tuple[str, int], is_tls: bool) -> None:
+def test_the_host_the_port_and_the_use_of_tls_are_read_from_the_smpp_url(url: str, target: tuple[str, int], is_tls: bool) -> None:
     settings = SmppSettings(url=url, system_id="user")
     assert (KIND.target(settings), settings.is_tls) == (target, is_tls)
 
@@ -50,12 +50,12 @@ def test_the_url_names_host_port_and_tls(url: str, target: tuple[str, int], is_t
         ("tls_ca", "text", "must be certificates in the PEM format"),
     ],
 )
-def test_invalid_settings_are_refused_with_a_reason(field: str, value: str, reason: str) -> None:
+def test_invalid_smpp_settings_are_rejected_with_a_reason(field: str, value: str, reason: str) -> None:
     with pytest.raises(ValidationError) as raised:
         SmppSettings(**VALID | {field: value})
     assert reason in raised.value.errors()[0]["msg"]
 
 
-def test_the_library_is_imported_only_when_a_connection_is_opened() -> None:
+def test_the_smpp_library_is_imported_only_when_a_connection_is_opened() -> None:
     code = "import sys, shortener.gateways.kinds; sys.exit('smpplib' in sys.modules)"
     assert run([sys.executable, "-c", code], check=False).returncode == 0

@@ -17,13 +17,13 @@ def pdu(text: bytes = b"", esm_class: int = 4, **optional: bytes) -> ReceivedPdu
     return ReceivedPdu("deliver_sm", 0, 1, esm_class=esm_class, short_message=text, optional=found)
 
 
-def test_a_receipt_in_the_usual_format_has_an_id_and_a_state() -> None:
+def test_the_id_and_the_state_are_parsed_from_a_delivery_receipt_in_the_usual_format() -> None:
     report = parse_receipt(pdu(TEXT), "same")
     assert report is not None
     assert (report.word, report.gateway_message_id, report.error_code) == ("DELIVRD", "7f", None)
 
 
-def test_the_error_code_of_a_failed_message_is_reported() -> None:
+def test_the_error_code_of_a_failed_message_is_parsed_from_its_delivery_receipt() -> None:
     report = parse_receipt(pdu(b"id:7 stat:UNDELIV err:044"), "same")
     assert report is not None
     assert (report.word, report.error_code) == ("UNDELIV", "044")
@@ -32,7 +32,7 @@ def test_the_error_code_of_a_failed_message_is_reported() -> None:
     assert (tagged.word, tagged.error_code) == ("UNDELIV", "44")
 
 
-def test_optional_parameters_replace_the_text() -> None:
+def test_the_optional_parameters_of_a_delivery_receipt_have_priority_over_its_text() -> None:
     report = parse_receipt(pdu(id=b"abc\0", state=b"\x02"), "same")
     assert report is not None
     assert (report.word, report.gateway_message_id) == ("DELIVRD", "abc")
@@ -42,7 +42,7 @@ def test_optional_parameters_replace_the_text() -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"hello", b"id:7", b"stat:DELIVRD"])
-def test_a_receipt_without_id_or_state_is_unreadable(data: bytes) -> None:
+def test_a_delivery_receipt_without_an_id_or_a_state_is_rejected_as_unreadable(data: bytes) -> None:
     assert parse_receipt(pdu(data), "same") is None
 
 
@@ -59,7 +59,7 @@ def test_a_receipt_without_id_or_state_is_unreadable(data: bytes) -> None:
         (pdu(b"", esm_class=0, id=b"1\0"), True),
     ],
 )
-def test_receipts_are_distinguished_from_messages_of_people(received: ReceivedPdu, expected: bool) -> None:
+def test_delivery_receipts_are_distinguished_from_messages_of_people(received: ReceivedPdu, expected: bool) -> None:
     assert is_receipt(received) is expected
 
 
@@ -73,7 +73,9 @@ def test_receipts_are_distinguished_from_messages_of_people(received: ReceivedPd
         ("hex_response", "uuid-1", "uuid-1"),
     ],
 )
-def test_ids_in_different_notations_match(notation: MessageIds, response: str, receipt: str) -> None:
+def test_decimal_and_hexadecimal_notations_of_an_smpp_message_id_are_recognised_as_equal(
+    notation: MessageIds, response: str, receipt: str
+) -> None:
     report = parse_receipt(pdu(f"id:{receipt} stat:DELIVRD".encode()), notation)
     assert report is not None
     assert report.gateway_message_id == response_id(response, notation)

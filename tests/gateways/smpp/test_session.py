@@ -32,7 +32,7 @@ async def opened(smsc: Smsc) -> SmppSession:
     )
 
 
-async def test_requests_of_the_gateway_are_answered() -> None:
+async def test_the_smpp_session_responds_to_requests_of_the_smsc() -> None:
     async with running_smsc() as smsc:
         session = await opened(smsc)
         smsc.writers[0].write(build("enquire_link", 1))
@@ -50,7 +50,7 @@ async def test_requests_of_the_gateway_are_answered() -> None:
 
 
 @pytest.mark.parametrize("data", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\0\0\0\1"])
-async def test_bytes_that_are_no_pdus_end_the_session(data: bytes) -> None:
+async def test_bytes_that_are_not_an_smpp_pdu_end_the_session(data: bytes) -> None:
     async with running_smsc() as smsc:
         session = await opened(smsc)
         smsc.writers[0].write(data)
@@ -60,7 +60,7 @@ async def test_bytes_that_are_no_pdus_end_the_session(data: bytes) -> None:
         await session.close()
 
 
-async def test_a_deliver_sm_that_cannot_be_read_is_refused_and_the_session_goes_on() -> None:
+async def test_a_deliver_sm_that_cannot_be_parsed_is_rejected_and_the_session_continues() -> None:
     async with running_smsc() as smsc:
         session = await opened(smsc)
         smsc.writers[0].write(struct.pack(">LLLL", 20, 5, 0, 1) + b"abcd")
@@ -69,7 +69,7 @@ async def test_a_deliver_sm_that_cannot_be_read_is_refused_and_the_session_goes_
         await session.close()
 
 
-async def test_a_generic_nack_is_the_response_to_a_request() -> None:
+async def test_a_generic_nack_pdu_ends_the_smpp_request_with_its_error_status() -> None:
     async with running_smsc(decide=lambda pdu: None) as smsc:
         session = await opened(smsc)
         waiting = asyncio.create_task(session.submit(20.0, lambda response: None, short_message=b"x"))
@@ -79,7 +79,7 @@ async def test_a_generic_nack_is_the_response_to_a_request() -> None:
         await session.close()
 
 
-async def test_a_refused_bind_raises_its_status() -> None:
+async def test_a_refused_smpp_bind_raises_an_error_with_the_status_of_the_smsc() -> None:
     async with running_smsc(bind_status=0x0D) as smsc:
         with pytest.raises(BindRefused) as raised:
             await opened(smsc)
