@@ -59,7 +59,7 @@ async def test_two_nodes_never_overdraw_the_balance(make_service: MakeService) -
     assert await first.database.read(read_balance, 1) == (Decimal("0.05"), "USD")
 
 
-async def test_the_balance_after_many_deductions_is_exact(service: Service) -> None:
+async def test_the_balance_after_several_refunds_is_exact(service: Service) -> None:
     await set_up(service, "1")
     for _ in range(3):
         await service.database.write(refund, {1: Decimal("0.1"), 99: Decimal(1)}, NOON)

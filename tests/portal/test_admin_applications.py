@@ -11,7 +11,7 @@ from tests.portal.conftest import SignIn, log
 PATH = "/portal/admin/applications"
 
 
-async def test_a_new_application_has_credentials_that_work_and_are_shown_once(service: Service, sign_in: SignIn) -> None:
+async def test_the_portal_shows_the_working_credentials_of_a_new_application_once(service: Service, sign_in: SignIn) -> None:
     browser = await sign_in("Ada", Role.ADMIN, 0)
     form = {"action": "create", "name": "Shop <b>", "domain": "https://go.shop.example", "company_id": "92"}
     page = await browser.post(PATH, data=form)
@@ -29,7 +29,7 @@ async def test_a_new_application_has_credentials_that_work_and_are_shown_once(se
     assert (row.action, row.object) == ("application_created", "Shop <b>")
 
 
-async def test_an_application_is_renamed_disabled_and_enabled(service: Service, sign_in: SignIn) -> None:
+async def test_an_admin_renames_disables_and_enables_an_application_in_the_portal(service: Service, sign_in: SignIn) -> None:
     browser = await sign_in("Ada", Role.ADMIN, 0)
     for form in (
         {"action": "rename", "name": "Marketing"},
@@ -51,7 +51,7 @@ async def test_an_application_is_renamed_disabled_and_enabled(service: Service, 
     ]
 
 
-async def test_invalid_forms_change_nothing(service: Service, sign_in: SignIn) -> None:
+async def test_invalid_application_forms_of_the_portal_change_nothing(service: Service, sign_in: SignIn) -> None:
     browser = await sign_in("Ada", Role.ADMIN, 0)
     for form, status in (
         ({"action": "create", "name": ""}, 422),
@@ -69,7 +69,7 @@ async def test_invalid_forms_change_nothing(service: Service, sign_in: SignIn) -
     assert [row.action for row in await log(service)] == ["invitation_accepted"]
 
 
-async def test_the_page_does_not_exist_for_others(sign_in: SignIn) -> None:
+async def test_the_portal_page_of_all_applications_returns_404_to_operators_who_are_not_admins(sign_in: SignIn) -> None:
     manager = await sign_in("Mia", Role.MANAGER, 1)
     assert (await manager.get(PATH)).status_code == 404
     assert (await manager.post(PATH, data={"action": "create", "name": "x"})).status_code == 404

@@ -12,7 +12,9 @@ from tests.portal.conftest import SignIn, log
 PATH = "/portal/admin/audit"
 
 
-async def test_the_audit_log_is_filtered_paged_and_exported(service: Service, sign_in: SignIn, clock: Clock) -> None:
+async def test_the_portal_page_of_the_audit_log_has_filters_pages_and_an_export(
+    service: Service, sign_in: SignIn, clock: Clock
+) -> None:
     admin = await sign_in("Ada")
     for number in range(55):
         clock.forward(minutes=1)

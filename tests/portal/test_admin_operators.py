@@ -12,7 +12,7 @@ from tests.portal.conftest import NewBrowser, SignIn, accept, log
 PATH = "/portal/admin/operators"
 
 
-async def test_only_admins_see_the_pages_of_the_installation(sign_in: SignIn) -> None:
+async def test_only_admins_can_open_the_portal_pages_of_the_installation(sign_in: SignIn) -> None:
     for name, role, application in (("Vera", Role.VIEWER, 1), ("Max", Role.MANAGER, 0)):
         browser = await sign_in(name, role, application)
         for path in (PATH, f"{PATH}/1", "/portal/admin/audit", "/portal/admin/audit.csv"):
@@ -37,7 +37,7 @@ async def test_an_admin_invites_an_operator_and_the_link_is_shown_once(
     assert [row.action for row in await log(service)][-2:] == ["operator_invited", "invitation_accepted"]
 
 
-async def test_wrong_input_is_explained_and_changes_nothing(service: Service, sign_in: SignIn) -> None:
+async def test_an_invalid_operator_form_shows_the_reason_and_changes_nothing(service: Service, sign_in: SignIn) -> None:
     admin = await sign_in("Ada")
     for fields in (
         {"name": " ", "role": "viewer"},
@@ -53,7 +53,7 @@ async def test_wrong_input_is_explained_and_changes_nothing(service: Service, si
     assert len(await log(service)) == 1
 
 
-async def test_changes_of_an_operator_end_the_sessions(service: Service, sign_in: SignIn) -> None:
+async def test_a_change_of_an_operator_ends_all_sessions_of_this_operator(service: Service, sign_in: SignIn) -> None:
     admin = await sign_in("Ada")
     for action, fields in (
         ("grant", {"role": "manager", "application": "1"}),
@@ -75,7 +75,7 @@ async def test_changes_of_an_operator_end_the_sessions(service: Service, sign_in
     assert {"role_granted", "role_removed", "sessions_ended", "operator_disabled", "operator_reset"} <= actions
 
 
-async def test_a_change_requires_a_recent_password(sign_in: SignIn, clock: Clock) -> None:
+async def test_a_change_of_an_operator_requires_a_recent_password(sign_in: SignIn, clock: Clock) -> None:
     admin = await sign_in("Ada")
     clock.forward(minutes=11)
     response = await admin.post(PATH, data={"name": "Eve", "role": "viewer"})

@@ -26,13 +26,13 @@ DEFAULTS = {
 }
 
 
-def test_every_setting_is_in_one_group() -> None:
+def test_every_application_setting_is_in_one_group_of_the_portal_form() -> None:
     shown = [name for fields in GROUPS.values() for name in fields]
     assert sorted(shown) == sorted(ApplicationSettings.model_fields)
     assert set(shown) >= VERDICT_FIELDS
 
 
-async def test_saving_the_form_unchanged_changes_nothing(service: Service, sign_in: SignIn) -> None:
+async def test_saving_the_unchanged_form_of_application_settings_changes_nothing(service: Service, sign_in: SignIn) -> None:
     browser = await sign_in("Mia", Role.MANAGER, 1)
     page = (await browser.get(PATH)).text
     for name in ApplicationSettings.model_fields:
@@ -44,7 +44,7 @@ async def test_saving_the_form_unchanged_changes_nothing(service: Service, sign_
     assert [row.action for row in await log(service)] == ["invitation_accepted"]
 
 
-async def test_settings_are_saved_shown_and_audited(service: Service, sign_in: SignIn) -> None:
+async def test_application_settings_are_saved_shown_and_recorded_in_the_audit_log(service: Service, sign_in: SignIn) -> None:
     browser = await sign_in("Mia", Role.MANAGER, 1)
     changes = {
         "link_ttl_days": "30",
@@ -79,7 +79,7 @@ async def test_settings_are_saved_shown_and_audited(service: Service, sign_in: S
     assert row.after.keys() == expected.keys() | {"gateway"}
 
 
-async def test_invalid_settings_change_nothing_and_stay_in_the_form(service: Service, sign_in: SignIn) -> None:
+async def test_invalid_application_settings_change_nothing_and_stay_in_the_form(service: Service, sign_in: SignIn) -> None:
     browser = await sign_in("Mia", Role.MANAGER, 1)
     for name, value in (
         ("link_ttl_days", "0"),
@@ -102,7 +102,9 @@ async def test_invalid_settings_change_nothing_and_stay_in_the_form(service: Ser
     assert [row.action for row in await log(service)] == ["invitation_accepted"]
 
 
-async def test_a_what_if_counts_changes_and_changes_nothing(service: Service, sign_in: SignIn, clock: Clock) -> None:
+async def test_a_what_if_analysis_counts_the_changed_verdicts_and_stores_nothing(
+    service: Service, sign_in: SignIn, clock: Clock
+) -> None:
     codes = [code for _ in range(5) for code in await create_codes(service)]
     for code in codes:
         await service.recorder.record(make_hit(service, code, user_agent="Mozilla/5.0 (iPhone; CPU iPhone OS 18_6 like Mac OS X)"))
@@ -124,7 +126,7 @@ async def test_a_what_if_counts_changes_and_changes_nothing(service: Service, si
     assert (await browser.post(PATH, data=form | {"days": "9"})).status_code == 422
 
 
-async def test_changes_require_a_manager_and_a_recent_password(sign_in: SignIn, clock: Clock) -> None:
+async def test_changes_of_application_settings_require_a_manager_and_a_recent_password(sign_in: SignIn, clock: Clock) -> None:
     viewer = await sign_in("Vera", Role.VIEWER, 1)
     page = await viewer.get(PATH)
     assert page.status_code == 200

@@ -14,7 +14,7 @@ from shortener.portal.charts import MAX_BARS, Bar, bar_chart
 _SVG = "{http://www.w3.org/2000/svg}"
 
 
-def test_each_bar_is_a_link_and_a_gap_is_hatched() -> None:
+def test_each_bar_of_a_chart_is_a_link_and_missing_data_are_a_hatched_gap() -> None:
     bars = [Bar("1 Nov", "<Sunday>", 10, "/a?x=1&y=2"), Bar("2 Nov", "Monday", None), Bar("3 Nov", "Tuesday", 0, "/b")]
     tree = ElementTree.fromstring(bar_chart(bars))
     assert [link.get("href") for link in tree.iter(f"{_SVG}a")] == ["/a?x=1&y=2", "/b"]
@@ -24,7 +24,7 @@ def test_each_bar_is_a_link_and_a_gap_is_hatched() -> None:
 
 
 @pytest.mark.parametrize(("highest", "labels"), [(95, ["50", "100"]), (7, ["2", "4", "6", "8"]), (12_000, ["5k", "10k", "15k"])])
-def test_the_grid_has_round_numbers(highest: int, labels: list[str]) -> None:
+def test_the_grid_of_a_chart_has_round_numbers(highest: int, labels: list[str]) -> None:
     tree = ElementTree.fromstring(bar_chart([Bar("x", "x", highest)]))
     assert [text.text for text in tree.iter(f"{_SVG}text") if text.get("class") == "scale"] == labels
 
@@ -36,7 +36,7 @@ def test_an_empty_chart_and_a_chart_of_zeros_are_valid() -> None:
         bar_chart([Bar("x", "x", 1)] * (MAX_BARS + 1))
 
 
-def test_numbers_shares_and_durations_are_readable() -> None:
+def test_numbers_shares_and_durations_are_formatted_for_people() -> None:
     assert [formats.number(value) for value in (None, 0, -5, 1_234_567)] == ["–", "0", "−5", "1,234,567"]
     assert [formats.short_number(value) for value in (950, 1200, 34_000, 1_500_000)] == ["950", "1.2k", "34k", "1.5M"]
     assert [formats.percent(*pair) for pair in ((1, 3), (0, 0), (1, 1), (0.004, 1))] == ["33.3\xa0%", "–", "100\xa0%", "0.40\xa0%"]

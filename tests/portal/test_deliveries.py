@@ -14,13 +14,13 @@ from tests.receiver import Receiver, Reply
 EVER = "period=custom&since=2026-01-01&until=2035-01-01"
 
 
-async def test_the_pages_say_what_to_do_while_there_is_no_tracker(sign_in: SignIn) -> None:
+async def test_the_tracker_pages_of_the_portal_explain_how_to_add_the_first_tracker(sign_in: SignIn) -> None:
     browser = await sign_in()
     assert "No tracker yet" in (await browser.get("/portal/1/trackers")).text
     assert "No deliveries in this period" in (await browser.get("/portal/1/deliveries")).text
 
 
-async def test_a_viewer_sees_no_trackers_because_their_urls_can_contain_credentials(sign_in: SignIn) -> None:
+async def test_a_viewer_cannot_open_tracker_pages_because_tracker_urls_can_contain_credentials(sign_in: SignIn) -> None:
     browser = await sign_in("Vera", Role.VIEWER, 1)
     for path in ("trackers", "trackers/1", "deliveries"):
         assert (await browser.get(f"/portal/1/{path}")).status_code == 403, path
@@ -36,7 +36,7 @@ async def test_the_system_page_shows_the_checks_of_readyz_to_admins_only(sign_in
     assert page.text.count("not configured") == list(checks.values()).count("none")
 
 
-async def test_a_dead_delivery_shows_its_attempt_and_is_replayed_by_support(
+async def test_the_portal_shows_the_attempts_of_a_dead_delivery_and_support_can_replay_it(
     service: Service, sign_in: SignIn, new_browser: NewBrowser, receiver: Receiver
 ) -> None:
     admin, support, phone = await sign_in(), await sign_in("Sue", Role.SUPPORT, 1), await new_browser()
@@ -74,7 +74,7 @@ async def test_a_dead_delivery_shows_its_attempt_and_is_replayed_by_support(
     assert actions[-2:] == ["delivery_replayed", "test_delivery_sent"]
 
 
-async def test_all_dead_deliveries_of_a_tracker_are_replayed_with_their_number_in_the_audit_log(
+async def test_all_dead_deliveries_of_a_tracker_are_replayed_and_their_number_is_in_the_audit_log(
     service: Service, sign_in: SignIn, new_browser: NewBrowser, receiver: Receiver
 ) -> None:
     browser, phone = await sign_in(), await new_browser()

@@ -10,7 +10,7 @@ from tests.portal.conftest import SignIn, log
 HOST = "go.brand.example"
 
 
-async def test_a_domain_is_added_changed_disabled_and_removed(service: Service, sign_in: SignIn) -> None:
+async def test_a_domain_is_added_changed_disabled_and_removed_in_the_portal(service: Service, sign_in: SignIn) -> None:
     browser = await sign_in("Mia", Role.MANAGER, 1)
     assert "No own domain" in (await browser.get("/portal/1/domains")).text
     assert (await browser.post("/portal/1/domains", data={"domain": HOST})).status_code == 303
@@ -58,7 +58,7 @@ async def test_a_domain_is_added_changed_disabled_and_removed(service: Service, 
     assert rows[1].after == {"path": "/ACME", "fallback_url": "https://brand.example/late", "assetlinks": "[]"}
 
 
-async def test_invalid_values_change_nothing_and_stay_in_the_form(service: Service, sign_in: SignIn) -> None:
+async def test_invalid_domain_values_change_nothing_and_stay_in_the_form(service: Service, sign_in: SignIn) -> None:
     browser = await sign_in("Mia", Role.MANAGER, 1)
     for text in ("", "go brand", "https://user@x.example", "http://127.0.0.1:8000"):
         response = await browser.post("/portal/1/domains", data={"domain": text})
@@ -88,7 +88,7 @@ async def test_invalid_values_change_nothing_and_stay_in_the_form(service: Servi
     assert service.directory.domain(HOST) == before
 
 
-async def test_changes_require_a_manager_and_a_recent_password(sign_in: SignIn, clock: Clock) -> None:
+async def test_changes_of_a_domain_require_a_manager_and_a_recent_password(sign_in: SignIn, clock: Clock) -> None:
     viewer = await sign_in("Vera", Role.VIEWER, 1)
     page = await viewer.get("/portal/1/domains")
     assert page.status_code == 200
@@ -100,7 +100,7 @@ async def test_changes_require_a_manager_and_a_recent_password(sign_in: SignIn, 
     assert (response.status_code, response.headers["location"].partition("?")[0]) == (303, "/portal/confirm")
 
 
-async def test_another_application_has_its_own_domains(service: Service, sign_in: SignIn) -> None:
+async def test_the_domain_page_of_the_portal_shows_only_domains_of_its_application(service: Service, sign_in: SignIn) -> None:
     from shortener.accounts.administration import create_application
 
     other = await service.database.write(create_application, "Other", service.clock(), domain="https://go.other.example")

@@ -19,7 +19,9 @@ async def done(browser: httpx.AsyncClient) -> str:
     return str(number)
 
 
-async def test_each_step_is_done_when_the_data_shows_it(service: Service, sign_in: SignIn, new_browser: NewBrowser) -> None:
+async def test_each_getting_started_step_is_marked_as_done_when_the_required_data_exist(
+    service: Service, sign_in: SignIn, new_browser: NewBrowser
+) -> None:
     browser, phone = await sign_in(), await new_browser()
     assert await done(browser) == "0"
     message = await send(service, browser, campaign=CAMPAIGN)
@@ -35,7 +37,9 @@ async def test_each_step_is_done_when_the_data_shows_it(service: Service, sign_i
     assert await done(browser) == "4"
 
 
-async def test_the_commands_of_the_steps_contain_the_address_of_the_service(service: Service, sign_in: SignIn) -> None:
+async def test_the_commands_of_the_getting_started_steps_contain_the_address_of_the_service(
+    service: Service, sign_in: SignIn
+) -> None:
     browser = await sign_in()
     page = (await browser.get("/portal/1/")).text
     assert f"curl {service.settings.base_url}/api/v1/rewrite" in page

@@ -10,7 +10,7 @@ from tests.conftest import Clock
 from tests.portal.conftest import SignIn, log
 
 
-async def test_a_new_key_is_shown_once_with_a_command_that_works(service: Service, sign_in: SignIn) -> None:
+async def test_the_portal_shows_a_new_api_key_once_with_a_working_command(service: Service, sign_in: SignIn) -> None:
     browser = await sign_in("Mia", Role.MANAGER, 1)
     form = {"action": "create", "name": "Shop <b>", "permissions": ["sms.send", "sms.read"]}
     page = await browser.post("/portal/1/keys", data=form)
@@ -29,7 +29,9 @@ async def test_a_new_key_is_shown_once_with_a_command_that_works(service: Servic
     assert (await log(service))[-1].action == "api_key_revoked"
 
 
-async def test_a_rotated_token_is_shown_once_and_the_previous_one_has_a_countdown(service: Service, sign_in: SignIn) -> None:
+async def test_the_portal_shows_a_rotated_token_once_and_the_remaining_time_of_the_previous_token(
+    service: Service, sign_in: SignIn
+) -> None:
     browser = await sign_in("Mia", Role.MANAGER, 1)
     credentials = service.first_credentials
     assert credentials is not None
@@ -43,7 +45,7 @@ async def test_a_rotated_token_is_shown_once_and_the_previous_one_has_a_countdow
         assert response.status_code != 401  # the previous token is still valid
 
 
-async def test_a_postback_url_is_shown_once_works_and_is_revoked(service: Service, sign_in: SignIn) -> None:
+async def test_the_portal_shows_a_new_postback_url_once_and_can_revoke_it(service: Service, sign_in: SignIn) -> None:
     browser = await sign_in("Mia", Role.MANAGER, 1)
     page = await browser.post("/portal/1/keys", data={"action": "create_postback_key", "network": "Net <b>"})
     assert (page.status_code, page.headers["cache-control"]) == (200, "no-store")
@@ -61,7 +63,7 @@ async def test_a_postback_url_is_shown_once_works_and_is_revoked(service: Servic
     assert [row.action for row in (await log(service))[-2:]] == ["postback_key_created", "postback_key_revoked"]
 
 
-async def test_invalid_forms_change_nothing_and_keep_their_input(service: Service, sign_in: SignIn) -> None:
+async def test_invalid_key_forms_of_the_portal_change_nothing_and_keep_their_input(service: Service, sign_in: SignIn) -> None:
     browser = await sign_in("Mia", Role.MANAGER, 1)
     for form, status in (
         ({"action": "create", "name": " ", "permissions": "sms.send"}, 422),
@@ -79,7 +81,7 @@ async def test_invalid_forms_change_nothing_and_keep_their_input(service: Servic
     assert [row.action for row in await log(service)] == ["invitation_accepted"]
 
 
-async def test_keys_require_a_manager_and_a_recent_password(sign_in: SignIn, clock: Clock) -> None:
+async def test_the_key_page_of_the_portal_requires_a_manager_and_a_recent_password(sign_in: SignIn, clock: Clock) -> None:
     support = await sign_in("Sue", Role.SUPPORT, 1)
     assert (await support.get("/portal/1/keys")).status_code == 403
     manager = await sign_in("Mia", Role.MANAGER, 1)

@@ -67,7 +67,7 @@ PAGES = ("", "campaigns", "campaigns/order-updates", "campaigns?compare=order-up
 SUM = re.compile(r'data-sum="(\w*)" data-value="([\d.]+)" href="([^"]+)"')
 
 
-async def test_every_figure_equals_the_number_of_rows_behind_it_for_each_basis_and_period(demo: DemoPortal) -> None:
+async def test_every_figure_equals_the_number_of_rows_in_its_list_by_event_time_and_by_send_time(demo: DemoPortal) -> None:
     seen: dict[str, int] = {}
     for page in PAGES:
         for query in ("basis=event", "basis=sent", "basis=event&period=7d", "basis=sent&period=7d&tz=Asia/Kolkata"):
@@ -79,7 +79,7 @@ async def test_every_figure_equals_the_number_of_rows_behind_it_for_each_basis_a
     assert len(seen) > 100
 
 
-async def test_every_figure_of_all_applications_equals_the_number_of_rows_behind_it(demo: DemoPortal) -> None:
+async def test_every_figure_of_all_applications_equals_the_number_of_rows_in_its_list(demo: DemoPortal) -> None:
     for basis in ("event", "sent"):
         figures = await demo.figures(f"/portal/all/?period=7d&basis={basis}")
         assert len(figures) > 20
@@ -87,7 +87,7 @@ async def test_every_figure_of_all_applications_equals_the_number_of_rows_behind
             assert len(await demo.rows(href)) == value, (name, href)
 
 
-async def test_the_values_of_conversions_add_up_to_the_value_that_leads_to_them(demo: DemoPortal) -> None:
+async def test_the_conversion_values_in_a_list_add_up_to_the_total_that_links_to_the_list(demo: DemoPortal) -> None:
     for number, fields in enumerate(
         (
             {"value": "10.50", "currency": "EUR", "status": "approved"},
@@ -121,7 +121,7 @@ async def test_the_lists_of_all_applications_contain_the_rows_of_each_applicatio
     assert {row["application"] for row in everything} == {"1"}
 
 
-async def test_an_export_is_recorded_in_the_audit_log_and_has_masked_numbers(demo: DemoPortal) -> None:
+async def test_an_export_of_a_portal_list_is_recorded_in_the_audit_log_and_has_masked_phone_numbers(demo: DemoPortal) -> None:
     rows = await demo.rows("/portal/1/messages?period=28d")
     assert all("…" in row["to"] for row in rows)
     complete = await demo.rows("/portal/1/messages?period=28d&numbers=1")
@@ -131,7 +131,7 @@ async def test_an_export_is_recorded_in_the_audit_log_and_has_masked_numbers(dem
 
 
 @pytest.mark.parametrize("page", ["1/messages", "1/links", "1/campaigns", "1/deliveries", "admin/audit"])
-async def test_the_audit_row_of_an_export_has_a_masked_number_and_only_short_values_of_known_filters(
+async def test_the_audit_log_row_of_an_export_has_a_masked_number_and_only_short_values_of_known_filters(
     service: Service, sign_in: SignIn, page: str
 ) -> None:
     browser = await sign_in()
@@ -150,7 +150,7 @@ async def test_an_export_with_the_character_nul_in_its_query_is_recorded(service
     assert row.after == {"label": "a\ufffdb"}
 
 
-def test_the_audit_log_knows_every_filter_of_every_list() -> None:
+def test_the_audit_log_can_store_every_filter_of_every_portal_list() -> None:
     filters = {
         one.name
         for module in pkgutil.iter_modules(portal.__path__, "shortener.portal.")
@@ -162,7 +162,7 @@ def test_the_audit_log_knows_every_filter_of_every_list() -> None:
     assert filters - set(listing.EXPORTED_NAMES) == set()
 
 
-async def test_the_local_time_of_a_csv_is_in_the_time_zone_of_the_page(demo: DemoPortal) -> None:
+async def test_the_local_time_in_a_csv_export_is_in_the_time_zone_of_the_portal_page(demo: DemoPortal) -> None:
     rows = await demo.rows("/portal/1/clicks?period=28d&tz=Asia/Kolkata")
     assert rows
     assert all(row["local_time"].endswith("+05:30") for row in rows)
@@ -195,7 +195,7 @@ def _source(ids: dict[int, list[int]], scanned: int) -> ListSource:
 
 @pytest.mark.parametrize("limit", [1, 3, 50])
 @pytest.mark.parametrize("scanned", [2, 5, 100])
-def test_merged_pages_contain_every_row_of_every_application_once_and_in_order(limit: int, scanned: int) -> None:
+def test_the_merged_list_of_all_applications_contains_every_row_once_and_in_order(limit: int, scanned: int) -> None:
     ids = {1: list(range(0, 40, 1)), 2: list(range(100, 130)), 3: [50, 60, 62, 200, 500], 4: []}
     source = _source(ids, scanned)
     found: list[ListedRow] = []

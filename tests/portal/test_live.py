@@ -33,7 +33,7 @@ async def test_the_live_page_shows_a_new_click(service: Service, sign_in: SignIn
     assert message["message_id"] in page.text
 
 
-async def test_the_feed_reports_each_row_once_and_only_to_operators_of_its_application(
+async def test_the_live_feed_sends_each_row_once_and_only_to_operators_of_its_application(
     service: Service, sign_in: SignIn, new_browser: NewBrowser
 ) -> None:
     browser, phone = await sign_in(), await new_browser()
@@ -50,7 +50,7 @@ async def test_the_feed_reports_each_row_once_and_only_to_operators_of_its_appli
         assert foreign.empty()
 
 
-async def test_a_feed_continues_after_an_outage_of_the_database(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_live_feed_continues_after_an_outage_of_the_database(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     row = LiveRow("hit", 7, NOON, 1, "clicks", "")
     answers: list[object] = [[], StoreUnavailable(), RuntimeError("unexpected"), [row]]
 
@@ -66,7 +66,7 @@ async def test_a_feed_continues_after_an_outage_of_the_database(service: Service
     assert list(batch.rows) == [row]
 
 
-async def test_a_slow_subscriber_loses_the_oldest_readings_and_not_the_memory_of_the_process(service: Service) -> None:
+async def test_a_slow_subscriber_of_the_live_feed_loses_the_oldest_batches_so_that_memory_is_bounded(service: Service) -> None:
     subscriber = live_feed.LiveSubscriber({1})
     for number in range(3 * live_feed.MAX_WAITING):
         subscriber.put([LiveRow("hit", number, NOON, 1, "clicks", "")])
@@ -74,19 +74,19 @@ async def test_a_slow_subscriber_loses_the_oldest_readings_and_not_the_memory_of
     assert subscriber.batches.get_nowait().rows[0].id == 2 * live_feed.MAX_WAITING
 
 
-async def test_a_reading_with_many_rows_names_the_number_of_the_others() -> None:
+async def test_a_live_feed_batch_of_many_rows_contains_some_rows_and_the_number_of_all_others() -> None:
     subscriber = live_feed.LiveSubscriber({1})
     subscriber.put([LiveRow("hit", number, NOON, 1, "clicks", "") for number in range(live_feed.SHOWN_PER_READING + 5)])
     batch = subscriber.batches.get_nowait()
     assert (len(batch.rows), batch.more) == (live_feed.SHOWN_PER_READING, 5)
 
 
-async def test_the_stream_of_a_foreign_application_does_not_exist(sign_in: SignIn) -> None:
+async def test_the_live_stream_of_another_application_returns_404(sign_in: SignIn) -> None:
     browser = await sign_in("Vera", Role.VIEWER, 1)
     assert (await browser.get("/portal/2/live/stream")).status_code == 404
 
 
-async def test_a_stream_without_a_session_and_a_fourth_one_of_a_session_are_rejected(
+async def test_a_live_stream_without_a_session_and_a_fourth_live_stream_of_a_session_are_rejected(
     service: Service, sign_in: SignIn, new_browser: NewBrowser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     accept = {"Accept": "text/html, text/event-stream", "HX-Request": "true"}
@@ -98,7 +98,9 @@ async def test_a_stream_without_a_session_and_a_fourth_one_of_a_session_are_reje
     assert (rejected.status_code, rejected.headers["retry-after"]) == (429, "5")
 
 
-async def test_rows_of_the_last_seconds_are_read_again(service: Service, sign_in: SignIn, new_browser: NewBrowser) -> None:
+async def test_the_live_feed_reads_rows_of_the_last_seconds_again(
+    service: Service, sign_in: SignIn, new_browser: NewBrowser
+) -> None:
     browser, phone = await sign_in(), await new_browser()
     message = await send(service, browser)
     await click(service, phone, message["links"][0]["code"])
@@ -107,7 +109,7 @@ async def test_rows_of_the_last_seconds_are_read_again(service: Service, sign_in
     assert await service.database.read(read_rows, now + timedelta(hours=1)) == []
 
 
-async def test_a_busy_stream_ends_soon_after_its_session_has_ended(
+async def test_a_busy_live_stream_ends_soon_after_its_session_has_ended(
     service: Service, sign_in: SignIn, new_browser: NewBrowser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(live, "HEARTBEAT", 0.05)

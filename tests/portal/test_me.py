@@ -26,7 +26,7 @@ async def sign_in_again(new_browser: NewBrowser, password: str = PASSWORD) -> ht
     return browser
 
 
-async def test_a_new_password_requires_the_present_one_and_ends_other_sessions(
+async def test_a_new_password_requires_the_current_password_and_ends_other_sessions(
     service: Service, sign_in: SignIn, new_browser: NewBrowser
 ) -> None:
     browser = await sign_in("Ada")
@@ -75,7 +75,7 @@ async def test_the_second_factor_is_set_up_with_a_code_and_shows_recovery_codes_
     assert not (await service.database.read(find_operator, "Ada")).has_second_factor
 
 
-async def test_sensitive_actions_require_a_recent_password(sign_in: SignIn, clock: Clock) -> None:
+async def test_sensitive_portal_actions_require_a_recent_password(sign_in: SignIn, clock: Clock) -> None:
     browser = await sign_in("Ada")
     clock.forward(minutes=11)
     refused = await browser.post("/portal/me/second-factor/off", headers={"Referer": "http://127.0.0.1:8000/portal/me"})

@@ -20,7 +20,7 @@ from shortener.storage.database import Database
 from tests.conftest import NOON
 
 
-async def test_an_invitation_is_valid_once_and_until_it_expires(database: Database) -> None:
+async def test_an_operator_invitation_is_valid_once_and_until_it_expires(database: Database) -> None:
     created = await database.write(operators.invite, "Ada", Role.ADMIN, 0, NOON)
     later = created.expires_at + timedelta(seconds=1)
     assert await database.read(operators.find_invitation, created.token, NOON) is not None
@@ -31,7 +31,7 @@ async def test_an_invitation_is_valid_once_and_until_it_expires(database: Databa
     assert sum(one is not None for one in accepted) == 1
 
 
-async def test_a_second_invitation_replaces_the_first_and_an_active_operator_is_a_conflict(database: Database) -> None:
+async def test_a_second_invitation_replaces_the_first_one_and_an_active_operator_cannot_be_invited(database: Database) -> None:
     first = await database.write(operators.invite, "Ada", Role.VIEWER, 0, NOON)
     second = await database.write(operators.invite, "ADA", Role.MANAGER, 0, NOON)
     assert await database.read(operators.find_invitation, first.token, NOON) is None
@@ -42,7 +42,7 @@ async def test_a_second_invitation_replaces_the_first_and_an_active_operator_is_
         await database.write(operators.invite, "ada", Role.VIEWER, 0, NOON)
 
 
-async def test_a_role_in_one_application_hides_the_others(service: Service) -> None:
+async def test_an_operator_with_a_role_in_one_application_cannot_see_other_applications(service: Service) -> None:
     await service.database.write(operators.invite, "Vera", Role.SUPPORT, 1, NOON)
     vera = await service.database.read(operators.find_operator, "vera")
     assert [vera.role_in(number) for number in (0, 1, 2)] == [None, Role.SUPPORT, None]
@@ -65,7 +65,7 @@ async def test_the_only_admin_cannot_be_disabled(database: Database) -> None:
     assert (await database.read(operators.find_operator, "Ada")).is_disabled
 
 
-async def test_the_first_invitation_exists_until_an_operator_has_a_password(database: Database) -> None:
+async def test_an_invitation_for_the_first_admin_exists_until_an_operator_has_a_password(database: Database) -> None:
     first = await database.write(operators.invite_first, NOON)
     again = await database.write(operators.invite_first, NOON)
     assert first is not None
@@ -92,7 +92,7 @@ async def test_the_audit_log_is_paged_filtered_and_purged(database: Database) ->
         assert purged.audit_log == deleted
 
 
-def test_no_code_changes_or_deletes_rows_of_the_audit_log_except_the_purge() -> None:
+def test_only_the_purge_deletes_rows_of_the_audit_log_and_no_code_changes_them() -> None:
     folder = Path(__file__).parents[2] / "shortener"
     users = {file.relative_to(folder).as_posix() for file in folder.rglob("*.py") if "audit_log" in file.read_text()}
     assert users - {"portal/admin_audit.py", "cli/operators.py"} == {

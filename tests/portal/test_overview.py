@@ -31,7 +31,7 @@ def figures_of(page: httpx.Response) -> list[tuple[str, int, str]]:
     return [(name, int(value), html.unescape(href)) for name, value, href in FIGURE.findall(page.text)]
 
 
-async def test_the_overview_of_an_empty_application_is_shown(sign_in: SignIn) -> None:
+async def test_the_portal_shows_the_overview_of_an_application_without_data(sign_in: SignIn) -> None:
     browser = await sign_in()
     for period in ("today", "24h", "7d", "28d", "month", "365d"):
         page = await browser.get(f"/portal/1/?period={period}")
@@ -53,7 +53,7 @@ async def demo(
     await service.close(grace=1)
 
 
-async def test_each_figure_equals_the_statistics_of_the_api_for_both_bases_and_each_filter(
+async def test_each_overview_figure_equals_the_statistics_of_the_api_by_event_time_and_by_send_time(
     demo: tuple[Service, httpx.AsyncClient],
 ) -> None:
     _, browser = demo
@@ -75,7 +75,7 @@ async def test_each_figure_equals_the_statistics_of_the_api_for_both_bases_and_e
             assert first[name] == expected[name], (query, name)
 
 
-async def test_the_bars_of_the_chart_add_up_to_the_figure(demo: tuple[Service, httpx.AsyncClient]) -> None:
+async def test_the_bars_of_the_overview_chart_add_up_to_the_figure(demo: tuple[Service, httpx.AsyncClient]) -> None:
     _, browser = demo
     for query in ({"period": "28d"}, {"period": "24h"}, {"period": "365d"}, {"period": "7d", "tz": "Asia/Kolkata"}):
         page = await browser.get("/portal/1/", params={"metric": "messages", **query})
@@ -85,7 +85,9 @@ async def test_the_bars_of_the_chart_add_up_to_the_figure(demo: tuple[Service, h
         assert sum(bars) == total, query
 
 
-async def test_links_of_figures_keep_period_basis_and_filters(demo: tuple[Service, httpx.AsyncClient]) -> None:
+async def test_the_link_of_each_overview_figure_contains_the_period_the_time_basis_and_the_filters(
+    demo: tuple[Service, httpx.AsyncClient],
+) -> None:
     _, browser = demo
     page = await browser.get("/portal/1/", params={"period": "7d", "basis": "sent", "campaign": "win-back"})
     for name, _, href in figures_of(page):
@@ -97,7 +99,7 @@ async def test_links_of_figures_keep_period_basis_and_filters(demo: tuple[Servic
         assert query["period"] in ("7d", "custom")
 
 
-async def test_all_applications_are_summed_and_their_figures_lead_to_the_rows_of_all(
+async def test_the_overview_of_all_applications_shows_sums_that_link_to_lists_of_all_applications(
     service: Service, sign_in: SignIn, clock: Clock
 ) -> None:
     await service.database.write(administration.create_application, "other", clock.now, secret=service.secret)
@@ -109,7 +111,9 @@ async def test_all_applications_are_summed_and_their_figures_lead_to_the_rows_of
     assert "other" in page.text
 
 
-async def test_a_disabled_tracker_and_an_expiring_token_need_attention(service: Service, sign_in: SignIn, clock: Clock) -> None:
+async def test_the_overview_reports_a_disabled_tracker_and_an_expiring_token_under_attention(
+    service: Service, sign_in: SignIn, clock: Clock
+) -> None:
     from sqlalchemy import update
 
     from shortener.accounts.credentials import rotate_token
@@ -145,13 +149,15 @@ async def test_a_panel_that_fails_or_takes_too_long_leaves_the_rest_of_the_page(
     assert "Funnel" in page.text
 
 
-async def test_an_unknown_metric_is_rejected(sign_in: SignIn) -> None:
+async def test_an_unknown_metric_of_the_overview_is_rejected(sign_in: SignIn) -> None:
     browser = await sign_in()
     assert (await browser.get("/portal/1/?metric=luck")).status_code == 400
 
 
 @pytest.mark.slow
-async def test_the_csv_of_each_figure_has_as_many_rows_as_the_figure_says(demo: tuple[Service, httpx.AsyncClient]) -> None:
+async def test_the_csv_export_of_each_overview_figure_has_as_many_rows_as_the_figure(
+    demo: tuple[Service, httpx.AsyncClient],
+) -> None:
     _, browser = demo
     checked = 0
     for query in ({}, {"basis": "sent"}, {"campaign": "order-updates"}, {"source": "api", "basis": "sent"}):

@@ -41,7 +41,7 @@ async def test_the_timeline_of_a_message_shows_the_attempts_of_its_gateway(servi
     assert "<dt>Gateway</dt><dd>simulator: sent</dd>" in page
 
 
-async def test_the_complete_number_is_shown_to_support_only_and_the_audit_log_names_who_saw_it(
+async def test_only_support_can_see_a_complete_phone_number_and_the_audit_log_records_the_operator(
     service: Service, sign_in: SignIn
 ) -> None:
     support = await sign_in("Sue", Role.SUPPORT, 1)
@@ -57,7 +57,7 @@ async def test_the_complete_number_is_shown_to_support_only_and_the_audit_log_na
     assert rows == [("number_revealed", "Sue", message["message_id"])]
 
 
-async def test_hostile_text_of_senders_visitors_and_trackers_is_shown_as_text(
+async def test_hostile_text_from_senders_visitors_and_trackers_is_escaped_on_portal_pages(
     service: Service, sign_in: SignIn, new_browser: NewBrowser, receiver: Receiver, clock: Clock
 ) -> None:
     browser, phone = await sign_in(), await new_browser()
@@ -110,7 +110,9 @@ async def test_hostile_text_of_senders_visitors_and_trackers_is_shown_as_text(
         assert "&lt;script&gt;alert" in (await browser.get(f"/portal/1/{path}")).text, path  # the text arrived
 
 
-async def test_a_link_is_opened_without_a_click_for_ten_minutes(service: Service, sign_in: SignIn, new_browser: NewBrowser) -> None:
+async def test_an_operator_can_open_the_destination_of_a_link_for_ten_minutes_without_a_recorded_click(
+    service: Service, sign_in: SignIn, new_browser: NewBrowser
+) -> None:
     browser, phone = await sign_in(), await new_browser()
     message = await send(service, browser)
     code = message["links"][0]["code"]
@@ -133,19 +135,21 @@ async def test_a_link_is_opened_without_a_click_for_ten_minutes(service: Service
 
 
 @pytest.mark.parametrize("path", ["messages/x", "links/abcde", "campaigns/x"])
-async def test_a_page_of_something_that_does_not_exist_is_not_found(sign_in: SignIn, path: str) -> None:
+async def test_the_portal_page_of_an_unknown_object_returns_404(sign_in: SignIn, path: str) -> None:
     browser = await sign_in()
     assert (await browser.get(f"/portal/1/{path}")).status_code == 404
 
 
-async def test_a_filter_with_an_unknown_choice_is_rejected(sign_in: SignIn) -> None:
+async def test_a_portal_filter_with_an_unknown_choice_is_rejected(sign_in: SignIn) -> None:
     browser = await sign_in()
     for path in ("clicks?metric=x", "messages?state=x", "conversions?disposition=x", "links?state=x", "messages?to=abc"):
         assert (await browser.get(f"/portal/1/{path}")).status_code == 400, path
     assert (await browser.get("/portal/1/clicks?cursor=x")).status_code == 400
 
 
-async def test_the_search_finds_what_an_operator_has_in_hand(service: Service, sign_in: SignIn) -> None:
+async def test_the_portal_search_finds_messages_and_links_by_id_phone_number_code_and_url(
+    service: Service, sign_in: SignIn
+) -> None:
     browser = await sign_in()
     message = await send(service, browser, campaign="Spring sale")
     link = message["links"][0]
@@ -164,7 +168,7 @@ async def test_the_search_finds_what_an_operator_has_in_hand(service: Service, s
     assert "Nothing has this name" in (await browser.get("/portal/search", params={"q": "nothing"})).text
 
 
-async def test_the_list_of_messages_accepts_the_notations_of_a_phone_number(
+async def test_the_portal_list_of_messages_accepts_phone_numbers_in_different_notations(
     service: Service, sign_in: SignIn, clock: Clock
 ) -> None:
     browser = await sign_in()
@@ -176,7 +180,9 @@ async def test_the_list_of_messages_accepts_the_notations_of_a_phone_number(
     assert (await browser.get("/portal/1/messages", params={"to": "+1408555XXXX"})).status_code == 400
 
 
-async def test_the_search_finds_nothing_of_an_application_that_the_operator_may_not_see(service: Service, sign_in: SignIn) -> None:
+async def test_the_portal_search_finds_nothing_in_applications_without_a_role_of_the_operator(
+    service: Service, sign_in: SignIn
+) -> None:
     admin = await sign_in()
     message = await send(service, admin)
     credentials = service.first_credentials
@@ -189,7 +195,9 @@ async def test_the_search_finds_nothing_of_an_application_that_the_operator_may_
         assert "Nothing has this name" in response.text, text
 
 
-async def test_a_viewer_cannot_confirm_a_guessed_phone_number(service: Service, sign_in: SignIn, clock: Clock) -> None:
+async def test_a_viewer_cannot_use_the_search_or_a_filter_to_confirm_a_guessed_phone_number(
+    service: Service, sign_in: SignIn, clock: Clock
+) -> None:
     message = await send(service, await sign_in())
     clock.forward(minutes=20)
     viewer, support = await sign_in("Vera", Role.VIEWER, 1), await sign_in("Sue", Role.SUPPORT, 1)
@@ -203,7 +211,7 @@ async def test_a_viewer_cannot_confirm_a_guessed_phone_number(service: Service, 
     assert message["message_id"] in (await support.get("/portal/1/messages", params={"to": "+14085550123"})).text
 
 
-def test_every_rule_has_a_sentence() -> None:
+def test_the_portal_has_an_explanation_for_every_verdict_rule() -> None:
     assert {name for _, name in RULES} <= set(REASONS)
     assert explain("browser", "clicks") == "Counted as a click: a browser opened the link as people do."
     assert explain("method", "ignored_hits").startswith("Not counted as a click: ")

@@ -18,7 +18,7 @@ def choose(now: datetime = NOW, zone: str = BERLIN, **query: str) -> PeriodChoic
     return parse_period(now, zone_name=zone, **query)
 
 
-def test_a_period_of_days_begins_at_midnight_of_the_time_zone_and_ends_now() -> None:
+def test_a_portal_period_of_days_begins_at_midnight_of_the_time_zone_and_ends_now() -> None:
     chosen = choose(period="7d")
     assert (chosen.since, chosen.until) == (datetime(2026, 11, 13, 23, tzinfo=UTC), NOW)
     assert choose(period="today").since == datetime(2026, 11, 19, 23, tzinfo=UTC)
@@ -28,7 +28,7 @@ def test_a_period_of_days_begins_at_midnight_of_the_time_zone_and_ends_now() -> 
 
 
 @pytest.mark.parametrize("name", PERIODS)
-def test_the_period_before_has_the_same_wall_clock_also_when_clocks_change(name: str) -> None:
+def test_the_comparison_period_begins_and_ends_at_the_same_local_time_even_if_the_clocks_change(name: str) -> None:
     now = datetime(2026, 10, 26, 12, 0, tzinfo=UTC)  # the day after the end of summer time
     chosen = choose(now, period=name)
     since, until = chosen.previous
@@ -37,7 +37,7 @@ def test_the_period_before_has_the_same_wall_clock_also_when_clocks_change(name:
     assert until <= chosen.until
 
 
-def test_a_custom_period_is_in_the_time_zone_and_its_last_day_is_included() -> None:
+def test_a_custom_portal_period_uses_the_time_zone_and_includes_its_last_day() -> None:
     chosen = choose(since="2026-11-01", until="2026-11-03")
     assert chosen.until - chosen.since == timedelta(days=3)
     assert chosen.is_whole_days
@@ -47,7 +47,7 @@ def test_a_custom_period_is_in_the_time_zone_and_its_last_day_is_included() -> N
     assert choose(since=query["since"], until=query["until"]).since == chosen.since
 
 
-def test_the_basis_is_read_and_unknown_values_are_rejected() -> None:
+def test_the_time_basis_in_the_query_of_a_portal_page_is_used_and_unknown_values_are_rejected() -> None:
     assert choose(basis="sent").basis is Basis.SENT
     for query in ({"basis": "x"}, {"period": "x"}, {"since": "x"}, {"zone": "Nowhere"}, {"since": "1900-01-01"}):
         with pytest.raises(ApiError):

@@ -239,7 +239,7 @@ def explain(connection: Connection, found: Recorded) -> list[str]:
     return problems
 
 
-async def test_no_statement_of_a_page_reads_a_complete_table_that_grows(demo: Service) -> None:
+async def test_no_sql_statement_of_a_portal_page_reads_a_complete_table_that_grows(demo: Service) -> None:
     service = demo
     async with client_of(service, {**SAME_ORIGIN}) as browser:
         await accept(browser, await invite(service, "Ada", Role.ADMIN, 0))
@@ -256,7 +256,7 @@ async def test_no_statement_of_a_page_reads_a_complete_table_that_grows(demo: Se
     assert await service.database.read(explain, found) == []
 
 
-async def test_the_check_of_the_plans_finds_statements_that_read_a_complete_table(database: Database) -> None:
+async def test_the_query_plan_check_finds_statements_that_read_a_complete_table(database: Database) -> None:
     bad = (
         "SELECT hits.id FROM hits WHERE hits.flags = 3",
         "SELECT m.id FROM messages AS m ORDER BY m.id",
@@ -268,7 +268,7 @@ async def test_the_check_of_the_plans_finds_statements_that_read_a_complete_tabl
     assert [problem.partition("\n    ")[2] for problem in problems] == list(bad)
 
 
-def test_every_page_is_visited_by_the_test_of_the_query_plans() -> None:
+def test_the_test_of_the_query_plans_visits_every_portal_page() -> None:
     visited = {path.partition("?")[0].removesuffix(".csv") for path in PATHS}
     missing = [page.path for page in all_pages() if page.get and page.path not in NOT_VISITED and not _matches(page.path, visited)]
     assert missing == []

@@ -12,7 +12,7 @@ from tests.conftest import Clock
 from tests.portal.conftest import SignIn, log
 
 
-async def test_an_erasure_shows_the_number_of_messages_first_and_then_a_receipt(service: Service, sign_in: SignIn) -> None:
+async def test_the_erasure_page_first_shows_the_number_of_messages_and_then_a_receipt(service: Service, sign_in: SignIn) -> None:
     for _ in range(2):
         await create_codes(service)
     browser = await sign_in("Mia", Role.MANAGER, 1)
@@ -38,7 +38,7 @@ async def test_an_erasure_shows_the_number_of_messages_first_and_then_a_receipt(
     assert "no message of this application has this number" in again.text
 
 
-async def test_one_message_is_erased_by_its_id(service: Service, sign_in: SignIn) -> None:
+async def test_the_erasure_page_erases_one_message_by_its_id(service: Service, sign_in: SignIn) -> None:
     await create_codes(service, message_ids=("m-1",))
     await create_codes(service, message_ids=("m-2",))
     browser = await sign_in("Mia", Role.MANAGER, 1)
@@ -62,7 +62,9 @@ async def test_one_message_is_erased_by_its_id(service: Service, sign_in: SignIn
         ("x", TO),
     ],
 )
-async def test_a_subject_without_messages_erases_nothing(service: Service, sign_in: SignIn, kind: str, subject: str) -> None:
+async def test_the_erasure_of_a_phone_number_without_messages_changes_nothing(
+    service: Service, sign_in: SignIn, kind: str, subject: str
+) -> None:
     browser = await sign_in("Mia", Role.MANAGER, 1)
     response = await browser.post("/portal/1/privacy", data={"kind": kind, "subject": subject, "action": "erase"})
     assert response.status_code == 422

@@ -7,7 +7,7 @@ from shortener.portal.operators import Role
 from tests.portal.conftest import NewBrowser, SignIn, click, send
 
 
-async def test_the_receiver_shows_an_invented_event_and_then_the_requests_of_real_ones_without_a_tracker(
+async def test_the_portal_receiver_shows_a_sample_event_and_then_requests_of_real_events_without_a_tracker(
     service: Service, sign_in: SignIn, new_browser: NewBrowser
 ) -> None:
     browser = await sign_in()
@@ -28,7 +28,7 @@ async def test_the_receiver_shows_an_invented_event_and_then_the_requests_of_rea
     assert (await browser.get("/portal/1/receiver?format=x")).status_code == 400
 
 
-async def test_the_receiver_is_for_support_and_higher_roles(sign_in: SignIn) -> None:
+async def test_the_portal_receiver_requires_the_role_support_or_a_higher_role(sign_in: SignIn) -> None:
     viewer = await sign_in("Vera", Role.VIEWER, 1)
     assert (await viewer.get("/portal/1/receiver")).status_code == 403
     support = await sign_in("Sue", Role.SUPPORT, 1)

@@ -18,7 +18,7 @@ from tests.portal.conftest import SAME_ORIGIN, NewBrowser, SignIn
 TEMPLATES = Path(__file__).parents[2] / "shortener" / "portal" / "templates"
 
 
-async def test_every_response_has_the_security_headers(new_browser: NewBrowser) -> None:
+async def test_every_portal_response_has_the_security_headers(new_browser: NewBrowser) -> None:
     browser = await new_browser()
     for path in ("/portal/signin", "/portal/", "/portal/unknown", "/portal/1/"):
         response = await browser.get(path)
@@ -29,7 +29,7 @@ async def test_every_response_has_the_security_headers(new_browser: NewBrowser) 
         assert "strict-transport-security" not in response.headers  # the installation has no https
 
 
-async def test_pages_exports_forms_and_files_have_the_policy_and_pages_are_not_stored(sign_in: SignIn) -> None:
+async def test_portal_responses_have_a_content_security_policy_and_pages_are_not_cached(sign_in: SignIn) -> None:
     browser = await sign_in()
     page = await browser.get("/portal/1/")
     (style,) = re.findall(r'rel="stylesheet" href="([^"]+)"', page.text)
@@ -46,13 +46,13 @@ async def test_pages_exports_forms_and_files_have_the_policy_and_pages_are_not_s
     assert [one.headers["cache-control"] == "no-store" for one in responses] == [True, True, False, True]
 
 
-async def test_every_page_of_an_operator_has_the_button_to_sign_out(sign_in: SignIn) -> None:
+async def test_every_portal_page_of_an_operator_has_the_button_to_sign_out(sign_in: SignIn) -> None:
     browser = await sign_in()
     for path in ("/portal/1/", "/portal/me", "/portal/admin/system", "/portal/1/messages/nothing"):
         assert 'action="/portal/signout"' in (await browser.get(path)).text, path  # 7.4.4
 
 
-async def test_a_form_that_is_too_large_or_not_a_form_is_rejected(sign_in: SignIn) -> None:
+async def test_a_portal_form_that_is_too_large_or_has_another_content_type_is_rejected(sign_in: SignIn) -> None:
     browser = await sign_in()
     assert (await browser.post("/portal/1/try", data={"x": "y" * 300_000})).status_code == 413
     assert (await browser.post("/portal/1/try", content="&".join(f"a{n}=1" for n in range(300)))).status_code in (400, 415)
@@ -70,13 +70,13 @@ async def test_the_portal_does_not_exist_on_the_domain_of_an_application(service
             assert "content-security-policy" not in response.headers
 
 
-async def test_portal_off_removes_the_portal(make_service: MakeService) -> None:
+async def test_the_setting_portal_off_removes_the_portal(make_service: MakeService) -> None:
     service = await make_service(portal=False)
     async with client_of(service) as client:
         assert (await client.get("/portal/signin")).status_code == 404
 
 
-async def test_portal_url_serves_the_portal_on_that_host_only(make_service: MakeService) -> None:
+async def test_the_setting_portal_url_serves_the_portal_on_this_host_only(make_service: MakeService) -> None:
     service = await make_service(portal_url="https://portal.example", base_url="https://go.example")
     async with client_of(service) as client:
         found = await client.get("/portal/signin", headers={"Host": "portal.example"})
@@ -97,14 +97,16 @@ async def test_portal_url_serves_the_portal_on_that_host_only(make_service: Make
         {},
     ],
 )
-async def test_a_form_of_another_site_is_rejected_before_it_is_read(service: Service, headers: dict[str, str]) -> None:
+async def test_a_portal_form_sent_from_another_site_is_rejected_before_it_is_parsed(
+    service: Service, headers: dict[str, str]
+) -> None:
     async with client_of(service, headers) as client:
         response = await client.post("/portal/signin", data={"name": "Ada", "password": "x"})
         assert response.status_code == 403
 
 
 @pytest.mark.parametrize("headers", [SAME_ORIGIN, {"Origin": "http://127.0.0.1:8000"}])
-async def test_a_form_of_the_portal_itself_is_accepted(service: Service, headers: dict[str, str]) -> None:
+async def test_a_form_sent_from_the_portal_itself_is_accepted(service: Service, headers: dict[str, str]) -> None:
     async with client_of(service, headers) as client:
         response = await client.post("/portal/signin", data={"name": "Ada", "password": "x"})
         assert response.status_code == 422
@@ -117,7 +119,9 @@ async def test_a_page_without_a_session_redirects_to_the_sign_in_page_and_back(n
     assert response.headers["location"] == "/portal/signin?next=%2Fportal%2F1%2F%3Fperiod%3D7d"
 
 
-async def test_an_application_of_another_operator_does_not_exist(service: Service, sign_in: SignIn) -> None:
+async def test_the_portal_page_of_an_application_without_a_role_of_the_operator_returns_404(
+    service: Service, sign_in: SignIn
+) -> None:
     other = await service.database.write(administration.create_application, "other", service.clock(), secret=service.secret)
     await service.directory.refresh()
     viewer = await sign_in("Vera", Role.VIEWER, 1)
@@ -129,7 +133,7 @@ async def test_an_application_of_another_operator_does_not_exist(service: Servic
     assert (await admin.get(f"/portal/{other.application_id}/")).status_code == 200
 
 
-async def test_an_invalid_query_gets_an_error_page_with_the_error_code(sign_in: SignIn) -> None:
+async def test_an_invalid_query_of_a_portal_page_gets_an_error_page_with_the_error_code(sign_in: SignIn) -> None:
     browser = await sign_in()
     for query in ("period=sometimes", "tz=Mars", "basis=luck", "since=yesterday", "since=2026-02-01&until=2026-01-01"):
         response = await browser.get(f"/portal/1/?{query}")
@@ -137,7 +141,7 @@ async def test_an_invalid_query_gets_an_error_page_with_the_error_code(sign_in: 
         assert "INVALID_REQUEST" in response.text
 
 
-def test_templates_contain_no_scripts_no_styles_and_no_attributes_that_run_code() -> None:
+def test_portal_templates_contain_no_scripts_no_styles_and_no_attributes_that_run_code() -> None:
     for template in TEMPLATES.rglob("*.html"):
         text = template.read_text()
         assert not re.search(r"\sstyle=|<style|hx-on|\bjs:|\son[a-z]+=|javascript:", text), template
@@ -145,14 +149,14 @@ def test_templates_contain_no_scripts_no_styles_and_no_attributes_that_run_code(
         assert "|safe" not in text.replace(" ", ""), template
 
 
-def test_every_module_of_pages_has_its_own_paths() -> None:
+def test_no_two_portal_pages_have_the_same_path() -> None:
     paths = [page.path for page in all_pages()]
     assert len(paths) == len(set(paths))
     assert list(MODULES) == sorted(MODULES)
     assert all(path == "/portal" or path.startswith("/portal/") for path in paths)
 
 
-async def test_a_path_with_letters_outside_of_latin_1_is_no_error_for_htmx(new_browser: NewBrowser) -> None:
+async def test_a_portal_path_with_letters_outside_of_latin_1_causes_no_error_in_an_htmx_request(new_browser: NewBrowser) -> None:
     browser = await new_browser()
     response = await browser.get("/portal/%D9%A2", headers={"HX-Request": "true"})
     assert response.status_code in (204, 404)

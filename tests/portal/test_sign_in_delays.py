@@ -28,14 +28,16 @@ async def _fail(database: Database, delays: SignInDelays, times: int, network: s
     return await database.write(delays.begin_attempt, name, network, at)
 
 
-async def test_failures_of_a_stranger_do_not_delay_the_operator_in_another_network(
+async def test_failed_sign_ins_from_one_network_do_not_delay_the_operator_in_another_network(
     database: Database, delays: SignInDelays
 ) -> None:
     assert await _fail(database, delays, FREE_FAILURES + 3) == 8
     assert await database.write(delays.begin_attempt, "ada", HOME, NOON) == 0
 
 
-async def test_the_delay_doubles_up_to_a_minute_and_a_correct_password_resets_it(database: Database, delays: SignInDelays) -> None:
+async def test_the_sign_in_delay_doubles_up_to_a_minute_and_a_correct_password_resets_the_delay(
+    database: Database, delays: SignInDelays
+) -> None:
     at = NOON
     for _ in range(FREE_FAILURES - 1):
         assert await database.write(delays.begin_attempt, "Ada", HOME, at) == 0
@@ -62,7 +64,7 @@ async def test_an_attack_from_many_networks_delays_only_networks_from_which_the_
     assert await database.write(delays.begin_attempt, "Bob", "10.1.0.0/24", at) == 0
 
 
-async def test_a_network_without_a_sign_in_for_a_month_is_not_known_any_more(database: Database, delays: SignInDelays) -> None:
+async def test_a_network_without_a_sign_in_for_a_month_counts_as_unknown(database: Database, delays: SignInDelays) -> None:
     assert await database.write(delays.begin_attempt, "Ada", HOME, NOON) == 0
     await database.write(delays.succeed, "Ada", HOME, NOON)
     at = NOON + timedelta(days=KNOWN_DAYS + 1)
@@ -71,7 +73,7 @@ async def test_a_network_without_a_sign_in_for_a_month_is_not_known_any_more(dat
     assert await database.write(delays.begin_attempt, "Ada", HOME, at) > 0
 
 
-async def test_a_network_that_fails_for_many_names_waits_for_the_end_of_the_window(
+async def test_sign_ins_from_a_network_that_failed_for_many_names_are_rejected_until_the_window_ends(
     database: Database, delays: SignInDelays
 ) -> None:
     for number in range(NETWORK_FAILURES):

@@ -39,7 +39,7 @@ async def test_a_correct_password_begins_a_session_and_signing_out_ends_it(
     assert [row.action for row in await log(service)] == ["invitation_accepted", "signed_in", "signed_out"]
 
 
-async def test_the_cookie_is_secure_and_has_the_host_prefix_with_https(make_service: object, clock: Clock) -> None:
+async def test_the_session_cookie_is_secure_and_has_the_host_prefix_with_https(make_service: object, clock: Clock) -> None:
     service: Service = await make_service(base_url="https://go.example")  # type: ignore[operator]
     portal = Portal(service)
     assert portal.is_https
@@ -49,7 +49,7 @@ async def test_the_cookie_is_secure_and_has_the_host_prefix_with_https(make_serv
     assert "domain" not in cookie.lower()
 
 
-def test_two_installations_on_one_host_have_cookies_of_different_names() -> None:
+def test_two_installations_on_one_host_use_session_cookies_with_different_names() -> None:
     secrets = [Secret(text + "0123456789abcdefghijklmnop") for text in ("first secret", "another one!", "first secret")]
     names = [cookie_name(secret, is_https=False) for secret in secrets]
     assert names[0] == names[2] != names[1]
@@ -78,7 +78,9 @@ async def test_a_connection_without_encryption_is_marked_except_on_this_machine(
             assert (page.status_code, "This connection is not encrypted" in page.text) == (200, is_marked), host  # 3.1.1
 
 
-async def test_a_wrong_password_and_an_unknown_name_get_the_same_answer(sign_in: SignIn, new_browser: NewBrowser) -> None:
+async def test_a_sign_in_with_a_wrong_password_and_with_an_unknown_name_get_the_same_response(
+    sign_in: SignIn, new_browser: NewBrowser
+) -> None:
     await sign_in("Ada")
     browser = await new_browser()
     texts = []
@@ -89,7 +91,7 @@ async def test_a_wrong_password_and_an_unknown_name_get_the_same_answer(sign_in:
     assert texts[0] == texts[1]  # 6.3.8
 
 
-async def test_failures_delay_the_next_attempt_and_never_lock_an_account(
+async def test_failed_sign_ins_delay_the_next_attempt_and_never_lock_an_account(
     sign_in: SignIn, new_browser: NewBrowser, clock: Clock
 ) -> None:
     signed_in = await sign_in("Ada")
@@ -103,7 +105,7 @@ async def test_failures_delay_the_next_attempt_and_never_lock_an_account(
     assert (await browser.post("/portal/signin", data={"name": "Ada", "password": PASSWORD})).status_code == 303
 
 
-async def test_a_network_that_fails_often_must_wait(new_browser: NewBrowser, clock: Clock) -> None:
+async def test_a_network_with_many_failed_sign_ins_must_wait_before_the_next_attempt(new_browser: NewBrowser, clock: Clock) -> None:
     browser = await new_browser()
     statuses = [
         (await browser.post("/portal/signin", data={"name": f"name {number}", "password": "wrong"})).status_code
@@ -114,7 +116,9 @@ async def test_a_network_that_fails_often_must_wait(new_browser: NewBrowser, clo
     assert (await browser.post("/portal/signin", data={"name": "Eve", "password": "wrong"})).status_code == 422
 
 
-async def test_a_session_ends_after_idle_hours_and_after_absolute_days(sign_in: SignIn, clock: Clock) -> None:
+async def test_a_portal_session_ends_after_hours_without_requests_and_after_a_maximum_number_of_days(
+    sign_in: SignIn, clock: Clock
+) -> None:
     idle = await sign_in("Ida")
     clock.forward(hours=8, seconds=1)
     assert (await idle.get("/portal/me")).status_code == 303
@@ -125,7 +129,7 @@ async def test_a_session_ends_after_idle_hours_and_after_absolute_days(sign_in: 
     assert (await busy.get("/portal/me")).status_code == 303
 
 
-async def test_the_second_factor_is_required_and_each_code_works_once(
+async def test_a_sign_in_requires_the_second_factor_and_each_code_works_once(
     service: Service, sign_in: SignIn, new_browser: NewBrowser, clock: Clock
 ) -> None:
     await sign_in("Ada")
@@ -190,7 +194,7 @@ async def test_the_account_page_ends_other_sessions_and_stores_preferences(sign_
     assert (await first.get("/portal/me")).status_code == 200
 
 
-async def test_attempts_at_the_same_time_do_not_avoid_the_delay(sign_in: SignIn, new_browser: NewBrowser) -> None:
+async def test_concurrent_sign_in_attempts_do_not_avoid_the_delay(sign_in: SignIn, new_browser: NewBrowser) -> None:
     await sign_in("Ada")
     browser = await new_browser()
     form = {"name": "Ada", "password": "wrong"}

@@ -13,7 +13,7 @@ MAX_STYLE_BYTES = 8 * 1024  # compressed
 MAX_SCRIPT_BYTES = 8 * 1024  # compressed
 
 
-async def test_a_static_file_has_a_hash_in_its_name_and_is_cached_for_ever(new_browser: NewBrowser) -> None:
+async def test_a_static_file_of_the_portal_has_a_hash_in_its_name_and_an_unlimited_cache_time(new_browser: NewBrowser) -> None:
     browser = await new_browser()
     for file in static_files().values():
         response = await browser.get(file.url)
@@ -23,7 +23,7 @@ async def test_a_static_file_has_a_hash_in_its_name_and_is_cached_for_ever(new_b
     assert (await browser.get("/portal/static/portal.css")).status_code == 404
 
 
-def test_the_files_of_other_projects_have_the_recorded_hashes_and_licences() -> None:
+def test_static_files_of_other_projects_have_the_recorded_hashes_and_licences() -> None:
     vendor = FOLDER / "vendor"
     recorded = {"vendor.toml"}
     for package in tomllib.loads((vendor / "vendor.toml").read_text())["package"]:
@@ -36,6 +36,6 @@ def test_the_files_of_other_projects_have_the_recorded_hashes_and_licences() -> 
     assert {file.name for file in vendor.iterdir()} == recorded
 
 
-def test_style_sheet_and_script_are_small() -> None:
+def test_the_style_sheet_and_the_scripts_of_the_portal_are_small() -> None:
     assert len(gzip.compress((FOLDER / "portal.css").read_bytes())) <= MAX_STYLE_BYTES
     assert len(gzip.compress((FOLDER / "portal.js").read_bytes())) <= MAX_SCRIPT_BYTES

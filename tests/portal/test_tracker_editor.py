@@ -23,7 +23,9 @@ def form(receiver: Receiver, **more: str | list[str]) -> dict[str, str | list[st
     return empty | {"method": "POST", "format": "json", "action": "save"} | chosen | more
 
 
-async def test_a_tracker_is_created_changed_and_deleted(service: Service, sign_in: SignIn, receiver: Receiver) -> None:
+async def test_a_tracker_is_created_changed_and_deleted_in_the_portal(
+    service: Service, sign_in: SignIn, receiver: Receiver
+) -> None:
     browser = await sign_in("Mia", Role.MANAGER, 1)
     assert NEW in (await browser.get("/portal/1/trackers")).text
     page = await browser.post(NEW, data=form(receiver, name="shop <b>", max_attempts="3", timeout="2.5"))
@@ -56,7 +58,7 @@ async def test_a_tracker_is_created_changed_and_deleted(service: Service, sign_i
     assert "127.0.0.1" not in str([(row.object, row.after) for row in rows]), "a URL can contain credentials"
 
 
-async def test_the_preview_shows_requests_of_real_events_and_sends_nothing(
+async def test_the_tracker_preview_shows_requests_of_real_events_and_sends_nothing(
     service: Service, sign_in: SignIn, new_browser: NewBrowser, receiver: Receiver
 ) -> None:
     browser = await sign_in("Mia", Role.MANAGER, 1)
@@ -92,7 +94,7 @@ async def test_the_preview_shows_requests_of_real_events_and_sends_nothing(
     ],
 )
 @pytest.mark.parametrize("action", ["save", "preview"])
-async def test_invalid_values_change_nothing_and_stay_in_the_form(
+async def test_invalid_tracker_values_change_nothing_and_stay_in_the_form(
     service: Service, sign_in: SignIn, receiver: Receiver, name: str, value: str, action: str
 ) -> None:
     browser = await sign_in("Mia", Role.MANAGER, 1)
@@ -104,7 +106,7 @@ async def test_invalid_values_change_nothing_and_stay_in_the_form(
     assert [row.action for row in await log(service)] == ["invitation_accepted"]
 
 
-async def test_trackers_are_changed_by_managers_of_their_application_with_a_recent_password(
+async def test_changing_a_tracker_requires_a_manager_of_its_application_and_a_recent_password(
     service: Service, sign_in: SignIn, receiver: Receiver, clock: Clock
 ) -> None:
     support = await sign_in("Sue", Role.SUPPORT, 1)

@@ -11,7 +11,7 @@ from tests.portal.conftest import SignIn, log
 BODY = 'See #track("https://shop.example/x")'
 
 
-async def test_the_preview_shows_the_text_with_a_sample_link_and_stores_nothing(service: Service, sign_in: SignIn) -> None:
+async def test_the_portal_preview_shows_the_text_with_a_sample_link_and_stores_nothing(service: Service, sign_in: SignIn) -> None:
     browser = await sign_in("Vera", Role.VIEWER, 1)
     assert (await browser.get("/portal/1/try")).status_code == 200
     page = await browser.post("/portal/1/try", data={"body": BODY, "to": "+14085550123", "recipients": "10,000"})
@@ -21,7 +21,7 @@ async def test_the_preview_shows_the_text_with_a_sample_link_and_stores_nothing(
     assert service.rewriter.messages == 0
 
 
-async def test_the_preview_of_an_invalid_text_keeps_the_input_and_names_the_position(sign_in: SignIn) -> None:
+async def test_the_portal_preview_of_an_invalid_text_keeps_the_input_and_shows_the_error_position(sign_in: SignIn) -> None:
     browser = await sign_in()
     page = await browser.post("/portal/1/try", data={"body": 'Broken #track("https://x.example', "to": "+14085550123"})
     assert page.status_code == 422
@@ -30,7 +30,9 @@ async def test_the_preview_of_an_invalid_text_keeps_the_input_and_names_the_posi
     assert "Broken #track" in page.text
 
 
-async def test_a_created_message_has_a_working_link_and_is_recorded_in_the_audit_log(service: Service, sign_in: SignIn) -> None:
+async def test_a_message_created_in_the_portal_has_a_working_link_and_is_recorded_in_the_audit_log(
+    service: Service, sign_in: SignIn
+) -> None:
     browser = await sign_in()
     page = await browser.post("/portal/1/try", data={"body": BODY, "to": "+14085550123", "action": "create"})
     assert page.status_code == 200
@@ -39,14 +41,14 @@ async def test_a_created_message_has_a_working_link_and_is_recorded_in_the_audit
     assert [row.action for row in await log(service)][-1] == "message_created"
 
 
-async def test_a_viewer_cannot_create_a_message(service: Service, sign_in: SignIn) -> None:
+async def test_a_viewer_cannot_create_a_message_in_the_portal(service: Service, sign_in: SignIn) -> None:
     browser = await sign_in("Vera", Role.VIEWER, 1)
     page = await browser.post("/portal/1/try", data={"body": BODY, "to": "+14085550123", "action": "create"})
     assert page.status_code == 403
     assert service.rewriter.messages == 0
 
 
-async def test_htmx_gets_only_the_result(sign_in: SignIn) -> None:
+async def test_the_response_to_an_htmx_preview_request_contains_only_the_result_and_no_complete_page(sign_in: SignIn) -> None:
     browser = await sign_in()
     page = await browser.post("/portal/1/try", data={"body": BODY, "to": "+14085550123"}, headers={"HX-Request": "true"})
     assert page.status_code == 200
@@ -54,7 +56,7 @@ async def test_htmx_gets_only_the_result(sign_in: SignIn) -> None:
     assert "Segments" in page.text
 
 
-async def test_an_impossible_number_of_recipients_is_ignored(sign_in: SignIn) -> None:
+async def test_an_invalid_number_of_recipients_in_the_portal_preview_is_ignored(sign_in: SignIn) -> None:
     browser = await sign_in()
     for number in ("9" * 5000, "x", "-1", "99999999"):
         page = await browser.post("/portal/1/try", data={"body": BODY, "to": "+14085550123", "recipients": number})

@@ -8,7 +8,7 @@ from tests.conftest import NOON
 from tests.portal.conftest import PASSWORD, NewBrowser, accept, invite
 
 
-async def test_opening_the_link_changes_nothing_and_the_form_accepts_the_invitation(
+async def test_opening_an_invitation_link_changes_nothing_and_its_form_accepts_the_invitation(
     service: Service, new_browser: NewBrowser
 ) -> None:
     token = await invite(service, "Ada")
@@ -28,7 +28,7 @@ async def test_opening_the_link_changes_nothing_and_the_form_accepts_the_invitat
     assert "not valid" in again.text
 
 
-async def test_errors_of_the_form_leave_the_invitation_open(service: Service, new_browser: NewBrowser) -> None:
+async def test_an_invalid_welcome_form_does_not_use_up_the_invitation(service: Service, new_browser: NewBrowser) -> None:
     token = await invite(service, "Ada")
     browser = await new_browser()
     for fields in ({"password": "short"}, {"password": PASSWORD, "again": "something else"}):
@@ -38,7 +38,7 @@ async def test_errors_of_the_form_leave_the_invitation_open(service: Service, ne
     await accept(browser, token)
 
 
-async def test_the_first_admin_chooses_a_name_and_the_file_with_the_link_is_deleted(
+async def test_the_first_admin_chooses_a_name_and_the_file_with_the_invitation_link_is_deleted(
     service: Service, new_browser: NewBrowser
 ) -> None:
     created = await service.database.write(operators.invite_first, NOON)

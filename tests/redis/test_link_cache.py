@@ -36,7 +36,7 @@ async def cache(redis_server: RedisProcess) -> AsyncIterator[RedisLinkCache]:
     await redis.close()
 
 
-async def test_a_cached_link_is_found_until_the_link_expires(cache: RedisLinkCache, redis_server: RedisProcess) -> None:
+async def test_the_link_cache_returns_a_link_until_the_link_expires(cache: RedisLinkCache, redis_server: RedisProcess) -> None:
     stored = link("abc", fallback_url="https://x.example/over")
     await cache.put([stored])
     assert await cache.find(["abc", "unknown"]) == {"abc": stored}
@@ -54,7 +54,7 @@ async def test_the_link_cache_ignores_entries_in_the_format_of_another_version(
     assert await cache.find(["abc", "def"]) == {}
 
 
-async def test_links_that_are_cached_at_the_same_time_share_round_trips_to_redis(cache: RedisLinkCache) -> None:
+async def test_links_that_are_stored_in_the_cache_at_the_same_time_share_round_trips_to_redis(cache: RedisLinkCache) -> None:
     await asyncio.gather(*(cache.put([link(f"c{number}"), link(f"d{number}")]) for number in range(2000)))
     assert len(await cache.find([f"c{number}" for number in range(2000)])) == 2000
     assert cache._redis.calls < 12

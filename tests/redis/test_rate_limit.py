@@ -32,7 +32,7 @@ async def redis(redis_server: RedisProcess) -> AsyncIterator[RedisServer]:
     await redis.close()
 
 
-def test_the_limit_of_a_client_is_its_burst_size_and_its_rate_per_minute(time: Time) -> None:
+def test_a_rate_limiter_allows_the_burst_size_at_once_and_then_the_rate_per_minute(time: Time) -> None:
     limiter = RateLimiter("x", 60, time)
     assert [limiter.take(1) for _ in range(61)] == [0] * 60 + [1]
     assert limiter.take(2) == 0, "another client has its own limit"
