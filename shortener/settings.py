@@ -177,6 +177,14 @@ class Settings(BaseModel):
         description="Maximum number of reports in a minute with one postback key; more get status 429. 0: no limit.",
     )
 
+    report_delivery_limit: int = Field(
+        120_000,
+        ge=0,
+        le=100_000_000,
+        description="Maximum number of deliveries to trackers that the delivery reports of one application may create in a minute: "
+        "the number of reports multiplied by the number of trackers that receive them. Further reports get 429. 0: no limit.",
+    )
+
     hit_deadline: float = Field(
         2.0, gt=0, le=60, description="Seconds that a redirect waits for the database before it responds without the database."
     )

@@ -220,6 +220,7 @@ async def _build_foundation(
             unknown_codes=settings.unknown_code_limit,
             rejected_credentials=settings.rejected_credential_limit,
             postbacks=settings.postback_limit,
+            reported_deliveries=settings.report_delivery_limit,
             now_ms=now_ms,
             redis=redis,
             prefix=key_prefix(secret),

@@ -66,6 +66,12 @@ def list_trackers(connection: Connection, application_id: int | None) -> Sequenc
     return connection.execute(statement).all()
 
 
+def count_subscribers(connection: Connection, application_id: int, topic: Topic) -> int:
+    """Return the number of enabled trackers of an application that receive events of a topic."""
+    subscribed = (table.c.application_id == application_id, table.c.enabled, table.c.topics.bitwise_and(topic.value) != 0)
+    return connection.execute(select(func.count()).select_from(table).where(*subscribed)).scalar_one()
+
+
 def insert_tracker(connection: Connection, values: dict[str, Any]) -> Row[Any]:
     """Insert a tracker and return its row. Raise ApiError NOT_FOUND or CONFLICT (see MAX_TRACKERS)."""
     application_id = values["application_id"]

@@ -1,5 +1,6 @@
 """Rate limits: of a client for requests that the service rejects (unknown codes, wrong credentials), of an API key and a postback
-key for all requests, and of an application for rejected conversion reports that are stored.
+key for all requests, of an application for rejected conversion reports that are stored, and of an application for deliveries that
+delivery reports create.
 
 Each client has a token bucket in memory. A counted request takes one token. Redirects of known codes take no
 token, so people who share an address with a misbehaving client can open their links. For a limit of keys, each key is a client.
@@ -56,10 +57,11 @@ class RateLimiter:
         self._buckets: OrderedDict[int, _Bucket] = OrderedDict()
         self._unshared: dict[int, int] = {}
 
-    def take(self, client: int, per_minute: int | None = None) -> int:
+    def take(self, client: int, per_minute: int | None = None, *, cost: int = 1) -> int:
         """Count a request. Return 0 if it is within the limit, else the seconds after which the client may try again.
 
-        `per_minute` is the limit of this client; None: the limit of all clients."""
+        `per_minute` is the limit of this client; None: the limit of all clients. `cost` is the number of tokens that the request
+        takes. A request that costs more than the limit needs all tokens of a minute."""
         capacity = self._capacity if per_minute is None else per_minute
         if not capacity:
             return 0
@@ -72,12 +74,13 @@ class RateLimiter:
         else:
             self._buckets.move_to_end(client)
             self._refill(bucket, now, capacity)
-        if bucket.tokens < 1:
+        cost = min(cost, capacity)
+        if bucket.tokens < cost:
             self.limited += 1
-            return max(math.ceil((1 - bucket.tokens) * 60 / capacity), 1)
-        bucket.tokens -= 1
+            return max(math.ceil((cost - bucket.tokens) * 60 / capacity), 1)
+        bucket.tokens -= cost
         if self._redis is not None:
-            self._unshared[client] = self._unshared.get(client, 0) + 1
+            self._unshared[client] = self._unshared.get(client, 0) + cost
         return 0
 
     async def share(self) -> int:
@@ -128,6 +131,7 @@ class RateLimits:
         unknown_codes: int,
         rejected_credentials: int,
         postbacks: int = 0,
+        reported_deliveries: int = 0,
         now_ms: Callable[[], int],
         redis: RedisServer | None = None,
         prefix: str = "",
@@ -135,16 +139,24 @@ class RateLimits:
         self.unknown_codes = RateLimiter("codes", unknown_codes, now_ms, redis, prefix)
         self.rejected_credentials = RateLimiter("credentials", rejected_credentials, now_ms, redis, prefix)
         self.postbacks = RateLimiter("postbacks", postbacks, now_ms, redis, prefix)
+        # The clients of this limit are applications, and its unit is a delivery that a delivery report creates.
+        self.reported_deliveries = RateLimiter("deliveries", reported_deliveries, now_ms, redis, prefix)
         # The default is no limit, because each API key has its own limit or none.
         self.api_keys = RateLimiter("keys", 0, now_ms, redis, prefix)
         # The clients of this limit are applications. It causes no response with status 429.
         self.refused = RateLimiter("refused", MAX_REFUSED_PER_MINUTE, now_ms, redis, prefix)
-        self._of_requests = (self.unknown_codes, self.rejected_credentials, self.postbacks, self.api_keys)
+        self._of_requests = (
+            self.unknown_codes,
+            self.rejected_credentials,
+            self.postbacks,
+            self.api_keys,
+            self.reported_deliveries,
+        )
 
     def register_metrics(self, metrics: Metrics) -> None:
         metrics.counter(
             "shortener_rate_limited",
-            "Responses with status 429, by the kind of request: codes, credentials, postbacks or keys.",
+            "Responses with status 429, by the kind of request: codes, credentials, postbacks, keys or deliveries.",
             lambda: {(limiter.name,): limiter.limited for limiter in self._of_requests},
             "kind",
         )

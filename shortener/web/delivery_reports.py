@@ -18,10 +18,11 @@ from pydantic import ConfigDict, Field, GetJsonSchemaHandler, RootModel, TypeAda
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
+from shortener.delivery.tracker_queries import count_subscribers
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.messages.delivery_reports import DeliveryReport
 from shortener.messages.report_words import parse_state
-from shortener.model import State
+from shortener.model import State, Topic
 from shortener.times import parse_report_time
 from shortener.web.damaged_json import RepairedText
 from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel
@@ -29,6 +30,7 @@ from shortener.web.fields import Price, Text, is_decimal, parse_price
 
 MAX_ID_CHARACTERS = 255
 MAX_FRAGMENTS = 1000
+MIN_LIMITED_REPORTS = 50  # a list of at least this many reports counts as many deliveries as it creates
 PRICE_DIGITS = 8  # digits after the decimal point of a price
 _MAX_CHARACTERS = {"status": 64, "reason_code": 64, "reason_description": 255, "telecom_message_id": 255}
 
@@ -208,6 +210,7 @@ async def report(call: Call[None, DeliveryReportRequest]) -> DeliveryReportsResp
     limit = call.service.settings.batch_limit
     if len(items) > limit:
         raise ApiError(ErrorCode.BATCH_TOO_LARGE, f"One request must have at most {limit} reports (BATCH_LIMIT), not {len(items)}.")
+    await _limit_deliveries(call, len(items))
     now = call.service.clock()
     read = [read_report(item, now) for item in items]
     valid = [one.report for one in read if one.report is not None]
@@ -244,6 +247,23 @@ async def report(call: Call[None, DeliveryReportRequest]) -> DeliveryReportsResp
     return DeliveryReportsResponse(accepted=len(items) - refused, refused=refused, results=results)
 
 
+async def _limit_deliveries(call: Call[None, DeliveryReportRequest], reports: int) -> None:
+    """Raise ApiError RATE_LIMITED if the reports would create more deliveries than the application may create in a minute.
+
+    The trackers are counted only for lists, so that a single report needs no further query."""
+    service = call.service
+    trackers = 1
+    if reports >= MIN_LIMITED_REPORTS:
+        trackers = await service.database.read(count_subscribers, call.application_id, Topic.DELIVERY)
+    wait = service.rate_limits.reported_deliveries.take(call.application_id, cost=max(reports * trackers, 1))
+    if wait:
+        reason = (
+            f"The delivery reports of an application may create {service.settings.report_delivery_limit} deliveries to trackers "
+            "in a minute (REPORT_DELIVERY_LIMIT). No report of this request was stored. Send the request again after Retry-After."
+        )
+        raise ApiError(ErrorCode.RATE_LIMITED, reason, retry_after=wait)
+
+
 def _accepted(message_id: str, state: State, changed: bool, warnings: list[str]) -> DeliveryReportFields:
     return DeliveryReportFields(
         message_id=message_id,
@@ -267,7 +287,7 @@ ENDPOINTS = [
         body=DeliveryReportRequest,
         repairs_text=True,
         response=DeliveryReportsResponse,
-        errors=(ErrorCode.MESSAGE_NOT_FOUND, ErrorCode.BATCH_TOO_LARGE),
+        errors=(ErrorCode.MESSAGE_NOT_FOUND, ErrorCode.BATCH_TOO_LARGE, ErrorCode.RATE_LIMITED),
         description="The body is one report or a list. Each report is accepted or refused separately: `results` has one entry for "
         "each. The call returns an error only if no report was accepted. Texts that are too long are cut, text that is not UTF-8 "
         "is read as Windows-1252, and values that cannot be read are left out, with a warning. A state only moves forward: "

@@ -36,13 +36,16 @@ def test_a_rate_limiter_allows_the_burst_size_at_once_and_then_the_rate_per_minu
     limiter = RateLimiter("x", 60, time)
     assert [limiter.take(1) for _ in range(61)] == [0] * 60 + [1]
     assert limiter.take(2) == 0, "another client has its own limit"
+    assert [limiter.take(3, cost=40) for _ in range(2)] == [0, 20], "20 tokens are missing, and a token takes a second"
+    assert limiter.take(4, cost=1000) == 0, "a request that costs more than the limit needs a whole minute"
+    assert limiter.take(4) == 1
     time.now += 500
     assert limiter.take(1) == 1
     time.now += 500
     assert [limiter.take(1), limiter.take(1)] == [0, 1]
     time.now += 10 * MINUTE
     assert [limiter.take(1) for _ in range(61)] == [0] * 60 + [1]
-    assert limiter.limited == 4
+    assert limiter.limited == 6
 
 
 def test_a_rate_limiter_returns_the_seconds_until_the_next_request_is_allowed(time: Time) -> None:

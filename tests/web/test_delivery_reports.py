@@ -240,3 +240,28 @@ async def test_delivery_reports_for_messages_of_another_application_are_rejected
     await service.directory.refresh()
     async with client_of(service, {"X-API-Key": other.api_key}) as client:
         assert (await client.post(PATH, json={"message_id": "m-1", "state": "SENT"})).status_code == 404
+
+
+async def test_a_flood_of_reports_to_many_trackers_gets_429_and_the_rejected_reports_can_be_sent_again(
+    service: Service, client: httpx.AsyncClient, clock: Clock
+) -> None:
+    """Two requests of 1,000 reports with 100 trackers would create 200,000 deliveries."""
+    for number in range(100):
+        tracker = {"url": f"http://127.0.0.1:9/{number}", "events": ["delivery"], "enabled": number > 0}
+        assert (await client.post("/api/v1/trackers", json=tracker)).status_code == 201
+    reports = [{"message_id": "m-1", "state": "SENT"}, *({"message_id": f"x-{number}", "state": "SENT"} for number in range(999))]
+    assert (await client.post(PATH, json=reports)).json()["accepted"] == 1
+    flood = await client.post(PATH, json=[{"message_id": "m-1", "state": "DELIVERED"}, *reports[1:]])
+    assert (flood.status_code, flood.json()["error_code"]) == (429, "RATE_LIMITED")
+    (row,) = await rows(service.database, schema.messages)
+    assert row.delivered_at is None, "no report of the request is stored"
+    assert (await client.post(PATH, json={"message_id": "m-1", "state": "SENT"})).status_code == 200, "single reports go on"
+    clock.forward(seconds=int(flood.headers["Retry-After"]) + 1)
+    again = await client.post(PATH, json=[{"message_id": "m-1", "state": "DELIVERED"}, *reports[1:]])
+    assert (again.status_code, again.json()["accepted"]) == (200, 1)
+
+
+async def test_a_long_list_of_reports_is_not_limited_while_no_tracker_receives_them(client: httpx.AsyncClient) -> None:
+    reports = [{"message_id": "m-1", "state": "SENT"}, *({"message_id": f"x-{number}", "state": "SENT"} for number in range(999))]
+    for _ in range(4):
+        assert (await client.post(PATH, json=reports)).status_code == 200
