@@ -108,7 +108,7 @@ def megabytes(text: str) -> float:
     return int(number) * (1024 if unit == "g" else 1)
 
 
-def test_the_memory_of_all_services_together_fits_a_machine_with_4_gb(compose: dict[str, Any]) -> None:
+def test_the_memory_limits_of_all_compose_services_fit_a_machine_with_4_gb(compose: dict[str, Any]) -> None:
     services = {name: megabytes(service["mem_limit"]) for name, service in compose["services"].items()}
     del services["migrate"]  # it ends before the nodes start
     assert sum(services.values()) <= 3.75 * 1024, "the rest is for the operating system"
@@ -121,7 +121,7 @@ def test_the_memory_of_all_services_together_fits_a_machine_with_4_gb(compose: d
     assert megabytes(redis[1]) * 1.3 < services["redis"], "the rewrite of the append-only file needs memory"
 
 
-def test_containers_have_pinned_images_limited_logs_and_no_new_privileges(compose: dict[str, Any]) -> None:
+def test_the_compose_containers_have_pinned_images_limited_logs_and_no_new_privileges(compose: dict[str, Any]) -> None:
     for name, service in compose["services"].items():
         assert re.search(r":\d+\.\d+(\.\d+)?(-\w+)?$", service["image"]), f"{name}: the image has no exact version"
         assert service["logging"]["options"]["max-size"], name
@@ -158,7 +158,7 @@ def test_the_dockerfile_has_no_lint_findings_and_runs_as_a_numeric_user() -> Non
 
 
 @pytest.mark.acceptance
-def test_the_health_check_of_the_image_asks_the_port_of_the_server(server: Server) -> None:
+def test_the_health_check_of_the_container_image_sends_requests_to_the_port_of_the_server(server: Server) -> None:
     check = re.search(r"^HEALTHCHECK.*\n +CMD (\[.*\])$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
     assert check
     python, *words = json.loads(check[1])

@@ -38,7 +38,7 @@ def needs(program: str, package: str) -> pytest.MarkDecorator:
 
 
 @needs("systemd-analyze", "systemd")
-def test_systemd_accepts_the_units_and_the_service_is_well_isolated(tmp_path: Path) -> None:
+def test_systemd_accepts_the_unit_files_and_rates_the_service_as_well_isolated(tmp_path: Path) -> None:
     for name in ("shortener.service", "shortener-backup.service", "shortener-backup.timer"):
         # The program does not exist here, and systemd checks that it does.
         text = (CONFIG / name).read_text().replace("/opt/shortener/.venv/bin/shortener serve", "/bin/true serve")
@@ -64,7 +64,7 @@ def test_the_commands_of_the_systemd_units_exist() -> None:
 
 
 @needs("nginx", "nginx")
-def test_nginx_accepts_its_configuration(tmp_path: Path) -> None:
+def test_nginx_accepts_the_supplied_configuration(tmp_path: Path) -> None:
     assert "successful" in run("nginx", "-t", "-c", nginx_configuration(tmp_path, 8443, 8080, 8000))
 
 
@@ -111,7 +111,7 @@ def test_kubernetes_accepts_every_manifest(manifests: dict[tuple[str, str], dict
         kubernetes_validate.validate(manifest, version, strict=True)
 
 
-def test_pods_run_without_privileges_and_without_the_variables_of_services(
+def test_kubernetes_pods_run_without_privileges_and_without_environment_variables_of_services(
     manifests: dict[tuple[str, str], dict[str, Any]],
 ) -> None:
     for kind, name in (("Job", "shortener-migrate"), ("Deployment", "shortener-serve"), ("Deployment", "shortener-deliver")):
@@ -130,7 +130,9 @@ def test_pods_run_without_privileges_and_without_the_variables_of_services(
         assert container["resources"]["limits"]["memory"]
 
 
-def test_the_probes_scalers_and_budgets_of_kubernetes_match_the_service(manifests: dict[tuple[str, str], dict[str, Any]]) -> None:
+def test_kubernetes_probes_autoscalers_and_disruption_budgets_match_the_service(
+    manifests: dict[tuple[str, str], dict[str, Any]],
+) -> None:
     pod = manifests["Deployment", "shortener-serve"]["spec"]["template"]["spec"]
     (container,) = pod["containers"]
     paths = {endpoint.path for endpoint in ENDPOINTS}

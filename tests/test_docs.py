@@ -214,7 +214,7 @@ def test_the_changelog_describes_this_version() -> None:
     assert all(date for _, date in versions[1:])
 
 
-def test_the_layers_in_contributing_are_those_that_make_lint_checks() -> None:
+def test_the_layers_in_contributing_md_are_those_that_the_command_make_lint_checks() -> None:
     block = re.search(r"^```layers\n(.*?)^```$", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE | re.DOTALL)
     assert block
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
@@ -265,7 +265,7 @@ def test_the_list_of_errors_equals_the_errors_of_the_code() -> None:
     assert set(re.findall(r"^\| `([A-Z][a-z]\w+)` \|", text, re.MULTILINE)) == caught
 
 
-def test_the_shell_completes_the_commands_that_the_documents_name() -> None:
+def test_the_shell_completion_knows_the_commands_that_the_documents_name() -> None:
     environment = os.environ | {
         "_SHORTENER_COMPLETE": "bash_complete",
         "COMP_WORDS": "shortener applications cr",

@@ -64,7 +64,7 @@ async def test_a_wake_up_event_ends_the_pause_of_a_job() -> None:
     await jobs.stop()
 
 
-async def test_a_background_job_that_the_argument_without_names_does_not_start() -> None:
+async def test_a_background_job_in_the_list_of_omitted_jobs_does_not_start() -> None:
     jobs, started, omitted = Jobs(), Work(), Work()
     jobs.add(Job("started", NEVER, started.step))
     jobs.add(Job("omitted", NEVER, omitted.step))
@@ -123,7 +123,7 @@ async def test_a_long_running_task_that_ends_is_counted_and_started_again(end: B
     assert task.runs == 2
 
 
-async def test_a_long_running_task_that_its_owner_cancels_is_not_started_again() -> None:
+async def test_a_long_running_task_that_was_cancelled_by_its_owner_is_not_started_again() -> None:
     supervisor, ended = TaskSupervisor(), asyncio.Event()
     task = supervisor.start("loop", ended.wait)  # type: ignore[arg-type]  # the result of `wait` does not matter
     await asyncio.sleep(0)

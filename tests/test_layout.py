@@ -23,7 +23,7 @@ def is_private(name: str) -> bool:
     return name.startswith("_") and not name.startswith("__")
 
 
-def test_each_module_has_a_test_file_of_its_name_or_names_the_file_that_tests_it() -> None:
+def test_each_module_has_a_test_file_of_the_same_name_or_a_comment_with_the_name_of_another_test_file() -> None:
     untested = set()
     for path, tree in trees():
         if path.endswith("__init__.py") and not any(isinstance(node, ast.FunctionDef | ast.ClassDef) for node in tree.body):
@@ -47,7 +47,7 @@ def test_no_two_classes_share_a_name() -> None:
     assert {name: paths for name, paths in modules.items() if len(paths) > 1} == {}
 
 
-def test_no_module_uses_a_private_name_of_another_module() -> None:
+def test_no_module_uses_a_name_of_another_module_that_begins_with_an_underscore() -> None:
     found = []
     for path, tree in trees():
         modules = set()  # The names by which this file refers to modules of the project.
@@ -85,7 +85,7 @@ def test_the_modules_of_the_lowest_layer_import_no_module_of_the_project() -> No
             assert not [one for one in names if one.split(".")[0] == "shortener"], name
 
 
-def test_a_dependency_of_the_server_is_in_the_extra_server_and_not_in_the_base() -> None:
+def test_a_dependency_of_the_server_is_in_the_extra_server_and_not_in_the_base_dependencies() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     names = {re.split(r"[\[<>=~! ]", line)[0] for line in project["dependencies"]}
     assert names == {"httpx", "idna"}, "pip install sms-shortener[client] would install this: move it to the extra `server`"

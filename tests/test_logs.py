@@ -112,7 +112,7 @@ async def test_there_is_no_access_log_by_default(make_service: MakeService, caps
     assert [Settings(access_log="on").logs_access, Settings(access_log="off", log_format="text").logs_access] == [True, False]
 
 
-def test_a_text_log_line_begins_with_the_time_and_names_its_level(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_text_log_line_begins_with_its_time_and_contains_its_level(capsys: pytest.CaptureFixture[str]) -> None:
     configure("text")
     structlog.get_logger().warning("redis_down", error="x")
     structlog.get_logger().info("redis_up")
@@ -136,7 +136,9 @@ def test_phone_numbers_in_a_text_are_masked(text: str, masked: str) -> None:
     assert mask_numbers(text) == masked
 
 
-def test_held_log_lines_are_written_in_order_when_they_are_released(capsys: pytest.CaptureFixture[str]) -> None:
+def test_log_lines_that_are_held_during_the_start_are_written_in_order_when_they_are_released(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     logs.configure(Settings())
     logs.hold()
     structlog.get_logger().warning("first")

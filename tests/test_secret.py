@@ -26,7 +26,7 @@ def test_an_empty_or_weak_secret_is_rejected(tmp_path: Path, text: str) -> None:
             open_secret(SecretStr(text), tmp_path)
 
 
-def test_each_purpose_has_its_own_key_and_encrypted_values_are_decrypted() -> None:
+def test_the_secret_has_a_separate_key_for_each_purpose_and_decrypts_values_that_it_encrypted() -> None:
     secret = Secret("0123456789abcdefghijklmnopqrstuv")
     assert secret.key("one") != secret.key("two")
     assert secret.decrypt(secret.encrypt("whsec_x")) == "whsec_x"
@@ -41,7 +41,9 @@ def test_a_secret_file_that_others_can_write_is_rejected(tmp_path: Path) -> None
         open_secret(SecretStr(""), tmp_path, create=True)
 
 
-def test_a_start_that_is_interrupted_while_it_writes_leaves_no_secret_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_start_that_is_interrupted_while_it_writes_the_secret_leaves_no_secret_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupt(handle: int) -> None:
         raise KeyboardInterrupt
 
@@ -53,7 +55,7 @@ def test_a_start_that_is_interrupted_while_it_writes_leaves_no_secret_file(tmp_p
     assert open_secret(SecretStr(""), tmp_path, create=True).code_salt
 
 
-def test_two_first_starts_at_once_use_the_same_secret(tmp_path: Path) -> None:
+def test_two_processes_that_start_at_the_same_time_use_the_same_new_secret(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         found = set(pool.map(lambda _: open_secret(SecretStr(""), tmp_path, create=True).fingerprint, range(32)))
     assert len(found) == 1

@@ -16,7 +16,7 @@ def test_the_supplied_configuration_file_contains_the_default_of_each_setting() 
     assert load({"SHORTENER_CONFIG": str(ROOT / "config" / "shortener.toml")}) == Settings()
 
 
-def test_the_environment_overrides_the_file_and_options_override_both(tmp_path: Path) -> None:
+def test_environment_variables_override_the_configuration_file_and_command_options_override_both(tmp_path: Path) -> None:
     config = tmp_path / "shortener.toml"
     config.write_text("batch_limit = 5\nhit_deadline = 1.5\nlink_ttl_days = 30\n")
     settings = load(
@@ -130,9 +130,7 @@ def test_variables_that_kubernetes_makes_for_a_service_called_shortener_are_igno
         ({"HOST": "0.0.0.0", "BASE_URL": "http://localhost:8000"}, False),
     ],
 )
-def test_links_to_this_machine_are_refused_if_other_machines_can_reach_the_service(
-    variables: dict[str, str], is_refused: bool
-) -> None:
+def test_a_local_base_url_is_rejected_if_other_machines_can_reach_the_service(variables: dict[str, str], is_refused: bool) -> None:
     problem = load({f"SHORTENER_{name}": value for name, value in variables.items()}).unreachable_links
     assert (problem is not None) is is_refused
     assert problem is None or "Set SHORTENER_BASE_URL" in problem

@@ -91,7 +91,7 @@ def test_a_signed_request_can_be_verified_with_each_of_its_secrets(body: bytes, 
 
 
 @pytest.mark.parametrize("missing", ["webhook-signature", "X-Webhook-Signature"])
-def test_verify_accepts_a_request_with_the_signature_of_only_one_scheme(missing: str) -> None:
+def test_the_verification_of_signatures_accepts_a_request_with_the_signature_of_only_one_scheme(missing: str) -> None:
     headers = sign("evt_1", NOW, BODY, [NEW])
     del headers[missing]
     verify(headers, BODY, [NEW], NOW)
@@ -115,12 +115,12 @@ def test_verify_accepts_a_request_with_the_signature_of_only_one_scheme(missing:
         {"X-Webhook-Signature": "\udcff"},
     ],
 )
-def test_verify_rejects_a_request_with_a_changed_header(change: dict[str, str]) -> None:
+def test_the_verification_of_signatures_rejects_a_request_with_a_changed_header(change: dict[str, str]) -> None:
     with pytest.raises(SignatureError):
         verify(sign("evt_1", NOW, BODY, [NEW]) | change, BODY, [NEW], NOW)
 
 
-def test_verify_ignores_signatures_of_other_versions() -> None:
+def test_the_verification_ignores_signatures_of_other_versions() -> None:
     headers = sign("evt_1", NOW, BODY, [NEW])
     headers["webhook-signature"] = f"v1a,xyz {headers['webhook-signature']} v2,abc"
     verify(headers, BODY, [NEW], NOW)
@@ -135,12 +135,14 @@ def test_verify_ignores_signatures_of_other_versions() -> None:
         (BODY, NEW, -301, "differs"),
     ],
 )
-def test_verify_rejects_a_wrong_body_secret_or_time(body: bytes, secret: SigningSecret, later: int, message: str) -> None:
+def test_the_verification_of_signatures_rejects_a_wrong_body_secret_or_time(
+    body: bytes, secret: SigningSecret, later: int, message: str
+) -> None:
     with pytest.raises(SignatureError, match=message):
         verify(sign("evt_1", NOW, BODY, [NEW]), body, [secret], NOW + timedelta(seconds=later))
 
 
-def test_verify_rejects_a_request_without_a_signature() -> None:
+def test_the_verification_of_signatures_rejects_a_request_without_a_signature() -> None:
     with pytest.raises(SignatureError, match="no signature"):
         verify(sign("evt_1", NOW, BODY, []), BODY, [NEW], NOW)
 
@@ -154,7 +156,7 @@ def test_a_generated_signing_secret_has_32_random_bytes() -> None:
     assert Webhook(first)._whsecret == key
 
 
-def test_the_utf8_text_of_a_secret_without_prefix_is_the_key() -> None:
+def test_the_utf8_text_of_a_signing_secret_without_prefix_is_the_key() -> None:
     text = "päss-word".encode()
     assert parse_secret("päss-word") == SigningSecret(text, (text,))
     assert parse_secret("whsec_" + base64.b64encode(b"key").decode()).keys == (b"key",)
@@ -171,7 +173,7 @@ def test_published_libraries_verify_signatures_of_a_base64_secret_without_prefix
 
 
 @pytest.mark.parametrize("text", ["My-S3cr3t-pass!", base64.b64encode(b"x" * 23).decode(), base64.b64encode(b"x" * 65).decode()])
-def test_a_secret_that_published_libraries_do_not_accept_is_its_own_key_and_causes_a_warning(text: str) -> None:
+def test_a_signing_secret_that_published_libraries_reject_is_used_as_the_key_and_causes_a_warning(text: str) -> None:
     assert parse_secret(text).keys == (text.encode(),)
     assert "Standard Webhooks" in (secret_warning(text) or "")
 

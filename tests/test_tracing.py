@@ -57,7 +57,9 @@ async def test_one_trace_contains_the_rewrite_the_click_the_conversion_and_their
     assert receiver.requests[0].headers["traceparent"] == f"00-{trace_id:032x}-{root_id:016x}-01"
 
 
-async def test_messages_outside_the_sampled_share_have_no_spans_and_no_header(service: Service, client: httpx.AsyncClient) -> None:
+async def test_messages_that_are_not_sampled_have_no_trace_spans_and_no_trace_header(
+    service: Service, client: httpx.AsyncClient
+) -> None:
     exporter = InMemorySpanExporter()
     tracer = Tracer(exporter, ratio=0.5)
     service.use_tracer(tracer)
@@ -70,7 +72,7 @@ async def test_messages_outside_the_sampled_share_have_no_spans_and_no_header(se
         assert (tracer.header(1, message["message_id"]) is not None) is (message["message_id"] in traced)
 
 
-def test_without_the_packages_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_missing_tracing_packages_contains_the_name_of_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     assert open_tracer(Settings()) is None
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
     with pytest.raises(TracingUnavailable, match=r"sms-shortener\[tracing\]"):

@@ -214,7 +214,7 @@ def test_the_length_of_a_destination_is_limited_before_and_after_percent_encodin
     assert reason("https://shop.example/" + "ä" * 400) == "is longer than 2048 characters when percent-encoded"
 
 
-def test_the_reason_of_a_url_error_continues_a_sentence_that_begins_with_the_url() -> None:
+def test_the_reason_of_a_url_error_is_a_clause_that_can_follow_the_url() -> None:
     assert reason("https://{code}.example/") == "has a brace in its host; placeholders are allowed after the host only"
     assert reason("https://shop.example:{code}/") == "has the port '{code}'; a port must be a number from 1 to 65535"
     assert reason("https://shop.example/a b") == "contains white space (U+0020) at position 22"

@@ -111,7 +111,7 @@ async def test_the_overview_of_all_applications_shows_sums_that_link_to_lists_of
     assert "other" in page.text
 
 
-async def test_the_overview_reports_a_disabled_tracker_and_an_expiring_token_under_attention(
+async def test_the_overview_reports_a_disabled_tracker_and_an_expiring_token(
     service: Service, sign_in: SignIn, clock: Clock
 ) -> None:
     from sqlalchemy import update

@@ -13,7 +13,7 @@ MAX_STYLE_BYTES = 8 * 1024  # compressed
 MAX_SCRIPT_BYTES = 8 * 1024  # compressed
 
 
-async def test_a_static_file_of_the_portal_has_a_hash_in_its_name_and_an_unlimited_cache_time(new_browser: NewBrowser) -> None:
+async def test_a_static_file_of_the_portal_has_a_hash_in_its_name_and_may_be_cached_for_a_year(new_browser: NewBrowser) -> None:
     browser = await new_browser()
     for file in static_files().values():
         response = await browser.get(file.url)

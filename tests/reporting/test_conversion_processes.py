@@ -54,7 +54,7 @@ HOURS = [time_slots(NOON + number * HOUR, NOON + (number + 1) * HOUR) for number
 EXPECTED = [{}, {"US": ProcessCounts(10, 4)}, {"US": ProcessCounts(2, 1), "": ProcessCounts(3, 0)}]
 
 
-async def test_conversion_rates_count_messages_and_conversions_by_interval_and_country_before_and_after_folding(
+async def test_conversion_rates_by_interval_and_country_are_the_same_before_and_after_count_deltas_are_folded(
     database: Database,
 ) -> None:
     await database.write(put_counts)

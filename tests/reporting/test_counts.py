@@ -67,7 +67,7 @@ async def test_folding_adds_count_deltas_to_the_counts_and_deletes_the_deltas(da
     assert await database.read(read_counts) == expected
 
 
-async def test_folding_processes_the_oldest_count_deltas_up_to_its_limit(database: Database) -> None:
+async def test_one_fold_processes_the_oldest_count_deltas_up_to_a_limit(database: Database) -> None:
     def write_deltas(connection: Connection) -> None:
         for row in (5, 3, 4, 1, 2):
             append_delta(connection, row, (row, NOON, "clicks", 1))
@@ -78,7 +78,7 @@ async def test_folding_processes_the_oldest_count_deltas_up_to_its_limit(databas
     assert [await database.write(fold, 2) for _ in range(3)] == [2, 1, 0]
 
 
-async def test_folding_adds_amounts_of_money_exactly(database: Database) -> None:
+async def test_folding_count_deltas_adds_amounts_of_money_exactly(database: Database) -> None:
     def write_deltas(connection: Connection) -> None:
         append_delta(connection, 1, (1, NOON, "value:EUR", Decimal("0.1")), (1, NOON, "value:USD", Decimal("1E+3")))
         append_delta(connection, 2, (1, NOON, "value:EUR", Decimal("0.2")))
@@ -94,7 +94,7 @@ async def test_folding_adds_amounts_of_money_exactly(database: Database) -> None
     assert amounts[1, NOON_SLOT, "value:USD"] == Decimal("1000000000000000999.999999")
 
 
-async def test_a_failed_fold_of_count_deltas_changes_nothing(database: Database) -> None:
+async def test_an_error_while_count_deltas_are_folded_changes_nothing(database: Database) -> None:
     def write_deltas(connection: Connection) -> None:
         append_delta(connection, 1, (1, NOON, "clicks", 1))
 
@@ -204,7 +204,7 @@ async def test_count_deltas_that_are_not_folded_can_be_read_in_pages(database: D
     assert sums == {(1, NOON_SLOT, "clicks"): Decimal(5)}
 
 
-def test_the_time_slots_of_a_period_include_a_slot_that_started_before_its_end() -> None:
+def test_the_time_slots_of_a_period_include_a_slot_that_started_before_the_end_of_the_period() -> None:
     assert time_slots(NOON, NOON + SLOT) == range(NOON_SLOT, NOON_SLOT + 1)
     millisecond = timedelta(milliseconds=1)
     assert time_slots(NOON + millisecond, NOON + SLOT + millisecond) == range(NOON_SLOT, NOON_SLOT + 2)
@@ -283,14 +283,14 @@ async def recount(database: Database, since: datetime = NOON - DAY, until: datet
     return await database.read(verify, since, until)
 
 
-async def test_verification_of_correct_counts_finds_no_difference_before_and_after_folding(database: Database) -> None:
+async def test_the_verification_of_counts_finds_no_difference_before_and_after_count_deltas_are_folded(database: Database) -> None:
     await database.write(write_history)
     assert await recount(database) == []
     while await database.write(fold, 1):
         assert await recount(database) == []
 
 
-async def test_verification_reports_a_wrong_count(database: Database) -> None:
+async def test_the_verification_of_counts_reports_a_wrong_count(database: Database) -> None:
     await database.write(write_history)
     await database.write(fold)
     broken = schema.counts.c.metric == "clicks", schema.counts.c.quarter == NOON_SLOT + 2
@@ -309,7 +309,7 @@ async def test_verification_reports_a_wrong_count(database: Database) -> None:
     ]
 
 
-async def test_verification_reports_a_missing_count(database: Database) -> None:
+async def test_the_verification_of_counts_reports_a_missing_count(database: Database) -> None:
     await database.write(write_history)
     await database.write(fold)
 
@@ -330,7 +330,7 @@ async def test_verification_reports_a_missing_count(database: Database) -> None:
     assert await recount(database) == []
 
 
-async def test_verification_reports_a_count_without_rows(database: Database) -> None:
+async def test_the_verification_of_counts_reports_a_count_without_matching_rows(database: Database) -> None:
     await database.write(write_history)
     await database.write(lambda connection: append_delta(connection, 3, (9, NOON, "clicks", 1)))
     assert [(difference.application_id, difference.kept, difference.counted) for difference in await recount(database)] == [
@@ -338,7 +338,7 @@ async def test_verification_reports_a_count_without_rows(database: Database) -> 
     ]
 
 
-async def test_verification_compares_only_the_counts_of_the_requested_time_slots(database: Database) -> None:
+async def test_the_verification_of_counts_compares_only_the_requested_time_slots(database: Database) -> None:
     await database.write(write_history)
     await database.write(fold)
     await database.write(lambda connection: connection.execute(delete(schema.counts)))
@@ -347,7 +347,7 @@ async def test_verification_compares_only_the_counts_of_the_requested_time_slots
     assert [(difference.metric, difference.at) for difference in late] == [("late_hits", NOON + 3 * DAY)]
 
 
-async def test_verification_finds_the_same_counts_with_any_number_of_rows_per_statement(
+async def test_the_verification_of_counts_has_the_same_result_with_any_number_of_rows_per_statement(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await database.write(write_history)

@@ -16,7 +16,9 @@ def delivery(connection: Connection, number: int, lane: str, **more: Any) -> Non
     connection.execute(insert(schema.deliveries).values(id=number, lane=lane, **values | more))
 
 
-async def test_the_state_of_a_queue_contains_the_number_and_the_age_of_its_entries(make_service: MakeService, clock: Clock) -> None:
+async def test_the_reported_state_of_a_queue_contains_the_number_and_the_age_of_its_entries(
+    make_service: MakeService, clock: Clock
+) -> None:
     service = await make_service()
     await create_codes(service)
 

@@ -43,14 +43,14 @@ def without_zero(amounts: Amounts) -> dict[str, Decimal]:
 @given(rows)
 @example({f"ttc:{bucket}": 1 for bucket in range(0, 250, 5)})
 @example({f"ttc:{bucket}": 70_000 + bucket for bucket in range(400)})
-def test_a_row_of_rolled_up_counts_is_read_as_it_was_written(row: Amounts) -> None:
+def test_a_row_of_rolled_up_counts_is_read_unchanged(row: Amounts) -> None:
     stored = loads(dumps(dict(row)))
     assert without_zero(unpack(stored)) == without_zero(row)
     assert loads(stored) == stored, "SQLite returns rows that are parsed already"
 
 
 @given(st.lists(rows, max_size=8))
-def test_the_sums_of_rows_are_exact_with_and_without_histograms(written: list[Amounts]) -> None:
+def test_the_sums_of_rolled_up_counts_are_exact_with_and_without_histograms(written: list[Amounts]) -> None:
     written = [{metric: max(int(v), 0) if metric.startswith("ttc:") else v for metric, v in row.items()} for row in written]
     sums, expected = PeriodSums(), dict[str, Decimal]()
     for row in written:
@@ -64,7 +64,7 @@ def test_the_sums_of_rows_are_exact_with_and_without_histograms(written: list[Am
 
 
 @given(st.lists(rows, min_size=1, max_size=6))
-def test_amounts_are_added_to_a_stored_row(changes: list[Amounts]) -> None:
+def test_counts_are_added_to_a_stored_row_of_rolled_up_counts(changes: list[Amounts]) -> None:
     text, expected = dumps({}), dict[str, Decimal]()
     for change in changes:
         text = dumps(add_amounts(loads(text), change))
@@ -73,7 +73,7 @@ def test_amounts_are_added_to_a_stored_row(changes: list[Amounts]) -> None:
     assert without_zero(unpack(loads(text))) == without_zero(dict(expected))  # type: ignore[arg-type]
 
 
-def test_buckets_are_stored_as_a_histogram_only_if_there_are_many_and_the_histogram_is_shorter() -> None:
+def test_time_to_click_buckets_are_stored_as_a_histogram_only_if_the_histogram_is_shorter() -> None:
     few: Amounts = {f"ttc:{bucket}": 1 for bucket in range(MIN_PACKED_BUCKETS - 1)}
     assert loads(dumps(dict(few))) == few
     many: Amounts = {f"ttc:{bucket}": 3 for bucket in range(30, 250)}
@@ -81,7 +81,7 @@ def test_buckets_are_stored_as_a_histogram_only_if_there_are_many_and_the_histog
     assert len(dumps(dict(many))) * 5 < len(orjson.dumps(many))
 
 
-def test_amounts_that_do_not_fit_into_a_histogram_stay_single_entries() -> None:
+def test_counts_that_a_histogram_cannot_store_are_stored_as_single_entries() -> None:
     negative: Amounts = {f"ttc:{bucket}": -1 if bucket == 3 else 1 for bucket in range(50)}
     assert loads(dumps(dict(negative))) == negative
     huge: Amounts = {f"ttc:{bucket}": 2**33 for bucket in range(50)}
@@ -89,7 +89,7 @@ def test_amounts_that_do_not_fit_into_a_histogram_stay_single_entries() -> None:
     assert unpack(loads(dumps(add_amounts(loads(dumps({f"ttc:{n}": 1 for n in range(50)})), {"ttc:3": -2}))))["ttc:3"] == -1
 
 
-def test_a_count_is_added_to_a_histogram_also_outside_its_buckets_and_beyond_its_width() -> None:
+def test_a_stored_histogram_grows_if_a_count_has_a_new_bucket_or_needs_more_bytes() -> None:
     stored = loads(dumps({f"ttc:{bucket}": 250 for bucket in range(100, 150)}))
     for bucket, amount, expected in ((100, 5, 255), (100, 1, 256), (90, 3, 3), (160, 70_000, 70_000), (149, -250, 0)):
         stored = loads(dumps(add_amounts(stored, {f"ttc:{bucket}": amount})))
@@ -97,7 +97,7 @@ def test_a_count_is_added_to_a_histogram_also_outside_its_buckets_and_beyond_its
         assert unpack(dict(stored)).get(f"ttc:{bucket}", 0) == expected
 
 
-def test_a_change_of_other_metrics_does_not_unpack_the_histogram() -> None:
+def test_a_change_of_other_metrics_does_not_decode_the_stored_histogram() -> None:
     stored = loads(dumps({f"ttc:{bucket}": 1 for bucket in range(50)}))
     packed = stored[HISTOGRAM]
     assert add_amounts(stored, {"clicks": 2}) == {HISTOGRAM: packed, "clicks": 2}

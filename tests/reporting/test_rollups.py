@@ -69,7 +69,7 @@ async def live(client: httpx.AsyncClient, service: Service, credentials: Credent
     return messages
 
 
-async def test_rolled_up_counts_agree_with_all_rows_before_and_after_folding(
+async def test_rolled_up_counts_agree_with_all_rows_before_and_after_count_deltas_are_folded(
     client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock
 ) -> None:
     await live(client, service, credentials, clock)
@@ -94,7 +94,7 @@ async def test_rolled_up_counts_agree_with_all_rows_after_erasure_and_late_event
     assert await differences(service) == []
 
 
-async def test_verification_reports_a_wrong_rolled_up_count_and_repair_corrects_it(
+async def test_the_verification_reports_a_wrong_rolled_up_count_and_the_repair_corrects_this_count(
     client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock
 ) -> None:
     await live(client, service, credentials, clock)
@@ -117,7 +117,7 @@ async def test_verification_reports_a_wrong_rolled_up_count_and_repair_corrects_
     assert await differences(service) == []
 
 
-async def test_repair_restores_lost_rolled_up_counts_from_the_rows(
+async def test_the_repair_of_counts_restores_deleted_rolled_up_counts_from_the_rows(
     client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock
 ) -> None:
     await live(client, service, credentials, clock)

@@ -120,7 +120,7 @@ async def test_the_status_of_a_message_contains_the_exact_decimal_values_of_its_
     assert reply["transaction_id"] is None
 
 
-async def test_the_status_of_a_message_contains_only_its_oldest_max_conversions_conversions(
+async def test_the_status_of_a_message_contains_only_a_limited_number_of_its_oldest_conversions(
     filled: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(status, "MAX_CONVERSIONS", 1)

@@ -56,7 +56,7 @@ def story(service: Service) -> Story:
     return Story(service)
 
 
-async def test_a_click_whose_transaction_ran_during_the_erasure_keeps_no_personal_data(
+async def test_no_personal_data_of_a_click_that_is_stored_during_an_erasure_remain(
     service: Service, store_url: str, clock: Clock, repeats: ErasureRepeats
 ) -> None:
     if store_url.startswith("sqlite"):
@@ -77,7 +77,7 @@ async def test_a_click_whose_transaction_ran_during_the_erasure_keeps_no_persona
     assert (stored.id, stored.address, stored.user_agent) == (hit.id, "", "")
 
 
-async def test_a_message_whose_rewrite_ran_during_the_erasure_of_its_number_is_erased(
+async def test_a_message_that_is_stored_during_the_erasure_of_its_phone_number_is_erased(
     service: Service, store_url: str, clock: Clock
 ) -> None:
     if store_url.startswith("sqlite"):

@@ -132,7 +132,7 @@ async def test_the_purge_pauses_nine_times_as_long_as_each_batch_took(database: 
 
 
 @pytest.mark.parametrize("is_present", [False, True])
-async def test_a_purge_by_command_pauses_only_while_clicks_or_messages_arrive(
+async def test_the_purge_command_pauses_only_while_clicks_or_messages_arrive(
     database: Database, monkeypatch: pytest.MonkeyPatch, is_present: bool
 ) -> None:
     await database.write(put, lambda rows: rows.complete_message(LONG_AGO))

@@ -20,7 +20,7 @@ from tests.server.raw_http import HOST, create_link, get, run_server, status_of
         (b"", "", ""),
     ],
 )
-def test_a_host_header_is_split_into_name_and_port(host: bytes, name: str, name_with_port: str) -> None:
+def test_a_host_header_is_split_into_host_name_and_port(host: bytes, name: str, name_with_port: str) -> None:
     assert split_host(host) == (name, name_with_port)
 
 

@@ -38,7 +38,7 @@ async def test_robots_txt_and_the_icon_exist_on_every_host(visitor: httpx.AsyncC
 
 
 @pytest.mark.parametrize("path", ["/", "/nosuchcode", "/docs", "/portal", "/.well-known/assetlinks.json"])
-async def test_other_paths_on_an_unknown_host_return_404(visitor: httpx.AsyncClient, path: str) -> None:
+async def test_all_other_paths_on_an_unknown_host_return_404(visitor: httpx.AsyncClient, path: str) -> None:
     assert (await visitor.get(path, headers={"Host": "unknown.example"})).status_code == 404
 
 
@@ -105,7 +105,7 @@ async def test_the_domain_check_responds_on_any_host_except_an_own_domain(visito
         assert (await visitor.get(path, headers={"Host": host})).status_code == status
 
 
-async def test_an_unknown_code_redirects_to_the_fallback_url_of_the_domain_and_has_its_own_count(
+async def test_a_hit_with_an_unknown_code_redirects_to_the_fallback_url_of_the_domain_and_is_counted(
     visitor: httpx.AsyncClient, service: Service, clock: Clock
 ) -> None:
     assert (await visitor.get("/nosuchcode", headers=BRAND)).status_code == 404

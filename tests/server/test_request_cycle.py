@@ -45,12 +45,12 @@ LENGTH = (b"content-length", b"2")
 HEAD = b"HTTP/1.1 200 OK\r\ndate: today\r\ncontent-length: 2\r\n"
 
 
-async def test_a_complete_response_is_one_write() -> None:
+async def test_a_complete_http_response_is_sent_with_one_write() -> None:
     await cycle_of(connection := Connection()).send(complete([LENGTH], b"{}"))
     assert (connection.sent, connection.completed, connection.is_closed) == ([HEAD + b"\r\n{}"], 1, False)
 
 
-async def test_the_head_of_a_response_is_sent_with_the_first_part_of_its_body() -> None:
+async def test_the_head_of_an_http_response_is_sent_with_the_first_part_of_its_body() -> None:
     cycle = cycle_of(connection := Connection())
     await cycle.send({"type": "http.response.start", "status": 200, "headers": []})
     assert connection.sent == []
@@ -66,7 +66,7 @@ async def test_a_response_to_head_has_no_body() -> None:
 
 
 @pytest.mark.parametrize("header", [(b"connection", b"close"), None])
-async def test_a_response_that_closes_the_connection_says_so_once(header: tuple[bytes, bytes] | None) -> None:
+async def test_a_response_that_closes_the_connection_has_one_connection_close_header(header: tuple[bytes, bytes] | None) -> None:
     cycle = cycle_of(connection := Connection(), keep_alive=header is not None)
     await cycle.send(complete([LENGTH, *([header] if header else [])], b"{}"))
     assert connection.sent == [HEAD + b"connection: close\r\n\r\n{}"]
@@ -76,25 +76,25 @@ async def test_a_response_that_closes_the_connection_says_so_once(header: tuple[
 @pytest.mark.parametrize(
     "header", [(b"x", b"a\r\nset-cookie: b"), (b"x", b"a\n"), (b"x", b"a\r"), (b"x", b"\0"), (b"x", b"\x7f"), (b"x y", b"a")]
 )
-async def test_a_header_that_could_split_the_response_is_an_error(header: tuple[bytes, bytes]) -> None:
+async def test_a_response_header_with_a_line_break_or_a_control_character_raises_an_error(header: tuple[bytes, bytes]) -> None:
     cycle = cycle_of(connection := Connection())
     with pytest.raises(RuntimeError, match="Invalid HTTP header"):
         await cycle.send(complete([LENGTH, header], b"{}"))
     assert connection.sent == []
 
 
-async def test_a_tab_in_the_value_of_a_header_is_permitted() -> None:
+async def test_a_tab_in_the_value_of_a_response_header_is_permitted() -> None:
     await cycle_of(connection := Connection()).send(complete([LENGTH, (b"x", b"a\tb")], b"{}"))
     assert connection.sent == [HEAD + b"x: a\tb\r\n\r\n{}"]
 
 
 @pytest.mark.parametrize(("body", "reason"), [(b"{", "shorter"), (b"{}}", "longer")])
-async def test_a_body_of_another_length_than_announced_is_an_error(body: bytes, reason: str) -> None:
+async def test_a_response_body_with_another_length_than_its_content_length_header_raises_an_error(body: bytes, reason: str) -> None:
     with pytest.raises(RuntimeError, match=reason):
         await cycle_of(Connection()).send(complete([LENGTH], body))
 
 
-async def test_a_message_out_of_order_is_an_error() -> None:
+async def test_an_asgi_message_in_the_wrong_order_raises_an_error() -> None:
     cycle = cycle_of(Connection())
     with pytest.raises(RuntimeError, match="Expected"):
         await cycle.send({"type": "http.response.body", "body": b""})

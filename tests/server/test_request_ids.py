@@ -20,17 +20,17 @@ def _reset_structlog() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("requested", [b"a", b"7f3e-22", b"x" * 128, b"Root=1-67891233-abcdef"])
-def test_a_valid_request_id_of_the_caller_is_used(requested: bytes) -> None:
+def test_a_valid_x_request_id_header_of_the_caller_is_returned_in_the_response(requested: bytes) -> None:
     assert request_id(requested, 255) == requested
 
 
 @pytest.mark.parametrize("requested", [b"", b"x" * 129, b"a b", b"a\r\nb", "é".encode(), b'a"b'])
-def test_an_invalid_request_id_is_replaced_by_a_generated_one(requested: bytes) -> None:
+def test_an_invalid_x_request_id_header_is_replaced_by_a_generated_id(requested: bytes) -> None:
     assert request_id(requested, 255) == b"ff"
 
 
 @pytest.mark.parametrize("path", ["/nosuchcode", "/healthz", "/api/v1/sms/stats", "/nothing/here", "/", "/robots.txt", "/%00"])
-async def test_every_response_has_an_x_request_id(service: Service, path: str) -> None:
+async def test_every_response_has_an_x_request_id_header(service: Service, path: str) -> None:
     async with client_of(service) as client:
         for host in ("127.0.0.1:8000", "unknown.example"):
             generated = (await client.get(path, headers={"Host": host})).headers["x-request-id"]

@@ -26,7 +26,7 @@ async def test_a_request_for_a_code_with_raw_utf8_behind_it_is_redirected(servic
     assert len(await stored_hits(service)) == 2
 
 
-async def test_a_letter_in_raw_utf8_behind_a_code_is_not_ignored(service: Service) -> None:
+async def test_a_letter_in_raw_utf8_behind_a_link_code_is_not_ignored(service: Service) -> None:
     code = await create_link(service)
     async with run_server(service) as server:
         for path in (code + "é", "/é", "/portal/é"):
@@ -92,7 +92,7 @@ async def test_a_request_with_raw_utf8_after_a_chunked_body_may_be_split_at_any_
             assert status_of(await read_response(reader)) == 302
 
 
-async def test_the_bodies_of_requests_keep_their_bytes(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_non_ascii_bytes_in_request_bodies_stay_unchanged(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     body = "GET /é HTTP/1.1\r\n\r\nGET /é HTTP/1.1\r\n\r\n".encode()
     headers = b"Content-Type: text/plain", b"Content-Length: %d" % len(body), "X-Request-Id: é".encode()
     request = get("/api/v1/rewrite👍", *headers, method=b"POST") + body
@@ -109,7 +109,7 @@ async def test_the_bodies_of_requests_keep_their_bytes(service: Service, monkeyp
 
 
 @pytest.mark.parametrize("line", ["GÉT / HTTP/1.1", "GET / HTTP/1.1é", "GET\xa0/ HTTP/1.1", "GET /\x01é HTTP/1.1", "éééé"])
-async def test_other_request_lines_with_raw_utf8_are_rejected_once(service: Service, line: str) -> None:
+async def test_a_malformed_request_line_with_raw_utf8_gets_one_400_response(service: Service, line: str) -> None:
     async with run_server(service) as server:
         with capture_logs() as logs:
             reader, writer = await server.connect()
@@ -138,7 +138,9 @@ def test_only_the_bytes_above_0x7f_of_the_first_line_are_percent_encoded() -> No
         ([b"GET / HTTP/1.1\r\n\r\nGET / HTTP/1.1\r\nX"], False),
     ],
 )
-def test_an_incomplete_head_contains_whether_the_request_line_is_incomplete(chunks: list[bytes], expected: bool) -> None:
+def test_the_parser_of_an_incomplete_head_reports_whether_the_request_line_is_incomplete(
+    chunks: list[bytes], expected: bool
+) -> None:
     head = IncompleteHead()
     for chunk in chunks:
         head.note_end_of_chunk(chunk)

@@ -103,7 +103,7 @@ def test_a_backup_is_a_consistent_snapshot_while_another_connection_writes_all_t
     assert len(steps) >= 5
 
 
-def test_a_backup_never_replaces_a_file_and_a_failed_backup_leaves_no_file(
+def test_a_backup_never_replaces_an_existing_file_and_a_failed_backup_creates_no_file(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     database, secret = folder / "shortener.db", installation_secret(folder)
@@ -140,7 +140,7 @@ def test_a_damaged_database_is_detected_and_no_backup_is_written(folder: Path, t
     assert not (tmp_path / "new").exists()
 
 
-def test_restore_rejects_an_existing_database_other_files_and_backups_of_newer_versions(folder: Path, tmp_path: Path) -> None:
+def test_a_restore_rejects_an_existing_database_other_files_and_backups_of_newer_versions(folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "backup"
     backup(folder / "shortener.db", file, installation_secret(folder), NOW, ignore)
     target = tmp_path / "new" / "shortener.db"
@@ -160,7 +160,7 @@ def test_restore_rejects_an_existing_database_other_files_and_backups_of_newer_v
     assert not target.with_name("secret").exists()
 
 
-def test_restore_rejects_another_secret_and_accepts_the_right_one(folder: Path, tmp_path: Path) -> None:
+def test_a_restore_rejects_a_wrong_secret_and_accepts_the_secret_of_the_backup(folder: Path, tmp_path: Path) -> None:
     file, secret = tmp_path / "backup", installation_secret(folder)
     backup(folder / "shortener.db", file, secret, NOW, ignore)
     one, two = tmp_path / "one", tmp_path / "two"

@@ -142,14 +142,14 @@ async def test_an_unavailable_database_fails_the_request_and_no_item_stays_in_th
     await within(5, commits.flush())
 
 
-async def test_submit_raises_store_unavailable_above_max_waiting(database: Database) -> None:
+async def test_submitting_to_a_batcher_raises_store_unavailable_above_the_limit_of_waiting_requests(database: Database) -> None:
     commits: GroupCommit[str, str, list[str]] = GroupCommit(database, Names(), max_waiting=2)
     results = await asyncio.gather(*map(commits.submit, ["a", "b", "c"]), return_exceptions=True)
     assert isinstance(results[2], StoreUnavailable)
     assert await stored(database) == {"a", "b"}
 
 
-async def test_a_group_commit_batch_has_at_most_max_items(database: Database) -> None:
+async def test_the_number_of_items_in_a_group_commit_batch_is_limited(database: Database) -> None:
     names = Names()
     commits: GroupCommit[str, str, list[str]] = GroupCommit(database, names, max_items=4)
     await asyncio.gather(*(commits.submit(f"n{number}") for number in range(30)))
@@ -226,7 +226,7 @@ async def test_a_write_that_fails_before_its_transaction_begins_does_not_stop_th
     await within(5, commits.flush())
 
 
-async def test_if_a_second_commit_fails_only_the_requests_of_that_commit_fail(database: Database) -> None:
+async def test_if_one_of_two_commits_fails_only_the_requests_of_that_commit_fail(database: Database) -> None:
     flaky = FlakyDatabase(database)
     flaky.at_commit = [None, StoreUnavailable("cut")]
     values: list[list[str]] = []

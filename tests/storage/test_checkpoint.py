@@ -36,7 +36,9 @@ async def test_the_checkpoint_thread_calls_fdatasync_after_each_checkpoint(tmp_p
         await commit_until(database, lambda: len(synced) >= 2)
 
 
-async def test_a_checkpoint_copies_few_changes_after_the_maximum_interval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_sqlite_checkpoint_copies_even_few_changes_after_the_maximum_interval(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(checkpoint, "MAX_INTERVAL_SECONDS", 0.1)
     file = tmp_path / "shortener.db"
     async with serving(file) as database:
@@ -44,7 +46,9 @@ async def test_a_checkpoint_copies_few_changes_after_the_maximum_interval(tmp_pa
         await commit_until(database, lambda: file.stat().st_size >= 100 * MIN_ROW_BYTES)
 
 
-async def test_a_long_sqlite_wal_restarts_under_load_and_no_row_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_under_load_sqlite_starts_a_long_wal_file_at_its_beginning_again_and_no_row_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(checkpoint, "LONG_WAL_FRAMES", 500)
     monkeypatch.setattr(checkpoint, "DEFAULT_ROWS", 500)
     file = tmp_path / "shortener.db"
@@ -62,7 +66,9 @@ async def test_a_long_sqlite_wal_restarts_under_load_and_no_row_is_lost(tmp_path
         assert await database.read(lambda connection: connection.exec_driver_sql("PRAGMA integrity_check").scalar()) == "ok"
 
 
-async def test_a_long_sqlite_wal_restarts_on_a_slow_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_on_a_slow_disk_sqlite_starts_a_long_wal_file_at_its_beginning_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fdatasync = os.fdatasync
     seen: set[bytes] = set()
 
@@ -82,7 +88,7 @@ async def test_a_long_sqlite_wal_restarts_on_a_slow_disk(tmp_path: Path, monkeyp
         await commit_until(database, restarted, rows=20)
 
 
-async def test_the_writer_restarts_a_wal_above_the_limit_even_if_that_takes_long(
+async def test_sqlite_writes_wait_for_a_long_checkpoint_if_the_wal_file_exceeds_its_size_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checkpoint, "LONG_WAL_FRAMES", 100)

@@ -15,13 +15,13 @@ from tests.conftest import new_postgresql_database
 OTHER = SecretStr("0123456789abcdefghijklmnopqrstuv")
 
 
-async def test_a_folder_without_a_database_is_no_installation_and_nothing_is_created(tmp_path: Path) -> None:
+async def test_opening_a_folder_without_a_database_raises_an_error_and_creates_nothing(tmp_path: Path) -> None:
     with pytest.raises(NoInstallation, match=str(tmp_path / "data")):
         await require_installation(Settings(data_dir=tmp_path / "data"))
     assert not (tmp_path / "data").exists()
 
 
-async def test_an_empty_postgresql_database_is_no_installation(postgresql: str, tmp_path: Path) -> None:
+async def test_opening_an_empty_postgresql_database_as_an_installation_raises_an_error(postgresql: str, tmp_path: Path) -> None:
     url = await new_postgresql_database(postgresql, None)
     with pytest.raises(NoInstallation, match="there is no installation in the PostgreSQL database test_"):
         await require_installation(Settings(data_dir=tmp_path, database_url=url))

@@ -35,7 +35,7 @@ def only_sqlite(service: Service) -> Path:
     return Path(service.settings.store_url.removeprefix("sqlite:///"))
 
 
-async def test_readyz_reports_writes_that_fail_until_they_succeed_again(service: Service) -> None:
+async def test_readyz_reports_failing_database_writes_until_a_write_succeeds_again(service: Service) -> None:
     service.start(web=False, deliver=False)
     assert (await readiness(service))[1]["writes"] == "ok"
     trigger = (

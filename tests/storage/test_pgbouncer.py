@@ -120,7 +120,7 @@ def test_the_parameter_prepared_statements_is_removed_from_the_url() -> None:
     assert split_url("postgresql://u:p%40@h1:1,h2:2/d?a=%20b") == ("postgresql://u:p%40@h1:1,h2:2/d?a=%20b", True)
 
 
-def test_open_notifier_returns_none_on_sqlite_and_with_prepared_statements_off() -> None:
+def test_there_is_no_notifier_on_sqlite_and_without_prepared_statements() -> None:
     assert open_notifier(Settings(database_url="postgresql://h/d?prepared_statements=off")) is None
     assert open_notifier(Settings(database_url="postgresql://h/d")) is not None
     assert open_notifier(Settings()) is None

@@ -74,7 +74,7 @@ async def test_the_database_rejects_an_api_key_with_a_rate_limit_that_is_not_pos
         await service.database.write(add, schema.api_keys, 1, {"rate_limit": 0})
 
 
-async def test_the_enforced_references_are_those_of_the_schema(database: Database) -> None:
+async def test_the_references_that_the_database_enforces_are_those_of_the_schema(database: Database) -> None:
     def enforced(connection: Connection) -> set[tuple[str, str]]:
         if connection.dialect.name == "sqlite":
             names = connection.scalars(text("SELECT tbl_name FROM sqlite_master WHERE type = 'trigger' AND name LIKE '%fkey'"))
@@ -91,7 +91,7 @@ async def test_the_enforced_references_are_those_of_the_schema(database: Databas
     assert await database.read(enforced) == expected
 
 
-async def test_rows_that_refer_to_missing_rows_are_reported(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_verification_reports_rows_that_refer_to_missing_rows(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shortener.storage.references.MAX_RANGE_ROWS", 2)
 
     def fill(connection: Connection) -> tuple[int, list[int]]:
@@ -118,6 +118,6 @@ async def test_rows_that_refer_to_missing_rows_are_reported(service: Service, mo
     assert Orphan("links.message_id -> messages.id", link) in await find_orphans(service.database)
 
 
-def test_every_reference_of_a_table_to_an_id_is_listed_once() -> None:
+def test_every_enforced_or_verified_reference_of_a_table_is_listed_once() -> None:
     columns = [reference.column for reference in (*ENFORCED, *VERIFIED)]
     assert len(columns) == len(set(columns))

@@ -15,7 +15,7 @@ OLD, NEW = Secret("0123456789abcdefghijklmnopqrstuv"), Secret("abcdefghijklmnopq
 ROOT = Path(__file__).parents[2]
 
 
-async def test_adopting_a_secret_removes_the_values_it_cannot_decrypt_and_disables_their_trackers(database: Database) -> None:
+async def test_adopting_a_new_secret_removes_undecryptable_values_and_disables_their_trackers(database: Database) -> None:
     def fill(connection: object) -> None:
         from sqlalchemy import Connection
 
@@ -58,7 +58,7 @@ async def test_adopting_a_secret_removes_the_values_it_cannot_decrypt_and_disabl
     assert len(await database.read(find_lost, NEW)) == 2
 
 
-def test_every_module_that_encrypts_values_is_known_here_and_its_columns_are_marked_in_the_schema() -> None:
+def test_every_column_with_encrypted_values_is_marked_in_the_schema() -> None:
     """A new encrypted column needs `info={"encrypted": NAME}`, or `secret adopt` does not find its values."""
     known = {
         "shortener/accounts/administration.py",

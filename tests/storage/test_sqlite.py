@@ -30,7 +30,7 @@ def count_rows(connection: Connection) -> int:
     return number
 
 
-async def test_a_read_that_lasts_too_long_raises_store_unavailable_and_the_connection_is_usable(
+async def test_a_read_that_lasts_too_long_raises_store_unavailable_and_its_connection_stays_usable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "MAX_READ_SECONDS", 0.2)
@@ -41,7 +41,7 @@ async def test_a_read_that_lasts_too_long_raises_store_unavailable_and_the_conne
         assert await database.read(count_rows) == 0
 
 
-async def test_a_long_read_of_a_command_is_not_ended(tmp_path: Path) -> None:
+async def test_a_long_database_read_of_a_command_has_no_time_limit(tmp_path: Path) -> None:
     async with serving(tmp_path / "shortener.db"):
         command = SqliteDatabase(tmp_path / "shortener.db", owner=False)
         assert command._max_read_seconds is None
@@ -49,7 +49,9 @@ async def test_a_long_read_of_a_command_is_not_ended(tmp_path: Path) -> None:
         await command.close()
 
 
-async def test_the_wal_restarts_after_a_read_that_lasted_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_sqlite_starts_the_wal_file_at_its_beginning_again_after_a_too_long_read_was_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "MAX_READ_SECONDS", 0.5)
     monkeypatch.setattr(checkpoint, "LONG_WAL_FRAMES", 100)
     monkeypatch.setattr(checkpoint, "DEFAULT_ROWS", 100)
@@ -69,7 +71,7 @@ async def test_the_wal_restarts_after_a_read_that_lasted_too_long(tmp_path: Path
         await commit_until(database, lambda: salt() != at_end, rows=20)
 
 
-async def test_a_wal_that_grows_because_of_a_reader_of_another_process_is_logged_once_per_interval(
+async def test_a_wal_file_that_grows_because_of_a_reader_in_another_process_is_logged_once_per_interval(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checkpoint, "DEFAULT_ROWS", 100)

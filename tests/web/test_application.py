@@ -44,7 +44,7 @@ async def test_an_unknown_macro_in_the_fallback_url_of_an_application_is_a_warni
         assert response.json()["warnings"] == ([] if warning is None else [warning])
 
 
-async def test_conversion_fields_without_a_conversion_url_are_rejected(client: httpx.AsyncClient) -> None:
+async def test_the_application_setting_conversion_fields_is_rejected_without_conversion_url(client: httpx.AsyncClient) -> None:
     response = await client.patch(PATH, json={"conversion_fields": ["phone"], "link_ttl_days": 7})
     assert (response.status_code, response.json()["details"][0]["field"]) == (400, "conversion_fields")
     assert (await client.get(PATH)).json()["link_ttl_days"] is None, "nothing of the request is stored"

@@ -9,7 +9,7 @@ from shortener.web.call_headers import find_header
 
 
 @pytest.mark.parametrize("name", ["x-api-key", "accept", "content-type", "empty"])
-def test_a_header_has_the_value_that_starlette_returns(name: str) -> None:
+def test_the_request_headers_have_the_same_values_as_in_starlette(name: str) -> None:
     headers = [(b"x-api-key", b"first"), (b"x-api-key", b"second"), (b"accept", "é".encode("latin-1")), (b"empty", b"")]
     request = Request({"type": "http", "headers": headers})
     assert find_header(request, name.encode()) == request.headers.get(name)

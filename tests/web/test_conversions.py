@@ -93,7 +93,7 @@ async def test_a_conversion_report_in_json_may_contain_numbers_instead_of_text(t
     assert second.json() == first.json() | {"duplicate": True}
 
 
-async def test_a_reply_that_the_send_pipeline_reports_is_a_conversion(service: Service, tracker: httpx.AsyncClient) -> None:
+async def test_a_reply_reported_as_an_action_is_stored_as_a_conversion(service: Service, tracker: httpx.AsyncClient) -> None:
     """Syniverse: replying to a message can also be a conversion event, with a disposition."""
     body = {"message_id": "m-1", "action": "reply", "disposition": "negative", "text": "STOP"}
     assert (await report(tracker, "POST /api/v1/callback/action", body)).status_code == 200
@@ -110,7 +110,7 @@ async def test_responses_of_the_deprecated_endpoint_have_the_headers_deprecation
     assert "deprecation" not in (await tracker.get("/api/v1/track", params={"message_id": "m-1"})).headers
 
 
-async def test_repeated_id_parameters_must_have_one_value_and_other_repeated_parameters_become_lists(
+async def test_a_repeated_id_parameter_must_have_equal_values_and_other_repeated_parameters_become_lists(
     service: Service, tracker: httpx.AsyncClient
 ) -> None:
     response = await tracker.get("/api/v1/track?message_id=m-1&message_id=m-2")

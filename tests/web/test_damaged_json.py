@@ -15,11 +15,11 @@ from shortener.web.damaged_json import RepairedText, load_damaged_json, repair
         (b'{"\xfc": 1}', {"ü": 1}),
     ],
 )
-def test_invalid_text_in_json_is_replaced(content: bytes, value: object) -> None:
+def test_invalid_bytes_and_surrogates_in_a_json_text_are_replaced(content: bytes, value: object) -> None:
     assert repair(load_damaged_json(content)) == value
 
 
-def test_only_a_changed_text_is_marked_as_repaired() -> None:
+def test_only_a_json_text_with_replaced_characters_is_marked_as_repaired() -> None:
     changed, *others = repair(load_damaged_json(b'["\xfc", "\xc3\xbc", "\\ud83d\\ude00", "a"]'))
     assert isinstance(changed, RepairedText)
     assert others == ["ü", "\U0001f600", "a"]
@@ -27,5 +27,5 @@ def test_only_a_changed_text_is_marked_as_repaired() -> None:
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
-def test_the_encoding_of_json_is_recognized(encoding: str) -> None:
+def test_the_encoding_of_a_json_body_is_detected(encoding: str) -> None:
     assert load_damaged_json('{"a": "ü"}'.encode(encoding)) == {"a": "ü"}

@@ -32,7 +32,7 @@ async def state(client: httpx.AsyncClient, sent: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("form", ["query", "form", "json", "list"])
-async def test_a_report_is_accepted_in_each_form(
+async def test_a_gateway_report_is_accepted_as_query_form_and_json(
     service: Service, client: httpx.AsyncClient, sent: dict[str, Any], form: str
 ) -> None:
     parameters = {"status": "DELIVRD", "error_code": "000", "description": "fine", "timestamp": "2026-11-20T12:00:05Z"}
@@ -47,7 +47,7 @@ async def test_a_report_is_accepted_in_each_form(
     assert await state(client, sent) == "DELIVERED"
 
 
-async def test_a_report_without_a_reference_in_the_path_finds_the_message_by_the_id_of_the_gateway(
+async def test_a_gateway_report_without_a_reference_in_the_path_is_matched_by_the_gateway_message_id(
     client: httpx.AsyncClient, sent: dict[str, Any]
 ) -> None:
     path = sent["path"].rpartition("/")[0]
@@ -55,7 +55,9 @@ async def test_a_report_without_a_reference_in_the_path_finds_the_message_by_the
     assert await state(client, sent) == "FAILED"
 
 
-async def test_a_wrong_key_is_rejected_before_anything_is_read(client: httpx.AsyncClient, sent: dict[str, Any]) -> None:
+async def test_a_gateway_report_with_a_wrong_key_in_its_path_is_rejected_and_changes_nothing(
+    client: httpx.AsyncClient, sent: dict[str, Any]
+) -> None:
     response = await client.post("/api/v1/gateways/reports/gr_wrong/0", json={"status": "DELIVRD"})
     assert (response.status_code, response.json()["error_code"]) == (401, "UNAUTHORIZED")
     assert await state(client, sent) == "SENT"
@@ -64,7 +66,7 @@ async def test_a_wrong_key_is_rejected_before_anything_is_read(client: httpx.Asy
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"\xff\xfe", b'{"status":"GARBAGE"}', b"[]", b"[1]", b'"x"', b"status=" + b"x" * 5000]
 )
-async def test_a_report_that_cannot_be_understood_is_acknowledged_and_changes_nothing(
+async def test_a_gateway_report_that_cannot_be_parsed_gets_200_and_changes_nothing(
     client: httpx.AsyncClient, sent: dict[str, Any], content: bytes
 ) -> None:
     response = await client.post(sent["path"], content=content)
@@ -72,6 +74,8 @@ async def test_a_report_that_cannot_be_understood_is_acknowledged_and_changes_no
     assert await state(client, sent) == "SENT"
 
 
-async def test_head_records_nothing(client: httpx.AsyncClient, sent: dict[str, Any]) -> None:
+async def test_a_head_request_to_the_report_url_of_a_gateway_records_nothing(
+    client: httpx.AsyncClient, sent: dict[str, Any]
+) -> None:
     assert (await client.head(sent["path"], params={"status": "DELIVRD"})).status_code == 405
     assert await state(client, sent) == "SENT"

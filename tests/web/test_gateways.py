@@ -23,7 +23,7 @@ async def create(client: httpx.AsyncClient, **fields: Any) -> dict[str, Any]:
     return created
 
 
-async def test_a_gateway_is_created_shown_changed_and_removed(service: Service, client: httpx.AsyncClient) -> None:
+async def test_the_api_creates_returns_changes_and_removes_a_gateway(service: Service, client: httpx.AsyncClient) -> None:
     options = {"url": "http://127.0.0.1:13013/cgi-bin/sendsms", "username": "user", "password": "S3CRET"}
     created = await create(client, name="kannel", preset="kannel", options=options, on_doubt="hold", timeout=3)
     assert "S3CRET" not in str(created)
@@ -56,7 +56,7 @@ async def test_invalid_gateways_are_rejected(client: httpx.AsyncClient, body: di
     assert response.json()["details"][0]["field"] == field
 
 
-async def test_another_application_does_not_see_a_gateway(service: Service, client: httpx.AsyncClient) -> None:
+async def test_the_gateway_of_another_application_returns_404(service: Service, client: httpx.AsyncClient) -> None:
     created = await create(client, name="sim", kind="simulator")
     other = await service.database.write(create_application, "other", NOON)
     await service.directory.refresh()
@@ -99,7 +99,7 @@ async def test_a_test_message_to_a_number_on_the_opt_out_list_is_rejected(
     assert (await client.post(path, json={"to": "+14085550101"})).status_code == 200
 
 
-async def test_a_private_address_needs_the_operator(make_service: Any, clock: Any) -> None:
+async def test_an_application_cannot_create_a_gateway_with_a_private_address(make_service: Any, clock: Any) -> None:
     service = await make_service(allow_private_targets=False)
     async with client_of(service, {"X-API-Key": service.first_credentials.api_key}) as client:
         response = await client.post(PATH, json={"name": "k", "preset": "plain", "options": {"url": "http://127.0.0.1:1/"}})

@@ -28,7 +28,9 @@ async def number_of_keys(client: httpx.AsyncClient) -> int:
     return len((await client.get("/api/v1/keys")).json()["keys"])
 
 
-async def test_a_repeat_gets_the_first_response_and_creates_nothing(client: httpx.AsyncClient) -> None:
+async def test_a_repeated_request_with_the_same_idempotency_key_gets_the_first_response_and_creates_nothing(
+    client: httpx.AsyncClient,
+) -> None:
     first, second = await create(client), await create(client)
     assert (first.status_code, second.status_code) == (201, 201)
     assert first.json() == second.json()
@@ -36,20 +38,20 @@ async def test_a_repeat_gets_the_first_response_and_creates_nothing(client: http
     assert await number_of_keys(client) == 2
 
 
-async def test_credentials_in_a_stored_response_are_encrypted(service: Service, client: httpx.AsyncClient) -> None:
+async def test_credentials_in_a_response_stored_for_repeats_are_encrypted(service: Service, client: httpx.AsyncClient) -> None:
     api_key = (await create(client)).json()["api_key"]
     (stored,) = await rows(service.database, schema.stored_responses)
     assert api_key not in stored.body
 
 
-async def test_the_same_key_with_other_content_is_a_conflict(client: httpx.AsyncClient) -> None:
+async def test_the_same_idempotency_key_with_other_content_is_a_conflict(client: httpx.AsyncClient) -> None:
     await create(client)
     response = await create(client, name="another")
     assert (response.status_code, response.json()["error_code"]) == (409, "IDEMPOTENCY_CONFLICT")
     assert await number_of_keys(client) == 2
 
 
-async def test_the_same_key_of_another_operation_or_application_is_another_request(
+async def test_the_same_idempotency_key_can_be_used_for_another_operation_or_by_another_application(
     service: Service, client: httpx.AsyncClient
 ) -> None:
     from shortener.accounts.administration import create_application
@@ -70,7 +72,7 @@ async def create_key(client: httpx.AsyncClient, *permissions: str) -> str:
     return api_key
 
 
-async def test_a_repeat_by_a_key_with_fewer_permissions_does_not_get_the_credentials_of_the_first_response(
+async def test_a_repeat_by_an_api_key_with_fewer_permissions_does_not_get_credentials_of_the_first_response(
     service: Service, client: httpx.AsyncClient
 ) -> None:
     granted = ["admin", "sms.send"]
@@ -105,7 +107,7 @@ async def test_the_permission_of_the_endpoint_is_checked_before_a_repeat_gets_th
     assert (repeat.status_code, repeat.json()["error_code"]) == (403, "FORBIDDEN")
 
 
-async def test_a_rejected_request_is_checked_again(client: httpx.AsyncClient) -> None:
+async def test_an_idempotency_key_can_be_used_again_after_its_request_was_rejected(client: httpx.AsyncClient) -> None:
     tracker = {"name": "t", "url": "https://user@x.example/", "events": ["click"], "format": "json"}
     rejected = await client.post("/api/v1/trackers", json=tracker, headers=KEY)
     assert rejected.status_code == 400
@@ -113,7 +115,7 @@ async def test_a_rejected_request_is_checked_again(client: httpx.AsyncClient) ->
     assert created.status_code == 201, created.text
 
 
-async def test_concurrent_repeats_create_one_key(client: httpx.AsyncClient) -> None:
+async def test_concurrent_requests_with_one_idempotency_key_create_one_api_key(client: httpx.AsyncClient) -> None:
     responses = await asyncio.gather(*(create(client) for _ in range(10)))
     created = [response for response in responses if response.status_code == 201]
     others = [response.json()["error_code"] for response in responses if response.status_code != 201]
@@ -122,7 +124,7 @@ async def test_concurrent_repeats_create_one_key(client: httpx.AsyncClient) -> N
     assert await number_of_keys(client) == 2
 
 
-async def test_a_repeat_during_the_first_request_is_asked_to_wait(
+async def test_a_repeated_request_gets_409_with_retry_after_while_the_first_request_is_running(
     service: Service, client: httpx.AsyncClient, clock: Clock
 ) -> None:
     await create(client)
@@ -137,12 +139,14 @@ async def test_a_repeat_during_the_first_request_is_asked_to_wait(
 
 
 @pytest.mark.parametrize("key", ["", "x" * 256, "a\tb"])
-async def test_an_invalid_key_is_rejected(client: httpx.AsyncClient, key: str) -> None:
+async def test_an_invalid_idempotency_key_is_rejected(client: httpx.AsyncClient, key: str) -> None:
     response = await client.post("/api/v1/keys", json=BODY, headers={"Idempotency-Key": key})
     assert (response.status_code, response.json()["details"][0]["field"]) == (400, "Idempotency-Key")
 
 
-async def test_stored_responses_are_deleted_after_a_day(service: Service, client: httpx.AsyncClient, clock: Clock) -> None:
+async def test_responses_stored_for_repeated_requests_are_deleted_after_a_day(
+    service: Service, client: httpx.AsyncClient, clock: Clock
+) -> None:
     from shortener.retention.purge import purge
 
     await create(client)
@@ -151,7 +155,7 @@ async def test_stored_responses_are_deleted_after_a_day(service: Service, client
     assert await rows(service.database, schema.stored_responses) == []
 
 
-async def test_the_openapi_document_names_who_gets_the_first_response(client: httpx.AsyncClient) -> None:
+async def test_the_openapi_document_describes_which_callers_get_the_stored_first_response(client: httpx.AsyncClient) -> None:
     paths = (await client.get("/openapi.json")).json()["paths"]
 
     def describe(path: str) -> str:

@@ -29,7 +29,9 @@ async def reply(client: httpx.AsyncClient, text: str, **fields: Any) -> dict[str
     return found
 
 
-async def test_stop_prevents_further_sends_and_counts_as_a_negative_conversion(service: Service, client: httpx.AsyncClient) -> None:
+async def test_a_stop_reply_prevents_further_messages_and_counts_as_a_negative_conversion(
+    service: Service, client: httpx.AsyncClient
+) -> None:
     await rewrite(client, "m-1")
     await rewrite(client, "m-2")
     found = await reply(client, "Stop.", inbound_id="mo-1")
@@ -46,7 +48,9 @@ async def test_stop_prevents_further_sends_and_counts_as_a_negative_conversion(s
     assert accepted.json()["messages"][0]["sent"] is True
 
 
-async def test_another_reply_is_a_conversion_without_a_disposition(service: Service, client: httpx.AsyncClient) -> None:
+async def test_a_reply_without_a_keyword_is_stored_as_a_conversion_without_a_disposition(
+    service: Service, client: httpx.AsyncClient
+) -> None:
     await rewrite(client, "m-1")
     found = await reply(client, "yes please")
     assert (found["keyword"], found["opted_out"], found["message_id"]) == (None, False, "m-1")
@@ -55,7 +59,7 @@ async def test_another_reply_is_a_conversion_without_a_disposition(service: Serv
     assert "yes please" not in str(conversion)
 
 
-async def test_a_start_reply_does_not_remove_what_an_administrator_has_added(client: httpx.AsyncClient) -> None:
+async def test_a_start_reply_does_not_remove_an_opt_out_that_an_administrator_added(client: httpx.AsyncClient) -> None:
     added = await client.post("/api/v1/opt-outs", json={"phone": TO})
     assert added.status_code == 201
     assert (await reply(client, "START"))["opted_out"] is True
@@ -66,7 +70,7 @@ async def test_a_start_reply_does_not_remove_what_an_administrator_has_added(cli
     assert (await reply(client, "START"))["opted_out"] is True, "the administrator has confirmed the entry of the reply"
 
 
-async def test_stop_without_a_message_is_recorded(client: httpx.AsyncClient) -> None:
+async def test_a_stop_reply_of_a_number_without_messages_is_recorded(client: httpx.AsyncClient) -> None:
     found = await reply(client, "STOP")
     assert (found["opted_out"], found["message_id"], found["conversion_id"]) == (True, None, None)
 
@@ -81,7 +85,7 @@ async def test_a_stop_reply_applies_to_one_application_only(service: Service, cl
         assert (await stranger.get("/api/v1/opt-outs")).json()["opt_outs"] == []
 
 
-async def test_a_form_with_the_field_names_of_other_systems_is_accepted(client: httpx.AsyncClient) -> None:
+async def test_a_reply_form_with_the_field_names_of_other_systems_is_accepted(client: httpx.AsyncClient) -> None:
     response = await client.post(INBOUND, data={"from": TO, "body": "stop", "id": "x", "shortcode": "12345"})
     assert response.json()["keyword"] == "stop"
 
@@ -117,7 +121,7 @@ async def test_the_opt_out_list_is_managed_over_http(client: httpx.AsyncClient) 
     assert (await client.delete(f"/api/v1/opt-outs/{TO.replace('+', '%2B')}")).status_code == 404
 
 
-async def test_the_balance_and_the_prices_are_shown(service: Service, client: httpx.AsyncClient) -> None:
+async def test_the_api_returns_the_balance_and_the_prices_of_an_application(service: Service, client: httpx.AsyncClient) -> None:
     unpaid = (await client.get("/api/v1/balance")).json()
     assert (unpaid["prepaid"], unpaid["balance"]) == (False, None)
     await service.database.write(change_balance, service.ids, 1, NOON, "test", amount=Decimal("12.50"), currency="EUR")
@@ -132,7 +136,9 @@ async def test_the_balance_and_the_prices_are_shown(service: Service, client: ht
     ]
 
 
-async def test_the_cost_is_in_the_statistics_and_a_recount_agrees(service: Service, client: httpx.AsyncClient) -> None:
+async def test_the_statistics_contain_the_cost_of_messages_and_the_recount_finds_the_same_cost(
+    service: Service, client: httpx.AsyncClient
+) -> None:
     await service.database.write(set_price, 0, "", Decimal("0.025"))
     for to in (TO, "+447911123456"):
         body = {"to": to, "body": "x", "gateway": "simulator", "campaign": "c"}

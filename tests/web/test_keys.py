@@ -21,7 +21,7 @@ async def create(client: httpx.AsyncClient, **fields: Any) -> dict[str, Any]:
     return created
 
 
-async def test_a_new_key_works_at_once_and_has_the_default_permissions(service: Service, client: httpx.AsyncClient) -> None:
+async def test_a_new_api_key_works_at_once_and_has_the_default_permissions(service: Service, client: httpx.AsyncClient) -> None:
     created = await create(client)
     assert created["api_key"].startswith("sk_")
     assert (created["key"]["permissions"], created["key"]["rate_limit"]) == (["sms.read", "sms.send"], None)
@@ -30,7 +30,7 @@ async def test_a_new_key_works_at_once_and_has_the_default_permissions(service: 
         assert (await other.get("/api/v1/keys")).status_code == 403
 
 
-async def test_keys_are_listed_without_their_text(client: httpx.AsyncClient) -> None:
+async def test_the_list_of_api_keys_does_not_contain_the_secret_key_texts(client: httpx.AsyncClient) -> None:
     created = await create(client, rate_limit=60)
     response = await client.get("/api/v1/keys")
     rows = response.json()["keys"]
@@ -40,7 +40,7 @@ async def test_keys_are_listed_without_their_text(client: httpx.AsyncClient) -> 
     assert (await client.get(f"/api/v1/keys/{created['key_id']}")).json()["key"] == created["key"]
 
 
-async def test_name_and_rate_limit_of_a_key_can_be_changed(client: httpx.AsyncClient) -> None:
+async def test_the_name_and_the_rate_limit_of_an_api_key_can_be_changed(client: httpx.AsyncClient) -> None:
     path = f"/api/v1/keys/{(await create(client))['key_id']}"
     changed = (await client.patch(path, json={"name": "other", "rate_limit": 5})).json()["key"]
     assert (changed["name"], changed["rate_limit"]) == ("other", 5)
@@ -48,7 +48,7 @@ async def test_name_and_rate_limit_of_a_key_can_be_changed(client: httpx.AsyncCl
     assert (await client.patch(path, json={"rate_limit": None})).json()["key"]["rate_limit"] is None
 
 
-async def test_a_key_cannot_raise_its_rate_limit_or_create_a_key_with_a_higher_one(
+async def test_an_api_key_cannot_raise_its_rate_limit_or_create_an_api_key_with_a_higher_limit(
     service: Service, client: httpx.AsyncClient
 ) -> None:
     limited = await create(client, permissions=["admin"], rate_limit=30)
@@ -66,7 +66,7 @@ async def test_a_key_cannot_raise_its_rate_limit_or_create_a_key_with_a_higher_o
     assert len((await client.get("/api/v1/keys")).json()["keys"]) == 2
 
 
-async def test_a_revoked_key_is_rejected_at_once(service: Service, client: httpx.AsyncClient) -> None:
+async def test_a_revoked_api_key_is_rejected_at_once(service: Service, client: httpx.AsyncClient) -> None:
     created = await create(client)
     path = f"/api/v1/keys/{created['key_id']}"
     revoked = await client.delete(path)
@@ -77,13 +77,13 @@ async def test_a_revoked_key_is_rejected_at_once(service: Service, client: httpx
     assert (await client.patch(path, json={"name": "x"})).status_code == 404
 
 
-async def test_a_key_cannot_revoke_itself(client: httpx.AsyncClient) -> None:
+async def test_an_api_key_cannot_revoke_itself(client: httpx.AsyncClient) -> None:
     (current,) = (await client.get("/api/v1/keys")).json()["keys"]
     response = await client.delete(f"/api/v1/keys/{current['key_id']}")
     assert (response.status_code, response.json()["error_code"]) == (409, "CONFLICT")
 
 
-async def test_a_key_grants_only_permissions_that_it_has(service: Service, client: httpx.AsyncClient) -> None:
+async def test_an_api_key_can_grant_only_permissions_that_it_has(service: Service, client: httpx.AsyncClient) -> None:
     admin = await create(client, permissions=["admin", "sms.read"])
     async with client_of(service, {"X-API-Key": admin["api_key"]}) as other:
         await create(other, permissions=["sms.read"])
@@ -104,13 +104,15 @@ async def test_a_key_grants_only_permissions_that_it_has(service: Service, clien
         {"name": "x", "unknown": 1},
     ],
 )
-async def test_an_invalid_key_is_rejected_and_creates_nothing(client: httpx.AsyncClient, fields: dict[str, Any]) -> None:
+async def test_a_request_for_an_invalid_api_key_is_rejected_and_creates_nothing(
+    client: httpx.AsyncClient, fields: dict[str, Any]
+) -> None:
     response = await client.post("/api/v1/keys", json=fields)
     assert (response.status_code, response.json()["error_code"]) == (400, "INVALID_REQUEST")
     assert len((await client.get("/api/v1/keys")).json()["keys"]) == 1
 
 
-async def test_a_key_of_another_application_is_not_found(service: Service, client: httpx.AsyncClient) -> None:
+async def test_an_api_key_of_another_application_is_not_found(service: Service, client: httpx.AsyncClient) -> None:
     from shortener.accounts.administration import create_application
 
     other = await service.database.write(create_application, "other", service.clock())
@@ -127,7 +129,7 @@ async def test_a_key_of_another_application_is_not_found(service: Service, clien
 
 
 @pytest.mark.parametrize("path", ["/api/v1/tokens", "/api/v1/tokens/rotate"])
-async def test_a_rotated_token_leaves_the_previous_one_valid_for_the_overlap(
+async def test_the_previous_tracker_token_stays_valid_for_the_overlap_after_a_rotation(
     service: Service, client: httpx.AsyncClient, credentials: Credentials, path: str
 ) -> None:
     rotated = (await client.post(path, json={"overlap": 60})).json()
@@ -143,12 +145,12 @@ async def test_a_rotated_token_leaves_the_previous_one_valid_for_the_overlap(
         assert (await tracker.get("/api/v1/track", params={"message_id": "nobody"})).status_code == 401
 
 
-async def test_a_token_without_options_has_an_overlap_of_a_day(client: httpx.AsyncClient) -> None:
+async def test_a_token_rotation_without_options_has_an_overlap_of_a_day(client: httpx.AsyncClient) -> None:
     rotated = (await client.post("/api/v1/tokens")).json()
     assert rotated["previous_valid_until"] == "2026-11-21T12:00:00Z"
 
 
-async def test_concurrent_creations_create_one_key_each(client: httpx.AsyncClient) -> None:
+async def test_each_of_several_concurrent_requests_creates_one_api_key(client: httpx.AsyncClient) -> None:
     created = await asyncio.gather(*(create(client, name=f"key {index}") for index in range(10)))
     assert len({one["api_key"] for one in created}) == 10
     assert len((await client.get("/api/v1/keys")).json()["keys"]) == 11

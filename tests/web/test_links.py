@@ -61,7 +61,9 @@ async def test_a_link_can_be_disabled_at_once_and_enabled_again(client: httpx.As
     assert (await client.get(path, headers=PHONE)).status_code == 302
 
 
-async def test_a_link_shows_why_it_does_not_redirect(client: httpx.AsyncClient, service: Service, clock: Clock) -> None:
+async def test_the_api_returns_the_reason_why_a_link_does_not_redirect(
+    client: httpx.AsyncClient, service: Service, clock: Clock
+) -> None:
     await service.database.write(add_domain, 1, "https://go.brand.example", clock())
     await service.directory.refresh()
     path = await link(client, expires_in=60)
@@ -207,7 +209,7 @@ async def test_each_change_of_a_link_adds_a_row_to_the_audit_log(client: httpx.A
     ]
 
 
-async def test_a_change_of_many_links_adds_one_row_to_the_audit_log_and_its_stop_another(
+async def test_a_change_of_many_links_adds_one_row_to_the_audit_log_and_stopping_the_change_adds_another_row(
     client: httpx.AsyncClient, service: Service
 ) -> None:
     for _ in range(3):

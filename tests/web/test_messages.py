@@ -203,7 +203,9 @@ async def test_the_csv_export_of_messages_has_a_byte_order_mark_on_request(clien
     assert marked.content == b"\xef\xbb\xbf" + plain.content
 
 
-async def test_numbers_are_masked_for_a_key_without_privacy_reveal(service: Service, client: httpx.AsyncClient) -> None:
+async def test_phone_numbers_are_masked_for_an_api_key_without_the_permission_privacy_reveal(
+    service: Service, client: httpx.AsyncClient
+) -> None:
     await rewrite(client, "m1")
     key = await service.database.write(create_key, 1, "reader", ["sms.read"], NOON)
     await service.directory.refresh()
@@ -215,7 +217,7 @@ async def test_numbers_are_masked_for_a_key_without_privacy_reveal(service: Serv
             assert "+14…00" in masked
 
 
-async def test_no_get_endpoint_shows_a_number_to_a_key_without_privacy_reveal(
+async def test_no_get_endpoint_returns_a_phone_number_to_a_key_without_the_permission_privacy_reveal(
     service: Service, client: httpx.AsyncClient, credentials: Credentials
 ) -> None:
     await rewrite(client, "m1", body='Look #track("https://x.example/")', campaign="autumn")

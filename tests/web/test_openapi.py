@@ -62,11 +62,11 @@ def test_schema_names_in_the_openapi_document_contain_no_module_path() -> None:
     assert [name for name in DOCUMENT["components"]["schemas"] if not name.isalnum()] == []
 
 
-def test_every_operation_has_a_summary() -> None:
+def test_every_operation_of_the_openapi_document_has_a_summary() -> None:
     assert [(method, path) for path, method, operation in operations() if not operation["summary"]] == []
 
 
-def test_every_schema_reference_resolves() -> None:
+def test_every_schema_reference_of_the_openapi_document_resolves() -> None:
     references = [part["$ref"] for part in objects_in(DOCUMENT) if isinstance(part.get("$ref"), str)]
     assert references
     for reference in references:
@@ -75,14 +75,14 @@ def test_every_schema_reference_resolves() -> None:
             place = place[step]
 
 
-def test_every_endpoint_is_documented_with_a_unique_operation_id() -> None:
+def test_every_endpoint_is_in_the_openapi_document_with_a_unique_operation_id() -> None:
     documented = {(method.upper(), path) for path, method, _ in operations()}
     assert documented == {(one.method, re.sub(r":\w+}", "}", one.path)) for one in ENDPOINTS} | {("GET", "/{code}")}
     names = [operation["operationId"] for *_, operation in operations()]
     assert len(names) == len(set(names))
 
 
-def test_every_error_code_is_listed_once_with_its_meaning() -> None:
+def test_the_openapi_document_lists_every_error_code_once_with_its_meaning() -> None:
     schema = DOCUMENT["components"]["schemas"]["ErrorCode"]
     assert schema["enum"] == [code.name for code in ErrorCode]
     for code in ErrorCode:
@@ -118,7 +118,7 @@ def schemas_of_responses() -> dict[str, dict[str, Any]]:
     return found
 
 
-def test_every_time_of_a_response_has_the_format_date_time() -> None:
+def test_every_time_in_a_response_schema_has_the_format_date_time() -> None:
     found = set()
     for name, schema in schemas_of_responses().items():
         for field, definition in schema.get("properties", {}).items():
@@ -128,19 +128,19 @@ def test_every_time_of_a_response_has_the_format_date_time() -> None:
     assert {"created_at", "expires_at", "timestamp", "since", "at"} <= found
 
 
-def test_values_of_a_field_are_listed_as_a_plain_enum() -> None:
+def test_the_openapi_document_lists_the_values_of_a_field_as_a_plain_enum() -> None:
     for part in objects_in(DOCUMENT["components"]["schemas"]):
         for variants in (part.get("oneOf"), part.get("anyOf")):
             assert not variants or sum("const" in variant for variant in variants) <= 1, part
 
 
-def test_operation_ids_read_as_names_of_methods() -> None:
+def test_operation_ids_of_the_openapi_document_are_readable_method_names() -> None:
     names = {operation["operationId"] for *_, operation in operations()}
     assert [name for name in names if not re.fullmatch(r"[a-z]+(_[a-z0-9]+)*", name)] == []
     assert {"rewrite", "list_trackers", "create_tracker", "get_tracker", "update_link", "test_tracker", "export_links"} <= names
 
 
-def test_every_example_is_valid_for_its_schema() -> None:
+def test_every_example_of_the_openapi_document_is_valid_for_its_schema() -> None:
     for path, _, operation in operations():
         for content in contents(operation):
             if "example" in content:
@@ -246,7 +246,7 @@ def codes(operation: dict[str, Any]) -> dict[int, list[str]]:
     return found
 
 
-def test_errors_that_every_endpoint_with_a_caller_query_or_body_can_return_are_documented() -> None:
+def test_the_openapi_document_contains_the_errors_of_every_endpoint_with_a_caller_a_query_or_a_body() -> None:
     operation = document_of_endpoint(permission="sms.send", body=ThingRequest, errors=(ErrorCode.CONFLICT,))
     assert codes(operation) == {
         400: ["INVALID_JSON", "INVALID_REQUEST"],
@@ -268,7 +268,7 @@ def test_errors_that_every_endpoint_with_a_caller_query_or_body_can_return_are_d
     }
 
 
-def test_documented_parameters_come_from_the_path_the_query_model_and_the_headers() -> None:
+def test_documented_parameters_are_those_of_the_path_the_query_model_and_the_headers() -> None:
     operation = document_of_endpoint(method="GET", query=ThingQuery, headers={"Idempotency-Key": "Names the request."})
     assert operation["parameters"][1:] == [
         {"name": "Idempotency-Key", "in": "header", "description": "Names the request.", "schema": {"type": "string"}},

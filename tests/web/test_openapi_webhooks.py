@@ -20,7 +20,7 @@ DOCUMENT = document(ENDPOINTS)
 EVENTS = sorted(({*EVENT_NAMES} - {"operations"}) | {*operations.NAMES})
 
 
-def test_there_is_a_webhook_for_every_event() -> None:
+def test_the_openapi_document_contains_a_webhook_for_every_event() -> None:
     assert sorted(DOCUMENT["webhooks"]) == EVENTS
 
 

@@ -166,7 +166,7 @@ async def call(client: httpx.AsyncClient, endpoint: str) -> int:
     return (await client.request(method, path_of(template), content=content)).status_code
 
 
-def test_the_table_contains_every_endpoint_and_the_endpoints_declare_its_permissions() -> None:
+def test_the_permission_table_contains_every_endpoint_with_the_permission_that_the_endpoint_declares() -> None:
     api_keys = {f"{one.method} {one.path}": one.permission for one in ENDPOINTS if one.caller is Caller.API_KEY}
     assert api_keys == PERMISSION_OF
     others = {f"{one.method} {one.path}": one.caller for one in ENDPOINTS if one.caller is not Caller.API_KEY}

@@ -19,7 +19,9 @@ async def count(service: Service) -> tuple[int, int]:
     return await service.database.read(read)
 
 
-async def test_a_preview_has_the_segments_of_the_rewrite_and_stores_nothing(client: httpx.AsyncClient, service: Service) -> None:
+async def test_a_preview_returns_the_segments_of_the_rewritten_text_and_stores_nothing(
+    client: httpx.AsyncClient, service: Service
+) -> None:
     message = {"to": "+14085550123", "body": BODY, "campaign": "new campaign"}
     previewed = (await client.post("/api/v1/rewrite/preview", json=message)).json()["messages"][0]
     assert await count(service) == (0, 0)
@@ -31,12 +33,12 @@ async def test_a_preview_has_the_segments_of_the_rewrite_and_stores_nothing(clie
     assert previewed["links"][0]["short_url"] in previewed["body"]
 
 
-async def test_a_sample_code_does_not_redirect(client: httpx.AsyncClient) -> None:
+async def test_the_sample_link_of_a_preview_does_not_redirect(client: httpx.AsyncClient) -> None:
     response = await client.post("/api/v1/rewrite/preview", json={"to": "+14085550123", "body": BODY})
     assert (await client.get("/" + response.json()["messages"][0]["links"][0]["code"])).status_code == 404
 
 
-async def test_a_preview_reports_the_errors_of_the_rewrite(client: httpx.AsyncClient) -> None:
+async def test_a_preview_returns_the_same_errors_as_a_rewrite(client: httpx.AsyncClient) -> None:
     for message in (
         {"to": "+14085550123", "body": 'broken #track("https://shop.example'},
         {"to": "12", "body": BODY},
@@ -48,7 +50,7 @@ async def test_a_preview_reports_the_errors_of_the_rewrite(client: httpx.AsyncCl
         assert previewed.json()["error_code"] == rewritten.json()["error_code"]
 
 
-async def test_a_batch_with_on_invalid_skip_shows_each_invalid_recipient(client: httpx.AsyncClient) -> None:
+async def test_a_preview_of_a_batch_with_on_invalid_skip_contains_each_invalid_recipient(client: httpx.AsyncClient) -> None:
     batch = {"messages": [{"to": ["+14085550123", "x"], "body": BODY}], "on_invalid": "skip"}
     first, second = (await client.post("/api/v1/rewrite/preview", json=batch)).json()["messages"]
     assert first["to"] == "+14085550123"
@@ -61,7 +63,7 @@ async def test_a_preview_of_too_much_text_is_rejected(client: httpx.AsyncClient)
     assert (response.status_code, response.json()["error_code"]) == (400, "BATCH_TOO_LARGE")
 
 
-async def test_a_preview_with_a_gateway_sends_nothing_and_says_nothing_about_sending(
+async def test_a_preview_with_a_gateway_sends_nothing_and_returns_no_send_fields(
     service: Service, client: httpx.AsyncClient
 ) -> None:
     response = await client.post("/api/v1/rewrite/preview", json={"to": "+14085550100", "body": "x", "gateway": "simulator"})

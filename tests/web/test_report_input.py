@@ -111,7 +111,7 @@ async def test_the_html_entity_for_an_ampersand_separates_parameters_in_a_query(
         ("click_id={$clickid}", "{$clickid}"),
     ],
 )
-async def test_a_placeholder_that_a_network_did_not_replace_is_rejected_and_named(
+async def test_the_error_for_an_unreplaced_network_placeholder_contains_the_placeholder(
     service: Service, tracker: httpx.AsyncClient, query: str, named: str
 ) -> None:
     response = await tracker.get(f"/api/v1/track?message_id=m-1&value=1&{query}")
@@ -140,7 +140,7 @@ async def test_a_conversion_report_that_is_not_utf_8_is_stored_with_a_warning(tr
         (b"not gzip", "application/json", "INVALID_REQUEST"),
     ],
 )
-async def test_a_report_whose_body_cannot_be_parsed_is_rejected_and_appears_in_the_list_of_refused_reports(
+async def test_a_conversion_report_with_an_unparsable_body_is_rejected_and_listed_as_a_refused_report(
     service: Service, tracker: httpx.AsyncClient, content: bytes, content_type: str, code: str
 ) -> None:
     headers = {"Content-Type": content_type} | ({"Content-Encoding": "gzip"} if content == b"not gzip" else {})
@@ -150,7 +150,9 @@ async def test_a_report_whose_body_cannot_be_parsed_is_rejected_and_appears_in_t
     assert refused.reason == code
 
 
-async def test_the_size_limit_of_a_body_applies_to_the_decompressed_body(service: Service, tracker: httpx.AsyncClient) -> None:
+async def test_the_size_limit_of_a_request_body_applies_to_the_decompressed_body(
+    service: Service, tracker: httpx.AsyncClient
+) -> None:
     content = gzip.compress(b"message_id=m-1&a=" + b"x" * service.settings.body_limit)
     response = await tracker.post("/action", content=content, headers={"Content-Encoding": "gzip"})
     assert (response.status_code, response.json()["error_code"]) == (413, "BODY_TOO_LARGE")

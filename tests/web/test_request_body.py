@@ -87,7 +87,9 @@ async def test_a_rejected_request_leaves_no_reference_cycle_that_keeps_its_body_
         (nested(MAX_DEPTH + 1), ".".join(["0"] * MAX_DEPTH), "must not be nested more than 32 levels deep"),
     ],
 )
-def test_the_error_for_an_oversized_part_of_a_request_body_names_the_part(data: Any, field: str, reason: str) -> None:
+def test_the_error_for_an_oversized_part_of_a_request_body_contains_the_name_of_the_part(
+    data: Any, field: str, reason: str
+) -> None:
     with pytest.raises(ApiError) as raised:
         check_sizes(data, LIMITS)
     assert raised.value.code is ErrorCode.INVALID_REQUEST
@@ -95,7 +97,7 @@ def test_the_error_for_an_oversized_part_of_a_request_body_names_the_part(data: 
 
 
 @pytest.mark.parametrize("data", [{"messages": [{}] * 1001}, [{}] * 1001])
-def test_a_batch_with_too_many_items_is_rejected_before_its_items_are_validated(data: Any) -> None:
+def test_a_request_with_too_many_items_is_rejected_before_its_items_are_validated(data: Any) -> None:
     with pytest.raises(ApiError) as raised:
         check_sizes(data, LIMITS)
     assert raised.value.code is ErrorCode.BATCH_TOO_LARGE

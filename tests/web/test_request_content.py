@@ -47,11 +47,13 @@ HASHES_OF_0_2 = (
 
 
 @pytest.mark.parametrize(("request_body", "expected"), HASHES_OF_0_2)
-def test_the_content_of_a_request_in_release_0_2_is_reproduced(request_body: dict[str, Any], expected: str) -> None:
+def test_the_content_hash_that_release_0_2_computed_for_a_request_is_reproduced(
+    request_body: dict[str, Any], expected: str
+) -> None:
     assert hashlib.sha256(content_of_0_2(RewriteRequest.model_validate(request_body))).hexdigest() == expected
 
 
-def test_a_new_field_with_a_default_does_not_change_the_content_of_a_request() -> None:
+def test_a_new_field_with_a_default_does_not_change_the_hashed_content_of_a_request() -> None:
     class Extended(RewriteMessage):
         new_field: str = Field("default")
 
@@ -59,7 +61,7 @@ def test_a_new_field_with_a_default_does_not_change_the_content_of_a_request() -
     assert sent_content(Extended.model_validate({**MORE, "new_field": "x"})) != sent_content(RewriteMessage.model_validate(MORE))
 
 
-def test_the_order_of_fields_does_not_change_the_content_but_each_value_does() -> None:
+def test_the_hashed_content_of_a_request_depends_on_field_values_and_not_on_their_order() -> None:
     content = sent_content(RewriteRequest.model_validate(MORE))
     assert sent_content(RewriteRequest.model_validate(dict(reversed(MORE.items())))) == content
     for name in MORE.keys() - {"tracking", "metadata"}:
@@ -67,7 +69,9 @@ def test_the_order_of_fields_does_not_change_the_content_but_each_value_does() -
         assert sent_content(RewriteRequest.model_validate({**MORE, name: other})) != content, name
 
 
-async def test_a_request_that_release_0_2_stored_gets_its_first_response(client: httpx.AsyncClient, service: Service) -> None:
+async def test_a_repeat_of_a_request_that_release_0_2_stored_gets_the_first_response(
+    client: httpx.AsyncClient, service: Service
+) -> None:
     headers = {"Idempotency-Key": "k"}
     first = await client.post("/api/v1/rewrite", json=ONE, headers=headers)
     await service.database.write(

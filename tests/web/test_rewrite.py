@@ -138,7 +138,7 @@ async def test_a_repeated_idempotency_key_gets_the_first_response(client: httpx.
     assert (other.status_code, other.json()["error_code"]) == (409, "IDEMPOTENCY_CONFLICT")
 
 
-async def test_links_expire_after_ninety_days_or_as_requested(client: httpx.AsyncClient, clock: Clock) -> None:
+async def test_links_expire_after_ninety_days_or_at_the_requested_time(client: httpx.AsyncClient, clock: Clock) -> None:
     body = 'see #track("https://x.example/")'
 
     async def expiry(**more: Any) -> str:
@@ -214,7 +214,7 @@ async def test_xoxzo_tracking_replaces_the_first_url_or_bare_domain_of_the_text(
     assert answer.json()["messages"][0]["links"][0]["url"] == "http://xoxzo.com"
 
 
-async def test_track_all_urls_replaces_every_url(client: httpx.AsyncClient) -> None:
+async def test_the_track_mode_all_urls_replaces_every_url(client: httpx.AsyncClient) -> None:
     message = (await rewrite(client, body="a https://x.example/1, b http://y.example.", track="all_urls")).json()["messages"][0]
     one, two = (link["short_url"] for link in message["links"])
     assert message["body"] == f"a {one}, b {two}."

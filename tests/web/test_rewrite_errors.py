@@ -38,7 +38,7 @@ async def test_a_malformed_directive_is_rejected_with_its_position_and_nothing_i
     assert await stored(service) == (0, 0)
 
 
-async def test_a_batch_is_stored_completely_or_not_at_all_and_every_invalid_item_is_named(
+async def test_a_batch_with_invalid_messages_is_not_stored_and_the_response_lists_every_invalid_message(
     client: httpx.AsyncClient, service: Service
 ) -> None:
     batch = [

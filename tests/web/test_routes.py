@@ -61,7 +61,7 @@ def client(service: Service) -> httpx.AsyncClient:
         ("GET", "/files/a/b/", {"method": "GET", "path": "'a/b'"}),
     ],
 )
-async def test_a_request_runs_the_endpoint_of_its_path_and_method(
+async def test_a_request_is_handled_by_the_endpoint_of_its_path_and_method(
     client: httpx.AsyncClient, method: str, path: str, body: dict[str, str]
 ) -> None:
     response = await client.request(method, path)
@@ -69,7 +69,7 @@ async def test_a_request_runs_the_endpoint_of_its_path_and_method(
 
 
 @pytest.mark.parametrize("path", ["/items", "/items/a"])
-async def test_a_head_request_runs_the_endpoint_of_the_get_request(client: httpx.AsyncClient, path: str) -> None:
+async def test_a_head_request_is_handled_by_the_endpoint_of_the_get_request(client: httpx.AsyncClient, path: str) -> None:
     assert (await client.head(path)).status_code == 200
 
 
@@ -79,7 +79,7 @@ async def test_an_unknown_path_gets_404(client: httpx.AsyncClient, path: str) ->
     assert (response.status_code, response.json()["error_code"]) == (404, "NOT_FOUND")
 
 
-async def test_a_parameter_that_its_converter_rejects_gets_404(client: httpx.AsyncClient) -> None:
+async def test_a_path_parameter_with_an_invalid_value_gets_404(client: httpx.AsyncClient) -> None:
     response = await client.get(f"/items/a/parts/{'9' * 5000}")
     assert (response.status_code, response.json()["error_code"]) == (404, "NOT_FOUND")
 

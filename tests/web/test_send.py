@@ -30,7 +30,7 @@ async def select(client: httpx.AsyncClient, gateway: str | None = "simulator") -
     assert response.json()["gateway"] == (None if gateway in (None, "none") else gateway)
 
 
-async def test_without_a_gateway_the_call_rewrites_and_says_that_nothing_is_sent(
+async def test_a_send_request_without_a_gateway_rewrites_the_text_and_warns_that_nothing_is_sent(
     service: Service, client: httpx.AsyncClient
 ) -> None:
     response = await client.post(SEND, json=BODY)
@@ -45,7 +45,9 @@ async def test_without_a_gateway_the_call_rewrites_and_says_that_nothing_is_sent
     assert await rows(service.database, schema.sends) == []
 
 
-async def test_with_a_gateway_all_recipients_are_queued(service: Service, client: httpx.AsyncClient) -> None:
+async def test_a_send_request_of_an_application_with_a_gateway_queues_the_messages_to_all_recipients(
+    service: Service, client: httpx.AsyncClient
+) -> None:
     await select(client)
     found = (await client.post(SEND, json=BODY)).json()
     assert (found["sent"], found["warnings"]) == (True, [])
@@ -88,7 +90,7 @@ async def test_with_a_gateway_all_recipients_are_queued(service: Service, client
         ({"message_id": ["a"]}, "INVALID_REQUEST"),
     ],
 )
-async def test_an_invalid_call_gets_the_code_of_23_telecom_and_stores_nothing(
+async def test_an_invalid_send_request_gets_the_error_code_of_23_telecom_and_stores_nothing(
     service: Service, client: httpx.AsyncClient, changes: dict[str, Any], code: str
 ) -> None:
     await select(client)
@@ -100,7 +102,7 @@ async def test_an_invalid_call_gets_the_code_of_23_telecom_and_stores_nothing(
     assert await rows(service.database, schema.messages) == []
 
 
-async def test_each_detail_of_an_invalid_call_has_the_code_of_its_own_problem(client: httpx.AsyncClient) -> None:
+async def test_each_detail_of_an_invalid_send_request_has_a_separate_error_code(client: httpx.AsyncClient) -> None:
     await select(client)
     response = await client.post(SEND, json={**BODY, "to": ["12"], "message": '#track("https://x.example'})
     codes = {(detail["field"].partition(".")[0], detail["error_code"]) for detail in response.json()["details"]}
@@ -115,7 +117,7 @@ async def test_each_detail_of_an_invalid_call_has_the_code_of_its_own_problem(cl
         ({"to": 7, "message": "#track(oops)", "sender_id": "1x"}, "INVALID_TO", ["message", "sender_id", "to"]),
     ],
 )
-async def test_one_error_of_a_call_hides_no_other(
+async def test_the_response_to_an_invalid_send_request_contains_all_errors(
     client: httpx.AsyncClient, changes: dict[str, Any], code: str, fields: list[str]
 ) -> None:
     await select(client)
@@ -125,12 +127,12 @@ async def test_one_error_of_a_call_hides_no_other(
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b'"text"', b"null"])
-async def test_a_body_that_is_no_object_is_an_invalid_body(client: httpx.AsyncClient, content: bytes) -> None:
+async def test_a_send_request_whose_body_is_not_a_json_object_is_rejected(client: httpx.AsyncClient, content: bytes) -> None:
     response = await client.post(SEND, content=content, headers={"Content-Type": "application/json"})
     assert (response.status_code, response.json()["error_code"]) == (400, "INVALID_BODY")
 
 
-async def test_an_unavailable_database_is_a_db_error_that_can_be_repeated(
+async def test_a_send_request_gets_db_error_with_retry_after_if_the_database_is_unavailable(
     service: Service, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def fail(*args: Any, **kwargs: Any) -> Any:
@@ -142,7 +144,9 @@ async def test_an_unavailable_database_is_a_db_error_that_can_be_repeated(
     assert response.headers["Retry-After"]
 
 
-async def test_a_repeat_gets_the_first_response_and_queues_nothing(service: Service, client: httpx.AsyncClient) -> None:
+async def test_a_repeated_send_request_gets_the_first_response_and_queues_nothing(
+    service: Service, client: httpx.AsyncClient
+) -> None:
     await service.database.write(set_price, 0, "", Decimal("0.01"))
     await select(client)
     body = BODY | {"message_id": ["a", "b"]}
@@ -153,7 +157,7 @@ async def test_a_repeat_gets_the_first_response_and_queues_nothing(service: Serv
     assert len(await rows(service.database, schema.sends)) == 4
 
 
-async def test_a_recipient_who_opted_out_is_left_out(service: Service, client: httpx.AsyncClient) -> None:
+async def test_a_send_request_queues_no_message_to_a_recipient_who_opted_out(service: Service, client: httpx.AsyncClient) -> None:
     await select(client)
     await service.database.write(add_opt_out, 1, OTHER, NOON, "STOP")
     found = (await client.post(SEND, json=BODY)).json()
@@ -168,7 +172,7 @@ async def test_a_recipient_who_opted_out_is_left_out(service: Service, client: h
     assert (await client.post("/api/v1/rewrite", json={"to": OTHER, "body": "x"})).status_code == 200
 
 
-async def test_a_call_that_costs_more_than_the_balance_stores_nothing(service: Service, client: httpx.AsyncClient) -> None:
+async def test_a_send_request_that_costs_more_than_the_balance_stores_nothing(service: Service, client: httpx.AsyncClient) -> None:
     await select(client)
     await service.database.write(change_balance, service.ids, 1, NOON, "test", amount=Decimal("0.05"), currency="EUR")
     await service.database.write(set_price, 0, "1", Decimal("0.02"))
@@ -186,7 +190,7 @@ async def test_a_call_that_costs_more_than_the_balance_stores_nothing(service: S
     assert status["mt_price"] == "0.04"
 
 
-async def test_a_prepaid_application_sends_to_no_country_without_a_price(service: Service, client: httpx.AsyncClient) -> None:
+async def test_a_prepaid_application_cannot_send_to_a_country_without_a_price(service: Service, client: httpx.AsyncClient) -> None:
     await select(client)
     await service.database.write(change_balance, service.ids, 1, NOON, "test", amount=Decimal(1))
     await service.database.write(set_price, 0, "1", Decimal("0.02"))
@@ -196,12 +200,12 @@ async def test_a_prepaid_application_sends_to_no_country_without_a_price(service
     assert (only.status_code, only.json()["error_code"]) == (409, "NO_PRICE")
 
 
-async def test_unknown_fields_are_ignored_with_a_warning(client: httpx.AsyncClient) -> None:
+async def test_unknown_fields_of_a_send_request_are_ignored_with_a_warning(client: httpx.AsyncClient) -> None:
     found = (await client.post(SEND, json=BODY | {"priority": 1})).json()
     assert "priority is not a known field; it was ignored" in found["warnings"]
 
 
-async def test_a_rewrite_can_name_a_gateway(service: Service, client: httpx.AsyncClient) -> None:
+async def test_a_rewrite_request_with_the_field_gateway_queues_its_messages(service: Service, client: httpx.AsyncClient) -> None:
     async def rewritten(**fields: Any) -> dict[str, Any]:
         response = await client.post("/api/v1/rewrite", json={"to": TO, "body": "x", **fields})
         assert response.status_code == 200, response.text

@@ -46,7 +46,7 @@ async def test_a_held_message_is_listed_and_can_be_sent_again(
     assert (again.status_code, again.json()["error_code"]) == (409, "CONFLICT")
 
 
-async def test_a_held_message_can_be_given_up(service: Service, client: httpx.AsyncClient, held: str) -> None:
+async def test_a_held_message_can_be_discarded(service: Service, client: httpx.AsyncClient, held: str) -> None:
     given_up = (await client.post(f"/api/v1/sends/{held}/discard")).json()["send"]
     assert (given_up["send_status"], given_up["last_error"]) == ("failed", "discarded")
     status = (await client.get(f"/api/v1/sms/status/{held}")).json()
@@ -54,7 +54,7 @@ async def test_a_held_message_can_be_given_up(service: Service, client: httpx.As
     assert (await client.post(f"/api/v1/sends/{held}/discard")).status_code == 409
 
 
-async def test_unknown_messages_are_not_found(client: httpx.AsyncClient) -> None:
+async def test_an_unknown_message_cannot_be_sent_again_or_discarded(client: httpx.AsyncClient) -> None:
     response = await client.post("/api/v1/sends/unknown/resend")
     assert (response.status_code, response.json()["error_code"]) == (404, "MESSAGE_NOT_FOUND")
 

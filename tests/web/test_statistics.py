@@ -44,7 +44,7 @@ async def ask(client: httpx.AsyncClient, path: str = "", **query: Any) -> dict[s
     return told
 
 
-async def test_the_totals_contain_counts_rates_and_the_times_to_click(
+async def test_the_total_statistics_contain_counts_rates_and_the_times_to_click(
     client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock
 ) -> None:
     await live(client, service, credentials, clock)
@@ -100,7 +100,7 @@ async def test_daily_statistics_use_the_time_zone_of_the_request(
     assert [(day["day"], day["messages"], day["clicks"]) for day in told["days"]] == [("2026-11-20", 4, 3), ("2026-11-21", 0, 0)]
 
 
-async def test_statistics_by_country_are_sorted_by_the_number_of_messages(
+async def test_statistics_by_country_begin_with_the_country_that_has_the_most_messages(
     client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock
 ) -> None:
     await live(client, service, credentials, clock)

@@ -82,7 +82,7 @@ def test_a_new_tracker_with_a_null_secret_is_unsigned_and_without_a_secret_gets_
     assert validate(TrackerCreateRequest, BODY).to_tracker().signed is True
 
 
-def test_the_changes_of_a_tracker_contain_only_the_fields_of_the_request() -> None:
+def test_an_update_request_for_a_tracker_changes_only_the_fields_that_it_contains() -> None:
     changes = validate(TrackerUpdateRequest, {"fields": None, "timeout": 2}).to_changes()
     assert changes == {"fields": None, "timeout": 2.0}
 

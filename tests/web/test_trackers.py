@@ -409,7 +409,7 @@ async def test_a_test_event_has_a_shorter_time_limit_than_the_timeout_of_the_tra
     assert (answer["delivered"], answer["error"]) == (False, "timeout")
 
 
-async def test_listed_deliveries_are_replayed_or_refused_separately(
+async def test_each_delivery_in_a_replay_request_is_replayed_or_rejected_separately(
     service: Service, client: httpx.AsyncClient, story: Story, receiver: Receiver, clock: Clock
 ) -> None:
     receiver.default_reply = 500
@@ -437,6 +437,6 @@ async def test_listed_deliveries_are_replayed_or_refused_separately(
 
 
 @pytest.mark.parametrize("ids", [[], ["x"] * 1001, ["x" * 65], "x", None, [1]])
-async def test_an_invalid_list_of_deliveries_is_rejected(client: httpx.AsyncClient, ids: Any) -> None:
+async def test_a_replay_request_with_an_invalid_list_of_deliveries_is_rejected(client: httpx.AsyncClient, ids: Any) -> None:
     response = await client.post("/api/v1/deliveries/replay", json={"delivery_ids": ids})
     assert (response.status_code, response.json()["error_code"]) == (400, "INVALID_REQUEST")

@@ -61,11 +61,13 @@ class Items(RootModel[Item | list[Item]]):
         ([], {"": "must be an object"}),
     ],
 )
-def test_each_invalid_field_has_a_path_and_a_reason_in_plain_words(data: Any, expected: dict[str, str]) -> None:
+def test_a_validation_error_contains_the_path_of_each_invalid_field_and_a_reason_in_plain_words(
+    data: Any, expected: dict[str, str]
+) -> None:
     assert details(Item, data) == expected
 
 
-def test_the_path_of_a_field_in_a_union_contains_only_names_and_positions_of_the_request() -> None:
+def test_the_error_path_of_an_invalid_field_contains_only_names_and_positions_of_the_request() -> None:
     assert details(RewriteRequest, {"messages": [{"to": "+14085550100", "body": "x"}, {"to": 5, "message_id": ""}]}) == {
         "messages.1.to": "must be a string or a list",
         "messages.1.body": "is required",

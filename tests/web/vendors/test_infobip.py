@@ -86,7 +86,7 @@ async def test_infobips_documented_request_gets_the_documented_response_and_the_
     assert (status["to"], status["from"], status["message_request_id"]) == ("+41793026731", "InfoSMS", told["bulkId"])
 
 
-async def test_infobip_every_destination_gets_a_text_with_separate_links(client: httpx.AsyncClient) -> None:
+async def test_infobip_every_destination_of_a_request_gets_a_text_with_separate_links(client: httpx.AsyncClient) -> None:
     told = await send(
         client,
         text('one #track("https://x.example/1")', {"to": "41793026731", "messageId": "a"}, {"to": "+41793026732"}),
@@ -143,7 +143,7 @@ async def test_infobip_a_custom_domain_of_another_application_is_rejected(servic
 
 
 @pytest.mark.parametrize("repeated", ["messageId", "Idempotency-Key"])
-async def test_a_repeat_gets_its_first_response_after_its_custom_domain_was_removed(
+async def test_infobip_a_repeated_request_gets_the_first_response_after_its_custom_domain_was_removed(
     client: httpx.AsyncClient, service: Service, repeated: str
 ) -> None:
     await service.database.write(add_domain, 1, "https://go.brand.example", service.clock())
@@ -219,14 +219,14 @@ async def message_of(client: httpx.AsyncClient, to: str = "41793026731", **more:
     return message_id
 
 
-async def test_messages_with_the_same_tracking_share_a_conversion_process(client: httpx.AsyncClient) -> None:
+async def test_infobip_messages_with_the_same_tracking_values_share_a_conversion_process(client: httpx.AsyncClient) -> None:
     ids = [await message_of(client, tracking=tracking) for tracking in (TRACKING, TRACKING, {"track": "SMS"})]
     keys = [await end(client, message_id) for message_id in ids]
     assert all(len(key) == 32 and int(key, 16) and key.upper() == key for key in keys)
     assert keys[0] == keys[1] != keys[2]
 
 
-async def test_messages_without_tracking_share_one_conversion_process(client: httpx.AsyncClient) -> None:
+async def test_infobip_messages_without_tracking_values_share_one_conversion_process(client: httpx.AsyncClient) -> None:
     first, second = await message_of(client), await message_of(client)
     assert await end(client, first) == await end(client, second) != await end(client, await message_of(client, tracking=TRACKING))
 
@@ -241,7 +241,7 @@ async def test_a_repeated_end_of_a_conversion_process_creates_one_conversion(cli
     assert told["action"] == "end"
 
 
-async def test_the_end_of_a_conversion_process_requires_an_own_message_and_the_permission_sms_send(
+async def test_ending_a_conversion_process_requires_a_message_of_the_application_and_the_permission_sms_send(
     client: httpx.AsyncClient, service: Service, credentials: Credentials
 ) -> None:
     message_id = await message_of(client)
@@ -291,7 +291,7 @@ async def rate(client: httpx.AsyncClient, key: str, **query: str) -> dict[str, A
 TOTAL = {"startCount": 5, "endCount": 3, "conversionRate": 0.6}
 
 
-async def test_the_conversion_rate_is_the_same_before_and_after_folding(
+async def test_the_conversion_rate_is_the_same_before_and_after_count_deltas_are_folded(
     client: httpx.AsyncClient, service: Service, process: str
 ) -> None:
     expected = {"statistics": [{"intervalStart": "2026-11-19T13:00:00.001+0000", **TOTAL}], "cumulativeStatistics": TOTAL}
@@ -359,7 +359,7 @@ async def test_a_conversion_process_can_be_read_only_by_the_application_that_own
         ("/sms/3/messages", {"content": {"text": "x"}}),
     ],
 )
-async def test_infobip_rejects_single_recipients_to_whom_it_must_not_send(
+async def test_infobip_a_recipient_who_opted_out_is_rejected_without_the_other_recipients(
     service: Service, client: httpx.AsyncClient, path: str, content: dict[str, Any]
 ) -> None:
     await service.database.write(change_balance, service.ids, 1, NOON, "test", amount=Decimal(10), currency="EUR")

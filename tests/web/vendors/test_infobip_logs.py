@@ -53,7 +53,7 @@ async def ids(client: httpx.AsyncClient, path: str, **query: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("version", [1, 2, 3])
-async def test_infobips_reports_contain_each_message_with_a_final_status_once(
+async def test_the_report_endpoint_of_infobip_returns_each_message_with_a_final_status_once(
     client: httpx.AsyncClient, sent: list[str], version: int
 ) -> None:
     path = f"/sms/{version}/reports"
@@ -69,7 +69,7 @@ async def test_infobips_reports_contain_each_message_with_a_final_status_once(
 
 
 @pytest.mark.parametrize("version", [1, 2, 3])
-async def test_infobips_reports_of_requested_messages_can_be_read_again(
+async def test_infobip_delivery_reports_of_requested_messages_can_be_read_again(
     client: httpx.AsyncClient, sent: list[str], version: int
 ) -> None:
     path = f"/sms/{version}/reports"
@@ -82,7 +82,7 @@ async def test_infobips_reports_of_requested_messages_can_be_read_again(
     assert await ids(client, path) == ["m-1", "m-2"]
 
 
-async def test_infobips_reports_are_read_in_parts_in_the_order_in_which_they_arrived(
+async def test_infobip_delivery_reports_are_returned_in_pages_in_the_order_of_their_arrival(
     client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shortener.reporting.report_polls.PAGE_ROWS", 3)
@@ -98,7 +98,7 @@ async def test_infobips_reports_are_read_in_parts_in_the_order_in_which_they_arr
     assert read == names
 
 
-async def test_concurrent_calls_for_infobips_reports_get_each_report_once(client: httpx.AsyncClient) -> None:
+async def test_concurrent_requests_for_infobip_delivery_reports_get_each_report_once(client: httpx.AsyncClient) -> None:
     messages = [{"to": "+14085550100", "body": "x", "message_id": f"m-{number}"} for number in range(12)]
     assert (await client.post("/api/v1/rewrite", json={"messages": messages})).status_code == 200
     reports = [{"message_id": one["message_id"], "state": "DELIVERED"} for one in messages]
@@ -107,7 +107,7 @@ async def test_concurrent_calls_for_infobips_reports_get_each_report_once(client
     assert sorted(one["messageId"] for part in parts for one in part) == sorted(one["message_id"] for one in messages)
 
 
-async def test_infobips_report_of_a_message_that_was_clicked_before_its_delivery_report(
+async def test_infobip_the_report_of_a_message_that_was_clicked_before_its_delivery_has_the_status_delivered(
     client: httpx.AsyncClient, service: Service
 ) -> None:
     message = await rewrite(client, "m-1")
@@ -117,7 +117,7 @@ async def test_infobips_report_of_a_message_that_was_clicked_before_its_delivery
     assert found["status"]["groupName"] == "DELIVERED"
 
 
-async def test_infobips_report_of_a_delivered_and_of_a_failed_message_has_the_fields_of_infobip(
+async def test_infobip_reports_of_delivered_and_failed_messages_have_the_documented_fields(
     client: httpx.AsyncClient, sent: list[str]
 ) -> None:
     delivered, failed = await results(client, "/sms/1/reports")
@@ -149,7 +149,9 @@ async def test_infobips_report_of_a_delivered_and_of_a_failed_message_has_the_fi
     assert (v3["to"], v3["sender"], v3["messageCount"], v3["campaignReferenceId"]) == ("41793026731", "InfoSMS", 2, "spring")
 
 
-async def test_infobips_logs_have_filters_and_version_3_has_pages(client: httpx.AsyncClient, sent: list[str], clock: Clock) -> None:
+async def test_the_log_endpoint_of_infobip_has_filters_and_its_version_3_has_pages(
+    client: httpx.AsyncClient, sent: list[str], clock: Clock
+) -> None:
     assert await ids(client, "/sms/1/logs") == sent
     assert await ids(client, "/sms/1/logs", **{"from": "Other"}) == ["m-3"]
     assert await ids(client, "/sms/1/logs", to="41793026732") == ["m-2"]
@@ -171,7 +173,7 @@ async def test_infobips_logs_have_filters_and_version_3_has_pages(client: httpx.
     assert await ids(client, "/sms/1/logs") == []
 
 
-async def test_a_log_of_more_messages_than_one_page_examines_is_complete(
+async def test_infobip_a_log_of_more_messages_than_one_page_examines_is_complete(
     client: httpx.AsyncClient, sent: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shortener.reporting.messages.MAX_SCANNED_ROWS", 1)

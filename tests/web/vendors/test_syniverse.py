@@ -20,7 +20,9 @@ REQUEST = {
 }
 
 
-async def test_syniverses_request_gets_an_id_and_the_texts_of_all_recipients(service: Service, credentials: Credentials) -> None:
+async def test_syniverses_documented_request_gets_an_id_and_the_texts_of_all_recipients(
+    service: Service, credentials: Credentials
+) -> None:
     headers = {"Authorization": f"Bearer {credentials.api_key}", "Content-Type": "Application/json"}
     async with client_of(service, headers) as client:
         response = await client.post(PATH, json=REQUEST)
@@ -60,7 +62,7 @@ async def test_syniverse_fields_that_change_the_sending_cause_warnings_and_unkno
         ({"body": None}, "INVALID_REQUEST", "body"),
     ],
 )
-async def test_errors_of_syniverse_requests_name_the_field_and_store_nothing(
+async def test_an_invalid_syniverse_request_gets_an_error_with_the_field_name_and_stores_nothing(
     client: httpx.AsyncClient, service: Service, change: dict[str, object], code: str, field: str
 ) -> None:
     response = await client.post(PATH, json={**REQUEST, **change})

@@ -67,7 +67,7 @@ V2_MESSAGE = {"from": "A", "destinations": [{"to": "41793026731"}], "text": "see
         ),
     ],
 )
-async def test_fields_that_matter_cause_warnings_and_null_counts_as_absent(
+async def test_vendor_fields_with_an_effect_on_sending_cause_warnings_unless_they_are_null(
     client: httpx.AsyncClient, path: str, request_body: dict[str, Any], about_message: list[str], about_request: list[str]
 ) -> None:
     response = await client.post(path, json=request_body)
@@ -94,7 +94,9 @@ SENDS: dict[str, dict[str, Any]] = {
 }
 
 
-async def test_with_a_gateway_every_vendors_send_call_queues_the_message(service: Service, client: httpx.AsyncClient) -> None:
+async def test_the_send_request_of_every_vendor_queues_the_message_if_the_application_has_a_gateway(
+    service: Service, client: httpx.AsyncClient
+) -> None:
     assert (await client.patch("/api/v1/application", json={"gateway": "simulator"})).status_code == 200
     for path, request in SENDS.items():
         told = (await client.post(path, json=request)).json()
@@ -106,7 +108,9 @@ async def test_with_a_gateway_every_vendors_send_call_queues_the_message(service
     assert log["content"] == {"text": "x"}, "a message that waits for a gateway has its text in the log"
 
 
-async def test_a_vendors_send_call_without_enough_balance_stores_nothing(service: Service, client: httpx.AsyncClient) -> None:
+async def test_the_send_request_of_every_vendor_stores_nothing_if_the_balance_is_too_low(
+    service: Service, client: httpx.AsyncClient
+) -> None:
     assert (await client.patch("/api/v1/application", json={"gateway": "simulator"})).status_code == 200
     await service.database.write(set_price, 1, "41", Decimal("0.05"))
     await service.database.write(change_balance, service.ids, 1, service.clock(), "test", amount=Decimal("0.01"))

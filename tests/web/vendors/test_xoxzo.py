@@ -98,7 +98,7 @@ async def test_errors_of_xoxzo_requests_use_the_field_names_of_xoxzo(
     assert await rows(service.database, schema.messages) == []
 
 
-async def test_errors_of_xoxzos_own_path_contain_the_form_of_xoxzo(client: httpx.AsyncClient) -> None:
+async def test_errors_of_the_xoxzo_endpoints_have_the_structure_of_xoxzo_errors(client: httpx.AsyncClient) -> None:
     told = (await client.post("/sms/messages/", data={"message": "x", "sender": "S"})).json()
     assert told["recipient"] == ["is required"]
     missing = await client.get("/sms/messages/none/")
@@ -129,7 +129,7 @@ async def test_xoxzo_unknown_fields_are_accepted_with_a_warning_and_tags_become_
         ("?sent_date<=2026-11-20&sent_date>=2026-11-20", 1),
     ],
 )
-async def test_xoxzos_list_has_conditions_on_the_date_of_sending(
+async def test_the_message_list_of_xoxzo_can_be_filtered_by_the_date_of_sending(
     client: httpx.AsyncClient, clock: Clock, query: str, number: int
 ) -> None:
     for day in range(2):
@@ -145,6 +145,6 @@ async def test_xoxzos_list_has_conditions_on_the_date_of_sending(
 
 
 @pytest.mark.parametrize("query", ["sent_date=yesterday", "sent_date%3E=", "sent_date!=2026-11-20", "sent_date=2026-02-30"])
-async def test_xoxzo_an_invalid_condition_on_the_date_is_an_error(client: httpx.AsyncClient, query: str) -> None:
+async def test_xoxzo_a_message_list_with_an_invalid_date_filter_is_rejected(client: httpx.AsyncClient, query: str) -> None:
     response = await client.get(f"/sms/messages/?{query}")
     assert (response.status_code, next(iter(response.json()))) == (400, "sent_date")
