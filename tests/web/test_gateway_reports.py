@@ -32,7 +32,7 @@ async def state(client: httpx.AsyncClient, sent: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("form", ["query", "form", "json", "list"])
-async def test_a_gateway_report_is_accepted_as_query_form_and_json(
+async def test_a_gateway_report_is_accepted_as_query_parameters_as_a_form_or_as_json(
     service: Service, client: httpx.AsyncClient, sent: dict[str, Any], form: str
 ) -> None:
     parameters = {"status": "DELIVRD", "error_code": "000", "description": "fine", "timestamp": "2026-11-20T12:00:05Z"}

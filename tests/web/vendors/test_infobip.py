@@ -359,7 +359,7 @@ async def test_a_conversion_process_can_be_read_only_by_the_application_that_own
         ("/sms/3/messages", {"content": {"text": "x"}}),
     ],
 )
-async def test_infobip_a_recipient_who_opted_out_is_rejected_without_the_other_recipients(
+async def test_infobip_recipients_who_opted_out_or_have_no_price_are_rejected_separately(
     service: Service, client: httpx.AsyncClient, path: str, content: dict[str, Any]
 ) -> None:
     await service.database.write(change_balance, service.ids, 1, NOON, "test", amount=Decimal(10), currency="EUR")
