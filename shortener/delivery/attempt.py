@@ -37,7 +37,7 @@ log = structlog.get_logger(__name__)
 #: A delivery that failed because of this host is attempted again after this time. The process pauses its queue equally long.
 LOCAL_FAILURE_PAUSE_MS = 15_000
 MAX_DETAIL_LENGTH = 500
-#: A 429 response does not count as an attempt for this time after a delivery was created or replayed.
+#: A 429 response does not count as an attempt if the delivery was created or replayed less than this time ago.
 FREE_429_MS = 86_400_000
 #: After a 429 response without `Retry-After`, the next attempt waits between these two times.
 MIN_429_PAUSE_MS, MAX_429_PAUSE_MS = 1000, 60_000
@@ -81,7 +81,7 @@ class FinishedAttempt:
 
 
 class AttemptRunner:
-    """A runner of delivery attempts. It does not write to the database: `OutcomeWriter` records the results."""
+    """A runner that sends claimed deliveries. It does not write to the database: `OutcomeWriter` records the results."""
 
     def __init__(self, sender: Sender, ids: IdGenerator, clock: Clock, rng: random.Random, *, allow_http: bool) -> None:
         self._sender = sender
@@ -97,7 +97,8 @@ class AttemptRunner:
         started = self._clock()
         timeout = target.timeout if target is not None else 0.0
         if claim.lease_until - to_ms(started) < round(timeout * 1000) + MIN_LEASE_LEFT_MS:
-            # The lease would end during the attempt, and another process could then send the same delivery.
+            # The attempt must not start, because the lease would end during it, and another process could then send the same
+            # delivery.
             log.warning("lease_too_short", delivery=DELIVERY_IDS.encode(claim.id))
             return self._returned(attempt, "lease_too_short")
         try:

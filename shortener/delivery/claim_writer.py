@@ -187,7 +187,7 @@ class ClaimWriter:
             result.expired += expire_overdue(connection, self._ids, queue, "breaker_open", now, MAX_HOLD, since)
             return None
         target = targets.get(tracker)
-        if target is None:  # the stored tracker is unusable, so the attempt will be a local failure
+        if target is None:  # the stored tracker cannot be used, so the attempt will be a local failure
             return Candidate(queue, state.application_id, 1, settings.delivery_timeout, state.health, state.pace)
         return Candidate(queue, state.application_id, target.concurrency, target.timeout, state.health, state.pace)
 

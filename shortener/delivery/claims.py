@@ -34,13 +34,14 @@ K = TypeVar("K")
 #: A lease ends this long after the time limit of its attempt. The process needs the time to record the outcome, and the clocks of
 #: processes may differ.
 LEASE_MARGIN_MS = 10_000
-#: When an attempt starts, its lease must last at least this long beyond the time limit. Otherwise the claim is given back.
+#: When an attempt starts, its lease must end at least this long after the time limit of the attempt. Otherwise the claim is given
+#: back.
 MIN_LEASE_LEFT_MS = LEASE_MARGIN_MS // 2
 #: An application uses at most this many times the slots that it leaves free.
 APPLICATION_FACTOR = 3
 #: The callbacks to a host may use one slot while more than one slot in this number is free.
 RESERVED_PART = 8
-#: Each tracker may use `MIN_SLOTS` slots, also if other trackers of its application hang, as long as more than 1/`LAST_PART` of all
+#: Each tracker may use `MIN_SLOTS` slots, also if other trackers of its application hang, as long as more than one in `LAST_PART`
 #: slots is free.
 MIN_SLOTS, LAST_PART = 4, 16
 

@@ -80,7 +80,8 @@ class DeliveryAttempt:
 
 @dataclass(frozen=True, slots=True)
 class DeliveryFilter:
-    """A filter for deliveries. `since` (inclusive) and `until` (exclusive) limit the time at which a delivery was created."""
+    """The conditions of a list of deliveries. `since` (inclusive) and `until` (exclusive) limit the time at which a delivery was
+    created."""
 
     application_id: int | None = None
     tracker_id: int | None = None
@@ -109,7 +110,7 @@ class DeliveryBacklog:
 
 
 class Deliveries:
-    """An access object that lists, reads and replays deliveries in the database."""
+    """The functions that list, read and replay the deliveries in the database."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -291,7 +292,7 @@ def _replay_listed(connection: Connection, ids: Sequence[int], application_id: i
 
 
 def _recover(connection: Connection, tracker_ids: Collection[int | None], now: datetime) -> None:
-    """Let trackers get many replayed deliveries at the recovery rate, like the backlog after an open circuit breaker."""
+    """Limit trackers with many replayed deliveries to the recovery rate, like the backlog after an open circuit breaker."""
     if tracker_ids:
         plain = (trackers.c.recovering_at.is_(None), trackers.c.open_until.is_(None))
         connection.execute(update(trackers).where(trackers.c.id.in_(tracker_ids), *plain).values(recovering_at=now))

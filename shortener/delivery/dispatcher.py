@@ -8,9 +8,9 @@ durable.
 Guarantees
 - A claim counts one attempt and gives the process a lease: until the lease ends, only this process attempts the delivery. The lease
   is longer than the attempt can last, including the waits for a slot of the sender, for the resolver and for the receiver. If a
-  process dies, its deliveries are due again when their leases end, with the same event id and one attempt less. An outcome is
-  ignored if another process has claimed the delivery since. Processes compare leases with a common clock (storage/clock.py). Their
-  clocks may differ by up to `claims.MIN_LEASE_LEFT_MS`.
+  process dies, its deliveries are due again when their leases end, with the same event id and one remaining attempt less. An
+  outcome is ignored if another process has claimed the delivery since. Processes compare leases with a common clock
+  (storage/clock.py). Their clocks may differ by up to `claims.MIN_LEASE_LEFT_MS`.
 - A queue (one tracker, or the callbacks to one host) never blocks another: claims.py limits the slots of queues and applications.
 - The database stores the circuit breaker (health.py) and the rate (pace.py) of each tracker. All processes together keep the rate,
   and only one process sends the probe of an open circuit breaker. processes.py divides the concurrency of a tracker.

@@ -1,4 +1,5 @@
-"""The requests that a tracker would receive for the events of an application, as the built-in receiver of the portal shows them.
+"""This module builds the requests that a tracker would receive for the events of an application. The built-in receiver of the
+portal shows them.
 
 The requests are built and signed by the same code as those of deliveries, from the newest events of the event log. Nothing is sent
 and nothing is stored, so an application needs no endpoint to see its events, and no request can reach a private address. Phone
@@ -28,13 +29,13 @@ from shortener.outbox.events import encode_event_id
 from shortener.secret import Secret
 from shortener.signatures import SIGNING_PREFIX, parse_secret
 
-URL = "https://receiver.example/events"  # The address of the tracker that does not exist.
+URL = "https://receiver.example/events"  # The URL of the tracker in the example requests. The tracker does not exist.
 FORMAT = "json"
 
 
 @dataclass(frozen=True, slots=True)
 class ExampleRequest:
-    """A request as it would arrive. `body` is the body as text; `message_id` is None for events without a message."""
+    """A request as a tracker would receive it. `body` is the body as text; `message_id` is None for events without a message."""
 
     event_id: str
     topic: Topic
@@ -59,7 +60,8 @@ def example_target(
     method: str = "POST",
     fields: Sequence[str] | None = None,
 ) -> DeliveryTarget:
-    """Return the tracker that would receive the requests. `fields`: the fields of a body in the format json; None: the default."""
+    """Return the tracker that would receive the requests. `fields` are the fields of a body in the format `json`; None selects the
+    default fields."""
     return DeliveryTarget(
         tracker_id=None,
         revision=0,
@@ -78,13 +80,14 @@ def example_target(
 def example_requests(
     connection: Connection, fanout: Fanout, target: DeliveryTarget, events: Sequence[tuple[int, Topic, datetime]]
 ) -> list[ExampleRequest]:
-    """Return the requests of (row id, topic, time) of events, in the same order. An event that was purged is left out."""
+    """Return one request for each event, in the order of `events`, which contains (row id, topic, time) tuples. An event that was
+    deleted is left out."""
     facts = fanout.read_facts(connection, [event for event, _, _ in events])
     return [_request(target, facts[event], event, topic, at) for event, topic, at in events if event in facts]
 
 
 def sample_request(target: DeliveryTarget, application_id: int, at: datetime, event: str) -> ExampleRequest:
-    """Return the request of an invented event, for an application that has no event yet."""
+    """Return the request for an invented event, for an application that has no event yet."""
     facts = sample_facts(application_id, at, event)
     return _request(target, {**facts, "topic": event}, 0, Topic.TEST, at)
 
@@ -92,7 +95,8 @@ def sample_request(target: DeliveryTarget, application_id: int, at: datetime, ev
 def _request(target: DeliveryTarget, facts: Mapping[str, Any], event: int, topic: Topic, at: datetime) -> ExampleRequest:
     masked = dict(facts)
     if masked.get("to_address"):
-        masked |= {"to_address": mask(masked["to_address"]), "phone_sha256": None}  # a hash would confirm a guessed number
+        # The hash is removed, because it would confirm a guessed phone number.
+        masked |= {"to_address": mask(masked["to_address"]), "phone_sha256": None}
     request = target.request(masked, event, topic, 1, at, allow_http=True)
     body, parts = request.body or b"", urlsplit(request.url)
     headers = {

@@ -84,7 +84,8 @@ class Fanout:
         self._throttle = throttle
         self._on_deliveries = on_deliveries
         self.events = self.deliveries = self.quarantined = 0
-        self._postponed: frozenset[int] = frozenset()  # applications whose turn is over until all others had theirs
+        # Applications whose events wait until the events of all other applications were processed.
+        self._postponed: frozenset[int] = frozenset()
 
     def register_metrics(self, metrics: Metrics) -> None:
         """Register the metrics of the fan-out, which /metrics returns."""
@@ -156,12 +157,13 @@ class Fanout:
             found[source.event] = self._snapshot(source, number)
         return found
 
-    # The methods below run inside the transaction of a batch.
+    # The fan-out calls the following methods inside the transaction of a batch.
 
     def _fan_out(
         self, connection: Connection, limit: int, only: int | None = None, without: frozenset[int] = frozenset()
     ) -> tuple[int, int, int | None]:
-        """Return the numbers of events and deliveries, and the application that made most of MAX_DELIVERIES deliveries, if any."""
+        """Return the number of processed events, the number of created deliveries and, if the limit MAX_DELIVERIES was reached, the
+        application with the most deliveries."""
         events = fanout_queries.pending_events(connection, limit, only, without)
         if not events:
             return 0, 0, None

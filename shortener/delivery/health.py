@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 MAX_FAILURES = 10
 MIN_PAUSE_MS, MAX_PAUSE_MS = 30_000, 300_000
-#: The deliveries that the recovery rate allows in this time may be sent at once.
+#: A recovering tracker may get the deliveries that its recovery rate allows within this time in one burst.
 BURST_MS = 1000
 
 
@@ -22,8 +22,9 @@ BURST_MS = 1000
 class TrackerHealth:
     """The state of the circuit breaker of a tracker.
 
-    If the circuit breaker is open, `opened_at` is the time at which it opened, and a probe may be sent from `open_until` on.
-    If the tracker is recovering, `recovering_at` is the time up to which its backlog has used the recovery rate.
+    If the circuit breaker is open, `opened_at` is the time at which it opened, and a probe may be sent from `open_until` on. If the
+    tracker is recovering, `recovering_at` is the time up to which the recovery rate is used up by backlog deliveries that were
+    already sent: the next one may be sent after it.
     """
 
     failures_in_row: int = 0

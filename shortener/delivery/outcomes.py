@@ -41,7 +41,7 @@ class OutcomeKind(enum.Enum):
 
 
 class ResponseFacts(Protocol):
-    """The fields of `sender.SendResult` that determine the outcome of an attempt."""
+    """The properties of a response that determine the outcome of an attempt. `sender.SendResult` has them."""
 
     @property
     def status(self) -> int | None: ...

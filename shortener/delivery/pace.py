@@ -1,4 +1,4 @@
-"""This module computes the rate at which a tracker receives deliveries. No I/O. Times are milliseconds since 1970-01-01 UTC.
+"""This module computes the rate at which a tracker receives deliveries. It has no I/O. Times are milliseconds since 1970-01-01 UTC.
 
 The lower of two limits applies: `max_per_second`, which the customer sets, and `rate`, which the service learns from 429
 responses. The first 429 response sets the rate to the number of successes in the last second. A later 429 response lowers the rate
@@ -37,8 +37,8 @@ BURST_MS = 100
 class TrackerPace:
     """The rate limits of a tracker, in deliveries per second. None means that there is no such limit.
 
-    `paced_until` is the time up to which claimed deliveries have used the rate. `lowered_at` is the time at which the learned rate
-    was last lowered."""
+    `paced_until` is the time up to which the rate is used up by deliveries that were already claimed: the next one may be sent
+    after it. `lowered_at` is the time at which the learned rate was last lowered."""
 
     max_per_second: float | None = None
     rate: float | None = None
@@ -54,7 +54,8 @@ class TrackerPace:
 
     @property
     def _quiet_ms(self) -> int:
-        """The milliseconds from the last lowering of the rate to `paced_until`, for example the time of `Retry-After`."""
+        """The milliseconds between the time at which the rate was last lowered and `paced_until`, for example because of
+        `Retry-After`."""
         return 0 if self.paced_until is None or self.lowered_at is None else max(self.paced_until - self.lowered_at, 0)
 
     def allowance(self, now: int) -> int | None:

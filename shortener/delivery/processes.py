@@ -50,9 +50,8 @@ class ProcessShare:
 
 @dataclass(frozen=True, slots=True)
 class SignOfLife:
-    """The result of writing a heartbeat.
-
-    `clock_was_set_back` is true if the database contains a heartbeat with a later time than the current time."""
+    """The result of writing a heartbeat. `clock_was_set_back` is true if the database contains a heartbeat whose time is later than
+    the current time."""
 
     at: int
     share: ProcessShare

@@ -1,4 +1,4 @@
-"""The failures of a request to a receiver: the error name, a text for people, and whether this host is the cause.
+"""This module describes failed requests to receivers: the error name, an explanation as text, and whether this host is the cause.
 
 `explain` converts every exception of aiohttp. No text contains the URL of the request.
 """
@@ -69,7 +69,7 @@ ERRORS = (
 
 @dataclass(frozen=True, slots=True)
 class SendFailure:
-    """The reason why a request failed. `error` is one of ERRORS, and `detail` is a text for people."""
+    """The reason why a request failed. `error` is one of ERRORS, and `detail` is an explanation as text."""
 
     error: str
     detail: str
@@ -133,7 +133,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _tls_reason(error: Exception, is_https: bool) -> str | None:
-    """Return the reason why TLS failed, as a text for people. Return None if the error has another cause."""
+    """Return an explanation of the reason why TLS failed. Return None if the error has another cause."""
     for cause in _causes(error):
         if isinstance(cause, aiohttp.ClientError):
             continue  # some errors of aiohttp are also certificate errors, but contain no reason
@@ -159,7 +159,7 @@ def _error_numbers(error: Exception) -> list[int]:
 
 def _explain_connection_error(error: Exception) -> SendFailure:
     numbers = _error_numbers(error)
-    # Report an error that the receiver caused rather than an unreachable network, which may only mean that this host has no IPv6.
+    # Prefer an error that the receiver caused to the error "network unreachable", which may only mean that this host has no IPv6.
     for number in sorted(numbers, key=lambda number: _ERROR_CLASSES.get(number) == "network_unreachable"):
         if number in _ERROR_CLASSES:
             return SendFailure(_ERROR_CLASSES[number], os.strerror(number))

@@ -10,8 +10,8 @@ The HTTP status counts as soon as the status line was received, even if the rest
 incomplete. If the receiver has just closed an idle connection, the request is sent again at once on another connection.
 
 If this host caused the failure (its resolver is down, or no sockets are left), `is_local` is true, and the failure does not count
-against the tracker. Every other failure counts against the receiver, also one without an error number. No text in a result contains
-the URL of the request.
+against the tracker. Every other failure counts against the receiver, including a failure without an error number. No text in a
+result contains the URL of the request.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class SendResult:
     """The result of sending a request.
 
     `error` is one of `send_failures.ERRORS` if the response is missing (`status` is None), malformed or incomplete; otherwise it is
-    None. `detail` is a text about the error for people. `body` contains the first 64 KiB of the response body, as received.
+    None. `detail` is a text that explains the error. `body` contains the first 64 KiB of the response body, as received.
     `retry_after` is the time in the `Retry-After` header in seconds.
     """
 
@@ -116,7 +116,7 @@ class Sender:
     ) -> None:
         """Create a sender. `proxy` is the URL of a proxy for all requests; an empty text means no proxy.
 
-        The address of the proxy may be private. The guard still checks the hosts of the requests."""
+        The IP address of the proxy may be private. The guard still checks the hosts of the requests."""
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._slots = asyncio.Semaphore(limit)

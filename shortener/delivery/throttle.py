@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-#: If at least this many hits arrive per second, the throttle slows down deliveries.
+#: If at least this number of hits arrive per second, the throttle slows down deliveries.
 BUSY_RATE = 20.0
 #: The throttle measures the number of hits in periods of this length.
 WINDOW_SECONDS = 0.25

@@ -41,7 +41,7 @@ def success_fields(success: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def refuse(field: str, reason: str) -> ApiError:
-    """Return the error for an invalid value of a field."""
+    """Return the error for an invalid value in one field of a tracker."""
     return ApiError(ErrorCode.INVALID_REQUEST, details=[Detail(field, reason)])
 
 

@@ -159,7 +159,7 @@ class TrackerSaveResult:
 
 
 class Trackers:
-    """An access object for the trackers in the database.
+    """The functions that read and change the trackers in the database.
 
     If the parameter `application_id` of a method is None, the method accepts the trackers of all applications."""
 

@@ -1,1 +1,2 @@
-"""Messages of the send pipeline: validation of requests, URL detection, rewriting with short links, and delivery reports."""
+"""This package handles messages: it validates rewrite requests, detects URLs, replaces them by short links, queues messages for
+gateways, and records delivery reports."""

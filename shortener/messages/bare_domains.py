@@ -30,7 +30,7 @@ def _words(text: str) -> frozenset[str]:
 
 
 _GENERIC = frozenset(["com", "net", "org", "edu", "gov", "mil", "biz", "mobi", "xyz"])
-_CAPITALISED = _GENERIC - {"net"}  # "Net" is also the first word of sentences
+_CAPITALISED = _GENERIC - {"net"}  # ".Net" is not accepted with a capital letter, because "Net" is also the first word of sentences
 _SECOND_LEVEL = frozenset(["ac", "co", "com", "edu", "gob", "gov", "gouv", "ltd", "net", "nhs", "org", "plc"])
 _COUNTRIES = _words(
     "ae ar bd bg br cc ch cl cn cz de dk dz ee fi fm fr gg gh gr gt hk hr hu ie jp ke kg kr kw kz lb lk lt lu lv ly "
@@ -48,7 +48,7 @@ _NOUNS = _words(
 _WORDS = _words("al am as at au az ba be by ca ec eg es eu ge id im in is it je jo la li ma me mt my ng ni no pe sa se si to us")
 _MAX_NOUN_LABELS = 3
 
-# Words in a dozen languages that often precede the address of a web site. A word in _STRONG rarely precedes anything else.
+# Words in a dozen languages that often precede the name of a web site. A word in _STRONG rarely precedes anything else.
 _STRONG = (
     "visit|visite|visitez|visita|visiting|besuche|besuchen|bezoek|besök|besøg|besøk|odwiedź|kunjungi|ziyaret|acesse|accedi|via|web|"
     "website|webseite|sitio|site|sito|link|url|homepage|online at|order at|book at|shop at|more at|info at|go to|log in at|"
@@ -64,7 +64,7 @@ _MAX_CONTEXT_CHARACTERS = 24
 def is_bare_domain(body: str, start: int, end: int, host: str, rest: str) -> bool | None:
     """Return whether `body[start:end]` is a URL without a scheme. It consists of `host`, and `rest` with the port, path and query.
 
-    Return None if the text may be a domain or two words, so that only the sender can decide."""
+    Return None if the text can be either a domain or two words, because only the sender can decide this."""
     suffix = public_suffix(host)
     if suffix is None:
         return False

@@ -18,7 +18,8 @@ from shortener.ids import randbits
 
 MIN_BITS, MAX_BITS = 32, 128
 _MIN_SALT_CHARACTERS = 16
-_MIN_DISTINCT_SALT_CHARACTERS = 8  # "changemechangeme" has 7; a random salt of 16 characters has more than 10
+# The placeholder "changemechangeme" has 7 distinct characters; a random salt of 16 characters has more than 10.
+_MIN_DISTINCT_SALT_CHARACTERS = 8
 
 # The base in which hashids writes a number: the number of characters that it uses as digits, for every salt. The code of a smaller
 # number has one digit after the first character, so the first number with two digits is the base.
@@ -36,7 +37,7 @@ def code_length(bits: int) -> int:
     return length
 
 
-#: Matches the codes of any installation, with any permitted number of random bits.
+#: A regular expression that matches the codes of any installation, with any permitted number of random bits.
 CODE_PATTERN = re.compile(rf"\A[A-Za-z0-9]{{{code_length(MIN_BITS)},{code_length(MAX_BITS)}}}\Z")
 
 
@@ -57,7 +58,7 @@ class Codes:
         self._alphabet = cache(partial(_read_alphabet, Hashids(salt)))
 
     def mint(self) -> str:
-        """Return a new random code. An equal code may exist, with a very small probability."""
+        """Return a new random code. With a very small probability, the same code exists already."""
         return self._encode(self._randbits(self.bits))
 
     def _encode(self, number: int) -> str:
@@ -84,7 +85,8 @@ def _every_digit() -> int:
 
 
 def _read_alphabet(hashids: Hashids, remainder: int) -> tuple[str, str]:
-    """Return the alphabet of hashids for a remainder of a number: the first character of the code, and the digits in order.
+    """Return the alphabet that hashids uses for numbers with this remainder: the first character of the code, and the digits in
+    order.
 
     hashids has no public function for its alphabets, so this one is derived from the code of a number that contains every digit."""
     number = _every_digit()

@@ -64,7 +64,8 @@ _FACTS = ("telecom_message_id", "mt_price", "fragments_count")
 
 @dataclass(frozen=True, slots=True)
 class DeliveryReport:
-    """A delivery report of one message, which reached `state` at `at`. With `state` None, the state does not change."""
+    """A delivery report about one message, which reached `state` at the time `at`. If `state` is None, the state does not
+    change."""
 
     message_id: str
     state: State | None
@@ -92,7 +93,7 @@ class _ReportedMessage:
 
     id: int
     cohort_id: int
-    reported_state: State  # does not change after a click
+    reported_state: State  # the newest state from delivery reports, which a click does not change
     sent_at: datetime | None
     failed_at: datetime | None
     delivered_at: datetime | None
@@ -165,11 +166,11 @@ _update_message = (
     .values({name: bindparam(name) for name in _COLUMNS} | {"state": bindparam("reported_state")})
 )
 
-_Request = tuple[int, Sequence[DeliveryReport]]  # application_id, reports
+_Request = tuple[int, Sequence[DeliveryReport]]  # the application id, and the reports of its request
 
 
 class DeliveryReports:
-    """Stores delivery reports. `on_events` is called after each commit that stored an event.
+    """A recorder of delivery reports. `on_events` is called after each commit that stored an event.
 
     Reports of unknown messages wait at most `wait` seconds for their messages."""
 
@@ -203,7 +204,8 @@ class DeliveryReports:
         return results
 
     def committed(self, events: int) -> None:
-        """Publish the events of `apply`. Call this after the commit with the number that `apply` returned."""
+        """Start the delivery of the events that `apply` created. Call this after the commit with the number that `apply`
+        returned."""
         if events:
             self._on_events()
 
@@ -218,7 +220,7 @@ class DeliveryReports:
         changed: dict[int, _ReportedMessage] = {}
         new_events: list[Event] = []
         counted = CountDelta()
-        reported: set[int] = set()  # row ids of messages that reached a new state
+        reported: set[int] = set()  # the row ids of the messages whose state has changed
         for application, reports in requests:
             applied: list[DeliveryReportResult | None] = []
             for report in reports:

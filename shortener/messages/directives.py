@@ -56,7 +56,8 @@ _CLOSERS = {
 # text, and _PASTED for a pasted JSON sample, in which backslashes precede the quotes.
 _PLAIN = {opening: re.compile(rf"((?:[^\\{closers}]++|\\.)*+)[{closers}]", re.DOTALL) for opening, closers in _CLOSERS.items()}
 _PASTED = {opening: re.compile(rf"([^{closers}]*+)[{closers}]") for opening, closers in _CLOSERS.items()}
-# Match a closing quote in another form, for example ” after ". It closes the argument if a comma or a parenthesis follows.
+# These expressions match a closing quote whose form differs from that of the opening quote, for example ” after ". It closes the
+# argument if a comma or a parenthesis follows.
 _MIXED = {
     **dict.fromkeys(_DOUBLE, re.compile(rf"(?:[{_DOUBLE}]|{_DOUBLE_ENTITY})(?={_BLANK}*[,)])", re.IGNORECASE)),
     **dict.fromkeys(_SINGLE, re.compile(rf"(?:[{_SINGLE}]|{_SINGLE_ENTITY})(?={_BLANK}*[,)])", re.IGNORECASE)),
@@ -69,7 +70,8 @@ _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class DirectiveError(Exception):
-    """A directive is malformed. `position` is its position in the body in characters, from 0. `reason` is a text for people."""
+    """Raised if a directive is malformed. `position` is the index of its first character in the body, from 0. `reason` is an
+    explanation for the sender."""
 
     def __init__(self, position: int, reason: str) -> None:
         self.position = position

@@ -1,4 +1,4 @@
-"""Replies of recipients: what a reply means for the opt-out list, and to which message it belongs.
+"""This module processes the replies of recipients: it updates the opt-out list, and finds the message to which a reply belongs.
 
 A reply belongs to the latest message of the application to the number within REPLY_WINDOW. The text of the reply is not stored.
 """
@@ -29,7 +29,9 @@ class Reply(NamedTuple):
 
 
 def record_reply(connection: Connection, application_id: int, phone: str, text: str, now: datetime) -> Reply:
-    """Change the opt-out list of an application by a reply of a number in E.164, and find the message that it belongs to."""
+    """Process the reply that a recipient sent from a phone number in E.164. Add the number to the application's opt-out list after
+    a stop word, or remove it after a start word. Return the keyword, whether the number is on the list now, and the id of the
+    message to which the reply belongs."""
     keyword = parse_reply(text)
     if keyword == "stop":
         add_opt_out(connection, application_id, phone, now, FROM_REPLY)

@@ -1,7 +1,6 @@
-"""Validation of the parts of a message that are equal for all its recipients: body, links, expiry, domain, gateway and callback.
-
-`plan_item` returns every problem and raises nothing for an invalid message. It is pure; the caller passes the time, the limits and
-the hosts.
+"""This module validates the parts of a message that are the same for all its recipients: body, links, expiry, domain, gateway and
+callback. `plan_item` returns every problem and raises nothing for an invalid message. It is a pure function; the caller passes the
+time, the limits and the hosts.
 """
 
 from __future__ import annotations
@@ -32,9 +31,8 @@ MAX_LIFETIME = timedelta(days=3650)
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A reason to reject a rewrite request. `item` and `recipient` are the indexes of the message and of its recipient.
-
-    A problem without a recipient concerns all recipients of the message."""
+    """A reason to reject a rewrite request. `item` is the index of the message in the request, and `recipient` the index of the
+    recipient in the message. If `recipient` is None, the problem concerns all recipients of the message."""
 
     item: int
     code: ErrorCode
@@ -49,7 +47,7 @@ class Problem:
 
 @record
 class PlannedLink:
-    """A short link that will replace a span of the body."""
+    """A short link that will replace a part (span) of the body."""
 
     span: Span
     destination: Destination
@@ -62,9 +60,9 @@ class ItemPlan:
 
     track: TrackMode = "directives"
     links: tuple[PlannedLink, ...] = ()
-    expires_at: int = 0  # ms since 1970
-    fallback_location: str | None = None  # in the form of a Location header
-    domain_id: int = 0  # 0 stands for BASE_URL
+    expires_at: int = 0  # the time at which the links expire, in milliseconds since 1970
+    fallback_location: str | None = None  # the fallback URL as the value of a Location header
+    domain_id: int = 0  # the domain of the short links; 0 is the domain of BASE_URL
     base_url: str = ""  # scheme, host and port of the short links
     link_path: str = ""  # the path before the code in a short link
     gateway_id: int | None = None  # the gateway that sends the message; None: the message is not sent
@@ -76,7 +74,7 @@ class ItemPlan:
 def plan_item(
     application: Application, item: RewriteItem, index: int, now: datetime, limits: RewriteLimits, hosts: LinkHosts
 ) -> ItemPlan:
-    """Check the parts of a message that are equal for all recipients: body, links, expiry, domain, sender and callback."""
+    """Check the parts of a message that are the same for all recipients: body, links, expiry, domain, sender and callback."""
     problems: list[Problem] = []
 
     def reject(code: ErrorCode, name: str, reason: str, position: int | None = None) -> None:
@@ -135,7 +133,8 @@ def plan_item(
 def _plan_expiry(
     application: Application, item: RewriteItem, now: datetime, limits: RewriteLimits, reject: Callable[..., None]
 ) -> datetime:
-    """Return the time at which the links expire. A lifetime above the maximum of the application is shortened."""
+    """Return the time at which the links of a message expire. A lifetime that is longer than the maximum of the application is
+    shortened."""
     days = application.settings.link_ttl_days
     longest = timedelta(days=days) if days else None
     if item.expires_at is not None and item.expires_in is not None:

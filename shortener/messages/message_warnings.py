@@ -1,4 +1,4 @@
-"""Warnings about a rewritten message, for the caller who sends it. A warning never rejects a message."""
+"""This module returns warnings about a rewritten message to the caller who sends it. A warning never rejects a message."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from shortener.messages.spans import Span, TrackMode, find_untracked
 
 MAX_UNTRACKED = 20  # a message has warnings about at most this many URLs without a short link
 _MAX_URL_CHARACTERS = 80  # a warning quotes at most this many characters of a URL
-# Text that may directly follow a short link without a warning: the end of a sentence or of a quotation.
+# These characters may directly follow a short link without a warning: the end of a sentence or of a quotation.
 _HARMLESS_AFTER = re.compile(r"(?!\?)[.,;:!?'\")\]}>*’”»›。、，！？；：）」』】]*(?:\s|\Z)")
 # Characters that cause a warning if they directly precede a short link, because phones then do not detect the link.
 _ATTACHED_BEFORE = re.compile(r"[\w@./\\=&%#+~$-]")
@@ -23,7 +23,7 @@ def find_warnings(
 ) -> tuple[str, ...]:
     """Return the warnings about a message, except those that depend on its rewritten text.
 
-    `links` contains each span to replace, with the host of its destination in lower case and punycode."""
+    `links` contains each span that a short link replaces, and the host of its destination in lower case and punycode."""
     spans = [span for span, _ in links]
     return (
         *_untracked(body, spans, track),

@@ -1,4 +1,5 @@
-"""Search for mistyped directives. A message with one must be rejected, because otherwise the raw directive reaches a handset.
+"""This module finds mistyped directives. A message with a mistyped directive must be rejected, because otherwise its raw text
+reaches the phone.
 
 Keyboards and editors change characters (`＃`, `（`, a zero-width space), programs escape them (`&#40;`, `%28`), and people mistype
 (`##track("...")`, `#trak("...")`). The search normalises a copy of the text after each character that is similar to `#`, so that
@@ -18,7 +19,7 @@ from typing import NamedTuple
 # invisible character after every letter.
 _MAX_WINDOW_CHARACTERS = 64
 _SIGN = re.compile(r"[#＃﹟♯]|&(?:amp;)*(?:#0*35|#x0*23|num);|%(?:25)*23", re.IGNORECASE)
-# The first characters of _SIGN. A search for them takes a tenth of the time.
+# The characters with which a match of _SIGN can begin. A search for them takes a tenth of the time of a search for _SIGN.
 _SIGN_START = re.compile(r"[#＃﹟♯&%]")
 # A parenthesis that a program has escaped for HTML, a URL or Markdown, or a similar bracket. All of them become `❨`.
 _OPENING = re.compile(r"&(?:amp;)*(?:#0*40|#x0*28|lpar);|%(?:25)*28|\\+\(|[❨❪❬❲⟨⟪⟬⦅⦗〈《〔〖〘〚⸨﴾]", re.IGNORECASE)
@@ -30,8 +31,8 @@ _QUOTE = (
 _NAME = r"track[\s_-]*(?:url)?"
 _URL = r"\s*(?:https?(?::|%)|[a-z][a-z0-9+.-]*:\\?/)"
 _BRACKET = r"[(\[{<【❨]\s*"
-_MARKS = r"(?:</?[a-z]{1,6}>|[^\w\s#]){1,4}\s*"  # such as `</b>`, `**` and a full stop between the name and the parenthesis
-# Matches the name of a directive with a parenthesis directly after it, or with a quote after it, with or without a bracket.
+_MARKS = r"(?:</?[a-z]{1,6}>|[^\w\s#]){1,4}\s*"  # text between the name and the parenthesis, such as `</b>`, `**` and a full stop
+# A regular expression for the name of a directive followed directly by a parenthesis, or by a quote with or without a bracket.
 _NEAR = re.compile(
     rf"#+(?:track(?:url)?\(|\s*{_NAME}\s*(?:(?:(?:[:=]\s*)?{_BRACKET})?{_QUOTE}(?=\s*\S*\)|{_URL})|[:=]\s*{_QUOTE}(?={_URL})))|"
     rf"#+{_NAME}{_MARKS}{_BRACKET}{_QUOTE}{_URL}",
@@ -42,7 +43,7 @@ _NAMES = ("track", "trackurl")
 
 
 class NearDirective(NamedTuple):
-    """A mistyped directive, which begins with `body[start:end]`. `reason` is a text for people."""
+    """A mistyped directive, which begins with `body[start:end]`. `reason` is an explanation for the sender."""
 
     start: int
     end: int
@@ -61,7 +62,7 @@ def find_near_directive(body: str, start: int, end: int | None = None) -> NearDi
         if sign.start() >= limit:
             return None
         if sign.start() > start and body[sign.start() - 1] == "#":
-            continue  # `##track(` is reported once
+            continue  # `##track(` is one mistyped directive, so it is reported only once
         length = _near_length(body, sign.start())
         if length:
             reason = 'this text resembles a directive; write #track("url") or #trackurl("url","label")'

@@ -1,9 +1,9 @@
 """The opt-out list of an application: recipients who refused further messages.
 
-A recipient refuses by a reply that is one of STOP_WORDS, and permits messages again by one of START_WORDS. A reply removes no
-entry that an administrator has made, because an API key that only sends may report replies. Only the whole reply counts, without
-regard to case, spaces and punctuation around it: "please stop by tomorrow" refuses nothing. The words follow the handbook of CTIA
-(United States) and the lists of common providers, with the usual words of other languages.
+A recipient refuses by a reply that is one of STOP_WORDS, and permits messages again by one of START_WORDS. A reply does not remove
+an entry that an administrator has made, because API keys that may only send messages can also report replies. Only the whole reply
+counts, without regard to case, spaces and punctuation around it: "please stop by tomorrow" refuses nothing. The words follow the
+handbook of CTIA (United States) and the lists of common providers, with the usual words of other languages.
 """
 
 from __future__ import annotations
@@ -23,18 +23,19 @@ from shortener.storage.values_table import values_table
 STOP_WORDS = frozenset(
     {
         *("STOP", "STOPALL", "STOP ALL", "UNSUBSCRIBE", "CANCEL", "END", "QUIT", "OPTOUT", "OPT OUT", "REVOKE", "REMOVE"),
-        *("ARRET", "ARRÊT", "DESABONNER", "DÉSABONNER"),  # French
-        *("BAJA", "ALTO", "PARAR", "DETENER", "SALIR"),  # Spanish and Portuguese
-        *("STOPP", "ABMELDEN", "ABBESTELLEN"),  # German
-        *("FERMA", "DISISCRIVI"),  # Italian
-        *("СТОП", "ОТПИСКА"),  # Russian
+        *("ARRET", "ARRÊT", "DESABONNER", "DÉSABONNER"),  # words in French
+        *("BAJA", "ALTO", "PARAR", "DETENER", "SALIR"),  # words in Spanish and Portuguese
+        *("STOPP", "ABMELDEN", "ABBESTELLEN"),  # words in German
+        *("FERMA", "DISISCRIVI"),  # words in Italian
+        *("СТОП", "ОТПИСКА"),  # words in Russian
         *("停止", "退订", "配信停止", "중지"),
         *("توقف", "إلغاء"),
     }
 )
 START_WORDS = frozenset({"START", "UNSTOP", "SUBSCRIBE", "RESUME", "OPTIN", "OPT IN", "СТАРТ"})
 _MAX_WORD_CHARACTERS = 40
-#: The source of an entry of the opt-out list that a reply made. Other sources: an administrator over HTTP or the command line.
+#: The source of an opt-out entry that a reply of the recipient created. The other sources are an administrator over HTTP and the
+#: command line.
 FROM_REPLY = "STOP"
 
 
@@ -52,7 +53,8 @@ def parse_reply(text: str) -> Literal["stop", "start"] | None:
 def add_opt_out(connection: Connection, application_id: int, phone: str, now: datetime, source: str) -> bool:
     """Add a number in E.164 to the opt-out list of an application. Return whether it was not on the list.
 
-    `source`: FROM_REPLY, or who added the number. An entry from a reply gets another source; all other entries keep theirs."""
+    `source` is FROM_REPLY, or who added the number. If the number is already on the list, its source changes only if it was
+    FROM_REPLY."""
     table = schema.opt_outs
     row = {"application_id": application_id, "phone": phone, "at": now, "source": source}
     if connection.execute(upsert(connection, table).values(row).on_conflict_do_nothing()).rowcount:
@@ -65,7 +67,7 @@ def add_opt_out(connection: Connection, application_id: int, phone: str, now: da
 def remove_opt_out(connection: Connection, application_id: int, phone: str, *, only_from_reply: bool = False) -> bool:
     """Remove a number in E.164 from the opt-out list of an application. Return whether it was on the list.
 
-    `only_from_reply`: keep an entry that was not made by a reply."""
+    If `only_from_reply` is true, keep an entry that was not created by a reply."""
     table = schema.opt_outs
     chosen = [table.c.application_id == application_id, table.c.phone == phone]
     if only_from_reply:

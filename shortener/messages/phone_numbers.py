@@ -1,8 +1,7 @@
-"""Checks of the phone numbers of recipients, and of sender ids.
-
-A recipient's number is converted to the form of E.164. Only its form is checked, because only the carrier knows whether the number
-is in use. The country comes from the tables of the phonenumbers library; a cache avoids most of its slow look-ups. An invalid
-recipient raises `PhoneNumberError`. An unusual sender id causes a warning and is never rejected.
+"""This module checks the phone numbers of recipients, and sender ids. A recipient's number is converted to E.164. Only its notation
+is checked, because only the carrier knows whether the number is in use. The country comes from the tables of the phonenumbers
+library; a cache avoids most of its slow look-ups. An invalid recipient raises `PhoneNumberError`. An unusual sender id causes a
+warning and is never rejected.
 """
 
 from __future__ import annotations
@@ -22,7 +21,8 @@ _DIGITS = re.compile(r"[1-9][0-9]{6,14}")
 # Unicode categories of spaces, dashes, brackets and invisible characters, which people and spreadsheets insert into numbers.
 _REMOVED_CATEGORIES = frozenset(["Zs", "Zl", "Zp", "Cc", "Cf", "Pd", "Ps", "Pe"])
 _MINUS = "\u2212"  # Unicode classifies the minus sign as a symbol, but word processors replace hyphens by it.
-# Matches a trunk prefix in brackets, as in +44 (0)20 7946 0000. It is not part of an international number, except in Italy (+39).
+# A regular expression for a trunk prefix in brackets, as in +44 (0)20 7946 0000. It is not part of an international number, except
+# in Italy (+39).
 _TRUNK_PREFIX = re.compile(r"^(\s*(?:\+|00)(?!39)[0-9]{1,3})\s*\(0\)")
 _SEARCH_SEPARATORS = str.maketrans("", "", "./")
 _INTERNATIONAL_PREFIX = "00"
@@ -36,7 +36,7 @@ _WITHOUT_COUNTRY = tuple(f"+{code}" for code in phonenumbers.COUNTRY_CODE_TO_REG
 
 
 class PhoneNumberError(Exception):
-    """A recipient is not an E.164 number. `reason` is a text for people."""
+    """Raised if a recipient is not an E.164 number. `reason` is an explanation for the sender."""
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
@@ -47,7 +47,7 @@ class PhoneNumberError(Exception):
 class PhoneNumber:
     """A valid E.164 number. `country` is an ISO 3166 code of two letters, or None if the number belongs to no country.
 
-    `warnings` are texts for people about a number that may be wrong."""
+    `warnings` are texts that explain why the number may be wrong."""
 
     e164: str
     country: str | None
@@ -75,7 +75,7 @@ def parse_number(to: str) -> PhoneNumber:
 
 
 def parse_searched_number(text: str) -> str:
-    """Return a phone number that somebody searches for in the stored form.
+    """Return a phone number from a search field in the form in which numbers are stored.
 
     The notations of `parse_number` are accepted. Full stops and slashes are removed too. Any 7 to 15 digits are accepted without
     `+`, because a plus sign that is not percent-encoded in a query arrives as a space. Raise PhoneNumberError otherwise."""

@@ -1,4 +1,4 @@
-"""Validation of a rewrite request without the database.
+"""This module validates a rewrite request without the database.
 
 `plan_request` checks a request completely and returns every problem; it raises nothing for an invalid message. `RewriteWriter`
 decides later whether a problem rejects the request: a repeated request or message gets its first response even if it would be
@@ -35,7 +35,8 @@ class PlannedMessage:
     message_id: str
     has_own_id: bool  # the caller chose the message_id
     request_id: str
-    content_hash: str  # a repeated message must have the same hash; empty if the service generated the message_id
+    # The hash of the content, which a repeated message must have too; empty if the service generated the message_id.
+    content_hash: str
     plan: ItemPlan
 
 
@@ -44,10 +45,10 @@ class PlannedRequest:
     """A checked rewrite request. `now` is its time in ms since 1970.
 
     `content_hash` is the hash of its content, and `earlier_hash` that of its content in the form of the previous release. Both are
-    "" without an `idempotency_key`.
+    "" if the request has no `idempotency_key`.
 
     `error` and `problems` reject the request unless it repeats an Idempotency-Key. The problems of an `ItemPlan` only reject new
-    messages. With an `error`, the messages were not checked."""
+    messages. If `error` is set, the messages were not checked."""
 
     application: Application
     items: Sequence[RewriteItem]
@@ -66,10 +67,9 @@ class PlannedRequest:
         return self.idempotency_key is not None or any(message.has_own_id for message in self.messages)
 
     def check(self, new_messages: Sequence[PlannedMessage], other_problems: Sequence[Problem] = ()) -> list[Problem]:
-        """Raise ApiError if a problem rejects the request. Return the problems of the items with `skip_invalid`.
-
-        Messages that are not in `new_messages` repeat stored messages. The error has the code of the first problem, and the details
-        of all problems in request order, followed by `other_problems`."""
+        """Raise ApiError if a problem rejects the request. Return the problems of items that set `skip_invalid`, because these do
+        not reject the request. Messages that are not in `new_messages` repeat stored messages. The error has the code of the first
+        problem, and the details of all problems in request order, followed by `other_problems`."""
         if self.error is not None:
             raise self.error
         problems = [*self._problems_of(new_messages), *other_problems]
@@ -104,8 +104,8 @@ def plan_request(
 ) -> PlannedRequest:
     """Check a rewrite request, and return its plan with all problems.
 
-    `content` is the content that a repeat with the same Idempotency-Key must have. `earlier_content` is the same in the form of the
-    previous release."""
+    `content` is the content that a repeat with the same Idempotency-Key must have. `earlier_content` is the same content in the
+    form that the previous release stored."""
     content_hash = earlier_hash = ""
     if idempotency_key is not None:
         content_hash, earlier_hash = (hashlib.sha256(one).hexdigest() for one in (content, earlier_content))
@@ -184,7 +184,7 @@ def _content_of(item: RewriteItem) -> bytes:
     Content hashes are stored, so this format must not change."""
     try:
         expires_at = to_iso(item.expires_at)
-    except OverflowError:  # a time at the end of the year 9999 that UTC cannot represent; `plan_item` rejects it
+    except OverflowError:  # the time is at the end of the year 9999 and cannot be converted to UTC; `plan_item` rejects it
         expires_at = str(item.expires_at)
     content = (
         item.body,
@@ -203,7 +203,8 @@ def _content_of(item: RewriteItem) -> bytes:
         item.metadata,
         item.tracking,
         *([item.domain] if item.domain else []),
-        *([item.opt_out] if item.opt_out else []),  # older releases had no such field, and their hashes must stay equal
+        # Older releases had no field `opt_out`, and the hashes that they stored must stay equal.
+        *([item.opt_out] if item.opt_out else []),
         *([("gateway", item.gateway)] if item.gateway is not None else []),
     )
     return orjson.dumps(content, option=orjson.OPT_SORT_KEYS)

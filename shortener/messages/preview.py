@@ -1,4 +1,5 @@
-"""Preview of a rewrite: the response that a request would get, with sample codes. It needs only the plan of the request.
+"""This module computes the preview of a rewrite: the response that a request would get, with sample codes. It needs only the plan
+of the request.
 
 Nothing is stored."""
 # Tested by tests/web/test_preview.py
@@ -16,7 +17,8 @@ from shortener.messages.write import Refusals
 
 
 def preview_request(request: PlannedRequest, sample_code: Callable[[], str]) -> list[dict[str, Any]]:
-    """Return one entry per recipient in request order. Every message counts as new. Raise ApiError if a problem rejects it.
+    """Return one entry per recipient in request order. Every message counts as new. Raise ApiError if a problem rejects the
+    request.
 
     `sample_code` returns a code of the usual length."""
     refused = Refusals(request, request.check(request.messages))

@@ -1,7 +1,7 @@
 """Prices of one SMS segment by the first digits of the recipient's number.
 
-The longest prefix that matches a number decides. A price of the application comes before a price for all applications, whatever
-the lengths of their prefixes. The prefix "" matches every number.
+The longest prefix that matches a number decides. A price of the application has priority over a price for all applications,
+whatever the lengths of their prefixes. The prefix "" matches every number.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def remove_price(connection: Connection, application_id: int, prefix: str) -> st
 
 
 def list_prices(connection: Connection, application_id: int | None = None) -> Sequence[dict[str, Any]]:
-    """Return the prices of an application and those for all applications; all prices if `application_id` is None."""
+    """Return the prices of an application and the prices for all applications. If `application_id` is None, return all prices."""
     table = schema.prices
     statement = select(table).order_by(table.c.application_id, table.c.prefix)
     if application_id is not None:

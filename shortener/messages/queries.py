@@ -1,4 +1,4 @@
-"""SQL statements of a rewrite: find stored messages, links and responses, and insert new rows."""
+"""This module contains the SQL statements of a rewrite: they find stored messages, links and responses, and insert new rows."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class StoredLink(NamedTuple):
     code: str
     url: str
     label: str | None
-    expires_at: int  # ms since 1970
+    expires_at: int  # the time at which the link expires, in milliseconds since 1970
     domain_id: int
     path: str = ""
 
@@ -110,7 +110,7 @@ def find_links(connection: Connection, messages: Sequence[int]) -> dict[int, lis
             .order_by(table.c.message_id, table.c.position)
         )
         rows = connection.execute(statement).all()
-        # A repeated message gets its first response, also if one of its links was changed later.
+        # Read the original destination, because a repeated message gets its first response even if a link was changed later.
         original = link_changes.read_original(connection, [row.id for row in rows]) if rows else {}
         for row in rows:
             first = original.get(row.id, {})

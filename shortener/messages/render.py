@@ -1,4 +1,4 @@
-"""Creation of the rewritten body of a message, and of its entry in the response."""
+"""This module creates the rewritten body of a message, and the entry of the message in the response."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NOT_SENT = "NOT_SENT: the application has no gateway, so the caller must send th
 
 @record
 class RewrittenMessage:
-    """A message with short links in its body. `base_url` is the scheme, host and port of all these links."""
+    """A message with short links in its body. `base_url` is the scheme, host and port of all its short links."""
 
     message_id: str
     request_id: str
@@ -49,7 +49,7 @@ class RewrittenMessage:
         return {"sent": self.is_sent, "cost": None if self.cost is None else format(self.cost, "f")}
 
     def serialize(self) -> dict[str, Any]:
-        """Return the entry of the message in the response to the rewrite request."""
+        """Return the JSON fields of the message in the response to the rewrite request."""
         return {
             "message_id": self.message_id,
             "message_request_id": self.request_id,
@@ -75,7 +75,8 @@ class RewrittenMessage:
 
 @lru_cache(maxsize=256)
 def _iso(ms: int) -> str | None:
-    """Return a time in ISO 8601. All links of a message expire at the same time."""
+    """Return the time at which links expire in ISO 8601. The result is cached, because all links of a message expire at the same
+    time."""
     return to_iso(from_ms(ms))
 
 
@@ -92,10 +93,10 @@ def render_repeat(
 ) -> RewrittenMessage:
     """Return a stored message again, created from its stored links and the body of the repeated request.
 
-    `was_sent`: the message was queued for a gateway.
-    Raise ApiError MESSAGE_ID_CONFLICT if a stored link is not found in the body, because the text would be wrong."""
+    `was_sent` is true if the message was queued for a gateway. Raise ApiError MESSAGE_ID_CONFLICT if a stored link is not found in
+    the body, because the text would be wrong."""
     item, track = message.item, message.plan.track
-    # The default track mode of the application may have changed since the first request.
+    # Search with every track mode, because the default mode of the application may have changed since the first request.
     tracks = (track,) if item.track else (track, *(other for other in TRACK_MODES if other != track))
     try:
         found = ((one, locate_spans(item.body, one, [(link.url, link.label) for link in links])) for one in tracks)

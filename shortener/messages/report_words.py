@@ -1,4 +1,4 @@
-"""The words by which carriers and gateways report the state of a message, in one table.
+"""This module contains one table of the words that carriers and gateways use for the state of a message.
 
 `parse_state` ignores case, and it ignores the difference between spaces, hyphens and underscores. Words such as `ENROUTE`,
 `UNKNOWN` and `queued` mean no state: the report is stored, and the state of the message does not change.
@@ -43,14 +43,14 @@ WORDS: Mapping[str, Mapping[str, State | None]] = {
         "SMSC SUBMIT": _SENT,
         "SMSC REJECT": _FAILED,
         "SMSC INTERMEDIATE NOTIFICATION": None,
-        # The meanings of the bits of dlr-mask.
+        # Kannel: the meanings of the bits of dlr-mask.
         "DELIVERED TO PHONE": _DELIVERED,
         "NON DELIVERED TO PHONE": _FAILED,
         "QUEUED ON SMSC": None,
         "DELIVERED TO SMSC": _SENT,
         "NON DELIVERED TO SMSC": _FAILED,
     },
-    # Any other word that begins with ESME_R means that the submission failed.
+    # SMPP: any other word that begins with ESME_R means that the submission failed.
     "Jasmin": {"ESME_ROK": _SENT, "DELIVRD": _DELIVERED, "UNDELIV": _FAILED},
     "playSMS": {"PENDING": None, "SENT": _SENT, "FAILED": _FAILED, "DELIVERED": _DELIVERED},
     "Twilio": {
@@ -117,7 +117,8 @@ WORDS: Mapping[str, Mapping[str, State | None]] = {
         "DLR EXPIRED": _EXPIRED,
     },
 }
-#: The status word inside the text of an SMPP receipt: "id:1 sub:001 dlvrd:001 submit date:... stat:DELIVRD err:000 text:".
+#: A regular expression for the status word in the text of an SMPP receipt: "id:1 sub:001 dlvrd:001 submit date:... stat:DELIVRD
+#: err:000 text:".
 _RECEIPT = re.compile(r"\bid:.*\bstat:([A-Za-z]{1,20})\b", re.IGNORECASE | re.DOTALL)
 
 
@@ -141,7 +142,8 @@ _BY_WORD |= {state.name: state for state in REPORTED_STATES}
 
 
 def parse_state(word: str) -> tuple[State | None, bool]:
-    """Return the state that a status word means (None if it means no state), and whether the word is the name of the state.
+    """Return the state that a status word means (None if it means no state), and whether the word is this service's own name of the
+    state.
 
     The word may be the complete text of an SMPP receipt. Raise ValueError with a reason for the caller if the word is unknown."""
     normal = _normalized(word)

@@ -1,4 +1,4 @@
-"""The input of a rewrite: one message of a request, and what the service must know about the installation to check it."""
+"""The input of a rewrite: one message of a request, and the settings of the installation that are needed to check it."""
 # Tested by tests/messages/test_plan.py
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from shortener.model import record
 class RewriteItem:
     """One message of a rewrite request, for one recipient or several.
 
-    `message_ids` contains one id for each recipient, or None for an id that the service generates. With `skip_invalid`, a
-    recipient that is not valid is left out instead of rejecting the request. `field_path(field, recipient)` returns the path
-    of a field in the caller's request, for errors; `recipient` is the index of a recipient, or None."""
+    `message_ids` contains one id for each recipient, or None for an id that the service generates. If `skip_invalid` is true, a
+    recipient that is not valid is left out instead of rejecting the request. `field_path(field, recipient)` returns the path of a
+    field in the caller's request, for errors; `recipient` is the index of a recipient, or None."""
 
     to: tuple[str, ...]
     body: str
     message_ids: tuple[str | None, ...] | None = None
     field_path: Callable[[str, int | None], str] = lambda name, recipient: name
-    track: TrackMode | None = None  # None: the default of the application
+    track: TrackMode | None = None  # None: the default track mode of the application
     from_address: str = ""
     sender_id_id: str = ""
     sender_id_alias: str = ""
@@ -44,7 +44,7 @@ class RewriteItem:
     domain: str = ""  # the host of an own domain of the application; "" stands for its default domain
     opt_out: tuple[str, ...] = ()  # destinations or labels of opt-out links, by which a recipient refuses further messages
     skip_invalid: bool = False
-    skipped_codes: frozenset[ErrorCode] = frozenset()  # a recipient with a problem of these codes is left out too
+    skipped_codes: frozenset[ErrorCode] = frozenset()  # a recipient whose problem has one of these codes is left out too
     gateway: str | None = None  # None: do not send. "": the gateway of the application. Otherwise: the name of a gateway.
     tracking: tuple[str, str] = ("", "")  # track and type (Infobip); messages with the same values share a conversion process
 
@@ -55,7 +55,8 @@ class RewriteItem:
 
 @dataclass(frozen=True, slots=True)
 class RewriteLimits:
-    """Settings of the installation: the maximum number of recipients per request, and the default lifetime of links."""
+    """Limits from the settings of the installation: the maximum number of recipients per request, and the default lifetime of
+    links."""
 
     max_recipients: int
     link_ttl: timedelta
@@ -65,7 +66,7 @@ class LinkHosts(TargetHosts, Protocol):
     """The hosts of the installation, and the hosts that links must not lead to."""
 
     def callback_rejection(self, scheme: str, host: str) -> str | None:
-        """Return why no callback may be sent to a host (without port); None if the host is permitted. Makes no DNS look-up."""
+        """Return why no callback may be sent to a host (without port); None if the host is permitted. Make no DNS look-up."""
         ...
 
     def base_url(self, domain_id: int) -> str:

@@ -1,4 +1,4 @@
-"""Service that handles rewrite requests: it stores messages and links, and returns the texts with short links.
+"""This module handles rewrite requests: it stores messages and links, and returns the texts with short links.
 
 A request is atomic: all of it is stored, or nothing. The response is returned after the commit, so every link in it redirects. The
 new links are also stored in the link cache before the response is returned, unless the cache is unavailable. A repeated request or
@@ -43,7 +43,7 @@ MAX_PLANNERS = 2  # the maximum number of threads that plan requests
 
 
 class Rewriter:
-    """Handles rewrite requests. `hosts` contains the hosts of the installation and the blocked hosts."""
+    """The service that handles rewrite requests. `hosts` contains the hosts of the installation and the blocked hosts."""
 
     def __init__(
         self,
@@ -92,9 +92,9 @@ class Rewriter:
     ) -> Response:
         """Rewrite messages. Return the response, one entry per recipient in request order, after the commit.
 
-        `content` is the content that a repeat with the same `idempotency_key` must have; `earlier_content` is the same in the form
-        of the previous release. Raise ApiError with a detail for each
-        problem, or StoreUnavailable. In both cases nothing was stored."""
+        `content` is the content that a repeat with the same `idempotency_key` must have; `earlier_content` is the same content in
+        the form that the previous release stored. Raise ApiError with a detail for each problem, or StoreUnavailable. In both cases
+        nothing was stored."""
         started = time.time_ns() if self.tracer is not None else 0
         plan = partial(
             plan_request,
@@ -115,7 +115,7 @@ class Rewriter:
             request.check(request.messages)
         response = await self._commits.submit(request)
         if self._caching is not None and not self._caching.done():
-            # The task stores the links of this commit, and of commits before it, in the link cache.
+            # This task stores the links of this commit and of earlier commits in the link cache.
             await asyncio.wait([self._caching])
         if self.tracer is not None:
             self._trace(self.tracer, application.id, response, started)
@@ -129,14 +129,15 @@ class Rewriter:
                 tracer.record_rewrite(application_id, message_id, started, ended, links=len(entry.get("links", ())))
 
     def find_problems(self, application: Application, items: Sequence[RewriteItem]) -> list[Problem]:
-        """Return the problems of messages whose request is rejected because of other errors."""
+        """Return the problems of messages, so that a request that is rejected for another error can list them too."""
         request = plan_request(
             application, items, idempotency_key=None, content=b"", now=self._clock(), limits=self._limits, hosts=self._hosts
         )
         return request.all_problems()
 
     def preview(self, application: Application, items: Sequence[RewriteItem]) -> Response:
-        """Return the response that these messages would get, with sample codes. Nothing is stored. Raise ApiError."""
+        """Return the response that these messages would get, with sample codes. Nothing is stored. Raise ApiError if a problem
+        rejects the request."""
         request = plan_request(
             application, items, idempotency_key=None, content=b"", now=self._clock(), limits=self._limits, hosts=self._hosts
         )

@@ -1,4 +1,4 @@
-"""Detection of host names that mix scripts, which look-alike hosts do: the first letter of `аpple.example` is Cyrillic.
+"""This module detects host names that mix scripts, as look-alike hosts do: the first letter of `аpple.example` is Cyrillic.
 
 Legitimate hosts with mixed scripts exist, so callers warn about such a host and do not reject it. The Unicode name of a letter
 contains its script. Combinations of scripts that languages use are accepted: Japanese, Chinese and Korean, each together with
@@ -17,11 +17,11 @@ _PERMITTED_COMBINATIONS = (
     frozenset({"LATIN", "CJK", "BOPOMOFO"}),
     frozenset({"LATIN", "CJK", "HANGUL"}),
 )
-_KANA_VOWEL_MARK = "KATAKANA-HIRAGANA"  # the long vowel mark belongs to both scripts
+_KANA_VOWEL_MARK = "KATAKANA-HIRAGANA"  # the long vowel mark belongs to both Katakana and Hiragana
 
 
 def mixed_scripts(host: str) -> tuple[str, ...]:
-    """Return the scripts of the first label of `host` whose scripts no language combines; () if there is no such label.
+    """Return the scripts in the first label of `host` that mixes scripts which no language combines; () if there is no such label.
 
     `host` is in lower case and punycode."""
     if "xn--" not in host:

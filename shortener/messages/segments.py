@@ -1,4 +1,4 @@
-"""Counter of SMS segments: the encoding of a text and the number of SMS that carry it (3GPP TS 23.038 and 23.040).
+"""This module determines the encoding of a text and counts the SMS segments that carry it (3GPP TS 23.038 and 23.040).
 
 A text is GSM-7 if every character is in the default alphabet or its extension table. Otherwise the whole text is UCS-2. National
 language tables are not used, because gateways use them only on request. No text raises an exception: a lone surrogate counts as one
@@ -27,7 +27,8 @@ _EXTENSION_BYTES = bytes(range(1 + len(_BASIC), len(_TABLE)))
 # (two UTF-16 units), of which the first begins with one of these bytes.
 _GSM_PAIR_STARTS = bytes(byte in _EXTENSION_BYTES for byte in range(256))
 _UCS2_PAIR_STARTS = bytes(0xD8 <= byte <= 0xDB for byte in range(256))
-# The septets of each byte of the encoding above. Position 27 of the basic alphabet is the escape character, which _BASIC omits.
+# The GSM-7 septets for each byte of the one-byte encoding. Position 27 of the basic alphabet is the escape character, which _BASIC
+# omits.
 _ESCAPE = 27
 _EXTENSION_CODES = (10, 20, 40, 41, 47, 60, 61, 62, 64, 101)
 _SEPTETS = (
@@ -54,7 +55,7 @@ def count_segments(text: str) -> Segments:
         encoded, length = codecs.charmap_encode(text, "strict", _MAP)
     except UnicodeEncodeError:
         return _count_ucs2(text)
-    if b"\0" in encoded:  # GSM-7 has no NUL, so a text with NUL is UCS-2
+    if b"\0" in encoded:  # the encoding uses 0 as a filler, but GSM-7 has no NUL, so a text with NUL is UCS-2
         return _count_ucs2(text)
     basic = len(encoded.translate(None, _EXTENSION_BYTES))
     units = 2 * length - basic
@@ -67,7 +68,8 @@ def count_segments(text: str) -> Segments:
 
 
 def characters_left(text: str) -> int:
-    """Return the number of units that the last segment of a text has left. A pair that moved to the next segment is not counted."""
+    """Return how many more units fit into the last segment of a text. The result ignores units that are unused because a pair moved
+    to the next segment."""
     counted = count_segments(text)
     single, multi = (_MAX_GSM_SINGLE, _MAX_GSM_MULTI) if counted.encoding == "GSM-7" else (_MAX_UCS2_SINGLE, _MAX_UCS2_MULTI)
     return max((single if counted.segments == 1 else counted.segments * multi) - counted.units, 0)

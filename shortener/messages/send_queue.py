@@ -1,10 +1,9 @@
-"""The queue of messages that are handed on to gateways: what the transaction of a rewrite writes for a message to send.
-
-One transaction stores a message, deducts its cost and adds its row to `sends`. So a message is either stored and queued, or
-neither. `gateways/dispatcher.py` hands the queued messages on.
+"""This module queues messages for gateways, in the transaction of the rewrite. One transaction stores a message, deducts its cost
+and adds its row to `sends`. So a message is either stored and queued, or neither. `gateways/dispatcher.py` hands the queued
+messages on.
 
 A message is not sent to a recipient on the opt-out list of the application. A prepaid application sends only to numbers with a
-price, and only what its balance covers.
+price, and only if its balance covers the cost.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ insert_sends = BulkInsert(schema.sends, "id", "application_id", "gateway_id", "s
 
 
 class QueuedSend(NamedTuple):
-    """A message that was queued for a gateway, and its cost. The cost is None without a price."""
+    """A message that was queued for a gateway, and its cost. The cost is None if the number has no price."""
 
     gateway_id: int
     cost: Decimal | None
@@ -78,7 +77,8 @@ class SendBatch:
         return problems
 
     def cost_of(self, request: PlannedRequest, message: PlannedMessage, segments: int) -> Decimal | None:
-        """Return the cost of a message with this number of segments. Return None if it is not sent or has no price."""
+        """Return the cost of a message with this number of segments. Return None if the message is not sent or its number has no
+        price."""
         if message.plan.gateway_id is None:
             return None
         price = self._prices.get((request.application.id, message.number.e164))
@@ -120,7 +120,7 @@ class SendBatch:
         )
 
     def write(self, now: int) -> None:
-        """Write the reduced balances. `now` is in milliseconds since 1970."""
+        """Write the balances from which costs were deducted. `now` is in milliseconds since 1970."""
         write_balances(self._connection, self._changed, from_ms(now))
 
 

@@ -1,8 +1,7 @@
-"""Rules of countries for names as senders (alphanumeric sender ids), in one table.
-
-Networks replace or block a name if the country does not permit it, often without a delivery report. The table is a summary of
-public lists; a carrier can have further rules. Sources: the list of countries for alphanumeric sender ids of Twilio (2026), the
-SMS Sender ID Registry of Singapore (SSIR), and the commercial communications rules of India (TRAI, TCCCPR 2018).
+"""This module contains a table of the rules of countries for names as senders (alphanumeric sender ids). Networks replace or block
+a name if the country does not permit it, often without a delivery report. The table is a summary of public lists; a carrier can
+have further rules. Sources: the list of countries for alphanumeric sender ids of Twilio (2026), the SMS Sender ID Registry of
+Singapore (SSIR), and the commercial communications rules of India (TRAI, TCCCPR 2018).
 """
 
 from __future__ import annotations

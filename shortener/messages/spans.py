@@ -32,7 +32,8 @@ def find_spans(body: str, track: TrackMode, directives: Sequence[Directive] | No
 
     `directives` are those of the body, if the caller has parsed them already.
 
-    `first_url` adds the first detected URL to a body without directives, and `all_urls` adds all detected URLs to any body."""
+    The mode `first_url` also returns the first detected URL if the body has no directives, and `all_urls` returns all detected
+    URLs."""
     tracked, urls = _find_candidates(body, track, find_directives(body) if directives is None else directives)
     return sorted(tracked + (urls[:1] if track == "first_url" else urls))
 
@@ -46,7 +47,8 @@ class UntrackedUrl(NamedTuple):
 
 
 def find_untracked(body: str, track: TrackMode, spans: Sequence[Span]) -> list[UntrackedUrl]:
-    """Return the URLs of a body outside of `spans`, and texts that are similar to URLs, with the reason why they are not tracked.
+    """Return the URLs in a body that are not in `spans`, and texts that are similar to URLs, each with the reason why no short link
+    replaces it.
 
     In the mode `directives` only the first URL of a body without directives is returned, because the sender may have forgotten a
     directive."""
@@ -115,7 +117,8 @@ def _stored_url(url: str) -> str | None:
 
 
 def _find_text(body: str, url: str, position: int, directives: Sequence[Span]) -> Span | None:
-    """Return the next span of a URL in the text outside of directives, with or without its scheme; None if there is none.
+    """Return the next place in the text, outside of directives, at which a URL is written with or without its scheme; None if there
+    is none.
 
     The search ignores case, because hosts are stored in lower case."""
     for written in (url, url.removeprefix("http://")):

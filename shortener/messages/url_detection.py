@@ -43,9 +43,10 @@ _CANDIDATE = re.compile(
 )
 _SCHEME_AT_END = re.compile(r"https?\Z", re.IGNORECASE)
 _AUTHORITY = re.compile(r"[^\s/?#\\<>\"\u2000-\u303f\uff00-\uffef\U0001f000-\U0001ffff]*")
-# Matches a host that an e-mail address follows without a space: `https://shop.example,info@shop.example`.
+# A regular expression for a host that an e-mail address follows without a space: `https://shop.example,info@shop.example`.
 _SENTENCE_BEFORE_AT = re.compile(r"[\w-]+(?:\.[\w-]+)+[,;|()\[\]](?:[^:@]|(?<=mailto):)*+@")
-# Matches the rest of a rejected URL up to white space. In this text, a URL is detected only after a comma or semicolon.
+# A regular expression for the rest of a rejected URL, up to white space. In this rest, a URL is detected only after a comma or
+# semicolon.
 _TOKEN = re.compile(r"(?:(?![,;]https?://)[^\s<>\"“”«»])*", re.IGNORECASE)
 _IPV6 = re.compile(r"\[[0-9a-f:.]+\]", re.IGNORECASE)
 _IPV4 = re.compile(r"[0-9]+(?:\.[0-9]+){3}")
@@ -53,11 +54,11 @@ _ASCII_HOST = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*")
 _PORT = re.compile(r":([0-9]+)")
 _BARE_PORT = re.compile(r":(?:[0-9]{1,5}(?=/)|[0-9]{4,5}(?!\w))")
 _BARE_QUERY = re.compile(r"\?[\w.%-]+=")
-# Characters that can continue a host or an e-mail address. If one of them follows a host without a scheme, the host is not
-# detected as a URL.
+# Characters that can be the next character of a host or an e-mail address. If one of them follows a host without a scheme, the host
+# is not detected as a URL.
 _BARE_CONTINUES = re.compile(r"[_@=+]|[?-]\w|\\[^\"']|\.[/?#]")
 _NOT_BEFORE_BARE = frozenset("_@./\\=&%#+~$-")
-# Two or more labels of one letter at the start of a host: e.g., i.e., z.B., U.S.
+# A regular expression for two or more labels of one letter at the start of a host, such as e.g., i.e., z.B. and U.S.
 _ABBREVIATION = re.compile(r"(?:[^\W\d_]\.){2}")
 _SENTENCE = re.compile(r"\.([A-Z][a-z]*)$")
 #: Top-level domains that are reserved for documentation and tests. They are not in the Public Suffix List.
@@ -92,12 +93,12 @@ class Detection(NamedTuple):
 
 
 def find_urls(body: str) -> list[DetectedUrl]:
-    """Return all URLs of a text in text order, without overlaps. Never raise."""
+    """Return all URLs of a text in text order, without overlaps. Raise no error for any text."""
     return detect_urls(body).urls
 
 
 def detect_urls(body: str) -> Detection:
-    """Return all URLs of a text, and all parts that are similar to URLs. Never raise."""
+    """Return all URLs of a text, and all parts that are similar to URLs. Raise no error for any text."""
     result = Detection([], [])
     if _HINT.search(body) is None:
         return result
@@ -105,7 +106,8 @@ def detect_urls(body: str) -> Detection:
     while (match := _CANDIDATE.search(body, position)) is not None:
         if match["bare"] is not None:
             scheme = _SCHEME_AT_END.search(match["bare"])
-            if scheme and body.startswith("://", match.end()):  # a URL directly after a number: `11.11https://shop.example/`
+            # This is a URL directly after a number: `11.11https://shop.example/`.
+            if scheme and body.startswith("://", match.end()):
                 position = match.start() + scheme.start()
                 continue
             found = _bare_url(body, match)
@@ -174,7 +176,7 @@ def _url_with_scheme(body: str, match: re.Match[str]) -> DetectedUrl | Untrackab
 
 
 def _host_end(body: str, start: int) -> int | None:
-    """Return the end of the host at `start`; None if no host begins there that may follow a scheme (rule 1)."""
+    """Return the end of the host at `start`; None if the text there is no host that a URL with a scheme may have (rule 1)."""
     address = _IPV6.match(body, start)
     if address is not None:
         return address.end()
@@ -278,7 +280,7 @@ def _bare_url(body: str, match: re.Match[str]) -> DetectedUrl | UntrackableUrl |
 
 
 def _begins_inside_token(body: str, start: int) -> bool:
-    """Return whether the host without a scheme at this position is a part of a longer word, address or number."""
+    """Return whether the host without a scheme at this position is a part of a longer word, e-mail address or number."""
     before = body[start - 1 : start] if start else ""
     if not before:
         return False
@@ -307,7 +309,8 @@ def _begins_with_other_word(host: str) -> bool:
 
 
 def _is_of_one_script(label: str) -> bool:
-    """Return False if a label mixes ASCII letters with Greek or Cyrillic ones: it is then two words without a space."""
+    """Return whether each label has letters of one script only. A label that mixes ASCII letters with Greek or Cyrillic ones is two
+    words without a space."""
     if label.isascii():
         return True
     others = any("\u0370" <= character <= "\u052f" or "\u1f00" <= character <= "\u1fff" for character in label)

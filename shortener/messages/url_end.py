@@ -1,4 +1,5 @@
-"""Rules for the end of a URL in a text. It ends before a character that people do not type as a part of a URL in that place.
+"""This module finds the end of a URL in a text. The URL ends before a character that people do not type as a part of a URL in that
+place.
 
 - White space, control and invisible characters, `<`, `>`, `"`, a backtick and a backslash end a URL. So do emoji, dashes, bullets,
   arrows and punctuation of any script, and HTML entities of quotes and brackets.
@@ -32,7 +33,7 @@ _BETWEEN_URLS = frozenset("+&~-")
 _TRANSPARENT = frozenset("([{")
 _CURLY_CLOSERS = {"“": "”", "„": "“”", "”": "”"}
 _PARTICLES = re.compile(
-    # Match a Japanese particle before a word in another script, and a Korean particle that is a whole word.
+    # These expressions match a Japanese particle before a word in another script, and a Korean particle that is a whole word.
     r"(?:を|へ|から|まで|より|にて|では|には|でも|[でにはがとのも](?![\u3040-\u309f]))|"
     r"(?:에서만|에서는|에서도|에서|으로|에게|까지|부터|입니다|이에요|예요|[에로를을와과는은이가도의])(?![\uac00-\ud7af])"
 )
@@ -65,7 +66,8 @@ def find_end(body: str, start: int, rest: int) -> int:
     end = _balanced_end(body, rest, end)
     before = body[start - 1 : start] if start else ""
     trailing = _PUNCTUATION + ("_" if before == "_" else "")
-    if body[end : end + 1] in ("(", ")") and body[end - 2 : end] in (";-", ":-"):  # the eyes and nose of a smiley
+    # The semicolon or colon is a part of a smiley such as ;-).
+    if body[end : end + 1] in ("(", ")") and body[end - 2 : end] in (";-", ":-"):
         end -= 2
     while end > rest and body[end - 1] in trailing:
         end -= 1
@@ -76,7 +78,7 @@ def _scan(body: str, start: int, rest: int) -> int:
     """Return the position of the first character from `rest` on that cannot be a part of the URL."""
     before = body[start - 1 : start] if start else ""
     in_query = False
-    after_word = False  # the previous character is an ASCII letter or digit, or punctuation after one
+    after_word = False  # true if the previous character is an ASCII letter or digit, or punctuation after one
     position = rest
     while position < len(body):
         character = body[position]
@@ -136,7 +138,7 @@ def _continues(body: str, position: int, character: str, category: str, after_wo
     """Return whether a non-ASCII character is a part of the URL that precedes it."""
     previous = body[position - 1]
     if category[0] == "L":
-        if "\uff00" <= character <= "\uffef":  # half-width and full-width characters
+        if "\uff00" <= character <= "\uffef":  # the character is half-width or full-width
             return False
         if _is_latin(character):
             return previous.isascii() or unicodedata.category(previous)[0] in "LM" or previous in "’·"
@@ -204,7 +206,8 @@ def _end_of_sentence(body: str, rest: int, end: int) -> int:
 
 
 def _is_single_word(before: str) -> bool:
-    """Return whether a word after a comma is unlikely to be a part of the path `before`, which may be a list or a place name."""
+    """Return whether the word after a comma belongs to the sentence. It can belong to the path `before` if that is a list or a
+    place name."""
     return not any(mark in before for mark in ",;!") and not before.rpartition("/")[2][:1].isupper()
 
 

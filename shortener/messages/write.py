@@ -1,4 +1,5 @@
-"""The database transaction of rewrite requests: recognise repeats, create codes, and insert messages, links and responses.
+"""This module contains the database transaction of rewrite requests: it recognises repeats, creates codes, and inserts messages,
+links and responses.
 
 Several requests share one transaction. For each request, `RewriteWriter` decides in this order:
 
@@ -42,13 +43,13 @@ from shortener.storage.bulk import insert_all
 from shortener.storage.key_table import KeyTable
 from shortener.urls import fill_placeholders
 
-Response = list[dict[str, Any]]  # one entry for each recipient
+Response = list[dict[str, Any]]  # the response contains one entry for each recipient
 OPT_OUT_LABELS = frozenset({"optout", "opt_out", "opt-out"})
 # These are plain integers, because an operation on enum flags takes microseconds and each link needs several.
 _EVERY_CLICK, _FILL_CLICK_ID = int(LinkFlag.EVERY_CLICK), int(LinkFlag.FILL_CLICK_ID)
 _CREATED = int(State.CREATED)
 _OPT_OUT, _APPEND_CLICK_ID = int(LinkFlag.OPT_OUT), int(LinkFlag.APPEND_CLICK_ID)
-ProcessKey = tuple[int, str, str]  # application_id, track, type
+ProcessKey = tuple[int, str, str]  # the key of a conversion process: application_id, track, type
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +62,12 @@ class NewRows:
     link_sets: dict[LinkSetKey, int]
     processes: dict[ProcessKey, int]
     links: list[CachedLink]
-    messages: int  # the number of messages that it inserted
+    messages: int  # the number of messages that the transaction inserted
     sends: int = 0
 
 
 class RewriteWriter:
-    """Stores planned rewrite requests. `GroupCommit` calls `apply` in a transaction."""
+    """A writer of planned rewrite requests. `GroupCommit` calls `apply` in a transaction."""
 
     def __init__(
         self, ids: IdGenerator, codes: Codes, cohorts: Cohorts, link_sets: LinkSets, processes: KeyTable, hosts: LinkHosts
@@ -82,7 +83,8 @@ class RewriteWriter:
         """Store the requests. Return a response or an ApiError for each request, and the new rows."""
         creatable = [(request, message) for request in requests for message in request.messages if not message.plan.problems]
         processes = self._processes.get_ids(connection, {_process_key(*one) for one in creatable})
-        # The recipients of a message share its plan, and the objects of the requests exist as long as the transaction.
+        # The dict keys are the ids of Python objects: the recipients of a message share its plan object, and no request object is
+        # deleted before the transaction ends.
         cohort_keys = {id(message): _cohort_key(request, message, processes) for request, message in creatable}
         cohorts = self._cohorts.get_ids(connection, set(cohort_keys.values()))
         first_of_plan = {id(message.plan): (request, message) for request, message in creatable}
@@ -159,7 +161,7 @@ class _Batch:
         new: Sequence[PlannedMessage],
         refused: Refusals,
     ) -> Response:
-        """Return the response to a request with repeats or with recipients that are left out."""
+        """Return the response to a request that repeats messages or leaves out recipients."""
         rendered = self._render_repeats(repeats)
         for message, rewritten in self._create(request, [one for one in new if refused.find(*_place(one)) is None]):
             rendered[_place(message)] = rewritten
@@ -185,7 +187,7 @@ class _Batch:
         return repeats, conflicts, new
 
     def _render_repeats(self, repeats: Sequence[tuple[PlannedMessage, StoredMessage]]) -> dict[tuple[int, int], RewrittenMessage]:
-        """Return the stored messages again, by the indexes of message and recipient."""
+        """Render the stored messages again. The keys of the result are (index of the message, index of the recipient)."""
         row_ids = [stored.row_id for message, stored in repeats if message.item.gateway is not None]
         sends = (find_sends(self._connection, row_ids) if row_ids else {}) | self._queued
         return {_place(message): self._render_repeat(message, stored, sends.get(stored.row_id)) for message, stored in repeats}
@@ -220,7 +222,8 @@ class _Batch:
 
 
 class Refusals:
-    """The invalid recipients that a request skips, with the first problem of each, by the indexes of message and recipient."""
+    """The invalid recipients that a request skips, each with its first problem. The keys are (index of the message, index of the
+    recipient)."""
 
     def __init__(self, request: PlannedRequest, problems: Sequence[Problem]) -> None:
         self._items = request.items
@@ -232,7 +235,7 @@ class Refusals:
         return self._problems.get((item, recipient)) or self._problems.get((item, None))
 
     def serialize(self, item: int, recipient: int) -> dict[str, Any]:
-        """Return the entry of a skipped recipient in the response."""
+        """Return the JSON fields of a skipped recipient in the response."""
         problem = self.find(item, recipient)
         assert problem is not None
         ids = self._items[item].message_ids
@@ -247,10 +250,8 @@ class Refusals:
 
 
 class _Rows:
-    """Collects the rows of one transaction and inserts them together.
-
-    `cohorts` are the ids of cohorts by the identity of the message. `link_sets` are the ids of `_link_set_keys` by the identity of
-    the plan."""
+    """A collector of the rows of one transaction, which are inserted together. `cohorts` maps the `id()` of each message object to
+    its cohort id. `link_sets` maps the `id()` of each plan object to the ids for its `_link_set_keys`."""
 
     def __init__(self, ids: IdGenerator, codes: Codes, cohorts: Mapping[int, int], link_sets: Mapping[int, Sequence[int]]) -> None:
         self._ids = ids
@@ -270,7 +271,7 @@ class _Rows:
         return len(self._messages)
 
     def mint(self, link: PlannedLink, plan: ItemPlan) -> StoredLink:
-        """Return a new link with a random code."""
+        """Return a new link with a new random code."""
         return StoredLink(
             self._codes.mint(), link.destination.url, link.span.label, plan.expires_at, plan.domain_id, plan.link_path
         )
@@ -417,7 +418,8 @@ def _cohort_key(request: PlannedRequest, message: PlannedMessage, processes: Map
 
 
 def _link_set_keys(request: PlannedRequest, message: PlannedMessage) -> list[LinkSetKey]:
-    """Return the key of the link set of a message, and then of the link set of each single link if the message has several."""
+    """Return the key of the link set of a message. If the message has several links, append the key of the link set that contains
+    only one link, for each link."""
     links = message.plan.links
     groups = [links, *([link] for link in links)] if len(links) > 1 else [links] * len(links)
     return [_link_set_key(request, message, group) for group in groups]
@@ -429,7 +431,7 @@ def _link_set_key(request: PlannedRequest, message: PlannedMessage, links: Seque
 
 
 def _placeholder_values(message: PlannedMessage, code: str) -> dict[str, str]:
-    """Return the values of placeholders in destinations, except {click_id}, which the redirect inserts."""
+    """Return the values that replace the placeholders in destinations. {click_id} is left out, because the redirect inserts it."""
     return {
         "message_id": message.message_id,
         "code": code,

@@ -1,4 +1,3 @@
-"""Reports: the status of a message, lists and their CSV, the counts, and the statistics made from them.
-
-This package only reads messages, links, hits and conversions. It writes the counts, to which it adds the count deltas.
+"""This package reads messages, links, hits and conversions, and returns them as lists, CSV exports and statistics. It writes only
+the counts, from which the statistics are computed.
 """

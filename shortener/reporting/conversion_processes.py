@@ -1,7 +1,7 @@
-"""Conversion processes (Infobip): the number of messages that started a process, and the number of conversions that ended it.
-
-The numbers come from the counts, as all statistics do; messages and conversions are not read. A start is counted at the time of the
-rewrite, an end at the time of the conversion. Therefore a short interval may have more ends than starts.
+"""This module computes the statistics of Infobip's conversion processes: the number of messages that started a process, and the
+number of conversions that ended it. Like all statistics, they are read from the counts, and not from messages and conversions. A
+start is counted at the time of the rewrite, an end at the time of the conversion. Therefore a short interval may have more ends
+than starts.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from shortener.reporting.queries import fetch_packed
 from shortener.reporting.statistics import MAX_PENDING_ROWS
 from shortener.storage.schema import cohorts, counts, messages, processes
 
-MAX_INTERVALS = 750  # The maximum number of intervals. Each needs one statement, and a month has 744 hours.
+MAX_INTERVALS = 750  # The maximum number of intervals in one report. Each needs one SQL statement, and a month has 744 hours.
 _STARTS, _ENDS = "messages", "ends"
 
 Granulation = Literal["MINUTE", "HOUR", "DAY", "WEEK", "MONTH"]
@@ -27,7 +27,7 @@ Granulation = Literal["MINUTE", "HOUR", "DAY", "WEEK", "MONTH"]
 
 @dataclass(slots=True)
 class ProcessCounts:
-    """The starts and ends of a conversion process."""
+    """The number of starts and the number of ends of a conversion process."""
 
     starts: int = 0
     ends: int = 0
@@ -86,7 +86,7 @@ def split_interval(since: datetime, until: datetime, granulation: Granulation | 
 
 
 def _next(at: datetime, granulation: Granulation) -> datetime:
-    """Return the start of the interval after the one that contains `at`."""
+    """Return the start of the interval that follows the interval of the time `at`."""
     match granulation:
         case "MINUTE":
             return at.replace(minute=at.minute // 15 * 15, second=0, microsecond=0) + timedelta(minutes=15)
@@ -104,9 +104,8 @@ def _next(at: datetime, granulation: Granulation) -> datetime:
 
 def conversion_rates(connection: Connection, process_id: int, intervals: Sequence[range]) -> list[dict[str, ProcessCounts]]:
     """Return the counts of each interval by country ("" if unknown). Countries without messages and conversions are left out.
-
-    `intervals`: ranges of time slots that do not overlap, oldest first. Count deltas that are not folded yet are included, at most
-    MAX_PENDING_ROWS rows of them."""
+    `intervals` are ranges of time slots that do not overlap, oldest first. Count deltas that were not added to the counts yet are
+    included, but at most MAX_PENDING_ROWS rows of them."""
     amount = func.sum(cast(type_coerce(counts.c.amount, Text), BigInteger))
     rates: list[dict[str, ProcessCounts]] = []
     for within in intervals:
@@ -128,7 +127,7 @@ def conversion_rates(connection: Connection, process_id: int, intervals: Sequenc
 def _add_pending(
     connection: Connection, process_id: int, intervals: Sequence[range], rates: list[dict[str, ProcessCounts]]
 ) -> None:
-    """Add the count deltas that are not folded into the counts yet to the numbers of started and ended conversion processes."""
+    """Add the starts and ends in count deltas that were not added to the counts yet."""
     _, sums = read_unfolded(connection, MAX_PENDING_ROWS)
     if not sums:
         return

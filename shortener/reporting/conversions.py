@@ -1,9 +1,9 @@
-"""Lists of conversions and of refused reports, newest first, in keyset pages and as CSV.
+"""This module lists conversions and refused conversion reports, newest first, in keyset pages and as CSV.
 
 Conversions are sorted by their row id, which grows with the time of receipt. Filters by time use the reported time of the
-conversion, which is the time that the statistics count it at. No index contains this time, the action or the status, so a page
-examines at most MAX_SCANNED_ROWS conversions. Such a page may contain fewer rows than requested, or none, and still have a next
-page.
+conversion, which is also the time at which the statistics count it. No index contains this time, the action or the status, so a
+page examines at most MAX_SCANNED_ROWS conversions. Such a page may contain fewer rows than requested, or none, and still have a
+next page.
 
 A CSV is read page by page in constant memory, each page in a short transaction (see `export.py`).
 """
@@ -43,11 +43,11 @@ _MAX_ID = (1 << 63) - 1
 
 @dataclass(frozen=True, slots=True)
 class ConversionFilter:
-    """Conditions of a list of conversions. `since` is included, `until` is not. `campaign` "" selects messages without one.
-
-    With `is_figure`, the list contains exactly the conversions that the figure `conversions` of the statistics counts. The period
-    then covers complete time slots, and `basis` decides whether it refers to the time of the conversion or of its message.
-    `disposition`: positive, negative, pending (no disposition, but a status that means pending) or none (no disposition)."""
+    """The conditions of a list of conversions. `since` is inclusive, `until` is exclusive. `campaign` "" selects conversions of
+    messages without a campaign. If `is_figure` is true, the list contains exactly the conversions that the figure `conversions` of
+    the statistics counts. The period then covers complete time slots, and `basis` decides whether it refers to the time of the
+    conversion or of its message. `disposition` is positive, negative, pending (no disposition, but a status that means pending) or
+    none (no disposition)."""
 
     application_id: int
     since: datetime | None = None
@@ -74,7 +74,7 @@ class ConversionFilter:
 
 @dataclass(frozen=True, slots=True)
 class ConversionPage:
-    """Rows of a list with their earlier revisions. `next`: the next page has ids below this one; None on the last page."""
+    """A page of conversions with their earlier revisions. The next page contains ids below `next`; on the last page it is None."""
 
     rows: Sequence[AnyRow]
     revisions: Mapping[int, Sequence[StoredRevision]]
@@ -83,17 +83,17 @@ class ConversionPage:
 
 @dataclass(frozen=True, slots=True)
 class RefusedPage:
-    """Rows of `refused_conversions`. `next`: the next page has ids below this one; None on the last page."""
+    """A page of rows of the table `refused_conversions`. The next page contains ids below `next`; on the last page it is None."""
 
     rows: Sequence[AnyRow]
     next: int | None
 
 
 def list_conversions(connection: Connection, filters: ConversionFilter, limit: int, below: int | None = None) -> ConversionPage:
-    """Return the newest `limit` conversions, or the newest with an id below `below`."""
+    """Return the newest `limit` conversions that match the filter, with ids below `below` if it is not None."""
     c = conversions.c
     conditions = [c.application_id == filters.application_id, c.id < (_MAX_ID if below is None else below)]
-    # No conversion is received more than MAX_AHEAD before its reported time, so older row ids cannot match.
+    # A conversion whose reported time is more than MAX_AHEAD in the future is rejected, so older row ids cannot match.
     begin, _ = filters.period
     if begin is not None:
         conditions.append(c.id >= first_id_at(to_ms(begin - MAX_AHEAD)))
@@ -175,7 +175,7 @@ def serialize_revision(revision: StoredRevision) -> dict[str, Any]:
 def serialize_conversion(
     row: AnyRow, earlier: Sequence[StoredRevision], encode_click: Callable[[int], str], **more: Any
 ) -> dict[str, Any]:
-    """Return a row of `conversions` in the format of the API. `earlier`: its earlier revisions, oldest first."""
+    """Return a row of `conversions` in the format of the API. `earlier` contains its earlier revisions, oldest first."""
     latest = StoredRevision(
         row.revision,
         row.status,
@@ -221,7 +221,8 @@ def list_refused(
     until: datetime | None = None,
     reason: str | None = None,
 ) -> RefusedPage:
-    """Return the newest `limit` refused reports, or the newest with an id below `below`. `reason`: an error code."""
+    """Return the newest `limit` refused reports, with ids below `below` if it is not None. If `reason` is not None, return only
+    reports that were refused with this error code."""
     r = refused_conversions.c
     statement = select(refused_conversions).where(r.application_id == application_id).order_by(r.id.desc()).limit(limit + 1)
     if below is not None:
@@ -258,7 +259,7 @@ def serialize_refused(row: AnyRow) -> dict[str, Any]:
     }
 
 
-# The CSV export of conversions and refused reports.
+# The following functions export conversions and refused reports as CSV.
 
 CONVERSION_COLUMNS = (
     "conversion_id",
@@ -296,9 +297,8 @@ REFUSED_COLUMNS = (
 async def conversions_csv(
     database: Database, filters: ConversionFilter, encode_click: Callable[[int], str], *, bom: bool
 ) -> AsyncIterator[bytes]:
-    """Yield the header and one line for each conversion. `bom`: with a byte order mark, which Excel requires for UTF-8.
-
-    Raise StoreUnavailable."""
+    """Yield the header and one line for each conversion. If `bom` is true, begin with a byte order mark, which Excel requires for
+    UTF-8. Raise StoreUnavailable if the database is unavailable."""
     yield (BOM if bom else b"") + _csv_lines([CONVERSION_COLUMNS])
     below: int | None = None
     while True:
@@ -319,7 +319,7 @@ async def refused_csv(
     until: datetime | None = None,
     reason: str | None = None,
 ) -> AsyncIterator[bytes]:
-    """Yield the header and one line for each refused report. Raise StoreUnavailable."""
+    """Yield the CSV header and one line for each refused report. Raise StoreUnavailable if the database is unavailable."""
     yield (BOM if bom else b"") + _csv_lines([REFUSED_COLUMNS])
     below: int | None = None
     while True:

@@ -1,10 +1,12 @@
-"""The counts: `fold` adds count deltas to them, and `verify` counts all rows again and compares.
+"""This module maintains the counts that statistics are computed from. `fold` adds count deltas to them, and `verify` counts all
+rows again and compares the results.
 
 Each transaction that changes a count writes one row of count deltas (table `tallies`, `outbox/count_deltas.py`). `fold` adds
 the oldest rows to the table `counts` and deletes them in the same transaction: a crash neither loses a count nor adds it twice.
 Amounts are exact decimals, added in Python, because SQLite would add them as floating point numbers.
 
-`verify` counts messages, hits and conversions again, and returns each difference from the counts and the deltas not folded yet.
+`verify` counts messages, hits and conversions again, and returns each difference from the counts, including the deltas that `fold`
+has not added yet.
 """
 
 from __future__ import annotations
@@ -60,12 +62,13 @@ from shortener.storage.schema import (
 from shortener.storage.types import from_ms, to_ms
 from shortener.storage.values_table import values_table
 
-#: Maximum rows of count deltas per fold. Under load, a row has some hundred amounts, and a fold occupies SQLite's only writer.
+#: One fold adds at most this number of rows of count deltas. Under load, a row has some hundred amounts, and a fold occupies
+#: SQLite's only writer.
 MAX_FOLD_ROWS = 100
 
 _ZERO = Decimal()
 
-#: The key of a count: cohort id, time slot (quarters of an hour since 1970) and metric.
+#: The key of a count: the cohort id, the time slot (the number of quarters of an hour since 1970) and the metric.
 Key = tuple[int, int, str]
 Sums = dict[Key, Decimal]
 
@@ -96,7 +99,8 @@ def fold(connection: Connection, limit: int = MAX_FOLD_ROWS) -> int:
 
 
 def heal(connection: Connection) -> int:
-    """Roll up counts that a version without roll-ups wrote. Return their number, 0 if another process folds."""
+    """Add counts that a release without roll-ups wrote to the roll-ups. Return the number of these counts, or 0 if another process
+    runs `fold`."""
     return rollups.heal(connection) if lock(connection) else 0
 
 
@@ -107,8 +111,8 @@ def lock(connection: Connection) -> bool:
     return bool(connection.scalar(select(func.pg_try_advisory_xact_lock(int(AdvisoryLock.FOLD_COUNTS)))))
 
 
-# These statements are text: SQLAlchemy takes longer to build them than they take to run, and SQLite's only writer would wait for
-# both. Each takes `direct.bulk_parameters`, but for the first.
+# These statements are written as text, because SQLAlchemy takes longer to build them than they take to run, and SQLite's only
+# writer would wait for both. All except the first have the parameters of `raw_sql.bulk_parameters`.
 
 _READ_DELTAS = {
     "sqlite": "SELECT json_group_array(json_array(id, data, origins)) FROM "
@@ -158,7 +162,7 @@ def read_events(connection: Connection, limit: int, after: int = -1) -> tuple[li
 
 
 def read_unfolded(connection: Connection, limit: int, after: int = -1) -> tuple[list[int], Sums]:
-    """Return the ids and the sums of count deltas as `read_events` does, but without the ids of the rows that they come from."""
+    """Return the ids and the sums of count deltas like `read_events`, but without the ids of the rows that caused the deltas."""
     ids, amounts = read_events(connection, limit, after)
     return ids, sum_by_key(amounts)
 
@@ -171,13 +175,13 @@ def sum_by_key(amounts: Mapping[CountedEvent, Decimal]) -> Sums:
 
 
 def add(sums: Sums, rows: Iterable[Any]) -> None:
-    """Add rows of (cohort, time slot, metric, amount) to the sums."""
+    """Add the amounts in rows of (cohort, time slot, metric, amount) to the sums, by cohort, time slot and metric."""
     for cohort, slot, metric, amount in rows:
         key = (cohort, slot, metric)
         sums[key] = EXACT.add(sums.get(key, _ZERO), Decimal(amount))
 
 
-# Functions that verify the counts.
+# The following functions verify the counts.
 
 MAX_RECOUNT_ROWS = 100_000  # The maximum number of rows that one statement counts, so that no statement exceeds its time limit.
 MAX_RECOUNT_COHORTS = 100  # The maximum number of cohorts whose counts one statement reads.
@@ -185,7 +189,7 @@ MAX_RECOUNT_COHORTS = 100  # The maximum number of cohorts whose counts one stat
 
 @dataclass(frozen=True, slots=True)
 class CountDifference:
-    """A stored count (`kept`) that differs from the number of rows (`counted`). `at` is the start of its time slot."""
+    """A stored count whose amount `kept` is not equal to the amount `counted` from the rows. `at` is the start of its time slot."""
 
     application_id: int
     campaign: str
@@ -200,7 +204,7 @@ class CountDifference:
 def verifiable_since(now: datetime, *, kept: timedelta, link_ttl: timedelta) -> datetime:
     """Return the time from which all counted rows still exist.
 
-    `kept`: the retention time of messages and hits. A message can be clicked during the life of its links, `link_ttl`."""
+    `kept` is the retention time of messages and hits. A message can be clicked during the lifetime of its links, `link_ttl`."""
     return now - max(kept - link_ttl, timedelta())
 
 
@@ -254,7 +258,8 @@ def slot_edges(since: datetime | None, until: datetime | None) -> tuple[datetime
 
 
 def _read_counts(connection: Connection, within: range) -> Sums:
-    """Return the counts plus the count deltas that are not folded yet. All buckets of the time to click are one metric, `ttc`."""
+    """Return the counts plus the count deltas that `fold` has not added yet. All buckets of the time from sending to click are
+    summed up as one metric, `ttc`."""
     stored: Sums = {}
     last = connection.scalar(select(func.max(counts.c.cohort_id))) or 0
     for start in range(0, last + 1, MAX_RECOUNT_COHORTS):
@@ -273,7 +278,7 @@ def _read_counts(connection: Connection, within: range) -> Sums:
 
 
 def _count_pending_clicks(connection: Connection, within: range) -> Iterator[Select[Any]]:
-    """Yield statements for the first clicks whose time to click the fan-out has not counted yet."""
+    """Yield statements that count the first clicks whose time from sending to click the fan-out has not counted yet."""
     joined = join(events, messages, messages.c.id == events.c.message_id)
     for id_range in id_ranges(connection, events):
         each = _by_time_slot(messages.c.cohort_id, events.c.at, literal("ttc"), within, func.count())
@@ -290,10 +295,10 @@ IS_REVENUE = or_(
     and_(conversions.c.counted_as.not_like("negative:%"), conversions.c.counted_as.not_like("pending:%")),
 )
 
-#: The SQL condition for messages whose cost counts: it was not returned.
+#: The SQL condition for messages whose cost is part of the figure `cost`, because it was not refunded.
 HAS_COST = and_(sends.c.cost.is_not(None), sends.c.refunded == false())
 
-#: The metrics of a message: the time that each is counted at, and its amount.
+#: The metrics of a message, each with the column of the time at which it is counted, and with its amount.
 OF_MESSAGES: tuple[tuple[str, Column[Any], ColumnElement[int]], ...] = (
     ("messages", messages.c.created_at, func.count()),
     ("segments", messages.c.created_at, func.sum(messages.c.segments)),
@@ -364,7 +369,8 @@ def _recount_devices(connection: Connection, within: range, counted: Sums) -> se
 
 
 def _merge_devices(sums: Sums, erased: set[tuple[int, int]]) -> Sums:
-    """Return the sums with one metric for all devices and one for all browsers, where the user agent of a click was erased."""
+    """Return the sums. In time slots with a click whose user agent was erased, merge the metrics of all devices into one, and those
+    of all browsers into one."""
     merged: Sums = {}
     for (cohort, slot, metric), amount in sums.items():
         kind, colon, _ = metric.partition(":")
@@ -376,7 +382,8 @@ def _merge_devices(sums: Sums, erased: set[tuple[int, int]]) -> Sums:
 def _by_time_slot(
     cohort: Column[int], at: Column[Any], metric: ColumnElement[str], within: range, *amount: ColumnElement[Any]
 ) -> Select[Any]:
-    """Return a statement with (cohort, time slot, metric) of the rows within these slots, grouped if `amount` is an aggregate."""
+    """Return a statement that selects (cohort, time slot, metric, amount) of the rows within these time slots, grouped if `amount`
+    is an aggregate."""
     slot = type_coerce(at, BigInteger) // literal_column(str(TIME_SLOT_MS), BigInteger)
     begins, ends = (from_ms(edge * TIME_SLOT_MS) for edge in (within.start, within.stop))
     chosen = select(cohort, slot.label("quarter"), metric.label("metric"), *amount).where(at >= begins, at < ends)

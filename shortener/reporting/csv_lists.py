@@ -1,4 +1,5 @@
-"""Lists as CSV, in constant memory: a page is read in a short transaction, and its lines are sent before the next page is read.
+"""This module exports lists as CSV in constant memory: it reads a page in a short transaction, and sends its lines before it reads
+the next page.
 
 Cells that a spreadsheet would run as a formula are escaped (`reporting/export.py`). If the database becomes
 unavailable, StoreUnavailable ends the export early, so that the client can detect that the rest is missing.
@@ -37,9 +38,8 @@ async def stream_csv(
 ) -> AsyncIterator[bytes]:
     """Yield a CSV header and the rows of all pages.
 
-    `serialize` returns the values of a row by column name; names not in `columns` are ignored.
-
-    `bom`: begin with a byte order mark, which Excel needs. Raise StoreUnavailable."""
+    `serialize` returns the values of a row by column name; names that are not in `columns` are ignored. If `bom` is true, begin
+    with a byte order mark, which Excel needs. Raise StoreUnavailable if the database is unavailable."""
     yield ((_BYTE_ORDER_MARK if bom else "") + _lines([columns])).encode()
     cursor: int | None = None
     while True:

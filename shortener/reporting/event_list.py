@@ -1,4 +1,5 @@
-"""Lists of the events of an application, newest first, in keyset pages. They contain events that no tracker subscribed to.
+"""This module lists the events of an application, newest first, in keyset pages. The lists also contain events to which no tracker
+subscribed.
 
 A row of the event log with several topics is one event for each topic. A page reads the log backwards by id, and examines at
 most MAX_SCANNED_ROWS rows, as the lists of hits do.
@@ -24,7 +25,8 @@ from shortener.storage.types import to_iso, to_ms
 
 MAX_SCANNED_ROWS = 10_000  # The maximum number of rows of the event log that one page examines.
 _MAX_ID = (1 << 63) - 1
-# The maximum difference between the time of an event and the time in its id. Reports and conversions state their own times.
+# The maximum difference between the time of an event and the time in its id. Delivery reports and conversions contain their own
+# times.
 _TIME_TOLERANCE = timedelta(days=2)
 _TOPICS = list(Topic)
 _PUBLISHED = [topic for topic in Topic if topic not in (Topic.TEST, Topic.SUSPECTED)]
@@ -32,7 +34,7 @@ _PUBLISHED = [topic for topic in Topic if topic not in (Topic.TEST, Topic.SUSPEC
 
 @dataclass(frozen=True, slots=True)
 class EventFilter:
-    """Conditions of a list of events. `since` is included, `until` is not. `message` is a message_id."""
+    """The conditions of a list of events. `since` is inclusive, `until` is exclusive. `message` is a message_id."""
 
     application_id: int
     topic: Topic | None = None
@@ -52,7 +54,7 @@ class ListedEvent:
 
 @dataclass(frozen=True, slots=True)
 class EventPage:
-    """A page of a list of events. `next`: the next page has rows with ids below this one; None on the last page."""
+    """A page of a list of events. The next page contains rows with ids below `next`; on the last page it is None."""
 
     rows: Sequence[ListedEvent]
     next: int | None
@@ -95,7 +97,7 @@ def _select() -> Any:
 
 
 def list_events(connection: Connection, filters: EventFilter, limit: int, below: int | None = None) -> EventPage:
-    """Return the newest events, or the newest of the rows with an id below `below`.
+    """Return the newest events that match the filter, from rows with ids below `below` if it is not None.
 
     One row can contain several events. A page contains all events of a row, so it may have a few more than `limit` events."""
     low = 0 if filters.since is None else first_id_at(to_ms(filters.since - _TIME_TOLERANCE))

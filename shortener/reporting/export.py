@@ -1,11 +1,9 @@
-"""The CSV export of messages: any number of them, in constant memory.
+"""This module exports any number of messages as CSV in constant memory. The export reads page by page, each page in a short
+transaction. A slow client therefore holds no transaction open. A long transaction would stop SQLite from truncating its log and
+PostgreSQL from removing old rows. The order is newest first; messages added during the export are left out. The format is RFC 4180
+in UTF-8. Excel recognises UTF-8 only by a byte order mark, which is an option.
 
-The export reads page by page, each page in a short transaction. A slow client therefore holds no transaction open. A long
-transaction would stop SQLite from truncating its log and PostgreSQL from removing old rows. The order is newest first; messages
-added during the export are left out. The format is RFC 4180 in UTF-8. Excel recognises UTF-8 only by a byte order mark, which is an
-option.
-
-A line describes a message, or one link of a message. `short_url`, `url`, `label` and `destination` belong to the first link or to
+A line contains one message, or one link of a message. `short_url`, `url`, `label` and `destination` belong to the first link or to
 that link, and `clicked_url` is the URL of the link of the first click. `value` is the sum of the conversions except those that were
 rejected; there is one value for each currency.
 
@@ -44,7 +42,7 @@ from shortener.storage.values_table import values_table
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # The UTF-8 byte order mark, by which Excel recognizes the encoding.
 ExportRows = Literal["messages", "links"]
 PAGE_MESSAGES = 2000  # The number of messages in a page. A larger page needs fewer statements, each of which takes milliseconds.
-FORMATTED_MESSAGES = 250  # The number of messages whose lines are formatted at once. The event loop is blocked meanwhile.
+FORMATTED_MESSAGES = 250  # The number of messages whose lines are formatted at once. Formatting blocks the event loop.
 
 HEADER = (
     "message_id",
@@ -94,10 +92,10 @@ async def export_csv(
 ) -> AsyncIterator[bytes]:
     """Yield the header and the lines of the messages, one page at a time.
 
-    `rows`: one line for each message, or for each link (a message without links has one line). `bom`: begin with a byte order mark.
-    Phone numbers are masked unless `reveal`.
-    `base_url` returns the URL prefix of a domain's short links. `progress` is called after each page with the number of messages so
-    far. Raises StoreUnavailable."""
+    `rows` selects one line for each message or for each link; a message without links has one line. If `bom` is true, begin with a
+    byte order mark. Phone numbers are masked unless `reveal` is true. `base_url` returns the URL prefix of a domain's short links.
+    `progress` is called after each page with the number of messages so far. Raise StoreUnavailable if the database is
+    unavailable."""
     below: int | None = None
     written = 0
     head = format_csv([HEADER])
@@ -110,7 +108,7 @@ async def export_csv(
             lines = [line for row in part for line in _lines_of(row, page, rows)]
             yield head + (_format_lines(lines, base_url, reveal=reveal) if lines else b"")
             head = b""
-            await asyncio.sleep(0)  # lets other requests run
+            await asyncio.sleep(0)  # let the event loop handle other requests
             written += len(part)
         progress(written)
         if page.next is None:
@@ -122,14 +120,14 @@ async def export_csv(
 class _MessageDetails:
     """The clicks and conversions of a message."""
 
-    clicks: Counter[int] = field(default_factory=Counter)  # Clicks by the row id of the link.
+    clicks: Counter[int] = field(default_factory=Counter)  # The number of clicks by the row id of the link.
     first_clicked: int | None = None  # The row id of the link of the first click of the message.
     conversions: int = 0
     values: dict[str, Decimal] = field(default_factory=dict)  # Sums of conversion values by currency.
 
 
 _NOTHING = _MessageDetails()
-#: A row of _LINK_COLUMNS.
+#: The values of the columns in _LINK_COLUMNS.
 _LinkRow = Sequence[Any]
 _LINK_COLUMNS = (
     links.c.message_id,
@@ -141,14 +139,14 @@ _LINK_COLUMNS = (
     links.c.location,
     links.c.label,
 )
-_LINK_ID, _LINK_URL = 1, 5  # positions in _LINK_COLUMNS
+_LINK_ID, _LINK_URL = 1, 5  # the positions of the link id and of the URL in _LINK_COLUMNS
 
 
 @dataclass(slots=True)
 class _ExportPage:
-    """A page of messages. `rows` are rows of STORED_MESSAGE_COLUMNS, `next` is that of `MessagePage`.
-
-    `links` and `details` are by the row id of the message. A message without links, or without clicks and conversions, has none."""
+    """A page of messages. `rows` contains the values of STORED_MESSAGE_COLUMNS of each message. The next page contains ids below
+    `next`; on the last page it is None. The keys of `links` and `details` are row ids of messages. `links` has no key for a message
+    without links, and `details` none for a message without clicks and conversions."""
 
     rows: Sequence[Sequence[Any]]
     next: int | None
@@ -197,12 +195,12 @@ def _read_page(connection: Connection, filters: MessageFilter, below: int | None
     return found
 
 
-#: A line before it is formatted: message, link, URL of the clicked link, number of clicks, details.
+#: The values of a CSV line before it is formatted: message, link, URL of the clicked link, number of clicks, details.
 _UnformattedLine = tuple[Sequence[Any], _LinkRow | None, str | None, int, _MessageDetails]
 
 
 def _lines_of(row: Sequence[Any], page: _ExportPage, rows: ExportRows) -> list[_UnformattedLine]:
-    """Return the lines of a message."""
+    """Return the CSV lines of a message."""
     of_message, details = page.links.get(row[0]), page.details.get(row[0], _NOTHING)
     if of_message is None:
         return [(row, None, None, details.clicks.total(), details)]
@@ -268,7 +266,7 @@ def _format_lines(lines: Sequence[_UnformattedLine], base_url: Callable[[int], s
 
 
 def _texts(column: Sequence[str | None]) -> Sequence[str | None]:
-    """Return the texts of a column, escaped."""
+    """Return the texts of a column, escaped so that no spreadsheet runs them as formulas."""
     if not any(column):
         return column
     return [text if not text or text[0].isalnum() else escape_formula(text) for text in column]
@@ -288,6 +286,7 @@ _FORMULA = re.compile(rf"\s*[{_FORMULA_CHARACTERS}\t\r\n]")
 
 def escape_formula(text: str | None) -> str:
     """Return the text with an apostrophe in front if it begins like a formula, so that no spreadsheet runs it."""
-    if not text or text[0].isalnum() or _NUMBER.fullmatch(text):  # nearly every cell begins with a letter or a digit
+    # Check this first, because nearly every cell begins with a letter or a digit.
+    if not text or text[0].isalnum() or _NUMBER.fullmatch(text):
         return text or ""
     return f"'{text}" if _FORMULA.match(text) else text

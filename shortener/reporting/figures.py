@@ -1,4 +1,4 @@
-"""The figures of one group of a statistics report, built from counts by metric."""
+"""This module contains the figures of one group in a statistics report, which are built from counts by metric."""
 
 # Tested by tests/reporting/test_statistics.py
 
@@ -13,8 +13,8 @@ from shortener.conversions.status_words import CATEGORIES
 from shortener.outbox.count_deltas import COST, time_to_click_bucket, time_to_click_seconds
 from shortener.reporting.rollup_data import EXACT, PeriodSums
 
-# The prefixes of metrics with a parameter, such as "value:EUR" or "conversions:positive:sale".
-_TTC = "ttc:"  # The time to click.
+# The prefixes of the metrics whose names contain a parameter, such as "value:EUR" or "conversions:positive:sale".
+_TTC = "ttc:"  # The prefix of metrics that count first clicks by the time from sending to click.
 VALUE = "value:"
 _CONVERSIONS = "conversions:"
 _DEVICE = "device:"
@@ -34,7 +34,7 @@ class ConversionFigures:
         self.value[currency] = EXACT.add(self.value.get(currency, Decimal()), amount)
 
     def add(self, other: ConversionFigures) -> None:
-        """Add the figures of other conversions to these figures."""
+        """Add the number and the values of other conversions to these figures."""
         self.conversions += other.conversions
         for currency, amount in other.value.items():
             self.add_value(currency, amount)
@@ -42,13 +42,12 @@ class ConversionFigures:
 
 @dataclass(slots=True)
 class Figures:
-    """The counts of one group, 0 for a metric without counts.
-
-    `cost`: the prices of messages that gateways sent, without those that were returned.
-    `value`: the sum of the values of conversions that are neither negative nor pending, by currency ("" without a currency).
-    `by_action`: conversions by category (status_words.CATEGORIES) and action. `times_to_click`: the number of first clicks by
-    bucket. `devices`, `browsers` and `click_countries` (ISO 3166): clicks; those of the last minutes are not included yet. Rates
-    are None if the divisor is 0.
+    """The figures of one group in a statistics report; 0 for a metric without counts. `cost` is the sum of the prices of the
+    messages that gateways sent, without refunded prices. `value` contains the sum of the values of conversions that are neither
+    negative nor pending, by currency ("" for no currency). `by_action` contains conversions by category (status_words.CATEGORIES)
+    and action. `times_to_click` contains the number of first clicks by bucket of the time from sending to click. `devices`,
+    `browsers` and `click_countries` (ISO 3166) contain the number of clicks; clicks of the last minutes are not included yet. A
+    rate is None if its divisor is 0.
     """
 
     counted: dict[str, int] = field(default_factory=dict)
@@ -61,7 +60,7 @@ class Figures:
     click_countries: dict[str, int] = field(default_factory=dict)
 
     def add(self, metric: str, amount: Decimal) -> None:
-        """Add an amount to the count of a metric."""
+        """Add an amount to the figure that belongs to a metric."""
         if metric == COST:
             self.cost = EXACT.add(self.cost, amount)
         elif metric.startswith(VALUE):
@@ -98,7 +97,7 @@ class Figures:
             self.times_to_click[bucket] = self.times_to_click.get(bucket, 0) + count
 
     def merge(self, other: Figures) -> None:
-        """Add the counts of another group."""
+        """Add the figures of another group to these figures."""
         for name in ("counted", "times_to_click", "devices", "browsers", "click_countries"):
             mine, theirs = getattr(self, name), getattr(other, name)
             for key, number in theirs.items():
@@ -110,7 +109,7 @@ class Figures:
             self.by_action.setdefault(kind, ConversionFigures()).add(counted)
 
     def _add_value(self, name: str, amount: Decimal) -> None:
-        """Add an amount of money. `name`: the currency, or currency, category and action, separated by colons."""
+        """Add an amount of money. `name` is the currency, or the currency, category and action separated by colons."""
         currency, *kind = name.split(":", 2)
         if kind:
             self.by_action.setdefault((kind[0], kind[1]), ConversionFigures()).add_value(currency, amount)
@@ -129,26 +128,27 @@ class Figures:
 
     @property
     def delivery_rate(self) -> float | None:
-        """Delivered messages divided by all messages."""
+        """The number of delivered messages divided by the number of all messages."""
         return self._rate("delivered", "messages")
 
     @property
     def click_rate(self) -> float | None:
-        """Messages that a person clicked, divided by all messages. Not only delivered ones: not every carrier reports delivery."""
+        """The number of messages that a person clicked divided by the number of all messages. The divisor includes messages that
+        were not reported as delivered, because not every carrier reports delivery."""
         return self._rate("clicked_messages", "messages")
 
     @property
     def conversion_rate(self) -> float | None:
-        """Conversions divided by messages (Infobip: endCount / startCount)."""
+        """The number of conversions divided by the number of messages (Infobip: endCount / startCount)."""
         return self._rate("conversions", "messages")
 
     def _rate(self, part: str, whole: str) -> float | None:
         return round(self[part] / self[whole], 6) if self[whole] else None
 
     def clicked_within(self, seconds: Sequence[int]) -> list[int]:
-        """Return the number of clicked messages whose time to click is at most each limit but above the limit before it.
-
-        The last number counts the times above all limits. A time that is up to 5 % above a limit may count as within it."""
+        """Return, for each limit, the number of clicked messages whose time from sending to click is at most this limit but above
+        the previous one. The last number counts the messages above all limits. A time that is up to 5 % above a limit may count as
+        within it."""
         within = [0] * (len(seconds) + 1)
         for bucket, amount in self.times_to_click.items():
             within[click_time_group(bucket, seconds)] += amount
@@ -171,6 +171,6 @@ class Figures:
 
 
 def click_time_group(bucket: int, limits: Sequence[int]) -> int:
-    """Return the number of the group that contains a bucket of times to click. `limits`: the upper limits of the groups in seconds,
-    lowest first; the last group has no limit."""
+    """Return the index of the group to which a bucket of times from sending to click belongs. `limits` are the upper limits of the
+    groups in seconds, lowest first; the last group has no limit."""
     return bisect.bisect_left([time_to_click_bucket(limit) for limit in limits], bucket)

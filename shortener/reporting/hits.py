@@ -1,4 +1,4 @@
-"""Lists of hits, newest first, in keyset pages. A list for a figure of the statistics contains exactly the hits that the
+"""This module lists hits, newest first, in keyset pages. A list for a figure of the statistics contains exactly the hits that the
 figure counts.
 
 A page reads hits backwards by their ids, which grow with time, and examines at most MAX_SCANNED_ROWS of them. Such a page may
@@ -43,11 +43,12 @@ HIT_METRICS: tuple[HitMetric, ...] = get_args(HitMetric)
 
 @dataclass(frozen=True, slots=True)
 class HitFilter:
-    """Conditions of a list of hits. The time slots (15 minutes) that contain `since` and `until` are included completely.
+    """The conditions of a list of hits. The time slots (15 minutes) that contain `since` and `until` are included completely.
 
     `basis` states whether the period refers to the time of the hit or of its message. `message` is a message_id. `device` and
-    `browser` are names of the statistics. `click_time`: limits in seconds and the number of the group between them, as
-    `Figures.clicked_within` has them; only for `clicked_messages`. A page is read without these three, and then filtered."""
+    `browser` are the names that the statistics use. `click_time` contains upper limits in seconds and the index of a group between
+    them, as in `Figures.clicked_within`; it is only for the metric `clicked_messages`. The last three conditions are applied in
+    Python after a page was read."""
 
     application_id: int
     since: datetime | None = None
@@ -70,7 +71,7 @@ class HitFilter:
 
 @dataclass(frozen=True, slots=True)
 class HitPage:
-    """Rows of HIT_COLUMNS. `next`: the next page has ids below this one; None on the last page."""
+    """A page of hits with the columns HIT_COLUMNS. The next page contains ids below `next`; on the last page it is None."""
 
     rows: Sequence[AnyRow]
     next: int | None
@@ -103,7 +104,7 @@ HIT_COLUMNS = (
 
 
 def list_hits(connection: Connection, filters: HitFilter, limit: int, below: int | None = None) -> HitPage:
-    """Return the newest `limit` hits, or the newest with an id below `below`."""
+    """Return the newest `limit` hits that match the filter, with ids below `below` if it is not None."""
     low, high = _id_limits(filters, below)
     floor: int | None = None
     if filters.message is not None or filters.code is not None:
@@ -146,7 +147,7 @@ def _matches(row: AnyRow, filters: HitFilter) -> bool:
 def serialize_hit(row: AnyRow, click_id: Callable[[int], str], networks: Networks | None = None) -> dict[str, Any]:
     """Return a row of HIT_COLUMNS in the format of the API.
 
-    `networks` is the network list, which gives the network of the click."""
+    `networks` is the network list, from which the name of the client's network is read."""
     network = UNKNOWN_NETWORK if networks is None else networks.find(row.address)
     device = parse_device(row.user_agent)
     flags = HitFlag(row.flags)
@@ -174,7 +175,7 @@ def serialize_hit(row: AnyRow, click_id: Callable[[int], str], networks: Network
         "browser": browser_name(device.browser) if row.user_agent else None,
         "user_agent": row.user_agent,
         "address": row.address,
-        # Hits that a version without this column stored have no country.
+        # Hits that an older release without this column stored have no country.
         "click_country": row.click_country or network.country,
         "network": network.network,
     }

@@ -1,4 +1,4 @@
-"""Finds link sets by the destination or the label of one of their links."""
+"""This module finds link sets by the destination or the label of one of their links."""
 # Tested by tests/web/test_lists.py
 
 from __future__ import annotations

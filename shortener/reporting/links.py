@@ -1,4 +1,4 @@
-"""Lists of links, newest message first, in keyset pages, with the clicks of each link.
+"""This module lists links with their clicks, newest message first, in keyset pages.
 
 A page reads messages from an index, newest first, and their links. No index contains the destination, the label, the domain, the
 expiry or the disabled state of a link. For these filters a page examines at most MAX_SCANNED_MESSAGES messages: it may contain
@@ -50,9 +50,8 @@ HEADER = (
 
 @dataclass(frozen=True, slots=True)
 class LinkFilter:
-    """Conditions of a list of links.
-
-    `since` (included) and `until` (not included) are times of the message. `now` decides which links are expired."""
+    """The conditions of a list of links. `since` (inclusive) and `until` (exclusive) limit the time at which the message was
+    created. `now` decides which links are expired."""
 
     application_id: int
     now: datetime
@@ -82,7 +81,7 @@ class LinkFilter:
 
 
 class LinkPosition(NamedTuple):
-    """The last link of a page: the row id of its message, and its position in the text."""
+    """The position of a link in a list: the row id of its message, and its position in the text of the message."""
 
     message: int
     position: int
@@ -90,7 +89,7 @@ class LinkPosition(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class LinkClicks:
-    """The clicks of a link, and the time of the first one. Clicks whose hits were deleted are not included."""
+    """The number of clicks of a link, and the time of the first click. Clicks whose hits were deleted are not included."""
 
     clicks: int = 0
     first_at: datetime | None = None
@@ -98,7 +97,8 @@ class LinkClicks:
 
 @dataclass(frozen=True, slots=True)
 class LinkPage:
-    """Rows of LINK_COLUMNS with their clicks by row id. `next`: the next page begins behind this position."""
+    """A page of links with the columns LINK_COLUMNS, and their clicks by row id of the link. The next page begins after the
+    position `next`."""
 
     rows: Sequence[AnyRow]
     clicks: dict[int, LinkClicks]
@@ -149,7 +149,8 @@ def list_links(connection: Connection, filters: LinkFilter, limit: int, after: L
 
 
 def count_clicks(connection: Connection, of_links: Sequence[tuple[int, int]]) -> dict[int, LinkClicks]:
-    """Return the clicks of links by row id. `of_links`: the row ids of each link and of its message."""
+    """Return the clicks of links by row id of the link. `of_links` contains the row id of each link and the row id of its
+    message."""
     wanted = {link for link, _ in of_links}
     if not wanted:
         return {}
@@ -176,7 +177,7 @@ def count_clicks(connection: Connection, of_links: Sequence[tuple[int, int]]) ->
 async def export_links(
     database: Database, filters: LinkFilter, directory: Directory, base_url: Callable[[int], str], *, with_mark: bool
 ) -> AsyncIterator[bytes]:
-    """Yield the links as CSV, one page at a time. `with_mark`: begin with a byte order mark, which Excel needs."""
+    """Yield the links as CSV, one page at a time. If `with_mark` is true, begin with a byte order mark, which Excel needs."""
     lines: list[Sequence[object]] = [HEADER]
     after: LinkPosition | None = None
     mark = BYTE_ORDER_MARK if with_mark else b""

@@ -1,6 +1,5 @@
-"""Time slots and periods in the local time of a time zone.
-
-Counts are stored by UTC. A range of time slots is split where the UTC offset of the zone changes.
+"""This module converts time slots and periods to the local time of a time zone. Counts are stored in UTC. A range of time slots is
+split where the UTC offset of the zone changes.
 """
 
 # Tested by tests/reporting/test_statistics.py
@@ -24,7 +23,8 @@ def local(slot: int, zone: tzinfo) -> datetime:
 
 
 def days(since: datetime, within: range, zone: tzinfo) -> list[tuple[date, range]]:
-    """Return each local day with its time slots. `within` are the time slots of all days, and `since` is a time in the first."""
+    """Return each local day of a period with its time slots. `within` are the time slots of the whole period, and `since` is a time
+    on the first day."""
     day = since.astimezone(zone).date()
     found = []
     start = within.start
@@ -42,7 +42,8 @@ def constant_offsets(within: range, zone: tzinfo) -> Iterator[tuple[range, int]]
     start = within.start
     while start < within.stop:
         offset = _offset(start, zone)
-        # A UTC offset changes at most a few times a year. A week that begins and ends with one offset has no other.
+        # A UTC offset changes at most a few times a year. A week that begins and ends with the same offset contains no other
+        # offset.
         stop = start
         while stop < within.stop:
             after = min(stop + 7 * 96, within.stop)
@@ -71,8 +72,8 @@ def _offset(slot: int, zone: tzinfo) -> int:
 
 
 def local_time(length: int, offset: int, seconds: int, modulo: int | None) -> Callable[[int, int], int]:
-    """Return a function of a group and a period (`length` seconds) that returns the local time divided by `seconds`, or the
-    remainder of `modulo`."""
+    """Return a function that maps a group and the number of a period of `length` seconds to the local time of the period divided by
+    `seconds`. If `modulo` is not None, the function returns the remainder of the result divided by `modulo`."""
 
     def convert(group: int, period: int) -> int:
         number = (period * length + offset) // seconds

@@ -25,7 +25,7 @@ _MESSAGES_PER_STATEMENT = 500
 
 @dataclass(frozen=True, slots=True)
 class LogEntry:
-    """A message: a row of MESSAGE_COLUMNS, its metadata, and the cost and text of its send."""
+    """A message in the log: its columns MESSAGE_COLUMNS, its metadata, and the cost and the text with which a gateway sends it."""
 
     message: AnyRow
     metadata: dict[str, Any] | None
@@ -35,7 +35,7 @@ class LogEntry:
 
 @dataclass(frozen=True, slots=True)
 class LogPage:
-    """Log entries, newest first. `next`: the next page has ids below this one; None on the last page."""
+    """A page of log entries, newest first. The next page contains ids below `next`; on the last page it is None."""
 
     entries: Sequence[LogEntry]
     next: int | None
@@ -48,7 +48,7 @@ def read_log(
     below: int | None = None,
     message_ids: Sequence[str] | None = None,
 ) -> LogPage:
-    """Return at most `limit` messages. `message_ids` selects messages by id, of which the other filters select some."""
+    """Return at most `limit` messages. If `message_ids` is given, only these messages are examined. All other filters apply too."""
     if message_ids is not None:
         found = find_messages(connection, filters.application_id, message_ids)
         return LogPage(_entries(connection, [row for row in found if _matches(row, filters)][:limit]), None)
@@ -69,7 +69,7 @@ def log_entries(connection: Connection, row_ids: Sequence[int]) -> list[LogEntry
 
 
 def _matches(row: AnyRow, filters: MessageFilter) -> bool:
-    """Return whether a message matches the filters that a log uses."""
+    """Return whether a message matches the filters of the log."""
     return (
         (filters.states is None or State(row.state) in filters.states)
         and (filters.request_ids is None or row.request_id in filters.request_ids)

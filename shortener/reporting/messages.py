@@ -1,4 +1,4 @@
-"""Lists of messages, newest first, in keyset pages.
+"""This module lists messages, newest first, in keyset pages.
 
 The cost of a page does not depend on its position in the list. A page starts below a row id and reads one index:
 `messages_by_recipient`, `messages_by_cohort` for a campaign, or else `messages_by_application`. Times become limits of the id,
@@ -56,10 +56,10 @@ MESSAGE_METRICS: tuple[MessageMetric, ...] = get_args(MessageMetric)
 
 @dataclass(frozen=True, slots=True)
 class MessageFilter:
-    """Conditions of a list of messages. `since` is included, `until` is not. `campaign` "" selects messages without a campaign.
-    `states` selects messages in one of several states, `request_ids` those of requests, `sender` those of a sender.
-    `country` is the ISO 3166 code of the recipient's country, "" for an unknown one. `destination` (host and path) and
-    `label` belong to one link of the message.
+    """The conditions of a list of messages. `since` is inclusive, `until` is exclusive. `campaign` "" selects messages without a
+    campaign. `states` selects messages in one of these states, `request_ids` messages of these rewrite requests, and `sender`
+    messages of this sender. `country` is the ISO 3166 code of the recipient's country, "" for an unknown one. `destination` (host
+    and path) and `label` belong to one link of the message.
 
     With a `metric`, the list contains exactly the messages that this figure of the statistics counts. The period then covers
     complete time slots, and `basis` decides whether it refers to the time of the event or of the message."""
@@ -83,7 +83,7 @@ class MessageFilter:
 
 @dataclass(frozen=True, slots=True)
 class MessagePage:
-    """Rows of MESSAGE_COLUMNS. `next`: the next page has ids below this one; None on the last page."""
+    """A page of messages with the columns MESSAGE_COLUMNS. The next page contains ids below `next`; on the last page it is None."""
 
     rows: Sequence[AnyRow]
     next: int | None
@@ -136,7 +136,8 @@ def list_messages(
     below: int | None = None,
     columns: Sequence[ColumnElement[Any]] = MESSAGE_COLUMNS,
 ) -> MessagePage:
-    """Return the newest `limit` messages, or the newest with an id below `below`. The first of the `columns` is the row id."""
+    """Return the newest `limit` messages that match the filter, with ids below `below` if it is not None. The first of the
+    `columns` must be the row id."""
     index_ranges, unindexed = choose_indexes(connection, filters)
     if not index_ranges:
         return MessagePage([], None)
@@ -165,14 +166,15 @@ def find_by_row_ids(connection: Connection, row_ids: Sequence[int]) -> dict[int,
 
 
 def shown_number(number: str, *, reveal: bool) -> str:
-    """Return a phone number as it is shown: complete only with `reveal`. An erased number stays empty."""
+    """Return a phone number as it is shown to the caller: complete if `reveal` is true, otherwise masked. An erased number is an
+    empty text."""
     return number if reveal or not number else mask(number)
 
 
 def serialize_message(row: AnyRow, *, reveal: bool) -> dict[str, Any]:
     """Return a row of MESSAGE_COLUMNS in the format of the API: times in ISO 8601, the price as a decimal string.
 
-    The phone number is masked unless `reveal`."""
+    The phone number is masked unless `reveal` is true."""
     return {
         "message_id": row.message_id,
         "message_request_id": row.request_id,
@@ -307,9 +309,8 @@ def select_ids(connection: Connection, index_range: IndexRange, low: int, high: 
 
 
 def _lowest_scanned_id(connection: Connection, index_ranges: list[IndexRange], low: int, high: int) -> int | None:
-    """Return the lowest id that this page examines; None if it can examine all.
-
-    With several index ranges, it is the highest of their limits. Below it, some ranges would be incomplete."""
+    """Return the lowest id that this page examines; None if the page can examine all ids. With several index ranges, it is the
+    highest of their lowest ids, because below it some ranges would be incomplete."""
     ends = union_all(
         *(
             select(select_ids(connection, index_range, low, high).offset(MAX_SCANNED_ROWS).limit(1).subquery().c.id)

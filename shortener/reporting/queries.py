@@ -1,4 +1,4 @@
-"""Functions that fetch rows for reports."""
+"""This module fetches the rows of SQL statements for reports."""
 # Tested by tests/reporting/test_statistics.py
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The state of the queues and of the stored data: how much work waits, how old it is, and how large the database is.
+"""This module reads the state of the queues: how much work waits, how old it is, and how large the database is.
 
 `read_queue_state` is a read of a few index look-ups, whatever the size of the tables. `QueueMonitor` is the background job that
 reads the state every INTERVAL_SECONDS, so that a scrape of /metrics reads no table. `shortener doctor` reads the same state.
@@ -23,7 +23,7 @@ from shortener.storage.database import Database
 from shortener.storage.open import sqlite_path
 from shortener.storage.types import from_ms
 
-INTERVAL_SECONDS = 15.0  # The pause between two reads of the state.
+INTERVAL_SECONDS = 15.0  # The seconds between two reads of the state of the queues.
 MAX_COUNTED = 50_000  # Counts of waiting rows stop here, so that a read stays fast. A higher count is reported as this number.
 MAX_QUEUES = 1000  # At most this many queues of trackers and callbacks are examined.
 
@@ -73,7 +73,7 @@ def _oldest_due(connection: Connection) -> datetime | None:
     times = [
         due
         for queue in pending_queues(connection, "", MAX_QUEUES)
-        if queue.name not in lanes  # The deliveries of a disabled tracker wait on purpose.
+        if queue.name not in lanes  # Leave out the deliveries of disabled trackers, because they wait on purpose.
         for due in (queue.first_due, queue.retry_due)
         if due is not None
     ]
@@ -81,7 +81,8 @@ def _oldest_due(connection: Connection) -> datetime | None:
 
 
 def _purge_lag(connection: Connection, settings: Settings, now: datetime) -> float:
-    """Return for how many seconds the oldest row is stored beyond its retention. A link that is alive keeps its message."""
+    """Return for how many seconds the oldest row is stored beyond its retention. A message is kept at least for the lifetime of its
+    links."""
     messages = max(settings.message_retention_days, settings.link_ttl_days)
     lags = []
     for table, at, days in (
@@ -110,7 +111,7 @@ def _age(at: datetime | None, now: datetime) -> float:
 
 
 class QueueMonitor:
-    """The job that reads the state of the queues for /metrics."""
+    """The background job that reads the state of the queues for /metrics."""
 
     def __init__(self, database: Database, settings: Settings, clock: Clock) -> None:
         self._database = database
@@ -119,7 +120,8 @@ class QueueMonitor:
         self.state = QueueState()
 
     async def step(self) -> int:
-        """Read the state. Return 0, which means no more work for this job. Raise StoreUnavailable."""
+        """Read the state of the queues. Return 0, because this job has no more work. Raise StoreUnavailable if the database is
+        unavailable."""
         self.state = await self._database.read(read_queue_state, self._settings, self._clock())
         return 0
 

@@ -1,4 +1,4 @@
-"""Delivery reports for clients that poll them: each report is returned once, in the order in which the reports arrived.
+"""This module returns delivery reports to clients that poll for them. Each report is returned once, in the order of arrival.
 
 A report is the first event in which a message reaches a final state. For each application and reader (such as a version of the
 interface of a vendor), the database stores how far the reader has read the event log. The events of the last minute are read again,
@@ -23,16 +23,16 @@ from shortener.storage.database import upsert
 from shortener.storage.schema import OTHER_EVENTS, events, report_polls
 from shortener.storage.types import to_ms
 
-PERIOD = timedelta(hours=48)  # Reports that arrived earlier are not returned.
+PERIOD = timedelta(hours=48)  # Reports that arrived longer ago than this are not returned.
 OVERLAP_MS = 60_000
-MAX_RETURNED = 20_000  # The maximum number of ids in `returned`.
-MAX_PAGES, PAGE_ROWS = 20, 10_000  # The maximum number of rows of the event log that one call reads.
+MAX_RETURNED = 20_000  # The maximum number of event ids in the column `returned`.
+MAX_PAGES, PAGE_ROWS = 20, 10_000  # One call reads at most MAX_PAGES times PAGE_ROWS rows of the event log.
 _FINAL = frozenset(state.name for state in (State.DELIVERED, State.READ, State.FAILED, State.EXPIRED))
 _MESSAGES_PER_STATEMENT = 500
 
 
 class Poll(NamedTuple):
-    """The next reports of a reader: the row ids of their messages, and what `accept` stores."""
+    """The next reports for a reader: the row ids of their messages, and the new position that `accept` stores."""
 
     application_id: int
     reader: str
@@ -43,7 +43,7 @@ class Poll(NamedTuple):
 
 
 def read_next(connection: Connection, application_id: int, reader: str, now: datetime, limit: int) -> Poll:
-    """Return the next reports of a reader, at most `limit`."""
+    """Return the next reports for a reader, at most `limit`."""
     oldest = first_id_at(to_ms(now - PERIOD))
     c = report_polls.c
     row = connection.execute(select(report_polls).where(c.application_id == application_id, c.reader == reader)).first()
@@ -70,7 +70,8 @@ def read_next(connection: Connection, application_id: int, reader: str, now: dat
 
 
 def accept(connection: Connection, poll: Poll) -> bool:
-    """Store that a reader got its next reports. Return False, and store nothing, if another request got them."""
+    """Store that a reader got its next reports. Return False, and store nothing, if another request of the reader has already got
+    them."""
     c = report_polls.c
     key = {"application_id": poll.application_id, "reader": poll.reader}
     values = {"after_event_id": poll.after, "returned": list(poll.returned), "revision": poll.revision + 1}
@@ -81,7 +82,8 @@ def accept(connection: Connection, poll: Poll) -> bool:
 
 
 def _first_reports(connection: Connection, application_id: int, after: int, end: int, known: set[int]) -> list[AnyRow]:
-    """Return the events of a range of ids in which a message reached a final state for the first time, without the `known` ones."""
+    """Return the events within a range of ids in which a message reached a final state for the first time. Events whose ids are in
+    `known` are left out."""
     c = events.c
     in_range = (c.id > after, c.id <= end, c.application_id == application_id, c.topics.bitwise_and(int(Topic.DELIVERY)) != 0)
     rows = connection.execute(select(c.id, c.message_id, c.data).where(*in_range).order_by(c.id)).all()

@@ -1,11 +1,10 @@
-"""The verification and the repair of the rolled-up counts, by counting all rows again.
+"""This module verifies and repairs the rolled-up counts by counting all rows again.
 
 `verify` of `reporting/counts.py` does the same for the counts themselves. The roll-ups are compared in each period that lies
-completely within the verified time. The buckets of the time to click are compared as one metric, because a report after the click
-may have changed the time of sending, and so are devices and browsers, because the user agent of a click may be erased.
-
-Counts by the time of sending exist since the migration that introduced them. `repair` writes what is missing or wrong, and
-so also creates them for older messages whose rows still exist.
+completely within the verified time. The buckets of the time from sending to click are compared as one metric, because a report
+after the click may have changed the time of sending, and so are devices and browsers, because the user agent of a click may be
+erased. Counts by the time of sending exist only for messages that are newer than the migration which introduced them. `repair`
+writes what is missing or wrong, and so also creates them for older messages whose rows still exist.
 """
 
 # Tested by tests/reporting/test_rollups.py
@@ -69,7 +68,8 @@ from shortener.storage.schema import (
 )
 from shortener.storage.types import from_ms
 
-#: Name of the value in `installation` with the first time slot whose messages have counts by time of sending. Missing: all have.
+#: The name of the value in the table `installation` that contains the first time slot whose messages have counts by time of
+#: sending. If there is no value, all messages have them.
 COUNTED_SINCE = "sent counts since"
 _ZERO = Decimal()
 _MERGED = ("ttc", "device", "browser")
@@ -78,7 +78,8 @@ _MAX_GROUPS = 500  # The maximum number of groups whose rolled-up counts one sta
 
 @dataclass(frozen=True, slots=True)
 class RollupDifference:
-    """A stored rolled-up count (`kept`) that differs from the number of rows (`counted`). `at` is the start of its period."""
+    """A stored rolled-up count whose amount `kept` is not equal to the amount `counted` from the rows. `at` is the start of its
+    period."""
 
     group: GroupName
     basis: Basis
@@ -110,7 +111,7 @@ def repair_rollups(connection: Connection, since: datetime, until: datetime) -> 
 
     Return the number of changed roll-ups.
 
-    The time to click is computed from the current time of sending. Return 0 if another process folds."""
+    The time to click is computed from the current time of sending. Return 0 if another process runs `counts.fold`."""
     if not lock(connection):
         return 0
     while rollups.heal(connection):
@@ -143,7 +144,8 @@ class _Check(NamedTuple):
     names: dict[int, GroupName]
 
     def differences(self) -> Iterator[tuple[RollupKey, Decimal, Decimal]]:
-        """Yield the key, the stored and the counted amount of each difference, oldest first, with merged metrics."""
+        """Yield the key, the stored amount and the counted amount of each difference, oldest first. The metrics that cannot be
+        verified one by one are merged."""
         kept, counted = _merge_metrics(self.kept), _merge_metrics(self.counted)
         different = [key for key in kept.keys() | counted.keys() if kept.get(key, _ZERO) != counted.get(key, _ZERO)]
         for key in sorted(different, key=self._order):
@@ -163,7 +165,7 @@ def _merge_metrics(sums: RollupSums) -> RollupSums:
 
 
 def _merge(key: RollupKey) -> RollupKey:
-    """Return the key under which a rolled-up count is compared with the rows."""
+    """Return the key under which a rolled-up count is compared, with its metric replaced by the merged metric."""
     group, number, period, metric = key
     name = metric.partition(":")[0]
     return group, number, period, name if name in _MERGED else metric
@@ -220,7 +222,7 @@ _Amounts = Iterator[tuple[CountedEvent, Decimal]]
 
 
 def _count_rows(connection: Connection, within: range) -> Iterator[_Amounts]:
-    """Yield the amounts of all rows within a period, by the time of the event or by the time of its message."""
+    """Yield the amounts that all rows add to a period, at the time of the event or at the time of its message."""
 
     def rows(statement: Select[Any]) -> _Amounts:
         for cohort, slot, metric, sent, link_set, amount in connection.execute(statement):
@@ -295,7 +297,7 @@ def _times_to_click(connection: Connection, statement: Select[Any], clicked_at: 
 
 
 def _count_pending_clicks(connection: Connection, within: range) -> _Amounts:
-    """Yield the first clicks whose time to click the fan-out has not counted yet."""
+    """Yield the first clicks whose time from sending to click the fan-out has not counted yet."""
     joined = join(events, messages, messages.c.id == events.c.message_id).outerjoin(links, links.c.id == events.c.link_id)
     for id_range in id_ranges(connection, events):
         each = _grouped(messages.c, events.c.at, literal("ttc"), within, None, func.coalesce(links.c.link_set_id, 0))

@@ -1,11 +1,12 @@
-"""The format of the amounts in a row of rolled-up counts: one JSON object of all metrics, and the sums of many such objects.
+"""This module reads and writes the amounts in a row of rolled-up counts, which are one JSON object with all metrics, and adds many
+such objects.
 
 Amounts are integers, and decimal strings for amounts of money. A row can have some hundred buckets of the time to click (`ttc:45`).
 If there are MIN_PACKED_BUCKETS or more, they are one text: the histogram. A report adds histograms as large integers, one addition
 for all buckets, because to add each bucket of each row takes most of the time of a report over many groups and days.
 
-A histogram is `WIDTH.FIRST.BASE64`: the bytes of each count, the first bucket, and the counts of this bucket and of those after
-it, little-endian. Other amounts of buckets (few, negative or huge) stay single entries. Both forms may be in one row.
+A histogram is `WIDTH.FIRST.BASE64`: the bytes of each count, the first bucket, and the counts of this bucket and of those after it,
+little-endian. Buckets that are few, negative or huge are stored as single entries instead. A row may contain both forms.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ VALUE = "value:"  # The prefix of metrics that are amounts of money.
 TIME_TO_CLICK = "ttc:"  # The prefix of the buckets of the time to click.
 HISTOGRAM = "ttc"  # The key of the histogram in a row.
 
-#: With fewer buckets, single entries are shorter, and adding them is as fast.
+#: A row with fewer buckets than this stores single entries, because they are shorter and can be added as fast.
 MIN_PACKED_BUCKETS = 24
-#: The format of a count in the module struct, by its bytes.
+#: The format character of a count for the module `struct`, by the number of bytes of the count.
 _FORMATS = {1: "B", 2: "H", 4: "I"}
-#: The bytes of one bucket in a sum of histograms. A sum of 10**12 clicks in one bucket does not overflow.
+#: The number of bytes of one bucket in a sum of histograms. A sum of 10**12 clicks in one bucket does not overflow.
 _SUM_BYTES = 5
 
 #: The amounts of a row by metric.
@@ -43,7 +44,7 @@ def loads(data: str | Amounts) -> Amounts:
 
 
 def dumps(amounts: Amounts) -> str:
-    """Return the text of a row. Many buckets of the time to click become one histogram."""
+    """Return the JSON text of the amounts of a row. If there are many buckets of the time to click, they become one histogram."""
     if HISTOGRAM not in amounts and len(amounts) >= MIN_PACKED_BUCKETS:
         buckets = {
             int(metric[len(TIME_TO_CLICK) :]): int(amounts[metric]) for metric in amounts if metric.startswith(TIME_TO_CLICK)
@@ -56,12 +57,12 @@ def dumps(amounts: Amounts) -> str:
 
 
 def amount_of(metric: str, amount: Decimal) -> int | str:
-    """Return an amount as a row contains it."""
+    """Convert an amount to the form in which a row contains it: an integer, or a decimal string for money."""
     return format(amount, "f") if metric.startswith(VALUE) else int(amount)
 
 
 def add_amounts(stored: Amounts, more: Mapping[str, int | str]) -> Amounts:
-    """Return the amounts of a row plus other amounts. `stored` may be changed."""
+    """Return the amounts of a row with other amounts added. The function may change `stored`."""
     buckets: dict[int, int] = {}
     for metric, amount in more.items():
         if metric.startswith(VALUE):
@@ -94,7 +95,8 @@ def unpack(amounts: Amounts) -> Amounts:
 
 
 class PeriodSums:
-    """The sums of the amounts of many rows: `counts` and `money` by metric, and the buckets of the time to click."""
+    """The sums over many rows: `counts` and `money` contain the sum of each metric, and `histogram` the buckets of the time to
+    click."""
 
     __slots__ = ("_histogram", "counts", "money")
 
@@ -104,7 +106,7 @@ class PeriodSums:
         self._histogram = 0
 
     def add(self, data: Amounts) -> None:
-        """Add the amounts of a row."""
+        """Add the amounts of a row to the sums."""
         counts = self.counts
         get = counts.get
         for metric, amount in data.items():
@@ -116,12 +118,13 @@ class PeriodSums:
                 self.money[metric] = EXACT.add(self.money.get(metric, Decimal()), Decimal(amount))
 
     def histogram(self) -> dict[int, int]:
-        """Return the counts of the added histograms by bucket. Single entries of buckets are in `counts`."""
+        """Return the sum of the added histograms, as the count of each bucket. Buckets that were single entries are in `counts`
+        instead."""
         return _buckets(self._histogram)
 
 
 def _pack(counts: Mapping[int, int]) -> str | None:
-    """Return the histogram of these counts by bucket; None if they are few or do not fit."""
+    """Return the histogram of these counts (by bucket); None if there are only a few, or if a count is too large."""
     if len(counts) < MIN_PACKED_BUCKETS:
         return None
     first = min(counts)
@@ -129,7 +132,7 @@ def _pack(counts: Mapping[int, int]) -> str | None:
 
 
 def _add_to_histogram(histogram: str, more: Mapping[int, int]) -> str | None:
-    """Return a histogram plus other counts by bucket; None if the sum does not fit."""
+    """Return a histogram with other counts (by bucket) added; None if a sum is too large."""
     width, first_text, packed = histogram.split(".")
     first, content = int(first_text), a2b_base64(packed)
     counts = list(struct.unpack(f"<{len(content) // int(width)}{_FORMATS[int(width)]}", content))
@@ -142,7 +145,8 @@ def _add_to_histogram(histogram: str, more: Mapping[int, int]) -> str | None:
 
 
 def _encode(first: int, counts: Sequence[int]) -> str | None:
-    """Return the histogram of the counts from the bucket `first` on; None if a count is negative or too large."""
+    """Return the histogram of the counts, the first of which belongs to the bucket `first`; None if a count is negative or too
+    large."""
     largest = max(counts)
     if min(counts) < 0 or largest >= 1 << 32:
         return None
@@ -167,7 +171,7 @@ def _widen(histogram: str) -> int:
 
 
 def _buckets(total: int) -> dict[int, int]:
-    """Return the counts above 0 of a sum of widened histograms by bucket."""
+    """Return the counts above 0 in a sum of widened histograms, by bucket."""
     if not total:
         return {}
     number = -(-total.bit_length() // (8 * _SUM_BYTES))

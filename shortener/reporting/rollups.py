@@ -1,14 +1,13 @@
-"""Rolled-up counts: sums of counts by application, campaign, country, destination and label, by quarter of an hour, hour and day.
-
-A report reads few rows here instead of all counts of all cohorts. `counts.fold` adds to the roll-ups in the transaction that adds
-to the counts. A basis is the time at which an event counts. There are two:
+"""This module maintains the rolled-up counts: sums of counts by application, campaign, country, destination and label, by quarter
+of an hour, hour and day. A report reads a few of their rows instead of all counts of all cohorts. `counts.fold` adds to the
+roll-ups in the transaction that adds to the counts. A basis is the time at which an event counts. There are two:
 
 - EVENT: each event counts at its own time. These roll-ups are sums of rows of `counts`.
 - SENT: each event counts at the time when its message was created (before it was sent). Only roll-ups have this basis.
 
-`counts.rolled_up` is the part of a count that the roll-ups contain. A version without roll-ups changes only `amount`, so
-`heal` finds its counts in an index, and rolls up the difference. The same job rolls up the counts that existed when the tables
-were created.
+`counts.rolled_up` is the part of a count that the roll-ups contain. A release without roll-ups changes only `amount`, so `heal`
+finds its counts with an index, and adds the difference to the roll-ups. The same job rolls up the counts that existed when the
+tables were created.
 
 The id of a group is a hash of its name, so that no transaction must read the id of a group before it adds an amount.
 """
@@ -30,12 +29,12 @@ from shortener.storage import raw_sql
 from shortener.storage.schema import NOT_ROLLED_UP, cohorts, link_sets
 from shortener.storage.values_table import values_table
 
-#: The maximum number of counts that one transaction of `heal` rolls up.
+#: One transaction of `heal` adds at most this number of counts to the roll-ups.
 MAX_HEALED_ROWS = 1000
 
 
 class Basis(enum.IntEnum):
-    """The time at which an event counts."""
+    """The time at which an event is counted: its own time, or the time at which its message was created."""
 
     EVENT = 0
     SENT = 1
@@ -70,14 +69,13 @@ class Kind(enum.StrEnum):
 
 
 def series(basis: Basis, level: Level) -> int:
-    """Return the value of `rollups.series` for a basis and a length of period."""
+    """Return the value of the column `rollups.series` for a basis and a length of period."""
     return basis * 3 + level
 
 
 class CountedEvent(NamedTuple):
-    """The key of an amount: cohort, time slot of the event, metric, and the origin if it is known.
-
-    `sent`: the time slot of the message. `link_set`: 0 for none."""
+    """The key of an amount: the cohort, the time slot of the event, the metric and, if known, the message's time slot (`sent`) and
+    link set (`link_set`; 0: none)."""
 
     cohort: int
     slot: int
@@ -96,7 +94,7 @@ class CohortName(NamedTuple):
 
 
 class GroupName(NamedTuple):
-    """A row of `count_groups` without its id."""
+    """The columns of a row in the table `count_groups`, except its id."""
 
     application_id: int
     kind: str
@@ -107,7 +105,7 @@ class GroupName(NamedTuple):
 
     @property
     def id(self) -> int:
-        """A number of 63 bits: the hash of all fields."""
+        """The id of the group: a hash of all fields, with 63 bits."""
         return int.from_bytes(hashlib.blake2b(orjson.dumps(tuple(self)), digest_size=8).digest()) >> 1
 
 
@@ -119,14 +117,14 @@ RollupSums = dict[RollupKey, Decimal]
 
 
 def read_cohorts(connection: Connection, ids: Collection[int]) -> dict[int, CohortName]:
-    """Return the names of these cohorts. A cohort without a row is missing."""
+    """Return the names of these cohorts, by cohort id. A cohort without a row is missing."""
     chosen = values_table(connection, [(cohort,) for cohort in ids], id=Integer)
     rows = connection.execute(select(cohorts).where(cohorts.c.id.in_(select(chosen.c.id))))
     return {row.id: CohortName(row.application_id, row.campaign, row.source, row.country) for row in rows}
 
 
 def read_link_sets(connection: Connection, ids: Collection[int]) -> dict[int, list[tuple[str, str | None]]]:
-    """Return the destination and the label of each link in these link sets."""
+    """Return the destination and the label of each link in these link sets, by link set id."""
     wanted = [(link_set,) for link_set in ids if link_set]
     if not wanted:
         return {}
@@ -136,7 +134,8 @@ def read_link_sets(connection: Connection, ids: Collection[int]) -> dict[int, li
 
 
 class Expansion:
-    """Finds the groups of rolled-up counts that a counted event belongs to. `names` contains every group that was used, by id."""
+    """A finder of the groups of rolled-up counts to which a counted event belongs. `names` contains the name of each group that was
+    found, by group id."""
 
     def __init__(self, connection: Connection, keys: Iterable[CountedEvent]) -> None:
         used = {(key.cohort, key.link_set) for key in keys}
@@ -174,7 +173,8 @@ class Expansion:
 
 
 def expand(amounts: Mapping[CountedEvent, Decimal], expansion: Expansion) -> RollupSums:
-    """Return the sums to add to the rolled-up counts. An amount without an origin counts only with Basis.EVENT."""
+    """Return the sums to add to the rolled-up counts. If the time slot of the message is unknown, the amount counts only with
+    Basis.EVENT."""
     # Nearly all amounts are integers, and Python adds integers faster than decimals.
     integers: dict[tuple[int, int, int, str], int] = {}
     others: dict[tuple[int, int, int, str], Decimal] = {}
@@ -205,7 +205,7 @@ def expand(amounts: Mapping[CountedEvent, Decimal], expansion: Expansion) -> Rol
 
 
 def add(connection: Connection, amounts: Mapping[CountedEvent, Decimal]) -> None:
-    """Add the amounts to the rolled-up counts. The caller must hold the lock of `counts.fold`."""
+    """Add amounts to the rolled-up counts of all their groups. The caller must hold the lock of `counts.fold`."""
     if not amounts:
         return
     expansion = Expansion(connection, amounts)
@@ -215,7 +215,7 @@ def add(connection: Connection, amounts: Mapping[CountedEvent, Decimal]) -> None
 def add_sums(connection: Connection, sums: RollupSums, names: Mapping[int, GroupName]) -> None:
     """Add sums to the rolled-up counts.
 
-    `names` are the names of the groups in `sums`. The caller must hold the lock of `counts.fold`."""
+    `names` contains the name of each group in `sums`, by group id. The caller must hold the lock of `counts.fold`."""
     if not sums:
         return
     changes: dict[PeriodKey, Amounts] = {}
@@ -238,10 +238,10 @@ def sum_periods(
     stop: int,
     key_of: Callable[[int, int], int],
 ) -> None:
-    """Add the amounts of these groups in a series to `sums`, from the period `start` until before `stop`.
+    """Add the amounts of these groups in a series to `sums`, for the periods from `start` (inclusive) to `stop` (exclusive).
 
-    `key_of` returns the key in `sums` of a group and a period. The amounts of a period are one row, because to add them here takes
-    a fifth of the time that the database needs to read and to sort one row for each metric."""
+    `key_of` returns the key in `sums` for a group and a period. All amounts of a period are in one row, because adding them here
+    takes a fifth of the time that the database needs to read and sort one row for each metric."""
     for group, period, data in raw_sql.rows(connection, _READ_PERIODS, list(groups), number, start, stop):
         key = key_of(group, period)
         if (of_key := sums.get(key)) is None:
@@ -250,7 +250,8 @@ def sum_periods(
 
 
 def heal(connection: Connection, limit: int = MAX_HEALED_ROWS) -> int:
-    """Roll up counts that a version without roll-ups wrote. Return their number. The caller must hold the lock of `counts.fold`."""
+    """Add counts that a release without roll-ups wrote to the roll-ups. Return the number of these counts. The caller must hold the
+    lock of `counts.fold`."""
     rows = raw_sql.rows(connection, _READ_NOT_ROLLED_UP, limit)
     amounts: dict[CountedEvent, Decimal] = {}
     for cohort, slot, metric, amount, rolled_up in rows:
@@ -271,7 +272,7 @@ def read_not_rolled_up(connection: Connection, within: range, limit: int) -> tup
 
 
 class Piece(NamedTuple):
-    """A sequence of rolled-up periods of one length, from `start` until before `stop`."""
+    """A sequence of rolled-up periods of the same length, from `start` (inclusive) to `stop` (exclusive)."""
 
     level: Level
     start: int

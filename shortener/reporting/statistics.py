@@ -1,12 +1,13 @@
-"""Statistics: totals, by day, hour of day, country, campaign, destination and label. They are sums of rolled-up counts.
+"""This module computes statistics reports: totals, and figures by day, hour of day, country, campaign, destination and label. All
+figures are sums of rolled-up counts.
 
 With Basis.EVENT, each event counts at its own time: a message when it was created, a click when it was clicked. Therefore the
 clicks of a day may belong to messages of the day before, and a rate of a short time may exceed 1. With Basis.SENT, each event
 counts at the time when its message was created, so delivery and click rates never exceed 1.
 
-Recent events are included: deltas that are not folded yet are added in the same transaction. If more than MAX_PENDING_ROWS rows of
-count deltas are not folded, the newest are not included, and `complete` is false in the response. It is also false while the counts
-of an older version are being rolled up.
+Recent events are included, because a report also reads the count deltas that `counts.fold` has not added yet. If there are more
+than MAX_PENDING_ROWS rows of them, the newest are not included, and `complete` is false in the response. It is also false while
+counts of an older release are being added to the roll-ups.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ MAX_DAYS = 366  # The maximum number of days in a daily report.
 
 @dataclass(frozen=True, slots=True)
 class StatisticsFilter:
-    """Conditions of a statistics report. The time slots (15 minutes) that contain `since` and `until` are counted completely."""
+    """The conditions of a statistics report. The time slots (15 minutes) that contain `since` and `until` are counted
+    completely."""
 
     application_id: int
     since: datetime
@@ -90,16 +92,15 @@ Group = TypeVar("Group", bound=Hashable)
 
 @dataclass(frozen=True, slots=True)
 class StatisticsReport(Generic[Group]):
-    """The figures of a statistics report by group. `complete`: no recent events are missing."""
+    """The figures of a statistics report by group. `complete` is true if no recent events are missing."""
 
     groups: Mapping[Group, Figures]
     complete: bool
 
 
 def totals(connection: Connection, scope: StatisticsFilter) -> StatisticsReport[None]:
-    """Return the totals as one group with the key None.
-
-    Run each report in one read transaction, so that counts and deltas match."""
+    """Return the totals as one group with the key None. Run each report in one read transaction, so that counts and count deltas
+    are consistent."""
     figures = Figures()
     for sums in _sum_groups(connection, scope, [group.id for group in _find_groups(connection, scope, scope.kind)]).values():
         figures.add_sums(sums)
@@ -121,7 +122,8 @@ def by_country(connection: Connection, scope: StatisticsFilter) -> StatisticsRep
 
 
 def by_campaign(connection: Connection, scope: StatisticsFilter, campaigns: Collection[str]) -> StatisticsReport[str]:
-    """Return groups by campaign, for these campaigns ("": messages without one). Campaigns without counts are left out."""
+    """Return groups by campaign, only for the given campaigns ("" selects messages without a campaign). Campaigns without counts
+    are left out."""
     groups: dict[str, Figures] = {}
     chosen = [group for group in _find_groups(connection, scope, Kind.CAMPAIGN, campaigns) if group.campaign in campaigns]
     _add_groups(connection, scope, groups, {group.id: group.campaign for group in chosen})
@@ -133,9 +135,8 @@ def by_campaign(connection: Connection, scope: StatisticsFilter, campaigns: Coll
 
 
 def by_destination(connection: Connection, scope: StatisticsFilter) -> StatisticsReport[str]:
-    """Return groups by destination (host and path), most messages first: at most MAX_NAMES, and OTHER.
-
-    A message with several destinations is in the group of each; its first click is only in the group that was clicked."""
+    """Return groups by destination (host and path), at most MAX_NAMES groups with the most messages, and the group OTHER for the
+    rest. A message with several destinations is in the group of each; its first click is only in the group that was clicked."""
     return _by_name(connection, scope, Kind.DESTINATION)
 
 
@@ -194,7 +195,7 @@ def by_hour(connection: Connection, scope: StatisticsFilter, zone: tzinfo) -> St
 
 
 def list_campaigns(connection: Connection, application_id: int, limit: int, below: int | None = None) -> list[tuple[int, str]]:
-    """Return (number, name) of campaigns, newest first. `below`: only campaigns with a smaller number.
+    """Return (number, name) of campaigns, newest first. If `below` is given, return only campaigns with a smaller number.
 
     The number is the id of the campaign's first cohort."""
     number = func.min(cohorts.c.id)
@@ -205,7 +206,8 @@ def list_campaigns(connection: Connection, application_id: int, limit: int, belo
 
 
 class CampaignPage(NamedTuple):
-    """Campaigns with counts, newest first. `next`: the next page has smaller numbers; None on the last page."""
+    """A page of campaigns with their counts, newest first. The next page contains numbers below `next`; on the last page it is
+    None."""
 
     campaigns: list[tuple[str, Figures]]
     next: int | None
@@ -276,13 +278,14 @@ def _find_groups(
 
 
 def _add_groups(connection: Connection, scope: StatisticsFilter, figures: dict[str, Figures], names: Mapping[int, str]) -> None:
-    """Add the sums of groups of rolled-up counts to the figures by name. `names` are the names by the id of the group."""
+    """Add the sums of rolled-up counts to the figures of their groups. `names` contains the key of the figures for each group
+    id."""
     for group, sums in _sum_groups(connection, scope, names).items():
         figures.setdefault(names[group], Figures()).add_sums(sums)
 
 
 def _sum_groups(connection: Connection, scope: StatisticsFilter, groups: Collection[int]) -> dict[int, PeriodSums]:
-    """Return the sums by group for the period of the report."""
+    """Return the sums of the rolled-up counts for the period of the report, by group id."""
     sums: dict[int, PeriodSums] = {}
     if groups:
         for piece in split(scope.within):
@@ -298,7 +301,7 @@ def _sum_piece(
     piece: Piece,
     key_of: Callable[[int, int], int],
 ) -> None:
-    """Add periods of one length to the sums by key."""
+    """Add the rolled-up counts of periods of the same length to `sums`."""
     sum_periods(connection, sums, list(groups), series(scope.basis, piece.level), piece.start, piece.stop, key_of)
 
 
@@ -342,9 +345,8 @@ def _with_pending(
     *,
     in_rollups: bool = True,
 ) -> StatisticsReport[Group]:
-    """Add the amounts that are not rolled up yet, and return the report.
-
-    With `in_rollups`, groups come from rolled-up counts, not `counts`."""
+    """Add the amounts that the rolled-up counts do not contain yet, and return the report. `in_rollups` is true if the groups were
+    read from the rolled-up counts, and not from `counts`."""
     ids, amounts = read_events(connection, MAX_PENDING_ROWS + 1)
     complete = len(ids) <= MAX_PENDING_ROWS
     within = scope.within

@@ -1,6 +1,5 @@
-"""The status of one message: its state and times, its links and their first clicks, and its conversions.
-
-Every statement that reads it uses an index. It can be serialized in the format of this service and in the format of Xoxzo.
+"""This module reads the status of one message: its state and times, its links and their first clicks, and its conversions. Every
+SQL statement uses an index. The status can be serialized in the format of this service and in the format of Xoxzo.
 """
 
 from __future__ import annotations
@@ -29,14 +28,16 @@ MAX_CONVERSIONS = 1000  # The status of a message contains only its oldest conve
 
 @dataclass(frozen=True, slots=True)
 class MessageStatus:
-    """The rows of a message, its links and its conversions. `revisions`: earlier revisions by row id of the conversion."""
+    """The database rows of a message, its links and its conversions. `revisions` contains earlier revisions of conversions, by row
+    id of the conversion."""
 
     message: AnyRow
     links: Sequence[AnyRow]
     conversions: Sequence[AnyRow]
     revisions: Mapping[int, Sequence[StoredRevision]]
     clicks: Mapping[int, LinkClicks] = field(default_factory=dict)  # The clicks of each link, by the row id of the link.
-    send: StoredSend | None = None  # The message as a gateway sends it. None: no gateway sends it.
+    # The row and the attempts of the message in the queue of its gateway. None: no gateway sends the message.
+    send: StoredSend | None = None
 
 
 _first, _other = hits.alias("first"), hits.alias("other")
@@ -48,7 +49,7 @@ _LINK = (
     links.c.url,
     links.c.label,
     links.c.expires_at,
-    # The first click on a link is either the first click of its message or one of the other hits on the link.
+    # Two statements find the first click on a link: it is the first click of its message, or one of the other hits on the link.
     func.coalesce(_first.c.at, _other.c.at).label("accessed_on"),
 )
 _is_first_hit_of_link = and_(
@@ -101,9 +102,8 @@ def list_first_links(connection: Connection, filters: MessageFilter, limit: int)
 
 @dataclass(frozen=True, slots=True)
 class MessageStatusReader:
-    """Serializes the status of messages.
-
-    `base_url` returns the URL prefix of a domain's short links. `click_id` encodes the id of a hit.
+    """A serializer of the status of messages. `base_url` returns the URL prefix of a domain's short links. `click_id` encodes the
+    id of a hit.
     """
 
     base_url: Callable[[int], str]
@@ -112,7 +112,7 @@ class MessageStatusReader:
     def serialize(self, status: MessageStatus, *, reveal: bool) -> dict[str, Any]:
         """Return the status of a message in the format of `GET /api/v1/sms/status/{message_id}`.
 
-        The number is masked unless `reveal`."""
+        The phone number is masked unless `reveal` is true."""
         message = status.message
         return {
             **serialize_message(message, reveal=reveal),
@@ -128,11 +128,8 @@ class MessageStatusReader:
         }
 
     def serialize_xoxzo(self, status: MessageStatus, url: str, *, reveal: bool) -> dict[str, Any]:
-        """Return the status of a message in the format of Xoxzo. `url`: the URL of this status.
-
-        The number is masked unless `reveal`.
-
-        A message that was read or clicked has the status DELIVERED; the click is in `link_tracking` only."""
+        """Return the status of a message in the format of Xoxzo. `url` is the URL of this status. The phone number is masked unless
+        `reveal` is true. A message that was read or clicked has the status DELIVERED; only `link_tracking` shows the click."""
         message = status.message
         state = State(message.state)
         return {

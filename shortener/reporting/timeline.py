@@ -1,4 +1,5 @@
-"""The timeline of one message: its states, the attempts of its gateway, hits, conversions and deliveries of events."""
+"""This module returns the timeline of one message: its states, the attempts to hand it on to a gateway, its hits, its conversions
+and the deliveries of its events."""
 
 # Tested by tests/cli/test_stats.py
 
@@ -20,7 +21,7 @@ from shortener.storage.schema import deliveries, events, events_of, trackers
 from shortener.storage.types import to_iso
 from shortener.times import parse_iso, to_utc
 
-MAX_ENTRIES = 1000  # The maximum number of hits of a message, and of deliveries, in its timeline.
+MAX_ENTRIES = 1000  # The timeline of a message contains at most this number of hits, and this number of deliveries.
 
 
 def message_timeline(

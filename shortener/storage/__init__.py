@@ -1,1 +1,2 @@
-"""Storage: the tables, the two database engines (SQLite and PostgreSQL), and the statements that differ between them."""
+"""This package contains the tables, the two database engines (SQLite and PostgreSQL), and the SQL statements that the engines need
+in different forms."""

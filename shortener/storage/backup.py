@@ -1,11 +1,12 @@
-"""Backup of a SQLite database while a server uses it, and restore of such a backup.
+"""This module makes a backup of a SQLite database while a server uses it, and restores such a backup.
 
 A backup is one file: a complete SQLite database, which also contains the secret of the installation and the time of the backup as
 rows of the table `installation`. It is a snapshot of one moment: the read transaction of the copy ignores later writes, and the
-server goes on. The file gets its name only when it is complete, verified and on disk. Only its owner can read it.
+server continues to work. The file gets its final name only when it is complete, verified and written to disk. Only its owner can
+read it.
 
 `restore` accepts a backup, and also a plain copy of a database, such as one that Litestream restored. It removes the secret from
-the database and writes it to the secret file. Both functions block and raise `BackupError`; then no file with the target name was
+the database and writes it to the secret file. Both functions block. If they raise `BackupError`, no file with the target name was
 created or changed.
 """
 
@@ -28,10 +29,10 @@ from shortener.storage.types import to_iso
 
 PAGES_PER_STEP = 4096  # The number of pages that are copied between two calls of `progress`.
 BUSY_TIMEOUT_SECONDS = 10.0
-#: The names of the rows of `installation` that only a backup has.
+#: The names of the rows in the table `installation` that only a backup contains.
 _SECRET, _CREATED_AT = "backup_secret", "backup_created_at"
 
-#: Called with the number of copied pages and the number of all pages.
+#: A function that is called with the number of copied pages and the number of all pages.
 BackupProgress = Callable[[int, int], None]
 
 
@@ -41,7 +42,7 @@ class BackupError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class BackupInfo:
-    """What a backup contains. `created_at` is None, and `has_secret` is false, for a plain copy of a database."""
+    """A description of the content of a backup. For a plain copy of a database, `created_at` is None and `has_secret` is false."""
 
     file: str
     bytes: int
@@ -55,7 +56,8 @@ class BackupInfo:
 
 
 def backup(database: Path, target: Path, secret: Secret, now: datetime, progress: BackupProgress) -> BackupInfo:
-    """Write a backup of the SQLite file `database` to `target`, verify it, and return what it contains. Raise BackupError."""
+    """Write a backup of the SQLite file `database` to the file `target`, verify it, and return a description of its content. Raise
+    BackupError if it fails."""
     if target.exists():
         raise BackupError(f"{target} already exists. Choose another name, or remove the file first")
     with _new_file(target) as temporary:
@@ -74,7 +76,8 @@ def backup(database: Path, target: Path, secret: Secret, now: datetime, progress
 
 
 def restore(source: Path, database: Path, secret_file: Path, secret: Secret | None, progress: BackupProgress) -> BackupInfo:
-    """Restore the backup `source` to the SQLite file `database`, verify it, and return what it contains. Raise BackupError.
+    """Restore the backup `source` to the SQLite file `database`, verify it, and return a description of its content. Raise
+    BackupError if it fails.
 
     `database` must not exist. `secret` is the setting SECRET. If it is set, it must be equal to the secret in the backup. If
     it is None, the secret of the backup is written to `secret_file`, unless that file already contains it."""
@@ -98,7 +101,7 @@ def restore(source: Path, database: Path, secret_file: Path, secret: Secret | No
 
 
 def inspect(file: Path) -> BackupInfo:
-    """Return what a backup or a plain copy contains. Raise BackupError if this version cannot use the file."""
+    """Return a description of the content of a backup or a plain copy. Raise BackupError if this version cannot use the file."""
     if not file.exists():
         raise BackupError(f"{file} does not exist")
     with _opened(file, "ro") as connection:
@@ -123,7 +126,8 @@ _COUNTED = ("applications", "messages", "links", "hits")
 
 
 def _restore_secret(stored: str | None, fingerprint: str | None, secret_file: Path, setting: Secret | None) -> None:
-    """Write the secret of a backup to the secret file, or check that the existing secret is the right one. Raise BackupError."""
+    """Write the secret of a backup to the secret file, or check that the existing secret is equal to it. Raise BackupError if it is
+    not."""
     existing = setting
     try:
         if existing is None and secret_file.exists():
@@ -167,7 +171,7 @@ def _check_pages(file: Path) -> None:
 
 @contextlib.contextmanager
 def _opened(file: Path, mode: str = "rw") -> Iterator[sqlite3.Connection]:
-    """Open a SQLite file that exists and commit at the end. Raise BackupError for each error of SQLite."""
+    """Open an existing SQLite file, and commit when the context ends. Raise BackupError for each error of SQLite."""
     connection: sqlite3.Connection | None = None
     try:
         connection = sqlite3.connect(f"{file.absolute().as_uri()}?mode={mode}", uri=True, timeout=BUSY_TIMEOUT_SECONDS)
@@ -188,7 +192,8 @@ def _value(connection: sqlite3.Connection, name: str) -> str | None:
 
 @contextlib.contextmanager
 def _new_file(target: Path) -> Iterator[Path]:
-    """Create an empty file with mode 0600 next to `target`. At the end remove it, unless it was moved, and its journal."""
+    """Create an empty file with mode 0600 next to `target`. When the context ends, remove its journal, and also the file unless it
+    was moved."""
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
     try:
         os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
@@ -201,7 +206,7 @@ def _new_file(target: Path) -> Iterator[Path]:
 
 
 def _put_in_place(temporary: Path, target: Path) -> None:
-    """Give the file its name, unless a file of this name was created in the meantime."""
+    """Give the temporary file its final name, unless a file with this name was created in the meantime."""
     try:
         os.link(temporary, target)  # Unlike a rename, a hard link never replaces an existing file.
     except FileExistsError:

@@ -42,8 +42,8 @@ Value = TypeVar("Value")
 
 MAX_IN_FLIGHT = 2  # The maximum number of batches in flight.
 MAX_CLASHES = 5  # The maximum number of attempts of a group commit whose rows a unique index rejects.
-MIN_GROUP_ITEMS = 8  # The minimum number of requests that a group commit takes, if that many wait.
-MAX_PROBES = 8  # If so many items of a rejected batch are written alone and all fail, the whole batch counts as rejected.
+MIN_GROUP_ITEMS = 8  # The minimum number of requests that a group commit writes together, if at least this number wait.
+MAX_PROBES = 8  # If this number of items of a rejected batch were written alone and all failed, the whole batch counts as rejected.
 FIRST_RETRY_SECONDS, MAX_RETRY_SECONDS = 0.05, 1.0  # The shortest and the longest pause before a batch is retried.
 
 
@@ -51,7 +51,7 @@ class BatchState(Enum):
     OPEN = "open"  # The batch has no items yet. It takes them when its transaction begins.
     TAKEN = "taken"  # The batch has its items. Its transaction runs or is retried.
     COMMITTED = "committed"
-    FAILED = "failed"  # The handler gave up the items of the batch.
+    FAILED = "failed"  # The items of the batch were given up by its handler.
 
 
 class RetryTransaction(Exception):
@@ -59,7 +59,7 @@ class RetryTransaction(Exception):
 
 
 class Batch(Generic[Item]):
-    """The items of one transaction. Only the batch's own transaction and task change it."""
+    """The items that one transaction writes. Only the batch's own transaction and task change the object."""
 
     __slots__ = ("has_begun", "is_uncertain", "items", "state")
 
@@ -82,24 +82,21 @@ class BatchHandler(Protocol[Item, Result]):
         ...
 
     async def unavailable(self, items: Sequence[Item], error: StoreUnavailable) -> Sequence[Item]:
-        """Return the items to retry after a pause. The database was not available to write these items."""
+        """Handle items that were not written because the database was unavailable. Return the items to retry after a pause."""
         ...
 
     async def rejected(self, failures: Sequence[tuple[Item, Exception]], stored: int) -> Sequence[Item]:
-        """Return the items to retry after a pause.
-
-        Each item failed when written alone; `stored` other items of the batch were committed.
+        """Handle items that failed when each was written alone. Return the items to retry after a pause. `stored` other items of
+        the batch were committed.
 
         If MAX_PROBES items failed alone and none was stored, `failures` contains the whole batch (see `gives_up_early`)."""
         ...
 
 
 class Batcher(Generic[Item, Result]):
-    """Queues items and writes them in batches, one transaction each.
-
-    A batch has at least `min_items` items, if that many wait, and at most `max_items`. A unique index may reject a batch
-    `max_clashes` times before its items are written one by one. With `gives_up_early`, the batcher stops writing items one by one
-    after MAX_PROBES failures in a row."""
+    """A queue of items that are written in batches, each in one transaction. A batch has at least `min_items` items, if at least
+    this number wait, and at most `max_items`. A unique index may reject a batch `max_clashes` times before its items are written
+    one by one. If `gives_up_early` is true, the batcher stops writing items one by one after MAX_PROBES failures in a row."""
 
     def __init__(
         self,
@@ -187,7 +184,7 @@ class Batcher(Generic[Item, Result]):
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _begin(self) -> None:
-        """Begin a batch if items wait, no open batch will take them, and not too many batches are in flight."""
+        """Begin a batch if items wait, no open batch will take them, and fewer than MAX_IN_FLIGHT batches are in flight."""
         if self._waiting and self._open is None and len(self._batches) < MAX_IN_FLIGHT and not self._is_paused:
             if self._loop is None:
                 self._loop = asyncio.get_running_loop()
@@ -260,7 +257,7 @@ class Batcher(Generic[Item, Result]):
             except Exception as own_error:
                 failures.append((item, own_error))
                 if self._gives_up_early and not stored and len(failures) >= MAX_PROBES:
-                    # Put the items that were tried at the end, so that the next attempt tries others first.
+                    # Put the items that were already tried at the end of the queue, so that the next attempt tries others first.
                     return await self._handler.rejected([*((rest, own_error) for rest in items[index + 1 :]), *failures], 0)
             else:
                 stored += 1
@@ -305,7 +302,7 @@ Request = tuple[Item, asyncio.Future[Result]]
 
 
 class GroupCommit(Generic[Item, Result, Value]):
-    """Writes many requests in one transaction. Each request waits for its own result.
+    """A batcher that writes many requests in one transaction. Each request waits for its own result.
 
     `apply(connection, items)` returns one result for each item, and a value for the batch. An exception among the results belongs
     to that item alone. `apply` runs again when a unique index rejects the batch (a clash of codes, a race with another process),

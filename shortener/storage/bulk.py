@@ -1,4 +1,4 @@
-"""Inserts of many rows with one statement: VALUES on SQLite, `unnest` on PostgreSQL.
+"""This module inserts many rows with one statement: with VALUES on SQLite, and with `unnest` on PostgreSQL.
 
 On PostgreSQL, `insert_all` also inserts the rows of several tables with one statement, so a transaction waits for one response of
 the server instead of four. The values have their stored form (milliseconds, JSON text, numbers of enums) and the order of the
@@ -36,7 +36,8 @@ MAX_ROWS_PER_STATEMENT = 128
 class BulkInsert:
     """An INSERT statement for many rows of a table with these columns.
 
-    `on_conflict` is the SQL after ON CONFLICT for a row that violates a unique index. Without it, such a row is an error."""
+    `on_conflict` is the SQL after ON CONFLICT for a row that violates a unique index. If it is empty, such a row causes an
+    error."""
 
     def __init__(self, table: Table, *columns: str, on_conflict: str = "") -> None:
         self._into = f"INSERT INTO {table.name} ({', '.join(columns)}) "
@@ -59,7 +60,8 @@ class BulkInsert:
         return written
 
     def from_arrays(self, numbers: Iterable[int]) -> str:
-        """Return the PostgreSQL INSERT from arrays. `numbers` are the numbers of its parameters, one array for each column."""
+        """Return the PostgreSQL INSERT statement that reads its rows from arrays. `numbers` are the numbers of its parameters,
+        which are one array for each column."""
         arrays = ", ".join(f"${number}::{array}" for array, number in zip(self._arrays, numbers, strict=False))
         return f"{self._into}SELECT * FROM unnest({arrays}){self._conflict}"
 
@@ -70,7 +72,7 @@ class BulkInsert:
 
 
 def insert_all(connection: Connection, *inserts: tuple[BulkInsert, Sequence[tuple[object, ...]]]) -> None:
-    """Insert the rows of each BulkInsert. With several statements, they run in this order."""
+    """Insert the rows of each BulkInsert. If this needs several statements, they run in the given order."""
     present = [(insert, rows) for insert, rows in inserts if rows]
     if connection.dialect.name == "postgresql" and len(present) > 1:
         statement = _together(tuple(insert for insert, _ in present))

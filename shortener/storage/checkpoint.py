@@ -1,4 +1,4 @@
-"""Checkpoints of the SQLite WAL in a separate thread, so that the writer does not wait for them.
+"""This module makes the checkpoints of the SQLite WAL in a separate thread, so that the writer does not wait for them.
 
 The checkpoint thread has its own connection. It copies pages from the WAL into the database file while the writer appends to the
 WAL. It starts a checkpoint when enough rows have changed or enough time has passed. While commits continue, the thread hardly ever
@@ -32,7 +32,8 @@ TARGET_SECONDS = 0.3
 # The minimum, default and maximum number of changed rows between two checkpoints.
 MIN_ROWS, DEFAULT_ROWS, MAX_ROWS = 2_000, 20_000, 500_000
 MAX_INTERVAL_SECONDS = 5.0  # The maximum time between two checkpoints if few rows change.
-LONG_WAL_FRAMES = 50_000  # A WAL with this number of frames should restart from its beginning.
+# A WAL with this number of frames is long: the writer should copy the rest, so that the WAL restarts from its beginning.
+LONG_WAL_FRAMES = 50_000
 #: If a checkpoint of a long WAL takes at most this time (in proportion for a longer WAL), the writer copies the rest. Otherwise
 #: the thread repeats its checkpoint, at most MAX_REPEATS times. Without this limit, a WAL that grows as fast as the disk can
 #: write would never restart.
@@ -46,7 +47,7 @@ _CHECKPOINT = "PRAGMA wal_checkpoint(PASSIVE)"
 
 
 class Checkpointer:
-    """The checkpoint thread of the one process that serves from the file at `path`."""
+    """The checkpoint thread of the only process that serves from the SQLite file at `path`."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -62,7 +63,7 @@ class Checkpointer:
         self._writer_must_finish = False
         self._writer_finished = threading.Event()
         self._stopping = threading.Event()
-        self._next_report_at = 0.0  # On the monotonic clock.
+        self._next_report_at = 0.0  # The time of the monotonic clock from which on a long WAL may be logged again.
         self._thread = threading.Thread(target=self._run, name="sqlite-checkpoint", daemon=True)
         self._thread.start()
 
@@ -136,7 +137,8 @@ class Checkpointer:
         return int(frames)
 
     def _report(self, frames: int, copied: int) -> None:
-        """Log that the WAL is long, at most once in REPORT_INTERVAL_SECONDS. `copied`: the frames that are in the database file."""
+        """Log that the WAL is long, at most once in REPORT_INTERVAL_SECONDS. `copied` is the number of frames that are already in
+        the database file."""
         now = time.monotonic()
         if frames < REPORTED_WAL_FRAMES or now < self._next_report_at:
             return
@@ -152,7 +154,8 @@ class Checkpointer:
         return self._is_running
 
     def _let_writer_finish(self) -> None:
-        """Wait for the next commit of the writer. After it, the writer copies the remaining pages. Return when that is done."""
+        """Wait for the next commit of the writer. After it, the writer copies the remaining pages. Return when the writer has
+        copied them."""
         self._writer_finished.clear()
         self._writer_must_finish = True
         if self._is_running:

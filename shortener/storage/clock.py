@@ -29,7 +29,8 @@ MAX_IGNORED_OFFSET = timedelta(milliseconds=50)
 
 
 class SharedClock:
-    """A clock that returns the time of the database. `own` is the clock of this machine, from which it calculates."""
+    """A clock that returns the time of the database. `own` is the clock of this machine, to which the offset of the database clock
+    is added."""
 
     def __init__(self, database: Database, own: Clock = utcnow) -> None:
         self._database = database
@@ -41,11 +42,11 @@ class SharedClock:
 
     @property
     def follows_system(self) -> bool:
-        """Whether `own` is the clock of the system."""
+        """Whether `own` is the system clock, and not the clock of a test."""
         return self._own is utcnow
 
     def now_ms(self) -> int:
-        """Return the time in milliseconds since 1970, calculated from the clock of the system."""
+        """Return the time in milliseconds since 1970, calculated from the system clock."""
         return _system_ms() + self.offset // _MILLISECOND
 
     def register_metrics(self, metrics: Metrics) -> None:
@@ -56,10 +57,11 @@ class SharedClock:
         )
 
     async def step(self) -> int:
-        """Measure the offset of the database clock. Return 0, which means no more work for this job. Raise StoreUnavailable."""
+        """Measure the offset of the database clock. Return 0, because this job has no more work. Raise StoreUnavailable if the
+        database is unavailable."""
         own, began = self._own(), time.monotonic()
         database_ms = await self._database.read(_read_clock)
-        # The database read its clock at an unknown time within the round trip, so assume the middle.
+        # The database has read its clock at an unknown time between the request and the response, so assume the middle.
         half = timedelta(seconds=time.monotonic() - began) / 2
         measured = timedelta(milliseconds=database_ms - to_ms(own)) - half
         if abs(measured - self.offset) > MAX_IGNORED_OFFSET + half:

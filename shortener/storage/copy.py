@@ -1,4 +1,4 @@
-"""Copy of an installation to another database, from SQLite to PostgreSQL or the reverse.
+"""This module copies an installation to another database, from SQLite to PostgreSQL or the reverse.
 
 Both databases must have the schema of this version, and no process may write to the source during the copy. The tables are
 copied one after the other, in batches by primary key. A batch is one transaction and skips rows that the target already has.
@@ -27,7 +27,7 @@ from shortener.storage.schema import installation, metadata
 BATCH_ROWS = 2000  # The number of rows that one transaction copies.
 _MARK = "copy"  # The name of the row in `installation` that marks the database as the target of an incomplete copy.
 
-#: The types of stored values, which are the same on both engines. The column types of the schema would convert the values.
+#: Plain column types for reading and writing stored values unchanged. The column types of the schema would convert the values.
 _STORED: tuple[type[TypeEngine[Any]], ...] = (Boolean, SmallInteger, BigInteger, Integer, Float, Text)
 
 
@@ -37,7 +37,7 @@ class CopyError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """The progress of one table: `done` of about `total` rows are copied or compared. `doing` is "copied" or "compared"."""
+    """The progress of one table. `done` of about `total` rows are copied or compared; `doing` is "copied" or "compared"."""
 
     table: str
     doing: str
@@ -58,7 +58,8 @@ def is_unfinished(connection: Connection) -> bool:
 
 
 async def copy(source: Database, target: Database, progress: Callable[[Progress], None]) -> dict[str, int]:
-    """Copy and compare all tables. Return the number of rows of each table by name. Raise CopyError, StoreUnavailable."""
+    """Copy and compare all tables. Return the number of rows of each table, by table name. Raise CopyError, or StoreUnavailable if
+    a database is unavailable."""
     if await source.read(is_unfinished):
         raise CopyError("the source is an incomplete copy; complete it first with `shortener copy`")
     await target.write(_begin, await source.read(_identity))
@@ -145,9 +146,8 @@ def _count(connection: Connection, table: Table) -> int:
 
 
 def _highest(connection: Connection, table: Table) -> tuple[Any, ...] | None:
-    """Return the last primary key that an earlier run of the copy wrote. Return None to begin with the first row.
-
-    Return None for keys that contain text, because their order differs between databases."""
+    """Return the last primary key that an earlier run of the copy wrote. Return None to begin with the first row: if there is no
+    such key, or if keys contain text, because SQLite and PostgreSQL sort text differently."""
     keys = list(table.primary_key.columns)
     if any(not isinstance(key.type, Integer) for key in keys):
         return None
@@ -166,7 +166,7 @@ def _page(connection: Connection, table: Table, after: tuple[Any, ...] | None) -
 
 
 def _without_mark(table: Table) -> ColumnElement[bool]:
-    """Return the condition that excludes the mark of an incomplete copy."""
+    """Return the SQL condition that excludes the row that marks an incomplete copy."""
     return installation.c.name != _MARK if table is installation else true()
 
 

@@ -31,8 +31,8 @@ T = TypeVar("T")
 class Database(Protocol):
     """A database of either engine.
 
-    `node` is the number of this process for `ids.IdGenerator`. With PostgreSQL it is a number for commands, and a process that
-    serves must lease another number (`node_lease.NodeLease`)."""
+    `node` is the number of this process for `ids.IdGenerator`. With PostgreSQL, `node` is a number for commands at first; a process
+    that serves must lease its own number (`node_lease.NodeLease`)."""
 
     @property
     def dialect(self) -> Literal["sqlite", "postgresql"]: ...
@@ -50,15 +50,18 @@ class Database(Protocol):
         ...
 
     async def write(self, transact: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run `transact` as one transaction and return its result when it is durable. Raise StoreUnavailable."""
+        """Run the function `transact` as one transaction, and return its result when the commit is durable. Raise StoreUnavailable
+        if the database is unavailable."""
         ...
 
     async def read(self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run `query` on one consistent snapshot and return its result. It cannot write. Raise StoreUnavailable."""
+        """Run the function `query` on one consistent snapshot, without permission to write, and return its result. Raise
+        StoreUnavailable if the database is unavailable."""
         ...
 
     def stream(self, statement: Executable, *, size: int = 1000) -> AsyncIterator[Sequence[Row[Any]]]:
-        """Yield the rows of a statement in lists of `size` rows, in constant memory. Raise StoreUnavailable."""
+        """Yield the rows of a statement in lists of `size` rows, in constant memory. Raise StoreUnavailable if the database is
+        unavailable."""
         ...
 
     async def close(self) -> None:
@@ -67,7 +70,8 @@ class Database(Protocol):
 
 
 def upsert(connection: Connection, table: Table) -> sqlite.Insert | postgresql.Insert:
-    """Return an INSERT of the connection's engine, which has `on_conflict_do_nothing` and `on_conflict_do_update`."""
+    """Return an INSERT statement for the connection's engine, which has the methods `on_conflict_do_nothing` and
+    `on_conflict_do_update`."""
     return sqlite.insert(table) if connection.dialect.name == "sqlite" else postgresql.insert(table)
 
 
@@ -82,14 +86,14 @@ def is_unique_violation(error: Exception) -> bool:
 
 #: The SQLSTATE class of errors for values that a column cannot store. The asyncpg dialect has no exception class for it.
 _INVALID_VALUE = "22"
-#: The SQLSTATE class of statements that the database rejects. Every statement of this service is constant, so the schema or the
-#: permissions are not those that it expects, for example during a migration or a maintenance.
+#: The SQLSTATE class of statements that the database rejects. Every statement of this service is constant, so a rejected statement
+#: means that the schema or the permissions are wrong, for example during a migration or maintenance.
 _REJECTED_STATEMENT = "42"
 
 
 @contextlib.contextmanager
 def store_errors() -> Iterator[None]:
-    """Raise StoreUnavailable for a driver error that means that the database cannot execute statements now.
+    """Raise StoreUnavailable in place of a driver error which means that the database cannot execute statements now.
 
     Errors of unique indexes and of values that do not fit a column are raised unchanged."""
     try:

@@ -1,4 +1,4 @@
-"""Values that the database stores about its installation, such as the fingerprint of the secret.
+"""This module reads and writes values that the database stores about its installation, such as the fingerprint of the secret.
 
 An installation is a database with the schema of this service, and its secret. `require_installation` checks that there is one, so
 that a command in the wrong folder fails instead of creating an empty installation.
@@ -19,16 +19,19 @@ from shortener.storage.schema import installation
 
 #: The name of the value that contains the fingerprint of the secret.
 FINGERPRINT = "secret"
-#: The name of the value that contains the BASE_URL of the processes that serve, unless it leads to their machine only.
+#: The name of the value that contains the BASE_URL of the processes that serve, unless it is a URL that works on their machine
+#: only, such as localhost.
 BASE_URL = "base_url"
 
 
 class BaseUrlMissing(Exception):
-    """Raised if a process has no BASE_URL, and earlier processes of the installation had one. The text names it."""
+    """Raised if a process has no BASE_URL although earlier processes of the installation had one. The error text contains the
+    earlier one."""
 
 
 class NoInstallation(Exception):
-    """Raised if there is no installation where a command searched for it. The text names the place and says what to do."""
+    """Raised if the configured database contains no installation. The error text contains the place of the database and what to
+    do."""
 
 
 async def require_installation(settings: Settings) -> None:
@@ -47,7 +50,8 @@ _REMEDY = (
 
 
 def place_of(settings: Settings) -> str:
-    """Return where the database of an installation is, for people: a folder, a file, or a PostgreSQL database without password."""
+    """Return a text for error messages that describes where the configured database is: its folder, its file, or the name and host
+    of the PostgreSQL database. The text never contains the password."""
     file = sqlite_path(settings.store_url)
     if file is None:
         parts = urlsplit(settings.store_url)
@@ -57,7 +61,7 @@ def place_of(settings: Settings) -> str:
 
 
 async def open_installation_secret(database: Database, settings: Settings) -> Secret:
-    """Return the secret of the installation in `database`. Only for a database without a fingerprint, create a new secret.
+    """Return the secret of the installation in `database`. If the database has no fingerprint of a secret yet, create a new secret.
 
     Raise SecretError if the secret does not exist or is not the secret of this database."""
     stored = await database.read(get, FINGERPRINT)
@@ -75,7 +79,7 @@ async def open_installation_secret(database: Database, settings: Settings) -> Se
 async def check_base_url(database: Database, settings: Settings) -> None:
     """Store BASE_URL in the installation. Raise BaseUrlMissing if this process has none and an earlier process had one.
 
-    Without this check, a node whose configuration is incomplete would send links that lead to 127.0.0.1."""
+    Without this check, a node whose configuration is incomplete would create short links with the host 127.0.0.1."""
     stored = await database.read(get, BASE_URL)
     if settings.has_default_base_url:
         if stored is not None:
@@ -85,7 +89,7 @@ async def check_base_url(database: Database, settings: Settings) -> None:
 
 
 def missing_base_url(stored: str, settings: Settings) -> str:
-    """Return the text of a BaseUrlMissing."""
+    """Return the text of the error BaseUrlMissing."""
     return (
         f"BASE_URL is not set, so links would begin with {settings.base_url}. Links of this installation begin with {stored}: set "
         f"SHORTENER_BASE_URL={stored}, or the new address"

@@ -1,4 +1,4 @@
-"""Checks of the whole database: whether its file is lost or damaged, and whether a write succeeds."""
+"""This module checks the whole database: whether its file is lost or damaged, and whether a write succeeds."""
 
 # Tested by tests/storage/test_integrity.py
 
@@ -33,7 +33,7 @@ def require_database(database_file: Path | None, data_dir: Path) -> None:
 def find_damage(connection: Connection, *, thorough: bool) -> list[str]:
     """Return the lines that SQLite reports about damaged pages and indexes, at most MAX_FINDINGS. On PostgreSQL, return no lines.
 
-    `thorough` also compares each index with its table, which reads the whole file."""
+    If `thorough` is true, also compare each index with its table, which reads the whole file."""
     if connection.dialect.name != "sqlite":
         return []
     check = "integrity_check" if thorough else "quick_check"

@@ -1,4 +1,4 @@
-"""Tables that give each distinct key a small row id, such as cohorts and conversion processes.
+"""This module assigns a small row id to each distinct key, in tables such as `cohorts` and `processes`.
 
 The rows never change, so a process can cache the ids. It caches the ids of a transaction only after the commit.
 """
@@ -20,7 +20,7 @@ Key = tuple[Any, ...]
 class KeyTable:
     """A table with an id for each key, and a cache of the ids.
 
-    `columns` are the columns of the key. `more(key)` returns the values of the other columns of a new row."""
+    `columns` are the columns that contain the key. `more(key)` returns the values of the other columns of a new row."""
 
     MAX_CACHED_KEYS = 100_000
 

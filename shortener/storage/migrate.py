@@ -1,9 +1,7 @@
-"""Creation and migration of the schema.
-
-The server calls `prepare`. It creates the schema in an empty database. It rejects a database of an older version and names the
-command to run, and it rejects a database of an unknown version or of another program. `migrate` migrates to newer versions only.
-Each migration is one transaction, so an interrupted migration leaves the schema at the previous revision. Several processes can
-migrate at once: on PostgreSQL they wait for each other.
+"""This module creates and migrates the schema. The server calls `prepare`, which creates the schema in an empty database. It
+rejects a database of an older version with an error that contains the command to run, and it rejects a database of an unknown
+version or of another program. `migrate` migrates to newer versions only. Each migration is one transaction, so an interrupted
+migration leaves the schema at the previous revision. Several processes can migrate at once: on PostgreSQL they wait for each other.
 """
 
 from __future__ import annotations
@@ -42,8 +40,8 @@ class SchemaMismatch(Exception):
 class MigrationStep:
     """The progress of one migration.
 
-    `seconds` have passed since it began. `detail` is the progress that the engine reports, "" if it reports none. `done`: the
-    migration is committed."""
+    `seconds` have passed since it began. `detail` is the progress that the engine reports, "" if it reports none. `done` is true
+    when the migration is committed."""
 
     revision: str
     description: str
@@ -80,7 +78,8 @@ def check(version: str | None) -> None:
 
 
 async def prepare(url: str) -> None:
-    """Create the schema in an empty database. Raise SchemaMismatch for an old or unknown schema, StoreUnavailable."""
+    """Create the schema in an empty database. Raise SchemaMismatch for an old or unknown schema, and StoreUnavailable if the
+    database is unavailable."""
     version = await _run_on(url, version_of)
     if version is None:
         # Create all tables in one transaction: a process that starts now sees the whole schema or none of it.
@@ -90,7 +89,8 @@ async def prepare(url: str) -> None:
 
 
 async def migrate(url: str, progress: Callable[[MigrationStep], None] = lambda step: None) -> tuple[str | None, str]:
-    """Migrate the schema to HEAD. Return the revisions before and after. Raise SchemaMismatch, StoreUnavailable.
+    """Migrate the schema to HEAD. Return the revisions before and after. Raise SchemaMismatch for an unknown schema, and
+    StoreUnavailable if the database is unavailable.
 
     `progress` is called when a migration begins, every PROGRESS_INTERVAL_SECONDS while it runs, and when it is done."""
     before = await _run_on(url, version_of)
@@ -177,7 +177,7 @@ async def _run_on(url: str, function: Callable[[Connection], T]) -> T:
         if path := sqlite_path(url):
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             return await asyncio.to_thread(_run_on_sqlite, path, function)
-        from shortener.storage.postgres import async_engine  # SQLite needs no asyncpg
+        from shortener.storage.postgres import async_engine  # imported here, because SQLite does not need asyncpg
 
         engine = async_engine(url, pool_size=1)
         try:
@@ -192,7 +192,7 @@ def _run_on_sqlite(path: Path, function: Callable[[Connection], T]) -> T:
 
     @event.listens_for(engine, "connect")
     def _connect(connection: Any, record: object) -> None:
-        # This affects only a new file. A first click rewrites one page of an index, and small pages keep commits small.
+        # The page size affects only a new file. A first click rewrites one page of an index, and small pages make commits small.
         connection.execute("PRAGMA page_size=2048")
 
     @event.listens_for(engine, "begin")
@@ -204,5 +204,6 @@ def _run_on_sqlite(path: Path, function: Callable[[Connection], T]) -> T:
 
 
 async def current_version(url: str) -> str | None:
-    """Return the schema revision of the database; None if the database is empty. Raise SchemaMismatch, StoreUnavailable."""
+    """Return the schema revision of the database; None if the database is empty. Raise SchemaMismatch for tables of another
+    program, and StoreUnavailable if the database is unavailable."""
     return await _run_on(url, version_of)

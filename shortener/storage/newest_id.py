@@ -1,4 +1,4 @@
-"""The newest row id in the database, after which a process that starts must generate its ids.
+"""This module finds the newest row id in the database. A process that starts must generate larger ids.
 
 The clock may have been set back while no process ran. Ids of an hour that has already passed once could then be equal to ids of
 existing rows, and new rows would not be the newest of their list.
@@ -14,7 +14,8 @@ from shortener.ids import IdGenerator, ms_of
 from shortener.storage import schema
 from shortener.storage.database import Database
 
-#: Ids that are further in the future than this are ignored: a clock was once wrong by days, and all new ids would have that time.
+#: Ids that are further in the future than this are ignored: a clock was wrong by days when they were created, and otherwise all new
+#: ids would contain that wrong time.
 MAX_AHEAD_MS = 26 * 3_600_000
 
 _TABLES = (
@@ -30,7 +31,8 @@ _TABLES = (
 
 
 async def continue_ids(database: Database, ids: IdGenerator, now_ms: int) -> None:
-    """Make `ids` generate only ids that are larger than those of existing rows. Raise StoreUnavailable."""
+    """Make `ids` generate only ids that are larger than those of existing rows. Raise StoreUnavailable if the database is
+    unavailable."""
     newest = await database.read(_find_newest)
     if newest and ms_of(newest) - now_ms <= MAX_AHEAD_MS:
         ids.continue_after(newest)

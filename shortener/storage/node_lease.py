@@ -1,4 +1,4 @@
-"""Leases of node numbers: no two processes that serve from a PostgreSQL database generate ids with the same number.
+"""This module leases node numbers: no two processes that serve from a PostgreSQL database generate ids with the same number.
 
 A number is leased in a row of `node_leases` for LEASE_SECONDS of the database's clock, and renewed every RENEW_SECONDS. A process
 that stops returns its number. If another process has the number, because this one could not renew its lease in time, it takes a
@@ -24,7 +24,7 @@ from shortener.storage.schema import node_leases
 
 log = structlog.get_logger(__name__)
 
-FIRST_COMMAND_NODE = 896  # Commands use node numbers from here on; processes that serve lease lower numbers.
+FIRST_COMMAND_NODE = 896  # Commands use node numbers from this one on. Processes that serve lease lower numbers.
 LEASE_SECONDS = 600.0
 RENEW_SECONDS = 30.0
 
@@ -44,7 +44,8 @@ class NodeLease:
         self.node = -1
 
     async def step(self) -> int:
-        """Lease a node number, or renew the lease. Return 0, which means no more work for this job. Raise StoreUnavailable."""
+        """Lease a node number, or renew the lease. Return 0, because this job has no more work. Raise StoreUnavailable if the
+        database is unavailable."""
         if self.node < 0 or not await self._database.write(_renew, self.node, self._owner):
             node = await self._database.write(_lease, self._owner)
             if self.node >= 0:

@@ -1,9 +1,10 @@
-"""Wake-up events between processes: LISTEN and NOTIFY of PostgreSQL on a separate connection.
+"""This module sends wake-up events between processes, with LISTEN and NOTIFY of PostgreSQL on a separate connection.
 
 A wake-up event only makes a job run earlier, because every job also polls. Nothing here raises an error. While there is no
 connection, events are lost, and the notifier tries a new connection every RECONNECT_SECONDS. There is no connection if the database
-is down, or if PgBouncer in transaction mode is between, which does not support LISTEN. Each NOTIFY is a transaction of its own and
-covers many calls of `notify`. As part of the transactions that write events, it would make their commits wait for each other.
+is down, or if the process connects through PgBouncer in transaction mode, which does not support LISTEN. Each NOTIFY is a
+transaction of its own and covers many calls of `notify`. If the transactions that write events contained the NOTIFY, their commits
+would wait for each other.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ MIN_INTERVAL_SECONDS = 0.02  # The minimum pause between two NOTIFY transactions
 
 
 class PostgresNotifier:
-    """Sends and receives named wake-up events. `dsn` has the form that asyncpg accepts."""
+    """A sender and receiver of named wake-up events. `dsn` is the URL of the database in the form that asyncpg accepts."""
 
     def __init__(self, dsn: str) -> None:
         self._dsn = dsn

@@ -1,4 +1,4 @@
-"""Open the SQLite or PostgreSQL database of a URL."""
+"""This module opens the SQLite or PostgreSQL database that a URL selects."""
 
 # Tested by tests/storage/test_database.py
 
@@ -18,11 +18,10 @@ def sqlite_path(url: str) -> Path | None:
 
 
 async def open_database(url: str, *, owner: bool, pool_size: int = 8, timeout: float | None = None) -> Database:
-    """Open the database of a URL. Raise StoreUnavailable.
-
-    `owner`: this process serves from the database (see sqlite.py). `pool_size` and `timeout`: see postgres.py."""
+    """Open the database that a URL selects. Raise StoreUnavailable if it cannot be opened. `owner` is true if this process serves
+    from the database (see sqlite.py). `pool_size` and `timeout` are described in postgres.py."""
     if path := sqlite_path(url):
         return SqliteDatabase(path, owner=owner)
-    from shortener.storage.postgres import PostgresDatabase  # SQLite needs no asyncpg
+    from shortener.storage.postgres import PostgresDatabase  # imported here, because SQLite does not need asyncpg
 
     return await PostgresDatabase.open(url, pool_size=pool_size, timeout=timeout)

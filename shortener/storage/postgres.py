@@ -1,4 +1,4 @@
-"""PostgreSQL over asyncpg, for any number of processes, each with its own connection pool.
+"""This module implements `Database` for PostgreSQL with asyncpg, for any number of processes, each with its own connection pool.
 
 Transactions run at READ COMMITTED. A conditional update or a unique index ensures that something happens only once, never a check
 before
@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 MAX_ATTEMPTS = 5
 _RETRYABLE = {"40001", "40P01"}  # SQLSTATEs of transactions that are repeated: serialization_failure and deadlock_detected.
-#: SQLSTATEs after which a connection is not usable: the server shuts down, or has become a read-only standby (25006).
+#: SQLSTATEs after which a connection can no longer be used: the server shuts down, or has become a read-only standby (25006).
 _DISCONNECTED = {"57P01", "57P02", "57P03", "25006"}
 CONNECT_TIMEOUT_SECONDS = 5.0
 CLOSE_SECONDS = 0.5  # The longest time that a connection waits until the server has closed it.
@@ -43,7 +43,7 @@ _PREPARED_STATEMENTS = "prepared_statements"
 
 
 class PostgresDatabase:
-    """A PostgreSQL database. The methods are those of `Database`."""
+    """A PostgreSQL database. It has the methods of `Database`."""
 
     dialect: Literal["postgresql"] = "postgresql"
 
@@ -55,7 +55,7 @@ class PostgresDatabase:
 
     @classmethod
     async def open(cls, url: str, *, pool_size: int = 8, timeout: float | None = None) -> PostgresDatabase:
-        """Connect to PostgreSQL. Raise StoreUnavailable. The parameters are described at `async_engine`."""
+        """Connect to PostgreSQL. Raise StoreUnavailable if this fails. The parameters are described at `async_engine`."""
         database = cls(async_engine(url, pool_size=pool_size, timeout=timeout))
         try:
             await database.read(_check)
@@ -114,9 +114,8 @@ class PostgresDatabase:
 def async_engine(url: str, *, pool_size: int = 8, timeout: float | None = None) -> AsyncEngine:
     """Return an engine with a connection pool.
 
-    `pool_size` connections stay open, and the engine opens the same number in addition under load. `timeout` is the time limit
-    of a statement in
-    seconds; None means no limit."""
+    `pool_size` connections stay open, and under load the engine opens up to the same number of further connections. `timeout` is
+    the time limit of a statement in seconds; None means no limit."""
     dsn, prepared = split_url(url)
     options: dict[str, Any] = {}
     if not prepared:

@@ -1,9 +1,9 @@
-"""Connect to PostgreSQL by a URL with one or several hosts.
+"""This module connects to PostgreSQL by a URL with one or several hosts.
 
 asyncpg tries the hosts of a URL one after the other within one time limit. A machine that lost its network answers nothing, so a
 connection to it uses the whole limit, and the standby that replaced it would never be tried. `connect` starts with the first host,
-and adds the next one whenever a host fails or needs longer than HOST_DELAY_SECONDS. The first host that meets the requirement
-wins.
+and adds the next one whenever a host fails or needs longer than HOST_DELAY_SECONDS. The first host that meets the requirement of
+`target_session_attrs` is used.
 
 With several hosts, the default of `target_session_attrs` is `read-write`, because every process of this service writes.
 """
@@ -21,7 +21,7 @@ _ATTRIBUTES = "target_session_attrs"
 
 
 def split_hosts(url: str) -> list[str]:
-    """Return one URL for each host of a URL in libpq's form: hosts are in the address or in the parameter `host`.
+    """Return one URL for each host of a URL in libpq's form: hosts are in the host part of the URL or in its parameter `host`.
 
     A URL with one host, or with a number of ports that does not fit its hosts, is returned unchanged."""
     parts = urlsplit(url)
@@ -48,7 +48,8 @@ def split_hosts(url: str) -> list[str]:
 async def connect(url: str, *, timeout: float, **options: Any) -> Any:
     """Return a connection of asyncpg. `timeout` is the limit in seconds for each host. `options` are those of `asyncpg.connect`.
 
-    Raise OSError, PostgresError or InterfaceError. If none of several hosts can be used, the error names the reason of each.
+    Raise OSError, PostgresError or InterfaceError. If none of several hosts can be used, the error text contains the reason for
+    each.
     """
     urls = split_hosts(url)
     if len(urls) == 1:
@@ -82,7 +83,7 @@ def _reason(task: asyncio.Task[Any]) -> str:
 
 
 def _give_up(task: asyncio.Task[Any]) -> None:
-    """Cancel an attempt to connect. Close its connection if the attempt succeeds in spite of that."""
+    """Cancel an attempt to connect. Close its connection if the attempt succeeds nevertheless."""
     task.add_done_callback(_close_connection)
     task.cancel()
 

@@ -1,8 +1,8 @@
-"""Execution of hand-written SQL statements that run for every batch of hits, conversions or deliveries.
+"""This module executes hand-written SQL statements that run for every batch of hits, conversions or deliveries.
 
 On SQLite these bypass SQLAlchemy, whose work for each statement takes longer than the work of SQLite. The statements are part of
-the transaction of the connection. Errors are the same exceptions as those of SQLAlchemy, so callers and `store_errors` see no
-difference.
+the transaction of the connection. Errors are the same exceptions as those of SQLAlchemy, so callers and `store_errors` handle them
+in the same way.
 """
 
 # Tested by tests/storage/test_bulk.py
@@ -31,7 +31,7 @@ def execute(connection: Connection, statement: str, *parameters: object) -> sqli
 
 
 def value(connection: Connection, statement: str, *parameters: object) -> Any:
-    """Return the single value that a SQLite query returns, on any connection."""
+    """Run a SQLite query and return its single value. This works on connections of the writer and of readers."""
     if connection.dialect.is_async:  # The connection of a reader belongs to a thread of aiosqlite.
         return connection.exec_driver_sql(statement, parameters).scalar_one()
     cursor = execute(connection, statement, *parameters)
@@ -62,7 +62,7 @@ def bulk_parameters(connection: Connection, rows: Sequence[Sequence[object]]) ->
 def execute_bulk(connection: Connection, statements: Mapping[str, str], rows: Sequence[Sequence[object]]) -> int:
     """Run a statement with `bulk_parameters` for these rows. Return how many rows it changed.
 
-    `statements` has one statement for each engine. Without rows, nothing runs."""
+    `statements` has one statement for each engine. If there are no rows, run no statement."""
     if not rows:
         return 0
     values = bulk_parameters(connection, rows)

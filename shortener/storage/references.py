@@ -1,8 +1,7 @@
-"""The references between tables: the rows of one table belong to rows of another.
-
-The database enforces `ENFORCED`: a foreign key on PostgreSQL, a trigger on SQLite (docs/decisions/0023). These are tables that
-change rarely. `VERIFIED` are the tables of messages and clicks, in which a check of each new row would cost time on the path of a
-click. The transactions of the service keep these references. `shortener verify` reports rows that violate any of them.
+"""This module lists the references between tables, and finds rows that violate them. The database enforces the references in
+`ENFORCED`: a foreign key on PostgreSQL, a trigger on SQLite (docs/decisions/0023). These are references of tables that change
+rarely. `VERIFIED` contains the references of messages and clicks, where a check of each new row would slow down clicks. The
+transactions of the service keep these references. `shortener verify` reports rows that violate any of them.
 """
 
 # Tested by tests/storage/test_references.py
@@ -31,7 +30,7 @@ class Reference(NamedTuple):
 
 
 class Orphan(NamedTuple):
-    """A row that refers to a row that does not exist."""
+    """A row whose reference contains the id of a row that does not exist."""
 
     reference: str
     id: int

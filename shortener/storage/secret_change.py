@@ -1,9 +1,9 @@
-"""The adoption of a new secret by a database whose secret was lost.
+"""This module makes a new secret the secret of a database whose secret was lost.
 
 Columns that contain encrypted values are marked in the schema with `info={"encrypted": NAME}`. `adopt` removes the values that the
 new secret cannot decrypt. A tracker or gateway that loses a value is disabled: its deliveries wait until an operator sets the
-values again and enables it, so no receiver gets a request without its signature or credentials. A person who loses the second
-factor also loses the password. Codes of links do not depend on the secret, so links go on working.
+values again and enables it, so no receiver gets a request without its signature or credentials. The password of an operator whose
+second factor is removed is removed too. Codes of links do not depend on the secret, so links continue to redirect.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ DISABLED_REASON = "the secret of the installation was lost; set the values that 
 
 @dataclass(frozen=True, slots=True)
 class LostValue:
-    """A value that was encrypted with the lost secret. `owner` is the table and `id` the id of its row."""
+    """A value that was encrypted with the lost secret. `owner` is the name of the table, and `id` the id of the row."""
 
     owner: str
     id: int
@@ -65,5 +65,5 @@ def adopt(connection: Connection, secret: Secret) -> list[LostValue]:
 
 
 def fingerprint_of(connection: Connection) -> str | None:
-    """Return the fingerprint of the secret to which this database belongs; None before the first start."""
+    """Return the fingerprint of the secret of this database; None before the first start."""
     return get(connection, FINGERPRINT)

@@ -1,10 +1,9 @@
-"""SQLite with one writer thread, which has the only writing connection, and read-only connections over aiosqlite.
-
-A whole transaction costs one change of thread. With aiosqlite each statement would cost one (docs/decisions/0002). Every
-transaction begins with BEGIN IMMEDIATE: a deferred transaction that reads before it writes can fail with SQLITE_BUSY at once,
-without the timeout. With WAL and synchronous=FULL, a committed transaction survives a power failure. Only the process that serves
-makes checkpoints (checkpoint.py). It holds a lock on a file next to the database, so a second server does not start. If the
-database file is deleted or replaced while it is open, every write raises StoreUnavailable.
+"""This module implements `Database` for SQLite: one writer thread has the only connection that writes, and readers use read-only
+connections with aiosqlite. A whole transaction costs one change of thread. With aiosqlite, each statement would cost one
+(docs/decisions/0002). Every transaction begins with BEGIN IMMEDIATE: a deferred transaction that reads before it writes can fail
+with SQLITE_BUSY at once, without the timeout. With WAL and synchronous=FULL, a committed transaction survives a power failure. Only
+the process that serves makes checkpoints (checkpoint.py). It holds a lock on a file next to the database, so a second server does
+not start. If the database file is deleted or replaced while it is open, every write raises StoreUnavailable.
 
 The WAL cannot restart while a reader uses an old snapshot, so it grows with every commit. Therefore a read of the process that
 serves ends after MAX_READ_SECONDS with StoreUnavailable. Readers of other processes, such as a backup, cannot be ended; the
@@ -67,14 +66,15 @@ _READER_PRAGMAS = (f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}", "PRAGMA query_only=
 
 
 class SqliteDatabase:
-    """A SQLite database file. The methods are those of `Database`."""
+    """A SQLite database file. It has the methods of `Database`."""
 
     dialect: Literal["sqlite"] = "sqlite"
 
     def __init__(self, path: Path, *, owner: bool) -> None:
         """Open the SQLite file. Create the file and its folder if they do not exist.
 
-        `owner`: this process serves from the file, as the only one. Raise StoreUnavailable if another process does."""
+        `owner` is true if this process serves from the file; only one process can. Raise StoreUnavailable if another process
+        does."""
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._path = path
         self._lock = _take_ownership(path) if owner else None
@@ -90,7 +90,8 @@ class SqliteDatabase:
         _prepare(self._engine, _WRITER_PRAGMAS)
         with store_errors():
             self._writer = self._engine.connect()
-            self._driver: Any = self._writer.connection.driver_connection  # The sqlite3 connection of the writer thread.
+            # The connection of the writer thread, as an object of the module sqlite3.
+            self._driver: Any = self._writer.connection.driver_connection
             self._file = _identity(path)
         self.has_failed_writes = False
         # Readers open the file with mode=ro, so they cannot write.
@@ -167,7 +168,8 @@ class SqliteDatabase:
                 self._driver.rollback()
             raise
         finally:
-            if self._writer.in_transaction():  # SQLAlchemy has begun a transaction of its own at the first statement.
+            # SQLAlchemy has begun a transaction object at the first statement, so it must be ended too.
+            if self._writer.in_transaction():
                 self._writer.rollback()
         return result
 
@@ -243,11 +245,11 @@ def _prepare(engine: Engine, pragmas: Sequence[str], begin: str | None = None) -
             connection.exec_driver_sql(begin)
 
 
-_LIMIT = "read limit"  # The key of the limit in the information of a connection of the pool.
+_LIMIT = "read limit"  # The key of the _ReadLimit in the `info` dict of a pooled connection.
 
 
 class _ReadLimit:
-    """The end of the current read of a connection, on the monotonic clock. SQLite calls the object while it runs a statement."""
+    """The time limit of the current read on a connection. SQLite calls the object while it runs a statement."""
 
     def __init__(self) -> None:
         self.ends_at = math.inf

@@ -1,4 +1,4 @@
-"""Column types that store the same values on SQLite and PostgreSQL: times, amounts of money, JSON values."""
+"""The column types for times, amounts of money and JSON values, which store the same values on SQLite and PostgreSQL."""
 
 # Tested by tests/storage/test_database.py
 
@@ -80,7 +80,7 @@ def iso_of_ms(ms: int | None) -> str | None:
 
 
 def to_iso(at: datetime | None) -> str | None:
-    """Return the time as ISO 8601 in UTC with a Z. It has milliseconds if they are not zero."""
+    """Return the time as ISO 8601 in UTC with a Z. The text contains milliseconds if they are not zero."""
     if at is None:
         return None
     utc = at.astimezone(UTC)

@@ -1,4 +1,4 @@
-"""Rows in memory as a table that an SQL statement can join.
+"""This module passes rows from memory to an SQL statement as a table that it can join.
 
 The text of the statement and the number of parameters do not depend on the number of rows. With `IN (...)`, each number of rows
 would be

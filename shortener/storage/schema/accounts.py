@@ -1,4 +1,4 @@
-"""The tables of the installation: applications, keys, domains, and what the processes that serve share."""
+"""The tables of applications, keys and domains, and of values that all processes of the installation share."""
 
 # Tested by tests/storage/test_migrate.py
 

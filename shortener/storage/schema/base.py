@@ -1,4 +1,4 @@
-"""The collection of all tables, and the type of their ids."""
+"""The SQLAlchemy metadata that all tables belong to, and the column type of ids."""
 
 # Tested by tests/storage/test_migrate.py
 

@@ -14,7 +14,8 @@ prices = Table(
     "prices",
     metadata,
     Column("application_id", Integer, primary_key=True, autoincrement=False),
-    Column("prefix", Text, primary_key=True),  # Digits without a plus sign; "" for all other numbers.
+    # The first digits of the phone numbers, without a plus sign; "" is the price for all numbers without a longer prefix.
+    Column("prefix", Text, primary_key=True),
     Column("price", Money, nullable=False),
 )
 

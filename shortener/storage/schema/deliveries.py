@@ -45,7 +45,8 @@ trackers = Table(
     Column("failures_in_row", Integer, nullable=False, server_default="0"),
     Column("open_until", Instant),  # The circuit breaker is open until this time; one probe delivery follows.
     Column("opened_at", Instant),  # The time when the circuit breaker opened.
-    # The backlog of a tracker that has recovered is released at a limited rate. This is the time up to which it is released.
+    # The backlog of a tracker that has recovered is released at a limited rate. This column is the time up to which the rate is
+    # used up: the next delivery may be sent after it.
     Column("recovering_at", Instant),
     Column("last_success_at", Instant),
     Column("last_failure_at", Instant),
@@ -57,7 +58,7 @@ trackers = Table(
     Column("rate", Float),
     Column("rate_ceiling", Float),
     Column("rate_lowered_at", Instant),
-    Column("paced_until", Instant),  # The allowed deliveries are used up until this time.
+    Column("paced_until", Instant),  # The rate is used up until this time: the next delivery may be sent after it.
     # The id of a deleted tracker must never be reused, because its deliveries would go to the new tracker.
     sqlite_autoincrement=True,
 )
@@ -78,14 +79,15 @@ deliveries = Table(
     Column("attempt", SmallInteger, nullable=False),  # The number of attempts that were started.
     # The number of attempts that do not count towards the maximum: those before the last replay, and 429 responses.
     Column("base_attempt", SmallInteger, nullable=False, server_default="0"),
-    # The queue within the tracker. 0: deliveries at their first attempt; 1: all other deliveries.
+    # The queue within the tracker. 0: deliveries that wait for their first attempt; 1: deliveries that wait for a retry.
     Column("queue", SmallInteger, nullable=False, server_default="0"),
     # The time of the next attempt. During an attempt it is the end of the lease, after which a lost attempt is repeated.
     Column("next_at", Instant, nullable=False),
     Column("lease_until", Instant),
     # The time when `next_at` was set; NULL: when the delivery was created (delivery/clock_steps.py).
     Column("scheduled_at", Instant),
-    Column("held_since", Instant),  # The time since when only failures of this host (not of the tracker) delay the delivery.
+    # The time since which only failures of this host, and not of the tracker, have delayed the delivery.
+    Column("held_since", Instant),
     Column("created_at", Instant, nullable=False),
     Column("restarted_at", Instant),  # The time of the last replay of the delivery.
     Column("finished_at", Instant),

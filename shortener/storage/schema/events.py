@@ -35,8 +35,9 @@ OTHER_EVENTS = "coalesce(hit_id, 0) <> id"
 #: This value of `facts` marks a quarantined event: the fan-out could not build its facts. Such an event has no deliveries.
 QUARANTINED = {"set_aside": True}
 
-#: The event log. `topics` has the bits of model.Topic under which the event is published. `data` has what only the creator of the
-#: event knew. `facts` is the snapshot for the bodies of deliveries; the fan-out builds it if a tracker subscribes to the event.
+#: The event log. `topics` contains the bits of the model.Topic values under which the event is published. `data` contains the facts
+#: that cannot be read from other tables. `facts` is the snapshot for the bodies of deliveries; the fan-out builds it if a tracker
+#: subscribes to the event.
 events = Table(
     "events",
     metadata,
@@ -69,7 +70,8 @@ _other = text("coalesce(others.hit_id, 0) <> others.id")
 
 
 def events_of(wanted: Sequence[int] | BindParameter[int]) -> ColumnElement[bool]:
-    """Return the SQL condition for the events of these messages. `wanted` are row ids of messages, or a parameter for them."""
+    """Return the SQL condition for the events of these messages. `wanted` contains row ids of messages, or is an SQL parameter for
+    them."""
     other = (_other, _others.c.message_id.in_(wanted))
     return events.c.id.in_(
         union_all(
@@ -84,7 +86,7 @@ def events_of(wanted: Sequence[int] | BindParameter[int]) -> ColumnElement[bool]
 def is_event_of_message() -> tuple[ColumnElement[bool], ...]:
     """Return SQL conditions for the events of the message of an outer query.
 
-    Each event fulfils at least one condition. Each condition uses an index."""
+    Each event of the message fulfils at least one of these conditions, and each condition uses an index."""
     other = and_(_other, _others.c.message_id == messages.c.id)
     return (
         and_(first_clicks.c.id == messages.c.id, events.c.id == first_clicks.c.hit_id),

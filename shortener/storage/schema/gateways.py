@@ -73,17 +73,19 @@ sends = Table(
     Column("text", Text),  # The text of the message; NULL as soon as the gateway has accepted it or it was given up.
     Column("attempt", SmallInteger, nullable=False, server_default="0"),  # The number of attempts that were started.
     Column("base_attempt", SmallInteger, nullable=False, server_default="0"),  # The number of attempts that do not count.
-    Column("queue", SmallInteger, nullable=False, server_default="0"),  # 0: messages at their first attempt; 1: all others.
+    # 0: messages that wait for their first attempt; 1: messages that wait for a retry.
+    Column("queue", SmallInteger, nullable=False, server_default="0"),
     # The time of the next attempt. During an attempt it is the end of the lease.
     Column("next_at", Instant, nullable=False),
     Column("lease_until", Instant),
     # Whether the gateway may have accepted an earlier attempt although its response was not received.
     Column("doubtful", Boolean, nullable=False, server_default=false()),
     Column("cost", Money),  # The price of the message; NULL: there is no price.
-    Column("refunded", Boolean, nullable=False, server_default=false()),  # Whether the cost was returned, because it was not sent.
+    # Whether the cost was refunded, because the message was not sent.
+    Column("refunded", Boolean, nullable=False, server_default=false()),
     Column("created_at", Instant, nullable=False),
     Column("finished_at", Instant),
-    Column("gateway_message_id", Text),  # The id by which the gateway reports about the message.
+    Column("gateway_message_id", Text),  # The id of the message in the gateway's delivery reports.
     Column("last_status", Integer),  # The status of the last response: an HTTP status, or a command status of SMPP.
     Column("last_error", Text),
     Index("sends_due", "gateway_id", "queue", "next_at", sqlite_where=text("status = 0"), postgresql_where=text("status = 0")),

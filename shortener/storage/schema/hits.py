@@ -30,10 +30,11 @@ hits = Table(
     Column("flags", SmallInteger, nullable=False),  # The bits of model.HitFlag.
     Column("address", Text, nullable=False),
     Column("user_agent", Text, nullable=False),
-    # The verdict at the time of recording; NULL if the verdict has not changed since (clicks/verdicts/reclassify.py).
+    # The verdict that the hit had when it was recorded; NULL if the verdict has not changed since (clicks/verdicts/reclassify.py).
     Column("first_verdict", SmallInteger),
     Column("first_rule", Text),
-    Column("country", Text),  # The ISO 3166 code of the client address; NULL if unknown, or if no network list was set.
+    # The ISO 3166 code of the country of the client's IP address; NULL if it is unknown, or if no network list was configured.
+    Column("country", Text),
     Index("hits_by_link", "link_id", sqlite_where=text(OTHER_HITS), postgresql_where=text(OTHER_HITS)),
 )
 

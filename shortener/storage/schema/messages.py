@@ -82,7 +82,7 @@ early_hits = Table(
     metadata,
     Column("id", RowId, primary_key=True, autoincrement=False),  # The row id of the message.
     Column("at", Instant, nullable=False),  # The time of the first hit before the message was reported as sent.
-    # Whether a report about the message has arrived since the hit.
+    # Whether a delivery report about the message has arrived since the hit.
     Column("is_due", Boolean, nullable=False, server_default=false()),
     Index("early_hits_by_at", "at"),
     Index("early_hits_due", "id", sqlite_where=text("is_due"), postgresql_where=text("is_due")),
@@ -161,7 +161,8 @@ link_updates = Table(
     Column("counted", BigInteger, nullable=False, server_default="0"),
     Column("done", BigInteger, nullable=False, server_default="0"),
     Column("changed", BigInteger, nullable=False, server_default="0"),
-    # The progress of the update: it has processed the index range of this number up to `cursor`, up to `last_message_id`.
+    # The progress of the update: the number of the index range that it processes, the position `cursor` up to which it has
+    # processed the range, and the message id `last_message_id` at which it ends.
     Column("last_message_id", BigInteger, nullable=False),
     Column("range_index", Integer, nullable=False, server_default="0"),
     Column("cursor", BigInteger, nullable=False, server_default="0"),

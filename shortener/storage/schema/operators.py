@@ -15,10 +15,12 @@ operators = Table(
     metadata,
     Column("id", Integer, primary_key=True),
     Column("name", Text, nullable=False),
-    Column("name_key", Text, nullable=False, unique=True),  # The name by which an operator is found: without differences of case.
+    # The name of the operator in a form that ignores case, by which an operator is found.
+    Column("name_key", Text, nullable=False, unique=True),
     Column("password_hash", Text),  # The Argon2 hash of the password; NULL: the invitation is not accepted yet.
     Column("password_changed_at", Instant),
-    # The encrypted secret of the second factor; NULL: there is none. If it is lost, the password alone must not be enough.
+    # The encrypted secret of the second factor; NULL: there is none. If the secret is lost, the password is removed too, because
+    # the password alone must not be enough to sign in.
     Column("totp_secret", Text, info={"encrypted": "second factor", "clears": ("password_hash",)}),
     Column("totp_step", BigInteger),  # The time step of the latest accepted code, because each code is valid once.
     Column("theme", Text, nullable=False, server_default="system"),
@@ -46,7 +48,7 @@ operator_invitations = Table(
     Column("id", Integer, primary_key=True),
     Column("operator_id", Integer, nullable=False, index=True),
     Column("hash", Text, nullable=False, unique=True),
-    Column("may_rename", Boolean, nullable=False, server_default=false()),  # Whether the operator chooses the name.
+    Column("may_rename", Boolean, nullable=False, server_default=false()),  # Whether the invited operator may choose another name.
     Column("created_at", Instant, nullable=False),
     Column("expires_at", Instant, nullable=False),
     Column("used_at", Instant),
@@ -70,7 +72,7 @@ operator_sessions = Table(
     Column("hash", Text, nullable=False, unique=True),  # A hash of the token in the cookie.
     Column(
         "needs_code", Boolean, nullable=False, server_default=false()
-    ),  # The password was correct; the second factor is missing.
+    ),  # Whether the password was correct, but the code of the second factor was not entered yet.
     Column("created_at", Instant, nullable=False),
     Column("seen_at", Instant, nullable=False),
     Column("expires_at", Instant, nullable=False, index=True),
@@ -80,7 +82,7 @@ operator_sessions = Table(
     sqlite_autoincrement=True,  # The audit log names sessions by their ids.
 )
 
-#: Failed sign-ins by name and by network, from which the delay of the next attempt follows, and the networks from which a name has
+#: Failed sign-ins by name and by network, which determine the delay of the next attempt, and the networks from which a name has
 #: signed in (portal/sign_in_delays.py).
 sign_in_failures = Table(
     "sign_in_failures",
@@ -97,8 +99,8 @@ audit_log = Table(
     metadata,
     Column("id", RowId, primary_key=True, autoincrement=False),
     Column("at", Instant, nullable=False),
-    Column("operator_id", Integer),  # NULL: nobody was signed in, or the command line acted.
-    Column("operator", Text, nullable=False),  # The name at that time.
+    Column("operator_id", Integer),  # NULL: nobody was signed in, or the action was made on the command line.
+    Column("operator", Text, nullable=False),  # The name of the operator when the action was recorded.
     Column("session_id", Integer),
     Column("network", Text, nullable=False),
     Column("action", Text, nullable=False),

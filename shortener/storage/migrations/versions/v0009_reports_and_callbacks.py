@@ -1,4 +1,5 @@
-"""Add callback secrets of applications, client certificates of trackers, sent expiry notices of API keys, hits before SENT"""
+"""Add columns for callback secrets of applications and client certificates of trackers, and tables for expiry notices and early
+hits"""
 
 # Tested by tests/storage/test_migrate.py
 

@@ -1,4 +1,4 @@
-"""Add a rate limit for each API key"""
+"""Add a column for the rate limit of each API key"""
 
 # Tested by tests/storage/test_migrate.py
 
