@@ -40,9 +40,9 @@ class Run:
         self.seconds = 4.0 if quick else 10.0
         self.many = 200_000 if quick else 1_000_000
         self.most = 1_000_000 if quick else 10_000_000
-        self.newest = 500_000 if quick else 1_000_000  # number of the newest links that get clicks
-        self.folder: Path | None = None  # for large files; None: the system's folder for temporary files
-        self.baseline = 0.0  # responses per second
+        self.newest = 500_000 if quick else 1_000_000  # the number of newest links that get the clicks
+        self.folder: Path | None = None  # folder of the databases; None: the system's temporary folder
+        self.baseline = 0.0  # responses per second of the bare ASGI application
         self.figures: list[Figure] = []
 
     def add(
@@ -57,14 +57,14 @@ class Run:
 
 
 def check_recorded(server: Server, before: int, responses: int, slack: int = 64) -> None:
-    """Exit if a 302 that wrk counted has no row. wrk may leave one unfinished request per connection."""
+    """Exit if the database has no row for a 302 response that wrk counted. wrk may leave one unfinished request per connection."""
     recorded = server.query("SELECT count(*) FROM hits") - before
     if not responses <= recorded <= responses + slack:
         sys.exit(f"the run is void: {responses} redirects were sent, but {recorded} hits are in the database")
 
 
 def settled(server: Server, table: str = "hits") -> int:
-    """Return the number of rows after the unfinished requests of wrk are done."""
+    """Wait until the server has finished the last requests of wrk. Return the number of rows."""
     time.sleep(0.5)
     rows: int = server.query(f"SELECT count(*) FROM {table}")
     return rows
@@ -148,7 +148,7 @@ def rewrites(run: Run) -> None:
 
 
 def conversions(run: Run) -> None:
-    """Measure reports of conversions, one for each message."""
+    """Measure conversion reports, one for each message."""
     with rig.server() as server:
         load = loads.conversions(server, CONVERTED_MESSAGES).run(run.seconds)
         stored = server.query("SELECT count(*) FROM conversions")
@@ -228,7 +228,9 @@ def purging(run: Run) -> None:
     try:
         with growth.empty_database("sqlite", folder) as url:
             codes = asyncio.run(growth.fill(url, folder, links, 112, 0.2, found))
-            growth.clicks_during_a_purge(url, folder, codes, 112, max(run.seconds, 10), found)  # long enough for two checkpoints
+            growth.clicks_during_a_purge(
+                url, folder, codes, 112, max(run.seconds, 10), found
+            )  # this duration is long enough for two checkpoints
     finally:
         shutil.rmtree(folder)
     without, beside = found.clicks["without"].p99, found.clicks["with"].p99
@@ -334,13 +336,13 @@ WORKS: dict[str, Callable[[Run], None]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="use 200,000 links and short runs")
-    parser.add_argument("--only", choices=WORKS, nargs="+", help="measure only these parts of the table")
+    parser.add_argument("--only", choices=WORKS, nargs="+", help="measure only these parts of the report")
     parser.add_argument(
-        "--compare", type=Path, metavar="CHECKOUT", help="measure the code in this folder too, in alternating rounds"
+        "--compare", type=Path, metavar="CHECKOUT", help="also measure the code in this folder, in rounds that alternate"
     )
-    parser.add_argument("--folder", type=Path, help="folder for large files")
+    parser.add_argument("--folder", type=Path, help="folder for the databases (default: the system's temporary folder)")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
-    parser.add_argument("--chart", type=Path, help="write a bar chart as SVG")
+    parser.add_argument("--chart", type=Path, help="write a bar chart of the ratios to this SVG file")
     options = parser.parse_args()
     rig.need_wrk()
     run = Run(options.quick)

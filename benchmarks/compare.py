@@ -19,7 +19,7 @@ from benchmarks.loads import Work
 from benchmarks.rig import Figure, Load, Server
 
 ROUNDS = 5  # number of measurements of each load and each checkout
-CONVERTIBLE_MESSAGES = 12_000  # messages per second of a round: each report is the first one of its message
+CONVERTIBLE_MESSAGES = 12_000  # messages per second of a round, so that each message gets only one conversion report
 
 
 @dataclass(frozen=True)

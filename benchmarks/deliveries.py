@@ -64,13 +64,17 @@ def main() -> int:
     speed.set_defaults(run=measure_speed)
     isolation = modes.add_parser("isolation")
     isolation.add_argument("--seconds", type=float, default=2.0, help="duration of each measurement in seconds")
-    isolation.add_argument("--rounds", type=int, default=20, help="number of measurements with the hanging trackers (and without)")
+    isolation.add_argument(
+        "--rounds", type=int, default=20, help="number of measurements with, and as many without, the hanging trackers"
+    )
     isolation.add_argument("--hanging", type=int, default=1, help="number of trackers that never respond")
-    isolation.add_argument("--concurrency", type=int, help="concurrency of these trackers, default: that of the settings")
+    isolation.add_argument(
+        "--concurrency", type=int, help="concurrency of the hanging trackers (default: the default of the settings)"
+    )
     isolation.set_defaults(run=measure_isolation)
     backlog = modes.add_parser("backlog")
     backlog.add_argument("--deliveries", type=int, default=100_000)
-    backlog.add_argument("--rate", type=int, default=200, help="clicks a second")
+    backlog.add_argument("--rate", type=int, default=200, help="clicks per second")
     backlog.add_argument("--seconds", type=float, default=15.0)
     backlog.set_defaults(run=measure_backlog)
     options = parser.parse_args()
@@ -79,7 +83,7 @@ def main() -> int:
     return 0 if met else 1
 
 
-# The rate of deliveries.
+# Functions that measure the rate of deliveries.
 
 
 def measure_speed(options: argparse.Namespace, sink: Sink) -> bool:
@@ -130,7 +134,7 @@ async def post_with_httpx(port: int) -> float:
         return share * HTTPX_IN_FLIGHT / (time.perf_counter() - start)
 
 
-# Isolation.
+# Functions that measure whether a hanging tracker delays others.
 
 
 def measure_isolation(options: argparse.Namespace, sink: Sink) -> bool:
@@ -157,7 +161,7 @@ async def isolate(options: argparse.Namespace, sink: Sink) -> bool:
         # The rounds are short and alternate, so that variations of the machine affect both kinds.
         milliseconds: dict[bool, list[float]] = {False: [], True: []}
         with server(Path(folder)) as (port, _):
-            await click(port, codes, clicks_a_second, options.seconds / 2)  # warm-up
+            await click(port, codes, clicks_a_second, options.seconds / 2)  # warm-up clicks, which are not measured
             async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
                 client.headers["X-API-Key"] = first.api_key
                 for round_ in range(2 * options.rounds):
@@ -175,7 +179,7 @@ async def isolate(options: argparse.Namespace, sink: Sink) -> bool:
     return with_hanging_tracker <= without * MAX_ISOLATION_RATIO
 
 
-# Backlog.
+# Functions that measure redirects during many deliveries.
 
 
 def measure_backlog(options: argparse.Namespace, sink: Sink) -> bool:
@@ -183,7 +187,7 @@ def measure_backlog(options: argparse.Namespace, sink: Sink) -> bool:
 
 
 async def clear(options: argparse.Namespace, sink: Sink) -> bool:
-    """Print the latencies and the memory. Return whether the targets are met."""
+    """Print the latencies of redirects and the memory of the server during many deliveries. Return whether the targets are met."""
     with tempfile.TemporaryDirectory() as folder:
         service = await open_service(load({}, data_dir=Path(folder), allow_private_targets=True))
         one, other = await applications(service, 2)
@@ -195,10 +199,10 @@ async def clear(options: argparse.Namespace, sink: Sink) -> bool:
         await service.close()
         assert first is not None
         with server(Path(folder), delivery_recovery_rate="100000") as (port, pid):
-            await click(port, codes, options.rate, 2)  # warm-up
+            await click(port, codes, options.rate, 2)  # warm-up clicks, which are not measured
             idle = await click(port, codes, options.rate, options.seconds)
             clicking = asyncio.create_task(click(port, codes, options.rate, options.seconds))
-            await asyncio.sleep(0.2)  # wait for the first clicks
+            await asyncio.sleep(0.2)  # the first clicks need this time
             async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
                 headers = {"X-API-Key": first.api_key}
                 (await client.patch(f"/api/v1/trackers/{tracker}", json={"enabled": True}, headers=headers)).raise_for_status()
@@ -220,7 +224,7 @@ def peak_megabytes(pid: int) -> float:
     return int(found[1]) / 1024
 
 
-# Preparation.
+# Functions that prepare the measurements.
 
 
 def quantile(values: Sequence[float], part: float) -> float:
@@ -244,13 +248,13 @@ async def add_tracker(service: Service, application: int, url: str, **options: A
 
 
 async def fill(service: Service, count: int, applications: int) -> None:
-    """Insert `count` messages with their first clicks and events, as the recorder writes them."""
+    """Insert `count` messages with first clicks and events, in the form in which the service stores them."""
     for start in range(0, count, BATCH_ROWS):
         await service.database.write(_fill, service, start, min(BATCH_ROWS, count - start), applications)
 
 
 async def unclicked(service: Service, count: int, *, application: int) -> Iterator[str]:
-    """Insert links without clicks. Return their codes."""
+    """Insert links that nobody has clicked. Return their codes."""
     await service.database.write(_unclicked, service, count, application)
     return (f"fresh{number}" for number in range(count))
 

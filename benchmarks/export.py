@@ -2,7 +2,7 @@
 
 Rewrites N messages (default: a million) of one link each through the API of a real server on SQLite, and exports them over HTTP.
 Reports the speed and the server's resident memory, before the export and after each tenth of the rows. After the first tenth the
-memory must not grow by more than MAX_GROWTH_MIB. Exits with 1 if it does, or if a row is missing.
+memory must not grow by more than MAX_GROWTH_MIB. Exits with 1 if it grows more, or if a row is missing.
 """
 
 from __future__ import annotations

@@ -58,9 +58,9 @@ SECRET = "the secret of a benchmark protects nothing 0123456789"
 BATCH_MESSAGES = 20_000  # messages per transaction
 RETENTION_DAYS = 90
 DAY_MS = 86_400_000
-DAILY_MESSAGES = 1_000_000  # messages per day, with which the rate of the purge is compared
+DAILY_MESSAGES = 1_000_000  # the report compares the rate of the purge with this number of messages per day
 PURGE_TIMEOUT_SECONDS = 900  # maximum wait until the purge deletes the first messages
-CLIENTS, PAUSE_MS = 16, 20  # connections of the clicks, and the pause of each between two clicks
+CLIENTS, PAUSE_MS = 16, 20  # number of connections that send clicks, and their pause between two clicks
 
 insert_messages = BulkInsert(
     schema.messages,
@@ -100,7 +100,7 @@ class Grown:
 
 
 class Rows:
-    """Writes the rows of messages sent every `interval_ms` since `start_ms`. `clicked` is the share of clicked ones."""
+    """Writes the rows of messages sent every `interval_ms` since `start_ms`. `clicked` is the share of clicked messages."""
 
     def __init__(self, start_ms: int, interval_ms: float, clicked: float, cohort: int) -> None:
         self._start_ms = start_ms
@@ -113,7 +113,7 @@ class Rows:
         self._used: set[str] = set()
 
     def _mint(self) -> str:
-        """Return a new code. Without the check, one in six runs of 10 million links would contain a code twice."""
+        """Return a new link code. Random codes repeat in one of six runs of 10 million links, so used codes are skipped."""
         while (code := self._codes.mint()) in self._used:
             pass
         self._used.add(code)
@@ -163,7 +163,7 @@ class Rows:
 
 
 def _facts(name: str, request: str, to: str, code: str, url: str) -> str:
-    """Return the JSON that the fan-out stores in an event for its deliveries."""
+    """Return the JSON data of an event that the fan-out stores for the bodies of deliveries."""
     facts = {
         "timestamp": "2026-11-20T12:00:13.000Z", "application_id": 1, "company_id": None, "message_id": name,
         "message_request_id": request, "external_message_request_id": "", "to_address": to, "phone_sha256": "0" * 64,
@@ -225,7 +225,7 @@ _SIZES = {
 
 
 def sizes(connection: Connection, links: int) -> dict[str, float]:
-    """Return the bytes per link of each table and index, largest first. Omits those below one byte."""
+    """Return the bytes per link of each table and index, largest first. Tables and indexes below one byte per link are omitted."""
     found = {name: size / links for name, size in connection.execute(text(_SIZES[connection.dialect.name]))}
     return {name: round(size, 1) for name, size in sorted(found.items(), key=lambda item: -item[1]) if size >= 1}
 
@@ -239,7 +239,9 @@ async def look_up(database: Database, codes: Sequence[str], times: int = 300) ->
         for _ in range(times):
             sample = chance.sample(codes, size)
             start = time.perf_counter()
-            targets = await database.write(queries.find_links, sample)  # in a write transaction, like the look-up for clicks
+            targets = await database.write(
+                queries.find_links, sample
+            )  # the service also looks up links of clicks in a write transaction
             seconds.append(time.perf_counter() - start)
             assert len(targets) == size
         seconds.sort()
@@ -249,7 +251,7 @@ async def look_up(database: Database, codes: Sequence[str], times: int = 300) ->
 
 
 def clicks_during_a_purge(url: str, folder: Path, codes: Sequence[str], days: int, seconds: float, found: Grown) -> None:
-    """Click on a server that has nothing to purge, and then on one that purges all messages older than RETENTION_DAYS."""
+    """Measure clicks on a server with nothing to purge, then on a server that purges messages older than RETENTION_DAYS."""
     expired = len(codes) * (days - RETENTION_DAYS) // days
     alive = list(codes[expired + len(codes) // days :])
     random.Random(3).shuffle(alive)
@@ -364,10 +366,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--links", type=int, default=100_000)
     parser.add_argument(
-        "--days", type=int, default=112, help="age of the oldest message; the purge deletes those older than 90 days"
+        "--days", type=int, default=112, help="age of the oldest message in days; the purge deletes messages older than 90 days"
     )
     parser.add_argument("--clicked", type=float, default=20.0, help="percentage of clicked messages")
-    parser.add_argument("--seconds", type=float, default=10.0, help="duration of the clicks, without and with the purge")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=10.0,
+        help="seconds during which clicks are sent, once without and once with a running purge",
+    )
     parser.add_argument("--engine", choices=("sqlite", "postgresql"), action="append", help="measure only this engine")
     parser.add_argument("--folder", type=Path, help="folder of the SQLite file (default: the system's folder for temporary files)")
     parser.add_argument("--json", action="store_true", help="print the measurements as JSON")

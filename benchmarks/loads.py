@@ -36,12 +36,12 @@ def first_clicks(server: Server, codes: list[str]) -> Work:
 
 
 def repeat_clicks(server: Server, code: str, number: int = 0) -> Work:
-    """Return clicks of many people on one link. Works with another `number` have other client addresses."""
+    """Return clicks of many people on one link. Each `number` gives a different set of client addresses."""
     return Work(server.base, traffic.script(server.folder, f"repeat{number}", [f"/{code}"]))
 
 
 def unknown_codes(server: Server, number: int = 0) -> Work:
-    """Return requests for codes that do not exist. Works with another `number` have other client addresses."""
+    """Return requests for codes that do not exist. Each `number` gives a different set of client addresses."""
     return Work(server.base, traffic.script(server.folder, f"unknown{number}", rig.random_paths()))
 
 
@@ -59,7 +59,7 @@ def rewrites(server: Server, recipients: int, connections: int) -> Work:
 
 
 def conversions(server: Server, messages: int) -> Work:
-    """Rewrite `messages` messages. Return one report of a conversion for each of them."""
+    """Rewrite `messages` messages. Return one conversion report for each message."""
     ids = []
     with server.api() as client:
         for start in range(0, messages, 500):

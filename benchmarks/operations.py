@@ -63,7 +63,7 @@ def reporting(counts: int) -> list[Figure]:
 
 
 async def _report_times(options: Namespace) -> dict[str, tuple[float, float]]:
-    """Return the median elapsed and the least processor time of each report, for the basis of event times, in milliseconds."""
+    """Return the median elapsed time and the least processor time of each report by event time, in milliseconds."""
     with tempfile.TemporaryDirectory() as folder:
         async with statistics.filled_database(f"sqlite:///{folder}/statistics.db", options) as database:
             scope = statistics.scope_of(28)
@@ -79,9 +79,13 @@ def maintaining(links: int, folder: Path | None) -> list[Figure]:
         since = (datetime.now(UTC) - timedelta(days=113)).isoformat()
         start = time.perf_counter()
         _command(place, "applications", "list", "--json")
-        idle = time.perf_counter() - start  # the start of a command, which does not depend on the number of rows
+        idle = time.perf_counter() - start  # the duration of a start of the command, which does not depend on the number of rows
         for name, rows, arguments in (
-            ("verify", links, ["verify", "--json"]),  # a table of the missing counts would take longer than the check
+            (
+                "verify",
+                links,
+                ["verify", "--json"],
+            ),  # JSON, because printing the missing counts as a table takes longer than the check
             ("clicks reclassify", round(links * CLICKED), ["clicks", "reclassify", "--since", since, "--dry-run"]),
             ("copy", links, ["copy", "--from", url, "--to", f"sqlite:///{place}/copy.db"]),
             ("purge", expired, ["purge"]),
@@ -129,7 +133,7 @@ def two_processes(links: int, seconds: float) -> list[Figure]:
     rates = {workers: _first_clicks_of(workers, links, seconds) for workers in (1, 2)}
     ratio = rates[2].per_second / rates[1].per_second
     cores = os.cpu_count() or 1
-    # Load generator and databases share the cores, so the target needs four of them.
+    # The load generator and the databases share the processor cores, so the target needs four cores.
     met = ratio >= 1.6 if cores >= 4 else None
     one, two = rates[1], rates[2]
     note = f"{one.per_second:,.0f} and {two.per_second:,.0f}/s, p99 {one.p99:.1f} and {two.p99:.1f} ms, {cores} cores"
@@ -155,7 +159,7 @@ def _first_clicks_of(workers: int, links: int, seconds: float) -> Load:
 def mixed(links: int, due: int, seconds: float, folder: Path | None) -> list[Figure]:
     """Measure clicks alone, and then during bulk rewrites, exports, a purge and `due` deliveries at once.
 
-    The clicks come from 16 people who rest 20 ms, as in `growth.py`."""
+    The clicks come from 16 connections with a pause of 20 ms between two clicks, as in `growth.py`."""
     with deliveries.receiver() as sink, _filled(links, folder, days=112) as (url, place, codes):
         key = json.loads(_command(place, "keys", "create", "1", "--permission", "all", "--json"))["api_key"]
         expired = links * (112 - growth.RETENTION_DAYS) // 112
@@ -183,7 +187,7 @@ def mixed(links: int, due: int, seconds: float, folder: Path | None) -> list[Fig
 
 
 async def _make_due(url: str, place: Path, port: int, count: int) -> None:
-    """Add a tracker and `count` events, of which the server makes deliveries at its start."""
+    """Add a tracker and `count` events. The server creates their deliveries at its start."""
     values: Any = {"data_dir": place, "database_url": url, "secret": growth.SECRET, "allow_private_targets": True}
     service = await open_service(Settings(**values))
     try:

@@ -45,7 +45,7 @@ from tests.servers import PostgresProcess
 END = datetime(2026, 11, 20, 13, 7, tzinfo=UTC)
 COUNTRIES = 30
 BATCH_ROWS = 50_000
-#: One link in this number of each cohort has a hit.
+#: In each cohort, one of this number of links has a hit.
 LINKS_PER_HIT = 5
 FIRST_CLICK = (HitFlag.FIRST_FOR_MESSAGE | HitFlag.FIRST_FOR_LINK).value
 #: Rows of the table `counts` for each cohort.
@@ -160,7 +160,7 @@ def _counted() -> Iterator[Measured]:
 
     def executed(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
         measured.statements += 1
-        # The drivers of both engines read all rows before this event, and keep them in this private list.
+        # Before this SQLAlchemy event, both database drivers have read all rows into this private list.
         measured.rows += len(getattr(cursor, "_rows", ()))
 
     event.listen(Engine, "after_cursor_execute", executed)

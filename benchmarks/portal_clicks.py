@@ -32,7 +32,7 @@ PAGES = ("/portal/1/", "/portal/1/messages", "/portal/1/clicks?metric=clicks", "
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=4, help="length of half a round")
+    parser.add_argument("--seconds", type=float, default=4, help="seconds of each half of a round")
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--pause", type=float, default=1.0, help="seconds between two pages of the operator")
     parser.add_argument("--links", type=int, default=40_000)

@@ -33,7 +33,7 @@ POOL = 8  # value of DATABASE_POOL
 MAX_CONNECTIONS = 2 * POOL  # maximum number of database connections of a server
 CLIENTS = 64
 
-#: SQL that stores the first click of a random message. A table of the benchmark numbers the messages.
+#: SQL that stores the first click of a random message. The benchmark creates a table with numbers of the messages.
 _UPDATE = (
     "\\set number random(1, {rows})\nINSERT INTO first_clicks (id, at, hit_id, links) "
     "SELECT id, 1, :number, 1 FROM numbered WHERE number = :number ON CONFLICT (id) DO UPDATE SET links = 1;\n"
@@ -127,7 +127,7 @@ async def _counted(url: str) -> dict[str, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="use 50,000 links and short runs instead of 500,000 links")
-    parser.add_argument("--seconds", type=float, help="duration of each run")
+    parser.add_argument("--seconds", type=float, help="duration of each run in seconds")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     options = parser.parse_args()
     rig.need_wrk()

@@ -87,7 +87,7 @@ def functions(server: Server, work: Work, seconds: float, py_spy: str) -> dict[s
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=loads.WORKS, nargs="+", help="examine only these loads")
-    parser.add_argument("--seconds", type=float, default=6.0, help="duration of each run")
+    parser.add_argument("--seconds", type=float, default=6.0, help="duration of each run in seconds")
     parser.add_argument("--checkout", type=Path, default=rig.ROOT, help="folder of the code to examine")
     options = parser.parse_args()
     rig.need_wrk()

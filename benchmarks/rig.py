@@ -210,12 +210,12 @@ class Server:
         return httpx.Client(base_url=self.base, headers={"X-API-Key": self.first["api_key"]}, timeout=60, trust_env=False)
 
     def salts_of_wal(self) -> bytes:
-        """Return the salts of SQLite's WAL, which change each time the WAL restarts at its beginning."""
+        """Return the salts of SQLite's WAL file, which change each time SQLite starts the file at its beginning again."""
         with open(self.folder / "shortener.db-wal", "rb") as wal:
             return wal.read(24)[16:]
 
     def query(self, statement: str) -> Any:
-        """Return the first value of a query on the SQLite database, on a connection of the benchmark's own."""
+        """Return the first value of a query on the SQLite database. The query uses a separate connection."""
         with contextlib.closing(sqlite3.connect(f"file:{self.folder / 'shortener.db'}?mode=ro", uri=True)) as connection:
             return connection.execute(statement).fetchone()[0]
 
@@ -283,7 +283,7 @@ def python_of(checkout: Path) -> str:
     return str(own) if own.exists() else sys.executable
 
 
-# `init` of the script builds the requests, because wrk does not know the Host header earlier.
+# The function `init` of the script builds the requests, because wrk does not know the Host header earlier.
 _POST_SCRIPT = """local requests, n = {{}}, 0
 function init()
   for line in io.lines("{listed}") do requests[#requests + 1] = wrk.format("POST", "{path}", {{{headers}}}, line) end

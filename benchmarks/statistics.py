@@ -233,7 +233,7 @@ def _roll_up(connection: Connection, kind: Kind) -> None:
 
 
 def _pack(connection: Connection, after: tuple[int, int, int]) -> tuple[int, int, int] | None:
-    """Write the next rows in the form in which `fold` writes them. Return the key of the last one, None at the end."""
+    """Write the next rows of rolled-up counts as `fold` does. Return the key of the last row, or None at the end."""
     c = schema.rollups.c
     key = tuple_(c.group_id, c.series, c.period)
     statement = select(c.group_id, c.series, c.period, c.data).where(key > after).order_by(c.group_id, c.series, c.period)

@@ -62,7 +62,7 @@ def agents() -> dict[str, float]:
 
 
 def headers(agent: str, language: str) -> dict[str, str]:
-    """Return what a browser with this user agent sends for a tapped link, without Host and the proxy's headers."""
+    """Return the headers that a browser with this user agent sends for a tapped link, without Host and headers of a proxy."""
     if "Chrome/" in agent:
         version = agent.partition("Chrome/")[2].partition(".")[0]
         return {
@@ -105,7 +105,7 @@ def headers(agent: str, language: str) -> dict[str, str]:
 
 @cache
 def header_blocks() -> tuple[dict[str, str], ...]:
-    """Return HEADER_BLOCKS sets of headers, drawn by the frequencies of agents and languages. Always the same ones."""
+    """Return HEADER_BLOCKS sets of headers, drawn by the frequencies of agents and languages. Each call returns the same sets."""
     chance = random.Random(1)
     drawn = chance.choices(list(agents()), list(agents().values()), k=HEADER_BLOCKS)
     languages = chance.choices(list(LANGUAGES), list(LANGUAGES.values()), k=HEADER_BLOCKS)

@@ -37,9 +37,9 @@ from shortener.clicks.verdicts.request_rules import (
 )
 from shortener.model import Verdict
 
-MAX_BROWSERS_SUSPECTED = 0.5  # per cent
-MAX_PHONES_SUSPECTED = 0.0  # per cent
-MAX_CRAWLERS_HUMAN = 2.0  # per cent
+MAX_BROWSERS_SUSPECTED = 0.5  # the maximum per cent of browsers that are suspected
+MAX_PHONES_SUSPECTED = 0.0  # the maximum per cent of phones that are suspected
+MAX_CRAWLERS_HUMAN = 2.0  # the maximum per cent of crawlers that count as human
 MAX_CACHED_MICROSECONDS = 10.0
 
 # The HTTP clients of apps on Android and on Apple's systems. Matomo lists them as the system's browser, but no browser sends them.
@@ -102,7 +102,7 @@ def _installed(package: str, path: str) -> Path:
 @dataclass(frozen=True)
 class Case:
     agent: str
-    client: str  # "browser", "mobile app", "bot" ...
+    client: str  # the kind of client, for example "browser", "mobile app" or "bot"
     device: str
 
 
@@ -158,7 +158,7 @@ def _report_unlisted() -> None:
 
 
 def _report_cost(agents: list[str]) -> float:
-    """Print the microseconds of an agent's first hit and of a later one. Return the latter."""
+    """Print the microseconds of a verdict for a new and for a known user agent. Return the time for a known user agent."""
     agents = agents[:: max(1, len(agents) // (MAX_CACHED_AGENTS // 2))] or ["Mozilla/5.0 (iPhone)"]
     classify_agent.cache_clear()
     cold, warm = (_microseconds(agents) for _ in range(2))

@@ -32,7 +32,7 @@ class Endpoint:
                     endpoint._changed.notify_all()
                 if self.path in endpoint.slow:
                     endpoint._closed.wait(endpoint.slow[self.path])
-                with contextlib.suppress(OSError):  # the client may have disconnected before the response
+                with contextlib.suppress(OSError):  # the client may disconnect before the response
                     self.send_response(status)
                     self.send_header("Content-Length", "0")
                     self.end_headers()

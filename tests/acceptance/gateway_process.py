@@ -1,4 +1,4 @@
-"""A gateway as its own process, which tests kill: it appends the reference of each message to a file and accepts the message.
+"""A gateway in a separate process, which tests kill. It appends the reference of each message to a file and accepts the message.
 
 Run it with `python -m tests.acceptance.gateway_process PORT FILE`. A line is in the file before the response is sent.
 """
@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Accepts every message."""
+    """An HTTP request handler that accepts every message."""
 
     protocol_version = "HTTP/1.1"
     log_file = -1

@@ -1,7 +1,7 @@
 """A point at which a server process kills itself with SIGKILL: in a chosen transaction, before or after its commit.
 
 `environment` returns the variables of a process that can be killed. Python imports the file `sitecustomize.py` of the folder at its
-start, which calls `install`. The process dies when the file `armed` names one of its transactions: see `arm`.
+start, which calls `install`. The process dies when the file `armed` contains the name of one of its transactions: see `arm`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from tests.document_blocks import ROOT
 
-#: After the first statement that writes; after all statements; after the commit, but before any response.
+#: The kill points of a transaction: after its first statement that writes, after all statements, and after its commit.
 POINTS = ("first write", "before commit", "after commit")
 _ARMED = "KILL_POINT_ARMED"
 _WRITING = re.compile(r"\s*(?:WITH\b.*\b)?(?:INSERT|UPDATE|DELETE)\b", re.DOTALL)

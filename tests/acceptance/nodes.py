@@ -160,7 +160,7 @@ async def click_all(bases: Sequence[str], clicks: Sequence[tuple[int, str]], peo
 async def click_until(
     bases: Sequence[str], codes: Sequence[str], stop: Callable[[], bool], answers: Answers, *, people: int = 16, pause: float = 0.0
 ) -> None:
-    """Click on random codes at random nodes until `stop()`."""
+    """Click on random codes at random nodes until `stop()` returns True."""
     chance = random.Random(7)
     async with crowd(people) as session:
 
@@ -203,4 +203,4 @@ def wait_until(true: Callable[[], bool], what: str, patience: float = PATIENCE) 
     deadline = time.monotonic() + patience
     while not true():
         assert time.monotonic() < deadline, what
-        time.sleep(0.05)  # between two checks
+        time.sleep(0.05)  # the pause between two checks

@@ -126,7 +126,7 @@ def serving(folder: Path, **settings: str) -> Iterator[Server]:
 
 @contextlib.contextmanager
 def locked(server: Server) -> Iterator[None]:
-    """Lock the database with a write transaction of another process that does not end."""
+    """Lock the database with a write transaction of another process during the `with` block."""
     program = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1], isolation_level=None); c.execute('BEGIN IMMEDIATE'); "
     program += "print('locked', flush=True); sys.stdin.read()"
     file = server.folder / "data" / "shortener.db"

@@ -40,7 +40,7 @@ Reply = tuple[int, Any]  # the status and the JSON body of a response
 
 @dataclass
 class Acknowledged:
-    """What the servers acknowledged, and what is uncertain."""
+    """The requests that the servers acknowledged, and the requests whose result is uncertain."""
 
     messages: dict[str, str] = field(default_factory=dict)  # the code of the link by message_id
     clicks: Counter[str] = field(default_factory=Counter)  # redirected clicks by code
@@ -106,7 +106,7 @@ class MixedLoad:
         return reply
 
     def _known(self) -> tuple[str, str] | None:
-        """Return a random acknowledged message and the code of its link."""
+        """Return the id of a random acknowledged message and the code of its link."""
         if not self.done.messages:
             return None
         message = self._chance.choice(list(self.done.messages))
@@ -183,7 +183,7 @@ class MixedLoad:
         reply = await self._send(session, "settings", "PATCH", "/api/v1/application", json={name: value}, headers=self._api)
         if reply is not None and reply[0] == 200:
             self.done.settings[name] = {value}
-        await asyncio.sleep(0.05)  # each change makes every server read the whole directory again
+        await asyncio.sleep(0.05)  # a pause, because every server reads its whole directory again after each change
 
 
 def add_old_messages(url: str) -> None:

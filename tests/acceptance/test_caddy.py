@@ -92,7 +92,7 @@ class Caddy:
                 return
             assert self.process.poll() is None, (self.folder / "log").read_text()
             assert time.monotonic() < deadline, "Caddy does not start"
-            time.sleep(0.01)  # and look again
+            time.sleep(0.01)  # the pause between two checks
 
     def close(self) -> None:
         if self.process is not None:
@@ -279,7 +279,7 @@ class Vanishing:
         self._server.shutdown()
         self._thread.join()
         with contextlib.suppress(TimeoutError):
-            while True:  # until the kernel's queue of connections that wait for accept is full
+            while True:  # open connections until the kernel's queue of unaccepted connections is full
                 self._waiting.append(socket.create_connection(("127.0.0.1", self.port), timeout=0.2))
 
     def close(self) -> None:
@@ -316,7 +316,7 @@ async def test_a_killed_or_stopped_node_causes_no_client_errors(nodes: Nodes, ca
     async def more(clicks: int) -> None:
         wanted = len(answers.seconds) + clicks
         while len(answers.seconds) < wanted:
-            await asyncio.sleep(0.01)  # between two counts
+            await asyncio.sleep(0.01)  # the pause between two counts
 
     async with caddy.people(**{"X-API-Key": one.first["api_key"]}) as session:
 
@@ -330,7 +330,7 @@ async def test_a_killed_or_stopped_node_causes_no_client_errors(nodes: Nodes, ca
             while not done.is_set():
                 async with session.post(caddy.url("/api/v1/rewrite"), json={"to": "+14085550100", "body": "no link"}) as answer:
                     rewritten.append(answer.status)
-                await asyncio.sleep(0.01)  # the pace of a small sender
+                await asyncio.sleep(0.01)  # the pause between two requests of a small sender
 
         async with asyncio.TaskGroup() as tasks:
             for number in range(8):
@@ -342,7 +342,7 @@ async def test_a_killed_or_stopped_node_causes_no_client_errors(nodes: Nodes, ca
             await asyncio.to_thread(one.start)
             async with httpx.AsyncClient(trust_env=False, timeout=PATIENCE) as client:
                 while 'redirects_total{status="302"}' not in (await client.get(f"{one.base}/metrics")).text:
-                    await asyncio.sleep(0.05)  # until Caddy sends it clicks again
+                    await asyncio.sleep(0.05)  # wait until Caddy sends clicks to the node again
             tasks.create_task(application())
             await more(50)
             assert await asyncio.to_thread(two.stop) == 0

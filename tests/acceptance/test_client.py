@@ -1,4 +1,4 @@
-"""`shortener.client` against the real process: every method, and a service that is killed, stopped, locked or cut off."""
+"""Tests of `shortener.client` with a real server: every method, and a server that is killed, suspended, locked or disconnected."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def test_a_call_of_the_python_client_succeeds_although_the_service_was_killed_an
         again = client.rewrite(to=TO, body=TEXT, message_id="m-1")
         restart.join()
         assert again.links == first.links
-        # The id of the long text is free, so the pipeline can register the message later.
+        # The id of the text with long URLs was not stored, so the pipeline can register the message with this id later.
         assert client.rewrite(to=TO, body=TEXT, message_id=long.message_id).message_id == long.message_id
 
 

@@ -31,7 +31,7 @@ SEQUENCES = {
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The server of all tests of this module. Each test has a message of its own."""
+    """The server of all tests of this module. Each test creates a separate message."""
     yield from serving(tmp_path_factory.mktemp("recipes"))
 
 

@@ -20,7 +20,7 @@ from tests.servers import PATIENCE
 
 pytestmark = pytest.mark.slow
 
-#: Operations that end or replace something that other examples use. They run last, in this order.
+#: Operations that delete or replace objects of other examples. They run last, in this order.
 LAST = (
     "create_token",
     "rotate_token",
@@ -50,7 +50,7 @@ def curl_commands(page: str) -> dict[str, str]:
 
 
 def until(client: httpx.Client, path: str, name: str) -> Any:
-    """Return the first row of a list as soon as it has one."""
+    """Wait until a list of the API has a row. Return its first row."""
     for _ in range(round(PATIENCE / 0.05)):
         if rows := client.get(path).json()[name]:
             return rows[0]
@@ -110,7 +110,7 @@ def ids_of(name: str, body: dict[str, Any]) -> dict[str, str]:
 
 
 def more_ids(client: httpx.Client) -> dict[str, str]:
-    """Create objects that no example creates. Return their ids."""
+    """Create the objects that examples use and no example creates. Return their ids."""
     key = client.post("/api/v1/keys", json={"name": "other"}).json()
     gateway = client.post("/api/v1/gateways", json={"name": "test", "kind": "simulator"}).json()
     assert gateway["status"] is True, gateway

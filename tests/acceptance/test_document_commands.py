@@ -26,7 +26,7 @@ from tests.conftest import new_postgresql_database
 from tests.document_blocks import DOCUMENTS, ROOT, runnable, shell_blocks, starts_receiver, starts_server
 from tests.servers import PATIENCE, free_port
 
-#: Documents whose command blocks a test of its own runs, or that cannot run here (tests/test_docs.py has the reason).
+#: Documents whose command blocks run in a separate test, or cannot run here (tests/test_docs.py has the reason).
 OTHER_DOCUMENTS = ("scaling.md", "production-two-nodes.md")
 #: Documents whose command blocks start a server or need a running server.
 LIVE_DOCUMENTS = [

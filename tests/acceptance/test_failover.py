@@ -85,7 +85,7 @@ class Pipeline:
             await task
 
     async def stored_after(self, moment: float) -> float:
-        """Wait for the first acknowledged link that was stored after a moment. Return its time."""
+        """Wait for the first link that is acknowledged after a given time. Return the time of the link."""
         async with asyncio.timeout(PATIENCE):
             while not (later := [at for at in self.stored_at[-50:] if at > moment]):
                 await asyncio.sleep(0.02)
@@ -117,7 +117,9 @@ def test_no_acknowledged_click_or_link_is_lost_when_the_primary_fails_and_the_st
         stored = await pipeline.stored_after(promoted)
         promotions.append(promoted - failed)
         pauses[fault].append(stored - promoted)
-        await asyncio.to_thread(databases.standby.kill)  # Now the operator has made sure that the old primary is off.
+        await asyncio.to_thread(
+            databases.standby.kill
+        )  # The kill stands for an operator who makes sure that the old primary is off.
         before = answers.statuses.total()
         await waiting(lambda: answers.statuses.total() > before + 200)
 

@@ -65,7 +65,7 @@ class Load:
         enough = self.answers.statuses.total() + clicks
         async with asyncio.timeout(PATIENCE):
             while self.answers.statuses.total() < enough:
-                await asyncio.sleep(0.01)  # between two counts
+                await asyncio.sleep(0.01)  # the pause between two counts
 
 
 async def outage(nodes: Nodes, load: Load, begin: Callable[[], None], end: Callable[[], None], fresh: list[str]) -> None:
@@ -110,7 +110,7 @@ def test_after_an_outage_of_postgresql_under_load_every_click_is_stored_and_coun
     async def story() -> None:
         async with load.running():
             while len(load.answers.redirected) < 50:
-                await asyncio.sleep(0.05)  # between two counts
+                await asyncio.sleep(0.05)  # the pause between two counts
             server = postgres_server
             await outage(nodes, load, server.stop, server.start, codes[50:100])
             await outage(nodes, load, server.freeze, server.thaw, codes[100:150])
@@ -138,7 +138,7 @@ def test_after_an_outage_of_postgresql_under_load_every_click_is_stored_and_coun
     assert {row["code"]: row["hits"] for row in rows} == load.answers.redirected, "none lost, none twice"
     assert len(rows) == 200
     assert {(row["firsts"], row["events"]) for row in rows} == {(1, 1)}, "one first click and one CLICKTHRU for each message"
-    # Links whose first click was recorded without the spool: two nodes compete, and the first commit decides.
+    # Some first clicks were recorded without the spool: of two nodes, the first commit records the first click.
     late = [row["code"] for row in rows if row["clicked_at"] != row["earliest"] and row["code"] not in codes[:50]]
     assert late == [], "the earliest click of an outage is the first"
     # An attempt whose outcome could not be stored is repeated with the same event id.

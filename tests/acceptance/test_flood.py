@@ -17,15 +17,15 @@ from tests.clicks.helpers import create_codes, fetch_rows, make_hit
 from tests.conftest import new_postgresql_database
 from tests.servers import PATIENCE, PostgresProcess, RedisProcess
 
-RATE = int(os.environ.get("PROVE_HITS_PER_SECOND", "400"))  # `make prove` sets 2,000
-SECONDS = float(os.environ.get("PROVE_FLOOD_SECONDS", "3"))  # `make prove` sets 15
+RATE = int(os.environ.get("PROVE_HITS_PER_SECOND", "400"))  # hits per second; `make prove` sets 2,000
+SECONDS = float(os.environ.get("PROVE_FLOOD_SECONDS", "3"))  # duration of the flood; `make prove` sets 15
 HIT_DEADLINE = 1.0
 MARGIN_SECONDS = 2.0  # additional time for a machine that is busy with other work
 STEP_SECONDS = 0.05
 
 
 class Flood:
-    """Hits at a constant rate, whatever their responses do. It records the responses and the longest wait."""
+    """Hits at a constant rate, which does not depend on the responses. Records the responses and the longest wait."""
 
     def __init__(self, service: Service, codes: list[str]) -> None:
         self._service = service
@@ -45,7 +45,7 @@ class Flood:
             tasks += [asyncio.create_task(self._hit(number)) for number in range(sent, due)]
             sent = due
             self.most_waiting = max(self.most_waiting, self._service.recorder.unrecorded)
-            await asyncio.sleep(STEP_SECONDS)  # the interval of the groups of hits
+            await asyncio.sleep(STEP_SECONDS)  # the interval between two groups of hits
         async with asyncio.timeout(PATIENCE):
             await asyncio.gather(*tasks)
 

@@ -1,4 +1,4 @@
-"""kill -9 of the service and of the gateway while messages are handed on: none is lost, and none is sent twice after its response.
+"""kill -9 of service and gateway during sends: no message is lost, and no message with a gateway response is sent again.
 
 PROVE_SENDS is the number of messages (default: 1,000).
 """
@@ -91,7 +91,7 @@ def test_after_kill_9_no_message_is_lost_and_no_message_with_a_gateway_response_
             assert response.json()["sent"] is True, response.text
 
     def kill_service() -> tuple[set[str], int]:
-        """Kill the service. Return the messages whose response was recorded, and how many requests had arrived."""
+        """Kill the service. Return the messages with a recorded response, and the number of requests that the gateway received."""
         server.kill()
         return sends(server, f"status = {SendStatus.SENT:d}"), len(gateway.received())
 

@@ -157,7 +157,7 @@ def test_hostile_request_bodies_do_not_delay_clicks_and_their_memory_is_freed(se
                     response = client.request(
                         method if method == "PATCH" else "POST", url, content=body, headers={"Content-Type": kind}
                     )
-                    time.sleep(0.05)  # time for at least one click
+                    time.sleep(0.05)  # this pause is long enough for at least one click
                 assert not clicker.failures, name
                 assert 400 <= response.status_code < 500 or name == "long texts with URLs", (name, response.text[:200])
                 assert len(response.content) <= 1024 * 1024 or response.status_code == 200, name
@@ -203,8 +203,8 @@ def test_hostile_connections_do_not_delay_clicks_and_the_server_closes_all_of_th
             deadline = time.monotonic() + PATIENCE
             open_connections = CONNECTIONS
             while open_connections and time.monotonic() < deadline:
-                open_connections = connections_of(server) - 1  # without the connection of the clicker
-                time.sleep(0.2)  # until the server closes the connections
+                open_connections = connections_of(server) - 1  # the clicker also has a connection, which does not count
+                time.sleep(0.2)  # wait until the server closes the connections
         figures = f"longest click {clicker.longest * 1000:.1f} ms, quiet {quiet * 1000:.1f} ms, {len(clicker.seconds)} clicks"
         sys.stdout.write(f"\n{figures}\n")
         assert not clicker.failures

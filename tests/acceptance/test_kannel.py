@@ -125,7 +125,7 @@ def _wait_for_port(port: int) -> None:
         except httpx.ConnectError:
             assert time.monotonic() < deadline, f"nothing listens on port {port}"
             threading.Event().wait(0.05)
-        except httpx.TransportError:  # it listens, but does not speak HTTP
+        except httpx.TransportError:  # the server accepts connections, but is not an HTTP server
             return
 
 
@@ -216,4 +216,6 @@ def test_messages_are_sent_to_kannel_over_smpp_and_delivery_receipts_come_back(s
     for text in ("plain €uro [ok]", "Привет 😀"):
         wait_for_state(server, send(server, text), "DELIVERED")
     assert "Brand +14085550100 text plain €uro [ok]" in kannel.messages()
-    wait_for_state(server, send(server, "я😀" * 60), "SENT")  # opensmppbox joins the parts, and sends no receipt for them
+    wait_for_state(
+        server, send(server, "я😀" * 60), "SENT"
+    )  # opensmppbox joins the parts of a long message, and sends no delivery receipt for it

@@ -26,7 +26,8 @@ from tests.acceptance.process import Server, serving
 from tests.acceptance.stress import SETTINGS, MixedLoad, Query, add_old_messages, add_tracker, compare, wait_until_quiet
 from tests.servers import PATIENCE
 
-#: The transactions by the names of their functions: a rewrite, hits, conversions, delivery reports, fan-out, dispatch cycles of
+#: The transactions in which the server is killed, by the names of their functions: a rewrite, hits, conversions, delivery reports, fan-out,
+#: dispatch cycles of
 #: deliveries and of gateways, a change of a link or of settings, a batch of the purge, the fold of counts.
 TRANSACTIONS = (
     *("RewriteWriter.apply", "HitWriter.apply", "Conversions._record", "DeliveryReports.apply", "Fanout._fan_out"),
@@ -73,7 +74,7 @@ class Killer:
             assert time.monotonic() < deadline, f"{transaction} did not write"
             if transaction.startswith("Gateway"):
                 self._send()
-            time.sleep(0.02)  # between two checks
+            time.sleep(0.02)  # the pause between two checks
         self._server.kill()
         self._server.start()
 
@@ -90,9 +91,9 @@ class Killer:
         deadline = time.monotonic() + PATIENCE
         while self._query("SELECT 1 AS one FROM messages WHERE message_id LIKE 'old %' LIMIT 1"):
             if self._server.process is None or self._server.process.poll() is not None:
-                return  # the purge of the earlier messages was killed
+                return  # the test has killed the purge of the earlier messages
             assert time.monotonic() < deadline, "old messages are not deleted"
-            time.sleep(0.05)  # between two checks
+            time.sleep(0.05)  # the pause between two checks
         add_old_messages(self._url)
 
 

@@ -96,7 +96,7 @@ def test_prometheus_scrapes_the_server_and_evaluates_every_panel_and_rule(server
     wait_for(prometheus, "shortener_redirect_seconds_count == 1")
     (error,) = wait_for(prometheus, 'shortener_responses_total{error_code="MESSAGE_NOT_FOUND"}')
     assert error["metric"]["endpoint"] == "/api/v1/sms/status/{message_id}"
-    wait_for(prometheus, "count_over_time(shortener_first_clicks_total[1m]) >= 3")  # a rate needs two scrapes
+    wait_for(prometheus, "count_over_time(shortener_first_clicks_total[1m]) >= 3")  # Prometheus needs two scrapes to compute a rate
     empty = set()
     for panel in json.loads((CONFIG / "grafana-dashboard.json").read_text())["panels"]:
         for target in panel.get("targets", ()):

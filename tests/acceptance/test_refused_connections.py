@@ -22,7 +22,7 @@ from tests.servers import PATIENCE, PostgresProcess, RedisProcess
 
 DEADLINE = 0.5  # HIT_DEADLINE in seconds
 PASSWORD = "first-password-of-the-test"
-MARGIN = 3.0  # seconds that a loaded machine may need in addition
+MARGIN = 3.0  # additional seconds for a busy machine
 
 
 class Account:
@@ -54,7 +54,7 @@ class Account:
 
     @contextlib.asynccontextmanager
     async def without_login(self) -> AsyncIterator[None]:
-        """PostgreSQL rejects logins with the error 28000, as for an unknown user or a changed password."""
+        """Let PostgreSQL reject logins with the error 28000, as for an unknown user or a changed password."""
         await self.execute(f"ALTER ROLE {self.name} NOLOGIN")
         await self.cut()
         yield
@@ -69,7 +69,7 @@ class Account:
 
     @contextlib.asynccontextmanager
     async def without_tables(self) -> AsyncIterator[None]:
-        """PostgreSQL rejects every statement on links, messages and hits, also a SELECT."""
+        """Let PostgreSQL reject every statement on links, messages and hits, also a SELECT."""
         tables = ("links", "messages", "hits")
         await self.execute(*(f"ALTER TABLE {table} RENAME TO {table}_away" for table in tables))
         yield

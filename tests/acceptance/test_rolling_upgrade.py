@@ -61,7 +61,7 @@ def test_nodes_of_the_previous_release_store_every_click_in_the_migrated_databas
             await asyncio.to_thread(
                 subprocess.run, [sys.executable, "-m", "shortener", "migrate"], env=environment, check=True, capture_output=True
             )
-            await answered(answers, 300)  # only nodes of the previous release run, on the new schema
+            await answered(answers, 300)  # at this time, only nodes of the previous release run on the new schema
             new = await asyncio.to_thread(nodes.serve)
             bases.append(new.base)
             await answered(answers, 300)

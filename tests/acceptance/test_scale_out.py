@@ -26,7 +26,7 @@ from tests.servers import PATIENCE, RedisProcess, children, free_port
 LINKS, CLICKS = (
     int(os.environ.get("PROVE_LINKS", "200")),
     int(os.environ.get("PROVE_CLICKS", "20")),
-)  # `make prove` sets larger numbers
+)  # `make prove` sets larger numbers of messages and people
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def test_workers_of_one_serve_command_share_its_port_are_replaced_and_stop_toget
     deadline = time.monotonic() + PATIENCE
     while len(workers()) < 2 or victim in workers():
         assert time.monotonic() < deadline, "nobody took the place of the worker that was killed"
-        time.sleep(0.05)  # between two checks
+        time.sleep(0.05)  # the pause between two checks
     with httpx.Client(trust_env=False, timeout=PATIENCE, headers={"User-Agent": PHONE, "Host": "go.example"}) as client:
         for _ in range(20):
             assert client.get(f"{server.base}/{random.choice(codes)}").status_code == 302
@@ -147,7 +147,7 @@ def test_if_no_worker_can_start_serve_exits_with_an_error_of_one_line(nodes: Nod
     assert b"Traceback" not in done.stderr
 
 
-# State that nodes share.
+# Tests of state that nodes share through PostgreSQL and Redis.
 
 
 @pytest.fixture
@@ -170,7 +170,7 @@ def seconds_until(true: Callable[[], bool]) -> float:
     began = time.monotonic()
     while not true():
         assert time.monotonic() - began < PATIENCE
-        time.sleep(0.02)  # between two checks
+        time.sleep(0.02)  # the pause between two checks
     return time.monotonic() - began
 
 

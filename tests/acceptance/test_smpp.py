@@ -58,11 +58,11 @@ class NodeSmsc:
         self.start()
 
     def start(self) -> None:
-        """Start the process. It continues the log of an earlier one."""
+        """Start the SMSC process. It continues the log of an earlier process."""
         self.process = subprocess.Popen(self._line)
 
     def stop(self) -> None:
-        """Kill the process."""
+        """Kill the SMSC process."""
         self.process.kill()
         self.process.wait(PATIENCE)
 
@@ -92,7 +92,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 
 def add_gateway(server: Server, url: str, *options: str) -> None:
-    """Add an SMPP gateway and select it. `options` are further options of the command."""
+    """Add an SMPP gateway and select it. `options` are further options of the command `gateways add`."""
     credentials = ("--set", "system_id=shortener", "--set", "password=secret", "--set", "message_ids=hex_response")
     server.command("gateways", "add", "smsc", "--kind", "smpp", "--url", url, "--allow-private", *credentials, *options)
     server.select_gateway("smsc")
@@ -231,7 +231,7 @@ def test_after_kill_9_of_service_and_smsc_no_message_is_lost_and_no_message_with
 
 
 def sent_numbers(server: Server, condition: str = "s.status = 1") -> set[str]:
-    """Return the sequence numbers of the messages that match a condition. Default: those whose response was recorded."""
+    """Return the numbers of the messages that match an SQL condition, by default of the messages with a recorded response."""
     file = server.folder / "data" / "shortener.db"
     with contextlib.closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as connection:
         query = "SELECT m.to_address FROM sends s JOIN messages m ON m.id = s.id WHERE "

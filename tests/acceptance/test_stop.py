@@ -47,7 +47,7 @@ def click_a_new_message(server: Server) -> None:
 
 
 def wait_until_all_know_each_other(nodes: Nodes, count: int) -> None:
-    """Wait until `count` processes send deliveries and each one has counted the others.
+    """Wait until `count` processes send deliveries and each process has counted the others.
 
     A process counts when it writes its heartbeat. Each one has counted all of them after it has written a heartbeat later
     than the first heartbeat of the last one."""
@@ -151,7 +151,7 @@ def test_serve_and_deliver_processes_stop_in_time_and_leave_no_leased_delivery(n
     with server.client(**{"User-Agent": PHONE, "Host": "go.example"}) as client:
         assert {client.get(f"/{code}").status_code for code in codes} == {302}
     endpoint.wait(6)
-    time.sleep(1)  # a process that takes more than its share would send a seventh event now
+    time.sleep(1)  # in this time, a process that exceeds its share would send a seventh event
     assert len(endpoint.arrived) == 6, "three processes share the tracker's slots out"
     with begun_request(server), ThreadPoolExecutor(1) as apart:
         began = time.monotonic()
@@ -184,7 +184,7 @@ def test_a_frozen_database_does_not_delay_the_stop_of_the_server(
     endpoint.wait(1)
     postgres_server.freeze()
     with ThreadPoolExecutor(12) as apart:
-        for _ in range(6):  # writes of all kinds wait for the database
+        for _ in range(6):  # requests that write to the database wait for it
             apart.submit(click_once, server, code)
             apart.submit(rewrite_once, server)
         with server.client() as probe:
@@ -194,6 +194,6 @@ def test_a_frozen_database_does_not_delay_the_stop_of_the_server(
         assert nodes.close() == [0, 0]
         assert time.monotonic() - began < WITHIN
     postgres_server.thaw()
-    # The outcome of the attempt could not be stored, so the delivery stays leased and is repeated after the lease: at least once.
+    # The outcome of the attempt could not be stored, so the delivery stays leased and is sent again after the lease.
     (told,) = asyncio.run(nodes.query("SELECT status, attempt FROM deliveries"))
     assert tuple(told) == (0, 1)

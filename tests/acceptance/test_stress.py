@@ -22,7 +22,7 @@ from tests.acceptance.process import Server, locked, serving
 from tests.acceptance.stress import SETTINGS, MixedLoad, add_old_messages, add_tracker, compare, wait_until_quiet
 from tests.servers import PostgresProcess, RedisProcess
 
-SECONDS = float(os.environ.get("PROVE_STRESS_SECONDS", "8"))  # `make prove` sets 60
+SECONDS = float(os.environ.get("PROVE_STRESS_SECONDS", "8"))  # duration of the load; `make prove` sets 60
 Fault = Callable[[], Awaitable[None]]
 
 
@@ -31,7 +31,7 @@ async def run_load(load: MixedLoad, faults: list[Fault]) -> None:
     pause = SECONDS / (len(faults) + 1)
     async with load.running():
         for fault in faults:
-            await asyncio.sleep(pause)  # the load runs without a fault
+            await asyncio.sleep(pause)  # during this pause the load runs without a fault
             await fault()
         await asyncio.sleep(pause)
 
@@ -100,7 +100,7 @@ def test_everything_acknowledged_under_mixed_load_and_faults_is_stored_cached_an
         postgres_server.thaw()
 
     async def settled() -> None:
-        """Wait until no hit is in memory only, which a killed process would lose."""
+        """Wait until every hit is stored, because a killed process loses hits that are only in memory."""
         await asyncio.to_thread(
             wait_until, lambda: sum(metric(node, "shortener_hits_unrecorded") for node in (one, two)) == 0, "hits wait"
         )

@@ -23,7 +23,7 @@ def becomes(expected: int, server: Server, link: Link, patience: float) -> None:
     began = time.monotonic()
     while (found := status(server, link)) != expected:
         assert time.monotonic() - began < patience, f"{link} still answers {found}"
-        time.sleep(0.02)  # between two checks
+        time.sleep(0.02)  # the pause between two checks
 
 
 def make_link(server: Server, key: str, url: str) -> Link:
@@ -96,11 +96,11 @@ def location(server: Server, link: Link) -> str:
 
 
 def leads(server: Server, link: Link, expected: str, patience: float) -> None:
-    """Wait until the response to a link is the expected one."""
+    """Wait until a link redirects to the expected destination, or has the expected status."""
     began = time.monotonic()
     while (found := location(server, link)) != expected:
         assert time.monotonic() - began < patience, f"{link} still leads to {found}, not to {expected}"
-        time.sleep(0.02)  # between two checks
+        time.sleep(0.02)  # the pause between two checks
 
 
 def test_each_change_of_a_sent_link_takes_effect_on_every_node_within_a_second_and_in_the_cache(
@@ -144,8 +144,10 @@ def test_each_change_of_a_sent_link_takes_effect_on_every_node_within_a_second_a
     try:
         for server in (one, two):
             for name in ("destination", "prolonged", "campaign 0", "campaign 1"):
-                leads(server, links[name], expected[name], SOON_SECONDS)  # from the cache, which has the new values
-            # The cache contains no expired links, so the service cannot know what they are.
+                leads(
+                    server, links[name], expected[name], SOON_SECONDS
+                )  # the redirects come from the link cache, which contains the new values
+            # The link cache contains no expired links, so they are unknown while the database is unavailable.
             assert {location(server, links[name]) for name in ("expiry", "expiry with fallback")} == {"503"}
     finally:
         postgres_server.start()

@@ -1,7 +1,7 @@
 """A smoke test on each version of PostgreSQL and of Redis or Valkey that this machine has: from a rewrite to the statistics.
 
 The rest of the suite runs on one version of each. TEST_POSTGRESQL and TEST_REDIS (tests/servers.py) run it on others.
-docs/reference/versions.md says what was run.
+docs/reference/versions.md lists the versions that were tested.
 """
 
 from __future__ import annotations

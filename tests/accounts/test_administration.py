@@ -297,5 +297,5 @@ async def test_a_fallback_url_may_contain_the_placeholders_code_and_click_id_and
     await service.database.write(update_domain, "go.brand.example", {"fallback_url": "tel:+14155550100"}, NOON)
     with pytest.raises(ApiError):
         await service.database.write(update_domain, "go.brand.example", {"fallback_url": "other://x"}, NOON)
-    with pytest.raises(ApiError):  # The fallback URL needs the scheme that this change would remove.
+    with pytest.raises(ApiError):  # The fallback URL uses the scheme that this change would remove.
         await change(service, extra_schemes=["tel"])

@@ -18,7 +18,7 @@ from shortener.storage.database import Database
 
 
 class SlowDatabase:
-    """A database whose first read ends only when the test allows it. It returns the data of the time when it began."""
+    """A database whose first read ends only when the test permits it. This read returns the data of its start."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

@@ -173,7 +173,7 @@ def test_tables_show_complete_ids_in_a_pipe_and_on_a_narrow_terminal(shell: Shel
     subprocess.run(words, env=environment, stdout=terminal, timeout=60, check=True)
     os.close(terminal)
     printed = b""
-    with contextlib.suppress(OSError):  # EIO: all output is read and the process closed the terminal
+    with contextlib.suppress(OSError):  # the error EIO means that the process has closed the terminal
         while chunk := os.read(reader, 65536):
             printed += chunk
     os.close(reader)

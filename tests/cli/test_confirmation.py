@@ -1,4 +1,4 @@
-"""Commands that remove, disable or replace something name what they affect, ask a person, and go on in a script."""
+"""Commands that remove, disable or replace objects print their names, and require a confirmation only at a terminal."""
 
 # Tests of several modules of shortener/cli.
 
@@ -24,7 +24,7 @@ def shell(tmp_path: Path, sqlite_template: Path) -> InProcessShell:
     return shell
 
 
-#: The commands, and the words that name what each affects.
+#: The commands, and the words about the affected objects that each command must print.
 COMMANDS = [
     (("keys", "revoke", "1"), ("Key 1", "application 1 (Brand)")),
     (("tokens", "rotate", "1", "--overlap", "0s"), ("application 1 (Brand)", "stops working at once")),

@@ -1,4 +1,4 @@
-"""Tests of the traffic of a demo installation: it has what evaluation, screenshots and the tests of the portal need."""
+"""Tests of the traffic of a demo installation: it contains all data that screenshots and the tests of the portal need."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ async def test_the_demo_data_contain_campaigns_failing_trackers_a_gateway_and_co
         assert connection.scalar(select(attempts.c.id).where(attempts.c.status == 503).limit(1)) is not None
         assert len(connection.scalars(select(deliveries.c.id).where(deliveries.c.tracker_id == 3)).all()) > FAILS_AFTER
         assert {"lead", "approved"} <= set(connection.scalars(select(conversions.c.status)))
-        assert connection.scalar(select(func.count()).select_from(gateways)) == 2  # the simulator and one of its own
+        assert (
+            connection.scalar(select(func.count()).select_from(gateways)) == 2
+        )  # the built-in simulator and the gateway of the demo
         assert connection.scalar(select(sends.c.id).limit(1)) is not None
         first, last = connection.execute(select(func.min(messages.c.created_at), func.max(messages.c.created_at))).one()
         assert timedelta(days=DAYS - 2) < last - first <= timedelta(days=DAYS)

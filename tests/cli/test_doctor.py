@@ -42,7 +42,7 @@ def shell(tmp_path: Path, sqlite_template: Path) -> InProcessShell:
 
 
 def check(shell: InProcessShell | Shell, code: int = 0) -> dict[str, dict[str, str]]:
-    """Run the doctor. Return its findings by name of the check; the worst one if there are several."""
+    """Run the doctor command. Return the worst finding of each check, by the name of the check."""
     found: dict[str, dict[str, str]] = {}
     for one in shell.json("doctor", code=code):
         assert (one["level"] == "ok") is (one["remedy"] == ""), "each line that is not ok has a remedy"

@@ -1,4 +1,4 @@
-"""The supervisor of `serve --workers`, with processes and a clock of the test."""
+"""The supervisor of `serve --workers`, with fake worker processes and a fake clock."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STOP_SECONDS = 9.0
 
 
 class FakeWorker:
-    """A worker process that does what the test says. It stops at SIGTERM unless it is frozen."""
+    """A fake worker process that a test controls. It stops at SIGTERM unless it is frozen."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -60,7 +60,7 @@ class Workers:
         return [worker.pid for worker in self.started if worker.exit_code is None]
 
     def run(self, seconds: float, *, until: Callable[[], bool] = lambda: False) -> None:
-        """Let the supervisor work for this time, in steps of 0.1 s."""
+        """Run the supervisor for this number of seconds of the fake clock, in steps of 0.1 s."""
         for _ in range(round(seconds * 10)):
             if until():
                 return

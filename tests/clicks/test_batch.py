@@ -215,11 +215,11 @@ async def someone_at(service: Service, statement: str, message: int) -> AsyncIte
 
 
 async def until_it_waits(connection: asyncpg.Connection, task: asyncio.Task[Any]) -> None:
-    """Return when another transaction waits for a lock of `connection`. `task`: the work that must wait."""
+    """Wait until another transaction waits for a lock of `connection`. `task` is the work that must wait for the lock."""
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE pg_backend_pid() = ANY(pg_blocking_pids(pid))"
     while not await connection.fetchval(waiting):
         assert not task.done()
-        await asyncio.sleep(0.01)  # then query the locks again
+        await asyncio.sleep(0.01)  # a pause before the next query of the locks
 
 
 async def test_a_click_waits_for_a_delivery_report_that_has_locked_the_message(service: Service) -> None:

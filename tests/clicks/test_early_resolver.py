@@ -15,7 +15,7 @@ from shortener.container import Service
 from shortener.redis.link_cache import CachedLink, NoLinkCache
 from tests.clicks.helpers import UnreliableDatabase, create_codes, make_hit
 
-PATIENCE = 60.0  # a time limit that the test never reaches
+PATIENCE = 60.0  # a time limit in seconds that the test never reaches
 
 
 class SlowCache(NoLinkCache):

@@ -159,7 +159,7 @@ async def out_of_memory(redis_server: RedisProcess) -> None:
 
 
 async def full(redis_server: RedisProcess) -> None:
-    """Return without a change of Redis. The test sets the limit of the spool instead."""
+    """Leave Redis unchanged, because the test sets the limit of the spool instead."""
 
 
 @pytest.mark.parametrize(("trouble", "limit"), [(out_of_memory, 1000), (full, 0)])
@@ -263,7 +263,7 @@ async def test_with_a_frozen_redis_responses_are_sent_by_the_deadline_and_the_nu
     (code,) = await send(service)
     deadline = 0.5
     node = make_node(deadline=deadline, waiting_limit=waiting_limit)
-    node.store.refuse_writes = True  # reads work
+    node.store.refuse_writes = True  # the database rejects writes, but not reads
     assert await node.click(code) == LOCATION
     assert node.recorder.outage
     times: list[float] = []

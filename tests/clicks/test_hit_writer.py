@@ -283,7 +283,7 @@ async def test_a_hit_whose_commit_takes_longer_than_the_deadline_is_redirected(s
             def transact_slowly(connection: Connection, *args: Any, **kwargs: Any) -> Any:
                 result = transact(connection, *args, **kwargs)
                 if connection.dialect.name == "sqlite":
-                    time.sleep(slow_seconds)  # blocks the thread that writes to the database
+                    time.sleep(slow_seconds)  # this sleep blocks the thread that writes to the database
                 else:
                     connection.execute(text(f"SELECT pg_sleep({slow_seconds})"))
                 return result

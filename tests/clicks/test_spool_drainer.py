@@ -153,7 +153,7 @@ async def test_a_spool_entry_that_is_not_a_hit_becomes_a_dead_letter(
     ]
 
 
-# The database rejects the first value; the second is too large for the encoder of spool entries
+# The database rejects the first value. The second value is too large for the encoder of spool entries.
 @pytest.mark.parametrize("fault", [{"rule": None}, {"at": 2**70}])
 async def test_a_spooled_hit_that_the_database_rejects_becomes_a_dead_letter_and_the_others_are_stored(
     service: Service, node: Node, redis_server: RedisProcess, fault: dict[str, Any]
@@ -180,7 +180,7 @@ async def test_dead_letters_in_redis_move_to_the_table_of_dead_letters(
     service: Service, node: Node, redis_server: RedisProcess
 ) -> None:
     (code,) = await send(service)
-    with contextlib.closing(redis_server.client()) as client:  # an entry that the previous release wrote, without a reason
+    with contextlib.closing(redis_server.client()) as client:  # the previous release wrote this entry, without a reason
         client.xadd("sms:test:spool:dead", {"h": json.dumps({"code": code, "at": 2**70})})
     assert await node.spool.add_dead_letters([from_hit(hit(service, code, rule=None), "NotNullViolationError")])
     await node.drainer.step()
@@ -204,7 +204,7 @@ async def test_a_dead_letter_is_stored_in_redis_if_the_table_of_dead_letters_rej
     await service.database.write(lambda c: c.execute(text("ALTER TABLE away RENAME TO hits_dead_letter")))
     await node.drained()
     await node.drainer.step()
-    # If Redis responds too late that the letter is deleted there, the drainer moves it a second time.
+    # If the response of Redis to the deletion of a dead letter is late, the drainer moves the dead letter a second time.
     assert {letter.code for letter in await rows(service, schema.hits_dead_letter)} == {code}
 
 

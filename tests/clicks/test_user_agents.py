@@ -1,4 +1,4 @@
-"""Tests of the device, the operating system and the browser that a user agent gives."""
+"""Tests of the parser that finds the device, the operating system and the browser in a user agent."""
 
 from __future__ import annotations
 

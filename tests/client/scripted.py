@@ -1,4 +1,4 @@
-"""An HTTP server on loopback that answers each connection as a test scripts it, down to the bytes."""
+"""An HTTP server on loopback that sends exactly the bytes that a test prepares as responses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Answer = Callable[[socket.socket], None]
 
 @dataclass
 class ScriptedRequest:
-    """One received request."""
+    """One request that the scripted server received."""
 
     method: str
     target: str
@@ -28,7 +28,7 @@ class ScriptedRequest:
 
 
 def reply(status: int, body: Any = None, **headers: str) -> Answer:
-    """Return an answer with a JSON body, or with bytes as they are. Underscores in header names become hyphens."""
+    """Return a response with a JSON body, or with unchanged bytes as body. Underscores in header names become hyphens."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     lines = [f"HTTP/1.1 {status} X", "Content-Type: application/json", f"Content-Length: {len(content)}", "Connection: close"]
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
@@ -68,7 +68,7 @@ def drip(connection: socket.socket) -> None:
 
 @dataclass
 class ScriptedServer:
-    """Answers the n-th request with the n-th answer, and all later requests with the last one."""
+    """A server that sends the n-th response to the n-th request, and the last response to all later requests."""
 
     answers: Sequence[Answer]
     requests: list[ScriptedRequest] = field(default_factory=list)
@@ -115,7 +115,7 @@ def scripted(*answers: Answer) -> Iterator[ScriptedServer]:
 
 
 def rewritten(to: str = "+14085550100", message_id: str = "m-1", **fields: Any) -> dict[str, Any]:
-    """Return an entry of the response to a rewrite."""
+    """Return the entry of one message in the response to a rewrite."""
     return {
         "message_id": message_id,
         "message_request_id": "r-1",
@@ -139,10 +139,10 @@ def rewritten(to: str = "+14085550100", message_id: str = "m-1", **fields: Any) 
 
 
 def accepted(*messages: dict[str, Any]) -> Answer:
-    """Return the answer to a rewrite."""
+    """Return a successful response to a rewrite."""
     return reply(200, {"status": True, "messages": list(messages) or [rewritten()]})
 
 
 def refused(status: int, code: str, **headers: str) -> Answer:
-    """Return an error of the service."""
+    """Return an error response of the service."""
     return reply(status, {"status": False, "error_code": code, "description": code.lower(), "details": []}, **headers)

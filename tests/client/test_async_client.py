@@ -1,4 +1,4 @@
-"""Both clients against a server that fails in every way that a network has. Each test runs with Client and with AsyncClient."""
+"""Tests of both clients with a server that simulates network failures. Each test runs with Client and with AsyncClient."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Texts with long URLs, made without the service, follow exactly the grammar of the service."""
+"""Texts with long URLs that the client creates alone follow exactly the directive grammar of the service."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The blocking client: threads, forks, the end of the process, and its likeness with AsyncClient."""
+"""Tests of the blocking client: threads, forks, the end of the process, and the same methods as AsyncClient."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def test_a_placeholder_is_detected_whether_it_is_encoded_or_not(notation: str, n
     assert is_unexpanded(html.escape(text))
 
 
-#: Ids as other systems make them.
+#: Ids in the formats of other systems.
 REAL_IDS = st.one_of(
     st.uuids().map(str),
     st.uuids().map(lambda one: f"{{{one}}}"),

@@ -158,10 +158,10 @@ async def test_each_conversion_report_of_a_batch_gets_its_own_result(service: Se
     results = await asyncio.gather(*(service.conversions.ingest(1, one) for one in reports), return_exceptions=True)
     assert [getattr(result, "code", None) or getattr(result, "duplicate", None) for result in results] == [
         False,
-        False,  # an update
+        False,  # this report updates the conversion
         ErrorCode.MESSAGE_NOT_FOUND,
         False,
-        True,  # a late repeat of the first revision
+        True,  # this report is a late repeat of the first revision
         ErrorCode.CONVERSION_CONFLICT,
         ErrorCode.MESSAGE_NOT_FOUND,
     ]

@@ -33,7 +33,7 @@ class Visitor:
         self.page.goto(url, wait_until="load")
 
     def overflow(self) -> int:
-        """Return by how many pixels the page is wider than the window."""
+        """Return the number of pixels by which the page is wider than the window."""
         width: int = self.page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
         return width
 
@@ -55,7 +55,7 @@ class Chromium:
         context = self.browser.new_context(
             viewport={"width": width, "height": 900},
             color_scheme=theme,
-            reduced_motion="reduce",  # a colour that is changing has another contrast
+            reduced_motion="reduce",  # the contrast of a colour is wrong during a transition
             storage_state=state,
             java_script_enabled=scripts,
             timezone_id="Europe/Berlin",

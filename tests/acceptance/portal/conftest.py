@@ -33,7 +33,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def demo_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server process with three weeks of demo traffic in application 1. Tests must not change its data."""
     folder = tmp_path_factory.mktemp("portal")
-    with ThreadPoolExecutor(1) as executor:  # The browser's library runs an event loop in this thread.
+    with ThreadPoolExecutor(1) as executor:  # The library of the browser runs an event loop in this separate thread.
         executor.submit(lambda: asyncio.run(fill_installation(folder, messages=120))).result()
     server = start(folder)
     yield server

@@ -31,7 +31,7 @@ def test_the_first_admin_signs_up_with_the_printed_invitation_and_adds_a_second_
         with browser.page() as visit:
             page = visit.page
             visit.open(invitation[1])
-            assert page.url.endswith("/portal/welcome")  # the token is not in the address bar
+            assert page.url.endswith("/portal/welcome")  # the URL in the address bar does not contain the token
             page.fill("[name=name]", "Grace")
             page.fill("[name=password]", PASSWORD)
             page.fill("[name=again]", PASSWORD)
@@ -104,7 +104,7 @@ def test_the_overview_is_operated_with_the_keyboard(browser: Chromium, demo_serv
         assert page.evaluate("document.activeElement.name") == "period"
         page.select_option("select[name=period]", "7d")
         page.wait_for_url(re.compile("period=7d"))
-        # No link of the chart is in the order of the tab key, because the table beneath has the same links.
+        # The tab key skips the links in the chart, because the table beneath the chart has the same links.
         assert page.locator("svg.chart a:not([tabindex='-1'])").count() == 0
 
 
@@ -129,7 +129,7 @@ def test_on_a_phone_a_bar_links_to_the_main_portal_pages_and_a_more_menu_to_all_
             page.wait_for_selector("h1:has-text('Conversions')")
             page.evaluate("scrollTo(0, document.body.scrollHeight)")
             bar, content = page.locator("nav.bottom").bounding_box(), page.locator("main").bounding_box()
-            assert content["y"] + content["height"] <= bar["y"] + 1  # the bar hides nothing at the end of the page
+            assert content["y"] + content["height"] <= bar["y"] + 1  # the bar does not cover the end of the page
             assert visit.problems == []
 
 

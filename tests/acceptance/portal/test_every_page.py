@@ -1,4 +1,4 @@
-"""Each page of the portal in a browser: accessible, without errors, without sideways scrolling, and without foreign requests.
+"""Each page of the portal in a browser: it is accessible, has no errors, never scrolls sideways, and calls no other host.
 
 A new page is tested here as soon as it is in PATHS.
 """
@@ -13,7 +13,7 @@ import pytest
 from tests.acceptance.portal.browser import WIDTHS, Chromium, Visitor
 from tests.acceptance.process import Server
 
-#: The addresses of all pages, with the demo data.
+#: The paths of all portal pages, with ids of objects in the demo data.
 PATHS = (
     "/portal/1/",
     "/portal/1/?period=24h&campaign=order-updates&basis=sent&metric=messages",

@@ -1,6 +1,6 @@
-"""Every figure of the portal, in a browser: it leads to a list whose CSV has as many rows as the figure says.
+"""Every figure of the portal, in a browser: it links to a list whose CSV has as many rows as the figure counts.
 
-The pages are visited with each filter and both bases. Sums of values lead to conversions that add up to them.
+The pages are visited with each filter, by event time and by send time. Sums of values link to conversions that add up to them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def _rows(visit: Visitor, href: str) -> list[dict[str, str]]:
 
 
 def _check(visit: Visitor, url: str, known: dict[str, int]) -> int:
-    """Compare each figure of a page with its rows. Return the number of figures."""
+    """Compare each figure of a page with the number of rows in its list. Return the number of figures."""
     visit.open(url)
     found = visit.figures()
     for name, value, href in found:
@@ -61,7 +61,7 @@ def test_every_figure_of_the_portal_equals_the_number_of_rows_in_the_list_that_i
             assert _check(visit, f"{demo_server.base}{page}&basis={basis}", known) > 10, page
         for page in OTHER_PAGES if basis == "event" else ():
             assert _check(visit, demo_server.base + page, known) > 0, page
-        # The list itself opens too, and shows the rows.
+        # A click on the figure opens the list, which shows the rows.
         visit.open(f"{demo_server.base}/portal/1/?period=28d&basis={basis}")
         value = int(visit.page.get_attribute("a[data-figure=clicks]", "data-value"))
         visit.page.click("dl.figures a[data-figure=clicks]")

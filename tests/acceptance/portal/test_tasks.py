@@ -19,7 +19,7 @@ MAX_TABS = 200
 
 @pytest.fixture(scope="module")
 def empty_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server process without data. Unlike those of `demo_server`, its data may be changed by tests."""
+    """A server process without data. Tests may change its data, unlike the data of `demo_server`."""
     server = start(tmp_path_factory.mktemp("tasks"))
     yield server
     server.kill()
@@ -37,7 +37,7 @@ def focus_by_keyboard(visit: Visitor, selector: str) -> None:
 
 
 def press(visit: Visitor, key: str, selector: str) -> None:
-    """Go to an element with the keyboard and press a key that opens a page."""
+    """Move the focus to an element with the keyboard and press a key that opens a page."""
     focus_by_keyboard(visit, selector)
     with visit.page.expect_navigation():
         visit.page.keyboard.press(key)
@@ -92,23 +92,23 @@ def test_main_tasks_of_support_and_admins_work_by_keyboard(browser: Chromium, em
     with browser.page() as visit:
         keyboard = visit.page.keyboard
         accept_invitation(browser, empty_server, "Kay")
-        visit.open(empty_server.base + "/portal/signin")  # sign in
+        visit.open(empty_server.base + "/portal/signin")  # the operator signs in
         focus_by_keyboard(visit, "[name=name]")
         keyboard.type("Kay")
         keyboard.press("Tab")
         keyboard.type(PASSWORD)
         with visit.page.expect_navigation():
             keyboard.press("Enter")
-        keyboard.press("/")  # find a message, and reveal its number
+        keyboard.press("/")  # the operator finds a message and reveals its number
         keyboard.type("order-1002")
         with visit.page.expect_navigation():
             keyboard.press("Enter")
         press(visit, "Enter", "button:has-text('Show the number')")
         assert "+4915123456780" in visit.page.locator("h1").inner_text()
-        press(visit, "Enter", "nav.side-wide a:has-text('Try it')")  # create a message
+        press(visit, "Enter", "nav.side-wide a:has-text('Try it')")  # the operator creates a message
         press(visit, "Enter", "button:has-text('Create the message')")
         assert visit.page.locator("h1").inner_text() == "The message exists"
-        press(visit, "Enter", "nav.side-wide a:has-text('Operators')")  # invite an operator
+        press(visit, "Enter", "nav.side-wide a:has-text('Operators')")  # the operator invites another operator
         focus_by_keyboard(visit, "#invite [name=name]")
         keyboard.type("Olga")
         press(visit, "Space", "button:has-text('Create an invitation')")
@@ -134,7 +134,7 @@ def test_an_admin_creates_a_message_and_sees_its_click_on_the_live_page_without_
         assert short_url is not None
         message_id = visit.page.locator("main a:has-text('What happened to it')").get_attribute("href").rpartition("/")[2]
 
-        # The browser has htmx, but its extension arrives late.
+        # The browser loads htmx in time, but loads the extension of htmx late.
         visit.page.route("**/hx-sse*", _continue_late)
         with visit.page.expect_response("**/live/stream"):
             visit.page.click("main a:has-text('Live')")

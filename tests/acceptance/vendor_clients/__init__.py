@@ -3,7 +3,7 @@
 from pathlib import Path
 
 SCRIPTS = Path(__file__).parent
-#: Each client with its packages. Libraries that the tests have anyway are not installed again.
+#: The packages of each client. Libraries that the tests already need are not installed again.
 PACKAGES = {
     "infobip-6": ["infobip-api-python-client==6.0.0"],
     "infobip-5": ["infobip-api-python-client==5.1.1"],
@@ -12,7 +12,7 @@ PACKAGES = {
     "infobip-sdk": ["infobip-api-python-sdk==5.0.1", "pydantic==1.10.27", "setuptools==75.8.0"],
     "xoxzo": ["xoxzo.cloudpy==0.4.1"],
 }
-#: Each client with its script, and whether it shows the rewritten text of our response.
+#: The script of each client, and whether the client shows the rewritten text in the response.
 INFOBIP_CLIENTS = {
     "infobip-6": ("infobip_v5.py", False),
     "infobip-5": ("infobip_v5.py", False),

@@ -156,7 +156,7 @@ def test_a_program_that_is_not_in_the_crawler_list_is_suspected_because_its_user
 @pytest.mark.parametrize(
     "agent",
     [
-        # A word before Mozilla/, also before the user agent of a phone.
+        # These user agents have a word before Mozilla/, even before the user agent of a phone.
         "Test: Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/142.0.0.0 Safari/537.36",
         "Google Chrome - Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/142.0.0.0 Safari/537.36",
         "My Tool (x64): Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/142.0.0.0 Safari/537.36",
@@ -165,13 +165,13 @@ def test_a_program_that_is_not_in_the_crawler_list_is_suspected_because_its_user
         "Unheard " + android("11; CPH2211"),
         "Unheard/6.7.5, " + IPHONE,
         "iphone|" + IPHONE,
-        # Tools with the name in the place of the model of the phone.
+        # These tools have their name at the position of the phone model.
         android("4.0.2; en-us; Catchpoint"),
         android("4.1.2; cs-cz; Unheard screenshot-generator Build/Q3"),
-        # Text that attacks the program that reads it.
+        # These user agents contain text that attacks programs which read it.
         "<style>" + android("9; K"),
         android("10; K", "'+(select load_file('x'))+'"),
-        # Other programs.
+        # These are user agents of other programs.
         "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/142.0 Safari/537.36 XyzClassifier/1.0",
         "Mozilla/4.0 (compatible; MSIE 5.5; Windows NT 5.0) Fetch API Request",
         "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/534.16 (KHTML, like Gecko, Google Keyword Suggestion) Chrome/10.0",
