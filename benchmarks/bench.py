@@ -228,9 +228,8 @@ def purging(run: Run) -> None:
     try:
         with growth.empty_database("sqlite", folder) as url:
             codes = asyncio.run(growth.fill(url, folder, links, 112, 0.2, found))
-            growth.clicks_during_a_purge(
-                url, folder, codes, 112, max(run.seconds, 10), found
-            )  # this duration is long enough for two checkpoints
+            # this duration is long enough for two checkpoints
+            growth.clicks_during_a_purge(url, folder, codes, 112, max(run.seconds, 10), found)
     finally:
         shutil.rmtree(folder)
     without, beside = found.clicks["without"].p99, found.clicks["with"].p99

@@ -239,9 +239,8 @@ async def look_up(database: Database, codes: Sequence[str], times: int = 300) ->
         for _ in range(times):
             sample = chance.sample(codes, size)
             start = time.perf_counter()
-            targets = await database.write(
-                queries.find_links, sample
-            )  # the service also looks up links of clicks in a write transaction
+            # the service also looks up links of clicks in a write transaction
+            targets = await database.write(queries.find_links, sample)
             seconds.append(time.perf_counter() - start)
             assert len(targets) == size
         seconds.sort()

@@ -81,11 +81,12 @@ def maintaining(links: int, folder: Path | None) -> list[Figure]:
         _command(place, "applications", "list", "--json")
         idle = time.perf_counter() - start  # the duration of a start of the command, which does not depend on the number of rows
         for name, rows, arguments in (
+            # JSON, because printing the missing counts as a table takes longer than the check
             (
                 "verify",
                 links,
                 ["verify", "--json"],
-            ),  # JSON, because printing the missing counts as a table takes longer than the check
+            ),
             ("clicks reclassify", round(links * CLICKED), ["clicks", "reclassify", "--since", since, "--dry-run"]),
             ("copy", links, ["copy", "--from", url, "--to", f"sqlite:///{place}/copy.db"]),
             ("purge", expired, ["purge"]),

@@ -117,9 +117,8 @@ def test_no_acknowledged_click_or_link_is_lost_when_the_primary_fails_and_the_st
         stored = await pipeline.stored_after(promoted)
         promotions.append(promoted - failed)
         pauses[fault].append(stored - promoted)
-        await asyncio.to_thread(
-            databases.standby.kill
-        )  # The kill stands for an operator who makes sure that the old primary is off.
+        # The kill stands for an operator who makes sure that the old primary is off.
+        await asyncio.to_thread(databases.standby.kill)
         before = answers.statuses.total()
         await waiting(lambda: answers.statuses.total() > before + 200)
 

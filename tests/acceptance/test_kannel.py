@@ -216,6 +216,5 @@ def test_messages_are_sent_to_kannel_over_smpp_and_delivery_receipts_come_back(s
     for text in ("plain €uro [ok]", "Привет 😀"):
         wait_for_state(server, send(server, text), "DELIVERED")
     assert "Brand +14085550100 text plain €uro [ok]" in kannel.messages()
-    wait_for_state(
-        server, send(server, "я😀" * 60), "SENT"
-    )  # opensmppbox joins the parts of a long message, and sends no delivery receipt for it
+    # opensmppbox joins the parts of a long message, and sends no delivery receipt for it
+    wait_for_state(server, send(server, "я😀" * 60), "SENT")

@@ -26,9 +26,9 @@ from tests.acceptance.process import Server, serving
 from tests.acceptance.stress import SETTINGS, MixedLoad, Query, add_old_messages, add_tracker, compare, wait_until_quiet
 from tests.servers import PATIENCE
 
-#: The transactions in which the server is killed, by the names of their functions: a rewrite, hits, conversions, delivery reports, fan-out,
-#: dispatch cycles of
-#: deliveries and of gateways, a change of a link or of settings, a batch of the purge, the fold of counts.
+#: The transactions in which the server is killed, by the names of their functions: a rewrite, hits, conversions, delivery
+#: reports, fan-out, dispatch cycles of deliveries and of gateways, a change of a link or of settings, a batch of the purge,
+#: and the folding of count deltas.
 TRANSACTIONS = (
     *("RewriteWriter.apply", "HitWriter.apply", "Conversions._record", "DeliveryReports.apply", "Fanout._fan_out"),
     *("Dispatcher._write_cycle", "GatewayDispatcher._write_cycle", "update.<locals>.write", "_delete_batch", "fold"),

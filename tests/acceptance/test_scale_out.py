@@ -23,10 +23,11 @@ from tests.acceptance.nodes import Answers, Nodes, click_all
 from tests.acceptance.process import PHONE, Server
 from tests.servers import PATIENCE, RedisProcess, children, free_port
 
+# `make prove` sets larger numbers of messages and people
 LINKS, CLICKS = (
     int(os.environ.get("PROVE_LINKS", "200")),
     int(os.environ.get("PROVE_CLICKS", "20")),
-)  # `make prove` sets larger numbers of messages and people
+)
 
 
 @pytest.fixture

@@ -144,9 +144,8 @@ def test_each_change_of_a_sent_link_takes_effect_on_every_node_within_a_second_a
     try:
         for server in (one, two):
             for name in ("destination", "prolonged", "campaign 0", "campaign 1"):
-                leads(
-                    server, links[name], expected[name], SOON_SECONDS
-                )  # the redirects come from the link cache, which contains the new values
+                # the redirects come from the link cache, which contains the new values
+                leads(server, links[name], expected[name], SOON_SECONDS)
             # The link cache contains no expired links, so they are unknown while the database is unavailable.
             assert {location(server, links[name]) for name in ("expiry", "expiry with fallback")} == {"503"}
     finally:

@@ -29,9 +29,8 @@ async def test_the_demo_data_contain_campaigns_failing_trackers_a_gateway_and_co
         assert connection.scalar(select(attempts.c.id).where(attempts.c.status == 503).limit(1)) is not None
         assert len(connection.scalars(select(deliveries.c.id).where(deliveries.c.tracker_id == 3)).all()) > FAILS_AFTER
         assert {"lead", "approved"} <= set(connection.scalars(select(conversions.c.status)))
-        assert (
-            connection.scalar(select(func.count()).select_from(gateways)) == 2
-        )  # the built-in simulator and the gateway of the demo
+        # the built-in simulator and the gateway of the demo
+        assert connection.scalar(select(func.count()).select_from(gateways)) == 2
         assert connection.scalar(select(sends.c.id).limit(1)) is not None
         first, last = connection.execute(select(func.min(messages.c.created_at), func.max(messages.c.created_at))).one()
         assert timedelta(days=DAYS - 2) < last - first <= timedelta(days=DAYS)

@@ -1,4 +1,4 @@
-"""This file provides fixtures that create trackers, messages, clicks and events for the tests of deliveries."""
+"""Fixtures that create trackers, messages, clicks and events for the tests of deliveries."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ async def test_a_delivery_attempt_does_not_start_if_its_lease_is_too_short(
 async def test_a_delivery_attempt_ends_within_its_time_limit_while_it_waits_for_dns_or_a_slot(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver
 ) -> None:
-    """The lease of a delivery must be longer than the waits for the resolver and for a slot of the sender."""
+    """The lease of a delivery must last longer than the waits for the DNS resolver and for a slot of the sender."""
     released = threading.Event()
 
     def hanging_lookup(host: str, port: int) -> list[str]:

@@ -156,7 +156,7 @@ async def test_a_replayed_delivery_has_all_its_attempts_again_and_can_be_replaye
         assert (replayed.status, replayed.attempt) == (PENDING, 2 * replays)
         await until_it_ends()
     receiver.default_reply = 200
-    for _ in range(2):  # the second replay is that of a delivered delivery
+    for _ in range(2):  # at the second replay, the delivery is already delivered
         await service.deliveries.replay(row.id, clock(), 1)
         await until_it_ends()
     assert [request.json["attempt"] for request in receiver.requests] == [1, 2, 3, 4, 5, 6, 7, 8]

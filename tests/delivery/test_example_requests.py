@@ -41,7 +41,8 @@ async def test_an_example_request_equals_the_request_that_a_tracker_receives(
         body = {"to": NUMBER, "message_id": "m1", "body": 'See #track("https://shop.example/")', "metadata": {"a": "b"}}
         message = (await client.post("/api/v1/rewrite", json=body)).json()["messages"][0]
         assert (await client.get(f"/{message['links'][0]['code']}", headers={"User-Agent": PHONE})).status_code == 302
-    expected = await service.database.read(_requests, service, secret, format)  # before the event has subscribers
+    # the example requests are built before a tracker subscribes to the event
+    expected = await service.database.read(_requests, service, secret, format)
     await service.fanout.flush()
     await service.dispatcher.flush()
     received = {request.headers["webhook-id"]: request for request in receiver.take()}

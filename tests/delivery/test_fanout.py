@@ -1,4 +1,4 @@
-"""These tests check which deliveries and facts the fan-out creates from events, on both databases."""
+"""These tests check which deliveries the fan-out creates from events, and which data it stores for them, on both databases."""
 
 import pytest
 from sqlalchemy import Connection, text
@@ -26,7 +26,7 @@ URL = "https://tracker.example/"
 
 
 def move_last_event(connection: Connection, application_id: int) -> None:
-    """Make the newest event one of another application."""
+    """Change the application of the newest event."""
     connection.execute(
         text("UPDATE events SET application_id = :application WHERE id = (SELECT max(id) FROM events)"),
         {"application": application_id},
@@ -85,7 +85,7 @@ async def test_one_transaction_of_the_fanout_creates_few_deliveries_and_the_next
     await service.database.write(move_last_event, other.application_id)
 
     async def owners() -> list[int]:
-        """Run one step of the fan-out. Return the applications of the new deliveries."""
+        """Run one step of the fan-out. Return the application ids of the new deliveries."""
         before = len(await rows(service.database, schema.deliveries))
         await service.fanout.step()
         return [row.application_id for row in (await rows(service.database, schema.deliveries))[before:]]
@@ -279,7 +279,7 @@ async def test_a_click_suspected_to_be_a_program_is_sent_only_to_trackers_that_r
 
 
 async def conversions_of_clicks(service: Service, chosen: str | None) -> list[int | None]:
-    """Return the trackers that received the first click of a message as a conversion."""
+    """Return the ids of the trackers that received the first click of a message as a conversion."""
     if chosen:
         await service.database.write(update_application, 1, {"click_conversion": chosen}, NOON)
     await service.fanout.flush()

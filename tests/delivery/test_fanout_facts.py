@@ -1,4 +1,4 @@
-"""The facts that the fan-out collects for the bodies of deliveries, and the numbers of clicks, on both databases."""
+"""Tests of the event data that the fan-out stores for the bodies of deliveries, and of click numbers, on both databases."""
 # Part of the tests of shortener/delivery/fanout.py.
 
 import hashlib
@@ -123,7 +123,7 @@ async def test_no_click_number_is_used_twice_if_an_earlier_click_is_committed_la
     early = [service.ids() for _ in range(3)]
     await story.click(message)
     await service.fanout.flush()
-    for hit in early:  # these hits are older than the others, but their transactions are committed later
+    for hit in early:  # these hits are older than the other hits, but their transactions are committed later
         await story.click(message, id=hit)
     await service.fanout.flush()
     await story.click(message)

@@ -1,4 +1,4 @@
-"""These tests check the test delivery of a tracker: it makes one attempt, is stored, and does not change the tracker."""
+"""These tests check the test delivery of a tracker: it has one attempt, is stored, and does not change the tracker."""
 
 import json
 from typing import Any

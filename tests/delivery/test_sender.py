@@ -220,7 +220,7 @@ async def test_a_request_on_an_idle_connection_that_the_receiver_closed_is_sent_
     sender: Sender, close: Behaviour
 ) -> None:
     async def behaviour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(peer.requests) in (2, 4):  # the request is the second one on its connection
+        if len(peer.requests) in (2, 4):  # this request is the second request on its connection
             await close(reader, writer)
         else:
             await respond(200)(reader, writer)

@@ -173,7 +173,7 @@ TEXTS = ("base64 without padding", "text")
 async def deliveries(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
 ) -> list[dict[str, Any]]:
-    """Send deliveries with each kind of secret: one, one more during the rotation of the secret, and the first with another body.
+    """Send three deliveries with each kind of secret: a valid one, one during a rotation, and one with a changed body.
 
     Return the requests as input for the verification programs. `library_secret` is the secret for the published libraries."""
     clock.now = datetime.now(NOON.tzinfo)  # the verification programs compare the timestamp with the system clock

@@ -1,4 +1,4 @@
-"""These tests create and change trackers and check their limits and encryption, on both databases."""
+"""These tests create and change trackers and check their limits and the encryption of their secrets, on both databases."""
 
 from collections.abc import Sequence
 from datetime import timedelta

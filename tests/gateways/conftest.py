@@ -1,4 +1,4 @@
-"""Fixtures for the tests of gateways: a gateway at a local receiver, and messages that are queued for it."""
+"""Fixtures for the tests of gateways: a gateway at a local receiver, and messages that are queued for this gateway."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BODY = '{"to":"{phone}","text":"{text}","reference":"{reference}"}'
 
 @pytest.fixture
 def make_gateway(service: Service) -> MakeGateway:
-    """Create a gateway of the default application and select it."""
+    """Create a gateway of the default application and select it for the application."""
 
     async def make(url: str = "", name: str = "test", **values: Any) -> StoredGateway:
         settings = values.pop("settings", {})

@@ -15,7 +15,7 @@ PENDING, SENT, FAILED, HELD = (int(status) for status in SendStatus)
 
 
 def other_process(service: Service) -> GatewayDispatcher:
-    """Return a new dispatcher on the same database, which stands for another process or a restart of this one."""
+    """Return a new dispatcher on the same database. It simulates another process or a restart of this process."""
     connections = Connections(service.gateway_connections.context, service.gateway_connections.kinds)
     return GatewayDispatcher(
         service.database,
@@ -31,12 +31,12 @@ def other_process(service: Service) -> GatewayDispatcher:
 
 
 async def start_attempts(dispatcher: GatewayDispatcher, receiver: Receiver, requests: int) -> None:
-    """Run a cycle and wait until `requests` requests have reached the receiver, which must not respond."""
+    """Run a dispatch cycle and wait until `requests` requests have reached the receiver, which must not respond."""
     assert await dispatcher.step() >= requests
     await receiver.wait_for(requests)
 
 
 def kill(dispatcher: GatewayDispatcher) -> None:
-    """End the running attempts of a dispatcher, which never records them, as if its process was killed."""
+    """Cancel the running attempts of a dispatcher without recording them, as if its process was killed."""
     for task in dispatcher._tasks:
         task.cancel()

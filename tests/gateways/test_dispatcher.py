@@ -171,7 +171,7 @@ async def test_a_message_is_doubtful_after_its_process_was_killed_during_the_att
 ) -> None:
     receiver.replies = [Reply(hang=True)]
     receiver.default_reply = ACCEPTED
-    # With a concurrency of 1, the lease of the killed process must not count as an attempt in flight after its end.
+    # With a concurrency of 1, the lease of the killed process must not count as a running attempt after the end of the lease.
     await make_gateway(receiver.url(), timeout=5, on_doubt=policy, concurrency=1)
     await send_messages()
     first, second = other_process(service), other_process(service)

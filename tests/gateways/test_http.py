@@ -1,4 +1,4 @@
-"""Tests of HTTP gateways: what each response means, the requests, and the checks of the settings."""
+"""Tests of HTTP gateways: their requests, the meaning of each response, and the checks of the settings."""
 
 from __future__ import annotations
 

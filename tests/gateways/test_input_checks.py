@@ -1,4 +1,4 @@
-"""Tests of the values of gateways: invalid ones are rejected, and only the operator changes what a private gateway requests."""
+"""Tests of gateway values: invalid values are rejected, and only the operator changes requests to a private gateway."""
 
 from __future__ import annotations
 

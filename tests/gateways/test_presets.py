@@ -1,4 +1,4 @@
-"""Tests of the presets: each builds a request that its gateway understands, and reads the gateway's responses and reports."""
+"""Tests of the gateway presets: each one builds valid requests, and parses the responses and reports of its gateway."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of the statements of the dispatcher: claims and outcomes use the partial indexes, and claims do not overlap."""
+"""Tests of the SQL statements of the gateway dispatcher: they use the partial indexes, and claims do not overlap."""
 
 from __future__ import annotations
 

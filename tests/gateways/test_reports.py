@@ -1,4 +1,4 @@
-"""Tests of delivery reports of gateways: how the message is found, and what its state becomes."""
+"""Tests of delivery reports of gateways: how the message is found, and which state it gets."""
 
 from __future__ import annotations
 

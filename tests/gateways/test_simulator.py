@@ -1,4 +1,4 @@
-"""Tests of the simulator: what each of its settings does."""
+"""Tests of each setting of the gateway simulator."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of templates: encoding of values for each place, and paths in responses."""
+"""Tests of gateway request templates: how inserted values are encoded, and how a path finds a value in a response."""
 
 from __future__ import annotations
 

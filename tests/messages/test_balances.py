@@ -23,7 +23,7 @@ async def set_up(service: Service, amount: str) -> None:
 
 
 async def send_batches(service: Service, count: int) -> list[str]:
-    """Send batches of ten messages at the same time. Return the error code of each, "" for an accepted one."""
+    """Send batches of ten messages at the same time. Return the error code of each batch, or "" for an accepted batch."""
     application = service.directory.application(1)
     assert application is not None
     to = tuple(f"+1408555{number:04}" for number in range(10))

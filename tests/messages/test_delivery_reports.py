@@ -137,7 +137,7 @@ async def test_a_second_report_of_the_newest_state_corrects_the_reason_code_and_
     assert not same.changed
 
 
-# Delivery reports of clicked messages
+# These tests check delivery reports of clicked messages.
 
 
 async def test_a_report_of_delivery_after_a_click_stores_everything_except_the_state(service: Service, message: Message) -> None:
@@ -236,7 +236,7 @@ async def test_a_delivery_report_without_a_state_stores_its_texts_and_keeps_the_
     assert await count_delta_sums(service.database) == {"delivered": "1"}
 
 
-# Property-based test: delivery reports in any order
+# This property-based test checks delivery reports in any order.
 
 
 def unreported(state: State = State.CREATED, is_clicked: bool = False) -> _ReportedMessage:

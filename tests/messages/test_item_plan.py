@@ -51,7 +51,7 @@ def test_the_first_representable_time_is_rejected_as_a_link_expiry() -> None:
     assert reason(item(expires_at=at, message_ids=("m-1",))) == ("expires_at", "must be in the future")
 
 
-# Destinations and fallback URLs of links
+# These tests check destinations and fallback URLs of links.
 
 
 @pytest.mark.parametrize("field", ["body", "fallback_url"])

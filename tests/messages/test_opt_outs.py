@@ -1,4 +1,4 @@
-"""Tests of the opt-out list: which replies refuse messages, and which recipients are on the list."""
+"""Tests of the opt-out list: which replies are opt-outs, and which recipients are on the list."""
 
 from __future__ import annotations
 

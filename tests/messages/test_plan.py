@@ -78,7 +78,7 @@ def test_only_a_request_with_an_idempotency_key_or_its_own_message_ids_can_be_a_
     assert plan(item(), key="key").may_be_repeat
 
 
-# Content hash of a message
+# This test checks the content hash of a message.
 
 
 def test_the_content_hash_of_a_message_depends_on_the_recipient_and_everything_except_generated_ids() -> None:

@@ -1,4 +1,4 @@
-"""Tests of prices: the longest prefix of the application decides, then the longest prefix for all applications."""
+"""Tests of prices: the longest matching prefix of the application has priority over the longest prefix for all applications."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of URL detection against other linkifiers and their public test data, and on texts that the rules were not made for.
+"""Tests of URL detection with the test data of other linkifiers, and with texts that were not used to write the rules.
 
 The texts are the examples of the package `crawler-user-agents` (URLs in real punctuation), and the test cases of
 `twitter-text-python`, which repeat the conformance tests of twitter-text. The latter is not a dependency of the tests, because it
@@ -19,8 +19,8 @@ from shortener.messages.url_detection import find_urls
 from tests.messages.held_out_texts import HELD_OUT_TEXTS
 from tests.messages.marketing_texts import MARKETING_TEXTS
 
-# Texts of twitter-text with another result here. Twitter links only URLs with a known top-level domain and with certain characters
-# before them; bare domains and the other texts are URLs for a person too.
+# Texts of twitter-text for which the URL detection has another result. Twitter links only URLs with a known top-level domain and
+# with certain characters before them. A person also regards bare domains and the other texts as URLs.
 DIFFERENT_FROM_TWITTER = {
     "See http://example.com example.com",
     "Is http://tld-too-short.x a valid URL?",

@@ -47,7 +47,7 @@ async def stored(service: Service) -> tuple[int, int]:
     return await service.database.read(count)
 
 
-# Repeated requests and messages
+# These tests check repeated requests and messages.
 
 
 REPEATS: list[dict[str, Any]] = [{"key": "key-1"}, {"message_id": "m-1"}]
@@ -113,7 +113,7 @@ async def test_an_invalid_request_without_idempotency_key_and_message_ids_is_rej
         await rewrite(service, item("#track(", message_ids=("m-1",)))
 
 
-# Concurrent rewrite requests
+# These tests check concurrent rewrite requests.
 
 
 async def test_concurrent_requests_with_the_same_message_id_create_one_message(service: Service) -> None:
@@ -168,7 +168,7 @@ async def test_new_links_are_in_the_link_cache_before_the_response_is_returned(
     assert cached == [message["links"][0]["code"]]
 
 
-# Limits of requests, and hosts that links must not lead to
+# These tests check limits of requests, and hosts that links must not lead to.
 
 
 async def test_a_link_or_fallback_that_leads_to_a_host_of_the_installation_is_rejected(service: Service) -> None:

@@ -71,7 +71,7 @@ async def test_the_link_cache_contains_the_last_of_two_concurrent_changes_of_a_l
     replace = service.cache.replace
 
     async def overtaken(links: Sequence[CachedLink]) -> None:
-        """Write the values to the link cache only after another process changed the link."""
+        """Delay a write to the link cache until another process has changed the link."""
         monkeypatch.setattr(service.cache, "replace", replace)
         await change(service, code, {"url": "https://second.example/"})
         await replace(links)

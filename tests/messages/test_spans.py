@@ -45,7 +45,7 @@ def test_replace_spans_rejects_a_number_of_replacements_that_differs_from_the_nu
         replace_spans(DIRECTIVE, find_spans(DIRECTIVE, "directives"), [])
 
 
-# Search for the spans of stored links
+# These tests check the search for the positions of stored links in a text.
 
 
 def test_stored_links_are_located_at_the_positions_of_the_urls_that_they_replaced() -> None:

@@ -1,4 +1,4 @@
-"""Tokens that will expire are announced once, to trackers of operations events."""
+"""Tests of the event that announces the expiry of a token once, to trackers of operations events."""
 
 from datetime import timedelta
 from typing import Any

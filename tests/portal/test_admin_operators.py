@@ -48,7 +48,7 @@ async def test_an_invalid_operator_form_shows_the_reason_and_changes_nothing(ser
     ):
         assert (await admin.post(PATH, data=fields)).status_code == 422, fields
     assert (await admin.post(f"{PATH}/1", data={"action": "explode"})).status_code == 400
-    assert (await admin.post(f"{PATH}/1", data={"action": "disable"})).status_code == 422  # the only admin
+    assert (await admin.post(f"{PATH}/1", data={"action": "disable"})).status_code == 422  # the only admin cannot be disabled
     assert (await admin.get(f"{PATH}/99")).status_code == 404
     assert len(await log(service)) == 1
 
@@ -68,7 +68,7 @@ async def test_a_change_of_an_operator_ends_all_sessions_of_this_operator(servic
         operator = await service.database.read(find_operator, name)
         response = await admin.post(f"{PATH}/{operator.id}", data={"action": action, **fields})
         assert response.status_code in (200, 303), response.text
-        assert (await other.get("/portal/me")).status_code == 303, action  # 7.2.4, 7.4.2, 7.4.5
+        assert (await other.get("/portal/me")).status_code == 303, action  # ASVS 7.2.4, 7.4.2 and 7.4.5
     granted = await service.database.read(find_operator, "Bo grant")
     assert granted.role_in(1) is Role.MANAGER
     actions = {row.action for row in await log(service)}

@@ -15,7 +15,7 @@ from tests.conftest import Clock
 from tests.portal.conftest import SignIn, log
 
 PATH = "/portal/1/settings"
-#: The values that a browser sends if the defaults are in the form.
+#: The values that a browser sends for the default settings in the form.
 DEFAULTS = {
     "track": "directives",
     "confirm_clicks": "off",

@@ -1,4 +1,4 @@
-"""Tests of the charts, and of how pages show numbers and times."""
+"""Tests of the charts, and of the formats of numbers and times on portal pages."""
 
 from __future__ import annotations
 

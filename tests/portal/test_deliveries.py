@@ -10,7 +10,7 @@ from shortener.portal.operators import Role
 from tests.portal.conftest import NewBrowser, SignIn, click, log, send
 from tests.receiver import Receiver, Reply
 
-# Ids have the time of the machine, and not that of the clock of the tests.
+# Ids contain the time of the machine, and not the time of the test clock.
 EVER = "period=custom&since=2026-01-01&until=2035-01-01"
 
 

@@ -1,4 +1,4 @@
-"""Tests of the pages of own domains."""
+"""Tests of the portal pages of an application's own domains."""
 
 from __future__ import annotations
 

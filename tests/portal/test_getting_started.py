@@ -12,7 +12,7 @@ from tests.portal.conftest import NewBrowser, SignIn, click, send
 
 
 async def done(browser: httpx.AsyncClient) -> str:
-    """Return how many steps the overview shows as done."""
+    """Return the number of getting-started steps that the overview shows as done."""
     page = await browser.get("/portal/1/")
     assert page.status_code == 200
     (number,) = re.findall(r"(\d) of 5 done", page.text)

@@ -45,7 +45,7 @@ async def test_the_live_feed_sends_each_row_once_and_only_to_operators_of_its_ap
         await click(service, phone, message["links"][0]["code"])
         batch = await asyncio.wait_for(own.get(), 10)
         assert [row.message_id for row in batch.rows] == [message["message_id"]], "the click before the subscription is not new"
-        await asyncio.sleep(0.2)  # ten more readings of the same rows
+        await asyncio.sleep(0.2)  # in this time, the live feed reads the same rows ten more times
         assert own.empty()
         assert foreign.empty()
 
@@ -91,7 +91,7 @@ async def test_a_live_stream_without_a_session_and_a_fourth_live_stream_of_a_ses
 ) -> None:
     accept = {"Accept": "text/html, text/event-stream", "HX-Request": "true"}
     stranger = await (await new_browser()).get("/portal/1/live/stream", headers=accept)
-    assert stranger.status_code == 401  # and no redirect, which a script would follow again and again
+    assert stranger.status_code == 401  # a redirect would make the script of the page repeat the request endlessly
     browser = await sign_in()
     monkeypatch.setattr(live, "_streams", Counter({1: live.MAX_STREAMS}))
     rejected = await browser.get("/portal/1/live/stream", headers=accept)

@@ -43,7 +43,7 @@ async def test_a_new_password_requires_the_current_password_and_ends_other_sessi
     form = {"current": PASSWORD, "password": NEW, "again": NEW, "end_others": "on"}
     assert (await browser.post("/portal/me/password", data=form)).status_code == 303
     assert session_cookie(browser) != before
-    assert (await other.get("/portal/me")).status_code == 303  # 7.4.3
+    assert (await other.get("/portal/me")).status_code == 303  # ASVS 7.4.3
     assert (await browser.get("/portal/me")).status_code == 200
     assert (await (await sign_in_again(new_browser)).get("/portal/me")).status_code == 303
     assert (await (await sign_in_again(new_browser, NEW)).get("/portal/me")).status_code == 200
@@ -79,7 +79,7 @@ async def test_sensitive_portal_actions_require_a_recent_password(sign_in: SignI
     browser = await sign_in("Ada")
     clock.forward(minutes=11)
     refused = await browser.post("/portal/me/second-factor/off", headers={"Referer": "http://127.0.0.1:8000/portal/me"})
-    assert refused.headers["location"] == "/portal/confirm?next=%2Fportal%2Fme"  # 7.5.1, 7.5.3
+    assert refused.headers["location"] == "/portal/confirm?next=%2Fportal%2Fme"  # ASVS 7.5.1 and 7.5.3
     assert (await browser.get("/portal/me/second-factor")).headers["location"].startswith("/portal/confirm")
     wrong = await browser.post("/portal/confirm?next=/portal/me", data={"password": "wrong"})
     assert wrong.status_code == 422
@@ -113,6 +113,6 @@ async def test_a_password_longer_than_the_limit_is_rejected_without_being_cut() 
     passwords = Passwords()
     hashed = await passwords.hash("x" * 128)
     assert await passwords.verify(hashed, "x" * 128)
-    assert not await passwords.verify(hashed, "x" * 129)  # 6.2.8
+    assert not await passwords.verify(hashed, "x" * 129)  # ASVS 6.2.8
     assert not await passwords.verify(None, "x" * 128)
     assert not await passwords.verify("not a hash", "x")

@@ -162,7 +162,7 @@ async def test_the_csv_export_of_each_overview_figure_has_as_many_rows_as_the_fi
     checked = 0
     for query in ({}, {"basis": "sent"}, {"campaign": "order-updates"}, {"source": "api", "basis": "sent"}):
         page = await browser.get("/portal/1/", params={"period": "28d", **query})
-        # Every bar of the chart is a figure too; a few of them are enough.
+        # Every bar of the chart is a figure too. This test examines only a few bars.
         figures = figures_of(page)
         bars = [figure for figure in figures if "period=custom" in figure[2]]
         for name, value, href in {*(figure for figure in figures if "period=custom" not in figure[2]), *bars[::6]}:

@@ -62,7 +62,7 @@ SMALL_TABLES = {
 }
 GROWING_TABLES = set(schema.messages.metadata.tables) - SMALL_TABLES
 
-#: Every page with the filters that choose other statements. {message} and {code} are those of a message that was clicked.
+#: Every page, with each filter that causes other statements. {message} and {code} stand for a message that was clicked.
 PATHS = (
     "/portal/",
     "/portal/{app}/",
@@ -172,7 +172,7 @@ async def demo(store_url: str, tmp_path: Path, receiver: Receiver) -> AsyncItera
 
 
 def _ids(connection: Connection, service: Service) -> dict[str, str]:
-    """Return what the placeholders of PATHS stand for."""
+    """Return the values of the placeholders in PATHS."""
     message_id, code, hit_id = connection.exec_driver_sql(
         "SELECT messages.message_id, links.code, hits.id FROM hits JOIN links ON links.id = hits.link_id"
         " JOIN messages ON messages.id = links.message_id JOIN first_clicks ON first_clicks.id = links.message_id LIMIT 1"

@@ -40,8 +40,8 @@ async def test_portal_responses_have_a_content_security_policy_and_pages_are_not
         await browser.post("/portal/1/try", data={}),
     ]
     for response in responses:
-        assert response.headers["content-security-policy"] == CONTENT_SECURITY_POLICY  # 3.4.3
-        assert response.headers["x-content-type-options"] == "nosniff"  # 3.4.4
+        assert response.headers["content-security-policy"] == CONTENT_SECURITY_POLICY  # ASVS 3.4.3
+        assert response.headers["x-content-type-options"] == "nosniff"  # ASVS 3.4.4
         assert response.headers["cross-origin-opener-policy"] == "same-origin"
     assert [one.headers["cache-control"] == "no-store" for one in responses] == [True, True, False, True]
 
@@ -49,7 +49,7 @@ async def test_portal_responses_have_a_content_security_policy_and_pages_are_not
 async def test_every_portal_page_of_an_operator_has_the_button_to_sign_out(sign_in: SignIn) -> None:
     browser = await sign_in()
     for path in ("/portal/1/", "/portal/me", "/portal/admin/system", "/portal/1/messages/nothing"):
-        assert 'action="/portal/signout"' in (await browser.get(path)).text, path  # 7.4.4
+        assert 'action="/portal/signout"' in (await browser.get(path)).text, path  # ASVS 7.4.4
 
 
 async def test_a_portal_form_that_is_too_large_or_has_another_content_type_is_rejected(sign_in: SignIn) -> None:

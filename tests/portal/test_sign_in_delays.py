@@ -19,7 +19,7 @@ def delays() -> SignInDelays:
 
 
 async def _fail(database: Database, delays: SignInDelays, times: int, network: str = STRANGER, name: str = "Ada") -> int:
-    """Fail several times, wait after each attempt that is rejected, and return the seconds that the next attempt must wait."""
+    """Fail to sign in several times, wait after each rejection, and return the seconds that the next attempt must wait."""
     at, done = NOON, 0
     while done < times:
         wait = await database.write(delays.begin_attempt, name, network, at)
@@ -45,7 +45,7 @@ async def test_the_sign_in_delay_doubles_up_to_a_minute_and_a_correct_password_r
     for _ in range(8):
         assert await database.write(delays.begin_attempt, "Ada", HOME, at) == 0
         waits.append(await database.write(delays.begin_attempt, "Ada", HOME, at))
-        at += timedelta(minutes=11)  # another window of the network
+        at += timedelta(minutes=11)  # after this time, the network is in another window
     assert waits == [1, 2, 4, 8, 16, 32, 60, 60]
     await database.write(delays.succeed, "Ada", HOME, at)
     assert await database.write(delays.begin_attempt, "Ada", HOME, at) == 0

@@ -30,12 +30,12 @@ async def test_a_correct_password_begins_a_session_and_signing_out_ends_it(
     response = await browser.post("/portal/signin?next=/portal/me", data={"name": "ada ", "password": PASSWORD})
     assert (response.status_code, response.headers["location"]) == (303, "/portal/me")
     cookie = response.headers["set-cookie"]
-    assert {"httponly", "samesite=lax", "path=/"} <= {part.strip().lower() for part in cookie.split(";")}  # 3.3
+    assert {"httponly", "samesite=lax", "path=/"} <= {part.strip().lower() for part in cookie.split(";")}  # ASVS 3.3
     assert (await browser.get("/portal/me")).status_code == 200
     stolen = await new_browser(Cookie=cookie.partition(";")[0])
     assert (await stolen.get("/portal/me")).status_code == 200
     assert (await browser.post("/portal/signout")).status_code == 303
-    assert (await stolen.get("/portal/me")).status_code == 303  # 7.4.1: the session ended in the database
+    assert (await stolen.get("/portal/me")).status_code == 303  # ASVS 7.4.1: the session has ended in the database
     assert [row.action for row in await log(service)] == ["invitation_accepted", "signed_in", "signed_out"]
 
 
@@ -45,7 +45,7 @@ async def test_the_session_cookie_is_secure_and_has_the_host_prefix_with_https(m
     assert portal.is_https
     assert portal.cookie_name.startswith("__Host-session")
     cookie = portal.set_cookie(Response(), "token").headers["set-cookie"]
-    assert {"Secure", "HttpOnly", "Path=/", "SameSite=lax"} <= {part.strip() for part in cookie.split(";")}  # 3.3.1 to 3.3.4
+    assert {"Secure", "HttpOnly", "Path=/", "SameSite=lax"} <= {part.strip() for part in cookie.split(";")}  # ASVS 3.3.1 to 3.3.4
     assert "domain" not in cookie.lower()
 
 
@@ -67,7 +67,7 @@ async def test_tokens_and_recovery_codes_are_stored_as_hashes(service: Service, 
 
     text = await service.database.read(stored)
     for plain in (session_cookie(browser), secret, *codes, PASSWORD):
-        assert plain not in text  # 7.2.3, 6.5.2
+        assert plain not in text  # ASVS 7.2.3 and 6.5.2
 
 
 async def test_a_connection_without_encryption_is_marked_except_on_this_machine(make_service: MakeService) -> None:
@@ -75,7 +75,7 @@ async def test_a_connection_without_encryption_is_marked_except_on_this_machine(
     async with client_of(service) as client:
         for host, is_marked in (("lan.example", True), ("127.0.0.1", False), ("localhost", False)):
             page = await client.get("/portal/signin", headers={"Host": host})
-            assert (page.status_code, "This connection is not encrypted" in page.text) == (200, is_marked), host  # 3.1.1
+            assert (page.status_code, "This connection is not encrypted" in page.text) == (200, is_marked), host  # ASVS 3.1.1
 
 
 async def test_a_sign_in_with_a_wrong_password_and_with_an_unknown_name_get_the_same_response(
@@ -88,7 +88,7 @@ async def test_a_sign_in_with_a_wrong_password_and_with_an_unknown_name_get_the_
         response = await browser.post("/portal/signin", data={"name": name, "password": "not the password"})
         assert response.status_code == 422
         texts.append(response.text.replace(name, "NAME"))
-    assert texts[0] == texts[1]  # 6.3.8
+    assert texts[0] == texts[1]  # ASVS 6.3.8
 
 
 async def test_failed_sign_ins_delay_the_next_attempt_and_never_lock_an_account(
@@ -146,13 +146,13 @@ async def test_a_sign_in_requires_the_second_factor_and_each_code_works_once(
         before = session_cookie(browser)
         status = (await browser.post("/portal/signin/code", data={"code": value})).status_code
         if status == 303:
-            assert session_cookie(browser) != before  # 7.2.4: a new token
+            assert session_cookie(browser) != before  # ASVS 7.2.4: the session has a new token
             assert (await browser.get("/portal/me")).status_code == 200
         return status
 
     assert await enter("000000") == 422
     assert await enter(code) == 303
-    assert await enter(code) == 422  # 6.5.1
+    assert await enter(code) == 422  # ASVS 6.5.1
     assert await enter(recovery[0]) == 303
     assert await enter(recovery[0]) == 422
     stored = await service.database.read(second_factor.count_recovery_codes, operator.id)

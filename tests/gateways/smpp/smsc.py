@@ -1,4 +1,4 @@
-"""An SMSC in the process of the test: it accepts sessions, stores each submit_sm, and responds as the test decides."""
+"""A fake SMSC in the test process. It accepts sessions, stores each submit_sm, and sends the response that a test selects."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class Smsc:
     _sequence: int = 0
 
     def message_id(self, pdu: Any) -> str:
-        """Return the id of a message: its sequence number."""
+        """Return the id of a message, which contains its sequence number."""
         return f"id-{pdu.sequence}"
 
     async def wait_for(self, condition: Callable[[], bool]) -> None:
-        """Wait until a condition is true. It is examined after each received PDU."""
+        """Wait until a condition is true. The condition is examined after each received PDU."""
         async with self.changed:
             await asyncio.wait_for(self.changed.wait_for(condition), 20)
 
@@ -52,7 +52,7 @@ class Smsc:
         self.writers[-1].write(response(pdu, status, self.message_id(pdu)))
 
     def drop(self) -> None:
-        """Cut all connections."""
+        """Cut all connections to the SMSC."""
         for writer in self.writers:
             writer.transport.abort()
         self.writers.clear()

@@ -13,7 +13,7 @@ TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=
 
 
 def joined(text: str) -> str:
-    """Return the text that a phone shows for the parts of a text."""
+    """Return the text that a phone shows after it has joined the parts of a long SMS."""
     encoded = encode_parts(text, "reference")
     bodies = [part[6:] if encoded.has_headers else part for part in encoded.parts]
     return decode_received(b"".join(bodies), encoded.data_coding, False).text

@@ -28,7 +28,7 @@ TIMEOUT = 20.0
 
 
 class Records:
-    """Recorded reports and replies."""
+    """The delivery reports and replies that the SMPP gateway recorded."""
 
     def __init__(self) -> None:
         self.reports: list[GatewayReport] = []
@@ -60,7 +60,7 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @asynccontextmanager
 async def connected(smsc: Smsc, records: Records, *, receives: bool = True, **settings: Any) -> AsyncIterator[SmppGateway]:
-    """Open a connection to an SMSC."""
+    """Open a connection of an SMPP gateway to the fake SMSC."""
     values = {"url": f"smpp://127.0.0.1:{smsc.port}", "system_id": "shortener", "password": "secret"} | settings
     config = GatewayConfig(1, "test", "smpp", 1, SmppSettings(**values), "https://go.example/r", allow_private=True)
     sender = cast("Any", None)  # an SMPP connection sends no HTTP requests
@@ -187,7 +187,7 @@ async def test_if_an_smpp_connection_drops_only_messages_that_were_submitted_wit
         sent = {result.reason for result in results[:3]}
         assert sent == {"connection_lost"}
         assert {result.outcome for result in results[:3]} == {DOUBT}
-        # The others were not sent on the lost link: they are sent on the next one, or in the next attempt.
+        # The other messages were not sent on the lost connection. They are sent on the next connection or in the next attempt.
         assert {result.outcome for result in results[3:]} <= {RETRY, ACCEPTED}
         assert (await gateway.submit(message(reference="r9"), TIMEOUT)).outcome is ACCEPTED
     assert len(smsc.binds) >= 2

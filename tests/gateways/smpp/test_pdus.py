@@ -1,4 +1,4 @@
-"""Tests of the PDUs."""
+"""Tests of the parser and the builder of SMPP PDUs."""
 
 from __future__ import annotations
 

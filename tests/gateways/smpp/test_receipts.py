@@ -1,4 +1,4 @@
-"""Tests of delivery receipts."""
+"""Tests of the parser of SMPP delivery receipts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of a session: PDUs of the gateway that are not responses to messages."""
+"""Tests of an SMPP session: PDUs of the SMSC that are not responses to messages."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def test_the_smpp_session_responds_to_requests_of_the_smsc() -> None:
         session = await opened(smsc)
         smsc.writers[0].write(build("enquire_link", 1))
         await smsc.wait_for(lambda: "enquire_link_resp" in smsc.commands)
-        smsc.writers[0].write(struct.pack(">LLLL", 16, 0x0111, 0, 2))  # a command that SMPP 3.4 does not know
+        smsc.writers[0].write(struct.pack(">LLLL", 16, 0x0111, 0, 2))  # SMPP 3.4 does not define this command
         await smsc.wait_for(lambda: "generic_nack" in smsc.commands)
         assert session.is_open
         smsc.writers[0].write(build("unbind", 3))
