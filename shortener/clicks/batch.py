@@ -41,13 +41,13 @@ from shortener.outbox.count_deltas import TIME_SLOT_MS, CountDelta, sent_slot
 from shortener.storage.bulk import insert_all
 from shortener.storage.types import from_ms
 
-# These are plain integers, because an operation on enum flags takes microseconds and each hit needs several.
+# The flags are copied to plain integers, because an operation on enum flags takes microseconds and each hit needs several.
 _FIRST_FOR_LINK, _FIRST_FOR_MESSAGE = int(HitFlag.FIRST_FOR_LINK), int(HitFlag.FIRST_FOR_MESSAGE)
 _LATE, _OFF = int(HitFlag.LATE), int(HitFlag.DISABLED)
 _STATE, _CLICK, _LATE_CLICK = int(Topic.STATE), int(Topic.CLICK), int(Topic.LATE_CLICK)
 _SUSPECTED_CLICK = int(Topic.CLICK | Topic.SUSPECTED)
 _EVERY_CLICK, _OPT_OUT = int(LinkFlag.EVERY_CLICK), int(LinkFlag.OPT_OUT)
-# These are module constants, because the look-up of an enum member takes longer than the comparison.
+# The verdicts are module constants, because the look-up of an enum member takes longer than the comparison.
 _HUMAN, _SUSPECTED, _IGNORED = Verdict.HUMAN, Verdict.SUSPECTED, Verdict.IGNORED
 
 
@@ -56,16 +56,17 @@ class BatchResult:
     """The effect of a committed batch. `resolutions` has one resolution for each hit, in the order of the hits."""
 
     resolutions: list[Resolution]
-    events: int = 0  # events of this batch; not 0 if an earlier attempt wrote events
-    recorded: int = 0  # stored hits, including those that an earlier attempt stored
+    events: int = 0  # the number of events of this batch; not 0 if an earlier attempt wrote events
+    recorded: int = 0  # the number of stored hits, including those that an earlier attempt stored
     first_clicks: int = 0
-    unknown: int = 0  # hits whose code belongs to no link
+    unknown: int = 0  # the number of hits whose code belongs to no link
     links: Mapping[str, LinkRow] = field(default_factory=dict)  # by code
-    not_stored: int = 0  # ignored and suspected hits that exceed the limit of stored hits of their link
+    # The number of ignored and suspected hits that were not stored, because their link has reached its limit of stored hits.
+    not_stored: int = 0
 
 
 class ProbePassed(Exception):
-    """The test rows were accepted, so the database can store hits. The transaction of the test was rolled back."""
+    """Raised to roll back the transaction of a test whose rows the database accepted. It shows that the database can store hits."""
 
 
 #: A hit, the link that it requested, and whether the link is switched off.
@@ -73,10 +74,9 @@ _LinkHit = tuple[Hit, LinkRow, bool]
 
 
 class HitBatchWriter:
-    """Writes batches of hits to the database. It reads the hit policies from `directory` once for each batch.
-
-    `ignored_limit`, `suspected_limit`: the maximum number of ignored and of suspected hits of a link that are stored per minute; 0
-    means no limit."""
+    """A writer of batches of hits. It reads the hit policies from `directory` once for each batch. `ignored_limit` and
+    `suspected_limit` are the maximum numbers of ignored and of suspected hits of one link that are stored per minute; 0 means no
+    limit."""
 
     def __init__(
         self,
@@ -95,8 +95,8 @@ class HitBatchWriter:
         self._suspected = HitLimit(suspected_limit)
 
     def write(self, connection: Connection, hits: Sequence[Hit], is_uncertain: bool = False) -> BatchResult:
-        """Write at least one hit, in the order of arrival, and return the result. `is_uncertain`: an earlier attempt may have
-        stored some of the hits."""
+        """Write at least one hit, in the order of arrival, and return the result. `is_uncertain` is true if an earlier attempt may
+        have stored some of the hits."""
         policies = self._directory.hit_policies
         links = queries.find_links(connection, {hit.code for hit in hits})
         stored = queries.find_stored_hits(connection, hits) if is_uncertain else {}
@@ -204,7 +204,7 @@ class HitBatchWriter:
         for _, link, _, at in human:
             if link.message in links:
                 self._links.add(link.message, link.link_id, at)
-        early: dict[int, int] = {}  # the first hit on each message that was not reported as sent
+        early: dict[int, int] = {}  # the time of the first hit on each message that was not reported as sent
         for hit, link, chosen, at in human:
             recipients = 0
             if hit.origin and chosen.max_recipients_per_address_minute is not None:
@@ -230,9 +230,9 @@ class HitBatchWriter:
 class _Candidates(NamedTuple):
     """The hits that may become first clicks, with their links."""
 
-    claims: dict[int, queries.Claim]  # by message
-    links: dict[int, LinkRow]  # by row id of the message: one of its links
-    first_on_link: dict[int, int]  # id of the hit, by row id of the link
+    claims: dict[int, queries.Claim]  # the possible first click on each message, by row id of the message
+    links: dict[int, LinkRow]  # one link of each message, by row id of the message
+    first_on_link: dict[int, int]  # the id of the hit that may become the first click on a link, by row id of the link
 
 
 def _first_click_candidates(hits: Sequence[_LinkHit]) -> _Candidates:
@@ -267,9 +267,8 @@ class _BatchRows:
         *,
         keep_clicks: bool,
     ) -> None:
-        """Start without rows.
-
-        `won`: the result of `queries.claim_first_clicks`. `keep_clicks`: whether `add` also collects the clicks in `clicks`."""
+        """Start without rows. `won` is the result of `queries.claim_first_clicks`. If `keep_clicks` is true, `add` also collects
+        the clicks in `clicks`."""
         self._ids = ids
         self._ip_privacy = policies.ip_privacy
         self._with_suspected = policies.with_suspected

@@ -21,7 +21,7 @@ MAX_LINKS_PER_CHECK = 1000
 
 
 class CacheRestorer:
-    """Stores links in the link cache again. `spawn`: a function that runs a coroutine in the background."""
+    """A job that stores links in the link cache again. `spawn` is a function that runs a coroutine in the background."""
 
     def __init__(self, cache: LinkCache, spawn: Callable[[Coroutine[None, None, None]], None]) -> None:
         self._cache = cache

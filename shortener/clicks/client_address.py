@@ -1,4 +1,4 @@
-"""The client address of a request, and the part of the address that is stored.
+"""This module determines the IP address of the client that sent a request, and the part of the address that is stored.
 
 Behind a proxy, the peer of the connection is the proxy, and the header X-Forwarded-For contains the client's address. Any client
 can send this header. Therefore the header is used only if the peer is a trusted proxy. It is read from right to left, because each
@@ -17,26 +17,27 @@ from typing import Literal
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Privacy = Literal["full", "short", "none"]
 
-#: An address as its 4 bytes (IPv4) or 16 bytes (IPv6) in network order. The functions of `socket` for it are several times as fast
-#: as those of `ipaddress`.
+#: An IP address as its 4 bytes (IPv4) or 16 bytes (IPv6) in network order. The functions of `socket` for it are several times as
+#: fast as those of `ipaddress`.
 PackedAddress = bytes
-#: The first and the last address of each network.
+#: The first and the last IP address of each network.
 AddressRanges = Sequence[tuple[PackedAddress, PackedAddress]]
 
-_MAX_ADDRESS_LENGTH = 64  # maximum number of characters of an address with zone, brackets and port
+_MAX_ADDRESS_LENGTH = 64  # maximum number of characters of an IP address with zone, brackets and port
 _MAPPED_PREFIX = bytes(10) + b"\xff\xff"  # the first bytes of an IPv4 address in IPv6-mapped form
 _SHORT_BYTES = {4: 3, 16: 6}  # number of bytes that the privacy setting "short" keeps, by the number of all bytes
 _CLIENT_BYTES = {4: 4, 16: 8}  # number of bytes that identify a client: the IPv4 address, or the /64 network of IPv6
 
 
 def client_address(peer: str | None, x_forwarded_for: str, trusted_proxies: Sequence[Network]) -> str:
-    """Return the client's address in canonical form, or "" if it is unknown. See `find_client`."""
+    """Return the client's IP address in canonical form, or "" if it is unknown. See `find_client`."""
     client = find_client(peer, x_forwarded_for, address_ranges(trusted_proxies))
     return "" if client is None else address_text(client)
 
 
 def shorten_address(address: str, privacy: Privacy) -> str:
-    """Return the part of an address that is stored, according to the privacy setting. "full" keeps the address as it is."""
+    """Return the part of an IP address (a text) that is stored, according to the privacy setting. "full" keeps the address
+    unchanged."""
     if privacy == "full":
         return address
     packed = _parse(address)
@@ -44,20 +45,19 @@ def shorten_address(address: str, privacy: Privacy) -> str:
 
 
 def hash_client(address: str, key: bytes) -> int:
-    """Return a keyed hash of the client with an address, or 0 for an unknown address. See `hash_packed`."""
+    """Return a keyed hash of the client with this IP address, or 0 if the address is unknown. See `hash_packed`."""
     return hash_packed(_parse(address), key)
 
 
 def address_ranges(networks: Sequence[Network]) -> AddressRanges:
-    """Return the first and the last address of each network."""
+    """Return the first and the last IP address of each network."""
     return [(network.network_address.packed, network.broadcast_address.packed) for network in networks]
 
 
 def find_client(peer: str | None, x_forwarded_for: str, trusted_proxies: AddressRanges) -> PackedAddress | None:
-    """Return the client's address, or None if it is unknown.
-
-    `peer`: the address of the other end of the connection. None means a local socket. It counts as a trusted proxy if any proxy is
-    trusted. `x_forwarded_for`: the values of all headers of that name, joined by commas; "" if the request has none.
+    """Return the client's IP address, or None if it is unknown. `peer` is the address of the other end of the connection. None
+    means a local socket. It counts as a trusted proxy if any proxy is trusted. `x_forwarded_for` contains the values of all headers
+    X-Forwarded-For, joined by commas; "" if the request has none.
 
     The client is the right-most address that is not a trusted proxy. If all addresses are trusted proxies, it is the left-most
     address. If an entry on the right of the client's entry is not an address, the peer is the client."""
@@ -74,9 +74,8 @@ def find_client(peer: str | None, x_forwarded_for: str, trusted_proxies: Address
 
 
 def stored_address(address: PackedAddress, privacy: Privacy) -> str:
-    """Return the part of an address that is stored, according to the privacy setting.
-
-    "full": the whole address. "none": "". "short": the network, which is the address with all bits after the first 24 (IPv4) or 48
+    """Return the part of an IP address (in bytes) that is stored, according to the privacy setting. "full" stores the whole
+    address, "none" stores "", and "short" stores the network, which is the address with all bits after the first 24 (IPv4) or 48
     (IPv6) set to zero."""
     if privacy == "none":
         return ""
@@ -97,10 +96,10 @@ def hash_packed(address: PackedAddress | None, key: bytes) -> int:
 
 
 def address_text(address: PackedAddress) -> str:
-    """Return an address in canonical form."""
+    """Return an IP address as text in canonical form."""
     if len(address) == 4:
         return socket.inet_ntop(socket.AF_INET, address)
-    if not any(address[:12]):  # inet_ntop would write the last four bytes as an IPv4 address
+    if not any(address[:12]):  # inet_ntop would write the last four bytes of such an IPv6 address in IPv4 notation
         return str(ipaddress.IPv6Address(address))
     return socket.inet_ntop(socket.AF_INET6, address)
 
@@ -114,7 +113,7 @@ def _is_in(address: PackedAddress, ranges: AddressRanges) -> bool:
 
 
 def _parse(text: str) -> PackedAddress | None:
-    """Parse an address in a form that proxies use. Return None if the text is not an address.
+    """Parse an IP address in a notation that proxies use. Return None if the text is not an IP address.
 
     Examples: 203.0.113.7, 203.0.113.7:4711, 2001:db8::7, [2001:db8::7]:4711, ::ffff:203.0.113.7."""
     text = text.strip()

@@ -1,11 +1,11 @@
-"""Dead letters: hits that can never be stored, kept in a table so that a person can examine them.
+"""Dead letters: hits that can never be stored, kept in a table so that an administrator can examine them.
 
 A hit becomes a dead letter if the database rejects it but accepts other hits. An entry of the spool that is not a hit becomes one
-too. The row contains the hit as JSON or the entry unchanged, and the reason. The hits in the table are never written again. The
-retention deletes the rows after `HIT_RETENTION_DAYS` days.
+too. The row contains the hit as JSON or the entry unchanged, and the reason. The service never writes the hits in this table again.
+The purge deletes the rows after `HIT_RETENTION_DAYS` days.
 
 A row may contain a client's address and user agent. An erasure (retention/erasure.py) removes both. It finds the rows by the code
-of the link. An entry that is not a hit has no code, so only the retention deletes it.
+of the link. An entry that is not a hit has no code, so only the purge deletes it.
 """
 
 from __future__ import annotations
@@ -34,11 +34,12 @@ class DeadLetter(NamedTuple):
 
 
 def from_hit(hit: Hit, reason: str, *, has_address: bool = True) -> DeadLetter:
-    """Return the dead letter of a hit. `has_address`: whether the dead letter may contain the client's address."""
+    """Return the dead letter of a hit. `has_address` states whether the dead letter may contain the client's IP address."""
     fields: dict[str, Any] = {name: getattr(hit, name) for name in _NAMES}
     if not has_address:
         fields["address"] = ""
-    return DeadLetter(json.dumps(fields), str(hit.code), reason)  # json encodes integers of any size; orjson does not
+    # The module json is used, because it encodes integers of any size, and orjson does not.
+    return DeadLetter(json.dumps(fields), str(hit.code), reason)
 
 
 def from_entry(content: bytes, reason: str) -> DeadLetter:

@@ -28,9 +28,9 @@ from shortener.storage.database import Database, upsert
 from shortener.storage.schema import hits, installation, links
 
 LAG_MS = 120_000  # the job counts only hits that are at least this old
-LATE_ID_DISTANCE = id_span(30_000)  # the number of ids in 30 seconds
+LATE_ID_DISTANCE = id_span(30_000)  # the difference between the ids of two rows that were created 30 seconds apart
 PAGE_HITS = 5000  # maximum number of hits that one step counts
-_MAX_AGENTS_PER_SLICE = 16  # user agents that are parsed before other tasks run; each takes tens of microseconds
+_MAX_AGENTS_PER_SLICE = 16  # the number of user agents that are parsed before other tasks run; each takes tens of microseconds
 
 _NAME = "devices"
 _ROW = installation.c.name == _NAME
@@ -68,7 +68,7 @@ def clicks_by_agent() -> Select[Any]:
 
 
 class _Position(NamedTuple):
-    """The progress of the job. `token` changes when a late hit is stored; a page of hits that was read before that must be read
+    """The progress of the job. `token` changes when a late hit is stored; a page of hits that was read before then must be read
     again."""
 
     counted: int = 0  # id of the last hit that the job has counted
@@ -110,7 +110,7 @@ def stop_counting(connection: Connection) -> int:
 
 
 class Click(NamedTuple):
-    """A click that a transaction is storing. `at`: milliseconds since 1970. `message`: row id of the message."""
+    """A click that a transaction is storing. `at` is in milliseconds since 1970. `message` is the row id of the message."""
 
     hit: int
     cohort: int
@@ -152,7 +152,7 @@ class DeviceCounter:
             for metric in device_metrics(user_agent, country):
                 delta.add_slots(cohort, slot, metric, sent, link_set, amount)
             if number % _MAX_AGENTS_PER_SLICE == 0:
-                await asyncio.sleep(0)  # lets other tasks run before the next slice of user agents
+                await asyncio.sleep(0)  # let other tasks run before the next slice of user agents is parsed
         is_stored = await self._database.write(self.store, page, delta)
         return page.hits if is_stored and page.hits == PAGE_HITS else 0
 

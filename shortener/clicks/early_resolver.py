@@ -1,4 +1,5 @@
-"""The early resolver: it resolves hits before their transaction, from the link cache or with a read-only query of the database.
+"""The early resolver finds the destinations of hits before the hits are stored, from the link cache or with a read-only query of
+the database.
 
 All functions have time limits, because Redis and the database may accept a connection and never respond. They raise no
 errors. If a hit cannot be resolved, its resolution is None.
@@ -24,7 +25,8 @@ log = structlog.get_logger(__name__)
 
 
 class EarlyResolver:
-    """Sets `resolution` of waiting hits. It also sets the address of each hit to the part that the link's application may store."""
+    """A resolver that sets the `resolution` of waiting hits. It also reduces the IP address of each hit to the part that the link's
+    application may store."""
 
     def __init__(self, database: Database, cache: LinkCache, directory: LinkDirectory, resolver: LinkResolver) -> None:
         self._database = database
@@ -33,9 +35,9 @@ class EarlyResolver:
         self._resolver = resolver
 
     async def resolve(self, hits: Sequence[WaitingHit], cache_seconds: float, read_seconds: float) -> None:
-        """Resolve the hits from the cache, and after at most `cache_seconds` from the database too. Both time limits are added.
-
-        A cache that is slow on a busy machine may respond during the read. It is the only source if the database does not respond.
+        """Resolve the hits from the cache. After at most `cache_seconds`, also read the missing links from the database, for at
+        most `read_seconds`. During this read the cache may still respond, because it can be slow on a busy machine, and it is the
+        only source if the database does not respond.
         """
         loop = asyncio.get_running_loop()
         ends_at = loop.time() + cache_seconds + read_seconds
@@ -76,7 +78,7 @@ class EarlyResolver:
             links = await asyncio.wait_for(self._database.read(queries.find_links, codes), within)
         except (StoreUnavailable, TimeoutError):
             return
-        except Exception:  # for example, the permission to connect is missing
+        except Exception:  # the database raises other errors too, for example if the permission to connect is missing
             log.exception("link_read_failed")
             return
         self._resolve(unresolved, links.get)

@@ -1,4 +1,4 @@
-"""The placeholders of a message in the fallback URL of a domain or an application.
+"""This module replaces the placeholders for values of a message in the fallback URL of a domain or an application.
 
 The rewriter fills in the fallback URL of a message. The fallback URL of a domain or an application applies to links of any message,
 so its placeholders are filled in when an expired link redirects to it. Only such hits need the query.

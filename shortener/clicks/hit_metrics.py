@@ -15,8 +15,8 @@ from shortener.model import HitFlag, Verdict
 from shortener.storage.schema import hits
 
 CLICKS = "clicks"
-CLICKED_LINKS = "clicked_links"  # metric: the number of first clicks on links
-CLICKED_MESSAGES = "clicked_messages"  # metric: the number of first clicks on messages
+CLICKED_LINKS = "clicked_links"  # the name of the metric that counts the first clicks on links
+CLICKED_MESSAGES = "clicked_messages"  # the name of the metric that counts the first clicks on messages
 
 
 class _Rule(NamedTuple):
@@ -51,8 +51,8 @@ _METRICS = {
 
 
 def hit_metric(verdict: int, flags: int) -> str | None:
-    """Return the metric that counts a hit, or None if the hit is not counted. `verdict`: a `Verdict`. `flags`: bits of
-    `HitFlag`."""
+    """Return the metric that counts a hit, or None if the hit is not counted. `verdict` is a `Verdict`, and `flags` contains bits
+    of `HitFlag`."""
     return _METRICS[verdict, flags & _RELEVANT_FLAGS]
 
 

@@ -22,9 +22,10 @@ from shortener.metrics import Metrics
 from shortener.model import Verdict
 from shortener.redis.client import Client, RedisServer, RedisUnavailable
 
-LEASE_MS = 5000  # if the lease ends while its process still writes, hits may be written out of order; no hit is lost
+# The duration of a lease; if it ends while its process still writes, hits may be written out of order, but none is lost.
+LEASE_MS = 5000
 MAX_MOVED = 500  # the number of entries that `HitSpool.move_from` moves at a time
-MAX_DEAD_LETTERS = 100_000  # maximum number in Redis, which removes the oldest ones above it
+MAX_DEAD_LETTERS = 100_000  # maximum number of dead letters in Redis, which removes the oldest ones above it
 _FIELD, _REASON = b"h", b"r"
 _NAMES = tuple(field.name for field in dataclasses.fields(Hit) if field.name != "origin")
 
@@ -38,7 +39,8 @@ class SpoolState(NamedTuple):
 
 
 class HitSpool:
-    """The spool of hits in Redis. `limit`: the maximum number of hits in the stream, compared with the last known `depth`.
+    """The spool of hits in Redis. `limit` is the maximum number of hits in the stream, which is compared with the last known
+    `depth`.
 
     `depth` and `oldest_at` are the number of hits and the time of the oldest hit when this process last read the state of the
     stream."""
@@ -60,7 +62,7 @@ class HitSpool:
         metrics.gauge("shortener_spool_age_seconds", "Age of the oldest hit in the Redis stream.", self._age)
 
     async def add(self, hits: Sequence[Hit]) -> bool:
-        """Add hits to the stream. Return True if Redis has acknowledged all of them.
+        """Add hits to the spool. Return True if Redis has acknowledged all of them.
 
         Return False if the spool is full, or if Redis may have stored only some of the hits."""
         if self.depth + len(hits) > self._limit:
@@ -133,7 +135,8 @@ class HitSpool:
     async def move_from(self, prefix: str) -> int:
         """Move the hits and dead letters of the spool whose keys begin with `prefix` to this one. Return their number.
 
-        No process may use either spool. Raise RedisUnavailable; a second call continues."""
+        No process may use either spool meanwhile. Raise RedisUnavailable if Redis does not respond; a second call continues the
+        move."""
 
         async def command(client: Client) -> int:
             moved = 0

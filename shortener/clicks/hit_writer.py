@@ -44,11 +44,10 @@ class _WrittenHits:
 
 
 class HitWriter:
-    """Writes batches of hits to the database.
-
-    `ids`: generates new ids for hits whose id is used by another row. `deadline`: see `Recorder`. `on_stored`: called after each
-    batch. `on_unavailable`: receives the hits that the database could not store. `on_rejected`: receives each rejected hit with its
-    error, and stores it as a dead letter. `on_events`: called after a commit that wrote events."""
+    """A writer that stores batches of hits in the database. `ids` generates new ids for hits whose id is used by another row.
+    `deadline` is that of the `Recorder`. `on_stored` is called after each batch. `on_unavailable` receives the hits that the
+    database could not store. `on_rejected` receives each rejected hit with its error, and stores it as a dead letter. `on_events`
+    is called after a commit that wrote events."""
 
     def __init__(
         self,
@@ -69,7 +68,7 @@ class HitWriter:
         self._transaction = transaction
         self._totals = totals
         self._ids = ids
-        self.is_failing = False  # the database could not store the last batch
+        self.is_failing = False  # true if the database could not store the last batch
         self._on_stored = on_stored
         self._on_unavailable = on_unavailable
         self._on_rejected = on_rejected
@@ -79,7 +78,7 @@ class HitWriter:
             database, self, min_items=MIN_BATCH_HITS, max_items=MAX_BATCH_HITS, gives_up_early=True
         )
 
-    # Methods that handle a batch of the batcher.
+    # The batcher calls the following methods for a batch.
 
     def apply(self, connection: Connection, items: Sequence[WaitingHit], is_uncertain: bool) -> _WrittenHits:
         """Write all hits that are not obsolete. This method runs in the thread of the transaction."""
@@ -91,7 +90,7 @@ class HitWriter:
         result = self._transaction.write(connection, [waiting.hit for waiting in hits], is_uncertain)
         for waiting, resolution in zip(hits, result.resolutions, strict=True):
             waiting.written = resolution  # from now on the response is never 503, because the hit may be committed
-            if waiting.is_refused:  # the hit got 503 while this transaction ran
+            if waiting.is_refused:  # leave the hit out, because it got the response 503 while this transaction ran
                 waiting.written = None
                 raise RetryTransaction
         return _WrittenHits(hits, result)
@@ -156,7 +155,7 @@ class HitWriter:
                 self._totals.id_clashes += 1
         return True
 
-    # Methods for hits from the spool.
+    # The following methods write hits from the spool.
 
     async def write_spooled(self, hits: Sequence[Hit]) -> list[tuple[Hit, Exception]]:
         """Write the hits from the spool that are not stored yet. Return the hits that the database rejects, with the errors.
@@ -170,8 +169,8 @@ class HitWriter:
             first_error = batch_error
         else:
             return []
-        # A hit counts as rejected only after two failures alone while the database accepts other hits. A fault of the database may
-        # end in between.
+        # A hit counts as rejected only if it failed twice in a transaction of its own while the database accepts other hits. After
+        # a single failure, a fault of the database may have ended in between.
         failures = [(hit, first_error) for hit in hits]
         for is_first in (True, False):
             failures = await self._write_each([hit for hit, _ in failures])
@@ -211,7 +210,7 @@ class HitWriter:
             except IntegrityError:
                 if is_last:
                     raise
-                continue  # another process has stored one of the hits since this process checked
+                continue  # another process has stored one of the hits since this process looked for stored hits
             self._totals.recorded += outcome.recorded
             self._totals.not_stored += outcome.not_stored
             self._totals.first_clicks += outcome.first_clicks

@@ -1,5 +1,5 @@
-"""Limits on how many ignored and suspected hits are stored, so that programs that request one link again and again do not fill
-the disk.
+"""This module limits how many ignored and suspected hits are stored, so that programs that request one link again and again do not
+fill the disk.
 
 In each minute, the first such hits of a link are stored and counted in the statistics. Later ones are redirected too, but they
 are counted only in the metric `shortener_hits_not_stored`. Thus the statistics equal the stored rows. The limits do not apply to
@@ -13,12 +13,12 @@ _MINUTE_MS = 60_000
 
 
 class HitLimit:
-    """Counts hits of one verdict by link and minute. `per_minute`: the maximum number of stored hits of a link; 0 means no
-    limit."""
+    """A counter of hits with the same verdict, by link and minute. `per_minute` is the maximum number of hits of one link that are
+    stored per minute; 0 means no limit."""
 
     def __init__(self, per_minute: int) -> None:
         self._per_minute = per_minute
-        self._counts: dict[str, tuple[int, int]] = {}  # by code: the minute, and the number of hits in it
+        self._counts: dict[str, tuple[int, int]] = {}  # the current minute and the number of hits in it, by code of the link
 
     def admit(self, code: str, at_ms: int) -> bool:
         """Count a hit on the link with `code` and return whether the hit must be stored."""

@@ -1,4 +1,5 @@
-"""Short links as the API and the command line show them: the destination of a link, or the reason why it has none."""
+"""This module shows short links for the API and the command line: the destination of a link, or the reason why the link does not
+redirect."""
 # Tested by tests/web/test_links.py
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ LINK_COLUMNS = (
 
 
 def find_link(connection: Connection, code: str, application_id: int | None = None) -> AnyRow:
-    """Return the link with this code. `application_id`: None searches the links of all applications. Raise ApiError NOT_FOUND if
-    no link has the code."""
+    """Return the link with this code. If `application_id` is None, search the links of all applications. Raise ApiError NOT_FOUND
+    if no link has the code."""
     statement = (
         select(*LINK_COLUMNS)
         .join_from(links, messages, messages.c.id == links.c.message_id)
@@ -82,7 +83,7 @@ def disabled_by(directory: Directory, link: AnyRow) -> DisabledBy | None:
 def serialize_link(
     link: AnyRow, directory: Directory, base_url: Callable[[int], str], now: datetime, clicks: Clicks
 ) -> dict[str, Any]:
-    """Return a link as a JSON object. `base_url`: a function that returns the scheme, host and port of a domain's links."""
+    """Return a link as a JSON object. `base_url` is a function that returns the scheme, host and port of the links on a domain."""
     off_by = disabled_by(directory, link)
     return {
         "code": link.code,

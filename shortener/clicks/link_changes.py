@@ -1,5 +1,5 @@
-"""Changes of sent links: the destination, the expiry, the fallback URL, and whether the link is enabled. Each change is stored in
-the history of the link.
+"""This module changes links that were already sent: the destination, the expiry, the fallback URL, and whether the link is enabled.
+Each change is stored in the history of the link.
 
 A redirect reads the row of the link each time, so a change takes effect at once on every node. The link cache serves redirects
 while the database is unavailable. It is updated in three steps: the caller deletes the entries, changes the rows in a transaction,
@@ -33,7 +33,7 @@ from shortener.urls import Destination, UrlError, fill_placeholders, host_of, pa
 
 AnyRow = Row[*tuple[Any, ...]]
 
-MAX_LIFETIME = timedelta(days=3650)  # from now
+MAX_LIFETIME = timedelta(days=3650)  # the latest permitted time of expiry, counted from now
 MAX_HISTORY_ENTRIES = 100  # maximum number of history entries that are returned for a link, newest first
 MAX_REFRESHES = 5  # maximum number of attempts to refresh a cache entry while other processes change the link
 COMMAND_LINE = "command line"  # the actor in the history for changes by the command `shortener links`
@@ -143,7 +143,7 @@ def write_changes(
 ) -> int:
     """Change links and add the changes to their history. Return the number of links whose values have changed.
 
-    `changes`: the result of `parse_changes`. Links of an erased message are skipped: they have no destination and stay disabled.
+    `changes` is the result of `parse_changes`. Links of an erased message are skipped: they have no destination and stay disabled.
     Each change of a single link also adds a row to the audit log. A link update (`update_id`) adds one row for all of its links."""
     target = _parse_stored(changes["url"]) if "url" in changes else None
     updates: list[dict[str, Any]] = []
@@ -194,7 +194,7 @@ def write_changes(
 
 
 def _audited(name: str, value: Any) -> Any:
-    """Return a value as the audit log contains it: of a URL only the host, because the rest may identify the recipient.
+    """Return a value as the audit log contains it: for a URL only its host, because the rest may identify the recipient.
 
     The history of the link contains the complete URL, until the message is erased."""
     return (host_of(value) or value.partition(":")[0]) if name in ("url", "fallback_url") and value else value
@@ -203,7 +203,7 @@ def _audited(name: str, value: Any) -> Any:
 def _compute(
     row: AnyRow, changes: Mapping[str, Any], target: Destination | None, now: datetime
 ) -> tuple[dict[str, Any], dict[str, list[Any]]]:
-    """Return the new values of all columns that can change. Also return [old, new] for each field whose value differs."""
+    """Return the new values of all columns that can change. Also return [old, new] for each field whose value changes."""
     values: dict[str, Any] = {
         "url": row.url,
         "location": row.location,

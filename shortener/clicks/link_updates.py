@@ -1,5 +1,5 @@
-"""Link updates: changes of many links at once. A selection by campaign, destination, label or several of these determines the
-links.
+"""Link updates: changes of many links at once. The links are selected by campaign, by destination, by label, or by several of
+these.
 
 An update is a row in the database. Any process performs it in batches, under a lease. Therefore it continues after a restart or a
 crash. It first counts its links exactly, and then changes them; `done` of `total` shows the progress. It can be stopped between
@@ -62,7 +62,8 @@ class LinkSelection:
 
 @dataclass(frozen=True, slots=True)
 class _UpdatePosition:
-    """The messages of a batch: the next ones after `cursor` in a range of an index. `ids` is empty at the end of the range."""
+    """The messages of a batch, which are the next ones after `cursor` in a range of an index. `ids` is empty at the end of the
+    range."""
 
     range_index: int
     ids: list[int]
@@ -79,7 +80,7 @@ def create_update(
     new_id: Callable[[], int],
     clock: Clock,
 ) -> int:
-    """Create a link update, add it to the audit log, and return its id. `changes`: the result of `link_changes.parse_changes`."""
+    """Create a link update, add it to the audit log, and return its id. `changes` is the result of `link_changes.parse_changes`."""
     update_id = new_id()
     selected = {f"selected_{name}": value for name, value in asdict(selection).items() if value is not None}
     _record(connection, new_id(), clock, actor, "links_changed", update_id, application_id, after={**selected, **changes})
@@ -178,7 +179,8 @@ class LinkUpdates:
         return 0 if update_id is None else await self.perform(update_id)
 
     async def perform(self, update_id: int, *, seconds: float = STEP_SECONDS, until_counted: bool = False) -> int:
-        """Perform batches of a link update for a time in seconds. Return their number: 0 if another process performs it."""
+        """Perform batches of a link update for a time in seconds. Return the number of batches; 0 if another process performs the
+        update."""
         loop = asyncio.get_running_loop()
         end, batches = loop.time() + seconds, 0
         while loop.time() < end:
@@ -197,7 +199,7 @@ class LinkUpdates:
             await self._database.write(self._advance, row, position, len(found), 0)
             return
         codes = [code for _, code in found]
-        await self._cache.invalidate(codes)  # if Redis is unavailable, the cache deletes the entries later
+        await self._cache.invalidate(codes)  # if Redis is unavailable, the link cache deletes the entries later
         if await self._database.write(self._change, row, position, [link_id for link_id, _ in found]):
             await refresh_cache(self._database, self._cache, codes)
 

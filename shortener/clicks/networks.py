@@ -1,9 +1,10 @@
-"""The network list: the country, the network and the hosting provider of a client address, from files that the operator provides.
+"""The network list contains the country, the network and the hosting provider of IP addresses. It is read from files that the
+operator provides.
 
-The setting NETWORK_FILES names MaxMind DB files (`.mmdb`: country, city, ASN or connection type, of any vendor) or text files.
-Each line of a text file is `NETWORK,COUNTRY,NAME,hosting`, for example `203.0.113.0/24,DE,AS64500 Example,hosting`. Only the first
-field is required. The files are read once at the start, and the program downloads nothing. Without files, addresses are not looked
-up.
+The setting NETWORK_FILES contains the paths of MaxMind DB files (`.mmdb`: country, city, ASN or connection type, of any vendor) or
+text files. Each line of a text file is `NETWORK,COUNTRY,NAME,hosting`, for example `203.0.113.0/24,DE,AS64500 Example,hosting`.
+Only the first field is required. The files are read once at the start, and the program downloads nothing. Without files, IP
+addresses are not looked up.
 
 `open_networks` raises NetworkFileError with the file and the line if a file is invalid.
 """
@@ -29,7 +30,8 @@ class NetworkFileError(Exception):
 
 
 class NetworkInfo(NamedTuple):
-    """The data of the network list on an address. `country`: ISO 3166 code. `network`: for example "AS64500 Example"."""
+    """The entry of the network list for an IP address. `country` is an ISO 3166 code. `network` is a name such as "AS64500
+    Example"."""
 
     country: str | None = None
     network: str | None = None
@@ -47,8 +49,8 @@ class Networks:
         self.find = lru_cache(maxsize=_MAX_CACHED_ADDRESSES)(self._find)
 
     def _find(self, address: str) -> NetworkInfo:
-        """Return the data of the files on an address; the first file that has a field determines it. Return UNKNOWN_NETWORK if the
-        text is not an address."""
+        """Return the data in the files about an IP address. Each field comes from the first file that contains it. Return
+        UNKNOWN_NETWORK if the text is not an address."""
         try:
             parsed = ipaddress.ip_address(address)
         except ValueError:
@@ -73,10 +75,10 @@ _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class _TextTable:
-    """The networks of a text file. For each address, the network with the longest prefix is used."""
+    """The networks of a text file. For each IP address, the network with the longest prefix is used."""
 
     def __init__(self, path: Path) -> None:
-        # By (IP version, prefix length), then by the first address of the network.
+        # The outer key is (IP version, prefix length), and the inner key is the first address of the network.
         self._networks: dict[tuple[int, int], dict[int, NetworkInfo]] = {}
         for number, line in enumerate(path.read_text("utf-8-sig").splitlines(), 1):
             text = line.partition("#")[0].strip()
@@ -121,7 +123,7 @@ class _MaxMindFile:
     def find(self, address: _Address) -> NetworkInfo:
         try:
             record: Any = self._reader.get(address)
-        except ValueError:  # the address is IPv6, and the file contains only IPv4 networks
+        except ValueError:  # the IP address is IPv6, and the file contains only IPv4 networks
             return UNKNOWN_NETWORK
         return _read_record(record) if isinstance(record, dict) else UNKNOWN_NETWORK
 

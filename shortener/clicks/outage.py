@@ -25,8 +25,8 @@ class OutageState(Enum):
 
 
 class Outage:
-    """The current state. Each method returns whether the state has changed. A transition that is not defined for the state has no
-    effect."""
+    """The current state of an outage. Each method returns whether the state has changed. A transition that is not defined for the
+    state has no effect."""
 
     def __init__(self) -> None:
         self.state = OutageState.NORMAL

@@ -12,11 +12,11 @@ from shortener.clicks.waiting_hit import WaitingHit
 
 
 class OverdueQueue:
-    """Hits in the order in which they become overdue. Hits that already have a response are removed and not returned."""
+    """A queue of hits in the order in which they become overdue. Hits that already have a response are removed and not returned."""
 
     def __init__(self) -> None:
         self._hits: deque[WaitingHit] = deque()
-        self.append = self._hits.append  # a direct reference, which saves one function call per hit
+        self.append = self._hits.append  # a direct reference to the method saves one function call per hit
 
     def __len__(self) -> int:
         return len(self._hits)

@@ -1,4 +1,4 @@
-"""Parsing of request paths: it finds the code of a short link in a path, and the prefix before the code.
+"""This module parses request paths: it finds the code of a short link in a path, and the prefix before the code.
 
 Programs turn text into links and often include characters after the link: a full stop, a bracket, an emoji, a space or an
 invisible character. People and proxies add a slash. Therefore all characters after a code are ignored if none of them is a letter
@@ -12,20 +12,21 @@ import re
 import unicodedata
 from urllib.parse import unquote_to_bytes
 
-MIN_CODE_LENGTH, MAX_CODE_LENGTH = 4, 32  # characters
+MIN_CODE_LENGTH, MAX_CODE_LENGTH = 4, 32  # the range of the number of characters of a code
 MAX_PREFIX_LENGTH = 128  # maximum number of bytes of the prefix before a code
 
 _CODE = rb"[A-Za-z0-9]{%d,%d}" % (MIN_CODE_LENGTH, MAX_CODE_LENGTH)
-#: Matches a path that is only a code, as nearly all paths are. Other paths need the slower search.
+#: A regular expression for a path that is only a code, as nearly all paths are. Other paths need the slower search.
 _PLAIN_PATH = re.compile(rb"/(%s)" % _CODE)
 _CODE_AND_REST = re.compile(rb"/(%s)(?![A-Za-z0-9])" % _CODE)
-#: The prefix before a code: up to eight segments that are neither empty nor dots. No letter or digit follows the code.
+#: A regular expression for a code with a prefix before it: up to eight segments that are neither empty nor dots. No letter or digit
+#: follows the code.
 _PREFIX = re.compile(rb"((?:/(?!\.{1,2}/)[A-Za-z0-9._~%%-]{1,64}){1,8})(?=/%s(?![A-Za-z0-9]))" % _CODE)
 _ASCII_IGNORED = re.compile(rb"[!-/:-@\[-`{-~]*")  # ASCII characters that may follow a code; `_is_ignored` decodes "%" escapes
 
 
 def code_of(path: bytes | str) -> str | None:
-    """Return the code in a request path `/{code}`, or None if the path has no code. `path`: raw bytes or decoded text."""
+    """Return the code in a request path `/{code}`, or None if the path has no code. `path` is raw bytes or decoded text."""
     path = path if isinstance(path, bytes) else path.encode(errors="surrogatepass")
     plain = _PLAIN_PATH.fullmatch(path)
     if plain is not None:

@@ -26,11 +26,11 @@ from shortener.storage.values_table import values_table
 
 
 class LinkRow(NamedTuple):
-    """A link, found by its code, and the first click on its message. Times are milliseconds since 1970."""
+    """The columns of a link that was found by its code, and the first click on its message. Times are milliseconds since 1970."""
 
     code: str
     link_id: int
-    message: int  # row id
+    message: int  # the row id of the link
     application_id: int
     cohort_id: int
     domain_id: int
@@ -42,12 +42,12 @@ class LinkRow(NamedTuple):
     expires_at: int
     disabled_at: int | None
     clicked_links: int
-    is_clicked: int  # 1 if the message has a first click, otherwise 0
-    link_set: int = 0  # id in schema.link_sets; 0 for a link that was created before link sets existed
+    is_clicked: int  # 1 if the message was clicked before, otherwise 0
+    link_set: int = 0  # the id of the link set in schema.link_sets; 0 for a link that was created before link sets existed
 
 
-#: The clicks of a batch on one message: (message, at, hit_id, bits). `bits` has one bit for each clicked link; at, hit_id: the
-#: earliest click.
+#: The clicks of a batch on one message: (message, at, hit_id, bits). `bits` has one bit for each clicked link; `at` and `hit_id`
+#: belong to the earliest click.
 Claim = tuple[int, int, int, int]
 
 #: The columns of a row of `hits`: id, link_id, at, verdict, rule, flags, address, user_agent, country.
@@ -64,13 +64,14 @@ _FIND = {
     # With CROSS JOIN, SQLite loops over the few codes and looks up each one in the index.
     "sqlite": f"SELECT json_group_array(json_array({_COLUMNS})) FROM json_each(?) AS j "
     "CROSS JOIN links AS l ON l.code = j.value LEFT JOIN first_clicks AS c ON c.id = l.message_id",
-    # With LIMIT, PostgreSQL looks up each link. Without it, a query plan from when the table was small would scan the whole table.
+    # With LIMIT, PostgreSQL looks up each link. Without it, PostgreSQL would scan the whole table if it made the query plan when
+    # the table was small.
     "postgresql": f"SELECT {_COLUMNS} FROM links AS l "
     "LEFT JOIN LATERAL (SELECT links, at FROM first_clicks WHERE id = l.message_id LIMIT 1) AS c ON true "
     "WHERE l.code = ANY($1::text[])",
 }
 
-_CLAIM = ("id", "at", "hit_id", "links")  # the columns of the type Claim
+_CLAIM = ("id", "at", "hit_id", "links")  # the columns of the type Claim, with their SQL types
 #: The claim on SQLite adds the clicked links and keeps an existing first click. SQLite has one writer, so the rows from
 #: `find_links` are current.
 _upsert_click = BulkInsert(
@@ -113,8 +114,8 @@ def find_links(connection: Connection, codes: Iterable[str]) -> dict[str, LinkRo
 def claim_first_clicks(connection: Connection, claims: Sequence[Claim], seen: Mapping[int, LinkRow]) -> dict[int, tuple[int, bool]]:
     """Store the first clicks that no other transaction has stored before.
 
-    `seen`: one row of `find_links` for each message. For each message, return the bits of the links whose first click is in this
-    batch, and whether the batch contains the first click on the message."""
+    `seen` contains one row of `find_links` for each message. For each message, return the bits of the links whose first click is in
+    this batch, and whether the batch contains the first click on the message."""
     # In the order of ids, neighbouring rows are close in the index, and all nodes lock rows in the same order
     # (outbox/first_clicks.py).
     claims = sorted(claims)

@@ -1,4 +1,4 @@
-"""The recorder: the facade of all parts that store hits and send their responses.
+"""The recorder is the facade of all objects that store hits and send the responses to their clients.
 
 The batcher (`hit_writer`) writes a hit in the next transaction, and the response is sent after the commit. Under load, many hits
 share one commit. On an idle server, a hit does not wait for other hits.
@@ -47,7 +47,7 @@ from shortener.storage.database import Database
 log = structlog.get_logger(__name__)
 
 RESPONSE_GRACE_SECONDS = 0.5  # maximum time between the deadline of a hit and its response
-_GROUP_SECONDS = 0.05  # hits that become overdue within this time are resolved together
+_GROUP_SECONDS = 0.05  # hits that become overdue within this time are handled together
 _SLOW_PART = 0.25  # part of the deadline after which the database counts as slow, so that the hits of batches in flight count
 _SPOOL_SECONDS = 0.1  # maximum time that an overdue hit waits for the spool
 # Time limits for resolving an overdue hit; together with the two constants above, they are below RESPONSE_GRACE_SECONDS.
@@ -55,10 +55,9 @@ _CACHE_SECONDS, _READ_SECONDS = 0.1, 0.2
 
 
 class Recorder:
-    """Records hits and sends their responses.
-
-    `deadline`: seconds after which a response is sent before its hit is stored. `on_events`: called after a commit that wrote
-    events. `ignored_limit`, `suspected_limit`: see `HitBatchWriter`."""
+    """A recorder that stores hits and sends their responses. `deadline` is the number of seconds after which a response is sent
+    even if its hit is not stored yet. `on_events` is called after a commit that wrote events. `ignored_limit` and `suspected_limit`
+    are those of `HitBatchWriter`."""
 
     def __init__(
         self,
@@ -106,7 +105,7 @@ class Recorder:
         self._spool_writer: SpoolWriter | None = None
         if spool is not None:
             self._spool_writer = SpoolWriter(spool, self._resolver, self.totals, deadline, keep=self._keep, spawn=self._spawn)
-        self._overflow: list[WaitingHit] = []  # hits above the limit of hits in memory
+        self._overflow: list[WaitingHit] = []  # hits that arrived while the number of hits in memory was at its limit
         self._refused = 0  # number of refused hits that may still be in the batcher
         self._supervisor = supervisor or TaskSupervisor()
         self._loops: list[asyncio.Task[None]] = []
@@ -252,7 +251,7 @@ class Recorder:
             writer.put(waiting)
 
     def _keep(self, hits: Sequence[WaitingHit]) -> None:
-        """Put hits that the spool did not store back into the batcher, up to the limit of hits in memory."""
+        """Put hits that the spool did not store back into the batcher, as long as the limit of hits in memory is not reached."""
         room = max(self._waiting_limit - len(self._batcher), 0)
         for waiting in hits[:room]:
             waiting.is_in_batcher = True
@@ -342,6 +341,6 @@ class Recorder:
 
 
 async def _repeat(step: Callable[[], Awaitable[None]]) -> None:
-    """Run `step` again and again until the task is cancelled."""
+    """Run `step` repeatedly until the task is cancelled."""
     while True:
         await step()

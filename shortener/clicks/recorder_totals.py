@@ -1,4 +1,4 @@
-"""The totals of recorded hits, which /metrics shows."""
+"""The numbers of recorded hits and responses of this process, which /metrics returns."""
 # Tested by tests/clicks/test_recorder.py
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class RecorderTotals:
     """Numbers of hits and responses since the process started."""
 
     recorded: int = 0
-    not_stored: int = 0  # ignored hits that exceed the limit of stored hits of their link
+    not_stored: int = 0  # ignored hits that were not stored, because their link has reached its limit of stored hits
     first_clicks: int = 0
     batches: int = 0
     late_responses: int = 0  # responses that were sent before their hit was stored

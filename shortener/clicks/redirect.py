@@ -53,7 +53,7 @@ _COMMON_HEADERS = [
     (b"referrer-policy", b"no-referrer-when-downgrade"),
     (b"x-robots-tag", b"noindex"),
 ]
-#: The headers of a 302 response, without Location.
+#: The headers of every 302 response, except Location.
 REDIRECT_HEADERS = [*_COMMON_HEADERS, (b"content-length", b"0")]
 _PAGE_HEADERS = [
     *_COMMON_HEADERS,
@@ -70,10 +70,11 @@ _CONFIRMATION_HEADERS = [
     ),
 ]
 RETRY_AFTER_SECONDS = b"2"
-#: The host that stands for several Host headers. RFC 9112 requires the response 400. No real host contains a comma.
+#: The value of `ClientInfo.host` for a request with several Host headers. RFC 9112 requires the response 400. No real host contains
+#: a comma.
 AMBIGUOUS_HOST = b","
 
-#: A response: its status, headers and body.
+#: An HTTP response as a tuple of status, headers and body.
 RawResponse = tuple[int, list[tuple[bytes, bytes]], bytes]
 
 
@@ -84,8 +85,8 @@ class ClientInfo(NamedTuple):
     user_agent: str
     verdict: Verdict
     rule: str
-    forwarded: str  # X-Forwarded-For; "" if the header is missing
-    request_id: bytes = b""  # X-Request-Id of the request, not checked yet
+    forwarded: str  # the value of X-Forwarded-For; "" if the header is missing
+    request_id: bytes = b""  # the value of X-Request-Id, not checked yet
 
 
 def read_client_info(method: str, headers: Iterable[tuple[bytes, bytes]]) -> ClientInfo:
@@ -115,7 +116,8 @@ def read_client_info(method: str, headers: Iterable[tuple[bytes, bytes]]) -> Cli
         else:
             request_id = value
     user_agent = agent[:MAX_STORED_AGENT_LENGTH].decode("latin-1")
-    if method == "GET" and not (sec_purpose or purpose or x_purpose or x_moz):  # no rule of the request applies
+    # No rule for the other headers applies, so the user agent decides.
+    if method == "GET" and not (sec_purpose or purpose or x_purpose or x_moz):
         classification = classify_agent(user_agent)
     else:
         purposes = (one.decode("latin-1") for one in (sec_purpose, purpose, x_purpose, x_moz))
@@ -126,7 +128,8 @@ def read_client_info(method: str, headers: Iterable[tuple[bytes, bytes]]) -> Cli
 class Redirect:
     """The ASGI application that responds to requests for codes.
 
-    `limiter`: limits the number of unknown codes that a client may request. `client_key`: the key of `client_address.hash_client`.
+    `limiter` limits the number of unknown codes that a client may request. `client_key` is the key for
+    `client_address.hash_client`.
     """
 
     def __init__(
@@ -153,17 +156,19 @@ class Redirect:
         self._ip_privacy = ip_privacy
         self._networks = networks
         self._totals = recorder.totals
-        #: Returns the response to a hit, and counts its verdict and its status. With ACCESS_LOG it also writes a log line.
+        #: The function that returns the response to a hit, and counts its verdict and its status. With ACCESS_LOG it also writes a
+        #: log line.
         self.respond: Callable[[Hit, Resolution], RawResponse] = self._respond_and_log if logs_access else self._respond
 
     async def __call__(self, scope: Scope, send: Send, code: str, domain_id: int | None) -> None:
         """Respond to a GET, HEAD or OPTIONS request for a code, or to the POST request of a confirmation page.
 
-        `domain_id`: the id of the domain of the request; None for the default host."""
+        `domain_id` is the id of the domain of the request; None for the default host."""
         client = scope.get("client")
         is_post = scope["method"] == "POST"
         client_info = read_client_info("GET" if is_post else scope["method"], scope["headers"])
-        if is_post and (b"sec-fetch-site", b"cross-site") not in scope["headers"]:  # the form is not on another web site
+        # The confirmation page itself, and not another web site, has sent the form.
+        if is_post and (b"sec-fetch-site", b"cross-site") not in scope["headers"]:
             client_info = client_info._replace(verdict=Verdict.HUMAN, rule=CONFIRMED)
         hit = self.make_hit(client_info, client[0] if client else None, code, domain_id)
         try:
@@ -178,7 +183,7 @@ class Redirect:
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
     def make_hit(self, client_info: ClientInfo, peer: str | None, code: str, domain_id: int | None) -> Hit:
-        """Return a new hit with a new id and the current time. `peer`: the address of the other end of the connection."""
+        """Return a new hit with a new id and the current time. `peer` is the IP address of the other end of the connection."""
         _, user_agent, verdict, rule, forwarded, _ = client_info
         client = find_client(peer, forwarded, self._trusted_proxies)
         address = "" if client is None else stored_address(client, self._ip_privacy)

@@ -1,5 +1,5 @@
-"""Hits and their resolutions. The resolution of a hit is the destination to which its link redirects, or the reason why there is
-none.
+"""This module defines hits and their resolutions. The resolution of a hit is the destination to which its link redirects, or the
+reason why there is none.
 
 A resolution depends on the link, its application and its domain. The link may be read from the database or the link cache. A code
 is unknown if no link has it, or if it was requested on the domain of another application. An unknown code redirects to the
@@ -20,7 +20,7 @@ from shortener.ids import ClickIds
 from shortener.model import LinkFlag, Verdict
 from shortener.urls import DESTINATION_PLACEHOLDERS, append_param, fill_placeholders
 
-# These are plain integers, because an operation on enum flags takes microseconds and each hit needs several.
+# The flags are copied to plain integers, because an operation on enum flags takes microseconds and each hit needs several.
 _FILL, _APPEND = int(LinkFlag.FILL_CLICK_ID), int(LinkFlag.APPEND_CLICK_ID)
 
 
@@ -28,10 +28,10 @@ _FILL, _APPEND = int(LinkFlag.FILL_CLICK_ID), int(LinkFlag.APPEND_CLICK_ID)
 class Hit:
     """One request for a code.
 
-    `domain_id`: the domain of the request; None for the default host, where the codes of all domains are valid. `at`: milliseconds
-    since 1970. `address`: the client's address in the form that is stored, shortened by the installation's privacy setting.
-    `origin`: a keyed hash of the client (`client_address.hash_client`), which is never stored; 0 if the address is unknown.
-    `country`: the country of the client's address in the network list."""
+    `domain_id` is the domain of the request; None for the default host, where the codes of all domains are valid. `at` is in
+    milliseconds since 1970. `address` is the client's IP address as it is stored, shortened by the installation's privacy setting.
+    `origin` is a keyed hash that identifies the client (`client_address.hash_client`) and is never stored; 0 if the IP address is
+    unknown. `country` is the country of the client's IP address in the network list."""
 
     id: int
     code: str
@@ -46,19 +46,20 @@ class Hit:
 
 
 class Resolution(NamedTuple):
-    """The resolution of a hit. `location`: the URL to which the response redirects (302), or None if another field contains the
-    reason."""
+    """The resolution of a hit. `location` is the URL to which the response redirects (302). If it is None, another field contains
+    the reason."""
 
     location: bytes | None
     application_id: int = 0
     gone: bool = False  # the link is expired or switched off; the response is 410, or 302 to a fallback URL
     off: bool = False  # the link is switched off
-    confirm: bool = False  # a page asks the person to confirm the click
+    confirm: bool = False  # the response is the confirmation page, which asks for a press of a button
     unknown: bool = False  # no link has the code; the response is 404, or 302 to the fallback URL of the domain
 
 
 CONFIRMED = "confirmed"  # The name of the rule for a click that a person has confirmed on the confirmation page.
-AWAITING_CONFIRMATION = "awaiting_confirmation"  # The rule for a hit that got the page and that no other rule suspects.
+# The name of the rule for a hit that got the confirmation page and that no other rule suspects.
+AWAITING_CONFIRMATION = "awaiting_confirmation"
 
 UNKNOWN_LINK = Resolution(None, unknown=True)
 
@@ -97,7 +98,8 @@ class LinkDirectory(Protocol):
 
 
 class LinkResolver:
-    """Resolves hits. `click_ids` encodes the id of a hit as a click id, for destinations that contain it."""
+    """A resolver that determines the destinations of hits. `click_ids` encodes the id of a hit as a click id, for destinations that
+    contain it."""
 
     def __init__(self, directory: LinkDirectory, click_ids: ClickIds) -> None:
         self._directory = directory
@@ -106,8 +108,8 @@ class LinkResolver:
     def resolve(self, hit: Hit, link: LinkRecord | None, policies: HitPolicies) -> Resolution:
         """Return the resolution of `hit`.
 
-        `link`: the link with the code of the hit; None if no link has it. `policies`: the current `hit_policies` of the directory,
-        which the caller reads once per batch."""
+        `link` is the link with the code of the hit; None if no link has it. `policies` are the current `hit_policies` of the
+        directory, which the caller reads once per batch."""
         if link is None or (hit.domain_id is not None and hit.domain_id != link.domain_id):
             return self._resolve_unknown(hit)
         application_id = link.application_id

@@ -38,18 +38,19 @@ DATABASE_CHECK_SECONDS = 2.0  # a database that does not respond within this tim
 
 
 class SpoolDrainer:
-    """Writes the hits of the spool to the database, and ends the recorder's outage when the database is available again."""
+    """A job that writes the hits of the spool to the database, and ends the recorder's outage when the database is available
+    again."""
 
     def __init__(self, spool: HitSpool, recorder: Recorder, database: Database) -> None:
         self._spool = spool
         self._recorder = recorder
         self._database = database
-        self._recovery_began_at = 0.0  # loop time
+        self._recovery_began_at = 0.0  # the time of the event loop at which the recovery began
         # Id of the last entry when the recovery began; None if it is unknown.
         self._recovery_ends_with: tuple[int, int] | None = None
 
     async def step(self) -> int:
-        """Drain one window of entries and return the number of its entries.
+        """Read one group of entries, write their hits to the database, delete the entries, and return their number.
 
         Raise StoreUnavailable if the database is unavailable. Hits that are not stored then stay in the stream."""
         state: SpoolState | None
@@ -98,7 +99,7 @@ class SpoolDrainer:
     async def _recover(self, state: SpoolState | None) -> None:
         """Begin the recovery if the database accepts a transaction, and end the outage when enough entries are drained.
 
-        `state`: the state of the stream; None if Redis does not respond."""
+        `state` is the state of the stream; None if Redis does not respond."""
         now = asyncio.get_running_loop().time()
         try:
             await asyncio.wait_for(self._database.write(_check), DATABASE_CHECK_SECONDS)

@@ -27,9 +27,8 @@ WARNING_INTERVAL_SECONDS = 1.0  # minimum time between two warnings of the same 
 
 
 class SpoolWriter:
-    """Adds hits to the spool and sends their responses. `deadline`: see `Recorder`.
-
-    `keep`: receives the hits that the spool did not store and that no batch contains. `spawn`: runs a coroutine in the background.
+    """A writer that adds hits to the spool and sends their responses. `deadline` is that of the `Recorder`. `keep` receives the
+    hits that the spool did not store and that no batch contains. `spawn` runs a coroutine in the background.
     """
 
     def __init__(
@@ -52,7 +51,7 @@ class SpoolWriter:
         self._in_progress = 0  # number of hits that are being resolved or sent to Redis and that no batch contains
         self._work = asyncio.Event()
         self._became_idle = asyncio.Event()
-        self._next_warning_at = 0.0  # loop time
+        self._next_warning_at = 0.0  # the time of the event loop before which no further warning is logged
 
     def __len__(self) -> int:
         """Return the number of hits in the spool writer, including those that a batch also contains."""
@@ -115,7 +114,7 @@ class SpoolWriter:
             if waiting.resolution is None:
                 waiting.refuse(ConnectionError("the link could not be read"))
         await self._add([waiting for waiting in hits if waiting.resolution is not None])
-        self._keep_in_memory(hits)  # hits that already have a response and could not be resolved
+        self._keep_in_memory(hits)  # these hits already have a response, and their links were not found
 
     async def _add(self, hits: Sequence[WaitingHit]) -> None:
         """Add resolved hits to the spool and send their responses."""

@@ -1,4 +1,4 @@
-"""Devices and browsers: this module parses user agents for the statistics.
+"""This module finds the device and the browser in user agents, for the statistics.
 
 ua-parser with its native expressions takes tens of microseconds for a user agent that is not cached. Therefore a background job
 counts hits by device, and a redirect does not parse user agents. Parts of a user agent that are unknown become "Other". An iPad
@@ -25,8 +25,8 @@ _PHONE = re.compile(r"Mobi|MIDP|Symbian|BREW")  # browsers of phones contain Mob
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """The device of a user agent. `os` and `browser` are ua-parser's families without versions ("iOS", "Mobile Safari"), or
-    "Other"."""
+    """The device that a user agent describes. `os` and `browser` are ua-parser's families without versions ("iOS", "Mobile
+    Safari"), or "Other"."""
 
     kind: Kind
     os: str
@@ -34,7 +34,7 @@ class Device:
 
 
 def parse_device(user_agent: str) -> Device:
-    """Return the device of a user agent. Any text is valid."""
+    """Return the device that a User-Agent header describes. Any text is accepted."""
     return _device_of(user_agent[:MAX_AGENT_LENGTH])
 
 

@@ -1,4 +1,4 @@
-"""Waiting hits: hits in memory that are not stored yet, each with the response that its client waits for."""
+"""A waiting hit is a hit in memory that is not stored yet, with the response that its client waits for."""
 # Tested by tests/clicks/test_recorder.py
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ class PendingResponse(Protocol):
 class WaitingHit:
     """A hit in memory. Only the event loop changes it. The thread of a transaction may read its flags and sets `written`.
 
-    `overdue_at`: the loop time after which the response is sent even if the hit is not stored."""
+    `overdue_at` is the time of the event loop after which the response is sent even if the hit is not stored."""
 
     hit: Hit
     response: PendingResponse
     overdue_at: float
     resolution: Resolution | None = None  # the resolution that was found before the transaction of the hit
     written: Resolution | None = None  # the resolution in the transaction of the hit, set before its COMMIT; the commit may fail
-    is_queued_for_spool: bool = False  # the spool writer has received it at least once
+    is_queued_for_spool: bool = False  # the spool writer has received the hit at least once
     is_in_batcher: bool = True  # the hit is in the batcher, so the spool writer need not keep it
     is_settled: bool = False  # the hit need not be written: it is in the spool, or no link has its code
     is_suspect: bool = False  # the database rejected the hit and then accepted another one

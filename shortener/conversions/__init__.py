@@ -1,1 +1,1 @@
-"""Conversions that trackers report. This package validates the reports and records each conversion once, with its event."""
+"""This package validates the conversion reports of trackers, and records each conversion once, with its event."""

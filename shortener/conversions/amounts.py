@@ -1,4 +1,4 @@
-"""Parser for amounts of money and currency codes in the notations of affiliate networks.
+"""This module parses amounts of money and currency codes in the notations of affiliate networks.
 
 A network does not repeat a rejected postback, so the parser accepts every amount that has one reasonable meaning. `RULES` lists all
 rules with one example each; docs/reference/conversions.md contains the same table. Amounts are exact decimals of at most 18 digits
@@ -74,13 +74,15 @@ _LEADING_CODE = re.compile(r"([A-Za-z]{3})\s*(?=[-+(.0-9])")
 _TRAILING_CODE = re.compile(r"(?<=[.0-9)-])\s*([A-Za-z]{3})")
 _MINUS = str.maketrans(dict.fromkeys("−–—‐‑﹣－", "-") | {"＋": "+", "．": ".", "，": ",", "٫": ".", "٬": ","})
 _EXPONENT = re.compile(r"(?:[0-9]{1,40}\.?[0-9]{0,40}|\.[0-9]{1,40})[eE][+-]?[0-9]{1,3}")
-#: Matches an amount without a sign, a currency and separators of thousands, as most systems write it. No rule changes it.
+#: A regular expression for an amount without a sign, a currency and separators of thousands, as most systems write it. No rule
+#: changes it.
 _PLAIN = re.compile(rf"(?:0|[1-9][0-9]{{0,{MAX_WHOLE_DIGITS - 1}}})(?:\.[0-9]{{1,{MAX_FRACTION_DIGITS}}})?")
 _GROUPED = re.compile(r"[0-9]{1,3}(?:([ ',.])[0-9]{3})(?:\1[0-9]{3})*")
 
 
 class Amount(NamedTuple):
-    """A parsed amount. `currency` is the code that the text contains, or None. `warning` states a guess or a rounding, or is ""."""
+    """A parsed amount. `currency` is the code that the text contains, or None. `warning` is a text about a guess or a rounding, or
+    ""."""
 
     value: Decimal
     currency: str | None = None
@@ -148,7 +150,7 @@ def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
 
 
 def _point(number: str) -> tuple[str, str]:
-    """Remove the thousands separators from an unsigned number and write its decimal separator as a point.
+    """Remove the thousands separators from an unsigned number and replace its decimal separator by a point.
 
     Return the new text and a warning, "" for none. Raise ValueError if the text is not a number."""
     if _EXPONENT.fullmatch(number):

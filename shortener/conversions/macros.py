@@ -1,4 +1,4 @@
-"""Detection of placeholders, such as `{transaction_id}`, that a network sent without replacing them by a value.
+"""This module detects placeholders, such as `{transaction_id}`, that a network sent without replacing them by a value.
 
 If such a text were accepted as a transaction id, every conversion of a message would be a repeat of the first one.
 
@@ -37,7 +37,7 @@ def _pattern(notation: str, name: str) -> str:
 
 _IN_BRACES = re.compile("|".join(_pattern(one, _NAME) for one in IN_BRACES), re.IGNORECASE | re.ASCII)
 _WHOLE = re.compile("|".join(_pattern(one, _PLAIN_NAME) for one in WHOLE), re.IGNORECASE | re.ASCII)
-#: Matches a text that needs no further check, because it has only characters of usual ids.
+#: A regular expression for a text that needs no further check, because it has only characters of usual ids.
 _USUAL = re.compile(r"(?!__)[\w.:/+=-]*", re.ASCII)
 # The query parser decodes the beginning of %campaign% or %%adid%% as an escape: %ca becomes Ê, which is read as Windows-1252.
 _HALF_DECODED = re.compile(r"%?[\xaa-\xff][a-z0-9_]*%{1,2}", re.IGNORECASE)

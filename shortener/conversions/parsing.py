@@ -1,4 +1,4 @@
-"""Validation of a conversion report. The parameters of a query, a form or a JSON body become a `ConversionReport`.
+"""This module validates conversion reports. The parameters of a query, a form or a JSON body become a `ConversionReport`.
 
 A report is rejected if an id is missing, ambiguous or an unexpanded placeholder. An invalid value, currency, disposition or time
 does not reject the report, because networks do not repeat a rejected postback. It is stored as text in the metadata under the name
@@ -7,7 +7,8 @@ of its parameter, and the report gets a warning. Texts that are too long are cut
 An empty parameter counts as absent, because trackers also send parameters without a value. Unknown parameters are stored as
 metadata.
 
-`parse_conversion` raises ApiError UNEXPANDED_PLACEHOLDER or INVALID_REQUEST. The details of the error name every invalid parameter.
+`parse_conversion` raises ApiError UNEXPANDED_PLACEHOLDER or INVALID_REQUEST. The details of the error contain every invalid
+parameter.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from shortener.times import EARLIEST, parse_time
 DEFAULT_ACTION = "conversion"
 #: A report with this action and without a transaction_id ends the conversion process of a message (Infobip), at most once.
 END_ACTION = "end"
-MAX_METADATA_BYTES = 4096  # size of the metadata as JSON
+MAX_METADATA_BYTES = 4096  # the maximum size of the metadata as JSON
 MAX_METADATA_DEPTH = 50
 MAX_ID_CHARACTERS = 255
 MAX_SHORT_CHARACTERS = 64
@@ -158,7 +159,7 @@ _OTHER_CLICK_ID_NAMES = frozenset(
 
 
 class _Parser:
-    """Parser of one conversion report. It collects the invalid parameters, the warnings and the metadata."""
+    """A parser of one conversion report. It collects the invalid parameters, the warnings and the metadata."""
 
     def __init__(self, parameters: Mapping[str, Any], now: datetime, warnings: tuple[str, ...]) -> None:
         self._now = now

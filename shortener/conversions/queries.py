@@ -1,4 +1,5 @@
-"""SQL statements for a batch of conversions: find their messages, insert new conversions, and lock, read and update stored ones."""
+"""This module contains the SQL statements for a batch of conversions: they find the messages, insert new conversions, and lock,
+read and update stored ones."""
 
 from __future__ import annotations
 
@@ -135,7 +136,8 @@ def find_targets_by_message_id(
 
 
 def find_keys(connection: Connection, keys: Iterable[ConversionKey]) -> set[ConversionKey]:
-    """Return the keys of stored conversions among `keys`. Compare with case, as releases before 0.3 stored keys."""
+    """Return the keys of stored conversions among `keys`. The comparison is case-sensitive, because releases before 0.3 stored keys
+    without case-folding."""
     requested = values_table(connection, keys, message=BigInteger, action=Text, transaction_id=Text)
     c = schema.conversions.c
     statement = select(c.message_id, c.action, c.transaction_id).join_from(requested, schema.conversions, _has_key(requested))

@@ -1,4 +1,4 @@
-"""Storage of rejected conversion reports with the reason, so that an operator can find out why conversions are missing.
+"""This module stores rejected conversion reports with the reason, so that an operator can find out why conversions are missing.
 
 Reports that were accepted, but were not applied because they are doubtful, are stored in the same way, with the reason NOT_APPLIED.
 
@@ -67,7 +67,7 @@ class _Refusal:
 
 
 class RefusedConversions:
-    """Stores and counts rejected conversion reports."""
+    """A recorder that stores and counts rejected conversion reports."""
 
     def __init__(self, database: Database, ids: IdGenerator, clock: Clock, limiter: RateLimiter) -> None:
         self._ids = ids
@@ -97,11 +97,11 @@ class RefusedConversions:
         self.counted[error.code.name] += 1
 
     async def record(self, application_id: int, endpoint: str, error: ApiError, parameters: Mapping[str, Any]) -> None:
-        """Store a rejected report. Return after the commit. Never raise: count a report that cannot be stored."""
+        """Store a rejected report. Return after the commit. Raise no error: if a report cannot be stored, only count it."""
         await self._record(application_id, endpoint, error.code.name, error.description, error.details, parameters)
 
     async def record_unapplied(self, application_id: int, endpoint: str, description: str, parameters: Mapping[str, Any]) -> None:
-        """Store a report that was accepted and did not change the conversion. Otherwise like `record`."""
+        """Store a report that was accepted but did not change the conversion. This works like `record`."""
         await self._record(application_id, endpoint, NOT_APPLIED, description, (), parameters)
 
     async def _record(

@@ -1,11 +1,12 @@
-"""Rules that decide what a report does to a conversion that is already stored. They change objects in memory only.
+"""This module decides how a report changes a conversion that is already stored. It changes objects in memory only.
 
 A later report of the same conversion is a repeat, an update or a conflict:
 
 - A repeat contains only what is already stored. A report that equals an *earlier* revision is also a repeat if it arrives within
   REPEAT_WINDOW after the latest change, unless it has a newer timestamp. It may have been sent before that change, so the result
   has a warning (docs/decisions/0018).
-- An update has another status, disposition, value or currency. A field that is absent from the report keeps its value.
+- An update contains another status, disposition, value or currency than the stored ones. A field that is absent from the report
+  keeps its value.
 - A conflict is a second, different value without a transaction_id. The values may belong to two sales, so the report is rejected.
 """
 # Tested by tests/conversions/test_service_updates.py
@@ -122,7 +123,7 @@ def apply_report(state: ConversionState, report: ConversionReport, target: Conve
 
 
 def _merge(revision: StoredRevision, report: ConversionReport) -> StoredRevision:
-    """Return a copy of a revision in which the fields of the report replace the stored ones."""
+    """Return a copy of a revision in which the fields of the report replace the stored fields."""
     disposition = report.disposition or status_words.derive_disposition(report.status)
     if disposition is None and status_words.classify(report.status) != "pending":
         disposition = revision.disposition

@@ -1,4 +1,4 @@
-"""Service that records each conversion once, with its event, its counts and its revisions. Many requests share a transaction.
+"""This service records each conversion once, with its event, its counts and its revisions. Many requests share a transaction.
 
 Message, action and transaction_id identify a conversion. Action and transaction_id are compared without regard to case. A unique
 index decides which of several concurrent reports is the first, also if several processes receive them. `revisions.py` decides
@@ -44,9 +44,8 @@ OTHER_ACTIONS = "(other)"
 
 @record
 class ConversionResult:
-    """The result of a conversion report. `duplicate`: the report was a repeat. `updated`: it changed a stored conversion.
-
-    `unapplied` is the reason why a report that differs from the latest revision was not applied, or None."""
+    """The result of a conversion report. `duplicate` is true if the report was a repeat, and `updated` if it changed a stored
+    conversion. `unapplied` is the reason why a report that differs from the latest revision was not applied, or None."""
 
     conversion_id: str
     message_id: str
@@ -67,7 +66,7 @@ class _Submission:
 
 
 class Conversions:
-    """Stores conversions and their events. `on_events` is called after each commit that stored an event."""
+    """A recorder of conversions and their events. `on_events` is called after each commit that stored an event."""
 
     def __init__(
         self, database: Database, ids: IdGenerator, click_ids: ClickIds, clock: Clock, on_events: Callable[[], None]

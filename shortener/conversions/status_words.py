@@ -1,4 +1,5 @@
-"""The status words of affiliate networks, the disposition that each word means, and the categories of conversions.
+"""This module contains the status words of affiliate networks, the disposition that each word means, and the categories of
+conversions.
 
 docs/reference/conversions.md contains the same table. A status word is compared without regard to case, spaces, hyphens and
 underscores. An unknown word has no disposition.

@@ -17,8 +17,8 @@ These rules detect scanners whose user agent is that of an ordinary browser. Eac
 
 The first hits of a scanner are not suspected, because no evidence exists yet. `reclassify` changes their verdicts later.
 
-The rules are pure functions of a HitContext. Only RecentAddresses and RecentLinks have state. They keep it in the memory of this
-process, with a maximum size.
+The rules are pure functions of a HitContext. Only RecentAddresses and RecentLinks have state. Their state is in the memory of this
+process and has a maximum size.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class HitContext:
     at: datetime
     sent_at: datetime | None = None
     delivered_at: datetime | None = None
-    is_reported: bool = True  # False if no report SENT or DELIVERED has arrived for the message
+    is_reported: bool = True  # false if no delivery report SENT or DELIVERED has arrived for the message
     recipients_of_address: int = 0  # recipients whose links the client's address opened within a minute, including this one
     links_of_message: int = 0
     opened_at: Collection[datetime] = ()  # for each opened link of the message, the time of its hit that is nearest to this hit
@@ -108,15 +108,14 @@ RULES = tuple(name for name, _ in _RULES)
 
 
 class RecentAddresses:
-    """The client addresses that opened links within the last minute, each with the number of recipients.
-
-    `limit`: the maximum number of pairs of address and recipient. If it is exceeded, the oldest pairs are removed early, and
-    counts are too low, but never too high. Each process counts only its own hits. Times should not decrease. An earlier time is
-    treated as if it were in order."""
+    """The client IP addresses that opened links within the last minute, each with the number of recipients. `limit` is the maximum
+    number of pairs of address and recipient. If it is exceeded, the oldest pairs are removed early, and counts are too low, but
+    never too high. Each process counts only its own hits. Times should not decrease. An earlier time is treated as if it were in
+    order."""
 
     def __init__(self, limit: int = 100_000) -> None:
         self._limit = limit
-        # Latest time of each (address, recipient), oldest first.
+        # The latest time at which each (address, recipient) opened a link, oldest first.
         self._seen: OrderedDict[tuple[Hashable, int], datetime] = OrderedDict()
         self._recipients: dict[Hashable, int] = {}  # number of recipients in the pairs of _seen, by address
 
@@ -124,8 +123,8 @@ class RecentAddresses:
         """Record that the client `address` opened a link of `recipient` at the time `at`. Return of how many recipients this
         address opened links in the minute before `at`, including `recipient`.
 
-        `recipient`: the row id of the recipient's message. `address`: any value that identifies the client address. If it is empty,
-        the address is unknown, and the number is 0."""
+        `recipient` is the row id of the recipient's message. `address` is any value that identifies the client's IP address. If it
+        is empty, the address is unknown, and the number is 0."""
         if not address:
             return 0
         pair = (address, recipient)
@@ -145,11 +144,11 @@ class RecentAddresses:
 
 
 class RecentLinks:
-    """The links that were opened within the last second, by message. `limit`: the maximum number of messages."""
+    """The links that were opened within the last second, by message. `limit` is the maximum number of messages that are stored."""
 
     def __init__(self, limit: int = 100_000) -> None:
         self._limit = limit
-        # By message, oldest first: the time of its latest hit, and the time of the latest hit on each link.
+        # The time of the latest hit on each message, and on each of its links. The keys are row ids of messages, oldest hit first.
         self._seen: OrderedDict[int, tuple[datetime, dict[int, datetime]]] = OrderedDict()
 
     def add(self, message: int, link: int, at: datetime) -> None:

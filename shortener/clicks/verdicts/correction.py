@@ -42,8 +42,8 @@ _MAX_CANDIDATES = 100  # maximum number of hits that are examined to find the fi
 class VerdictChange(NamedTuple):
     """A new verdict for a hit. `hit` and `message` are row ids.
 
-    `seen`: the verdict that the hit had when the change was computed. `retracts`: whether a click that was sent as an event may be
-    retracted."""
+    `seen` is the verdict that the hit had when the change was computed. `retracts` states whether a click that was sent as an event
+    may be retracted."""
 
     hit: int
     message: int
@@ -55,12 +55,10 @@ class VerdictChange(NamedTuple):
 
 @dataclass(slots=True)
 class CorrectionResult:
-    """The number of changes that a correction has made.
-
-    `kept`: hits that keep their verdict, because their click was sent and must not be retracted. `retracted`: sent clicks that
-    were retracted. `retracted_messages`: retracted clicks that were the first on their message. `first_clicks`: messages whose
-    state changed to CLICKTHRU. `unsettled`: row ids of messages for which `assign_first_clicks` must be called after all
-    corrections."""
+    """The numbers of changes that a correction has made. `kept` counts hits that keep their verdict, because their click was sent
+    and must not be retracted. `retracted` counts sent clicks that were retracted, and `retracted_messages` those that were the
+    first click on their message. `first_clicks` counts messages whose state changed to CLICKTHRU. `unsettled` contains the row ids
+    of messages for which `assign_first_clicks` must be called after all corrections."""
 
     to_suspected: int = 0
     to_human: int = 0
@@ -184,7 +182,7 @@ def assign_first_clicks(connection: Connection, message_ids: Collection[int], id
 
 @dataclass(slots=True)
 class LockedMessage:
-    """A locked message and its clicks. `state`: the state of the message before its first click. Times are milliseconds since
+    """A locked message and its clicks. `state` is the state of the message before its first click. Times are milliseconds since
     1970."""
 
     id: int
@@ -199,7 +197,8 @@ class LockedMessage:
     clicked_at: int | None = None
     click_hit_id: int | None = None
     clicked_links: int = 0
-    before: tuple[int, FirstClick] = (0, NO_CLICK)  # state and clicks when the message was locked
+    # The state and the clicks that the database contained when the message was locked.
+    before: tuple[int, FirstClick] = (0, NO_CLICK)
 
     @property
     def click(self) -> FirstClick:
@@ -260,7 +259,7 @@ _MESSAGE = tuple(
 
 
 def _lock_messages(connection: Connection, ids: Iterable[int]) -> dict[int, LockedMessage]:
-    """Lock these messages until the transaction ends. Return them by row id, without purged and erased messages."""
+    """Lock these messages until the transaction ends. Return them by row id. Purged and erased messages are left out."""
     chosen = values_table(connection, [(message,) for message in sorted(set(ids))], id=BigInteger)
     statement = (
         select(*_MESSAGE)
@@ -278,8 +277,7 @@ def _lock_messages(connection: Connection, ids: Iterable[int]) -> dict[int, Lock
 
 
 def _lock_pending_clicks(connection: Connection, ids: Iterable[int]) -> set[int]:
-    """Return the ids of those of these hits whose event the fan-out has not processed yet. Lock these events until the transaction
-    ends."""
+    """Return the ids of the hits whose event the fan-out has not processed yet. Lock these events until the transaction ends."""
     chosen = values_table(connection, [(hit,) for hit in ids], id=BigInteger)
     statement = select(schema.events.c.id).join_from(chosen, schema.events, schema.events.c.id == chosen.c.id)
     return set(connection.scalars(statement.where(schema.is_pending_click()).with_for_update(of=schema.events)))
@@ -319,7 +317,7 @@ def _retract(
 ) -> dict[str, Any]:
     """Restore the state that the message has without this click. Return the data of the event `click_retracted`.
 
-    `is_sent`: whether the fan-out has already processed the event of the click."""
+    `is_sent` states whether the fan-out has already processed the event of the click."""
     data: dict[str, Any] = {"first_for_message": False, "first_for_link": bool(hit.flags & HitFlag.FIRST_FOR_LINK)}
     if data["first_for_link"]:
         message.clicked_links &= ~(1 << hit.position)
@@ -338,8 +336,8 @@ def _retract(
 
 
 def _count_first(delta: CountDelta, message: LockedMessage, amount: int, link_set: int, *, timed: bool = True) -> None:
-    """Count a first click (`amount` 1) or remove it from the counts (`amount` -1). `timed`: also change the distribution of the
-    time to click."""
+    """Count a first click (`amount` 1) or remove it from the counts (`amount` -1). If `timed` is true, also change the counts by
+    the time from sending to click."""
     assert message.clicked_at is not None
     delta.add(message.cohort_id, message.clicked_at, "clicked_messages", amount, message=message.id, link_set=link_set)
     if timed:
@@ -391,7 +389,7 @@ def _save_messages(connection: Connection, locked: Collection[LockedMessage]) ->
 
 
 class _DryRun(Exception):
-    """An exception that rolls a transaction back. `result`: the changes that the transaction would have made."""
+    """An exception that rolls a transaction back. `result` contains the changes that the transaction would have made."""
 
     def __init__(self, result: CorrectionResult) -> None:
         self.result = result
@@ -400,8 +398,8 @@ class _DryRun(Exception):
 async def apply_changes(
     database: Database, changes: Sequence[VerdictChange], ids: IdGenerator, now: datetime, *, dry_run: bool = False
 ) -> CorrectionResult:
-    """Run `change_verdicts` in a transaction and return the result. `dry_run`: roll the transaction back and return what it would
-    have changed.
+    """Run `change_verdicts` in a transaction and return the result. If `dry_run` is true, roll the transaction back and return what
+    it would have changed.
 
     Raise StoreUnavailable if the database is unavailable."""
 

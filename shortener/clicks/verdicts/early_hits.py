@@ -32,8 +32,8 @@ RECENT = timedelta(minutes=1)
 
 
 def add(connection: Connection, hit_times: Mapping[int, int]) -> None:
-    """Insert a row for each message with early hits. Existing rows do not change. `hit_times`: milliseconds since 1970, by row id
-    of the message."""
+    """Insert a row for each message with early hits. Existing rows do not change. `hit_times` contains the time of the hit in
+    milliseconds since 1970, by row id of the message."""
     rows = [{"id": message, "at": from_ms(at), "is_due": False} for message, at in sorted(hit_times.items())]
     connection.execute(upsert(connection, early_hits).on_conflict_do_nothing(), rows)
 
@@ -46,7 +46,7 @@ def mark_reported(connection: Connection, reported: Collection[int]) -> None:
 
 
 class EarlyHits:
-    """The background job that classifies early hits again. `on_events`: called after a commit that wrote events."""
+    """The background job that classifies early hits again. `on_events` is called after a commit that wrote events."""
 
     def __init__(self, database: Database, directory: Directory, ids: IdGenerator, on_events: Callable[[], None]) -> None:
         self._database = database

@@ -54,14 +54,15 @@ BATCH_CHANGES = 100  # maximum number of changes in one transaction
 #: The minimum age of the hits that a run examines. Newer hits have incomplete evidence and are not counted by device yet.
 DELAY = timedelta(milliseconds=LAG_MS) + MINUTE
 INTERVAL = timedelta(seconds=30)  # time between two runs of the job
-MAX_LOOKBACK = timedelta(hours=1)  # maximum age of the hits that the job examines after a pause
+# Maximum age of the hits that the job examines, for example after the process was stopped for a long time.
+MAX_LOOKBACK = timedelta(hours=1)
 _ADDRESS_RULE = "many_recipients"
 
 
 @dataclass(slots=True)
 class ReclassifyResult:
-    """The changes that a run has made, or would have made. `hits`: the number of examined hits. `until`: later hits were not
-    examined."""
+    """The changes that a run has made, or would have made. `hits` is the number of examined hits. `until` is the time up to which
+    hits were examined."""
 
     hits: int = 0
     corrections: CorrectionResult = field(default_factory=CorrectionResult)
@@ -69,7 +70,7 @@ class ReclassifyResult:
 
 
 class Reclassifier:
-    """Runs reclassifications of stored hits. `on_events`: called after a commit that wrote events."""
+    """A job that classifies stored hits again. `on_events` is called after a commit that wrote events."""
 
     def __init__(
         self, database: Database, directory: Directory, ids: IdGenerator, devices: DeviceCounter, on_events: Callable[[], None]
@@ -124,9 +125,10 @@ class Reclassifier:
     ) -> ReclassifyResult:
         """Reclassify the hits from `since` to `until`.
 
-        `applications`: ids; None for all. `settings`: settings of applications, by id, in place of the stored ones. `dry_run`: roll
-        back every change, and assign no first clicks. `progress`: called with the time up to which hits were examined. Raise
-        StoreUnavailable if the database is unavailable; changes that were committed before remain."""
+        `applications` contains application ids; None selects all. `settings` replaces the stored settings of applications, by
+        application id. If `dry_run` is true, roll back every change, and assign no first clicks. `progress` is called with the time
+        up to which hits were examined. Raise StoreUnavailable if the database is unavailable; changes that were committed before
+        remain."""
         await self._devices.catch_up(to_ms(now))
         until = min(until, now - DELAY)
         result = ReclassifyResult(until=until)
@@ -163,7 +165,7 @@ class Reclassifier:
         total.add(result)
         if result.events:
             self._on_events()
-        await asyncio.sleep(loop.time() - started_at)  # a pause in which clicks can use the database
+        await asyncio.sleep(loop.time() - started_at)  # pause, so that clicks can use the database
 
     async def _pages(
         self, since: datetime, until: datetime, applications: Collection[int] | None
@@ -305,7 +307,7 @@ class _EvidenceWindow:
         if hit.classification.verdict is not Verdict.HUMAN or not settings.uses_contextual_rules:
             return hit.classification
         if hit.rule == _ADDRESS_RULE and settings.max_recipients_per_address_minute is not None:
-            return None  # the recorder used the full address, which is not stored
+            return None  # the recorder used the full IP address, which is not stored
         context = HitContext(
             hit.at,
             # If the time of SENT is after the click, it is the time of the report and not the time of sending.

@@ -37,14 +37,15 @@ class RequestTraits(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Classification:
-    """A verdict, the name of the rule that matched, and the reason as a text for people."""
+    """A verdict, the name of the rule that matched, and a text that explains the reason."""
 
     verdict: Verdict
     rule: str
     reason: str
 
 
-# --- Rules of the request --------------------------------------------------------------------------------------------------
+# --- Rules for methods and headers
+# --------------------------------------------------------------------------------------------------
 
 # Sec-Purpose: prefetch[;prerender] (Fetch standard), Purpose: prefetch (older Chrome), X-Moz: prefetch (older Firefox),
 # X-Purpose: preview (Facebook's apps, Safari's top sites).
@@ -286,8 +287,8 @@ _BROWSER = re.compile(
 
 
 class ParsedAgent(NamedTuple):
-    """A User-Agent header. `particular`: its text without the parts that most browsers contain and without the model of the
-    phone. `model`: the removed model."""
+    """A User-Agent header. `particular` is its text without the parts that most browsers contain and without the model of the
+    phone. `model` is the removed model."""
 
     text: str
     particular: str
