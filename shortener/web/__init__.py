@@ -1,1 +1,2 @@
-"""The HTTP interface: one file per resource, each a list of endpoints; `endpoint.py` defines what an endpoint is."""
+"""This package is the HTTP API. Each resource has one module with a list of its endpoints, and `endpoint.py` defines the class
+`Endpoint`."""

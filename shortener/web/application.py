@@ -1,4 +1,4 @@
-"""The caller's own application: its settings and its `conversion_url` (23 Telecom).
+"""The endpoints for the caller's own application: its settings and its `conversion_url` (23 Telecom).
 
 A `conversion_url` is stored as a tracker of its own, which receives `conversion` events as flat JSON.
 """

@@ -1,4 +1,4 @@
-"""The balance and the prices of the caller's application. The operator sets them on the command line."""
+"""The endpoints that return the balance and the prices of the caller's application. The operator sets both on the command line."""
 # Tested by tests/web/test_inbound.py
 
 from __future__ import annotations
@@ -28,7 +28,11 @@ class BalanceResponse(ResponseModel):
 class PriceFields(ResponseModel):
     """The price of one SMS segment."""
 
-    prefix: str = Field(description="First digits of the numbers that the price is for. Empty: all other numbers.")
+    prefix: str = Field(
+        description=(
+            "First digits of the phone numbers to which the price applies. Empty: all numbers without a longer prefix in the list."
+        )
+    )
     price: str = Field(description="Price of one segment as a decimal string.")
 
 
@@ -52,9 +56,10 @@ async def show(call: Call[None, None]) -> Mapping[str, Any]:
 
 
 async def prices(call: Call[None, None]) -> Mapping[str, Any]:
-    """Return the prices of the application, and those of all applications that it does not replace."""
+    """Return the prices of the application, and the prices for all applications whose prefixes the application has no price for."""
     rows = await call.service.database.read(list_prices, call.application_id)
-    by_prefix = {row["prefix"]: format(row["price"], "f") for row in rows}  # own prices come after those of all applications
+    # The application's own prices come last, so they replace the prices for all applications.
+    by_prefix = {row["prefix"]: format(row["price"], "f") for row in rows}
     return {"status": True, "prices": [{"prefix": prefix, "price": price} for prefix, price in sorted(by_prefix.items())]}
 
 

@@ -1,4 +1,5 @@
-"""Blocked destination hosts: links of the application to these hosts respond with 410, and new ones are rejected."""
+"""The endpoints for blocked destination hosts. Links of the application to these hosts respond with 410, and new links are
+rejected."""
 # Tested by tests/web/test_links.py
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Look-up of single headers of a request.
-
-`Request.headers` of Starlette takes several times as long for one header.
-"""
+"""This module finds single headers of a request, because `Request.headers` of Starlette takes several times as long."""
 # Tested by tests/web/test_call_headers.py
 
 from __future__ import annotations

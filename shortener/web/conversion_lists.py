@@ -1,4 +1,4 @@
-"""Lists of conversions and of refused reports, as JSON and as CSV."""
+"""The endpoints that list conversions and refused conversion reports, as JSON and as CSV."""
 # Tested by tests/web/test_conversion_lists.py
 
 from __future__ import annotations
@@ -43,7 +43,11 @@ class ConversionsCsvQuery(Period):
         None, max_length=64, description="Only conversions whose latest revision has this status word, compared without case."
     )
     disposition: Literal["positive", "negative", "pending", "none"] | None = Field(
-        None, description="positive, negative, pending (the status word says so), or none (neither positive nor negative)."
+        None,
+        description=(
+            "Only conversions with this disposition: positive, negative, pending (the status word means pending), or none (no "
+            "disposition, and not pending)."
+        ),
     )
     message_id: Text | None = Field(None, max_length=255, description="Only conversions of the message with this id.")
     transaction_id: Text | None = Field(

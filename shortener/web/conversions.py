@@ -25,7 +25,7 @@ from shortener.web.report_input import read_report
 
 
 class ConversionResponse(ResponseModel):
-    """The recorded conversion. A repeat returns the first response with `duplicate` true."""
+    """The recorded conversion. A repeated report gets the first response with `duplicate` true."""
 
     model_config = ConfigDict(json_schema_serialization_defaults_required=False)
 
@@ -82,7 +82,7 @@ async def report(call: Call[Any, Any], path: str, refusal: ApiError | None = Non
 
 
 async def track(call: Call[Any, Any]) -> dict[str, Any]:
-    """Record a conversion."""
+    """Record the conversion in the request of a tracker."""
     return await report(call, "/api/v1/track")
 
 

@@ -1,4 +1,5 @@
-"""Reading JSON that contains text which JSON does not allow, so that one damaged text does not reject the other items of a body.
+"""This module reads JSON that contains text which JSON does not permit, so that one damaged text does not cause the rejection of
+the whole body.
 
 A byte order mark is removed, and UTF-16 and UTF-32 are decoded. Bytes that are not UTF-8 are read as Windows-1252, which contains
 the printable characters of Latin-1. Half of a surrogate pair becomes U+FFFD. Control characters are accepted.

@@ -1,4 +1,4 @@
-"""Deliveries of events to trackers and to callback URLs: lists, attempts and replay.
+"""The endpoints for deliveries of events to trackers and callback URLs: they list deliveries with their attempts, and replay them.
 
 Reading requires `trackers.read` and not only `sms.read`, because URLs and responses of trackers may contain credentials.
 """
@@ -22,7 +22,7 @@ from shortener.web.paging import Cursor, Cursors, NextCursor
 from shortener.web.period import Period
 
 _TAG = "Deliveries"
-MAX_LISTED = 1000  # deliveries in one request
+MAX_LISTED = 1000  # the maximum number of deliveries that one request can replay
 _CURSOR_KEY = "delivery cursors"
 
 
@@ -112,8 +112,10 @@ class ReplayedDelivery(ResponseModel):
 
     delivery_id: str
     replayed: bool = Field(description="true: the delivery gets all its attempts again.")
-    error_code: str | None = Field(description="NOT_FOUND or CONFLICT for a delivery that cannot be replayed. null: replayed.")
-    reason: str | None = Field(description="Why the delivery cannot be replayed, as a text for people. null: replayed.")
+    error_code: str | None = Field(
+        description=("NOT_FOUND or CONFLICT for a delivery that cannot be replayed. null: it is replayed.")
+    )
+    reason: str | None = Field(description="Text that explains why the delivery cannot be replayed. null: it is replayed.")
 
 
 class ReplayListResponse(ResponseModel):
@@ -155,7 +157,7 @@ async def show(call: Call[None, None]) -> dict[str, Any]:
 
 
 async def replay(call: Call[None, None]) -> dict[str, Any]:
-    """Schedule a delivery again with all its attempts."""
+    """Make a dead or delivered delivery pending again, with all its attempts."""
     service = call.service
     delivery = await service.deliveries.replay(_delivery_id(call), service.clock(), call.application_id)
     service.dispatcher.wake_up.notify()
@@ -163,7 +165,7 @@ async def replay(call: Call[None, None]) -> dict[str, Any]:
 
 
 async def replay_list(call: Call[None, ReplayListRequest]) -> dict[str, Any]:
-    """Schedule listed deliveries again with all their attempts."""
+    """Make the deliveries in the list of the request pending again, with all their attempts."""
     service, names = call.service, list(dict.fromkeys(call.body.delivery_ids))
     decoded = {name: DELIVERY_IDS.decode(name) for name in names}
     ids = list({delivery_id for delivery_id in decoded.values() if delivery_id is not None})
@@ -180,7 +182,7 @@ async def replay_list(call: Call[None, ReplayListRequest]) -> dict[str, Any]:
 
 
 async def replay_dead(call: Call[None, ReplayRequest | None]) -> ReplayDeadResponse:
-    """Schedule the dead deliveries of a tracker again with all their attempts."""
+    """Make the dead deliveries of a tracker pending again, with all their attempts."""
     service = call.service
     tracker = await service.trackers.get(call.path["tracker_id"], call.application_id)
     filters = _filter(call.application_id, tracker.id, call.body, None)
@@ -280,6 +282,9 @@ ENDPOINTS = [
         permission="trackers.write",
         response=ReplayResponse,
         errors=(ErrorCode.CONFLICT,),
-        description="A dead or delivered delivery gets all its attempts again and keeps its event id. Other deliveries return 409.",
+        description=(
+            "A dead or delivered delivery gets all its attempts again and keeps its event id. For a pending delivery, the call "
+            "returns 409."
+        ),
     ),
 ]

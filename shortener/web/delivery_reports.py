@@ -30,8 +30,8 @@ from shortener.web.fields import Price, Text, is_decimal, parse_price
 
 MAX_ID_CHARACTERS = 255
 MAX_FRAGMENTS = 1000
-MIN_LIMITED_REPORTS = 50  # a list of at least this many reports counts as many deliveries as it creates
-PRICE_DIGITS = 8  # digits after the decimal point of a price
+MIN_LIMITED_REPORTS = 50  # a list of at least this number of reports counts against the limit of the deliveries that reports create
+PRICE_DIGITS = 8  # the maximum number of digits after the decimal point of a price
 _MAX_CHARACTERS = {"status": 64, "reason_code": 64, "reason_description": 255, "telecom_message_id": 255}
 
 
@@ -40,7 +40,7 @@ class DeliveryReportItem(RequestModel):
 
     model_config = ConfigDict(extra="allow")
 
-    message_id: Text = Field(max_length=MAX_ID_CHARACTERS, description="Id of the message that the report is about.")
+    message_id: Text = Field(max_length=MAX_ID_CHARACTERS, description="Id of the message to which the report belongs.")
     state: Text = Field(
         description="SENT, DELIVERED, READ, FAILED or EXPIRED in any case, or a word of SMPP, Kannel, Jasmin, playSMS, Twilio, "
         "Infobip or Vonage, for example DELIVRD. Default: `status`.",
@@ -59,7 +59,7 @@ class DeliveryReportItem(RequestModel):
     )
 
 
-#: What the document says about the body. Validation is more lenient, because one invalid report must not refuse the others.
+#: The type of the body in the OpenAPI document. Validation is more lenient, because one invalid report must not refuse the others.
 _DOCUMENTED_REPORTS: TypeAdapter[Any] = TypeAdapter(DeliveryReportItem | Annotated[list[DeliveryReportItem], Field(min_length=1)])
 
 
@@ -78,7 +78,7 @@ class DeliveryReportFields(ResponseModel):
     error_code: str | None = Field(
         description="Error code of a refused report: MESSAGE_NOT_FOUND or INVALID_REQUEST. null if the report was accepted."
     )
-    reason: str | None = Field(description="Explanation for people why the report was refused. null if the report was accepted.")
+    reason: str | None = Field(description="Text that explains why the report was refused. null if the report was accepted.")
     state: str | None = Field(description="State of the message after this report. null if the report was refused.")
     changed: bool = Field(description="true if the report changed the message, false if it changed nothing.")
     warnings: list[str] = Field(description="Warnings about values of the report that were cut or not stored.")
@@ -95,7 +95,8 @@ class DeliveryReportsResponse(ResponseModel):
 
 @dataclass(slots=True)
 class ReadReport:
-    """One report of the request. If `report` is None, it is refused because of `invalid_field` and `reason`."""
+    """A report as it was read from the request. If `report` is None, the report is refused, and `invalid_field` and `reason`
+    contain why."""
 
     message_id: str | None
     report: DeliveryReport | None = None

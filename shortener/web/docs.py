@@ -1,6 +1,7 @@
 """GET /openapi.json and GET /docs: the OpenAPI document, and the page that shows it.
 
-The first request renders both documents; later requests get the same bytes. The document names the host of BASE_URL as its server.
+The first request renders both documents; later requests get the same bytes. The server URL in the document has the host of
+BASE_URL.
 """
 # Tested by tests/web/test_openapi.py
 
@@ -32,7 +33,7 @@ def with_documentation(endpoints: Sequence[Endpoint]) -> list[Endpoint]:
 
     @lru_cache(maxsize=1)
     def as_page(server: str) -> bytes:
-        from shortener.web.docs_page import page  # jinja2 takes 2 MB of memory
+        from shortener.web.docs_page import page  # imported here, because jinja2 takes 2 MB of memory
 
         return page(described(server))
 

@@ -1,4 +1,4 @@
-"""Renders the OpenAPI document as one HTML page that loads nothing from other hosts.
+"""This module renders the OpenAPI document as one HTML page that loads nothing from other hosts.
 
 The page is complete without its script, which adds the search and the forms that send a request. The Content-Security-Policy
 permits only this script and this style sheet, by their hashes, and only connections to this service.
@@ -86,7 +86,8 @@ def _operations(document: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             yield {**located, "curl": _curl(located), "search": " ".join(words), "credential": credential}
 
 
-#: Path parameters that the service generates. The examples contain them as shell variables, because each installation has others.
+#: Path parameters that the service generates. The examples contain them as shell variables, because their values are different in
+#: each installation.
 GENERATED_PARAMETERS = frozenset(
     {
         "tracker_id",
@@ -109,7 +110,8 @@ def variable_of(parameter: str) -> str:
 
 
 def _curl(operation: Mapping[str, Any]) -> str:
-    """Return an example call of an endpoint as a curl command; "" for endpoints that only gateways call, in their own form.
+    """Return an example call of an endpoint as a curl command; "" for endpoints that only gateways call, because each gateway has
+    its own format.
 
     It uses the shell variables BASE, KEY and TOKEN, and one for each generated id in the path."""
     path = operation["path"]

@@ -1,4 +1,4 @@
-"""Domains of the caller's application, which its short links use."""
+"""The endpoints for the domains of the caller's application, which its short links use."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ async def remove(call: Call[None, None]) -> dict[str, Any]:
 
 
 def _changes(request: DomainOptions) -> dict[str, Any]:
-    """Return the fields of the request as changes for `update_domain`."""
+    """Return the fields of the request as the argument `changes` of `update_domain`."""
     changes: dict[str, Any] = {}
     for name in request.model_fields_set - {"domain"}:
         value = getattr(request, name)

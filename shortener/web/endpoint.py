@@ -1,7 +1,6 @@
-"""Endpoints as data, and the one way in which every endpoint runs.
-
-An endpoint declares its path, its caller and its models for query, body and response once. The same declaration authenticates the
-caller, validates the request, serializes the response and produces the OpenAPI document, so they cannot disagree.
+"""This module defines the class `Endpoint`, and runs every endpoint in the same way. An endpoint declares its path, its caller and
+its models for query, body and response once. The same declaration authenticates the caller, validates the request, serializes the
+response and produces the OpenAPI document, so they cannot disagree.
 
 The order is fixed: first the credential (401, 403) and the rate limit of its key (429), then query and body (400, 413, 415), then
 the handler. An `ApiError` from the handler becomes the error body. A database that is unavailable becomes 503 with `Retry-After`.
@@ -76,7 +75,7 @@ Query = TypeVar("Query", bound=BaseModel | None)
 Body = TypeVar("Body", bound=BaseModel | None)
 
 
-#: Adds fields to the body of an error with this code.
+#: A function that adds fields to the body of an error with this code.
 ErrorShape = Callable[[ErrorCode, dict[str, Any]], dict[str, Any]]
 
 
@@ -99,7 +98,7 @@ class Call(Generic[Query, Body]):
 
     @property
     def application_id(self) -> int:
-        """The id of the caller's application."""
+        """The id of the application to which the caller's credential belongs."""
         return self.principal.application.id
 
 
@@ -108,14 +107,13 @@ class Endpoint:
     """One method of one path, with everything that validation and the OpenAPI document need.
 
     `path` has Starlette's syntax, for example `/messages/{id:int}`. `response` is the model of the body; None means that the
-    handler returns a `Response`. `other_responses` are further successful statuses with their models. `errors` lists the codes
-    that the handler raises, in addition to those that every endpoint may raise. `headers` maps each header that the handler reads
-    to its meaning.
-    With `body_forms` the body may also be a form; with `body_optional` it may be empty. With `repairs_text`, invalid text in a JSON
-    body is replaced. With `reads_request` the handler reads query and body itself, and their models only describe them.
-    `complete_error` adds to the error of an invalid body what the handler would have found wrong, so that one error does not hide
-    another. `translate_error` replaces an error by that with the code of a vendor. `error_shape` adds the fields of a vendor to the
-    body of an error.
+    handler returns a `Response`. `other_responses` are further successful statuses with their models. `errors` lists the codes that
+    the handler raises, in addition to those that every endpoint may raise. `headers` maps each header that the handler reads to its
+    meaning. With `body_forms` the body may also be a form; with `body_optional` it may be empty. With `repairs_text`, invalid text
+    in a JSON body is replaced. With `reads_request` the handler reads query and body itself, and their models only describe them.
+    `complete_error` adds to the error about an invalid body the errors that the handler would have found, so that one error does
+    not hide another. `translate_error` replaces an error by an error with the code of a vendor. `error_shape` adds the fields of a
+    vendor to the body of an error.
     """
 
     method: str
@@ -145,7 +143,7 @@ class Endpoint:
 
     @cached_property
     def shown_path(self) -> str:
-        """The path with its parameters as names, as metrics and logs show it."""
+        """The path that metrics and logs show, with the names of its parameters in place of their values."""
         return self.path.replace(":path}", "}")
 
     @cached_property
@@ -215,10 +213,11 @@ def error_response(error: ApiError, shape: ErrorShape | None = None) -> Response
 
 
 async def _run(endpoint: Endpoint, service: Service, request: Request) -> tuple[Response, str]:
-    """Run an endpoint. Return its response and the error code, "" without an error."""
+    """Run an endpoint. Return its response and the error code, or "" if there was no error."""
     try:
         principal = _authenticate(endpoint, service, request)
-        if "\0" in request.scope["path"]:  # PostgreSQL rejects the character NUL in a query, and no id contains it
+        # Reject the character NUL in a path, because PostgreSQL rejects it, and no id contains it.
+        if "\0" in request.scope["path"]:
             raise ApiError(ErrorCode.NOT_FOUND)
         query = body = None
         if not endpoint.reads_request:

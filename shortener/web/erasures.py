@@ -1,4 +1,4 @@
-"""Erasure of the personal data of one phone number or one message."""
+"""The endpoint that erases the personal data of one phone number or one message."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class ErasedRows(ResponseModel):
 
 
 class ErasureResponse(ResponseModel):
-    """The numbers of rows from which personal data was removed, by kind of row."""
+    """The number of database rows from which personal data was removed, for each kind of row."""
 
     status: Literal[True] = True
     erased: ErasedRows

@@ -1,4 +1,4 @@
-"""Examples of request and response bodies for the OpenAPI document, produced from their schemas.
+"""This module generates examples of request and response bodies for the OpenAPI document from their schemas.
 
 Each field has a realistic value, chosen by its name. A test validates all examples against their schemas.
 """
@@ -63,7 +63,7 @@ _VALUES: Mapping[str, Any] = {
     "url": "https://shop.example/a?b=1",
     "value": "12.50",
 }
-#: The example values of fields whose value in a response is not the one in the request.
+#: Example values for responses, of fields whose value in a response is different from the value in the request.
 _RESPONSE_VALUES: Mapping[str, Any] = {
     "body": "Hello Kola, please visit us at https://go.brand.example/8kVnq2LmRd for new information",
     "click_id": "0AbCdEfGh12x9Kq3vTz",
@@ -137,7 +137,7 @@ def example_of_parameter(name: str, schema: Mapping[str, Any]) -> Any:
 
 
 def example_text(name: str, value: Any) -> Any:
-    """Return the example of a field in place of a text in a sample event that only says that it is a test."""
+    """Replace a text in a sample event that only states that it is a test by the example value of its field."""
     if not isinstance(value, str) or not value.startswith("test"):
         return value
     return _RESPONSE_VALUES.get(name) or _VALUES.get(name) or value

@@ -1,4 +1,4 @@
-"""Descriptions and formats of fields that have the same meaning wherever they occur, for the OpenAPI document.
+"""This module contains the descriptions and formats, for the OpenAPI document, of fields that have the same meaning in all schemas.
 
 A model describes a field itself if its meaning is special there. All other fields get their text from here, so that one name has
 one meaning in the whole API. `complete` adds the texts, and the format `date-time` to every time of a response. A test fails if a
@@ -206,7 +206,7 @@ _TEXTS: Mapping[str, str] = {
     "verdict": "Verdict of the hit: human, suspected or ignored.",
     "warnings": "What the sender or owner should know, as texts for people.",
 }
-#: Fields of the events that trackers receive. Infobip's names are these in camel case.
+#: Fields of the events that trackers receive. The format of Infobip uses the same names in camel case.
 _EVENT_TEXTS: Mapping[str, str] = {
     "accessed_on": "Time of the first click: YYYY-MM-DD HH:MM:SS in UTC. null: none.",
     "application_id": "Id of the application.",
@@ -263,7 +263,7 @@ _EVENT_TEXTS: Mapping[str, str] = {
     "topic": "Always SCG-Message.",
     "verdict_reason": "Rule that determined the verdict.",
 }
-#: Statuses that are words, not the flag of the envelope.
+#: The fields `status` that contain a word. In all other responses, `status` is the boolean of success.
 _STATUS_TEXTS: Mapping[str, str] = {
     "AttemptFields": "HTTP status of the response. null: there was no response.",
     "ConversionStatus": "Status word of the latest revision. null: none.",

@@ -1,4 +1,4 @@
-"""Field types that several request models share."""
+"""This module contains the field types that several request models share."""
 # Tested by tests/web/test_validation.py
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ def _reject_nul(value: str) -> str:
     return value
 
 
-#: Text that is stored. PostgreSQL cannot store the character NUL.
+#: The type of a text that is stored. It must not contain the character NUL, which PostgreSQL cannot store.
 Text = Annotated[str, AfterValidator(_reject_nul)]
 
 #: The sender of a message: a number, a name or `channel:ID`. Spaces around it are removed.
 Sender = Annotated[Text, AfterValidator(str.strip), Field(max_length=100)]
 
 
-_MAX_DECIMAL_LENGTH = 64  # characters
+_MAX_DECIMAL_LENGTH = 64  # the maximum number of characters of a sender
 _DECIMAL = re.compile(r"\s*[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)\s*")
 
 
@@ -39,7 +39,8 @@ def is_decimal(text: str) -> bool:
 def parse_price(value: Any) -> Decimal:
     """Return the value as a decimal. Raise ValueError.
 
-    A string must be a decimal without exponent. A JSON number arrives as a float; its shortest text is what the caller wrote."""
+    A string must be a decimal without exponent. A JSON number is parsed as a float, whose shortest text is equal to the text in the
+    request."""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ValueError("must be a decimal such as 0.0095")
     text = str(value)

@@ -1,8 +1,10 @@
-"""The URL to which gateways report deliveries. Its path contains a key of the gateway, and the reference of the message.
+"""The endpoint that receives delivery reports from gateways. Its path contains the report key of the gateway, and the reference of
+the message.
 
-Gateways call it by GET or POST, with the parameters in the query, in a form or in JSON. The settings of the gateway say which
-parameter is what. A call with a wrong key gets 401 before anything is read. Every other call gets 200 as soon as the reports that
-could be understood are stored, because gateways repeat other calls without end; unknown messages and words are counted.
+Gateways call it by GET or POST, with the parameters in the query, in a form or in JSON. The settings of the gateway define the
+meaning of each parameter. A call with a wrong key gets 401 before anything is read. Every other call gets 200 as soon as the
+reports that could be understood are stored, because gateways repeat other calls without end; unknown messages and words are
+counted.
 """
 
 from __future__ import annotations

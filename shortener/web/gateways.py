@@ -1,4 +1,4 @@
-"""Gateways over HTTP: create, list, show, change, test and remove the gateways of the caller's application.
+"""The endpoints that create, list, show, change, test and remove the gateways of the caller's application.
 
 Gateways of the installation are managed on the command line. Credentials are stored encrypted and are never returned.
 """
@@ -26,7 +26,7 @@ _Schedule = Annotated[list[Annotated[float, Field(ge=0, le=86_400, allow_inf_nan
 
 
 class GatewayLimits(RequestModel):
-    """How messages are handed on to a gateway. A value that is absent or null is that of the installation's setting."""
+    """Limits for messages that are handed on to a gateway. If a value is absent or null, the installation's setting applies."""
 
     enabled: bool | None = Field(None, description="false: messages wait until the gateway is enabled again. Default: true.")
     on_doubt: Literal["resend", "hold"] | None = Field(
@@ -135,7 +135,7 @@ class GatewayTestResponse(ResponseModel):
         "does not say whether the message was accepted."
     )
     reason: str = Field(description="Short name of the result, such as accepted, rejected or timeout.")
-    detail: str = Field(description="Text of the gateway, or what failed, for people.")
+    detail: str = Field(description="Error text of the gateway, or text that explains the failure.")
     error_code: str | None
     gateway_message_id: str | None = Field(description="Id of the message that the gateway assigned.")
     http_status: int | None

@@ -7,8 +7,9 @@ it can redirect links from the cache. `/metrics` reads numbers in memory. A reve
 `/internal/domain-check` to check whether a domain belongs to this installation. Without this check a stranger could make the proxy
 request certificates for any name.
 
-None of them requires a credential or returns more than names and states. They respond on the host of BASE_URL, on localhost and on
-addresses. The domain check responds on every Host except an application's own domain: a proxy calls it by a name of its own.
+None of these endpoints requires a credential or returns more than names and states. They respond on the host of BASE_URL, on
+localhost and on IP addresses. The domain check responds to every Host header except an application's own domain, because a proxy
+calls it by an internal host name.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class DomainQuery(RequestModel):
 
 
 class DomainCheckResponse(ResponseModel):
-    """The domain belongs to this installation."""
+    """The response for a domain that belongs to this installation."""
 
     domain: str
 

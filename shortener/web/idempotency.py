@@ -1,4 +1,5 @@
-"""Idempotency-Key: a repeat of a POST request with the same key gets the first response, and nothing is created again.
+"""This module implements the header Idempotency-Key: a repeat of a POST request with the same key gets the first response, and
+nothing is created again.
 
 Every POST with an API key accepts the header. A response is returned only to the API key of the first request. A request of another
 key is performed with the permissions of that key. The permission for the endpoint is checked before this module runs.
@@ -27,13 +28,13 @@ from shortener.web.request_content import sent_content
 if TYPE_CHECKING:
     from shortener.container import Service
 
-MAX_IDEMPOTENCY_KEY_LENGTH = 255  # characters
+MAX_IDEMPOTENCY_KEY_LENGTH = 255  # the maximum number of characters of an Idempotency-Key
 HEADER = "Idempotency-Key"
 _HEADER_IN_LOWER_CASE = HEADER.lower().encode()
 
 
 def describe_header(caller: str) -> dict[str, str]:
-    """Return the header with its meaning. `caller` is who gets the first response: "API key" or "application"."""
+    """Return the description of the header. `caller` is the scope in which a key is unique: "API key" or "application"."""
     length = f"1 to {MAX_IDEMPOTENCY_KEY_LENGTH} characters"
     return {HEADER: f"Identifies the request, {length}. For 24 hours a repeat by the same {caller} gets the first response."}
 

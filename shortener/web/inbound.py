@@ -1,4 +1,5 @@
-"""Replies of recipients: POST /api/v1/sms/inbound, and the opt-out list that they change.
+"""The endpoint POST /api/v1/sms/inbound, which receives the replies of recipients, and the endpoints for the opt-out list that
+replies change.
 
 A reply that is a stop word (STOP, UNSUBSCRIBE, ...) puts the recipient on the opt-out list of the application; START removes them.
 A reply also counts as a conversion of the latest message to the recipient (Syniverse: "Replying to a message can also be a
@@ -54,13 +55,19 @@ class InboundMessage(RequestModel):
 
 
 class InboundResponse(ResponseModel):
-    """What the reply changed."""
+    """The changes that the reply has made."""
 
     status: Literal[True] = True
     opted_out: bool = Field(description="Whether the person is on the opt-out list after this reply.")
-    keyword: Literal["stop", "start"] | None = Field(description="What the reply means for the opt-out list. null: nothing.")
-    message_id: str | None = Field(description="Id of the latest message to the person, to which the reply counts. null: none.")
-    conversion_id: str | None = Field(description="Id of the conversion with the action reply. null: there is no message.")
+    keyword: Literal["stop", "start"] | None = Field(
+        description=("Meaning of the reply for the opt-out list: stop or start. null: it has no such meaning.")
+    )
+    message_id: str | None = Field(
+        description=("Id of the latest message to the person, to which the reply belongs. null: there is none.")
+    )
+    conversion_id: str | None = Field(
+        description=("Id of the conversion with the action `reply` that was recorded. null: there is no message to the person.")
+    )
     duplicate: bool = Field(description="true: the same reply was recorded before.")
 
 
@@ -202,6 +209,6 @@ ENDPOINTS = [
         permission="admin",
         response=DeletedResponse,
         errors=(ErrorCode.INVALID_RECIPIENT,),
-        description="Only after the recipient has agreed to messages again.",
+        description="Removes a number from the opt-out list. Use this only after the recipient has agreed to messages again.",
     ),
 ]

@@ -1,7 +1,7 @@
-"""API keys and tracker tokens over HTTP: create, list, change, revoke and rotate. All require the permission `admin`.
+"""The endpoints that create, list, change and revoke API keys, and rotate tracker tokens. All require the permission `admin`.
 
-A key can grant only permissions that it has itself, and no higher rate limit than its own, and it cannot revoke itself. So no call
-gains rights or locks the caller out.
+A key can grant only permissions that it has itself, and no higher rate limit than its own, and it cannot revoke itself. So a caller
+can neither gain rights nor lock itself out.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel
 from shortener.web.fields import Text
 
 _TAG = "Application"
-MAX_RATE_LIMIT = 1_000_000  # requests per minute
+MAX_RATE_LIMIT = 1_000_000  # the highest rate limit of a key, in requests per minute
 DEFAULT_OVERLAP_SECONDS = 24 * 3600
 MAX_OVERLAP_SECONDS = 90 * 24 * 3600
 
@@ -39,7 +39,7 @@ KeyName = Annotated[Text, Field(max_length=100), AfterValidator(_check_name)]
 class KeyCreateRequest(RequestModel):
     """The properties of a new API key."""
 
-    name: KeyName = Field(description="Name of the system that uses the key. It is only shown to people.")
+    name: KeyName = Field(description="Name of the system that uses the key. It has no effect and is only displayed.")
     permissions: list[Permission] = Field(
         list(DEFAULT_PERMISSIONS),
         min_length=1,

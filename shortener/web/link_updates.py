@@ -1,4 +1,4 @@
-"""Updates of links: change the links of a campaign, with a destination or with a label, as a job in the background."""
+"""The endpoints for updates of many links: a background job changes the links of a campaign, with a destination or with a label."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from shortener.web.links import LinkUpdateRequest, requested_changes, stored_url
 
 _TAG = "Links"
 _UPDATES = "/api/v1/links/updates"
-COUNT_SECONDS = 1.0  # time that a request may spend to count the links of an update
+COUNT_SECONDS = 1.0  # the maximum time for which a request counts the links of an update
 
 
 class LinksUpdateRequest(LinkUpdateRequest):

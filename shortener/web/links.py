@@ -1,4 +1,5 @@
-"""Links: list them, show one with its history, and change one. `link_updates.py` changes many."""
+"""The endpoints that list links, show one link with its history, and change one link. Those in `link_updates.py` change many
+links."""
 
 from __future__ import annotations
 
@@ -52,7 +53,9 @@ class LinkFields(ResponseModel):
     created_at: str = Field(description="Time when the message was rewritten.")
     state: Literal["live", "expired", "off"]
     off_by: DisabledBy | None = Field(
-        description="What disables the link: the link itself, its domain, its application, or its blocked destination host."
+        description=(
+            "The reason why the link is disabled: the link itself, its domain, its application, or its blocked destination host."
+        )
     )
     enabled: bool = Field(description="false if the link itself is disabled.")
     disabled_at: str | None
@@ -202,7 +205,7 @@ async def update(call: Call[None, LinkUpdateRequest]) -> dict[str, Any]:
         write_changes(connection, [row], changes, actor=key_actor(call.principal.key_id), now=service.clock(), new_id=service.ids)
 
     await service.database.read(find_link, code, call.application_id)
-    await service.cache.invalidate([code])  # if Redis is unavailable, the cache repeats this later
+    await service.cache.invalidate([code])  # if Redis is unavailable, the link cache deletes the entry later
     await service.database.write(write)
     await refresh_cache(service.database, service.cache, [code])
     return {**await _link(call), "warnings": change_warnings(requested)}
@@ -295,7 +298,7 @@ ENDPOINTS = [
         permission="sms.read",
         query=LinksCsvQuery,
         media_type="text/csv",
-        description="Exports all links that match the filters, newest message first, in UTF-8.",
+        description="Exports all links that match the filters as CSV in UTF-8. The links of the newest message come first.",
     ),
     Endpoint(
         "GET",
@@ -305,7 +308,10 @@ ENDPOINTS = [
         _TAG,
         permission="sms.read",
         response=LinkResponse,
-        description="Shows the destination, or why the link does not redirect, and the changes after sending.",
+        description=(
+            "Returns the destination and the state of a short link, the reason if it does not redirect, and the changes that "
+            "were made to it after its message was rewritten."
+        ),
     ),
     Endpoint(
         "PATCH",

@@ -1,4 +1,4 @@
-"""Lists of hits and of events, in pages and as CSV. They contain the rows that the statistics count."""
+"""The endpoints that list hits and events, in pages and as CSV. The lists contain the rows that the statistics count."""
 
 from __future__ import annotations
 
@@ -277,7 +277,8 @@ def _event_filter(call: Call[Any, None]) -> EventFilter:
 
 
 async def csv_response(call: Call[Any, None], name: str, lines: AsyncIterator[bytes]) -> Response:
-    """Return CSV as a file. Raise StoreUnavailable if the first page cannot be read, so that the response is still an error."""
+    """Return a response that downloads CSV as a file. Raise StoreUnavailable if the first page cannot be read, so that the response
+    becomes an error."""
     first: list[bytes] = [await anext(lines)]
     async for more in lines:
         first.append(more)

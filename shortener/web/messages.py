@@ -1,4 +1,4 @@
-"""Messages: the status of one message, paged lists, and the CSV export."""
+"""The endpoints for messages: the status of one message, paged lists, and the CSV export."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ class SendAttempt(ResponseModel):
     milliseconds: int = Field(description="Duration of the attempt in milliseconds.")
     outcome: str = Field(description="Short name of the result, such as accepted, rejected or timeout.")
     status: int | None = Field(description="HTTP status or SMPP command status of the response. null: there was no response.")
-    detail: str | None = Field(description="Text of the gateway, or what failed, for people.")
+    detail: str | None = Field(description="Error text of the gateway, or text that explains the failure.")
 
 
 class MessageSend(SendFields):
@@ -185,7 +185,9 @@ class MessageStatusResponse(MessageFields):
     link_tracking: LinkTracking | None = Field(description="Link tracking of the message's first link, in Xoxzo's format.")
     links: list[LinkStatus]
     conversions: list[ConversionStatus] = Field(description="Conversions of the message, oldest first, at most 1,000.")
-    send: MessageSend | None = Field(description="How a gateway sends the message. null: no gateway sends it.")
+    send: MessageSend | None = Field(
+        description=("State of the message in the queue of its gateway. null: no gateway sends the message.")
+    )
 
 
 class MessagesResponse(ResponseModel):

@@ -1,7 +1,8 @@
 """The OpenAPI 3.1 document, produced from the endpoints.
 
-Bodies, responses and parameters come from the models that validate requests. Statuses come from what an endpoint declares and
-from what its caller, query and body imply. Only the redirect is described by hand (openapi_texts.py), because it is no endpoint.
+Bodies, responses and parameters come from the models that validate requests. Statuses come from the declaration of an endpoint, and
+follow from its kind of caller, query and body. Only the redirect is described by hand (openapi_texts.py), because it is no
+endpoint.
 """
 
 from __future__ import annotations
@@ -252,7 +253,7 @@ def _responses(endpoint: Endpoint, schemas: _Schemas, has_path_parameters: bool)
 
 
 def _implied(endpoint: Endpoint, has_path_parameters: bool) -> Iterator[ErrorCode]:
-    """Yield the error codes that endpoint.py can raise for an endpoint with this caller, query and body."""
+    """Yield the error codes that endpoint.py can raise for an endpoint, which depend on its kind of caller, query and body."""
     if endpoint.caller is not Caller.ANYONE:
         yield from (ErrorCode.UNAUTHORIZED, ErrorCode.RATE_LIMITED, ErrorCode.INTERNAL_ERROR, ErrorCode.UNAVAILABLE)
     if endpoint.permission:

@@ -1,4 +1,4 @@
-"""The hand-written parts of the OpenAPI document: introduction, credentials, names in paths, headers and the redirect."""
+"""The hand-written texts of the OpenAPI document: introduction, credentials, path parameters, headers and the redirect."""
 # Tested by tests/web/test_openapi.py
 
 from __future__ import annotations

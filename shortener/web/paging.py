@@ -1,4 +1,4 @@
-"""Cursors of paged lists, and the fields that the queries and responses of lists share.
+"""This module encodes the cursors of paged lists, and contains the fields that the queries and responses of lists share.
 
 A cursor contains the id of the last row of a page and a checksum, so that a cursor of another service, or a made-up one, is
 rejected, while a cursor whose row was deleted still works.
@@ -15,11 +15,11 @@ from shortener.errors import ApiError, ErrorCode
 from shortener.ids import ClickIds
 from shortener.secret import Secret
 
-#: The field `next_cursor` of a response.
+#: The type of the field `next_cursor` in responses.
 NextCursor = Annotated[str | None, Field(description="Cursor of the next page; null on the last page.")]
-#: The query parameter `cursor`.
+#: The type of the query parameter `cursor`.
 Cursor = Annotated[str | None, Field(max_length=100, description="`next_cursor` of the previous page. Default: the first page.")]
-#: The query parameter `bom`.
+#: The type of the query parameter `bom`.
 ByteOrderMark = Annotated[
     bool,
     Field(description="true: the CSV begins with a byte order mark, so that Excel reads it as UTF-8. Default: false."),
@@ -27,7 +27,7 @@ ByteOrderMark = Annotated[
 
 
 class Cursors:
-    """Encodes and decodes the cursors of one kind of list. `name` keeps the cursors of different lists apart."""
+    """An encoder of the cursors of one kind of list. `name` is the kind; a cursor with another kind is rejected."""
 
     def __init__(self, secret: Secret, name: str) -> None:
         self._ids = ClickIds(secret.key(name))
@@ -37,7 +37,7 @@ class Cursors:
         return None if last_id is None else self._ids.encode(last_id)
 
     def decode(self, cursor: str | None) -> int | None:
-        """Return the id in the cursor, or None without a cursor. Raise ApiError INVALID_CURSOR."""
+        """Return the id in the cursor, or None if the cursor is None. Raise ApiError INVALID_CURSOR."""
         if cursor is None:
             return None
         last_id = self._ids.decode(cursor)

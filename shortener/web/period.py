@@ -1,4 +1,5 @@
-"""The period of a list or a statistic: `since` is included, `until` is excluded. A date as `until` includes that whole day."""
+"""This module reads the period of a list or statistic: `since` is inclusive, `until` is exclusive. A date as `until` includes that
+whole day."""
 # Tested by tests/web/test_messages.py
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def _parse(value: Any) -> date:
 
 #: A date, or a time in ISO 8601. Without a zone it is in the time zone of the request, by default UTC.
 DateOrTime = Annotated[
-    date,  # because datetime is a subclass of date
+    date,  # a datetime is checked first, because it is a subclass of date
     PlainValidator(_parse),
     WithJsonSchema({"anyOf": [{"type": "string", "format": "date-time"}, {"type": "string", "format": "date"}]}),
 ]
@@ -67,7 +68,7 @@ def _check_time_zone(name: str) -> str:
     return name
 
 
-#: The query parameter `tz`.
+#: The type of the query parameter `tz`.
 TimeZoneName = Annotated[
     str,
     AfterValidator(_check_time_zone),

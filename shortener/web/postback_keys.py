@@ -1,4 +1,4 @@
-"""Postback keys over HTTP: create, list, rotate and revoke."""
+"""The endpoints that create, list, rotate and revoke postback keys."""
 # Tested by tests/web/test_postback_keys.py
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class PostbackKeyRequest(RequestModel):
     name: Text = Field(
         min_length=1,
         max_length=postback_keys.MAX_NAME_CHARACTERS,
-        description="Name of the network that uses the postback key. It is only shown to people.",
+        description="Name of the network that uses the postback key. It has no effect and is only displayed.",
     )
 
 

@@ -1,4 +1,4 @@
-"""Reading the parameters of a conversion report from a query and a body, whatever their format.
+"""This module reads the parameters of a conversion report from a query and a body in any of several formats.
 
 Networks send postbacks by GET and by POST, with the parameters in the query, in a form, in multipart, or in JSON, often with a
 Content-Type that does not match. So the content decides: a body that is a JSON object is JSON, and anything else is a form. A JSON
@@ -34,14 +34,15 @@ MAX_BODY_EXCERPT = 1000  # maximum length of an unparsed body in the list of ref
 
 @dataclass(slots=True)
 class ReportInput:
-    """The parameters of a report. `problem`: why the body could not be read. `warnings`: values that may be incorrect."""
+    """The parameters of a conversion report. `problem` is the reason why the body could not be read. `warnings` are texts about
+    values that may be incorrect."""
 
     parameters: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     problem: ApiError | None = None
 
     def add(self, pairs: Iterable[tuple[str, Any]]) -> None:
-        """Add parameters. The values of a repeated parameter become RepeatedValues."""
+        """Add parameters to the report. The values of a repeated parameter become RepeatedValues."""
         for name, value in pairs:
             if name not in self.parameters:
                 if len(self.parameters) >= MAX_FORM_FIELDS:
@@ -85,7 +86,7 @@ async def read_report(request: Request, limit: int) -> ReportInput:
 def _decompress(body: bytes, encoding: str, limit: int) -> bytes:
     if encoding.strip().lower() not in ("gzip", "x-gzip", "deflate"):
         return body
-    expander = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # 32: gzip or zlib
+    expander = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # wbits + 32 accepts both gzip and zlib
     try:
         expanded = expander.decompress(body, limit + 1)
     except zlib.error:

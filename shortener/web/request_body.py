@@ -1,4 +1,4 @@
-"""Reading and parsing the body of a request without blocking other requests.
+"""This module reads and parses the body of a request without blocking other requests.
 
 The service counts the values of a JSON body while the body arrives, and stops reading at the limit: to parse millions of values
 would block the process for seconds. Sizes of lists and objects are checked before the model validates their items. A large body is
@@ -42,7 +42,8 @@ _thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="large-body")
 
 @record
 class BodyLimits:
-    """Limits of one endpoint. `max_batch`: items of the list that is the body or its field `messages`, if it has such a list."""
+    """The limits for the bodies of one endpoint. `max_batch` is the maximum number of items in the list that is the body, or in its
+    field `messages`."""
 
     max_bytes: int
     max_batch: int
@@ -50,7 +51,7 @@ class BodyLimits:
 
     @property
     def max_values(self) -> int:
-        """Number of values in a JSON body, estimated by the characters that separate values."""
+        """The maximum number of values in a JSON body, which are estimated by counting the characters that separate values."""
         return min(_MORE_VALUES + _VALUES_PER_ITEM * self.max_batch, _MAX_VALUES)
 
     def too_many(self, description: str) -> ApiError:
@@ -93,7 +94,7 @@ async def read_body(request: Request, limits: BodyLimits, *, is_form: bool = Fal
     length = find_header(request, b"content-length") or ""
     size = int(length[:20]) if length.isdecimal() else 0
     chunks: list[bytes] = []
-    received = values = counted = 0  # counted: number of chunks whose values are counted
+    received = values = counted = 0  # `counted` is the number of chunks whose values were already counted
     has_more = True
     while has_more and size <= max_bytes:
         message = await request.receive()

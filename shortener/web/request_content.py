@@ -1,4 +1,5 @@
-"""The content of a rewrite request by which a repeated Idempotency-Key is compared with the first request.
+"""This module returns the content of a rewrite request, which is compared with the content of the first request with the same
+Idempotency-Key.
 
 The content has only the fields that the caller sent, in a fixed order. So a new release with new fields, or with another default,
 still recognizes a request that an earlier release stored.

@@ -34,7 +34,8 @@ _FORMS: dict[Any, str] = {RewriteMessage: "single", RewriteBatch: "batch", Xoxzo
 def _form_of(value: Any) -> str:
     """Return the format of a request: native, batch, Xoxzo or Infobip. The names of its fields determine the format."""
     if not isinstance(value, dict):
-        return _FORMS.get(type(value), "single")  # the value is already a model, because pydantic serializes it
+        # Pydantic also calls this when it serializes, and then the value is already a model.
+        return _FORMS.get(type(value), "single")
     if "messages" in value:
         messages = value["messages"]
         first = messages[0] if isinstance(messages, list) and messages else None

@@ -1,4 +1,5 @@
-"""Functions that all rewrite endpoints share: read Idempotency-Key, call the rewriter, and document its errors."""
+"""This module contains what all rewrite endpoints share: it reads the Idempotency-Key, calls the rewriter, and lists its errors for
+the documentation."""
 # Tested by tests/web/test_rewrite.py
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Collects all errors of a rewrite in one response, even if some fields do not match the model.
+"""This module collects all errors of a rewrite in one response, even if some fields do not match the model.
 
 The models report a field of a wrong type, and the rewriter reports texts, URLs and recipients. Without this module the first kind
 would hide the second one, and a caller would have to correct a large batch twice.
@@ -51,7 +51,7 @@ def complete_error(service: Service, application: Application, error: InvalidInp
 
 
 def _with_place(detail: Detail, is_batch: bool, error: InvalidInput) -> Detail:
-    """Return a detail with the places of its message and recipient, which its path contains (`messages.3.to.2`)."""
+    """Return a detail with the indexes of its message and recipient, which are read from its path (`messages.3.to.2`)."""
     parts = detail.field.split(".")
     index: int | None = 0
     if is_batch:

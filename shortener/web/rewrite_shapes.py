@@ -17,7 +17,8 @@ from shortener.web.endpoint import RequestModel, ResponseModel
 from shortener.web.fields import EndTime, Metadata, Price, Sender, Text
 from shortener.web.validation import limit_errors
 
-MAX_BODY_LENGTH = 20_000  # characters; a concatenated SMS is much shorter, and a longer text would slow down a batch
+# The maximum number of characters of a text; a concatenated SMS is much shorter, and a longer text would slow down a batch.
+MAX_BODY_LENGTH = 20_000
 
 
 def _check_id(value: str) -> str:
@@ -116,9 +117,13 @@ class MessageOptions(RequestModel):
         "do not send.",
     )
     tracking: Tracking | None = None
-    campaign: Text = Field("", max_length=200, description="Name of the campaign, by which statistics group messages.")
+    campaign: Text = Field(
+        "",
+        max_length=200,
+        description=("Name of the campaign to which the message belongs. Statistics and lists can be filtered and grouped by it."),
+    )
     source: Literal["api", "campaign"] = Field(
-        "api", description="Traffic source of the message, which filters lists and statistics."
+        "api", description="Traffic source of the message. Statistics and lists can be filtered by it."
     )
     domain: Text = Field(
         "",
@@ -192,7 +197,7 @@ class RewrittenMessageFields(ResponseModel):
     encoding: Literal["GSM-7", "UCS-2"]
     segments: int = Field(description="Number of SMS segments of the rewritten text.")
     segments_without_rewriting: int = Field(description="Number of SMS segments of the original text with the long URLs.")
-    warnings: list[str] = Field(description="Possible problems with carriers or phones, as texts for people.")
+    warnings: list[str] = Field(description="Texts that explain possible problems of the message with carriers or phones.")
 
 
 class SentMessageFields(RewrittenMessageFields):
@@ -223,7 +228,7 @@ class RewriteResponse(ResponseModel):
 def rewrite_item(message: RewriteMessage, path: str = "", on_invalid: OnInvalid = "fail") -> RewriteItem:
     """Convert a message to the input of the rewriter. `path` is its path in the request, for example `messages.3`.
 
-    `on_invalid` is the value of the batch; the message may have another one."""
+    `on_invalid` is the value of the batch, which a value in the message overrides."""
     to, ids = message.to, message.message_id
 
     def field_path(name: str, recipient: int | None) -> str:

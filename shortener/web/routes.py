@@ -1,4 +1,5 @@
-"""The table of all endpoints of the HTTP API, in the order of a message's life, and the router that finds the one of a request.
+"""The table of all endpoints of the HTTP API, in the order of a message's life, and the router that finds the endpoint of a
+request.
 
 The router finds a path without parameters in a dictionary. Starlette's router would compare each request with one path after
 another, and pass it through three layers that handle errors; an endpoint handles its errors itself.
@@ -74,7 +75,7 @@ ENDPOINTS: Sequence[Endpoint] = with_documentation(
         *conversion_lists.ENDPOINTS,
         *infobip_conversions.ENDPOINTS,
         *messages.ENDPOINTS,
-        *link_updates.ENDPOINTS,  # before the links, because `updates` would be a code
+        *link_updates.ENDPOINTS,  # the link updates are before the links, because `updates` would be read as a code
         *links.ENDPOINTS,
         *domains.ENDPOINTS,
         *blocked_hosts.ENDPOINTS,
@@ -90,7 +91,8 @@ Methods = dict[str, Endpoint]  # The endpoints of one path by HTTP method.
 
 
 class ApiRouter:
-    """Finds the endpoint of a request and runs it. HEAD is passed to the endpoint of GET, if the path has no other one."""
+    """A router that finds the endpoint of a request and runs it. A HEAD request is passed to the GET endpoint if the path has no
+    endpoint for HEAD."""
 
     def __init__(self, service: Service, endpoints: Sequence[Endpoint] = ENDPOINTS) -> None:
         self._service = service
@@ -123,7 +125,7 @@ class ApiRouter:
                 continue
             try:
                 parameters = {name: convertors[name].convert(text) for name, text in match.groupdict().items()}
-            except ValueError:  # for example a number of more digits than Python converts
+            except ValueError:  # for example, the path contains a number with more digits than Python converts
                 continue
             if method in methods:
                 request.scope["path_params"] = parameters

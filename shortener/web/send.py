@@ -33,9 +33,9 @@ MAX_UNKNOWN_FIELDS = 20
 #: The status of a recipient in `results` for each code that leaves the recipient out.
 _STATUSES = {ErrorCode.NO_PRICE.name: "blocked_country", ErrorCode.OPTED_OUT.name: "opted_out"}
 _SKIPPED = frozenset({ErrorCode.NO_PRICE, ErrorCode.OPTED_OUT})
-#: The code of an error in a field of the body.
+#: The error code of 23 Telecom for an invalid field, by name of the field.
 _FIELD_CODES = {"to": ErrorCode.INVALID_TO, "message": ErrorCode.INVALID_MESSAGE, "sender_id": ErrorCode.INVALID_SENDER}
-#: The codes of other errors, by the code of this service.
+#: The error codes of 23 Telecom for other errors, by the error code of this service.
 _OTHER_CODES = {
     ErrorCode.INVALID_JSON: ErrorCode.INVALID_BODY,
     ErrorCode.UNAVAILABLE: ErrorCode.DB_ERROR,
@@ -70,7 +70,7 @@ class SendRequest(MessageOptions):
 
 
 class AcceptedSend(ResponseModel):
-    """An accepted recipient."""
+    """The result for an accepted recipient."""
 
     dnis: str = Field(description="Phone number of the recipient.")
     message_id: str
@@ -85,7 +85,7 @@ class SendResultFields(ResponseModel):
     segments: int
     status: Literal["accepted", "blocked_country", "opted_out"]
     error_code: str | None = Field(description="NO_PRICE or OPTED_OUT for a recipient that was left out. null: accepted.")
-    reason: str | None = Field(description="Why the recipient was left out, as a text for people.")
+    reason: str | None = Field(description="Text that explains why the recipient was left out. null: the recipient was accepted.")
     cost: str | None = Field(description="Price of the message as a decimal string. null: there is no price for it.")
     body: str | None = Field(description="The rewritten text.")
     links: list[RewrittenLinkFields]
@@ -93,7 +93,7 @@ class SendResultFields(ResponseModel):
 
 
 class SendSummaryFields(ResponseModel):
-    """Numbers about all recipients of a call."""
+    """Totals over all recipients of a call."""
 
     total_recipients: int = Field(description="Number of recipients of the call.")
     total_segments: int = Field(description="Number of SMS segments of all accepted recipients.")
@@ -115,7 +115,7 @@ class SendResponse(ResponseModel):
     )
     messages: list[AcceptedSend]
     results: list[SendResultFields]
-    summary: SendSummaryFields = Field(description="Numbers about all recipients.")
+    summary: SendSummaryFields = Field(description="Totals over all recipients of the call.")
     warnings: list[str] = Field(description="Warnings about the whole call. Without a gateway one begins with NOT_SENT.")
 
 
@@ -139,7 +139,7 @@ async def send(call: Call[None, SendRequest]) -> Mapping[str, Any]:
 
 
 def _find_problems(service: Service, application: Application, request: SendRequest, to: Sequence[str]) -> list[Detail]:
-    """Return all problems of a call: that of its sender first."""
+    """Return all problems of a call. The problem of the sender is first."""
     details = [problem.full_detail for problem in service.rewriter.find_problems(application, [_item(request, to)])]
     if (reason := check_sender(request.sender_id)) is not None:
         details.insert(0, Detail("sender_id", reason, code=ErrorCode.INVALID_SENDER))

@@ -1,4 +1,4 @@
-"""Messages that gateways send: a list with the result of each, and decisions about messages that are held."""
+"""The endpoints that list the messages which gateways send, and that hand held messages on again or give them up."""
 # Tested by tests/web/test_sends.py
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class SendFields(ResponseModel):
     last_error: str | None = Field(description="Reason of the last failure, such as timeout. null: none.")
     last_status: int | None = Field(description="HTTP status of the last response. null: none.")
     gateway_message_id: str | None = Field(description="Id that the gateway assigned. null: none.")
-    cost: str | None = Field(description="Price of the message as a decimal string. null: none, or it was returned.")
+    cost: str | None = Field(description="Price of the message as a decimal string. null: there is no price, or it was refunded.")
     created_at: str
     finished_at: str | None = Field(description="Time when the gateway accepted the message, or when it was given up.")
 
@@ -59,7 +59,7 @@ class SendDecisionResponse(ResponseModel):
     """The message after the decision."""
 
     status: Literal[True] = True
-    send: SendFields = Field(description="The message that a gateway sends.")
+    send: SendFields = Field(description="The message after the decision, with its state in the queue of the gateway.")
 
 
 async def index(call: Call[SendsQuery, None]) -> Mapping[str, Any]:
@@ -72,7 +72,7 @@ async def index(call: Call[SendsQuery, None]) -> Mapping[str, Any]:
 
 
 async def resend(call: Call[None, None]) -> Mapping[str, Any]:
-    """Hand a held message on again."""
+    """Hand a held message on to its gateway again."""
     service = call.service
     row_id = await service.database.write(decisions.resend, call.application_id, call.path["message_id"], service.clock())
     service.gateway_dispatcher.wake_up.notify()
@@ -117,7 +117,10 @@ ENDPOINTS = [
         permission="sms.send",
         response=SendDecisionResponse,
         errors=_ERRORS,
-        description="The gateway may already have the message, so the recipient may get it twice.",
+        description=(
+            "Hands a held message on to its gateway again. The gateway may already have the message, so the recipient may get "
+            "it twice."
+        ),
     ),
     Endpoint(
         "POST",
@@ -128,6 +131,6 @@ ENDPOINTS = [
         permission="sms.send",
         response=SendDecisionResponse,
         errors=_ERRORS,
-        description="The message becomes FAILED. Its cost is returned unless the gateway may have accepted it.",
+        description="The message becomes FAILED. Its cost is refunded unless the gateway may have accepted it.",
     ),
 ]

@@ -1,4 +1,4 @@
-"""Statistics: totals, by day, hour, country, campaign, destination and label."""
+"""The endpoints that return statistics: totals, and figures by day, hour, country, campaign, destination, label and action."""
 
 from __future__ import annotations
 
@@ -54,8 +54,9 @@ class StatisticsQuery(Period):
     source: Source = Field("all", description="Only messages of this traffic source: `api` or `campaign`. Default: both.")
     basis: Literal["event", "sent"] = Field(
         "event",
-        description="The time that counts. `event`: each event at its own time. `sent`: each event at the time when its message "
-        "was created, so a click today on a message of yesterday counts yesterday, and no click or delivery rate exceeds 1.",
+        description="The time at which an event is counted. `event`: its own time. `sent`: the time when its message was "
+        "created, so a click today on a message of yesterday counts for yesterday, and no click or delivery rate "
+        "exceeds 1.",
     )
     tz: TimeZoneName = "UTC"
 

@@ -1,4 +1,4 @@
-"""Statistics as the API shows them: the fields of the responses, and the conversion of figures to them."""
+"""This module contains the response fields of statistics, and converts figures to them."""
 # Tested by tests/web/test_statistics.py
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from shortener.reporting.figures import ConversionFigures, Figures
 from shortener.web.endpoint import ResponseModel
 from shortener.web.paging import NextCursor
 
-#: Upper bounds of the groups of times to click, in seconds.
+#: Upper bounds, in seconds, of the groups of messages by the time from sending to the first click.
 CLICK_TIME_BOUNDS_SECONDS = (10, 30, 60, 300, 900, 3600, 6 * 3600, 86400, 3 * 86400, 7 * 86400)
 
 
@@ -27,7 +27,8 @@ class TimeToClick(ResponseModel):
 
 
 class FigureFields(ResponseModel):
-    """Counts by the time of each event, or of its message (`basis`)."""
+    """Figures of the events in the period. The parameter `basis` selects whether events count at their own time or at the time of
+    their message."""
 
     messages: int = Field(description="Number of messages that were rewritten, including messages without links.")
     segments: int

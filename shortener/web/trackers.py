@@ -1,4 +1,5 @@
-"""Trackers: the endpoints of a customer that receive events. A test event shows whether a tracker works.
+"""The endpoints that create, list, change, delete and test trackers, which receive events. A test event shows whether a tracker
+works.
 
 Reading requires `trackers.read` and not only `sms.read`, because URLs of trackers may contain credentials.
 """

@@ -1,7 +1,6 @@
-"""Validation of input against pydantic models, with error texts of one style.
-
-`validate` turns every pydantic error into a `Detail`: a path such as `messages.3.to` in the words of the caller, and a reason
-such as "must be at least 1". Names of classes, of validators and of union members never appear in either.
+"""This module validates input against pydantic models, with error texts of one style. `validate` converts every pydantic error to a
+`Detail`: a path of the names in the request, such as `messages.3.to`, and a reason such as "must be at least 1". Neither contains
+names of classes, validators or union members.
 
 A batch may have millions of errors. Its model marks the items with `limit_errors`: then pydantic makes the errors of one item at a
 time, and only the first MAX_DETAILS details exist in memory. The others are counted.
@@ -24,7 +23,8 @@ M = TypeVar("M", bound=BaseModel)
 
 Context = Mapping[str, Any]
 
-#: What a value of a wrong type must be instead. Errors of the same field from several members of a union are joined with "or".
+#: The text that describes the required type, by type of the pydantic error. Errors of the same field from several members of a
+#: union are joined with "or".
 _TYPES: Mapping[str, str] = {
     "string_type": "a string",
     "string_unicode": "a string",
@@ -108,7 +108,8 @@ def validate(model: type[M], data: Any) -> M:
     """Return `data` as the model. Raise InvalidInput with a detail for each invalid field."""
     count = _ErrorCount()
     try:
-        validated: M = model.__pydantic_validator__.validate_python(data, context=count)  # without the checks of model_validate
+        # The core validator is called directly, because the checks of model_validate are not needed.
+        validated: M = model.__pydantic_validator__.validate_python(data, context=count)
         return validated
     except ValidationError as error:
         details = _details(error.errors(include_url=False, include_input=False), data)

@@ -1,4 +1,5 @@
-"""Error bodies of vendors' calls: the fields of the vendor, and in addition the fields of every error of this service.
+"""This module builds the error bodies of vendors' calls. They contain the fields of the vendor, and also the fields of every error
+of this service.
 
 Clients of a vendor read the vendor's fields. `error_code` is there too, so that a caller can compare one stable field everywhere.
 """
@@ -59,7 +60,7 @@ def xoxzo_error(code: ErrorCode, body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _invalid_fields(code: ErrorCode, body: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the details that name fields of the request. Those of INSUFFICIENT_BALANCE contain amounts instead."""
+    """Return the details about fields of the request. The details of INSUFFICIENT_BALANCE contain amounts, so they are left out."""
     details: list[dict[str, Any]] = body["details"]
     return [] if code is ErrorCode.INSUFFICIENT_BALANCE else details
 

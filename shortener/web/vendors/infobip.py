@@ -1,7 +1,6 @@
-"""Infobip's send calls for text messages, versions 1 and 2.
-
-The calls send through the gateway of the application. Without a gateway they only rewrite, and say so. The same format is accepted
-by POST /api/v1/rewrite, which never sends. Infobip writes phone numbers without a plus.
+"""Infobip's send calls for text messages, versions 1 and 2. The calls send through the gateway of the application. Without a
+gateway they only rewrite, and the response contains a warning. The same format is accepted by POST /api/v1/rewrite, which never
+sends. Infobip writes phone numbers without a plus.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ def check_callback_data(value: str) -> str:
     return value
 
 
-#: The field callbackData of a message.
+#: The type of the field `callbackData` of a message.
 CallbackData = Annotated[Text, AfterValidator(check_callback_data)]
 
 #: Fields that have no meaning in this service. They are accepted for compatibility.
@@ -83,7 +82,10 @@ class InfobipText(VendorModel):
         description="Data of the caller, at most 4 KiB. Events in the format `infobip` contain it as callbackData.",
     )
     campaign_reference_id: Text = Field(
-        "", alias="campaignReferenceId", max_length=200, description="Name of the campaign, by which statistics group messages."
+        "",
+        alias="campaignReferenceId",
+        max_length=200,
+        description=("Name of the campaign to which the message belongs. Statistics and lists can be filtered and grouped by it."),
     )
     delivery_time_window: AT_ONCE = Field(None, alias="deliveryTimeWindow")
     flash: WITHOUT_FLASH = None
@@ -250,7 +252,8 @@ def rewrite_request_items(request: InfobipRequest, gateway: str | None = None) -
 
 
 class _FieldPath:
-    """Maps a field to its path in a request in Infobip's format, for errors. `path` is the path of the message."""
+    """A function that returns the path of a field in a request in Infobip's format, for errors. `path` is the path of the
+    message."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -302,7 +305,7 @@ async def rewrite(call: Call[None, Any], request: InfobipRequest, gateway: str |
 
 
 def bulk_id_of(rewritten: Sequence[Mapping[str, Any]], items: Sequence[RewriteItem]) -> str:
-    """Return the id of a request: that of its first response, if the request is a repeat."""
+    """Return the id of a request. If the request is a repeat, this is the id in its first response."""
     found: str = next((message["message_request_id"] for message in rewritten if "error_code" not in message), items[0].request_id)
     return found
 

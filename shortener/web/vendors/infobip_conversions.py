@@ -1,4 +1,4 @@
-"""Infobip's conversion tracking: the end of a conversion process, and conversion rates.
+"""Infobip's calls for conversion tracking: they report the end of a conversion process, and return conversion rates.
 
 Infobip writes times as 2026-11-20T12:00:00.000+0000.
 """

@@ -1,8 +1,8 @@
 """Infobip's delivery reports and message logs, versions 1, 2 and 3.
 
 As at Infobip, each delivery report is returned once, oldest first, so that a client can poll until the list is empty; each version
-returns it once. With `bulkId` or `messageId`, a call returns the present reports of these messages each time. Fields without a
-value are left out, because the typed clients of Infobip reject null.
+of the call returns it once. A call with `bulkId` or `messageId` returns the current reports of these messages every time. Fields
+without a value are left out, because the typed clients of Infobip reject null.
 """
 # Tested by tests/web/vendors/test_infobip_logs.py
 
@@ -30,7 +30,8 @@ from shortener.web.vendors.infobip_times import serialize_infobip_time
 
 PERIOD = timedelta(hours=48)  # The default period of logs and the period of reports, as at Infobip.
 MAX_IDS = 1000
-MAX_CONCURRENT_POLLS = 10  # A call tries this often to read the next reports before other calls of the client.
+# The maximum number of attempts of one call to read the next reports, because a concurrent call of the client may take them first.
+MAX_CONCURRENT_POLLS = 10
 
 GeneralStatus = Literal["ACCEPTED", "PENDING", "UNDELIVERABLE", "DELIVERED", "REJECTED", "EXPIRED"]
 _STATES: Mapping[str, frozenset[State]] = {
@@ -215,7 +216,7 @@ async def _read_reports(call: Call[InfobipReportsQuery, None], reader: str) -> S
     for _ in range(MAX_CONCURRENT_POLLS):
         poll = await database.read(read_next, call.application_id, reader, now, query.limit)
         entries = await database.read(log_entries, poll.messages)
-        # A HEAD request gets no body, so it must not take the reports.
+        # A HEAD request gets no body, so the reports must not be marked as returned.
         if call.request.method == "HEAD" or await database.write(accept, poll):
             return entries
     raise StoreUnavailable("too many requests read the delivery reports at the same time")

@@ -1,4 +1,4 @@
-"""Infobip's preview of a text: the text that a recipient would get, with sample codes. Nothing is stored."""
+"""Infobip's preview call, which returns the text that a recipient would get, with sample codes. Nothing is stored."""
 # Tested by tests/web/vendors/test_infobip_logs.py
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class InfobipPreview(ResponseModel):
 
     textPreview: str = Field(description="The rewritten text with sample codes.")
     messageCount: int = Field(description="Number of SMS segments.")
-    charactersRemaining: int = Field(description="Number of characters that the last segment has left.")
+    charactersRemaining: int = Field(description="Number of further characters that fit into the last segment.")
     configuration: InfobipPreviewConfiguration = Field(description="Always empty.")
 
 

@@ -1,4 +1,4 @@
-"""Times in Infobip's format, for example 2026-11-20T12:00:00.000+0000."""
+"""This module writes times in Infobip's format, for example 2026-11-20T12:00:00.000+0000."""
 # Tested by tests/web/vendors/test_infobip_logs.py
 
 from __future__ import annotations
@@ -7,5 +7,5 @@ from datetime import UTC, datetime
 
 
 def serialize_infobip_time(at: datetime) -> str:
-    """Return a time in UTC with milliseconds."""
+    """Return a time as text in Infobip's format, in UTC with milliseconds."""
     return f"{at.astimezone(UTC).isoformat(timespec='milliseconds')[:-6]}+0000"

@@ -75,7 +75,10 @@ class InfobipMessageOptions(VendorModel):
     validity_period: GATEWAY_VALIDITY = Field(None, alias="validityPeriod")
     delivery_time_window: AT_ONCE = Field(None, alias="deliveryTimeWindow")
     campaign_reference_id: Text = Field(
-        "", alias="campaignReferenceId", max_length=200, description="Name of the campaign, by which statistics group messages."
+        "",
+        alias="campaignReferenceId",
+        max_length=200,
+        description=("Name of the campaign to which the message belongs. Statistics and lists can be filtered and grouped by it."),
     )
     regional: NO_REGIONAL = None
     flash: WITHOUT_FLASH = None
@@ -176,7 +179,7 @@ class InfobipV3Response(ResponseModel):
 
 
 class _V3FieldPath:
-    """Maps a field to its path in a request, for errors. `path` is the path of the message."""
+    """A function that returns the path of a field in a request of version 3, for errors. `path` is the path of the message."""
 
     def __init__(self, path: str) -> None:
         self._path = path

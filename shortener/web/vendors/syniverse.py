@@ -1,8 +1,8 @@
 """Syniverse's call that creates a message request: one text for one or more recipients.
 
-The call sends through the gateway of the application. Without a gateway it only rewrites, and says so. Syniverse's clients read
-`id`; the response contains the rewritten messages in addition. Errors have the form of this service, because Syniverse's clients
-read only the HTTP status.
+The call sends through the gateway of the application. Without a gateway it only rewrites, and the response contains a warning.
+Syniverse's clients read `id`; the response contains the rewritten messages in addition. Errors have the form of this service,
+because Syniverse's clients read only the HTTP status.
 """
 
 from __future__ import annotations
@@ -55,8 +55,12 @@ class SyniverseMessageRequest(VendorModel):
         max_length=100,
         description="Id of the request in the caller's system. Events contain it as external_message_request_id.",
     )
-    external_message_request_id: Text = Field("", max_length=100, description="The same as `external_id`.")
-    campaign_id: Text = Field("", max_length=200, description="Campaign of the message, by which statistics group messages.")
+    external_message_request_id: Text = Field("", max_length=100, description="Another name of the field `external_id`.")
+    campaign_id: Text = Field(
+        "",
+        max_length=200,
+        description=("Name of the campaign to which the message belongs. Statistics and lists can be filtered and grouped by it."),
+    )
     metadata: Metadata | None = Field(
         None, description="Metadata of the message: a flat object of at most 4 KiB of JSON. Events contain it."
     )

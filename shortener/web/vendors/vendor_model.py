@@ -1,4 +1,5 @@
-"""Request models of vendors' calls: unknown fields and null are accepted, and fields without an effect cause warnings.
+"""This module contains the base class of the request models for vendors' calls: unknown fields and null are accepted, and fields
+without an effect cause warnings.
 
 Clients of vendors send fields that this service does not know, and null for fields that were not set. Neither rejects a request.
 A field that changes what a vendor does, and that this service does not support, is marked with `Unsupported`.
@@ -19,7 +20,8 @@ _MAX_NAME_LENGTH = 64
 
 @dataclass(frozen=True, slots=True)
 class Unsupported:
-    """A mark of a field that has no effect here. A value other than false or an empty one causes a warning with `reason`."""
+    """A mark for a field that has no effect in this service. A value that is neither false nor empty causes a warning with
+    `reason`."""
 
     reason: str
 

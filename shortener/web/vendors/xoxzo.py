@@ -1,7 +1,7 @@
 """Endpoints in Xoxzo's format: the send call, the status of a message, and the list of sent messages.
 
-The send call sends through the gateway of the application. Without a gateway it only rewrites, and says so. It responds to a form
-with a list, which Xoxzo's clients read, and to JSON with an object, as Xoxzo's guide for link tracking shows.
+The send call sends through the gateway of the application. Without a gateway it only rewrites, and the response contains a warning.
+It responds to a form with a list, which Xoxzo's clients read, and to JSON with an object, as Xoxzo's guide for link tracking shows.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ _SENT_DATE = re.compile(r"sent_date(<=|>=|=|<|>)(.*)", re.DOTALL)
 
 
 def _period(parameters: Sequence[tuple[str, str]]) -> tuple[datetime | None, datetime | None]:
-    """Return the period of the conditions on `sent_date`. Raise ApiError INVALID_REQUEST.
+    """Return the period that the conditions on `sent_date` select. Raise ApiError INVALID_REQUEST.
 
     `sent_date>=2026-11-20` in a query is a parameter `sent_date>` with a value; without `=` the condition is a name alone."""
     since: datetime | None = None
