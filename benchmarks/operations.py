@@ -82,11 +82,7 @@ def maintaining(links: int, folder: Path | None) -> list[Figure]:
         idle = time.perf_counter() - start  # the duration of a start of the command, which does not depend on the number of rows
         for name, rows, arguments in (
             # JSON, because printing the missing counts as a table takes longer than the check
-            (
-                "verify",
-                links,
-                ["verify", "--json"],
-            ),
+            ("verify", links, ["verify", "--json"]),
             ("clicks reclassify", round(links * CLICKED), ["clicks", "reclassify", "--since", since, "--dry-run"]),
             ("copy", links, ["copy", "--from", url, "--to", f"sqlite:///{place}/copy.db"]),
             ("purge", expired, ["purge"]),

@@ -102,7 +102,7 @@ class Cluster:
         self.run("pg_ctl", "-D", self.data, "-w", "-m", "fast", "stop")
 
     def promote(self) -> None:
-        """Make the standby a primary. Return when it accepts writes."""
+        """Make the standby a primary, and wait until it accepts writes."""
         self.run("pg_ctl", "-D", self.data, "-w", "promote")
 
     def query(self, statement: str, url: str = "") -> str:
@@ -131,13 +131,13 @@ class Cluster:
             try:
                 getattr(process, action)()
             except psutil.NoSuchProcess:
-                continue  # a process of a connection that has just ended
+                continue  # the process served a connection that has just ended
 
     def _processes(self) -> list[Any]:
         try:
             postmaster = psutil.Process(int((self.data / "postmaster.pid").read_text().split()[0]))
             if str(self.data) not in " ".join(postmaster.cmdline()):
-                return []  # The number belongs to another process now.
+                return []  # The operating system has given the process id to another process.
             return [postmaster, *postmaster.children(recursive=True)]
         except (OSError, IndexError, ValueError, psutil.NoSuchProcess):
             return []

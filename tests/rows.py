@@ -123,7 +123,7 @@ class Rows:
         return hit
 
     def clicked(self, message: int, at: datetime | None = None, **columns: Any) -> None:
-        """Insert the first-click row of a message. It refers to no hit unless `hit_id` is passed."""
+        """Insert the row of `first_clicks` of a message. The row refers to no hit unless `hit_id` is passed."""
         values = {"id": message, "at": at or self.at, "links": 1} | columns
         self.connection.execute(insert(schema.first_clicks).values(values))
 
@@ -207,7 +207,7 @@ class Rows:
         return self.insert(schema.attempts, None, values, columns)
 
     def send(self, message: int, **columns: Any) -> None:
-        """Insert the row of a message that a gateway accepted, and of its attempt."""
+        """Insert the row of a message that a gateway accepted, and the row of the send attempt."""
         values = {"id": message, "application_id": 1, "gateway_id": 1, "status": 1, "attempt": 1}
         times = {"next_at": self.at, "created_at": self.at, "finished_at": self.at}
         self.connection.execute(insert(schema.sends).values(values | times | columns))

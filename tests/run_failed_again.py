@@ -36,7 +36,7 @@ def say(text: str) -> None:
 
 
 def main() -> int:
-    """Return the exit code."""
+    """Run the failed tests again. Return the exit code."""
     try:
         status = json.loads((CACHE / EXIT_STATUS).read_text())
         failed = set(json.loads((CACHE / "cache/lastfailed").read_text()))

@@ -181,7 +181,7 @@ class PostgresProcess:
     def freeze(self) -> None:
         """Stop all processes of the PostgreSQL server with SIGSTOP. Their connections stay open and get no response."""
         for process in self._processes():
-            with contextlib.suppress(psutil.NoSuchProcess):  # The server process ended in the meantime.
+            with contextlib.suppress(psutil.NoSuchProcess):  # The server process has ended between the two calls.
                 process.suspend()
 
     def thaw(self) -> None:

@@ -44,7 +44,7 @@ def tables() -> Iterator[tuple[str, str, list[Row]]]:
         if lines:
             head, _, *rows = [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in lines]
             system, separator, kind = head[0].partition("'s ")
-            if separator:  # the table of clients has another form
+            if separator:  # the table of clients has other columns
                 yield system, kind, rows
 
 

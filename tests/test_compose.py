@@ -62,7 +62,7 @@ def test_every_file_that_compose_yaml_mounts_exists_and_every_file_in_config_is_
     mounted = mounts(compose)
     for source in mounted:
         assert (ROOT / source).is_file(), source
-    # Other tests check these: tests/test_observability.py, tests/test_config.py and tests/acceptance/test_litestream.py.
+    # Other tests check these files: tests/test_observability.py, tests/test_config.py and tests/acceptance/test_litestream.py.
     others = {"grafana-dashboard.json", "prometheus.yml", "prometheus-rules.yml", "litestream.yml"}
     others |= {"Caddyfile.one-machine", "nginx.conf", "kubernetes.yaml"}
     others |= {"shortener.service", "shortener-backup.service", "shortener-backup.timer"}
@@ -110,7 +110,7 @@ def megabytes(text: str) -> float:
 
 def test_the_memory_limits_of_all_compose_services_fit_a_machine_with_4_gb(compose: dict[str, Any]) -> None:
     services = {name: megabytes(service["mem_limit"]) for name, service in compose["services"].items()}
-    del services["migrate"]  # it ends before the nodes start
+    del services["migrate"]  # the migration ends before the nodes start
     assert sum(services.values()) <= 3.75 * 1024, "the rest is for the operating system"
     postgresql = dict(re.findall(r"^(\w+) = (\S+)", (CONFIG / "postgresql.conf").read_text(), re.MULTILINE))
     shared, maintenance = megabytes(postgresql["shared_buffers"]), megabytes(postgresql["maintenance_work_mem"])

@@ -40,7 +40,7 @@ RUN_BY = {
     "delivery-reports.md": {"json": "tests/messages/test_report_words.py"},
     "errors.md": {"indented": "tests/test_docs.py"},
 }
-#: The code blocks that no test runs, and the reason.
+#: The code blocks that no test runs, each with the reason.
 NOT_RUN = {
     "CONTRIBUTING.md": {"layers": "a list, which test_layout.py compares", "indented": "runs this test suite"},
     "peers.md": {"indented": "measures other products, which must be installed first"},
@@ -255,7 +255,7 @@ def placeholder_list() -> str:
 
 
 def test_the_list_of_errors_equals_the_errors_of_the_code() -> None:
-    """Each error code of the API, and each kind of error of the command line, is in the list with what to do."""
+    """The list contains each error code of the API and each kind of error of the command line, with a remedy."""
     text = (ROOT / "docs" / "reference" / "errors.md").read_text()
     rows = re.findall(r"^\| `([A-Z_]+)` \| (\d+) \| ([^|]+) \| ([^|]+) \|$", text, re.MULTILINE)
     assert [row[:3] for row in rows] == [(code.name, str(code.http_status), code.meaning) for code in ErrorCode]

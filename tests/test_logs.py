@@ -72,7 +72,7 @@ async def test_no_log_line_contains_the_ip_address_of_a_hit(
     async with client_of(service, {"X-Forwarded-For": ADDRESS, "User-Agent": "Phone"}) as client:
         assert (await client.get(f"/{code}")).status_code == 302
         assert (await client.get("/nosuchcode")).status_code == 404
-    broken = hit(service, code, address=ADDRESS, rule=None)  # A hit without a rule makes the recorder fail.
+    broken = hit(service, code, address=ADDRESS, rule=None)  # The recorder raises an error for a hit without a rule.
     await service.recorder.record(broken)
     logged = capsys.readouterr().err
     assert "hit_not_recordable" in logged

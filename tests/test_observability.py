@@ -1,4 +1,4 @@
-"""Tests that the documents, the dashboard and the alert rules name the metrics and log events of the code."""
+"""Tests that the documents, the dashboard and the alert rules contain the same metrics and log events as the code."""
 
 from __future__ import annotations
 

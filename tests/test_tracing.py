@@ -22,7 +22,7 @@ PHONE = (
 
 @pytest.fixture
 def exporter(service: Service) -> InMemorySpanExporter:
-    """The exporter of the spans of the service."""
+    """An exporter that collects the trace spans of the service in memory."""
     exporter = InMemorySpanExporter()
     service.use_tracer(Tracer(exporter))
     return exporter

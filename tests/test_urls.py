@@ -93,7 +93,7 @@ def test_scheme_and_host_of_a_destination_are_normalized_and_the_rest_stays_unch
         ("xn--ls8h.example", "xn--ls8h.example"),
         ("💩.la", "xn--ls8h.la"),
         ("i❤.ws", "xn--i-7iq.ws"),
-        ("i❤️.ws", "xn--i-7iq.ws"),  # with the selector of the coloured form
+        ("i❤️.ws", "xn--i-7iq.ws"),  # the host contains the variation selector of the coloured heart
         ("xn--i-7iq.ws", "xn--i-7iq.ws"),
         ("✪df.ws", "xn--df-oiy.ws"),
         ("xn--df-oiy.ws", "xn--df-oiy.ws"),

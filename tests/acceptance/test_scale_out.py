@@ -23,11 +23,8 @@ from tests.acceptance.nodes import Answers, Nodes, click_all
 from tests.acceptance.process import PHONE, Server
 from tests.servers import PATIENCE, RedisProcess, children, free_port
 
-# `make prove` sets larger numbers of messages and people
-LINKS, CLICKS = (
-    int(os.environ.get("PROVE_LINKS", "200")),
-    int(os.environ.get("PROVE_CLICKS", "20")),
-)
+# The numbers of links and of clicks on each link. `make prove` sets larger numbers.
+LINKS, CLICKS = int(os.environ.get("PROVE_LINKS", "200")), int(os.environ.get("PROVE_CLICKS", "20"))
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Tests of the conversion rates of conversion processes, from the counts and from deltas that are not folded yet."""
+"""Tests of the conversion rates of conversion processes, from the counts and from count deltas that are not folded yet."""
 
 from __future__ import annotations
 

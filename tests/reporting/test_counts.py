@@ -1,4 +1,4 @@
-"""Tests of the counts: folding of count deltas, and verification against the rows."""
+"""Tests of the counts: how count deltas are folded into them, and how the verification compares them with the rows."""
 
 from __future__ import annotations
 
@@ -215,7 +215,7 @@ def test_counts_can_be_verified_for_the_retention_time_minus_the_life_of_links()
     assert verifiable_since(NOON, kept=30 * DAY, link_ttl=90 * DAY) == NOON
 
 
-# Verification.
+# These tests check the verification of the counts.
 
 
 def write_history(connection: Connection) -> None:
@@ -367,7 +367,7 @@ async def test_the_background_job_folds_one_full_batch_of_count_deltas_per_run(m
             append_delta(connection, row, (1, NOON, "clicks", 1))
 
     await service.database.write(append_many)
-    assert await job.step() == counts.MAX_FOLD_ROWS  # The batch was full, so the job runs again at once.
-    assert await job.step() == 0  # The batch was not full, so the job waits for more count deltas.
+    assert await job.step() == counts.MAX_FOLD_ROWS  # The batch was full, so the folding job runs again at once.
+    assert await job.step() == 0  # The batch was not full, so the folding job waits for more count deltas.
     assert await service.database.read(count_deltas_left) == 0
     assert await service.database.read(read_counts) == {(1, NOON_SLOT, "clicks"): Decimal(counts.MAX_FOLD_ROWS + 1)}

@@ -151,7 +151,7 @@ async def test_a_csv_export_of_any_length_needs_the_memory_of_one_page(database:
         tracemalloc.stop()
     assert lines == 2001
     assert reports == list(range(100, 2001, 100))
-    assert peak_growth < 1_500_000  # All 2000 rows together would take about 4 MB.
+    assert peak_growth < 1_500_000  # All 2000 rows together would need about 4 MB of memory.
 
 
 async def test_the_csv_export_contains_only_messages_that_match_its_filters(database: Database) -> None:

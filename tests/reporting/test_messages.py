@@ -34,7 +34,7 @@ def cohort(
 
 
 def fill(connection: Connection) -> None:
-    """Write ten messages m0 to m9, one per minute. Even ones have the campaign "spring"; every third one was delivered."""
+    """Write ten messages m0 to m9, one per minute. Every second message has the campaign "spring", every third is delivered."""
     cohort(connection, 1)
     cohort(connection, 2, "spring", "campaign", "US")
     cohort(connection, 3, "spring", "campaign", "DE")

@@ -40,7 +40,7 @@ async def fold_all(database: Database) -> None:
 
 
 async def differences(service: Service) -> list[Any]:
-    """Return the differences of the counts and of the rolled-up counts from the rows."""
+    """Return the counts and the rolled-up counts that differ from a recount of the rows."""
     now = service.clock()
     period = (now - 400 * DAY, now + DAY)
     return [*await service.database.read(counts.verify, *period), *await service.database.read(verify_rollups, *period)]

@@ -40,7 +40,7 @@ WEEK = StatisticsFilter(1, NOON - 7 * DAY, NOON + DAY)
 
 
 def fill(connection: Connection) -> None:
-    """Write counts of three cohorts of application 1 and one of application 2."""
+    """Write counts of three cohorts of application 1 and of one cohort of application 2."""
     names = ("id", "application_id", "campaign", "source", "country")
     cohorts = [
         (1, 1, "spring", "campaign", "US"),
@@ -145,7 +145,7 @@ async def test_statistics_count_only_events_within_the_requested_period(filled: 
     for _ in range(2):
         assert (await read_totals(filled, StatisticsFilter(1, NOON + HOUR, NOON + 2 * HOUR)))["messages"] == 0
         assert (await read_totals(filled, StatisticsFilter(1, NOON + HOUR, NOON + 2 * HOUR)))["clicks"] == 21
-        # Time slots at both ends of the period are counted completely.
+        # The time slots at both ends of the period are counted completely.
         middle = NOON + timedelta(minutes=7)
         assert (await read_totals(filled, StatisticsFilter(1, middle, middle + timedelta(minutes=1))))["messages"] == 70
         assert (await read_totals(filled, StatisticsFilter(1, NOON - DAY, NOON)))["messages"] == 0

@@ -1,4 +1,4 @@
-"""Tests that no personal data reappears after an erasure, whatever was in flight during it."""
+"""Tests that no personal data reappears after an erasure, even if requests ran at the same time."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.conftest import Clock
 from tests.delivery.conftest import Story
 from tests.rows import Rows
 
-PHONE = "+14085550100"  # the recipient of `create_codes`
+PHONE = "+14085550100"  # the phone number to which `create_codes` sends its messages
 NAME = "Kola Adeyemi"
 
 
@@ -93,7 +93,7 @@ async def test_a_message_that_is_stored_during_the_erasure_of_its_phone_number_i
         await connection.run_sync(add)
         erasing = asyncio.create_task(erase(service.database, 1, PHONE, clock()))
         while [row.to_address for row in await fetch_rows(service, schema.messages)] != [""]:
-            await asyncio.sleep(0.01)  # between two looks at the message that is committed
+            await asyncio.sleep(0.01)  # the pause between two checks whether the message is committed
         await transaction.commit()
     await engine.dispose()
     assert (await erasing).messages == 2
@@ -107,7 +107,7 @@ async def test_data_that_is_stored_shortly_after_an_erasure_is_deleted_when_the_
     await service.database.write(erase_message, 1, message.message_id, clock())
 
     def store_late(connection: Connection) -> None:
-        """Store what an attempt, a conversion and a repeat of the rewrite store if they began before the erasure."""
+        """Store the rows that an attempt, a conversion and a repeated rewrite store if they began before the erasure."""
         rows = Rows(connection, clock())
         event = rows.event(message.row, data={"metadata": {"name": NAME}}, facts={"to_address": PHONE, "mt_price": "0.01"})
         rows.attempt(rows.delivery(event), answer=f"hello {NAME}")

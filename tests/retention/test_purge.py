@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 DAY = timedelta(days=1)
 ROWS_OF_COMPLETE_MESSAGE = 11  # The number of rows that `Rows.complete_message` inserts.
-NOW = NOON + 800 * DAY  # Ids start in 2026, so this time allows rows that are two years old.
+NOW = NOON + 800 * DAY  # The earliest possible id is from 2026, so at this time rows can be two years old.
 LONG_AGO = NOW - 400 * DAY
 #: All retention times differ, so that a test shows which setting applies.
 _VALUES: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Traffic is present while hits or messages are stored."""
+"""Tests of the check whether hits or messages arrived in the last seconds."""
 
 from __future__ import annotations
 

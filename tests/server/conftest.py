@@ -1,6 +1,6 @@
 """Fixtures for the tests of the server.
 
-The tests run on SQLite only. The server uses the database through the recorder, and the tests of the recorder run on both engines.
+The tests run only on SQLite, because the server uses the database through the recorder, which has tests on both engines.
 """
 
 import shutil

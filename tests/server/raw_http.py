@@ -64,7 +64,7 @@ class RunningServer:
         return reader, writer
 
     async def only_connection(self) -> RedirectProtocol:
-        """Return the server's protocol object for the only open connection."""
+        """Return the protocol object of the server for its only open connection."""
         await wait_until(lambda: len(self.server.server_state.connections) == 1)
         (connection,) = self.server.server_state.connections
         assert isinstance(connection, RedirectProtocol)

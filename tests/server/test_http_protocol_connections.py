@@ -101,7 +101,7 @@ async def test_an_idle_connection_is_closed_but_a_connection_with_a_pending_requ
         writer.write(get(code))
         await read_response(reader)
         assert connection.timer is not None
-        connection.timer.check()  # too early: the connection has not been idle for long enough
+        connection.timer.check()  # the timer runs too early, because the connection has not been idle for long enough
         assert not connection.transport.is_closing()
         async with blocked_writes(service):
             writer.write(get(code))

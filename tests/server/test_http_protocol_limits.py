@@ -37,7 +37,7 @@ async def test_the_server_stops_reading_requests_from_a_client_that_reads_no_res
             while not (connection.flow.write_paused and connection.flow.read_paused):
                 if not at_once:
                     writer.write(request)
-                await asyncio.sleep(0)  # lets the server process the data
+                await asyncio.sleep(0)  # this call lets the server process the data
         assert connection.transport.get_write_buffer_size() < 2**17
         assert len(connection.pipeline) * len(request) <= 2**18
         stored_count = len(connection.pipeline)
@@ -164,7 +164,7 @@ async def test_bytes_that_do_not_begin_a_request_do_not_keep_a_connection_open(s
             with contextlib.suppress(ConnectionError):
                 while True:
                     writer.write(more[:1] if more == b"\r\n" else more)
-                    await asyncio.sleep(0.05)  # the pace of a client that tries to keep its connection open
+                    await asyncio.sleep(0.05)  # the pause between two bytes of a client that tries to keep its connection open
 
         sender = asyncio.create_task(send_on()) if more == b"\r\n" else None
         writer.write(more)

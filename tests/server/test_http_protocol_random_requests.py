@@ -53,7 +53,7 @@ OTHER_PATHS = ["/portal", "/Docs.", "/healthz?", "*", "//", "http://s.example/ab
     version=st.sampled_from([b"1.1", b"1.1", b"1.1", b"1.0", b"0.9", b"2.0", b"1.2"]),
     host=st.sampled_from([[(b"Host", HOST)], [(b"hOST", b"go.brand.example")], []]),
     headers=st.lists(st.tuples(HEADER_NAMES, HEADER_VALUES), max_size=5),
-    # Without Content-Length, the body is an invalid second request. The response to the first one is sent before its 400.
+    # Without Content-Length, the body is an invalid second request. The server responds to the first request before it sends 400.
     body=st.sampled_from([b"", b"", b"abc"]),
 )
 # These examples are explicit because some random seeds produce no plain redirect request.

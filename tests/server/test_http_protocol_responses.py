@@ -120,7 +120,7 @@ async def test_a_code_behind_the_path_of_a_domain_is_redirected_without_asgi(ser
     cases = [
         (302, get("/s/ABCDEF" + code, host=b"go.brand.example")),
         (302, get("/S/abcdef" + code + "/", host=b"go.brand.example")),
-        (302, get(code, host=b"go.brand.example")),  # the domain had this path earlier
+        (302, get(code, host=b"go.brand.example")),  # the domain had this link path before the change
         (302, get("/s/ABCDEF" + code)),
         (404, get("/s/ABCDEF/nosuchcode", host=b"go.brand.example")),
     ]

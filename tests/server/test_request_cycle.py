@@ -12,7 +12,7 @@ from shortener.server.request_cycle import COMPLETE_RESPONSE, RequestCycle
 
 
 class Connection:
-    """A connection that collects what is sent."""
+    """A fake connection that stores the sent bytes."""
 
     def __init__(self) -> None:
         self.sent: list[bytes] = []

@@ -14,7 +14,7 @@ from shortener.storage.sqlite import SqliteDatabase
 
 @contextlib.asynccontextmanager
 async def serving(path: Path) -> AsyncIterator[SqliteDatabase]:
-    """A new SQLite database with one table, opened as by a process that serves."""
+    """Yield a new SQLite database with one table, opened as by a server process."""
     database = SqliteDatabase(path, owner=True)
     await database.write(lambda connection: connection.exec_driver_sql("CREATE TABLE t (n INTEGER PRIMARY KEY, v TEXT)"))
     try:

@@ -23,7 +23,7 @@ OTHER = Secret("0123456789abcdefghijklmnopqrstuv")
 
 
 def ignore(done: int, total: int) -> None:
-    """Ignore the progress of a copy."""
+    """Ignore the progress that a backup reports."""
 
 
 def query(file: Path, statement: str) -> list[tuple[object, ...]]:
@@ -33,7 +33,7 @@ def query(file: Path, statement: str) -> list[tuple[object, ...]]:
 
 @pytest.fixture
 async def folder(tmp_path: Path) -> Path:
-    """The folder of an installation with one link, which no server uses."""
+    """The folder of an installation with one link and without a running server."""
     service = await open_service(Settings(data_dir=tmp_path / "data"))
     service.recorder.start()
     await create_codes(service)

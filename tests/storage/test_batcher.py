@@ -296,7 +296,7 @@ async def test_an_item_that_the_database_rejects_fails_alone_and_the_rest_of_its
 
 async def test_items_are_retried_if_the_database_becomes_unavailable_while_they_are_written_one_by_one(database: Database) -> None:
     flaky = FlakyDatabase(database)
-    # These are the writes of the batch, of its first item and of its second item.
+    # The list has the results of three writes: of the batch, of its first item and of its second item.
     flaky.before = [None, None, StoreUnavailable("down")]
     handler = Recording()
     batcher = recording_batcher(flaky, handler)

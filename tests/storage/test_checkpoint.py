@@ -1,4 +1,4 @@
-"""Tests of checkpoints: the thread copies the WAL into the file during commits, and a long WAL restarts."""
+"""Tests of SQLite checkpoints: a thread copies the WAL into the database file, and a long WAL starts at its beginning again."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ async def test_under_load_sqlite_starts_a_long_wal_file_at_its_beginning_again_a
 
     def restarted_five_times() -> bool:
         with open(tmp_path / "shortener.db-wal", "rb") as wal:
-            seen.add(wal.read(24)[16:])  # The header of the WAL contains salts, which change with each restart of the WAL.
+            seen.add(wal.read(24)[16:])  # The salts in the WAL header change when SQLite starts the file again.
         return len(seen) > 5
 
     async with serving(file) as database:
@@ -93,7 +93,7 @@ async def test_sqlite_writes_wait_for_a_long_checkpoint_if_the_wal_file_exceeds_
 ) -> None:
     monkeypatch.setattr(checkpoint, "LONG_WAL_FRAMES", 100)
     monkeypatch.setattr(checkpoint, "MAX_WAL_FRAMES", 200)
-    monkeypatch.setattr(checkpoint, "SHORT_SECONDS", 0.0)  # no checkpoint is short
+    monkeypatch.setattr(checkpoint, "SHORT_SECONDS", 0.0)  # with this limit, every checkpoint counts as long
     monkeypatch.setattr(checkpoint, "DEFAULT_ROWS", 100)
     finished: list[int] = []
     async with serving(tmp_path / "shortener.db") as database:

@@ -29,7 +29,7 @@ async def database(database: Database) -> Database:
 
 
 def off_by(**units: float) -> Clock:
-    """Return the clock of a machine whose time is wrong by a constant difference."""
+    """Return a clock whose time is wrong by a constant difference."""
 
     class Wrong(Clock):
         def __call__(self) -> datetime:

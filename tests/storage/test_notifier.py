@@ -32,7 +32,7 @@ class Listener:
                 await asyncio.sleep(0.01)
 
     async def received_after(self, before: int) -> None:
-        """Wait until the listener receives one more event. An earlier event may have left the wake-up event set."""
+        """Wait until the listener receives a new wake-up event. An earlier event may still be set."""
         async with asyncio.timeout(PATIENCE):
             while self.received == before:
                 await self.wake_up.wait(PATIENCE)

@@ -1,4 +1,4 @@
-"""Tests of the references between tables: those that the database enforces, and the report of rows that violate any of them."""
+"""Tests of references between tables: the database enforces some of them, and a report lists rows that violate any of them."""
 
 from __future__ import annotations
 

@@ -64,10 +64,10 @@ def test_every_column_with_encrypted_values_is_marked_in_the_schema() -> None:
         "shortener/accounts/administration.py",
         "shortener/delivery/trackers.py",
         "shortener/gateways/store.py",
-        "shortener/portal/me.py",  # encrypts a value in a form, which is not stored
+        "shortener/portal/me.py",  # this module encrypts a value in a form, which is not stored
         "shortener/portal/second_factor.py",
         "shortener/secret.py",
-        "shortener/web/idempotency.py",  # responses of a day; a repeat with a lost secret gets its own error
+        "shortener/web/idempotency.py",  # the responses are stored for a day; if the secret is lost, a repeat gets an error
     }
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "shortener").rglob("*.py") if ".encrypt(" in path.read_text()}
     assert modules <= known, "mark the columns of the module in the schema, then add the module here"

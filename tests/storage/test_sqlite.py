@@ -1,4 +1,4 @@
-"""Tests of reads of a SQLite database that last too long: they end, and the WAL restarts."""
+"""Tests of SQLite reads that last too long: the service ends them, so that the WAL can start at its beginning again."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.storage.sqlite_load import add, commit_until, serving
 
 
 def count_for_ever(connection: Connection) -> None:
-    connection.exec_driver_sql("SELECT count(*) FROM t").fetchall()  # Now the transaction uses a snapshot of this moment.
+    connection.exec_driver_sql("SELECT count(*) FROM t").fetchall()  # From this query on, the transaction reads a snapshot.
     connection.exec_driver_sql(
         "WITH RECURSIVE c(n) AS (VALUES (1) UNION ALL SELECT n + 1 FROM c) SELECT sum(n) FROM c",
     ).fetchall()
@@ -60,7 +60,7 @@ async def test_sqlite_starts_the_wal_file_at_its_beginning_again_after_a_too_lon
 
         def salt() -> bytes:
             with wal.open("rb") as file:
-                return file.read(24)[16:]  # The salt of the WAL changes each time when it restarts.
+                return file.read(24)[16:]  # The salt changes when SQLite starts the WAL file again.
 
         await commit_until(database, lambda: wal.stat().st_size > 0)
         reading = asyncio.create_task(database.read(count_for_ever))

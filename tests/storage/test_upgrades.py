@@ -31,7 +31,7 @@ from tests.conftest import NOON, Clock, client_of, new_postgresql_database
 from tests.storage.old_installation import OLD_KEY, OLD_SECRET, difference, fill_old
 
 EARLIER = [revision for revision, _ in steps(None) if revision != HEAD]
-FIRST_OF_THIS_FORM = "0005"  # 0004 moved the clicks; later migrations only add.
+FIRST_OF_THIS_FORM = "0005"  # 0004 moved the clicks; later migrations only add columns and tables.
 #: The schemas whose code was the first to count these metrics (as regular expressions).
 COUNTED_SINCE = {"0008": r"conversions:.*|value:.*:.*", "0011": r"links|clicked_links"}
 

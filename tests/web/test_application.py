@@ -1,4 +1,4 @@
-"""Concurrent updates of one application: each update changes only the fields in its request."""
+"""Tests of concurrent updates of one application: each update changes only the fields in its request."""
 
 from __future__ import annotations
 

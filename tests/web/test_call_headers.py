@@ -1,4 +1,4 @@
-"""The look-up of single headers returns what Starlette returns."""
+"""Tests that the look-up of a single request header returns the same value as Starlette."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Credentials: API keys, tracker tokens and permissions."""
+"""Tests of credentials: API keys, tracker tokens and permissions."""
 
 import base64
 from datetime import timedelta

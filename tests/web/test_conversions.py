@@ -178,7 +178,7 @@ async def test_a_head_request_records_no_conversion(service: Service, tracker: h
     assert await rows(service.database, schema.conversions) == []
 
 
-# Refused conversion reports
+# These tests check refused conversion reports.
 
 
 REFUSALS = [

@@ -1,4 +1,4 @@
-"""JSON with text that JSON does not allow."""
+"""Tests of JSON bodies with invalid bytes or invalid characters."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Delivery reports that the send pipeline forwards over HTTP."""
+"""Tests of delivery reports that the send pipeline forwards over HTTP."""
 
 from datetime import timedelta
 from decimal import Decimal

@@ -24,7 +24,7 @@ PERSON = {"User-Agent": "Mozilla/5.0 (iPhone; CPU iPhone OS 18_5 like Mac OS X) 
 
 @pytest.fixture(autouse=True)
 def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a busy machine the database may need more than the time limit."""
+    """Extend the time limit of the health checks, because the database is slow on a busy machine."""
     monkeypatch.setattr(health, "CHECK_TIMEOUT_SECONDS", PATIENCE)
 
 

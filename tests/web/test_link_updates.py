@@ -57,7 +57,8 @@ async def test_an_update_of_many_links_changes_exactly_the_selected_links(
     client: httpx.AsyncClient, service: Service, selection: dict[str, Any], selects: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "BATCH_MESSAGES", 3)
-    monkeypatch.setattr("shortener.web.link_updates.COUNT_SECONDS", 60.0)  # A busy machine may need more than the second.
+    # A busy machine may need more than the default of a second.
+    monkeypatch.setattr("shortener.web.link_updates.COUNT_SECONDS", 60.0)
     codes = {campaign: await send(client, 5, campaign=campaign) for campaign in ("one", "two")}
     codes["one"] += await send(
         client, 4, campaign="one", source="campaign"

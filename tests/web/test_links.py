@@ -279,7 +279,7 @@ async def test_erasure_removes_the_earlier_destinations_of_a_link(
 
 
 async def listed(client: httpx.AsyncClient, **query: Any) -> list[str]:
-    """Return the codes of the links on all pages of the list of links."""
+    """Return the link codes of all pages of the list of links."""
     codes: list[str] = []
     cursor: dict[str, str] = {}
     while True:

@@ -175,7 +175,7 @@ async def test_the_example_requests_of_the_openapi_document_work_unchanged(
     service: Service, client: httpx.AsyncClient, credentials: Credentials
 ) -> None:
     service.start(web=False, deliver=False)
-    # A stable sort that moves deletions, and the rotation of the token, to the end.
+    # This stable sort moves deletions and the rotation of the token to the end.
     in_order = sorted(operations(), key=lambda one: one[1] == "delete" or one[0] == "/api/v1/tokens")
     for path, method, operation in in_order:
         if path in SKIPPED:

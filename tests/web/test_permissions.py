@@ -1,4 +1,4 @@
-"""Audit of all endpoints: which credential and permission each one requires, and that no endpoint shows rows of others."""
+"""Tests of all endpoints: the required credential and permission, and that no endpoint shows objects of other applications."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from tests.conftest import NOON, client_of
 from tests.receiver import Receiver
 from tests.web.calls import TO, click, rewrite
 
-on_sqlite = pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)  # permissions do not depend on the database
+# SQLite only, because permissions do not depend on the database
+on_sqlite = pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
 
 #: The permission of each endpoint. An endpoint that is missing here fails the test.
 PERMISSION_OF: Mapping[str, str] = {

@@ -150,8 +150,8 @@ async def test_links_expire_after_ninety_days_or_at_the_requested_time(client: h
     assert await expiry(expires_in=3600) == "2026-11-20T13:00:00Z"
     assert await expiry(expires_at="2026-12-24T18:00:00+01:00") == "2026-12-24T17:00:00Z"
     assert await expiry(expires_at="2026-12-24T18:00:00") == "2026-12-24T18:00:00Z"
-    assert await expiry(expires_at="2026-12-24") == "2026-12-25T00:00:00Z"  # the whole day
-    assert await expiry(expires_at="2026-11-20") == "2026-11-21T00:00:00Z"  # today
+    assert await expiry(expires_at="2026-12-24") == "2026-12-25T00:00:00Z"  # a date includes the whole day
+    assert await expiry(expires_at="2026-11-20") == "2026-11-21T00:00:00Z"  # this date is today
     assert (await rewrite(client, body=body, expires_at="2026-11-19")).status_code == 400
     assert (await rewrite(client, body=body, expires_at="9999-12-31")).status_code == 400
     assert (await rewrite(client, body=body, expires_at="9999-12-31T23:59:59-00:01")).status_code == 400
@@ -179,7 +179,7 @@ async def test_a_url_whose_host_mixes_scripts_causes_a_warning(client: httpx.Asy
 
 @pytest.mark.parametrize("sender", ["Gladiator", "72345", "+18775550100", "\nchannel:Bxn9SHBYhl89KnXXXXXXXX ", ""])
 async def test_a_valid_sender_causes_no_warning(client: httpx.AsyncClient, sender: str) -> None:
-    to = "+447700900123" if sender.isalpha() else TO  # networks in the United States deliver no names
+    to = "+447700900123" if sender.isalpha() else TO  # networks in the United States deliver no alphanumeric senders
     answer = await client.post("/api/v1/rewrite", json={"to": to, "body": "x", "message_id": "m-1", "from": sender})
     assert answer.json()["messages"][0]["warnings"] == []
     assert (await client.get("/api/v1/sms/status/m-1")).json()["from"] == sender.strip()
@@ -263,7 +263,7 @@ async def test_the_ids_of_a_rewrite_may_be_json_numbers(client: httpx.AsyncClien
     assert response.json()["details"][0]["field"] == "message_id"
 
 
-# Recipients and ids
+# These tests check recipients and ids.
 
 
 async def test_a_numeric_message_id_is_the_same_as_its_text_in_repeated_rewrites(client: httpx.AsyncClient) -> None:
@@ -290,7 +290,7 @@ async def test_the_phone_number_of_a_recipient_is_stored_without_spaces_and_hyph
 # Errors
 
 
-# Settings of the application
+# These tests check settings of the application.
 
 
 async def test_an_application_can_set_which_urls_become_short_links_and_which_url_schemes_are_allowed(

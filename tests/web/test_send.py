@@ -24,7 +24,7 @@ BODY = {"to": [TO, OTHER], "message": 'Hi #track("https://shop.example/a")', "se
 
 
 async def select(client: httpx.AsyncClient, gateway: str | None = "simulator") -> None:
-    """Select the gateway of the default application."""
+    """Select a gateway for the default application."""
     response = await client.patch("/api/v1/application", json={"gateway": gateway})
     assert response.status_code == 200, response.text
     assert response.json()["gateway"] == (None if gateway in (None, "none") else gateway)

@@ -20,7 +20,7 @@ PATH = "/api/v1/trackers"
 
 
 def flat(answer: httpx.Response) -> dict[str, Any]:
-    """Return the fields of the object in a response, without the field `status` of the envelope."""
+    """Return the fields of a JSON response without the field `status`."""
     told: dict[str, Any] = answer.json()
     assert told.pop("status") is True
     return told

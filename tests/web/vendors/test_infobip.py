@@ -50,7 +50,7 @@ async def refused(client: httpx.AsyncClient, request: dict[str, Any]) -> tuple[s
     return told["error_code"], [detail["field"] for detail in told["details"]]
 
 
-# Sending of messages
+# These tests send messages.
 
 
 @pytest.mark.parametrize("path", SENDS)
@@ -203,7 +203,7 @@ async def test_a_phone_number_without_a_plus_causes_a_warning_except_in_infobips
     assert (await send(client, text("x", {"to": "41793026731"})))["messages"][0]["warnings"] == [NOT_SENT]
 
 
-# The end of a conversion process
+# These tests end a conversion process.
 
 
 async def end(client: httpx.AsyncClient, message_id: str) -> str:
@@ -264,12 +264,12 @@ async def test_ending_a_conversion_process_requires_a_message_of_the_application
     ]
 
 
-# Conversion rates
+# These tests read conversion rates.
 
 
 @pytest.fixture
 async def process(client: httpx.AsyncClient, clock: Clock) -> str:
-    """Create a conversion process: 2 of 3 messages to Switzerland and 1 of 2 to the United States ended. Return its key."""
+    """Create a conversion process in which 2 of 3 Swiss and 1 of 2 US messages have converted. Return its key."""
     ids = [await message_of(client, to, tracking=TRACKING) for to in ("41793026731", "41793026732", "41793026733", "14085550100")]
     await message_of(client)
     clock.forward(hours=1)

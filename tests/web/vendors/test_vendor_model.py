@@ -1,4 +1,4 @@
-"""Fields of vendors' requests that the service does not know or support."""
+"""Tests of fields in vendors' requests that the service does not know or support."""
 
 from decimal import Decimal
 from typing import Any
@@ -84,7 +84,7 @@ async def test_a_request_with_very_many_unknown_fields_gets_at_most_20_warnings(
     assert len(response.json()["warnings"]) == 20
 
 
-#: A request of each vendor, whose message costs money if there is a price.
+#: A send request of each vendor, whose message costs money if a price is set.
 SENDS: dict[str, dict[str, Any]] = {
     "/sms/1/text/advanced": {"messages": [V2_MESSAGE]},
     "/sms/2/text/advanced": {"messages": [V2_MESSAGE]},
