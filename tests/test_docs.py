@@ -163,7 +163,7 @@ def test_benchmarks_that_documents_name_exist() -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=document_id)
-def test_a_document_that_promises_that_nothing_is_lost_states_the_condition(document: Path) -> None:
+def test_a_document_that_promises_that_no_data_are_lost_states_the_conditions(document: Path) -> None:
     text = document.read_text()
     if re.search(r"\b(nothing|no acknowledged click|never)\b[^.|]*\b(lost|lose|loses)\b|\bloses no\b", text, re.IGNORECASE):
         assert "HIT_DEADLINE" in text

@@ -21,7 +21,7 @@ def test_localhost_and_ip_addresses_are_local_hosts(name: str, expected: bool) -
 @pytest.mark.parametrize(
     ("host", "name"), [("s.example", "s.example"), ("s.example:8", "s.example"), ("[::1]", "[::1]"), ("[::1]:8", "[::1]"), ("", "")]
 )
-def test_the_name_of_a_host_has_no_port(host: str, name: str) -> None:
+def test_the_function_name_of_returns_a_host_name_without_the_port(host: str, name: str) -> None:
     assert name_of(host) == name
 
 

@@ -41,7 +41,7 @@ def yesterday(shell: InProcessShell) -> str:
     return str(number)
 
 
-def test_clicks_reclassify_changes_the_verdicts_of_hits_in_a_period(shell: InProcessShell, yesterday: str) -> None:
+def test_the_command_clicks_reclassify_changes_the_verdicts_of_hits_in_a_period(shell: InProcessShell, yesterday: str) -> None:
     since = (datetime.now(UTC) - timedelta(days=2)).date().isoformat()
     result = shell.json("clicks", "reclassify", "--since", since)
     assert (result["hits"], result["kept"], result["retracted"]) == (2, 1, 0)
@@ -61,12 +61,14 @@ def test_clicks_reclassify_changes_the_verdicts_of_hits_in_a_period(shell: InPro
     engine.dispose()
 
 
-def test_clicks_reclassify_rejects_an_invalid_time_as_a_usage_error(shell: InProcessShell) -> None:
+def test_the_command_clicks_reclassify_rejects_an_invalid_time_as_a_usage_error(shell: InProcessShell) -> None:
     assert "is not a time" in shell("clicks", "reclassify", "--since", "yesterday", code=2).stderr
     assert "Missing option" in shell("clicks", "reclassify", code=2).stderr
 
 
-def test_the_old_name_of_clicks_reclassify_still_works_and_is_hidden_from_the_help(shell: InProcessShell, yesterday: str) -> None:
+def test_the_old_name_of_the_command_clicks_reclassify_still_works_and_is_hidden_from_the_help(
+    shell: InProcessShell, yesterday: str
+) -> None:
     since = (datetime.now(UTC) - timedelta(days=2)).date().isoformat()
     assert shell.json("clicks", "rejudge", "--since", since, "--dry-run")["hits"] == 2
     assert "rejudge" not in shell("clicks", "--help").stdout

@@ -59,7 +59,7 @@ def test_a_command_exits_with_2_for_wrong_usage_and_with_1_for_a_failure_and_pri
         assert text.rstrip().endswith("(docs/reference/errors.md)"), "each error names the page that says what to do"
 
 
-def test_applications_are_created_listed_changed_and_shown(shell: Shell) -> None:
+def test_commands_create_list_change_and_show_applications(shell: Shell) -> None:
     created = shell.json("applications", "create", "Brand", "--domain", "https://go.brand.example", "--company-id", "92")
     assert set(created) == {"application_id", "api_key", "tracker_token", "callback_secret"}
     number = str(created["application_id"])
@@ -75,7 +75,7 @@ def test_applications_are_created_listed_changed_and_shown(shell: Shell) -> None
     assert "api_key" not in str(shell.json("applications", "list"))
 
 
-def test_keys_are_created_and_revoked_and_tokens_are_rotated(shell: Shell) -> None:
+def test_commands_create_and_revoke_api_keys_and_rotate_tracker_tokens(shell: Shell) -> None:
     number = str(shell.json("applications", "create", "Brand")["application_id"])
     key = shell.json("keys", "create", number, "--permission", "sms.read", "--name", "reader")
     assert key["permissions"] == ["sms.read"]
@@ -96,7 +96,7 @@ def test_keys_are_created_and_revoked_and_tokens_are_rotated(shell: Shell) -> No
     assert "not a duration" in shell("tokens", "rotate", number, "--overlap", "soon", code=2).stderr
 
 
-def test_migrate_creates_the_schema_and_doctor_reports_problems(empty: Shell) -> None:
+def test_the_migrate_command_creates_the_schema_and_the_doctor_command_reports_problems(empty: Shell) -> None:
     shell = empty
     assert shell.json("migrate")["from"] is None
     assert "nothing to do" in shell("migrate").stdout
@@ -139,7 +139,7 @@ def test_the_demo_command_prints_every_step_from_the_rewrite_to_the_conversion_o
     assert "/postback?phone=%2B14085550100&status=approved&cost=0.0095" in received[3]["text"]
 
 
-def test_verify_reports_a_wrong_count_and_verify_and_export_show_their_progress(server: Server) -> None:
+def test_the_verify_command_reports_a_wrong_count_and_shows_its_progress_like_the_export_command(server: Server) -> None:
     shell = Shell(server.folder / "data")
     with server.api() as client:
         client.post("/api/v1/rewrite", json={"to": "+14085550100", "body": "plain"})
@@ -160,7 +160,7 @@ def test_verify_reports_a_wrong_count_and_verify_and_export_show_their_progress(
     os.close(reader)
 
 
-def test_tables_show_complete_ids_in_a_pipe_and_on_a_narrow_terminal(shell: Shell) -> None:
+def test_printed_tables_contain_complete_ids_in_a_pipe_and_on_a_narrow_terminal(shell: Shell) -> None:
     name = "A very long name of an application that is wider than any terminal " * 3
     shell("applications", "create", name.strip(), "--domain", "https://go.a-rather-long-host-name-of-a-brand.example")
     line = shell("applications", "list").stdout.splitlines()[1]
@@ -180,7 +180,7 @@ def test_tables_show_complete_ids_in_a_pipe_and_on_a_narrow_terminal(shell: Shel
     assert "…" not in printed.decode()
 
 
-def test_export_with_the_option_json_writes_a_json_array(shell: Shell, server: Server) -> None:
+def test_the_export_command_with_the_option_json_writes_a_json_array(shell: Shell, server: Server) -> None:
     shell = Shell(server.folder / "data")
     number = str(server.first["application_id"])
     assert shell.json("export", number) == []
@@ -190,7 +190,7 @@ def test_export_with_the_option_json_writes_a_json_array(shell: Shell, server: S
     assert [message["message_id"] for message in shell.json("export", number)] == ["m-2", "m-1"]
 
 
-def test_copy_with_the_option_json_prints_the_number_of_copied_rows_of_each_table(shell: Shell, tmp_path: Path) -> None:
+def test_the_copy_command_with_the_option_json_prints_the_number_of_copied_rows_of_each_table(shell: Shell, tmp_path: Path) -> None:
     in_process = InProcessShell(shell.folder)
     created = in_process.json("applications", "create", "Brand")
     urls = "--from", f"sqlite:///{shell.folder / 'shortener.db'}", "--to", f"sqlite:///{tmp_path / 'copy.db'}"

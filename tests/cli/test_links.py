@@ -88,7 +88,7 @@ def test_commands_for_an_unknown_link_domain_or_host_fail_with_exit_code_1(shell
     assert "must be a host without scheme" in shell("hosts", "block", "https://x.example", code=2).stderr
 
 
-def test_commands_set_the_path_the_default_and_the_app_files_of_a_domain_and_remove_it(
+def test_commands_change_the_link_path_and_the_app_files_of_a_domain_and_remove_the_domain(
     shell: InProcessShell, tmp_path: Path
 ) -> None:
     number = str(shell.json("applications", "create", "dlt")["application_id"])
@@ -110,7 +110,7 @@ def test_commands_set_the_path_the_default_and_the_app_files_of_a_domain_and_rem
     assert "wildcard" in shell("domains", "add", number, "https://*.dlt.example", code=2).stderr
 
 
-def test_the_links_command_lists_links_and_changes_one_or_many_of_them(server: Server) -> None:
+def test_the_links_commands_list_links_and_change_one_link_or_many_links(server: Server) -> None:
     shell = InProcessShell(server.folder / "data")
     number = str(server.first["application_id"])
     headers = {"X-API-Key": str(server.first["api_key"]), "User-Agent": PHONE}

@@ -134,7 +134,9 @@ async def test_commands_list_show_and_replay_deliveries(
         assert result.exit_code == 0, result.output
 
 
-async def test_the_command_deliveries_requeue_delivers_quarantined_events(service: Service, run: Run, receiver: Receiver) -> None:
+async def test_quarantined_events_are_delivered_after_the_command_deliveries_requeue(
+    service: Service, run: Run, receiver: Receiver
+) -> None:
     await run("trackers", "add", "1", receiver.url(), "--event", "click")
     story = Story(service)
     message = await story.message()
@@ -181,7 +183,7 @@ async def test_tracker_commands_exit_with_2_for_invalid_values_and_with_1_for_fa
     assert (result.exit_code, "no delivery" in result.output) == (1, True)
 
 
-def test_the_help_of_trackers_add_lists_the_most_important_options_first() -> None:
+def test_the_help_of_the_command_trackers_add_lists_the_most_important_options_first() -> None:
     text = CliRunner().invoke(cli, ["trackers", "add", "--help"]).output
     positions = [text.index(option) for option in ("--name", "--event", "--method", "--format", "--timeout", "--secret", "--json")]
     assert positions == sorted(positions)

@@ -116,7 +116,7 @@ def test_if_no_worker_can_start_the_supervisor_stops_with_a_failure(workers: Wor
     assert len(workers.started) == 2
 
 
-def test_a_worker_that_cannot_start_during_an_outage_does_not_stop_the_others_and_is_started_again(workers: Workers) -> None:
+def test_a_worker_that_cannot_start_during_an_outage_does_not_stop_other_workers_and_is_started_again(workers: Workers) -> None:
     workers.run_until_all_serve()
     workers.started[0].exit_code = -signal.SIGKILL
     workers.run(0.2)
@@ -196,7 +196,7 @@ def test_a_stop_kills_a_worker_that_does_not_end_within_the_stop_timeout(workers
     assert workers.supervisor.is_done
 
 
-def test_a_process_that_the_operating_system_cannot_start_is_started_later() -> None:
+def test_a_worker_process_that_the_operating_system_cannot_start_is_started_later() -> None:
     workers = Workers()
     start, workers.supervisor.start = workers.supervisor.start, refuse
     workers.run(1)

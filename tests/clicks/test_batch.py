@@ -58,7 +58,7 @@ async def check(service: Service, clock: Clock) -> None:
     assert await service.database.read(verify_rollups, clock() - timedelta(days=1), clock() + timedelta(days=1)) == []
 
 
-async def test_a_batch_counts_hits_by_metric_and_time_slot_and_the_fan_out_counts_the_time_to_click(
+async def test_a_batch_of_hits_is_counted_by_metric_and_time_slot_and_the_fan_out_counts_the_times_to_click(
     service: Service, clock: Clock
 ) -> None:
     codes = [(await send(service))[0] for _ in range(3)]
@@ -102,7 +102,7 @@ async def test_a_batch_counts_hits_by_metric_and_time_slot_and_the_fan_out_count
     await check(service, clock)
 
 
-async def test_a_batch_that_is_written_twice_stores_each_hit_once(service: Service, clock: Clock) -> None:
+async def test_a_batch_of_hits_that_is_written_twice_stores_each_hit_once(service: Service, clock: Clock) -> None:
     codes = [(await send(service))[0] for _ in range(2)]
     record = record_of(service)
     first = [hit(service, code) for code in codes]
@@ -165,7 +165,7 @@ async def test_postgresql_reads_first_clicks_by_primary_key_even_if_the_table_is
         assert "Seq Scan on first_clicks" not in told
 
 
-async def test_a_first_click_that_another_process_stored_after_the_look_up_is_not_claimed_again(
+async def test_a_first_click_that_another_process_stored_after_the_look_up_is_not_stored_again(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if service.database.dialect == "sqlite":
@@ -287,6 +287,6 @@ def test_the_first_bucket_of_the_time_to_click_ends_after_one_second(seconds: fl
 
 
 @given(st.floats(1, 1e8, exclude_min=True))
-def test_the_middle_of_a_time_to_click_bucket_differs_by_less_than_2_5_percent_from_its_values(seconds: float) -> None:
+def test_the_middle_of_a_time_to_click_bucket_differs_by_less_than_2_5_percent_from_each_time_in_the_bucket(seconds: float) -> None:
     middle = time_to_click_seconds(time_to_click_bucket(seconds))
     assert abs(middle / seconds - 1) < 0.025

@@ -62,13 +62,15 @@ def test_x_forwarded_for_is_ignored_if_no_proxy_is_trusted() -> None:
 
 
 @given(st.text(), st.text())
-def test_any_x_forwarded_for_and_peer_give_a_valid_address_or_an_empty_string(peer: str, forwarded: str) -> None:
+def test_the_client_address_is_valid_or_empty_for_any_x_forwarded_for_header_and_any_peer(peer: str, forwarded: str) -> None:
     address = client_address(peer, forwarded, PROXIES)
     assert address == "" or ip_address(address)
 
 
 @given(st.ip_addresses(), st.sampled_from(["{}", "[{}]", "[{}]:443", " {} ", "{}:80"]))
-def test_an_address_is_read_and_written_as_the_module_ipaddress_does(address: IPv4Address | IPv6Address, form: str) -> None:
+def test_client_addresses_are_parsed_and_formatted_as_by_the_module_ipaddress(
+    address: IPv4Address | IPv6Address, form: str
+) -> None:
     if form == "{}:80" and address.version == 6:
         form = "{}"
     mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
@@ -98,12 +100,12 @@ def test_text_that_the_module_ipaddress_rejects_is_not_an_address(text: str) -> 
         ("2001:db8:1:2::3", "2001:db8:1:3::3", False),
     ],
 )
-def test_the_hash_of_a_client_is_equal_in_one_ipv6_network_of_64_bits(one: str, other: str, is_same_client: bool) -> None:
+def test_all_addresses_in_one_ipv6_network_of_64_bits_have_the_same_client_hash(one: str, other: str, is_same_client: bool) -> None:
     assert (hash_client(one, b"key") == hash_client(other, b"key")) is is_same_client
     assert hash_client(one, b"key") != hash_client(one, b"other key")
 
 
-def test_an_unknown_address_has_the_hash_0() -> None:
+def test_the_client_hash_of_an_unknown_address_is_0() -> None:
     assert hash_client("", b"key") == 0
 
 
@@ -119,16 +121,16 @@ def test_an_unknown_address_has_the_hash_0() -> None:
         ("not an address", ""),
     ],
 )
-def test_the_privacy_setting_short_stores_the_network_of_an_address(address: str, short: str) -> None:
+def test_with_the_privacy_setting_short_only_the_network_of_a_client_address_is_stored(address: str, short: str) -> None:
     assert shorten_address(address, "short") == short
 
 
-def test_the_privacy_setting_full_stores_the_whole_address_and_none_stores_no_address() -> None:
+def test_with_the_privacy_setting_full_the_whole_address_is_stored_and_with_none_no_address() -> None:
     assert shorten_address("203.0.113.7", "full") == "203.0.113.7"
     assert shorten_address("203.0.113.7", "none") == ""
 
 
 @given(st.ip_addresses())
-def test_shortening_an_address_twice_gives_the_same_result_as_once(address: object) -> None:
+def test_shortening_a_client_address_twice_returns_the_same_result_as_shortening_it_once(address: object) -> None:
     short = shorten_address(str(address), "short")
     assert shorten_address(short, "short") == short

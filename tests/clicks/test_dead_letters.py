@@ -32,7 +32,9 @@ def test_a_dead_letter_contains_the_client_address_only_if_the_application_may_s
         (b"\xff\x00", ("\\xff\\x00", None)),
     ],
 )
-def test_a_spool_entry_that_cannot_be_read_is_stored_as_text(content: bytes, expected: tuple[str, str | None]) -> None:
+def test_a_spool_entry_that_cannot_be_parsed_is_stored_as_the_text_of_a_dead_letter(
+    content: bytes, expected: tuple[str, str | None]
+) -> None:
     letter = from_entry(content, "r")
     assert (letter.hit, letter.code) == expected
 

@@ -45,7 +45,9 @@ async def assert_counts_match(service: Service) -> None:
     assert await service.database.read(verify, NOON - timedelta(days=1), NOON + timedelta(days=1)) == []
 
 
-async def test_the_background_job_counts_clicks_by_device_and_browser_after_two_minutes(service: Service, clock: Clock) -> None:
+async def test_the_device_job_counts_clicks_by_device_and_browser_two_minutes_after_the_click(
+    service: Service, clock: Clock
+) -> None:
     (code,) = await create_codes(service)
     for agent in (IPHONE, IPHONE, DESKTOP):
         await record_click(service, code, agent)
@@ -107,7 +109,7 @@ async def test_an_old_click_in_one_batch_with_a_new_click_is_counted_by_device(s
     await assert_counts_match(service)
 
 
-async def test_a_click_that_is_stored_while_the_device_job_counts_a_page_is_not_missed(service: Service, clock: Clock) -> None:
+async def test_a_click_that_is_stored_while_the_device_job_is_running_is_counted_by_device(service: Service, clock: Clock) -> None:
     (code,) = await create_codes(service)
     delayed = make_hit(service, code, user_agent=DESKTOP)
     await record_click(service, code)

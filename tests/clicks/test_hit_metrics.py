@@ -37,7 +37,7 @@ def test_each_hit_is_counted_as_one_metric_or_is_not_counted(verdict: Verdict, f
     assert hit_metric(verdict, flags) == metric
 
 
-async def test_python_and_sql_give_the_same_metric_for_every_verdict_and_flag(service: Service) -> None:
+async def test_python_and_sql_assign_the_same_hit_metric_to_every_verdict_and_flag(service: Service) -> None:
     (code,) = await create_codes(service)
     await service.recorder.record(make_hit(service, code))
     (stored,) = await fetch_rows(service, schema.hits)

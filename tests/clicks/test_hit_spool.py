@@ -67,7 +67,7 @@ async def test_hits_during_an_outage_are_redirected_from_the_cache_and_stored_la
     assert len(await rows(service, schema.hits)) == 6, "and hits go to the database again"
 
 
-async def test_spooled_hits_are_stored_with_their_verdict_and_their_time_of_arrival(
+async def test_hits_from_the_spool_are_stored_with_their_verdict_and_their_time_of_arrival(
     service: Service, node: Node, clock: Clock
 ) -> None:
     (code,) = await send(service, expires_in=60)
@@ -100,7 +100,7 @@ async def test_the_spool_contains_only_the_part_of_the_client_address_that_the_a
     assert [one.address for one in await rows(service, schema.hits)] == [""]
 
 
-async def test_a_link_that_is_disabled_itself_or_by_its_application_is_not_redirected_from_the_cache(
+async def test_a_cached_link_does_not_redirect_if_the_link_or_its_application_is_disabled(
     service: Service, node: Node, clock: Clock
 ) -> None:
     (code,) = await send(service)
@@ -119,7 +119,7 @@ async def test_a_link_that_is_disabled_itself_or_by_its_application_is_not_redir
         await node.click(other)
 
 
-async def test_a_link_that_is_not_cached_is_read_from_the_database_and_its_hit_is_spooled(
+async def test_if_writes_fail_an_uncached_link_is_read_from_the_database_and_its_hit_is_stored_in_the_spool(
     service: Service, node: Node, redis_server: RedisProcess
 ) -> None:
     (code,) = await send(service)

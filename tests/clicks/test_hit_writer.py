@@ -69,7 +69,7 @@ async def broken_recorder(service: Service, **more: Any) -> AsyncIterator[tuple[
     await recorder.stop(1)
 
 
-async def test_no_hit_that_got_503_is_stored_even_if_thousands_of_hits_wait(service: Service) -> None:
+async def test_no_hit_that_got_a_503_response_is_stored_even_if_thousands_of_hits_wait(service: Service) -> None:
     (code,) = await create_codes(service)
     async with broken_recorder(service) as (database, recorder):
         database.refuse_writes = database.refuse_reads = True
@@ -84,7 +84,7 @@ async def test_no_hit_that_got_503_is_stored_even_if_thousands_of_hits_wait(serv
         assert recorder.totals.recorded == 1
 
 
-async def test_a_hit_that_gets_503_during_its_transaction_rolls_the_batch_back(service: Service) -> None:
+async def test_the_transaction_of_a_batch_is_rolled_back_if_one_of_its_hits_has_got_503(service: Service) -> None:
     (code,) = await create_codes(service)
     totals = RecorderTotals()
     refused_during: list[WaitingHit] = []
@@ -230,7 +230,7 @@ async def test_a_hit_that_the_database_rejects_becomes_a_dead_letter_and_is_redi
         assert len(await fetch_rows(service, schema.hits)) == 1
 
 
-async def test_a_probe_of_the_database_leaves_no_row(service: Service) -> None:
+async def test_checking_whether_the_database_accepts_hits_stores_no_row(service: Service) -> None:
     (code,) = await create_codes(service)
     before = await fetch_rows(service, schema.count_deltas)
     async with broken_recorder(service) as (_, recorder):

@@ -79,7 +79,7 @@ def test_a_missing_or_damaged_network_list_raises_an_error(tmp_path: Path) -> No
         ({}, NetworkInfo()),
     ],
 )
-def test_records_of_several_vendors_of_network_lists_are_read(record: dict[str, object], expected: NetworkInfo) -> None:
+def test_network_lists_in_the_formats_of_several_vendors_are_parsed(record: dict[str, object], expected: NetworkInfo) -> None:
     assert _read_record(record) == expected
 
 
@@ -111,7 +111,7 @@ def test_addresses_are_found_in_files_in_the_maxmind_db_format(tmp_path: Path) -
     assert networks.find("192.0.2.1") == NetworkInfo()
 
 
-async def test_the_country_of_a_click_is_stored_counted_and_shown_beside_the_country_of_the_number(
+async def test_the_country_of_a_click_is_stored_counted_and_shown_beside_the_country_of_the_phone_number(
     make_service: MakeService, tmp_path: Path, clock: Clock
 ) -> None:
     file = write_mmdb(tmp_path / "country.mmdb", "GeoLite2-Country", {"127.0.0.0/8": {"country": {"iso_code": "CH"}}})

@@ -22,7 +22,7 @@ async def test_hits_become_overdue_in_the_order_of_arrival() -> None:
     assert queue.next_at() == 3
 
 
-async def test_hits_that_have_a_response_are_removed_from_the_queue_and_never_become_overdue() -> None:
+async def test_hits_with_a_response_are_removed_from_the_queue_of_waiting_hits_and_never_become_overdue() -> None:
     queue = OverdueQueue()
     first, second = waiting(1), waiting(2)
     queue.append(first)

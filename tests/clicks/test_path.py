@@ -143,6 +143,6 @@ def test_a_code_behind_a_prefix_is_the_last_segment_of_the_path(path: str, found
 
 
 @given(st.binary() | st.text())
-def test_any_request_path_gives_a_valid_code_or_none(path: bytes | str) -> None:
+def test_parsing_any_request_path_returns_a_valid_link_code_or_none(path: bytes | str) -> None:
     code = code_of(path)
     assert code is None or re.fullmatch(r"[A-Za-z0-9]{4,32}", code)

@@ -59,7 +59,7 @@ def test_an_expired_link_does_not_redirect_to_a_fallback_url_on_a_host_of_the_in
     assert resolve(expires_at=1_000, fallback_url="https://own.example/code") == Resolution(None, 3, gone=True)
 
 
-def test_a_link_into_an_app_resolves_even_if_hosts_are_blocked() -> None:
+def test_a_link_with_an_app_scheme_redirects_even_if_the_application_has_blocked_hosts() -> None:
     policies = HitPolicies(blocked_hosts={3: frozenset({"evil.example"})})
     assert resolve(url="tel:+14155550100", policies=policies).location == b"tel:+14155550100"
     assert resolve(url="myapp://evil.example/x", policies=policies).off
@@ -70,7 +70,7 @@ def test_a_code_is_valid_on_its_own_domain_and_on_the_default_host(domain_id: in
     assert (resolve(dataclasses.replace(HIT, domain_id=domain_id)) is not UNKNOWN_LINK) is is_known
 
 
-def test_a_code_without_a_link_is_unknown() -> None:
+def test_a_code_that_belongs_to_no_link_is_unknown() -> None:
     assert RESOLVER.resolve(HIT, None, HitPolicies()) is UNKNOWN_LINK
     assert UNKNOWN_LINK.unknown
 

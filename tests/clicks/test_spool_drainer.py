@@ -66,7 +66,9 @@ async def test_a_click_that_is_committed_before_the_spool_is_drained_stays_the_f
     assert sum((await clickthru_events(service)).values()) == 1
 
 
-async def test_a_database_that_hangs_causes_an_outage_and_hits_of_its_late_commit_count_once(service: Service, node: Node) -> None:
+async def test_a_database_that_hangs_causes_an_outage_and_hits_in_its_late_commit_are_counted_once(
+    service: Service, node: Node
+) -> None:
     codes = [(await send(service))[0] for _ in range(3)]
     await service.database.write(lambda connection: connection.execute(schema.count_deltas.delete()))
     node.store.go.clear()
@@ -91,7 +93,7 @@ async def test_a_database_that_hangs_causes_an_outage_and_hits_of_its_late_commi
     assert sum(int(amount) for (_, _, metric), amount in added.items() if metric == "clicks") == 6
 
 
-async def test_a_drained_batch_that_hung_ends_even_if_another_process_has_drained_the_same_hits(
+async def test_a_drainer_whose_write_hung_finishes_although_another_process_has_stored_the_same_hits(
     service: Service, node: Node, make_node: MakeNode
 ) -> None:
     codes = [(await send(service))[0] for _ in range(3)]
@@ -155,7 +157,7 @@ async def test_a_spool_entry_that_is_not_a_hit_becomes_a_dead_letter(
 
 # The database rejects the first value. The second value is too large for the encoder of spool entries.
 @pytest.mark.parametrize("fault", [{"rule": None}, {"at": 2**70}])
-async def test_a_spooled_hit_that_the_database_rejects_becomes_a_dead_letter_and_the_others_are_stored(
+async def test_a_spooled_hit_that_the_database_rejects_becomes_a_dead_letter_and_the_other_hits_are_stored(
     service: Service, node: Node, redis_server: RedisProcess, fault: dict[str, Any]
 ) -> None:
     (code,) = await send(service)

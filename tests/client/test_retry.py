@@ -53,7 +53,7 @@ def test_the_last_permitted_attempt_of_a_client_call_raises_the_error() -> None:
         attempts.delay_after(unavailable(), 0)
 
 
-def test_a_failure_at_the_deadline_raises_a_deadline_error_that_names_the_last_failure() -> None:
+def test_a_failure_at_the_deadline_raises_a_deadline_error_that_contains_the_last_failure() -> None:
     attempts = Attempts(RetryPolicy(), 10)
     with pytest.raises(DeadlineError, match="busy") as raised:
         attempts.delay_after(unavailable(), 10)

@@ -62,7 +62,7 @@ def test_all_parameters_of_a_conversion_report_are_parsed() -> None:
 
 
 @pytest.mark.parametrize("name", ["subid", "clickid", "cid", "aff_sub", "ref_id", "externalId", "cnv_id"])
-def test_the_error_for_a_missing_id_names_the_parameter_that_another_system_uses_for_it(name: str) -> None:
+def test_the_error_for_a_missing_id_mentions_a_parameter_that_has_this_id_in_another_system(name: str) -> None:
     (detail,) = rejection(**{name: "x", "payout": "3"}).details
     assert (detail.field, name in detail.reason, "write click_id" in detail.reason) == ("message_id", True, True)
     (plain,) = rejection(payout="3").details
@@ -101,7 +101,7 @@ def test_a_conversion_report_without_message_id_and_click_id_is_rejected() -> No
         {"click_id": "c" * 256},
     ],
 )
-def test_a_report_with_an_ambiguous_id_action_or_transaction_id_is_rejected(parameters: dict[str, Any]) -> None:
+def test_a_conversion_report_with_an_ambiguous_id_action_or_transaction_id_is_rejected(parameters: dict[str, Any]) -> None:
     assert rejection(**parameters).code is ErrorCode.INVALID_REQUEST
 
 
@@ -190,7 +190,7 @@ def test_the_currency_in_an_amount_is_used_only_if_the_currency_parameter_is_abs
         ("rejected", "pending", "negative"),
     ],
 )
-def test_the_disposition_of_a_conversion_comes_from_its_parameter_or_from_the_status_word(
+def test_the_parameter_disposition_or_the_status_word_sets_the_disposition_of_a_conversion(
     status: str | None, disposition: str | None, expected: str | None
 ) -> None:
     assert parse(message_id="m", status=status, disposition=disposition).disposition == expected
@@ -201,7 +201,7 @@ def test_the_last_value_of_a_repeated_parameter_is_used_with_a_warning() -> None
     assert (report.value, report.warnings) == (Decimal(2), ("value: occurs several times; the last value was used",))
 
 
-def test_a_report_with_long_texts_or_nul_characters_is_accepted() -> None:
+def test_a_conversion_report_with_long_texts_or_nul_characters_is_accepted() -> None:
     report = parse(message_id="m", status="s" * 100, transaction_id="t\x001", note="a\x00b\ud800")
     assert (report.status, report.transaction_id, report.metadata) == ("s" * 64, "t1", {"note": "ab?"})
     assert len(report.warnings) == 2
@@ -210,7 +210,7 @@ def test_a_report_with_long_texts_or_nul_characters_is_accepted() -> None:
 # Metadata of conversion reports
 
 
-def test_the_metadata_of_a_report_is_stored_unchanged() -> None:
+def test_the_metadata_of_a_conversion_report_are_stored_unchanged() -> None:
     metadata = {"sub1": RepeatedValues(["a", "b"]), "deep": {"er": [1, None, Decimal("2.5")]}, "": " ü ", "text": "Hello {name}"}
     assert parse(message_id="m", **metadata).metadata == {**metadata, "sub1": ["a", "b"], "deep": {"er": [1, None, 2.5]}}
 
@@ -236,7 +236,7 @@ def test_metadata_of_many_or_nested_parameters_is_cut_to_4_kib_of_json() -> None
     assert any(warning.startswith("deep:") for warning in report.warnings)
 
 
-def test_credentials_are_removed_from_the_stored_parameters_of_a_report() -> None:
+def test_credentials_are_removed_from_the_stored_parameters_of_a_conversion_report() -> None:
     key = "tt_" + "a" * 43
     assert parse(message_id="m", note=f"token {key}").metadata == {"note": f"token {REMOVED}"}
     refused = storable_parameters({"token": "x", "api_key": "y", "a": key, "sub": RepeatedValues(["1", "2"])})
@@ -259,7 +259,9 @@ _VALUES = st.one_of(
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.sampled_from([*NAMES, "sub1", "ü\x00"]), _VALUES))
-def test_any_report_is_accepted_or_rejected_because_of_an_id_action_transaction_id_or_status(parameters: dict[str, Any]) -> None:
+def test_a_conversion_report_can_be_rejected_only_because_of_an_id_action_transaction_id_or_status(
+    parameters: dict[str, Any],
+) -> None:
     rejected: set[str] = set()
     report = ConversionReport(NOW)
     try:
@@ -275,7 +277,9 @@ def test_any_report_is_accepted_or_rejected_because_of_an_id_action_transaction_
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.sampled_from(["value", "currency", "timestamp", "disposition", "sub1", "sub2"]), _VALUES))
-def test_a_report_with_a_valid_message_id_is_never_rejected_because_of_another_parameter(parameters: dict[str, Any]) -> None:
+def test_a_conversion_report_with_a_valid_message_id_is_never_rejected_because_of_other_parameters(
+    parameters: dict[str, Any],
+) -> None:
     report = parse_conversion({"message_id": "m", **parameters}, NOW)
     for name in ("value", "currency"):
         text = parameters.get(name)

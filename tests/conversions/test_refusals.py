@@ -30,7 +30,7 @@ async def test_a_rejected_conversion_report_is_stored_with_endpoint_reason_and_p
     assert (row.message_id, row.parameters) == ("m", {"message_id": "m", "token": "[removed]"})
 
 
-async def test_an_application_has_a_maximum_number_of_stored_rejected_reports(
+async def test_an_application_has_a_maximum_number_of_stored_rejected_conversion_reports(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(refusals, "MAX_ROWS", 20)
@@ -45,7 +45,7 @@ async def test_an_application_has_a_maximum_number_of_stored_rejected_reports(
     assert len(stored) == len(own) + 1
 
 
-async def test_rejected_reports_above_the_rate_limit_are_counted_but_not_stored(service: Service, clock: Clock) -> None:
+async def test_rejected_conversion_reports_above_the_rate_limit_are_counted_but_not_stored(service: Service, clock: Clock) -> None:
     limiter = RateLimiter("refused", 20, lambda: to_ms(clock()))
     refused = RefusedConversions(service.database, service.ids, clock, limiter)
     await asyncio.gather(*(refused.record(1, "", ERROR, {}) for _ in range(30)))
@@ -53,7 +53,7 @@ async def test_rejected_reports_above_the_rate_limit_are_counted_but_not_stored(
     assert len(await rows(service.database, schema.refused_conversions)) == 20
 
 
-async def test_processes_share_the_rate_limit_of_stored_rejected_reports_through_redis(
+async def test_processes_share_the_rate_limit_of_stored_rejected_conversion_reports_through_redis(
     make_service: MakeService, redis_server: RedisProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rate_limit, "MAX_REFUSED_PER_MINUTE", 50)
@@ -75,7 +75,9 @@ async def test_processes_share_the_rate_limit_of_stored_rejected_reports_through
     assert b'kind="refused"' not in text, "these reports do not cause responses with status 429"
 
 
-async def test_a_rejected_report_that_cannot_be_stored_is_counted(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_rejected_conversion_report_that_cannot_be_stored_is_counted(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for error in (StoreUnavailable("down"), RuntimeError("bug")):
 
         def fail(*_: object, error: Exception = error) -> None:

@@ -119,7 +119,7 @@ async def test_a_repeated_conversion_report_gets_the_first_result_and_creates_no
 
 
 @pytest.mark.usefixtures("message")
-async def test_a_report_with_another_action_or_transaction_id_creates_a_separate_conversion(service: Service) -> None:
+async def test_a_conversion_report_with_another_action_or_transaction_id_creates_a_separate_conversion(service: Service) -> None:
     refund = replace(SALE, action="refund", value=Decimal("-12.50"))
     chargeback = replace(SALE, transaction_id="t-1-back", value=Decimal("-0.25"))
     without = replace(SALE, transaction_id="", value=Decimal("1"), currency=None)
@@ -170,14 +170,16 @@ async def test_each_conversion_report_of_a_batch_gets_its_own_result(service: Se
 # How the message of a conversion is found
 
 
-async def test_a_report_whose_click_id_and_message_id_belong_to_different_messages_is_rejected(service: Service, hit: int) -> None:
+async def test_a_conversion_report_with_the_click_id_and_the_message_id_of_different_messages_is_rejected(
+    service: Service, hit: int
+) -> None:
     await service.database.write(add_message, service.ids, "m-2")
     for message_id in ("m-2", "unknown"):
         report = replace(SALE, message_id=message_id, click_id=service.click_ids.encode(hit))
         assert await rejection(service, report) is ErrorCode.INVALID_REQUEST
 
 
-async def test_a_report_for_a_message_or_click_of_another_application_is_rejected(service: Service, hit: int) -> None:
+async def test_a_conversion_report_for_a_message_or_click_of_another_application_is_rejected(service: Service, hit: int) -> None:
     other = (await service.database.write(create_application, "other", NOON)).application_id
     await service.database.write(add_message, service.ids, "other", application_id=other)
     click_id = service.click_ids.encode(hit)
@@ -206,7 +208,7 @@ async def test_the_click_id_of_another_system_beside_a_valid_message_id_is_store
         assert (await rows(service.database, schema.conversions))[-1].metadata == {"sub": "1", "click_id": click_id}
 
 
-async def test_a_report_with_a_message_id_is_accepted_although_the_hit_of_its_click_id_was_purged(
+async def test_a_conversion_report_with_a_message_id_is_accepted_although_the_hit_of_its_click_id_was_purged(
     service: Service, message: Message
 ) -> None:
     purged = service.click_ids.encode(service.ids())
@@ -227,7 +229,7 @@ async def test_a_conversion_is_recorded_long_after_the_link_expired(
 # Several processes, and failures to store events
 
 
-async def test_two_processes_that_receive_the_same_conversion_store_it_once(database: Database, clock: Clock) -> None:
+async def test_two_processes_that_receive_the_same_conversion_report_store_one_conversion(database: Database, clock: Clock) -> None:
     """Two `Conversions` services share one database. On PostgreSQL their transactions overlap."""
     ids, click_ids = IdGenerator(database.node, lambda: to_ms(clock())), ClickIds(b"key")
     names = [f"m-{number}" for number in range(20)]

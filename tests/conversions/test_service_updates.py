@@ -59,7 +59,7 @@ async def sums(database: Database) -> dict[str, str]:
 
 @pytest.mark.parametrize("transaction_id", ["T1", ""])
 @pytest.mark.parametrize("order", list(itertools.permutations([LEAD, APPROVED, REJECTED])))
-async def test_three_reports_with_the_statuses_lead_approved_and_rejected_in_any_order_are_one_conversion_with_three_revisions(
+async def test_conversion_reports_with_three_different_statuses_in_any_order_create_three_revisions_of_one_conversion(
     service: Service, order: tuple[dict[str, str], ...], transaction_id: str
 ) -> None:
     results = []
@@ -100,7 +100,7 @@ async def test_the_counts_of_conversions_are_correct_after_every_revision(servic
     await assert_counts_agree(service.database)
 
 
-async def test_an_update_of_a_conversion_keeps_the_fields_that_the_report_does_not_contain(service: Service) -> None:
+async def test_an_update_of_a_conversion_keeps_the_fields_that_the_conversion_report_does_not_contain(service: Service) -> None:
     await service.conversions.ingest(1, report(status="approved", value="30", currency="USD", sub="1"))
     await service.conversions.ingest(1, report(status="rejected", reason="fraud"))
     (stored,) = await rows(service.database, schema.conversions)

@@ -112,12 +112,12 @@ def test_callbacks_of_one_application_to_thousands_of_hanging_hosts_leave_slots_
     assert plan([candidate("t99", application_id=2)], usage)["t99"] >= 8
 
 
-def test_trackers_with_due_deliveries_get_equal_shares_of_the_claims_of_a_cycle() -> None:
+def test_trackers_with_due_deliveries_get_equal_shares_of_the_claims_of_a_dispatch_cycle() -> None:
     counts = plan([candidate("t1", 256), candidate("t2", 256), candidate("t3", 256)], SlotUsage(256), limit=9)
     assert counts == {"t1": 3, "t2": 3, "t3": 3}
 
 
-def test_claims_never_exceed_the_limit_of_the_cycle_or_the_concurrency_of_a_tracker() -> None:
+def test_claims_never_exceed_the_limit_of_a_dispatch_cycle_or_the_concurrency_of_a_tracker() -> None:
     assert plan([candidate(f"t{number}") for number in range(10)], SlotUsage(256), limit=4).total() == 4
     usage = SlotUsage(256)
     usage.take("t1", 1, 3)
@@ -140,18 +140,18 @@ def test_callbacks_that_an_older_release_stored_share_one_slot_limit() -> None:
     assert plan([candidate("t1")], usage)["t1"] == 1
 
 
-def test_a_half_open_circuit_breaker_allows_one_probe() -> None:
+def test_one_delivery_of_a_tracker_with_a_half_open_circuit_breaker_is_claimed_as_a_probe() -> None:
     health = TrackerHealth(failures_in_row=10, open_until=NOW)
     usage = SlotUsage(256)
     assert plan([candidate("t1", health=health)], usage) == {"t1": 1}
     assert plan([candidate("t1", health=health)], usage) == {}
 
 
-def test_an_open_circuit_breaker_allows_no_claims() -> None:
+def test_no_deliveries_of_a_tracker_with_an_open_circuit_breaker_are_claimed() -> None:
     assert plan([candidate("t1", health=TrackerHealth(failures_in_row=10, open_until=NOW + 1))], SlotUsage(256)) == {}
 
 
-def test_a_recovering_tracker_gets_claims_at_the_recovery_rate() -> None:
+def test_deliveries_of_a_recovering_tracker_are_claimed_at_the_recovery_rate() -> None:
     health = TrackerHealth(recovering_at=NOW - 500)
     assert plan([candidate("t1", 256, health=health)], SlotUsage(256), rate=10.0) == {"t1": 5}
 
@@ -177,7 +177,7 @@ def test_only_retries_of_a_tracker_are_claimed_if_no_first_attempt_is_due() -> N
     assert request.lease_until == NOW + 5000 + LEASE_MARGIN_MS
 
 
-def test_plan_claims_does_not_change_the_slot_usage_that_it_gets() -> None:
+def test_plan_claims_does_not_change_its_argument_with_the_slot_usage() -> None:
     usage = SlotUsage(256)
     plan_claims([candidate("t1")], usage, 256, now=NOW, recovery_rate=1.0, rng=random.Random(1))
     assert usage == SlotUsage(256)

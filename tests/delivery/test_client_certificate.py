@@ -27,7 +27,7 @@ def client_pem(tmp_path: Path) -> str:
     return self_signed(folder, "192.0.2.1").read_text()
 
 
-async def test_a_receiver_that_requires_a_client_certificate_gets_it(
+async def test_a_client_certificate_is_sent_to_a_receiver_that_requires_one(
     certificate: Path, client_pem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))

@@ -142,7 +142,7 @@ async def test_a_delivery_queue_paused_by_a_local_failure_continues_after_the_cl
     assert (await delivery(service)).status == DELIVERED
 
 
-async def test_no_stored_time_is_repaired_while_the_clock_runs_normally(
+async def test_no_stored_time_of_a_delivery_is_changed_while_the_clock_runs_normally(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
 ) -> None:
     receiver.default_reply = 500
@@ -157,7 +157,7 @@ async def test_no_stored_time_is_repaired_while_the_clock_runs_normally(
     assert (row.status, row.next_at, service.dispatcher.totals.clock_steps) == (PENDING, later, 0)
 
 
-def test_a_repaired_circuit_breaker_stays_open_for_at_most_its_planned_pause() -> None:
+def test_after_a_clock_change_an_open_circuit_breaker_stays_open_for_at_most_its_planned_pause() -> None:
     now = 1_000_000_000
     ahead = now + 18_000_000
     health = TrackerHealth(MAX_FAILURES, open_until=ahead, recovering_at=ahead, opened_at=ahead)
@@ -168,7 +168,7 @@ def test_a_repaired_circuit_breaker_stays_open_for_at_most_its_planned_pause() -
     assert repaired_health(TrackerHealth(), now) == TrackerHealth()
 
 
-def test_the_repair_of_a_learned_rate_keeps_the_waiting_time_of_a_retry_after_header() -> None:
+def test_after_a_clock_change_a_tracker_still_waits_for_the_time_in_a_retry_after_header() -> None:
     now = 1_000_000_000
     ahead = now + 18_000_000
     pace = TrackerPace(rate=5.0, ceiling=5.0, lowered_at=ahead, paced_until=ahead + 60_000)

@@ -75,5 +75,5 @@ def test_the_backlog_of_a_tracker_is_never_sent_faster_than_the_recovery_rate(st
 
 
 @given(st.integers(0, 1000))
-def test_the_pause_of_the_circuit_breaker_has_a_minimum_and_a_maximum(failures: int) -> None:
+def test_the_pause_of_an_open_circuit_breaker_has_a_minimum_and_a_maximum(failures: int) -> None:
     assert MIN_PAUSE_MS <= pause(failures) <= MAX_PAUSE_MS

@@ -27,7 +27,7 @@ from tests.factory import rows
 from tests.receiver import Receiver, Reply
 
 
-async def test_an_outcome_is_ignored_if_another_process_has_claimed_the_delivery_since(
+async def test_the_outcome_of_an_attempt_is_ignored_if_another_process_has_claimed_the_delivery_since(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
 ) -> None:
     receiver.replies = [Reply(hang=True)]
@@ -199,7 +199,7 @@ async def test_another_probe_is_sent_after_a_stopping_process_gave_back_the_clai
     assert statuses(await deliveries(service))[DELIVERED] == 1
 
 
-async def test_many_outcomes_are_recorded_in_one_transaction(
+async def test_the_outcomes_of_many_delivery_attempts_are_recorded_in_one_transaction(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver
 ) -> None:
     await make_tracker(receiver.url(), concurrency=64)

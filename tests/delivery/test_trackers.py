@@ -64,7 +64,7 @@ async def test_a_created_tracker_is_returned_with_its_values(service: Service) -
     assert (stored.headers_set, stored.secret_set, stored.enabled, stored.created_at) == (True, True, True, NOON)
 
 
-async def test_a_tracker_without_limits_of_its_own_has_the_limits_of_the_settings(make_service: MakeService) -> None:
+async def test_a_tracker_that_sets_no_limits_has_the_limits_of_the_service_settings(make_service: MakeService) -> None:
     service = await make_service(delivery_attempts=7, delivery_timeout=2.5, delivery_slots_per_tracker=3, delivery_schedule="9,10")
     saved = await service.trackers.create(1, new_tracker())
     assert saved.tracker.name == "tracker.example"
@@ -201,7 +201,7 @@ async def test_the_rotation_of_a_tracker_secret_keeps_the_old_secret_for_the_ove
     assert (unsigned.tracker.secret_set, unsigned.tracker.previous_secret_until) == (False, None)
 
 
-async def test_disabling_a_tracker_stores_a_reason_and_enabling_the_tracker_removes_it(
+async def test_disabling_a_tracker_stores_a_reason_and_enabling_the_tracker_removes_the_reason(
     service: Service, make_tracker: MakeTracker
 ) -> None:
     tracker = await make_tracker(URL)

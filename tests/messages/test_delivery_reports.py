@@ -150,7 +150,7 @@ async def test_a_report_of_delivery_after_a_click_stores_everything_except_the_s
     assert (await rows(service.database, schema.events))[-1].topics == Topic.DELIVERY
 
 
-async def test_clicks_at_the_same_time_as_delivery_reports_are_never_lost_and_the_state_never_goes_back(
+async def test_clicks_concurrent_with_delivery_reports_are_never_lost_and_the_message_state_never_goes_back(
     service: Service, message: Message
 ) -> None:
     def prepare(connection: Connection) -> list[Message]:
@@ -216,7 +216,9 @@ async def test_delivery_reports_of_unknown_messages_are_rejected_at_once_if_too_
     assert service.delivery_reports._waiting == MAX_WAITING
 
 
-async def test_a_later_delivery_report_without_carrier_texts_keeps_the_earlier_texts(service: Service, message: Message) -> None:
+async def test_a_later_delivery_report_without_carrier_texts_does_not_remove_the_earlier_texts(
+    service: Service, message: Message
+) -> None:
     await record(service, DELIVERED, READ)
     row = await stored(service)
     assert (row.state, row.report_status, row.reason_code) == (State.READ, "DELIVRD", "000")

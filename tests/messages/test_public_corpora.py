@@ -49,7 +49,7 @@ def test_url_detection_finds_the_urls_that_a_person_marked_in_95_percent_of_text
     assert len(different) / len(HELD_OUT_TEXTS) < 0.05, different
 
 
-def test_urls_in_the_examples_of_crawler_user_agents_are_those_that_linkify_it_finds() -> None:
+def test_url_detection_and_linkify_it_find_the_same_urls_in_crawler_user_agents() -> None:
     linkify = LinkifyIt()
     texts = [text.replace("+http", " http") for crawler in CRAWLER_USER_AGENTS_DATA for text in crawler["instances"]]
     different = []
@@ -62,7 +62,7 @@ def test_urls_in_the_examples_of_crawler_user_agents_are_those_that_linkify_it_f
     assert different == []
 
 
-def test_each_url_with_a_scheme_that_linkify_it_finds_in_a_marketing_text_begins_at_the_same_place() -> None:
+def test_url_detection_and_linkify_it_find_the_same_start_of_each_url_in_marketing_texts() -> None:
     linkify = LinkifyIt()
     for marked in MARKETING_TEXTS + HELD_OUT_TEXTS:
         text = marked.replace("⟦", "").replace("⟧", "")
@@ -88,7 +88,7 @@ def twitter_cases() -> Iterator[tuple[str, list[str]]]:
                     yield text, [url if isinstance(url, str) else url[0] for url in urls]
 
 
-def test_urls_in_the_test_cases_of_twitter_text_are_those_that_twitter_finds() -> None:
+def test_url_detection_finds_the_expected_urls_in_the_test_cases_of_twitter_text() -> None:
     cases = list(twitter_cases())
     assert len(cases) > 50
     assert {text for text, urls in cases if detect(text) != urls} == DIFFERENT_FROM_TWITTER

@@ -62,7 +62,9 @@ def test_a_stored_link_is_located_although_url_detection_finds_more_urls_now(mon
         assert texts(body, locate_spans(body, track, [("http://shop.com", None)])) == ["shop.com"]
 
 
-def test_a_stored_link_is_located_by_its_text_although_url_detection_does_not_find_it_now(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stored_link_is_located_by_the_text_of_its_url_although_url_detection_does_not_find_this_url(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     body = f"{DIRECTIVE} Shop.Com/A, https://x.example/"
     monkeypatch.setattr(spans, "find_urls", lambda _: [])
     links = [(URL, None), ("http://shop.com/A", None), (URL, None)]

@@ -153,7 +153,7 @@ async def test_a_phone_number_with_many_messages_is_erased_in_batches(database: 
     assert await erase(database, None, PHONE, NOON) == ErasureResult()
 
 
-async def test_an_erasure_cancels_a_pending_callback_of_the_message_and_keeps_a_pending_delivery_to_a_tracker(
+async def test_an_erasure_cancels_pending_callbacks_of_the_message_but_not_pending_deliveries_to_trackers(
     database: Database,
 ) -> None:
     pending = {"status": DeliveryStatus.PENDING.value, "finished_at": None}

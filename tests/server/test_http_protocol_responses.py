@@ -72,7 +72,7 @@ async def test_redirect_responses_without_asgi_equal_those_of_uvicorn_byte_for_b
     assert rows[::2] == rows[1::2], "both paths store the same hits"
 
 
-async def test_requests_that_the_protocol_does_not_answer_itself_get_the_response_of_the_asgi_application(service: Service) -> None:
+async def test_requests_that_redirect_protocol_does_not_handle_get_the_response_of_the_asgi_application(service: Service) -> None:
     code = await create_link(service)
     long_path = code + "%E2%80%9D" * 8 + "?" + "x" * 256
     cases = [

@@ -90,7 +90,7 @@ async def test_requests_that_arrive_during_a_commit_share_the_next_transaction(d
     assert len(names.batches) < 10
 
 
-async def test_an_exception_among_the_results_of_a_group_commit_fails_only_its_own_request(database: Database) -> None:
+async def test_an_exception_among_the_results_of_a_group_commit_fails_only_the_request_of_this_result(database: Database) -> None:
     commits: GroupCommit[str, str, list[str]] = GroupCommit(database, Names())
     results = await asyncio.gather(*map(commits.submit, ["a", "refused", "b"]), return_exceptions=True)
     assert results[0] == "A"
@@ -285,7 +285,9 @@ async def test_a_batch_is_retried_until_the_database_commits_it(database: Databa
     assert len(batcher) == 0
 
 
-async def test_an_item_that_the_database_rejects_fails_alone_and_the_rest_of_its_batch_is_stored(database: Database) -> None:
+async def test_only_the_item_that_the_database_rejects_fails_and_the_other_items_of_its_batch_are_stored(
+    database: Database,
+) -> None:
     handler = Recording()
     batcher = recording_batcher(database, handler)
     batcher.put_all(["a", "poison", "b", "c"])

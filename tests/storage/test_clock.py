@@ -52,7 +52,7 @@ async def test_a_machine_clock_that_differs_by_milliseconds_from_the_database_is
     assert clock.offset == timedelta()
 
 
-async def test_the_clock_in_milliseconds_is_corrected_too(database: Database) -> None:
+async def test_the_clock_that_returns_milliseconds_is_corrected_with_the_clock_of_the_database(database: Database) -> None:
     clock = SharedClock(database)
     assert abs(ms_clock(clock)() - to_ms(clock())) < 1000
     clock.offset = timedelta(hours=-2)

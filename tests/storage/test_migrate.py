@@ -291,7 +291,7 @@ async def test_a_long_migration_shows_its_progress(empty_url: str, tmp_path: Pat
     assert await module._run_on(empty_url, difference) == []
 
 
-async def test_the_migration_gives_new_permissions_to_api_keys_that_had_all_permissions(empty_url: str) -> None:
+async def test_the_migration_grants_new_permissions_to_api_keys_that_had_all_permissions(empty_url: str) -> None:
     def fill(connection: Connection) -> None:
         upgrade(connection, "0009")
         for number, permissions in enumerate(

@@ -44,7 +44,7 @@ async def test_two_processes_whose_clock_was_set_back_generate_different_ids(
     assert min(generated) > max(row.id for row in await fetch_rows(services[0], schema.hits))
 
 
-async def test_ids_of_a_clock_that_was_wrong_by_days_are_not_continued(make_service: MakeService, clock: Clock) -> None:
+async def test_new_ids_do_not_follow_existing_ids_from_a_clock_that_was_days_ahead(make_service: MakeService, clock: Clock) -> None:
     clock.forward(days=400)
     service = await make_service()
     await create_codes(service)

@@ -72,7 +72,7 @@ async def test_a_process_gets_a_new_node_number_if_another_process_leased_its_nu
     assert other.node == numbers[0]
 
 
-async def test_an_expired_lease_of_a_node_number_is_renewed_if_no_other_process_leased_it(database: Database) -> None:
+async def test_an_expired_lease_of_a_node_number_is_renewed_if_no_other_process_leased_the_number(database: Database) -> None:
     numbers: list[int] = []
     one = lease(database, numbers)
     await one.step()

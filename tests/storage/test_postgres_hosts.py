@@ -76,7 +76,7 @@ async def test_a_host_that_never_answers_does_not_prevent_the_connection_to_the_
     await connection.close()
 
 
-async def test_several_hosts_without_target_session_attrs_lead_to_the_server_that_accepts_writes(
+async def test_a_url_with_several_hosts_connects_to_the_server_that_accepts_writes_by_default(
     writable: str, postgresql: str
 ) -> None:
     read_only = await new_postgresql_database(postgresql, None)
@@ -91,7 +91,7 @@ async def test_several_hosts_without_target_session_attrs_lead_to_the_server_tha
     await anything.close()
 
 
-async def test_an_attempt_that_is_cancelled_leaves_no_attempt_running(silent_port: int) -> None:
+async def test_a_cancelled_connect_call_leaves_no_connection_attempt_running(silent_port: int) -> None:
     before = asyncio.all_tasks()
     task = asyncio.create_task(connect(f"postgresql:///d?host=127.0.0.1,127.0.0.1&port={silent_port}", timeout=10 * PATIENCE))
     async with asyncio.timeout(PATIENCE):

@@ -89,9 +89,7 @@ async def test_the_next_click_of_a_person_after_a_retraction_is_a_first_click(re
     await assert_counts_match(service)
 
 
-async def test_a_stored_click_of_a_person_replaces_a_retracted_first_click_with_its_own_time(
-    retracting: Service, clock: Clock
-) -> None:
+async def test_a_stored_click_of_a_person_replaces_a_retracted_first_click(retracting: Service, clock: Clock) -> None:
     service = retracting
     (code,) = await create_codes(service)
     machine = await record_click(service, code, SCANNER)
@@ -158,7 +156,9 @@ async def test_a_suspected_hit_that_becomes_human_is_the_first_click_of_a_messag
     await assert_counts_match(service)
 
 
-async def test_a_correct_first_click_stays_even_if_an_earlier_hit_becomes_human(retracting: Service, clock: Clock) -> None:
+async def test_a_first_click_is_not_replaced_if_the_verdict_on_an_earlier_hit_becomes_human(
+    retracting: Service, clock: Clock
+) -> None:
     service = retracting
     (code,) = await create_codes(service)
     await record_click(service, code, PHONE, verdict=Verdict.SUSPECTED)
@@ -206,7 +206,9 @@ async def test_a_retraction_does_not_change_the_first_click_of_the_message_on_an
     assert (current.state, current.click_hit_id, current.clicked_links) == (State.CLICKTHRU, person, 0b01)
 
 
-async def test_each_click_is_retracted_on_a_link_that_creates_an_event_for_every_click(retracting: Service, clock: Clock) -> None:
+async def test_each_retracted_click_creates_a_retraction_event_if_its_link_creates_an_event_for_every_click(
+    retracting: Service, clock: Clock
+) -> None:
     service = retracting
     (code,) = await create_codes(service, '#trackurl("https://x.example/1","offer")')
     machines = [await record_click(service, code, SCANNER) for _ in range(2)]
@@ -321,7 +323,7 @@ async def test_a_tracker_that_subscribes_to_click_retracted_receives_the_event(
     assert (values["first_for_message"], values["seconds_since_sent"]) == (True, 7)
 
 
-async def test_concurrent_reclassifications_and_clicks_give_one_retraction_and_one_first_click(
+async def test_concurrent_reclassifications_and_clicks_create_one_retraction_and_one_first_click(
     make_service: MakeService, clock: Clock
 ) -> None:
     one = await make_service()

@@ -33,7 +33,9 @@ def test_the_compiled_crawler_list_matches_the_same_user_agents_as_the_package()
         (r"AdsBot([^-]|$)", "AdsBot", "AdsBot-Mobile"),
     ],
 )
-def test_each_kind_of_crawler_pattern_keeps_its_meaning_after_compilation(pattern: str, matches: str, misses: str) -> None:
+def test_each_kind_of_crawler_pattern_matches_the_same_user_agents_after_compilation(
+    pattern: str, matches: str, misses: str
+) -> None:
     words, expressions = compile_list([pattern])
 
     def found(agent: str) -> bool:

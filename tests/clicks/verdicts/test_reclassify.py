@@ -83,7 +83,9 @@ async def test_a_first_click_whose_user_agent_was_purged_is_not_reclassified(ret
     assert await service.database.read(verify, NOON - DAY, NOON + DAY) == []
 
 
-async def test_late_hits_and_hits_on_disabled_links_change_only_their_verdict(retracting: Service, clock: Clock) -> None:
+async def test_the_reclassification_of_late_hits_and_hits_on_disabled_links_changes_only_their_verdict(
+    retracting: Service, clock: Clock
+) -> None:
     service = retracting
     (expired,) = await create_codes(service, expires_in=60)
     (disabled,) = await create_codes(service)

@@ -25,7 +25,7 @@ async def test_the_reclassification_job_examines_each_hit_once_when_it_is_old_en
     assert service.reclassifier.total.retracted == 1
 
 
-async def test_the_reclassification_job_examines_only_hits_of_applications_with_retract_clicks(
+async def test_the_reclassification_job_examines_only_hits_of_applications_with_the_setting_retract_clicks(
     service: Service, clock: Clock
 ) -> None:
     await change_settings(service, max_recipients_per_address_minute=1)

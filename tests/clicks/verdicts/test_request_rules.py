@@ -57,7 +57,7 @@ def test_a_prefetch_request_is_ignored(headers: dict[str, str]) -> None:
     assert (classification.verdict, classification.rule) == (Verdict.IGNORED, "prefetch")
 
 
-def test_a_request_whose_purpose_header_does_not_name_prefetch_is_not_ignored() -> None:
+def test_a_request_with_another_value_than_prefetch_in_a_purpose_header_is_not_ignored() -> None:
     assert classify(RequestTraits("GET", IPHONE, purpose="navigate", x_purpose="")).verdict is Verdict.HUMAN
 
 
@@ -100,7 +100,7 @@ def test_a_request_with_an_empty_user_agent_is_suspected(agent: str) -> None:
         ("Matrix", "Synapse (bot; +https://github.com/matrix-org/synapse)"),
     ],
 )
-def test_a_link_preview_of_an_app_is_suspected_and_the_reason_names_the_app(app: str, agent: str) -> None:
+def test_a_link_preview_of_an_app_is_suspected_and_the_reason_contains_the_name_of_the_app(app: str, agent: str) -> None:
     classification = classify(RequestTraits("GET", agent))
     assert (classification.verdict, classification.rule) == (Verdict.SUSPECTED, "link_preview")
     assert classification.reason == f"link preview of {app}"
@@ -149,7 +149,7 @@ def test_a_hit_by_a_crawler_or_an_http_library_of_the_crawler_list_is_suspected(
         "Mozilla/5.0 (Macintosh) AppleWebKit/605.1.15 (KHTML, like Gecko) Version/17.0 Safari/605.1.15 LinkChecker",
     ],
 )
-def test_a_program_that_is_not_in_the_crawler_list_is_suspected_because_its_user_agent_names_a_program(agent: str) -> None:
+def test_an_unlisted_program_is_suspected_if_its_user_agent_contains_the_name_of_a_program(agent: str) -> None:
     assert rule(agent) == "program"
 
 
@@ -234,7 +234,7 @@ def test_the_reason_for_a_suspected_hit_contains_no_email_address_from_the_user_
         "x",
     ],
 )
-def test_a_user_agent_that_names_no_browser_is_suspected(agent: str) -> None:
+def test_a_user_agent_without_the_name_of_a_browser_is_suspected(agent: str) -> None:
     assert rule(agent) in ("no_browser", "crawler")
 
 
@@ -298,7 +298,7 @@ def test_requests_of_people_with_unusual_user_agents_are_human(agent: str) -> No
     assert classification.verdict is Verdict.HUMAN, classification
 
 
-def test_a_crawler_is_suspected_even_if_its_user_agent_also_contains_a_phone_model_such_as_cubot() -> None:
+def test_a_crawler_is_suspected_even_if_its_user_agent_also_contains_a_phone_model() -> None:
     assert rule(android("10; CUBOT J9", " (compatible; Googlebot/2.1; +http://www.google.com/bot.html)")) == "crawler"
 
 
