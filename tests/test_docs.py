@@ -87,7 +87,7 @@ def test_every_document_is_reachable_by_links_from_the_index_of_the_documents() 
 
 
 @pytest.mark.parametrize("document", [path for path in DOCUMENTS if path not in DECISIONS], ids=document_id)
-def test_a_document_names_its_readers_in_its_first_paragraph(document: Path) -> None:
+def test_the_first_paragraph_of_a_document_says_for_which_readers_it_is(document: Path) -> None:
     first = document.read_text().split("\n\n")[1]
     assert re.search(r"\b[Ff]or (?!example)", first), first
 
@@ -104,7 +104,7 @@ def test_each_code_block_of_a_document_is_run_by_a_test_or_has_a_reason_why_not(
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=document_id)
-def test_paths_that_a_document_names_exist(document: Path) -> None:
+def test_paths_that_a_document_mentions_exist(document: Path) -> None:
     for name in re.findall(r"`((?:shortener|tests|benchmarks|docs|config)/[\w./-]+)`", document.read_text()):
         assert (ROOT / name).exists(), name
 
@@ -116,7 +116,7 @@ def test_decision_records_that_a_document_cites_exist(document: Path) -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=document_id)
-def test_commands_and_options_that_a_document_names_exist(document: Path) -> None:
+def test_commands_and_options_that_a_document_mentions_exist(document: Path) -> None:
     spans = re.findall(r"`((?:\.venv/bin/)?shortener [a-z][^`]*)`", document.read_text())
     for words in shortener_commands("\n".join([*shell_blocks(document), *spans])):
         command: click.Command | None = cli
@@ -148,7 +148,7 @@ def test_every_command_prints_its_help(path: tuple[str, ...]) -> None:
     assert (result.exit_code, result.output.startswith("Usage: ")) == (0, True)
 
 
-def test_every_make_target_that_a_document_names_exists() -> None:
+def test_every_make_target_that_a_document_mentions_exists() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for document in DOCUMENTS:
         text = document.read_text()
@@ -156,7 +156,7 @@ def test_every_make_target_that_a_document_names_exists() -> None:
             assert (name[0] or name[1]) in targets, f"{document.name}: make {name}"
 
 
-def test_benchmarks_that_documents_name_exist() -> None:
+def test_benchmarks_that_documents_mention_exist() -> None:
     for document in DOCUMENTS:
         for name in re.findall(r"python -m benchmarks\.(\w+)", document.read_text()):
             assert (ROOT / "benchmarks" / f"{name}.py").is_file(), f"{document.name}: {name}"
@@ -170,7 +170,7 @@ def test_a_document_that_promises_that_no_data_are_lost_states_the_conditions(do
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=document_id)
-def test_settings_that_a_document_names_exist(document: Path) -> None:
+def test_settings_that_a_document_mentions_exist(document: Path) -> None:
     for name in re.findall(r"\bSHORTENER_([A-Z][A-Z_]+[A-Z])\b", document.read_text()):
         assert name.removesuffix("_FILE").lower() in {*Settings.model_fields, "config", "name"}, name
 
@@ -182,7 +182,7 @@ def registered_metrics() -> set[str]:
 
 
 @pytest.mark.parametrize("document", [path for path in DOCUMENTS if path.name != "CHANGELOG.md"], ids=document_id)
-def test_metrics_that_a_document_names_exist(document: Path) -> None:
+def test_metrics_that_a_document_mentions_exist(document: Path) -> None:
     for name in re.findall(r"\b(shortener_[a-z_]+[a-z])\b", document.read_text()):
         assert name.removesuffix("_total") in registered_metrics(), name
 
@@ -192,7 +192,7 @@ def logged_events() -> set[str]:
     return set(re.findall(r'\.(?:debug|info|warning|error|exception)\(\s*"([a-z_]+)"', source))
 
 
-def test_log_events_that_documents_name_exist() -> None:
+def test_log_events_that_documents_mention_exist() -> None:
     for document in DOCUMENTS:
         for name in re.findall(r"log event `([a-z_]+)`", document.read_text()):
             assert name in logged_events(), f"{document.name}: {name}"
@@ -265,7 +265,7 @@ def test_the_list_of_errors_equals_the_errors_of_the_code() -> None:
     assert set(re.findall(r"^\| `([A-Z][a-z]\w+)` \|", text, re.MULTILINE)) == caught
 
 
-def test_the_shell_completion_knows_the_commands_that_the_documents_name() -> None:
+def test_the_shell_completion_offers_the_commands_that_the_documents_mention() -> None:
     environment = os.environ | {
         "_SHORTENER_COMPLETE": "bash_complete",
         "COMP_WORDS": "shortener applications cr",

@@ -39,7 +39,7 @@ def test_decoding_any_text_as_a_row_id_returns_a_number_or_none(text: str) -> No
     ("ids", "prefix"),
     [(CONVERSION_IDS, "cnv_"), (DELIVERY_IDS, "dlv_"), (LINK_UPDATE_IDS, "upd_"), (REFUSED_REPORT_IDS, "rfs_")],
 )
-def test_a_public_id_has_the_prefix_of_its_kind_and_is_also_accepted_without_it(ids: PublicIds, prefix: str) -> None:
+def test_a_public_id_has_the_prefix_of_its_kind_and_is_also_accepted_without_the_prefix(ids: PublicIds, prefix: str) -> None:
     assert ids.encode(7) == f"{prefix}00000000007"
     assert ids.decode(ids.encode(7)) == ids.decode("00000000007") == 7
     assert ids.decode(f"xyz_{encode(7)}") is None

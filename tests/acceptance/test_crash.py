@@ -109,7 +109,7 @@ def test_links_of_a_completed_rewrite_redirect_after_kill_9(server: Server) -> N
         assert client.get("/" + message["links"][0]["code"]).headers["location"] == "https://x.example/"
 
 
-def test_a_second_start_creates_no_new_credentials(server: Server) -> None:
+def test_a_second_start_of_the_server_creates_no_new_credentials(server: Server) -> None:
     assert server.first["api_key"] in server.printed
     assert server.stop() == 0
     server.start()

@@ -192,7 +192,7 @@ def test_infobip_an_advanced_message_with_an_ended_process_appears_in_the_conver
 # Xoxzo
 
 
-def test_xoxzo_a_callback_is_sent_up_to_ten_times_until_the_response_is_200(server: Server, endpoint: Endpoint) -> None:
+def test_xoxzo_a_callback_is_sent_up_to_ten_times_until_the_response_has_the_status_200(server: Server, endpoint: Endpoint) -> None:
     customer = Customer(server, "xoxzo")
     form = {
         "sender": "Sender",

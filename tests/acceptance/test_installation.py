@@ -46,7 +46,7 @@ def client_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def test_the_extra_client_installs_no_part_of_the_server(client_python: Path) -> None:
+def test_an_installation_with_the_extra_client_contains_no_part_of_the_server(client_python: Path) -> None:
     listed = json.loads(run(client_python, "-m", "pip", "--disable-pip-version-check", "list", "--format", "json"))
     names = {package["name"].lower().replace("_", "-") for package in listed} - {"pip", "setuptools"}
     assert {"sms-shortener", "httpx", "idna"} <= names

@@ -305,7 +305,7 @@ async def test_a_delivery_that_is_too_old_after_failed_attempts_stays_pending_af
     assert (row.attempt, row.held_since) == (2, None), "a charged attempt ends the hold"
 
 
-async def test_a_replay_restarts_the_time_limit_for_local_failures_and_429_responses(
+async def test_the_replay_of_a_delivery_restarts_the_time_limit_for_local_failures_and_429_responses(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
 ) -> None:
     await make_tracker(receiver.url(), max_attempts=1)
@@ -433,7 +433,7 @@ async def test_no_operations_event_is_stored_if_no_tracker_subscribes_to_it(
     assert len(await rows(service.database, schema.events)) == 1
 
 
-async def test_a_callback_of_a_message_has_ten_signed_attempts_whatever_status_it_returns(
+async def test_a_callback_of_a_message_has_ten_signed_attempts_whatever_the_response_status_is(
     service: Service, story: Story, receiver: Receiver, clock: Clock
 ) -> None:
     clock.now = datetime.now(NOON.tzinfo)  # the reference implementation uses the system clock

@@ -68,7 +68,7 @@ async def test_stopping_the_dispatcher_waits_for_running_attempts_and_records_th
     assert len(receiver.requests) == 6, "nothing is sent twice"
 
 
-async def test_stopping_the_dispatcher_gives_back_the_claims_of_attempts_that_do_not_end_in_time(
+async def test_stopping_the_dispatcher_releases_the_claims_of_attempts_that_do_not_end_in_time(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver
 ) -> None:
     receiver.by_path = {"/hang": Reply(hang=True)}

@@ -178,7 +178,7 @@ async def test_a_success_between_failures_keeps_the_circuit_breaker_closed(
     assert service.dispatcher.totals.breakers_opened == 0
 
 
-async def test_another_probe_is_sent_after_a_stopping_process_gave_back_the_claim_of_a_probe(
+async def test_another_probe_is_sent_after_a_stopping_process_released_the_claim_of_a_probe(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
 ) -> None:
     receiver.default_reply = 500

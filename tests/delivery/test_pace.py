@@ -113,7 +113,7 @@ def test_a_tracker_without_rate_limits_may_get_any_number_of_deliveries() -> Non
 
 
 @pytest.mark.parametrize("rate", [0.01, 0.3, 1, 3, 7, 10, 33, 100, 700, 1000])
-def test_deliveries_keep_the_limit_max_per_second_within_ten_percent(rate: float) -> None:
+def test_deliveries_exceed_the_setting_max_per_second_by_at_most_ten_percent(rate: float) -> None:
     pace = TrackerPace(max_per_second=rate)
     duration_ms = max(10_000, round(20_000 / rate))
     count, now = 0, NOW
@@ -167,7 +167,7 @@ def test_a_learned_rate_has_a_minimum_and_is_removed_after_successes_or_an_hour(
     assert (pace.rate, MAX_RATE) == (None, 1000.0)
 
 
-def test_the_lower_of_the_learned_rate_and_max_per_second_applies() -> None:
+def test_the_learned_rate_or_the_setting_max_per_second_applies_whichever_is_lower() -> None:
     pace = TrackerPace(max_per_second=3.0).throttled(NOW, started=NOW, successes=2)
     assert pace.limit(NOW) == 2.0
     assert TrackerPace(max_per_second=3.0).throttled(NOW, started=NOW, successes=9).limit(NOW) == 3.0

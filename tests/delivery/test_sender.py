@@ -245,7 +245,7 @@ async def test_a_request_that_fails_on_a_new_connection_is_sent_once(sender: Sen
 
 
 @pytest.mark.parametrize("behaviour", [hang, hang_up, reset, send_bytes(b"garbage\r\n"), send_bytes(HEAD + b"X\0\r\n\r\n")])
-async def test_no_text_in_the_result_of_a_request_contains_the_url(sender: Sender, behaviour: Behaviour) -> None:
+async def test_the_error_text_of_a_failed_request_does_not_contain_the_url(sender: Sender, behaviour: Behaviour) -> None:
     async with receiver(behaviour) as peer:
         for url in (peer.url("/in?token=SECRET"), peer.url("/in?token=SECRET").replace("http:", "https:")):
             result = await post(sender, url, DEADLINE)

@@ -121,7 +121,7 @@ def test_a_text_that_is_not_a_phone_number_is_rejected_with_a_reason(to: str) ->
         "\u202a+19995550100\u202c",
     ],
 )
-def test_a_search_accepts_a_phone_number_without_a_plus_or_with_a_space_in_its_place(text: str) -> None:
+def test_a_search_accepts_a_phone_number_without_a_plus_or_with_a_space_instead_of_the_plus(text: str) -> None:
     assert parse_searched_number(text) == "+19995550100"
 
 

@@ -72,7 +72,7 @@ def test_a_request_must_have_one_message_id_for_each_recipient() -> None:
     )
 
 
-def test_only_a_request_with_an_idempotency_key_or_its_own_message_ids_can_be_a_repeat() -> None:
+def test_only_a_request_with_an_idempotency_key_or_with_message_ids_can_be_a_repeat() -> None:
     assert not plan(item(to=(TO, TO), message_ids=(None, None))).may_be_repeat
     assert plan(item(to=(TO, TO), message_ids=(None, "m-1"))).may_be_repeat
     assert plan(item(), key="key").may_be_repeat

@@ -26,7 +26,7 @@ def count_slowly(text: str) -> Segments:
     return Segments("GSM-7" if gsm else "UCS-2", segments, units)
 
 
-def test_gsm7_contains_its_basic_and_extension_characters_and_no_others() -> None:
+def test_the_gsm7_alphabet_contains_only_the_basic_and_extension_characters_of_the_standard() -> None:
     assert len(BASIC) == 127  # GSM-7 has 128 septets, of which one is the escape
     assert count_segments(BASIC) == Segments("GSM-7", 1, 127)
     assert count_segments(EXTENSION) == Segments("GSM-7", 1, 20)

@@ -132,7 +132,7 @@ async def test_the_overview_reports_a_disabled_tracker_and_an_expiring_token(
 
 
 @pytest.mark.parametrize("failure", [StoreUnavailable("outage"), None])
-async def test_a_panel_that_fails_or_takes_too_long_leaves_the_rest_of_the_page(
+async def test_a_portal_panel_that_fails_or_is_too_slow_does_not_affect_the_rest_of_the_page(
     service: Service, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch, failure: Exception | None
 ) -> None:
     async def campaigns(visit: object) -> None:

@@ -52,7 +52,7 @@ async def test_the_home_page_of_the_installation_links_to_the_portal_and_the_doc
 @pytest.mark.parametrize(
     ("portal_url", "expected"), [(None, False), ("/portal", True), ("https://portal.example/portal", True), ('/"><x>', False)]
 )
-def test_the_home_page_links_to_the_portal_only_if_it_is_served(portal_url: str | None, expected: bool) -> None:
+def test_the_home_page_links_to_the_portal_only_if_the_portal_is_served(portal_url: str | None, expected: bool) -> None:
     page = home_page(portal_url).body.decode()
     assert (f'href="{portal_url}"' in page) is expected
     assert "<x>" not in page
@@ -69,7 +69,7 @@ async def test_the_root_path_of_a_domain_redirects_to_the_home_url_of_the_domain
     assert (await visitor.get("/", headers=BRAND)).status_code == 404
 
 
-async def test_an_own_domain_serves_its_own_app_association_files(
+async def test_the_domain_of_an_application_serves_the_app_association_files_of_this_domain(
     visitor: httpx.AsyncClient, service: Service, clock: Clock
 ) -> None:
     paths = ("/.well-known/assetlinks.json", "/.well-known/apple-app-site-association")
@@ -99,7 +99,7 @@ async def test_health_checks_and_metrics_respond_only_on_the_base_host_and_local
         assert ((await visitor.get(path, headers={"Host": host})).status_code != 404) is is_there, host
 
 
-async def test_the_domain_check_responds_on_any_host_except_an_own_domain(visitor: httpx.AsyncClient) -> None:
+async def test_the_domain_check_responds_on_any_host_except_the_domain_of_an_application(visitor: httpx.AsyncClient) -> None:
     path = "/internal/domain-check?domain=go.brand.example"
     for host, status in (("serve1:8000", 200), ("s.example", 200), ("go.brand.example", 404)):
         assert (await visitor.get(path, headers={"Host": host})).status_code == status

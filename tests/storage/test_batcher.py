@@ -99,7 +99,7 @@ async def test_an_exception_among_the_results_of_a_group_commit_fails_only_the_r
     assert await stored(database) == {"a", "b"}
 
 
-async def test_a_request_whose_item_makes_the_batch_fail_is_the_only_one_that_fails(database: Database) -> None:
+async def test_only_the_request_whose_item_makes_the_batch_fail_raises_an_error(database: Database) -> None:
     commits: GroupCommit[str, str, list[str]] = GroupCommit(database, Names())
     results = await asyncio.gather(*map(commits.submit, ["a", "b", "poison", "c"]), return_exceptions=True)
     assert [result for result in results if isinstance(result, str)] == ["A", "B", "C"]
@@ -156,7 +156,9 @@ async def test_the_number_of_items_in_a_group_commit_batch_is_limited(database: 
     assert max(map(len, names.batches)) == 4
 
 
-async def test_the_after_callback_receives_the_value_of_its_own_batch_with_two_batches_in_flight(database: Database) -> None:
+async def test_the_callback_after_a_group_commit_receives_the_value_of_this_commit_if_two_commits_overlap(
+    database: Database,
+) -> None:
     names = Names()
     after: list[list[str]] = []
     commits: GroupCommit[str, str, list[str]] = GroupCommit(database, names, after=after.append)
@@ -170,7 +172,7 @@ async def test_the_after_callback_receives_the_value_of_its_own_batch_with_two_b
     assert sorted(after) == sorted(names.batches)
 
 
-async def test_the_after_callback_is_not_called_for_a_rolled_back_batch_beside_a_committed_one(database: Database) -> None:
+async def test_the_callback_after_a_group_commit_is_not_called_for_a_batch_that_is_rolled_back(database: Database) -> None:
     """Both transaction functions run before either batch is committed. The second batch is then rolled back."""
     both_ran = asyncio.Event()
     values: list[list[str]] = []
@@ -203,7 +205,9 @@ async def test_the_after_callback_is_not_called_for_a_rolled_back_batch_beside_a
     assert await stored(database) == {"first"}
 
 
-async def test_an_exception_of_the_after_callback_does_not_fail_the_requests_or_the_next_batch(database: Database) -> None:
+async def test_an_exception_in_the_callback_after_a_group_commit_fails_neither_its_requests_nor_the_next_batch(
+    database: Database,
+) -> None:
     def broken(value: list[str]) -> None:
         raise RuntimeError("after")
 

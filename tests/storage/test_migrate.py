@@ -69,7 +69,9 @@ async def test_the_migrations_produce_the_schema_of_the_code(empty_url: str) -> 
     assert by_migrations == await module._run_on(empty_url, conditions)
 
 
-async def test_prepare_creates_the_schema_in_an_empty_database_and_a_second_call_changes_nothing(empty_url: str) -> None:
+async def test_the_function_prepare_creates_the_schema_in_an_empty_database_and_a_second_call_changes_nothing(
+    empty_url: str,
+) -> None:
     assert await current_version(empty_url) is None
     await prepare(empty_url)
     assert await current_version(empty_url) == HEAD

@@ -157,7 +157,7 @@ async def test_a_wrong_http_method_returns_405(client: httpx.AsyncClient) -> Non
     assert (answer.status_code, answer.json()["error_code"], answer.headers["allow"]) == (405, "METHOD_NOT_ALLOWED", "POST")
 
 
-async def test_a_client_that_sends_many_wrong_credentials_gets_429_but_valid_ones_work(make_service: MakeService) -> None:
+async def test_a_client_that_sends_many_wrong_credentials_gets_429_but_valid_credentials_work(make_service: MakeService) -> None:
     service = await make_service(rejected_credential_limit=3)
     assert service.first_credentials is not None
     right = {"X-API-Key": service.first_credentials.api_key}

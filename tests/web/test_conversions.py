@@ -280,7 +280,7 @@ async def test_the_previous_tracker_token_can_report_conversions_until_its_overl
         assert (await client.get("/api/v1/track", params={"message_id": "m-1"})).status_code == 200
 
 
-async def test_the_tracker_token_of_another_application_finds_no_message(service: Service) -> None:
+async def test_a_conversion_report_with_the_tracker_token_of_another_application_gets_404(service: Service) -> None:
     other = await service.database.write(create_application, "other", NOON)
     await service.directory.refresh()
     async with client_of(service, {"X-Api-Token": other.tracker_token}) as client:

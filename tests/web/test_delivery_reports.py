@@ -103,7 +103,7 @@ async def test_an_unknown_message_id_in_a_list_of_delivery_reports_rejects_only_
     assert row.delivered_at == NOON
 
 
-async def test_a_delivery_report_is_stored_without_its_invalid_values_and_a_warning_names_each_of_them(
+async def test_a_delivery_report_is_stored_without_its_invalid_values_and_causes_a_warning_for_each_of_them(
     service: Service, client: httpx.AsyncClient
 ) -> None:
     report = {

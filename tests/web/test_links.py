@@ -88,7 +88,7 @@ async def test_a_link_of_an_erased_message_cannot_be_enabled(client: httpx.Async
     assert (await client.get(path, headers=PHONE)).status_code == 410
 
 
-async def test_disabling_a_link_removes_it_from_the_link_cache(
+async def test_disabling_a_link_removes_the_link_from_the_link_cache(
     client: httpx.AsyncClient, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forgotten: list[str] = []
@@ -395,7 +395,7 @@ async def test_a_date_as_the_new_expiry_includes_the_whole_day(client: httpx.Asy
     assert changed.json()["link"]["expires_at"] == "2026-12-25T00:00:00Z"
 
 
-async def test_an_expired_link_does_not_redirect_to_a_host_that_became_an_own_domain(
+async def test_an_expired_link_does_not_redirect_to_a_host_that_has_become_a_domain_of_an_application(
     client: httpx.AsyncClient, service: Service, clock: Clock
 ) -> None:
     path = await link(client, expires_in=60, fallback_url="https://later.example/{code}")

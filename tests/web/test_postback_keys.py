@@ -58,7 +58,7 @@ async def test_a_postback_key_allows_only_conversion_reports_and_is_stored_hashe
     assert [(one["name"], one["hint"]) for one in listed.json()["postback_keys"]] == [("network", key[:8])]
 
 
-async def test_an_unknown_postback_key_returns_401_and_the_key_of_another_application_finds_no_message(
+async def test_an_unknown_postback_key_returns_401_and_the_postback_key_of_another_application_returns_404(
     service: Service, client: httpx.AsyncClient
 ) -> None:
     assert (await postback(service, "pk_" + "a" * 43)).status_code == 401
