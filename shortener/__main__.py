@@ -1,6 +1,6 @@
 """Run the `shortener` command, also with `python -m shortener`.
 
-An installation of the client alone has no parts for the command. It prints which installation has them.
+If only the client is installed, print how to install the packages that the command needs.
 """
 # Tested by tests/acceptance/test_installation.py
 
@@ -14,7 +14,7 @@ _SERVER_PACKAGES = ("click", "pydantic", "sqlalchemy", "starlette", "uvicorn")
 
 
 def main() -> None:
-    """Run the command line and exit. Exit with 1 and a message if the parts of the server are not installed."""
+    """Run the command line and exit. If the packages of the server are not installed, print a message and exit with 1."""
     missing = [name for name in _SERVER_PACKAGES if find_spec(name) is None]
     if missing:
         sys.exit(

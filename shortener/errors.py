@@ -114,9 +114,9 @@ class ErrorCode(enum.Enum):
 class Detail:
     """One error in the fields of a request.
 
-    `field` is a path such as `messages.3.to`. `reason` is a text for people. `position` counts characters from 0 in a text.
-    `index` is the message in a request with several messages, and `recipient` its recipient. `code` is the error code of this error
-    alone; an error has it if a request can have several errors with different codes."""
+    `field` is a path such as `messages.3.to`. `reason` is a text that explains the error. `position` counts characters from 0 in a
+    text. `index` is the index of the message in a request with several messages, and `recipient` the index of its recipient. `code`
+    is the error code of this single error; it is set if a request can have several errors with different codes."""
 
     field: str
     reason: str
@@ -153,7 +153,7 @@ class ApiError(Exception):
         """`description` defaults to the meaning of the code. `retry_after` is the Retry-After header in seconds.
 
         `hidden_details` is the number of further errors that were counted but have no detail. `fields` are further fields of the
-        body that belong to the code."""
+        response body that are specific to the code."""
         self.code = code
         self.description = description or code.meaning
         self.details = tuple(details)

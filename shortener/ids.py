@@ -1,4 +1,4 @@
-"""Identifiers: the row ids in the database and their encoded forms in the API.
+"""This module generates row ids, and converts them to the public ids of the API and back.
 
 A row id is a 63-bit number that grows with time: 41 bits of milliseconds, 10 bits for the node and 12 bits for a counter.
 The process generates it, so a batch can refer to its own rows before they are written, and inserts append to the end of an index.
@@ -61,7 +61,7 @@ class IdGenerator:
 
 
 def first_id_at(ms: int) -> int:
-    """Return the smallest id of a time in milliseconds since 1970. Every smaller id is older."""
+    """Return the smallest id that can be generated at a time in milliseconds since 1970. Every smaller id is older."""
     return min(max(ms - _EPOCH_MS, 0) << (_NODE_BITS + _COUNTER_BITS), (1 << 63) - 1)
 
 
@@ -101,7 +101,7 @@ def decode(text: str) -> int | None:
 
 
 class PublicIds:
-    """Converts the row ids of one table to public ids with a prefix, such as `dlv_0AbCdEfGh12`, and back."""
+    """A converter between the row ids of one table and public ids with a prefix, such as `dlv_0AbCdEfGh12`."""
 
     def __init__(self, prefix: str) -> None:
         self._prefix = prefix
@@ -111,7 +111,8 @@ class PublicIds:
         return self._prefix + encode(row_id)
 
     def decode(self, text: str) -> int | None:
-        """Return the row id, None if the text is not such an id. The prefix may be absent, because earlier ids had none."""
+        """Return the row id of a public id; None if the text is not such an id. The prefix may be absent, because earlier ids had
+        none."""
         return decode(text.removeprefix(self._prefix))
 
 
@@ -168,7 +169,7 @@ def new_message_id() -> str:
 
 
 class ClickIds:
-    """Converts hit ids to click ids and back. A click id has 19 characters: the hit id and a keyed check."""
+    """A converter between hit ids and click ids. A click id has 19 characters: the hit id and a keyed check."""
 
     def __init__(self, key: bytes) -> None:
         self._key = key
@@ -178,7 +179,7 @@ class ClickIds:
         return encode(hit) + self._check(hit)
 
     def decode(self, click_id: str) -> int | None:
-        """Return the hit id, None if this installation did not create the click id."""
+        """Return the hit id of a click id; None if this installation did not create the click id."""
         hit = decode(click_id[:_ID_LENGTH])
         if hit is None or not hmac.compare_digest(click_id[_ID_LENGTH:].encode(), self._check(hit).encode()):
             return None

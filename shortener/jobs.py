@@ -1,4 +1,4 @@
-"""The background jobs of a process, in one table: name, interval and function.
+"""This module runs the background jobs of a process, which are in one table: name, interval and function.
 
 A job is an async function that does one run of work and returns how many items it processed. It runs again at once while it finds
 work, else after `interval` seconds or when its wake-up event is set. A run that fails is logged and repeated. An error in a job
@@ -27,9 +27,8 @@ RECENT_SECONDS = 10.0  # The number of seconds for which /readyz reports that a 
 
 
 class TaskSupervisor:
-    """Runs long-running tasks.
-
-    A task that ends before `stop`, with or without an exception, is logged, counted and started again."""
+    """A supervisor of long-running tasks. A task that ends before `stop`, with or without an exception, is logged, counted and
+    started again."""
 
     def __init__(self) -> None:
         self.restarts: dict[str, int] = {}  # The number of restarts since the process started, by name of the task.
@@ -98,7 +97,7 @@ class WakeUp:
         self._event.set()
 
     async def wait(self, seconds: float) -> None:
-        """Wait until the wake-up event is set, at most for this number of seconds, and clear it."""
+        """Wait until the wake-up event is set, at most for this number of seconds, and then clear the event."""
         try:
             await asyncio.wait_for(self._event.wait(), seconds)
         except TimeoutError:

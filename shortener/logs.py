@@ -1,8 +1,8 @@
-"""Log lines: one JSON object per line on stderr, or text for people. The names of log events are stable and in snake_case.
+"""This module writes log lines to stderr: one JSON object per line, or readable text. The names of log events are stable and in
+snake_case.
 
-A log line contains no credentials and identifies no person: `mask` hides most of a phone number, and the service does not log IP
-addresses, tokens and bodies. The log line of an exception has its message and its stack frames, but no values of variables and
-rows.
+A log line contains no credentials and identifies no person: `mask` hides most of a phone number, and the service logs no IP
+addresses, tokens or bodies. The log line of an exception has its message and its stack frames, but no values of variables and rows.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _format_exception(exc_info: ExcInfo) -> str:
 
 
 class _TextRenderer:
-    """Renders a log line for people: the local time, the level unless it is info, the event, and its values.
+    """A renderer of log lines as readable text: the local time, the level unless it is info, the event, and its values.
 
     Clicks and requests have a fixed order of values, so that their lines form columns."""
 
@@ -129,7 +129,7 @@ class _TextRenderer:
 class _LogStream(io.TextIOBase):
     """A stream that ignores failed writes, because a disk that is full of logs must not make requests fail.
 
-    `held`: the lines since `hold`; None: lines are written at once."""
+    `held` contains the lines since `hold`; if it is None, lines are written at once."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
@@ -148,7 +148,7 @@ class _LogStream(io.TextIOBase):
             self._file.flush()
 
 
-#: The stream of log lines since `configure`.
+#: The stream to which log lines are written after `configure` was called.
 _stream: _LogStream | None = None
 
 
@@ -156,7 +156,8 @@ def _dumps(event: dict[str, Any], **_: Any) -> str:
     return orjson.dumps(event, default=str).decode()
 
 
-#: Phone numbers in a text: international ones with a plus sign, also encoded in a URL, and values that are nothing but a number.
+#: A regular expression for phone numbers in a text: international numbers with a plus sign, which may be percent-encoded, and texts
+#: that are completely a number.
 _PHONE_NUMBERS = re.compile(r"(?:\+|%2[Bb])[0-9][0-9 ().-]{5,}[0-9]|^[0-9]{8,15}$")
 
 

@@ -1,7 +1,7 @@
-"""Macros in URLs: placeholder names in braces, and names in the notation of another system, which this service does not replace.
-
-`find_macros` finds all of them. The caller knows which names exist. `macro_problems` uses it for destinations and fallbacks, and
-`delivery/placeholders.py` for the URLs of trackers.
+"""This module finds macros in URLs: placeholders in braces, such as `{phone}`, and placeholders in the notations of other systems,
+such as `%phone%`, which this service does not replace. `find_macros` yields every macro, whatever its name; the caller decides
+which names it replaces. `macro_problems` checks destinations and fallback URLs, and `delivery/placeholders.py` checks the URLs of
+trackers.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ _SYNONYMS = {
 
 
 class Macro(NamedTuple):
-    """A name in the notation of a macro. `position` counts characters of the URL. `is_braced`: `{name}` or a variant of it."""
+    """A macro in a URL. `position` is the index of its first character in the URL. `is_braced` is true if it is written as `{name}`
+    or a variant of it."""
 
     text: str
     word: str
@@ -64,7 +65,7 @@ class Macro(NamedTuple):
 
 
 def find_macros(url: str, start: int = 0) -> Iterator[Macro]:
-    """Yield each name in `url` from `start` on that looks like a macro, in braces first, then in other notations."""
+    """Yield each macro in `url` from the index `start` on: first the macros in braces, then those in other notations."""
     query = url.find("?", start)
     for found in _BRACED.finditer(url, start):
         yield Macro(found[0], found[1], found.start(), True)
@@ -79,7 +80,8 @@ def find_macros(url: str, start: int = 0) -> Iterator[Macro]:
 
 
 def macro_problems(url: str, names: Sequence[str]) -> list[str]:
-    """Return why macros in a destination or fallback URL will not be replaced. Each text continues "the destination ...".
+    """Return texts that explain why macros in a destination or fallback URL will not be replaced. Each text continues a sentence
+    that begins with "the destination".
 
     `names` are the names that the service replaces if they are written as `{name}`."""
     if not any(sign in url for sign in "{%[(<_"):

@@ -1,7 +1,6 @@
-"""The metrics of `/metrics` in the text format of Prometheus.
-
-A part of the service counts in memory and registers a function that returns each number. A scrape calls these functions and does
-nothing else: it reads no table and waits for nothing. The numbers are those of one process since its start.
+"""This module collects the metrics that `/metrics` returns in the text format of Prometheus. A module of the service counts in
+memory and registers a function that returns each number. A scrape calls these functions and does nothing else: it reads no table
+and waits for nothing. The numbers are those of one process since its start.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.
 
 
 class Histogram:
-    """A histogram of durations in seconds. To add a value costs a binary search and two additions."""
+    """A histogram of durations in seconds. Adding a value takes a binary search and two additions."""
 
     __slots__ = ("_bounds", "_counts", "_sum")
 
@@ -61,7 +60,8 @@ class RequestTotals:
         self.responses: Counter[tuple[str, ...]] = Counter()
 
     def add(self, method: str, path: str, status: int, error_code: str, seconds: float) -> None:
-        """Count a response. `path` is the path of the endpoint with its parameters as names. `error_code`: "" without an error."""
+        """Count a response. `path` is the path of the endpoint with its parameters as names. `error_code` is "" if there was no
+        error."""
         key = (method, path)
         histogram = self.seconds.get(key)
         if histogram is None:
@@ -90,7 +90,7 @@ class RequestTotals:
 
 @dataclass(frozen=True, slots=True)
 class MetricDescription:
-    """What a metric is, for the documents. `kind`: counter, gauge or histogram."""
+    """The description of a metric for the documentation. `kind` is counter, gauge or histogram."""
 
     name: str
     kind: str
@@ -110,11 +110,11 @@ class Metrics(Collector):
         ProcessCollector(registry=self._registry)  # This collector adds metrics of memory, processor time and open files.
 
     def counter(self, name: str, help: str, read: Callable[[], Reading], *labels: str) -> None:
-        """Register a counter: a number that only grows. Its name in the output is `{name}_total`."""
+        """Register a counter, which is a number that never decreases. Its name in the output is `{name}_total`."""
         self._families.append((CounterMetricFamily, name, help, labels, read))
 
     def gauge(self, name: str, help: str, read: Callable[[], Reading], *labels: str) -> None:
-        """Register a gauge: a number that can grow and shrink."""
+        """Register a gauge, which is a number that can increase and decrease."""
         self._families.append((GaugeMetricFamily, name, help, labels, read))
 
     def histogram(

@@ -1,6 +1,5 @@
-"""The enumerations of the service: message states, verdicts, topics, flags and delivery statuses. And `record`, for dataclasses.
-
-This module imports no other module of the project. Times are aware UTC, money is `Decimal`.
+"""The enumerations of the service: message states, verdicts, topics, flags and delivery statuses. It also contains the decorator
+`record` for dataclasses. This module imports no other module of the project. Times are aware UTC, money is `Decimal`.
 """
 
 from __future__ import annotations
@@ -105,7 +104,7 @@ class HitFlag(enum.IntFlag):
 
 
 class DeliveryStatus(enum.IntEnum):
-    """The status of a delivery. A dispatcher claims PENDING rows only."""
+    """The status of a delivery. The dispatcher claims only rows with the status PENDING."""
 
     PENDING = 0
     DELIVERED = 1
@@ -119,12 +118,15 @@ class DeliveryStatus(enum.IntEnum):
 
 
 class SendStatus(enum.IntEnum):
-    """The status of a message that is handed on to a gateway. The dispatcher of the gateways claims PENDING rows only."""
+    """The status of a message that is handed on to a gateway. The dispatcher of the gateways claims only rows with the status
+    PENDING."""
 
     PENDING = 0
     SENT = 1  # The gateway has accepted the message.
-    FAILED = 2  # The gateway has rejected the message, or the attempts or the time are used up.
-    HELD = 3  # The gateway may have accepted the message, its response is missing, and the gateway does not repeat such messages.
+    FAILED = 2  # The gateway has rejected the message, or all attempts have failed, or the message is too old.
+    # The gateway may have accepted the message, but its response is missing, and the policy of the gateway is to hold such
+    # messages.
+    HELD = 3
 
     @property
     def api_name(self) -> str:

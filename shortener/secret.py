@@ -1,4 +1,4 @@
-"""The master secret of an installation and the keys that are derived from it.
+"""This module reads the master secret of an installation, and derives keys from it.
 
 The first start creates the secret in `DATA_DIR/secret` with mode 0600. An operator can set SECRET instead, which is necessary
 if several machines share a database. Every keyed function derives its own key from the secret: the salt of codes, the check in
@@ -27,10 +27,10 @@ from shortener.signatures import SIGNING_PREFIX
 
 
 class SecretError(Exception):
-    """Raised if the secret is not valid, or cannot be read or stored. The text states the reason."""
+    """Raised if the secret is not valid, or cannot be read or stored. The text of the error contains the reason."""
 
 
-#: The reason of a SecretError if a database exists and its secret does not.
+#: The text of the SecretError that is raised if a database exists and its secret does not.
 _MISSING = (
     "the file does not exist, but the database belongs to an installation that has a secret. Restore the file from a backup, or "
     "set SHORTENER_SECRET to its content. If the secret is lost, run `shortener secret adopt`: links go on working"
@@ -86,8 +86,9 @@ def new_signing_secret() -> str:
 def open_secret(setting: SecretStr, data_dir: Path, *, create: bool = False) -> Secret:
     """Return the secret of this installation: the setting SECRET, else the content of the secret file.
 
-    `create`: if neither exists, create a secret in the file. Otherwise raise SecretError, because a new secret does not fit a
-    database that already exists. Raise SecretError also for a secret that is weak, not readable or writable by other users."""
+    If neither exists and `create` is true, create a secret in the file. If `create` is false, raise SecretError, because a new
+    secret does not fit a database that already exists. Raise SecretError also for a secret that is weak, not readable or writable
+    by other users."""
     if text := setting.get_secret_value():
         return Secret(text)
     path = secret_file(data_dir)

@@ -122,8 +122,8 @@ class Settings(BaseModel):
     connections_per_address: int = Field(
         4096,
         ge=1,
-        description="Maximum number of connections of one process from one address (IPv6: one /64). It does not apply to "
-        "TRUSTED_PROXIES and to programs on the same machine.",
+        description="Maximum number of connections of one process from one client IP address (IPv6: one /64). It does not apply "
+        "to TRUSTED_PROXIES and to programs on the same machine.",
     )
     request_timeout: float = Field(
         20.0,
@@ -134,8 +134,8 @@ class Settings(BaseModel):
     )
     network_files: tuple[Path, ...] = Field(
         (),
-        description="MaxMind DB files (.mmdb) or text files with country, network and hosting providers of addresses, separated by "
-        "commas; empty: off. Hits from hosting networks are suspected.",
+        description="Paths of MaxMind DB files (.mmdb) or text files with the country, network and hosting provider of IP "
+        "addresses, separated by commas. Empty: off. Hits from hosting networks are suspected.",
     )
 
     link_ttl_days: int = Field(
@@ -194,14 +194,14 @@ class Settings(BaseModel):
     suspected_hits_limit: int = Field(
         600,
         ge=0,
-        description="Suspected hits of one link that a process stores and counts in a minute; later ones only get their redirect "
-        "(shortener_hits_not_stored). 0: no limit.",
+        description="Suspected hits of one link that a process stores and counts in a minute; later hits are redirected, but "
+        "only counted in the metric shortener_hits_not_stored. 0: no limit.",
     )
     ignored_hits_limit: int = Field(
         60,
         ge=0,
-        description="HEAD requests and prefetches of one link that a process stores and counts in a minute; later ones only get "
-        "their redirect (shortener_hits_not_stored). 0: no limit.",
+        description="HEAD requests and prefetches of one link that a process stores and counts in a minute; later hits are "
+        "redirected, but only counted in the metric shortener_hits_not_stored. 0: no limit.",
     )
     ip_privacy: Literal["full", "short", "none"] = Field(
         "short", description="How much of a recipient's IP address is stored: full, short (/24 or /48) or none."
@@ -221,8 +221,8 @@ class Settings(BaseModel):
     delivery_proxy: str = Field(
         "",
         pattern=r"^(https?://[^\s/?#]+/?)?$",
-        description="HTTP proxy for all requests to trackers, such as http://proxy:3128, with user and password if it needs them. "
-        "Its address may be private; the hosts of trackers are still checked. Empty: none.",
+        description="HTTP proxy for all requests to trackers, such as http://proxy:3128, with user and password if it needs "
+        "them. The IP address of the proxy may be private; the hosts of trackers are still checked. Empty: none.",
     )
     delivery_slots: int = Field(256, ge=1, le=4096, description="Maximum number of simultaneous delivery attempts of one process.")
     delivery_slots_per_tracker: int = Field(
@@ -308,7 +308,7 @@ class Settings(BaseModel):
     access_log: Literal["auto", "on", "off"] = Field(
         "auto",
         description="One log line for each click, with its verdict, and for each request of the API: on, off, or auto (on with "
-        "LOG_FORMAT=text). The lines contain no addresses, phone numbers and credentials.",
+        "LOG_FORMAT=text). The lines contain no IP addresses, phone numbers or credentials.",
     )
 
     otlp_endpoint: str = Field(
@@ -424,7 +424,7 @@ class Settings(BaseModel):
 
     @property
     def has_default_base_url(self) -> bool:
-        """Whether BASE_URL is not set, so that it leads to this machine."""
+        """Whether BASE_URL is not set, so that short links contain the name of this machine only."""
         return self.base_url in (DEFAULT_BASE_URL, f"http://127.0.0.1:{self.port}")
 
     @property

@@ -37,7 +37,8 @@ class SignatureError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class SigningSecret:
-    """The keys of a signing secret. `text` is the key for the scheme of 23 Telecom, `keys` are those for Standard Webhooks."""
+    """The keys of a signing secret. `text` is the key for the scheme of 23 Telecom, and `keys` are the keys for the scheme of
+    Standard Webhooks."""
 
     text: bytes
     keys: tuple[bytes, ...]

@@ -1,8 +1,6 @@
-"""The formats in which callers write times: ISO 8601, and seconds or milliseconds since 1970.
-
-Delivery reports of carriers and gateways have more formats.
-
-Every part of the project parses times here. All results are aware UTC datetimes, except those of `parse_iso`.
+"""This module parses the times that callers send: ISO 8601, and seconds or milliseconds since 1970. Delivery reports of carriers
+and gateways may use more formats. All modules of the project parse times here. All results are aware UTC datetimes, except those of
+`parse_iso`.
 """
 
 from __future__ import annotations
@@ -16,17 +14,18 @@ EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
 #: its zone.
 MAX_AHEAD = timedelta(hours=24)
 
-# The maximum number of characters. A longer text is not a time, and the pattern below is slow for very long texts.
+# The maximum number of characters of a time. A longer text is not a time, and the regular expression is slow for very long texts.
 MAX_ISO_LENGTH = 100
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NUMBER = re.compile(r"[0-9]{1,17}(?:\.[0-9]{1,9})?")
-# Numbers from here on are milliseconds. This number is the year 5138 in seconds, and the year 1973 in milliseconds.
+# A number that is not smaller than this is a time in milliseconds. This number is the year 5138 in seconds, and the year 1973 in
+# milliseconds.
 _FIRST_MILLISECONDS = 10**11
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 # A + that was not percent-encoded in a query arrives as a space, so a space may precede the offset from UTC.
 _LOST_PLUS = re.compile(r"(.+T.+[0-9]) ([0-9]{2}:?[0-9]{2})")
-# The limits of a requested period. A time outside of the limits is replaced by the nearer limit.
+# The earliest and the latest time of a requested period. A time outside of these limits is replaced by the nearer limit.
 _FIRST, _LAST = datetime(1970, 1, 2, tzinfo=UTC), datetime(2999, 12, 31, tzinfo=UTC)
 
 

@@ -1,8 +1,9 @@
-"""OpenTelemetry traces: one trace for each message, from its rewrite to the last delivery of its events.
+"""This module creates OpenTelemetry traces: one trace for each message, from its rewrite to the last delivery of its events.
 
-The ids of a trace are derived from the application and the message id, so that processes and days later steps find the same trace
-without storing anything. The rewrite is the root span; events, attempts of deliveries and conversion reports are its children. A
-sampled share of the messages is traced completely, the others not at all. Spans contain no phone numbers, texts and URLs.
+The ids of a trace are derived from the application and the message id, so that other processes, even days later, add spans to the
+same trace although no id is stored. The rewrite is the root span; events, attempts of deliveries and conversion reports are its
+children. A sampled share of the messages is traced completely, the others not at all. Spans contain no phone numbers, texts and
+URLs.
 
 Traces are off unless OTLP_ENDPOINT is set. They need the extra `tracing` of the package. Spans are sent by a thread in the
 background; if the collector does not answer, they are dropped.
@@ -28,7 +29,7 @@ class TracingUnavailable(Exception):
 
 
 class Tracer:
-    """Creates the spans of messages and sends them to a collector."""
+    """A creator of the spans of messages, which are sent to a collector."""
 
     def __init__(self, exporter: SpanExporter, ratio: float = 1.0) -> None:
         """`ratio` is the share of messages that are traced, from 0 to 1."""
@@ -38,7 +39,7 @@ class Tracer:
         from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 
         class Ids(RandomIdGenerator):
-            """Generates random ids, except for root spans, whose ids are set before they are started."""
+            """A generator of random ids. The ids of root spans are not random: they are set before the span is started."""
 
             root: tuple[int, int] | None = None
 
@@ -81,7 +82,8 @@ class Tracer:
         is_request: bool = False,
         **attributes: Any,
     ) -> None:
-        """Create a span of a message below its rewrite. `is_request`: the service sent a request. `error`: why it failed."""
+        """Create a span of a message as a child of its rewrite span. `is_request` is true if the service sent a request. `error` is
+        the reason if it failed."""
         from opentelemetry.trace import (
             NonRecordingSpan,
             SpanContext,
@@ -112,11 +114,11 @@ class Tracer:
         return f"00-{trace_id:032x}-{span_id:016x}-01" if self._is_sampled(trace_id) else None
 
     def close(self) -> None:
-        """Send the spans that are left, and stop."""
+        """Send the spans that were not sent yet, and stop."""
         self._provider.shutdown()
 
     def flush(self) -> None:
-        """Send the spans that are left."""
+        """Send the spans that were not sent yet."""
         self._provider.force_flush()
 
     def _is_sampled(self, trace_id: int) -> bool:
@@ -135,7 +137,7 @@ def _named(message_id: str, attributes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def open_tracer(settings: Settings) -> Tracer | None:
-    """Return the tracer, or None without OTLP_ENDPOINT. Raise TracingUnavailable."""
+    """Return the tracer, or None if OTLP_ENDPOINT is not set. Raise TracingUnavailable if packages are missing."""
     if not settings.otlp_endpoint:
         return None
     try:

@@ -1,4 +1,4 @@
-"""URLs: checks of destinations, base URLs, hosts and Redis URLs, and the functions that fill in a destination.
+"""This module checks destinations, base URLs, hosts and Redis URLs, and replaces the placeholders in destinations.
 
 `parse_destination` accepts an absolute http or https URL only if every URL parser reads the same scheme, host and port from it.
 It accepts a link into an app (`myapp://open/5`) if the caller permits the scheme.
@@ -29,7 +29,7 @@ MAX_URL_CHARACTERS = 2048
 #: Placeholder names that a destination may contain in braces. Each placeholder is replaced as soon as its value is known.
 DESTINATION_PLACEHOLDERS = ("message_id", "click_id", "code", "campaign", "phone_sha256")
 
-#: First path segments that are never a code or a path before a code, on any host.
+#: Path segments that are never a code or the beginning of a path before a code, on any host.
 RESERVED_SEGMENTS = frozenset(
     {"portal", "docs", "action", "healthz", "readyz", "metrics", "robots", "favicon", "sitemap", "api", "sms", "static", "internal"}
     | {"ct", "scg-external-api", "openapi.json"}
@@ -56,7 +56,8 @@ _SCHEME_AND_AUTHORITY = re.compile(r"(https?://)([^/?#]*)", re.IGNORECASE)
 _LABEL = re.compile(r"[a-z0-9_-]{1,63}")
 _PRINTABLE = bytes(range(0x21, 0x7F))
 _NUMERIC = re.compile(r"[0-9]+|0x[0-9a-f]*")
-_JOINERS = "\u200c\u200d"  # Zero-width non-joiner and joiner, which Persian and the Indic scripts need.
+# The zero-width non-joiner and joiner, which are permitted because Persian and the Indic scripts need them.
+_JOINERS = "\u200c\u200d"
 _NOT_IN_HOST = frozenset("/?#@")
 
 #: The schemes of Redis URLs: one server, Sentinel or Cluster; `rediss` uses TLS.
@@ -66,7 +67,7 @@ REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel",
 class UrlError(Exception):
     """Raised if a URL or host is not valid.
 
-    `reason` continues a sentence that begins with it; `position` counts characters from 0."""
+    `reason` continues a sentence that begins with the URL or host; `position` is the index of the wrong character, from 0."""
 
     def __init__(self, reason: str, position: int = 0) -> None:
         self.reason = reason
@@ -140,7 +141,8 @@ def parse_authority(authority: str, position: int = 0, *, allow_trailing_dot: bo
 
 
 def parse_host(text: str) -> str:
-    """Return a host without scheme, port and path as `Destination.host` has it: lower case, punycode, IPv6 without brackets.
+    """Return a host, which must have no scheme, port or path, in the form of `Destination.host`: lower case, punycode, IPv6 without
+    brackets.
 
     Raise UrlError if `text` is not such a host."""
     name = text.removeprefix("[").removesuffix("]")
@@ -225,7 +227,8 @@ def matches_link_path(path: str, requested: str) -> bool:
 
 @lru_cache(maxsize=1024)
 def host_of(url: str) -> str:
-    """Return the host of an absolute URL as a Host header has it: lower case, with the port unless it is the scheme's default."""
+    """Return the host of an absolute URL in the form of a Host header: lower case, with the port unless it is the scheme's
+    default."""
     parts = urlsplit(url)
     host = parts.hostname or ""
     host = f"[{host}]" if ":" in host else host
@@ -297,7 +300,8 @@ def append_param(location: bytes, name: str, value: str) -> bytes:
 def _check_characters(url: str) -> None:
     bad = _FORBIDDEN.search(url)
     if bad is None and not url.isascii():
-        # Spaces of other scripts, unpaired surrogates, and invisible characters that can reverse or hide text in a host.
+        # A regular expression for characters that no host may contain: spaces of other scripts, unpaired surrogates, and invisible
+        # characters that can reverse or hide text.
         for position, character in enumerate(url):
             if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zs", "Zl", "Zp") and character not in _JOINERS:
                 _reject_character(character, position)

@@ -1,6 +1,5 @@
-"""Changes to applications, domains and blocked hosts.
-
-Each function is part of one transaction of `Database.write`, and the caller then refreshes the `Directory`, the copy in memory.
+"""This module changes applications, domains and blocked hosts. Each function is part of one transaction of `Database.write`, and
+the caller then refreshes the `Directory`, the copy in memory.
 """
 
 from __future__ import annotations
@@ -30,7 +29,8 @@ from shortener.storage import schema
 from shortener.storage.database import upsert
 from shortener.urls import UrlError, host_of, parse_base_url, parse_host, parse_link_path
 
-MAX_BLOCKED_HOSTS = 10_000  # Maximum for one application or for the installation. Every process has all blocked hosts in memory.
+# The maximum number of blocked hosts of one application, or of the installation, because every process has all of them in memory.
+MAX_BLOCKED_HOSTS = 10_000
 MAX_NAME_CHARACTERS = 200
 MAX_PREVIOUS_PATHS = 20
 MAX_ASSOCIATION_BYTES = 64 * 1024  # The maximum length of a JSON file that associates apps with a domain.
@@ -49,9 +49,9 @@ def create_application(
 ) -> Credentials:
     """Create an application with an API key that has all permissions and a tracker token. Return the credentials.
 
-    `domain` is the base URL of its own domain. With the `secret` of the installation, the application gets a callback secret, which
-    is stored encrypted. `api_key` and `tracker_token` are used if they are not empty; otherwise random ones are created. Raise
-    ApiError CONFLICT, INVALID_REQUEST."""
+    `domain` is the base URL of its own domain. If the `secret` of the installation is passed, the application also gets a callback
+    secret, which is stored encrypted. `api_key` and `tracker_token` are used if they are not empty; otherwise random ones are
+    created. Raise ApiError CONFLICT or INVALID_REQUEST."""
     table = schema.applications
     _check_name(connection, name)
     callback_secret = new_signing_secret() if secret else None
@@ -72,8 +72,7 @@ def update_application(
 ) -> None:
     """Change `name`, `company_id`, `disabled` and settings of an application. Fields that `changes` does not contain stay the same.
 
-    A `fallback_url` must not lead to `own_hosts`, nor to any domain. Raise ApiError
-    INVALID_REQUEST, NOT_FOUND, CONFLICT."""
+    A `fallback_url` must not lead to `own_hosts`, nor to any domain. Raise ApiError INVALID_REQUEST, NOT_FOUND or CONFLICT."""
     table = schema.applications
     row = lock_application(connection, application_id)
     values: dict[str, Any] = {}
@@ -148,11 +147,10 @@ def update_domain(
     own_hosts: OwnHosts = NO_HOSTS,
     application_id: int | None = None,
 ) -> None:
-    """Change fields of a domain. The value None removes the value of a field.
-
-    Fields: `disabled`, `default`, `path`, `fallback_url`, `home_url`, `assetlinks` (JSON text) and `apple_app_site_association`
-    (JSON text). A `fallback_url` or `home_url` must not lead to `own_hosts`, nor to any
-    domain. With `application_id`, only a domain of this application is changed. Raise ApiError NOT_FOUND, INVALID_REQUEST."""
+    """Change fields of a domain. The value None removes the value of a field. The fields are `disabled`, `default`, `path`,
+    `fallback_url`, `home_url`, `assetlinks` (JSON text) and `apple_app_site_association` (JSON text). A `fallback_url` or
+    `home_url` must not lead to `own_hosts`, nor to any domain. If `application_id` is not None, the domain must belong to this
+    application. Raise ApiError NOT_FOUND, INVALID_REQUEST."""
     domain = find_domain(connection, host, application_id)
     values: dict[str, Any] = {}
     if "disabled" in changes:
@@ -172,7 +170,7 @@ def update_domain(
     table = schema.domains
     if "default" in changes:
         values["is_default"] = bool(changes["default"])
-        if changes["default"]:  # An application has at most one default domain, so its other domains lose the mark.
+        if changes["default"]:  # An application has at most one default domain, so its other domains are no longer the default.
             connection.execute(update(table).where(table.c.application_id == domain.application_id).values(is_default=False))
     if values:
         connection.execute(update(table).where(table.c.id == domain.id).values(values))
@@ -200,7 +198,7 @@ def _settings_of(connection: Connection, host: str) -> ApplicationSettings:
 def find_domain(connection: Connection, host: str, application_id: int | None = None) -> Row[*tuple[Any, ...]]:
     """Return the row of a domain that is not removed.
 
-    With `application_id` None, any application may own it. Raise ApiError NOT_FOUND."""
+    If `application_id` is None, any application may own it. Raise ApiError NOT_FOUND."""
     table = schema.domains
     statement = select(table).where(table.c.host == host, table.c.removed_at.is_(None))
     if application_id is not None:
@@ -212,8 +210,8 @@ def find_domain(connection: Connection, host: str, application_id: int | None = 
 
 
 def serialize_domain(domain: Domain, application: Application | None) -> dict[str, Any]:
-    """Return a domain as the API and the command line show it. `new_links`: new links use this domain unless a request names
-    another domain."""
+    """Return a domain as the API and the command line show it. `new_links` is true if new links use this domain unless a request
+    selects another domain."""
     return {
         "host": domain.host,
         "application_id": domain.application_id,
@@ -233,7 +231,7 @@ def serialize_domain(domain: Domain, application: Application | None) -> dict[st
 
 
 def _previous_paths(domain: Row[*tuple[Any, ...]], path: str) -> list[str] | None:
-    """Return the paths that links of a domain may have, without its new path `path`. At most 20, the latest."""
+    """Return the latest 20 paths that existing links of a domain may have, without its new path `path`."""
     paths = [*(domain.previous_paths or ()), domain.path]
     return [one for one in dict.fromkeys(paths) if one != path][-MAX_PREVIOUS_PATHS:] or None
 
@@ -347,7 +345,7 @@ def ensure_default(
 ) -> Credentials | None:
     """Create the application `default` if there is no application yet. Return its credentials, or None.
 
-    `api_key` and `tracker_token`: see `create_application`."""
+    `api_key` and `tracker_token` are passed to `create_application`."""
     if connection.execute(select(schema.applications.c.id).limit(1)).first():
         return None
     return create_application(connection, "default", now, secret=secret, api_key=api_key, tracker_token=tracker_token)

@@ -1,7 +1,6 @@
-"""The audit log: what operators did in the portal and on the command line, who tried to sign in, and who changed links.
-
-The code only adds rows. The purge deletes them after 400 days (retention/purge.py). A row contains the changed values before and
-after the action, without secrets: no passwords, tokens, keys, codes and no unmasked phone numbers.
+"""This module writes the audit log: the actions of operators in the portal and on the command line, attempts to sign in, and
+changes of links. Rows are never changed. The purge deletes them after 400 days (retention/purge.py). A row contains the changed
+values before and after the action, without secrets: no passwords, tokens, keys, codes and no unmasked phone numbers.
 """
 
 # Tested by tests/portal/test_operators.py and tests/web/test_links.py
@@ -23,7 +22,7 @@ MAX_OBJECT_CHARACTERS = 200
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Who acted: an operator in a session, or the command line (no operator, no session)."""
+    """The actor of an action: an operator in a session, or the command line, which has neither an operator nor a session."""
 
     operator_id: int | None = None
     name: str = ""
@@ -46,7 +45,8 @@ def record(
     before: Mapping[str, Any] | None = None,
     after: Mapping[str, Any] | None = None,
 ) -> None:
-    """Add a row, in the transaction of the action itself. `action` is a verb in snake case, such as `operator_invited`."""
+    """Add a row to the audit log, in the transaction of the action itself. `action` is a verb in snake case, such as
+    `operator_invited`."""
     connection.execute(
         insert(audit_log).values(
             id=row_id,
@@ -65,7 +65,7 @@ def record(
 
 
 def _masked(value: Any) -> Any:
-    """Return a value of JSON with all phone numbers in its texts masked, for example in the name of a campaign."""
+    """Return a JSON value in which all phone numbers in texts are masked, for example in the name of a campaign."""
     if isinstance(value, str):
         return mask_numbers(value)
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""API keys and tracker tokens: credentials of 32 random bytes each.
+"""This module creates, lists and revokes API keys and tracker tokens, which are credentials of 32 random bytes each.
 
 The database stores and searches only the SHA-256 of a credential, so the response time reveals nothing about the credential. The
 plain text is returned once. Each function here is part of one transaction of `Database.write`, and the caller refreshes the
@@ -43,9 +43,8 @@ def create_key(
     *,
     key: str = "",
 ) -> str:
-    """Create an API key and return its plain text. Raise ApiError INVALID_REQUEST, NOT_FOUND.
-
-    `rate_limit`: requests per minute; None: no limit. `key`: the plain text; empty: a random key."""
+    """Create an API key and return its plain text. Raise ApiError INVALID_REQUEST or NOT_FOUND. `rate_limit` is the number of
+    requests per minute; None means no limit. `key` is the plain text; if it is empty, a random key is created."""
     unknown = sorted(set(permissions) - set(PERMISSIONS))
     if unknown or not permissions:
         reason = f"must contain at least one of {', '.join(PERMISSIONS)}" + (f"; unknown: {', '.join(unknown)}" if unknown else "")
@@ -96,7 +95,7 @@ def list_keys(connection: Connection, application_id: int | None = None) -> list
 
 
 def find_key(connection: Connection, application_id: int, key_id: int) -> dict[str, Any]:
-    """Return an API key of an application as `list_keys` does. Raise ApiError NOT_FOUND."""
+    """Return an API key of an application with the columns of `list_keys`. Raise ApiError NOT_FOUND."""
     found = next((row for row in list_keys(connection, application_id) if row["id"] == key_id), None)
     if found is None:
         raise ApiError(ErrorCode.NOT_FOUND, f"There is no key {key_id}.")
@@ -104,7 +103,7 @@ def find_key(connection: Connection, application_id: int, key_id: int) -> dict[s
 
 
 def find_key_of_text(connection: Connection, key: str) -> dict[str, Any]:
-    """Return the API key with this plain text as `list_keys` does. The key must exist."""
+    """Return the API key that has this plain text, with the columns of `list_keys`. The key must exist."""
     row = connection.execute(select(schema.api_keys).where(schema.api_keys.c.hash == hash_credential(key))).one()
     return {str(name): value for name, value in row._mapping.items() if name != "hash"}
 
@@ -148,7 +147,7 @@ def rotate_token(connection: Connection, application_id: int, now: datetime, ove
 def new_token(connection: Connection, application_id: int, now: datetime, *, token: str = "") -> str:
     """Create a tracker token and return its plain text. It does not change the other tokens of the application.
 
-    `token`: the plain text; empty: a random token."""
+    `token` is the plain text; if it is empty, a random token is created."""
     token = token or "tt_" + secrets.token_urlsafe(32)
     connection.execute(
         insert(schema.tracker_tokens).values(application_id=application_id, hash=hash_credential(token), created_at=now)

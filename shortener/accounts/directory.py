@@ -27,7 +27,7 @@ from shortener.storage import schema
 from shortener.storage.database import Database, upsert
 from shortener.urls import host_of, matches_link_path
 
-ALL_APPLICATIONS = 0  # This application id in a row means that the row applies to all applications.
+ALL_APPLICATIONS = 0  # A database row with this application id applies to all applications.
 _VERSION = "directory"
 
 
@@ -74,10 +74,9 @@ SIMULATOR = "simulator"
 
 @dataclass(frozen=True, slots=True)
 class Application:
-    """An application (a tenant) with its settings and its domains.
-
-    `domains` are its domains that are not removed. `had_domains`: the application has or had a domain of its own. `gateway` sends
-    its messages. `gateways` are all gateways that a request may name."""
+    """An application (a tenant) with its settings and its domains. `domains` are its domains that were not removed. `had_domains`
+    is true if the application has or had a domain of its own. `gateway` is the gateway that sends its messages. `gateways` are all
+    gateways that a request may select."""
 
     id: int
     name: str
@@ -99,7 +98,7 @@ class Application:
         return next((domain for domain in enabled if domain.is_default), enabled[0] if enabled else None)
 
     def find_gateway(self, name: str) -> GatewayEntry | None:
-        """Return the gateway with a name; "" stands for the gateway of the application. Return None if there is none."""
+        """Return the gateway with this name; "" selects the gateway of the application. Return None if there is none."""
         return next((one for one in self.gateways if one.name == name), None) if name else self.gateway
 
     @property
@@ -122,13 +121,13 @@ class Principal:
 class HitPolicies:
     """The rules for hits that differ from the defaults. All fields are empty in most installations.
 
-    Keys and elements are application ids unless the name says otherwise."""
+    Keys and elements are application ids unless the comment of a field states otherwise."""
 
     # Settings of the applications with at least one contextual rule, by application id.
     contextual_rules: Mapping[int, ApplicationSettings] = field(default_factory=dict)
     with_suspected: frozenset[int] = frozenset()  # Ids of the applications with a tracker that receives suspected hits.
     ip_privacy: Mapping[int, Privacy] = field(default_factory=dict)
-    # Blocked hosts by application id; ALL_APPLICATIONS is the key of those that apply to every application.
+    # Blocked hosts by application id; the key ALL_APPLICATIONS contains the hosts that are blocked for every application.
     blocked_hosts: Mapping[int, frozenset[str]] = field(default_factory=dict)
     disabled_applications: frozenset[int] = frozenset()
     disabled_domains: frozenset[int] = frozenset()
@@ -174,16 +173,16 @@ class _Snapshot:
     domains: dict[str, Domain] = field(default_factory=dict)
     domains_by_id: dict[int, Domain] = field(default_factory=dict)
     link_paths: frozenset[str] = frozenset()
-    #: The hash of each API key, with the key id, the application id, the permissions and the rate limit.
+    #: The key id, the application id, the permissions and the rate limit of each API key, by hash of the key.
     keys: dict[str, tuple[int, int, frozenset[str], int | None]] = field(default_factory=dict)
-    # The hash of each tracker token, with its application id and the end of its validity.
+    # The application id and the end of the validity of each tracker token, by hash of the token.
     tokens: dict[str, tuple[int, datetime | None]] = field(default_factory=dict)
     postback_keys: dict[str, tuple[int, int, datetime | None]] = field(
         default_factory=dict
-    )  # The hash of each postback key, with the key id, the application id and the end of its validity.
+    )  # The key id, the application id and the end of the validity of each postback key, by hash of the key.
     hit_policies: HitPolicies = field(default_factory=HitPolicies)
     gateways: dict[int, GatewayEntry] = field(default_factory=dict)
-    report_keys: dict[str, int] = field(default_factory=dict)  # The hash of each gateway's report key, with the gateway's id.
+    report_keys: dict[str, int] = field(default_factory=dict)  # The id of each gateway, by hash of its report key.
 
 
 class Directory:
@@ -234,7 +233,8 @@ class Directory:
         return self._snapshot.domains_by_id.get(domain_id)
 
     def fallback_url(self, application_id: int, domain_id: int) -> str | None:
-        """Return the fallback URL for expired links that have none: that of the domain, or else that of the application."""
+        """Return the fallback URL for expired links that have no own one: the fallback URL of the domain, or else of the
+        application."""
         domain = self.domain_by_id(domain_id)
         application = self.application(application_id)
         of_domain = domain.fallback_url if domain else None
@@ -250,7 +250,7 @@ class Directory:
         return None if self.hit_policies.blocks(domain.application_id, url) or self.is_own(url) else url
 
     def is_own(self, url: str) -> bool:
-        """Return whether a URL leads to a host of the installation: one of its settings, or a domain of any application.
+        """Return whether the host of a URL belongs to the installation: it is in the settings, or a domain of any application.
 
         The service responds to the name of a domain on every port. An IP address belongs to it only with the port of the domain."""
         host = host_of(url)
@@ -307,7 +307,7 @@ class Directory:
 
 
 def base_url_of(settings: Settings, directory: Directory) -> Callable[[int], str]:
-    """Return a function that returns scheme, host and port of the short links of a domain id. The id 0 means BASE_URL.
+    """Return a function that maps a domain id to the scheme, host and port of its short links. The id 0 means BASE_URL.
 
     The path before the code is stored with each link (see `short_url`)."""
     shared = settings.base_origin
@@ -408,7 +408,8 @@ def _usable_gateways(
 
 
 def increment_version(connection: Connection) -> None:
-    """Make every process read the accounts again. Call this in each transaction that changes them."""
+    """Increment the version, so that every process reads the accounts again. Call this in each transaction that changes
+    accounts."""
     statement = upsert(connection, schema.installation).values(name=_VERSION, value=secrets.token_hex(8))
     connection.execute(statement.on_conflict_do_update(index_elements=["name"], set_={"value": statement.excluded.value}))
 

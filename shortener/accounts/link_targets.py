@@ -14,7 +14,8 @@ from shortener.accounts.directory import Application
 from shortener.macros import macro_problems
 from shortener.urls import DESTINATION_PLACEHOLDERS, Destination, UrlError, parse_destination
 
-#: Parses a URL. The messages of a campaign usually have the same destinations, so the latest ones are cached.
+#: A cached function that parses a URL. The messages of a campaign usually have the same destinations, so the latest ones are
+#: cached.
 _parse = lru_cache(maxsize=1024)(parse_destination)
 
 
@@ -22,7 +23,8 @@ class TargetHosts(Protocol):
     """The hosts of the installation, and the blocked hosts. A link must not redirect to any of them."""
 
     def is_own(self, url: str) -> bool:
-        """Return whether a URL leads to a host of the installation. A link to it would redirect in a loop."""
+        """Return whether the host of a URL belongs to the installation. A short link with this destination would redirect in a
+        loop."""
         ...
 
     def is_blocked(self, application_id: int, host: str) -> bool:
@@ -43,5 +45,5 @@ def check_link_target(application: Application, url: str, hosts: TargetHosts) ->
 
 
 def target_problems(url: str) -> list[str]:
-    """Return why macros in a destination or fallback URL will not be filled in."""
+    """Return the reasons why macros in a destination or fallback URL will not be replaced."""
     return macro_problems(url, DESTINATION_PLACEHOLDERS)

@@ -1,4 +1,5 @@
-"""The hosts on which the service itself responds, apart from the domains of applications. A redirect to them would loop.
+"""This module determines the hosts on which the service itself responds, apart from the domains of applications. A redirect to one
+of them would loop.
 
 The service responds to the names of BASE_URL and PORTAL_URL, and to `localhost` and IP addresses on its own port.
 """
@@ -21,8 +22,9 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 class OwnHosts:
     """The hosts of BASE_URL and PORTAL_URL, and the local address of the service.
 
-    `hosts`: with their ports, as a Host header has them. `names`: those that are not local, without ports. `ports`: the ports on
-    which `localhost` and loopback addresses lead to the service. `address`: the IP address that the service listens on."""
+    `hosts` contains them with their ports, as in a Host header. `names` contains those that are not local, without ports. `ports`
+    are the ports on which `localhost` and loopback addresses reach the service. `address` is the IP address on which the service
+    listens."""
 
     hosts: frozenset[str] = frozenset()
     names: frozenset[str] = frozenset()
@@ -31,7 +33,7 @@ class OwnHosts:
 
     @classmethod
     def of(cls, settings: Settings) -> OwnHosts:
-        """Return the hosts of an installation."""
+        """Return the own hosts of the installation with these settings."""
         urls = [url for url in (settings.base_url, settings.portal_url) if url]
         names = {url: urlsplit(url).hostname or "" for url in urls}
         local = {url for url, name in names.items() if is_local(name)}
@@ -43,7 +45,7 @@ class OwnHosts:
         )
 
     def contains(self, url: str) -> bool:
-        """Return whether an absolute URL leads to one of these hosts."""
+        """Return whether the host of an absolute URL is one of these hosts."""
         host = host_of(url)
         if not host:
             return False
@@ -62,12 +64,12 @@ class OwnHosts:
         return self.address in ("0.0.0.0", "::") and plain.is_private  # noqa: S104  # compared, not bound
 
 
-#: No hosts, for commands that do not know the settings.
+#: An empty set of hosts, for commands that do not know the settings.
 NO_HOSTS = OwnHosts()
 
 
 def name_of(host: str) -> str:
-    """Return a Host header without its port."""
+    """Return the value of a Host header without its port."""
     return host if host.endswith("]") else host.partition(":")[0] if not host.startswith("[") else host.rpartition(":")[0]
 
 

@@ -1,8 +1,7 @@
-"""Postback keys: credentials in the path of a URL, for networks that can store only a URL.
-
-A key allows reports of conversions and nothing else. An application has none until one is created. Only the
-SHA-256 of a key is stored, and its plain text is returned once. Each function is part of one transaction of `Database.write`, and
-the caller then refreshes the `Directory`, the copy in memory.
+"""This module creates, rotates and revokes postback keys: credentials in the path of a URL, for networks that can store only a URL.
+A key permits reports of conversions and nothing else. An application has none until one is created. Only the SHA-256 of a key is
+stored, and its plain text is returned once. Each function is part of one transaction of `Database.write`, and the caller then
+refreshes the `Directory`, the copy in memory.
 """
 # Tested by tests/accounts/test_postback_keys.py
 
@@ -27,7 +26,7 @@ _HINT_CHARACTERS = 8
 
 
 def create_postback_key(connection: Connection, application_id: int, name: str, now: datetime) -> tuple[int, str]:
-    """Create a postback key. Return its id and its plain text. Raise ApiError NOT_FOUND, INVALID_REQUEST, CONFLICT."""
+    """Create a postback key. Return its id and its plain text. Raise ApiError NOT_FOUND, INVALID_REQUEST or CONFLICT."""
     require_application(connection, application_id)
     name = name.strip()
     if not name or len(name) > MAX_NAME_CHARACTERS or not name.isprintable():
@@ -46,7 +45,7 @@ def rotate_postback_key(
 ) -> tuple[int, str, datetime]:
     """Replace a postback key by a new key of the same name. Return its id, its plain text and the end of validity of the old key.
 
-    With `application_id` None, any application may own the key. Raise ApiError NOT_FOUND, INVALID_REQUEST."""
+    If `application_id` is None, any application may own the key. Raise ApiError NOT_FOUND or INVALID_REQUEST."""
     if not timedelta() <= overlap <= MAX_OVERLAP:
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("overlap", f"must be between 0 and {MAX_OVERLAP.days} days")])
     row = _find_usable(connection, application_id, key_id, now)
@@ -60,7 +59,7 @@ def rotate_postback_key(
 def revoke_postback_key(connection: Connection, application_id: int | None, key_id: int, now: datetime) -> None:
     """Revoke a postback key.
 
-    With `application_id` None, any application may own it. Raise ApiError NOT_FOUND if no valid key has this id."""
+    If `application_id` is None, any application may own it. Raise ApiError NOT_FOUND if no valid key has this id."""
     _find_usable(connection, application_id, key_id, now)
     table = schema.postback_keys
     connection.execute(update(table).where(table.c.id == key_id).values(revoked_at=now))

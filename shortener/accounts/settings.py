@@ -1,4 +1,4 @@
-"""The settings of an application, and the permissions of API keys."""
+"""This module defines the settings of an application, and the permissions of API keys."""
 
 # Tested by tests/accounts/test_administration.py
 
@@ -86,7 +86,8 @@ class ApplicationSettings(BaseModel):
         "off: never. suspicious: for hits that probably come from a program. always: for every hit.",
     )
 
-    # The contextual rules (clicks/verdicts/contextual_rules.py). docs/reference/verdicts.md states what each rule costs.
+    # The contextual rules (clicks/verdicts/contextual_rules.py). docs/reference/verdicts.md describes the disadvantage of each
+    # rule.
     min_seconds_after_sent: float | None = Field(
         None,
         gt=0,
@@ -131,7 +132,7 @@ class ApplicationSettings(BaseModel):
     @field_validator("extra_schemes", mode="before")
     @classmethod
     def _split_schemes(cls, value: Any) -> Any:
-        # The command line passes several values as one text.
+        # The command line passes the values of a list as one text, separated by commas.
         return [one for one in re.split(r"[\s,]+", value) if one] if isinstance(value, str) else value
 
     @field_validator("extra_schemes")
@@ -148,7 +149,8 @@ class ApplicationSettings(BaseModel):
     @field_validator("fallback_url")
     @classmethod
     def _check_fallback(cls, value: str | None) -> str | None:
-        # The scheme is compared with `extra_schemes` when a change is stored, because a change may contain only one of the two.
+        # The scheme is compared with `extra_schemes` when a change is stored, because a change may contain only one of the two
+        # settings.
         return None if value is None else parse_fallback_url(value, {value.partition(":")[0].lower()})
 
     @property
@@ -163,10 +165,9 @@ class ApplicationSettings(BaseModel):
 
 
 def from_stored(stored: Mapping[str, Any]) -> ApplicationSettings:
-    """Return the settings that the database contains for an application, without those that this version cannot use.
-
-    During an upgrade, a newer node may store settings or values that this version does not know. The default of this version then
-    applies in their place."""
+    """Return the settings that the database contains for an application, without the settings that this release cannot use. During
+    an upgrade, a newer node may store settings or values that this version does not know. The default of this version then applies
+    in their place."""
     known = {name: value for name, value in stored.items() if name in ApplicationSettings.model_fields}
     try:
         return ApplicationSettings(**known)
@@ -195,5 +196,5 @@ def parse_fallback_url(url: str, extra_schemes: Container[str] = ()) -> str:
 
 
 def fallback_problems(url: str | None) -> list[str]:
-    """Return why macros in the fallback URL of an application or a domain will not be filled in."""
+    """Return the reasons why macros in the fallback URL of an application or a domain will not be replaced."""
     return macro_problems(url, DESTINATION_PLACEHOLDERS) if url else []

@@ -1,11 +1,11 @@
-"""The stored responses to requests with an Idempotency-Key, so that a repeat creates nothing again. Kept for 24 hours.
+"""This module stores the responses to requests with an Idempotency-Key for 24 hours, so that a repeat creates nothing again.
 
 Rewrites store their responses themselves, in the transaction that creates the messages (table `idempotency`). All other requests
 use this module: the request claims its key, is performed, and stores its response. Responses may contain new credentials, so the
 caller passes them encrypted.
 
-A process that ends between the claim and the response leaves a claim without a response. After CLAIM_LEASE a repeat takes it over
-and is performed again, because nobody knows whether the first request changed anything.
+A process that ends between the claim and the response leaves a claim without a response. After CLAIM_LEASE, a repeat takes the
+claim over and is performed, because it is unknown whether the first request changed anything.
 """
 
 # Tested by tests/web/test_idempotency.py
@@ -27,9 +27,10 @@ CLAIM_LEASE = timedelta(seconds=60)
 
 @dataclass(frozen=True, slots=True)
 class RequestKey:
-    """What identifies a repeated request: the application, its API key, the operation (method and path), and its Idempotency-Key.
+    """The key that identifies a repeated request: the application, its API key, the operation (method and path), and its
+    Idempotency-Key.
 
-    The API key is part of it because a response can contain new credentials, which another key may not receive."""
+    The API key is a part of the key because a response can contain new credentials, which another key may not receive."""
 
     application_id: int
     api_key_id: int
@@ -63,7 +64,7 @@ def claim(connection: Connection, request: RequestKey, content_hash: str, now: d
         "created_at": now,
     }
     row = None
-    while row is None:  # a claim can be released between the two statements
+    while row is None:  # try again, because the claim can be released between the two statements
         if connection.execute(upsert(connection, table).values(values).on_conflict_do_nothing()).rowcount:
             return None
         row = connection.execute(select(table).where(*_chosen(request)).with_for_update()).one_or_none()

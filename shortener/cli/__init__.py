@@ -15,7 +15,7 @@ import sys
 
 import click
 
-#: Command -> (module, one line of help).
+#: The module and the one-line help of each command, by name of the command.
 COMMANDS = {
     "serve": ("serve", "Run the web server and the delivery workers in one process."),
     "deliver": ("serve", "Run delivery workers only, in addition to servers on PostgreSQL."),
@@ -89,7 +89,7 @@ def main() -> None:
     """
     os.umask(0o077)
     try:
-        # Outside of standalone mode click returns the exit code and raises errors instead of exiting.
+        # Without its standalone mode, click returns the exit code and raises errors instead of exiting.
         sys.exit(cli(standalone_mode=False))
     except click.Abort:
         sys.exit(1)

@@ -24,7 +24,7 @@ from shortener.cli.common import (
 )
 from shortener.cli.parameters import COMPANY_ID, DURATION, ID
 
-MAX_RATE_LIMIT = 1_000_000  # requests per minute
+MAX_RATE_LIMIT = 1_000_000  # the highest rate limit of a key, in requests per minute
 RATE_LIMIT = click.IntRange(1, MAX_RATE_LIMIT)
 
 

@@ -112,7 +112,7 @@ def prices() -> None:
 
 
 _APPLICATION = click.option(
-    "--application", type=ID, default=0, help="Application that the price is for. Default: all applications."
+    "--application", type=ID, default=0, help="Application to which the price applies. Default: all applications."
 )
 
 

@@ -1,4 +1,5 @@
-"""Functions that all commands share: the option `--json`, settings, the database, tables, and texts of errors."""
+"""This module contains the functions that all commands share: the option `--json`, settings, the database, tables, and error
+texts."""
 # Tested by tests/cli/test_commands.py
 
 from __future__ import annotations
@@ -28,21 +29,20 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 #: Width of a table if stdout is a file or a pipe, so that no line is wrapped.
-UNLIMITED_WIDTH = 1_000_000  # characters
+UNLIMITED_WIDTH = 1_000_000  # the unit is characters
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print machine-readable JSON on stdout.")
 yes_option = click.option("--yes", "yes", is_flag=True, help="Do not ask for confirmation.")
 
 
 def is_terminal() -> bool:
-    """Return whether a person can answer a question on stdin."""
+    """Return whether stdin is a terminal, so that a user can answer a question."""
     return sys.stdin.isatty()
 
 
 def confirm(what: str, yes: bool, *, is_required: bool = False) -> None:
-    """Print what a command is about to do, and ask a person at a terminal to confirm it. Raise Abort if the person declines.
-
-    `yes`: do not ask. Without a terminal a script goes on, unless `is_required`: then raise ClickException."""
+    """Print what a command is about to do, and ask the user at a terminal to confirm it. Raise Abort if the user declines. If `yes`
+    is true, do not ask. If stdin is not a terminal, continue without asking, or raise ClickException if `is_required` is true."""
     if yes:
         return
     click.echo(what, err=True)
@@ -62,7 +62,7 @@ async def describe_application(database: Any, application_id: int) -> str:
     return f"application {application_id} ({found.name if found else '-'})"
 
 
-#: The page that says what to do about each error.
+#: The documentation page that explains each error.
 HELP_PAGE = "docs/reference/errors.md"
 
 
@@ -79,13 +79,13 @@ _SERVERS = frozenset({"_serve_one", "deliver"})
 
 
 def _new_fast_loop() -> asyncio.AbstractEventLoop:
-    import uvloop  # imported here, because the import is slow and only servers need it
+    import uvloop  # uvloop is imported here, because the import is slow and only servers need it
 
     return uvloop.new_event_loop()
 
 
 class WrongValue(click.ClickException):
-    """The value of an argument or option is invalid. The exit code is that of wrong usage, 2."""
+    """Raised if the value of an argument or option is invalid. The command then exits with 2, the code for wrong usage."""
 
     exit_code = 2
 
@@ -189,7 +189,7 @@ async def open_cache() -> AsyncIterator[LinkCache]:
 
 
 def print_result(data: Any, as_json: bool, print_text: Callable[[], None]) -> None:
-    """Print `data` as JSON, or call `print_text` to print it for people."""
+    """Print `data` as JSON if the option --json is set; otherwise call `print_text`, which prints it as text."""
     if as_json:
         print_json(data)
     else:
@@ -197,7 +197,7 @@ def print_result(data: Any, as_json: bool, print_text: Callable[[], None]) -> No
 
 
 def print_json(data: Any) -> None:
-    """Print `data` as indented JSON on stdout. Times have the form of the API: 2026-11-20T12:00:00Z."""
+    """Print `data` as indented JSON on stdout. Times have the format of the API, such as 2026-11-20T12:00:00Z."""
     click.echo(orjson.dumps(data, default=_to_json, option=orjson.OPT_INDENT_2 | orjson.OPT_PASSTHROUGH_DATETIME).decode())
 
 
@@ -225,7 +225,7 @@ def print_fields(fields: Mapping[str, Any]) -> None:
 
 
 def print_table(rows: Sequence[Mapping[str, Any]], *columns: str) -> None:
-    """Print a table for people. Values are never truncated.
+    """Print a table as text. Values are never truncated.
 
     On a terminal long values are wrapped inside their column. If stdout is a file or a pipe, each row is one line.
     """

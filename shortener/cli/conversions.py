@@ -13,8 +13,8 @@ from shortener.ids import CONVERSION_IDS, REFUSED_REPORT_IDS, PublicIds
 
 _LIMIT = click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="Maximum number of rows.")
 _APPLICATION = click.option("--application", type=ID, help="Id of the application. Required if there are several.")
-_SINCE = click.option("--since", type=TIME, help="Start of the period, included (UTC).")
-_UNTIL = click.option("--until", type=TIME, help="End of the period, excluded (UTC).")
+_SINCE = click.option("--since", type=TIME, help="Only rows from this time on (UTC).")
+_UNTIL = click.option("--until", type=TIME, help="Only rows before this time (UTC).")
 
 
 @click.group()
@@ -32,7 +32,7 @@ def conversions() -> None:
 @click.option(
     "--disposition",
     type=click.Choice(["positive", "negative", "pending", "none"]),
-    help="Only conversions that the tracker reported as positive or negative, that are pending, or that have none of these.",
+    help="Only conversions with this disposition: positive, negative, pending (the status word means pending), or none of these.",
 )
 @click.option("--message", "message_id", help="Only conversions of this message.")
 @_LIMIT

@@ -1,4 +1,4 @@
-"""`shortener purge`, `verify` and `export`: commands on all stored data."""
+"""The commands `shortener purge`, `verify` and `export`, which process all stored data."""
 # Tested by tests/cli/test_commands.py
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MAX_SHOWN_DRIFTS = 100  # The maximum number of differences that `verify` shows 
 
 
 def print_counts(counts: dict[str, int], as_json: bool, text_without_rows: str) -> None:
-    """Print numbers of rows by kind, or `text_without_rows` if all are 0."""
+    """Print the number of rows of each kind, or `text_without_rows` if all numbers are 0."""
 
     def print_text() -> None:
         parts = [f"{rows:,} {kind}" for kind, rows in counts.items() if rows]

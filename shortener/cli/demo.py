@@ -1,4 +1,4 @@
-"""`shortener demo`: the life of one message with a real server and a local receiver, printed step by step.
+"""The command `shortener demo`, which processes one message with a real server and a local receiver, and prints each step.
 
 The server is `shortener serve` in a separate process, on a free port and with a temporary data folder. The receiver is that of
 `shortener listen`. All requests and responses that it prints are real.
@@ -58,9 +58,9 @@ def demo(portal: bool, port: int, messages: int, as_json: bool) -> None:
 
 def _serve_portal(port: int, messages: int, as_json: bool) -> None:
     """Fill a temporary installation, and run `shortener serve` on it until a signal."""
-    import subprocess  # imported here, because only this option needs it
+    import subprocess  # the modules of the demo traffic are imported here, because only the option --portal needs them
 
-    bind("127.0.0.1", port).close()  # before the traffic is made, which takes a minute
+    bind("127.0.0.1", port).close()  # check the port before the traffic is created, which takes a minute
     from shortener.cli.demo_receivers import demo_receivers
 
     with tempfile.TemporaryDirectory(prefix="shortener-demo-") as folder, demo_receivers() as receivers:
@@ -69,7 +69,7 @@ def _serve_portal(port: int, messages: int, as_json: bool) -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("SHORTENER_")}
         environment |= {"SHORTENER_DATA_DIR": folder, "SHORTENER_ALLOW_PRIVATE_TARGETS": "true", "SHORTENER_LOG_LEVEL": "warning"}
         command = [sys.executable, "-m", "shortener", "serve", "--port", str(port), *(["--json"] if as_json else [])]
-        # A session of its own: Ctrl+C reaches the server once, from here.
+        # The server has a session of its own, so Ctrl+C does not reach it directly; this process sends the signal once.
         process = subprocess.Popen(command, env=environment, start_new_session=True)  # noqa: S603 - all arguments are constants
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda received, _: process.send_signal(received))
@@ -84,7 +84,8 @@ async def _fill(folder: str, messages: int, receivers: str) -> None:
     from shortener.cli.demo_traffic import fill_installation
     from shortener.settings import Settings
 
-    logs.configure(Settings(data_dir=Path(folder), log_level="error"))  # deliveries that fail belong to the demo
+    # Hide the log lines, because failing deliveries are a part of the demo.
+    logs.configure(Settings(data_dir=Path(folder), log_level="error"))
     await fill_installation(folder, messages, receivers)
 
 
@@ -97,7 +98,7 @@ async def _run_steps(as_json: bool) -> None:
 
 
 class _Printer:
-    """Prints the steps: with headings for people, or as one line of JSON each."""
+    """A printer of the steps of the demo: as text with headings, or as one line of JSON for each step."""
 
     def __init__(self, as_json: bool) -> None:
         self._as_json = as_json
@@ -259,4 +260,4 @@ async def _wait_until_ready(base: str) -> None:
             with contextlib.suppress(httpx.TransportError):
                 if (await client.get("/readyz")).status_code == 200:
                     return
-            await asyncio.sleep(0.05)  # between two checks
+            await asyncio.sleep(0.05)  # seconds between two checks

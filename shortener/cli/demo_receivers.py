@@ -18,7 +18,7 @@ from shortener.cli.sockets import bind, port_of
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-#: The trackers of the demo. {receivers} is the address of this module's server.
+#: The trackers of the demo. {receivers} is the base URL of this module's server.
 TRACKERS: tuple[dict[str, Any], ...] = (
     {"name": "CRM", "url": "{receivers}/crm", "events": ["click", "conversion"], "secret": "whsec_" + "c2hvcnRlbmVy" * 3},
     {
@@ -35,7 +35,7 @@ FAILS_EVERY = 9  # One request in this number to /attribution fails.
 
 
 class DemoReceivers:
-    """An ASGI application. The path selects how it responds."""
+    """An ASGI application that acts as the receivers of the demo. The request path selects the receiver."""
 
     def __init__(self) -> None:
         self._requests: Counter[str] = Counter()
@@ -64,8 +64,8 @@ class DemoReceivers:
 
 @contextlib.contextmanager
 def demo_receivers() -> Iterator[str]:
-    """Serve the receivers in a thread. Yield their address."""
-    import uvicorn  # imported here, because only the demo needs it
+    """Serve the receivers in a thread. Yield their base URL."""
+    import uvicorn  # uvicorn is imported here, because only the demo needs it
 
     listener = bind("127.0.0.1", 0)
     config = uvicorn.Config(DemoReceivers(), access_log=False, log_level="error", lifespan="off", server_header=False)

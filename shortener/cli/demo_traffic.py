@@ -1,8 +1,7 @@
-"""Three weeks of realistic traffic for a demo installation: campaigns, countries, bots, failures and conversions.
-
-The traffic is made by real requests to the application in this process, with a clock that moves through the three weeks. So every
-row is one that the service itself wrote. The same `seed` gives the same traffic. With receivers, the installation also has
-trackers and a gateway, whose requests go to this machine (demo_receivers.py). Nothing is sent to other machines.
+"""This module creates three weeks of realistic traffic for a demo installation: campaigns, countries, bots, failures and
+conversions. It sends real requests to the application in this process, whose clock moves through the three weeks. So the service
+itself writes every row. The same `seed` creates the same traffic. With receivers, the installation also has trackers and a gateway,
+whose requests go to this machine (demo_receivers.py). Nothing is sent to other machines.
 """
 # Tested by tests/cli/test_demo_traffic.py
 
@@ -29,7 +28,7 @@ GATEWAY_SHARE = 25  # One message in this number is sent through the gateway of 
 
 
 class DemoClock:
-    """A clock that moves through the traffic. A service is opened with it."""
+    """The clock of the service in the demo, which is set to the time of each simulated event."""
 
     def __init__(self, now: datetime) -> None:
         self.now = now
@@ -38,7 +37,7 @@ class DemoClock:
         return self.now
 
 
-#: Country: the beginning of a mobile number, the number of digits that follow, and its share of the messages.
+#: For each country: the beginning of a mobile number, the number of digits that follow it, and the country's share of the messages.
 _COUNTRIES = {
     "DE": ("+491512", 7, 34),
     "FR": ("+33612", 6, 21),
@@ -67,9 +66,9 @@ _PREVIEW = (
 
 @dataclass(frozen=True, slots=True)
 class DemoCampaign:
-    """A campaign of the demo. `day` and `hour`: when it was sent; `day` None: every day, at working hours.
-
-    `share` is the part of all messages, `click_share` the part of the delivered messages that people click."""
+    """A campaign of the demo. `day` and `hour` are the time at which it was sent. If `day` is None, it is sent every day at working
+    hours. `share` is the campaign's part of all messages, and `click_share` the part of its delivered messages that people
+    click."""
 
     name: str
     body: str
@@ -137,9 +136,8 @@ class _Step:
 
 
 async def fill_installation(folder: str | Path, messages: int = 900, receivers: str | None = None) -> None:
-    """Create an installation in a folder and make its traffic, which ends now.
-
-    `receivers`: the address of `demo_receivers`, if they are to run longer than the traffic takes."""
+    """Create an installation in a folder, with traffic that ends now. `receivers` is the base URL of running `demo_receivers`;
+    without it, receivers are started that run only until the traffic was created."""
     from shortener.container import open_service
     from shortener.settings import Settings
 
@@ -165,10 +163,9 @@ async def fill(
     seed: int = 7,
     receivers: str | None = None,
 ) -> None:
-    """Make the traffic of the last DAYS days before the clock's present time. The service must be opened with `clock`.
-
-    The application should be older than the traffic; `start_of_traffic` is when it begins. `receivers`: the address to which the
-    trackers of the demo send; without it there are none."""
+    """Create the traffic of the last DAYS days before the current time of the clock. The service must be opened with `clock`. The
+    application should be older than the traffic, which begins at `start_of_traffic`. `receivers` is the base URL of the demo's
+    trackers; without it the demo has no trackers."""
     import httpx
 
     from shortener.reporting.counts import fold
@@ -191,7 +188,7 @@ async def fill(
             if receivers is not None:
                 await _deliver(service)
     clock.now = end
-    await service.fanout.flush()  # which also counts the times to click
+    await service.fanout.flush()  # the fan-out also counts the times from sending to click
     if receivers is not None:
         await _deliver(service)
     while await service.database.write(fold):
@@ -211,7 +208,7 @@ async def _create_endpoints(client: httpx.AsyncClient, receivers: str, api_key: 
 
 
 async def _deliver(service: Service) -> None:
-    """Send everything that is due at the time of the clock."""
+    """Send all messages and deliveries that are due at the time of the clock."""
     await service.gateway_dispatcher.flush()
     await service.fanout.flush()
     await service.dispatcher.flush()
@@ -240,7 +237,7 @@ async def _perform(
 
 
 def start_of_traffic(end: datetime) -> datetime:
-    """Return the time before which nothing happens."""
+    """Return the time at which the traffic begins."""
     return (end - timedelta(days=DAYS)).replace(hour=0, minute=0, second=0, microsecond=0)
 
 
@@ -259,7 +256,7 @@ def _steps(end: datetime, messages: int, rng: random.Random) -> Iterator[_Step]:
 
 
 def _life(campaign: DemoCampaign, message_id: str, number: int, at: datetime, rng: random.Random) -> Iterator[_Step]:
-    """Yield everything that happens to one message."""
+    """Yield the simulated events of one message: delivery reports, hits and conversions, each with its time."""
     country = rng.choices(list(_COUNTRIES), [share for _, _, share in _COUNTRIES.values()])[0]
     begin, digits, _ = _COUNTRIES[country]
     to = begin + "".join(rng.choice("0123456789") for _ in range(digits))
@@ -302,7 +299,7 @@ def _life(campaign: DemoCampaign, message_id: str, number: int, at: datetime, rn
         report = {"message_id": message_id, "action": "sale", "transaction_id": f"T-{number}", "value": value, "currency": "EUR"}
         sold = click + timedelta(seconds=60 + rng.lognormvariate(6, 1))
         decided = rng.random()
-        # The shop reports each sale as a lead, and decides within a day or two whether it is approved.
+        # The simulated shop reports each sale as a lead, and within two days as approved or rejected.
         yield _Step(sold, number, "conversion", {**report, "status": "pending"})
         if decided < 0.85:
             status = "approved" if decided < 0.7 else "rejected"

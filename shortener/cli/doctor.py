@@ -1,8 +1,7 @@
-"""`shortener doctor`: check what `serve` needs, and what fails in practice.
-
-The checks are of two kinds. What stops `serve` is an error, so `doctor` and `serve` never disagree. What will cause trouble
-later is a warning, unless people already notice it, such as an expired certificate. Each line that is not `ok` has a remedy. The
-worst line determines the exit code: 1 for an error, 0 otherwise. The checks of the database and of Redis are in doctor_store.py.
+"""The command `shortener doctor`, which checks the installation. A problem that prevents the start of `serve` is an error, so
+`doctor` and `serve` always agree. A problem that will have effects later is a warning, unless recipients already notice it, such as
+an expired certificate, which is an error. Each line that is not `ok` has a remedy. The worst line determines the exit code: 1 for
+an error, 0 otherwise. The checks of the database and of Redis are in doctor_store.py.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ MIN_SQLITE = (3, 51, 3)
 async def doctor(as_json: bool) -> None:
     """Check the settings, files, database, Redis, BASE_URL and queues, and print what to do. A server may be running.
 
-    The exit code is 1 if a line is an error: `serve` would not start, or people notice the fault already.
+    The exit code is 1 if there is an error: `serve` would not start, or recipients already notice the problem.
     """
     from shortener.cli import doctor_store
     from shortener.secret import secret_file
@@ -56,7 +55,7 @@ async def doctor(as_json: bool) -> None:
     settings = load_settings()
     file = sqlite_path(settings.store_url)
     if file is not None and not file.exists() and not secret_file(settings.data_dir).exists():
-        await require_installation(settings)  # raises NoInstallation
+        await require_installation(settings)  # this call raises NoInstallation
     findings = [*_check_settings(settings), *_check_files(settings, file), *_check_disk(settings, file)]
     findings += await doctor_store.check_database(settings)
     findings += await doctor_store.check_redis(settings)
@@ -150,7 +149,7 @@ def _check_disk(settings: Settings, database: Path | None) -> Iterator[Finding]:
 
 
 def check_base_url(settings: Settings) -> Iterator[Finding]:
-    """Check the first part of short links: its host name in the DNS, and the age of its certificate."""
+    """Check BASE_URL, the first part of short links: whether the DNS resolves its host name, and when its certificate expires."""
     parts = urlsplit(settings.base_url)
     host = parts.hostname or ""
     if settings.base_url == DEFAULT_BASE_URL or is_loopback(host):
@@ -175,7 +174,7 @@ def check_base_url(settings: Settings) -> Iterator[Finding]:
 
 
 def _check_certificate(host: str, port: int) -> Finding:
-    """Connect to the host of BASE_URL and check the certificate that people get."""
+    """Connect to the host of BASE_URL and check the certificate that browsers get."""
     from cryptography import x509
 
     trusting = ssl.create_default_context()

@@ -1,4 +1,4 @@
-"""What the checks of `shortener doctor` return."""
+"""The data class that the checks of `shortener doctor` return."""
 # Tested by tests/cli/test_doctor.py
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """The result of one check. `remedy` says what to do; it is empty for the level `ok`."""
+    """The result of one check. `remedy` describes what the operator must do; it is empty for the level `ok`."""
 
     check: str
     level: Literal["ok", "warning", "error"]

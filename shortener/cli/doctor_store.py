@@ -23,7 +23,7 @@ MAX_QUEUE_SECONDS = 300.0
 MAX_PURGE_LAG = timedelta(days=2)
 RECENT = timedelta(days=1)
 MAX_COUNTED_DELIVERIES = 10_000
-MIN_DAYS_OF_DATA = 1.0  # With less data, its growth cannot be estimated.
+MIN_DAYS_OF_DATA = 1.0  # The growth of the data cannot be estimated if the database is younger than this.
 
 
 async def check_database(settings: Settings) -> list[Finding]:
@@ -91,7 +91,7 @@ async def check_database(settings: Settings) -> list[Finding]:
 
 
 def _check_rows(connection: Connection, settings: Settings) -> Iterator[Finding]:
-    """Check what the tables show: the clock, the processes, the queues, the trackers and the growth of the data."""
+    """Check the data in the tables: the clock, the processes, the queues, the trackers and the growth of the data."""
     from shortener.model import utcnow
     from shortener.reporting.queues import read_queue_state
 
@@ -134,7 +134,7 @@ def _check_rows(connection: Connection, settings: Settings) -> Iterator[Finding]
 
 
 def _check_failing_deliveries(connection: Connection) -> Iterator[Finding]:
-    """Report each tracker with deliveries that failed at least once and are repeated."""
+    """Report each tracker that has deliveries which failed at least once and will be retried."""
     deliveries, trackers = schema.deliveries.c, schema.trackers.c
     failing = (
         select(deliveries.tracker_id, deliveries.last_error, deliveries.last_status)

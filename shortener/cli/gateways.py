@@ -109,13 +109,14 @@ _LIMITS = ("on_doubt", "max_attempts", "timeout", "concurrency", "max_per_second
 
 
 def _limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    for option in reversed(_LIMIT_OPTIONS):  # decorators apply from the last to the first
+    for option in reversed(_LIMIT_OPTIONS):  # reversed, because decorators are applied from the last to the first
         command = option(command)
     return command
 
 
 def _settings_of(pairs: dict[str, str]) -> dict[str, Any]:
-    """Return settings from NAME=VALUE pairs. The value of a setting that is no text is parsed if it is a JSON object or list."""
+    """Return settings from NAME=VALUE pairs. If the type of a setting is not text, a value that is a JSON object or list is
+    parsed."""
     from shortener.gateways.kinds import KINDS
 
     texts = {name for kind in KINDS.values() for name, field in kind.settings_model.model_fields.items() if field.annotation is str}
@@ -142,7 +143,7 @@ def gateways() -> None:
     "--kind", type=click.Choice(["http", "smpp", "simulator"]), default="http", show_default=True, help="Kind of the gateway."
 )
 @click.option("--preset", type=click.Choice(_PRESETS), help="Product whose settings are used.")
-@click.option("--url", help="Address of the gateway: the option url of the preset, or the setting url.")
+@click.option("--url", help="URL of the gateway: the option url of the preset, or the setting url.")
 @click.option(
     "--option",
     "options",

@@ -237,7 +237,7 @@ async def _change_links(
         updates = LinkUpdates(database, cache, new_id, utcnow)
         while True:
             if not await updates.perform(update_id):
-                await asyncio.sleep(0.1)  # a running server processes the update
+                await asyncio.sleep(0.1)  # wait, because a running server processes the update
             fields = serialize_update(await database.read(find_update, LINK_UPDATE_IDS.encode(update_id), application))
             if sys.stderr.isatty():
                 click.echo(f"\r{fields['done']:,} of {fields['total'] or '?'} links", nl=False, err=True)

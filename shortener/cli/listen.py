@@ -1,4 +1,4 @@
-"""`shortener listen`: a local receiver that prints and verifies the requests that it receives."""
+"""The command `shortener listen`, a local receiver that prints the requests of trackers and verifies their signatures."""
 # Tested by tests/acceptance/test_listen.py
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from shortener.cli.sockets import bind, port_of
 
 
 @click.command()
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="IP address or host name to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=9000, show_default=True, help="Port to listen on; 0: a free port.")
 @click.option(
     "--fail", type=click.IntRange(0), default=0, show_default=True, help="Number of first requests that get the status 500."
@@ -43,7 +43,7 @@ async def listen(host: str, port: int, fail: int, delay: float, secret: tuple[st
 
 
 def print_request(request: Any, as_json: bool) -> None:
-    """Print one received request: as one line of JSON, or in full for people."""
+    """Print one received request as one line of JSON, or completely as text."""
     if as_json:
         fields = {
             "at": request.at,

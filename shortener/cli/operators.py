@@ -1,4 +1,4 @@
-"""The commands `shortener operators`: the people who may use the portal."""
+"""The commands `shortener operators`, which manage the people who may use the portal."""
 # Tested by tests/cli/test_operators.py
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _APPLICATION = click.option("--application", type=ID, help="Id of the applicatio
 @json_option
 @async_command
 async def invite(name: str, role: str, application: int | None, as_json: bool) -> None:
-    """Create an operator and print the link of an invitation, which is valid once and for 72 hours.
+    """Create an operator and print the URL of an invitation, which is valid once and for 72 hours.
 
     An operator who has not accepted an earlier invitation gets a new link, and the earlier link becomes invalid.
     """
@@ -162,7 +162,7 @@ async def grant(name: str, role: str, application: int | None, remove: bool, as_
             module.revoke(connection, operator.id, application_id)
         else:
             module.grant(connection, operator.id, parsed, application_id)
-        end_sessions(connection, operator.id)  # A session that began with other rights ends.
+        end_sessions(connection, operator.id)  # A session that began with other rights must end.
         return {"operator": operator.name, "application_id": application_id, "role": None if remove else parsed.label}
 
     fields = await _write_audited(write, "role_removed" if remove else "role_granted")

@@ -1,4 +1,4 @@
-"""Types of arguments and options: ids, times and durations."""
+"""The types of command line arguments and options: ids, phone numbers, times and durations."""
 # Tested by tests/cli/test_commands.py
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
 class Id(click.ParamType[int]):
-    """The id of an application, a key or a tracker."""
+    """A parameter that is the id of an application, a key or a tracker."""
 
     name = "id"
 
@@ -34,7 +34,7 @@ class Id(click.ParamType[int]):
 
 
 class SearchedNumber(click.ParamType[str]):
-    """A phone number to search for, in E.164 or in any notation that a rewrite accepts."""
+    """A parameter that is a phone number to search for, in E.164 or in any notation that a rewrite accepts."""
 
     name = "phone number"
 
@@ -48,7 +48,7 @@ class SearchedNumber(click.ParamType[str]):
 
 
 class Time(click.ParamType[datetime]):
-    """A time in UTC: 2026-11-20, or 2026-11-20T12:00:00Z."""
+    """A parameter that is a time in UTC, such as 2026-11-20 or 2026-11-20T12:00:00Z."""
 
     name = "time"
 
@@ -62,7 +62,7 @@ class Time(click.ParamType[datetime]):
 
 
 class Duration(click.ParamType[timedelta]):
-    """A number with a unit: 90s, 15m, 24h, 7d."""
+    """A parameter that is a duration, written as a number with a unit: 90s, 15m, 24h, 7d."""
 
     name = "duration"
 

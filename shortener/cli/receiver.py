@@ -24,7 +24,8 @@ MAX_BODY_BYTES = 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class ReceivedRequest:
-    """One received request. `signature` describes the result of the signature check; `status` is that of the response."""
+    """One received request. `signature` describes the result of the signature check; `status` is the HTTP status of the response to
+    it."""
 
     at: datetime
     method: str
@@ -57,7 +58,7 @@ class Receiver:
             if not message.get("more_body") or len(body) > MAX_BODY_BYTES:
                 break
         if self.delay:
-            await asyncio.sleep(self.delay)  # simulates a slow endpoint
+            await asyncio.sleep(self.delay)  # the delay simulates a slow endpoint
         status = 200
         if self.fail > 0:
             self.fail -= 1

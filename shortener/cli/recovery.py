@@ -93,7 +93,7 @@ async def restore(file: Path, replace: bool, yes: bool, as_json: bool) -> None:
 
     settings = load_settings()
     database = _require_sqlite(settings, "restore")
-    inspect(file)  # the file is checked before anything else, and before a database is moved
+    inspect(file)  # the file is checked first, before an existing database is moved away
     place = secret_file(settings.data_dir)
     moved: list[str] = []
     if replace and (database.exists() or place.exists()):
@@ -168,7 +168,8 @@ async def adopt_secret(yes: bool, as_json: bool) -> None:
 
     settings = load_settings()
     await require_installation(settings)
-    database = await open_database(settings.store_url, owner=True)  # raises StoreUnavailable while a server uses SQLite
+    # This call raises StoreUnavailable while a server uses the SQLite database.
+    database = await open_database(settings.store_url, owner=True)
     place = secret_file(settings.data_dir)
     is_new = not settings.secret.get_secret_value() and not place.exists()
     is_adopted = False

@@ -98,7 +98,7 @@ async def resend(message_id: str, application: int | None, as_json: bool) -> Non
 @json_option
 @async_command
 async def discard(message_id: str, application: int | None, yes: bool, as_json: bool) -> None:
-    """Give a held message up: it becomes FAILED. Its cost is returned unless the gateway may have accepted it."""
+    """Give a held message up: it becomes FAILED. Its cost is refunded unless the gateway may have accepted it."""
     from shortener.container import open_service
     from shortener.gateways import decisions
 

@@ -40,7 +40,7 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 STOP_SECONDS = 7.5
 #: Time limit for requests in flight after the process accepts no more connections. uvicorn requires an integer.
 REQUEST_GRACE_SECONDS = 5
-#: Connections that the kernel holds until the process accepts them.
+#: The maximum number of connections that wait in the kernel until the process accepts them.
 BACKLOG = 4096
 #: A limit of open files below this is logged as a warning: each connection of a person or of a tracker needs one.
 MIN_OPEN_FILES = 4096
@@ -48,12 +48,13 @@ MIN_OPEN_FILES = 4096
 PARENT_CHECK_SECONDS = 1.0
 #: A process that is still running this long after the time limit of its stop ends at once, with exit code 0.
 HANG_SECONDS = 0.5
-#: A process that is still running this long after that is killed: by a thread of its own, and a worker also by its parent.
+#: A process that is still running this long after it should have ended is killed by one of its threads, and a worker also by its
+#: parent.
 KILL_SECONDS = 0.25
 
 
 @click.command()
-@click.option("--host", help="Address to listen on. Default: HOST (127.0.0.1).")
+@click.option("--host", help="IP address or host name to listen on. Default: HOST (127.0.0.1).")
 @click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on; 0: a free port. Default: PORT (8000).")
 @click.option(
     "--workers", type=click.IntRange(1, 64), help="Number of processes; more than one requires PostgreSQL. Default: WORKERS (1)."
@@ -69,10 +70,10 @@ def serve(host: str | None, port: int | None, workers: int | None, as_json: bool
     if problem := settings.unreachable_links:
         listener.close()
         raise click.ClickException(problem)
-    if settings.port == 0:  # load the settings again with the selected port, because the default of BASE_URL contains it
+    if settings.port == 0:  # the settings are loaded again with the selected port, because the default of BASE_URL contains it
         settings = load_settings(host=host, port=port_of(listener), workers=workers)
     if settings.workers > 1:
-        listener.listen(BACKLOG)  # connections of early clients wait until the workers accept them
+        listener.listen(BACKLOG)  # listen now, so that connections of early clients wait until the workers accept them
         _first_start(settings, as_json)
         _serve_many(settings, listener)
     else:
@@ -86,7 +87,7 @@ async def _serve_one(settings: Settings, listener: socket.socket, as_json: bool)
         from shortener.container import open_service
 
         logs.configure(settings)
-        logs.hold()  # the address and the credentials are printed before the first log line
+        logs.hold()  # hold log lines back, so that the URL and the credentials are printed before the first one
         try:
             limit = _raise_open_files_limit()
             service = await open_service(settings)
@@ -111,14 +112,15 @@ def _new_server(service: Service, as_json: bool, open_files: int) -> uvicorn.Ser
 
             try:
                 await super().startup(sockets)
-                await _print_start(service, as_json)  # printed when clients can connect and a signal stops the process cleanly
+                # Print now, because clients can connect and a signal stops the process cleanly.
+                await _print_start(service, as_json)
             finally:
                 logs.release()
             _log_start(open_files)
 
         @contextlib.contextmanager
         def capture_signals(self) -> Iterator[None]:
-            # The original raises the signal again after the stop, so that a clean stop would not exit with 0.
+            # uvicorn's own method raises the signal again after the stop, so a clean stop would not exit with 0.
             loop = asyncio.get_running_loop()
             for number in STOP_SIGNALS:
                 loop.add_signal_handler(number, _handle_stop_signal, service, number, self.handle_exit)
@@ -155,8 +157,8 @@ def _stop_within(service: Service, seconds: float) -> None:
 def _end_process(number: int, frame: object) -> None:
     """End the process, because a part of it still waits, for example for a database that does not respond.
 
-    What could be written is written, and log lines state what could not. A handler must not use a logger, because the main thread
-    may hold its lock."""
+    All data that can be written is written by then, and log lines report lost data. A signal handler must not use a logger, because
+    the main thread may hold its lock."""
     os.write(2, b"The stop took too long and was cut off.\n")
     os._exit(0)
 
@@ -191,14 +193,14 @@ def _fast_start() -> Iterator[None]:
         gc.freeze()
         # Requests leave few reference cycles. The default threshold of 700 objects would start a collection every tenth redirect.
         gc.set_threshold(20_000, 20, 50)
-        # The thread that writes to SQLite needs the interpreter after each statement; by default it waits up to 5 ms for it.
+        # The thread that writes to SQLite needs the interpreter lock after each statement, and by default waits up to 5 ms for it.
         sys.setswitchinterval(0.001)
     finally:
         gc.enable()
 
 
 def uvicorn_config(app: Any, settings: Settings, **more: Any) -> Any:
-    """Return the configuration of uvicorn for `app`; `more` are further arguments of it."""
+    """Return the configuration of uvicorn for `app`; `more` contains further arguments of the configuration."""
     from shortener.server.connection_limits import ConnectionLimits, open_files_limit
     from shortener.server.http_protocol import RedirectProtocol, ServerConfig
 
@@ -224,13 +226,13 @@ def uvicorn_config(app: Any, settings: Settings, **more: Any) -> Any:
 
 @async_command
 async def _first_start(settings: Settings, as_json: bool) -> None:
-    """Prepare the database once before several workers use it, and print the address and the first credentials."""
+    """Prepare the database once before several workers use it, and print the URL of the service and the first credentials."""
     from shortener import logs
     from shortener.container import open_service
 
     logs.configure(settings)
     logs.hold()
-    limit = _raise_open_files_limit()  # the workers inherit the limit
+    limit = _raise_open_files_limit()  # the limit is raised here, because the workers inherit it
     try:
         service = await open_service(settings)
         await _print_start(service, as_json)
@@ -311,7 +313,7 @@ async def _invite_first_operator(service: Service) -> str | None:
     url = link(service.settings.portal_origin, invitation.token)
     with contextlib.suppress(OSError), os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as written:
         written.write(url + "\n")
-    # With INITIAL_API_KEY nothing secret is printed, because the output of a container is a log. The file has the link.
+    # With INITIAL_API_KEY no secret is printed, because the output of a container is stored as a log. The file contains the URL.
     return None if service.settings.initial_api_key.get_secret_value() else url
 
 
@@ -324,11 +326,12 @@ async def _stop_without_parent() -> None:
         await asyncio.sleep(PARENT_CHECK_SECONDS)
     structlog.get_logger(__name__).error("parent_process_ended")
     os.kill(os.getpid(), signal.SIGTERM)
-    await asyncio.Event().wait()  # until the stop cancels this task
+    await asyncio.Event().wait()  # wait until the stop cancels this task
 
 
 async def _print_start(service: Service, as_json: bool) -> None:
-    """Print the address, at the very first start the credentials of the default application, and the first invitation."""
+    """Print the URL of the service and the first invitation, and at the very first start also the credentials of the default
+    application."""
     invitation = await _invite_first_operator(service)
     base_url, port, origin = service.settings.base_url, service.settings.port, service.settings.base_origin
     first = service.first_credentials

@@ -1,4 +1,4 @@
-"""`shortener stats`: the statistics of the API as a table."""
+"""The command `shortener stats`, which prints the statistics of the API as a table."""
 
 from __future__ import annotations
 
@@ -119,7 +119,8 @@ async def stats(
 
 
 def _report(by: str | None, zone: Any) -> Callable[[Any, Any], tuple[list[tuple[Any, Any]], bool]]:
-    """Return a function that reads (name, figures) of each group, and whether they are complete, with a connection and a filter."""
+    """Return a function of a connection and a filter. It returns (name, figures) of each group, and whether the figures are
+    complete."""
     from shortener.reporting import statistics
 
     def run(connection: Any, scope: Any) -> tuple[list[tuple[Any, Any]], bool]:

@@ -120,7 +120,7 @@ _TRACKER_OPTIONS = (
 
 
 def _tracker_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    for option in reversed(_TRACKER_OPTIONS):  # decorators apply from the last to the first
+    for option in reversed(_TRACKER_OPTIONS):  # reversed, because decorators are applied from the last to the first
         command = option(command)
     return command
 
@@ -139,7 +139,7 @@ _UNCHANGED_OPTIONS = (
 
 
 def _request_fields(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of a request for the options that are set."""
+    """Return the options that are set as the fields of an API request."""
     fields = {
         "events": list(options["events"]),
         "fields": list(options["fields"]),
@@ -270,7 +270,7 @@ async def update_tracker(
 
 
 def _warn(secret: str | None) -> None:
-    """Print a warning about a signing secret that the caller chose, if there is one."""
+    """If the user chose the signing secret, print a warning about it if there is one."""
     from shortener.signatures import secret_warning
 
     if secret and (warning := secret_warning(secret)):

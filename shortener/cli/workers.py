@@ -1,4 +1,4 @@
-"""Supervision of the processes of `serve --workers`: start, replace, reload and stop them.
+"""This module supervises the processes of `serve --workers`: it starts, replaces, reloads and stops them.
 
 All workers accept connections from one listening socket. The supervisor never waits for a worker. It examines all of them every
 STEP_SECONDS, so that a signal has its effect while another worker starts or hangs.
@@ -104,7 +104,7 @@ class _Worker:
     responded_at: float
     is_asked: bool = False
     is_ready: bool = False
-    kill_at: float | None = None  # The time at which a worker that was told to stop is killed.
+    kill_at: float | None = None  # The time at which a worker that is stopping is killed.
 
 
 @dataclass
@@ -115,20 +115,21 @@ class _Slot:
     successor: _Worker | None = None
     start_at: float = 0.0
     failed_starts: int = 0
-    is_outdated: bool = False  # Whether a reload has still to replace the worker.
+    is_outdated: bool = False  # Whether a reload still has to replace the worker.
 
 
 @dataclass
 class Supervisor:
-    """Keeps `count` workers running. `start` starts a process; `stop_seconds` is the time that a worker may take to stop."""
+    """A supervisor that keeps `count` workers running. `start` is the function that starts a process. A worker may take
+    `stop_seconds` to stop."""
 
     start: Callable[[], WorkerProcess]
     count: int
     stop_seconds: float
     clock: Callable[[], float] = time.monotonic
-    failed: bool = False  # Whether no worker could start.
+    failed: bool = False  # Whether the supervisor has stopped because no worker could start.
     _slots: list[_Slot] = field(default_factory=list)
-    _stopping: list[_Worker] = field(default_factory=list)  # workers that were told to stop
+    _stopping: list[_Worker] = field(default_factory=list)  # workers that are stopping
     _is_stopping: bool = False
     _has_served: bool = False
 
@@ -182,7 +183,7 @@ class Supervisor:
         if code == STARTUP_FAILURE and not self._has_served:
             self.failed = True
             self.stop()
-        elif slot.worker is not None:  # A reload had already started the successor.
+        elif slot.worker is not None:  # A reload has already started a successor for this worker, which replaces it now.
             slot.is_outdated = False
         else:
             if not worker.is_ready:
@@ -213,7 +214,7 @@ class Supervisor:
             slot.worker, slot.successor, slot.is_outdated = successor, None, False
 
     def _continue_reload(self, now: float) -> None:
-        """Start the next successor when no other worker starts or stops, so that a reload needs little of the machine."""
+        """Start the next successor when no other worker starts or stops, so that a reload uses little processor time and memory."""
         if self._stopping or any(slot.successor or slot.worker is None or not slot.worker.is_ready for slot in self._slots):
             return
         outdated = next((slot for slot in self._slots if slot.is_outdated), None)
@@ -238,7 +239,8 @@ class Supervisor:
         return worker
 
     def _exit_code(self, worker: _Worker, now: float) -> int | None:
-        """Return the exit code of a worker, or None while it runs. Ask it whether it serves, and kill it if it hangs."""
+        """Return the exit code of a worker, or None while it runs. While it runs, ask it whether it serves, and kill it if it
+        hangs."""
         process = worker.process
         if (code := process.exit_code) is not None:
             return code

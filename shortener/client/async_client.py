@@ -1,4 +1,4 @@
-"""`AsyncClient`: the client for asyncio and trio."""
+"""This module contains `AsyncClient`, the client for asyncio and trio."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ T = TypeVar("T")
 class AsyncClient:
     """A client of the HTTP API for asyncio and trio. Use it with `async with`, or call `close`.
 
-    `timeout` is the deadline of each call in seconds, which includes all its attempts. Each method accepts another one.
+    `timeout` is the deadline of each call in seconds, which includes all its attempts. Each method accepts a `timeout` of its own.
     `api_key` is an API key. `tracker_token` is only needed to report conversions. `batch_limit` is the number of recipients in one
-    request. `extra_schemes` are the schemes of links into apps that the application permits (for `send_long`). `transport`
-    replaces the connections of httpx, for tests."""
+    request. `extra_schemes` are the URL schemes of links into apps that the application permits; `send_long` needs them.
+    `transport` is an httpx transport that replaces the real connections in tests."""
 
     def __init__(
         self,

@@ -1,4 +1,5 @@
-"""Bulk rewrites: any number of messages as chunks of requests, without I/O. Both clients drive `BulkRewrite`.
+"""This module divides a bulk rewrite of any number of messages into requests (chunks). It has no I/O; both clients send the
+requests of `BulkRewrite`.
 
 A chunk has at most `batch_limit` recipients. A message with more recipients is divided. If the service rejects a chunk as too
 large, because its limits are lower, the chunk is divided in two. Each chunk has its own `Idempotency-Key`, derived from that of the
@@ -48,7 +49,8 @@ class BulkMessage(RewriteOptions, total=False):
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """One message of a chunk: some recipients of the message with the index `message`, from the recipient `first` on."""
+    """A part of a message that belongs to a chunk: the recipients from the index `first` on, of the message with the index
+    `message`."""
 
     message: int
     first: int
@@ -103,7 +105,8 @@ class BulkRewrite:
         extra_schemes: Container[str],
         is_single: bool = False,
     ) -> None:
-        """`is_single`: the call has one message for one recipient, so errors name its fields without `messages.0`."""
+        """`is_single` is true if the call has one message for one recipient. The field names in its errors then have no prefix
+        `messages.0`."""
         if on_failure not in ("raise", "send_long"):
             raise ValueError("on_failure must be raise or send_long")
         if on_invalid not in ("fail", "skip"):
@@ -140,7 +143,7 @@ class BulkRewrite:
         self.results += results
 
     def failed(self, error: ClientError) -> None:
-        """Handle the failure of the current chunk: divide it, make its texts locally, or raise the error."""
+        """Handle the failure of the current chunk: divide it, create its texts with long URLs, or raise the error."""
         chunk = self._chunks[-1]
         if isinstance(error, ResponseError) and error.error_code in _TOO_LARGE and chunk.size > 1:
             self._chunks[-1:] = reversed(chunk.halves())
@@ -195,7 +198,8 @@ def _part_of(index: int, message: Mapping[str, Any], *, needs_ids: bool) -> _Par
     listed = None if ids is None else [ids] if isinstance(ids, str) else list(ids)
     if listed is not None and len(listed) != len(recipients):
         raise ValueError(f"`message_id` of message {index} must have one id for each of its {len(recipients)} recipients")
-    # With ids of its own a text with long URLs has the same message_id as the message that the service may have stored.
+    # The client generates message ids, so that a text with long URLs has the same message_id as the message that the service may
+    # have stored.
     if listed is None and needs_ids:
         listed = [new_key() for _ in recipients]
     return _Part(index, 0, fields, recipients, listed)
@@ -209,7 +213,8 @@ def _chunks_of(parts: Sequence[_Part], limit: int) -> list[Chunk]:
     size = start = 0
     for part in parts:
         if len(part.to) > limit - size and "message_request_id" not in part.fields:
-            part = replace(part, fields={**part.fields, "message_request_id": new_key()})  # one id for all its chunks
+            # All chunks of a call get the same request id.
+            part = replace(part, fields={**part.fields, "message_request_id": new_key()})
         position = 0
         while position < len(part.to):
             taken = part._slice(position, min(len(part.to), position + limit - size))
@@ -225,7 +230,7 @@ def _chunks_of(parts: Sequence[_Part], limit: int) -> list[Chunk]:
 
 
 def _relocate(error: ResponseError, chunk: Chunk) -> None:
-    """Change the details of an error from places in the chunk to places in the call."""
+    """Return an error whose details contain indexes of messages and recipients in the whole call, and not in the chunk."""
     error.details = tuple(_relocated(detail, chunk) for detail in error.details)
 
 

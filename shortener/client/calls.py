@@ -1,4 +1,5 @@
-"""The calls of the HTTP API as data: path, parameters and how to read the response. Both clients send them."""
+"""This module describes the calls of the HTTP API as data: path, parameters, and how to parse the response. Both clients send
+them."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ T = TypeVar("T")
 Json = Mapping[str, Any]
 Grouping = Literal["daily", "by-country", "by-campaign", "by-destination", "by-label", "by-hour", "by-action"]
 
-#: The field of the response that contains the rows of a statistic.
+#: The field of the response that contains the rows, for each kind of statistic.
 _ROWS: Mapping[str, str] = {
     "daily": "days",
     "by-country": "countries",
@@ -41,7 +42,7 @@ _ROWS: Mapping[str, str] = {
 
 
 class RewriteOptions(TypedDict, total=False):
-    """Optional fields of a message. /docs describes each."""
+    """The optional fields of a message to rewrite. The page /docs of the service describes each field."""
 
     message_request_id: str
     external_message_request_id: str
@@ -63,7 +64,8 @@ class RewriteOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class ApiCall(Generic[T]):
-    """One request. `parse` returns the result of a successful response. `key` is the `Idempotency-Key`, or None without one."""
+    """One API request. `parse` converts the JSON of a successful response to the result. `key` is the `Idempotency-Key`, or None
+    without one."""
 
     method: str
     path: str
@@ -85,7 +87,7 @@ class ApiCall(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class ResultPage(Generic[T]):
-    """One page of a list. `cursor` names the next page; None on the last page."""
+    """One page of a list. `cursor` is the cursor of the next page; None on the last page."""
 
     items: tuple[T, ...]
     cursor: str | None
@@ -113,7 +115,7 @@ def _time(value: datetime) -> str:
 
 
 def query_of(filters: Mapping[str, Any]) -> dict[str, str]:
-    """Return filters as the parameters of a query. None leaves a filter out."""
+    """Return filters as the parameters of a query. A filter with the value None is left out."""
     query = {}
     for name, value in filters.items():
         if value is None:

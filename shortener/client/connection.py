@@ -1,7 +1,7 @@
-"""One HTTP connection pool, and the loop that sends a call until it succeeds, fails or its deadline passes.
+"""This module contains the HTTP connection pool, and the loop that repeats a call until it succeeds, fails or its deadline passes.
 
-This is the only module that uses httpx: it maps every exception of httpx to a `ClientError`. The deadline covers everything, also a
-name look-up that hangs and a response that arrives byte by byte, because the whole attempt is cancelled.
+This is the only module that uses httpx: it maps every exception of httpx to a `ClientError`. The deadline also limits a name
+look-up that hangs and a response that arrives byte by byte, because the whole attempt is cancelled.
 """
 # Tested by tests/client/test_async_client.py
 
@@ -49,7 +49,7 @@ def check_parameters(base_url: str, *, api_key: str, tracker_token: str, timeout
 
 
 class Connection:
-    """Sends calls to one service. It belongs to one event loop."""
+    """A sender of calls to one service. It belongs to one event loop."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class Connection:
             base_url=base_url.rstrip("/"),
             headers={"User-Agent": f"sms-shortener-client/{__version__}", "Accept": "application/json", **headers},
             transport=transport,
-            # A proxy of the environment cannot reach this machine's own addresses.
+            # Do not use a proxy from the environment for this machine's own IP addresses, because it cannot reach them.
             trust_env=not _is_loopback(urlsplit(base_url).hostname or ""),
             verify=_tls_context(),
         )
@@ -81,7 +81,8 @@ class Connection:
     async def send(self, call: ApiCall[T], timeout: float | None = None, remaining: float | None = None) -> T:
         """Send a call until it succeeds. Raise ClientError if it fails or its deadline passes.
 
-        `timeout` is the time for the call in seconds; None: the default of the connection. `remaining` limits it further."""
+        `timeout` is the time limit of the call in seconds; None selects the default of the connection. `remaining` is a second
+        limit in seconds, or None."""
         seconds = self._timeout if timeout is None else timeout
         seconds = seconds if remaining is None else min(seconds, remaining)
         request_headers = self._headers(call)
@@ -150,7 +151,7 @@ def _read(call: ApiCall[T], response: httpx.Response) -> T:
 
 @functools.cache
 def _tls_context() -> ssl.SSLContext:
-    """Return the context of all clients, because reading the certificates takes more time than most calls."""
+    """Return the TLS context that all clients share, because reading the certificates takes more time than most calls."""
     return httpx.create_ssl_context()
 
 

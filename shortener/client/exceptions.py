@@ -23,7 +23,8 @@ class ClientError(Exception):
 class ErrorDetail:
     """One invalid field of a request.
 
-    `position` counts characters from 0 in a text. `index` is the message in a bulk request, and `recipient` its recipient."""
+    `position` counts characters from 0 in a text. `index` is the index of the message in a bulk request, and `recipient` the index
+    of its recipient."""
 
     field: str
     reason: str

@@ -1,4 +1,4 @@
-"""A text with long URLs in place of its directives, made without the service.
+"""This module replaces the directives in a text by their long URLs, without the service.
 
 The parser of directives and the check of destinations are those of the server. So a text that the server rejects because of a
 directive or its URL is rejected here too, with the same error code, position and reason: a raw directive never reaches a handset.
@@ -48,7 +48,8 @@ def resolve_directives(body: str, *, extra_schemes: Container[str] = (), values:
 
 
 def long_text(message: Mapping[str, Any], to: str, message_id: str, reason: str, extra_schemes: Container[str]) -> RewrittenText:
-    """Return the text of one recipient with long URLs. `message` is a message of a request, and `reason` why it is not tracked."""
+    """Return the text of one recipient with long URLs. `message` is a message of a request, and `reason` explains why its links are
+    not tracked."""
     values = {
         "message_id": message_id,
         "campaign": str(message.get("campaign", "")),

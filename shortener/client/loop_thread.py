@@ -1,4 +1,4 @@
-"""An event loop in a background thread, which sends the calls of the blocking client."""
+"""This module runs an event loop in a background thread, which sends the calls of the blocking client."""
 # Tested by tests/client/test_sync_client.py
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ T = TypeVar("T")
 
 
 class LoopThread:
-    """Sends calls over one connection, from any number of threads. `connect` creates the connection.
-
-    The thread starts with the first call, and again in each process that a fork created. It does not keep the process alive."""
+    """A background thread that sends the calls of any number of threads over one connection. `connect` creates the connection. The
+    thread starts with the first call, and again in each process that a fork created. It does not keep the process alive."""
 
     def __init__(self, connect: Callable[[], Connection]) -> None:
         self._connect = connect
@@ -61,7 +60,7 @@ class LoopThread:
             self._loop, self._connection = asyncio.new_event_loop(), self._connect()
             self._thread = threading.Thread(target=_run, args=(self._loop,), name="shortener-client", daemon=True)
             self._thread.start()
-            weakref.finalize(self, _stop, self._loop)  # for a client that is dropped without `close`
+            weakref.finalize(self, _stop, self._loop)  # closes a client that is deleted without a call of `close`
         return self._loop, self._connection
 
     def forget(self) -> None:
@@ -83,7 +82,7 @@ if hasattr(os, "register_at_fork"):  # Windows has no fork
 
 
 def _stop(loop: asyncio.AbstractEventLoop) -> None:
-    with contextlib.suppress(RuntimeError):  # the loop is closed
+    with contextlib.suppress(RuntimeError):  # the event loop is already closed
         loop.call_soon_threadsafe(loop.stop)
 
 

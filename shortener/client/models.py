@@ -1,6 +1,5 @@
-"""The objects that the client returns. Times are aware and UTC; money is `Decimal`.
-
-`raw` is the JSON object of the response, with the fields that a class does not name. Unknown fields are ignored, so an older client
+"""This module contains the classes of the objects that the client returns. Times are aware and UTC; money is `Decimal`. `raw` is
+the JSON object of the response, which also contains fields without an attribute. Unknown fields are ignored, so an older client
 works with a newer service. A response without a required field raises `UnexpectedResponseError`.
 """
 # Tested by tests/client/test_calls.py
@@ -98,7 +97,7 @@ def parse_rewritten(raw: Json) -> RewrittenText | SkippedRecipient:
 
 @dataclass(frozen=True, slots=True)
 class LinkInfo:
-    """A short link with its state. In the status of a message, `message_id` is that of the message."""
+    """A short link with its state. In the status of a message, `message_id` is the id of this message."""
 
     code: str
     short_url: str
@@ -204,7 +203,8 @@ class MessageInfo:
 
 @dataclass(frozen=True, slots=True)
 class FigureTotals:
-    """The figures of a period. `value` is by currency. A rate is None if there are no messages."""
+    """The figures of a period. `value` contains the sum of conversion values by currency. A rate is None if there are no
+    messages."""
 
     messages: int
     sent: int
@@ -237,7 +237,7 @@ class FigureTotals:
 
 @dataclass(frozen=True, slots=True)
 class ConversionReceipt:
-    """The response to a reported conversion. `is_duplicate`: the same report was recorded before."""
+    """The response to a reported conversion. `is_duplicate` is true if the same report was recorded before."""
 
     conversion_id: str
     message_id: str

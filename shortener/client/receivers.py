@@ -1,10 +1,11 @@
-"""A receiver of events that verifies each request and drops repeats, for Starlette (and FastAPI) and Flask.
+"""This module contains a receiver of events for Starlette (and FastAPI) and Flask, which verifies each request and ignores repeated
+events.
 
 The service delivers at least once: a response that gets lost causes another delivery with the same event id. `EventReceiver` calls
 the handler once for each event. If the handler raises an exception, the response is 500 and the next delivery calls it again.
 
-`RecentEvents` remembers the latest events of one process. Several processes, or a handler that must not run twice after a restart,
-need an `EventMemory` in the database of the receiver.
+`RecentEvents` stores the ids of the latest events in the memory of one process. Several processes, or a handler that must not run
+twice after a restart, need an `EventMemory` in the database of the receiver.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: The service sends bodies far below this size.
+#: The maximum size of a request body in bytes. The service sends bodies far below this size.
 MAX_BODY_BYTES = 1024 * 1024
 DEFAULT_REMEMBERED_EVENTS = 100_000
 
@@ -41,14 +42,14 @@ Handler = Callable[[WebhookEvent], Awaitable[None] | None]
 
 
 class EventMemory(Protocol):
-    """Remembers which events were handled. All methods must be safe for several threads or processes."""
+    """The interface of a memory of handled events. All methods must be safe for several threads or processes."""
 
     def claim(self, event_id: str) -> Claim:
         """Claim an event. Return `new` if the caller must handle it, `done` if it was handled, `busy` if it is being handled."""
         ...
 
     def finish(self, event_id: str) -> None:
-        """Remember that a claimed event was handled."""
+        """Store that a claimed event was handled."""
         ...
 
     def release(self, event_id: str) -> None:
@@ -101,7 +102,7 @@ class Receipt:
 
 
 class EventReceiver:
-    """Verifies requests with `secrets` and calls `handler` once for each event.
+    """A receiver that verifies requests with `secrets` and calls `handler` once for each event.
 
     `handler` receives a `WebhookEvent` and returns nothing. With Starlette it may be a coroutine function."""
 
@@ -188,7 +189,7 @@ def _failed(event: WebhookEvent, error: BaseException) -> Receipt:
 
 
 class _Claiming:
-    """The claim of an event in a thread, which the end of the request may overtake."""
+    """The claim of an event, which is made in a thread. The request may end before the claim is made."""
 
     def __init__(self, memory: EventMemory, event_id: str) -> None:
         self._memory = memory
@@ -204,7 +205,7 @@ class _Claiming:
             return claim
 
     def give_up(self) -> None:
-        """Release the event if this request claimed it. A claim that is still being made is waited for."""
+        """Release the event if this request claimed it. If the claim is still being made, wait for it first."""
         with self._lock:
             self._given_up = True
             if self._claimed:

@@ -1,4 +1,5 @@
-"""When a failed call is repeated. `Attempts` contains the rules and does no I/O; the clients pass it the time.
+"""This module decides when a failed call is repeated. `Attempts` contains the rules and does no I/O; the clients pass the time to
+it.
 
 A call is repeated if it got no complete response, or a response that asks to try later. The delay doubles with each attempt and has
 jitter, so that many clients do not return at the same moment. A `Retry-After` is waited for completely, with jitter added to it. If
@@ -44,7 +45,7 @@ class RetryPolicy:
 
 
 class Attempts:
-    """The attempts of one call. `deadline` is a time of the same clock as `now` of the methods, in seconds."""
+    """The attempts of one call. `deadline` and the parameter `now` of the methods are times of the same clock, in seconds."""
 
     def __init__(self, policy: RetryPolicy, deadline: float) -> None:
         self._policy = policy
@@ -64,7 +65,7 @@ class Attempts:
         """Return the seconds to wait after a failed attempt. Raise the failure if the call must not be repeated."""
         self._failed += 1
         if self._last is None or not isinstance(failure, DeadlineError):
-            self._last = failure  # an earlier response says more than an attempt that the deadline ended
+            self._last = failure  # an earlier response contains more information than an attempt that the deadline ended
         if self._failed >= self._policy.max_attempts or not is_repeatable(failure):
             raise failure
         remaining = self._deadline - now

@@ -1,4 +1,4 @@
-"""`Client`: the client for code without an event loop.
+"""This module contains `Client`, the client for code without an event loop.
 
 It runs the calls of `AsyncClient` in one background thread, so that the deadline of a call holds in every case: a blocking call
 could not be interrupted while a name look-up hangs, or while a response arrives byte by byte. The thread starts with the first
@@ -42,10 +42,10 @@ T = TypeVar("T")
 class Client:
     """A client of the HTTP API. Threads can share it. Use it with `with`, or call `close`.
 
-    `timeout` is the deadline of each call in seconds, which includes all its attempts. Each method accepts another one.
+    `timeout` is the deadline of each call in seconds, which includes all its attempts. Each method accepts a `timeout` of its own.
     `api_key` is an API key. `tracker_token` is only needed to report conversions. `batch_limit` is the number of recipients in one
-    request. `extra_schemes` are the schemes of links into apps that the application permits (for `send_long`). `transport`
-    replaces the connections of httpx, for tests."""
+    request. `extra_schemes` are the URL schemes of links into apps that the application permits; `send_long` needs them.
+    `transport` is an httpx transport that replaces the real connections in tests."""
 
     def __init__(
         self,

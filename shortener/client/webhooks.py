@@ -1,4 +1,4 @@
-"""Verification of the requests that the service sends to a tracker or callback, and the event in such a request.
+"""This module verifies the requests that the service sends to a tracker or callback, and returns the event in such a request.
 
 Both signature schemes are accepted: Standard Webhooks and 23 Telecom's. If a request has both, both must be correct. The signatures
 cover the body and the time, not the URL. So only a POST request with its raw body can be verified: never trust the query of a GET.
@@ -19,7 +19,7 @@ DEFAULT_TOLERANCE_SECONDS = 300
 
 
 class InvalidSignatureError(ClientError):
-    """The request has no valid signature, or its time differs too much from the current time."""
+    """Raised if a request has no valid signature, or if its time is too far from the current time."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,5 @@
-"""Construction, start and stop of the whole service.
-
-The web layer and the command line use a `Service`, which `open_service` returns. No other package builds parts for them.
+"""This package builds, starts and stops the whole service. `open_service` returns a `Service`, which the web layer and the command
+line use. No other package builds the objects of the service.
 """
 
 from shortener.container.build import open_service

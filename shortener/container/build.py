@@ -1,4 +1,5 @@
-"""Construction of the service: the one place that builds the parts and passes them to each other.
+"""This module builds the service. It is the only place that creates the objects of the service (its parts) and passes them to each
+other.
 
 `open_service` opens the database and builds the parts in the order of their dependencies, one function per group. Each group
 receives only what it depends on. If a step fails, everything that was opened before it is closed.
@@ -80,10 +81,9 @@ from shortener.tracing import open_tracer
 async def open_service(settings: Settings, *, clock: Clock | None = None, owner: bool = True) -> Service:
     """Open the database and build every part. The very first start also creates the database and the default application.
 
-    `clock` replaces the clock in tests; by default all processes of an installation share one. `owner`: this process is the one
-    that may write to an SQLite database.
-
-    Raises StoreUnavailable, SchemaMismatch, SecretError, DatabaseLost, BaseUrlMissing.
+    `clock` replaces the clock in tests; by default all processes of an installation share one. `owner` is true if this process is
+    the one that may write to an SQLite database. Raise StoreUnavailable, SchemaMismatch, SecretError, DatabaseLost or
+    BaseUrlMissing.
     """
     require_database(sqlite_path(settings.store_url), settings.data_dir)
     await prepare(settings.store_url)
@@ -134,7 +134,7 @@ async def _build_service(
     *,
     owner: bool,
 ) -> Service:
-    """Build all groups. `opened` closes what was opened if a later step fails."""
+    """Build all groups of parts. If a later step fails, `opened` closes all that was opened before."""
     foundation = await _build_foundation(settings, clock, secret, database, opened, owner=owner)
     clicks = _build_clicks(foundation)
     messages = _build_messages(foundation)
@@ -178,7 +178,7 @@ async def _ensure_simulator(foundation: Foundation, store: GatewayStore) -> None
     """Create the gateway `simulator` of the installation unless it exists."""
     if any(one.kind == SIMULATOR and not one.application_id for one in foundation.directory.gateways.values()):
         return
-    with suppress(IntegrityError):  # Another node has created it at the same time.
+    with suppress(IntegrityError):  # Another node has created the simulator at the same time.
         await foundation.database.write(store.ensure_simulator)
     await foundation.directory.refresh()
 

@@ -1,4 +1,4 @@
-"""Functions that open the connections of the service. The command line uses some of them alone."""
+"""This module opens the connections of the service. The command line also uses some of the functions without a service."""
 
 # Tested by tests/container/test_build.py
 
@@ -21,9 +21,8 @@ if TYPE_CHECKING:
 
 
 def open_sender(guard: Guard, settings: Settings, clock: Clock, limit: int | None = None, *, uses_proxy: bool = True) -> Sender:
-    """Return a sender of `limit` HTTP requests at a time (default: DELIVERY_SLOTS), through DELIVERY_PROXY if `uses_proxy`.
-
-    Requires a running event loop. The caller must close the sender."""
+    """Return a sender of `limit` HTTP requests at a time (default: DELIVERY_SLOTS), through DELIVERY_PROXY if `uses_proxy` is true.
+    This requires a running event loop. The caller must close the sender."""
     return Sender(
         guard,
         user_agent=USER_AGENT,
@@ -58,7 +57,7 @@ def open_notifier(settings: Settings) -> PostgresNotifier | None:
     """
     if not settings.is_postgresql:
         return None
-    from shortener.storage.notifier import PostgresNotifier  # SQLite needs no asyncpg
+    from shortener.storage.notifier import PostgresNotifier  # imported here, because SQLite does not need asyncpg
     from shortener.storage.postgres import split_url
 
     dsn, has_session = split_url(settings.database_url)

@@ -25,8 +25,8 @@ from shortener.storage.node_lease import RENEW_SECONDS
 DIRECTORY_INTERVAL_SECONDS = 0.5  # Pause of the job that reloads applications, keys and domains if their version changed.
 CLOCK_INTERVAL_SECONDS = 10.0  # Pause of the job that compares the clock of this machine with the clock of PostgreSQL.
 DELIVERY_INTERVAL_SECONDS = 0.5  # Pause of the jobs that search for new events and due deliveries.
-SPOOL_INTERVAL_SECONDS = 0.5  # Pause of the job that writes hits from Redis to the database when it is available again.
-ROLLUPS_INTERVAL_SECONDS = 10.0  # Pause of the job that rolls up counts that an older version wrote.
+SPOOL_INTERVAL_SECONDS = 0.5  # Pause of the job that writes hits from Redis to the database when the database is available again.
+ROLLUPS_INTERVAL_SECONDS = 10.0  # Pause of the job that adds counts of an older release to the roll-ups.
 ROLLUPS_MIN_INTERVAL_SECONDS = 0.1  # The pause between two transactions of the roll-up job, so that clicks are not delayed.
 COUNTS_INTERVAL_SECONDS = 1.0  # Pause of the job that adds count deltas to the counts.
 LINK_UPDATES_INTERVAL_SECONDS = 2.0  # Pause of the job that continues updates of many links whose process ended.
@@ -102,7 +102,7 @@ async def _refresh(directory: Directory) -> int:
 
 
 async def _announce_expiring_keys(foundation: Foundation) -> int:
-    """Announce keys that expire soon. Without such keys, nothing is written."""
+    """Announce keys that expire soon by events. If there are no such keys, write nothing."""
     now = foundation.clock()
     if not await foundation.database.read(has_expiring, now):
         return 0
@@ -111,6 +111,7 @@ async def _announce_expiring_keys(foundation: Foundation) -> int:
 
 
 async def _fold_counts(database: Database) -> int:
-    """Fold count deltas into the counts. Return 0 after a partial batch, so that each commit folds the deltas of a second."""
+    """Add count deltas to the counts. Return 0 after a batch that is not full, so that the job pauses and each commit adds the
+    deltas of a second."""
     folded = await database.write(counts.fold)
     return folded if folded >= counts.MAX_FOLD_ROWS else 0

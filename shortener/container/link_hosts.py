@@ -1,4 +1,4 @@
-"""The hosts that links and callback URLs of messages may name."""
+"""This module decides which hosts the links and callback URLs of messages may have."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ class InstallationHosts:
 
     def __init__(self, settings: Settings, directory: Directory) -> None:
         self._directory = directory
-        self._own_hosts = OwnHosts.of(settings)  # a command has a directory without the hosts of the settings
+        # The hosts come from the settings, because the directory of a command does not contain them.
+        self._own_hosts = OwnHosts.of(settings)
         self._guard = Guard(settings.allow_private_targets)
         self._allow_http = settings.allow_http_targets
         self.base_url = base_url_of(settings, directory)

@@ -1,4 +1,4 @@
-"""The parts of the service, in the groups in which they are built.
+"""The groups of objects (parts) from which the service is built.
 
 Each group depends only on the groups before it: `Foundation`, then `ClickParts`, `MessageParts`, `DeliveryParts` and
 `GatewayParts`.
@@ -58,11 +58,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Foundation:
-    """What every other part depends on: settings, clock, secret, database, Redis, accounts and ids."""
+    """The parts on which all other parts depend: settings, clock, secret, database, Redis, accounts and ids."""
 
     settings: Settings
     clock: Clock
-    now_ms: Callable[[], int]  # The time of `clock` in milliseconds since 1970.
+    now_ms: Callable[[], int]  # A function that returns the time of `clock` in milliseconds since 1970.
     secret: Secret
     database: Database
     redis: RedisServer | None
@@ -72,14 +72,14 @@ class Foundation:
     ids: IdGenerator
     node_lease: NodeLease | None  # The lease of this process's node number; None with SQLite.
     click_ids: ClickIds
-    supervisor: TaskSupervisor  # Supervises the tasks that run as long as the process.
+    supervisor: TaskSupervisor  # The supervisor of the tasks that run as long as the process.
     rate_limits: RateLimits
     client_key: bytes  # The key that `client_address.hash_client` uses.
-    requests: RequestTotals  # Counts the requests of the API.
+    requests: RequestTotals  # The counter of API requests.
     sends_wake_up: WakeUp  # The gateways' dispatcher waits for this event. It is set when messages were queued for a gateway.
-    notify_sends: Callable[[], None]  # Sets `sends_wake_up` in every process of the installation.
+    notify_sends: Callable[[], None]  # The function that sets `sends_wake_up` in every process of the installation.
     events_wake_up: WakeUp  # The fan-out job waits for this event. It is set after each transaction that wrote events.
-    notify_events: Callable[[], None]  # Sets `events_wake_up` in every process of the installation.
+    notify_events: Callable[[], None]  # The function that sets `events_wake_up` in every process of the installation.
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The running service: the parts, and the order in which they start and stop."""
+"""This module contains the running service: its parts, and the order in which they start and stop."""
 
 from __future__ import annotations
 
@@ -22,9 +22,8 @@ CLOSE_SECONDS = 0.5
 
 
 class Service:
-    """All parts of the service, grouped by dependency. The parts that other modules use also have short names here.
-
-    Only the very first start of an installation sets `first_credentials`.
+    """All parts of the service, grouped by dependency. Properties give direct access to the parts that other modules use. Only the
+    very first start of an installation sets `first_credentials`.
     """
 
     def __init__(
@@ -90,12 +89,12 @@ class Service:
         self._dispatcher_stop: asyncio.Future[Any] | None = None
 
     def use_tracer(self, tracer: Tracer | None) -> None:
-        """Trace messages with `tracer`; None: do not trace."""
+        """Trace messages with `tracer`, or stop tracing if it is None."""
         self.tracer = self.rewriter.tracer = self.conversions.tracer = tracer
         self.dispatcher.use_tracer(tracer)
 
     def start(self, *, web: bool = True, deliver: bool = True) -> None:
-        """Start the background work. Requires a running event loop."""
+        """Start the background jobs. This requires a running event loop."""
         if web:
             self.recorder.start()
         self.jobs.start(without=() if deliver else ("fanout", "dispatcher", "gateways", "gateway_links"))

@@ -1,4 +1,4 @@
-"""Count deltas: the amounts that a transaction adds to the counts. A background job adds them to the table `counts` later.
+"""A count delta contains the amounts that a transaction adds to the counts. A background job adds them to the table `counts` later.
 
 There is a count for each cohort (application, campaign, source, country, conversion process), time slot of 15 minutes and metric.
 Midnight in every time zone is at the start of a time slot. The job reads delta rows, adds them up and deletes them in one
@@ -24,10 +24,11 @@ from shortener.storage.key_table import KeyTable
 
 TIME_SLOT_MS = 15 * 60 * 1000
 
-#: The metric of the cost of messages. Like all metrics of amounts of money, it begins with "value:".
+#: The metric of the cost of messages. Like the names of all metrics that are amounts of money, it begins with "value:".
 COST = "value:cost"
 
-#: Each bucket of the time to click is 5 % longer than the one before, so a percentile has an error of at most 2.5 %.
+#: The upper limit of each bucket of the time from sending to click is 5 % higher than the previous limit, so a percentile has an
+#: error of at most 2.5 %.
 _BUCKET_GROWTH = math.log(1.05)
 
 #: The key of a cohort: application_id, campaign ("" for none), source, country ("" for unknown), process_id.
@@ -48,7 +49,8 @@ class CountDelta:
     def add(
         self, cohort: int, at_ms: int, metric: str, amount: int | Decimal = 1, *, message: int | None = None, link_set: int = 0
     ) -> None:
-        """Add an amount. `message` is the row id of the message. Without a message, the event counts as sent at its own time."""
+        """Add an amount for an event. `message` is the row id of its message. If it is None, the event also counts at its own time
+        in statistics by the time of sending."""
         slot = at_ms // TIME_SLOT_MS
         key = (cohort, slot, metric, slot if message is None else sent_slot(message), link_set)
         self._amounts[key] = self._amounts.get(key, 0) + amount
@@ -117,19 +119,20 @@ def append(connection: Connection, row_id: int, delta: CountDelta) -> None:
 def time_to_click(clicked_at: int, sent_at: int | None, created_at: int, before: int) -> str:
     """Return the metric for the time from sending to the first click of a message.
 
-    Times are milliseconds since 1970. `before` is the state before the click. Without a report, the time when the message was sent
-    is not known, and the time is measured from its creation."""
+    Times are milliseconds since 1970. `before` is the state before the click. If no report has arrived, the time at which the
+    message was sent is unknown, and the time is measured from the creation of the message."""
     since = sent_at if sent_at is not None and before != State.CREATED else created_at
     return f"ttc:{time_to_click_bucket((clicked_at - since) / 1000)}"
 
 
 def time_to_click_bucket(seconds: float) -> int:
-    """Return the number of the bucket of a time to click: 0 up to one second, and one more for each further 5 %."""
+    """Return the number of the bucket for a time from sending to click: 0 for up to one second, and one more for each further 5
+    %."""
     return 0 if seconds <= 1 else 1 + int(math.log(seconds) / _BUCKET_GROWTH)
 
 
 def time_to_click_seconds(bucket: int) -> float:
-    """Return the middle of a time-to-click bucket in seconds."""
+    """Return the middle of a bucket of the time from sending to click, in seconds."""
     return 0.5 if bucket == 0 else math.exp((bucket - 0.5) * _BUCKET_GROWTH)
 
 

@@ -1,4 +1,4 @@
-"""The event log: one row for each event. `topics` has every topic under which the event is published.
+"""This module writes the event log, which has one row for each event. `topics` has every topic under which the event is published.
 
 A first click is one row with the topics STATE and CLICK. A delivery report is one row with DELIVERY, and with STATE if the message
 changed its state. `data` has only what no other row contains, such as previous_state and new_state of a report. The fan-out reads
@@ -26,7 +26,8 @@ _TOPICS = list(Topic)
 
 
 def encode_event_id(row: int, topic: Topic) -> str:
-    """Return the public id of an event row under one topic, such as `evt_0Kq3...2`. It stays the same over attempts and replays."""
+    """Return the public id of an event row under one topic, such as `evt_0Kq3...2`. The id is the same in all attempts and
+    replays."""
     return f"evt_{encode(row)}{ALPHABET[_TOPICS.index(topic)]}"
 
 

@@ -1,4 +1,4 @@
-"""The job that announces tokens and keys which will expire soon, with an event `key_expiring`.
+"""This job announces tokens and keys that will expire soon, with an event `key_expiring`.
 
 A tracker token expires if it was rotated, and so does a postback key. Each expiry is announced once: the table `expiry_notices` has
 a row for it.
@@ -16,9 +16,9 @@ from shortener.storage import schema
 from shortener.storage.database import upsert
 from shortener.storage.types import to_iso
 
-#: An expiry is announced so long before, or at once if less time is left.
+#: An expiry is announced this long before it, or at once if less time is left.
 NOTICE = timedelta(hours=24)
-#: The tables with keys that expire, by the name of the kind in the event.
+#: The tables with keys that can expire, by the kind of the key as the event contains it.
 _TABLES = {"tracker_token": "tracker_tokens", "postback_key": "postback_keys"}
 
 

@@ -1,4 +1,4 @@
-"""Link sets: the destinations and labels of a message's links, for statistics by destination and by label.
+"""A link set contains the destinations and labels of a message's links, for statistics by destination and by label.
 
 Each link refers to the set that contains only this link, and each message to the set of all its links. Messages of a campaign
 usually have the same links and share their sets, so a count delta needs only the id of a set (`outbox/count_deltas.py`).
@@ -90,7 +90,7 @@ class LinkSets:
 
 
 def _limit_names(connection: Connection, keys: set[LinkSetKey]) -> dict[LinkSetKey, LinkSetKey]:
-    """Return each key with OTHER in place of the names beyond the limit of its campaign."""
+    """Return each key with the names that exceed the limit of its campaign replaced by OTHER."""
     known: dict[tuple[int, str], tuple[set[str], set[str]]] = {}
     limited = {}
     for key in sorted(keys, key=lambda one: orjson.dumps(tuple(one))):

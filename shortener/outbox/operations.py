@@ -1,4 +1,4 @@
-"""Operations events: they inform a customer that a tracker was disabled, deliveries are dead, or a key will expire soon.
+"""Operations events inform a customer that a tracker was disabled, deliveries are dead, or a key will expire soon.
 
 An event is appended only if a tracker of the application subscribes to `operations`. The deliveries of operations events raise no
 such events themselves. Several dead deliveries of one tracker in one transaction are one event with a `count`.
@@ -21,12 +21,12 @@ from shortener.storage.schema import trackers
 from shortener.storage.values_table import values_table
 
 TRACKER_DISABLED, DELIVERY_DEAD, KEY_EXPIRING = "tracker_disabled", "delivery_dead", "key_expiring"
-#: The names of operations events, as they are in the body of a delivery.
+#: The names of operations events, as the body of a delivery contains them.
 NAMES = (TRACKER_DISABLED, DELIVERY_DEAD, KEY_EXPIRING)
 
 
 def subscribers(connection: Connection, applications: Iterable[int]) -> set[int]:
-    """Return those of the applications that have a tracker of operations events."""
+    """Return the applications that have a tracker which subscribes to operations events."""
     chosen = values_table(connection, [(application,) for application in sorted(set(applications))], id=Integer)
     statement = select(trackers.c.application_id, trackers.c.topics).join_from(
         chosen, trackers, trackers.c.application_id == chosen.c.id
@@ -35,7 +35,7 @@ def subscribers(connection: Connection, applications: Iterable[int]) -> set[int]
 
 
 def append(connection: Connection, ids: IdGenerator, at: datetime, found: Sequence[tuple[int, str, dict[str, Any]]]) -> int:
-    """Append operations events: (application_id, one of NAMES, fields). Return their number.
+    """Append operations events, each given as (application_id, one of NAMES, fields). Return the number of appended events.
 
     Call this in the transaction of the change. Events of applications without subscribers are left out."""
     if not found:

@@ -1,13 +1,12 @@
-"""The connection to Redis, which holds the link cache and the spool of hits.
-
-The service works without Redis and with an empty Redis. A call waits for a free connection if all are in use. It returns or raises
-`RedisUnavailable` within its time limit after it has a connection, and it waits for a connection at most as long.
-The retries of the client library are off. After a failed call, a background task pings the server. While it gets no response,
-every other call fails at once and sends nothing. If the server responds to the first ping, the connection was only cut, for
-example by a restart: the call is repeated once, and its caller sees no error.
+"""This module connects to Redis, which contains the link cache and the spool of hits. The service works without Redis and with an
+empty Redis. If all connections are in use, a call waits for a free one, at most for its time limit. When it has a connection, it
+returns or raises `RedisUnavailable` within the same time limit. The retries of the client library are off. After a failed call, a
+background task pings the server. While it gets no response, every other call fails at once and sends nothing. If the server
+responds to the first ping, the connection was only cut, for example by a restart: the call is repeated once, and its caller sees no
+error.
 
 URLs: redis://, rediss:// (TLS), unix://, redis+sentinel://HOST:PORT,HOST:PORT/SERVICE[/DB], redis+cluster://HOST:PORT,HOST:PORT.
-The last two also exist with rediss+ for TLS. User and password are before the hosts, and query parameters are options of
+The last two use TLS if they begin with rediss+. User and password are before the hosts, and query parameters are options of
 redis-py, such as ssl_ca_certs.
 """
 
@@ -27,7 +26,8 @@ from shortener.urls import parse_redis_url
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
-Client = Any  # The client of redis-py: Redis or RedisCluster. Both have the commands that the service uses, but their types differ.
+# The client of redis-py: Redis or RedisCluster. Both have the commands that the service uses, but have no common type.
+Client = Any
 
 PING_INTERVAL_SECONDS = 0.25  # The pause between two pings of a Redis server that is down.
 # The time limit of a forced call, which is made while the database is not available and Redis is the only source.
@@ -37,7 +37,7 @@ FORCED_TIMEOUT_SECONDS = 1.0
 # redis-py is imported in functions: it takes 9 MB of memory, and an installation without REDIS_URL does not need it.
 @cache
 def _rejections() -> type[Exception]:
-    """Return the class of the exceptions that mean that the server rejected a command."""
+    """Return the exception class that is raised if the server rejected a command."""
     from redis.exceptions import ResponseError
 
     return ResponseError
@@ -66,7 +66,8 @@ class RedisServer:
         self._slots = asyncio.Semaphore(connections)
         self._sentinels = sentinels
         self._timeout = timeout
-        # None while the server is up. Otherwise the result of the first ping after a failure: True if the server responded.
+        # None while the server responds. After a failed call, a future of the result of the first ping: True if the server
+        # responded to it.
         self._first_ping: asyncio.Future[bool] | None = None
         self._pinger: asyncio.Task[None] | None = None
         self.calls = self.failures = self.queued = 0
@@ -111,7 +112,7 @@ class RedisServer:
     async def _take_slot(self, limit: float) -> None:
         """Wait until a connection is free. Raise RedisUnavailable after `limit` seconds, without marking Redis as down."""
         if not self._slots.locked():
-            await self._slots.acquire()  # A connection is free, so this returns at once.
+            await self._slots.acquire()  # A connection is free, so `acquire` returns at once.
             return
         self.queued += 1
         try:
@@ -126,7 +127,7 @@ class RedisServer:
         try:
             async with asyncio.timeout(self._timeout):
                 await self._client.ping()
-        except Exception:  # With any error, the server counts as down, and the pings must continue.
+        except Exception:  # After any error, the server counts as down, and the pings must continue.
             return False
         return True
 

@@ -1,4 +1,4 @@
-"""The link cache in Redis: the fields of a link that a redirect needs while the database is not available.
+"""The link cache in Redis contains the fields of a link that a redirect needs while the database is not available.
 
 A redirect reads the database whenever it is available. The rewriter writes each new link to the cache, where it
 expires together with the link. If a redirect finds a link in the database but not in Redis, the link is stored in Redis again. If a

@@ -1,15 +1,15 @@
-"""Rate limits: of a client for requests that the service rejects (unknown codes, wrong credentials), of an API key and a postback
-key for all requests, of an application for rejected conversion reports that are stored, and of an application for deliveries that
-delivery reports create.
+"""This module limits the rate of: requests of a client that the service rejects (unknown codes, wrong credentials), all requests
+with an API key or a postback key, rejected conversion reports of an application that are stored, and deliveries of an application
+that delivery reports create.
 
-Each client has a token bucket in memory. A counted request takes one token. Redirects of known codes take no
-token, so people who share an address with a misbehaving client can open their links. For a limit of keys, each key is a client.
+Each client has a token bucket in memory. A counted request takes one token. Redirects of known codes take no token, so people who
+share an IP address with a misbehaving client can open their links. For a limit of keys, each key is a client.
 
 With Redis, the processes of an installation share the limits: each process adds its requests to a counter per client and minute,
-and takes from its own bucket what the other processes added. This happens in the background, so a limit can be exceeded for about
-a second. Without Redis, or while it is down, each process enforces the limit alone.
+and removes as many tokens from its own bucket as the other processes have counted. This happens in the background, so a limit can
+be exceeded for about a second. Without Redis, or while it is down, each process enforces the limit alone.
 
-A limiter remembers at most MAX_CLIENTS clients. It forgets the client whose last counted request is the oldest.
+A limiter stores the buckets of at most MAX_CLIENTS clients. It removes the client whose last counted request is the oldest.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class _Bucket:
 
 
 class RateLimiter:
-    """Limits the requests of one kind, such as requests with a wrong credential or requests with an API key.
+    """A limiter for one kind of requests, such as requests with a wrong credential or with an API key.
 
     `per_minute` is the number that a client may send at once and in each minute; 0: no limit. `now_ms` is the current time in
     ms since 1970. Keys in Redis begin with `prefix`."""
@@ -60,8 +60,8 @@ class RateLimiter:
     def take(self, client: int, per_minute: int | None = None, *, cost: int = 1) -> int:
         """Count a request. Return 0 if it is within the limit, else the seconds after which the client may try again.
 
-        `per_minute` is the limit of this client; None: the limit of all clients. `cost` is the number of tokens that the request
-        takes. A request that costs more than the limit needs all tokens of a minute."""
+        `per_minute` is the limit of this client; None selects the limit that applies to all clients. `cost` is the number of tokens
+        that the request takes. A request that costs more than the limit needs all tokens of a minute."""
         capacity = self._capacity if per_minute is None else per_minute
         if not capacity:
             return 0
@@ -123,7 +123,7 @@ class RateLimiter:
 
 
 class RateLimits:
-    """All rate limits of a process. Values are requests per client and minute; 0: no limit."""
+    """All rate limits of a process. Each value is the number of requests per client and minute; 0 means no limit."""
 
     def __init__(
         self,

@@ -1,10 +1,8 @@
-"""Erasure of the personal data of a recipient, or of one message. Statistics do not change.
-
-Erased data:
+"""This module erases the personal data of a recipient, or of one message. Statistics do not change. Erased data:
 
 - of the message: the number, the content hash (numbers are few enough to try them all), metadata, callback URL, and the texts and
   ids of the carrier's reports
-- destinations, fallbacks, labels and the history of its links; addresses and user agents of its hits, also of dead letters;
+- destinations, fallbacks, labels and the history of its links; IP addresses and user agents of its hits, including dead letters;
   metadata of its conversions
 - refused reports of conversions that name the message
 - the text of a message that waits for its gateway; it is not sent any more
@@ -63,7 +61,7 @@ from shortener.storage.schema import (
 )
 
 MAX_MESSAGES_PER_BATCH = 100
-#: The times at which an erasure is repeated, in seconds after it (retention/erasure_repeats.py).
+#: An erasure is repeated these numbers of seconds after it was made (retention/erasure_repeats.py).
 REPEAT_AFTER_SECONDS = (5, 120, 3600)
 ERASED = "erased"  # The `last_error` of a callback that was given up because its message was erased.
 
@@ -116,7 +114,7 @@ async def erase(database: Database, application_id: int | None, phone: str, now:
         while (batch := await database.write(erase_phone_number, application_id, phone, now)).messages:
             total.add(batch)
         if not is_last:
-            await _wait_for_running_transactions(database)  # One of them may store another message to this number.
+            await _wait_for_running_transactions(database)  # A transaction that runs now may store another message to this number.
     return total
 
 
@@ -186,7 +184,7 @@ def find_codes(connection: Connection, application_id: int | None, *, phone: str
 
 
 def erase_again(connection: Connection, ids: list[int], now: datetime) -> None:
-    """Erase messages that were erased before (row ids), because data of them may have been stored since."""
+    """Erase the messages with these row ids again, because personal data of them may have been stored since they were erased."""
     _scrub_messages(connection, ids, now)
 
 
@@ -208,7 +206,7 @@ def _scrub_messages(connection: Connection, ids: list[int], now: datetime) -> Er
     def update_rows(statement: Any, **values: Any) -> int:
         return connection.execute(statement.values(**values)).rowcount
 
-    # This must be the first change, because the dispatcher of the gateways locks `sends` before `messages`.
+    # The rows of `sends` must be changed first, because the dispatcher of the gateways locks `sends` before `messages`.
     update_rows(
         update(sends).where(sends.c.id.in_(ids)),
         text=None,
@@ -296,7 +294,7 @@ def _scrub_events(connection: Connection, ids: list[int]) -> int:
 
 
 def _scrub_dead_letters(connection: Connection, codes: list[str]) -> int:
-    """Remove addresses and user agents from dead letters of hits (clicks/dead_letters.py). Delete those that cannot be read."""
+    """Remove IP addresses and user agents from dead letters of hits (clicks/dead_letters.py). Delete those that cannot be read."""
     dead = hits_dead_letter.c
     found = connection.execute(select(dead.id, dead.hit).where(dead.code.in_(codes))).all()
     for row_id, stored in found:
@@ -320,7 +318,8 @@ def _scrub(value: Any) -> Any:
 
 
 def _delete_responses(connection: Connection, ids: list[int]) -> None:
-    """Delete the stored responses that contain these messages. A response has the same time as the messages that it created."""
+    """Delete the stored responses that contain these messages. They are found by time: a response has the same time as the messages
+    that its request created."""
     m, stored = messages.c, idempotency.c
     erased: dict[tuple[int, datetime], set[str]] = {}
     for row in connection.execute(select(m.application_id, m.created_at, m.message_id).where(m.id.in_(ids))):

@@ -1,4 +1,4 @@
-"""Repeats of erasures: personal data that was in flight during an erasure is erased too.
+"""This job repeats erasures, so that personal data that was in flight during an erasure is erased too.
 
 On PostgreSQL, a click, a conversion or a fan-out may have read the message before its erasure and commit after it. On both engines,
 an attempt to deliver an event may be waiting for the response of a tracker, and a rewrite may put a link into the cache. Therefore
@@ -24,7 +24,7 @@ from shortener.storage.schema import erasure_repeats, idempotency, links, messag
 
 MAX_MESSAGES_PER_RUN = 50  # The maximum number of messages that one run erases again.
 
-_Response = tuple[int, str]  # application_id and Idempotency-Key of a stored response
+_Response = tuple[int, str]  # the application_id and the Idempotency-Key of a stored response
 
 
 class ErasureRepeats:
@@ -35,7 +35,8 @@ class ErasureRepeats:
         self._cache = cache
 
     async def step(self, now: datetime) -> int:
-        """Erase the messages again whose time has come. Return their number. Raise StoreUnavailable."""
+        """Erase the messages again whose next repeat is due. Return their number. Raise StoreUnavailable if the database is
+        unavailable."""
         due = await self._database.read(_find_due, now)
         if not due:
             return 0

@@ -1,13 +1,12 @@
-"""Purge: old data is deleted in small batches, so that clicks are not delayed.
-
-What is deleted, and when:
+"""The purge deletes old data in small batches, so that clicks are not delayed. It deletes:
 
 - Messages with their links, hits, conversions, events, deliveries, sends and attempts: `message_retention_days` after the creation
   of the message, but not while one of its links is active.
 - Links: together with their message. An expired link returns 410 until then, and its code returns 404 afterwards. The service never
   uses a code again on purpose; a new link gets the same random code with a probability of 2^-48.
-- Hits: after `hit_retention_days`. The first click of a message or link only loses its address and user agent, and stays until its
-  message is deleted. So the status of a message (which link was accessed, and when) does not depend on the retention of hits.
+- Hits: after `hit_retention_days`. Only the IP address and the user agent of the first click of a message or link are removed, and
+  stays until its message is deleted. So the status of a message (which link was accessed, and when) does not depend on the
+  retention of hits.
 - Events, with their deliveries and attempts: `event_retention_days` after the event and the end of its last delivery. A delivery
   that is parked because its tracker is disabled does not delay this.
 - Dead letters of hits (clicks/dead_letters.py): after `hit_retention_days`.
@@ -20,8 +19,8 @@ Pending work is never deleted: an event that is not fanned out or has a pending 
 
 Each batch is a transaction that deletes at most `purge_batch` rows, oldest first. It finds them by ranges of a primary key (ids
 grow with time) or by an index, never by a table scan. After each batch the purge pauses nine times as long as the batch took. A
-purge by command pauses only while clicks or messages arrive (`traffic.py`). An
-interrupted purge has deleted complete batches, and rows of a message before the message itself. The next purge continues there.
+purge by command pauses only while clicks or messages arrive (`traffic.py`). An interrupted purge has deleted complete batches, and
+it deletes the rows of a message before the message itself, so the next purge can continue.
 """
 
 from __future__ import annotations
@@ -88,20 +87,23 @@ from shortener.storage.schema import (
 )
 from shortener.storage.types import Instant, to_ms
 
-#: The pause after a batch, as a multiple of the duration of the batch. During the pause, clicks have the database for themselves.
+#: The pause after a batch, as a multiple of the duration of the batch. During the pause, only clicks use the database.
 PAUSE_FACTOR = 9
 IDEMPOTENCY_RETENTION = timedelta(hours=24)
 AUDIT_RETENTION = timedelta(days=400)  # Rows of the audit log of the portal are deleted after this time.
 REFUSED_RETENTION = timedelta(days=30)  # Refused reports of conversions are deleted after this time.
-#: A pass continues where the last one ended. After this interval it starts again with the oldest row, for rows that were kept.
+#: A run continues after the last row that the previous run checked. After this interval, a run starts again with the oldest row,
+#: because rows that had to be kept may be deleted now.
 RESTART_INTERVAL = timedelta(days=1)
-#: Typical number of rows that are deleted with one message or event. A batch reads fewer messages or events by this factor.
+#: The typical number of rows that are deleted with one message or event. The number of messages or events in a batch is divided by
+#: it.
 _TYPICAL_ROWS_PER_MESSAGE, _TYPICAL_ROWS_PER_EVENT = 8, 4
 
 
 @dataclass(slots=True)
 class PurgeResult:
-    """Number of deleted rows, by kind. `emptied_hits` are first clicks that stay and lost their address and user agent."""
+    """The number of deleted rows of each kind. `emptied_hits` are first clicks that were kept, but without their IP address and
+    user agent."""
 
     messages: int = 0
     links: int = 0
@@ -180,7 +182,7 @@ class Purge:
     async def batches(self, now: datetime, traffic: Traffic | None = None) -> AsyncIterator[PurgeResult]:
         """Run one transaction after the other and yield the result of each, until no retention time of any row has ended.
 
-        Pause after each batch. With `traffic`, pause only while it is present."""
+        Pause after each batch. If `traffic` is not None, pause only while clicks or messages arrive."""
         for name, kind in _KINDS.items():
             more = True
             while more:
@@ -226,7 +228,8 @@ def _is_pending() -> ColumnElement[bool]:
 
 
 def _page_of(table: Table, is_kept: ColumnElement[bool]) -> Select[int, bool]:
-    """Select the oldest rows between two ids, each with a flag whether it must be kept. Kept rows count towards the limit."""
+    """Return a statement that selects the oldest rows between two ids, each with a flag that states whether it must be kept. Kept
+    rows count towards the limit."""
     # The subquery limits the work: without it, PostgreSQL evaluates the condition for all rows of the range.
     in_range = table.c.id > bindparam("after", type_=BigInteger), table.c.id < bindparam("end", type_=BigInteger)
     ids = select(table.c.id).where(*in_range).order_by(table.c.id).limit(_LIMIT).subquery("page")
@@ -322,7 +325,7 @@ class _PurgeBatch:
         return result.rowcount > 0
 
     def empty_hits(self, ids: list[int]) -> None:
-        """Remove the address and the user agent from these hits."""
+        """Remove the IP address and the user agent from these hits."""
         rows = self.connection.execute(_EMPTY_HITS, {"ids": ids}).rowcount
         self.purged.emptied_hits += rows
         self.remaining -= rows
@@ -417,7 +420,7 @@ _KINDS: dict[str, _Kind] = {
     "operator_sessions": _delete_sessions,
     "events": _delete_events,
     "messages": _delete_messages,
-    "hits": _delete_hits,  # Hits come last, so that hits of deleted messages are not emptied first.
+    "hits": _delete_hits,  # Hits are last, because hits of messages that are deleted anyway need not be emptied first.
 }
 
 

@@ -1,4 +1,4 @@
-"""Detection of traffic in the database, for commands that can work without pauses while no clicks and no messages arrive.
+"""This module detects traffic in the database, for commands that can work without pauses while no clicks and no messages arrive.
 
 A command runs in its own process, so it sees the traffic of the servers only in the database: by the times in the newest row ids of
 hits and messages.
@@ -18,12 +18,13 @@ from shortener.storage.database import Database
 from shortener.storage.schema import hits, messages
 from shortener.storage.types import to_ms
 
-CHECK_SECONDS = 0.5  # interval of the checks
+CHECK_SECONDS = 0.5  # seconds between two checks of the database
 QUIET_SECONDS = 10.0  # Traffic is present until no hit and no message was stored for this time.
 
 
 class Traffic:
-    """Whether clicks or messages arrive at present. The database is read at most once in CHECK_SECONDS."""
+    """A detector of traffic: it finds out whether clicks or messages arrive at present. The database is read at most once in
+    CHECK_SECONDS."""
 
     def __init__(self, database: Database, clock: Callable[[], datetime] = utcnow) -> None:
         self._database = database

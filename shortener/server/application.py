@@ -56,7 +56,7 @@ class HttpApplication:
         self._api_segments = frozenset(path.split("/")[1] for endpoint in ENDPOINTS if (path := endpoint.path) != DOMAIN_CHECK)
         self._base_host = urlsplit(service.settings.base_url).hostname or ""
         self._portal_host = urlsplit(service.settings.portal_url).hostname
-        self._portal: Portal | None = None  # It is built for the first request for it.
+        self._portal: Portal | None = None  # The portal is built when the first request for it arrives.
         self._base_path = service.settings.base_path
         self.redirect = Redirect(
             service.recorder,
@@ -148,7 +148,7 @@ class HttpApplication:
 
     def _get_portal(self) -> Portal:
         if self._portal is None:
-            from shortener.portal.router import Portal  # imported here, because most processes never serve the portal
+            from shortener.portal.router import Portal  # the portal is imported here, because most processes never serve it
 
             self._portal = Portal(self.service)
         return self._portal
@@ -157,8 +157,8 @@ class HttpApplication:
         return path.partition("/")[2].partition("/")[0] in self._api_segments
 
     async def _reject_host(self, scope: Scope, receive: Receive, send: Send, reason: str) -> None:
-        """Respond with 404 to an API request for a host that does not serve the API. The body contains the host and what to
-        change."""
+        """Respond with 404 to an API request for a host that does not serve the API. The body of the response contains the host and
+        what the administrator must change."""
         base = urlsplit(self.service.settings.base_url)
         description = (
             f"The Host header of this request {reason}. The API is served on {base.netloc!r} (the host of BASE_URL), on localhost "
@@ -172,14 +172,14 @@ class HttpApplication:
         return self
 
     def match_code(self, host: bytes, prefix: str, code: str) -> tuple[bool, int | None]:
-        """Return whether a request for `code` after the path `prefix` on this host is a hit, and the id of the domain.
+        """Return whether a request for `code` after the path prefix `prefix` on this host is a hit, and the id of the domain.
 
         The id is None for the installation's own hosts. If the request is not a hit, call `__call__` to respond to it."""
         is_known, domain = self._find_domain(host)
         return is_known and self._has_codes(domain, prefix, code), domain.id if domain else None
 
     def _has_codes(self, domain: Domain | None, prefix: str, code: str) -> bool:
-        """Return whether a domain has codes after this path. `domain`: None for the installation's own hosts."""
+        """Return whether a domain has codes after this path. `domain` is None for the installation's own hosts."""
         if not prefix:
             return code.lower() not in RESERVED_SEGMENTS and (domain is None or domain.path == "" or domain.accepts(""))
         if domain is not None:
@@ -189,8 +189,8 @@ class HttpApplication:
         return bool(self._base_path and matches_link_path(self._base_path, prefix)) or self.service.directory.accepts_path(prefix)
 
     def _find_domain(self, host: bytes) -> tuple[bool, Domain | None]:
-        """Return whether a Host header belongs to the installation, and its domain. The domain is None for the installation's own
-        hosts."""
+        """Return whether the host in a Host header belongs to the installation, and the domain with this host. The domain is None
+        for the installation's own hosts."""
         if len(host) > MAX_HOST_BYTES:
             return False, None
         name, name_with_port = split_host(host)

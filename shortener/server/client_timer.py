@@ -1,7 +1,5 @@
-"""The time limits of a client: for sending a request, for reading a response, and between two requests.
-
-Each connection has one timer. Every few seconds, it checks what the server waits for, so that requests need no timers of their
-own.
+"""This module enforces the time limits of a client: for sending a request, for reading a response, and between two requests. Each
+connection has one timer, which checks the connection every few seconds, so that requests need no timers of their own.
 
 - Between two requests, the client has `keep_alive` seconds, counted from the last response. The default of uvicorn is 5 seconds.
   Bytes that do not begin a request, such as empty lines or the rest of a discarded body, do not extend this time.
@@ -22,10 +20,10 @@ RESPONSE_BYTES_PER_SECOND = 1024
 
 
 class TimedConnection(Protocol):
-    """What a timer needs to know of its connection. All times are those of the event loop."""
+    """The properties of a connection that its timer reads. All times are times of the event loop."""
 
     transport: asyncio.Transport
-    flow: Any  # uvicorn's flow control
+    flow: Any  # uvicorn's object for the flow control of the connection
     body_began: float  # the time when the body of the current request began
     body_bytes: int  # the number of bytes of that body that have arrived
     bytes_queued: int  # the number of response bytes that the socket did not accept at once
@@ -51,8 +49,8 @@ class ClientTimer:
         self._keep_alive = keep_alive
         self._request_timeout = request_timeout
         self._head: Any = None  # the incomplete head of a request at the latest check
-        self._unread_since: float | None = None  # loop time since when the client reads too slowly
-        self._unread_sent = 0  # number of sent bytes at that time
+        self._unread_since: float | None = None  # the time of the event loop since which the client has read too slowly
+        self._unread_sent = 0  # the number of bytes that were sent at that time
         self._handle: TimerHandle = loop.call_later(keep_alive, self.check)
 
     @property
@@ -80,7 +78,7 @@ class ClientTimer:
             return period if self._reads_fast_enough(now) else None
         self._unread_since = None
         if connection.is_reading_body:
-            if connection.flow.read_paused:  # the application reads more slowly than the client sends
+            if connection.flow.read_paused:  # the client has no limit while the application reads more slowly than the client sends
                 connection.body_began = now
                 return period
             limit = self._request_timeout + connection.body_bytes / BODY_BYTES_PER_SECOND

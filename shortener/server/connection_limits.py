@@ -1,8 +1,8 @@
-"""The limits of the number of connections: from one client address, and in total.
+"""This module limits the number of connections: from one client IP address, and in total.
 
 The total limit depends on the number of files that the process may open, because without a free file descriptor the server cannot
 accept any connection. When the total limit is reached, the server closes the connections that have waited longest for a request.
-One address (for IPv6, one /64 network) may have CONNECTIONS_PER_ADDRESS connections, but never more than half of the total.
+One IP address (for IPv6, one /64 network) may have CONNECTIONS_PER_ADDRESS connections, but never more than half of the total.
 Trusted proxies and programs on this machine have no such limit, because many people connect through them.
 """
 
@@ -22,8 +22,9 @@ from shortener.settings import Network
 
 log = structlog.get_logger(__name__)
 
-RESERVED_FILES = 256  # reserved for databases, deliveries and other files; at most a quarter of a small limit
-MAX_OPEN_FILES = 1_048_576  # the maximum that the server requests
+# The number of open files that are reserved for databases, deliveries and other files; at most a quarter of a small limit.
+RESERVED_FILES = 256
+MAX_OPEN_FILES = 1_048_576  # the maximum number of open files that the server requests
 _EVICTED_SHARE = 16  # one sixteenth is closed in one go, so that connections to close are rarely searched
 _REFUSALS_PER_LOG_LINE = 1000
 _MAX_CACHED_ADDRESSES = 8192
@@ -31,7 +32,8 @@ _IPV6_PREFIX = 64
 
 
 class LimitedConnection(Protocol):
-    """A connection of the server. `waiting_since`: the loop time since when it waits for a request; None during a request."""
+    """A connection of the server. `waiting_since` is the time of the event loop since which it has waited for a request; None
+    during a request."""
 
     @property
     def waiting_since(self) -> float | None: ...
@@ -55,7 +57,7 @@ def open_files_limit() -> int:
 
 
 class ConnectionLimits:
-    """Counts the connections of one process by client address, and enforces the limits."""
+    """A counter of the connections of one process by client IP address, which enforces the limits."""
 
     def __init__(self, per_address: int, trusted_proxies: tuple[Network, ...], open_files: int) -> None:
         self.total = open_files - min(RESERVED_FILES, open_files // 4)
@@ -65,9 +67,8 @@ class ConnectionLimits:
         self._refused = 0
 
     def admit(self, peer: str | None, connections: Collection[LimitedConnection]) -> bool:
-        """Count a new connection from `peer` and return True. Return False if the address has too many connections.
-
-        `connections`: all connections of the process, including the new one."""
+        """Count a new connection from `peer` and return True. Return False if the IP address has too many connections.
+        `connections` are all connections of the process, including the new one."""
         if len(connections) > self.total:
             self._close_waiting(connections)
         if peer is None:
@@ -106,7 +107,7 @@ class ConnectionLimits:
 
 @lru_cache(maxsize=_MAX_CACHED_ADDRESSES)
 def _limited_address(peer: str, trusted_proxies: tuple[Network, ...]) -> str | None:
-    """Return the address or the /64 network by which the connections of a peer are counted. Return None if the peer has no
+    """Return the IP address or the /64 network for which the connections of a peer are counted. Return None if the peer has no
     limit."""
     try:
         address = ipaddress.ip_address(peer.partition("%")[0])

@@ -1,7 +1,6 @@
-"""Parsing of the Host header of a request.
-
-`split_host` caches its latest results, because most requests have one of the few hosts of the installation. Callers must not pass a
-host that is longer than MAX_HOST_BYTES, so that a client cannot fill the memory with long names.
+"""This module parses the Host header of a request. `split_host` caches its latest results, because most requests have one of the
+few hosts of the installation. Callers must not pass a host that is longer than MAX_HOST_BYTES, so that a client cannot fill the
+memory with long names.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-MAX_HOST_BYTES = 260  # a name of 253 characters, its final dot and a port
+MAX_HOST_BYTES = 260  # the length of a name of 253 characters with a final dot and a port
 
 _PORT = re.compile(r":\d+$")
 

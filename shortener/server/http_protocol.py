@@ -76,16 +76,16 @@ class RedirectProtocol(HttpToolsProtocol):
         self._socket_fd = -1  # -1 if all writes use the transport
         self.incomplete_head: IncompleteHead | None = None
         self.timer: ClientTimer | None = None
-        self._response_ended = 0.0  # loop time of the latest response, or of the begin of the connection
+        self._response_ended = 0.0  # the time of the event loop of the latest response, or of the beginning of the connection
         self.is_reading_body = False  # True while the body of the latest request is incomplete
-        self.body_began = 0.0  # loop time
+        self.body_began = 0.0  # the time of the event loop at which the current body began
         self.body_bytes = 0
         self._discarded_bytes = 0
         self._closes_after_body = False
-        self.bytes_queued = 0  # number of bytes that the socket did not accept at once
+        self.bytes_queued = 0  # the number of response bytes that the socket did not accept at once
         self._is_admitted = False
 
-    # Methods that read requests.
+    # The following methods read requests.
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn has the same type
         super().connection_made(transport)
@@ -242,7 +242,7 @@ class RedirectProtocol(HttpToolsProtocol):
         self.cycle = pending
         return True
 
-    # Methods that send responses.
+    # The following methods send responses.
 
     def send(self, data: bytes) -> None:
         """Send data. If the transport's buffer is empty, write the data directly to the socket.
@@ -300,11 +300,11 @@ class RedirectProtocol(HttpToolsProtocol):
         self.flow.resume_reading()
         self._response_ended = self.loop.time()
 
-    # Methods for slow and idle clients.
+    # The following methods handle slow and idle clients.
 
     @property
     def waiting_since(self) -> float | None:
-        """Return the loop time since when the connection waits for a request. Return None during a request."""
+        """Return the time of the event loop since which the connection has waited for a request. Return None during a request."""
         return self._response_ended if self.cycle is None or self.cycle.response_complete else None
 
     def end_slow_client(self) -> None:
@@ -322,7 +322,7 @@ class RedirectProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self.cycle = None  # breaks reference cycles, so that no garbage collection is needed
+        self.cycle = None  # this assignment breaks reference cycles, so that no garbage collection is needed
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
@@ -385,12 +385,12 @@ class _PendingRedirect:
         self._send(None)
 
     def _send(self, resolution: Resolution | None) -> None:
-        """Send the response. `resolution`: None if the hit could not be stored, which gives 503.
+        """Send the response. If `resolution` is None, the hit could not be stored, and the response is 503.
 
         This method raises no errors, because the other hits of the batch must get their responses."""
         self.response_complete = True
         connection = self._connection
-        del self._connection  # breaks a reference cycle, so that no garbage collection is needed
+        del self._connection  # this assignment breaks a reference cycle, so that no garbage collection is needed
         try:
             response = self._redirect.unavailable() if resolution is None else self._redirect.respond(self._hit, resolution)
             if self.disconnected or connection.transport.is_closing():

@@ -70,7 +70,7 @@ _ON_EVERY_HOST: Mapping[str, Page] = {"/robots.txt": _ROBOTS, "/favicon.ico": _F
 
 
 def home_page(portal_url: str | None) -> Page:
-    """Return the page at / of the installation's own hosts. `portal_url`: the address of the portal; None if it is not served."""
+    """Return the page at / of the installation's own hosts. `portal_url` is the URL of the portal; None if it is not served."""
     item = "" if portal_url is None else f'<li><a href="{html.escape(portal_url)}">Portal for operators</a></li>'
     return Page(200, _HOME.replace("{portal}", item).encode())
 
@@ -83,7 +83,7 @@ def page_on_any_host(path: str) -> Page | None:
 def page_of(path: str, domain: Domain | None, home: Page) -> Page | None:
     """Return the page at a path, or None if this module has no page for it.
 
-    `domain`: None for the installation's own hosts. `home`: their page at /."""
+    `domain` is None for the installation's own hosts. `home` is the page at / of these hosts."""
     page = _ON_EVERY_HOST.get(path)
     if page is not None:
         return page
@@ -105,7 +105,7 @@ def _association(content: str | None) -> Page | None:
 
 
 async def send_page(send: Send, page: Page, *, is_head: bool = False) -> None:
-    """Send a page as the response. `is_head`: send it without its body."""
+    """Send a page as the response. If `is_head` is true, send it without its body."""
     headers = [
         (b"content-type", page.media_type),
         (b"content-length", str(len(page.body)).encode()),

@@ -29,7 +29,7 @@ _CONTROL_CHARACTERS = bytes({*range(32), 127} - {9})
 class RequestCycle(RequestResponseCycle):
     """A request of one connection and its response. The attributes are those of uvicorn's class.
 
-    `expects_continue`: the client waits for 100 Continue before it sends the body."""
+    `expects_continue` is true if the client waits for 100 Continue before it sends the body."""
 
     def __init__(self, connection: RedirectProtocol, scope: Any, *, expects_continue: bool, keep_alive: bool) -> None:
         self._connection = connection
@@ -49,7 +49,7 @@ class RequestCycle(RequestResponseCycle):
         self.chunked_encoding: bool | None = None
         self.expected_content_length = 0
 
-    # Methods that uvicorn calls on a transport.
+    # uvicorn calls the following methods on a transport.
 
     @property
     def transport(self) -> Any:  # type: ignore[override]  # uvicorn assigns a transport
@@ -72,7 +72,7 @@ class RequestCycle(RequestResponseCycle):
         else:
             self._connection.close_after_body()
 
-    # The ASGI function `send`.
+    # The following method is the ASGI function `send`.
 
     async def send(self, message: Any) -> None:
         """Send a message of ASGI, or a complete response. Raise RuntimeError for a message that violates the protocol."""
@@ -97,7 +97,8 @@ class RequestCycle(RequestResponseCycle):
             self._send_body(message.get("body", b""), more_body=message.get("more_body", False))
 
     def _serialize_head(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-        """Return the head of the response, and note what it says about the body and the connection."""
+        """Return the head of the response as bytes. Store the length of the body, and whether the connection stays open, as the
+        headers state them."""
         lines = []
         closes = False
         for name, value in headers:

@@ -1,4 +1,4 @@
-"""The X-Request-Id of a response: the value that the client sent, if it is valid, or a generated one.
+"""This module determines the X-Request-Id of a response: the value that the client sent, if it is valid, or a generated one.
 
 All log lines of the request contain it as `request_id`.
 """
@@ -13,6 +13,6 @@ _VALID = re.compile(rb"[A-Za-z0-9._~:/+=@-]{1,128}")
 
 
 def request_id(requested: bytes, number: int) -> bytes:
-    """Return the id of a request. `requested`: the header X-Request-Id of the request, or b"". `number`: a unique number, used to
-    generate an id."""
+    """Return the id of a request. `requested` is the header X-Request-Id of the request, or b"". `number` is a unique number from
+    which an id is generated."""
     return requested if requested and _VALID.fullmatch(requested) else b"%x" % number

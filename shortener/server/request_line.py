@@ -1,7 +1,6 @@
-"""Request lines with bytes above 0x7F, and the state of a request's head that has not arrived completely.
-
-Some programs request a short link with the characters that follow it in a text as raw UTF-8: an emoji, a bracket, an invisible
-character. The parser of uvicorn rejects such bytes in a URL, so the protocol percent-encodes them before the parser reads them.
+"""This module handles request lines with bytes above 0x7F, and request heads that have not arrived completely. Some programs
+request a short link with the characters that follow it in a text as raw UTF-8: an emoji, a bracket, an invisible character. The
+parser of uvicorn rejects such bytes in a URL, so the protocol percent-encodes them before the parser reads them.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ _ASCII = bytes(range(128))
 class IncompleteHead:
     """The head of a request that is incomplete.
 
-    `size`: the number of bytes received after the first chunk of the head. `is_in_request_line`: whether the request line is
+    `size` is the number of bytes received after the first chunk of the head. `is_in_request_line` is true if the request line is
     incomplete too."""
 
     __slots__ = ("is_in_request_line", "size")
@@ -24,7 +23,7 @@ class IncompleteHead:
         self.is_in_request_line = True
 
     def note_end_of_chunk(self, data: bytes) -> None:
-        """Update `is_in_request_line`. `data`: a chunk of the connection that ends inside this head."""
+        """Update `is_in_request_line`. `data` is a chunk of received bytes that ends inside this head."""
         line_begin = data.rfind(b"\n") + 1
         if self.is_in_request_line and not data[:line_begin].strip(b"\r\n"):
             return  # line ends before a request line have no effect

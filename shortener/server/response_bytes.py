@@ -1,4 +1,4 @@
-"""Serialization of HTTP/1.1 responses to redirect requests as bytes."""
+"""This module serializes HTTP/1.1 responses to redirect requests as bytes."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def serialize_response(
 ) -> bytes:
     """Return the bytes of the complete response.
 
-    `default_headers`: the headers that uvicorn adds to each response, such as Date. `is_head`: leave out the body. `request_id`:
-    the value of X-Request-Id, which `request_ids.request_id` has checked.
+    `default_headers` are the headers that uvicorn adds to each response, such as Date. If `is_head` is true, leave out the body.
+    `request_id` is the value of X-Request-Id, which `request_ids.request_id` has checked.
 
     Raise ValueError if the value of a header contains a control character, which could split one response into two."""
     status, headers, body = response

@@ -113,7 +113,7 @@ class ReplayedDelivery(ResponseModel):
     delivery_id: str
     replayed: bool = Field(description="true: the delivery gets all its attempts again.")
     error_code: str | None = Field(
-        description=("NOT_FOUND or CONFLICT for a delivery that cannot be replayed. null: it is replayed.")
+        description="NOT_FOUND or CONFLICT for a delivery that cannot be replayed. null: it is replayed."
     )
     reason: str | None = Field(description="Text that explains why the delivery cannot be replayed. null: it is replayed.")
 

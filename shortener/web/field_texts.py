@@ -263,7 +263,7 @@ _EVENT_TEXTS: Mapping[str, str] = {
     "topic": "Always SCG-Message.",
     "verdict_reason": "Rule that determined the verdict.",
 }
-#: The fields `status` that contain a word. In all other responses, `status` is the boolean of success.
+#: Descriptions of the field `status`, by name of the schema. In all other schemas, `status` is true if the call succeeded.
 _STATUS_TEXTS: Mapping[str, str] = {
     "AttemptFields": "HTTP status of the response. null: there was no response.",
     "ConversionStatus": "Status word of the latest revision. null: none.",

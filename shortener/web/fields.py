@@ -27,7 +27,7 @@ Text = Annotated[str, AfterValidator(_reject_nul)]
 Sender = Annotated[Text, AfterValidator(str.strip), Field(max_length=100)]
 
 
-_MAX_DECIMAL_LENGTH = 64  # the maximum number of characters of a sender
+_MAX_DECIMAL_LENGTH = 64  # the maximum number of characters of a decimal number
 _DECIMAL = re.compile(r"\s*[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)\s*")
 
 

@@ -60,13 +60,13 @@ class InboundResponse(ResponseModel):
     status: Literal[True] = True
     opted_out: bool = Field(description="Whether the person is on the opt-out list after this reply.")
     keyword: Literal["stop", "start"] | None = Field(
-        description=("Meaning of the reply for the opt-out list: stop or start. null: it has no such meaning.")
+        description="Meaning of the reply for the opt-out list: stop or start. null: it has no such meaning."
     )
     message_id: str | None = Field(
-        description=("Id of the latest message to the person, to which the reply belongs. null: there is none.")
+        description="Id of the latest message to the person, to which the reply belongs. null: there is none."
     )
     conversion_id: str | None = Field(
-        description=("Id of the conversion with the action `reply` that was recorded. null: there is no message to the person.")
+        description="Id of the conversion with the action `reply` that was recorded. null: there is no message to the person."
     )
     duplicate: bool = Field(description="true: the same reply was recorded before.")
 

@@ -186,7 +186,7 @@ class MessageStatusResponse(MessageFields):
     links: list[LinkStatus]
     conversions: list[ConversionStatus] = Field(description="Conversions of the message, oldest first, at most 1,000.")
     send: MessageSend | None = Field(
-        description=("State of the message in the queue of its gateway. null: no gateway sends the message.")
+        description="State of the message in the queue of its gateway. null: no gateway sends the message."
     )
 
 

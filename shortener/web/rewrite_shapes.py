@@ -120,7 +120,7 @@ class MessageOptions(RequestModel):
     campaign: Text = Field(
         "",
         max_length=200,
-        description=("Name of the campaign to which the message belongs. Statistics and lists can be filtered and grouped by it."),
+        description="Name of the campaign to which the message belongs. Statistics and lists can be filtered and grouped by it.",
     )
     source: Literal["api", "campaign"] = Field(
         "api", description="Traffic source of the message. Statistics and lists can be filtered by it."

@@ -34,7 +34,7 @@ class SmppSettings(BaseModel):
         30.0,
         ge=1,
         le=3600,
-        description=("Seconds without received data after which the connection is tested with enquire_link. Default: 30."),
+        description="Seconds without received data after which the connection is tested with enquire_link. Default: 30.",
     )
     receipts: bool = Field(True, description="true: request a delivery receipt for each message. Default: true.")
     message_ids: MessageIds = Field(

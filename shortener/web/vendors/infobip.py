@@ -85,7 +85,7 @@ class InfobipText(VendorModel):
         "",
         alias="campaignReferenceId",
         max_length=200,
-        description=("Name of the campaign to which the message belongs. Statistics and lists can be filtered and grouped by it."),
+        description="Name of the campaign to which the message belongs. Statistics and lists can be filtered and grouped by it.",
     )
     delivery_time_window: AT_ONCE = Field(None, alias="deliveryTimeWindow")
     flash: WITHOUT_FLASH = None

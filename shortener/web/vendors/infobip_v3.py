@@ -78,7 +78,7 @@ class InfobipMessageOptions(VendorModel):
         "",
         alias="campaignReferenceId",
         max_length=200,
-        description=("Name of the campaign to which the message belongs. Statistics and lists can be filtered and grouped by it."),
+        description="Name of the campaign to which the message belongs. Statistics and lists can be filtered and grouped by it.",
     )
     regional: NO_REGIONAL = None
     flash: WITHOUT_FLASH = None

@@ -59,7 +59,7 @@ class SyniverseMessageRequest(VendorModel):
     campaign_id: Text = Field(
         "",
         max_length=200,
-        description=("Name of the campaign to which the message belongs. Statistics and lists can be filtered and grouped by it."),
+        description="Name of the campaign to which the message belongs. Statistics and lists can be filtered and grouped by it.",
     )
     metadata: Metadata | None = Field(
         None, description="Metadata of the message: a flat object of at most 4 KiB of JSON. Events contain it."
