@@ -157,14 +157,14 @@ def conversions(run: Run) -> None:
         run.add("conversions received", load.per_second, "/s", target=0.15, note=f"p99 {load.p99:.1f} ms, {stored:,} stored")
 
 
-#: The runs of `many` are short, because each click must be the first one of its link and the small database has few links.
+#: The runs of `many` are short, because each link can have only one first click and the small database has few links.
 FEW_LINKS, WARM_UP_CLICKS, SHORT_SECONDS, REPEATS = 100_000, 35_000, 2.0, 3
 
 
 def many(run: Run) -> None:
-    """Measure first clicks on a database of 100,000 links and on a much larger one, filled with the statements of the service.
+    """Measure first clicks on a database of 100,000 links and on a much larger database, both filled by the service's statements.
 
-    In the larger one the clicks go to random links, and then to random links of the newest ones, as most clicks in practice do.
+    In the larger database, clicks go first to random links and then to random new links, as most clicks in practice do.
     The figures are medians of short runs, each with a new server."""
     chance = random.Random(1)
     few: list[Load] = []

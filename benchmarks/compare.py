@@ -68,7 +68,7 @@ _ROWS = (
 
 
 def figures(other: Path, seconds: float, links: int, only: Sequence[str] | None = None) -> list[Figure]:
-    """Return two figures for each load: those of the code in `other`, and those of this code.
+    """Return two figures for each load: one of the code in the folder `other`, and one of this code.
 
     `links` is the number of links of each server. `only` restricts the comparison to these parts of `bench.py`."""
     rows = [row for row in _ROWS if only is None or row.part in only]

@@ -397,7 +397,7 @@ class Sink:
         return requests
 
     def latencies(self) -> list[float]:
-        """Return the milliseconds from `?t=TIME` to the arrival, for the requests since the previous call."""
+        """Return the milliseconds from the time in the URL parameter `t` to the arrival of each request since the previous call."""
         self._pipe.send("latencies")
         milliseconds: list[float] = self._pipe.recv()
         return milliseconds

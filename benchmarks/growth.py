@@ -231,7 +231,7 @@ def sizes(connection: Connection, links: int) -> dict[str, float]:
 
 
 async def look_up(database: Database, codes: Sequence[str], times: int = 300) -> dict[str, float]:
-    """Return the milliseconds of a transaction that looks up one random code, and 256, as a batch of clicks does."""
+    """Return the milliseconds of a transaction that looks up one random code, and of one that looks up a batch of 256 codes."""
     chance = random.Random(2)
     milliseconds: dict[str, float] = {}
     for size in (1, 256):

@@ -196,7 +196,7 @@ async def _make_due(url: str, place: Path, port: int, count: int) -> None:
 
 @contextlib.contextmanager
 def _background(server: Server, key: str) -> Iterator[dict[str, int]]:
-    """Rewrite batches of 100 messages and export all messages, again and again, until the context ends. Yield the totals."""
+    """Repeatedly rewrite batches of 100 messages and export all messages until the context ends. Yield the totals."""
     counts = {"rewritten": 0, "exported": 0}
     stop = threading.Event()
     text = 'Hello Kola, please visit us at #track("https://shop.example/a?b=1") for new information'

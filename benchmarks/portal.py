@@ -155,7 +155,7 @@ async def _measure(service: Service, options: argparse.Namespace) -> None:
 
 @contextlib.contextmanager
 def _counted() -> Iterator[Measured]:
-    """Count the statements that are executed, and the rows that they return."""
+    """Count the SQL statements that are executed during the `with` block, and the rows that they return."""
     measured = Measured()
 
     def executed(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:

@@ -40,7 +40,7 @@ def needs(program: str, package: str) -> pytest.MarkDecorator:
 @needs("systemd-analyze", "systemd")
 def test_systemd_accepts_the_unit_files_and_rates_the_service_as_well_isolated(tmp_path: Path) -> None:
     for name in ("shortener.service", "shortener-backup.service", "shortener-backup.timer"):
-        # The program does not exist here, and systemd checks that it does.
+        # systemd-analyze requires that the program of a unit exists, so another program replaces it.
         text = (CONFIG / name).read_text().replace("/opt/shortener/.venv/bin/shortener serve", "/bin/true serve")
         (tmp_path / name).write_text(text)
     units = sorted(tmp_path.iterdir())

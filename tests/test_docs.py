@@ -29,8 +29,8 @@ from shortener.errors import ErrorCode
 from shortener.settings import Settings
 from tests.document_blocks import DOCUMENTS, ROOT, block_kinds, shell_blocks, shortener_commands
 
-#: The test that runs the code blocks of a document, by the name of the document and the kind of the block. tests/acceptance/ is the
-#: folder if none is named. A block of the kind `sh` without an entry is run by test_document_commands.py.
+#: The test file that runs the code blocks of each document, by the kind of the block. The default folder is tests/acceptance/.
+#: Blocks of the kind `sh` without an entry here run in test_document_commands.py.
 RUN_BY = {
     "README.md": {"sh": "test_document_commands.py", "js": "test_readme_examples.py", "php": "test_readme_examples.py"}
     | {"python": "test_readme_examples.py"},

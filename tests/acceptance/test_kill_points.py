@@ -63,7 +63,7 @@ class Killer:
         self.sent: list[str] = []
 
     def kill_at(self, transaction: str, point: str) -> None:
-        """Kill the server in its next transaction of this kind, while the load continues."""
+        """Kill the server at `point` in its next transaction with the name `transaction`, while the load continues."""
         process = self._server.process
         assert process is not None
         kill_points.arm(self._points, transaction, point)

@@ -210,7 +210,7 @@ def test_a_conversion_report_with_long_texts_or_nul_characters_is_accepted() -> 
 # Metadata of conversion reports
 
 
-def test_the_metadata_of_a_conversion_report_are_stored_unchanged() -> None:
+def test_the_metadata_of_a_conversion_report_is_stored_unchanged() -> None:
     metadata = {"sub1": RepeatedValues(["a", "b"]), "deep": {"er": [1, None, Decimal("2.5")]}, "": " ü ", "text": "Hello {name}"}
     assert parse(message_id="m", **metadata).metadata == {**metadata, "sub1": ["a", "b"], "deep": {"er": [1, None, 2.5]}}
 

@@ -75,7 +75,7 @@ def test_segments_of_texts_at_the_boundary_of_a_segment_are_counted_correctly(
         st.text(st.characters(codec="utf-8"), max_size=400),
     )
 )
-def test_the_segment_count_equals_a_count_character_by_character(text: str) -> None:
+def test_the_segment_count_equals_the_result_of_a_simple_count_of_characters(text: str) -> None:
     assert count_segments(text) == count_slowly(text)
 
 

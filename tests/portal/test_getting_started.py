@@ -1,4 +1,4 @@
-"""Tests of the first steps on the overview."""
+"""Tests of the getting-started steps on the overview page of the portal."""
 
 from __future__ import annotations
 

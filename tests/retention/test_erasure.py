@@ -174,7 +174,7 @@ async def test_an_erasure_cancels_pending_callbacks_of_the_message_but_not_pendi
         await Deliveries(database).replay(callback.id, NOON)
 
 
-async def test_erasure_keeps_the_time_at_which_a_link_was_disabled_earlier(database: Database) -> None:
+async def test_an_erasure_does_not_change_the_time_at_which_a_link_was_disabled_earlier(database: Database) -> None:
     def off(connection: Connection) -> None:
         rows = Rows(connection)
         rows.link(rows.message(SENT, message_id="one"), disabled_at=SENT)
@@ -254,7 +254,9 @@ async def test_erasing_a_message_removes_the_ip_address_and_user_agent_from_its_
     assert all(NAME in text for text in other), "the rows of another message stay as they are"
 
 
-async def test_erasure_removes_the_metadata_of_revisions_and_refused_reports_that_name_the_message(database: Database) -> None:
+async def test_an_erasure_removes_the_metadata_of_conversion_revisions_and_refused_reports_about_the_message(
+    database: Database,
+) -> None:
     def fill(connection: Connection) -> None:
         rows = Rows(connection)
         message = rows.message(SENT, message_id="m-1", to_address=PHONE)

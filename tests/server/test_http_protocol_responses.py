@@ -234,7 +234,7 @@ async def test_a_request_body_that_looks_like_a_redirect_request_is_not_recorded
             responses.append([without_date(await read_response(reader))])
             for piece in (redirect, redirect, LAST_REQUEST):
                 writer.write(piece)
-                await asyncio.sleep(0.02)  # a pause, so that each part arrives alone
+                await asyncio.sleep(0.02)  # a pause, so that each part arrives separately
             responses[-1].append(without_date(await asyncio.wait_for(reader.read(), TIMEOUT_SECONDS)))
         assert responses[0] == responses[1]
         assert status_of(responses[0][0]) == 401

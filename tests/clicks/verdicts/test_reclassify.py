@@ -124,7 +124,7 @@ async def test_only_hits_in_the_requested_period_are_reclassified(retracting: Se
     assert [hit.verdict for hit in await fetch_rows(service, schema.hits)] == [0, 1, 0]
 
 
-async def test_the_reclassification_leaves_out_the_newest_hits(retracting: Service, clock: Clock) -> None:
+async def test_the_reclassification_does_not_examine_the_newest_hits(retracting: Service, clock: Clock) -> None:
     service = retracting
     (code,) = await create_codes(service)
     await record_click(service, code, SCANNER)
