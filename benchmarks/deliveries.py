@@ -380,7 +380,7 @@ async def click(port: int, codes: Iterator[str], rate: int, seconds: float) -> l
     return latencies
 
 
-# The receiver: a minimal HTTP server in another process.
+# The receiver of deliveries is a minimal HTTP server in another process.
 
 
 @dataclass

@@ -66,7 +66,7 @@ def tap(short_url: str) -> httpx.Response:
         return client.get(short_url, headers={"User-Agent": PHONE})
 
 
-# Syniverse
+# This test uses the format of Syniverse.
 
 #: The fields of Syniverse's CLICKTHRU sample, with their types in JSON.
 SAMPLE = {
@@ -129,7 +129,7 @@ def test_syniverse_a_message_of_a_channel_gets_a_clickthru_event_and_a_reply(ser
     assert len(endpoint.arrived) == 5, "three clicks are one CLICKTHRU, a repeated reply is one conversion"
 
 
-# Infobip
+# This test uses the format of Infobip.
 
 
 def test_infobip_an_advanced_message_with_an_ended_process_appears_in_the_conversion_rate(
@@ -189,7 +189,7 @@ def test_infobip_an_advanced_message_with_an_ended_process_appears_in_the_conver
     assert len(endpoint.arrived) == 2
 
 
-# Xoxzo
+# This test uses the format of Xoxzo.
 
 
 def test_xoxzo_a_callback_is_sent_up_to_ten_times_until_the_response_has_the_status_200(server: Server, endpoint: Endpoint) -> None:
@@ -217,7 +217,7 @@ def test_xoxzo_a_callback_is_sent_up_to_ten_times_until_the_response_has_the_sta
     assert len(endpoint.arrived) == 10
 
 
-# 23 Telecom
+# This test uses the format of 23 Telecom.
 
 
 def test_23_telecom_all_four_calls_accept_an_api_key_or_a_tracker_token_and_conversions_are_sent_to_conversion_url(

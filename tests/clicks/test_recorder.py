@@ -199,7 +199,7 @@ async def test_each_recorded_hit_is_added_to_the_counts(service: Service, clock:
     }
 
 
-# Contextual rules and other settings of applications.
+# These tests check contextual rules and other settings of applications.
 
 
 async def test_a_hit_too_soon_after_the_sent_report_is_suspected_if_the_application_has_this_rule(
@@ -380,7 +380,7 @@ def test_metrics_contain_every_classification_rule_with_the_value_0_from_the_sta
     assert set(RecorderTotals().verdicts.values()) == {0}
 
 
-# Hits while the database is unavailable.
+# These tests check hits while the database is unavailable.
 
 
 async def test_without_a_database_redirects_are_sent_after_the_deadline_and_hits_are_stored_later(service: Service) -> None:
@@ -452,7 +452,7 @@ def test_the_time_of_a_hit_is_stored_in_milliseconds(clock: Clock) -> None:
     assert to_ms(clock()) == 1_795_176_000_000
 
 
-# Opt-out links
+# These tests check hits on opt-out links.
 
 
 @pytest.mark.parametrize("label", ["optout", "OptOut", "stop"])

@@ -80,7 +80,7 @@ def test_a_json_number_is_parsed_like_the_same_number_in_a_text() -> None:
     assert report.at == NOW - timedelta(hours=1)
 
 
-# Parameters that identify the conversion: an invalid one rejects the report
+# These tests check parameters that identify the conversion: an invalid one rejects the report.
 
 
 def test_a_conversion_report_without_message_id_and_click_id_is_rejected() -> None:
@@ -135,7 +135,7 @@ def test_a_long_transaction_id_stays_distinct_when_it_is_shortened() -> None:
     assert parse(message_id="m", transaction_id=long.upper() + "1").transaction_key == one.transaction_key
 
 
-# Other parameters: an invalid one is stored as text, with a warning
+# These tests check all other parameters: an invalid value is stored as text, with a warning.
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_a_conversion_report_with_long_texts_or_nul_characters_is_accepted() -> 
     assert len(report.warnings) == 2
 
 
-# Metadata of conversion reports
+# These tests check the metadata of conversion reports.
 
 
 def test_the_metadata_of_a_conversion_report_is_stored_unchanged() -> None:
@@ -243,7 +243,7 @@ def test_credentials_are_removed_from_the_stored_parameters_of_a_conversion_repo
     assert refused == {"token": REMOVED, "api_key": REMOVED, "a": REMOVED, "sub": ["1", "2"]}
 
 
-# Property-based tests
+# These are property-based tests with generated conversion reports.
 
 _PLAIN = st.text(st.characters(codec="utf-8"), max_size=80)
 _VALUES = st.one_of(

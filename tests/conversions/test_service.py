@@ -102,7 +102,7 @@ async def test_a_repeated_conversion_report_gets_the_first_result_and_creates_no
     service: Service, message: Message, hit: int
 ) -> None:
     first = await service.conversions.ingest(1, SALE)
-    # This report of the same conversion has its click_id, and another notation of the value and the ids.
+    # This report of the same conversion contains a click_id, and writes the value and the ids in another notation.
     by_click = replace(
         SALE,
         click_id=service.click_ids.encode(hit),
@@ -167,7 +167,7 @@ async def test_each_conversion_report_of_a_batch_gets_its_own_result(service: Se
     ]
 
 
-# How the message of a conversion is found
+# These tests check how the message of a conversion is found.
 
 
 async def test_a_conversion_report_with_the_click_id_and_the_message_id_of_different_messages_is_rejected(
@@ -226,7 +226,7 @@ async def test_a_conversion_is_recorded_long_after_the_link_expired(
     assert not (await service.conversions.ingest(1, report)).duplicate
 
 
-# Several processes, and failures to store events
+# These tests check concurrent processes and events that cannot be stored.
 
 
 async def test_two_processes_that_receive_the_same_conversion_report_store_one_conversion(database: Database, clock: Clock) -> None:

@@ -119,7 +119,7 @@ async def test_an_update_of_a_conversion_is_counted_at_the_time_of_the_first_rep
     await assert_counts_agree(service.database)
 
 
-# Repeated and conflicting conversion reports
+# These tests check repeated and conflicting conversion reports.
 
 
 async def test_a_conversion_report_that_equals_an_earlier_revision_changes_nothing(service: Service, clock: Clock) -> None:
@@ -231,7 +231,7 @@ async def test_the_event_of_a_conversion_revision_contains_the_values_of_that_re
     assert {(one["action"], one["transaction_id"]) for one in facts} == {("Sale", "Order-1")}
 
 
-# Concurrent conversion reports
+# These tests check concurrent conversion reports.
 
 
 def another_process(service: Service, clock: Clock, number: int) -> Conversions:

@@ -175,7 +175,7 @@ async def test_clicks_concurrent_with_delivery_reports_are_never_lost_and_the_me
             for event in stored_events
             if event.message_id == one.row and event.topics & Topic.STATE
         ]
-        # The event of a click has the id of the hit. So it sorts before events that other transactions stored in the meantime.
+        # The event of a click has the id of the hit, so it sorts before events that other transactions stored after the hit.
         follows = {move["previous_state"]: move["new_state"] for move in moves}
         path = ["CREATED"]
         while path[-1] in follows:

@@ -100,4 +100,4 @@ def test_the_content_hash_of_a_message_depends_on_the_recipient_and_everything_e
     assert content_hash(metadata={"a": 1, "b": 2}) == content_hash(metadata={"b": 2, "a": 1})
 
 
-# Expiry of links
+# These tests check the expiry of links.

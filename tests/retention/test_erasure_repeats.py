@@ -56,7 +56,7 @@ def story(service: Service) -> Story:
     return Story(service)
 
 
-async def test_no_personal_data_of_a_click_that_is_stored_during_an_erasure_remain(
+async def test_a_click_that_is_stored_during_an_erasure_leaves_no_personal_data(
     service: Service, store_url: str, clock: Clock, repeats: ErasureRepeats
 ) -> None:
     if store_url.startswith("sqlite"):

@@ -287,7 +287,7 @@ async def test_the_phone_number_of_a_recipient_is_stored_without_spaces_and_hyph
     assert message["warnings"] == ["to '14085550100' has no +; it was read as +14085550100"]
 
 
-# Errors
+# These tests check errors of rewrite requests.
 
 
 # These tests check settings of the application.
