@@ -34,13 +34,13 @@ class Histogram:
         self._sum = 0.0
 
     def observe(self, seconds: float) -> None:
-        """Add a value."""
+        """Add a duration to the histogram."""
         self._counts[bisect_left(self._bounds, seconds)] += 1
         self._sum += seconds
 
     @property
     def count(self) -> int:
-        """The number of values."""
+        """The number of durations that were added."""
         return sum(self._counts)
 
     def buckets(self) -> tuple[list[tuple[str, float]], float]:

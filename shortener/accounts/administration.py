@@ -72,7 +72,8 @@ def update_application(
 ) -> None:
     """Change `name`, `company_id`, `disabled` and settings of an application. Fields that `changes` does not contain stay the same.
 
-    A `fallback_url` must not lead to `own_hosts`, nor to any domain. Raise ApiError INVALID_REQUEST, NOT_FOUND or CONFLICT."""
+    The host of a `fallback_url` must be neither in `own_hosts` nor a domain of an application. Raise ApiError INVALID_REQUEST,
+    NOT_FOUND or CONFLICT."""
     table = schema.applications
     row = lock_application(connection, application_id)
     values: dict[str, Any] = {}
@@ -148,9 +149,9 @@ def update_domain(
     application_id: int | None = None,
 ) -> None:
     """Change fields of a domain. The value None removes the value of a field. The fields are `disabled`, `default`, `path`,
-    `fallback_url`, `home_url`, `assetlinks` (JSON text) and `apple_app_site_association` (JSON text). A `fallback_url` or
-    `home_url` must not lead to `own_hosts`, nor to any domain. If `application_id` is not None, the domain must belong to this
-    application. Raise ApiError NOT_FOUND, INVALID_REQUEST."""
+    `fallback_url`, `home_url`, `assetlinks` (JSON text) and `apple_app_site_association` (JSON text). The host of a `fallback_url`
+    or `home_url` must be neither in `own_hosts` nor a domain of an application. If `application_id` is not None, the domain must
+    belong to this application. Raise ApiError NOT_FOUND, INVALID_REQUEST."""
     domain = find_domain(connection, host, application_id)
     values: dict[str, Any] = {}
     if "disabled" in changes:
@@ -270,7 +271,7 @@ def _parse_association(name: str, text: str | None) -> str | None:
 
 
 def _reject_own_host(connection: Connection, url: str, own_hosts: OwnHosts, name: str = "fallback_url") -> None:
-    """Raise ApiError INVALID_REQUEST if a URL leads to a host of the installation, because it could redirect to itself."""
+    """Raise ApiError INVALID_REQUEST if the host of a URL belongs to the installation, because the URL could redirect to itself."""
     host, table = host_of(url), schema.domains
     hosts = [host] if is_local(name_of(host)) else [host, name_of(host)]
     is_domain = bool(host) and connection.execute(select(table.c.id).where(table.c.host.in_(hosts))).first() is not None

@@ -212,7 +212,7 @@ class Directory:
         return self._snapshot.applications.get(application_id)
 
     def applications(self) -> list[Application]:
-        """Return all applications."""
+        """Return all applications of the installation."""
         return list(self._snapshot.applications.values())
 
     @property

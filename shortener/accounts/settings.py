@@ -36,8 +36,9 @@ class ApplicationSettings(BaseModel):
     )
     click_conversion: Literal["scg", "all", "off"] = Field(
         "scg",
-        description="Trackers that receive the first click of a message as a conversion event (action clickthru) too, if they "
-        "subscribe to conversion: those of the format scg, all or none. Statistics do not count it as a conversion.",
+        description="Trackers that also receive the first click of a message as a conversion event (action clickthru): scg "
+        "(trackers of the format scg), all or none. They must subscribe to conversion events. Statistics do not "
+        "count the click as a conversion.",
     )
     click_id_param: str | None = Field(
         None,
@@ -180,7 +181,7 @@ def from_stored(stored: Mapping[str, Any]) -> ApplicationSettings:
 def merge_stored(stored: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings to store after `changes`. Raise ValidationError if a changed setting is unknown or invalid.
 
-    Settings that only a newer version knows stay unchanged, so that a change by this version does not delete them."""
+    Settings that only a newer release supports stay unchanged, so that a change by this version does not delete them."""
     usable = from_stored(stored).model_dump(exclude_unset=True)
     merged = ApplicationSettings(**(usable | dict(changes))).model_dump(exclude_defaults=True)
     kept = {name: value for name, value in stored.items() if name not in usable and name not in changes}

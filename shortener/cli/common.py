@@ -29,7 +29,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 #: Width of a table if stdout is a file or a pipe, so that no line is wrapped.
-UNLIMITED_WIDTH = 1_000_000  # the unit is characters
+UNLIMITED_WIDTH = 1_000_000  # in characters
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print machine-readable JSON on stdout.")
 yes_option = click.option("--yes", "yes", is_flag=True, help="Do not ask for confirmation.")

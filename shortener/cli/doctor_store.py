@@ -228,7 +228,8 @@ def _check_growth(connection: Connection, settings: Settings, size: int, now: da
 
 
 async def check_redis(settings: Settings) -> list[Finding]:
-    """Check that Redis answers, keeps hits across its restart, and does not evict them. Without REDIS_URL, check nothing."""
+    """Check that Redis responds, that it still has the hits after a restart, and that it does not evict them. Without REDIS_URL,
+    check nothing."""
     if not settings.redis_url:
         return []
     from shortener.redis.client import RedisUnavailable, open_redis

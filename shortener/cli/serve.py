@@ -283,7 +283,7 @@ class Worker:
             app = HttpApplication(service)
         loop = asyncio.get_running_loop()
         for number in STOP_SIGNALS:
-            close_listener: Any = signal.getsignal(number)  # uvicorn's handler
+            close_listener: Any = signal.getsignal(number)  # uvicorn's own signal handler stops the worker
             loop.add_signal_handler(number, _handle_stop_signal, service, number, close_listener)
         service.supervisor.start("parent_watch", _stop_without_parent)
         return app
@@ -292,7 +292,7 @@ class Worker:
 async def _invite_first_operator(service: Service) -> str | None:
     """Return the link by which the first admin of the portal sets a password, or None if there is an operator or no portal.
 
-    The link is also written to a file of DATA_DIR that only this user can read, for containers whose output nobody sees."""
+    The link is also written to a file of DATA_DIR that only this user can read, for containers whose output is not visible."""
     if not service.settings.portal:
         return None
     from sqlalchemy.exc import IntegrityError

@@ -1,4 +1,5 @@
-"""Listening sockets. A command binds its port first, so that it reports a port in use before it creates anything."""
+"""This module opens listening sockets. A command binds its port first, so that it reports a port in use before it creates
+anything."""
 # Tested by tests/cli/test_serve.py
 
 from __future__ import annotations

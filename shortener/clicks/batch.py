@@ -60,7 +60,7 @@ class BatchResult:
     recorded: int = 0  # the number of stored hits, including those that an earlier attempt stored
     first_clicks: int = 0
     unknown: int = 0  # the number of hits whose code belongs to no link
-    links: Mapping[str, LinkRow] = field(default_factory=dict)  # by code
+    links: Mapping[str, LinkRow] = field(default_factory=dict)  # the found links, by code
     # The number of ignored and suspected hits that were not stored, because their link has reached its limit of stored hits.
     not_stored: int = 0
 
@@ -321,7 +321,8 @@ class _BatchRows:
                 address = shorten_address(address, privacy)
             hit_rows.append((hit.id, link.link_id, at, int(verdict), hit.rule, flags, address, user_agent, country))
             if topics:
-                event = hit.id if topics & _STATE else self._ids()  # see schema.OTHER_EVENTS
+                # The event of a first click has the id of its hit, so that it needs no entry in an index (schema.OTHER_EVENTS).
+                event = hit.id if topics & _STATE else self._ids()
                 self.events.append((event, link.application_id, topics, at, link.message, link.link_id, hit.id, False))
         for (metric, (cohort, slot, sent, link_set)), amount in counts.items():
             self.deltas.add_slots(cohort, slot, metric, sent, link_set, amount)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from shortener.clicks.queries import LinkRow
 from shortener.redis.link_cache import CachedLink, LinkCache
 
-MAX_WAITING = 4000  # links
+MAX_WAITING = 4000  # maximum number of links that wait for a check
 MAX_LINKS_PER_CHECK = 1000
 
 

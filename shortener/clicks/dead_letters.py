@@ -25,8 +25,8 @@ _NAMES = ("id", "code", "domain_id", "at", "verdict", "rule", "address", "user_a
 
 
 class DeadLetter(NamedTuple):
-    """A hit as JSON, or an entry of the spool that is not a hit. `code`: the code of the hit; None for an entry that is not
-    a hit."""
+    """A hit as JSON, or an entry of the spool that is not a hit. `code` is the code of the hit; None for an entry that is not a
+    hit."""
 
     hit: str
     code: str | None

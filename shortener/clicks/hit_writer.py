@@ -45,9 +45,9 @@ class _WrittenHits:
 
 class HitWriter:
     """A writer that stores batches of hits in the database. `ids` generates new ids for hits whose id is used by another row.
-    `deadline` is that of the `Recorder`. `on_stored` is called after each batch. `on_unavailable` receives the hits that the
-    database could not store. `on_rejected` receives each rejected hit with its error, and stores it as a dead letter. `on_events`
-    is called after a commit that wrote events."""
+    `deadline` is the deadline of the `Recorder` in seconds. `on_stored` is called after each batch. `on_unavailable` receives the
+    hits that the database could not store. `on_rejected` receives each rejected hit with its error, and stores it as a dead letter.
+    `on_events` is called after a commit that wrote events."""
 
     def __init__(
         self,

@@ -57,7 +57,7 @@ _CACHE_SECONDS, _READ_SECONDS = 0.1, 0.2
 class Recorder:
     """A recorder that stores hits and sends their responses. `deadline` is the number of seconds after which a response is sent
     even if its hit is not stored yet. `on_events` is called after a commit that wrote events. `ignored_limit` and `suspected_limit`
-    are those of `HitBatchWriter`."""
+    are passed to `HitBatchWriter`."""
 
     def __init__(
         self,

@@ -27,8 +27,8 @@ WARNING_INTERVAL_SECONDS = 1.0  # minimum time between two warnings of the same 
 
 
 class SpoolWriter:
-    """A writer that adds hits to the spool and sends their responses. `deadline` is that of the `Recorder`. `keep` receives the
-    hits that the spool did not store and that no batch contains. `spawn` runs a coroutine in the background.
+    """A writer that adds hits to the spool and sends their responses. `deadline` is the deadline of the `Recorder` in seconds.
+    `keep` receives the hits that the spool did not store and that no batch contains. `spawn` runs a coroutine in the background.
     """
 
     def __init__(

@@ -174,7 +174,7 @@ class BulkRewrite:
 
 
 def is_service_failure(error: ClientError) -> bool:
-    """Return whether an error says that the service did not respond in time, rather than that the request is wrong."""
+    """Return whether an error means that the service did not respond in time, and not that the request is wrong."""
     kinds = (ConnectionFailedError, DeadlineError, UnexpectedResponseError, ServerFailureError, RateLimitError)
     return isinstance(error, kinds) or (isinstance(error, ResponseError) and error.status_code in (408, 425))
 

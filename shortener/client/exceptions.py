@@ -92,7 +92,7 @@ class ServerFailureError(ResponseError):
 
 
 class UnexpectedResponseError(ClientError):
-    """The response does not come from this service, or from a version that this client does not know."""
+    """The response does not come from this service, or from a release that this client does not support."""
 
 
 class ConnectionFailedError(ClientError):

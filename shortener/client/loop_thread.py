@@ -77,7 +77,7 @@ def _forget_all() -> None:
         instance.forget()
 
 
-if hasattr(os, "register_at_fork"):  # Windows has no fork
+if hasattr(os, "register_at_fork"):  # Windows has no fork, so nothing is registered there
     os.register_at_fork(after_in_child=_forget_all)
 
 

@@ -104,7 +104,7 @@ class Service:
 
     @property
     def is_stopping(self) -> bool:
-        """Whether `begin_stop` was called."""
+        """Whether the service is stopping, because `begin_stop` was called."""
         return self._dispatcher_stop is not None
 
     def begin_stop(self, within: float) -> None:

@@ -87,7 +87,7 @@ class Effect(enum.Enum):
     CONFLICT = "conflict"
 
 
-#: The warnings for reports that change nothing although they differ from the latest revision.
+#: The warnings for reports that change nothing although their values are not those of the latest revision.
 EFFECT_WARNINGS = {
     Effect.REPEAT_OF_EARLIER: "the report was not applied: it equals an earlier revision and arrived within "
     f"{REPEAT_WINDOW // timedelta(seconds=1)} seconds after a change, so it may have been sent before that change; "

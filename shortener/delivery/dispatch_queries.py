@@ -206,7 +206,7 @@ insert_attempts = BulkInsert(
 class TrackerState(NamedTuple):
     """The columns of a tracker that the dispatcher reads in each dispatch cycle.
 
-    If `revision` differs from that of the cached copy of the tracker, the cached copy is outdated."""
+    If `revision` is not equal to the revision of the cached copy of the tracker, the cached copy is outdated."""
 
     id: int
     application_id: int

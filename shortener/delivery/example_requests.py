@@ -1,9 +1,9 @@
 """This module builds the requests that a tracker would receive for the events of an application. The built-in receiver of the
 portal shows them.
 
-The requests are built and signed by the same code as those of deliveries, from the newest events of the event log. Nothing is sent
-and nothing is stored, so an application needs no endpoint to see its events, and no request can reach a private address. Phone
-numbers are masked.
+The requests are built and signed by the same code as real deliveries, from the newest events of the event log. Nothing is sent and
+nothing is stored, so an application needs no endpoint to see its events, and no request can reach a private address. Phone numbers
+are masked.
 """
 # Tested by tests/delivery/test_example_requests.py
 
@@ -47,7 +47,7 @@ class ExampleRequest:
 
 
 def example_secret(secret: Secret, application_id: int) -> str:
-    """Return the signing secret of the example requests of an application. It signs nothing else."""
+    """Return the signing secret of the example requests of an application. No other request is signed with it."""
     key = secret.key(f"built-in receiver {application_id}")
     return SIGNING_PREFIX + base64.b64encode(key[:24]).decode()
 

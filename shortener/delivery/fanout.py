@@ -147,7 +147,7 @@ class Fanout:
         return events, deliveries
 
     def read_facts(self, connection: Connection, events: list[int]) -> dict[int, dict[str, Any]]:
-        """Return the facts of events, also of those without subscribers. Unlike the fan-out, it stores nothing."""
+        """Return the facts of events, including events without subscribers. Unlike the fan-out, this function stores nothing."""
         found = {}
         for source in fanout_queries.sources(connection, events):
             number = None

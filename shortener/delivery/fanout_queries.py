@@ -161,7 +161,8 @@ class Subscription(NamedTuple):
 def subscriptions(connection: Connection, applications: Iterable[int]) -> dict[int, list[Subscription]]:
     """Return the subscriptions of the trackers of the applications, by application id.
 
-    A tracker that somebody disabled gets no deliveries. A tracker that was disabled by a 410 response does, and they wait."""
+    A tracker that a user disabled gets no deliveries. If the service disabled it because of a 410 response, its deliveries are
+    created and wait."""
     found: dict[int, list[Subscription]] = {}
     for tracker_id, application_id, *columns in sorted(
         map(tuple, raw_sql.rows(connection, _SUBSCRIPTIONS, sorted(applications))), key=itemgetter(0)

@@ -83,7 +83,8 @@ class ResponseTooLarge(aiohttp.ClientPayloadError):
 def explain(error: Exception, unresolved: Callable[[], SendFailure], *, is_https: bool) -> SendFailure:
     """Convert an exception of aiohttp to a failure.
 
-    `unresolved` returns the failure of a look-up to which the resolver did not respond. `is_https`: the URL begins with https."""
+    `unresolved` returns the failure of a look-up to which the resolver did not respond. `is_https` is true if the URL of the
+    request begins with https."""
     match error:
         case ForbiddenTarget():
             return SendFailure("blocked_address", str(error))

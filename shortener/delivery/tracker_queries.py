@@ -145,7 +145,8 @@ _COLUMNS_OF_ORIGIN = ("headers", "client_certificate")
 
 
 def values_of_another_origin(old: str, new: str) -> dict[str, None]:
-    """Return the credential columns with the value None if the two URLs differ in scheme, host or port, otherwise nothing."""
+    """Return the credential columns with the value None if the two URLs have different schemes, hosts or ports, otherwise an empty
+    dict."""
     try:
         known, wanted = parse_template(old), parse_template(new)
         is_same = (known.scheme, known.host, known.port) == (wanted.scheme, wanted.host, wanted.port)

@@ -311,7 +311,7 @@ def mask_url(url: str) -> str:
 
 
 class _HttpKind:
-    """The gateway kind `http`."""
+    """The gateway kind `http`, whose gateways have an HTTP interface."""
 
     name = "http"
     settings_model: type[BaseModel] = HttpSettings

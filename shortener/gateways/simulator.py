@@ -97,7 +97,7 @@ class SimulatorGateway:
 
 
 class _SimulatorKind:
-    """The gateway kind `simulator`."""
+    """The gateway kind `simulator`, whose gateways send nothing."""
 
     name = "simulator"
     settings_model: type[BaseModel] = SimulatorSettings

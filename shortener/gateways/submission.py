@@ -29,7 +29,7 @@ class SubmitOutcome(enum.Enum):
     REJECTED = "rejected"  # The gateway rejected this message, and would reject every repetition. The message becomes FAILED.
     RETRY = "retry"  # The gateway has certainly not accepted the message. It is attempted again on the schedule.
     DOUBT = "doubt"  # The response is missing, so the gateway may have accepted the message. The policy of the gateway decides.
-    UNREADABLE = "unreadable"  # A response arrived that does not say whether the message was accepted. The message is held.
+    UNREADABLE = "unreadable"  # A response arrived that does not show whether the message was accepted. The message is held.
 
 
 @dataclass(frozen=True, slots=True)

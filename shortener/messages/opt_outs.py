@@ -40,7 +40,7 @@ FROM_REPLY = "STOP"
 
 
 def parse_reply(text: str) -> Literal["stop", "start"] | None:
-    """Return what the text of a reply means for the opt-out list; None if it means nothing."""
+    """Return the meaning of a reply for the opt-out list: "stop" or "start"; None if its text is not one of the words."""
     word = unicodedata.normalize("NFC", text.strip())
     if len(word) > _MAX_WORD_CHARACTERS:
         return None
@@ -76,7 +76,7 @@ def remove_opt_out(connection: Connection, application_id: int, phone: str, *, o
 
 
 def find_opt_outs(connection: Connection, recipients: Iterable[tuple[int, str]]) -> set[tuple[int, str]]:
-    """Return those of the recipients (application id, number in E.164) that are on the opt-out list of the application."""
+    """Return the recipients, as (application id, number in E.164), that are on the opt-out list of their application."""
     table = schema.opt_outs
     chosen = values_table(connection, sorted(set(recipients)), application_id=Integer, phone=Text)
     statement = select(table.c.application_id, table.c.phone).join_from(

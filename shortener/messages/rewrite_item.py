@@ -63,7 +63,7 @@ class RewriteLimits:
 
 
 class LinkHosts(TargetHosts, Protocol):
-    """The hosts of the installation, and the hosts that links must not lead to."""
+    """The hosts of the installation, and the hosts that destinations of links must not have."""
 
     def callback_rejection(self, scheme: str, host: str) -> str | None:
         """Return why no callback may be sent to a host (without port); None if the host is permitted. Make no DNS look-up."""

@@ -30,7 +30,7 @@ class Span(NamedTuple):
 def find_spans(body: str, track: TrackMode, directives: Sequence[Directive] | None = None) -> list[Span]:
     """Return the spans to replace, in text order and without overlaps. Raise DirectiveError for a malformed directive.
 
-    `directives` are those of the body, if the caller has parsed them already.
+    `directives` are the directives of the body, if the caller has already parsed them.
 
     The mode `first_url` also returns the first detected URL if the body has no directives, and `all_urls` returns all detected
     URLs."""

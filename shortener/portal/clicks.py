@@ -59,7 +59,7 @@ FIELDS = (
 
 
 async def clicks(visit: Visit) -> Response:
-    """List hits, newest first."""
+    """Show the list of hits that match the filters, newest first."""
     return await show_list(visit, "clicks.html", _source(visit), FIELDS, title="Clicks", results=RESULTS, metrics=METRICS)
 
 

@@ -52,7 +52,7 @@ REFUSED_FIELDS = (FilterField("reason", "Error code", is_common=True),)
 
 
 async def conversions(visit: Visit) -> Response:
-    """List conversions, newest first."""
+    """Show the list of conversions that match the filters, newest first."""
     choice(visit, _METRIC)
     return await show_list(visit, "conversions.html", _conversions(visit), FIELDS, title="Conversions")
 

@@ -127,7 +127,7 @@ async def delivery(visit: Visit) -> Response:
 
 
 async def replay(visit: Visit) -> Response:
-    """Send one delivery again."""
+    """Replay one delivery, so that it is sent again."""
     delivery_id = _id(visit)
     await visit.service.deliveries.replay(delivery_id, visit.now, visit.application_id)
     await visit.service.database.write(visit.audit, "delivery_replayed", visit.path["id"])

@@ -46,7 +46,7 @@ def _list_page(visit: Visit, status: int = 200, error: ApiError | None = None) -
 
 
 async def add(visit: Visit) -> Response:
-    """Add a domain."""
+    """Add the domain in the form to the application."""
     text = visit.form.get("domain", "").strip()
     url = text if "://" in text else f"https://{text}"
 

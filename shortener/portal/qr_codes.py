@@ -9,7 +9,7 @@ from markupsafe import Markup
 def qr_code(text: str, border: int = 0) -> Markup:
     """Return the QR code of a text as an SVG element without style attributes.
 
-    `border`: the width of the white border, in squares of the code."""
+    `border` is the width of the white border, in squares of the code."""
     import segno  # segno is imported here, because only pages with a QR code need it.
 
     image = segno.make(text, error="m", micro=False)

@@ -1,6 +1,6 @@
 """/portal/{app}/receiver: the page of the built-in receiver, which shows the requests that a tracker would get for the newest
-events. So nobody has to run an endpoint to see them. Nothing is sent: the page builds the requests from the event log
-(delivery/example_requests.py).
+events. So an operator can see them without an endpoint of their own. Nothing is sent: the page builds the requests from the event
+log (delivery/example_requests.py).
 """
 # Tested by tests/portal/test_receiver.py
 

@@ -118,7 +118,7 @@ class Portal(PortalParts):
         found = None
         for route in self._router.routes:
             match, child = route.matches(scope)
-            if match.value == 2:  # path and method
+            if match.value == 2:  # the route matches both the path and the method
                 scope.update(child)
                 endpoint: _PageEndpoint = child["endpoint"]
                 return endpoint.page, endpoint.is_csv

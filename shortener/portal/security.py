@@ -35,7 +35,7 @@ HSTS_SECONDS = 365 * 86400
 
 
 def security_headers(origin: str) -> dict[str, str]:
-    """Return the headers of every portal response. `origin`: the scheme and host of the portal from the settings."""
+    """Return the headers of every portal response. `origin` is the scheme and host of the portal from the settings."""
     headers = dict(_HEADERS)
     if origin.startswith("https://"):
         headers["Strict-Transport-Security"] = f"max-age={HSTS_SECONDS}"

@@ -38,7 +38,7 @@ async def trackers(visit: Visit) -> Response:
 
 
 async def tracker(visit: Visit) -> Response:
-    """Show one tracker."""
+    """Show one tracker with its health and its latest deliveries."""
     return await _show(visit, None)
 
 

@@ -177,7 +177,7 @@ class RedisLinkCache:
 
         async def read(client: Client) -> list[bytes | None]:
             # One MGET reads all keys. In a cluster, each hash slot needs its own command.
-            command = getattr(client, "mget_nonatomic", client.mget)  # a cluster has mget_nonatomic
+            command = getattr(client, "mget_nonatomic", client.mget)  # only a client of a cluster has mget_nonatomic
             values: list[bytes | None] = await command(keys)
             return values
 

@@ -32,7 +32,7 @@ MAX_QUEUES = 1000  # At most this many queues of trackers and callbacks are exam
 class QueueState:
     """The state of the queues at one time. Ages are in seconds; an age of 0 means that nothing waits."""
 
-    events_pending: int = 0  # events without deliveries yet
+    events_pending: int = 0  # the number of events whose deliveries were not created yet
     oldest_event_seconds: float = 0.0
     deliveries_pending: int = 0  # deliveries that are due now or later
     deliveries_due: int = 0

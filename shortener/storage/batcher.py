@@ -74,7 +74,8 @@ class BatchHandler(Protocol[Item, Result]):
     """The functions that a `Batcher` calls for each batch. Only `apply` may run in another thread."""
 
     def apply(self, connection: Connection, items: Sequence[Item], is_uncertain: bool) -> Result:
-        """Write the items, at least one, in the transaction. `is_uncertain`: an earlier attempt may have stored some of them."""
+        """Write the items, at least one, in the transaction. `is_uncertain` is true if an earlier attempt may have stored some of
+        them."""
         ...
 
     def committed(self, items: Sequence[Item], result: Result) -> None:

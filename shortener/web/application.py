@@ -94,7 +94,7 @@ class CallbackSecretResponse(ResponseModel):
 
 
 async def show(call: Call[None, None]) -> Mapping[str, Any]:
-    """Return the caller's application."""
+    """Return the caller's application with its current settings."""
     service = call.service
     application = service.directory.application(call.application_id)
     if application is None:

@@ -30,7 +30,7 @@ class BlockedHostsResponse(ResponseModel):
 
 
 class BlockHostRequest(RequestModel):
-    """The host to block."""
+    """The request body with the host to block."""
 
     host: Text = Field(
         min_length=1,
@@ -53,7 +53,7 @@ async def index(call: Call[None, None]) -> dict[str, Any]:
 
 
 async def block(call: Call[None, BlockHostRequest]) -> BlockedHostResponse:
-    """Block a host."""
+    """Block a destination host for the links of the application."""
     service = call.service
     host = await service.database.write(block_host, call.application_id, call.body.host, service.clock())
     await service.directory.refresh()
@@ -61,7 +61,7 @@ async def block(call: Call[None, BlockHostRequest]) -> BlockedHostResponse:
 
 
 async def unblock(call: Call[None, None]) -> BlockedHostResponse:
-    """Unblock a host."""
+    """Unblock a destination host for the links of the application."""
     service = call.service
     host = await service.database.write(unblock_host, call.application_id, call.path["host"])
     await service.directory.refresh()

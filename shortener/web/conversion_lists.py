@@ -149,7 +149,7 @@ async def index(call: Call[ConversionsQuery, None]) -> Mapping[str, Any]:
 
 
 async def export(call: Call[ConversionsCsvQuery, None]) -> Response:
-    """Stream conversions as CSV."""
+    """Stream the conversions that match the filters as CSV."""
     service = call.service
     filters = _filter(call.application_id, call.query)
     pages = conversions_csv(service.database, filters, service.click_ids.encode, bom=call.query.bom)
@@ -173,7 +173,7 @@ async def refused(call: Call[RefusedQuery, None]) -> Mapping[str, Any]:
 
 
 async def export_refused(call: Call[RefusedCsvQuery, None]) -> Response:
-    """Stream refused reports as CSV."""
+    """Stream the refused conversion reports that match the filters as CSV."""
     query = call.query
     since, until = _period(query)
     pages = refused_csv(call.service.database, call.application_id, bom=query.bom, since=since, until=until, reason=query.reason)

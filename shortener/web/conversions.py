@@ -87,7 +87,7 @@ async def track(call: Call[Any, Any]) -> dict[str, Any]:
 
 
 async def callback(call: Call[Any, Any]) -> dict[str, Any]:
-    """Record a conversion."""
+    """Record the conversion that a tracker reports."""
     return await report(call, "/api/v1/callback/action")
 
 

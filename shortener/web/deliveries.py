@@ -100,7 +100,7 @@ class DeliveriesQuery(Period):
 
 
 class ReplayListRequest(RequestModel):
-    """The deliveries to replay."""
+    """The request body with the ids of the deliveries to replay."""
 
     delivery_ids: list[Annotated[Text, Field(max_length=64)]] = Field(
         min_length=1, max_length=MAX_LISTED, description=f"Ids of 1 to {MAX_LISTED} deliveries.", examples=[["dlv_0AbCdEfGh12"]]

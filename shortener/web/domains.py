@@ -71,7 +71,7 @@ class DomainOptions(RequestModel):
 
 
 class DomainRequest(DomainOptions):
-    """The domain to add."""
+    """The request body with the domain to add."""
 
     domain: Text = Field(
         min_length=1,
@@ -102,7 +102,7 @@ async def index(call: Call[None, None]) -> dict[str, Any]:
 
 
 async def add(call: Call[None, DomainRequest]) -> dict[str, Any]:
-    """Add a domain."""
+    """Add a domain to the application."""
     service, request = call.service, call.body
     url = request.domain if "://" in request.domain else f"https://{request.domain}"
     changes = _changes(request)
@@ -117,12 +117,12 @@ async def add(call: Call[None, DomainRequest]) -> dict[str, Any]:
 
 
 async def show(call: Call[None, None]) -> dict[str, Any]:
-    """Return one domain."""
+    """Return one domain of the application."""
     return await _shown(call, call.path["domain"].lower())
 
 
 async def update(call: Call[None, DomainUpdateRequest]) -> dict[str, Any]:
-    """Change a domain."""
+    """Change a domain of the application."""
     service, host = call.service, call.path["domain"].lower()
     await service.database.write(
         update_domain,
@@ -136,7 +136,7 @@ async def update(call: Call[None, DomainUpdateRequest]) -> dict[str, Any]:
 
 
 async def remove(call: Call[None, None]) -> dict[str, Any]:
-    """Remove a domain."""
+    """Remove a domain of the application."""
     service, host = call.service, call.path["domain"].lower()
     shown = await _shown(call, host)
     await service.database.write(remove_domain, host, service.clock(), application_id=call.application_id)

@@ -66,7 +66,7 @@ class ResponseModel(BaseModel):
 
 
 class DeletedResponse(ResponseModel):
-    """The object is removed."""
+    """The response after an object was removed."""
 
     status: Literal[True] = True
 

@@ -283,7 +283,7 @@ _TIME_NAMES = frozenset({"at", "since", "until", "timestamp"})
 def complete(schemas: Mapping[str, Any], *, of_events: bool = False) -> None:
     """Add the missing descriptions of the fields of all schemas, and the format of times.
 
-    `of_events`: the schemas are bodies that trackers receive."""
+    `of_events` is true if the schemas are bodies that trackers receive."""
     for name, schema in schemas.items():
         for field, definition in schema.get("properties", {}).items():
             if of_events:

@@ -106,7 +106,7 @@ class GatewayFields(ResponseModel):
 
 
 class GatewayResponse(GatewayFields):
-    """The gateway."""
+    """A gateway with its current settings, without credentials."""
 
     status: Literal[True] = True
 

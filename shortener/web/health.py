@@ -68,7 +68,7 @@ class ReadinessResponse(ResponseModel):
 
 
 class DomainQuery(RequestModel):
-    """The domain to check."""
+    """The query parameter with the domain to check."""
 
     domain: str = Field(max_length=253, description="Host name, for example go.brand.example.")
 
@@ -80,7 +80,7 @@ class DomainCheckResponse(ResponseModel):
 
 
 async def healthz(call: Call[None, None]) -> LivenessResponse:
-    """Respond without checking anything."""
+    """Respond that the process is alive, without checking any dependency."""
     return LivenessResponse()
 
 

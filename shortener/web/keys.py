@@ -130,13 +130,13 @@ async def index(call: Call[None, None]) -> Mapping[str, Any]:
 
 
 async def show(call: Call[None, None]) -> Mapping[str, Any]:
-    """Return one API key."""
+    """Return one API key of the application, without its plain text."""
     row = await call.service.database.read(credentials.find_key, call.application_id, call.path["api_key_id"])
     return {"status": True, "key": _key_fields(call, row)}
 
 
 async def create(call: Call[None, KeyCreateRequest]) -> Mapping[str, Any]:
-    """Create an API key."""
+    """Create an API key of the application, and return its plain text once."""
     service, request = call.service, call.body
     _check_rate_limit(call, request.rate_limit)
     missing = sorted(set(request.permissions) - call.principal.permissions)
@@ -175,7 +175,7 @@ async def update(call: Call[None, KeyUpdateRequest]) -> Mapping[str, Any]:
 
 
 async def revoke(call: Call[None, None]) -> Mapping[str, Any]:
-    """Revoke an API key."""
+    """Revoke an API key of the application."""
     service, key_id = call.service, call.path["api_key_id"]
     if key_id == call.principal.key_id:
         raise ApiError(ErrorCode.CONFLICT, "A key cannot revoke itself. Use another key, or the command line.")

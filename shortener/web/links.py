@@ -188,12 +188,12 @@ async def export(call: Call[LinksCsvQuery, None]) -> Response:
 
 
 async def show(call: Call[None, None]) -> dict[str, Any]:
-    """Return one link."""
+    """Return one link of the application with its history."""
     return await _link(call)
 
 
 async def update(call: Call[None, LinkUpdateRequest]) -> dict[str, Any]:
-    """Change one link."""
+    """Change one link of the application."""
     service, code = call.service, call.path["code"]
     requested = requested_changes(call.body)
     changes = parse_changes(requested, call.principal.application, service.link_hosts, service.clock())

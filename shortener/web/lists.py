@@ -101,7 +101,7 @@ class ClicksResponse(ResponseModel):
 
 
 class EventsCsvQuery(Period):
-    """Filters of events."""
+    """Filters of a list of events."""
 
     event: EventName | None = Field(None, description="Only events of this kind.")
     message_id: Text | None = Field(None, max_length=200, description="Only events of this message.")
@@ -238,7 +238,7 @@ async def events_csv(call: Call[EventsCsvQuery, None]) -> Response:
 
 
 async def event(call: Call[None, None]) -> dict[str, Any]:
-    """Return one event."""
+    """Return one event of the application with its deliveries."""
     found = await call.service.database.read(find_event, call.application_id, call.path["event_id"])
     if found is None:
         raise ApiError(ErrorCode.NOT_FOUND)

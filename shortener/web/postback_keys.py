@@ -72,7 +72,7 @@ class PostbackKeysResponse(ResponseModel):
 
 
 async def create(call: Call[None, PostbackKeyRequest]) -> Mapping[str, Any]:
-    """Create a postback key."""
+    """Create a postback key of the application, and return its plain text once."""
     service = call.service
     key_id, key = await service.database.write(
         postback_keys.create_postback_key, call.application_id, call.body.name, service.clock()
@@ -106,7 +106,7 @@ async def rotate(call: Call[None, RotatePostbackKeyRequest | None]) -> Mapping[s
 
 
 async def revoke(call: Call[None, None]) -> DeletedResponse:
-    """Revoke a postback key."""
+    """Revoke a postback key of the application."""
     service = call.service
     await service.database.write(postback_keys.revoke_postback_key, call.application_id, call.path["key_id"], service.clock())
     await service.directory.refresh()

@@ -243,7 +243,7 @@ def translate_error(error: ApiError) -> ApiError:
 
 
 def _translate(code: ErrorCode, field: str) -> ErrorCode:
-    """Return the code that 23 Telecom uses for a code of this service. `field`: the path of the field that is not valid."""
+    """Return the code that 23 Telecom uses for a code of this service. `field` is the path of the field that is not valid."""
     if code is ErrorCode.INVALID_REQUEST:
         name = field.partition(".")[0]
         return _FIELD_CODES.get(name, code if name else ErrorCode.INVALID_BODY)

@@ -48,7 +48,7 @@ DEFAULT_DAYS = 30  # number of days in the default period, including today
 
 
 class StatisticsQuery(Period):
-    """Filters of statistics. Without `since`: the last 30 days."""
+    """Filters of statistics. If `since` is absent, the period is the last 30 days."""
 
     campaign: Text | None = Field(None, max_length=200, description="Only messages of the campaign with this name.")
     source: Source = Field("all", description="Only messages of this traffic source: `api` or `campaign`. Default: both.")

@@ -1,4 +1,4 @@
-"""Contextual rules: they classify a hit by its time and by other hits, not by its request.
+"""The contextual rules classify a hit by its time and by other hits, not by its request.
 
 These rules detect scanners whose user agent is that of an ordinary browser. Each rule is a setting of the application
 (`accounts.settings`). All rules are off by default, because each rule also suspects hits of some people:

@@ -263,7 +263,7 @@ class _EvidenceWindow:
         return changes
 
     def _collect_evidence(self, hit: _HitToClassify, settings: ApplicationSettings) -> None:
-        """Add the evidence that this hit gives for its own classification and for that of earlier hits."""
+        """Add the evidence of this hit for its own classification, and for the classification of earlier hits."""
         limit = settings.max_recipients_per_address_minute
         if limit is not None and hit.address:
             address = (hit.application, hit.address)

@@ -21,7 +21,7 @@ _ESCAPE = 0x1B
 
 
 class EncodedText(NamedTuple):
-    """The data coding of a text and its parts. `has_headers`: each part begins with a user data header."""
+    """The data coding of a text and its parts. `has_headers` is true if each part begins with a user data header."""
 
     data_coding: int
     parts: list[bytes]

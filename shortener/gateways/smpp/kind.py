@@ -13,7 +13,7 @@ from shortener.gateways.submission import GatewayConfig, GatewayConnection, Gate
 
 
 class _SmppKind:
-    """The gateway kind `smpp`."""
+    """The gateway kind `smpp`, whose gateways use the protocol SMPP 3.4."""
 
     name = "smpp"
     settings_model: type[BaseModel] = SmppSettings

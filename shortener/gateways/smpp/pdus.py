@@ -33,7 +33,7 @@ class PduError(Exception):
 class ReceivedPdu:
     """A received PDU. `command` is its name, such as deliver_sm; an empty text stands for an unknown command.
 
-    `optional` are the optional parameters by tag. The fields after it are those of deliver_sm."""
+    `optional` are the optional parameters by tag. The other fields are set for deliver_sm only."""
 
     command: str
     status: int

@@ -9,7 +9,7 @@ from sqlalchemy import BigInteger, Column, Index, Integer, SmallInteger, Table, 
 from shortener.storage.schema.base import RowId, metadata
 from shortener.storage.types import Json, Money
 
-#: Count deltas that are not yet folded into `counts`: one row for each transaction, inserted in that transaction.
+#: Count deltas that were not yet added to `counts`. Each transaction that changes counts inserts one row.
 count_deltas = Table(
     "tallies",
     metadata,
@@ -52,7 +52,8 @@ link_sets = Table(
     Index("link_sets_by_campaign", "application_id", "campaign"),
 )
 
-#: The groups of the rolled-up counts. `kind`: see reporting/rollups.py; the columns that a kind does not use are "".
+#: The groups of the rolled-up counts. reporting/rollups.py describes the values of `kind`. The columns that a kind does not use are
+#: "".
 count_groups = Table(
     "count_groups",
     metadata,
@@ -66,8 +67,8 @@ count_groups = Table(
     Index("count_groups_by_kind", "application_id", "kind", "campaign"),
 )
 
-#: Rolled-up counts. `series`: the length of the periods and the time that counts (reporting/rollups.py). `period`: the number of
-#: periods of this length since 1970.
+#: Rolled-up counts. `series` encodes the length of the periods and the time at which events count (reporting/rollups.py). `period`
+#: is the number of periods of this length since 1970.
 rollups = Table(
     "rollups",
     metadata,

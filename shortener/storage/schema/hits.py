@@ -1,4 +1,4 @@
-"""The tables of hits."""
+"""The tables of hits and of dead letters."""
 
 # Tested by tests/storage/test_migrate.py
 

@@ -130,7 +130,7 @@ class InfobipReport(SparseModel):
 
 
 class InfobipReportsResponse(ResponseModel):
-    """Messages with their status."""
+    """Messages with their delivery status, in Infobip's format."""
 
     results: list[InfobipReport]
 

@@ -21,7 +21,7 @@ _SAMPLE_NUMBER = "+14085550100"
 
 
 class InfobipPreviewRequest(VendorModel):
-    """A text to preview."""
+    """The request body with the text to preview."""
 
     text: str = Field(
         max_length=MAX_BODY_LENGTH,

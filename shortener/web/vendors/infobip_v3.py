@@ -69,7 +69,7 @@ class InfobipContent(VendorModel):
 
 
 class InfobipMessageOptions(VendorModel):
-    """Options of one message."""
+    """The options of one message in Infobip's format."""
 
     platform: IgnoredField = None
     validity_period: GATEWAY_VALIDITY = Field(None, alias="validityPeriod")
@@ -85,7 +85,7 @@ class InfobipMessageOptions(VendorModel):
 
 
 class InfobipWebhooks(VendorModel):
-    """Notifications about one message."""
+    """The settings for Infobip's notifications about one message."""
 
     delivery: NO_REPORT_URL = None
     content_type: IgnoredField = Field(None, alias="contentType")
