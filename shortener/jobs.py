@@ -23,7 +23,7 @@ from shortener.metrics import Metrics
 log = structlog.get_logger(__name__)
 
 RESTART_SECONDS = 0.1  # The pause before a task that ended is started again.
-RECENT_SECONDS = 10.0  # The number of seconds for which /readyz reports that a task ended.
+RECENT_SECONDS = 10.0  # The number of seconds for which /readyz reports that a task has ended unexpectedly.
 
 
 class TaskSupervisor:

@@ -155,7 +155,7 @@ class Metrics(Collector):
             yield histogram_family
 
     def text(self, accept: str) -> tuple[bytes, str]:
-        """Return all metrics and their content type. `accept` is the Accept header of the scraper."""
+        """Return the text of all metrics and its content type. `accept` is the Accept header of the scraper."""
         encode, content_type = choose_encoder(accept)
         return encode(self._registry), content_type
 

@@ -166,7 +166,7 @@ def hash_credential(text: str) -> str:
 
 @dataclass(slots=True)
 class _Snapshot:
-    """The content of the directory at one version."""
+    """All data of the directory as they were at one version of the accounts."""
 
     version: str = ""
     applications: dict[int, Application] = field(default_factory=dict)
@@ -221,7 +221,7 @@ class Directory:
         return self._snapshot.hit_policies
 
     def domain(self, host: str) -> Domain | None:
-        """Return the domain of a Host header in lower case."""
+        """Return the domain whose host is in a Host header; `host` is in lower case."""
         return self._snapshot.domains.get(host)
 
     def accepts_path(self, prefix: str) -> bool:

@@ -229,7 +229,7 @@ def keys() -> None:
 
 @keys.command("create")
 @click.argument("application", type=ID)
-@click.option("--name", default="", help="Name of the API key, shown to people.")
+@click.option("--name", default="", help="Name of the API key. It has no effect and is only displayed.")
 @click.option(
     "--permission",
     "permissions",

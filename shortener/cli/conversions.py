@@ -148,7 +148,7 @@ def postback_keys() -> None:
 
 @postback_keys.command("create")
 @click.argument("application", type=ID)
-@click.option("--name", required=True, help="Name of the network that uses the key, shown to people.")
+@click.option("--name", required=True, help="Name of the network that uses the key. It has no effect and is only displayed.")
 @json_option
 @async_command
 async def create_postback_key(application: int, name: str, as_json: bool) -> None:

@@ -74,7 +74,7 @@ def _parse_schedule(context: click.Context, parameter: click.Parameter, value: s
 
 #: The options that `add` and `update` share, in the order of the help text.
 _TRACKER_OPTIONS = (
-    click.option("--name", help="Name of the tracker, shown to people. Default: the host of the URL."),
+    click.option("--name", help="Name of the tracker. It is only displayed. Default: the host of the URL."),
     click.option(
         "--event", "events", multiple=True, type=click.Choice(EVENT_NAMES), help="Event that the tracker receives. Can be repeated."
     ),

@@ -45,7 +45,7 @@ class WorkerProcess(Protocol):
 
     @property
     def exit_code(self) -> int | None:
-        """The exit code, or None while the process runs."""
+        """The exit code of the process, or None while it runs."""
         ...
 
     def ask(self) -> None:

@@ -20,7 +20,7 @@ CLICKED_MESSAGES = "clicked_messages"  # the name of the metric that counts the 
 
 
 class _Rule(NamedTuple):
-    """A rule: hits with this flag, or with this verdict, are counted as `metric`. If `metric` is None, they are not counted."""
+    """A rule that assigns a metric to hits with a flag or a verdict. If `metric` is None, these hits are not counted."""
 
     metric: str | None
     flag: HitFlag = HitFlag.NONE

@@ -57,7 +57,7 @@ class HitSpool:
         self.oldest_at: int | None = None  # time of the oldest hit, in milliseconds since 1970; None if the stream is empty
 
     def register_metrics(self, metrics: Metrics) -> None:
-        """Add the state of the stream to /metrics."""
+        """Register the metrics that show the state of the stream."""
         metrics.gauge("shortener_spool_depth", "Hits in the Redis stream, as of the last look.", lambda: self.depth)
         metrics.gauge("shortener_spool_age_seconds", "Age of the oldest hit in the Redis stream.", self._age)
 

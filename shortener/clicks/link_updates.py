@@ -163,7 +163,8 @@ def serialize_update(row: AnyRow) -> dict[str, Any]:
 
 
 class LinkUpdates:
-    """Applies link updates in batches. The background job calls `step`; `perform` applies the next batches of one given update."""
+    """A job that applies link updates in batches. The background job calls `step`; `perform` applies the next batches of one given
+    update."""
 
     def __init__(self, database: Database, cache: LinkCache, new_id: Callable[[], int], clock: Clock) -> None:
         self._database = database

@@ -105,7 +105,7 @@ class Recorder:
         self._spool_writer: SpoolWriter | None = None
         if spool is not None:
             self._spool_writer = SpoolWriter(spool, self._resolver, self.totals, deadline, keep=self._keep, spawn=self._spawn)
-        self._overflow: list[WaitingHit] = []  # hits that arrived while the number of hits in memory was at its limit
+        self._overflow: list[WaitingHit] = []  # hits that arrived while the maximum number of hits was in memory
         self._refused = 0  # number of refused hits that may still be in the batcher
         self._supervisor = supervisor or TaskSupervisor()
         self._loops: list[asyncio.Task[None]] = []
@@ -133,7 +133,7 @@ class Recorder:
         return self._outage.state
 
     def register_metrics(self, metrics: Metrics) -> None:
-        """Add the totals of the recorder to /metrics."""
+        """Register the metrics that show the totals of the recorder."""
         self.totals.register_metrics(metrics, lambda: self.unrecorded, lambda: self.outage)
 
     def start(self) -> None:

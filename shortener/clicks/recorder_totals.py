@@ -35,7 +35,7 @@ class RecorderTotals:
     answers: dict[int, int] = field(default_factory=dict)  # number of responses to requests for a code, by HTTP status
 
     def register_metrics(self, metrics: Metrics, unrecorded: Callable[[], int], is_outage: Callable[[], bool]) -> None:
-        """Add the totals to /metrics."""
+        """Register the metrics that show the totals."""
         metrics.counter(
             "shortener_redirects",
             "Responses to requests for a code, by status.",

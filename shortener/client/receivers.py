@@ -181,7 +181,8 @@ def _not_claimed(claim: Claim) -> Receipt:
 
 
 def _failed(event: WebhookEvent, error: BaseException) -> Receipt:
-    """Return the response for an event whose handler failed. Raise `error` if it ends the request or the process."""
+    """Return the response for an event whose handler failed. Raise `error` instead if it ends the request or the process, such as
+    KeyboardInterrupt."""
     if not isinstance(error, Exception):
         raise error
     log.error("the handler of the event %s failed", event.event_id, exc_info=error)

@@ -41,7 +41,7 @@ _WHOLE = re.compile("|".join(_pattern(one, _PLAIN_NAME) for one in WHOLE), re.IG
 _USUAL = re.compile(r"(?!__)[\w.:/+=-]*", re.ASCII)
 # The query parser decodes the beginning of %campaign% or %%adid%% as an escape: %ca becomes Ê, which is read as Windows-1252.
 _HALF_DECODED = re.compile(r"%?[\xaa-\xff][a-z0-9_]*%{1,2}", re.IGNORECASE)
-_MAX_DECODINGS = 2  # some systems encode a URL that is already encoded
+_MAX_DECODINGS = 2  # twice, because some systems encode a URL that is already encoded
 
 
 def is_unexpanded(text: str) -> bool:

@@ -97,9 +97,8 @@ def repaired_health(health: TrackerHealth, now: int) -> TrackerHealth:
 
 
 def repaired_pace(pace: TrackerPace, now: int) -> TrackerPace:
-    """Return the state of a tracker's rate limit after the clock was set back: no wait becomes longer than it was planned.
-
-    The wait that a tracker requested with `Retry-After` is counted from its 429 response."""
+    """Return the state of a tracker's rate limit after the clock was set back: no wait is longer than planned. The wait that a
+    tracker requested with `Retry-After` is counted from its 429 response."""
     paced_until = pace.paced_until
     if paced_until is not None and pace.lowered_at is not None and pace.lowered_at > now:
         paced_until = now + max(paced_until - pace.lowered_at, 0)

@@ -72,7 +72,7 @@ def is_bare_domain(body: str, start: int, end: int, host: str, rest: str) -> boo
         return len(host) > len("www.") + len(suffix) or "." in suffix
     name, _, top = host.rpartition(".")
     if suffix == host.lower():
-        suffix = top.lower()  # for example gov.uk, which is both a suffix and a web site
+        suffix = top.lower()  # the host is itself a suffix, for example gov.uk, which is also a web site
     else:
         name = host[: -len(suffix) - 1]
     name = name.rpartition(".")[2]

@@ -45,7 +45,7 @@ from shortener.storage.database import Database
 from shortener.storage.types import to_ms
 from shortener.storage.values_table import values_table
 
-MAX_REQUESTS_PER_TRANSACTION = 64  # each request may contain BATCH_LIMIT reports
+MAX_REQUESTS_PER_TRANSACTION = 64  # the maximum number of requests in one transaction; each may contain BATCH_LIMIT reports
 MAX_WAITING = 64  # the maximum number of requests that wait for unknown messages at the same time
 #: The pauses before reports of unknown messages are tried again, as fractions of REPORT_WAIT.
 _PAUSES = (0.1, 0.3, 0.6)

@@ -56,12 +56,13 @@ class CountDelta:
         self._amounts[key] = self._amounts.get(key, 0) + amount
 
     def add_slots(self, cohort: int, slot: int, metric: str, sent: int, link_set: int, amount: int | Decimal = 1) -> None:
-        """Add an amount for a known time slot of the event and a known time slot of its message."""
+        """Add an amount for an event whose time slot, and whose message's time slot, the caller has already computed."""
         key = (cohort, slot, metric, sent, link_set)
         self._amounts[key] = self._amounts.get(key, 0) + amount
 
     def merge(self, data: Sequence[tuple[int, int, str, str]]) -> None:
-        """Add the result of `data` of another count delta. Its origins are not included."""
+        """Add the amounts of another count delta, given as the result of its method `data`. The message time slots and link sets
+        are not included."""
         for cohort, time_slot, metric, amount in data:
             key = (cohort, time_slot, metric, time_slot, 0)
             self._amounts[key] = self._amounts.get(key, 0) + Decimal(amount)
@@ -71,7 +72,7 @@ class CountDelta:
         return [(cohort, time_slot, metric, str(amount)) for (cohort, time_slot, metric, _, _), amount in self._amounts.items()]
 
     def origins(self) -> list[tuple[int, int]]:
-        """Return the origin of each entry of `data`, in the same order."""
+        """Return the message's time slot and the link set (the origin) of each entry of `data`, in the same order."""
         return [(sent, link_set) for _, _, _, sent, link_set in self._amounts]
 
     def dumps(self) -> str:
@@ -137,7 +138,7 @@ def time_to_click_seconds(bucket: int) -> float:
 
 
 class Cohorts(KeyTable):
-    """A table of cohorts, with a cache of their ids."""
+    """An access object for the table of cohorts, with a cache of their ids."""
 
     def __init__(self) -> None:
         super().__init__(schema.cohorts, ("application_id", "campaign", "source", "country", "process_id"))

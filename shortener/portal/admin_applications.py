@@ -1,4 +1,5 @@
-"""/portal/admin/applications: all applications of the installation. An admin creates, renames, disables and enables them.
+"""/portal/admin/applications: the page with all applications of the installation. An admin creates, renames, disables and enables
+them.
 
 The credentials of a new application are shown once, in the response to the form.
 """

@@ -1,5 +1,5 @@
-"""/portal/{app}/settings: the settings of an application, and a what-if: how many stored hits would get another verdict with other
-click rules.
+"""/portal/{app}/settings: the page with the settings of an application, and a what-if: how many stored hits would get another
+verdict with other click rules.
 
 The form is made from `ApplicationSettings`, so a new setting appears on the page as soon as it is in a group of `GROUPS` (a test
 compares them). Changes require the role manager and a recent password, and are in the audit log.

@@ -23,7 +23,7 @@ _TOP = 18  # Space above the bars for the label of the highest grid line.
 _BOTTOM = 22  # Space beneath the bars for the labels of the horizontal axis.
 _MAX_LABELS = 7
 _MIN_BAR = 2  # The minimum height in pixels of a bar that is not zero.
-_GAP_SHARE = 0.22  # The share of a slot that is left free between two bars.
+_GAP_SHARE = 0.22  # The part of the width of a bar's slot that is left free between two bars.
 
 
 @dataclass(frozen=True, slots=True)

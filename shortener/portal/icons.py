@@ -1,4 +1,5 @@
-"""The icons of Lucide (ISC licence, static/vendor/LICENSE-lucide) that the portal uses, as the content of an SVG element."""
+"""The icons that the portal uses, each as the content of an SVG element. They come from Lucide (ISC licence,
+static/vendor/LICENSE-lucide)."""
 # Tested by tests/portal/test_router.py
 
 from __future__ import annotations

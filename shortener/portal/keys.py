@@ -1,4 +1,4 @@
-"""/portal/{app}/keys: the API keys, the tracker tokens and the postback keys of an application.
+"""/portal/{app}/keys: the page with the API keys, the tracker tokens and the postback keys of an application.
 
 A new key or token is shown once, in the response to its form. No URL, log line or audit row contains it. Whoever creates, revokes
 or rotates one must have entered the password within the last ten minutes.

@@ -1,4 +1,4 @@
-"""/portal/{app}/live: clicks, conversions and deliveries as they arrive, by server-sent events.
+"""/portal/{app}/live: the page that shows clicks, conversions and deliveries as they arrive, by server-sent events.
 
 The page shows the newest rows without a script. With scripts it adds new ones. A stream ends when its session ends, when the
 process stops, or when the browser closes it; the browser connects again by itself.

@@ -1,8 +1,7 @@
-"""Operators: the people who may use the portal, their roles and their invitations.
-
-An operator is created by an invitation: a link with a random token that is valid once. The database stores only a hash of the
-token. Whoever opens the link and sends the form of the welcome page sets the password of the operator. Opening the link changes
-nothing. There is no page on which a visitor could become an operator without an invitation.
+"""This module manages operators, the people who may use the portal, with their roles and invitations. An operator is created by an
+invitation: a link with a random token that is valid once. The database stores only a hash of the token. Whoever opens the link and
+sends the form of the welcome page sets the password of the operator. Opening the link changes nothing. There is no page on which a
+visitor could become an operator without an invitation.
 
 Each function with a `connection` is part of one transaction of `Database.write` or `Database.read`.
 Errors are ApiError: CONFLICT, NOT_FOUND and INVALID_REQUEST.

@@ -1,9 +1,9 @@
 """This module hashes and checks the passwords of operators with Argon2id, and rejects weak new passwords.
 
-A hash takes about 20 ms of processor time and 19 MiB of memory (the parameters that OWASP recommends; the defaults of the library
-take eight times as long while redirects are served). It runs in a thread, and at most MAX_HASHES run at a time, so that many
-sign-ins do not delay clicks. A check for an unknown name verifies a hash of a random password, so that the response time does not
-show whether a name exists.
+A hash takes about 20 ms of processor time and 19 MiB of memory (with the parameters that OWASP recommends; with the library's
+defaults it takes eight times as long while redirects are served). It runs in a thread, and at most MAX_HASHES run at a time, so
+that many sign-ins do not delay clicks. A check for an unknown name verifies a hash of a random password, so that the response time
+does not show whether a name exists.
 
 The library `argon2` is imported at the first use, because only few processes ever need it.
 """

@@ -1,4 +1,4 @@
-"""/portal/{app}/trackers/new and /portal/{app}/trackers/{id}/edit: create, change and delete trackers.
+"""/portal/{app}/trackers/new and /portal/{app}/trackers/{id}/edit: the pages that create, change and delete trackers.
 
 The preview shows the requests of the newest real events as the tracker in the form would get them. Nothing is sent, and nothing is
 stored. A new signing secret is shown once, in the response to the form.

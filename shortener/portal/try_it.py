@@ -93,7 +93,7 @@ def _page(visit: Visit, fields: Mapping[str, str], preview: Mapping[str, Any] | 
 
 
 def _left(body: str) -> int:
-    """Return how many characters still fit into the last segment of a text."""
+    """Return how many further characters fit into the last SMS segment of a text."""
     segments = count_segments(body).segments
     added = 0
     while count_segments(body + "x" * (added + 1)).segments == segments:

@@ -147,7 +147,7 @@ def read_events(connection: Connection, limit: int, after: int = -1) -> tuple[li
     others: dict[CountedEvent, Decimal] = {}
     for _, data, packed_origins in rows:
         entries = orjson.loads(data)
-        # An older version wrote no link sets and message times, so this list may be empty.
+        # An older release stored no message time slots and link sets, so this list may be empty.
         origins = orjson.loads(packed_origins) if packed_origins is not None else ((None, 0),) * len(entries)
         for (cohort, slot, metric, amount), (sent, link_set) in zip(entries, origins, strict=True):
             key = CountedEvent(cohort, slot, metric, sent, link_set)

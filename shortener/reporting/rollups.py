@@ -145,7 +145,7 @@ class Expansion:
         self.names: dict[int, GroupName] = {}
 
     def groups(self, key: CountedEvent) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Return the ids of the groups of an event with Basis.EVENT and with Basis.SENT."""
+        """Return two lists of group ids for an event: the groups with Basis.EVENT, and the groups with Basis.SENT."""
         pair = (key.cohort, key.link_set)
         if (found := self._groups.get(pair)) is None:
             found = self._groups[pair] = self._find(*pair)

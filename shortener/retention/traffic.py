@@ -19,7 +19,7 @@ from shortener.storage.schema import hits, messages
 from shortener.storage.types import to_ms
 
 CHECK_SECONDS = 0.5  # seconds between two checks of the database
-QUIET_SECONDS = 10.0  # Traffic is present until no hit and no message was stored for this time.
+QUIET_SECONDS = 10.0  # Traffic counts as ended when no hit and no message was stored for this number of seconds.
 
 
 class Traffic:

@@ -86,7 +86,7 @@ class ConnectionLimits:
         return True
 
     def release(self, peer: str | None) -> None:
-        """Stop counting a connection that was admitted and is now closed."""
+        """Subtract a connection that `admit` counted and that is now closed."""
         address = _limited_address(peer, self._trusted_proxies) if peer is not None else None
         if address is None:
             return

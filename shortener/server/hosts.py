@@ -15,7 +15,7 @@ _PORT = re.compile(r":\d+$")
 
 @lru_cache(maxsize=1024)
 def split_host(host: bytes) -> tuple[str, str]:
-    """Return a Host header as (name, name with port), both in lower case. The final dot of the name is removed."""
+    """Return the name in a Host header without and with its port, both in lower case. The final dot of the name is removed."""
     text = host.decode("latin-1").lower()
     with_dot = _PORT.sub("", text)
     name = with_dot.rstrip(".")

@@ -339,7 +339,8 @@ class _NoBodyEvent:
 
 
 class _PendingRedirect:
-    """A hit whose response is not sent yet. uvicorn uses it as a cycle, and the recorder uses it as a `PendingResponse`."""
+    """A hit whose response is not sent yet. It has the attributes of uvicorn's `RequestResponseCycle`, and is the `PendingResponse`
+    of the recorder."""
 
     __slots__ = (
         "_connection",

@@ -41,7 +41,7 @@ def _reduce(complete: Any, sent: Any) -> Any:
         fields = {
             name: _reduce(value, sent.get(name)) for name, value in complete.items() if name in _FIELDS_OF_0_2 or name in sent
         }
-        if fields.get("track", "") is None:  # The default of release 0.2.
+        if fields.get("track", "") is None:  # Release 0.2 stored this default for an absent `track`.
             fields["track"] = "directives"
         return fields
     if isinstance(complete, list) and isinstance(sent, list) and len(complete) == len(sent):

@@ -157,7 +157,7 @@ class TrackerCreateRequest(BaseModel):
 
     url: TrackerUrl
     events: Events
-    name: Name | None = Field(None, description="Name of the tracker, shown to people. Default: the host of the URL.")
+    name: Name | None = Field(None, description="Name of the tracker. It is only displayed. Default: the host of the URL.")
     enabled: bool = True
     method: Method = "POST"
     format: Format = "scg"

@@ -117,7 +117,7 @@ class RecentAddresses:
         self._limit = limit
         # The latest time at which each (address, recipient) opened a link, oldest first.
         self._seen: OrderedDict[tuple[Hashable, int], datetime] = OrderedDict()
-        self._recipients: dict[Hashable, int] = {}  # number of recipients in the pairs of _seen, by address
+        self._recipients: dict[Hashable, int] = {}  # the number of recipients in the pairs of _seen, by IP address
 
     def count(self, address: Hashable, recipient: int, at: datetime) -> int:
         """Record that the client `address` opened a link of `recipient` at the time `at`. Return of how many recipients this

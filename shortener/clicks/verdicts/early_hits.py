@@ -1,6 +1,5 @@
-"""Early hits: hits on messages that were not reported as sent yet.
-
-With the setting `suspect_before_sent`, such hits are suspected. A delivery report of the message causes a new classification.
+"""An early hit is a hit on a message that was not reported as sent yet. With the setting `suspect_before_sent`, such hits are
+suspected. A delivery report of the message causes a new classification.
 
 The table `early_hits` has one row for each message with early hits. The transaction that stores such a hit inserts the row. The
 transaction of a delivery report marks the row as due. The job then classifies the hits of the message again and deletes the row.

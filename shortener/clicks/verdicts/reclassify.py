@@ -83,7 +83,7 @@ class Reclassifier:
         self.total = CorrectionResult()
 
     def register_metrics(self, metrics: Metrics) -> None:
-        """Add the totals of the reclassification job to /metrics."""
+        """Register the metrics that show the totals of the reclassification job."""
         total = self.total
         metrics.counter(
             "shortener_verdicts_changed",

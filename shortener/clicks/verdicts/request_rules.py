@@ -230,9 +230,9 @@ _TOOL = re.compile(compile_list(_TOOLS)[0].pattern, re.IGNORECASE)
 _ADDRESS_IN_BUILD = re.compile(r"Build/[^;()\s@]+@[^;()\s]+")
 _TIMESTAMP = re.compile(r" Time/[0-9]{10}")
 
-# Matches programs that put their name before the user agent of a browser: "Test: Mozilla/5.0 (...". Some phones put their model
-# there (`LG-D802 Mozilla/5.0`), and some browsers their name and version. So for phones, only a word without digits matches, or a
-# name with a version and a comma or another mark after it.
+# A regular expression for programs that put their name before the user agent of a browser: "Test: Mozilla/5.0 (...". Some phones
+# put their model there (`LG-D802 Mozilla/5.0`), and some browsers their name and version. So for phones, only a word without digits
+# matches, or a name with a version and a comma or another mark after it.
 _WORD_BEFORE_MOZILLA = re.compile(
     r"""[^\s(]{1,40}?(?: \w{1,20})?[\s;:=/."',|-]{1,4}Mozilla/\d\.\d \(|[\w .-]{1,60}\([\w .]{1,30}\)[:(]\s?Mozilla/"""
 )
@@ -241,22 +241,22 @@ _WORD_BEFORE_PHONE = re.compile(
 )
 _MOBILE = re.compile(r"Mobile|Android|iPhone|iPad|iPod|MIDP|Windows (?:Phone|CE)|Symbian|Opera Mini|UCBrowser", re.IGNORECASE)
 
-# Matches the user agents of desktop browsers without additions. A phone's browser that requests the desktop page adds its name
-# or has a new version.
+# A regular expression for the user agents of desktop browsers without additions. A phone's browser that requests the desktop page
+# adds its name or has a new version.
 _DESKTOP = re.compile(
     r"Mozilla/5\.0 \((?:X11|Windows|Macintosh)(?![^()]*(?:HTC|PadFone|MOT-))[^()]*\) (?:"
     r"Gecko/\d+ (?:\w+/[\w.]+ (?:\(\w+\) )?)?Firefox/(?P<firefox>\d+)[\w.]*|"
     r"AppleWebKit/[\d.]+ \(KHTML, like Gecko\) (?:Ubuntu Chromium/[\d.]+ )?Chrome/(?P<chrome>\d+)[\d.]* Safari/[\d.]+|"
     r"AppleWebKit/[\d.]+ \(KHTML, like Gecko\) Version/(?P<safari>\d+)[\d.]* Safari/[\d.]+)"
 )
-# Matches Internet Explorer up to 10 on Windows with any additions, except on phones and tablets.
+# A regular expression for Internet Explorer up to 10 on Windows with any additions, except on phones and tablets.
 _ENDED_EXPLORER = re.compile(
     r"[\w-]+/[\d.]+ \((?:compatible; ?)?(?:[^()]*; ?)?MSIE (?:\d|10)\.[^()]*Windows NT"
     r"(?![^()]*(?:ARM|Touch|Tablet|Mobile|Phone|Windows CE|XBLWP|XV\d))"
 )
-# Matches the user agents of desktop browsers that ended before 2021: Internet Explorer, Edge before it used Chromium, and Opera
-# before it used Chromium. Phones send similar ones with a model, `ARM`, `Touch` or another system (Linux zvav is Opera Mini), so
-# only the listed parts of a system match.
+# A regular expression for the user agents of desktop browsers that ended before 2021: Internet Explorer, Edge before it used
+# Chromium, and Opera before it used Chromium. Phones send similar ones with a model, `ARM`, `Touch` or another system (Linux zvav
+# is Opera Mini), so only the listed parts of a system match.
 _WINDOWS = r"Windows (?:NT \d+\.\d+|9[58]|2000|ME|XP)"
 _ENDED_DESKTOP = re.compile(
     r"Mozilla/[45]\.0 \((?:compatible; MSIE (?P<msie>\d+)\.\d+\w?; )?(?:IE 11\.0; )?(?:"
