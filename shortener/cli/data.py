@@ -57,7 +57,7 @@ async def purge(as_json: bool) -> None:
 
 @click.command()
 @click.option(
-    "--since", type=TIME, help="Start of the period, included (UTC). Default: the oldest time for which all raw data is stored."
+    "--since", type=TIME, help="Start of the period (UTC), included. Default: the oldest time for which all raw data is stored."
 )
 @click.option("--until", type=TIME, help="End of the period, excluded (UTC). Default: now.")
 @click.option("--repair", is_flag=True, help="Correct the stored counts before the check. Required once after an upgrade from 0.1.")

@@ -1,6 +1,6 @@
 """The receivers of a demo installation: the endpoints of its trackers and of its gateway, on a port of this machine.
 
-One receiver works, one fails now and then, and one fails always after its first requests, so that the pages of a demo show retries,
+One receiver works, one fails occasionally, and one fails always after its first requests, so that the pages of a demo show retries,
 dead deliveries and a circuit breaker that is open. Nothing is sent to other machines.
 """
 # Tested by tests/cli/test_demo_traffic.py

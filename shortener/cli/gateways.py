@@ -152,7 +152,7 @@ def gateways() -> None:
     metavar="NAME=VALUE",
     help="Option of the preset, for example username=... Can be repeated.",
 )
-@click.option("--allow-private", is_flag=True, help="Permit a private or loopback address, as Kannel usually has.")
+@click.option("--allow-private", is_flag=True, help="Permit a private or loopback IP address, which Kannel usually has.")
 @_limit_options
 @json_option
 @async_command

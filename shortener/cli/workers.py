@@ -276,7 +276,7 @@ class Supervisor:
 
 def run(supervisor: Supervisor, listener: socket) -> None:
     """Run the supervisor until SIGTERM or SIGINT has stopped all workers. SIGHUP reloads them."""
-    signals: list[int] = []  # A handler runs between any two instructions, so it only notes the signal.
+    signals: list[int] = []  # A signal handler runs between any two instructions, so it only appends the signal to this list.
     previous = {
         number: signal.signal(number, lambda received, frame: signals.append(received))
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)

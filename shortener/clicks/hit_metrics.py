@@ -1,4 +1,4 @@
-"""Hit metrics: the only definition of the metric that counts a hit, for example `clicks` or `suspected_hits`.
+"""This module contains the only definition of the metric that counts a hit, for example `clicks` or `suspected_hits`.
 
 Three modules use this definition, and their counts must be equal. `clicks.batch` counts a hit when it stores it.
 `clicks.verdicts.correction` moves the hit to another metric when its verdict changes. `reporting.counts` counts all rows again to

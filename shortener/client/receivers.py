@@ -58,7 +58,7 @@ class EventMemory(Protocol):
 
 
 class RecentEvents:
-    """An `EventMemory` in the memory of this process, for at most `size` events; the oldest handled ones are forgotten."""
+    """An `EventMemory` in the memory of this process, for at most `size` events; the oldest handled events are removed."""
 
     def __init__(self, size: int = DEFAULT_REMEMBERED_EVENTS) -> None:
         self._size = size

@@ -1,10 +1,10 @@
-"""The address guard prevents requests to addresses that are not public, such as those of the operator's own network.
+"""The address guard prevents requests to IP addresses that are not public, such as those of the operator's own network.
 
 `rejection_reason` classifies an address with the lists of this module, because `ipaddress.is_global` accepts NAT64, 6to4, mapped
 shared addresses, multicast and the metadata services of clouds. `Guard` checks addresses twice: `check_host` checks every address
-of a host when a tracker is saved, and `socket_factory` checks the address of each connection, because the address of a name can
-change in between. `Guard(allow_private=True)` (setting ALLOW_PRIVATE_TARGETS) also accepts loopback, private and shared addresses,
-but no other special addresses.
+of a host when a tracker is saved, and `socket_factory` checks the address of each connection, because the IP address of a host name
+can change in between. `Guard(allow_private=True)` (setting ALLOW_PRIVATE_TARGETS) also accepts loopback, private and shared
+addresses, but no other special addresses.
 
 `check_host` runs a limited number of look-ups at a time. `check_literal` makes no look-up: it checks URLs that are only stored.
 
@@ -40,7 +40,7 @@ TUNNELLED = "tunnelled address"
 
 _PERMITTED_IN_DEVELOPMENT = frozenset({LOOPBACK, PRIVATE, SHARED})
 
-# The first network in the list that contains an address determines the reason. The networks come from the special-purpose
+# The first network in the list that contains the IP address determines the reason. The networks come from the special-purpose
 # registries of IANA and from the documentation of cloud providers.
 _IPV4 = [
     (IPv4Network(network), reason)
@@ -92,7 +92,8 @@ _GLOBAL_UNICAST = IPv6Network("2000::/3")
 
 
 class ForbiddenTarget(OSError):
-    """The error for an address to which no request may be sent. It is an OSError, so aiohttp treats it as a failed connection."""
+    """The error for an IP address to which no request may be sent. It is an OSError, so aiohttp treats it as a failed
+    connection."""
 
     def __init__(self, reason: str) -> None:
         """Create the error. `reason` is the kind of the address. Show it to operators only, because it describes their network."""
@@ -107,7 +108,7 @@ class HostUnresolved(Exception):
 
 
 def rejection_reason(address: str | IPv4Address | IPv6Address) -> str | None:
-    """Return the reason why no request may be sent to an address, or None if the address is public.
+    """Return the reason why no request may be sent to an IP address, or None if the address is public.
 
     A text that is not an address has the reason `RESERVED`."""
     if isinstance(address, str):
@@ -132,7 +133,7 @@ def rejection_reason(address: str | IPv4Address | IPv6Address) -> str | None:
 
 
 def system_lookup(host: str, port: int) -> list[str]:
-    """Return the addresses of a host from the resolver of the operating system, which also reads the hosts file."""
+    """Return the IP addresses of a host from the resolver of the operating system, which also reads the hosts file."""
     return [str(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
 
 
@@ -205,7 +206,7 @@ class Guard:
             raise ForbiddenTarget(reason)
 
     async def check_host(self, host: str, port: int, *, timeout: float = 3.0) -> None:
-        """Check every address of a host (a name or an IP address) within `timeout` seconds.
+        """Check every IP address of a host (a name or an IP address) within `timeout` seconds.
 
         Raise `ForbiddenTarget` if any address is forbidden, or if the name is always local, such as metadata.google.internal.
         Raise `HostUnresolved` if the host has no address.

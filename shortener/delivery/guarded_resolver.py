@@ -1,4 +1,4 @@
-"""A resolver of host names for aiohttp that returns only addresses to which requests may be sent."""
+"""A resolver of host names for aiohttp that returns only IP addresses to which requests may be sent."""
 
 # Tested by tests/delivery/test_sender_resolver.py
 
@@ -18,7 +18,7 @@ MAX_LOOKUPS, LOOKUP_TIMEOUT_SECONDS = 32, 15.0
 
 
 class GuardedResolver(AbstractResolver):
-    """A resolver that returns only addresses that the guard allows.
+    """A resolver that returns only IP addresses that the address guard permits.
 
     It stores when it last responded for which names, to distinguish a resolver that is down from a name that does not resolve."""
 
@@ -32,7 +32,7 @@ class GuardedResolver(AbstractResolver):
         self._latest = self._other = ("", -math.inf)
 
     async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC) -> list[ResolveResult]:
-        """Return the addresses of a host. Raise `ForbiddenTarget` if one is forbidden, or `socket.gaierror` if there is none."""
+        """Return the IP addresses of a host. Raise `ForbiddenTarget` if one is forbidden, or `socket.gaierror` if there is none."""
         self._pending.add((host, port))
         try:
             async with asyncio.timeout(LOOKUP_TIMEOUT_SECONDS):

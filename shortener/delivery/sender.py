@@ -1,10 +1,10 @@
 """This module sends HTTP requests to receivers, each within a time limit and with limited memory.
 
-Whatever the receiver does (hangs, sends slowly, floods, redirects), `Sender.send` returns a `SendResult` within the time limit.
-It raises only `CancelledError`, when the caller is cancelled. It follows no redirects, stores no cookies, ignores proxies in
-environment variables and does not decompress responses. It reads at most 64 KiB of a body. The address guard checks every address
-twice: when a name is resolved, and before a socket connects. If a proxy is used, the guard checks the host of each request before
-it is sent, because the proxy resolves the name itself.
+Whatever the receiver does (hangs, sends slowly, floods, redirects), `Sender.send` returns a `SendResult` within the time limit. It
+raises only `CancelledError`, when the caller is cancelled. It follows no redirects, stores no cookies, ignores proxies in
+environment variables and does not decompress responses. It reads at most 64 KiB of a body. The address guard checks every IP
+address twice: when a name is resolved, and before a socket connects. If a proxy is used, the guard checks the host of each request
+before it is sent, because the proxy resolves the name itself.
 
 The HTTP status counts as soon as the status line was received, even if the rest of the response is malformed, too long or
 incomplete. If the receiver has just closed an idle connection, the request is sent again at once on another connection.
@@ -52,7 +52,7 @@ MAX_HEADER_LINES = 2000
 #: a request on a connection that the server is closing must be sent twice.
 IDLE_CONNECTION_SECONDS = 1.5
 
-#: The addresses of a host name are cached for this time.
+#: The IP addresses of a host name are cached for this time.
 DNS_CACHE_SECONDS = 10
 
 #: For requests through a proxy, at most this many hosts with recently checked addresses are kept in memory.
@@ -232,7 +232,7 @@ class Sender:
             response.close()
 
     async def _check_target(self, url: URL) -> None:
-        """Check the addresses of the host to which the proxy will connect.
+        """Check the IP addresses of the host to which the proxy will connect.
 
         Raise ForbiddenTarget if an address is forbidden, or HostUnresolved if the host has no address."""
         host, port = url.raw_host or "", url.port or 0

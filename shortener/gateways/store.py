@@ -2,7 +2,7 @@
 
 The settings of a gateway contain credentials, so they are encrypted in the database, and no response contains them completely
 (`GatewayKind.describe`). The key in the path of its report URL is stored encrypted and hashed. Only the operator (the command line)
-can permit private addresses and create gateways of the installation, because a customer could otherwise send requests into the
+can permit private IP addresses and create gateways of the installation, because a customer could otherwise send requests into the
 operator's network, or at the operator's cost.
 
 A removed gateway gets no messages. The dispatcher makes its waiting messages FAILED.
@@ -181,7 +181,7 @@ class GatewayStore:
         return created
 
     async def _check_target(self, kind: str, settings: BaseModel, allow_private: bool) -> None:
-        """Raise ApiError FORBIDDEN_TARGET if the gateway connects to an address that is not permitted."""
+        """Raise ApiError FORBIDDEN_TARGET if the gateway has an IP address that is not permitted."""
         target = KINDS[kind].target(settings)
         if target is None:
             return

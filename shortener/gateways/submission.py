@@ -110,8 +110,8 @@ class GatewayConfig:
 class GatewayContext:
     """The objects that the connections of all gateways share.
 
-    `public_sender` sends requests to public addresses only, `private_sender` also to private ones. `public_guard` checks the
-    addresses of other connections. `reply` is None in a process that only tests gateways."""
+    `public_sender` sends requests to public IP addresses only, and `private_sender` also to private ones. `public_guard` checks the
+    IP addresses of other connections. `reply` is None in a process that only tests gateways."""
 
     public_sender: Sender
     private_sender: Sender

@@ -1,4 +1,3 @@
-"""The portal: the pages for operators under /portal, rendered on the server.
-
-Files to read first: `page.py` (what a page is), `pages.py` (the list of all pages) and `router.py` (how a request becomes a page).
+"""This package contains the portal, which consists of pages for operators under /portal that the server renders. Files to read
+first: `page.py` (what a page is), `pages.py` (the list of all pages) and `router.py` (how a request becomes a page).
 """

@@ -131,7 +131,8 @@ class _CacheWrite:
 class RedisLinkCache:
     """A link cache that stores links in Redis.
 
-    Every key begins with `prefix`, so several installations can share a Redis. `now_ms` is the clock for the times to live."""
+    Every key begins with `prefix`, so several installations can share a Redis. `now_ms` returns the current time in milliseconds,
+    from which the times to live are computed."""
 
     def __init__(self, redis: RedisServer, prefix: str, now_ms: Callable[[], int]) -> None:
         self._redis = redis

@@ -68,7 +68,8 @@ class Checkpointer:
         self._thread.start()
 
     def committed(self, writer: Any) -> None:
-        """Report a commit. The writer thread calls this after each commit, with its sqlite3 connection."""
+        """Count a commit, so that the checkpoint thread knows when to run. The writer thread calls this after each commit, with its
+        sqlite3 connection."""
         self._commits += 1
         self._changes = writer.total_changes
         if self._writer_must_finish:

@@ -37,7 +37,7 @@ def is_decimal(text: str) -> bool:
 
 
 def parse_price(value: Any) -> Decimal:
-    """Return the value as a decimal. Raise ValueError.
+    """Return the value as a decimal. Raise ValueError if it is not a decimal number.
 
     A string must be a decimal without exponent. A JSON number is parsed as a float, whose shortest text is equal to the text in the
     request."""

@@ -89,7 +89,9 @@ class GatewayFields(ResponseModel):
     preset: str | None = Field(description="Preset from which the gateway was created. null: none.")
     application_id: int | None = Field(description="Id of the application that owns the gateway. null: the installation.")
     enabled: bool
-    allow_private: bool = Field(description="Whether the gateway may have a private address. Only the command line can permit it.")
+    allow_private: bool = Field(
+        description=("Whether the gateway may have a private IP address. Only the command line can permit it.")
+    )
     on_doubt: Literal["resend", "hold"] = Field(
         description="What happens if the response to a message is missing: send it again, or hold it."
     )

@@ -87,7 +87,7 @@ class ConversionRateResponse(ResponseModel):
 
 
 async def conversion_rate(call: Call[ConversionRateQuery, None]) -> dict[str, Any]:
-    """Return the conversion rate of a process by interval, and for the whole period."""
+    """Return the conversion rate of a conversion process for each interval, and for the whole period."""
     query, service = call.query, call.service
     process_id = await service.database.read(conversion_processes.find_process, call.application_id, call.path["processKey"])
     if process_id is None:
