@@ -16,6 +16,7 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import urlsplit
 
+import orjson
 from sqlalchemy import Connection
 
 from shortener.delivery.fanout import Fanout
@@ -116,3 +117,8 @@ def _request(target: DeliveryTarget, facts: Mapping[str, Any], event: int, topic
         list(headers.items()),
         body.decode(),
     )
+
+
+def indented(body: str) -> str:
+    """Return a JSON body with one value on each line. An empty body stays empty."""
+    return orjson.dumps(orjson.loads(body), option=orjson.OPT_INDENT_2).decode() if body else body

@@ -16,19 +16,19 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal, get_args, get_origin
 
-from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from sqlalchemy import Connection
 from starlette.responses import Response
 
 from shortener.accounts.administration import update_application
 from shortener.accounts.own_hosts import OwnHosts
-from shortener.accounts.settings import ApplicationSettings, merge_stored
+from shortener.accounts.settings import ApplicationSettings
 from shortener.clicks.verdicts.reclassify import ReclassifyResult
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.gateways.store import select_gateway
 from shortener.portal.operators import Role
 from shortener.portal.page import NavigationItem, PortalPage, Visit
+from shortener.web.validation import validate
 
 #: The settings on the page, by group, with their labels.
 GROUPS: Mapping[str, Mapping[str, str]] = {
@@ -174,9 +174,10 @@ def _read_form(visit: Visit) -> dict[str, Any]:
 def _write(connection: Connection, visit: Visit, changes: dict[str, Any]) -> None:
     application, service = visit.application, visit.service
     assert application is not None
+    validated = _validated(application.settings, changes)
     update_application(connection, application.id, changes, visit.now, own_hosts=OwnHosts.of(service.settings))
     gateway = visit.form.get("gateway", "none")
-    before, after = _differences(application.settings, _validated(application.settings, changes))
+    before, after = _differences(application.settings, validated)
     if gateway != (application.gateway.name if application.gateway else "none"):
         is_operator = visit.operator.is_admin
         select_gateway(connection, application.id, gateway, is_operator=is_operator)
@@ -188,11 +189,7 @@ def _write(connection: Connection, visit: Visit, changes: dict[str, Any]) -> Non
 
 def _validated(settings: ApplicationSettings, changes: Mapping[str, Any]) -> ApplicationSettings:
     """Return the settings with the changes applied. Raise ApiError INVALID_REQUEST if a value is not valid."""
-    try:
-        return ApplicationSettings(**merge_stored(settings.model_dump(exclude_defaults=True), changes))
-    except ValidationError as error:
-        details = [Detail(".".join(str(part) for part in item["loc"]), item["msg"]) for item in error.errors()]
-        raise ApiError(ErrorCode.INVALID_REQUEST, details=details) from None
+    return validate(ApplicationSettings, settings.model_dump(exclude_defaults=True) | dict(changes))
 
 
 def _differences(before: ApplicationSettings, after: ApplicationSettings) -> tuple[dict[str, Any], dict[str, Any]]:

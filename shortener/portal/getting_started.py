@@ -57,10 +57,9 @@ async def first_steps(visit: Visit) -> list[FirstStep]:
         ),
         FirstStep(
             "Use your own domain",
-            "Recipients trust a name that they know. Point the name to this service, then add it:",
+            "Recipients trust a name that they know. Point the name to this service, then add it.",
             bool(application.domains),
-            None,
-            f"shortener domains add {application.id} https://go.brand.example",
+            visit.link("domains", keep=False),
         ),
     ]
     return [] if all(step.is_done for step in steps) else steps

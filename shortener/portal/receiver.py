@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-import orjson
 from sqlalchemy import Connection
 from starlette.responses import Response
 
@@ -18,6 +17,7 @@ from shortener.delivery.example_requests import (
     example_requests,
     example_secret,
     example_target,
+    indented,
     sample_request,
 )
 from shortener.delivery.fanout import Fanout
@@ -49,7 +49,7 @@ async def receiver(visit: Visit) -> Response:
         secret=secret,
         formats=FORMATS,
         chosen=chosen,
-        indented=_indented,
+        indented=indented,
     )
 
 
@@ -59,11 +59,6 @@ def _read(
     page = list_events(connection, EventFilter(application_id, since=now - RECENT), SHOWN)
     events = [(one.row.id, one.topic, one.row.at) for one in page.rows[:SHOWN]]
     return example_requests(connection, fanout, target, events)
-
-
-def _indented(body: str) -> str:
-    """Return a JSON body with one value on each line."""
-    return orjson.dumps(orjson.loads(body), option=orjson.OPT_INDENT_2).decode()
 
 
 PAGES = [

@@ -14,7 +14,14 @@ from typing import Any
 from sqlalchemy import Connection
 from starlette.responses import Response
 
-from shortener.delivery.example_requests import ExampleRequest, example_requests, example_secret, example_target, sample_request
+from shortener.delivery.example_requests import (
+    ExampleRequest,
+    example_requests,
+    example_secret,
+    example_target,
+    indented,
+    sample_request,
+)
 from shortener.delivery.formats import FORMATS
 from shortener.delivery.trackers import Tracker, TrackerSaveResult
 from shortener.errors import ApiError, Detail, ErrorCode
@@ -143,6 +150,7 @@ async def _page(
         defaults=_defaults(visit),
         secret=None if saved is None else saved.secret,
         previews=previews,
+        indented=indented,
         error=error,
     )
 

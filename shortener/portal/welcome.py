@@ -87,7 +87,7 @@ async def submit(visit: Visit) -> Response:
     operator, token = accepted
     with contextlib.suppress(OSError):
         invitation_file(visit.service.settings.data_dir).unlink(missing_ok=True)
-    target = "/portal/me?welcome=1#second-factor" if operator.roles.get(ALL_APPLICATIONS) else "/portal/"
+    target = "/portal/me?welcome=1" if operator.roles.get(ALL_APPLICATIONS) else "/portal/"
     return visit.portal.set_cookie(visit.redirect(target), token)
 
 

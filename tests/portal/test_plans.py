@@ -92,6 +92,12 @@ PATHS = (
     "/portal/1/deliveries.csv",
     "/portal/1/receiver",
     "/portal/1/keys",
+    "/portal/1/domains",
+    "/portal/1/settings",
+    "/portal/1/privacy",
+    "/portal/1/trackers/new",
+    "/portal/1/trackers/{tracker}/edit",
+    "/portal/admin/applications",
     "/portal/1/campaigns/autumn-sale",
     "/portal/1/messages/{message}",
     "/portal/1/links",
@@ -124,6 +130,7 @@ NOT_VISITED = {
     "/portal/confirm",
     "/portal/open/{signed}",
     "/portal/{app}/live/stream",
+    "/portal/{app}/domains/{host}",  # It executes no statement: the domains are in memory.
 }
 
 
