@@ -217,7 +217,7 @@ async def _receiver() -> AsyncIterator[tuple[Any, int]]:
 
     receiver = Receiver(secrets=[parse_secret(_SECRET)])
     listener = bind("127.0.0.1", 0)
-    config = uvicorn.Config(receiver, access_log=False, log_level="error", lifespan="off", server_header=False)
+    config = uvicorn.Config(receiver, access_log=False, log_config=None, log_level="error", lifespan="off", server_header=False)
     server = uvicorn.Server(config)
     task = asyncio.create_task(
         server._serve([listener])

@@ -68,7 +68,9 @@ def demo_receivers() -> Iterator[str]:
     import uvicorn  # uvicorn is imported here, because only the demo needs it
 
     listener = bind("127.0.0.1", 0)
-    config = uvicorn.Config(DemoReceivers(), access_log=False, log_level="error", lifespan="off", server_header=False)
+    config = uvicorn.Config(
+        DemoReceivers(), access_log=False, log_config=None, log_level="error", lifespan="off", server_header=False
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listener],), name="demo receivers", daemon=True)
     thread.start()

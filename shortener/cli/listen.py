@@ -38,7 +38,7 @@ async def listen(host: str, port: int, fail: int, delay: float, secret: tuple[st
     listener = bind(host, port)
     receiver = Receiver(secrets=secrets, fail=fail, delay=delay, on_request=lambda request: print_request(request, as_json))
     click.echo(f"Listening on http://{host}:{port_of(listener)}/", err=True)
-    config = uvicorn.Config(receiver, access_log=False, log_level="error", lifespan="off", server_header=False)
+    config = uvicorn.Config(receiver, access_log=False, log_config=None, log_level="error", lifespan="off", server_header=False)
     await uvicorn.Server(config).serve([listener])
 
 

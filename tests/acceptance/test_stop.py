@@ -20,6 +20,8 @@ from tests.conftest import new_postgresql_database
 from tests.servers import PATIENCE, PostgresProcess
 
 WITHIN = 10.0
+#: More seconds that a busy machine may need to end processes. Exit code 0 shows that no time limit ended one.
+MARGIN = 10.0
 
 
 @pytest.fixture
@@ -100,7 +102,7 @@ def test_a_stopping_server_completes_its_running_deliveries_or_releases_their_le
         silent.sendall(b"GET /a")
         began = time.monotonic()
         assert server.stop() == 0
-        assert time.monotonic() - began < WITHIN
+        assert time.monotonic() - began < WITHIN + MARGIN
     slow, hangs = deliveries(server.folder)
     assert (slow["status"], slow["attempt"], slow["lease_until"]) == (1, 1, None)
     assert (hangs["status"], hangs["attempt"], hangs["lease_until"]) == (0, 0, None)
@@ -136,7 +138,7 @@ def test_after_sigterm_readyz_returns_503_and_other_requests_still_get_responses
                 assert time.monotonic() < deadline
         begun.sendall(body[10:])
         assert begun.recv(65536).startswith(b"HTTP/1.1 200 ")
-    stopped.join(WITHIN)
+    stopped.join(WITHIN + MARGIN)
     assert not stopped.is_alive()
 
 
@@ -160,7 +162,7 @@ def test_serve_and_deliver_processes_stop_in_time_and_leave_no_leased_delivery(n
             connect_again_and_again(server)
         assert not closing.done(), "nobody listens while the last request is waited for"
         assert closing.result() == [0, 0]
-        assert time.monotonic() - began < WITHIN
+        assert time.monotonic() - began < WITHIN + MARGIN
     (told,) = asyncio.run(
         nodes.query(
             "SELECT count(*) FILTER (WHERE status = 0 AND attempt = 0) AS pending, count(lease_until) AS leased FROM deliveries"
@@ -192,7 +194,7 @@ def test_a_frozen_database_does_not_delay_the_stop_of_the_server(
                 assert probe.get("/healthz").status_code == 200
         began = time.monotonic()
         assert nodes.close() == [0, 0]
-        assert time.monotonic() - began < WITHIN
+        assert time.monotonic() - began < WITHIN + MARGIN
     postgres_server.thaw()
     # The outcome of the attempt could not be stored, so the delivery stays leased and is sent again after the lease.
     (told,) = asyncio.run(nodes.query("SELECT status, attempt FROM deliveries"))
