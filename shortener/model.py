@@ -22,7 +22,7 @@ def record(cls: type[T]) -> type[T]:
 
 
 class State(enum.IntEnum):
-    """The state of a message, in the order in which it can change (the names of Syniverse).
+    """The state of a message, in the order in which it can change. The names are those of Syniverse.
 
     FAILED and EXPIRED have the same rank between SENT and DELIVERED. A late DELIVERED or a click therefore replaces them, but a
     late FAILED does not replace DELIVERED.

@@ -194,14 +194,14 @@ class Settings(BaseModel):
     suspected_hits_limit: int = Field(
         600,
         ge=0,
-        description="Suspected hits of one link that a process stores and counts in a minute; later hits are redirected, but "
-        "only counted in the metric shortener_hits_not_stored. 0: no limit.",
+        description="Maximum number of suspected hits of one link that a process stores and counts in a minute. Further ones are "
+        "redirected, but only counted in the metric shortener_hits_not_stored. 0: no limit.",
     )
     ignored_hits_limit: int = Field(
         60,
         ge=0,
-        description="HEAD requests and prefetches of one link that a process stores and counts in a minute; later hits are "
-        "redirected, but only counted in the metric shortener_hits_not_stored. 0: no limit.",
+        description="Maximum number of HEAD requests and prefetches of one link that a process stores and counts in a minute. "
+        "Further ones are redirected, but only counted in the metric shortener_hits_not_stored. 0: no limit.",
     )
     ip_privacy: Literal["full", "short", "none"] = Field(
         "short", description="How much of a recipient's IP address is stored: full, short (/24 or /48) or none."

@@ -206,7 +206,9 @@ def parse_link_path(path: str) -> str:
 
 
 def fill_link_path(path: str, sender: str) -> str:
-    """Return the path before the code with the sender in place of `{sender}`. Raise UrlError if the sender cannot be in a path."""
+    """Replace `{sender}` in the part of a short link's path that precedes the code, and return this part.
+
+    Raise UrlError if the sender contains characters that a path cannot contain."""
     if SENDER_SEGMENT not in path:
         return path
     segment = sender.removeprefix("+")

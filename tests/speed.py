@@ -26,7 +26,7 @@ class StatementCache:
         self._dialect = dialect
 
     def get(self, key: tuple[Any, ...]) -> Any:
-        return _statements.get((self._dialect, *key[1:]))  # The first part of SQLAlchemy's key is the dialect of one engine.
+        return _statements.get((self._dialect, *key[1:]))  # The first part of SQLAlchemy's key belongs to one engine.
 
     def __setitem__(self, key: tuple[Any, ...], compiled: Any) -> None:
         if len(_statements) >= MAX_STATEMENTS:

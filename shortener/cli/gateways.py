@@ -82,7 +82,11 @@ _LIMIT_OPTIONS = (
         help="What to do with a message if the gateway does not respond to the request that sends it. resend: send it again. "
         "hold: wait for a delivery report or for a decision of the operator. Default: resend.",
     ),
-    click.option("--max-attempts", type=click.IntRange(1, 50), help="Maximum number of attempts. Default: GATEWAY_ATTEMPTS (7)."),
+    click.option(
+        "--max-attempts",
+        type=click.IntRange(1, 50),
+        help="Maximum number of attempts to send a message. Default: GATEWAY_ATTEMPTS (7).",
+    ),
     click.option(
         "--timeout", type=click.FloatRange(0.1, 120), help="Time limit of an attempt in seconds. Default: GATEWAY_TIMEOUT (10)."
     ),

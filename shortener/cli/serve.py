@@ -313,7 +313,8 @@ async def _invite_first_operator(service: Service) -> str | None:
     url = link(service.settings.portal_origin, invitation.token)
     with contextlib.suppress(OSError), os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as written:
         written.write(url + "\n")
-    # With INITIAL_API_KEY no secret is printed, because the output of a container is stored as a log. The file contains the URL.
+    # If INITIAL_API_KEY is set, no secret is printed, because the output of a container is stored as a log. The file that was
+    # written above contains the URL of the sign-in.
     return None if service.settings.initial_api_key.get_secret_value() else url
 
 

@@ -56,7 +56,7 @@ class CountDelta:
         self._amounts[key] = self._amounts.get(key, 0) + amount
 
     def add_slots(self, cohort: int, slot: int, metric: str, sent: int, link_set: int, amount: int | Decimal = 1) -> None:
-        """Add an amount for an event whose time slot, and whose message's time slot, the caller has already computed."""
+        """Add an amount for an event. `slot` is the time slot of the event, and `sent` the one in which its message was created."""
         key = (cohort, slot, metric, sent, link_set)
         self._amounts[key] = self._amounts.get(key, 0) + amount
 

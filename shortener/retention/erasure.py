@@ -176,7 +176,7 @@ def count_messages(connection: Connection, application_id: int | None, *, phone:
 def find_codes(connection: Connection, application_id: int | None, *, phone: str = "", message_id: str = "") -> list[str]:
     """Return the codes of all links of messages to this phone number, or of this message.
 
-    The caller removes them from the link cache first."""
+    The caller removes these codes from the link cache before it erases the messages."""
     selected = messages.c.to_address == phone if phone else messages.c.message_id == message_id
     found = select(links.c.code).join(messages, messages.c.id == links.c.message_id).where(selected)
     owners = [application_id] if application_id is not None else select(applications.c.id)

@@ -34,7 +34,9 @@ class GatewayLimits(RequestModel):
         description="What happens if the gateway may have accepted a message but its response is missing. resend (default): send "
         "the message again, so it may arrive twice. hold: wait for a delivery report or a decision.",
     )
-    max_attempts: int | None = Field(None, ge=1, le=50, description="Maximum number of attempts. Default: GATEWAY_ATTEMPTS.")
+    max_attempts: int | None = Field(
+        None, ge=1, le=50, description="Maximum number of attempts to send a message. Default: GATEWAY_ATTEMPTS."
+    )
     timeout: float | None = Field(
         None, gt=0, le=60, allow_inf_nan=False, description="Time limit of an attempt in seconds. Default: GATEWAY_TIMEOUT."
     )

@@ -56,10 +56,10 @@ class SendsResponse(ResponseModel):
 
 
 class SendDecisionResponse(ResponseModel):
-    """The message after the decision."""
+    """The message after the caller decided whether it is sent again."""
 
     status: Literal[True] = True
-    send: SendFields = Field(description="The message after the decision, with its state in the queue of the gateway.")
+    send: SendFields = Field(description="The message with its new state in the queue of the gateway.")
 
 
 async def index(call: Call[SendsQuery, None]) -> Mapping[str, Any]:

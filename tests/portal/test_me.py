@@ -109,7 +109,7 @@ async def test_at_most_two_passwords_are_hashed_at_a_time(monkeypatch: pytest.Mo
     assert hashed.startswith("$argon2id$v=19$m=19456,t=2,p=1$")
 
 
-async def test_a_password_longer_than_the_limit_is_rejected_without_being_cut() -> None:
+async def test_a_password_longer_than_the_limit_is_rejected_and_not_truncated() -> None:
     passwords = Passwords()
     hashed = await passwords.hash("x" * 128)
     assert await passwords.verify(hashed, "x" * 128)

@@ -1,4 +1,5 @@
-"""Tests of the delays after failed sign-ins: by name and network, by network, and by name against many networks."""
+"""Tests of the delays after failed sign-ins. Failures are counted for a name in one network, for a network, and for a name in all
+networks together."""
 
 from __future__ import annotations
 

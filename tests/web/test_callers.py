@@ -170,7 +170,7 @@ async def test_a_client_that_sends_many_wrong_credentials_gets_429_but_valid_cre
         assert (await client.get("/api/v1/sms/stats", headers=right)).status_code == 200
 
 
-async def test_an_error_response_links_to_the_list_of_errors_and_mentions_a_credential_in_the_wrong_header(
+async def test_a_401_links_to_the_list_of_errors_and_says_if_the_credential_of_the_request_is_in_the_wrong_header(
     service: Service, credentials: Credentials
 ) -> None:
     path = "/api/v1/track?message_id=m-1&action=sale"

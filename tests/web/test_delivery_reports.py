@@ -261,7 +261,7 @@ async def test_a_flood_of_reports_to_many_trackers_gets_429_and_the_rejected_rep
     assert (again.status_code, again.json()["accepted"]) == (200, 1)
 
 
-async def test_a_long_list_of_reports_is_not_limited_while_no_tracker_receives_them(client: httpx.AsyncClient) -> None:
+async def test_the_rate_limit_of_delivery_reports_does_not_apply_while_no_tracker_receives_them(client: httpx.AsyncClient) -> None:
     reports = [{"message_id": "m-1", "state": "SENT"}, *({"message_id": f"x-{number}", "state": "SENT"} for number in range(999))]
     for _ in range(4):
         assert (await client.post(PATH, json=reports)).status_code == 200

@@ -367,7 +367,7 @@ def read_page(
     return [_HitToClassify(**row, classification=classify(RequestTraits("GET", row["user_agent"]))) for row in rows], last
 
 
-# The position of the job is stored as milliseconds since 1970. Its name in the database is older than the word "reclassify".
+# The position of the job is stored as milliseconds since 1970. The database still has the former name of the job.
 _POSITION_NAME = "rejudged"
 _ROW = installation.c.name == _POSITION_NAME
 

@@ -48,7 +48,7 @@ class InfobipPreviewResponse(ResponseModel):
     """A preview in Infobip's format."""
 
     originalText: str = Field(description="The text of the request.")
-    previews: list[InfobipPreview] = Field(description="One preview.")
+    previews: list[InfobipPreview] = Field(description="The preview of the text, as a list with one item.")
     warnings: list[str]
 
 
