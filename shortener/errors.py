@@ -77,7 +77,7 @@ class ErrorCode(enum.Enum):
     )
     CONVERSION_CONFLICT = (
         409,
-        "The action was already reported for the message with another value, and no transaction_id tells whether it is a change.",
+        "The action was already reported for the message with another value, and no transaction_id shows whether it is a change.",
     )
     CONFLICT = (409, "The change conflicts with existing data, for example a domain that another application has.")
     OPTED_OUT = (409, "The recipient refused further messages of this application.")

@@ -14,7 +14,7 @@ import socket
 import sqlite3
 import ssl
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -43,7 +43,7 @@ MIN_SQLITE = (3, 51, 3)
 @json_option
 @async_command
 async def doctor(as_json: bool) -> None:
-    """Check the settings, files, database, Redis, BASE_URL and queues, and print what to do. A server may be running.
+    """Check the settings, files, database, Redis, BASE_URL, own domains and queues, and print what to do. A server may be running.
 
     The exit code is 1 if there is an error: `serve` would not start, or recipients already notice the problem.
     """
@@ -59,7 +59,8 @@ async def doctor(as_json: bool) -> None:
     findings = [*_check_settings(settings), *_check_files(settings, file), *_check_disk(settings, file)]
     findings += await doctor_store.check_database(settings)
     findings += await doctor_store.check_redis(settings)
-    findings += await asyncio.to_thread(lambda: [*check_base_url(settings)])
+    domains = await doctor_store.read_domains(settings)
+    findings += await asyncio.to_thread(lambda: [*check_base_url(settings), *check_domains(domains)])
 
     def print_text() -> None:
         for one in findings:
@@ -158,6 +159,19 @@ def check_base_url(settings: Settings) -> Iterator[Finding]:
             yield Finding("base_url", "warning", text, "for production, set SHORTENER_BASE_URL to your https:// address")
         if parts.scheme != "https":
             return
+    yield from _check_link_host(settings.base_url)
+
+
+def check_domains(urls: Iterable[str]) -> Iterator[Finding]:
+    """Check the own domains of the applications as `check_base_url` checks BASE_URL. `urls`: scheme and host of each domain."""
+    for url in urls:
+        yield from _check_link_host(url)
+
+
+def _check_link_host(url: str) -> Iterator[Finding]:
+    """Check whether the DNS resolves the host of short links that begin with `url`, and when its certificate expires."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
     try:
         port = parts.port or (443 if parts.scheme == "https" else 80)
         addresses = sorted({str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)})
@@ -167,8 +181,8 @@ def check_base_url(settings: Settings) -> Iterator[Finding]:
         return
     yield Finding("dns", "ok", f"{host} has the address {', '.join(addresses)}")
     if parts.scheme == "http":
-        text = "short links begin with http://: phones show a warning, and each click needs another redirect"
-        yield Finding("base_url", "warning", text, "put a reverse proxy with TLS in front, and set an https:// BASE_URL")
+        text = f"short links begin with http://{host}: phones show a warning, and each click needs another redirect"
+        yield Finding("base_url", "warning", text, "put a reverse proxy with TLS in front, and use an https:// address")
         return
     yield _check_certificate(host, port)
 

@@ -23,6 +23,7 @@ MAX_QUEUE_SECONDS = 300.0
 MAX_PURGE_LAG = timedelta(days=2)
 RECENT = timedelta(days=1)
 MAX_COUNTED_DELIVERIES = 10_000
+MAX_DOMAINS = 20  # The name of each domain is looked up, and a look-up can take seconds.
 MIN_DAYS_OF_DATA = 1.0  # The growth of the data cannot be estimated if the database is younger than this.
 
 
@@ -88,6 +89,32 @@ async def check_database(settings: Settings) -> list[Finding]:
     finally:
         await database.close()
     return found
+
+
+async def read_domains(settings: Settings) -> list[str]:
+    """Return scheme, host and port of the enabled own domains, at most MAX_DOMAINS. Return [] if the database cannot be read."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from shortener.errors import StoreUnavailable
+    from shortener.storage.installation import NoInstallation, require_installation
+    from shortener.storage.migrate import SchemaMismatch
+    from shortener.storage.open import open_database
+
+    table = schema.domains
+    usable = (table.c.disabled_at.is_(None), table.c.removed_at.is_(None))
+    try:
+        await require_installation(settings)
+        database = await open_database(settings.store_url, owner=False)
+    except (StoreUnavailable, SchemaMismatch, NoInstallation):
+        return []  # `check_database` reports it.
+    try:
+        return await database.read(
+            lambda c: list(c.scalars(select(table.c.base_url).where(*usable).order_by(table.c.id).limit(MAX_DOMAINS)))
+        )
+    except (StoreUnavailable, SQLAlchemyError):
+        return []
+    finally:
+        await database.close()
 
 
 def _check_rows(connection: Connection, settings: Settings) -> Iterator[Finding]:

@@ -15,11 +15,15 @@ from starlette.responses import Response
 from shortener.accounts.administration import add_domain, remove_domain, serialize_domain, update_domain
 from shortener.accounts.directory import Domain
 from shortener.accounts.own_hosts import OwnHosts
+from shortener.delivery.guard import ForbiddenTarget, Guard, HostUnresolved
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.portal.operators import Role
 from shortener.portal.page import NavigationItem, PortalPage, Visit
+from shortener.urls import host_of, parse_base_url
 
 MAX_URL_CHARACTERS = 2048
+MAX_LOOKUP_SECONDS = 2.0
+_LOOKUPS = Guard(allow_private=True)  # It looks names up in threads of its own, so that a slow resolver delays nothing else.
 #: The form fields that contain JSON, each with the Python type of the parsed value and the name of this type in error texts.
 _ASSOCIATIONS = {"assetlinks": (list, "a JSON list"), "apple_app_site_association": (dict, "a JSON object")}
 
@@ -59,15 +63,27 @@ async def add(visit: Visit) -> Response:
     except ApiError as error:
         return _list_page(visit, 422, error)
     await visit.service.directory.refresh()
-    return visit.redirect(visit.link("domains", keep=False))
+    return visit.redirect(visit.link(f"domains/{host_of(parse_base_url(url).origin)}", keep=False, added=1, check=1))
 
 
 async def show(visit: Visit) -> Response:
-    """Show one domain, with a form that changes it."""
-    return _domain_page(visit)
+    """Show one domain, with a form that changes it. The parameter `check` looks its name up."""
+    has_address = await _has_address(_find(visit).host) if visit.get("check") else None
+    return _domain_page(visit, has_address=has_address)
 
 
-def _domain_page(visit: Visit, status: int = 200, error: ApiError | None = None) -> Response:
+async def _has_address(host: str) -> bool:
+    """Return whether the DNS has an address for the name of a host. Wait at most MAX_LOOKUP_SECONDS."""
+    try:
+        await _LOOKUPS.check_host(host.partition(":")[0], 443, timeout=MAX_LOOKUP_SECONDS)
+    except HostUnresolved:
+        return False
+    except ForbiddenTarget:
+        pass  # A private address can be intended.
+    return True
+
+
+def _domain_page(visit: Visit, status: int = 200, error: ApiError | None = None, *, has_address: bool | None = None) -> Response:
     shown = serialize_domain(_find(visit), visit.application)
     stored = {name: shown[name] or "" for name in ("path", "fallback_url", "home_url")}
     for name in _ASSOCIATIONS:
@@ -80,6 +96,8 @@ def _domain_page(visit: Visit, status: int = 200, error: ApiError | None = None)
         fields=stored if error is None else {**stored, **visit.form},
         may_change=visit.may(Role.MANAGER),
         saved=visit.get("saved") is not None,
+        is_new=visit.get("added") is not None,
+        has_address=has_address,
         error=error,
     )
 

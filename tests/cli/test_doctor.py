@@ -167,6 +167,23 @@ def test_the_doctor_command_checks_the_tls_certificate_of_the_setting_base_url(c
     assert (found["dns"].level, found["dns"].remedy) == ("warning", "create an A or AAAA record for this name")
 
 
+def test_the_doctor_command_checks_the_names_of_enabled_own_domains(shell: InProcessShell, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def look_up(host: str, *_: object, **__: object) -> list[object]:
+        asked.append(host)
+        raise OSError("no such name")
+
+    shell("domains", "add", "1", "https://go.brand.example")
+    shell("domains", "add", "1", "https://off.brand.example")
+    shell("domains", "update", "off.brand.example", "--disable")
+    monkeypatch.setattr("shortener.cli.doctor.socket.getaddrinfo", look_up)
+    found = check(shell)["dns"]
+    assert found["text"] == "go.brand.example has no address here: no such name"
+    assert found["remedy"] == "create an A or AAAA record for this name"
+    assert "off.brand.example" not in asked
+
+
 def test_the_doctor_command_reports_a_redis_that_has_no_append_only_file_or_evicts_hits(
     shell: InProcessShell, tmp_path: Path
 ) -> None:

@@ -13,7 +13,8 @@ HOST = "go.brand.example"
 async def test_a_domain_is_added_changed_disabled_and_removed_in_the_portal(service: Service, sign_in: SignIn) -> None:
     browser = await sign_in("Mia", Role.MANAGER, 1)
     assert "No own domain" in (await browser.get("/portal/1/domains")).text
-    assert (await browser.post("/portal/1/domains", data={"domain": HOST})).status_code == 303
+    added = await browser.post("/portal/1/domains", data={"domain": HOST})
+    assert (added.status_code, added.headers["location"]) == (303, f"/portal/1/domains/{HOST}?added=1&check=1")
     page = (await browser.get("/portal/1/domains")).text
     assert f"https://{HOST}" in page
     assert "new links" in page

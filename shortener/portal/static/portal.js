@@ -39,7 +39,7 @@ document.addEventListener("click", async (event) => {
   for (const menu of document.querySelectorAll("details.menu[open]")) if (!menu.contains(event.target)) menu.open = false;
 });
 
-// Keyboard shortcuts, outside of fields: / search, g and a letter to go to a page, [ and ] for the period before and after, ? help.
+// Keyboard shortcuts, outside of fields: / to search, g and a letter to go to a page.
 let prefix = false;
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") for (const menu of document.querySelectorAll("details.menu[open]")) { menu.open = false; menu.firstElementChild.focus(); }
