@@ -21,9 +21,9 @@ from shortener.retention.erasure import ErasureResult, count_messages, erase, er
 MAX_SUBJECT_CHARACTERS = 255
 #: The settings of the installation that limit how long data is kept, each with a description of the data.
 KEPT = {
-    "hit_retention_days": "Hits: the time, the shortened address and the browser of each opening of a link",
-    "message_retention_days": "Messages with their numbers, links and reports, after their links have expired",
-    "event_retention_days": "Events and deliveries with the responses of trackers",
+    "hit_retention_days": "Hits: the time, the address and the browser of each request for a link",
+    "message_retention_days": "Messages with their numbers, links and conversions",
+    "event_retention_days": "Events with their finished deliveries and the responses of trackers",
 }
 
 KINDS = {"phone": "Phone number", "message_id": "Message id"}
