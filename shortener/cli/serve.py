@@ -44,6 +44,8 @@ REQUEST_GRACE_SECONDS = 5
 BACKLOG = 4096
 #: A limit of open files below this is logged as a warning: each connection of a person or of a tracker needs one.
 MIN_OPEN_FILES = 4096
+#: The number of collections of younger objects before an automatic full collection: the process never reaches it.
+NO_FULL_COLLECTIONS = 1_000_000_000
 #: A worker checks at this interval whether its parent process still runs.
 PARENT_CHECK_SECONDS = 1.0
 #: A process that is still running this long after the time limit of its stop ends at once, with exit code 0.
@@ -192,7 +194,8 @@ def _fast_start() -> Iterator[None]:
         yield
         gc.freeze()
         # Requests leave few reference cycles. The default threshold of 700 objects would start a collection every tenth redirect.
-        gc.set_threshold(20_000, 20, 50)
+        # A background job starts full collections (shortener/container/full_collections.py).
+        gc.set_threshold(20_000, 20, NO_FULL_COLLECTIONS)
         # The thread that writes to SQLite needs the interpreter lock after each statement, and by default waits up to 5 ms for it.
         sys.setswitchinterval(0.001)
     finally:

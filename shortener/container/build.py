@@ -26,6 +26,7 @@ from shortener.clicks.spool_drainer import SpoolDrainer
 from shortener.clicks.verdicts.early_hits import EarlyHits
 from shortener.clicks.verdicts.reclassify import Reclassifier
 from shortener.container.connections import key_prefix, notify_everywhere, open_link_cache, open_notifier, open_sender
+from shortener.container.full_collections import FullCollections
 from shortener.container.job_table import build_jobs
 from shortener.container.link_hosts import InstallationHosts
 from shortener.container.parts import ClickParts, DeliveryParts, Foundation, GatewayParts, MessageParts
@@ -142,7 +143,9 @@ async def _build_service(
     gateways = _build_gateways(foundation, messages, clicks.recorder, opened)
     purge = Purge(database, settings)
     queues = QueueMonitor(database, settings, clock)
-    jobs = build_jobs(foundation, clicks, delivery, gateways, purge, queues)
+    jobs = build_jobs(
+        foundation, clicks, delivery, gateways, purge, queues, FullCollections(lambda: messages.rewriter.large_requests > 0)
+    )
     metrics = Metrics()
     info: dict[tuple[str, ...], float] = {(__version__, HEAD): 1}
     metrics.gauge("shortener_info", "1. The labels are the version and its schema.", lambda: info, "version", "schema")

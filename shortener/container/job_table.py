@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from shortener.accounts.directory import Directory
 from shortener.clicks.verdicts.reclassify import INTERVAL as RECLASSIFY_INTERVAL
+from shortener.container import full_collections
+from shortener.container.full_collections import FullCollections
 from shortener.container.parts import ClickParts, DeliveryParts, Foundation, GatewayParts
 from shortener.jobs import Job, Jobs
 from shortener.outbox.expiring_keys import announce, has_expiring
@@ -47,6 +49,7 @@ def build_jobs(
     gateways: GatewayParts,
     purge: Purge,
     queues: QueueMonitor,
+    collections: FullCollections,
 ) -> Jobs:
     """Return the table of all background jobs."""
     database, clock, settings = foundation.database, foundation.clock, foundation.settings
@@ -92,6 +95,7 @@ def build_jobs(
     )
     jobs.add(Job("dispatcher", DELIVERY_INTERVAL_SECONDS, delivery.dispatcher.step, delivery.dispatcher.wake_up))
     jobs.add(Job("gateways", DELIVERY_INTERVAL_SECONDS, gateways.dispatcher.step, gateways.dispatcher.wake_up))
+    jobs.add(Job("garbage", full_collections.INTERVAL_SECONDS, collections.step))
     jobs.add(Job("gateway_links", GATEWAY_LINKS_INTERVAL_SECONDS, gateways.links.step))
     return jobs
 

@@ -66,6 +66,7 @@ class Rewriter:
         self._limits = limits
         self._cache = cache or NoLinkCache()
         self.tracer: Tracer | None = None  # set if messages are traced
+        self.large_requests = 0  # number of requests in progress with more than MAX_PLANNED_AT_ONCE characters
         self.messages = self.links = 0  # numbers of stored messages and links since the process started
         self._on_sends = on_sends
         self._caching: asyncio.Task[None] | None = None
@@ -108,9 +109,16 @@ class Rewriter:
             hosts=self._hosts,
         )
         if sum(len(item.body) * len(item.to) for item in items) <= MAX_PLANNED_AT_ONCE:
-            request = plan()
-        else:
+            return await self._store(application, plan(), started)
+        self.large_requests += 1
+        try:
             request = await asyncio.get_running_loop().run_in_executor(self._planners, plan)
+            return await self._store(application, request, started)
+        finally:
+            self.large_requests -= 1
+
+    async def _store(self, application: Application, request: PlannedRequest, started: int) -> Response:
+        """Store a planned request with the next commit, and return its response. `started` is for the trace."""
         if not request.may_be_repeat:
             request.check(request.messages)
         response = await self._commits.submit(request)

@@ -14,7 +14,7 @@ import httpx
 import orjson
 import pytest
 
-from shortener.cli.serve import _fast_start
+from shortener.cli.serve import NO_FULL_COLLECTIONS, _fast_start
 from shortener.errors import StoreUnavailable
 from tests.cli.shell import Shell
 from tests.servers import PATIENCE
@@ -42,6 +42,7 @@ def test_garbage_collection_is_off_during_the_start_and_ignores_objects_of_the_s
         assert not gc.isenabled()
     assert gc.isenabled()
     assert gc.get_freeze_count() > 0
+    assert gc.get_threshold()[2] == NO_FULL_COLLECTIONS, "only the background job starts full collections"
 
 
 @pytest.mark.usefixtures("_restore_interpreter_settings")

@@ -11,8 +11,9 @@ from shortener.accounts.administration import add_domain, block_host
 from shortener.accounts.directory import Application
 from shortener.container import Service
 from shortener.errors import ApiError, ErrorCode, StoreUnavailable
-from shortener.messages import spans
+from shortener.messages import rewriter, spans
 from shortener.messages.rewrite_item import RewriteItem
+from shortener.messages.rewriter import MAX_PLANNED_AT_ONCE
 from shortener.messages.url_detection import DetectedUrl
 from shortener.storage import schema
 from tests.conftest import NOON, Clock, MakeService
@@ -209,3 +210,26 @@ async def test_a_message_without_links_is_stored_with_its_body_unchanged(service
     (message,) = await rewrite(service, item(body))
     assert (message["body"], message["links"]) == (body, [])
     assert await stored(service) == (1, 0)
+
+
+# These tests check large requests, which a thread plans.
+
+
+async def test_a_large_request_is_counted_as_in_progress_until_it_is_stored_or_rejected(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned_while: list[int] = []
+
+    def plan_request(*args: Any, **more: Any) -> Any:
+        planned_while.append(service.rewriter.large_requests)
+        return original(*args, **more)
+
+    original = rewriter.plan_request
+    monkeypatch.setattr(rewriter, "plan_request", plan_request)
+    await rewrite(service, item("x" * MAX_PLANNED_AT_ONCE))
+    assert planned_while == [0]
+    many = [item("x" * 1000) for _ in range(MAX_PLANNED_AT_ONCE // 1000)]
+    await rewrite(service, *many, item("y"))
+    assert planned_while == [0, 1]
+    await rejection(service, *many, item('#track("nothing")'))
+    assert service.rewriter.large_requests == 0
