@@ -32,6 +32,7 @@ from shortener.clicks.client_address import client_address, hash_client
 from shortener.errors import ApiError, ErrorCode, StoreUnavailable
 from shortener.web.call_headers import find_header
 from shortener.web.idempotency import HEADER, idempotency_key, respond_once
+from shortener.web.large_responses import PiecesResponse, is_large, serialize_in_pieces
 from shortener.web.request_body import BodyLimits, group_by_name, read_model
 from shortener.web.validation import InvalidInput, validate
 
@@ -229,7 +230,10 @@ async def _run(endpoint: Endpoint, service: Service, request: Request) -> tuple[
         call = Call(service, request, request.path_params, query, body, principal)
         key = idempotency_key(request) if endpoint.stores_response else None
         if key is None:
-            return _as_response(endpoint, await endpoint.handler(call)), ""
+            result = await endpoint.handler(call)
+            if result.__class__ is dict and is_large(result):
+                return PiecesResponse(await serialize_in_pieces(result), endpoint.status), ""
+            return _as_response(endpoint, result), ""
 
         async def perform() -> Response:
             return _as_response(endpoint, await endpoint.handler(call))

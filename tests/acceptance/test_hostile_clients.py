@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -32,9 +32,33 @@ MACHINE_FACTOR = 5  # allowance for a machine that runs other programs too
 MAX_GROWTH_BYTES = 100 * 1024 * 1024
 
 
+# The clicks come from a process of their own. A thread would wait for the interpreter lock while the test reads a large response.
+CLICKER = """
+import http.client, json, select, sys, time
+port, path, agent = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+seconds, failures, connection = [], [], None
+while not select.select([sys.stdin], [], [], 0.005)[0]:  # the pause between two clicks
+    began = time.monotonic()
+    try:
+        connection = connection or http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        connection.request("GET", path, headers={"User-Agent": agent, "Host": f"127.0.0.1:{port}"})
+        response = connection.getresponse()
+        response.read()
+        if response.status != 302:
+            failures.append(str(response.status))
+    except (OSError, http.client.HTTPException) as error:
+        failures.append(repr(error))
+        connection = None
+    seconds.append(time.monotonic() - began)
+    if len(seconds) == 1:
+        print("began", flush=True)
+print(json.dumps([seconds, failures]), flush=True)
+"""
+
+
 @dataclass
 class Clicker(contextlib.AbstractContextManager["Clicker"]):
-    """Clicks on one link, one click after the other, from a thread."""
+    """Clicks on one link, one click after the other, from another process."""
 
     server: Server
     path: str
@@ -42,34 +66,19 @@ class Clicker(contextlib.AbstractContextManager["Clicker"]):
     failures: list[str] = field(default_factory=list)
 
     def __enter__(self) -> Clicker:
-        self._stop, self._began = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-        assert self._began.wait(PATIENCE)
+        command = [sys.executable, "-S", "-c", CLICKER, str(self.server.port), self.path, PHONE]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == "began\n"
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._stop.set()
-        self._thread.join()
+        output, _ = self._process.communicate(timeout=PATIENCE)  # this also closes the input, which ends the process
+        self.seconds, self.failures = json.loads(output)
 
     @property
     def longest(self) -> float:
         return max(self.seconds)
-
-    def _run(self) -> None:
-        with self.server.client(**{"User-Agent": PHONE}) as client:
-            while not self._stop.is_set():
-                began = time.monotonic()
-                try:
-                    status = client.get(self.path).status_code
-                except httpx.TransportError as error:
-                    self.failures.append(repr(error))
-                else:
-                    if status != 302:
-                        self.failures.append(str(status))
-                self.seconds.append(time.monotonic() - began)
-                self._began.set()
-                self._stop.wait(0.005)  # the pause between two clicks
 
 
 def code_of(server: Server) -> str:
