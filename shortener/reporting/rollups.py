@@ -338,7 +338,8 @@ _READ_NOT_ROLLED_UP = {
 _READ_MISSING = {
     "sqlite": f"SELECT json_group_array(json_array({_COUNT_COLUMNS})) FROM "
     f"(SELECT {_COUNT_COLUMNS} {_MISSING_SQLITE} AND quarter >= ? AND quarter < ? LIMIT ?)",
-    "postgresql": f"SELECT {_COUNT_COLUMNS} {_MISSING} AND quarter >= $1 AND quarter < $2 LIMIT $3",
+    # PostgreSQL does not know how few rows the partial index has, and would read the whole table without this order.
+    "postgresql": f"SELECT {_COUNT_COLUMNS} {_MISSING} AND quarter >= $1 AND quarter < $2 ORDER BY quarter, cohort_id LIMIT $3",
 }
 _MARK_ROLLED_UP = {
     "sqlite": "UPDATE counts SET rolled_up = amount FROM json_each(?) AS j "

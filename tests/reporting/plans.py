@@ -1,4 +1,4 @@
-"""Read SQLite's query plans of the statements that a function runs."""
+"""Read the query plans of the statements that a function runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,23 @@ from sqlalchemy import Connection, event
 
 
 def plans(connection: Connection, run: Callable[[], Any]) -> list[str]:
-    """Call `run` and return the query plan of each statement that it executed, one step per line."""
+    """Call `run` and return SQLite's query plan of each statement that it executed, one step per line."""
+    return [
+        "\n".join(row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters))
+        for statement, parameters in _statements(connection, run)
+    ]
+
+
+def plans_of_postgresql(connection: Connection, run: Callable[[], Any]) -> list[str]:
+    """Call `run` and return PostgreSQL's query plan of each statement that it executed, one step per line."""
+    return [
+        "\n".join(row[0] for row in connection.exec_driver_sql(f"EXPLAIN {statement}", parameters))
+        for statement, parameters in _statements(connection, run)
+    ]
+
+
+def _statements(connection: Connection, run: Callable[[], Any]) -> list[tuple[str, Any]]:
+    """Call `run` and return the statements that it executed, with their parameters."""
     statements: list[tuple[str, Any]] = []
 
     def record(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
@@ -19,10 +35,7 @@ def plans(connection: Connection, run: Callable[[], Any]) -> list[str]:
     event.listen(connection, "before_cursor_execute", record)
     run()
     event.remove(connection, "before_cursor_execute", record)
-    return [
-        "\n".join(row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters))
-        for statement, parameters in statements
-    ]
+    return statements
 
 
 def scanned(plan: str, *tables: str) -> list[str]:

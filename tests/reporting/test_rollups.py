@@ -25,9 +25,11 @@ from shortener.reporting.statistics import (
 from shortener.retention.erasure import erase
 from shortener.storage import schema
 from shortener.storage.database import Database, upsert
+from shortener.storage.open import open_database
 from shortener.storage.types import to_ms
-from tests.conftest import Clock
+from tests.conftest import Clock, new_postgresql_database
 from tests.factory import rows
+from tests.reporting.plans import plans_of_postgresql
 from tests.web.calls import PHONE, convert, report, rewrite
 
 DAY = timedelta(days=1)
@@ -209,3 +211,25 @@ async def test_many_buckets_of_the_time_to_click_are_summed_and_verified_as_a_hi
     assert (folded.times_to_click, folded.seconds_to_click(50)) == (pending.times_to_click, pending.seconds_to_click(50))
     assert sum(folded.times_to_click.values()) == 40
     assert await differences(service) == []
+
+
+async def test_postgresql_finds_counts_that_are_not_rolled_up_without_reading_all_counts(
+    postgresql: str, postgresql_template: str
+) -> None:
+    """Its planner does not know that the partial index is nearly empty; only the order of the statement makes it use the index."""
+    database = await open_database(await new_postgresql_database(postgresql, postgresql_template), owner=True)
+
+    def explain(connection: Connection) -> list[str]:
+        connection.exec_driver_sql(
+            "INSERT INTO counts (cohort_id, quarter, metric, amount, rolled_up) "
+            "SELECT 1, slot, 'clicks', '1', '1' FROM generate_series(1, 20000) AS slot"
+        )
+        connection.exec_driver_sql("ANALYZE counts")
+        return plans_of_postgresql(connection, lambda: rollups.read_not_rolled_up(connection, range(1, 20_000), 100))
+
+    try:
+        (plan,) = await database.write(explain)
+    finally:
+        await database.close()
+    assert "counts_not_rolled_up" in plan, plan
+    assert "Seq Scan" not in plan, plan
