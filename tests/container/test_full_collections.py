@@ -6,7 +6,6 @@ import gc
 
 import pytest
 
-from shortener.container import full_collections
 from shortener.container.full_collections import MAX_DELAY_SECONDS, FullCollections
 
 
@@ -14,7 +13,7 @@ from shortener.container.full_collections import MAX_DELAY_SECONDS, FullCollecti
 def collections(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Return a list that gets one entry for each full collection. No collection takes place."""
     done: list[float] = []
-    monkeypatch.setattr(full_collections.gc, "collect", lambda: done.append(1))
+    monkeypatch.setattr(gc, "collect", lambda: done.append(1))
     return done
 
 

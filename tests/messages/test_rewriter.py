@@ -11,7 +11,7 @@ from shortener.accounts.administration import add_domain, block_host
 from shortener.accounts.directory import Application
 from shortener.container import Service
 from shortener.errors import ApiError, ErrorCode, StoreUnavailable
-from shortener.messages import rewriter, spans
+from shortener.messages import plan, rewriter, spans
 from shortener.messages.rewrite_item import RewriteItem
 from shortener.messages.rewriter import MAX_PLANNED_AT_ONCE
 from shortener.messages.url_detection import DetectedUrl
@@ -224,7 +224,7 @@ async def test_a_large_request_is_counted_as_in_progress_until_it_is_stored_or_r
         planned_while.append(service.rewriter.large_requests)
         return original(*args, **more)
 
-    original = rewriter.plan_request
+    original = plan.plan_request
     monkeypatch.setattr(rewriter, "plan_request", plan_request)
     await rewrite(service, item("x" * MAX_PLANNED_AT_ONCE))
     assert planned_while == [0]
