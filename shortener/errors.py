@@ -91,6 +91,10 @@ class ErrorCode(enum.Enum):
         429,
         "The client sent too many wrong credentials or unknown codes. Try again after `Retry-After` seconds.",
     )
+    EXPORT_IN_PROGRESS = (
+        429,
+        "Another CSV export of the same session of the portal is running. Try again after `Retry-After` seconds.",
+    )
     UNSUPPORTED_MEDIA_TYPE = (415, "This call does not accept the Content-Type of the body.")
     DB_ERROR = (500, "The database is not available. Nothing was stored or queued, so the send call can be repeated.")
     INTERNAL_ERROR = (500, "The service failed. It logged the error, and the request can be repeated.")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from starlette.responses import Response
 
+from shortener.portal.exports import Exports
 from shortener.portal.live_feed import LiveFeed
 from shortener.portal.passwords import Passwords
 from shortener.portal.sessions import OperatorSession, session_limits
@@ -50,6 +51,7 @@ class PortalParts:
         self.passwords = Passwords()
         self.delays = SignInDelays(service.secret.key("sign-in failures"))
         self.live = LiveFeed(service.database, service.clock)
+        self.exports = Exports()
 
     def known_applications(self, session: OperatorSession | None) -> tuple[Any, ...]:
         """Return the applications that the operator of a session may see. The list is empty until the code of the second factor was

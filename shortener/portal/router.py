@@ -2,7 +2,8 @@
 
 The order is fixed: static files; the check that a request which changes something comes from the portal (403); the page for the
 path (404, 405); the session (redirect to the sign-in page); the role in the application (404 for an application that the operator
-must not know, 403 for a role that is too low); a recent password where the page requires it; the form (400, 413); then the handler.
+must not know, 403 for a role that is too low); a recent password where the page requires it; the form (400, 413); for a CSV, that
+the session has no other export (429); then the handler.
 
 An `ApiError` becomes an error page with the status and the code of the error. A database that is unavailable becomes 503. Any
 other exception is logged and becomes 500 without internals. Every response has the headers of `security.py`, and pages have
@@ -25,6 +26,7 @@ from starlette.routing import Route, Router
 from shortener.accounts.directory import ALL_APPLICATIONS
 from shortener.clicks.client_address import client_address, shorten_address
 from shortener.errors import ApiError, ErrorCode, StoreUnavailable
+from shortener.portal.exports import AsgiResponse, Receive, Scope, Send
 from shortener.portal.operators import Role
 from shortener.portal.page import ALL, PortalPage, Visit, url
 from shortener.portal.pages import all_pages
@@ -47,10 +49,6 @@ CONFIRM_PATH = "/portal/confirm"
 
 _APPLICATION_WITHOUT_SLASH = re.compile(r"/portal/(?:\d{1,10}|all)")
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-
 
 class Portal(PortalParts):
     """The portal as an ASGI application in one process."""
@@ -70,12 +68,12 @@ class Portal(PortalParts):
             await send(message)
 
         request = Request(scope, receive)
-        response = serve_static(request) if request.method in ("GET", "HEAD") else None
+        response: AsgiResponse | None = serve_static(request) if request.method in ("GET", "HEAD") else None
         if response is None:
             response = await self._respond(request, scope)
         await response(scope, receive, send_secured)
 
-    async def _respond(self, request: Request, scope: Scope) -> Response:
+    async def _respond(self, request: Request, scope: Scope) -> AsgiResponse:
         """Return the response to a request. An exception becomes an error page."""
         visit = Visit(self, request, _NO_PAGE, self.service.clock(), self.network_of(request))
         try:
@@ -92,7 +90,7 @@ class Portal(PortalParts):
                 await _read_form(visit)
             handler = page.get if request.method in SAFE_METHODS else page.post
             assert handler is not None
-            return await handler(visit)
+            return await (_export(visit, handler) if is_csv else handler(visit))
         except ApiError as error:
             return self._error(visit, error)
         except StoreUnavailable:
@@ -205,6 +203,18 @@ class _PageEndpoint:
         raise HTTPException(500)  # `Portal` never calls endpoints.
 
 
+async def _export(visit: Visit, handler: Callable[[Visit], Awaitable[Response]]) -> AsgiResponse:
+    """Return the response of a handler that exports a list as CSV. Raise ApiError EXPORT_IN_PROGRESS if another export of the
+    session runs."""
+    assert visit.session is not None
+    export = visit.portal.exports.begin(visit.session.id)
+    try:
+        return export.wrap(await handler(visit))
+    except BaseException:
+        export.end()
+        raise
+
+
 _NO_PAGE = PortalPage("", None)
 
 _TITLES = {
@@ -214,6 +224,7 @@ _TITLES = {
     ErrorCode.METHOD_NOT_ALLOWED: "This page does not exist",
     ErrorCode.INVALID_REQUEST: "Something in this request is not valid",
     ErrorCode.RATE_LIMITED: "Too many attempts",
+    ErrorCode.EXPORT_IN_PROGRESS: "Another export is running",
     ErrorCode.INTERNAL_ERROR: "Something failed",
     ErrorCode.UNAVAILABLE: "The database is not available",
 }
