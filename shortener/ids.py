@@ -119,6 +119,7 @@ class PublicIds:
 CONVERSION_IDS = PublicIds("cnv_")
 DELIVERY_IDS = PublicIds("dlv_")
 LINK_UPDATE_IDS = PublicIds("upd_")
+REPLAY_IDS = PublicIds("rpl_")
 REFUSED_REPORT_IDS = PublicIds("rfs_")
 
 

@@ -121,12 +121,10 @@ async def replay_deliveries(
         else:
             found = await trackers.get(tracker or 0)
             filters = DeliveryFilter(None, found.id, None, since, until)
-            dead = (await stored.backlog(found.id, utcnow())).dead
+            dead = await stored.count_dead(filters)
             period = " of the period" if since or until else ""
             owner = await describe_application(database, found.application_id)
-            confirm(
-                f"The dead deliveries{period} of tracker {found.id} ({found.name}) of {owner} are sent again. It has {dead}.", yes
-            )
+            confirm(f"The {dead} dead deliveries{period} of tracker {found.id} ({found.name}) of {owner} are sent again.", yes)
             replayed, last_id = await stored.replay_dead(filters, utcnow())
             while last_id is not None:
                 count, last_id = await stored.replay_dead(filters, utcnow(), last_id)

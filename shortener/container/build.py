@@ -37,6 +37,7 @@ from shortener.delivery.deliveries import Deliveries
 from shortener.delivery.dispatcher import Dispatcher
 from shortener.delivery.fanout import Fanout
 from shortener.delivery.guard import Guard
+from shortener.delivery.replays import Replays
 from shortener.delivery.sample_delivery import MAX_TESTS, TestSlots
 from shortener.delivery.throttle import Throttle
 from shortener.delivery.trackers import Trackers
@@ -310,6 +311,7 @@ def _build_delivery(foundation: Foundation, recorder: Recorder, opened: AsyncExi
     throttle = _throttle(recorder)
     rng = random.Random()  # noqa: S311 - jitter of retries, not a secret
     dispatcher = Dispatcher(database, trackers, sender, ids, clock, settings, rng, throttle)
+    notify_deliveries = notify_everywhere(foundation.notifier, "deliveries", dispatcher.wake_up)
     fanout = Fanout(
         database,
         ids,
@@ -317,9 +319,10 @@ def _build_delivery(foundation: Foundation, recorder: Recorder, opened: AsyncExi
         clock,
         base_url=settings.base_origin,
         throttle=throttle,
-        on_deliveries=notify_everywhere(foundation.notifier, "deliveries", dispatcher.wake_up),
+        on_deliveries=notify_deliveries,
     )
-    return DeliveryParts(trackers, Deliveries(database), sender, TestSlots(test_sender), fanout, dispatcher)
+    replays = Replays(database, ids, clock, notify_deliveries)
+    return DeliveryParts(trackers, Deliveries(database), replays, sender, TestSlots(test_sender), fanout, dispatcher)
 
 
 def _build_gateways(foundation: Foundation, messages: MessageParts, recorder: Recorder, opened: AsyncExitStack) -> GatewayParts:

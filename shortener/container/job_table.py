@@ -32,6 +32,8 @@ ROLLUPS_INTERVAL_SECONDS = 10.0  # Pause of the job that adds counts of an older
 ROLLUPS_MIN_INTERVAL_SECONDS = 0.1  # The pause between two transactions of the roll-up job, so that clicks are not delayed.
 COUNTS_INTERVAL_SECONDS = 1.0  # Pause of the job that adds count deltas to the counts.
 LINK_UPDATES_INTERVAL_SECONDS = 2.0  # Pause of the job that continues updates of many links whose process ended.
+REPLAYS_INTERVAL_SECONDS = 0.5  # Pause of the job that replays dead deliveries.
+REPLAYS_MIN_INTERVAL_SECONDS = 0.05  # The pause between two batches of that job, so that clicks are not delayed.
 DEVICES_INTERVAL_SECONDS = 10.0  # Pause of the job that counts clicks by device and browser.
 EARLY_HITS_INTERVAL_SECONDS = 2.0  # Pause of the job that classifies hits which came before the report that the message was sent.
 ERASURE_REPEATS_INTERVAL_SECONDS = 2.0  # Pause of the job that repeats erasures.
@@ -94,6 +96,15 @@ def build_jobs(
         )
     )
     jobs.add(Job("dispatcher", DELIVERY_INTERVAL_SECONDS, delivery.dispatcher.step, delivery.dispatcher.wake_up))
+    jobs.add(
+        Job(
+            "replays",
+            REPLAYS_INTERVAL_SECONDS,
+            delivery.replays.step,
+            delivery.replays.wake_up,
+            min_interval=REPLAYS_MIN_INTERVAL_SECONDS,
+        )
+    )
     jobs.add(Job("gateways", DELIVERY_INTERVAL_SECONDS, gateways.dispatcher.step, gateways.dispatcher.wake_up))
     jobs.add(Job("garbage", full_collections.INTERVAL_SECONDS, collections.step))
     jobs.add(Job("gateway_links", GATEWAY_LINKS_INTERVAL_SECONDS, gateways.links.step))

@@ -26,6 +26,7 @@ from shortener.conversions.service import Conversions
 from shortener.delivery.deliveries import Deliveries
 from shortener.delivery.dispatcher import Dispatcher
 from shortener.delivery.fanout import Fanout
+from shortener.delivery.replays import Replays
 from shortener.delivery.sample_delivery import TestSlots
 from shortener.delivery.sender import Sender
 from shortener.delivery.trackers import Trackers
@@ -115,6 +116,7 @@ class DeliveryParts:
 
     trackers: Trackers
     deliveries: Deliveries
+    replays: Replays
     sender: Sender
     test_slots: TestSlots
     fanout: Fanout

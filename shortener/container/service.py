@@ -70,6 +70,7 @@ class Service:
         self.status_reader = messages.status_reader
         self.trackers = delivery.trackers
         self.deliveries = delivery.deliveries
+        self.replays = delivery.replays
         self.sender = delivery.sender
         self.test_slots = delivery.test_slots
         self.fanout = delivery.fanout

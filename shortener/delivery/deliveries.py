@@ -5,7 +5,8 @@ examines at most `MAX_WALK_ROWS` deliveries. Such a page can contain fewer deliv
 exists. Counts stop at `MAX_COUNT`.
 
 A replay makes a dead or delivered delivery pending again, with all its attempts. The event id stays the same, and the attempt
-number continues.
+number continues. The API and the command line replay the dead deliveries of a tracker in one call (`Deliveries.replay_dead`), the
+portal by a background job (replays.py). Both use `replay_batch`.
 """
 
 from __future__ import annotations
@@ -81,13 +82,14 @@ class DeliveryAttempt:
 @dataclass(frozen=True, slots=True)
 class DeliveryFilter:
     """The conditions of a list of deliveries. `since` (inclusive) and `until` (exclusive) limit the time at which a delivery was
-    created."""
+    created. `replay_id` selects the deliveries whose latest replay was part of this background replay."""
 
     application_id: int | None = None
     tracker_id: int | None = None
     status: DeliveryStatus | None = None
     since: datetime | None = None
     until: datetime | None = None
+    replay_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,12 +150,16 @@ class Deliveries:
         assert criteria.tracker_id is not None
         count = 0
         while count < MAX_REPLAYED_PER_CALL:
-            ids = await self._database.write(_replay_some, criteria, after, now)
-            count += len(ids)
-            if len(ids) < MAX_REPLAYED_PER_TRANSACTION:
+            batch = await self._database.write(replay_batch, criteria, after, now)
+            count += batch.replayed
+            if batch.is_last:
                 return count, None
-            after = ids[-1]
+            after = batch.last_id
         return count, after
+
+    async def count_dead(self, criteria: DeliveryFilter) -> int:
+        """Return the exact number of dead deliveries of a tracker that match the filter."""
+        return await self._database.read(count_dead, criteria)
 
     async def backlog(self, tracker_id: int, now: datetime) -> DeliveryBacklog:
         """Return how many deliveries of a tracker are pending and dead, and since when the oldest overdue one waits."""
@@ -211,6 +217,8 @@ def _conditions(criteria: DeliveryFilter) -> list[ColumnElement[bool]]:
         found.append(columns.id >= first_id_at(to_ms(criteria.since)))
     if criteria.until is not None:
         found.append(columns.id < first_id_at(to_ms(criteria.until)))
+    if criteria.replay_id is not None:
+        found.append(columns.replay_id == criteria.replay_id)
     return found
 
 
@@ -225,6 +233,8 @@ def _page(connection: Connection, criteria: DeliveryFilter, limit: int, below: i
             pass
         case DeliveryStatus.DEAD if criteria.tracker_id is not None:
             conditions.append(_IS_DEAD)
+        case status if criteria.replay_id is not None:
+            conditions.append(_has(status))
         case status:
             walked = select(deliveries.c.id).where(*conditions).order_by(newest).limit(1).offset(MAX_WALK_ROWS - 1)
             floor = connection.execute(walked).scalar()
@@ -298,17 +308,53 @@ def _recover(connection: Connection, tracker_ids: Collection[int | None], now: d
         connection.execute(update(trackers).where(trackers.c.id.in_(tracker_ids), *plain).values(recovering_at=now))
 
 
-def _replay_some(connection: Connection, criteria: DeliveryFilter, after: int, now: datetime) -> Sequence[int]:
+@dataclass(frozen=True, slots=True)
+class ReplayedBatch:
+    """The result of one transaction of a replay: the number of replayed deliveries, and the id after which the next transaction
+    continues."""
+
+    replayed: int
+    last_id: int
+    is_last: bool
+
+
+def count_dead(connection: Connection, criteria: DeliveryFilter) -> int:
+    """Return the exact number of dead deliveries of a tracker that match the filter. The count reads an index only."""
+    assert criteria.tracker_id is not None
+    statement = select(func.count()).select_from(deliveries).where(*_conditions(criteria), _IS_DEAD)
+    return connection.execute(statement).scalar_one()
+
+
+def replay_batch(
+    connection: Connection,
+    criteria: DeliveryFilter,
+    after: int,
+    now: datetime,
+    *,
+    dead_at: datetime | None = None,
+    replay_id: int | None = None,
+) -> ReplayedBatch:
+    """Replay the next dead deliveries of a tracker with ids above `after`, oldest first, at most MAX_REPLAYED_PER_TRANSACTION.
+
+    If `dead_at` is not None, leave out deliveries that became dead after this time. `replay_id` is the background replay that the
+    deliveries become part of."""
     columns = deliveries.c
-    which = select(columns.id).where(*_conditions(criteria), _IS_DEAD, columns.id > after).order_by(columns.id)
-    ids = connection.execute(which.limit(MAX_REPLAYED_PER_TRANSACTION)).scalars().all()
-    if ids:
-        _restart_attempts(connection, [columns.id.in_(ids), _IS_DEAD], now)
-        _recover(connection, {criteria.tracker_id}, now)
-    return ids
+    conditions = [*_conditions(criteria), _IS_DEAD, columns.id > after]
+    if dead_at is not None:
+        conditions.append(or_(columns.finished_at.is_(None), columns.finished_at <= dead_at))
+    which = select(columns.id).where(*conditions).order_by(columns.id).limit(MAX_REPLAYED_PER_TRANSACTION)
+    ids = connection.execute(which).scalars().all()
+    is_last = len(ids) < MAX_REPLAYED_PER_TRANSACTION
+    if not ids:
+        return ReplayedBatch(0, after, is_last)
+    replayed = _restart_attempts(connection, [columns.id.in_(ids), _IS_DEAD], now, replay_id)
+    _recover(connection, {criteria.tracker_id}, now)
+    return ReplayedBatch(replayed, ids[-1], is_last)
 
 
-def _restart_attempts(connection: Connection, conditions: list[ColumnElement[bool]], now: datetime) -> int:
+def _restart_attempts(
+    connection: Connection, conditions: list[ColumnElement[bool]], now: datetime, replay_id: int | None = None
+) -> int:
     values: dict[Any, Any] = {
         "status": DeliveryStatus.PENDING.value,
         "base_attempt": deliveries.c.attempt,
@@ -319,6 +365,7 @@ def _restart_attempts(connection: Connection, conditions: list[ColumnElement[boo
         "scheduled_at": now,
         "restarted_at": now,
         "held_since": None,
+        "replay_id": replay_id,
     }
     return connection.execute(update(deliveries).where(*conditions).values(values)).rowcount
 

@@ -55,6 +55,8 @@ ACTIONS = {
     "test_delivery_sent": "Test event sent to a tracker",
     "delivery_replayed": "Delivery replayed",
     "deliveries_replayed": "Dead deliveries of a tracker replayed",
+    "replay_started": "Replay of dead deliveries started",
+    "replay_stopped": "Replay of dead deliveries stopped",
 }
 
 

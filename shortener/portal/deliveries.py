@@ -1,14 +1,16 @@
 """/portal/{app}/deliveries and /portal/{app}/deliveries/{id}: the pages that list the deliveries of events to trackers, show the
-attempts of one delivery, and replay deliveries."""
+attempts of one delivery, and replay one delivery. The pages of replays.py replay many."""
 # Tested by tests/portal/test_deliveries.py
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 
 from starlette.responses import Response
 
 from shortener.delivery.deliveries import Delivery, DeliveryFilter, DeliveryPage
+from shortener.delivery.replays import Replay, find_replay, list_replays
 from shortener.delivery.tracker_presenter import delivery_fields
 from shortener.errors import ApiError, ErrorCode
 from shortener.ids import DELIVERY_IDS
@@ -22,6 +24,8 @@ from shortener.reporting.csv_lists import PAGE_ROWS, stream_csv
 from shortener.web.paging import Cursors
 
 ROWS = 50
+#: The page shows the replays that run, and those that ended within this time, at most MAX_REPLAYS.
+RECENT_REPLAYS, MAX_REPLAYS = timedelta(days=1), 20
 CSV_COLUMNS = (
     "delivery_id",
     "tracker_id",
@@ -37,7 +41,7 @@ CSV_COLUMNS = (
     "last_error",
 )
 _STATUS = FilterField("status", "State", {status.api_name: STATES[status][0] for status in DeliveryStatus}, is_common=True)
-FIELDS = (_STATUS, FilterField("tracker", "Id of the tracker", is_common=True))
+FIELDS = (_STATUS, FilterField("tracker", "Id of the tracker", is_common=True), FilterField("replay", "Id of the replay"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +53,9 @@ class DeliveryRows:
 
 
 async def deliveries(visit: Visit) -> Response:
-    """List the deliveries that were created in the period, newest first."""
-    service, criteria = visit.service, _filter(visit)
+    """List the deliveries that were created in the period, or that a replay has replayed, newest first."""
+    service, replay = visit.service, await _replay_of(visit)
+    criteria = _filter(visit, replay)
     if visit.is_csv:
         await service.database.write(visit.audit, "list_exported", "deliveries", after=exported_query(visit))
 
@@ -61,7 +66,6 @@ async def deliveries(visit: Visit) -> Response:
         return csv_download(visit, stream_csv(read, delivery_fields, CSV_COLUMNS), "deliveries")
     cursors = Cursors(service.secret, "portal deliveries")
     page = await service.deliveries.page(criteria, ROWS, cursors.decode(visit.get("cursor")))
-    dead = await _count_dead(visit, criteria)
     return visit.render(
         "deliveries.html",
         title="Deliveries",
@@ -69,10 +73,24 @@ async def deliveries(visit: Visit) -> Response:
         deliveries=[(one, DELIVERY_IDS.encode(one.id)) for one in page.deliveries],
         states=STATES,
         names={tracker.id: tracker.name or f"Tracker {tracker.id}" for tracker in await service.trackers.all(visit.application_id)},
-        dead=dead,
         tracker_id=criteria.tracker_id,
-        replayed=visit.get("replayed"),
+        is_dead=criteria.status is DeliveryStatus.DEAD,
+        replay=replay,
+        replays=[] if replay else await _recent_replays(visit),
     )
+
+
+async def _recent_replays(visit: Visit) -> list[Replay]:
+    """Return the replays of the application that run or ended recently, newest first."""
+    return await visit.service.database.read(list_replays, visit.application_id, visit.now - RECENT_REPLAYS, MAX_REPLAYS)
+
+
+async def _replay_of(visit: Visit) -> Replay | None:
+    """Return the replay whose deliveries the page lists; None if it lists all deliveries. Raise ApiError NOT_FOUND."""
+    public_id = visit.get("replay")
+    if public_id is None:
+        return None
+    return await visit.service.database.read(find_replay, public_id, visit.application_id)
 
 
 def _listing(visit: Visit, page: DeliveryPage, cursors: Cursors) -> Listing:
@@ -81,8 +99,11 @@ def _listing(visit: Visit, page: DeliveryPage, cursors: Cursors) -> Listing:
     return Listing((), cursors.encode(page.next), is_first, FIELDS, chips(visit, FIELDS), values)
 
 
-def _filter(visit: Visit) -> DeliveryFilter:
+def _filter(visit: Visit, replay: Replay | None) -> DeliveryFilter:
+    """Return the filter of the query. The deliveries of a replay are listed independently of the period of the page."""
     status = choice(visit, _STATUS)
+    if replay is not None:
+        return DeliveryFilter(status=None if status is None else DeliveryStatus[status.upper()], replay_id=replay.id)
     since, until = slots_of(visit)
     tracker = visit.get("tracker")
     is_number = tracker is not None and tracker.isascii() and tracker.isdecimal() and len(tracker) <= 9
@@ -93,24 +114,6 @@ def _filter(visit: Visit) -> DeliveryFilter:
         since=since,
         until=until,
     )
-
-
-async def _count_dead(visit: Visit, criteria: DeliveryFilter) -> int:
-    """Return the number of dead deliveries of the chosen tracker, for the button that replays them; 0 if no tracker is chosen."""
-    if not criteria.tracker_id or criteria.status is not DeliveryStatus.DEAD:
-        return 0
-    return (await visit.service.deliveries.backlog(criteria.tracker_id, visit.now)).dead
-
-
-async def replay_dead(visit: Visit) -> Response:
-    """Replay the dead deliveries of a tracker, at most MAX_REPLAYED_PER_CALL at once."""
-    text = visit.form.get("tracker", "")
-    if not (text.isascii() and text.isdecimal() and len(text) <= 9):
-        raise ApiError(ErrorCode.NOT_FOUND)
-    tracker = await visit.service.trackers.get(int(text), visit.application_id)
-    number, _ = await visit.service.deliveries.replay_dead(DeliveryFilter(visit.application_id, tracker.id), visit.now)
-    await visit.service.database.write(visit.audit, "deliveries_replayed", f"tracker {tracker.id}", after={"replayed": number})
-    return visit.redirect(visit.link("deliveries", tracker=tracker.id, replayed=number))
 
 
 async def delivery(visit: Visit) -> Response:
@@ -146,8 +149,7 @@ PAGES = [
     PortalPage(
         "/portal/{app}/deliveries",
         deliveries,
-        replay_dead,
-        Role.SUPPORT,
+        role=Role.SUPPORT,
         csv=True,
         all_applications=False,
         navigation=NavigationItem("Deliveries", "send", 20, "delivery", "d"),

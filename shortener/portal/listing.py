@@ -31,7 +31,7 @@ MAX_EXPORTED_CHARACTERS = 200  # The maximum number of characters of a filter's 
 #: numbers).
 EXPORTED_NAMES = (
     *("period", "since", "until", "tz", "basis", "numbers"),
-    *("campaign", "no_campaign", "to", "country", "destination", "url", "label", "source", "code", "message", "tracker"),
+    *("campaign", "no_campaign", "to", "country", "destination", "url", "label", "source", "code", "message", "tracker", "replay"),
     *("device", "browser", "click_time", "value_in"),
     *("metric", "state", "status", "verdict", "rule", "disposition", "action", "transaction", "warnings", "reason", "operator"),
 )

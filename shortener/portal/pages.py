@@ -35,6 +35,7 @@ MODULES = (
     "overview",
     "privacy",
     "receiver",
+    "replays",
     "search",
     "signin",
     "tracker_editor",

@@ -43,6 +43,7 @@ ENFORCED = (
     Reference(schema.postback_keys.c.application_id, schema.applications),
     Reference(schema.trackers.c.application_id, schema.applications),
     Reference(schema.link_updates.c.application_id, schema.applications),
+    Reference(schema.replays.c.application_id, schema.applications),
 )
 
 VERIFIED = (
@@ -56,6 +57,7 @@ VERIFIED = (
     Reference(schema.conversions.c.message_id, schema.messages),
     Reference(schema.conversion_revisions.c.conversion_id, schema.conversions),
     Reference(schema.deliveries.c.event_id, schema.events),
+    Reference(schema.deliveries.c.replay_id, schema.replays),
     Reference(schema.attempts.c.delivery_id, schema.deliveries),
     Reference(schema.applications.c.gateway_id, schema.gateways),
     Reference(schema.sends.c.id, schema.messages),

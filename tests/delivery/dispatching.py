@@ -5,17 +5,17 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
-from sqlalchemy import Connection, Row
+from sqlalchemy import Connection, Row, insert
 
 from shortener.container import Service
 from shortener.delivery.dispatcher import Dispatcher
 from shortener.delivery.sender import Sender
 from shortener.delivery.throttle import Throttle
 from shortener.errors import StoreUnavailable
-from shortener.model import DeliveryStatus
+from shortener.model import DeliveryStatus, Topic
 from shortener.storage import schema
 from shortener.storage.database import Database
-from tests.conftest import Clock
+from tests.conftest import NOON, Clock
 from tests.factory import rows
 from tests.receiver import Receiver
 
@@ -29,6 +29,30 @@ async def deliver(service: Service) -> None:
     """Create the deliveries of all pending events and attempt all due deliveries once."""
     await service.fanout.flush()
     await service.dispatcher.flush()
+
+
+async def fill(service: Service, tracker: int, status: DeliveryStatus, count: int, **more: Any) -> list[int]:
+    """Insert `count` deliveries of a tracker that have no event, and return their ids."""
+    ids = [service.ids() for _ in range(count)]
+    has_ended = status in (DeliveryStatus.DELIVERED, DeliveryStatus.DEAD)
+    common = {
+        "topic": Topic.CLICK.value,
+        "application_id": 1,
+        "tracker_id": tracker,
+        "lane": f"t{tracker}",
+        "status": status.value,
+        "attempt": 1,
+        "next_at": NOON,
+        "created_at": service.clock(),
+        "finished_at": service.clock() if has_ended else None,
+        **more,
+    }
+
+    def write(connection: Connection) -> None:
+        connection.execute(insert(schema.deliveries), [{"id": number, "event_id": number, **common} for number in ids])
+
+    await service.database.write(write)
+    return ids
 
 
 async def deliveries(service: Service) -> list[Row[Any]]:

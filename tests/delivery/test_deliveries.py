@@ -1,10 +1,8 @@
 """These tests list, read and replay deliveries and count the backlog of a tracker, on both databases."""
 
 from datetime import timedelta
-from typing import Any
 
 import pytest
-from sqlalchemy import Connection, insert
 
 from shortener.accounts.administration import create_application
 from shortener.container import Service
@@ -15,32 +13,11 @@ from shortener.model import DeliveryStatus, Topic
 from shortener.storage import schema
 from tests.conftest import NOON, Clock
 from tests.delivery.conftest import MakeTracker, Story, changes
+from tests.delivery.dispatching import fill
 from tests.factory import rows
 from tests.receiver import Receiver, Reply
 
 PENDING, DELIVERED, DEAD, PARKED = DeliveryStatus.PENDING, DeliveryStatus.DELIVERED, DeliveryStatus.DEAD, DeliveryStatus.PARKED
-
-
-async def fill(service: Service, tracker: int, status: DeliveryStatus, count: int, **more: Any) -> list[int]:
-    """Insert `count` deliveries of a tracker that have no event, and return their ids."""
-    ids = [service.ids() for _ in range(count)]
-    common = {
-        "topic": Topic.CLICK.value,
-        "application_id": 1,
-        "tracker_id": tracker,
-        "lane": f"t{tracker}",
-        "status": status.value,
-        "attempt": 1,
-        "next_at": NOON,
-        "created_at": service.clock(),
-        **more,
-    }
-
-    def write(connection: Connection) -> None:
-        connection.execute(insert(schema.deliveries), [{"id": number, "event_id": number, **common} for number in ids])
-
-    await service.database.write(write)
-    return ids
 
 
 async def ids_of(

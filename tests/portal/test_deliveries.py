@@ -74,7 +74,7 @@ async def test_the_portal_shows_the_attempts_of_a_dead_delivery_and_support_can_
     assert actions[-2:] == ["delivery_replayed", "test_delivery_sent"]
 
 
-async def test_all_dead_deliveries_of_a_tracker_are_replayed_and_their_number_is_in_the_audit_log(
+async def test_the_number_of_dead_deliveries_of_a_tracker_leads_to_its_rows_and_to_their_replay(
     service: Service, sign_in: SignIn, new_browser: NewBrowser, receiver: Receiver
 ) -> None:
     browser, phone = await sign_in(), await new_browser()
@@ -95,9 +95,7 @@ async def test_all_dead_deliveries_of_a_tracker_are_replayed_and_their_number_is
         address = html.unescape(href).replace("deliveries?", "deliveries.csv?").replace("period=365d", EVER)
         exported = await browser.get(address)
         assert len(exported.text.splitlines()) == 1 + 3
-    page = await browser.get(f"/portal/1/deliveries?tracker={number}&status=dead")
-    assert "Replay 3 dead deliveries" in page.text
-    replayed = await browser.post("/portal/1/deliveries", data={"tracker": str(number)})
-    assert "replayed=3" in replayed.headers["location"]
-    assert (await log(service))[-1].after == {"replayed": 3}
-    assert (await browser.post("/portal/1/deliveries", data={"tracker": "77"})).status_code == 404
+    page = await browser.get(f"/portal/1/deliveries?tracker={number}&status=dead&{EVER}")
+    assert f"/portal/1/deliveries/replays/new?{html.escape(EVER)}&amp;tracker={number}" in page.text
+    page = await browser.get(f"/portal/1/deliveries?status=dead&{EVER}")
+    assert "replays/new" not in page.text, "a replay needs a tracker"

@@ -17,9 +17,11 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Engine, event
 
+from shortener.accounts.audit import COMMAND_LINE
 from shortener.cli.demo_traffic import DemoClock, fill, start_of_traffic
 from shortener.container import Service, open_service
-from shortener.ids import encode
+from shortener.delivery.replays import start_replay
+from shortener.ids import REPLAY_IDS, encode
 from shortener.model import Topic
 from shortener.outbox.events import encode_event_id
 from shortener.portal.live_feed import read_rows
@@ -89,7 +91,13 @@ PATHS = (
     "/portal/1/deliveries",
     "/portal/1/deliveries?status=dead",
     "/portal/1/deliveries?tracker={tracker}",
+    "/portal/1/deliveries?tracker={tracker}&status=dead",
+    "/portal/1/deliveries?replay={replay}&status=delivered",
+    "/portal/1/deliveries?replay={replay}&status=dead",
+    "/portal/1/deliveries?replay={replay}&status=pending",
     "/portal/1/deliveries.csv",
+    "/portal/1/deliveries/replays/new?tracker={tracker}",
+    "/portal/1/deliveries/replays/{replay}",
     "/portal/1/receiver",
     "/portal/1/keys",
     "/portal/1/domains",
@@ -174,8 +182,22 @@ async def demo(store_url: str, tmp_path: Path, receiver: Receiver) -> AsyncItera
     await fill(service, clock, credentials.api_key, credentials.tracker_token, messages=40)
     await service.fanout.flush()
     await service.dispatcher.flush()
+    await _replay(service)
     yield service
     await service.close(grace=1)
+
+
+async def _replay(service: Service) -> None:
+    """Make a delivery of the tracker dead, and start a replay."""
+    await service.database.write(
+        lambda connection: (
+            connection.exec_driver_sql(
+                "UPDATE deliveries SET status = 2 WHERE id = (SELECT max(id) FROM deliveries WHERE tracker_id = 1)"
+            )
+            and None
+        )
+    )
+    await start_replay(service.database, 1, 1, None, None, actor=COMMAND_LINE, new_id=service.ids, now=NOON)
 
 
 def _ids(connection: Connection, service: Service) -> dict[str, str]:
@@ -184,6 +206,7 @@ def _ids(connection: Connection, service: Service) -> dict[str, str]:
         "SELECT messages.message_id, links.code, hits.id FROM hits JOIN links ON links.id = hits.link_id"
         " JOIN messages ON messages.id = links.message_id JOIN first_clicks ON first_clicks.id = links.message_id LIMIT 1"
     ).one()
+    (replay_id,) = connection.exec_driver_sql("SELECT id FROM replays").one()
     delivery_id = connection.exec_driver_sql("SELECT delivery_id FROM attempts LIMIT 1").scalar_one()
     event_id, topics = connection.exec_driver_sql("SELECT id, topics FROM events WHERE hit_id IS NOT NULL LIMIT 1").one()
     (topic, *_) = Topic(topics)
@@ -193,6 +216,7 @@ def _ids(connection: Connection, service: Service) -> dict[str, str]:
         "click": service.click_ids.encode(hit_id),
         "delivery": encode(delivery_id),
         "tracker": "1",
+        "replay": REPLAY_IDS.encode(replay_id),
         "event": encode_event_id(event_id, topic),
     }
 

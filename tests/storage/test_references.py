@@ -42,6 +42,7 @@ ROWS: dict[str, dict[str, Any]] = {
         "last_message_id": 0,
         "created_at": NOON,
     },
+    "replays": {"id": 1, "tracker_id": 1, "state": "done", "started_by": "test", "total": 1, "created_at": NOON},
 }
 
 

@@ -28,7 +28,7 @@ from shortener.storage.schema.conversions import (
     refused_conversions,
 )
 from shortener.storage.schema.counts import NOT_ROLLED_UP, count_deltas, count_groups, counts, link_sets, rollups
-from shortener.storage.schema.deliveries import attempts, deliveries, delivery_processes, trackers
+from shortener.storage.schema.deliveries import attempts, deliveries, delivery_processes, replays, trackers
 from shortener.storage.schema.events import OTHER_EVENTS, QUARANTINED, events, events_of, is_event_of_message, is_pending_click
 from shortener.storage.schema.gateways import gateways, send_attempts, sends
 from shortener.storage.schema.hits import OTHER_HITS, hits, hits_dead_letter, other_hits
@@ -113,6 +113,7 @@ __all__ = [
     "prices",
     "processes",
     "refused_conversions",
+    "replays",
     "report_polls",
     "rollups",
     "send_attempts",

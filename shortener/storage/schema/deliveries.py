@@ -93,6 +93,8 @@ deliveries = Table(
     Column("finished_at", Instant),
     Column("last_status", SmallInteger),
     Column("last_error", Text),
+    # The background replay that the latest replay of the delivery was part of.
+    Column("replay_id", BigInteger),
     # The fan-out of an event is one transaction, so it cannot create a delivery twice. This index enforces it.
     Index(
         "deliveries_once",
@@ -107,6 +109,44 @@ deliveries = Table(
     Index("deliveries_dead", "tracker_id", "id", sqlite_where=text("status = 2"), postgresql_where=text("status = 2")),
     Index("deliveries_by_tracker", "tracker_id", "id"),
     Index("deliveries_by_application", "application_id", "id"),
+    Index(
+        "deliveries_of_replay",
+        "replay_id",
+        "status",
+        "id",
+        sqlite_where=text("replay_id IS NOT NULL"),
+        postgresql_where=text("replay_id IS NOT NULL"),
+    ),
+)
+
+#: Replays of the dead deliveries of a tracker, which any process performs in batches (delivery/replays.py). `since` and `until`
+#: limit the time at which the deliveries were created.
+replays = Table(
+    "replays",
+    metadata,
+    Column("id", RowId, primary_key=True, autoincrement=False),
+    Column("application_id", Integer, nullable=False),
+    Column("tracker_id", Integer, nullable=False),
+    Column("since", Instant),
+    Column("until", Instant),
+    Column("state", Text, nullable=False),  # The state of the replay: running, done or stopped.
+    Column("stop_reason", Text),  # The value of replays.StopReason of a stopped replay.
+    Column("started_by", Text, nullable=False),
+    Column("stopped_by", Text),
+    Column("total", BigInteger, nullable=False),  # The number of deliveries to replay, counted when the replay was started.
+    Column("replayed", BigInteger, nullable=False, server_default="0"),
+    Column("cursor", BigInteger, nullable=False, server_default="0"),  # The id of the last delivery that was processed.
+    Column("created_at", Instant, nullable=False),
+    Column("finished_at", Instant),
+    Index("replays_by_application", "application_id", "id"),
+    # A tracker has at most one running replay.
+    Index(
+        "replays_running",
+        "tracker_id",
+        unique=True,
+        sqlite_where=text("state = 'running'"),
+        postgresql_where=text("state = 'running'"),
+    ),
 )
 
 #: The processes that deliver, with the time when each last reported itself as running (delivery/processes.py).

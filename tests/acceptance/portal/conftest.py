@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
+import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -35,9 +37,18 @@ def demo_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("portal")
     with ThreadPoolExecutor(1) as executor:  # The library of the browser runs an event loop in this separate thread.
         executor.submit(lambda: asyncio.run(fill_installation(folder, messages=120))).result()
+    _add_replay(folder)
     server = start(folder)
     yield server
     server.kill()
+
+
+def _add_replay(folder: Path) -> None:
+    """Add a replay with the id 1 that was stopped, because a running one would change the data."""
+    values = "1, 1, 3, 'stopped', 'operator', 'Ada', 'Ada', 12, 5, 9, 1790000000000, 1790000060000"
+    columns = "id, application_id, tracker_id, state, stop_reason, started_by, stopped_by, total, replayed, cursor, created_at"
+    with contextlib.closing(sqlite3.connect(folder / "shortener.db")) as database, database:
+        database.execute(f"INSERT INTO replays ({columns}, finished_at) VALUES ({values})")
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.acceptance.endpoint import Endpoint
 from tests.acceptance.portal.browser import PASSWORD, Chromium, Visitor, accept_invitation
 from tests.acceptance.portal.shots import start
 from tests.acceptance.process import PHONE, Server
@@ -156,3 +157,36 @@ def test_an_admin_creates_a_message_and_sees_its_click_on_the_live_page_without_
         visit.page.wait_for_selector("h1:has-text('Message to')")
         assert visit.page.locator("ol.timeline h3:has-text('First click')").count() == 1
         assert visit.problems == []
+
+
+def test_support_replays_dead_deliveries_and_sees_their_outcomes_without_a_reload(browser: Chromium, empty_server: Server) -> None:
+    endpoint = Endpoint()
+    endpoint.answers = [400] * 3
+    tracker = {"url": f"{endpoint.url}/events", "events": ["click"], "name": "shop", "max_attempts": 1, "with_suspected": True}
+    with empty_server.api() as client:
+        created = client.post("/api/v1/trackers", json=tracker).json()
+        for number in range(3):
+            message = {"to": "+4915123456789", "body": f'Your order: #track("https://shop.example/{number}")'}
+            code = client.post("/api/v1/rewrite", json=message).json()["messages"][0]["links"][0]["code"]
+            opened = httpx.get(f"{empty_server.base}/{code}", headers={"User-Agent": PHONE}, trust_env=False, timeout=PATIENCE)
+            assert opened.status_code == 302
+        endpoint.wait(3)
+        deadline = time.monotonic() + PATIENCE
+        while client.get(f"/api/v1/trackers/{created['tracker_id']}").json()["health"]["dead"] < 3:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    support = accept_invitation(browser, empty_server, "Rita", "support", 1)
+    with browser.page(state=support, width=390) as visit:
+        visit.open(f"{empty_server.base}/portal/1/deliveries?tracker={created['tracker_id']}&status=dead")
+        visit.page.click("a:has-text('Replay all dead deliveries')")
+        assert visit.page.locator("main h2 a[data-figure=dead]").get_attribute("data-value") == "3"
+        visit.page.click("button:has-text('Replay 3 deliveries')")
+        visit.page.wait_for_selector("a[data-figure=delivered][data-value='3']")
+        assert "3 of 3 queued again" in visit.page.locator("#progress").inner_text()
+        visit.page.wait_for_selector("#progress:not([hx-get])")
+        assert visit.page.locator("button:has-text('Stop')").count() == 0
+        assert visit.problems == []
+    arrived = endpoint.wait(6)
+    ids = [request.headers["webhook-id"] for request in arrived]
+    assert sorted(ids[:3]) == sorted(ids[3:]), "the event ids stay the same"
+    endpoint.close()

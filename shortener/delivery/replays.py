@@ -1,0 +1,332 @@
+"""Background replays: a job replays the dead deliveries of a tracker, and people follow it and can stop it.
+
+A replay is a row in the database. It is created with the exact number of its deliveries (`total`). Any process performs it in
+batches. One transaction replays a batch and stores how far the replay is, under a lock on the row. So a process that ends in the
+middle of a batch leaves nothing behind, another process continues with the next batch, and no delivery is replayed twice by one
+replay. A delivery that becomes dead after the replay was created is not part of it.
+
+At most about MAX_UNATTEMPTED replayed deliveries wait for their first attempt. The other deliveries stay dead until then, so a stop
+takes effect at once: nothing further is replayed, and what was replayed is still sent.
+
+A tracker has at most one running replay. A replay stops by itself if its tracker is deleted or disabled, or if the application is
+disabled, because nothing is sent then.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Row, func, insert, literal_column, or_, select, update
+from sqlalchemy.exc import IntegrityError
+
+from shortener.accounts.audit import Actor, record
+from shortener.delivery.deliveries import DeliveryFilter, count_dead, replay_batch
+from shortener.delivery.tracker_queries import require_tracker
+from shortener.errors import ApiError, ErrorCode
+from shortener.ids import REPLAY_IDS
+from shortener.jobs import WakeUp
+from shortener.model import Clock, DeliveryStatus
+from shortener.storage.database import Database, is_unique_violation
+from shortener.storage.schema import applications, deliveries, replays, trackers
+
+#: No further batch is replayed while this number of deliveries of a replay waits for the first attempt after the replay.
+MAX_UNATTEMPTED = 1000
+RUNNING, DONE, STOPPED = "running", "done", "stopped"
+#: The actor of a replay that stops by itself.
+JOB = Actor(name="background job")
+
+# The SQL statement contains the state as a literal, because a database cannot use a partial index for a parameter.
+_IS_RUNNING = replays.c.state == literal_column(f"'{RUNNING}'")
+_IS_PENDING = deliveries.c.status == literal_column(str(DeliveryStatus.PENDING.value))
+
+
+class StopReason(enum.StrEnum):
+    """The reason for which a replay was stopped. The database contains the value."""
+
+    OPERATOR = "operator"
+    TRACKER_DELETED = "tracker_deleted"
+    TRACKER_DISABLED = "tracker_disabled"
+    APPLICATION_DISABLED = "application_disabled"
+
+    @property
+    def text(self) -> str:
+        """The reason as a part of a sentence."""
+        return _REASONS[self]
+
+
+_REASONS = {
+    StopReason.OPERATOR: "an operator stopped it",
+    StopReason.TRACKER_DELETED: "the tracker is deleted",
+    StopReason.TRACKER_DISABLED: "the tracker is disabled",
+    StopReason.APPLICATION_DISABLED: "the application is disabled",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """A background replay. `since` and `until` limit the time at which its deliveries were created.
+
+    `replayed` of `total` deliveries are pending again. `stop_reason` is set if the replay was stopped."""
+
+    id: int
+    application_id: int
+    tracker_id: int
+    since: datetime | None
+    until: datetime | None
+    state: str
+    stop_reason: StopReason | None
+    started_by: str
+    stopped_by: str | None
+    total: int
+    replayed: int
+    created_at: datetime
+    finished_at: datetime | None
+
+    @property
+    def public_id(self) -> str:
+        """The id of the replay in URLs and in the audit log."""
+        return REPLAY_IDS.encode(self.id)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether further deliveries will be replayed."""
+        return self.state == RUNNING
+
+    @property
+    def left(self) -> int:
+        """The number of deliveries that are not replayed."""
+        return self.total - self.replayed
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayOutcomes:
+    """What became of the deliveries of a replay. `waiting` deliveries are pending. `moved` deliveries were replayed again later, or
+    the purge deleted them."""
+
+    waiting: int
+    delivered: int
+    dead: int
+    moved: int
+
+
+def create_replay(
+    connection: Connection,
+    application_id: int,
+    tracker_id: int,
+    since: datetime | None,
+    until: datetime | None,
+    *,
+    actor: Actor,
+    new_id: Callable[[], int],
+    now: datetime,
+) -> Replay:
+    """Create a replay of the dead deliveries of a tracker, add it to the audit log, and return it.
+
+    Raise ApiError NOT_FOUND if the tracker does not exist, or CONFLICT if it has a running replay, if nothing would be sent, or if
+    no delivery is dead."""
+    require_tracker(connection, tracker_id, application_id)
+    running = find_running(connection, tracker_id)
+    if running is not None:
+        raise _is_running_already(running)
+    reason = find_obstacle(connection, tracker_id)
+    if reason is not None:
+        raise ApiError(ErrorCode.CONFLICT, f"Nothing would be sent, because {reason.text}. Enable it first.")
+    total = count_dead(connection, DeliveryFilter(tracker_id=tracker_id, since=since, until=until))
+    if not total:
+        raise ApiError(ErrorCode.CONFLICT, "No delivery of this tracker and this period is dead.")
+    values = {
+        "id": new_id(),
+        "application_id": application_id,
+        "tracker_id": tracker_id,
+        "since": since,
+        "until": until,
+        "state": RUNNING,
+        "started_by": actor.name,
+        "total": total,
+        "created_at": now,
+    }
+    row = connection.execute(insert(replays).values(values).returning(replays)).one()
+    replay = _replay_from_row(row)
+    period = {"since": since, "until": until}
+    after = {"total": total} | {name: at.isoformat() for name, at in period.items() if at is not None}
+    _record(connection, new_id(), now, actor, "replay_started", replay, after)
+    return replay
+
+
+async def start_replay(
+    database: Database,
+    application_id: int,
+    tracker_id: int,
+    since: datetime | None,
+    until: datetime | None,
+    *,
+    actor: Actor,
+    new_id: Callable[[], int],
+    now: datetime,
+) -> Replay:
+    """Create a replay in a transaction of its own. Raise the errors of `create_replay`, also if another process creates a replay of
+    the same tracker at the same time."""
+    try:
+        return await database.write(create_replay, application_id, tracker_id, since, until, actor=actor, new_id=new_id, now=now)
+    except IntegrityError as error:
+        if not is_unique_violation(error):
+            raise
+        running = await database.read(find_running, tracker_id)
+        if running is None:  # It has already ended.
+            raise ApiError(ErrorCode.CONFLICT, "Another replay of this tracker was started at the same time.") from None
+        raise _is_running_already(running) from None
+
+
+def _is_running_already(replay: Replay) -> ApiError:
+    text = f"A replay of this tracker is running: {replay.replayed:,} of {replay.total:,} deliveries. Wait for its end, or stop it."
+    return ApiError(ErrorCode.CONFLICT, text, fields={"replay_id": replay.public_id})
+
+
+def find_replay(connection: Connection, public_id: str, application_id: int) -> Replay:
+    """Return a replay of an application. Raise ApiError NOT_FOUND if it does not exist."""
+    statement = select(replays).where(replays.c.id == (REPLAY_IDS.decode(public_id) or 0))
+    row = connection.execute(statement.where(replays.c.application_id == application_id)).first()
+    if row is None:
+        raise ApiError(ErrorCode.NOT_FOUND, "There is no replay with this id.")
+    return _replay_from_row(row)
+
+
+def find_running(connection: Connection, tracker_id: int) -> Replay | None:
+    """Return the running replay of a tracker, or None."""
+    row = connection.execute(select(replays).where(replays.c.tracker_id == tracker_id, _IS_RUNNING)).first()
+    return None if row is None else _replay_from_row(row)
+
+
+def list_replays(connection: Connection, application_id: int, ended_after: datetime, limit: int) -> list[Replay]:
+    """Return the replays of an application that are running or ended after a time, newest first."""
+    is_recent = or_(_IS_RUNNING, replays.c.finished_at > ended_after)
+    statement = select(replays).where(replays.c.application_id == application_id, is_recent)
+    return [_replay_from_row(row) for row in connection.execute(statement.order_by(replays.c.id.desc()).limit(limit))]
+
+
+def find_obstacle(connection: Connection, tracker_id: int) -> StopReason | None:
+    """Return the reason why nothing would be sent to a tracker; None if deliveries are sent."""
+    statement = select(trackers.c.enabled, applications.c.disabled_at)
+    joined = statement.join(applications, applications.c.id == trackers.c.application_id)
+    row = connection.execute(joined.where(trackers.c.id == tracker_id)).first()
+    if row is None:
+        return StopReason.TRACKER_DELETED
+    if row.disabled_at is not None:
+        return StopReason.APPLICATION_DISABLED
+    return None if row.enabled else StopReason.TRACKER_DISABLED
+
+
+def count_outcomes(connection: Connection, replay: Replay) -> ReplayOutcomes:
+    """Return what became of the deliveries that a replay has replayed. The count reads an index only."""
+    statement = select(deliveries.c.status, func.count()).where(deliveries.c.replay_id == replay.id).group_by(deliveries.c.status)
+    numbers: dict[int, int] = {row[0]: row[1] for row in connection.execute(statement)}
+    waiting, delivered, dead = (
+        numbers.get(status.value, 0) for status in (DeliveryStatus.PENDING, DeliveryStatus.DELIVERED, DeliveryStatus.DEAD)
+    )
+    return ReplayOutcomes(waiting, delivered, dead, replay.replayed - waiting - delivered - dead)
+
+
+def stop_replay(
+    connection: Connection,
+    replay: Replay,
+    reason: StopReason,
+    *,
+    actor: Actor,
+    new_id: Callable[[], int],
+    now: datetime,
+) -> bool:
+    """Stop a replay and add this to the audit log. Deliveries that were replayed are still sent. A replay that has ended does not
+    change. Return whether it was running."""
+    values = {"state": STOPPED, "stop_reason": reason.value, "stopped_by": actor.name, "finished_at": now}
+    stopped = connection.execute(
+        update(replays).where(replays.c.id == replay.id, _IS_RUNNING).values(values).returning(replays)
+    ).first()
+    if stopped is None:
+        return False
+    after = {"reason": reason.value, "replayed": stopped.replayed, "total": stopped.total}
+    _record(connection, new_id(), now, actor, "replay_stopped", replay, after)
+    return True
+
+
+def _record(
+    connection: Connection, row_id: int, now: datetime, actor: Actor, action: str, replay: Replay, after: dict[str, Any]
+) -> None:
+    """Add a row about a replay to the audit log."""
+    subject = f"tracker {replay.tracker_id}, replay {replay.public_id}"
+    record(connection, row_id, now, actor, action, subject, application_id=replay.application_id, after=after)
+
+
+def _replay_from_row(row: Row[Any]) -> Replay:
+    names = [name for name in Replay.__dataclass_fields__ if name != "stop_reason"]
+    reason = None if row.stop_reason is None else StopReason(row.stop_reason)
+    return Replay(stop_reason=reason, **{name: getattr(row, name) for name in names})
+
+
+class Replays:
+    """The job that performs the replays. It calls `on_deliveries` after each run that replayed deliveries."""
+
+    def __init__(
+        self, database: Database, new_id: Callable[[], int], clock: Clock, on_deliveries: Callable[[], None] = lambda: None
+    ) -> None:
+        self._database = database
+        self._new_id = new_id
+        self._clock = clock
+        self._on_deliveries = on_deliveries
+        self.wake_up = WakeUp()
+
+    async def step(self) -> int:
+        """Perform one batch of each running replay. Return the number of replayed deliveries."""
+        replayed = 0
+        for replay_id in await self._database.read(_running_ids):
+            replayed += await self._database.write(self._perform_batch, replay_id)
+        if replayed:
+            self._on_deliveries()
+        return replayed
+
+    def _perform_batch(self, connection: Connection, replay_id: int) -> int:
+        """Replay the next deliveries of a replay. Return their number; 0 if another process performs a batch of this replay."""
+        # SQLite executes one transaction at a time and needs no lock.
+        claimed = select(replays).where(replays.c.id == replay_id, _IS_RUNNING).with_for_update(skip_locked=True)
+        row = connection.execute(claimed).first()
+        if row is None:
+            return 0
+        now = self._clock()
+        reason = find_obstacle(connection, row.tracker_id)
+        if reason is not None:
+            stop_replay(connection, _replay_from_row(row), reason, actor=JOB, new_id=self._new_id, now=now)
+            return 0
+        if _count_unattempted(connection, replay_id) >= MAX_UNATTEMPTED:
+            return 0
+        criteria = DeliveryFilter(tracker_id=row.tracker_id, since=row.since, until=row.until)
+        batch = replay_batch(connection, criteria, row.cursor, now, dead_at=row.created_at, replay_id=replay_id)
+        replayed = row.replayed + batch.replayed
+        # An attempt that failed before the replay was created may be recorded after it, so the count can have missed it.
+        values: dict[str, Any] = {"replayed": replayed, "cursor": batch.last_id, "total": max(row.total, replayed)}
+        if batch.is_last:
+            values |= {"state": DONE, "finished_at": now}
+        connection.execute(update(replays).where(replays.c.id == replay_id).values(values))
+        return batch.replayed
+
+
+def _running_ids(connection: Connection) -> list[int]:
+    return list(connection.scalars(select(replays.c.id).where(_IS_RUNNING).order_by(replays.c.id)))
+
+
+def _count_unattempted(connection: Connection, replay_id: int) -> int:
+    """Return how many deliveries of a replay wait for their first attempt after the replay, at most MAX_UNATTEMPTED.
+
+    The deliveries with the highest ids were replayed last and are sent last, so only those are examined."""
+    columns = deliveries.c
+    newest = (
+        select(columns.attempt, columns.base_attempt)
+        .where(columns.replay_id == replay_id, _IS_PENDING)
+        .order_by(columns.id.desc())
+        .limit(MAX_UNATTEMPTED)
+        .subquery()
+    )
+    statement = select(func.count()).select_from(newest).where(newest.c.attempt == newest.c.base_attempt)
+    return connection.execute(statement).scalar_one()

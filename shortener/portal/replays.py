@@ -1,0 +1,154 @@
+"""/portal/{app}/deliveries/replays/new and /portal/{app}/deliveries/replays/{id}: the pages that replay the dead deliveries of a
+tracker. The first one shows how many deliveries that concerns before it starts. The second one shows the progress and can stop it.
+
+A background job performs the replay (delivery/replays.py), so it continues when the page is closed. htmx loads the progress at
+intervals; without scripts, reload the page.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection
+from starlette.responses import Response
+
+from shortener.delivery.deliveries import DeliveryFilter, count_dead
+from shortener.delivery.replays import (
+    Replay,
+    ReplayOutcomes,
+    StopReason,
+    count_outcomes,
+    find_obstacle,
+    find_replay,
+    find_running,
+    start_replay,
+    stop_replay,
+)
+from shortener.delivery.trackers import Tracker
+from shortener.errors import ApiError, ErrorCode
+from shortener.portal.listing import slots_of
+from shortener.portal.operators import Role
+from shortener.portal.page import PortalPage, Visit
+from shortener.storage.types import to_ms
+
+PATH = "deliveries/replays"
+#: htmx loads the progress again after this number of seconds. The counts of a replay of more than MANY deliveries take longer.
+REFRESH_SECONDS, SLOW_REFRESH_SECONDS, MANY = 2, 10, 100_000
+
+#: The label and the kind of badge that the pages show for each state of a replay.
+STATES = {"running": ("Running", "accent"), "done": ("Finished", "good"), "stopped": ("Stopped", "warn")}
+
+
+async def confirm(visit: Visit) -> Response:
+    """Show how many dead deliveries of a tracker a replay would send again."""
+    return await _confirm(visit, None)
+
+
+async def start(visit: Visit) -> Response:
+    """Start a replay of the dead deliveries of a tracker."""
+    tracker = await _tracker(visit)
+    since, until = slots_of(visit)
+    service = visit.service
+    try:
+        replay = await start_replay(
+            service.database,
+            visit.application_id,
+            tracker.id,
+            since,
+            until,
+            actor=visit.actor,
+            new_id=service.ids,
+            now=visit.now,
+        )
+    except ApiError as error:
+        if error.code is not ErrorCode.CONFLICT:
+            raise
+        return await _confirm(visit, error)
+    service.replays.wake_up.notify()
+    return visit.redirect(visit.link(f"{PATH}/{replay.public_id}"))
+
+
+async def _confirm(visit: Visit, error: ApiError | None) -> Response:
+    tracker = await _tracker(visit)
+    since, until = slots_of(visit)
+    criteria = DeliveryFilter(tracker_id=tracker.id, since=since, until=until)
+
+    def read(connection: Connection) -> tuple[int, Replay | None, StopReason | None]:
+        return count_dead(connection, criteria), find_running(connection, tracker.id), find_obstacle(connection, tracker.id)
+
+    total, running, obstacle = await visit.service.database.read(read)
+    rate = _rate(visit, tracker)
+    return visit.render(
+        "replay_new.html",
+        200 if error is None else error.code.http_status,
+        title="Replay dead deliveries",
+        tracker=tracker,
+        since=since,
+        until=until,
+        total=total,
+        running=running,
+        obstacle=obstacle,
+        rate=rate,
+        seconds=total / rate,
+        error=error,
+    )
+
+
+def _rate(visit: Visit, tracker: Tracker) -> float:
+    """Return the maximum number of replayed deliveries per second that the tracker gets."""
+    limit = tracker.pace.limit(to_ms(visit.now))
+    recovery = visit.service.settings.delivery_recovery_rate
+    return recovery if limit is None else min(limit, recovery)
+
+
+async def progress(visit: Visit) -> Response:
+    """Show the progress of a replay. htmx requests only the part with the numbers, until there is nothing more to expect."""
+
+    def read(connection: Connection) -> tuple[Replay, ReplayOutcomes]:
+        found = find_replay(connection, visit.path["id"], visit.application_id)
+        return found, count_outcomes(connection, found)
+
+    replay, outcomes = await visit.service.database.read(read)
+    phase = f"{replay.state} {'waiting' if outcomes.waiting else 'complete'}"
+    if visit.is_fragment and visit.get("phase") != phase:
+        # The other parts of the page depend on the phase too, so htmx loads the whole page.
+        return visit.redirect(visit.here(phase=None))
+    trackers = {one.id: one for one in await visit.service.trackers.all(visit.application_id)}
+    tracker = trackers.get(replay.tracker_id)
+    is_sent = tracker is not None and tracker.enabled and visit.application is not None and not visit.application.disabled
+    return visit.render(
+        "replay_progress.html" if visit.is_fragment else "replay.html",
+        title="Replay of dead deliveries",
+        replay=replay,
+        outcomes=outcomes,
+        tracker=tracker,
+        waiting_status="pending" if is_sent else "parked",
+        phase=phase,
+        changes=replay.is_running or outcomes.waiting > 0,
+        refresh=REFRESH_SECONDS if replay.total <= MANY else SLOW_REFRESH_SECONDS,
+        states=STATES,
+    )
+
+
+async def stop(visit: Visit) -> Response:
+    """Stop a replay. If it has ended, nothing changes."""
+    service = visit.service
+
+    def write(connection: Connection) -> None:
+        found = find_replay(connection, visit.path["id"], visit.application_id)
+        stop_replay(connection, found, StopReason.OPERATOR, actor=visit.actor, new_id=service.ids, now=visit.now)
+
+    await service.database.write(write)
+    return visit.redirect(visit.link(f"{PATH}/{visit.path['id']}"))
+
+
+async def _tracker(visit: Visit) -> Tracker:
+    """Return the tracker in the query. Raise ApiError NOT_FOUND if there is none."""
+    text = visit.get("tracker") or ""
+    if not (text.isascii() and text.isdecimal() and len(text) <= 9):
+        raise ApiError(ErrorCode.NOT_FOUND, "There is no such tracker.")
+    return await visit.service.trackers.get(int(text), visit.application_id)
+
+
+PAGES = [
+    PortalPage("/portal/{app}/deliveries/replays/new", confirm, start, Role.SUPPORT, all_applications=False),
+    PortalPage("/portal/{app}/deliveries/replays/{id}", progress, stop, Role.SUPPORT, all_applications=False),
+]
