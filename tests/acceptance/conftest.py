@@ -1,4 +1,4 @@
-"""Fixtures that start real `shortener` processes. Their folders are on the disk, because the tests examine durability."""
+"""Fixtures that start real `shortener` processes, which store their data on the disk, because the tests examine durability."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def tmp_path() -> Iterator[Path]:
 
 @pytest.fixture
 def server(tmp_path: Path, sqlite_template: Path) -> Iterator[Server]:
-    """A server on its first start. Its database has the schema, because the migrations take as long as the start."""
+    """A server on its first start. Its database already has the schema, because migrations would double the time of the start."""
     create_installation(tmp_path / "data", sqlite_template)
     (tmp_path / "data" / "shortener.db").chmod(0o600)
     yield from serving(tmp_path)
@@ -45,7 +45,7 @@ def nodes(postgres_server: PostgresProcess, redis_server: RedisProcess, tmp_path
 
 @pytest.fixture
 def nodes_without_redis(postgresql: str, tmp_path: Path) -> Iterator[Nodes]:
-    """Nodes on the session's PostgreSQL server, without Redis."""
+    """Nodes without Redis, on the PostgreSQL server that all tests share."""
     nodes = Nodes(tmp_path, asyncio.run(new_postgresql_database(postgresql, None)))
     yield nodes
     nodes.close()

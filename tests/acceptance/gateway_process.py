@@ -1,6 +1,6 @@
 """A gateway in a separate process, which tests kill. It appends the reference of each message to a file and accepts the message.
 
-Run it with `python -m tests.acceptance.gateway_process PORT FILE`. A line is in the file before the response is sent.
+Run it with `python -m tests.acceptance.gateway_process PORT FILE`. It writes the reference before it sends the response.
 """
 
 from __future__ import annotations

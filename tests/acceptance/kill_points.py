@@ -1,7 +1,7 @@
-"""A point at which a server process kills itself with SIGKILL: in a chosen transaction, before or after its commit.
+"""Kill points: a server process kills itself with SIGKILL in a chosen transaction, before or after the commit.
 
-`environment` returns the variables of a process that can be killed. Python imports the file `sitecustomize.py` of the folder at its
-start, which calls `install`. The process dies when the file `armed` contains the name of one of its transactions: see `arm`.
+`environment` writes a file `sitecustomize.py` into a folder. Python imports this file at the start of the process, and the file
+calls `install`. The process kills itself in the transaction whose name is in the file `armed` of the same folder: see `arm`.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 def arm(folder: Path, transaction: str, point: str) -> None:
-    """Kill the process in its next transaction with this name that writes (see `name_of`)."""
+    """Let the process kill itself at `point` of its next writing transaction with the name `transaction` (see `name_of`)."""
     assert point in POINTS
     (folder / "new").write_text(f"{transaction}:{point}")
     (folder / "new").rename(folder / "armed")
 
 
 def name_of(transact: Any) -> str:
-    """Return the name of a transaction. A batch has the name of the function that writes its items."""
+    """Return the name of the function that executes a transaction. For a batch, it is the function that writes the items."""
     function = getattr(transact, "func", transact)
     handler = getattr(getattr(function, "__self__", None), "_handler", None)
     apply = getattr(handler, "_apply", None) or getattr(handler, "apply", None) or function
@@ -45,7 +45,7 @@ def name_of(transact: Any) -> str:
 
 
 def install() -> None:
-    """Wrap the transactions of both engines in this process."""
+    """Replace the method `write` of both database engines by one that can kill this process."""
     from shortener.storage.postgres import PostgresDatabase
     from shortener.storage.sqlite import SqliteDatabase
 
@@ -96,7 +96,7 @@ def _killing(write: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _statements:
-    """Call `count` with each statement of a connection."""
+    """A context in which `count` is called with each SQL statement of a connection."""
 
     def __init__(self, connection: Any, count: Callable[[str], None]) -> None:
         self._connection, self._count = connection, count

@@ -48,8 +48,8 @@ class Acknowledged:
     conversions: dict[str, str] = field(default_factory=dict)  # the message_id by transaction_id
     uncertain_conversions: set[str] = field(default_factory=set)
     delivered: set[str] = field(default_factory=set)  # messages with an accepted delivery report
-    destinations: dict[str, set[str]] = field(default_factory=dict)  # the possible destinations of changed links, by code
-    settings: dict[str, set[Any]] = field(default_factory=dict)  # the possible values of changed settings
+    destinations: dict[str, set[str]] = field(default_factory=dict)  # destinations that a changed link may have, by code
+    settings: dict[str, set[Any]] = field(default_factory=dict)  # values that a changed setting may have
     statuses: Counter[tuple[str, int]] = field(default_factory=Counter)  # responses by kind of request and status
 
 
@@ -120,7 +120,7 @@ class MixedLoad:
             "body": 'see #track("https://x.example/first")',
             "campaign": f"campaign {number % 3}",
         }
-        for _ in range(3):  # A pipeline repeats a request without a response; the message ids make that safe.
+        for _ in range(3):  # a client may repeat a request with the same message ids, if no response arrived
             reply = await self._send(session, "rewrite", "POST", "/api/v1/rewrite", json=body, headers=self._api)
             if reply is not None and reply[0] == 200:
                 for message in reply[1]["messages"]:

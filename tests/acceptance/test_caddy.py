@@ -1,4 +1,4 @@
-"""A real Caddy with config/Caddyfile as the reverse proxy of two nodes. Skipped if Caddy is not installed.
+"""Tests of a real Caddy with config/Caddyfile as the reverse proxy of two nodes. They are skipped if Caddy is not installed.
 
 The tests change only the addresses of the nodes and the ports, and let Caddy sign its certificates itself.
 """
@@ -141,7 +141,7 @@ def pair(postgresql: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @pytest.fixture
 def nodes(pair: Nodes) -> Nodes:
-    """Return the two nodes, after starting again each node that an earlier test stopped."""
+    """Start again each node that an earlier test stopped. Return the two nodes."""
     if CADDY is None:
         pytest.skip("there is no caddy on this machine")
     if not pair.servers:
@@ -174,7 +174,7 @@ def test_caddy_accepts_the_syntax_and_the_format_of_the_caddyfile(tmp_path: Path
     assert not [line for line in log.read_text().splitlines() if line.startswith(("+", "-"))]
 
 
-def test_caddy_closes_idle_connections_to_a_node_before_the_node_does() -> None:
+def test_caddy_closes_idle_connections_to_a_node_before_the_node_closes_them() -> None:
     node: int = uvicorn_config(None, Settings()).timeout_keep_alive
     assert node == 5
     assert "keepalive 3s\n" in CADDYFILE.read_text()
@@ -307,7 +307,9 @@ async def test_caddy_tries_another_node_if_one_node_is_unreachable(nodes: Nodes,
         gone.close()
 
 
-async def test_a_killed_or_stopped_node_causes_no_client_errors(nodes: Nodes, caddy: Caddy) -> None:
+async def test_every_click_is_redirected_although_one_of_two_nodes_behind_caddy_is_killed_or_stopped(
+    nodes: Nodes, caddy: Caddy
+) -> None:
     one, two = nodes.servers
     codes = [message["links"][0]["code"] for message in nodes.rewrite(20)]
     answers, done, base = Answers(), asyncio.Event(), str(caddy.url(""))
@@ -330,7 +332,7 @@ async def test_a_killed_or_stopped_node_causes_no_client_errors(nodes: Nodes, ca
             while not done.is_set():
                 async with session.post(caddy.url("/api/v1/rewrite"), json={"to": "+14085550100", "body": "no link"}) as answer:
                     rewritten.append(answer.status)
-                await asyncio.sleep(0.01)  # the pause between two requests of a small sender
+                await asyncio.sleep(0.01)  # the pause between two requests of the application
 
         async with asyncio.TaskGroup() as tasks:
             for number in range(8):
@@ -349,8 +351,8 @@ async def test_a_killed_or_stopped_node_causes_no_client_errors(nodes: Nodes, ca
             await more(50)
             done.set()
     assert set(answers.statuses) == {302}
-    # 502 would mean that a request was interrupted. 503 means that no node was ready in time, which can happen on a busy machine:
-    # Caddy before 2.7.5 retries only GET requests.
+    # The status 502 would mean that a rewrite was interrupted. The status 503 means that no node was ready in time. That can happen
+    # on a busy machine, because Caddy before 2.7.5 retries only GET requests.
     assert 200 in rewritten
     assert set(rewritten) <= {200, 503}
     (told,) = await nodes.query("SELECT count(*) AS hits FROM hits")

@@ -114,7 +114,7 @@ def test_the_python_client_raises_errors_of_the_service_as_exceptions_with_detai
         assert conflict.value.error_code == "MESSAGE_ID_CONFLICT"
 
 
-def test_the_python_client_sends_a_message_through_the_gateway_of_the_application(server: Server) -> None:
+def test_the_send_method_of_the_python_client_stores_messages_and_warns_if_the_application_has_no_gateway(server: Server) -> None:
     with client_of(server) as client:
         outcome = client.send(to=[TO, "+14085550101"], message=TEXT, sender_id="18775550100", campaign="sent")
         assert (outcome.accepted, outcome.is_sent) == (2, False)  # the application has no gateway
@@ -167,7 +167,7 @@ def test_a_call_of_the_python_client_succeeds_although_the_service_was_killed_an
         again = client.rewrite(to=TO, body=TEXT, message_id="m-1")
         restart.join()
         assert again.links == first.links
-        # The id of the text with long URLs was not stored, so the pipeline can register the message with this id later.
+        # The service has not stored the message with long URLs, so a later rewrite can use the same message id.
         assert client.rewrite(to=TO, body=TEXT, message_id=long.message_id).message_id == long.message_id
 
 

@@ -131,7 +131,7 @@ def test_the_tracker_url_in_each_conversion_guide_receives_the_conversion(server
 
 
 @pytest.mark.parametrize("network", SEQUENCES)
-def test_the_documented_postback_sequence_of_a_network_creates_one_conversion_with_correct_sums(
+def test_the_documented_postback_sequence_of_a_network_creates_one_conversion_with_three_revisions(
     server: Server, endpoint: Endpoint, network: str
 ) -> None:
     message = rewrite(server, body="Hello", campaign=network)
@@ -153,7 +153,7 @@ def test_the_documented_postback_sequence_of_a_network_creates_one_conversion_wi
     assert server.command("verify")["drift"] == []
 
 
-def test_fifty_concurrent_postbacks_of_one_transaction_are_all_stored_as_revisions(server: Server) -> None:
+def test_fifty_concurrent_postbacks_with_two_statuses_create_one_conversion_with_two_revisions(server: Server) -> None:
     message = rewrite(server, body="Hello")
 
     def send(number: int) -> int:

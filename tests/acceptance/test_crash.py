@@ -86,7 +86,7 @@ def test_a_delivery_attempt_that_kill_9_interrupted_is_repeated_after_its_lease_
         (attempt, lease) = connection.execute("SELECT attempt, lease_until FROM deliveries").fetchone()
         assert attempt == 1
         assert lease > ends + 30_000, "it outlasts the deadline"
-        with connection:  # set the end of the lease closer, so that the test does not wait for the whole lease
+        with connection:  # shorten the lease, so that the test does not wait for its whole duration
             connection.execute("UPDATE deliveries SET lease_until = ?, next_at = ?", (ends, ends))
     endpoint.slow = {}
     server.start()

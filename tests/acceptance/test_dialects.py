@@ -1,4 +1,4 @@
-"""Complete sequences of calls in the formats of Syniverse, Infobip, Xoxzo and 23 Telecom, over HTTP.
+"""Tests of complete sequences of calls in the formats of Syniverse, Infobip, Xoxzo and 23 Telecom, over HTTP.
 
 The tests share one server and use a separate application for each system. `test_seeds.py` tests the documented examples.
 """
@@ -54,7 +54,7 @@ class Customer:
 
 
 def until(true: Callable[[], bool]) -> None:
-    """Wait until `true()` is true. Servers need up to half a second to load a new application."""
+    """Wait until `true()` returns True. Servers need up to half a second to load a new application."""
     deadline = time.monotonic() + PATIENCE
     while not true():
         assert time.monotonic() < deadline
@@ -89,7 +89,9 @@ SAMPLE = {
 }
 
 
-def test_syniverse_a_message_of_a_channel_gets_a_clickthru_event_and_a_reply(server: Server, endpoint: Endpoint) -> None:
+def test_syniverse_three_clicks_create_one_clickthru_event_and_a_repeated_reply_creates_one_conversion_event(
+    server: Server, endpoint: Endpoint
+) -> None:
     customer = Customer(server, "syniverse", "--company-id", "92")
     customer.track(url=f"{endpoint.url}/webhook", events=["state", "conversion"], format="scg")
     request = {
@@ -132,7 +134,7 @@ def test_syniverse_a_message_of_a_channel_gets_a_clickthru_event_and_a_reply(ser
 # This test uses the format of Infobip.
 
 
-def test_infobip_an_advanced_message_with_an_ended_process_appears_in_the_conversion_rate(
+def test_infobip_the_conversion_rate_of_two_messages_is_one_half_after_a_conversion_of_one_message(
     server: Server, endpoint: Endpoint
 ) -> None:
     customer = Customer(server, "infobip")

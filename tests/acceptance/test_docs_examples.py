@@ -110,7 +110,7 @@ def ids_of(name: str, body: dict[str, Any]) -> dict[str, str]:
 
 
 def more_ids(client: httpx.Client) -> dict[str, str]:
-    """Create the objects that examples use and no example creates. Return their ids."""
+    """Create the objects that the examples use but do not create. Return the ids of these objects."""
     key = client.post("/api/v1/keys", json={"name": "other"}).json()
     gateway = client.post("/api/v1/gateways", json={"name": "test", "kind": "simulator"}).json()
     assert gateway["status"] is True, gateway

@@ -1,4 +1,4 @@
-"""The page /docs in a browser: search, links and the forms that send requests, under its Content-Security-Policy."""
+"""Tests of the page /docs in a browser: search, links and the forms that send requests, under its Content-Security-Policy."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Two nodes on a PostgreSQL primary with a synchronous standby: the primary fails under load, and the standby is promoted.
 
 Clicks and rewrites go on all the time. Clients must see 302 (or 200) and 503 only, and each acknowledged click and link must be in
-the new primary. The first primary hangs, like a machine that lost its network, and the second one is killed. PROVE_FAILOVERS sets
-the number of failovers in a row. The test then also runs without Redis and with Patroni, and prints the pauses that
-docs/guides/failover.md states.
+the new primary. The first primary hangs, like a machine that lost its network, and the second one is killed. The environment
+variable PROVE_FAILOVERS sets the number of failovers in a row. If it is above 2, the test also runs without Redis and with Patroni,
+and prints the pauses that docs/guides/failover.md states.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tests.patroni import is_installed as patroni_is_installed
 from tests.postgresql_cluster import PROGRAMS, PrimaryAndStandby
 from tests.servers import PATIENCE, RedisProcess
 
-FAULTS = ("freeze", "kill", "kill", "freeze")  # With each fault, each of the two hosts of DATABASE_URL is the primary once.
+FAULTS = ("freeze", "kill", "kill", "freeze")  # each of the two hosts of DATABASE_URL freezes once and is killed once
 FAILOVERS = int(os.environ.get("PROVE_FAILOVERS", "2"))
 
 
@@ -37,7 +37,7 @@ FAILOVERS = int(os.environ.get("PROVE_FAILOVERS", "2"))
 def databases(request: pytest.FixtureRequest) -> Iterator[PrimaryAndStandby | PatroniPair]:
     if request.param == "Patroni" and not patroni_is_installed():
         pytest.skip("SKIPPED: Patroni is not installed (apt-get install patroni etcd-server python3-etcd)")
-    # Debian's Patroni knows the versions of PostgreSQL until its own release.
+    # Debian's Patroni does not support versions of PostgreSQL that are newer than itself, so it gets the oldest installed version.
     pair = PatroniPair(PROGRAMS[min(PROGRAMS)]) if request.param == "Patroni" else PrimaryAndStandby(PROGRAMS[max(PROGRAMS)])
     yield pair
     pair.close()
@@ -85,7 +85,7 @@ class Pipeline:
             await task
 
     async def stored_after(self, moment: float) -> float:
-        """Wait for the first link that is acknowledged after a given time. Return the time of the link."""
+        """Wait until a link is acknowledged after the time `moment`. Return the time of its acknowledgement."""
         async with asyncio.timeout(PATIENCE):
             while not (later := [at for at in self.stored_at[-50:] if at > moment]):
                 await asyncio.sleep(0.02)
@@ -117,7 +117,7 @@ def test_no_acknowledged_click_or_link_is_lost_when_the_primary_fails_and_the_st
         stored = await pipeline.stored_after(promoted)
         promotions.append(promoted - failed)
         pauses[fault].append(stored - promoted)
-        # The kill stands for an operator who makes sure that the old primary is off.
+        # This kill simulates an operator who switches the old primary off.
         await asyncio.to_thread(databases.standby.kill)
         before = answers.statuses.total()
         await waiting(lambda: answers.statuses.total() > before + 200)

@@ -1,4 +1,4 @@
-"""Faults of PostgreSQL, Redis and the disk while clicks arrive. The tests stop, freeze, kill, empty or fill real servers.
+"""Tests of faults of PostgreSQL, Redis and the disk while clicks arrive. The tests stop, freeze, kill, empty or fill real servers.
 
 Each test requires that redirects still work, that each redirected click is counted once, that a request without a result gets
 503 with Retry-After, and that the service recovers by itself after the fault.
@@ -29,7 +29,7 @@ from tests.receiver import Request
 from tests.servers import PATIENCE, PostgresProcess, Proxy, RedisProcess
 
 OUTAGE = float(os.environ.get("PROVE_OUTAGE", "3"))  # duration of a fault in seconds; `make prove` sets 60
-NO_MORE = 0.050  # increase of the p90 latency of a redirect in seconds, beside a factor for a busy machine
+NO_MORE = 0.050  # seconds by which the p90 latency may exceed twice the latency without a fault
 
 
 def try_rewrite(server: Server) -> httpx.Response:
@@ -138,7 +138,8 @@ def test_after_an_outage_of_postgresql_under_load_every_click_is_stored_and_coun
     assert {row["code"]: row["hits"] for row in rows} == load.answers.redirected, "none lost, none twice"
     assert len(rows) == 200
     assert {(row["firsts"], row["events"]) for row in rows} == {(1, 1)}, "one first click and one CLICKTHRU for each message"
-    # Some first clicks were recorded without the spool: of two nodes, the first commit records the first click.
+    # The links `codes[:50]` were first clicked before the outages, without the spool. If two nodes record clicks at the same time,
+    # the click that is committed first is the first click, even if the other one is earlier.
     late = [row["code"] for row in rows if row["clicked_at"] != row["earliest"] and row["code"] not in codes[:50]]
     assert late == [], "the earliest click of an outage is the first"
     # An attempt whose outcome could not be stored is repeated with the same event id.
@@ -293,7 +294,7 @@ def test_no_node_redirects_an_erased_or_disabled_link_from_its_cache(nodes: Node
     wait_until(lambda: {get(two, erased).status_code, get(two, off).status_code} == {410}, "and it does")
 
 
-# Faults of the file of an SQLite database.
+# The following tests cause faults of the file of an SQLite database.
 
 
 @pytest.fixture
@@ -321,7 +322,7 @@ def counts(server: Server) -> dict[str, int]:
 
 @contextlib.contextmanager
 def takes_no_byte(server: Server) -> Iterator[None]:
-    """Limit the file size of the process, so that it cannot write any more data."""
+    """Set the maximum file size of the process to 1 byte, so that the process cannot write any data to its files."""
     assert server.process is not None
     limits = resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE)
     resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (1, limits[1]))

@@ -1,4 +1,4 @@
-"""A flood of hits while neither the database nor Redis responds: each hit gets its response in time, and memory stays bounded."""
+"""A flood of hits while neither the database nor Redis responds: each hit gets its response in time, and memory use is limited."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from tests.document_blocks import ROOT
 from tests.servers import PATIENCE, free_port
 
 SENDS = int(os.environ.get("PROVE_SENDS", "1000"))
-#: A message without an outcome is claimed again after its lease, which lasts for the time limit of an attempt and ten seconds.
+#: A message without an outcome is claimed again after its lease. A lease lasts ten seconds longer than GATEWAY_TIMEOUT.
 TIMEOUT = {"GATEWAY_TIMEOUT": "1", "GATEWAY_SCHEDULE": "0.5,1,2,2,2", "GATEWAY_ATTEMPTS": "40", "GATEWAY_SLOTS_PER_GATEWAY": "8"}
 
 

@@ -1,8 +1,7 @@
-"""Generators make clients from the OpenAPI document that rewrite a text and read an error.
+"""Tests that generate clients from the OpenAPI document. Each generated client rewrites a text and reads an error.
 
-They follow docs/guides/generate-clients.md, whose code blocks run unchanged, except for the address and the key. Node and a
-registry
-of its packages are required for TypeScript; without them the tests are skipped.
+The code blocks of docs/guides/generate-clients.md run unchanged, except for the address and the key. The tests of TypeScript
+clients are skipped if Node is not installed or npm cannot download the generators.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ def run(*command: str | Path, folder: Path) -> str:
 
 
 def code_block(language: str, text: str, server: Server) -> str:
-    """Return the code block of the guide that contains `text`, with the address of the server."""
+    """Return the code block of the guide that contains `text`, and replace its address by that of the test server."""
     blocks = re.findall(rf"^```{language}\n(.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL)
     (block,) = [block for block in blocks if text in block]
     return str(block).replace("http://127.0.0.1:8000", server.base)

@@ -1,6 +1,7 @@
 """Requests that try to slow down or block a real server must not delay the clicks of other clients.
 
-`make prove` opens 2,000 connections. Times are compared with the same clicks on the quiet server, because the machine may be busy.
+`make prove` opens 2,000 connections. The tests compare the times of clicks during an attack with their times on the same
+server without an attack, because the machine may be busy.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ BODY_BYTES = 8 * 1024 * 1024 - 4096
 QUIET_SECONDS = 2.0
 #: Maximum duration of a click during a hostile request. The requirement is 0.1 s on a machine that does nothing else.
 MAX_WAIT_SECONDS = 0.1
-MACHINE_FACTOR = 5  # allowance for a machine that runs other programs too
+MACHINE_FACTOR = 5  # clicks may take this many times longer, because the machine may run other programs
 MAX_GROWTH_BYTES = 100 * 1024 * 1024
 
 

@@ -1,4 +1,4 @@
-"""The built wheel in an empty virtual environment: the client is installed without the parts of the server."""
+"""Tests of the built wheel in an empty virtual environment: the client is installed without the parts of the server."""
 
 from __future__ import annotations
 

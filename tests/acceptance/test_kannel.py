@@ -1,4 +1,4 @@
-"""Messages through a real Kannel: bearerbox, smsbox and its fake SMSC. Without the Debian packages the tests are skipped."""
+"""Tests of messages through a real Kannel: bearerbox, smsbox and its fake SMSC. Without its Debian packages they are skipped."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.servers import PATIENCE, free_port
 
 FAKE_SMSC = Path("/usr/lib/kannel/test/fakesmsc")
 BEARERBOX, SMSBOX = (shutil.which(name, path="/usr/sbin:/usr/bin:/usr/local/sbin") for name in ("bearerbox", "smsbox"))
-#: Kannel's SMPP server. Kannel itself is only a client of SMPP servers, and Debian has no package of this server.
+#: The SMPP server of the Kannel project. It may be missing, because Debian has no package of it.
 OPENSMPPBOX = shutil.which("opensmppbox")
 pytestmark = pytest.mark.skipif(
     not (BEARERBOX and SMSBOX and FAKE_SMSC.exists()),

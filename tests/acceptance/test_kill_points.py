@@ -34,7 +34,7 @@ TRANSACTIONS = (
     *("Dispatcher._write_cycle", "GatewayDispatcher._write_cycle", "update.<locals>.write", "_delete_batch", "fold"),
 )
 ALL = list(itertools.product(TRANSACTIONS, kill_points.POINTS)) if os.environ.get("PROVE_KILL_POINTS") == "all" else None
-#: No hit gets its response before it is stored: such a hit would be lost by `kill -9`, as the documents state.
+#: With this long deadline, each hit is stored before its response. `kill -9` may lose a hit that got its response earlier.
 NO_EARLY_RESPONSE = {"HIT_DEADLINE": "20"}
 SENDS = 5
 
@@ -53,7 +53,7 @@ def server(points: Path, tmp_path: Path) -> Iterator[Server]:
 
 
 class Killer:
-    """Kills a server at kill points and starts it again. `sent`: the acknowledged messages for the gateway."""
+    """Kills a server at kill points and starts it again. `sent`: ids of the messages that the server accepted for the gateway."""
 
     def __init__(self, server: Server, points: Path, url: str, query: Query) -> None:
         self._server = server
@@ -87,11 +87,11 @@ class Killer:
             self.sent += [message["message_id"] for message in response.json()["messages"]]
 
     def _add_old_messages(self) -> None:
-        """Add messages for the purge, as soon as the earlier ones are deleted."""
+        """Wait until the purge has deleted the earlier old messages. Then add new ones for the next purge."""
         deadline = time.monotonic() + PATIENCE
         while self._query("SELECT 1 AS one FROM messages WHERE message_id LIKE 'old %' LIMIT 1"):
             if self._server.process is None or self._server.process.poll() is not None:
-                return  # the test has killed the purge of the earlier messages
+                return  # the server has already died in the purge of the earlier messages
             assert time.monotonic() < deadline, "old messages are not deleted"
             time.sleep(0.05)  # the pause between two checks
         add_old_messages(self._url)

@@ -1,4 +1,4 @@
-"""`shortener listen` with a real server: it prints each request and whether its signature is valid."""
+"""Test of `shortener listen` with a real server: it prints each request and whether its signature is valid."""
 
 import contextlib
 import socket

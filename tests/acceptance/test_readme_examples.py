@@ -24,7 +24,7 @@ RUNNERS = {
 
 
 def first_message(language: str) -> str:
-    """Return the block of a language in the section about the same message."""
+    """Return the code block in a language from the section "The same message in your language" of README.md."""
     section = (ROOT / "README.md").read_text().partition("## The same message in your language")[2]
     block = re.search(rf"^```{language}\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
     assert block is not None, language

@@ -1,4 +1,4 @@
-"""A rolling upgrade: nodes of the previous release continue to work after the database is migrated to the new schema.
+"""Test of a rolling upgrade: nodes of the previous release continue to work after the database is migrated to the new schema.
 
 Migrations only expand the schema. The next release may remove old columns, because no node of the previous release runs then.
 """
@@ -20,7 +20,7 @@ from tests.acceptance.process import Server
 from tests.servers import PATIENCE, RedisProcess
 
 ROOT = Path(__file__).parents[2]
-#: The newest commit of the previous release. A release sets this to its own last commit.
+#: The last commit of the previous release. After each release, replace it by the last commit of that release.
 PREVIOUS_RELEASE = "57899ee"
 
 

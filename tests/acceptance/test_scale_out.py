@@ -41,7 +41,7 @@ def test_concurrent_first_clicks_on_two_nodes_create_one_clickthru_event_per_mes
         assert client.post("/api/v1/trackers", json=tracker).status_code in (200, 201)
     messages = nodes.rewrite(LINKS)
     codes = [message["links"][0]["code"] for message in messages]
-    # The clicks on one link follow each other, and half of them go to each node, so that the nodes compete for the first click.
+    # Consecutive clicks on a link alternate between the two nodes, so that both nodes try to record the first click.
     clicks = [(number % 2, code) for code in codes for number in range(CLICKS)]
     answers: Answers = asyncio.run(click_all([one.base, two.base], clicks))
     assert answers.statuses == {302: LINKS * CLICKS}
@@ -131,7 +131,7 @@ def test_workers_of_one_serve_command_share_its_port_are_replaced_and_stop_toget
     assert told["events"] == 50
 
 
-def test_if_no_worker_can_start_serve_exits_with_an_error_of_one_line(nodes: Nodes, tmp_path: Path) -> None:
+def test_the_serve_command_exits_with_an_error_and_no_traceback_if_no_worker_can_start(nodes: Nodes, tmp_path: Path) -> None:
     environment = nodes.environment("nowhere", DATABASE_URL=f"postgresql://nobody@/none?host={tmp_path}")
     done = subprocess.run(
         [sys.executable, "-m", "shortener", "serve", "--workers", "2", "--port", str(free_port())],
@@ -194,7 +194,7 @@ def switch_application(server: Server, code: str, enabled: bool) -> None:
 
 
 @pytest.mark.parametrize("switch", [switch_link, switch_host, switch_domain, switch_application])
-def test_a_disabled_link_takes_effect_on_every_node_within_a_second(
+def test_disabling_a_link_host_domain_or_application_takes_effect_on_every_node_within_a_second(
     nodes: Nodes, pair: tuple[Server, Server], switch: Callable[[Server, str, bool], None]
 ) -> None:
     one, two = pair
@@ -241,7 +241,7 @@ def test_nodes_with_different_clocks_use_the_clock_of_the_database(nodes: Nodes,
     nodes.deliver(**slow)
     assert [round(metrics(server)["shortener_clock_offset_seconds"] / 600) for server in (one, two)] == [1, -1]
     with one.api() as client:
-        endpoint.slow["/"] = 1.0  # long enough for a node with a fast clock to look for expired leases
+        endpoint.slow["/"] = 1.0  # during this response, the node with the fast clock looks for expired leases
         tracker = {"name": "mine", "url": endpoint.url, "events": ["state"], "format": "scg"}
         assert client.post("/api/v1/trackers", json=tracker).status_code == 201
     codes = [message["links"][0]["code"] for message in nodes.rewrite(24)]

@@ -1,4 +1,4 @@
-"""Messages to a real SMSC over SMPP: the server of the npm package `smpp`. Without Node and npm the tests are skipped.
+"""Tests of messages to a real SMSC over SMPP: the server of the npm package `smpp`. Without Node and npm they are skipped.
 
 PROVE_SENDS is the number of messages in the test with kill -9 (default: 1,000).
 """
@@ -140,7 +140,7 @@ def test_a_message_is_sent_to_the_smsc_over_smpp_and_its_delivery_receipt_is_rec
     assert (submits[0]["to"], submits[0]["from"]) == ("14085550100", "Brand")
 
 
-def test_a_throttled_message_is_repeated_a_rejected_one_fails_and_one_on_a_dropped_connection_is_doubtful(
+def test_an_smpp_message_is_repeated_if_throttled_fails_if_rejected_and_is_doubtful_if_the_connection_drops(
     server: Server, smsc: NodeSmsc
 ) -> None:
     add_gateway(server, f"smpp://127.0.0.1:{smsc.port}")
@@ -158,7 +158,7 @@ def test_a_throttled_message_is_repeated_a_rejected_one_fails_and_one_on_a_dropp
     assert gateway["health"]["breaker"] == "closed"
 
 
-def test_with_the_option_on_doubt_hold_a_message_is_held_if_the_smpp_connection_drops_during_its_submission(
+def test_a_doubtful_message_is_held_and_not_repeated_if_the_gateway_has_the_option_on_doubt_hold(
     server: Server, smsc: NodeSmsc
 ) -> None:
     add_gateway(server, f"smpp://127.0.0.1:{smsc.port}", "--on-doubt", "hold")

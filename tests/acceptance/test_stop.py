@@ -1,4 +1,4 @@
-"""SIGTERM stops a process within ten seconds, even if a dependency hangs. No delivery is lost, leased or sent twice."""
+"""SIGTERM stops a process within ten seconds, even if a dependency hangs. Afterwards no delivery is lost, leased or sent twice."""
 
 import asyncio
 import contextlib
@@ -20,7 +20,7 @@ from tests.conftest import new_postgresql_database
 from tests.servers import PATIENCE, PostgresProcess
 
 WITHIN = 10.0
-#: More seconds that a busy machine may need to end processes. Exit code 0 shows that no time limit ended one.
+#: Additional seconds for a busy machine. A process that hangs and has to be killed has another exit code than 0.
 MARGIN = 10.0
 
 
@@ -49,10 +49,10 @@ def click_a_new_message(server: Server) -> None:
 
 
 def wait_until_all_know_each_other(nodes: Nodes, count: int) -> None:
-    """Wait until `count` processes send deliveries and each process has counted the others.
+    """Wait until each of `count` processes that send deliveries has counted all others.
 
-    A process counts when it writes its heartbeat. Each one has counted all of them after it has written a heartbeat later
-    than the first heartbeat of the last one."""
+    A process counts the processes with a heartbeat whenever it writes its own heartbeat. Therefore the wait ends when each process
+    has written one more heartbeat after all processes have written their first."""
 
     def heartbeats() -> dict[int, Any]:
         rows = asyncio.run(nodes.query("SELECT id, seen_at FROM delivery_processes"))
@@ -153,7 +153,7 @@ def test_serve_and_deliver_processes_stop_in_time_and_leave_no_leased_delivery(n
     with server.client(**{"User-Agent": PHONE, "Host": "go.example"}) as client:
         assert {client.get(f"/{code}").status_code for code in codes} == {302}
     endpoint.wait(6)
-    time.sleep(1)  # in this time, a process that exceeds its share would send a seventh event
+    time.sleep(1)  # a process that exceeds its share of the tracker's six slots would send a seventh event
     assert len(endpoint.arrived) == 6, "three processes share the tracker's slots out"
     with begun_request(server), ThreadPoolExecutor(1) as apart:
         began = time.monotonic()
@@ -186,7 +186,7 @@ def test_a_frozen_database_does_not_delay_the_stop_of_the_server(
     endpoint.wait(1)
     postgres_server.freeze()
     with ThreadPoolExecutor(12) as apart:
-        for _ in range(6):  # requests that write to the database wait for it
+        for _ in range(6):  # these requests write to the frozen database, so they wait
             apart.submit(click_once, server, code)
             apart.submit(rewrite_once, server)
         with server.client() as probe:

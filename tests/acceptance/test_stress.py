@@ -27,7 +27,7 @@ Fault = Callable[[], Awaitable[None]]
 
 
 async def run_load(load: MixedLoad, faults: list[Fault]) -> None:
-    """Run the load, and begin the faults one after the other at equal distances."""
+    """Run the load, and begin the faults one after the other at equal intervals."""
     pause = SECONDS / (len(faults) + 1)
     async with load.running():
         for fault in faults:
@@ -43,7 +43,7 @@ async def restart(server: Server) -> None:
 
 @pytest.fixture
 def server(tmp_path: Any) -> Iterator[Server]:
-    # No hit gets its response before it is stored: such a hit would be lost by `kill -9`, as the documents state.
+    # With this long deadline, each hit is stored before its response. `kill -9` may lose a hit that got its response earlier.
     yield from serving(tmp_path, HIT_DEADLINE="20", BASE_URL="http://go.example", **SETTINGS)
 
 

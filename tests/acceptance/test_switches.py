@@ -1,4 +1,4 @@
-"""Kill switches on two real nodes that share PostgreSQL and Redis."""
+"""Tests of kill switches and of changes of sent links, on two real nodes that share PostgreSQL and Redis."""
 
 from __future__ import annotations
 

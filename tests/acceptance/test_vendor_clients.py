@@ -46,7 +46,7 @@ SEND = {"to": ["+447911123456"], "message": f'#track("https://shop.example/") {T
 
 @pytest.fixture(scope="module")
 def clients(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
-    """The folder of each client of PACKAGES. All are installed at the same time, because each waits for the network."""
+    """The folder of each client of PACKAGES. pip installs the clients in parallel, because it mostly waits for the network."""
     top = tmp_path_factory.mktemp("clients")
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile", "--disable-pip-version-check"]
     started = {

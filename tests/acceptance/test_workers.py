@@ -1,4 +1,4 @@
-"""Signals to the processes of `serve --workers`: to the parent process and to its workers."""
+"""Tests of signals to the processes of `serve --workers`: to the parent process and to its workers."""
 
 from __future__ import annotations
 

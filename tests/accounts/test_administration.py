@@ -128,7 +128,7 @@ async def test_hit_policies_contain_the_applications_with_a_tracker_that_receive
         ({"events": ["click"]}, {1}),
         ({"with_suspected": False}, set()),
         ({"with_suspected": True}, {1}),
-        # Deliveries to a disabled tracker continue when it is enabled again, so its application still counts.
+        # A disabled tracker receives suspected hits after it is enabled again, so the policies still contain its application.
         ({"enabled": False}, {1}),
     ):
         await service.trackers.update(tracker.id, changes(**changed))

@@ -18,7 +18,7 @@ from shortener.storage.database import Database
 
 
 class SlowDatabase:
-    """A database whose first read ends only when the test permits it. This read returns the data of its start."""
+    """A database whose first read ends only when the test permits it, and returns the data of the time when the read began."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -35,7 +35,7 @@ class SlowDatabase:
 
 async def test_a_directory_refresh_that_ends_late_does_not_restore_older_accounts(service: Service) -> None:
     database = SlowDatabase(service.database)
-    directory = Directory(database)  # type: ignore[arg-type]  # it only reads
+    directory = Directory(database)  # type: ignore[arg-type]  # the directory calls only the method `read`
     slow = asyncio.create_task(directory.refresh())
     await database.has_read.wait()
     await service.database.write(update_application, 1, {"disabled": True}, service.clock())

@@ -49,7 +49,7 @@ LOCAL: dict[str, Any] = {"base_url": "http://127.0.0.1:8000", "port": 8000}
         (PUBLIC, "myapp://open", False),
         (PUBLIC, "tel:+14155550100", False),
         (PUBLIC | {"host": "192.168.1.9"}, "http://192.168.1.9:9000/abc", True),
-        (PUBLIC | {"host": "0.0.0.0"}, "http://192.168.1.9:9000/abc", True),  # the service does not listen on this port
+        (PUBLIC | {"host": "0.0.0.0"}, "http://192.168.1.9:9000/abc", True),  # the service listens on all addresses of its machine
         (PUBLIC | {"host": "0.0.0.0"}, "http://8.8.8.8:9000/abc", False),
         (LOCAL, "http://127.0.0.1:8000/abc", True),
         (LOCAL, "http://localhost:8000/abc", True),

@@ -1,4 +1,4 @@
-"""The command `shortener clicks reclassify`, on a database with hits from the previous day."""
+"""Tests of the command `shortener clicks reclassify`, on a database with hits from the previous day."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path

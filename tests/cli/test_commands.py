@@ -1,4 +1,4 @@
-"""Commands of `shortener`, run as processes, with and without a running server."""
+"""Tests of commands of `shortener`, which run as processes, with and without a running server."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_the_demo_command_prints_every_step_from_the_rewrite_to_the_conversion_o
     assert "/postback?phone=%2B14085550100&status=approved&cost=0.0095" in received[3]["text"]
 
 
-def test_the_verify_command_reports_a_wrong_count_and_shows_its_progress_like_the_export_command(server: Server) -> None:
+def test_the_verify_command_reports_a_wrong_count_and_the_commands_verify_and_export_show_their_progress(server: Server) -> None:
     shell = Shell(server.folder / "data")
     with server.api() as client:
         client.post("/api/v1/rewrite", json={"to": "+14085550100", "body": "plain"})

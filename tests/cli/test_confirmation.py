@@ -1,6 +1,6 @@
 """Commands that remove, disable or replace objects print their names, and require a confirmation only at a terminal."""
 
-# Tests of several modules of shortener/cli.
+# This file tests several modules of shortener/cli.
 
 from __future__ import annotations
 

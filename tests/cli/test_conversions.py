@@ -1,4 +1,4 @@
-"""The commands `shortener conversions` and `shortener postback-keys`."""
+"""Tests of the commands `shortener conversions` and `shortener postback-keys`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`shortener doctor`: each check with its remedy, and agreement with the start of a server."""
+"""Tests of `shortener doctor`: each check has a remedy, and an error is reported exactly if a server would not start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`shortener links`, `hosts` and `domains`: changes take effect on a running server within a second."""
+"""Tests of `shortener links`, `hosts` and `domains`: changes take effect on a running server within a second."""
 
 import time
 from pathlib import Path

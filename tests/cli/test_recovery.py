@@ -1,4 +1,4 @@
-"""`shortener backup`, `restore` and `secret adopt`, and commands in a folder without an installation."""
+"""Tests of `shortener backup`, `restore` and `secret adopt`, and commands in a folder without an installation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The start of a server: its port, its first output, and its garbage collector."""
+"""Tests of the start of a server: its port, its first output, and its garbage collector."""
 
 from __future__ import annotations
 
@@ -74,7 +74,9 @@ def test_the_serve_command_fails_if_other_machines_can_reach_the_server_but_base
 
 
 @pytest.mark.acceptance
-def test_the_serve_command_prints_its_address_before_the_first_log_line_and_no_initial_credentials(tmp_path: Path) -> None:
+def test_the_serve_command_prints_its_address_before_the_first_log_line_and_no_credentials_from_the_settings(
+    tmp_path: Path,
+) -> None:
     key, token = "initial-key-0123456789-abcdefghijkl", "initial-token-0123456789-abcdefghijkl"
     (tmp_path / "key").write_text(key + "\n")
     shell = Shell(

@@ -1,4 +1,4 @@
-"""`shortener stats`, `clicks list`, `messages list` and `messages show` on an installation with a few messages."""
+"""Tests of `shortener stats`, `clicks list`, `messages list` and `messages show` on an installation with a few messages."""
 
 from __future__ import annotations
 

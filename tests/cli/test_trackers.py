@@ -1,4 +1,4 @@
-"""`shortener trackers` and `shortener deliveries`, run while a service uses the same database."""
+"""Tests of `shortener trackers` and `shortener deliveries`, which run while a service uses the same database."""
 
 import asyncio
 import re

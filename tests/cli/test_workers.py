@@ -1,4 +1,4 @@
-"""The supervisor of `serve --workers`, with fake worker processes and a fake clock."""
+"""Tests of the supervisor of `serve --workers`, with fake worker processes and a fake clock."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ async def test_a_batch_of_hits_that_is_written_twice_stores_each_hit_once(servic
 
 
 async def test_recording_a_click_does_not_access_the_messages_table(service: Service) -> None:
-    """Clicks arrive in random order, so each click would read and write another page of `messages` (docs/decisions/0013)."""
+    """Because clicks arrive in random order, each would read and write a different page of this table (docs/decisions/0013)."""
     codes = [(await send(service))[0] for _ in range(3)]
     record = record_of(service)
     touched: set[str | None] = set()
@@ -256,7 +256,7 @@ async def test_a_delivery_report_on_a_message_without_clicks_leaves_no_row_in_fi
     assert await rows(service, schema.first_clicks) == []
 
 
-async def test_the_event_of_a_click_that_was_retracted_before_the_fan_out_has_its_original_states(
+async def test_the_event_of_a_click_contains_the_states_at_the_click_even_if_it_is_retracted_before_the_fan_out(
     service: Service, clock: Clock
 ) -> None:
     (code,) = await send(service, message_ids=("m-1",))

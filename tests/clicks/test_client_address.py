@@ -1,4 +1,4 @@
-"""Tests of client addresses: which address is the client's behind proxies, and which part of it is stored."""
+"""Tests of client addresses: which address of a request through proxies is the client address, and which part of it is stored."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ async def test_the_device_counts_contain_clicks_and_no_other_hits(service: Servi
     assert await service.database.read(last_counted_hit) == (await fetch_rows(service, schema.hits))[-1].id
 
 
-async def test_a_click_with_an_id_that_the_device_job_has_already_passed_is_counted_by_device_when_it_is_stored(
+async def test_a_click_that_is_stored_after_the_device_job_has_passed_its_id_is_counted_by_device_at_once(
     service: Service, clock: Clock
 ) -> None:
     (code,) = await create_codes(service)
@@ -96,7 +96,7 @@ async def test_a_click_with_an_id_that_the_device_job_has_already_passed_is_coun
     await assert_counts_match(service)
 
 
-async def test_an_old_click_in_one_batch_with_a_new_click_is_counted_by_device(service: Service, clock: Clock) -> None:
+async def test_an_old_click_in_the_same_batch_as_a_new_click_is_counted_by_device(service: Service, clock: Clock) -> None:
     (code,) = await create_codes(service)
     old = make_hit(service, code, user_agent=DESKTOP)
     clock.forward(seconds=1)
@@ -142,7 +142,7 @@ async def test_several_processes_with_device_jobs_count_each_click_once(
     await assert_counts_match(one)
 
 
-async def test_statistics_contain_device_counts_and_the_verification_checks_them(service: Service, clock: Clock) -> None:
+async def test_statistics_contain_device_counts_and_verify_detects_a_missing_device_count(service: Service, clock: Clock) -> None:
     (code,) = await create_codes(service)
     await record_click(service, code)
     await record_click(service, code, DESKTOP)

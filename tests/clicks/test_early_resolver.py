@@ -1,4 +1,4 @@
-"""The early resolver with a link cache and a database that are slow or do not respond."""
+"""Tests of the early resolver with a link cache and a database that are slow or do not respond."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ async def slow_parts(service: Service) -> tuple[WaitingHit, SlowCache, SlowDatab
 
 
 @pytest.mark.parametrize("first", ["cache", "database"])
-async def test_if_the_link_cache_is_too_slow_a_hit_is_resolved_by_the_cache_or_the_database_that_responds_first(
+async def test_if_the_link_cache_is_slow_the_first_response_of_cache_or_database_resolves_the_hit(
     service: Service, first: str
 ) -> None:
     waiting, cache, database, resolver = await slow_parts(service)

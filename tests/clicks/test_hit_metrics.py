@@ -71,7 +71,8 @@ async def test_the_click_recorder_verdict_corrections_and_the_recount_use_the_sa
                 await service.recorder.record(make_hit(service, code, verdict))
     assert await differences() == []
 
-    clock.forward(minutes=10)  # after this time the device job counts the hits; a correction skips hits that it has not counted yet
+    # After this time the device job counts the hits. A correction skips hits that the device job has not counted.
+    clock.forward(minutes=10)
     await service.devices.catch_up(service.now_ms())
     assert await differences() == []
     opposite = {Verdict.HUMAN: Verdict.SUSPECTED, Verdict.SUSPECTED: Verdict.HUMAN}

@@ -159,7 +159,7 @@ async def out_of_memory(redis_server: RedisProcess) -> None:
 
 
 async def full(redis_server: RedisProcess) -> None:
-    """Leave Redis unchanged, because the test sets the limit of the spool instead."""
+    """Do nothing. The spool is full because its maximum length in this test is 0."""
 
 
 @pytest.mark.parametrize(("trouble", "limit"), [(out_of_memory, 1000), (full, 0)])

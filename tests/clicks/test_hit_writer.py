@@ -84,7 +84,7 @@ async def test_no_hit_that_got_a_503_response_is_stored_even_if_thousands_of_hit
         assert recorder.totals.recorded == 1
 
 
-async def test_the_transaction_of_a_batch_is_rolled_back_if_one_of_its_hits_has_got_503(service: Service) -> None:
+async def test_a_hit_that_gets_503_during_the_transaction_of_its_batch_is_not_stored(service: Service) -> None:
     (code,) = await create_codes(service)
     totals = RecorderTotals()
     refused_during: list[WaitingHit] = []
@@ -117,7 +117,7 @@ async def test_the_transaction_of_a_batch_is_rolled_back_if_one_of_its_hits_has_
         return WaitingHit(make_hit(service, code), asyncio.get_running_loop().create_future(), 0.0)
 
     class Response:
-        """A pending response that the thread of the transaction may set. A future permits this only in the event loop."""
+        """A response that the thread of the transaction may set. A future may only be set in the thread of the event loop."""
 
         def __init__(self) -> None:
             self.is_done = False

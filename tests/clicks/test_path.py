@@ -117,7 +117,7 @@ def test_invisible_and_incomplete_characters_are_ignored_behind_a_code(behind: s
         "/Ab3xK9Qr" + "." * 100_000 + "x",
     ],
 )
-def test_a_path_of_any_other_form_contains_no_code(path: str) -> None:
+def test_a_path_that_does_not_have_the_form_of_a_short_link_contains_no_code(path: str) -> None:
     assert code_of(path) is None
     assert code_of(path.encode(errors="surrogatepass")) is None
 
@@ -138,7 +138,7 @@ def test_a_path_of_any_other_form_contains_no_code(path: str) -> None:
         ("/" + "a/" * 100 + "Ab3xK9Qr", None),
     ],
 )
-def test_a_code_behind_a_prefix_is_the_last_segment_of_the_path(path: str, found: tuple[str, str] | None) -> None:
+def test_a_path_with_a_prefix_contains_a_code_only_in_its_last_segment(path: str, found: tuple[str, str] | None) -> None:
     assert code_behind_prefix(path) == code_behind_prefix(path.encode()) == found
 
 

@@ -155,7 +155,7 @@ async def test_a_spool_entry_that_is_not_a_hit_becomes_a_dead_letter(
     ]
 
 
-# The database rejects the first value. The second value is too large for the encoder of spool entries.
+# The database rejects a hit without a rule. The encoder of spool entries rejects the time 2**70, which is too large.
 @pytest.mark.parametrize("fault", [{"rule": None}, {"at": 2**70}])
 async def test_a_spooled_hit_that_the_database_rejects_becomes_a_dead_letter_and_the_other_hits_are_stored(
     service: Service, node: Node, redis_server: RedisProcess, fault: dict[str, Any]

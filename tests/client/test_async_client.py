@@ -68,7 +68,7 @@ def rewrite(call: Call, base: str, **arguments: Any) -> Any:
     return call(base, **{"to": "+14085550100", "body": TEXT, **arguments})
 
 
-def test_the_async_client_returns_the_text_and_the_links_of_a_rewrite(call: Call) -> None:
+def test_the_client_returns_the_text_and_the_links_of_a_rewrite(call: Call) -> None:
     with scripted(accepted()) as server:
         text = rewrite(call, server.base, from_="Shop", campaign="autumn")
     assert isinstance(text, RewrittenText)
@@ -81,7 +81,7 @@ def test_the_async_client_returns_the_text_and_the_links_of_a_rewrite(call: Call
     assert len(request.headers["idempotency-key"]) == 22
 
 
-def test_the_async_client_returns_a_list_of_texts_for_a_list_of_recipients(call: Call) -> None:
+def test_the_client_returns_a_list_of_texts_for_a_list_of_recipients(call: Call) -> None:
     with scripted(accepted(rewritten("+1"), rewritten("+2"))) as server:
         texts = rewrite(call, server.base, to=["+1", "+2"])
     assert [text.to for text in texts] == ["+1", "+2"]
@@ -186,7 +186,7 @@ def test_a_redirect_or_an_html_page_instead_of_json_raises_an_unexpected_respons
             rewrite(call, server.base)
 
 
-def test_bulk_rewrites_report_their_progress_and_keep_the_order(call: Call) -> None:
+def test_a_bulk_rewrite_reports_its_progress_and_returns_the_texts_in_the_order_of_the_messages(call: Call) -> None:
     progress: list[tuple[int, int]] = []
     chunks = [accepted(rewritten("+1"), rewritten("+2")), accepted(rewritten("+3"))]
     with scripted(*chunks) as server:

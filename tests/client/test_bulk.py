@@ -66,7 +66,7 @@ def test_the_chunks_of_a_message_have_the_same_request_id_and_different_message_
     assert first["message_request_id"] == second["message_request_id"]
 
 
-def test_the_idempotency_key_of_a_chunk_depends_only_on_the_key_of_the_bulk_call_and_the_recipients() -> None:
+def test_the_idempotency_key_of_a_chunk_contains_the_key_of_the_bulk_call_and_the_positions_of_its_recipients() -> None:
     rewrite = bulk([{"to": numbers(4), "body": "b"}])
     keys = []
     while (call := rewrite.next_call()) is not None:

@@ -1,4 +1,4 @@
-"""Texts with long URLs that the client creates alone follow exactly the directive grammar of the service."""
+"""Tests of texts with long URLs, which the client creates if the service fails: the client parses directives like the service."""
 
 from __future__ import annotations
 

@@ -167,7 +167,7 @@ def test_only_one_of_many_threads_that_receive_the_same_event_handles_the_event(
     assert set(statuses) <= {200, 503}
 
 
-def test_recent_events_forget_the_oldest_event_ids_above_their_size() -> None:
+def test_the_memory_of_recent_events_drops_the_oldest_event_ids_above_its_maximum_size() -> None:
     memory = RecentEvents(size=2)
     for event_id in ("a", "b", "c"):
         assert memory.claim(event_id) == "new"

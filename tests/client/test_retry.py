@@ -46,7 +46,7 @@ def test_a_call_fails_at_once_if_the_retry_after_time_is_beyond_its_deadline() -
     assert raised.value.retry_after == 11
 
 
-def test_the_last_permitted_attempt_of_a_client_call_raises_the_error() -> None:
+def test_the_failure_of_the_last_permitted_attempt_of_a_client_call_is_raised() -> None:
     attempts = Attempts(RetryPolicy(max_attempts=2), 100)
     attempts.delay_after(unavailable(), 0)
     with pytest.raises(ServerFailureError):
@@ -62,7 +62,7 @@ def test_a_failure_at_the_deadline_raises_a_deadline_error_that_contains_the_las
         attempts.time_for_attempt(10)
 
 
-def test_an_error_response_is_raised_although_the_deadline_ended_a_later_attempt() -> None:
+def test_a_deadline_error_contains_the_error_response_of_an_earlier_attempt() -> None:
     attempts = Attempts(RetryPolicy(), 10)
     attempts.delay_after(unavailable(1), 0)
     with pytest.raises(DeadlineError, match="UNAVAILABLE") as raised:

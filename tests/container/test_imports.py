@@ -1,5 +1,5 @@
-"""A process on SQLite without Redis imports no library of the features that it does not use. They take memory and time."""
-# Tests shortener/container/connections.py
+"""A process on SQLite without Redis imports no library of an unused feature, because each import takes memory and time."""
+# This file tests shortener/container/connections.py.
 
 from __future__ import annotations
 

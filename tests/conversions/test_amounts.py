@@ -154,7 +154,7 @@ def test_a_text_that_is_not_a_currency_code_is_rejected(text: str) -> None:
 
 
 @given(st.decimals(min_value=0, max_value=10**19, allow_nan=False, allow_infinity=False).map(lambda value: format(value, "f")))
-def test_a_plain_amount_has_the_same_value_as_the_same_amount_with_a_sign(text: str) -> None:
+def test_an_amount_without_a_sign_has_the_same_value_as_the_same_amount_with_a_plus_sign(text: str) -> None:
     try:
         signed = parse_amount(f"+{text}")
     except ValueError:

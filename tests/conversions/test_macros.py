@@ -98,8 +98,8 @@ def test_an_id_of_another_system_is_not_taken_for_a_placeholder(text: str) -> No
         "$SUBSCRIBER.EMAIL$",
         "~Contact.Id~",
         "{cafe}",
-        "Êmpaign%",  # %campaign% after the query was decoded
-        "%\xadid%%",  # %%adid%%
+        "Êmpaign%",  # %campaign%, in which the query parser has decoded %ca
+        "%\xadid%%",  # %%adid%%, in which the query parser has decoded %ad
     ],
 )
 def test_placeholders_with_unusual_names_or_encodings_are_detected(text: str) -> None:

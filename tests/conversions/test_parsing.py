@@ -126,7 +126,7 @@ def test_actions_and_transaction_ids_are_compared_without_regard_to_case() -> No
     assert (one.action, one.transaction_id) == ("Install", "ABC")
 
 
-def test_a_long_transaction_id_stays_distinct_when_it_is_shortened() -> None:
+def test_two_long_transaction_ids_stay_distinct_when_they_are_shortened() -> None:
     long = "t" * 300
     one, other = parse(message_id="m", transaction_id=long + "1"), parse(message_id="m", transaction_id=long + "2")
     assert len(one.transaction_id) == 255

@@ -46,7 +46,7 @@ async def assert_counts_agree(database: Database) -> None:
     """Assert that the counts of conversions equal a recount of the rows, before and after the count deltas are added up."""
     for _ in range(2):
         different = await database.read(verify, NOON - timedelta(days=2), NOON + timedelta(days=2))
-        # The helper inserts the message without its counts.
+        # The tests insert the message without counting it, so its counts always differ.
         assert [one for one in different if one.metric not in ("messages", "segments")] == []
         while await database.write(fold):
             pass
@@ -131,7 +131,7 @@ async def test_a_conversion_report_that_equals_an_earlier_revision_changes_nothi
     assert len(await rows(service.database, schema.events)) == 3
 
 
-async def test_an_earlier_status_is_a_new_revision_after_the_repeat_window_or_with_a_newer_timestamp(
+async def test_a_report_of_an_earlier_status_creates_a_revision_after_the_repeat_window_or_with_a_newer_timestamp(
     service: Service, clock: Clock
 ) -> None:
     for parameters in (APPROVED, REJECTED):
@@ -240,7 +240,7 @@ def another_process(service: Service, clock: Clock, number: int) -> Conversions:
     return Conversions(service.database, ids, ClickIds(b"key"), clock, lambda: None)
 
 
-async def test_fifty_concurrent_postbacks_with_two_statuses_create_one_conversion_with_at_most_two_revisions(
+async def test_fifty_concurrent_conversion_reports_with_two_statuses_create_one_conversion_with_two_revisions(
     service: Service,
 ) -> None:
     reports = [report(**(APPROVED if number % 2 else LEAD)) for number in range(50)]

@@ -1,7 +1,7 @@
 """Chromium for tests of the portal: pages that record every error, blocked content and request to another host.
 
-The browser is the one of the distribution (`apt-get install chromium`), never one that a package downloads. Without it, the tests
-of this folder are skipped and say so.
+The tests use Chromium from the Linux distribution (`apt-get install chromium`), and not a browser that a Python package downloads.
+If Chromium is not installed, the tests of this folder are skipped with a message.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Visitor:
         return width
 
     def figures(self) -> list[tuple[str, int, str]]:
-        """Return (name, value, address) of every figure of the page."""
+        """Return (name, value, URL) of every figure, which is a number that links to the rows that it counts."""
         script = "[...document.querySelectorAll('a[data-figure]')].map(a => [a.dataset.figure, +a.dataset.value, a.href])"
         return [(name, value, href) for name, value, href in self.page.evaluate(script)]
 
@@ -55,7 +55,7 @@ class Chromium:
         context = self.browser.new_context(
             viewport={"width": width, "height": 900},
             color_scheme=theme,
-            reduced_motion="reduce",  # the contrast of a colour is wrong during a transition
+            reduced_motion="reduce",  # during a CSS transition, axe would measure wrong contrasts
             storage_state=state,
             java_script_enabled=scripts,
             timezone_id="Europe/Berlin",

@@ -18,7 +18,7 @@ from tests.acceptance.portal.browser import Chromium, accept_invitation, chromiu
 from tests.acceptance.portal.shots import start
 from tests.acceptance.process import Server
 
-#: Tests of this folder are skipped without the browser of the distribution.
+#: Skips the tests of this folder if Chromium is not installed.
 needs_browser = pytest.mark.skipif(
     not (shutil.which("chromium") or shutil.which("chromium-browser")),
     reason="CHROMIUM IS MISSING: no page of the portal is tested in a browser. Install it: apt-get install chromium",

@@ -1,4 +1,4 @@
-"""The first minutes of an operator in a browser: invitation, second factor, signing out and in, roles, keyboard."""
+"""Tests of access to the portal in a browser: invitation, second factor, signing out and in, roles, and the keyboard."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_the_first_admin_signs_up_with_the_printed_invitation_and_adds_a_second_
             server.kill()
 
 
-def test_an_invitation_can_be_pasted_without_scripts(browser: Chromium, demo_server: Server) -> None:
+def test_an_invitation_link_can_be_pasted_into_a_form_in_a_browser_without_scripts(browser: Chromium, demo_server: Server) -> None:
     invitation = demo_server.command("operators", "invite", "Noor", "--role", "viewer", "--application", "1")
     with browser.page(scripts=False) as visit:
         page = visit.page
@@ -74,7 +74,9 @@ def test_an_invitation_can_be_pasted_without_scripts(browser: Chromium, demo_ser
         page.wait_for_selector("h1:has-text('Overview')")
 
 
-def test_a_viewer_sees_one_application_and_no_administration(browser: Chromium, demo_server: Server, viewer: object) -> None:
+def test_a_viewer_gets_404_for_administration_pages_and_for_pages_of_other_applications(
+    browser: Chromium, demo_server: Server, viewer: object
+) -> None:
     with browser.page(state=viewer) as visit:
         visit.open(f"{demo_server.base}/portal/")
         assert visit.page.url == f"{demo_server.base}/portal/1/"
@@ -93,7 +95,7 @@ def test_a_disabled_operator_is_signed_out_at_once(browser: Chromium, demo_serve
         assert "/portal/signin" in visit.page.url
 
 
-def test_the_overview_is_operated_with_the_keyboard(browser: Chromium, demo_server: Server, viewer: object) -> None:
+def test_the_overview_page_can_be_operated_with_the_keyboard(browser: Chromium, demo_server: Server, viewer: object) -> None:
     with browser.page(state=viewer) as visit:
         page = visit.page
         visit.open(f"{demo_server.base}/portal/1/")
@@ -108,7 +110,7 @@ def test_the_overview_is_operated_with_the_keyboard(browser: Chromium, demo_serv
         assert page.locator("svg.chart a:not([tabindex='-1'])").count() == 0
 
 
-def test_on_a_phone_a_bar_links_to_the_main_portal_pages_and_a_more_menu_to_all_other_pages(
+def test_a_portal_page_on_a_phone_has_a_bar_with_the_main_pages_and_a_menu_with_all_other_pages(
     browser: Chromium, demo_server: Server, viewer: object
 ) -> None:
     for width in (320, 390):
@@ -156,7 +158,7 @@ def test_stopping_the_server_does_not_wait_for_an_open_portal_page(browser: Chro
         assert time.monotonic() - began < 8
 
 
-def test_the_demo_serves_a_portal_with_traffic_and_deletes_its_data(tmp_path: Path) -> None:
+def test_the_demo_command_serves_the_portal_and_deletes_its_data_when_it_stops(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "shortener", "demo", "--portal", "--port", "0", "--messages", "10", "--json"]
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE)

@@ -64,7 +64,7 @@ _AXE_OPTIONS = {
 
 
 def axe_violations(visit: Visitor) -> list[str]:
-    """Return the violations that axe finds. A script tag would be blocked by the policy of the page, so the script is evaluated."""
+    """Return the violations that axe finds. `evaluate` runs axe, because the policy of the page blocks script tags."""
     import axe_playwright_python
 
     if not visit.page.evaluate("'axe' in window"):

@@ -1,6 +1,6 @@
-"""Every figure of the portal, in a browser: it links to a list whose CSV has as many rows as the figure counts.
+"""Tests of every figure of the portal in a browser: the figure links to a list whose CSV has as many rows as the figure counts.
 
-The pages are visited with each filter, by event time and by send time. Sums of values link to conversions that add up to them.
+The pages are visited with each filter, by event time and by send time. Each sum of values links to the conversions that it adds up.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def _rows(visit: Visitor, href: str) -> list[dict[str, str]]:
 
 
 def _check(visit: Visitor, url: str, known: dict[str, int]) -> int:
-    """Compare each figure of a page with the number of rows in its list. Return the number of figures."""
+    """Compare each figure of a page with the number of rows in the list that it links to. Return the number of figures."""
     visit.open(url)
     found = visit.figures()
     for name, value, href in found:

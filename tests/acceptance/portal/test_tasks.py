@@ -1,4 +1,4 @@
-"""The tasks of marketing, support and an admin, from the first page to the result, in a real browser with its keyboard."""
+"""Tests of the tasks of marketing, support and an admin in a real browser, mostly with the keyboard only."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def empty_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def focus_by_keyboard(visit: Visitor, selector: str) -> None:
-    """Press Tab until the first element that matches has the focus. Fail if the focus is not visible there."""
+    """Press Tab until the first element that matches `selector` has the focus. Fail if its focus is not visible."""
     wanted = visit.page.locator(selector).first.element_handle()
     for _ in range(MAX_TABS):
         visit.page.keyboard.press("Tab")
@@ -135,7 +135,7 @@ def test_an_admin_creates_a_message_and_sees_its_click_on_the_live_page_without_
         assert short_url is not None
         message_id = visit.page.locator("main a:has-text('What happened to it')").get_attribute("href").rpartition("/")[2]
 
-        # The browser loads htmx in time, but loads the extension of htmx late.
+        # htmx loads in time, but its extension for server-sent events loads late.
         visit.page.route("**/hx-sse*", _continue_late)
         with visit.page.expect_response("**/live/stream"):
             visit.page.click("main a:has-text('Live')")

@@ -1,4 +1,4 @@
-"""Calls of the package infobip-api-python-sdk. Arguments: base URL, API key, text. Prints JSON."""
+"""Call the service with the package infobip-api-python-sdk. Arguments: base URL, API key, text. Prints JSON."""
 
 # mypy: ignore-errors
 

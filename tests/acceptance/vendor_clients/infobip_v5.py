@@ -1,4 +1,4 @@
-"""Calls of Infobip's Python client, versions 5 and 6. Arguments: base URL, API key, text. Prints JSON."""
+"""Call the service with Infobip's Python client, versions 5 and 6. Arguments: base URL, API key, text. Prints JSON."""
 
 # mypy: ignore-errors
 

@@ -1,4 +1,4 @@
-"""Calls of Xoxzo's package xoxzo.cloudpy. Arguments: base URL, application id, API key, text. Prints JSON."""
+"""Call the service with Xoxzo's package xoxzo.cloudpy. Arguments: base URL, application id, API key, text. Prints JSON."""
 
 # mypy: ignore-errors
 

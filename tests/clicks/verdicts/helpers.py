@@ -39,7 +39,7 @@ async def sent_events(service: Service) -> list[tuple[Topic, int]]:
 
 
 async def only_message(service: Service) -> Any:
-    """Return the only message in the database, with its state after clicks."""
+    """Return the only message in the database, with its first click and the state that results from it."""
     (message,) = await fetch_rows(service, messages_now)
     return message
 

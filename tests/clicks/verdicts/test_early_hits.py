@@ -1,4 +1,4 @@
-"""Tests of early hits: a hit on a message that was not reported as sent is suspected, and the report classifies it again."""
+"""Tests of early hits: a hit before the sent report is suspected, and the service classifies it again after the report."""
 
 from typing import Any
 

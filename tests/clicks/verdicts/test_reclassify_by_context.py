@@ -34,7 +34,7 @@ async def test_hits_from_an_address_that_opens_few_links_per_minute_stay_human(s
     assert (await run_reclassifier(service)).corrections.to_suspected == 0
 
 
-async def test_a_verdict_from_a_full_client_address_does_not_change_if_only_the_short_address_is_stored(
+async def test_reclassification_keeps_a_suspected_verdict_that_was_based_on_a_client_address_that_is_not_stored(
     service: Service, clock: Clock
 ) -> None:
     await change_settings(service, max_recipients_per_address_minute=1, retract_clicks=True, ip_privacy="none")

@@ -45,7 +45,8 @@ async def test_the_reclassification_job_assigns_a_missing_first_click_to_a_messa
     (code,) = await create_codes(service)
     person = await record_click(service, code)
 
-    def lose(connection: Connection) -> None:  # this removes the first click, as if a click had been stored just after a retraction
+    # Remove the first click. The same state arises if a click is stored while an earlier click is retracted.
+    def lose(connection: Connection) -> None:
         connection.execute(schema.first_clicks.delete())
         connection.execute(update(schema.hits).values(flags=0))
         connection.execute(schema.events.delete())

@@ -156,7 +156,7 @@ def test_an_unlisted_program_is_suspected_if_its_user_agent_contains_the_name_of
 @pytest.mark.parametrize(
     "agent",
     [
-        # These user agents have a word before Mozilla/, even before the user agent of a phone.
+        # These user agents begin with a word before the user agent of a desktop browser or of a phone.
         "Test: Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/142.0.0.0 Safari/537.36",
         "Google Chrome - Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/142.0.0.0 Safari/537.36",
         "My Tool (x64): Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/142.0.0.0 Safari/537.36",
@@ -168,10 +168,10 @@ def test_an_unlisted_program_is_suspected_if_its_user_agent_contains_the_name_of
         # These tools have their name at the position of the phone model.
         android("4.0.2; en-us; Catchpoint"),
         android("4.1.2; cs-cz; Unheard screenshot-generator Build/Q3"),
-        # These user agents contain text that attacks programs which read it.
+        # These user agents contain an attack on programs that process them, such as SQL injection.
         "<style>" + android("9; K"),
         android("10; K", "'+(select load_file('x'))+'"),
-        # These are user agents of other programs.
+        # These user agents contain the name of a program inside or behind the user agent of a browser.
         "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/142.0 Safari/537.36 XyzClassifier/1.0",
         "Mozilla/4.0 (compatible; MSIE 5.5; Windows NT 5.0) Fetch API Request",
         "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/534.16 (KHTML, like Gecko, Google Keyword Suggestion) Chrome/10.0",
@@ -372,7 +372,7 @@ KHTML = "AppleWebKit/537.36 (KHTML, like Gecko)"
 @pytest.mark.parametrize(
     "agent",
     [
-        "Mozilla/5.0 (X11; Ubuntu; Linux i686; rv:24.0) Gecko/20100101 Firefox/24.0",  # Samsung's Messages fetches a preview
+        "Mozilla/5.0 (X11; Ubuntu; Linux i686; rv:24.0) Gecko/20100101 Firefox/24.0",  # Samsung Messages fetches previews with it
         f"Mozilla/5.0 ({WINDOWS}; rv:51.0) Gecko/20100101 Firefox/51.0",
         f"Mozilla/5.0 ({WINDOWS}) {KHTML} Chrome/41.0.2272.101 Safari/537.36",
         "Mozilla/5.0 (Macintosh; Intel Mac OS X 10_8_5) AppleWebKit/536.30.1 (KHTML, like Gecko) Version/6.0.5 Safari/536.30.1",
@@ -411,7 +411,7 @@ def test_a_desktop_browser_that_is_too_old_for_a_person_is_suspected(agent: str)
         "Opera/9.80 (Android 2.2.1; Linux; Opera Mobi/ADR-1301080958) Presto/2.11.355 Version/12.10",
         "Mozilla/5.0 (Windows Phone 10.0; Android 6.0.1; Microsoft; RM-1118) AppleWebKit/537.36 (KHTML, like Gecko) "
         "Chrome/52.0.2743.116 Mobile Safari/537.36 Edge/15.15254",
-        # Browsers of phones and tablets that request the page for desktops
+        # These are browsers of phones and tablets that request pages for desktops.
         "Opera/9.80 (X11; Linux zvav; U; en) Presto/2.12.423 Version/12.16",
         "Mozilla/5.0 (Windows NT 6.2; ARM; Trident/7.0; Touch; rv:11.0; WPDesktop; Lumia 435) like Gecko",
         f"Mozilla/5.0 (Windows NT 10.0; ARM; Lumia 550) {KHTML} Chrome/46.0.2486.0 Safari/537.36 Edge/13.10586",
