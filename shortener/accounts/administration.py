@@ -47,7 +47,7 @@ def create_application(
     api_key: str = "",
     tracker_token: str = "",
 ) -> Credentials:
-    """Create an application with an API key that has all permissions and a tracker token. Return the credentials.
+    """Create an application with a tracker token and with an API key that has all permissions. Return the credentials.
 
     `domain` is the base URL of its own domain. If the `secret` of the installation is passed, the application also gets a callback
     secret, which is stored encrypted. `api_key` and `tracker_token` are used if they are not empty; otherwise random ones are
@@ -232,7 +232,7 @@ def serialize_domain(domain: Domain, application: Application | None) -> dict[st
 
 
 def _previous_paths(domain: Row[*tuple[Any, ...]], path: str) -> list[str] | None:
-    """Return the latest 20 paths that existing links of a domain may have, without its new path `path`."""
+    """Return the paths that existing links of a domain may have: the latest 20, without the new path `path`."""
     paths = [*(domain.previous_paths or ()), domain.path]
     return [one for one in dict.fromkeys(paths) if one != path][-MAX_PREVIOUS_PATHS:] or None
 
@@ -322,7 +322,7 @@ def list_blocked_hosts(connection: Connection, application_id: int | None = None
 
 
 def _normalize_host(host: str) -> str:
-    """Return the host in the form that `HitPolicies` compares, with its wildcard. Raise ApiError INVALID_REQUEST."""
+    """Return a host or a wildcard (*.shop.example) as `HitPolicies` compares it. Raise ApiError INVALID_REQUEST."""
     wildcard = "*." if host.startswith("*.") else ""
     try:
         return wildcard + parse_host(host.removeprefix("*."))

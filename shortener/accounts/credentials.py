@@ -130,7 +130,7 @@ def list_tokens(connection: Connection, application_id: int, now: datetime) -> l
 
 
 def rotate_token(connection: Connection, application_id: int, now: datetime, overlap: timedelta) -> tuple[str, datetime]:
-    """Create a tracker token. Return its plain text and the time until which the previous token is valid (23 Telecom).
+    """Create a tracker token. Return its plain text, and the time until which the previous token stays valid.
 
     Tokens that were replaced earlier become invalid now. Raise ApiError NOT_FOUND."""
     require_application(connection, application_id)

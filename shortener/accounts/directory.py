@@ -68,7 +68,7 @@ class GatewayEntry:
     enabled: bool
 
 
-#: The gateway of the installation that sends nothing. Every application may use it.
+#: The name of the gateway that sends nothing and simulates delivery reports. Every application may use it.
 SIMULATOR = "simulator"
 
 
@@ -119,9 +119,10 @@ class Principal:
 
 @dataclass(frozen=True, slots=True)
 class HitPolicies:
-    """The rules for hits that differ from the defaults. All fields are empty in most installations.
+    """The settings that affect hits and differ from the defaults. In most installations, all fields are empty.
 
-    Keys and elements are application ids unless the comment of a field states otherwise."""
+    The keys of mappings and the elements of sets are application ids, unless the name or the comment of a field states
+    otherwise."""
 
     # Settings of the applications with at least one contextual rule, by application id.
     contextual_rules: Mapping[int, ApplicationSettings] = field(default_factory=dict)
@@ -186,7 +187,9 @@ class _Snapshot:
 
 
 class Directory:
-    """All accounts in memory, as they were at the last `refresh`. `own_hosts` are the hosts of the installation's settings."""
+    """All accounts in memory, as they were at the last `refresh`.
+
+    `own_hosts` are the hosts of the service itself, from the settings."""
 
     def __init__(self, database: Database, own_hosts: OwnHosts = NO_HOSTS) -> None:
         self._database = database
@@ -217,7 +220,7 @@ class Directory:
 
     @property
     def hit_policies(self) -> HitPolicies:
-        """The rules for hits that differ from the defaults."""
+        """The settings that affect hits and differ from the defaults."""
         return self._snapshot.hit_policies
 
     def domain(self, host: str) -> Domain | None:
@@ -233,7 +236,7 @@ class Directory:
         return self._snapshot.domains_by_id.get(domain_id)
 
     def fallback_url(self, application_id: int, domain_id: int) -> str | None:
-        """Return the fallback URL for expired links that have no own one: the fallback URL of the domain, or else of the
+        """Return the fallback URL for expired links without one of their own: that of the domain, otherwise that of the
         application."""
         domain = self.domain_by_id(domain_id)
         application = self.application(application_id)
@@ -252,7 +255,8 @@ class Directory:
     def is_own(self, url: str) -> bool:
         """Return whether the host of a URL belongs to the installation: it is in the settings, or a domain of any application.
 
-        The service responds to the name of a domain on every port. An IP address belongs to it only with the port of the domain."""
+        The name of a domain counts with any port, because the service responds to it on every port. If the domain is an IP address,
+        only its own port counts."""
         host = host_of(url)
         if not host:
             return False
@@ -401,7 +405,7 @@ def _usable_gateways(
 ) -> tuple[GatewayEntry, ...]:
     """Return the gateways that requests of an application may name: its own, the selected one, and the simulator.
 
-    An own gateway comes before a gateway of the installation with the same name."""
+    A gateway of the application comes before a gateway of the installation with the same name."""
     own = [one for one in gateways if one.application_id == application_id]
     simulator = [one for one in gateways if one.application_id == ALL_APPLICATIONS and one.name == SIMULATOR]
     return tuple(dict.fromkeys([*own, *([selected] if selected else []), *simulator]))

@@ -21,7 +21,7 @@ PATH = "/api/v1/postback/{postback_key}"
 MAX_NAME_CHARACTERS = 100
 MAX_KEYS = 100  # The maximum number of postback keys of one application that are not revoked.
 MAX_OVERLAP = timedelta(days=90)
-MAX_ID = 2**31 - 1  # The largest id that the column can store.
+MAX_ID = 2**31 - 1  # The largest value that the database column of the key id can store.
 _HINT_CHARACTERS = 8
 
 

@@ -37,7 +37,7 @@ class ApplicationSettings(BaseModel):
     click_conversion: Literal["scg", "all", "off"] = Field(
         "scg",
         description="Trackers that also receive the first click of a message as a conversion event (action clickthru): scg "
-        "(trackers of the format scg), all or none. They must subscribe to conversion events. Statistics do not "
+        "(trackers of the format scg), all, or off (none). They must subscribe to conversion events. Statistics do not "
         "count the click as a conversion.",
     )
     click_id_param: str | None = Field(
@@ -77,8 +77,8 @@ class ApplicationSettings(BaseModel):
     )
     ip_privacy: Privacy | None = Field(
         None,
-        description="How much of a recipient's IP address is stored: full, short or none. It applies if it is less than "
-        "IP_PRIVACY.",
+        description="How much of a recipient's IP address is stored: full, short or none. If IP_PRIVACY of the installation stores "
+        "less, IP_PRIVACY applies. null: IP_PRIVACY applies.",
     )
 
     confirm_clicks: Literal["off", "suspicious", "always"] = Field(
@@ -94,21 +94,21 @@ class ApplicationSettings(BaseModel):
         gt=0,
         le=3600,
         allow_inf_nan=False,
-        description="Hits on a link less than this number of seconds after its message was SENT are suspected of automation. "
-        "null: off.",
+        description="Hits on a link before its message was SENT, or less than this number of seconds after it, are suspected of "
+        "automation. null: off.",
     )
     min_seconds_after_delivered: float | None = Field(
         None,
         gt=0,
         le=3600,
         allow_inf_nan=False,
-        description="Hits on a link less than this number of seconds after its message was DELIVERED are suspected of "
+        description="Hits on a link less than this number of seconds before or after its message was DELIVERED are suspected of "
         "automation. null: off.",
     )
     sender_rules: Literal["warn", "reject"] = Field(
         "warn",
-        description="What happens if carriers reject the sender because of its form or of a rule of the recipient's country. warn: "
-        "the response contains a warning. reject: the request is rejected with SENDER_NOT_ALLOWED.",
+        description="What happens if carriers reject the sender because of its form, or because of a rule of the recipient's "
+        "country. warn: the response contains a warning. reject: the request is rejected with SENDER_NOT_ALLOWED.",
     )
     suspect_before_sent: bool = Field(
         False,
@@ -150,8 +150,8 @@ class ApplicationSettings(BaseModel):
     @field_validator("fallback_url")
     @classmethod
     def _check_fallback(cls, value: str | None) -> str | None:
-        # The scheme is compared with `extra_schemes` when a change is stored, because a change may contain only one of the two
-        # settings.
+        # This check permits any scheme. The scheme of fallback_url is compared with `extra_schemes` when a change is stored,
+        # because a change may contain only one of these two settings.
         return None if value is None else parse_fallback_url(value, {value.partition(":")[0].lower()})
 
     @property

@@ -21,7 +21,7 @@ from shortener.errors import ApiError, ErrorCode
 from shortener.storage.database import upsert
 from shortener.storage.schema import stored_responses
 
-#: A request that has no response after this time is given up.
+#: If a claim has no response after this time, a repeat of the request takes it over.
 CLAIM_LEASE = timedelta(seconds=60)
 
 
@@ -30,7 +30,7 @@ class RequestKey:
     """The key that identifies a repeated request: the application, its API key, the operation (method and path), and its
     Idempotency-Key.
 
-    The API key is a part of the key because a response can contain new credentials, which another key may not receive."""
+    The API key is included, because a response can contain new credentials, which the owner of another API key may not receive."""
 
     application_id: int
     api_key_id: int
@@ -54,7 +54,8 @@ class FirstResponse:
 def claim(connection: Connection, request: RequestKey, content_hash: str, now: datetime) -> FirstResponse | None:
     """Claim a request. Return None if the caller must perform it, or the response that was stored for it.
 
-    Raise ApiError IDEMPOTENCY_CONFLICT if its content differs, and REQUEST_IN_PROGRESS while another process performs it."""
+    Raise ApiError IDEMPOTENCY_CONFLICT if the first request with this key had another content, and REQUEST_IN_PROGRESS while the
+    first request is being performed."""
     table = stored_responses
     values = {
         "application_id": request.application_id,

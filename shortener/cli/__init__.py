@@ -89,7 +89,8 @@ def main() -> None:
     """
     os.umask(0o077)
     try:
-        # Without its standalone mode, click returns the exit code and raises errors instead of exiting.
+        # The library click exits the process itself in its standalone mode. Without this mode, it returns the exit code and
+        # raises errors.
         sys.exit(cli(standalone_mode=False))
     except click.Abort:
         sys.exit(1)

@@ -36,7 +36,7 @@ def applications() -> None:
 @applications.command("create")
 @click.argument("name")
 @click.option("--domain", help="Prefix of the application's short links, for example https://go.brand.example. Default: BASE_URL.")
-@click.option("--company-id", type=COMPANY_ID, help="Number that events contain as company-id.")
+@click.option("--company-id", type=COMPANY_ID, help="Number that identifies the application in events (field company-id).")
 @json_option
 @async_command
 async def create_application(name: str, domain: str | None, company_id: int | None, as_json: bool) -> None:
@@ -79,9 +79,9 @@ async def create_application(name: str, domain: str | None, company_id: int | No
 @json_option
 @async_command
 async def rotate_callback_secret(application: int, overlap: timedelta, as_json: bool) -> None:
-    """Create a new secret for the signatures of lt_callbackurl and conversion_url, and print it.
+    """Create a new secret that signs the requests to lt_callbackurl and conversion_url, and print it.
 
-    During the overlap, requests are signed with both secrets.
+    Until the time --overlap has passed, requests are signed with the new and the previous secret.
     """
     from shortener.cli.trackers import open_trackers
     from shortener.storage.types import to_iso
@@ -117,9 +117,10 @@ async def show_application(application: int, as_json: bool) -> None:
 @applications.command("update")
 @click.argument("application", type=ID)
 @click.option("--name", help="New name of the application.")
-@click.option("--company-id", type=COMPANY_ID, help="Number that events contain as company-id.")
+@click.option("--company-id", type=COMPANY_ID, help="Number that identifies the application in events (field company-id).")
 @click.option(
-    "--add-domain", help="Another domain, for example https://go.brand.example. New links are created on the first enabled domain."
+    "--add-domain",
+    help="Domain to add, for example https://go.brand.example. New links use the default domain, otherwise the first enabled one.",
 )
 @click.option(
     "--set",
@@ -273,7 +274,7 @@ async def list_keys(application: int | None, as_json: bool) -> None:
 @json_option
 @async_command
 async def update_key(key: int, rate_limit: int, as_json: bool) -> None:
-    """Change the rate limit of an API key. Every node applies it within a second."""
+    """Change the rate limit of an API key. Every node applies the new limit within a second."""
     from shortener.accounts import credentials
 
     async with open_store() as database:
@@ -288,7 +289,7 @@ async def update_key(key: int, rate_limit: int, as_json: bool) -> None:
 @json_option
 @async_command
 async def revoke_key(key: int, yes: bool, as_json: bool) -> None:
-    """Revoke an API key by its id. It stops working on every node within a second."""
+    """Revoke an API key by its id. The key stops working on every node within a second."""
     from shortener.accounts import credentials
     from shortener.model import utcnow
 
@@ -321,7 +322,7 @@ def tokens() -> None:
 @json_option
 @async_command
 async def rotate_token(application: int, overlap: timedelta, yes: bool, as_json: bool) -> None:
-    """Create a new tracker token and print it. The previous token stays valid during the overlap."""
+    """Create a new tracker token and print it. The previous token stays valid for the time --overlap."""
     from shortener.accounts import credentials
     from shortener.model import utcnow
     from shortener.storage.types import to_iso

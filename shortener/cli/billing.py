@@ -52,11 +52,11 @@ async def show_balance(application: int, as_json: bool) -> None:
 @balance.command("set")
 @click.argument("application", type=ID)
 @click.argument("amount", type=AMOUNT)
-@click.option("--currency", help="ISO 4217 code of the currency. Default: the present currency, or USD.")
+@click.option("--currency", help="ISO 4217 code of the currency. Default: that of the present balance, or USD.")
 @json_option
 @async_command
 async def set_balance(application: int, amount: Decimal, currency: str | None, as_json: bool) -> None:
-    """Set the balance of an application. It becomes prepaid: messages that cost more than the balance are rejected."""
+    """Set the balance of an application. The application becomes prepaid: messages that cost more than the balance are rejected."""
     await _change(application, as_json, amount=amount, currency=currency)
 
 
@@ -66,7 +66,7 @@ async def set_balance(application: int, amount: Decimal, currency: str | None, a
 @json_option
 @async_command
 async def add_to_balance(application: int, amount: Decimal, as_json: bool) -> None:
-    """Add an amount to the balance of an application. A negative amount reduces it: write -- before it."""
+    """Add an amount to the balance of an application. A negative amount reduces the balance: write -- before the amount."""
     await _change(application, as_json, added=amount)
 
 
@@ -75,7 +75,7 @@ async def add_to_balance(application: int, amount: Decimal, as_json: bool) -> No
 @json_option
 @async_command
 async def remove_balance(application: int, as_json: bool) -> None:
-    """Make an application not prepaid: its messages are not limited by a balance."""
+    """Remove the balance of an application. The application is then not prepaid, and no balance limits its messages."""
     from shortener.messages import balances
 
     async with open_store() as database:
@@ -123,7 +123,9 @@ _APPLICATION = click.option(
 @json_option
 @async_command
 async def set_price(prefix: str, price: Decimal, application: int, as_json: bool) -> None:
-    """Set the price of one segment for numbers that begin with PREFIX, such as 49 or 1408; `default` for all other numbers."""
+    """Set the price of one segment for numbers that begin with PREFIX, such as 49 or 1408.
+
+    The PREFIX `default` means all other numbers."""
     from shortener.messages import prices as stored
 
     async with open_store() as database:

@@ -35,7 +35,7 @@ def clicks() -> None:
 
 
 @clicks.command("list")
-@click.option("--application", type=ID, help="Id of the application. Required if there are several.")
+@click.option("--application", type=ID, help="Id of the application. Required if there are several applications.")
 @click.option("--message", "message_id", help="Only hits on the links of this message.")
 @click.option("--campaign", help="Only hits on links of messages of this campaign.")
 @click.option("--verdict", type=click.Choice(["human", "suspected", "ignored"]), help="Only hits with this verdict.")
@@ -117,7 +117,8 @@ async def reclassify(since: datetime, until: datetime | None, applications: tupl
         directory = Directory(database)
         await directory.refresh()
         ids = IdGenerator(database.node)
-        # A running server finds new events by polling the database, so `on_events` does nothing.
+        # A running server finds new events by polling the database, so this command need not notify it: `on_events` does
+        # nothing.
         part = Reclassifier(database, directory, ids, DeviceCounter(database, ids), on_events=lambda: None)
         now = utcnow()
         result = await part.run(since, until or now, now, applications=applications or None, dry_run=dry_run, progress=progress)
@@ -126,7 +127,7 @@ async def reclassify(since: datetime, until: datetime | None, applications: tupl
     data: dict[str, Any] = {"hits": result.hits, "until": to_iso(result.until), "dry_run": dry_run}
     data |= {name: value for name, value in dataclasses.asdict(result.corrections).items() if name not in ("events", "unsettled")}
     if dry_run:
-        del data["first_clicks"]  # not known, because a dry run assigns no first clicks
+        del data["first_clicks"]  # a dry run assigns no first clicks, so their number is unknown
 
     def print_text() -> None:
         done = result.corrections

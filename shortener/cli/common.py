@@ -152,7 +152,7 @@ def _logs_on_stderr() -> Iterator[None]:
 async def open_store() -> AsyncIterator[Any]:
     """Open the database of an installation and check its schema. A running server may use the database at the same time.
 
-    Raise NoInstallation if there is none, so that a command in the wrong folder creates nothing."""
+    Raise NoInstallation if the database does not exist, so that a command in the wrong folder does not create one."""
     from shortener.storage.installation import BASE_URL, get, missing_base_url, require_installation
     from shortener.storage.open import open_database
 

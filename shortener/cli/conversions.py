@@ -12,7 +12,7 @@ from shortener.cli.parameters import DURATION, ID, TIME
 from shortener.ids import CONVERSION_IDS, REFUSED_REPORT_IDS, PublicIds
 
 _LIMIT = click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="Maximum number of rows.")
-_APPLICATION = click.option("--application", type=ID, help="Id of the application. Required if there are several.")
+_APPLICATION = click.option("--application", type=ID, help="Id of the application. Required if there are several applications.")
 _SINCE = click.option("--since", type=TIME, help="Only rows from this time on (UTC).")
 _UNTIL = click.option("--until", type=TIME, help="Only rows before this time (UTC).")
 
@@ -32,7 +32,8 @@ def conversions() -> None:
 @click.option(
     "--disposition",
     type=click.Choice(["positive", "negative", "pending", "none"]),
-    help="Only conversions with this disposition: positive, negative, pending (the status word means pending), or none of these.",
+    help="Only conversions with this disposition: positive, negative, pending (the status word means pending), or none (no "
+    "disposition, and not pending).",
 )
 @click.option("--message", "message_id", help="Only conversions of this message.")
 @_LIMIT
@@ -188,7 +189,7 @@ async def list_postback_keys(application: int | None, as_json: bool) -> None:
 @json_option
 @async_command
 async def rotate_postback_key(key: int, overlap: timedelta, as_json: bool) -> None:
-    """Replace a postback key by its id, and print the new URL. The previous key stays valid during the overlap."""
+    """Replace a postback key by its id, and print the new URL. The previous key stays valid for the time --overlap."""
     from shortener.accounts import postback_keys as keys
     from shortener.model import utcnow
     from shortener.storage.types import to_iso
@@ -204,7 +205,7 @@ async def rotate_postback_key(key: int, overlap: timedelta, as_json: bool) -> No
 @json_option
 @async_command
 async def revoke_postback_key(key: int, as_json: bool) -> None:
-    """Revoke a postback key by its id. It stops working on every node within a second."""
+    """Revoke a postback key by its id. The key stops working on every node within a second."""
     from shortener.accounts import postback_keys as keys
     from shortener.model import utcnow
 

@@ -68,7 +68,7 @@ async def verify(since: datetime | None, until: datetime | None, repair: bool, a
 
     Also checks that no page and no index of an SQLite database is damaged, and that no row refers to a row that does not exist.
 
-    --repair also creates the counts by the time of sending, by destination and by label for messages of an older version.
+    --repair also creates the counts by time of sending, by destination and by label that older versions did not store.
     """
     from shortener.model import utcnow
     from shortener.reporting import counts
@@ -142,9 +142,12 @@ async def verify(since: datetime | None, until: datetime | None, repair: bool, a
 @click.option("--campaign", help="Only messages of this campaign.")
 @click.option("--source", type=click.Choice(["api", "campaign"]), help="Only messages of this source. Default: both.")
 @click.option(
-    "--rows", type=click.Choice(["messages", "links"]), default="messages", help="CSV: one line per message (default) or link."
+    "--rows",
+    type=click.Choice(["messages", "links"]),
+    default="messages",
+    help="Content of each CSV line: a message (default) or a link.",
 )
-@click.option("--bom", is_flag=True, help="CSV: begin with a byte order mark, so that Excel reads the file as UTF-8.")
+@click.option("--bom", is_flag=True, help="Only for CSV: begin with a byte order mark, so that Excel reads the file as UTF-8.")
 @click.option("--reveal", is_flag=True, help="Show complete phone numbers. Default: they are masked.")
 @click.option("--output", type=click.File("wb"), default="-", help="File to write. Default: stdout.")
 @click.option("--json", "as_json", is_flag=True, help="Write a JSON array with one object per message instead of CSV.")

@@ -35,7 +35,11 @@ def deliveries() -> None:
 
 @deliveries.command("list")
 @click.option("--tracker", type=ID, help="Only deliveries to this tracker.")
-@click.option("--application", type=ID, help="Only deliveries of this application. Required if there are several and no --tracker.")
+@click.option(
+    "--application",
+    type=ID,
+    help="Only deliveries of this application. Required if there are several, unless --tracker is set.",
+)
 @click.option("--status", type=click.Choice(["pending", "parked", "delivered", "dead"]), help="Only deliveries with this status.")
 @click.option("--since", type=TIME, help="Only deliveries created at this time or later (UTC).")
 @click.option("--until", type=TIME, help="Only deliveries created before this time (UTC).")

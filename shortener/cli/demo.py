@@ -1,7 +1,7 @@
 """The command `shortener demo`, which processes one message with a real server and a local receiver, and prints each step.
 
 The server is `shortener serve` in a separate process, on a free port and with a temporary data folder. The receiver is that of
-`shortener listen`. All requests and responses that it prints are real.
+`shortener listen`. All requests and responses that the command prints are real.
 """
 # Tested by tests/cli/test_demo.py and tests/cli/test_commands.py
 
@@ -57,10 +57,10 @@ def demo(portal: bool, port: int, messages: int, as_json: bool) -> None:
 
 
 def _serve_portal(port: int, messages: int, as_json: bool) -> None:
-    """Fill a temporary installation, and run `shortener serve` on it until a signal."""
+    """Fill a temporary installation, and run `shortener serve` on it until a signal stops it."""
     import subprocess  # the modules of the demo traffic are imported here, because only the option --portal needs them
 
-    bind("127.0.0.1", port).close()  # check the port before the traffic is created, which takes a minute
+    bind("127.0.0.1", port).close()  # creating the traffic takes a minute, so check the port first
     from shortener.cli.demo_receivers import demo_receivers
 
     with tempfile.TemporaryDirectory(prefix="shortener-demo-") as folder, demo_receivers() as receivers:
@@ -260,4 +260,4 @@ async def _wait_until_ready(base: str) -> None:
             with contextlib.suppress(httpx.TransportError):
                 if (await client.get("/readyz")).status_code == 200:
                     return
-            await asyncio.sleep(0.05)  # seconds between two checks
+            await asyncio.sleep(0.05)  # seconds until the next request for /readyz

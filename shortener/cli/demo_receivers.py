@@ -30,8 +30,8 @@ TRACKERS: tuple[dict[str, Any], ...] = (
     {"name": "Affiliate partner", "url": "{receivers}/partner", "events": ["conversion"], "max_attempts": 3},
 )
 GATEWAY = "Backup route"
-FAILS_AFTER = 10  # The number of requests after which /partner fails always.
-FAILS_EVERY = 9  # One request in this number to /attribution fails.
+FAILS_AFTER = 10  # After this number of requests, every request to /partner fails.
+FAILS_EVERY = 9  # Of this number of requests to /attribution, one fails.
 
 
 class DemoReceivers:

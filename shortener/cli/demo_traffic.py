@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from shortener.container import Service
 
 DAYS = 21
-GATEWAY_SHARE = 25  # One message in this number is sent through the gateway of the demo.
+GATEWAY_SHARE = 25  # Of this number of messages, one is sent through the gateway of the demo.
 
 
 class DemoClock:

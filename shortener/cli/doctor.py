@@ -55,7 +55,7 @@ async def doctor(as_json: bool) -> None:
     settings = load_settings()
     file = sqlite_path(settings.store_url)
     if file is not None and not file.exists() and not secret_file(settings.data_dir).exists():
-        await require_installation(settings)  # this call raises NoInstallation
+        await require_installation(settings)  # raises NoInstallation, because there is no database
     findings = [*_check_settings(settings), *_check_files(settings, file), *_check_disk(settings, file)]
     findings += await doctor_store.check_database(settings)
     findings += await doctor_store.check_redis(settings)
@@ -188,7 +188,7 @@ def _check_link_host(url: str) -> Iterator[Finding]:
 
 
 def _check_certificate(host: str, port: int) -> Finding:
-    """Connect to the host of BASE_URL and check the certificate that browsers get."""
+    """Connect to a host of short links, and check the certificate that browsers get from it."""
     from cryptography import x509
 
     trusting = ssl.create_default_context()

@@ -23,12 +23,12 @@ MAX_QUEUE_SECONDS = 300.0
 MAX_PURGE_LAG = timedelta(days=2)
 RECENT = timedelta(days=1)
 MAX_COUNTED_DELIVERIES = 10_000
-MAX_DOMAINS = 20  # The name of each domain is looked up, and a look-up can take seconds.
+MAX_DOMAINS = 20  # The maximum number of domains to check: each DNS look-up can take seconds.
 MIN_DAYS_OF_DATA = 1.0  # The growth of the data cannot be estimated if the database is younger than this.
 
 
 async def check_database(settings: Settings) -> list[Finding]:
-    """Check the database: that it exists and answers, its schema, secret, pages, clock, queues and growth."""
+    """Check the database: that it exists and responds, its schema, secret, damaged pages, clock, queues and growth."""
     from shortener.errors import StoreUnavailable
     from shortener.secret import SecretError, open_secret
     from shortener.storage.copy import is_unfinished
@@ -106,7 +106,7 @@ async def read_domains(settings: Settings) -> list[str]:
         await require_installation(settings)
         database = await open_database(settings.store_url, owner=False)
     except (StoreUnavailable, SchemaMismatch, NoInstallation):
-        return []  # `check_database` reports it.
+        return []  # `check_database` reports why the database cannot be read.
     try:
         return await database.read(
             lambda c: list(c.scalars(select(table.c.base_url).where(*usable).order_by(table.c.id).limit(MAX_DOMAINS)))
@@ -183,7 +183,7 @@ def _check_failing_deliveries(connection: Connection) -> Iterator[Finding]:
 
 
 def _check_clock(connection: Connection, now: datetime) -> Finding:
-    """Compare the clock with the clock of PostgreSQL, or with the newest row of SQLite."""
+    """Compare the clock of this machine with the clock of PostgreSQL; with SQLite, with the time of the newest message."""
     from shortener.storage.types import to_ms
 
     if connection.dialect.name == "postgresql":
@@ -201,7 +201,7 @@ def _check_clock(connection: Connection, now: datetime) -> Finding:
 
 
 def _count_processes(connection: Connection, settings: Settings, now: datetime) -> int:
-    """Return the number of processes that serve or deliver: with PostgreSQL those with a lease, with SQLite at most 1."""
+    """Return the number of processes that serve or deliver. PostgreSQL: the processes with a lease. SQLite: 0 or 1."""
     from shortener.storage.open import sqlite_path
     from shortener.storage.types import to_ms
 
@@ -231,7 +231,7 @@ def _check_connections(connection: Connection, settings: Settings, processes: in
 
 
 def _check_growth(connection: Connection, settings: Settings, size: int, now: datetime) -> Iterator[Finding]:
-    """Estimate the size of the database when its oldest rows reach their retention, and compare it with the free disk."""
+    """Estimate the size of the SQLite database after MESSAGE_RETENTION_DAYS, and compare it with the free disk space."""
     import shutil
 
     from shortener.storage.open import sqlite_path
@@ -255,8 +255,8 @@ def _check_growth(connection: Connection, settings: Settings, size: int, now: da
 
 
 async def check_redis(settings: Settings) -> list[Finding]:
-    """Check that Redis responds, that it still has the hits after a restart, and that it does not evict them. Without REDIS_URL,
-    check nothing."""
+    """Check that Redis responds, writes hits to disk, and does not evict hits when its memory is full. Without REDIS_URL, check
+    nothing."""
     if not settings.redis_url:
         return []
     from shortener.redis.client import RedisUnavailable, open_redis

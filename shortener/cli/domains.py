@@ -57,7 +57,7 @@ _options = (
         "--fallback-url",
         help="URL to which expired links and unknown codes of the domain redirect. Empty: the application's fallback URL.",
     ),
-    click.option("--home-url", help="URL to which / of this domain redirects. Empty: / returns 404."),
+    click.option("--home-url", help="URL to which the path / of this domain redirects. Empty: the path / returns 404."),
     click.option("--default", "is_default", is_flag=True, help="Create new links of the application on this domain."),
     click.option(
         "--assetlinks", type=click.File(), help="File with the content of /.well-known/assetlinks.json. An empty file removes it."
@@ -83,7 +83,8 @@ def _changes(
     assetlinks: TextIO | None,
     apple_app_site_association: TextIO | None,
 ) -> dict[str, Any]:
-    """Return the changes for `administration.update_domain`. An empty URL or file becomes None, which removes it."""
+    """Return the changes for `administration.update_domain`. An empty URL or file becomes None, which removes the value of the
+    field."""
     changes: dict[str, Any] = {"default": True} if is_default else {}
     texts = {"fallback_url": fallback_url, "home_url": home_url}
     texts |= {
@@ -103,8 +104,8 @@ def _changes(
 async def add_domain(application: int, base_url: str, as_json: bool, **options: Any) -> None:
     """Add a domain to an application, for example https://go.brand.example.
 
-    A path is put before each code: https://go.brand.example/ABCDEF, or https://go.brand.example/{sender} for the sender of the
-    message.
+    The URL may have a path, which links then contain before the code, for example https://go.brand.example/ABCDEF. The path
+    {sender} is replaced by the sender of the message.
     """
     from shortener.accounts import administration
     from shortener.accounts.own_hosts import OwnHosts

@@ -106,7 +106,7 @@ _LIMIT_OPTIONS = (
         multiple=True,
         callback=_parse_pairs,
         metavar="NAME=VALUE",
-        help="Setting of the kind, for example success_statuses=200. Objects and lists are JSON. Can be repeated.",
+        help="Setting of this kind of gateway, for example success_statuses=200. Objects and lists are JSON. Can be repeated.",
     ),
 )
 _LIMITS = ("on_doubt", "max_attempts", "timeout", "concurrency", "max_per_second", "schedule")
@@ -119,8 +119,8 @@ def _limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _settings_of(pairs: dict[str, str]) -> dict[str, Any]:
-    """Return settings from NAME=VALUE pairs. If the type of a setting is not text, a value that is a JSON object or list is
-    parsed."""
+    """Return the settings in NAME=VALUE pairs. A value that begins with { or [ is parsed as JSON, unless the setting is a
+    text."""
     from shortener.gateways.kinds import KINDS
 
     texts = {name for kind in KINDS.values() for name, field in kind.settings_model.model_fields.items() if field.annotation is str}
@@ -142,12 +142,12 @@ def gateways() -> None:
 
 @gateways.command("add")
 @click.argument("name")
-@click.option("--application", type=ID, help="Application that owns the gateway. Default: the installation, for all applications.")
+@click.option("--application", type=ID, help="Application that owns the gateway. Default: none; then every application may use it.")
 @click.option(
     "--kind", type=click.Choice(["http", "smpp", "simulator"]), default="http", show_default=True, help="Kind of the gateway."
 )
-@click.option("--preset", type=click.Choice(_PRESETS), help="Product whose settings are used.")
-@click.option("--url", help="URL of the gateway: the option url of the preset, or the setting url.")
+@click.option("--preset", type=click.Choice(_PRESETS), help="Gateway product whose usual settings the gateway gets.")
+@click.option("--url", help="URL of the gateway. It sets the option url of the preset; without a preset, the setting url.")
 @click.option(
     "--option",
     "options",
@@ -156,7 +156,7 @@ def gateways() -> None:
     metavar="NAME=VALUE",
     help="Option of the preset, for example username=... Can be repeated.",
 )
-@click.option("--allow-private", is_flag=True, help="Permit a private or loopback IP address, which Kannel usually has.")
+@click.option("--allow-private", is_flag=True, help="Permit a gateway at a private or loopback IP address, usual for Kannel.")
 @_limit_options
 @json_option
 @async_command

@@ -112,7 +112,7 @@ async def update_links(
     as_json: bool,
     **values: Any,
 ) -> None:
-    """Change one link, or all links of a campaign, with a destination or with a label.
+    """Change one link, or all links that have the given campaign, destination or label.
 
     Many links are changed in small batches. If the command is interrupted, a running server continues the update.
     """

@@ -16,12 +16,16 @@ from shortener.cli.sockets import bind, port_of
 @click.option("--host", default="127.0.0.1", show_default=True, help="IP address or host name to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=9000, show_default=True, help="Port to listen on; 0: a free port.")
 @click.option(
-    "--fail", type=click.IntRange(0), default=0, show_default=True, help="Number of first requests that get the status 500."
+    "--fail",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Number of requests, from the first on, that get the status 500.",
 )
 @click.option(
     "--delay", type=click.FloatRange(0, 3600), default=0.0, show_default=True, help="Seconds to wait before each response."
 )
-@click.option("--secret", multiple=True, help="Signing secret of the tracker. Repeat it for both secrets of a rotation.")
+@click.option("--secret", multiple=True, help="Signing secret of the tracker. Can be repeated, for the two secrets of a rotation.")
 @json_option
 @async_command
 async def listen(host: str, port: int, fail: int, delay: float, secret: tuple[str, ...], as_json: bool) -> None:

@@ -50,7 +50,7 @@ async def migrate(wait: float, as_json: bool) -> None:
 
 
 async def _wait_for_database(url: str, seconds: float) -> None:
-    """Wait until the database responds, at most for `seconds`. Then raise StoreUnavailable."""
+    """Wait until the database responds. Raise StoreUnavailable if it does not respond within `seconds`."""
     from shortener.errors import StoreUnavailable
     from shortener.storage.migrate import current_version
 
@@ -71,7 +71,7 @@ async def _wait_for_database(url: str, seconds: float) -> None:
     "--from",
     "source",
     required=True,
-    help="Database to copy: sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE. No server may use it meanwhile.",
+    help="Database to copy: sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE. No server may use it during the copy.",
 )
 @click.option(
     "--to",

@@ -34,7 +34,7 @@ def messages() -> None:
 
 
 @messages.command("list")
-@click.option("--application", type=ID, help="Id of the application. Required if there are several.")
+@click.option("--application", type=ID, help="Id of the application. Required if there are several applications.")
 @click.option("--campaign", help="Only messages of this campaign.")
 @click.option("--to", type=SearchedNumber(), help="Only messages to this phone number, for example +14085550100.")
 @click.option(

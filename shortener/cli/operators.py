@@ -142,7 +142,7 @@ def _role_text(role: Any) -> str:
 @click.argument("name")
 @_ROLE
 @_APPLICATION
-@click.option("--remove", is_flag=True, help="Remove the role of the operator in the application instead.")
+@click.option("--remove", is_flag=True, help="Remove the role of the operator instead of setting it.")
 @json_option
 @async_command
 async def grant(name: str, role: str, application: int | None, remove: bool, as_json: bool) -> None:
@@ -162,7 +162,7 @@ async def grant(name: str, role: str, application: int | None, remove: bool, as_
             module.revoke(connection, operator.id, application_id)
         else:
             module.grant(connection, operator.id, parsed, application_id)
-        end_sessions(connection, operator.id)  # A session that began with other rights must end.
+        end_sessions(connection, operator.id)  # The sessions end, because each of them began with the previous role.
         return {"operator": operator.name, "application_id": application_id, "role": None if remove else parsed.label}
 
     fields = await _write_audited(write, "role_removed" if remove else "role_granted")
@@ -173,7 +173,7 @@ async def grant(name: str, role: str, application: int | None, remove: bool, as_
 
 @operators.command("disable")
 @click.argument("name")
-@click.option("--enable", is_flag=True, help="Enable a disabled operator instead.")
+@click.option("--enable", is_flag=True, help="Enable a disabled operator again.")
 @yes_option
 @json_option
 @async_command

@@ -154,10 +154,10 @@ async def adopt_secret(yes: bool, as_json: bool) -> None:
     """Make the current secret the secret of this database. Use this only if the old secret is lost.
 
     The current secret is SECRET, or the content of DATA_DIR/secret; if neither exists, a new secret is created. Links go on
-    working. Values that were encrypted with the lost secret are removed and listed: signing secrets, headers and certificates of
-    trackers, callback secrets, settings of gateways, second factors. A tracker or gateway that loses a value is disabled, and its
-    deliveries wait until you set the value again and enable it. Click ids that destinations already received are no longer
-    recognised; message ids are.
+    working. Values that were encrypted with the lost secret are removed and listed: signing secrets, headers and certificates
+    of trackers, callback secrets, settings of gateways, second factors. A tracker or gateway that loses a value is disabled,
+    and its deliveries wait until you set the value again and enable it. Click ids that destinations already received are no
+    longer recognised, but message ids still are.
     """
     from shortener.cli.gateways import ensure_simulator
     from shortener.redis.client import RedisUnavailable
@@ -227,7 +227,7 @@ async def _move_spool(settings: Settings, old: str | None, new: Any) -> int:
 
 
 def _is_simulator(value: LostValue) -> bool:
-    """Return whether a value belongs to the simulator of the installation, which has no settings and is repaired at once."""
+    """Return whether a lost value belongs to the gateway `simulator`, which `ensure_simulator` repairs without the operator."""
     return (value.owner, value.name) == ("gateways", "simulator")
 
 
@@ -239,7 +239,7 @@ def _print_lost(lost: list[LostValue]) -> None:
 
 
 def _remedy(value: LostValue) -> str:
-    """Return what to do to replace a lost value."""
+    """Return a line with the command that replaces a lost value."""
     commands = {
         "trackers": f"shortener trackers update {value.id} --secret ... --header ... --enable",
         "applications": f"shortener applications rotate-callback-secret {value.id}",

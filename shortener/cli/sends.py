@@ -24,7 +24,7 @@ from shortener.cli.stats import find_application
 
 _STATUSES = ("pending", "held", "failed", "sent")
 _COLUMNS = ("created_at", "message_id", "application_id", "gateway", "send_status", "doubtful", "attempts", "last_error", "cost")
-_APPLICATION = click.option("--application", type=ID, help="Id of the application. Required if there are several.")
+_APPLICATION = click.option("--application", type=ID, help="Id of the application. Required if there are several applications.")
 
 
 @click.group()

@@ -35,23 +35,24 @@ if TYPE_CHECKING:
     from shortener.settings import Settings
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-#: Time limit of a stop after the process accepts no more connections. Supervisors kill a process after 10 s; SHUTDOWN_DELAY takes
-#: one of them, and the parent of several workers half a second.
+#: Time limit of a stop, from the moment when the process accepts no more connections. Supervisors kill a process 10 s after
+#: SIGTERM: SHUTDOWN_DELAY takes 1 s of this time, and the parent process of several workers 0.5 s.
 STOP_SECONDS = 7.5
-#: Time limit for requests in flight after the process accepts no more connections. uvicorn requires an integer.
+#: Time limit for requests in flight, from the moment when the process accepts no more connections. uvicorn requires an integer.
 REQUEST_GRACE_SECONDS = 5
 #: The maximum number of connections that wait in the kernel until the process accepts them.
 BACKLOG = 4096
-#: A limit of open files below this is logged as a warning: each connection of a person or of a tracker needs one.
+#: If the process may open fewer files than this, it logs a warning: each connection to a person or a tracker needs an open
+#: file.
 MIN_OPEN_FILES = 4096
 #: The number of collections of younger objects before an automatic full collection: the process never reaches it.
 NO_FULL_COLLECTIONS = 1_000_000_000
 #: A worker checks at this interval whether its parent process still runs.
 PARENT_CHECK_SECONDS = 1.0
-#: A process that is still running this long after the time limit of its stop ends at once, with exit code 0.
+#: If a process still runs this long after the time limit of its stop, it ends itself at once with the exit code 0.
 HANG_SECONDS = 0.5
-#: A process that is still running this long after it should have ended is killed by one of its threads, and a worker also by its
-#: parent.
+#: If a process still runs this long after HANG_SECONDS, one of its threads kills it. The parent process also kills such a
+#: worker.
 KILL_SECONDS = 0.25
 
 
@@ -99,7 +100,7 @@ async def _serve_one(settings: Settings, listener: socket.socket, as_json: bool)
             raise
     try:
         await server.serve([listener])
-    except OSError as error:  # another process began to listen on the port since `bind`
+    except OSError as error:  # after `bind` in this process, another process has begun to listen on the port
         raise click.ClickException(f"cannot listen on port {settings.port}: {error.strerror or error}") from None
 
 
@@ -152,7 +153,8 @@ def _stop_within(service: Service, seconds: float) -> None:
     service.begin_stop(seconds)
     signal.signal(signal.SIGALRM, _end_process)
     signal.setitimer(signal.ITIMER_REAL, seconds + HANG_SECONDS)
-    # Python runs no handler while the main thread is blocked in a C function.
+    # A thread of faulthandler also ends the process, because Python calls no signal handler while a C function blocks the main
+    # thread.
     faulthandler.dump_traceback_later(seconds + HANG_SECONDS + KILL_SECONDS, exit=True)
 
 
@@ -184,10 +186,10 @@ def _log_start(open_files: int) -> None:
 
 @contextlib.contextmanager
 def _fast_start() -> Iterator[None]:
-    """Suspend garbage collection during the start, and exclude the objects of the start from it afterwards.
+    """Suspend garbage collection during the start. Exclude the objects that the start creates from all later collections.
 
     Modules, classes and routes exist as long as the process. Collections took a fifth of the start, and each later full collection
-    would stop the process for a tenth of a second to examine them again.
+    would stop the process for a tenth of a second to examine these objects again.
     """
     gc.disable()
     try:
@@ -293,7 +295,7 @@ class Worker:
 
 
 async def _invite_first_operator(service: Service) -> str | None:
-    """Return the link by which the first admin of the portal sets a password, or None if there is an operator or no portal.
+    """Return the link by which the first admin of the portal sets a password, or None if an operator exists or the portal is off.
 
     The link is also written to a file of DATA_DIR that only this user can read, for containers whose output is not visible."""
     if not service.settings.portal:

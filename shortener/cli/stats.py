@@ -28,7 +28,7 @@ _COLUMNS = (
 
 
 async def find_application(database: Any, application: int | None) -> int:
-    """Return `application`, or the id of the only application if it is None. Raise ClickException if it does not exist."""
+    """Return the id `application`, or the id of the only application if None is passed. Raise ClickException if there is none."""
     from shortener.accounts.directory import Directory
 
     directory = Directory(database)
@@ -45,7 +45,7 @@ async def find_application(database: Any, application: int | None) -> int:
 
 @click.command()
 @click.option("--by", type=click.Choice(GROUPS), help="Group the figures. Default: the totals of the period.")
-@click.option("--application", type=ID, help="Id of the application. Required if there are several.")
+@click.option("--application", type=ID, help="Id of the application. Required if there are several applications.")
 @click.option("--since", type=TIME, help="Start of the period, included (UTC). Default: 30 days before the end.")
 @click.option("--until", type=TIME, help="End of the period, excluded (UTC). Default: now.")
 @click.option("--campaign", help="Only messages of this campaign.")
@@ -119,8 +119,8 @@ async def stats(
 
 
 def _report(by: str | None, zone: Any) -> Callable[[Any, Any], tuple[list[tuple[Any, Any]], bool]]:
-    """Return the function that computes the requested report from a connection and a filter. It returns (name, figures) for each
-    group, and whether the figures are complete."""
+    """Return the function that computes the requested report from a connection and a filter. This function returns (name, figures)
+    for each group, and whether the figures are complete."""
     from shortener.reporting import statistics
 
     def run(connection: Any, scope: Any) -> tuple[list[tuple[Any, Any]], bool]:

@@ -237,7 +237,7 @@ async def show_tracker(tracker: int, as_json: bool) -> None:
     show_default=True,
     help="How long requests are also signed with the replaced secret, for example 90s, 15m, 24h or 7d.",
 )
-@click.option("--disable/--enable", default=None, help="Disable: park the tracker's deliveries. Enable: send them again.")
+@click.option("--disable/--enable", default=None, help="Disable: the tracker's deliveries wait (parked). Enable: send them.")
 @json_option
 @async_command
 async def update_tracker(
@@ -270,7 +270,8 @@ async def update_tracker(
 
 
 def _warn(secret: str | None) -> None:
-    """If the user chose the signing secret, print a warning about it if there is one."""
+    """Print a warning if the user chose a signing secret that some libraries cannot use unchanged. `secret` is None if it was
+    generated."""
     from shortener.signatures import secret_warning
 
     if secret and (warning := secret_warning(secret)):

@@ -1,14 +1,14 @@
 """This module supervises the processes of `serve --workers`: it starts, replaces, reloads and stops them.
 
 All workers accept connections from one listening socket. The supervisor never waits for a worker. It examines all of them every
-STEP_SECONDS, so that a signal has its effect while another worker starts or hangs.
+STEP_SECONDS, so that a signal takes effect even while a worker starts or hangs.
 
-- A worker that ends, or that does not respond to its supervisor for RESPONSE_SECONDS, is replaced. Its start may take
-  START_SECONDS, because a start needs some seconds of processor time, and a busy machine gives it only a part of the time.
+- A worker that ends, or that does not respond to its supervisor for RESPONSE_SECONDS, is replaced. The start of a worker
+  may take START_SECONDS, because it needs some seconds of processor time, of which a busy machine gives it only a part.
 - A worker that cannot start, for example because the database is down, is started again after a pause. Only if no worker has ever
   served, the supervisor stops and `failed` is True.
 - A reload replaces one worker after the other. A worker gets SIGTERM when its successor serves. If a successor cannot start, the
-  workers that are left keep running.
+  reload ends, and the workers that are not replaced keep running.
 - A stop sends SIGTERM to all workers, and kills those that still run after `stop_seconds`.
 """
 
@@ -29,7 +29,7 @@ log = structlog.get_logger(__name__)
 STEP_SECONDS = 0.1
 START_SECONDS = 120.0
 RESPONSE_SECONDS = 15.0
-#: The supervisor sends a question to each worker at this interval.
+#: The supervisor asks each worker at this interval whether it still responds.
 QUESTION_SECONDS = 1.0
 #: Pauses before a worker is started again after failed starts: they double from the first to the second value.
 MIN_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 1.0, 30.0
@@ -38,7 +38,7 @@ STARTUP_FAILURE = 3
 
 
 class WorkerProcess(Protocol):
-    """A process that serves. `UvicornWorker` is the real one."""
+    """The interface of a worker process. `UvicornWorker` implements it."""
 
     @property
     def pid(self) -> int | None: ...
@@ -84,7 +84,7 @@ class UvicornWorker:
         try:
             self._uvicorn.parent_conn.send(b"ping")
         except OSError:
-            return  # The worker has just ended.
+            return  # The worker has just ended, so it cannot be asked.
 
     def read_answer(self) -> bool | None:
         try:
@@ -289,7 +289,7 @@ def run(supervisor: Supervisor, listener: socket) -> None:
                     supervisor.reload()
                 else:
                     supervisor.stop()
-                    listener.close()  # Otherwise clients could connect until the last worker ends, but would get no response.
+                    listener.close()  # clients that connect from now on would get no response
             supervisor.step()
             time.sleep(STEP_SECONDS)
     finally:

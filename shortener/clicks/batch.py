@@ -66,7 +66,7 @@ class BatchResult:
 
 
 class ProbePassed(Exception):
-    """Raised to roll back the transaction of a test whose rows the database accepted. It shows that the database can store hits."""
+    """Raised to roll back a transaction that wrote test rows. It shows that the database can store hits."""
 
 
 #: A hit, the link that it requested, and whether the link is switched off.
@@ -283,7 +283,7 @@ class _BatchRows:
 
     def add(self, hits: Sequence[_LinkHit]) -> None:
         """Add the rows of the hits, the rows of their events, and the deltas of their counts."""
-        counts: dict[tuple[str, tuple[int, int, int, int]], int] = {}  # by metric, and cohort, time slots and link set
+        counts: dict[tuple[str, tuple[int, int, int, int]], int] = {}  # deltas by (metric, (cohort, time slots and link set))
         ip_privacy, hit_rows = self._ip_privacy, self.hits
         for hit, link, is_off in hits:
             verdict, at = hit.verdict, hit.at

@@ -20,7 +20,7 @@ Privacy = Literal["full", "short", "none"]
 #: An IP address as its 4 bytes (IPv4) or 16 bytes (IPv6) in network order. The functions of `socket` for it are several times as
 #: fast as those of `ipaddress`.
 PackedAddress = bytes
-#: The first and the last IP address of each network.
+#: Networks, each as its first and its last IP address.
 AddressRanges = Sequence[tuple[PackedAddress, PackedAddress]]
 
 _MAX_ADDRESS_LENGTH = 64  # maximum number of characters of an IP address with zone, brackets and port
@@ -55,9 +55,9 @@ def address_ranges(networks: Sequence[Network]) -> AddressRanges:
 
 
 def find_client(peer: str | None, x_forwarded_for: str, trusted_proxies: AddressRanges) -> PackedAddress | None:
-    """Return the client's IP address, or None if it is unknown. `peer` is the address of the other end of the connection. None
-    means a local socket. It counts as a trusted proxy if any proxy is trusted. `x_forwarded_for` contains the values of all headers
-    X-Forwarded-For, joined by commas; "" if the request has none.
+    """Return the client's IP address, or None if it is unknown. `peer` is the address of the other end of the connection. A local
+    socket has the `peer` None, and counts as a trusted proxy if any proxy is trusted. `x_forwarded_for` contains the values of all
+    headers X-Forwarded-For, joined by commas; "" if the request has none.
 
     The client is the right-most address that is not a trusted proxy. If all addresses are trusted proxies, it is the left-most
     address. If an entry on the right of the client's entry is not an address, the peer is the client."""
@@ -99,7 +99,7 @@ def address_text(address: PackedAddress) -> str:
     """Return an IP address as text in canonical form."""
     if len(address) == 4:
         return socket.inet_ntop(socket.AF_INET, address)
-    if not any(address[:12]):  # inet_ntop would write the last four bytes of such an IPv6 address in IPv4 notation
+    if not any(address[:12]):  # inet_ntop would write the end of this IPv6 address in IPv4 notation
         return str(ipaddress.IPv6Address(address))
     return socket.inet_ntop(socket.AF_INET6, address)
 
@@ -127,7 +127,7 @@ def _parse(text: str) -> PackedAddress | None:
         if ":" not in text:
             return socket.inet_pton(socket.AF_INET, text)
         if "%" in text:
-            # A zone such as %eth0 is valid only on the proxy.
+            # A zone such as %eth0 has a meaning only on the proxy, so it is removed.
             return ipaddress.IPv6Address(int(ipaddress.IPv6Address(text))).packed
         address = socket.inet_pton(socket.AF_INET6, text)
     except (OSError, ValueError):

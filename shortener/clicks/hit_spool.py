@@ -133,7 +133,7 @@ class HitSpool:
         return SpoolState(depth, _parse_id(first[0][0]), _parse_id(last[0][0])) if first and last else SpoolState(0)
 
     async def move_from(self, prefix: str) -> int:
-        """Move the hits and dead letters of the spool whose keys begin with `prefix` to this one. Return their number.
+        """Move the hits and dead letters of the spool whose keys begin with `prefix` to this spool. Return their number.
 
         No process may use either spool meanwhile. Raise RedisUnavailable if Redis does not respond; a second call continues the
         move."""

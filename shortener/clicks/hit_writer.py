@@ -169,8 +169,8 @@ class HitWriter:
             first_error = batch_error
         else:
             return []
-        # A hit counts as rejected only if it failed twice in a transaction of its own while the database accepts other hits. After
-        # a single failure, a fault of the database may have ended in between.
+        # A hit counts as rejected only if it failed twice in a transaction of its own while the database accepts other hits. A
+        # single failure may come from a fault of the database that has ended since.
         failures = [(hit, first_error) for hit in hits]
         for is_first in (True, False):
             failures = await self._write_each([hit for hit, _ in failures])

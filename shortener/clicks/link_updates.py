@@ -43,8 +43,8 @@ COUNTING, RUNNING, DONE, STOPPED = "counting", "running", "done", "stopped"
 
 @dataclass(frozen=True, slots=True)
 class LinkSelection:
-    """The selection of the links of an application that an update changes. None selects any value. `campaign` "" selects messages
-    without a campaign."""
+    """The selection of the links of an application that an update changes. A field with the value None selects all links.
+    `campaign` "" selects messages without a campaign."""
 
     campaign: str | None = None
     url: str | None = None

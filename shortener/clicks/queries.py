@@ -1,8 +1,9 @@
 """The SQL statements that write a batch of hits, one set for SQLite and one for PostgreSQL. They run thousands of times per
 second.
 
-The statements work on sets (`json_each`, `unnest`), so a batch of any size needs the same few statements. On SQLite, each
-statement and each fetched row passes the interpreter lock to the event loop and back. Therefore a result is one row of JSON.
+The statements work on sets (`json_each`, `unnest`), so a batch of any size needs the same few statements. On SQLite, each statement
+and each fetched row passes the interpreter lock to the event loop and back. Therefore a query on SQLite returns all its rows as one
+row of JSON.
 
 A click neither reads nor writes a row of `messages`. The data that it needs is in `links` and in `first_clicks`, whose rows are
 few and small. The fan-out, which reads the message anyway, determines the state that the message had before its click.
@@ -71,17 +72,17 @@ _FIND = {
     "WHERE l.code = ANY($1::text[])",
 }
 
-_CLAIM = ("id", "at", "hit_id", "links")  # the columns of the type Claim, with their SQL types
-#: The claim on SQLite adds the clicked links and keeps an existing first click. SQLite has one writer, so the rows from
-#: `find_links` are current.
+_CLAIM = ("id", "at", "hit_id", "links")  # the names of the columns of the type Claim
+#: The statement that claims first clicks on SQLite. It adds the clicked links and keeps an existing first click. SQLite has one
+#: writer, so the rows from `find_links` are current.
 _upsert_click = BulkInsert(
     schema.first_clicks,
     *_CLAIM,
     on_conflict="(id) DO UPDATE SET links = first_clicks.links | excluded.links, at = coalesce(first_clicks.at, excluded.at), "
     "hit_id = coalesce(first_clicks.hit_id, excluded.hit_id)",
 )
-#: The claim on PostgreSQL first inserts rows for messages that have none, which are nearly all. The other rows are then locked and
-#: read.
+#: The statement that claims first clicks on PostgreSQL. It inserts rows for messages without a row, which are nearly all.
+#: `_claim_more` locks and reads the other rows.
 _CLICK_NEW = f"{BulkInsert(schema.first_clicks, *_CLAIM, on_conflict='DO NOTHING').from_arrays(count(1))} RETURNING id"
 _CLICK_MORE = (
     "UPDATE first_clicks AS c SET links = c.links | b.links, at = coalesce(c.at, b.at), hit_id = coalesce(c.hit_id, b.hit_id) "
@@ -101,12 +102,12 @@ _STORED = {
 
 
 def find_links(connection: Connection, codes: Iterable[str]) -> dict[str, LinkRow]:
-    """Return the links that exist, by code."""
+    """Return the links with these codes, by code. Unknown codes are missing in the result."""
     engine = connection.dialect.name
     codes = list(codes)
     if engine == "sqlite":
         packed = raw_sql.value(connection, _FIND[engine], _dumps(codes))
-        make = tuple.__new__  # faster than LinkRow._make, which takes more than twice the time
+        make = tuple.__new__  # takes less than half the time of LinkRow._make
         return {row[0]: make(LinkRow, row) for row in orjson.loads(packed)}
     return {row[0]: LinkRow._make(row) for row in connection.exec_driver_sql(_FIND[engine], (codes,))}
 
@@ -116,8 +117,8 @@ def claim_first_clicks(connection: Connection, claims: Sequence[Claim], seen: Ma
 
     `seen` contains one row of `find_links` for each message. For each message, return the bits of the links whose first click is in
     this batch, and whether the batch contains the first click on the message."""
-    # In the order of ids, neighbouring rows are close in the index, and all nodes lock rows in the same order
-    # (outbox/first_clicks.py).
+    # The claims are sorted by message id, so that all nodes lock rows in the same order (outbox/first_clicks.py), and so that
+    # neighbouring rows are close in the index.
     claims = sorted(claims)
     if connection.dialect.name == "sqlite":
         # `find_links` ran in this transaction, and SQLite has one writer, so its rows are still current.
@@ -138,7 +139,7 @@ def _claim_more(connection: Connection, claims: Sequence[Claim], won: dict[int, 
     for message, at, hit, bits in claims:
         if (before := stored.get(message)) is None:
             continue
-        # The row contains this link but no first click, because a correction is running. It will assign the first click.
+        # If the row contains this link but no first click, a correction of the message is running and will assign the first click.
         is_first = before.at is None and not before.links & bits
         won[message] = (bits & ~before.links, is_first)
         more.append((message, at, hit, bits) if is_first else (message, None, None, bits))

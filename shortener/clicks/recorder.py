@@ -3,11 +3,10 @@
 The batcher (`hit_writer`) writes a hit in the next transaction, and the response is sent after the commit. Under load, many hits
 share one commit. On an idle server, a hit does not wait for other hits.
 
-If the database does not store a hit within `deadline` seconds, the response is sent before the commit. The destination is then
-read from the link cache, or from the database (`early_resolver`, `overdue`). The hit waits in memory and is written later, with
-its own time. At most `waiting_limit` hits wait; while the database is quick, the hits of the two batches in flight do not count.
-If the code cannot be read either, the response is 503 at most `RESPONSE_GRACE_SECONDS` after the deadline, and the hit is not
-stored.
+If the database does not store a hit within `deadline` seconds, the response is sent before the commit. The destination is then read
+from the link cache, or from the database (`early_resolver`, `overdue`). The hit waits in memory and is written later, with its own
+time. At most `waiting_limit` hits wait; while the database is quick, the hits of the two batches in flight do not count. If the
+link cannot be read either, the response is 503 at most `RESPONSE_GRACE_SECONDS` after the deadline, and the hit is not stored.
 
 With a spool (Redis), the recorder enters an outage (`outage`) when the database does not store a batch in time. During an outage,
 hits are stored in the spool, and a response is sent when its hit is in the spool (`spool_writer`). Hits that the spool rejects
@@ -48,7 +47,7 @@ log = structlog.get_logger(__name__)
 
 RESPONSE_GRACE_SECONDS = 0.5  # maximum time between the deadline of a hit and its response
 _GROUP_SECONDS = 0.05  # hits that become overdue within this time are handled together
-_SLOW_PART = 0.25  # part of the deadline after which the database counts as slow, so that the hits of batches in flight count
+_SLOW_PART = 0.25  # part of the deadline after which the database counts as slow (see `_has_room`)
 _SPOOL_SECONDS = 0.1  # maximum time that an overdue hit waits for the spool
 # Time limits for resolving an overdue hit; together with the two constants above, they are below RESPONSE_GRACE_SECONDS.
 _CACHE_SECONDS, _READ_SECONDS = 0.1, 0.2
@@ -79,7 +78,7 @@ class Recorder:
         resolver = LinkResolver(directory, click_ids)
         self._deadline = deadline
         self._waiting_limit = waiting_limit
-        # With fewer hits in the queue, the limit is not reached, whatever the batches in flight contain.
+        # If fewer hits than this are queued, the limit cannot be reached, even if the batches in flight are full.
         self._sure_room = max(waiting_limit - MAX_IN_FLIGHT * MAX_BATCH_HITS, 0)
         self._spool = spool
         self._database = database
@@ -144,8 +143,7 @@ class Recorder:
             self._loops.append(self._supervisor.start("spool_writer", partial(_repeat, self._spool_writer.run_once)))
 
     async def record(self, hit: Hit) -> Resolution:
-        """Record a hit. Return its resolution when the hit is stored or overdue. Raise StoreUnavailable if the hit is not
-        stored."""
+        """Record a hit. Return its resolution when the hit is stored or overdue; raise StoreUnavailable if there is none."""
         response: asyncio.Future[Resolution] = asyncio.get_running_loop().create_future()
         if self.take(hit, response):
             return await response
@@ -177,7 +175,8 @@ class Recorder:
         """Return whether the batcher may take another hit, which becomes overdue at this loop time.
 
         The hits of the two batches in flight do not count while the database stores hits quickly: a burst of clicks must not be
-        dropped. If the oldest hit has waited for longer, they count, because the database may have stopped."""
+        dropped. If the oldest hit has waited for more than a quarter of the deadline, they count, because the database may have
+        stopped."""
         if self._batcher.waiting >= self._waiting_limit:
             return False
         oldest = self._overdue.next_at()
@@ -245,7 +244,7 @@ class Recorder:
         for waiting in in_batch:
             if not waiting.is_queued_for_spool:
                 writer.put(waiting)
-        # Hits that were queued for the spool before stay in the batcher, because the spool did not store them.
+        # Hits that were queued for the spool earlier stay in the batcher, because the spool did not store them at that time.
         for waiting in self._batcher.withdraw(lambda waiting: not waiting.is_queued_for_spool):
             waiting.is_in_batcher = False
             writer.put(waiting)

@@ -17,7 +17,7 @@ class RecorderTotals:
     """Numbers of hits and responses since the process started."""
 
     recorded: int = 0
-    not_stored: int = 0  # ignored hits that were not stored, because their link has reached its limit of stored hits
+    not_stored: int = 0  # ignored and suspected hits above the limit of stored hits of their link
     first_clicks: int = 0
     batches: int = 0
     late_responses: int = 0  # responses that were sent before their hit was stored

@@ -61,7 +61,8 @@ _PAGE_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"content-security-policy", b"default-src 'none'; style-src 'unsafe-inline'"),
 ]
-#: This policy sets no form-action, because browsers also apply form-action to the redirect after the form is sent.
+#: The headers of the confirmation page. The policy sets no form-action, because browsers would apply it to the redirect that
+#: follows the form.
 _CONFIRMATION_HEADERS = [
     *_PAGE_HEADERS[:-1],
     (
@@ -116,7 +117,7 @@ def read_client_info(method: str, headers: Iterable[tuple[bytes, bytes]]) -> Cli
         else:
             request_id = value
     user_agent = agent[:MAX_STORED_AGENT_LENGTH].decode("latin-1")
-    # No rule for the other headers applies, so the user agent decides.
+    # No rule for the other headers applies, so the user agent determines the verdict.
     if method == "GET" and not (sec_purpose or purpose or x_purpose or x_moz):
         classification = classify_agent(user_agent)
     else:

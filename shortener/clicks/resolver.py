@@ -122,7 +122,7 @@ class LinkResolver:
             return Resolution(None, application_id, gone=True, off=True)
         if hit.at >= link.expires_at:
             fallback = link.fallback_url or self._directory.fallback_url(application_id, link.domain_id)
-            # The host of a fallback URL may have become a host of the installation since it was checked.
+            # Since the fallback URL was checked, its host may have been blocked or may have become a host of the installation.
             if fallback and (policies.blocks(application_id, fallback) or self._directory.is_own(fallback)):
                 fallback = None
             return Resolution(self._fill_fallback(fallback, hit) if fallback else None, application_id, gone=True)

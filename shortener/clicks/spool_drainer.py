@@ -3,14 +3,14 @@
 The id of a hit is its primary key, so a hit that is already stored is not stored again. Therefore a hit counts once if it was
 added to the spool twice, or if a drainer was killed before it deleted the entry.
 
-One process drains the spool at a time, under a lease. It reads many entries at once and writes them in the order of their times,
-so that the earliest click on a link in the spool becomes the first click. If the database has stored a later click in the
-meantime, that click stays the first click: it was committed first, and a tracker may have received its event. To make this rare,
-each process adds new hits to the spool until all entries are drained that were in the stream when the database became available
-again. The limit for this is `MAX_CATCH_UP_SECONDS`.
+One process drains the spool at a time, under a lease. It reads many entries at once and writes them in the order of their times, so
+that the earliest click on a link in the spool becomes the first click. If the database has stored a later click in the meantime,
+that click stays the first click: it was committed first, and a tracker may have received its event. To make this rare, each process
+adds new hits to the spool until all entries are drained that were in the stream when the database became available again. This
+lasts for at most `MAX_CATCH_UP_SECONDS`.
 
-The same limit applies if Redis does not respond and the stream contained hits when its state was last read. After that time, the
-process treats the outage as over, logs `outage_ended_before_spool`, and drains the stream later.
+The process also waits for at most this time if Redis does not respond and the stream contained hits when its state was last read.
+Then the process treats the outage as over, logs `outage_ended_before_spool`, and drains the stream later.
 """
 
 from __future__ import annotations

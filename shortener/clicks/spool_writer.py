@@ -21,8 +21,8 @@ from shortener.clicks.waiting_hit import WaitingHit
 
 log = structlog.get_logger(__name__)
 
-CACHE_SECONDS = 2.0  # time limit for one look-up in the link cache; the Redis client has shorter limits
-READ_SECONDS = 5.0  # time limit for one plain read of links; a response is sent earlier
+CACHE_SECONDS = 2.0  # time limit for one look-up in the link cache; the Redis client usually gives up earlier
+READ_SECONDS = 5.0  # time limit for one read-only query of links; overdue hits get their responses earlier
 WARNING_INTERVAL_SECONDS = 1.0  # minimum time between two warnings of the same kind
 
 

@@ -2,8 +2,8 @@
 requests of `BulkRewrite`.
 
 A chunk has at most `batch_limit` recipients. A message with more recipients is divided. If the service rejects a chunk as too
-large, because its limits are lower, the chunk is divided in two. Each chunk has its own `Idempotency-Key`, derived from that of the
-call and the range of its recipients, so a repeated call with the same key gets the same texts.
+large, because its limits are lower, the chunk is divided in two. Each chunk has its own `Idempotency-Key`, derived from the key of
+the whole call and the range of its recipients, so a repeated call with the same key gets the same texts.
 """
 
 from __future__ import annotations
@@ -92,7 +92,10 @@ class Chunk:
 
 
 class BulkRewrite:
-    """The state of one bulk call: `next_call`, then `succeeded` or `failed` with its outcome, until `next_call` returns None."""
+    """The state of one bulk call.
+
+    A client sends the call that `next_call` returns, and passes the outcome to `succeeded` or `failed`. The client repeats both
+    steps until `next_call` returns None."""
 
     def __init__(
         self,

@@ -76,7 +76,7 @@ class ApiCall(Generic[T]):
     uses_tracker_token: bool = False
 
     def read(self, body: Any) -> T:
-        """Return the result of the call from the JSON of its response. Raise UnexpectedResponseError for another form."""
+        """Return the result in the JSON of a response. Raise UnexpectedResponseError if the JSON has another form."""
         if not isinstance(body, Mapping):
             raise UnexpectedResponseError("the response is not a JSON object")
         try:
@@ -144,7 +144,7 @@ def _expect_list(body: Json, name: str) -> list[Any]:
 
 
 def rewrite(content: bytes, key: str, expected: int) -> ApiCall[list[RewrittenText | SkippedRecipient]]:
-    """Rewrite the messages in `content` for `expected` recipients."""
+    """Return the call that rewrites the messages in the request body `content`. `expected` is the number of their recipients."""
 
     def parse(body: Json) -> list[RewrittenText | SkippedRecipient]:
         rows = _expect_list(body, "messages")

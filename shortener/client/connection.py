@@ -73,7 +73,7 @@ class Connection:
             base_url=base_url.rstrip("/"),
             headers={"User-Agent": f"sms-shortener-client/{__version__}", "Accept": "application/json", **headers},
             transport=transport,
-            # Do not use a proxy from the environment for this machine's own IP addresses, because it cannot reach them.
+            # Do not use a proxy from the environment for this machine's own IP addresses, because the proxy cannot reach them.
             trust_env=not _is_loopback(urlsplit(base_url).hostname or ""),
             verify=_tls_context(),
         )

@@ -92,7 +92,7 @@ class ServerFailureError(ResponseError):
 
 
 class UnexpectedResponseError(ClientError):
-    """The response does not come from this service, or from a release that this client does not support."""
+    """The response comes from another service, or from a release of this service that the client does not support."""
 
 
 class ConnectionFailedError(ClientError):

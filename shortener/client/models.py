@@ -91,7 +91,7 @@ class SkippedRecipient:
 
 
 def parse_rewritten(raw: Json) -> RewrittenText | SkippedRecipient:
-    """Return one entry of the response to a rewrite."""
+    """Parse one entry of the response to a rewrite: the text for one recipient, or a skipped recipient."""
     return SkippedRecipient.parse(raw) if "error_code" in raw else RewrittenText.parse(raw)
 
 

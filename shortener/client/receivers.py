@@ -233,7 +233,8 @@ def starlette_endpoint(receiver: EventReceiver) -> Callable[[Request], Awaitable
         receipt = await receiver.handle_async(dict(request.headers), body)
         return Response(receipt.content, receipt.status_code, _headers(receipt), "application/json")
 
-    # FastAPI reads the annotation of the parameter from the function, and this module evaluates no annotations.
+    # FastAPI reads the class of the parameter from its annotation. The annotations of this module are only text, so they are set
+    # here.
     receive.__annotations__ = {"request": Request, "return": Response}
     return receive
 

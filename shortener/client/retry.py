@@ -2,8 +2,8 @@
 it.
 
 A call is repeated if it got no complete response, or a response that asks to try later. The delay doubles with each attempt and has
-jitter, so that many clients do not return at the same moment. A `Retry-After` is waited for completely, with jitter added to it. If
-it does not fit before the deadline, the call fails at once, because waiting would be useless.
+jitter, so that many clients do not return at the same moment. After a response with `Retry-After`, the delay is this time plus
+jitter. If the delay would end after the deadline, the call fails at once.
 """
 
 from __future__ import annotations

@@ -129,9 +129,9 @@ class Client:
     ) -> RewrittenText | list[RewrittenText]:
         """Rewrite one message. Return its text, or one text per recipient if `to` is a list.
 
-        With `on_failure="send_long"`, a text whose directives are replaced by their long URLs is returned if the service does not
-        respond in time. An invalid request raises an error in both modes. If `to` has more recipients than `batch_limit`, `timeout`
-        is the deadline of each chunk, and a failure raises BulkError."""
+        With `on_failure="send_long"`, if the service does not respond in time, return a text in which the long URLs replace the
+        directives. With `on_failure="raise"`, raise an error. An invalid request always raises an error. If `to` has more
+        recipients than `batch_limit`, `timeout` is the deadline of each chunk, and a failure raises BulkError."""
         is_single = isinstance(to, str)
         message: dict[str, Any] = {**options, "to": to, "body": body, "from": from_, "message_id": message_id}
         rewrite = self._bulk([message], on_failure, "fail", idempotency_key, is_single=is_single)
@@ -151,10 +151,11 @@ class Client:
     ) -> list[RewrittenText | SkippedRecipient]:
         """Rewrite any number of messages in chunks of `batch_limit` recipients. Return one entry per recipient, in order.
 
-        `timeout` applies to each chunk, and `deadline` to the whole call, both in seconds. After each chunk,
+        `timeout` applies to each chunk, and `deadline` to the whole call, both in seconds. After each chunk, the function
         `progress(done, total)` is called with the number of recipients. A chunk is stored completely or not at all. If a chunk
-        fails, BulkError contains the texts of the chunks before it. With `on_failure="send_long"` such a chunk gets long URLs, also
-        after the deadline. With `on_invalid="skip"` an invalid recipient becomes a `SkippedRecipient`."""
+        fails, BulkError contains the texts of the chunks before it. With `on_failure="send_long"`, a failed chunk raises no error
+        and gets texts with long URLs, also after the deadline. With `on_invalid="skip"`, an invalid recipient becomes a
+        `SkippedRecipient`."""
         rewrite = self._bulk(cast(Iterable[Mapping[str, Any]], messages), on_failure, on_invalid, idempotency_key)
         return self._run(rewrite, progress, timeout, deadline)
 
@@ -243,7 +244,7 @@ class Client:
         metadata: Mapping[str, str] | None = None,
         timeout: float | None = None,
     ) -> ConversionReceipt:
-        """Report a conversion with the tracker token. A repeat of the same report is recorded once."""
+        """Report a conversion with the tracker token. If the same report is sent again, the conversion is still recorded once."""
         parameters = {
             **(metadata or {}),
             "message_id": message_id,
@@ -271,7 +272,7 @@ class Client:
         return self._thread.send(calls.statistics(filters), timeout)
 
     def statistics_by(self, grouping: Grouping, *, timeout: float | None = None, **filters: Any) -> Iterator[Mapping[str, Any]]:
-        """Yield the figures of each day, country, campaign, destination, label, hour or action, as JSON objects."""
+        """Yield a JSON object with figures for each day, country, campaign, destination, label, hour or action."""
         yield from self._items(lambda cursor: calls.statistics_by(grouping, filters, cursor), timeout)
 
     def messages(self, *, timeout: float | None = None, **filters: Any) -> Iterator[MessageInfo]:

@@ -35,12 +35,13 @@ LINK_UPDATES_INTERVAL_SECONDS = 2.0  # Pause of the job that continues updates o
 REPLAYS_INTERVAL_SECONDS = 0.5  # Pause of the job that replays dead deliveries.
 REPLAYS_MIN_INTERVAL_SECONDS = 0.05  # The pause between two batches of that job, so that clicks are not delayed.
 DEVICES_INTERVAL_SECONDS = 10.0  # Pause of the job that counts clicks by device and browser.
-EARLY_HITS_INTERVAL_SECONDS = 2.0  # Pause of the job that classifies hits which came before the report that the message was sent.
-ERASURE_REPEATS_INTERVAL_SECONDS = 2.0  # Pause of the job that repeats erasures.
+EARLY_HITS_INTERVAL_SECONDS = 2.0  # Pause of the job that reclassifies hits which came before the report that the message was sent.
+ERASURE_REPEATS_INTERVAL_SECONDS = 2.0  # Pause of the job that repeats erasures, for data that was in flight.
 GATEWAY_LINKS_INTERVAL_SECONDS = 2.0  # Pause of the job that keeps the connections to SMPP gateways open.
-EXPIRING_KEYS_INTERVAL_SECONDS = 10.0  # Pause of the job that announces keys which expire soon.
+EXPIRING_KEYS_INTERVAL_SECONDS = 10.0  # Pause of the job that creates events for postback keys which expire soon.
 
-#: Minimum pause between two runs of the fan-out. It sends a single event at once; under load, one run handles 20 ms of events.
+#: Minimum pause between two runs of the fan-out. A single event is processed at once. Under load, one run processes the events of
+#: 20 ms.
 FANOUT_MIN_INTERVAL_SECONDS = 0.02
 
 
@@ -117,7 +118,7 @@ async def _refresh(directory: Directory) -> int:
 
 
 async def _announce_expiring_keys(foundation: Foundation) -> int:
-    """Announce keys that expire soon by events. If there are no such keys, write nothing."""
+    """Create an event for each key that expires soon. If there are no such keys, write nothing."""
     now = foundation.clock()
     if not await foundation.database.read(has_expiring, now):
         return 0

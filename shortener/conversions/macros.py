@@ -2,9 +2,9 @@
 
 If such a text were accepted as a transaction id, every conversion of a message would be a repeat of the first one.
 
-NOTATIONS is the table of the notations, which docs/reference/conversions.md shows. A text is checked as it is, and without the
-percent-encoding and the HTML entities that copies of URLs contain. Ids of other systems are not placeholders, even in braces: a
-placeholder has a name that begins with a letter, and a GUID or a hexadecimal number is no name.
+NOTATIONS is the table of the notations, which docs/reference/conversions.md shows. A text is checked unchanged, and again after its
+percent-encoding and HTML entities are decoded, because copies of URLs contain them. Ids of other systems are not placeholders, even
+in braces: a placeholder has a name that begins with a letter, and a GUID or a hexadecimal number is no name.
 """
 # Tested by tests/conversions/test_macros.py
 
@@ -37,9 +37,10 @@ def _pattern(notation: str, name: str) -> str:
 
 _IN_BRACES = re.compile("|".join(_pattern(one, _NAME) for one in IN_BRACES), re.IGNORECASE | re.ASCII)
 _WHOLE = re.compile("|".join(_pattern(one, _PLAIN_NAME) for one in WHOLE), re.IGNORECASE | re.ASCII)
-#: A regular expression for a text that needs no further check, because it has only characters of usual ids.
+#: A regular expression for a text that contains no placeholder, because it has only the characters of usual ids.
 _USUAL = re.compile(r"(?!__)[\w.:/+=-]*", re.ASCII)
-# The query parser decodes the beginning of %campaign% or %%adid%% as an escape: %ca becomes Ê, which is read as Windows-1252.
+# A placeholder such as %campaign% or %%adid%% after the query parser has decoded its beginning: %ca became the character Ê (in
+# Windows-1252).
 _HALF_DECODED = re.compile(r"%?[\xaa-\xff][a-z0-9_]*%{1,2}", re.IGNORECASE)
 _MAX_DECODINGS = 2  # twice, because some systems encode a URL that is already encoded
 
@@ -57,7 +58,8 @@ def is_unexpanded(text: str) -> bool:
     for _ in range(_MAX_DECODINGS + 1):
         if any(_IN_BRACES.search(one) or _WHOLE.fullmatch(one.strip()) for one in texts):
             return True
-        # Only one of the two encodings may be present: the percent signs of &lt;%ad_id%&gt; are not a percent-encoding.
+        # Each decoding is also applied without the other: percent-decoding destroys the placeholder in &lt;%ad_id%&gt;, because %ad
+        # looks like an escape.
         decoded = {decode(one) for one in texts for decode in (unquote, html.unescape)} - texts
         if not decoded:
             return False

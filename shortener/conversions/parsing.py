@@ -70,7 +70,7 @@ class ConversionParameters(BaseModel):
     disposition: _Input = Field(
         None,
         description="Whether the conversion is a success: positive or negative (Syniverse). Default: the disposition that follows "
-        "from the status word; none if that is pending or unknown.",
+        "from the status word; none if the word means pending or is unknown.",
     )
     value: _Input = Field(
         None,
@@ -143,7 +143,7 @@ class RepeatedValues(list[Any]):
 def parse_conversion(parameters: Mapping[str, Any], now: datetime, warnings: tuple[str, ...] = ()) -> ConversionReport:
     """Parse the parameters of a conversion report.
 
-    `now` is the time of a report without a timestamp. `warnings` are warnings about the request, which the report repeats.
+    `now` is the time of a report without a timestamp. `warnings` are warnings about the request, which are added to the report.
 
     Raise ApiError UNEXPANDED_PLACEHOLDER or INVALID_REQUEST."""
     return _Parser(parameters, now, warnings).report()
@@ -208,7 +208,7 @@ class _Parser:
         self.warnings.append(f"{name}: {text}")
 
     def _text(self, name: str, value: Any) -> str | None:
-        """Return the value of a known parameter as text. A list or object is stored as metadata, or rejected if it is an id."""
+        """Return the text of a known parameter. Store a list or object as metadata; reject it if the parameter is an id."""
         if isinstance(value, RepeatedValues):
             given = list(dict.fromkeys(text for one in value if (text := self._text(name, one)) is not None))
             if len(given) > 1:
@@ -239,7 +239,9 @@ class _Parser:
         return text
 
     def _id(self, name: str) -> str | None:
-        """Return a message_id or click_id. Reject one that is too long, but store a click_id beside a message_id as metadata."""
+        """Return a message_id or click_id, or None if it is absent. Reject an id that is too long.
+
+        If there is also a message_id, a click_id that is too long is not rejected but stored as metadata."""
         text = self._texts.get(name)
         if text is None or len(text) <= MAX_ID_CHARACTERS:
             return text
@@ -250,7 +252,7 @@ class _Parser:
         return None
 
     def _shortened(self, name: str, limit: int) -> str | None:
-        """Return an action or transaction_id. Replace the end of a text that is too long by its hash, so that it stays distinct."""
+        """Return an action or transaction_id. In a long text, a hash replaces the end, so that different texts stay different."""
         text = self._texts.get(name)
         if text is None or len(text) <= limit:
             return text

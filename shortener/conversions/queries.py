@@ -136,8 +136,8 @@ def find_targets_by_message_id(
 
 
 def find_keys(connection: Connection, keys: Iterable[ConversionKey]) -> set[ConversionKey]:
-    """Return the keys of stored conversions among `keys`. The comparison is case-sensitive, because releases before 0.3 stored keys
-    without case-folding."""
+    """Return those of `keys` that belong to a stored conversion. The comparison is case-sensitive, because releases before 0.3
+    stored keys without case-folding."""
     requested = values_table(connection, keys, message=BigInteger, action=Text, transaction_id=Text)
     c = schema.conversions.c
     statement = select(c.message_id, c.action, c.transaction_id).join_from(requested, schema.conversions, _has_key(requested))

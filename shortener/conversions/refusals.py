@@ -1,6 +1,6 @@
 """This module stores rejected conversion reports with the reason, so that an operator can find out why conversions are missing.
 
-Reports that were accepted, but were not applied because they are doubtful, are stored in the same way, with the reason NOT_APPLIED.
+Reports that were accepted with a warning but did not change the conversion are stored in the same way, with the reason NOT_APPLIED.
 
 Each application has at most MAX_ROWS rejected reports, and the purge deletes them after 30 days. Reports above the rate limit of an
 application are counted but not stored, so that a sender in a loop does not fill the database. With Redis, all processes share this
@@ -33,7 +33,7 @@ from shortener.storage.bulk import BulkInsert
 from shortener.storage.database import Database
 from shortener.storage.types import to_ms
 
-MAX_ROWS = 10_000  # rejected reports of one application; slightly more are possible until `trim` runs again
+MAX_ROWS = 10_000  # maximum number of rejected reports of one application; a few more exist until `trim` runs
 TRIM_INTERVAL_ROWS = 200  # a process runs `trim` after it has stored this many rejected reports
 MAX_DESCRIPTION_CHARACTERS = 500
 #: The reason of a report that was answered with a warning, but did not change the conversion.

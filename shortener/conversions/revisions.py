@@ -67,7 +67,7 @@ def first_revision(report: ConversionReport, target: ConversionTarget, now: date
 
 
 def _metadata(report: ConversionReport, target: ConversionTarget) -> Mapping[str, Any] | None:
-    """Return the metadata of a report. A click_id that does not identify a click on the message is added to it.
+    """Return the metadata of a report. If its click_id does not identify a click on the message, add the click_id to the metadata.
 
     Metadata may be personal data, so none is stored for a message that was erased."""
     if target.is_erased:

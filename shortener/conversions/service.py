@@ -1,4 +1,4 @@
-"""This service records each conversion once, with its event, its counts and its revisions. Many requests share a transaction.
+"""This module records each conversion once, with its event, counts and revisions. One transaction stores many reports.
 
 Message, action and transaction_id identify a conversion. Action and transaction_id are compared without regard to case. A unique
 index decides which of several concurrent reports is the first, also if several processes receive them. `revisions.py` decides

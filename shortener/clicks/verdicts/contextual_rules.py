@@ -110,8 +110,8 @@ RULES = tuple(name for name, _ in _RULES)
 class RecentAddresses:
     """The client IP addresses that opened links within the last minute, each with the number of recipients. `limit` is the maximum
     number of pairs of address and recipient. If it is exceeded, the oldest pairs are removed early, and counts are too low, but
-    never too high. Each process counts only its own hits. Times should not decrease. An earlier time is treated as if it were in
-    order."""
+    never too high. Each process counts only its own hits. The times that are passed to `count` should not decrease; the order of
+    the calls determines which pairs are the oldest."""
 
     def __init__(self, limit: int = 100_000) -> None:
         self._limit = limit
@@ -120,8 +120,8 @@ class RecentAddresses:
         self._recipients: dict[Hashable, int] = {}  # the number of recipients in the pairs of _seen, by IP address
 
     def count(self, address: Hashable, recipient: int, at: datetime) -> int:
-        """Record that the client `address` opened a link of `recipient` at the time `at`. Return of how many recipients this
-        address opened links in the minute before `at`, including `recipient`.
+        """Record that the client `address` opened a link of `recipient` at the time `at`. Return the number of recipients,
+        including `recipient`, whose links this address opened in the minute before `at`.
 
         `recipient` is the row id of the recipient's message. `address` is any value that identifies the client's IP address. If it
         is empty, the address is unknown, and the number is 0."""

@@ -208,7 +208,7 @@ class LockedMessage:
     def state_without_click(self) -> State:
         """Return the state of the message if its click is removed: the state before the click, or a state that was reported later.
 
-        A failure that was reported after the click gives FAILED, never EXPIRED."""
+        If a failure was reported after the click, the state is FAILED, never EXPIRED."""
         reported = (
             (State(self.state), True),
             (State.SENT, self.sent_at),
@@ -293,7 +293,8 @@ def _find_first_hits(connection: Connection, ids: Iterable[int]) -> dict[int, di
     """Return the hit of each link that is its first click or may become its first click, by message and link.
 
     For a link without a first click, this is the earliest hit that the current rules classify as HUMAN. The first click on a
-    message is not in the index of its link and is left out, because its message needs no other."""
+    message is left out, because the index `hits_by_link` does not contain it. Its message and its link need no other first
+    click."""
     chosen = values_table(connection, [(message,) for message in ids], id=BigInteger)
     is_first = hits.c.flags.bitwise_and(int(HitFlag.FIRST_FOR_LINK))
     rank = func.row_number().over(partition_by=hits.c.link_id, order_by=(is_first.desc(), hits.c.id)).label("rank")
@@ -315,7 +316,7 @@ def _find_first_hits(connection: Connection, ids: Iterable[int]) -> dict[int, di
 def _retract(
     connection: Connection, message: LockedMessage, hit: _LockedHit, delta: CountDelta, *, is_sent: bool
 ) -> dict[str, Any]:
-    """Restore the state that the message has without this click. Return the data of the event `click_retracted`.
+    """Set the message to the state that it has without this click. Return the data of the event `click_retracted`.
 
     `is_sent` states whether the fan-out has already processed the event of the click."""
     data: dict[str, Any] = {"first_for_message": False, "first_for_link": bool(hit.flags & HitFlag.FIRST_FOR_LINK)}
@@ -336,8 +337,8 @@ def _retract(
 
 
 def _count_first(delta: CountDelta, message: LockedMessage, amount: int, link_set: int, *, timed: bool = True) -> None:
-    """Count a first click (`amount` 1) or remove it from the counts (`amount` -1). If `timed` is true, also change the counts by
-    the time from sending to click."""
+    """Count a first click (`amount` 1) or remove it from the counts (`amount` -1). If `timed` is true, also change the counts of
+    first clicks by time from sending to click."""
     assert message.clicked_at is not None
     delta.add(message.cohort_id, message.clicked_at, "clicked_messages", amount, message=message.id, link_set=link_set)
     if timed:

@@ -5,7 +5,8 @@ separately, which takes 100 microseconds for a user agent that matches none. Her
 trie, which usually fails at the first letters. The few other expressions are applied after it. The result equals that of the
 package, without the patterns in `NOT_CRAWLERS`.
 
-The list is read when this module is imported. If the package is damaged, the import fails, and not a hit.
+The list is read when this module is imported. So a damaged package prevents the start of the service, and causes no errors in later
+requests.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ class EarlyHits:
             if application is not None and found.verdict is Verdict.HUMAN:
                 context = HitContext(
                     row.at,
-                    # If the time of SENT is after the click, it is the time of the report and not the time of sending.
+                    # A time of SENT after the click is not used: it is the time of the report and not the time of sending.
                     sent_at=row.sent_at if row.sent_at is not None and row.sent_at <= row.at else None,
                     delivered_at=row.delivered_at,
                 )

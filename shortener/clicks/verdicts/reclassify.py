@@ -303,14 +303,14 @@ class _EvidenceWindow:
         return ()
 
     def _classify(self, hit: _HitToClassify, settings: ApplicationSettings) -> Classification | None:
-        """Return the new classification of a hit. Return None if the old one came from data that is not stored."""
+        """Return the new classification of a hit. Return None if the old classification used data that is not stored."""
         if hit.classification.verdict is not Verdict.HUMAN or not settings.uses_contextual_rules:
             return hit.classification
         if hit.rule == _ADDRESS_RULE and settings.max_recipients_per_address_minute is not None:
             return None  # the recorder used the full IP address, which is not stored
         context = HitContext(
             hit.at,
-            # If the time of SENT is after the click, it is the time of the report and not the time of sending.
+            # A time of SENT after the click is not used: it is the time of the report and not the time of sending.
             sent_at=hit.sent_at if hit.sent_at is not None and hit.sent_at <= hit.at else None,
             delivered_at=hit.delivered_at,
             is_reported=hit.sent_at is not None or hit.delivered_at is not None,

@@ -296,7 +296,7 @@ class ParsedAgent(NamedTuple):
 
 
 def parse_agent(text: str) -> ParsedAgent:
-    """Return a User-Agent header, the text that distinguishes it from others (`particular`), and the model of the phone."""
+    """Parse a User-Agent header: find the part that most browsers do not share, and the model of the phone."""
     common = _COMMON.match(text)
     particular = f"({common['system']}){text[common.end() :]}" if common else text
     model = _MODEL.search(particular)
