@@ -179,7 +179,7 @@ class HttpApplication:
         return is_known and self._has_codes(domain, prefix, code), domain.id if domain else None
 
     def _has_codes(self, domain: Domain | None, prefix: str, code: str) -> bool:
-        """Return whether a domain has codes after this path. `domain` is None for the installation's own hosts."""
+        """Return whether a link of a domain can have this prefix and code. `domain` is None for the installation's own hosts."""
         if not prefix:
             return code.lower() not in RESERVED_SEGMENTS and (domain is None or domain.path == "" or domain.accepts(""))
         if domain is not None:
@@ -210,7 +210,7 @@ class HttpApplication:
 
 @contextlib.asynccontextmanager
 async def running(service: Service) -> AsyncIterator[HttpApplication]:
-    """Run the application with its background jobs until the context ends. Tests and the demo use this."""
+    """Run the application with its background jobs until the `async with` block ends. Tests and the demo use it."""
     app = HttpApplication(service)
     service.start()
     try:

@@ -3,7 +3,7 @@ connection has one timer, which checks the connection every few seconds, so that
 
 - Between two requests, the client has `keep_alive` seconds, counted from the last response. The default of uvicorn is 5 seconds.
   Bytes that do not begin a request, such as empty lines or the rest of a discarded body, do not extend this time.
-- The head of a request must be complete within one such period after it began.
+- The head of a request must be complete `keep_alive` seconds after the first check that found it incomplete.
 - A body must be complete within REQUEST_TIMEOUT, plus one second for each 64 KiB that have arrived.
 - The connection is closed if the client reads less than 1 KiB of a response per second during REQUEST_TIMEOUT.
 """
@@ -25,7 +25,7 @@ class TimedConnection(Protocol):
     transport: asyncio.Transport
     flow: Any  # uvicorn's object for the flow control of the connection
     body_began: float  # the time when the body of the current request began
-    body_bytes: int  # the number of bytes of that body that have arrived
+    body_bytes: int  # the number of bytes of the current body that have arrived
     bytes_queued: int  # the number of response bytes that the socket did not accept at once
     is_reading_body: bool
 
@@ -50,7 +50,7 @@ class ClientTimer:
         self._request_timeout = request_timeout
         self._head: Any = None  # the incomplete head of a request at the latest check
         self._unread_since: float | None = None  # the time of the event loop since which the client has read too slowly
-        self._unread_sent = 0  # the number of bytes that were sent at that time
+        self._unread_sent = 0  # the number of bytes that had been sent at the time `_unread_since`
         self._handle: TimerHandle = loop.call_later(keep_alive, self.check)
 
     @property

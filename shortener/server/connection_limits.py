@@ -25,7 +25,7 @@ log = structlog.get_logger(__name__)
 # The number of open files that are reserved for databases, deliveries and other files; at most a quarter of a small limit.
 RESERVED_FILES = 256
 MAX_OPEN_FILES = 1_048_576  # the maximum number of open files that the server requests
-_EVICTED_SHARE = 16  # one sixteenth is closed in one go, so that connections to close are rarely searched
+_EVICTED_SHARE = 16  # one search closes one sixteenth of all connections, because a search is slow
 _REFUSALS_PER_LOG_LINE = 1000
 _MAX_CACHED_ADDRESSES = 8192
 _IPV6_PREFIX = 64

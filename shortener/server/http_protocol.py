@@ -44,8 +44,8 @@ log = structlog.get_logger(__name__)
 _COMPLEX_REQUEST_HEADERS = frozenset({b"content-length", b"transfer-encoding", b"upgrade", b"expect"})
 MAX_HEAD_BYTES = 64 * 1024  # maximum size of the head of a request
 _MAX_PATH_BYTES = 256  # maximum length of the path of a domain, a code, and characters that programs add
-#: The maximum number of bytes of a body that the server reads after its response. A client that sends a whole body before it reads
-#: would otherwise not receive a response such as 413.
+#: The maximum number of bytes of a body that the server reads after it has sent the response. A client that sends a whole body
+#: before it reads would otherwise not receive a response such as 413.
 MAX_DISCARDED_BYTES = 64 * 1024 * 1024
 
 
@@ -73,7 +73,7 @@ class RedirectProtocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._has_app: HasApp = self.config.loaded_app
         self._peer: str | None = None
-        self._socket_fd = -1  # -1 if all writes use the transport
+        self._socket_fd = -1  # the socket for direct writes; -1 if all writes use the transport
         self.incomplete_head: IncompleteHead | None = None
         self.timer: ClientTimer | None = None
         self._response_ended = 0.0  # the time of the event loop of the latest response, or of the beginning of the connection
@@ -110,7 +110,7 @@ class RedirectProtocol(HttpToolsProtocol):
         if incomplete is None:
             return
         incomplete.note_end_of_chunk(data)
-        # Data that arrived together with the beginning of the request head does not count; it is at most one read buffer.
+        # The first chunk of a head is not counted towards the limit, because it is at most one read buffer.
         if incomplete is head:
             head.size += len(data)
             if head.size > MAX_HEAD_BYTES and not self.transport.is_closing():

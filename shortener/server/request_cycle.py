@@ -18,8 +18,8 @@ from uvicorn.protocols.http.httptools_impl import HEADER_RE, STATUS_LINE, Reques
 if TYPE_CHECKING:
     from shortener.server.http_protocol import RedirectProtocol
 
-#: The type of an ASGI message with a complete response: `status`, `headers` and `body`. A server that accepts it has this key in
-#: `scope["extensions"]`. The headers must contain content-length.
+#: The type of an ASGI message with a complete response: `status`, `headers` and `body`. A server that accepts it has the type as a
+#: key in `scope["extensions"]`. The headers must contain content-length.
 COMPLETE_RESPONSE = "shortener.http.response"
 EXTENSIONS: Mapping[str, Mapping[str, Any]] = {COMPLETE_RESPONSE: {}}
 #: Characters that a header must not contain, because they could split one response into two.
@@ -97,8 +97,8 @@ class RequestCycle(RequestResponseCycle):
             self._send_body(message.get("body", b""), more_body=message.get("more_body", False))
 
     def _serialize_head(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-        """Return the head of the response as bytes. Store the length of the body, and whether the connection stays open, as the
-        headers state them."""
+        """Return the head of the response as bytes. Read from the headers the length of the body, and whether the connection
+        stays open, and store both."""
         lines = []
         closes = False
         for name, value in headers:

@@ -1,6 +1,7 @@
 """This module handles request lines with bytes above 0x7F, and request heads that have not arrived completely. Some programs
-request a short link with the characters that follow it in a text as raw UTF-8: an emoji, a bracket, an invisible character. The
-parser of uvicorn rejects such bytes in a URL, so the protocol percent-encodes them before the parser reads them.
+request a short link together with characters that follow the link in a text, such as an emoji or an invisible character, and send
+them as raw UTF-8. The parser of uvicorn rejects such bytes in a URL, so the protocol percent-encodes them before the parser reads
+them.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The endpoints for the caller's own application: its settings and its `conversion_url` (23 Telecom).
 
-A `conversion_url` is stored as a tracker of its own, which receives `conversion` events as flat JSON.
+A `conversion_url` is stored as a separate tracker, which receives `conversion` events as flat JSON.
 """
 # Tested by tests/web/test_application.py and tests/web/test_trackers.py
 
@@ -39,8 +39,8 @@ class ApplicationUpdateRequest(ApplicationSettings):
     gateway: Text | None = Field(
         None,
         max_length=64,
-        description="Name of the gateway that sends the messages of the application: one of its own gateways, or simulator. null "
-        "or none: no gateway.",
+        description="Name of the gateway that sends the messages of the application: a gateway that belongs to the application, "
+        "or simulator. null or none: no gateway.",
     )
     conversion_fields: BodyFields | None = Field(
         None, description="Names of the fields in the JSON that is sent to `conversion_url`. Default: a standard set of fields."
@@ -59,12 +59,12 @@ class ApplicationFields(ResponseModel, ApplicationSettings):
         description="Id of the tracker (the endpoint that receives events) that was created for conversion_url."
     )
     callback_secret_set: bool = Field(
-        description="Whether lt_callbackurl is signed. conversion_url is signed with the same secret, unless "
-        "its tracker has its own."
+        description="true: requests to lt_callbackurl are signed with the callback secret. Requests to conversion_url are signed "
+        "with the same secret, unless the tracker of conversion_url has its own secret."
     )
     warnings: list[str] = Field(description="Macros in fallback_url that will not be filled in.")
     previous_callback_secret_until: str | None = Field(
-        description="Until this time callbacks are also signed with the replaced callback secret."
+        description="Time until which requests are also signed with the replaced callback secret. null: only the current secret."
     )
 
 
@@ -81,7 +81,7 @@ class CallbackSecretRequest(RequestModel):
         DEFAULT_SECRET_OVERLAP_SECONDS,
         ge=0,
         le=MAX_SECRET_OVERLAP_SECONDS,
-        description="Seconds for which requests are also signed with the replaced callback secret. 0: only the new secret signs.",
+        description="Seconds for which requests are also signed with the replaced callback secret. 0: only with the new one.",
     )
 
 
@@ -90,7 +90,9 @@ class CallbackSecretResponse(ResponseModel):
 
     status: Literal[True] = True
     callback_secret: str
-    previous_valid_until: str | None = Field(description="Until this time callbacks are also signed with the replaced secret.")
+    previous_valid_until: str | None = Field(
+        description="Time until which requests are also signed with the replaced callback secret. null: only the new secret."
+    )
 
 
 async def show(call: Call[None, None]) -> Mapping[str, Any]:
@@ -152,7 +154,7 @@ def _write(
     now: datetime,
     own_hosts: OwnHosts,
 ) -> None:
-    """Change only the settings in the request. The row is locked, so concurrent changes of other settings are kept."""
+    """Store the settings of the request. Lock the application, so that concurrent requests keep each other's changes."""
     lock_application(connection, application_id)
     if settings:
         update_application(connection, application_id, settings, now, own_hosts=own_hosts)
@@ -192,7 +194,7 @@ ENDPOINTS = [
             ErrorCode.FORBIDDEN_TARGET,
             ErrorCode.CONFLICT,
         ),
-        description="`click_events` and `click_id_param` apply to links that are created after the change.",
+        description="A change of `click_events` or `click_id_param` applies only to links that are created after the change.",
     ),
     Endpoint(
         "POST",
@@ -204,7 +206,7 @@ ENDPOINTS = [
         body=CallbackSecretRequest,
         body_optional=True,
         response=CallbackSecretResponse,
-        description="Creates a new secret for the signatures of `lt_callbackurl` and `conversion_url`, and returns it only in this "
-        "response. During the overlap, requests are signed with both secrets.",
+        description="Creates a new secret, with which requests to `lt_callbackurl` and `conversion_url` are signed. Only this "
+        "response contains the new secret. For `overlap` seconds, requests are signed with both secrets.",
     ),
 ]

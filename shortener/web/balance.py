@@ -29,9 +29,7 @@ class PriceFields(ResponseModel):
     """The price of one SMS segment."""
 
     prefix: str = Field(
-        description=(
-            "First digits of the phone numbers to which the price applies. Empty: all numbers without a longer prefix in the list."
-        )
+        description=("First digits of the phone numbers to which the price applies. Empty: all numbers that match no other prefix.")
     )
     price: str = Field(description="Price of one segment as a decimal string.")
 
@@ -40,7 +38,7 @@ class PricesResponse(ResponseModel):
     """The prices that apply to the application."""
 
     status: Literal[True] = True
-    prices: list[PriceFields] = Field(description="Prices by prefix. The longest prefix of a number decides.")
+    prices: list[PriceFields] = Field(description="Prices by prefix. The longest matching prefix determines the price of a number.")
 
 
 async def show(call: Call[None, None]) -> Mapping[str, Any]:
@@ -56,7 +54,7 @@ async def show(call: Call[None, None]) -> Mapping[str, Any]:
 
 
 async def prices(call: Call[None, None]) -> Mapping[str, Any]:
-    """Return the prices of the application, and the prices for all applications whose prefixes the application has no price for."""
+    """Return the prices by prefix: the prices of the application, and for other prefixes the prices for all applications."""
     rows = await call.service.database.read(list_prices, call.application_id)
     # The application's own prices come last, so they replace the prices for all applications.
     by_prefix = {row["prefix"]: format(row["price"], "f") for row in rows}

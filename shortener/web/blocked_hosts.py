@@ -1,5 +1,5 @@
-"""The endpoints for blocked destination hosts. Links of the application to these hosts respond with 410, and new links are
-rejected."""
+"""The endpoints for blocked destination hosts. Links of the application to these hosts respond with 410, and new links to
+these hosts are rejected."""
 # Tested by tests/web/test_links.py
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class BlockHostRequest(RequestModel):
     host: Text = Field(
         min_length=1,
         max_length=255,
-        description="Host without scheme, port and path, for example shop.example. *.shop.example blocks every host below it.",
+        description="Host without scheme, port and path, for example shop.example. *.shop.example blocks every subdomain.",
     )
 
 

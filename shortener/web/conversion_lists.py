@@ -33,7 +33,7 @@ _LIMIT = Field(100, ge=1, le=1000, description="Maximum number of rows in a page
 
 
 class ConversionsCsvQuery(Period):
-    """Filters of conversions. The period refers to the reported time of the first report of a conversion."""
+    """Filters of conversions. The period selects conversions by the time that the first report of each conversion states."""
 
     campaign: Text | None = Field(
         None, max_length=200, description="Only conversions of messages of this campaign. Empty: only messages without a campaign."
@@ -56,17 +56,23 @@ class ConversionsCsvQuery(Period):
     warnings: bool = Field(False, description="true: only conversions with a value, currency or time that could not be parsed.")
     metric: Literal["conversions"] | None = Field(
         None,
-        description="Only the conversions that this figure of the statistics counts: the period covers complete time slots of 15 "
-        "minutes, and `basis` applies.",
+        description="Only the conversions that this figure of the statistics counts. As in the statistics, the period is extended "
+        "to complete time slots of 15 minutes, and `basis` selects the time that counts.",
     )
     basis: Literal["event", "sent"] = Field(
         "event",
-        description="With `metric`: count by the time of the conversion (default), or by the time when its message was created.",
+        description="Applies only with `metric`. The time that must be in the period. event (default): the time of the conversion. "
+        "sent: the time when its message was created.",
     )
     source: Source = Field("all", description="Only conversions of messages of this traffic source. Default: all.")
-    country: Text | None = Field(None, max_length=2, description="Country of the recipient's phone number, as ISO 3166 code.")
+    country: Text | None = Field(
+        None, max_length=2, description="Only conversions of messages to phone numbers of this country (ISO 3166 code)."
+    )
     destination: Text | None = Field(
-        None, max_length=300, description="Host and path of a destination of the message, as in /api/v1/sms/stats/by-destination."
+        None,
+        max_length=300,
+        description="Only conversions of messages with a link to this destination: host and path, as in "
+        "/api/v1/sms/stats/by-destination.",
     )
     label: Text | None = Field(None, max_length=300, description="Only conversions of messages with a link with this label.")
     tz: TimeZoneName = "UTC"

@@ -58,7 +58,7 @@ def _response(result: ConversionResult) -> dict[str, Any]:
 
 
 async def report(call: Call[Any, Any], path: str, refusal: ApiError | None = None) -> dict[str, Any]:
-    """Record the conversion of a request, or reject it with `refusal`. `path` is the path of the endpoint, without a key."""
+    """Record the conversion of a request. If `refusal` is given, reject the request with it. `path` contains no key."""
     service, request = call.service, call.request
     if request.method == "HEAD":
         raise ApiError(ErrorCode.METHOD_NOT_ALLOWED, "HEAD is not allowed because it would record nothing; send GET or POST.")
@@ -96,7 +96,7 @@ async def legacy_action(call: Call[Any, Any]) -> dict[str, Any]:
     return await report(call, "/action")
 
 
-#: RFC 9745: deprecated since 2026-11-20. RFC 8288: the endpoint that replaces it.
+#: The headers that mark an endpoint as deprecated since 2026-11-20 (RFC 9745) and name its replacement (RFC 8288).
 _DEPRECATED = {"Deprecation": "@1795132800", "Link": '</api/v1/track>; rel="successor-version"'}
 
 
@@ -111,7 +111,7 @@ async def deprecated_track(call: Call[Any, Any]) -> Response:
 
 
 async def postback(call: Call[Any, Any]) -> dict[str, Any]:
-    """Record a conversion that a network reports with a postback key. The rate of each key is limited."""
+    """Record a conversion that a network reports with a postback key. Limit the number of reports per key and minute."""
     refusal = None
     if wait := call.service.rate_limits.postbacks.take(call.principal.key_id):
         description = "There are too many reports with this postback key. Try again after `Retry-After` seconds."

@@ -22,7 +22,7 @@ class RepairedText(str):
 
 
 def load_damaged_json(content: bytes) -> Any:
-    """Parse JSON. Texts that had to be changed contain surrogates until `repair` is called. Raise ValueError or RecursionError."""
+    """Parse JSON. Invalid bytes in texts become surrogates, which `repair` replaces. Raise ValueError or RecursionError."""
     encoding = json.detect_encoding(content)
     is_utf8 = encoding.startswith("utf-8")
     # `surrogateescape` decodes each byte that is not UTF-8 to the surrogate U+DC00 plus the byte.

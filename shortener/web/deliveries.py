@@ -40,11 +40,11 @@ class DeliveryFields(ResponseModel):
         "succeeded. dead: all attempts failed."
     )
     attempt: int = Field(description="Number of attempts of the delivery that were started.")
-    next_at: str | None = Field(description="Time of the next attempt. During an attempt: the end of its lease.")
+    next_at: str | None = Field(description="Time of the next attempt. During an attempt: the end of the lease of the delivery.")
     created_at: str
     finished_at: str | None
-    last_status: int | None = Field(description="HTTP status of the tracker's last response. null: there was none.")
-    last_error: str | None = Field(description="Error of the last attempt. null: it succeeded, or there was none.")
+    last_status: int | None = Field(description="HTTP status of the tracker's last response. null: there was no response.")
+    last_error: str | None = Field(description="Error of the last attempt. null: that attempt succeeded, or there was none.")
 
 
 class AttemptFields(ResponseModel):
@@ -69,7 +69,7 @@ class DeliveryResponse(ResponseModel):
 
 
 class ReplayResponse(ResponseModel):
-    """The delivery after its replay was requested. Its attempts start again."""
+    """A delivery whose replay was requested. It gets all its attempts again."""
 
     status: Literal[True] = True
     delivery: DeliveryFields

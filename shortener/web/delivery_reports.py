@@ -1,8 +1,8 @@
 """POST /api/v1/sms/status: the send pipeline forwards the delivery reports of the carrier.
 
-Each report of a list is accepted or refused separately. A report is refused only if it does not name a message of the application
-or no known state. Any other invalid value, such as a text that is too long or an unknown date format, is cut or left out. The
-report is stored, and its result contains a warning.
+Each report of a list is accepted or refused separately. A report is refused only if the application has no message with its
+message_id, or if its state is unknown. Any other invalid value, such as a text that is too long or an unknown date format, is cut
+or left out: the rest of the report is stored, and its result contains a warning.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from shortener.web.fields import Price, Text, is_decimal, parse_price
 
 MAX_ID_CHARACTERS = 255
 MAX_FRAGMENTS = 1000
-MIN_LIMITED_REPORTS = 50  # a list of at least this number of reports counts against the limit of the deliveries that reports create
+MIN_LIMITED_REPORTS = 50  # for shorter lists, REPORT_DELIVERY_LIMIT counts one delivery per report
 PRICE_DIGITS = 8  # the maximum number of digits after the decimal point of a price
 _MAX_CHARACTERS = {"status": 64, "reason_code": 64, "reason_description": 255, "telecom_message_id": 255}
 
@@ -42,11 +42,13 @@ class DeliveryReportItem(RequestModel):
 
     message_id: Text = Field(max_length=MAX_ID_CHARACTERS, description="Id of the message to which the report belongs.")
     state: Text = Field(
-        description="SENT, DELIVERED, READ, FAILED or EXPIRED in any case, or a word of SMPP, Kannel, Jasmin, playSMS, Twilio, "
-        "Infobip or Vonage, for example DELIVRD. Default: `status`.",
+        description="State of the message: SENT, DELIVERED, READ, FAILED or EXPIRED in upper or lower case, or a word of SMPP, "
+        "Kannel, Jasmin, playSMS, Twilio, Infobip or Vonage, for example DELIVRD. Default: the value of `status`.",
         examples=["DELIVERED"],
     )
-    status: Text | None = Field(None, description="Status word of the carrier, for example DELIVRD. Cut to 64 characters.")
+    status: Text | None = Field(
+        None, description="Status word of the carrier, for example DELIVRD. The service cuts it to 64 characters."
+    )
     reason_code: Text | None = Field(None, description="Reason code of the carrier. The service cuts it to 64 characters.")
     reason_description: Text | None = Field(None, description="Reason text of the carrier. The service cuts it to 255 characters.")
     mt_price: Price | None = Field(None, description="Price of the message, a decimal string or a number.")
@@ -55,11 +57,12 @@ class DeliveryReportItem(RequestModel):
     timestamp: Text | None = Field(
         None,
         description="Time of the report (UTC without a zone): ISO 8601, RFC 2822, 2026/11/27 10:00:00, SMPP's YYMMDDhhmm, or "
-        "seconds or milliseconds since 1970. Default, also for a time that cannot be read: now.",
+        "seconds or milliseconds since 1970. Default: now. A time that cannot be read is replaced by the current time.",
     )
 
 
-#: The type of the body in the OpenAPI document. Validation is more lenient, because one invalid report must not refuse the others.
+#: The type of the body in the OpenAPI document. The service also accepts other bodies, so that one invalid report in a list does
+#: not cause the rejection of the whole list.
 _DOCUMENTED_REPORTS: TypeAdapter[Any] = TypeAdapter(DeliveryReportItem | Annotated[list[DeliveryReportItem], Field(min_length=1)])
 
 
@@ -95,8 +98,8 @@ class DeliveryReportsResponse(ResponseModel):
 
 @dataclass(slots=True)
 class ReadReport:
-    """A report as it was read from the request. If `report` is None, the report is refused, and `invalid_field` and `reason`
-    contain why."""
+    """A report as it was read from the request. If the report is refused, `report` is None, `invalid_field` is the name of the
+    invalid field, and `reason` explains what is wrong."""
 
     message_id: str | None
     report: DeliveryReport | None = None
@@ -251,7 +254,7 @@ async def report(call: Call[None, DeliveryReportRequest]) -> DeliveryReportsResp
 async def _limit_deliveries(call: Call[None, DeliveryReportRequest], reports: int) -> None:
     """Raise ApiError RATE_LIMITED if the reports would create more deliveries than the application may create in a minute.
 
-    The trackers are counted only for lists, so that a single report needs no further query."""
+    Each report counts once for each subscribed tracker. Short lists count as if there were one tracker, which saves a query."""
     service = call.service
     trackers = 1
     if reports >= MIN_LIMITED_REPORTS:

@@ -55,5 +55,5 @@ def with_documentation(endpoints: Sequence[Endpoint]) -> list[Endpoint]:
 
 
 def _server(call: Call[None, None]) -> str:
-    """Return the URL that serves the API: BASE_URL without its path, because the path only precedes codes."""
+    """Return the URL that serves the API: BASE_URL without its path, which only short links have."""
     return parse_base_url(call.service.settings.base_url).origin

@@ -105,7 +105,7 @@ GENERATED_PARAMETERS = frozenset(
 
 
 def variable_of(parameter: str) -> str:
-    """Return the shell variable of a generated path parameter: PROCESS_KEY of processKey."""
+    """Return the name of the shell variable for a path parameter, for example PROCESS_KEY for processKey."""
     return re.sub(r"(?<=[a-z])([A-Z])", r"_\1", parameter).upper()
 
 
@@ -113,7 +113,7 @@ def _curl(operation: Mapping[str, Any]) -> str:
     """Return an example call of an endpoint as a curl command; "" for endpoints that only gateways call, because each gateway has
     its own format.
 
-    It uses the shell variables BASE, KEY and TOKEN, and one for each generated id in the path."""
+    The command uses the shell variables BASE, KEY and TOKEN, and one variable for each generated id in the path."""
     path = operation["path"]
     if "{report_key}" in path:
         return ""

@@ -28,7 +28,7 @@ class DomainFields(ResponseModel):
     host: str
     application_id: int
     base_url: str = Field(description="Prefix of the short links on the domain: scheme, host and path.")
-    path: str = Field(description='Path before the codes, such as /ABCDEF or /{sender}; "" if the codes are at the root.')
+    path: str = Field(description='Path before the codes, such as /ABCDEF or /{sender}. "": the code directly follows the host.')
     fallback_url: str | None
     home_url: str | None
     assetlinks: list[Any] | None
@@ -78,7 +78,7 @@ class DomainRequest(DomainOptions):
         max_length=300,
         validation_alias=AliasChoices("domain", "base_url", "host"),
         description="https://HOST, optionally with a path before the codes: https://go.brand.example/ABCDEF or "
-        "https://go.brand.example/{sender}. A host alone gets https://.",
+        "https://go.brand.example/{sender}. If the scheme is missing, the service adds https://.",
     )
 
 

@@ -1,6 +1,6 @@
 """This module defines the class `Endpoint`, and runs every endpoint in the same way. An endpoint declares its path, its caller and
 its models for query, body and response once. The same declaration authenticates the caller, validates the request, serializes the
-response and produces the OpenAPI document, so they cannot disagree.
+response and produces the OpenAPI document, so that the document cannot differ from the behavior.
 
 The order is fixed: first the credential (401, 403) and the rate limit of its key (429), then query and body (400, 413, 415), then
 the handler. An `ApiError` from the handler becomes the error body. A database that is unavailable becomes 503 with `Retry-After`.
@@ -61,7 +61,7 @@ class RequestModel(BaseModel):
 
 
 class ResponseModel(BaseModel):
-    """Base class of response models. Fields with a default are always sent, so the document lists them as required."""
+    """Base class of response models. Fields with a default are always sent, so the OpenAPI document marks them as required."""
 
     model_config = ConfigDict(extra="forbid", json_schema_serialization_defaults_required=True)
 
@@ -76,7 +76,7 @@ Query = TypeVar("Query", bound=BaseModel | None)
 Body = TypeVar("Body", bound=BaseModel | None)
 
 
-#: A function that adds fields to the body of an error with this code.
+#: A function that returns the body of an error response with additional fields. Its arguments are the error code and the body.
 ErrorShape = Callable[[ErrorCode, dict[str, Any]], dict[str, Any]]
 
 
@@ -93,7 +93,7 @@ class Call(Generic[Query, Body]):
 
     @property
     def principal(self) -> Principal:
-        """Return the owner of the credential. It exists only in endpoints that require a credential."""
+        """Return the owner of the credential. The endpoint must require a credential; otherwise there is no owner."""
         assert self._principal is not None
         return self._principal
 
@@ -111,7 +111,7 @@ class Endpoint:
     handler returns a `Response`. `other_responses` are further successful statuses with their models. `errors` lists the codes that
     the handler raises, in addition to those that every endpoint may raise. `headers` maps each header that the handler reads to its
     meaning. With `body_forms` the body may also be a form; with `body_optional` it may be empty. With `repairs_text`, invalid text
-    in a JSON body is replaced. With `reads_request` the handler reads query and body itself, and their models only describe them.
+    in a JSON body is replaced. With `reads_request` the handler reads query and body itself, and the models only describe both.
     `complete_error` adds to the error about an invalid body the errors that the handler would have found, so that one error does
     not hide another. `translate_error` replaces an error by an error with the code of a vendor. `error_shape` adds the fields of a
     vendor to the body of an error.
@@ -149,9 +149,9 @@ class Endpoint:
 
     @cached_property
     def stores_response(self) -> bool:
-        """Whether the endpoint returns its first response to a repeat by the same API key with the same Idempotency-Key.
+        """Whether this class stores the first response, and returns it to repeats with the same API key and Idempotency-Key.
 
-        Endpoints that name the header in `headers` store their responses themselves."""
+        The handler of an endpoint with this header in `headers` stores the responses itself."""
         return self.method == "POST" and self.caller is Caller.API_KEY and not self.reads_request and HEADER not in self.headers
 
     async def respond(self, request: Request, service: Service) -> Response:
@@ -193,7 +193,7 @@ def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | 
     return JsonResponse(body, status) if headers is None else Response(body, status, headers, "application/json")
 
 
-#: The header `Link` of each error: the list of error codes in the documents of the running service.
+#: The value of the header `Link` of each error response. It refers to the list of error codes on the documentation page.
 HELP_LINK = '</docs#error-codes>; rel="help"'
 
 

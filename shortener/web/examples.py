@@ -63,7 +63,7 @@ _VALUES: Mapping[str, Any] = {
     "url": "https://shop.example/a?b=1",
     "value": "12.50",
 }
-#: Example values for responses, of fields whose value in a response is different from the value in the request.
+#: Example values for the fields of responses. A value here is used in place of the value in `_VALUES`.
 _RESPONSE_VALUES: Mapping[str, Any] = {
     "body": "Hello Kola, please visit us at https://go.brand.example/8kVnq2LmRd for new information",
     "click_id": "0AbCdEfGh12x9Kq3vTz",
@@ -137,7 +137,7 @@ def example_of_parameter(name: str, schema: Mapping[str, Any]) -> Any:
 
 
 def example_text(name: str, value: Any) -> Any:
-    """Replace a text in a sample event that only states that it is a test by the example value of its field."""
+    """Return the example value of a field in place of a text that begins with "test". Return any other value unchanged."""
     if not isinstance(value, str) or not value.startswith("test"):
         return value
     return _RESPONSE_VALUES.get(name) or _VALUES.get(name) or value
@@ -148,7 +148,7 @@ def _known(name: str, response: bool) -> Any:
 
 
 def _accepts(schema: Mapping[str, Any], value: Any) -> bool:
-    if isinstance(value, list) and "$ref" in schema.get("items", {}):  # `events` is a list of names, or of objects
+    if isinstance(value, list) and "$ref" in schema.get("items", {}):  # in some schemas, `events` is a list of objects
         return False
     kinds = schema.get("type", ())
     kinds = [kinds] if isinstance(kinds, str) else kinds

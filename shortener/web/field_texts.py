@@ -27,7 +27,7 @@ _TEXTS: Mapping[str, str] = {
     "blocked_hosts": "Blocked hosts of the application.",
     "browser": "Browser, or app with a built-in browser. null: not known yet.",
     "bulkId": "Id of the request, as in Infobip's response.",
-    "by": "Who did it: an API key, or the command line.",
+    "by": "Who made the change: an API key, or the command line.",
     "callbackData": "Data of the caller, from the request.",
     "callback_secret": "The new signing secret. It is shown only once.",
     "campaign": "Name of the campaign. Empty: the message has none.",
@@ -56,7 +56,7 @@ _TEXTS: Mapping[str, str] = {
     "currency": "Currency as ISO 4217 code. null: not reported.",
     "day": "The day, as YYYY-MM-DD in `tz`.",
     "days": "Counts by day.",
-    "default": "true: the domain of messages that name none.",
+    "default": "true: new links begin with this domain if the message names no other domain.",
     "delivered": "Number of messages that the carrier reported as delivered.",
     "delivered_at": "Time of delivery to the phone. null: not reported.",
     "deliveries": "Deliveries, newest first.",
@@ -85,13 +85,13 @@ _TEXTS: Mapping[str, str] = {
     "events": "Names of the events to which the tracker subscribes.",
     "ErasedRows.events": "Events.",
     "EventsResponse.events": "Events of this page, newest first.",
-    "expires_at": "Time when it expires.",
+    "expires_at": "Time of expiry.",
     "external_message_request_id": "Id of the request in the caller's system. Empty: none.",
     "fallback_url": "URL to which an expired link redirects. null: none.",
     "fields": "Names of the fields in bodies of the format `json`. null: a standard set.",
     "filter": "The filters that select the links.",
-    "finished_at": "Time when it ended. null: it has not ended.",
-    "first_rule": "Rule that classified the hit first. null: the rule has not changed since.",
+    "finished_at": "Time when the delivery or the update ended. null: not ended yet.",
+    "first_rule": "Rule that classified the hit when it was recorded. null: the rule has not changed since.",
     "format": "Format of the body: `scg` (Syniverse), `json` (23 Telecom), `xoxzo` or `infobip`.",
     "from": "Sender of the message. Empty: none.",
     "groupId": "Number of the status group of Infobip.",
@@ -147,7 +147,7 @@ _TEXTS: Mapping[str, str] = {
     "postback_key": "The postback key. It is shown only once.",
     "postback_keys": "Postback keys of the application.",
     "previous_state": "State of the message before the event. null: the event changes no state.",
-    "previous_valid_until": "Time until which the replaced one stays valid. null: there is none.",
+    "previous_valid_until": "Time until which the replaced credential stays valid. null: none was replaced.",
     "processKey": "Key of the conversion process.",
     "rate_limit": "Maximum number of requests per minute. null: no limit.",
     "read": "Number of messages that were reported as read.",
@@ -165,7 +165,7 @@ _TEXTS: Mapping[str, str] = {
     "pricePerMessage": "Price of the message as a number.",
     "results": "One entry for each item of the request, in order.",
     "revision": "Number of the revision, from 1.",
-    "revoked_at": "Time when it was revoked. null: it is valid.",
+    "revoked_at": "Time when the key was revoked. null: the key is valid.",
     "rule": "Rule that classified the hit. null: the event has no hit.",
     "schedule": "Seconds between the attempts.",
     "seconds_since_delivered": "Seconds from the delivery of the message to the hit. null: no delivery was reported.",
@@ -204,7 +204,7 @@ _TEXTS: Mapping[str, str] = {
     "user_agent": "User agent of the hit. null: none, or it was removed for privacy.",
     "value": "Value as a decimal string. null: not reported.",
     "verdict": "Verdict of the hit: human, suspected or ignored.",
-    "warnings": "What the sender or owner should know, as texts for people.",
+    "warnings": "Warnings about possible problems, as texts for people.",
 }
 #: Fields of the events that trackers receive. The format of Infobip uses the same names in camel case.
 _EVENT_TEXTS: Mapping[str, str] = {
@@ -298,7 +298,7 @@ def complete(schemas: Mapping[str, Any], *, of_events: bool = False) -> None:
 
 
 def is_time(field: str) -> bool:
-    """Return whether a field contains a time in ISO 8601. The names of all such fields follow one rule."""
+    """Return whether a field contains a time in ISO 8601: its name is in `_TIME_NAMES`, or ends with _at or _until."""
     return field in _TIME_NAMES or field.endswith(("_at", "_until"))
 
 

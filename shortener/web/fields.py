@@ -39,8 +39,8 @@ def is_decimal(text: str) -> bool:
 def parse_price(value: Any) -> Decimal:
     """Return the value as a decimal. Raise ValueError if it is not a decimal number.
 
-    A string must be a decimal without exponent. A JSON number is parsed as a float, whose shortest text is equal to the text in the
-    request."""
+    A string must be a decimal without exponent. A JSON number arrives as a float; the result is the shortest decimal
+    that identifies this float."""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ValueError("must be a decimal such as 0.0095")
     text = str(value)
@@ -113,5 +113,5 @@ def _end_of_day(value: Any) -> Any:
 #: A time in ISO 8601, converted to UTC. A time without a zone is taken as UTC.
 Time = Annotated[AwareDatetime, BeforeValidator(_assume_utc), AfterValidator(_to_utc)]
 
-#: The end of a period: a time as above, or a date, which includes the whole day in UTC.
+#: The end of a period: a time in ISO 8601 (UTC without a zone), or a date, which includes that whole day in UTC.
 EndTime = Annotated[AwareDatetime, BeforeValidator(_end_of_day), AfterValidator(_to_utc)]

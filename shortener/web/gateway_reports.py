@@ -2,9 +2,9 @@
 the message.
 
 Gateways call it by GET or POST, with the parameters in the query, in a form or in JSON. The settings of the gateway define the
-meaning of each parameter. A call with a wrong key gets 401 before anything is read. Every other call gets 200 as soon as the
-reports that could be understood are stored, because gateways repeat other calls without end; unknown messages and words are
-counted.
+meaning of each parameter. A call with a wrong key gets 401 before anything is read. For every other call, the service stores
+the reports that it can read and then responds with 200, because gateways repeat a call without end until they get 200. Reports with
+an unknown message or an unknown status word are only counted.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _authenticate(call: Call[None, None]) -> GatewayEntry:
 
 
 def _parse_form(body: bytes) -> dict[str, str]:
-    """Return the parameters of a form; none if the body is not a form."""
+    """Return the parameters of a form. Return an empty dictionary if the body is not a form."""
     try:
         return dict(parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=MAX_FORM_FIELDS))
     except ValueError:
@@ -92,9 +92,9 @@ ENDPOINTS = [
         replace(
             _ENDPOINT,
             path=REPORT_PATH,
-            summary="Receive delivery reports of a gateway, without a reference",
-            description="For gateways that can call only one URL. The parameters identify the message by the id that the gateway "
-            "assigned to it.",
+            summary="Receive delivery reports at a URL without a reference",
+            description="For gateways that can call only one URL. One parameter must contain the id that the gateway assigned to "
+            "the message.",
         )
     ),
 ]

@@ -32,7 +32,7 @@ class GatewayLimits(RequestModel):
     on_doubt: Literal["resend", "hold"] | None = Field(
         None,
         description="What happens if the gateway may have accepted a message but its response is missing. resend (default): send "
-        "the message again, so it may arrive twice. hold: wait for a delivery report or a decision.",
+        "the message again, so it may arrive twice. hold: do not send it again until a delivery report or a caller decides.",
     )
     max_attempts: int | None = Field(
         None, ge=1, le=50, description="Maximum number of attempts to send a message. Default: GATEWAY_ATTEMPTS."
@@ -59,19 +59,19 @@ class GatewayCreateRequest(GatewayLimits):
     )
 
     name: Text = Field(max_length=64, description="Name of the gateway, by which applications and requests select it.")
-    kind: Literal["http", "smpp", "simulator"] = Field("http", description="Kind of the gateway. The simulator sends nothing.")
+    kind: Literal["http", "smpp", "simulator"] = Field("http", description="Kind of the gateway. simulator: sends nothing.")
     preset: PresetName | None = Field(None, description="Preset of a product for the kind http. plain: a simple JSON call.")
     options: dict[str, str] = Field(
         {}, description="Options of the preset, such as url, username and password. docs/guides/sending.md lists them."
     )
-    settings: dict[str, Any] = Field({}, description="Settings of the kind. They replace single values of the preset.")
+    settings: dict[str, Any] = Field({}, description="Settings for this kind of gateway. They replace single values of the preset.")
 
 
 class GatewayUpdateRequest(GatewayLimits):
     """The fields to change. Absent fields keep their values; null in a limit resets it to the setting of the installation."""
 
     name: Text | None = Field(None, max_length=64, description="New name of the gateway.")
-    settings: dict[str, Any] | None = Field(None, description="Settings of the kind that replace the stored ones.")
+    settings: dict[str, Any] | None = Field(None, description="Settings to change. Absent settings keep their stored values.")
     rotate_report_key: bool = Field(False, description="true: create another key for the report URL. The old URL stops working.")
 
 
@@ -81,7 +81,7 @@ class GatewayHealthFields(ResponseModel):
     open_until: str | None = Field(description="Time until which the circuit breaker is open. null: it is closed.")
     last_success_at: str | None
     last_failure_at: str | None
-    rate: float | None = Field(description="Messages per second that the gateway gets at most now. null: no limit.")
+    rate: float | None = Field(description="Current maximum number of messages per second to the gateway. null: no limit.")
 
 
 class GatewayFields(ResponseModel):
@@ -89,7 +89,7 @@ class GatewayFields(ResponseModel):
     name: str
     kind: str = Field(description="Kind of the gateway: http, smpp or simulator.")
     preset: str | None = Field(description="Preset from which the gateway was created. null: none.")
-    application_id: int | None = Field(description="Id of the application that owns the gateway. null: the installation.")
+    application_id: int | None = Field(description="Id of the application that owns the gateway. null: owned by the installation.")
     enabled: bool
     allow_private: bool = Field(
         description=("Whether the gateway may have a private IP address. Only the command line can permit it.")
@@ -102,8 +102,8 @@ class GatewayFields(ResponseModel):
     concurrency: int
     max_per_second: float | None
     schedule: list[float]
-    settings: dict[str, Any] = Field(description="Settings of the kind without credentials.")
-    report_url: str = Field(description="URL to which the gateway reports. The service adds the reference of each message.")
+    settings: dict[str, Any] = Field(description="Settings for this kind of gateway, without credentials.")
+    report_url: str = Field(description="URL for delivery reports of the gateway. The service adds the reference of each message.")
     health: GatewayHealthFields
     created_at: str
     updated_at: str
@@ -218,7 +218,7 @@ async def test(call: Call[None, GatewayTestRequest]) -> Mapping[str, Any]:
     return {"status": True, **test_fields(result)}
 
 
-assert set(PRESETS) == set(PresetName.__args__)  # type: ignore[attr-defined]  # a Literal
+assert set(PRESETS) == set(PresetName.__args__)  # type: ignore[attr-defined]  # PresetName is a Literal
 _PATH = "/api/v1/gateways"
 _ERRORS = (ErrorCode.FORBIDDEN_TARGET, ErrorCode.CONFLICT)
 
@@ -235,8 +235,8 @@ ENDPOINTS = [
         response=GatewayResponse,
         status=201,
         errors=_ERRORS,
-        description="The application uses the gateway after it was selected (`gateway` of `PATCH /api/v1/application`), or for "
-        "requests that name it. Credentials are stored encrypted and never returned.",
+        description="The application uses the gateway for requests that name it. To make it the default gateway, set `gateway` of "
+        "`PATCH /api/v1/application` to its name. Credentials are stored encrypted and never returned.",
     ),
     Endpoint("GET", f"{_PATH}/{{gateway_id:int}}", show, "Show a gateway", _TAG, permission="admin", response=GatewayResponse),
     Endpoint(

@@ -1,15 +1,15 @@
 """Endpoints for orchestrators, Prometheus and reverse proxies: liveness, readiness, metrics and the domain check.
 
 `/healthz` checks nothing, so that an unavailable database never causes the restart of a healthy process. `/readyz` checks every
-dependency with a time limit. It responds with 503 if a required one is unavailable, and from the start of a shutdown, so that a
-load balancer uses other nodes. A node whose database does not respond or rejects writes stays ready while Redis responds, because
-it can redirect links from the cache. `/metrics` reads numbers in memory. A reverse proxy that requests certificates on demand calls
-`/internal/domain-check` to check whether a domain belongs to this installation. Without this check a stranger could make the proxy
-request certificates for any name.
+dependency with a time limit. It responds with 503 if a required dependency is unavailable, and from the start of a shutdown, so
+that a load balancer uses other nodes. A node whose database does not respond or rejects writes stays ready while Redis responds,
+because it can redirect links from the cache. `/metrics` reads numbers in memory. A reverse proxy that requests certificates on
+demand calls `/internal/domain-check` to check whether a domain belongs to this installation. Without this check a stranger could
+make the proxy request certificates for any name.
 
-None of these endpoints requires a credential or returns more than names and states. They respond on the host of BASE_URL, on
-localhost and on IP addresses. The domain check responds to every Host header except an application's own domain, because a proxy
-calls it by an internal host name.
+None of these endpoints requires a credential. Their responses contain only names, states and numbers. They respond on the host of
+BASE_URL, on localhost and on IP addresses. The domain check responds to every Host header except an application's own domain,
+because a proxy calls it by an internal host name.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class ReadinessChecks(ResponseModel):
         description="ok: Redis responds. none: not configured. The node stays ready without Redis while the database responds."
     )
     jobs: CheckState = Field(
-        description="ok: every background task is running. failed: one ended unexpectedly in the last 10 s and was restarted, or "
-        "the last run of a job failed; the log and `shortener_task_restarts` name it. The node stays ready while all run."
+        description="ok: every background task is running. failed: a task ended unexpectedly in the last 10 s and was restarted, "
+        "or the last run of a job failed; the log and `shortener_task_restarts` name it. The node stays ready while all tasks run."
     )
 
 

@@ -1,8 +1,9 @@
 """This module implements the header Idempotency-Key: a repeat of a POST request with the same key gets the first response, and
 nothing is created again.
 
-Every POST with an API key accepts the header. A response is returned only to the API key of the first request. A request of another
-key is performed with the permissions of that key. The permission for the endpoint is checked before this module runs.
+Every POST with an API key accepts the header. The stored response is returned only to the API key that sent the first request. If
+another API key sends the same Idempotency-Key, the service performs the request. The permission for the endpoint is checked before
+this module runs.
 
 Only successful responses are stored: a request that was rejected created nothing, so its repeat is checked again.
 """
@@ -43,7 +44,7 @@ HEADERS = describe_header("API key")
 
 
 def idempotency_key(request: Request) -> str | None:
-    """Return the Idempotency-Key of a request; None if it has none. Raise ApiError INVALID_REQUEST."""
+    """Return the Idempotency-Key of a request; None if it has none. Raise ApiError INVALID_REQUEST if the key is not valid."""
     key = find_header(request, _HEADER_IN_LOWER_CASE)
     if key is not None and (not 1 <= len(key) <= MAX_IDEMPOTENCY_KEY_LENGTH or not key.isprintable()):
         reason = f"must have 1 to {MAX_IDEMPOTENCY_KEY_LENGTH} printable characters"

@@ -48,7 +48,7 @@ class InboundMessage(RequestModel):
         "",
         max_length=100,
         validation_alias=AliasChoices("inbound_id", "id", "message_id"),
-        description="Id of the reply, by which a repeated call is recognised. Without it, one message has one reply.",
+        description="Id of the reply. Calls with one id count as one reply. Without ids, all replies to a message count as one.",
         examples=["mo-1"],
     )
     timestamp: Time | None = Field(None, description="Time of the reply. Default: now.")
@@ -60,7 +60,7 @@ class InboundResponse(ResponseModel):
     status: Literal[True] = True
     opted_out: bool = Field(description="Whether the person is on the opt-out list after this reply.")
     keyword: Literal["stop", "start"] | None = Field(
-        description="Meaning of the reply for the opt-out list: stop or start. null: it has no such meaning."
+        description="stop: the text is a stop word. start: the text is a word that ends an opt-out. null: neither."
     )
     message_id: str | None = Field(
         description="Id of the latest message to the person, to which the reply belongs. null: there is none."
@@ -82,7 +82,7 @@ class OptOutFields(ResponseModel):
 
     phone: str = Field(description="Phone number in E.164.")
     at: str
-    source: str = Field(description="How the recipient refused: the word of the reply, api or operator.")
+    source: str = Field(description="Origin of the entry: STOP (reply of the recipient), api (API call), operator (command line).")
 
 
 class OptOutsResponse(ResponseModel):
@@ -129,7 +129,7 @@ async def inbound(call: Call[None, InboundMessage]) -> Mapping[str, Any]:
 
 
 def _add(connection: Connection, application_id: int, phone: str, now: datetime) -> dict[str, Any]:
-    """Add a number to the opt-out list, and return its entry, which may be older."""
+    """Add a number to the opt-out list, and return its entry. If the number is on the list already, return that entry."""
     add_opt_out(connection, application_id, phone, now, "api")
     return find_opt_out(connection, application_id, phone)
 

@@ -67,7 +67,7 @@ class KeyFields(ResponseModel):
     rate_limit: int | None
     created_at: str
     revoked_at: str | None
-    is_current: bool = Field(description="true: the key of this request.")
+    is_current: bool = Field(description="true: this request was sent with the key.")
 
 
 class KeyResponse(ResponseModel):

@@ -1,4 +1,5 @@
-"""The endpoints for updates of many links: a background job changes the links of a campaign, with a destination or with a label."""
+"""The endpoints for updates of many links: a background job changes all links that a campaign, a destination or a label
+selects."""
 
 from __future__ import annotations
 
@@ -137,8 +138,8 @@ ENDPOINTS = [
         body=LinksUpdateRequest,
         response=NewLinksUpdateResponse,
         status=202,
-        description="Changes the links of a campaign, with a destination or with a label, in the background. The response has the "
-        "exact number of links, or null if they are still being counted. Links that are created later are not changed.",
+        description="Starts a background job that changes all links with the given campaign, destination and label. `total` is the "
+        "exact number of links, or null while they are being counted. Links that are created later are not changed.",
     ),
     Endpoint("GET", _UPDATES, index_updates, "List updates of links", _TAG, permission="sms.read", response=LinksUpdatesResponse),
     Endpoint(

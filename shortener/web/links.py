@@ -54,7 +54,8 @@ class LinkFields(ResponseModel):
     state: Literal["live", "expired", "off"]
     off_by: DisabledBy | None = Field(
         description=(
-            "The reason why the link is disabled: the link itself, its domain, its application, or its blocked destination host."
+            "What is disabled, so that the link does not redirect: the link itself, its domain, its application, or its blocked "
+            "destination host. null: nothing."
         )
     )
     enabled: bool = Field(description="false if the link itself is disabled.")
@@ -104,11 +105,13 @@ class LinksExportQuery(Period):
     source: Source = Field("all", description="Only links of messages of this traffic source. Default: all.")
     metric: Literal["links"] | None = Field(
         None,
-        description="Only the links that this figure of the statistics counts: the period covers complete time slots of 15 "
-        "minutes.",
+        description="Only the links that this figure of the statistics counts. As in the statistics, the period is extended to "
+        "complete time slots of 15 minutes.",
     )
     basis: Literal["event", "sent"] = Field(
-        "event", description="Has no effect: a link always counts when its message was created. The statistics have this parameter."
+        "event",
+        description="Has no effect, because the time of a link is always the creation of its message. It is accepted because the "
+        "statistics have this parameter.",
     )
     tz: TimeZoneName = "UTC"
 
@@ -212,7 +215,7 @@ async def update(call: Call[None, LinkUpdateRequest]) -> dict[str, Any]:
 
 
 def requested_changes(request: LinkUpdateRequest) -> dict[str, Any]:
-    """Return the fields of a change that the request contains."""
+    """Return the changes in a request as field names and new values, without the fields that are absent from it."""
     return {name: getattr(request, name) for name in request.model_fields_set & set(LinkUpdateRequest.model_fields)}
 
 

@@ -41,9 +41,13 @@ class ClicksCsvQuery(StatisticsQuery):
     )
     verdict: Literal["human", "suspected", "ignored"] | None = Field(None, description="Only hits with this verdict.")
     rule: Text | None = Field(None, max_length=100, description="Only hits that this rule classified.")
-    country: Text | None = Field(None, max_length=2, description="Country of the recipient's phone number, as ISO 3166 code.")
+    country: Text | None = Field(
+        None, max_length=2, description="Only hits on links of messages to phone numbers of this country (ISO 3166 code)."
+    )
     destination: Text | None = Field(
-        None, max_length=300, description="Host and path of the destination, as in /api/v1/sms/stats/by-destination."
+        None,
+        max_length=300,
+        description="Only hits on links to this destination: host and path, as in /api/v1/sms/stats/by-destination.",
     )
     label: Text | None = Field(None, max_length=300, description="Only hits on links with this label of `#trackurl`.")
     message_id: Text | None = Field(None, max_length=200, description="Only hits on the links of this message.")

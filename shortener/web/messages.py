@@ -54,12 +54,13 @@ class ExportQuery(Period):
 
     metric: MessageMetric | None = Field(
         None,
-        description="Only the messages that this figure of /api/v1/sms/stats counts. The period then refers to the time of the "
-        "event (or, with `basis=sent`, of the message), and covers complete time slots of 15 minutes.",
+        description="Only the messages that this figure of /api/v1/sms/stats counts. As in the statistics, the period is extended "
+        "to complete time slots of 15 minutes, and `basis` selects the time that counts.",
     )
     basis: Literal["event", "sent"] = Field(
         "event",
-        description="With `metric`: count by the time of each event (default), or by the time when its message was created.",
+        description="Applies only with `metric`. The time that must be in the period. event (default): the time of the event. "
+        "sent: the time when its message was created.",
     )
     tz: TimeZoneName = "UTC"
 
@@ -101,7 +102,7 @@ class MessageFields(ResponseModel):
     delivered_at: str | None
     read_at: str | None
     failed_at: str | None = Field(description="Time when the message failed or expired.")
-    clicked_at: str | None = Field(description="Time of the first click by a person on any of its links.")
+    clicked_at: str | None = Field(description="Time of the first click by a person on any link of the message.")
     encoding: Literal["GSM-7", "UCS-2"]
     segments: int
     fragments_count: int | None = Field(description="Number of SMS segments that the carrier billed.")

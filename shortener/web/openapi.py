@@ -1,8 +1,8 @@
 """The OpenAPI 3.1 document, produced from the endpoints.
 
 Bodies, responses and parameters come from the models that validate requests. Statuses come from the declaration of an endpoint, and
-follow from its kind of caller, query and body. Only the redirect is described by hand (openapi_texts.py), because it is no
-endpoint.
+follow from its kind of caller, query and body. Only the redirect is described by hand (openapi_texts.py), because it is not
+an `Endpoint`.
 """
 
 from __future__ import annotations
@@ -282,7 +282,7 @@ def _error(status: int, codes: Sequence[ErrorCode]) -> Document:
     response: Document = {
         "description": "\n".join(f"- `{code.name}`: {code.meaning}" for code in codes),
         "content": {"application/json": {"schema": {"$ref": REF + "Error"}}},
-        # Generators need one schema for all errors, so the codes of this response are not part of its schema.
+        # Generators of clients need one schema for all errors, so the error codes of a response are not in the schema but here.
         "x-error-codes": [code.name for code in codes],
     }
     if status in ERROR_HEADERS:

@@ -77,7 +77,7 @@ PATH_PARAMETERS: Mapping[str, str] = {
 }
 
 RETRY_AFTER_HEADER = {"Retry-After": {"description": "Seconds to wait before the next try.", "schema": {"type": "integer"}}}
-#: Response headers by status.
+#: Response headers by HTTP status.
 ERROR_HEADERS: Mapping[int, Any] = {
     401: {"WWW-Authenticate": {"schema": {"type": "string"}}},
     429: RETRY_AFTER_HEADER,
@@ -108,7 +108,7 @@ TAGS: Mapping[str, str] = {
     "Operation": "Liveness, readiness, metrics and this document.",
     EVENTS: "Requests that the service sends to trackers.",
 }
-#: The redirect is no `Endpoint`: clicks/redirect.py responds before routing.
+#: The description of the redirect. The redirect is not an `Endpoint`, because clicks/redirect.py responds before routing.
 REDIRECT: Mapping[str, Any] = {
     "operationId": operation_id("GET", "/{code}"),
     "summary": "Follow a short link",

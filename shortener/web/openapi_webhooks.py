@@ -1,7 +1,7 @@
 """The `webhooks` of the OpenAPI document: the requests that the service sends to trackers, one for each event.
 
 The schemas and examples come from sample events that `delivery/formats.py` renders, as for a real delivery. So they contain exactly
-the fields that trackers receive. A field that is absent or null in any event may be null.
+the fields that trackers receive. A field that is absent or null in one of the sample events may be null.
 """
 # Tested by tests/web/test_openapi_webhooks.py
 
@@ -91,7 +91,7 @@ def _body(format: str, event: str) -> Json:
 
 
 def _add_schema(name: str, examples: list[Json], schemas: Json) -> Json:
-    """Add the schema of an object with these examples. Return a reference to it."""
+    """Derive the schema of an object from examples of the object. Add it to `schemas`, and return a reference to it."""
     properties: Json = {}
     for field in dict.fromkeys(field for example in examples for field in example):
         values = [example.get(field) for example in examples]

@@ -86,7 +86,7 @@ def operation_id(method: str, path: str) -> str:
         return name
     parts = [part for part in path.removeprefix("/api/v1/").strip("/").split("/") if part]
     nouns = [re.sub(r"\W+", "_", part) for part in parts if not part.startswith("{")]
-    # The last segment is the verb, as in /trackers/{tracker_id}/test.
+    # The last segment of this path is the verb, as in /trackers/{tracker_id}/test.
     if len(parts) > 2 and parts[-2].startswith("{") and method == "POST" and len(nouns) > 1:
         return f"{nouns[-1]}_{_singular('_'.join(nouns[:-1]))}"
     is_item = parts[-1].startswith("{")

@@ -22,7 +22,7 @@ def _parse(value: Any) -> date:
     return parse_iso(value)
 
 
-#: A date, or a time in ISO 8601. Without a zone it is in the time zone of the request, by default UTC.
+#: A date, or a time in ISO 8601. A value without a zone is in the time zone of the query parameter `tz`, by default UTC.
 DateOrTime = Annotated[
     date,  # a datetime is checked first, because it is a subclass of date
     PlainValidator(_parse),
@@ -35,13 +35,13 @@ class Period(RequestModel):
 
     since: DateOrTime | None = Field(
         None,
-        description="Start of the period, included. A date, or a time in ISO 8601 (UTC without a zone); a date means its first "
-        "moment.",
+        description="Start of the period, included: a time in ISO 8601, or a date, which means the start of the day. Time zone "
+        "of a value without a zone: the parameter `tz` if the endpoint has it, else UTC.",
     )
     until: DateOrTime | None = Field(
         None,
-        description="End of the period, excluded. A date, or a time in ISO 8601 (UTC without a zone); a date includes the whole "
-        "day.",
+        description="End of the period, excluded: a time in ISO 8601, or a date, which means the end of the day. Time zone of a "
+        "value without a zone: the parameter `tz` if the endpoint has it, else UTC.",
     )
 
     @field_validator("until")
@@ -72,5 +72,9 @@ def _check_time_zone(name: str) -> str:
 TimeZoneName = Annotated[
     str,
     AfterValidator(_check_time_zone),
-    Field(max_length=64, description="Time zone of days, hours, dates and times without a zone, for example Europe/Berlin."),
+    Field(
+        max_length=64,
+        description="Time zone, for example Europe/Berlin. It applies to the days and hours of statistics, and to dates and times "
+        "in the query that have no zone.",
+    ),
 ]

@@ -2,9 +2,9 @@
 
 Networks send postbacks by GET and by POST, with the parameters in the query, in a form, in multipart, or in JSON, often with a
 Content-Type that does not match. So the content decides: a body that is a JSON object is JSON, and anything else is a form. A JSON
-body may have a byte order mark, and a body may be compressed. Entities remain if a URL was copied from HTML: `&amp;` separates
-parameters like `&`, and `&lt;` and `&gt;` are read as < and >. Text that is not UTF-8 is read as Windows-1252, with a warning, so
-that no report is lost.
+body may have a byte order mark, and a body may be compressed. A URL that was copied from HTML may contain entities: `&amp;`
+separates parameters like `&`, and `&lt;` and `&gt;` are read as < and >. Text that is not UTF-8 is read as Windows-1252, with a
+warning, so that no report is lost.
 """
 # Tested by tests/web/test_report_input.py
 
@@ -27,7 +27,7 @@ from shortener.errors import ApiError, ErrorCode
 from shortener.web.call_headers import find_header
 from shortener.web.request_body import MAX_FORM_FIELDS, BodyLimits, read_body
 
-MAX_BODY_BYTES = 256 * 1024  # maximum number of parameters; only 4 KiB of parameters are stored
+MAX_BODY_BYTES = 256 * 1024  # maximum size of a body; only 4 KiB of its parameters are stored
 MAX_INTEGER_DIGITS = 40
 MAX_BODY_EXCERPT = 1000  # maximum length of an unparsed body in the list of refused reports, in characters
 
@@ -66,7 +66,7 @@ class ReportInput:
 
 
 async def read_report(request: Request, limit: int) -> ReportInput:
-    """Return all parameters of a request. The body may have `limit` bytes, but at most MAX_BODY_BYTES."""
+    """Return all parameters of a request. The body may have at most `limit` bytes, and never more than MAX_BODY_BYTES."""
     limit = min(limit, MAX_BODY_BYTES)
     found = ReportInput()
     query = request.scope["query_string"]

@@ -2,7 +2,7 @@
 
 The service counts the values of a JSON body while the body arrives, and stops reading at the limit: to parse millions of values
 would block the process for seconds. Sizes of lists and objects are checked before the model validates their items. A large body is
-parsed and validated in one thread of its own, so that the event loop responds to others meanwhile.
+parsed and validated in a separate thread, so that the event loop can handle other requests meanwhile.
 
 Every function raises ApiError: BODY_TOO_LARGE, UNSUPPORTED_MEDIA_TYPE, INVALID_JSON, BATCH_TOO_LARGE or INVALID_REQUEST.
 """
@@ -29,7 +29,7 @@ LARGE_BODY_BYTES = 64 * 1024  # larger JSON bodies are parsed in a separate thre
 MAX_FORM_BYTES = 256 * 1024  # the limit for forms is lower, because they are slower to decode than JSON
 MAX_FORM_FIELDS = 1000
 MAX_OBJECT_FIELDS = 1000
-MIN_LIST_ITEMS = 1000  # maximum number of items of any list, even if BATCH_LIMIT is lower
+MIN_LIST_ITEMS = 1000  # a list may have this number of items even if BATCH_LIMIT is lower
 MAX_TEXT_LENGTH = 100_000  # maximum number of characters of one text or name
 MAX_DEPTH = 32  # maximum depth of nested lists and objects
 _VALUES_PER_ITEM, _MORE_VALUES, _MAX_VALUES = 200, 10_000, 1_000_000
@@ -51,7 +51,7 @@ class BodyLimits:
 
     @property
     def max_values(self) -> int:
-        """The maximum number of values in a JSON body, which are estimated by counting the characters that separate values."""
+        """The maximum number of values in a JSON body. The number is estimated from the characters that separate values."""
         return min(_MORE_VALUES + _VALUES_PER_ITEM * self.max_batch, _MAX_VALUES)
 
     def too_many(self, description: str) -> ApiError:
@@ -107,7 +107,7 @@ async def read_body(request: Request, limits: BodyLimits, *, is_form: bool = Fal
         if size > max_bytes:
             break
         chunks.append(chunk)
-        if not is_form and received > limits.max_values:  # a shorter body cannot have more values
+        if not is_form and received > limits.max_values:  # a body with fewer bytes cannot have too many values
             values += sum(one.count(b",") + one.count(b"{") + one.count(b"[") for one in chunks[counted:])
             counted = len(chunks)
             if values > limits.max_values:

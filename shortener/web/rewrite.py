@@ -1,7 +1,7 @@
-"""POST /api/v1/rewrite: the send pipeline sends texts and receives them with short links.
+"""POST /api/v1/rewrite: the endpoint that replaces the links in texts with short links.
 
 The endpoint accepts four forms of request: one message, a batch, Xoxzo's send call and Infobip's send call. The response contains
-the text that the pipeline sends. With the field `gateway` the service sends the message itself.
+the rewritten text, which the caller must send. With the field `gateway` the service sends the message itself.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from shortener.web.vendors.xoxzo import XoxzoRequest
 if TYPE_CHECKING:
     from shortener.container import Service
 
-#: The maximum number of characters of all texts of a preview, because a preview is not planned in a thread.
+#: The maximum number of characters of all texts of a preview. A preview is computed in the event loop, so it must be short.
 MAX_PREVIEWED = 20_000
 _INFOBIP_FIELDS = {"bulkId", "tracking", "urlOptions"}
 _FORMS: dict[Any, str] = {RewriteMessage: "single", RewriteBatch: "batch", XoxzoRequest: "xoxzo", InfobipRequest: "infobip"}
@@ -34,7 +34,7 @@ _FORMS: dict[Any, str] = {RewriteMessage: "single", RewriteBatch: "batch", Xoxzo
 def _form_of(value: Any) -> str:
     """Return the format of a request: native, batch, Xoxzo or Infobip. The names of its fields determine the format."""
     if not isinstance(value, dict):
-        # Pydantic also calls this when it serializes, and then the value is already a model.
+        # pydantic also calls this function to serialize a request; the value is then a model.
         return _FORMS.get(type(value), "single")
     if "messages" in value:
         messages = value["messages"]
@@ -101,7 +101,7 @@ async def preview(call: Call[None, PreviewRequest]) -> Mapping[str, Any]:
 
 
 def complete_error(service: Service, principal: Principal | None, error: InvalidInput) -> ApiError:
-    """Return the error of an invalid body with the problems of all texts, URLs and recipients."""
+    """Return `error` with the problems of all texts, URLs and recipients of the same body added to its details."""
     form = _form_of(error.data)
     if principal is None or form not in ("single", "batch") or not isinstance(error.data, dict):
         return error

@@ -13,7 +13,7 @@ from shortener.web.endpoint import Call
 from shortener.web.idempotency import describe_header, idempotency_key
 from shortener.web.request_content import content_of_0_2, sent_content
 
-#: Rewrites return the first response to every API key of the application, because it contains no credentials.
+#: A repeated rewrite gets the first response with any API key of the application, because a rewrite returns no credentials.
 REWRITE_HEADERS = describe_header("application")
 REWRITE_ERRORS = (
     ErrorCode.INVALID_TRACK_DIRECTIVE,

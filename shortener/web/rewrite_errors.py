@@ -1,7 +1,7 @@
 """This module collects all errors of a rewrite in one response, even if some fields do not match the model.
 
-The models report a field of a wrong type, and the rewriter reports texts, URLs and recipients. Without this module the first kind
-would hide the second one, and a caller would have to correct a large batch twice.
+The models report a field of a wrong type, and the rewriter reports texts, URLs and recipients that are not valid. Without this
+module, a response would contain only the errors of the models, and a caller would have to correct a large batch twice.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def complete_error(service: Service, application: Application, error: InvalidInput, *, is_batch: bool) -> ApiError:
-    """Return an error with the details of `error`, and with the problems of all fields that are valid for the model.
+    """Return an error with the details of `error` and the problems that the rewriter finds in the other fields.
 
     The details are in the order of the messages. The code is that of the first detail."""
     messages = error.data["messages"] if is_batch else [error.data]

@@ -129,7 +129,7 @@ class MessageOptions(RequestModel):
         "",
         examples=[""],
         max_length=255,
-        description="Host of an own domain of the application, for the short links of this message. Default: its default domain.",
+        description="Host of a domain of the application, for the short links of this message. Default: the default domain.",
     )
     mt_price: Price | None = Field(None, description="Price of the message, as a decimal string or a number.")
     expires_in: int | None = Field(
@@ -144,8 +144,8 @@ class MessageOptions(RequestModel):
     opt_out: Annotated[list[Annotated[Text, Field(max_length=2048)]], Field(max_length=10)] = Field(
         default_factory=list,  # pydantic copies a default that is a list with copy.deepcopy for every message
         json_schema_extra={"default": []},
-        description="URLs or labels of opt-out links. A hit on such a link raises its click event even if it is suspected. "
-        "Links with the label optout are opt-out links without this field.",
+        description="URLs or labels of opt-out links. A hit on an opt-out link creates a click event even if the verdict of "
+        "the hit is suspected. Links with the label optout are always opt-out links.",
     )
     metadata: Metadata | None = Field(
         None, description="Metadata of the message: a flat object of at most 4 KiB of JSON. Events contain it."
@@ -208,7 +208,7 @@ class SentMessageFields(RewrittenMessageFields):
 
 
 class RefusedRecipientFields(ResponseModel):
-    """A recipient that was left out (`on_invalid: skip`, or the call of a vendor). Nothing was stored for it."""
+    """A recipient that was left out, because its data is not valid or messages to it are not permitted. Nothing was stored."""
 
     to: str = Field(description="Phone number of the skipped recipient, as written in the request.")
     message_id: str | None = Field(description="Id of the skipped message in the request. null: the request contains no id.")

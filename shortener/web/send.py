@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 MAX_RECIPIENTS = 100
 MAX_UNKNOWN_FIELDS = 20
-#: The status of a recipient in `results` for each code that leaves the recipient out.
+#: The status in `results` of a recipient that is left out, by the error code that is the reason.
 _STATUSES = {ErrorCode.NO_PRICE.name: "blocked_country", ErrorCode.OPTED_OUT.name: "opted_out"}
 _SKIPPED = frozenset({ErrorCode.NO_PRICE, ErrorCode.OPTED_OUT})
 #: The error code of 23 Telecom for an invalid field, by name of the field.
@@ -101,9 +101,13 @@ class SendSummaryFields(ResponseModel):
     encoding: Literal["GSM-7", "UCS-2"]
     accepted_count: int = Field(description="Number of accepted recipients.")
     blocked_count: int = Field(description="Number of recipients that were left out.")
-    queue_error_count: int = Field(description="Always 0, because a call is queued completely or rejected.")
+    queue_error_count: int = Field(
+        description="Number of recipients that could not be queued. Always 0, because a call is queued completely or rejected."
+    )
     config_error_count: int = Field(description="Number of accepted recipients that are not sent, because there is no gateway.")
-    db_error_count: int = Field(description="Always 0, because a call is stored completely or rejected.")
+    db_error_count: int = Field(
+        description="Number of recipients that could not be stored. Always 0, because a call is stored completely or rejected."
+    )
 
 
 class SendResponse(ResponseModel):
@@ -116,7 +120,7 @@ class SendResponse(ResponseModel):
     messages: list[AcceptedSend]
     results: list[SendResultFields]
     summary: SendSummaryFields = Field(description="Totals over all recipients of the call.")
-    warnings: list[str] = Field(description="Warnings about the whole call. Without a gateway one begins with NOT_SENT.")
+    warnings: list[str] = Field(description="Warnings about the whole call. Without a gateway, a warning begins with NOT_SENT.")
 
 
 async def send(call: Call[None, SendRequest]) -> Mapping[str, Any]:
@@ -147,7 +151,7 @@ def _find_problems(service: Service, application: Application, request: SendRequ
 
 
 def complete_error(service: Service, principal: Principal | None, error: InvalidInput) -> ApiError:
-    """Return an error with the details of `error`, and with the problems of all fields that are valid for the model."""
+    """Return an error with the details of `error` and the problems that the rewriter finds in the other fields."""
     if principal is None or not isinstance(error.data, Mapping):
         return error
     invalid = {detail.field.partition(".")[0] for detail in error.details}

@@ -1,4 +1,4 @@
-"""The endpoints that list the messages which gateways send, and that hand held messages on again or give them up."""
+"""The endpoints that list the messages which gateways send, and that resend or discard held messages."""
 # Tested by tests/web/test_sends.py
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class SendFields(ResponseModel):
     application_id: int
     gateway: str = Field(description="Name of the gateway.")
     send_status: SendStatusName = Field(
-        description="pending: waits for an attempt. held: the gateway may have it, and somebody must decide. sent: accepted by the "
-        "gateway. failed: given up."
+        description="pending: waits for an attempt. held: the gateway may have accepted the message; resend or discard it. sent: "
+        "accepted by the gateway. failed: given up."
     )
-    doubtful: bool = Field(description="Whether the gateway may have accepted an attempt whose response is missing.")
+    doubtful: bool = Field(description="true: the response to an attempt is missing, so the gateway may have accepted the message.")
     attempts: int = Field(description="Number of attempts that were started.")
-    next_attempt_at: str | None = Field(description="Time of the next attempt. null: the message does not wait.")
+    next_attempt_at: str | None = Field(description="Time of the next attempt. null: no attempt is planned.")
     last_error: str | None = Field(description="Reason of the last failure, such as timeout. null: none.")
     last_status: int | None = Field(description="HTTP status of the last response. null: none.")
     gateway_message_id: str | None = Field(description="Id that the gateway assigned. null: none.")

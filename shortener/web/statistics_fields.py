@@ -27,8 +27,8 @@ class TimeToClick(ResponseModel):
 
 
 class FigureFields(ResponseModel):
-    """Figures of the events in the period. The parameter `basis` selects whether events count at their own time or at the time of
-    their message."""
+    """Figures of the events in the period. The parameter `basis` selects whether an event counts at its own time or at the time
+    when its message was created."""
 
     messages: int = Field(description="Number of messages that were rewritten, including messages without links.")
     segments: int
@@ -123,7 +123,9 @@ class CampaignsResponse(StatisticsResponse):
 
 
 class DestinationFigures(FigureFields):
-    destination: str = Field(description='Host and path of the destination. "other" stands for all destinations beyond the limit.')
+    destination: str = Field(
+        description='Host and path of the destination. "other" stands for all destinations after the first 200 of each campaign.'
+    )
 
 
 class DestinationsResponse(StatisticsResponse):
@@ -133,7 +135,9 @@ class DestinationsResponse(StatisticsResponse):
 
 
 class LabelFigures(FigureFields):
-    label: str = Field(description='Label of `#trackurl` links. "other" stands for all labels beyond the limit.')
+    label: str = Field(
+        description='Label of `#trackurl` links. "other" stands for all labels after the first 200 of each campaign.'
+    )
 
 
 class LabelsResponse(StatisticsResponse):

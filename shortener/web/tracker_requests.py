@@ -133,8 +133,8 @@ MaxPerSecond = Annotated[
         ge=0.01,
         le=1000,
         allow_inf_nan=False,
-        description="Maximum number of attempts per second, for all processes together. Default: no limit. After a 429 the service "
-        "sends less in any case.",
+        description="Maximum number of attempts per second, for all processes together. Default: no limit. After responses with "
+        "the status 429 the service sends fewer.",
     ),
 ]
 WithSuspected = Annotated[
@@ -206,14 +206,16 @@ class TrackerUpdateRequest(BaseModel):
     fields_: BodyFields | None = Field(None, alias="fields")
     headers: Headers | None = None
     secret: SecretText | None = Field(
-        None, description="New signing secret. The replaced secret also signs for `secret_overlap` seconds. null: no signature."
+        None,
+        description="New signing secret. For `secret_overlap` seconds, requests are also signed with the replaced secret. null: "
+        "no signature.",
     )
     rotate_secret: bool = Field(False, description="Generate a new signing secret. The response returns it once.")
     secret_overlap: int = Field(
         DEFAULT_SECRET_OVERLAP_SECONDS,
         ge=0,
         le=MAX_SECRET_OVERLAP_SECONDS,
-        description="How long the replaced secret also signs, in seconds.",
+        description="Seconds for which requests are also signed with the replaced secret.",
     )
     success: Success | None = None
     max_attempts: MaxAttempts | None = None

@@ -36,7 +36,7 @@ class SuccessRule(ResponseModel):
 
 
 class TrackerHealthFields(ResponseModel):
-    """The health of the tracker. Counts stop at 10,000."""
+    """The health of the tracker. Deliveries beyond 10,000 are not counted."""
 
     breaker: Literal["closed", "open", "half_open", "recovering"] = Field(
         description="closed: deliveries are sent. open: deliveries wait, after repeated failures or because the tracker sent "
@@ -45,7 +45,7 @@ class TrackerHealthFields(ResponseModel):
     open_until: str | None = Field(description="Time of the next probe while the circuit breaker is open.")
     failures_in_row: int = Field(description="Number of failed attempts since the last successful one.")
     rate: float | None = Field(
-        description="Deliveries per second that the service sends at most now: `max_per_second`, or less after 429 responses. "
+        description="Current maximum number of deliveries per second: `max_per_second`, or less after responses with 429. "
         "null: no limit."
     )
     last_success_at: str | None
@@ -58,11 +58,11 @@ class TrackerHealthFields(ResponseModel):
 class TrackerFields(ResponseModel):
     tracker_id: int
     role: Literal["tracker", "conversion_url"] = Field(
-        description="conversion_url: created for the application's conversion_url and conversion_fields."
+        description="conversion_url: created from the settings conversion_url and conversion_fields. tracker: any other tracker."
     )
     name: str
     enabled: bool
-    disabled_reason: str | None = Field(description="Reason why the service disabled the tracker. null: it did not.")
+    disabled_reason: str | None = Field(description="Why the service disabled the tracker. null: the service did not disable it.")
     url: str
     events: list[EventName]
     method: Method

@@ -78,7 +78,7 @@ class _ErrorCount:
 
 
 def limit_errors(value: Any, validate_item: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
-    """Validate one item of a batch. After MAX_DETAILS errors only count those of further items.
+    """Validate one item of a batch. After MAX_DETAILS errors, count the errors of further items without creating details.
 
     This is a validator for `pydantic.WrapValidator`."""
     count = info.context
@@ -89,7 +89,7 @@ def limit_errors(value: Any, validate_item: ValidatorFunctionWrapHandler, info: 
         return validate_item(value)
     except ValidationError as error:
         if before < MAX_DETAILS:
-            count.reported = before + _count_details(error, value)  # also contains the errors of a batch inside this item
+            count.reported = before + _count_details(error, value)  # includes the errors of a batch inside this item
             raise
         # An exact count would be as slow as the details themselves, so further errors are estimated.
         count.hidden += _count_details(error, value) if count.hidden < _MAX_EXACT_DETAILS else error.error_count()
@@ -173,7 +173,7 @@ def _either(words: Sequence[str]) -> str:
 
 
 def _unit(context: Context) -> str:
-    """Return the noun of a length. pydantic calls a text "Value" if a function checks it before its length is checked."""
+    """Return what a length counts: characters or items. pydantic's type "Value" is a text that a function has checked."""
     return "character" if context.get("field_type") == "Value" else "item"
 
 

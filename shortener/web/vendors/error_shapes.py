@@ -1,7 +1,8 @@
 """This module builds the error bodies of vendors' calls. They contain the fields of the vendor, and also the fields of every error
 of this service.
 
-Clients of a vendor read the vendor's fields. `error_code` is there too, so that a caller can compare one stable field everywhere.
+Clients of a vendor read the vendor's fields. The bodies also contain `error_code`, so that a caller can compare the same field in
+all calls.
 """
 # Tested by tests/web/vendors/test_infobip.py and tests/web/vendors/test_xoxzo.py
 

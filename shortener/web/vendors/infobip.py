@@ -54,7 +54,7 @@ def check_callback_data(value: str) -> str:
 CallbackData = Annotated[Text, AfterValidator(check_callback_data)]
 
 #: Fields that have no meaning in this service. They are accepted for compatibility.
-IgnoredField = Annotated[Any, Field(description="Accepted and ignored, because it has no meaning in this service.")]
+IgnoredField = Annotated[Any, Field(description="Field of Infobip that is accepted and ignored.")]
 _WARNED = Field(description="Not supported. A value other than false causes a warning and has no other effect.")
 AT_ONCE = Annotated[Any, _WARNED, Unsupported("is not supported; the message is sent at once")]
 WITHOUT_FLASH = Annotated[Any, _WARNED, Unsupported("is not supported; the message is sent as a normal SMS")]
@@ -102,7 +102,7 @@ class InfobipText(VendorModel):
 
 
 class InfobipTracking(VendorModel):
-    """Assigns the messages to a conversion process."""
+    """Settings that assign the messages to a conversion process."""
 
     track: Literal["SMS", "URL"] = "SMS"
     type: Text = Field("", max_length=100, description="Name of the conversion process, for example One_Time_Pin.")
@@ -150,10 +150,10 @@ class InfobipRequest(VendorModel):
     )
     messages: list[Annotated[InfobipText, WrapValidator(limit_errors)]] = Field(min_length=1)
     tracking: InfobipTracking | None = Field(
-        None, description="Assigns the messages to a conversion process. With `track` URL every URL of the texts is replaced too."
+        None, description="Assigns the messages to a conversion process. If `track` is URL, every URL becomes a short link."
     )
     url_options: InfobipUrlOptions | None = Field(None, alias="urlOptions")
-    type: IgnoredField = Field(None, exclude=True)  # excluded, so that the content of requests of release 0.2 is the same
+    type: IgnoredField = Field(None, exclude=True)  # excluded, because release 0.2 did not store this field
     include_sms_count_in_response: IgnoredField = Field(None, alias="includeSmsCountInResponse")
     sending_speed_limit: GATEWAY_RATE = Field(None, alias="sendingSpeedLimit")
 
@@ -176,10 +176,10 @@ class InfobipMessageFields(ResponseModel):
     smsCount: int = Field(description="Number of SMS segments of the rewritten text.")
     messageId: str
     text: str | None = Field(
-        description="The rewritten text, which the caller must send to this recipient if `sent` is false. null: rejected."
+        description="The rewritten text, which the caller must send to this recipient if `sent` is false. null: recipient rejected."
     )
     links: list[RewrittenLinkFields]
-    encoding: Literal["GSM-7", "UCS-2"] | None = Field(description="Encoding of the rewritten text. null: rejected.")
+    encoding: Literal["GSM-7", "UCS-2"] | None = Field(description="Encoding of the rewritten text. null: recipient rejected.")
     warnings: list[str]
     sent: bool = Field(description="Whether the message is queued for a gateway. false: the caller must send the rewritten text.")
 
@@ -192,7 +192,7 @@ class InfobipResponse(ResponseModel):
     warnings: list[str] = Field(description="Warnings about fields of the request that have no effect.")
 
 
-#: The first status that Infobip returns for every accepted message.
+#: The status object of a message that was just accepted, as Infobip returns it.
 PENDING = {
     "groupId": 1,
     "groupName": "PENDING",
@@ -202,7 +202,7 @@ PENDING = {
 }
 
 
-#: The status of a recipient to whom the service must not send. As at Infobip, other recipients of the request are sent.
+#: The status of a recipient to whom the service must not send. As at Infobip, the other recipients get their messages.
 _REJECTED: Mapping[ErrorCode, tuple[int, str, str]] = {
     ErrorCode.NO_PRICE: (6, "REJECTED_NETWORK", "Network is forbidden"),
     ErrorCode.OPTED_OUT: (14, "REJECTED_DESTINATION", "The destination number is blacklisted"),
@@ -211,7 +211,7 @@ REJECTED_CODES = frozenset(_REJECTED)
 
 
 def rejected_fields(entry: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the fields of both versions for a rejected recipient. Return None if the entry is a rewritten message."""
+    """Return the response fields of a rejected recipient, in all versions. Return None if the entry is a rewritten message."""
     if "error_code" not in entry:
         return None
     number, name, description = _REJECTED[ErrorCode[entry["error_code"]]]
@@ -227,7 +227,9 @@ def rejected_fields(entry: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def rewrite_request_items(request: InfobipRequest, gateway: str | None = None) -> list[RewriteItem]:
-    """Convert a request in Infobip's format to the input of the rewriter. `gateway` "" also sends the messages."""
+    """Convert a request in Infobip's format to the input of the rewriter.
+
+    If `gateway` is "", the messages are also sent through the gateway of the application. If it is None, nothing is sent."""
     track = _track_mode(request)
     tracking = (request.tracking.track, request.tracking.type) if request.tracking else ("", "")
     bulk_id = request.bulk_id or new_message_id()
@@ -280,7 +282,9 @@ def with_plus(number: str) -> str:
 
 
 async def rewrite(call: Call[None, Any], request: InfobipRequest, gateway: str | None = None) -> dict[str, Any]:
-    """Rewrite the texts of `request`; return the response in Infobip's format. `gateway` "" also sends the messages."""
+    """Rewrite the texts of `request`, and return the response in Infobip's format.
+
+    If `gateway` is "", the messages are also sent through the gateway of the application. If it is None, nothing is sent."""
     items = rewrite_request_items(request, gateway)
     rewritten = await rewrite_items(call, items)
     about_request = field_warnings(request, without="messages")
@@ -311,7 +315,7 @@ def bulk_id_of(rewritten: Sequence[Mapping[str, Any]], items: Sequence[RewriteIt
 
 
 def accepted_fields(message: Mapping[str, Any], warnings: Sequence[str]) -> dict[str, Any]:
-    """Return the fields of both versions for a rewritten message."""
+    """Return the response fields of a rewritten message that are the same in all versions of the send call."""
     return {
         "status": PENDING,
         "messageId": message["message_id"],
@@ -332,7 +336,7 @@ async def send(call: Call[None, InfobipRequest]) -> dict[str, Any]:
 SENDS = (
     "Rewrites the messages and sends them through the gateway of the application. Without a gateway nothing is sent: `sent` is "
     "false, and a warning begins with NOT_SENT. A recipient to whom the service must not send (opted out, no price) gets the "
-    "status group REJECTED, and the others are sent. Errors contain Infobip's `requestError` in addition."
+    "status group REJECTED; the other recipients get the message. Errors contain Infobip's `requestError` in addition."
 )
 
 ENDPOINTS = [

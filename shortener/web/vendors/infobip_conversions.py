@@ -45,7 +45,7 @@ async def log_end(call: Call[None, None]) -> ConversionEndResponse:
 
 
 class ConversionRateQuery(Period):
-    """The query of a conversion rate. `since` defaults to 24 hours before `until`; the rate defaults to one interval."""
+    """The query of a conversion rate. `since` defaults to 24 hours before `until`. By default, the period is one interval."""
 
     aggrType: Literal["byCountry"] | None = Field(
         None,
@@ -142,7 +142,7 @@ ENDPOINTS = [
         error_shape=infobip_error,
         query=ConversionRateQuery,
         response=ConversionRateResponse,
-        description="Counts are updated as events occur. A start counts when the message is rewritten, an end when it is "
-        "reported. The time slots of 15 minutes that contain `since` and `until` are included completely.",
+        description="The start of a process counts at the time when the message is rewritten, and its end at the time when the "
+        "end is reported. The time slots of 15 minutes that contain `since` and `until` are included completely.",
     ),
 ]

@@ -1,7 +1,7 @@
 """Infobip's delivery reports and message logs, versions 1, 2 and 3.
 
 As at Infobip, each delivery report is returned once, oldest first, so that a client can poll until the list is empty; each version
-of the call returns it once. A call with `bulkId` or `messageId` returns the current reports of these messages every time. Fields
+of the call counts separately. A call with `bulkId` or `messageId` returns the current reports of these messages every time. Fields
 without a value are left out, because the typed clients of Infobip reject null.
 """
 # Tested by tests/web/vendors/test_infobip_logs.py
@@ -30,7 +30,8 @@ from shortener.web.vendors.infobip_times import serialize_infobip_time
 
 PERIOD = timedelta(hours=48)  # The default period of logs and the period of reports, as at Infobip.
 MAX_IDS = 1000
-# The maximum number of attempts of one call to read the next reports, because a concurrent call of the client may take them first.
+# The maximum number of times that one call tries to read the next reports. A try fails if a concurrent call of the client returns
+# the same reports first.
 MAX_CONCURRENT_POLLS = 10
 
 GeneralStatus = Literal["ACCEPTED", "PENDING", "UNDELIVERABLE", "DELIVERED", "REJECTED", "EXPIRED"]
@@ -44,7 +45,7 @@ _FINAL = _STATES["UNDELIVERABLE"] | _STATES["DELIVERED"] | _STATES["EXPIRED"]
 
 
 def _as_ids(value: Any) -> Any:
-    """Return the ids in a parameter: repeated, or separated by commas."""
+    """Return the ids in a parameter that is repeated or contains several ids with commas between them."""
     parts = value if isinstance(value, list) else [value]
     return tuple(one.strip() for part in parts for one in str(part).split(",") if one.strip())
 
@@ -68,7 +69,7 @@ class InfobipLogsQuery(InfobipReportsQuery):
     sender: Text | None = Field(None, alias="from", max_length=100, description="Only messages of this sender.")
     destination: Text | None = Field(None, alias="to", max_length=100, description="Only messages to this phone number.")
     general_status: GeneralStatus | None = Field(
-        None, alias="generalStatus", description="Only messages with this group of status."
+        None, alias="generalStatus", description="Only messages with this status group of Infobip."
     )
     sent_since: Time | None = Field(
         None,
@@ -120,13 +121,13 @@ class InfobipReport(SparseModel):
     to: str = Field(description="Phone number of the recipient without a plus.")
     sender: str | None = Field(None, alias="from")
     sentAt: str | None = None
-    doneAt: str | None = Field(None, description="Time of the final status.")
+    doneAt: str | None = Field(None, description="Time when the message got its final status.")
     smsCount: int = Field(description="Number of SMS segments.")
     callbackData: str | None = None
     price: InfobipPrice | None = None
     status: InfobipStatus
     error: InfobipError
-    text: str | None = Field(None, description="Text of a message that waits for a gateway. Other texts are not stored.")
+    text: str | None = Field(None, description="Text of the message while it waits for a gateway. Otherwise absent.")
 
 
 class InfobipReportsResponse(ResponseModel):
@@ -148,18 +149,18 @@ class InfobipV3Report(SparseModel):
 
     bulkId: str
     messageId: str
-    to: str | None = Field(None, description="Phone number of the recipient without a plus, in reports.")
-    destination: str | None = Field(None, description="Phone number of the recipient without a plus, in logs.")
+    to: str | None = Field(None, description="Only in reports: phone number of the recipient without a plus.")
+    destination: str | None = Field(None, description="Only in logs: phone number of the recipient without a plus.")
     sender: str | None = None
     sentAt: str | None = None
-    doneAt: str | None = Field(None, description="Time of the final status.")
+    doneAt: str | None = Field(None, description="Time when the message got its final status.")
     messageCount: int = Field(description="Number of SMS segments.")
     callbackData: str | None = None
     price: InfobipPrice | None = None
     status: InfobipStatus
     error: InfobipError
     content: InfobipSmsContent | None = Field(
-        None, description="Text of a message that waits for a gateway, in logs. Other texts are not stored."
+        None, description="Only in logs: text of the message while it waits for a gateway. Otherwise absent."
     )
     campaignReferenceId: str | None = None
 
@@ -223,7 +224,7 @@ async def _read_reports(call: Call[InfobipReportsQuery, None], reader: str) -> S
 
 
 def _searched(number: str) -> str:
-    """Return a number in the stored form. A text that is not a number matches no message."""
+    """Return a phone number in the form in which it is stored. Return any other text unchanged; it matches no message."""
     try:
         return parse_searched_number(number)
     except PhoneNumberError:
@@ -282,7 +283,7 @@ def _common_fields(entry: LogEntry) -> dict[str, Any]:
         "sentAt": serialize_infobip_time(message.sent_at or message.created_at),
         "doneAt": serialize_infobip_time(done) if done is not None and state in _FINAL else None,
         "callbackData": str(data["callbackData"]) if "callbackData" in data else None,
-        # Infobip's format has a number here. Clients only display it, so a float is precise enough.
+        # In Infobip's format the price is a number. Clients only display it, so a float is precise enough.
         "price": None if price is None else {"pricePerMessage": float(price)},
         "status": _status(state),
         "error": _error(entry, state),

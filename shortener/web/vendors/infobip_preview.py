@@ -41,7 +41,7 @@ class InfobipPreview(ResponseModel):
     textPreview: str = Field(description="The rewritten text with sample codes.")
     messageCount: int = Field(description="Number of SMS segments.")
     charactersRemaining: int = Field(description="Number of further characters that fit into the last segment.")
-    configuration: InfobipPreviewConfiguration = Field(description="Always empty.")
+    configuration: InfobipPreviewConfiguration = Field(description="Settings of language and script: always empty.")
 
 
 class InfobipPreviewResponse(ResponseModel):

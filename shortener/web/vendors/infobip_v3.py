@@ -120,7 +120,7 @@ class InfobipScheduling(VendorModel):
 
 
 class InfobipConversionTracking(VendorModel):
-    """Assigns the messages to a conversion process."""
+    """Settings that assign the messages to a conversion process."""
 
     use_conversion_tracking: bool = Field(
         False, alias="useConversionTracking", description="true: the messages start a conversion process."
@@ -162,10 +162,10 @@ class InfobipV3MessageFields(ResponseModel):
     destination: str = Field(description="Phone number of the recipient without a plus.")
     details: InfobipMessageDetails
     text: str | None = Field(
-        description="The rewritten text, which the caller must send to this recipient if `sent` is false. null: rejected."
+        description="The rewritten text, which the caller must send to this recipient if `sent` is false. null: recipient rejected."
     )
     links: list[RewrittenLinkFields]
-    encoding: Literal["GSM-7", "UCS-2"] | None = Field(description="Encoding of the rewritten text. null: rejected.")
+    encoding: Literal["GSM-7", "UCS-2"] | None = Field(description="Encoding of the rewritten text. null: recipient rejected.")
     warnings: list[str]
     sent: bool = Field(description="Whether the message is queued for a gateway. false: the caller must send the rewritten text.")
 

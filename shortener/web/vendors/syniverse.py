@@ -71,26 +71,27 @@ class SyniverseMessageRequest(VendorModel):
     consent_requirement: Annotated[
         Text, AfterValidator(_check_consent), Unsupported("is not supported; only the opt-out list of the application is checked")
     ] = Field(
-        "", description="NONE, or another value, which causes a warning: only the opt-out list of the application is checked."
+        "",
+        description="A value other than NONE causes a warning: only the opt-out list of the application is checked.",
     )
     scheduled_delivery_time: _AtOnce = None
-    scheduled_delivery_time_zone: Annotated[Any, Field(description="Accepted and ignored.")] = None
+    scheduled_delivery_time_zone: Annotated[Any, Field(description="Field of Syniverse that is accepted and ignored.")] = None
     pause_before_transmit: _AtOnce = None
-    pause_expiry_time: Annotated[Any, Field(description="Accepted and ignored.")] = None
+    pause_expiry_time: Annotated[Any, Field(description="Field of Syniverse that is accepted and ignored.")] = None
     expiry_time: Annotated[Any, _NOT_SUPPORTED, Unsupported("is not supported; the validity period of the gateway applies")] = None
     test_message_flag: Annotated[Any, _NOT_SUPPORTED, Unsupported("is not supported; the message is sent")] = None
     failover: Annotated[Any, _NOT_SUPPORTED, Unsupported("is not supported; the message is sent as an SMS only")] = None
     price_threshold: Annotated[Any, _NOT_SUPPORTED, Unsupported("is not supported; the balance of the application applies")] = None
-    src_language: Annotated[Any, Field(description="Accepted and ignored.")] = None
+    src_language: Annotated[Any, Field(description="Field of Syniverse that is accepted and ignored.")] = None
     dst_language: _Untranslated = None
     translate: _Untranslated = None
-    conversation_id: Annotated[Any, Field(description="Accepted and ignored.")] = None
-    program_id: Annotated[Any, Field(description="Accepted and ignored.")] = None
-    subject: Annotated[Any, Field(description="Accepted and ignored.")] = None
-    application_id: Annotated[Any, Field(description="Accepted and ignored, because the key selects the application.")] = None
-    criteria: Annotated[Any, Field(description="Accepted and ignored.")] = None
-    contact_delivery_address_priority: Annotated[Any, Field(description="Accepted and ignored.")] = None
-    sender_id_sort_criteria: Annotated[Any, Field(description="Accepted and ignored.")] = None
+    conversation_id: Annotated[Any, Field(description="Field of Syniverse that is accepted and ignored.")] = None
+    program_id: Annotated[Any, Field(description="Field of Syniverse that is accepted and ignored.")] = None
+    subject: Annotated[Any, Field(description="Field of Syniverse that is accepted and ignored.")] = None
+    application_id: Annotated[Any, Field(description="Accepted and ignored: the API key determines the application.")] = None
+    criteria: Annotated[Any, Field(description="Field of Syniverse that is accepted and ignored.")] = None
+    contact_delivery_address_priority: Annotated[Any, Field(description="Field of Syniverse that is accepted and ignored.")] = None
+    sender_id_sort_criteria: Annotated[Any, Field(description="Field of Syniverse that is accepted and ignored.")] = None
 
 
 class SyniverseResponse(ResponseModel):
@@ -157,6 +158,6 @@ ENDPOINTS = [
         errors=REWRITE_ERRORS,
         description="Rewrites the text for each recipient and sends it through the gateway of the application. Without a gateway "
         "nothing is sent: `sent` is false, and a warning begins with NOT_SENT. A recipient to whom the service must not send "
-        "(opted out, no price) has an `error_code` in `messages`, and the others are sent.",
+        "(opted out, no price) has an `error_code` in `messages`, and the other recipients get the message.",
     ),
 ]

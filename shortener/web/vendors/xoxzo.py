@@ -67,7 +67,8 @@ class XoxzoSendRequest(VendorModel, XoxzoRequest):
             "",
             alias="callbackurl",
             validation_alias=AliasChoices("callbackurl"),
-            description="URL for delivery reports at Xoxzo. Here it only causes a warning: create a tracker of the format `xoxzo`.",
+            description="URL that receives delivery reports at Xoxzo. Here it only causes a warning; a tracker of the format "
+            "`xoxzo` receives the reports.",
         )
     )
 
@@ -106,12 +107,12 @@ class XoxzoListResponse(RootModel[list[XoxzoStatusResponse]]):
 
 
 class XoxzoListQuery(RequestModel):
-    """The query of a list."""
+    """The query parameters of the list of sent messages."""
 
     sent_date: str | None = Field(
         None,
-        description="Only messages of a day, as YYYY-MM-DD in UTC. Also with another operator in place of `=`, as in "
-        "`sent_date>=2026-11-20`: `<`, `<=`, `>`, `>=`.",
+        description="Only messages of this day (YYYY-MM-DD, UTC). The operators `<`, `<=`, `>` and `>=` in place of `=` select "
+        "the days before or after it, as in `sent_date>=2026-11-20`.",
         examples=["2026-11-20"],
     )
 
@@ -161,7 +162,8 @@ _SENT_DATE = re.compile(r"sent_date(<=|>=|=|<|>)(.*)", re.DOTALL)
 def _period(parameters: Sequence[tuple[str, str]]) -> tuple[datetime | None, datetime | None]:
     """Return the period that the conditions on `sent_date` select. Raise ApiError INVALID_REQUEST.
 
-    `sent_date>=2026-11-20` in a query is a parameter `sent_date>` with a value; without `=` the condition is a name alone."""
+    A query parser reads `sent_date>=2026-11-20` as the parameter `sent_date>` with a value, and reads `sent_date>2026-11-20` as
+    the name of a parameter without a value."""
     since: datetime | None = None
     until: datetime | None = None
     for name, value in parameters:
