@@ -1,8 +1,8 @@
 """All errors that a caller of the API can receive, in one table.
 
-The names of `ErrorCode` never change, and the API documentation is generated from them. A module raises `ApiError`, or an error of
-its own that its caller converts. The web layer converts an `ApiError` to the JSON body of an error response. It logs every other
-exception and responds with INTERNAL_ERROR, without details.
+The names of `ErrorCode` never change, and the API documentation is generated from them. A module raises `ApiError`, or an error
+class of its own, which its caller converts to an `ApiError`. The web layer converts an `ApiError` to the JSON body of an error
+response. It logs every other exception and responds with INTERNAL_ERROR, without details.
 """
 
 # Tested by tests/web/test_openapi.py and tests/web/test_callers.py
@@ -130,7 +130,7 @@ class Detail:
     code: ErrorCode | None = None
 
     def body(self) -> dict[str, Any]:
-        """Return one error detail as a JSON object. Its reason begins with the position if there is one."""
+        """Return the error detail as a JSON object. If the detail has a position, the `reason` begins with it."""
         fields: dict[str, Any] = {"field": shorten(self.field, MAX_FIELD_LENGTH)}
         if self.code is not None:
             fields |= {"index": self.index, "recipient": self.recipient, "error_code": self.code.name, "position": None}
@@ -169,7 +169,7 @@ class ApiError(Exception):
     def body(self) -> dict[str, Any]:
         """Return the JSON body of the error response: status, error_code, description, details.
 
-        It has at most MAX_DETAILS details; `details_total` is their number if there are more."""
+        It contains at most MAX_DETAILS details. If there are more, `details_total` is the number of all details."""
         body: dict[str, Any] = {
             "status": False,
             "error_code": self.code.name,
@@ -183,7 +183,7 @@ class ApiError(Exception):
 
 
 def shorten(text: str, length: int) -> str:
-    """Return the text, cut off after `length` characters, so that input of the caller cannot make a response long."""
+    """Return the text, shortened to at most `length` characters, so that a caller's input cannot make a response long."""
     return text if len(text) <= length else text[: length - 3] + "..."
 
 

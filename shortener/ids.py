@@ -1,9 +1,9 @@
 """This module generates row ids, and converts them to the public ids of the API and back.
 
-A row id is a 63-bit number that grows with time: 41 bits of milliseconds, 10 bits for the node and 12 bits for a counter.
-The process generates it, so a batch can refer to its own rows before they are written, and inserts append to the end of an index.
-A `click_id` is part of destination URLs, where others can read it. It contains a keyed check, so nobody can guess the click id of
-another recipient.
+A row id is a 63-bit number that grows with time: 41 bits of milliseconds, 10 bits for the node and 12 bits for a counter. The
+process generates it, so a batch can refer to its own rows before they are written, and inserts append to the end of an index. A
+`click_id` is part of destination URLs, where others can read it. It contains a check value that only this installation can compute,
+so nobody can guess the click id of another recipient.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class IdGenerator:
                 self._tick |= (1 << _COUNTER_BITS) - 1  # Fill the counter bits, so that the next id is in the next millisecond.
 
     def continue_after(self, row_id: int) -> None:
-        """Generate only ids that are larger than this id of any node."""
+        """Generate only ids that are larger than the given id, which any node may have generated."""
         tick = row_id >> (_COUNTER_BITS + _NODE_BITS) << _COUNTER_BITS | (1 << _COUNTER_BITS) - 1
         with self._lock:
             self._tick = max(self._tick, tick)
@@ -111,8 +111,8 @@ class PublicIds:
         return self._prefix + encode(row_id)
 
     def decode(self, text: str) -> int | None:
-        """Return the row id of a public id; None if the text is not such an id. The prefix may be absent, because earlier ids had
-        none."""
+        """Return the row id of a public id; None if the text is not such an id. The prefix may be missing, because older releases
+        created ids without a prefix."""
         return decode(text.removeprefix(self._prefix))
 
 
@@ -159,7 +159,7 @@ _base62 = _RandomBytes(lambda block: block.translate(_TO_BASE62, _BEYOND_BASE62)
 
 
 def randbits(bits: int) -> int:
-    """Return a number of `bits` random bits, from 1 to 8,000."""
+    """Return a random number with `bits` bits. `bits` is from 1 to 8,000."""
     size = (bits + 7) // 8
     return int.from_bytes(_bytes.take(size)) >> (size * 8 - bits)
 
@@ -170,7 +170,7 @@ def new_message_id() -> str:
 
 
 class ClickIds:
-    """A converter between hit ids and click ids. A click id has 19 characters: the hit id and a keyed check."""
+    """A converter between hit ids and click ids of 19 characters: the hit id, and a check value made with a secret key."""
 
     def __init__(self, key: bytes) -> None:
         self._key = key

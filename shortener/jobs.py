@@ -77,7 +77,7 @@ class TaskSupervisor:
             except asyncio.CancelledError as cancelled:
                 if own.cancelling():
                     raise
-                error = cancelled  # The task itself was not cancelled, but something that it awaited was.
+                error = cancelled  # The task itself was not cancelled, but a call that it awaited was cancelled.
             except Exception as raised:
                 error = raised
             self.restarts[name] += 1
@@ -111,8 +111,8 @@ class Job:
     """A background job.
 
     `step` does one run and returns how many items it processed. `interval` is the pause in seconds after a run without work.
-    `min_interval` is the pause in seconds after a run with work: items that arrive in this time are processed in one run, instead
-    of one commit each. `runs`, `failures` and `done` (items) count since the start of the process."""
+    `min_interval` is the pause in seconds after a run with work: items that arrive during this pause are processed together in the
+    next run, instead of in one transaction each. `runs`, `failures` and `done` (items) count since the start of the process."""
 
     name: str
     interval: float

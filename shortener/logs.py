@@ -74,14 +74,15 @@ def release() -> None:
 
 
 def _describe_cancellation(record: logging.LogRecord) -> bool:
-    """Replace uvicorn's "Exception in ASGI application" and its traceback by one sentence if a stop cancelled the request."""
+    """Replace uvicorn's error text and traceback by one sentence if a request was cancelled because the process stops."""
     if record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError):
         record.msg, record.args, record.exc_info = "A request did not finish before the stop, and was cancelled.", (), None
         record.levelno, record.levelname = logging.WARNING, "WARNING"
     return True
 
 
-#: PostgreSQL adds such a line to an error: "Failing row contains (...)", "Key (to_address)=(...) already exists".
+#: The lines of a PostgreSQL error that contain values of rows: "Failing row contains (...)", "Key (to_address)=(...) already
+#: exists".
 _DETAIL_LINE = re.compile(r"^DETAIL: .*$", re.MULTILINE)
 
 
@@ -94,7 +95,7 @@ def _format_exception(exc_info: ExcInfo) -> str:
 class _TextRenderer:
     """A renderer of log lines as readable text: the local time, the level unless it is info, the event, and its values.
 
-    Clicks and requests have a fixed order of values, so that their lines form columns."""
+    In the lines of clicks and requests, the values have a fixed order, so that they form columns."""
 
     #: ANSI colours by level.
     _COLOURS: ClassVar = {"warning": "33", "error": "31", "critical": "31", "debug": "2"}
@@ -129,7 +130,7 @@ class _TextRenderer:
 class _LogStream(io.TextIOBase):
     """A stream that ignores failed writes, because a disk that is full of logs must not make requests fail.
 
-    `held` contains the lines since `hold`; if it is None, lines are written at once."""
+    `held` contains the lines since `hold` was called. If `held` is None, lines are written at once."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
@@ -157,7 +158,7 @@ def _dumps(event: dict[str, Any], **_: Any) -> str:
 
 
 #: A regular expression for phone numbers in a text: international numbers with a plus sign, which may be percent-encoded, and texts
-#: that are completely a number.
+#: that consist only of a number.
 _PHONE_NUMBERS = re.compile(r"(?:\+|%2[Bb])[0-9][0-9 ().-]{5,}[0-9]|^[0-9]{8,15}$")
 
 

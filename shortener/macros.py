@@ -17,7 +17,8 @@ _WORD = r"[A-Za-z][A-Za-z0-9_.-]{0,100}"
 _INSIDE = rf"(?:\s|%20)*[_!$]?({_WORD})(?:[:|][^{{}}&]*)?(?:\s|%20)*"
 _BRACED = re.compile(rf"[$#]?\{{{{1,3}}{_INSIDE}\}}{{1,3}}")
 _ESCAPED = re.compile(rf"(?:%(?:25)?7B){{1,3}}{_INSIDE}(?:%(?:25)?7D){{1,3}}", re.IGNORECASE)
-# Other macro syntaxes: <x>, __x__, %x%, %%x%%. "%ca...%" is not matched if it can be percent-encoding.
+# Other macro syntaxes: <x>, __x__, %x%, %%x%%. A text such as %cafe%20 is no macro, because each of its percent signs can begin a
+# percent-encoded byte.
 _OTHER_MACROS = re.compile(
     rf"<({_WORD})>|(?<!\w)__([A-Za-z0-9]+(?:_[A-Za-z0-9]+)*)__(?!\w)|%%({_WORD})%%"
     r"|%(?![0-9A-Fa-f]{2})([A-Za-z][\w-]*)%|%([A-Za-z][\w-]*)%(?![0-9A-Fa-f]{2})"
@@ -90,7 +91,7 @@ def macro_problems(url: str, names: Sequence[str]) -> list[str]:
     by_word = {_plain(name): name for name in names}
     exact = {f"{{{name}}}" for name in names}
     for macro in find_macros(url):
-        # In `#{name}`, the # begins the fragment of the URL, and the fragment is a placeholder.
+        # `#{name}` is no macro of another system: the # begins the fragment of the URL, and {name} is replaced.
         if macro.is_braced and macro.text.removeprefix("#") in exact:
             continue
         word = _plain(macro.word)

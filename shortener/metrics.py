@@ -1,6 +1,6 @@
-"""This module collects the metrics that `/metrics` returns in the text format of Prometheus. A module of the service counts in
-memory and registers a function that returns each number. A scrape calls these functions and does nothing else: it reads no table
-and waits for nothing. The numbers are those of one process since its start.
+"""This module collects the metrics that `/metrics` returns in the text format of Prometheus. Each module of the service counts in
+memory, and registers one function for each of its metrics. A request for `/metrics` only calls these functions: it reads no
+database table and waits for nothing. Each process counts separately from its start.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class RequestTotals:
         self.responses: Counter[tuple[str, ...]] = Counter()
 
     def add(self, method: str, path: str, status: int, error_code: str, seconds: float) -> None:
-        """Count a response. `path` is the path of the endpoint with its parameters as names. `error_code` is "" if there was no
+        """Count a response. `path` is the path of the endpoint, such as /api/v1/links/{code}. `error_code` is "" without an
         error."""
         key = (method, path)
         histogram = self.seconds.get(key)

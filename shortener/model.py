@@ -87,7 +87,7 @@ class LinkFlag(enum.IntFlag):
     EVERY_CLICK = 1  # Each click on the link creates an event, because of `#trackurl` or of the setting `click_events: every`.
     # The destination contains {click_id}, which the redirect replaces. The rewriter replaces all other placeholders.
     FILL_CLICK_ID = 2
-    OPT_OUT = 8  # A hit on the link creates an event even if its verdict is "suspected".
+    OPT_OUT = 8  # The recipient opts out with this link. A hit creates an event even if its verdict is "suspected".
     APPEND_CLICK_ID = 4  # The redirect adds the click id as the query parameter `click_id_param` of the application.
 
 
@@ -98,7 +98,7 @@ class HitFlag(enum.IntFlag):
     FIRST_FOR_LINK = 1
     FIRST_FOR_MESSAGE = 2
     LATE = 4  # The link had expired at the time of the hit.
-    RETRACTED = 8  # The hit was the first click until a later verdict changed it.
+    RETRACTED = 8  # The hit was the first click until its verdict was changed.
     # The link, the host of its destination, its domain or its application was disabled or blocked at the time of the hit.
     DISABLED = 16
 
@@ -108,8 +108,8 @@ class DeliveryStatus(enum.IntEnum):
 
     PENDING = 0
     DELIVERED = 1
-    DEAD = 2  # The last attempt failed, or a response was final. The delivery can be listed and replayed.
-    PARKED = 3  # The API shows PARKED for a PENDING delivery while its tracker or its application is disabled. It is never stored.
+    DEAD = 2  # No attempt is left, or a response ruled out further attempts. The delivery can be listed and replayed.
+    PARKED = 3  # The API shows PARKED, which is never stored, for a PENDING delivery of a disabled tracker or application.
 
     @property
     def api_name(self) -> str:

@@ -1,9 +1,10 @@
 """This module reads the master secret of an installation, and derives keys from it.
 
-The first start creates the secret in `DATA_DIR/secret` with mode 0600. An operator can set SECRET instead, which is necessary
-if several machines share a database. Every keyed function derives its own key from the secret: the salt of codes, the check in
-click ids and the encryption of tracker secrets. The database stores the fingerprint of its secret, and no process starts with
-another one. If the secret is lost, `shortener secret adopt` sets a new one: short links still work, encrypted values are gone.
+The first start creates the secret in `DATA_DIR/secret` with mode 0600. An operator can set SECRET instead, which is necessary if
+several machines share a database. A separate key for each purpose is derived from the secret: for the salt of codes, the check
+value in click ids and the encryption of tracker secrets. The database stores the fingerprint of its secret, and no process starts
+with another secret. If the secret is lost, `shortener secret adopt` sets a new one: short links still work, but encrypted values
+are lost.
 
 `SecretError` is raised if the secret file is empty, weak, or writable by other users.
 """
@@ -87,8 +88,8 @@ def open_secret(setting: SecretStr, data_dir: Path, *, create: bool = False) -> 
     """Return the secret of this installation: the setting SECRET, else the content of the secret file.
 
     If neither exists and `create` is true, create a secret in the file. If `create` is false, raise SecretError, because a new
-    secret does not fit a database that already exists. Raise SecretError also for a secret that is weak, not readable or writable
-    by other users."""
+    secret does not fit a database that already exists. Raise SecretError also if the secret is weak, or if the file cannot be read
+    or other users can write to it."""
     if text := setting.get_secret_value():
         return Secret(text)
     path = secret_file(data_dir)

@@ -54,7 +54,8 @@ class Settings(BaseModel):
         8,
         ge=1,
         le=500,
-        description="Number of PostgreSQL connections that each process keeps open. Under load, it opens as many more.",
+        description="Number of PostgreSQL connections that each process keeps open. Under load, a process opens up to twice as "
+        "many.",
     )
     database_timeout: float = Field(
         10.0,
@@ -85,13 +86,14 @@ class Settings(BaseModel):
 
     initial_api_key: SecretStr = Field(
         SecretStr(""),
-        description="API key of the default application, which the first start creates: at least 32 random characters. Then the "
-        "first start prints no credentials. Empty: it creates and prints them.",
+        description="API key that the first start gives to the default application: at least 32 random characters. If it is set, "
+        "the first start prints no credentials. Empty: the first start creates and prints them.",
     )
     initial_tracker_token: SecretStr = Field(
         SecretStr(""),
-        description="Tracker token of the default application, like INITIAL_API_KEY. Empty: the first start creates a token; if "
-        "INITIAL_API_KEY is set, get one with `shortener tokens rotate 1`.",
+        description="Tracker token that the first start gives to the default application: at least 32 random characters. Empty: "
+        "the first start creates a token. If INITIAL_API_KEY is set, it does not print the token: get one with `shortener tokens "
+        "rotate 1`.",
     )
 
     portal: bool = Field(True, description="Serve the portal, the pages for operators, under /portal: on or off.")
@@ -129,8 +131,8 @@ class Settings(BaseModel):
         20.0,
         gt=0,
         le=600,
-        description="Seconds that a client may take to send the body of a request or to read a response; for a body one more for "
-        "each 64 KiB.",
+        description="Seconds that a client may take to send the body of a request or to read a response. A body gets one more "
+        "second for each 64 KiB.",
     )
     network_files: tuple[Path, ...] = Field(
         (),
@@ -307,8 +309,8 @@ class Settings(BaseModel):
     )
     access_log: Literal["auto", "on", "off"] = Field(
         "auto",
-        description="One log line for each click, with its verdict, and for each request of the API: on, off, or auto (on with "
-        "LOG_FORMAT=text). The lines contain no IP addresses, phone numbers or credentials.",
+        description="Write one log line for each click, with its verdict, and for each request of the API: on, off, or auto (on if "
+        "LOG_FORMAT is text). The lines contain no IP addresses, phone numbers or credentials.",
     )
 
     otlp_endpoint: str = Field(
@@ -429,7 +431,7 @@ class Settings(BaseModel):
 
     @property
     def unreachable_links(self) -> str | None:
-        """The reason why links would not work, or None: other machines can reach the service, but BASE_URL has its default."""
+        """The reason why short links would not work if other machines can reach the service but BASE_URL is not set; else None."""
         if not self.has_default_base_url:
             return None
         if not is_loopback(self.host):
@@ -464,12 +466,12 @@ def is_loopback(host: str) -> bool:
 _SERVICE_LINK = re.compile(
     r"SHORTENER_([A-Z0-9_]+_)?(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
 )
-#: The value of the variable `..._PORT` of such a service, for example tcp://10.3.0.1:80.
+#: The value of a variable SHORTENER_..._PORT that Kubernetes sets for a service, for example tcp://10.3.0.1:80.
 _SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://")
 
 
 def service_link_variables(environ: Mapping[str, str] = os.environ) -> list[str]:
-    """Return the names of variables that Kubernetes made for a Service. They are not settings, although SHORTENER_PORT looks so.
+    """Return the names of variables that Kubernetes made for a Service. They are no settings, even if named SHORTENER_PORT.
 
     `enableServiceLinks: false` in the specification of the pod removes them."""
     return sorted(
@@ -502,7 +504,7 @@ def _describe(item: Any) -> str:
 
 
 def _suggest(name: str, known: Iterable[str], prefix: str = "") -> str:
-    # Remove the common prefix SHORTENER_, which would make every pair of names look similar.
+    # Compare the names without the common prefix SHORTENER_, because it makes any two names similar.
     nearest = difflib.get_close_matches(name.removeprefix(prefix), [one.removeprefix(prefix) for one in known], n=1)
     return f"; did you mean {prefix}{nearest[0]}?" if nearest else "; docs/reference/settings.md lists all settings"
 

@@ -5,9 +5,9 @@ is the decoded base64 text after the prefix `whsec_`. If a secret has no such pr
 of 24 to 64 bytes, a second Standard Webhooks signature is added with the decoded bytes as its key, because the published libraries
 decode a secret with and without the prefix.
 
-Secrets are sorted, newest first. During the rotation of a secret there are two, and both headers contain a signature for each. Each
-attempt is signed with its own time, so receivers that reject old signatures accept a retry after days. The header `webhook-id` is
-the same in all attempts, so receivers can recognise repeated deliveries.
+Secrets are sorted, newest first. During the rotation of a secret there are two secrets, and each signature header contains one
+signature for each secret. Each attempt is signed with its own time, so receivers that reject old signatures accept a retry after
+days. The header `webhook-id` is the same in all attempts, so receivers can recognise repeated deliveries.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def parse_secret(text: str) -> SigningSecret:
 
 
 def secret_warning(text: str) -> str | None:
-    """Return a warning for the owner of a secret that the published libraries cannot use unchanged, otherwise None."""
+    """Return a warning if the libraries of Standard Webhooks cannot use the secret unchanged, otherwise None."""
     if text.startswith(SIGNING_PREFIX) or len(parse_secret(text).keys) > 1:
         return None
     return (

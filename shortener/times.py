@@ -10,8 +10,8 @@ from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
 from email.utils import parsedate_to_datetime
 
 EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
-#: A reported time may be this far ahead, because clocks differ and some systems send local time (up to 14 hours ahead) without
-#: its zone.
+#: A reported time may be this far in the future, because clocks differ and some systems send local time (up to 14 hours ahead)
+#: without its zone.
 MAX_AHEAD = timedelta(hours=24)
 
 # The maximum number of characters of a time. A longer text is not a time, and the regular expression is slow for very long texts.
@@ -19,8 +19,8 @@ MAX_ISO_LENGTH = 100
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NUMBER = re.compile(r"[0-9]{1,17}(?:\.[0-9]{1,9})?")
-# A number that is not smaller than this is a time in milliseconds. This number is the year 5138 in seconds, and the year 1973 in
-# milliseconds.
+# A number of at least this size is a time in milliseconds, a smaller number is a time in seconds. As seconds, this number is in the
+# year 5138; as milliseconds, it is in 1973.
 _FIRST_MILLISECONDS = 10**11
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 # A + that was not percent-encoded in a query arrives as a space, so a space may precede the offset from UTC.
@@ -82,8 +82,8 @@ def parse_report_time(text: str, now: datetime) -> datetime:
     """Return the time of a delivery report in UTC, cut to milliseconds. A time without a zone is in UTC.
 
     Accept the formats of `parse_time`, RFC 2822 (`Fri, 27 Nov 2026 10:00:00 +0000`), `2026/11/27 10:00:00`, hour 24 of ISO 8601,
-    and the formats without separators of SMPP. Ten digits are seconds since 1970 if these are not in the future, else YYMMDDhhmm.
-    Raise ValueError with a reason for the caller, as `parse_time` does."""
+    and the formats without separators of SMPP. Ten digits are seconds since 1970 if that time is not in the future, else
+    YYMMDDhhmm. Raise ValueError with a reason for the caller, as `parse_time` does."""
     text = text.strip()[:MAX_ISO_LENGTH]
     try:
         return parse_time(text, now)
@@ -124,7 +124,7 @@ def _from_other_iso(text: str) -> datetime:
 
 
 def start_of(moment: date, zone: tzinfo = UTC) -> datetime:
-    """Return the first moment of a requested period in UTC. A date is its midnight in `zone`."""
+    """Return the start of a requested period in UTC. A period that starts with a date starts at its midnight in `zone`."""
     if not isinstance(moment, datetime):
         moment = datetime.combine(moment, time(), zone)
     elif moment.tzinfo is None:
@@ -133,7 +133,7 @@ def start_of(moment: date, zone: tzinfo = UTC) -> datetime:
 
 
 def end_of(moment: date, zone: tzinfo = UTC) -> datetime:
-    """Return the end of a requested period in UTC, which is not included. A date includes its whole day."""
+    """Return the exclusive end of a requested period in UTC. A period that ends with a date includes the whole day."""
     if not isinstance(moment, datetime) and moment < _LAST.date():
         moment += timedelta(days=1)
     return start_of(moment, zone)

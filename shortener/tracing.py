@@ -82,8 +82,8 @@ class Tracer:
         is_request: bool = False,
         **attributes: Any,
     ) -> None:
-        """Create a span of a message as a child of its rewrite span. `is_request` is true if the service sent a request. `error` is
-        the reason if it failed."""
+        """Create a span of a message as a child of its rewrite span. `is_request` is true if the span is a request that the service
+        sent. `error` is the reason if the step failed."""
         from opentelemetry.trace import (
             NonRecordingSpan,
             SpanContext,
@@ -109,7 +109,7 @@ class Tracer:
         span.end(end_ns)
 
     def header(self, application_id: int, message_id: str) -> str | None:
-        """Return the value of the header `traceparent` (W3C) for requests about a message; None if it is not traced."""
+        """Return the value of the header `traceparent` (W3C) for requests about a message; None if the message is not traced."""
         trace_id, span_id = trace_ids(application_id, message_id)
         return f"00-{trace_id:032x}-{span_id:016x}-01" if self._is_sampled(trace_id) else None
 

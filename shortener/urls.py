@@ -29,7 +29,7 @@ MAX_URL_CHARACTERS = 2048
 #: Placeholder names that a destination may contain in braces. Each placeholder is replaced as soon as its value is known.
 DESTINATION_PLACEHOLDERS = ("message_id", "click_id", "code", "campaign", "phone_sha256")
 
-#: Path segments that are never a code or the beginning of a path before a code, on any host.
+#: Path segments that must not be a code, and must not begin the path before a code, on any host.
 RESERVED_SEGMENTS = frozenset(
     {"portal", "docs", "action", "healthz", "readyz", "metrics", "robots", "favicon", "sitemap", "api", "sms", "static", "internal"}
     | {"ct", "scg-external-api", "openapi.json"}
@@ -42,7 +42,8 @@ _SEGMENT = re.compile(r"[A-Za-z0-9._~-]{1,64}")
 _MAX_HOST_CHARACTERS = 253
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _PLACEHOLDER = re.compile(rb"\{(%s)\}" % "|".join(DESTINATION_PLACEHOLDERS).encode())
-# RFC 3986 allows none of these. Browsers drop tabs and line ends and read a backslash as a slash, so another host may open.
+# RFC 3986 allows none of these characters. Browsers remove tabs and line ends, and read a backslash as a slash, so that they may
+# open another host than the one that was checked.
 _FORBIDDEN = re.compile(r'[\x00-\x20\x7f-\xa0"<>\\]')
 #: Schemes that run code in a browser or open local data. No setting permits them.
 FORBIDDEN_SCHEMES = frozenset(
@@ -131,7 +132,7 @@ def parse_destination(url: str, extra_schemes: Container[str] = ()) -> Destinati
 def parse_authority(authority: str, position: int = 0, *, allow_trailing_dot: bool = False) -> tuple[str, int | None]:
     """Return the host (lower case, punycode, without brackets) and the port of an authority; the port is None if it has none.
 
-    `position` is where the authority begins in its URL, for the errors. Raise UrlError, also for user information."""
+    `position` is the index of the authority in its URL, for error positions. Raise UrlError, also for user information."""
     written, port = _split_authority(authority, position)
     dot = "." if allow_trailing_dot and written.endswith(".") else ""
     host = _parse_host(written.removesuffix(dot), position) + dot
@@ -184,9 +185,9 @@ def parse_base_url(url: str) -> BaseUrl:
 
 
 def parse_link_path(path: str) -> str:
-    """Return the path before the codes of a domain, without its final slash; "" for none. Raise UrlError.
+    """Check the path that precedes codes on a domain. Return it without its final slash, or "" if it is empty. Raise UrlError.
 
-    A segment is text, or `{sender}`, which stands for the sender of the message."""
+    A segment is text, or `{sender}`, which is replaced by the sender of the message."""
     path = path.rstrip("/")
     if not path:
         return ""
@@ -220,7 +221,7 @@ def fill_link_path(path: str, sender: str) -> str:
 
 
 def matches_link_path(path: str, requested: str) -> bool:
-    """Return whether a requested path before a code has the form `path`. Upper and lower case are equal."""
+    """Return whether the requested path before a code matches `path`. The case of letters is ignored."""
     if SENDER_SEGMENT not in path:
         return path.lower() == requested.lower()
     expected, given = path.lower().split("/"), requested.lower().split("/")
@@ -340,7 +341,7 @@ def _parse_host(written: str, position: int) -> str:
     if "{" in written or "}" in written:
         raise UrlError("has a brace in its host; placeholders are allowed after the host only", position)
     if written.startswith("["):
-        # An IPv6 zone such as %eth0 is valid on one machine only.
+        # An IPv6 zone such as %eth0 is rejected, because it is valid on one machine only.
         if not written.endswith("]") or "%" in written or not _is_address(written[1:-1], ipaddress.IPv6Address):
             raise UrlError("must have an IPv6 address in the brackets of its host", position)
         return written[1:-1].lower()
@@ -364,7 +365,7 @@ def _parse_host(written: str, position: int) -> str:
 
 
 def _check_directions(labels: Iterable[str]) -> None:
-    """Raise IDNAError if a host with Arabic or Hebrew letters has another international label that browsers reject in it."""
+    """Raise IDNAError if a host with right-to-left letters has an international label that breaks the Bidi rule (RFC 5893)."""
     decoded = [decode_label(label) for label in labels]
     if any(unicodedata.bidirectional(character) in ("R", "AL", "AN") for label in decoded for character in label):
         for label in decoded:
@@ -400,10 +401,11 @@ def _encode_label(label: str) -> str:
 
 
 def _is_symbol_label(text: str) -> bool:
-    """Return whether a label of a host is valid except for its symbols, and whether UTS 46 leaves it unchanged."""
+    """Return whether a label of a host is valid except for its symbols, and is not changed by UTS 46."""
     if any(unicodedata.bidirectional(character) in ("R", "AL", "AN") for character in text):
         return False
-    # The category Me contains the frame of keycap emoji, such as 1 in a square. It must not be the first character.
+    # The Unicode category Me contains the frame of keycap emoji, such as 1 in a square. A label must not begin with a character of
+    # this category.
     others = "".join(character for character in text if unicodedata.category(character) not in ("So", "Sm", "Sk", "Me"))
     if unicodedata.category(text[:1] or " ") == "Me":
         return False

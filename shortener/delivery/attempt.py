@@ -34,7 +34,8 @@ from shortener.tracing import Tracer
 
 log = structlog.get_logger(__name__)
 
-#: A delivery that failed because of this host is attempted again after this time. The process pauses its queue equally long.
+#: A delivery that failed because of this host is attempted again after this time. The process pauses the queue of the delivery for
+#: the same time.
 LOCAL_FAILURE_PAUSE_MS = 15_000
 MAX_DETAIL_LENGTH = 500
 #: A 429 response does not count as an attempt if the delivery was created or replayed less than this time ago.
@@ -204,13 +205,13 @@ class AttemptRunner:
 def pause_after_429(free_attempts: int, rng: random.Random) -> float:
     """Return how many milliseconds a delivery or a message waits after a 429 response that did not count as an attempt.
 
-    The time grows with the number of such responses, so that one delivery does not use the whole rate of its receiver."""
+    Each further 429 response makes the wait longer, so that retries of one delivery do not use the whole rate of the receiver."""
     pause = min(MIN_429_PAUSE_MS << min(max(free_attempts - 3, 0), 10), MAX_429_PAUSE_MS)
     return pause * (1 + rng.random() / 10)
 
 
 def _trace(tracer: Tracer, claim: ClaimedDelivery, finished: FinishedAttempt, response: SendResult) -> None:
-    """Create the span of an attempt and, with the first attempt, the span of the event from its time on."""
+    """Create the span of an attempt. With the first attempt, also create the span of its event, from the time of the event."""
     facts = orjson.loads(claim.facts) if claim.facts else {}
     message_id = facts.get("message_id")
     if message_id is None:
@@ -235,7 +236,7 @@ def _trace(tracer: Tracer, claim: ClaimedDelivery, finished: FinishedAttempt, re
 
 
 def is_retried(claim: ClaimedDelivery, outcome: AttemptOutcome) -> bool:
-    """Return whether a failed delivery that has attempts left is attempted again. Callbacks of messages always are."""
+    """Return whether a failed delivery with attempts left is attempted again. A callback of a message always is."""
     return outcome.kind is OutcomeKind.RETRY or claim.tracker_id is None
 
 

@@ -42,10 +42,10 @@ MAX_QUEUES = 256
 class ClaimResult:
     """The result of one transaction that claimed deliveries.
 
-    `after` is the name of the queue after which the next dispatch cycle starts. `more` is true if the next cycle must examine
-    further queues. `targets` contains the targets that were read from the database, by tracker id. `expired` is the number of
-    deliveries that became dead because they waited too long. `wake_at` is the time at which the rate of a tracker allows the next
-    delivery; it is None if no rate delays a delivery."""
+    `after` is the name of the last examined queue. The next dispatch cycle continues with the queue after it. `more` is true if the
+    next cycle must examine further queues. `targets` contains the targets that were read from the database, by tracker id.
+    `expired` is the number of deliveries that became dead because they waited too long. `wake_at` is the time at which the rate of
+    a tracker allows the next delivery; it is None if no rate delays a delivery."""
 
     after: str
     attempts: list[AttemptInFlight] = field(default_factory=list)
@@ -272,7 +272,7 @@ def _queues_after(connection: Connection, after: str) -> tuple[list[DeliveryQueu
 
 
 def _lock_limited(connection: Connection, candidates: dict[str, Candidate], result: ClaimResult, now: int) -> set[str]:
-    """Lock the trackers that are limited by a circuit breaker or a rate, and read both again.
+    """Lock the trackers that a circuit breaker or a rate limits, and read their circuit breakers and rates again.
 
     Remove the candidates whose tracker another process has locked. Return the names of the locked trackers' queues."""
     names = {name for name, candidate in candidates.items() if candidate.is_limited(now)}
@@ -299,6 +299,6 @@ def _tracker_of(queue: str) -> int | None:
 
 
 def _application_of(queue: str) -> int | None:
-    """Return the application id in the name of a callback queue; None if an older release named the queue, without an id."""
+    """Return the application id in the name of a callback queue; None if the name of an older release contains no id."""
     application, slash, _ = queue[1:].partition("/")
     return int(application) if slash and application.isdecimal() else None

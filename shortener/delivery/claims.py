@@ -3,11 +3,11 @@
 A queue contains the deliveries of one tracker, or the callbacks of one application to one host. A slot is the right to have one
 attempt in flight. These rules keep slots free for queues that respond:
 
-- A queue never uses more slots than it leaves free, and never more than its concurrency.
+- A queue never uses more slots than remain free, and never more than its concurrency.
 - If only one queue has due deliveries, it may use three quarters of all slots.
-- An application never uses more than three times the slots that it leaves free.
-- A tracker may use up to four slots although its application is at its limit, while more than one sixteenth of all slots is free.
-  The callbacks to a host may use one slot, while more than one eighth of all slots is free.
+- An application never uses more than three slots for each slot that remains free.
+- If an application is at its limit, each of its trackers may still use up to four slots while more than one sixteenth of all slots
+  is free. The callbacks to a host may still use one slot while more than one eighth of all slots is free.
 - The circuit breaker of a tracker (health.py) and its rate (pace.py) limit its queue.
 - The callbacks to a host use one slot until the host has responded.
 - All queues with due deliveries first get an equal share of the claims.
@@ -37,12 +37,12 @@ LEASE_MARGIN_MS = 10_000
 #: When an attempt starts, its lease must end at least this long after the time limit of the attempt. Otherwise the claim is given
 #: back.
 MIN_LEASE_LEFT_MS = LEASE_MARGIN_MS // 2
-#: An application uses at most this many times the slots that it leaves free.
+#: For each slot that remains free, an application uses at most this many slots.
 APPLICATION_FACTOR = 3
-#: The callbacks to a host may use one slot while more than one slot in this number is free.
+#: If an application is at its limit, its callbacks to a host may use one slot while more than 1/8 of all slots is free.
 RESERVED_PART = 8
-#: Each tracker may use `MIN_SLOTS` slots, also if other trackers of its application hang, as long as more than one in `LAST_PART`
-#: slots is free.
+#: If an application is at its limit, each of its trackers may use `MIN_SLOTS` slots while more than 1/`LAST_PART` of all slots is
+#: free.
 MIN_SLOTS, LAST_PART = 4, 16
 
 
@@ -63,7 +63,7 @@ class SlotUsage:
 
     @property
     def unreserved(self) -> int:
-        """The number of free slots without the quarter of all slots that a single queue must leave free."""
+        """The number of free slots, less the quarter of all slots that a single queue must leave free."""
         return max(self.free - self.total // (APPLICATION_FACTOR + 1), 0)
 
     def copy(self) -> SlotUsage:
@@ -159,7 +159,7 @@ def _breaker_allowance(candidate: Candidate, usage: SlotUsage, now: int, recover
     if candidate.health is None:
         return usage.total
     match candidate.health.breaker(now):
-        case "open":  # another process has sent the probe and opened the circuit breaker again
+        case "open":  # another process has sent the probe, so the circuit breaker is open again
             return 0
         case "half_open":
             return 0 if usage.by_queue[candidate.queue.name] else 1
@@ -173,7 +173,7 @@ def _split(candidate: Candidate, count: int, now: int, rng: random.Random) -> li
     is_first_due = first_due is not None and first_due <= now
     is_retry_due = retry_due is not None and retry_due <= now
     if is_first_due and is_retry_due:
-        # If the count is odd, a random bit decides which of the two gets the additional claim.
+        # If the count is odd, a random bit decides whether first attempts or retries get the additional claim.
         firsts = (count + rng.getrandbits(1)) // 2
     else:
         firsts = count if is_first_due else 0

@@ -1,9 +1,10 @@
 """This module repairs the stored times of deliveries and trackers after the system clock was set back.
 
 Times that were stored before the clock was set back are too far in the future: a retry that was planned in two seconds would wait
-for hours. `repair` gives each retry, lease, circuit breaker and rate its planned delay again, counted from the current time. It
-finds the wrong times in two ways: they were stored at a time that is now in the future, or they are further ahead than any delay
-allows. A retry with a delay of hours can be missed. It then waits longer, at most by the time by which the clock was set back.
+for hours. `repair` gives each retry, lease, circuit breaker and rate its planned delay again, counted from the current time. A
+stored time is wrong if it was stored at a time that is now in the future, or if it is further in the future than the longest
+possible delay. `repair` can miss a retry with a delay of hours. Such a retry waits longer, at most by the time by which the clock
+was set back.
 
 If the clock is set forward, retries and leases are due earlier, and no stored time needs repair.
 

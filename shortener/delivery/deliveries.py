@@ -1,8 +1,8 @@
 """This module lists, shows and replays deliveries for the API and the command line, and counts the backlog of a tracker.
 
-A page of a list continues below a given delivery id and reads an index of the database. If no index supports a filter, one page
-examines at most `MAX_WALK_ROWS` deliveries. Such a page can contain fewer deliveries than requested, or none, although a next page
-exists. Counts stop at `MAX_COUNT`.
+A page of a list contains deliveries with ids below a given id, and is read from an index of the database. If no index supports a
+filter, one page examines at most `MAX_WALK_ROWS` deliveries. Such a page can contain fewer deliveries than requested, or none,
+although a next page exists. Counts stop at `MAX_COUNT`.
 
 A replay makes a dead or delivered delivery pending again, with all its attempts. The event id stays the same, and the attempt
 number continues. The API and the command line replay the dead deliveries of a tracker in one call (`Deliveries.replay_dead`), the
@@ -30,7 +30,7 @@ from shortener.storage.types import to_ms
 MAX_WALK_ROWS = 10_000
 MAX_COUNT = 10_000
 MAX_REPLAYED_PER_TRANSACTION, MAX_REPLAYED_PER_CALL = 500, 10_000
-#: The number of listed deliveries that one transaction replays. Each takes some statements.
+#: If a caller lists the deliveries to replay, one transaction replays at most this many, because each needs several SQL statements.
 MAX_LISTED_PER_TRANSACTION = 100
 #: The details of a delivery contain at most this many attempts.
 MAX_ATTEMPTS = 500
@@ -134,7 +134,7 @@ class Deliveries:
         return await self._database.write(_replay, delivery_id, application_id, now)
 
     async def replay_listed(self, ids: Sequence[int], now: datetime, application_id: int) -> dict[int, ApiError | None]:
-        """Replay the deliveries with these ids. Return the error of each that cannot be replayed, None for the others."""
+        """Replay the deliveries with these ids. Return, by id, the error if a delivery cannot be replayed, else None."""
         results: dict[int, ApiError | None] = {}
         for start in range(0, len(ids), MAX_LISTED_PER_TRANSACTION):
             part = ids[start : start + MAX_LISTED_PER_TRANSACTION]
@@ -162,7 +162,7 @@ class Deliveries:
         return await self._database.read(count_dead, criteria)
 
     async def backlog(self, tracker_id: int, now: datetime) -> DeliveryBacklog:
-        """Return how many deliveries of a tracker are pending and dead, and since when the oldest overdue one waits."""
+        """Return the numbers of pending and dead deliveries of a tracker, and since when the oldest overdue delivery waits."""
         return await self._database.read(_backlog, tracker_id, now)
 
 
@@ -302,7 +302,7 @@ def _replay_listed(connection: Connection, ids: Sequence[int], application_id: i
 
 
 def _recover(connection: Connection, tracker_ids: Collection[int | None], now: datetime) -> None:
-    """Limit trackers with many replayed deliveries to the recovery rate, like the backlog after an open circuit breaker."""
+    """Limit trackers with replayed deliveries to the recovery rate, which also applies after an open circuit breaker."""
     if tracker_ids:
         plain = (trackers.c.recovering_at.is_(None), trackers.c.open_until.is_(None))
         connection.execute(update(trackers).where(trackers.c.id.in_(tracker_ids), *plain).values(recovering_at=now))

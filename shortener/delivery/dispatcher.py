@@ -12,8 +12,8 @@ Guarantees
   outcome is ignored if another process has claimed the delivery since. Processes compare leases with a common clock
   (storage/clock.py). Their clocks may differ by up to `claims.MIN_LEASE_LEFT_MS`.
 - A queue (one tracker, or the callbacks to one host) never blocks another: claims.py limits the slots of queues and applications.
-- The database stores the circuit breaker (health.py) and the rate (pace.py) of each tracker. All processes together keep the rate,
-  and only one process sends the probe of an open circuit breaker. processes.py divides the concurrency of a tracker.
+- The database stores the circuit breaker (health.py) and the rate (pace.py) of each tracker. So the rate limits all processes
+  together, and only one process sends the probe of an open circuit breaker. processes.py divides the concurrency of a tracker.
 - A local failure (resolver, sockets, database) does not count as an attempt. A delivery becomes dead if an open circuit breaker or
   local failures delay it for `expiry.MAX_HOLD`, or if its tracker or application is disabled for EVENT_RETENTION_DAYS.
 - If the clock is set back, no retry, lease or circuit breaker waits longer than planned (clock_steps.py).
@@ -60,9 +60,11 @@ MAX_OUTCOMES = 512
 #: While many hits arrive, one dispatch cycle starts at most this many attempts. At all times, the dispatcher lets other tasks run
 #: after each group of this many starts.
 MAX_STARTS = 8
-#: The dispatcher sets no timer for a limited rate beyond this time, because cycles run more often anyway.
+#: If the rate of a tracker delays the next delivery for longer than this, the dispatcher sets no timer, because cycles run more
+#: often anyway.
 MAX_TIMER_SECONDS = 60.0
-#: The dispatcher keeps in memory at most this many callback hosts that have responded. They may use more than one slot.
+#: The dispatcher keeps in memory at most this many callback hosts that have responded. The queues of these hosts may use more than
+#: one slot.
 MAX_RESPONSIVE = 10_000
 
 
@@ -73,7 +75,7 @@ class DispatcherTotals:
     `reasons` is the number of attempts by name of the row in `outcomes.OUTCOME_TABLE`."""
 
     reasons: Counter[str] = field(default_factory=Counter)
-    seconds: Histogram = field(default_factory=Histogram)  # durations of attempts that a receiver answered or that failed
+    seconds: Histogram = field(default_factory=Histogram)  # durations of attempts that ended with a response or a failure
     delivered: int = 0
     retried: int = 0
     dead: int = 0
@@ -247,7 +249,7 @@ class Dispatcher:
                     except StoreUnavailable:
                         await asyncio.sleep(0.1)  # the database may become available again before `grace` ends
         except TimeoutError:
-            # These deliveries are attempted again when their leases end.
+            # The deliveries whose outcomes were not recorded are attempted again when their leases end.
             log.error("outcomes_lost_at_shutdown", deliveries=self.in_flight)
 
         if self._timer is not None:

@@ -96,7 +96,7 @@ def sample_request(target: DeliveryTarget, application_id: int, at: datetime, ev
 def _request(target: DeliveryTarget, facts: Mapping[str, Any], event: int, topic: Topic, at: datetime) -> ExampleRequest:
     masked = dict(facts)
     if masked.get("to_address"):
-        # The hash is removed, because it would confirm a guessed phone number.
+        # The hash of the phone number is removed, because a reader could hash guessed numbers and compare.
         masked |= {"to_address": mask(masked["to_address"]), "phone_sha256": None}
     request = target.request(masked, event, topic, 1, at, allow_http=True)
     body, parts = request.body or b"", urlsplit(request.url)

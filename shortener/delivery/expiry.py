@@ -1,4 +1,4 @@
-"""This module makes deliveries dead that have waited too long or whose tracker was deleted. Dead deliveries can be replayed.
+"""This module makes deliveries dead if they waited too long or their tracker was deleted. Dead deliveries can be replayed.
 
 Each function runs in the dispatcher's transaction and changes at most `MAX_EXPIRED_ROWS` deliveries of each kind (first attempts
 and retries). It appends an operations event `delivery_dead` for them. Times are milliseconds since 1970-01-01 UTC.
@@ -28,10 +28,10 @@ _IS_PENDING = schema.deliveries.c.status == literal_column("0")
 def expire_overdue(
     connection: Connection, ids: IdGenerator, queue: DeliveryQueue, error: str, now: int, max_hold: timedelta, held_since: int
 ) -> int:
-    """Make the deliveries of a queue dead that have been blocked for longer than `max_hold`. Return their number.
+    """Make deliveries of a queue dead if they have been blocked for longer than `max_hold`. Return their number.
 
-    `held_since` is the time at which the queue was blocked, for example because its tracker was disabled. The time of a delivery
-    starts when it is due, but not before `held_since`. `error` becomes the last error of the deliveries."""
+    `held_since` is the time at which the queue was blocked, for example because its tracker was disabled. The waiting time of a
+    delivery starts when the delivery is due, but not before `held_since`. `error` becomes the last error of the deliveries."""
     before = now - max_hold // timedelta(milliseconds=1)
     if held_since >= before:
         return 0
@@ -46,7 +46,7 @@ def expire_overdue(
 def expire_queue(
     connection: Connection, ids: IdGenerator, queue: str, error: str, now: int, *conditions: ColumnElement[bool]
 ) -> int:
-    """Make the deliveries of a queue dead that match the conditions and have no attempt in flight. Return their number.
+    """Make deliveries of a queue dead if they match the conditions and have no attempt in flight. Return their number.
 
     `error` becomes the last error of the deliveries."""
     table = schema.deliveries

@@ -1,16 +1,16 @@
 """The fan-out creates the deliveries of each event: one for each topic of the event and each tracker that subscribes to the topic.
 
-One transaction reads the oldest pending events, writes their facts and deliveries, and marks the events. So a crash neither
-repeats nor skips an event. The facts of an event are a snapshot of the database rows that it refers to. Every attempt builds its
-request body from the facts, even days later. An event without subscribers gets no facts. A tracker that somebody
-disabled gets no deliveries. If the service disabled it because of a 410 response, its deliveries are created and wait.
+One transaction reads the oldest pending events, writes their facts and deliveries, and marks the events. So a crash neither repeats
+nor skips an event. The facts of an event are a snapshot of the database rows that it refers to. Every attempt builds its request
+body from the facts, even days later. An event without subscribers gets no facts. A tracker that a user disabled gets no deliveries.
+For a tracker that the service disabled because of a 410 response, deliveries are created and wait.
 
 The first click of a message also creates an event `conversion` with the action `clickthru`, if the setting `click_conversion` of
-the application permits it. It goes to the trackers that subscribe to conversions. It is not stored in the table `conversions`, so
-no report counts it.
+the application permits it. This event is delivered to the trackers that subscribe to conversions. It is not stored in the table
+`conversions`, so no statistics count it.
 
-A click that probably comes from a program (suspected) creates deliveries only for trackers with `with_suspected`, and it never
-changes the state of the message.
+A suspected hit, which probably comes from a program, creates deliveries only for trackers with `with_suspected`, and never changes
+the state of the message.
 
 The fan-out also computes the state of a message before its first click, and the seconds between sending and click. The recorder of
 hits does not compute them, because its clients wait for the response.
@@ -51,12 +51,12 @@ from shortener.storage.types import from_ms, to_ms
 
 log = structlog.get_logger(__name__)
 
-#: One transaction of the fan-out processes at most this many events: normally, and while many hits arrive. On SQLite, hits wait
-#: until the transaction ends.
+#: One transaction of the fan-out processes at most this many events: the first number normally, the second while many hits arrive.
+#: On SQLite, hits wait until the transaction ends.
 MAX_EVENTS, MAX_EVENTS_WHILE_BUSY = 200, 50
-#: One transaction begins no other event after this many deliveries, for the same reason: 200 events of an application with 100
-#: trackers would make 20,000 deliveries, which take more than half a second. The next transactions process the events of other
-#: applications, so that such an application delays no other one.
+#: After this many deliveries, one transaction begins no further event, because on SQLite hits wait until it ends: 200 events of an
+#: application with 100 trackers would create 20,000 deliveries, which takes more than half a second. The next transactions process
+#: the events of other applications first, so that these are not delayed.
 MAX_DELIVERIES = 1000
 
 DeliveryRow = tuple[int, int, int, int, int | None, str | None, str, int, int, int, int]
@@ -332,7 +332,7 @@ def _click_numbers(connection: Connection, sources: Sequence[Sources]) -> dict[i
                 numbers[source.event] = 1
             else:
                 repeats[source.link_id].append((source.click_hit, source.event))
-    for link, clicks in sorted(repeats.items()):  # all processes lock links in the same order
+    for link, clicks in sorted(repeats.items()):  # all processes lock links in the same order, so they cannot deadlock
         clicks.sort()
         first = fanout_queries.reserve_click_numbers(connection, link, clicks[0][0], len(clicks))
         for number, (_, event) in enumerate(clicks, first):
@@ -342,7 +342,7 @@ def _click_numbers(connection: Connection, sources: Sequence[Sources]) -> dict[i
 
 
 def _is_numbered(source: Sources) -> bool:
-    """Return whether an event is a click of a person on a link, which has a click number."""
+    """Return whether an event has a click number, because it is a click of a person on a link."""
     is_click = source.topics & Topic.CLICK and not source.topics & Topic.SUSPECTED and source.verdict == Verdict.HUMAN
     return bool(is_click and source.click_hit is not None and source.code is not None)
 

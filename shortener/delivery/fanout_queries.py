@@ -142,8 +142,8 @@ _SUBSCRIPTIONS = {
 class Subscription(NamedTuple):
     """The events to which a tracker subscribes.
 
-    `topics` is a combination of `Topic` bits. If `with_suspected` is true, the tracker also receives clicks that probably come from
-    programs. `click_conversion` is the setting of the application; None means the default."""
+    `topics` is a combination of `Topic` bits. If `with_suspected` is true, the tracker also receives suspected hits, which probably
+    come from programs. `click_conversion` is the setting of the application; None means the default."""
 
     tracker: int
     topics: int
@@ -232,7 +232,8 @@ class Sources(NamedTuple):
     conversion_metadata: str | None
 
 
-# This is a subquery and not a join, because PostgreSQL reads the whole joined table while its statistics show a small table.
+# This is a subquery and not a join, because PostgreSQL joins by reading the whole table while its statistics still say that the
+# table is small.
 _CLICKED_AT = "(SELECT f.at FROM first_clicks AS f WHERE f.id = e.message_id)"
 _SOURCE_COLUMNS = (
     "e.id, e.application_id, e.topics, e.at, e.data, e.conversion_id, e.hit_id, a.company_id, "

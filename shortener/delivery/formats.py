@@ -7,7 +7,8 @@ The service builds the body of each attempt separately, because the format of Sy
 - `scg`: the envelope of Syniverse. `fld-val-list` contains the fields of Syniverse in its order, then additional fields, then
   `metadata` if it is not empty.
 - `json`: one flat object with the `fields` of the tracker (23 Telecom's `conversion_fields`). The default is `DEFAULT_FIELDS`.
-- `xoxzo`: the response of Xoxzo's status call with `link_tracking`, because Xoxzo does not document the body of its callback.
+- `xoxzo`: the JSON that Xoxzo's status call returns, with `link_tracking`, because Xoxzo does not document the body of its
+  callback.
 - `infobip`: the click notification of Infobip. Other events have the same structure and a different `notificationType`.
 
 Every click event contains whether it was the first click, the seconds since the message was sent, and the verdict of the click

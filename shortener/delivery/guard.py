@@ -6,7 +6,8 @@ of a host when a tracker is saved, and `socket_factory` checks the address of ea
 can change in between. `Guard(allow_private=True)` (setting ALLOW_PRIVATE_TARGETS) also accepts loopback, private and shared
 addresses, but no other special addresses.
 
-`check_host` runs a limited number of look-ups at a time. `check_literal` makes no look-up: it checks URLs that are only stored.
+`check_host` runs a limited number of DNS look-ups at a time. `check_literal` makes no look-up: it is for the hosts of URLs that are
+only stored.
 
 The functions raise `ForbiddenTarget` and `HostUnresolved`. The error texts do not contain the address or its kind, so that
 customers cannot learn anything about the operator's network.
@@ -102,7 +103,7 @@ class ForbiddenTarget(OSError):
 
 
 class HostUnresolved(Exception):
-    """The error for a host name without an address, or without a response of the resolver in time.
+    """The error for a host name that has no address, or for which the resolver does not respond in time.
 
     The name may get an address later, so a tracker with this host can be saved."""
 
@@ -141,7 +142,7 @@ class LookupThreads:
     """A runner of blocking DNS look-ups, each in its own thread, at most `limit` at a time.
 
     The threads are daemon threads, because a resolver that hangs must not delay the exit of the process or other work in a shared
-    thread pool. If the caller of a look-up stops waiting, the look-up uses its thread until it ends.
+    thread pool. If the caller of a look-up stops waiting, the look-up still occupies its thread until it ends.
     """
 
     def __init__(self, limit: int) -> None:

@@ -13,14 +13,15 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from shortener.delivery.guard import Guard, Lookup, LookupThreads
 from shortener.delivery.send_failures import NO_SUCH_NAME
 
-#: At most this many DNS look-ups run at a time. Each look-up has this time limit.
+#: The maximum number of simultaneous DNS look-ups, and the time limit of each.
 MAX_LOOKUPS, LOOKUP_TIMEOUT_SECONDS = 32, 15.0
 
 
 class GuardedResolver(AbstractResolver):
     """A resolver that returns only IP addresses that the address guard permits.
 
-    It stores when it last responded for which names, to distinguish a resolver that is down from a name that does not resolve."""
+    It stores for which two names the operating system's resolver last responded, and when. So it can distinguish a resolver that is
+    down from a name that does not resolve."""
 
     def __init__(self, guard: Guard, lookup: Lookup) -> None:
         self._guard = guard
@@ -32,7 +33,7 @@ class GuardedResolver(AbstractResolver):
         self._latest = self._other = ("", -math.inf)
 
     async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC) -> list[ResolveResult]:
-        """Return the IP addresses of a host. Raise `ForbiddenTarget` if one is forbidden, or `socket.gaierror` if there is none."""
+        """Return the IP addresses of a host. Raise `ForbiddenTarget` if one is forbidden, `socket.gaierror` if none exists."""
         self._pending.add((host, port))
         try:
             async with asyncio.timeout(LOOKUP_TIMEOUT_SECONDS):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 MAX_FAILURES = 10
 MIN_PAUSE_MS, MAX_PAUSE_MS = 30_000, 300_000
-#: A recovering tracker may get the deliveries that its recovery rate allows within this time in one burst.
+#: A recovering tracker may get at once all the deliveries that its recovery rate allows in this time.
 BURST_MS = 1000
 
 
@@ -23,8 +23,8 @@ class TrackerHealth:
     """The state of the circuit breaker of a tracker.
 
     If the circuit breaker is open, `opened_at` is the time at which it opened, and a probe may be sent from `open_until` on. If the
-    tracker is recovering, `recovering_at` is the time up to which the recovery rate is used up by backlog deliveries that were
-    already sent: the next one may be sent after it.
+    tracker is recovering, `recovering_at` is the time from which the permitted deliveries of the backlog are counted: each sent
+    delivery makes it later by one interval of the recovery rate.
     """
 
     failures_in_row: int = 0

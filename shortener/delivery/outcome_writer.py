@@ -1,7 +1,7 @@
 """This module records finished attempts in the database: it updates deliveries and trackers and adds rows to `attempts`.
 
-An outcome is ignored if the lease of the delivery ended and another process claimed the delivery. It then changes no delivery, no
-circuit breaker and no metric, adds no row to `attempts`, and a 410 response does not disable the tracker.
+An outcome is ignored if the lease of the delivery ended and another process claimed the delivery. Such an outcome changes no
+delivery, no circuit breaker and no metric, adds no row to `attempts`, and its 410 response does not disable the tracker.
 
 `OutcomeWriter.write` does not change the `OutcomeWriter` object, because the database may run the transaction again.
 `OutcomeWriter.committed` changes it after the commit.
@@ -55,7 +55,7 @@ class OutcomeResult:
 class OutcomeWriter:
     """A writer of attempt outcomes.
 
-    It stores in memory when it last wrote a success of each tracker, so that it need not write every success to the tracker."""
+    For each tracker, it keeps in memory when it last wrote a success, so that it need not write every success to the database."""
 
     def __init__(self, ids: IdGenerator) -> None:
         self._ids = ids

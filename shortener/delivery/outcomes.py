@@ -3,7 +3,7 @@
 The first row of `OUTCOME_TABLE` that matches the response determines the outcome. The table follows Standard Webhooks and Svix:
 after every response that is not a success, the delivery is retried on the schedule. A 410 response disables the tracker, and a
 redirect is a failure. If the receiver rejects the method, size or type of the request, the delivery becomes dead at once, because
-every further attempt would be the same. A dead delivery stays listed and can be replayed.
+every further attempt would be rejected too. A dead delivery stays listed and can be replayed.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def _has_text(response: ResponseFacts, success: SuccessCriteria) -> bool:
     return success.body_contains is None or success.body_contains.encode() in response.body
 
 
-#: The outcome reason of a 429 response. For trackers, it does not count as an attempt during the first day of a delivery.
+#: The outcome reason of a 429 response. A tracker's 429 response does not count as an attempt during the first day of a delivery.
 RATE_LIMITED = "rate_limited"
 _FORM_REJECTED = frozenset({405, 406, 411, 413, 414, 415, 431, 501, 505})
 
@@ -257,7 +257,7 @@ def parse_retry_after(text: str | None, now: datetime) -> float | None:
     Return None if the header is missing or invalid."""
     text = (text or "").strip()
     if re.fullmatch(r"[+-]?[0-9]+", text):
-        # Only the first 12 digits are converted, because a number that long exceeds the limit anyway.
+        # Only the first 12 digits are converted, because every number of 12 digits exceeds the limit.
         seconds = float(text[:12])
     else:
         try:

@@ -1,13 +1,13 @@
 """This module computes the rate at which a tracker receives deliveries. It has no I/O. Times are milliseconds since 1970-01-01 UTC.
 
-The lower of two limits applies: `max_per_second`, which the customer sets, and `rate`, which the service learns from 429
-responses. The first 429 response sets the rate to the number of successes in the last second. A later 429 response lowers the rate
-by a tenth, or by half if the rate has not recovered since the previous 429 response. Each success raises the rate: slowly if it is
-near the rate of the last 429 response (`ceiling`), otherwise fast. If a request was sent less than a second after the rate was
-lowered, its 429 response does not lower the rate again, because many receivers reject all further requests of the same second.
+The lower of two limits applies: `max_per_second`, which the customer sets, and `rate`, which the service learns from 429 responses.
+The first 429 response sets the rate to the number of successes in the last second. A later 429 response lowers the rate by a tenth,
+or by half if the rate has not recovered since the previous 429 response. Each success raises the rate: slowly if it is near the
+rate of the last 429 response (`ceiling`), otherwise fast. A 429 response to a request that was sent before the rate was lowered, or
+less than a second after, does not lower it again, because many receivers reject all further requests of the same second.
 
-The database stores the rate with the tracker. A process locks the tracker before it claims deliveries, so all processes together
-keep the rate.
+The database stores the rate with the tracker. A process locks the tracker before it claims deliveries, so the rate limits all
+processes together.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ MAX_AGE_MS = 3_600_000
 LOWERED, HALVED = 0.9, 0.5
 #: One success adds `SLOW_STEP` to the rate if the rate is between `LOWERED` and `FAR` times the ceiling, otherwise `FAST_STEP`.
 SLOW_STEP, FAST_STEP, FAR = 0.005, 0.2, 1.1
-#: If a tracker got fewer deliveries than its rate allows, it may later get the missing deliveries of this time (at least 1.5
-#: deliveries) at once.
+#: A tracker that got fewer deliveries than its rate allows may get the missing ones of this time at once, or 1.5 deliveries if
+#: these are more.
 BURST_MS = 100
 
 
@@ -37,8 +37,8 @@ BURST_MS = 100
 class TrackerPace:
     """The rate limits of a tracker, in deliveries per second. None means that there is no such limit.
 
-    `paced_until` is the time up to which the rate is used up by deliveries that were already claimed: the next one may be sent
-    after it. `lowered_at` is the time at which the learned rate was last lowered."""
+    `paced_until` is the time from which the permitted deliveries are counted: each claimed delivery makes it later by one interval
+    of the rate. `lowered_at` is the time at which the learned rate was last lowered."""
 
     max_per_second: float | None = None
     rate: float | None = None

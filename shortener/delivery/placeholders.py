@@ -335,7 +335,8 @@ def _encoded(url: str, start: int, end: int) -> str:
     if space := re.search(r"\s", text):
         _invalid("must not contain a space; write %20", start + space.start())
     if escape := _BAD_ESCAPE.search(text):
-        # If % were accepted without two digits, the value of a following placeholder could complete the percent-encoding.
+        # If a % without two hexadecimal digits were accepted, the value of the placeholder after it could complete a
+        # percent-encoded byte.
         _invalid("must not contain a % without two hexadecimal digits after it; write %25", start + escape.start())
     try:
         return quote(text, safe=_UNQUOTED)

@@ -5,8 +5,8 @@ dispatch cycle. A process without a heartbeat for `MAX_SILENCE_MS` milliseconds 
 random ids, so each process computes its own share.
 
 The shares of all processes add up to the concurrency of the tracker. If the concurrency is smaller than the number of processes,
-some processes have no share, and the others send the deliveries of the tracker. After a process has started or ended, the processes
-can use different numbers for up to `MAX_SILENCE_MS` milliseconds.
+some processes have no share, and the others send the deliveries of the tracker. After a process has started or ended, the other
+processes may count it wrongly for up to `MAX_SILENCE_MS` milliseconds.
 
 With SQLite there is only one process. Its row is used only to detect that the clock was set back while the process was not running
 (clock_steps.py).
@@ -42,9 +42,10 @@ class ProcessShare:
     count: int = 1
 
     def of(self, concurrency: int, queue: str) -> int:
-        """Return how many attempts of a queue this process may have in flight, of `concurrency` attempts for all processes."""
+        """Return this process's share of the `concurrency` attempts that all processes may have in flight for a queue."""
         part, rest = divmod(concurrency, self.count)
-        # The checksum of the queue name selects the processes that get one attempt more, so that they differ between queues.
+        # The checksum of the queue name selects the processes that get one attempt more, so that they are not the same for all
+        # queues.
         return part + ((self.place + zlib.crc32(queue.encode())) % self.count < rest)
 
 

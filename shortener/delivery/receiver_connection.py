@@ -1,4 +1,4 @@
-"""A connection to a receiver that finds the HTTP status itself and limits the bytes of a response."""
+"""A connection to a receiver that parses the HTTP status line itself and limits the bytes of a response."""
 
 # Tested by tests/delivery/test_sender.py
 
@@ -128,5 +128,5 @@ def default_tls_context() -> ssl.SSLContext:
 
 @functools.lru_cache(maxsize=1)
 def _tls_context(_file: str | None, _folder: str | None) -> ssl.SSLContext:
-    """Return a TLS context. The parameters are the variables from which OpenSSL reads the place of the authorities."""
+    """Return a TLS context. The parameters are only cache keys: OpenSSL itself reads the certificate authorities from them."""
     return ssl.create_default_context()

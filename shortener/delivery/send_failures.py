@@ -31,7 +31,8 @@ _ERROR_CLASSES = {
     errno.EAFNOSUPPORT: "network_unreachable",
 }
 
-#: Error numbers that only this host can cause: no file descriptors, memory, buffers or ports are left, or a local firewall blocks.
+#: Error numbers that only this host can cause: no file descriptors, memory, buffers or ports are left, or a local firewall blocks
+#: the connection.
 _LOCAL_ERRORS = frozenset(
     {
         errno.EMFILE,

@@ -124,7 +124,7 @@ class Sender:
         self._target_guard = guard
         self._checked_until: dict[tuple[str, int], float] = {}  # (host, port) -> time until which its address check is valid
         if self._proxy is not None:
-            guard = Guard(allow_private=True, lookup=guard.lookup)  # the sender connects only to the proxy
+            guard = Guard(allow_private=True, lookup=guard.lookup)  # the sender connects only to the proxy, which may be private
         self._resolver = GuardedResolver(guard, lookup or guard.lookup)
 
         def make_socket(info: aiohttp.AddrInfoType) -> socket.socket:
@@ -134,7 +134,7 @@ class Sender:
             return connection
 
         connector = aiohttp.TCPConnector(
-            limit=0,  # the semaphore limits the requests, so that waiting for a slot is a local failure
+            limit=0,  # a semaphore limits the requests, so a wait that is too long is a local failure
             ssl=default_tls_context(),
             resolver=self._resolver,
             ttl_dns_cache=DNS_CACHE_SECONDS,

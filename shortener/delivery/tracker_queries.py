@@ -120,7 +120,7 @@ def update_tracker(
     values |= {"updated_at": now, "revision": row.revision + 1}
     after = connection.execute(update(table).where(table.c.id == row.id).values(values).returning(table)).one()
     if row.with_suspected or after.with_suspected:
-        increment_version(connection)  # every process caches which applications send events for suspected hits
+        increment_version(connection)  # invalidates the caches of applications with events for suspected hits
     return after
 
 
@@ -150,7 +150,7 @@ def values_of_another_origin(old: str, new: str) -> dict[str, None]:
     try:
         known, wanted = parse_template(old), parse_template(new)
         is_same = (known.scheme, known.host, known.port) == (wanted.scheme, wanted.host, wanted.port)
-    except TemplateError:  # an older release accepted this URL
+    except TemplateError:  # an older release accepted the old URL
         is_same = False
     return {} if is_same else dict.fromkeys(_COLUMNS_OF_ORIGIN)
 

@@ -5,8 +5,8 @@ client certificates are encrypted in the database, and no response contains them
 signed with the old secret for a limited time (the overlap). If the URL changes to another scheme, host or port, the static headers
 and the client certificate are removed, so that they do not reach another receiver.
 
-If a tracker is disabled, its deliveries wait until it is enabled again. If it is deleted, its pending deliveries become dead with
-this reason and stay listed.
+If a tracker is disabled, its deliveries wait until it is enabled again. If it is deleted, its pending deliveries become dead, with
+this as the last error, and stay listed.
 
 The methods raise ApiError with INVALID_REQUEST, UNKNOWN_PLACEHOLDER, INVALID_TRACKER_URL, FORBIDDEN_TARGET, NOT_FOUND or
 CONFLICT.
@@ -286,8 +286,8 @@ class Trackers:
     async def rotate_callback_secret(self, application_id: int, overlap: timedelta) -> tuple[str, datetime | None]:
         """Create a new callback secret for an application. Return it, and the time until which the previous secret is also used.
 
-        Requests to `lt_callbackurl` are signed with it. Requests to `conversion_url` are too, unless that tracker has its own
-        secret. Raise ApiError NOT_FOUND if the application does not exist."""
+        Requests to `lt_callbackurl` are signed with it. So are requests to `conversion_url`, unless its tracker has its own secret.
+        Raise ApiError NOT_FOUND if the application does not exist."""
         plain = new_signing_secret()
         until = await self._database.write(
             conversion_url.rotate_callback_secret, application_id, self._secret.encrypt(plain), self._clock(), overlap

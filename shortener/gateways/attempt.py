@@ -4,10 +4,10 @@ The rules, by outcome of the attempt:
 
 - accepted: the message is SENT. It is never handed on again.
 - rejected: the message is FAILED with the code and the text of the gateway.
-- retry: the gateway has certainly not accepted the message. The next attempt follows on the schedule. After the last one the
+- retry: the gateway has certainly not accepted the message. The next attempt follows on the schedule. After the last attempt, the
   message is FAILED. Attempts that fail because of this host, or because the gateway limits its rate, do not count.
 - doubt: the gateway may have accepted the message, but its response is missing. The message is marked as doubtful. A gateway with
-  the policy `resend` gets it again on the schedule; with `hold` the message is held until somebody decides.
+  the policy `resend` gets it again on the schedule; with `hold` the message is held until an operator decides.
 - unreadable: a response arrived, but does not say whether the message was accepted. The message is held, whatever the policy,
   because a message is never repeated after a response was received.
 """

@@ -41,8 +41,9 @@ MIN_RATE_PAUSE_MS = 20
 class SendClaimResult:
     """The result of one transaction that claimed messages.
 
-    `changes` are messages that need no attempt. `gateways` are the gateways that were read from the database, by id. `wake_at` is
-    the time at which the rate of a gateway allows the next message; None if no rate delays a message."""
+    `changes` contains the new values of messages that need no attempt. `gateways` are the gateways that were read from the
+    database, by id. `wake_at` is the time at which the rate of a gateway allows the next message; None if no rate delays a
+    message."""
 
     attempts: list[SendInFlight] = field(default_factory=list)
     changes: list[SendChange] = field(default_factory=list)

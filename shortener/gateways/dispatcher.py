@@ -7,9 +7,9 @@ ended attempts and claims due messages. After the commit the attempts start, so 
 Guarantees
 - A message is handed on at least once, and never again after the gateway accepted it and the outcome was recorded.
 - A claim is a lease that is longer than the attempt can last. If the lease ends without an outcome, the process died or lost the
-  database, and the gateway may have the message: it is doubtful. The policy of the gateway decides: it is handed on again
-  (`resend`), or held (`hold`). A doubtful message whose delivery report has arrived is not handed on again.
-- The transaction locks the row of each gateway, so all processes together keep its concurrency, its rate and its circuit breaker.
+  database, and the gateway may have the message. The message is then doubtful. The policy of the gateway decides whether it is
+  handed on again (`resend`) or held (`hold`). A doubtful message whose delivery report has arrived is not handed on again.
+- The transaction locks the row of each gateway, so its concurrency, its rate and its circuit breaker limit all processes together.
 - A message that was not accepted within GATEWAY_VALIDITY_HOURS becomes FAILED, and its text is deleted.
 - `stop` starts no attempts, waits for those in flight and records them.
 """
@@ -75,8 +75,8 @@ class SendTotals:
 class _Cycle:
     """The result of the transaction of one cycle.
 
-    `written` are the ids of the ended attempts whose outcome was written. `given_up` are the written changes without an attempt.
-    `opened` are the ids of the gateways whose circuit breaker opened."""
+    `written` are the ids of the ended attempts whose outcome was written. `given_up` are the changes that were written for messages
+    without an attempt. `opened` are the ids of the gateways whose circuit breaker opened."""
 
     written: set[int] = field(default_factory=set)
     events: int = 0

@@ -40,7 +40,7 @@ class SendChange:
 
 
 class SendWriter:
-    """Writes the results of attempts to hand messages to a gateway to the database."""
+    """A writer of the results of attempts to hand messages on to gateways."""
 
     def __init__(self, ids: IdGenerator, reports: DeliveryReports) -> None:
         self._ids = ids

@@ -19,7 +19,7 @@ OnDoubt = Literal["resend", "hold"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewGateway:
-    """The values of a gateway to create. `preset` and `options` build its settings; `settings` replace single values of them."""
+    """The values of a gateway to create. Its settings are built from `preset` and `options`, and then changed by `settings`."""
 
     name: str
     kind: str = "http"
@@ -37,7 +37,7 @@ class NewGateway:
 
 
 class GatewayChanges(TypedDict, total=False):
-    """The new values for an existing gateway. Absent keys keep their values.
+    """The new values for an existing gateway. A value whose key is absent stays unchanged.
 
     `settings` contains single values that replace those of the gateway. If `rotate_report_key` is true, the key in the URL for its
     delivery reports is replaced."""

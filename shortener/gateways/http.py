@@ -6,8 +6,8 @@ How a response is understood (`classify`):
   Another value there rejects the message, unless it is in `retry_codes`. If the value is missing, the response is unreadable.
 - 429 and 503 mean that the gateway accepts messages later. 401, 402, 403, 404, 405, 407 and redirects mean that the set-up is
   wrong or the account is empty, so the message waits. 408, 425 and 5xx are temporary. Every other status rejects the message.
-- 502 and 504 come from a proxy that got no answer, so the gateway may have accepted the message. So does a missing response after
-  the request was sent. Both are doubtful.
+- 502 and 504 come from a proxy that got no answer, so the gateway may have accepted the message. The same is true if the response
+  is missing after the request was sent. In both cases the message is doubtful.
 
 The requests are sent by `delivery/sender.py`: within the time limit, with limited memory, without redirects, and only to permitted
 addresses. If doubtful messages must not be repeated, each request uses its own connection, because a request on a kept connection
@@ -81,7 +81,8 @@ class HttpSettings(BaseModel):
     content_type: str = Field(
         "application/json",
         max_length=100,
-        description="Content-Type of the body, which decides how values are encoded: JSON, XML, form or plain text.",
+        description="Content-Type of the body. It decides how the values of placeholders are encoded: JSON, XML, "
+        "form or plain text.",
     )
     body: str = Field("", max_length=_MAX_TEMPLATE, description="Body of the requests. It may contain placeholders.")
     variables: dict[str, str] = Field(
@@ -91,10 +92,11 @@ class HttpSettings(BaseModel):
         False, description="true: send the variables `username` and `password` as HTTP Basic credentials. Default: false."
     )
     encodings: dict[Literal["GSM-7", "UCS-2"], str] = Field(
-        {"GSM-7": "GSM-7", "UCS-2": "UCS-2"}, description="The values of the placeholder {encoding} for the two encodings."
+        {"GSM-7": "GSM-7", "UCS-2": "UCS-2"},
+        description="The value of the placeholder {encoding} for messages in GSM-7, and the value for messages in UCS-2.",
     )
     success_statuses: str = Field("2xx", description="HTTP statuses that accept a message, such as 2xx or 200,202.")
-    success_path: str = Field("", description="Path of a value in the response that must be in `success_values`.")
+    success_path: str = Field("", description="Path of the value in the response that must be one of `success_values`.")
     success_values: tuple[str, ...] = Field((), description="Values at `success_path` that accept a message.")
     retry_codes: tuple[str, ...] = Field(
         (),
@@ -110,11 +112,13 @@ class HttpSettings(BaseModel):
         Literal["status", "id", "reference", "message_id", "error_code", "description", "timestamp", "price"], str
     ] = Field(
         {"status": "status"},
-        description="The names, or paths such as status.groupName, of the parameters of a report call.",
+        description="Name of the parameter of a report call that contains each value, or a path in its JSON body such as "
+        "status.groupName.",
     )
     report_states: dict[str, str] = Field(
         {},
-        description="Words of this gateway for states, with the names of the service: SENT, DELIVERED, READ, FAILED, EXPIRED or -.",
+        description="State for each status word of this gateway: SENT, DELIVERED, READ, FAILED or EXPIRED; - for a word that "
+        "means no state.",
     )
     report_response: str = Field(
         "", max_length=200, description="Body of the response to a report call, if the gateway expects one."
@@ -176,7 +180,7 @@ class HttpSettings(BaseModel):
 
 
 def _parse_url(url: str) -> tuple[str, int]:
-    """Return host and port of a URL template. Raise ValueError if it is not an absolute URL, or if they contain a placeholder."""
+    """Return host and port of a URL template. Raise ValueError if the URL is not absolute or one of them has a placeholder."""
     sample = templates.PLACEHOLDER.sub("x", url)
     if not url.isascii():
         raise ValueError("url must be ASCII: write a host in punycode, and percent-encode the rest")
@@ -334,8 +338,8 @@ class _HttpKind:
         return _parse_url(settings.url)
 
     def operator_values(self, settings: BaseModel) -> Mapping[str, object]:
-        """Return the settings that decide which resource a request addresses and what is read from the response. Credentials are
-        left out: variables that the path of the URL does not contain."""
+        """Return the settings that decide which resource a request addresses and what is read from the response. Variables that the
+        path of the URL does not contain are left out, because they are credentials."""
         assert isinstance(settings, HttpSettings)
         path = settings.url.partition("?")[0]
         return {

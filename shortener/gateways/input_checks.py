@@ -47,7 +47,7 @@ def parse_settings(kind: str, values: Mapping[str, Any]) -> BaseModel:
 
 
 def check_customer_change(stored: StoredGateway, parsed: BaseModel, new: Mapping[str, Any]) -> None:
-    """Check the new settings of a gateway that a customer changes, and not the operator. Raise ApiError if the change is not
+    """Check the new settings of a gateway if a customer, and not the operator, changes it. Raise ApiError if the change is not
     permitted."""
     kind, before = KINDS[stored.config.kind], stored.config.settings
     if stored.config.allow_private:

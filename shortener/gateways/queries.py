@@ -25,7 +25,7 @@ from shortener.storage.types import Instant, from_ms, to_ms
 class GatewayState(NamedTuple):
     """The columns of a gateway that the dispatcher reads in each cycle, and its queue.
 
-    `in_flight` is the number of attempts of all processes that are running."""
+    `in_flight` is the number of running attempts, of all processes together."""
 
     id: int
     application_id: int
@@ -214,7 +214,7 @@ class FinishedSend(NamedTuple):
     """The new column values of a message after an attempt, or after it was given up.
 
     They are written only if the row still has the attempt number and the lease of `claimed_attempt` and `claimed_lease`. A lease of
-    0 stands for a row that no process has claimed."""
+    0 means that no process has claimed the row."""
 
     id: int
     claimed_attempt: int
@@ -232,7 +232,8 @@ class FinishedSend(NamedTuple):
     refunded: bool = False
 
 
-# The text is deleted when the message is finished. A held message keeps it, because an operator can have it sent again.
+# The text is deleted when the message is finished. The text of a held message is kept, because an operator can send the message
+# again.
 _FINISH_SQLITE = (
     "UPDATE sends SET lease_until = NULL, status = j.value ->> 3, attempt = j.value ->> 4, base_attempt = j.value ->> 5, "
     "queue = j.value ->> 6, next_at = j.value ->> 7, doubtful = j.value ->> 8, finished_at = j.value ->> 9, "

@@ -39,7 +39,7 @@ REPLY_ACTION = "reply"
 
 @dataclass(frozen=True, slots=True)
 class RecordedReply:
-    """What a reply changed. `message_id` and `conversion_id` are None if no message was sent to the number."""
+    """The result of recording a reply. `message_id` and `conversion_id` are None if no message was sent to the number."""
 
     keyword: Literal["stop", "start"] | None
     is_opted_out: bool

@@ -1,7 +1,8 @@
 """The simulator: a gateway that sends nothing. It accepts messages and reports them as DELIVERED after a second.
 
 It is for evaluation and tests. Its settings make it reject or delay messages, leave out responses, or report failures, each for a
-part of the messages. Numbers that end in a digit of `fail_numbers` always fail, so a test can choose the result by the number.
+fraction of the messages. Messages to numbers that end with a text of `reject_numbers` are always rejected, so a test can choose the
+result by the number.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ log = structlog.get_logger(__name__)
 
 
 class SimulatorSettings(BaseModel):
-    """The settings of a simulator. Each part is a number from 0 (no message) to 1 (all messages)."""
+    """The settings of a simulator. A fraction is a number from 0 (no message) to 1 (all messages)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -37,14 +38,19 @@ class SimulatorSettings(BaseModel):
         "DELIVERED", description="State in the delivery report of an accepted message. none: there is no report."
     )
     report_delay: float = Field(1.0, ge=0, le=3600, description="Seconds from the response to the delivery report.")
-    reject: float = Field(0.0, ge=0, le=1, description="Part of the messages that are rejected, so that they become FAILED.")
-    fail: float = Field(0.0, ge=0, le=1, description="Part of the attempts that fail temporarily, so that they are repeated.")
+    reject: float = Field(0.0, ge=0, le=1, description="Fraction of the messages (0 to 1) that are rejected and become FAILED.")
+    fail: float = Field(0.0, ge=0, le=1, description="Fraction of the attempts (0 to 1) that fail temporarily and are repeated.")
     silent: float = Field(
         0.0, ge=0, le=1, description="Fraction of the attempts (0 to 1) that get no response. Their messages become doubtful."
     )
-    undelivered: float = Field(0.0, ge=0, le=1, description="Part of the accepted messages that are reported as FAILED.")
+    undelivered: float = Field(
+        0.0, ge=0, le=1, description="Fraction of the accepted messages (0 to 1) that are reported as FAILED."
+    )
     reject_numbers: str = Field(
-        "", max_length=100, pattern=r"^[0-9,]*$", description="Endings of numbers that are rejected, separated by commas."
+        "",
+        max_length=100,
+        pattern=r"^[0-9,]*$",
+        description="Last digits of the phone numbers whose messages are rejected, separated by commas, such as 99,0100.",
     )
 
 

@@ -109,7 +109,7 @@ class GatewayStore:
         return self._from_row(await self._database.read(_require, gateway_id, application_id))
 
     async def find(self, name: str, application_id: int) -> StoredGateway:
-        """Return the gateway of an application, or else of the installation, with a name. Raise ApiError NOT_FOUND."""
+        """Return the gateway with this name: of the application, or else of the installation. Raise ApiError NOT_FOUND."""
         return self._from_row(await self._database.read(_require_name, name, application_id))
 
     async def all(self, application_id: int | None = None) -> list[StoredGateway]:
@@ -121,8 +121,9 @@ class GatewayStore:
     ) -> StoredGateway:
         """Change a gateway. Open connections to it are closed after their current messages.
 
-        Only the operator can change what a gateway that may be private requests and reads (`GatewayKind.operator_values`). For all
-        other gateways, a change of the host needs new credentials, so that stored credentials are not sent to another host."""
+        If a gateway may have a private IP address, only the operator can change what it requests and reads
+        (`GatewayKind.operator_values`). For all other gateways, a change of the host requires new credentials, so that stored
+        credentials are not sent to another host."""
         stored = await self.get(gateway_id, application_id)
         values: dict[str, Any] = {**changes}
         if "name" in changes:
@@ -330,7 +331,7 @@ def _update(connection: Connection, gateway_id: int, application_id: int | None,
     row = _require(connection, gateway_id, application_id)
     if "name" in values:
         _check_unused(connection, row.application_id, values["name"], gateway_id)
-    if values.get("enabled"):  # an enabled gateway starts without an open circuit breaker
+    if values.get("enabled"):  # a gateway that is enabled again starts with a closed circuit breaker
         values = {**values, "failures_in_row": 0, "open_until": None, "opened_at": None}
     new = {**values, "revision": table.c.revision + 1, "updated_at": now}
     connection.execute(update(table).where(table.c.id == gateway_id).values(new))

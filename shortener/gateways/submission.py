@@ -2,7 +2,7 @@
 
 A kind of gateway (http.py, smpp/kind.py, simulator.py) is a module with one `GatewayKind`: a model of its settings, and a function
 that opens a `GatewayConnection`. The dispatcher passes each message to `GatewayConnection.submit` and acts on the outcome of the
-result. It knows nothing about protocols.
+result. The dispatcher contains no code for protocols.
 """
 # Tested by tests/gateways/test_dispatcher.py
 

@@ -1,8 +1,8 @@
 """This module fills the templates of requests to gateways, and reads values from their responses and reports by paths.
 
-A template contains placeholders in braces, such as `{phone}`. `fill` replaces them and encodes each value for the place where it
-stands: percent-encoding in a URL and a form, JSON and XML escapes in a body of that type, no line ends in a header. So no value can
-add a parameter, a field or a header. A placeholder inside a value stays text.
+A template contains placeholders in braces, such as `{phone}`. `fill` replaces them and encodes each value as its place requires:
+percent-encoded in a URL or a form, escaped in a JSON or XML body, and without line ends in a header. So no value can add a
+parameter, a field or a header. A placeholder inside a value stays text.
 
 A path is `$.messages.0.id` for a value of a JSON body, or a text with `{value}` that matches a text body, such as `Success
 "{value}"`. `|` separates alternatives.
@@ -71,7 +71,7 @@ def fill(template: str, values: Mapping[str, str], escaping: Escaping) -> str:
 
 
 def _without_empty(template: str, replace: Callable[[str], str]) -> str:
-    """Fill a query or a form, without the parameters whose placeholders are all empty."""
+    """Fill a query or a form. Leave out the parameters whose values become empty."""
     parts = []
     for part in template.split("&"):
         name, sign, value = part.partition("=")
@@ -87,7 +87,7 @@ def unknown_placeholders(template: str, names: Mapping[str, object]) -> list[str
 
 
 def check_path(path: str) -> str:
-    """Return a path. Raise ValueError if it is neither a path of JSON nor a text with one `{value}`."""
+    """Return the path unchanged. Raise ValueError if it is neither a path of JSON nor a text with one `{value}`."""
     for part in filter(None, path.split("|")):
         if not part.startswith("$.") and part.count(VALUE) != 1:
             raise ValueError(f'{part!r} must be a path such as $.messages.0.id, or a text with {VALUE} such as Success "{VALUE}"')

@@ -97,7 +97,7 @@ def change_balance(
 
 
 def remove_balance(connection: Connection, application_id: int) -> bool:
-    """Make an application not prepaid. Return whether it was prepaid."""
+    """Remove the balance of an application, which is then no longer prepaid. Return whether it was prepaid."""
     table = schema.balances
     return connection.execute(table.delete().where(table.c.application_id == application_id)).rowcount > 0
 

@@ -5,15 +5,16 @@ The rule depends on the public suffix (ICANN) of the text:
 a. A generic suffix that is not a word is always a domain (`.com`, `.org`, `.co.uk`, `.com.au`: _GENERIC, _SECOND_LEVEL).
 b. A suffix that is rarely the first word of a sentence (`.de`, `.fr`, `.ru`, `.app`: _COUNTRIES, _UNAMBIGUOUS) requires a name of
    at least three characters, and a suffix in lower case.
-c. A suffix that is a noun (`.shop`, `.online`, `.info`: _NOUNS) requires in addition that a word such as "visit" or "at" precedes
-   the domain, that no word in lower case follows the domain, or that the name contains a digit, hyphen or capital.
+c. A suffix that is a noun (`.shop`, `.online`, `.info`: _NOUNS) requires in addition one of these: a word such as "visit" or "at"
+   precedes the domain, no word in lower case follows the domain, or the name contains a digit, hyphen or capital.
 d. A country suffix that is also a frequent word (`.es`, `.it`, `.me`: _WORDS) requires "visit" or a colon before it, or both "at"
    before it and the end of the sentence after it.
 e. Every other suffix (`.so`, `.how`, `.love`, ...) requires a path, as in `t.me/shop`.
 
-In b to e a capital letter in the suffix (`Yes.No/maybe`, `hi.How`) means that a sentence starts there, unless the whole host is
-in capitals and has a path. In a, except for `.net`, a capitalised suffix is accepted after a name of at least three characters,
-because phones write `Yahoo.Com`. No suffix of b and c follows a full stop without a space in the SMS Spam Collection (5,574 texts).
+In the rules b to e, a capital letter in the suffix (`Yes.No/maybe`, `hi.How`) means that a sentence starts there, unless the whole
+host is in capitals and has a path. In rule a, except for `.net`, a capitalised suffix is accepted after a name of at least three
+characters, because phones write `Yahoo.Com`. In the SMS Spam Collection (5,574 texts), no suffix of the rules b and c directly
+follows a full stop.
 """
 # Tested by tests/messages/test_url_detection.py
 
@@ -62,7 +63,7 @@ _MAX_CONTEXT_CHARACTERS = 24
 
 
 def is_bare_domain(body: str, start: int, end: int, host: str, rest: str) -> bool | None:
-    """Return whether `body[start:end]` is a URL without a scheme. It consists of `host`, and `rest` with the port, path and query.
+    """Return whether `body[start:end]` is a URL without a scheme: `host`, and `rest` with the port, path and query.
 
     Return None if the text can be either a domain or two words, because only the sender can decide this."""
     suffix = public_suffix(host)

@@ -18,11 +18,12 @@ from shortener.ids import randbits
 
 MIN_BITS, MAX_BITS = 32, 128
 _MIN_SALT_CHARACTERS = 16
-# The placeholder "changemechangeme" has 7 distinct characters; a random salt of 16 characters has more than 10.
+# A salt must have at least this many different characters. The placeholder "changemechangeme" has 7; a random salt of 16 characters
+# has more than 10.
 _MIN_DISTINCT_SALT_CHARACTERS = 8
 
-# The base in which hashids writes a number: the number of characters that it uses as digits, for every salt. The code of a smaller
-# number has one digit after the first character, so the first number with two digits is the base.
+# The number base of hashids: for every salt, it writes numbers with this many different digits. A code consists of one character
+# and the digits of the number, so the base is the smallest number whose code has three characters.
 _BASE = next(number for number in range(1, 63) if len(Hashids().encode(number)) == 3)
 # hashids selects the alphabet for a number by the remainder of its division by 100. hashids promises to keep this algorithm.
 _ALPHABETS = 100
@@ -77,7 +78,7 @@ class Codes:
 
 @cache
 def _every_digit() -> int:
-    """Return a number that contains every digit of the base, and two more digits, so that every remainder can be reached."""
+    """Return a number that contains each digit of the base, and two zeros after them. Adding up to 99 changes only the zeros."""
     number = 0
     for digit in reversed(range(_BASE)):
         number = number * _BASE + digit

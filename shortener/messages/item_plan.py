@@ -25,7 +25,7 @@ from shortener.urls import Destination, UrlError, fill_link_path, parse_destinat
 
 #: The maximum number of links in one message, because the column `first_clicks.links` has one bit for each link of a message.
 MAX_LINKS = 30
-#: A request may choose a lifetime of links of at most this length.
+#: The longest lifetime of links that a request may choose.
 MAX_LIFETIME = timedelta(days=3650)
 
 

@@ -114,7 +114,7 @@ def _is_valid(number: str) -> bool:
 
 @lru_cache(maxsize=4096)
 def _is_possible_length(calling_code: str, digits: int) -> bool:
-    """Return whether a number with this calling code may have `digits` digits. Only the length is checked, with phonenumbers."""
+    """Return whether a number with this calling code may have `digits` digits. Only the length is checked."""
     number = phonenumbers.PhoneNumber(
         country_code=int(calling_code), national_number=int("2".ljust(digits - len(calling_code), "0"))
     )

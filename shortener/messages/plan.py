@@ -35,7 +35,8 @@ class PlannedMessage:
     message_id: str
     has_own_id: bool  # the caller chose the message_id
     request_id: str
-    # The hash of the content, which a repeated message must have too; empty if the service generated the message_id.
+    # The hash of the message's content. A repeat of the message must have the same hash. Empty if the service generated the
+    # message_id.
     content_hash: str
     plan: ItemPlan
 
@@ -44,11 +45,11 @@ class PlannedMessage:
 class PlannedRequest:
     """A checked rewrite request. `now` is its time in ms since 1970.
 
-    `content_hash` is the hash of its content, and `earlier_hash` that of its content in the form of the previous release. Both are
-    "" if the request has no `idempotency_key`.
+    `content_hash` is the hash of its content, and `earlier_hash` is the hash of the content in the form of the previous release.
+    Both are "" if the request has no `idempotency_key`.
 
-    `error` and `problems` reject the request unless it repeats an Idempotency-Key. The problems of an `ItemPlan` only reject new
-    messages. If `error` is set, the messages were not checked."""
+    `error` and `problems` reject the request unless it repeats an Idempotency-Key. The problems of an `ItemPlan` reject the request
+    only if it contains a new message of this item. If `error` is set, the messages were not checked."""
 
     application: Application
     items: Sequence[RewriteItem]
@@ -79,7 +80,7 @@ class PlannedRequest:
         return problems
 
     def all_problems(self) -> list[Problem]:
-        """Return all problems in request order. Every message counts as new."""
+        """Return all problems in request order, as if no message were a repeat."""
         return self._problems_of(self.messages)
 
     def _problems_of(self, new_messages: Sequence[PlannedMessage]) -> list[Problem]:

@@ -17,7 +17,7 @@ from shortener.messages.write import Refusals
 
 
 def preview_request(request: PlannedRequest, sample_code: Callable[[], str]) -> list[dict[str, Any]]:
-    """Return one entry per recipient in request order. Every message counts as new. Raise ApiError if a problem rejects the
+    """Return one entry per recipient in request order, as if no message were a repeat. Raise ApiError if a problem rejects the
     request.
 
     `sample_code` returns a code of the usual length."""

@@ -38,7 +38,7 @@ class RewrittenMessage:
     segments: int
     segments_without_rewriting: int
     warnings: tuple[str, ...]
-    is_sent: bool | None = None  # whether a gateway sends the message; None: the request did not ask for it
+    is_sent: bool | None = None  # whether a gateway sends the message; None: the request did not ask to send it
     cost: Decimal | None = None  # the price of the message; None: there is no price
 
     @property
@@ -96,7 +96,8 @@ def render_repeat(
     `was_sent` is true if the message was queued for a gateway. Raise ApiError MESSAGE_ID_CONFLICT if a stored link is not found in
     the body, because the text would be wrong."""
     item, track = message.item, message.plan.track
-    # Search with every track mode, because the default mode of the application may have changed since the first request.
+    # Search for the links with every track mode, because the default mode of the application may have changed since the first
+    # request.
     tracks = (track,) if item.track else (track, *(other for other in TRACK_MODES if other != track))
     try:
         found = ((one, locate_spans(item.body, one, [(link.url, link.label) for link in links])) for one in tracks)

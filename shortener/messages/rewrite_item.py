@@ -41,10 +41,10 @@ class RewriteItem:
     fallback_url: str | None = None
     callback_url: str | None = None
     metadata: dict[str, Any] | None = None
-    domain: str = ""  # the host of an own domain of the application; "" stands for its default domain
+    domain: str = ""  # the host of an own domain of the application; "": its default domain
     opt_out: tuple[str, ...] = ()  # destinations or labels of opt-out links, by which a recipient refuses further messages
     skip_invalid: bool = False
-    skipped_codes: frozenset[ErrorCode] = frozenset()  # a recipient whose problem has one of these codes is left out too
+    skipped_codes: frozenset[ErrorCode] = frozenset()  # problems that leave a recipient out even if `skip_invalid` is false
     gateway: str | None = None  # None: do not send. "": the gateway of the application. Otherwise: the name of a gateway.
     tracking: tuple[str, str] = ("", "")  # track and type (Infobip); messages with the same values share a conversion process
 
@@ -70,7 +70,7 @@ class LinkHosts(TargetHosts, Protocol):
         ...
 
     def base_url(self, domain_id: int) -> str:
-        """Return scheme, host and port of the short links on a domain. The domain id 0 stands for BASE_URL."""
+        """Return scheme, host and port of the short links on a domain. The domain id 0 means BASE_URL."""
         ...
 
     @property

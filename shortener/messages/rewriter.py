@@ -37,7 +37,7 @@ from shortener.storage.key_table import Key, KeyTable
 from shortener.tracing import Tracer
 
 MAX_REQUESTS_PER_TRANSACTION = 64
-#: A request with more characters of text is planned in a thread, because planning it takes more than about 20 ms.
+#: A request with more characters of text than this is planned in a thread, because planning it takes more than about 20 ms.
 MAX_PLANNED_AT_ONCE = 20_000
 MAX_PLANNERS = 2  # the maximum number of threads that plan requests
 
@@ -123,7 +123,7 @@ class Rewriter:
             request.check(request.messages)
         response = await self._commits.submit(request)
         if self._caching is not None and not self._caching.done():
-            # This task stores the links of this commit and of earlier commits in the link cache.
+            # Wait for the task that stores the links of this commit and of earlier commits in the link cache.
             await asyncio.wait([self._caching])
         if self.tracer is not None:
             self._trace(self.tracer, application.id, response, started)

@@ -1,6 +1,6 @@
 """This module queues messages for gateways, in the transaction of the rewrite. One transaction stores a message, deducts its cost
-and adds its row to `sends`. So a message is either stored and queued, or neither. `gateways/dispatcher.py` hands the queued
-messages on.
+and adds its row to `sends`. So a message is both stored and queued, or neither. `gateways/dispatcher.py` hands the queued messages
+on.
 
 A message is not sent to a recipient on the opt-out list of the application. A prepaid application sends only to numbers with a
 price, and only if its balance covers the cost.
@@ -37,7 +37,7 @@ class QueuedSend(NamedTuple):
 
 
 class SendBatch:
-    """The messages to send of one transaction, with the balances, prices and opt-outs that decide about them.
+    """The messages that one transaction queues, with the balances, prices and opt-outs that decide whether they are sent.
 
     The object locks the balances of prepaid applications when it is created. `write` stores the reduced balances."""
 

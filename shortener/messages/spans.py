@@ -64,7 +64,7 @@ def find_untracked(body: str, track: TrackMode, spans: Sequence[Span]) -> list[U
 
 
 def replace_spans(body: str, spans: Sequence[Span], replacements: Sequence[str]) -> str:
-    """Return the body with each span replaced by the replacement at the same index. Replacements are not replaced again.
+    """Return the body with each span replaced by the replacement at the same index. Text in replacements is never replaced.
 
     Raise ValueError if the numbers of spans and replacements differ."""
     parts: list[str] = []

@@ -184,7 +184,7 @@ def _host_end(body: str, start: int) -> int | None:
     host = ascii_part[0] if ascii_part else ""
     end = start + len(host)
     if _is_host_character(body, end):
-        # Some languages write no space after a URL. Then the host ends before the first character of such a script.
+        # In some scripts, people write no space after a URL. The host then ends before the first character of such a script.
         if not _has_known_suffix(host):
             international = _international_host_end(body, start)
             if international is not None:

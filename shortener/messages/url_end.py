@@ -7,8 +7,8 @@ place.
   or digit, or after a full stop or comma, they belong to the text after the URL (`/xをご覧ください`). So do Japanese and Korean
   particles after a slash (`/で検索`).
 - `|` belongs to a query if another character of the query follows, and if no `|` precedes the URL.
-- A bracket that the URL does not open ends it, and so does one that it does not close. Trailing punctuation belongs to the
-  sentence.
+- A closing bracket without its opening bracket in the URL ends the URL. So does an opening bracket without its closing bracket.
+  Trailing punctuation belongs to the sentence.
 - A `,` or `;` before another `http://` ends a URL. So does an `http://` directly after a letter or digit, or after `+`, `&`, `~` or
   `-` in a path.
 - Text of the sentence that directly follows a URL is not a part of it: a capitalised word after a full stop (`/a.Reply STOP`), a
@@ -29,7 +29,7 @@ _AFTER_BAR = re.compile(r"[\w%.~|-]")
 # After one of these characters, a word of another script is a part of the URL.
 _SEPARATORS = frozenset("/=-_&#+~@$|%")
 _BETWEEN_URLS = frozenset("+&~-")
-# These characters do not end a word in a URL, so the rules for the word before them still apply.
+# These brackets are ignored when the search decides whether a character directly follows a word.
 _TRANSPARENT = frozenset("([{")
 _CURLY_CLOSERS = {"“": "”", "„": "“”", "”": "”"}
 _PARTICLES = re.compile(
@@ -206,8 +206,8 @@ def _end_of_sentence(body: str, rest: int, end: int) -> int:
 
 
 def _is_single_word(before: str) -> bool:
-    """Return whether the word after a comma belongs to the sentence. It can belong to the path `before` if that is a list or a
-    place name."""
+    """Return whether the word after a comma belongs to the sentence. If the path `before` is a list or a place name, the word can
+    belong to the path."""
     return not any(mark in before for mark in ",;!") and not before.rpartition("/")[2][:1].isupper()
 
 
@@ -216,7 +216,7 @@ def _is_capitalised(word: str) -> bool:
 
 
 def _balanced_end(body: str, rest: int, end: int) -> int:
-    """Return the position of the first bracket in the URL that has no partner in the URL; its end if there is none."""
+    """Return the position of the first bracket that has no partner in the URL; the end of the URL if there is none."""
     opened: list[int] = []
     for position in range(rest, end):
         character = body[position]

@@ -45,7 +45,8 @@ from shortener.urls import fill_placeholders
 
 Response = list[dict[str, Any]]  # the response contains one entry for each recipient
 OPT_OUT_LABELS = frozenset({"optout", "opt_out", "opt-out"})
-# These are plain integers, because an operation on enum flags takes microseconds and each link needs several.
+# The link flags are plain integers here, because one operation on enum flags takes microseconds, and each link needs several
+# operations.
 _EVERY_CLICK, _FILL_CLICK_ID = int(LinkFlag.EVERY_CLICK), int(LinkFlag.FILL_CLICK_ID)
 _CREATED = int(State.CREATED)
 _OPT_OUT, _APPEND_CLICK_ID = int(LinkFlag.OPT_OUT), int(LinkFlag.APPEND_CLICK_ID)
@@ -418,8 +419,8 @@ def _cohort_key(request: PlannedRequest, message: PlannedMessage, processes: Map
 
 
 def _link_set_keys(request: PlannedRequest, message: PlannedMessage) -> list[LinkSetKey]:
-    """Return the key of the link set of a message. If the message has several links, append the key of the link set that contains
-    only one link, for each link."""
+    """Return the key of the link set of all links of a message. If the message has several links, add for each link the key of the
+    set that contains only this link."""
     links = message.plan.links
     groups = [links, *([link] for link in links)] if len(links) > 1 else [links] * len(links)
     return [_link_set_key(request, message, group) for group in groups]

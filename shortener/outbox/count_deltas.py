@@ -49,7 +49,7 @@ class CountDelta:
     def add(
         self, cohort: int, at_ms: int, metric: str, amount: int | Decimal = 1, *, message: int | None = None, link_set: int = 0
     ) -> None:
-        """Add an amount for an event. `message` is the row id of its message. If it is None, the event also counts at its own time
+        """Add an amount for an event. `message` is the row id of its message. If it is None, the event counts at its own time, even
         in statistics by the time of sending."""
         slot = at_ms // TIME_SLOT_MS
         key = (cohort, slot, metric, slot if message is None else sent_slot(message), link_set)
@@ -108,7 +108,7 @@ insert = BulkInsert(schema.count_deltas, "id", "data", "origins")
 
 
 def rows(row_id: int, delta: CountDelta) -> list[tuple[int, str, str]]:
-    """Return the row of a count delta in a list; an empty list for an empty delta. Insert it together with the counted change."""
+    """Return the row of a count delta in a list, empty for an empty delta. Insert it in the transaction of the change."""
     return [(row_id, delta.dumps(), orjson.dumps(delta.origins()).decode())] if delta else []
 
 
@@ -127,8 +127,7 @@ def time_to_click(clicked_at: int, sent_at: int | None, created_at: int, before:
 
 
 def time_to_click_bucket(seconds: float) -> int:
-    """Return the number of the bucket for a time from sending to click: 0 for up to one second, and one more for each further 5
-    %."""
+    """Return the bucket for a time from sending to click: 0 up to one second, then one more for each further 5 %."""
     return 0 if seconds <= 1 else 1 + int(math.log(seconds) / _BUCKET_GROWTH)
 
 

@@ -1,7 +1,7 @@
 """This job announces tokens and keys that will expire soon, with an event `key_expiring`.
 
-A tracker token expires if it was rotated, and so does a postback key. Each expiry is announced once: the table `expiry_notices` has
-a row for it.
+A tracker token or a postback key expires some time after it was rotated. Each expiry is announced once: the table `expiry_notices`
+has a row for each announced expiry.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from shortener.storage import schema
 from shortener.storage.database import upsert
 from shortener.storage.types import to_iso
 
-#: An expiry is announced this long before it, or at once if less time is left.
+#: The time from the announcement of an expiry to the expiry. If less time is left, the expiry is announced at once.
 NOTICE = timedelta(hours=24)
 #: The tables with keys that can expire, by the kind of the key as the event contains it.
 _TABLES = {"tracker_token": "tracker_tokens", "postback_key": "postback_keys"}
 
 
 def has_expiring(connection: Connection, now: datetime) -> bool:
-    """Return whether a key expires within NOTICE that is not announced."""
+    """Return whether any key expires within NOTICE whose expiry was not announced yet."""
     for name in _TABLES.values():
         c, notices = schema.metadata.tables[name].c, schema.expiry_notices.c
         announced = exists().where(notices.kind == name, notices.key_id == c.id)
@@ -33,7 +33,7 @@ def has_expiring(connection: Connection, now: datetime) -> bool:
 
 
 def announce(connection: Connection, ids: IdGenerator, now: datetime) -> int:
-    """Append the events of keys that expire within NOTICE. Return their number."""
+    """Append an event for each key that expires within NOTICE and was not announced yet. Return the number of events."""
     notices = schema.expiry_notices
     connection.execute(delete(notices).where(notices.c.expires_at < now - NOTICE))
     found = []

@@ -4,8 +4,8 @@ Each link refers to the set that contains only this link, and each message to th
 usually have the same links and share their sets, so a count delta needs only the id of a set (`outbox/count_deltas.py`).
 
 A destination is the host and the path of a URL, without its query. In one campaign, the first MAX_NAMES destinations have their own
-name, and all others share the name OTHER. Labels have the same limit. Two processes that add names at the same time may
-exceed it by a few names; reports merge these into OTHER.
+name, and all others share the name OTHER. Labels have the same limit. Two processes that add names at the same time may exceed the
+limit by a few names; reports merge these names into OTHER.
 """
 
 # Tested by tests/web/test_statistics.py
@@ -64,7 +64,7 @@ def link_set_key(application_id: int, campaign: str, links: Iterable[tuple[str, 
 
 
 class LinkSets:
-    """A table of link sets, with a cache of their ids. The rows never change."""
+    """An access object for the table of link sets, with a cache of their ids. The rows never change."""
 
     def __init__(self) -> None:
         self._ids: dict[LinkSetKey, int] = {}

@@ -1,7 +1,7 @@
 """Operations events inform a customer that a tracker was disabled, deliveries are dead, or a key will expire soon.
 
-An event is appended only if a tracker of the application subscribes to `operations`. The deliveries of operations events raise no
-such events themselves. Several dead deliveries of one tracker in one transaction are one event with a `count`.
+An event is appended only if a tracker of the application subscribes to `operations`. A dead delivery of an operations event creates
+no further event. Several dead deliveries of one tracker in one transaction create one event with a `count`.
 """
 # Tested by tests/delivery/test_attempt.py and tests/outbox/test_expiring_keys.py
 

@@ -1,8 +1,8 @@
 """This module connects to Redis, which contains the link cache and the spool of hits. The service works without Redis and with an
 empty Redis. If all connections are in use, a call waits for a free one, at most for its time limit. When it has a connection, it
 returns or raises `RedisUnavailable` within the same time limit. The retries of the client library are off. After a failed call, a
-background task pings the server. While it gets no response, every other call fails at once and sends nothing. If the server
-responds to the first ping, the connection was only cut, for example by a restart: the call is repeated once, and its caller sees no
+background task pings the server. While the pings get no response, every other call fails at once and sends nothing. If the server
+responds to the first ping, the connection was only cut, for example by a restart: the call is repeated once, and its caller gets no
 error.
 
 URLs: redis://, rediss:// (TLS), unix://, redis+sentinel://HOST:PORT,HOST:PORT/SERVICE[/DB], redis+cluster://HOST:PORT,HOST:PORT.
@@ -45,21 +45,21 @@ def _rejections() -> type[Exception]:
 
 @cache
 def _failures() -> tuple[type[Exception], ...]:
-    """Return the exceptions that mean that the server does not respond. The exceptions of `_rejections` are responses."""
+    """Return the exception classes that mean that the server does not respond. An exception of `_rejections` is a response."""
     from redis.exceptions import RedisClusterException, RedisError
 
     return (RedisError, RedisClusterException, OSError, TimeoutError, asyncio.IncompleteReadError)
 
 
 class RedisUnavailable(Exception):
-    """Raised if Redis does not respond or rejects the command (out of memory, read-only). It may have executed the command."""
+    """Raised if Redis does not respond or rejects the command (out of memory, read-only). Redis may have executed the command."""
 
 
 class RedisServer:
     """A Redis server, a Sentinel service or a cluster.
 
-    `timeout` is the time limit of a call in seconds, `connections` the number of calls at a time; others wait. `calls`, `failures`
-    and `queued` (calls that waited) count since the start of the process."""
+    `timeout` is the time limit of a call in seconds, `connections` the number of calls at a time; further calls wait. `calls`,
+    `failures` and `queued` (calls that waited) count since the start of the process."""
 
     def __init__(self, client: Client, *, timeout: float, connections: int, sentinels: Sequence[Client] = ()) -> None:
         self._client = client
@@ -177,7 +177,7 @@ def open_redis(url: str, *, timeout: float, connections: int = 16) -> RedisServe
         "socket_connect_timeout": FORCED_TIMEOUT_SECONDS,
         "retry": Retry(NoBackoff(), 0),  # Turn off the retries of redis-py, which makes up to ten attempts by default.
         "health_check_interval": 0,
-        "driver_info": None,  # Do not send the version of redis-py, which saves a round trip for each new connection.
+        "driver_info": None,  # If the version of redis-py is not sent, each new connection needs one round trip less.
         "protocol": 2,
     }
     client: Client

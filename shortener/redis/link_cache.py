@@ -1,12 +1,12 @@
 """The link cache in Redis contains the fields of a link that a redirect needs while the database is not available.
 
-A redirect reads the database whenever it is available. The rewriter writes each new link to the cache, where it
-expires together with the link. If a redirect finds a link in the database but not in Redis, the link is stored in Redis again. If a
-link changes, its entry is invalidated and then replaced, so the cache never returns the old state of a disabled link. The directory
-of accounts, not the cache, knows which applications and domains are disabled.
+A redirect reads the database whenever it is available. The rewriter writes each new link to the cache, where it expires together
+with the link. If a redirect finds a link in the database but not in Redis, the link is stored in Redis again. If a link changes,
+its entry is invalidated and then replaced, so the cache never returns the old state of a disabled link. The directory of accounts,
+not the cache, stores which applications and domains are disabled.
 
-No method raises an error. If Redis does not respond, a look-up finds nothing and a failed write counts in `failures`.
-Failed invalidations stay in memory, and `retry_invalidations` repeats them when Redis is up again.
+No method raises an error. If Redis does not respond, a look-up finds nothing, and a failed write is counted in `failures`. Failed
+invalidations stay in memory, and `retry_invalidations` repeats them when Redis is up again.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class LinkCache(Protocol):
         ...
 
     async def invalidate(self, codes: Collection[str]) -> bool:
-        """Remove changed links from the cache. Return False if Redis does not respond and may still return the old links."""
+        """Remove changed links from the cache. Return False if Redis does not respond and may still contain the old links."""
         ...
 
 

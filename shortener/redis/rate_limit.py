@@ -1,6 +1,6 @@
-"""This module limits the rate of: requests of a client that the service rejects (unknown codes, wrong credentials), all requests
-with an API key or a postback key, rejected conversion reports of an application that are stored, and deliveries of an application
-that delivery reports create.
+"""This module limits four rates: requests of a client that the service rejects (unknown codes, wrong credentials), requests with an
+API key or a postback key, rejected conversion reports of an application that are stored, and deliveries that the delivery reports
+of an application create.
 
 Each client has a token bucket in memory. A counted request takes one token. Redirects of known codes take no token, so people who
 share an IP address with a misbehaving client can open their links. For a limit of keys, each key is a client.
@@ -23,7 +23,7 @@ from shortener.metrics import Metrics
 from shortener.redis.client import Client, RedisServer, RedisUnavailable
 
 MAX_CLIENTS = 20_000
-MAX_REFUSED_PER_MINUTE = 1000  # The rejected conversion reports of one application that are stored per minute.
+MAX_REFUSED_PER_MINUTE = 1000  # The maximum number of rejected conversion reports of one application that are stored per minute.
 MAX_SHARED_CLIENTS = 1000  # The maximum number of clients whose counters one run of `share` exchanges.
 _WINDOW_MS = 60_000
 _KEY_MS = 2 * _WINDOW_MS  # The time after which Redis deletes the counter of a client.
@@ -42,8 +42,8 @@ class _Bucket:
 class RateLimiter:
     """A limiter for one kind of requests, such as requests with a wrong credential or with an API key.
 
-    `per_minute` is the number that a client may send at once and in each minute; 0: no limit. `now_ms` is the current time in
-    ms since 1970. Keys in Redis begin with `prefix`."""
+    `per_minute` is the number of requests that a client may send at once and in each minute; 0: no limit. `now_ms` returns the
+    current time in ms since 1970. Keys in Redis begin with `prefix`."""
 
     def __init__(
         self, name: str, per_minute: int, now_ms: Callable[[], int], redis: RedisServer | None = None, prefix: str = ""
@@ -123,7 +123,7 @@ class RateLimiter:
 
 
 class RateLimits:
-    """All rate limits of a process. Each value is the number of requests per client and minute; 0 means no limit."""
+    """All rate limits of a process. Each parameter is the number of requests per client and minute; 0 means no limit."""
 
     def __init__(
         self,
@@ -141,9 +141,9 @@ class RateLimits:
         self.postbacks = RateLimiter("postbacks", postbacks, now_ms, redis, prefix)
         # The clients of this limit are applications, and its unit is a delivery that a delivery report creates.
         self.reported_deliveries = RateLimiter("deliveries", reported_deliveries, now_ms, redis, prefix)
-        # The default is no limit, because each API key has its own limit or none.
+        # 0: by default, API keys have no limit, because each key can have a limit of its own.
         self.api_keys = RateLimiter("keys", 0, now_ms, redis, prefix)
-        # The clients of this limit are applications. It causes no response with status 429.
+        # The clients of this limit are applications. Rejected reports above it are not stored, but get no response with status 429.
         self.refused = RateLimiter("refused", MAX_REFUSED_PER_MINUTE, now_ms, redis, prefix)
         self._of_requests = (
             self.unknown_codes,

@@ -93,7 +93,8 @@ def list_conversions(connection: Connection, filters: ConversionFilter, limit: i
     """Return the newest `limit` conversions that match the filter, with ids below `below` if it is not None."""
     c = conversions.c
     conditions = [c.application_id == filters.application_id, c.id < (_MAX_ID if below is None else below)]
-    # A conversion whose reported time is more than MAX_AHEAD in the future is rejected, so older row ids cannot match.
+    # A conversion whose reported time is more than MAX_AHEAD in the future is rejected, so a row that was stored more than
+    # MAX_AHEAD before `since` cannot match.
     begin, _ = filters.period
     if begin is not None:
         conditions.append(c.id >= first_id_at(to_ms(begin - MAX_AHEAD)))

@@ -62,8 +62,8 @@ from shortener.storage.schema import (
 from shortener.storage.types import from_ms, to_ms
 from shortener.storage.values_table import values_table
 
-#: One fold adds at most this number of rows of count deltas. Under load, a row has some hundred amounts, and a fold occupies
-#: SQLite's only writer.
+#: One run of `fold` adds at most this number of rows of count deltas. Under load, a row has some hundred amounts, and `fold`
+#: occupies SQLite's only writer.
 MAX_FOLD_ROWS = 100
 
 _ZERO = Decimal()
@@ -76,8 +76,8 @@ Sums = dict[Key, Decimal]
 def fold(connection: Connection, limit: int = MAX_FOLD_ROWS) -> int:
     """Add the `limit` oldest rows of count deltas to the counts and the roll-ups, and delete them. Return their number.
 
-    Return 0 at once if another process folds: both would wait for the same rows of `counts`. PostgreSQL has an advisory lock for
-    this; with SQLite, only one process writes.
+    Return 0 at once if another process runs `fold`, because both would wait for the same rows of `counts`. PostgreSQL has an
+    advisory lock for this; with SQLite, only one process writes.
     """
     if not lock(connection):
         return 0
@@ -99,8 +99,8 @@ def fold(connection: Connection, limit: int = MAX_FOLD_ROWS) -> int:
 
 
 def heal(connection: Connection) -> int:
-    """Add counts that a release without roll-ups wrote to the roll-ups. Return the number of these counts, or 0 if another process
-    runs `fold`."""
+    """Add to the roll-ups the counts that a release without roll-ups wrote. Return the number of these counts, or 0 if another
+    process runs `fold`."""
     return rollups.heal(connection) if lock(connection) else 0
 
 
@@ -202,7 +202,7 @@ class CountDifference:
 
 
 def verifiable_since(now: datetime, *, kept: timedelta, link_ttl: timedelta) -> datetime:
-    """Return the time from which all counted rows still exist.
+    """Return the earliest time from which on no counted row was deleted.
 
     `kept` is the retention time of messages and hits. A message can be clicked during the lifetime of its links, `link_ttl`."""
     return now - max(kept - link_ttl, timedelta())
@@ -353,7 +353,7 @@ def _recounts(connection: Connection, within: range) -> Iterator[Select[Any]]:
 
 
 def _recount_devices(connection: Connection, within: range, counted: Sums) -> set[tuple[int, int]]:
-    """Add the clicks by device, browser and country to `counted`, up to the position of the device counter.
+    """Add the clicks by device, browser and country to `counted`, up to the last hit that the device counter has processed.
 
     Return (cohort, time slot) of the clicks whose user agent was erased."""
     last = last_counted_hit(connection)

@@ -3,9 +3,9 @@ transaction. A slow client therefore holds no transaction open. A long transacti
 PostgreSQL from removing old rows. The order is newest first; messages added during the export are left out. The format is RFC 4180
 in UTF-8. Excel recognises UTF-8 only by a byte order mark, which is an option.
 
-A line contains one message, or one link of a message. `short_url`, `url`, `label` and `destination` belong to the first link or to
-that link, and `clicked_url` is the URL of the link of the first click. `value` is the sum of the conversions except those that were
-rejected; there is one value for each currency.
+A line contains one message, or one link of a message. In the line of a message, `short_url`, `url`, `label` and `destination` are
+those of its first link. `clicked_url` is the URL of the link of the first click. `value` is the sum of the conversions except those
+that were rejected; there is one value for each currency.
 
 A cell that begins like a formula gets an apostrophe in front (OWASP, CSV injection). The rest of a cell is never changed. A plain
 number is unchanged: a phone number such as +14085550100 cannot run anything.

@@ -47,8 +47,8 @@ class HitFilter:
 
     `basis` states whether the period refers to the time of the hit or of its message. `message` is a message_id. `device` and
     `browser` are the names that the statistics use. `click_time` contains upper limits in seconds and the index of a group between
-    them, as in `Figures.clicked_within`; it is only for the metric `clicked_messages`. The last three conditions are applied in
-    Python after a page was read."""
+    them, as in `Figures.clicked_within`; it is only for the metric `clicked_messages`. `device`, `browser` and `click_time` are
+    checked in Python after a page was read."""
 
     application_id: int
     since: datetime | None = None

@@ -13,7 +13,7 @@ from shortener.outbox.count_deltas import TIME_SLOT_MS
 from shortener.reporting.counts import time_slots
 from shortener.storage.types import from_ms
 
-FIRST_DAY = date(1970, 1, 1)  # The day with the number 0.
+FIRST_DAY = date(1970, 1, 1)  # Days are numbered from this day, which is day 0.
 SLOT_SECONDS = TIME_SLOT_MS // 1000
 
 
@@ -72,8 +72,8 @@ def _offset(slot: int, zone: tzinfo) -> int:
 
 
 def local_time(length: int, offset: int, seconds: int, modulo: int | None) -> Callable[[int, int], int]:
-    """Return a function that maps a group and the number of a period of `length` seconds to the local time of the period divided by
-    `seconds`. If `modulo` is not None, the function returns the remainder of the result divided by `modulo`."""
+    """Return a function of a group and the number of a period of `length` seconds. It returns the local time of the period in units
+    of `seconds`, for example the day if `seconds` is 86,400. If `modulo` is not None, it returns this number modulo `modulo`."""
 
     def convert(group: int, period: int) -> int:
         number = (period * length + offset) // seconds

@@ -1,4 +1,4 @@
-"""The log of sent messages that vendors' clients read: the messages of a period, with metadata, cost and stored text.
+"""The log of sent messages for clients of other vendors: the messages of a period, with metadata, cost and stored text.
 
 A text is stored only while the message waits for a gateway, because the service does not keep the texts of messages.
 """

@@ -120,7 +120,8 @@ MESSAGE_COLUMNS = (
 )
 
 
-#: The same columns with times as milliseconds since 1970 and amounts as text, which take a fraction of the time to read.
+#: The columns of a message in lists, with times as milliseconds since 1970 and amounts as text: reading this form takes a fraction
+#: of the time.
 STORED_MESSAGE_COLUMNS = tuple(
     type_coerce(column, Text if isinstance(column.type, Money) else BigInteger).label(column.name)
     if isinstance(column.type, Instant | Money)

@@ -1,8 +1,8 @@
 """This module reads the state of the queues: how much work waits, how old it is, and how large the database is.
 
-`read_queue_state` is a read of a few index look-ups, whatever the size of the tables. `QueueMonitor` is the background job that
-reads the state every INTERVAL_SECONDS, so that a scrape of /metrics reads no table. `shortener doctor` reads the same state.
-Every process of an installation reports the same values, so take the maximum over the processes, not the sum.
+`read_queue_state` needs only a few index look-ups, whatever the size of the tables. `QueueMonitor` is the background job that reads
+the state every INTERVAL_SECONDS, so that a scrape of /metrics reads no table. `shortener doctor` reads the same state. Every
+process of an installation reports the same values, so take the maximum over the processes, not the sum.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from shortener.storage.open import sqlite_path
 from shortener.storage.types import from_ms
 
 INTERVAL_SECONDS = 15.0  # The seconds between two reads of the state of the queues.
-MAX_COUNTED = 50_000  # Counts of waiting rows stop here, so that a read stays fast. A higher count is reported as this number.
+MAX_COUNTED = 50_000  # Counts of waiting rows stop at this number, so that a read stays fast. A higher count is reported as this.
 MAX_QUEUES = 1000  # At most this many queues of trackers and callbacks are examined.
 
 
@@ -38,7 +38,7 @@ class QueueState:
     deliveries_due: int = 0
     oldest_due_seconds: float = 0.0
     hits_dead_letter: int = 0
-    trackers_disabled: int = 0  # trackers that the service has disabled, with a reason
+    trackers_disabled: int = 0  # trackers that the service, and not a user, has disabled
     purge_lag_seconds: float = 0.0
     database_bytes: int = 0
 

@@ -2,9 +2,11 @@
 
 A report is the first event in which a message reaches a final state. For each application and reader (such as a version of the
 interface of a vendor), the database stores how far the reader has read the event log. The events of the last minute are read again,
-because transactions of other processes may commit events with smaller ids; `returned` has those that the reader already got.
+because transactions of other processes may commit events with smaller ids; the column `returned` lists the events that the reader
+already got.
 
-`read_next` only reads. `accept` stores the new position, and fails if another request of the same reader was faster.
+`read_next` only reads. `accept` stores the new position, and fails if another request of the same reader has stored a position
+since.
 """
 # Tested by tests/web/vendors/test_infobip_logs.py
 

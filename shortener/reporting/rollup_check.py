@@ -1,10 +1,11 @@
 """This module verifies and repairs the rolled-up counts by counting all rows again.
 
-`verify` of `reporting/counts.py` does the same for the counts themselves. The roll-ups are compared in each period that lies
+`verify` in `reporting/counts.py` verifies the counts themselves in the same way. The roll-ups are compared in each period that lies
 completely within the verified time. The buckets of the time from sending to click are compared as one metric, because a report
 after the click may have changed the time of sending, and so are devices and browsers, because the user agent of a click may be
-erased. Counts by the time of sending exist only for messages that are newer than the migration which introduced them. `repair`
-writes what is missing or wrong, and so also creates them for older messages whose rows still exist.
+erased. Counts by the time of sending exist only for messages that are newer than the migration which introduced them.
+`repair_rollups` corrects missing and wrong counts, so it also creates the counts by the time of sending for older messages whose
+rows still exist.
 """
 
 # Tested by tests/reporting/test_rollups.py
@@ -107,11 +108,12 @@ def verify_rollups(
 
 
 def repair_rollups(connection: Connection, since: datetime, until: datetime) -> int:
-    """Correct the rolled-up counts of a period, also for messages that are older than the migration.
+    """Correct the rolled-up counts of a period, also for messages from before the migration that introduced these counts.
 
     Return the number of changed roll-ups.
 
-    The time to click is computed from the current time of sending. Return 0 if another process runs `counts.fold`."""
+    The time to click is computed from the stored time of sending, which a late report may have changed. Return 0 if another process
+    runs `counts.fold`."""
     if not lock(connection):
         return 0
     while rollups.heal(connection):

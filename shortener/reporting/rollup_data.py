@@ -1,12 +1,13 @@
-"""This module reads and writes the amounts in a row of rolled-up counts, which are one JSON object with all metrics, and adds many
-such objects.
+"""This module reads, writes and adds up the amounts in rows of rolled-up counts. The amounts of a row are one JSON object with all
+metrics.
 
 Amounts are integers, and decimal strings for amounts of money. A row can have some hundred buckets of the time to click (`ttc:45`).
 If there are MIN_PACKED_BUCKETS or more, they are one text: the histogram. A report adds histograms as large integers, one addition
 for all buckets, because to add each bucket of each row takes most of the time of a report over many groups and days.
 
-A histogram is `WIDTH.FIRST.BASE64`: the bytes of each count, the first bucket, and the counts of this bucket and of those after it,
-little-endian. Buckets that are few, negative or huge are stored as single entries instead. A row may contain both forms.
+A histogram is `WIDTH.FIRST.BASE64`: the number of bytes of each count, the first bucket, and the counts of this and all further
+buckets, little-endian. If there are few buckets, or a count is negative or huge, the buckets are stored as single entries instead.
+A row may contain both forms.
 """
 
 from __future__ import annotations

@@ -5,11 +5,11 @@ roll-ups in the transaction that adds to the counts. A basis is the time at whic
 - EVENT: each event counts at its own time. These roll-ups are sums of rows of `counts`.
 - SENT: each event counts at the time when its message was created (before it was sent). Only roll-ups have this basis.
 
-`counts.rolled_up` is the part of a count that the roll-ups contain. A release without roll-ups changes only `amount`, so `heal`
-finds its counts with an index, and adds the difference to the roll-ups. The same job rolls up the counts that existed when the
-tables were created.
+`counts.rolled_up` is the part of a count that the roll-ups contain. A release without roll-ups changes only `counts.amount`. `heal`
+finds such counts with an index, and adds the difference of the two columns to the roll-ups. The same job rolls up the counts that
+existed when the tables were created.
 
-The id of a group is a hash of its name, so that no transaction must read the id of a group before it adds an amount.
+The id of a group is a hash of its name, so a transaction need not read the id of a group before it adds an amount.
 """
 
 from __future__ import annotations
@@ -250,8 +250,8 @@ def sum_periods(
 
 
 def heal(connection: Connection, limit: int = MAX_HEALED_ROWS) -> int:
-    """Add counts that a release without roll-ups wrote to the roll-ups. Return the number of these counts. The caller must hold the
-    lock of `counts.fold`."""
+    """Add to the roll-ups the counts that a release without roll-ups wrote. Return the number of these counts. The caller must hold
+    the lock of `counts.fold`."""
     rows = raw_sql.rows(connection, _READ_NOT_ROLLED_UP, limit)
     amounts: dict[CountedEvent, Decimal] = {}
     for cohort, slot, metric, amount, rolled_up in rows:

@@ -43,7 +43,7 @@ from shortener.storage.schema import cohorts, count_groups, counts
 from shortener.storage.values_table import values_table
 
 MAX_PENDING_ROWS = 1000  # The maximum number of rows of count deltas that one report adds to the rolled-up counts.
-MAX_MISSING_ROWS = 20_000  # The maximum number of counts of an older version that one report adds to the rolled-up counts.
+MAX_MISSING_ROWS = 20_000  # The maximum number of counts of an older release, not yet rolled up, that one report adds up.
 MAX_DAYS = 366  # The maximum number of days in a daily report.
 
 
@@ -136,7 +136,8 @@ def by_campaign(connection: Connection, scope: StatisticsFilter, campaigns: Coll
 
 def by_destination(connection: Connection, scope: StatisticsFilter) -> StatisticsReport[str]:
     """Return groups by destination (host and path), at most MAX_NAMES groups with the most messages, and the group OTHER for the
-    rest. A message with several destinations is in the group of each; its first click is only in the group that was clicked."""
+    rest. A message with several destinations is in the group of each of them, but its first click is only in the group of the
+    clicked destination."""
     return _by_name(connection, scope, Kind.DESTINATION)
 
 
@@ -172,7 +173,8 @@ def daily(connection: Connection, scope: StatisticsFilter, zone: tzinfo) -> Stat
 def hourly(connection: Connection, scope: StatisticsFilter, zone: tzinfo) -> StatisticsReport[datetime]:
     """Return one group of figures for each hour of the period, in order, by the UTC time at which the hour begins.
 
-    Hours begin with minute 0 in the time zone `zone`, whose UTC offset may have half an hour. Hours without counts are left out."""
+    Hours begin with minute 0 in the time zone `zone`, whose UTC offset may contain half an hour. Hours without counts are left
+    out."""
     offset = (scope.since.astimezone(zone).utcoffset() or timedelta()) % timedelta(hours=1)
     shifted = timezone(offset)
     start = datetime(1970, 1, 1, tzinfo=shifted)
@@ -236,7 +238,7 @@ def campaign_page(connection: Connection, scope: StatisticsFilter, limit: int, b
 def _sum_local_time(
     connection: Connection, scope: StatisticsFilter, zone: tzinfo, seconds: int, modulo: int | None
 ) -> dict[int, PeriodSums]:
-    """Return the sums by local time. The local time is divided by `seconds`, then reduced modulo `modulo`."""
+    """Return the sums by local time in units of `seconds`, for example by hour, modulo `modulo` if it is not None."""
     sums: dict[int, PeriodSums] = {}
     groups = [group.id for group in _find_groups(connection, scope, scope.kind)]
     if not groups:
@@ -311,7 +313,8 @@ _is_value = counts.c.metric.startswith(VALUE)
 def _cohort_sums(scope: StatisticsFilter, *group: ColumnElement[Any]) -> Select[Any]:
     """Return a statement that selects (group, metric, NULL, sum) from the counts of all cohorts.
 
-    Amounts of money give rows of (group, metric, amount, number), so that the caller can add them exactly."""
+    For amounts of money, it selects (group, metric, amount, number of counts with this amount), so that the caller can add them
+    exactly."""
     value = case((_is_value, type_coerce(counts.c.amount, Text)))
     amount = case((_is_value, 1), else_=cast(type_coerce(counts.c.amount, Text), BigInteger))
     by = [*group, counts.c.metric, value]

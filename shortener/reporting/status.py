@@ -139,7 +139,7 @@ class MessageStatusReader:
             "recipient": shown_number(message.to_address, reveal=reveal),
             "url": url,
             "sent_time": serialize_xoxzo_time(message.sent_at or message.created_at),
-            # Xoxzo's format has a number here. Clients only display it, so a float is precise enough.
+            # In Xoxzo's format, the cost is a number. Clients only display it, so a float is precise enough.
             "cost": None if message.mt_price is None else float(message.mt_price),
             "parts": message.segments if message.fragments_count is None else message.fragments_count,
             "tags": [message.campaign] if message.campaign else [],

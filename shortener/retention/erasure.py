@@ -1,7 +1,7 @@
 """This module erases the personal data of a recipient, or of one message. Statistics do not change. Erased data:
 
-- of the message: the number, the content hash (numbers are few enough to try them all), metadata, callback URL, and the texts and
-  ids of the carrier's reports
+- of the message: the number, the content hash (somebody could try all phone numbers until the hash is equal), metadata, callback
+  URL, and the texts and ids of the carrier's reports
 - destinations, fallbacks, labels and the history of its links; IP addresses and user agents of its hits, including dead letters;
   metadata of its conversions
 - refused reports of conversions that name the message
@@ -126,7 +126,7 @@ async def _wait_for_running_transactions(database: Database) -> None:
         return
 
     def snapshot(connection: Connection) -> tuple[int, int]:
-        """Return the oldest transaction that runs, and the next transaction that will begin."""
+        """Return the id of the oldest running transaction, and the id of the next transaction that will begin."""
         row = connection.execute(text(_SNAPSHOT)).one()
         return row[0], row[1]
 
@@ -294,7 +294,7 @@ def _scrub_events(connection: Connection, ids: list[int]) -> int:
 
 
 def _scrub_dead_letters(connection: Connection, codes: list[str]) -> int:
-    """Remove IP addresses and user agents from dead letters of hits (clicks/dead_letters.py). Delete those that cannot be read."""
+    """Remove IP addresses and user agents from dead letters of hits (clicks/dead_letters.py). Delete unreadable dead letters."""
     dead = hits_dead_letter.c
     found = connection.execute(select(dead.id, dead.hit).where(dead.code.in_(codes))).all()
     for row_id, stored in found:

@@ -35,7 +35,7 @@ class ErasureRepeats:
         self._cache = cache
 
     async def step(self, now: datetime) -> int:
-        """Erase the messages again whose next repeat is due. Return their number. Raise StoreUnavailable if the database is
+        """Erase again the messages whose next repeat is due. Return their number. Raise StoreUnavailable if the database is
         unavailable."""
         due = await self._database.read(_find_due, now)
         if not due:

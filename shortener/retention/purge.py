@@ -4,8 +4,8 @@
   of the message, but not while one of its links is active.
 - Links: together with their message. An expired link returns 410 until then, and its code returns 404 afterwards. The service never
   uses a code again on purpose; a new link gets the same random code with a probability of 2^-48.
-- Hits: after `hit_retention_days`. Only the IP address and the user agent of the first click of a message or link are removed, and
-  stays until its message is deleted. So the status of a message (which link was accessed, and when) does not depend on the
+- Hits: after `hit_retention_days`. After this time, the first click of a message or link only loses its IP address and user agent;
+  the hit is deleted with its message. So the status of a message (which link was accessed, and when) does not depend on the
   retention of hits.
 - Events, with their deliveries and attempts: `event_retention_days` after the event and the end of its last delivery. A delivery
   that is parked because its tracker is disabled does not delay this.
@@ -87,7 +87,7 @@ from shortener.storage.schema import (
 )
 from shortener.storage.types import Instant, to_ms
 
-#: The pause after a batch, as a multiple of the duration of the batch. During the pause, only clicks use the database.
+#: The pause after a batch, as a multiple of the duration of the batch. During the pause, the purge does not delay clicks.
 PAUSE_FACTOR = 9
 IDEMPOTENCY_RETENTION = timedelta(hours=24)
 AUDIT_RETENTION = timedelta(days=400)  # Rows of the audit log of the portal are deleted after this time.
@@ -95,8 +95,8 @@ REFUSED_RETENTION = timedelta(days=30)  # Refused reports of conversions are del
 #: A run continues after the last row that the previous run checked. After this interval, a run starts again with the oldest row,
 #: because rows that had to be kept may be deleted now.
 RESTART_INTERVAL = timedelta(days=1)
-#: The typical number of rows that are deleted with one message or event. The number of messages or events in a batch is divided by
-#: it.
+#: The typical number of rows that are deleted with one message or event. The maximum number of rows in a batch, divided by it, is
+#: the maximum number of messages or events in a batch.
 _TYPICAL_ROWS_PER_MESSAGE, _TYPICAL_ROWS_PER_EVENT = 8, 4
 
 
@@ -180,7 +180,7 @@ class Purge:
         return self.total.rows - before
 
     async def batches(self, now: datetime, traffic: Traffic | None = None) -> AsyncIterator[PurgeResult]:
-        """Run one transaction after the other and yield the result of each, until no retention time of any row has ended.
+        """Run one transaction after the other and yield the result of each, until no row is left whose retention time has ended.
 
         Pause after each batch. If `traffic` is not None, pause only while clicks or messages arrive."""
         for name, kind in _KINDS.items():
@@ -295,7 +295,7 @@ class _PurgeBatch:
     def page(
         self, page: Select[int, bool], after: int, days: int, rows_each: int = 1, **parameters: datetime
     ) -> list[tuple[int, bool]]:
-        """Return rows of `_page_of` that are older than `days`.
+        """Return rows of `_page_of` that are more than `days` days old.
 
         `rows_each` is the typical number of rows deleted together with each row."""
         values = {"after": after, "end": _first_id(self.now, days), "max_rows": max(self.remaining // rows_each, 1), **parameters}
@@ -318,7 +318,7 @@ class _PurgeBatch:
         return last is None
 
     def delete_before(self, deletion: _Deletion, retention: timedelta) -> bool:
-        """Delete rows whose ids are older than `retention`. Return whether more may follow."""
+        """Delete rows that, by the time in their ids, are older than `retention`. Return whether more such rows may exist."""
         end = first_id_at(to_ms(self.now - retention))
         result = self.connection.execute(deletion.statement, {"end": end, "max_rows": self.remaining})
         self.count(deletion.table, result)
@@ -336,7 +336,8 @@ class _PurgeBatch:
         self.remaining -= result.rowcount
 
 
-#: A function that deletes one batch of one kind of rows, after a row id. It returns the last checked id and whether more follow.
+#: A function that deletes one batch of one kind of rows, after a row id. It returns the last checked id, and whether more rows
+#: follow.
 _Kind = Callable[[_PurgeBatch, int], tuple[int, bool]]
 
 

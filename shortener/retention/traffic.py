@@ -1,7 +1,7 @@
 """This module detects traffic in the database, for commands that can work without pauses while no clicks and no messages arrive.
 
-A command runs in its own process, so it sees the traffic of the servers only in the database: by the times in the newest row ids of
-hits and messages.
+A command runs in its own process, so it can detect the traffic of the servers only in the database: by the times in the newest row
+ids of hits and messages.
 """
 
 from __future__ import annotations

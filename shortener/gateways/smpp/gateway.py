@@ -2,15 +2,16 @@
 
 What a response means for a message (`submit_sm_resp`):
 
-- ESME_ROK accepts a part. The message is accepted when all its parts are.
-- ESME_RTHROTTLED and ESME_RMSGQFUL mean that the gateway accepts messages later. They lower its rate and are no failure.
+- ESME_ROK accepts a part. The message is accepted when all its parts are accepted.
+- ESME_RTHROTTLED and ESME_RMSGQFUL mean that the gateway accepts messages later. The rate of the gateway is lowered, and the
+  attempt does not count as a failure.
 - ESME_RSYSERR, ESME_RX_T_APPN, ESME_RINVBNDSTS and the setting `retry_statuses` are temporary. Any other status rejects the
   message.
 - A request without a response, because of a timeout or a lost connection, is doubtful: the gateway may have accepted the message.
 
 The parts of a message are sent one after the other. The connection remembers which parts the gateway has accepted, so a later
 attempt in the same process sends only the others. A response that arrives after the attempt has ended is recorded as a report, so
-the message is not handed on again. The receipt is requested for the last part only, and stands for the message.
+the message is not handed on again. The receipt is requested for the last part only, and counts for the whole message.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ class SmppGateway:
         self._settings = config.settings
         self._context = context
         guard = Guard(allow_private=True) if config.allow_private else context.public_guard
-        # Without a recorder of replies the process only tests the gateway. It must not receive receipts of other messages.
+        # A process without a recorder of replies only tests the gateway, so it must not receive the receipts of other messages.
         self._link = SmppLink(config.name, config.settings, guard, self._receive, receives=context.reply is not None)
         self._temporary = TEMPORARY_STATUSES | {parse_status(text) for text in config.settings.retry_statuses}
         self._progress: OrderedDict[str, _Progress] = OrderedDict()

@@ -1,6 +1,7 @@
 """This module opens the SMPP session of this process with a gateway when it is needed, and again after it has ended. All callers
-share one attempt to connect. After a failed attempt the next one waits for 1 second, then for twice as long each time, up to
-MAX_PAUSE_SECONDS. A caller whose time limit ends earlier gets the error of the previous attempt at once.
+share one attempt to connect. After a failed attempt to connect, the next attempt starts after a pause of 1 second. Each further
+failure doubles the pause, up to MAX_PAUSE_SECONDS. A caller whose time limit ends before the pause is over gets the error of the
+previous attempt at once.
 
 The address guard checks every IP address of the host before each connection.
 """

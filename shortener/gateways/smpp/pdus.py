@@ -31,7 +31,7 @@ class PduError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ReceivedPdu:
-    """A received PDU. `command` is its name, such as deliver_sm; an empty text stands for an unknown command.
+    """A received PDU. `command` is its name, such as deliver_sm; an empty text means an unknown command.
 
     `optional` are the optional parameters by tag. The other fields are set for deliver_sm only."""
 
@@ -100,7 +100,7 @@ def parse_pdu(data: bytes) -> ReceivedPdu:
     pdu = _ReceivedDeliverSm(name, client=None, sequence=sequence)
     try:
         pdu.parse(data)
-        # The library accepts a body that ends too early.
+        # The library raises no error for a body that ends too early, so it is checked here.
         if pdu.sm_default_msg_id is None or len(pdu.short_message or b"") != pdu.sm_length:
             raise ValueError("the body is incomplete")
         return ReceivedPdu(

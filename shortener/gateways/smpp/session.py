@@ -24,7 +24,7 @@ from shortener.gateways.smpp.pdus import PduError, ReceivedPdu
 
 log = structlog.get_logger(__name__)
 
-#: Maximum number of deliver_sm that are handled at the same time. The gateway gets a temporary error for more.
+#: Maximum number of deliver_sm that are handled at the same time. The response to a further deliver_sm is a temporary error.
 MAX_DELIVERIES = 256
 MAX_ENQUIRE_SECONDS = 10.0
 CLOSE_SECONDS = 1.0
