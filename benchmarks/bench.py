@@ -2,8 +2,8 @@
 
     python -m benchmarks.bench [--quick] [--only PART ...] [--compare CHECKOUT] [--folder DIR] [--json] [--chart FILE.svg]
 
-`--quick` uses 200,000 links and short runs. A full run uses a million links, and ten million for the rows about many links; this
-takes about ten minutes and 10 GB in `--folder`. Clicks are the requests of real handsets behind a proxy (`traffic.py`).
+`--quick` uses 200,000 links and short runs. A full run uses a million links, and ten million for the figures of a large database;
+it takes about ten minutes, and 10 GB in `--folder`. Clicks are the requests of real handsets behind a proxy (`traffic.py`).
 
 `--compare CHECKOUT` measures this code and the code in another folder, in alternating rounds, with a server of each
 (`compare.py`). `--only` may then name clicks, rewrites and conversions.
@@ -57,7 +57,8 @@ class Run:
 
 
 def check_recorded(server: Server, before: int, responses: int, slack: int = 64) -> None:
-    """Exit if the database has no row for a 302 response that wrk counted. wrk may leave one unfinished request per connection."""
+    """Exit if the database has no row for a 302 response that wrk counted. More rows than responses are accepted, because wrk may
+    leave one unfinished request per connection."""
     recorded = server.query("SELECT count(*) FROM hits") - before
     if not responses <= recorded <= responses + slack:
         sys.exit(f"the run is void: {responses} redirects were sent, but {recorded} hits are in the database")
@@ -162,7 +163,7 @@ FEW_LINKS, WARM_UP_CLICKS, SHORT_SECONDS, REPEATS = 100_000, 35_000, 2.0, 3
 
 
 def many(run: Run) -> None:
-    """Measure first clicks on a database of 100,000 links and on a much larger database, both filled by the service's statements.
+    """Measure first clicks on a database of 100,000 links and on a much larger database, which are filled in advance.
 
     In the larger database, clicks go first to random links and then to random new links, as most clicks in practice do.
     The figures are medians of short runs, each with a new server."""
@@ -228,7 +229,7 @@ def purging(run: Run) -> None:
     try:
         with growth.empty_database("sqlite", folder) as url:
             codes = asyncio.run(growth.fill(url, folder, links, 112, 0.2, found))
-            # this duration is long enough for two checkpoints
+            # Clicks are sent for at least ten seconds, long enough for two checkpoints of the WAL.
             growth.clicks_during_a_purge(url, folder, codes, 112, max(run.seconds, 10), found)
     finally:
         shutil.rmtree(folder)
@@ -337,7 +338,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="use 200,000 links and short runs")
     parser.add_argument("--only", choices=WORKS, nargs="+", help="measure only these parts of the report")
     parser.add_argument(
-        "--compare", type=Path, metavar="CHECKOUT", help="also measure the code in this folder, in rounds that alternate"
+        "--compare", type=Path, metavar="CHECKOUT", help="also measure the code in this folder, in alternating rounds"
     )
     parser.add_argument("--folder", type=Path, help="folder for the databases (default: the system's temporary folder)")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")

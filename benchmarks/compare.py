@@ -1,8 +1,8 @@
 """Measure this code and the code in another folder, such as the previous release, with the same requests: `bench.py --compare`.
 
 Both servers run at the same time, and the rounds alternate between them. The report contains the rate, and the processor time of
-the server per request. On a machine that others use, the rate depends on them, and the processor time depends on them much less:
-compare the smallest processor times.
+the server per request. On a machine that does other work too, compare the smallest processor times: the other work changes them
+much less than the rates.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from benchmarks.loads import Work
 from benchmarks.rig import Figure, Load, Server
 
 ROUNDS = 5  # number of measurements of each load and each checkout
-CONVERTIBLE_MESSAGES = 12_000  # messages per second of a round, so that each message gets only one conversion report
+CONVERTIBLE_MESSAGES = 12_000  # messages per second of a round: enough that no message gets two conversion reports
 
 
 @dataclass(frozen=True)
 class _Row:
     """A load to compare. `part` is the name of its part of `bench.py`; `work(server, codes, seconds, round)` returns its requests.
 
-    With `each_round` the requests of a round must differ from those of the other rounds."""
+    If `each_round` is true, each round needs requests that no other round sends."""
 
     part: str
     name: str

@@ -46,9 +46,9 @@ from shortener.storage import schema
 
 MIN_PER_SECOND = 3000.0
 MIN_RATIO_TO_HTTPX = 8.0
-MAX_ISOLATION_RATIO = 1.1  # maximum ratio of the p95 time from event to arrival with a hanging tracker to that without one
+MAX_ISOLATION_RATIO = 1.1  # p95 time from an event to its arrival, with a hanging tracker divided by without one
 MAX_MEGABYTES = 250.0
-MAX_P99_RATIO = 2.0  # maximum ratio of the p99 latency of a redirect during deliveries to that without deliveries
+MAX_P99_RATIO = 2.0  # p99 latency of redirects, during deliveries divided by without deliveries
 
 HTTPX_IN_FLIGHT, HTTPX_REQUESTS = 64, 2000
 BATCH_ROWS = 5000  # rows per transaction while the benchmark fills the database
@@ -65,7 +65,7 @@ def main() -> int:
     isolation = modes.add_parser("isolation")
     isolation.add_argument("--seconds", type=float, default=2.0, help="duration of each measurement in seconds")
     isolation.add_argument(
-        "--rounds", type=int, default=20, help="number of measurements with, and as many without, the hanging trackers"
+        "--rounds", type=int, default=20, help="number of measurements with the hanging trackers, and again without them"
     )
     isolation.add_argument("--hanging", type=int, default=1, help="number of trackers that never respond")
     isolation.add_argument(
@@ -158,7 +158,7 @@ async def isolate(options: argparse.Namespace, sink: Sink) -> bool:
         first = service.first_credentials
         await service.close()
         assert first is not None
-        # The rounds are short and alternate, so that variations of the machine affect both kinds.
+        # Short rounds with and without the hanging trackers alternate, so that variations of the machine affect both.
         milliseconds: dict[bool, list[float]] = {False: [], True: []}
         with server(Path(folder)) as (port, _):
             await click(port, codes, clicks_a_second, options.seconds / 2)  # warm-up clicks, which are not measured
@@ -202,7 +202,7 @@ async def clear(options: argparse.Namespace, sink: Sink) -> bool:
             await click(port, codes, options.rate, 2)  # warm-up clicks, which are not measured
             idle = await click(port, codes, options.rate, options.seconds)
             clicking = asyncio.create_task(click(port, codes, options.rate, options.seconds))
-            await asyncio.sleep(0.2)  # the first clicks need this time
+            await asyncio.sleep(0.2)  # some clicks precede the deliveries
             async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
                 headers = {"X-API-Key": first.api_key}
                 (await client.patch(f"/api/v1/trackers/{tracker}", json={"enabled": True}, headers=headers)).raise_for_status()

@@ -100,7 +100,8 @@ class Grown:
 
 
 class Rows:
-    """Writes the rows of messages sent every `interval_ms` since `start_ms`. `clicked` is the share of clicked messages."""
+    """A writer of the rows of messages that are sent at intervals of `interval_ms` from `start_ms` on. `clicked` is the share of
+    clicked messages."""
 
     def __init__(self, start_ms: int, interval_ms: float, clicked: float, cohort: int) -> None:
         self._start_ms = start_ms
@@ -121,7 +122,7 @@ class Rows:
         return code
 
     def write(self, connection: Connection, first: int, count: int) -> None:
-        """Insert the messages number `first` to `first + count - 1`."""
+        """Insert `count` messages, beginning with the message number `first`."""
         messages, links, first_clicks, hits, events, deliveries, attempts = [], [], [], [], [], [], []
         chance, cohort = self._chance, self._cohort
         for number in range(first, first + count):
@@ -239,7 +240,7 @@ async def look_up(database: Database, codes: Sequence[str], times: int = 300) ->
         for _ in range(times):
             sample = chance.sample(codes, size)
             start = time.perf_counter()
-            # the service also looks up links of clicks in a write transaction
+            # Use a write transaction, because the service looks up the links of clicks in one.
             targets = await database.write(queries.find_links, sample)
             seconds.append(time.perf_counter() - start)
             assert len(targets) == size

@@ -1,4 +1,5 @@
-"""Rows of `bench.py` for work beside clicks: export, statistics, maintenance commands, two processes, mixed load, installation.
+"""Figures of `bench.py` for work other than single clicks: export, statistics, maintenance commands, two processes, mixed load,
+installation.
 
 Each function returns its figures. The sizes are parameters, so that `--quick` needs seconds and a full run shows the limits.
 """
@@ -81,7 +82,7 @@ def maintaining(links: int, folder: Path | None) -> list[Figure]:
         _command(place, "applications", "list", "--json")
         idle = time.perf_counter() - start  # the duration of a start of the command, which does not depend on the number of rows
         for name, rows, arguments in (
-            # JSON, because printing the missing counts as a table takes longer than the check
+            # With --json, because printing the missing counts as a table takes longer than the check itself.
             ("verify", links, ["verify", "--json"]),
             ("clicks reclassify", round(links * CLICKED), ["clicks", "reclassify", "--since", since, "--dry-run"]),
             ("copy", links, ["copy", "--from", url, "--to", f"sqlite:///{place}/copy.db"]),
@@ -110,7 +111,8 @@ def _filled(links: int, parent: Path | None, *, days: int) -> Iterator[tuple[str
 
 
 def _command(place: Path, *arguments: str, **more: str) -> str:
-    """Run a command of the service on the database in `place`. Return its output. `verify` exits with 1 if counts differ."""
+    """Run a command of the service on the database in `place`. Return its output. For `verify`, also accept the exit status 1:
+    counts differ."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SHORTENER_")}
     environment |= {
         "SHORTENER_DATA_DIR": str(place),
@@ -130,7 +132,7 @@ def two_processes(links: int, seconds: float) -> list[Figure]:
     rates = {workers: _first_clicks_of(workers, links, seconds) for workers in (1, 2)}
     ratio = rates[2].per_second / rates[1].per_second
     cores = os.cpu_count() or 1
-    # The load generator and the databases share the processor cores, so the target needs four cores.
+    # The load generator and the databases share the processor cores, so the target applies to machines with at least four cores.
     met = ratio >= 1.6 if cores >= 4 else None
     one, two = rates[1], rates[2]
     note = f"{one.per_second:,.0f} and {two.per_second:,.0f}/s, p99 {one.p99:.1f} and {two.p99:.1f} ms, {cores} cores"

@@ -2,11 +2,11 @@
 
     python -m benchmarks.portal [--links N] [--cohorts N] [--days N] [--engine E] [--requests N] [--only PATH ...]
 
-Fills a database with links, their messages, hits and counts, signs an operator in, and requests each page in this process. For each
-page it prints the number of statements, the rows that they return, the bytes of the page without compression, the CPU time of this
-process (median of 20 requests), and the time to respond in milliseconds (median and 95th percentile). The times contain templates
-and, with SQLite, the database, but no network. The CPU time hardly depends on the load of the machine. By default 100,000 links of
-300 cohorts (campaigns x countries) over 28 days; every fifth link has a hit.
+Fills a database with links, their messages, hits and counts, signs an operator in, and requests each page in this process. For
+each page it prints the number of statements, the rows that they return, the bytes of the page without compression, the CPU time
+of this process (median of 20 requests), and the time to respond in milliseconds (median and 95th percentile). The times contain
+templates and, with SQLite, the database, but no network. The CPU time hardly depends on the load of the machine. The default is
+100,000 links of 300 cohorts (campaigns x countries) over 28 days; every fifth link has a hit.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ from tests.servers import PostgresProcess
 END = datetime(2026, 11, 20, 13, 7, tzinfo=UTC)
 COUNTRIES = 30
 BATCH_ROWS = 50_000
-#: In each cohort, one of this number of links has a hit.
+#: In each cohort, every fifth link has a hit.
 LINKS_PER_HIT = 5
 FIRST_CLICK = (HitFlag.FIRST_FOR_MESSAGE | HitFlag.FIRST_FOR_LINK).value
-#: Rows of the table `counts` for each cohort.
+#: The number of rows of the table `counts` for each cohort.
 COUNTS_PER_COHORT = 900
 
 PATHS = (
@@ -160,7 +160,7 @@ def _counted() -> Iterator[Measured]:
 
     def executed(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
         measured.statements += 1
-        # Before this SQLAlchemy event, both database drivers have read all rows into this private list.
+        # When SQLAlchemy sends this event, both database drivers have already read all rows into the private list `_rows`.
         measured.rows += len(getattr(cursor, "_rows", ()))
 
     event.listen(Engine, "after_cursor_execute", executed)

@@ -2,10 +2,10 @@
 
     python -m benchmarks.portal_clicks [--seconds N] [--rounds N] [--pause N]
 
-Starts `shortener serve` with SQLite and creates links. In each round, CONNECTIONS connections open fresh links for some seconds
-without an operator and as long with one, who opens pages one after the other with a pause between them. The ratio of the sums is
-the result: 1 means that the operator costs nothing. The order of the two halves changes with each round, so that a change of the
-load of the machine affects both alike.
+Starts `shortener serve` with SQLite and creates links. In each half of a round, CONNECTIONS connections open links that were not
+opened before. In one of the two halves, an operator opens pages too, one after the other with a pause between them. The result is
+the number of clicks with the operator divided by the number without: 1 means that the operator costs nothing. The order of the
+halves changes with each round, so that a change of the load of the machine affects both.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ clicks and repeated clicks. The same run measures the baseline (a bare ASGI appl
 which writes each first click in its own transaction: single-row updates of the same table by the primary key, with as many
 connections as the server's pool has at most.
 
-Exits with 1 if a response has no row.
+Exits with 1 if a redirect has no row in the database.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ POOL = 8  # value of DATABASE_POOL
 MAX_CONNECTIONS = 2 * POOL  # maximum number of database connections of a server
 CLIENTS = 64
 
-#: SQL that stores the first click of a random message. The benchmark creates a table with numbers of the messages.
+#: SQL that stores the first click of a random message. The table `numbered` of the benchmark gives each message a number.
 _UPDATE = (
     "\\set number random(1, {rows})\nINSERT INTO first_clicks (id, at, hit_id, links) "
     "SELECT id, 1, :number, 1 FROM numbered WHERE number = :number ON CONFLICT (id) DO UPDATE SET links = 1;\n"

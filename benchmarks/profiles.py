@@ -58,7 +58,8 @@ def costs(server: Server, work: Work, seconds: float, py_spy: str) -> str:
 
 
 def functions(server: Server, work: Work, seconds: float, py_spy: str) -> dict[str, tuple[int, Counter[str], Counter[str]]]:
-    """Run the load under py-spy. Return by thread the number of samples, and by function those with `own` and with `all`."""
+    """Run the load under py-spy. Return for each thread the number of samples, and the number of `own` and of `all` samples of
+    each function."""
     stacks = server.folder / "stacks"
     command = [py_spy, "record", "--pid", str(server.process.pid), "--duration", str(round(seconds)), "--rate", "200", "--threads"]
     record = subprocess.Popen(
@@ -99,7 +100,7 @@ def main() -> None:
             work = make(server)
             work.run(1)
             print(f"\n== {name}: {costs(server, work, options.seconds, py_spy)}", flush=True)
-            # New requests, because a repeated click or report of a conversion takes another path.
+            # Use new requests, because a repeated click or conversion report would run other code.
             for thread, (samples, own, every) in functions(server, make(server), options.seconds, py_spy).items():
                 print(f"\n{thread}, {samples} samples\n   all   own")
                 for call, count in every.most_common():

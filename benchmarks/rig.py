@@ -92,7 +92,7 @@ class ProcessorTime:
 
 
 def processor_time(pid: int) -> dict[int, ProcessorTime]:
-    """Return the processor time used so far, by thread of a process."""
+    """Return the processor time that each thread of a process has used so far, by thread id."""
     found = {}
     for task in Path(f"/proc/{pid}/task").iterdir():
         fields = (task / "stat").read_text().rpartition(")")[2].split()

@@ -1,8 +1,8 @@
 """The requests of real handsets, as a proxy passes them on.
 
 User agents and their frequencies are those of mobile browsers in the data of the package fake-useragent (about 700 agents). Each
-browser sends the headers of its family, in that family's order. Each request names another client address in X-Forwarded-For, as
-requests do that arrive through a trusted proxy. The same requests go to the service and to the baseline.
+browser sends the headers of its family, in that family's order. Each request has a different client address in X-Forwarded-For,
+like requests that arrive through a trusted proxy. The same requests go to the service and to the baseline.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from importlib.metadata import distribution
 from ipaddress import IPv4Address
 from pathlib import Path
 
-#: Values of SHORTENER_TRUSTED_PROXIES for a server that gets this traffic.
+#: The value of SHORTENER_TRUSTED_PROXIES for a server that gets the requests of this module.
 TRUSTED_PROXIES = "127.0.0.1"
 HEADER_BLOCKS = 4096  # number of combinations of a user agent and a language, drawn by frequency
 
-#: Accept-Language and its weight.
+#: Values of the header Accept-Language, with the weight of each.
 LANGUAGES = {
     "en-US,en;q=0.9": 30,
     "en-GB,en;q=0.9": 8,
@@ -112,9 +112,9 @@ def header_blocks() -> tuple[dict[str, str], ...]:
     return tuple(headers(agent, language) for agent, language in zip(drawn, languages, strict=True))
 
 
-# The script only joins strings, so that wrk uses little of the processor time that is measured. The addresses are those of a linear
-# congruential generator modulo 2^30, so that none repeats. Two of three are IPv4, the others are IPv6 with a /64 of their own.
-# `init` sets the Host header, because wrk does not know it earlier.
+# The script of wrk only joins strings, so that it uses little processor time. A linear congruential generator modulo 2^30 makes
+# the client addresses, so that none repeats. Two of three are IPv4 addresses, the others are IPv6 addresses, each in its own /64.
+# The function `init` sets the Host header, because wrk does not know it earlier.
 _SCRIPT = """
 local paths, blocks = {{}}, {{}}
 local octets = {{{octets}}}

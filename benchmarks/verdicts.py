@@ -5,7 +5,8 @@ The user agents come from three independent sources:
 - `device-detector`: the test cases of Matomo's parser, tens of thousands of agents of phones, tablets and desktops, and a list of
   crawlers. The benchmark does not use its code.
 - `crawler-user-agents`: the examples of the list from which `shortener.clicks.verdicts.crawlers` is generated. The rules contain
-  this list, so its own examples only show that nothing was lost. Without the list's rule they show how many unlisted crawlers pass.
+  this list, so its own examples only show that nothing was lost. With that rule switched off, they show how many unlisted
+  crawlers pass.
 
 Exits with 1 if a target is missed. tests/clicks/verdicts/test_request_rules.py checks the same targets.
 """
@@ -42,7 +43,8 @@ MAX_PHONES_SUSPECTED = 0.0  # the maximum per cent of phones that are suspected
 MAX_CRAWLERS_HUMAN = 2.0  # the maximum per cent of crawlers that count as human
 MAX_CACHED_MICROSECONDS = 10.0
 
-# The HTTP clients of apps on Android and on Apple's systems. Matomo lists them as the system's browser, but no browser sends them.
+# User agents of the HTTP clients of apps on Android and on Apple's systems. Matomo lists them under the browser of the system,
+# but no browser sends them.
 HTTP_CLIENT = re.compile(r"^(?:Mobo:)?Dalvik/|^2\.1\.0 \(Linux|CFNetwork/|^(?!Mozilla/)[\w.-]+(?:/| v\.)[\d.]+ \([^)]*Android")
 
 
@@ -148,7 +150,7 @@ def _by_rule(results: Iterable[Classification]) -> str:
 
 
 def _report_unlisted() -> None:
-    """Print the share of known crawlers that the other rules do not recognise if the list of crawlers is not used.
+    """Print the share of known crawlers that the rules do not recognise without the list of crawlers.
 
     This estimates how many crawlers that are not in the list are counted as people."""
     agents = sorted({agent for crawler in CRAWLER_USER_AGENTS_DATA for agent in crawler["instances"]})

@@ -1,11 +1,10 @@
 """Fixtures of the whole test suite: databases of both engines, a clock that tests control, and a service with its application.
 
 The PostgreSQL server comes from a Python package. Each pytest process starts one server on first use (no root, no TCP port). Each
-test gets its own
-database: a copy of a template that contains the schema. The session's server and pytest's temporary folders are in memory
-(/dev/shm) where that is large enough; tests of durability use the disk and a server with fsync.
+test gets its own database, a copy of a template that contains the schema. The session's server and pytest's temporary folders are
+in memory (/dev/shm) where that is large enough; tests of durability use the disk and a server with fsync.
 
-Markers are added here, from the fixtures and the folder of a test (`pytest_collection_modifyitems`).
+`pytest_collection_modifyitems` adds the markers of a test, which depend on its fixtures and its folder.
 """
 
 from __future__ import annotations
@@ -158,7 +157,7 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_in_a_thread(work: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine to its end and return its result. The fixture that calls this may itself run in an event loop."""
+    """Run a coroutine in another thread, because the caller may already run in an event loop. Return its result."""
     with ThreadPoolExecutor(1) as executor:
         return executor.submit(asyncio.run, work).result()
 
@@ -218,7 +217,7 @@ MakeService = Callable[..., Awaitable[Service]]
 
 @pytest.fixture
 async def make_service(store_url: str, tmp_path: Path, clock: Clock) -> AsyncIterator[MakeService]:
-    """Return a function that opens a service on the database. Its background jobs run only with `start=True`."""
+    """Return a function that opens a service on the database. The background jobs of the service run only with `start=True`."""
     opened: list[Service] = []
 
     async def make(*, start: bool = False, **settings: Any) -> Service:

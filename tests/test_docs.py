@@ -87,7 +87,7 @@ def test_every_document_is_reachable_by_links_from_the_index_of_the_documents() 
 
 
 @pytest.mark.parametrize("document", [path for path in DOCUMENTS if path not in DECISIONS], ids=document_id)
-def test_the_first_paragraph_of_a_document_says_for_which_readers_it_is(document: Path) -> None:
+def test_the_first_paragraph_of_each_document_names_its_readers(document: Path) -> None:
     first = document.read_text().split("\n\n")[1]
     assert re.search(r"\b[Ff]or (?!example)", first), first
 

@@ -60,7 +60,7 @@ def test_two_nodes_never_generate_the_same_id() -> None:
 
 
 @given(st.integers(0, 2**63 - 1), st.integers(0, 18), st.sampled_from("0Az"))
-def test_a_click_id_with_a_changed_character_or_of_another_key_is_rejected(hit: int, place: int, other: str) -> None:
+def test_a_click_id_is_rejected_if_a_character_was_changed_or_another_key_encoded_it(hit: int, place: int, other: str) -> None:
     click_ids = ClickIds(b"k" * 32)
     click_id = click_ids.encode(hit)
     assert len(click_id) == 19
@@ -96,7 +96,7 @@ def test_generated_random_numbers_use_every_bit_and_do_not_repeat() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
-def test_a_forked_process_has_other_random_numbers_than_its_parent() -> None:
+def test_a_forked_process_generates_other_random_numbers_than_its_parent() -> None:
     randbits(64)
     read, write = os.pipe()
     child = os.fork()
@@ -110,7 +110,7 @@ def test_a_forked_process_has_other_random_numbers_than_its_parent() -> None:
     assert of_child not in [randbits(64) for _ in range(1000)]
 
 
-def test_ids_remain_unique_and_increasing_when_the_node_changes() -> None:
+def test_ids_remain_unique_and_increasing_when_the_node_number_changes() -> None:
     ids = IdGenerator(900, lambda: 1_800_000_000_000)
     before = [ids() for _ in range(3)]
     ids.use_node(1)

@@ -74,7 +74,7 @@ async def test_a_background_job_in_the_list_of_omitted_jobs_does_not_start() -> 
     assert not omitted.finished.is_set()
 
 
-async def test_a_wake_up_event_that_was_set_before_the_wait_is_not_lost() -> None:
+async def test_a_wake_up_event_that_is_set_before_a_job_waits_for_it_is_not_lost() -> None:
     wake_up = WakeUp()
     wake_up.notify()
     await asyncio.wait_for(wake_up.wait(NEVER), PATIENCE)

@@ -50,7 +50,7 @@ def test_no_two_classes_share_a_name() -> None:
 def test_no_module_uses_a_name_of_another_module_that_begins_with_an_underscore() -> None:
     found = []
     for path, tree in trees():
-        modules = set()  # The names by which this file refers to modules of the project.
+        modules = set()  # The names by which the checked file refers to modules of the project.
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("shortener"):
                 for alias in node.names:

@@ -28,7 +28,7 @@ ADDRESS = "198.51.100.77"
 
 @pytest.fixture(autouse=True)
 def _reset_structlog() -> Iterator[None]:
-    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):  # A test that starts uvicorn may have changed them.
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):  # A test that starts uvicorn changes these loggers.
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate, logger.level = True, logging.NOTSET

@@ -1,6 +1,7 @@
 """GET /portal/admin/operators: the page on which admins manage operators, their roles, invitations and sessions.
 
-Each change requires a recent password and is in the audit log. Only the response to the form contains the link of an invitation.
+Each change requires that the operator entered the password within the last ten minutes, and is in the audit log. Only the
+response to the form contains the link of an invitation.
 """
 
 # Tested by tests/portal/test_admin_operators.py

@@ -2,7 +2,8 @@
 verdict with other click rules.
 
 The form is made from `ApplicationSettings`, so a new setting appears on the page as soon as it is in a group of `GROUPS` (a test
-compares them). Changes require the role manager and a recent password, and are in the audit log.
+compares them). Only operators with the role manager who entered the password within the last ten minutes can change settings.
+Each change is in the audit log.
 
 The what-if classifies the stored hits of the last days again with the values in the form, in transactions that are rolled back.
 """
@@ -30,7 +31,7 @@ from shortener.portal.operators import Role
 from shortener.portal.page import NavigationItem, PortalPage, Visit
 from shortener.web.validation import validate
 
-#: The settings on the page, by group, with their labels.
+#: The settings that the settings page shows, by group, with their labels.
 GROUPS: Mapping[str, Mapping[str, str]] = {
     "Links": {
         "track": "Links that are replaced",
@@ -53,9 +54,9 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
     "Events": {"click_events": "Click events", "click_conversion": "Clicks as conversion events"},
     "Senders and privacy": {"sender_rules": "Rules for sender ids", "ip_privacy": "Addresses of recipients"},
 }
-#: The settings whose new values a what-if can try on stored hits.
+#: The settings whose new values the what-if of the settings page can try on stored hits.
 VERDICT_FIELDS = frozenset(GROUPS["What counts as a click"]) - {"confirm_clicks"}
-#: The periods of stored hits that a what-if can classify again, in days.
+#: The number of past days whose hits the what-if of the settings page can classify again, with its label.
 WHAT_IF_DAYS = {"1": "the last day", "7": "the last 7 days"}
 MAX_WHAT_IF_SECONDS = 20.0
 
@@ -143,7 +144,7 @@ def _hint(field: FieldInfo) -> str:
 
 
 async def save(visit: Visit) -> Response:
-    """Save the settings in the form, or show what they would change in the stored hits."""
+    """Save the settings in the form, or show how many stored hits would get another verdict with them."""
     try:
         changes = _read_form(visit)
         if visit.form.get("action") == "try":

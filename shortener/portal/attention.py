@@ -1,4 +1,4 @@
-"""Problems that an operator must look at: disabled or failing trackers, dead deliveries, tokens that expire, late hits."""
+"""Problems that an operator must look at: disabled or failing trackers, dead deliveries, keys that expire soon, late hits."""
 
 # Tested by tests/portal/test_overview.py
 
@@ -21,8 +21,8 @@ MAX_ITEMS = 12
 
 @dataclass(frozen=True, slots=True)
 class AttentionItem:
-    """A problem that an operator must look at. `kind` is its severity, `warn` or `bad`. `href` is the URL of the page that can
-    solve it."""
+    """A problem that an operator must look at. `kind` is its severity, `warn` or `bad`. `href` is the URL of the page on which
+    the operator can solve it."""
 
     kind: str
     text: str
@@ -52,7 +52,7 @@ async def _trackers(visit: Visit, application_id: int, prefix: str, base: str) -
     found = []
     for tracker in await visit.service.trackers.all(application_id):
         name = f"{prefix}tracker {tracker.name or tracker.id}" if prefix else f"Tracker {tracker.name or tracker.id}"
-        # Operators with other roles cannot open the page of a tracker, so they see the problem without a link.
+        # An operator who must not open the page of a tracker sees the problem without a link.
         may_open = visit.may(Role.SUPPORT) and visit.application is not None
         href = f"{base}/trackers/{tracker.id}" if may_open else None
         backlog = await visit.service.deliveries.backlog(tracker.id, visit.now)

@@ -39,8 +39,8 @@ class AuditPage:
 
 
 def list_audit(connection: Connection, filters: AuditFilter, limit: int, below: int | None = None) -> AuditPage:
-    """Return the newest `limit` audit rows that match the filter, only ids below `below` if it is not None. Examine at most
-    MAX_SCANNED_ROWS rows."""
+    """Return the newest audit rows that match the filter, at most `limit` rows. If `below` is not None, return only rows with
+    smaller ids. Examine at most MAX_SCANNED_ROWS rows."""
     table = audit_log.c
     low = 0 if filters.since is None else first_id_at(to_ms(filters.since))
     high = _MAX_ID if filters.until is None else first_id_at(to_ms(filters.until))

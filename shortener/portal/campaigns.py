@@ -27,14 +27,15 @@ from shortener.web.paging import Cursors
 ROWS = 25
 MAX_COMPARED = 4  # The number of campaigns that one comparison shows.
 _COUNTED = ("messages", "sent", "delivered", "failed", "clicked_messages", "clicks", "suspected_hits", "conversions")
-#: The times in seconds after sending. For each of them, the comparison of campaigns counts the messages clicked by then.
+#: Times after sending, in seconds. For each of them, the comparison of campaigns shows how many messages were clicked within this
+#: time.
 _WITHIN = {"1 minute": 60, "10 minutes": 600, "1 hour": 3600, "6 hours": 21_600, "1 day": 86_400}
 _CSV_COLUMNS = ("campaign", *_COUNTED, "delivery_rate", "click_rate", "conversion_rate", "value")
 
 
 def _scope(visit: Visit, campaign: str | None = None) -> StatisticsFilter:
     """Return the filter for the statistics of a page. Campaigns are counted by the send date of their messages, unless the query
-    chooses the time of each event."""
+    selects the time of each event."""
     period = visit.period
     basis = period.basis if visit.get("basis") else Basis.SENT
     return StatisticsFilter(visit.application_id, period.since, period.until, campaign=campaign, basis=basis)

@@ -1,5 +1,6 @@
 """/portal/{app}/domains: the pages for the domains of an application, which its short URLs use. Operators of every role can see
-them. Changes require the role manager and a recent password, and are in the audit log.
+them. Only operators with the role manager who entered the password within the last ten minutes can change them. Each change is in
+the audit log.
 """
 # Tested by tests/portal/test_domains.py
 
@@ -23,7 +24,7 @@ from shortener.urls import host_of, parse_base_url
 
 MAX_URL_CHARACTERS = 2048
 MAX_LOOKUP_SECONDS = 2.0
-_LOOKUPS = Guard(allow_private=True)  # It looks names up in threads of its own, so that a slow resolver delays nothing else.
+_LOOKUPS = Guard(allow_private=True)  # It resolves host names in its own threads, so that a slow resolver delays nothing else.
 #: The form fields that contain JSON, each with the Python type of the parsed value and the name of this type in error texts.
 _ASSOCIATIONS = {"assetlinks": (list, "a JSON list"), "apple_app_site_association": (dict, "a JSON object")}
 
@@ -67,7 +68,7 @@ async def add(visit: Visit) -> Response:
 
 
 async def show(visit: Visit) -> Response:
-    """Show one domain, with a form that changes it. The parameter `check` looks its name up."""
+    """Show one domain, with a form that changes it. With `check` in the query, show whether the DNS has its address."""
     has_address = await _has_address(_find(visit).host) if visit.get("check") else None
     return _domain_page(visit, has_address=has_address)
 
@@ -79,7 +80,7 @@ async def _has_address(host: str) -> bool:
     except HostUnresolved:
         return False
     except ForbiddenTarget:
-        pass  # A private address can be intended.
+        pass  # The host has a private address, which may be intended.
     return True
 
 
@@ -103,7 +104,7 @@ def _domain_page(visit: Visit, status: int = 200, error: ApiError | None = None,
 
 
 def _find(visit: Visit) -> Domain:
-    """Return the domain whose id is in the URL path. Raise ApiError NOT_FOUND if there is none."""
+    """Return the domain whose host is in the URL path. Raise ApiError NOT_FOUND if there is none."""
     host, application = str(visit.path["host"]).lower(), visit.application
     found = next((one for one in application.domains if one.host == host), None) if application else None
     if found is None:

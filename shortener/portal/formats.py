@@ -35,8 +35,8 @@ def short_number(value: int | float) -> str:
 
 
 def percent(part: float | None, whole: float | None = 1) -> str:
-    """Return a share as a percentage, such as 12.3 %. A share of a total of zero becomes a dash, and a small share keeps two
-    digits."""
+    """Return a share as a percentage, such as 12.3 %. A share of a total of zero becomes a dash, and a share below 1 % has two
+    decimal places."""
     if part is None or not whole:
         return DASH
     share = 100 * part / whole
@@ -77,8 +77,8 @@ def duration(seconds: float | None) -> str:
 
 
 def clock(at: datetime, zone: tzinfo, precision: str = "minute", now: datetime | None = None) -> str:
-    """Return a time as text in a time zone. `precision` is day, minute, second, millisecond or time. The year is left out if it is
-    the year of `now`."""
+    """Return a time as text in a time zone. `precision` is day, minute, second or millisecond, or "time" for the time of day
+    alone. The year is left out if it is the year of `now`."""
     local = at.astimezone(zone)
     date = "%-d %b" if now is not None and now.astimezone(zone).year == local.year else "%-d %b %Y"
     patterns = {"day": date, "minute": f"{date}, %H:%M", "second": f"{date}, %H:%M:%S", "time": "%H:%M"}

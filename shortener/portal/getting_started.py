@@ -1,5 +1,6 @@
 """The first steps with an application. A step is done when the database contains its result, such as the first message. Each
-look-up reads one row with an index. Messages that the page *Try it* created count too, because they are real messages.
+look-up reads one row with an index. Messages that the page *Try it* created count too, because they are real messages. Only the
+step "Connect your pipeline" requires another message.
 """
 # Tested by tests/portal/test_getting_started.py
 
@@ -72,7 +73,8 @@ def first_call(base_url: str, key: str) -> str:
 
 
 def _read(connection: Connection, application_id: int) -> tuple[bool, bool, bool, bool]:
-    """Return four booleans: whether the application has a message, a clicked message, a tracker, and a message of a pipeline."""
+    """Return four booleans: whether the application has a message, a clicked message, a tracker, and a message that the page *Try
+    it* did not create."""
     m = messages.c
     has_message = connection.scalar(select(m.id).where(m.application_id == application_id).limit(1)) is not None
     newest = select(m.id).where(m.application_id == application_id).order_by(m.id.desc()).limit(_SEARCHED).subquery()

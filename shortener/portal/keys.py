@@ -1,7 +1,7 @@
 """/portal/{app}/keys: the page with the API keys, the tracker tokens and the postback keys of an application.
 
-A new key or token is shown once, in the response to its form. No URL, log line or audit row contains it. Whoever creates, revokes
-or rotates one must have entered the password within the last ten minutes.
+A new key or token is shown once, in the response to its form. No URL, log line or audit row contains it. To create, revoke or
+rotate one, an operator must have entered the password within the last ten minutes.
 """
 # Tested by tests/portal/test_keys.py
 
@@ -25,7 +25,7 @@ from shortener.portal.operators import Role
 from shortener.portal.page import NavigationItem, PortalPage, Visit
 
 MAX_NAME_CHARACTERS = 100
-#: The time for which the previous tracker token stays valid after a rotation.
+#: The choices in hours for how long the previous tracker token stays valid after a rotation, with their labels.
 OVERLAPS = {"0": "not at all", "1": "1 hour", "24": "24 hours", "168": "7 days"}
 
 
@@ -113,7 +113,7 @@ def _create_postback_key(connection: Connection, visit: Visit) -> NewSecret:
     name = visit.form.get("network", "")
     try:
         _, key = create_postback_key(connection, visit.application_id, name, visit.now)
-    # This value has the field name `network` in the form, so the error must contain this name instead of `name`.
+    # The form contains the name of a postback key in the field `network`, so the error must refer to `network` instead of `name`.
     except ApiError as error:
         details = [Detail("network", detail.reason) for detail in error.details]
         raise ApiError(error.code, error.description, details=details) from None

@@ -63,7 +63,7 @@ class MergedPage:
 @dataclass(frozen=True, slots=True)
 class FilterField:
     """A form field that filters a list. `choices` contains the permitted values with their labels; None permits any text. If
-    `is_common` is true, the field is always visible; otherwise it is hidden under the other filters."""
+    `is_common` is true, the field is always visible; otherwise it is visible after a click on "More filters"."""
 
     name: str
     label: str
@@ -172,8 +172,8 @@ def exported_query(visit: Visit) -> dict[str, str]:
 
 
 async def _checked(lines: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Return the CSV lines after reading the first one. So an unavailable database causes an error page before the response
-    starts."""
+    """Read the first CSV line, then return all lines. If the database is unavailable, the error is raised before the response
+    starts, so that the browser gets an error page."""
     head = await anext(lines)
 
     async def body() -> AsyncIterator[bytes]:
@@ -190,11 +190,11 @@ async def _read(visit: Visit, source: ListSource, limit: int, below: int | None)
 
 
 def merge(connection: Connection, source: ListSource, applications: Sequence[int], limit: int, below: int | None) -> MergedPage:
-    """Return one page with the newest rows of several applications. This page and the earlier ones contain every row with an id
-    above `next`."""
+    """Return one page with the newest rows of several applications. This page and the pages before it contain every row with an
+    id of at least `next` of this page."""
     pages = [(application, source.read(connection, application, limit, below)) for application in applications]
-    # A page of one application that has a next page contains all rows down to its `next`. Below the highest `next` of all
-    # applications, rows can be missing.
+    # If the page of an application has a next page, it can lack rows with ids below its `next`. Therefore the merged page contains
+    # only rows with ids of at least the highest `next` of these pages.
     limits = [page.next for _, page in pages if page.next is not None]
     lowest = max(limits, default=None)
     rows = [

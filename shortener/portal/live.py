@@ -1,7 +1,7 @@
 """/portal/{app}/live: the page that shows clicks, conversions and deliveries as they arrive, by server-sent events.
 
-The page shows the newest rows without a script. With scripts it adds new ones. A stream ends when its session ends, when the
-process stops, or when the browser closes it; the browser connects again by itself.
+The page contains the newest rows at the time of the request. If the browser runs scripts, new rows are added as they arrive. A
+stream ends when its session ends, when the process stops, or when the browser closes it; the browser connects again by itself.
 """
 # Tested by tests/portal/test_live.py
 

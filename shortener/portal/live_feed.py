@@ -1,7 +1,7 @@
 """The feed of the live page: new hits, conversions and attempts of deliveries of this installation, as they are stored. One task
-per process reads the database once a second while a live page is open. The id of a row is created before the commit, and hits from
-the spool are stored late. So each read covers the last OVERLAP again and leaves out the rows that were already sent. The feed
-contains the rows of all processes, because it reads the database.
+per process reads the database once a second while a live page is open. The id of a row is created before the commit, and hits
+from the spool are stored late. Rows can therefore appear late, so each read covers the last OVERLAP again and leaves out the rows
+that were already sent. The feed contains the rows of all processes, because it reads the database.
 """
 # Tested by tests/portal/test_live.py
 
@@ -89,8 +89,8 @@ class LiveFeed:
         subscriber = LiveSubscriber(frozenset(applications))
         if self._task is None or self._task.done():
             now = self._clock()
-            # Rows that exist now are marked as seen. If the database is unavailable, the first read also sends the rows of the last
-            # seconds.
+            # Mark the rows that already exist as seen, so that they are not sent as new. If the database is unavailable now,
+            # those of the last seconds are sent.
             with contextlib.suppress(StoreUnavailable):
                 self._remember(await self._database.read(read_rows, now - OVERLAP), now)
             self._task = asyncio.get_running_loop().create_task(self._run())

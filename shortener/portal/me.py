@@ -119,7 +119,7 @@ def _renew(connection: Connection, visit: Visit) -> str:
 
 
 async def factor_form(visit: Visit) -> Response:
-    """Show a new secret for an authenticator app. It is stored only after the operator has entered a code of it."""
+    """Show a new secret for an authenticator app. It is stored only after the operator has entered a code from the app."""
     session = visit.session
     assert session is not None
     if not session.has_recent_password(visit.now):

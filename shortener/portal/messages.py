@@ -72,10 +72,10 @@ FIELDS = (
 
 
 async def messages(visit: Visit) -> Response:
-    """List messages, newest first. The CSV has complete numbers with `numbers=1`, which the audit log records.
+    """List messages, newest first. With `numbers=1`, the CSV contains complete phone numbers, and the audit log records this.
 
-    Only operators who may see phone numbers can search for one. The others see masked numbers, and a search would confirm a
-    guess."""
+    Only operators who may see complete phone numbers can search for one. For others, who see masked numbers, a search would
+    confirm a guessed number."""
     may_search = visit.may(Role.SUPPORT)
     if visit.get("to") is not None and not may_search:
         raise ApiError(

@@ -1,10 +1,10 @@
-"""This module manages operators, the people who may use the portal, with their roles and invitations. An operator is created by an
-invitation: a link with a random token that is valid once. The database stores only a hash of the token. Whoever opens the link and
-sends the form of the welcome page sets the password of the operator. Opening the link changes nothing. There is no page on which a
-visitor could become an operator without an invitation.
+"""This module manages operators, the people who may use the portal, with their roles and invitations. An operator is created by
+an invitation: a link with a random token that is valid once. The database stores only a hash of the token. A person who opens the
+link and sends the form of the welcome page sets the password of the operator. Opening the link alone changes nothing. There is no
+page on which a visitor could become an operator without an invitation.
 
-Each function with a `connection` is part of one transaction of `Database.write` or `Database.read`.
-Errors are ApiError: CONFLICT, NOT_FOUND and INVALID_REQUEST.
+A function with the parameter `connection` must be called in a transaction, with `Database.write` or `Database.read`. Errors are
+ApiError: CONFLICT, NOT_FOUND and INVALID_REQUEST.
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ class Invitation:
 
 
 def parse_role(name: str, application_id: int) -> Role:
-    """Return the role with this name. Raise ApiError INVALID_REQUEST if the name is unknown, or if it is `admin` for one
-    application."""
+    """Return the role with this name. Raise ApiError INVALID_REQUEST if the name is unknown, or if `admin` is requested for a
+    single application."""
     if name not in ROLE_NAMES:
         raise _invalid("role", f"must be one of {', '.join(ROLE_NAMES)}")
     role = Role[name.upper()]

@@ -26,7 +26,7 @@ METRICS = {
     "suspected_hits": ("Suspected hits", "clicks"),
 }
 DEFAULT_METRIC = "clicks"
-#: The longest period that the chart shows in hours, and the longest that it shows in days. A longer period is shown in weeks.
+#: The longest period that has one bar per hour, and the longest that has one bar per day. A longer period has one bar per week.
 MAX_HOURLY = timedelta(days=3, hours=1)
 MAX_DAILY = timedelta(days=120)
 

@@ -1,9 +1,9 @@
 """This module hashes and checks the passwords of operators with Argon2id, and rejects weak new passwords.
 
-A hash takes about 20 ms of processor time and 19 MiB of memory (with the parameters that OWASP recommends; with the library's
-defaults it takes eight times as long while redirects are served). It runs in a thread, and at most MAX_HASHES run at a time, so
-that many sign-ins do not delay clicks. A check for an unknown name verifies a hash of a random password, so that the response time
-does not show whether a name exists.
+The computation of a hash takes about 20 ms of processor time and 19 MiB of memory with the parameters that OWASP recommends.
+(With the defaults of the library it takes eight times as long while redirects are served.) Hashes are computed in threads, at
+most MAX_HASHES at a time, so that many sign-ins do not delay clicks. A check for an unknown name verifies a hash of a random
+password, so that the response time does not show whether a name exists.
 
 The library `argon2` is imported at the first use, because only few processes ever need it.
 """
@@ -45,9 +45,10 @@ class Passwords:
             return await asyncio.to_thread(lambda: _hasher().hash(password))
 
     async def verify(self, stored: str | None, password: str) -> bool:
-        """Return whether a password belongs to a stored hash. If `stored` is None, the operator does not exist or has no password.
+        """Return whether a password belongs to a stored hash. If `stored` is None, because the operator does not exist or has no
+        password, return False.
 
-        Both cases take the same time."""
+        The check takes the same time with and without a stored hash."""
         if len(password) > MAX_CHARACTERS:
             password, stored = "", None
         if stored is None and self._dummy is None:

@@ -3,7 +3,7 @@
 Templates escape every value. A template that uses a name which the handler did not pass raises an error. Templates contain no
 scripts and no style attributes, which the Content-Security-Policy would block (a test checks them).
 
-A page is compressed unless it shows a secret, because the size of a compressed page depends on its content.
+A page that shows a secret is not compressed, because the size of a compressed page could reveal parts of the secret.
 """
 # Tested by tests/portal/test_router.py
 

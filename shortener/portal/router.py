@@ -2,8 +2,8 @@
 
 The order is fixed: static files; the check that a request which changes something comes from the portal (403); the page for the
 path (404, 405); the session (redirect to the sign-in page); the role in the application (404 for an application that the operator
-must not know, 403 for a role that is too low); a recent password where the page requires it; the form (400, 413); for a CSV, that
-the session has no other export (429); then the handler.
+must not know, 403 for a role that is too low); the password again, if the page requires that it was entered recently; the form
+(400, 413); for a CSV, that the session has no other export (429); then the handler.
 
 An `ApiError` becomes an error page with the status and the code of the error. A database that is unavailable becomes 503. Any
 other exception is logged and becomes 500 without internals. Every response has the headers of `security.py`, and pages have
@@ -150,7 +150,7 @@ class Portal(PortalParts):
             visit.applications = self.known_applications(session)
         if needed is not None and not visit.may(needed):
             if needed is Role.ADMIN and "{app}" not in page.path:
-                # For operators without a role in the whole installation, its pages respond as if they did not exist.
+                # Operators who are not admins must not know that this page exists.
                 raise ApiError(ErrorCode.NOT_FOUND)
             raise ApiError(ErrorCode.FORBIDDEN, f"Your role does not allow this. It requires the role {needed.label}.")
         if page.needs_recent_password and request.method not in SAFE_METHODS and not session.has_recent_password(visit.now):

@@ -24,7 +24,7 @@ from shortener.storage.schema import operator_sessions, operators
 
 #: The time in which the code of the second factor must be entered after the password.
 CODE_LIFETIME = timedelta(minutes=10)
-#: Actions on keys, secrets, operators and factors require that the password was entered within this time.
+#: Actions on keys, secrets, operators and second factors require that the password was entered within this time.
 RECENT_PASSWORD = timedelta(minutes=10)
 #: The time of the latest request is stored at most once in this interval, so that most requests write nothing.
 SEEN_INTERVAL = timedelta(minutes=1)

@@ -34,7 +34,7 @@ from shortener.web.validation import validate
 
 PREVIEWED = 3  # The maximum number of events whose requests a preview shows.
 RECENT = timedelta(days=7)
-#: The description of each event that the form shows.
+#: The description of each kind of event in the form of a tracker.
 EVENTS = {
     "state": "a message becomes CLICKTHRU: its first click",
     "click": "the first click on each link, or every click",
@@ -44,7 +44,7 @@ EVENTS = {
     "operations": "a tracker is disabled, a delivery is dead, a key expires",
 }
 METHODS = ("POST", "GET")
-#: The labels of the optional limits in the form, by field name.
+#: The labels of the optional limits in the form of a tracker, by field name.
 LIMITS = {
     "max_attempts": "Attempts",
     "timeout": "Seconds for one attempt",

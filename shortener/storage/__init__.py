@@ -1,2 +1,2 @@
-"""This package contains the tables, the two database engines (SQLite and PostgreSQL), and the SQL statements that the engines need
-in different forms."""
+"""This package contains the tables, the two database engines (SQLite and PostgreSQL), and the SQL statements that differ between
+the engines."""

@@ -6,8 +6,8 @@ server continues to work. The file gets its final name only when it is complete,
 read it.
 
 `restore` accepts a backup, and also a plain copy of a database, such as one that Litestream restored. It removes the secret from
-the database and writes it to the secret file. Both functions block. If they raise `BackupError`, no file with the target name was
-created or changed.
+the database and writes it to the secret file. `backup` and `restore` block the calling thread. If they raise `BackupError`, no
+file with the target name was created or changed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ BackupProgress = Callable[[int, int], None]
 
 
 class BackupError(Exception):
-    """Raised if a backup or a restore is not possible or not correct. The text states the reason and what to do."""
+    """Raised if a backup or a restore fails, or if its result is damaged. The text states the reason and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ def restore(source: Path, database: Path, secret_file: Path, secret: Secret | No
 
 
 def inspect(file: Path) -> BackupInfo:
-    """Return a description of the content of a backup or a plain copy. Raise BackupError if this version cannot use the file."""
+    """Return the BackupInfo of a backup or a plain copy of a database. Raise BackupError if this release cannot use it."""
     if not file.exists():
         raise BackupError(f"{file} does not exist")
     with _opened(file, "ro") as connection:
@@ -126,8 +126,8 @@ _COUNTED = ("applications", "messages", "links", "hits")
 
 
 def _restore_secret(stored: str | None, fingerprint: str | None, secret_file: Path, setting: Secret | None) -> None:
-    """Write the secret of a backup to the secret file, or check that the existing secret is equal to it. Raise BackupError if it is
-    not."""
+    """Write the secret of a backup to the secret file. If a secret is already configured, check instead that it is the secret of
+    the backup, and raise BackupError if it is not."""
     existing = setting
     try:
         if existing is None and secret_file.exists():
@@ -192,8 +192,8 @@ def _value(connection: sqlite3.Connection, name: str) -> str | None:
 
 @contextlib.contextmanager
 def _new_file(target: Path) -> Iterator[Path]:
-    """Create an empty file with mode 0600 next to `target`. When the context ends, remove its journal, and also the file unless it
-    was moved."""
+    """Yield the path of a new empty file next to `target`, which only its owner can read. At the end of the context, remove this
+    path and the journal files of SQLite beside it."""
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
     try:
         os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
@@ -206,7 +206,7 @@ def _new_file(target: Path) -> Iterator[Path]:
 
 
 def _put_in_place(temporary: Path, target: Path) -> None:
-    """Give the temporary file its final name, unless a file with this name was created in the meantime."""
+    """Give the temporary file its final name. Raise BackupError if a file with this name was created in the meantime."""
     try:
         os.link(temporary, target)  # Unlike a rename, a hard link never replaces an existing file.
     except FileExistsError:

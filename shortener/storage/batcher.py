@@ -43,7 +43,8 @@ Value = TypeVar("Value")
 MAX_IN_FLIGHT = 2  # The maximum number of batches in flight.
 MAX_CLASHES = 5  # The maximum number of attempts of a group commit whose rows a unique index rejects.
 MIN_GROUP_ITEMS = 8  # The minimum number of requests that a group commit writes together, if at least this number wait.
-MAX_PROBES = 8  # If this number of items of a rejected batch were written alone and all failed, the whole batch counts as rejected.
+# If this many items of a batch fail when each is written alone, and none succeeds, all items of the batch count as rejected.
+MAX_PROBES = 8
 FIRST_RETRY_SECONDS, MAX_RETRY_SECONDS = 0.05, 1.0  # The shortest and the longest pause before a batch is retried.
 
 
@@ -51,7 +52,7 @@ class BatchState(Enum):
     OPEN = "open"  # The batch has no items yet. It takes them when its transaction begins.
     TAKEN = "taken"  # The batch has its items. Its transaction runs or is retried.
     COMMITTED = "committed"
-    FAILED = "failed"  # The items of the batch were given up by its handler.
+    FAILED = "failed"  # The transaction failed, and the handler returned no items to retry.
 
 
 class RetryTransaction(Exception):
@@ -74,7 +75,7 @@ class BatchHandler(Protocol[Item, Result]):
     """The functions that a `Batcher` calls for each batch. Only `apply` may run in another thread."""
 
     def apply(self, connection: Connection, items: Sequence[Item], is_uncertain: bool) -> Result:
-        """Write the items, at least one, in the transaction. `is_uncertain` is true if an earlier attempt may have stored some of
+        """Write the items (one or more) in the transaction. `is_uncertain` is true if an earlier attempt may have stored some of
         them."""
         ...
 
@@ -87,8 +88,8 @@ class BatchHandler(Protocol[Item, Result]):
         ...
 
     async def rejected(self, failures: Sequence[tuple[Item, Exception]], stored: int) -> Sequence[Item]:
-        """Handle items that failed when each was written alone. Return the items to retry after a pause. `stored` other items of
-        the batch were committed.
+        """Handle items that failed when each was written alone. Return the items to retry after a pause. `stored` is the number
+        of the other items of the batch, which were committed.
 
         If MAX_PROBES items failed alone and none was stored, `failures` contains the whole batch (see `gives_up_early`)."""
         ...
@@ -120,7 +121,7 @@ class Batcher(Generic[Item, Result]):
         self._tasks: set[asyncio.Task[None]] = set()
         self._open: Batch[Item] | None = None  # The batch that will take the waiting items when its transaction begins.
         self._last_size = 0  # The number of items in the previous batch.
-        # Several threads may take items, because a batch takes its items in the thread of its transaction.
+        # This lock protects the queue of items, because each batch takes its items in the thread of its own transaction.
         self._taking = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_paused = False
@@ -258,7 +259,8 @@ class Batcher(Generic[Item, Result]):
             except Exception as own_error:
                 failures.append((item, own_error))
                 if self._gives_up_early and not stored and len(failures) >= MAX_PROBES:
-                    # Put the items that were already tried at the end of the queue, so that the next attempt tries others first.
+                    # Put the items that already failed alone at the end of the list, so that the next attempt begins with other
+                    # items.
                     return await self._handler.rejected([*((rest, own_error) for rest in items[index + 1 :]), *failures], 0)
             else:
                 stored += 1
@@ -305,11 +307,11 @@ Request = tuple[Item, asyncio.Future[Result]]
 class GroupCommit(Generic[Item, Result, Value]):
     """A batcher that writes many requests in one transaction. Each request waits for its own result.
 
-    `apply(connection, items)` returns one result for each item, and a value for the batch. An exception among the results belongs
-    to that item alone. `apply` runs again when a unique index rejects the batch (a clash of codes, a race with another process),
-    and for each item alone when the batch still fails. `after(value)` is called with the value of each batch that was committed,
-    before its requests get their results. A batch has at most `max_items`. Above `max_waiting` requests, `submit` raises
-    StoreUnavailable at once."""
+    `apply(connection, items)` returns one result for each item, and a value for the batch. If a result is an exception, only the
+    request with that item fails. `apply` runs again when a unique index rejects the batch (a clash of codes, a race with another
+    process), and for each item alone when the batch still fails. `after(value)` is called with the value of each batch that was
+    committed, before its requests get their results. A batch has at most `max_items`. Above `max_waiting` requests, `submit`
+    raises StoreUnavailable at once."""
 
     def __init__(
         self,

@@ -1,9 +1,10 @@
 """This module inserts many rows with one statement: with VALUES on SQLite, and with `unnest` on PostgreSQL.
 
 On PostgreSQL, `insert_all` also inserts the rows of several tables with one statement, so a transaction waits for one response of
-the server instead of four. The values have their stored form (milliseconds, JSON text, numbers of enums) and the order of the
-columns, because these statements run thousands of times a second. On SQLite, `executemany` would release the interpreter lock for
-every row, and rows in one JSON text would cost three times as much as bound parameters.
+the server, not for one per table. Callers pass the values in their stored form (milliseconds, JSON text, numbers of enums) and in
+the order of the columns: a conversion would cost too much, because these statements run thousands of times a second. On SQLite,
+`executemany` would release the interpreter lock for every row, and rows in one JSON text would cost three times as much as bound
+parameters.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from shortener.storage import raw_sql
 
-# SmallInteger and BigInteger are subclasses of Integer, so they must come before it.
+# SmallInteger and BigInteger are subclasses of Integer, so they must come before it in this list.
 _ARRAYS: tuple[tuple[type[TypeEngine[Any]], str], ...] = (
     (SmallInteger, "smallint[]"),
     (BigInteger, "bigint[]"),
@@ -34,9 +35,9 @@ MAX_ROWS_PER_STATEMENT = 128
 
 
 class BulkInsert:
-    """An INSERT statement for many rows of a table with these columns.
+    """An INSERT statement for many rows of a table. `columns` are the columns for which the rows contain values.
 
-    `on_conflict` is the SQL after ON CONFLICT for a row that violates a unique index. If it is empty, such a row causes an
+    `on_conflict` is the SQL after ON CONFLICT, such as DO NOTHING. If it is empty, a row that violates a unique index causes an
     error."""
 
     def __init__(self, table: Table, *columns: str, on_conflict: str = "") -> None:
@@ -48,7 +49,7 @@ class BulkInsert:
         self._postgresql = self.from_arrays(count(1))
 
     def __call__(self, connection: Connection, rows: Sequence[tuple[object, ...]]) -> int:
-        """Insert rows with one statement. Return the number of inserted rows."""
+        """Insert the rows. Return the number of inserted rows."""
         if not rows:
             return 0
         if connection.dialect.name == "postgresql":
@@ -60,8 +61,8 @@ class BulkInsert:
         return written
 
     def from_arrays(self, numbers: Iterable[int]) -> str:
-        """Return the PostgreSQL INSERT statement that reads its rows from arrays. `numbers` are the numbers of its parameters,
-        which are one array for each column."""
+        """Return the PostgreSQL INSERT statement that reads its rows from arrays. Each parameter of the statement is the array of
+        one column. `numbers` are the numbers of the parameters."""
         arrays = ", ".join(f"${number}::{array}" for array, number in zip(self._arrays, numbers, strict=False))
         return f"{self._into}SELECT * FROM unnest({arrays}){self._conflict}"
 

@@ -1,15 +1,16 @@
 """This module makes the checkpoints of the SQLite WAL in a separate thread, so that the writer does not wait for them.
 
 The checkpoint thread has its own connection. It copies pages from the WAL into the database file while the writer appends to the
-WAL. It starts a checkpoint when enough rows have changed or enough time has passed. While commits continue, the thread hardly ever
-reaches the end of the WAL. If the WAL is long, the writer therefore copies the remaining pages between two of its commits, and its
-next commit restarts the WAL from the beginning. SQLite makes the file durable only then. The thread calls fdatasync after each of
-its checkpoints, so the writer has little left to wait for.
+WAL. It starts a checkpoint when enough rows have changed or enough time has passed. While commits continue, the thread hardly
+ever reaches the end of the WAL. If the WAL is long, the writer therefore copies the remaining pages between two of its commits,
+and its next commit restarts the WAL from the beginning. SQLite itself makes the database file durable only at this restart. The
+thread therefore calls fdatasync after each of its checkpoints, so that the writer has little left to wait for.
 
-SQLite before 3.51.3 can corrupt a file if a checkpoint begins on a completely copied WAL while another connection restarts it.
-Neither checkpoint here begins on such a WAL. The checkpoint of the writer follows its own commit. The checkpoint of the thread
-follows two commits that were reported after its previous checkpoint. The second of these began after that checkpoint ended, so
-nothing has copied it, and nobody can restart the WAL before it is copied. Nothing else checkpoints (docs/decisions/0009).
+SQLite before 3.51.3 can corrupt a database file if a checkpoint begins on a completely copied WAL while another connection
+restarts the WAL. No checkpoint of this service begins on such a WAL. The writer makes a checkpoint right after a commit of its
+own. The thread waits for two commits after its previous checkpoint. The second of these commits began after that checkpoint
+ended, so it is not copied yet, and no connection can restart the WAL before it is copied. No other code makes checkpoints
+(docs/decisions/0009).
 """
 
 from __future__ import annotations
@@ -26,19 +27,21 @@ import structlog
 
 log = structlog.get_logger(__name__)
 
-#: The target duration of a checkpoint. With longer checkpoints, more commits share the writing of a page. With shorter ones, the
-#: writer waits less for a busy disk.
+#: The target duration of a checkpoint. In a longer checkpoint, a page that several commits changed is written only once. During a
+#: shorter checkpoint, the writer waits less for the busy disk.
 TARGET_SECONDS = 0.3
 # The minimum, default and maximum number of changed rows between two checkpoints.
 MIN_ROWS, DEFAULT_ROWS, MAX_ROWS = 2_000, 20_000, 500_000
 MAX_INTERVAL_SECONDS = 5.0  # The maximum time between two checkpoints if few rows change.
-# A WAL with this number of frames is long: the writer should copy the rest, so that the WAL restarts from its beginning.
+# From this number of frames on, a WAL is long: the writer should copy its remaining pages, so that the WAL restarts from its
+# beginning.
 LONG_WAL_FRAMES = 50_000
-#: If a checkpoint of a long WAL takes at most this time (in proportion for a longer WAL), the writer copies the rest. Otherwise
-#: the thread repeats its checkpoint, at most MAX_REPEATS times. Without this limit, a WAL that grows as fast as the disk can
-#: write would never restart.
+#: The writer copies the remaining pages of a long WAL after a checkpoint of the thread that took at most SHORT_SECONDS. Until
+#: then, the thread repeats its checkpoint, at most MAX_REPEATS times. The limit grows in proportion to the WAL: with a fixed
+#: limit, a WAL that grows as fast as the disk can write would never restart.
 SHORT_SECONDS, MAX_REPEATS = 0.02, 5
-#: From this number of frames, the writer copies the rest even if that delays its commits, so that the WAL stays bounded.
+#: From this number of frames on, the writer copies the remaining pages of the WAL even if that delays its commits, so that the
+#: size of the WAL is limited.
 MAX_WAL_FRAMES = 150_000
 #: A WAL with this number of frames is reported: it cannot restart, because a reader uses an old snapshot of the database.
 REPORTED_WAL_FRAMES = 500_000
@@ -51,7 +54,8 @@ class Checkpointer:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        # `close` closes this file after all connections. Closing the file earlier would release the POSIX locks of the connections.
+        # This file handle is closed after all connections to the database, because closing it releases the POSIX locks of the
+        # connections.
         self._file = os.open(path, os.O_RDONLY)
         self._commits = 0
         self._changes = 0  # The number of rows that the writer connection has changed.
@@ -118,8 +122,8 @@ class Checkpointer:
         return not self._stopping.is_set()
 
     def _copy(self, connection: sqlite3.Connection) -> int:
-        """Make a checkpoint after two more commits. Return the frames in the WAL, 0 if there was no checkpoint."""
-        # The order matters. In the reverse order, an earlier commit could count as one of the two required commits.
+        """Wait for two commits and make a checkpoint. Return the number of frames in the WAL, or 0 if the thread was stopped."""
+        # Set the number of the required commit before clearing the event. In the reverse order, the event could be set too early.
         self._first_safe_commit = self._commits + 2
         self._may_begin.clear()
         if self._is_running:
@@ -155,8 +159,7 @@ class Checkpointer:
         return self._is_running
 
     def _let_writer_finish(self) -> None:
-        """Wait for the next commit of the writer. After it, the writer copies the remaining pages. Return when the writer has
-        copied them."""
+        """Make the writer copy the remaining pages of the WAL after its next commit, and wait until it has copied them."""
         self._writer_finished.clear()
         self._writer_must_finish = True
         if self._is_running:

@@ -57,7 +57,7 @@ class SharedClock:
         )
 
     async def step(self) -> int:
-        """Measure the offset of the database clock. Return 0, because this job has no more work. Raise StoreUnavailable if the
+        """Measure the offset of the database clock. Return 0: the job pauses until its next run. Raise StoreUnavailable if the
         database is unavailable."""
         own, began = self._own(), time.monotonic()
         database_ms = await self._database.read(_read_clock)
@@ -73,7 +73,7 @@ class SharedClock:
 def ms_clock(clock: Clock) -> Callable[[], int]:
     """Return a function that returns the time of `clock` in milliseconds since 1970.
 
-    Every request reads it several times, so it reads the clock of the system without creating a datetime."""
+    Each request calls the function several times, so it is fast: if `clock` follows the system clock, it creates no datetime."""
     if clock is utcnow:
         return _system_ms
     if isinstance(clock, SharedClock) and clock.follows_system:

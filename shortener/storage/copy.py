@@ -32,7 +32,7 @@ _STORED: tuple[type[TypeEngine[Any]], ...] = (Boolean, SmallInteger, BigInteger,
 
 
 class CopyError(Exception):
-    """Raised if a copy to another database is not possible or not correct. The text states the reason."""
+    """Raised if a copy to another database is impossible, or if the copied rows differ. The text states the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +146,8 @@ def _count(connection: Connection, table: Table) -> int:
 
 
 def _highest(connection: Connection, table: Table) -> tuple[Any, ...] | None:
-    """Return the last primary key that an earlier run of the copy wrote. Return None to begin with the first row: if there is no
-    such key, or if keys contain text, because SQLite and PostgreSQL sort text differently."""
+    """Return the highest primary key in the target, after which an interrupted copy continues. Return None, to begin with the
+    first row, if the table is empty or if its keys contain text, because SQLite and PostgreSQL sort text differently."""
     keys = list(table.primary_key.columns)
     if any(not isinstance(key.type, Integer) for key in keys):
         return None
@@ -156,7 +156,7 @@ def _highest(connection: Connection, table: Table) -> tuple[Any, ...] | None:
 
 
 def _page(connection: Connection, table: Table, after: tuple[Any, ...] | None) -> Sequence[tuple[Any, ...]]:
-    """Return the next rows of a table by primary key, in their stored form."""
+    """Return the rows of a table whose primary keys follow `after`, in the order of the keys and in their stored form."""
     keys = list(table.primary_key.columns)
     statement = select(*(type_coerce(column, _stored_type(column.type)) for column in table.columns))
     statement = statement.where(_without_mark(table)).order_by(*keys).limit(BATCH_ROWS)

@@ -1,9 +1,9 @@
 """The interface of the database: transactions, reads and streams of rows.
 
-A transaction is a plain function of a SQLAlchemy `Connection`. `await database.write(record, batch)` runs
-`record(connection, batch)` between BEGIN and COMMIT, and returns its result when the commit is durable. With SQLite the function
-runs in the writer thread, so a whole transaction needs one change of thread. With PostgreSQL it runs on the event loop over
-asyncpg. The function must therefore not await, must block on its own statements only, and must not keep the connection.
+A transaction is a plain function of a SQLAlchemy `Connection`. `await database.write(record, batch)` runs `record(connection,
+batch)` between BEGIN and COMMIT, and returns its result when the commit is durable. With SQLite the function runs in the writer
+thread, so a whole transaction needs one change of thread. With PostgreSQL it runs on the event loop over asyncpg. The function
+must therefore not await, must wait for nothing except its own statements, and must not use the connection after it returns.
 
 An exception of the function rolls the transaction back and is raised to the caller. If the database is down, locked or full,
 `StoreUnavailable` is raised and nothing of the transaction is stored. `IntegrityError` is raised unchanged.
@@ -31,8 +31,8 @@ T = TypeVar("T")
 class Database(Protocol):
     """A database of either engine.
 
-    `node` is the number of this process for `ids.IdGenerator`. With PostgreSQL, `node` is a number for commands at first; a process
-    that serves must lease its own number (`node_lease.NodeLease`)."""
+    `node` is the number of this process for `ids.IdGenerator`. With PostgreSQL, this is at first a number for commands; a process
+    that serves must lease a number of its own (`node_lease.NodeLease`)."""
 
     @property
     def dialect(self) -> Literal["sqlite", "postgresql"]: ...

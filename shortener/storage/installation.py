@@ -1,7 +1,7 @@
 """This module reads and writes values that the database stores about its installation, such as the fingerprint of the secret.
 
 An installation is a database with the schema of this service, and its secret. `require_installation` checks that there is one, so
-that a command in the wrong folder fails instead of creating an empty installation.
+that a command that runs in the wrong folder fails instead of creating an empty installation.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ BASE_URL = "base_url"
 
 
 class BaseUrlMissing(Exception):
-    """Raised if a process has no BASE_URL although earlier processes of the installation had one. The error text contains the
-    earlier one."""
+    """Raised if a process has no BASE_URL although earlier processes of the installation had one. The error text contains that
+    BASE_URL."""
 
 
 class NoInstallation(Exception):

@@ -192,7 +192,8 @@ def _run_on_sqlite(path: Path, function: Callable[[Connection], T]) -> T:
 
     @event.listens_for(engine, "connect")
     def _connect(connection: Any, record: object) -> None:
-        # The page size affects only a new file. A first click rewrites one page of an index, and small pages make commits small.
+        # SQLite uses this page size only for a new file. A first click rewrites a page of an index, so small pages make its
+        # commit small.
         connection.execute("PRAGMA page_size=2048")
 
     @event.listens_for(engine, "begin")

@@ -1,7 +1,7 @@
 """This module finds the newest row id in the database. A process that starts must generate larger ids.
 
-The clock may have been set back while no process ran. Ids of an hour that has already passed once could then be equal to ids of
-existing rows, and new rows would not be the newest of their list.
+Ids contain the time. If the clock was set back while no process ran, new ids could be equal to existing ones, and new rows would
+not be sorted as the newest.
 """
 
 # Tested by tests/storage/test_newest_id.py
@@ -14,8 +14,8 @@ from shortener.ids import IdGenerator, ms_of
 from shortener.storage import schema
 from shortener.storage.database import Database
 
-#: Ids that are further in the future than this are ignored: a clock was wrong by days when they were created, and otherwise all new
-#: ids would contain that wrong time.
+#: The newest id is ignored if its time is further in the future than this. It was created while a clock was wrong by days, and if
+#: new ids continued after it, all of them would contain that wrong time.
 MAX_AHEAD_MS = 26 * 3_600_000
 
 _TABLES = (
@@ -39,5 +39,5 @@ async def continue_ids(database: Database, ids: IdGenerator, now_ms: int) -> Non
 
 
 def _find_newest(connection: Connection) -> int:
-    """Return the largest id of all tables, which the primary keys contain; 0 if there are no rows."""
+    """Return the largest row id in the primary keys of the tables; 0 if there are no rows."""
     return max(connection.scalar(select(func.max(table.c.id))) or 0 for table in _TABLES)

@@ -1,9 +1,10 @@
 """This module leases node numbers: no two processes that serve from a PostgreSQL database generate ids with the same number.
 
 A number is leased in a row of `node_leases` for LEASE_SECONDS of the database's clock, and renewed every RENEW_SECONDS. A process
-that stops returns its number. If another process has the number, because this one could not renew its lease in time, it takes a
-new one (`NodeLease.step`). Until it notices, both may generate the same id; a unique index then rejects the second row, and its
-writer takes a new id. To make even this improbable, a new process begins its search at a number that was not used for long.
+that stops returns its number. If a process could not renew its lease in time, another process may have leased the number. The
+first process then leases a new number (`NodeLease.step`). Until it notices, both processes may generate the same id; a unique
+index then rejects the second row, and its process writes it with a new id. To make even this improbable, a process that starts
+searches from a number that was not used for long.
 
 Commands lease nothing. They use one of the numbers from FIRST_COMMAND_NODE on, at random. With SQLite one process serves, so it
 needs no lease (sqlite.py).
@@ -44,7 +45,7 @@ class NodeLease:
         self.node = -1
 
     async def step(self) -> int:
-        """Lease a node number, or renew the lease. Return 0, because this job has no more work. Raise StoreUnavailable if the
+        """Lease a node number, or renew the lease. Return 0: the job pauses until its next run. Raise StoreUnavailable if the
         database is unavailable."""
         if self.node < 0 or not await self._database.write(_renew, self.node, self._owner):
             node = await self._database.write(_lease, self._owner)
@@ -67,7 +68,7 @@ _NOW = text("SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint")
 
 
 def _lease(connection: Connection, owner: str) -> int:
-    """Lease the first free node number, beginning with the next value of the sequence."""
+    """Lease the first free node number, beginning with the next value of the SQL sequence `nodes`."""
     now: int = connection.execute(_NOW).scalar_one()
     start: int = connection.execute(text("SELECT nextval('nodes')")).scalar_one()
     leased = set(connection.scalars(select(node_leases.c.node).where(node_leases.c.until_ms > now)))

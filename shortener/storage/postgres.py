@@ -1,9 +1,8 @@
 """This module implements `Database` for PostgreSQL with asyncpg, for any number of processes, each with its own connection pool.
 
-Transactions run at READ COMMITTED. A conditional update or a unique index ensures that something happens only once, never a check
-before
-a write. `write` repeats a transaction after a deadlock or a serialization failure, and if its connection was cut before the commit
-began, for example by a restart of the server.
+Transactions run at READ COMMITTED. Where something must happen only once, a conditional update or a unique index ensures it; a
+check before the write would not. `write` repeats a transaction after a deadlock or a serialization failure, and if its connection
+was cut before the commit began, for example by a restart of the server.
 
 The URL has the form of libpq, as asyncpg accepts it: `sslmode`, `sslrootcert` and so on. postgres_hosts.py tries several hosts. One
 parameter belongs to this service: `prepared_statements=off`, for PgBouncer in transaction mode. Each statement is then prepared
@@ -143,9 +142,9 @@ def _check(connection: Connection) -> None:
 
 
 class _QuicklyClosed(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
-    """A connection that a server which does not respond cannot keep open for longer than CLOSE_SECONDS.
+    """A connection that closes within CLOSE_SECONDS, even if the server does not respond.
 
-    SQLAlchemy closes a connection when the transaction of a cancelled task ends. During a stop the process waits for this."""
+    When a task is cancelled, SQLAlchemy closes the connection of its transaction, and a process that stops waits for this."""
 
     __slots__ = ()
 
@@ -159,7 +158,8 @@ class _QuicklyClosed(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has n
 async def _connect(*args: Any, **options: Any) -> Any:
     """Connect to PostgreSQL. Raise StoreUnavailable if the server refuses this user, has no free connection, or is down.
 
-    Statements have the same SQLSTATEs for other reasons (42501: a permission that is missing), so only this place can decide."""
+    Only this function maps these SQLSTATEs to StoreUnavailable, because statements cause the same SQLSTATEs for other reasons
+    (42501: a missing permission)."""
     try:
         return await connect(*args, connection_class=_QuicklyClosed, **options)
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:

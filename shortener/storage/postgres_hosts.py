@@ -1,9 +1,9 @@
 """This module connects to PostgreSQL by a URL with one or several hosts.
 
-asyncpg tries the hosts of a URL one after the other within one time limit. A machine that lost its network answers nothing, so a
-connection to it uses the whole limit, and the standby that replaced it would never be tried. `connect` starts with the first host,
-and adds the next one whenever a host fails or needs longer than HOST_DELAY_SECONDS. The first host that meets the requirement of
-`target_session_attrs` is used.
+asyncpg tries the hosts of a URL one after the other within one time limit. A machine that lost its network does not respond, so
+an attempt to connect to it would use the whole limit, and the standby that replaced it would never be tried. Therefore `connect`
+starts with the first host, and adds the next one whenever a host fails or needs longer than HOST_DELAY_SECONDS. The first host
+that meets the requirement of `target_session_attrs` is used.
 
 With several hosts, the default of `target_session_attrs` is `read-write`, because every process of this service writes.
 """

@@ -43,8 +43,8 @@ def value(connection: Connection, statement: str, *parameters: object) -> Any:
 def rows(connection: Connection, statements: Mapping[str, str], *values: object) -> Sequence[Sequence[Any]]:
     """Return the rows of a query that has one statement for each engine.
 
-    The SQLite statement must return one JSON array of rows, because each fetch of a row releases the interpreter lock.
-    A list in `values` becomes one JSON text on SQLite and an array on PostgreSQL."""
+    The SQLite statement must return one JSON array of rows, because Python releases the interpreter lock for each row that it
+    fetches, which takes time. A list in `values` becomes one JSON text on SQLite and an array on PostgreSQL."""
     if connection.dialect.name == "sqlite":
         packed = [orjson.dumps(one).decode() if isinstance(one, list) else one for one in values]
         found: list[list[Any]] = orjson.loads(value(connection, statements["sqlite"], *packed))

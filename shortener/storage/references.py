@@ -1,7 +1,7 @@
-"""This module lists the references between tables, and finds rows that violate them. The database enforces the references in
-`ENFORCED`: a foreign key on PostgreSQL, a trigger on SQLite (docs/decisions/0023). These are references of tables that change
-rarely. `VERIFIED` contains the references of messages and clicks, where a check of each new row would slow down clicks. The
-transactions of the service keep these references. `shortener verify` reports rows that violate any of them.
+"""This module lists the references between tables, and finds rows that violate them. `ENFORCED` contains references of tables
+that change rarely. The database enforces them: with a foreign key on PostgreSQL, with a trigger on SQLite (docs/decisions/0023).
+`VERIFIED` contains the references of messages and clicks. The database does not enforce these, because a check of each new row
+would slow down clicks. `shortener verify` reports rows that violate a reference of either kind.
 """
 
 # Tested by tests/storage/test_references.py
@@ -67,7 +67,7 @@ VERIFIED = (
 
 
 async def find_orphans(database: Database) -> list[Orphan]:
-    """Return rows that refer to rows that do not exist. Each query reads a part of a table. Raise StoreUnavailable."""
+    """Return the rows that refer to rows that do not exist, at most MAX_ORPHANS for each reference. Raise StoreUnavailable."""
     orphans: list[Orphan] = []
     for reference in (*ENFORCED, *VERIFIED):
         after: int | None = -1
@@ -80,7 +80,7 @@ async def find_orphans(database: Database) -> list[Orphan]:
 
 
 def _find_in_range(connection: Connection, reference: Reference, after: int) -> tuple[list[int], int | None]:
-    """Return the ids of orphans among the next rows of a table, and the last examined id; None if no row follows."""
+    """Examine the next rows of a table. Return the ids of its orphans, and the last examined id, or None if no row is left."""
     table, parent = reference.column.table, reference.parent
     end = connection.scalar(select(table.c.id).where(table.c.id > after).order_by(table.c.id).offset(MAX_RANGE_ROWS - 1).limit(1))
     in_range = table.c.id > after if end is None else and_(table.c.id > after, table.c.id <= end)

@@ -1,9 +1,9 @@
-"""This module makes a new secret the secret of a database whose secret was lost.
+"""This module gives a new secret to a database whose secret was lost.
 
-Columns that contain encrypted values are marked in the schema with `info={"encrypted": NAME}`. `adopt` removes the values that the
-new secret cannot decrypt. A tracker or gateway that loses a value is disabled: its deliveries wait until an operator sets the
-values again and enables it, so no receiver gets a request without its signature or credentials. The password of an operator whose
-second factor is removed is removed too. Codes of links do not depend on the secret, so links continue to redirect.
+Columns that contain encrypted values are marked in the schema with `info={"encrypted": NAME}`. `adopt` removes the values that
+the new secret cannot decrypt. A tracker or gateway that loses a value is disabled: its deliveries wait until an operator sets the
+values again and enables it, so no receiver gets a request without its signature or credentials. If the second factor of an
+operator is removed, the password is removed too. Codes of links do not depend on the secret, so links continue to redirect.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from shortener.secret import Secret, SecretError
 from shortener.storage.installation import FINGERPRINT, get, set_value
 from shortener.storage.schema import metadata
 
-#: The reason that a disabled tracker shows.
+#: The `disabled_reason` of a tracker or gateway that lost an encrypted value.
 DISABLED_REASON = "the secret of the installation was lost; set the values that were encrypted with it again"
 
 

@@ -56,8 +56,8 @@ _WRITER_PRAGMAS = (
     "PRAGMA journal_mode=WAL",
     "PRAGMA synchronous=FULL",
     f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}",
-    # The cache has 8 MiB. SQLite searches the whole cache at the end of a transaction that moved pages of an index, which about
-    # every second transaction does (docs/decisions/0006). The operating system caches the other pages.
+    # The page cache has only 8 MiB, because SQLite searches the whole cache at the end of each transaction that moved pages of an
+    # index, and about every second transaction does (docs/decisions/0006). The operating system caches the other pages.
     "PRAGMA cache_size=-8192",
     "PRAGMA temp_store=MEMORY",
     "PRAGMA wal_autocheckpoint=0",  # Turn off SQLite's automatic checkpoints, because `Checkpointer` makes all checkpoints.
@@ -148,14 +148,14 @@ class SqliteDatabase:
                 if self._checkpointer is not None:
                     self._checkpointer.committed(self._driver)
 
-        # The context contains the id of the request, which log lines of the writer thread need too.
+        # The context variables contain the id of the request, which the log lines of the writer thread need too.
         self._work.put(partial(contextvars.copy_context().run, job))
         return await future
 
     def _transact(self, transact: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run BEGIN, the transaction function and COMMIT.
 
-        BEGIN and COMMIT bypass SQLAlchemy, which takes longer than a short transaction."""
+        BEGIN and COMMIT bypass SQLAlchemy, whose own work takes longer than a short transaction."""
         if _identity(self._path) != self._file:
             # The database file was deleted or replaced. A commit to the old file would be lost at the next start.
             raise StoreUnavailable(f"the database file {self._path} was deleted or replaced while the service ran")
@@ -168,7 +168,7 @@ class SqliteDatabase:
                 self._driver.rollback()
             raise
         finally:
-            # SQLAlchemy has begun a transaction object at the first statement, so it must be ended too.
+            # SQLAlchemy created a transaction object at the first statement, so this object must be closed too.
             if self._writer.in_transaction():
                 self._writer.rollback()
         return result

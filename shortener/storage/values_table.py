@@ -1,8 +1,7 @@
 """This module passes rows from memory to an SQL statement as a table that it can join.
 
 The text of the statement and the number of parameters do not depend on the number of rows. With `IN (...)`, each number of rows
-would be
-another statement to prepare, and the number of parameters is limited.
+would need another prepared statement, and the number of parameters is limited.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from sqlalchemy import BigInteger, Boolean, Column, Integer, Table, Text, false
 from shortener.storage.schema.base import metadata
 from shortener.storage.types import Instant, Json
 
-#: Named values of the installation: the fingerprint of the secret, the version of the directory of accounts, the progress of jobs.
+#: Named values that all processes of the installation share, such as the fingerprint of the secret and the progress of jobs.
 installation = Table(
     "installation",
     metadata,
@@ -23,7 +23,7 @@ applications = Table(
     Column("id", Integer, primary_key=True),
     Column("name", Text, nullable=False, unique=True),
     Column("company_id", BigInteger),
-    # Contains the values of accounts.ApplicationSettings that differ from the defaults. A later version can change a default.
+    # Only the settings of the application that differ from their defaults, so that a later release can change a default.
     Column("settings", Json, nullable=False),
     Column("created_at", Instant, nullable=False),
     Column("disabled_at", Instant),
@@ -44,7 +44,7 @@ domains = Table(
     Column("fallback_url", Text),
     Column("created_at", Instant, nullable=False),
     Column("disabled_at", Instant),
-    # The path before the code of new links, such as "/ABCDEF" or "/{sender}".
+    # The path before the code in new links of the domain, such as "/ABCDEF" or "/{sender}".
     Column("path", Text, nullable=False, server_default=""),
     Column("previous_paths", Json),  # The paths before the codes of older links, which still work.
     Column("home_url", Text),
@@ -58,9 +58,9 @@ domains = Table(
 blocked_hosts = Table(
     "blocked_hosts",
     metadata,
-    # The id 0 blocks the host for the links of all applications.
+    # A row with the application id 0 blocks the host for the links of all applications.
     Column("application_id", Integer, primary_key=True, autoincrement=False),
-    # The host in lower case and punycode, without a port. "*.example.com" blocks every subdomain.
+    # The blocked host in lower case and punycode, without a port. "*.example.com" blocks every subdomain.
     Column("host", Text, primary_key=True),
     Column("created_at", Instant, nullable=False),
 )
@@ -112,7 +112,7 @@ postback_keys = Table(
     Column("revoked_at", Instant),
 )
 
-#: The stored responses to requests with an Idempotency-Key.
+#: The stored responses to rewrite requests with an Idempotency-Key.
 idempotency = Table(
     "idempotency",
     metadata,
@@ -123,7 +123,7 @@ idempotency = Table(
     Column("created_at", Instant, nullable=False, index=True),
 )
 
-#: Responses to requests with an Idempotency-Key that are no rewrites (accounts/stored_responses.py).
+#: The stored responses to requests with an Idempotency-Key, except rewrite requests (accounts/stored_responses.py).
 stored_responses = Table(
     "stored_responses",
     metadata,
@@ -142,6 +142,6 @@ node_leases = Table(
     metadata,
     Column("node", Integer, primary_key=True, autoincrement=False),
     Column("owner", Text, nullable=False),  # A random text that identifies the process.
-    # The end of the lease in milliseconds since 1970, on the clock of the database.
+    # The time at which the lease of the node number ends, in milliseconds since 1970 on the clock of the database.
     Column("until_ms", BigInteger, nullable=False),
 )

@@ -9,12 +9,13 @@ from sqlalchemy import Column, Index, Integer, Table, Text
 from shortener.storage.schema.base import RowId, metadata
 from shortener.storage.types import Instant, Money
 
-#: Prices of one segment by the first digits of the recipient's number. The application id 0 means the price for all applications.
+#: Prices of one SMS segment by the first digits of the recipient's number. The application id 0 means the price for all
+#: applications.
 prices = Table(
     "prices",
     metadata,
     Column("application_id", Integer, primary_key=True, autoincrement=False),
-    # The first digits of the phone numbers, without a plus sign; "" is the price for all numbers without a longer prefix.
+    # The first digits of the phone numbers, without a plus sign; "" stands for all numbers that match no other prefix.
     Column("prefix", Text, primary_key=True),
     Column("price", Money, nullable=False),
 )
@@ -29,7 +30,7 @@ balances = Table(
     Column("updated_at", Instant, nullable=False),
 )
 
-#: Changes of a balance by an operator. The cost of each message is in `sends`.
+#: Changes of a balance by an operator. The costs of messages are not listed here, but in `sends`.
 balance_changes = Table(
     "balance_changes",
     metadata,

@@ -25,12 +25,12 @@ conversions = Table(
     Column("at", Instant, nullable=False),  # The reported time of the first revision. The conversion is counted at this time.
     Column("received_at", Instant, nullable=False),
     Column("metadata", Json),
-    # The number of the latest revision, whose values this row contains.
+    # The number of the latest revision of the conversion. This row contains the values of that revision.
     Column("revision", Integer, nullable=False, server_default="1"),
     Column("updated_at", Instant),  # The time when the latest revision was received; NULL if there is only one revision.
     Column("latest_at", Instant),  # The reported time of the latest revision; NULL if there is only one revision.
-    # The next columns have the action and the transaction id as they were reported, if they differ from the case-folded values in
-    # `action` and `transaction_id`, which identify the conversion.
+    # The action and the transaction id as they were reported; NULL if they are equal to `action` and `transaction_id`, which
+    # contain the case-folded texts and identify the conversion.
     Column("action_text", Text),
     Column("transaction_text", Text),
     Column("warnings", Json),  # A list of warnings as texts.
@@ -41,7 +41,7 @@ conversions = Table(
     Index("conversions_by_application", "application_id", "id"),
 )
 
-#: The earlier revisions of conversions that changed. The row of a conversion is its latest revision.
+#: The earlier revisions of conversions that changed. The row in `conversions` is the latest revision.
 conversion_revisions = Table(
     "conversion_revisions",
     metadata,
@@ -83,8 +83,8 @@ refused_conversions = Table(
     Index("refused_conversions_by_application", "application_id", "id"),
 )
 
-#: Conversion processes of the Infobip API. Messages whose `tracking` objects have the same track and type share one. Messages
-#: without such an object share one in which both are "".
+#: Conversion processes of the Infobip API. Messages whose `tracking` objects have the same track and type belong to the same
+#: process. For messages without a `tracking` object, there is a process in which both are "".
 processes = Table(
     "processes",
     metadata,

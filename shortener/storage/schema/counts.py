@@ -18,10 +18,10 @@ count_deltas = Table(
     Column("origins", Json),  # The result of outbox.count_deltas.CountDelta.origins; NULL: an older version wrote the row.
 )
 
-#: This index contains the counts that are not rolled up yet. Only an older version leaves such counts.
+#: The condition of the index `counts_not_rolled_up`. Only processes of an older version leave counts that are not rolled up.
 NOT_ROLLED_UP = "rolled_up IS NULL OR rolled_up <> amount"
 
-#: Counts for each cohort, metric and time slot of 15 minutes, so that a day in any time zone is a number of slots.
+#: Counts for each cohort, metric and time slot of 15 minutes. A day in any time zone consists of whole time slots.
 counts = Table(
     "counts",
     metadata,
@@ -39,8 +39,8 @@ counts = Table(
     ),
 )
 
-#: Sets of links: the destination (host and path) and the label of each link of a message. Messages with the same links share one.
-#: A campaign has at most 200 destinations and 200 labels; all others are "other".
+#: Sets of links: the destination (host and path) and the label of each link of a message. Messages with the same links share one
+#: set. A campaign has at most 200 destinations and 200 labels; any others are stored as "other".
 link_sets = Table(
     "link_sets",
     metadata,
@@ -67,8 +67,8 @@ count_groups = Table(
     Index("count_groups_by_kind", "application_id", "kind", "campaign"),
 )
 
-#: Rolled-up counts. `series` encodes the length of the periods and the time at which events count (reporting/rollups.py). `period`
-#: is the number of periods of this length since 1970.
+#: Rolled-up counts. `series` encodes the length of a period, and whether an event counts at its own time or at the time of its
+#: message (reporting/rollups.py). `period` is the number of periods of this length since 1970.
 rollups = Table(
     "rollups",
     metadata,

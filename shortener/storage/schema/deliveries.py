@@ -9,8 +9,8 @@ from sqlalchemy import BigInteger, Boolean, Column, Float, Index, Integer, Small
 from shortener.storage.schema.base import RowId, metadata
 from shortener.storage.types import Instant, Json
 
-#: Endpoints that receive events. `role` is "tracker", or "conversion_url" for the endpoint that the API fields of an application
-#: define.
+#: Endpoints that receive events. `role` is "tracker", or "conversion_url" for the URL in the field `conversion_url` of an
+#: application.
 trackers = Table(
     "trackers",
     metadata,
@@ -31,7 +31,7 @@ trackers = Table(
     Column("previous_secret", Text, info={"encrypted": "previous signing secret"}),
     Column("previous_secret_until", Instant),
     Column("success", Json, nullable=False),
-    # NULL in the next four columns means the value of the setting of the installation.
+    # NULL in the columns from `max_attempts` to `schedule` means that the setting of the installation applies.
     Column("max_attempts", Integer),
     Column("timeout", Json),  # The time limit of one delivery attempt in seconds.
     Column("concurrency", Integer),
@@ -39,32 +39,32 @@ trackers = Table(
     Column("with_suspected", Boolean, nullable=False, server_default=false()),
     Column("created_at", Instant, nullable=False),
     Column("updated_at", Instant, nullable=False),
-    # The number of changes of the tracker, by which a process detects a stale copy.
+    # The number of changes of the tracker, with which a process detects that its cached copy is old.
     Column("revision", Integer, nullable=False, server_default="1"),
-    # The next columns are the health of the tracker (delivery/health.py). The dispatcher writes them when they change.
+    # The columns from `failures_in_row` to `last_failure_at` are the health of the tracker (delivery/health.py).
     Column("failures_in_row", Integer, nullable=False, server_default="0"),
     Column("open_until", Instant),  # The circuit breaker is open until this time; one probe delivery follows.
     Column("opened_at", Instant),  # The time when the circuit breaker opened.
-    # The backlog of a tracker that has recovered is released at a limited rate. This column is the time up to which the rate is
-    # used up: the next delivery may be sent after it.
+    # The backlog of a tracker that has recovered is sent at a limited rate: the next delivery of it may be sent after the time in
+    # `recovering_at`.
     Column("recovering_at", Instant),
     Column("last_success_at", Instant),
     Column("last_failure_at", Instant),
     # A client certificate: the encrypted PEM text of a certificate chain and its key.
     Column("client_certificate", Text, info={"encrypted": "client certificate"}),
-    # The rate of deliveries per second (delivery/pace.py). The customer sets `max_per_second`; responses with status 429 set the
-    # others.
+    # The columns from `max_per_second` to `paced_until` limit the deliveries per second (delivery/pace.py). The customer sets the
+    # first; the service sets the others after responses with status 429.
     Column("max_per_second", Float),
     Column("rate", Float),
     Column("rate_ceiling", Float),
     Column("rate_lowered_at", Instant),
-    Column("paced_until", Instant),  # The rate is used up until this time: the next delivery may be sent after it.
+    Column("paced_until", Instant),  # The next delivery may be sent after this time, so that the rate is not exceeded.
     # The id of a deleted tracker must never be reused, because its deliveries would go to the new tracker.
     sqlite_autoincrement=True,
 )
 
-#: One row for each event, topic and receiver. `lane` names the receiver: "t<tracker>" or, for callbacks of messages,
-#: "c<application>/<host>". The attempts in flight are limited for each lane.
+#: Deliveries: one row for each event, topic and receiver. `lane` names the receiver: "t<tracker>" or, for callbacks of messages,
+#: "c<application>/<host>". The number of attempts in flight is limited for each lane.
 deliveries = Table(
     "deliveries",
     metadata,
@@ -77,25 +77,26 @@ deliveries = Table(
     Column("lane", Text, nullable=False),
     Column("status", SmallInteger, nullable=False),  # The value of model.DeliveryStatus.
     Column("attempt", SmallInteger, nullable=False),  # The number of attempts that were started.
-    # The number of attempts that do not count towards the maximum: those before the last replay, and 429 responses.
+    # The number of attempts that do not count towards the maximum: those before the last replay, and those with a 429 response.
     Column("base_attempt", SmallInteger, nullable=False, server_default="0"),
-    # The queue within the tracker. 0: deliveries that wait for their first attempt; 1: deliveries that wait for a retry.
+    # The queue of the delivery: 0 if it waits for its first attempt, 1 if it waits for a retry.
     Column("queue", SmallInteger, nullable=False, server_default="0"),
-    # The time of the next attempt. During an attempt it is the end of the lease, after which a lost attempt is repeated.
+    # The time of the next attempt of the delivery. During an attempt, it is the end of the lease, after which a lost attempt is
+    # repeated.
     Column("next_at", Instant, nullable=False),
     Column("lease_until", Instant),
-    # The time when `next_at` was set; NULL: when the delivery was created (delivery/clock_steps.py).
+    # The time when `next_at` was set; NULL: it was set when the delivery was created (delivery/clock_steps.py).
     Column("scheduled_at", Instant),
-    # The time since which only failures of this host, and not of the tracker, have delayed the delivery.
+    # The time since which only local failures (of the machine that delivers, not of the tracker) have delayed the delivery.
     Column("held_since", Instant),
     Column("created_at", Instant, nullable=False),
     Column("restarted_at", Instant),  # The time of the last replay of the delivery.
     Column("finished_at", Instant),
     Column("last_status", SmallInteger),
     Column("last_error", Text),
-    # The background replay that the latest replay of the delivery was part of.
+    # The background replay that performed the latest replay of the delivery; NULL: no background replay did.
     Column("replay_id", BigInteger),
-    # The fan-out of an event is one transaction, so it cannot create a delivery twice. This index enforces it.
+    # This index ensures that an event has at most one delivery for each topic and tracker.
     Index(
         "deliveries_once",
         "event_id",

@@ -28,16 +28,17 @@ from shortener.storage.schema.base import RowId, metadata
 from shortener.storage.schema.messages import first_clicks, messages
 from shortener.storage.types import Instant, Json
 
-#: The condition for events that are not the first click of a message. The event of a first click has the id of its hit, so
-#: `first_clicks` finds it and it needs no entry in an index in which every insert would write another page. `events_of` finds all.
+#: The condition of the index `events_by_message`: events that are not the first click of a message. The event of a first click
+#: has the same id as its hit, which `first_clicks` contains. An entry in the index would make every first click write another
+#: page. The function `events_of` finds all events of a message.
 OTHER_EVENTS = "coalesce(hit_id, 0) <> id"
 
 #: This value of `facts` marks a quarantined event: the fan-out could not build its facts. Such an event has no deliveries.
 QUARANTINED = {"set_aside": True}
 
-#: The event log. `topics` contains the bits of the model.Topic values under which the event is published. `data` contains the facts
-#: that cannot be read from other tables. `facts` is the snapshot for the bodies of deliveries; the fan-out builds it if a tracker
-#: subscribes to the event.
+#: The event log. `topics` contains the bits of the model.Topic values under which the event is published. `data` contains the
+#: facts that cannot be read from other tables. `facts` is a snapshot of the values for the bodies of the deliveries; the fan-out
+#: builds it if a tracker subscribes to the event.
 events = Table(
     "events",
     metadata,
@@ -60,7 +61,7 @@ events = Table(
 def is_pending_click() -> ColumnElement[bool]:
     """Return the SQL condition for first-click events that the fan-out has not processed or has quarantined.
 
-    For these, the fan-out determines the previous state of the message and counts the time to click."""
+    For these events, the fan-out still has to determine the previous state of the message and to count the time to click."""
     pending = or_(events.c.fanned_out == false(), events.c.facts == QUARANTINED)
     return and_(events.c.hit_id == events.c.id, events.c.data.is_(None), pending)
 
@@ -77,14 +78,14 @@ def events_of(wanted: Sequence[int] | BindParameter[int]) -> ColumnElement[bool]
         union_all(
             select(first_clicks.c.hit_id).where(first_clicks.c.id.in_(wanted)),
             select(_others.c.id).where(*other),
-            # The event of a retracted first click has the id of its hit, which the event of the retraction contains in `hit_id`.
+            # Also select the events of retracted first clicks: their id is the `hit_id` of the event of the retraction.
             select(_others.c.hit_id).where(*other),
         )
     )
 
 
 def is_event_of_message() -> tuple[ColumnElement[bool], ...]:
-    """Return SQL conditions for the events of the message of an outer query.
+    """Return SQL conditions that find the events of each message of an outer query.
 
     Each event of the message fulfils at least one of these conditions, and each condition uses an index."""
     other = and_(_other, _others.c.message_id == messages.c.id)

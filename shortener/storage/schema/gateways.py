@@ -14,21 +14,21 @@ gateways = Table(
     "gateways",
     metadata,
     Column("id", Integer, primary_key=True),
-    # The id 0 means a gateway of the installation, which the operator can select for any application.
+    # A gateway with the application id 0 belongs to the installation: operators can select it for any application.
     Column("application_id", Integer, nullable=False),
     Column("name", Text, nullable=False),
     Column("kind", Text, nullable=False),  # The kind of the gateway: http, smpp or simulator.
     Column("preset", Text, nullable=False, server_default=""),  # The preset from which the gateway was created; "": none.
-    # The settings of the kind, as encrypted JSON, because they contain credentials.
+    # The settings that a gateway of this kind has, as encrypted JSON, because they contain credentials.
     Column("settings", Text, info={"encrypted": "settings"}),
-    # The encrypted key in the path of the URL for delivery reports.
+    # The encrypted key in the path of the URL to which the gateway sends delivery reports.
     Column("report_key", Text, info={"encrypted": "report key"}),
     Column("report_key_hash", Text, nullable=False, unique=True),
     Column("enabled", Boolean, nullable=False),
     Column("disabled_reason", Text),
     Column("allow_private", Boolean, nullable=False, server_default=false()),
     Column("on_doubt", Text, nullable=False, server_default="resend"),  # What happens to doubtful messages: resend or hold.
-    # NULL in the next four columns means the value of the setting of the installation.
+    # NULL in the columns from `max_attempts` to `schedule` means that the setting of the installation applies.
     Column("max_attempts", Integer),
     Column("timeout", Float),  # The time limit of one attempt in seconds.
     Column("concurrency", Integer),
@@ -36,9 +36,9 @@ gateways = Table(
     Column("created_at", Instant, nullable=False),
     Column("updated_at", Instant, nullable=False),
     Column("removed_at", Instant),
-    # The number of changes of the gateway, by which a process detects a stale copy.
+    # The number of changes of the gateway, with which a process detects that its cached copy is old.
     Column("revision", Integer, nullable=False, server_default="1"),
-    # The health (delivery/health.py) and the rate (delivery/pace.py) of the gateway, with the same columns as those of trackers.
+    # The columns from `failures_in_row` to `paced_until` are the health and the rate of the gateway, as in the table `trackers`.
     Column("failures_in_row", Integer, nullable=False, server_default="0"),
     Column("open_until", Instant),
     Column("opened_at", Instant),
@@ -72,13 +72,14 @@ sends = Table(
     Column("status", SmallInteger, nullable=False),  # The value of model.SendStatus.
     Column("text", Text),  # The text of the message; NULL as soon as the gateway has accepted it or it was given up.
     Column("attempt", SmallInteger, nullable=False, server_default="0"),  # The number of attempts that were started.
-    Column("base_attempt", SmallInteger, nullable=False, server_default="0"),  # The number of attempts that do not count.
-    # 0: messages that wait for their first attempt; 1: messages that wait for a retry.
+    # The number of attempts that do not count towards the maximum.
+    Column("base_attempt", SmallInteger, nullable=False, server_default="0"),
+    # The queue of the message: 0 if it waits for its first attempt, 1 if it waits for a retry.
     Column("queue", SmallInteger, nullable=False, server_default="0"),
-    # The time of the next attempt. During an attempt it is the end of the lease.
+    # The time of the next attempt to hand the message on. During an attempt, it is the end of the lease.
     Column("next_at", Instant, nullable=False),
     Column("lease_until", Instant),
-    # Whether the gateway may have accepted an earlier attempt although its response was not received.
+    # Whether the gateway may have accepted the message in an earlier attempt, although no response was received.
     Column("doubtful", Boolean, nullable=False, server_default=false()),
     Column("cost", Money),  # The price of the message; NULL: there is no price.
     # Whether the cost was refunded, because the message was not sent.

@@ -9,13 +9,13 @@ from sqlalchemy import BigInteger, Column, Index, Integer, SmallInteger, Table, 
 from shortener.storage.schema.base import RowId, metadata
 from shortener.storage.types import Instant
 
-#: The condition for hits that are not the first click of their message. `first_clicks.hit_id` finds the others, so they need no
-#: entry in an index in which every insert would write another page.
+#: The condition of the index `hits_by_link`: hits that are not the first click of their message. The column `first_clicks.hit_id`
+#: finds the others; an entry in the index would make every first click write another page.
 OTHER_HITS = "flags & 2 = 0"
 
 
 def other_hits(name: str = "hits") -> TextClause:
-    """Return the SQL condition of the index `hits_by_link` for a table name. SQLite uses the index only for exactly this text."""
+    """Return the SQL condition of the index `hits_by_link` for a table name. SQLite uses the index only for this exact text."""
     return text(f"{name}.{OTHER_HITS}")
 
 

@@ -25,7 +25,8 @@ from shortener.model import State
 from shortener.storage.schema.base import RowId, metadata
 from shortener.storage.types import Instant, Json, Money
 
-#: The groups of the statistics: one row for each application, campaign, source, recipient country and conversion process.
+#: Cohorts, the groups of the statistics: one row for each combination of application, campaign, source, recipient country and
+#: conversion process.
 cohorts = Table(
     "cohorts",
     metadata,
@@ -47,7 +48,7 @@ messages = Table(
     Column("message_id", Text, nullable=False),
     Column("request_id", Text, nullable=False),
     Column("external_request_id", Text, nullable=False, server_default=""),
-    Column("content_hash", Text, nullable=False),  # A hash by which a repeated message_id is compared with the first request.
+    Column("content_hash", Text, nullable=False),  # A hash of the request, with which a repeated message_id is compared.
     Column("to_address", Text, nullable=False),
     Column("from_address", Text, nullable=False, server_default=""),
     Column("sender_id_id", Text, nullable=False, server_default=""),
@@ -76,7 +77,7 @@ messages = Table(
     Index("messages_by_cohort", "cohort_id", "id"),  # This index lists the messages of a campaign, newest first.
 )
 
-#: Messages with hits before they were reported as sent (clicks/verdicts/early_hits.py).
+#: Messages that had hits before they were reported as sent (clicks/verdicts/early_hits.py).
 early_hits = Table(
     "early_hits",
     metadata,
@@ -88,14 +89,14 @@ early_hits = Table(
     Index("early_hits_due", "id", sqlite_where=text("is_due"), postgresql_where=text("is_due")),
 )
 
-#: The clicks of messages that were clicked. They are not columns of `messages`, whose rows are ten times as large: clicks come in
-#: no order, so each would read and write another page of `messages` (docs/decisions/0013).
+#: The first clicks of messages. They are not stored in `messages`, whose rows are ten times as large. The messages are clicked in
+#: random order, so each click would read and write another page of `messages` (docs/decisions/0013).
 first_clicks = Table(
     "first_clicks",
     metadata,
     Column("id", RowId, primary_key=True, autoincrement=False),  # The row id of the message.
-    # Both columns are NULL if the first click was retracted while a click on another link remains, or if the row is only the lock
-    # of a transaction (outbox/first_clicks.py).
+    # `at` and `hit_id` are NULL if the first click was retracted while a click on another link remains, or if a transaction
+    # inserted the row only as a lock (outbox/first_clicks.py).
     Column("at", Instant),
     Column("hit_id", BigInteger),  # The row id of the hit that is the first click of the message.
     Column("links", Integer, nullable=False),  # Bit n is set if the link at position n was clicked.
@@ -107,7 +108,8 @@ def is_clicked() -> ColumnElement[bool]:
     return exists().where(first_clicks.c.id == messages.c.id, first_clicks.c.at.is_not(None))
 
 
-#: The state of a message, and its state before CLICKTHRU, in a query with an outer join of `messages` and `first_clicks`.
+#: SQL expressions for the state of a message and for its state before CLICKTHRU. They need a query with an outer join of
+#: `messages` and `first_clicks`.
 current_state: ColumnElement[int] = case((first_clicks.c.at.is_not(None), int(State.CLICKTHRU)), else_=messages.c.state)
 
 previous_state: ColumnElement[int | None] = case((first_clicks.c.at.is_not(None), messages.c.state))
@@ -134,7 +136,7 @@ links = Table(
     Column("link_set_id", Integer),  # The link set that contains only this link; NULL: the link is older than this column.
 )
 
-#: The changes of links after their message was sent. `changes` has [old, new] by the name of the field.
+#: The changes of links after their message was sent. `changes` maps the name of each changed field to [old value, new value].
 link_changes = Table(
     "link_changes",
     metadata,
@@ -161,8 +163,8 @@ link_updates = Table(
     Column("counted", BigInteger, nullable=False, server_default="0"),
     Column("done", BigInteger, nullable=False, server_default="0"),
     Column("changed", BigInteger, nullable=False, server_default="0"),
-    # The progress of the update: the number of the index range that it processes, the position `cursor` up to which it has
-    # processed the range, and the message id `last_message_id` at which it ends.
+    # The progress of the update, which processes the messages below `last_message_id` in ranges of an index: the number of the
+    # current range, and the id of the last message in it that is done (`cursor`).
     Column("last_message_id", BigInteger, nullable=False),
     Column("range_index", Integer, nullable=False, server_default="0"),
     Column("cursor", BigInteger, nullable=False, server_default="0"),
@@ -172,7 +174,8 @@ link_updates = Table(
     Column("finished_at", Instant),
 )
 
-#: Messages whose erasure is repeated, because a transaction or an attempt may have been running (retention/erasure_repeats.py).
+#: Messages whose erasure is repeated, because a transaction or an attempt that ran during the erasure may have stored data of
+#: them afterwards (retention/erasure_repeats.py).
 erasure_repeats = Table(
     "erasure_repeats",
     metadata,

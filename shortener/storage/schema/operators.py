@@ -19,17 +19,17 @@ operators = Table(
     Column("name_key", Text, nullable=False, unique=True),
     Column("password_hash", Text),  # The Argon2 hash of the password; NULL: the invitation is not accepted yet.
     Column("password_changed_at", Instant),
-    # The encrypted secret of the second factor; NULL: there is none. If the secret is lost, the password is removed too, because
-    # the password alone must not be enough to sign in.
+    # The encrypted secret of the second factor; NULL: there is none. If the secret of the installation is lost, the password is
+    # removed too, because it alone must not be enough to sign in.
     Column("totp_secret", Text, info={"encrypted": "second factor", "clears": ("password_hash",)}),
     Column("totp_step", BigInteger),  # The time step of the latest accepted code, because each code is valid once.
     Column("theme", Text, nullable=False, server_default="system"),
     Column("time_zone", Text),
-    Column("shortcuts", Boolean, nullable=False, server_default=true()),  # Whether the portal has keyboard shortcuts.
+    Column("shortcuts", Boolean, nullable=False, server_default=true()),  # Whether the keyboard shortcuts of the portal are on.
     Column("created_at", Instant, nullable=False),
     Column("disabled_at", Instant),
     Column("last_sign_in_at", Instant),
-    sqlite_autoincrement=True,  # The audit log names operators by their ids.
+    sqlite_autoincrement=True,  # An id is never reused, because the audit log contains it.
 )
 
 #: The role of each operator in each application. The application id 0 means all applications.
@@ -54,7 +54,7 @@ operator_invitations = Table(
     Column("used_at", Instant),
 )
 
-#: Recovery codes, each of which replaces one code of the second factor.
+#: Recovery codes. Each can be used once in place of a code of the second factor.
 operator_recovery_codes = Table(
     "operator_recovery_codes",
     metadata,
@@ -77,9 +77,9 @@ operator_sessions = Table(
     Column("seen_at", Instant, nullable=False),
     Column("expires_at", Instant, nullable=False, index=True),
     Column("password_at", Instant, nullable=False),  # The time when the operator last entered the password.
-    Column("network", Text, nullable=False),  # The network of the client: /24 or /48.
+    Column("network", Text, nullable=False),  # The IP network of the client: /24 (IPv4) or /48 (IPv6).
     Column("user_agent", Text, nullable=False),
-    sqlite_autoincrement=True,  # The audit log names sessions by their ids.
+    sqlite_autoincrement=True,  # An id is never reused, because the audit log contains it.
 )
 
 #: Failed sign-ins by name and by network, which determine the delay of the next attempt, and the networks from which a name has
@@ -93,7 +93,7 @@ sign_in_failures = Table(
     Column("last_at", Instant, nullable=False, index=True),
 )
 
-#: The audit log: what operators did. Rows are only added, and deleted after their retention time.
+#: The audit log: what operators did. Rows are never changed, and they are deleted after their retention time.
 audit_log = Table(
     "audit_log",
     metadata,

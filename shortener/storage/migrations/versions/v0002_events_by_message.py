@@ -1,4 +1,4 @@
-"""Replace the index of events by message with one that contains fewer events"""
+"""Remove the events of first clicks from the index of events by message"""
 
 # Tested by tests/storage/test_migrate.py
 

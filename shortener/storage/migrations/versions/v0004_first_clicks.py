@@ -25,7 +25,7 @@ def upgrade() -> None:
         "INSERT INTO first_clicks (id, at, hit_id, links) SELECT id, clicked_at, click_hit_id, clicked_links FROM messages "
         "WHERE clicked_at IS NOT NULL OR clicked_links <> 0 ORDER BY id"
     )
-    # The state of a message becomes the state that it had before its click.
+    # Give each clicked message the state that it had before its first click: `first_clicks` now stores that it was clicked.
     op.execute("UPDATE messages SET state = coalesce(previous_state, 0) WHERE clicked_at IS NOT NULL")
     for column in ("previous_state", "clicked_at", "click_hit_id", "clicked_links", "room"):
         op.drop_column("messages", column)

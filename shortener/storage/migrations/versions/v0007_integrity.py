@@ -1,4 +1,4 @@
-"""Change nothing; the revision is reserved"""
+"""Change nothing; this revision number was reserved and not used"""
 
 # Tested by tests/storage/test_migrate.py
 

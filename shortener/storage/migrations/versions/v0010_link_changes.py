@@ -1,4 +1,4 @@
-"""Add changes of links, paths and defaults of domains; extend the permissions of existing API keys"""
+"""Add a table of link changes, and paths and defaults of domains; extend the permissions of existing API keys"""
 
 # Tested by tests/storage/test_migrate.py
 
@@ -65,7 +65,8 @@ def upgrade() -> None:
 
 
 def _extend_permissions() -> None:
-    """Give the new permissions to API keys that had all permissions, and reading of trackers to keys that could change trackers."""
+    """Give the new permissions to API keys that had all permissions, and the permission to read trackers to keys that may change
+    trackers."""
     connection = op.get_bind()
     keys = sa.table("api_keys", sa.column("id", sa.Integer), sa.column("permissions", sa.Text))
     for key in connection.execute(sa.select(keys)).all():
