@@ -31,7 +31,7 @@ CPU_SLOWDOWN = 4
 ROUND_TRIP_MS = 150
 BYTES_PER_SECOND = 1_600_000 // 8
 
-# Collects the values of the page from its start. Entries that came earlier are delivered too, because `buffered` is set.
+# JavaScript that collects the values of a page. The option `buffered` also delivers the entries from before the script started.
 _OBSERVE = """
 window.measured = {lcp: 0, cls: 0, tbt: 0};
 const watch = (type, each) => new PerformanceObserver(list => list.getEntries().forEach(each)).observe({type, buffered: true});

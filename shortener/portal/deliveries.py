@@ -24,7 +24,7 @@ from shortener.reporting.csv_lists import PAGE_ROWS, stream_csv
 from shortener.web.paging import Cursors
 
 ROWS = 50
-#: The page shows the replays that run, and those that ended within this time, at most MAX_REPLAYS.
+#: The list of deliveries also shows the replays that run or that ended within this time, at most MAX_REPLAYS.
 RECENT_REPLAYS, MAX_REPLAYS = timedelta(days=1), 20
 CSV_COLUMNS = (
     "delivery_id",

@@ -43,7 +43,8 @@ class Exports:
         return export
 
     def end(self, export: Export) -> None:
-        """End an export. A second call has no effect, also if the session has begun another export since."""
+        """End an export. A second call for the same export has no effect, even if the session has begun another export
+        meanwhile."""
         if self._running.get(export.session_id) is export:
             del self._running[export.session_id]
 
@@ -60,7 +61,7 @@ class Export:
         self._exports.end(self)
 
     def wrap(self, response: AsgiResponse) -> AsgiResponse:
-        """Return a response that sends the same and ends the export afterwards."""
+        """Return a response that sends what `response` sends, and then ends the export."""
 
         async def send_export(scope: Scope, receive: Receive, send: Send) -> None:
             async def send_part(message: MutableMapping[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """/portal/{app}/deliveries/replays/new and /portal/{app}/deliveries/replays/{id}: the pages that replay the dead deliveries of a
-tracker. The first one shows how many deliveries that concerns before it starts. The second one shows the progress and can stop it.
+tracker. The first page shows how many deliveries a replay would send again, and starts it. The second page shows the progress of
+a replay and can stop it.
 
 A background job performs the replay (delivery/replays.py), so it continues when the page is closed. htmx loads the progress at
 intervals; without scripts, reload the page.
@@ -30,7 +31,8 @@ from shortener.portal.page import PortalPage, Visit
 from shortener.storage.types import to_ms
 
 PATH = "deliveries/replays"
-#: htmx loads the progress again after this number of seconds. The counts of a replay of more than MANY deliveries take longer.
+#: The number of seconds after which htmx loads the progress of a replay again. For more than MANY deliveries the number is
+#: larger, because counting them takes longer.
 REFRESH_SECONDS, SLOW_REFRESH_SECONDS, MANY = 2, 10, 100_000
 
 #: The label and the kind of badge that the pages show for each state of a replay.
@@ -100,7 +102,7 @@ def _rate(visit: Visit, tracker: Tracker) -> float:
 
 
 async def progress(visit: Visit) -> Response:
-    """Show the progress of a replay. htmx requests only the part with the numbers, until there is nothing more to expect."""
+    """Show the progress of a replay. htmx requests only the part with the numbers, as long as they can change."""
 
     def read(connection: Connection) -> tuple[Replay, ReplayOutcomes]:
         found = find_replay(connection, visit.path["id"], visit.application_id)
@@ -109,7 +111,7 @@ async def progress(visit: Visit) -> Response:
     replay, outcomes = await visit.service.database.read(read)
     phase = f"{replay.state} {'waiting' if outcomes.waiting else 'complete'}"
     if visit.is_fragment and visit.get("phase") != phase:
-        # The other parts of the page depend on the phase too, so htmx loads the whole page.
+        # The phase of the replay has changed. Other parts of the page depend on it, so htmx must load the whole page.
         return visit.redirect(visit.here(phase=None))
     trackers = {one.id: one for one in await visit.service.trackers.all(visit.application_id)}
     tracker = trackers.get(replay.tracker_id)

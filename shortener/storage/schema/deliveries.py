@@ -120,8 +120,8 @@ deliveries = Table(
     ),
 )
 
-#: Replays of the dead deliveries of a tracker, which any process performs in batches (delivery/replays.py). `since` and `until`
-#: limit the time at which the deliveries were created.
+#: Background replays of the dead deliveries of a tracker. Any process performs them in batches (delivery/replays.py). `since` and
+#: `until` limit the time at which the deliveries were created.
 replays = Table(
     "replays",
     metadata,
@@ -140,7 +140,7 @@ replays = Table(
     Column("created_at", Instant, nullable=False),
     Column("finished_at", Instant),
     Index("replays_by_application", "application_id", "id"),
-    # A tracker has at most one running replay.
+    # This index ensures that a tracker has at most one running replay.
     Index(
         "replays_running",
         "tracker_id",
