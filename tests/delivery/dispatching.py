@@ -89,13 +89,13 @@ async def start_attempts(dispatcher: Dispatcher, receiver: Receiver, requests: i
 
 
 def cancel_attempts(dispatcher: Dispatcher) -> None:
-    """Cancel all running attempts of the dispatcher, which never records them, to simulate a killed process."""
+    """Cancel all running attempts without recording their outcomes, to simulate a killed process."""
     for task in dispatcher._tasks:
         task.cancel()
 
 
 class SlowDatabase:
-    """A database that moves the test clock forward after each of the next writes, by the given numbers of seconds."""
+    """A database whose writes seem slow: each write moves the test clock forward by the next value of `seconds`, if any."""
 
     def __init__(self, database: Database, clock: Clock, *seconds: float) -> None:
         self._database = database

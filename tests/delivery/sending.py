@@ -9,7 +9,7 @@ from tests.delivery.receiver import Behaviour, Receiver, receiver
 NOW = dt.datetime(2026, 11, 20, 12, 0, tzinfo=dt.UTC)
 #: The time limit in seconds of a request that is expected to time out.
 DEADLINE = 0.2
-#: The time limit in seconds of a request that is expected to end before it.
+#: The time limit in seconds of a request that is expected to end before this limit.
 PLENTY = 5.0
 #: A request may take this many seconds longer than its time limit, because the test machine may be busy.
 GRACE = 5.0

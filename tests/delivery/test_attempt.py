@@ -57,7 +57,7 @@ async def test_a_successful_delivery_is_stored_with_its_attempt(
 
 
 @pytest.mark.parametrize(("seconds", "requests"), [(MIN_LEASE_LEFT_MS / 1000, 1), (MIN_LEASE_LEFT_MS / 1000 + 0.001, 0), (60, 0)])
-async def test_a_delivery_attempt_does_not_start_if_its_lease_is_too_short(
+async def test_a_delivery_attempt_does_not_start_if_the_lease_of_the_delivery_ends_too_soon(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock, seconds: float, requests: int
 ) -> None:
     await make_tracker(receiver.url(), timeout=5, format="scg")
@@ -161,7 +161,7 @@ async def test_the_next_delivery_attempt_waits_until_the_time_in_the_retry_after
         await service.trackers.delete(tracker)
 
 
-async def test_a_tracker_can_require_one_status_and_a_text_in_the_body_for_success(
+async def test_a_tracker_can_require_a_status_and_a_text_in_the_response_body_for_success(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver
 ) -> None:
     await make_tracker(receiver.url(), success={"statuses": "200", "body_contains": "success=true;"})
@@ -206,7 +206,7 @@ async def test_a_get_request_to_a_tracker_has_no_body_and_contains_the_static_he
 async def test_requests_are_signed_with_both_secrets_during_a_rotation_and_only_with_the_new_secret_afterwards(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
 ) -> None:
-    clock.now = datetime.now(NOON.tzinfo)  # the reference implementation uses the system clock
+    clock.now = datetime.now(NOON.tzinfo)  # the library for Standard Webhooks compares timestamps with the system clock
     old, new = "whsec_" + "b2xk" * 8, "whsec_" + "bmV3" * 8
     tracker = await make_tracker(receiver.url(), secret=old)
 
@@ -250,7 +250,7 @@ async def test_each_attempt_of_a_delivery_has_its_own_signature(
     assert first["x-webhook-signature"] != second["x-webhook-signature"]
 
 
-async def test_a_failure_of_this_host_does_not_count_as_a_delivery_attempt(
+async def test_a_failure_of_the_local_dns_resolver_does_not_count_as_a_delivery_attempt(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
 ) -> None:
     def failing_lookup(host: str, port: int) -> list[str]:
@@ -283,7 +283,7 @@ async def test_a_failure_of_this_host_does_not_count_as_a_delivery_attempt(
         assert (await deliveries(service))[1].status == DEAD, "nothing waits without limit"
 
 
-async def test_a_delivery_that_is_too_old_after_failed_attempts_stays_pending_after_a_local_failure(
+async def test_the_time_limit_for_local_failures_of_a_delivery_begins_at_its_first_local_failure(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
 ) -> None:
     receiver.replies = [500]
@@ -379,7 +379,7 @@ async def test_a_callback_of_a_message_is_retried_after_any_status_except_200(
 async def test_no_request_reaches_a_stored_tracker_whose_address_is_forbidden_now(
     make_service: MakeService, receiver: Receiver, story_of: Callable[[Service], Story]
 ) -> None:
-    """The trackers are saved while private addresses are allowed, and the deliveries are sent after they were forbidden."""
+    """Private addresses are allowed when the trackers are saved, and forbidden when the deliveries are sent."""
     open_service = await make_service()
     story = story_of(open_service)
     for url in (receiver.url("/literal"), f"http://localhost:{receiver.port}/name"):
@@ -423,7 +423,7 @@ async def test_operations_events_inform_customers_of_dead_deliveries_and_disable
     assert len(await rows(service.database, schema.events)) == 4, "a dead operations event raises none"
 
 
-async def test_no_operations_event_is_stored_if_no_tracker_subscribes_to_it(
+async def test_no_operations_event_is_stored_if_no_tracker_subscribes_to_operations_events(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver
 ) -> None:
     receiver.replies = [410]
@@ -436,7 +436,7 @@ async def test_no_operations_event_is_stored_if_no_tracker_subscribes_to_it(
 async def test_a_callback_of_a_message_has_ten_signed_attempts_whatever_the_response_status_is(
     service: Service, story: Story, receiver: Receiver, clock: Clock
 ) -> None:
-    clock.now = datetime.now(NOON.tzinfo)  # the reference implementation uses the system clock
+    clock.now = datetime.now(NOON.tzinfo)  # the library for Standard Webhooks compares timestamps with the system clock
     receiver.replies = [405, 406, 410, 411, 413, 415, 431, 501, 505, 404]
     await story.first_click(await story.message(callback_url=receiver.url("/callback")))
     secret = service.first_credentials and service.first_credentials.callback_secret

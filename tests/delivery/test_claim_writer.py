@@ -159,7 +159,7 @@ async def test_deliveries_become_dead_if_their_application_is_disabled_for_too_l
     assert {(row.status, row.last_error) for row in await deliveries(service)} == {(DEAD, "application_disabled")}
 
 
-async def test_all_processes_together_keep_the_rate_limit_of_a_tracker(
+async def test_the_rate_limit_of_a_tracker_applies_to_all_processes_together(
     make_service: MakeService, postgresql_only: None, receiver: Receiver, story_of: Callable[[Service], Story], clock: Clock
 ) -> None:
     services = [await make_service() for _ in range(3)]
@@ -304,7 +304,7 @@ async def test_several_processes_share_the_recovery_rate_of_a_tracker(
     assert released == [10, 10, 10]
 
 
-async def test_deliveries_are_sent_if_there_are_more_queues_than_one_dispatch_cycle_examines(
+async def test_all_due_deliveries_are_sent_even_if_there_are_more_queues_than_one_dispatch_cycle_examines(
     service: Service, receiver: Receiver, make_tracker: MakeTracker, story: Story
 ) -> None:
     def fill(connection: Connection) -> None:

@@ -51,7 +51,7 @@ def test_one_application_with_many_trackers_can_use_nearly_all_slots() -> None:
 
 
 @pytest.mark.parametrize("application", [1, 2])
-def test_forty_of_fifty_trackers_get_a_slot_at_once_while_another_tracker_hangs(application: int) -> None:
+def test_at_least_forty_of_fifty_trackers_get_a_slot_at_once_while_another_tracker_hangs(application: int) -> None:
     usage = SlotUsage(256)
     hang([candidate("t0", concurrency=256)], usage)
     due = [candidate(f"t{number}", application_id=application) for number in range(1, 51)]
@@ -97,7 +97,7 @@ def test_an_application_whose_hundred_trackers_hang_leaves_slots_for_other_appli
         assert plan([candidate(f"t{application}00", 256, application)], usage)[f"t{application}00"] >= 1
 
 
-def test_an_application_uses_at_most_three_times_the_slots_that_it_leaves_free_for_other_applications() -> None:
+def test_an_application_uses_at_most_three_quarters_of_the_slots_if_another_application_has_due_deliveries() -> None:
     usage = SlotUsage(256)
     hang([candidate(f"t{number}", 256) for number in range(3)] + [candidate("t9", 1, application_id=2)], usage)
     assert usage.by_application[1] <= 3 * usage.free + 4
@@ -132,7 +132,7 @@ def test_a_tracker_gets_a_slot_even_if_the_process_has_only_one_to_three_slots(t
     assert plan([candidate("t1")], full) == {}
 
 
-def test_callbacks_that_an_older_release_stored_share_one_slot_limit() -> None:
+def test_all_callbacks_that_an_older_release_stored_share_one_limit_of_slots() -> None:
     usage = SlotUsage(16)
     callbacks = [Candidate(DeliveryQueue(f"chost{number}", NOW, None), None, 16, 5.0) for number in range(50)]
     hang(callbacks, usage)
@@ -177,7 +177,7 @@ def test_only_retries_of_a_tracker_are_claimed_if_no_first_attempt_is_due() -> N
     assert request.lease_until == NOW + 5000 + LEASE_MARGIN_MS
 
 
-def test_plan_claims_does_not_change_its_argument_with_the_slot_usage() -> None:
+def test_planning_claims_does_not_change_the_slot_usage_that_is_passed_as_an_argument() -> None:
     usage = SlotUsage(256)
     plan_claims([candidate("t1")], usage, 256, now=NOW, recovery_rate=1.0, rng=random.Random(1))
     assert usage == SlotUsage(256)

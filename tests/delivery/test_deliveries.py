@@ -112,7 +112,7 @@ async def test_an_application_cannot_access_the_deliveries_of_another_applicatio
         assert caught.value.code is ErrorCode.NOT_FOUND
 
 
-async def test_a_replayed_delivery_has_all_its_attempts_again_and_can_be_replayed_repeatedly(
+async def test_a_replayed_delivery_gets_the_full_number_of_attempts_again_and_can_be_replayed_several_times(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
 ) -> None:
     receiver.default_reply = 500

@@ -1,4 +1,4 @@
-"""Tests of the requests of the built-in receiver: they equal those that a real tracker receives."""
+"""Tests of the example requests that the built-in receiver shows: they equal the requests that a real tracker receives."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ URL = "https://tracker.example/"
 
 
 def move_last_event(connection: Connection, application_id: int) -> None:
-    """Change the application of the newest event."""
+    """Move the newest event to another application."""
     connection.execute(
         text("UPDATE events SET application_id = :application WHERE id = (SELECT max(id) FROM events)"),
         {"application": application_id},
@@ -72,7 +72,7 @@ async def test_an_event_creates_no_deliveries_for_trackers_of_another_applicatio
     assert await rows(service.database, schema.deliveries) == []
 
 
-async def test_one_transaction_of_the_fanout_creates_few_deliveries_and_the_next_one_serves_other_applications(
+async def test_one_fanout_transaction_creates_few_deliveries_and_the_next_transaction_serves_other_applications(
     service: Service, make_tracker: MakeTracker, story: Story, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fanout, "MAX_DELIVERIES", 6)
@@ -105,7 +105,7 @@ async def test_a_crash_during_the_fanout_neither_repeats_nor_skips_an_event(
         await story.first_click()
 
     class Killed(BaseException):
-        """The error that simulates a process killed before it marks the events."""
+        """An error that simulates a process that is killed before it marks the events as fanned out."""
 
     def crash(connection: Connection, facts: object) -> None:
         raise Killed

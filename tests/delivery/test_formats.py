@@ -148,7 +148,7 @@ def test_an_invalid_price_is_null_in_the_body(price: str | None) -> None:
 
 
 @given(st.decimals(allow_nan=False, allow_infinity=False, min_value=-(10**12), max_value=10**12, places=8))
-def test_any_price_in_a_body_is_parsed_as_the_same_number(price: Decimal) -> None:
+def test_the_price_in_a_body_equals_the_price_of_the_event(price: Decimal) -> None:
     assert Decimal(body("scg", {"mt_price": str(price)})["event"]["fld-val-list"]["mt_price"]) == price
 
 
@@ -173,7 +173,7 @@ def test_a_json_body_has_the_default_fields_if_the_tracker_has_none() -> None:
     assert body("json", CONVERSION, fields=[]) == {}
 
 
-def test_the_default_json_body_distinguishes_events_attempts_and_messages() -> None:
+def test_the_default_json_body_contains_the_event_id_the_attempt_number_and_both_states_of_the_message() -> None:
     facts = CLICK | {"external_message_request_id": "x1", "metadata": {"order": 7}, "report_status": "DELIVRD"}
     found = body("json", facts, attempt=3)
     assert {name: found[name] for name in ("event", "event_id", "attempt", "previous_state", "new_state", "status")} == {

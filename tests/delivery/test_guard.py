@@ -120,18 +120,19 @@ def test_the_address_guard_rejects_a_text_that_is_not_an_address(text: str) -> N
 
 
 @given(ANY_IPV4)
-def test_mapped_and_nat64_addresses_are_checked_by_the_embedded_ipv4_address(number: int) -> None:
+def test_the_guard_checks_the_ipv4_address_that_a_mapped_or_nat64_address_contains(number: int) -> None:
     plain = rejection_reason(IPv4Address(number))
     assert rejection_reason(IPv6Address(0xFFFF << 32 | number)) == plain
     assert rejection_reason(IPv6Address(0x64_FF9B << 96 | number)) == plain
 
 
 @given(ANY_IPV4, st.integers(0, 2**80 - 1))
-def test_tunnel_addresses_are_rejected_whatever_ipv4_address_they_contain(number: int, rest: int) -> None:
-    assert rejection_reason(IPv6Address(number)) is not None  # IPv4-compatible
-    assert rejection_reason(IPv6Address(0x2002 << 112 | number << 80 | rest)) is not None  # 6to4
-    assert rejection_reason(IPv6Address(0x2001_0000 << 96 | rest >> 48 << 64 | (number ^ 0xFFFFFFFF))) is not None  # Teredo
-    assert rejection_reason(IPv6Address(0x64_FF9B_0001 << 80 | rest >> 32 << 32 | number)) is not None  # local NAT64
+def test_ipv6_tunnel_addresses_are_rejected_whatever_ipv4_address_they_contain(number: int, rest: int) -> None:
+    # The addresses are, in this order: IPv4-compatible, 6to4, Teredo and local NAT64.
+    assert rejection_reason(IPv6Address(number)) is not None
+    assert rejection_reason(IPv6Address(0x2002 << 112 | number << 80 | rest)) is not None
+    assert rejection_reason(IPv6Address(0x2001_0000 << 96 | rest >> 48 << 64 | (number ^ 0xFFFFFFFF))) is not None
+    assert rejection_reason(IPv6Address(0x64_FF9B_0001 << 80 | rest >> 32 << 32 | number)) is not None
 
 
 @given(st.one_of(ANY_IPV4.map(IPv4Address), ANY_IPV6.map(IPv6Address)))
@@ -309,7 +310,7 @@ async def test_a_local_server_is_reached_if_the_guard_allows_loopback_addresses(
         assert local_server.connections == 1
 
 
-async def test_dns_look_ups_that_hang_start_a_limited_number_of_threads() -> None:
+async def test_dns_look_ups_that_hang_use_a_limited_number_of_threads() -> None:
     released, started = threading.Event(), []
 
     def hanging(host: str, port: int) -> list[str]:

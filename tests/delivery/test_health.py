@@ -70,7 +70,7 @@ def test_the_backlog_of_a_tracker_is_never_sent_faster_than_the_recovery_rate(st
         if allowed > 0:
             health = health.released(allowed, now, rate)
             released += allowed
-    # The time that each group of sent deliveries uses is rounded to a millisecond.
+    # Times are rounded to a millisecond, so each step may allow the deliveries of one additional millisecond.
     assert released <= (now - T + len(steps)) * rate / 1000 + 1
 
 

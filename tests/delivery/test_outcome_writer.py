@@ -27,7 +27,7 @@ from tests.factory import rows
 from tests.receiver import Receiver, Reply
 
 
-async def test_the_outcome_of_an_attempt_is_ignored_if_another_process_has_claimed_the_delivery_since(
+async def test_the_outcome_of_an_attempt_is_ignored_if_another_process_has_claimed_the_delivery_in_the_meantime(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
 ) -> None:
     receiver.replies = [Reply(hang=True)]
@@ -44,7 +44,7 @@ async def test_the_outcome_of_an_attempt_is_ignored_if_another_process_has_claim
     assert await delivery(service) == before
 
 
-async def test_a_410_response_is_ignored_if_another_process_has_claimed_the_delivery_since(
+async def test_a_410_response_is_ignored_if_another_process_has_claimed_the_delivery_in_the_meantime(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
 ) -> None:
     tracker = await make_tracker(receiver.url())
@@ -85,7 +85,7 @@ async def test_a_503_response_with_retry_after_pauses_all_deliveries_of_the_trac
     assert statuses(await deliveries(service)) == {DELIVERED: 2}
 
 
-async def test_each_failed_attempt_that_is_repeated_has_a_log_line_with_its_error_and_the_next_attempt(
+async def test_each_failed_attempt_that_will_be_repeated_is_logged_with_the_status_and_the_time_of_the_next_attempt(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver
 ) -> None:
     receiver.replies = [503]
@@ -178,7 +178,7 @@ async def test_a_success_between_failures_keeps_the_circuit_breaker_closed(
     assert service.dispatcher.totals.breakers_opened == 0
 
 
-async def test_another_probe_is_sent_after_a_stopping_process_released_the_claim_of_a_probe(
+async def test_another_probe_is_sent_after_a_process_that_stops_has_released_its_claim_of_a_probe(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
 ) -> None:
     receiver.default_reply = 500

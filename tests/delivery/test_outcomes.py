@@ -42,7 +42,7 @@ def test_a_delivery_is_retried_after_a_redirect(status: int) -> None:
 
 
 @pytest.mark.parametrize("status", [101, 400, 401, 402, 403, 404, 408, 409, 422, 425, 451, 500, 502, 504, 599, 999])
-def test_a_delivery_is_retried_after_other_error_statuses(status: int) -> None:
+def test_a_delivery_is_retried_after_any_status_without_a_special_rule(status: int) -> None:
     outcome = classify_response(response(status), ANY_2XX, NOW)
     assert (outcome.kind, outcome.reason, outcome.charged) == (OutcomeKind.RETRY, "other_status", True)
 
@@ -71,7 +71,7 @@ def test_the_retry_after_header_is_ignored_if_the_status_is_not_429_or_503() -> 
 
 
 @pytest.mark.parametrize("error", ["timeout", "protocol_error", "too_large"])
-def test_a_delivery_succeeds_after_a_status_of_the_success_set_even_if_the_response_is_incomplete(error: str) -> None:
+def test_a_delivery_succeeds_after_a_success_status_even_if_the_response_is_incomplete(error: str) -> None:
     outcome = classify_response(response(200, error=error), ANY_2XX, NOW)
     assert (outcome.kind, outcome.reason) == (OutcomeKind.DELIVERED, "success")
 
@@ -86,7 +86,7 @@ def test_a_delivery_is_retried_if_the_response_is_incomplete_and_lacks_the_requi
 
 
 @pytest.mark.parametrize("error", ERRORS)
-def test_a_delivery_is_retried_after_no_response_and_local_failures_do_not_count_as_attempts(error: str) -> None:
+def test_a_delivery_without_a_response_is_retried_and_local_failures_do_not_count_as_attempts(error: str) -> None:
     for is_local in (True, False):
         outcome = classify_response(response(None, b"", error, is_local=is_local), ANY_2XX, NOW)
         assert (outcome.kind, outcome.charged) == (OutcomeKind.RETRY, not is_local)
@@ -107,7 +107,7 @@ def test_a_tracker_can_require_a_text_in_the_response_body_for_success() -> None
     assert classify_response(response(500, b"success=true;"), criteria, NOW).kind is OutcomeKind.RETRY
 
 
-def test_a_delivery_succeeds_after_an_error_status_if_the_success_set_contains_this_status() -> None:
+def test_a_delivery_succeeds_after_an_error_status_that_the_tracker_defines_as_success() -> None:
     assert classify_response(response(302), parse_success({"statuses": "200,302"}), NOW).kind is OutcomeKind.DELIVERED
     assert classify_response(response(410), parse_success({"statuses": "410"}), NOW).kind is OutcomeKind.DELIVERED
 

@@ -91,7 +91,7 @@ def test_400_events_to_a_receiver_that_accepts_5_requests_per_second_take_at_mos
     ],
     ids=["1/s", "20/s", "100/s", "60/min", "bucket 5/s", "bucket 5/s with 50 tokens", "bucket 0.5/s"],
 )
-def test_deliveries_use_most_of_the_rate_that_receivers_with_other_limits_accept(
+def test_deliveries_to_a_receiver_that_limits_requests_take_at_most_twice_the_shortest_possible_time(
     limiter: Callable[[], Limiter], events: int, ideal: float, retry_after_ms: int | None
 ) -> None:
     seconds, _ = simulate(limiter(), events, retry_after_ms)
@@ -127,13 +127,13 @@ def test_deliveries_exceed_the_setting_max_per_second_by_at_most_ten_percent(rat
     assert ideal * 0.9 - 1 <= count <= ideal * 1.1 + 1
 
 
-def test_the_first_429_response_sets_the_rate_to_the_successes_of_the_last_second() -> None:
+def test_the_first_429_response_sets_the_rate_to_the_number_of_successes_in_the_last_second() -> None:
     pace = TrackerPace().throttled(NOW, started=NOW - 10, successes=5)
     assert (pace.rate, pace.ceiling, pace.limit(NOW), pace.allowance(NOW)) == (5.0, 5.0, 5.0, 0)
     assert TrackerPace().throttled(NOW, started=NOW - 10, successes=0).rate == 1.0
 
 
-def test_the_rate_of_a_tracker_is_lowered_once_a_second_and_halved_if_it_has_not_recovered() -> None:
+def test_429_responses_lower_the_rate_once_a_second_at_most_and_halve_a_rate_that_has_not_recovered() -> None:
     pace = TrackerPace().throttled(NOW, started=NOW - 10, successes=5)
     assert pace.throttled(NOW + 5, started=NOW - 8, successes=5).rate == 5.0
     assert pace.throttled(NOW + 950, started=NOW + 900, successes=5).rate == 5.0
@@ -155,7 +155,7 @@ def test_a_429_response_pauses_the_tracker_for_the_whole_time_in_its_retry_after
     assert pace.allowance(NOW + day + 200) == 1
 
 
-def test_a_learned_rate_has_a_minimum_and_is_removed_after_successes_or_an_hour() -> None:
+def test_a_learned_rate_has_a_minimum_and_is_removed_after_many_successes_or_after_an_hour() -> None:
     pace, now = TrackerPace(), NOW
     for _ in range(100):
         now += 2000

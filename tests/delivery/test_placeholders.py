@@ -24,7 +24,7 @@ NASTY = ["&", "#", "%", "+", "\r\n", "😀", "{phone}", "%7Bphone%7D", "/", "?",
 TEXT = st.text(st.characters(codec="utf-8"), max_size=12)
 
 
-def test_the_documented_example_of_23_telecom_is_expanded_exactly() -> None:
+def test_the_placeholders_in_the_documented_example_of_23_telecom_are_replaced_as_documented() -> None:
     template = parse_template("https://tracker.example.com/postback?phone={phone}&status={status}&cost={cost}")
     facts = {"to_address": "+14155551234", "report_status": "DELIVRD", "mt_price": "0.0085"}
     expanded = template.expand(placeholder_values(facts))
@@ -358,7 +358,7 @@ def test_every_placeholder_value_is_empty_if_an_event_has_no_data() -> None:
         ({"topic": "click", "conversion_status": "lead", "new_state": "DELIVERED"}, "DELIVRD"),
     ],
 )
-def test_the_placeholder_status_is_the_new_state_for_state_events_and_the_reported_word_otherwise(
+def test_the_placeholder_status_is_the_new_state_of_a_state_event_and_the_reported_status_of_other_events(
     facts: dict[str, str], word: str
 ) -> None:
     assert placeholder_values(facts)["status"] == word
@@ -376,7 +376,7 @@ def test_the_placeholder_status_is_the_new_state_for_state_events_and_the_report
         ({"sender_id_id": "E"}, "E"),
     ],
 )
-def test_the_placeholder_sender_id_is_the_from_address_unless_it_is_absent_or_refers_to_a_sender(
+def test_the_placeholder_sender_id_is_the_from_address_unless_this_address_is_absent_or_refers_to_a_sender(
     facts: dict[str, str], shown: str
 ) -> None:
     assert placeholder_values(facts)["sender_id"] == shown
@@ -402,7 +402,7 @@ def test_each_metadata_value_of_a_message_can_be_used_as_a_placeholder(name: str
         ("%7Bmetadata.sub1%7D", "{metadata.sub1}"),
     ],
 )
-def test_other_notations_of_metadata_placeholders_are_rejected_with_a_hint(text: str, hint: str) -> None:
+def test_metadata_placeholders_in_a_wrong_notation_are_rejected_with_a_hint(text: str, hint: str) -> None:
     with pytest.raises(TemplateError) as raised:
         parse_template(f"http://t.example/cb?x={text}")
     assert raised.value.code is ErrorCode.UNKNOWN_PLACEHOLDER

@@ -27,7 +27,7 @@ def test_the_shares_of_all_processes_add_up_to_the_concurrency_of_a_tracker(proc
         assert max(shares) - min(shares) <= 1
 
 
-def test_the_remainder_of_the_concurrency_is_not_always_used_by_the_same_process() -> None:
+def test_trackers_with_a_concurrency_of_one_are_assigned_to_different_processes() -> None:
     assert {ProcessShare(0, 2).of(1, f"t{number}") for number in range(20)} == {0, 1}
 
 

@@ -231,7 +231,9 @@ async def test_a_request_on_an_idle_connection_that_the_receiver_closed_is_sent_
     assert (len(peer.requests), peer.connections) == (5, 3)
 
 
-async def test_a_receiver_that_closes_connections_without_a_connection_header_gets_each_request_once(sender: Sender) -> None:
+async def test_a_receiver_that_closes_connections_without_announcing_this_in_a_header_gets_each_request_once(
+    sender: Sender,
+) -> None:
     async with receiver(closes_after_each_response()) as peer:
         results = await asyncio.gather(*(post(sender, peer.url()) for _ in range(20)))
         results += [await post(sender, peer.url()) for _ in range(20)]
@@ -305,7 +307,7 @@ async def test_a_cancelled_request_raises_cancelled_error(sender: Sender) -> Non
             await task
 
 
-def test_the_sender_returns_the_same_results_with_uvloop() -> None:
+def test_the_sender_returns_the_same_results_with_uvloop_as_with_asyncio() -> None:
     async def scene() -> list[tuple[int | None, str | None]]:
         found = []
         async with Sender(Guard(allow_private=True), user_agent="test", limit=8) as sender:

@@ -20,7 +20,7 @@ from tests.delivery.sending import post
 @pytest.mark.parametrize(
     "host", ["127.0.0.1", "[::1]", "[::ffff:127.0.0.1]", "localhost", "localhost.", "LOCALHOST", "127.1", "2130706433", "0x7f.1"]
 )
-async def test_the_sender_connects_to_no_notation_of_a_loopback_address(host: str) -> None:
+async def test_the_sender_never_connects_to_a_loopback_address_whatever_its_notation(host: str) -> None:
     async with receiver(respond(200)) as local_server, Sender(Guard(), user_agent="test", limit=1) as sender:
         result = await post(sender, f"http://{host}:{local_server.port}/")
         # Some resolvers do not resolve a host name with a trailing dot.
@@ -45,7 +45,7 @@ def loopback_notations(draw: st.DrawFn) -> tuple[str, str]:
     return ".".join(draw(styles).format(part) for part in numbers), embedded
 
 
-def test_the_sender_connects_to_no_generated_notation_of_a_loopback_address() -> None:
+def test_the_sender_never_connects_to_a_loopback_address_in_a_generated_notation() -> None:
     """The loopback address is in the URL, or the resolver returns it. A server on all local addresses must get no connection."""
     resolved: list[str] = []
 

@@ -58,7 +58,7 @@ async def test_an_https_request_to_a_port_without_tls_or_without_response_ends_i
 
 
 class RawServer(LoopbackServer):
-    """A local server that calls the function `behaviour` for each new connection, before it reads a request."""
+    """A local server that calls the function `behaviour` for each new connection and reads no request itself."""
 
     def __init__(self, behaviour: Behaviour) -> None:
         super().__init__()

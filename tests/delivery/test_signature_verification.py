@@ -103,7 +103,8 @@ COMMANDS = {
 }
 SUFFIXES = {"python": "py", "js": "js", "php": "php", "go": "go", "ruby": "rb"}
 
-# Each program does the same with a published library, and prints one result for each object.
+# Each program reads a JSON list of requests and verifies each request with a published library. It prints 1 if the signature is
+# valid, otherwise 0.
 LIBRARY_PROGRAMS = {
     "php": """<?php
 require getenv("STANDARD_WEBHOOKS") . "/libraries/php/init.php";
@@ -165,7 +166,7 @@ SECRETS = {
     "base64 without padding": base64.b64encode(bytes(range(100, 131))).decode().rstrip("="),
     "text": TEXT,
 }
-#: The secrets that are not base64. Their text is the key, and the libraries require it as base64.
+#: The kinds of secret whose text is the key. The published libraries require this text encoded as base64.
 TEXTS = ("base64 without padding", "text")
 
 

@@ -47,7 +47,7 @@ def test_the_pauses_of_deliveries_grow_with_the_rate_of_hits_above_the_flood_rat
     assert hits.throttle.pause_for(1.0) == 1.0
 
 
-async def test_a_busy_throttle_limits_the_batches_of_fanout_and_dispatcher(
+async def test_a_busy_throttle_limits_the_batch_sizes_of_the_fanout_and_the_dispatcher(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver
 ) -> None:
     hits = Hits()

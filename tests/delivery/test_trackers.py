@@ -282,7 +282,7 @@ async def test_requests_to_conversion_url_are_signed_with_the_callback_secret_al
     assert await secrets() == ((parse_secret("whsec_" + "b2xk" * 8), None),)
 
 
-async def test_rotating_the_callback_secret_of_an_application_without_one_creates_one(service: Service) -> None:
+async def test_rotation_creates_a_callback_secret_if_the_application_has_no_callback_secret(service: Service) -> None:
     other = (await service.database.write(create_application, "other", NOON)).application_id
     await service.database.write(write_conversion_url, other, URL, None, NOON)
     assert await service.trackers.callback_secret_state(other) == (False, None)

@@ -1,4 +1,4 @@
-"""Fixtures for the tests of gateways: a gateway at a local receiver, and messages that are queued for this gateway."""
+"""Fixtures for the tests of gateways: a function that creates a gateway, and a function that queues messages for a gateway."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def make_gateway(service: Service) -> MakeGateway:
 
 @pytest.fixture
 def send_messages(service: Service) -> SendMessages:
-    """Queue messages for the gateway of the default application. Return the entries of the response."""
+    """Queue messages for the gateway of the default application. Return the result for each message."""
 
     async def send(count: int = 1, text: str = "hello", **fields: Any) -> list[dict[str, Any]]:
         application = service.directory.application(1)

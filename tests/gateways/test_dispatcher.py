@@ -245,7 +245,7 @@ async def test_two_processes_send_each_message_to_the_gateway_once(
     assert set(references.values()) == {1}
 
 
-async def test_all_processes_together_keep_the_concurrency_of_a_gateway(
+async def test_the_concurrency_of_a_gateway_applies_to_all_processes_together(
     service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver
 ) -> None:
     receiver.default_reply = Reply(hang=True)
@@ -257,7 +257,7 @@ async def test_all_processes_together_keep_the_concurrency_of_a_gateway(
     kill(first)
 
 
-async def test_the_rate_of_a_gateway_limits_the_messages_of_a_second(
+async def test_the_rate_of_a_gateway_limits_the_number_of_messages_per_second(
     service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver, clock: Clock
 ) -> None:
     receiver.default_reply = ACCEPTED

@@ -163,7 +163,7 @@ def test_the_displayed_settings_of_an_http_gateway_contain_no_credentials() -> N
 
 
 async def submit(behaviour: Behaviour, timeout: float = 5, *, repeats: bool = True) -> SubmitResult:
-    """Submit a message to a local gateway with this behaviour."""
+    """Submit a message to a local gateway that behaves as `behaviour` defines."""
 
     async def ignore(gateway_id: int, report: GatewayReport) -> bool:
         return True

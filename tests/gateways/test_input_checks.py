@@ -70,7 +70,7 @@ async def test_only_the_operator_can_change_the_address_of_a_gateway_with_the_op
         ({"success_path": "$.secret", "success_values": ["ok"]}, "success_path"),
     ],
 )
-async def test_only_the_operator_can_change_the_requests_to_a_gateway_with_the_option_allow_private(
+async def test_only_the_operator_can_change_the_request_settings_of_a_gateway_with_the_option_allow_private(
     make_service: MakeService, changes: dict[str, Any], field: str
 ) -> None:
     service = await make_service(allow_private_targets=False)

@@ -62,7 +62,7 @@ async def test_an_update_of_a_gateway_keeps_its_other_settings_and_credentials(s
     assert changed.timeout == 3
 
 
-async def test_only_the_operator_selects_a_gateway_of_the_installation(service: Service) -> None:
+async def test_only_the_operator_can_select_a_shared_gateway_for_an_application(service: Service) -> None:
     shared = await service.gateways.create(ALL_APPLICATIONS, NewGateway(name="shared", kind="simulator"))
     with pytest.raises(ApiError) as caught:
         await service.database.write(select_gateway, 1, "shared", is_operator=False)

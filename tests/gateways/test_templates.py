@@ -70,7 +70,7 @@ def test_the_content_type_determines_how_values_in_a_gateway_request_are_encoded
     assert escaping_of(content_type) == escaping
 
 
-def test_unknown_placeholders_in_a_gateway_request_template_are_found() -> None:
+def test_unknown_placeholders_in_a_gateway_request_template_are_detected() -> None:
     assert unknown_placeholders('{"a":"{phone}","b":"{nope}"}', {"phone": ""}) == ["nope"]
 
 
@@ -107,6 +107,6 @@ def test_a_gateway_response_of_deeply_nested_json_is_not_parsed() -> None:
 
 
 @pytest.mark.parametrize("path", ["messages.0.id", "no placeholder", "{value} and {value}"])
-def test_a_path_setting_of_another_form_is_rejected(path: str) -> None:
+def test_a_path_setting_with_invalid_syntax_is_rejected(path: str) -> None:
     with pytest.raises(ValueError, match="must be a path"):
         check_path(path)

@@ -18,7 +18,7 @@ def test_a_link_code_of_48_bits_has_ten_characters_of_base_62() -> None:
 
 
 @given(st.integers(MIN_BITS, MAX_BITS), st.text(min_size=1, max_size=40), st.data())
-def test_every_code_equals_the_result_of_hashids_and_all_codes_have_the_same_length(
+def test_every_link_code_equals_the_result_of_the_hashids_library_and_all_link_codes_have_the_same_length(
     bits: int, salt: str, data: st.DataObject
 ) -> None:
     number = data.draw(st.integers(0, (1 << bits) - 1) | st.sampled_from([0, 1, 43, 44, (1 << bits) - 1]))
@@ -32,7 +32,7 @@ def test_every_code_equals_the_result_of_hashids_and_all_codes_have_the_same_len
     assert CODE_PATTERN.match(code)
 
 
-def test_the_same_random_numbers_produce_the_same_codes() -> None:
+def test_the_same_random_numbers_produce_the_same_link_codes() -> None:
     first, second = (Codes(SALT, randbits=random.Random(7).getrandbits) for _ in range(2))
     assert [first.mint() for _ in range(5)] == [second.mint() for _ in range(5)]
 
@@ -48,11 +48,11 @@ def test_a_salt_that_is_empty_short_or_a_placeholder_is_rejected(salt: str) -> N
 
 
 @pytest.mark.parametrize("bits", [0, MIN_BITS - 1, MAX_BITS + 1])
-def test_a_number_of_random_bits_outside_the_limits_is_rejected(bits: int) -> None:
+def test_a_number_of_random_bits_per_link_code_outside_the_limits_is_rejected(bits: int) -> None:
     with pytest.raises(ValueError, match="bits"):
         Codes(SALT, bits)
 
 
 @pytest.mark.parametrize("text", ["", "a" * 6, "a" * 26, "8kVnq2LmR-", "8kVnq2LmRd\n", "8kVnq2LmRé", "8kVnq2Lm٣٣", "../8kVnq2L"])
-def test_the_code_pattern_does_not_match_texts_that_cannot_be_codes(text: str) -> None:
+def test_the_pattern_of_link_codes_does_not_match_texts_that_cannot_be_link_codes(text: str) -> None:
     assert CODE_PATTERN.search(text) is None

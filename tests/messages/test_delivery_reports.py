@@ -216,7 +216,7 @@ async def test_delivery_reports_of_unknown_messages_are_rejected_at_once_if_too_
     assert service.delivery_reports._waiting == MAX_WAITING
 
 
-async def test_a_later_delivery_report_without_carrier_texts_does_not_remove_the_earlier_texts(
+async def test_a_later_delivery_report_without_status_word_and_reason_code_keeps_the_stored_status_word_and_reason_code(
     service: Service, message: Message
 ) -> None:
     await record(service, DELIVERED, READ)

@@ -17,7 +17,7 @@ def test_a_trackurl_directive_or_an_application_setting_causes_an_event_for_ever
     assert only(item(), application=application(click_events="every")).plan.links[0].every_click
 
 
-def test_the_request_the_application_or_the_installation_sets_the_lifetime_of_a_link() -> None:
+def test_the_lifetime_of_a_link_is_set_by_the_request_or_else_by_the_application_or_else_by_the_installation() -> None:
     def expires_at(planned_item: RewriteItem, **settings: Any) -> datetime:
         return from_ms(only(planned_item, application=application(**settings)).plan.expires_at)
 
@@ -72,7 +72,7 @@ def test_a_destination_or_fallback_that_is_invalid_blocked_or_on_a_host_of_the_i
     assert expected in text
 
 
-def test_a_fallback_url_is_stored_in_the_form_of_a_location_header() -> None:
+def test_a_fallback_url_is_stored_with_the_encoding_of_a_location_header() -> None:
     assert only(item(fallback_url="https://x.example/ü")).plan.fallback_location == "https://x.example/%C3%BC"
 
 

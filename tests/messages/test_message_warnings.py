@@ -70,7 +70,7 @@ def test_a_url_that_is_not_tracked_causes_a_warning_with_position_and_reason() -
     assert len(all_warnings("ftp://x.example " * 99)) == MAX_UNTRACKED + 1
 
 
-def test_a_text_without_a_link_causes_a_warning_if_the_request_asks_for_links() -> None:
+def test_a_text_without_a_link_causes_a_warning_if_the_track_mode_is_first_url_or_all_urls() -> None:
     assert all_warnings("no link", "first_url") == [
         "the text has no link: `track` is first_url, but it contains no URL that can be tracked"
     ]

@@ -198,7 +198,7 @@ def test_the_country_of_a_phone_number_equals_the_result_of_the_phonenumbers_lib
         "sender_id:EjihJOXWJE24O",
     ],
 )
-def test_a_usual_sender_id_is_accepted_without_a_reason_for_rejection(sender: str) -> None:
+def test_the_sender_check_returns_no_reason_for_rejection_for_a_usual_sender_id(sender: str) -> None:
     assert check_sender(sender) is None
 
 
@@ -221,5 +221,5 @@ def test_a_usual_sender_id_is_accepted_without_a_reason_for_rejection(sender: st
         "x:1",
     ],
 )
-def test_an_unusual_sender_id_has_a_reason_why_carriers_may_reject_it(sender: str) -> None:
+def test_the_sender_check_returns_the_reason_why_carriers_may_reject_an_unusual_sender_id(sender: str) -> None:
     assert check_sender(sender) == "is neither a number of 3 to 15 digits nor 3 to 11 letters and digits that start with a letter"

@@ -58,7 +58,7 @@ def test_a_request_with_150_invalid_recipients_is_rejected_with_150_details() ->
     assert len(rejection(item(to=("invalid",) * 150), limits=limits).details) == 150
 
 
-def test_problems_of_messages_that_are_already_stored_do_not_reject_a_request() -> None:
+def test_a_request_is_not_rejected_because_of_problems_in_messages_that_are_already_stored() -> None:
     request = plan(item(expires_at=NOON, message_ids=("m-1",)))
     request.check([])
     with pytest.raises(ApiError):
@@ -98,6 +98,3 @@ def test_the_content_hash_of_a_message_depends_on_the_recipient_and_everything_e
     ]
     assert len({content_hash(), *(content_hash(**other) for other in others)}) == len(others) + 1
     assert content_hash(metadata={"a": 1, "b": 2}) == content_hash(metadata={"b": 2, "a": 1})
-
-
-# These tests check the expiry of links.

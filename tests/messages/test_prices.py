@@ -13,7 +13,9 @@ from shortener.storage.database import Database
 from tests.conftest import NOON
 
 
-async def test_the_price_of_the_longest_prefix_applies_and_prices_of_the_application_have_priority(database: Database) -> None:
+async def test_the_price_of_the_longest_prefix_applies_and_prices_of_the_application_have_priority_over_common_prices(
+    database: Database,
+) -> None:
     await database.write(create_application, "default", NOON)
     for application, prefix, price in (
         (0, "default", "0.10"),

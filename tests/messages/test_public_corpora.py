@@ -1,8 +1,8 @@
-"""Tests of URL detection with the test data of other linkifiers, and with texts that were not used to write the rules.
+"""Tests of URL detection with the test data of other libraries, and with texts that were not used to write the rules.
 
-The texts are the examples of the package `crawler-user-agents` (URLs in real punctuation), and the test cases of
-`twitter-text-python`, which repeat the conformance tests of twitter-text. The latter is not a dependency of the tests, because it
-has no wheel: `pip install twitter-text-python`.
+The test data are the user agents of the package `crawler-user-agents`, which contain URLs, and the test cases of
+`twitter-text-python`, which repeat the conformance tests of twitter-text. `twitter-text-python` is not a dependency of the
+tests, because it has no wheel. To run these tests: `pip install twitter-text-python`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from shortener.messages.url_detection import find_urls
 from tests.messages.held_out_texts import HELD_OUT_TEXTS
 from tests.messages.marketing_texts import MARKETING_TEXTS
 
-# Texts of twitter-text for which the URL detection has another result. Twitter links only URLs with a known top-level domain and
-# with certain characters before them. A person also regards bare domains and the other texts as URLs.
+# Texts of twitter-text in which the URL detection finds more URLs than Twitter. Twitter links only URLs that have a known top-level
+# domain and that follow certain characters. A person would also mark the other URLs and the bare domains.
 DIFFERENT_FROM_TWITTER = {
     "See http://example.com example.com",
     "Is http://tld-too-short.x a valid URL?",
@@ -43,13 +43,13 @@ def mark(text: str) -> str:
     return text
 
 
-def test_url_detection_finds_the_urls_that_a_person_marked_in_95_percent_of_texts_outside_of_the_rule_tests() -> None:
+def test_url_detection_finds_the_marked_urls_in_95_percent_of_the_texts_that_were_not_used_to_write_the_rules() -> None:
     different = [text for text in HELD_OUT_TEXTS if mark(text.replace("⟦", "").replace("⟧", "")) != text]
     assert len(HELD_OUT_TEXTS) > 390
     assert len(different) / len(HELD_OUT_TEXTS) < 0.05, different
 
 
-def test_url_detection_and_linkify_it_find_the_same_urls_in_crawler_user_agents() -> None:
+def test_url_detection_and_the_library_linkify_it_py_find_the_same_urls_in_crawler_user_agents() -> None:
     linkify = LinkifyIt()
     texts = [text.replace("+http", " http") for crawler in CRAWLER_USER_AGENTS_DATA for text in crawler["instances"]]
     different = []
@@ -62,7 +62,7 @@ def test_url_detection_and_linkify_it_find_the_same_urls_in_crawler_user_agents(
     assert different == []
 
 
-def test_url_detection_and_linkify_it_find_the_same_start_of_each_url_in_marketing_texts() -> None:
+def test_url_detection_finds_every_url_start_that_the_library_linkify_it_py_finds_in_marketing_texts() -> None:
     linkify = LinkifyIt()
     for marked in MARKETING_TEXTS + HELD_OUT_TEXTS:
         text = marked.replace("⟦", "").replace("⟧", "")

@@ -26,7 +26,7 @@ def planned(body: str = BODY, **more: Any) -> PlannedMessage:
     return plan(item(body, message_ids=("m-1",), **more)).messages[0]
 
 
-def test_a_new_message_is_rendered_with_its_links() -> None:
+def test_the_response_contains_a_new_message_with_its_links() -> None:
     message = planned()
     assert render_new(message, LINKS, BASE_URL).serialize() == {
         "message_id": "m-1",
@@ -56,7 +56,7 @@ def test_a_new_message_is_rendered_with_its_links() -> None:
     }
 
 
-def test_a_repeated_message_is_rendered_like_in_the_first_response() -> None:
+def test_a_repeated_message_is_returned_as_in_the_first_response() -> None:
     body = f"{BODY} \U0001f600 https://аpple.example/{'y' * 100}"
     message = planned(body, track="all_urls", from_address="2Fast")
     links = [StoredLink(f"code{index}", one.destination.url, one.span.label, 0, 0) for index, one in enumerate(message.plan.links)]
@@ -67,7 +67,7 @@ def test_a_repeated_message_is_rendered_like_in_the_first_response() -> None:
     assert render_repeat(message, message.request_id, links, BASE_URL) == first
 
 
-def test_a_repeated_message_is_rendered_although_its_plan_is_invalid_now() -> None:
+def test_a_repeated_message_is_returned_although_its_plan_would_be_rejected_now() -> None:
     hosts = Hosts(blocked={"x.example"})
     message = plan(item(BODY, message_ids=("m-1",), expires_at=NOON), hosts=hosts).messages[0]
     assert message.plan.problems
@@ -96,7 +96,7 @@ def replace_url(link: StoredLink) -> StoredLink:
     return link._replace(url="https://elsewhere.example/")
 
 
-def test_a_repeated_message_is_rendered_after_the_default_track_mode_of_the_application_changed() -> None:
+def test_a_repeated_message_keeps_its_links_after_the_default_track_mode_of_the_application_changed() -> None:
     body = 'https://x.example/a #track("https://x.example/a")'
     links = [LINKS[0]]
     for track, expected in (

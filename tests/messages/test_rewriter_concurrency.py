@@ -17,7 +17,7 @@ from shortener.storage import schema
 from tests.conftest import MakeService
 from tests.servers import PATIENCE, RedisProcess
 
-#: `make prove` sets this number to 2,000.
+#: The number of concurrent rewrite requests. `make prove` runs the test with 2,000.
 REWRITES = int(os.environ.get("PROVE_REWRITES", "400"))
 CALLERS = 40
 
@@ -71,7 +71,7 @@ class FailingCommits:
         return getattr(self._database, name)
 
 
-async def test_a_failed_commit_leaves_no_cached_id_of_a_row_that_does_not_exist(
+async def test_no_row_id_stays_in_a_cache_after_the_commit_of_the_row_has_failed(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batcher = service.rewriter._commits._batcher

@@ -48,7 +48,7 @@ def test_one_character_outside_gsm7_makes_the_whole_text_ucs2(character: str) ->
         ("a" * 307, "GSM-7", 3, 307),
         ("a" * 158 + "€", "GSM-7", 1, 160),
         ("a" * 159 + "€", "GSM-7", 2, 161),
-        ("a" * 152 + "€" + "a" * 152, "GSM-7", 3, 306),  # the pair moves to the second segment, which then overflows
+        ("a" * 152 + "€" + "a" * 152, "GSM-7", 3, 306),  # the escape pair of € moves to the second segment, which overflows
         ("a" * 151 + "€" + "a" * 153, "GSM-7", 2, 306),
         ("é" * 70, "GSM-7", 1, 70),
         ("ê" * 70, "UCS-2", 1, 70),
@@ -57,7 +57,7 @@ def test_one_character_outside_gsm7_makes_the_whole_text_ucs2(character: str) ->
         ("ê" * 135, "UCS-2", 3, 135),
         ("👍" * 35, "UCS-2", 1, 70),
         ("👍" * 36, "UCS-2", 2, 72),
-        ("👍" * 66, "UCS-2", 2, 132),  # 33 pairs per segment; one of its 67 units stays empty
+        ("👍" * 66, "UCS-2", 2, 132),  # 33 surrogate pairs per segment; one of 67 units is unused
         ("👍" * 67, "UCS-2", 3, 134),
     ],
 )
@@ -75,7 +75,7 @@ def test_segments_of_texts_at_the_boundary_of_a_segment_are_counted_correctly(
         st.text(st.characters(codec="utf-8"), max_size=400),
     )
 )
-def test_the_segment_count_equals_the_result_of_a_simple_count_of_characters(text: str) -> None:
+def test_the_segment_count_equals_the_result_of_a_simple_loop_over_the_characters(text: str) -> None:
     assert count_segments(text) == count_slowly(text)
 
 

@@ -159,7 +159,7 @@ def test_text_that_is_not_a_url_is_not_detected(body: str) -> None:
         ("a.com a.com", ["a.com", "a.com"]),
     ],
 )
-def test_a_detected_url_ends_before_the_text_of_the_sentence_after_it(body: str, urls: list[str]) -> None:
+def test_punctuation_and_words_of_the_sentence_after_a_url_are_not_part_of_the_detected_url(body: str, urls: list[str]) -> None:
     assert detect(body) == urls
 
 
@@ -238,7 +238,9 @@ def test_urls_in_marketing_texts_are_detected_as_a_person_would_mark_them(expect
         ("sale.shop now", "is a bare domain; write https:// before it"),
     ],
 )
-def test_text_that_is_similar_to_a_url_is_reported_with_a_reason_and_no_part_of_it_is_detected(text: str, reason: str) -> None:
+def test_text_that_is_similar_to_a_url_is_reported_as_not_tracked_and_no_part_of_this_text_is_detected_as_a_url(
+    text: str, reason: str
+) -> None:
     urls, untrackable = detect_urls(f"Big {text} then x.com")
     assert [url.url for url in urls] == ["http://x.com"]
     assert [one.start for one in untrackable] == [4]
@@ -260,7 +262,9 @@ def test_a_domain_without_a_scheme_is_not_detected_inside_a_word_or_an_address(b
         ("shop.example/sale", "is a bare domain; write https:// before it"),
     ],
 )
-def test_a_domain_without_a_scheme_directly_after_an_abbreviation_or_a_word_in_capitals_is_reported(text: str, reason: str) -> None:
+def test_a_domain_without_a_scheme_directly_after_an_abbreviation_or_a_word_in_capitals_is_reported_as_not_tracked(
+    text: str, reason: str
+) -> None:
     urls, untrackable = detect_urls(f"Big {text} then x.com")
     assert [url.url for url in urls] == ["http://x.com"]
     assert [(one.start, one.end - one.start) for one in untrackable] == [(4, len(text))]

@@ -1,4 +1,4 @@
-"""Tests of the event that announces the expiry of a token once, to trackers of operations events."""
+"""Tests of the operations event that announces, once for each replaced token, the time at which the token expires."""
 
 from datetime import timedelta
 from typing import Any
@@ -18,7 +18,9 @@ async def events(service: Service) -> list[Any]:
     return await service.database.read(lambda connection: list(connection.execute(select(schema.events))))
 
 
-async def test_one_event_announces_the_end_of_a_replaced_token_within_its_last_day(service: Service, clock: Clock) -> None:
+async def test_one_event_announces_the_expiry_of_a_replaced_token_during_the_last_day_of_the_token(
+    service: Service, clock: Clock
+) -> None:
     new = NewTracker(url="https://tracker.example/", events=["operations"])
     await service.trackers.create(1, new)
     _, until = await service.database.write(rotate_token, 1, clock(), timedelta(days=3))
@@ -38,7 +40,9 @@ async def test_one_event_announces_the_end_of_a_replaced_token_within_its_last_d
     assert notices == []
 
 
-async def test_the_expiry_of_a_key_creates_no_event_if_no_tracker_subscribes_to_it(service: Service, clock: Clock) -> None:
+async def test_the_expiry_of_a_token_creates_no_event_if_no_tracker_subscribes_to_operations_events(
+    service: Service, clock: Clock
+) -> None:
     await service.database.write(rotate_token, 1, clock(), timedelta(hours=1))
     assert await service.database.write(announce, service.ids, clock()) == 0
     assert await events(service) == []

@@ -23,7 +23,7 @@ from tests.conftest import NOON, client_of, run_in_a_thread
 
 PHONE = "Mozilla/5.0 (iPhone; CPU iPhone OS 18_5 like Mac OS X) AppleWebKit/605.1.15 Version/18.5 Mobile/15E148 Safari/604.1"
 PASSWORD = "seven quiet harbour lamps"
-#: The header by which browsers mark the forms of a page on the same host.
+#: The header that browsers send with a form if its page is on the same host.
 SAME_ORIGIN = {"Sec-Fetch-Site": "same-origin"}
 
 NewBrowser = Callable[..., Awaitable[httpx.AsyncClient]]

@@ -1,6 +1,6 @@
 """`make vendor`: download the packages of vendor.toml again with npm, check their hashes, and copy their files.
 
-To upgrade a package, change its version in vendor.toml and run this. It prints the new hashes; copy them into vendor.toml.
+To upgrade a package, change its version in vendor.toml and run `make vendor`. It prints the new hashes; copy them into vendor.toml.
 """
 
 from __future__ import annotations

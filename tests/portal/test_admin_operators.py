@@ -20,7 +20,7 @@ async def test_only_admins_can_open_the_portal_pages_of_the_installation(sign_in
         assert "/portal/admin" not in (await browser.get("/portal/1/")).text
 
 
-async def test_an_admin_invites_an_operator_and_the_link_is_shown_once(
+async def test_an_admin_invites_an_operator_and_the_invitation_link_is_shown_once(
     service: Service, sign_in: SignIn, new_browser: NewBrowser
 ) -> None:
     admin = await sign_in("Ada")
@@ -75,7 +75,7 @@ async def test_a_change_of_an_operator_ends_all_sessions_of_this_operator(servic
     assert {"role_granted", "role_removed", "sessions_ended", "operator_disabled", "operator_reset"} <= actions
 
 
-async def test_a_change_of_an_operator_requires_a_recent_password(sign_in: SignIn, clock: Clock) -> None:
+async def test_a_change_of_an_operator_requires_a_recently_entered_password(sign_in: SignIn, clock: Clock) -> None:
     admin = await sign_in("Ada")
     clock.forward(minutes=11)
     response = await admin.post(PATH, data={"name": "Eve", "role": "viewer"})

@@ -129,7 +129,9 @@ async def test_a_what_if_analysis_counts_the_changed_verdicts_and_stores_nothing
     assert (await browser.post(PATH, data=form | {"days": "9"})).status_code == 422
 
 
-async def test_changes_of_application_settings_require_a_manager_and_a_recent_password(sign_in: SignIn, clock: Clock) -> None:
+async def test_changes_of_application_settings_require_a_manager_and_a_recently_entered_password(
+    sign_in: SignIn, clock: Clock
+) -> None:
     viewer = await sign_in("Vera", Role.VIEWER, 1)
     page = await viewer.get(PATH)
     assert page.status_code == 200

@@ -89,7 +89,7 @@ async def test_invalid_domain_values_change_nothing_and_stay_in_the_form(service
     assert service.directory.domain(HOST) == before
 
 
-async def test_changes_of_a_domain_require_a_manager_and_a_recent_password(sign_in: SignIn, clock: Clock) -> None:
+async def test_changes_of_a_domain_require_a_manager_and_a_recently_entered_password(sign_in: SignIn, clock: Clock) -> None:
     viewer = await sign_in("Vera", Role.VIEWER, 1)
     page = await viewer.get("/portal/1/domains")
     assert page.status_code == 200

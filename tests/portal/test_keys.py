@@ -81,7 +81,7 @@ async def test_invalid_key_forms_of_the_portal_change_nothing_and_keep_their_inp
     assert [row.action for row in await log(service)] == ["invitation_accepted"]
 
 
-async def test_the_key_page_of_the_portal_requires_a_manager_and_a_recent_password(sign_in: SignIn, clock: Clock) -> None:
+async def test_the_key_page_of_the_portal_requires_a_manager_and_a_recently_entered_password(sign_in: SignIn, clock: Clock) -> None:
     support = await sign_in("Sue", Role.SUPPORT, 1)
     assert (await support.get("/portal/1/keys")).status_code == 403
     manager = await sign_in("Mia", Role.MANAGER, 1)

@@ -79,7 +79,7 @@ async def test_every_figure_equals_the_number_of_rows_in_its_list_by_event_time_
     assert len(seen) > 100
 
 
-async def test_every_figure_of_all_applications_equals_the_number_of_rows_in_its_list(demo: DemoPortal) -> None:
+async def test_every_figure_on_the_page_of_all_applications_equals_the_number_of_rows_in_its_list(demo: DemoPortal) -> None:
     for basis in ("event", "sent"):
         figures = await demo.figures(f"/portal/all/?period=7d&basis={basis}")
         assert len(figures) > 20
@@ -97,7 +97,7 @@ async def test_the_conversion_values_in_a_list_add_up_to_the_total_that_links_to
             {"value": "200", "currency": "EUR", "status": "pending"},
         )
     ):
-        # A message of the campaign black-friday.
+        # The message demo-00050 belongs to the campaign black-friday.
         report = {"message_id": "demo-00050", "action": "sale", "transaction_id": f"t{number}", **fields}
         response = await demo.browser.post("/api/v1/track", json=report, headers={"X-Api-Token": demo.credentials.tracker_token})
         assert response.status_code == 200, response.text
@@ -180,7 +180,7 @@ class _Page:
 
 
 def _source(ids: dict[int, list[int]], scanned: int) -> ListSource:
-    """Return a source whose pages examine `scanned` rows of an application, and find those with an even id."""
+    """Return the source of a list. Each page examines `scanned` rows of an application and contains those with an even id."""
 
     def read(connection: object, application: int, limit: int, below: int | None) -> _Page:
         candidates = [number for number in sorted(ids[application], reverse=True) if below is None or number < below]

@@ -74,7 +74,7 @@ async def test_a_slow_subscriber_of_the_live_feed_loses_the_oldest_batches_so_th
     assert subscriber.batches.get_nowait().rows[0].id == 2 * live_feed.MAX_WAITING
 
 
-async def test_a_live_feed_batch_of_many_rows_contains_some_rows_and_the_number_of_all_others() -> None:
+async def test_a_live_feed_batch_of_many_rows_contains_some_of_the_rows_and_the_number_of_omitted_rows() -> None:
     subscriber = live_feed.LiveSubscriber({1})
     subscriber.put([LiveRow("hit", number, NOON, 1, "clicks", "") for number in range(live_feed.SHOWN_PER_READING + 5)])
     batch = subscriber.batches.get_nowait()
@@ -98,7 +98,7 @@ async def test_a_live_stream_without_a_session_and_a_fourth_live_stream_of_a_ses
     assert (rejected.status_code, rejected.headers["retry-after"]) == (429, "5")
 
 
-async def test_the_live_feed_reads_rows_of_the_last_seconds_again(
+async def test_the_live_feed_query_returns_only_rows_that_were_created_since_a_given_time(
     service: Service, sign_in: SignIn, new_browser: NewBrowser
 ) -> None:
     browser, phone = await sign_in(), await new_browser()

@@ -75,7 +75,7 @@ async def test_the_second_factor_is_set_up_with_a_code_and_shows_recovery_codes_
     assert not (await service.database.read(find_operator, "Ada")).has_second_factor
 
 
-async def test_sensitive_portal_actions_require_a_recent_password(sign_in: SignIn, clock: Clock) -> None:
+async def test_sensitive_portal_actions_require_a_recently_entered_password(sign_in: SignIn, clock: Clock) -> None:
     browser = await sign_in("Ada")
     clock.forward(minutes=11)
     refused = await browser.post("/portal/me/second-factor/off", headers={"Referer": "http://127.0.0.1:8000/portal/me"})

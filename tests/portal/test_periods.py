@@ -47,7 +47,7 @@ def test_a_custom_portal_period_uses_the_time_zone_and_includes_its_last_day() -
     assert choose(since=query["since"], until=query["until"]).since == chosen.since
 
 
-def test_the_time_basis_in_the_query_of_a_portal_page_is_used_and_unknown_values_are_rejected() -> None:
+def test_a_portal_page_uses_the_time_basis_in_its_query_and_rejects_unknown_values_of_query_parameters() -> None:
     assert choose(basis="sent").basis is Basis.SENT
     for query in ({"basis": "x"}, {"period": "x"}, {"since": "x"}, {"zone": "Nowhere"}, {"since": "1900-01-01"}):
         with pytest.raises(ApiError):

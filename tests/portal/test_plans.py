@@ -128,7 +128,7 @@ PATHS = (
     "/portal/admin/operators/1",
     "/portal/admin/audit",
 )
-#: Pages that the paths above do not visit: they have no session, or they answer with a stream.
+#: Pages that PATHS does not contain, because they need no session, return a stream or execute no statement.
 NOT_VISITED = {
     "/portal",
     "/portal/signin",
@@ -138,13 +138,13 @@ NOT_VISITED = {
     "/portal/confirm",
     "/portal/open/{signed}",
     "/portal/{app}/live/stream",
-    "/portal/{app}/domains/{host}",  # It executes no statement: the domains are in memory.
+    "/portal/{app}/domains/{host}",  # this page executes no statement, because the domains are in memory
 }
 
 
 @dataclass
 class Recorded:
-    """The distinct statements of pages. A statement keeps the parameters and the page of its first execution."""
+    """The distinct SQL statements of all pages, each with the parameters and the page of its first execution."""
 
     statements: dict[str, tuple[Any, str]] = field(default_factory=dict)
     page: str = ""
@@ -238,9 +238,9 @@ def _aliases(statement: str) -> set[str]:
 
 
 def scans_of_postgresql(node: dict[str, Any], outer_table: str = "") -> Iterator[str]:
-    """Yield the nodes of a plan of PostgreSQL that read a complete table or index. Other methods must be disabled."""
+    """Yield the nodes of a PostgreSQL plan that read a complete table or index, as planned with the settings in `explain`."""
     kind = node["Node Type"]
-    table = node.get("Relation Name", outer_table)  # A bitmap of an index belongs to the table of the node above.
+    table = node.get("Relation Name", outer_table)  # a bitmap node belongs to the table of its parent node
     if table in GROWING_TABLES:
         if kind == "Seq Scan":
             yield f"Seq Scan on {table} {node.get('Filter', '')}"
@@ -255,7 +255,7 @@ def explain(connection: Connection, found: Recorded) -> list[str]:
     problems = []
     is_sqlite = connection.dialect.name == "sqlite"
     if not is_sqlite:
-        # In small tables, PostgreSQL prefers to read everything. These settings show whether an index allows it to read little.
+        # PostgreSQL reads small tables completely. With these settings, it uses an index if the statement permits this.
         for method in ("seqscan", "hashjoin", "mergejoin"):
             connection.exec_driver_sql(f"SET LOCAL enable_{method} = off")
     for statement, (parameters, page) in found.statements.items():

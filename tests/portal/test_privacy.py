@@ -71,7 +71,7 @@ async def test_the_erasure_of_a_phone_number_without_messages_changes_nothing(
     assert [row.action for row in await log(service)] == ["invitation_accepted"]
 
 
-async def test_erasing_requires_a_manager_of_the_application_and_a_recent_password(
+async def test_erasing_requires_a_manager_of_the_application_and_a_recently_entered_password(
     service: Service, sign_in: SignIn, clock: Clock
 ) -> None:
     from shortener.accounts.administration import create_application

@@ -7,7 +7,7 @@ from shortener.portal.operators import Role
 from tests.portal.conftest import NewBrowser, SignIn, click, send
 
 
-async def test_the_portal_receiver_shows_a_sample_event_and_then_requests_of_real_events_without_a_tracker(
+async def test_the_portal_receiver_shows_a_sample_event_and_then_requests_of_real_events_even_without_a_tracker(
     service: Service, sign_in: SignIn, new_browser: NewBrowser
 ) -> None:
     browser = await sign_in()

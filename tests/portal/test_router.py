@@ -112,7 +112,9 @@ async def test_a_form_sent_from_the_portal_itself_is_accepted(service: Service, 
         assert response.status_code == 422
 
 
-async def test_a_page_without_a_session_redirects_to_the_sign_in_page_and_back(new_browser: NewBrowser) -> None:
+async def test_a_request_without_a_session_is_redirected_to_the_sign_in_page_with_the_address_to_return_to(
+    new_browser: NewBrowser,
+) -> None:
     browser = await new_browser()
     response = await browser.get("/portal/1/?period=7d")
     assert response.status_code == 303

@@ -46,7 +46,7 @@ async def test_the_sign_in_delay_doubles_up_to_a_minute_and_a_correct_password_r
     for _ in range(8):
         assert await database.write(delays.begin_attempt, "Ada", HOME, at) == 0
         waits.append(await database.write(delays.begin_attempt, "Ada", HOME, at))
-        at += timedelta(minutes=11)  # after this time, the network is in another window
+        at += timedelta(minutes=11)  # the failures of the network are counted per 10 minutes
     assert waits == [1, 2, 4, 8, 16, 32, 60, 60]
     await database.write(delays.succeed, "Ada", HOME, at)
     assert await database.write(delays.begin_attempt, "Ada", HOME, at) == 0
@@ -74,7 +74,7 @@ async def test_a_network_without_a_sign_in_for_a_month_counts_as_unknown(databas
     assert await database.write(delays.begin_attempt, "Ada", HOME, at) > 0
 
 
-async def test_sign_ins_from_a_network_that_failed_for_many_names_are_rejected_until_the_window_ends(
+async def test_sign_ins_from_a_network_that_failed_for_many_names_are_rejected_until_ten_minutes_have_passed(
     database: Database, delays: SignInDelays
 ) -> None:
     for number in range(NETWORK_FAILURES):

@@ -39,7 +39,9 @@ async def test_a_correct_password_begins_a_session_and_signing_out_ends_it(
     assert [row.action for row in await log(service)] == ["invitation_accepted", "signed_in", "signed_out"]
 
 
-async def test_the_session_cookie_is_secure_and_has_the_host_prefix_with_https(make_service: object, clock: Clock) -> None:
+async def test_the_session_cookie_of_an_https_installation_is_secure_and_its_name_has_the_prefix_host(
+    make_service: object, clock: Clock
+) -> None:
     service: Service = await make_service(base_url="https://go.example")  # type: ignore[operator]
     portal = Portal(service)
     assert portal.is_https
@@ -70,7 +72,9 @@ async def test_tokens_and_recovery_codes_are_stored_as_hashes(service: Service, 
         assert plain not in text  # ASVS 7.2.3 and 6.5.2
 
 
-async def test_a_connection_without_encryption_is_marked_except_on_this_machine(make_service: MakeService) -> None:
+async def test_the_sign_in_page_warns_of_a_connection_without_encryption_except_on_the_same_machine(
+    make_service: MakeService,
+) -> None:
     service = await make_service(base_url="http://lan.example")
     async with client_of(service) as client:
         for host, is_marked in (("lan.example", True), ("127.0.0.1", False), ("localhost", False)):
@@ -116,7 +120,7 @@ async def test_a_network_with_many_failed_sign_ins_must_wait_before_the_next_att
     assert (await browser.post("/portal/signin", data={"name": "Eve", "password": "wrong"})).status_code == 422
 
 
-async def test_a_portal_session_ends_after_hours_without_requests_and_after_a_maximum_number_of_days(
+async def test_a_portal_session_ends_after_several_hours_without_requests_and_after_a_maximum_number_of_days(
     sign_in: SignIn, clock: Clock
 ) -> None:
     idle = await sign_in("Ida")
@@ -194,7 +198,7 @@ async def test_the_account_page_ends_other_sessions_and_stores_preferences(sign_
     assert (await first.get("/portal/me")).status_code == 200
 
 
-async def test_concurrent_sign_in_attempts_do_not_avoid_the_delay(sign_in: SignIn, new_browser: NewBrowser) -> None:
+async def test_concurrent_sign_in_attempts_cannot_avoid_the_delay_after_failures(sign_in: SignIn, new_browser: NewBrowser) -> None:
     await sign_in("Ada")
     browser = await new_browser()
     form = {"name": "Ada", "password": "wrong"}

@@ -106,7 +106,7 @@ async def test_invalid_tracker_values_change_nothing_and_stay_in_the_form(
     assert [row.action for row in await log(service)] == ["invitation_accepted"]
 
 
-async def test_changing_a_tracker_requires_a_manager_of_its_application_and_a_recent_password(
+async def test_changing_a_tracker_requires_a_manager_of_its_application_and_a_recently_entered_password(
     service: Service, sign_in: SignIn, receiver: Receiver, clock: Clock
 ) -> None:
     support = await sign_in("Sue", Role.SUPPORT, 1)

@@ -77,7 +77,7 @@ async def test_a_redis_call_that_gets_no_connection_in_time_does_not_mark_redis_
     await server.close()
 
 
-async def test_only_the_first_calls_wait_for_a_redis_server_that_hangs(redis_server: RedisProcess) -> None:
+async def test_a_redis_server_that_hangs_delays_calls_only_until_the_server_is_marked_as_down(redis_server: RedisProcess) -> None:
     async with opened(redis_server.url) as server:
         assert await server.run(ping)
         redis_server.freeze()

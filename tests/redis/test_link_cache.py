@@ -60,7 +60,9 @@ async def test_links_that_are_stored_in_the_cache_at_the_same_time_share_round_t
     assert cache._redis.calls < 12
 
 
-async def test_a_rewrite_that_began_earlier_does_not_restore_an_invalidated_cached_link(cache: RedisLinkCache) -> None:
+async def test_a_rewrite_that_began_before_the_invalidation_of_a_cached_link_does_not_restore_the_link(
+    cache: RedisLinkCache,
+) -> None:
     await cache.put([link("abc")])
     await cache.invalidate(["abc"])
     await cache.put([link("abc")])

@@ -1,4 +1,4 @@
-"""Read the query plans of the statements that a function runs."""
+"""Helpers that return the query plan of each statement that a function runs."""
 
 from __future__ import annotations
 
@@ -39,6 +39,6 @@ def _statements(connection: Connection, run: Callable[[], Any]) -> list[tuple[st
 
 
 def scanned(plan: str, *tables: str) -> list[str]:
-    """Return the steps of a plan that read one of these tables without searching in an index."""
+    """Return the steps of a query plan that read one of `tables` completely, without a search in an index."""
     steps = [step for step in plan.splitlines() for table in tables if f" {table}" in f" {step}"]
     return [step for step in steps if step.startswith("SCAN ")]

@@ -204,13 +204,13 @@ async def test_count_deltas_that_are_not_folded_can_be_read_in_pages(database: D
     assert sums == {(1, NOON_SLOT, "clicks"): Decimal(5)}
 
 
-def test_the_time_slots_of_a_period_include_a_slot_that_started_before_the_end_of_the_period() -> None:
+def test_the_time_slots_of_a_period_include_slots_that_are_only_partly_in_the_period() -> None:
     assert time_slots(NOON, NOON + SLOT) == range(NOON_SLOT, NOON_SLOT + 1)
     millisecond = timedelta(milliseconds=1)
     assert time_slots(NOON + millisecond, NOON + SLOT + millisecond) == range(NOON_SLOT, NOON_SLOT + 2)
 
 
-def test_counts_can_be_verified_for_the_retention_time_minus_the_life_of_links() -> None:
+def test_counts_can_be_verified_for_the_retention_time_minus_the_lifetime_of_links() -> None:
     assert verifiable_since(NOON, kept=365 * DAY, link_ttl=90 * DAY) == NOON - 275 * DAY
     assert verifiable_since(NOON, kept=30 * DAY, link_ttl=90 * DAY) == NOON
 

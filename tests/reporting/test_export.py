@@ -221,7 +221,7 @@ async def test_the_csv_export_can_contain_a_line_for_each_link(database: Databas
     ]
 
 
-async def test_the_csv_export_begins_with_a_byte_order_mark_and_contains_no_other_one(
+async def test_the_csv_export_contains_one_byte_order_mark_at_its_beginning(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(export, "PAGE_MESSAGES", 2)

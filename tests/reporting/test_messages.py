@@ -102,7 +102,7 @@ async def test_a_clicked_message_is_listed_with_the_state_clickthru_instead_of_i
         rows = Rows(connection)
         rows.clicked(ids["m6"], NOON + timedelta(hours=1), hit_id=1)
         rows.clicked(ids["m7"], NOON + timedelta(hours=2), hit_id=2)
-        # The first click of this message was retracted.
+        # Message m9 was clicked, but its first click was retracted.
         connection.execute(insert(schema.first_clicks).values(id=ids["m9"], links=1))
 
     await filled.write(click)
@@ -140,7 +140,7 @@ async def test_each_filter_of_a_message_list_selects_the_matching_messages(fille
         assert await listed(filled, **filters) == [f"m{number}" for number in expected.split()], filters
 
 
-async def test_a_list_filter_without_an_index_finds_every_message_over_several_pages(
+async def test_a_list_filter_without_an_index_finds_all_matching_messages_over_several_pages(
     filled: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(messages, "MAX_SCANNED_ROWS", 2)
@@ -151,7 +151,7 @@ async def test_a_list_filter_without_an_index_finds_every_message_over_several_p
             assert len(pages) > 1
 
 
-async def test_messages_of_a_campaign_with_too_many_cohorts_for_index_ranges_are_listed(
+async def test_all_messages_of_a_campaign_are_listed_even_if_the_campaign_has_too_many_cohorts_for_index_ranges(
     filled: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(messages, "MAX_COHORTS_PER_PAGE", 1)
@@ -201,7 +201,8 @@ async def test_each_filter_of_a_message_list_reads_its_own_index(sqlite: Databas
     for filters, index in INDEXES:
         for below in (None, 1 << 62):
             found = await sqlite.read(explain, filters, below)
-            # The plan searches both columns of the index, so a page starts at its first message and not at the newest message.
+            # The plan searches both columns of the index, so a query starts at the first message of its page and not at the newest
+            # message.
             assert any(re.search(rf"INDEX {index} \(\w+=\? AND id>\? AND id<\?\)", plan) for plan in found), filters
             assert all(scanned(plan, "messages", "cohorts") == [] for plan in found), filters
             if not filters.keys() - {"to", "since", "until"}:

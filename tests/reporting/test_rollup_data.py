@@ -43,7 +43,7 @@ def without_zero(amounts: Amounts) -> dict[str, Decimal]:
 @given(rows)
 @example({f"ttc:{bucket}": 1 for bucket in range(0, 250, 5)})
 @example({f"ttc:{bucket}": 70_000 + bucket for bucket in range(400)})
-def test_a_row_of_rolled_up_counts_is_read_unchanged(row: Amounts) -> None:
+def test_rolled_up_counts_are_stored_and_read_without_a_change(row: Amounts) -> None:
     stored = loads(dumps(dict(row)))
     assert without_zero(unpack(stored)) == without_zero(row)
     assert loads(stored) == stored, "SQLite returns rows that are parsed already"
@@ -81,7 +81,7 @@ def test_time_to_click_buckets_are_stored_as_a_histogram_only_if_the_histogram_i
     assert len(dumps(dict(many))) * 5 < len(orjson.dumps(many))
 
 
-def test_counts_that_a_histogram_cannot_store_are_stored_as_single_entries() -> None:
+def test_negative_and_very_large_counts_are_not_stored_in_a_histogram_but_as_single_entries() -> None:
     negative: Amounts = {f"ttc:{bucket}": -1 if bucket == 3 else 1 for bucket in range(50)}
     assert loads(dumps(dict(negative))) == negative
     huge: Amounts = {f"ttc:{bucket}": 2**33 for bucket in range(50)}

@@ -222,12 +222,14 @@ def test_rates_and_times_to_click_are_none_without_messages_and_clicks() -> None
     assert (figures.delivery_rate, figures.click_rate, figures.conversion_rate) == (None, None, None)
     assert figures.seconds_to_click(50) is None
     figures.add("ttc:9", Decimal(1))
-    figures.add("ttc:9", Decimal(-1))  # This amount is the retraction of a click.
+    figures.add("ttc:9", Decimal(-1))  # This negative amount retracts the click.
     assert figures.seconds_to_click(50) is None
 
 
 @given(st.lists(st.floats(1, 90 * 86400), min_size=1, max_size=200), st.sampled_from([50, 90]))
-def test_a_percentile_of_the_time_to_click_is_exact_to_the_width_of_its_bucket(seconds: list[float], percent: int) -> None:
+def test_a_percentile_of_the_time_to_click_differs_from_the_exact_value_by_at_most_the_width_of_a_bucket(
+    seconds: list[float], percent: int
+) -> None:
     figures = Figures()
     for each in seconds:
         figures.add(f"ttc:{time_to_click_bucket(each)}", Decimal(1))

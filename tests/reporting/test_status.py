@@ -68,7 +68,7 @@ async def test_the_status_of_a_message_contains_its_state_its_times_and_its_pric
     assert message["metadata"] == {"order": 7}
 
 
-async def test_the_status_lists_links_in_text_order_and_link_tracking_shows_the_first_link(filled: Database) -> None:
+async def test_the_status_lists_links_in_text_order_and_the_field_link_tracking_contains_the_first_link(filled: Database) -> None:
     message = await read_status(filled)
     first = {
         "code": "AAA",

@@ -119,7 +119,9 @@ async def test_erasing_a_message_does_not_change_other_messages(database: Databa
     assert [event.facts.get("to_address") for event in await database.read(rows_of, schema.events)] == [None, PHONE, OTHER]
 
 
-async def test_erasing_a_message_keeps_stored_responses_to_other_requests_of_the_same_millisecond(database: Database) -> None:
+async def test_erasing_a_message_keeps_the_stored_responses_to_other_requests_that_arrived_in_the_same_millisecond(
+    database: Database,
+) -> None:
     await database.write(build)
     await database.write(erase_message, 1, "one", NOON)
     keys = await database.read(lambda connection: connection.execute(select(schema.idempotency.c.key)).scalars().all())
@@ -174,7 +176,7 @@ async def test_an_erasure_cancels_pending_callbacks_of_the_message_but_not_pendi
         await Deliveries(database).replay(callback.id, NOON)
 
 
-async def test_an_erasure_does_not_change_the_time_at_which_a_link_was_disabled_earlier(database: Database) -> None:
+async def test_an_erasure_does_not_change_the_disabling_time_of_a_link_that_was_disabled_before(database: Database) -> None:
     def off(connection: Connection) -> None:
         rows = Rows(connection)
         rows.link(rows.message(SENT, message_id="one"), disabled_at=SENT)

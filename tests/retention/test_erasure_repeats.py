@@ -34,7 +34,7 @@ def read_all(connection: Connection, table: Table) -> list[Any]:
 
 
 class RecordingCache(NoLinkCache):
-    """A link cache that records which codes are removed. While `is_down`, it cannot remove any."""
+    """A link cache that records the codes that are removed. While `is_down` is true, it removes no codes."""
 
     def __init__(self) -> None:
         self.removed: list[str] = []
@@ -107,7 +107,7 @@ async def test_data_that_is_stored_shortly_after_an_erasure_is_deleted_when_the_
     await service.database.write(erase_message, 1, message.message_id, clock())
 
     def store_late(connection: Connection) -> None:
-        """Store the rows that an attempt, a conversion and a repeated rewrite store if they began before the erasure."""
+        """Store what a delivery attempt, a conversion report and a repeated rewrite store if they began before the erasure."""
         rows = Rows(connection, clock())
         event = rows.event(message.row, data={"metadata": {"name": NAME}}, facts={"to_address": PHONE, "mt_price": "0.01"})
         rows.attempt(rows.delivery(event), answer=f"hello {NAME}")
@@ -140,7 +140,9 @@ async def test_data_that_is_stored_shortly_after_an_erasure_is_deleted_when_the_
     assert await repeats.step(clock()) == 0
 
 
-async def test_links_of_an_erased_message_are_removed_from_the_cache_again(service: Service, story: Story, clock: Clock) -> None:
+async def test_a_repeated_erasure_removes_the_links_of_the_message_from_the_cache_when_redis_responds(
+    service: Service, story: Story, clock: Clock
+) -> None:
     message = await story.message()
     await service.database.write(erase_message, 1, message.message_id, clock())
     cache = RecordingCache()

@@ -187,13 +187,13 @@ async def test_the_purge_keeps_a_message_while_one_of_its_links_is_active(databa
     assert (await purge(database, SETTINGS, NOW + DAY)).links == 2
 
 
-async def test_the_purge_keeps_an_expired_link_until_it_deletes_the_message(database: Database) -> None:
+async def test_the_purge_keeps_an_expired_link_until_the_message_of_the_link_is_deleted(database: Database) -> None:
     await database.write(put, lambda rows: rows.link(rows.message(NOW - 364 * DAY), expires_at=NOW - 274 * DAY))
     assert await purge(database, SETTINGS, NOW) == PurgeResult()
     assert await purge(database, SETTINGS, NOW + 2 * DAY) == PurgeResult(messages=1, links=1)
 
 
-async def test_the_purge_deletes_hits_by_the_age_of_the_hit(database: Database) -> None:
+async def test_the_purge_deletes_hits_by_their_own_age_even_if_their_message_is_not_deleted(database: Database) -> None:
     def build(rows: Rows) -> int:
         link = rows.link(rows.message(NOW - 300 * DAY))
         for age in (299, 250, 201):
@@ -205,7 +205,9 @@ async def test_the_purge_deletes_hits_by_the_age_of_the_hit(database: Database) 
     assert await database.read(ids_in, schema.hits) == {young}
 
 
-async def test_the_status_of_a_message_does_not_depend_on_the_retention_of_hits(database: Database) -> None:
+async def test_the_purge_of_old_hits_changes_nothing_in_the_status_of_a_message_except_the_number_of_clicks(
+    database: Database,
+) -> None:
     def build(rows: Rows) -> None:
         cohort = {"id": 1, "application_id": 1, "campaign": "", "source": "api", "country": "US"}
         rows.connection.execute(schema.cohorts.insert().values(cohort))
@@ -246,7 +248,7 @@ async def test_the_purge_keeps_hits_whose_events_are_not_fanned_out_yet(database
     assert await purge(database, SETTINGS, NOW) == PurgeResult(hits=1, events=1)
 
 
-async def test_the_purge_deletes_an_event_after_the_retention_time_since_its_last_delivery(database: Database) -> None:
+async def test_the_purge_deletes_an_event_when_the_retention_time_has_passed_since_its_last_delivery(database: Database) -> None:
     def build(rows: Rows) -> list[int]:
         message = rows.message(NOW - 200 * DAY)
 
@@ -264,7 +266,7 @@ async def test_the_purge_deletes_an_event_after_the_retention_time_since_its_las
         add_event(tracker_id=2, **PENDING)
         return [
             add_event(**PENDING),
-            add_event(status=DeliveryStatus.DELIVERED.value, finished_at=NOW - 89 * DAY),  # This delivery was replayed later.
+            add_event(status=DeliveryStatus.DELIVERED.value, finished_at=NOW - 89 * DAY),  # a replayed delivery ends later
             rows.event(message, NOW - 100 * DAY, fanned_out=False),
             rows.event(message, NOW - 89 * DAY),
         ]
@@ -457,7 +459,7 @@ async def test_no_statement_of_the_purge_reads_more_rows_than_its_batch(database
         assert "hashed SubPlan" not in plan, plan
 
 
-async def test_dead_letters_are_deleted_with_the_retention_of_hits(database: Database) -> None:
+async def test_dead_letters_are_deleted_after_the_retention_time_of_hits(database: Database) -> None:
     def add(connection: Connection) -> None:
         rows = [{"hit": "{}", "reason": "x", "at": NOW - days * DAY} for days in (199, 201, 300)]
         connection.execute(insert(schema.hits_dead_letter), rows)

@@ -15,12 +15,12 @@ from tests.rows import Rows
 NOON = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 
 
-async def test_no_traffic_is_present_in_an_empty_database(database: Database) -> None:
+async def test_the_traffic_check_finds_no_traffic_in_an_empty_database(database: Database) -> None:
     assert not await Traffic(database, lambda: NOON).is_present()
 
 
 @pytest.mark.parametrize("has_hit", [False, True])
-async def test_traffic_is_present_for_some_seconds_after_a_message_or_a_hit(
+async def test_the_traffic_check_finds_traffic_for_some_seconds_after_a_message_or_a_hit(
     database: Database, monkeypatch: pytest.MonkeyPatch, has_hit: bool
 ) -> None:
     def fill(connection: Connection) -> None:

@@ -110,8 +110,9 @@ async def run_server(
 
 @contextlib.asynccontextmanager
 async def open_isolated_service(folder: Path, clock: Clock) -> AsyncIterator[Service]:
-    """Open a service on the running event loop. Tests use it with uvloop, as `shortener serve` does: its transports differ from
-    asyncio's."""
+    """Open a service on the running event loop.
+
+    Tests call this on an event loop of uvloop, which `shortener serve` also uses, because its transports differ from asyncio's."""
     values: Any = {"data_dir": folder, "base_url": "https://s.example"}
     service = await open_service(Settings(**values), clock=clock)
     try:
@@ -126,11 +127,11 @@ async def open_isolated_service(folder: Path, clock: Clock) -> AsyncIterator[Ser
 async def wait_until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(TIMEOUT_SECONDS):
         while not condition():
-            await asyncio.sleep(0.002)  # lets the server run, which uses the same event loop
+            await asyncio.sleep(0.002)  # lets the server run, because it uses the same event loop
 
 
 async def read_response(reader: asyncio.StreamReader, *, head: bool = False) -> bytes:
-    """Read one response and return its bytes. `head`: it is the response to a HEAD request and has no body."""
+    """Read one response and return its bytes. `head`: the request was a HEAD request, so the response has no body."""
     async with asyncio.timeout(TIMEOUT_SECONDS):
         start = await reader.readuntil(b"\r\n\r\n")
         length = re.search(rb"content-length: (\d+)", start)
@@ -150,7 +151,7 @@ def status_of(response: bytes) -> int:
 
 
 def get(path: str | bytes, *headers: bytes, method: bytes = b"GET", host: bytes | None = HOST) -> bytes:
-    """Return the bytes of a request for `path`. `host`: the Host header; None sends none."""
+    """Return the bytes of a request for `path`. `host`: the value of the Host header, or None for no Host header."""
     path = path.encode() if isinstance(path, str) else path
     lines = [b"%s %s HTTP/1.1" % (method, path), *([b"Host: " + host] if host is not None else []), b"User-Agent: " + AGENT]
     return b"\r\n".join([*lines, *headers, b"", b""])

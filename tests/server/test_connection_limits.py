@@ -57,7 +57,7 @@ class Connection:
         self.is_closed = True
 
 
-def test_connections_that_waited_longest_for_a_request_are_closed_above_the_total_limit() -> None:
+def test_above_the_total_connection_limit_the_connections_that_waited_longest_for_a_request_are_closed() -> None:
     counted = limits()
     connections = [Connection(None), *(Connection(float(n)) for n in range(counted.total))]
     with capture_logs() as logs:

@@ -146,7 +146,7 @@ def test_a_click_is_recorded_if_the_client_disconnects_before_the_response(
             async with blocked_writes(service):
                 (await send_request(service, server, code)).abort()
                 (await send_request(service, server, code)).close()
-                # With a pipelined request, the server stops reading, so it detects the end of the connection later.
+                # If a pipelined request waits, the server stops reading from the connection, so it detects the disconnect later.
                 await wait_until(lambda: bool(pipelined) or not server.server.server_state.connections)
             await wait_until(lambda: not server.server.server_state.connections)
             await service.recorder.flush()

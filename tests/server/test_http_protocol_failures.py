@@ -24,7 +24,9 @@ from tests.server.raw_http import (
 )
 
 
-async def test_without_a_database_a_redirect_request_gets_the_same_503_response_as_from_uvicorn(service: Service) -> None:
+async def test_without_a_database_redirect_protocol_sends_the_same_503_response_as_the_protocol_of_uvicorn(
+    service: Service,
+) -> None:
     code = await create_link(service)
     database, service.recorder = await unreliable_recorder(service, deadline=0.02)
     database.refuse_writes = database.refuse_reads = True
@@ -40,7 +42,9 @@ async def test_without_a_database_a_redirect_request_gets_the_same_503_response_
     await service.recorder.stop(1)
 
 
-async def test_a_redirect_request_is_passed_to_the_asgi_application_if_too_many_hits_wait(service: Service) -> None:
+async def test_a_redirect_request_is_passed_to_the_asgi_application_if_too_many_hits_wait_for_the_database(
+    service: Service,
+) -> None:
     code = await create_link(service)
     database, service.recorder = await unreliable_recorder(service, deadline=0.3, waiting_limit=1)
     async with run_server(service) as server:

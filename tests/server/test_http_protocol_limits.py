@@ -46,7 +46,7 @@ async def test_the_server_stops_reading_requests_from_a_client_that_reads_no_res
         assert len(connection.pipeline) <= stored_count
 
 
-async def test_a_further_response_is_not_buffered_if_the_send_buffer_of_the_connection_is_full(service: Service) -> None:
+async def test_no_further_response_is_buffered_while_the_send_buffer_of_the_connection_is_full(service: Service) -> None:
     request = get("/nosuchcode")
     async with run_server(service) as server:
         _, writer = await server.connect(receive_buffer=4096)
@@ -69,7 +69,7 @@ async def test_a_further_response_is_not_buffered_if_the_send_buffer_of_the_conn
         assert connection.transport.get_write_buffer_size() == stored_count
 
 
-async def test_at_most_one_buffer_of_pipelined_requests_is_stored(make_service: MakeService) -> None:
+async def test_the_server_stores_at_most_256_kib_of_pipelined_requests_for_a_connection(make_service: MakeService) -> None:
     service = await make_service(base_url="https://s.example", unknown_code_limit=0)
     async with run_server(service) as server:
         reader, writer = await server.connect()
@@ -103,8 +103,8 @@ async def test_a_request_head_that_is_too_long_gets_400_and_closes_the_connectio
         writer.write((more * MAX_HEAD_BYTES)[:MAX_HEAD_BYTES])
         await wait_until(lambda: head.size == MAX_HEAD_BYTES)
         assert not connection.transport.is_closing()
-        # The test sends only one byte more. If unread bytes remained, the kernel would reset the connection and discard the
-        # response.
+        # The test exceeds the limit by only one byte. If the server left bytes unread, the kernel would reset the connection and
+        # discard the response.
         writer.write(b"a")
         response = await asyncio.wait_for(reader.read(), TIMEOUT_SECONDS)
         assert (status_of(response), response.rpartition(b"\r\n\r\n")[2]) == (400, b"The head of the request is too long.")

@@ -38,7 +38,9 @@ async def test_robots_txt_and_the_icon_exist_on_every_host(visitor: httpx.AsyncC
 
 
 @pytest.mark.parametrize("path", ["/", "/nosuchcode", "/docs", "/portal", "/.well-known/assetlinks.json"])
-async def test_all_other_paths_on_an_unknown_host_return_404(visitor: httpx.AsyncClient, path: str) -> None:
+async def test_an_unknown_host_returns_404_for_every_path_except_robots_txt_and_the_icon(
+    visitor: httpx.AsyncClient, path: str
+) -> None:
     assert (await visitor.get(path, headers={"Host": "unknown.example"})).status_code == 404
 
 

@@ -1,5 +1,6 @@
-"""The response of one request of the ASGI application: its bytes, and errors of the application. `test_http_protocol_*` test whole
-connections."""
+"""Tests of RequestCycle: the bytes of a response of the ASGI application, and errors of the application.
+
+The modules `test_http_protocol_*` test whole connections."""
 
 from __future__ import annotations
 

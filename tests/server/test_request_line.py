@@ -14,7 +14,7 @@ AFTER_CODES = ["👍", "」", "\u200b", "‽", "👍🏽!", "/”", "\xa0"]
 
 
 @pytest.mark.parametrize("behind", AFTER_CODES)
-async def test_a_request_for_a_code_with_raw_utf8_behind_it_is_redirected(service: Service, behind: str) -> None:
+async def test_a_request_with_punctuation_in_raw_utf8_after_the_link_code_is_redirected(service: Service, behind: str) -> None:
     code = await create_link(service)
     async with run_server(service) as server:
         for path in (code + behind, code + behind + "?x=" + behind):
@@ -26,7 +26,7 @@ async def test_a_request_for_a_code_with_raw_utf8_behind_it_is_redirected(servic
     assert len(await stored_hits(service)) == 2
 
 
-async def test_a_letter_in_raw_utf8_behind_a_link_code_is_not_ignored(service: Service) -> None:
+async def test_a_request_with_a_letter_in_raw_utf8_after_the_link_code_gets_404(service: Service) -> None:
     code = await create_link(service)
     async with run_server(service) as server:
         for path in (code + "é", "/é", "/portal/é"):

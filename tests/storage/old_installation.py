@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 from shortener.storage.migrate import upgrade
 from shortener.storage.schema import metadata
 
-# The secret and the credentials of the installation whose rows are in schema_0001.sql.
+# The secret and the credentials of the installation whose rows schema_0001.sql contains.
 OLD_ROWS = Path(__file__).with_name("schema_0001.sql")
 OLD_SECRET = "the secret of the installation that this was written by 0123456789"
 OLD_KEY = "sk_yJ04W2tLNw7XXwI2oOsVWMPwr7cSL8tmEqI_gKTCT5g"

@@ -16,7 +16,7 @@ from shortener.storage.database import Database
 
 
 class Names:
-    """A function `apply` for a group commit that inserts names and records the size of each batch."""
+    """A transaction function for a group commit. It inserts names and records each batch."""
 
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
@@ -36,11 +36,12 @@ class Names:
 
 
 class FlakyDatabase:
-    """A real database, of which some writes fail.
+    """A real database in which selected writes fail.
 
-    `before`: an exception for each next write, raised before its transaction begins; None lets the write pass.
-    `at_commit`: the same, but raised after the transaction function ran; nothing is committed.
-    `after`: the same, but raised after the commit."""
+    Each list contains one item for each of the next writes: the exception that the write raises, or None for no exception.
+    `before`: raised before the transaction begins.
+    `at_commit`: raised after the transaction function has run; nothing is committed.
+    `after`: raised after the commit."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -90,7 +91,7 @@ async def test_requests_that_arrive_during_a_commit_share_the_next_transaction(d
     assert len(names.batches) < 10
 
 
-async def test_an_exception_among_the_results_of_a_group_commit_fails_only_the_request_of_this_result(database: Database) -> None:
+async def test_if_one_result_of_a_group_commit_is_an_exception_only_the_request_of_this_result_fails(database: Database) -> None:
     commits: GroupCommit[str, str, list[str]] = GroupCommit(database, Names())
     results = await asyncio.gather(*map(commits.submit, ["a", "refused", "b"]), return_exceptions=True)
     assert results[0] == "A"
@@ -132,7 +133,7 @@ async def test_a_request_raises_integrity_error_if_a_unique_index_rejects_every_
     assert len(names.batches) == MAX_CLASHES
 
 
-async def test_an_unavailable_database_fails_the_request_and_no_item_stays_in_the_queue(database: Database) -> None:
+async def test_if_the_database_is_unavailable_the_request_fails_and_no_item_stays_in_the_queue(database: Database) -> None:
     def unavailable(connection: Connection, items: Sequence[str]) -> tuple[list[str], None]:
         raise StoreUnavailable("gone")
 
@@ -156,7 +157,7 @@ async def test_the_number_of_items_in_a_group_commit_batch_is_limited(database: 
     assert max(map(len, names.batches)) == 4
 
 
-async def test_the_callback_after_a_group_commit_receives_the_value_of_this_commit_if_two_commits_overlap(
+async def test_each_callback_after_a_group_commit_receives_the_value_of_its_own_commit_even_if_commits_overlap(
     database: Database,
 ) -> None:
     names = Names()
@@ -314,7 +315,7 @@ async def test_items_are_retried_if_the_database_becomes_unavailable_while_they_
     assert [item for item, _ in handler.failures] == ["poison"]
 
 
-async def test_a_batch_handler_that_raises_an_exception_loses_its_batch_but_not_the_next_one(database: Database) -> None:
+async def test_a_batch_handler_that_raises_an_exception_loses_its_batch_and_still_gets_the_next_batch(database: Database) -> None:
     class Broken(Recording):
         def committed(self, items: Sequence[str], result: str) -> None:
             super().committed(items, result)

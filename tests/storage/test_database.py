@@ -34,7 +34,7 @@ def names(connection: Connection) -> list[str]:
     return list(connection.execute(select(schema.applications.c.name).order_by(schema.applications.c.id)).scalars())
 
 
-async def test_written_values_are_read_unchanged(database: Database) -> None:
+async def test_values_written_to_the_database_are_read_unchanged(database: Database) -> None:
     number = await database.write(add, "one")
     row = (await database.read(lambda connection: connection.execute(select(schema.applications)).all()))[0]
     assert (row.id, row.name, row.settings, row.created_at) == (number, "one", {"a": 1}, NOW)
@@ -64,7 +64,7 @@ async def test_a_unique_conflict_raises_integrity_error(database: Database) -> N
     assert await database.read(names) == ["one"]
 
 
-async def test_a_value_that_does_not_fit_its_column_does_not_raise_store_unavailable(database: Database) -> None:
+async def test_a_value_that_does_not_fit_its_column_raises_an_error_other_than_store_unavailable(database: Database) -> None:
     for value in (2**70, "\udc80"):
         with pytest.raises(Exception, match=r"int|surrogates|64") as caught:
             await database.write(look_up, value)
@@ -130,5 +130,5 @@ async def test_the_path_of_a_sqlite_file_can_contain_characters_that_are_special
 
 
 @pytest.mark.parametrize("ms", [None, 0, 999, 1000, 1_764_000_000_000, 1_764_000_000_007, 1_764_000_000_120, 253_402_300_799_000])
-def test_stored_times_have_the_same_text_as_times(ms: int | None) -> None:
+def test_a_time_stored_in_milliseconds_is_formatted_like_the_same_time_as_a_datetime(ms: int | None) -> None:
     assert iso_of_ms(ms) == to_iso(None if ms is None else from_ms(ms))

@@ -42,7 +42,9 @@ async def test_a_start_without_the_secret_of_an_existing_database_creates_no_sec
         await open_service(settings.model_copy(update={"secret": OTHER}))
 
 
-async def test_a_process_without_base_url_does_not_start_on_an_installation_that_has_one(store_url: str, tmp_path: Path) -> None:
+async def test_a_process_without_the_setting_base_url_does_not_start_on_an_installation_that_has_a_base_url(
+    store_url: str, tmp_path: Path
+) -> None:
     settings = Settings(data_dir=tmp_path, database_url=store_url)
     for base_url in ("http://localhost:8000", "https://go.example", "https://new.example"):
         await (await open_service(settings.model_copy(update={"base_url": base_url}))).close(grace=1)
@@ -50,7 +52,9 @@ async def test_a_process_without_base_url_does_not_start_on_an_installation_that
         await open_service(settings)
 
 
-async def test_the_first_secret_of_a_database_is_stored_with_its_fingerprint(store_url: str, tmp_path: Path) -> None:
+async def test_the_first_secret_of_a_database_is_written_to_a_file_and_the_next_start_uses_this_file(
+    store_url: str, tmp_path: Path
+) -> None:
     settings = Settings(data_dir=tmp_path, database_url=store_url)
     database = await open_database(store_url, owner=False)
     try:

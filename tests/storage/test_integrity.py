@@ -52,7 +52,7 @@ async def test_readyz_reports_failing_database_writes_until_a_write_succeeds_aga
     with pytest.raises(StoreUnavailable):
         await service.database.write(fail)
     service.database.has_failed_writes = True  # type: ignore[misc]
-    if service.database.dialect == "postgresql":  # On SQLite, the trigger raises an IntegrityError instead.
+    if service.database.dialect == "postgresql":  # SQLite's trigger raises an IntegrityError, which readyz does not expect
         assert (await readiness(service))[0] == 503
         assert (await readiness(service))[1]["writes"] == "failed"
     await service.database.write(lambda c: c.execute(text(repair)))

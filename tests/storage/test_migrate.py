@@ -87,7 +87,7 @@ def count_rows(connection: Connection) -> dict[str, int]:
 
 
 def clicks_of_messages(connection: Connection) -> list[tuple[Any, ...]]:
-    """Return for each message: state, state before the click, time and hit of the first click, clicked links."""
+    """Return for each message: state, state before the click, time and hit id of the first click, number of clicked links."""
     if "clicked_at" in {column["name"] for column in inspect(connection).get_columns("messages")}:
         columns = "message_id, state, previous_state, clicked_at, click_hit_id, clicked_links"
         return [tuple(row) for row in connection.execute(text(f"SELECT {columns} FROM messages ORDER BY message_id"))]
@@ -236,7 +236,7 @@ async def test_the_server_rejects_an_old_schema_and_works_after_the_migrate_comm
     assert (await asyncio.to_thread(run, "verify")).returncode == 0
 
 
-#: So many rows that a migration takes much longer than PROGRESS_INTERVAL_SECONDS on a fast machine.
+#: The number of rows with which a migration takes much longer than PROGRESS_INTERVAL_SECONDS even on a fast machine.
 BIG = {"sqlite": 4_000_000, "postgresql": 2_000_000}
 _FILL = {
     "sqlite": "INSERT INTO events (id, application_id, topics, at, message_id, fanned_out) "

@@ -90,10 +90,10 @@ async def test_many_transactions_can_share_two_server_connections_of_pgbouncer(p
             await database.close()
 
 
-async def test_statements_fail_behind_pgbouncer_without_the_url_parameter_prepared_statements_off(pooled_url: str) -> None:
+async def test_statements_fail_behind_pgbouncer_unless_the_url_has_the_parameter_prepared_statements_off(pooled_url: str) -> None:
     """This failure is the reason for the URL parameter `prepared_statements=off`.
 
-    Newer versions of PgBouncer can be configured to support them."""
+    Newer versions of PgBouncer can be configured to support prepared statements."""
     databases: list[Database] = []
     with pytest.raises(StoreUnavailable, match="prepared statement"):
         await _work_with(3, pooled_url, databases)
@@ -120,7 +120,7 @@ def test_the_parameter_prepared_statements_is_removed_from_the_url() -> None:
     assert split_url("postgresql://u:p%40@h1:1,h2:2/d?a=%20b") == ("postgresql://u:p%40@h1:1,h2:2/d?a=%20b", True)
 
 
-def test_there_is_no_notifier_on_sqlite_and_without_prepared_statements() -> None:
+def test_no_notifier_is_opened_on_sqlite_or_without_prepared_statements() -> None:
     assert open_notifier(Settings(database_url="postgresql://h/d?prepared_statements=off")) is None
     assert open_notifier(Settings(database_url="postgresql://h/d")) is not None
     assert open_notifier(Settings()) is None

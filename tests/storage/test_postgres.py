@@ -104,7 +104,7 @@ async def test_a_postgresql_server_that_hangs_raises_store_unavailable_after_the
     assert "b" in await database.read(names)
 
 
-async def test_a_postgresql_url_with_several_hosts_connects_to_one_that_responds(
+async def test_a_postgresql_url_with_several_hosts_connects_to_a_host_that_responds(
     postgres_server: PostgresProcess, tmp_path: Path
 ) -> None:
     url = await new_postgresql_database(postgres_server.url, None)

@@ -47,7 +47,8 @@ from tests.servers import PATIENCE, free_port
                 "postgresql:///d?host=b&port=7&target_session_attrs=read-write",
             ],
         ),
-        ("postgresql:///d?host=a,b,c&port=1,2", ["postgresql:///d?host=a,b,c&port=1,2"]),  # asyncpg explains this error
+        # A URL with three hosts and two ports is not split, so that asyncpg reports the error.
+        ("postgresql:///d?host=a,b,c&port=1,2", ["postgresql:///d?host=a,b,c&port=1,2"]),
     ],
 )
 def test_a_url_with_several_hosts_is_split_into_one_url_for_each_host(url: str, expected: list[str]) -> None:

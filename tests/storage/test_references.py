@@ -16,7 +16,7 @@ from shortener.storage.references import ENFORCED, VERIFIED, Orphan, find_orphan
 from tests.conftest import NOON
 from tests.rows import Rows
 
-#: Values of a row of each table that refers to an application. `application_id` is added.
+#: The values of one row for each table that refers to an application, without the column `application_id`.
 ROWS: dict[str, dict[str, Any]] = {
     "domains": {"host": "go.example", "base_url": "https://go.example", "created_at": NOON},
     "api_keys": {"name": "k", "hash": "h", "hint": "sk", "permissions": [], "created_at": NOON},
@@ -75,7 +75,7 @@ async def test_the_database_rejects_an_api_key_with_a_rate_limit_that_is_not_pos
         await service.database.write(add, schema.api_keys, 1, {"rate_limit": 0})
 
 
-async def test_the_references_that_the_database_enforces_are_those_of_the_schema(database: Database) -> None:
+async def test_the_database_enforces_exactly_the_references_in_the_list_of_enforced_references(database: Database) -> None:
     def enforced(connection: Connection) -> set[tuple[str, str]]:
         if connection.dialect.name == "sqlite":
             names = connection.scalars(text("SELECT tbl_name FROM sqlite_master WHERE type = 'trigger' AND name LIKE '%fkey'"))
@@ -119,6 +119,6 @@ async def test_the_verification_reports_rows_that_refer_to_missing_rows(service:
     assert Orphan("links.message_id -> messages.id", link) in await find_orphans(service.database)
 
 
-def test_every_enforced_or_verified_reference_of_a_table_is_listed_once() -> None:
+def test_no_reference_is_listed_twice_among_the_enforced_and_verified_references() -> None:
     columns = [reference.column for reference in (*ENFORCED, *VERIFIED)]
     assert len(columns) == len(set(columns))

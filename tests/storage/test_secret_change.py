@@ -64,10 +64,11 @@ def test_every_column_with_encrypted_values_is_marked_in_the_schema() -> None:
         "shortener/accounts/administration.py",
         "shortener/delivery/trackers.py",
         "shortener/gateways/store.py",
-        "shortener/portal/me.py",  # this module encrypts a value in a form, which is not stored
+        "shortener/portal/me.py",  # this module encrypts a value in a form and does not store it
         "shortener/portal/second_factor.py",
         "shortener/secret.py",
-        "shortener/web/idempotency.py",  # the responses are stored for a day; if the secret is lost, a repeat gets an error
+        # Stored responses are deleted after a day. If the secret is lost, a repeated request gets an error.
+        "shortener/web/idempotency.py",
     }
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "shortener").rglob("*.py") if ".encrypt(" in path.read_text()}
     assert modules <= known, "mark the columns of the module in the schema, then add the module here"

@@ -1,7 +1,8 @@
-"""An installation with data is upgraded from every earlier schema: its counts stay right, and its links, keys and tokens work.
+"""Tests of upgrades from every earlier schema: the counts stay right, and existing links, keys and tokens work.
 
-The data of a schema from 0005 on is that of a real installation, without the tables and columns that the schema did not have:
-migrations since then only added. The data of older schemas begins as the rows of schema_0001.sql, migrated up to that schema.
+The test data for a schema from 0005 on are the rows of a new installation, without the tables and columns that this schema does
+not have. This is possible because all later migrations only add tables and columns. The test data for an older schema are the rows
+of schema_0001.sql, migrated to that schema.
 """
 
 from __future__ import annotations
@@ -31,14 +32,16 @@ from tests.conftest import NOON, Clock, client_of, new_postgresql_database
 from tests.storage.old_installation import OLD_KEY, OLD_SECRET, difference, fill_old
 
 EARLIER = [revision for revision, _ in steps(None) if revision != HEAD]
-FIRST_OF_THIS_FORM = "0005"  # 0004 moved the clicks; later migrations only add columns and tables.
-#: The schemas whose code was the first to count these metrics (as regular expressions).
+FIRST_OF_THIS_FORM = "0005"  # migration 0004 moved the clicks; later migrations only add columns and tables
+#: Metrics (as regular expressions) by the first schema whose code counted them.
 COUNTED_SINCE = {"0008": r"conversions:.*|value:.*:.*", "0011": r"links|clicked_links"}
 
 
 @dataclass
 class Installation:
-    """The rows of an installation by table, and what its owner has: the key, the code of a link that nobody clicked, a message."""
+    """The rows of an installation by table, and values for requests: an API key, and a message without clicks and its link.
+
+    `clicked`: the number of clicked messages."""
 
     rows: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     api_key: str = ""
@@ -118,7 +121,7 @@ def current(tmp_path_factory: pytest.TempPathFactory) -> Installation:
 
 
 def _fill(connection: Connection, revision: str, rows: dict[str, list[dict[str, Any]]]) -> None:
-    """Create the schema of a revision and insert the rows, without the tables and columns that it does not have."""
+    """Create the schema of a revision and insert the rows. Skip tables and columns that the schema does not have."""
     upgrade(connection, revision)
     there = MetaData()
     there.reflect(connection)
@@ -146,7 +149,7 @@ def _insert(connection: Connection, table: Table, revision: str, rows: list[dict
 
 
 def _convert(value: Any, kind: type) -> Any:
-    """Return a value of SQLite as the type of a PostgreSQL column."""
+    """Convert a value that SQLite stored to the Python type of a PostgreSQL column."""
     return bool(value) if kind is bool and value is not None else value
 
 

@@ -157,7 +157,9 @@ async def test_a_wrong_http_method_returns_405(client: httpx.AsyncClient) -> Non
     assert (answer.status_code, answer.json()["error_code"], answer.headers["allow"]) == (405, "METHOD_NOT_ALLOWED", "POST")
 
 
-async def test_a_client_that_sends_many_wrong_credentials_gets_429_but_valid_credentials_work(make_service: MakeService) -> None:
+async def test_a_client_that_sends_many_wrong_credentials_gets_429_but_its_requests_with_valid_credentials_succeed(
+    make_service: MakeService,
+) -> None:
     service = await make_service(rejected_credential_limit=3)
     assert service.first_credentials is not None
     right = {"X-API-Key": service.first_credentials.api_key}
@@ -170,7 +172,7 @@ async def test_a_client_that_sends_many_wrong_credentials_gets_429_but_valid_cre
         assert (await client.get("/api/v1/sms/stats", headers=right)).status_code == 200
 
 
-async def test_a_401_links_to_the_list_of_errors_and_says_if_the_credential_of_the_request_is_in_the_wrong_header(
+async def test_a_401_response_links_to_the_list_of_errors_and_explains_which_credential_the_endpoint_requires(
     service: Service, credentials: Credentials
 ) -> None:
     path = "/api/v1/track?message_id=m-1&action=sale"

@@ -1,4 +1,4 @@
-"""Lists of conversions and of refused conversion reports over HTTP."""
+"""Tests of the lists of conversions and of refused conversion reports over HTTP."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ async def test_each_filter_of_the_conversion_list_selects_the_matching_conversio
         assert len(await lines(client, "/api/v1/conversions.csv", **query)) == count, query
 
 
-async def test_the_pages_of_the_conversion_list_contain_each_conversion_once_if_a_page_examines_few_rows(
+async def test_the_pages_of_the_conversion_list_contain_each_conversion_once_even_if_a_page_examines_few_rows(
     client: httpx.AsyncClient, tracker: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in range(7):
@@ -181,7 +181,7 @@ async def test_a_refused_conversion_report_is_listed_with_its_reason_and_without
     assert 'shortener_conversions_refused_total{reason="UNEXPANDED_PLACEHOLDER"} 1.0' in text
 
 
-async def test_a_conversion_report_that_was_accepted_but_not_applied_is_listed_with_its_reason(
+async def test_a_conversion_report_that_was_accepted_but_not_applied_is_listed_with_the_reason(
     client: httpx.AsyncClient, tracker: httpx.AsyncClient, service: Service
 ) -> None:
     for status in ("pending", "approved"):

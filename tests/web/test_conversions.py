@@ -1,4 +1,4 @@
-"""Conversions that trackers report over HTTP, through the four endpoints of 23 Telecom."""
+"""Tests of conversions that trackers report over HTTP, through the four endpoints of 23 Telecom."""
 
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -58,7 +58,9 @@ async def test_a_conversion_reported_by_click_id_gets_the_documented_response(
     assert (stored.hit_id, stored.message_id) == (hit, message.row)
 
 
-async def test_the_same_report_as_query_form_and_json_creates_one_conversion(service: Service, tracker: httpx.AsyncClient) -> None:
+async def test_the_same_conversion_report_sent_as_query_form_and_json_creates_one_conversion(
+    service: Service, tracker: httpx.AsyncClient
+) -> None:
     """Every endpoint gets the same report: the first request creates the conversion, and the others are duplicates."""
     parameters = {
         "message_id": "m-1",

@@ -242,7 +242,7 @@ async def test_delivery_reports_for_messages_of_another_application_are_rejected
         assert (await client.post(PATH, json={"message_id": "m-1", "state": "SENT"})).status_code == 404
 
 
-async def test_a_flood_of_reports_to_many_trackers_gets_429_and_the_rejected_reports_can_be_sent_again(
+async def test_a_flood_of_delivery_reports_for_many_trackers_gets_429_and_the_rejected_reports_can_be_sent_again(
     service: Service, client: httpx.AsyncClient, clock: Clock
 ) -> None:
     """Two requests of 1,000 reports with 100 trackers would create 200,000 deliveries."""

@@ -115,7 +115,7 @@ async def test_a_message_can_use_any_domain_of_its_application(client: httpx.Asy
     assert (refused.status_code, refused.json()["error_code"]) == (409, "NO_USABLE_DOMAIN")
 
 
-async def test_a_rewrite_fails_if_all_domains_of_the_application_are_disabled_and_does_not_use_the_shared_host(
+async def test_a_rewrite_with_links_fails_if_all_domains_of_the_application_are_disabled_or_removed(
     client: httpx.AsyncClient,
 ) -> None:
     assert (await short_url(client)).startswith("http://127.0.0.1:8000/")

@@ -83,7 +83,7 @@ async def test_an_invalid_erasure_request_is_rejected(
 @pytest.mark.parametrize(
     "phone", ["+1 (408) 555-0100", "001 408-555-0100", "14085550100", "\u202a+14085550100\u202c", " +1\u2011408\u20115550100 "]
 )
-async def test_an_erasure_accepts_the_notations_of_a_number_that_a_rewrite_accepts(client: httpx.AsyncClient, phone: str) -> None:
+async def test_an_erasure_accepts_the_same_notations_of_a_phone_number_as_a_rewrite(client: httpx.AsyncClient, phone: str) -> None:
     await link(client, to=phone, message_id="m-1")
     assert (await client.post("/api/v1/erasures", json={"phone": phone})).json()["erased"]["messages"] == 1
     assert (await client.get("/api/v1/sms/status/m-1")).json()["to"] == ""

@@ -13,7 +13,7 @@ from tests.receiver import Receiver, Reply
 
 @pytest.fixture
 async def sent(service: Service, client: httpx.AsyncClient, receiver: Receiver) -> dict[str, Any]:
-    """A sent message: its message_id, and the path for its reports without the host."""
+    """Send a message through a gateway. Return its message_id and the URL path to which the gateway reports its delivery."""
     receiver.default_reply = Reply(200, b'{"id":"x1"}')
     options = {"url": receiver.url(), "token": "t"}
     settings = {"report_states": {"9": "FAILED"}, "report_response": "ACK"}

@@ -128,7 +128,7 @@ async def test_a_node_without_its_database_stays_ready_while_redis_responds(
 
 
 @pytest.mark.parametrize(("version", "state"), [("0000", "failed"), (HEAD, "ok"), ("9999", "ok")])
-async def test_a_node_is_not_ready_with_an_older_database_schema_and_is_ready_with_a_newer_one(
+async def test_a_node_is_not_ready_with_an_older_database_schema_but_is_ready_with_a_newer_schema(
     service: Service, version: str, state: str
 ) -> None:
     service.start(web=False, deliver=False)
@@ -138,7 +138,7 @@ async def test_a_node_is_not_ready_with_an_older_database_schema_and_is_ready_wi
     assert told["checks"]["schema"] == state
 
 
-async def test_the_metrics_count_redirects(client: httpx.AsyncClient) -> None:
+async def test_the_metrics_contain_the_number_of_redirects(client: httpx.AsyncClient) -> None:
     message = {"to": "+14085550100", "body": 'See #track("https://shop.example/")'}
     code = (await client.post("/api/v1/rewrite", json=message)).json()["messages"][0]["links"][0]["code"]
     for _ in range(3):

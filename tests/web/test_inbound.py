@@ -105,7 +105,7 @@ async def test_invalid_replies_are_rejected(service: Service, client: httpx.Asyn
     assert await rows(service.database, schema.opt_outs) == []
 
 
-async def test_the_opt_out_list_is_managed_over_http(client: httpx.AsyncClient) -> None:
+async def test_entries_of_the_opt_out_list_can_be_added_listed_and_removed_over_http(client: httpx.AsyncClient) -> None:
     created = await client.post("/api/v1/opt-outs", json={"phone": TO})
     assert (created.status_code, created.json()["source"]) == (201, "api")
     assert (await client.post("/api/v1/opt-outs", json={"phone": TO})).status_code == 201

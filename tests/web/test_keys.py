@@ -1,4 +1,4 @@
-"""API keys and tracker tokens over HTTP, on both databases."""
+"""Tests of API keys and tracker tokens over HTTP, on both databases."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ async def test_an_api_key_can_grant_only_permissions_that_it_has(service: Servic
         {"name": "x", "unknown": 1},
     ],
 )
-async def test_a_request_for_an_invalid_api_key_is_rejected_and_creates_nothing(
+async def test_a_request_that_creates_an_api_key_with_invalid_values_is_rejected_and_creates_nothing(
     client: httpx.AsyncClient, fields: dict[str, Any]
 ) -> None:
     response = await client.post("/api/v1/keys", json=fields)

@@ -57,12 +57,12 @@ async def test_an_update_of_many_links_changes_exactly_the_selected_links(
     client: httpx.AsyncClient, service: Service, selection: dict[str, Any], selects: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "BATCH_MESSAGES", 3)
-    # A busy machine may need more than the default of a second.
+    # On a busy machine, counting the links may take more than the default limit of a second.
     monkeypatch.setattr("shortener.web.link_updates.COUNT_SECONDS", 60.0)
     codes = {campaign: await send(client, 5, campaign=campaign) for campaign in ("one", "two")}
     codes["one"] += await send(
         client, 4, campaign="one", source="campaign"
-    )  # in another cohort (messages of one campaign and source)
+    )  # another source, so these messages belong to another cohort
     expected = {code for campaign, found in codes.items() for place, code in enumerate(found) if selects(campaign, place % 2 == 0)}
     created = await create(client, **selection, url="https://new.example/{code}")
     assert (created["state"], created["total"], created["done"]) == ("running", len(expected), 0)

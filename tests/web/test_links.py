@@ -61,7 +61,7 @@ async def test_a_link_can_be_disabled_at_once_and_enabled_again(client: httpx.As
     assert (await client.get(path, headers=PHONE)).status_code == 302
 
 
-async def test_the_api_returns_the_reason_why_a_link_does_not_redirect(
+async def test_the_api_returns_a_reason_if_a_link_does_not_redirect(
     client: httpx.AsyncClient, service: Service, clock: Clock
 ) -> None:
     await service.database.write(add_domain, 1, "https://go.brand.example", clock())
@@ -209,7 +209,7 @@ async def test_each_change_of_a_link_adds_a_row_to_the_audit_log(client: httpx.A
     ]
 
 
-async def test_a_change_of_many_links_adds_one_row_to_the_audit_log_and_stopping_the_change_adds_another_row(
+async def test_an_update_of_many_links_adds_one_row_to_the_audit_log_and_stopping_the_update_adds_another_row(
     client: httpx.AsyncClient, service: Service
 ) -> None:
     for _ in range(3):
@@ -389,7 +389,7 @@ async def test_macros_in_a_new_fallback_url_are_replaced_and_unknown_macros_caus
     assert (refused.status_code, refused.json()["details"][0]["field"]) == (400, "url")
 
 
-async def test_a_date_as_the_new_expiry_includes_the_whole_day(client: httpx.AsyncClient) -> None:
+async def test_a_link_whose_new_expiry_is_a_date_is_valid_for_that_whole_day(client: httpx.AsyncClient) -> None:
     path = await link(client)
     changed = await client.patch(f"/api/v1/links{path}", json={"expires_at": "2026-12-24"})
     assert changed.json()["link"]["expires_at"] == "2026-12-25T00:00:00Z"

@@ -113,7 +113,7 @@ async def test_the_number_of_listed_rows_equals_each_figure_of_the_statistics(
     assert seen == {*HIT_METRICS, *MESSAGE_METRICS, "conversions", "links"}, "every figure has rows"
 
 
-async def test_the_lists_filtered_by_destination_label_and_country_agree_with_the_statistics(history: httpx.AsyncClient) -> None:
+async def test_lists_with_a_filter_for_destination_label_or_country_agree_with_the_statistics(history: httpx.AsyncClient) -> None:
     for basis in ("event", "sent"):
         for path, name, parameter in (
             ("by-destination", "destinations", "destination"),

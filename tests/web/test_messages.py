@@ -154,7 +154,7 @@ async def test_an_invalid_or_modified_cursor_of_the_list_of_messages_is_rejected
         refused(await client.get("/api/v1/sms/messages", params={"cursor": wrong}), 400, "INVALID_CURSOR")
 
 
-async def test_the_error_for_an_invalid_filter_of_messages_contains_its_name(client: httpx.AsyncClient) -> None:
+async def test_the_error_for_an_invalid_filter_of_messages_contains_the_name_of_the_filter(client: httpx.AsyncClient) -> None:
     wrong: list[tuple[str, Any]] = [
         ("limit", 0),
         ("limit", 1001),

@@ -246,7 +246,7 @@ def codes(operation: dict[str, Any]) -> dict[int, list[str]]:
     return found
 
 
-def test_the_openapi_document_contains_the_errors_of_every_endpoint_with_a_caller_a_query_or_a_body() -> None:
+def test_the_openapi_document_lists_every_error_that_an_endpoint_can_return() -> None:
     operation = document_of_endpoint(permission="sms.send", body=ThingRequest, errors=(ErrorCode.CONFLICT,))
     assert codes(operation) == {
         400: ["INVALID_JSON", "INVALID_REQUEST"],
@@ -268,7 +268,7 @@ def test_the_openapi_document_contains_the_errors_of_every_endpoint_with_a_calle
     }
 
 
-def test_documented_parameters_are_those_of_the_path_the_query_model_and_the_headers() -> None:
+def test_the_openapi_document_lists_the_path_query_and_header_parameters_of_an_endpoint() -> None:
     operation = document_of_endpoint(method="GET", query=ThingQuery, headers={"Idempotency-Key": "Names the request."})
     assert operation["parameters"][1:] == [
         {"name": "Idempotency-Key", "in": "header", "description": "Names the request.", "schema": {"type": "string"}},
@@ -278,7 +278,7 @@ def test_documented_parameters_are_those_of_the_path_the_query_model_and_the_hea
     assert "ThingQuery" not in operation["schemas"]
 
 
-def test_a_response_field_with_a_default_is_required_in_the_openapi_document() -> None:
+def test_the_openapi_document_marks_response_fields_with_a_default_as_required() -> None:
     assert document_of_endpoint()["schemas"]["ThingResponse"]["required"] == ["status", "name"]
 
 

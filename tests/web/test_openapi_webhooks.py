@@ -1,4 +1,4 @@
-"""The webhooks of the OpenAPI document describe the requests that trackers receive."""
+"""Tests of the webhooks in the OpenAPI document: they describe the requests that trackers receive."""
 
 from __future__ import annotations
 

@@ -161,7 +161,7 @@ def path_of(template: str) -> str:
 
 
 async def call(client: httpx.AsyncClient, endpoint: str) -> int:
-    """Send a request without a valid body, which no endpoint can execute. Return the status."""
+    """Send a request that no endpoint can execute, because its ids or its body are invalid. Return the status."""
     method, template = endpoint.split(" ")
     content = b"{not json" if method in ("POST", "PATCH") else None
     return (await client.request(method, path_of(template), content=content)).status_code
@@ -197,7 +197,7 @@ async def test_each_endpoint_requires_an_api_key_with_its_permission(service: Se
 
 
 @on_sqlite
-async def test_an_api_key_with_all_permissions_does_not_report_conversions(service: Service, client: httpx.AsyncClient) -> None:
+async def test_an_api_key_with_all_permissions_cannot_report_conversions(service: Service, client: httpx.AsyncClient) -> None:
     statuses = {endpoint: await call(client, endpoint) for endpoint, caller in OTHER_CALLERS.items() if caller is not Caller.ANYONE}
     assert set(statuses.values()) == {401}
 

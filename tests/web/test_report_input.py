@@ -93,7 +93,7 @@ async def test_a_conversion_report_combines_the_parameters_of_query_and_body(ser
     assert response.json()["error_code"] == "INVALID_REQUEST"
 
 
-async def test_the_html_entity_for_an_ampersand_separates_parameters_in_a_query(
+async def test_the_html_entity_of_an_ampersand_is_accepted_as_a_separator_of_query_parameters(
     service: Service, tracker: httpx.AsyncClient
 ) -> None:
     await tracker.get("/api/v1/track?message_id=m-1&amp;action=sale&amp;value=3&amp;amp;currency=EUR&note=a%26amp%3Bb")

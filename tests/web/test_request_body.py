@@ -1,4 +1,4 @@
-"""Limits of request bodies: they are checked before anything is validated, so that no body blocks other requests."""
+"""Tests of the limits of request bodies: they are checked before the validation, so that no body blocks other requests."""
 
 from __future__ import annotations
 
@@ -64,13 +64,13 @@ async def test_a_rejected_request_leaves_no_reference_cycle_that_keeps_its_body_
         return sum(isinstance(one, ApiError) for one in gc.get_objects())
 
     gc.collect()
-    gc.disable()  # so that only reference counts free memory
+    gc.disable()  # without the garbage collector, only reference counts free memory
     try:
         before = errors()
         for _ in range(3):
             response = await client.post(path, content=content, headers={"Content-Type": kind})
             assert response.status_code == status, response.text
-        await asyncio.sleep(0)  # the thread for large bodies drops its last result
+        await asyncio.sleep(0)  # this lets the thread for large bodies drop its last result
         assert errors() <= before + 1
     finally:
         gc.enable()

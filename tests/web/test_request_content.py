@@ -36,7 +36,7 @@ INFOBIP = {
     "tracking": {"track": "SMS", "type": "One_Time_Pin"},
     "urlOptions": {"shortenUrl": True},
 }
-#: The hashes that release 0.2 stores for these requests.
+#: Each request with the content hash that release 0.2 stored for it.
 HASHES_OF_0_2 = (
     (ONE, "be9ad0013c2b9da992e755c7de172a74833c0cfa4a4e6bd2267774988e78e946"),
     (MORE, "1b507322cfb6caeb77b0fd42bffcef00882aa83e1767ac666a570f775a87fcf8"),

@@ -84,7 +84,9 @@ async def test_each_recipient_gets_a_separate_message_with_separate_links(client
     assert await stored(service) == (50, 50)
 
 
-async def test_a_text_without_directives_is_returned_unchanged_and_registered(client: httpx.AsyncClient, service: Service) -> None:
+async def test_a_text_without_directives_is_returned_unchanged_and_its_message_is_stored(
+    client: httpx.AsyncClient, service: Service
+) -> None:
     body = "  plain \r\n text, #tracker and https://x.example/ and \u202eRTL\u202c \U0001f600 stay "
     message = (await rewrite(client, body=body)).json()["messages"][0]
     assert message["body"] == body
@@ -195,7 +197,7 @@ async def test_a_sender_that_some_carriers_reject_is_stored_with_a_warning(clien
     ]
 
 
-async def test_syniverse_a_sender_with_the_prefix_sender_id_is_stored_as_a_sender_id(client: httpx.AsyncClient) -> None:
+async def test_a_syniverse_sender_with_the_prefix_sender_id_is_stored_as_a_sender_id(client: httpx.AsyncClient) -> None:
     message = {"to": TO, "body": "x", "message_id": "m-1", "from": "sender_id:EjihJOXWJE24O"}
     await client.post("/api/v1/rewrite", json=message)
     status = (await client.get("/api/v1/sms/status/m-1")).json()
@@ -232,7 +234,7 @@ async def test_a_message_can_have_at_most_thirty_links_and_each_link_can_be_clic
     assert [link["accessed"] for link in status["links"]] == [True] * 30
 
 
-async def test_if_a_generated_code_already_exists_the_link_gets_another_code(
+async def test_a_link_gets_another_code_if_the_generated_code_already_exists(
     client: httpx.AsyncClient, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken = (await rewrite(client, body='#track("https://x.example/")')).json()["messages"][0]["links"][0]["code"]

@@ -177,7 +177,7 @@ async def test_a_batch_with_on_invalid_skip_stores_only_the_valid_messages(clien
     ]
     assert (entries[0]["position"], entries[0]["field"]) == (9, "messages.0.body")
     assert await stored(service) == (4, 1)
-    messages[1]["on_invalid"] = "fail"  # a message may differ from its batch
+    messages[1]["on_invalid"] = "fail"  # the value of a message has priority over the value of the batch
     messages[1]["to"] = BAD
     answer = await client.post("/api/v1/rewrite", json={"messages": messages, "on_invalid": "skip"})
     assert [detail["field"] for detail in answer.json()["details"]] == ["messages.1.to"]

@@ -69,7 +69,7 @@ async def test_a_request_is_handled_by_the_endpoint_of_its_path_and_method(
 
 
 @pytest.mark.parametrize("path", ["/items", "/items/a"])
-async def test_a_head_request_is_handled_by_the_endpoint_of_the_get_request(client: httpx.AsyncClient, path: str) -> None:
+async def test_a_head_request_is_handled_by_the_endpoint_for_get_requests_of_the_path(client: httpx.AsyncClient, path: str) -> None:
     assert (await client.head(path)).status_code == 200
 
 
@@ -94,7 +94,7 @@ OWN_ENDPOINTS = [one for one in ENDPOINTS if one.path.startswith("/api/") and on
 
 
 def models_of(response: Any) -> list[type[BaseModel]]:
-    """Return the models of a response that can have one of several forms."""
+    """Return the models of all forms that a response can have."""
     return list(get_args(response.model_fields["root"].annotation)) if issubclass(response, RootModel) else [response]
 
 

@@ -102,7 +102,7 @@ async def test_an_invalid_send_request_gets_the_error_code_of_23_telecom_and_sto
     assert await rows(service.database, schema.messages) == []
 
 
-async def test_each_detail_of_an_invalid_send_request_has_a_separate_error_code(client: httpx.AsyncClient) -> None:
+async def test_each_error_detail_of_an_invalid_send_request_has_its_own_error_code(client: httpx.AsyncClient) -> None:
     await select(client)
     response = await client.post(SEND, json={**BODY, "to": ["12"], "message": '#track("https://x.example'})
     codes = {(detail["field"].partition(".")[0], detail["error_code"]) for detail in response.json()["details"]}
@@ -132,7 +132,7 @@ async def test_a_send_request_whose_body_is_not_a_json_object_is_rejected(client
     assert (response.status_code, response.json()["error_code"]) == (400, "INVALID_BODY")
 
 
-async def test_a_send_request_gets_db_error_with_retry_after_if_the_database_is_unavailable(
+async def test_a_send_request_gets_the_error_db_error_and_a_retry_after_header_if_the_database_is_unavailable(
     service: Service, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def fail(*args: Any, **kwargs: Any) -> Any:

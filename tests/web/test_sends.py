@@ -54,7 +54,7 @@ async def test_a_held_message_can_be_discarded(service: Service, client: httpx.A
     assert (await client.post(f"/api/v1/sends/{held}/discard")).status_code == 409
 
 
-async def test_sending_an_unknown_message_again_returns_404(client: httpx.AsyncClient) -> None:
+async def test_a_request_to_send_an_unknown_message_again_returns_404(client: httpx.AsyncClient) -> None:
     response = await client.post("/api/v1/sends/unknown/resend")
     assert (response.status_code, response.json()["error_code"]) == (404, "MESSAGE_NOT_FOUND")
 

@@ -123,7 +123,7 @@ async def test_filters_of_the_statistics_select_the_counted_messages(
     assert (await ask(client, until="2026-11-20"))["clicks"] == 0
 
 
-async def test_the_error_for_an_invalid_query_parameter_contains_its_name(client: httpx.AsyncClient) -> None:
+async def test_the_error_for_an_invalid_query_parameter_contains_the_name_of_the_parameter(client: httpx.AsyncClient) -> None:
     wrong = [
         ({"tz": "Mars/Olympus"}, "tz"),
         ({"tz": "../../etc/passwd"}, "tz"),

@@ -77,7 +77,7 @@ def test_duplicate_events_and_fields_of_a_tracker_are_removed() -> None:
     assert (tracker.events, tracker.fields) == (["click", "state"], ["phone", "status"])
 
 
-def test_a_new_tracker_with_a_null_secret_is_unsigned_and_without_a_secret_gets_a_generated_one() -> None:
+def test_requests_to_a_new_tracker_are_signed_unless_the_secret_of_the_tracker_is_null() -> None:
     assert validate(TrackerCreateRequest, BODY | {"secret": None}).to_tracker().signed is False
     assert validate(TrackerCreateRequest, BODY).to_tracker().signed is True
 

@@ -251,7 +251,7 @@ async def test_a_test_event_for_a_tracker_returns_the_result_of_the_attempt(clie
     assert (shown["event"], shown["status"], len(shown["attempts"])) == ("test", "dead", 1)
 
 
-async def test_conversion_url_receives_conversions_as_flat_json(
+async def test_the_conversion_url_of_an_application_receives_conversions_as_flat_json(
     service: Service, client: httpx.AsyncClient, story: Story, receiver: Receiver
 ) -> None:
     path = "/api/v1/application"
@@ -421,7 +421,7 @@ async def test_each_delivery_in_a_replay_request_is_replayed_or_rejected_separat
     await client.post(f"/api/v1/deliveries/{dead[0]}/replay")
     receiver.default_reply = 200
     assert all(one.startswith("dlv_") for one in dead)
-    bare = dead[2].removeprefix("dlv_")  # earlier responses had no prefix
+    bare = dead[2].removeprefix("dlv_")  # earlier releases returned delivery ids without this prefix
     body = {"delivery_ids": [dead[1], "unknown", dead[0], bare, dead[1]]}
     answer = (await client.post("/api/v1/deliveries/replay", json=body)).json()
     assert (answer["replayed"], answer["refused"]) == (2, 2)

@@ -81,6 +81,6 @@ def test_a_validation_error_has_a_limited_number_of_details() -> None:
 
 
 @pytest.mark.parametrize("field", ["from", "fallback_url", "campaign", "message_request_id", "external_message_request_id"])
-def test_the_error_for_a_text_that_is_too_long_counts_characters(field: str) -> None:
+def test_the_error_for_a_text_that_is_too_long_contains_the_limit_in_characters(field: str) -> None:
     reason = details(RewriteMessage, {"to": "+14155550100", "body": "x", field: "x" * 3000})[field]
     assert re.fullmatch("must have at most [0-9]+ characters", reason)

@@ -17,7 +17,9 @@ Decision = Callable[[Any], int | None]
 
 @dataclass
 class Smsc:
-    """A running SMSC. `submitted` are the submit_sm in the order of arrival, `delivered` the statuses of the deliver_sm_resp."""
+    """A running SMSC.
+
+    `submitted`: the received submit_sm PDUs in order. `delivered`: the status of each received deliver_sm_resp."""
 
     port: int = 0
     bind_status: int = 0
@@ -33,7 +35,7 @@ class Smsc:
     _sequence: int = 0
 
     def message_id(self, pdu: Any) -> str:
-        """Return the id of a message, which contains its sequence number."""
+        """Return the id that the SMSC gives to a message. It contains the sequence number of the submit_sm."""
         return f"id-{pdu.sequence}"
 
     async def wait_for(self, condition: Callable[[], bool]) -> None:
@@ -102,7 +104,7 @@ def build(command: str, sequence: int, status: int = 0, **fields: Any) -> bytes:
 
 
 def response(pdu: Any, status: int, text: str | None) -> bytes:
-    """Return the response to a PDU. An error has no body."""
+    """Return the bytes of the response to a PDU. An error response has no body."""
     codes = {"bind_transceiver": 9, "bind_transmitter": 2, "submit_sm": 4, "enquire_link": 0x15, "unbind": 6}
     body = b"" if text is None or status else text.encode() + b"\0"
     return struct.pack(">LLLL", 16 + len(body), 0x80000000 | codes[pdu.command], status, pdu.sequence) + body

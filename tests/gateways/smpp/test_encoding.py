@@ -20,7 +20,7 @@ def joined(text: str) -> str:
 
 
 @given(TEXTS)
-def test_the_parts_of_a_long_sms_join_to_its_text_and_their_number_equals_the_number_of_priced_segments(text: str) -> None:
+def test_a_long_sms_has_as_many_parts_as_priced_segments_and_joining_the_parts_produces_its_text(text: str) -> None:
     encoded = encode_parts(text, "reference")
     assert joined(text) == text
     assert len(encoded.parts) == count_segments(text).segments

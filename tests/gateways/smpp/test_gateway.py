@@ -138,12 +138,12 @@ async def test_an_smpp_error_status_rejects_a_message_unless_the_status_is_tempo
     assert "ESME_R" in result.detail
 
 
-async def test_a_message_is_retried_after_an_smpp_error_in_the_setting_retry_statuses(records: Records) -> None:
+async def test_a_message_is_retried_after_an_smpp_error_that_the_setting_retry_statuses_contains(records: Records) -> None:
     async with running_smsc(decide=lambda pdu: 0x45) as smsc, connected(smsc, records, retry_statuses="0x45, 1025") as gateway:
         assert (await gateway.submit(message(), TIMEOUT)).outcome is RETRY
 
 
-async def test_a_throttled_part_of_a_long_message_is_sent_again_and_accepted_parts_are_not(records: Records) -> None:
+async def test_a_throttled_part_of_a_long_message_is_sent_again_and_accepted_parts_are_not_sent_again(records: Records) -> None:
     statuses = iter([0, 0x58, 0x58, 0, 0])
     async with running_smsc(decide=lambda pdu: next(statuses)) as smsc, connected(smsc, records) as gateway:
         assert (await gateway.submit(message("x" * 400), TIMEOUT)).outcome is ACCEPTED
@@ -175,7 +175,7 @@ async def test_a_message_without_a_response_is_doubtful_and_a_late_response_prev
     assert len(smsc.submitted) == 1
 
 
-async def test_if_an_smpp_connection_drops_only_messages_that_were_submitted_without_a_response_are_doubtful(
+async def test_after_the_loss_of_an_smpp_connection_only_submitted_messages_without_a_response_are_doubtful(
     records: Records,
 ) -> None:
     async with running_smsc(decide=lambda pdu: None) as smsc, connected(smsc, records, window=3) as gateway:
@@ -257,7 +257,7 @@ async def test_a_process_that_only_tests_gateways_receives_no_delivery_receipts(
     assert smsc.binds[0].command == "bind_transmitter"
 
 
-async def test_an_smpp_gateway_with_a_private_address_requires_a_permission(records: Records) -> None:
+async def test_no_connection_is_opened_to_an_smpp_gateway_that_has_a_private_address_without_permission(records: Records) -> None:
     async with running_smsc() as smsc, connected(smsc, records) as gateway:
         object.__setattr__(gateway._link, "_guard", Guard())
         assert (await gateway.submit(message(), TIMEOUT)).reason == "blocked_address"

@@ -59,7 +59,7 @@ def test_a_delivery_receipt_without_an_id_or_a_state_is_rejected_as_unreadable(d
         (pdu(b"", esm_class=0, id=b"1\0"), True),
     ],
 )
-def test_delivery_receipts_are_distinguished_from_messages_of_people(received: ReceivedPdu, expected: bool) -> None:
+def test_delivery_receipts_are_distinguished_from_replies_of_people(received: ReceivedPdu, expected: bool) -> None:
     assert is_receipt(received) is expected
 
 

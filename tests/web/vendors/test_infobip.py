@@ -54,7 +54,7 @@ async def refused(client: httpx.AsyncClient, request: dict[str, Any]) -> tuple[s
 
 
 @pytest.mark.parametrize("path", SENDS)
-async def test_infobips_documented_request_gets_the_documented_response_and_the_text_with_short_links(
+async def test_the_documented_infobip_request_gets_the_documented_response_and_the_text_with_short_links(
     client: httpx.AsyncClient, path: str
 ) -> None:
     told = await send(client, text("Your PIN is 1a2B3c."), path=path, tracking=TRACKING)
@@ -86,7 +86,7 @@ async def test_infobips_documented_request_gets_the_documented_response_and_the_
     assert (status["to"], status["from"], status["message_request_id"]) == ("+41793026731", "InfoSMS", told["bulkId"])
 
 
-async def test_infobip_every_destination_of_a_request_gets_a_text_with_separate_links(client: httpx.AsyncClient) -> None:
+async def test_each_destination_of_an_infobip_request_gets_a_text_with_separate_links(client: httpx.AsyncClient) -> None:
     told = await send(
         client,
         text('one #track("https://x.example/1")', {"to": "41793026731", "messageId": "a"}, {"to": "+41793026732"}),
@@ -105,13 +105,13 @@ async def test_infobip_every_destination_of_a_request_gets_a_text_with_separate_
     assert (status["message_request_id"], status["links"][0]["url"]) == ("bulk-1", "https://x.example/2")
 
 
-async def test_infobip_a_repeated_request_with_the_same_message_ids_returns_the_same_texts(client: httpx.AsyncClient) -> None:
+async def test_a_repeated_infobip_request_with_the_same_message_ids_returns_the_same_texts(client: httpx.AsyncClient) -> None:
     message = text("see x.example.com", {"to": "41793026731", "messageId": "a"}, {"to": "41793026732", "messageId": "b"})
     first = await send(client, message, urlOptions={})
     assert await send(client, message, urlOptions={}) == first
 
 
-async def test_infobip_with_url_options_every_url_of_the_text_is_replaced(client: httpx.AsyncClient) -> None:
+async def test_every_url_of_the_text_in_an_infobip_request_with_url_options_is_replaced(client: httpx.AsyncClient) -> None:
     body = "a https://x.example/1, b www.shop.co.uk!"
     replaced: list[dict[str, Any]] = [
         {"urlOptions": {"shortenUrl": True, "trackClicks": True}},
@@ -128,7 +128,9 @@ async def test_infobip_with_url_options_every_url_of_the_text_is_replaced(client
         assert (message["text"], message["links"]) == (body, [])
 
 
-async def test_infobip_a_custom_domain_of_another_application_is_rejected(service: Service, credentials: Credentials) -> None:
+async def test_an_infobip_request_with_a_custom_domain_of_another_application_is_rejected(
+    service: Service, credentials: Credentials
+) -> None:
     await service.database.write(add_domain, credentials.application_id, "https://go.brand.example", NOON)
     await service.directory.refresh()
     async with client_of(service, {"Authorization": f"App {credentials.api_key}"}) as client:
@@ -143,7 +145,7 @@ async def test_infobip_a_custom_domain_of_another_application_is_rejected(servic
 
 
 @pytest.mark.parametrize("repeated", ["messageId", "Idempotency-Key"])
-async def test_infobip_a_repeated_request_gets_the_first_response_after_its_custom_domain_was_removed(
+async def test_a_repeated_infobip_request_gets_the_first_response_after_its_custom_domain_was_removed(
     client: httpx.AsyncClient, service: Service, repeated: str
 ) -> None:
     await service.database.write(add_domain, 1, "https://go.brand.example", service.clock())
@@ -161,7 +163,9 @@ async def test_infobip_a_repeated_request_gets_the_first_response_after_its_cust
     assert (await client.post(SENDS[1], json=new)).status_code in (400, 409)
 
 
-async def test_infobip_fields_for_sending_are_ignored_and_callback_data_is_stored(client: httpx.AsyncClient) -> None:
+async def test_infobip_fields_that_change_the_sending_are_ignored_and_the_callback_data_is_stored(
+    client: httpx.AsyncClient,
+) -> None:
     more = {"flash": True, "notifyUrl": "https://a.example/", "validityPeriod": 720, "language": {"languageCode": "TR"}}
     message = text("x", {"to": "41793026731", "messageId": "a"}, callbackData="order 7", **more)
     await send(client, message)

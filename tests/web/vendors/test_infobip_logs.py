@@ -107,7 +107,7 @@ async def test_concurrent_requests_for_infobip_delivery_reports_get_each_report_
     assert sorted(one["messageId"] for part in parts for one in part) == sorted(one["message_id"] for one in messages)
 
 
-async def test_infobip_the_report_of_a_message_that_was_clicked_before_its_delivery_has_the_status_delivered(
+async def test_the_infobip_report_of_a_message_that_was_clicked_before_its_delivery_has_the_status_delivered(
     client: httpx.AsyncClient, service: Service
 ) -> None:
     message = await rewrite(client, "m-1")
@@ -173,14 +173,16 @@ async def test_the_log_endpoint_of_infobip_has_filters_and_its_version_3_has_pag
     assert await ids(client, "/sms/1/logs") == []
 
 
-async def test_infobip_a_log_of_more_messages_than_one_page_examines_is_complete(
+async def test_the_infobip_log_is_complete_even_if_it_has_more_messages_than_one_page_examines(
     client: httpx.AsyncClient, sent: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shortener.reporting.messages.MAX_SCANNED_ROWS", 1)
     assert await ids(client, "/sms/1/logs", **{"from": "InfoSMS"}) == ["m-1", "m-2"]
 
 
-async def test_errors_of_infobips_logs_have_the_form_of_infobip(client: httpx.AsyncClient, service: Service) -> None:
+async def test_errors_of_the_infobip_log_endpoint_have_the_structure_of_infobip_errors(
+    client: httpx.AsyncClient, service: Service
+) -> None:
     response = await client.get("/sms/1/logs", params={"sentSince": "2026-11-20", "sentUntil": "2026-11-19"})
     assert response.status_code == 400
     exception = response.json()["requestError"]["serviceException"]
@@ -192,7 +194,7 @@ async def test_errors_of_infobips_logs_have_the_form_of_infobip(client: httpx.As
     assert response.json()["error_code"] == "UNAUTHORIZED"
 
 
-async def test_infobips_preview_returns_the_text_with_sample_links_and_stores_nothing(
+async def test_the_infobip_preview_returns_the_text_with_sample_links_and_stores_nothing(
     client: httpx.AsyncClient, service: Service
 ) -> None:
     request = {"text": 'see #track("https://shop.example/a")', "languageCode": "TR", "transliteration": None}

@@ -20,7 +20,7 @@ REQUEST = {
 }
 
 
-async def test_syniverses_documented_request_gets_an_id_and_the_texts_of_all_recipients(
+async def test_the_documented_syniverse_request_gets_an_id_and_the_texts_of_all_recipients(
     service: Service, credentials: Credentials
 ) -> None:
     headers = {"Authorization": f"Bearer {credentials.api_key}", "Content-Type": "Application/json"}
@@ -71,7 +71,9 @@ async def test_an_invalid_syniverse_request_gets_an_error_with_the_field_name_an
     assert await rows(service.database, schema.messages) == []
 
 
-async def test_syniverses_request_is_sent_to_the_recipients_who_have_not_opted_out(client: httpx.AsyncClient) -> None:
+async def test_the_message_of_a_syniverse_request_is_sent_to_the_recipients_who_have_not_opted_out(
+    client: httpx.AsyncClient,
+) -> None:
     assert (await client.post("/api/v1/opt-outs", json={"phone": "+14085550101"})).status_code == 201
     told = (await client.post(PATH, json=REQUEST)).json()
     SyniverseResponse.model_validate(told)

@@ -21,7 +21,7 @@ SAMPLE = {
 
 
 @pytest.mark.parametrize("form", [False, True])
-async def test_xoxzos_documented_request_gets_a_msgid_and_the_text_with_the_short_link(
+async def test_the_documented_xoxzo_request_gets_a_msgid_and_the_text_with_the_short_link(
     client: httpx.AsyncClient, form: bool
 ) -> None:
     answer = await (client.post("/sms/messages/", data=SAMPLE) if form else client.post("/sms/messages/", json=SAMPLE))
@@ -51,7 +51,7 @@ async def test_xoxzos_documented_request_gets_a_msgid_and_the_text_with_the_shor
     }
 
 
-async def test_xoxzos_field_names_work_in_the_native_rewrite_call(client: httpx.AsyncClient) -> None:
+async def test_the_native_rewrite_endpoint_accepts_the_field_names_of_xoxzo(client: httpx.AsyncClient) -> None:
     answer = await client.post("/api/v1/rewrite", json={**SAMPLE, "campaign": "spring", "message_id": "m-1"})
     assert answer.status_code == 200
     (message,) = answer.json()["messages"]
@@ -62,7 +62,7 @@ async def test_xoxzos_field_names_work_in_the_native_rewrite_call(client: httpx.
 
 
 @pytest.mark.parametrize("name", ["lt_callbackurl", "lt_callbackur"])
-async def test_the_field_names_lt_callbackurl_and_lt_callbackur_are_both_accepted(
+async def test_both_spellings_lt_callbackurl_and_lt_callbackur_of_a_xoxzo_field_are_accepted(
     client: httpx.AsyncClient, service: Service, name: str
 ) -> None:
     answer = await client.post("/sms/messages/", json={**SAMPLE, name: "https://customer.example/cb"})
@@ -71,7 +71,7 @@ async def test_the_field_names_lt_callbackurl_and_lt_callbackur_are_both_accepte
     assert message.callback_url == "https://customer.example/cb"
 
 
-async def test_xoxzo_a_request_without_track_link_returns_the_text_unchanged(client: httpx.AsyncClient) -> None:
+async def test_a_xoxzo_request_without_track_link_returns_the_text_unchanged(client: httpx.AsyncClient) -> None:
     for more in ({"track_link": "false"}, {"track_link": False}, {"track_link": None}):
         told = (await client.post("/sms/messages/", json=SAMPLE | more)).json()
         assert (told["message"], told["links"]) == (SAMPLE["message"], [])
@@ -105,7 +105,9 @@ async def test_errors_of_the_xoxzo_endpoints_have_the_structure_of_xoxzo_errors(
     assert (missing.status_code, missing.json()["detail"]) == (404, "The application has no message with this id.")
 
 
-async def test_xoxzo_unknown_fields_are_accepted_with_a_warning_and_tags_become_the_campaign(client: httpx.AsyncClient) -> None:
+async def test_unknown_fields_of_a_xoxzo_request_cause_a_warning_and_its_tags_are_stored_as_the_campaign(
+    client: httpx.AsyncClient,
+) -> None:
     form = {**SAMPLE, "callbackurl": "https://customer.example/", "jp_kp": "true", "tags": "spring"}
     (told,) = (await client.post("/sms/messages/", data=form)).json()
     assert told["warnings"][1:] == [
@@ -145,6 +147,6 @@ async def test_the_message_list_of_xoxzo_can_be_filtered_by_the_date_of_sending(
 
 
 @pytest.mark.parametrize("query", ["sent_date=yesterday", "sent_date%3E=", "sent_date!=2026-11-20", "sent_date=2026-02-30"])
-async def test_xoxzo_a_message_list_with_an_invalid_date_filter_is_rejected(client: httpx.AsyncClient, query: str) -> None:
+async def test_a_xoxzo_message_list_with_an_invalid_date_filter_is_rejected(client: httpx.AsyncClient, query: str) -> None:
     response = await client.get(f"/sms/messages/?{query}")
     assert (response.status_code, next(iter(response.json()))) == (400, "sent_date")
