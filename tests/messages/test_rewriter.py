@@ -215,7 +215,7 @@ async def test_a_message_without_links_is_stored_with_its_body_unchanged(service
 # These tests check large requests, which a thread plans.
 
 
-async def test_a_large_request_is_counted_as_in_progress_until_it_is_stored_or_rejected(
+async def test_a_large_rewrite_request_is_counted_as_in_progress_until_it_is_stored_or_rejected(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     planned_while: list[int] = []

@@ -216,7 +216,7 @@ async def test_many_buckets_of_the_time_to_click_are_summed_and_verified_as_a_hi
 async def test_postgresql_finds_counts_that_are_not_rolled_up_without_reading_all_counts(
     postgresql: str, postgresql_template: str
 ) -> None:
-    """Its planner does not know that the partial index is nearly empty; only the order of the statement makes it use the index."""
+    """The planner does not know that the partial index is nearly empty. It uses this index because of the ORDER BY clause."""
     database = await open_database(await new_postgresql_database(postgresql, postgresql_template), owner=True)
 
     def explain(connection: Connection) -> list[str]:

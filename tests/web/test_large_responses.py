@@ -1,4 +1,4 @@
-"""Tests for shortener/web/large_responses.py."""
+"""Tests of large JSON responses, which are serialized and sent in pieces."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from shortener.web.large_responses import MAX_ENTRIES_AT_ONCE, PIECE_ENTRIES, Pi
 
 @pytest.mark.parametrize("entries", [0, 1, PIECE_ENTRIES, PIECE_ENTRIES + 1, 3 * PIECE_ENTRIES])
 @pytest.mark.parametrize("neighbours", [{}, {"a": [1], "é": {"x": None}}])
-async def test_the_pieces_of_a_response_are_together_what_one_serialization_returns(
+async def test_the_joined_pieces_of_a_large_response_equal_the_complete_serialization(
     entries: int, neighbours: dict[str, Any]
 ) -> None:
     content = {"status": True, "messages": [{"number": number} for number in range(entries)], **neighbours}
@@ -47,7 +47,7 @@ async def test_other_tasks_run_while_a_large_response_is_serialized_and_sent() -
     assert b"".join(message.get("body", b"") for message in sent) == orjson.dumps(content)
 
 
-async def test_a_rewrite_of_many_messages_has_the_length_of_its_body_in_the_content_length_header(
+async def test_the_response_to_a_rewrite_of_many_messages_has_a_content_length_header_with_the_length_of_its_body(
     client: httpx.AsyncClient,
 ) -> None:
     messages = [{"to": "+14085550100", "body": "hello"}] * (MAX_ENTRIES_AT_ONCE + 1)
