@@ -32,7 +32,7 @@ async def deliver(service: Service) -> None:
 
 
 async def fill(service: Service, tracker: int, status: DeliveryStatus, count: int, **more: Any) -> list[int]:
-    """Insert `count` deliveries of a tracker that have no event, and return their ids."""
+    """Insert `count` deliveries without an event for a tracker, and return the ids of the deliveries."""
     ids = [service.ids() for _ in range(count)]
     has_ended = status in (DeliveryStatus.DELIVERED, DeliveryStatus.DEAD)
     common = {

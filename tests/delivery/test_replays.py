@@ -82,7 +82,7 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deliveries, "MAX_REPLAYED_PER_TRANSACTION", 2)
 
 
-async def test_a_replay_counts_and_replays_exactly_the_dead_deliveries_of_its_tracker_and_period_also_above_10000(
+async def test_a_replay_counts_and_replays_exactly_the_dead_deliveries_of_its_tracker_and_period_even_if_more_than_10000(
     service: Service, make_tracker: MakeTracker, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(replays, "MAX_UNATTEMPTED", 100_000)
@@ -184,7 +184,7 @@ async def test_processes_that_perform_a_replay_at_the_same_time_replay_no_delive
 
 
 @pytest.mark.usefixtures("small_batches")
-async def test_deliveries_that_become_dead_after_the_start_of_a_replay_are_not_replayed_by_it(
+async def test_a_replay_does_not_include_deliveries_that_become_dead_after_its_start(
     service: Service, make_tracker: MakeTracker, clock: Clock
 ) -> None:
     tracker = await make_tracker("https://t.example/")
@@ -235,7 +235,7 @@ async def test_a_replay_stops_if_its_tracker_is_deleted_or_disabled_or_its_appli
     assert caught.value.code is expected_code
 
 
-async def test_a_second_replay_of_a_tracker_is_rejected_while_the_first_one_is_running(
+async def test_a_second_replay_of_a_tracker_is_rejected_while_the_first_replay_is_running(
     service: Service, make_tracker: MakeTracker
 ) -> None:
     tracker, other = await make_tracker("https://t.example/"), await make_tracker("https://u.example/")

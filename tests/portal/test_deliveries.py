@@ -74,7 +74,7 @@ async def test_the_portal_shows_the_attempts_of_a_dead_delivery_and_support_can_
     assert actions[-2:] == ["delivery_replayed", "test_delivery_sent"]
 
 
-async def test_the_number_of_dead_deliveries_of_a_tracker_leads_to_its_rows_and_to_their_replay(
+async def test_the_number_of_dead_deliveries_of_a_tracker_links_to_the_list_of_these_deliveries_and_to_their_replay(
     service: Service, sign_in: SignIn, new_browser: NewBrowser, receiver: Receiver
 ) -> None:
     browser, phone = await sign_in(), await new_browser()

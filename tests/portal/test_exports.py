@@ -19,8 +19,9 @@ PATH = "/portal/1/deliveries.csv"
 
 
 class SlowExport:
-    """Replaces the CSV lines of the list of deliveries: sends a header, and then waits until `finish` is set. If `error` is set,
-    it is raised then."""
+    """A replacement for the CSV export of deliveries: it sends a header line and waits until `finish` is set.
+
+    If `error` is set, the export then raises this exception."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.started = asyncio.Event()
@@ -42,7 +43,7 @@ def slow_export(monkeypatch: pytest.MonkeyPatch) -> SlowExport:
     return SlowExport(monkeypatch)
 
 
-async def test_a_second_csv_export_of_a_session_is_rejected_while_the_first_one_runs(
+async def test_a_second_csv_export_of_a_session_is_rejected_while_the_first_export_runs(
     service: Service, sign_in: SignIn, slow_export: SlowExport
 ) -> None:
     browser, colleague = await sign_in(), await sign_in("Ben")
@@ -63,7 +64,7 @@ async def test_a_second_csv_export_of_a_session_is_rejected_while_the_first_one_
     assert (await browser.get(PATH)).status_code == 200, "the first export has ended"
 
 
-async def test_a_csv_export_that_fails_does_not_prevent_the_next_one(sign_in: SignIn, slow_export: SlowExport) -> None:
+async def test_a_csv_export_that_fails_does_not_prevent_the_next_export(sign_in: SignIn, slow_export: SlowExport) -> None:
     browser = await sign_in()
     slow_export.error = StoreUnavailable("the disk is full")
     slow_export.finish.set()
@@ -73,13 +74,13 @@ async def test_a_csv_export_that_fails_does_not_prevent_the_next_one(sign_in: Si
     assert (await browser.get(PATH)).status_code == 200
 
 
-async def test_a_csv_export_that_is_rejected_before_it_begins_does_not_prevent_the_next_one(sign_in: SignIn) -> None:
+async def test_a_csv_export_that_is_rejected_before_it_begins_does_not_prevent_the_next_export(sign_in: SignIn) -> None:
     browser = await sign_in()
     assert (await browser.get(PATH, params={"status": "nonsense"})).status_code == 400
     assert (await browser.get(PATH)).status_code == 200
 
 
-async def test_a_csv_export_whose_client_disconnects_does_not_prevent_the_next_one(
+async def test_a_csv_export_whose_client_disconnects_does_not_prevent_the_next_export(
     service: Service, sign_in: SignIn, slow_export: SlowExport
 ) -> None:
     browser = await sign_in()
@@ -115,7 +116,7 @@ async def test_a_csv_export_whose_client_disconnects_does_not_prevent_the_next_o
     assert (await browser.get(PATH)).status_code == 200
 
 
-async def test_a_session_may_begin_an_export_as_soon_as_it_has_received_the_last_byte_of_another() -> None:
+async def test_a_session_may_begin_an_export_as_soon_as_the_last_byte_of_its_previous_export_has_been_sent() -> None:
     exports = Exports()
     export = exports.begin(1)
 
@@ -138,7 +139,7 @@ async def test_a_session_may_begin_an_export_as_soon_as_it_has_received_the_last
         exports.begin(1)  # The end of the first response does not end the second export.
 
 
-async def test_a_cancelled_csv_export_does_not_prevent_the_next_one(sign_in: SignIn, slow_export: SlowExport) -> None:
+async def test_a_cancelled_csv_export_does_not_prevent_the_next_export(sign_in: SignIn, slow_export: SlowExport) -> None:
     browser: httpx.AsyncClient = await sign_in()
     task = asyncio.create_task(browser.get(PATH))
     await asyncio.wait_for(slow_export.started.wait(), 30)

@@ -44,7 +44,7 @@ def figures(page: httpx.Response) -> dict[str, int]:
     return {name: int(value) for name, value, _ in FIGURE.findall(page.text)}
 
 
-async def test_dead_deliveries_are_replayed_by_forms_without_a_script_with_the_same_event_ids(
+async def test_portal_forms_without_scripts_can_replay_dead_deliveries_with_the_same_event_ids(
     service: Service, sign_in: SignIn, new_browser: NewBrowser, receiver: Receiver, clock: Clock
 ) -> None:
     browser, phone = await sign_in("Sue", Role.SUPPORT, 1), await new_browser()
@@ -72,7 +72,7 @@ async def test_dead_deliveries_are_replayed_by_forms_without_a_script_with_the_s
     assert "3 of 3 queued again" in page.text
     assert figures(page) == {"pending": 3, "delivered": 0, "dead": 0}
     receiver.replies, receiver.default_reply = [400], 200
-    clock.forward(seconds=1)  # In this time, the recovery rate allows them.
+    clock.forward(seconds=1)  # after this time, the recovery rate allows the deliveries
     await service.dispatcher.flush()
     page = await browser.get(path)
     assert figures(page) == {"pending": 0, "delivered": 2, "dead": 1}
@@ -127,7 +127,7 @@ async def test_a_running_replay_is_stopped_by_a_form_and_shown_on_the_page_of_de
     assert "Replay was stopped" not in (await browser.get("/portal/1/deliveries")).text
 
 
-async def test_a_second_replay_of_a_tracker_is_refused_with_a_link_to_the_first_one(service: Service, sign_in: SignIn) -> None:
+async def test_a_second_replay_of_a_tracker_is_rejected_with_a_link_to_the_first_replay(service: Service, sign_in: SignIn) -> None:
     browser = await sign_in()
     tracker = await tracker_with_dead(service, 3)
     path = await start(browser, tracker)
@@ -141,7 +141,7 @@ async def test_a_second_replay_of_a_tracker_is_refused_with_a_link_to_the_first_
     assert [row.action for row in await log(service)].count("replay_started") == 1
 
 
-async def test_the_confirmation_page_says_why_nothing_can_be_replayed(service: Service, sign_in: SignIn) -> None:
+async def test_the_confirmation_page_shows_the_reason_why_nothing_can_be_replayed(service: Service, sign_in: SignIn) -> None:
     browser = await sign_in()
     tracker = await tracker_with_dead(service, 1)
     empty = await browser.get(f"{NEW}?tracker={tracker}&period=custom&since=2020-01-01&until=2020-02-01")
@@ -152,7 +152,9 @@ async def test_the_confirmation_page_says_why_nothing_can_be_replayed(service: S
     assert page.status_code == 409
 
 
-async def test_replays_need_the_role_support_and_belong_to_one_application(service: Service, sign_in: SignIn) -> None:
+async def test_replays_require_the_role_support_and_are_visible_only_in_their_application(
+    service: Service, sign_in: SignIn
+) -> None:
     viewer, support = await sign_in("Vera", Role.VIEWER, 1), await sign_in("Sue", Role.SUPPORT, 1)
     tracker = await tracker_with_dead(service, 1)
     for browser, status in ((viewer, 403), (support, 303)):
