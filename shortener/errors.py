@@ -189,3 +189,7 @@ def shorten(text: str, length: int) -> str:
 
 class StoreUnavailable(Exception):
     """Raised if the database is down, locked or full. Nothing of the transaction is stored."""
+
+
+class DatabaseInUse(StoreUnavailable):
+    """Raised if another process serves from the SQLite database that this process wants to use alone."""

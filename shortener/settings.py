@@ -486,13 +486,16 @@ def load(environ: Mapping[str, str] = os.environ, **overrides: Any) -> Settings:
 
     `overrides` are options of the command line; None means that the option was not used. Raise SettingsError."""
     values = _read_toml(environ) | _read_environment(environ) | {k: v for k, v in overrides.items() if v is not None}
-    if values.get("base_url", DEFAULT_BASE_URL) == DEFAULT_BASE_URL and "port" in values:
+    follows_port = values.get("base_url", DEFAULT_BASE_URL) == DEFAULT_BASE_URL and "port" in values
+    if follows_port:
         # If BASE_URL is not set, short links must lead to the port that this process listens on.
         values["base_url"] = f"http://127.0.0.1:{values['port']}"
     try:
         return Settings(**values)
     except ValidationError as error:
-        raise SettingsError("\n".join(_describe(item) for item in error.errors())) from None
+        # An invalid port also makes the base URL invalid that was derived from it. Only the port is reported then.
+        items = [item for item in error.errors() if not (follows_port and item["loc"] == ("base_url",))] or error.errors()
+        raise SettingsError("\n".join(map(_describe, items))) from None
 
 
 def _describe(item: Any) -> str:

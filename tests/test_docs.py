@@ -20,7 +20,7 @@ from click.testing import CliRunner
 
 from shortener import __version__
 from shortener.accounts.settings import ApplicationSettings
-from shortener.cli import cli
+from shortener.cli import COMMANDS, cli
 from shortener.clicks.verdicts.contextual_rules import RULES as CONTEXTUAL_RULES
 from shortener.clicks.verdicts.request_rules import RULES
 from shortener.delivery.outcomes import OUTCOME_TABLE
@@ -38,7 +38,7 @@ RUN_BY = {
     "python-client.md": {"python": "test_client.py"},
     "verify-signatures.md": dict.fromkeys(("go", "js", "php", "python", "ruby"), "tests/delivery/test_signature_verification.py"),
     "delivery-reports.md": {"json": "tests/messages/test_report_words.py"},
-    "errors.md": {"indented": "tests/test_docs.py"},
+    "cli.md": {"indented": "tests/test_docs.py"},
 }
 #: The code blocks that no test runs, each with the reason.
 NOT_RUN = {
@@ -265,6 +265,13 @@ def test_the_list_of_errors_equals_the_errors_of_the_code() -> None:
     assert set(re.findall(r"^\| `([A-Z][a-z]\w+)` \|", text, re.MULTILINE)) == caught
 
 
+def test_the_table_of_commands_equals_the_commands_of_the_code() -> None:
+    text = (ROOT / "docs" / "reference" / "cli.md").read_text()
+    assert re.findall(r"^\| `([a-z-]+)` \| ([^|]+) \|$", text, re.MULTILINE) == [
+        (name, line) for name, (_, line) in COMMANDS.items()
+    ]
+
+
 def test_the_shell_completion_offers_the_commands_that_the_documents_mention() -> None:
     environment = os.environ | {
         "_SHORTENER_COMPLETE": "bash_complete",
@@ -274,7 +281,7 @@ def test_the_shell_completion_offers_the_commands_that_the_documents_mention() -
     script = "import sys; sys.argv = ['shortener']; from shortener.__main__ import main; main()"
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "plain,create\n"
-    lines = re.findall(r"_SHORTENER_COMPLETE=(\w+)", (ROOT / "docs" / "reference" / "errors.md").read_text())
+    lines = re.findall(r"_SHORTENER_COMPLETE=(\w+)", (ROOT / "docs" / "reference" / "cli.md").read_text())
     assert lines == ["bash_source", "zsh_source", "fish_source"]
     for shell in lines:
         environment["_SHORTENER_COMPLETE"] = shell

@@ -49,6 +49,15 @@ def test_the_default_base_url_has_the_port_of_the_server() -> None:
     assert load({"SHORTENER_PORT": "9000", "SHORTENER_BASE_URL": "https://go.example/"}).base_url == "https://go.example"
 
 
+def test_an_invalid_port_is_reported_without_an_error_of_the_base_url_that_follows_from_it() -> None:
+    with pytest.raises(SettingsError) as caught:
+        load({"SHORTENER_PORT": "abc"})
+    assert str(caught.value).startswith("port: ")
+    assert "base_url" not in str(caught.value)
+    with pytest.raises(SettingsError, match="base_url: must be http"):
+        load({"SHORTENER_PORT": "9000", "SHORTENER_BASE_URL": "go.example"})
+
+
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
     [

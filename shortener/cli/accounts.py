@@ -22,7 +22,7 @@ from shortener.cli.common import (
     print_warnings,
     yes_option,
 )
-from shortener.cli.parameters import COMPANY_ID, DURATION, ID
+from shortener.cli.parameters import COMPANY_ID, DURATION, ID, ApplicationCommand
 
 MAX_RATE_LIMIT = 1_000_000  # the highest rate limit of a key, in requests per minute
 RATE_LIMIT = click.IntRange(1, MAX_RATE_LIMIT)
@@ -67,7 +67,7 @@ async def create_application(name: str, domain: str | None, company_id: int | No
     print_result(fields, as_json, print_text)
 
 
-@applications.command("rotate-callback-secret")
+@applications.command("rotate-callback-secret", cls=ApplicationCommand)
 @click.argument("application", type=ID)
 @click.option(
     "--overlap",
@@ -103,7 +103,7 @@ async def list_applications(as_json: bool) -> None:
     print_result(rows, as_json, lambda: print_table(rows, *columns))
 
 
-@applications.command("show")
+@applications.command("show", cls=ApplicationCommand)
 @click.argument("application", type=ID)
 @json_option
 @async_command
@@ -114,7 +114,7 @@ async def show_application(application: int, as_json: bool) -> None:
     print_result(fields, as_json, lambda: print_fields(fields))
 
 
-@applications.command("update")
+@applications.command("update", cls=ApplicationCommand)
 @click.argument("application", type=ID)
 @click.option("--name", help="New name of the application.")
 @click.option("--company-id", type=COMPANY_ID, help="Number that identifies the application in events (field company-id).")
@@ -228,7 +228,7 @@ def keys() -> None:
     """Create, list, limit and revoke API keys."""
 
 
-@keys.command("create")
+@keys.command("create", cls=ApplicationCommand)
 @click.argument("application", type=ID)
 @click.option("--name", default="", help="Name of the API key. It has no effect and is only displayed.")
 @click.option(
@@ -252,7 +252,7 @@ async def create_key(application: int, name: str, permissions: tuple[str, ...], 
     print_result({"api_key": key, "permissions": sorted(granted)}, as_json, lambda: click.echo(key))
 
 
-@keys.command("list")
+@keys.command("list", cls=ApplicationCommand)
 @click.argument("application", type=ID, required=False)
 @json_option
 @async_command
@@ -309,7 +309,7 @@ def tokens() -> None:
     """Rotate tracker tokens."""
 
 
-@tokens.command("rotate")
+@tokens.command("rotate", cls=ApplicationCommand)
 @click.argument("application", type=ID)
 @click.option(
     "--overlap",

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from shortener.cli.common import async_command, json_option, open_store, print_fields, print_result, print_table
-from shortener.cli.parameters import ID
+from shortener.cli.parameters import ID, ApplicationCommand
 
 
 class _AmountType(click.ParamType[Decimal]):
@@ -36,7 +36,7 @@ def balance() -> None:
     """Show, set or add to the balance of a prepaid application."""
 
 
-@balance.command("show")
+@balance.command("show", cls=ApplicationCommand)
 @click.argument("application", type=ID)
 @json_option
 @async_command
@@ -49,7 +49,7 @@ async def show_balance(application: int, as_json: bool) -> None:
     _print_balance(application, found, as_json)
 
 
-@balance.command("set")
+@balance.command("set", cls=ApplicationCommand)
 @click.argument("application", type=ID)
 @click.argument("amount", type=AMOUNT)
 @click.option("--currency", help="ISO 4217 code of the currency. Default: that of the present balance, or USD.")
@@ -60,7 +60,7 @@ async def set_balance(application: int, amount: Decimal, currency: str | None, a
     await _change(application, as_json, amount=amount, currency=currency)
 
 
-@balance.command("add")
+@balance.command("add", cls=ApplicationCommand)
 @click.argument("application", type=ID)
 @click.argument("amount", type=AMOUNT)
 @json_option
@@ -70,7 +70,7 @@ async def add_to_balance(application: int, amount: Decimal, as_json: bool) -> No
     await _change(application, as_json, added=amount)
 
 
-@balance.command("remove")
+@balance.command("remove", cls=ApplicationCommand)
 @click.argument("application", type=ID)
 @json_option
 @async_command
@@ -134,7 +134,7 @@ async def set_price(prefix: str, price: Decimal, application: int, as_json: bool
     print_result(fields, as_json, lambda: print_fields(fields))
 
 
-@prices.command("list")
+@prices.command("list", cls=ApplicationCommand)
 @click.argument("application", type=ID, required=False)
 @json_option
 @async_command
@@ -171,7 +171,7 @@ def opt_outs() -> None:
     """List, add and remove recipients who refused further messages of an application."""
 
 
-@opt_outs.command("list")
+@opt_outs.command("list", cls=ApplicationCommand)
 @click.argument("application", type=ID)
 @json_option
 @async_command
@@ -187,7 +187,7 @@ async def list_opt_outs(application: int, as_json: bool) -> None:
     print_result(rows, as_json, lambda: print_table(rows, "phone", "at", "source"))
 
 
-@opt_outs.command("add")
+@opt_outs.command("add", cls=ApplicationCommand)
 @click.argument("application", type=ID)
 @click.argument("phone")
 @json_option
@@ -203,7 +203,7 @@ async def add_opt_out(application: int, phone: str, as_json: bool) -> None:
     print_result({"phone": number, "added": added}, as_json, lambda: click.echo(f"{number} is on the opt-out list"))
 
 
-@opt_outs.command("remove")
+@opt_outs.command("remove", cls=ApplicationCommand)
 @click.argument("application", type=ID)
 @click.argument("phone")
 @json_option

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from shortener.cli.common import async_command, json_option, load_settings, open_store, print_result, print_table
-from shortener.cli.parameters import ID, TIME, since_option, until_option
+from shortener.cli.parameters import ID, TIME, ApplicationCommand, since_option, until_option
 
 #: The columns of the table of hits. `--json` prints all fields.
 _COLUMNS = (
@@ -34,8 +34,10 @@ def clicks() -> None:
     """List hits with their verdicts; classify stored hits again."""
 
 
-@clicks.command("list")
-@click.option("--application", type=ID, help="Id of the application. Required if there are several applications.")
+@clicks.command(
+    "list", cls=ApplicationCommand, application_help="Id of the application. Required if there are several applications."
+)
+@click.argument("application", type=ID, required=False)
 @click.option("--message", "message_id", help="Only hits on the links of this message.")
 @click.option("--campaign", help="Only hits on links of messages of this campaign.")
 @click.option("--verdict", type=click.Choice(["human", "suspected", "ignored"]), help="Only hits with this verdict.")

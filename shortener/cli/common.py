@@ -19,7 +19,7 @@ import click
 import orjson
 
 from shortener import settings as settings_module
-from shortener.errors import ApiError, StoreUnavailable
+from shortener.errors import ApiError, DatabaseInUse, StoreUnavailable
 from shortener.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
@@ -112,9 +112,8 @@ def async_command(command: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T
             lines[-1] += f" ({HELP_PAGE})"
             is_wrong_usage = error.code.http_status == HTTPStatus.BAD_REQUEST
             raise (WrongValue if is_wrong_usage else click.ClickException)("\n".join(lines)) from None
-        except StoreUnavailable as error:
-            raise click.ClickException(f"the database is unavailable: {error} ({HELP_PAGE})") from None
         except (
+            DatabaseInUse,
             SchemaMismatch,
             SecretError,
             DatabaseLost,
@@ -125,6 +124,8 @@ def async_command(command: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T
             TracingUnavailable,
         ) as error:
             raise click.ClickException(f"{error} ({HELP_PAGE})") from None
+        except StoreUnavailable as error:
+            raise click.ClickException(f"the database is unavailable: {error} ({HELP_PAGE})") from None
 
     return run
 

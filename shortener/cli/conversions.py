@@ -8,11 +8,11 @@ from datetime import datetime, timedelta
 import click
 
 from shortener.cli.common import async_command, json_option, load_settings, open_store, print_fields, print_result, print_table
-from shortener.cli.parameters import DURATION, ID, TIME
+from shortener.cli.parameters import DURATION, ID, TIME, ApplicationCommand
 from shortener.ids import CONVERSION_IDS, REFUSED_REPORT_IDS, PublicIds
 
 _LIMIT = click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="Maximum number of rows.")
-_APPLICATION = click.option("--application", type=ID, help="Id of the application. Required if there are several applications.")
+_APPLICATION_HELP = "Id of the application. Required if there are several applications."
 _SINCE = click.option("--since", type=TIME, help="Only rows from this time on (UTC).")
 _UNTIL = click.option("--until", type=TIME, help="Only rows before this time (UTC).")
 
@@ -22,8 +22,8 @@ def conversions() -> None:
     """List conversions, and list refused conversion reports with the reason."""
 
 
-@conversions.command("list")
-@_APPLICATION
+@conversions.command("list", cls=ApplicationCommand, application_help=_APPLICATION_HELP)
+@click.argument("application", type=ID, required=False)
 @_SINCE
 @_UNTIL
 @click.option("--campaign", help="Only conversions of messages of this campaign.")
@@ -87,8 +87,8 @@ async def list_conversions(
     print_result({"conversions": rows, "next": next_page}, as_json, print_text)
 
 
-@conversions.command("refused")
-@_APPLICATION
+@conversions.command("refused", cls=ApplicationCommand, application_help=_APPLICATION_HELP)
+@click.argument("application", type=ID, required=False)
 @_SINCE
 @_UNTIL
 @click.option("--reason", help="Only reports with this reason: an error code, for example MESSAGE_NOT_FOUND, or NOT_APPLIED.")
@@ -147,7 +147,7 @@ def postback_keys() -> None:
     """
 
 
-@postback_keys.command("create")
+@postback_keys.command("create", cls=ApplicationCommand)
 @click.argument("application", type=ID)
 @click.option("--name", required=True, help="Name of the network that uses the key. It has no effect and is only displayed.")
 @json_option
@@ -163,7 +163,7 @@ async def create_postback_key(application: int, name: str, as_json: bool) -> Non
     print_result(fields, as_json, lambda: print_fields(fields))
 
 
-@postback_keys.command("list")
+@postback_keys.command("list", cls=ApplicationCommand)
 @click.argument("application", type=ID, required=False)
 @json_option
 @async_command

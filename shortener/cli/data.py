@@ -14,7 +14,7 @@ import click
 import orjson
 
 from shortener.cli.common import async_command, json_option, load_settings, open_store, print_result, print_table
-from shortener.cli.parameters import ID, TIME
+from shortener.cli.parameters import ID, TIME, ApplicationCommand
 
 if TYPE_CHECKING:
     from shortener.reporting.export import ExportRows
@@ -135,7 +135,7 @@ async def verify(since: datetime | None, until: datetime | None, repair: bool, a
         raise click.exceptions.Exit(1)
 
 
-@click.command()
+@click.command(cls=ApplicationCommand)
 @click.argument("application", type=ID)
 @click.option("--since", type=TIME, help="Only messages created at this time or later (UTC).")
 @click.option("--until", type=TIME, help="Only messages created before this time (UTC).")

@@ -21,7 +21,7 @@ from shortener.cli.common import (
     print_table,
     yes_option,
 )
-from shortener.cli.parameters import ID, TIME
+from shortener.cli.parameters import ID, TIME, ApplicationCommand
 from shortener.cli.stats import find_application
 from shortener.cli.trackers import open_trackers
 
@@ -33,13 +33,13 @@ def deliveries() -> None:
     """List, show and replay deliveries of events; requeue quarantined events."""
 
 
-@deliveries.command("list")
-@click.option("--tracker", type=ID, help="Only deliveries to this tracker.")
-@click.option(
-    "--application",
-    type=ID,
-    help="Only deliveries of this application. Required if there are several, unless --tracker is set.",
+@deliveries.command(
+    "list",
+    cls=ApplicationCommand,
+    application_help="Only deliveries of this application. Required if there are several, unless --tracker is set.",
 )
+@click.argument("application", type=ID, required=False)
+@click.option("--tracker", type=ID, help="Only deliveries to this tracker.")
 @click.option("--status", type=click.Choice(["pending", "parked", "delivered", "dead"]), help="Only deliveries with this status.")
 @click.option("--since", type=TIME, help="Only deliveries created at this time or later (UTC).")
 @click.option("--until", type=TIME, help="Only deliveries created before this time (UTC).")

@@ -22,7 +22,7 @@ from shortener.cli.common import (
     print_warnings,
     yes_option,
 )
-from shortener.cli.parameters import ID
+from shortener.cli.parameters import ID, ApplicationCommand
 
 
 @click.group()
@@ -30,7 +30,7 @@ def domains() -> None:
     """Add, list, update, remove, disable and enable domains of applications."""
 
 
-@domains.command("list")
+@domains.command("list", cls=ApplicationCommand)
 @click.argument("application", type=ID, required=False)
 @json_option
 @async_command
@@ -95,7 +95,7 @@ def _changes(
     return changes | {name: text or None for name, text in texts.items() if text is not None}
 
 
-@domains.command("add")
+@domains.command("add", cls=ApplicationCommand)
 @click.argument("application", type=ID)
 @click.argument("base_url")
 @_domain_options

@@ -24,7 +24,7 @@ from shortener.cli.common import (
     print_table,
     yes_option,
 )
-from shortener.cli.parameters import ID
+from shortener.cli.parameters import ID, ApplicationCommand
 
 if TYPE_CHECKING:
     from shortener.gateways.gateway import StoredGateway
@@ -193,7 +193,7 @@ async def add_gateway(
     _print_gateway(settings, created, as_json)
 
 
-@gateways.command("list")
+@gateways.command("list", cls=ApplicationCommand)
 @click.argument("application", type=ID, required=False)
 @json_option
 @async_command
@@ -320,7 +320,7 @@ async def test_gateway(gateway: int, phone: str, sender_id: str, text: str | Non
         raise click.exceptions.Exit(1)
 
 
-@click.command("send")
+@click.command("send", cls=ApplicationCommand)
 @click.argument("application", type=ID)
 @click.argument("to")
 @click.argument("text")

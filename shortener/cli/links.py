@@ -26,7 +26,7 @@ from shortener.cli.common import (
     print_warnings,
     yes_option,
 )
-from shortener.cli.parameters import ID, TIME, since_option, until_option
+from shortener.cli.parameters import ID, TIME, ApplicationCommand, since_option, until_option
 
 
 @click.group()
@@ -37,7 +37,7 @@ def links() -> None:
 _application_argument = click.argument("application", type=ID)
 
 
-@links.command("list")
+@links.command("list", cls=ApplicationCommand)
 @_application_argument
 @click.option("--campaign", help="Only links of messages of this campaign.")
 @click.option("--url", help="Only links with exactly this destination URL.")

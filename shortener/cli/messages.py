@@ -23,7 +23,7 @@ from shortener.cli.common import (
 )
 from shortener.cli.data import print_counts
 from shortener.cli.listen import format_body
-from shortener.cli.parameters import ID, SearchedNumber, since_option, until_option
+from shortener.cli.parameters import ID, ApplicationCommand, SearchedNumber, since_option, until_option
 from shortener.cli.stats import find_application
 from shortener.model import State
 
@@ -33,8 +33,10 @@ def messages() -> None:
     """List and show messages; erase personal data."""
 
 
-@messages.command("list")
-@click.option("--application", type=ID, help="Id of the application. Required if there are several applications.")
+@messages.command(
+    "list", cls=ApplicationCommand, application_help="Id of the application. Required if there are several applications."
+)
+@click.argument("application", type=ID, required=False)
 @click.option("--campaign", help="Only messages of this campaign.")
 @click.option("--to", type=SearchedNumber(), help="Only messages to this phone number, for example +14085550100.")
 @click.option(

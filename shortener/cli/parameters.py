@@ -1,9 +1,11 @@
-"""The types of command line arguments and options: ids, phone numbers, times and durations."""
+"""The types of command line arguments and options: ids, phone numbers, times and durations. `ApplicationCommand` is the class of
+commands that work on one application."""
 # Tested by tests/cli/test_commands.py
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -73,6 +75,47 @@ class Duration(click.ParamType[timedelta]):
         if not match:
             self.fail(f"{value!r} is not a duration such as 90s, 15m, 24h or 7d", param, ctx)
         return timedelta(**{_UNITS[match[2]]: int(match[1])})
+
+
+class ApplicationCommand(click.Command):
+    """A command whose first argument is the id of an application. The option --application is another form of this argument."""
+
+    def __init__(self, *args: Any, application_help: str = "Id of the application.", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        text = f"{application_help} Another form of the argument APPLICATION."
+        self.params.insert(0, click.Option(["--application", "application_option"], type=ID, expose_value=False, help=text))
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the arguments, after the value of --application was moved to the place of the argument APPLICATION."""
+        rest, found = _take_option(args, "--application")
+        if len(found) > 1:
+            raise click.UsageError("--application must be used only once", ctx)
+        try:
+            return super().parse_args(ctx, [*found, *rest])
+        except click.UsageError as error:
+            if found and "unexpected extra argument" in error.message:
+                raise click.UsageError(f"{error.message}. With --application, leave out the argument APPLICATION.", ctx) from None
+            raise
+
+
+def _take_option(args: Sequence[str], name: str) -> tuple[list[str], list[str]]:
+    """Return the arguments of a command without an option, and the values of the option. The option without a value stays."""
+    rest: list[str] = []
+    found: list[str] = []
+    index = 0
+    while index < len(args):
+        one = args[index]
+        if one == "--":
+            return rest + list(args[index:]), found
+        if one == name and index + 1 < len(args):
+            index += 1
+            found.append(args[index])
+        elif one.startswith(name + "="):
+            found.append(one.removeprefix(name + "="))
+        else:
+            rest.append(one)
+        index += 1
+    return rest, found
 
 
 ID = Id()

@@ -19,7 +19,7 @@ from shortener.cli.common import (
     print_table,
     yes_option,
 )
-from shortener.cli.parameters import ID
+from shortener.cli.parameters import ID, ApplicationCommand
 from shortener.cli.stats import find_application
 
 _STATUSES = ("pending", "held", "failed", "sent")
@@ -35,8 +35,8 @@ def sends() -> None:
     """
 
 
-@sends.command("list")
-@click.option("--application", type=ID, help="Only messages of this application. Default: of all applications.")
+@sends.command("list", cls=ApplicationCommand, application_help="Only messages of this application. Default: of all applications.")
+@click.argument("application", type=ID, required=False)
 @click.option("--status", type=click.Choice(_STATUSES), help="Only messages with this status. Default: all.")
 @click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="Maximum number of messages.")
 @json_option

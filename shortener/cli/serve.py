@@ -67,6 +67,9 @@ def serve(host: str | None, port: int | None, workers: int | None, as_json: bool
     """Run the web server and the delivery workers in one process.
 
     The first start creates a default application and prints its credentials once.
+
+    The log has a line for each click and request only with ACCESS_LOG=on, or with LOG_FORMAT=text. `shortener clicks list` always
+    lists the clicks.
     """
     settings = load_settings(host=host, port=port, workers=workers)
     listener = bind(settings.host, settings.port)

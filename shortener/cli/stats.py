@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from shortener.cli.common import async_command, json_option, open_store, print_fields, print_result, print_table
-from shortener.cli.parameters import ID, TIME
+from shortener.cli.parameters import ID, TIME, ApplicationCommand
 
 GROUPS = ("day", "hour", "country", "campaign", "destination", "label")
 DEFAULT_PERIOD = timedelta(days=30)
@@ -43,9 +43,9 @@ async def find_application(database: Any, application: int | None) -> int:
     return ids[0]
 
 
-@click.command()
+@click.command(cls=ApplicationCommand, application_help="Id of the application. Required if there are several applications.")
+@click.argument("application", type=ID, required=False)
 @click.option("--by", type=click.Choice(GROUPS), help="Group the figures. Default: the totals of the period.")
-@click.option("--application", type=ID, help="Id of the application. Required if there are several applications.")
 @click.option("--since", type=TIME, help="Start of the period, included (UTC). Default: 30 days before the end.")
 @click.option("--until", type=TIME, help="End of the period, excluded (UTC). Default: now.")
 @click.option("--campaign", help="Only messages of this campaign.")

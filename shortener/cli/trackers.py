@@ -23,7 +23,7 @@ from shortener.cli.common import (
     print_table,
     yes_option,
 )
-from shortener.cli.parameters import DURATION, ID
+from shortener.cli.parameters import DURATION, ID, ApplicationCommand
 from shortener.model import EVENT_NAMES
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ def trackers() -> None:
     """Add, list, show, update, remove and test trackers (the endpoints that receive events)."""
 
 
-@trackers.command("add")
+@trackers.command("add", cls=ApplicationCommand)
 @click.argument("application", type=ID)
 @click.argument("url")
 @_tracker_options
@@ -181,7 +181,7 @@ async def add_tracker(application: int, url: str, secret: str | None, unsigned: 
     _print_saved(tracker_fields(settings, saved.tracker), saved.secret, as_json)
 
 
-@trackers.command("list")
+@trackers.command("list", cls=ApplicationCommand)
 @click.argument("application", type=ID, required=False)
 @json_option
 @async_command

@@ -110,6 +110,6 @@ PAGES = [
         change,
         role=Role.ADMIN,
         needs_recent_password=True,
-        navigation=NavigationItem("Applications", "inbox", 10, "installation"),
+        navigation=NavigationItem("Applications", "layers", 10, "installation"),
     ),
 ]

@@ -1,4 +1,7 @@
-"""Problems that an operator must look at: disabled or failing trackers, dead deliveries, keys that expire soon, late hits."""
+"""Problems that an operator must look at: disabled or failing trackers, dead deliveries, postback keys that expire, late hits.
+
+The end of a tracker token that was replaced is not a problem. The page of the keys shows it.
+"""
 
 # Tested by tests/portal/test_overview.py
 
@@ -12,10 +15,10 @@ from sqlalchemy import Connection, select
 from shortener.portal.operators import Role
 from shortener.portal.page import Visit
 from shortener.reporting.figures import Figures
-from shortener.storage.schema import postback_keys, tracker_tokens
+from shortener.storage.schema import postback_keys
 from shortener.storage.types import to_ms
 
-SOON = timedelta(hours=48)  # A token or a key that expires within this time is shown as a problem.
+SOON = timedelta(hours=48)  # A postback key that expires within this time is shown as a problem.
 MAX_ITEMS = 12
 
 
@@ -38,9 +41,9 @@ async def attention(visit: Visit, figures: Figures) -> list[AttentionItem]:
         if application.disabled:
             found.append(AttentionItem("bad", _capital(f"{prefix}the application is disabled; its links do not redirect")))
         found += await _trackers(visit, application.id, prefix, base)
-        for what, at in await visit.service.database.read(_expiring, application.id, visit.now):
+        for at in await visit.service.database.read(_expiring, application.id, visit.now):
             left = max(int((at - visit.now).total_seconds() // 3600), 0)
-            found.append(AttentionItem("warn", _capital(f"{prefix}{what} expires in {left} hours")))
+            found.append(AttentionItem("warn", _capital(f"{prefix}a postback key expires in {left} hours")))
     late = figures["late_hits"]
     if late:
         href = visit.link("clicks", metric="late_hits", campaign=visit.get("campaign")) if visit.application else None
@@ -74,13 +77,10 @@ def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _expiring(connection: Connection, application_id: int, now: datetime) -> list[tuple[str, datetime]]:
-    """Return the tracker tokens and postback keys that expire within SOON, each with its time of expiry."""
-    found = []
-    for table, what in ((tracker_tokens, "the previous tracker token"), (postback_keys, "a postback key")):
-        columns = table.c
-        statement = select(columns.valid_until).where(
-            columns.application_id == application_id, columns.valid_until > now, columns.valid_until <= now + SOON
-        )
-        found += [(what, row.valid_until) for row in connection.execute(statement)]
-    return found
+def _expiring(connection: Connection, application_id: int, now: datetime) -> list[datetime]:
+    """Return the times at which postback keys expire within SOON."""
+    columns = postback_keys.c
+    statement = select(columns.valid_until).where(
+        columns.application_id == application_id, columns.valid_until > now, columns.valid_until <= now + SOON
+    )
+    return list(connection.scalars(statement))

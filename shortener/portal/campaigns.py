@@ -52,9 +52,9 @@ async def campaigns(visit: Visit) -> Response:
     cursors = Cursors(visit.service.secret, "portal campaigns")
     scope, below = _scope(visit), cursors.decode(visit.get("cursor"))
     page = await visit.service.database.read(campaign_page, scope, ROWS, below)
-    chosen = [name for name in visit.request.query_params.getlist("compare") if name][:MAX_COMPARED]
+    chosen = [name for name in visit.request.query_params.getlist("compare") if name]
     compared = []
-    for name in chosen:
+    for name in chosen[:MAX_COMPARED]:
         report = await visit.service.database.read(totals, _scope(visit, name))
         compared.append((name, report.groups.get(None, Figures())))
     return visit.render(
@@ -70,6 +70,7 @@ async def campaigns(visit: Visit) -> Response:
         basis=_basis(visit),
         campaign_query=campaign_query,
         max_compared=MAX_COMPARED,
+        chosen=len(chosen) if chosen or visit.get("choose") else None,
     )
 
 

@@ -21,7 +21,8 @@ MAX_BARS = 400
 _HEIGHT = 176  # Height of the area of the bars in pixels.
 _TOP = 18  # Space above the bars for the label of the highest grid line.
 _BOTTOM = 22  # Space beneath the bars for the labels of the horizontal axis.
-_MAX_LABELS = 7
+_MAX_LABELS = 7  # About this number of labels is on the horizontal axis.
+_WIDE_SLOT = 14  # From this width on, in percent of the chart, the label of a bar fits beneath the bar.
 _MIN_BAR = 2  # The minimum height in pixels of a bar that is not zero.
 _GAP_SHARE = 0.22  # The part of the width of a bar's slot that is left free between two bars.
 
@@ -118,22 +119,30 @@ def _bar(bar: Bar, left: float, width: float, slot_left: float, slot: float, top
 
 
 def _labels(bars: Sequence[Bar], slot: float, height: int) -> list[Markup]:
-    """Return the labels of the horizontal axis, at most _MAX_LABELS, evenly spaced."""
+    """Return the labels of the horizontal axis. The first and the last bar always have one."""
     if not bars:
         return []
     every = math.ceil(len(bars) / _MAX_LABELS)
+    # Narrow screens show fewer labels: they hide the class `extra`.
+    narrow = _labelled(len(bars), 2 * every)
     labels = []
-    for index in range(0, len(bars), every):
+    for index in sorted({*_labelled(len(bars), every), *narrow}):
         anchor, x = "middle", (index + 0.5) * slot
-        if index == 0 and slot < 14:
-            anchor, x = "start", index * slot
-        elif x > 94:
-            anchor, x = "end", 100
+        if index == 0 and slot < _WIDE_SLOT:
+            anchor, x = "start", 0.0
+        elif index == len(bars) - 1 and slot < _WIDE_SLOT:
+            anchor, x = "end", 100.0
         text = Markup('<text class="{}" x="{}%" y="{}" text-anchor="{}">{}</text>')
-        # Narrow screens show only every second label: they hide the class `extra`.
-        name = "label" if (index // every) % 2 == 0 else "label extra"
+        name = "label" if index in narrow else "label extra"
         labels.append(text.format(name, _p(x), _TOP + height + 16, anchor, bars[index].label))
     return labels
+
+
+def _labelled(bars: int, every: int) -> list[int]:
+    """Return the indexes of the bars that have a label: the first one, each further one after `every` bars, and the last one. An
+    index that is too close to the last one is left out."""
+    last = bars - 1
+    return [*(index for index in range(0, last, every) if index == 0 or last - index >= 0.75 * every), last]
 
 
 def _y(value: float, top: float, height: int) -> float:

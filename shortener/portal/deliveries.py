@@ -72,7 +72,7 @@ async def deliveries(visit: Visit) -> Response:
         listing=_listing(visit, page, cursors),
         deliveries=[(one, DELIVERY_IDS.encode(one.id)) for one in page.deliveries],
         states=STATES,
-        names={tracker.id: tracker.name or f"Tracker {tracker.id}" for tracker in await service.trackers.all(visit.application_id)},
+        names=await _tracker_names(visit),
         tracker_id=criteria.tracker_id,
         is_dead=criteria.status is DeliveryStatus.DEAD,
         replay=replay,
@@ -91,6 +91,13 @@ async def _replay_of(visit: Visit) -> Replay | None:
     if public_id is None:
         return None
     return await visit.service.database.read(find_replay, public_id, visit.application_id)
+
+
+async def _tracker_names(visit: Visit) -> dict[int | None, str]:
+    """Return the names of the application's trackers by id."""
+    return {
+        tracker.id: tracker.name or f"Tracker {tracker.id}" for tracker in await visit.service.trackers.all(visit.application_id)
+    }
 
 
 def _listing(visit: Visit, page: DeliveryPage, cursors: Cursors) -> Listing:
@@ -124,6 +131,7 @@ async def delivery(visit: Visit) -> Response:
         title=f"Delivery of {found.topic.api_name}",
         delivery=found,
         delivery_id=visit.path["id"],
+        tracker_name=(await _tracker_names(visit)).get(found.tracker_id),
         attempts=attempts,
         states=STATES,
     )

@@ -19,8 +19,8 @@ from sqlalchemy import Connection, Table, select
 
 from shortener.clicks.hit_metrics import hit_metric
 from shortener.errors import StoreUnavailable
-from shortener.ids import first_id_at
-from shortener.storage.schema import attempts, cohorts, conversions, deliveries, hits, links, messages
+from shortener.ids import DELIVERY_IDS, first_id_at
+from shortener.storage.schema import attempts, cohorts, conversions, deliveries, hits, links, messages, trackers
 from shortener.storage.types import to_ms
 
 if TYPE_CHECKING:
@@ -38,8 +38,9 @@ MAX_WAITING = 50  # At most this many batches wait for a slow subscriber. Older 
 
 @dataclass(frozen=True, slots=True)
 class LiveRow:
-    """A row of the live feed. `kind` is click, conversion or delivery. `name` is the short description of the row, and `detail` is
-    further text."""
+    """A row of the live feed. `kind` is hit, conversion or delivery. `name` is the short description of the row, and `detail` is
+    further text. A delivery has the name of its tracker (None: the tracker is deleted), and the outcome of the attempt as
+    `status` and `error`; without `tracker_id`, it is sent to a callback URL."""
 
     kind: str
     id: int
@@ -48,6 +49,10 @@ class LiveRow:
     name: str | None
     detail: str
     message_id: str | None = None
+    tracker_id: int | None = None
+    delivery_id: str | None = None
+    status: int | None = None
+    error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,10 +184,24 @@ def _worth(row: Any) -> str:
 
 def _read_attempts(connection: Connection, low: int) -> list[LiveRow]:
     a = _newest(attempts, low)
-    statement = select(a.id, a.at, a.status, a.error, deliveries.c.application_id, deliveries.c.tracker_id).join(
-        deliveries, deliveries.c.id == a.delivery_id
+    d = deliveries.c
+    statement = (
+        select(a.id, a.at, a.status, a.error, a.delivery_id, d.application_id, d.tracker_id, trackers.c.name)
+        .join(deliveries, d.id == a.delivery_id)
+        .outerjoin(trackers, trackers.c.id == d.tracker_id)
     )
     return [
-        LiveRow("delivery", row.id, row.at, row.application_id, str(row.status or ""), row.error or "")
+        LiveRow(
+            "delivery",
+            row.id,
+            row.at,
+            row.application_id,
+            row.name,
+            "",
+            tracker_id=row.tracker_id,
+            delivery_id=DELIVERY_IDS.encode(row.delivery_id),
+            status=row.status,
+            error=row.error,
+        )
         for row in connection.execute(statement)
     ]

@@ -14,6 +14,7 @@ from shortener.errors import ApiError, ErrorCode
 from shortener.logs import mask
 from shortener.portal.messages import STATES
 from shortener.portal.operators import Role
+from shortener.portal.outcome_texts import delivery_outcome, send_outcome
 from shortener.portal.page import PortalPage, Visit
 from shortener.portal.verdict_texts import RESULTS, explain
 from shortener.reporting.status import MessageStatus, find_status
@@ -117,7 +118,7 @@ def _describe(entry: Mapping[str, Any]) -> dict[str, Any]:
         return {
             "at": at,
             "title": f"Gateway {entry['gateway']} {title}",
-            "text": f"Attempt {entry['attempt']}: {entry['detail'] or entry['outcome']}.",
+            "text": f"Attempt {entry['attempt']}: {entry['detail'] or send_outcome(entry['outcome'])}.",
             "kind": kind,
             "icon": "send",
         }
@@ -148,8 +149,8 @@ def _earlier(entry: Mapping[str, Any]) -> str:
 def _delivery_text(entry: Mapping[str, Any]) -> str:
     attempts = entry["attempts"]
     tried = f"{attempts} attempt{'' if attempts == 1 else 's'}"
-    answer = entry["last_error"] or (f"HTTP {entry['last_status']}" if entry["last_status"] else "")
-    return f"To {entry['tracker']}, {tried}{', ' + answer if answer else ''}."
+    outcome = delivery_outcome(entry["last_status"], entry["last_error"])
+    return f"To {entry['tracker']}, {tried}{': ' + outcome if outcome else ''}."
 
 
 PAGES = [

@@ -57,7 +57,7 @@ CSV_COLUMNS = (
     "mt_price",
 )
 _METRIC = FilterField("metric", "Show", METRICS, is_common=True)
-_TO = FilterField("to", "Phone number with +", is_common=True)
+_TO = FilterField("to", "Phone number with country code", is_common=True)
 _STATE = FilterField("state", "State now", {name: label for name, (label, _) in STATES.items()})
 FIELDS = (
     _METRIC,
@@ -125,7 +125,9 @@ def _number(visit: Visit) -> str | None:
     try:
         return parse_searched_number(text)
     except PhoneNumberError:
-        raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("to", "must be a number such as +14085550100")]) from None
+        raise ApiError(
+            ErrorCode.INVALID_REQUEST, details=[Detail("to", "must be a number with its country code, such as +14085550100")]
+        ) from None
 
 
 PAGES = [

@@ -23,6 +23,7 @@ from shortener.portal import formats
 from shortener.portal.charts import bar_chart
 from shortener.portal.icons import ICONS
 from shortener.portal.operators import THEMES, Role
+from shortener.portal.outcome_texts import delivery_outcome, send_outcome
 from shortener.portal.page import ALL, ALL_APPLICATIONS, PortalPage, Visit, url
 from shortener.portal.periods import CUSTOM, PERIODS
 from shortener.portal.static_files import static_files
@@ -126,6 +127,8 @@ def new_environment() -> Environment:
         Role=Role,
         version=__version__,
         country_name=formats.country_name,
+        delivery_outcome=delivery_outcome,
+        send_outcome=send_outcome,
         search_path=SEARCH_PATH,
         icons=ICONS,
         parse_iso=parse_iso,

@@ -27,6 +27,8 @@ SAMPLE = 'Your order is on its way. Follow it here: #track("https://shop.example
 #: A sample recipient: a phone number that is reserved for fiction in North America.
 SAMPLE_NUMBER = "+14085550100"
 CAMPAIGN = "try it"
+#: The labels of the form fields, by the names that errors contain.
+LABELS = {"body": "Text", "to": "Recipient", "from": "Sender"}
 
 
 async def form(visit: Visit) -> Response:
@@ -86,6 +88,7 @@ def _page(visit: Visit, fields: Mapping[str, str], preview: Mapping[str, Any] | 
         preview=preview,
         left=None if preview is None else _left(preview["body"]),
         error=error,
+        labels=LABELS,
         recipients=_recipients(fields.get("recipients", "")),
         has_gateway=application.find_gateway("") is not None,
         max_body=MAX_BODY,

@@ -84,7 +84,7 @@ def _deliveries(connection: Connection, message: int) -> list[tuple[datetime, di
                 "what": "delivery",
                 "event_id": encode_event_id(row.event_id, Topic(row.topic)),
                 "event": Topic(row.topic).api_name,
-                "tracker": row.tracker or "callback URL",
+                "tracker": "callback URL" if row.tracker_id is None else row.tracker or "a deleted tracker",
                 "state": DeliveryStatus(row.status).api_name,
                 "attempts": row.attempt,
                 "last_status": row.last_status,

@@ -35,7 +35,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.pool import StaticPool
 from sqlalchemy.sql import Executable
 
-from shortener.errors import StoreUnavailable
+from shortener.errors import DatabaseInUse, StoreUnavailable
 from shortener.ids import MAX_NODES
 from shortener.metrics import Metrics
 from shortener.storage import raw_sql
@@ -272,7 +272,8 @@ def _take_ownership(path: Path) -> IO[str]:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         lock.close()
-        raise StoreUnavailable(
-            f"another process serves from {path}: only one process can use a SQLite database, use PostgreSQL for several"
+        raise DatabaseInUse(
+            f"another process serves from {path}, and only one process can use a SQLite database in this way. Stop the other "
+            "process first (`shortener serve` or a unit of systemd), or use PostgreSQL, which several processes can use"
         ) from None
     return lock

@@ -125,7 +125,10 @@ def test_commands_work_while_a_server_is_running(server: Server) -> None:
     assert (erased["messages"], erased["links"]) == (1, 1)
     with server.client() as client:
         assert client.get(f"/{link['code']}").status_code == 410
-    assert "another process serves" in shell("serve", "--port", "0", code=1).stderr
+    in_use = shell("serve", "--port", "0", code=1).stderr
+    assert "another process serves" in in_use
+    assert "Stop the other process first" in in_use
+    assert "the database is unavailable" not in in_use
 
 
 def test_the_demo_command_prints_every_step_from_the_rewrite_to_the_conversion_of_a_message(shell: Shell) -> None:

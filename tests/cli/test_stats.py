@@ -1,13 +1,18 @@
-"""Tests of `shortener stats`, `clicks list`, `messages list` and `messages show` on an installation with a few messages."""
+"""Tests of `shortener stats`, `clicks list`, `messages list` and `messages show` on an installation with a few messages, and of the
+two forms in which commands accept the id of an application."""
 
 from __future__ import annotations
 
 import asyncio
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
+from shortener.cli import cli
+from shortener.cli.parameters import ApplicationCommand
 from shortener.container import open_service
 from shortener.settings import Settings
 from tests.cli.shell import InProcessShell
@@ -96,3 +101,55 @@ def test_the_command_messages_show_prints_a_timeline_of_the_message(shell: InPro
     assert [(entry["verdict"], entry["rule"]) for entry in timeline[2:]] == [("suspected", "crawler"), ("human", "browser")]
     assert timeline[3]["first_of_message"] is True
     assert "verdict suspected, rule crawler" in shell("messages", "show", "m0").stdout
+
+
+def _commands(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """Yield the words and the command of every command that is no group."""
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        if isinstance(command, click.Group):
+            yield from _commands(command, (*path, name))
+        elif command is not None and not command.hidden:
+            yield (*path, name), command
+
+
+def test_each_command_on_one_application_accepts_its_id_as_argument_and_as_option() -> None:
+    only_option = set()
+    for path, command in _commands(cli):
+        arguments = [one.name for one in command.params if isinstance(one, click.Argument)]
+        options = {name for one in command.params if isinstance(one, click.Option) for name in one.opts}
+        assert ("application" in arguments) == isinstance(command, ApplicationCommand), path
+        if isinstance(command, ApplicationCommand):
+            assert arguments[0] == "application", path
+        elif "--application" in options and not arguments:
+            only_option.add(" ".join(path))
+    assert only_option == {"clicks reclassify", "messages erase"}, "these commands work on all applications without the option"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("stats",), ("clicks", "list"), ("messages", "list"), ("links", "list"), ("keys", "list"), ("applications", "show")],
+)
+def test_the_argument_and_the_option_for_the_application_of_a_command_mean_the_same(
+    installation: Path, words: tuple[str, ...]
+) -> None:
+    shell = InProcessShell(installation)
+    # The end of the period of the statistics is the present time.
+    results = [
+        {**found, "until": None} if isinstance(found := shell.json(*words, *form), dict) else found
+        for form in (("1",), ("--application", "1"), ("--application=1",))
+    ]
+    assert results[0] == results[1] == results[2]
+    assert results[0]
+    twice = shell(*words, "1", "--application", "1", code=2)
+    assert "With --application, leave out the argument APPLICATION." in twice.stderr
+    assert "is not an id" in shell(*words, "--application", "first", code=2).stderr
+    assert "requires an argument" in shell(*words, "--application", code=2).stderr
+
+
+def test_the_option_for_the_application_works_beside_other_arguments(shell: InProcessShell) -> None:
+    shell("balance", "set", "50", "--application", "1", "--currency", "EUR")
+    assert shell.json("balance", "add", "--application", "1", "5")["balance"] == "55"
+    assert shell.json("balance", "remove", "--application", "1")["removed"] is True
+    assert "Missing argument" in shell("balance", "set", "--application", "1", code=2).stderr

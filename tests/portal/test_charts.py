@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from itertools import pairwise
 from xml.etree import ElementTree
 from zoneinfo import ZoneInfo
 
@@ -27,6 +28,20 @@ def test_each_bar_of_a_chart_is_a_link_and_missing_data_are_a_hatched_gap() -> N
 def test_the_grid_of_a_chart_has_round_numbers(highest: int, labels: list[str]) -> None:
     tree = ElementTree.fromstring(bar_chart([Bar("x", "x", highest)]))
     assert [text.text for text in tree.iter(f"{_SVG}text") if text.get("class") == "scale"] == labels
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 6, 7, 8, 24, 28, 30, 31, 53, 73, 90, 120])
+def test_the_first_and_the_last_bar_of_a_chart_are_labelled_on_wide_and_on_narrow_screens(number: int) -> None:
+    tree = ElementTree.fromstring(bar_chart([Bar(str(index), "x", 1) for index in range(number)]))
+    labels = [text for text in tree.iter(f"{_SVG}text") if text.get("class", "").startswith("label")]
+    narrow = [int(text.text or "") for text in labels if text.get("class") == "label"]
+    everywhere = [int(text.text or "") for text in labels]
+    for shown, most in ((everywhere, 9), (narrow, 5)):
+        assert (shown[0], shown[-1]) == (0, number - 1)
+        assert len(shown) <= most
+        gaps = [after - before for before, after in pairwise(shown)]
+        assert all(gap >= 0.7 * max(gaps[:-1] or [0]) for gap in gaps), "no label is too close to the last one"
+    assert labels[-1].get("text-anchor") == ("end" if number > 7 else "middle"), "the last label ends at the edge of the chart"
 
 
 def test_an_empty_chart_and_a_chart_of_zeros_are_valid() -> None:

@@ -53,10 +53,20 @@ async def test_the_portal_shows_the_attempts_of_a_dead_delivery_and_support_can_
     await service.fanout.flush()
     await service.dispatcher.flush()
 
+    viewer = await sign_in("Vera", Role.VIEWER, 1)
+    for browser, recipient in ((support, f'<a href="/portal/1/trackers/{number}">shop</a>'), (viewer, "shop")):
+        live = (await browser.get("/portal/1/live")).text
+        assert f"<h3>Delivery to {recipient}</h3>" in live
+        assert "the endpoint answered 400" in live
+        assert "other_status" not in live
     listed = await support.get(f"/portal/1/deliveries?status=dead&{EVER}")
+    assert "the endpoint answered 400" in listed.text
+    timeline = (await support.get(f"/portal/1/messages/{message['message_id']}")).text
+    assert "To shop, 1 attempt: the endpoint answered 400." in timeline
     (path,) = set(re.findall(r"/portal/1/deliveries/\w+", listed.text))
     page = await support.get(path)
-    assert "HTTP 400" in page.text
+    assert "the endpoint answered 400" in page.text
+    assert f'<dt>To</dt><dd><a href="/portal/1/trackers/{number}">shop</a>' in page.text
     assert "&lt;b&gt;no such order&lt;/b&gt;" in page.text
     rows = (await support.get(f"/portal/1/deliveries.csv?status=dead&{EVER}")).text.splitlines()
     assert len(rows) == 2

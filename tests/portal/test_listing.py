@@ -209,3 +209,14 @@ def test_the_merged_list_of_all_applications_contains_every_row_once_and_in_orde
         below = page.next
     expected = sorted((number for numbers in ids.values() for number in numbers if number % 2 == 0), reverse=True)
     assert [listed.row.id for listed in found] == expected
+
+
+async def test_a_comparison_without_enough_campaigns_says_how_many_to_choose(demo: DemoPortal) -> None:
+    browser = demo.browser
+    for query, is_noted in (("choose=1", True), ("choose=1&compare=order-updates", True), ("", False)):
+        page = (await browser.get(f"/portal/1/campaigns?{query}")).text
+        assert ("Choose two to 4 campaigns in the list" in page) == is_noted, query
+    five = "&".join(f"compare=c{number}" for number in range(5))
+    page = (await browser.get(f"/portal/1/campaigns?choose=1&{five}")).text
+    assert "The first 4 of the chosen ones are shown." in page
+    assert "Side by side" in page

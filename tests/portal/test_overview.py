@@ -21,7 +21,7 @@ from shortener.errors import StoreUnavailable
 from shortener.portal import overview
 from shortener.portal.operators import Role
 from tests.conftest import NOON, Clock, client_of
-from tests.portal.conftest import SAME_ORIGIN, DemoInstallation, SignIn, accept, invite
+from tests.portal.conftest import SAME_ORIGIN, DemoInstallation, NewBrowser, SignIn, accept, click, invite, send
 
 FIGURE = re.compile(r'data-figure="(\w+)" data-value="(\d+)" href="([^"]+)"')
 
@@ -111,12 +111,13 @@ async def test_the_overview_of_all_applications_shows_sums_that_link_to_lists_of
     assert "other" in page.text
 
 
-async def test_the_overview_reports_a_disabled_tracker_and_an_expiring_token(
+async def test_the_overview_reports_a_disabled_tracker_and_an_expiring_postback_key_but_no_replaced_token(
     service: Service, sign_in: SignIn, clock: Clock
 ) -> None:
     from sqlalchemy import update
 
     from shortener.accounts.credentials import rotate_token
+    from shortener.accounts.postback_keys import create_postback_key, rotate_postback_key
     from shortener.storage.schema import trackers
 
     browser = await sign_in("Ada", Role.VIEWER, 1)
@@ -125,10 +126,29 @@ async def test_the_overview_reports_a_disabled_tracker_and_an_expiring_token(
         assert (await client.post("/api/v1/trackers", json=body)).status_code < 300
     change = update(trackers).values(enabled=False, disabled_reason="it failed for 5 days")
     await service.database.write(lambda connection: connection.execute(change))
+    key, _ = await service.database.write(create_postback_key, 1, "network", clock.now)
+    await service.database.write(rotate_postback_key, 1, key, clock.now, timedelta(hours=24))
     await service.database.write(rotate_token, 1, clock.now, timedelta(hours=24))
     page = await browser.get("/portal/1/")
     assert "Tracker &lt;crm&gt; was disabled: it failed for 5 days" in page.text
-    assert "The previous tracker token expires in 24 hours" in page.text
+    assert "A postback key expires in 24 hours" in page.text
+    assert "previous tracker token" not in page.text
+    assert "ends in 1" in (await (await sign_in("Max", Role.ADMIN)).get("/portal/1/keys")).text
+
+
+async def test_the_overview_says_that_the_devices_of_new_clicks_are_not_counted_yet(
+    service: Service, sign_in: SignIn, new_browser: NewBrowser, clock: Clock
+) -> None:
+    browser = await sign_in("Ada", Role.VIEWER, 1)
+    assert "No clicks in this period." in (await browser.get("/portal/1/")).text
+    await click(service, await new_browser(), (await send(service, browser))["links"][0]["code"])
+    await service.recorder.flush()
+    clock.forward(minutes=20)
+    page = (await browser.get("/portal/1/")).text
+    assert re.search(r'data-figure="clicks" data-value="1"', page)
+    for noun in ("devices", "browsers"):
+        assert f"Not counted yet: the {noun} of new clicks are counted about two minutes later." in page
+    assert "No clicks in this period." not in page
 
 
 @pytest.mark.parametrize("failure", [StoreUnavailable("outage"), None])

@@ -39,6 +39,7 @@ async def test_the_timeline_of_a_message_shows_the_attempts_of_its_gateway(servi
     page = (await browser.get(f"/portal/1/messages/{message['message_id']}")).text
     assert "Gateway simulator accepted the message" in page
     assert "<dt>Gateway</dt><dd>simulator: sent</dd>" in page
+    assert "Attempt 1: the gateway accepted the message." in page
 
 
 async def test_only_support_can_see_a_complete_phone_number_and_the_audit_log_records_the_operator(
@@ -175,7 +176,7 @@ async def test_the_portal_list_of_messages_accepts_phone_numbers_in_different_no
     browser = await sign_in()
     message = await send(service, browser)
     clock.forward(minutes=20)
-    for to in ("+14085550123", "14085550123", "0014085550123", "\u202a+1 (408) 555-0123\u202c", "1.408.555.0123"):
+    for to in ("+14085550123", "14085550123", "0014085550123", "\u202a+1 (408) 555-0123\u202c", "1.408.555.0123", "1 408-555-0123"):
         page = await browser.get("/portal/1/messages", params={"to": to})
         assert message["message_id"] in page.text, to
     assert (await browser.get("/portal/1/messages", params={"to": "+1408555XXXX"})).status_code == 400

@@ -158,6 +158,11 @@ def test_no_two_portal_pages_have_the_same_path() -> None:
     assert all(path == "/portal" or path.startswith("/portal/") for path in paths)
 
 
+def test_each_entry_of_the_portal_navigation_has_an_icon_of_its_own() -> None:
+    icons = [page.navigation.icon for page in all_pages() if page.navigation is not None]
+    assert len(icons) == len(set(icons)), sorted(icons)
+
+
 async def test_a_portal_path_with_letters_outside_of_latin_1_causes_no_error_in_an_htmx_request(new_browser: NewBrowser) -> None:
     browser = await new_browser()
     response = await browser.get("/portal/%D9%A2", headers={"HX-Request": "true"})

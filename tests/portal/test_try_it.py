@@ -30,6 +30,18 @@ async def test_the_portal_preview_of_an_invalid_text_keeps_the_input_and_shows_t
     assert "Broken #track" in page.text
 
 
+async def test_an_invalid_recipient_of_the_portal_preview_is_reported_above_the_form_and_beside_its_field(sign_in: SignIn) -> None:
+    browser = await sign_in()
+    page = await browser.post("/portal/1/try", data={"body": BODY, "to": "555"})
+    assert page.status_code == 422
+    alert, form, field = page.text.index('role="alert"'), page.text.index('<form class="card form'), page.text.index('id="f-to"')
+    assert alert < form < field
+    assert page.text.count('role="alert"') == 1
+    assert re.search(r'role="alert" tabindex="-1" autofocus>', page.text), "the focus moves to the error"
+    assert '<a href="#f-to">Recipient</a>' in page.text
+    assert 'aria-invalid="true" aria-describedby="w-to"' in page.text
+
+
 async def test_a_message_created_in_the_portal_has_a_working_link_and_is_recorded_in_the_audit_log(
     service: Service, sign_in: SignIn
 ) -> None:
@@ -62,3 +74,4 @@ async def test_an_invalid_number_of_recipients_in_the_portal_preview_is_ignored(
         page = await browser.post("/portal/1/try", data={"body": BODY, "to": "+14085550123", "recipients": number})
         assert page.status_code == 200
         assert "Segments to pay for" not in page.text
+        assert "must be a whole number up to 10,000,000" in page.text

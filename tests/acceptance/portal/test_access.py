@@ -148,14 +148,24 @@ def test_keyboard_shortcuts_open_portal_pages_and_the_search_but_have_no_effect_
         assert visit.page.input_value("header input[name=q]") == "go"
 
 
-def test_stopping_the_server_does_not_wait_for_an_open_portal_page(browser: Chromium, tmp_path: Path) -> None:
+def test_stopping_the_server_does_not_wait_for_open_portal_pages_and_the_live_page_says_that_it_is_interrupted(
+    browser: Chromium, tmp_path: Path
+) -> None:
     server = start(tmp_path)
     state = accept_invitation(browser, server, "Ada")
     with browser.page(state=state) as visit:
         visit.open(f"{server.base}/portal/1/")
+        visit.open(f"{server.base}/portal/1/live")
+        visit.page.wait_for_selector("[data-stream-state].good:has-text('following')")
         began = time.monotonic()
         assert server.stop() == 0
         assert time.monotonic() - began < 8
+        visit.page.wait_for_selector("[data-stream-state].warn:has-text('interrupted, tries again')")
+        server.start()
+        try:
+            visit.page.wait_for_selector("[data-stream-state].good:has-text('following')", timeout=1000 * PATIENCE)
+        finally:
+            server.kill()
 
 
 def test_the_demo_command_serves_the_portal_and_deletes_its_data_when_it_stops(tmp_path: Path) -> None:

@@ -1,0 +1,63 @@
+"""Tests of the words for the outcomes of attempts."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import shortener
+from shortener.delivery.outcomes import OUTCOME_TABLE
+from shortener.delivery.send_failures import ERRORS
+from shortener.portal.outcome_texts import DELIVERY_OUTCOMES, SEND_OUTCOMES, delivery_outcome, send_outcome
+
+ROOT = Path(shortener.__file__).parent
+
+
+def _codes(folder: str, *patterns: str) -> set[str]:
+    """Return the codes that the source files of a package contain at the places that the patterns describe."""
+    source = "\n".join(file.read_text() for file in (ROOT / folder).rglob("*.py"))
+    return {code for pattern in patterns for code in re.findall(pattern, source)}
+
+
+def test_the_portal_has_words_for_every_outcome_of_a_delivery() -> None:
+    stored = {rule.name for rule in OUTCOME_TABLE if rule.name != "success"} | set(ERRORS)
+    stored |= _codes(
+        "delivery", r'error(?:, since)? = "([a-z_]+)"', r'queue(?:\.name)?, "([a-z_]+)", now', r'_returned\(attempt, "([a-z_]+)"'
+    )
+    assert {"tracker_deleted", "breaker_open", "application_disabled", "interrupted"} <= stored, "the patterns find the codes"
+    assert stored - set(DELIVERY_OUTCOMES) == set()
+
+
+def test_the_portal_has_words_for_every_outcome_of_a_message_that_a_gateway_sends() -> None:
+    used = _codes(
+        "gateways",
+        r'SubmitOutcome\.[A-Z]+, "([a-z_]+)"',
+        r'LinkDown\("([a-z_]+)"',
+        r'(?:failed|_held)\(\w+, now, "([a-z_]+)"',
+        r'_not_sent\(progress, "([a-z_]+)"',
+        r'_local\("([a-z_]+)"',
+    )
+    assert {"gateway_timeout", "bind_refused", "expired", "lease_lost", "unusable_gateway"} <= used, "the patterns find the codes"
+    assert used - set(SEND_OUTCOMES) - set(DELIVERY_OUTCOMES) == set()
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "text"),
+    [
+        (500, "other_status", "the endpoint answered 500"),
+        (200, None, "the endpoint accepted the event with 200"),
+        (None, "timeout", "the endpoint did not answer in time"),
+        (200, "timeout", "the endpoint answered 200, but the rest of the answer did not arrive in time"),
+        (None, "a_code_of_a_later_version", "a code of a later version"),
+        (None, None, ""),
+    ],
+)
+def test_the_outcome_of_a_delivery_is_described_in_words(status: int | None, error: str | None, text: str) -> None:
+    assert delivery_outcome(status, error) == text
+
+
+def test_the_outcome_of_a_gateway_names_the_gateway() -> None:
+    assert send_outcome("timeout") == "the gateway did not answer in time"
+    assert send_outcome("resolver_down") == DELIVERY_OUTCOMES["resolver_down"]
