@@ -113,8 +113,8 @@ class ReplayOutcomes:
     moved: int
 
 
-def create_replay(
-    connection: Connection,
+async def start_replay(
+    database: Database,
     application_id: int,
     tracker_id: int,
     since: datetime | None,
@@ -128,18 +128,9 @@ def create_replay(
 
     Raise ApiError NOT_FOUND if the tracker does not exist, or CONFLICT if it has a running replay, if nothing would be sent, or if
     no delivery is dead."""
-    require_tracker(connection, tracker_id, application_id)
-    running = find_running(connection, tracker_id)
-    if running is not None:
-        raise _is_running_already(running)
-    reason = find_obstacle(connection, tracker_id)
-    if reason is not None:
-        raise ApiError(ErrorCode.CONFLICT, f"Nothing would be sent, because {reason.text}. Enable it first.")
-    total = count_dead(connection, DeliveryFilter(tracker_id=tracker_id, since=since, until=until))
-    if not total:
-        raise ApiError(ErrorCode.CONFLICT, "No delivery of this tracker and this period is dead.")
+    # The count is not a part of the transaction, because a large one would delay clicks.
+    total = await database.read(count_dead, DeliveryFilter(tracker_id=tracker_id, since=since, until=until), now)
     values = {
-        "id": new_id(),
         "application_id": application_id,
         "tracker_id": tracker_id,
         "since": since,
@@ -149,36 +140,34 @@ def create_replay(
         "total": total,
         "created_at": now,
     }
-    row = connection.execute(insert(replays).values(values).returning(replays)).one()
-    replay = _replay_from_row(row)
-    period = {"since": since, "until": until}
-    after = {"total": total} | {name: at.isoformat() for name, at in period.items() if at is not None}
-    _record(connection, new_id(), now, actor, "replay_started", replay, after)
-    return replay
-
-
-async def start_replay(
-    database: Database,
-    application_id: int,
-    tracker_id: int,
-    since: datetime | None,
-    until: datetime | None,
-    *,
-    actor: Actor,
-    new_id: Callable[[], int],
-    now: datetime,
-) -> Replay:
-    """Create a replay in a transaction of its own. Raise the errors of `create_replay`, also if another process creates a replay of
-    the same tracker at the same time."""
     try:
-        return await database.write(create_replay, application_id, tracker_id, since, until, actor=actor, new_id=new_id, now=now)
-    except IntegrityError as error:
+        return await database.write(_create_replay, values, actor, new_id)
+    except IntegrityError as error:  # Another process has created a replay of this tracker at the same time.
         if not is_unique_violation(error):
             raise
         running = await database.read(find_running, tracker_id)
         if running is None:  # It has already ended.
             raise ApiError(ErrorCode.CONFLICT, "Another replay of this tracker was started at the same time.") from None
         raise _is_running_already(running) from None
+
+
+def _create_replay(connection: Connection, values: dict[str, Any], actor: Actor, new_id: Callable[[], int]) -> Replay:
+    tracker_id, since, until = values["tracker_id"], values["since"], values["until"]
+    require_tracker(connection, tracker_id, values["application_id"])
+    running = find_running(connection, tracker_id)
+    if running is not None:
+        raise _is_running_already(running)
+    reason = find_obstacle(connection, tracker_id)
+    if reason is not None:
+        raise ApiError(ErrorCode.CONFLICT, f"Nothing would be sent, because {reason.text}. Enable it first.")
+    if not values["total"]:
+        raise ApiError(ErrorCode.CONFLICT, "No delivery of this tracker and this period is dead.")
+    row = connection.execute(insert(replays).values(id=new_id(), **values).returning(replays)).one()
+    replay = _replay_from_row(row)
+    limits = {"since": since, "until": until}
+    after = {"total": replay.total} | {name: at.isoformat() for name, at in limits.items() if at is not None}
+    _record(connection, new_id(), replay.created_at, actor, "replay_started", replay, after)
+    return replay
 
 
 def _is_running_already(replay: Replay) -> ApiError:
@@ -221,7 +210,7 @@ def find_obstacle(connection: Connection, tracker_id: int) -> StopReason | None:
 
 
 def count_outcomes(connection: Connection, replay: Replay) -> ReplayOutcomes:
-    """Return what became of the deliveries that a replay has replayed. The count reads an index only."""
+    """Return what became of the deliveries that a replay has replayed. The count reads only an index of the replay."""
     statement = select(deliveries.c.status, func.count()).where(deliveries.c.replay_id == replay.id).group_by(deliveries.c.status)
     numbers: dict[int, int] = {row[0]: row[1] for row in connection.execute(statement)}
     waiting, delivered, dead = (

@@ -8,6 +8,8 @@ intervals; without scripts, reload the page.
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from sqlalchemy import Connection
 from starlette.responses import Response
 
@@ -47,7 +49,7 @@ async def confirm(visit: Visit) -> Response:
 async def start(visit: Visit) -> Response:
     """Start a replay of the dead deliveries of a tracker."""
     tracker = await _tracker(visit)
-    since, until = slots_of(visit)
+    since, until = _limits(visit)
     service = visit.service
     try:
         replay = await start_replay(
@@ -70,7 +72,7 @@ async def start(visit: Visit) -> Response:
 
 async def _confirm(visit: Visit, error: ApiError | None) -> Response:
     tracker = await _tracker(visit)
-    since, until = slots_of(visit)
+    since, until = _limits(visit)
     criteria = DeliveryFilter(tracker_id=tracker.id, since=since, until=until)
 
     def read(connection: Connection) -> tuple[int, Replay | None, StopReason | None]:
@@ -123,6 +125,7 @@ async def progress(visit: Visit) -> Response:
         outcomes=outcomes,
         tracker=tracker,
         waiting_status="pending" if is_sent else "parked",
+        is_failing=tracker is not None and tracker.health.open_until is not None,
         phase=phase,
         changes=replay.is_running or outcomes.waiting > 0,
         refresh=REFRESH_SECONDS if replay.total <= MANY else SLOW_REFRESH_SECONDS,
@@ -140,6 +143,12 @@ async def stop(visit: Visit) -> Response:
 
     await service.database.write(write)
     return visit.redirect(visit.link(f"{PATH}/{visit.path['id']}"))
+
+
+def _limits(visit: Visit) -> tuple[datetime, datetime | None]:
+    """Return the start and the end of the period of the page; the end is None if it is not in the past."""
+    since, until = slots_of(visit)
+    return since, until if until < visit.now else None
 
 
 async def _tracker(visit: Visit) -> Tracker:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+from datetime import timedelta
 
 import httpx
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from shortener.container import Service
 from shortener.delivery import deliveries, replays
 from shortener.delivery.deliveries import DeliveryFilter
+from shortener.delivery.dispatch_queries import update_tracker
 from shortener.delivery.trackers import NewTracker, TrackerChanges
 from shortener.model import DeliveryStatus
 from shortener.portal.operators import Role
@@ -59,7 +61,7 @@ async def test_portal_forms_without_scripts_can_replay_dead_deliveries_with_the_
     listed = await browser.get(f"/portal/1/deliveries?tracker={tracker}&status=dead&{EVER}")
     (address,) = re.findall(r'href="([^"]*replays/new[^"]*)"', listed.text)
     confirmation = await browser.get(html.unescape(address))
-    assert "Replay 3 deliveries" in confirmation.text
+    assert "Replay 3 now" in confirmation.text
     assert figures(confirmation) == {"dead": 3}
     assert "At most 100 a second" in confirmation.text
     before = await log(service)
@@ -125,6 +127,23 @@ async def test_a_running_replay_is_stopped_by_a_form_and_shown_on_the_page_of_de
     assert actions[-2:] == ["replay_started", "replay_stopped"]
     clock.forward(days=2)
     assert "Replay was stopped" not in (await browser.get("/portal/1/deliveries")).text
+
+
+async def test_the_page_of_a_replay_says_why_its_deliveries_wait(service: Service, sign_in: SignIn, clock: Clock) -> None:
+    browser = await sign_in()
+    tracker = await tracker_with_dead(service, 2)
+    path = await start(browser, tracker)
+    await service.replays.step()
+    assert "The receiver fails at the moment" not in (await browser.get(path)).text
+    open_until = {"open_until": clock() + timedelta(minutes=1)}
+    await service.database.write(update_tracker, tracker, open_until)
+    assert "The receiver fails at the moment" in (await browser.get(path)).text
+    await service.trackers.update(tracker, TrackerChanges(enabled=False))
+    page = await browser.get(path)
+    assert "Nothing is sent now, because the tracker or the application is disabled" in page.text
+    assert figures(page) == {"parked": 2, "delivered": 0, "dead": 0}
+    await service.trackers.delete(tracker)
+    assert "a deleted tracker" in (await browser.get(path)).text
 
 
 async def test_a_second_replay_of_a_tracker_is_rejected_with_a_link_to_the_first_replay(service: Service, sign_in: SignIn) -> None:

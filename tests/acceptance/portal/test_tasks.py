@@ -178,9 +178,9 @@ def test_support_replays_dead_deliveries_and_sees_their_outcomes_without_a_reloa
     support = accept_invitation(browser, empty_server, "Rita", "support", 1)
     with browser.page(state=support, width=390) as visit:
         visit.open(f"{empty_server.base}/portal/1/deliveries?tracker={created['tracker_id']}&status=dead")
-        visit.page.click("a:has-text('Replay all dead deliveries')")
+        visit.page.click("a:has-text('Replay all…')")
         assert visit.page.locator("main h2 a[data-figure=dead]").get_attribute("data-value") == "3"
-        visit.page.click("button:has-text('Replay 3 deliveries')")
+        visit.page.click("button:has-text('Replay 3 now')")
         visit.page.wait_for_selector("a[data-figure=delivered][data-value='3']")
         assert "3 of 3 queued again" in visit.page.locator("#progress").inner_text()
         visit.page.wait_for_selector("#progress:not([hx-get])")
