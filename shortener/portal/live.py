@@ -2,6 +2,8 @@
 
 The page contains the newest rows at the time of the request. If the browser runs scripts, new rows are added as they arrive. A
 stream ends when its session ends, when the process stops, or when the browser closes it; the browser connects again by itself.
+Each event has the highest row id that was sent. When the browser connects again, it sends this id (`Last-Event-ID`), and the new
+stream begins with the rows that the browser missed.
 """
 # Tested by tests/portal/test_live.py
 
@@ -10,17 +12,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from starlette.responses import Response, StreamingResponse
 
-from shortener.errors import ApiError, ErrorCode
-from shortener.portal.live_feed import LiveBatch, read_rows
+from shortener.errors import ApiError, ErrorCode, StoreUnavailable
+from shortener.ids import ms_of
+from shortener.portal.live_feed import LiveBatch, LiveRow, read_rows
 from shortener.portal.page import NavigationItem, PortalPage, Visit
 from shortener.portal.sessions import find_session
 from shortener.portal.verdict_texts import RESULTS
+from shortener.storage.types import from_ms
 
 if TYPE_CHECKING:
     from shortener.portal.parts import PortalParts
@@ -30,6 +34,7 @@ STOP_CHECK = 1.0  # A stream checks once in this number of seconds whether the p
 MAX_STREAMS = 3  # The maximum number of streams that one session can have open.
 RECENT = timedelta(minutes=15)
 SHOWN = 50
+MAX_ROW_ID = 2**63 - 1
 
 _streams: Counter[int] = Counter()  # The number of open streams in this process, by session id.
 
@@ -49,15 +54,30 @@ async def stream(visit: Visit) -> Response:
     if _streams[visit.session.id] >= MAX_STREAMS:
         raise ApiError(ErrorCode.RATE_LIMITED, f"This session has {MAX_STREAMS} live pages open.", retry_after=5)
     headers = {"X-Accel-Buffering": "no", "Cache-Control": "no-store"}
-    return StreamingResponse(event_stream(visit, visit.portal, visit.session.id), media_type="text/event-stream", headers=headers)
+    events = event_stream(visit, visit.portal, visit.session.id, _last_id(visit.request.headers.get("last-event-id", "")))
+    return StreamingResponse(events, media_type="text/event-stream", headers=headers)
 
 
-async def event_stream(visit: Visit, portal: PortalParts, session_id: int) -> AsyncIterator[str]:
+def _last_id(text: str) -> int | None:
+    """Return the row id in a `Last-Event-ID` header, or None if there is none."""
+    is_number = text.isascii() and text.isdecimal() and len(text) <= 19
+    return int(text) if is_number and int(text) <= MAX_ROW_ID else None
+
+
+async def event_stream(visit: Visit, portal: PortalParts, session_id: int, last_id: int | None = None) -> AsyncGenerator[str, None]:
+    """Yield the events of a stream. If `last_id` is not None, begin with the rows of the last 15 minutes above this row id."""
     _streams[session_id] += 1
     checked = time.monotonic()
     try:
         async with portal.live.subscribe([application.id for application in visit.applications]) as batches:
-            yield "retry: 2000\n\n"
+            highest = visit.service.ids() if last_id is None else last_id
+            yield f"id: {highest}\nretry: 2000\n\n"
+            missed = [] if last_id is None else await _rows_above(visit, last_id)
+            if missed:
+                highest = max(row.id for row in missed)
+                batch = LiveBatch(missed[:SHOWN], max(len(missed) - SHOWN, 0))
+                yield _event(visit, portal, batch, highest)
+            sent = {(row.kind, row.id) for row in missed}
             while not visit.service.is_stopping:
                 # The session is checked again after a fixed time, and not only when no rows arrive, because a busy stream always
                 # has rows.
@@ -70,12 +90,33 @@ async def event_stream(visit: Visit, portal: PortalParts, session_id: int) -> As
                     batch = await asyncio.wait_for(batches.get(), STOP_CHECK)
                 except TimeoutError:
                     continue
-                html = portal.renderer.template("live_rows.html").render(visit=visit, batch=batch, results=RESULTS)
-                yield "".join(f"data: {line}\n" for line in html.splitlines() if line.strip()) + "\n"
+                # The feed also returns those rows of `missed` that were stored after the subscription.
+                batch = LiveBatch([row for row in batch.rows if (row.kind, row.id) not in sent], batch.more)
+                if not batch.rows and not batch.more:
+                    continue
+                highest = max([highest, *(row.id for row in batch.rows)])
+                yield _event(visit, portal, batch, highest)
     finally:
         _streams[session_id] -= 1
         if not _streams[session_id]:
             del _streams[session_id]
+
+
+def _event(visit: Visit, portal: PortalParts, batch: LiveBatch, highest: int) -> str:
+    """Return the server-sent event that contains a batch of rows. `highest` is the highest row id that was sent."""
+    html = portal.renderer.template("live_rows.html").render(visit=visit, batch=batch, results=RESULTS)
+    return f"id: {highest}\n" + "".join(f"data: {line}\n" for line in html.splitlines() if line.strip()) + "\n"
+
+
+async def _rows_above(visit: Visit, row_id: int) -> list[LiveRow]:
+    """Return the rows of the last 15 minutes above a row id, newest first. Return no rows if the database is unavailable."""
+    since = max(from_ms(ms_of(row_id)), visit.now - RECENT)
+    try:
+        rows = await visit.service.database.read(read_rows, since)
+    except StoreUnavailable:
+        return []
+    own = {application.id for application in visit.applications}
+    return sorted((row for row in rows if row.application_id in own and row.id > row_id), key=lambda row: row.at, reverse=True)
 
 
 async def _is_signed_in(visit: Visit, portal: PortalParts) -> bool:

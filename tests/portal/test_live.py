@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections import Counter
 from collections.abc import AsyncIterator
 from datetime import UTC, timedelta
 from types import SimpleNamespace
+from typing import Any
 
+import httpx
 import pytest
 from sqlalchemy import Connection
 
@@ -109,6 +112,54 @@ async def test_the_live_feed_query_returns_only_rows_that_were_created_since_a_g
     assert await service.database.read(read_rows, now + timedelta(hours=1)) == []
 
 
+def _visit_of(service: Service, browser: httpx.AsyncClient, feed: Any) -> tuple[Any, Any]:
+    """Return a visit and its portal, with only the attributes that a live stream uses."""
+    portal = SimpleNamespace(
+        live=feed,
+        cookie_name=next(iter(browser.cookies)),
+        limits=session_limits(service.settings),
+        renderer=Renderer(all_pages()),
+    )
+    visit = SimpleNamespace(
+        service=service,
+        applications=[SimpleNamespace(id=1)],
+        application=None,
+        request=SimpleNamespace(cookies=dict(browser.cookies)),
+        zone=UTC,
+        portal=portal,
+        now=NOON,
+    )
+    return visit, portal
+
+
+async def test_a_live_stream_that_was_interrupted_continues_with_each_missed_row_once(
+    service: Service, sign_in: SignIn, new_browser: NewBrowser
+) -> None:
+    browser, phone = await sign_in(), await new_browser()
+    messages = [await send(service, browser) for _ in range(3)]
+    ids, codes = [one["message_id"] for one in messages], [one["links"][0]["code"] for one in messages]
+    visit, portal = _visit_of(service, browser, LiveFeed(service.database, service.clock, interval=0.02))
+    async with contextlib.aclosing(live.event_stream(visit, portal, 1)) as stream:
+        assert re.fullmatch(r"id: \d+\nretry: 2000\n\n", await anext(stream))
+        await click(service, phone, codes[0])
+        event = await anext(stream)
+    assert [one in event for one in ids] == [True, False, False]
+    (last_id,) = re.findall(r"^id: (\d+)$", event, re.MULTILINE)
+    await click(service, phone, codes[1])  # the browser misses this click
+    async with contextlib.aclosing(live.event_stream(visit, portal, 1, live._last_id(last_id))) as stream:
+        assert await anext(stream) == f"id: {last_id}\nretry: 2000\n\n"
+        event = await anext(stream)
+        assert [one in event for one in ids] == [False, True, False]
+        await click(service, phone, codes[2])
+        event = await anext(stream)
+    assert [one in event for one in ids] == [False, False, True]
+
+
+@pytest.mark.parametrize("text", ["", "x", "-1", "9" * 19, "9" * 40, "\N{SUPERSCRIPT TWO}"])
+def test_a_live_stream_ignores_a_last_event_id_that_is_no_row_id(text: str) -> None:
+    assert live._last_id(text) is None
+
+
 async def test_a_busy_live_stream_ends_soon_after_its_session_has_ended(
     service: Service, sign_in: SignIn, new_browser: NewBrowser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,19 +177,10 @@ async def test_a_busy_live_stream_ends_soon_after_its_session_has_ended(
             await asyncio.sleep(0.005)
             return LiveBatch([row], 0)
 
-    portal = SimpleNamespace(
-        live=BusyFeed(),
-        cookie_name=next(iter(browser.cookies)),
-        limits=session_limits(service.settings),
-        renderer=Renderer(all_pages()),
-    )
-    request = SimpleNamespace(cookies=dict(browser.cookies))
-    visit = SimpleNamespace(
-        service=service, applications=[SimpleNamespace(id=1)], application=None, request=request, zone=UTC, portal=portal, now=NOON
-    )
+    visit, portal = _visit_of(service, browser, BusyFeed())
     received = 0
     async with asyncio.timeout(120):
-        async for _ in live.event_stream(visit, portal, 1):  # type: ignore[arg-type] # only these attributes are used
+        async for _ in live.event_stream(visit, portal, 1):
             received += 1
             if received == 20:
                 await browser.post("/portal/signout")
