@@ -360,7 +360,9 @@ async def _print_start(service: Service, as_json: bool) -> None:
             f"  callback_secret  {first.callback_secret}\n\n"
             f"A first rewrite:\n\n"
             f"  curl -s {origin}/api/v1/rewrite -H 'X-API-Key: {first.api_key}' -H 'Content-Type: application/json' \\\n"
-            f"""    -d '{{"to": "+14085550100", "body": "Hello, see #track(\\"https://example.com/\\")"}}'\n"""
+            f"""    -d '{{"to": "+14085550100", "body": "Hello, see #track(\\"https://example.com/\\")"}}'\n\n"""
+            f"Open the short link of the response in a browser to click it. `shortener clicks list` lists the clicks"
+            f"{'' if service.settings.logs_access else ', which the log does not contain (ACCESS_LOG=on adds them)'}.\n"
         )
     if invitation is not None:
         click.echo(

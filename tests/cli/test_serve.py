@@ -14,9 +14,10 @@ import httpx
 import orjson
 import pytest
 
-from shortener.cli.serve import NO_FULL_COLLECTIONS, _fast_start
+from shortener.cli.serve import NO_FULL_COLLECTIONS, _fast_start, _print_start
 from shortener.errors import StoreUnavailable
 from tests.cli.shell import Shell
+from tests.conftest import MakeService
 from tests.servers import PATIENCE
 
 
@@ -133,3 +134,13 @@ def test_with_port_0_the_serve_command_selects_a_free_port_and_short_links_conta
         assert server.wait(PATIENCE) == 0
         if server.stdout is not None:
             server.stdout.close()
+
+
+@pytest.mark.parametrize("access_log", ["on", "auto"])
+async def test_the_first_start_says_where_a_click_can_be_seen(
+    make_service: MakeService, capsys: pytest.CaptureFixture[str], access_log: str
+) -> None:
+    await _print_start(await make_service(access_log=access_log), False)
+    printed = capsys.readouterr().out
+    assert "`shortener clicks list` lists the clicks" in printed
+    assert ("ACCESS_LOG=on" in printed) == (access_log == "auto"), "the default log has no line for a click"

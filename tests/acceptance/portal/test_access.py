@@ -135,6 +135,31 @@ def test_a_portal_page_on_a_phone_has_a_bar_with_the_main_pages_and_a_menu_with_
             assert visit.problems == []
 
 
+def test_an_error_of_try_it_is_in_view_and_has_the_focus_and_copy_buttons_stay_beside_their_texts(
+    browser: Chromium, demo_server: Server, admin: object
+) -> None:
+    for width, height in ((390, 700), (1280, 720)):
+        with browser.page(state=admin, width=width) as visit:
+            page = visit.page
+            page.set_viewport_size({"width": width, "height": height})
+            visit.open(f"{demo_server.base}/portal/1/try")
+            page.fill("[name=to]", "555")
+            page.click("button:has-text('Preview')")
+            page.wait_for_selector("[role=alert]:focus")
+            assert page.evaluate("scrollY") == 0
+            page.click("[role=alert] a:has-text('Recipient')")
+            page.wait_for_selector("#f-to[aria-invalid=true]:focus")
+            page.fill("[name=to]", "+14085550100")
+            page.click("button:has-text('Preview')")
+            page.wait_for_selector("#preview")
+            box = page.locator("#preview").bounding_box()
+            assert 0 <= box["y"] <= height - 100, "the page begins at the preview"
+            visit.open(f"{demo_server.base}/portal/1/receiver")
+            text, button = page.locator(".copyable .code").bounding_box(), page.locator(".copyable button").bounding_box()
+            assert text["x"] + text["width"] <= button["x"]
+            assert text["y"] < button["y"] + button["height"] / 2 < text["y"] + text["height"]
+
+
 def test_keyboard_shortcuts_open_portal_pages_and_the_search_but_have_no_effect_in_text_fields(
     browser: Chromium, demo_server: Server, viewer: object
 ) -> None:
