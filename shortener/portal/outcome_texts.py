@@ -96,11 +96,17 @@ def delivery_outcome(status: int | None, error: str | None) -> str:
     `status` is the HTTP status of the response, and `error` is the code that the attempt stored; None means success. Without
     both, return an empty text."""
     if error is None:
-        return "" if status is None else f"the endpoint accepted the event with {status}"
+        return "" if status is None else f"accepted with {status}"
     text = DELIVERY_OUTCOMES.get(error, error.replace("_", " "))
     if "{status}" in text:
         return text.format(status="without a status" if status is None else status)
-    return text if status is None else f"the endpoint answered {status}, but {AFTER_STATUS.get(error, text)}"
+    if status is None:
+        return text
+    # A delivery that became dead without a further request, for example because its tracker was deleted, has the status of its last
+    # response.
+    return (
+        f"the endpoint answered {status}, but {AFTER_STATUS[error]}" if error in AFTER_STATUS else f"{text} (last answer: {status})"
+    )
 
 
 def send_outcome(code: str) -> str:

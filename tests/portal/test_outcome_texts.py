@@ -47,9 +47,10 @@ def test_the_portal_has_words_for_every_outcome_of_a_message_that_a_gateway_send
     ("status", "error", "text"),
     [
         (500, "other_status", "the endpoint answered 500"),
-        (200, None, "the endpoint accepted the event with 200"),
+        (200, None, "accepted with 200"),
         (None, "timeout", "the endpoint did not answer in time"),
         (200, "timeout", "the endpoint answered 200, but the rest of the answer did not arrive in time"),
+        (500, "breaker_open", "the endpoint failed for too long (last answer: 500)"),
         (None, "a_code_of_a_later_version", "a code of a later version"),
         (None, None, ""),
     ],
