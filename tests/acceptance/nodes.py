@@ -7,7 +7,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -18,7 +17,9 @@ from typing import Any
 import aiohttp
 import asyncpg
 
+from tests import fork_server
 from tests.acceptance.process import PHONE, Server
+from tests.fork_server import AnyProcess
 from tests.servers import PATIENCE, free_port
 
 SECRET = "0123456789abcdefghijklmnopqrstuvwxyzABCDEF"
@@ -33,7 +34,7 @@ class Nodes:
     redis_url: str = ""
     settings: dict[str, str] = field(default_factory=dict)
     servers: list[Server] = field(default_factory=list)
-    deliverers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    deliverers: list[AnyProcess] = field(default_factory=list)
 
     def environment(self, name: str, **more: str) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("SHORTENER_")}
@@ -69,11 +70,8 @@ class Nodes:
         """Start one more `shortener deliver`. `environment` contains additional environment variables."""
         name = f"deliver{len(self.deliverers)}"
         (self.folder / name).mkdir()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "shortener", "deliver"],
-            env=self.environment(name) | environment,
-            cwd=self.folder / name,
-            stdout=subprocess.PIPE,
+        process = fork_server.start(
+            ["deliver"], self.environment(name) | environment, cwd=self.folder / name, stdout=subprocess.PIPE
         )
         self.deliverers.append(process)
         assert process.stdout is not None

@@ -17,6 +17,8 @@ from typing import Any
 import httpx
 import orjson
 
+from tests import fork_server
+from tests.fork_server import AnyProcess
 from tests.servers import PATIENCE, free_port
 
 PHONE = (
@@ -32,7 +34,7 @@ class Server:
     folder: Path
     port: int
     environment: dict[str, str]
-    process: subprocess.Popen[bytes] | None = None
+    process: AnyProcess | None = None
     first: dict[str, Any] = field(default_factory=dict)
     options: tuple[str, ...] = ()
     printed: str = ""
@@ -42,12 +44,8 @@ class Server:
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "shortener", "serve", "--port", str(self.port), "--json", *self.options],
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            cwd=self.folder,
-        )
+        words = ["serve", "--port", str(self.port), "--json", *self.options]
+        self.process = fork_server.start(words, self.environment, cwd=self.folder, stdout=subprocess.PIPE)
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         assert line, "the server did not start"
@@ -79,8 +77,8 @@ class Server:
 
     def command(self, *words: str) -> Any:
         """Run `shortener WORDS --json` while the server runs. Return the parsed output."""
-        line = [sys.executable, "-m", "shortener", *words, "--json"]
-        done = subprocess.run(line, env=self.environment, cwd=self.folder, stdout=subprocess.PIPE, check=True, timeout=PATIENCE)
+        command = [*words, "--json"]
+        done = fork_server.run(command, self.environment, cwd=self.folder, stdout=subprocess.PIPE, check=True, timeout=PATIENCE)
         return orjson.loads(done.stdout)
 
     def select_gateway(self, name: str) -> None:

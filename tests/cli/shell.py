@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import orjson
 from click.testing import CliRunner, Result
 
 from shortener.cli import cli
+from tests import fork_server
 from tests.servers import PATIENCE
 
 
@@ -53,14 +53,7 @@ class Shell:
         self.environment = environment_of(folder, **more)
 
     def __call__(self, *words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "shortener", *words],
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=3 * PATIENCE,
-            check=False,
-        )
+        done = fork_server.run(words, self.environment, capture_output=True, text=True, timeout=3 * PATIENCE)
         assert done.returncode == code, done.stderr + done.stdout
         assert "Traceback" not in done.stderr
         return done

@@ -1,0 +1,328 @@
+"""Start `shortener` commands as real processes without the time of their imports, which is four fifths of a start.
+
+A fork server is a process that has imported the modules of the commands. For each command it forks a child, which gets the
+arguments, the environment, the folder and the standard streams of the command, and then runs it as `python -m shortener` does. The
+child is a separate process in every respect: it has its own memory, event loop, signals and exit code.
+
+`start` and `run` have the arguments and results of `subprocess.Popen` and `subprocess.run`. They start Python itself if the
+variable REAL_PROCESSES is set, as `make prove` does, or if the command has other variables of Python than the test process. Tests
+whose subject is a start, an import or the memory of a process use `subprocess` directly.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import gc
+import importlib
+import json
+import os
+import selectors
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Final
+
+ROOT = Path(__file__).parents[1]
+#: The modules of most commands. What they do not import, the child imports.
+MODULES = (
+    "shortener.cli.serve",
+    "shortener.container",
+    "shortener.server.application",
+    "shortener.server.http_protocol",
+    "shortener.storage.migrate",
+    "shortener.portal.router",
+    "aiohttp",
+    "aiosqlite",
+    "asyncpg",
+    "httpx",
+    "redis.asyncio",
+    "uvicorn",
+    "uvloop",
+)
+STREAMS: Final = 3
+_LENGTH = struct.Struct("!I")
+
+
+def start(
+    words: Sequence[str],
+    env: Mapping[str, str],
+    *,
+    cwd: Path | None = None,
+    stdin: int | IO[Any] | None = None,
+    stdout: int | IO[Any] | None = None,
+    stderr: int | IO[Any] | None = None,
+    text: bool = False,
+) -> AnyProcess:
+    """Start `shortener WORDS` and return the running process."""
+    if _needs_real_start(env):
+        command = [sys.executable, "-m", "shortener", *words]
+        return subprocess.Popen(command, env=dict(env), cwd=cwd, stdin=stdin, stdout=stdout, stderr=stderr, text=text)
+    return _server().start(words, env, cwd or Path.cwd(), (stdin, stdout, stderr), text)
+
+
+def run(
+    words: Sequence[str],
+    env: Mapping[str, str],
+    *,
+    cwd: Path | None = None,
+    timeout: float | None = None,
+    check: bool = False,
+    capture_output: bool = False,
+    stdout: int | None = None,
+    text: bool = False,
+) -> subprocess.CompletedProcess[Any]:
+    """Run `shortener WORDS` to its end. Raise subprocess.TimeoutExpired, and CalledProcessError if `check` is true."""
+    if capture_output:
+        stdout = subprocess.PIPE
+    process = start(words, env, cwd=cwd, stdout=stdout, stderr=subprocess.PIPE if capture_output else None, text=text)
+    with process:
+        try:
+            output, errors = process.communicate(timeout=timeout)
+        except BaseException:
+            process.kill()
+            raise
+    done: subprocess.CompletedProcess[Any] = subprocess.CompletedProcess(list(words), process.returncode, output, errors)
+    if check:
+        done.check_returncode()
+    return done
+
+
+def _needs_real_start(env: Mapping[str, str]) -> bool:
+    variables = {name for name in (*env, *os.environ) if name.startswith("PYTHON")}
+    return "REAL_PROCESSES" in os.environ or any(env.get(name) != os.environ.get(name) for name in variables)
+
+
+class ForkedProcess:
+    """A child of the fork server, with the interface of `subprocess.Popen`."""
+
+    def __init__(self, words: Sequence[str], pid: int, status: socket.socket, streams: Sequence[IO[Any] | None]) -> None:
+        self.args = list(words)
+        self.pid = pid
+        self.returncode: int | None = None
+        self.stdin, self.stdout, self.stderr = streams
+        self._status = status  # The fork server writes the exit status of the child to this socket.
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> ForkedProcess:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        for stream in (self.stdin, self.stdout, self.stderr):
+            if stream is not None:
+                stream.close()
+        self.wait()
+
+    def poll(self) -> int | None:
+        """Return the exit code, the negative number of the signal that ended the process, or None while it runs."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for the end of the process. Return the exit code. Raise subprocess.TimeoutExpired."""
+        with self._lock:
+            if self.returncode is None:
+                self._status.settimeout(None if timeout is None else max(timeout, 1e-3))
+                try:
+                    content = self._status.recv(_LENGTH.size)
+                except TimeoutError:
+                    raise subprocess.TimeoutExpired(self.args, timeout or 0) from None
+                assert content, "the fork server ended before the process"
+                self.returncode = os.waitstatus_to_exitcode(_LENGTH.unpack(content)[0])
+                self._status.close()
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal to the process, unless it has ended."""
+        if self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def communicate(self, input: None = None, timeout: float | None = None) -> tuple[Any, Any]:
+        """Read both outputs to their end, and wait for the end of the process. Raise subprocess.TimeoutExpired."""
+        if self.stdin is not None:
+            self.stdin.close()
+        contents: list[Any] = [None, None]
+        deadline = None if timeout is None else time.monotonic() + timeout
+
+        def read(number: int, stream: IO[Any]) -> None:
+            with contextlib.suppress(ValueError):  # the stream was closed, because the time is over
+                contents[number] = stream.read()
+
+        readers = []
+        for number, stream in enumerate((self.stdout, self.stderr)):
+            if stream is not None and not stream.closed:
+                readers.append(threading.Thread(target=read, args=(number, stream), daemon=True))
+                readers[-1].start()
+        for reader in readers:
+            reader.join(None if deadline is None else max(0, deadline - time.monotonic()))
+            if reader.is_alive():
+                raise subprocess.TimeoutExpired(self.args, timeout or 0)
+        self.wait(None if deadline is None else max(0, deadline - time.monotonic()))
+        for stream in (self.stdout, self.stderr):
+            if stream is not None:
+                stream.close()
+        return contents[0], contents[1]
+
+
+AnyProcess = ForkedProcess | subprocess.Popen[Any]
+
+
+class _Client:
+    """The connection of a test process to its fork server."""
+
+    def __init__(self) -> None:
+        self._connection, other = socket.socketpair()
+        command = [sys.executable, "-m", "tests.fork_server", str(other.fileno())]
+        self._process = subprocess.Popen(
+            command, cwd=ROOT, pass_fds=[other.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        )
+        other.close()
+        self._lock = threading.Lock()
+        atexit.register(self.stop)
+
+    def start(
+        self, words: Sequence[str], env: Mapping[str, str], cwd: Path, streams: Sequence[int | IO[Any] | None], text: bool
+    ) -> ForkedProcess:
+        ours: list[IO[Any] | None] = []
+        theirs: list[int] = []
+        close: list[int] = []
+        for number, stream in enumerate(streams):
+            own, child, owned = _open_stream(number, stream, theirs, text=text)
+            ours.append(own)
+            theirs.append(child)
+            if owned:
+                close.append(child)
+        status, child_status = socket.socketpair()
+        request = json.dumps({"words": [str(word) for word in words], "env": dict(env), "cwd": str(cwd)}).encode()
+        with self._lock:
+            self._connection.sendall(_LENGTH.pack(len(request)) + request)
+            socket.send_fds(self._connection, [b"f"], [*theirs, child_status.fileno()])
+            pid = _LENGTH.unpack(_receive(self._connection, _LENGTH.size))[0]
+        child_status.close()
+        for descriptor in close:
+            os.close(descriptor)
+        return ForkedProcess(words, pid, status, ours)
+
+    def stop(self) -> None:
+        self._connection.close()  # The fork server kills its children and ends.
+        self._process.wait()
+
+
+@functools.cache
+def _server() -> _Client:
+    return _Client()
+
+
+def _open_stream(
+    number: int, stream: int | IO[Any] | None, earlier: Sequence[int], *, text: bool
+) -> tuple[IO[Any] | None, int, bool]:
+    """Return the test's end of a standard stream, the descriptor of the child's end, and whether the latter must be closed."""
+    if stream is None:
+        return None, number, False
+    if stream == subprocess.DEVNULL:
+        return None, os.open(os.devnull, os.O_RDWR), True
+    if stream == subprocess.STDOUT:
+        return None, earlier[1], False
+    if stream == subprocess.PIPE:
+        read, write = os.pipe()
+        own, child = (write, read) if number == 0 else (read, write)
+        mode = "w" if number == 0 else "r"
+        return open(own, mode if text else f"{mode}b"), child, True
+    assert not isinstance(stream, int)
+    return None, stream.fileno(), False
+
+
+def _receive(connection: socket.socket, size: int) -> bytes:
+    """Read exactly `size` bytes. Return fewer if the connection is closed."""
+    content = b""
+    while len(content) < size and (part := connection.recv(size - len(content))):
+        content += part
+    return content
+
+
+# The following functions run in the fork server.
+
+
+def _serve(connection: socket.socket) -> list[str]:
+    """Fork a child for each request until the connection is closed, and then exit. In a child, return the words of its command."""
+    children: dict[int, tuple[int, socket.socket]] = {}  # The process id and the status socket of each child, by its pidfd.
+    selector = selectors.DefaultSelector()
+    selector.register(connection, selectors.EVENT_READ)
+    while True:
+        for key, _ in selector.select():
+            if key.fileobj is not connection:
+                pidfd = key.fd
+                selector.unregister(pidfd)
+                pid, status = children.pop(pidfd)
+                os.close(pidfd)
+                with contextlib.suppress(OSError):  # the test no longer waits
+                    status.sendall(_LENGTH.pack(os.waitpid(pid, 0)[1]))
+                status.close()
+                continue
+            head = _receive(connection, _LENGTH.size)
+            if not head:
+                for pid, _ in children.values():
+                    os.kill(pid, signal.SIGKILL)
+                os._exit(0)
+            request = json.loads(_receive(connection, _LENGTH.unpack(head)[0]))
+            _, descriptors, _, _ = socket.recv_fds(connection, 1, STREAMS + 1)
+            pid = os.fork()
+            if pid == 0:
+                selector.close()
+                for opened in (connection, *(status for _, status in children.values())):
+                    opened.detach()  # `_become` closes the descriptors
+                return _become(request, descriptors)
+            status = socket.socket(fileno=descriptors.pop())
+            for descriptor in descriptors:
+                os.close(descriptor)
+            pidfd = os.pidfd_open(pid)
+            children[pidfd] = pid, status
+            selector.register(pidfd, selectors.EVENT_READ)
+            connection.sendall(_LENGTH.pack(pid))
+
+
+def _become(request: dict[str, Any], descriptors: Sequence[int]) -> list[str]:
+    """Give this process the streams, the environment and the folder of a command. Return the words of the command."""
+    for number, descriptor in enumerate(descriptors[:STREAMS]):
+        os.dup2(descriptor, number)
+    os.closerange(STREAMS, 1 << 16)
+    os.environ.clear()
+    os.environ.update(request["env"])
+    os.chdir(request["cwd"])
+    time.tzset()
+    words: list[str] = request["words"]
+    return words
+
+
+def main() -> None:
+    connection = socket.socket(fileno=int(sys.argv[1]))
+    for module in MODULES:
+        importlib.import_module(module)
+    gc.collect()
+    gc.freeze()
+    from shortener import __main__ as command
+
+    words = _serve(connection)
+    sys.argv = [str(command.__file__), *words]
+    sys.modules["__main__"].__package__ = "shortener"  # click finds the name of the program here
+    command.main()
+
+
+if __name__ == "__main__":
+    main()

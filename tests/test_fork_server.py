@@ -1,0 +1,69 @@
+"""Tests for tests/fork_server.py: a forked command behaves like a command that Python starts."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests import fork_server
+from tests.cli.shell import create_installation, environment_of
+from tests.servers import PATIENCE, free_port
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(params=["forked", "real"])
+def environment(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    if request.param == "real":
+        monkeypatch.setenv("REAL_PROCESSES", "1")
+    return environment_of(tmp_path / "data")
+
+
+def test_a_forked_command_has_the_output_and_the_exit_code_of_a_real_one(environment: dict[str, str], tmp_path: Path) -> None:
+    done = fork_server.run(["stats", "--nothing"], environment, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("Usage: python -m shortener stats")
+    shown = fork_server.run(["--help"], environment, capture_output=True, text=True, check=True)
+    assert shown.stdout.startswith("Usage: python -m shortener")
+    with pytest.raises(subprocess.CalledProcessError):
+        fork_server.run(["stats", "--nothing"], environment, stdout=subprocess.PIPE, check=True)
+
+
+def test_a_forked_process_receives_signals_and_releases_its_port(environment: dict[str, str], tmp_path: Path) -> None:
+    words = ["serve", "--port", str(free_port())]
+    with fork_server.start(words, environment, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+        wait_for_start(process)
+        assert psutil.Process(process.pid).cwd() == str(tmp_path)
+        assert process.poll() is None
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.01)
+        process.kill()
+        assert process.wait(PATIENCE) == -signal.SIGKILL
+        process.kill()  # a signal to a process that has ended does nothing
+    assert process.poll() == -signal.SIGKILL
+    with fork_server.start(words, environment, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+        wait_for_start(process)
+        process.terminate()
+        assert process.wait(PATIENCE) == 0
+
+
+def wait_for_start(process: fork_server.AnyProcess) -> None:
+    assert process.stdout is not None
+    while "Serving on" not in (line := process.stdout.readline()):
+        assert line, "the process has ended"
+
+
+def test_two_forked_processes_have_their_own_random_numbers(
+    environment: dict[str, str], tmp_path: Path, sqlite_template: Path
+) -> None:
+    keys = set()
+    for number in range(2):
+        environment["SHORTENER_DATA_DIR"] = str(tmp_path / str(number))
+        create_installation(tmp_path / str(number), sqlite_template)
+        done = fork_server.run(["applications", "create", "shop"], environment, stdout=subprocess.PIPE, check=True, text=True)
+        keys.add(done.stdout)
+    assert len(keys) == 2
