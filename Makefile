@@ -31,7 +31,7 @@ test-fast: setup-dev
 # points of transactions on each engine, 10,000 messages through a gateway while it and the service are killed, and eight failovers of
 # PostgreSQL in a row.
 prove: setup-dev
-	@PROVE_LINKS=1000 PROVE_CLICKS=50 PROVE_OUTAGE=60 PROVE_CONNECTIONS=2000 PROVE_REWRITES=2000 PROVE_HITS_PER_SECOND=2000 \
+	@REAL_PROCESSES=1 PROVE_LINKS=1000 PROVE_CLICKS=50 PROVE_OUTAGE=60 PROVE_CONNECTIONS=2000 PROVE_REWRITES=2000 PROVE_HITS_PER_SECOND=2000 \
 		PROVE_FLOOD_SECONDS=15 PROVE_STRESS_SECONDS=60 PROVE_SENDS=10000 PROVE_FAILOVERS=8 PROVE_KILL_POINTS=all \
 		$(BIN)/python -m pytest -o faulthandler_timeout=0 \
 		tests/acceptance/test_scale_out.py tests/acceptance/test_faults.py tests/acceptance/test_hostile_clients.py \

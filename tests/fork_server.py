@@ -78,19 +78,21 @@ def run(
     check: bool = False,
     capture_output: bool = False,
     stdout: int | None = None,
+    stderr: int | None = None,
     text: bool = False,
 ) -> subprocess.CompletedProcess[Any]:
     """Run `shortener WORDS` to its end. Raise subprocess.TimeoutExpired, and CalledProcessError if `check` is true."""
     if capture_output:
-        stdout = subprocess.PIPE
-    process = start(words, env, cwd=cwd, stdout=stdout, stderr=subprocess.PIPE if capture_output else None, text=text)
+        stdout = stderr = subprocess.PIPE
+    process = start(words, env, cwd=cwd, stdout=stdout, stderr=stderr, text=text)
     with process:
         try:
             output, errors = process.communicate(timeout=timeout)
         except BaseException:
             process.kill()
             raise
-    done: subprocess.CompletedProcess[Any] = subprocess.CompletedProcess(list(words), process.returncode, output, errors)
+        code = process.wait()
+    done: subprocess.CompletedProcess[Any] = subprocess.CompletedProcess(list(words), code, output, errors)
     if check:
         done.check_returncode()
     return done
@@ -244,8 +246,7 @@ def _open_stream(
         own, child = (write, read) if number == 0 else (read, write)
         mode = "w" if number == 0 else "r"
         return open(own, mode if text else f"{mode}b"), child, True
-    assert not isinstance(stream, int)
-    return None, stream.fileno(), False
+    return None, stream if isinstance(stream, int) else stream.fileno(), False
 
 
 def _receive(connection: socket.socket, size: int) -> bytes:

@@ -3,7 +3,6 @@
 import contextlib
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ import httpx
 import orjson
 
 from shortener.secret import new_signing_secret
+from tests import fork_server
 from tests.acceptance.process import Server
 from tests.servers import PATIENCE, free_port
 
@@ -21,8 +21,8 @@ from tests.servers import PATIENCE, free_port
 def listening(server: Server, *options: str) -> Iterator[tuple[str, Iterator[dict[str, Any]]]]:
     """Run `shortener listen`. Yield its URL and the lines that it prints."""
     port = free_port()
-    command = [sys.executable, "-m", "shortener", "listen", "--port", str(port), "--json", *options]
-    process = subprocess.Popen(command, env=server.environment, cwd=server.folder, stdout=subprocess.PIPE)
+    words = ["listen", "--port", str(port), "--json", *options]
+    process = fork_server.start(words, server.environment, cwd=server.folder, stdout=subprocess.PIPE)
     assert process.stdout is not None
     try:
         deadline = time.monotonic() + PATIENCE

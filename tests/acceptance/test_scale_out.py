@@ -18,6 +18,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests import fork_server
 from tests.acceptance.endpoint import Endpoint
 from tests.acceptance.nodes import Answers, Nodes, click_all
 from tests.acceptance.process import PHONE, Server
@@ -90,13 +91,8 @@ def test_two_nodes_that_start_at_once_on_an_empty_database_create_one_installati
 def test_a_node_whose_secret_differs_from_that_of_the_database_does_not_start(nodes: Nodes) -> None:
     nodes.serve()
     stranger = nodes.prepare(SECRET="another-secret-0123456789-abcdefghijklmnop")
-    done = subprocess.run(
-        [sys.executable, "-m", "shortener", "serve", "--port", str(stranger.port)],
-        env=stranger.environment,
-        cwd=stranger.folder,
-        capture_output=True,
-        timeout=PATIENCE,
-    )
+    words = ["serve", "--port", str(stranger.port)]
+    done = fork_server.run(words, stranger.environment, cwd=stranger.folder, capture_output=True, timeout=PATIENCE)
     assert done.returncode == 1
     assert b"another SECRET" in done.stderr
     assert b"Traceback" not in done.stderr

@@ -10,15 +10,16 @@ import pty
 import re
 import sqlite3
 import subprocess
-import sys
 from pathlib import Path
 
 import orjson
 import pytest
 from click.testing import CliRunner
 
+from tests import fork_server
 from tests.acceptance.process import Server
 from tests.cli.shell import InProcessShell, Shell, create_installation
+from tests.servers import PATIENCE
 
 pytestmark = pytest.mark.acceptance
 
@@ -153,11 +154,10 @@ def test_the_verify_command_reports_a_wrong_count_and_the_commands_verify_and_ex
     assert {(one["metric"], one["kept"], one["counted"]) for one in drift} >= {("messages", "0", "1")}
 
     reader, terminal = pty.openpty()
-    verify = [sys.executable, "-m", "shortener", "verify"]
-    subprocess.run(verify, env=shell.environment, stdout=subprocess.DEVNULL, stderr=terminal, timeout=60, check=False)
+    fork_server.run(["verify"], shell.environment, stdout=subprocess.DEVNULL, stderr=terminal, timeout=PATIENCE)
     assert b"Counting again ... 1 steps" in os.read(reader, 100_000)
-    words = [sys.executable, "-m", "shortener", "export", str(server.first["application_id"]), "--output", os.devnull]
-    subprocess.run(words, env=shell.environment, stderr=terminal, timeout=60, check=True)
+    words = ["export", str(server.first["application_id"]), "--output", os.devnull]
+    fork_server.run(words, shell.environment, stderr=terminal, timeout=PATIENCE, check=True)
     os.close(terminal)
     assert b"1 messages" in os.read(reader, 1000)
     os.close(reader)
@@ -171,9 +171,8 @@ def test_printed_tables_contain_complete_ids_in_a_pipe_and_on_a_narrow_terminal(
     assert "https://go.a-rather-long-host-name-of-a-brand.example" in line
 
     reader, terminal = pty.openpty()
-    words = [sys.executable, "-m", "shortener", "applications", "list"]
     environment = shell.environment | {"COLUMNS": "60"}
-    subprocess.run(words, env=environment, stdout=terminal, timeout=60, check=True)
+    fork_server.run(["applications", "list"], environment, stdout=terminal, timeout=PATIENCE, check=True)
     os.close(terminal)
     printed = b""
     with contextlib.suppress(OSError):  # the error EIO means that the process has closed the terminal

@@ -28,6 +28,7 @@ from shortener.storage.migrate import MigrationStep, SchemaMismatch, current_ver
 from shortener.storage.migrations import HEAD
 from shortener.storage.open import open_database
 from shortener.storage.schema import metadata
+from tests import fork_server
 from tests.acceptance.process import PHONE
 from tests.conftest import NOON, Clock, client_of, new_postgresql_database
 from tests.rows import messages_now
@@ -219,8 +220,7 @@ def environment(url: str, folder: Path) -> dict[str, str]:
 @pytest.mark.acceptance
 async def test_the_server_rejects_an_old_schema_and_works_after_the_migrate_command(old_url: str, tmp_path: Path) -> None:
     def run(*words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "shortener", *words]
-        return subprocess.run(command, env=environment(old_url, tmp_path), capture_output=True, text=True, timeout=PATIENCE)
+        return fork_server.run(words, environment(old_url, tmp_path), capture_output=True, text=True, timeout=PATIENCE)
 
     rejected = await asyncio.to_thread(run, "serve", "--port", "0")
     assert rejected.returncode == 1
