@@ -87,13 +87,13 @@ class Settings(BaseModel):
     initial_api_key: SecretStr = Field(
         SecretStr(""),
         description="API key that the first start gives to the default application: at least 32 random characters. If it is set, "
-        "the first start prints no credentials. Empty: the first start creates and prints them.",
+        "the first start prints no credentials. Empty: the first start creates a key and prints it.",
     )
     initial_tracker_token: SecretStr = Field(
         SecretStr(""),
         description="Tracker token that the first start gives to the default application: at least 32 random characters. Empty: "
-        "the first start creates a token. If INITIAL_API_KEY is set, it does not print the token: get one with `shortener tokens "
-        "rotate 1`.",
+        "the first start creates a token. If INITIAL_API_KEY is set, the first start does not print the token: create a new one "
+        "with `shortener tokens rotate 1`.",
     )
 
     portal: bool = Field(True, description="Serve the portal, the pages for operators, under /portal: on or off.")

@@ -271,7 +271,7 @@ def _parse_association(name: str, text: str | None) -> str | None:
 
 
 def _reject_own_host(connection: Connection, url: str, own_hosts: OwnHosts, name: str = "fallback_url") -> None:
-    """Raise ApiError INVALID_REQUEST if the host of a URL belongs to the installation, because the URL could redirect to itself."""
+    """Raise ApiError INVALID_REQUEST if the host of a URL belongs to the installation. A redirect to such a URL could loop."""
     host, table = host_of(url), schema.domains
     hosts = [host] if is_local(name_of(host)) else [host, name_of(host)]
     is_domain = bool(host) and connection.execute(select(table.c.id).where(table.c.host.in_(hosts))).first() is not None

@@ -22,7 +22,8 @@ MAX_OBJECT_CHARACTERS = 200
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """The actor of an action: an operator in a session, or the command line, which has neither an operator nor a session."""
+    """The actor of an action, as the audit log names it: an operator, the command line, an API key, or a background job. Only an
+    operator has an `operator_id` and a `session_id`."""
 
     operator_id: int | None = None
     name: str = ""

@@ -199,9 +199,9 @@ class Directory:
         self._applied = 0  # The number of the refresh that read the current snapshot.
 
     async def refresh(self) -> bool:
-        """Read all accounts if an account has changed, and return whether one has.
+        """Read all accounts if an account has changed. Return whether an account has changed.
 
-        On StoreUnavailable, the old accounts stay in use."""
+        If the database is unavailable, raise StoreUnavailable. The old accounts then stay in use."""
         self._refreshes += 1
         number = self._refreshes
         fresh = await self._database.read(_load_if_changed, self._snapshot.version)
@@ -236,7 +236,7 @@ class Directory:
         return self._snapshot.domains_by_id.get(domain_id)
 
     def fallback_url(self, application_id: int, domain_id: int) -> str | None:
-        """Return the fallback URL for expired links without one of their own: that of the domain, otherwise that of the
+        """Return the fallback URL for expired links that have no fallback URL: the one of the domain, or else the one of the
         application."""
         domain = self.domain_by_id(domain_id)
         application = self.application(application_id)
@@ -403,7 +403,8 @@ def _load_if_changed(connection: Connection, version: str) -> _Snapshot | None:
 def _usable_gateways(
     application_id: int, selected: GatewayEntry | None, gateways: Iterable[GatewayEntry]
 ) -> tuple[GatewayEntry, ...]:
-    """Return the gateways that requests of an application may name: its own, the selected one, and the simulator.
+    """Return the gateways that requests of an application may name: its own gateways, the gateway that it has selected, and the
+    simulator.
 
     A gateway of the application comes before a gateway of the installation with the same name."""
     own = [one for one in gateways if one.application_id == application_id]

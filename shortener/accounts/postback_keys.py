@@ -1,6 +1,6 @@
 """This module creates, rotates and revokes postback keys: credentials in the path of a URL, for networks that can store only a URL.
-A key permits reports of conversions and nothing else. An application has none until one is created. Only the SHA-256 of a key is
-stored, and its plain text is returned once. Each function is part of one transaction of `Database.write`, and the caller then
+A postback key permits reports of conversions and nothing else. A new application has no postback key. Only the SHA-256 of a key is
+stored, and the plain text is returned once. Each function is part of one transaction of `Database.write`, and the caller then
 refreshes the `Directory`, the copy in memory.
 """
 # Tested by tests/accounts/test_postback_keys.py

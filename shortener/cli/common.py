@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
-#: Width of a table if stdout is a file or a pipe, so that no line is wrapped.
-UNLIMITED_WIDTH = 1_000_000  # in characters
+#: Width of a table in characters if stdout is a file or a pipe, so that no line is wrapped.
+UNLIMITED_WIDTH = 1_000_000
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print machine-readable JSON on stdout.")
 yes_option = click.option("--yes", "yes", is_flag=True, help="Do not ask for confirmation.")

@@ -1,7 +1,7 @@
 """The command `shortener doctor`, which checks the installation. A problem that prevents the start of `serve` is an error, so
-`doctor` and `serve` always agree. A problem that will have effects later is a warning, unless recipients already notice it, such as
-an expired certificate, which is an error. Each line that is not `ok` has a remedy. The worst line determines the exit code: 1 for
-an error, 0 otherwise. The checks of the database and of Redis are in doctor_store.py.
+`doctor` and `serve` always agree. A problem that recipients already notice is also an error, for example an expired certificate. A
+problem that will have effects later is a warning. Each line that is not `ok` has a remedy. The worst line determines the exit code:
+1 for an error, 0 otherwise. The checks of the database and of Redis are in doctor_store.py.
 """
 
 from __future__ import annotations

@@ -99,7 +99,8 @@ class ApplicationCommand(click.Command):
 
 
 def _take_option(args: Sequence[str], name: str) -> tuple[list[str], list[str]]:
-    """Return the arguments of a command without an option, and the values of the option. The option without a value stays."""
+    """Remove an option from the arguments of a command. Return the remaining arguments, and the values of the option. An option
+    without a value is not removed."""
     rest: list[str] = []
     found: list[str] = []
     index = 0

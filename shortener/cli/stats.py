@@ -28,7 +28,8 @@ _COLUMNS = (
 
 
 async def find_application(database: Any, application: int | None) -> int:
-    """Return the id `application`, or the id of the only application if None is passed. Raise ClickException if there is none."""
+    """Return the id `application`. If it is None, return the id of the only application. Raise ClickException if there is no such
+    application, or if None is passed and there are several."""
     from shortener.accounts.directory import Directory
 
     directory = Directory(database)

@@ -4,8 +4,8 @@ Redis loses links when it is emptied, restarts without its data, or runs out of 
 database and passes it to the restorer. Without the restorer, such a link would have no destination while the database is
 unavailable.
 
-The restorer works in the background, and no redirect waits for it. One round trip to Redis handles all links that have arrived
-since the previous one. If more than MAX_WAITING links wait, further links are skipped until their next hit.
+The restorer works in the background, and no redirect waits for it. One round trip to Redis checks all links that have arrived since
+the previous round trip. If more than MAX_WAITING links wait, further links are skipped until their next hit.
 """
 # Tested by tests/messages/test_rewriter_cache.py
 

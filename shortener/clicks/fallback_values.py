@@ -27,7 +27,7 @@ def is_unfilled(resolution: Resolution) -> bool:
 
 
 def fill_empty(resolution: Resolution) -> Resolution:
-    """Replace the placeholders by empty texts, because the message cannot be read."""
+    """Replace the placeholders by empty texts. This is done if the values of the message cannot be read."""
     return resolution._replace(location=fill_placeholders(resolution.location or b"", _UNKNOWN))
 
 

@@ -22,10 +22,11 @@ from shortener.metrics import Metrics
 from shortener.model import Verdict
 from shortener.redis.client import Client, RedisServer, RedisUnavailable
 
-# The duration of a lease; if it ends while its process still writes, hits may be written out of order, but none is lost.
+# The duration of a lease. If the lease ends while its process still writes hits, the order of the hits may be wrong, but no hit is
+# lost.
 LEASE_MS = 5000
 MAX_MOVED = 500  # the number of entries that `HitSpool.move_from` moves at a time
-MAX_DEAD_LETTERS = 100_000  # maximum number of dead letters in Redis, which removes the oldest ones above it
+MAX_DEAD_LETTERS = 100_000  # maximum number of dead letters in Redis; above it, the oldest ones are removed
 _FIELD, _REASON = b"h", b"r"
 _NAMES = tuple(field.name for field in dataclasses.fields(Hit) if field.name != "origin")
 

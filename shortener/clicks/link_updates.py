@@ -1,9 +1,10 @@
 """Link updates: changes of many links at once. The links are selected by campaign, by destination, by label, or by several of
 these.
 
-An update is a row in the database. Any process performs it in batches, under a lease. Therefore it continues after a restart or a
-crash. It first counts its links exactly, and then changes them; `done` of `total` shows the progress. It can be stopped between
-two batches, and the changed links stay changed. Links of messages that are rewritten after the update was created are not changed.
+An update is a row in the database. Any process performs it in batches, under a lease. Therefore the update continues after a
+restart or a crash. The update first counts its links exactly, and then changes them; `done` of `total` shows the progress. A user
+can stop the update between two batches. Links that were changed before stay changed. Links of messages that are rewritten after the
+update was created are not changed.
 
 For each batch, the process reads the links of some messages and deletes their cache entries. One transaction changes the links and
 stores the new position of the update. Then the new values are stored in the cache. A batch that is repeated after a crash changes

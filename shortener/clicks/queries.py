@@ -5,8 +5,9 @@ The statements work on sets (`json_each`, `unnest`), so a batch of any size need
 and each fetched row passes the interpreter lock to the event loop and back. Therefore a query on SQLite returns all its rows as one
 row of JSON.
 
-A click neither reads nor writes a row of `messages`. The data that it needs is in `links` and in `first_clicks`, whose rows are
-few and small. The fan-out, which reads the message anyway, determines the state that the message had before its click.
+The transaction of a click neither reads nor writes a row of `messages`. The data that it needs is in `links` and in `first_clicks`,
+a table with few and small rows. The fan-out, which reads the message anyway, determines the state that the message had before its
+click.
 """
 # Tested by tests/clicks/test_batch.py
 
@@ -31,7 +32,7 @@ class LinkRow(NamedTuple):
 
     code: str
     link_id: int
-    message: int  # the row id of the link
+    message: int  # the row id of the message
     application_id: int
     cohort_id: int
     domain_id: int

@@ -5,8 +5,9 @@ share one commit. On an idle server, a hit does not wait for other hits.
 
 If the database does not store a hit within `deadline` seconds, the response is sent before the commit. The destination is then read
 from the link cache, or from the database (`early_resolver`, `overdue`). The hit waits in memory and is written later, with its own
-time. At most `waiting_limit` hits wait; while the database is quick, the hits of the two batches in flight do not count. If the
-link cannot be read either, the response is 503 at most `RESPONSE_GRACE_SECONDS` after the deadline, and the hit is not stored.
+time. At most `waiting_limit` hits wait. The two batches in flight do not count while the database is quick. If the link cannot be
+read from the cache or the database, the response is 503 at most `RESPONSE_GRACE_SECONDS` after the deadline, and the hit is not
+stored.
 
 With a spool (Redis), the recorder enters an outage (`outage`) when the database does not store a batch in time. During an outage,
 hits are stored in the spool, and a response is sent when its hit is in the spool (`spool_writer`). Hits that the spool rejects
@@ -46,10 +47,11 @@ from shortener.storage.database import Database
 log = structlog.get_logger(__name__)
 
 RESPONSE_GRACE_SECONDS = 0.5  # maximum time between the deadline of a hit and its response
-_GROUP_SECONDS = 0.05  # hits that become overdue within this time are handled together
+_GROUP_SECONDS = 0.05  # the responses to hits that become overdue within this time are sent together
 _SLOW_PART = 0.25  # part of the deadline after which the database counts as slow (see `_has_room`)
 _SPOOL_SECONDS = 0.1  # maximum time that an overdue hit waits for the spool
-# Time limits for resolving an overdue hit; together with the two constants above, they are below RESPONSE_GRACE_SECONDS.
+# Time limits for resolving an overdue hit. RESPONSE_GRACE_SECONDS is longer than these limits, _GROUP_SECONDS and _SPOOL_SECONDS
+# together.
 _CACHE_SECONDS, _READ_SECONDS = 0.1, 0.2
 
 
@@ -78,7 +80,8 @@ class Recorder:
         resolver = LinkResolver(directory, click_ids)
         self._deadline = deadline
         self._waiting_limit = waiting_limit
-        # If fewer hits than this are queued, the limit cannot be reached, even if the batches in flight are full.
+        # If fewer hits than this are queued, the number of waiting hits is below `waiting_limit`, even if the batches in flight are
+        # full.
         self._sure_room = max(waiting_limit - MAX_IN_FLIGHT * MAX_BATCH_HITS, 0)
         self._spool = spool
         self._database = database
@@ -174,8 +177,8 @@ class Recorder:
     def _has_room(self, overdue_at: float) -> bool:
         """Return whether the batcher may take another hit, which becomes overdue at this loop time.
 
-        The hits of the two batches in flight do not count while the database stores hits quickly: a burst of clicks must not be
-        dropped. If the oldest hit has waited for more than a quarter of the deadline, they count, because the database may have
+        The hits of the two batches in flight do not count while the database stores hits quickly, so that a burst of clicks is not
+        dropped. They do count if the oldest hit has waited for more than a quarter of the deadline, because the database may have
         stopped."""
         if self._batcher.waiting >= self._waiting_limit:
             return False
@@ -201,7 +204,7 @@ class Recorder:
         self._outage.begin_recovery()
 
     def relapse(self) -> None:
-        """Return from the recovery to the outage, because the database failed again."""
+        """Return to the state of an outage, because the database failed again during the recovery."""
         self._outage.relapse()
 
     def end_outage(self) -> None:
@@ -299,8 +302,8 @@ class Recorder:
             self._refused = 0
 
     async def _respond_to_overflow(self) -> None:
-        """Send the responses to the hits above the limit of hits in memory; one read finds the links of many hits. Only the spool
-        can store these hits."""
+        """Send the responses to the hits that exceed the limit of hits in memory. One read finds the links of many hits. Only the
+        spool can store these hits."""
         await asyncio.sleep(_GROUP_SECONDS)
         hits, self._overflow = self._overflow, []
         try:

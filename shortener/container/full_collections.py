@@ -13,11 +13,12 @@ import time
 from collections.abc import Callable
 
 INTERVAL_SECONDS = 20.0  # The pause between two full collections.
-MAX_DELAY_SECONDS = 300.0  # After this time without a full collection, one is done even while large requests are in progress.
+# After this time without a full collection, the job starts one even while a large request is in progress.
+MAX_DELAY_SECONDS = 300.0
 
 
 class FullCollections:
-    """The background job that starts full garbage collections. `is_busy` tells whether a large request is in progress."""
+    """The background job that starts full garbage collections. `is_busy` returns whether a large request is in progress."""
 
     def __init__(self, is_busy: Callable[[], bool], clock: Callable[[], float] = time.monotonic) -> None:
         self._is_busy = is_busy
@@ -25,7 +26,8 @@ class FullCollections:
         self._collected_at = clock()
 
     async def step(self) -> int:
-        """Collect all garbage, unless a large request is in progress. Return 0: the job always pauses after a run."""
+        """Start a full collection, unless a large request is in progress and the last collection was less than MAX_DELAY_SECONDS
+        ago. Return 0, because the job always pauses after a run."""
         now = self._clock()
         if self._is_busy() and now - self._collected_at < MAX_DELAY_SECONDS:
             return 0

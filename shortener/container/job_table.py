@@ -31,12 +31,12 @@ SPOOL_INTERVAL_SECONDS = 0.5  # Pause of the job that writes hits from Redis to 
 ROLLUPS_INTERVAL_SECONDS = 10.0  # Pause of the job that adds counts of an older release to the roll-ups.
 ROLLUPS_MIN_INTERVAL_SECONDS = 0.1  # The pause between two transactions of the roll-up job, so that clicks are not delayed.
 COUNTS_INTERVAL_SECONDS = 1.0  # Pause of the job that adds count deltas to the counts.
-LINK_UPDATES_INTERVAL_SECONDS = 2.0  # Pause of the job that continues updates of many links whose process ended.
+LINK_UPDATES_INTERVAL_SECONDS = 2.0  # Pause of the job that continues the link updates of processes that have ended.
 REPLAYS_INTERVAL_SECONDS = 0.5  # Pause of the job that replays dead deliveries.
-REPLAYS_MIN_INTERVAL_SECONDS = 0.05  # The pause between two batches of that job, so that clicks are not delayed.
+REPLAYS_MIN_INTERVAL_SECONDS = 0.05  # The pause between two batches of replays, so that clicks are not delayed.
 DEVICES_INTERVAL_SECONDS = 10.0  # Pause of the job that counts clicks by device and browser.
-EARLY_HITS_INTERVAL_SECONDS = 2.0  # Pause of the job that reclassifies hits which came before the report that the message was sent.
-ERASURE_REPEATS_INTERVAL_SECONDS = 2.0  # Pause of the job that repeats erasures, for data that was in flight.
+EARLY_HITS_INTERVAL_SECONDS = 2.0  # Pause of the job that classifies early hits again.
+ERASURE_REPEATS_INTERVAL_SECONDS = 2.0  # Pause of the job that erases personal data again that was written during an erasure.
 GATEWAY_LINKS_INTERVAL_SECONDS = 2.0  # Pause of the job that keeps the connections to SMPP gateways open.
 EXPIRING_KEYS_INTERVAL_SECONDS = 10.0  # Pause of the job that creates events for postback keys which expire soon.
 
@@ -118,7 +118,7 @@ async def _refresh(directory: Directory) -> int:
 
 
 async def _announce_expiring_keys(foundation: Foundation) -> int:
-    """Create an event for each key that expires soon. If there are no such keys, write nothing."""
+    """Create an event for each postback key that expires soon. If no key expires soon, write nothing."""
     now = foundation.clock()
     if not await foundation.database.read(has_expiring, now):
         return 0
@@ -127,7 +127,7 @@ async def _announce_expiring_keys(foundation: Foundation) -> int:
 
 
 async def _fold_counts(database: Database) -> int:
-    """Add count deltas to the counts. Return 0 after a batch that is not full, so that the job pauses and each commit adds the
-    deltas of a second."""
+    """Add a batch of count deltas to the counts. Return 0 if the batch is not full, so that the job pauses for a second. The next
+    commit then adds all deltas of this second."""
     folded = await database.write(counts.fold)
     return folded if folded >= counts.MAX_FOLD_ROWS else 0

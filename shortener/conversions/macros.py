@@ -14,9 +14,9 @@ import html
 import re
 from urllib.parse import unquote
 
-#: The notations in braces, with the name x. Such a placeholder is detected anywhere in a text.
+#: The notations of placeholders in braces, here with the name x. A placeholder in braces is detected anywhere in a text.
 IN_BRACES = ("{x}", "{{x}}", "${x}", "#{x}", "%{x}", "@{x}", "{$x}", "{%x%}", "{!x}", "{@x}", "{#x#}", "{=x}")
-#: The other notations. Such a placeholder must be the whole text.
+#: The notations of placeholders without braces. They are detected only if the placeholder is the whole text.
 WHOLE = (
     *("[x]", "[[x]]", "[%x%]", "[$x]", "<x>", "<<x>>", "<%x%>", "<%=x%>", "<?=x?>", "((x))", "$(x)", "%(x)s"),
     *("#x#", "##x##", "%x%", "%%x%%", "%%=x=%%", "__X__", "|x|", "||x||", "*|X|*", "@x@", "@@x@@", "$x$", "$$x$$"),

@@ -127,7 +127,7 @@ class RefusedConversions:
             self.not_stored += 1
             log.exception("refused_conversion_not_stored")
 
-    # `GroupCommit` calls this in a transaction.
+    # `GroupCommit` calls the following method in a transaction.
 
     def _store(self, connection: Connection, items: Sequence[_Refusal]) -> tuple[list[Exception | None], None]:
         _insert(

@@ -126,7 +126,7 @@ class Conversions:
         if events:
             self._on_events()
 
-    # `GroupCommit` calls this in a transaction.
+    # `GroupCommit` calls the following method in a transaction.
 
     def _record(self, connection: Connection, items: Sequence[_Submission]) -> tuple[list[ConversionResult | Exception], int]:
         """Store the reports in the database. Return one result for each report, and the number of new events."""
@@ -263,7 +263,8 @@ def _keys_of(
 ) -> list[ConversionKey | None]:
     """Return the key of the conversion of each report; None if the message is unknown.
 
-    A key contains action and transaction_id in lower case. A conversion that a release before 0.3 stored keeps its case."""
+    A key contains action and transaction_id in lower case. The keys of conversions that a release before 0.3 stored may contain
+    capitals."""
     folded: list[ConversionKey | None] = []
     exact: list[ConversionKey | None] = []
     for item, target in zip(items, targets, strict=True):

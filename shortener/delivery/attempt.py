@@ -1,9 +1,11 @@
 """This module makes one attempt to send a claimed delivery and computes the new state of the delivery from the response.
 
-An attempt starts only if the lease of the delivery is longer than the attempt can last. Otherwise, and if the attempt is cancelled,
-the process gives the claim back and the attempt does not count. A local failure (this host's resolver or sockets fail, or a stored
-row is unusable) does not count either. The delivery then waits `LOCAL_FAILURE_PAUSE_MS` milliseconds. It becomes dead if it has had
-only local failures for `expiry.MAX_HOLD`.
+An attempt starts only if the lease of the delivery is longer than the attempt can last. If the lease is too short, or if the
+attempt is cancelled, the process gives the claim back, and the attempt does not count.
+
+A local failure does not count as an attempt: this host's resolver or sockets failed, or a stored row is unusable. After a local
+failure, the delivery waits `LOCAL_FAILURE_PAUSE_MS` milliseconds. If local failures delay a delivery for longer than
+`expiry.MAX_HOLD`, the delivery becomes dead.
 
 A 429 response of a tracker does not count as an attempt during the first `FREE_429_MS` milliseconds after the delivery was created
 or last replayed. The attempt number increases nevertheless. For callbacks of messages, every 429 response counts as an attempt,
@@ -34,8 +36,7 @@ from shortener.tracing import Tracer
 
 log = structlog.get_logger(__name__)
 
-#: A delivery that failed because of this host is attempted again after this time. The process pauses the queue of the delivery for
-#: the same time.
+#: After an attempt that failed because of this host, the process claims no delivery of the same queue for this time.
 LOCAL_FAILURE_PAUSE_MS = 15_000
 MAX_DETAIL_LENGTH = 500
 #: A 429 response does not count as an attempt if the delivery was created or replayed less than this time ago.
@@ -46,7 +47,7 @@ MIN_429_PAUSE_MS, MAX_429_PAUSE_MS = 1000, 60_000
 
 @dataclass(frozen=True, slots=True)
 class AttemptInFlight:
-    """An attempt that may start because the claim of its delivery is committed.
+    """An attempt that may start now. The claim of its delivery is committed.
 
     `target` is None if the stored tracker or callback URL is unusable. `is_probe` is true if the attempt tests whether a tracker
     with an open circuit breaker works again. `is_paced` is true if the service has learned a rate for the tracker (pace.py)."""
@@ -62,7 +63,7 @@ class AttemptInFlight:
 class FinishedAttempt:
     """An attempt that has ended and whose outcome is not yet in the database.
 
-    `outcome` is None if no request was completed and the claim is given back. `started` and `at` are the start and the end of the
+    If `outcome` is None, no request was completed, and the claim is given back. `started` and `at` are the start and the end of the
     attempt, in milliseconds since 1970."""
 
     attempt: AttemptInFlight
@@ -183,9 +184,10 @@ class AttemptRunner:
         return FinishedAttempt(attempt, delivery, row, outcome, to_ms(started), now_ms)
 
     def _failed_locally(self, attempt: AttemptInFlight, response: SendResult, now: int) -> FinishedAttempt:
-        """Return the result of an attempt that failed because of this host: the claim is given back with the error.
+        """Return the result of an attempt that failed because of this host.
 
-        The error becomes the last error of the delivery. No row is added to the table `attempts`."""
+        The result gives the claim back and stores the error as the last error of the delivery. It adds no row to the table
+        `attempts`."""
         log.warning("local_failure", delivery=DELIVERY_IDS.encode(attempt.claim.id), error=response.error, detail=response.detail)
         held_since = attempt.claim.held_since
         if held_since is None or held_since > now:
@@ -211,7 +213,8 @@ def pause_after_429(free_attempts: int, rng: random.Random) -> float:
 
 
 def _trace(tracer: Tracer, claim: ClaimedDelivery, finished: FinishedAttempt, response: SendResult) -> None:
-    """Create the span of an attempt. With the first attempt, also create the span of its event, from the time of the event."""
+    """Create the span of an attempt. For the first attempt, also create the span of the event, which begins when the event
+    happened."""
     facts = orjson.loads(claim.facts) if claim.facts else {}
     message_id = facts.get("message_id")
     if message_id is None:
@@ -236,12 +239,12 @@ def _trace(tracer: Tracer, claim: ClaimedDelivery, finished: FinishedAttempt, re
 
 
 def is_retried(claim: ClaimedDelivery, outcome: AttemptOutcome) -> bool:
-    """Return whether a failed delivery with attempts left is attempted again. A callback of a message always is."""
+    """Return whether a failed delivery that has attempts left is attempted again. Return True for every callback of a message."""
     return outcome.kind is OutcomeKind.RETRY or claim.tracker_id is None
 
 
 def _return_claim(claim: ClaimedDelivery, now: int, error: str | None) -> FinishedDelivery:
-    """Return the new column values of a delivery whose claimed attempt does not count. The delivery is due at once."""
+    """Return the new column values of a delivery whose claim is given back. They make the delivery due at once."""
     return FinishedDelivery(
         id=claim.id,
         claimed_attempt=claim.attempt,

@@ -122,7 +122,7 @@ class ClaimWriter:
         if requests:
             result.after = requests[-1].queue
         else:
-            # No delivery was claimed, so the next cycle continues with the queues after these.
+            # No delivery of the examined queues was claimed, so the next cycle examines the queues that follow them.
             result.after, result.more = ("", False) if is_last else (queues[-1].name, True)
 
         claimed = dispatch_queries.claim(connection, requests, now)
@@ -272,9 +272,9 @@ def _queues_after(connection: Connection, after: str) -> tuple[list[DeliveryQueu
 
 
 def _lock_limited(connection: Connection, candidates: dict[str, Candidate], result: ClaimResult, now: int) -> set[str]:
-    """Lock the trackers that a circuit breaker or a rate limits, and read their circuit breakers and rates again.
+    """Lock the trackers of candidates that a circuit breaker or a rate limits. Read the circuit breakers and rates again.
 
-    Remove the candidates whose tracker another process has locked. Return the names of the locked trackers' queues."""
+    Remove the candidates whose tracker another process has locked. Return the names of the queues of the locked trackers."""
     names = {name for name, candidate in candidates.items() if candidate.is_limited(now)}
     ids = {tracker for name in names if (tracker := _tracker_of(name)) is not None}
     locked = dispatch_queries.lock_unlocked_states(connection, ids)
@@ -299,6 +299,7 @@ def _tracker_of(queue: str) -> int | None:
 
 
 def _application_of(queue: str) -> int | None:
-    """Return the application id in the name of a callback queue; None if the name of an older release contains no id."""
+    """Return the application id in the name of a callback queue. Older releases stored names without an id: return None for
+    them."""
     application, slash, _ = queue[1:].partition("/")
     return int(application) if slash and application.isdecimal() else None

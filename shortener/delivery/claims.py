@@ -3,7 +3,7 @@
 A queue contains the deliveries of one tracker, or the callbacks of one application to one host. A slot is the right to have one
 attempt in flight. These rules keep slots free for queues that respond:
 
-- A queue never uses more slots than remain free, and never more than its concurrency.
+- If a queue uses several slots, at least as many slots stay free. A queue never uses more slots than its concurrency.
 - If only one queue has due deliveries, it may use three quarters of all slots.
 - An application never uses more than three slots for each slot that remains free.
 - If an application is at its limit, each of its trackers may still use up to four slots while more than one sixteenth of all slots
@@ -31,10 +31,10 @@ from shortener.delivery.pace import TrackerPace
 
 K = TypeVar("K")
 
-#: A lease ends this long after the time limit of its attempt. The process needs the time to record the outcome, and the clocks of
-#: processes may differ.
+#: A lease ends this long after the time limit of its attempt. In this time the process records the outcome. The margin is also
+#: necessary because the clocks of processes may differ.
 LEASE_MARGIN_MS = 10_000
-#: When an attempt starts, its lease must end at least this long after the time limit of the attempt. Otherwise the claim is given
+#: An attempt starts only if its lease ends at least this long after the time limit of the attempt. Otherwise the claim is given
 #: back.
 MIN_LEASE_LEFT_MS = LEASE_MARGIN_MS // 2
 #: For each slot that remains free, an application uses at most this many slots.

@@ -6,7 +6,7 @@ stored time is wrong if it was stored at a time that is now in the future, or if
 possible delay. `repair` can miss a retry with a delay of hours. Such a retry waits longer, at most by the time by which the clock
 was set back.
 
-If the clock is set forward, retries and leases are due earlier, and no stored time needs repair.
+If the clock is set forward, retries are due earlier and leases end earlier. No stored time needs repair.
 
 Times are milliseconds since 1970-01-01 UTC.
 """
@@ -85,7 +85,8 @@ def _repair_trackers(connection: Connection, now: int) -> int:
 
 
 def repaired_health(health: TrackerHealth, now: int) -> TrackerHealth:
-    """Return the health of a tracker with corrected times: none is further in the future than the circuit breaker can set it."""
+    """Return the health of a tracker. A time that is further in the future than the circuit breaker can set is moved to that
+    limit."""
     open_until = health.open_until
     if open_until is not None:
         open_until = min(open_until, now + max(pause(health.failures_in_row), MAX_LEASE_MS))
@@ -98,8 +99,8 @@ def repaired_health(health: TrackerHealth, now: int) -> TrackerHealth:
 
 
 def repaired_pace(pace: TrackerPace, now: int) -> TrackerPace:
-    """Return the state of a tracker's rate limit after the clock was set back: no wait is longer than planned. The wait that a
-    tracker requested with `Retry-After` is counted from its 429 response."""
+    """Return the state of a tracker's rate limit after the clock was set back. No delivery waits longer than planned. A wait that
+    the tracker requested with `Retry-After` starts at the time `now`."""
     paced_until = pace.paced_until
     if paced_until is not None and pace.lowered_at is not None and pace.lowered_at > now:
         paced_until = now + max(paced_until - pace.lowered_at, 0)

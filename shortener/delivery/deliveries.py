@@ -1,7 +1,7 @@
 """This module lists, shows and replays deliveries for the API and the command line, and counts the backlog of a tracker.
 
 A page of a list contains deliveries with ids below a given id, and is read from an index of the database. If no index supports a
-filter, one page examines at most `MAX_WALK_ROWS` deliveries. Such a page can contain fewer deliveries than requested, or none,
+filter, one page examines at most `MAX_WALK_ROWS` deliveries. The page can then contain fewer deliveries than requested, or none,
 although a next page exists. Counts stop at `MAX_COUNT`.
 
 A replay makes a dead or delivered delivery pending again, with all its attempts. The event id stays the same, and the attempt
@@ -30,7 +30,8 @@ from shortener.storage.types import to_ms
 MAX_WALK_ROWS = 10_000
 MAX_COUNT = 10_000
 MAX_REPLAYED_PER_TRANSACTION, MAX_REPLAYED_PER_CALL = 500, 10_000
-#: If a caller lists the deliveries to replay, one transaction replays at most this many, because each needs several SQL statements.
+#: One transaction replays at most this many deliveries that a caller selected by their ids. Each of them needs several SQL
+#: statements.
 MAX_LISTED_PER_TRANSACTION = 100
 #: The details of a delivery contain at most this many attempts.
 MAX_ATTEMPTS = 500
@@ -130,11 +131,12 @@ class Deliveries:
     async def replay(self, delivery_id: int, now: datetime, application_id: int | None = None) -> Delivery:
         """Make a dead or delivered delivery pending again, with all its attempts.
 
-        Raise ApiError NOT_FOUND if it does not exist, or CONFLICT if it is pending or its tracker is deleted."""
+        Raise ApiError NOT_FOUND if the delivery does not exist, or CONFLICT if the delivery is pending or its tracker is
+        deleted."""
         return await self._database.write(_replay, delivery_id, application_id, now)
 
     async def replay_listed(self, ids: Sequence[int], now: datetime, application_id: int) -> dict[int, ApiError | None]:
-        """Replay the deliveries with these ids. Return, by id, the error if a delivery cannot be replayed, else None."""
+        """Replay the deliveries with these ids. Return the error of each delivery by its id; None if the delivery was replayed."""
         results: dict[int, ApiError | None] = {}
         for start in range(0, len(ids), MAX_LISTED_PER_TRANSACTION):
             part = ids[start : start + MAX_LISTED_PER_TRANSACTION]
@@ -302,7 +304,7 @@ def _replay_listed(connection: Connection, ids: Sequence[int], application_id: i
 
 
 def _recover(connection: Connection, tracker_ids: Collection[int | None], now: datetime) -> None:
-    """Limit trackers with replayed deliveries to the recovery rate, which also applies after an open circuit breaker."""
+    """Limit the trackers of replayed deliveries to the recovery rate, as after the time in which a circuit breaker was open."""
     if tracker_ids:
         plain = (trackers.c.recovering_at.is_(None), trackers.c.open_until.is_(None))
         connection.execute(update(trackers).where(trackers.c.id.in_(tracker_ids), *plain).values(recovering_at=now))
@@ -330,7 +332,7 @@ def _is_dead(criteria: DeliveryFilter, dead_at: datetime | None) -> list[ColumnE
 def count_dead(connection: Connection, criteria: DeliveryFilter, dead_at: datetime | None = None) -> int:
     """Return the exact number of dead deliveries of a tracker that match the filter, as `replay_batch` selects them.
 
-    An index of the dead deliveries of each tracker finds them. A million takes about a quarter of a second."""
+    The query reads an index that contains only dead deliveries. Counting a million takes about a quarter of a second."""
     assert criteria.tracker_id is not None
     statement = select(func.count()).select_from(deliveries).where(*_is_dead(criteria, dead_at))
     return connection.execute(statement).scalar_one()
@@ -347,8 +349,8 @@ def replay_batch(
 ) -> ReplayedBatch:
     """Replay the next dead deliveries of a tracker with ids above `after`, oldest first, at most MAX_REPLAYED_PER_TRANSACTION.
 
-    If `dead_at` is not None, leave out deliveries that became dead after this time. `replay_id` is the background replay that the
-    deliveries become part of."""
+    If `dead_at` is not None, leave out deliveries that became dead after this time. If `replay_id` is not None, the deliveries
+    become part of this background replay."""
     columns = deliveries.c
     conditions = (*_is_dead(criteria, dead_at), columns.id > after)
     which = select(columns.id).where(*conditions).order_by(columns.id).limit(MAX_REPLAYED_PER_TRANSACTION)

@@ -34,8 +34,8 @@ def _dumps(value: object) -> str:
 class DeliveryQueue(NamedTuple):
     """A queue with pending deliveries.
 
-    `first_due` is the earliest time at which a first attempt is due, `retry_due` the earliest time at which a retry is due. The
-    time is None if the queue has no such delivery."""
+    `first_due` is the earliest time at which a first attempt is due, `retry_due` the earliest time at which a retry is due. A time
+    is None if the queue contains no pending delivery of this kind."""
 
     name: str
     first_due: int | None
@@ -148,7 +148,8 @@ def claim(connection: Connection, requests: Sequence[ClaimRequest], now: int) ->
 class FinishedDelivery(NamedTuple):
     """The new column values of a delivery after an attempt.
 
-    They are written only if the delivery still has the attempt number and the lease of the claim."""
+    They are written only if no other process has claimed the delivery since: the row must still contain the attempt number
+    `claimed_attempt` and the end of the lease `claimed_lease`."""
 
     id: int
     claimed_attempt: int

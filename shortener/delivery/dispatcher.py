@@ -8,7 +8,7 @@ durable.
 Guarantees
 - A claim counts one attempt and gives the process a lease: until the lease ends, only this process attempts the delivery. The lease
   is longer than the attempt can last, including the waits for a slot of the sender, for the resolver and for the receiver. If a
-  process dies, its deliveries are due again when their leases end, with the same event id and one remaining attempt less. An
+  process dies, its deliveries are due again when their leases end, with the same event id. The interrupted attempts count. An
   outcome is ignored if another process has claimed the delivery since. Processes compare leases with a common clock
   (storage/clock.py). Their clocks may differ by up to `claims.MIN_LEASE_LEFT_MS`.
 - A queue (one tracker, or the callbacks to one host) never blocks another: claims.py limits the slots of queues and applications.
@@ -17,7 +17,8 @@ Guarantees
 - A local failure (resolver, sockets, database) does not count as an attempt. A delivery becomes dead if an open circuit breaker or
   local failures delay it for `expiry.MAX_HOLD`, or if its tracker or application is disabled for EVENT_RETENTION_DAYS.
 - If the clock is set back, no retry, lease or circuit breaker waits longer than planned (clock_steps.py).
-- `stop` starts no attempts, waits for the attempts in flight, records them and gives back the claims that cannot finish in time.
+- `stop` starts no attempts. It waits for the attempts in flight and records their outcomes. It cancels the attempts that do not end
+  in time, and gives their claims back.
 """
 
 from __future__ import annotations
@@ -57,11 +58,11 @@ log = structlog.get_logger(__name__)
 
 #: One dispatch cycle writes at most this many outcomes, because its transaction blocks every other writer on SQLite.
 MAX_OUTCOMES = 512
-#: While many hits arrive, one dispatch cycle starts at most this many attempts. At all times, the dispatcher lets other tasks run
-#: after each group of this many starts.
+#: While many hits arrive, one dispatch cycle starts at most this many attempts. In every cycle, other tasks run after each group of
+#: this many starts.
 MAX_STARTS = 8
-#: If the rate of a tracker delays the next delivery for longer than this, the dispatcher sets no timer, because cycles run more
-#: often anyway.
+#: If the rate of a tracker delays the next delivery for longer than this, the dispatcher sets no timer. The next cycle starts
+#: earlier without a timer.
 MAX_TIMER_SECONDS = 60.0
 #: The dispatcher keeps in memory at most this many callback hosts that have responded. The queues of these hosts may use more than
 #: one slot.

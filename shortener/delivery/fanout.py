@@ -321,8 +321,8 @@ async def requeue_events(database: Database) -> int:
 def _click_numbers(connection: Connection, sources: Sequence[Sources]) -> dict[int, int]:
     """Return the click number of each click event, by event id: the first click of a link has number 1.
 
-    Clicks beyond fanout_queries.MAX_CLICK_NUMBER get no number, and no number of a link is used twice. The numbers follow the order
-    of the clicks, except for a click whose transaction was committed after that of a later click."""
+    Clicks beyond fanout_queries.MAX_CLICK_NUMBER get no number, and no number of a link is used twice. A later click has a higher
+    number, unless the transaction of the later click was committed first."""
     numbers: dict[int, int] = {}
     repeats: dict[int, list[tuple[int, int]]] = defaultdict(list)  # link id -> (hit id, event id)
     for source in sources:
@@ -342,7 +342,7 @@ def _click_numbers(connection: Connection, sources: Sequence[Sources]) -> dict[i
 
 
 def _is_numbered(source: Sources) -> bool:
-    """Return whether an event has a click number, because it is a click of a person on a link."""
+    """Return whether the event gets a click number: it must be a click of a person on a known link."""
     is_click = source.topics & Topic.CLICK and not source.topics & Topic.SUSPECTED and source.verdict == Verdict.HUMAN
     return bool(is_click and source.click_hit is not None and source.code is not None)
 

@@ -21,9 +21,10 @@ from shortener.storage.bulk import BulkInsert
 
 
 def _for_each_engine(statements: dict[str, str], condition: str) -> dict[str, str]:
-    """Return the statements with `{condition}` replaced by `condition`, by name of the database engine.
+    """Return the complete SQL statements, by name of the database engine.
 
-    `{}` in the condition is replaced by the parameter in the syntax of the engine."""
+    In each statement, `condition` replaces the text `{condition}`. In the condition, the parameter replaces `{}`, in the syntax of
+    the engine."""
     return {
         engine: text.format(condition=condition.format("?" if engine == "sqlite" else "$1")) for engine, text in statements.items()
     }
@@ -232,8 +233,8 @@ class Sources(NamedTuple):
     conversion_metadata: str | None
 
 
-# This is a subquery and not a join, because PostgreSQL joins by reading the whole table while its statistics still say that the
-# table is small.
+# A join would make PostgreSQL read the whole table if its statistics are from a time when the table was small. So this is a
+# subquery.
 _CLICKED_AT = "(SELECT f.at FROM first_clicks AS f WHERE f.id = e.message_id)"
 _SOURCE_COLUMNS = (
     "e.id, e.application_id, e.topics, e.at, e.data, e.conversion_id, e.hit_id, a.company_id, "

@@ -3,8 +3,8 @@
 `rejection_reason` classifies an address with the lists of this module, because `ipaddress.is_global` accepts NAT64, 6to4, mapped
 shared addresses, multicast and the metadata services of clouds. `Guard` checks addresses twice: `check_host` checks every address
 of a host when a tracker is saved, and `socket_factory` checks the address of each connection, because the IP address of a host name
-can change in between. `Guard(allow_private=True)` (setting ALLOW_PRIVATE_TARGETS) also accepts loopback, private and shared
-addresses, but no other special addresses.
+can change between the two checks. `Guard(allow_private=True)` (setting ALLOW_PRIVATE_TARGETS) also accepts loopback, private and
+shared addresses, but no other special addresses.
 
 `check_host` runs a limited number of DNS look-ups at a time. `check_literal` makes no look-up: it is for the hosts of URLs that are
 only stored.
@@ -142,7 +142,7 @@ class LookupThreads:
     """A runner of blocking DNS look-ups, each in its own thread, at most `limit` at a time.
 
     The threads are daemon threads, because a resolver that hangs must not delay the exit of the process or other work in a shared
-    thread pool. If the caller of a look-up stops waiting, the look-up still occupies its thread until it ends.
+    thread pool. If the caller of a look-up stops waiting, the thread stays occupied until the look-up ends.
     """
 
     def __init__(self, limit: int) -> None:

@@ -20,8 +20,8 @@ MAX_LOOKUPS, LOOKUP_TIMEOUT_SECONDS = 32, 15.0
 class GuardedResolver(AbstractResolver):
     """A resolver that returns only IP addresses that the address guard permits.
 
-    It stores for which two names the operating system's resolver last responded, and when. So it can distinguish a resolver that is
-    down from a name that does not resolve."""
+    If no response arrives for a name, either the resolver of the operating system is down, or only this name has a fault. To
+    distinguish the two cases, the class stores the last two names for which a response arrived, with the times of the responses."""
 
     def __init__(self, guard: Guard, lookup: Lookup) -> None:
         self._guard = guard

@@ -29,7 +29,7 @@ from shortener.storage.types import from_ms, to_ms
 
 #: The time of a tracker's last success is written to the database at most once in this time.
 SUCCESS_INTERVAL_MS = 1000
-#: If the successes of more trackers than this are counted in memory, the trackers without recent successes are removed.
+#: If this process counts the successes of more trackers than this, it forgets the trackers without recent successes.
 MAX_TRACKERS_COUNTED = 10_000
 
 
@@ -39,8 +39,8 @@ class OutcomeResult:
 
     `recorded` contains the attempts whose outcome was written. `leases_lost` is the number of attempts whose outcome was ignored.
     The other lists contain ids of trackers: `disabled` by a 410 response, `opened` (the circuit breaker opened) and `slowed` (the
-    rate was lowered). `success_written` lists the trackers whose last success is in the database, `success_unknown` those for which
-    the next success must be written.
+    rate was lowered). `success_written` lists the trackers whose last success is in the database. `success_unknown` lists the
+    trackers whose next success must be written.
     """
 
     recorded: list[FinishedAttempt] = field(default_factory=list)
@@ -55,7 +55,7 @@ class OutcomeResult:
 class OutcomeWriter:
     """A writer of attempt outcomes.
 
-    For each tracker, it keeps in memory when it last wrote a success, so that it need not write every success to the database."""
+    Not every success is written to the database. The writer remembers for each tracker when it last wrote a success."""
 
     def __init__(self, ids: IdGenerator) -> None:
         self._ids = ids

@@ -3,8 +3,8 @@
 The lower of two limits applies: `max_per_second`, which the customer sets, and `rate`, which the service learns from 429 responses.
 The first 429 response sets the rate to the number of successes in the last second. A later 429 response lowers the rate by a tenth,
 or by half if the rate has not recovered since the previous 429 response. Each success raises the rate: slowly if it is near the
-rate of the last 429 response (`ceiling`), otherwise fast. A 429 response to a request that was sent before the rate was lowered, or
-less than a second after, does not lower it again, because many receivers reject all further requests of the same second.
+rate of the last 429 response (`ceiling`), otherwise fast. A 429 response does not lower the rate again if its request was sent
+before the rate was lowered, or less than a second after. The reason: many receivers reject all further requests of the same second.
 
 The database stores the rate with the tracker. A process locks the tracker before it claims deliveries, so the rate limits all
 processes together.
@@ -28,8 +28,8 @@ MAX_AGE_MS = 3_600_000
 LOWERED, HALVED = 0.9, 0.5
 #: One success adds `SLOW_STEP` to the rate if the rate is between `LOWERED` and `FAR` times the ceiling, otherwise `FAST_STEP`.
 SLOW_STEP, FAST_STEP, FAR = 0.005, 0.2, 1.1
-#: A tracker that got fewer deliveries than its rate allows may get the missing ones of this time at once, or 1.5 deliveries if
-#: these are more.
+#: A tracker that got fewer deliveries than its rate allows may get the deliveries that it missed in this time at once. If they are
+#: fewer than 1.5 deliveries, the limit is 1.5.
 BURST_MS = 100
 
 
@@ -54,8 +54,7 @@ class TrackerPace:
 
     @property
     def _quiet_ms(self) -> int:
-        """The milliseconds between the time at which the rate was last lowered and `paced_until`, for example because of
-        `Retry-After`."""
+        """The milliseconds from the time at which the rate was last lowered to `paced_until`; 0 if `paced_until` is earlier."""
         return 0 if self.paced_until is None or self.lowered_at is None else max(self.paced_until - self.lowered_at, 0)
 
     def allowance(self, now: int) -> int | None:

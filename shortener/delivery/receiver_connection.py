@@ -128,5 +128,5 @@ def default_tls_context() -> ssl.SSLContext:
 
 @functools.lru_cache(maxsize=1)
 def _tls_context(_file: str | None, _folder: str | None) -> ssl.SSLContext:
-    """Return a TLS context. The parameters are only cache keys: OpenSSL itself reads the certificate authorities from them."""
+    """Return a TLS context. The parameters are only the key of the cache. OpenSSL itself reads the files that they name."""
     return ssl.create_default_context()

@@ -1,15 +1,15 @@
-"""Background replays: a job replays the dead deliveries of a tracker, and people follow it and can stop it.
+"""Background replays: a job replays the dead deliveries of a tracker. People can watch a replay and stop it.
 
 A replay is a row in the database. It is created with the exact number of its deliveries (`total`). Any process performs it in
-batches. One transaction replays a batch and stores how far the replay is, under a lock on the row. So a process that ends in the
-middle of a batch leaves nothing behind, another process continues with the next batch, and no delivery is replayed twice by one
-replay. A delivery that becomes dead after the replay was created is not part of it.
+batches. One transaction locks the row, replays a batch, and stores the position of the replay. If a process ends in the middle of a
+batch, the transaction is rolled back, and another process repeats the batch. So a replay replays each delivery once. A delivery
+that becomes dead after the replay was created is not part of it.
 
-At most about MAX_UNATTEMPTED replayed deliveries wait for their first attempt. The other deliveries stay dead until then, so a stop
-takes effect at once: nothing further is replayed, and what was replayed is still sent.
+At most about MAX_UNATTEMPTED replayed deliveries wait for their first attempt. The other deliveries stay dead until their batch
+begins. So a stop takes effect at once: no further delivery is replayed. The replayed deliveries are still sent.
 
-A tracker has at most one running replay. A replay stops by itself if its tracker is deleted or disabled, or if the application is
-disabled, because nothing is sent then.
+A tracker has at most one running replay. The job stops a replay if its tracker is deleted or disabled, or if its application is
+disabled. No delivery would be sent in these cases.
 """
 
 from __future__ import annotations
@@ -33,10 +33,11 @@ from shortener.model import Clock, DeliveryStatus
 from shortener.storage.database import Database, is_unique_violation
 from shortener.storage.schema import applications, deliveries, replays, trackers
 
-#: No further batch is replayed while this number of deliveries of a replay waits for the first attempt after the replay.
+#: The job begins the next batch of a replay only when fewer than this number of the replayed deliveries wait for their next
+#: attempt.
 MAX_UNATTEMPTED = 1000
 RUNNING, DONE, STOPPED = "running", "done", "stopped"
-#: The actor of a replay that stops by itself.
+#: The name of the job in the audit log, as the actor that stopped a replay.
 JOB = Actor(name="background job")
 
 # The SQL statement contains the state as a literal, because a database cannot use a partial index for a parameter.
@@ -104,8 +105,8 @@ class Replay:
 
 @dataclass(frozen=True, slots=True)
 class ReplayOutcomes:
-    """What became of the deliveries of a replay. `waiting` deliveries are pending. `moved` deliveries were replayed again later, or
-    the purge deleted them."""
+    """The numbers of the replayed deliveries of a replay, by their present state. `waiting` counts pending deliveries. `moved`
+    counts deliveries that a later replay has replayed again, and deliveries that the purge has deleted."""
 
     waiting: int
     delivered: int
@@ -126,9 +127,9 @@ async def start_replay(
 ) -> Replay:
     """Create a replay of the dead deliveries of a tracker, add it to the audit log, and return it.
 
-    Raise ApiError NOT_FOUND if the tracker does not exist, or CONFLICT if it has a running replay, if nothing would be sent, or if
-    no delivery is dead."""
-    # The count is not a part of the transaction, because a large one would delay clicks.
+    Raise ApiError NOT_FOUND if the tracker does not exist, or CONFLICT if the tracker has a running replay, if nothing would be
+    sent to it, or if no delivery is dead."""
+    # The deliveries are counted before the transaction begins, because counting many deliveries in it would delay clicks.
     total = await database.read(count_dead, DeliveryFilter(tracker_id=tracker_id, since=since, until=until), now)
     values = {
         "application_id": application_id,
@@ -146,7 +147,7 @@ async def start_replay(
         if not is_unique_violation(error):
             raise
         running = await database.read(find_running, tracker_id)
-        if running is None:  # It has already ended.
+        if running is None:  # The other replay has already ended.
             raise ApiError(ErrorCode.CONFLICT, "Another replay of this tracker was started at the same time.") from None
         raise _is_running_already(running) from None
 
@@ -210,7 +211,7 @@ def find_obstacle(connection: Connection, tracker_id: int) -> StopReason | None:
 
 
 def count_outcomes(connection: Connection, replay: Replay) -> ReplayOutcomes:
-    """Return what became of the deliveries that a replay has replayed. The count reads only an index of the replay."""
+    """Return the numbers of the replayed deliveries of a replay, by their present state. The query reads only an index."""
     statement = select(deliveries.c.status, func.count()).where(deliveries.c.replay_id == replay.id).group_by(deliveries.c.status)
     numbers: dict[int, int] = {row[0]: row[1] for row in connection.execute(statement)}
     waiting, delivered, dead = (
@@ -228,8 +229,8 @@ def stop_replay(
     new_id: Callable[[], int],
     now: datetime,
 ) -> bool:
-    """Stop a replay and add this to the audit log. Deliveries that were replayed are still sent. A replay that has ended does not
-    change. Return whether it was running."""
+    """Stop a replay and add this to the audit log. Deliveries that were replayed are still sent. If the replay has ended, change
+    nothing. Return whether the replay was running."""
     values = {"state": STOPPED, "stop_reason": reason.value, "stopped_by": actor.name, "finished_at": now}
     stopped = connection.execute(
         update(replays).where(replays.c.id == replay.id, _IS_RUNNING).values(values).returning(replays)
@@ -293,7 +294,8 @@ class Replays:
         criteria = DeliveryFilter(tracker_id=row.tracker_id, since=row.since, until=row.until)
         batch = replay_batch(connection, criteria, row.cursor, now, dead_at=row.created_at, replay_id=replay_id)
         replayed = row.replayed + batch.replayed
-        # An attempt that failed before the replay was created may be recorded after it, so the count can have missed it.
+        # `total` can be too small: the last attempt of a delivery may have failed before the replay was created, but was recorded
+        # only after `total` was counted.
         values: dict[str, Any] = {"replayed": replayed, "cursor": batch.last_id, "total": max(row.total, replayed)}
         if batch.is_last:
             values |= {"state": DONE, "finished_at": now}

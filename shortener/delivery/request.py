@@ -68,7 +68,8 @@ class DeliveryTarget:
     ) -> OutgoingRequest:
         """Build the request of attempt number `attempt` at the time `at`. Raise ForbiddenHost if the settings forbid http URLs.
 
-        If the facts contain a `topic`, it replaces the name of the event. This is the case only for test deliveries."""
+        If the facts contain a `topic`, the topic replaces the name of the event. Only the facts of test deliveries contain a
+        `topic`."""
         name = encode_event_id(event, topic)
         facts = {"topic": topic.api_name, **facts, "event_id": name}
         if topic is Topic.CONVERSION and facts.get("conversion_id") is None:  # the event is a click, sent as a conversion

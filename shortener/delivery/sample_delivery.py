@@ -33,7 +33,7 @@ from shortener.storage import schema
 from shortener.storage.database import Database
 from shortener.storage.types import to_ms
 
-#: The maximum number of test deliveries at a time: first of all applications together, then of one application.
+#: The maximum numbers of test deliveries that run at the same time: for all applications together, and for one application.
 MAX_TESTS, MAX_TESTS_PER_APPLICATION = 64, 8
 #: The time limit of a test delivery is the time limit of the tracker, but at most this number of seconds.
 MAX_TEST_SECONDS = 15.0

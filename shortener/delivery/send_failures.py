@@ -118,7 +118,7 @@ def explain(error: Exception, unresolved: Callable[[], SendFailure], *, is_https
             return SendFailure("connection_reset", "the connection was closed without a response")
         case OSError() | aiohttp.ClientConnectionError():
             return _explain_connection_error(error)
-    # The request can never be sent. It counts as an attempt, because it would be repeated without end otherwise.
+    # The request can never be sent. The failure counts as an attempt; otherwise the delivery would be attempted without end.
     return SendFailure("internal_error", f"the request could not be sent ({type(error).__name__})")
 
 

@@ -194,9 +194,9 @@ class Sender:
         )
 
     async def _exchange(self, request: OutgoingRequest, attempt: SendState) -> None:
-        """Send the request. Repeat it while it was sent on an idle connection that the receiver had already closed.
+        """Send the request. If the receiver had already closed the idle connection, send the request again on another connection.
 
-        Each such connection is removed from the pool, so the last repetition uses a new connection."""
+        A closed connection is removed from the pool. If no idle connection is left, the request is sent on a new connection."""
         while True:
             try:
                 return await self._exchange_once(request, attempt)

@@ -120,7 +120,7 @@ def update_tracker(
     values |= {"updated_at": now, "revision": row.revision + 1}
     after = connection.execute(update(table).where(table.c.id == row.id).values(values).returning(table)).one()
     if row.with_suspected or after.with_suspected:
-        increment_version(connection)  # invalidates the caches of applications with events for suspected hits
+        increment_version(connection)  # processes must read again which applications have trackers that receive suspected hits
     return after
 
 

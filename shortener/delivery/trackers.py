@@ -5,8 +5,8 @@ client certificates are encrypted in the database, and no response contains them
 signed with the old secret for a limited time (the overlap). If the URL changes to another scheme, host or port, the static headers
 and the client certificate are removed, so that they do not reach another receiver.
 
-If a tracker is disabled, its deliveries wait until it is enabled again. If it is deleted, its pending deliveries become dead, with
-this as the last error, and stay listed.
+If a tracker is disabled, its deliveries wait until it is enabled again. If a tracker is deleted, its pending deliveries become dead
+and stay listed. Their last error states that the tracker was deleted.
 
 The methods raise ApiError with INVALID_REQUEST, UNKNOWN_PLACEHOLDER, INVALID_TRACKER_URL, FORBIDDEN_TARGET, NOT_FOUND or
 CONFLICT.
@@ -239,7 +239,8 @@ class Trackers:
         return TrackerSaveResult(_tracker_from_row(row), generated)
 
     async def delete(self, tracker_id: int, application_id: int | None = None) -> None:
-        """Delete a tracker. The dispatcher then makes its pending deliveries dead. Raise ApiError NOT_FOUND if it is unknown."""
+        """Delete a tracker. The dispatcher then makes its pending deliveries dead. Raise ApiError NOT_FOUND if the tracker is
+        unknown."""
         await self._database.write(delete_tracker, tracker_id, application_id)
 
     async def conversion_url(self, application_id: int) -> Tracker | None:

@@ -6,9 +6,10 @@ The rules, by outcome of the attempt:
 - rejected: the message is FAILED with the code and the text of the gateway.
 - retry: the gateway has certainly not accepted the message. The next attempt follows on the schedule. After the last attempt, the
   message is FAILED. Attempts that fail because of this host, or because the gateway limits its rate, do not count.
-- doubt: the gateway may have accepted the message, but its response is missing. The message is marked as doubtful. A gateway with
-  the policy `resend` gets it again on the schedule; with `hold` the message is held until an operator decides.
-- unreadable: a response arrived, but does not say whether the message was accepted. The message is held, whatever the policy,
+- doubt: the gateway may have accepted the message, but its response is missing. The message is marked as doubtful. If the policy of
+  the gateway is `resend`, the message is handed on again on the schedule. If it is `hold`, the message is held until an operator
+  decides.
+- unreadable: a response arrived, but does not show whether the message was accepted. The message is held, whatever the policy,
   because a message is never repeated after a response was received.
 """
 # Tested by tests/gateways/test_dispatcher.py
@@ -53,7 +54,7 @@ class SendLimits:
 
 @dataclass(frozen=True, slots=True)
 class SendInFlight:
-    """An attempt that may start because the claim of its message is committed. `config` is None if the gateway is unusable.
+    """An attempt that may start now. The claim of its message is committed. `config` is None if the gateway is unusable.
 
     `is_probe` is true if the attempt tests whether a gateway with an open circuit breaker works again."""
 
@@ -69,7 +70,7 @@ class SendInFlight:
 class EndedSend:
     """An attempt that has ended and whose outcome is not yet in the database.
 
-    `result` is None if no attempt was made and the claim is given back. Times are milliseconds since 1970."""
+    If `result` is None, no attempt was made, and the claim is given back. Times are milliseconds since 1970."""
 
     attempt: SendInFlight
     change: SendChange
@@ -187,7 +188,7 @@ class SendRunner:
         return round(max(pause, (result.retry_after or 0) * 1000))
 
     def _returned(self, attempt: SendInFlight, started: datetime) -> EndedSend:
-        """Return the result of a claim without an attempt. The claim is given back, so the message is claimed again later."""
+        """Return the result of a claim without an attempt. It gives the claim back, so that the message is claimed again later."""
         claim, now = attempt.claim, to_ms(self._clock())
         row = FinishedSend(
             id=claim.id,
@@ -212,8 +213,8 @@ def _holds(attempt: SendInFlight) -> bool:
 
 
 def _stored_detail(claim: ClaimedSend, result: SubmitResult) -> str:
-    """Return the error text of a gateway as it is stored. The phone number of the recipient in it is masked, because the text is
-    also shown to callers who may not see phone numbers."""
+    """Return the error text of a gateway as it is stored. The phone number of the recipient is masked in the text, because callers
+    who may not see phone numbers also get the text."""
     number, text = claim.to_address, to_storable_text(result.detail)
     return text.replace(number, mask(number)).replace(number.removeprefix("+"), mask(number)) if number else text
 

@@ -1,14 +1,15 @@
 """The dispatcher hands queued messages on to gateways and records the outcomes.
 
 It works like the dispatcher of deliveries (delivery/dispatcher.py) and shares its rules: the plan of claims and slots (claims.py),
-the circuit breaker (health.py), the rate (pace.py) and the schedule (outcomes.py). In each cycle, one transaction records the
-ended attempts and claims due messages. After the commit the attempts start, so a claim is durable before the message leaves.
+the circuit breaker (health.py), the rate (pace.py) and the schedule (outcomes.py). In each cycle, one transaction records the ended
+attempts and claims due messages. After the commit the attempts start, so a claim is durable before its message is handed on.
 
 Guarantees
 - A message is handed on at least once, and never again after the gateway accepted it and the outcome was recorded.
-- A claim is a lease that is longer than the attempt can last. If the lease ends without an outcome, the process died or lost the
-  database, and the gateway may have the message. The message is then doubtful. The policy of the gateway decides whether it is
-  handed on again (`resend`) or held (`hold`). A doubtful message whose delivery report has arrived is not handed on again.
+- A claim gives the process a lease that is longer than the attempt can last. If the lease ends without an outcome, the process died
+  or could not use the database, and the gateway may have accepted the message. The message is then doubtful. The policy of the
+  gateway decides whether it is handed on again (`resend`) or held (`hold`). A doubtful message whose delivery report has arrived is
+  not handed on again.
 - The transaction locks the row of each gateway, so its concurrency, its rate and its circuit breaker limit all processes together.
 - A message that was not accepted within GATEWAY_VALIDITY_HOURS becomes FAILED, and its text is deleted.
 - `stop` starts no attempts, waits for those in flight and records them.
@@ -60,7 +61,8 @@ LOCAL_PAUSE_MS = 5_000
 
 @dataclass(slots=True)
 class SendTotals:
-    """The counters of the dispatcher for /metrics since the process started. `reasons` counts attempts by their reason."""
+    """The counters of the dispatcher for /metrics since the process started. `reasons` counts attempts by the reason of their
+    result."""
 
     reasons: Counter[str] = field(default_factory=Counter)
     sent: int = 0
@@ -188,7 +190,8 @@ class GatewayDispatcher:
                 await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
 
     async def stop(self, grace: float) -> None:
-        """Stop within `grace` seconds: start no attempts, and record those in flight. Attempts that last longer become doubtful."""
+        """Stop within `grace` seconds: start no attempts, and record those in flight. The message of an attempt that lasts longer
+        becomes doubtful."""
         self._stopping = True
         loop = asyncio.get_running_loop()
         began = loop.time()
@@ -225,7 +228,7 @@ class GatewayDispatcher:
 
         The method does not change the dispatcher object, because the database may run the transaction again."""
         cycle = _Cycle()
-        # The gateways are locked before all other rows: every transaction takes its locks in this order, so none waits in a circle.
+        # Every transaction locks gateways before all other rows, so that transactions cannot deadlock.
         locked = lock_health(connection, {one.attempt.claim.gateway_id for one in ended})
         cycle.written, cycle.events = self.writer.write(connection, [one.change for one in ended], now)
         recorded = [one for one in ended if one.change.row.id in cycle.written]

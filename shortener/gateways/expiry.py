@@ -61,8 +61,8 @@ def fail_removed(connection: Connection, gateway_id: int, now: int) -> list[Send
 
 
 def hold_lost(connection: Connection, gateway_id: int, now: int) -> list[SendChange]:
-    """Return changes that hold the messages of a gateway whose attempt has no outcome because the process died during the
-    attempt."""
+    """Return changes that hold messages of a gateway. A message is held if its process died during the attempt, so that the outcome
+    is unknown."""
     lost = sends.c.lease_until <= from_ms(now)
     found = find_sends(connection, now, IS_PENDING, sends.c.gateway_id == gateway_id, lost)
     return [finish_reported(one, now) or _held(one, now, "lease_lost") for one in found]
@@ -80,9 +80,8 @@ def finish_reported(claim: ClaimedSend, now: int) -> SendChange | None:
 
 
 def postpone(claim: ClaimedSend, now: int) -> SendChange:
-    """Return the change that gives a claim back, so that the message is claimed again after a pause.
-
-    The claim that is given back does not count as an attempt."""
+    """Return the change that gives a claim back. The message is claimed again after a pause. The claim does not count as an
+    attempt."""
     row = _finished(claim, now, SendStatus.PENDING, "application_disabled")
     return SendChange(
         claim, row._replace(attempt=claim.attempt - 1, part=1 if claim.attempt > 1 else 0, next_at=now + PAUSE_MS, finished_at=None)

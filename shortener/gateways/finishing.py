@@ -2,7 +2,7 @@
 
 In one transaction it updates the row in `sends`, adds the row of the attempt, applies the report (SENT or FAILED) to the message
 with its event (messages/delivery_reports.py), and refunds the cost of a message that was certainly not sent. A row is skipped if
-another process has claimed it since, so the outcome of an attempt is never written over a newer one.
+another process has claimed it since. So the outcome of an attempt never replaces a newer outcome.
 """
 # Tested by tests/gateways/test_dispatcher.py
 

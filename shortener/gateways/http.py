@@ -10,8 +10,8 @@ How a response is understood (`classify`):
   is missing after the request was sent. In both cases the message is doubtful.
 
 The requests are sent by `delivery/sender.py`: within the time limit, with limited memory, without redirects, and only to permitted
-addresses. If doubtful messages must not be repeated, each request uses its own connection, because a request on a kept connection
-is repeated if the gateway closes it.
+addresses. A request on an idle connection is sent again if the gateway has just closed this connection. So if doubtful messages
+must not be repeated, each request uses a new connection.
 """
 
 from __future__ import annotations
@@ -180,7 +180,8 @@ class HttpSettings(BaseModel):
 
 
 def _parse_url(url: str) -> tuple[str, int]:
-    """Return host and port of a URL template. Raise ValueError if the URL is not absolute or one of them has a placeholder."""
+    """Return host and port of a URL template. Raise ValueError if the URL is not absolute, or if host or port contains a
+    placeholder."""
     sample = templates.PLACEHOLDER.sub("x", url)
     if not url.isascii():
         raise ValueError("url must be ASCII: write a host in punycode, and percent-encode the rest")
@@ -338,8 +339,8 @@ class _HttpKind:
         return _parse_url(settings.url)
 
     def operator_values(self, settings: BaseModel) -> Mapping[str, object]:
-        """Return the settings that decide which resource a request addresses and what is read from the response. Variables that the
-        path of the URL does not contain are left out, because they are credentials."""
+        """Return the settings that determine which resource a request addresses, and which values of the response are read. A
+        variable is left out unless the path of the URL contains it, because the other variables may be credentials."""
         assert isinstance(settings, HttpSettings)
         path = settings.url.partition("?")[0]
         return {

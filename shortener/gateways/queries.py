@@ -211,10 +211,11 @@ def claim(connection: Connection, requests: Sequence[ClaimRequest], now: int) ->
 
 
 class FinishedSend(NamedTuple):
-    """The new column values of a message after an attempt, or after it was given up.
+    """The new column values of a row of `sends` after an attempt, or after its message was given up.
 
-    They are written only if the row still has the attempt number and the lease of `claimed_attempt` and `claimed_lease`. A lease of
-    0 means that no process has claimed the row."""
+    The values are written only if the row has not changed since it was claimed or read. The number of the row's attempt must be
+    `claimed_attempt`, and the end of its lease must be `claimed_lease`. A `claimed_lease` of 0 means that no process had claimed
+    the row."""
 
     id: int
     claimed_attempt: int
@@ -232,8 +233,8 @@ class FinishedSend(NamedTuple):
     refunded: bool = False
 
 
-# The text is deleted when the message is finished. The text of a held message is kept, because an operator can send the message
-# again.
+# The text of a message is deleted when the message is SENT or FAILED. The text of a held message stays, because an operator can
+# send the message again.
 _FINISH_SQLITE = (
     "UPDATE sends SET lease_until = NULL, status = j.value ->> 3, attempt = j.value ->> 4, base_attempt = j.value ->> 5, "
     "queue = j.value ->> 6, next_at = j.value ->> 7, doubtful = j.value ->> 8, finished_at = j.value ->> 9, "

@@ -4,8 +4,8 @@ A stop word puts the number on the opt-out list of the application, and START re
 the latest message to the number (Syniverse: "Replying to a message can also be a conversion event"), with the action `reply`. The
 text of a reply is not stored.
 
-A reply on a connection belongs to the application that owns the gateway. With a gateway of the installation, it belongs to the
-application that sent the latest message to the number through this gateway.
+A reply on the connection of a gateway belongs to the application that owns the gateway. If the gateway belongs to the installation,
+the reply belongs to the application that sent the latest message to the number through this gateway.
 """
 # Tested by tests/web/test_inbound.py
 

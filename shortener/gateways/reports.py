@@ -1,8 +1,8 @@
 """This module records the delivery reports of gateways: it finds the message, and translates the gateway's word for the state.
 
-A report can arrive before the response to the message is recorded, so a report about an unknown id waits a short time
-(REPORT_WAIT) and is tried again. A report about a doubtful message proves that the gateway has accepted it, so the message is not
-handed on again.
+A report can arrive before the response to the message is recorded. So for a short time (REPORT_WAIT), the message of a report with
+an unknown id is searched again. A report about a doubtful message proves that the gateway has accepted the message, so the message
+is not handed on again.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from shortener.times import parse_report_time
 
 log = structlog.get_logger(__name__)
 
-#: The pauses before a report about an unknown message is tried again, as fractions of REPORT_WAIT.
+#: The pauses between the searches for the message of a report, as fractions of REPORT_WAIT.
 _PAUSES = (0.1, 0.3, 0.6)
 MAX_WAITING = 256
 MAX_ITEMS = 1000  # At most this many reports of one call are recorded. The others are ignored.
@@ -120,7 +120,7 @@ class GatewayReports:
 
 
 def find_send(connection: Connection, gateway_id: int, report: GatewayReport) -> ReportedSend | None:
-    """Return the message of a gateway that a report is about; None if it is unknown."""
+    """Return the message of a gateway that a report is about; None if the message is unknown."""
     row_id = decode(report.reference) if report.reference else None
     if row_id is not None:
         condition = sends.c.id == row_id

@@ -109,7 +109,8 @@ class GatewayStore:
         return self._from_row(await self._database.read(_require, gateway_id, application_id))
 
     async def find(self, name: str, application_id: int) -> StoredGateway:
-        """Return the gateway with this name: of the application, or else of the installation. Raise ApiError NOT_FOUND."""
+        """Return the gateway with this name. A gateway of the application has priority over one of the installation. Raise ApiError
+        NOT_FOUND."""
         return self._from_row(await self._database.read(_require_name, name, application_id))
 
     async def all(self, application_id: int | None = None) -> list[StoredGateway]:
@@ -119,11 +120,11 @@ class GatewayStore:
     async def update(
         self, gateway_id: int, changes: GatewayChanges, application_id: int | None = None, *, is_operator: bool = False
     ) -> StoredGateway:
-        """Change a gateway. Open connections to it are closed after their current messages.
+        """Change a gateway. The open connections to the gateway are closed when their attempts in flight have ended.
 
-        If a gateway may have a private IP address, only the operator can change what it requests and reads
-        (`GatewayKind.operator_values`). For all other gateways, a change of the host requires new credentials, so that stored
-        credentials are not sent to another host."""
+        If a gateway may have a private IP address, only the operator can change the values that `GatewayKind.operator_values`
+        returns. For all other gateways, a change of the host requires new credentials, so that stored credentials are not sent to
+        another host."""
         stored = await self.get(gateway_id, application_id)
         values: dict[str, Any] = {**changes}
         if "name" in changes:

@@ -28,7 +28,9 @@ class SubmitOutcome(enum.Enum):
     ACCEPTED = "accepted"
     REJECTED = "rejected"  # The gateway rejected this message, and would reject every repetition. The message becomes FAILED.
     RETRY = "retry"  # The gateway has certainly not accepted the message. It is attempted again on the schedule.
-    DOUBT = "doubt"  # The response is missing, so the gateway may have accepted the message. The policy of the gateway decides.
+    # The response is missing, so the gateway may have accepted the message. The policy of the gateway decides whether the message
+    # is handed on again.
+    DOUBT = "doubt"
     UNREADABLE = "unreadable"  # A response arrived that does not show whether the message was accepted. The message is held.
 
 
@@ -162,7 +164,8 @@ class GatewayKind(Protocol):
         ...
 
     def operator_values(self, settings: BaseModel) -> Mapping[str, object]:
-        """Return what only the operator can change if the gateway may have a private address, by the name of the setting.
+        """Return the values that only the operator can change if the gateway may have a private address, by the name of the
+        setting.
 
         These values decide which resource of which host is requested, and which part of the response is shown."""
         ...

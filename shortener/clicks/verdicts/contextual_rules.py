@@ -45,7 +45,8 @@ class HitContext:
     sent_at: datetime | None = None
     delivered_at: datetime | None = None
     is_reported: bool = True  # false if no delivery report SENT or DELIVERED has arrived for the message
-    recipients_of_address: int = 0  # recipients whose links the client's address opened within a minute, including this one
+    # recipients whose links the client's address opened within a minute, including the recipient of this hit
+    recipients_of_address: int = 0
     links_of_message: int = 0
     opened_at: Collection[datetime] = ()  # for each opened link of the message, the time of its hit that is nearest to this hit
 

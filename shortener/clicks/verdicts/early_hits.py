@@ -2,9 +2,9 @@
 suspected. A delivery report of the message causes a new classification.
 
 The table `early_hits` has one row for each message with early hits. The transaction that stores such a hit inserts the row. The
-transaction of a delivery report marks the row as due. The job then classifies the hits of the message again and deletes the row.
-If a report is committed while a hit is being stored, the report may not see the row. Therefore the job also examines all rows of
-the last minute.
+transaction of a delivery report marks the row as due. The job then classifies the hits of the message again and deletes the row. If
+a report is committed while a hit is being stored, the transaction of the report may not see the new row. Therefore the job also
+examines all rows of the last minute.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ from shortener.storage.types import from_ms
 from shortener.storage.values_table import values_table
 
 BATCH_MESSAGES = 100
-#: The job examines each early hit below this age. It examines older ones only after a delivery report marked them as due.
+#: The job examines each row that is younger than this. It examines an older row only if a delivery report has marked the row as
+#: due.
 RECENT = timedelta(minutes=1)
 
 
 def add(connection: Connection, hit_times: Mapping[int, int]) -> None:
-    """Insert a row for each message with early hits. Existing rows do not change. `hit_times` contains the time of the hit in
-    milliseconds since 1970, by row id of the message."""
+    """Insert a row for each message with an early hit. Existing rows do not change. `hit_times` contains the time of the first
+    early hit on each message, in milliseconds since 1970, by row id of the message."""
     rows = [{"id": message, "at": from_ms(at), "is_due": False} for message, at in sorted(hit_times.items())]
     connection.execute(upsert(connection, early_hits).on_conflict_do_nothing(), rows)
 
@@ -54,9 +55,10 @@ class EarlyHits:
         self._on_events = on_events
 
     async def step(self, now: datetime) -> int:
-        """Classify the early hits of reported messages again.
+        """Classify again the early hits on messages that were reported as SENT, DELIVERED or READ. Return the number of these
+        messages.
 
-        Return the number of messages. Raise StoreUnavailable if the database is unavailable."""
+        Raise StoreUnavailable if the database is unavailable."""
         due = await self._database.read(_due_messages, now)
         if due:
             events = await self._database.write(self._classify, due, now)
@@ -80,7 +82,8 @@ class EarlyHits:
             if application is not None and found.verdict is Verdict.HUMAN:
                 context = HitContext(
                     row.at,
-                    # A time of SENT after the click is not used: it is the time of the report and not the time of sending.
+                    # A time of SENT after the hit is not used, because it can only be the time of the report, and not the time of
+                    # sending.
                     sent_at=row.sent_at if row.sent_at is not None and row.sent_at <= row.at else None,
                     delivered_at=row.delivered_at,
                 )

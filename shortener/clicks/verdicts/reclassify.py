@@ -310,7 +310,7 @@ class _EvidenceWindow:
             return None  # the recorder used the full IP address, which is not stored
         context = HitContext(
             hit.at,
-            # A time of SENT after the click is not used: it is the time of the report and not the time of sending.
+            # A time of SENT after the hit is not used, because it can only be the time of the report, and not the time of sending.
             sent_at=hit.sent_at if hit.sent_at is not None and hit.sent_at <= hit.at else None,
             delivered_at=hit.delivered_at,
             is_reported=hit.sent_at is not None or hit.delivered_at is not None,
@@ -367,7 +367,7 @@ def read_page(
     return [_HitToClassify(**row, classification=classify(RequestTraits("GET", row["user_agent"]))) for row in rows], last
 
 
-# The position of the job is stored as milliseconds since 1970. The database still has the former name of the job.
+# The database stores the position of the job under the former name of the job, in milliseconds since 1970.
 _POSITION_NAME = "rejudged"
 _ROW = installation.c.name == _POSITION_NAME
 

@@ -52,7 +52,9 @@ class SmppSettings(BaseModel):
         (), max_length=50, description="Further command statuses that mean a temporary failure, such as 0x45."
     )
     tls_ca: str = Field(
-        "", max_length=32_000, description="Certificates (PEM) that may sign the gateway's certificate, instead of the public ones."
+        "",
+        max_length=32_000,
+        description="Certificates (PEM) of the authorities that sign the gateway's certificate. Default: public ones.",
     )
 
     @field_validator("url")
