@@ -55,7 +55,7 @@ def write_balances(connection: Connection, amounts: Mapping[int, Decimal], now: 
 
 
 def refund(connection: Connection, amounts: Mapping[int, Decimal], now: datetime) -> None:
-    """Add amounts to balances, by application id. Applications that are not prepaid are left out."""
+    """Add amounts to balances, by application id. An application that is not prepaid gets nothing."""
     stored = lock_balances(connection, amounts)
     write_balances(connection, {one: balance.amount + amounts[one] for one, balance in stored.items()}, now)
 

@@ -63,7 +63,7 @@ _MAX_CONTEXT_CHARACTERS = 24
 
 
 def is_bare_domain(body: str, start: int, end: int, host: str, rest: str) -> bool | None:
-    """Return whether `body[start:end]` is a URL without a scheme: `host`, and `rest` with the port, path and query.
+    """Return whether `body[start:end]` is a URL without a scheme. `host` is its host; `rest` is its port, path and query.
 
     Return None if the text can be either a domain or two words, because only the sender can decide this."""
     suffix = public_suffix(host)

@@ -1,9 +1,9 @@
 """Generator for the random codes of short links.
 
 A code is hard to guess because it is a random number (48 bits by default). The hashids library, with the salt of the installation,
-only encodes the number in base 62 and avoids English curse words. All codes of one installation have the same length. Two codes
-can be equal (with 100 million live links, one new code in three million). The unique index of the database rejects the second
-code, and the caller generates another one.
+only encodes the number in base 62 and avoids English curse words. All codes of one installation have the same length. A new code
+can be equal to an existing code (with 100 million live links, one new code in three million). The unique index of the database then
+rejects the new code, and the caller generates another one.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _MIN_SALT_CHARACTERS = 16
 # has more than 10.
 _MIN_DISTINCT_SALT_CHARACTERS = 8
 
-# The number base of hashids: for every salt, it writes numbers with this many different digits. A code consists of one character
-# and the digits of the number, so the base is the smallest number whose code has three characters.
+# hashids writes every number with this many different digits. A code consists of one character and the digits of the number, so
+# this is the smallest number whose code has three characters.
 _BASE = next(number for number in range(1, 63) if len(Hashids().encode(number)) == 3)
-# hashids selects the alphabet for a number by the remainder of its division by 100. hashids promises to keep this algorithm.
+# hashids selects the alphabet for a number by the last two decimal digits of the number. hashids promises to keep this algorithm.
 _ALPHABETS = 100
 
 
@@ -78,7 +78,7 @@ class Codes:
 
 @cache
 def _every_digit() -> int:
-    """Return a number that contains each digit of the base, and two zeros after them. Adding up to 99 changes only the zeros."""
+    """Return a number that has, in base _BASE, each digit once and then two zeros. Adding up to 99 changes only the two zeros."""
     number = 0
     for digit in reversed(range(_BASE)):
         number = number * _BASE + digit
@@ -86,8 +86,8 @@ def _every_digit() -> int:
 
 
 def _read_alphabet(hashids: Hashids, remainder: int) -> tuple[str, str]:
-    """Return the alphabet that hashids uses for numbers with this remainder: the first character of the code, and the digits in
-    order.
+    """Return the alphabet that hashids uses for numbers with this remainder (modulo 100). The alphabet is the first character of
+    the code, and the digits in order.
 
     hashids has no public function for its alphabets, so this one is derived from the code of a number that contains every digit."""
     number = _every_digit()

@@ -1,8 +1,8 @@
 """Delivery reports: the send pipeline reports whether a message was sent, delivered or read.
 
 The reports of a request are independent: a report of an unknown message does not affect the other reports. The transaction locks
-the messages and their first clicks in the order of their ids. A concurrent click is therefore stored completely before or after
-the reports, so that the previous state in its event is correct.
+the messages and their first clicks in the order of their ids. A concurrent click is therefore stored completely before or after the
+reports, and the event of the click contains the correct previous state.
 
 A report can arrive before the rewrite of its message is stored. Reports of unknown messages therefore wait a short time
 (REPORT_WAIT) and are tried again. At most MAX_WAITING requests wait at a time; the reports of further requests are not tried again.
@@ -12,7 +12,7 @@ The state of a message only moves forward:
 - A late report is a report of an earlier state. It stores the time of that state if none is stored, and adds missing facts
   (telecom_message_id, mt_price, fragments_count). A report of the newest reported state also corrects these facts.
 - The carrier's texts (status, reason_code, reason_description) are stored from the newest report that contains any. A report
-  without texts keeps them, except that DELIVERED after FAILED removes the reason of the failure. A late report does not replace
+  without texts does not change them, but DELIVERED after FAILED removes the reason of the failure. A late report does not replace
   them.
 - A report without a state (ENROUTE, UNKNOWN) stores its texts only while the message has neither failed nor been
   delivered. It does not change the state of the message.
@@ -89,7 +89,7 @@ class DeliveryReportResult:
 
 @dataclass(slots=True)
 class _ReportedMessage:
-    """The stored values of a message in memory. Delivery reports are applied to it in request order."""
+    """A copy in memory of the stored values of a message. `apply` changes the copy; the caller stores it."""
 
     id: int
     cohort_id: int
@@ -114,7 +114,7 @@ class _ReportedMessage:
 
     @property
     def newest_report(self) -> State:
-        """The newest state that a delivery report set. Clicks do not count."""
+        """The newest state that a delivery report set. A click does not change it."""
         states = (state for state, (column, _) in _TIME_COLUMNS.items() if getattr(self, column) is not None)
         return max(states, default=State.CREATED)
 
@@ -184,10 +184,10 @@ class DeliveryReports:
         )
 
     async def record(self, application_id: int, reports: Sequence[DeliveryReport]) -> list[DeliveryReportResult | None]:
-        """Store delivery reports. Return one result per report, in request order, after the commit; None for an unknown message.
+        """Store delivery reports. After the commit, return one result per report in request order; None for an unknown message.
 
         Several reports of one message are applied in request order. Raise StoreUnavailable if the database is not available. Some
-        reports may then be stored, and the caller may safely repeat the request."""
+        reports may be stored even then. The caller may safely repeat the request."""
         results = await self._group.submit((application_id, reports))
         for part in _PAUSES if self._wait else ():
             unknown = [index for index, result in enumerate(results) if result is None]
@@ -204,7 +204,7 @@ class DeliveryReports:
         return results
 
     def committed(self, events: int) -> None:
-        """Start the delivery of the events that `apply` created. Call this after the commit with the number that `apply`
+        """Start the delivery of the events that `apply` created. Call this after the commit, with the number of events that `apply`
         returned."""
         if events:
             self._on_events()
@@ -212,9 +212,10 @@ class DeliveryReports:
     def apply(
         self, connection: Connection, requests: Sequence[_Request]
     ) -> tuple[list[list[DeliveryReportResult | None] | Exception], int]:
-        """Store delivery reports, as a part of the caller's transaction.
+        """Store the delivery reports of several requests in the caller's transaction.
 
-        Return one result for each request, and the number of new events. Call `committed` after the commit."""
+        Return two values: for each request, a list with the result of each report (None for an unknown message), and the number
+        of new events. After the commit, the caller must call `committed`."""
         messages = _lock(connection, {(application, report.message_id) for application, reports in requests for report in reports})
         results: list[list[DeliveryReportResult | None] | Exception] = []
         changed: dict[int, _ReportedMessage] = {}

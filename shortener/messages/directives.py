@@ -8,12 +8,12 @@ directive, because a raw directive must never reach a handset. The grammar:
 - The following are plain text: `#track` without a parenthesis, `#tracker`, `#tracking("x")`, `#track (see below)`.
 - Text that resembles a directive is rejected: full-width characters, look-alike letters or invisible characters in it,
   `##track("url")`, `# track("url")`, `x#track("url")`, `#track["url"]`, `#trak("https://...")` (`near_directives.py`).
-- The quotes are `"…"`, `'…'`, `“…”`, `‘…’`, `«…»`, `‹…›`, or an HTML entity such as `&quot;`. A pair may be turned either way, and
-  its quotes may differ (`"…”`) if a comma or parenthesis follows. The first closing quote ends the argument.
-- `\"` is accepted instead of `"`, because people paste JSON samples. An argument that opens with backslashes closes with a quote
-  with or without backslashes.
+- The quotes are `"…"`, `'…'`, `“…”`, `‘…’`, `«…»`, `‹…›`, or an HTML entity such as `&quot;`. The two quotes of a pair may be in
+  either order. They may differ (`"…”`) if a comma or parenthesis follows. The first closing quote ends the argument.
+- `\"` is accepted instead of `"`, because people paste JSON samples. If backslashes precede the opening quote, the closing quote
+  may have backslashes or none.
 - Inside an argument, `\"`, `\'`, `\\` and `\/` (JSON again) mean the second character. Any other backslash is literal. Entities are
-  decoded only in an argument that opens with an entity.
+  decoded only if the opening quote is an entity.
 - White space is allowed between parentheses, quotes and comma. White space and invisible characters around a URL are removed.
 - `#track` takes one argument. `#trackurl` takes exactly two. No argument may be empty. A label is plain text of at most
   MAX_LABEL_CHARACTERS characters.
@@ -56,8 +56,8 @@ _CLOSERS = {
 # text, and _PASTED for a pasted JSON sample, in which backslashes precede the quotes.
 _PLAIN = {opening: re.compile(rf"((?:[^\\{closers}]++|\\.)*+)[{closers}]", re.DOTALL) for opening, closers in _CLOSERS.items()}
 _PASTED = {opening: re.compile(rf"([^{closers}]*+)[{closers}]") for opening, closers in _CLOSERS.items()}
-# These expressions match a closing quote whose form differs from that of the opening quote, for example ” after ". It closes the
-# argument if a comma or a parenthesis follows.
+# These expressions match a closing quote whose form differs from that of the opening quote, for example ” after ". Such a quote
+# closes the argument if a comma or a parenthesis follows it.
 _MIXED = {
     **dict.fromkeys(_DOUBLE, re.compile(rf"(?:[{_DOUBLE}]|{_DOUBLE_ENTITY})(?={_BLANK}*[,)])", re.IGNORECASE)),
     **dict.fromkeys(_SINGLE, re.compile(rf"(?:[{_SINGLE}]|{_SINGLE_ENTITY})(?={_BLANK}*[,)])", re.IGNORECASE)),
@@ -70,8 +70,8 @@ _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class DirectiveError(Exception):
-    """Raised if a directive is malformed. `position` is the index of its first character in the body, from 0. `reason` is an
-    explanation for the sender."""
+    """Raised if a directive is malformed. `position` is the index of the first character of the directive in the body, from 0.
+    `reason` is an explanation for the sender."""
 
     def __init__(self, position: int, reason: str) -> None:
         self.position = position

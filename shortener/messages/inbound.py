@@ -1,6 +1,7 @@
 """This module processes the replies of recipients: it updates the opt-out list, and finds the message to which a reply belongs.
 
-A reply belongs to the latest message of the application to the number within REPLY_WINDOW. The text of the reply is not stored.
+A reply belongs to the latest message that the application created for the recipient within REPLY_WINDOW. The text of the reply is
+not stored.
 """
 
 # Tested by tests/web/test_inbound.py

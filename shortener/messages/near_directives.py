@@ -53,7 +53,7 @@ class NearDirective(NamedTuple):
 def find_near_directive(body: str, start: int, end: int | None = None) -> NearDirective | None:
     """Return the first mistyped directive that begins between `start` and `end`; None if there is none.
 
-    The range must not contain the start of a correct directive, because the search would report it too."""
+    The range must not contain the start of a correct directive, because the search would report that directive too."""
     limit = len(body) if end is None else end
     first = _SIGN_START.search(body, start, limit)
     if first is None:

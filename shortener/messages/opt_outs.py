@@ -1,9 +1,9 @@
 """The opt-out list of an application: recipients who refused further messages.
 
 A recipient refuses by a reply that is one of STOP_WORDS, and permits messages again by one of START_WORDS. A reply does not remove
-an entry that an administrator has made, because API keys that may only send messages can also report replies. Only the whole reply
-counts, without regard to case, spaces and punctuation around it: "please stop by tomorrow" refuses nothing. The words follow the
-handbook of CTIA (United States) and the lists of common providers, with the usual words of other languages.
+an entry that an administrator has made, because API keys that may only send messages can also report replies. The word must be the
+whole reply, without regard to case and to spaces and punctuation around it: "please stop by tomorrow" refuses nothing. The words
+follow the handbook of CTIA (United States) and the lists of common providers, with the usual words of other languages.
 """
 
 from __future__ import annotations

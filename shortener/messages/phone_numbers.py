@@ -134,8 +134,8 @@ def _country(number: str) -> tuple[str, str | None]:
     if len(regions) == 1:
         return calling_code, str(regions[0])
     # Countries that share a calling code (+1, +7, +44, ...) divide its ten-digit numbers in blocks of at least 10,000, so the
-    # country of a block can be cached. Numbers of another length are looked up one by one. So are numbers whose
-    # national part begins with 0, because the library may remove the 0 as a trunk prefix.
+    # country of a block can be cached. Numbers of another length are looked up one by one. Numbers whose national part begins with
+    # 0 are also looked up one by one, because the library may remove the 0 as a trunk prefix.
     if len(number) - end == 10 and number[end] != "0":
         return calling_code, _country_of_block(number[:-4])
     return calling_code, _look_up_country(number)

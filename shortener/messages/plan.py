@@ -64,11 +64,11 @@ class PlannedRequest:
 
     @property
     def may_be_repeat(self) -> bool:
-        """Whether the request or one of its messages may be a repeat, so that stored rows must be searched."""
+        """Whether the request or one of its messages may be a repeat. If so, stored rows must be searched."""
         return self.idempotency_key is not None or any(message.has_own_id for message in self.messages)
 
     def check(self, new_messages: Sequence[PlannedMessage], other_problems: Sequence[Problem] = ()) -> list[Problem]:
-        """Raise ApiError if a problem rejects the request. Return the problems of items that set `skip_invalid`, because these do
+        """Raise ApiError if a problem rejects the request. Otherwise return the problems of items that set `skip_invalid`: they do
         not reject the request. Messages that are not in `new_messages` repeat stored messages. The error has the code of the first
         problem, and the details of all problems in request order, followed by `other_problems`."""
         if self.error is not None:
@@ -185,7 +185,7 @@ def _content_of(item: RewriteItem) -> bytes:
     Content hashes are stored, so this format must not change."""
     try:
         expires_at = to_iso(item.expires_at)
-    except OverflowError:  # the time is at the end of the year 9999 and cannot be converted to UTC; `plan_item` rejects it
+    except OverflowError:  # a time at the end of the year 9999 cannot be converted to UTC; `plan_item` rejects it
         expires_at = str(item.expires_at)
     content = (
         item.body,
@@ -204,7 +204,7 @@ def _content_of(item: RewriteItem) -> bytes:
         item.metadata,
         item.tracking,
         *([item.domain] if item.domain else []),
-        # Older releases had no field `opt_out`, and the hashes that they stored must stay equal.
+        # Older releases had no field `opt_out`. Without the field, the hash must be equal to the hash that they stored.
         *([item.opt_out] if item.opt_out else []),
         *([("gateway", item.gateway)] if item.gateway is not None else []),
     )

@@ -43,7 +43,7 @@ class RewrittenMessage:
 
     @property
     def sending(self) -> dict[str, Any]:
-        """The fields of the response that only a request to send contains."""
+        """The fields `sent` and `cost` of the response; empty if the request did not ask to send the message."""
         if self.is_sent is None:
             return {}
         return {"sent": self.is_sent, "cost": None if self.cost is None else format(self.cost, "f")}

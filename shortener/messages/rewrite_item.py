@@ -20,7 +20,7 @@ class RewriteItem:
     """One message of a rewrite request, for one recipient or several.
 
     `message_ids` contains one id for each recipient, or None for an id that the service generates. If `skip_invalid` is true, a
-    recipient that is not valid is left out instead of rejecting the request. `field_path(field, recipient)` returns the path of a
+    recipient that is not valid is left out, and the request is not rejected. `field_path(field, recipient)` returns the path of a
     field in the caller's request, for errors; `recipient` is the index of a recipient, or None."""
 
     to: tuple[str, ...]
@@ -49,7 +49,7 @@ class RewriteItem:
     tracking: tuple[str, str] = ("", "")  # track and type (Infobip); messages with the same values share a conversion process
 
     def skips(self, code: ErrorCode) -> bool:
-        """Return whether a recipient with a problem of this code is left out, instead of rejecting the request."""
+        """Return whether a problem with this code leaves the recipient out. Otherwise the problem rejects the request."""
         return self.skip_invalid or code in self.skipped_codes
 
 

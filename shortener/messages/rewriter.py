@@ -137,7 +137,7 @@ class Rewriter:
                 tracer.record_rewrite(application_id, message_id, started, ended, links=len(entry.get("links", ())))
 
     def find_problems(self, application: Application, items: Sequence[RewriteItem]) -> list[Problem]:
-        """Return the problems of messages, so that a request that is rejected for another error can list them too."""
+        """Return the problems of messages. A request that is rejected for another error lists these problems too."""
         request = plan_request(
             application, items, idempotency_key=None, content=b"", now=self._clock(), limits=self._limits, hosts=self._hosts
         )

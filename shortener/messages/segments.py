@@ -15,16 +15,16 @@ _BASIC = (
     "¡ABCDEFGHIJKLMNOPQRSTUVWXYZÄÖÑÜ§¿abcdefghijklmnopqrstuvwxyzäöñüà"
 )
 _EXTENSION = "\f^{}\\[~]|€"
-_MAX_GSM_SINGLE, _MAX_GSM_MULTI = 160, 153  # septets in the only segment of a text, and in each of several segments
-_MAX_UCS2_SINGLE, _MAX_UCS2_MULTI = 70, 67  # UTF-16 units in the only segment of a text, and in each of several segments
+_MAX_GSM_SINGLE, _MAX_GSM_MULTI = 160, 153  # the maximum number of septets in a single segment, and in each of several
+_MAX_UCS2_SINGLE, _MAX_UCS2_MULTI = 70, 67  # the maximum number of UTF-16 units in a single segment, and in each of several
 
 # A one-byte encoding of the GSM-7 characters for the fast C functions of Python: 0 for NUL (charmap_build requires it), then the
 # basic characters, then the extension characters. To encode any other character raises UnicodeEncodeError.
 _TABLE = "\0" + _BASIC + _EXTENSION
 _MAP = codecs.charmap_build(_TABLE.ljust(256, "\ufffe"))
 _EXTENSION_BYTES = bytes(range(1 + len(_BASIC), len(_TABLE)))
-# These translation tables map each byte that starts a pair to 1. A pair is an extension character (two septets) or two surrogates
-# (two UTF-16 units), of which the first begins with one of these bytes.
+# These translation tables map each byte that starts a pair to 1. A pair is an extension character (two septets) or a high and a low
+# surrogate (two UTF-16 units).
 _GSM_PAIR_STARTS = bytes(byte in _EXTENSION_BYTES for byte in range(256))
 _UCS2_PAIR_STARTS = bytes(0xD8 <= byte <= 0xDB for byte in range(256))
 # The GSM-7 septets for each byte of the one-byte encoding. Position 27 of the basic alphabet is the escape character, which _BASIC

@@ -18,7 +18,7 @@ TRACK_MODES: tuple[TrackMode, ...] = get_args(TrackMode)
 
 
 class Span(NamedTuple):
-    """`body[start:end]` is a directive or a detected URL; `url` is its destination as written, with a scheme."""
+    """A part `body[start:end]` that is a directive or a detected URL. `url` is the destination as written, with a scheme."""
 
     start: int
     end: int
@@ -79,8 +79,8 @@ def replace_spans(body: str, spans: Sequence[Span], replacements: Sequence[str])
 def locate_spans(body: str, track: TrackMode, links: Sequence[tuple[str, str | None]]) -> list[Span] | None:
     """Return the span of each stored link (url, label) in a body, in order; None if a link is not found.
 
-    The rules of URL detection may have changed since the links were created from this body. So a link is not matched by its index:
-    it matches the next span with its URL and label, or else the next occurrence of its URL in the text."""
+    The rules of URL detection may have changed since the links were created from this body, so the indexes of links and spans may
+    differ. A link matches the next span with the same URL and label, or else the next occurrence of its URL in the text."""
     directives, urls = _find_candidates(body, track, find_directives(body))
     candidates = iter(sorted(directives + urls))
     located: list[Span] = []

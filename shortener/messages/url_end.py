@@ -170,7 +170,7 @@ def _is_foreign_letter(character: str) -> bool:
 
 
 def _closing_quote(body: str, opening: int, closers: str) -> int | None:
-    """Return the position of the quote that closes the one at `opening`, if no white space and no bracket precedes it."""
+    """Return the position of the quote that closes the quote at `opening`; None if white space or a bracket is between them."""
     for position in range(opening + 1, len(body)):
         if body[position] in closers:
             return position if position > opening + 1 else None

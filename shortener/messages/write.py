@@ -55,7 +55,7 @@ ProcessKey = tuple[int, str, str]  # the key of a conversion process: applicatio
 
 @dataclass(frozen=True, slots=True)
 class NewRows:
-    """The links that a transaction inserted, and the ids that it read. The caller may cache them after the commit.
+    """The links that a transaction inserted, and the ids that it read. The caller may cache these values after the commit.
 
     `sends` is the number of messages that were queued for gateways."""
 
@@ -172,7 +172,8 @@ class _Batch:
     def _classify(
         self, request: PlannedRequest
     ) -> tuple[list[tuple[PlannedMessage, StoredMessage]], list[Problem], list[PlannedMessage]]:
-        """Divide the messages of a request. Return the repeats with their stored messages, the conflicts, and the new messages."""
+        """Return the messages of a request in three groups: the repeats with their stored messages, the conflicts, and the new
+        messages."""
         repeats, conflicts, new = [], [], []
         for message in request.messages:
             stored = self._messages.get((request.application.id, message.message_id)) if message.has_own_id else None
@@ -419,8 +420,8 @@ def _cohort_key(request: PlannedRequest, message: PlannedMessage, processes: Map
 
 
 def _link_set_keys(request: PlannedRequest, message: PlannedMessage) -> list[LinkSetKey]:
-    """Return the key of the link set of all links of a message. If the message has several links, add for each link the key of the
-    set that contains only this link."""
+    """Return the key of the link set with all links of a message. If the message has several links, also return the key of the link
+    set of each single link."""
     links = message.plan.links
     groups = [links, *([link] for link in links)] if len(links) > 1 else [links] * len(links)
     return [_link_set_key(request, message, group) for group in groups]

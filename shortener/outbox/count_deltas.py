@@ -1,4 +1,5 @@
-"""A count delta contains the amounts that a transaction adds to the counts. A background job adds them to the table `counts` later.
+"""A count delta contains the amounts by which a transaction changes the counts. A background job adds these amounts to the table
+`counts` later.
 
 There is a count for each cohort (application, campaign, source, country, conversion process), time slot of 15 minutes and metric.
 Midnight in every time zone is at the start of a time slot. The job reads delta rows, adds them up and deletes them in one
@@ -39,7 +40,7 @@ class CountDelta:
     """Amounts to add to the counts, by cohort, time slot (quarters of an hour since 1970), metric and origin.
 
     The origin is the time slot in which the message was created, and the id of a link set (0: none). Statistics by the time of
-    sending, by destination and by label need it."""
+    sending, by destination and by label need the origin."""
 
     __slots__ = ("_amounts",)
 
@@ -49,14 +50,15 @@ class CountDelta:
     def add(
         self, cohort: int, at_ms: int, metric: str, amount: int | Decimal = 1, *, message: int | None = None, link_set: int = 0
     ) -> None:
-        """Add an amount for an event. `message` is the row id of its message. If it is None, the event counts at its own time, even
-        in statistics by the time of sending."""
+        """Add an amount for an event. `message` is the row id of the event's message. Without a message, even statistics by the
+        time of sending count the event at its own time."""
         slot = at_ms // TIME_SLOT_MS
         key = (cohort, slot, metric, slot if message is None else sent_slot(message), link_set)
         self._amounts[key] = self._amounts.get(key, 0) + amount
 
     def add_slots(self, cohort: int, slot: int, metric: str, sent: int, link_set: int, amount: int | Decimal = 1) -> None:
-        """Add an amount for an event. `slot` is the time slot of the event, and `sent` the one in which its message was created."""
+        """Add an amount for an event. `slot` is the time slot of the event; `sent` is the time slot in which its message was
+        created."""
         key = (cohort, slot, metric, sent, link_set)
         self._amounts[key] = self._amounts.get(key, 0) + amount
 
@@ -108,7 +110,8 @@ insert = BulkInsert(schema.count_deltas, "id", "data", "origins")
 
 
 def rows(row_id: int, delta: CountDelta) -> list[tuple[int, str, str]]:
-    """Return the row of a count delta in a list, empty for an empty delta. Insert it in the transaction of the change."""
+    """Return a list with the row of a count delta; an empty list if the delta is empty. The caller inserts the row in the
+    transaction that makes the counted change."""
     return [(row_id, delta.dumps(), orjson.dumps(delta.origins()).decode())] if delta else []
 
 
@@ -121,13 +124,13 @@ def time_to_click(clicked_at: int, sent_at: int | None, created_at: int, before:
     """Return the metric for the time from sending to the first click of a message.
 
     Times are milliseconds since 1970. `before` is the state before the click. If no report has arrived, the time at which the
-    message was sent is unknown, and the time is measured from the creation of the message."""
+    message was sent is unknown. Then the metric measures the time from the creation of the message."""
     since = sent_at if sent_at is not None and before != State.CREATED else created_at
     return f"ttc:{time_to_click_bucket((clicked_at - since) / 1000)}"
 
 
 def time_to_click_bucket(seconds: float) -> int:
-    """Return the bucket for a time from sending to click: 0 up to one second, then one more for each further 5 %."""
+    """Return the bucket for a time from sending to click. Bucket 0 ends at one second; each further bucket ends 5 % later."""
     return 0 if seconds <= 1 else 1 + int(math.log(seconds) / _BUCKET_GROWTH)
 
 

@@ -2,7 +2,7 @@
 
 A first click is one row with the topics STATE and CLICK. A delivery report is one row with DELIVERY, and with STATE if the message
 changed its state. `data` has only what no other row contains, such as previous_state and new_state of a report. The fan-out reads
-everything else once, from the rows that the event refers to.
+everything else from the rows to which the event refers.
 """
 
 from __future__ import annotations

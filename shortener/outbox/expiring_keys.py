@@ -23,7 +23,7 @@ _TABLES = {"tracker_token": "tracker_tokens", "postback_key": "postback_keys"}
 
 
 def has_expiring(connection: Connection, now: datetime) -> bool:
-    """Return whether any key expires within NOTICE whose expiry was not announced yet."""
+    """Return whether a key expires within NOTICE and its expiry was not announced yet."""
     for name in _TABLES.values():
         c, notices = schema.metadata.tables[name].c, schema.expiry_notices.c
         announced = exists().where(notices.kind == name, notices.key_id == c.id)
@@ -33,7 +33,8 @@ def has_expiring(connection: Connection, now: datetime) -> bool:
 
 
 def announce(connection: Connection, ids: IdGenerator, now: datetime) -> int:
-    """Append an event for each key that expires within NOTICE and was not announced yet. Return the number of events."""
+    """Append an event for each key that expires within NOTICE, unless the expiry was announced already. Return the number of
+    events."""
     notices = schema.expiry_notices
     connection.execute(delete(notices).where(notices.c.expires_at < now - NOTICE))
     found = []

@@ -2,8 +2,8 @@
 
 On SQLite, every writing transaction locks the whole database. On PostgreSQL, a row of `first_clicks` is the lock. `lock` inserts an
 empty row for a message without clicks, and `release` removes it before the transaction ends. A click that arrives meanwhile waits
-to insert its own row. So a click only inserts one row, while delivery reports and corrections, which are fewer, need more
-statements. Every transaction inserts and locks rows in the order of their ids, because two transactions could otherwise deadlock.
+to insert its own row. So a click only inserts one row. Delivery reports and corrections are fewer, and need more statements. Every
+transaction inserts and locks rows in the order of their ids, because two transactions could otherwise deadlock.
 """
 
 # Tested by tests/clicks/test_batch.py
@@ -41,7 +41,7 @@ _DELETE_EMPTY = "DELETE FROM first_clicks WHERE id = ANY($1::bigint[]) AND hit_i
 
 
 def lock(connection: Connection, messages: Collection[int]) -> dict[int, FirstClick]:
-    """Lock and return the first-click row of each message (row ids). Call `release` for them before the transaction ends.
+    """Lock and return the first-click row of each message, by row id of the message. Call `release` before the transaction ends.
 
     A transaction that also locks rows of `messages` must lock those first."""
     ids = list(messages)

@@ -1,6 +1,6 @@
 """A link set contains the destinations and labels of a message's links, for statistics by destination and by label.
 
-Each link refers to the set that contains only this link, and each message to the set of all its links. Messages of a campaign
+Each link refers to the set that contains only this link. Each message refers to the set of all its links. Messages of a campaign
 usually have the same links and share their sets, so a count delta needs only the id of a set (`outbox/count_deltas.py`).
 
 A destination is the host and the path of a URL, without its query. In one campaign, the first MAX_NAMES destinations have their own
@@ -23,7 +23,7 @@ from sqlalchemy import Connection, select
 from shortener.storage import schema
 from shortener.storage.database import upsert
 
-MAX_NAMES = 200  # The maximum number of named destinations of a campaign, and of its labels.
+MAX_NAMES = 200  # The maximum number of destinations of a campaign that have their own name. The same limit applies to labels.
 OTHER = "other"
 MAX_NAME_LENGTH = 200  # The maximum number of characters of a destination or a label; the rest is cut off.
 MAX_CACHED_SETS = 100_000
@@ -90,7 +90,7 @@ class LinkSets:
 
 
 def _limit_names(connection: Connection, keys: set[LinkSetKey]) -> dict[LinkSetKey, LinkSetKey]:
-    """Return each key with the names that exceed the limit of its campaign replaced by OTHER."""
+    """Replace each name above the limit of its campaign by OTHER. Return the changed keys by the original keys."""
     known: dict[tuple[int, str], tuple[set[str], set[str]]] = {}
     limited = {}
     for key in sorted(keys, key=lambda one: orjson.dumps(tuple(one))):

@@ -1,9 +1,9 @@
 """/portal/{app}/settings: the page with the settings of an application, and a what-if: how many stored hits would get another
 verdict with other click rules.
 
-The form is made from `ApplicationSettings`, so a new setting appears on the page as soon as it is in a group of `GROUPS` (a test
-compares them). Only operators with the role manager who entered the password within the last ten minutes can change settings.
-Each change is in the audit log.
+The form shows each setting of `ApplicationSettings` in the group of `GROUPS` that contains it. A test fails if a setting is in no
+group. Only operators with the role manager who entered the password within the last ten minutes can change settings. Each change is
+in the audit log.
 
 The what-if classifies the stored hits of the last days again with the values in the form, in transactions that are rolled back.
 """

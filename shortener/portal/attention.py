@@ -1,6 +1,6 @@
 """Problems that an operator must look at: disabled or failing trackers, dead deliveries, postback keys that expire, late hits.
 
-The end of a tracker token that was replaced is not a problem. The page of the keys shows it.
+A tracker token that was replaced and will soon end is not a problem. Only the page of the keys shows its end.
 """
 
 # Tested by tests/portal/test_overview.py

@@ -70,7 +70,7 @@ def _pattern() -> Markup:
 
 
 def _scale(highest: float) -> tuple[float, float]:
-    """Return the value at the top of the chart, and the distance between two grid lines, which is 1, 2 or 5 times a power of
+    """Return the value at the top of the chart, and the distance between two grid lines. The distance is 1, 2 or 5 times a power of
     ten."""
     if highest <= 0:
         return 1, 1

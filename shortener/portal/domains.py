@@ -24,7 +24,7 @@ from shortener.urls import host_of, parse_base_url
 
 MAX_URL_CHARACTERS = 2048
 MAX_LOOKUP_SECONDS = 2.0
-_LOOKUPS = Guard(allow_private=True)  # It resolves host names in its own threads, so that a slow resolver delays nothing else.
+_LOOKUPS = Guard(allow_private=True)  # It resolves host names in threads of its own, so that a slow resolver delays nothing else.
 #: The form fields that contain JSON, each with the Python type of the parsed value and the name of this type in error texts.
 _ASSOCIATIONS = {"assetlinks": (list, "a JSON list"), "apple_app_site_association": (dict, "a JSON object")}
 
@@ -68,7 +68,8 @@ async def add(visit: Visit) -> Response:
 
 
 async def show(visit: Visit) -> Response:
-    """Show one domain, with a form that changes it. With `check` in the query, show whether the DNS has its address."""
+    """Show one domain, with a form that changes it. If the query has `check`, also show whether the DNS has an address for its
+    host."""
     has_address = await _has_address(_find(visit).host) if visit.get("check") else None
     return _domain_page(visit, has_address=has_address)
 

@@ -190,11 +190,11 @@ async def _read(visit: Visit, source: ListSource, limit: int, below: int | None)
 
 
 def merge(connection: Connection, source: ListSource, applications: Sequence[int], limit: int, below: int | None) -> MergedPage:
-    """Return one page with the newest rows of several applications. This page and the pages before it contain every row with an
-    id of at least `next` of this page."""
+    """Return one page with the newest rows of several applications. If the page has a `next`, this page and the pages before it
+    contain every row whose id is at least `next`."""
     pages = [(application, source.read(connection, application, limit, below)) for application in applications]
-    # If the page of an application has a next page, it can lack rows with ids below its `next`. Therefore the merged page contains
-    # only rows with ids of at least the highest `next` of these pages.
+    # A page of an application lacks the rows of its next page: their ids are below its `next`. Therefore the merged page contains
+    # only rows with ids of at least the highest `next` of all these pages.
     limits = [page.next for _, page in pages if page.next is not None]
     lowest = max(limits, default=None)
     rows = [

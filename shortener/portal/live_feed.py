@@ -94,8 +94,8 @@ class LiveFeed:
         subscriber = LiveSubscriber(frozenset(applications))
         if self._task is None or self._task.done():
             now = self._clock()
-            # Mark the rows that already exist as seen, so that they are not sent as new. If the database is unavailable now,
-            # those of the last seconds are sent.
+            # Mark the existing rows of the last seconds as seen, so that they are not sent as new rows. If the database is
+            # unavailable now, they are not marked, and are sent later.
             with contextlib.suppress(StoreUnavailable):
                 self._remember(await self._database.read(read_rows, now - OVERLAP), now)
             self._task = asyncio.get_running_loop().create_task(self._run())
@@ -128,7 +128,7 @@ class LiveFeed:
                     subscriber.put(new)
 
     def _remember(self, rows: Sequence[LiveRow], now: datetime) -> list[LiveRow]:
-        """Mark these rows as seen. Return those that were not marked before, newest first."""
+        """Mark these rows as seen. Return the rows that were not marked before, newest first."""
         new = [row for row in rows if (row.kind, row.id) not in self._seen]
         self._seen |= {(row.kind, row.id): now for row in new}
         self._seen = {key: at for key, at in self._seen.items() if at >= now - 4 * OVERLAP}

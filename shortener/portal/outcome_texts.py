@@ -1,4 +1,5 @@
-"""This module describes the outcomes of attempts in words: of deliveries to trackers, and of messages that gateways send.
+"""This module describes in words the outcomes of attempts to deliver events to trackers, and of attempts to send messages through
+gateways.
 
 The API and the database contain short codes such as `other_status`. The pages of the portal show the words of this module instead.
 A code that is missing here is shown with spaces in place of underscores.
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 #: The outcome of a delivery that is not a success, by its code. `{status}` is the HTTP status of the response.
 DELIVERY_OUTCOMES = {
-    # Responses (`outcomes.OUTCOME_TABLE`).
+    # The codes of attempts that got a response (`outcomes.OUTCOME_TABLE`).
     "refused_in_body": "the endpoint answered {status}, but without the text that means success",
     "gone": "the endpoint answered {status}: it accepts no more events",
     "rate_limited": "the endpoint answered {status}: too many requests",
@@ -20,7 +21,7 @@ DELIVERY_OUTCOMES = {
     "other_status": "the endpoint answered {status}",
     "no_answer": "the endpoint did not answer",
     "local_failure": "this service could not send the request",
-    # Requests without a complete response (`send_failures.ERRORS`).
+    # The codes of attempts without a complete response (`send_failures.ERRORS`).
     "timeout": "the endpoint did not answer in time",
     "dns_error": "the host name of the endpoint could not be resolved",
     "connection_refused": "the endpoint refused the connection",
@@ -35,7 +36,7 @@ DELIVERY_OUTCOMES = {
     "resolver_down": "the name servers of this service did not respond",
     "no_slot": "this service had too many open requests",
     "local_error": "this service could not open a connection",
-    # Deliveries that became dead or were given back without a request.
+    # The codes of deliveries that became dead, or that were put back into the queue, without a request.
     "tracker_deleted": "the tracker was deleted",
     "tracker_disabled": "the tracker was disabled for too long",
     "application_disabled": "the application was disabled for too long",
@@ -53,7 +54,8 @@ AFTER_STATUS = {
     "too_large": "the rest of the answer is too large",
 }
 
-#: The outcome of an attempt to send a message through a gateway, by its code, as far as it differs from DELIVERY_OUTCOMES.
+#: The outcome of an attempt to send a message through a gateway, by its code. For a code that is missing here, the text of
+#: DELIVERY_OUTCOMES is shown.
 SEND_OUTCOMES = {
     "accepted": "the gateway accepted the message",
     "rejected": "the gateway rejected the message",
@@ -93,8 +95,8 @@ SEND_OUTCOMES = {
 def delivery_outcome(status: int | None, error: str | None) -> str:
     """Return the outcome of an attempt to deliver an event in words, such as "the endpoint answered 500".
 
-    `status` is the HTTP status of the response, and `error` is the code that the attempt stored; None means success. Without
-    both, return an empty text."""
+    `status` is the HTTP status of the response, or None without a response. `error` is the code that the attempt stored, or None
+    after a success. If both are None, return an empty text."""
     if error is None:
         return "" if status is None else f"accepted with {status}"
     text = DELIVERY_OUTCOMES.get(error, error.replace("_", " "))

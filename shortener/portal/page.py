@@ -56,12 +56,12 @@ class NavigationItem:
 class PortalPage:
     """A page: one path with its handler.
 
-    `path` begins with /portal and may contain `{app}`, the number of an application or `all`. `role` is the role that the
-    operator needs in that application, or for a page without `{app}` in the whole installation; None: every operator may open it.
+    `path` begins with /portal and may contain `{app}`, the number of an application or `all`. `role` is the role that the operator
+    needs in that application, or for a page without `{app}` in the whole installation; None: every operator may open it.
     `is_public`: no session is required. `csv`: the page also exists with `.csv` after its path, and `visit.is_csv` is true there.
-    `post` handles the forms of the page; `post_role` is the role that they require, if it is another one. `all_applications`: the
-    page also exists for `all`. `allows_missing_code`: a session that still needs the code of the second factor is sufficient.
-    `needs_recent_password`: the operator must have entered the password within the last ten minutes.
+    `post` handles the forms of the page; `post_role` is the role that these forms require, if it differs from `role`.
+    `all_applications`: the page also exists for `all`. `allows_missing_code`: a session that still needs the code of the second
+    factor is sufficient. `needs_recent_password`: the operator must have entered the password within the last ten minutes.
     """
 
     path: str

@@ -45,8 +45,8 @@ class Passwords:
             return await asyncio.to_thread(lambda: _hasher().hash(password))
 
     async def verify(self, stored: str | None, password: str) -> bool:
-        """Return whether a password belongs to a stored hash. If `stored` is None, because the operator does not exist or has no
-        password, return False.
+        """Return whether a password belongs to a stored hash. Return False if `stored` is None: then the operator does not exist or
+        has no password.
 
         The check takes the same time with and without a stored hash."""
         if len(password) > MAX_CHARACTERS:

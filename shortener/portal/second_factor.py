@@ -74,8 +74,8 @@ def use_code(connection: Connection, operator_id: int, code: str, now: datetime,
 
 
 def enable(connection: Connection, operator_id: int, secret: str, step: int, master: Secret) -> list[str]:
-    """Store a new secret after the operator entered its code of the time step `step`. Return new recovery codes, which are shown
-    once."""
+    """Store a new secret of the second factor. `step` is the time step of the code with which the operator has confirmed the
+    secret. Return new recovery codes, which are shown once."""
     values = {"totp_secret": master.encrypt(secret), "totp_step": step}
     connection.execute(update(operators).where(operators.c.id == operator_id).values(values))
     return new_recovery_codes(connection, operator_id)

@@ -6,7 +6,8 @@ cause a delay, and no account is locked permanently:
 - Failures of a network, for all names. After NETWORK_FAILURES within NETWORK_WINDOW, the network must wait until the window has
   passed.
 - Failures of a name from all networks, against an attacker with many networks. After NAME_FAILURES, attempts are delayed as above.
-  A network from which the name signed in within the last KNOWN_DAYS is exempt, so this does not delay its operator either.
+  A network from which the name signed in within the last KNOWN_DAYS is exempt, so this count does not delay the operator with this
+  name.
 
 A correct password resets the counts of the name. Names and networks are stored as keyed hashes, for known and unknown names alike.
 """
@@ -46,7 +47,7 @@ class SignInDelays:
         """Return the seconds that an attempt must wait, or 0 if it may be checked now.
 
         An attempt that may be checked is counted as a failure first, so that attempts at the same time do not avoid the delays.
-        `succeed` subtracts it again. Counts that are too old to cause a delay are deleted."""
+        `succeed` subtracts this failure. Counts that are too old to cause a delay are deleted."""
         self._forget_old(connection, now)
         network_row = self._lock(connection, self._key_of("network", network), now)
         window_ends: datetime = network_row.first_at + NETWORK_WINDOW

@@ -166,7 +166,7 @@ async def confirm_form(visit: Visit) -> Response:
 
 
 async def confirm(visit: Visit) -> Response:
-    """Check the password again. The form of the sensitive action is not sent again: the operator returns to its page."""
+    """Check the password again. Then redirect to the page of the sensitive action, where the operator sends its form again."""
     problem = await check_password(visit, visit.form.get("password", ""))
     if problem is None:
         return visit.redirect(safe_next(visit.get("next")))

@@ -40,7 +40,7 @@ async def welcome(visit: Visit) -> Response:
 
 
 def _page(visit: Visit, status: int = 200, *, error: ApiError | None = None, found: OpenInvitation | None = None) -> Response:
-    """Return the form for the token, or, with an open invitation `found`, the form for the password."""
+    """Return the form for the password if `found` is an open invitation, otherwise the form for the token."""
     return visit.render(
         "welcome.html",
         status,

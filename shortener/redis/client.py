@@ -2,8 +2,8 @@
 empty Redis. If all connections are in use, a call waits for a free one, at most for its time limit. When it has a connection, it
 returns or raises `RedisUnavailable` within the same time limit. The retries of the client library are off. After a failed call, a
 background task pings the server. While the pings get no response, every other call fails at once and sends nothing. If the server
-responds to the first ping, the connection was only cut, for example by a restart: the call is repeated once, and its caller gets no
-error.
+responds to the first ping, only the connection was cut, for example by a restart of the server. The failed call is then repeated
+once, and its caller gets no error.
 
 URLs: redis://, rediss:// (TLS), unix://, redis+sentinel://HOST:PORT,HOST:PORT/SERVICE[/DB], redis+cluster://HOST:PORT,HOST:PORT.
 The last two use TLS if they begin with rediss+. User and password are before the hosts, and query parameters are options of
@@ -26,7 +26,7 @@ from shortener.urls import parse_redis_url
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
-# The client of redis-py: Redis or RedisCluster. Both have the commands that the service uses, but have no common type.
+# A client of redis-py: Redis or RedisCluster. Both classes have the commands that the service uses, but no common type.
 Client = Any
 
 PING_INTERVAL_SECONDS = 0.25  # The pause between two pings of a Redis server that is down.
@@ -45,7 +45,7 @@ def _rejections() -> type[Exception]:
 
 @cache
 def _failures() -> tuple[type[Exception], ...]:
-    """Return the exception classes that mean that the server does not respond. An exception of `_rejections` is a response."""
+    """Return the exception classes that mean that the server does not respond."""
     from redis.exceptions import RedisClusterException, RedisError
 
     return (RedisError, RedisClusterException, OSError, TimeoutError, asyncio.IncompleteReadError)
@@ -66,8 +66,8 @@ class RedisServer:
         self._slots = asyncio.Semaphore(connections)
         self._sentinels = sentinels
         self._timeout = timeout
-        # None while the server responds. After a failed call, a future of the result of the first ping: True if the server
-        # responded to it.
+        # None while the server responds. After a failed call, this is a future: True if the server responds to the first ping, else
+        # False.
         self._first_ping: asyncio.Future[bool] | None = None
         self._pinger: asyncio.Task[None] | None = None
         self.calls = self.failures = self.queued = 0
@@ -127,7 +127,7 @@ class RedisServer:
         try:
             async with asyncio.timeout(self._timeout):
                 await self._client.ping()
-        except Exception:  # After any error, the server counts as down, and the pings must continue.
+        except Exception:  # After any error, the server is treated as down, and the pings must continue.
             return False
         return True
 

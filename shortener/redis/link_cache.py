@@ -26,7 +26,7 @@ from shortener.redis.client import Client, RedisServer, RedisUnavailable
 log = structlog.get_logger(__name__)
 
 _INVALIDATED = b""
-_INVALIDATED_MS = 3_600_000  # The time for which an invalidated entry cannot be restored by a rewrite that began earlier.
+_INVALIDATED_MS = 3_600_000  # The time in which a rewrite that began earlier cannot restore an invalidated entry.
 _MAX_COMMANDS = 1000  # The maximum number of Redis commands in one round trip.
 
 

@@ -5,9 +5,10 @@ of an application create.
 Each client has a token bucket in memory. A counted request takes one token. Redirects of known codes take no token, so people who
 share an IP address with a misbehaving client can open their links. For a limit of keys, each key is a client.
 
-With Redis, the processes of an installation share the limits: each process adds its requests to a counter per client and minute,
-and removes as many tokens from its own bucket as the other processes have counted. This happens in the background, so a limit can
-be exceeded for about a second. Without Redis, or while it is down, each process enforces the limit alone.
+With Redis, the processes of an installation share the limits. Each process adds its requests to a counter in Redis per client and
+minute. It also removes one token from its own bucket for each request that another process has counted. This happens in the
+background, so a limit can be exceeded for about a second. Without Redis, or while it is down, each process enforces the limit
+alone.
 
 A limiter stores the buckets of at most MAX_CLIENTS clients. It removes the client whose last counted request is the oldest.
 """
@@ -31,12 +32,13 @@ _KEY_MS = 2 * _WINDOW_MS  # The time after which Redis deletes the counter of a 
 
 @dataclass(slots=True)
 class _Bucket:
-    """The tokens of a client at the time `at` (ms since 1970), and the last known count of all processes from Redis."""
+    """The tokens of a client at the time `at` (ms since 1970), and the requests of the client that all processes have counted in
+    Redis."""
 
     tokens: float
     at: int
     window: int = 0  # The minute (since 1970) in which the requests of `shared` were counted.
-    shared: int = 0  # The number of counted requests of all processes in that minute.
+    shared: int = 0  # The number of requests that all processes counted in the minute `window`.
 
 
 class RateLimiter:
@@ -60,8 +62,8 @@ class RateLimiter:
     def take(self, client: int, per_minute: int | None = None, *, cost: int = 1) -> int:
         """Count a request. Return 0 if it is within the limit, else the seconds after which the client may try again.
 
-        `per_minute` is the limit of this client; None selects the limit that applies to all clients. `cost` is the number of tokens
-        that the request takes. A request that costs more than the limit needs all tokens of a minute."""
+        `per_minute` is the limit of this client; None selects the limit of the limiter. `cost` is the number of tokens that the
+        request takes. A request that costs more than the limit takes all tokens of a minute."""
         capacity = self._capacity if per_minute is None else per_minute
         if not capacity:
             return 0
@@ -84,7 +86,8 @@ class RateLimiter:
         return 0
 
     async def share(self) -> int:
-        """Exchange the counts of recent requests with the other processes through Redis. Return the number of clients."""
+        """Exchange the counts of recent requests with the other processes through Redis. Return the number of clients whose counts
+        were exchanged."""
         if self._redis is None or not self._unshared:
             return 0
         counts = dict(list(self._unshared.items())[:MAX_SHARED_CLIENTS])
@@ -139,11 +142,12 @@ class RateLimits:
         self.unknown_codes = RateLimiter("codes", unknown_codes, now_ms, redis, prefix)
         self.rejected_credentials = RateLimiter("credentials", rejected_credentials, now_ms, redis, prefix)
         self.postbacks = RateLimiter("postbacks", postbacks, now_ms, redis, prefix)
-        # The clients of this limit are applications, and its unit is a delivery that a delivery report creates.
+        # This limiter counts the deliveries that delivery reports create, by application.
         self.reported_deliveries = RateLimiter("deliveries", reported_deliveries, now_ms, redis, prefix)
         # 0: by default, API keys have no limit, because each key can have a limit of its own.
         self.api_keys = RateLimiter("keys", 0, now_ms, redis, prefix)
-        # The clients of this limit are applications. Rejected reports above it are not stored, but get no response with status 429.
+        # This limiter counts rejected conversion reports, by application. Reports above the limit are not stored, but get no status
+        # 429.
         self.refused = RateLimiter("refused", MAX_REFUSED_PER_MINUTE, now_ms, redis, prefix)
         self._of_requests = (
             self.unknown_codes,

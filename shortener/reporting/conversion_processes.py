@@ -1,7 +1,7 @@
 """This module computes the statistics of Infobip's conversion processes: the number of messages that started a process, and the
-number of conversions that ended it. Like all statistics, they are read from the counts, and not from messages and conversions. A
-start is counted at the time of the rewrite, an end at the time of the conversion. Therefore a short interval may have more ends
-than starts.
+number of conversions that ended it. Both numbers are read from the counts, and not from the rows of messages and conversions. A
+start is counted at the time of the rewrite. An end is counted at the time of the conversion. Therefore a short interval may have
+more ends than starts.
 """
 
 from __future__ import annotations
@@ -69,10 +69,11 @@ def find_process(connection: Connection, application_id: int, process_key: str) 
 
 
 def split_interval(since: datetime, until: datetime, granulation: Granulation | None) -> list[tuple[datetime, range]]:
-    """Split the time from `since` to `until` (UTC) into intervals. Return the start and the time slots of each.
+    """Split the time from `since` to `until` (UTC) into intervals. Return the start and the time slots of each interval.
 
-    The first interval starts at `since`. The others start at a full hour, at midnight, on Monday or on the first of a month.
-    MINUTE gives intervals of 15 minutes, the shortest time that is counted. None gives one interval.
+    The first interval starts at `since`. The others start at a full hour, at midnight, on Monday or on the first of a month. With
+    the granulation MINUTE, an interval has 15 minutes, because counts are stored for time slots of 15 minutes. With the granulation
+    None, there is one interval.
 
     Raises ValueError if there are more than MAX_INTERVALS."""
     intervals: list[tuple[datetime, range]] = []

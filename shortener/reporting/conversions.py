@@ -1,9 +1,9 @@
 """This module lists conversions and refused conversion reports, newest first, in keyset pages and as CSV.
 
 Conversions are sorted by their row id, which grows with the time of receipt. Filters by time use the reported time of the
-conversion, which is also the time at which the statistics count it. No index contains this time, the action or the status, so a
-page examines at most MAX_SCANNED_ROWS conversions. Such a page may contain fewer rows than requested, or none, and still have a
-next page.
+conversion, which is also the time at which the statistics count it. No index contains the reported time, the action or the status,
+so a page examines at most MAX_SCANNED_ROWS conversions. A page may therefore contain fewer rows than requested, or none, although a
+next page exists.
 
 A CSV is read page by page in constant memory, each page in a short transaction (see `export.py`).
 """
@@ -45,9 +45,9 @@ _MAX_ID = (1 << 63) - 1
 class ConversionFilter:
     """The conditions of a list of conversions. `since` is inclusive, `until` is exclusive. `campaign` "" selects conversions of
     messages without a campaign. If `is_figure` is true, the list contains exactly the conversions that the figure `conversions` of
-    the statistics counts. The period then covers complete time slots, and `basis` decides whether it refers to the time of the
-    conversion or of its message. `disposition` is positive, negative, pending (no disposition, but a status that means pending) or
-    none (no disposition)."""
+    the statistics counts. The period then covers complete time slots, and `basis` decides whether the period refers to the time of
+    the conversion or of its message. `disposition` is positive, negative, pending (no disposition, but a status that means pending)
+    or none (no disposition)."""
 
     application_id: int
     since: datetime | None = None
@@ -74,7 +74,8 @@ class ConversionFilter:
 
 @dataclass(frozen=True, slots=True)
 class ConversionPage:
-    """A page of conversions with their earlier revisions. The next page contains ids below `next`; on the last page it is None."""
+    """A page of conversions with their earlier revisions. The next page contains ids below `next`. On the last page, `next` is
+    None."""
 
     rows: Sequence[AnyRow]
     revisions: Mapping[int, Sequence[StoredRevision]]
@@ -83,14 +84,16 @@ class ConversionPage:
 
 @dataclass(frozen=True, slots=True)
 class RefusedPage:
-    """A page of rows of the table `refused_conversions`. The next page contains ids below `next`; on the last page it is None."""
+    """A page of rows of the table `refused_conversions`. The next page contains ids below `next`. On the last page, `next` is
+    None."""
 
     rows: Sequence[AnyRow]
     next: int | None
 
 
 def list_conversions(connection: Connection, filters: ConversionFilter, limit: int, below: int | None = None) -> ConversionPage:
-    """Return the newest `limit` conversions that match the filter, with ids below `below` if it is not None."""
+    """Return the newest `limit` conversions that match the filter. If `below` is not None, return only conversions with smaller
+    ids."""
     c = conversions.c
     conditions = [c.application_id == filters.application_id, c.id < (_MAX_ID if below is None else below)]
     # A conversion whose reported time is more than MAX_AHEAD in the future is rejected, so a row that was stored more than
@@ -222,8 +225,8 @@ def list_refused(
     until: datetime | None = None,
     reason: str | None = None,
 ) -> RefusedPage:
-    """Return the newest `limit` refused reports, with ids below `below` if it is not None. If `reason` is not None, return only
-    reports that were refused with this error code."""
+    """Return the newest `limit` refused reports. If `below` is not None, return only reports with smaller ids. If `reason` is not
+    None, return only reports that were refused with this error code."""
     r = refused_conversions.c
     statement = select(refused_conversions).where(r.application_id == application_id).order_by(r.id.desc()).limit(limit + 1)
     if below is not None:

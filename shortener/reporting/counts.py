@@ -1,12 +1,12 @@
-"""This module maintains the counts that statistics are computed from. `fold` adds count deltas to them, and `verify` counts all
-rows again and compares the results.
+"""This module maintains the counts from which statistics are computed. `fold` adds count deltas to the counts. `verify` counts all
+rows again and compares the results with the counts.
 
-Each transaction that changes a count writes one row of count deltas (table `tallies`, `outbox/count_deltas.py`). `fold` adds
-the oldest rows to the table `counts` and deletes them in the same transaction: a crash neither loses a count nor adds it twice.
-Amounts are exact decimals, added in Python, because SQLite would add them as floating point numbers.
+Each transaction that changes a count writes one row of count deltas (table `tallies`, `outbox/count_deltas.py`). `fold` adds the
+amounts of the oldest rows to the table `counts`, and deletes these rows in the same transaction. So a crash neither loses an amount
+nor adds it twice. Amounts are exact decimals, added in Python, because SQLite would add them as floating point numbers.
 
-`verify` counts messages, hits and conversions again, and returns each difference from the counts, including the deltas that `fold`
-has not added yet.
+`verify` counts messages, hits and conversions again. It compares the results with the sum of the counts and of the deltas that
+`fold` has not added yet, and returns each difference.
 """
 
 from __future__ import annotations
@@ -74,10 +74,10 @@ Sums = dict[Key, Decimal]
 
 
 def fold(connection: Connection, limit: int = MAX_FOLD_ROWS) -> int:
-    """Add the `limit` oldest rows of count deltas to the counts and the roll-ups, and delete them. Return their number.
+    """Add the `limit` oldest rows of count deltas to the counts and the roll-ups, and delete these rows. Return their number.
 
-    Return 0 at once if another process runs `fold`, because both would wait for the same rows of `counts`. PostgreSQL has an
-    advisory lock for this; with SQLite, only one process writes.
+    If another process runs `fold`, return 0 at once instead of waiting for rows of `counts` that it has locked. On PostgreSQL, an
+    advisory lock shows this; with SQLite, only one process writes.
     """
     if not lock(connection):
         return 0
@@ -111,8 +111,8 @@ def lock(connection: Connection) -> bool:
     return bool(connection.scalar(select(func.pg_try_advisory_xact_lock(int(AdvisoryLock.FOLD_COUNTS)))))
 
 
-# These statements are written as text, because SQLAlchemy takes longer to build them than they take to run, and SQLite's only
-# writer would wait for both. All except the first have the parameters of `raw_sql.bulk_parameters`.
+# These statements are written as text. SQLAlchemy would take longer to build a statement than the database takes to run it, and
+# SQLite's only writer would be occupied for both times. All except the first have the parameters of `raw_sql.bulk_parameters`.
 
 _READ_DELTAS = {
     "sqlite": "SELECT json_group_array(json_array(id, data, origins)) FROM "
@@ -162,7 +162,7 @@ def read_events(connection: Connection, limit: int, after: int = -1) -> tuple[li
 
 
 def read_unfolded(connection: Connection, limit: int, after: int = -1) -> tuple[list[int], Sums]:
-    """Return the ids and the sums of count deltas like `read_events`, but without the ids of the rows that caused the deltas."""
+    """Return the ids of count deltas like `read_events`, and the sums of their amounts by cohort, time slot and metric."""
     ids, amounts = read_events(connection, limit, after)
     return ids, sum_by_key(amounts)
 
@@ -189,7 +189,8 @@ MAX_RECOUNT_COHORTS = 100  # The maximum number of cohorts whose counts one stat
 
 @dataclass(frozen=True, slots=True)
 class CountDifference:
-    """A stored count whose amount `kept` is not equal to the amount `counted` from the rows. `at` is the start of its time slot."""
+    """A count whose stored amount `kept` differs from `counted`, the result of counting the rows again. `at` is the start of its
+    time slot."""
 
     application_id: int
     campaign: str
@@ -213,10 +214,10 @@ def verify(
 ) -> list[CountDifference]:
     """Count messages, hits and conversions again in the time slots from `since` to `until`. Return each difference, oldest first.
 
-    Run it in one read transaction, so that all statements see the same data. It reads every message, hit and conversion once. Its
-    memory grows with the number of time slots, cohorts and metrics. Two things cannot be verified in detail. For times to click,
-    only their number is verified, because a report after the click may have changed `sent_at`. For devices and browsers of a time
-    slot that contains an erased click, only the total is verified.
+    The caller must run this function in one read transaction, so that all statements see the same data. Every message, hit and
+    conversion is read once. The required memory grows with the number of time slots, cohorts and metrics. Two things cannot be
+    verified in detail. For times to click, only their number is verified, because a report after the click may have changed
+    `sent_at`. For devices and browsers of a time slot that contains an erased click, only the total is verified.
 
     `progress` is called with the number of finished steps. A step reads one range of rows.
     """

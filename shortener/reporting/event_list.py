@@ -54,7 +54,7 @@ class ListedEvent:
 
 @dataclass(frozen=True, slots=True)
 class EventPage:
-    """A page of a list of events. The next page contains rows with ids below `next`; on the last page it is None."""
+    """A page of a list of events. The next page contains rows with ids below `next`. On the last page, `next` is None."""
 
     rows: Sequence[ListedEvent]
     next: int | None
@@ -97,7 +97,7 @@ def _select() -> Any:
 
 
 def list_events(connection: Connection, filters: EventFilter, limit: int, below: int | None = None) -> EventPage:
-    """Return the newest events that match the filter, from rows with ids below `below` if it is not None.
+    """Return the newest events that match the filter. If `below` is not None, read only rows with smaller ids.
 
     One row can contain several events. A page contains all events of a row, so it may have a few more than `limit` events."""
     low = 0 if filters.since is None else first_id_at(to_ms(filters.since - _TIME_TOLERANCE))

@@ -10,8 +10,8 @@ that were rejected; there is one value for each currency.
 A cell that begins like a formula gets an apostrophe in front (OWASP, CSV injection). The rest of a cell is never changed. A plain
 number is unchanged: a phone number such as +14085550100 cannot run anything.
 
-Pages are read as stored values and formatted column by column, because objects for each time and each cell take most of the time
-of an export.
+Pages are read as stored values and formatted column by column. An object for each time and each cell would take most of the time of
+an export.
 
 If the database becomes unavailable, StoreUnavailable ends the export early, so that the client can detect the missing rest.
 """
@@ -145,8 +145,8 @@ _LINK_ID, _LINK_URL = 1, 5  # the positions of the link id and of the URL in _LI
 @dataclass(slots=True)
 class _ExportPage:
     """A page of messages. `rows` contains the values of STORED_MESSAGE_COLUMNS of each message. The next page contains ids below
-    `next`; on the last page it is None. The keys of `links` and `details` are row ids of messages. `links` has no key for a message
-    without links, and `details` none for a message without clicks and conversions."""
+    `next`. On the last page, `next` is None. The keys of `links` and `details` are row ids of messages. `links` has no key for a
+    message without links, and `details` none for a message without clicks and conversions."""
 
     rows: Sequence[Sequence[Any]]
     next: int | None

@@ -1,8 +1,9 @@
-"""This module lists hits, newest first, in keyset pages. A list for a figure of the statistics contains exactly the hits that the
+"""This module lists hits, newest first, in keyset pages. The list for a figure of the statistics contains exactly the hits that the
 figure counts.
 
-A page reads hits backwards by their ids, which grow with time, and examines at most MAX_SCANNED_ROWS of them. Such a page may
-contain fewer hits than requested, or none, and still have a next page. The hits of one message are found with indexes.
+To fill a page, the module reads hits in the order of their ids, newest first, and examines at most MAX_SCANNED_ROWS hits. If few of
+them match the filter, the page contains fewer hits than requested, or none, although a next page exists. The hits of one message or
+link are found with indexes.
 """
 
 # Tested by tests/web/test_lists.py
@@ -46,9 +47,9 @@ class HitFilter:
     """The conditions of a list of hits. The time slots (15 minutes) that contain `since` and `until` are included completely.
 
     `basis` states whether the period refers to the time of the hit or of its message. `message` is a message_id. `device` and
-    `browser` are the names that the statistics use. `click_time` contains upper limits in seconds and the index of a group between
-    them, as in `Figures.clicked_within`; it is only for the metric `clicked_messages`. `device`, `browser` and `click_time` are
-    checked in Python after a page was read."""
+    `browser` are the names that the statistics use. `click_time` contains upper limits in seconds that separate groups, and the
+    index of one of these groups, as in `Figures.clicked_within`. It is only permitted for the metric `clicked_messages`. `device`,
+    `browser` and `click_time` are checked in Python after a page was read."""
 
     application_id: int
     since: datetime | None = None
@@ -71,7 +72,7 @@ class HitFilter:
 
 @dataclass(frozen=True, slots=True)
 class HitPage:
-    """A page of hits with the columns HIT_COLUMNS. The next page contains ids below `next`; on the last page it is None."""
+    """A page of hits with the columns HIT_COLUMNS. The next page contains ids below `next`. On the last page, `next` is None."""
 
     rows: Sequence[AnyRow]
     next: int | None
@@ -104,7 +105,7 @@ HIT_COLUMNS = (
 
 
 def list_hits(connection: Connection, filters: HitFilter, limit: int, below: int | None = None) -> HitPage:
-    """Return the newest `limit` hits that match the filter, with ids below `below` if it is not None."""
+    """Return the newest `limit` hits that match the filter. If `below` is not None, return only hits with smaller ids."""
     low, high = _id_limits(filters, below)
     floor: int | None = None
     if filters.message is not None or filters.code is not None:
@@ -175,7 +176,7 @@ def serialize_hit(row: AnyRow, click_id: Callable[[int], str], networks: Network
         "browser": browser_name(device.browser) if row.user_agent else None,
         "user_agent": row.user_agent,
         "address": row.address,
-        # Hits that an older release without this column stored have no country.
+        # An older release stored no country for a hit.
         "click_country": row.click_country or network.country,
         "network": network.network,
     }

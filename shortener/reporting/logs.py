@@ -35,7 +35,7 @@ class LogEntry:
 
 @dataclass(frozen=True, slots=True)
 class LogPage:
-    """A page of log entries, newest first. The next page contains ids below `next`; on the last page it is None."""
+    """A page of log entries, newest first. The next page contains ids below `next`. On the last page, `next` is None."""
 
     entries: Sequence[LogEntry]
     next: int | None
@@ -63,7 +63,8 @@ def read_log(
 
 
 def log_entries(connection: Connection, row_ids: Sequence[int]) -> list[LogEntry]:
-    """Return the log entries of the messages with these row ids, at most 1,000, in this order. Deleted messages are left out."""
+    """Return the log entries of the messages with these row ids (at most 1,000), in the order of `row_ids`. Deleted messages are
+    left out."""
     found = find_by_row_ids(connection, row_ids)
     return _entries(connection, [found[row_id] for row_id in row_ids if row_id in found])
 

@@ -2,8 +2,9 @@
 
 The cost of a page does not depend on its position in the list. A page starts below a row id and reads one index:
 `messages_by_recipient`, `messages_by_cohort` for a campaign, or else `messages_by_application`. Times become limits of the id,
-because ids grow with time. No index contains the state, or the source without a campaign. For these filters, a page examines at
-most MAX_SCANNED_ROWS messages. Such a page may contain fewer messages than requested, or none, and still have a next page.
+because ids grow with time. No index helps a filter by state, or by source without a campaign. With such a filter, at most
+MAX_SCANNED_ROWS messages are examined for a page. The page may then contain fewer messages than requested, or none, although a next
+page exists.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class MessageFilter:
     and path) and `label` belong to one link of the message.
 
     With a `metric`, the list contains exactly the messages that this figure of the statistics counts. The period then covers
-    complete time slots, and `basis` decides whether it refers to the time of the event or of the message."""
+    complete time slots, and `basis` decides whether the period refers to the time of the event or of the message."""
 
     application_id: int
     state: State | None = None
@@ -83,7 +84,8 @@ class MessageFilter:
 
 @dataclass(frozen=True, slots=True)
 class MessagePage:
-    """A page of messages with the columns MESSAGE_COLUMNS. The next page contains ids below `next`; on the last page it is None."""
+    """A page of messages with the columns MESSAGE_COLUMNS. The next page contains ids below `next`. On the last page, `next` is
+    None."""
 
     rows: Sequence[AnyRow]
     next: int | None
@@ -137,8 +139,8 @@ def list_messages(
     below: int | None = None,
     columns: Sequence[ColumnElement[Any]] = MESSAGE_COLUMNS,
 ) -> MessagePage:
-    """Return the newest `limit` messages that match the filter, with ids below `below` if it is not None. The first of the
-    `columns` must be the row id."""
+    """Return the newest `limit` messages that match the filter. If `below` is not None, return only messages with smaller ids. The
+    first of the `columns` must be the row id."""
     index_ranges, unindexed = choose_indexes(connection, filters)
     if not index_ranges:
         return MessagePage([], None)
@@ -310,8 +312,8 @@ def select_ids(connection: Connection, index_range: IndexRange, low: int, high: 
 
 
 def _lowest_scanned_id(connection: Connection, index_ranges: list[IndexRange], low: int, high: int) -> int | None:
-    """Return the lowest id that this page examines; None if the page can examine all ids. With several index ranges, it is the
-    highest of their lowest ids, because below it some ranges would be incomplete."""
+    """Return the lowest id that this page examines; None if the page can examine all ids. With several index ranges, return the
+    highest of their lowest ids, because some of the ranges were not read further."""
     ends = union_all(
         *(
             select(select_ids(connection, index_range, low, high).offset(MAX_SCANNED_ROWS).limit(1).subquery().c.id)

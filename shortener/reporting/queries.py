@@ -15,7 +15,7 @@ AnyRow = Row[*tuple[Any, ...]]
 def fetch_packed(connection: Connection, statement: Select[Any]) -> Sequence[Sequence[Any]]:
     """Return the rows of a statement whose columns are numbers and texts, without times.
 
-    On SQLite they are fetched as one row of JSON, because each fetched row passes the interpreter lock to the event loop and
+    On SQLite, the rows are fetched as one row of JSON, because each fetched row passes the interpreter lock to the event loop and
     back."""
     if connection.dialect.name == "sqlite":
         rows = statement.subquery()

@@ -24,7 +24,7 @@ from shortener.storage.open import sqlite_path
 from shortener.storage.types import from_ms
 
 INTERVAL_SECONDS = 15.0  # The seconds between two reads of the state of the queues.
-MAX_COUNTED = 50_000  # Counts of waiting rows stop at this number, so that a read stays fast. A higher count is reported as this.
+MAX_COUNTED = 50_000  # Counts of waiting rows stop at this number, so that a read stays fast. It is reported for all higher counts.
 MAX_QUEUES = 1000  # At most this many queues of trackers and callbacks are examined.
 
 
@@ -120,8 +120,8 @@ class QueueMonitor:
         self.state = QueueState()
 
     async def step(self) -> int:
-        """Read the state of the queues. Return 0, because this job has no more work. Raise StoreUnavailable if the database is
-        unavailable."""
+        """Read the state of the queues. Always return 0, which means that no work is left. Raise StoreUnavailable if the database
+        is unavailable."""
         self.state = await self._database.read(read_queue_state, self._settings, self._clock())
         return 0
 

@@ -5,8 +5,8 @@ interface of a vendor), the database stores how far the reader has read the even
 because transactions of other processes may commit events with smaller ids; the column `returned` lists the events that the reader
 already got.
 
-`read_next` only reads. `accept` stores the new position, and fails if another request of the same reader has stored a position
-since.
+`read_next` only reads. `accept` stores the new position. It fails if another request of the same reader has stored a position in
+the meantime.
 """
 # Tested by tests/web/vendors/test_infobip_logs.py
 

@@ -1,11 +1,10 @@
 """This module verifies and repairs the rolled-up counts by counting all rows again.
 
 `verify` in `reporting/counts.py` verifies the counts themselves in the same way. The roll-ups are compared in each period that lies
-completely within the verified time. The buckets of the time from sending to click are compared as one metric, because a report
-after the click may have changed the time of sending, and so are devices and browsers, because the user agent of a click may be
-erased. Counts by the time of sending exist only for messages that are newer than the migration which introduced them.
-`repair_rollups` corrects missing and wrong counts, so it also creates the counts by the time of sending for older messages whose
-rows still exist.
+completely within the verified time. Some metrics are compared only as a sum: all buckets of the time from sending to click, because
+a report after the click may have changed the time of sending; and all devices and all browsers, because the user agent of a click
+may be erased. A migration introduced the counts by the time of sending, so older messages have none. `repair_rollups` corrects
+missing and wrong counts. It therefore creates the counts by the time of sending for older messages whose rows still exist.
 """
 
 # Tested by tests/reporting/test_rollups.py
@@ -79,8 +78,8 @@ _MAX_GROUPS = 500  # The maximum number of groups whose rolled-up counts one sta
 
 @dataclass(frozen=True, slots=True)
 class RollupDifference:
-    """A stored rolled-up count whose amount `kept` is not equal to the amount `counted` from the rows. `at` is the start of its
-    period."""
+    """A rolled-up count whose stored amount `kept` differs from `counted`, the result of counting the rows again. `at` is the start
+    of its period."""
 
     group: GroupName
     basis: Basis
@@ -94,7 +93,7 @@ class RollupDifference:
 def verify_rollups(
     connection: Connection, since: datetime, until: datetime, progress: Callable[[int], None] = lambda steps: None
 ) -> list[RollupDifference]:
-    """Count all rows again, and return each difference from the rolled-up counts, oldest first. Run it in one read transaction.
+    """Count all rows again, and return each difference from the rolled-up counts, oldest first. Call this in one read transaction.
 
     `progress` is called with the number of finished steps. A step reads one range of rows."""
     check = _read(connection, time_slots(since, until), counted_since(connection), progress)
@@ -110,10 +109,8 @@ def verify_rollups(
 def repair_rollups(connection: Connection, since: datetime, until: datetime) -> int:
     """Correct the rolled-up counts of a period, also for messages from before the migration that introduced these counts.
 
-    Return the number of changed roll-ups.
-
-    The time to click is computed from the stored time of sending, which a late report may have changed. Return 0 if another process
-    runs `counts.fold`."""
+    Return the number of changed roll-ups, or 0 if another process runs `counts.fold`. The time to click is computed from the stored
+    time of sending, which a late report may have changed."""
     if not lock(connection):
         return 0
     while rollups.heal(connection):

@@ -2,8 +2,9 @@
 metrics.
 
 Amounts are integers, and decimal strings for amounts of money. A row can have some hundred buckets of the time to click (`ttc:45`).
-If there are MIN_PACKED_BUCKETS or more, they are one text: the histogram. A report adds histograms as large integers, one addition
-for all buckets, because to add each bucket of each row takes most of the time of a report over many groups and days.
+If there are MIN_PACKED_BUCKETS or more, they are stored as one text: the histogram. A report converts histograms to large integers,
+so that one addition adds all buckets. To add each bucket of each row would take most of the time of a report over many groups and
+days.
 
 A histogram is `WIDTH.FIRST.BASE64`: the number of bytes of each count, the first bucket, and the counts of this and all further
 buckets, little-endian. If there are few buckets, or a count is negative or huge, the buckets are stored as single entries instead.
@@ -25,7 +26,7 @@ VALUE = "value:"  # The prefix of metrics that are amounts of money.
 TIME_TO_CLICK = "ttc:"  # The prefix of the buckets of the time to click.
 HISTOGRAM = "ttc"  # The key of the histogram in a row.
 
-#: A row with fewer buckets than this stores single entries, because they are shorter and can be added as fast.
+#: A row with fewer buckets than this stores single entries, which are then shorter than a histogram and can be added as fast.
 MIN_PACKED_BUCKETS = 24
 #: The format character of a count for the module `struct`, by the number of bytes of the count.
 _FORMATS = {1: "B", 2: "H", 4: "I"}

@@ -6,8 +6,8 @@ clicks of a day may belong to messages of the day before, and a rate of a short 
 counts at the time when its message was created, so delivery and click rates never exceed 1.
 
 Recent events are included, because a report also reads the count deltas that `counts.fold` has not added yet. If there are more
-than MAX_PENDING_ROWS rows of them, the newest are not included, and `complete` is false in the response. It is also false while
-counts of an older release are being added to the roll-ups.
+than MAX_PENDING_ROWS rows of them, the newest rows are not included, and `complete` is false in the response. `complete` is also
+false while counts of an older release are being added to the roll-ups.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ _LINK = (
     links.c.url,
     links.c.label,
     links.c.expires_at,
-    # Two statements find the first click on a link: it is the first click of its message, or one of the other hits on the link.
+    # The first click on a link is either the first click of the message, or a hit with the flag FIRST_FOR_LINK.
     func.coalesce(_first.c.at, _other.c.at).label("accessed_on"),
 )
 _is_first_hit_of_link = and_(
@@ -175,7 +175,7 @@ class MessageStatusReader:
 
 
 def serialize_send(send: StoredSend) -> dict[str, Any]:
-    """Return a message that a gateway sends, with its newest attempts, oldest first."""
+    """Return the API fields of a message that a gateway sends. `attempt_log` contains its newest attempts in the order of time."""
     return {**send_fields(send.row), "attempt_log": [send_attempt_fields(attempt) for attempt in send.attempts]}
 
 

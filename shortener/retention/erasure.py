@@ -17,7 +17,7 @@ is given up. The message_id cannot be used for another message. Erasure does not
 backups and logs of others.
 
 Data of the message may be in flight during the erasure: a click whose transaction runs, or an attempt that waits for its response.
-Therefore the erasure is repeated a few times within the next hour (`erasure_repeats`).
+Therefore a job erases the same messages again, a few times within the next hour (`erasure_repeats`).
 
 One transaction erases one message. A number is erased `MAX_MESSAGES_PER_BATCH` messages at a time; run an interrupted erasure
 again.
@@ -61,7 +61,7 @@ from shortener.storage.schema import (
 )
 
 MAX_MESSAGES_PER_BATCH = 100
-#: An erasure is repeated these numbers of seconds after it was made (retention/erasure_repeats.py).
+#: The messages of an erasure are erased again after each of these numbers of seconds (retention/erasure_repeats.py).
 REPEAT_AFTER_SECONDS = (5, 120, 3600)
 ERASED = "erased"  # The `last_error` of a callback that was given up because its message was erased.
 
@@ -184,7 +184,7 @@ def find_codes(connection: Connection, application_id: int | None, *, phone: str
 
 
 def erase_again(connection: Connection, ids: list[int], now: datetime) -> None:
-    """Erase the messages with these row ids again, because personal data of them may have been stored since they were erased."""
+    """Erase the messages with these row ids again. Personal data of these messages may have been stored since the first erasure."""
     _scrub_messages(connection, ids, now)
 
 

@@ -1,10 +1,11 @@
-"""This job repeats erasures, so that personal data that was in flight during an erasure is erased too.
+"""This job erases messages again that were erased in the last hour, because personal data may be stored just after an erasure.
 
-On PostgreSQL, a click, a conversion or a fan-out may have read the message before its erasure and commit after it. On both engines,
-an attempt to deliver an event may be waiting for the response of a tracker, and a rewrite may put a link into the cache. Therefore
-each erasure lists its messages in the table `erasure_repeats`, and this job erases them again, `REPEAT_AFTER_SECONDS` later: soon,
-after the longest attempt, and after an hour, for outcomes that waited in memory during an outage. Each repeat also removes the
-links from the link cache, and deletes stored responses under an Idempotency-Key that repeated the message.
+On PostgreSQL, a click, a conversion or a fan-out may read a message before its erasure, and commit after the erasure. On both
+engines, an attempt to deliver an event may be waiting for the response of a tracker, and a rewrite may put a link into the cache.
+Therefore each erasure lists its messages in the table `erasure_repeats`. This job erases them again after each of the times in
+`REPEAT_AFTER_SECONDS`: after some seconds, after the longest attempt of a delivery, and after an hour, because outcomes wait in
+memory while the database is unavailable. Each time, the job also removes the links from the link cache, and deletes the stored
+responses to requests that repeated one of the messages with an Idempotency-Key.
 """
 
 # Tested by tests/retention/test_erasure_repeats.py
@@ -28,20 +29,20 @@ _Response = tuple[int, str]  # the application_id and the Idempotency-Key of a s
 
 
 class ErasureRepeats:
-    """The job that repeats erasures. `step` does one run."""
+    """The background job that erases recently erased messages again."""
 
     def __init__(self, database: Database, cache: LinkCache) -> None:
         self._database = database
         self._cache = cache
 
     async def step(self, now: datetime) -> int:
-        """Erase again the messages whose next repeat is due. Return their number. Raise StoreUnavailable if the database is
+        """Erase again the messages for which it is time. Return their number. Raise StoreUnavailable if the database is
         unavailable."""
         due = await self._database.read(_find_due, now)
         if not due:
             return 0
         if not await self._cache.invalidate(await self._database.read(_find_codes, due)):
-            return 0  # The link cache may still contain destinations, so the erasure of these messages is repeated later.
+            return 0  # The link cache may still contain destinations, so the next run tries these messages again.
         responses = await self._database.read(_find_responses, due)
         await self._database.write(_repeat, due, responses, now)
         return len(due)
@@ -57,8 +58,8 @@ def _find_codes(connection: Connection, ids: list[int]) -> list[str]:
 
 
 def _find_responses(connection: Connection, ids: list[int]) -> list[_Response]:
-    """Return the stored responses that contain one of the messages. This reads all responses since the oldest of the messages, so
-    it must not run in the thread that writes."""
+    """Return the stored responses that contain one of the messages. The function reads all responses since the oldest of the
+    messages, so it must not run in the thread that writes."""
     m, stored = messages.c, idempotency.c
     named = connection.execute(select(m.application_id, m.message_id, m.created_at).where(m.id.in_(ids))).all()
     by_application: dict[int, list[str]] = defaultdict(list)

@@ -309,9 +309,9 @@ class _PurgeBatch:
         return self.remaining > 0
 
     def delete_oldest(self, table: Table, at: Column[datetime], before: datetime) -> bool:
-        """Delete the oldest rows of a table without ids, by an indexed time. Rows of the last millisecond are deleted together.
+        """Delete the oldest rows of a table without ids, by an indexed time. Rows with equal times are deleted in the same batch.
 
-        Return True if no older row remains."""
+        Return True if no row remains that is older than `before`."""
         older = at < before
         last = self.connection.execute(select(at).where(older).order_by(at).limit(1).offset(self.remaining - 1)).scalar()
         self.count(table, self.connection.execute(delete(table).where(older if last is None else at <= last)))

@@ -141,7 +141,8 @@ class HttpApplication:
             await pages.send_page(send, page, is_head=method == "HEAD")
 
     def _serves_portal(self, path: str, host: bytes, domain: Domain | None) -> bool:
-        """Return whether the portal responds to a path on a host. With PORTAL_URL, it exists on that host only."""
+        """Return whether the portal responds to a path on a host. If PORTAL_URL is set, the portal exists only on the host of this
+        URL."""
         if domain is not None or not self.service.settings.portal or path[len(PORTAL_PREFIX) :][:1] not in ("", "/"):
             return False
         return self._portal_host is None or split_host(host)[0] == self._portal_host

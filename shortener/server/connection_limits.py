@@ -22,10 +22,11 @@ from shortener.settings import Network
 
 log = structlog.get_logger(__name__)
 
-# The number of open files that are reserved for databases, deliveries and other files; at most a quarter of a small limit.
+# The number of open files that are reserved for databases, deliveries and other files. If the limit of open files is small, at most
+# a quarter of the limit is reserved.
 RESERVED_FILES = 256
 MAX_OPEN_FILES = 1_048_576  # the maximum number of open files that the server requests
-_EVICTED_SHARE = 16  # one search closes one sixteenth of all connections, because a search is slow
+_EVICTED_SHARE = 16  # the search for waiting connections is slow, so one search closes up to a sixteenth of all connections
 _REFUSALS_PER_LOG_LINE = 1000
 _MAX_CACHED_ADDRESSES = 8192
 _IPV6_PREFIX = 64

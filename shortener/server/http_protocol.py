@@ -145,7 +145,8 @@ class RedirectProtocol(HttpToolsProtocol):
     def _end_of_body(self, data: bytes) -> int:
         """Return where the body of the latest request may end in the data.
 
-        A chunked body ends with an empty line. It may also contain one, so the caller examines the parser's state afterwards."""
+        A chunked body ends with an empty line. The body may also contain empty lines, so the caller examines the parser's state
+        afterwards."""
         for name, value in self.headers:
             if name == b"content-length" and value.isdigit():
                 return max(int(value) - self.body_bytes, 1)

@@ -1,6 +1,6 @@
 """This module determines the X-Request-Id of a response: the value that the client sent, if it is valid, or a generated one.
 
-All log lines of the request contain it as `request_id`.
+All log lines of the request contain this id as `request_id`.
 """
 # Tested by tests/server/test_request_ids.py
 

@@ -11,8 +11,8 @@ A batch takes its items when its transaction begins, not before. On SQLite the s
 that arrive meanwhile join it: the writer never waits for the event loop. On PostgreSQL the second batch has its own connection.
 Two items that arrive within milliseconds may therefore be committed in the reverse order.
 
-A batch takes at most two thirds of the items that wait or were in the previous batch. If one batch took all items, the database
-and the event loop would wait for each other in turns.
+The waiting items and the items of the previous batch are counted together, and a batch takes at most two thirds of this number. If
+one batch took all waiting items, the database and the event loop would wait for each other in turns.
 
 The result of a transaction belongs to its batch: the batcher passes it to the handler as an argument and keeps no copy. An
 attempt that fails before its transaction began counts as StoreUnavailable, whatever its exception. No failure stops the batcher.
@@ -197,7 +197,7 @@ class Batcher(Generic[Item, Result]):
             task.add_done_callback(self._tasks.discard)
 
     def _take(self, batch: Batch[Item]) -> None:
-        """Move waiting items into the open batch. Runs in the thread of the batch's transaction."""
+        """Move waiting items into the open batch. This method runs in the thread of the batch's transaction."""
         with self._taking:
             self._open = None
             batch.state = BatchState.TAKEN

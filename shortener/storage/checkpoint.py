@@ -36,9 +36,10 @@ MAX_INTERVAL_SECONDS = 5.0  # The maximum time between two checkpoints if few ro
 # From this number of frames on, a WAL is long: the writer should copy its remaining pages, so that the WAL restarts from its
 # beginning.
 LONG_WAL_FRAMES = 50_000
-#: The writer copies the remaining pages of a long WAL after a checkpoint of the thread that took at most SHORT_SECONDS. Until
-#: then, the thread repeats its checkpoint, at most MAX_REPEATS times. The limit grows in proportion to the WAL: with a fixed
-#: limit, a WAL that grows as fast as the disk can write would never restart.
+#: The writer copies the remaining pages of a long WAL after a checkpoint of the thread that took at most SHORT_SECONDS. Until then,
+#: the thread repeats its checkpoint, at most MAX_REPEATS times. SHORT_SECONDS is the limit for a WAL of LONG_WAL_FRAMES; for a
+#: longer WAL, the limit is proportionally longer. With a fixed limit, a WAL that grows as fast as the disk can write would never
+#: restart.
 SHORT_SECONDS, MAX_REPEATS = 0.02, 5
 #: From this number of frames on, the writer copies the remaining pages of the WAL even if that delays its commits, so that the
 #: size of the WAL is limited.

@@ -63,7 +63,7 @@ async def copy(source: Database, target: Database, progress: Callable[[Progress]
     if await source.read(is_unfinished):
         raise CopyError("the source is an incomplete copy; complete it first with `shortener copy`")
     await target.write(_begin, await source.read(_identity))
-    # Copy `installation` first, because its rows mark the target as used, and then the tables to which others refer.
+    # Copy `installation` first, because its rows mark the target as used. Then copy the tables to which other tables refer.
     parents = {reference.parent for reference in ENFORCED}
     tables = sorted(metadata.sorted_tables, key=lambda table: (table is not installation, table not in parents))
     totals = {str(table.name): await source.read(_count, table) for table in tables}
@@ -146,8 +146,8 @@ def _count(connection: Connection, table: Table) -> int:
 
 
 def _highest(connection: Connection, table: Table) -> tuple[Any, ...] | None:
-    """Return the highest primary key in the target, after which an interrupted copy continues. Return None, to begin with the
-    first row, if the table is empty or if its keys contain text, because SQLite and PostgreSQL sort text differently."""
+    """Return the highest primary key in the target, after which an interrupted copy continues. Return None if the copy must begin
+    with the first row: the table is empty, or its keys contain text, which SQLite and PostgreSQL sort differently."""
     keys = list(table.primary_key.columns)
     if any(not isinstance(key.type, Integer) for key in keys):
         return None

@@ -15,7 +15,7 @@ MAX_FINDINGS = 20
 
 
 class DatabaseLost(Exception):
-    """Raised if a secret exists but no database, so this is not a first start. The text states what to do."""
+    """Raised if a secret exists but no database. The secret shows that an installation existed. The text states what to do."""
 
 
 def require_database(database_file: Path | None, data_dir: Path) -> None:

@@ -40,8 +40,8 @@ class SchemaMismatch(Exception):
 class MigrationStep:
     """The progress of one migration.
 
-    `seconds` have passed since it began. `detail` is the progress that the engine reports, "" if it reports none. `done` is true
-    when the migration is committed."""
+    `seconds` is the time since the migration began. `detail` is the progress that the engine reports, or "" if the engine reports
+    none. `done` is true when the migration is committed."""
 
     revision: str
     description: str

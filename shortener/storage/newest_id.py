@@ -14,8 +14,8 @@ from shortener.ids import IdGenerator, ms_of
 from shortener.storage import schema
 from shortener.storage.database import Database
 
-#: The newest id is ignored if its time is further in the future than this. It was created while a clock was wrong by days, and if
-#: new ids continued after it, all of them would contain that wrong time.
+#: The newest id is ignored if its time is further in the future than this. Such an id was created while a clock was wrong by days.
+#: If new ids continued after it, all of them would contain the wrong time.
 MAX_AHEAD_MS = 26 * 3_600_000
 
 _TABLES = (

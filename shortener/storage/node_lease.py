@@ -1,10 +1,10 @@
 """This module leases node numbers: no two processes that serve from a PostgreSQL database generate ids with the same number.
 
 A number is leased in a row of `node_leases` for LEASE_SECONDS of the database's clock, and renewed every RENEW_SECONDS. A process
-that stops returns its number. If a process could not renew its lease in time, another process may have leased the number. The
-first process then leases a new number (`NodeLease.step`). Until it notices, both processes may generate the same id; a unique
-index then rejects the second row, and its process writes it with a new id. To make even this improbable, a process that starts
-searches from a number that was not used for long.
+that stops returns its number. If a process could not renew its lease in time, another process may have leased the number. The first
+process then leases a new number (`NodeLease.step`). Until it notices, both processes may generate the same id; a unique index then
+rejects the second row, and its process writes it with a new id. To make even this improbable, a new process starts its search
+at a number that was not used for a long time.
 
 Commands lease nothing. They use one of the numbers from FIRST_COMMAND_NODE on, at random. With SQLite one process serves, so it
 needs no lease (sqlite.py).

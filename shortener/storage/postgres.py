@@ -36,7 +36,7 @@ _RETRYABLE = {"40001", "40P01"}  # SQLSTATEs of transactions that are repeated: 
 #: SQLSTATEs after which a connection can no longer be used: the server shuts down, or has become a read-only standby (25006).
 _DISCONNECTED = {"57P01", "57P02", "57P03", "25006"}
 CONNECT_TIMEOUT_SECONDS = 5.0
-CLOSE_SECONDS = 0.5  # The longest time that a connection waits until the server has closed it.
+CLOSE_SECONDS = 0.5  # The longest time for which a process waits until the server has closed a connection.
 POOL_TIMEOUT_SECONDS = 5.0  # The time that a transaction waits for a connection while all connections of the pool are in use.
 _PREPARED_STATEMENTS = "prepared_statements"
 
@@ -144,7 +144,8 @@ def _check(connection: Connection) -> None:
 class _QuicklyClosed(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
     """A connection that closes within CLOSE_SECONDS, even if the server does not respond.
 
-    When a task is cancelled, SQLAlchemy closes the connection of its transaction, and a process that stops waits for this."""
+    When a task is cancelled, SQLAlchemy closes the connection of its transaction. A process that stops waits until the connection
+    is closed."""
 
     __slots__ = ()
 

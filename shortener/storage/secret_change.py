@@ -49,7 +49,7 @@ def find_lost(connection: Connection, secret: Secret) -> list[LostValue]:
 
 
 def adopt(connection: Connection, secret: Secret) -> list[LostValue]:
-    """Make `secret` the secret of this database. Remove and return the values that it cannot decrypt."""
+    """Make `secret` the secret of this database. Remove and return the values that the new secret cannot decrypt."""
     lost = find_lost(connection, secret)
     for table, column in encrypted_columns():
         ids = [value.id for value in lost if value.owner == table.name and value.value == column.info["encrypted"]]

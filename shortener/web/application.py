@@ -81,7 +81,7 @@ class CallbackSecretRequest(RequestModel):
         DEFAULT_SECRET_OVERLAP_SECONDS,
         ge=0,
         le=MAX_SECRET_OVERLAP_SECONDS,
-        description="Seconds for which requests are also signed with the replaced callback secret. 0: only with the new one.",
+        description="Seconds for which requests are also signed with the replaced callback secret. 0: only with the new secret.",
     )
 
 

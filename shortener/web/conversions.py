@@ -58,7 +58,8 @@ def _response(result: ConversionResult) -> dict[str, Any]:
 
 
 async def report(call: Call[Any, Any], path: str, refusal: ApiError | None = None) -> dict[str, Any]:
-    """Record the conversion of a request. If `refusal` is given, reject the request with it. `path` contains no key."""
+    """Record the conversion of a request. If `refusal` is given, reject the request with this error. `path` is the path of the
+    request without a postback key."""
     service, request = call.service, call.request
     if request.method == "HEAD":
         raise ApiError(ErrorCode.METHOD_NOT_ALLOWED, "HEAD is not allowed because it would record nothing; send GET or POST.")

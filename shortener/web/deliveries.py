@@ -44,7 +44,7 @@ class DeliveryFields(ResponseModel):
     created_at: str
     finished_at: str | None
     last_status: int | None = Field(description="HTTP status of the tracker's last response. null: there was no response.")
-    last_error: str | None = Field(description="Error of the last attempt. null: that attempt succeeded, or there was none.")
+    last_error: str | None = Field(description="Error of the last attempt. null: the attempt succeeded, or there was no attempt.")
 
 
 class AttemptFields(ResponseModel):
@@ -92,7 +92,7 @@ class ReplayDeadResponse(ResponseModel):
 
 
 class DeliveriesQuery(Period):
-    """Filters of deliveries, and the position of the page in the list. The period refers to their creation."""
+    """Filters of deliveries, and the position of the page in the list. The period refers to the creation of the deliveries."""
 
     status: StatusName | None = Field(None, description="Only deliveries with this status.")
     limit: int = Field(100, ge=1, le=1000, description="Maximum number of deliveries in a page.")

@@ -2,7 +2,7 @@
 
 Each report of a list is accepted or refused separately. A report is refused only if the application has no message with its
 message_id, or if its state is unknown. Any other invalid value, such as a text that is too long or an unknown date format, is cut
-or left out: the rest of the report is stored, and its result contains a warning.
+or left out. The rest of the report is stored, and the result of the report contains a warning.
 """
 
 from __future__ import annotations

@@ -110,7 +110,7 @@ def variable_of(parameter: str) -> str:
 
 
 def _curl(operation: Mapping[str, Any]) -> str:
-    """Return an example call of an endpoint as a curl command; "" for endpoints that only gateways call, because each gateway has
+    """Return an example call of an endpoint as a curl command. Return "" for an endpoint that only gateways call: each gateway has
     its own format.
 
     The command uses the shell variables BASE, KEY and TOKEN, and one variable for each generated id in the path."""

@@ -151,7 +151,7 @@ class Endpoint:
     def stores_response(self) -> bool:
         """Whether this class stores the first response, and returns it to repeats with the same API key and Idempotency-Key.
 
-        The handler of an endpoint with this header in `headers` stores the responses itself."""
+        If `headers` contains Idempotency-Key, the handler of the endpoint stores the responses itself."""
         return self.method == "POST" and self.caller is Caller.API_KEY and not self.reads_request and HEADER not in self.headers
 
     async def respond(self, request: Request, service: Service) -> Response:
@@ -261,7 +261,8 @@ def _as_response(endpoint: Endpoint, result: BaseModel | Mapping[str, Any] | Res
 def _forget_origin(error: ApiError) -> None:
     """Remove the traceback of an error, which contains frames that refer to the error.
 
-    This cycle would keep the body of each rejected request in memory until a complete garbage collection, which is rare."""
+    The error and the traceback refer to each other. This cycle would keep the body of each rejected request in memory until a
+    complete garbage collection, which is rare."""
     error.__traceback__ = error.__context__ = error.__cause__ = None
 
 

@@ -32,7 +32,8 @@ class GatewayLimits(RequestModel):
     on_doubt: Literal["resend", "hold"] | None = Field(
         None,
         description="What happens if the gateway may have accepted a message but its response is missing. resend (default): send "
-        "the message again, so it may arrive twice. hold: do not send it again until a delivery report or a caller decides.",
+        "the message again, so it may arrive twice. hold: do not send the message again until a delivery report arrives, or a "
+        "caller resends or discards the message.",
     )
     max_attempts: int | None = Field(
         None, ge=1, le=50, description="Maximum number of attempts to send a message. Default: GATEWAY_ATTEMPTS."
@@ -259,8 +260,8 @@ ENDPOINTS = [
         _TAG,
         permission="admin",
         response=DeletedResponse,
-        description="Messages that wait for the gateway become FAILED. The application has no gateway afterwards if it had "
-        "selected this one.",
+        description="Messages that wait for the gateway become FAILED. If the application had selected this "
+        "gateway, it has no gateway afterwards.",
     ),
     Endpoint(
         "POST",

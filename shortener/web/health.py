@@ -56,7 +56,8 @@ class ReadinessChecks(ResponseModel):
     )
     jobs: CheckState = Field(
         description="ok: every background task is running. failed: a task ended unexpectedly in the last 10 s and was restarted, "
-        "or the last run of a job failed; the log and `shortener_task_restarts` name it. The node stays ready while all tasks run."
+        "or the last run of a job failed. The log and `shortener_task_restarts` contain its name. The node stays ready while all "
+        "tasks run."
     )
 
 
@@ -134,7 +135,7 @@ async def readiness(service: Service) -> ReadinessResponse:
 
 
 async def _takes_writes(service: Service) -> bool:
-    """Return whether the database accepts writes. After a failed write, write a test row to detect whether the fault is over."""
+    """Return whether the database accepts writes. After a failed write, write a test row to detect whether writes succeed again."""
     if service.recorder.is_failing:
         return False
     if service.database.has_failed_writes:

@@ -203,7 +203,7 @@ async def list_tokens(call: Call[None, None]) -> Mapping[str, Any]:
 
 
 async def rotate_token(call: Call[None, TokenRotateRequest | None]) -> Mapping[str, Any]:
-    """Create a tracker token. The previous one stays valid for the overlap."""
+    """Create a tracker token. The previous token stays valid for the seconds in the field `overlap` of the request."""
     service = call.service
     overlap = timedelta(seconds=DEFAULT_OVERLAP_SECONDS if call.body is None else call.body.overlap)
     token, until = await service.database.write(credentials.rotate_token, call.application_id, service.clock(), overlap)
@@ -212,7 +212,7 @@ async def rotate_token(call: Call[None, TokenRotateRequest | None]) -> Mapping[s
 
 
 def _check_rate_limit(call: Call[Any, Any], rate_limit: int | None) -> None:
-    """Check that a rate limit is not higher than that of the key of this request. Raise ApiError FORBIDDEN."""
+    """Raise ApiError FORBIDDEN if a rate limit is higher than the rate limit of the API key that sent this request."""
     own = call.principal.rate_limit
     if own is not None and (rate_limit is None or rate_limit > own):
         reason = f"must be at most {own}, the rate limit of this API key"

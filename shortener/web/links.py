@@ -1,5 +1,5 @@
-"""The endpoints that list links, show one link with its history, and change one link. Those in `link_updates.py` change many
-links."""
+"""The endpoints that list links, show one link with its history, and change one link. The endpoints in `link_updates.py` change
+many links."""
 
 from __future__ import annotations
 

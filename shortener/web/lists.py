@@ -281,8 +281,8 @@ def _event_filter(call: Call[Any, None]) -> EventFilter:
 
 
 async def csv_response(call: Call[Any, None], name: str, lines: AsyncIterator[bytes]) -> Response:
-    """Return a response that downloads CSV as a file. Raise StoreUnavailable if the first page cannot be read, so that the response
-    becomes an error."""
+    """Return a response that downloads CSV as a file. Raise StoreUnavailable if the first page cannot be read: then no response has
+    started, and the client gets an error."""
     first: list[bytes] = [await anext(lines)]
     async for more in lines:
         first.append(more)

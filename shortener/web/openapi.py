@@ -1,8 +1,8 @@
-"""The OpenAPI 3.1 document, produced from the endpoints.
+"""This module generates the OpenAPI 3.1 document from the declarations of the endpoints.
 
-Bodies, responses and parameters come from the models that validate requests. Statuses come from the declaration of an endpoint, and
-follow from its kind of caller, query and body. Only the redirect is described by hand (openapi_texts.py), because it is not
-an `Endpoint`.
+The models of an endpoint describe its parameters, its request body and its response. The declaration of an endpoint lists the
+errors that its handler raises. `_implied` adds the errors that `endpoint.py` raises before the handler runs, such as a missing
+credential or an invalid body. Only the redirect is described by hand (openapi_texts.py), because it is not an `Endpoint`.
 """
 
 from __future__ import annotations
@@ -199,7 +199,8 @@ def _operation(endpoint: Endpoint, path: str, parameters: list[Document], schema
 
 
 def _query_parameters(schema: Mapping[str, Any]) -> list[Document]:
-    """Return one parameter for each field of a query model, and one for all other parameters if the model accepts them."""
+    """Return one parameter for each field of a query model. If the model accepts unknown parameters, add one that stands for all of
+    them."""
     required = schema.get("required", ())
     parameters = []
     for name, field in schema.get("properties", {}).items():
@@ -253,7 +254,8 @@ def _responses(endpoint: Endpoint, schemas: _Schemas, has_path_parameters: bool)
 
 
 def _implied(endpoint: Endpoint, has_path_parameters: bool) -> Iterator[ErrorCode]:
-    """Yield the error codes that endpoint.py can raise for an endpoint, which depend on its kind of caller, query and body."""
+    """Yield the error codes that endpoint.py can raise for an endpoint. They depend on the endpoint's kind of caller, query and
+    body."""
     if endpoint.caller is not Caller.ANYONE:
         yield from (ErrorCode.UNAUTHORIZED, ErrorCode.RATE_LIMITED, ErrorCode.INTERNAL_ERROR, ErrorCode.UNAVAILABLE)
     if endpoint.permission:
@@ -282,7 +284,8 @@ def _error(status: int, codes: Sequence[ErrorCode]) -> Document:
     response: Document = {
         "description": "\n".join(f"- `{code.name}`: {code.meaning}" for code in codes),
         "content": {"application/json": {"schema": {"$ref": REF + "Error"}}},
-        # Generators of clients need one schema for all errors, so the error codes of a response are not in the schema but here.
+        # Generators of clients need one schema for all errors. Therefore `x-error-codes`, and not the schema, lists the codes of a
+        # response.
         "x-error-codes": [code.name for code in codes],
     }
     if status in ERROR_HEADERS:
@@ -291,7 +294,7 @@ def _error(status: int, codes: Sequence[ErrorCode]) -> Document:
 
 
 def _referenced_schemas(described: Document) -> Document:
-    """Return the schemas that paths and webhooks refer to. Query models are not among them: their fields are parameters."""
+    """Return the schemas to which paths and webhooks refer. Query models have no schema, because their fields are parameters."""
     schemas: Document = described["components"]["schemas"]
     found: set[str] = set()
     todo: list[Any] = [described["paths"], described["webhooks"]]

@@ -42,8 +42,8 @@ _thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="large-body")
 
 @record
 class BodyLimits:
-    """The limits for the bodies of one endpoint. `max_batch` is the maximum number of items in the list that is the body, or in its
-    field `messages`."""
+    """The limits for the bodies of one endpoint. `max_batch` is the maximum number of items in a body that is a list, or in the
+    field `messages` of a body."""
 
     max_bytes: int
     max_batch: int

@@ -101,7 +101,7 @@ async def preview(call: Call[None, PreviewRequest]) -> Mapping[str, Any]:
 
 
 def complete_error(service: Service, principal: Principal | None, error: InvalidInput) -> ApiError:
-    """Return `error` with the problems of all texts, URLs and recipients of the same body added to its details."""
+    """Return an error with the details of `error`, and with the problems of all texts, URLs and recipients in the same body."""
     form = _form_of(error.data)
     if principal is None or form not in ("single", "batch") or not isinstance(error.data, dict):
         return error

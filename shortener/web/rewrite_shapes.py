@@ -1,6 +1,6 @@
 """Request and response models of a rewrite in the native format, and the options that all formats share.
 
-Most names are Syniverse's.
+Most names of fields are those of Syniverse.
 """
 # Tested by tests/web/test_rewrite.py
 

@@ -113,7 +113,7 @@ class ApiRouter:
                 methods.setdefault("HEAD", endpoint)
 
     async def respond(self, request: Request) -> Response:
-        """Return the response of the endpoint. It is 404 for an unknown path, and 405 for a method that the path does not have."""
+        """Return the response of the endpoint: 404 for an unknown path, 405 for a method that the path does not have."""
         path, method = request.scope["path"], request.scope["method"]
         methods = self._by_path.get(path)
         if methods is not None and method in methods:

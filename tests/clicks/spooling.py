@@ -58,7 +58,7 @@ class Node:
         return (await self.recorder.record(hit(self.service, code, **more))).location
 
     async def drained(self) -> None:
-        """Run the drainer until the outage is over."""
+        """Run the drainer until the spool is empty and the recorder writes to the database again."""
         async with asyncio.timeout(PATIENCE):
             while await self.drainer.step() or self.recorder.outage:
                 await asyncio.sleep(0.005)  # the recorder waits between its attempts to write

@@ -9,8 +9,8 @@ from sqlalchemy import BigInteger, Column, Index, Integer, SmallInteger, Table, 
 from shortener.storage.schema.base import RowId, metadata
 from shortener.storage.types import Instant
 
-#: The condition of the index `hits_by_link`: hits that are not the first click of their message. The column `first_clicks.hit_id`
-#: finds the others; an entry in the index would make every first click write another page.
+#: The condition of the index `hits_by_link`: hits that are not the first click of their message. First clicks are found by the
+#: column `first_clicks.hit_id`. An entry in the index would make every first click write another page.
 OTHER_HITS = "flags & 2 = 0"
 
 

@@ -174,17 +174,17 @@ link_updates = Table(
     Column("finished_at", Instant),
 )
 
-#: Messages whose erasure is repeated, because a transaction or an attempt that ran during the erasure may have stored data of
-#: them afterwards (retention/erasure_repeats.py).
+#: Messages that were erased and will be erased again. A transaction or an attempt that ran during the erasure may have stored
+#: personal data of the messages afterwards (retention/erasure_repeats.py).
 erasure_repeats = Table(
     "erasure_repeats",
     metadata,
     Column("id", RowId, primary_key=True, autoincrement=False),  # The row id of the message.
     Column("due_at", Instant, nullable=False, index=True),
-    Column("repeats", SmallInteger, nullable=False),  # The number of repeats that are done.
+    Column("repeats", SmallInteger, nullable=False),  # How often the message was erased again.
 )
 
-#: How far clients that poll delivery reports have read the event log (reporting/report_polls.py).
+#: For each client that polls delivery reports, the position up to which it has read the event log (reporting/report_polls.py).
 report_polls = Table(
     "report_polls",
     metadata,

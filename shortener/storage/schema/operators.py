@@ -19,8 +19,8 @@ operators = Table(
     Column("name_key", Text, nullable=False, unique=True),
     Column("password_hash", Text),  # The Argon2 hash of the password; NULL: the invitation is not accepted yet.
     Column("password_changed_at", Instant),
-    # The encrypted secret of the second factor; NULL: there is none. If the secret of the installation is lost, the password is
-    # removed too, because it alone must not be enough to sign in.
+    # The encrypted secret of the second factor; NULL: there is none. If the secret of the installation is lost, the second factor
+    # cannot be checked. Then the password is removed too, because a password alone must not be enough to sign in.
     Column("totp_secret", Text, info={"encrypted": "second factor", "clears": ("password_hash",)}),
     Column("totp_step", BigInteger),  # The time step of the latest accepted code, because each code is valid once.
     Column("theme", Text, nullable=False, server_default="system"),

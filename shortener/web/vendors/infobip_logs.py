@@ -1,8 +1,8 @@
 """Infobip's delivery reports and message logs, versions 1, 2 and 3.
 
-As at Infobip, each delivery report is returned once, oldest first, so that a client can poll until the list is empty; each version
-of the call counts separately. A call with `bulkId` or `messageId` returns the current reports of these messages every time. Fields
-without a value are left out, because the typed clients of Infobip reject null.
+As at Infobip, each delivery report is returned once, oldest first, so that a client can poll until the list is empty. Each version
+of the call returns a report once. A call with `bulkId` or `messageId` returns the current reports of these messages every time.
+Fields without a value are left out, because the typed clients of Infobip reject null.
 """
 # Tested by tests/web/vendors/test_infobip_logs.py
 
@@ -173,7 +173,7 @@ class InfobipCursor(SparseModel):
 
 
 class InfobipV3ReportsResponse(SparseModel):
-    """Messages with their status. Logs have a cursor."""
+    """Messages with their status. The response of a log also has a cursor."""
 
     results: list[InfobipV3Report]
     cursor: InfobipCursor | None = None

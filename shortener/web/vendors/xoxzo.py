@@ -1,7 +1,8 @@
 """Endpoints in Xoxzo's format: the send call, the status of a message, and the list of sent messages.
 
 The send call sends through the gateway of the application. Without a gateway it only rewrites, and the response contains a warning.
-It responds to a form with a list, which Xoxzo's clients read, and to JSON with an object, as Xoxzo's guide for link tracking shows.
+For a form, the response is a list, which Xoxzo's clients read. For JSON, the response is an object, as in Xoxzo's guide for link
+tracking.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Reject rows of unknown applications and invalid limits; add the table of erasures to repeat"""
+"""Reject rows of unknown applications and invalid limits; add the table of messages to erase again"""
 
 # Tested by tests/storage/test_references.py
 
