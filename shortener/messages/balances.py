@@ -78,7 +78,7 @@ def change_balance(
     added: Decimal | None = None,
     currency: str | None = None,
 ) -> Balance:
-    """Set the balance of an application to `amount`, or add `added` to it. Return the new balance.
+    """Set the balance of an application to `amount`, or add `added` to the balance. Return the new balance.
 
     An application that is not prepaid becomes prepaid. The change is listed in `balance_changes`. Raise ApiError NOT_FOUND or
     INVALID_REQUEST."""

@@ -21,7 +21,7 @@ _ATTACHED_BEFORE = re.compile(r"[\w@./\\=&%#+~$-]")
 def find_warnings(
     body: str, links: Sequence[tuple[Span, str]], sender: str, *, track: TrackMode = "directives", fallback_url: str | None = None
 ) -> tuple[str, ...]:
-    """Return the warnings about a message, except those that depend on its rewritten text.
+    """Return the warnings about a message, except warnings that depend on the rewritten text.
 
     `links` contains each span that a short link replaces, and the host of its destination in lower case and punycode."""
     spans = [span for span, _ in links]

@@ -84,7 +84,7 @@ def _near_length(body: str, position: int) -> int:
 
 
 def _normalise(window: str) -> tuple[str, list[int]]:
-    """Replace look-alike characters by plain ones and remove invisible ones.
+    """Replace look-alike characters by plain characters, and remove invisible characters.
 
     Return the new text, and for each of its characters the end position of the original character."""
     text: list[str] = []

@@ -43,7 +43,7 @@ _DELETE_EMPTY = "DELETE FROM first_clicks WHERE id = ANY($1::bigint[]) AND hit_i
 def lock(connection: Connection, messages: Collection[int]) -> dict[int, FirstClick]:
     """Lock and return the first-click row of each message, by row id of the message. Call `release` before the transaction ends.
 
-    A transaction that also locks rows of `messages` must lock those first."""
+    A transaction that also locks rows of `messages` must lock these rows of `messages` first."""
     ids = list(messages)
     if not ids:
         return {}

@@ -1,8 +1,8 @@
 """This module draws bar charts as SVG on the server. Each bar is a hyperlink to the list of the rows that it counts.
 
 Horizontal positions are percentages and vertical positions are pixels, so a chart fits every width without a script, and its text
-keeps its size. A chart shows the same numbers as the table beneath it, so screen readers skip it (`aria-hidden`), and its links
-cannot be reached with the tab key; the links of the table can.
+keeps its size. The table beneath a chart shows the same numbers. Therefore screen readers skip the chart (`aria-hidden`), and the
+tab key reaches the links of the table, but not the links of the chart.
 
 A bar whose value is None is a gap, because there are no data for its time. A gap is drawn hatched, and not as zero.
 """

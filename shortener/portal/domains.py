@@ -24,7 +24,7 @@ from shortener.urls import host_of, parse_base_url
 
 MAX_URL_CHARACTERS = 2048
 MAX_LOOKUP_SECONDS = 2.0
-_LOOKUPS = Guard(allow_private=True)  # It resolves host names in threads of its own, so that a slow resolver delays nothing else.
+_LOOKUPS = Guard(allow_private=True)  # The guard resolves host names in its own threads, so a slow resolver delays nothing else.
 #: The form fields that contain JSON, each with the Python type of the parsed value and the name of this type in error texts.
 _ASSOCIATIONS = {"assetlinks": (list, "a JSON list"), "apple_app_site_association": (dict, "a JSON object")}
 

@@ -1,9 +1,9 @@
 """Security headers of every portal response, and the check that a form was sent by a page of the portal itself.
 
 A request that changes something must come from the portal. Browsers send the source of the request in the header `Sec-Fetch-Site`,
-or, on plain http://, in `Origin`. A request with neither header is rejected, and so is one from a sibling host (`same-site`),
-because short links are often served there. So forms need no CSRF tokens. `Referrer-Policy: no-referrer` must never be sent, because
-browsers then send `Origin: null`.
+or, on plain http://, in `Origin`. A request with neither header is rejected. A request from a sibling host (`same-site`) is also
+rejected, because short links are often served on a sibling host. So forms need no CSRF tokens. `Referrer-Policy: no-referrer` must
+never be sent, because browsers then send `Origin: null`.
 """
 # Tested by tests/portal/test_router.py
 

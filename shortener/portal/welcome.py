@@ -1,7 +1,7 @@
 """The welcome page, on which an invited operator chooses a password. The token is in the fragment of the invitation URL, which
-browsers do not send. A script puts it into the form and removes it from the address bar; without a script, the operator pastes the
-link into a field. Only sending the form accepts the invitation. A request for the page, such as a link preview of a messenger,
-changes nothing.
+browsers do not send. A script puts the token into the form and removes it from the address bar; without a script, the operator
+pastes the link into a field. Only sending the form accepts the invitation. A request for the page, such as a link preview of a
+messenger, changes nothing.
 """
 
 from __future__ import annotations

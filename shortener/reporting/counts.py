@@ -112,7 +112,8 @@ def lock(connection: Connection) -> bool:
 
 
 # These statements are written as text. SQLAlchemy would take longer to build a statement than the database takes to run it, and
-# SQLite's only writer would be occupied for both times. All except the first have the parameters of `raw_sql.bulk_parameters`.
+# SQLite's only writer would be occupied for both times. All statements except the first have the parameters of
+# `raw_sql.bulk_parameters`.
 
 _READ_DELTAS = {
     "sqlite": "SELECT json_group_array(json_array(id, data, origins)) FROM "

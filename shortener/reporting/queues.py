@@ -24,7 +24,7 @@ from shortener.storage.open import sqlite_path
 from shortener.storage.types import from_ms
 
 INTERVAL_SECONDS = 15.0  # The seconds between two reads of the state of the queues.
-MAX_COUNTED = 50_000  # Counts of waiting rows stop at this number, so that a read stays fast. It is reported for all higher counts.
+MAX_COUNTED = 50_000  # Counting of waiting rows stops at this number, so a read stays fast. It is reported for any larger count.
 MAX_QUEUES = 1000  # At most this many queues of trackers and callbacks are examined.
 
 

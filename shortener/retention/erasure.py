@@ -151,7 +151,7 @@ def erase_phone_number(connection: Connection, application_id: int | None, phone
 
 
 def erase_message(connection: Connection, application_id: int | None, message_id: str, now: datetime) -> ErasureResult:
-    """Erase one message. `application_id` None means the only application with such a message.
+    """Erase one message. If `application_id` is None, exactly one application must have a message with this id.
 
     Raise ApiError MESSAGE_NOT_FOUND, or CONFLICT if several applications have a message with this id."""
     owners = [application_id] if application_id is not None else select(applications.c.id)

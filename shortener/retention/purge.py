@@ -95,8 +95,8 @@ REFUSED_RETENTION = timedelta(days=30)  # Refused reports of conversions are del
 #: A run continues after the last row that the previous run checked. After this interval, a run starts again with the oldest row,
 #: because rows that had to be kept may be deleted now.
 RESTART_INTERVAL = timedelta(days=1)
-#: The typical number of rows that are deleted with one message or event. The maximum number of rows in a batch, divided by it, is
-#: the maximum number of messages or events in a batch.
+#: The typical number of rows that are deleted with one message or event. The maximum number of rows in a batch is divided by this
+#: number. The result is the maximum number of messages or events in a batch.
 _TYPICAL_ROWS_PER_MESSAGE, _TYPICAL_ROWS_PER_EVENT = 8, 4
 
 

@@ -73,7 +73,8 @@ class SharedClock:
 def ms_clock(clock: Clock) -> Callable[[], int]:
     """Return a function that returns the time of `clock` in milliseconds since 1970.
 
-    Each request calls the function several times, so it is fast: if `clock` follows the system clock, it creates no datetime."""
+    Each request calls the returned function several times, so this function must be fast. It creates no datetime if `clock` follows
+    the system clock."""
     if clock is utcnow:
         return _system_ms
     if isinstance(clock, SharedClock) and clock.follows_system:

@@ -68,7 +68,7 @@ MAX_METADATA_BYTES = 4096  # maximum size of the metadata as JSON
 
 
 def check_metadata(value: dict[str, Any]) -> dict[str, Any]:
-    """Return `value`. Raise ValueError if it is nested or its JSON has more than MAX_METADATA_BYTES bytes."""
+    """Return `value`. Raise ValueError if the value is nested, or if its JSON has more than MAX_METADATA_BYTES bytes."""
     for name, member in value.items():
         if isinstance(member, dict | list):
             raise ValueError(f"{name!r} must be a string, a number, a boolean or null")

@@ -96,7 +96,7 @@ class GatewayFields(ResponseModel):
         description=("Whether the gateway may have a private IP address. Only the command line can permit it.")
     )
     on_doubt: Literal["resend", "hold"] = Field(
-        description="What happens if the response to a message is missing: send it again, or hold it."
+        description="What happens to a message if the gateway's response to it is missing: resend or hold."
     )
     max_attempts: int
     timeout: float

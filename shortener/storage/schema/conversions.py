@@ -78,7 +78,7 @@ refused_conversions = Table(
     Column("reason", Text, nullable=False),  # The name of an ErrorCode.
     Column("description", Text, nullable=False),
     Column("details", Json, nullable=False),
-    Column("message_id", Text),  # The message id as it was reported. An erasure of the message finds the row by it.
+    Column("message_id", Text),  # The message id as it was reported. An erasure of the message finds the row by this id.
     Column("parameters", Json, nullable=False),
     Index("refused_conversions_by_application", "application_id", "id"),
 )

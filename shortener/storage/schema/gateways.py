@@ -70,7 +70,7 @@ sends = Table(
     Column("application_id", Integer, nullable=False),
     Column("gateway_id", Integer, nullable=False),
     Column("status", SmallInteger, nullable=False),  # The value of model.SendStatus.
-    Column("text", Text),  # The text of the message; NULL after the gateway accepted the message, or after it was given up.
+    Column("text", Text),  # The text of the message; NULL after the message was accepted by the gateway or given up.
     Column("attempt", SmallInteger, nullable=False, server_default="0"),  # The number of attempts that were started.
     # The number of attempts that do not count towards the maximum.
     Column("base_attempt", SmallInteger, nullable=False, server_default="0"),

@@ -51,7 +51,7 @@ def _add_constraints() -> None:
 
 
 def _add_constraint(table: str, name: str, constraint: str, violations: str) -> None:
-    """Add a constraint. If rows violate it already, it applies to new rows only."""
+    """Add a constraint. If existing rows violate the constraint, it applies to new rows only."""
     op.execute(f"ALTER TABLE {table} ADD CONSTRAINT {name} {constraint} NOT VALID")
     if op.get_bind().scalar(sa.text(f"{violations} LIMIT 1")) is None:
         op.execute(f"ALTER TABLE {table} VALIDATE CONSTRAINT {name}")
