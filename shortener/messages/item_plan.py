@@ -23,7 +23,7 @@ from shortener.model import record
 from shortener.storage.types import to_ms
 from shortener.urls import Destination, UrlError, fill_link_path, parse_destination
 
-#: The maximum number of links in one message, because the column `first_clicks.links` has one bit for each link of a message.
+#: The maximum number of links in one message. The column `first_clicks.links` has one bit for each link of a message.
 MAX_LINKS = 30
 #: The longest lifetime of links that a request may choose.
 MAX_LIFETIME = timedelta(days=3650)

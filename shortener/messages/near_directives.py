@@ -108,7 +108,7 @@ def _is_invisible(character: str) -> bool:
 
 
 def _is_one_edit(word: str, name: str) -> bool:
-    """Return whether two names differ by one letter that was omitted, added, changed, or exchanged with the next one."""
+    """Return whether two names differ by one letter that was omitted, added, changed, or exchanged with the next letter."""
     if word == name or abs(len(word) - len(name)) > 1:
         return False
     if len(word) == len(name):

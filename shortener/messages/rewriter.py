@@ -37,7 +37,7 @@ from shortener.storage.key_table import Key, KeyTable
 from shortener.tracing import Tracer
 
 MAX_REQUESTS_PER_TRANSACTION = 64
-#: A request with more characters of text than this is planned in a thread, because planning it takes more than about 20 ms.
+#: A request with more characters of text than this is planned in a thread. Planning such a request takes more than 20 ms.
 MAX_PLANNED_AT_ONCE = 20_000
 MAX_PLANNERS = 2  # the maximum number of threads that plan requests
 

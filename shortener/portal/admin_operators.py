@@ -1,6 +1,6 @@
 """GET /portal/admin/operators: the page on which admins manage operators, their roles, invitations and sessions.
 
-Each change requires that the operator entered the password within the last ten minutes, and is in the audit log. Only the
+A change requires that the admin entered the password within the last ten minutes. The audit log contains each change. Only the
 response to the form contains the link of an invitation.
 """
 

@@ -107,8 +107,8 @@ class ListSource:
 
 
 def slots_of(visit: Visit) -> tuple[datetime, datetime]:
-    """Return the start and end of a page's period, extended to complete time slots of 15 minutes, because the statistics count
-    whole slots."""
+    """Return the start and end of a page's period, extended to complete time slots of 15 minutes. The statistics count only
+    complete time slots."""
     since, until = slot_edges(visit.period.since, visit.period.until)
     assert since is not None
     assert until is not None

@@ -1,8 +1,8 @@
 """This module defines a page of the portal (`PortalPage`) and the argument of its handler (`Visit`).
 
 A page is a module with a list `PAGES`. Each `PortalPage` declares its path, its handler and the role that it requires. The router
-checks the session, the role, the application, and that forms come from the portal, before it calls the handler, so no handler can
-forget these checks.
+makes these checks before it calls the handler: the session, the role, the application, and that forms come from the portal. So no
+handler can forget a check.
 """
 # Tested by tests/portal/test_router.py
 

@@ -146,7 +146,8 @@ def _relative(name: str, now: datetime, zone: tzinfo) -> tuple[datetime, datetim
 
 
 def _days_of(choice: PeriodChoice) -> int | None:
-    """Return by how many days the previous period is earlier than this one, or None if this is not a whole number of days."""
+    """Return by how many days the previous period is earlier than this period, or None if the difference is not a number of whole
+    days."""
     if choice.name in ("today", "yesterday", "24h"):
         return 1
     if choice.name == "month":

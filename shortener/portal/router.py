@@ -3,7 +3,7 @@
 The order is fixed: static files; the check that a request which changes something comes from the portal (403); the page for the
 path (404, 405); the session (redirect to the sign-in page); the role in the application (404 for an application that the operator
 must not know, 403 for a role that is too low); the password again, if the page requires that it was entered recently; the form
-(400, 413); for a CSV, that the session has no other export (429); then the handler.
+(400, 413); for a CSV, the check that the session has no other export (429); then the handler.
 
 An `ApiError` becomes an error page with the status and the code of the error. A database that is unavailable becomes 503. Any
 other exception is logged and becomes 500 without internals. Every response has the headers of `security.py`, and pages have

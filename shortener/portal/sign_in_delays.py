@@ -1,5 +1,5 @@
-"""This module delays sign-ins after failed ones. The counts are in the database, so that all processes share them. Three counts
-cause a delay, and no account is locked permanently:
+"""This module delays further attempts to sign in after failed attempts. The counts are in the database, so that all processes share
+them. Three counts cause a delay, and no account is locked permanently:
 
 - Failures of a name from one network (/24 or /48). After FREE_FAILURES, each further failure doubles the time until the next
   attempt, from 1 second to MAX_DELAY. So a stranger in another network does not delay an operator.

@@ -1,6 +1,9 @@
-"""This module limits four rates: requests of a client that the service rejects (unknown codes, wrong credentials), requests with an
-API key or a postback key, rejected conversion reports of an application that are stored, and deliveries that the delivery reports
-of an application create.
+"""This module limits four rates:
+
+- requests of one client that the service rejects (unknown codes, wrong credentials)
+- requests with one API key or one postback key
+- rejected conversion reports that are stored for one application
+- deliveries that the delivery reports of one application create
 
 Each client has a token bucket in memory. A counted request takes one token. Redirects of known codes take no token, so people who
 share an IP address with a misbehaving client can open their links. For a limit of keys, each key is a client.

@@ -184,7 +184,7 @@ def add(sums: Sums, rows: Iterable[Any]) -> None:
 
 # The following functions verify the counts.
 
-MAX_RECOUNT_ROWS = 100_000  # The maximum number of rows that one statement counts, so that no statement exceeds its time limit.
+MAX_RECOUNT_ROWS = 100_000  # One statement counts at most this number of rows, so that it does not exceed its time limit.
 MAX_RECOUNT_COHORTS = 100  # The maximum number of cohorts whose counts one statement reads.
 
 
@@ -297,7 +297,7 @@ IS_REVENUE = or_(
     and_(conversions.c.counted_as.not_like("negative:%"), conversions.c.counted_as.not_like("pending:%")),
 )
 
-#: The SQL condition for messages whose cost is part of the figure `cost`, because it was not refunded.
+#: The SQL condition for messages whose cost is part of the figure `cost`: the cost was not refunded.
 HAS_COST = and_(sends.c.cost.is_not(None), sends.c.refunded == false())
 
 #: The metrics of a message, each with the column of the time at which it is counted, and with its amount.

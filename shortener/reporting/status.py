@@ -147,7 +147,7 @@ class MessageStatusReader:
         }
 
     def _link_tracking(self, status: MessageStatus) -> dict[str, Any] | None:
-        """Return Xoxzo's `link_tracking` of the first link, because Xoxzo tracks only one link; None without links."""
+        """Return Xoxzo's `link_tracking` of the first link; None without links. Xoxzo's format has only one link."""
         if not status.links:
             return None
         link = status.links[0]

@@ -42,7 +42,8 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-#: The path that accepts any Host header except an own domain, because a reverse proxy requests it with an internal host name.
+#: A reverse proxy requests this path with an internal host name. So the path accepts any Host header except the domain of an
+#: application.
 DOMAIN_CHECK = "/internal/domain-check"
 PORTAL_PREFIX = "/portal"
 

@@ -1,9 +1,9 @@
 """The clock that all processes of an installation share: the clock of the database.
 
 The clocks of machines differ. A process whose clock is minutes ahead would claim deliveries that another process is still
-attempting, expire links too early and record hits in the wrong order. Each process therefore adds the difference between its clock
-and the clock of the database, and measures this difference regularly. It ignores differences up to MAX_IGNORED_OFFSET, which can
-be due to the network.
+attempting, expire links too early and record hits in the wrong order. Each process therefore regularly measures the difference
+between its clock and the clock of the database, and adds the difference to the time of its clock. It ignores differences up to
+MAX_IGNORED_OFFSET, because the network can cause them.
 
 While the database is not available, the last correction stays in use. With SQLite there is one process and so one clock.
 """

@@ -177,7 +177,7 @@ async def _run_on(url: str, function: Callable[[Connection], T]) -> T:
         if path := sqlite_path(url):
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             return await asyncio.to_thread(_run_on_sqlite, path, function)
-        from shortener.storage.postgres import async_engine  # imported here, because SQLite does not need asyncpg
+        from shortener.storage.postgres import async_engine  # asyncpg is imported here, because SQLite does not need it
 
         engine = async_engine(url, pool_size=1)
         try:

@@ -22,6 +22,6 @@ async def open_database(url: str, *, owner: bool, pool_size: int = 8, timeout: f
     from the database (see sqlite.py). `pool_size` and `timeout` are described in postgres.py."""
     if path := sqlite_path(url):
         return SqliteDatabase(path, owner=owner)
-    from shortener.storage.postgres import PostgresDatabase  # imported here, because SQLite does not need asyncpg
+    from shortener.storage.postgres import PostgresDatabase  # asyncpg is imported here, because SQLite does not need it
 
     return await PostgresDatabase.open(url, pool_size=pool_size, timeout=timeout)

@@ -1,8 +1,8 @@
 """This module executes hand-written SQL statements that run for every batch of hits, conversions or deliveries.
 
-On SQLite these bypass SQLAlchemy, whose work for each statement takes longer than the work of SQLite. The statements are part of
-the transaction of the connection. Errors are the same exceptions as those of SQLAlchemy, so callers and `store_errors` handle them
-in the same way.
+On SQLite, these statements bypass SQLAlchemy, whose work for a statement takes longer than the work of SQLite. The statements are
+part of the transaction of the connection. Errors are the same exceptions as those of SQLAlchemy, so callers and `store_errors`
+handle them in the same way.
 """
 
 # Tested by tests/storage/test_bulk.py
@@ -43,8 +43,8 @@ def value(connection: Connection, statement: str, *parameters: object) -> Any:
 def rows(connection: Connection, statements: Mapping[str, str], *values: object) -> Sequence[Sequence[Any]]:
     """Return the rows of a query that has one statement for each engine.
 
-    The SQLite statement must return one JSON array of rows, because Python releases the interpreter lock for each row that it
-    fetches, which takes time. A list in `values` becomes one JSON text on SQLite and an array on PostgreSQL."""
+    The SQLite statement must return one JSON array of rows. If Python fetched rows one by one, it would release the interpreter
+    lock for each row, which takes time. A list in `values` becomes one JSON text on SQLite and an array on PostgreSQL."""
     if connection.dialect.name == "sqlite":
         packed = [orjson.dumps(one).decode() if isinstance(one, list) else one for one in values]
         found: list[list[Any]] = orjson.loads(value(connection, statements["sqlite"], *packed))

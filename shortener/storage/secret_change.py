@@ -1,9 +1,10 @@
 """This module gives a new secret to a database whose secret was lost.
 
-Columns that contain encrypted values are marked in the schema with `info={"encrypted": NAME}`. `adopt` removes the values that
-the new secret cannot decrypt. A tracker or gateway that loses a value is disabled: its deliveries wait until an operator sets the
-values again and enables it, so no receiver gets a request without its signature or credentials. If the second factor of an
-operator is removed, the password is removed too. Codes of links do not depend on the secret, so links continue to redirect.
+Columns that contain encrypted values are marked in the schema with `info={"encrypted": NAME}`. `adopt` removes the values that the
+new secret cannot decrypt. A tracker or gateway that loses a value is disabled. Its deliveries wait until an operator sets the
+values again and enables the tracker or gateway. So no receiver gets a request without its signature or credentials. If the second
+factor of an operator is removed, the password is removed too. Codes of links do not depend on the secret, so links continue to
+redirect.
 """
 
 from __future__ import annotations

@@ -56,8 +56,8 @@ _WRITER_PRAGMAS = (
     "PRAGMA journal_mode=WAL",
     "PRAGMA synchronous=FULL",
     f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}",
-    # The page cache has only 8 MiB, because SQLite searches the whole cache at the end of each transaction that moved pages of an
-    # index, and about every second transaction does (docs/decisions/0006). The operating system caches the other pages.
+    # The page cache has only 8 MiB. SQLite searches the whole cache at the end of each transaction that moved pages of an index.
+    # About every second transaction moves such pages (docs/decisions/0006). The operating system caches the other pages.
     "PRAGMA cache_size=-8192",
     "PRAGMA temp_store=MEMORY",
     "PRAGMA wal_autocheckpoint=0",  # Turn off SQLite's automatic checkpoints, because `Checkpointer` makes all checkpoints.

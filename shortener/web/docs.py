@@ -33,7 +33,7 @@ def with_documentation(endpoints: Sequence[Endpoint]) -> list[Endpoint]:
 
     @lru_cache(maxsize=1)
     def as_page(server: str) -> bytes:
-        from shortener.web.docs_page import page  # imported here, because jinja2 takes 2 MB of memory
+        from shortener.web.docs_page import page  # jinja2 is imported here, because it takes 2 MB of memory
 
         return page(described(server))
 

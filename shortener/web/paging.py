@@ -1,7 +1,7 @@
 """This module encodes the cursors of paged lists, and contains the fields that the queries and responses of lists share.
 
-A cursor contains the id of the last row of a page and a checksum, so that a cursor of another service, or a made-up one, is
-rejected, while a cursor whose row was deleted still works.
+A cursor contains the id of the last row of a page, and a checksum. A cursor of another service, or an invented cursor, is rejected.
+A cursor whose row was deleted still works.
 """
 # Tested by tests/web/test_messages.py
 

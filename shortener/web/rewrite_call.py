@@ -13,7 +13,8 @@ from shortener.web.endpoint import Call
 from shortener.web.idempotency import describe_header, idempotency_key
 from shortener.web.request_content import content_of_0_2, sent_content
 
-#: A repeated rewrite gets the first response with any API key of the application, because a rewrite returns no credentials.
+#: The description of the header Idempotency-Key of a rewrite. A repeat gets the first response with any API key of the application,
+#: because the response contains no credentials.
 REWRITE_HEADERS = describe_header("application")
 REWRITE_ERRORS = (
     ErrorCode.INVALID_TRACK_DIRECTIVE,

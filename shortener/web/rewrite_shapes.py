@@ -59,7 +59,7 @@ def _as_track_link(value: Any) -> Any:
     return {"true": True, "false": False}.get(value.lower(), value) if isinstance(value, str) else value
 
 
-#: A boolean, or the text "true" or "false", because Xoxzo sends the text "true".
+#: A boolean, or the text "true" or "false". Clients of Xoxzo send the text "true".
 TrackLink = Annotated[
     bool,
     BeforeValidator(_as_track_link),

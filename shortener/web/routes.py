@@ -75,7 +75,7 @@ ENDPOINTS: Sequence[Endpoint] = with_documentation(
         *conversion_lists.ENDPOINTS,
         *infobip_conversions.ENDPOINTS,
         *messages.ENDPOINTS,
-        *link_updates.ENDPOINTS,  # the link updates are before the links, because `updates` would be read as a code
+        *link_updates.ENDPOINTS,  # the link updates are before the links: otherwise the router would take `updates` for a code
         *links.ENDPOINTS,
         *domains.ENDPOINTS,
         *blocked_hosts.ENDPOINTS,

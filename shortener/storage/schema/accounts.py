@@ -23,7 +23,8 @@ applications = Table(
     Column("id", Integer, primary_key=True),
     Column("name", Text, nullable=False, unique=True),
     Column("company_id", BigInteger),
-    # Only the settings of the application that differ from their defaults, so that a later release can change a default.
+    # The settings of the application that differ from their defaults. Other settings are not stored, so that a later release can
+    # change a default.
     Column("settings", Json, nullable=False),
     Column("created_at", Instant, nullable=False),
     Column("disabled_at", Instant),

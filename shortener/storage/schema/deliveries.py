@@ -25,7 +25,7 @@ trackers = Table(
     Column("method", Text, nullable=False),
     Column("format", Text, nullable=False),
     Column("fields", Json),
-    # The HTTP headers of requests to the tracker, as encrypted JSON, because headers contain credentials.
+    # The HTTP headers of requests to the tracker, as JSON. The JSON is encrypted, because headers contain credentials.
     Column("headers", Text, info={"encrypted": "headers"}),
     Column("secret", Text, info={"encrypted": "signing secret"}),  # The encrypted secret that signs deliveries.
     Column("previous_secret", Text, info={"encrypted": "previous signing secret"}),
@@ -58,7 +58,7 @@ trackers = Table(
     Column("rate", Float),
     Column("rate_ceiling", Float),
     Column("rate_lowered_at", Instant),
-    Column("paced_until", Instant),  # The next delivery may be sent after this time, so that the rate is not exceeded.
+    Column("paced_until", Instant),  # The earliest time of the next delivery that does not exceed the rate.
     # The id of a deleted tracker must never be reused, because its deliveries would go to the new tracker.
     sqlite_autoincrement=True,
 )

@@ -19,7 +19,7 @@ gateways = Table(
     Column("name", Text, nullable=False),
     Column("kind", Text, nullable=False),  # The kind of the gateway: http, smpp or simulator.
     Column("preset", Text, nullable=False, server_default=""),  # The preset from which the gateway was created; "": none.
-    # The settings that a gateway of this kind has, as encrypted JSON, because they contain credentials.
+    # The settings that a gateway of this kind has, as JSON. The JSON is encrypted, because settings contain credentials.
     Column("settings", Text, info={"encrypted": "settings"}),
     # The encrypted key in the path of the URL to which the gateway sends delivery reports.
     Column("report_key", Text, info={"encrypted": "report key"}),
@@ -82,7 +82,7 @@ sends = Table(
     # Whether the gateway may have accepted the message in an earlier attempt, although no response was received.
     Column("doubtful", Boolean, nullable=False, server_default=false()),
     Column("cost", Money),  # The price of the message; NULL: there is no price.
-    # Whether the cost was refunded, because the message was not sent.
+    # Whether the cost of a message that was not sent was refunded.
     Column("refunded", Boolean, nullable=False, server_default=false()),
     Column("created_at", Instant, nullable=False),
     Column("finished_at", Instant),

@@ -22,7 +22,7 @@ operators = Table(
     # The encrypted secret of the second factor; NULL: there is none. If the secret of the installation is lost, the second factor
     # cannot be checked. Then the password is removed too, because a password alone must not be enough to sign in.
     Column("totp_secret", Text, info={"encrypted": "second factor", "clears": ("password_hash",)}),
-    Column("totp_step", BigInteger),  # The time step of the latest accepted code, because each code is valid once.
+    Column("totp_step", BigInteger),  # The time step of the latest accepted code. Only codes of later steps are accepted.
     Column("theme", Text, nullable=False, server_default="system"),
     Column("time_zone", Text),
     Column("shortcuts", Boolean, nullable=False, server_default=true()),  # Whether the keyboard shortcuts of the portal are on.
