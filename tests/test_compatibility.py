@@ -19,8 +19,8 @@ from pydantic import BaseModel
 from shortener.delivery.formats import FACTS, FORMATS, render
 from shortener.delivery.placeholders import PLACEHOLDERS
 from shortener.errors import ErrorCode
+from shortener.web.endpoints import ENDPOINTS
 from shortener.web.openapi import document
-from shortener.web.routes import ENDPOINTS
 from shortener.web.vendors.infobip import InfobipRequest
 from shortener.web.vendors.infobip_preview import InfobipPreviewRequest
 from shortener.web.vendors.infobip_v3 import InfobipV3Request

@@ -17,7 +17,7 @@ import yaml  # type: ignore[import-untyped]  # comes with uvicorn; its types wou
 
 from shortener import __version__
 from shortener.settings import PREFIX, Settings
-from shortener.web.routes import ENDPOINTS
+from shortener.web.endpoints import ENDPOINTS
 from tests.acceptance.conftest import server as server
 from tests.acceptance.process import Server
 from tests.servers import RedisProcess

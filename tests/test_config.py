@@ -16,7 +16,7 @@ from shortener import __version__
 from shortener.cli import cli
 from shortener.cli.serve import uvicorn_config
 from shortener.settings import PREFIX, Settings, load
-from shortener.web.routes import ENDPOINTS
+from shortener.web.endpoints import ENDPOINTS
 from tests.proxies import nginx_configuration
 from tests.servers import PATIENCE
 

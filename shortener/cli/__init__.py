@@ -88,6 +88,8 @@ def main() -> None:
     creates: an installation, an export and a backup contain personal data.
     """
     os.umask(0o077)
+    # pydantic searches the metadata of all installed packages for plugins, unless this variable is set.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     try:
         # The library click exits the process itself in its standalone mode. Without this mode, it returns the exit code and
         # raises errors.

@@ -73,7 +73,7 @@ async def _invite(create: Any, as_json: bool, action: str) -> None:
     from shortener.accounts.audit import COMMAND_LINE, record
     from shortener.ids import IdGenerator
     from shortener.model import utcnow
-    from shortener.portal.welcome import link
+    from shortener.portal.invitation_url import link
     from shortener.storage.types import to_iso
 
     settings = load_settings()

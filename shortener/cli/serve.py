@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import orjson
-import structlog
 
 from shortener.cli.common import async_command, json_option, load_settings, print_json
 from shortener.cli.sockets import bind, port_of
+from shortener.lean_imports import import_without_extras
 from shortener.settings import service_link_variables
 
 if TYPE_CHECKING:
@@ -178,6 +178,8 @@ def _raise_open_files_limit() -> int:
 
 def _log_start(open_files: int) -> None:
     """Log facts about the start that an operator may need later."""
+    import structlog
+
     log = structlog.get_logger(__name__)
     if open_files < MIN_OPEN_FILES:
         log.warning("open_files_limit", limit=open_files, remedy="raise LimitNOFILE of the unit, or `ulimit -n`")
@@ -196,6 +198,7 @@ def _fast_start() -> Iterator[None]:
     """
     gc.disable()
     try:
+        import_without_extras()
         yield
         gc.freeze()
         # Requests leave few reference cycles. The default threshold of 700 objects would start a collection every tenth redirect.
@@ -235,6 +238,7 @@ def uvicorn_config(app: Any, settings: Settings, **more: Any) -> Any:
 @async_command
 async def _first_start(settings: Settings, as_json: bool) -> None:
     """Prepare the database once before several workers use it, and print the URL of the service and the first credentials."""
+    import_without_extras()
     from shortener import logs
     from shortener.container import open_service
 
@@ -271,6 +275,7 @@ class Worker:
     """The ASGI application of one of several workers. It opens its service at the first call, when its event loop runs."""
 
     def __init__(self) -> None:
+        import_without_extras()
         from shortener import logs
 
         self.app: HttpApplication | None = None
@@ -306,8 +311,8 @@ async def _invite_first_operator(service: Service) -> str | None:
     from sqlalchemy.exc import IntegrityError
 
     from shortener.errors import StoreUnavailable
+    from shortener.portal.invitation_url import invitation_file, link
     from shortener.portal.operators import invite_first
-    from shortener.portal.welcome import invitation_file, link
 
     try:
         invitation = await service.database.write(invite_first, service.clock())
@@ -333,6 +338,8 @@ async def _stop_without_parent() -> None:
     parent = multiprocessing.parent_process()
     while parent is None or parent.is_alive():
         await asyncio.sleep(PARENT_CHECK_SECONDS)
+    import structlog
+
     structlog.get_logger(__name__).error("parent_process_ended")
     os.kill(os.getpid(), signal.SIGTERM)
     await asyncio.Event().wait()  # wait until the stop cancels this task

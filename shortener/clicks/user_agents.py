@@ -10,9 +10,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import ua_parser
+if TYPE_CHECKING:
+    import ua_parser
 
 Kind = Literal["phone", "tablet", "desktop", "bot", "other"]
 
@@ -83,6 +84,8 @@ def browser_name(family: str) -> str:
 
 @lru_cache(maxsize=16_384)
 def _device_of(agent: str) -> Device:
+    import ua_parser  # imported here, because its expressions take 30 MB of memory, and the first hit is counted minutes later
+
     known = ua_parser.parse(agent).with_defaults()
     return Device(_kind(agent, known.os.family, known.device), known.os.family, known.user_agent.family)
 

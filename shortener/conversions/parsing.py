@@ -47,7 +47,7 @@ _Input = Annotated[Any, WithJsonSchema({"type": ["string", "number"]})]
 class ConversionParameters(BaseModel):
     """A conversion that a tracker reports. `message_id` or `click_id` is required. Other parameters are stored as metadata."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", defer_build=True)
 
     message_id: _Input = Field(
         None, description="The message_id of the message that caused the conversion. Required if click_id is absent."

@@ -10,17 +10,16 @@ import ssl
 import tempfile
 from functools import lru_cache
 
-from cryptography import x509
-from cryptography.hazmat.primitives import serialization
-
 MAX_CERTIFICATE_LENGTH = 32_768
-_SPKI = (serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
 def check(pem: str) -> str:
     """Return the PEM text unchanged. Raise ValueError unless it contains a certificate and its unencrypted private key."""
     if len(pem) > MAX_CERTIFICATE_LENGTH:
         raise ValueError(f"must have at most {MAX_CERTIFICATE_LENGTH} characters")
+    from cryptography import x509  # imported here, because a process without client certificates does not need it
+    from cryptography.hazmat.primitives import serialization
+
     content = pem.encode("utf-8", "replace")
     try:
         certificates = x509.load_pem_x509_certificates(content)
@@ -30,7 +29,8 @@ def check(pem: str) -> str:
         key = serialization.load_pem_private_key(_private_key(content), None)
     except (TypeError, ValueError):
         raise ValueError("must contain the private key of the certificate in PEM, without a password") from None
-    if key.public_key().public_bytes(*_SPKI) != certificates[0].public_key().public_bytes(*_SPKI):
+    spki = (serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    if key.public_key().public_bytes(*spki) != certificates[0].public_key().public_bytes(*spki):
         raise ValueError("the private key does not belong to the first certificate")
     tls_context(pem)
     return pem

@@ -22,8 +22,10 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from typing import TYPE_CHECKING
 
-from aiohttp import AddrInfoType
+if TYPE_CHECKING:
+    from aiohttp import AddrInfoType
 
 #: A blocking function that returns all addresses of a host name as text. It raises `OSError` (`socket.gaierror`) or `UnicodeError`
 #: if the name does not resolve.

@@ -69,7 +69,7 @@ _RESPONSE_PATHS = ("success_path", "id_path", "error_path", "error_code_path")
 class HttpSettings(BaseModel):
     """The settings of an HTTP gateway. Templates contain placeholders in braces."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     url: str = Field(
         max_length=_MAX_TEMPLATE,

@@ -17,9 +17,9 @@ from starlette.responses import Response
 from shortener.accounts.directory import ALL_APPLICATIONS, require_application
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.portal import operators, sessions
+from shortener.portal.invitation_url import link
 from shortener.portal.operators import Invitation, Operator, Role, parse_role
 from shortener.portal.page import NavigationItem, PortalPage, Visit
-from shortener.portal.welcome import link
 
 PATH = "/portal/admin/operators"
 _ONE = f"{PATH}/{{id}}"

@@ -7,7 +7,6 @@ messenger, changes nothing.
 from __future__ import annotations
 
 import contextlib
-from pathlib import Path
 
 from sqlalchemy import Connection
 from starlette.responses import Response
@@ -16,22 +15,16 @@ from shortener.accounts.audit import Actor
 from shortener.accounts.directory import ALL_APPLICATIONS
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.portal import sessions
+from shortener.portal.invitation_url import PATH, invitation_file
 from shortener.portal.operators import OpenInvitation, Operator, accept, check_name, find_invitation
 from shortener.portal.page import PortalPage, Visit
 from shortener.portal.passwords import check_new_password
 from shortener.web.period import time_zone
 
-PATH = "/portal/welcome"
-INVITATION_FILE = "portal-invitation"
 _NOT_VALID = (
     "This invitation is not valid: it was used, replaced or has expired. Ask an admin for a new one, or run "
     "`shortener operators invite NAME --role admin` on the server."
 )
-
-
-def link(origin: str, token: str) -> str:
-    """Return the URL of the welcome page with the token of an invitation."""
-    return f"{origin}{PATH}#{token}"
 
 
 async def welcome(visit: Visit) -> Response:
@@ -116,12 +109,6 @@ def _time_zone(visit: Visit) -> str | None:
     except ValueError:
         return None
     return name
-
-
-def invitation_file(data_dir: Path) -> Path:
-    """Return the path of the file that contains the URL of the first invitation, for containers whose output nobody reads. The file
-    mode is 0600."""
-    return data_dir / INVITATION_FILE
 
 
 PAGES = [PortalPage(PATH, welcome, submit, is_public=True)]

@@ -33,7 +33,7 @@ from shortener.server.request_ids import HEADER as REQUEST_ID
 from shortener.server.request_ids import request_id
 from shortener.urls import RESERVED_SEGMENTS, matches_link_path
 from shortener.web.endpoint import JsonResponse, error_response
-from shortener.web.routes import ENDPOINTS, ApiRouter
+from shortener.web.routes import MODULES, ApiRouter
 
 if TYPE_CHECKING:
     from shortener.portal.router import Portal
@@ -54,7 +54,7 @@ class HttpApplication:
     def __init__(self, service: Service) -> None:
         self.service = service
         #: The first path segments of all API paths.
-        self._api_segments = frozenset(path.split("/")[1] for endpoint in ENDPOINTS if (path := endpoint.path) != DOMAIN_CHECK)
+        self._api_segments = frozenset(path.split("/")[1] for paths in MODULES.values() for path in paths if path != DOMAIN_CHECK)
         self._base_host = urlsplit(service.settings.base_url).hostname or ""
         self._portal_host = urlsplit(service.settings.portal_url).hostname
         self._portal: Portal | None = None  # The portal is built when the first request for it arrives.

@@ -7,53 +7,63 @@ BASE_URL.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import orjson
 from starlette.responses import Response
 
 from shortener.urls import parse_base_url
 from shortener.web.endpoint import Call, Caller, Endpoint
-from shortener.web.openapi import Document, document
+
+if TYPE_CHECKING:
+    from shortener.web.openapi import Document
 
 _TAG = "Operation"
 
 
-def with_documentation(endpoints: Sequence[Endpoint]) -> list[Endpoint]:
-    """Return `endpoints` with two more endpoints: the OpenAPI document and the page that shows it."""
+@lru_cache(maxsize=1)
+def _described(server: str) -> Document:
+    # imported here, because the document needs the models of all endpoints
+    from shortener.web.endpoints import ENDPOINTS as ALL
+    from shortener.web.openapi import document
 
-    @lru_cache(maxsize=1)
-    def described(server: str) -> Document:
-        return document(documented, server)
+    return document(ALL, server)
 
-    @lru_cache(maxsize=1)
-    def as_json(server: str) -> bytes:
-        return orjson.dumps(described(server))
 
-    @lru_cache(maxsize=1)
-    def as_page(server: str) -> bytes:
-        from shortener.web.docs_page import page  # jinja2 is imported here, because it takes 2 MB of memory
+@lru_cache(maxsize=1)
+def _as_json(server: str) -> bytes:
+    return orjson.dumps(_described(server))
 
-        return page(described(server))
 
-    async def openapi(call: Call[None, None]) -> Response:
-        return Response(as_json(_server(call)), media_type="application/json")
+@lru_cache(maxsize=1)
+def _as_page(server: str) -> bytes:
+    from shortener.web.docs_page import page  # jinja2 is imported here, because it takes 2 MB of memory
 
-    async def docs(call: Call[None, None]) -> Response:
-        from shortener.web.docs_page import CONTENT_SECURITY_POLICY
+    return page(_described(server))
 
-        headers = {"Content-Security-Policy": CONTENT_SECURITY_POLICY, "X-Content-Type-Options": "nosniff"}
-        return Response(as_page(_server(call)), headers=headers, media_type="text/html")
 
-    documented = [
-        *endpoints,
-        Endpoint("GET", "/openapi.json", openapi, "Read this document", _TAG, Caller.ANYONE),
-        Endpoint("GET", "/docs", docs, "Read this document as a web page", _TAG, Caller.ANYONE, media_type="text/html"),
-    ]
-    return documented
+async def _openapi(call: Call[None, None]) -> Response:
+    # The first call takes a third of a second, so it runs in a thread and clicks do not wait for it.
+    return Response(await asyncio.to_thread(_as_json, _server(call)), media_type="application/json")
+
+
+async def _docs(call: Call[None, None]) -> Response:
+    page = await asyncio.to_thread(_as_page, _server(call))
+    from shortener.web.docs_page import CONTENT_SECURITY_POLICY
+
+    headers = {"Content-Security-Policy": CONTENT_SECURITY_POLICY, "X-Content-Type-Options": "nosniff"}
+    return Response(page, headers=headers, media_type="text/html")
 
 
 def _server(call: Call[None, None]) -> str:
     """Return the URL that serves the API: BASE_URL without its path, which only short links have."""
     return parse_base_url(call.service.settings.base_url).origin
+
+
+ENDPOINTS: Sequence[Endpoint] = [
+    Endpoint("GET", "/openapi.json", _openapi, "Read this document", _TAG, Caller.ANYONE),
+    Endpoint("GET", "/docs", _docs, "Read this document as a web page", _TAG, Caller.ANYONE, media_type="text/html"),
+]

@@ -57,13 +57,13 @@ class Caller(enum.Enum):
 class RequestModel(BaseModel):
     """Base class of request models. It rejects unknown fields, so that a misspelled name is not silently ignored."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", defer_build=True)
 
 
 class ResponseModel(BaseModel):
     """Base class of response models. Fields with a default are always sent, so the OpenAPI document marks them as required."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_serialization_defaults_required=True)
+    model_config = ConfigDict(extra="forbid", defer_build=True, json_schema_serialization_defaults_required=True)
 
 
 class DeletedResponse(ResponseModel):

@@ -1,5 +1,7 @@
-"""The table of all endpoints of the HTTP API, in the order of a message's life, and the router that finds the endpoint of a
-request.
+"""The router of the HTTP API, which finds the endpoint of a request, and the table of the modules that define endpoints.
+
+The modules and their models take a fifth of a second and 10 MB, and most installations use few of them. Therefore the router
+imports a module in a thread when the first request for one of its paths arrives. `endpoints.py` imports all of them.
 
 The router finds a path without parameters in a dictionary. Starlette's router would compare each request with one path after
 another, and pass it through three layers that handle errors; an endpoint handles its errors itself.
@@ -7,8 +9,11 @@ another, and pass it through three layers that handle errors; an endpoint handle
 
 from __future__ import annotations
 
+import asyncio
+import importlib
+import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from starlette.convertors import Convertor
@@ -17,100 +22,117 @@ from starlette.responses import Response
 from starlette.routing import compile_path
 
 from shortener.errors import ApiError, ErrorCode
-from shortener.web import (
-    application,
-    balance,
-    blocked_hosts,
-    conversion_lists,
-    conversions,
-    deliveries,
-    delivery_reports,
-    domains,
-    erasures,
-    gateway_reports,
-    gateways,
-    health,
-    inbound,
-    keys,
-    link_updates,
-    links,
-    lists,
-    messages,
-    postback_keys,
-    rewrite,
-    send,
-    sends,
-    statistics,
-    trackers,
-)
-from shortener.web.docs import with_documentation
 from shortener.web.endpoint import Endpoint, error_response
-from shortener.web.vendors import infobip, infobip_conversions, infobip_logs, infobip_preview, infobip_v3, syniverse, xoxzo
 
 if TYPE_CHECKING:
     from shortener.container import Service
 
-ENDPOINTS: Sequence[Endpoint] = with_documentation(
-    [
-        *rewrite.ENDPOINTS,
-        *send.ENDPOINTS,
-        *xoxzo.ENDPOINTS,
-        *infobip.ENDPOINTS,
-        *infobip_v3.ENDPOINTS,
-        *infobip_logs.ENDPOINTS,
-        *infobip_preview.ENDPOINTS,
-        *syniverse.ENDPOINTS,
-        *inbound.ENDPOINTS,
-        *balance.ENDPOINTS,
-        *delivery_reports.ENDPOINTS,
-        *gateways.ENDPOINTS,
-        *sends.ENDPOINTS,
-        *gateway_reports.ENDPOINTS,
-        *trackers.ENDPOINTS,
-        *deliveries.ENDPOINTS,
-        *application.ENDPOINTS,
-        *keys.ENDPOINTS,
-        *postback_keys.ENDPOINTS,
-        *conversions.ENDPOINTS,
-        *conversion_lists.ENDPOINTS,
-        *infobip_conversions.ENDPOINTS,
-        *messages.ENDPOINTS,
-        *link_updates.ENDPOINTS,  # the link updates are before the links: otherwise the router would take `updates` for a code
-        *links.ENDPOINTS,
-        *domains.ENDPOINTS,
-        *blocked_hosts.ENDPOINTS,
-        *erasures.ENDPOINTS,
-        *statistics.ENDPOINTS,
-        *lists.ENDPOINTS,
-        *health.ENDPOINTS,
-    ]
-)
+#: The modules of `shortener.web` with endpoints, in the order of a message's life, each with the beginnings of its paths. The
+#: router imports a module when the first request for one of these paths arrives. If several endpoints match a path, the first one
+#: responds.
+MODULES: Mapping[str, tuple[str, ...]] = {
+    "rewrite": ("/api/v1/rewrite",),
+    "send": ("/api/v1/sms/send",),
+    "vendors.xoxzo": ("/sms/messages/",),
+    "vendors.infobip": ("/sms/1/text/", "/sms/2/text/"),
+    "vendors.infobip_v3": ("/sms/3/messages",),
+    "vendors.infobip_logs": tuple(f"/sms/{version}/{kind}" for kind in ("reports", "logs") for version in (1, 2, 3)),
+    "vendors.infobip_preview": ("/sms/1/preview",),
+    "vendors.syniverse": ("/scg-external-api/",),
+    "inbound": ("/api/v1/sms/inbound", "/api/v1/opt-outs"),
+    "balance": ("/api/v1/balance", "/api/v1/prices"),
+    "delivery_reports": ("/api/v1/sms/status",),
+    "gateways": ("/api/v1/gateways",),
+    "sends": ("/api/v1/sends",),
+    "gateway_reports": ("/api/v1/gateways/reports/",),
+    "trackers": ("/api/v1/trackers",),
+    "deliveries": ("/api/v1/trackers/", "/api/v1/deliveries"),
+    "application": ("/api/v1/application",),
+    "keys": ("/api/v1/keys", "/api/v1/tokens"),
+    "postback_keys": ("/api/v1/postback-keys",),
+    "conversions": ("/api/v1/track", "/api/v1/callback/action", "/api/v1/action/track", "/action", "/api/v1/postback/"),
+    "conversion_lists": ("/api/v1/conversions",),
+    "vendors.infobip_conversions": ("/ct/1/",),
+    "messages": ("/api/v1/sms/status/", "/api/v1/sms/messages"),
+    # The link updates are before the links: otherwise the router would take `updates` for a code.
+    "link_updates": ("/api/v1/links/update",),
+    "links": ("/api/v1/links",),
+    "domains": ("/api/v1/domains",),
+    "blocked_hosts": ("/api/v1/blocked-hosts",),
+    "erasures": ("/api/v1/erasures",),
+    "statistics": ("/api/v1/sms/stats",),
+    "lists": ("/api/v1/clicks", "/api/v1/events"),
+    "health": ("/healthz", "/readyz", "/metrics", "/internal/domain-check"),
+    "docs": ("/openapi.json", "/docs"),
+}
+
+
+def import_endpoints(module: str) -> Sequence[Endpoint]:
+    """Return the endpoints of a module of MODULES."""
+    endpoints: Sequence[Endpoint] = importlib.import_module(f"shortener.web.{module}").ENDPOINTS
+    return endpoints
+
+
+def _prepare(modules: Sequence[str]) -> dict[str, Sequence[Endpoint]]:
+    """Import modules and build the models of their endpoints. Return the endpoints by module."""
+    found = {module: import_endpoints(module) for module in modules}
+    for endpoint in itertools.chain.from_iterable(found.values()):
+        for model in (endpoint.query, endpoint.body, endpoint.response, *endpoint.other_responses.values()):
+            if model is not None:
+                model.model_rebuild()
+    return found
 
 
 Methods = dict[str, Endpoint]  # The endpoints of one path by HTTP method.
+Patterns = list[tuple[re.Pattern[str], Mapping[str, Convertor[Any]], Methods]]  # The paths with parameters.
+
+_NEVER = re.compile(r"(?!)")
+
+
+def _tables(endpoints: Iterable[Endpoint]) -> tuple[dict[str, Methods], Patterns]:
+    """Return the endpoints without parameters by path, and the patterns of those with parameters."""
+    by_path: dict[str, Methods] = {}
+    by_pattern: dict[str, Methods] = {}
+    patterns: Patterns = []
+    for endpoint in endpoints:
+        if "{" not in endpoint.path:
+            methods = by_path.setdefault(endpoint.path, {})
+        elif endpoint.path in by_pattern:
+            methods = by_pattern[endpoint.path]
+        else:
+            methods = by_pattern[endpoint.path] = {}
+            pattern, _, convertors = compile_path(endpoint.path)
+            patterns.append((pattern, convertors, methods))
+        methods[endpoint.method] = endpoint
+        if endpoint.method == "GET":
+            methods.setdefault("HEAD", endpoint)
+    return by_path, patterns
 
 
 class ApiRouter:
     """A router that finds the endpoint of a request and runs it. A HEAD request is passed to the GET endpoint if the path has no
     endpoint for HEAD."""
 
-    def __init__(self, service: Service, endpoints: Sequence[Endpoint] = ENDPOINTS) -> None:
+    def __init__(self, service: Service, endpoints: Sequence[Endpoint] | None = None) -> None:
+        """Create a router for `endpoints`. By default, it serves the endpoints of all MODULES and imports them on demand."""
         self._service = service
-        self._by_path: dict[str, Methods] = {}
-        self._patterns: list[tuple[re.Pattern[str], Mapping[str, Convertor[Any]], Methods]] = []
-        by_pattern: dict[str, Methods] = {}
-        for endpoint in endpoints:
-            if "{" not in endpoint.path:
-                methods = self._by_path.setdefault(endpoint.path, {})
-            elif endpoint.path in by_pattern:
-                methods = by_pattern[endpoint.path]
-            else:
-                methods = by_pattern[endpoint.path] = {}
-                pattern, _, convertors = compile_path(endpoint.path)
-                self._patterns.append((pattern, convertors, methods))
-            methods[endpoint.method] = endpoint
-            if endpoint.method == "GET":
-                methods.setdefault("HEAD", endpoint)
+        self._loaded: dict[str, Sequence[Endpoint]] = {}  # the endpoints of imported modules
+        if endpoints is None:
+            self._update()
+        else:
+            self._by_path, self._patterns, self._missing = *_tables(endpoints), _NEVER
+
+    def _update(self) -> None:
+        loaded = itertools.chain.from_iterable(self._loaded[module] for module in MODULES if module in self._loaded)
+        self._by_path, self._patterns = _tables(loaded)
+        missing = [re.escape(start) for module, starts in MODULES.items() if module not in self._loaded for start in starts]
+        self._missing = re.compile("|".join(missing)) if missing else _NEVER
+
+    async def _load(self, path: str) -> None:
+        """Import the modules that may have an endpoint for `path`."""
+        modules = [module for module, starts in MODULES.items() if module not in self._loaded and path.startswith(starts)]
+        self._loaded.update(await asyncio.to_thread(_prepare, modules))
+        self._update()
 
     async def respond(self, request: Request) -> Response:
         """Return the response of the endpoint: 404 for an unknown path, 405 for a method that the path does not have."""
@@ -118,6 +140,9 @@ class ApiRouter:
         methods = self._by_path.get(path)
         if methods is not None and method in methods:
             return await methods[method].respond(request, self._service)
+        if self._missing.match(path):
+            await self._load(path)
+            return await self.respond(request)
         allowed = set(methods or ())
         for pattern, convertors, methods in self._patterns:
             match = pattern.match(path)

@@ -291,9 +291,8 @@ async def test_the_time_limit_for_local_failures_of_a_delivery_begins_at_its_fir
     await story.first_click()
     await deliver(service)
     clock.forward(days=9)
-    async with Sender(Guard(), user_agent="test", limit=4, clock=clock) as blocked:
+    async with Sender(Guard(), user_agent="test", limit=0, clock=clock) as blocked:
         dispatcher = other_dispatcher(service, sender=blocked)
-        blocked._slots = asyncio.Semaphore(0)
         await service.database.write(lambda connection: connection.execute(update(schema.trackers).values(timeout=0.1, revision=9)))
         await dispatcher.flush()
     row = await delivery(service)

@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 from shortener.accounts.directory import increment_version
 from shortener.container import Service
 from shortener.storage import schema
-from shortener.web.routes import ENDPOINTS
+from shortener.web.endpoints import ENDPOINTS
 from tests.conftest import Clock, client_of
 from tests.factory import rows
 

@@ -19,9 +19,9 @@ from shortener.accounts.credentials import Credentials
 from shortener.container import Service
 from shortener.errors import ErrorCode
 from shortener.web.endpoint import Call, Caller, Endpoint, RequestModel, ResponseModel
+from shortener.web.endpoints import ENDPOINTS
 from shortener.web.field_texts import is_time
 from shortener.web.openapi import document
-from shortener.web.routes import ENDPOINTS
 from tests.conftest import client_of
 
 DOCUMENT = document(ENDPOINTS)

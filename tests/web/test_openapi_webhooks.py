@@ -12,8 +12,8 @@ from shortener.delivery.formats import FORMATS, render
 from shortener.delivery.sample_delivery import sample_facts
 from shortener.model import EVENT_NAMES
 from shortener.outbox import operations
+from shortener.web.endpoints import ENDPOINTS
 from shortener.web.openapi import document
-from shortener.web.routes import ENDPOINTS
 from tests.conftest import NOON
 
 DOCUMENT = document(ENDPOINTS)

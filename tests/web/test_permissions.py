@@ -14,7 +14,7 @@ from shortener.accounts.credentials import Credentials, create_key
 from shortener.accounts.settings import PERMISSIONS
 from shortener.container import Service
 from shortener.web.endpoint import Caller
-from shortener.web.routes import ENDPOINTS
+from shortener.web.endpoints import ENDPOINTS
 from tests.conftest import NOON, client_of
 from tests.receiver import Receiver
 from tests.web.calls import TO, click, rewrite

@@ -1,5 +1,6 @@
 """Tests of the router, which finds the endpoint of a request by path and method, and of rules for all endpoints."""
 
+import asyncio
 from typing import Any, get_args
 
 import httpx
@@ -8,7 +9,8 @@ from pydantic import BaseModel, RootModel
 
 from shortener.container import Service
 from shortener.web.endpoint import Call, Caller, Endpoint
-from shortener.web.routes import ENDPOINTS, ApiRouter
+from shortener.web.endpoints import ENDPOINTS
+from shortener.web.routes import MODULES, ApiRouter, import_endpoints
 from shortener.web.vendors.infobip import InfobipResponse
 
 
@@ -88,6 +90,46 @@ async def test_a_method_that_the_path_does_not_have_gets_405_with_all_methods_of
     response = await client.delete("/items/import")
     assert (response.status_code, response.json()["error_code"]) == (405, "METHOD_NOT_ALLOWED")
     assert response.headers["allow"] == "GET, HEAD, PATCH, POST"
+
+
+@pytest.fixture
+def complete_client(service: Service) -> httpx.AsyncClient:
+    """A client of a router that serves all endpoints and has imported none of their modules."""
+    from starlette.requests import Request
+    from starlette.types import Receive, Scope, Send
+
+    router = ApiRouter(service)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        response = await router.respond(Request(scope, receive))
+        await response(scope, receive, send)
+
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
+
+
+async def test_the_first_requests_for_a_module_of_the_api_get_responses_also_at_the_same_time(
+    complete_client: httpx.AsyncClient,
+) -> None:
+    paths = ["/healthz", "/api/v1/links/updates", "/api/v1/links/a", "/api/v1/trackers/1", "/metrics", "/api/v1/links/updates"]
+    responses = await asyncio.gather(*map(complete_client.get, paths))
+    assert [one.status_code for one in responses] == [200, 401, 401, 401, 200, 401]
+
+
+async def test_the_methods_of_one_path_are_complete_although_several_modules_define_them(
+    complete_client: httpx.AsyncClient,
+) -> None:
+    for path, methods in (("/api/v1/conversions", "GET, HEAD"), ("/api/v1/sms/status", "POST"), ("/healthz", "GET, HEAD")):
+        response = await complete_client.put(path)
+        assert (response.status_code, response.headers["allow"]) == (405, methods)
+    assert (await complete_client.get("/api/v1/unknown")).status_code == 404
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_the_paths_of_each_module_begin_with_the_texts_in_the_table_of_modules(module: str) -> None:
+    endpoints = import_endpoints(module)
+    paths = {one.path.partition("{")[0] for one in endpoints}
+    assert {path for path in paths if not path.startswith(MODULES[module])} == set()
+    assert {start for start in MODULES[module] if not any(path.startswith(start) for path in paths)} == set()
 
 
 OWN_ENDPOINTS = [one for one in ENDPOINTS if one.path.startswith("/api/") and one.media_type == "application/json"]

@@ -28,8 +28,8 @@ from schemathesis.checks import (
 from shortener.container import Service, open_service
 from shortener.server.application import HttpApplication
 from shortener.settings import Settings
+from shortener.web.endpoints import ENDPOINTS
 from shortener.web.openapi import document
-from shortener.web.routes import ENDPOINTS
 from tests.conftest import new_postgresql_database
 
 EXAMPLES = 10  # number of generated requests for each endpoint

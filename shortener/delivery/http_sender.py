@@ -1,0 +1,197 @@
+"""This module is the HTTP client of `sender.Sender`, built on aiohttp. It is imported when the first request is sent.
+
+It follows no redirects, stores no cookies, ignores proxies in environment variables and does not decompress responses. It reads at
+most 64 KiB of a body. The address guard checks every IP address twice: when a name is resolved, and before a socket connects. If a
+proxy is used, the guard checks the host of each request before it is sent, because the proxy resolves the name itself.
+"""
+
+# Tested by tests/delivery/test_sender.py
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import socket
+
+import aiohttp
+from aiohttp import hdrs
+from yarl import URL
+
+from shortener.delivery.guard import Guard, Lookup
+from shortener.delivery.guarded_resolver import GuardedResolver
+from shortener.delivery.outcomes import parse_retry_after
+from shortener.delivery.receiver_connection import (
+    CURRENT_SEND,
+    MAX_BODY_BYTES,
+    MAX_WIRE_BYTES,
+    SendState,
+    connection_factory,
+    default_tls_context,
+)
+from shortener.delivery.send_failures import SendFailure, explain
+from shortener.delivery.sender import OutgoingRequest, SendResult
+from shortener.model import Clock
+
+#: One response may have at most this many header lines.
+MAX_HEADER_LINES = 2000
+
+#: An idle connection is closed after this time. It is shorter than the timeout of common servers (gunicorn 2 s, Node 5 s), because
+#: a request on a connection that the server is closing must be sent twice.
+IDLE_CONNECTION_SECONDS = 1.5
+
+#: The IP addresses of a host name are cached for this time.
+DNS_CACHE_SECONDS = 10
+
+#: For requests through a proxy, at most this many hosts with recently checked addresses are kept in memory.
+MAX_CHECKED_HOSTS = 10_000
+
+
+class HttpSender:
+    """The HTTP client of one `Sender`. The parameters are those of `Sender`."""
+
+    def __init__(
+        self,
+        guard: Guard,
+        *,
+        user_agent: str,
+        limit: int,
+        clock: Clock,
+        lookup: Lookup | None,
+        proxy: str,
+    ) -> None:
+        self._clock = clock
+        self._loop = asyncio.get_running_loop()
+        self._slots = asyncio.Semaphore(limit)
+        self._proxy = URL(proxy) if proxy else None
+        self._target_guard = guard
+        self._checked_until: dict[tuple[str, int], float] = {}  # (host, port) -> time until which its address check is valid
+        if self._proxy is not None:
+            guard = Guard(allow_private=True, lookup=guard.lookup)  # the sender connects only to the proxy, which may be private
+        self._resolver = GuardedResolver(guard, lookup or guard.lookup)
+
+        def make_socket(info: aiohttp.AddrInfoType) -> socket.socket:
+            connection = guard.socket_factory(info)
+            # A small receive buffer limits the bytes that a receiver can deliver in one iteration of the event loop.
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, MAX_BODY_BYTES // 2)
+            return connection
+
+        connector = aiohttp.TCPConnector(
+            limit=0,  # a semaphore limits the requests, so a wait that is too long is a local failure
+            ssl=default_tls_context(),
+            resolver=self._resolver,
+            ttl_dns_cache=DNS_CACHE_SECONDS,
+            keepalive_timeout=IDLE_CONNECTION_SECONDS,
+            socket_factory=make_socket,
+        )
+        # aiohttp does not limit the number of interim (1xx) responses, and has no public way to add such a limit.
+        connector._factory = connection_factory(self._loop)
+        self._session = aiohttp.ClientSession(
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=False,
+            auto_decompress=False,
+            headers={hdrs.USER_AGENT: user_agent, hdrs.ACCEPT_ENCODING: "identity"},
+            # `send` has its own time limit, because aiohttp rounds time limits above 5 s up to whole seconds.
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
+            max_line_size=MAX_WIRE_BYTES,
+            max_field_size=MAX_WIRE_BYTES,
+            max_headers=MAX_HEADER_LINES,
+        )
+
+    async def close(self) -> None:
+        """Close all connections. Finish or cancel the running requests first, because they fail otherwise."""
+        await self._session.close()
+
+    async def send(self, request: OutgoingRequest, deadline: float) -> SendResult:
+        """Send a request and return the result within `deadline` seconds, which include the wait for a free slot."""
+        attempt = SendState()
+        CURRENT_SEND.set(attempt)
+        failure = None
+        began = self._loop.time()
+        try:
+            async with asyncio.timeout(deadline), self._slots:
+                attempt.has_slot = True
+                await self._exchange(request, attempt)
+        except TimeoutError:
+            failure = self._timed_out(request, attempt, began)
+        except Exception as error:
+            failure = explain(error, functools.partial(self._unresolved, request, began), is_https=request.url.startswith("https:"))
+        return SendResult(
+            status=attempt.status,
+            body=bytes(attempt.body[:MAX_BODY_BYTES]),
+            error=failure.error if failure else None,
+            detail=failure.detail if failure else "",
+            milliseconds=round((self._loop.time() - began) * 1000),
+            retry_after=attempt.retry_after,
+            is_local=failure is not None and failure.is_local,
+            may_have_arrived=attempt.is_sent,
+        )
+
+    async def _exchange(self, request: OutgoingRequest, attempt: SendState) -> None:
+        """Send the request. If the receiver had already closed the idle connection, send the request again on another connection.
+
+        A closed connection is removed from the pool. If no idle connection is left, the request is sent on a new connection."""
+        while True:
+            try:
+                return await self._exchange_once(request, attempt)
+            except (aiohttp.ClientError, OSError):
+                if not (request.may_repeat and attempt.is_reused and not attempt.has_data):
+                    raise
+
+    async def _exchange_once(self, request: OutgoingRequest, attempt: SendState) -> None:
+        """Send the request and read the response into `attempt`. After a timeout, `attempt` contains the bytes received so far."""
+        attempt.is_reused = False
+        url = URL(request.url, encoded=True)
+        if self._proxy is not None:
+            await self._check_target(url)
+            attempt.is_tunnelled = url.scheme == "https"
+        response = await self._session.request(
+            request.method,
+            url,
+            proxy=self._proxy,
+            ssl=request.tls or True,
+            data=None if request.method == "GET" else request.body,
+            headers=request.headers,
+            allow_redirects=False,
+        )
+        try:
+            attempt.status = response.status
+            if (retry_after := response.headers.get(hdrs.RETRY_AFTER)) is not None:
+                attempt.retry_after = parse_retry_after(retry_after, self._clock())
+            body, content = attempt.body, response.content
+            while len(body) <= MAX_BODY_BYTES and (chunk := await content.readany()):
+                body += chunk
+        finally:
+            # aiohttp keeps the connection open if the response was read completely, and closes it otherwise.
+            response.close()
+
+    async def _check_target(self, url: URL) -> None:
+        """Check the IP addresses of the host to which the proxy will connect.
+
+        Raise ForbiddenTarget if an address is forbidden, or HostUnresolved if the host has no address."""
+        host, port = url.raw_host or "", url.port or 0
+        if self._checked_until.get((host, port), 0) < self._loop.time():
+            await self._target_guard.check_host(host, port)
+            if len(self._checked_until) >= MAX_CHECKED_HOSTS:
+                self._checked_until.clear()
+            self._checked_until[host, port] = self._loop.time() + DNS_CACHE_SECONDS
+
+    def _timed_out(self, request: OutgoingRequest, attempt: SendState, began: float) -> SendFailure:
+        if not attempt.has_slot:
+            return SendFailure("no_slot", "no slot of the sender became free in time", is_local=True)
+        if attempt.status is not None:
+            return SendFailure("timeout", "the response was not complete in time")
+        if attempt.has_data:
+            return SendFailure("timeout", "the status line was not complete in time")
+        url = URL(request.url, encoded=True)
+        if self._resolver.is_pending(url.raw_host or "", url.port or 0):
+            return self._unresolved(request, began)
+        return SendFailure("timeout", "there was no response in time")
+
+    def _unresolved(self, request: OutgoingRequest, began: float) -> SendFailure:
+        """Return the failure of a look-up to which the resolver did not respond.
+
+        It is a local failure, unless the resolver has recently responded to the look-up of another name."""
+        if self._resolver.answered_another(URL(request.url, encoded=True).raw_host or "", began - DNS_CACHE_SECONDS):
+            return SendFailure("dns_error", "the name servers of the host do not respond")
+        return SendFailure("resolver_down", "the resolver of this machine does not respond", is_local=True)

@@ -1,0 +1,24 @@
+"""The URL of an invitation to the portal, and the file with the URL of the first invitation.
+
+The command `serve` imports this module at each start, so it imports no other module of the portal.
+"""
+
+# Tested by tests/portal/test_welcome.py
+
+from __future__ import annotations
+
+from pathlib import Path
+
+PATH = "/portal/welcome"
+INVITATION_FILE = "portal-invitation"
+
+
+def link(origin: str, token: str) -> str:
+    """Return the URL of the welcome page with the token of an invitation."""
+    return f"{origin}{PATH}#{token}"
+
+
+def invitation_file(data_dir: Path) -> Path:
+    """Return the path of the file that contains the URL of the first invitation, for containers whose output nobody reads. The file
+    mode is 0600."""
+    return data_dir / INVITATION_FILE
