@@ -1,8 +1,9 @@
 """This module draws bar charts as SVG on the server. Each bar is a hyperlink to the list of the rows that it counts.
 
 Horizontal positions are percentages and vertical positions are pixels, so a chart fits every width without a script, and its text
-keeps its size. The table beneath a chart shows the same numbers. Therefore screen readers skip the chart (`aria-hidden`), and the
-tab key reaches the links of the table, but not the links of the chart.
+keeps its size. The numbers of the grid lines have a column of their own to the left of the bars. The table beneath a chart shows
+the same numbers. Therefore screen readers skip the chart (`aria-hidden`), and the tab key reaches the links of the table, but not the
+links of the chart.
 
 A bar whose value is None is a gap, because there are no data for its time. A gap is drawn hatched, and not as zero.
 """
@@ -19,7 +20,7 @@ from shortener.portal.formats import number, short_number
 
 MAX_BARS = 400
 _HEIGHT = 176  # Height of the area of the bars in pixels.
-_TOP = 18  # Space above the bars for the label of the highest grid line.
+_TOP = 8  # Space above the bars for the upper half of the highest number.
 _BOTTOM = 22  # Space beneath the bars for the labels of the horizontal axis.
 _MAX_LABELS = 7  # About this number of labels is on the horizontal axis.
 _WIDE_SLOT = 14  # From this width on, in percent of the chart, the label of a bar fits beneath the bar.
@@ -48,18 +49,20 @@ def bar_chart(bars: Sequence[Bar], *, height: int = _HEIGHT) -> Markup:
     highest = max((value for bar in bars for value in (bar.value, bar.before) if value is not None), default=0)
     top, step = _scale(highest)
     parts = [_pattern()]
-    parts += _grid(top, step, height)
+    lines, numbers = _grid(top, step, height)
+    parts += lines
     slot = 100 / max(len(bars), 1)
     width = slot * (1 - (_GAP_SHARE if len(bars) <= 120 else 0.1))
     for index, bar in enumerate(bars):
         left = index * slot + (slot - width) / 2
         parts.append(_bar(bar, left, width, index * slot, slot, top, height))
     parts += _labels(bars, slot, height)
-    body = Markup("").join(parts)
     template = Markup(
-        '<svg class="chart" width="100%" height="{}" aria-hidden="true" focusable="false" xmlns="http://www.w3.org/2000/svg">{}</svg>'
+        '<svg class="chart{}" height="{}" aria-hidden="true" focusable="false" xmlns="http://www.w3.org/2000/svg">{}</svg>'
     )
-    return template.format(height + _TOP + _BOTTOM, body)
+    whole = height + _TOP + _BOTTOM
+    scale = template.format(" scale", whole, Markup("").join(numbers))
+    return Markup('<div class="plot">{}{}</div>').format(scale, template.format("", whole, Markup("").join(parts)))
 
 
 def _pattern() -> Markup:
@@ -83,17 +86,17 @@ def _scale(highest: float) -> tuple[float, float]:
     return math.ceil(highest / step - 1e-9) * step, step
 
 
-def _grid(top: float, step: float, height: int) -> list[Markup]:
-    lines = []
+def _grid(top: float, step: float, height: int) -> tuple[list[Markup], list[Markup]]:
+    """Return the grid lines, and the numbers of the lines from zero upwards."""
+    lines, numbers = [], []
     for index in range(round(top / step) + 1):
         value = index * step
         y = _y(value, top, height)
         name = "axis" if index == 0 else "grid"
         lines.append(Markup('<line class="{}" x1="0" x2="100%" y1="{}" y2="{}"/>').format(name, y, y))
-        if index:
-            text = short_number(int(value) if value == int(value) else value)
-            lines.append(Markup('<text class="scale" x="0" y="{}">{}</text>').format(y - 4, text))
-    return lines
+        text = short_number(int(value) if value == int(value) else value)
+        numbers.append(Markup('<text x="100%" y="{}" text-anchor="end">{}</text>').format(y + 4, text))
+    return lines, numbers
 
 
 def _bar(bar: Bar, left: float, width: float, slot_left: float, slot: float, top: float, height: int) -> Markup:

@@ -26,14 +26,14 @@ METRICS: dict[str, str] = {
 #: Groups of messages by the time from sending to click: the group's name in a query, its upper limit in seconds (None: no limit)
 #: and its label.
 CLICK_TIMES = (
-    ("1m", 60, "up to 1 min"),
+    ("1m", 60, "Up to 1 min"),
     ("5m", 300, "1 to 5 min"),
     ("15m", 900, "5 to 15 min"),
     ("1h", 3600, "15 min to 1 h"),
     ("6h", 6 * 3600, "1 to 6 h"),
     ("1d", 86400, "6 h to 1 day"),
     ("3d", 3 * 86400, "1 to 3 days"),
-    ("later", None, "later"),
+    ("later", None, "Later"),
 )
 CLICK_TIME_LIMITS = [limit for _, limit, _ in CLICK_TIMES if limit is not None]
 _METRIC = FilterField("metric", "Show", METRICS, is_common=True)
