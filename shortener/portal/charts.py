@@ -2,8 +2,8 @@
 
 Horizontal positions are percentages and vertical positions are pixels, so a chart fits every width without a script, and its text
 keeps its size. The numbers of the grid lines have a column of their own to the left of the bars. The table beneath a chart shows
-the same numbers. Therefore screen readers skip the chart (`aria-hidden`), and the tab key reaches the links of the table, but not the
-links of the chart.
+the same numbers. Therefore screen readers skip the chart (`aria-hidden`), and the tab key reaches the links of the table, but not
+the links of the chart.
 
 A bar whose value is None is a gap, because there are no data for its time. A gap is drawn hatched, and not as zero.
 """

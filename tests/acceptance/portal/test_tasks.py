@@ -54,7 +54,7 @@ def test_an_operator_compares_two_campaigns_and_opens_the_list_of_counted_rows_b
             focus_by_keyboard(visit, f"input[name=compare][value={name}]")
             visit.page.keyboard.press("Space")
             assert visit.page.is_checked(f"input[name=compare][value={name}]")
-        press(visit, "Enter", "button:has-text('Compare the chosen ones')")
+        press(visit, "Enter", "button:has-text('Compare the chosen campaigns')")
         heads = visit.page.locator("table.compare thead a").all_inner_texts()
         assert sorted(heads) == ["autumn-sale", "black-friday"]
 
