@@ -55,7 +55,7 @@ def write_balances(connection: Connection, amounts: Mapping[int, Decimal], now: 
 
 
 def refund(connection: Connection, amounts: Mapping[int, Decimal], now: datetime) -> None:
-    """Add amounts to balances, by application id. An application that is not prepaid gets nothing."""
+    """Add amounts to balances, by application id. Ignore applications that are not prepaid."""
     stored = lock_balances(connection, amounts)
     write_balances(connection, {one: balance.amount + amounts[one] for one, balance in stored.items()}, now)
 
@@ -97,7 +97,7 @@ def change_balance(
 
 
 def remove_balance(connection: Connection, application_id: int) -> bool:
-    """Remove the balance of an application, which is then no longer prepaid. Return whether it was prepaid."""
+    """Remove the balance of an application. The application is then no longer prepaid. Return whether it was prepaid before."""
     table = schema.balances
     return connection.execute(table.delete().where(table.c.application_id == application_id)).rowcount > 0
 

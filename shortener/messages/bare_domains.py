@@ -5,10 +5,10 @@ The rule depends on the public suffix (ICANN) of the text:
 a. A generic suffix that is not a word is always a domain (`.com`, `.org`, `.co.uk`, `.com.au`: _GENERIC, _SECOND_LEVEL).
 b. A suffix that is rarely the first word of a sentence (`.de`, `.fr`, `.ru`, `.app`: _COUNTRIES, _UNAMBIGUOUS) requires a name of
    at least three characters, and a suffix in lower case.
-c. A suffix that is a noun (`.shop`, `.online`, `.info`: _NOUNS) requires in addition one of these: a word such as "visit" or "at"
-   precedes the domain, no word in lower case follows the domain, or the name contains a digit, hyphen or capital.
-d. A country suffix that is also a frequent word (`.es`, `.it`, `.me`: _WORDS) requires "visit" or a colon before it, or both "at"
-   before it and the end of the sentence after it.
+c. A suffix that is a noun (`.shop`, `.online`, `.info`: _NOUNS) requires the conditions of rule b and one of these: a word such as
+   "visit" or "at" precedes the domain, no word in lower case follows the domain, or the name contains a digit, hyphen or capital.
+d. A country suffix that is also a frequent word (`.es`, `.it`, `.me`: _WORDS) requires "visit" or a colon before the domain, or
+   "at" before the domain and the end of the sentence after the domain.
 e. Every other suffix (`.so`, `.how`, `.love`, ...) requires a path, as in `t.me/shop`.
 
 In the rules b to e, a capital letter in the suffix (`Yes.No/maybe`, `hi.How`) means that a sentence starts there, unless the whole

@@ -1,4 +1,4 @@
-"""This module locks rows of `first_clicks`, for a transaction that changes them or the state of the message.
+"""This module locks rows of `first_clicks`, for a transaction that changes these rows or the state of their messages.
 
 On SQLite, every writing transaction locks the whole database. On PostgreSQL, a row of `first_clicks` is the lock. `lock` inserts an
 empty row for a message without clicks, and `release` removes it before the transaction ends. A click that arrives meanwhile waits

@@ -25,7 +25,7 @@ from shortener.reporting.csv_lists import PAGE_ROWS, ListPage, stream_csv
 from shortener.web.paging import Cursors
 
 ROWS = 50  # The number of rows on one page of a list.
-MAX_READS = 5  # The maximum number of reads for one page of a list, while no examined row matches the filters.
+MAX_READS = 5  # While no row matches the filters, a list reads the database up to this number of times for a page.
 MAX_EXPORTED_CHARACTERS = 200  # The maximum number of characters of a filter's value that the audit row of an export stores.
 #: The query parameters that the audit row of an export stores: the period, the filters of all lists, and `numbers` (complete phone
 #: numbers).

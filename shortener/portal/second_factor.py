@@ -43,8 +43,8 @@ def provisioning_uri(secret: str, name: str) -> str:
 
 
 def matching_step(secret: str, code: str, now: datetime) -> int | None:
-    """Return the time step to which a code belongs: the current step, the one before or the one after. Return None if the code
-    belongs to none of them."""
+    """Return the time step to which a code belongs: the current, the previous or the next time step. Return None if the code
+    belongs to none of these steps."""
     import pyotp
 
     code = code.replace(" ", "")

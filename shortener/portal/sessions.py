@@ -3,8 +3,8 @@
 A session ends after PORTAL_SESSION_IDLE_HOURS without a request, PORTAL_SESSION_DAYS after the sign-in, when its operator signs
 out, is disabled or is reset, and when the operator or an admin ends it. A session that ended has no row, so no process accepts its
 token any more. After an operator with a second factor has entered the correct password, `needs_code` of the session is true, and
-the session can open only the page for the code. A new session with a new token replaces it after the code. So the token always
-changes at a sign-in.
+the session can open only the page for the code. After the code, a new session with a new token replaces this session. So the token
+always changes at a sign-in.
 """
 # Tested by tests/portal/test_signin.py
 

@@ -79,8 +79,8 @@ class SignInDelays:
         self._set(connection, known.key, 0, known.first_at, now)
 
     def _forget_old(self, connection: Connection, now: datetime) -> None:
-        """Delete counts that are too old to cause a delay. A row without failures stores a network from which a name has signed
-        in."""
+        """Delete counts that are too old to cause a delay. A row without failures stores a network from which a name has signed in:
+        delete such rows after KNOWN_DAYS."""
         is_old_failure = and_(_t.failures > 0, _t.last_at < now - NAME_WINDOW)
         is_old = or_(is_old_failure, _t.last_at < now - timedelta(days=KNOWN_DAYS))
         connection.execute(delete(sign_in_failures).where(_t.last_at < now - NAME_WINDOW, is_old))

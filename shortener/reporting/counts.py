@@ -248,7 +248,7 @@ def verify(
 
 
 def time_slots(since: datetime, until: datetime) -> range:
-    """Return the time slots from the one that contains `since` to the last one that starts before `until`."""
+    """Return the time slots from the slot that contains `since` to the last slot that starts before `until`."""
     return range(to_ms(since) // TIME_SLOT_MS, -(-to_ms(until) // TIME_SLOT_MS))
 
 
@@ -312,7 +312,8 @@ OF_MESSAGES: tuple[tuple[str, Column[Any], ColumnElement[int]], ...] = (
 
 
 def _recounts(connection: Connection, within: range) -> Iterator[Select[Any]]:
-    """Yield statements that count all rows again, as (cohort, time slot, metric, amount). They follow the rules of count deltas."""
+    """Yield statements that count all rows again, as (cohort, time slot, metric, amount). The statements follow the same rules as
+    count deltas."""
     for id_range in id_ranges(connection, messages):
         for metric, at, amount in OF_MESSAGES:
             yield _by_time_slot(messages.c.cohort_id, at, literal(metric), within, amount).where(id_range)

@@ -147,8 +147,8 @@ class Figures:
 
     def clicked_within(self, seconds: Sequence[int]) -> list[int]:
         """Return, for each limit, the number of clicked messages whose time from sending to click is at most this limit but above
-        the previous one. The last number counts the messages above all limits. A time that is up to 5 % above a limit may count as
-        within the limit."""
+        the previous limit. The last number counts the messages above all limits. A time that is up to 5 % above a limit may count
+        as within the limit."""
         within = [0] * (len(seconds) + 1)
         for bucket, amount in self.times_to_click.items():
             within[click_time_group(bucket, seconds)] += amount

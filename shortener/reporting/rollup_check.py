@@ -221,7 +221,8 @@ _Amounts = Iterator[tuple[CountedEvent, Decimal]]
 
 
 def _count_rows(connection: Connection, within: range) -> Iterator[_Amounts]:
-    """Yield the amounts that all rows add to a period, at the time of the event or at the time of its message."""
+    """Count all rows again. Yield the amounts that belong to the time slots `within`, by the time of the event or of its
+    message."""
 
     def rows(statement: Select[Any]) -> _Amounts:
         for cohort, slot, metric, sent, link_set, amount in connection.execute(statement):

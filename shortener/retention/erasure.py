@@ -11,10 +11,10 @@
 Remaining data: that the message was sent, its sender and price, and its states, hits and conversions with their times. So the
 counts and a recount still agree.
 
-Erasure switches the links off, because their destinations may be personal: they return 410. The caller must first remove the links
-from the link cache (`find_codes`). Pending events are delivered without the erased data. A pending callback of the message (Xoxzo)
-is given up. The message_id cannot be used for another message. Erasure does not reach data that was already sent to trackers, nor
-backups and logs of others.
+Erasure disables the links, because their destinations may be personal. The links then return 410. The caller must first remove the
+links from the link cache (`find_codes`). Pending events are delivered without the erased data. A pending callback of the message
+(Xoxzo) is given up. The message_id cannot be used for another message. Erasure does not reach data that was already sent to
+trackers, nor backups and logs of others.
 
 Data of the message may be in flight during the erasure: a click whose transaction runs, or an attempt that waits for its response.
 Therefore a job erases the same messages again, a few times within the next hour (`erasure_repeats`).

@@ -302,7 +302,7 @@ class _PurgeBatch:
         return [(row[0], row[1]) for row in self.connection.execute(page, values)]
 
     def delete(self, ids: list[int], deletions: Sequence[_Deletion]) -> bool:
-        """Run the deletions until the batch is full. Return True if it is not full, which means that all deletions are complete."""
+        """Run the deletions until the batch is full. Return True if the batch is not full: then all deletions are complete."""
         for deletion in deletions:
             if self.remaining:
                 self.count(deletion.table, self.connection.execute(deletion.statement, {"ids": ids, "max_rows": self.remaining}))

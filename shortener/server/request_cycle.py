@@ -1,8 +1,8 @@
 """One request that the ASGI application handles, and its response.
 
-`RequestCycle` extends uvicorn's class of the same purpose. It takes less time for a response: the head and the first part of the
-body are one write, the control characters of all headers are searched at once, and an application can send a complete response
-in one message (`COMPLETE_RESPONSE`).
+`RequestCycle` extends uvicorn's class of the same purpose. `RequestCycle` needs less time for a response: the head and the first
+part of the body are one write, the control characters of all headers are searched at once, and an application can send a complete
+response in one message (`COMPLETE_RESPONSE`).
 """
 # Tested by tests/server/test_request_cycle.py
 

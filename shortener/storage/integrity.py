@@ -21,7 +21,7 @@ class DatabaseLost(Exception):
 def require_database(database_file: Path | None, data_dir: Path) -> None:
     """Raise DatabaseLost if `data_dir` contains a secret and the SQLite file of the installation does not exist.
 
-    `database_file` is None with PostgreSQL, which is not checked."""
+    With PostgreSQL, `database_file` is None, and nothing is checked."""
     secret = data_dir / "secret"
     if database_file is not None and not database_file.exists() and secret.exists():
         raise DatabaseLost(

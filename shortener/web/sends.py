@@ -131,6 +131,6 @@ ENDPOINTS = [
         permission="sms.send",
         response=SendDecisionResponse,
         errors=_ERRORS,
-        description="The message becomes FAILED. Its cost is refunded unless the gateway may have accepted it.",
+        description="The message becomes FAILED. Its cost is refunded unless the gateway may have accepted the message.",
     ),
 ]

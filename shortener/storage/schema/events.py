@@ -28,9 +28,9 @@ from shortener.storage.schema.base import RowId, metadata
 from shortener.storage.schema.messages import first_clicks, messages
 from shortener.storage.types import Instant, Json
 
-#: The condition of the index `events_by_message`: events that are not the first click of a message. The event of a first click
-#: has the same id as its hit, which `first_clicks` contains. An entry in the index would make every first click write another
-#: page. The function `events_of` finds all events of a message.
+#: The condition of the index `events_by_message`: events that are not the first click of a message. The event of a first click has
+#: the id of its hit, and `first_clicks` contains this id. An entry in the index would make every first click write another page.
+#: The function `events_of` finds all events of a message.
 OTHER_EVENTS = "coalesce(hit_id, 0) <> id"
 
 #: This value of `facts` marks a quarantined event: the fan-out could not build its facts. Such an event has no deliveries.
