@@ -26,7 +26,7 @@ from pathlib import Path
 
 import uvloop
 
-from benchmarks import compare, deliveries, growth, loads, operations, postgresql, rig, traffic
+from benchmarks import compare, deliveries, delivery_rig, growth, loads, operations, postgresql, rig, traffic
 from benchmarks.rig import Figure, Load, Server
 
 CONVERTED_MESSAGES = 100_000
@@ -73,7 +73,7 @@ def settled(server: Server, table: str = "hits") -> int:
 
 def clicks(run: Run) -> None:
     """Measure first clicks, repeated clicks and unknown codes, while a tracker receives the events."""
-    with deliveries.receiver() as sink, rig.server() as server:
+    with delivery_rig.receiver() as sink, rig.server() as server:
         started = time.perf_counter()
         codes = server.links(run.many)
         filled = time.perf_counter() - started
@@ -243,7 +243,7 @@ def purging(run: Run) -> None:
 
 def delivering(run: Run) -> None:
     """Measure deliveries of events to a local receiver."""
-    with deliveries.receiver() as sink:
+    with delivery_rig.receiver() as sink:
         rate = uvloop.run(deliveries.deliver(sink.port, 20_000, 4, 64))
         if sink.count() != 20_000:
             sys.exit("the run is void: the receiver did not get each delivery once")

@@ -27,7 +27,7 @@ from typing import Any
 
 import httpx
 
-from benchmarks import deliveries, export, growth, loads, rig, statistics, traffic
+from benchmarks import delivery_rig, export, growth, loads, rig, statistics, traffic
 from benchmarks.rig import Figure, Load, Server
 from shortener.container import open_service
 from shortener.settings import Settings
@@ -159,7 +159,7 @@ def mixed(links: int, due: int, seconds: float, folder: Path | None) -> list[Fig
     """Measure clicks alone, and then during bulk rewrites, exports, a purge and `due` deliveries at once.
 
     The clicks come from 16 connections with a pause of 20 ms between two clicks, as in `growth.py`."""
-    with deliveries.receiver() as sink, _filled(links, folder, days=112) as (url, place, codes):
+    with delivery_rig.receiver() as sink, _filled(links, folder, days=112) as (url, place, codes):
         key = json.loads(_command(place, "keys", "create", "1", "--permission", "all", "--json"))["api_key"]
         expired = links * (112 - growth.RETENTION_DAYS) // 112
         alive = codes[expired + links // 112 :]
@@ -190,8 +190,8 @@ async def _make_due(url: str, place: Path, port: int, count: int) -> None:
     values: Any = {"data_dir": place, "database_url": url, "secret": growth.SECRET, "allow_private_targets": True}
     service = await open_service(Settings(**values))
     try:
-        await deliveries.add_tracker(service, 1, f"http://127.0.0.1:{port}/")
-        await deliveries.fill(service, count, 1)
+        await delivery_rig.add_tracker(service, 1, f"http://127.0.0.1:{port}/")
+        await delivery_rig.fill(service, count, [1])
     finally:
         await service.close(grace=1)
 

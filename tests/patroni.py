@@ -17,7 +17,7 @@ import psutil
 
 from tests.acceptance.nodes import wait_until
 from tests.postgresql_cluster import Cluster
-from tests.servers import free_port
+from tests.servers import PATIENCE, free_port
 
 LOCK_SECONDS = 20  # Patroni's `ttl`: if the leader does not renew its lock for this time, the standby may take over.
 
@@ -72,6 +72,8 @@ class PatroniServer(Cluster):
         )
 
     def start(self) -> None:
+        if self._agent is not None:
+            self._agent.wait(PATIENCE)  # the test has killed it
         with (self._folder / "log").open("ab") as log:
             command = ["patroni", str(self._configuration)]
             self._agent = subprocess.Popen(command, user=self._user, cwd=self._folder, stdout=log, stderr=log, env=_environment())

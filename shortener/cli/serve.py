@@ -2,20 +2,20 @@
 
 `serve` binds its port first, so that a port in use is an error before anything is created. After SIGTERM `/readyz` responds with
 503; SHUTDOWN_DELAY later the process accepts no more connections, finishes requests and deliveries in flight, and exits with 0.
+The stop is in stopping.py.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import faulthandler
 import gc
 import multiprocessing
 import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -23,6 +23,14 @@ import orjson
 
 from shortener.cli.common import async_command, json_option, load_settings, print_json
 from shortener.cli.sockets import bind, port_of
+from shortener.cli.stopping import (
+    STOP_SECONDS,
+    add_stop_handlers,
+    handle_stop_signals,
+    parent_stop_seconds,
+    stop_signals,
+    stop_within,
+)
 from shortener.lean_imports import import_without_extras
 from shortener.settings import service_link_variables
 
@@ -34,10 +42,6 @@ if TYPE_CHECKING:
     from shortener.server.application import HttpApplication
     from shortener.settings import Settings
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-#: Time limit of a stop, from the moment when the process accepts no more connections. Supervisors kill a process 10 s after
-#: SIGTERM: SHUTDOWN_DELAY takes 1 s of this time, and the parent process of several workers 0.5 s.
-STOP_SECONDS = 7.5
 #: Time limit for requests in flight, from the moment when the process accepts no more connections. uvicorn requires an integer.
 REQUEST_GRACE_SECONDS = 5
 #: The maximum number of connections that wait in the kernel until the process accepts them.
@@ -49,11 +53,6 @@ MIN_OPEN_FILES = 4096
 NO_FULL_COLLECTIONS = 1_000_000_000
 #: A worker checks at this interval whether its parent process still runs.
 PARENT_CHECK_SECONDS = 1.0
-#: If a process still runs this long after the time limit of its stop, it ends itself at once with the exit code 0.
-HANG_SECONDS = 0.5
-#: If a process still runs this long after HANG_SECONDS, one of its threads kills it. The parent process also kills such a
-#: worker.
-KILL_SECONDS = 0.25
 
 
 @click.command()
@@ -127,47 +126,10 @@ def _new_server(service: Service, as_json: bool, open_files: int) -> uvicorn.Ser
         @contextlib.contextmanager
         def capture_signals(self) -> Iterator[None]:
             # uvicorn's own method raises the signal again after the stop, so a clean stop would not exit with 0.
-            loop = asyncio.get_running_loop()
-            for number in STOP_SIGNALS:
-                loop.add_signal_handler(number, _handle_stop_signal, service, number, self.handle_exit)
-            try:
+            with handle_stop_signals(service, self.handle_exit):
                 yield
-            finally:
-                for number in STOP_SIGNALS:
-                    loop.remove_signal_handler(number)
 
     return Server(uvicorn_config(HttpApplication(service), service.settings))
-
-
-def _handle_stop_signal(service: Service, number: int, close_listener: Callable[[int, None], None]) -> None:
-    """Begin the stop, and call `close_listener` after SHUTDOWN_DELAY, when load balancers have seen the 503 of /readyz.
-
-    SIGINT and a second signal skip the delay.
-    """
-    if service.is_stopping:
-        close_listener(number, None)
-        return
-    delay = service.settings.shutdown_delay if number == signal.SIGTERM else 0.0
-    _stop_within(service, delay + STOP_SECONDS)
-    asyncio.get_running_loop().call_later(delay, close_listener, number, None)
-
-
-def _stop_within(service: Service, seconds: float) -> None:
-    service.begin_stop(seconds)
-    signal.signal(signal.SIGALRM, _end_process)
-    signal.setitimer(signal.ITIMER_REAL, seconds + HANG_SECONDS)
-    # A thread of faulthandler also ends the process, because Python calls no signal handler while a C function blocks the main
-    # thread.
-    faulthandler.dump_traceback_later(seconds + HANG_SECONDS + KILL_SECONDS, exit=True)
-
-
-def _end_process(number: int, frame: object) -> None:
-    """End the process, because a part of it still waits, for example for a database that does not respond.
-
-    All data that can be written is written by then, and log lines report lost data. A signal handler must not use a logger, because
-    the main thread may hold its lock."""
-    os.write(2, b"The stop took too long and was cut off.\n")
-    os._exit(0)
 
 
 def _raise_open_files_limit() -> int:
@@ -264,8 +226,9 @@ def _serve_many(settings: Settings, listener: socket.socket) -> None:
     for name in ("host", "port", "workers"):  # each worker loads its settings from the environment
         os.environ[f"SHORTENER_{name.upper()}"] = str(getattr(settings, name))
     config = uvicorn_config("shortener.cli.serve:Worker", settings, factory=True, workers=settings.workers)
-    stop_seconds = settings.shutdown_delay + STOP_SECONDS + HANG_SECONDS + KILL_SECONDS
-    supervisor = Supervisor(lambda: UvicornWorker(config, [listener]), settings.workers, stop_seconds)
+    supervisor = Supervisor(
+        lambda: UvicornWorker(config, [listener]), settings.workers, parent_stop_seconds(settings.shutdown_delay)
+    )
     run(supervisor, listener)
     if supervisor.failed:
         raise click.ClickException("a worker could not start")
@@ -294,10 +257,8 @@ class Worker:
 
             service = await open_service(self._settings)
             app = HttpApplication(service)
-        loop = asyncio.get_running_loop()
-        for number in STOP_SIGNALS:
-            close_listener: Any = signal.getsignal(number)  # uvicorn's own signal handler stops the worker
-            loop.add_signal_handler(number, _handle_stop_signal, service, number, close_listener)
+        close_listener: Any = signal.getsignal(signal.SIGTERM)  # uvicorn's own signal handler stops the worker
+        add_stop_handlers(service, close_listener)
         service.supervisor.start("parent_watch", _stop_without_parent)
         return app
 
@@ -407,7 +368,7 @@ async def deliver(as_json: bool) -> None:
             raise
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in STOP_SIGNALS:
+    for number in stop_signals():
         loop.add_signal_handler(number, stop.set)
     service.start(web=False)
     if as_json:
@@ -417,5 +378,5 @@ async def deliver(as_json: bool) -> None:
     logs.release()
     _log_start(limit)
     await stop.wait()
-    _stop_within(service, STOP_SECONDS)
+    stop_within(service, STOP_SECONDS)
     await service.close()

@@ -20,10 +20,11 @@ from sqlalchemy import Connection, select
 
 from shortener.delivery import dispatch_queries
 from shortener.delivery.attempt import AttemptInFlight
-from shortener.delivery.claims import Candidate, SlotUsage, available_slots, plan_claims
+from shortener.delivery.claims import Candidate, SlotUsage, available_slots, blocked_applications, plan_claims
 from shortener.delivery.dispatch_queries import FIRST_ATTEMPTS, RETRIES, ClaimedDelivery, DeliveryQueue, TrackerState
 from shortener.delivery.expiry import MAX_HOLD, expire_overdue, expire_queue
 from shortener.delivery.processes import ProcessShare
+from shortener.delivery.queue_walk import Position, QueueWalk, is_callback
 from shortener.delivery.request import DeliveryTarget, Secrets, callback
 from shortener.delivery.trackers import Trackers
 from shortener.ids import DELIVERY_IDS, IdGenerator
@@ -34,20 +35,18 @@ log = structlog.get_logger(__name__)
 
 #: The dispatcher waits at least this long before it examines a queue with a limited rate again.
 MIN_RATE_PAUSE_MS = 20
-#: One dispatch cycle examines at most this many queues, because its transaction blocks every other writer on SQLite.
-MAX_QUEUES = 256
 
 
 @dataclass(slots=True)
 class ClaimResult:
     """The result of one transaction that claimed deliveries.
 
-    `after` is the name of the last examined queue. The next dispatch cycle continues with the queue after it. `more` is true if the
-    next cycle must examine further queues. `targets` contains the targets that were read from the database, by tracker id.
-    `expired` is the number of deliveries that became dead because they waited too long. `wake_at` is the time at which the rate of
-    a tracker allows the next delivery; it is None if no rate delays a delivery."""
+    `position` is the place in the queues from which the next dispatch cycle continues. `more` is true if the next cycle must
+    examine further queues. `targets` contains the targets that were read from the database, by tracker id.
+    `expired` is the number of deliveries that became dead because they waited too long. `wake_at` is the time of the next dispatch
+    cycle if the rate of a tracker or the pause of callbacks delays a delivery; otherwise None."""
 
-    after: str
+    position: Position
     attempts: list[AttemptInFlight] = field(default_factory=list)
     targets: dict[int, DeliveryTarget] = field(default_factory=dict)
     more: bool = False
@@ -68,12 +67,12 @@ class ClaimWriter:
         self._settings = settings
         self._rng = rng
         self._targets: dict[int, DeliveryTarget] = {}
-        self._after = ""
+        self._position = Position()
 
     def committed(self, result: ClaimResult) -> None:
         """Update the cached targets and the position in the queues after the transaction was committed."""
         self._targets |= result.targets
-        self._after = result.after
+        self._position = result.position
 
     def write(
         self,
@@ -90,17 +89,22 @@ class ClaimWriter:
         `paused` contains the queues to skip, with the time at which the pause ends. `share` is the share of this process in the
         concurrency of trackers. `responsive` contains the callback queues whose host has responded. Times are milliseconds since
         1970."""
-        result = ClaimResult(self._after)
+        result = ClaimResult(self._position)
         if limit <= 0:
             return result
-        queues, is_last = _queues_after(connection, self._after)
-        due = [queue for queue in queues if _is_due(queue, now) and paused.get(queue.name, 0) <= now]
+        blocked = blocked_applications(usage)
+        walk = QueueWalk(connection, self._position, blocked, now)
+        due = [queue for queue in walk.queues if _is_due(queue, now) and paused.get(queue.name, 0) <= now]
         ids = {tracker for queue in due if (tracker := _tracker_of(queue.name)) is not None}
         disabled = dispatch_queries.disabled_applications(connection) if due else {}
         states = dispatch_queries.tracker_states(connection, ids)
         targets = self._current_targets(connection, result, states)
         candidates: dict[str, Candidate] = {}
+        callback_candidates = 0
         for queue in due:
+            # Each of the first `limit` queues of callbacks gets at most one claim, so further ones would get none.
+            if is_callback(queue.name) and (callback_candidates == limit or _application_of(queue.name) in blocked):
+                continue
             candidate = self._candidate(connection, result, queue, states, targets, disabled, now)
             if candidate is None:
                 continue
@@ -109,6 +113,7 @@ class ClaimWriter:
                 candidate.concurrency = min(candidate.concurrency, 1)
             if available_slots(candidate, usage, is_only_queue=True) > 0:
                 candidates[queue.name] = candidate
+                callback_candidates += is_callback(queue.name)
         limited = _lock_limited(connection, candidates, result, now)
 
         requests = plan_claims(
@@ -119,11 +124,9 @@ class ClaimWriter:
             recovery_rate=self._settings.delivery_recovery_rate,
             rng=self._rng,
         )
-        if requests:
-            result.after = requests[-1].queue
-        else:
-            # No delivery of the examined queues was claimed, so the next cycle examines the queues that follow them.
-            result.after, result.more = ("", False) if is_last else (queues[-1].name, True)
+        result.position, result.more = walk.next_position(candidates, requests)
+        if walk.resumes_at is not None:
+            result.wake_not_later_than(walk.resumes_at)
 
         claimed = dispatch_queries.claim(connection, requests, now)
         counts = Counter((claim.queue, FIRST_ATTEMPTS if claim.attempt == 1 else RETRIES) for claim in claimed)
@@ -257,18 +260,6 @@ class ClaimWriter:
         except Exception:
             log.exception("callback_not_usable", delivery=DELIVERY_IDS.encode(claim.id))
             return None
-
-
-def _queues_after(connection: Connection, after: str) -> tuple[list[DeliveryQueue], bool]:
-    """Return up to MAX_QUEUES queues that follow the queue `after` by name, and whether the last queue is among them.
-
-    After the last queue, the result continues with the first one."""
-    queues = dispatch_queries.pending_queues(connection, after, MAX_QUEUES)
-    is_last = len(queues) < MAX_QUEUES
-    if after and is_last:
-        first = dispatch_queries.pending_queues(connection, "", MAX_QUEUES - len(queues))
-        queues += [queue for queue in first if queue.name <= after]
-    return queues, is_last
 
 
 def _lock_limited(connection: Connection, candidates: dict[str, Candidate], result: ClaimResult, now: int) -> set[str]:

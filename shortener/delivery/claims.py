@@ -148,6 +148,13 @@ def available_slots(candidate: Candidate, usage: SlotUsage, *, is_only_queue: bo
     return min(candidate.concurrency - busy, for_queue, for_application)
 
 
+def blocked_applications(usage: SlotUsage) -> set[int | None]:
+    """Return the applications with attempts in flight whose callbacks may use no further slot."""
+    unused_queue = DeliveryQueue("", None, None)
+    applications = (Candidate(unused_queue, application, 1, 0.0) for application in usage.by_application)
+    return {one.application_id for one in applications if available_slots(one, usage, is_only_queue=True) <= 0}
+
+
 def _allowance(candidate: Candidate, usage: SlotUsage, now: int, recovery_rate: float) -> int:
     """Return how many deliveries the circuit breaker and the rate of the tracker allow now."""
     by_rate = None if candidate.pace is None else candidate.pace.allowance(now)

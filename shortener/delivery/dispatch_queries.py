@@ -42,31 +42,38 @@ class DeliveryQueue(NamedTuple):
     retry_due: int | None
 
 
-_NEXT_QUEUE = "(SELECT d.lane FROM deliveries AS d WHERE d.status = 0 AND d.lane > {after} ORDER BY d.lane LIMIT 1)"
+#: This text follows the names of all queues in every collation: they begin with "c" or "t".
+END_OF_NAMES = "u"
+_NEXT_QUEUE = (
+    "(SELECT d.lane FROM deliveries AS d WHERE d.status = 0 AND d.lane > {after} AND d.lane < {before} ORDER BY d.lane LIMIT 1)"
+)
 _DUE = (
     "(SELECT d.next_at FROM deliveries AS d WHERE d.status = 0 AND d.lane = l.lane AND d.queue = {part} ORDER BY d.next_at LIMIT 1)"
 )
 _QUEUE_COLUMNS = f"l.lane, {_DUE.format(part=FIRST_ATTEMPTS)}, {_DUE.format(part=RETRIES)}"
 
 
-def _walk(after: str, limit: str, columns: str) -> str:
-    """Return an SQL statement that selects up to `limit` queues with names greater than `after` by index lookups."""
+def _walk(after: str, before: str, same_before: str, limit: str, columns: str) -> str:
+    """Return an SQL statement that selects up to `limit` queues with names between `after` and `before` by index lookups.
+
+    `same_before` is the parameter that contains the value of `before` again."""
     return (
-        f"WITH RECURSIVE l(lane, n) AS (SELECT {_NEXT_QUEUE.format(after=after)}, 1 UNION ALL "
-        f"SELECT {_NEXT_QUEUE.format(after='l.lane')}, l.n + 1 FROM l WHERE l.lane IS NOT NULL AND l.n < {limit}) "
+        f"WITH RECURSIVE l(lane, n) AS (SELECT {_NEXT_QUEUE.format(after=after, before=before)}, 1 UNION ALL "
+        f"SELECT {_NEXT_QUEUE.format(after='l.lane', before=same_before)}, l.n + 1 FROM l "
+        f"WHERE l.lane IS NOT NULL AND l.n < {limit}) "
         f"SELECT {columns} FROM l WHERE l.lane IS NOT NULL"
     )
 
 
 _QUEUES = {
-    "sqlite": _walk("?", "?", f"json_group_array(json_array({_QUEUE_COLUMNS}))"),
-    "postgresql": _walk("$1::text", "$2::int", _QUEUE_COLUMNS),
+    "sqlite": _walk("?", "?", "?", "?", f"json_group_array(json_array({_QUEUE_COLUMNS}))"),
+    "postgresql": _walk("$1::text", "$2::text", "$3::text", "$4::int", _QUEUE_COLUMNS),
 }
 
 
-def pending_queues(connection: Connection, after: str, limit: int) -> list[DeliveryQueue]:
-    """Return up to `limit` queues with pending deliveries whose names are greater than `after`, sorted by name."""
-    return [DeliveryQueue._make(row) for row in raw_sql.rows(connection, _QUEUES, after, limit)]
+def pending_queues(connection: Connection, after: str, before: str, limit: int) -> list[DeliveryQueue]:
+    """Return up to `limit` queues with pending deliveries whose names are between `after` and `before`, sorted by name."""
+    return [DeliveryQueue._make(row) for row in raw_sql.rows(connection, _QUEUES, after, before, before, limit)]
 
 
 class ClaimRequest(NamedTuple):

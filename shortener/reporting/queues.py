@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection, func, select, text
 
-from shortener.delivery.dispatch_queries import pending_queues
+from shortener.delivery.dispatch_queries import END_OF_NAMES, pending_queues
 from shortener.metrics import Metrics
 from shortener.model import Clock, DeliveryStatus
 from shortener.settings import Settings
@@ -72,7 +72,7 @@ def _oldest_due(connection: Connection) -> datetime | None:
     lanes = {f"t{tracker}" for tracker in connection.scalars(off)}
     times = [
         due
-        for queue in pending_queues(connection, "", MAX_QUEUES)
+        for queue in pending_queues(connection, "", END_OF_NAMES, MAX_QUEUES)
         if queue.name not in lanes  # Leave out the deliveries of disabled trackers, because they wait on purpose.
         for due in (queue.first_due, queue.retry_due)
         if due is not None

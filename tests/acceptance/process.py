@@ -67,10 +67,10 @@ class Server:
         self.process.wait(PATIENCE)
         self._close()
 
-    def stop(self) -> int:
-        """Send SIGTERM and return the exit code."""
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Send a signal that stops the server. Return the exit code."""
         assert self.process is not None
-        self.process.send_signal(signal.SIGTERM)
+        self.process.send_signal(number)
         code = self.process.wait(PATIENCE)
         self._close()
         return code

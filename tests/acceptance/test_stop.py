@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import signal
 import socket
 import sqlite3
 import threading
@@ -118,8 +119,12 @@ def test_a_stopping_server_completes_its_running_deliveries_or_releases_their_le
     assert len(endpoint.arrived) == 3
 
 
-def test_after_sigterm_readyz_returns_503_and_other_requests_still_get_responses(server: Server) -> None:
-    stopped = threading.Thread(target=server.stop)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_after_sigterm_or_sighup_readyz_returns_503_other_requests_get_responses_and_the_process_exits_with_0(
+    server: Server, number: signal.Signals
+) -> None:
+    codes: list[int] = []
+    stopped = threading.Thread(target=lambda: codes.append(server.stop(number)))
     body = b'{"to": "+14085550100", "body": "no link."}'
     assert len(body) == 42
     with begun_request(server, body[:10]) as begun, server.client() as probe:
@@ -139,7 +144,7 @@ def test_after_sigterm_readyz_returns_503_and_other_requests_still_get_responses
         begun.sendall(body[10:])
         assert begun.recv(65536).startswith(b"HTTP/1.1 200 ")
     stopped.join(WITHIN + MARGIN)
-    assert not stopped.is_alive()
+    assert codes == [0]
 
 
 def test_serve_and_deliver_processes_stop_in_time_and_leave_no_leased_delivery(nodes: Nodes, endpoint: Endpoint) -> None:

@@ -13,6 +13,7 @@ from shortener.cli.workers import (
     RESPONSE_SECONDS,
     START_SECONDS,
     STARTUP_FAILURE,
+    STEP_SECONDS,
     Supervisor,
 )
 
@@ -194,6 +195,17 @@ def test_a_stop_kills_a_worker_that_does_not_end_within_the_stop_timeout(workers
     assert not workers.supervisor.is_done
     workers.run(1)
     assert workers.supervisor.is_done
+
+
+def test_with_frozen_workers_the_parent_process_ends_two_steps_after_the_stop_timeout_at_the_latest(workers: Workers) -> None:
+    workers.run_until_all_serve()
+    for worker in workers.started:
+        worker.is_frozen = True
+    began = workers.now
+    workers.supervisor.stop()
+    workers.run(60, until=lambda: workers.supervisor.is_done)
+    assert workers.supervisor.is_done
+    assert workers.now - began <= STOP_SECONDS + 2 * STEP_SECONDS + 0.01
 
 
 def test_a_worker_process_that_the_operating_system_cannot_start_is_started_later() -> None:

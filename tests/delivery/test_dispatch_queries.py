@@ -18,7 +18,7 @@ async def test_queues_with_pending_deliveries_are_found_by_index_lookups(service
     await service.database.write(fill)
 
     def queue_names(connection: Connection, after: str) -> list[str]:
-        return [queue.name for queue in dispatch_queries.pending_queues(connection, after, 256)]
+        return [queue.name for queue in dispatch_queries.pending_queues(connection, after, dispatch_queries.END_OF_NAMES, 256)]
 
     everything = []
     after = ""
@@ -30,7 +30,7 @@ async def test_queues_with_pending_deliveries_are_found_by_index_lookups(service
 
         def plan(connection: Connection) -> list[str]:
             statement = "EXPLAIN QUERY PLAN " + dispatch_queries._QUEUES["sqlite"]
-            return [row[3] for row in connection.exec_driver_sql(statement, ("", 256))]
+            return [row[3] for row in connection.exec_driver_sql(statement, ("", "u", "u", 256))]
 
         steps = [step for step in await service.database.read(plan) if " d " in step]
         assert steps

@@ -1,0 +1,101 @@
+"""Signals that stop a process of `serve` or `deliver`, and the time limits of a stop.
+
+SIGTERM and SIGHUP begin a stop: `/readyz` responds with 503, SHUTDOWN_DELAY later the process accepts no more connections, then it
+finishes its work and exits with 0. SIGINT does the same without SHUTDOWN_DELAY. So a closed terminal stops the service cleanly, and
+a SIGHUP to a single process is a restart if its supervisor restarts it always, as config/shortener.service does. If SIGHUP was
+ignored when the process started (`nohup`), it stays ignored. The parent process of several workers handles SIGHUP itself: it
+replaces the workers (workers.py).
+
+A process that does not stop within its time limit ends itself: first by a signal handler, then by a thread.
+"""
+# Tested by tests/acceptance/test_stop.py
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import faulthandler
+import os
+import signal
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from shortener.container import Service
+
+#: Time limit of a stop, from the moment when the process accepts no more connections. Supervisors kill a process 10 s after
+#: SIGTERM: SHUTDOWN_DELAY takes 1 s of this time, and the parent process of several workers 0.5 s.
+STOP_SECONDS = 7.5
+#: If a process still runs this long after the time limit of its stop, it ends itself at once with the exit code 0.
+HANG_SECONDS = 0.5
+#: If a process still runs this long after HANG_SECONDS, one of its threads kills it. The parent process also kills such a
+#: worker.
+KILL_SECONDS = 0.25
+
+CloseListener = Callable[[int, None], None]
+
+
+def stop_signals() -> list[signal.Signals]:
+    """Return the signals that stop the process: SIGINT, SIGTERM, and SIGHUP unless it is ignored."""
+    signals = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        signals.append(signal.SIGHUP)
+    return signals
+
+
+def parent_stop_seconds(shutdown_delay: float) -> float:
+    """Return the number of seconds after SIGTERM at which the parent process kills a worker that still runs."""
+    return shutdown_delay + STOP_SECONDS + HANG_SECONDS + KILL_SECONDS
+
+
+def add_stop_handlers(service: Service, close_listener: CloseListener) -> list[signal.Signals]:
+    """Let the event loop handle the stop signals. Return the handled signals.
+
+    `close_listener` gets a signal number and None. It must end the server after its requests in flight."""
+    loop, signals = asyncio.get_running_loop(), stop_signals()
+    for number in signals:
+        loop.add_signal_handler(number, _handle_stop_signal, service, number, close_listener)
+    return signals
+
+
+@contextlib.contextmanager
+def handle_stop_signals(service: Service, close_listener: CloseListener) -> Iterator[None]:
+    """Call `add_stop_handlers` and remove the handlers at the end of the `with` block."""
+    signals = add_stop_handlers(service, close_listener)
+    try:
+        yield
+    finally:
+        for number in signals:
+            asyncio.get_running_loop().remove_signal_handler(number)
+
+
+def _handle_stop_signal(service: Service, number: int, close_listener: CloseListener) -> None:
+    """Begin the stop, and call `close_listener` after SHUTDOWN_DELAY, when load balancers have seen the 503 of /readyz.
+
+    SIGINT and a second signal skip the delay.
+    """
+    if service.is_stopping:
+        close_listener(number, None)
+        return
+    delay = 0.0 if number == signal.SIGINT else service.settings.shutdown_delay
+    stop_within(service, delay + STOP_SECONDS)
+    asyncio.get_running_loop().call_later(delay, close_listener, number, None)
+
+
+def stop_within(service: Service, seconds: float) -> None:
+    """Begin the stop of the service. End the process if it still runs HANG_SECONDS after the time limit."""
+    service.begin_stop(seconds)
+    signal.signal(signal.SIGALRM, _end_process)
+    signal.setitimer(signal.ITIMER_REAL, seconds + HANG_SECONDS)
+    # A thread of faulthandler also ends the process, because Python calls no signal handler while a C function blocks the main
+    # thread.
+    faulthandler.dump_traceback_later(seconds + HANG_SECONDS + KILL_SECONDS, exit=True)
+
+
+def _end_process(number: int, frame: object) -> None:
+    """End the process, because a part of it still waits, for example for a database that does not respond.
+
+    All data that can be written is written by then, and log lines report lost data. A signal handler must not use a logger, because
+    the main thread may hold its lock."""
+    os.write(2, b"The stop took too long and was cut off.\n")
+    os._exit(0)

@@ -1,0 +1,135 @@
+"""This module selects the queues that one dispatch cycle examines.
+
+A queue contains the deliveries of one tracker, or the callbacks of one application to one host. An application can have callbacks
+to thousands of hosts, most of which wait for a retry. So trackers and callbacks are read separately: each dispatch cycle examines
+MAX_QUEUES queues of trackers and MAX_QUEUES queues of callbacks, and the next cycle continues after them. The deliveries of a
+tracker never wait until the queues of callbacks are examined. These rules limit the work for callbacks:
+
+- The queues of an application whose callbacks may use no further slot are left out.
+- If there are more queues of callbacks than one cycle examines, a pause of CALLBACKS_PAUSE_MS follows after all were examined and
+  none had a due delivery that could be claimed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from sqlalchemy import Connection
+
+from shortener.delivery import dispatch_queries
+from shortener.delivery.dispatch_queries import ClaimRequest, DeliveryQueue
+
+#: One dispatch cycle examines at most this many queues of trackers, and this many queues of callbacks, because its transaction
+#: blocks every other writer on SQLite.
+MAX_QUEUES = 256
+CALLBACKS_PAUSE_MS = 100
+# The names of all queues of trackers, and of all queues of callbacks, are between these two texts.
+_TRACKERS, _CALLBACKS = ("t", dispatch_queries.END_OF_NAMES), ("c", "d")
+#: This text is greater than every name of a host.
+_AFTER_HOSTS = "~"
+
+
+class Position(NamedTuple):
+    """The place in the queues from which the next dispatch cycle continues.
+
+    `tracker` and `callback` are the names of the last examined queues; "" is the beginning. The cycle examines no queue of
+    callbacks before `callbacks_at` (milliseconds since 1970). If `callbacks_first` is true, queues of callbacks get the first
+    claims of the cycle."""
+
+    tracker: str = ""
+    callback: str = ""
+    callbacks_at: int = 0
+    callbacks_first: bool = False
+
+
+@dataclass(slots=True)
+class _QueuesOfKind:
+    """The queues of one kind that a dispatch cycle examines. `is_last` is true if the last queue of this kind is among them."""
+
+    queues: list[DeliveryQueue]
+    is_last: bool
+
+    def last_name(self, requests: list[str], before: str) -> str:
+        """Return the name of the last examined queue. `requests` are the queues of this kind from which deliveries are claimed."""
+        if requests:
+            return requests[-1]
+        return "" if self.is_last else (self.queues[-1].name if self.queues else before)
+
+
+class QueueWalk:
+    """The queues that one dispatch cycle examines, in the order in which they get claims. Times are milliseconds since 1970.
+
+    `blocked` contains the applications whose callbacks may use no further slot."""
+
+    def __init__(self, connection: Connection, position: Position, blocked: Collection[int | None], now: int) -> None:
+        self._position = position
+        self._now = now
+        self._trackers = _read(connection, position.tracker, [_TRACKERS])
+        self.is_paused = now < position.callbacks_at <= now + CALLBACKS_PAUSE_MS  # later times were set before a clock step
+        self._callbacks = _QueuesOfKind([], True)
+        if not self.is_paused:
+            self._callbacks = _read(connection, position.callback, _ranges_without(blocked))
+        self.resumes_at = position.callbacks_at if self.is_paused else None
+
+    @property
+    def queues(self) -> list[DeliveryQueue]:
+        if self._position.callbacks_first:
+            return self._callbacks.queues + self._trackers.queues
+        return self._trackers.queues + self._callbacks.queues
+
+    def next_position(self, candidates: Collection[str], requests: Collection[ClaimRequest]) -> tuple[Position, bool]:
+        """Return the position after the claims of this cycle, and whether the next cycle must examine further queues.
+
+        `candidates` are the names of the queues with due deliveries that could be claimed."""
+        names = [request.queue for request in requests]
+        trackers, callbacks = ([name for name in names if is_callback(name) == kind] for kind in (False, True))
+        position = self._position
+        # If the queues of one kind got all claims, the next cycle examines the candidates of the other kind again.
+        if trackers or not requests or all(map(is_callback, candidates)):
+            position = position._replace(tracker=self._trackers.last_name(trackers, position.tracker))
+        if not self.is_paused and (callbacks or not requests or not any(map(is_callback, candidates))):
+            has_ended = self._callbacks.is_last and not callbacks and len(self._callbacks.queues) >= MAX_QUEUES
+            position = position._replace(
+                callback=self._callbacks.last_name(callbacks, position.callback),
+                callbacks_at=self._now + CALLBACKS_PAUSE_MS if has_ended else 0,
+            )
+        if requests:
+            return position._replace(callbacks_first=not position.callbacks_first), False
+        return position, not (self._trackers.is_last and self._callbacks.is_last)
+
+
+def is_callback(queue: str) -> bool:
+    """Return whether a queue contains callbacks, by its name."""
+    return queue.startswith("c")
+
+
+def _ranges_without(applications: Collection[int | None]) -> list[tuple[str, str]]:
+    """Return ranges of names that contain all queues of callbacks except those of the given applications.
+
+    Some collations of PostgreSQL have another order, so there the ranges also contain queues of the given applications."""
+    ranges = []
+    begin, end = _CALLBACKS
+    for prefix in sorted(f"c{application}/" for application in applications if application is not None):
+        ranges.append((begin, prefix))
+        begin = prefix + _AFTER_HOSTS
+    return [*ranges, (begin, end)]
+
+
+def _read(connection: Connection, after: str, ranges: list[tuple[str, str]]) -> _QueuesOfKind:
+    """Read up to MAX_QUEUES queues that follow the queue `after` by name, and, after the last queue, the first ones."""
+    queues = _read_ranges(connection, ranges, after, MAX_QUEUES)
+    is_last = len(queues) < MAX_QUEUES
+    if after and is_last:
+        first = _read_ranges(connection, ranges, "", MAX_QUEUES - len(queues))
+        queues += [queue for queue in first if queue.name <= after]
+    return _QueuesOfKind(queues, is_last)
+
+
+def _read_ranges(connection: Connection, ranges: list[tuple[str, str]], after: str, limit: int) -> list[DeliveryQueue]:
+    queues: list[DeliveryQueue] = []
+    for begin, end in ranges:
+        if after < end and len(queues) < limit:
+            queues += dispatch_queries.pending_queues(connection, max(begin, after), end, limit - len(queues))
+    return queues

@@ -1,0 +1,34 @@
+"""Tests of the signals that stop a process, and of the time limits of a stop."""
+# tests/acceptance/test_stop.py stops real processes.
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from shortener.cli.stopping import parent_stop_seconds, stop_signals
+from shortener.cli.workers import STEP_SECONDS
+
+#: Docker kills a process this long after SIGTERM.
+DOCKER_STOP_SECONDS = 10.0
+
+
+@pytest.fixture
+def handle_sighup() -> Iterator[Callable[[signal.Handlers], object]]:
+    """Return a function that sets the handler of SIGHUP. The previous handler is set again at the end of the test."""
+    previous = signal.getsignal(signal.SIGHUP)
+    yield lambda handler: signal.signal(signal.SIGHUP, handler)
+    signal.signal(signal.SIGHUP, previous)
+
+
+def test_sighup_stops_a_process_unless_nohup_started_it(handle_sighup: Callable[[signal.Handlers], object]) -> None:
+    handle_sighup(signal.SIG_DFL)
+    assert set(stop_signals()) == {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    handle_sighup(signal.SIG_IGN)
+    assert set(stop_signals()) == {signal.SIGINT, signal.SIGTERM}
+
+
+def test_the_parent_process_kills_a_frozen_worker_before_docker_kills_the_parent_process() -> None:
+    assert parent_stop_seconds(shutdown_delay=1.0) + 2 * STEP_SECONDS < DOCKER_STOP_SECONDS
