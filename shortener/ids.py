@@ -26,7 +26,8 @@ _CHECK_LENGTH = 8  # Eight characters contain 47 bits, so a guessed click id is 
 
 
 class IdGenerator:
-    """A generator of row ids. They are unique among 1,024 nodes and strictly increasing within a process. It is thread-safe."""
+    """A generator of row ids. The ids are unique among 1,024 nodes and strictly increasing within a process. The generator is
+    thread-safe."""
 
     def __init__(self, node: int, now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000) -> None:
         self._now_ms = now_ms
@@ -36,7 +37,7 @@ class IdGenerator:
         self.use_node(node)
 
     def use_node(self, node: int) -> None:
-        """Generate all further ids with another node number. They are larger than all earlier ids of this process."""
+        """Generate all further ids with another node number. The further ids are larger than all earlier ids of this process."""
         if not 0 <= node < MAX_NODES:
             raise ValueError(f"node must be from 0 to {MAX_NODES - 1}")
         with self._lock:

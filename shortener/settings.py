@@ -67,7 +67,7 @@ class Settings(BaseModel):
         "", repr=False, description="URL of Redis: redis://, rediss://, redis+sentinel:// or redis+cluster://. Empty: no Redis."
     )
     redis_timeout: float = Field(
-        0.1, gt=0, le=5, description="Seconds that Redis may take to respond to a command before it counts as down."
+        0.1, gt=0, le=5, description="Seconds that Redis may take to respond to a command. After this time, Redis counts as down."
     )
     redis_connections: int = Field(16, ge=2, le=500, description="Maximum number of Redis connections of a process.")
     spool_limit: int = Field(
@@ -151,7 +151,7 @@ class Settings(BaseModel):
         1.0,
         ge=0,
         le=10,
-        description="Seconds that a delivery report for an unknown message waits, because it can arrive before the message is "
+        description="Seconds that a delivery report for an unknown message waits. A report can arrive before its message is "
         "stored.",
     )
     body_limit: int = Field(8 * 1024 * 1024, ge=1024, description="Maximum size of the body of an HTTP request in bytes.")
@@ -493,7 +493,8 @@ def load(environ: Mapping[str, str] = os.environ, **overrides: Any) -> Settings:
     try:
         return Settings(**values)
     except ValidationError as error:
-        # An invalid port also makes the base URL invalid that was derived from it. Only the port is reported then.
+        # The default of the base URL contains the port, so an invalid port also makes the base URL invalid. Then only the port is
+        # reported.
         items = [item for item in error.errors() if not (follows_port and item["loc"] == ("base_url",))] or error.errors()
         raise SettingsError("\n".join(map(_describe, items))) from None
 

@@ -45,7 +45,7 @@ _PLACEHOLDER = re.compile(rb"\{(%s)\}" % "|".join(DESTINATION_PLACEHOLDERS).enco
 # RFC 3986 allows none of these characters. Browsers remove tabs and line ends, and read a backslash as a slash, so that they may
 # open another host than the one that was checked.
 _FORBIDDEN = re.compile(r'[\x00-\x20\x7f-\xa0"<>\\]')
-#: Schemes that run code in a browser or open local data. No setting permits them.
+#: Schemes that run code in a browser or open local data. No setting can permit one of these schemes.
 FORBIDDEN_SCHEMES = frozenset(
     ["javascript", "data", "vbscript", "file", "blob", "about", "filesystem", "view-source", "jar", "livescript", "mocha"]
 )
@@ -53,7 +53,8 @@ SCHEME = re.compile(r"[a-z][a-z0-9+.-]{0,31}")
 
 _ANY_SCHEME = re.compile(r"([a-z][a-z0-9+.-]{0,31}):(?=.)", re.IGNORECASE | re.DOTALL)
 _SCHEME_AND_AUTHORITY = re.compile(r"(https?://)([^/?#]*)", re.IGNORECASE)
-# Host names must not contain underscores or begin with hyphens. Such hosts exist nevertheless, and phones resolve them.
+# The standards forbid host names with underscores, or with a hyphen at the start. This expression permits both, because phones
+# resolve them.
 _LABEL = re.compile(r"[a-z0-9_-]{1,63}")
 _PRINTABLE = bytes(range(0x21, 0x7F))
 _NUMERIC = re.compile(r"[0-9]+|0x[0-9a-f]*")
@@ -270,7 +271,8 @@ def parse_redis_url(url: str) -> RedisUrl:
 
 
 def fill_placeholders(location: bytes, values: Mapping[str, str]) -> bytes:
-    """Return `location` with `{name}` replaced by the percent-encoded value of each name in `values` (RFC 3986).
+    """Replace each placeholder `{name}` in `location` by the percent-encoded value of the name in `values` (RFC 3986). Return the
+    result.
 
     The replacement is one pass, and braces in a value are encoded, so a value cannot add a placeholder.
     A placeholder without a value in `values` stays in the result, and a later call can replace it."""

@@ -167,7 +167,7 @@ def hash_credential(text: str) -> str:
 
 @dataclass(slots=True)
 class _Snapshot:
-    """All data of the directory as they were at one version of the accounts."""
+    """All data of the directory, at one version of the accounts."""
 
     version: str = ""
     applications: dict[int, Application] = field(default_factory=dict)

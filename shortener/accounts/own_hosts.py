@@ -22,9 +22,9 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 class OwnHosts:
     """The hosts of BASE_URL and PORTAL_URL, and the local address of the service.
 
-    `hosts` contains them with their ports, as in a Host header. `names` contains those that are not local, without ports. `ports`
-    are the ports on which `localhost` and loopback addresses reach the service. `address` is the IP address on which the service
-    listens."""
+    `hosts` contains the hosts with their ports, as in a Host header. `names` contains the hosts that are not local, without ports.
+    `ports` are the ports on which `localhost` and loopback addresses reach the service. `address` is the IP address on which the
+    service listens."""
 
     hosts: frozenset[str] = frozenset()
     names: frozenset[str] = frozenset()

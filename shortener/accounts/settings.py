@@ -37,8 +37,8 @@ class ApplicationSettings(BaseModel):
     click_conversion: Literal["scg", "all", "off"] = Field(
         "scg",
         description="Trackers that also receive the first click of a message as a conversion event (action clickthru): scg "
-        "(trackers of the format scg), all, or off (none). They must subscribe to conversion events. Statistics do not "
-        "count the click as a conversion.",
+        "(trackers of the format scg), all, or off (none). The trackers must also subscribe to conversion events. Statistics do "
+        "not count the click as a conversion.",
     )
     click_id_param: str | None = Field(
         None,

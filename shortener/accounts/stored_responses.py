@@ -21,7 +21,7 @@ from shortener.errors import ApiError, ErrorCode
 from shortener.storage.database import upsert
 from shortener.storage.schema import stored_responses
 
-#: If a claim has no response after this time, a repeat of the request takes it over.
+#: If a claim has no response after this time, a repeat of the request takes the claim over.
 CLAIM_LEASE = timedelta(seconds=60)
 
 

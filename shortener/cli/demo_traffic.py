@@ -136,8 +136,8 @@ class _Step:
 
 
 async def fill_installation(folder: str | Path, messages: int = 900, receivers: str | None = None) -> None:
-    """Create an installation in a folder, with traffic that ends now. `receivers` is the base URL of running `demo_receivers`;
-    without it, receivers are started that run only until the traffic was created."""
+    """Create an installation in a folder, with traffic that ends now. `receivers` is the base URL of running `demo_receivers`. If
+    it is None, this function starts receivers, and stops them when the traffic was created."""
     from shortener.container import open_service
     from shortener.settings import Settings
 
@@ -165,7 +165,7 @@ async def fill(
 ) -> None:
     """Create the traffic of the last DAYS days before the current time of the clock. The service must be opened with `clock`. The
     application should be older than the traffic, which begins at `start_of_traffic`. `receivers` is the base URL of the demo's
-    trackers; without it the demo has no trackers."""
+    trackers; if it is None, the demo has no trackers."""
     import httpx
 
     from shortener.reporting.counts import fold

@@ -147,7 +147,7 @@ def gateways() -> None:
     "--kind", type=click.Choice(["http", "smpp", "simulator"]), default="http", show_default=True, help="Kind of the gateway."
 )
 @click.option("--preset", type=click.Choice(_PRESETS), help="Gateway product whose usual settings the gateway gets.")
-@click.option("--url", help="URL of the gateway. It sets the option url of the preset; without a preset, the setting url.")
+@click.option("--url", help="URL of the gateway. It is the option url of the preset, or the setting url without a preset.")
 @click.option(
     "--option",
     "options",

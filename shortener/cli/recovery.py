@@ -1,4 +1,5 @@
-"""`shortener backup`, `restore` and `secret adopt`: copy an installation, restore it, and replace a lost secret."""
+"""`shortener backup`, `restore` and `secret adopt`: write a backup of an installation, restore a backup, and replace a lost
+secret."""
 
 from __future__ import annotations
 
@@ -53,8 +54,8 @@ def _require_sqlite(settings: Settings, command: str) -> Path:
 async def backup(file: Path, as_json: bool) -> None:
     """Write a backup of the SQLite database and its secret to FILE. A running server continues.
 
-    The backup is one file that only you can read (mode 0600): a SQLite database with the secret inside. The command reads it again
-    and checks every page before it gives the file its name. An existing FILE is not replaced.
+    The backup is one file that only you can read (mode 0600): a SQLite database with the secret inside. Before the file gets its
+    name, the command reads the file again and checks every page. An existing FILE is not replaced.
     """
     from shortener.model import utcnow
     from shortener.secret import open_secret

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 REQUEST_GRACE_SECONDS = 5
 #: The maximum number of connections that wait in the kernel until the process accepts them.
 BACKLOG = 4096
-#: If the process may open fewer files than this, it logs a warning: each connection to a person or a tracker needs an open
+#: If the process may open fewer files than this, the start logs a warning: each connection to a person or a tracker needs an open
 #: file.
 MIN_OPEN_FILES = 4096
 #: The number of collections of younger objects before an automatic full collection: the process never reaches it.

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 STOP_SECONDS = 7.5
 #: If a process still runs this long after the time limit of its stop, it ends itself at once with the exit code 0.
 HANG_SECONDS = 0.5
-#: If a process still runs this long after HANG_SECONDS, one of its threads kills it. The parent process also kills such a
-#: worker.
+#: If a process still runs this long after HANG_SECONDS, one of its threads kills the process. If the process is a worker, its
+#: parent process kills it too.
 KILL_SECONDS = 0.25
 
 CloseListener = Callable[[int, None], None]
@@ -93,7 +93,7 @@ def stop_within(service: Service, seconds: float) -> None:
 
 
 def _end_process(number: int, frame: object) -> None:
-    """End the process, because a part of it still waits, for example for a database that does not respond.
+    """End the process at once. A part of it still waits, for example for a database that does not respond.
 
     All data that can be written is written by then, and log lines report lost data. A signal handler must not use a logger, because
     the main thread may hold its lock."""

@@ -31,7 +31,7 @@ START_SECONDS = 120.0
 RESPONSE_SECONDS = 15.0
 #: The supervisor asks each worker at this interval whether it still responds.
 QUESTION_SECONDS = 1.0
-#: Pauses before a worker is started again after failed starts: they double from the first to the second value.
+#: The shortest and the longest pause before a worker is started again. Each failed start of the worker doubles its pause.
 MIN_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 1.0, 30.0
 #: The exit code of uvicorn if an application cannot start.
 STARTUP_FAILURE = 3
@@ -53,7 +53,7 @@ class WorkerProcess(Protocol):
         ...
 
     def read_answer(self) -> bool | None:
-        """Return whether the worker serves, as it answered to `ask`; None while it has not answered."""
+        """Return the response to `ask`: whether the worker serves. Return None while no response has arrived."""
         ...
 
     def send_signal(self, number: int) -> None: ...
@@ -183,7 +183,7 @@ class Supervisor:
         if code == STARTUP_FAILURE and not self._has_served:
             self.failed = True
             self.stop()
-        elif slot.worker is not None:  # A reload has already started a successor for this worker, which replaces it now.
+        elif slot.worker is not None:  # A reload has already started a successor, which now replaces this worker.
             slot.is_outdated = False
         else:
             if not worker.is_ready:

@@ -66,7 +66,7 @@ class BatchResult:
 
 
 class ProbePassed(Exception):
-    """Raised to roll back a transaction that wrote test rows. It shows that the database can store hits."""
+    """Raised to roll back a transaction that wrote test rows. The exception shows that the database can store hits."""
 
 
 #: A hit, the link that it requested, and whether the link is switched off.
@@ -312,7 +312,7 @@ class _BatchRows:
                     counts[CLICKED_LINKS, group] = counts.get((CLICKED_LINKS, group), 0) + 1
                 if flags & _FIRST_FOR_MESSAGE:
                     self.first_clicks += 1
-                    # The fan-out counts the time between the message and its first click.
+                    # The fan-out counts the time from the sending of the message to its first click.
                     counts[CLICKED_MESSAGES, group] = counts.get((CLICKED_MESSAGES, group), 0) + 1
             address, user_agent, country = hit.address, hit.user_agent, hit.country
             if not link.url:  # The message was erased, so no personal data of its recipient is stored.

@@ -1,9 +1,9 @@
 """This module determines the IP address of the client that sent a request, and the part of the address that is stored.
 
 Behind a proxy, the peer of the connection is the proxy, and the header X-Forwarded-For contains the client's address. Any client
-can send this header. Therefore the header is used only if the peer is a trusted proxy. It is read from right to left, because each
-proxy appends an address on the right. Text that is not an address is never stored. In its place, the peer's address is used, or ""
-if the peer has no address.
+can send this header. Therefore the header is used only if the peer is a trusted proxy. The header is read from right to left,
+because each proxy appends an address on the right. Text that is not an address is never stored. In its place, the peer's address is
+used, or "" if the peer has no address.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def stored_address(address: PackedAddress, privacy: Privacy) -> str:
 def hash_packed(address: PackedAddress | None, key: bytes) -> int:
     """Return a keyed hash of a client. The client is the IPv4 address, or the /64 network of the IPv6 address.
 
-    Return 0 for an unknown address. All processes of an installation return the same hash. It does not reveal the address."""
+    Return 0 for an unknown address. All processes of an installation return the same hash. The hash does not reveal the address."""
     if address is None:
         return 0
     client = address[: _CLIENT_BYTES[len(address)]]

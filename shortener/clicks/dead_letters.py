@@ -4,8 +4,8 @@ A hit becomes a dead letter if the database rejects it but accepts other hits. A
 too. The row contains the hit as JSON or the entry unchanged, and the reason. The service never writes the hits in this table again.
 The purge deletes the rows after `HIT_RETENTION_DAYS` days.
 
-A row may contain a client's address and user agent. An erasure (retention/erasure.py) removes both. It finds the rows by the code
-of the link. An entry that is not a hit has no code, so only the purge deletes it.
+A row may contain a client's address and user agent. An erasure (retention/erasure.py) removes the address and the user agent. It
+finds the rows by the code of the link. An entry that is not a hit has no code, so only the purge deletes it.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ class EarlyResolver:
     async def resolve(self, hits: Sequence[WaitingHit], cache_seconds: float, read_seconds: float) -> None:
         """Resolve the hits from the cache. After at most `cache_seconds`, also read the missing links from the database, for at
         most `read_seconds`. A response of the cache that arrives during this read still counts: on a busy machine the cache can be
-        slow, and without the database it is the only source.
+        slow, and it is the only source if the database is down.
         """
         loop = asyncio.get_running_loop()
         ends_at = loop.time() + cache_seconds + read_seconds

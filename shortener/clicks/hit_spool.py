@@ -1,8 +1,8 @@
 """The spool: a Redis stream that stores hits while the database cannot store them.
 
-A hit is in the stream when Redis has acknowledged it. It is then as durable as Redis's own persistence. Later, `spool_drainer`
-writes the hits to the database. It deletes an entry only after the hit is committed. A second stream, `spool:dead`, stores dead
-letters until their table accepts them (`dead_letters.py`).
+When Redis has acknowledged a hit, the hit is in the stream, and is as durable as other data in Redis. Later, the spool drainer
+(`spool_drainer`) writes the hits to the database. It deletes an entry only after the hit is committed. A second stream,
+`spool:dead`, stores dead letters until their table accepts them (`dead_letters.py`).
 
 An entry contains all fields of `Hit` except `origin`, so the stream contains no data about a full client address.
 """
@@ -63,7 +63,7 @@ class HitSpool:
         metrics.gauge("shortener_spool_age_seconds", "Age of the oldest hit in the Redis stream.", self._age)
 
     async def add(self, hits: Sequence[Hit]) -> bool:
-        """Add hits to the spool. Return True if Redis has acknowledged all of them.
+        """Add hits to the spool. Return True if Redis has acknowledged all of the hits.
 
         Return False if the spool is full, or if Redis may have stored only some of the hits."""
         if self.depth + len(hits) > self._limit:
@@ -136,8 +136,8 @@ class HitSpool:
     async def move_from(self, prefix: str) -> int:
         """Move the hits and dead letters of the spool whose keys begin with `prefix` to this spool. Return their number.
 
-        No process may use either spool meanwhile. Raise RedisUnavailable if Redis does not respond; a second call continues the
-        move."""
+        During the move, no process may use one of the two spools. Raise RedisUnavailable if Redis does not respond. A second call
+        continues the move."""
 
         async def command(client: Client) -> int:
             moved = 0

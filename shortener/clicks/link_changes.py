@@ -2,9 +2,9 @@
 Each change is stored in the history of the link.
 
 A redirect reads the row of the link each time, so a change takes effect at once on every node. The link cache serves redirects
-while the database is unavailable. It is updated in three steps: the caller deletes the entries, changes the rows in a transaction,
-and calls `refresh_cache`, which stores the new values. If two processes change one link at the same time, `refresh_cache` reads
-the row again and stores the latest values.
+while the database is unavailable. A change updates the link cache in three steps: the caller deletes the entries, changes the rows
+in a transaction, and calls `refresh_cache`, which stores the new values. If two processes change one link at the same time,
+`refresh_cache` reads the row again and stores the latest values.
 
 The functions with the parameter `connection` are parts of one transaction.
 """

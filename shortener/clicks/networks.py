@@ -1,4 +1,4 @@
-"""The network list contains the country, the network and the hosting provider of IP addresses. It is read from files that the
+"""The network list contains the country, the network and the hosting provider of IP addresses. The list is read from files that the
 operator provides.
 
 The setting NETWORK_FILES contains the paths of MaxMind DB files (`.mmdb`: country, city, ASN or connection type, of any vendor) or
@@ -113,7 +113,7 @@ class _MaxMindFile:
     """A file of the network list in the MaxMind DB format."""
 
     def __init__(self, path: Path) -> None:
-        import maxminddb  # imported here because only installations with such a file need it
+        import maxminddb  # imported here, because only installations with a MaxMind DB file need this package
 
         try:
             self._reader = maxminddb.open_database(path)

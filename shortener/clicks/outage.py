@@ -37,7 +37,7 @@ class Outage:
         return self.state is not OutageState.NORMAL
 
     def begin(self) -> bool:
-        """Begin the outage, because the database did not store a batch."""
+        """Begin the outage, after the database did not store a batch."""
         if self.state is OutageState.OUTAGE:
             return False
         if self.state is OutageState.NORMAL:
@@ -46,21 +46,21 @@ class Outage:
         return True
 
     def begin_recovery(self) -> bool:
-        """Begin the recovery, because the database accepts transactions again."""
+        """Begin the recovery, after the database has accepted a transaction again."""
         if self.state is not OutageState.OUTAGE:
             return False
         self.state = OutageState.RECOVERING
         return True
 
     def relapse(self) -> bool:
-        """Return to the state OUTAGE, because the database failed again during the recovery."""
+        """Return to the state OUTAGE, after the database has failed again during the recovery."""
         if self.state is not OutageState.RECOVERING:
             return False
         self.state = OutageState.OUTAGE
         return True
 
     def end(self) -> bool:
-        """End the outage, because the spool is drained or the time limit of the recovery is over."""
+        """End the outage, after the spool was drained or the time limit of the recovery has passed."""
         if self.state is not OutageState.RECOVERING:
             return False
         self.state = OutageState.NORMAL

@@ -66,8 +66,8 @@ _FIND = {
     # With CROSS JOIN, SQLite loops over the few codes and looks up each one in the index.
     "sqlite": f"SELECT json_group_array(json_array({_COLUMNS})) FROM json_each(?) AS j "
     "CROSS JOIN links AS l ON l.code = j.value LEFT JOIN first_clicks AS c ON c.id = l.message_id",
-    # With LIMIT, PostgreSQL looks up each link. Without it, PostgreSQL would scan the whole table if it made the query plan when
-    # the table was small.
+    # With LIMIT, PostgreSQL always looks up each link in an index. Without LIMIT, it would scan the whole table if the query plan
+    # is from a time when the table was small.
     "postgresql": f"SELECT {_COLUMNS} FROM links AS l "
     "LEFT JOIN LATERAL (SELECT links, at FROM first_clicks WHERE id = l.message_id LIMIT 1) AS c ON true "
     "WHERE l.code = ANY($1::text[])",
@@ -82,8 +82,8 @@ _upsert_click = BulkInsert(
     on_conflict="(id) DO UPDATE SET links = first_clicks.links | excluded.links, at = coalesce(first_clicks.at, excluded.at), "
     "hit_id = coalesce(first_clicks.hit_id, excluded.hit_id)",
 )
-#: The statement that claims first clicks on PostgreSQL. It inserts rows for messages without a row, which are nearly all.
-#: `_claim_more` locks and reads the other rows.
+#: The statement that claims first clicks on PostgreSQL. It inserts a row for each message that has none, which is nearly every
+#: message. `_claim_more` locks and reads the rows of the other messages.
 _CLICK_NEW = f"{BulkInsert(schema.first_clicks, *_CLAIM, on_conflict='DO NOTHING').from_arrays(count(1))} RETURNING id"
 _CLICK_MORE = (
     "UPDATE first_clicks AS c SET links = c.links | b.links, at = coalesce(c.at, b.at), hit_id = coalesce(c.hit_id, b.hit_id) "

@@ -146,7 +146,8 @@ class Recorder:
             self._loops.append(self._supervisor.start("spool_writer", partial(_repeat, self._spool_writer.run_once)))
 
     async def record(self, hit: Hit) -> Resolution:
-        """Record a hit. Return its resolution when the hit is stored or overdue; raise StoreUnavailable if there is none."""
+        """Record a hit. When the hit is stored or overdue, return its resolution. Raise StoreUnavailable if the hit has no
+        resolution."""
         response: asyncio.Future[Resolution] = asyncio.get_running_loop().create_future()
         if self.take(hit, response):
             return await response
@@ -200,11 +201,11 @@ class Recorder:
         await self._database.write(dead_letters.store, letters, self._clock())
 
     def begin_recovery(self) -> None:
-        """Begin the recovery from an outage, because the database accepts transactions again."""
+        """Begin the recovery from an outage, after the database has accepted a transaction again."""
         self._outage.begin_recovery()
 
     def relapse(self) -> None:
-        """Return to the state of an outage, because the database failed again during the recovery."""
+        """Return to the state of an outage, after the database has failed again during the recovery."""
         self._outage.relapse()
 
     def end_outage(self) -> None:
@@ -247,7 +248,7 @@ class Recorder:
         for waiting in in_batch:
             if not waiting.is_queued_for_spool:
                 writer.put(waiting)
-        # Hits that were queued for the spool earlier stay in the batcher, because the spool did not store them at that time.
+        # Hits that were queued for the spool before stay in the batcher. The spool did not store them at that time.
         for waiting in self._batcher.withdraw(lambda waiting: not waiting.is_queued_for_spool):
             waiting.is_in_batcher = False
             writer.put(waiting)

@@ -1,7 +1,7 @@
 """The spool writer: it adds hits to the spool during an outage of the database, and sends their responses.
 
-A response is sent when its hit is in the spool. Hits that arrive during a round trip to Redis are sent together in the next one. A
-hit that the spool does not store stays in memory: either in the batch that contains it, or in the batcher.
+A response is sent when its hit is in the spool. Hits that arrive during a round trip to Redis are sent together in the next round
+trip. A hit that the spool does not store stays in memory: either in the batch that contains it, or in the batcher.
 """
 # Tested by tests/clicks/test_hit_spool.py
 

@@ -146,7 +146,7 @@ class BulkRewrite:
         self.results += results
 
     def failed(self, error: ClientError) -> None:
-        """Handle the failure of the current chunk: divide it, create its texts with long URLs, or raise the error."""
+        """React to the failure of the current chunk: divide the chunk, create its texts with long URLs, or raise the error."""
         chunk = self._chunks[-1]
         if isinstance(error, ResponseError) and error.error_code in _TOO_LARGE and chunk.size > 1:
             self._chunks[-1:] = reversed(chunk.halves())

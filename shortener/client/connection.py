@@ -79,7 +79,7 @@ class Connection:
         )
 
     async def send(self, call: ApiCall[T], timeout: float | None = None, remaining: float | None = None) -> T:
-        """Send a call until it succeeds. Raise ClientError if it fails or its deadline passes.
+        """Send a call, and send it again until it succeeds. Raise ClientError if the call fails or its deadline passes.
 
         `timeout` is the time limit of the call in seconds; None selects the default of the connection. `remaining` is a second
         limit in seconds, or None."""

@@ -53,7 +53,7 @@ class EventMemory(Protocol):
         ...
 
     def release(self, event_id: str) -> None:
-        """Give up a claim, because handling the event failed."""
+        """Give up a claim, after the handler of the event has failed."""
         ...
 
 
@@ -181,8 +181,8 @@ def _not_claimed(claim: Claim) -> Receipt:
 
 
 def _failed(event: WebhookEvent, error: BaseException) -> Receipt:
-    """Return the response for an event whose handler failed. Raise `error` instead if it ends the request or the process, such as
-    KeyboardInterrupt."""
+    """Return the response for an event whose handler raised `error`. If the error ends the request or the process, such as
+    KeyboardInterrupt, raise it again."""
     if not isinstance(error, Exception):
         raise error
     log.error("the handler of the event %s failed", event.event_id, exc_info=error)
@@ -206,7 +206,7 @@ class _Claiming:
             return claim
 
     def give_up(self) -> None:
-        """Release the event if this request claimed it. If the claim is still being made, wait for it first."""
+        """Release the event if this request claimed it. If the claim is still being made, wait until it is made."""
         with self._lock:
             self._given_up = True
             if self._claimed:
@@ -233,7 +233,7 @@ def starlette_endpoint(receiver: EventReceiver) -> Callable[[Request], Awaitable
         receipt = await receiver.handle_async(dict(request.headers), body)
         return Response(receipt.content, receipt.status_code, _headers(receipt), "application/json")
 
-    # FastAPI reads the class of the parameter from its annotation. The annotations of this module are only text, so they are set
+    # FastAPI reads the class of the parameter from its annotation. The annotations in this module are texts, so the class is set
     # here.
     receive.__annotations__ = {"request": Request, "return": Response}
     return receive

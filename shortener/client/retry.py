@@ -16,7 +16,7 @@ from email.utils import parsedate_to_datetime
 
 from shortener.client.exceptions import ClientError, ConnectionFailedError, DeadlineError, ResponseError
 
-#: Statuses of responses that a later attempt may change. 500 is among them: the service documents that it can be repeated.
+#: Statuses of responses after which a later attempt may succeed. The service documents that a call may be repeated after a 500.
 REPEATED_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 _MAX_RETRY_AFTER_JITTER_SECONDS = 1.0
 
@@ -25,9 +25,10 @@ _MAX_RETRY_AFTER_JITTER_SECONDS = 1.0
 class RetryPolicy:
     """How often and when a failed call is repeated.
 
-    `max_attempts` includes the first attempt; 1 means no repeats. The delay before attempt n+1 is at most `first_delay * 2**(n-1)`
-    and at most `max_delay` seconds, and at least half of that. `attempt_timeout` limits one attempt in seconds; None: only the
-    deadline of the call limits it. `random` returns a number from 0 to 1."""
+    `max_attempts` includes the first attempt; 1 means no repeats. The maximum delay before attempt n+1 is `first_delay * 2**(n-1)`
+    seconds, but not more than `max_delay`. The delay is a random time from half of the maximum to the maximum. `attempt_timeout` is
+    the time limit of one attempt in seconds; None: only the deadline of the call limits an attempt. `random` returns a number from
+    0 to 1."""
 
     max_attempts: int = 5
     first_delay: float = 0.1

@@ -97,7 +97,7 @@ async def open_service(settings: Settings, *, clock: Clock | None = None, owner:
         if await database.read(is_unfinished):
             raise SchemaMismatch("the copy into this database is incomplete: run `shortener copy` again")
         await check_base_url(database, settings)
-        # The secret is created only now, after the database: if a first start is killed in between, no secret without a database
+        # The secret is created after the database: if the first start is killed between these steps, no secret without a database
         # remains.
         secret = await open_installation_secret(database, settings)
         if clock is None:

@@ -1,6 +1,6 @@
 """The table of all background jobs, with their intervals.
 
-An interval is the pause of a job: it waits this long after a run that found nothing to do.
+An interval is the pause of a job after a run that found nothing to do.
 """
 
 # Tested by tests/container/test_service.py

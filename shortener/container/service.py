@@ -105,7 +105,7 @@ class Service:
 
     @property
     def is_stopping(self) -> bool:
-        """Whether the service is stopping, because `begin_stop` was called."""
+        """Whether `begin_stop` was called."""
         return self._dispatcher_stop is not None
 
     def begin_stop(self, within: float) -> None:

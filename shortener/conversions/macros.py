@@ -37,7 +37,7 @@ def _pattern(notation: str, name: str) -> str:
 
 _IN_BRACES = re.compile("|".join(_pattern(one, _NAME) for one in IN_BRACES), re.IGNORECASE | re.ASCII)
 _WHOLE = re.compile("|".join(_pattern(one, _PLAIN_NAME) for one in WHOLE), re.IGNORECASE | re.ASCII)
-#: A regular expression for a text that contains no placeholder, because it has only the characters of usual ids.
+#: A regular expression for texts that contain only the characters of usual ids. Such a text contains no placeholder.
 _USUAL = re.compile(r"(?!__)[\w.:/+=-]*", re.ASCII)
 # A placeholder such as %campaign% or %%adid%% after the query parser has decoded its beginning: %ca became the character Ê (in
 # Windows-1252).

@@ -1,8 +1,8 @@
 """This module validates conversion reports. The parameters of a query, a form or a JSON body become a `ConversionReport`.
 
 A report is rejected if an id is missing, ambiguous or an unexpanded placeholder. An invalid value, currency, disposition or time
-does not reject the report, because networks do not repeat a rejected postback. It is stored as text in the metadata under the name
-of its parameter, and the report gets a warning. Texts that are too long are cut, with a warning.
+does not reject the report, because networks do not repeat a rejected postback. The invalid text is stored in the metadata under the
+name of its parameter, and the report gets a warning. Texts that are too long are cut, with a warning.
 
 An empty parameter counts as absent, because trackers also send parameters without a value. Unknown parameters are stored as
 metadata.
@@ -96,7 +96,8 @@ class ConversionParameters(BaseModel):
 
 _NAMES = tuple(ConversionParameters.model_fields)
 _IDENTITY = ("message_id", "click_id", "action", "transaction_id")
-#: A report with an unexpanded placeholder in one of these parameters is rejected. In any other parameter, it is stored.
+#: A report with an unexpanded placeholder in one of these parameters is rejected. An unexpanded placeholder in any other parameter
+#: is stored.
 _STRICT = (*_IDENTITY, "status")
 
 
@@ -347,7 +348,8 @@ class _Parser:
         return metadata
 
 
-#: Matches API keys, tracker tokens and postback keys. They are removed from stored parameters, so that no list shows a credential.
+#: A regular expression for API keys, tracker tokens and postback keys. These credentials are removed from stored parameters, so
+#: that no list shows them.
 _CREDENTIAL = re.compile(r"\b(?:sk|tt|pk)_[A-Za-z0-9_-]{20,}")
 _SECRET_NAME = re.compile(r"token|secret|passw|api.?key|authorization|signature", re.IGNORECASE)
 REMOVED = "[removed]"

@@ -74,7 +74,8 @@ class RefusedConversions:
         self._clock = clock
         self._group: GroupCommit[_Refusal, None, None] = GroupCommit(database, self._store)
         self._limiter = limiter
-        self._since_trim = TRIM_INTERVAL_ROWS  # the first report runs `trim`, so a process that restarts often runs it too
+        # the first report of a process runs `trim`, so that `trim` also runs in processes that restart often
+        self._since_trim = TRIM_INTERVAL_ROWS
         self.counted: Counter[str] = Counter()
         self.not_stored = 0
 

@@ -23,8 +23,8 @@ from shortener.conversions import status_words
 from shortener.conversions.parsing import ConversionReport
 from shortener.conversions.queries import ConversionTarget, StoredConversion, StoredRevision
 
-#: For this time after the latest change, a report that equals an earlier revision counts as a repeat: it may have been sent before
-#: the change, or again because the network did not receive the response.
+#: For this time after the latest change, a report that equals an earlier revision counts as a repeat. The network may have sent the
+#: report before the change, or may have sent it again because it did not receive the response.
 REPEAT_WINDOW = timedelta(minutes=1)
 #: The maximum number of revisions of one conversion, so that a sender in a loop does not fill the database.
 MAX_REVISIONS = 1000

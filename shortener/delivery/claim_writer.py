@@ -162,8 +162,8 @@ class ClaimWriter:
         disabled: Mapping[int, int],
         now: int,
     ) -> Candidate | None:
-        """Return the queue as a candidate from which deliveries can be claimed. Return None if the deliveries of the
-        queue must wait, or if this call has marked them as dead."""
+        """Return the queue as a candidate from which deliveries can be claimed. Return None if the deliveries of the queue must
+        wait, or if this call has made them dead."""
         settings = self._settings
         tracker = _tracker_of(queue.name)
         retention = timedelta(days=settings.event_retention_days)

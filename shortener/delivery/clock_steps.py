@@ -36,8 +36,8 @@ MAX_LEASE_MS = 60_000 + LEASE_MARGIN_MS
 def repair(connection: Connection, now: int, lease_ms: int) -> int:
     """Repair all stored times that are too far in the future, as a part of the caller's transaction.
 
-    A delivery whose lease is too long becomes due `lease_ms` milliseconds after `now`, because its attempt may still be in flight.
-    Return the number of changed rows."""
+    A delivery whose lease is too long becomes due `lease_ms` milliseconds after `now`. It does not become due at once, because its
+    attempt may still be in flight. Return the number of changed rows."""
     return _repair_deliveries(connection, now, lease_ms) + _repair_trackers(connection, now)
 
 

@@ -330,7 +330,7 @@ def _is_dead(criteria: DeliveryFilter, dead_at: datetime | None) -> list[ColumnE
 
 
 def count_dead(connection: Connection, criteria: DeliveryFilter, dead_at: datetime | None = None) -> int:
-    """Return the exact number of dead deliveries of a tracker that match the filter, as `replay_batch` selects them.
+    """Return the exact number of dead deliveries of a tracker that match the filter: those that `replay_batch` would replay.
 
     The query reads an index that contains only dead deliveries. Counting a million takes about a quarter of a second."""
     assert criteria.tracker_id is not None

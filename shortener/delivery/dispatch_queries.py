@@ -280,7 +280,7 @@ def health_columns(health: TrackerHealth) -> dict[str, Any]:
 def pace_columns(pace: TrackerPace) -> dict[str, Any]:
     """Return the values of the columns of the table `trackers` that store the learned rate of a tracker, by column name.
 
-    The result does not contain `max_per_second`, because only the customer changes it."""
+    The result does not contain `max_per_second`, which only the customer changes."""
     return {
         "rate": pace.rate,
         "rate_ceiling": pace.ceiling,

@@ -1,7 +1,8 @@
 """This module makes deliveries dead if they waited too long or their tracker was deleted. Dead deliveries can be replayed.
 
 Each function runs in the dispatcher's transaction and changes at most `MAX_EXPIRED_ROWS` deliveries of each kind (first attempts
-and retries). It appends an operations event `delivery_dead` for them. Times are milliseconds since 1970-01-01 UTC.
+and retries). For these deliveries, the function appends an operations event `delivery_dead`. Times are milliseconds since
+1970-01-01 UTC.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from shortener.outbox import operations
 from shortener.storage import schema
 from shortener.storage.types import from_ms
 
-#: A delivery becomes dead if an open circuit breaker, or failures of this host, delay it for longer than this.
+#: A delivery becomes dead if it is delayed for longer than this by an open circuit breaker or by failures of this host.
 MAX_HOLD = timedelta(days=5)
 MAX_EXPIRED_ROWS = 500
 

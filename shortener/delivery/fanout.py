@@ -54,9 +54,9 @@ log = structlog.get_logger(__name__)
 #: One transaction of the fan-out processes at most this many events: the first number normally, the second while many hits arrive.
 #: On SQLite, hits wait until the transaction ends.
 MAX_EVENTS, MAX_EVENTS_WHILE_BUSY = 200, 50
-#: After this many deliveries, one transaction begins no further event, because on SQLite hits wait until it ends: 200 events of an
-#: application with 100 trackers would create 20,000 deliveries, which takes more than half a second. The next transactions process
-#: the events of other applications first, so that these are not delayed.
+#: A transaction that has created this many deliveries processes no further event. On SQLite, hits wait until the transaction ends,
+#: and 200 events of an application with 100 trackers would create 20,000 deliveries, which takes more than half a second. The next
+#: transactions process the events of other applications first, so that these events are not delayed.
 MAX_DELIVERIES = 1000
 
 DeliveryRow = tuple[int, int, int, int, int | None, str | None, str, int, int, int, int]
@@ -332,7 +332,7 @@ def _click_numbers(connection: Connection, sources: Sequence[Sources]) -> dict[i
                 numbers[source.event] = 1
             else:
                 repeats[source.link_id].append((source.click_hit, source.event))
-    for link, clicks in sorted(repeats.items()):  # all processes lock links in the same order, so they cannot deadlock
+    for link, clicks in sorted(repeats.items()):  # sorted, because processes that lock links in different orders could deadlock
         clicks.sort()
         first = fanout_queries.reserve_click_numbers(connection, link, clicks[0][0], len(clicks))
         for number, (_, event) in enumerate(clicks, first):

@@ -30,8 +30,8 @@ def _for_each_engine(statements: dict[str, str], condition: str) -> dict[str, st
     }
 
 
-# The callback of a message is created once, even if its first click was retracted and a later click became the first.
-# In SQL, a plus sign before a column prevents SQLite from using an index that would match far too many rows.
+# The callback of a message is created once, even if a later click became the first click after a retraction. In SQL, a plus sign
+# before a column prevents SQLite from using an index that would match far too many rows.
 _CALLBACK = (
     "CASE WHEN m.callback_url IS NOT NULL AND NOT EXISTS (SELECT 1 FROM events AS o "
     "JOIN deliveries AS d ON d.event_id IN (o.id, o.hit_id) "
@@ -64,9 +64,9 @@ _PENDING_ONE = _for_each_engine(_PENDING_EVENTS, "AND id = {}")
 class PendingEvent(NamedTuple):
     """An event whose deliveries have not been created yet.
 
-    `flags` are the flags of the hit that caused the event. `callback_url` is the callback URL of the message; it is None if the
-    message has none or its callback was already created. `cohort_id`, `state`, `created_at` and `sent_at` are values of the
-    message. `cohort_id` is None unless the event is the first click of the message.
+    `flags` are the flags of the hit that caused the event. `callback_url` is None if the message has no callback URL, or if the
+    callback was already created. `cohort_id`, `state`, `created_at` and `sent_at` are values of the message. `cohort_id` is None
+    unless the event is the first click of the message.
     """
 
     id: int
@@ -128,7 +128,8 @@ def requeue(connection: Connection, events: Sequence[int]) -> int:
     return connection.execute(statement.values(fanned_out=False, facts=None)).rowcount
 
 
-# A tracker that the service disabled (a 410 response) still gets deliveries, because its owner did not decide to miss events.
+# Deliveries are still created for a tracker that the service disabled after a 410 response: its owner did not decide to miss
+# events.
 _GETS_DELIVERIES = f"(t.enabled OR t.disabled_reason = '{GONE}')"
 _SUBSCRIPTIONS = {
     "sqlite": "SELECT json_group_array(json_array(t.id, t.application_id, t.topics, t.with_suspected, t.format, "
@@ -162,8 +163,8 @@ class Subscription(NamedTuple):
 def subscriptions(connection: Connection, applications: Iterable[int]) -> dict[int, list[Subscription]]:
     """Return the subscriptions of the trackers of the applications, by application id.
 
-    A tracker that a user disabled gets no deliveries. If the service disabled it because of a 410 response, its deliveries are
-    created and wait."""
+    A tracker that a user disabled gets no deliveries. If the service disabled a tracker because of a 410 response, deliveries are
+    created for it and wait."""
     found: dict[int, list[Subscription]] = {}
     for tracker_id, application_id, *columns in sorted(
         map(tuple, raw_sql.rows(connection, _SUBSCRIPTIONS, sorted(applications))), key=itemgetter(0)
@@ -266,7 +267,7 @@ def sources(connection: Connection, events: list[int]) -> list[Sources]:
     return [Sources._make(row) for row in raw_sql.rows(connection, _SOURCES, events)]
 
 
-#: The highest click number that an event can contain. Clicks of a link are not counted beyond it, because counting takes long.
+#: The highest click number that an event can contain. Further clicks of a link get no number, because counting them takes long.
 MAX_CLICK_NUMBER = 10_000
 
 # The indexes on the link do not contain the first click of a message, so a second subquery counts it.

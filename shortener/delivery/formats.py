@@ -107,7 +107,8 @@ FACTS = (
     *OPERATION_FIELDS,
 )
 
-#: The field names of 23 Telecom that differ from the names of facts. Each has a function that computes its value from the facts.
+#: The field names of 23 Telecom that differ from the names of facts. For each field name, a function computes the value from the
+#: facts.
 _TELECOM: dict[str, Callable[[Facts], Any]] = {
     "phone": lambda facts: facts.get("to_address"),
     "recipient": lambda facts: facts.get("to_address"),

@@ -99,7 +99,8 @@ class ForbiddenTarget(OSError):
     connection."""
 
     def __init__(self, reason: str) -> None:
-        """Create the error. `reason` is the kind of the address. Show it to operators only, because it describes their network."""
+        """Create the error. `reason` is the kind of the address. Only operators may see the reason, because it describes their
+        network."""
         self.reason = reason
         super().__init__("the host must have a public address (for development, the operator can set ALLOW_PRIVATE_TARGETS)")
 

@@ -70,4 +70,4 @@ class GuardedResolver(AbstractResolver):
         self._latest = (host, self._loop.time())
 
     async def close(self) -> None:
-        """Do nothing, because running look-ups end by themselves."""
+        """Do nothing. Running look-ups end by themselves."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 MAX_FAILURES = 10
 MIN_PAUSE_MS, MAX_PAUSE_MS = 30_000, 300_000
-#: A recovering tracker may get at once all the deliveries that its recovery rate allows in this time.
+#: A recovering tracker may get at once as many deliveries as its recovery rate allows in this time.
 BURST_MS = 1000
 
 
@@ -44,7 +44,7 @@ class TrackerHealth:
 
     @property
     def allows_any_number(self) -> bool:
-        """Return whether the circuit breaker is closed and no backlog is left, so that it does not limit the deliveries."""
+        """Return whether the circuit breaker does not limit the deliveries: it is closed, and no backlog is left."""
         return self.open_until is None and self.recovering_at is None
 
     def succeeded(self, now: int) -> TrackerHealth:
@@ -78,7 +78,7 @@ class TrackerHealth:
     def probing(self, until: int) -> TrackerHealth:
         """Return the health of the tracker after a probe was sent. Another probe may be sent from `until` on.
 
-        The second probe is necessary if the process dies before it records the result of the first."""
+        The second probe is necessary if the process dies before it records the result of the first probe."""
         return dataclasses.replace(self, open_until=until)
 
     def allowance(self, now: int, rate: float) -> int | None:

@@ -2,7 +2,7 @@
 
 It follows no redirects, stores no cookies, ignores proxies in environment variables and does not decompress responses. It reads at
 most 64 KiB of a body. The address guard checks every IP address twice: when a name is resolved, and before a socket connects. If a
-proxy is used, the guard checks the host of each request before it is sent, because the proxy resolves the name itself.
+proxy is used, the guard checks the host of each request before the request is sent, because the proxy resolves the name itself.
 """
 
 # Tested by tests/delivery/test_sender.py
@@ -191,7 +191,7 @@ class HttpSender:
     def _unresolved(self, request: OutgoingRequest, began: float) -> SendFailure:
         """Return the failure of a look-up to which the resolver did not respond.
 
-        It is a local failure, unless the resolver has recently responded to the look-up of another name."""
+        The failure is local, unless the resolver has recently responded to a look-up of another name."""
         if self._resolver.answered_another(URL(request.url, encoded=True).raw_host or "", began - DNS_CACHE_SECONDS):
             return SendFailure("dns_error", "the name servers of the host do not respond")
         return SendFailure("resolver_down", "the resolver of this machine does not respond", is_local=True)

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 DEFAULT_SCHEDULE = (5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400)
 #: A random jitter is added to each delay: at most this part of the delay, and at most this many seconds.
 JITTER_PART, MAX_JITTER_SECONDS = 0.1, 900.0
-#: A `Retry-After` time outside these limits is replaced by the nearest limit.
+#: If a `Retry-After` time is outside these limits, the nearest limit applies.
 MIN_RETRY_AFTER_SECONDS, MAX_RETRY_AFTER_SECONDS = 1.0, 86400.0
 
 #: The `disabled_reason` of a tracker that was disabled because it returned 410.

@@ -7,8 +7,7 @@ called a template. It is an absolute http or https URL. Its path and query may c
 addresses in unusual notation (`127.1`), because clients interpret them differently. All other checks of the host are made by the
 address guard (guard.py).
 
-`{metadata.NAME}` is replaced by the value NAME of the message's metadata. NAME contains letters, digits and `_.-`, and is
-case-sensitive.
+The value NAME of the message's metadata replaces `{metadata.NAME}`. NAME contains letters, digits and `_.-`, and is case-sensitive.
 
 `Template.expand` percent-encodes each value by RFC 3986 (only letters, digits and `-._~` stay unchanged). It does not replace
 placeholders inside values: a value that contains `{phone}` stays text. If values make a path segment equal to `.` or `..`, the dots
@@ -251,8 +250,8 @@ def kind_of_event(facts: Mapping[str, Any]) -> str:
 def status_word(facts: Mapping[str, Any]) -> str:
     """Return the value of the placeholder `{status}`.
 
-    For a state event, it is the new state of the message. For other events, it is the first of these values that is known: the
-    status of the conversion, the status in the delivery report, the message state as a word of SMPP delivery receipts."""
+    For a state event, the value is the new state of the message. For other events, the value is the first known one of: the status
+    of the conversion, the status in the delivery report, the message state as a word of SMPP delivery receipts."""
     kind = kind_of_event(facts)
     state = _text(facts.get("new_state"))
     if kind == "state":

@@ -24,8 +24,8 @@ from shortener.storage.database import upsert
 from shortener.storage.schema import delivery_processes
 from shortener.storage.types import from_ms, to_ms
 
-#: The time between two heartbeats of a process, by database engine. It is longer for SQLite, where each write must be synchronised
-#: to the disk and there is only one process.
+#: The time between two heartbeats of a process, by database engine. The time is longer for SQLite: each write must be synchronised
+#: to the disk, and only one process exists.
 INTERVAL_MS = {"sqlite": 30_000, "postgresql": 1000}
 MAX_SILENCE_MS = 5000
 #: The row of a process is deleted if its last heartbeat is older than this.
@@ -44,8 +44,7 @@ class ProcessShare:
     def of(self, concurrency: int, queue: str) -> int:
         """Return this process's share of the `concurrency` attempts that all processes may have in flight for a queue."""
         part, rest = divmod(concurrency, self.count)
-        # The checksum of the queue name selects the processes that get one attempt more, so that they are not the same for all
-        # queues.
+        # The checksum of the queue name selects the processes that get one attempt more. So they differ from queue to queue.
         return part + ((self.place + zlib.crc32(queue.encode())) % self.count < rest)
 
 
@@ -60,9 +59,9 @@ class SignOfLife:
 
 
 class DeliveryProcesses:
-    """The membership of this process in the group of processes that send deliveries.
+    """The row of this process among the processes that send deliveries.
 
-    If `count` is not None, it is used as the number of processes, and the heartbeats are not counted."""
+    If `count` is not None, the heartbeats are not counted: `count` is then the number of processes."""
 
     def __init__(self, rng: random.Random, count: int | None = None) -> None:
         self._id = rng.getrandbits(62)

@@ -40,7 +40,8 @@ class SendState:
     body: bytearray = field(default_factory=bytearray)
 
 
-#: The state of the request that the current task sends. aiohttp has no other way to pass it to the connection of the request.
+#: The state of the request that the current task sends. aiohttp has no other way to pass this state to the connection of the
+#: request.
 CURRENT_SEND: ContextVar[SendState] = ContextVar("current_send")
 
 

@@ -182,8 +182,8 @@ async def send_test(
     """Send a test event to a tracker, store the delivery, and return the result.
 
     If `event_name` is None, the event has the name `test` and the values of the first event to which the tracker subscribes.
-    Otherwise it has this name and the values of such an event. Raise ApiError NOT_FOUND if the tracker does not exist, and
-    StoreUnavailable if the database is unavailable."""
+    Otherwise the event has the name `event_name` and the values of such an event. Raise ApiError NOT_FOUND if the tracker does not
+    exist, and StoreUnavailable if the database is unavailable."""
     tracker, target = await trackers.load(tracker_id, application_id)
     event, at = ids(), clock()
     facts = sample_facts(tracker.application_id, at, event_name or tracker.events[0])

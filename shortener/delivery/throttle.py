@@ -12,8 +12,8 @@ from collections.abc import Callable
 BUSY_RATE = 20.0
 #: The throttle measures the number of hits in periods of this length.
 WINDOW_SECONDS = 0.25
-#: Up to this number of hits per second, deliveries use a third of the time of the event loop. At higher rates they use a smaller
-#: part, so they are sent later.
+#: Up to this number of hits per second, deliveries use a third of the time of the event loop. At higher rates, deliveries use a
+#: smaller part of the time, so they are sent later.
 FLOOD_RATE = 2_500.0
 MAX_PAUSE_SECONDS = 0.25
 

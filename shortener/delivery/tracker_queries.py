@@ -25,7 +25,7 @@ table = schema.trackers
 TRACKER = "tracker"
 CONVERSION_URL = "conversion_url"
 
-#: An application can have at most this many trackers, because each event can create one delivery for each of them.
+#: An application can have at most this many trackers. Each event can create a delivery for each tracker.
 MAX_TRACKERS = 100
 
 
@@ -140,7 +140,7 @@ def fresh_start(now: datetime) -> dict[str, Any]:
     }
 
 
-#: The columns with credentials, which must not be sent to another scheme, host or port than that for which they were stored.
+#: The columns with credentials. They must only be sent to the scheme, host and port for which they were stored.
 _COLUMNS_OF_ORIGIN = ("headers", "client_certificate")
 
 

@@ -285,9 +285,10 @@ class Trackers:
         return await self._database.read(conversion_url.callback_secret_state, application_id)
 
     async def rotate_callback_secret(self, application_id: int, overlap: timedelta) -> tuple[str, datetime | None]:
-        """Create a new callback secret for an application. Return it, and the time until which the previous secret is also used.
+        """Create a new callback secret for an application. Return the secret, and the time until which the previous secret is also
+        used.
 
-        Requests to `lt_callbackurl` are signed with it. So are requests to `conversion_url`, unless its tracker has its own secret.
+        The new secret signs requests to `lt_callbackurl`, and requests to `conversion_url` unless its tracker has its own secret.
         Raise ApiError NOT_FOUND if the application does not exist."""
         plain = new_signing_secret()
         until = await self._database.write(
@@ -305,7 +306,7 @@ class Trackers:
         return _tracker_from_row(row), self.target(row)
 
     async def check_url(self, url: str, field: str = "url") -> Template:
-        """Check that deliveries can be sent to a URL, and return it as a template. Errors contain `field` as the name of the field.
+        """Check that deliveries can be sent to a URL, and return it as a template. `field` is the name of the field in errors.
 
         Raise ApiError INVALID_TRACKER_URL, UNKNOWN_PLACEHOLDER or FORBIDDEN_TARGET.
         """

@@ -269,7 +269,7 @@ class HttpGateway:
         return classify(settings, response)
 
     async def close(self) -> None:
-        """Do nothing, because the sender closes its connections."""
+        """Do nothing. The sender closes its connections."""
 
 
 def build_request(settings: HttpSettings, message: OutgoingMessage, *, repeats: bool) -> OutgoingRequest:

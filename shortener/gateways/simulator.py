@@ -109,15 +109,15 @@ class _SimulatorKind:
     settings_model: type[BaseModel] = SimulatorSettings
 
     def describe(self, settings: BaseModel) -> Mapping[str, Any]:
-        """Return all settings, because none is a credential."""
+        """Return all settings. None of them is a credential."""
         return settings.model_dump(mode="json")
 
     def target(self, settings: BaseModel) -> tuple[str, int] | None:
-        """Return None, because the simulator connects to nothing."""
+        """Return None. The simulator connects to nothing."""
         return None
 
     def operator_values(self, settings: BaseModel) -> Mapping[str, object]:
-        """Return nothing, because the simulator connects to nothing."""
+        """Return no values. The simulator connects to nothing."""
         return {}
 
     def open(self, config: GatewayConfig, context: GatewayContext) -> GatewayConnection:

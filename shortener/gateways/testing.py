@@ -1,7 +1,7 @@
 """This module tests a gateway with one message that is handed on at once, without the queue.
 
-The recipient whose number the caller enters really receives the message. It is not stored, costs nothing, and changes neither the
-circuit breaker nor the rate of the gateway.
+The recipient whose number the caller enters really receives the message. The message is not stored and costs nothing. It changes
+neither the circuit breaker nor the rate of the gateway.
 """
 # Tested by tests/web/test_gateways.py
 

@@ -48,7 +48,8 @@ class HitContext:
     # recipients whose links the client's address opened within a minute, including the recipient of this hit
     recipients_of_address: int = 0
     links_of_message: int = 0
-    opened_at: Collection[datetime] = ()  # for each opened link of the message, the time of its hit that is nearest to this hit
+    # for each opened link of the message, the time of the hit on that link which is nearest in time to this hit
+    opened_at: Collection[datetime] = ()
 
 
 def classify_by_context(settings: ApplicationSettings, context: HitContext) -> Classification | None:
@@ -124,8 +125,8 @@ class RecentAddresses:
         """Record that the client `address` opened a link of `recipient` at the time `at`. Return the number of recipients,
         including `recipient`, whose links this address opened in the minute before `at`.
 
-        `recipient` is the row id of the recipient's message. `address` is any value that identifies the client's IP address. If it
-        is empty, the address is unknown, and the number is 0."""
+        `recipient` is the row id of the recipient's message. `address` is any value that identifies the client's IP address. If
+        `address` is empty, the IP address is unknown, and the result is 0."""
         if not address:
             return 0
         pair = (address, recipient)

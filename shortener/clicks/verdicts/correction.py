@@ -138,8 +138,8 @@ def change_verdicts(
 
 
 def assign_first_clicks(connection: Connection, message_ids: Collection[int], ids: IdGenerator) -> CorrectionResult:
-    """Assign first clicks to these messages and to their links if they have none. The first click is the earliest hit by a
-    human."""
+    """Assign a first click to each of these messages, and to each of their links, that has none. The first click is the earliest
+    hit by a human."""
     result = CorrectionResult()
     locked = _lock_messages(connection, message_ids)
     candidates = _find_first_hits(connection, locked)
@@ -292,9 +292,9 @@ def _read_hits(connection: Connection, ids: Sequence[int]) -> dict[int, _LockedH
 def _find_first_hits(connection: Connection, ids: Iterable[int]) -> dict[int, dict[int, _LockedHit]]:
     """Return the hit of each link that is its first click or may become its first click, by message and link.
 
-    For a link without a first click, this is the earliest hit that the current rules classify as HUMAN. The first click on a
-    message is left out, because the index `hits_by_link` does not contain it. Its message and its link need no other first
-    click."""
+    If a link has no first click, the result contains the earliest hit on the link that the current rules classify as HUMAN. The
+    result does not contain first clicks on messages: the index `hits_by_link` does not contain them, and their messages and links
+    need no other first click."""
     chosen = values_table(connection, [(message,) for message in ids], id=BigInteger)
     is_first = hits.c.flags.bitwise_and(int(HitFlag.FIRST_FOR_LINK))
     rank = func.row_number().over(partition_by=hits.c.link_id, order_by=(is_first.desc(), hits.c.id)).label("rank")

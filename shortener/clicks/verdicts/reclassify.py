@@ -11,11 +11,12 @@ No hit is deleted. A hit keeps its first verdict (`first_verdict`, `first_rule`)
 A click may have been sent to trackers: the first click on a link, or any click on a link that sends every click. Such a click
 changes only if its application has the setting `retract_clicks` on. With this setting, first clicks follow the current verdicts:
 
-- A sent click that is no longer HUMAN creates one event `click_retracted`. If it was the first click on its message, the message
-  returns to the state before it, or to a later state that was reported since.
-- The next click of a person becomes the first click. If it is already stored, it creates the event of a first click with its own
-  time.
-- A hit that becomes HUMAN counts as a click. If there is no first click, it becomes the first click and creates its event.
+- A sent click that is no longer HUMAN creates one event `click_retracted`. If the click was the first click on its message, the
+  message returns to the state that it had before the click, or to a state that was reported later.
+- The next click of a person becomes the first click. If this click is already stored, an event of a first click is created with the
+  time of this click.
+- A hit that becomes HUMAN counts as a click. If there is no first click, the hit becomes the first click, and the event of a first
+  click is created.
 - A correct first click stays the first click, even if an earlier hit becomes HUMAN.
 
 A run first changes verdicts in batches (`correction.py`). Then it assigns first clicks to messages without one. In this order, a

@@ -231,8 +231,8 @@ _ADDRESS_IN_BUILD = re.compile(r"Build/[^;()\s@]+@[^;()\s]+")
 _TIMESTAMP = re.compile(r" Time/[0-9]{10}")
 
 # A regular expression for programs that put their name before the user agent of a browser: "Test: Mozilla/5.0 (...". Some phones
-# put their model there (`LG-D802 Mozilla/5.0`), and some browsers their name and version. So for phones, only a word without digits
-# matches, or a name with a version and a comma or another mark after it.
+# put their model before it (`LG-D802 Mozilla/5.0`), and some browsers put their name and version before it. So for phones, only a
+# word without digits matches, or a name with a version and a comma or another mark after it.
 _WORD_BEFORE_MOZILLA = re.compile(
     r"""[^\s(]{1,40}?(?: \w{1,20})?[\s;:=/."',|-]{1,4}Mozilla/\d\.\d \(|[\w .-]{1,60}\([\w .]{1,30}\)[:(]\s?Mozilla/"""
 )
@@ -241,8 +241,8 @@ _WORD_BEFORE_PHONE = re.compile(
 )
 _MOBILE = re.compile(r"Mobile|Android|iPhone|iPad|iPod|MIDP|Windows (?:Phone|CE)|Symbian|Opera Mini|UCBrowser", re.IGNORECASE)
 
-# A regular expression for the user agents of desktop browsers without additions. A phone's browser that requests the desktop page
-# adds its name or has a new version.
+# A regular expression for the user agents of desktop browsers without additions. If a phone's browser requests a desktop page, its
+# user agent contains an additional name or a new version.
 _DESKTOP = re.compile(
     r"Mozilla/5\.0 \((?:X11|Windows|Macintosh)(?![^()]*(?:HTC|PadFone|MOT-))[^()]*\) (?:"
     r"Gecko/\d+ (?:\w+/[\w.]+ (?:\(\w+\) )?)?Firefox/(?P<firefox>\d+)[\w.]*|"
@@ -255,8 +255,8 @@ _ENDED_EXPLORER = re.compile(
     r"(?![^()]*(?:ARM|Touch|Tablet|Mobile|Phone|Windows CE|XBLWP|XV\d))"
 )
 # A regular expression for the user agents of desktop browsers that ended before 2021: Internet Explorer, Edge before it used
-# Chromium, and Opera before it used Chromium. Phones send similar ones with a model, `ARM`, `Touch` or another system (Linux zvav
-# is Opera Mini), so only the listed parts of a system match.
+# Chromium, and Opera before it used Chromium. Phones send similar user agents with a model, `ARM`, `Touch` or another system (Linux
+# zvav is Opera Mini), so only the listed parts of a system match.
 _WINDOWS = r"Windows (?:NT \d+\.\d+|9[58]|2000|ME|XP)"
 _ENDED_DESKTOP = re.compile(
     r"Mozilla/[45]\.0 \((?:compatible; MSIE (?P<msie>\d+)\.\d+\w?; )?(?:IE 11\.0; )?(?:"

@@ -1,8 +1,9 @@
 """This module recognises the delivery receipts of SMPP gateways, and reads the id and the state of the message from them.
 
-A receipt is a deliver_sm with the message type "delivery receipt" in its esm_class. Some gateways do not set it, so a text such as
-"id:7 sub:001 dlvrd:001 submit date:2611281200 done date:2611281200 stat:DELIVRD err:000 text:hello" is a receipt as well. The
-optional parameters `receipted_message_id` and `message_state` have priority over the id in the text, and fill in a missing state.
+A receipt is a deliver_sm with the message type "delivery receipt" in its esm_class. Some gateways do not set this message type, so
+a text such as "id:7 sub:001 dlvrd:001 submit date:2611281200 done date:2611281200 stat:DELIVRD err:000 text:hello" is a receipt as
+well. The optional parameters `receipted_message_id` and `message_state` have priority over the id in the text, and fill in a
+missing state.
 
 The time of a receipt is not used, because it has no time zone.
 """

@@ -24,7 +24,7 @@ from shortener.gateways.smpp.pdus import PduError, ReceivedPdu
 
 log = structlog.get_logger(__name__)
 
-#: Maximum number of deliver_sm that are handled at the same time. The response to a further deliver_sm is a temporary error.
+#: Maximum number of deliver_sm whose handlers run at the same time. The response to a further deliver_sm is a temporary error.
 MAX_DELIVERIES = 256
 MAX_ENQUIRE_SECONDS = 10.0
 CLOSE_SECONDS = 1.0
@@ -86,8 +86,8 @@ class SmppSession:
     async def submit(self, timeout: float, late: Callable[[ReceivedPdu], None], **fields: Any) -> ReceivedPdu:
         """Send a submit_sm and return its response. Raise LinkLost or TimeoutError.
 
-        `timeout` includes the wait for a place in the window. If it ends before the request is sent, LinkLost with `was_sent` False
-        is raised. `late` is called with a response that arrives after the timeout."""
+        `timeout` includes the wait for a place in the window. If this time ends before the request is sent, raise LinkLost with
+        `was_sent` False. `late` is called with a response that arrives after the timeout."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         try:
