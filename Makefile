@@ -48,10 +48,12 @@ lint: setup-dev
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-# Generates the settings files from the code. Tests compare them.
+# Generates the settings files, and the statements of a new SQLite database, from the code. Tests compare them.
 config: setup
 	@$(BIN)/python -c "from shortener.settings import as_toml; print(as_toml(), end='')" > config/shortener.toml
 	@$(BIN)/python -c "from shortener.settings import as_markdown; print(as_markdown(), end='')" > docs/reference/settings.md
+	@$(BIN)/python -c "from shortener.storage.new_database import migrated_dump; print(migrated_dump(), end='')" \
+		> shortener/storage/migrations/sqlite.sql
 
 # Pins every dependency with hashes, for all supported Python versions. --no-emit-* omits the download addresses.
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import logging
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ import orjson
 
 from shortener import settings as settings_module
 from shortener.errors import ApiError, DatabaseInUse, StoreUnavailable
+from shortener.lean_imports import import_without_extras
 from shortener.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
@@ -95,6 +97,10 @@ def async_command(command: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        is_server = command.__name__ in _SERVERS
+        if is_server:
+            gc.disable()  # A server enables the garbage collection again when its start is complete.
+        import_without_extras()
         from shortener.clicks.networks import NetworkFileError
         from shortener.secret import SecretError
         from shortener.storage.backup import BackupError
@@ -104,7 +110,7 @@ def async_command(command: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T
         from shortener.tracing import TracingUnavailable
 
         try:
-            with _logs_on_stderr(), asyncio.Runner(loop_factory=_new_fast_loop if command.__name__ in _SERVERS else None) as runner:
+            with _logs_on_stderr(), asyncio.Runner(loop_factory=_new_fast_loop if is_server else None) as runner:
                 return runner.run(command(*args, **kwargs))
         except ApiError as error:
             lines = [f"{error.code.name}: {error.description}"]

@@ -160,7 +160,6 @@ def _fast_start() -> Iterator[None]:
     """
     gc.disable()
     try:
-        import_without_extras()
         yield
         gc.freeze()
         # Requests leave few reference cycles. The default threshold of 700 objects would start a collection every tenth redirect.
@@ -200,7 +199,6 @@ def uvicorn_config(app: Any, settings: Settings, **more: Any) -> Any:
 @async_command
 async def _first_start(settings: Settings, as_json: bool) -> None:
     """Prepare the database once before several workers use it, and print the URL of the service and the first credentials."""
-    import_without_extras()
     from shortener import logs
     from shortener.container import open_service
 

@@ -17,13 +17,14 @@ from sqlalchemy import URL, Connection, create_engine, event, inspect, text
 from sqlalchemy.pool import NullPool
 
 from shortener.errors import StoreUnavailable
+from shortener.storage import new_database
 from shortener.storage.database import store_errors
 from shortener.storage.locks import AdvisoryLock
 from shortener.storage.migrations import HEAD
 from shortener.storage.open import sqlite_path
 from shortener.storage.schema import metadata
 
-# Alembic is imported in functions: only a new database and `shortener migrate` need it, and it is slow to import.
+# Alembic is imported in functions: only `shortener migrate` and a new PostgreSQL database need it, and it is slow to import.
 if TYPE_CHECKING:
     from alembic.config import Config
 
@@ -83,9 +84,16 @@ async def prepare(url: str) -> None:
     version = await _run_on(url, version_of)
     if version is None:
         # Create all tables in one transaction: a process that starts now sees the whole schema or none of it.
-        await _run_on(url, upgrade)
+        await _run_on(url, _create)
     else:
         check(version)
+
+
+def _create(connection: Connection) -> None:
+    if connection.dialect.name == "postgresql":
+        upgrade(connection)
+    elif version_of(connection) is None:  # otherwise another process has created the schema meanwhile
+        new_database.create(connection)
 
 
 async def migrate(url: str, progress: Callable[[MigrationStep], None] = lambda step: None) -> tuple[str | None, str]:

@@ -1,0 +1,49 @@
+"""This module creates the tables of a new SQLite database from `migrations/sqlite.sql`, at the revision HEAD.
+
+The file contains the statements that all migrations together produce; a test compares them. So the first start of an installation
+needs neither alembic (10 MB, a sixth of the time) nor twenty migrations. `make config` generates the file after a new migration.
+PostgreSQL has no such file: its first start runs the migrations.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sqlalchemy import Connection
+
+from shortener.storage.migrations import HEAD
+
+SQLITE_FILE = Path(__file__).parent / "migrations" / "sqlite.sql"
+#: The text between two statements of the file. A trigger contains semicolons, but no empty line.
+_SEPARATOR = ";\n\n"
+
+
+def create(connection: Connection) -> None:
+    """Create all tables, indexes and triggers in an empty SQLite database, in the current transaction."""
+    for statement in SQLITE_FILE.read_text().split(_SEPARATOR):
+        if statement:
+            connection.exec_driver_sql(statement)
+    connection.exec_driver_sql("INSERT INTO alembic_version (version_num) VALUES (?)", (HEAD,))
+
+
+def dump(connection: Connection) -> str:
+    """Return the statements that create the tables, indexes and triggers of a SQLite database, as in `SQLITE_FILE`."""
+    # SQLite creates the objects named sqlite_* itself.
+    rows = connection.exec_driver_sql(
+        "SELECT sql FROM sqlite_master WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite!_%' ESCAPE '!' "
+        "ORDER BY type = 'trigger', type = 'index', rowid"
+    )
+    return "".join(f"{row.sql}{_SEPARATOR}" for row in rows)
+
+
+def migrated_dump() -> str:
+    """Return the statements of a database in memory in which all migrations have run. The result is the text of `SQLITE_FILE`."""
+    from sqlalchemy import create_engine
+    from sqlalchemy.pool import StaticPool
+
+    from shortener.storage.migrate import upgrade
+
+    engine = create_engine("sqlite://", poolclass=StaticPool)
+    with engine.begin() as connection:
+        upgrade(connection)
+        return dump(connection)
