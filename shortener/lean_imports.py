@@ -1,8 +1,8 @@
 """This module imports two libraries without parts that the service never uses: structlog without rich, and SQLAlchemy's asyncio
 engine without the ORM. This saves about 10 MB of memory and a tenth of the start.
 
-Both libraries import these parts unconditionally. A process that serves calls `import_without_extras` before its other imports. It
-does nothing if the libraries were imported before. rich and the ORM stay importable.
+Both libraries import these parts unconditionally. A process that serves calls `import_without_extras` before its other imports. The
+function does nothing if the libraries were imported before. rich and the ORM stay importable.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def _import_structlog() -> None:
 
 
 class _AsyncioPackage(ModuleType):
-    """The package `sqlalchemy.ext.asyncio`, whose own code has not run. It runs when a name is used that the package does not have
-    yet, such as `AsyncSession`."""
+    """The package `sqlalchemy.ext.asyncio` before its own code has run. The code runs when a program uses a name that the package
+    does not have yet, such as `AsyncSession`."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):

@@ -1,10 +1,10 @@
 """Signals that stop a process of `serve` or `deliver`, and the time limits of a stop.
 
-SIGTERM and SIGHUP begin a stop: `/readyz` responds with 503, SHUTDOWN_DELAY later the process accepts no more connections, then it
-finishes its work and exits with 0. SIGINT does the same without SHUTDOWN_DELAY. So a closed terminal stops the service cleanly, and
-a SIGHUP to a single process is a restart if its supervisor restarts it always, as config/shortener.service does. If SIGHUP was
-ignored when the process started (`nohup`), it stays ignored. The parent process of several workers handles SIGHUP itself: it
-replaces the workers (workers.py).
+SIGTERM and SIGHUP begin a stop: `/readyz` responds with 503. SHUTDOWN_DELAY later, the process accepts no more connections,
+finishes its work and exits with 0. SIGINT does the same without SHUTDOWN_DELAY. So a closed terminal stops the service cleanly. A
+SIGHUP to a single process restarts the service if a supervisor always starts the process again, as config/shortener.service does.
+If SIGHUP was ignored when the process started (`nohup`), it stays ignored. The parent process of several workers handles SIGHUP
+itself: it replaces the workers (workers.py).
 
 A process that does not stop within its time limit ends itself: first by a signal handler, then by a thread.
 """

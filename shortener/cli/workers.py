@@ -3,8 +3,8 @@
 All workers accept connections from one listening socket. The supervisor never waits for a worker. It examines all of them every
 STEP_SECONDS, so that a signal takes effect even while a worker starts or hangs.
 
-- A worker that ends, or that does not respond to its supervisor for RESPONSE_SECONDS, is replaced. The start of a worker
-  may take START_SECONDS, because it needs some seconds of processor time, of which a busy machine gives it only a part.
+- A worker that ends, or that does not respond to its supervisor for RESPONSE_SECONDS, is replaced. The start of a worker may take
+  START_SECONDS: it needs some seconds of processor time, which a busy machine gives to a process slowly.
 - A worker that cannot start, for example because the database is down, is started again after a pause. Only if no worker has ever
   served, the supervisor stops and `failed` is True.
 - A reload replaces one worker after the other. A worker gets SIGTERM when its successor serves. If a successor cannot start, the

@@ -59,8 +59,8 @@ def find_client(peer: str | None, x_forwarded_for: str, trusted_proxies: Address
     socket has the `peer` None, and counts as a trusted proxy if any proxy is trusted. `x_forwarded_for` contains the values of all
     headers X-Forwarded-For, joined by commas; "" if the request has none.
 
-    The client is the right-most address that is not a trusted proxy. If all addresses are trusted proxies, it is the left-most
-    address. If an entry on the right of the client's entry is not an address, the peer is the client."""
+    The client is the right-most address that is not a trusted proxy. If all addresses are trusted proxies, the client is the
+    left-most address. If an entry on the right of the client's entry is not an address, the peer is the client."""
     peer_address = _parse(peer) if peer else None
     client = peer_address
     if x_forwarded_for and trusted_proxies and (peer_address is None or _is_in(peer_address, trusted_proxies)):

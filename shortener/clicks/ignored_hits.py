@@ -1,8 +1,8 @@
 """This module limits how many ignored and suspected hits are stored, so that programs that request one link again and again do not
 fill the disk.
 
-In each minute, the first such hits of a link are stored and counted in the statistics. Later ones are redirected too, but they
-are counted only in the metric `shortener_hits_not_stored`. Thus the statistics equal the stored rows. The limits do not apply to
+In each minute, the first such hits of a link are stored and counted in the statistics. Later ones are redirected too, but they are
+counted only in the metric `shortener_hits_not_stored`. Thus the statistics agree with the stored rows. The limits do not apply to
 clicks, nor to suspected hits on opt-out links, which create events. Each process has its own limits.
 """
 

@@ -5,8 +5,8 @@ A request becomes a `Hit`. When its resolution is known, the response is 302 wit
 with Retry-After if the database can neither store the hit nor read the link. Prefetchers and link previews get the same response
 as people; the verdict only determines whether a hit counts as a click.
 
-`Redirect` is an ASGI application. `server/http_protocol.py` calls `read_client_info`, `make_hit` and `respond` directly, because
-it needs neither a task nor ASGI messages.
+`Redirect` is an ASGI application. `server/http_protocol.py` calls `read_client_info`, `make_hit` and `respond` directly, without a
+task and without ASGI messages.
 """
 
 from __future__ import annotations

@@ -6,12 +6,12 @@ added to the spool twice, or if a drainer was killed before it deleted the entry
 One process drains the spool at a time, under a lease. It reads many entries at once and writes them in the order of their times, so
 that the earliest click on a link in the spool becomes the first click. If the database has stored a later click in the meantime,
 that click stays the first click: it was committed first, and a tracker may have received its event. This is rare: after the
-database is available again, each process still adds its new hits to the spool for some time. It stops when the entries that were in
-the stream at that moment are drained, or after `MAX_CATCH_UP_SECONDS`.
+database is available again, each process still adds its new hits to the spool for some time. This time ends when the entries that
+were in the stream when the database became available are drained. It lasts at most `MAX_CATCH_UP_SECONDS`.
 
 After that, the process writes new hits to the database. If entries are left in the stream at that time, the process logs
-`outage_ended_before_spool` and drains them later. If Redis does not respond, entries are left if the last known state of the stream
-contained any.
+`outage_ended_before_spool` and drains them later. If Redis does not respond, the last known number of entries decides whether
+entries are left.
 """
 
 from __future__ import annotations

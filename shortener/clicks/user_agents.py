@@ -84,7 +84,7 @@ def browser_name(family: str) -> str:
 
 @lru_cache(maxsize=16_384)
 def _device_of(agent: str) -> Device:
-    import ua_parser  # imported here, because its expressions take 30 MB of memory, and the first hit is counted minutes later
+    import ua_parser  # imported here: ua_parser takes 30 MB of memory, and the first hit is counted minutes after the start
 
     known = ua_parser.parse(agent).with_defaults()
     return Device(_kind(agent, known.os.family, known.device), known.os.family, known.user_agent.family)

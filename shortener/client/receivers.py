@@ -2,7 +2,8 @@
 events.
 
 The service delivers at least once: a response that gets lost causes another delivery with the same event id. `EventReceiver` calls
-the handler once for each event. If the handler raises an exception, the response is 500 and the next delivery calls it again.
+the handler once for each event. If the handler raises an exception, the response is 500, and the next attempt calls the handler
+again.
 
 `RecentEvents` stores the ids of the latest events in the memory of one process. Several processes, or a handler that must not run
 twice after a restart, need an `EventMemory` in the database of the receiver.

@@ -3,8 +3,8 @@
 A later report of the same conversion is a repeat, an update or a conflict:
 
 - A repeat contains only what is already stored. A report that equals an *earlier* revision is also a repeat if it arrives within
-  REPEAT_WINDOW after the latest change, unless it has a newer timestamp. It may have been sent before that change, so the result
-  has a warning (docs/decisions/0018).
+  REPEAT_WINDOW after the latest change, unless it has a newer timestamp. The report may have been sent before the latest change, so
+  the result has a warning (docs/decisions/0018).
 - An update contains another status, disposition, value or currency than the stored ones. A field that is absent from the report
   keeps its value.
 - A conflict is a second, different value without a transaction_id. The values may belong to two sales, so the report is rejected.

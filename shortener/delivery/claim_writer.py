@@ -102,7 +102,7 @@ class ClaimWriter:
         candidates: dict[str, Candidate] = {}
         callback_candidates = 0
         for queue in due:
-            # Each of the first `limit` queues of callbacks gets at most one claim, so further ones would get none.
+            # Each of the first `limit` queues of callbacks gets at most one claim, so further queues would get no claim.
             if is_callback(queue.name) and (callback_candidates == limit or _application_of(queue.name) in blocked):
                 continue
             candidate = self._candidate(connection, result, queue, states, targets, disabled, now)

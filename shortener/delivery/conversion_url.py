@@ -49,7 +49,8 @@ def callback_secret_state(connection: Connection, application_id: int) -> tuple[
 def rotate_callback_secret(
     connection: Connection, application_id: int, encrypted: str, now: datetime, overlap: timedelta
 ) -> datetime | None:
-    """Store a new callback secret. The tracker of `conversion_url` gets it too, unless that tracker has a secret of its own.
+    """Store a new callback secret. The tracker of `conversion_url` gets the secret too, unless that tracker has a secret of its
+    own.
 
     Return the time until which the previous secret is also used. Raise ApiError NOT_FOUND."""
     applications = schema.applications

@@ -2,9 +2,9 @@
 
 After `MAX_FAILURES` failed attempts in a row, the circuit breaker opens: the deliveries of the tracker wait, and no attempts are
 counted. When the pause ends, one delivery is sent as a probe. If the probe fails, the circuit breaker stays open for twice as long.
-If it succeeds, the circuit breaker closes, and the waiting deliveries (the backlog) are sent at a limited rate, so that they do not
-overload the tracker again. A failure response with `Retry-After` also opens the circuit breaker, for the time in the header but at
-most `MAX_PAUSE_MS`.
+If the probe succeeds, the circuit breaker closes, and the waiting deliveries (the backlog) are sent at a limited rate, so that they
+do not overload the tracker again. A failure response with `Retry-After` also opens the circuit breaker, for the time in the header
+but at most `MAX_PAUSE_MS`.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 A queue contains the deliveries of one tracker, or the callbacks of one application to one host. An application can have callbacks
 to thousands of hosts, most of which wait for a retry. So trackers and callbacks are read separately: each dispatch cycle examines
-MAX_QUEUES queues of trackers and MAX_QUEUES queues of callbacks, and the next cycle continues after them. The deliveries of a
-tracker never wait until the queues of callbacks are examined. These rules limit the work for callbacks:
+MAX_QUEUES queues of trackers and MAX_QUEUES queues of callbacks, and the next cycle continues after these queues. The deliveries of
+a tracker never wait until the queues of callbacks are examined. These rules limit the work for callbacks:
 
 - The queues of an application whose callbacks may use no further slot are left out.
 - If there are more queues of callbacks than one cycle examines, a pause of CALLBACKS_PAUSE_MS follows after all were examined and
@@ -67,7 +67,8 @@ class QueueWalk:
         self._position = position
         self._now = now
         self._trackers = _read(connection, position.tracker, [_TRACKERS])
-        self.is_paused = now < position.callbacks_at <= now + CALLBACKS_PAUSE_MS  # later times were set before a clock step
+        # a later time was stored before the clock was set back
+        self.is_paused = now < position.callbacks_at <= now + CALLBACKS_PAUSE_MS
         self._callbacks = _QueuesOfKind([], True)
         if not self.is_paused:
             self._callbacks = _read(connection, position.callback, _ranges_without(blocked))
@@ -118,7 +119,7 @@ def _ranges_without(applications: Collection[int | None]) -> list[tuple[str, str
 
 
 def _read(connection: Connection, after: str, ranges: list[tuple[str, str]]) -> _QueuesOfKind:
-    """Read up to MAX_QUEUES queues that follow the queue `after` by name, and, after the last queue, the first ones."""
+    """Read up to MAX_QUEUES queues that follow the queue `after` by name. After the last queue, continue with the first one."""
     queues = _read_ranges(connection, ranges, after, MAX_QUEUES)
     is_last = len(queues) < MAX_QUEUES
     if after and is_last:

@@ -127,7 +127,7 @@ class Sender:
 
 
 def _import_client() -> None:
-    """Import the HTTP client and read the certificate authorities of this machine, which takes as long."""
+    """Import the HTTP client and read the certificate authorities of this machine. Reading them takes as long as the import."""
     from shortener.delivery.receiver_connection import default_tls_context
 
     importlib.import_module("shortener.delivery.http_sender")

@@ -7,8 +7,8 @@ The rules, by outcome of the attempt:
 - retry: the gateway has certainly not accepted the message. The next attempt follows on the schedule. After the last attempt, the
   message is FAILED. Attempts that fail because of this host, or because the gateway limits its rate, do not count.
 - doubt: the gateway may have accepted the message, but its response is missing. The message is marked as doubtful. If the policy of
-  the gateway is `resend`, the message is handed on again on the schedule. If it is `hold`, the message is held until an operator
-  decides.
+  the gateway is `resend`, the message is handed on again on the schedule. If the policy is `hold`, the message is held until an
+  operator decides.
 - unreadable: a response arrived, but does not show whether the message was accepted. The message is held, whatever the policy,
   because a message is never repeated after a response was received.
 """

@@ -8,8 +8,8 @@ Guarantees
 - A message is handed on at least once, and never again after the gateway accepted it and the outcome was recorded.
 - A claim gives the process a lease that is longer than the attempt can last. If the lease ends without an outcome, the process died
   or could not use the database, and the gateway may have accepted the message. The message is then doubtful. The policy of the
-  gateway decides whether it is handed on again (`resend`) or held (`hold`). A doubtful message whose delivery report has arrived is
-  not handed on again.
+  gateway decides whether the message is handed on again (`resend`) or held (`hold`). A doubtful message whose delivery report has
+  arrived is not handed on again.
 - The transaction locks the row of each gateway, so its concurrency, its rate and its circuit breaker limit all processes together.
 - A message that was not accepted within GATEWAY_VALIDITY_HOURS becomes FAILED, and its text is deleted.
 - `stop` starts no attempts, waits for those in flight and records them.

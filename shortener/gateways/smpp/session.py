@@ -5,8 +5,8 @@
   there is no response, the connection is closed.
 - Each deliver_sm is passed to a handler. Its response is sent after the handler has returned, so a receipt that could not be stored
   is delivered again by the gateway.
-- If the connection ends, all requests without a response fail with `LinkLost`. Its `was_sent` states whether the gateway may have
-  received the request.
+- If the connection ends, all requests without a response fail with `LinkLost`. The field `was_sent` of the error states whether the
+  gateway may have received the request.
 """
 
 from __future__ import annotations
