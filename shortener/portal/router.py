@@ -27,6 +27,7 @@ from shortener.accounts.directory import ALL_APPLICATIONS
 from shortener.clicks.client_address import client_address, shorten_address
 from shortener.errors import ApiError, ErrorCode, StoreUnavailable
 from shortener.portal.exports import AsgiResponse, Receive, Scope, Send
+from shortener.portal.formats import duration
 from shortener.portal.operators import Role
 from shortener.portal.page import ALL, PortalPage, Visit, url
 from shortener.portal.pages import all_pages
@@ -187,7 +188,11 @@ class Portal(PortalParts):
 
     def _error(self, visit: Visit, error: ApiError) -> Response:
         headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
-        response = visit.render("error.html", error.code.http_status, error=error, title=_TITLES.get(error.code, "Not possible"))
+        # The descriptions are written for callers of the API, who read the header.
+        wait = "in a moment" if error.retry_after is None else f"in {duration(error.retry_after)}"
+        text = error.description.replace("after `Retry-After` seconds", wait).replace("`", "")
+        title = _TITLES.get(error.code, "Not possible")
+        response = visit.render("error.html", error.code.http_status, error=error, text=text, title=title)
         response.headers.update(headers)
         return response
 
@@ -224,6 +229,7 @@ _TITLES = {
     ErrorCode.METHOD_NOT_ALLOWED: "This page does not exist",
     ErrorCode.INVALID_REQUEST: "Something in this request is not valid",
     ErrorCode.RATE_LIMITED: "Too many attempts",
+    ErrorCode.EXPORT_IN_PROGRESS: "Another export is running",
     ErrorCode.EXPORT_IN_PROGRESS: "Another export is running",
     ErrorCode.INTERNAL_ERROR: "Something failed",
     ErrorCode.UNAVAILABLE: "The database is not available",

@@ -9,6 +9,7 @@ import pytest
 
 from shortener.accounts import administration
 from shortener.container import Service
+from shortener.errors import StoreUnavailable
 from shortener.portal.operators import Role
 from shortener.portal.pages import MODULES, all_pages
 from shortener.portal.security import CONTENT_SECURITY_POLICY
@@ -141,6 +142,22 @@ async def test_an_invalid_query_of_a_portal_page_gets_an_error_page_with_the_err
         response = await browser.get(f"/portal/1/?{query}")
         assert response.status_code == 400
         assert "INVALID_REQUEST" in response.text
+        assert "must be" in response.text
+        assert "names each field" not in response.text, "the text for callers of the API"
+
+
+async def test_the_error_page_of_an_outage_says_when_to_try_again(
+    service: Service, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*arguments: object) -> None:
+        raise StoreUnavailable("the disk is full")
+
+    browser = await sign_in()
+    monkeypatch.setattr(type(service.database), "read", fail)
+    response = await browser.get("/portal/1/")
+    assert (response.status_code, response.headers["retry-after"]) == (503, "2")
+    assert "Try again in 2\N{NO-BREAK SPACE}s." in response.text
+    assert "Retry-After" not in response.text
 
 
 def test_portal_templates_contain_no_scripts_no_styles_and_no_attributes_that_run_code() -> None:
