@@ -171,7 +171,7 @@ def update_domain(
     table = schema.domains
     if "default" in changes:
         values["is_default"] = bool(changes["default"])
-        if changes["default"]:  # An application has at most one default domain, so its other domains are no longer the default.
+        if changes["default"]:  # An application has at most one default domain, so the previous default domain loses this role.
             connection.execute(update(table).where(table.c.application_id == domain.application_id).values(is_default=False))
     if values:
         connection.execute(update(table).where(table.c.id == domain.id).values(values))
@@ -232,7 +232,7 @@ def serialize_domain(domain: Domain, application: Application | None) -> dict[st
 
 
 def _previous_paths(domain: Row[*tuple[Any, ...]], path: str) -> list[str] | None:
-    """Return the paths that existing links of a domain may have: the latest 20, without the new path `path`."""
+    """Return the latest 20 paths of a domain that existing links may contain, without the new path `path`."""
     paths = [*(domain.previous_paths or ()), domain.path]
     return [one for one in dict.fromkeys(paths) if one != path][-MAX_PREVIOUS_PATHS:] or None
 

@@ -74,8 +74,8 @@ _FIND = {
 }
 
 _CLAIM = ("id", "at", "hit_id", "links")  # the names of the columns of the type Claim
-#: The statement that claims first clicks on SQLite. It adds the clicked links and keeps an existing first click. SQLite has one
-#: writer, so the rows from `find_links` are current.
+#: The statement that claims first clicks on SQLite. It adds the clicked links to the row of the message. If the row already
+#: contains a first click, this first click stays. SQLite has one writer, so the rows from `find_links` are current.
 _upsert_click = BulkInsert(
     schema.first_clicks,
     *_CLAIM,

@@ -353,8 +353,8 @@ def _target_of(
         return target
     if message_id is None:
         return _unknown_target("click_id")
-    # The click_id may belong to another system, or to a hit that was purged or is not stored yet. Then the message_id is
-    # sufficient.
+    # The click_id may belong to another system, or to a hit that was purged or is not stored yet. In these cases, the message_id
+    # alone identifies the message.
     return by_message_id.get((item.application_id, message_id)) or _unknown_target("message_id")
 
 

@@ -43,7 +43,7 @@ class OutgoingRequest:
     headers: Mapping[str, str]
     body: bytes | None = None
     tls: ssl.SSLContext | None = None  # a TLS context with a client certificate; None: no client certificate
-    may_repeat: bool = True  # whether the request is sent again if it was sent on an idle connection that was just closed
+    may_repeat: bool = True  # whether the request is sent again if the receiver had just closed the idle connection
 
 
 @dataclass(frozen=True, slots=True)

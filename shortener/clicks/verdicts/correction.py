@@ -82,7 +82,8 @@ def change_verdicts(
     *,
     includes_newest: bool = False,
 ) -> CorrectionResult:
-    """Change the verdicts of hits that still have the verdict `seen`. A sent click changes only if the change may retract it.
+    """Change the verdicts of hits that still have the verdict `seen`. A click that was sent as an event changes only if `retracts`
+    of the change is true.
 
     Hits that are not counted by device yet are skipped unless `includes_newest` is true. The device job counts these hits later,
     with their new verdicts."""

@@ -43,11 +43,13 @@ class SmppSettings(BaseModel):
         "responses and decimal in receipts. hex_receipt: the reverse. hex: both are hexadecimal, but differ in case or zeros.",
     )
     source_ton: int | None = Field(
-        None, ge=0, le=6, description="Type of number of senders. Default: 5 for names, 3 for short codes, else 1."
+        None, ge=0, le=6, description="Type of number (TON) of senders. Default: 5 for names, 3 for short codes, else 1."
     )
-    source_npi: int | None = Field(None, ge=0, le=18, description="Numbering plan of senders. Default: 1 for numbers, else 0.")
-    dest_ton: int = Field(1, ge=0, le=6, description="Type of number of recipients. Default: 1 (international).")
-    dest_npi: int = Field(1, ge=0, le=18, description="Numbering plan of recipients. Default: 1 (E.164).")
+    source_npi: int | None = Field(
+        None, ge=0, le=18, description="Numbering plan (NPI) of senders. Default: 1 for numbers, else 0."
+    )
+    dest_ton: int = Field(1, ge=0, le=6, description="Type of number (TON) of recipients. Default: 1 (international).")
+    dest_npi: int = Field(1, ge=0, le=18, description="Numbering plan (NPI) of recipients. Default: 1 (E.164).")
     retry_statuses: tuple[str, ...] = Field(
         (), max_length=50, description="Further command statuses that mean a temporary failure, such as 0x45."
     )
