@@ -32,6 +32,7 @@ from shortener.delivery.placeholders import Template, TemplateError, parse_templ
 from shortener.delivery.request import DeliveryTarget, Secrets
 from shortener.delivery.tracker_queries import (
     TRACKER,
+    count_subscribers,
     delete_tracker,
     insert_tracker,
     list_trackers,
@@ -51,6 +52,7 @@ from shortener.storage.database import Database
 from shortener.storage.types import to_ms
 
 DEFAULT_SECRET_OVERLAP_SECONDS = 86400
+SUBSCRIBERS_SECONDS = 2.0  # The maximum age of a number that `Trackers.count_subscribers` returns.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,6 +171,18 @@ class Trackers:
         self._guard = guard
         self._settings = settings
         self._clock = clock
+        self._subscribers: dict[tuple[int, Topic], tuple[datetime, int]] = {}  # see count_subscribers
+
+    async def count_subscribers(self, application_id: int, topic: Topic) -> int:
+        """Return the number of enabled trackers of an application that receive events of a topic.
+
+        The number may be SUBSCRIBERS_SECONDS old, so that frequent calls need no query."""
+        now = self._clock()
+        read_at, count = self._subscribers.get((application_id, topic), (None, 0))
+        if read_at is None or not timedelta() <= now - read_at < timedelta(seconds=SUBSCRIBERS_SECONDS):
+            count = await self._database.read(count_subscribers, application_id, topic)
+            self._subscribers[application_id, topic] = now, count
+        return count
 
     async def create(self, application_id: int, new: NewTracker) -> TrackerSaveResult:
         """Create a tracker of an application.

@@ -18,7 +18,6 @@ from pydantic import ConfigDict, Field, GetJsonSchemaHandler, RootModel, TypeAda
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from shortener.delivery.tracker_queries import count_subscribers
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.messages.delivery_reports import DeliveryReport
 from shortener.messages.report_words import parse_state
@@ -30,7 +29,6 @@ from shortener.web.fields import Price, Text, is_decimal, parse_price
 
 MAX_ID_CHARACTERS = 255
 MAX_FRAGMENTS = 1000
-MIN_LIMITED_REPORTS = 50  # for shorter lists, REPORT_DELIVERY_LIMIT counts one delivery per report
 PRICE_DIGITS = 8  # the maximum number of digits after the decimal point of a price
 _MAX_CHARACTERS = {"status": 64, "reason_code": 64, "reason_description": 255, "telecom_message_id": 255}
 
@@ -254,11 +252,9 @@ async def report(call: Call[None, DeliveryReportRequest]) -> DeliveryReportsResp
 async def _limit_deliveries(call: Call[None, DeliveryReportRequest], reports: int) -> None:
     """Raise ApiError RATE_LIMITED if the reports would create more deliveries than the application may create in a minute.
 
-    Each report counts once for each subscribed tracker. Short lists count as if there were one tracker, which saves a query."""
+    Each report counts once for each subscribed tracker."""
     service = call.service
-    trackers = 1
-    if reports >= MIN_LIMITED_REPORTS:
-        trackers = await service.database.read(count_subscribers, call.application_id, Topic.DELIVERY)
+    trackers = await service.trackers.count_subscribers(call.application_id, Topic.DELIVERY)
     wait = service.rate_limits.reported_deliveries.take(call.application_id, cost=max(reports * trackers, 1))
     if wait:
         reason = (

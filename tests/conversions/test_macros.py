@@ -31,6 +31,8 @@ def test_a_placeholder_is_detected_in_every_documented_notation(notation: str, n
 
 
 @given(notation=st.sampled_from(NOTATIONS), name=NAMES)
+@example(notation="<%x%>", name="A0_0")  # %A0 also looks like a percent-encoded byte
+@example(notation="<%x%>", name="ad")
 def test_a_placeholder_is_detected_whether_it_is_encoded_or_not(notation: str, name: str) -> None:
     text = placeholder(notation, name)
     assert is_unexpanded(text)
