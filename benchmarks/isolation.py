@@ -84,7 +84,9 @@ async def isolate(options: argparse.Namespace, sink: Sink) -> bool:
 
 
 def _print_quantile(slices: dict[bool, list[list[float]]], part: float) -> float:
-    """Print the median of a quantile of all slices. Return the value with hanging receivers divided by the value without them."""
+    """Print two medians of the quantile `part`, which each slice has measured: with hanging receivers and without.
+
+    Return the median with hanging receivers divided by the median without."""
     without, with_hanging = (statistics.median(quantile(one, part) for one in slices[kind]) for kind in (False, True))
     print(f"p{part * 100:.0f} from event to arrival: without {without:7.1f} ms, with {with_hanging:7.1f} ms")
     return with_hanging / without

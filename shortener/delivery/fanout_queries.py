@@ -246,7 +246,7 @@ _SOURCE_COLUMNS = (
     "h.country, coalesce(v.action_text, v.action), v.status, v.disposition, v.value, v.currency, "
     "coalesce(v.transaction_text, v.transaction_id), v.metadata"
 )
-# An event without a link, such as a delivery report, uses the first link of the message (Xoxzo's link_tracking).
+# An event without a link, such as a delivery report, gets the first link of its message: Xoxzo's format always names one.
 _SOURCE_JOINS = (
     "LEFT JOIN applications AS a ON a.id = e.application_id LEFT JOIN messages AS m ON m.id = e.message_id "
     "LEFT JOIN cohorts AS c ON c.id = m.cohort_id LEFT JOIN processes AS p ON p.id = c.process_id "

@@ -255,7 +255,7 @@ def _classify_success(settings: HttpSettings, read: Any, result: Any) -> SubmitR
 
 @dataclass(frozen=True, slots=True)
 class HttpGateway:
-    """A gateway connection that sends messages to an HTTP gateway. The HTTP connections themselves belong to the sender."""
+    """A gateway connection that sends messages to an HTTP gateway. It uses the HTTP connections of the senders in `context`."""
 
     config: GatewayConfig
     context: GatewayContext

@@ -1,9 +1,10 @@
 """This module hashes and checks the passwords of operators with Argon2id, and rejects weak new passwords.
 
-With the parameters that OWASP recommends, the computation of a hash takes about 20 ms of processor time and 19 MiB of memory. (With
-the default parameters of the library, a hash takes eight times as long while redirects are served.) Hashes are computed in threads,
-at most MAX_HASHES at a time, so that many sign-ins do not delay clicks. A check for an unknown name verifies a hash of a random
-password, so that the response time does not show whether a name exists.
+With the parameters that OWASP recommends, the computation of a hash takes about 20 ms of processor time and 19 MiB of memory. The
+library's own default parameters take eight times as long in a process that serves redirects at the same time.
+
+Hashes are computed in threads, at most MAX_HASHES at a time, so that many sign-ins do not delay clicks. A check for an unknown name
+verifies a hash of a random password, so that the response time does not show whether a name exists.
 
 The library `argon2` is imported at the first use, because only few processes ever need it.
 """

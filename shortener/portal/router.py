@@ -198,7 +198,7 @@ class Portal(PortalParts):
 
 
 class _PageEndpoint:
-    """An endpoint for a Starlette route that only stores the page. The portal calls the handler of the page itself."""
+    """The endpoint of a Starlette route. Starlette never calls it: `Portal` reads the page from it and calls the page's handler."""
 
     def __init__(self, page: PortalPage, *, is_csv: bool) -> None:
         self.page = page

@@ -238,11 +238,11 @@ def sum_periods(
     stop: int,
     key_of: Callable[[int, int], int],
 ) -> None:
-    """Add the amounts of these groups in a series to `sums`, for the periods from `start` (inclusive) to `stop` (exclusive).
+    """Add up the amounts of each group over the periods from `start` (inclusive) to `stop` (exclusive), in `sums`.
 
-    `key_of` returns the key in `sums` for a group and a period. The table has one row with all amounts of a period. To add the
-    amounts of such rows in Python takes a fifth of the time that the database would need to read and sort one row for each
-    metric."""
+    `number` selects the series. `key_of` returns the key in `sums` for a group and a period. The table has one row for each group
+    and period, with the amounts of all metrics. One row for each metric would let the database add up the amounts, but reading
+    and sorting these rows would take five times as long as the addition in Python."""
     for group, period, data in raw_sql.rows(connection, _READ_PERIODS, list(groups), number, start, stop):
         key = key_of(group, period)
         if (of_key := sums.get(key)) is None:
