@@ -33,7 +33,7 @@ from shortener.urls import Destination, UrlError, fill_placeholders, host_of, pa
 
 AnyRow = Row[*tuple[Any, ...]]
 
-MAX_LIFETIME = timedelta(days=3650)  # the maximum time from a change to the new expiry of the link
+MAX_LIFETIME = timedelta(days=3650)  # a new expiry may be at most this long after the time of the change
 MAX_HISTORY_ENTRIES = 100  # maximum number of history entries that are returned for a link, newest first
 MAX_REFRESHES = 5  # maximum number of attempts to refresh a cache entry while other processes change the link
 COMMAND_LINE = "command line"  # the actor in the history for changes by the command `shortener links`

@@ -74,7 +74,7 @@ class CountDelta:
         return [(cohort, time_slot, metric, str(amount)) for (cohort, time_slot, metric, _, _), amount in self._amounts.items()]
 
     def origins(self) -> list[tuple[int, int]]:
-        """Return the message's time slot and the link set (the origin) of each entry of `data`, in the same order."""
+        """Return the origin of each entry of `data`, in the same order: the time slot and the link set of the entry's message."""
         return [(sent, link_set) for _, _, _, sent, link_set in self._amounts]
 
     def dumps(self) -> str:

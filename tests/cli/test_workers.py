@@ -149,7 +149,7 @@ def test_a_reload_replaces_the_workers_one_by_one_and_each_worker_serves_until_i
     assert workers.running == [2, 3]
 
 
-def test_a_reload_of_the_workers_ends_if_a_new_worker_cannot_start(workers: Workers) -> None:
+def test_a_reload_is_aborted_and_the_old_workers_continue_if_a_new_worker_cannot_start(workers: Workers) -> None:
     workers.run_until_all_serve()
     workers.supervisor.reload()
     workers.run(1)

@@ -212,7 +212,7 @@ async def test_a_message_without_links_is_stored_with_its_body_unchanged(service
     assert await stored(service) == (1, 0)
 
 
-# These tests check large requests, which a thread plans.
+# These tests check large requests. A thread computes their rows and texts, because this takes too long for the event loop.
 
 
 async def test_a_large_rewrite_request_is_counted_as_in_progress_until_it_is_stored_or_rejected(
