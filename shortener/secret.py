@@ -18,13 +18,17 @@ import hmac
 import os
 import secrets
 import stat
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from cryptography.fernet import Fernet, InvalidToken
 from pydantic import SecretStr
 
 from shortener.settings import MIN_SECRET_LENGTH, MIN_SECRET_VARIETY
 from shortener.signatures import SIGNING_PREFIX
+
+if TYPE_CHECKING:
+    from cryptography.fernet import Fernet
 
 
 class SecretError(Exception):
@@ -46,7 +50,13 @@ class Secret:
         if len(value) < MIN_SECRET_LENGTH or len(set(value)) < MIN_SECRET_VARIETY:
             raise SecretError(f"the secret is empty or too weak: it must be at least {MIN_SECRET_LENGTH} random characters")
         self._value = value.encode()
-        self._fernet = Fernet(base64.urlsafe_b64encode(self.key("encryption")))
+
+    @cached_property
+    def _fernet(self) -> Fernet:
+        # cryptography is imported here: it takes 6 MB, and a process without trackers and gateways encrypts and decrypts nothing.
+        from cryptography.fernet import Fernet
+
+        return Fernet(base64.urlsafe_b64encode(self.key("encryption")))
 
     def key(self, purpose: str) -> bytes:
         """Return the 32-byte key of this installation for one purpose."""
@@ -73,6 +83,8 @@ class Secret:
 
     def decrypt(self, token: str) -> str:
         """Return the text that `encrypt` encrypted. Raise SecretError if another secret encrypted it."""
+        from cryptography.fernet import InvalidToken
+
         try:
             return self._fernet.decrypt(token.encode()).decode()
         except InvalidToken:

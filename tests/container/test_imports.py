@@ -17,7 +17,7 @@ UNUSED = (
     "argon2",
     "asyncpg",
     "babel",
-    "cryptography.x509",
+    "crawleruseragents",
     "jinja2",
     "maxminddb",
     "redis",

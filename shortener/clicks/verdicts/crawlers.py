@@ -14,9 +14,12 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterable, Sequence
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
-from crawleruseragents import CRAWLER_USER_AGENTS_DATA
+import orjson
 
 #: Patterns of the list that also match the user agents of people's phones. They are left out.
 NOT_CRAWLERS = frozenset(
@@ -94,15 +97,25 @@ def _trie_expression(words: Iterable[str]) -> str:
     return _alternatives(root) if root else ""
 
 
+_escape = cache(re.escape)  # the trie has 15,000 characters and few different ones
+
+
 def _alternatives(node: _Trie) -> str:
     if "" in node:  # a word ends here, so longer words with this beginning need not be searched
         return ""
-    branches = [re.escape(character) + _alternatives(child) for character, child in sorted(node.items())]
+    branches = [_escape(character) + _alternatives(child) for character, child in sorted(node.items())]
     return branches[0] if len(branches) == 1 else f"(?:{'|'.join(branches)})"
 
 
-def _patterns(entries: Iterable[dict[str, Any]]) -> list[str]:
+def _patterns() -> list[str]:
+    """Return the patterns of the package without NOT_CRAWLERS.
+
+    The package itself is not imported, because it would keep its data of 1.4 MB in memory."""
+    spec = find_spec("crawleruseragents")
+    assert spec is not None
+    assert spec.origin is not None
+    entries: list[dict[str, Any]] = orjson.loads(Path(spec.origin).with_name("crawler-user-agents.json").read_bytes())
     return [entry["pattern"] for entry in entries if entry["pattern"] not in NOT_CRAWLERS]
 
 
-_WORDS, _EXPRESSIONS = compile_list(_patterns(CRAWLER_USER_AGENTS_DATA))
+_WORDS, _EXPRESSIONS = compile_list(_patterns())
