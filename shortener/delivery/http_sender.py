@@ -12,18 +12,22 @@ from __future__ import annotations
 import asyncio
 import functools
 import socket
+from collections.abc import Mapping
 
 import aiohttp
 from aiohttp import hdrs
+from aiohttp.connector import Connection
 from yarl import URL
 
 from shortener.delivery.guard import Guard, Lookup
 from shortener.delivery.guarded_resolver import GuardedResolver
+from shortener.delivery.idle_connections import IdleConnections
 from shortener.delivery.outcomes import parse_retry_after
 from shortener.delivery.receiver_connection import (
     CURRENT_SEND,
     MAX_BODY_BYTES,
     MAX_WIRE_BYTES,
+    ReceiverConnection,
     SendState,
     connection_factory,
     default_tls_context,
@@ -85,18 +89,20 @@ class HttpSender:
         )
         # aiohttp does not limit the number of interim (1xx) responses, and has no public way to add such a limit.
         connector._factory = connection_factory(self._loop)
+        headers: dict[str, str] = {hdrs.USER_AGENT: user_agent, hdrs.ACCEPT_ENCODING: "identity"}
         self._session = aiohttp.ClientSession(
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
             trust_env=False,
             auto_decompress=False,
-            headers={hdrs.USER_AGENT: user_agent, hdrs.ACCEPT_ENCODING: "identity"},
+            headers=headers,
             # `send` has its own time limit, because aiohttp rounds time limits above 5 s up to whole seconds.
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
             max_line_size=MAX_WIRE_BYTES,
             max_field_size=MAX_WIRE_BYTES,
             max_headers=MAX_HEADER_LINES,
         )
+        self._idle = IdleConnections(connector, headers)
 
     async def close(self) -> None:
         """Close all connections. Finish or cancel the running requests first, because they fail otherwise."""
@@ -141,6 +147,8 @@ class HttpSender:
     async def _exchange_once(self, request: OutgoingRequest, attempt: SendState) -> None:
         """Send the request and read the response into `attempt`. After a timeout, `attempt` contains the bytes received so far."""
         attempt.is_reused = False
+        if self._proxy is None and (taken := await self._idle.take(request)) is not None:
+            return await self._exchange_on(*taken, attempt)
         url = URL(request.url, encoded=True)
         if self._proxy is not None:
             await self._check_target(url)
@@ -155,15 +163,44 @@ class HttpSender:
             allow_redirects=False,
         )
         try:
-            attempt.status = response.status
-            if (retry_after := response.headers.get(hdrs.RETRY_AFTER)) is not None:
-                attempt.retry_after = parse_retry_after(retry_after, self._clock())
-            body, content = attempt.body, response.content
-            while len(body) <= MAX_BODY_BYTES and (chunk := await content.readany()):
-                body += chunk
+            if self._proxy is None:
+                self._idle.remember(request, url, response.request_info.headers[hdrs.HOST])
+            await self._read(attempt, response.status, response.headers, response.content)
         finally:
             # aiohttp keeps the connection open if the response was read completely, and closes it otherwise.
             response.close()
+
+    async def _exchange_on(self, connection: Connection, data: bytes, attempt: SendState) -> None:
+        """Send the bytes of a request on an idle connection and read the response into `attempt`."""
+        protocol = connection.protocol
+        try:
+            assert isinstance(protocol, ReceiverConnection)
+            assert protocol.transport is not None
+            protocol.set_response_params(
+                read_until_eof=True,
+                auto_decompress=False,
+                max_line_size=MAX_WIRE_BYTES,
+                max_field_size=MAX_WIRE_BYTES,
+                max_headers=MAX_HEADER_LINES,
+            )
+            protocol.transport.write(data)
+            message, content = await protocol.read()
+            while 100 <= message.code <= 199 and message.code != 101:
+                message, content = await protocol.read()
+            await self._read(attempt, message.code, message.headers, content)
+            if content.is_eof():
+                connection.release()
+        finally:
+            connection.close()  # has no effect after `release`
+
+    async def _read(self, attempt: SendState, status: int, headers: Mapping[str, str], content: aiohttp.StreamReader) -> None:
+        """Read the rest of a response into `attempt`."""
+        attempt.status = status
+        if (retry_after := headers.get(hdrs.RETRY_AFTER)) is not None:
+            attempt.retry_after = parse_retry_after(retry_after, self._clock())
+        body = attempt.body
+        while len(body) <= MAX_BODY_BYTES and (chunk := await content.readany()):
+            body += chunk
 
     async def _check_target(self, url: URL) -> None:
         """Check the IP addresses of the host to which the proxy will connect.

@@ -107,7 +107,7 @@ def explain(error: Exception, unresolved: Callable[[], SendFailure], *, is_https
             return unresolved()
         case ResponseTooLarge():
             return SendFailure("too_large", str(error))
-        case aiohttp.ClientResponseError(__cause__=HttpProcessingError() as cause):
+        case aiohttp.ClientResponseError(__cause__=HttpProcessingError() as cause) | (HttpProcessingError() as cause):
             return SendFailure("protocol_error", f"not a valid HTTP response: {cause.message}")
         case aiohttp.ClientPayloadError():
             return SendFailure("protocol_error", "the body is incomplete or malformed")

@@ -1,10 +1,11 @@
 """This module contains test helpers that send one request with a `Sender`."""
 
+import asyncio
 import datetime as dt
 import time
 
 from shortener.delivery.sender import OutgoingRequest, Sender, SendResult
-from tests.delivery.receiver import Behaviour, Receiver, receiver
+from tests.delivery.receiver import Behaviour, Receiver, receiver, respond
 
 NOW = dt.datetime(2026, 11, 20, 12, 0, tzinfo=dt.UTC)
 #: The time limit in seconds of a request that is expected to time out.
@@ -28,3 +29,19 @@ async def attempt(sender: Sender, behaviour: Behaviour, deadline: float = PLENTY
         result = await post(sender, peer.url("/in"), deadline)
         assert time.monotonic() - began < deadline + GRACE
         return result, peer
+
+
+async def attempt_on_idle_connection(sender: Sender, behaviour: Behaviour, deadline: float = PLENTY) -> SendResult:
+    """Send one request to which the receiver responds, and return the result of a second request on the same connection.
+
+    The receiver handles the second request, and all further requests, with the given behaviour."""
+
+    async def first_ok(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await (respond(200) if len(peer.requests) == 1 else behaviour)(reader, writer)
+
+    async with receiver(first_ok) as peer:
+        assert (await post(sender, peer.url("/in"))).status == 200
+        began = time.monotonic()
+        result = await post(sender, peer.url("/in"), deadline)
+        assert time.monotonic() - began < deadline + GRACE
+        return result

@@ -5,6 +5,7 @@ import errno
 import gzip
 import socket
 import tracemalloc
+from collections.abc import Callable
 
 import aiohttp
 import pytest
@@ -15,7 +16,7 @@ from shortener.delivery.receiver_connection import MAX_BODY_BYTES
 from shortener.delivery.send_failures import ERRORS
 from shortener.delivery.sender import EXCERPT_BYTES, OutgoingRequest, Sender
 from tests.delivery.receiver import Behaviour, drip, flood, hang, hang_up, receiver, reset, respond, send_bytes, then
-from tests.delivery.sending import DEADLINE, GRACE, PLENTY, attempt, post
+from tests.delivery.sending import DEADLINE, GRACE, PLENTY, attempt, attempt_on_idle_connection, post
 
 HEAD = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -88,11 +89,13 @@ async def test_the_sender_returns_the_retry_after_header_in_seconds(sender: Send
 async def test_a_request_ends_within_its_time_limit_whatever_the_receiver_does(
     sender: Sender, behaviour: Behaviour, status: int | None, error: str | None
 ) -> None:
-    result, _ = await attempt(sender, behaviour, DEADLINE if error == "timeout" else PLENTY)
-    assert (result.status, result.error, result.is_local) == (status, error, False), result.detail
-    assert bool(result.detail) == (error is not None)
-    assert len(result.body) <= MAX_BODY_BYTES
-    assert error is None or error in ERRORS
+    deadline = DEADLINE if error == "timeout" else PLENTY
+    new, _ = await attempt(sender, behaviour, deadline)
+    for result in (new, await attempt_on_idle_connection(sender, behaviour, deadline)):
+        assert (result.status, result.error, result.is_local) == (status, error, False), result.detail
+        assert bool(result.detail) == (error is not None)
+        assert len(result.body) <= MAX_BODY_BYTES
+        assert error is None or error in ERRORS
 
 
 async def test_the_sender_returns_the_part_of_the_body_that_arrived_before_the_time_limit(sender: Sender) -> None:
@@ -162,6 +165,47 @@ async def test_a_connection_is_reused_after_a_complete_response(sender: Sender) 
         for _ in range(3):
             await post(sender, peer.url())
         assert (peer.connections, len(peer.requests)) == (1, 3)
+
+
+@pytest.mark.parametrize(
+    "request_of",
+    [
+        lambda url: OutgoingRequest(
+            "POST", url + "?a=%41&b", {"Content-Type": "text/x", "authorization": "Basic eA=="}, b"raw \xff"
+        ),
+        lambda url: OutgoingRequest("PUT", url + "#fragment", {"Content-Type": "application/json"}, b""),
+        lambda url: OutgoingRequest("GET", url, {"webhook-id": "evt_1"}),
+        lambda url: OutgoingRequest("POST", url, {"USER-AGENT": "own", "accept": "text/x"}, b"x"),
+        lambda url: OutgoingRequest("POST", url.replace("//", "//user:secret@", 1), {}, b"x"),
+        lambda url: OutgoingRequest("POST", url.rstrip("/") + "?path=/a/b", {}, b"x"),
+    ],
+    ids=["body", "empty body", "GET", "own headers", "credentials", "no path"],
+)
+async def test_requests_on_a_new_and_on_an_idle_connection_have_the_same_bytes(
+    sender: Sender, request_of: Callable[[str], OutgoingRequest]
+) -> None:
+    async with receiver(respond(200)) as peer:
+        results = [await sender.send(request_of(peer.url()), PLENTY) for _ in range(3)]
+        assert (peer.connections, len(peer.requests), {result.status for result in results}) == (1, 3, {200})
+    assert peer.requests[0] == peer.requests[1] == peer.requests[2]
+
+
+async def test_a_header_with_a_line_break_is_not_sent_on_an_idle_connection(sender: Sender) -> None:
+    async with receiver(respond(200)) as peer:
+        await sender.send(OutgoingRequest("POST", peer.url(), {"X-One": "1"}, b"x"), PLENTY)
+        result = await sender.send(OutgoingRequest("POST", peer.url(), {"X-One": "1\r\nX-Two: 2"}, b"x"), PLENTY)
+        assert (result.status, result.error, len(peer.requests)) == (None, "internal_error", 1)
+
+
+async def test_a_request_that_was_cancelled_on_an_idle_connection_closes_the_connection(sender: Sender) -> None:
+    async def behaviour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await (hang if len(peer.requests) == 2 else respond(200))(reader, writer)
+
+    async with receiver(behaviour) as peer:
+        await post(sender, peer.url())
+        assert (await post(sender, peer.url(), DEADLINE)).error == "timeout"
+        assert (await post(sender, peer.url())).status == 200
+        assert peer.connections == 2
 
 
 async def test_a_connection_is_not_reused_after_an_incomplete_response(sender: Sender) -> None:

@@ -1,0 +1,116 @@
+"""This module sends requests on idle connections of aiohttp's pool without aiohttp's objects for requests and responses.
+
+These objects take half of the time of a delivery. The first request to an origin (scheme, host, port) is a normal request of
+aiohttp, which resolves, checks and opens the connection. Later requests take an idle connection of the same origin from the pool,
+write the same bytes that aiohttp would write, and read the response with the same connection and parser. `IdleConnections.take`
+returns None whenever this is not possible: no connection is idle, or a header of the request would change a header that aiohttp
+adds. The caller then sends a normal request.
+"""
+# Tested by tests/delivery/test_sender.py
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from ssl import SSLContext
+from typing import Protocol
+
+import aiohttp
+from aiohttp.client_reqrep import ConnectionKey
+from aiohttp.connector import Connection
+from aiohttp.http_writer import _serialize_headers as serialize_headers
+from yarl import URL
+
+#: The service remembers the connection keys of at most this many origins.
+MAX_ORIGINS = 10_000
+#: Requests with one of these headers are sent by aiohttp, because it changes its own headers accordingly.
+_OWN_HEADERS = frozenset(
+    {
+        "accept",
+        "accept-encoding",
+        "connection",
+        "content-encoding",
+        "content-length",
+        "cookie",
+        "expect",
+        "host",
+        "transfer-encoding",
+        "user-agent",
+    }
+)
+
+
+class Request(Protocol):
+    """The part of a request that this module needs. `sender.OutgoingRequest` has it."""
+
+    @property
+    def method(self) -> str: ...
+    @property
+    def url(self) -> str: ...
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+    @property
+    def body(self) -> bytes | None: ...
+    @property
+    def tls(self) -> SSLContext | None: ...
+
+
+class IdleConnections:
+    """The idle connections of a connector, by origin."""
+
+    def __init__(self, connector: aiohttp.BaseConnector, headers: Mapping[str, str]) -> None:
+        """`headers` are the headers that the session adds to all requests."""
+        self._connector = connector
+        self._headers = headers
+        # (origin, TLS context) -> the key in the pool of aiohttp and the headers that begin each request to the origin
+        self._origins: dict[tuple[str, SSLContext | None], tuple[ConnectionKey, dict[str, str]]] = {}
+        self._has_plain_names: dict[tuple[str, ...], bool] = {}
+
+    def remember(self, request: Request, url: URL, host: str) -> None:
+        """Store how a request to the origin of `request` is sent. `host` is the Host header that aiohttp has sent."""
+        origin, _ = _split(request.url)
+        if "@" in origin or "?" in origin or "#" in origin:
+            return  # aiohttp adds a header with the credentials, or adds the missing path
+        if len(self._origins) >= MAX_ORIGINS:
+            self._origins.clear()
+        key = ConnectionKey(url.raw_host or "", url.port, url.scheme == "https", request.tls or True, None, None, None)
+        self._origins[origin, request.tls] = key, {"Host": host, **self._headers}
+
+    async def take(self, request: Request) -> tuple[Connection, bytes] | None:
+        """Take an idle connection to the origin of the request out of the pool. Return it with the bytes of the request.
+
+        Return None if there is no such connection. Raise ValueError if a header contains a line break."""
+        origin, target = _split(request.url)
+        known = self._origins.get((origin, request.tls))
+        if known is None or not self._is_plain(request.headers):
+            return None
+        key, first_headers = known
+        headers = {**first_headers, **request.headers, "Accept": "*/*"}
+        body = request.body
+        if request.method != "GET":
+            headers["Content-Length"] = str(len(body or b""))
+        head = serialize_headers(f"{request.method} {target} HTTP/1.1", headers)  # type: ignore[arg-type]
+        connection = await self._connector._get(key, [])
+        if connection is None:
+            return None
+        return connection, head if request.method == "GET" or not body else head + body
+
+    def _is_plain(self, headers: Mapping[str, str]) -> bool:
+        """Return whether all headers are added to those of aiohttp, and each of them occurs once."""
+        names = tuple(headers)
+        known = self._has_plain_names.get(names)
+        if known is None:
+            lower = {name.lower() for name in names}
+            known = len(lower) == len(names) and not lower & _OWN_HEADERS
+            if len(self._has_plain_names) >= MAX_ORIGINS:
+                self._has_plain_names.clear()
+            self._has_plain_names[names] = known
+        return known
+
+
+def _split(url: str) -> tuple[str, str]:
+    """Split a URL into its origin and the target of its request line: path and query."""
+    start = url.find("/", url.find("://") + 3)
+    if start < 0:
+        return url, "/"
+    target = url[start:]
+    return url[:start], target if "#" not in target else target.partition("#")[0]
