@@ -17,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import random
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import orjson
@@ -30,7 +29,7 @@ from shortener.delivery.outcomes import LOCAL_FAILURE, RATE_LIMITED, AttemptOutc
 from shortener.delivery.request import DeliveryTarget, ForbiddenHost
 from shortener.delivery.sender import Sender, SendResult
 from shortener.ids import DELIVERY_IDS, IdGenerator
-from shortener.model import Clock, DeliveryStatus, Topic
+from shortener.model import Clock, DeliveryStatus, Topic, record
 from shortener.storage.types import to_ms
 from shortener.tracing import Tracer
 
@@ -45,7 +44,7 @@ FREE_429_MS = 86_400_000
 MIN_429_PAUSE_MS, MAX_429_PAUSE_MS = 1000, 60_000
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class AttemptInFlight:
     """An attempt that may start now. The claim of its delivery is committed.
 
@@ -59,7 +58,7 @@ class AttemptInFlight:
     is_paced: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class FinishedAttempt:
     """An attempt that has ended and whose outcome is not yet in the database.
 

@@ -28,6 +28,7 @@ import asyncio
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -47,7 +48,7 @@ from shortener.model import Clock, DeliveryStatus, HitFlag, State, Topic, Verdic
 from shortener.outbox import count_deltas
 from shortener.outbox.count_deltas import CountDelta, time_to_click
 from shortener.storage.database import Database
-from shortener.storage.types import from_ms, to_ms
+from shortener.storage.types import iso_with_ms, to_ms
 
 log = structlog.get_logger(__name__)
 
@@ -58,6 +59,13 @@ MAX_EVENTS, MAX_EVENTS_WHILE_BUSY = 200, 50
 #: and 200 events of an application with 100 trackers would create 20,000 deliveries, which takes more than half a second. The next
 #: transactions process the events of other applications first, so that these events are not delayed.
 MAX_DELIVERIES = 1000
+
+# Plain numbers, because each operation on a member of an enumeration of flags takes a microsecond.
+_STATE, _CLICK, _CONVERSION, _SUSPECTED = (topic.value for topic in (Topic.STATE, Topic.CLICK, Topic.CONVERSION, Topic.SUSPECTED))
+_FIRST_FOR_LINK, _FIRST_FOR_MESSAGE = HitFlag.FIRST_FOR_LINK.value, HitFlag.FIRST_FOR_MESSAGE.value
+_PENDING = DeliveryStatus.PENDING.value
+_STATE_NAMES = {state.value: state.name for state in State}
+_VERDICT_NAMES = {verdict.value: verdict.api_name for verdict in Verdict}
 
 DeliveryRow = tuple[int, int, int, int, int | None, str | None, str, int, int, int, int]
 
@@ -191,28 +199,30 @@ class Fanout:
         return len(facts), len(rows), many_of
 
     def _deliveries(self, event: PendingEvent, subscriptions: Sequence[Subscription], now: int) -> list[DeliveryRow]:
-        pending = int(DeliveryStatus.PENDING)
         rows: list[DeliveryRow] = []
-        suspected = event.topics & Topic.SUSPECTED
-        for topic in Topic(event.topics & ~Topic.SUSPECTED):
-            rows += [
-                (self._ids(), event.id, topic.value, event.application_id, tracker, None, f"t{tracker}", pending, 0, now, now)
-                for tracker, topics, with_suspected, *_ in subscriptions
-                if topics & topic and (with_suspected or not suspected)
-            ]
-        if event.flags and event.flags & HitFlag.FIRST_FOR_MESSAGE and event.topics & Topic.STATE:
+        suspected = event.topics & _SUSPECTED
+        if subscriptions:
+            for topic in _single_topics(event.topics & ~_SUSPECTED):
+                rows += [
+                    (self._ids(), event.id, topic, event.application_id, tracker, None, f"t{tracker}", _PENDING, 0, now, now)
+                    for tracker, topics, with_suspected, *_ in subscriptions
+                    if topics & topic and (with_suspected or not suspected)
+                ]
+        if not (event.flags and event.flags & _FIRST_FOR_MESSAGE):
+            return rows
+        if event.topics & _STATE:
             # Syniverse documents that a click creates "a click-thru and then a conversion event".
             rows += [
-                (self._ids(), event.id, Topic.CONVERSION.value, event.application_id, one.tracker, None, f"t{one.tracker}",
-                 pending, 0, now, now)
+                (self._ids(), event.id, _CONVERSION, event.application_id, one.tracker, None, f"t{one.tracker}",
+                 _PENDING, 0, now, now)
                 for one in subscriptions
                 if one.has_click_conversions
             ]  # fmt: skip
-        url = event.callback_url
-        if url and event.flags and event.flags & HitFlag.FIRST_FOR_MESSAGE and event.topics & Topic.CLICK:
-            queue = callback_queue(event.application_id, url)
-            row = (self._ids(), event.id, Topic.CLICK.value, event.application_id, None, url, queue, pending, 0, now, now)
-            rows.append(row)
+        if event.callback_url and event.topics & _CLICK:
+            queue = callback_queue(event.application_id, event.callback_url)
+            rows.append(
+                (self._ids(), event.id, _CLICK, event.application_id, None, event.callback_url, queue, _PENDING, 0, now, now)
+            )
         return rows
 
     def _facts(self, connection: Connection, events: list[int]) -> dict[int, dict[str, Any]]:
@@ -223,7 +233,7 @@ class Fanout:
     def _snapshot(self, source: Sources, click_number: int | None) -> dict[str, Any]:
         """Return the facts of an event without the event id and the topic, which each delivery adds (formats.FACTS)."""
         facts: dict[str, Any] = {
-            "timestamp": iso(source.at),
+            "timestamp": iso_with_ms(source.at),
             "application_id": source.application_id,
             "company_id": source.company_id,
         }
@@ -239,19 +249,19 @@ class Fanout:
         if source.click_hit is not None:
             facts |= {
                 "click_id": self._click_ids.encode(source.click_hit),
-                "verdict": Verdict(source.verdict).api_name,
+                "verdict": _VERDICT_NAMES[source.verdict],
                 "verdict_reason": source.rule,
                 "user_agent": source.user_agent,
-                "first_for_link": bool(source.flags & HitFlag.FIRST_FOR_LINK),
-                "first_for_message": bool(source.flags & HitFlag.FIRST_FOR_MESSAGE),
+                "first_for_link": bool(source.flags & _FIRST_FOR_LINK),
+                "first_for_message": bool(source.flags & _FIRST_FOR_MESSAGE),
                 "click_number": click_number,
             }
         if source.click_country is not None:
             facts["click_country"] = source.click_country
         if source.conversion_id is not None:
             facts |= _conversion_facts(source, source.conversion_id)
-        if source.topics & Topic.STATE and source.hit_id == source.event:  # the event is the first click of its message
-            facts |= {"previous_state": State(source.state).name, "new_state": State.CLICKTHRU.name}
+        if source.topics & _STATE and source.hit_id == source.event:  # the event is the first click of its message
+            facts |= {"previous_state": _STATE_NAMES[source.state], "new_state": _STATE_NAMES[State.CLICKTHRU]}
         if source.data is not None:
             data = orjson.loads(source.data)
             if "state" in data:  # the event is a delivery report, and a newer report may have changed the state since
@@ -273,7 +283,7 @@ def _message_facts(source: Sources) -> dict[str, Any]:
         "from_address": source.from_address,
         "sender_id_id": source.sender_id_id,
         "sender_id_alias": source.sender_id_alias,
-        "new_state": (State(source.state) if source.clicked_at is None else State.CLICKTHRU).name,
+        "new_state": _STATE_NAMES[source.state if source.clicked_at is None else State.CLICKTHRU],
         "reason_code": source.reason_code,
         "reason_description": source.reason_description,
         "report_status": source.report_status,
@@ -307,6 +317,12 @@ def _conversion_facts(source: Sources, conversion_id: int) -> dict[str, Any]:
     }
 
 
+@lru_cache(maxsize=512)
+def _single_topics(topics: int) -> tuple[int, ...]:
+    """Return the bits of a combination of topics."""
+    return tuple(topic.value for topic in Topic(topics))
+
+
 async def requeue_events(database: Database) -> int:
     """Make all quarantined events pending again. Return their number.
 
@@ -328,7 +344,7 @@ def _click_numbers(connection: Connection, sources: Sequence[Sources]) -> dict[i
     for source in sources:
         if _is_numbered(source):
             assert source.click_hit is not None
-            if source.flags & HitFlag.FIRST_FOR_LINK:
+            if source.flags & _FIRST_FOR_LINK:
                 numbers[source.event] = 1
             else:
                 repeats[source.link_id].append((source.click_hit, source.event))
@@ -343,17 +359,12 @@ def _click_numbers(connection: Connection, sources: Sequence[Sources]) -> dict[i
 
 def _is_numbered(source: Sources) -> bool:
     """Return whether the event gets a click number: it must be a click of a person on a known link."""
-    is_click = source.topics & Topic.CLICK and not source.topics & Topic.SUSPECTED and source.verdict == Verdict.HUMAN
+    is_click = source.topics & _CLICK and not source.topics & _SUSPECTED and source.verdict == Verdict.HUMAN
     return bool(is_click and source.click_hit is not None and source.code is not None)
 
 
-def iso(ms: int) -> str:
-    """Convert milliseconds since 1970 to an ISO 8601 time in UTC with milliseconds, in the notation of Syniverse."""
-    return f"{from_ms(ms).isoformat(timespec='milliseconds')[:-6]}Z"
-
-
 def _iso(ms: int | None) -> str | None:
-    return None if ms is None else iso(ms)
+    return None if ms is None else iso_with_ms(ms)
 
 
 def _seconds(since: int | None, until: int) -> int | None:

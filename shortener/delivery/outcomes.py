@@ -18,6 +18,8 @@ from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from typing import Any, Protocol
 
+from shortener.model import record
+
 #: The default delays between attempts, in seconds: the example schedule of Standard Webhooks with ten attempts in 75 h 35 min.
 DEFAULT_SCHEDULE = (5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400)
 #: A random jitter is added to each delay: at most this part of the delay, and at most this many seconds.
@@ -55,7 +57,7 @@ class ResponseFacts(Protocol):
     def is_local(self) -> bool: ...
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class AttemptOutcome:
     """The outcome of an attempt.
 

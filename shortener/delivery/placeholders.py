@@ -20,7 +20,7 @@ import difflib
 import ipaddress
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 from urllib.parse import quote
@@ -77,6 +77,16 @@ STATUS_WORDS = {
     "DELIVERED": "DELIVRD",
     "FAILED": "UNDELIV",
     "EXPIRED": "EXPIRED",
+}
+
+#: The placeholders whose value is a fact with another name.
+_FACT_OF = {
+    "event": "topic",
+    "phone": "to_address",
+    "recipient": "to_address",
+    "cost": "mt_price",
+    "status_code": "reason_code",
+    "num_parts": "fragments_count",
 }
 
 _KNOWN = frozenset(PLACEHOLDERS)
@@ -210,27 +220,30 @@ def parse_template(url: str) -> Template:
     return Template(scheme, host, port, tuple(dict.fromkeys(names)), tuple(texts), tuple(names))
 
 
-def placeholder_values(facts: Mapping[str, Any]) -> dict[str, str]:
-    """Return the value of every placeholder for an event, by placeholder name. An unknown value is the empty string.
+def placeholder_values(facts: Mapping[str, Any], names: Iterable[str] | None = None) -> dict[str, str]:
+    """Return the values of placeholders for an event, by placeholder name. An unknown value is the empty string.
 
-    `facts` is the snapshot of the event's data (formats.FACTS)."""
-    phone = _text(facts.get("to_address"))
-    values = {name: _text(facts.get(name)) for name in OWN_PLACEHOLDERS}
-    values["event"] = _text(facts.get("topic"))
-    values["message_id"] = _text(facts.get("message_id"))
-    values["phone"] = values["recipient"] = phone
-    values["sender_id"] = displayed_sender(facts)
-    values["cost"] = _text(facts.get("mt_price"))
-    values["status"] = status_word(facts)
-    values["status_code"] = _text(facts.get("reason_code"))
-    values["num_parts"] = _text(facts.get("fragments_count"))
-    values["timestamp"] = _text(facts.get("timestamp"))
-    values["timestamp_unix"] = _epoch_seconds(facts.get("timestamp"))
-    values["telecom_message_id"] = _text(facts.get("telecom_message_id"))
+    `facts` is the snapshot of the event's data (formats.FACTS). `names` are the placeholders whose values are needed. None means
+    all placeholders and all metadata of the message."""
     metadata = facts.get("metadata")
-    if isinstance(metadata, Mapping):
-        values |= {f"{METADATA}{name}": _text(value) for name, value in metadata.items()}
-    return values
+    if not isinstance(metadata, Mapping):
+        metadata = {}
+    if names is None:
+        names = (*PLACEHOLDERS, *(METADATA + name for name in metadata))
+    return {name: _placeholder_value(facts, name, metadata) for name in names}
+
+
+def _placeholder_value(facts: Mapping[str, Any], name: str, metadata: Mapping[str, Any]) -> str:
+    if name.startswith(METADATA):
+        return _text(metadata.get(name.removeprefix(METADATA)))
+    match name:
+        case "sender_id":
+            return displayed_sender(facts)
+        case "status":
+            return status_word(facts)
+        case "timestamp_unix":
+            return _epoch_seconds(facts.get("timestamp"))
+    return _text(facts.get(_FACT_OF.get(name, name)))
 
 
 def displayed_sender(facts: Mapping[str, Any]) -> str:

@@ -77,7 +77,7 @@ class DeliveryTarget:
         if isinstance(self.url, str):
             url = self.url
         else:
-            url = self.url.expand(placeholder_values(facts) if self.url.placeholders else {})
+            url = self.url.expand(placeholder_values(facts, self.url.placeholders))
         if not allow_http and not url.startswith("https:"):
             raise ForbiddenHost("http:// targets are disabled (ALLOW_HTTP_TARGETS)")
         secrets = [key for key, until in self.secrets if until is None or at < until]

@@ -19,7 +19,6 @@ from typing import Any
 from sqlalchemy import Connection, insert
 
 from shortener.delivery.attempt import to_storable_text
-from shortener.delivery.fanout import iso
 from shortener.delivery.outcomes import OutcomeKind, classify_response
 from shortener.delivery.request import ForbiddenHost
 from shortener.delivery.sender import Sender, SendResult
@@ -31,7 +30,7 @@ from shortener.outbox import operations
 from shortener.outbox.events import encode_event_id
 from shortener.storage import schema
 from shortener.storage.database import Database
-from shortener.storage.types import to_ms
+from shortener.storage.types import iso_with_ms, to_ms
 
 #: The maximum numbers of test deliveries that run at the same time: for all applications together, and for one application.
 MAX_TESTS, MAX_TESTS_PER_APPLICATION = 64, 8
@@ -86,7 +85,7 @@ def sample_facts(application_id: int, at: datetime, event: str) -> dict[str, Any
     if event == "operations":
         return {
             "sample_of": operations.TRACKER_DISABLED,
-            "timestamp": iso(to_ms(at)),
+            "timestamp": iso_with_ms(to_ms(at)),
             "application_id": application_id,
             "company_id": None,
             "tracker_id": 1,
@@ -96,13 +95,13 @@ def sample_facts(application_id: int, at: datetime, event: str) -> dict[str, Any
             "reason": "test",
             "key_kind": "tracker_token",
             "key_id": 1,
-            "expires_at": iso(to_ms(at)),
+            "expires_at": iso_with_ms(to_ms(at)),
         }
     phone = "+14085550100"
     now = to_ms(at)
     facts: dict[str, Any] = {
         "sample_of": event,
-        "timestamp": iso(now),
+        "timestamp": iso_with_ms(now),
         "application_id": application_id,
         "company_id": None,
         "message_id": "test",
@@ -130,8 +129,8 @@ def sample_facts(application_id: int, at: datetime, event: str) -> dict[str, Any
         "short_url": "https://go.brand.example/8kVnq2LmRd",
         "url": "https://example.com/",
         "label": "test",
-        "sent_at": iso(now - 44_000),
-        "delivered_at": iso(now - 42_000),
+        "sent_at": iso_with_ms(now - 44_000),
+        "delivered_at": iso_with_ms(now - 42_000),
         "process_key": "test",
     }
     if event == "delivery":
@@ -139,7 +138,7 @@ def sample_facts(application_id: int, at: datetime, event: str) -> dict[str, Any
     facts |= {
         "new_state": "CLICKTHRU",
         "click_id": "test-click",
-        "clicked_at": iso(now),
+        "clicked_at": iso_with_ms(now),
         "verdict": "human",
         "verdict_reason": "browser",
         "user_agent": "test",

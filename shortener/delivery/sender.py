@@ -19,14 +19,13 @@ import asyncio
 import importlib
 import ssl
 from collections.abc import Awaitable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from shortener import __version__
 from shortener.delivery.guard import Guard, Lookup
-from shortener.model import Clock, utcnow
+from shortener.model import Clock, record, utcnow
 
 if TYPE_CHECKING:
     from shortener.delivery.http_sender import HttpSender
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 EXCERPT_BYTES = 1024
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class OutgoingRequest:
     """An HTTP request to send. `url` is ASCII and is sent unchanged. A GET request has no body."""
 
@@ -46,7 +45,7 @@ class OutgoingRequest:
     may_repeat: bool = True  # whether the request is sent again if the receiver had just closed the idle connection
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SendResult:
     """The result of sending a request.
 

@@ -79,6 +79,12 @@ def iso_of_ms(ms: int | None) -> str | None:
     return f"{_iso_second(second)}.{rest:03d}Z" if rest else f"{_iso_second(second)}Z"
 
 
+def iso_with_ms(ms: int) -> str:
+    """Return milliseconds since 1970 as ISO 8601 in UTC with a Z. The text always contains milliseconds."""
+    second, rest = divmod(ms, 1000)
+    return f"{_iso_second(second)}.{rest:03d}Z"
+
+
 def to_iso(at: datetime | None) -> str | None:
     """Return the time as ISO 8601 in UTC with a Z. The text contains milliseconds if they are not zero."""
     if at is None:

@@ -15,7 +15,7 @@ from shortener.storage import schema
 from shortener.storage.database import Database
 from shortener.storage.migrate import prepare
 from shortener.storage.open import open_database
-from shortener.storage.types import from_ms, iso_of_ms, to_iso
+from shortener.storage.types import from_ms, iso_of_ms, iso_with_ms, to_iso
 
 NOW = datetime(2026, 11, 20, 12, 0, 0, 123000, tzinfo=UTC)
 
@@ -132,3 +132,5 @@ async def test_the_path_of_a_sqlite_file_can_contain_characters_that_are_special
 @pytest.mark.parametrize("ms", [None, 0, 999, 1000, 1_764_000_000_000, 1_764_000_000_007, 1_764_000_000_120, 253_402_300_799_000])
 def test_a_time_stored_in_milliseconds_is_formatted_like_the_same_time_as_a_datetime(ms: int | None) -> None:
     assert iso_of_ms(ms) == to_iso(None if ms is None else from_ms(ms))
+    if ms is not None:
+        assert iso_with_ms(ms) == from_ms(ms).isoformat(timespec="milliseconds").replace("+00:00", "Z")
