@@ -234,7 +234,10 @@ class CountedActions:
         self._known: dict[int, set[str]] = {}
 
     def select(self, connection: Connection, actions: set[tuple[int, str]]) -> set[tuple[int, str]]:
-        """Return the (application_id, action) pairs that are counted separately. Add new actions until the maximum is reached."""
+        """Return those of the (application_id, action) pairs that have counts of their own.
+
+        A new action of an application gets counts of its own, and is stored for this, until the application has
+        MAX_COUNTED_ACTIONS of them."""
         unknown = sorted(one for one in actions if one[1] not in self._known.get(one[0], ()))
         if not unknown:
             return actions

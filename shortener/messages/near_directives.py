@@ -21,7 +21,8 @@ _MAX_WINDOW_CHARACTERS = 64
 _SIGN = re.compile(r"[#＃﹟♯]|&(?:amp;)*(?:#0*35|#x0*23|num);|%(?:25)*23", re.IGNORECASE)
 # The first characters of all forms of the sign `#`. A search for them takes a tenth of the time of a search for the forms.
 _SIGN_START = re.compile(r"[#＃﹟♯&%]")
-# A parenthesis that a program has escaped for HTML, a URL or Markdown, or a similar bracket. All of them become `❨`.
+# An opening parenthesis that a program has escaped (for HTML, a URL or Markdown), or another bracket that looks like one. Each of
+# them becomes `❨`.
 _OPENING = re.compile(r"&(?:amp;)*(?:#0*40|#x0*28|lpar);|%(?:25)*28|\\+\(|[❨❪❬❲⟨⟪⟬⦅⦗〈《〔〖〘〚⸨﴾]", re.IGNORECASE)
 _LOOK_ALIKES = str.maketrans("аасекорхтгυιАСЕКОРХТ", "aacekopxtrviACEKOPXT")
 _QUOTE = (

@@ -1,7 +1,5 @@
-"""This module computes the preview of a rewrite: the response that a request would get, with sample codes. It needs only the plan
-of the request.
-
-Nothing is stored."""
+"""This module computes the preview of a rewrite: the response that a request would get, with sample codes. It uses the plan
+of the request, and nothing is stored."""
 # Tested by tests/web/test_preview.py
 
 from __future__ import annotations

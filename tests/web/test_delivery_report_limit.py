@@ -20,7 +20,7 @@ PATH = "/api/v1/sms/status"
 async def test_two_thousand_reports_for_a_hundred_trackers_create_no_more_deliveries_than_the_limit_in_lists_of_any_size(
     make_service: MakeService, size: int
 ) -> None:
-    """The numbers are a tenth of those in the name: 200 reports would create 2,000 deliveries."""
+    """To save time, the test uses a tenth of the numbers in its name: 200 reports and 10 trackers, thus 2,000 deliveries."""
     service = await make_service(report_delivery_limit=600)
     for number in range(10):
         tracker = NewTracker(url=f"http://127.0.0.1:9/{number}", events=["delivery"])
