@@ -3,8 +3,9 @@
 With the parameters that OWASP recommends, the computation of a hash takes about 20 ms of processor time and 19 MiB of memory. The
 library's own default parameters take eight times as long in a process that serves redirects at the same time.
 
-Hashes are computed in threads, at most MAX_HASHES at a time, so that many sign-ins do not delay clicks. A check for an unknown name
-verifies a hash of a random password, so that the response time does not show whether a name exists.
+One thread computes all hashes, one after the other, so that many sign-ins do not delay clicks. Each thread that computes a hash
+would keep its 19 MiB of memory, because the allocator of glibc does not return it to the operating system. A check for an unknown
+name verifies a hash of a random password, so that the response time does not show whether a name exists.
 
 The library `argon2` is imported at the first use, because only few processes ever need it.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
 MIN_CHARACTERS = 12
 MAX_CHARACTERS = 128
 MEMORY_KIB, PASSES, LANES = 19 * 1024, 2, 1
-MAX_HASHES = 2  # The maximum number of hashes that a process computes at the same time.
 
 _NOT_LETTERS = re.compile(r"[\W\d_]+")
 _COMMON = Path(__file__).with_name("common_passwords.txt")
@@ -37,13 +38,12 @@ class Passwords:
     """A hasher of passwords that does not block the event loop."""
 
     def __init__(self) -> None:
-        self._slots = asyncio.Semaphore(MAX_HASHES)
+        self._thread = ThreadPoolExecutor(1, "passwords")
         self._dummy: str | None = None
 
     async def hash(self, password: str) -> str:
         """Return the Argon2id hash of a password, with its parameters and its salt."""
-        async with self._slots:
-            return await asyncio.to_thread(lambda: _hasher().hash(password))
+        return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: _hasher().hash(password))
 
     async def verify(self, stored: str | None, password: str) -> bool:
         """Return whether a password belongs to a stored hash. Return False if `stored` is None: then the operator does not exist or
@@ -54,8 +54,8 @@ class Passwords:
             password, stored = "", None
         if stored is None and self._dummy is None:
             self._dummy = await self.hash(secrets.token_urlsafe(16))
-        async with self._slots:
-            matches = await asyncio.to_thread(_verify, stored or self._dummy or "", password)
+        loop = asyncio.get_running_loop()
+        matches = await loop.run_in_executor(self._thread, _verify, stored or self._dummy or "", password)
         return matches and stored is not None
 
 

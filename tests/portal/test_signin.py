@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pyotp
 import pytest
@@ -11,10 +12,10 @@ from starlette.responses import Response
 
 from shortener.container import Service
 from shortener.errors import ApiError
-from shortener.portal import second_factor
+from shortener.portal import passwords, second_factor
 from shortener.portal.operators import find_operator
 from shortener.portal.parts import cookie_name
-from shortener.portal.passwords import check_new_password
+from shortener.portal.passwords import Passwords, check_new_password
 from shortener.portal.router import Portal
 from shortener.secret import Secret
 from shortener.storage import schema
@@ -211,3 +212,20 @@ async def test_successful_sign_ins_do_not_delay_a_network(sign_in: SignIn, new_b
     for _ in range(25):
         browser = await new_browser()
         assert (await browser.post("/portal/signin", data={"name": "Ada", "password": PASSWORD})).status_code == 303
+
+
+async def test_all_passwords_are_hashed_in_one_thread_because_each_thread_would_keep_its_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    threads = set()
+
+    class Hasher:
+        def hash(self, password: str) -> str:
+            threads.add(threading.get_ident())
+            return password
+
+    monkeypatch.setattr(passwords, "_hasher", Hasher)
+    hasher = Passwords()
+    assert await asyncio.gather(*(hasher.hash(str(number)) for number in range(20))) == [str(number) for number in range(20)]
+    assert len(threads) == 1
+    assert threading.get_ident() not in threads
