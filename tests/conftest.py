@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import filecmp
 import itertools
 import os
 import shutil
@@ -18,7 +19,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import asyncpg
 import httpx
@@ -39,7 +40,7 @@ from tests.servers import PostgresProcess, memory_folder
 from tests.servers import certificate as certificate
 from tests.servers import postgres_server as postgres_server
 from tests.servers import redis_server as redis_server
-from tests.speed import collect_garbage_rarely, share_compiled_statements
+from tests.speed import collect_garbage_rarely, exclude_old_objects, share_compiled_statements
 
 T = TypeVar("T")
 
@@ -86,16 +87,17 @@ def reset_logs() -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests that need PostgreSQL with `postgresql` and tests of real processes with `acceptance`."""
-    acceptance = Path(__file__).parent / "acceptance"
-    command_line = Path(__file__).parent / "cli"
+    folder = Path(__file__).parent
+    acceptance, command_line = f"{folder / 'acceptance'}{os.sep}", f"{folder / 'cli'}{os.sep}"
     for item in items:
         assert isinstance(item, pytest.Function)
         fixtures = set(item.fixturenames)
         parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
         if fixtures & POSTGRESQL_FIXTURES or any(isinstance(value, str) and value == "postgresql" for value in parameters):
             item.add_marker("postgresql")
-        starts_processes = command_line in item.path.parents and fixtures & PROCESS_FIXTURES
-        if acceptance in item.path.parents or starts_processes:
+        path = str(item.path)
+        starts_processes = path.startswith(command_line) and fixtures & PROCESS_FIXTURES
+        if path.startswith(acceptance) or starts_processes:
             item.add_marker("acceptance")
 
 
@@ -184,11 +186,12 @@ async def drop_postgresql_databases(start: int = 0) -> None:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _drop_databases_of_the_module() -> Iterator[None]:
-    """Drop the PostgreSQL databases that the tests of a module created and did not drop."""
+def _end_of_the_module() -> Iterator[None]:
+    """Drop the PostgreSQL databases that the tests of a module created and did not drop, and collect garbage."""
     yield
     if _databases:
         run_in_a_thread(drop_postgresql_databases())
+    exclude_old_objects()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -215,14 +218,57 @@ async def database(store_url: str) -> AsyncIterator[Database]:
 MakeService = Callable[..., Awaitable[Service]]
 
 
+class Installation(NamedTuple):
+    """The files of an installation after its first start, and the credentials of its default application."""
+
+    folder: Path
+    credentials: Credentials
+
+
+#: The settings that change what the first start of an installation creates.
+FIRST_START_SETTINGS = {"data_dir", "database_url", "secret", "initial_api_key", "initial_tracker_token"}
+
+
+@pytest.fixture(scope="session")
+def sqlite_installation(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Installation:
+    """A SQLite installation that was started once, at NOON. Tests copy it, which is faster than a first start."""
+    folder = tmp_path_factory.mktemp("sqlite_installation")
+    file = shutil.copyfile(sqlite_template, folder / "shortener.db")
+
+    async def start() -> Credentials:
+        service = await open_service(Settings(data_dir=folder, database_url=f"sqlite:///{file}"), clock=Clock())
+        await service.close(grace=1)
+        assert service.first_credentials is not None
+        return service.first_credentials
+
+    return Installation(folder, run_in_a_thread(start()))
+
+
 @pytest.fixture
-async def make_service(store_url: str, tmp_path: Path, clock: Clock) -> AsyncIterator[MakeService]:
-    """Return a function that opens a service on the database. The background jobs of the service run only with `start=True`."""
+async def make_service(request: pytest.FixtureRequest, store_url: str, tmp_path: Path, clock: Clock) -> AsyncIterator[MakeService]:
+    """Return a function that opens a service on the database. The background jobs of the service run only with `start=True`.
+
+    The first service on a SQLite database opens a copy of `sqlite_installation`, unless the test has already opened or changed the
+    files or passes other settings of a first start."""
     opened: list[Service] = []
+
+    def copy_installation(settings: dict[str, Any]) -> Credentials | None:
+        database = tmp_path / "shortener.db"
+        is_unused = not opened and {file.name for file in tmp_path.iterdir()} <= {database.name}
+        if not is_unused or clock.now != NOON or settings.keys() & FIRST_START_SETTINGS:
+            return None
+        template: Path = request.getfixturevalue("sqlite_template")
+        if not database.exists() or not filecmp.cmp(template, database, shallow=False):
+            return None
+        installation: Installation = request.getfixturevalue("sqlite_installation")
+        shutil.copytree(installation.folder, tmp_path, dirs_exist_ok=True)
+        return installation.credentials
 
     async def make(*, start: bool = False, **settings: Any) -> Service:
         values = {"data_dir": tmp_path, "database_url": store_url, "allow_private_targets": True, **settings}
+        credentials = copy_installation(settings) if store_url.startswith("sqlite:") else None
         service = await open_service(Settings(**values), clock=clock)
+        service.first_credentials = service.first_credentials or credentials
         opened.append(service)
         service.recorder.start()
         if start:

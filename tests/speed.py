@@ -48,3 +48,17 @@ def collect_garbage_rarely() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)
+
+
+#: The number of objects that a full collection may have to examine, about 10 ms.
+MAX_OLD_OBJECTS = 50_000
+
+
+def exclude_old_objects() -> None:
+    """Collect garbage and exclude the objects that remain from garbage collection, if there are many.
+
+    The objects that remain are caches and the reports of tests. Without this, each full collection would examine all of them. Each
+    service starts one with its background jobs."""
+    if len(gc.get_objects(generation=2)) > MAX_OLD_OBJECTS:
+        gc.collect()
+        gc.freeze()

@@ -19,8 +19,6 @@ from pydantic import BaseModel
 from shortener.delivery.formats import FACTS, FORMATS, render
 from shortener.delivery.placeholders import PLACEHOLDERS
 from shortener.errors import ErrorCode
-from shortener.web.endpoints import ENDPOINTS
-from shortener.web.openapi import document
 from shortener.web.vendors.infobip import InfobipRequest
 from shortener.web.vendors.infobip_preview import InfobipPreviewRequest
 from shortener.web.vendors.infobip_v3 import InfobipV3Request
@@ -28,11 +26,11 @@ from shortener.web.vendors.syniverse import SyniverseMessageRequest
 from shortener.web.vendors.vendor_model import Unsupported
 from shortener.web.vendors.xoxzo import XoxzoSendRequest
 from tests.acceptance.vendor_clients import INFOBIP_CLIENTS, PACKAGES, SCRIPTS
+from tests.web.openapi_document import DOCUMENT
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "compatibility.md"
 SYSTEMS = ("Syniverse", "Infobip", "Xoxzo", "23 Telecom")
 KINDS = ("call", "request field", "response field", "event field", "placeholder", "header", "error", "rule")
-DOCUMENT = document(ENDPOINTS)
 
 Row = tuple[str, ...]
 

@@ -7,6 +7,7 @@ may read a complete table, or a complete index, that grows with the messages of 
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ from shortener.portal.live_feed import read_rows
 from shortener.portal.operators import Role
 from shortener.portal.pages import all_pages
 from shortener.settings import Settings
-from shortener.storage import schema
+from shortener.storage import raw_sql, schema
 from shortener.storage.database import Database
 from tests.conftest import NOON, client_of
 from tests.portal.conftest import SAME_ORIGIN, accept, invite
@@ -160,9 +161,16 @@ def recorded() -> Iterator[Recorded]:
         if first_word in ("SELECT", "WITH", "UPDATE", "DELETE"):
             found.statements.setdefault(statement, (parameters[0] if many else parameters, found.page))
 
+    def record_and_execute(connection: Connection, statement: str, *parameters: object) -> sqlite3.Cursor:
+        record(connection, None, statement, parameters, None, False)
+        return execute(connection, statement, *parameters)
+
+    execute = raw_sql.execute  # executes the statements that bypass SQLAlchemy
     event.listen(Engine, "before_cursor_execute", record)
     try:
-        yield found
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(raw_sql, "execute", record_and_execute)
+            yield found
     finally:
         event.remove(Engine, "before_cursor_execute", record)
 

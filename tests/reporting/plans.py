@@ -10,22 +10,21 @@ from sqlalchemy import Connection, event
 
 def plans(connection: Connection, run: Callable[[], Any]) -> list[str]:
     """Call `run` and return SQLite's query plan of each statement that it executed, one step per line."""
+    statements: list[str] = []
+    driver: Any = connection.connection.driver_connection
+    # SQLite reports also the statements that bypass SQLAlchemy (shortener/storage/raw_sql.py), with the values of the parameters.
+    driver.set_trace_callback(statements.append)
+    run()
+    driver.set_trace_callback(None)
     return [
-        "\n".join(row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters))
-        for statement, parameters in _statements(connection, run)
+        "\n".join(row[3] for row in driver.execute(f"EXPLAIN QUERY PLAN {statement}"))
+        for statement in statements
+        if not statement.startswith(("BEGIN", "--"))
     ]
 
 
 def plans_of_postgresql(connection: Connection, run: Callable[[], Any]) -> list[str]:
     """Call `run` and return PostgreSQL's query plan of each statement that it executed, one step per line."""
-    return [
-        "\n".join(row[0] for row in connection.exec_driver_sql(f"EXPLAIN {statement}", parameters))
-        for statement, parameters in _statements(connection, run)
-    ]
-
-
-def _statements(connection: Connection, run: Callable[[], Any]) -> list[tuple[str, Any]]:
-    """Call `run` and return the statements that it executed, with their parameters."""
     statements: list[tuple[str, Any]] = []
 
     def record(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
@@ -35,7 +34,10 @@ def _statements(connection: Connection, run: Callable[[], Any]) -> list[tuple[st
     event.listen(connection, "before_cursor_execute", record)
     run()
     event.remove(connection, "before_cursor_execute", record)
-    return statements
+    return [
+        "\n".join(row[0] for row in connection.exec_driver_sql(f"EXPLAIN {statement}", parameters))
+        for statement, parameters in statements
+    ]
 
 
 def scanned(plan: str, *tables: str) -> list[str]:

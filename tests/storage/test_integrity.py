@@ -19,8 +19,10 @@ from shortener.errors import StoreUnavailable
 from shortener.settings import Settings
 from shortener.storage.integrity import DatabaseLost, find_damage
 from shortener.storage.open import open_database
+from shortener.web import health
 from tests.clicks.helpers import create_codes, make_hit
 from tests.conftest import MakeService, client_of
+from tests.servers import PATIENCE
 
 
 async def readiness(service: Service) -> tuple[int, dict[str, str]]:
@@ -35,7 +37,10 @@ def only_sqlite(service: Service) -> Path:
     return Path(service.settings.store_url.removeprefix("sqlite:///"))
 
 
-async def test_readyz_reports_failing_database_writes_until_a_write_succeeds_again(service: Service) -> None:
+async def test_readyz_reports_failing_database_writes_until_a_write_succeeds_again(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "CHECK_TIMEOUT_SECONDS", PATIENCE)
     service.start(web=False, deliver=False)
     assert (await readiness(service))[1]["writes"] == "ok"
     trigger = (

@@ -23,8 +23,7 @@ from shortener.web.endpoints import ENDPOINTS
 from shortener.web.field_texts import is_time
 from shortener.web.openapi import document
 from tests.conftest import client_of
-
-DOCUMENT = document(ENDPOINTS)
+from tests.web.openapi_document import DOCUMENT
 
 
 def operations(described: dict[str, Any] = DOCUMENT) -> Iterator[tuple[str, str, dict[str, Any]]]:

@@ -12,11 +12,9 @@ from shortener.delivery.formats import FORMATS, render
 from shortener.delivery.sample_delivery import sample_facts
 from shortener.model import EVENT_NAMES
 from shortener.outbox import operations
-from shortener.web.endpoints import ENDPOINTS
-from shortener.web.openapi import document
 from tests.conftest import NOON
+from tests.web.openapi_document import DOCUMENT
 
-DOCUMENT = document(ENDPOINTS)
 EVENTS = sorted(({*EVENT_NAMES} - {"operations"}) | {*operations.NAMES})
 
 
