@@ -1,9 +1,9 @@
-"""This module implements `Database` for SQLite: one writer thread has the only connection that writes, and reader threads have
-connections that only read (sqlite_readers.py). A whole transaction costs one change of thread (docs/decisions/0002). Every
-transaction begins with BEGIN IMMEDIATE: a deferred transaction that reads before it writes can fail with SQLITE_BUSY at once,
-without the timeout. With WAL and synchronous=FULL, a committed transaction survives a power failure. Only the process that serves
-makes checkpoints (checkpoint.py). It holds a lock on a file next to the database, so a second server does not start. If the
-database file is deleted or replaced while it is open, every write raises StoreUnavailable.
+"""This module implements `Database` for SQLite: one writer thread has the only connection that writes, and readers use read-only
+connections with aiosqlite. A whole transaction costs one change of thread. With aiosqlite, each statement would cost one
+(docs/decisions/0002). Every transaction begins with BEGIN IMMEDIATE: a deferred transaction that reads before it writes can fail
+with SQLITE_BUSY at once, without the timeout. With WAL and synchronous=FULL, a committed transaction survives a power failure. Only
+the process that serves makes checkpoints (checkpoint.py). It holds a lock on a file next to the database, so a second server does
+not start. If the database file is deleted or replaced while it is open, every write raises StoreUnavailable.
 
 The WAL cannot restart while a reader uses an old snapshot, so it grows with every commit. Therefore a read of the process that
 serves ends after MAX_READ_SECONDS with StoreUnavailable. Readers of other processes, such as a backup, cannot be ended; the
@@ -17,17 +17,21 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import fcntl
+import math
 import os
 import queue
 import secrets
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, Concatenate, Literal, ParamSpec, TypeVar
+from urllib.parse import quote
 
 import structlog
 from sqlalchemy import URL, Connection, Engine, Row, create_engine, event
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import StaticPool
 from sqlalchemy.sql import Executable
 
@@ -37,7 +41,6 @@ from shortener.metrics import Metrics
 from shortener.storage import raw_sql
 from shortener.storage.checkpoint import Checkpointer
 from shortener.storage.database import store_errors
-from shortener.storage.sqlite_readers import SqliteReaders
 
 log = structlog.get_logger(__name__)
 
@@ -47,6 +50,8 @@ T = TypeVar("T")
 BUSY_TIMEOUT_MS = 1000
 #: The longest duration of one read in the process that serves.
 MAX_READ_SECONDS = 60.0
+#: SQLite compares the duration of a read with its limit after this number of steps of its virtual machine, about 10 ms.
+STEPS_PER_CHECK = 1_000_000
 _WRITER_PRAGMAS = (
     "PRAGMA journal_mode=WAL",
     "PRAGMA synchronous=FULL",
@@ -82,14 +87,23 @@ class SqliteDatabase:
             # Hide parameters, because errors are logged and parameters contain phone numbers and IP addresses.
             hide_parameters=True,
         )
-        _prepare(self._engine)
+        _prepare(self._engine, _WRITER_PRAGMAS)
         with store_errors():
             self._writer = self._engine.connect()
             # The connection of the writer thread, as an object of the module sqlite3.
             self._driver: Any = self._writer.connection.driver_connection
             self._file = _identity(path)
         self.has_failed_writes = False
-        self._readers = SqliteReaders(path, _READER_PRAGMAS, max_seconds=MAX_READ_SECONDS if owner else None)
+        # Readers open the file with mode=ro, so they cannot write.
+        self._readers: AsyncEngine = create_async_engine(
+            URL.create("sqlite+aiosqlite", database=f"file:{quote(str(path))}", query={"mode": "ro", "uri": "true"}),
+            connect_args={"isolation_level": None},
+            pool_size=4,
+            hide_parameters=True,
+        )
+        _prepare(self._readers.sync_engine, _READER_PRAGMAS, "BEGIN")
+        self._max_read_seconds = MAX_READ_SECONDS if owner else None
+        _limit_reads(self._readers.sync_engine)
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="sqlite-writer", daemon=True)
         self._thread.start()
@@ -160,29 +174,39 @@ class SqliteDatabase:
         return result
 
     async def read(self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        return await self._readers.read(query, *args, **kwargs)
+        with store_errors():
+            async with self._readers.connect() as connection:
+                self._begin_read(connection)
+                return await connection.run_sync(query, *args, **kwargs)
 
-    def stream(self, statement: Executable, *, size: int = 1000) -> AsyncIterator[Sequence[Row[Any]]]:
-        return self._readers.stream(statement, size=size)
+    async def stream(self, statement: Executable, *, size: int = 1000) -> AsyncIterator[Sequence[Row[Any]]]:
+        with store_errors():
+            async with self._readers.connect() as connection:
+                self._begin_read(connection)
+                result = await connection.stream(statement)
+                async for rows in result.partitions(size):
+                    yield rows
+
+    def _begin_read(self, connection: AsyncConnection) -> None:
+        assert connection.sync_connection is not None
+        limit: _ReadLimit = connection.sync_connection.info[_LIMIT]
+        limit.ends_at = math.inf if self._max_read_seconds is None else time.monotonic() + self._max_read_seconds
 
     async def close(self) -> None:
         if self._closed:
             return
         self._closed = True
-        await asyncio.to_thread(self._stop_threads)
+        await self._readers.dispose()
+        if self._checkpointer is not None:
+            await asyncio.to_thread(self._checkpointer.stop)
+        self._work.put(None)
+        await asyncio.to_thread(self._thread.join)
         self._writer.close()
         self._engine.dispose()
         if self._checkpointer is not None:
             self._checkpointer.close()
         if self._lock:
             self._lock.close()
-
-    def _stop_threads(self) -> None:
-        self._readers.close()
-        if self._checkpointer is not None:
-            self._checkpointer.stop()
-        self._work.put(None)
-        self._thread.join()
 
     def _run(self) -> None:
         while (job := self._work.get()) is not None:
@@ -206,13 +230,40 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _prepare(engine: Engine) -> None:
+def _prepare(engine: Engine, pragmas: Sequence[str], begin: str | None = None) -> None:
     @event.listens_for(engine, "connect")
     def _connect(connection: Any, record: object) -> None:
         cursor = connection.cursor()
-        for pragma in _WRITER_PRAGMAS:
+        for pragma in pragmas:
             cursor.execute(pragma)
         cursor.close()
+
+    if begin is not None:
+
+        @event.listens_for(engine, "begin")
+        def _begin(connection: Connection) -> None:
+            connection.exec_driver_sql(begin)
+
+
+_LIMIT = "read limit"  # The key of the _ReadLimit in the `info` dict of a pooled connection.
+
+
+class _ReadLimit:
+    """The time limit of the current read on a connection. SQLite calls the object while it runs a statement."""
+
+    def __init__(self) -> None:
+        self.ends_at = math.inf
+
+    def __call__(self) -> bool:
+        """Return whether SQLite must interrupt the statement. The next statements of the same read are interrupted too."""
+        return time.monotonic() > self.ends_at
+
+
+def _limit_reads(engine: Engine) -> None:
+    @event.listens_for(engine, "connect")
+    def _connect(connection: Any, record: Any) -> None:
+        limit = record.info[_LIMIT] = _ReadLimit()
+        connection.run_async(lambda driver: driver.set_progress_handler(limit, STEPS_PER_CHECK))
 
 
 def _take_ownership(path: Path) -> IO[str]:
