@@ -26,6 +26,7 @@ from shortener.cli.sockets import bind, port_of
 from shortener.cli.stopping import (
     STOP_SECONDS,
     add_stop_handlers,
+    end_process,
     handle_stop_signals,
     parent_stop_seconds,
     stop_signals,
@@ -83,6 +84,7 @@ def serve(host: str | None, port: int | None, workers: int | None, as_json: bool
         _serve_many(settings, listener)
     else:
         _serve_one(settings, listener, as_json)
+    end_process()
 
 
 @async_command
@@ -378,3 +380,4 @@ async def deliver(as_json: bool) -> None:
     await stop.wait()
     stop_within(service, STOP_SECONDS)
     await service.close()
+    end_process()

@@ -17,8 +17,9 @@ import contextlib
 import faulthandler
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from shortener.container import Service
@@ -85,14 +86,25 @@ def _handle_stop_signal(service: Service, number: int, close_listener: CloseList
 def stop_within(service: Service, seconds: float) -> None:
     """Begin the stop of the service. End the process if it still runs HANG_SECONDS after the time limit."""
     service.begin_stop(seconds)
-    signal.signal(signal.SIGALRM, _end_process)
+    signal.signal(signal.SIGALRM, _cut_off)
     signal.setitimer(signal.ITIMER_REAL, seconds + HANG_SECONDS)
     # A thread of faulthandler also ends the process, because Python calls no signal handler while a C function blocks the main
     # thread.
     faulthandler.dump_traceback_later(seconds + HANG_SECONDS + KILL_SECONDS, exit=True)
 
 
-def _end_process(number: int, frame: object) -> None:
+def end_process() -> NoReturn:
+    """End the process with the exit code 0 after a complete stop.
+
+    The teardown of the interpreter takes seconds on a busy machine. Meanwhile the timer of `stop_within` would kill the process
+    with another exit code, because Python removes its signal handlers first."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # nobody reads the output any more
+            stream.flush()
+    os._exit(0)
+
+
+def _cut_off(number: int, frame: object) -> None:
     """End the process at once. A part of it still waits, for example for a database that does not respond.
 
     All data that can be written is written by then, and log lines report lost data. A signal handler must not use a logger, because

@@ -285,7 +285,9 @@ def _build_messages(foundation: Foundation) -> MessageParts:
         cohorts,
         clock,
         hosts,
-        RewriteLimits(max_recipients=settings.batch_limit, link_ttl=timedelta(days=settings.link_ttl_days)),
+        RewriteLimits(
+            max_recipients=settings.batch_limit, link_ttl=timedelta(days=settings.link_ttl_days), code_length=codes.length
+        ),
         foundation.cache,
         foundation.notify_sends,
     )

@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from urllib.parse import urlsplit
 
-from shortener.accounts.directory import Application, Domain
+from shortener.accounts.directory import Application, Domain, short_url
 from shortener.accounts.link_targets import check_link_target
 from shortener.errors import Detail, ErrorCode
 from shortener.messages.directives import parse_directives
 from shortener.messages.message_warnings import find_warnings
 from shortener.messages.rewrite_item import LinkHosts, RewriteItem, RewriteLimits
-from shortener.messages.segments import count_segments
+from shortener.messages.segments import Segments, count_segments
 from shortener.messages.sender_rules import visible_sender
 from shortener.messages.spans import Span, TrackMode, find_spans, replace_spans
 from shortener.model import record
@@ -68,6 +68,10 @@ class ItemPlan:
     gateway_id: int | None = None  # the gateway that sends the message; None: the message is not sent
     warnings: tuple[str, ...] = ()
     segments_without_rewriting: int = 0
+    # The number of characters and the size of the body with short links. All codes of an installation have the same length, and
+    # their characters are in the GSM-7 alphabet, so every code results in the same size.
+    rewritten_length: int = 0
+    rewritten: Segments | None = None
     problems: tuple[Problem, ...] = ()
 
 
@@ -108,13 +112,18 @@ def plan_item(
     if problems:
         return ItemPlan(track, problems=tuple(problems))
     spans = [link.span for link in links]
+    base_url = domain.base_url if domain else hosts.base_url(0)
+    sample = short_url(base_url, link_path, "a" * limits.code_length)
+    sample_body = replace_spans(item.body, spans, [sample] * len(links))
+    rewritten = count_segments(sample_body)
+    unchanged = count_segments(replace_spans(item.body, spans, [link.destination.url for link in links])) if links else rewritten
     return ItemPlan(
         track,
         links=links,
         expires_at=to_ms(expires_at),
         fallback_location=fallback_location,
         domain_id=domain.id if domain else 0,
-        base_url=domain.base_url if domain else hosts.base_url(0),
+        base_url=base_url,
         link_path=link_path,
         gateway_id=gateway.id if gateway is not None else None,
         warnings=find_warnings(
@@ -124,9 +133,9 @@ def plan_item(
             track=track,
             fallback_url=item.fallback_url,
         ),
-        segments_without_rewriting=count_segments(
-            replace_spans(item.body, spans, [link.destination.url for link in links])
-        ).segments,
+        segments_without_rewriting=unchanged.segments,
+        rewritten_length=len(sample_body),
+        rewritten=rewritten,
     )
 
 

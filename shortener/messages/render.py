@@ -14,7 +14,7 @@ from shortener.messages.directives import DirectiveError
 from shortener.messages.message_warnings import find_warnings, more_segments
 from shortener.messages.plan import PlannedMessage
 from shortener.messages.queries import StoredLink
-from shortener.messages.segments import count_segments
+from shortener.messages.segments import Segments, count_segments
 from shortener.messages.sender_rules import country_problem
 from shortener.messages.spans import TRACK_MODES, Span, locate_spans, replace_spans
 from shortener.model import record
@@ -85,7 +85,11 @@ def render_new(message: PlannedMessage, links: Sequence[StoredLink], base_url: s
     plan = message.plan
     spans = [link.span for link in plan.links]
     is_sent = None if message.item.gateway is None else plan.gateway_id is not None
-    return _render(message, message.request_id, spans, links, base_url, plan.segments_without_rewriting, plan.warnings, is_sent)
+    body = _replace(message, spans, links, base_url)
+    # The plan contains the size of the body, because counting a long text would occupy the thread that writes to the database.
+    counted = plan.rewritten if plan.rewritten is not None and len(body) == plan.rewritten_length else count_segments(body)
+    warnings, unchanged = plan.warnings, plan.segments_without_rewriting
+    return _rewritten(message, message.request_id, body, counted, links, base_url, unchanged, warnings, is_sent)
 
 
 def render_repeat(
@@ -114,21 +118,26 @@ def render_repeat(
     warnings = find_warnings(item.body, hosts, item.from_address, track=track, fallback_url=item.fallback_url)
     unchanged = count_segments(replace_spans(item.body, spans, [link.url for link in links])).segments
     is_sent = None if item.gateway is None else was_sent
-    return _render(message, request_id, spans, links, base_url, unchanged, warnings, is_sent)
+    body = _replace(message, spans, links, base_url)
+    return _rewritten(message, request_id, body, count_segments(body), links, base_url, unchanged, warnings, is_sent)
 
 
-def _render(
+def _replace(message: PlannedMessage, spans: Sequence[Span], links: Sequence[StoredLink], base_url: str) -> str:
+    """Return the body of a message with its short links."""
+    return replace_spans(message.item.body, spans, [short_url(base_url, link.path, link.code) for link in links])
+
+
+def _rewritten(
     message: PlannedMessage,
     request_id: str,
-    spans: Sequence[Span],
+    body: str,
+    counted: Segments,
     links: Sequence[StoredLink],
     base_url: str,
     segments_without_rewriting: int,
     warnings: tuple[str, ...],
     is_sent: bool | None,
 ) -> RewrittenMessage:
-    body = replace_spans(message.item.body, spans, [short_url(base_url, link.path, link.code) for link in links])
-    counted = count_segments(body)
     sender = message.item.from_address
     if (problem := country_problem(sender, message.number.country)) is not None:
         warnings = (*warnings, f"from {sender!r} {problem}")

@@ -55,11 +55,12 @@ class RewriteItem:
 
 @dataclass(frozen=True, slots=True)
 class RewriteLimits:
-    """Limits from the settings of the installation: the maximum number of recipients per request, and the default lifetime of
-    links."""
+    """Limits from the settings of the installation: the maximum number of recipients per request, the default lifetime of links,
+    and the number of characters of the code of a link."""
 
     max_recipients: int
     link_ttl: timedelta
+    code_length: int
 
 
 class LinkHosts(TargetHosts, Protocol):

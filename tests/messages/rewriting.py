@@ -17,7 +17,7 @@ from tests.conftest import NOON
 
 TO = "+14085550100"
 BASE_URL = "https://go.example"
-LIMITS = RewriteLimits(max_recipients=10, link_ttl=NOON - NOON.replace(month=8))
+LIMITS = RewriteLimits(max_recipients=10, link_ttl=NOON - NOON.replace(month=8), code_length=9)
 LINK = '#track("https://x.example/")'
 
 

@@ -54,7 +54,7 @@ def test_all_problems_of_a_rewrite_request_are_reported_in_request_order() -> No
 
 
 def test_a_request_with_150_invalid_recipients_is_rejected_with_150_details() -> None:
-    limits = type(LIMITS)(max_recipients=1000, link_ttl=LIMITS.link_ttl)
+    limits = type(LIMITS)(max_recipients=1000, link_ttl=LIMITS.link_ttl, code_length=LIMITS.code_length)
     assert len(rejection(item(to=("invalid",) * 150), limits=limits).details) == 150
 
 

@@ -6,14 +6,15 @@ from typing import Any
 import pytest
 
 from shortener.errors import ApiError, ErrorCode
-from shortener.messages import spans
+from shortener.messages import render, spans
 from shortener.messages.plan import PlannedMessage
 from shortener.messages.queries import StoredLink
 from shortener.messages.render import render_new, render_repeat
+from shortener.messages.segments import count_segments
 from shortener.messages.url_detection import DetectedUrl
 from shortener.storage.types import to_ms
 from tests.conftest import NOON
-from tests.messages.rewriting import BASE_URL, Hosts, application, item, plan
+from tests.messages.rewriting import BASE_URL, LINK, Hosts, application, item, plan
 
 BODY = 'Hi #track("https://x.example/a") and #trackurl("https://y.example/","sale")!'
 LINKS = [
@@ -108,3 +109,29 @@ def test_a_repeated_message_keeps_its_links_after_the_default_track_mode_of_the_
     body = "see https://x.example/a now"
     message = plan(item(body, message_ids=("m-1",)), application=application(track="directives")).messages[0]
     assert render_repeat(message, "r", links, BASE_URL).body == "see https://go.example/codeA now"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a short text",
+        f"{LINK} and {LINK}",
+        f"{'x' * 140} {LINK}",
+        f"{'{' * 76}{LINK}{'}' * 90}",  # an extension character that does not fit into the first segment
+        f"{'ж' * 40}{LINK}\U0001f600",
+    ],
+)
+def test_a_new_message_has_the_size_of_its_text_without_counting_it_in_the_transaction(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message = planned(text)
+    code = "Zz9Zz9Zz9"
+    links = [StoredLink(code, link.destination.url, None, to_ms(NOON), 0) for link in message.plan.links]
+    monkeypatch.setattr(render, "count_segments", forbid_counting)
+    rewritten = render_new(message, links, BASE_URL)
+    counted = count_segments(rewritten.body)
+    assert (rewritten.encoding, rewritten.segments) == (counted.encoding, counted.segments)
+
+
+def forbid_counting(text: str) -> None:
+    raise AssertionError("the thread that writes to the database must not count segments")
