@@ -27,6 +27,7 @@ from pathlib import Path
 import uvloop
 
 from benchmarks import compare, deliveries, delivery_rig, growth, loads, operations, postgresql, rig, traffic
+from benchmarks import mixed as mixed_load
 from benchmarks.rig import Figure, Load, Server
 
 CONVERTED_MESSAGES = 100_000
@@ -303,8 +304,8 @@ def two_processes(run: Run) -> None:
 
 
 def mixed(run: Run) -> None:
-    """Measure clicks during rewrites, exports, a purge and many due deliveries."""
-    run.figures += operations.mixed(
+    """Measure clicks during rewrites, exports, pages of the portal, a purge and many due deliveries."""
+    run.figures += mixed_load.measure(
         run.many // 4 if run.is_quick else run.many, 10_000 if run.is_quick else 100_000, max(run.seconds, 8), run.folder
     )
 

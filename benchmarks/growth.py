@@ -263,7 +263,7 @@ def clicks_during_a_purge(url: str, folder: Path, codes: Sequence[str], days: in
         with rig.server(**settings, **retention) as server:
             rig.wrk(server.base, script, seconds=1, connections=CLIENTS)
             if name == "with":
-                _wait_for_the_first(server)
+                wait_for_the_first_purge(server)
             before, start = purged(server), time.perf_counter()
             found.clicks[name] = rig.wrk(server.base, script, seconds=seconds, connections=CLIENTS)
             if name == "with":
@@ -273,7 +273,7 @@ def clicks_during_a_purge(url: str, folder: Path, codes: Sequence[str], days: in
                     sys.exit("the run is void: the purge ended before the clicks did; use more links or fewer seconds")
 
 
-def _wait_for_the_first(server: rig.Server) -> None:
+def wait_for_the_first_purge(server: rig.Server) -> None:
     """Wait until the purge, which deletes events first, has deleted a message."""
     end = time.monotonic() + PURGE_TIMEOUT_SECONDS
     while not purged(server):

@@ -1,4 +1,4 @@
-"""Figures of `bench.py` for work other than single clicks: export, statistics, maintenance commands, two processes, mixed load,
+"""Figures of `bench.py` for work other than single clicks: export, statistics, maintenance commands, two processes,
 installation.
 
 Each function returns its figures. The sizes are parameters, so that `--quick` needs seconds and a full run shows the limits.
@@ -8,32 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
-import random
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from argparse import Namespace
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from typing import Any
 
-import httpx
-
-from benchmarks import delivery_rig, export, growth, loads, rig, statistics, traffic
-from benchmarks.rig import Figure, Load, Server
-from shortener.container import open_service
-from shortener.settings import Settings
+from benchmarks import export, growth, loads, rig, statistics
+from benchmarks.rig import Figure, Load
 from tests.servers import PostgresProcess, RedisProcess
 
-MAX_P99_MS = 15.0
 CLICKED = 0.2  # share of clicked messages in a filled database
 
 
@@ -74,12 +65,12 @@ async def _report_times(options: Namespace) -> dict[str, tuple[float, float]]:
 def maintaining(links: int, folder: Path | None) -> list[Figure]:
     """Measure the commands verify, reclassify, copy and purge on a SQLite database of `links` messages, a fifth clicked."""
     found = []
-    with _filled(links, folder, days=112) as (url, place, _):
+    with filled(links, folder, days=112) as (url, place, _):
         retention = {f"SHORTENER_{what}_RETENTION_DAYS": str(growth.RETENTION_DAYS) for what in ("MESSAGE", "HIT", "EVENT")}
         expired = links * (112 - growth.RETENTION_DAYS) // 112
         since = (datetime.now(UTC) - timedelta(days=113)).isoformat()
         start = time.perf_counter()
-        _command(place, "applications", "list", "--json")
+        command(place, "applications", "list", "--json")
         idle = time.perf_counter() - start  # the duration of a start of the command, which does not depend on the number of rows
         for name, rows, arguments in (
             # With --json, because printing the missing counts as a table takes longer than the check itself.
@@ -89,7 +80,7 @@ def maintaining(links: int, folder: Path | None) -> list[Figure]:
             ("purge", expired, ["purge"]),
         ):
             start = time.perf_counter()
-            _command(place, *arguments, **(retention if name == "purge" else {}))
+            command(place, *arguments, **(retention if name == "purge" else {}))
             seconds = max(time.perf_counter() - start - idle, 0.01)
             unit = "hits/s" if name == "clicks reclassify" else "messages/s"
             note = f"{rows:,} {unit.partition('/')[0]} in {seconds:.1f} s, {links:,} messages in the database"
@@ -99,7 +90,7 @@ def maintaining(links: int, folder: Path | None) -> list[Figure]:
 
 
 @contextlib.contextmanager
-def _filled(links: int, parent: Path | None, *, days: int) -> Iterator[tuple[str, Path, list[str]]]:
+def filled(links: int, parent: Path | None, *, days: int) -> Iterator[tuple[str, Path, list[str]]]:
     """Fill a SQLite database. Yield its URL, its folder and the codes, oldest first."""
     place = Path(tempfile.mkdtemp(prefix="shortener-operations-", dir=parent))
     try:
@@ -110,7 +101,7 @@ def _filled(links: int, parent: Path | None, *, days: int) -> Iterator[tuple[str
         shutil.rmtree(place, ignore_errors=True)
 
 
-def _command(place: Path, *arguments: str, **more: str) -> str:
+def command(place: Path, *arguments: str, **more: str) -> str:
     """Run a command of the service on the database in `place`. Return its output. For `verify`, also accept the exit status 1:
     counts differ."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SHORTENER_")}
@@ -153,84 +144,6 @@ def _first_clicks_of(workers: int, links: int, seconds: float) -> Load:
         postgresql.close()
         redis.kill()
         shutil.rmtree(folder)
-
-
-def mixed(links: int, due: int, seconds: float, folder: Path | None) -> list[Figure]:
-    """Measure clicks alone, and then during bulk rewrites, exports, a purge and `due` deliveries at once.
-
-    The clicks come from 16 connections with a pause of 20 ms between two clicks, as in `growth.py`."""
-    with delivery_rig.receiver() as sink, _filled(links, folder, days=112) as (url, place, codes):
-        key = json.loads(_command(place, "keys", "create", "1", "--permission", "all", "--json"))["api_key"]
-        expired = links * (112 - growth.RETENTION_DAYS) // 112
-        alive = codes[expired + links // 112 :]
-        random.Random(3).shuffle(alive)
-        script = traffic.script(place, "clicks", [f"/{code}" for code in alive])
-        script.write_text(script.read_text() + f"function delay() return {growth.PAUSE_MS} end\n")
-        settings = {"data_dir": str(place), "database_url": url, "secret": growth.SECRET}
-        kept = {f"{what}_retention_days": "3650" for what in ("message", "hit", "event")}
-        with rig.server(**settings, **kept) as server:
-            rig.wrk(server.base, script, seconds=1, connections=growth.CLIENTS)
-            alone = rig.wrk(server.base, script, seconds=seconds, connections=growth.CLIENTS)
-        asyncio.run(_make_due(url, place, sink.port, due))
-        kept = {f"{what}_retention_days": str(growth.RETENTION_DAYS) for what in ("message", "hit", "event")}
-        with rig.server(**settings, **kept, purge_interval="1") as server, _background(server, key) as counts:
-            beside = rig.wrk(server.base, script, seconds=seconds, connections=growth.CLIENTS)
-            delivered, purged = sink.count(), growth.purged(server)
-    ratio = beside.per_second / alone.per_second
-    note = f"{counts['rewritten']:,} messages rewritten, {counts['exported']:,} rows exported, {purged:,.0f} messages purged, "
-    note += f"{delivered:,} of {due:,} delivered in {seconds:.0f} s; alone p99 {alone.p99:.1f} ms"
-    return [
-        Figure("clicks during all other work, p99", beside.p99, "ms", target="15 ms", met=beside.p99 < MAX_P99_MS, note=note),
-        Figure("clicks during all other work, rate", ratio, "x", target="0.80 x", met=ratio >= 0.8, note="of the rate alone"),
-    ]
-
-
-async def _make_due(url: str, place: Path, port: int, count: int) -> None:
-    """Add a tracker and `count` events. The server creates their deliveries at its start."""
-    values: Any = {"data_dir": place, "database_url": url, "secret": growth.SECRET, "allow_private_targets": True}
-    service = await open_service(Settings(**values))
-    try:
-        await delivery_rig.add_tracker(service, 1, f"http://127.0.0.1:{port}/")
-        await delivery_rig.fill(service, count, [1])
-    finally:
-        await service.close(grace=1)
-
-
-@contextlib.contextmanager
-def _background(server: Server, key: str) -> Iterator[dict[str, int]]:
-    """Repeatedly rewrite batches of 100 messages and export all messages until the context ends. Yield the totals."""
-    counts = {"rewritten": 0, "exported": 0}
-    stop = threading.Event()
-    text = 'Hello Kola, please visit us at #track("https://shop.example/a?b=1") for new information'
-    body = {"to": [rig.phone(number) for number in range(100)], "body": text}
-
-    def client() -> httpx.Client:
-        return httpx.Client(base_url=server.base, headers={"X-API-Key": key}, timeout=60, trust_env=False)
-
-    def rewrite() -> None:
-        with client() as session:
-            while not stop.is_set():
-                session.post("/api/v1/rewrite", json=body).raise_for_status()
-                counts["rewritten"] += 100
-
-    def export_all() -> None:
-        with client() as session:
-            while not stop.is_set():
-                with session.stream("GET", "/api/v1/sms/messages/unified/export") as response:
-                    for chunk in response.iter_raw():
-                        counts["exported"] += chunk.count(b"\n")
-                        if stop.is_set():
-                            return
-
-    threads = [threading.Thread(target=work) for work in (rewrite, export_all)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield counts
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join(60)
 
 
 def installing() -> list[Figure]:
