@@ -20,6 +20,7 @@ from sqlalchemy import Connection, update
 from shortener.delivery.health import TrackerHealth
 from shortener.delivery.pace import TrackerPace
 from shortener.storage import raw_sql, schema
+from shortener.storage.attempt_numbers import START_ATTEMPT
 from shortener.storage.bulk import BulkInsert
 from shortener.storage.types import from_ms
 
@@ -108,7 +109,7 @@ _PICK = (
     "WHERE status = 0 AND lane = ? AND queue = ? AND next_at <= ? ORDER BY next_at LIMIT ?)"
 )
 _CLAIM_SQLITE = (
-    "UPDATE deliveries SET attempt = attempt + 1, queue = 1, lease_until = j.value ->> 1, next_at = j.value ->> 1 "
+    f"UPDATE deliveries SET {START_ATTEMPT}, queue = 1, lease_until = j.value ->> 1, next_at = j.value ->> 1 "
     "FROM json_each(?) AS j WHERE deliveries.id = j.value ->> 0"
 )
 # SKIP LOCKED skips the deliveries that another process is claiming at the same time.
@@ -117,7 +118,7 @@ _CLAIM_POSTGRESQL = (
     "FROM unnest($1::text[], $2::smallint[], $3::int[], $4::bigint[]) AS w(lane, queue, max_rows, lease_until) "
     "CROSS JOIN LATERAL (SELECT id FROM deliveries WHERE status = 0 AND lane = w.lane AND queue = w.queue AND next_at <= $5 "
     "ORDER BY next_at LIMIT w.max_rows FOR UPDATE SKIP LOCKED) AS d) "
-    "UPDATE deliveries SET attempt = attempt + 1, queue = 1, lease_until = picked.lease_until, next_at = picked.lease_until "
+    f"UPDATE deliveries SET {START_ATTEMPT}, queue = 1, lease_until = picked.lease_until, next_at = picked.lease_until "
     "FROM picked WHERE deliveries.id = picked.id RETURNING deliveries.id"
 )
 _CLAIMED_COLUMNS = (

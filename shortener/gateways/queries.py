@@ -17,6 +17,7 @@ from shortener.delivery.dispatch_queries import ClaimRequest, DeliveryQueue
 from shortener.delivery.health import TrackerHealth
 from shortener.delivery.pace import TrackerPace
 from shortener.storage import raw_sql, schema
+from shortener.storage.attempt_numbers import START_ATTEMPT
 from shortener.storage.bulk import BulkInsert
 from shortener.storage.schema import gateways, sends
 from shortener.storage.types import Instant, from_ms, to_ms
@@ -166,7 +167,7 @@ _PICK = (
 )
 # A lease that has ended belongs to a process that died during the attempt, so the gateway may have accepted the message.
 _CLAIM_SQLITE = (
-    "UPDATE sends SET attempt = attempt + 1, queue = 1, doubtful = doubtful OR lease_until IS NOT NULL, "
+    f"UPDATE sends SET {START_ATTEMPT}, queue = 1, doubtful = doubtful OR lease_until IS NOT NULL, "
     "lease_until = j.value ->> 1, next_at = j.value ->> 1 FROM json_each(?) AS j WHERE sends.id = j.value ->> 0"
 )
 _CLAIM_POSTGRESQL = (
@@ -174,7 +175,7 @@ _CLAIM_POSTGRESQL = (
     "FROM unnest($1::int[], $2::smallint[], $3::int[], $4::bigint[]) AS w(gateway_id, queue, max_rows, lease_until) "
     "CROSS JOIN LATERAL (SELECT id FROM sends WHERE status = 0 AND gateway_id = w.gateway_id AND queue = w.queue AND next_at <= $5 "
     "ORDER BY next_at LIMIT w.max_rows FOR UPDATE SKIP LOCKED) AS s) "
-    "UPDATE sends SET attempt = attempt + 1, queue = 1, doubtful = doubtful OR sends.lease_until IS NOT NULL, "
+    f"UPDATE sends SET {START_ATTEMPT}, queue = 1, doubtful = doubtful OR sends.lease_until IS NOT NULL, "
     "lease_until = picked.lease_until, next_at = picked.lease_until FROM picked WHERE sends.id = picked.id RETURNING sends.id"
 )
 _CLAIMED_COLUMNS = (

@@ -1,10 +1,12 @@
 """These tests run SQL statements of the dispatcher on both databases."""
 
+import pytest
 from sqlalchemy import Connection, insert
 
 from shortener.container import Service
 from shortener.delivery import dispatch_queries
 from shortener.storage import schema
+from shortener.storage.types import to_ms
 from tests.conftest import NOON
 
 
@@ -35,3 +37,21 @@ async def test_queues_with_pending_deliveries_are_found_by_index_lookups(service
         steps = [step for step in await service.database.read(plan) if " d " in step]
         assert steps
         assert all("SEARCH d USING INDEX deliveries_due (lane" in step for step in steps)
+
+
+@pytest.mark.parametrize(
+    ("attempt", "base_attempt", "claimed"), [(0, 0, (1, 0)), (31_999, 31_990, (32_000, 31_990)), (32_767, 32_760, (8, 0))]
+)
+async def test_a_delivery_with_very_many_attempts_is_claimed_and_its_number_stays_within_the_column(
+    service: Service, attempt: int, base_attempt: int, claimed: tuple[int, int]
+) -> None:
+    def fill(connection: Connection) -> None:
+        common = {"topic": 2, "application_id": 1, "status": 0, "queue": 1, "next_at": NOON, "created_at": NOON, "lane": "t1"}
+        many = {"id": 1, "event_id": 1, "tracker_id": 1, "attempt": attempt, "base_attempt": base_attempt}
+        other = {"id": 2, "event_id": 2, "tracker_id": 1, "attempt": 1, "base_attempt": 0}
+        connection.execute(insert(schema.deliveries), [{**common, **many}, {**common, **other}])
+
+    await service.database.write(fill)
+    request = dispatch_queries.ClaimRequest("t1", dispatch_queries.RETRIES, 10, to_ms(NOON) + 1000)
+    rows = await service.database.write(dispatch_queries.claim, [request], to_ms(NOON))
+    assert {row.id: (row.attempt, row.base_attempt) for row in rows} == {1: claimed, 2: (2, 0)}

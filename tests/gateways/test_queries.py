@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, update
 
 from shortener.container import Service
 from shortener.delivery.dispatch_queries import ClaimRequest
 from shortener.gateways import queries
 from shortener.gateways.queries import FinishedSend
+from shortener.storage.schema import sends
 from shortener.storage.types import to_ms
 from tests.conftest import NOON
 from tests.gateways.conftest import MakeGateway, SendMessages, stored_sends
@@ -76,3 +77,14 @@ async def test_the_query_for_due_messages_uses_the_partial_index(service: Servic
         return [row.detail for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}")]
 
     assert "sends_due" in str(await service.database.read(plan))
+
+
+async def test_a_message_with_very_many_send_attempts_is_claimed_and_its_number_stays_within_the_column(
+    service: Service, make_gateway: MakeGateway, send_messages: SendMessages
+) -> None:
+    gateway = await make_gateway()
+    await send_messages(2)
+    await service.database.write(lambda connection: connection.execute(update(sends).values(attempt=32_767, base_attempt=32_760)))
+    request = ClaimRequest(queries.queue_name(gateway.id), 0, 2, NOW + 10_000)
+    claims = await service.database.write(queries.claim, [request], NOW)
+    assert [(claim.attempt, claim.base_attempt) for claim in claims] == [(8, 0), (8, 0)]
