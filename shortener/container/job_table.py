@@ -8,6 +8,9 @@ An interval is the pause of a job after a run that found nothing to do.
 from __future__ import annotations
 
 from shortener.accounts.directory import Directory
+from shortener.clicks.cache_repair import INTERVAL_SECONDS as CACHE_REPAIR_INTERVAL_SECONDS
+from shortener.clicks.cache_repair import MIN_INTERVAL_SECONDS as CACHE_REPAIR_MIN_INTERVAL_SECONDS
+from shortener.clicks.cache_repair import CacheRepair
 from shortener.clicks.verdicts.reclassify import INTERVAL as RECLASSIFY_INTERVAL
 from shortener.container import full_collections
 from shortener.container.full_collections import FullCollections
@@ -79,6 +82,8 @@ def build_jobs(
         jobs.add(Job("rate_limits", SPOOL_INTERVAL_SECONDS, foundation.rate_limits.share))
     if isinstance(foundation.cache, RedisLinkCache):
         jobs.add(Job("cache", SPOOL_INTERVAL_SECONDS, foundation.cache.retry_invalidations))
+        repair = CacheRepair(database, foundation.cache, foundation.now_ms)
+        jobs.add(Job("cache_repair", CACHE_REPAIR_INTERVAL_SECONDS, repair.step, min_interval=CACHE_REPAIR_MIN_INTERVAL_SECONDS))
     if clicks.spool_drainer is not None:
         jobs.add(Job("spool", SPOOL_INTERVAL_SECONDS, clicks.spool_drainer.step))
     link_updates = clicks.link_updates

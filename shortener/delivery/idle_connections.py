@@ -10,16 +10,18 @@ adds. The caller then sends a normal request.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from ssl import SSLContext
 from typing import Protocol
 
 import aiohttp
-from aiohttp.client_reqrep import ConnectionKey
+from aiohttp import client_reqrep, http_writer
 from aiohttp.connector import Connection
-from aiohttp.http_writer import _serialize_headers as serialize_headers
 from yarl import URL
 
+#: This module uses parts of aiohttp that are not public. With other versions, all requests are normal requests of aiohttp.
+SUPPORTED = re.compile(r"3\.14\.\d+")
 #: The service remembers the connection keys of at most this many origins.
 MAX_ORIGINS = 10_000
 #: Requests with one of these headers are sent by aiohttp, because it changes its own headers accordingly.
@@ -62,17 +64,22 @@ class IdleConnections:
         self._connector = connector
         self._headers = headers
         # (origin, TLS context) -> the key in the pool of aiohttp and the headers that begin each request to the origin
-        self._origins: dict[tuple[str, SSLContext | None], tuple[ConnectionKey, dict[str, str]]] = {}
+        self._origins: dict[tuple[str, SSLContext | None], tuple[client_reqrep.ConnectionKey, dict[str, str]]] = {}
         self._has_plain_names: dict[tuple[str, ...], bool] = {}
+        self._is_supported = SUPPORTED.fullmatch(aiohttp.__version__) is not None
 
     def remember(self, request: Request, url: URL, host: str) -> None:
         """Store how a request to the origin of `request` is sent. `host` is the Host header that aiohttp has sent."""
+        if not self._is_supported:
+            return
         origin, _ = _split(request.url)
         if "@" in origin or "?" in origin or "#" in origin:
             return  # aiohttp adds a header with the credentials, or adds the missing path
         if len(self._origins) >= MAX_ORIGINS:
             self._origins.clear()
-        key = ConnectionKey(url.raw_host or "", url.port, url.scheme == "https", request.tls or True, None, None, None)
+        key = client_reqrep.ConnectionKey(
+            url.raw_host or "", url.port, url.scheme == "https", request.tls or True, None, None, None
+        )
         self._origins[origin, request.tls] = key, {"Host": host, **self._headers}
 
     async def take(self, request: Request) -> tuple[Connection, bytes] | None:
@@ -88,7 +95,7 @@ class IdleConnections:
         body = request.body
         if request.method != "GET":
             headers["Content-Length"] = str(len(body or b""))
-        head = serialize_headers(f"{request.method} {target} HTTP/1.1", headers)  # type: ignore[arg-type]
+        head = http_writer._serialize_headers(f"{request.method} {target} HTTP/1.1", headers)  # type: ignore[arg-type]
         connection = await self._connector._get(key, [])
         if connection is None:
             return None

@@ -29,6 +29,8 @@ T = TypeVar("T")
 # A client of redis-py: Redis or RedisCluster. Both classes have the commands that the service uses, but no common type.
 Client = Any
 
+WRITE_CHECK_KEY = "shortener:write-check"  # The key that /readyz writes.
+WRITE_CHECK_MS = 10_000  # The lifetime of this key in milliseconds.
 PING_INTERVAL_SECONDS = 0.25  # The pause between two pings of a Redis server that is down.
 # The time limit of a forced call, which is made while the database is not available and Redis is the only source.
 FORCED_TIMEOUT_SECONDS = 1.0
@@ -128,6 +130,16 @@ class RedisServer:
             async with asyncio.timeout(self._timeout):
                 await self._client.ping()
         except Exception:  # After any error, the server is treated as down, and the pings must continue.
+            return False
+        return True
+
+    async def accepts_writes(self) -> bool:
+        """Return whether the server stores a value in time. It responds to a ping, but rejects writes, if it is a replica or if its
+        memory is full."""
+        try:
+            async with asyncio.timeout(self._timeout):
+                await self._client.set(WRITE_CHECK_KEY, b"", px=WRITE_CHECK_MS)
+        except Exception:  # After any error, hits cannot be stored in Redis.
             return False
         return True
 

@@ -172,6 +172,11 @@ class RedisLinkCache:
         for start in range(0, len(links), _MAX_COMMANDS):
             await self._write_once(links[start : start + _MAX_COMMANDS], only_missing=False)
 
+    @property
+    def is_up(self) -> bool:
+        """Whether Redis responds."""
+        return self._redis.is_up
+
     async def find_missing(self, codes: Sequence[str]) -> Sequence[str]:
         """Return the codes that have no entry; none if Redis does not respond. Codes with an invalidated entry are left out."""
         keys = [self._prefix + code for code in codes]

@@ -52,7 +52,8 @@ class ReadinessChecks(ResponseModel):
     )
     schema_: CheckState = Field(alias="schema", description="ok: the database schema is as new as this version requires, or newer.")
     redis: Literal["ok", "failed", "none"] = Field(
-        description="ok: Redis responds. none: not configured. The node stays ready without Redis while the database responds."
+        description="ok: Redis responds and accepts writes. none: not configured. The node stays ready without Redis while the "
+        "database responds."
     )
     jobs: CheckState = Field(
         description="ok: every background task is running. failed: a task ended unexpectedly in the last 10 s and was restarted, "
@@ -114,7 +115,7 @@ async def readiness(service: Service) -> ReadinessResponse:
     except (StoreUnavailable, TimeoutError):
         database_ok = False
     writes_ok = database_ok and await _takes_writes(service)
-    redis_ok = service.redis is not None and await service.redis.ping()
+    redis_ok = service.redis is not None and await service.redis.accepts_writes()
     # A newer schema means that an upgrade is in progress; nodes of this version keep working.
     schema_ok = version is not None and version >= HEAD
     jobs_run = service.jobs.running

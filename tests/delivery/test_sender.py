@@ -10,9 +10,11 @@ from collections.abc import Callable
 import aiohttp
 import pytest
 import uvloop
+from aiohttp.connector import Connection
 
 from shortener.delivery.guard import Guard
-from shortener.delivery.receiver_connection import MAX_BODY_BYTES
+from shortener.delivery.http_sender import HttpSender
+from shortener.delivery.receiver_connection import MAX_BODY_BYTES, SendState
 from shortener.delivery.send_failures import ERRORS
 from shortener.delivery.sender import EXCERPT_BYTES, OutgoingRequest, Sender
 from tests.delivery.receiver import Behaviour, drip, flood, hang, hang_up, receiver, reset, respond, send_bytes, then
@@ -188,6 +190,25 @@ async def test_requests_on_a_new_and_on_an_idle_connection_have_the_same_bytes(
         results = [await sender.send(request_of(peer.url()), PLENTY) for _ in range(3)]
         assert (peer.connections, len(peer.requests), {result.status for result in results}) == (1, 3, {200})
     assert peer.requests[0] == peer.requests[1] == peer.requests[2]
+
+
+@pytest.mark.parametrize(("version", "sent"), [(aiohttp.__version__, 2), ("3.99.0", 0)])
+async def test_only_with_a_known_version_of_aiohttp_requests_are_sent_without_its_request_objects(
+    sender: Sender, monkeypatch: pytest.MonkeyPatch, version: str, sent: int
+) -> None:
+    taken: list[object] = []
+
+    async def exchange_on(self: HttpSender, connection: Connection, data: bytes, attempt: SendState) -> None:
+        taken.append(connection)
+        await original(self, connection, data, attempt)
+
+    original = HttpSender._exchange_on
+    monkeypatch.setattr(HttpSender, "_exchange_on", exchange_on)
+    monkeypatch.setattr(aiohttp, "__version__", version)
+    async with receiver(respond(200)) as peer:
+        results = [await post(sender, peer.url()) for _ in range(3)]
+        assert (peer.connections, len(peer.requests), {result.status for result in results}) == (1, 3, {200})
+    assert len(taken) == sent
 
 
 async def test_a_header_with_a_line_break_is_not_sent_on_an_idle_connection(sender: Sender) -> None:

@@ -235,3 +235,13 @@ async def test_a_redis_cluster_stores_keys_on_all_its_nodes(tmp_path: Path) -> N
     finally:
         for node in nodes:
             node.kill()
+
+
+async def test_a_redis_server_that_rejects_writes_responds_to_pings_but_accepts_no_writes(redis_server: RedisProcess) -> None:
+    server = open_redis(redis_server.url, timeout=5)
+    with contextlib.closing(redis_server.client()) as client:
+        assert await server.accepts_writes()
+        client.config_set("min-replicas-to-write", 1)
+        assert await server.ping()
+        assert not await server.accepts_writes()
+    await server.close()

@@ -1,0 +1,70 @@
+"""This module repairs the link cache after Redis was unavailable.
+
+A change of a link is acknowledged although Redis does not respond. The process that made the change removes the old entry as soon
+as Redis responds again. If this process ends before that, the old entry would stay until the link expires, and clicks would be
+redirected by it during the next outage of the database. So each process stores the recently changed links in the cache again: after
+its start, and when Redis responds again after an outage.
+"""
+# Tested by tests/clicks/test_cache_repair.py
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+
+from sqlalchemy import Connection, select
+
+from shortener.clicks.link_changes import refresh_cache
+from shortener.ids import first_id_at
+from shortener.redis.link_cache import RedisLinkCache
+from shortener.storage.database import Database
+from shortener.storage.schema import link_changes, links
+
+INTERVAL_SECONDS = 1.0  # The pause between two checks whether Redis responds.
+#: The pause between two batches.
+MIN_INTERVAL_SECONDS = 0.05
+BATCH_CHANGES = 500
+#: Older changes are not repeated. They are those of an outage that lasted longer than this, without a restart of any process.
+MAX_AGE = timedelta(days=7)
+#: A repair repeats at most this number of changes, the newest ones, because an update may change millions of links.
+MAX_CHANGES = 100_000
+
+
+class CacheRepair:
+    """The job that stores recently changed links in the link cache again. `step` processes one batch."""
+
+    def __init__(self, database: Database, cache: RedisLinkCache, now_ms: Callable[[], int]) -> None:
+        self._database = database
+        self._cache = cache
+        self._now_ms = now_ms
+        self._is_needed = True  # The previous process may have ended before it removed old entries.
+        self._before: int | None = None  # The row id of the oldest change that the current repair has processed.
+        self._done = 0  # The number of changes that the current repair has processed.
+
+    async def step(self) -> int:
+        """Store the links of one batch of changes again. Return the number of changes; 0 if Redis is down or nothing is left."""
+        if not self._cache.is_up:
+            self._is_needed, self._before, self._done = True, None, 0
+            return 0
+        if not self._is_needed:
+            return 0
+        found = await self._database.read(self._find_changes)
+        failures = self._cache.failures
+        await refresh_cache(self._database, self._cache, list({code for _, code in found}))
+        if self._cache.failures != failures:
+            return 0  # The job tries this batch again.
+        self._done += len(found)
+        if len(found) < BATCH_CHANGES or self._done >= MAX_CHANGES:
+            self._is_needed, self._before, self._done = False, None, 0
+        else:
+            self._before = found[-1][0]
+        return len(found)
+
+    def _find_changes(self, connection: Connection) -> list[tuple[int, str]]:
+        """Return the row id and the code of the next older changes, newest first."""
+        c = link_changes.c
+        oldest = first_id_at(self._now_ms() - int(MAX_AGE.total_seconds() * 1000))
+        statement = select(c.id, links.c.code).join_from(link_changes, links, links.c.id == c.link_id).where(c.id >= oldest)
+        if self._before is not None:
+            statement = statement.where(c.id < self._before)
+        return [(row.id, row.code) for row in connection.execute(statement.order_by(c.id.desc()).limit(BATCH_CHANGES))]
