@@ -6,9 +6,10 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
-from sqlalchemy import select, text
+from sqlalchemy import Connection, select, text
 
 from shortener.accounts.administration import update_application
+from shortener.clicks.link_changes import find_changeable, parse_changes, refresh_cache, write_changes
 from shortener.clicks.recorder import Recorder
 from shortener.clicks.resolver import Hit
 from shortener.container import Service
@@ -118,3 +119,18 @@ async def hits_table_away(service: Service) -> AsyncIterator[None]:
         yield
     finally:
         await service.database.write(lambda connection: connection.execute(text("ALTER TABLE hits_away RENAME TO hits")))
+
+
+async def change_link(service: Service, code: str, requested: dict[str, Any]) -> None:
+    """Change a link as the API does."""
+    application = service.directory.application(1)
+    assert application
+    changes = parse_changes(requested, application, service.link_hosts, service.clock())
+
+    def write(connection: Connection) -> None:
+        rows = [find_changeable(connection, code)]
+        write_changes(connection, rows, changes, actor="test", now=service.clock(), new_id=service.ids)
+
+    await service.cache.invalidate([code])
+    await service.database.write(write)
+    await refresh_cache(service.database, service.cache, [code])

@@ -12,9 +12,8 @@ from shortener.clicks import cache_repair
 from shortener.clicks.cache_repair import CacheRepair
 from shortener.container import Service
 from shortener.redis.link_cache import CachedLink, RedisLinkCache
-from tests.clicks.helpers import create_codes
+from tests.clicks.helpers import change_link, create_codes
 from tests.conftest import Clock, MakeService
-from tests.messages.test_rewriter_cache import change
 from tests.servers import RedisProcess
 
 
@@ -47,8 +46,8 @@ async def test_changes_whose_process_ended_before_redis_responded_again_reach_th
     codes = [code for _ in range(5) for code in await create_codes(service)]
     old = await service.cache.find(codes)
     for code in codes[:3]:
-        await change(service, code, {"url": "https://new.example/"})
-    await change(service, codes[3], {"enabled": False})
+        await change_link(service, code, {"url": "https://new.example/"})
+    await change_link(service, codes[3], {"enabled": False})
     await restore_old_entries(service, client, old)
     repair = repair_of(service)
     assert [await repair.step() for _ in range(4)] == [2, 2, 0, 0]
@@ -65,7 +64,7 @@ async def test_a_repair_starts_when_redis_responds_again_and_repeats_a_batch_tha
     old = await service.cache.find(codes)
     repair = repair_of(service)
     assert await repair.step() == 0, "no link has been changed"
-    await change(service, codes[0], {"url": "https://new.example/"})
+    await change_link(service, codes[0], {"url": "https://new.example/"})
     await restore_old_entries(service, client, old)
     assert await repair.step() == 0, "Redis was not down"
     with monkeypatch.context() as patch:
@@ -80,6 +79,6 @@ async def test_a_repair_starts_when_redis_responds_again_and_repeats_a_batch_tha
 
 async def test_a_repair_leaves_out_old_changes(service: Service, clock: Clock) -> None:
     codes = await create_codes(service)
-    await change(service, codes[0], {"url": "https://new.example/"})
+    await change_link(service, codes[0], {"url": "https://new.example/"})
     clock.forward(hours=24 * 7 + 1)
     assert await repair_of(service).step() == 0

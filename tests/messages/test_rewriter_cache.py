@@ -2,16 +2,14 @@
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
 
 import pytest
-from sqlalchemy import Connection, select
+from sqlalchemy import select
 
-from shortener.clicks.link_changes import find_changeable, parse_changes, refresh_cache, write_changes
 from shortener.container import Service
 from shortener.redis.link_cache import CachedLink
 from shortener.storage import schema
-from tests.clicks.helpers import create_codes, make_hit
+from tests.clicks.helpers import change_link, create_codes, make_hit
 from tests.conftest import MakeService
 from tests.servers import RedisProcess
 
@@ -40,7 +38,7 @@ async def test_a_link_that_is_missing_in_redis_is_cached_again_by_its_next_click
 ) -> None:
     service = await make_service(redis_url=redis_server.url, redis_timeout=5)
     (clicked,), (other,), (disabled,) = [await create_codes(service) for _ in range(3)]
-    await change(service, disabled, {"enabled": False})
+    await change_link(service, disabled, {"enabled": False})
     redis_server.client().flushall()
     for code in (clicked, disabled, "nosuchcode"):
         await service.recorder.record(make_hit(service, code))
@@ -53,13 +51,13 @@ async def test_a_changed_link_is_in_the_link_cache_with_its_new_values(
 ) -> None:
     service = await make_service(redis_url=redis_server.url, redis_timeout=5)
     (code,) = await create_codes(service)
-    await change(service, code, {"url": "https://new.example/", "fallback_url": "https://x.example/over"})
+    await change_link(service, code, {"url": "https://new.example/", "fallback_url": "https://x.example/over"})
     found = (await service.cache.find([code]))[code]
     assert (found.url, found.fallback_url) == ("https://new.example/", "https://x.example/over")
-    await change(service, code, {"enabled": False})
+    await change_link(service, code, {"enabled": False})
     assert await service.cache.find([code]) == {}
     await service.recorder.record(make_hit(service, code))
-    await change(service, code, {"enabled": True})
+    await change_link(service, code, {"enabled": True})
     assert (await service.cache.find([code]))[code] == found
 
 
@@ -73,27 +71,12 @@ async def test_the_link_cache_contains_the_last_of_two_concurrent_changes_of_a_l
     async def overtaken(links: Sequence[CachedLink]) -> None:
         """Delay a write to the link cache until another process has changed the link."""
         monkeypatch.setattr(service.cache, "replace", replace)
-        await change(service, code, {"url": "https://second.example/"})
+        await change_link(service, code, {"url": "https://second.example/"})
         await replace(links)
 
     monkeypatch.setattr(service.cache, "replace", overtaken)
-    await change(service, code, {"url": "https://first.example/"})
+    await change_link(service, code, {"url": "https://first.example/"})
     assert (await service.cache.find([code]))[code].url == "https://second.example/"
-
-
-async def change(service: Service, code: str, requested: dict[str, Any]) -> None:
-    """Change a link as the API does."""
-    application = service.directory.application(1)
-    assert application
-    changes = parse_changes(requested, application, service.link_hosts, service.clock())
-
-    def write(connection: Connection) -> None:
-        rows = [find_changeable(connection, code)]
-        write_changes(connection, rows, changes, actor="test", now=service.clock(), new_id=service.ids)
-
-    await service.cache.invalidate([code])
-    await service.database.write(write)
-    await refresh_cache(service.database, service.cache, [code])
 
 
 async def wait_for(service: Service, codes: set[str]) -> None:
