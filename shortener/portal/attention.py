@@ -43,11 +43,13 @@ async def attention(visit: Visit, figures: Figures) -> list[AttentionItem]:
         found += await _trackers(visit, application.id, prefix, base)
         for at in await visit.service.database.read(_expiring, application.id, visit.now):
             left = max(int((at - visit.now).total_seconds() // 3600), 0)
-            found.append(AttentionItem("warn", _capital(f"{prefix}a postback key expires in {left} hours")))
+            found.append(
+                AttentionItem("warn", _capital(f"{prefix}a postback key expires in {left} {'hour' if left == 1 else 'hours'}"))
+            )
     late = figures["late_hits"]
     if late:
         href = visit.link("clicks", metric="late_hits", campaign=visit.get("campaign")) if visit.application else None
-        found.append(AttentionItem("warn", f"{late:,} hits came after their link had expired", href))
+        found.append(AttentionItem("warn", f"{late:,} {'hit' if late == 1 else 'hits'} came after the link had expired", href))
     return sorted(found, key=lambda item: item.kind)[:MAX_ITEMS]
 
 
@@ -65,11 +67,14 @@ async def _trackers(visit: Visit, application_id: int, prefix: str, base: str) -
             found.append(AttentionItem("bad", f"{name} fails; its deliveries wait", href))
         elif tracker.enabled and tracker.health.failures_in_row:
             failures = tracker.health.failures_in_row
-            found.append(AttentionItem("warn", f"{name}: {failures} attempts in a row failed", href))
+            text = "the last attempt failed" if failures == 1 else f"the last {failures:,} attempts failed"
+            found.append(AttentionItem("warn", f"{name}: {text}", href))
         if backlog.dead:
             number = "10,000 or more" if backlog.dead >= 10_000 else f"{backlog.dead:,}"
             link = f"{base}/deliveries?tracker={tracker.id}&status=dead" if may_open else None
-            found.append(AttentionItem("bad", f"{name} has {number} dead deliveries", link))
+            found.append(
+                AttentionItem("bad", f"{name} has {number} dead {'delivery' if backlog.dead == 1 else 'deliveries'}", link)
+            )
     return found
 
 

@@ -70,11 +70,11 @@ async def add(visit: Visit) -> Response:
 async def show(visit: Visit) -> Response:
     """Show one domain, with a form that changes it. If the query has `check`, also show whether the DNS has an address for its
     host."""
-    has_address = await _has_address(_find(visit).host) if visit.get("check") else None
-    return _domain_page(visit, has_address=has_address)
+    has_dns_address = await has_address(_find(visit).host) if visit.get("check") else None
+    return _domain_page(visit, has_address=has_dns_address)
 
 
-async def _has_address(host: str) -> bool:
+async def has_address(host: str) -> bool:
     """Return whether the DNS has an address for the name of a host. Wait at most MAX_LOOKUP_SECONDS."""
     try:
         await _LOOKUPS.check_host(host.partition(":")[0], 443, timeout=MAX_LOOKUP_SECONDS)

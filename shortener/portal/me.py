@@ -11,11 +11,11 @@ from starlette.responses import Response
 
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.portal import second_factor, sessions
+from shortener.portal.locations import CONFIRM_PATH
 from shortener.portal.operators import THEMES
 from shortener.portal.page import PortalPage, Visit, url
 from shortener.portal.passwords import check_new_password
 from shortener.portal.qr_codes import qr_code
-from shortener.portal.router import CONFIRM_PATH
 from shortener.portal.signin import check_password
 from shortener.secret import SecretError
 from shortener.storage.schema import operators

@@ -2,8 +2,8 @@
 
 The order is fixed: static files; the check that a request which changes something comes from the portal (403); the page for the
 path (404, 405); the session (redirect to the sign-in page); the role in the application (404 for an application that the operator
-must not know, 403 for a role that is too low); the password again, if the page requires that it was entered recently; the form
-(400, 413); for a CSV, the check that the session has no other export (429); then the handler.
+must not know, 403 for a role that is too low); the form (400, 413); the password again, if the page requires that it was entered
+recently; for a CSV, the check that the session has no other export (429); then the handler.
 
 An `ApiError` becomes an error page with the status and the code of the error. A database that is unavailable becomes 503. Any
 other exception is logged and becomes 500 without internals. Every response has the headers of `security.py`, and pages have
@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl
 
 import structlog
 from starlette.exceptions import HTTPException
@@ -26,8 +26,10 @@ from starlette.routing import Route, Router
 from shortener.accounts.directory import ALL_APPLICATIONS
 from shortener.clicks.client_address import client_address, shorten_address
 from shortener.errors import ApiError, ErrorCode, StoreUnavailable
+from shortener.portal.confirmation import ask_for_password
 from shortener.portal.exports import AsgiResponse, Receive, Scope, Send
 from shortener.portal.formats import duration
+from shortener.portal.locations import CODE_PATH, SIGN_IN_PATH, next_of
 from shortener.portal.operators import Role
 from shortener.portal.page import ALL, PortalPage, Visit, url
 from shortener.portal.pages import all_pages
@@ -44,9 +46,6 @@ log = structlog.get_logger(__name__)
 
 MAX_FORM_BYTES = 256 * 1024
 MAX_FORM_FIELDS = 200
-SIGN_IN_PATH = "/portal/signin"
-CODE_PATH = "/portal/signin/code"
-CONFIRM_PATH = "/portal/confirm"
 
 _APPLICATION_WITHOUT_SLASH = re.compile(r"/portal/(?:\d{1,10}|all)")
 
@@ -89,6 +88,8 @@ class Portal(PortalParts):
                 return early
             if request.method not in SAFE_METHODS:
                 await _read_form(visit)
+                if page.needs_recent_password and (asked := await ask_for_password(visit)) is not None:
+                    return asked
             handler = page.get if request.method in SAFE_METHODS else page.post
             assert handler is not None
             return await (_export(visit, handler) if is_csv else handler(visit))
@@ -139,9 +140,9 @@ class Portal(PortalParts):
             if "text/event-stream" in request.headers.get("accept", ""):
                 # A script of the page cannot sign in, so it gets an error instead of a redirect to the sign-in page.
                 raise ApiError(ErrorCode.UNAUTHORIZED, "Sign in again.")
-            return visit.redirect(url(SIGN_IN_PATH, {"next": _next_of(request)}))
+            return visit.redirect(url(SIGN_IN_PATH, {"next": next_of(request)}))
         if session.needs_code:
-            return None if page.allows_missing_code else visit.redirect(url(CODE_PATH, {"next": _next_of(request)}))
+            return None if page.allows_missing_code else visit.redirect(url(CODE_PATH, {"next": next_of(request)}))
         await self._mark_seen(session, visit)
         needed = page.role if request.method in SAFE_METHODS else page.post_role or page.role
         if "{app}" in page.path:
@@ -154,8 +155,6 @@ class Portal(PortalParts):
                 # Operators who are not admins must not know that this page exists.
                 raise ApiError(ErrorCode.NOT_FOUND)
             raise ApiError(ErrorCode.FORBIDDEN, f"Your role does not allow this. It requires the role {needed.label}.")
-        if page.needs_recent_password and request.method not in SAFE_METHODS and not session.has_recent_password(visit.now):
-            return visit.redirect(url(CONFIRM_PATH, {"next": previous_page(request)}))
         return None
 
     async def _mark_seen(self, session: OperatorSession, visit: Visit) -> None:
@@ -234,29 +233,6 @@ _TITLES = {
     ErrorCode.INTERNAL_ERROR: "Something failed",
     ErrorCode.UNAVAILABLE: "The database is not available",
 }
-
-
-def _next_of(request: Request) -> str | None:
-    """Return the URL to continue with after the sign-in: the path of this request, and for a GET request also its query."""
-    path = request.url.path
-    query = request.url.query
-    if path in ("/portal", "/portal/"):
-        return None
-    return path + ("?" + query if query and request.method in SAFE_METHODS else "")
-
-
-def previous_page(request: Request, default: str = "/portal/me") -> str:
-    """Return the URL of the portal page whose form was sent, from the header Referer."""
-    parts = urlsplit(request.headers.get("referer", ""))
-    return safe_next(parts.path + ("?" + parts.query if parts.query else ""), default)
-
-
-def safe_next(location: str | None, default: str = "/portal/") -> str:
-    """Return the URL to continue with after a sign-in if it is a page of the portal, otherwise the URL of the first page. So a
-    prepared sign-in URL cannot redirect an operator to another site."""
-    if location is None or not location.startswith("/portal/") or "\\" in location or not location.isprintable():
-        return default
-    return location
 
 
 async def _read_form(visit: Visit) -> None:

@@ -12,9 +12,9 @@ from starlette.responses import Response
 
 from shortener.accounts.audit import Actor
 from shortener.portal import second_factor, sessions
+from shortener.portal.locations import CODE_PATH, CONFIRM_PATH, SIGN_IN_PATH, safe_next
 from shortener.portal.operators import MAX_NAME_CHARACTERS
 from shortener.portal.page import PortalPage, Visit
-from shortener.portal.router import CODE_PATH, CONFIRM_PATH, SIGN_IN_PATH, safe_next
 from shortener.storage.schema import operators
 
 _REJECTED = "The name or the password is not correct."
@@ -161,12 +161,12 @@ async def sign_out(visit: Visit) -> Response:
 
 
 async def confirm_form(visit: Visit) -> Response:
-    """Ask for the password again before a sensitive action."""
+    """Ask for the password again before a page is opened that requires it. Forms ask for it in `confirmation.py`."""
     return visit.render("confirm.html", title="Confirm your password", error=None, next=safe_next(visit.get("next")))
 
 
 async def confirm(visit: Visit) -> Response:
-    """Check the password again. Then redirect to the page of the sensitive action, where the operator sends its form again."""
+    """Check the password again. Then redirect to the page that requires it."""
     problem = await check_password(visit, visit.form.get("password", ""))
     if problem is None:
         return visit.redirect(safe_next(visit.get("next")))

@@ -9,6 +9,7 @@ code, and a phone that scans it causes a click. Nothing is sent unless the appli
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,6 +18,7 @@ from starlette.responses import Response
 from shortener.errors import ApiError, ErrorCode
 from shortener.messages.rewrite_item import RewriteItem
 from shortener.messages.segments import count_segments
+from shortener.portal.domains import has_address
 from shortener.portal.operators import Role
 from shortener.portal.page import NavigationItem, PortalPage, Visit
 from shortener.portal.qr_codes import qr_code
@@ -55,10 +57,30 @@ async def submit(visit: Visit) -> Response:
     except ApiError as error:
         return _page(visit, fields, None, error)
     await visit.service.database.write(visit.audit, "message_created", created["message_id"], after={"campaign": CAMPAIGN})
-    host = urlsplit(visit.service.settings.base_url).hostname or ""
-    is_loopback = host == "localhost" or host.startswith("127.")
-    codes = [(link["short_url"], qr_code(link["short_url"])) for link in created["links"]]
-    return visit.render("try_created.html", title="Try it", message=created, codes=codes, is_local=is_loopback)
+    hosts = {link["short_url"]: urlsplit(link["short_url"]).hostname or "" for link in created["links"]}
+    # The DNS has no names with a colon; such a host is an IPv6 address.
+    reachable = {host: _is_loopback(host) or ":" in host or await has_address(host) for host in set(hosts.values())}
+    links = [
+        _CreatedLink(address, qr_code(address), host, is_local=_is_loopback(host), has_address=reachable[host])
+        for address, host in hosts.items()
+    ]
+    return visit.render("try_created.html", title="Try it", message=created, links=links)
+
+
+def _is_loopback(host: str) -> bool:
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+@dataclass(frozen=True, slots=True)
+class _CreatedLink:
+    """A short link of the message. `is_local`: the host is the name of this machine only. `has_address`: the DNS has an address for
+    the host."""
+
+    address: str
+    code: Any
+    host: str
+    is_local: bool
+    has_address: bool
 
 
 def _item(fields: Mapping[str, str], *, gateway: str | None) -> RewriteItem:

@@ -79,4 +79,5 @@ async def test_a_change_of_an_operator_requires_a_recently_entered_password(sign
     admin = await sign_in("Ada")
     clock.forward(minutes=11)
     response = await admin.post(PATH, data={"name": "Eve", "role": "viewer"})
-    assert response.headers["location"].startswith("/portal/confirm")
+    assert response.status_code == 403
+    assert "Confirm your password" in response.text

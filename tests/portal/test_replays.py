@@ -46,6 +46,16 @@ def figures(page: httpx.Response) -> dict[str, int]:
     return {name: int(value) for name, value, _ in FIGURE.findall(page.text)}
 
 
+async def test_the_overview_counts_dead_deliveries_in_the_singular_and_the_plural(service: Service, sign_in: SignIn) -> None:
+    browser = await sign_in("Sue", Role.SUPPORT, 1)
+    tracker = await tracker_with_dead(service, 1, "one")
+    await tracker_with_dead(service, 2, "two")
+    page = (await browser.get("/portal/1/")).text
+    assert "Tracker one has 1 dead delivery<" in page
+    assert "Tracker two has 2 dead deliveries<" in page
+    assert "without test events" in (await browser.get(f"/portal/1/trackers/{tracker}")).text
+
+
 async def test_portal_forms_without_scripts_can_replay_dead_deliveries_with_the_same_event_ids(
     service: Service, sign_in: SignIn, new_browser: NewBrowser, receiver: Receiver, clock: Clock
 ) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 from shortener.container import Service
 from shortener.portal.operators import Role
 from tests.portal.conftest import SignIn, log
@@ -51,6 +53,22 @@ async def test_a_message_created_in_the_portal_has_a_working_link_and_is_recorde
     (code,) = set(re.findall(r"/([A-Za-z0-9]{5,})</span> <button", page.text))
     assert (await browser.get(f"/{code}", headers={"User-Agent": "Mozilla/5.0 Chrome/130 Safari/537"})).status_code == 302
     assert [row.action for row in await log(service)][-1] == "message_created"
+
+
+async def test_a_created_message_with_a_link_of_a_domain_without_an_address_says_so(
+    service: Service, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def has_no_address(host: str) -> bool:
+        return False
+
+    monkeypatch.setattr("shortener.portal.try_it.has_address", has_no_address)
+    browser = await sign_in()
+    form = {"body": BODY, "to": "+14085550123", "action": "create"}
+    assert "names this machine only" in (await browser.post("/portal/1/try", data=form)).text
+    await browser.post("/portal/1/domains", data={"domain": "go.brand.example"})
+    page = (await browser.post("/portal/1/try", data=form)).text
+    assert "the DNS has no address for the name go.brand.example" in page
+    assert "names this machine only" not in page
 
 
 async def test_a_viewer_cannot_create_a_message_in_the_portal(service: Service, sign_in: SignIn) -> None:

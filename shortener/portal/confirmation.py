@@ -1,0 +1,50 @@
+"""The password again before an action that requires it (`PortalPage.needs_recent_password`).
+
+If the password was not entered recently, the response to the form is a page that asks for it. That page contains the fields of the
+form as hidden inputs, and it is sent to the URL of the form itself. So the router makes the same checks again as for the form: its
+source, the path, the session and the role. The form is then handled as if it had been sent with the password in the first place.
+"""
+# Tested by tests/portal/test_confirmation.py
+
+from __future__ import annotations
+
+from starlette.responses import Response
+
+from shortener.portal.locations import previous_page, safe_next
+from shortener.portal.page import Visit, url
+from shortener.portal.signin import check_password
+
+#: The field with the password of the operator, and the field with the URL of the page that contains the form.
+PASSWORD_FIELD = "confirm_password"  # noqa: S105 - the name of a form field, not a password
+BACK_FIELD = "confirm_back"
+_OWN_FIELDS = frozenset({PASSWORD_FIELD, BACK_FIELD})
+#: Fields in which people type a password. Pages never contain their values.
+_PASSWORDS = frozenset({"password", "again", "current"})
+
+
+async def ask_for_password(visit: Visit) -> Response | None:
+    """Return a page that asks for the password and keeps the fields of the form. Return None if the password was entered recently,
+    or if the form contains the correct one; the form then has only the fields of its page."""
+    assert visit.session is not None
+    given, back = visit.form.get(PASSWORD_FIELD), visit.form.get(BACK_FIELD)
+    visit.form = {name: value for name, value in visit.form.items() if name not in _OWN_FIELDS}
+    visit.form_lists = {name: values for name, values in visit.form_lists.items() if name not in _OWN_FIELDS}
+    if visit.session.has_recent_password(visit.now):
+        return None
+    problem = None if given is None else await check_password(visit, given)
+    if given is not None and problem is None:
+        return None
+    request = visit.request
+    # The fields can contain secrets, so the page is not compressed.
+    return visit.render(
+        "confirm_form.html",
+        403 if given is None else 422,
+        compress=False,
+        title="Confirm your password",
+        error=None if problem is None else f"The password {problem}.",
+        action=url(request.scope["path"]) + ("?" + request.url.query if request.url.query else ""),
+        back=safe_next(back or previous_page(request)),
+        fields=[(name, value) for name, values in visit.form_lists.items() if name not in _PASSWORDS for value in values],
+        password_field=PASSWORD_FIELD,
+        back_field=BACK_FIELD,
+    )

@@ -1,0 +1,38 @@
+"""The URL paths of the sign-in pages, and the URLs with which an operator continues after them."""
+
+# Tested by tests/portal/test_signin.py
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from starlette.requests import Request
+
+from shortener.portal.security import SAFE_METHODS
+
+SIGN_IN_PATH = "/portal/signin"
+CODE_PATH = "/portal/signin/code"
+CONFIRM_PATH = "/portal/confirm"
+
+
+def next_of(request: Request) -> str | None:
+    """Return the URL to continue with after the sign-in: the path of this request, and for a GET request also its query."""
+    path = request.url.path
+    query = request.url.query
+    if path in ("/portal", "/portal/"):
+        return None
+    return path + ("?" + query if query and request.method in SAFE_METHODS else "")
+
+
+def previous_page(request: Request, default: str = "/portal/me") -> str:
+    """Return the URL of the portal page whose form was sent, from the header Referer."""
+    parts = urlsplit(request.headers.get("referer", ""))
+    return safe_next(parts.path + ("?" + parts.query if parts.query else ""), default)
+
+
+def safe_next(location: str | None, default: str = "/portal/") -> str:
+    """Return the URL to continue with after a sign-in if it is a page of the portal, otherwise the URL of the first page. So a
+    prepared sign-in URL cannot redirect an operator to another site."""
+    if location is None or not location.startswith("/portal/") or "\\" in location or not location.isprintable():
+        return default
+    return location
