@@ -12,9 +12,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import filecmp
+import functools
+import inspect
 import itertools
 import os
 import shutil
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -128,6 +131,7 @@ def postgresql() -> Iterator[str]:
     try:
         yield server.url
     finally:
+        run_in_a_thread(_administrator().disconnect(server.url))
         server.close()
 
 
@@ -164,13 +168,47 @@ def run_in_a_thread(work: Coroutine[Any, Any, T]) -> T:
         return executor.submit(asyncio.run, work).result()
 
 
+class _Administrator:
+    """Executes statements on PostgreSQL servers in a thread with its own event loop. It has one connection to each server.
+
+    A new connection for each statement would cost a third of the time of a test that only creates a database."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._connections: dict[str, asyncpg.Connection] = {}
+        threading.Thread(target=self._loop.run_forever, name="postgresql-administrator", daemon=True).start()
+
+    async def execute(self, server: str, statement: str) -> None:
+        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._execute(server, statement), self._loop))
+
+    async def _execute(self, server: str, statement: str) -> None:
+        connection = self._connections.pop(server, None)
+        if connection is not None and not connection.is_closed():
+            with contextlib.suppress(OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError):
+                await connection.execute(statement)
+                self._connections[server] = connection
+                return
+        # There is no connection yet, or a test has stopped or restarted the server.
+        connection = self._connections[server] = await asyncpg.connect(server)
+        await connection.execute(statement)
+
+    async def disconnect(self, server: str) -> None:
+        """Close the connection to a server, which is about to end."""
+        if (connection := self._connections.pop(server, None)) is not None:
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(connection.close(), self._loop))
+
+
+@functools.cache
+def _administrator() -> _Administrator:
+    return _Administrator()
+
+
 async def new_postgresql_database(server: str, template: str | None) -> str:
     """Create a PostgreSQL database and return its URL. It is dropped at the end of the test's module, if not before."""
     name = f"test_{next(_numbers)}"
-    connection = await asyncpg.connect(server)
     # With FILE_COPY, a small database is created in half the time of the default, which writes its pages to the WAL.
-    await connection.execute(f"CREATE DATABASE {name}" + (f" TEMPLATE {template} STRATEGY FILE_COPY" if template else ""))
-    await connection.close()
+    copied = f" TEMPLATE {template} STRATEGY FILE_COPY" if template else ""
+    await _administrator().execute(server, f"CREATE DATABASE {name}{copied}")
     _databases.append((server, name))
     return server.replace("/postgres?", f"/{name}?")
 
@@ -179,9 +217,7 @@ async def drop_postgresql_databases(start: int = 0) -> None:
     """Drop the PostgreSQL databases that were created after the first `start` databases."""
     for server, name in reversed(_databases[start:]):
         with contextlib.suppress(OSError, asyncpg.CannotConnectNowError):  # A test may have stopped this server.
-            connection = await asyncpg.connect(server)
-            await connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
-            await connection.close()
+            await _administrator().execute(server, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
     del _databases[start:]
 
 
@@ -204,8 +240,20 @@ async def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIter
         return
     server = request.getfixturevalue("postgresql")
     before = len(_databases)
-    yield await new_postgresql_database(server, request.getfixturevalue("postgresql_template"))
+    only_opens_services = "make_service" in request.fixturenames and not {"store_url", "database"} & _arguments(request)
+    if only_opens_services:
+        installation: Installation = request.getfixturevalue("postgresql_installation")
+        url = await new_postgresql_database(server, POSTGRESQL_INSTALLATION)
+        _installations[url] = installation
+    else:
+        url = await new_postgresql_database(server, request.getfixturevalue("postgresql_template"))
+    yield url
     await drop_postgresql_databases(before)
+
+
+def _arguments(request: pytest.FixtureRequest) -> set[str]:
+    """Return the names of the fixtures that the test function itself uses."""
+    return set(inspect.signature(request.function).parameters)
 
 
 @pytest.fixture
@@ -227,16 +275,17 @@ class Installation(NamedTuple):
 
 #: The settings that change what the first start of an installation creates.
 FIRST_START_SETTINGS = {"data_dir", "database_url", "secret", "initial_api_key", "initial_tracker_token"}
+#: The name of the PostgreSQL database of `postgresql_installation`.
+POSTGRESQL_INSTALLATION = "installation_of_tests"
+#: The installation of which a PostgreSQL database is a copy, by the URL of the database, until a service opens it.
+_installations: dict[str, Installation] = {}
 
 
-@pytest.fixture(scope="session")
-def sqlite_installation(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Installation:
-    """A SQLite installation that was started once, at NOON. Tests copy it, which is faster than a first start."""
-    folder = tmp_path_factory.mktemp("sqlite_installation")
-    file = shutil.copyfile(sqlite_template, folder / "shortener.db")
+def _start_once(folder: Path, url: str) -> Installation:
+    """Make an installation of a database with the schema, by a first start at NOON."""
 
     async def start() -> Credentials:
-        service = await open_service(Settings(data_dir=folder, database_url=f"sqlite:///{file}"), clock=Clock())
+        service = await open_service(Settings(data_dir=folder, database_url=url), clock=Clock())
         await service.close(grace=1)
         assert service.first_credentials is not None
         return service.first_credentials
@@ -244,15 +293,44 @@ def sqlite_installation(sqlite_template: Path, tmp_path_factory: pytest.TempPath
     return Installation(folder, run_in_a_thread(start()))
 
 
+@pytest.fixture(scope="session")
+def sqlite_installation(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Installation:
+    """A SQLite installation that was started once, at NOON. Tests copy it, which is faster than a first start."""
+    folder = tmp_path_factory.mktemp("sqlite_installation")
+    file = shutil.copyfile(sqlite_template, folder / "shortener.db")
+    return _start_once(folder, f"sqlite:///{file}")
+
+
+@pytest.fixture(scope="session")
+def postgresql_installation(postgresql: str, postgresql_template: str, tmp_path_factory: pytest.TempPathFactory) -> Installation:
+    """An installation on PostgreSQL that was started once, at NOON. Its database is the template of the databases of services."""
+
+    async def create() -> None:
+        connection = await asyncpg.connect(postgresql)
+        await connection.execute(f"CREATE DATABASE {POSTGRESQL_INSTALLATION} TEMPLATE {postgresql_template} STRATEGY FILE_COPY")
+        await connection.close()
+
+    run_in_a_thread(create())
+    url = postgresql.replace("/postgres?", f"/{POSTGRESQL_INSTALLATION}?")
+    return _start_once(tmp_path_factory.mktemp("postgresql_installation"), url)
+
+
 @pytest.fixture
 async def make_service(request: pytest.FixtureRequest, store_url: str, tmp_path: Path, clock: Clock) -> AsyncIterator[MakeService]:
     """Return a function that opens a service on the database. The background jobs of the service run only with `start=True`.
 
-    The first service on a SQLite database opens a copy of `sqlite_installation`, unless the test has already opened or changed the
-    files or passes other settings of a first start."""
+    The first service opens a copy of an installation, unless the test has already opened or changed the database or passes settings
+    of a first start."""
     opened: list[Service] = []
 
     def copy_installation(settings: dict[str, Any]) -> Credentials | None:
+        if (copied := _installations.pop(store_url, None)) is not None:
+            assert not settings.keys() & FIRST_START_SETTINGS, "a test of a first start must have the argument store_url"
+            shutil.copyfile(copied.folder / "secret", tmp_path / "secret")
+            (tmp_path / "secret").chmod(0o600)
+            return copied.credentials
+        if not store_url.startswith("sqlite:"):
+            return None
         database = tmp_path / "shortener.db"
         is_unused = not opened and {file.name for file in tmp_path.iterdir()} <= {database.name}
         if not is_unused or clock.now != NOON or settings.keys() & FIRST_START_SETTINGS:
@@ -266,7 +344,7 @@ async def make_service(request: pytest.FixtureRequest, store_url: str, tmp_path:
 
     async def make(*, start: bool = False, **settings: Any) -> Service:
         values = {"data_dir": tmp_path, "database_url": store_url, "allow_private_targets": True, **settings}
-        credentials = copy_installation(settings) if store_url.startswith("sqlite:") else None
+        credentials = copy_installation(settings)
         service = await open_service(Settings(**values), clock=clock)
         service.first_credentials = service.first_credentials or credentials
         opened.append(service)
