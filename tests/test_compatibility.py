@@ -16,7 +16,8 @@ import orjson
 import pytest
 from pydantic import BaseModel
 
-from shortener.delivery.formats import FACTS, FORMATS, render
+from shortener.delivery.event_fields import FACTS
+from shortener.delivery.formats import FORMATS, render
 from shortener.delivery.placeholders import PLACEHOLDERS
 from shortener.errors import ErrorCode
 from shortener.web.vendors.infobip import InfobipRequest

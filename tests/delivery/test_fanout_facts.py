@@ -12,7 +12,8 @@ from sqlalchemy import Connection, insert, update
 
 from shortener.container import Service
 from shortener.conversions.parsing import ConversionReport
-from shortener.delivery.formats import FACTS, FORMATS
+from shortener.delivery.event_fields import FACTS
+from shortener.delivery.formats import FORMATS
 from shortener.messages.delivery_reports import DeliveryReport
 from shortener.model import HitFlag, State, Topic
 from shortener.outbox import events

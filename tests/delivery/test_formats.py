@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shortener.delivery.formats import CONTENT_TYPE, DEFAULT_FIELDS, FACTS, FIELDS, FORMATS, check_fields, render
+from shortener.delivery.event_fields import FACTS
+from shortener.delivery.formats import CONTENT_TYPE, DEFAULT_FIELDS, FIELDS, FORMATS, check_fields, render
 from shortener.delivery.placeholders import TELECOM_PLACEHOLDERS
 
 CLICK: dict[str, Any] = {

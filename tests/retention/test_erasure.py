@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import Connection, Row, Table, insert, select, text
 
 from shortener.delivery.deliveries import Deliveries
-from shortener.delivery.formats import FACTS
+from shortener.delivery.event_fields import FACTS
 from shortener.errors import ApiError, ErrorCode
 from shortener.model import DeliveryStatus
 from shortener.retention import erasure as erasing
