@@ -330,7 +330,8 @@ class _BatchRows:
     def _flags_of_click(self, hit: Hit, link: LinkRow) -> tuple[int, int]:
         """Return the flags of a click, and the topics of the event that it creates."""
         if self._keep_clicks:
-            self.clicks.append(Click(hit.id, link.cohort_id, hit.at, hit.user_agent, link.message, link.link_set, hit.country))
+            user_agent, country = (hit.user_agent, hit.country) if link.url else ("", None)  # As they are stored.
+            self.clicks.append(Click(hit.id, link.cohort_id, hit.at, user_agent, link.message, link.link_set, country))
         if self._candidates.first_on_link.get(link.link_id) == hit.id:
             bits, is_first = self._won.get(link.message, (0, False))
             if bits & 1 << link.position:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import BigInteger, Connection, Select, func, literal_column, select, text, type_coerce, update
 
 from shortener.clicks.hit_metrics import IS_CLICK
-from shortener.clicks.user_agents import browser_name, parse_device
+from shortener.clicks.user_agents import device_and_browser
 from shortener.ids import IdGenerator, first_id_at, id_span
 from shortener.outbox import count_deltas
 from shortener.outbox.count_deltas import TIME_SLOT_MS, CountDelta, sent_slot_of
@@ -36,18 +36,24 @@ _NAME = "devices"
 _ROW = installation.c.name == _NAME
 
 
-def device_metrics(user_agent: str, country: str | None) -> tuple[str, ...]:
-    """Return the metrics that count a click: one for its device, one for its browser, and one for its country if it is known."""
-    device = parse_device(user_agent)
-    metrics = (f"device:{device.kind}", f"browser:{browser_name(device.browser)}")
+#: The user agent of a hit, or the device class that an erasure stored instead of it.
+AGENT = func.coalesce(hits.c.device_class, hits.c.user_agent)
+
+
+def device_metrics(agent: str, country: str | None) -> tuple[str, ...]:
+    """Return the metrics that count a click: one for its device, one for its browser, and one for its country if it is known.
+
+    `agent` is a value of AGENT."""
+    kind, browser = device_and_browser(agent)
+    metrics = (f"device:{kind}", f"browser:{browser}")
     return metrics if country is None else (*metrics, f"click_country:{country}")
 
 
 def clicks_by_agent() -> Select[Any]:
     """Return a statement that groups clicks by user agent and country.
 
-    Its rows are (cohort, time slot, user agent, country, time slot of the message, link set, number of clicks). The user agent of
-    an erased message is ""."""
+    Its rows are (cohort, time slot, AGENT, country, time slot of the message, link set, number of clicks). AGENT is "" if the
+    user agent was removed and no device class was stored."""
     slot = type_coerce(hits.c.at, BigInteger) // literal_column(str(TIME_SLOT_MS), BigInteger)
     sent = sent_slot_of(links.c.message_id)
     link_set = func.coalesce(links.c.link_set_id, 0)
@@ -55,7 +61,7 @@ def clicks_by_agent() -> Select[Any]:
         select(
             links.c.cohort_id,
             slot.label("quarter"),
-            hits.c.user_agent,
+            AGENT.label("agent"),
             hits.c.country,
             sent.label("sent"),
             link_set.label("link_set"),
@@ -63,7 +69,7 @@ def clicks_by_agent() -> Select[Any]:
         )
         .join_from(hits, links, links.c.id == hits.c.link_id)
         .where(IS_CLICK)
-        .group_by(links.c.cohort_id, text("quarter"), hits.c.user_agent, hits.c.country, text("sent"), text("link_set"))
+        .group_by(links.c.cohort_id, text("quarter"), text("agent"), hits.c.country, text("sent"), text("link_set"))
     )
 
 

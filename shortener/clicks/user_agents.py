@@ -74,12 +74,26 @@ _BROWSERS = {
     "another app": ("Mobile Safari UI/WKWebView", "Chrome Mobile WebView"),
 }
 OTHER_BROWSER = "other"
+_SEPARATOR = "\n"
 _NAMES = {family: name for name, families in _BROWSERS.items() for family in families}
 
 
 def browser_name(family: str) -> str:
     """Return the name that the statistics use for a browser family (`Device.browser`), or "other"."""
     return _NAMES.get(family, OTHER_BROWSER)
+
+
+def device_class(user_agent: str) -> str:
+    """Return the kind of device and the browser name of a user agent as one text, which an erasure stores instead of the user
+    agent. A line break separates the two, so no User-Agent header has this form."""
+    device = parse_device(user_agent)
+    return f"{device.kind}{_SEPARATOR}{browser_name(device.browser)}"
+
+
+def device_and_browser(agent: str) -> tuple[str, str]:
+    """Return the kind of device and the browser name of a user agent, or of a result of `device_class`."""
+    kind, _, browser = (agent if _SEPARATOR in agent else device_class(agent)).partition(_SEPARATOR)
+    return kind, browser
 
 
 @lru_cache(maxsize=16_384)

@@ -17,10 +17,10 @@ from typing import Any, Literal, get_args
 
 from sqlalchemy import ColumnElement, Connection, and_, exists, select, union_all
 
-from shortener.clicks.device_counts import device_metrics
+from shortener.clicks.device_counts import AGENT, device_metrics
 from shortener.clicks.hit_metrics import HIT_METRIC, IS_CLICK, IS_FIRST_CLICK, hit_metric
 from shortener.clicks.networks import UNKNOWN_NETWORK, Networks
-from shortener.clicks.user_agents import browser_name, parse_device
+from shortener.clicks.user_agents import device_and_browser
 from shortener.ids import first_id_at
 from shortener.model import HitFlag, Verdict
 from shortener.outbox.count_deltas import time_to_click
@@ -88,6 +88,7 @@ HIT_COLUMNS = (
     hits.c.first_rule,
     hits.c.address,
     hits.c.user_agent,
+    AGENT.label("agent"),
     hits.c.country.label("click_country"),
     links.c.code,
     links.c.url,
@@ -132,7 +133,7 @@ def list_hits(connection: Connection, filters: HitFilter, limit: int, below: int
 def _matches(row: AnyRow, filters: HitFilter) -> bool:
     """Return whether a row matches the conditions that SQL cannot check."""
     if filters.device is not None or filters.browser is not None:
-        metrics = device_metrics(row.user_agent, None)
+        metrics = device_metrics(row.agent, None)
         if filters.device is not None and f"device:{filters.device}" not in metrics:
             return False
         if filters.browser is not None and f"browser:{filters.browser}" not in metrics:
@@ -150,7 +151,7 @@ def serialize_hit(row: AnyRow, click_id: Callable[[int], str], networks: Network
 
     `networks` is the network list, from which the name of the client's network is read."""
     network = UNKNOWN_NETWORK if networks is None else networks.find(row.address)
-    device = parse_device(row.user_agent)
+    device, browser = device_and_browser(row.agent) if row.agent else (None, None)
     flags = HitFlag(row.flags)
     return {
         "click_id": click_id(row.id),
@@ -172,8 +173,8 @@ def serialize_hit(row: AnyRow, click_id: Callable[[int], str], networks: Network
         "url": row.url,
         "label": row.label,
         "seconds_since_delivered": None if row.delivered_at is None else int((row.at - row.delivered_at).total_seconds()),
-        "device": device.kind if row.user_agent else None,
-        "browser": browser_name(device.browser) if row.user_agent else None,
+        "device": device,
+        "browser": browser,
         "user_agent": row.user_agent,
         "address": row.address,
         # An older release stored no country for a hit.

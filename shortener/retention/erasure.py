@@ -8,8 +8,9 @@
 - the text of a message that waits for its gateway; it is not sent any more
 - the same data in the event log, the responses of trackers, and the stored response to the request's Idempotency-Key
 
-Remaining data: that the message was sent, its sender and price, and its states, hits and conversions with their times. So the
-counts and a recount still agree.
+Remaining data: that the message was sent, its sender and price, and its states, hits and conversions with their times. A hit keeps
+the kind of device and the browser, which the statistics count, instead of the user agent. So the counts, the lists and a recount
+still agree.
 
 Erasure disables the links, because their destinations may be personal. The links then return 410. The caller must first remove the
 links from the link cache (`find_codes`). Pending events are delivered without the erased data. A pending callback of the message
@@ -33,8 +34,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, case, delete, func, literal, select, text, update
+from sqlalchemy import ColumnElement, Connection, and_, bindparam, case, delete, func, literal, select, text, update
 
+from shortener.clicks.user_agents import device_class
 from shortener.errors import ApiError, ErrorCode
 from shortener.model import DeliveryStatus, SendStatus
 from shortener.storage.database import Database, upsert
@@ -241,16 +243,8 @@ def _scrub_messages(connection: Connection, ids: list[int], now: datetime) -> Er
             reason_description=None,
             telecom_message_id=None,
         ),
-        hits=update_rows(
-            update(hits).where(hits.c.id.in_(select(first_clicks.c.hit_id).where(first_clicks.c.id.in_(ids)))),
-            address="",
-            user_agent="",
-        )
-        + update_rows(
-            update(hits).where(other_hits(), hits.c.link_id.in_(select(links.c.id).where(links_of_messages))),
-            address="",
-            user_agent="",
-        ),
+        hits=_scrub_hits(connection, hits.c.id.in_(select(first_clicks.c.hit_id).where(first_clicks.c.id.in_(ids))))
+        + _scrub_hits(connection, and_(other_hits(), hits.c.link_id.in_(select(links.c.id).where(links_of_messages)))),
         conversions=update_rows(update(conversions).where(conversions.c.message_id.in_(ids)), metadata=None, warnings=None),
         attempts=update_rows(
             update(attempts).where(attempts.c.delivery_id.in_(select(deliveries.c.id).where(message_deliveries))),
@@ -281,6 +275,16 @@ def _scrub_messages(connection: Connection, ids: list[int], now: datetime) -> Er
     erased.hits += _scrub_dead_letters(connection, codes)
     _delete_responses(connection, ids)
     return erased
+
+
+def _scrub_hits(connection: Connection, condition: ColumnElement[bool]) -> int:
+    """Remove the IP addresses and user agents of hits, and keep the device class of each user agent. Return the number of hits."""
+    # This lock waits for a correction or an erasure that changes the same hits.
+    found = select(hits.c.id, hits.c.user_agent).where(condition, hits.c.user_agent != "").order_by(hits.c.id).with_for_update()
+    kept = [{"row": row.id, "kept": device_class(row.user_agent)} for row in connection.execute(found)]
+    if kept:
+        connection.execute(update(hits).where(hits.c.id == bindparam("row")).values(device_class=bindparam("kept")), kept)
+    return connection.execute(update(hits).where(condition).values(address="", user_agent="")).rowcount
 
 
 def _scrub_events(connection: Connection, ids: list[int]) -> int:

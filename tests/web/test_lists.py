@@ -14,16 +14,20 @@ from sqlalchemy import Connection
 from shortener.accounts.credentials import Credentials
 from shortener.container import Service
 from shortener.reporting import event_list, hits
+from shortener.reporting.counts import verify
 from shortener.reporting.event_list import EventFilter, list_events
 from shortener.reporting.hits import HIT_METRICS, HitFilter, list_hits
 from shortener.reporting.messages import MESSAGE_METRICS, MessageFilter, list_messages
+from shortener.reporting.rollup_check import verify_rollups
 from shortener.reporting.rollups import Basis
+from shortener.reporting.statistics import StatisticsFilter, totals
 from shortener.storage.database import Database
 from shortener.storage.migrate import migrate
 from shortener.storage.open import open_database
+from shortener.storage.types import to_ms
 from tests.conftest import NOON, Clock, client_of
 from tests.reporting.plans import plans, scanned
-from tests.web.calls import PHONE, convert, report, rewrite
+from tests.web.calls import PHONE, TO, convert, report, rewrite
 
 TWO_LINKS = 'A #trackurl("https://shop.example/menu?x=1","menu") and #track("https://shop.example/other/")'
 
@@ -113,7 +117,7 @@ async def test_the_number_of_listed_rows_equals_each_figure_of_the_statistics(
     assert seen == {*HIT_METRICS, *MESSAGE_METRICS, "conversions", "links"}, "every figure has rows"
 
 
-async def test_lists_with_a_filter_for_destination_label_or_country_agree_with_the_statistics(history: httpx.AsyncClient) -> None:
+async def assert_lists_of_groups_agree_with_the_statistics(history: httpx.AsyncClient) -> None:
     for basis in ("event", "sent"):
         for path, name, parameter in (
             ("by-destination", "destinations", "destination"),
@@ -131,6 +135,30 @@ async def test_lists_with_a_filter_for_destination_label_or_country_agree_with_t
                 query = {parameter: group[parameter], "metric": "conversions", "basis": basis}
                 rows = await all_rows(history, "/api/v1/conversions", "conversions", **query)
                 assert len(rows) == group["conversions"], query
+
+
+async def test_lists_with_a_filter_for_destination_label_or_country_agree_with_the_statistics(history: httpx.AsyncClient) -> None:
+    await assert_lists_of_groups_agree_with_the_statistics(history)
+
+
+async def test_lists_agree_with_the_statistics_after_an_erasure(history: httpx.AsyncClient, service: Service, clock: Clock) -> None:
+    await service.devices.catch_up(to_ms(clock()) + 10**6)
+    scope = StatisticsFilter(1, clock() - timedelta(days=7), clock() + timedelta(days=1))
+    before = (await service.database.read(totals, scope)).groups[None]
+    assert before.devices["phone"] > 1
+    response = await history.post("/api/v1/erasures", json={"phone": TO})
+    assert response.json()["erased"]["hits"] > 1
+    figures = (await service.database.read(totals, scope)).groups[None]
+    assert (figures.devices, figures.browsers) == (before.devices, before.browsers)
+    for name, counts in (("device", figures.devices), ("browser", figures.browsers)):
+        for value, count in counts.items():
+            filters = HitFilter(1, scope.since, scope.until, metric="clicks", **{name: value})  # type: ignore[arg-type]
+            assert len((await service.database.read(list_hits, filters, 100)).rows) == count, (name, value)
+    erased = await all_rows(history, "/api/v1/clicks", "clicks", message_id="m0", metric="clicks")
+    assert {(hit["user_agent"], hit["address"], hit["device"]) for hit in erased} == {("", "", "phone")}
+    await assert_lists_of_groups_agree_with_the_statistics(history)
+    assert await service.database.read(verify, scope.since, scope.until) == []
+    assert await service.database.read(verify_rollups, scope.since, scope.until) == []
 
 
 async def test_a_listed_hit_contains_its_verdict_rule_device_and_message(history: httpx.AsyncClient) -> None:

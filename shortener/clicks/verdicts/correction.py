@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import BigInteger, Connection, bindparam, delete, func, select, type_coerce, update
 
-from shortener.clicks.device_counts import device_metrics, last_counted_hit, stop_counting
+from shortener.clicks.device_counts import AGENT, device_metrics, last_counted_hit, stop_counting
 from shortener.clicks.hit_metrics import CLICKED_LINKS, IS_CLICK, hit_metric
 from shortener.clicks.verdicts.request_rules import RequestTraits, classify
 from shortener.ids import IdGenerator
@@ -110,7 +110,7 @@ def change_verdicts(
             if metric is not None:
                 delta.add(message.cohort_id, hit.at, metric, amount, message=message.id, link_set=hit.link_set)
             if metric == "clicks" and is_counted:
-                for by_device in device_metrics(hit.user_agent, hit.country):
+                for by_device in device_metrics(hit.agent, hit.country):
                     delta.add(message.cohort_id, hit.at, by_device, amount, message=message.id, link_set=hit.link_set)
         flags = hit.flags & ~HitFlag.RETRACTED
         if change.verdict is Verdict.HUMAN:
@@ -233,6 +233,7 @@ class _LockedHit(NamedTuple):
     verdict: int
     flags: int
     user_agent: str
+    agent: str
     country: str | None
     position: int
     link_flags: int
@@ -246,6 +247,7 @@ _HIT = (
     hits.c.verdict,
     hits.c.flags,
     hits.c.user_agent,
+    AGENT.label("agent"),
     hits.c.country,
     links.c.position,
     links.c.flags,
