@@ -29,5 +29,5 @@ USER 10001:10001
 VOLUME /data
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=20s \
-    CMD ["python", "-c", "from urllib.request import urlopen; from shortener.settings import load; urlopen(f'http://127.0.0.1:{load().port}/healthz', timeout=3)"]
+    CMD ["python", "-c", "from urllib.request import urlopen; from shortener.settings_sources import load; urlopen(f'http://127.0.0.1:{load().port}/healthz', timeout=3)"]
 CMD ["shortener", "serve"]

@@ -50,8 +50,8 @@ lint: setup-dev
 
 # Generates the settings files, and the statements of a new SQLite database, from the code. Tests compare them.
 config: setup
-	@$(BIN)/python -c "from shortener.settings import as_toml; print(as_toml(), end='')" > config/shortener.toml
-	@$(BIN)/python -c "from shortener.settings import as_markdown; print(as_markdown(), end='')" > docs/reference/settings.md
+	@$(BIN)/python -c "from shortener.settings_sources import as_toml; print(as_toml(), end='')" > config/shortener.toml
+	@$(BIN)/python -c "from shortener.settings_sources import as_markdown; print(as_markdown(), end='')" > docs/reference/settings.md
 	@$(BIN)/python -c "from shortener.storage.new_database import migrated_dump; print(migrated_dump(), end='')" \
 		> shortener/storage/migrations/sqlite.sql
 

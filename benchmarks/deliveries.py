@@ -28,7 +28,7 @@ import uvloop
 from benchmarks.delivery_rig import Sink, add_tracker, applications, click, fill, quantile, receiver, server, unclicked
 from benchmarks.isolation import add_isolation_options, measure_isolation
 from shortener.container import open_service
-from shortener.settings import load
+from shortener.settings_sources import load
 
 MIN_PER_SECOND = 3000.0
 MIN_RATIO_TO_HTTPX = 8.0

@@ -23,7 +23,7 @@ import uvloop
 
 from benchmarks.delivery_rig import Sink, add_tracker, applications, click, fill, quantile, server, unclicked
 from shortener.container import Service, open_service
-from shortener.settings import load
+from shortener.settings_sources import load
 
 MAX_RATIO = 1.1  # p95 time from an event to its arrival, with hanging receivers divided by without them
 MIN_HANGING_ATTEMPTS = 100  # Slices with hanging hosts begin when this number of attempts is in flight.

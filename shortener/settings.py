@@ -1,26 +1,17 @@
 """The table of all settings, with the name, type, default and help text of each setting.
 
-`load` reads TOML first: the file that `SHORTENER_CONFIG` names, or every `*.toml` of a folder in alphabetical order, or
-`config/shortener.toml` if it exists. An environment variable `SHORTENER_<NAME>`, or the content of the file that
-`SHORTENER_<NAME>_FILE` names, overrides the TOML value. A variable `SHORTENER_...` that names no setting is an error, unless
-Kubernetes made it for a Service whose name begins with "shortener" (`service_link_variables`).
-`make config` writes `config/shortener.toml` and docs/reference/settings.md from this table, and a test compares them.
-
-Every function raises `SettingsError` with one line for each setting that is not usable.
+`settings_sources.load` reads the values from TOML and from the environment. `make config` writes `config/shortener.toml` and
+docs/reference/settings.md from this table, and a test compares them. The module is long because it is one table.
 """
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
-import os
 import re
-import tomllib
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from shortener.urls import UrlError, parse_base_url, parse_redis_url
 
@@ -460,130 +451,3 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
-
-
-#: Names of the variables that Kubernetes and Docker links set for a service called, for example, `shortener` or `shortener-web`.
-_SERVICE_LINK = re.compile(
-    r"SHORTENER_([A-Z0-9_]+_)?(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
-)
-#: The value of a variable SHORTENER_..._PORT that Kubernetes sets for a service, for example tcp://10.3.0.1:80.
-_SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://")
-
-
-def service_link_variables(environ: Mapping[str, str] = os.environ) -> list[str]:
-    """Return the names of variables that Kubernetes made for a Service. They are no settings, even if named SHORTENER_PORT.
-
-    `enableServiceLinks: false` in the specification of the pod removes them."""
-    return sorted(
-        name
-        for name, value in environ.items()
-        if name.startswith(PREFIX) and (_SERVICE_LINK.fullmatch(name) or (name.endswith("_PORT") and _SERVICE_ADDRESS.match(value)))
-    )
-
-
-def load(environ: Mapping[str, str] = os.environ, **overrides: Any) -> Settings:
-    """Return the settings of this process. Each source overrides the one before: defaults, TOML, environment, `overrides`.
-
-    `overrides` are options of the command line; None means that the option was not used. Raise SettingsError."""
-    values = _read_toml(environ) | _read_environment(environ) | {k: v for k, v in overrides.items() if v is not None}
-    follows_port = values.get("base_url", DEFAULT_BASE_URL) == DEFAULT_BASE_URL and "port" in values
-    if follows_port:
-        # If BASE_URL is not set, short links must lead to the port that this process listens on.
-        values["base_url"] = f"http://127.0.0.1:{values['port']}"
-    try:
-        return Settings(**values)
-    except ValidationError as error:
-        # The default of the base URL contains the port, so an invalid port also makes the base URL invalid. Then only the port is
-        # reported.
-        items = [item for item in error.errors() if not (follows_port and item["loc"] == ("base_url",))] or error.errors()
-        raise SettingsError("\n".join(map(_describe, items))) from None
-
-
-def _describe(item: Any) -> str:
-    """Return one line for an invalid setting, with its name and the reason."""
-    name = ".".join(str(part) for part in item["loc"]) or "settings"
-    if item["type"] == "extra_forbidden":
-        return f"{name}: is not a setting{_suggest(name, Settings.model_fields)}"
-    return f"{name}: {item['msg'].removeprefix('Value error, ')}"
-
-
-def _suggest(name: str, known: Iterable[str], prefix: str = "") -> str:
-    # Compare the names without the common prefix SHORTENER_, because it makes any two names similar.
-    nearest = difflib.get_close_matches(name.removeprefix(prefix), [one.removeprefix(prefix) for one in known], n=1)
-    return f"; did you mean {prefix}{nearest[0]}?" if nearest else "; docs/reference/settings.md lists all settings"
-
-
-def _read_toml(environ: Mapping[str, str]) -> dict[str, Any]:
-    named = environ.get(PREFIX + "CONFIG", "")
-    place = Path(named) if named else DEFAULT_CONFIG
-    if named and not place.exists():
-        raise SettingsError(f"{PREFIX}CONFIG: there is no file or folder {place}")
-    files = sorted(place.glob("*.toml")) if place.is_dir() else [place] if place.exists() else []
-    values: dict[str, Any] = {}
-    for file in files:
-        try:
-            values |= tomllib.loads(file.read_text())
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-            raise SettingsError(f"{file}: {error}") from None
-    return values
-
-
-def _read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
-    links = service_link_variables(environ)
-    environ = {name: value for name, value in environ.items() if name not in links}
-    variables = {PREFIX + name.upper(): name for name in Settings.model_fields}
-    known = {*variables, *(variable + "_FILE" for variable in variables), PREFIX + "CONFIG"}
-    if unknown := sorted(variable for variable in environ if variable.startswith(PREFIX) and variable not in known):
-        raise SettingsError("\n".join(f"{variable}: is not a setting{_suggest(variable, known, PREFIX)}" for variable in unknown))
-    values: dict[str, Any] = {}
-    for variable, name in variables.items():
-        if variable + "_FILE" in environ:
-            try:
-                values[name] = Path(environ[variable + "_FILE"]).read_text().strip()
-            except (UnicodeDecodeError, OSError) as error:
-                raise SettingsError(f"{variable}_FILE: {error}") from None
-        elif variable in environ:
-            values[name] = environ[variable]
-    return values
-
-
-def as_toml() -> str:
-    """Return the text of `config/shortener.toml`: every setting with its help and its default."""
-    lines = [
-        "# All settings with their defaults. `make config` writes this file from shortener/settings.py.",
-        "# SHORTENER_<NAME> in the environment, or the content of the file that SHORTENER_<NAME>_FILE names, overrides a value.",
-    ]
-    for name, field in Settings.model_fields.items():
-        lines += ["", f"# {field.description}", f"{name} = {_toml_value(field.default)}"]
-    return "\n".join(lines) + "\n"
-
-
-def as_markdown() -> str:
-    """Return the text of docs/reference/settings.md: a table of all settings."""
-    lines = [
-        "# Settings",
-        "",
-        "For operators. `make config` writes this page from `shortener/settings.py`. The service reads a setting from TOML:",
-        "the file that `SHORTENER_CONFIG` names, or every `*.toml` of a folder in alphabetical order, or `config/shortener.toml`",
-        "if it exists. The environment variable `SHORTENER_<NAME>`, or the content of the file that `SHORTENER_<NAME>_FILE` names",
-        "(for secrets), overrides the TOML value. The service does not start if a variable `SHORTENER_...` names no setting.",
-        "Variables that Kubernetes makes for a Service called `shortener` are ignored. `enableServiceLinks: false` in the pod",
-        "removes them.",
-        "",
-        "| setting | default | meaning |",
-        "|---|---|---|",
-    ]
-    for name, field in Settings.model_fields.items():
-        default = _toml_value(field.default).replace('""', "(empty)")
-        lines.append(f"| `{name.upper()}` | `{default}` | {field.description} |")
-    return "\n".join(lines) + "\n"
-
-
-def _toml_value(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, tuple):
-        return "[" + ", ".join(_toml_value(item) for item in value) + "]"
-    if isinstance(value, (int, float)):
-        return repr(value)
-    return '"' + (value.get_secret_value() if isinstance(value, SecretStr) else str(value)) + '"'

@@ -15,7 +15,8 @@ import yaml  # type: ignore[import-untyped]  # comes with uvicorn; its types wou
 from shortener import __version__
 from shortener.cli import cli
 from shortener.cli.serve import uvicorn_config
-from shortener.settings import PREFIX, Settings, load
+from shortener.settings import PREFIX, Settings
+from shortener.settings_sources import load
 from shortener.web.endpoints import ENDPOINTS
 from tests.proxies import nginx_configuration
 from tests.servers import PATIENCE

@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from shortener.settings import Settings, SettingsError, as_markdown, as_toml, load, service_link_variables
+from shortener.settings import Settings, SettingsError
+from shortener.settings_sources import as_markdown, as_toml, load, service_link_variables
 
 ROOT = Path(__file__).parent.parent
 

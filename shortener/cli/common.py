@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import click
 import orjson
 
-from shortener import settings as settings_module
+from shortener import settings_sources
 from shortener.errors import ApiError, DatabaseInUse, StoreUnavailable
 from shortener.lean_imports import import_without_extras
 from shortener.settings import Settings, SettingsError
@@ -71,7 +71,7 @@ HELP_PAGE = "docs/reference/errors.md"
 def load_settings(**overrides: Any) -> Settings:
     """Return the settings; `overrides` replace them. Raise ClickException with one line for each unusable setting."""
     try:
-        return settings_module.load(**overrides)
+        return settings_sources.load(**overrides)
     except SettingsError as error:
         raise click.ClickException(f"unusable settings:\n{error}\n({HELP_PAGE})") from None
 

@@ -25,7 +25,8 @@ import click
 
 from shortener.cli.common import async_command, json_option, load_settings, print_result
 from shortener.cli.doctor_findings import Finding
-from shortener.settings import DEFAULT_BASE_URL, is_loopback, service_link_variables
+from shortener.settings import DEFAULT_BASE_URL, is_loopback
+from shortener.settings_sources import service_link_variables
 
 if TYPE_CHECKING:
     from shortener.settings import Settings

@@ -33,7 +33,7 @@ from shortener.cli.stopping import (
     stop_within,
 )
 from shortener.lean_imports import import_without_extras
-from shortener.settings import service_link_variables
+from shortener.settings_sources import service_link_variables
 
 if TYPE_CHECKING:
     import uvicorn

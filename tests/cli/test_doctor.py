@@ -19,7 +19,8 @@ from shortener.container import open_service
 from shortener.errors import StoreUnavailable
 from shortener.model import utcnow
 from shortener.secret import SecretError
-from shortener.settings import Settings, load
+from shortener.settings import Settings
+from shortener.settings_sources import load
 from shortener.storage import schema
 from shortener.storage.installation import BaseUrlMissing
 from shortener.storage.integrity import DatabaseLost
