@@ -4,14 +4,19 @@ attempts of one delivery, and replay one delivery. The pages of replays.py repla
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
+from sqlalchemy import Connection
 from starlette.responses import Response
 
 from shortener.delivery.deliveries import Delivery, DeliveryFilter, DeliveryPage
-from shortener.delivery.replays import Replay, find_replay, list_replays
+from shortener.delivery.replays import Replay, ReplayOutcomes, count_outcomes, find_replay, list_replays
 from shortener.delivery.tracker_presenter import delivery_fields
+from shortener.delivery.trackers import Tracker
 from shortener.errors import ApiError, ErrorCode
 from shortener.ids import DELIVERY_IDS
 from shortener.model import DeliveryStatus
@@ -20,6 +25,7 @@ from shortener.portal.operators import Role
 from shortener.portal.page import NavigationItem, PortalPage, Visit
 from shortener.portal.router import csv_download
 from shortener.portal.trackers import STATES
+from shortener.portal.waiting import Wait, wait_of
 from shortener.reporting.csv_lists import PAGE_ROWS, stream_csv
 from shortener.web.paging import Cursors
 
@@ -39,9 +45,10 @@ CSV_COLUMNS = (
     "finished_at",
     "last_status",
     "last_error",
+    "tracker_name",
 )
 _STATUS = FilterField("status", "State", {status.api_name: STATES[status][0] for status in DeliveryStatus}, is_common=True)
-FIELDS = (_STATUS, FilterField("tracker", "Id of the tracker", is_common=True), FilterField("replay", "Id of the replay"))
+_REPLAY = FilterField("replay", "Id of the replay")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +63,8 @@ async def deliveries(visit: Visit) -> Response:
     """List the deliveries that were created in the period, or that a replay has replayed, newest first."""
     service, replay = visit.service, await _replay_of(visit)
     criteria = _filter(visit, replay)
+    trackers = await _trackers(visit)
+    names = _names(trackers)
     if visit.is_csv:
         await service.database.write(visit.audit, "list_exported", "deliveries", after=exported_query(visit))
 
@@ -63,16 +72,19 @@ async def deliveries(visit: Visit) -> Response:
             page = await service.deliveries.page(criteria, PAGE_ROWS, below)
             return DeliveryRows(page.deliveries, page.next)
 
-        return csv_download(visit, stream_csv(read, delivery_fields, CSV_COLUMNS), "deliveries")
+        def serialize(one: Delivery) -> dict[str, Any]:
+            return {**delivery_fields(one), "tracker_name": names.get(one.tracker_id)}
+
+        return csv_download(visit, stream_csv(read, serialize, CSV_COLUMNS), "deliveries")
     cursors = Cursors(service.secret, "portal deliveries")
     page = await service.deliveries.page(criteria, ROWS, cursors.decode(visit.get("cursor")))
     return visit.render(
         "deliveries.html",
         title="Deliveries",
-        listing=_listing(visit, page, cursors),
-        deliveries=[(one, DELIVERY_IDS.encode(one.id)) for one in page.deliveries],
+        listing=_listing(visit, page, cursors, names),
+        deliveries=[(one, DELIVERY_IDS.encode(one.id), _wait(visit, one, trackers)) for one in page.deliveries],
         states=STATES,
-        names=await _tracker_names(visit),
+        names=names,
         tracker_id=criteria.tracker_id,
         is_dead=criteria.status is DeliveryStatus.DEAD,
         replay=replay,
@@ -80,9 +92,14 @@ async def deliveries(visit: Visit) -> Response:
     )
 
 
-async def _recent_replays(visit: Visit) -> list[Replay]:
-    """Return the replays of the application that run or ended recently, newest first."""
-    return await visit.service.database.read(list_replays, visit.application_id, visit.now - RECENT_REPLAYS, MAX_REPLAYS)
+async def _recent_replays(visit: Visit) -> list[tuple[Replay, ReplayOutcomes]]:
+    """Return the replays of the application that run or ended recently with their outcomes, newest first."""
+
+    def read(connection: Connection) -> list[tuple[Replay, ReplayOutcomes]]:
+        found = list_replays(connection, visit.application_id, visit.now - RECENT_REPLAYS, MAX_REPLAYS)
+        return [(one, count_outcomes(connection, one)) for one in found]
+
+    return await visit.service.database.read(read)
 
 
 async def _replay_of(visit: Visit) -> Replay | None:
@@ -93,17 +110,37 @@ async def _replay_of(visit: Visit) -> Replay | None:
     return await visit.service.database.read(find_replay, public_id, visit.application_id)
 
 
-async def _tracker_names(visit: Visit) -> dict[int | None, str]:
-    """Return the names of the application's trackers by id."""
-    return {
-        tracker.id: tracker.name or f"Tracker {tracker.id}" for tracker in await visit.service.trackers.all(visit.application_id)
-    }
+async def _trackers(visit: Visit) -> dict[int | None, Tracker]:
+    """Return the application's trackers by id."""
+    return {tracker.id: tracker for tracker in await visit.service.trackers.all(visit.application_id)}
 
 
-def _listing(visit: Visit, page: DeliveryPage, cursors: Cursors) -> Listing:
+def _names(trackers: Mapping[int | None, Tracker]) -> dict[int | None, str]:
+    """Return the names of trackers by id."""
+    return {number: tracker.name or f"Tracker {number}" for number, tracker in trackers.items()}
+
+
+def _wait(visit: Visit, one: Delivery, trackers: Mapping[int | None, Tracker]) -> Wait | None:
+    is_disabled = visit.application is not None and visit.application.disabled
+    return wait_of(one, trackers.get(one.tracker_id), visit.now, application_disabled=is_disabled)
+
+
+def _tracker_field(visit: Visit, names: Mapping[int | None, str]) -> FilterField:
+    """Return the filter with the trackers of the application. A name that several trackers have is shown with the id. The tracker
+    in the query is a choice even if it is deleted."""
+    repeated = {name for name, number in Counter(names.values()).items() if number > 1}
+    choices = {str(number): f"{name} ({number})" if name in repeated else name for number, name in names.items()}
+    asked = visit.get("tracker")
+    if asked is not None:
+        choices.setdefault(asked, f"{asked} (deleted)")
+    return FilterField("tracker", "Tracker", choices, is_common=True)
+
+
+def _listing(visit: Visit, page: DeliveryPage, cursors: Cursors, names: Mapping[int | None, str]) -> Listing:
     is_first = visit.get("cursor") is None
+    fields = (_STATUS, _tracker_field(visit, names), _REPLAY)
     values = dict(visit.request.query_params)
-    return Listing((), cursors.encode(page.next), is_first, FIELDS, chips(visit, FIELDS), values)
+    return Listing((), cursors.encode(page.next), is_first, fields, chips(visit, fields), values)
 
 
 def _filter(visit: Visit, replay: Replay | None) -> DeliveryFilter:
@@ -126,12 +163,14 @@ def _filter(visit: Visit, replay: Replay | None) -> DeliveryFilter:
 async def delivery(visit: Visit) -> Response:
     """Show one delivery with its attempts."""
     found, attempts = await visit.service.deliveries.get(_id(visit), visit.application_id)
+    trackers = await _trackers(visit)
     return visit.render(
         "delivery.html",
         title=f"Delivery of {found.topic.api_name}",
         delivery=found,
         delivery_id=visit.path["id"],
-        tracker_name=(await _tracker_names(visit)).get(found.tracker_id),
+        tracker_name=_names(trackers).get(found.tracker_id),
+        wait=_wait(visit, found, trackers),
         attempts=attempts,
         states=STATES,
     )

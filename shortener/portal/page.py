@@ -172,7 +172,12 @@ class Visit:
 
     @property
     def period_query(self) -> dict[str, str]:
-        """The query parameters of this request that select the period, for the URLs of other pages."""
+        """The query parameters of this request that select the period, for the URLs of other pages. Empty if the period is not
+        valid, so that the links of an error page do not lead to the same error."""
+        try:
+            _ = self.period
+        except ApiError:
+            return {}
         return {name: value for name in PERIOD_FIELDS if (value := self.get(name)) is not None}
 
     def here(self, **changes: Any) -> str:

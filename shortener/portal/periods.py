@@ -127,9 +127,9 @@ def _custom(since: str | None, until: str | None, now: datetime, zone: tzinfo) -
     if begin is None:
         begin = _shift(end, -28, zone)
     if begin >= end:
-        raise _invalid("until", "must be after since")
+        raise _invalid("until", "must be later than From")
     if end - begin > timedelta(days=MAX_DAYS):
-        raise _invalid("since", f"must be at most {MAX_DAYS} days before until")
+        raise _invalid("since", f"must be at most {MAX_DAYS} days before Until")
     return begin, end
 
 

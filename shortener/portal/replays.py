@@ -13,8 +13,9 @@ from datetime import datetime
 from sqlalchemy import Connection
 from starlette.responses import Response
 
-from shortener.delivery.deliveries import DeliveryFilter, count_dead
+from shortener.delivery.deliveries import MAX_REPLAYED_PER_TRANSACTION, Delivery, DeliveryFilter, count_dead
 from shortener.delivery.replays import (
+    MAX_UNATTEMPTED,
     Replay,
     ReplayOutcomes,
     StopReason,
@@ -27,9 +28,11 @@ from shortener.delivery.replays import (
 )
 from shortener.delivery.trackers import Tracker
 from shortener.errors import ApiError, ErrorCode
+from shortener.model import DeliveryStatus
 from shortener.portal.listing import slots_of
 from shortener.portal.operators import Role
 from shortener.portal.page import PortalPage, Visit
+from shortener.portal.trackers import BREAKERS, tracker_health
 from shortener.storage.types import to_ms
 
 PATH = "deliveries/replays"
@@ -37,8 +40,8 @@ PATH = "deliveries/replays"
 #: larger, because counting them takes longer.
 REFRESH_SECONDS, SLOW_REFRESH_SECONDS, MANY = 2, 10, 100_000
 
-#: The label and the kind of badge that the pages show for each state of a replay.
-STATES = {"running": ("Running", "accent"), "done": ("Finished", "good"), "stopped": ("Stopped", "warn")}
+#: The number of the newest deliveries of a tracker among which the confirmation looks for the last outcome.
+RECENT = 20
 
 
 async def confirm(visit: Visit) -> Response:
@@ -80,6 +83,7 @@ async def _confirm(visit: Visit, error: ApiError | None) -> Response:
 
     total, running, obstacle = await visit.service.database.read(read)
     rate = _rate(visit, tracker)
+    backlog = await visit.service.deliveries.backlog(tracker.id, visit.now)
     return visit.render(
         "replay_new.html",
         200 if error is None else error.code.http_status,
@@ -90,10 +94,35 @@ async def _confirm(visit: Visit, error: ApiError | None) -> Response:
         total=total,
         running=running,
         obstacle=obstacle,
+        health=tracker_health(tracker, backlog, visit),
+        breakers=BREAKERS,
+        last=await _last_outcome(visit, tracker),
         rate=rate,
         seconds=total / rate,
+        batch=MAX_REPLAYED_PER_TRANSACTION,
+        max_waiting=MAX_UNATTEMPTED,
         error=error,
     )
+
+
+async def _last_outcome(visit: Visit, tracker: Tracker) -> Delivery | None:
+    """Return the newest delivery of a tracker that has an outcome, or None. If the newest RECENT deliveries have none, return the
+    newest dead delivery."""
+    read = visit.service.deliveries.page
+    page = await read(DeliveryFilter(visit.application_id, tracker.id), RECENT)
+    dead = await read(DeliveryFilter(visit.application_id, tracker.id, status=DeliveryStatus.DEAD), 1)
+    return next((one for one in (*page.deliveries, *dead.deliveries) if one.last_status or one.last_error), None)
+
+
+def _badge(replay: Replay, outcomes: ReplayOutcomes) -> tuple[str, str]:
+    """Return the label and the kind of the badge of a replay. It is green only if every delivery was delivered."""
+    if replay.is_running:
+        return "Running", "accent"
+    if replay.stop_reason:
+        return "Stopped", "warn"
+    if outcomes.waiting:
+        return "All are queued again", "accent"
+    return ("Finished, some failed again", "warn") if outcomes.dead else ("Finished", "good")
 
 
 def _rate(visit: Visit, tracker: Tracker) -> float:
@@ -129,7 +158,7 @@ async def progress(visit: Visit) -> Response:
         phase=phase,
         changes=replay.is_running or outcomes.waiting > 0,
         refresh=REFRESH_SECONDS if replay.total <= MANY else SLOW_REFRESH_SECONDS,
-        states=STATES,
+        badge=_badge(replay, outcomes),
     )
 
 

@@ -190,8 +190,15 @@ class Portal(PortalParts):
         # The descriptions are written for callers of the API, who read the header.
         wait = "in a moment" if error.retry_after is None else f"in {duration(error.retry_after)}"
         text = error.description.replace("after `Retry-After` seconds", wait).replace("`", "")
-        title = _TITLES.get(error.code, "Not possible")
-        response = visit.render("error.html", error.code.http_status, error=error, text=text, title=title)
+        is_period = (
+            visit.request.method in SAFE_METHODS
+            and bool(error.details)
+            and {one.field for one in error.details} <= _PERIOD_LABELS.keys()
+        )
+        title = "This period is not valid" if is_period else _TITLES.get(error.code, "Not possible")
+        response = visit.render(
+            "error.html", error.code.http_status, error=error, text=text, title=title, is_period=is_period, labels=_PERIOD_LABELS
+        )
         response.headers.update(headers)
         return response
 
@@ -221,6 +228,9 @@ async def _export(visit: Visit, handler: Callable[[Visit], Awaitable[Response]])
 
 _NO_PAGE = PortalPage("", None)
 
+#: The labels that pages show for the query parameters of the period.
+_PERIOD_LABELS = {"period": "Period", "since": "From", "until": "Until", "tz": "Time zone", "basis": "Counted by"}
+
 _TITLES = {
     ErrorCode.UNAUTHORIZED: "You are signed out",
     ErrorCode.NOT_FOUND: "This page does not exist",
@@ -228,7 +238,6 @@ _TITLES = {
     ErrorCode.METHOD_NOT_ALLOWED: "This page does not exist",
     ErrorCode.INVALID_REQUEST: "Something in this request is not valid",
     ErrorCode.RATE_LIMITED: "Too many attempts",
-    ErrorCode.EXPORT_IN_PROGRESS: "Another export is running",
     ErrorCode.EXPORT_IN_PROGRESS: "Another export is running",
     ErrorCode.INTERNAL_ERROR: "Something failed",
     ErrorCode.UNAVAILABLE: "The database is not available",

@@ -36,7 +36,7 @@ PREVIEWED = 3  # The maximum number of events whose requests a preview shows.
 RECENT = timedelta(days=7)
 #: The description of each kind of event in the form of a tracker.
 EVENTS = {
-    "state": "a message becomes CLICKTHRU: its first click",
+    "state": "the state of a message changes: SENT, DELIVERED, READ, FAILED, EXPIRED, or CLICKTHRU for its first click",
     "click": "the first click on each link, or every click",
     "late_click": "a click on a link that has expired",
     "conversion": "a conversion is reported or changes",

@@ -33,7 +33,7 @@ async def trackers(visit: Visit) -> Response:
     listed = []
     for tracker in await visit.service.trackers.all(visit.application_id):
         backlog = await visit.service.deliveries.backlog(tracker.id, visit.now)
-        listed.append((tracker, _health(tracker, backlog, visit)))
+        listed.append((tracker, tracker_health(tracker, backlog, visit)))
     return visit.render("trackers.html", title="Trackers", trackers=listed, breakers=BREAKERS)
 
 
@@ -70,7 +70,7 @@ async def _show(visit: Visit, sample: SampleDelivery | None) -> Response:
         title=found.name or f"Tracker {found.id}",
         tracker=found,
         fields=tracker_fields(visit.service.settings, found),
-        health=_health(found, backlog, visit),
+        health=tracker_health(found, backlog, visit),
         breakers=BREAKERS,
         deliveries=page.deliveries,
         sample=sample,
@@ -78,7 +78,7 @@ async def _show(visit: Visit, sample: SampleDelivery | None) -> Response:
     )
 
 
-def _health(tracker: Tracker, backlog: DeliveryBacklog, visit: Visit) -> dict[str, Any]:
+def tracker_health(tracker: Tracker, backlog: DeliveryBacklog, visit: Visit) -> dict[str, Any]:
     """Return the health of a tracker for the page. Its state is `failing` if the circuit breaker is closed but the last attempts
     failed."""
     fields = health_fields(tracker, backlog, visit.now)

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import html
 import re
+from datetime import timedelta
 
 from shortener.container import Service
+from shortener.delivery.dispatch_queries import update_tracker
+from shortener.delivery.trackers import NewTracker, TrackerChanges
+from shortener.model import DeliveryStatus
 from shortener.portal.operators import Role
+from tests.conftest import Clock
+from tests.delivery.dispatching import fill
 from tests.portal.conftest import NewBrowser, SignIn, click, log, send
 from tests.receiver import Receiver, Reply
 
@@ -109,3 +115,44 @@ async def test_the_number_of_dead_deliveries_of_a_tracker_links_to_the_list_of_t
     assert f"/portal/1/deliveries/replays/new?{html.escape(EVER)}&amp;tracker={number}" in page.text
     page = await browser.get(f"/portal/1/deliveries?status=dead&{EVER}")
     assert "replays/new" not in page.text, "a replay needs a tracker"
+
+
+async def test_a_pending_delivery_shows_what_holds_it_and_no_time_in_the_past(
+    service: Service, sign_in: SignIn, clock: Clock
+) -> None:
+    browser = await sign_in()
+    new = NewTracker(url="https://t.example/", events=("click",), name="shop", signed=False)
+    tracker = (await service.trackers.create(1, new)).tracker.id
+    await fill(service, tracker, DeliveryStatus.PENDING, 1, next_at=clock() - timedelta(minutes=45))
+    await service.database.write(update_tracker, tracker, {"open_until": clock() + timedelta(minutes=2)})
+    listed = (await browser.get(f"/portal/1/deliveries?{EVER}")).text
+    (path,) = set(re.findall(r"/portal/1/deliveries/dlv_\w+", listed))
+    pages = (f"/portal/1/deliveries?{EVER}", path)
+    past = f"{clock() - timedelta(minutes=45):%-d %b, %H:%M}"
+    for page in pages:
+        text = (await browser.get(page)).text
+        assert "waits: the endpoint fails, next try" in text
+        assert f"{clock() + timedelta(minutes=2):%H:%M:%S}" in text
+        assert past not in text
+    await service.trackers.update(tracker, TrackerChanges(enabled=False))
+    for page in pages:
+        assert "waits: the tracker is disabled" in (await browser.get(page)).text
+
+
+async def test_deliveries_are_filtered_by_the_name_of_a_tracker_and_their_csv_contains_it(
+    service: Service, sign_in: SignIn
+) -> None:
+    browser = await sign_in()
+    numbers = []
+    for name in ("shop", "twin", "twin"):
+        new = NewTracker(url="https://t.example/", events=("click",), name=name, signed=False)
+        numbers.append((await service.trackers.create(1, new)).tracker.id)
+    await fill(service, numbers[0], DeliveryStatus.DEAD, 1)
+    page = (await browser.get(f"/portal/1/deliveries?tracker={numbers[0]}&{EVER}")).text
+    assert f'<option value="{numbers[0]}" selected>shop</option>' in page
+    assert f'<option value="{numbers[1]}">twin ({numbers[1]})</option>' in page
+    assert "<span>Tracker: shop</span>" in page
+    assert '<option value="99" selected>99 (deleted)</option>' in (await browser.get("/portal/1/deliveries?tracker=99")).text
+    header, row = (await browser.get(f"/portal/1/deliveries.csv?{EVER}")).text.splitlines()
+    assert header.endswith(",tracker_name")
+    assert row.endswith(",shop")

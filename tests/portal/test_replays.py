@@ -74,6 +74,7 @@ async def test_portal_forms_without_scripts_can_replay_dead_deliveries_with_the_
     assert "Replay 3 now" in confirmation.text
     assert figures(confirmation) == {"dead": 3}
     assert "At most 100 a second" in confirmation.text
+    assert "<dt>Last outcome</dt><dd>the endpoint answered 400</dd>" in confirmation.text
     before = await log(service)
     assert (await service.deliveries.backlog(tracker, service.clock())).dead == 3
 
@@ -82,6 +83,11 @@ async def test_portal_forms_without_scripts_can_replay_dead_deliveries_with_the_
     assert await service.replays.step() == 3
     page = await browser.get(path)
     assert "3 of 3 queued again" in page.text
+    assert "All are queued again: 0 delivered, 3 wait for the tracker." in page.text
+    assert "Finished" not in page.text, "deliveries are waiting"
+    notes = (await browser.get("/portal/1/deliveries")).text
+    assert "All are queued again: 3 of 3 dead deliveries to mine were queued again. 0 delivered, 3 wait for the tracker" in notes
+    assert '<div class="note good"' not in notes
     assert figures(page) == {"pending": 3, "delivered": 0, "dead": 0}
     receiver.replies, receiver.default_reply = [400], 200
     clock.forward(seconds=1)  # after this time, the recovery rate allows the deliveries
@@ -89,6 +95,8 @@ async def test_portal_forms_without_scripts_can_replay_dead_deliveries_with_the_
     page = await browser.get(path)
     assert figures(page) == {"pending": 0, "delivered": 2, "dead": 1}
     assert "hx-get" not in page.text, "nothing more is expected"
+    assert "Finished, some failed again" in page.text
+    assert "Replay is complete: 3 of 3" in (await browser.get("/portal/1/deliveries")).text
     for name, value, href in FIGURE.findall(page.text):
         csv = (await browser.get(html.unescape(href).replace("deliveries?", "deliveries.csv?"))).text
         assert len(csv.splitlines()) == 1 + int(value), name
@@ -154,6 +162,21 @@ async def test_the_page_of_a_replay_says_why_its_deliveries_wait(service: Servic
     assert figures(page) == {"parked": 2, "delivered": 0, "dead": 0}
     await service.trackers.delete(tracker)
     assert "a deleted tracker" in (await browser.get(path)).text
+
+
+async def test_the_confirmation_of_a_replay_says_that_the_tracker_fails_at_the_moment(
+    service: Service, sign_in: SignIn, clock: Clock
+) -> None:
+    browser = await sign_in()
+    tracker = await tracker_with_dead(service, 2)
+    page = (await browser.get(f"{NEW}?tracker={tracker}&{EVER}")).text
+    assert "working" in page
+    assert "The tracker fails at the moment" not in page
+    await service.database.write(update_tracker, tracker, {"open_until": clock() + timedelta(minutes=1)})
+    page = (await browser.get(f"{NEW}?tracker={tracker}&{EVER}")).text
+    assert "failing, waits" in page
+    assert "The tracker fails at the moment" in page
+    assert "Replay 2 now" in page
 
 
 async def test_a_second_replay_of_a_tracker_is_rejected_with_a_link_to_the_first_replay(service: Service, sign_in: SignIn) -> None:

@@ -184,3 +184,21 @@ async def test_a_portal_path_with_letters_outside_of_latin_1_causes_no_error_in_
     browser = await new_browser()
     response = await browser.get("/portal/%D9%A2", headers={"HX-Request": "true"})
     assert response.status_code in (204, 404)
+
+
+async def test_the_error_page_of_a_wrong_period_has_plain_words_and_links_that_lead_out_of_the_error(sign_in: SignIn) -> None:
+    browser = await sign_in()
+    page = await browser.get("/portal/1/clicks?period=custom&since=2026-05-01T00:00&until=2026-04-01T00:00&metric=clicks")
+    assert page.status_code == 400
+    assert "This period is not valid" in page.text
+    assert "<strong>Until</strong> must be later than From" in page.text
+    assert '<a class="button main" href="/portal/1/clicks?metric=clicks">Show the last 28 days</a>' in page.text
+    assert 'href="/portal/1/campaigns"' in page.text, "the navigation does not keep the wrong period"
+    assert "2026-05-01" not in page.text
+
+
+async def test_the_list_of_keyboard_shortcuts_is_on_each_page_unless_the_operator_has_switched_them_off(sign_in: SignIn) -> None:
+    browser = await sign_in()
+    assert "<kbd>g</kbd> <kbd>d</kbd></dt><dd>Deliveries</dd>" in (await browser.get("/portal/1/")).text
+    assert (await browser.post("/portal/me/preferences", data={"theme": "system"})).status_code == 303
+    assert '<dialog class="card" id="shortcuts"' not in (await browser.get("/portal/1/")).text

@@ -39,12 +39,14 @@ document.addEventListener("click", async (event) => {
   for (const menu of document.querySelectorAll("details.menu[open]")) if (!menu.contains(event.target)) menu.open = false;
 });
 
-// Keyboard shortcuts, outside of fields: / to search, g and a letter to go to a page.
+// Keyboard shortcuts, outside of fields: / to search, g and a letter to go to a page, ? for the list of all shortcuts.
 let prefix = false;
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") for (const menu of document.querySelectorAll("details.menu[open]")) { menu.open = false; menu.firstElementChild.focus(); }
   if (root.dataset.shortcuts !== "on" || event.ctrlKey || event.metaKey || event.altKey) return;
   if (event.target.closest("input, select, textarea, [contenteditable]")) return;
+  const list = document.getElementById("shortcuts");
+  if (event.key === "?" && list) { if (list.open) list.close(); else list.showModal(); return; }
   const follow = (name) => document.querySelector(`[data-key="${CSS.escape(name)}"]`);
   const found = follow(prefix ? `g ${event.key}` : event.key);
   prefix = !prefix && event.key === "g";

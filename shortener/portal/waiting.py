@@ -1,0 +1,45 @@
+"""This module describes what a delivery waits for: its next attempt, a tracker that fails, or a tracker or application that is
+disabled.
+
+The time `next_at` of a delivery is the time from which an attempt is allowed. If the tracker fails, its circuit breaker delays the
+attempt further. So a page must not show `next_at` alone: it can be in the past.
+"""
+# Tested by tests/portal/test_waiting.py
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import NamedTuple
+
+from shortener.delivery.deliveries import Delivery
+from shortener.delivery.trackers import Tracker
+from shortener.model import DeliveryStatus
+from shortener.storage.types import from_ms, to_ms
+
+
+class Wait(NamedTuple):
+    """What a delivery waits for, as a part of a sentence. `at` is the time of the next try; None if it is not known or has
+    passed."""
+
+    text: str
+    at: datetime | None = None
+
+
+def wait_of(delivery: Delivery, tracker: Tracker | None, now: datetime, *, application_disabled: bool = False) -> Wait | None:
+    """Return what a delivery waits for; None if it does not wait. `tracker` is None if the delivery is a callback of a message or
+    its tracker is deleted."""
+    if delivery.status is DeliveryStatus.PARKED:
+        return Wait("waits: the application is disabled" if application_disabled else "waits: the tracker is disabled")
+    if delivery.status is not DeliveryStatus.PENDING:
+        return None
+    later = delivery.next_at if delivery.next_at is not None and delivery.next_at > now else None
+    breaker = "closed" if tracker is None else tracker.health.breaker(to_ms(now))
+    if tracker is not None and breaker == "open":
+        assert tracker.health.open_until is not None
+        opens = from_ms(tracker.health.open_until)
+        return Wait("waits: the endpoint fails, next try", opens if later is None else max(later, opens))
+    if breaker == "half_open":
+        return Wait("waits: the endpoint fails, next try", later) if later else Wait("waits: the endpoint fails, next try soon")
+    if later:
+        return Wait("next", later)
+    return Wait("waits: the tracker catches up" if breaker == "recovering" else "next soon")
