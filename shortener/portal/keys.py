@@ -1,13 +1,14 @@
 """/portal/{app}/keys: the page with the API keys, the tracker tokens and the postback keys of an application.
 
-A new key or token is shown once, in the response to its form. No URL, log line or audit row contains it. To create, revoke or
-rotate one, an operator must have entered the password within the last ten minutes.
+A new key or token is shown once, in the response to its form, and a form that is sent again creates nothing (`repeats.py`). No URL,
+log line or audit row contains the key. To create, revoke or rotate one, an operator must have entered the password within the last
+ten minutes.
 """
 # Tested by tests/portal/test_keys.py
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -23,6 +24,7 @@ from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.portal.getting_started import first_call
 from shortener.portal.operators import Role
 from shortener.portal.page import NavigationItem, PortalPage, Visit
+from shortener.portal.repeats import begin_form, end_form, new_form_id
 
 MAX_NAME_CHARACTERS = 100
 #: The choices in hours for how long the previous tracker token stays valid after a rotation, with their labels.
@@ -59,6 +61,7 @@ async def _page(visit: Visit, status: int = 200, *, created: NewSecret | None = 
         overlaps=OVERLAPS,
         created=created,
         error=error,
+        form_id=new_form_id(),
     )
 
 
@@ -69,13 +72,20 @@ async def change(visit: Visit) -> Response:
     except KeyError:
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("action", "is unknown")]) from None
     try:
-        created = await visit.service.database.write(action, visit)
+        created = await visit.service.database.write(_perform, visit, action)
     except ApiError as error:
-        if error.code is not ErrorCode.INVALID_REQUEST:
+        if error.code not in (ErrorCode.INVALID_REQUEST, ErrorCode.CONFLICT):
             raise
         return await _page(visit, 422, error=error)
     await visit.service.directory.refresh()
     return visit.redirect(visit.link("keys")) if created is None else await _page(visit, created=created)
+
+
+def _perform(connection: Connection, visit: Visit, action: Callable[[Connection, Visit], NewSecret | None]) -> NewSecret | None:
+    begin_form(connection, visit)
+    created = action(connection, visit)
+    end_form(connection, visit)
+    return created
 
 
 def _create(connection: Connection, visit: Visit) -> NewSecret:

@@ -1,13 +1,15 @@
 """/portal/{app}/trackers/new and /portal/{app}/trackers/{id}/edit: the pages that create, change and delete trackers.
 
 The preview shows the requests of the newest real events as the tracker in the form would get them. Nothing is sent, and nothing is
-stored. A new signing secret is shown once, in the response to the form.
+stored. A new signing secret is shown once, in the response to the form, and a form that is sent again creates nothing
+(`repeats.py`).
 """
 # Tested by tests/portal/test_tracker_editor.py
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -28,6 +30,7 @@ from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.model import EVENT_NAMES
 from shortener.portal.operators import Role
 from shortener.portal.page import PortalPage, Visit
+from shortener.portal.repeats import begin_form, end_form, new_form_id, release_form
 from shortener.reporting.event_list import EventFilter, list_events
 from shortener.web.tracker_requests import TrackerCreateRequest, TrackerUpdateRequest
 from shortener.web.validation import validate
@@ -75,13 +78,27 @@ async def create(visit: Visit) -> Response:
         request = validate(TrackerCreateRequest, _read_form(visit))
         if visit.form.get("action") == "preview":
             return await _page(visit, None, previews=await _preview(visit, request))
-        saved = await visit.service.trackers.create(visit.application_id, request.to_tracker())
+        async with _once(visit):
+            saved = await visit.service.trackers.create(visit.application_id, request.to_tracker())
     except ApiError as error:
         if error.code not in _ERRORS_OF_THE_FORM:
             raise
         return await _page(visit, None, 422, error=error)
     await visit.service.database.write(_audit, visit, "tracker_created", saved.tracker)
     return await _page(visit, saved.tracker, saved=saved)
+
+
+@asynccontextmanager
+async def _once(visit: Visit) -> AsyncIterator[None]:
+    """Handle a form whose response shows a secret. Raise ApiError if the same form was sent before."""
+    database = visit.service.database
+    await database.write(begin_form, visit)
+    try:
+        yield
+    except BaseException:
+        await database.write(release_form, visit)
+        raise
+    await database.write(end_form, visit)
 
 
 async def edit(visit: Visit) -> Response:
@@ -101,7 +118,8 @@ async def change(visit: Visit) -> Response:
         if action == "delete":
             await service.trackers.delete(tracker.id, visit.application_id)
         elif action == "rotate":
-            saved = await service.trackers.update(tracker.id, {"rotate_secret": True}, visit.application_id)
+            async with _once(visit):
+                saved = await service.trackers.update(tracker.id, {"rotate_secret": True}, visit.application_id)
         elif action == "save":
             values = _read_form(visit)
             given = validate(TrackerUpdateRequest, {**dict.fromkeys((*LIMITS, "fields")), **values})
@@ -148,6 +166,7 @@ async def _page(
         methods=METHODS,
         limits=LIMITS,
         defaults=_defaults(visit),
+        form_id=new_form_id(),
         secret=None if saved is None else saved.secret,
         previews=previews,
         indented=indented,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 
 from shortener.container import Service
@@ -61,6 +62,38 @@ async def test_the_portal_shows_a_new_postback_url_once_and_can_revoke_it(servic
     assert revoked.status_code == 303
     assert (await browser.get(path, params=report)).status_code in (401, 404)
     assert [row.action for row in (await log(service))[-2:]] == ["postback_key_created", "postback_key_revoked"]
+
+
+async def test_a_key_form_that_is_sent_again_creates_no_second_key_or_token(service: Service, sign_in: SignIn) -> None:
+    browser = await sign_in("Mia", Role.MANAGER, 1)
+    shown = (await browser.get("/portal/1/keys")).text
+    form_id = re.findall(r'name="form_id" value="([^"]+)"', shown)[0]
+    for form in (
+        {"action": "create", "name": "x", "permissions": "sms.send"},
+        {"action": "rotate", "overlap": "24"},
+        {"action": "create_postback_key", "network": "x"},
+    ):
+        assert (await browser.post("/portal/1/keys", data=form | {"form_id": form_id})).status_code == 200
+        rows = len(await log(service))
+        repeated = await browser.post("/portal/1/keys", data=form | {"form_id": form_id})
+        assert repeated.status_code == 422
+        assert "This form was sent before" in repeated.text
+        assert "is shown only now" not in repeated.text
+        assert len(await log(service)) == rows
+    changed = {"action": "create", "name": "y", "permissions": "sms.send", "form_id": form_id}
+    assert (await browser.post("/portal/1/keys", data=changed)).status_code == 200, "other values are another form"
+    invalid = {"action": "create", "name": "", "permissions": "sms.send", "form_id": form_id}
+    for _ in range(2):
+        assert "must have 1 to 100" in (await browser.post("/portal/1/keys", data=invalid)).text
+    assert form_id not in (await browser.get("/portal/1/keys")).text
+
+
+async def test_key_forms_that_are_sent_at_the_same_time_create_one_key(service: Service, sign_in: SignIn) -> None:
+    browser = await sign_in("Mia", Role.MANAGER, 1)
+    form = {"action": "create", "name": "x", "permissions": "sms.send", "form_id": "one"}
+    pages = await asyncio.gather(*(browser.post("/portal/1/keys", data=form) for _ in range(4)))
+    assert sorted(page.status_code for page in pages) == [200, 422, 422, 422]
+    assert [row.action for row in await log(service)].count("api_key_created") == 1
 
 
 async def test_invalid_key_forms_of_the_portal_change_nothing_and_keep_their_input(service: Service, sign_in: SignIn) -> None:

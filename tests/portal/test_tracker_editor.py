@@ -58,6 +58,26 @@ async def test_a_tracker_is_created_changed_and_deleted_in_the_portal(
     assert "127.0.0.1" not in str([(row.object, row.after) for row in rows]), "a URL can contain credentials"
 
 
+async def test_a_tracker_form_that_is_sent_again_creates_no_second_tracker_or_secret(
+    service: Service, sign_in: SignIn, receiver: Receiver
+) -> None:
+    browser = await sign_in("Mia", Role.MANAGER, 1)
+    (form_id,) = re.findall(r'name="form_id" value="([^"]+)"', (await browser.get(NEW)).text)
+    invalid = form(receiver, url="https://169.254.169.254/latest", form_id=form_id)
+    for _ in range(2):
+        assert "sent before" not in (await browser.post(NEW, data=invalid)).text, "a form that failed can be sent again"
+    assert "whsec_" in (await browser.post(NEW, data=form(receiver, form_id=form_id))).text
+    (tracker,) = await service.trackers.all(1)
+    repeated = await browser.post(NEW, data=form(receiver, form_id=form_id))
+    assert repeated.status_code == 422
+    assert "This form was sent before" in repeated.text
+    assert len(await service.trackers.all(1)) == 1
+    rotate = {"action": "rotate", "form_id": form_id}
+    pages = [await browser.post(f"/portal/1/trackers/{tracker.id}/edit", data=rotate) for _ in range(2)]
+    assert ["whsec_" in page.text for page in pages] == [True, False]
+    assert [row.action for row in await log(service)][1:] == ["tracker_created", "tracker_secret_replaced"]
+
+
 async def test_the_tracker_preview_shows_requests_of_real_events_and_sends_nothing(
     service: Service, sign_in: SignIn, new_browser: NewBrowser, receiver: Receiver
 ) -> None:
