@@ -6,16 +6,20 @@ import ast
 import re
 import tomllib
 from collections import defaultdict
-from functools import cache
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 MODULES = sorted((ROOT / "shortener").rglob("*.py"))
 
 
-@cache
-def trees() -> list[tuple[str, ast.Module]]:
-    """Return the path of each module, relative to the repository, and its syntax tree."""
+Trees = list[tuple[str, ast.Module]]
+
+
+@pytest.fixture(scope="module")
+def trees() -> Trees:
+    """The path of each module, relative to the repository, and its syntax tree. All trees together need 90 MB."""
     return [(str(module.relative_to(ROOT)), ast.parse(module.read_text())) for module in MODULES]
 
 
@@ -23,9 +27,9 @@ def is_private(name: str) -> bool:
     return name.startswith("_") and not name.startswith("__")
 
 
-def test_each_module_has_a_test_file_of_the_same_name_or_a_comment_with_the_name_of_another_test_file() -> None:
+def test_each_module_has_a_test_file_of_the_same_name_or_a_comment_with_the_name_of_another_test_file(trees: Trees) -> None:
     untested = set()
-    for path, tree in trees():
+    for path, tree in trees:
         if path.endswith("__init__.py") and not any(isinstance(node, ast.FunctionDef | ast.ClassDef) for node in tree.body):
             continue  # A package without code of its own needs no test file.
         relative = Path(path).relative_to("shortener")
@@ -38,18 +42,18 @@ def test_each_module_has_a_test_file_of_the_same_name_or_a_comment_with_the_name
     assert untested == set(), "add a test file, or a line '# Tested by tests/...' under the module's docstring"
 
 
-def test_no_two_classes_share_a_name() -> None:
+def test_no_two_classes_share_a_name(trees: Trees) -> None:
     modules: dict[str, list[str]] = defaultdict(list)
-    for path, tree in trees():
+    for path, tree in trees:
         for node in ast.walk(tree):
             if isinstance(node, ast.ClassDef):
                 modules[node.name].append(path)
     assert {name: paths for name, paths in modules.items() if len(paths) > 1} == {}
 
 
-def test_no_module_uses_a_name_of_another_module_that_begins_with_an_underscore() -> None:
+def test_no_module_uses_a_name_of_another_module_that_begins_with_an_underscore(trees: Trees) -> None:
     found = []
-    for path, tree in trees():
+    for path, tree in trees:
         modules = set()  # The names by which the checked file refers to modules of the project.
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("shortener"):
