@@ -16,6 +16,7 @@ from shortener.accounts.administration import create_application, update_applica
 from shortener.accounts.credentials import Credentials
 from shortener.accounts.directory import require_application
 from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.portal.destructive_actions import ask, is_confirmed
 from shortener.portal.operators import Role
 from shortener.portal.page import NavigationItem, PortalPage, Visit
 
@@ -26,6 +27,14 @@ MAX_COMPANY_ID = 2**31 - 1
 async def index(visit: Visit) -> Response:
     """List all applications, with a form that creates one."""
     return _page(visit)
+
+
+#: The effects of disabling an application.
+_EFFECTS = (
+    "All its links, also those in messages that were sent, show a short page from now on.",
+    "Requests with its keys get 401, and its deliveries to trackers wait.",
+    "You can enable the application again at any time; its links and keys then work again.",
+)
 
 
 def _page(visit: Visit, status: int = 200, *, error: ApiError | None = None, created: Credentials | None = None) -> Response:
@@ -46,6 +55,12 @@ async def change(visit: Visit) -> Response:
     """Create or change an application. The form field `action` contains the name of the change."""
     action = visit.form.get("action", "")
     service, created = visit.service, None
+    if action == "disable" and not is_confirmed(visit):
+        application_id = _number(visit, "application")
+        found = None if application_id is None else service.directory.application(application_id)
+        if found is None:
+            raise ApiError(ErrorCode.NOT_FOUND)
+        return ask(visit, f"Disable the application {found.name}?", _EFFECTS, "Disable", PATH, "application", icon="ban")
     try:
         if action == "create":
             created = await service.database.write(_create, visit)

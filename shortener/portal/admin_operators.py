@@ -17,6 +17,7 @@ from starlette.responses import Response
 from shortener.accounts.directory import ALL_APPLICATIONS, require_application
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.portal import operators, sessions
+from shortener.portal.destructive_actions import ask, is_confirmed
 from shortener.portal.invitation_url import link
 from shortener.portal.operators import Invitation, Operator, Role, parse_role
 from shortener.portal.page import NavigationItem, PortalPage, Visit
@@ -116,6 +117,10 @@ async def change(visit: Visit) -> Response:
     action = _ACTIONS.get(visit.form.get("action", ""))
     if action is None:
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("action", f"must be one of {', '.join(_ACTIONS)}")])
+    name = visit.form["action"]
+    if name in _EFFECTS and not is_confirmed(visit):
+        question, icon = f"{name.capitalize()} {operator.name}?", "rotate-ccw" if name == "reset" else "ban"
+        return ask(visit, question, _EFFECTS[name], name.capitalize(), f"{PATH}/{operator.id}", icon=icon)
     try:
         result = await visit.service.database.write(action, visit, operator)
     except ApiError as error:
@@ -181,6 +186,18 @@ _ACTIONS: dict[str, Callable[[Connection, Visit, Operator], Any]] = {
     "enable": _enable,
     "reset": _reset,
     "end_sessions": _end_sessions,
+}
+
+#: The effects of the actions that must be confirmed.
+_EFFECTS = {
+    "disable": (
+        "All sessions of this operator end at once, and the operator cannot sign in any more. An open invitation becomes invalid.",
+        "The roles stay. You can enable the operator again at any time.",
+    ),
+    "reset": (
+        "The password, the second factor and the recovery codes are removed, and all sessions of this operator end at once.",
+        "The operator signs in again only with the link that the next page shows.",
+    ),
 }
 
 PAGES = [

@@ -18,6 +18,7 @@ from shortener.accounts.directory import Domain
 from shortener.accounts.own_hosts import OwnHosts
 from shortener.delivery.guard import ForbiddenTarget, Guard, HostUnresolved
 from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.portal.destructive_actions import ask, is_confirmed
 from shortener.portal.operators import Role
 from shortener.portal.page import NavigationItem, PortalPage, Visit
 from shortener.urls import host_of, parse_base_url
@@ -46,6 +47,7 @@ def _list_page(visit: Visit, status: int = 200, error: ApiError | None = None) -
         uses_shared_host=application.domain is None and application.may_use_shared_host,
         has_no_usable_domain=application.domain is None and not application.may_use_shared_host,
         may_change=visit.may(Role.MANAGER),
+        is_removed=visit.get("removed") is not None,
         error=error,
     )
 
@@ -119,13 +121,18 @@ async def change(visit: Visit) -> Response:
     action = _ACTIONS.get(visit.form.get("action", ""))
     if action is None:
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("action", f"must be one of {', '.join(_ACTIONS)}")])
+    name = visit.form["action"]
+    if name in _EFFECTS and not is_confirmed(visit):
+        question, icon = f"{name.capitalize()} the domain {domain.host}?", "trash-2" if name == "remove" else "ban"
+        back = visit.link(f"domains/{domain.host}", keep=False)
+        return ask(visit, question, _EFFECTS[name], name.capitalize(), back, icon=icon)
     try:
         await visit.service.database.write(action, visit, domain)
     except ApiError as error:
         return _domain_page(visit, 422, error)
     await visit.service.directory.refresh()
-    if visit.form["action"] == "remove":
-        return visit.redirect(visit.link("domains", keep=False))
+    if name == "remove":
+        return visit.redirect(visit.link("domains", keep=False, removed=1))
     return visit.redirect(visit.link(f"domains/{domain.host}", keep=False, saved=1))
 
 
@@ -200,6 +207,20 @@ _ACTIONS: dict[str, Callable[[Connection, Visit, Domain], None]] = {
     "enable": _enable,
     "disable": _disable,
     "remove": _remove,
+}
+
+#: The effects of the actions that must be confirmed.
+_EFFECTS = {
+    "disable": (
+        "All links of this domain, also those in messages that were sent, show a short page from now on.",
+        "New links use another domain. If there is none, every rewrite fails with NO_USABLE_DOMAIN.",
+        "You can enable the domain again at any time; its links then work again.",
+    ),
+    "remove": (
+        "New links use another domain. If there is none, every rewrite fails with NO_USABLE_DOMAIN.",
+        "Links that were sent work until they expire, as long as the host leads to this service.",
+        "This application can add the domain again; another one cannot.",
+    ),
 }
 
 PAGES = [

@@ -21,6 +21,7 @@ from shortener.accounts.postback_keys import PATH as POSTBACK_PATH
 from shortener.accounts.postback_keys import create_postback_key, list_postback_keys, revoke_postback_key
 from shortener.accounts.settings import DEFAULT_PERMISSIONS, PERMISSIONS
 from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.portal.destructive_actions import ask, is_confirmed
 from shortener.portal.getting_started import first_call
 from shortener.portal.operators import Role
 from shortener.portal.page import NavigationItem, PortalPage, Visit
@@ -60,6 +61,7 @@ async def _page(visit: Visit, status: int = 200, *, created: NewSecret | None = 
         chosen=visit.form_lists.get("permissions", list(DEFAULT_PERMISSIONS)),
         overlaps=OVERLAPS,
         created=created,
+        is_revoked=visit.get("revoked") is not None,
         error=error,
         form_id=new_form_id(),
     )
@@ -71,6 +73,9 @@ async def change(visit: Visit) -> Response:
         action = _ACTIONS[visit.form.get("action", "")]
     except KeyError:
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("action", "is unknown")]) from None
+    if (question := _QUESTIONS.get(action)) is not None and not is_confirmed(visit):
+        name, effects = await visit.service.database.read(question, visit)
+        return ask(visit, f"Revoke the key {name}?", effects, "Revoke", visit.link("keys"), "key", icon="ban")
     try:
         created = await visit.service.database.write(_perform, visit, action)
     except ApiError as error:
@@ -78,7 +83,7 @@ async def change(visit: Visit) -> Response:
             raise
         return await _page(visit, 422, error=error)
     await visit.service.directory.refresh()
-    return visit.redirect(visit.link("keys")) if created is None else await _page(visit, created=created)
+    return visit.redirect(visit.link("keys", revoked=1)) if created is None else await _page(visit, created=created)
 
 
 def _perform(connection: Connection, visit: Visit, action: Callable[[Connection, Visit], NewSecret | None]) -> NewSecret | None:
@@ -101,12 +106,31 @@ def _create(connection: Connection, visit: Visit) -> NewSecret:
     return NewSecret(f"The API key of {name}", key, first_call(visit.service.settings.base_url, key))
 
 
-def _revoke(connection: Connection, visit: Visit) -> None:
+def _key_id(visit: Visit) -> int:
+    """Return the id of the key in the form. Raise ApiError NOT_FOUND if it is not a number."""
     text = visit.form.get("key", "")
     if not (text.isascii() and text.isdecimal() and len(text) < 10):
         raise ApiError(ErrorCode.NOT_FOUND)
-    row: Mapping[str, Any] = credentials.find_key(connection, visit.application_id, int(text))
-    credentials.revoke_key(connection, int(text), visit.now)
+    return int(text)
+
+
+def _describe_revocation(connection: Connection, visit: Visit) -> tuple[str, list[str]]:
+    """Return the name of the API key in the form, and the effects of its revocation."""
+    listed = credentials.list_keys(connection, visit.application_id)
+    row: Mapping[str, Any] = credentials.find_key(connection, visit.application_id, _key_id(visit))
+    effects = [
+        f"Requests with the key {row['hint']}… get 401 from now on. It has the permissions {', '.join(row['permissions'])}.",
+        "A revoked key cannot be used again. If its software still needs one, create a new key first.",
+    ]
+    if not any(one["revoked_at"] is None and one["id"] != row["id"] for one in listed):
+        effects.append("It is the only valid API key: nothing can call the API of this application without it.")
+    return row["name"], effects
+
+
+def _revoke(connection: Connection, visit: Visit) -> None:
+    key_id = _key_id(visit)
+    row: Mapping[str, Any] = credentials.find_key(connection, visit.application_id, key_id)
+    credentials.revoke_key(connection, key_id, visit.now)
     visit.audit(connection, "api_key_revoked", row["name"])
 
 
@@ -132,21 +156,38 @@ def _create_postback_key(connection: Connection, visit: Visit) -> NewSecret:
     return NewSecret(f"The postback URL of {name.strip()}", url + "?message_id={message_id}&status={status}&value={payout}")
 
 
-def _revoke_postback_key(connection: Connection, visit: Visit) -> None:
-    text = visit.form.get("key", "")
-    if not (text.isascii() and text.isdecimal() and len(text) < 10):
+def _describe_postback_revocation(connection: Connection, visit: Visit) -> tuple[str, list[str]]:
+    """Return the name of the postback key in the form, and the effects of its revocation."""
+    key_id = _key_id(visit)
+    row = next((one for one in list_postback_keys(connection, visit.application_id) if one["id"] == key_id), None)
+    if row is None:
         raise ApiError(ErrorCode.NOT_FOUND)
+    effects = [
+        f"Conversions that the network reports with the key {row['hint']}… are rejected from now on and do not count.",
+        "A revoked key cannot be used again. If the network still reports, create a new postback URL first.",
+    ]
+    return row["name"] or f"{row['hint']}…", effects
+
+
+def _revoke_postback_key(connection: Connection, visit: Visit) -> None:
+    key_id = _key_id(visit)
     names = {row["id"]: row["name"] for row in list_postback_keys(connection, visit.application_id)}
-    revoke_postback_key(connection, visit.application_id, int(text), visit.now)
-    visit.audit(connection, "postback_key_revoked", names[int(text)])
+    revoke_postback_key(connection, visit.application_id, key_id, visit.now)
+    visit.audit(connection, "postback_key_revoked", names[key_id])
 
 
-_ACTIONS = {
+_ACTIONS: dict[str, Callable[[Connection, Visit], NewSecret | None]] = {
     "create": _create,
     "revoke": _revoke,
     "rotate": _rotate,
     "create_postback_key": _create_postback_key,
     "revoke_postback_key": _revoke_postback_key,
+}
+
+#: The functions that describe the effects of the actions that must be confirmed.
+_QUESTIONS: dict[Callable[[Connection, Visit], NewSecret | None], Callable[[Connection, Visit], tuple[str, list[str]]]] = {
+    _revoke: _describe_revocation,
+    _revoke_postback_key: _describe_postback_revocation,
 }
 
 PAGES = [

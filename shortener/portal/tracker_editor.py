@@ -16,6 +16,7 @@ from typing import Any
 from sqlalchemy import Connection
 from starlette.responses import Response
 
+from shortener.delivery.deliveries import MAX_COUNT
 from shortener.delivery.example_requests import (
     ExampleRequest,
     example_requests,
@@ -28,10 +29,12 @@ from shortener.delivery.formats import FORMATS
 from shortener.delivery.trackers import Tracker, TrackerSaveResult
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.model import EVENT_NAMES
+from shortener.portal.destructive_actions import ask, is_confirmed
 from shortener.portal.operators import Role
 from shortener.portal.page import PortalPage, Visit
 from shortener.portal.repeats import begin_form, end_form, new_form_id, release_form
 from shortener.reporting.event_list import EventFilter, list_events
+from shortener.urls import host_of
 from shortener.web.tracker_requests import TrackerCreateRequest, TrackerUpdateRequest
 from shortener.web.validation import validate
 
@@ -111,6 +114,8 @@ async def change(visit: Visit) -> Response:
     change."""
     tracker, action = await _find(visit), visit.form.get("action", "")
     service = visit.service
+    if action == "delete" and not is_confirmed(visit):
+        return await _ask_before_deletion(visit, tracker)
     try:
         if action == "preview":
             request = validate(TrackerCreateRequest, _read_form(visit))
@@ -133,13 +138,26 @@ async def change(visit: Visit) -> Response:
     service.dispatcher.wake_up.notify()  # If the tracker was enabled or deleted, the state of its deliveries changes.
     if action == "delete":
         await service.database.write(_audit, visit, "tracker_deleted", tracker)
-        return visit.redirect(visit.link("trackers", keep=False))
+        return visit.redirect(visit.link("trackers", keep=False, deleted=1))
     await service.database.write(
         _audit, visit, "tracker_secret_replaced" if action == "rotate" else "tracker_changed", saved.tracker
     )
     if action == "rotate":
         return await _page(visit, saved.tracker, saved=saved)
     return visit.redirect(visit.link(f"trackers/{tracker.id}", keep=False))
+
+
+async def _ask_before_deletion(visit: Visit, tracker: Tracker) -> Response:
+    backlog = await visit.service.deliveries.backlog(tracker.id, visit.now)
+    number = "10,000 or more" if backlog.pending >= MAX_COUNT else f"{backlog.pending:,}"
+    waiting = "1 waiting delivery becomes" if backlog.pending == 1 else f"{number} waiting deliveries become"
+    effects = [
+        f"{waiting} dead.",
+        f"{host_of(tracker.url)} gets no more events of this application ({', '.join(tracker.events)}).",
+        "A deleted tracker cannot be restored. To stop it for some time, disable it instead.",
+    ]
+    back = visit.link(f"trackers/{tracker.id}/edit", keep=False)
+    return ask(visit, f"Delete the tracker {tracker.name or tracker.id}?", effects, "Delete", back)
 
 
 async def _page(

@@ -34,7 +34,9 @@ async def trackers(visit: Visit) -> Response:
     for tracker in await visit.service.trackers.all(visit.application_id):
         backlog = await visit.service.deliveries.backlog(tracker.id, visit.now)
         listed.append((tracker, tracker_health(tracker, backlog, visit)))
-    return visit.render("trackers.html", title="Trackers", trackers=listed, breakers=BREAKERS)
+    return visit.render(
+        "trackers.html", title="Trackers", trackers=listed, breakers=BREAKERS, is_deleted=visit.get("deleted") is not None
+    )
 
 
 async def tracker(visit: Visit) -> Response:

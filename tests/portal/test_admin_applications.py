@@ -33,7 +33,7 @@ async def test_an_admin_renames_disables_and_enables_an_application_in_the_porta
     browser = await sign_in("Ada", Role.ADMIN, 0)
     for form in (
         {"action": "rename", "name": "Marketing"},
-        {"action": "disable"},
+        {"action": "disable", "confirmed": "yes"},
     ):
         response = await browser.post(PATH, data={"application": "1", **form})
         assert (response.status_code, response.headers["location"]) == (303, f"{PATH}?saved=1")

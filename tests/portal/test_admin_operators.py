@@ -48,7 +48,8 @@ async def test_an_invalid_operator_form_shows_the_reason_and_changes_nothing(ser
     ):
         assert (await admin.post(PATH, data=fields)).status_code == 422, fields
     assert (await admin.post(f"{PATH}/1", data={"action": "explode"})).status_code == 400
-    assert (await admin.post(f"{PATH}/1", data={"action": "disable"})).status_code == 422  # the only admin cannot be disabled
+    disable = {"action": "disable", "confirmed": "yes"}
+    assert (await admin.post(f"{PATH}/1", data=disable)).status_code == 422  # the only admin cannot be disabled
     assert (await admin.get(f"{PATH}/99")).status_code == 404
     assert len(await log(service)) == 1
 
@@ -59,8 +60,8 @@ async def test_a_change_of_an_operator_ends_all_sessions_of_this_operator(servic
         ("grant", {"role": "manager", "application": "1"}),
         ("remove_role", {"application": "0"}),
         ("end_sessions", {}),
-        ("disable", {}),
-        ("reset", {}),
+        ("disable", {"confirmed": "yes"}),
+        ("reset", {"confirmed": "yes"}),
     ):
         name = f"Bo {action}"
         other = await sign_in(name, Role.VIEWER, 0)

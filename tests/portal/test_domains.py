@@ -35,15 +35,15 @@ async def test_a_domain_is_added_changed_disabled_and_removed_in_the_portal(serv
     assert "The change is saved." in shown
 
     for action in ("make_default", "disable"):
-        assert (await browser.post(f"/portal/1/domains/{HOST}", data={"action": action})).status_code == 303
+        assert (await browser.post(f"/portal/1/domains/{HOST}", data={"action": action, "confirmed": "yes"})).status_code == 303
     domain = service.directory.domain(HOST)
     assert domain is not None
     assert domain.disabled
     assert domain.is_default
     assert "NO_USABLE_DOMAIN" in (await browser.get("/portal/1/domains")).text
     assert (await browser.post(f"/portal/1/domains/{HOST}", data={"action": "enable"})).status_code == 303
-    response = await browser.post(f"/portal/1/domains/{HOST}", data={"action": "remove"})
-    assert (response.status_code, response.headers["location"]) == (303, "/portal/1/domains")
+    response = await browser.post(f"/portal/1/domains/{HOST}", data={"action": "remove", "confirmed": "yes"})
+    assert (response.status_code, response.headers["location"]) == (303, "/portal/1/domains?removed=1")
     assert (await browser.get(f"/portal/1/domains/{HOST}")).status_code == 404
 
     rows = (await log(service))[1:]

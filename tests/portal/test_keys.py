@@ -25,7 +25,7 @@ async def test_the_portal_shows_a_new_api_key_once_with_a_working_command(servic
     row = (await log(service))[-1]
     assert (row.action, row.object, row.after) == ("api_key_created", "Shop <b>", {"permissions": "sms.send, sms.read"})
     key_id = re.findall(r'name="key" value="(\d+)"', page.text)[-1]
-    assert (await browser.post("/portal/1/keys", data={"action": "revoke", "key": key_id})).status_code == 303
+    assert (await browser.post("/portal/1/keys", data={"action": "revoke", "key": key_id, "confirmed": "yes"})).status_code == 303
     assert (await browser.post("/api/v1/rewrite", json=body, headers={"X-API-Key": key})).status_code == 401
     assert (await log(service))[-1].action == "api_key_revoked"
 
@@ -58,7 +58,7 @@ async def test_the_portal_shows_a_new_postback_url_once_and_can_revoke_it(servic
     assert path not in listed
     assert "Net &lt;b&gt;" in listed
     key_id = re.findall(r'name="key" value="(\d+)"', listed)[-1]
-    revoked = await browser.post("/portal/1/keys", data={"action": "revoke_postback_key", "key": key_id})
+    revoked = await browser.post("/portal/1/keys", data={"action": "revoke_postback_key", "key": key_id, "confirmed": "yes"})
     assert revoked.status_code == 303
     assert (await browser.get(path, params=report)).status_code in (401, 404)
     assert [row.action for row in (await log(service))[-2:]] == ["postback_key_created", "postback_key_revoked"]

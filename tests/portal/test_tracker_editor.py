@@ -50,8 +50,9 @@ async def test_a_tracker_is_created_changed_and_deleted_in_the_portal(
     rotated = await browser.post(path, data={"action": "rotate"})
     assert secret not in html.unescape(rotated.text)
     assert "whsec_" in rotated.text
-    response = await browser.post(path, data={"action": "delete"})
-    assert (response.status_code, response.headers["location"]) == (303, "/portal/1/trackers")
+    response = await browser.post(path, data={"action": "delete", "confirmed": "yes"})
+    assert (response.status_code, response.headers["location"]) == (303, "/portal/1/trackers?deleted=1")
+    assert "The tracker is deleted." in (await browser.get(response.headers["location"])).text
     assert await service.trackers.all(1) == []
     rows = (await log(service))[1:]
     assert [row.action for row in rows] == ["tracker_created", "tracker_changed", "tracker_secret_replaced", "tracker_deleted"]
