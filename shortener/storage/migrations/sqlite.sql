@@ -142,7 +142,7 @@ CREATE TABLE hits (
 	address TEXT NOT NULL, 
 	user_agent TEXT NOT NULL, 
 	first_verdict SMALLINT, 
-	first_rule TEXT, country TEXT, 
+	first_rule TEXT, country TEXT, device_class TEXT, 
 	CONSTRAINT hits_pkey PRIMARY KEY (id)
 );
 
