@@ -152,7 +152,7 @@ async def _ask_before_deletion(visit: Visit, tracker: Tracker) -> Response:
     number = "10,000 or more" if backlog.pending >= MAX_COUNT else f"{backlog.pending:,}"
     waiting = "1 waiting delivery becomes" if backlog.pending == 1 else f"{number} waiting deliveries become"
     effects = [
-        f"{waiting} dead.",
+        f"{waiting} dead." if backlog.pending else "No delivery is waiting.",
         f"{host_of(tracker.url)} gets no more events of this application ({', '.join(tracker.events)}).",
         "A deleted tracker cannot be restored. To stop it for some time, disable it instead.",
     ]

@@ -11,16 +11,24 @@ from sqlalchemy import Connection, event
 def plans(connection: Connection, run: Callable[[], Any]) -> list[str]:
     """Call `run` and return SQLite's query plan of each statement that it executed, one step per line."""
     statements: list[str] = []
-    driver: Any = connection.connection.driver_connection
     # SQLite reports also the statements that bypass SQLAlchemy (shortener/storage/raw_sql.py), with the values of the parameters.
-    driver.set_trace_callback(statements.append)
+    _trace(connection, statements.append)
     run()
-    driver.set_trace_callback(None)
+    _trace(connection, None)
     return [
-        "\n".join(row[3] for row in driver.execute(f"EXPLAIN QUERY PLAN {statement}"))
+        "\n".join(row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}"))
         for statement in statements
         if not statement.startswith(("BEGIN", "--"))
     ]
+
+
+def _trace(connection: Connection, callback: Callable[[str], Any] | None) -> None:
+    """Make SQLite call `callback` with each statement; None: with none. Reads use aiosqlite, whose methods are coroutines."""
+    if connection.dialect.is_async:
+        connection.connection.run_async(lambda driver: driver.set_trace_callback(callback))
+    else:
+        driver: Any = connection.connection.driver_connection
+        driver.set_trace_callback(callback)
 
 
 def plans_of_postgresql(connection: Connection, run: Callable[[], Any]) -> list[str]:
