@@ -99,8 +99,15 @@ def run(
 
 
 def _needs_real_start(env: Mapping[str, str]) -> bool:
-    variables = {name for name in (*env, *os.environ) if name.startswith("PYTHON")}
-    return "REAL_PROCESSES" in os.environ or any(env.get(name) != os.environ.get(name) for name in variables)
+    return "REAL_PROCESSES" in os.environ or _variables_of_python(env) != _OWN_VARIABLES
+
+
+def _variables_of_python(env: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in env.items() if name.startswith("PYTHON")}
+
+
+#: The variables of Python when the test process started. A test may change them later, also in `os.environ`.
+_OWN_VARIABLES = _variables_of_python(os.environ)
 
 
 class ForkedProcess:

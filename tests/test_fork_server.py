@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 from pathlib import Path
@@ -67,3 +68,12 @@ def test_two_forked_processes_have_their_own_random_numbers(
         done = fork_server.run(["applications", "create", "shop"], environment, stdout=subprocess.PIPE, check=True, text=True)
         keys.add(done.stdout)
     assert len(keys) == 2
+
+
+def test_a_command_with_other_variables_of_python_than_the_test_process_is_a_real_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text("print('customized')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    done = fork_server.run(["--help"], environment_of(tmp_path / "data"), capture_output=True, text=True)
+    assert done.stdout.startswith("customized")
