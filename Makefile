@@ -2,7 +2,7 @@
 # PYTHON: the interpreter, 3.11 to 3.14. VENV: the folder of the virtual environment. WORKERS: test processes in parallel.
 PYTHON ?= python3
 VENV := .venv
-WORKERS ?= 3
+WORKERS ?= 4
 BIN := $(VENV)/bin
 # Python stores compiled modules, because each test process would otherwise compile all modules and tests again.
 export PYTHONDONTWRITEBYTECODE :=
