@@ -67,7 +67,7 @@ def check_recorded(server: Server, before: int, responses: int, slack: int = 64)
 
 def settled(server: Server, table: str = "hits") -> int:
     """Wait until the server has finished the last requests of wrk. Return the number of rows."""
-    time.sleep(0.5)
+    time.sleep(0.5)  # wrk ends before the responses to its last requests
     rows: int = server.query(f"SELECT count(*) FROM {table}")
     return rows
 

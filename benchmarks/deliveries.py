@@ -89,7 +89,7 @@ async def deliver(port: int, count: int, trackers: int, concurrency: int) -> flo
             start = time.perf_counter()
             service.start(web=False)
             while service.dispatcher.totals.delivered < count:
-                await asyncio.sleep(0.005)
+                await asyncio.sleep(0.005)  # the pause between two checks
             return count / (time.perf_counter() - start)
         finally:
             await service.close()

@@ -279,7 +279,7 @@ def wait_for_the_first_purge(server: rig.Server) -> None:
     while not purged(server):
         if time.monotonic() > end:
             sys.exit(f"the run is void: no message was purged within {PURGE_TIMEOUT_SECONDS} s")
-        time.sleep(0.1)
+        time.sleep(0.1)  # the pause between two checks
 
 
 def purged(server: rig.Server) -> float:

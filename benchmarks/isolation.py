@@ -147,9 +147,9 @@ class HangingCallbacks(HangingReceivers):
         await asyncio.to_thread(self._write, on)
         async with asyncio.timeout(60):
             while (await _attempts_in_flight(client) >= min(MIN_HANGING_ATTEMPTS, self._hosts // 2)) != on:
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(0.1)  # the pause between two checks
             while not on and await _attempts_in_flight(client):
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(0.1)  # the pause between two checks
 
     def _write(self, on: bool) -> None:
         with closing(sqlite3.connect(self._file, timeout=30)) as connection, connection:

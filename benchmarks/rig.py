@@ -193,7 +193,7 @@ def wait_for(url: str, patience: float = 120) -> None:
             with contextlib.suppress(httpx.TransportError):
                 client.get(url)
                 return
-            time.sleep(0.02)
+            time.sleep(0.02)  # the pause between two checks
     raise TimeoutError(url)
 
 

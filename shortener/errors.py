@@ -192,4 +192,4 @@ class StoreUnavailable(Exception):
 
 
 class DatabaseInUse(StoreUnavailable):
-    """Raised if another process serves from the SQLite database that this process wants to use alone."""
+    """Raised if another process serves from the SQLite database. Only one process can use it."""

@@ -16,6 +16,7 @@ from typing import Any
 #: The modules that structlog imports if they are installed, to print tracebacks in colours. `shortener.logs` prints plain ones.
 _RICH = ("rich", "rich.pretty", "rich.console", "rich.traceback")
 _ASYNCIO = "sqlalchemy.ext.asyncio"
+_ENGINE = "sqlalchemy.ext.asyncio.engine"
 
 
 def import_without_extras() -> None:
@@ -52,16 +53,18 @@ class _AsyncioPackage(ModuleType):
 
 
 def _import_asyncio_engine() -> None:
-    """Import `sqlalchemy.ext.asyncio.engine`, and not the package around it, which imports the ORM for its class AsyncSession."""
+    """Import `sqlalchemy.ext.asyncio.engine`, and not the package around it, which imports the ORM for its class AsyncSession.
+
+    If a version of SQLAlchemy has no such module, leave the import of the complete package to the module that needs it."""
     spec = importlib.util.find_spec(_ASYNCIO)
     assert spec is not None
     package = importlib.util.module_from_spec(spec)
     sys.modules[_ASYNCIO] = package
     try:
-        engine = importlib.import_module(f"{_ASYNCIO}.engine")
-    except BaseException:
+        engine = importlib.import_module(_ENGINE)
+        for name in ("AsyncConnection", "AsyncEngine", "create_async_engine"):
+            setattr(package, name, getattr(engine, name))
+    except (ImportError, AttributeError):
         del sys.modules[_ASYNCIO]
-        raise
-    for name in ("AsyncConnection", "AsyncEngine", "create_async_engine"):
-        setattr(package, name, getattr(engine, name))
+        return
     package.__class__ = _AsyncioPackage

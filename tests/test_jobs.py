@@ -126,7 +126,7 @@ async def test_a_long_running_task_that_ends_is_counted_and_started_again(end: B
 async def test_a_long_running_task_that_was_cancelled_by_its_owner_is_not_started_again() -> None:
     supervisor, ended = TaskSupervisor(), asyncio.Event()
     task = supervisor.start("loop", ended.wait)  # type: ignore[arg-type]  # the result of `wait` does not matter
-    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # the task starts
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -139,10 +139,10 @@ async def test_a_background_job_is_reported_as_failing_until_a_run_succeeds() ->
     jobs.start()
     async with asyncio.timeout(PATIENCE):
         while not jobs.failing:
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # the pause between two checks
     assert jobs.failing == ["fold"]
     jobs.table["fold"].wake_up.notify()
     await work.wait()
-    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # the job ends its run
     assert jobs.failing == []
     await jobs.stop()

@@ -24,3 +24,19 @@ print("done")
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert (done.stdout.strip(), done.stderr) == ("done", "")
+
+
+@pytest.mark.slow
+def test_if_sqlalchemy_has_no_module_of_the_asyncio_engine_the_complete_package_is_imported() -> None:
+    script = """
+import sys
+from shortener import lean_imports
+lean_imports._ENGINE = "sqlalchemy.ext.asyncio.moved"
+lean_imports.import_without_extras()
+assert "sqlalchemy.ext.asyncio" not in sys.modules
+import shortener.storage.sqlite
+from sqlalchemy.ext.asyncio import AsyncSession
+print("done")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.stdout.strip(), done.stderr) == ("done", "")

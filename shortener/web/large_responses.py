@@ -33,7 +33,7 @@ class PiecesResponse(Response):
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         for piece in self._pieces:
             await send({"type": "http.response.body", "body": piece, "more_body": True})
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # other tasks run
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
@@ -56,7 +56,7 @@ async def serialize_in_pieces(content: Mapping[str, Any]) -> list[bytes]:
         for first in range(0, len(value), PIECE_ENTRIES):
             pieces.append(begin + orjson.dumps(value[first : first + PIECE_ENTRIES])[1:-1])
             begin = b","
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # other tasks run
         pieces.append(b"]")
     pieces.append(b"}" if separator == b"," else b"{}")
     return pieces

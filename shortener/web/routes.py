@@ -117,6 +117,8 @@ class ApiRouter:
         """Create a router for `endpoints`. By default, it serves the endpoints of all MODULES and imports them on demand."""
         self._service = service
         self._loaded: dict[str, Sequence[Endpoint]] = {}  # the endpoints of imported modules
+        # One thread at a time imports modules, because pydantic must not build a model in two threads at once.
+        self._loading = asyncio.Lock()
         if endpoints is None:
             self._update()
         else:
@@ -129,10 +131,12 @@ class ApiRouter:
         self._missing = re.compile("|".join(missing)) if missing else _NEVER
 
     async def _load(self, path: str) -> None:
-        """Import the modules that may have an endpoint for `path`."""
-        modules = [module for module, starts in MODULES.items() if module not in self._loaded and path.startswith(starts)]
-        self._loaded.update(await asyncio.to_thread(_prepare, modules))
-        self._update()
+        """Import the modules that may have an endpoint for `path`, unless another request has imported them meanwhile."""
+        async with self._loading:
+            modules = [module for module, starts in MODULES.items() if module not in self._loaded and path.startswith(starts)]
+            if modules:
+                self._loaded.update(await asyncio.to_thread(_prepare, modules))
+                self._update()
 
     async def respond(self, request: Request) -> Response:
         """Return the response of the endpoint: 404 for an unknown path, 405 for a method that the path does not have."""

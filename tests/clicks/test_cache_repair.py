@@ -82,3 +82,12 @@ async def test_a_repair_leaves_out_old_changes(service: Service, clock: Clock) -
     await change_link(service, codes[0], {"url": "https://new.example/"})
     clock.forward(hours=24 * 7 + 1)
     assert await repair_of(service).step() == 0
+
+
+async def test_a_service_with_redis_has_the_job_that_repairs_the_link_cache(service: Service, client: redis.Redis) -> None:
+    codes = await create_codes(service)
+    old = await service.cache.find(codes)
+    await change_link(service, codes[0], {"enabled": False})
+    await restore_old_entries(service, client, old)
+    assert await service.jobs.table["cache_repair"].step() == 1
+    assert await service.cache.find(codes) == {}

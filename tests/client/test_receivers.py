@@ -109,7 +109,7 @@ def test_a_coroutine_function_can_handle_events_in_starlette_but_not_in_flask() 
     handled: list[str] = []
 
     async def handle(event: WebhookEvent) -> None:
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # the handler is really asynchronous
         handled.append(event.event_id)
 
     assert post_to_starlette(EventReceiver(SECRET, handle))(*signed_now({"event": "click"}))[0] == 200
@@ -139,7 +139,7 @@ def test_an_event_whose_request_was_cancelled_can_be_handled_again(moment: str) 
         request = signed_now({"event": "click"})
         task = asyncio.ensure_future(EventReceiver(SECRET, handle, memory=memory).handle_async(*request))
         while not reached.is_set():
-            await asyncio.sleep(0.001)
+            await asyncio.sleep(0.001)  # the pause between two checks
         task.cancel()
         assert isinstance((await asyncio.gather(task, return_exceptions=True))[0], asyncio.CancelledError)
 

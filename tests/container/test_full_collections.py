@@ -6,6 +6,7 @@ import gc
 
 import pytest
 
+from shortener.container import Service
 from shortener.container.full_collections import MAX_DELAY_SECONDS, FullCollections
 
 
@@ -52,3 +53,15 @@ async def test_the_job_frees_objects_that_refer_to_each_other() -> None:
         assert freed
     finally:
         gc.enable()
+
+
+async def test_a_service_starts_no_full_collection_while_a_large_rewrite_request_is_in_progress(
+    service: Service, collections: list[float]
+) -> None:
+    job = service.jobs.table["garbage"]
+    service.rewriter.large_requests = 1
+    await job.step()
+    assert collections == []
+    service.rewriter.large_requests = 0
+    await job.step()
+    assert len(collections) == 1

@@ -73,7 +73,7 @@ async def test_a_gateway_report_that_arrives_before_the_send_response_is_applied
     gateway = await make_gateway(receiver.url())
     await send_messages()
     early = asyncio.ensure_future(service.gateway_reports.record(gateway.id, GatewayReport("DELIVRD", gateway_message_id="gw-1")))
-    await asyncio.sleep(0.02)
+    await asyncio.sleep(0.02)  # the report begins to wait for its message
     await service.gateway_dispatcher.flush()
     assert await early
 

@@ -202,7 +202,7 @@ async def test_delivery_reports_of_unknown_messages_do_not_affect_other_reports_
 async def test_a_delivery_report_that_arrives_before_its_message_is_stored_waits_for_the_message(service: Service) -> None:
     first = asyncio.create_task(record(service, SENT, DELIVERED))
     while not service.delivery_reports._waiting:
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # the pause between two checks
     await service.database.write(add_message, service.ids)
     assert [one.state for one in await first] == [State.SENT, State.DELIVERED]
     assert (await stored(service)).sent_at == SENT.at

@@ -161,7 +161,7 @@ async def test_new_links_are_in_the_link_cache_before_the_response_is_returned(
     cached: list[str] = []
 
     async def put(links: Any) -> None:
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # another task could run now
         cached.extend(link.code for link in links)
 
     monkeypatch.setattr(service.cache, "put", put)

@@ -174,7 +174,7 @@ async def test_a_busy_live_stream_ends_soon_after_its_session_has_ended(
             yield self
 
         async def get(self) -> LiveBatch:
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(0.005)  # a new row every 5 ms
             return LiveBatch([row], 0)
 
     visit, portal = _visit_of(service, browser, BusyFeed())

@@ -35,7 +35,7 @@ async def seconds_of(call: Awaitable[object]) -> float:
 async def until_up(server: RedisServer) -> None:
     async with asyncio.timeout(PATIENCE):
         while not server.is_up:
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.01)  # the pause between two checks
 
 
 async def test_the_service_sends_no_commands_to_redis_while_redis_does_not_respond_to_pings(redis_server: RedisProcess) -> None:
@@ -67,7 +67,7 @@ async def test_a_redis_call_that_gets_no_connection_in_time_does_not_mark_redis_
     server = open_redis(redis_server.url, timeout=5, connections=2)
     holding = [asyncio.create_task(server.run(hold)) for _ in range(2)]
     while not server._slots.locked():
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # the pause between two checks
     server._timeout = 0.01
     assert await seconds_of(server.run(ping)) < PATIENCE
     assert server.is_up
@@ -183,20 +183,20 @@ async def test_the_redis_client_connects_to_the_new_primary_after_a_sentinel_fai
         with contextlib.closing(two.client()) as replica:
             async with asyncio.timeout(PATIENCE):
                 while replica.info("replication")["master_link_status"] != "up":
-                    await asyncio.sleep(0.05)
+                    await asyncio.sleep(0.05)  # the pause between two checks
         async with opened(f"redis+sentinel://127.0.0.1:{free_port()},127.0.0.1:{port}/main/0", timeout=0.5) as server:
             assert await server.run(write_and_read) == WRITTEN
             with contextlib.closing(sentinel.client()) as client:
                 async with asyncio.timeout(PATIENCE):
                     while client.sentinel_master("main")["num-slaves"] != 1:
-                        await asyncio.sleep(0.05)
+                        await asyncio.sleep(0.05)  # the pause between two checks
             one.kill()
             async with asyncio.timeout(PATIENCE):
                 while True:
                     with contextlib.suppress(RedisUnavailable):
                         assert await server.run(write_and_read) == WRITTEN
                         break
-                    await asyncio.sleep(0.1)
+                    await asyncio.sleep(0.1)  # the pause between two checks
     finally:
         for process in (sentinel, two, one):
             process.kill()
@@ -223,7 +223,7 @@ async def test_a_redis_cluster_stores_keys_on_all_its_nodes(tmp_path: Path) -> N
             with contextlib.closing(node.client()) as client:
                 async with asyncio.timeout(PATIENCE):
                     while "cluster_state:ok" not in client.execute_command("CLUSTER", "INFO"):
-                        await asyncio.sleep(0.05)
+                        await asyncio.sleep(0.05)  # the pause between two checks
         async with opened(f"redis+cluster://127.0.0.1:{free_port()},127.0.0.1:{nodes[0].port}", timeout=0.5) as server:
             assert await server.run(write_and_read) == WRITTEN
             sizes = []

@@ -257,7 +257,7 @@ async def test_the_server_stops_reading_the_rest_of_a_rejected_body_after_a_limi
             while True:
                 writer.write(b" " * 10_000)
                 await writer.drain()
-                await asyncio.sleep(0)
+                await asyncio.sleep(0)  # the pause between two checks
 
         with pytest.raises(ConnectionError):
             await asyncio.wait_for(send_for_ever(), TIMEOUT_SECONDS)

@@ -350,7 +350,7 @@ async def test_stopping_the_batcher_cancels_a_batch_that_waits_for_a_retry_and_k
     batcher = recording_batcher(flaky, handler)
     batcher.put("a")
     while not batcher.taken_items():
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # the pause between two checks
     await within(5, batcher.stop())
     assert handler.stored == []
     assert batcher.in_flight == 0

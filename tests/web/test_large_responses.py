@@ -29,7 +29,7 @@ async def test_other_tasks_run_while_a_large_response_is_serialized_and_sent() -
         nonlocal runs
         while True:
             runs += 1
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # the pause between two checks
 
     sent: list[dict[str, Any]] = []
 

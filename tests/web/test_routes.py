@@ -1,6 +1,7 @@
 """Tests of the router, which finds the endpoint of a request by path and method, and of rules for all endpoints."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any, get_args
 
 import httpx
@@ -8,6 +9,7 @@ import pytest
 from pydantic import BaseModel, RootModel
 
 from shortener.container import Service
+from shortener.web import routes
 from shortener.web.endpoint import Call, Caller, Endpoint
 from shortener.web.endpoints import ENDPOINTS
 from shortener.web.routes import MODULES, ApiRouter, import_endpoints
@@ -113,6 +115,22 @@ async def test_the_first_requests_for_a_module_of_the_api_get_responses_also_at_
     paths = ["/healthz", "/api/v1/links/updates", "/api/v1/links/a", "/api/v1/trackers/1", "/metrics", "/api/v1/links/updates"]
     responses = await asyncio.gather(*map(complete_client.get, paths))
     assert [one.status_code for one in responses] == [200, 401, 401, 401, 200, 401]
+
+
+async def test_concurrent_first_requests_for_a_module_of_the_api_import_it_once(
+    complete_client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared: list[str] = []
+
+    def prepare(modules: Sequence[str]) -> dict[str, Sequence[Endpoint]]:
+        prepared.extend(modules)
+        return original(modules)
+
+    original = routes._prepare
+    monkeypatch.setattr(routes, "_prepare", prepare)
+    responses = await asyncio.gather(*(complete_client.post("/api/v1/rewrite", json={}) for _ in range(20)))
+    assert {one.status_code for one in responses} == {401}
+    assert prepared == ["rewrite"]
 
 
 async def test_the_methods_of_one_path_are_complete_although_several_modules_define_them(

@@ -118,7 +118,7 @@ def test_main_tasks_of_support_and_admins_work_by_keyboard(browser: Chromium, em
 
 
 def _continue_late(route: Any) -> None:
-    time.sleep(0.3)
+    time.sleep(0.3)  # a slow network
     route.continue_()
 
 
@@ -174,7 +174,7 @@ def test_support_replays_dead_deliveries_and_sees_their_outcomes_without_a_reloa
         deadline = time.monotonic() + PATIENCE
         while client.get(f"/api/v1/trackers/{created['tracker_id']}").json()["health"]["dead"] < 3:
             assert time.monotonic() < deadline
-            time.sleep(0.05)
+            time.sleep(0.05)  # the pause between two checks
     support = accept_invitation(browser, empty_server, "Rita", "support", 1)
     with browser.page(state=support, width=390) as visit:
         visit.open(f"{empty_server.base}/portal/1/deliveries?tracker={created['tracker_id']}&status=dead")

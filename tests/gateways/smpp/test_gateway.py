@@ -168,7 +168,7 @@ async def test_a_message_without_a_response_is_doubtful_and_a_late_response_prev
         smsc.respond(smsc.submitted[0])
         async with asyncio.timeout(20):
             while not records.reports:
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(0.01)  # the pause between two checks
         (report,) = records.reports
         assert (report.word, report.reference, report.gateway_message_id) == ("SENT", "r1", f"id-{smsc.submitted[0].sequence}")
         assert (await gateway.submit(message(), TIMEOUT)).outcome is ACCEPTED
@@ -245,7 +245,7 @@ async def test_an_smpp_connection_without_a_response_to_enquire_link_is_replaced
         session = gateway._link._session
         async with asyncio.timeout(20):
             while session is None or session.is_open:
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(0.02)  # the pause between two checks
         smsc.answers_enquire_link = True
         assert (await gateway.submit(message(), TIMEOUT)).outcome is ACCEPTED
     assert len(smsc.binds) == 2
