@@ -43,7 +43,7 @@ class DeliveryQueue(NamedTuple):
     retry_due: int | None
 
 
-#: This text follows the names of all queues in every collation: they begin with "c" or "t".
+#: This text follows the names of all queues: they begin with "c" or "t".
 END_OF_NAMES = "u"
 _NEXT_QUEUE = (
     "(SELECT d.lane FROM deliveries AS d WHERE d.status = 0 AND d.lane > {after} AND d.lane < {before} ORDER BY d.lane LIMIT 1)"

@@ -107,9 +107,7 @@ def is_callback(queue: str) -> bool:
 
 
 def _ranges_without(applications: Collection[int | None]) -> list[tuple[str, str]]:
-    """Return ranges of names that contain all queues of callbacks except those of the given applications.
-
-    Some collations of PostgreSQL have another order, so there the ranges also contain queues of the given applications."""
+    """Return ranges of names that contain all queues of callbacks except those of the given applications."""
     ranges = []
     begin, end = _CALLBACKS
     for prefix in sorted(f"c{application}/" for application in applications if application is not None):

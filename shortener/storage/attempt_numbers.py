@@ -11,8 +11,9 @@ from __future__ import annotations
 #: After this number of attempts, the attempts that do not count are subtracted from both columns.
 MAX_ATTEMPT_NUMBER = 32_000
 
-#: The assignments of an UPDATE statement that starts the next attempt.
+#: The assignments of an UPDATE statement that starts the next attempt. One attempt that does not count remains after a subtraction,
+#: because the number 1 means the first attempt of all.
 START_ATTEMPT = (
-    f"attempt = CASE WHEN attempt < {MAX_ATTEMPT_NUMBER} THEN attempt + 1 ELSE attempt - base_attempt + 1 END, "
-    f"base_attempt = CASE WHEN attempt < {MAX_ATTEMPT_NUMBER} THEN base_attempt ELSE 0 END"
+    f"attempt = CASE WHEN attempt < {MAX_ATTEMPT_NUMBER} THEN attempt + 1 ELSE attempt - base_attempt + 2 END, "
+    f"base_attempt = CASE WHEN attempt < {MAX_ATTEMPT_NUMBER} THEN base_attempt ELSE 1 END"
 )

@@ -40,7 +40,8 @@ async def test_queues_with_pending_deliveries_are_found_by_index_lookups(service
 
 
 @pytest.mark.parametrize(
-    ("attempt", "base_attempt", "claimed"), [(0, 0, (1, 0)), (31_999, 31_990, (32_000, 31_990)), (32_767, 32_760, (8, 0))]
+    ("attempt", "base_attempt", "claimed"),
+    [(0, 0, (1, 0)), (31_999, 31_990, (32_000, 31_990)), (32_767, 32_760, (9, 1)), (32_000, 32_000, (2, 1))],
 )
 async def test_a_delivery_with_very_many_attempts_is_claimed_and_its_number_stays_within_the_column(
     service: Service, attempt: int, base_attempt: int, claimed: tuple[int, int]

@@ -6,7 +6,7 @@ from collections import Counter
 from datetime import datetime, timedelta
 
 import pytest
-from sqlalchemy import Connection, insert
+from sqlalchemy import Connection, insert, select, text
 
 from shortener.container import Service
 from shortener.delivery.claim_writer import ClaimResult
@@ -149,3 +149,20 @@ async def test_with_one_free_slot_trackers_and_callbacks_get_claims_in_turn(
     await fill(service, NOON, application=1)
     found = [queues(await run_cycle(service, clock, SlotUsage(256), limit=1))[0][0] for _ in range(6)]
     assert Counter(found) == {"t": 3, "c": 3}
+
+
+async def test_the_database_sorts_the_names_of_queues_as_python_does(service: Service, clock: Clock) -> None:
+    """The walk compares names in Python. A linguistic collation of PostgreSQL sorts "c12/~" before "c12/host"."""
+    await fill(service, NOON, application=12, host="Host", count=2)
+    await fill(service, NOON, application=1, host="2host", count=2)
+
+    def read(connection: Connection) -> tuple[list[str], str | None]:
+        names = list(connection.scalars(select(schema.deliveries.c.lane).order_by(schema.deliveries.c.lane)))
+        if connection.dialect.name == "sqlite":
+            return names, "C"
+        statement = "SELECT collation_name FROM information_schema.columns WHERE table_name = 'deliveries' AND column_name = 'lane'"
+        return names, connection.scalar(text(statement))
+
+    names, collation = await service.database.read(read)
+    assert names == sorted(names)
+    assert collation == "C"

@@ -190,3 +190,26 @@ def test_support_replays_dead_deliveries_and_sees_their_outcomes_without_a_reloa
     ids = [request.headers["webhook-id"] for request in arrived]
     assert sorted(ids[:3]) == sorted(ids[3:]), "the event ids stay the same"
     endpoint.close()
+
+
+def test_a_second_click_on_the_button_that_creates_a_key_sends_no_second_form(browser: Chromium, empty_server: Server) -> None:
+    """The response to a second request would say that the key was created, and hide the key."""
+    state = accept_invitation(browser, empty_server, "Dora")
+    sent: list[str] = []
+
+    def respond_late(route: Any) -> None:
+        if route.request.method == "POST":
+            sent.append(route.request.url)
+        response = route.fetch()
+        time.sleep(0.5)  # the second click comes meanwhile
+        route.fulfill(response=response)
+
+    with browser.page(state=state) as visit:
+        visit.open(f"{empty_server.base}/portal/1/keys")
+        visit.page.fill("[name=name]", "shop")
+        visit.page.check("[name=permissions] >> nth=0")
+        visit.page.route("**/portal/1/keys", respond_late)
+        button = visit.page.locator("button:has-text('Create the key')")
+        button.evaluate("one => { one.click(); setTimeout(() => one.click(), 100) }")
+        visit.page.wait_for_selector(".code:has-text('sk_')")
+    assert len(sent) == 1
