@@ -138,6 +138,7 @@ async def erase_messages(phone: str | None, message_id: str | None, application:
     This removes phone numbers, metadata, destinations, and the addresses and user agents of hits. Statistics stay correct. The
     links respond with 410.
     """
+    from shortener.clicks.user_agents import load_expressions
     from shortener.messages.phone_numbers import PhoneNumberError, parse_number
     from shortener.model import utcnow
     from shortener.retention.erasure import count_messages, erase, erase_message, find_codes
@@ -161,5 +162,6 @@ async def erase_messages(phone: str | None, message_id: str | None, application:
         if phone is not None:
             erased = await erase(database, application, phone, utcnow())
         else:
+            await load_expressions()
             erased = await database.write(erase_message, application, message_id, utcnow())
     print_counts(dataclasses.asdict(erased), as_json, "there is nothing to erase")

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import BigInteger, Connection, Select, func, literal_column, select, text, type_coerce, update
 
 from shortener.clicks.hit_metrics import IS_CLICK
-from shortener.clicks.user_agents import device_and_browser
+from shortener.clicks.user_agents import device_and_browser, load_expressions
 from shortener.ids import IdGenerator, first_id_at, id_span
 from shortener.outbox import count_deltas
 from shortener.outbox.count_deltas import TIME_SLOT_MS, CountDelta, sent_slot_of
@@ -36,7 +36,7 @@ _NAME = "devices"
 _ROW = installation.c.name == _NAME
 
 
-#: The user agent of a hit, or the device class that an erasure stored instead of it.
+#: The user agent of a hit, or the device class that an erasure or the purge stored instead of it.
 AGENT = func.coalesce(hits.c.device_class, hits.c.user_agent)
 
 
@@ -154,6 +154,7 @@ class DeviceCounter:
         if page.last == page.position.counted:
             return 0
         delta = CountDelta()
+        await load_expressions()
         for number, (cohort, slot, user_agent, country, sent, link_set, amount) in enumerate(page.clicks):
             for metric in device_metrics(user_agent, country):
                 delta.add_slots(cohort, slot, metric, sent, link_set, amount)

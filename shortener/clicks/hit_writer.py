@@ -24,6 +24,7 @@ from shortener.clicks.batch import BatchResult, HitBatchWriter, ProbePassed
 from shortener.clicks.queries import LinkRow
 from shortener.clicks.recorder_totals import RecorderTotals
 from shortener.clicks.resolver import Hit
+from shortener.clicks.user_agents import has_expressions, load_expressions
 from shortener.clicks.waiting_hit import WaitingHit
 from shortener.errors import StoreUnavailable
 from shortener.ids import IdGenerator
@@ -68,6 +69,7 @@ class HitWriter:
         self._transaction = transaction
         self._totals = totals
         self._ids = ids
+        self._loading: asyncio.Task[None] | None = None  # loads what late hits need
         self.is_failing = False  # true if the database could not store the last batch
         self._on_stored = on_stored
         self._on_unavailable = on_unavailable
@@ -117,6 +119,10 @@ class HitWriter:
     async def unavailable(self, items: Sequence[WaitingHit], error: StoreUnavailable) -> Sequence[WaitingHit]:
         self.is_failing = True
         self._on_unavailable(items)
+        # Hits that wait until the database is available may be late, and the transaction that stores a late hit parses its user
+        # agent (device_counts.py).
+        if self._loading is None and not has_expressions():
+            self._loading = asyncio.create_task(load_expressions())
         return [waiting for waiting in items if not waiting.is_obsolete]
 
     async def rejected(self, failures: Sequence[tuple[WaitingHit, Exception]], stored: int) -> Sequence[WaitingHit]:
@@ -204,6 +210,7 @@ class HitWriter:
         return failures
 
     async def _write_late(self, hits: Sequence[Hit]) -> None:
+        await load_expressions()
         for is_last in (False, True):
             try:
                 outcome = await self._database.write(self._transaction.write, hits, True)

@@ -3,10 +3,14 @@
 ua-parser with its native expressions takes tens of microseconds for a user agent that is not cached. Therefore a background job
 counts hits by device, and a redirect does not parse user agents. Parts of a user agent that are unknown become "Other". An iPad
 that requests desktop pages sends the user agent of a Mac and is counted as a Mac.
+
+The first call in a process loads the expressions of ua-parser, which takes about half a second. Code that parses user agents in a
+transaction first awaits `load_expressions`, because clicks wait for the transaction.
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
 from dataclasses import dataclass
 from functools import lru_cache
@@ -32,6 +36,17 @@ class Device:
     kind: Kind
     os: str
     browser: str
+
+
+def has_expressions() -> bool:
+    """Return whether this process has loaded the expressions of ua-parser."""
+    return _device_of.cache_info().currsize > 0
+
+
+async def load_expressions() -> None:
+    """Load the expressions of ua-parser in another thread, unless this process has loaded them before."""
+    if not has_expressions():
+        await asyncio.to_thread(_device_of, "")
 
 
 def parse_device(user_agent: str) -> Device:
@@ -84,8 +99,8 @@ def browser_name(family: str) -> str:
 
 
 def device_class(user_agent: str) -> str:
-    """Return the kind of device and the browser name of a user agent as one text, which an erasure stores instead of the user
-    agent. A line break separates the two, so no User-Agent header has this form."""
+    """Return the kind of device and the browser name of a user agent as one text, which an erasure and the purge store instead
+    of the user agent. A line break separates the two, so no User-Agent header has this form."""
     device = parse_device(user_agent)
     return f"{device.kind}{_SEPARATOR}{browser_name(device.browser)}"
 

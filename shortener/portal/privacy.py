@@ -13,6 +13,7 @@ import dataclasses
 from sqlalchemy import Connection
 from starlette.responses import Response
 
+from shortener.clicks.user_agents import load_expressions
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.messages.phone_numbers import PhoneNumberError, parse_number
 from shortener.portal.operators import Role
@@ -97,6 +98,7 @@ async def erase_data(visit: Visit) -> Response:
         result = await erase(service.database, application_id, subject.phone, visit.now)
         await service.database.write(_audit, visit, "messages to a number", result)
     else:
+        await load_expressions()
         result = await service.database.write(_erase_message, visit, subject.message_id)
     return _page(visit, subject=subject, receipt=result)
 

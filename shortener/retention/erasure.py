@@ -20,6 +20,9 @@ trackers, nor backups and logs of others.
 Data of the message may be in flight during the erasure: a click whose transaction runs, or an attempt that waits for its response.
 Therefore a job erases the same messages again, a few times within the next hour (`erasure_repeats`).
 
+The transactions parse the user agents of the hits. Await `load_expressions` (clicks/user_agents.py) before `erase_message` and
+`erase_again`; `erase` does so itself.
+
 One transaction erases one message. A number is erased `MAX_MESSAGES_PER_BATCH` messages at a time; run an interrupted erasure
 again.
 """
@@ -36,7 +39,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, and_, bindparam, case, delete, func, literal, select, text, update
 
-from shortener.clicks.user_agents import device_class
+from shortener.clicks.user_agents import device_class, load_expressions
 from shortener.errors import ApiError, ErrorCode
 from shortener.model import DeliveryStatus, SendStatus
 from shortener.storage.database import Database, upsert
@@ -112,6 +115,7 @@ async def erase(database: Database, application_id: int | None, phone: str, now:
 
     Raise ApiError INVALID_RECIPIENT, or StoreUnavailable."""
     total = ErasureResult()
+    await load_expressions()
     for is_last in (False, True):
         while (batch := await database.write(erase_phone_number, application_id, phone, now)).messages:
             total.add(batch)

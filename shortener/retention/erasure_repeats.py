@@ -18,6 +18,7 @@ from datetime import datetime, timedelta
 import orjson
 from sqlalchemy import Connection, Text, delete, or_, select, type_coerce, update
 
+from shortener.clicks.user_agents import load_expressions
 from shortener.redis.link_cache import LinkCache
 from shortener.retention.erasure import REPEAT_AFTER_SECONDS, erase_again
 from shortener.storage.database import Database
@@ -44,6 +45,7 @@ class ErasureRepeats:
         if not await self._cache.invalidate(await self._database.read(_find_codes, due)):
             return 0  # The link cache may still contain destinations, so the next run tries these messages again.
         responses = await self._database.read(_find_responses, due)
+        await load_expressions()
         await self._database.write(_repeat, due, responses, now)
         return len(due)
 

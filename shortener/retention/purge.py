@@ -5,13 +5,13 @@
 - Links: together with their message. An expired link returns 410 until then, and its code returns 404 afterwards. The service never
   uses a code again on purpose; a new link gets the same random code with a probability of 2^-48.
 - Hits: after `hit_retention_days`. After this time, the first click of a message or link only loses its IP address and user agent;
-  the hit is deleted with its message. So the status of a message (which link was accessed, and when) does not depend on the
-  retention of hits.
+  the hit is deleted with its message. It keeps the kind of device and the browser, so that the statistics by device and the lists
+  behind them agree. So the status of a message (which link was accessed, and when) does not depend on the retention of hits.
 - Events, with their deliveries and attempts: `event_retention_days` after the event and the end of its last delivery. A delivery
   that is parked because its tracker is disabled does not delay this.
 - Dead letters of hits (clicks/dead_letters.py): after `hit_retention_days`.
 - Refused reports of conversions: after 30 days.
-- Rows of the audit log: after 400 days. Sessions of operators: when they have expired.
+- Rows of the audit log: after 400 days. Sessions of operators: one day after they have expired.
 - Stored responses to an Idempotency-Key: after 24 hours.
 - Statistics are never deleted: counts are separate rows.
 
@@ -53,6 +53,7 @@ from sqlalchemy import (
     update,
 )
 
+from shortener.clicks.user_agents import device_class, has_expressions, load_expressions
 from shortener.ids import first_id_at
 from shortener.metrics import Metrics
 from shortener.model import DeliveryStatus, HitFlag
@@ -91,6 +92,7 @@ from shortener.storage.types import Instant, to_ms
 PAUSE_FACTOR = 9
 IDEMPOTENCY_RETENTION = timedelta(hours=24)
 AUDIT_RETENTION = timedelta(days=400)  # Rows of the audit log of the portal are deleted after this time.
+SESSION_RETENTION = timedelta(days=1)  # Sessions of operators are deleted this time after they have expired.
 REFUSED_RETENTION = timedelta(days=30)  # Refused reports of conversions are deleted after this time.
 #: A run continues after the last row that the previous run checked. After this interval, a run starts again with the oldest row,
 #: because rows that had to be kept may be deleted now.
@@ -188,9 +190,13 @@ class Purge:
             while more:
                 # time.monotonic is precise; the clock of the event loop may count only whole milliseconds.
                 started = time.monotonic()
-                purged, self._reached[name], more = await self._database.write(
-                    _delete_batch, kind, self._settings, now, self._reached.get(name, 0)
-                )
+                try:
+                    purged, self._reached[name], more = await self._database.write(
+                        _delete_batch, kind, self._settings, now, self._reached.get(name, 0)
+                    )
+                except _ExpressionsMissing:
+                    await load_expressions()
+                    continue
                 duration = time.monotonic() - started
                 yield purged
                 must_pause = traffic is None or await traffic.is_present()
@@ -277,9 +283,16 @@ _EVENT_PAGE = _page_of(
 )
 _is_first = hits.c.flags.bitwise_and(int(HitFlag.FIRST_FOR_LINK | HitFlag.FIRST_FOR_MESSAGE)) != 0
 _HIT_PAGE = _page_of(hits, _is_first)
+_USER_AGENTS = select(hits.c.id, hits.c.user_agent).where(hits.c.id.in_(_IDS), hits.c.user_agent != "").order_by(hits.c.id)
+_KEEP_DEVICES = update(hits).where(hits.c.id == bindparam("row")).values(device_class=bindparam("kept"))
 _EMPTY_HITS = (
     update(hits).where(hits.c.id.in_(_IDS), or_(hits.c.address != "", hits.c.user_agent != "")).values(address="", user_agent="")
 )
+
+
+class _ExpressionsMissing(Exception):
+    """Raised to roll a batch back that must parse user agents before `load_expressions` was called. Most processes of an
+    installation never empty a hit, and the expressions take 30 MB of memory."""
 
 
 class _PurgeBatch:
@@ -325,7 +338,15 @@ class _PurgeBatch:
         return result.rowcount > 0
 
     def empty_hits(self, ids: list[int]) -> None:
-        """Remove the IP address and the user agent from these hits."""
+        """Remove the IP address and the user agent from these hits, and keep the device class of each user agent.
+
+        Raise _ExpressionsMissing if the expressions that parse user agents are not loaded."""
+        agents = self.connection.execute(_USER_AGENTS, {"ids": ids}).all()
+        if agents and not has_expressions():
+            raise _ExpressionsMissing
+        if agents:
+            kept = [{"row": row.id, "kept": device_class(row.user_agent)} for row in agents]
+            self.connection.execute(_KEEP_DEVICES, kept)
         rows = self.connection.execute(_EMPTY_HITS, {"ids": ids}).rowcount
         self.purged.emptied_hits += rows
         self.remaining -= rows
@@ -375,7 +396,7 @@ def _delete_audit(batch: _PurgeBatch, after: int) -> tuple[int, bool]:
 
 
 def _delete_sessions(batch: _PurgeBatch, after: int) -> tuple[int, bool]:
-    return after, not batch.delete_oldest(operator_sessions, operator_sessions.c.expires_at, batch.now)
+    return after, not batch.delete_oldest(operator_sessions, operator_sessions.c.expires_at, batch.now - SESSION_RETENTION)
 
 
 def _delete_hits(batch: _PurgeBatch, after: int) -> tuple[int, bool]:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
+from shortener.clicks.user_agents import load_expressions
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.messages.phone_numbers import PhoneNumberError, parse_number
 from shortener.retention.erasure import erase, erase_message, find_codes
@@ -69,6 +70,7 @@ async def create(call: Call[None, ErasureRequest]) -> dict[str, Any]:
             retry_after=RETRY_AFTER_SECONDS,
         )
     if body.message_id is not None:
+        await load_expressions()
         erased = await service.database.write(erase_message, application_id, body.message_id, service.clock())
     else:
         erased = await erase(service.database, application_id, phone, service.clock())

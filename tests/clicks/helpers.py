@@ -3,12 +3,15 @@
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
+import pytest
 from sqlalchemy import Connection, select, text
 
 from shortener.accounts.administration import update_application
+from shortener.clicks import user_agents
 from shortener.clicks.link_changes import find_changeable, parse_changes, refresh_cache, write_changes
 from shortener.clicks.recorder import Recorder
 from shortener.clicks.resolver import Hit
@@ -68,6 +71,27 @@ async def change_settings(service: Service, **settings: Any) -> None:
     """Change settings of the default application."""
     await service.database.write(update_application, 1, settings, service.clock())
     await service.directory.refresh()
+
+
+class _UnloadedParser:
+    """A parser of user agents that fails if its first call does not come from `load_expressions`."""
+
+    def __init__(self, parse: Any) -> None:
+        self._parse = parse
+        self._is_loaded = False
+
+    def cache_info(self) -> SimpleNamespace:
+        return SimpleNamespace(currsize=int(self._is_loaded))
+
+    def __call__(self, agent: str) -> Any:
+        assert self._is_loaded or agent == "", "the transaction loads the expressions of ua-parser"
+        self._is_loaded = True
+        return self._parse(agent)
+
+
+def forget_expressions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behave like a process that has parsed no user agent. Fail if one is parsed before `load_expressions` is awaited."""
+    monkeypatch.setattr(user_agents, "_device_of", _UnloadedParser(user_agents._device_of))
 
 
 class UnreliableDatabase:

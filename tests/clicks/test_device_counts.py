@@ -19,7 +19,7 @@ from shortener.reporting.counts import verify
 from shortener.reporting.statistics import StatisticsFilter, totals
 from shortener.retention.erasure import erase_message
 from shortener.storage import schema
-from tests.clicks.helpers import PHONE_HEADERS, create_codes, fetch_rows, make_hit
+from tests.clicks.helpers import PHONE_HEADERS, create_codes, fetch_rows, forget_expressions, make_hit
 from tests.conftest import NOON, Clock, MakeService
 
 IPHONE = PHONE_HEADERS["User-Agent"]
@@ -94,6 +94,20 @@ async def test_a_click_that_is_stored_after_the_device_job_has_passed_its_id_is_
     await service.devices.catch_up(service.now_ms())
     assert (await device_sums(service))["device:desktop"] == 3
     await assert_counts_match(service)
+
+
+async def test_a_late_click_from_the_spool_loads_the_expressions_for_user_agents_before_its_transaction(
+    service: Service, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (code,) = await create_codes(service)
+    delayed = make_hit(service, code, user_agent=DESKTOP)
+    clock.forward(seconds=1)
+    await record_click(service, code)
+    clock.now += OLD_ENOUGH
+    await service.devices.catch_up(service.now_ms())
+    forget_expressions(monkeypatch)
+    await service.recorder.write_late([delayed])
+    assert (await device_sums(service))["device:desktop"] == 1
 
 
 async def test_an_old_click_in_the_same_batch_as_a_new_click_is_counted_by_device(service: Service, clock: Clock) -> None:

@@ -12,6 +12,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import ProgrammingError
 from structlog.testing import capture_logs
 
+from shortener.clicks import user_agents
 from shortener.clicks.batch import BatchResult, HitBatchWriter
 from shortener.clicks.hit_writer import HitWriter
 from shortener.clicks.recorder import RESPONSE_GRACE_SECONDS, Recorder
@@ -27,6 +28,7 @@ from tests.clicks.helpers import (
     count_state_events,
     create_codes,
     fetch_rows,
+    forget_expressions,
     hits_table_away,
     make_hit,
     unreliable_recorder,
@@ -196,6 +198,20 @@ async def test_hits_of_a_commit_whose_result_was_lost_count_as_recorded_and_wake
     assert (totals.recorded, totals.first_clicks, totals.unknown) == (1, 1, 0)
     assert notified == [1]
     assert list((await count_state_events(service)).values()) == [1]
+    await recorder.stop(1)
+
+
+async def test_an_outage_loads_the_expressions_for_user_agents_because_hits_may_be_stored_late(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forget_expressions(monkeypatch)
+    (code,) = await create_codes(service)
+    database, recorder = await unreliable_recorder(service)
+    database.refuse_writes = True
+    await recorder.record(make_hit(service, code))
+    while not user_agents.has_expressions():
+        await asyncio.sleep(0)
+    database.refuse_writes = False
     await recorder.stop(1)
 
 

@@ -7,7 +7,7 @@ import pytest
 from shortener.container import Service
 from shortener.portal.operators import Role
 from shortener.storage.schema import messages
-from tests.clicks.helpers import TO, create_codes, fetch_rows
+from tests.clicks.helpers import TO, create_codes, fetch_rows, forget_expressions, make_hit
 from tests.conftest import Clock
 from tests.portal.conftest import SignIn, log
 
@@ -38,8 +38,12 @@ async def test_the_erasure_page_first_shows_the_number_of_messages_and_then_a_re
     assert "no message of this application has this number" in again.text
 
 
-async def test_the_erasure_page_erases_one_message_by_its_id(service: Service, sign_in: SignIn) -> None:
-    await create_codes(service, message_ids=("m-1",))
+async def test_the_erasure_page_erases_one_message_by_its_id(
+    service: Service, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (code,) = await create_codes(service, message_ids=("m-1",))
+    await service.recorder.record(make_hit(service, code))
+    forget_expressions(monkeypatch)
     await create_codes(service, message_ids=("m-2",))
     browser = await sign_in("Mia", Role.MANAGER, 1)
     form = {"kind": "message_id", "subject": "m-1", "action": "erase"}

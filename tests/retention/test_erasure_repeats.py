@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import Connection, Table, select
+from sqlalchemy import Connection, Table, select, update
 
 from shortener.accounts.credentials import Credentials
 from shortener.clicks.batch import HitBatchWriter
@@ -20,7 +20,7 @@ from shortener.retention.erasure import REPEAT_AFTER_SECONDS, erase, erase_messa
 from shortener.retention.erasure_repeats import ErasureRepeats
 from shortener.storage import schema
 from shortener.storage.postgres import async_engine
-from tests.clicks.helpers import create_codes, fetch_rows, make_hit
+from tests.clicks.helpers import create_codes, fetch_rows, forget_expressions, make_hit
 from tests.conftest import Clock
 from tests.delivery.conftest import Story
 from tests.rows import Rows
@@ -177,3 +177,27 @@ async def test_later_reports_about_an_erased_message_store_no_personal_data(
     assert (stored.reason_code, stored.reason_description, stored.telecom_message_id) == ("000", None, None)
     for table in (schema.messages, schema.conversions, schema.events):
         assert not [row for row in await fetch_rows(service, table) if NAME in str(row)], table.name
+
+
+@pytest.mark.parametrize("subject", [{"phone": PHONE}, {"message_id": "m-1"}])
+async def test_an_erasure_and_its_repeats_load_the_expressions_for_user_agents_before_their_transactions(
+    service: Service,
+    client: httpx.AsyncClient,
+    clock: Clock,
+    repeats: ErasureRepeats,
+    monkeypatch: pytest.MonkeyPatch,
+    subject: dict[str, str],
+) -> None:
+    (code,) = await create_codes(service, message_ids=("m-1",))
+    await service.recorder.record(make_hit(service, code))
+    with monkeypatch.context() as patch:
+        forget_expressions(patch)
+        assert (await client.post("/api/v1/erasures", json=subject)).json()["erased"]["hits"] == 1
+    late = {"user_agent": "a click that was stored just after the erasure", "device_class": None}
+    await service.database.write(lambda connection: connection.execute(update(schema.hits).values(late)))
+    clock.forward(seconds=REPEAT_AFTER_SECONDS[0])
+    with monkeypatch.context() as patch:
+        forget_expressions(patch)
+        assert await repeats.step(clock()) == 1
+    (hit,) = await fetch_rows(service, schema.hits)
+    assert (hit.user_agent, hit.device_class) == ("", "other\nother")

@@ -382,7 +382,7 @@ async def test_no_statement_of_the_purge_scans_a_table(tmp_path: Path) -> None:
 
     def record(c: Any, cursor: Any, statement: str, parameters: Any, context: Any, executemany: Any) -> None:
         if not statement.startswith(("BEGIN", "EXPLAIN")):
-            seen.setdefault(statement, parameters)
+            seen.setdefault(statement, parameters[0] if executemany else parameters)
 
     try:
         await database.write(put, build)

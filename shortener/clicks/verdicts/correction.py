@@ -22,6 +22,7 @@ from sqlalchemy import BigInteger, Connection, bindparam, delete, func, select, 
 
 from shortener.clicks.device_counts import AGENT, device_metrics, last_counted_hit, stop_counting
 from shortener.clicks.hit_metrics import CLICKED_LINKS, IS_CLICK, hit_metric
+from shortener.clicks.user_agents import load_expressions
 from shortener.clicks.verdicts.request_rules import RequestTraits, classify
 from shortener.ids import IdGenerator
 from shortener.model import HitFlag, LinkFlag, State, Topic, Verdict
@@ -410,6 +411,7 @@ async def apply_changes(
     def change_and_roll_back(connection: Connection) -> CorrectionResult:
         raise _DryRun(change_verdicts(connection, changes, ids, now))
 
+    await load_expressions()
     try:
         return await (database.write(change_and_roll_back) if dry_run else database.write(change_verdicts, changes, ids, now))
     except _DryRun as rolled_back:

@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import BigInteger, Connection, delete, or_, select, update
 
 from shortener.accounts.directory import Directory
+from shortener.clicks.user_agents import load_expressions
 from shortener.clicks.verdicts.contextual_rules import BEFORE_SENT, HitContext, classify_by_context
 from shortener.clicks.verdicts.correction import VerdictChange, assign_first_clicks, change_verdicts
 from shortener.clicks.verdicts.request_rules import RequestTraits, classify
@@ -61,6 +62,7 @@ class EarlyHits:
         Raise StoreUnavailable if the database is unavailable."""
         due = await self._database.read(_due_messages, now)
         if due:
+            await load_expressions()
             events = await self._database.write(self._classify, due, now)
             if events:
                 self._on_events()

@@ -35,7 +35,8 @@ hits = Table(
     Column("first_rule", Text),
     # The ISO 3166 code of the country of the client's IP address; NULL if it is unknown, or if no network list was configured.
     Column("country", Text),
-    # The device and the browser of a hit whose user agent was erased, in the form of `clicks.user_agents.device_class`; else NULL.
+    # The device and the browser of a hit whose user agent an erasure or the purge has removed, in the form of
+    # `clicks.user_agents.device_class`; else NULL.
     Column("device_class", Text),
     Index("hits_by_link", "link_id", sqlite_where=text(OTHER_HITS), postgresql_where=text(OTHER_HITS)),
 )

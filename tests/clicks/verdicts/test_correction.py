@@ -15,7 +15,7 @@ from shortener.messages.delivery_reports import DeliveryReport
 from shortener.model import HitFlag, State, Topic, Verdict
 from shortener.retention.erasure import erase_message
 from shortener.storage import schema
-from tests.clicks.helpers import change_settings, create_codes, fetch_rows
+from tests.clicks.helpers import change_settings, create_codes, fetch_rows, forget_expressions
 from tests.clicks.verdicts.helpers import (
     DAY,
     FIRST,
@@ -33,14 +33,19 @@ from tests.receiver import Receiver
 from tests.rows import messages_now
 
 
-async def test_a_first_click_that_becomes_suspected_is_retracted_with_one_event(retracting: Service, clock: Clock) -> None:
+async def test_a_first_click_that_becomes_suspected_is_retracted_with_one_event(
+    retracting: Service, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     service = retracting
     (code,) = await create_codes(service)
     before = await count_sums(service)
     clock.forward(seconds=30)
     machine = await record_click(service, code, SCANNER)
-    clock.forward(minutes=1)
+    clock.forward(minutes=3)
+    await service.devices.catch_up(service.now_ms())
+    forget_expressions(monkeypatch)
     result = await run_reclassifier(service)
+    monkeypatch.undo()
     assert (result.hits, result.corrections.to_suspected, result.corrections.retracted, result.corrections.retracted_messages) == (
         1,
         1,

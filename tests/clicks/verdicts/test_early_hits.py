@@ -2,11 +2,13 @@
 
 from typing import Any
 
+import pytest
+
 from shortener.container import Service
 from shortener.messages.delivery_reports import DeliveryReport
 from shortener.model import State, Topic, Verdict
 from shortener.storage import schema
-from tests.clicks.helpers import PHONE_HEADERS, change_settings, create_codes, fetch_rows, make_hit
+from tests.clicks.helpers import PHONE_HEADERS, change_settings, create_codes, fetch_rows, forget_expressions, make_hit
 from tests.clicks.verdicts.helpers import assert_counts_match
 from tests.conftest import Clock
 from tests.rows import messages_now
@@ -17,7 +19,7 @@ async def verdicts(service: Service) -> list[Any]:
 
 
 async def test_a_hit_before_the_sent_report_is_suspected_and_becomes_the_first_click_after_the_report(
-    service: Service, clock: Clock
+    service: Service, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await change_settings(service, suspect_before_sent=True)
     (code,) = await create_codes(service, message_ids=("m-1",))
@@ -27,7 +29,10 @@ async def test_a_hit_before_the_sent_report_is_suspected_and_becomes_the_first_c
     assert [message.state for message in await fetch_rows(service, messages_now)] == [State.CREATED]
     assert await service.early_hits.step(clock()) == 0
     await service.delivery_reports.record(1, [DeliveryReport("m-1", State.SENT, clock.forward(minutes=5))])
+    await service.jobs.table["devices"].step()
+    forget_expressions(monkeypatch)
     assert await service.early_hits.step(clock()) == 1
+    monkeypatch.undo()
     assert [verdict for verdict, _ in await verdicts(service)] == [Verdict.HUMAN]
     (message,) = await fetch_rows(service, messages_now)
     assert (message.state, message.previous_state, message.clicked_at) == (State.CLICKTHRU, State.SENT, at)
