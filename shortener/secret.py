@@ -77,6 +77,10 @@ class Secret:
         """A text that identifies this secret. The database stores it, so that a process with another secret does not start."""
         return self.key("fingerprint").hex()[:16]
 
+    def load(self) -> None:
+        """Import the library that `encrypt` and `decrypt` use. Call it before a transaction that uses them."""
+        _ = self._fernet
+
     def encrypt(self, text: str) -> str:
         """Return the text, encrypted with a key that is derived from this secret."""
         return self._fernet.encrypt(text.encode()).decode()

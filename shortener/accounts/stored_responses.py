@@ -2,7 +2,7 @@
 
 Rewrites store their responses themselves, in the transaction that creates the messages (table `idempotency`). All other requests
 use this module: the request claims its key, is performed, and stores its response. Responses may contain new credentials, so the
-caller passes them encrypted.
+caller passes them encrypted. The portal stores the ids of its forms here, and the entries that it keeps during a new sign-in.
 
 A process that ends between the claim and the response leaves a claim without a response. After CLAIM_LEASE, a repeat takes the
 claim over and is performed, because it is unknown whether the first request changed anything.
@@ -77,6 +77,12 @@ def claim(connection: Connection, request: RequestKey, content_hash: str, now: d
         raise ApiError(ErrorCode.REQUEST_IN_PROGRESS, retry_after=1)
     connection.execute(update(table).where(*_chosen(request)).values(created_at=now))
     return None
+
+
+def find(connection: Connection, request: RequestKey) -> FirstResponse | None:
+    """Return the response that is stored for a request, or None."""
+    row = connection.execute(select(stored_responses).where(*_chosen(request))).one_or_none()
+    return None if row is None or row.status is None else FirstResponse(row.status, row.body)
 
 
 def store(connection: Connection, request: RequestKey, response: FirstResponse) -> None:

@@ -14,7 +14,7 @@ CONFLICT.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, TypedDict
@@ -160,6 +160,10 @@ class TrackerSaveResult:
     secret: str | None = None
 
 
+#: A transaction function that saves a tracker. Its parameters are checked and encrypted before the transaction begins.
+TrackerTransaction = Callable[[Connection], TrackerSaveResult]
+
+
 class Trackers:
     """The functions that read and change the trackers in the database.
 
@@ -190,6 +194,12 @@ class Trackers:
         Raise ApiError NOT_FOUND if the application does not exist, CONFLICT if it has too many trackers, or an error of `check_url`
         if the URL is rejected.
         """
+        return await self._database.write(await self.prepare_creation(application_id, new))
+
+    async def prepare_creation(self, application_id: int, new: NewTracker) -> TrackerTransaction:
+        """Return the transaction function that creates a tracker, for callers that write more in the same transaction.
+
+        Raise an error of `check_url` if the URL is rejected. The function raises the other errors of `create`."""
         template = await self.check_url(new.url)
         generated = new_signing_secret() if new.signed and new.secret is None else None
         secret = generated or new.secret
@@ -218,7 +228,11 @@ class Trackers:
             "created_at": now,
             "updated_at": now,
         }
-        return TrackerSaveResult(_tracker_from_row(await self._database.write(insert_tracker, values)), generated)
+
+        def save(connection: Connection) -> TrackerSaveResult:
+            return TrackerSaveResult(_tracker_from_row(insert_tracker(connection, values)), generated)
+
+        return save
 
     async def get(self, tracker_id: int, application_id: int | None = None) -> Tracker:
         """Return the tracker with the given id. Raise ApiError NOT_FOUND if it does not exist."""
@@ -234,6 +248,15 @@ class Trackers:
         Raise ApiError NOT_FOUND if the tracker does not exist, INVALID_REQUEST if the changes contradict each other or the role of
         the tracker, or an error of `check_url` if a new URL is rejected.
         """
+        return await self._database.write(await self.prepare_update(tracker_id, changes, application_id))
+
+    async def prepare_update(
+        self, tracker_id: int, changes: TrackerChanges, application_id: int | None = None
+    ) -> TrackerTransaction:
+        """Return the transaction function that changes a tracker, for callers that write more in the same transaction.
+
+        Raise INVALID_REQUEST if the secret is both given and rotated, or an error of `check_url` if a new URL is rejected. The
+        function raises the other errors of `update`."""
         values: dict[str, Any] = {**changes}
         overlap = values.pop("secret_overlap", DEFAULT_SECRET_OVERLAP_SECONDS)
         generated = None
@@ -249,8 +272,13 @@ class Trackers:
             values["client_certificate"] = self._secret.encrypt(values["client_certificate"])
         if "headers" in values:
             values["headers"] = self._encrypt_headers(values["headers"])
-        row = await self._database.write(update_tracker, tracker_id, application_id, values, overlap, self._clock())
-        return TrackerSaveResult(_tracker_from_row(row), generated)
+        now = self._clock()
+
+        def save(connection: Connection) -> TrackerSaveResult:
+            row = update_tracker(connection, tracker_id, application_id, values, overlap, now)
+            return TrackerSaveResult(_tracker_from_row(row), generated)
+
+        return save
 
     async def delete(self, tracker_id: int, application_id: int | None = None) -> None:
         """Delete a tracker. The dispatcher then makes its pending deliveries dead. Raise ApiError NOT_FOUND if the tracker is

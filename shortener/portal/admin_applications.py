@@ -1,7 +1,8 @@
 """/portal/admin/applications: the page with all applications of the installation. An admin creates, renames, disables and enables
 them.
 
-The credentials of a new application are shown once, in the response to the form.
+The credentials of a new application are shown once, in the response to the form. A form that is sent again creates nothing
+(`repeats.py`).
 """
 # Tested by tests/portal/test_admin_applications.py
 
@@ -16,9 +17,10 @@ from shortener.accounts.administration import create_application, update_applica
 from shortener.accounts.credentials import Credentials
 from shortener.accounts.directory import require_application
 from shortener.errors import ApiError, Detail, ErrorCode
-from shortener.portal.destructive_actions import ask, is_confirmed
+from shortener.portal.destructive_actions import Question, ask, is_confirmed
 from shortener.portal.operators import Role
 from shortener.portal.page import NavigationItem, PortalPage, Visit
+from shortener.portal.repeats import new_form_id, perform_once
 
 PATH = "/portal/admin/applications"
 MAX_COMPANY_ID = 2**31 - 1
@@ -47,6 +49,7 @@ def _page(visit: Visit, status: int = 200, *, error: ApiError | None = None, cre
         is_creating=visit.form.get("action") == "create",
         error=error,
         created=created,
+        form_id=new_form_id(),
         saved=visit.get("saved") is not None,
     )
 
@@ -60,10 +63,12 @@ async def change(visit: Visit) -> Response:
         found = None if application_id is None else service.directory.application(application_id)
         if found is None:
             raise ApiError(ErrorCode.NOT_FOUND)
-        return ask(visit, f"Disable the application {found.name}?", _EFFECTS, "Disable", PATH, "application", icon="ban")
+        question = Question(f"Disable the application {found.name}?", _EFFECTS, "Disable", fields=("application",))
+        return ask(visit, question, PATH)
     try:
         if action == "create":
-            created = await service.database.write(_create, visit)
+            service.secret.load()
+            created = await service.database.write(perform_once, visit, _create, visit)
         elif action in ("rename", "disable", "enable"):
             await service.database.write(_update, visit, action)
         else:

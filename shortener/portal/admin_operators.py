@@ -1,7 +1,7 @@
 """GET /portal/admin/operators: the page on which admins manage operators, their roles, invitations and sessions.
 
 A change requires that the admin entered the password within the last ten minutes. The audit log contains each change. Only the
-response to the form contains the link of an invitation.
+response to the form contains the link of an invitation, and a form that is sent again creates no other link (`repeats.py`).
 """
 
 # Tested by tests/portal/test_admin_operators.py
@@ -17,10 +17,11 @@ from starlette.responses import Response
 from shortener.accounts.directory import ALL_APPLICATIONS, require_application
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.portal import operators, sessions
-from shortener.portal.destructive_actions import ask, is_confirmed
+from shortener.portal.destructive_actions import Question, ask, is_confirmed
 from shortener.portal.invitation_url import link
 from shortener.portal.operators import Invitation, Operator, Role, parse_role
 from shortener.portal.page import NavigationItem, PortalPage, Visit
+from shortener.portal.repeats import new_form_id, perform_once
 
 PATH = "/portal/admin/operators"
 _ONE = f"{PATH}/{{id}}"
@@ -46,6 +47,7 @@ async def _list_page(
         link=None if invitation is None else link(visit.portal.origin, invitation.token),
         applications=visit.service.directory.applications(),
         role_names=operators.ROLE_NAMES,
+        form_id=new_form_id(),
     )
 
 
@@ -61,7 +63,7 @@ async def invite(visit: Visit) -> Response:
             visit.audit(connection, "operator_invited", created.name, after={"role": role.label, "application_id": application_id})
             return created
 
-        invitation = await visit.service.database.write(write)
+        invitation = await visit.service.database.write(perform_once, visit, write)
     except ApiError as error:
         return await _list_page(visit, 422, error=error)
     return await _list_page(visit, invitation=invitation)
@@ -118,11 +120,10 @@ async def change(visit: Visit) -> Response:
     if action is None:
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("action", f"must be one of {', '.join(_ACTIONS)}")])
     name = visit.form["action"]
-    if name in _EFFECTS and not is_confirmed(visit):
-        question, icon = f"{name.capitalize()} {operator.name}?", "rotate-ccw" if name == "reset" else "ban"
-        return ask(visit, question, _EFFECTS[name], name.capitalize(), f"{PATH}/{operator.id}", icon=icon)
     try:
-        result = await visit.service.database.write(action, visit, operator)
+        if (describe := _QUESTIONS.get(name)) is not None and not is_confirmed(visit):
+            return ask(visit, describe(visit, operator), f"{PATH}/{operator.id}")
+        result = await visit.service.database.write(perform_once, visit, action, visit, operator)
     except ApiError as error:
         return await _operator_page(visit, 422, error=error)
     if isinstance(result, Invitation):
@@ -188,16 +189,59 @@ _ACTIONS: dict[str, Callable[[Connection, Visit, Operator], Any]] = {
     "end_sessions": _end_sessions,
 }
 
-#: The effects of the actions that must be confirmed.
-_EFFECTS = {
-    "disable": (
+
+def _describe_disabling(visit: Visit, operator: Operator) -> Question:
+    effects = (
         "All sessions of this operator end at once, and the operator cannot sign in any more. An open invitation becomes invalid.",
         "The roles stay. You can enable the operator again at any time.",
-    ),
-    "reset": (
+    )
+    return Question(f"Disable {operator.name}?", effects, "Disable")
+
+
+def _describe_reset(visit: Visit, operator: Operator) -> Question:
+    effects = (
         "The password, the second factor and the recovery codes are removed, and all sessions of this operator end at once.",
-        "The operator signs in again only with the link that the next page shows.",
-    ),
+        "The operator signs in again only with the link that the next page shows. An earlier link becomes invalid.",
+    )
+    return Question(f"Reset {operator.name}?", effects, "Reset", "rotate-ccw")
+
+
+def _describe_role_removal(visit: Visit, operator: Operator) -> Question:
+    """Raise ApiError CONFLICT if the operator does not have the role."""
+    application_id = _application_id(visit)
+    role = operator.roles.get(application_id)
+    if role is None:
+        raise ApiError(ErrorCode.CONFLICT, f"{operator.name!r} does not have this role any more.")
+    found = visit.service.directory.application(application_id)
+    where = "for all applications" if application_id == ALL_APPLICATIONS else f"in {found.name if found else application_id}"
+    others = len(operator.roles) - 1
+    left = "no other role" if not others else "1 other role" if others == 1 else f"{others} other roles"
+    effects = (
+        f"{operator.name} has {left}. Without a role in an application, its pages do not exist for an operator.",
+        f"{_sessions_of(visit, operator)} end at once.",
+    )
+    return Question(f"Remove the role {role.label} {where} from {operator.name}?", effects, "Remove", fields=("application",))
+
+
+def _describe_end_of_sessions(visit: Visit, operator: Operator) -> Question:
+    effects = (
+        f"{_sessions_of(visit, operator)} end at once. Entries in open forms are lost.",
+        "The operator can sign in again with the present password.",
+    )
+    return Question(f"End all sessions of {operator.name}?", effects, "End all sessions", "log-out")
+
+
+def _sessions_of(visit: Visit, operator: Operator) -> str:
+    is_own = visit.operator.id == operator.id
+    return "All sessions of this operator except this one" if is_own else "All sessions of this operator"
+
+
+#: The functions that return the questions before the actions that must be confirmed.
+_QUESTIONS: dict[str, Callable[[Visit, Operator], Question]] = {
+    "disable": _describe_disabling,
+    "reset": _describe_reset,
+    "remove_role": _describe_role_removal,
+    "end_sessions": _describe_end_of_sessions,
 }
 
 PAGES = [

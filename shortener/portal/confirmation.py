@@ -10,16 +10,15 @@ from __future__ import annotations
 
 from starlette.responses import Response
 
+from shortener.portal.kept_entries import PASSWORD_FIELDS, location_of
 from shortener.portal.locations import previous_page, safe_next
-from shortener.portal.page import Visit, url
+from shortener.portal.page import Visit
 from shortener.portal.signin import check_password
 
 #: The field with the password of the operator, and the field with the URL of the page that contains the form.
 PASSWORD_FIELD = "confirm_password"  # noqa: S105 - the name of a form field, not a password
 BACK_FIELD = "confirm_back"
 _OWN_FIELDS = frozenset({PASSWORD_FIELD, BACK_FIELD})
-#: Fields in which people type a password. Pages never contain their values.
-_PASSWORDS = frozenset({"password", "again", "current"})
 
 
 async def ask_for_password(visit: Visit) -> Response | None:
@@ -34,7 +33,6 @@ async def ask_for_password(visit: Visit) -> Response | None:
     problem = None if given is None else await check_password(visit, given)
     if given is not None and problem is None:
         return None
-    request = visit.request
     # The fields can contain secrets, so the page is not compressed.
     return visit.render(
         "confirm_form.html",
@@ -42,9 +40,9 @@ async def ask_for_password(visit: Visit) -> Response | None:
         compress=False,
         title="Confirm your password",
         error=None if problem is None else f"The password {problem}.",
-        action=url(request.scope["path"]) + ("?" + request.url.query if request.url.query else ""),
-        back=safe_next(back or previous_page(request)),
-        fields=[(name, value) for name, values in visit.form_lists.items() if name not in _PASSWORDS for value in values],
+        action=location_of(visit),
+        back=safe_next(back or previous_page(visit.request)),
+        fields=[(name, value) for name, values in visit.form_lists.items() if name not in PASSWORD_FIELDS for value in values],
         password_field=PASSWORD_FIELD,
         back_field=BACK_FIELD,
     )

@@ -1,17 +1,33 @@
-"""The page that asks before an action that removes, revokes or disables something. It names what the action affects.
+"""The page that asks before an action that removes, revokes, disables or replaces something. It names what the action affects.
 
 The button of such an action sends its form without the field `confirmed`. The response is this page, and nothing has changed yet.
-The button of this page sends the same form again, with `confirmed`.
+The button of this page sends the same form again, with `confirmed` and with a `form_id` (`repeats.py`).
 """
 # Tested by tests/portal/test_destructive_actions.py
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from starlette.responses import Response
 
 from shortener.portal.page import Visit
+from shortener.portal.repeats import FIELD as FORM_ID
+from shortener.portal.repeats import new_form_id
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """The text of the page that asks before an action. `effects` are the sentences that describe what the action changes. `button`
+    is the label of the button that performs it. `fields` are the names of the form fields that the action needs in addition to
+    `action`."""
+
+    text: str
+    effects: Sequence[str]
+    button: str
+    icon: str = "ban"
+    fields: tuple[str, ...] = ()
 
 
 def is_confirmed(visit: Visit) -> bool:
@@ -19,12 +35,28 @@ def is_confirmed(visit: Visit) -> bool:
     return visit.form.get("confirmed") == "yes"
 
 
-def ask(
-    visit: Visit, question: str, effects: Iterable[str], button: str, back: str, *fields: str, icon: str = "trash-2"
-) -> Response:
-    """Return the page that asks. `effects` are the sentences that describe what the action changes. `fields` are the names of the
-    form fields that the action needs in addition to `action`. `back` is the URL of the page to which *Cancel* leads."""
-    kept = {name: visit.form.get(name, "") for name in ("action", *fields)}
+def is_cancelled(visit: Visit) -> bool:
+    """Return whether *Cancel* of a page that asks and keeps the entries was pressed."""
+    return visit.form.get("confirmed") == "no"
+
+
+def ask(visit: Visit, question: Question, back: str, *, keeps_entries: bool = False) -> Response:
+    """Return the page that asks. `back` is the URL of the page to which *Cancel* leads.
+
+    If `keeps_entries` is true, the page keeps all fields of the form, because the operator may have typed into it. *Cancel* then
+    sends the form with `confirmed=no`, and the handler must show it again (`is_cancelled`)."""
+    if keeps_entries:
+        kept = [(name, value) for name, values in visit.form_lists.items() if name != "confirmed" for value in values]
+    else:
+        kept = [(name, visit.form.get(name, "")) for name in ("action", *question.fields)]
+    if FORM_ID not in dict(kept):
+        kept.append((FORM_ID, new_form_id()))
     return visit.render(
-        "destructive_action.html", title=question, effects=list(effects), button=button, back=back, fields=kept, icon=icon
+        "destructive_action.html",
+        compress=False,  # an entry of a form can be a secret
+        title=question.text,
+        question=question,
+        back=back,
+        fields=kept,
+        keeps_entries=keeps_entries,
     )

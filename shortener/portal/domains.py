@@ -18,7 +18,7 @@ from shortener.accounts.directory import Domain
 from shortener.accounts.own_hosts import OwnHosts
 from shortener.delivery.guard import ForbiddenTarget, Guard, HostUnresolved
 from shortener.errors import ApiError, Detail, ErrorCode
-from shortener.portal.destructive_actions import ask, is_confirmed
+from shortener.portal.destructive_actions import Question, ask, is_confirmed
 from shortener.portal.operators import Role
 from shortener.portal.page import NavigationItem, PortalPage, Visit
 from shortener.urls import host_of, parse_base_url
@@ -123,9 +123,9 @@ async def change(visit: Visit) -> Response:
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("action", f"must be one of {', '.join(_ACTIONS)}")])
     name = visit.form["action"]
     if name in _EFFECTS and not is_confirmed(visit):
-        question, icon = f"{name.capitalize()} the domain {domain.host}?", "trash-2" if name == "remove" else "ban"
-        back = visit.link(f"domains/{domain.host}", keep=False)
-        return ask(visit, question, _EFFECTS[name], name.capitalize(), back, icon=icon)
+        icon = "trash-2" if name == "remove" else "ban"
+        question = Question(f"{name.capitalize()} the domain {domain.host}?", _EFFECTS[name], name.capitalize(), icon)
+        return ask(visit, question, visit.link(f"domains/{domain.host}", keep=False))
     try:
         await visit.service.database.write(action, visit, domain)
     except ApiError as error:

@@ -21,11 +21,11 @@ from shortener.accounts.postback_keys import PATH as POSTBACK_PATH
 from shortener.accounts.postback_keys import create_postback_key, list_postback_keys, revoke_postback_key
 from shortener.accounts.settings import DEFAULT_PERMISSIONS, PERMISSIONS
 from shortener.errors import ApiError, Detail, ErrorCode
-from shortener.portal.destructive_actions import ask, is_confirmed
+from shortener.portal.destructive_actions import Question, ask, is_confirmed
 from shortener.portal.getting_started import first_call
 from shortener.portal.operators import Role
 from shortener.portal.page import NavigationItem, PortalPage, Visit
-from shortener.portal.repeats import begin_form, end_form, new_form_id
+from shortener.portal.repeats import new_form_id, perform_once
 
 MAX_NAME_CHARACTERS = 100
 #: The choices in hours for how long the previous tracker token stays valid after a rotation, with their labels.
@@ -73,24 +73,16 @@ async def change(visit: Visit) -> Response:
         action = _ACTIONS[visit.form.get("action", "")]
     except KeyError:
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("action", "is unknown")]) from None
-    if (question := _QUESTIONS.get(action)) is not None and not is_confirmed(visit):
-        name, effects = await visit.service.database.read(question, visit)
-        return ask(visit, f"Revoke the key {name}?", effects, "Revoke", visit.link("keys"), "key", icon="ban")
     try:
-        created = await visit.service.database.write(_perform, visit, action)
+        if (describe := _QUESTIONS.get(action)) is not None and not is_confirmed(visit):
+            return ask(visit, await visit.service.database.read(describe, visit), visit.link("keys"))
+        created = await visit.service.database.write(perform_once, visit, action, visit)
     except ApiError as error:
         if error.code not in (ErrorCode.INVALID_REQUEST, ErrorCode.CONFLICT):
             raise
         return await _page(visit, 422, error=error)
     await visit.service.directory.refresh()
     return visit.redirect(visit.link("keys", revoked=1)) if created is None else await _page(visit, created=created)
-
-
-def _perform(connection: Connection, visit: Visit, action: Callable[[Connection, Visit], NewSecret | None]) -> NewSecret | None:
-    begin_form(connection, visit)
-    created = action(connection, visit)
-    end_form(connection, visit)
-    return created
 
 
 def _create(connection: Connection, visit: Visit) -> NewSecret:
@@ -114,8 +106,12 @@ def _key_id(visit: Visit) -> int:
     return int(text)
 
 
-def _describe_revocation(connection: Connection, visit: Visit) -> tuple[str, list[str]]:
-    """Return the name of the API key in the form, and the effects of its revocation."""
+def _revocation(name: str, effects: list[str]) -> Question:
+    return Question(f"Revoke the key {name}?", effects, "Revoke", fields=("key",))
+
+
+def _describe_revocation(connection: Connection, visit: Visit) -> Question:
+    """Return the question before the revocation of the API key in the form."""
     listed = credentials.list_keys(connection, visit.application_id)
     row: Mapping[str, Any] = credentials.find_key(connection, visit.application_id, _key_id(visit))
     effects = [
@@ -124,7 +120,7 @@ def _describe_revocation(connection: Connection, visit: Visit) -> tuple[str, lis
     ]
     if not any(one["revoked_at"] is None and one["id"] != row["id"] for one in listed):
         effects.append("It is the only valid API key: nothing can call the API of this application without it.")
-    return row["name"], effects
+    return _revocation(row["name"], effects)
 
 
 def _revoke(connection: Connection, visit: Visit) -> None:
@@ -134,10 +130,30 @@ def _revoke(connection: Connection, visit: Visit) -> None:
     visit.audit(connection, "api_key_revoked", row["name"])
 
 
-def _rotate(connection: Connection, visit: Visit) -> NewSecret:
+def _overlap(visit: Visit) -> str:
+    """Return the key of OVERLAPS that the form contains. Raise ApiError INVALID_REQUEST if there is no such key."""
     overlap = visit.form.get("overlap", "24")
     if overlap not in OVERLAPS:
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("overlap", f"must be one of {', '.join(OVERLAPS)}")])
+    return overlap
+
+
+def _describe_rotation(connection: Connection, visit: Visit) -> Question:
+    """Return the question before the tracker token is replaced."""
+    overlap = _overlap(visit)
+    effects = [
+        "Reports of conversions with the present token get 401 from now on."
+        if overlap == "0"
+        else f"Trackers can use the present token for {OVERLAPS[overlap]} more. Replace it in their configuration by then.",
+        "The new token is shown once, on the next page.",
+    ]
+    if any(token["valid_until"] is not None for token in credentials.list_tokens(connection, visit.application_id, visit.now)):
+        effects.append("The token before the present one, which is still valid, gets 401 from now on.")
+    return Question("Replace the tracker token?", effects, "Create a new token", "rotate-ccw", ("overlap",))
+
+
+def _rotate(connection: Connection, visit: Visit) -> NewSecret:
+    overlap = _overlap(visit)
     token, until = credentials.rotate_token(connection, visit.application_id, visit.now, timedelta(hours=int(overlap)))
     visit.audit(connection, "tracker_token_rotated", after={"previous_valid_until": until.isoformat(timespec="seconds")})
     return NewSecret("The new tracker token", token)
@@ -156,8 +172,8 @@ def _create_postback_key(connection: Connection, visit: Visit) -> NewSecret:
     return NewSecret(f"The postback URL of {name.strip()}", url + "?message_id={message_id}&status={status}&value={payout}")
 
 
-def _describe_postback_revocation(connection: Connection, visit: Visit) -> tuple[str, list[str]]:
-    """Return the name of the postback key in the form, and the effects of its revocation."""
+def _describe_postback_revocation(connection: Connection, visit: Visit) -> Question:
+    """Return the question before the revocation of the postback key in the form."""
     key_id = _key_id(visit)
     row = next((one for one in list_postback_keys(connection, visit.application_id) if one["id"] == key_id), None)
     if row is None:
@@ -166,7 +182,7 @@ def _describe_postback_revocation(connection: Connection, visit: Visit) -> tuple
         f"Conversions that the network reports with the key {row['hint']}… are rejected from now on and do not count.",
         "A revoked key cannot be used again. If the network still reports, create a new postback URL first.",
     ]
-    return row["name"] or f"{row['hint']}…", effects
+    return _revocation(row["name"] or f"{row['hint']}…", effects)
 
 
 def _revoke_postback_key(connection: Connection, visit: Visit) -> None:
@@ -184,9 +200,10 @@ _ACTIONS: dict[str, Callable[[Connection, Visit], NewSecret | None]] = {
     "revoke_postback_key": _revoke_postback_key,
 }
 
-#: The functions that describe the effects of the actions that must be confirmed.
-_QUESTIONS: dict[Callable[[Connection, Visit], NewSecret | None], Callable[[Connection, Visit], tuple[str, list[str]]]] = {
+#: The functions that return the questions before the actions that must be confirmed.
+_QUESTIONS: dict[Callable[[Connection, Visit], NewSecret | None], Callable[[Connection, Visit], Question]] = {
     _revoke: _describe_revocation,
+    _rotate: _describe_rotation,
     _revoke_postback_key: _describe_postback_revocation,
 }
 

@@ -1,4 +1,7 @@
-"""GET /portal/me: the page on which operators change their own account: second factor, password, theme, time zone and sessions."""
+"""/portal/me: the page on which operators change their own account: second factor, password, theme, time zone and sessions.
+
+Recovery codes are shown once, in the response to the form. A form that is sent again creates no other codes (`repeats.py`).
+"""
 
 # Tested by tests/portal/test_me.py
 
@@ -11,11 +14,14 @@ from starlette.responses import Response
 
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.portal import second_factor, sessions
+from shortener.portal.destructive_actions import Question, ask, is_confirmed
+from shortener.portal.formats import browser
 from shortener.portal.locations import CONFIRM_PATH
 from shortener.portal.operators import THEMES
 from shortener.portal.page import PortalPage, Visit, url
 from shortener.portal.passwords import check_new_password
 from shortener.portal.qr_codes import qr_code
+from shortener.portal.repeats import new_form_id, perform_once
 from shortener.portal.signin import check_password
 from shortener.secret import SecretError
 from shortener.storage.schema import operators
@@ -23,6 +29,7 @@ from shortener.web.period import time_zone
 
 PATH = "/portal/me"
 FACTOR_PATH = f"{PATH}/second-factor"
+_FACTOR, _SESSIONS = f"{PATH}#second-factor", f"{PATH}#sessions"
 _SAVED = {
     "preferences": "Your preferences are saved.",
     "password": "Your password is changed.",
@@ -138,6 +145,7 @@ def _factor_page(visit: Visit, secret: str, status: int = 200, *, error: str | N
         secret=secret,
         setup=visit.service.secret.encrypt(secret),
         code_image=qr_code(uri, border=2),
+        form_id=new_form_id(),
     )
 
 
@@ -149,16 +157,21 @@ async def enable_factor(visit: Visit) -> Response:
     except SecretError:
         return visit.redirect(FACTOR_PATH)
     step = second_factor.matching_step(secret, visit.form.get("code", ""), visit.now)
-    if step is None:
-        error = "The code is not correct. Check that the clock of your phone is right, and enter the present code."
-        return _factor_page(visit, secret, 422, error=error)
 
     def write(connection: Connection) -> tuple[list[str], str]:
+        if step is None:
+            error = "The code is not correct. Check that the clock of your phone is right, and enter the present code."
+            raise ApiError(ErrorCode.INVALID_REQUEST, error)
         codes = second_factor.enable(connection, operator.id, secret, step, visit.service.secret)
         visit.audit(connection, "second_factor_enabled", operator.name)
         return codes, _renew(connection, visit)
 
-    codes, token = await database.write(write)
+    try:
+        codes, token = await database.write(perform_once, visit, write)
+    except ApiError as error:
+        if error.code is ErrorCode.INVALID_REQUEST:
+            return _factor_page(visit, secret, 422, error=error.description)
+        return await _account(visit, 422, error=error)
     return visit.portal.set_cookie(_codes_page(visit, codes), token)
 
 
@@ -169,6 +182,13 @@ def _codes_page(visit: Visit, codes: list[str]) -> Response:
 async def new_codes(visit: Visit) -> Response:
     """Replace the recovery codes of the operator, and show the new codes once."""
     operator = visit.operator
+    if not is_confirmed(visit):
+        left = await visit.service.database.read(second_factor.count_recovery_codes, operator.id)
+        effects = [
+            f"The present recovery codes become invalid; {left} of them {'is' if left == 1 else 'are'} not used yet.",
+            "The next page shows ten new codes, once.",
+        ]
+        return ask(visit, Question("Replace your recovery codes?", effects, "Create new codes", "refresh-cw"), _FACTOR)
 
     def write(connection: Connection) -> list[str] | None:
         if connection.execute(select(operators.c.totp_secret).where(operators.c.id == operator.id)).scalar() is None:
@@ -176,13 +196,22 @@ async def new_codes(visit: Visit) -> Response:
         visit.audit(connection, "recovery_codes_renewed", operator.name)
         return second_factor.new_recovery_codes(connection, operator.id)
 
-    codes = await visit.service.database.write(write)
+    try:
+        codes = await visit.service.database.write(perform_once, visit, write)
+    except ApiError as error:
+        return await _account(visit, 422, error=error)
     return visit.redirect(FACTOR_PATH) if codes is None else _codes_page(visit, codes)
 
 
 async def disable_factor(visit: Visit) -> Response:
     """Remove the second factor of the operator."""
     operator = visit.operator
+    if not is_confirmed(visit):
+        effects = [
+            "Signing in then needs the password only, so a stolen password opens everything that you may see.",
+            "The recovery codes become invalid. To turn the second factor on again, set it up again in your app.",
+        ]
+        return ask(visit, Question("Turn off the second factor?", effects, "Turn off"), _FACTOR)
 
     def write(connection: Connection) -> str:
         second_factor.disable_factor(connection, operator.id)
@@ -198,6 +227,8 @@ async def end_session(visit: Visit) -> Response:
     session = visit.session
     assert session is not None
     chosen = visit.form.get("session", "")
+    if not is_confirmed(visit):
+        return await _ask_before_end(visit, session.id, chosen)
 
     def write(connection: Connection) -> None:
         if chosen == "others":
@@ -212,16 +243,29 @@ async def end_session(visit: Visit) -> Response:
     return visit.redirect(f"{PATH}?saved=sessions#sessions")
 
 
+async def _ask_before_end(visit: Visit, own: int, chosen: str) -> Response:
+    """Ask before sessions end. Redirect to the list if no session would end."""
+    listed = await visit.service.database.read(sessions.list_sessions, visit.operator.id, visit.now, visit.portal.limits)
+    ending = [one for one in listed if one.id != own and chosen in ("others", str(one.id))]
+    if not ending:
+        return visit.redirect(_SESSIONS)
+    effects = [f"{browser(one.user_agent)}, {one.network or 'unknown network'}: signed out at once." for one in ending]
+    effects.append("Entries in forms that are open there are lost.")
+    text = "End all other sessions?" if chosen == "others" else "End this session?"
+    return ask(visit, Question(text, effects, "End", "log-out", ("session",)), _SESSIONS)
+
+
 def _invalid(field: str, reason: str) -> ApiError:
     return ApiError(ErrorCode.INVALID_REQUEST, details=[Detail(field, reason)])
 
 
 PAGES = [
     PortalPage(PATH, me, role=None),
-    PortalPage(f"{PATH}/preferences", None, save_preferences, role=None),
-    PortalPage(f"{PATH}/password", None, change_password, role=None),
+    # The account page is also at the URLs of its forms, where browsers request it after an error or a new sign-in.
+    PortalPage(f"{PATH}/preferences", me, save_preferences, role=None),
+    PortalPage(f"{PATH}/password", me, change_password, role=None),
     PortalPage(FACTOR_PATH, factor_form, enable_factor, role=None, needs_recent_password=True),
-    PortalPage(f"{FACTOR_PATH}/off", None, disable_factor, role=None, needs_recent_password=True),
-    PortalPage(f"{FACTOR_PATH}/codes", None, new_codes, role=None, needs_recent_password=True),
-    PortalPage(f"{PATH}/sessions", None, end_session, role=None),
+    PortalPage(f"{FACTOR_PATH}/off", me, disable_factor, role=None, needs_recent_password=True),
+    PortalPage(f"{FACTOR_PATH}/codes", me, new_codes, role=None, needs_recent_password=True),
+    PortalPage(f"{PATH}/sessions", me, end_session, role=None),
 ]

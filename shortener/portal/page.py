@@ -8,7 +8,7 @@ handler can forget a check.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, tzinfo
 from functools import cached_property
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 ALL = "all"
 #: Query parameters that hyperlinks between pages keep: the period, its time zone, and whether events are counted by send date.
 PERIOD_FIELDS = ("period", "since", "until", "tz", "basis")
+#: The query parameter of a page whose form gets the entries that were kept during a new sign-in (kept_entries.py).
+KEPT_QUERY = "kept"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,7 @@ class PortalPage:
 class Visit:
     """One request for a page that has passed all checks. `application` is None for `all` and for pages without an application.
     `applications` are the applications whose data the page shows. `form` contains the values of the form by field name; if a field
-    is repeated, the last value counts.
+    is repeated, the last value counts. `kept` contains the entries that the form of the page gets after a new sign-in.
     """
 
     portal: PortalParts
@@ -96,6 +98,7 @@ class Visit:
     form: Mapping[str, str] = field(default_factory=dict)
     form_lists: Mapping[str, list[str]] = field(default_factory=dict)
     is_csv: bool = False
+    kept: Mapping[str, Sequence[str]] | None = None
 
     @property
     def service(self) -> Service:
@@ -182,8 +185,8 @@ class Visit:
 
     def here(self, **changes: Any) -> str:
         """Return the URL of this page with changed query parameters. The value None removes a parameter. The cursor of a list is
-        always removed."""
-        fields = {name: value for name, value in self.request.query_params.items() if name != "cursor"}
+        and kept entries are always removed."""
+        fields = {name: value for name, value in self.request.query_params.items() if name not in ("cursor", KEPT_QUERY)}
         return url(self.request.url.path.removesuffix(".csv"), {**fields, **changes})
 
     @property
@@ -240,4 +243,4 @@ def url(path: str, query: Mapping[str, Any] | None = None) -> str:
     return quote(path, safe="/~@:+,;=!$&'()*") + ("?" + urlencode(fields) if fields else "")
 
 
-__all__ = ["ALL", "ALL_APPLICATIONS", "PERIOD_FIELDS", "NavigationItem", "PortalPage", "Visit", "url"]
+__all__ = ["ALL", "ALL_APPLICATIONS", "KEPT_QUERY", "PERIOD_FIELDS", "NavigationItem", "PortalPage", "Visit", "url"]

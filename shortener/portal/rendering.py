@@ -21,11 +21,13 @@ from shortener.errors import ApiError
 from shortener.logs import mask
 from shortener.portal import formats
 from shortener.portal.charts import bar_chart
+from shortener.portal.form_filling import fill_form
 from shortener.portal.icons import ICONS
 from shortener.portal.operators import THEMES, Role
 from shortener.portal.outcome_texts import delivery_outcome, send_outcome
 from shortener.portal.page import ALL, ALL_APPLICATIONS, PortalPage, Visit, url
 from shortener.portal.periods import CUSTOM, PERIODS
+from shortener.portal.repeats import FIELD as FORM_ID
 from shortener.portal.static_files import static_files
 from shortener.times import parse_iso
 
@@ -75,6 +77,9 @@ class Renderer:
             now=visit.now,
             **context,
         )
+        if visit.kept is not None:
+            text = fill_form(text, visit.request.url.path, visit.kept, random_fields=frozenset({FORM_ID}))
+            compress = False  # an entry can be a secret
         content = text.encode()
         headers = {"Vary": "Accept-Encoding, HX-Request"}
         if compress and len(content) >= MIN_COMPRESSED_BYTES and "gzip" in visit.request.headers.get("accept-encoding", ""):

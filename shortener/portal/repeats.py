@@ -1,21 +1,31 @@
 """Forms whose response shows a new secret, and that a browser sends again if the page is reloaded.
 
 Such a form contains a random `form_id`. A form that is sent again with the same id and the same values is rejected, so a reload
-does not create a second key that hides the first one. The ids are stored like Idempotency-Keys, for 24 hours.
+creates no second key and replaces no secret that was just shown. The ids are stored like Idempotency-Keys, for 24 hours.
+
+One transaction performs the action, adds its audit row and stores the id (`perform_once`). If it fails, nothing of it is stored,
+and the form can be sent again.
 """
-# Tested by tests/portal/test_keys.py and tests/portal/test_tracker_editor.py
+# Tested by tests/portal/test_keys.py, tests/portal/test_admin_operators.py, tests/portal/test_me.py and
+# tests/portal/test_tracker_editor.py
 
 from __future__ import annotations
 
 import hashlib
 import json
 import secrets
+from collections.abc import Callable
+from typing import Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection
 
-from shortener.accounts.stored_responses import FirstResponse, RequestKey, claim, release, store
+from shortener.accounts.directory import ALL_APPLICATIONS
+from shortener.accounts.stored_responses import FirstResponse, RequestKey, claim, store
 from shortener.errors import ApiError, ErrorCode
 from shortener.portal.page import Visit
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 FIELD = "form_id"
 
@@ -25,29 +35,23 @@ def new_form_id() -> str:
     return secrets.token_urlsafe(16)
 
 
-def begin_form(connection: Connection, visit: Visit) -> None:
-    """Claim the form of a visit. Raise ApiError CONFLICT if the same form was handled before, and REQUEST_IN_PROGRESS while it is
-    being handled. A form without an id is not checked."""
+def perform_once(
+    connection: Connection, visit: Visit, action: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+) -> T:
+    """Run `action(connection, ...)` and store that the form of the visit was handled, in the transaction of the caller.
+
+    Raise ApiError CONFLICT if the same form was handled before. A form without an id is not checked."""
     request = _key(visit)
     if request is not None and claim(connection, request, "", visit.now) is not None:
         description = (
-            "This form was sent before, for example because the page was reloaded. Its action was performed then, and the "
+            "This form was sent before, for example because the page was reloaded. Its action was performed then, and nothing was "
+            "done again. A secret is shown only once: if you do not have it, open the page again and create a new one."
         )
-        raise ApiError(ErrorCode.CONFLICT, description + "secret was shown only once. Nothing was done again.")
-
-
-def end_form(connection: Connection, visit: Visit) -> None:
-    """Store that the form was handled."""
-    request = _key(visit)
+        raise ApiError(ErrorCode.CONFLICT, description)
+    result = action(connection, *args, **kwargs)
     if request is not None:
         store(connection, request, FirstResponse(200, ""))
-
-
-def release_form(connection: Connection, visit: Visit) -> None:
-    """Give up the claim of a form that failed, so that it can be sent again."""
-    request = _key(visit)
-    if request is not None:
-        release(connection, request)
+    return result
 
 
 def _key(visit: Visit) -> RequestKey | None:
@@ -56,4 +60,5 @@ def _key(visit: Visit) -> RequestKey | None:
     if not visit.form.get(FIELD):
         return None
     values = json.dumps(dict(visit.form_lists), sort_keys=True)
-    return RequestKey(visit.application_id, 0, f"POST {visit.page.path}", hashlib.sha256(values.encode()).hexdigest())
+    application_id = ALL_APPLICATIONS if visit.application is None else visit.application.id
+    return RequestKey(application_id, 0, f"POST {visit.request.url.path}", hashlib.sha256(values.encode()).hexdigest())

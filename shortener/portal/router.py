@@ -1,9 +1,10 @@
 """The portal as an ASGI application: it turns a request into a page.
 
 The order is fixed: static files; the check that a request which changes something comes from the portal (403); the page for the
-path (404, 405); the session (redirect to the sign-in page); the role in the application (404 for an application that the operator
-must not know, 403 for a role that is too low); the form (400, 413); the password again, if the page requires that it was entered
-recently; for a CSV, the check that the session has no other export (429); then the handler.
+path (404, 405); the session (redirect to the sign-in page, or for a form the sign-in page that keeps its entries); the role in the
+application (404 for an application that the operator must not know, 403 for a role that is too low); the form (400, 413); the
+password again, if the page requires that it was entered recently; for a CSV, the check that the session has no other export (429);
+then the handler.
 
 An `ApiError` becomes an error page with the status and the code of the error. A database that is unavailable becomes 503. Any
 other exception is logged and becomes 500 without internals. Every response has the headers of `security.py`, and pages have
@@ -29,14 +30,16 @@ from shortener.errors import ApiError, ErrorCode, StoreUnavailable
 from shortener.portal.confirmation import ask_for_password
 from shortener.portal.exports import AsgiResponse, Receive, Scope, Send
 from shortener.portal.formats import duration
+from shortener.portal.kept_entries import entries_of, load_entries
 from shortener.portal.locations import CODE_PATH, SIGN_IN_PATH, next_of
 from shortener.portal.operators import Role
-from shortener.portal.page import ALL, PortalPage, Visit, url
+from shortener.portal.page import ALL, KEPT_QUERY, PortalPage, Visit, url
 from shortener.portal.pages import all_pages
 from shortener.portal.parts import PortalParts
 from shortener.portal.rendering import Renderer
 from shortener.portal.security import SAFE_METHODS, comes_from_portal, security_headers
-from shortener.portal.sessions import SEEN_INTERVAL, OperatorSession, find_session, mark_seen
+from shortener.portal.sessions import SEEN_INTERVAL, OperatorSession, find_expired, find_session, mark_seen
+from shortener.portal.signin import sign_in_again
 from shortener.portal.static_files import serve_static
 
 if TYPE_CHECKING:
@@ -90,6 +93,8 @@ class Portal(PortalParts):
                 await _read_form(visit)
                 if page.needs_recent_password and (asked := await ask_for_password(visit)) is not None:
                     return asked
+            elif (key := visit.get(KEPT_QUERY)) is not None and visit.session is not None:
+                visit.kept = await load_entries(visit, key)
             handler = page.get if request.method in SAFE_METHODS else page.post
             assert handler is not None
             return await (_export(visit, handler) if is_csv else handler(visit))
@@ -140,7 +145,7 @@ class Portal(PortalParts):
             if "text/event-stream" in request.headers.get("accept", ""):
                 # A script of the page cannot sign in, so it gets an error instead of a redirect to the sign-in page.
                 raise ApiError(ErrorCode.UNAUTHORIZED, "Sign in again.")
-            return visit.redirect(url(SIGN_IN_PATH, {"next": next_of(request)}))
+            return await self._request_sign_in(visit, token)
         if session.needs_code:
             return None if page.allows_missing_code else visit.redirect(url(CODE_PATH, {"next": next_of(request)}))
         await self._mark_seen(session, visit)
@@ -156,6 +161,21 @@ class Portal(PortalParts):
                 raise ApiError(ErrorCode.NOT_FOUND)
             raise ApiError(ErrorCode.FORBIDDEN, f"Your role does not allow this. It requires the role {needed.label}.")
         return None
+
+    async def _request_sign_in(self, visit: Visit, token: str | None) -> Response:
+        """Return the response to a request without a session: the sign-in page, or a redirect to it. If the request is a form of an
+        operator whose session has expired, the sign-in page keeps the entries of the form."""
+        request = visit.request
+        if request.method not in SAFE_METHODS:
+            if visit.is_fragment:
+                # A redirect would replace the page that contains the entries.
+                return visit.render("signed_out.html", 401, title="You are signed out")
+            operator_id = await self.service.database.read(find_expired, token) if token else None
+            if operator_id is not None:
+                await _read_form(visit)
+                if visit.page.get is not None and entries_of(visit):
+                    return sign_in_again(visit, operator_id)
+        return visit.redirect(url(SIGN_IN_PATH, {"next": next_of(request)}))
 
     async def _mark_seen(self, session: OperatorSession, visit: Visit) -> None:
         if visit.now - session.seen_at >= SEEN_INTERVAL:

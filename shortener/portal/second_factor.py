@@ -9,6 +9,7 @@ a code of the app.
 from __future__ import annotations
 
 import hmac
+import importlib
 import secrets
 from datetime import datetime
 
@@ -26,6 +27,12 @@ _ALPHABET = "23456789abcdefghjkmnpqrstuvwxyz"
 _CODE_CHARACTERS = 10
 
 _t = operator_recovery_codes.c
+
+
+def load_libraries(master: Secret) -> None:
+    """Import the libraries that check codes. Call it before a transaction that checks a code."""
+    importlib.import_module("pyotp")
+    master.load()
 
 
 def new_totp_secret() -> str:

@@ -1,10 +1,11 @@
 """Sessions of operators: rows of a table, found by the hash of a random token of 256 bits in a cookie.
 
 A session ends after PORTAL_SESSION_IDLE_HOURS without a request, PORTAL_SESSION_DAYS after the sign-in, when its operator signs
-out, is disabled or is reset, and when the operator or an admin ends it. A session that ended has no row, so no process accepts its
-token any more. After an operator with a second factor has entered the correct password, `needs_code` of the session is true, and
-the session can open only the page for the code. After the code, a new session with a new token replaces this session. So the token
-always changes at a sign-in.
+out, is disabled or is reset, and when the operator or an admin ends it. A session that was ended has no row, so no process accepts
+its token any more. The row of an expired session stays for SESSION_RETENTION, because the portal keeps the entries of a form for
+the operator of an expired session (`kept_entries.py`). After an operator with a second factor has entered the correct password,
+`needs_code` of the session is true, and the session can open only the page for the code. After the code, a new session with a new
+token replaces this session. So the token always changes at a sign-in.
 """
 # Tested by tests/portal/test_signin.py
 
@@ -19,6 +20,7 @@ from sqlalchemy import Connection, delete, insert, select, update
 
 from shortener.accounts.directory import hash_credential
 from shortener.portal.operators import Operator, load_operator
+from shortener.retention.purge import SESSION_RETENTION
 from shortener.settings import Settings
 from shortener.storage.schema import operator_sessions, operators
 
@@ -76,9 +78,10 @@ def begin_session(
     needs_code: bool = False,
     replaces: int | None = None,
 ) -> str:
-    """Create a session and return its token. `replaces` is the id of a session that ends now. Expired sessions are deleted."""
+    """Create a session and return its token. `replaces` is the id of a session that ends now. Sessions that
+    expired more than SESSION_RETENTION ago are deleted."""
     token = secrets.token_urlsafe(32)
-    connection.execute(delete(operator_sessions).where(_t.expires_at <= now))
+    connection.execute(delete(operator_sessions).where(_t.expires_at <= now - SESSION_RETENTION))
     if replaces is not None:
         connection.execute(delete(operator_sessions).where(_t.id == replaces))
     connection.execute(
@@ -118,6 +121,13 @@ def find_session(connection: Connection, token: str, now: datetime, limits: Sess
         row.network,
         row.user_agent,
     )
+
+
+def find_expired(connection: Connection, token: str) -> int | None:
+    """Return the id of the operator to whom a session belonged that has expired (`find_session` returns None for its token). Return
+    None if the session was ended, if its row was deleted, or if it still needed the code of the second factor."""
+    row = connection.execute(select(_t.operator_id, _t.needs_code).where(_t.hash == hash_credential(token))).first()
+    return None if row is None or row.needs_code else row.operator_id
 
 
 def mark_seen(connection: Connection, session_id: int, now: datetime) -> None:

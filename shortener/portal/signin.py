@@ -1,6 +1,8 @@
 """The pages for signing in and out: the password, the second factor, and the password again before sensitive actions. A failed
 attempt gets the same error text after the same time for known and unknown names. After several failures the next attempt is
 rejected for some seconds without a check of its password (`sign_in_delays.py`). Each attempt is in the audit log.
+
+The sign-in page that responds to a form of an expired session keeps the entries of the form (`kept_entries.py`).
 """
 
 from __future__ import annotations
@@ -11,10 +13,10 @@ from sqlalchemy import Connection, select
 from starlette.responses import Response
 
 from shortener.accounts.audit import Actor
-from shortener.portal import second_factor, sessions
+from shortener.portal import kept_entries, second_factor, sessions
 from shortener.portal.locations import CODE_PATH, CONFIRM_PATH, SIGN_IN_PATH, safe_next
 from shortener.portal.operators import MAX_NAME_CHARACTERS
-from shortener.portal.page import PortalPage, Visit
+from shortener.portal.page import PortalPage, Visit, url
 from shortener.storage.schema import operators
 
 _REJECTED = "The name or the password is not correct."
@@ -56,6 +58,24 @@ def _sign_in_page(visit: Visit, status: int = 200, *, error: str | None = None) 
         name=visit.form.get("name", ""),
         next=safe_next(visit.get("next")),
         is_signed_out=visit.get("signed-out") is not None,
+        kept=visit.form.get(kept_entries.FIELD, ""),
+        is_too_large=False,
+    )
+
+
+def sign_in_again(visit: Visit, operator_id: int) -> Response:
+    """Return the sign-in page as the response to a form whose session has expired. The page keeps the entries of the form."""
+    sealed = kept_entries.seal(visit, operator_id)
+    return visit.render(
+        "signin.html",
+        403,
+        title="Sign in",
+        error=None,
+        name="",
+        next=kept_entries.location_of(visit),
+        is_signed_out=False,
+        kept=sealed or "",
+        is_too_large=sealed is None,
     )
 
 
@@ -69,12 +89,16 @@ async def sign_in(visit: Visit) -> Response:
     if not await visit.portal.passwords.verify(account.password_hash if account else None, password) or account is None:
         await database.write(_fail, visit, name, "sign_in_failed")
         return _sign_in_page(visit, 422, error=_REJECTED)
-    token = await database.write(_begin, visit, account, needs_code=account.has_second_factor)
-    if account.has_second_factor:
-        target = visit.redirect(f"{CODE_PATH}?{visit.request.url.query}" if visit.request.url.query else CODE_PATH)
-    else:
-        target = visit.redirect(safe_next(visit.get("next")))
-    return visit.portal.set_cookie(target, token)
+    kept = kept_entries.unseal(visit, visit.form.get(kept_entries.FIELD, ""))
+
+    def begin(connection: Connection) -> tuple[str, str | None]:
+        token = _begin(connection, visit, account, needs_code=account.has_second_factor)
+        return token, kept_entries.store_entries(connection, kept, account.id, visit.now)
+
+    token, location = await database.write(begin)
+    location = location or visit.get("next")
+    target = url(CODE_PATH, {"next": location}) if account.has_second_factor else safe_next(location)
+    return visit.portal.set_cookie(visit.redirect(target), token)
 
 
 def _too_many(visit: Visit, wait: int) -> Response:
@@ -141,6 +165,7 @@ async def check_code(visit: Visit) -> Response:
             visit.audit(connection, "recovery_code_used", operator.name)
         return _begin(connection, visit, _Account(operator.id, operator.name, "", True), needs_code=False)
 
+    second_factor.load_libraries(visit.service.secret)
     token = await database.write(complete)
     if token is None:
         return _code_page(visit, 422, error="The code is not correct, or it was used before. Wait for the next code.")

@@ -2,14 +2,13 @@
 
 The preview shows the requests of the newest real events as the tracker in the form would get them. Nothing is sent, and nothing is
 stored. A new signing secret is shown once, in the response to the form, and a form that is sent again creates nothing
-(`repeats.py`).
+(`repeats.py`). One transaction changes a tracker and adds the audit row.
 """
 # Tested by tests/portal/test_tracker_editor.py
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -26,13 +25,14 @@ from shortener.delivery.example_requests import (
     sample_request,
 )
 from shortener.delivery.formats import FORMATS
-from shortener.delivery.trackers import Tracker, TrackerSaveResult
+from shortener.delivery.tracker_queries import delete_tracker
+from shortener.delivery.trackers import DEFAULT_SECRET_OVERLAP_SECONDS, Tracker, TrackerSaveResult, TrackerTransaction
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.model import EVENT_NAMES
-from shortener.portal.destructive_actions import ask, is_confirmed
+from shortener.portal.destructive_actions import Question, ask, is_cancelled, is_confirmed
 from shortener.portal.operators import Role
 from shortener.portal.page import PortalPage, Visit
-from shortener.portal.repeats import begin_form, end_form, new_form_id, release_form
+from shortener.portal.repeats import new_form_id, perform_once
 from shortener.reporting.event_list import EventFilter, list_events
 from shortener.urls import host_of
 from shortener.web.tracker_requests import TrackerCreateRequest, TrackerUpdateRequest
@@ -81,27 +81,25 @@ async def create(visit: Visit) -> Response:
         request = validate(TrackerCreateRequest, _read_form(visit))
         if visit.form.get("action") == "preview":
             return await _page(visit, None, previews=await _preview(visit, request))
-        async with _once(visit):
-            saved = await visit.service.trackers.create(visit.application_id, request.to_tracker())
+        transaction = await visit.service.trackers.prepare_creation(visit.application_id, request.to_tracker())
+        saved = await visit.service.database.write(perform_once, visit, _save, visit, "tracker_created", transaction)
     except ApiError as error:
         if error.code not in _ERRORS_OF_THE_FORM:
             raise
         return await _page(visit, None, 422, error=error)
-    await visit.service.database.write(_audit, visit, "tracker_created", saved.tracker)
     return await _page(visit, saved.tracker, saved=saved)
 
 
-@asynccontextmanager
-async def _once(visit: Visit) -> AsyncIterator[None]:
-    """Handle a form whose response shows a secret. Raise ApiError if the same form was sent before."""
-    database = visit.service.database
-    await database.write(begin_form, visit)
-    try:
-        yield
-    except BaseException:
-        await database.write(release_form, visit)
-        raise
-    await database.write(end_form, visit)
+def _save(connection: Connection, visit: Visit, action: str, transaction: TrackerTransaction) -> TrackerSaveResult:
+    """Save a tracker and add the audit row."""
+    saved = transaction(connection)
+    _audit(connection, visit, action, saved.tracker)
+    return saved
+
+
+def _delete(connection: Connection, visit: Visit, tracker: Tracker) -> None:
+    delete_tracker(connection, tracker.id, visit.application_id)
+    _audit(connection, visit, "tracker_deleted", tracker)
 
 
 async def edit(visit: Visit) -> Response:
@@ -113,38 +111,55 @@ async def change(visit: Visit) -> Response:
     """Change or delete a tracker, replace its secret, or show a preview. The form field `action` contains the name of the
     change."""
     tracker, action = await _find(visit), visit.form.get("action", "")
-    service = visit.service
-    if action == "delete" and not is_confirmed(visit):
-        return await _ask_before_deletion(visit, tracker)
+    service, database = visit.service, visit.service.database
+    if action in _QUESTIONS and is_cancelled(visit):
+        return await _page(visit, tracker, keeps_entries="url" in visit.form)
+    if action in _QUESTIONS and not is_confirmed(visit):
+        return await _QUESTIONS[action](visit, tracker)
+    saved = None
     try:
         if action == "preview":
             request = validate(TrackerCreateRequest, _read_form(visit))
             return await _page(visit, tracker, previews=await _preview(visit, request))
         if action == "delete":
-            await service.trackers.delete(tracker.id, visit.application_id)
+            await database.write(_delete, visit, tracker)
         elif action == "rotate":
-            async with _once(visit):
-                saved = await service.trackers.update(tracker.id, {"rotate_secret": True}, visit.application_id)
+            transaction = await service.trackers.prepare_update(tracker.id, {"rotate_secret": True}, visit.application_id)
+            saved = await database.write(perform_once, visit, _save, visit, "tracker_secret_replaced", transaction)
         elif action == "save":
             values = _read_form(visit)
             given = validate(TrackerUpdateRequest, {**dict.fromkeys((*LIMITS, "fields")), **values})
-            saved = await service.trackers.update(tracker.id, given.to_changes(), visit.application_id)
+            transaction = await service.trackers.prepare_update(tracker.id, given.to_changes(), visit.application_id)
+            await database.write(_save, visit, "tracker_changed", transaction)
         else:
             raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("action", "must be one of save, preview, rotate, delete")])
     except ApiError as error:
         if error.code not in _ERRORS_OF_THE_FORM:
             raise
-        return await _page(visit, tracker, 422, error=error)
+        return await _page(visit, tracker, 422, error=error, keeps_entries="url" in visit.form)
     service.dispatcher.wake_up.notify()  # If the tracker was enabled or deleted, the state of its deliveries changes.
     if action == "delete":
-        await service.database.write(_audit, visit, "tracker_deleted", tracker)
         return visit.redirect(visit.link("trackers", keep=False, deleted=1))
-    await service.database.write(
-        _audit, visit, "tracker_secret_replaced" if action == "rotate" else "tracker_changed", saved.tracker
-    )
-    if action == "rotate":
-        return await _page(visit, saved.tracker, saved=saved)
+    if saved is not None:
+        return await _page(visit, saved.tracker, saved=saved, keeps_entries="url" in visit.form)
     return visit.redirect(visit.link(f"trackers/{tracker.id}", keep=False))
+
+
+async def _ask_before_rotation(visit: Visit, tracker: Tracker) -> Response:
+    effects = ["Requests are signed with a new secret, which the next page shows once."]
+    if tracker.secret_set:
+        hours = DEFAULT_SECRET_OVERLAP_SECONDS // 3600
+        text = f"For {hours} hours they are also signed with the present secret. Your endpoint must know the new one by then."
+        effects.append(text)
+    if tracker.previous_secret_until is not None and tracker.previous_secret_until > visit.now:
+        effects.append("The secret before the present one signs no further requests.")
+    text = f"Replace the signing secret of {tracker.name or tracker.id}?"
+    return _ask(visit, tracker, Question(text, effects, "Replace the secret", "rotate-ccw"))
+
+
+def _ask(visit: Visit, tracker: Tracker, question: Question) -> Response:
+    # The buttons of these actions are in the form with the values of the tracker.
+    return ask(visit, question, visit.link(f"trackers/{tracker.id}/edit", keep=False), keeps_entries=True)
 
 
 async def _ask_before_deletion(visit: Visit, tracker: Tracker) -> Response:
@@ -156,8 +171,11 @@ async def _ask_before_deletion(visit: Visit, tracker: Tracker) -> Response:
         f"{host_of(tracker.url)} gets no more events of this application ({', '.join(tracker.events)}).",
         "A deleted tracker cannot be restored. To stop it for some time, disable it instead.",
     ]
-    back = visit.link(f"trackers/{tracker.id}/edit", keep=False)
-    return ask(visit, f"Delete the tracker {tracker.name or tracker.id}?", effects, "Delete", back)
+    return _ask(visit, tracker, Question(f"Delete the tracker {tracker.name or tracker.id}?", effects, "Delete", "trash-2"))
+
+
+#: The functions that return the pages which ask before the actions of these names.
+_QUESTIONS = {"delete": _ask_before_deletion, "rotate": _ask_before_rotation}
 
 
 async def _page(
@@ -168,9 +186,10 @@ async def _page(
     error: ApiError | None = None,
     saved: TrackerSaveResult | None = None,
     previews: Sequence[ExampleRequest] | None = None,
+    keeps_entries: bool | None = None,
 ) -> Response:
     # After an error and for a preview, the form shows the values that were entered.
-    is_kept = error is not None or previews is not None
+    is_kept = (error is not None or previews is not None) if keeps_entries is None else keeps_entries
     return visit.render(
         "tracker_editor.html",
         status,
@@ -186,6 +205,8 @@ async def _page(
         defaults=_defaults(visit),
         form_id=new_form_id(),
         secret=None if saved is None else saved.secret,
+        is_rotated=saved is not None and visit.form.get("action") == "rotate",
+        is_kept=is_kept,
         previews=previews,
         indented=indented,
         error=error,

@@ -29,6 +29,20 @@ async def test_the_portal_shows_the_working_credentials_of_a_new_application_onc
     assert (row.action, row.object) == ("application_created", "Shop <b>")
 
 
+async def test_an_application_form_that_is_sent_again_says_that_the_credentials_were_shown(
+    service: Service, sign_in: SignIn
+) -> None:
+    browser = await sign_in("Ada", Role.ADMIN, 0)
+    (form_id,) = re.findall(r'name="form_id" value="([^"]+)"', (await browser.get(PATH)).text)
+    form = {"action": "create", "name": "Shop", "form_id": form_id}
+    assert "Its credentials are shown only now" in (await browser.post(PATH, data=form)).text
+    rows = len(await log(service))
+    repeated = await browser.post(PATH, data=form)
+    assert repeated.status_code == 422
+    assert "This form was sent before" in repeated.text
+    assert len(await log(service)) == rows
+
+
 async def test_an_admin_renames_disables_and_enables_an_application_in_the_portal(service: Service, sign_in: SignIn) -> None:
     browser = await sign_in("Ada", Role.ADMIN, 0)
     for form in (

@@ -58,8 +58,8 @@ async def test_a_change_of_an_operator_ends_all_sessions_of_this_operator(servic
     admin = await sign_in("Ada")
     for action, fields in (
         ("grant", {"role": "manager", "application": "1"}),
-        ("remove_role", {"application": "0"}),
-        ("end_sessions", {}),
+        ("remove_role", {"application": "0", "confirmed": "yes"}),
+        ("end_sessions", {"confirmed": "yes"}),
         ("disable", {"confirmed": "yes"}),
         ("reset", {"confirmed": "yes"}),
     ):
@@ -74,6 +74,39 @@ async def test_a_change_of_an_operator_ends_all_sessions_of_this_operator(servic
     assert granted.role_in(1) is Role.MANAGER
     actions = {row.action for row in await log(service)}
     assert {"role_granted", "role_removed", "sessions_ended", "operator_disabled", "operator_reset"} <= actions
+
+
+async def test_an_operator_form_that_is_sent_again_keeps_the_link_that_was_shown_valid(
+    service: Service, sign_in: SignIn, new_browser: NewBrowser
+) -> None:
+    admin = await sign_in("Ada")
+    (form_id,) = re.findall(r'name="form_id" value="([^"]+)"', (await admin.get(PATH)).text)
+    invitation = {"name": "Eve", "role": "viewer", "application": "0", "form_id": form_id}
+    reset = {"action": "reset", "confirmed": "yes", "form_id": "two"}
+    for path, form in ((PATH, invitation), (f"{PATH}/2", reset)):
+        shown = (await admin.post(path, data=form)).text
+        (token,) = set(re.findall(r"/portal/welcome#([\w-]{43})", shown))
+        rows = len(await log(service))
+        repeated = await admin.post(path, data=form)
+        assert repeated.status_code == 422
+        assert "This form was sent before" in repeated.text
+        assert "/portal/welcome#" not in repeated.text
+        assert len(await log(service)) == rows
+        await accept(await new_browser(), token)
+
+
+async def test_the_removal_of_a_role_names_the_role_and_the_other_roles(service: Service, sign_in: SignIn) -> None:
+    admin = await sign_in("Ada")
+    await sign_in("Bo", Role.MANAGER, 1)
+    form = {"action": "remove_role", "application": "1"}
+    asked = await admin.post(f"{PATH}/2", data=form)
+    assert re.search("Remove the role manager in .* from Bo", asked.text)
+    assert "no other role" in asked.text
+    assert (await service.database.read(find_operator, "Bo")).role_in(1) is Role.MANAGER
+    assert (await admin.post(f"{PATH}/2", data=form | {"confirmed": "yes"})).status_code == 303
+    gone = await admin.post(f"{PATH}/2", data=form)
+    assert gone.status_code == 422
+    assert "does not have this role any more" in gone.text
 
 
 async def test_a_change_of_an_operator_requires_a_recently_entered_password(sign_in: SignIn, clock: Clock) -> None:

@@ -36,7 +36,9 @@ async def test_the_portal_shows_a_rotated_token_once_and_the_remaining_time_of_t
     browser = await sign_in("Mia", Role.MANAGER, 1)
     credentials = service.first_credentials
     assert credentials is not None
-    page = await browser.post("/portal/1/keys", data={"action": "rotate", "overlap": "24"})
+    asked = await browser.post("/portal/1/keys", data={"action": "rotate", "overlap": "24"})
+    assert "Trackers can use the present token for 24 hours more." in asked.text
+    page = await browser.post("/portal/1/keys", data={"action": "rotate", "overlap": "24", "confirmed": "yes"})
     assert "The new tracker token" in page.text
     listed = (await browser.get("/portal/1/keys")).text
     assert "ends in 1" in listed
@@ -70,7 +72,7 @@ async def test_a_key_form_that_is_sent_again_creates_no_second_key_or_token(serv
     form_id = re.findall(r'name="form_id" value="([^"]+)"', shown)[0]
     for form in (
         {"action": "create", "name": "x", "permissions": "sms.send"},
-        {"action": "rotate", "overlap": "24"},
+        {"action": "rotate", "overlap": "24", "confirmed": "yes"},
         {"action": "create_postback_key", "network": "x"},
     ):
         assert (await browser.post("/portal/1/keys", data=form | {"form_id": form_id})).status_code == 200

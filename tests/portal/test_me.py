@@ -10,12 +10,15 @@ import httpx
 import pyotp
 
 from shortener.container import Service
+from shortener.portal import second_factor
 from shortener.portal.operators import find_operator
 from shortener.portal.passwords import Passwords
 from tests.conftest import Clock
 from tests.portal.conftest import PASSWORD, NewBrowser, SignIn, log, session_cookie
 
 NEW = "eight loud mountain clocks"
+CONFIRMED = {"confirmed": "yes"}
+CODE = re.compile(r"<li>(\w{5}-\w{5})</li>")
 
 
 async def sign_in_again(new_browser: NewBrowser, password: str = PASSWORD) -> httpx.AsyncClient:
@@ -67,10 +70,68 @@ async def test_the_second_factor_is_set_up_with_a_code_and_shows_recovery_codes_
     assert len(codes) == 10
     assert secret[1] not in (await browser.get("/portal/me")).text
     assert (await service.database.read(find_operator, "Ada")).has_second_factor
-    renewed = await browser.post("/portal/me/second-factor/codes")
+    renewed = await browser.post("/portal/me/second-factor/codes", data=CONFIRMED)
     assert not set(codes) & set(re.findall(r"<li>(\w{5}-\w{5})</li>", renewed.text))
-    assert (await browser.post("/portal/me/second-factor/off")).status_code == 303
+    assert (await browser.post("/portal/me/second-factor/off", data=CONFIRMED)).status_code == 303
     assert not (await service.database.read(find_operator, "Ada")).has_second_factor
+
+
+async def test_a_form_that_shows_recovery_codes_and_is_sent_again_keeps_the_codes_valid(
+    service: Service, sign_in: SignIn, new_browser: NewBrowser, clock: Clock
+) -> None:
+    browser = await sign_in("Ada")
+    page = (await browser.get("/portal/me/second-factor")).text
+    fields = {name: html.unescape(re.findall(f'name="{name}" value="([^"]+)"', page)[0]) for name in ("form_id", "setup")}
+    secret = re.findall(r'class="code">([A-Z2-7]{32})<', page)[0]
+    fields["code"] = pyotp.TOTP(secret).at(clock.now)
+    codes = CODE.findall((await browser.post("/portal/me/second-factor", data=fields)).text)
+    renewal = {"confirmed": "yes", "form_id": "one"}
+    for path, form, shown in (("", fields, codes), ("/codes", renewal, None)):
+        if shown is None:
+            shown = CODE.findall((await browser.post(f"/portal/me/second-factor{path}", data=form)).text)
+        rows = len(await log(service))
+        clock.forward(minutes=5)  # the code of the app is not valid any more
+        repeated = await browser.post(f"/portal/me/second-factor{path}", data=form)
+        assert repeated.status_code == 422
+        assert "This form was sent before" in repeated.text
+        assert secret not in repeated.text
+        assert CODE.findall(repeated.text) == []
+        assert len(await log(service)) == rows
+        other = await sign_in_again(new_browser)
+        assert (await other.post("/portal/signin/code", data={"code": shown[0]})).status_code == 303, "the shown code is valid"
+
+
+async def test_the_account_page_asks_before_it_turns_the_second_factor_off_or_replaces_the_recovery_codes(
+    service: Service, sign_in: SignIn
+) -> None:
+    browser = await sign_in("Ada")
+    operator = await service.database.read(find_operator, "Ada")
+    await service.database.write(second_factor.enable, operator.id, second_factor.new_totp_secret(), 0, service.secret)
+    for path, effect in (("codes", "10 of them are not used yet"), ("off", "needs the password only")):
+        before = await log(service)
+        asked = await browser.post(f"/portal/me/second-factor/{path}")
+        assert "Nothing has changed yet." in asked.text
+        assert effect in asked.text
+        assert await log(service) == before
+        assert await service.database.read(second_factor.count_recovery_codes, operator.id) == 10
+        assert (await browser.get(f"/portal/me/second-factor/{path}")).status_code == 200, "the URL of the form shows the account"
+
+
+async def test_the_account_page_names_the_sessions_before_it_ends_them(
+    service: Service, sign_in: SignIn, new_browser: NewBrowser
+) -> None:
+    browser = await sign_in("Ada")
+    other = await sign_in_again(new_browser)
+    asked = await browser.post("/portal/me/sessions", data={"session": "others"})
+    assert "End all other sessions?" in asked.text
+    assert (await other.get("/portal/me")).status_code == 200
+    (row,) = re.findall(r'name="session" value="(\d+)"', (await browser.get("/portal/me")).text)
+    assert "End this session?" in (await browser.post("/portal/me/sessions", data={"session": row})).text
+    assert (await browser.post("/portal/me/sessions", data={"session": row, "confirmed": "yes"})).status_code == 303
+    assert (await other.get("/portal/me")).status_code == 303
+    assert (await log(service))[-1].action == "sessions_ended"
+    gone = await browser.post("/portal/me/sessions", data={"session": row})
+    assert gone.headers["location"] == "/portal/me#sessions", "there is nothing to ask"
 
 
 async def test_sensitive_portal_actions_require_a_recently_entered_password(sign_in: SignIn, clock: Clock) -> None:

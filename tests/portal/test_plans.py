@@ -309,8 +309,10 @@ async def test_the_query_plan_check_finds_statements_that_read_a_complete_table(
 
 def test_the_test_of_the_query_plans_visits_every_portal_page() -> None:
     visited = {path.partition("?")[0].removesuffix(".csv") for path in PATHS}
-    missing = [page.path for page in all_pages() if page.get and page.path not in NOT_VISITED and not _matches(page.path, visited)]
-    assert missing == []
+    pages = [page for page in all_pages() if page.get is not None]
+    # The account page is at several URLs.
+    handlers = {page.get for page in pages if page.path in NOT_VISITED or _matches(page.path, visited)}
+    assert [page.path for page in pages if page.get not in handlers] == []
 
 
 def _matches(pattern: str, paths: set[str]) -> bool:

@@ -194,7 +194,7 @@ async def test_the_account_page_ends_other_sessions_and_stores_preferences(sign_
     assert 'data-theme="dark"' in page.text
     assert "Asia/Tokyo" in page.text
     assert (await first.post("/portal/me/preferences", data={"theme": "pink"})).status_code == 422
-    assert (await first.post("/portal/me/sessions", data={"session": "others"})).status_code == 303
+    assert (await first.post("/portal/me/sessions", data={"session": "others", "confirmed": "yes"})).status_code == 303
     assert (await second.get("/portal/me")).status_code == 303
     assert (await first.get("/portal/me")).status_code == 200
 

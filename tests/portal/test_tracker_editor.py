@@ -8,7 +8,10 @@ import re
 import pytest
 
 from shortener.container import Service
+from shortener.errors import StoreUnavailable
+from shortener.portal import repeats
 from shortener.portal.operators import Role
+from shortener.portal.page import Visit
 from tests.conftest import Clock
 from tests.portal.conftest import NewBrowser, SignIn, click, log, send
 from tests.receiver import Receiver
@@ -47,7 +50,7 @@ async def test_a_tracker_is_created_changed_and_deleted_in_the_portal(
     assert (tracker.enabled, tracker.events, tracker.max_per_second) == (False, ["click", "conversion"], 5)
     assert (tracker.max_attempts, tracker.fields) == (None, ["message_id", "clicked_at"]), "empty fields are the defaults again"
 
-    rotated = await browser.post(path, data={"action": "rotate"})
+    rotated = await browser.post(path, data={"action": "rotate", "confirmed": "yes"})
     assert secret not in html.unescape(rotated.text)
     assert "whsec_" in rotated.text
     response = await browser.post(path, data={"action": "delete", "confirmed": "yes"})
@@ -73,10 +76,32 @@ async def test_a_tracker_form_that_is_sent_again_creates_no_second_tracker_or_se
     assert repeated.status_code == 422
     assert "This form was sent before" in repeated.text
     assert len(await service.trackers.all(1)) == 1
-    rotate = {"action": "rotate", "form_id": form_id}
+    rotate = {"action": "rotate", "form_id": form_id, "confirmed": "yes"}
     pages = [await browser.post(f"/portal/1/trackers/{tracker.id}/edit", data=rotate) for _ in range(2)]
     assert ["whsec_" in page.text for page in pages] == [True, False]
     assert [row.action for row in await log(service)][1:] == ["tracker_created", "tracker_secret_replaced"]
+
+
+async def test_if_the_record_of_a_tracker_form_cannot_be_stored_nothing_changes_and_the_form_can_be_sent_again(
+    service: Service, sign_in: SignIn, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object, **named: object) -> None:
+        raise StoreUnavailable("the disk is full")
+
+    browser = await sign_in("Mia", Role.MANAGER, 1)
+    path, rotate = NEW, {"action": "rotate", "form_id": "two", "confirmed": "yes"}
+    for values in (form(receiver, form_id="one"), rotate):
+        for place, name in ((repeats, "store"), (Visit, "audit")):
+            before, rows = await service.trackers.all(1), await log(service)
+            with monkeypatch.context() as patch:
+                patch.setattr(place, name, fail)
+                assert (await browser.post(path, data=values)).status_code == 503
+            assert await service.trackers.all(1) == before
+            assert await log(service) == rows
+        assert "whsec_" in (await browser.post(path, data=values)).text, "the secret is shown"
+        assert len(await log(service)) == len(rows) + 1
+        (tracker,) = await service.trackers.all(1)
+        path = f"/portal/1/trackers/{tracker.id}/edit"
 
 
 async def test_the_tracker_preview_shows_requests_of_real_events_and_sends_nothing(

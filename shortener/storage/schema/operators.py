@@ -63,7 +63,7 @@ operator_recovery_codes = Table(
     Column("used_at", Instant),
 )
 
-#: The sessions of operators in the portal. A session that ended has no row.
+#: The sessions of operators in the portal. A session that was ended has no row, and the row of an expired session stays for a day.
 operator_sessions = Table(
     "operator_sessions",
     metadata,

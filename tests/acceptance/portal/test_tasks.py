@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -213,3 +215,64 @@ def test_a_second_click_on_the_button_that_creates_a_key_sends_no_second_form(br
         button.evaluate("one => { one.click(); setTimeout(() => one.click(), 100) }")
         visit.page.wait_for_selector(".code:has-text('sk_')")
     assert len(sent) == 1
+
+
+def _expire_sessions(server: Server) -> None:
+    """Set the times of all sessions as if no request had come for a day."""
+    day = 86_400_000
+    with contextlib.closing(sqlite3.connect(server.folder / "shortener.db", timeout=PATIENCE)) as database, database:
+        database.execute("UPDATE operator_sessions SET seen_at = seen_at - ?", (day,))
+
+
+@pytest.mark.parametrize("scripts", [True, False])
+def test_a_form_whose_session_has_expired_appears_with_its_entries_after_the_operator_has_signed_in_again(
+    browser: Chromium, empty_server: Server, scripts: bool
+) -> None:
+    state = accept_invitation(browser, empty_server, "Nora")
+    with browser.page(state=state, scripts=scripts) as visit:
+        page = visit.page
+        visit.open(f"{empty_server.base}/portal/1/trackers/new")
+        page.fill("[name=url]", "https://93.184.216.34/in?id={message_id}&x=<y>")
+        page.fill("[name=name]", 'a "name" & more')
+        page.select_option("[name=format]", "scg")
+        page.uncheck("[name=enabled]")
+        page.check("[name=events][value=late_click]")
+        _expire_sessions(empty_server)
+        page.click("button:has-text('Create the tracker')")
+        page.wait_for_selector("h1:has-text('Sign in')")
+        assert "a &quot;name&quot;" not in page.content()
+        page.fill("[name=name]", "Nora")
+        page.fill("[name=password]", PASSWORD)
+        page.click("button:has-text('Sign in')")
+        page.wait_for_selector("h1:has-text('New tracker')")
+        assert "The form was not sent" in page.locator("main").inner_text()
+        assert page.input_value("[name=url]") == "https://93.184.216.34/in?id={message_id}&x=<y>"
+        assert page.input_value("[name=name]") == 'a "name" & more'
+        assert page.input_value("[name=format]") == "scg"
+        assert not page.is_checked("[name=enabled]")
+        chosen = page.locator("[name=events]:checked")
+        assert [one.get_attribute("value") for one in chosen.all()] == ["state", "late_click", "conversion"]
+        page.click("button:has-text('Create the tracker')")
+        page.wait_for_selector(".code:has-text('whsec_')")
+        secret = page.locator(".code:has-text('whsec_')").inner_text()
+        page.reload()
+        page.wait_for_selector("text=This form was sent before")
+        assert secret not in page.content()
+        if scripts:
+            assert [text for text in visit.problems if "403" not in text and "422" not in text] == []
+
+
+def test_typing_into_a_page_whose_session_has_expired_loses_nothing(browser: Chromium, empty_server: Server) -> None:
+    state = accept_invitation(browser, empty_server, "Pia")
+    text = 'typed #track("https://a.example/")'
+    with browser.page(state=state) as visit:
+        visit.open(f"{empty_server.base}/portal/1/try")
+        _expire_sessions(empty_server)
+        visit.page.fill("[name=body]", text)
+        visit.page.wait_for_selector("#result:has-text('Your entries are still in the form')")
+        visit.page.click("button:has-text('Create the message')")
+        visit.page.fill("[name=name]", "Pia")
+        visit.page.fill("[name=password]", PASSWORD)
+        visit.page.click("button:has-text('Sign in')")
+        visit.page.wait_for_selector("h1:has-text('Try it')")
+        assert visit.page.input_value("[name=body]") == text

@@ -1,0 +1,114 @@
+"""The entries of a form that an operator sends after the session has expired.
+
+1. The response to such a form is the sign-in page. Its hidden field `kept` contains the entries, encrypted with the master secret,
+   together with the id of the operator and the time at which they expire (`seal`). Nothing is stored yet.
+2. When an operator signs in with this field, the entries are stored, still encrypted, for the operator who typed them
+   (`store_entries`). Another operator does not get them. The response redirects to the page of the form, so that the history of
+   the browser contains no request with the password.
+3. The query of that page has the parameter `kept`. The page is rendered as always, and the entries are put into its form
+   (`form_filling.py`). Nothing is sent before the operator presses a button.
+
+Fields with passwords and codes are never kept. Sessions that were ended, by signing out or by an admin, keep nothing, because their
+operator is not known any more. A form cannot contain files: the portal accepts no other forms than `x-www-form-urlencoded`.
+"""
+# Tested by tests/portal/test_kept_entries.py
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy import Connection
+
+from shortener.accounts.directory import ALL_APPLICATIONS
+from shortener.accounts.stored_responses import FirstResponse, RequestKey, claim, find, store
+from shortener.portal.page import KEPT_QUERY, Visit, url
+from shortener.secret import SecretError
+from shortener.storage.types import from_ms, to_ms
+
+LIFETIME = timedelta(hours=1)
+#: The maximum number of characters of the encrypted entries. The sign-in page sends them in a form (router.MAX_FORM_BYTES).
+MAX_SEALED_CHARACTERS = 192 * 1024
+#: The field of the sign-in page with the encrypted entries.
+FIELD = "kept"
+#: Fields in which people type a password.
+PASSWORD_FIELDS = frozenset({"password", "again", "current", "confirm_password"})
+#: Fields that are never kept: passwords, codes and secrets of the second factor, and tokens.
+SECRET_FIELDS = PASSWORD_FIELDS | {"code", "setup", "token"}
+
+Entries = Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class KeptForm:
+    """The entries of a form. `location` is the URL to which the form was sent."""
+
+    operator_id: int
+    location: str
+    entries: Entries
+    expires_at: datetime
+    sealed: str
+
+
+def location_of(visit: Visit) -> str:
+    """Return the root-relative URL of the request, with its query."""
+    query = visit.request.url.query
+    return url(visit.request.scope["path"]) + ("?" + query if query else "")
+
+
+def entries_of(visit: Visit) -> Entries:
+    """Return the fields of the form that can be kept."""
+    return {name: values for name, values in visit.form_lists.items() if name not in SECRET_FIELDS}
+
+
+def seal(visit: Visit, operator_id: int) -> str | None:
+    """Return the entries of the form as encrypted text for one operator. Return None if there are too many."""
+    content = {
+        "operator": operator_id,
+        "location": location_of(visit),
+        "expires": to_ms(visit.now + LIFETIME),
+        "entries": entries_of(visit),
+    }
+    sealed = visit.service.secret.encrypt(json.dumps(content, ensure_ascii=False))
+    return sealed if len(sealed) <= MAX_SEALED_CHARACTERS else None
+
+
+def unseal(visit: Visit, sealed: str) -> KeptForm | None:
+    """Return the form that `seal` encrypted. Return None if the text is not valid or the entries have expired."""
+    if not sealed:
+        return None
+    try:
+        content = json.loads(visit.service.secret.decrypt(sealed))
+        expires_at = from_ms(content["expires"])
+        form = KeptForm(content["operator"], content["location"], content["entries"], expires_at, sealed)
+    except (SecretError, ValueError, TypeError, KeyError):
+        return None
+    return form if visit.now < expires_at else None
+
+
+def store_entries(connection: Connection, form: KeptForm | None, operator_id: int, now: datetime) -> str | None:
+    """Store the entries for the operator who signs in, and return the URL of the page that shows them. Return None if there are no
+    entries, or if another operator has typed them."""
+    if form is None or form.operator_id != operator_id:
+        return None
+    key = secrets.token_urlsafe(16)
+    request = _request_key(operator_id, key)
+    claim(connection, request, "", now)
+    store(connection, request, FirstResponse(200, form.sealed))
+    return form.location + ("&" if "?" in form.location else "?") + f"{KEPT_QUERY}={key}"
+
+
+async def load_entries(visit: Visit, key: str) -> Entries | None:
+    """Return the stored entries for this page. Return None if they have expired, or belong to another operator or page."""
+    stored = await visit.service.database.read(find, _request_key(visit.operator.id, key))
+    form = None if stored is None else unseal(visit, stored.body)
+    if form is None or form.operator_id != visit.operator.id:
+        return None
+    return form.entries if form.location.partition("?")[0] == url(visit.request.scope["path"]) else None
+
+
+def _request_key(operator_id: int, key: str) -> RequestKey:
+    return RequestKey(ALL_APPLICATIONS, 0, f"entries of operator {operator_id}", key)
