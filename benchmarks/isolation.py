@@ -25,7 +25,7 @@ from benchmarks.delivery_rig import Sink, add_tracker, applications, click, fill
 from shortener.container import Service, open_service
 from shortener.settings_sources import load
 
-MAX_RATIO = 1.1  # p95 time from an event to its arrival, with hanging receivers divided by without them
+MAX_RATIO = 1.1  # the p95 time from an event to its arrival, as the ratio of slices with hanging receivers to slices without them
 MIN_HANGING_ATTEMPTS = 100  # Slices with hanging hosts begin when this number of attempts is in flight.
 
 

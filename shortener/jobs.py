@@ -46,7 +46,7 @@ class TaskSupervisor:
 
     @property
     def is_healthy(self) -> bool:
-        """Whether no task has ended within the last RECENT_SECONDS."""
+        """False if a task has ended within the last RECENT_SECONDS, although every task should run for ever."""
         if not self._ended_at:
             return True
         now = asyncio.get_running_loop().time()

@@ -56,7 +56,7 @@ async def doctor(as_json: bool) -> None:
     settings = load_settings()
     file = sqlite_path(settings.store_url)
     if file is not None and not file.exists() and not secret_file(settings.data_dir).exists():
-        await require_installation(settings)  # raises NoInstallation, because there is no database
+        await require_installation(settings)  # always raises NoInstallation here: there is no database file
     findings = [*_check_settings(settings), *_check_files(settings, file), *_check_disk(settings, file)]
     findings += await doctor_store.check_database(settings)
     findings += await doctor_store.check_redis(settings)

@@ -24,7 +24,7 @@ ROLES = ("viewer", "support", "manager", "admin")
 
 @click.group()
 def operators() -> None:
-    """Invite, list, change, disable and reset the people who may use the portal."""
+    """Manage the people who may use the portal: invite, list, change or disable them, or reset their sign-in."""
 
 
 _ROLE = click.option(

@@ -78,7 +78,7 @@ class EarlyResolver:
             links = await asyncio.wait_for(self._database.read(queries.find_links, codes), within)
         except (StoreUnavailable, TimeoutError):
             return
-        except Exception:  # the database raises other errors too, for example if the permission to connect is missing
+        except Exception:  # other errors of the database, for example a missing permission to connect
             log.exception("link_read_failed")
             return
         self._resolve(unresolved, links.get)

@@ -176,11 +176,11 @@ class Recorder:
         return True
 
     def _has_room(self, overdue_at: float) -> bool:
-        """Return whether the batcher may take another hit, which becomes overdue at this loop time.
+        """Return whether the batcher may take a new hit, which becomes overdue at `overdue_at` (time of the event loop).
 
-        The hits of the two batches in flight do not count while the database stores hits quickly, so that a burst of clicks is not
-        dropped. They do count if the oldest hit has waited for more than a quarter of the deadline, because the database may have
-        stopped."""
+        It may while fewer than `waiting_limit` hits wait. While the database stores hits quickly, the hits of the two batches in
+        flight are not part of this number, so that a burst of clicks is not dropped. If the oldest hit has waited for more than a
+        quarter of the deadline, the database may have stopped, and these hits are part of the number too."""
         if self._batcher.waiting >= self._waiting_limit:
             return False
         oldest = self._overdue.next_at()

@@ -215,7 +215,7 @@ class _Claiming:
 
 
 async def _run_shielded(function: Callable[[], None]) -> None:
-    """Run a function of the memory in a thread. It also runs to its end if the request is cancelled."""
+    """Run a function, which reads or changes the stored event ids, in a thread, to its end even if the request is cancelled."""
     with anyio.CancelScope(shield=True):
         await anyio.to_thread.run_sync(function)
 

@@ -39,7 +39,7 @@ REPLAYS_INTERVAL_SECONDS = 0.5  # Pause of the job that replays dead deliveries.
 REPLAYS_MIN_INTERVAL_SECONDS = 0.05  # The pause between two batches of replays, so that clicks are not delayed.
 DEVICES_INTERVAL_SECONDS = 10.0  # Pause of the job that counts clicks by device and browser.
 EARLY_HITS_INTERVAL_SECONDS = 2.0  # Pause of the job that classifies early hits again.
-ERASURE_REPEATS_INTERVAL_SECONDS = 2.0  # Pause of the job that erases personal data again that was written during an erasure.
+ERASURE_REPEATS_INTERVAL_SECONDS = 2.0  # Pause of the job that erases personal data which was written while an erasure ran.
 GATEWAY_LINKS_INTERVAL_SECONDS = 2.0  # Pause of the job that keeps the connections to SMPP gateways open.
 EXPIRING_KEYS_INTERVAL_SECONDS = 10.0  # Pause of the job that creates events for postback keys which expire soon.
 

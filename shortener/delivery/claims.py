@@ -149,7 +149,7 @@ def available_slots(candidate: Candidate, usage: SlotUsage, *, is_only_queue: bo
 
 
 def blocked_applications(usage: SlotUsage) -> set[int | None]:
-    """Return the applications with attempts in flight whose callbacks may use no further slot."""
+    """Return the applications that have attempts in flight and no free slot for a callback."""
     unused_queue = DeliveryQueue("", None, None)
     applications = (Candidate(unused_queue, application, 1, 0.0) for application in usage.by_application)
     return {one.application_id for one in applications if available_slots(one, usage, is_only_queue=True) <= 0}

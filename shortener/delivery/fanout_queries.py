@@ -30,8 +30,8 @@ def _for_each_engine(statements: dict[str, str], condition: str) -> dict[str, st
     }
 
 
-# The callback of a message is created once, even if a later click became the first click after a retraction. In SQL, a plus sign
-# before a column prevents SQLite from using an index that would match far too many rows.
+# The callback of a message is created once, even if its first click is retracted and a later click becomes the first click. In SQL,
+# a plus sign before a column prevents SQLite from using an index that would match far too many rows.
 _CALLBACK = (
     "CASE WHEN m.callback_url IS NOT NULL AND NOT EXISTS (SELECT 1 FROM events AS o "
     "JOIN deliveries AS d ON d.event_id IN (o.id, o.hit_id) "

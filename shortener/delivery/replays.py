@@ -212,7 +212,7 @@ def find_obstacle(connection: Connection, tracker_id: int) -> StopReason | None:
 
 
 def count_outcomes(connection: Connection, replay: Replay) -> ReplayOutcomes:
-    """Return the numbers of the replayed deliveries of a replay, by their present state. The query reads only an index."""
+    """Return how many of the deliveries of a replay are waiting, delivered and dead now. The query reads only an index."""
     statement = select(deliveries.c.status, func.count()).where(deliveries.c.replay_id == replay.id).group_by(deliveries.c.status)
     numbers: dict[int, int] = {row[0]: row[1] for row in connection.execute(statement)}
     waiting, delivered, dead = (

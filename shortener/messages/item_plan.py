@@ -41,7 +41,7 @@ class Problem:
 
     @property
     def full_detail(self) -> Detail:
-        """The error detail of the problem with the indexes of the message and the recipient, and with the error code."""
+        """The error detail of the problem. It contains the indexes of the message and the recipient, and the error code."""
         return replace(self.detail, index=self.item, recipient=self.recipient, code=self.code)
 
 

@@ -105,7 +105,7 @@ def _source(visit: Visit) -> ListSource:
 
 
 def click_times(figures: Figures) -> list[tuple[str, str, int]]:
-    """Return (name in a query, label, number of messages) for each group of messages by the time from sending to click."""
+    """Return (name in a query, label, number of messages) for each range of the time from sending to first click."""
     numbers = figures.clicked_within(CLICK_TIME_LIMITS)
     return [(name, label, number) for (name, _, label), number in zip(CLICK_TIMES, numbers, strict=True)]
 

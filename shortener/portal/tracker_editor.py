@@ -259,8 +259,8 @@ def _read_form(visit: Visit) -> dict[str, Any]:
 
 
 async def _preview(visit: Visit, request: TrackerCreateRequest) -> list[ExampleRequest]:
-    """Return the requests for the newest events that are selected in the form, or for an invented event if there is none. Raise
-    ApiError if the URL is rejected."""
+    """Return the requests for the newest events of the kinds that are selected in the form, or for an invented event if there is
+    none. Raise ApiError if the URL is rejected."""
     service = visit.service
     template = await service.trackers.check_url(request.url)
     secret = example_secret(service.secret, visit.application_id)

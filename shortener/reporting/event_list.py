@@ -1,8 +1,8 @@
 """This module lists the events of an application, newest first, in keyset pages. The lists also contain events to which no tracker
 subscribed.
 
-A row of the event log with several topics is one event for each topic. A page reads the log backwards by id, and examines at
-most MAX_SCANNED_ROWS rows, as the lists of hits do.
+A row of the event log with several topics is one event for each topic. To build a page, the service
+reads the log backwards by id and examines at most MAX_SCANNED_ROWS rows. The same limit applies to lists of hits.
 """
 
 # Tested by tests/web/test_lists.py

@@ -222,7 +222,7 @@ def test_xoxzo_a_callback_is_sent_up_to_ten_times_until_the_response_has_the_sta
 # This test uses the format of 23 Telecom.
 
 
-def test_23_telecom_all_four_calls_accept_an_api_key_or_a_tracker_token_and_conversions_are_sent_to_conversion_url(
+def test_the_four_calls_of_23_telecom_accept_an_api_key_or_a_tracker_token_and_send_conversions_to_the_conversion_url(
     server: Server, endpoint: Endpoint
 ) -> None:
     customer = Customer(server, "23 telecom")

@@ -314,7 +314,7 @@ def test_the_directives_of_any_text_are_parsed_or_rejected_with_a_position_insid
 
 @given(
     before=st.text(st.characters(exclude_characters="#＃﹟♯&%")),
-    # The URL of a directive is trimmed, and a typographic quote may close it.
+    # No spaces, because the service trims the URL of a directive; no typographic quotes, because they may end the URL.
     url=st.text(
         st.characters(codec="utf-8", exclude_categories=("Cc", "Cf", "Zs", "Zl", "Zp"), exclude_characters="“”„«»&"), min_size=1
     ),

@@ -69,7 +69,7 @@ async def test_a_change_of_an_operator_ends_all_sessions_of_this_operator(servic
         operator = await service.database.read(find_operator, name)
         response = await admin.post(f"{PATH}/{operator.id}", data={"action": action, **fields})
         assert response.status_code in (200, 303), response.text
-        assert (await other.get("/portal/me")).status_code == 303, action  # ASVS 7.2.4, 7.4.2 and 7.4.5
+        assert (await other.get("/portal/me")).status_code == 303, action  # ASVS 7.2.4, 7.4.2, 7.4.5: the session has ended
     granted = await service.database.read(find_operator, "Bo grant")
     assert granted.role_in(1) is Role.MANAGER
     actions = {row.action for row in await log(service)}

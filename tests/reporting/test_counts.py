@@ -67,7 +67,7 @@ async def test_folding_adds_count_deltas_to_the_counts_and_deletes_the_deltas(da
     assert await database.read(read_counts) == expected
 
 
-async def test_one_fold_processes_the_oldest_count_deltas_up_to_a_limit(database: Database) -> None:
+async def test_one_call_of_fold_processes_the_oldest_count_deltas_up_to_a_limit(database: Database) -> None:
     def write_deltas(connection: Connection) -> None:
         for row in (5, 3, 4, 1, 2):
             append_delta(connection, row, (row, NOON, "clicks", 1))

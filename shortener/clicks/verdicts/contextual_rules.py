@@ -150,7 +150,8 @@ class RecentLinks:
 
     def __init__(self, limit: int = 100_000) -> None:
         self._limit = limit
-        # The time of the latest hit on each message, and on each of its links. The keys are row ids of messages, oldest hit first.
+        # The time of the latest hit on each message, and on each of its links. The keys are row ids
+        # of messages, in the order of their latest hits, the oldest first.
         self._seen: OrderedDict[int, tuple[datetime, dict[int, datetime]]] = OrderedDict()
 
     def add(self, message: int, link: int, at: datetime) -> None:

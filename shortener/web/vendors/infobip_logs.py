@@ -173,7 +173,7 @@ class InfobipCursor(SparseModel):
 
 
 class InfobipV3ReportsResponse(SparseModel):
-    """Messages with their status. The response of a log also has a cursor."""
+    """Messages with their status, and the cursor of the next page if the response is a page of a log."""
 
     results: list[InfobipV3Report]
     cursor: InfobipCursor | None = None
