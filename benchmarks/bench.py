@@ -354,7 +354,9 @@ def main() -> None:
     for name, work in WORKS.items():
         if not options.compare and (options.only is None or name in options.only):
             print(f"{name} ...", file=sys.stderr)
+            earlier = len(run.figures)
             work(run)
+            print(rig.table(run.figures[earlier:]), file=sys.stderr)  # a run takes long, and a later part may fail
     after = rig.measure_baseline(run.seconds / 2).per_second
     drift = abs(after - before) / before
     if options.json:

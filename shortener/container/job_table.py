@@ -34,6 +34,7 @@ SPOOL_INTERVAL_SECONDS = 0.5  # Pause of the job that writes hits from Redis to 
 ROLLUPS_INTERVAL_SECONDS = 10.0  # Pause of the job that adds counts of an older release to the roll-ups.
 ROLLUPS_MIN_INTERVAL_SECONDS = 0.1  # The pause between two transactions of the roll-up job, so that clicks are not delayed.
 COUNTS_INTERVAL_SECONDS = 1.0  # Pause of the job that adds count deltas to the counts.
+COUNTS_MIN_INTERVAL_SECONDS = 0.01  # The pause between two full batches of count deltas, in which clicks are written.
 LINK_UPDATES_INTERVAL_SECONDS = 2.0  # Pause of the job that continues the link updates of processes that have ended.
 REPLAYS_INTERVAL_SECONDS = 0.5  # Pause of the job that replays dead deliveries.
 REPLAYS_MIN_INTERVAL_SECONDS = 0.05  # The pause between two batches of replays, so that clicks are not delayed.
@@ -61,7 +62,7 @@ def build_jobs(
     database, clock, settings = foundation.database, foundation.clock, foundation.settings
     jobs = Jobs(foundation.supervisor)
     jobs.add(Job("directory", DIRECTORY_INTERVAL_SECONDS, lambda: _refresh(foundation.directory)))
-    jobs.add(Job("counts", COUNTS_INTERVAL_SECONDS, lambda: _fold_counts(database)))
+    jobs.add(Job("counts", COUNTS_INTERVAL_SECONDS, lambda: _fold_counts(database), min_interval=COUNTS_MIN_INTERVAL_SECONDS))
     jobs.add(
         Job(
             "rollups",
@@ -134,5 +135,5 @@ async def _announce_expiring_keys(foundation: Foundation) -> int:
 async def _fold_counts(database: Database) -> int:
     """Add a batch of count deltas to the counts. Return 0 if the batch is not full, so that the job pauses for a second. The next
     commit then adds all deltas of this second."""
-    folded = await database.write(counts.fold)
-    return folded if folded >= counts.MAX_FOLD_ROWS else 0
+    folded = await database.write(counts.fold_batch)
+    return folded.rows if folded.is_full else 0

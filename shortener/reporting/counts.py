@@ -2,8 +2,8 @@
 rows again and compares the results with the counts.
 
 Each transaction that changes a count writes one row of count deltas (table `tallies`, `outbox/count_deltas.py`). `fold` adds the
-amounts of the oldest rows to the table `counts`, and deletes these rows in the same transaction. So a crash neither loses an amount
-nor adds it twice. Amounts are exact decimals, added in Python, because SQLite would add them as floating point numbers.
+oldest amounts to the table `counts`, and deletes them in the same transaction. So a crash neither loses an amount nor adds it
+twice. Amounts are exact decimals, added in Python, because SQLite would add them as floating point numbers.
 
 `verify` counts messages, hits and conversions again. It compares the results with the sum of the counts and of the deltas that
 `fold` has not added yet, and returns each difference.
@@ -15,9 +15,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Any
+from typing import Any, NamedTuple
 
-import orjson
 from sqlalchemy import (
     BigInteger,
     Column,
@@ -42,7 +41,8 @@ from shortener.clicks.device_counts import clicks_by_agent, device_metrics, last
 from shortener.clicks.hit_metrics import CLICKED_LINKS, HIT_METRIC, IS_CLICK, IS_FIRST_CLICK
 from shortener.conversions.parsing import END_ACTION
 from shortener.outbox.count_deltas import COST, TIME_SLOT_MS
-from shortener.reporting import rollups
+from shortener.reporting import delta_rows, rollups
+from shortener.reporting.delta_rows import read_events
 from shortener.reporting.rollup_data import EXACT
 from shortener.reporting.rollups import CountedEvent
 from shortener.storage import raw_sql
@@ -62,9 +62,11 @@ from shortener.storage.schema import (
 from shortener.storage.types import from_ms, to_ms
 from shortener.storage.values_table import values_table
 
-#: One run of `fold` adds at most this number of rows of count deltas. Under load, a row has some hundred amounts, and `fold`
-#: occupies SQLite's only writer.
+#: One run of `fold` adds at most this number of rows of count deltas.
 MAX_FOLD_ROWS = 100
+#: One run of `fold` adds amounts of at most this number of origins (`outbox/count_deltas.py`; different cohorts or time slots have
+#: different origins). Each origin changes about 20 rolled-up counts. `fold` occupies SQLite's only writer, for which clicks wait.
+MAX_FOLD_ORIGINS = 20
 
 _ZERO = Decimal()
 
@@ -74,17 +76,31 @@ Sums = dict[Key, Decimal]
 
 
 def fold(connection: Connection, limit: int = MAX_FOLD_ROWS) -> int:
-    """Add the `limit` oldest rows of count deltas to the counts and the roll-ups, and delete these rows. Return their number.
+    """Add the oldest count deltas to the counts and the roll-ups, as `fold_batch` does. Return the number of rows from which
+    amounts were added: 0 if no row is left, or if another process runs `fold`."""
+    return fold_batch(connection, limit).rows
 
-    If another process runs `fold`, return 0 at once instead of waiting for rows of `counts` that it has locked. On PostgreSQL, an
-    advisory lock shows this; with SQLite, only one process writes.
+
+class Folded(NamedTuple):
+    """The number of rows of count deltas from which `fold_batch` added amounts, and whether more may be left."""
+
+    rows: int
+    is_full: bool
+
+
+def fold_batch(connection: Connection, limit: int = MAX_FOLD_ROWS, max_origins: int = MAX_FOLD_ORIGINS) -> Folded:
+    """Add the `limit` oldest rows of count deltas to the counts and the roll-ups, and delete these rows. If they have more than
+    `max_origins` origins, add only the amounts of the first ones, and leave the others in their rows.
+
+    If another process runs `fold_batch`, return 0 rows at once instead of waiting for rows of `counts` that it has locked. On
+    PostgreSQL, an advisory lock shows this; with SQLite, only one process writes.
     """
     if not lock(connection):
-        return 0
-    ids, amounts = read_events(connection, limit)
-    if not ids:
-        return 0
-    sums = sum_by_key(amounts)
+        return Folded(0, is_full=False)
+    batch = delta_rows.read_batch(connection, limit, max_origins)
+    if not batch.amounts and not batch.ids:
+        return Folded(0, is_full=False)
+    sums = sum_by_key(batch.amounts)
     stored = raw_sql.rows(connection, _READ_COUNTS, *raw_sql.bulk_parameters(connection, list(sums)))
     rolled_up = dict(sums)
     for cohort, slot, metric, amount, part in stored:
@@ -93,9 +109,9 @@ def fold(connection: Connection, limit: int = MAX_FOLD_ROWS) -> int:
         rolled_up[key] = EXACT.add(rolled_up[key], Decimal(part or 0))
     rows = [(*key, format(amount, "f"), format(rolled_up[key], "f")) for key, amount in sums.items()]
     raw_sql.execute_bulk(connection, _UPSERT_COUNTS, rows)
-    rollups.add(connection, amounts)
-    raw_sql.execute_bulk(connection, _DELETE_DELTAS, [(row_id,) for row_id in ids])
-    return len(ids)
+    rollups.add(connection, batch.amounts)
+    delta_rows.remove(connection, batch)
+    return Folded(len(batch.ids) + (batch.rest is not None), batch.is_full)
 
 
 def heal(connection: Connection) -> int:
@@ -115,11 +131,6 @@ def lock(connection: Connection) -> bool:
 # SQLite's only writer would be occupied for both times. All statements except the first have the parameters of
 # `raw_sql.bulk_parameters`.
 
-_READ_DELTAS = {
-    "sqlite": "SELECT json_group_array(json_array(id, data, origins)) FROM "
-    "(SELECT id, data, origins FROM tallies WHERE id > ? ORDER BY id LIMIT ?)",
-    "postgresql": "SELECT id, data, origins FROM tallies WHERE id > $1 ORDER BY id LIMIT $2",
-}
 _READ_COUNTS = {
     "sqlite": "SELECT json_group_array(json_array(c.cohort_id, c.quarter, c.metric, c.amount, c.rolled_up)) FROM json_each(?) AS j "
     "CROSS JOIN counts AS c ON c.cohort_id = j.value ->> 0 AND c.quarter = j.value ->> 1 AND c.metric = j.value ->> 2",
@@ -135,31 +146,6 @@ _UPSERT_COUNTS = {
     "SELECT * FROM unnest($1::int[], $2::int[], $3::text[], $4::text[], $5::text[]) "
     "ON CONFLICT (cohort_id, quarter, metric) DO UPDATE SET amount = excluded.amount, rolled_up = excluded.rolled_up",
 }
-_DELETE_DELTAS = {
-    "sqlite": "DELETE FROM tallies WHERE id IN (SELECT value ->> 0 FROM json_each(?))",
-    "postgresql": "DELETE FROM tallies WHERE id = ANY($1::bigint[])",
-}
-
-
-def read_events(connection: Connection, limit: int, after: int = -1) -> tuple[list[int], dict[CountedEvent, Decimal]]:
-    """Return the ids of the `limit` oldest rows of count deltas with an id above `after`, and the sums of their amounts."""
-    rows = raw_sql.rows(connection, _READ_DELTAS, after, limit)
-    integers: dict[CountedEvent, int] = {}
-    others: dict[CountedEvent, Decimal] = {}
-    for _, data, packed_origins in rows:
-        entries = orjson.loads(data)
-        # An older release stored no message time slots and link sets, so this list may be empty.
-        origins = orjson.loads(packed_origins) if packed_origins is not None else ((None, 0),) * len(entries)
-        for (cohort, slot, metric, amount), (sent, link_set) in zip(entries, origins, strict=True):
-            key = CountedEvent(cohort, slot, metric, sent, link_set)
-            if amount.isdecimal():  # Nearly all amounts are integers, and Python adds integers faster than decimals.
-                integers[key] = integers.get(key, 0) + int(amount)
-            else:
-                others[key] = EXACT.add(others.get(key, _ZERO), Decimal(amount))
-    amounts = {key: Decimal(amount) for key, amount in integers.items()}
-    for key, value in others.items():
-        amounts[key] = EXACT.add(amounts.get(key, _ZERO), value)
-    return [row_id for row_id, *_ in rows], amounts
 
 
 def read_unfolded(connection: Connection, limit: int, after: int = -1) -> tuple[list[int], Sums]:

@@ -39,7 +39,8 @@ from shortener.conversions.parsing import END_ACTION
 from shortener.ids import first_id_at
 from shortener.outbox.count_deltas import COST, TIME_SLOT_MS, sent_slot_of, time_to_click
 from shortener.reporting import rollups
-from shortener.reporting.counts import HAS_COST, IS_REVENUE, MAX_FOLD_ROWS, OF_MESSAGES, id_ranges, lock, read_events, time_slots
+from shortener.reporting.counts import HAS_COST, IS_REVENUE, MAX_FOLD_ROWS, OF_MESSAGES, id_ranges, lock, time_slots
+from shortener.reporting.delta_rows import read_events
 from shortener.reporting.rollup_data import EXACT
 from shortener.reporting.rollups import (
     Basis,
@@ -50,6 +51,7 @@ from shortener.reporting.rollups import (
     RollupKey,
     RollupSums,
     expand,
+    flatten,
     read_not_rolled_up,
     read_rollups,
 )
@@ -206,7 +208,7 @@ def _read(connection: Connection, within: range, sent_since: int, progress: Call
     expected: RollupSums = {}
     for target, events_of_target in ((expected, counted), (kept, pending)):
         expansion = Expansion(connection, events_of_target)
-        merge(target, expand(events_of_target, expansion))
+        merge(target, flatten(expand(events_of_target, expansion)))
         names |= expansion.names
     columns = count_groups.c
     for row in connection.execute(select(count_groups)):

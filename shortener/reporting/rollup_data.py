@@ -58,9 +58,9 @@ def dumps(amounts: Amounts) -> str:
     return orjson.dumps(amounts).decode()
 
 
-def amount_of(metric: str, amount: Decimal) -> int | str:
-    """Convert an amount to the form in which a row contains it: an integer, or a decimal string for money."""
-    return format(amount, "f") if metric.startswith(VALUE) else int(amount)
+def amounts_of(amounts: Mapping[str, int | Decimal]) -> Amounts:
+    """Convert amounts by metric to the form in which a row contains them: integers, and decimal strings for money."""
+    return {metric: amount if isinstance(amount, int) else format(amount, "f") for metric, amount in amounts.items()}
 
 
 def add_amounts(stored: Amounts, more: Mapping[str, int | str]) -> Amounts:

@@ -114,6 +114,10 @@ PeriodKey = tuple[int, int, int]
 #: The key of a rolled-up amount: group id, series, period and metric.
 RollupKey = tuple[int, int, int, str]
 RollupSums = dict[RollupKey, Decimal]
+#: Amounts by rolled-up period and metric. Amounts of money are decimals, and all others are integers.
+PeriodAmounts = dict[PeriodKey, dict[str, int | Decimal]]
+#: Amounts by cohort, time slot, link set and metric.
+_SlotAmounts = dict[tuple[int, int, int], dict[str, int | Decimal]]
 
 
 def read_cohorts(connection: Connection, ids: Collection[int]) -> dict[int, CohortName]:
@@ -144,9 +148,9 @@ class Expansion:
         self._groups: dict[tuple[int, int], tuple[tuple[int, ...], tuple[int, ...]]] = {}
         self.names: dict[int, GroupName] = {}
 
-    def groups(self, key: CountedEvent) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Return two lists of group ids for an event: the groups with Basis.EVENT, and the groups with Basis.SENT."""
-        pair = (key.cohort, key.link_set)
+    def groups(self, cohort: int, link_set: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return two lists of group ids for the events of a cohort and link set: groups with Basis.EVENT and with Basis.SENT."""
+        pair = (cohort, link_set)
         if (found := self._groups.get(pair)) is None:
             found = self._groups[pair] = self._find(*pair)
         return found
@@ -172,36 +176,44 @@ class Expansion:
         return tuple(group.id for group in event), tuple(group.id for group in sent)
 
 
-def expand(amounts: Mapping[CountedEvent, Decimal], expansion: Expansion) -> RollupSums:
-    """Return the sums to add to the rolled-up counts. If the time slot of the message is unknown, the amount counts only with
+def expand(amounts: Mapping[CountedEvent, Decimal], expansion: Expansion) -> PeriodAmounts:
+    """Return the amounts to add to the rolled-up counts. If the time slot of the message is unknown, an amount counts only with
     Basis.EVENT."""
-    # Nearly all amounts are integers, and Python adds integers faster than decimals.
-    integers: dict[tuple[int, int, int, str], int] = {}
-    others: dict[tuple[int, int, int, str], Decimal] = {}
-    for key, amount in amounts.items():
-        event, sent = expansion.groups(key)
-        keys = [(group, 0, key.slot, key.metric) for group in event]
-        if key.sent is not None:
-            keys += [(group, 1, key.sent, key.metric) for group in sent]
-        if key.metric.startswith(VALUE):
-            for quarter in keys:
-                others[quarter] = EXACT.add(others[quarter], amount) if quarter in others else amount
-        else:
-            number = int(amount)
-            for quarter in keys:
-                integers[quarter] = integers.get(quarter, 0) + number
-    sums: RollupSums = {}
-    numbers: dict[RollupKey, int] = {}
-    for (group, basis, slot, metric), number in integers.items():
-        for level, slots in enumerate(_SLOTS):
-            one = (group, basis * 3 + level, slot // slots, metric)
-            numbers[one] = numbers.get(one, 0) + number
-    for (group, basis, slot, metric), amount in others.items():
-        for level, slots in enumerate(_SLOTS):
-            one = (group, basis * 3 + level, slot // slots, metric)
-            sums[one] = EXACT.add(sums[one], amount) if one in sums else amount
-    sums |= {one: Decimal(number) for one, number in numbers.items()}
-    return sums
+    # First the sums by cohort, time slot and link set: the amounts of all their metrics belong to the same groups.
+    by_slot: tuple[_SlotAmounts, _SlotAmounts] = ({}, {})
+    for (cohort, slot, metric, sent, link_set), amount in amounts.items():
+        # Nearly all amounts are integers, and Python adds integers faster than decimals.
+        number = amount if metric.startswith(VALUE) else int(amount)
+        for slots_of_basis, at in zip(by_slot, (slot, sent), strict=True):
+            if at is not None:
+                _add(slots_of_basis.setdefault((cohort, at, link_set), {}), metric, number)
+    changes: PeriodAmounts = {}
+    for basis, slots_of_basis in enumerate(by_slot):
+        for (cohort, slot, link_set), of_slot in slots_of_basis.items():
+            groups = expansion.groups(cohort, link_set)[basis]
+            for level, slots in enumerate(_SLOTS):
+                for group in groups:
+                    key = (group, basis * 3 + level, slot // slots)
+                    if (of_period := changes.get(key)) is None:
+                        changes[key] = dict(of_slot)
+                        continue
+                    for metric, number in of_slot.items():
+                        _add(of_period, metric, number)
+    return changes
+
+
+def _add(sums: dict[str, int | Decimal], metric: str, amount: int | Decimal) -> None:
+    if (stored := sums.get(metric)) is None:
+        sums[metric] = amount
+    elif isinstance(amount, int):
+        sums[metric] = stored + amount
+    else:
+        sums[metric] = EXACT.add(Decimal(stored), amount)
+
+
+def flatten(changes: PeriodAmounts) -> RollupSums:
+    """Return amounts by rolled-up period and metric as one dictionary."""
+    return {(*key, metric): Decimal(amount) for key, amounts in changes.items() for metric, amount in amounts.items()}
 
 
 def add(connection: Connection, amounts: Mapping[CountedEvent, Decimal]) -> None:
@@ -209,24 +221,29 @@ def add(connection: Connection, amounts: Mapping[CountedEvent, Decimal]) -> None
     if not amounts:
         return
     expansion = Expansion(connection, amounts)
-    add_sums(connection, expand(amounts, expansion), expansion.names)
+    _add_changes(connection, expand(amounts, expansion), expansion.names)
 
 
 def add_sums(connection: Connection, sums: RollupSums, names: Mapping[int, GroupName]) -> None:
     """Add sums to the rolled-up counts.
 
     `names` contains the name of each group in `sums`, by group id. The caller must hold the lock of `counts.fold`."""
-    if not sums:
-        return
-    changes: dict[PeriodKey, Amounts] = {}
+    changes: PeriodAmounts = {}
     for (group, number, period, metric), amount in sums.items():
-        changes.setdefault((group, number, period), {})[metric] = rollup_data.amount_of(metric, amount)
-    for group, number, period, data in raw_sql.rows(connection, _READ, *raw_sql.bulk_parameters(connection, list(changes))):
+        changes.setdefault((group, number, period), {})[metric] = amount if metric.startswith(VALUE) else int(amount)
+    _add_changes(connection, changes, names)
+
+
+def _add_changes(connection: Connection, changes: PeriodAmounts, names: Mapping[int, GroupName]) -> None:
+    if not changes:
+        return
+    rows: dict[PeriodKey, Amounts] = {key: rollup_data.amounts_of(amounts) for key, amounts in changes.items()}
+    for group, number, period, data in raw_sql.rows(connection, _READ, *raw_sql.bulk_parameters(connection, list(rows))):
         key = (group, number, period)
-        changes[key] = rollup_data.add_amounts(rollup_data.loads(data), changes[key])
-    groups = sorted({key[0] for key in changes})
+        rows[key] = rollup_data.add_amounts(rollup_data.loads(data), rows[key])
+    groups = sorted({key[0] for key in rows})
     raw_sql.execute_bulk(connection, _ADD_GROUPS, [(group, *names[group]) for group in groups])
-    raw_sql.execute_bulk(connection, UPSERT, [(*key, rollup_data.dumps(data)) for key, data in changes.items()])
+    raw_sql.execute_bulk(connection, UPSERT, [(*key, rollup_data.dumps(data)) for key, data in rows.items()])
 
 
 def sum_periods(

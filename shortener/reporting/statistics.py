@@ -21,7 +21,8 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from sqlalchemy import BigInteger, ColumnElement, Connection, Select, Text, case, cast, func, select, type_coerce
 
 from shortener.outbox.link_sets import MAX_NAMES, OTHER
-from shortener.reporting.counts import read_events, time_slots
+from shortener.reporting.counts import time_slots
+from shortener.reporting.delta_rows import read_events
 from shortener.reporting.figures import VALUE, Figures
 from shortener.reporting.local_time import FIRST_DAY, SLOT_SECONDS, constant_offsets, days, local, local_time
 from shortener.reporting.queries import fetch_packed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -76,6 +77,45 @@ async def test_one_call_of_fold_processes_the_oldest_count_deltas_up_to_a_limit(
     assert await database.write(fold, 2) == 2
     assert sorted(cohort for cohort, _, _ in await database.read(read_counts)) == [1, 2]
     assert [await database.write(fold, 2) for _ in range(3)] == [2, 1, 0]
+
+
+async def test_one_run_of_fold_adds_the_amounts_of_few_origins_so_that_clicks_do_not_wait_for_the_writer(
+    database: Database,
+) -> None:
+    """A row can have hundreds of origins: a batch of clicks on messages that were sent at different times."""
+
+    def write_deltas(connection: Connection) -> None:
+        for row in range(3):
+            delta = CountDelta()
+            for sent in range(50):
+                for metric in ("clicks", "first_clicks"):
+                    delta.add_slots(1, NOON_SLOT, metric, NOON_SLOT - sent - row * 25, 0)
+            count_deltas.append(connection, row, delta)
+
+    def origins_left(connection: Connection) -> int:
+        return sum(len(row.origins) for row in connection.execute(select(schema.count_deltas))) // 2
+
+    await database.write(write_deltas)
+    left, runs = [150], 0
+    while (folded := await database.write(counts.fold_batch)).rows:
+        left.append(await database.read(origins_left))
+        assert folded.is_full == (left[-1] > 0)
+        runs += 1
+        assert await database.read(read_counts) == {
+            (1, NOON_SLOT, metric): Decimal(150 - left[-1]) for metric in ("clicks", "first_clicks")
+        }
+    assert max(before - after for before, after in itertools.pairwise(left)) == counts.MAX_FOLD_ORIGINS
+    assert await database.read(count_deltas_left) == 0
+
+
+async def test_one_run_of_fold_adds_many_rows_with_the_same_few_origins(database: Database) -> None:
+    def write_deltas(connection: Connection) -> None:
+        for row in range(counts.MAX_FOLD_ROWS + 10):
+            append_delta(connection, row, (row % 4, NOON, "clicks", 1))
+
+    await database.write(write_deltas)
+    assert await database.write(counts.fold_batch) == (counts.MAX_FOLD_ROWS, True)
+    assert await database.write(counts.fold_batch) == (10, False)
 
 
 async def test_folding_count_deltas_adds_amounts_of_money_exactly(database: Database) -> None:

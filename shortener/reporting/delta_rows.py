@@ -1,0 +1,124 @@
+"""This module reads and removes rows of count deltas (table `tallies`, `outbox/count_deltas.py`)."""
+
+# Tested by tests/reporting/test_counts.py
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+import orjson
+from sqlalchemy import Connection
+
+from shortener.reporting.rollup_data import EXACT
+from shortener.reporting.rollups import CountedEvent
+from shortener.storage import raw_sql
+
+#: The number of rows of count deltas that a batch reads first.
+FIRST_ROWS = 4
+
+_ZERO = Decimal()
+
+# The parameters of the statements are those of `raw_sql.bulk_parameters`, except for the first statement.
+_READ_DELTAS = {
+    "sqlite": "SELECT json_group_array(json_array(id, data, origins)) FROM "
+    "(SELECT id, data, origins FROM tallies WHERE id > ? ORDER BY id LIMIT ?)",
+    "postgresql": "SELECT id, data, origins FROM tallies WHERE id > $1 ORDER BY id LIMIT $2",
+}
+_DELETE_DELTAS = {
+    "sqlite": "DELETE FROM tallies WHERE id IN (SELECT value ->> 0 FROM json_each(?))",
+    "postgresql": "DELETE FROM tallies WHERE id = ANY($1::bigint[])",
+}
+_REPLACE_DELTA = {
+    "sqlite": "UPDATE tallies SET data = j.value ->> 1, origins = j.value ->> 2 FROM json_each(?) AS j "
+    "WHERE tallies.id = j.value ->> 0",
+    "postgresql": "UPDATE tallies AS t SET data = k.data, origins = k.origins "
+    "FROM unnest($1::bigint[], $2::text[], $3::text[]) AS k(id, data, origins) WHERE t.id = k.id",
+}
+
+
+class _EventSums:
+    """The sums of the amounts of count deltas, by counted event."""
+
+    def __init__(self) -> None:
+        self._integers: dict[CountedEvent, int] = {}
+        self._others: dict[CountedEvent, Decimal] = {}
+
+    def add(self, key: CountedEvent, amount: str) -> None:
+        if amount.isdecimal():  # Nearly all amounts are integers, and Python adds integers faster than decimals.
+            self._integers[key] = self._integers.get(key, 0) + int(amount)
+        else:
+            self._others[key] = EXACT.add(self._others.get(key, _ZERO), Decimal(amount))
+
+    def amounts(self) -> dict[CountedEvent, Decimal]:
+        amounts = {key: Decimal(amount) for key, amount in self._integers.items()}
+        for key, value in self._others.items():
+            amounts[key] = EXACT.add(amounts.get(key, _ZERO), value)
+        return amounts
+
+
+def _entries(data: str, packed_origins: str | None) -> Iterator[tuple[CountedEvent, str]]:
+    """Yield the counted event and the amount of each entry in a row of count deltas."""
+    entries = orjson.loads(data)
+    # An older release stored no message time slots and link sets, so this list may be empty.
+    origins = orjson.loads(packed_origins) if packed_origins is not None else ((None, 0),) * len(entries)
+    for (cohort, slot, metric, amount), (sent, link_set) in zip(entries, origins, strict=True):
+        yield CountedEvent(cohort, slot, metric, sent, link_set), amount
+
+
+class DeltaBatch(NamedTuple):
+    """Count deltas that `counts.fold_batch` adds in one run: the ids of the rows that it deletes, the sums of the amounts, the row
+    (id, data, origins) that replaces the last row if amounts of it are left, and whether a limit ended the batch."""
+
+    ids: list[int]
+    amounts: dict[CountedEvent, Decimal]
+    rest: tuple[int, str, str | None] | None
+    is_full: bool
+
+
+def read_batch(connection: Connection, limit: int, max_origins: int) -> DeltaBatch:
+    """Return the oldest count deltas, from at most `limit` rows, with at most `max_origins` origins."""
+    sums, ids, seen = _EventSums(), list[int](), set[tuple[int, int, int | None, int]]()
+    for row_id, data, packed_origins in _oldest_rows(connection, limit):
+        for number, (key, amount) in enumerate(_entries(data, packed_origins)):
+            origin = (key.cohort, key.slot, key.sent, key.link_set)
+            if origin not in seen and len(seen) >= max_origins:
+                rest, rest_of_origins = _skip(data, number), None if packed_origins is None else _skip(packed_origins, number)
+                return DeltaBatch(ids, sums.amounts(), (row_id, rest, rest_of_origins) if number else None, is_full=True)
+            seen.add(origin)
+            sums.add(key, amount)
+        ids.append(row_id)
+    return DeltaBatch(ids, sums.amounts(), None, is_full=len(ids) >= limit)
+
+
+def _oldest_rows(connection: Connection, limit: int) -> Iterator[Sequence[Any]]:
+    """Yield the `limit` oldest rows of count deltas. Few rows are read at first, because under load a row has some hundred amounts
+    and the caller needs only the first rows."""
+    after, size = -1, FIRST_ROWS
+    while limit > 0 and (rows := raw_sql.rows(connection, _READ_DELTAS, after, min(size, limit))):
+        yield from rows
+        after, limit, size = rows[-1][0], limit - len(rows), size * 8
+
+
+def _skip(packed: str, number: int) -> str:
+    """Return a JSON array without its first `number` elements."""
+    return orjson.dumps(orjson.loads(packed)[number:]).decode()
+
+
+def read_events(connection: Connection, limit: int, after: int = -1) -> tuple[list[int], dict[CountedEvent, Decimal]]:
+    """Return the ids of the `limit` oldest rows of count deltas with an id above `after`, and the sums of their amounts."""
+    rows = raw_sql.rows(connection, _READ_DELTAS, after, limit)
+    sums = _EventSums()
+    for _, data, packed_origins in rows:
+        for key, amount in _entries(data, packed_origins):
+            sums.add(key, amount)
+    return [row_id for row_id, *_ in rows], sums.amounts()
+
+
+def remove(connection: Connection, batch: DeltaBatch) -> None:
+    """Delete the rows of a batch, and replace the row of which amounts are left."""
+    if batch.ids:
+        raw_sql.execute_bulk(connection, _DELETE_DELTAS, [(row_id,) for row_id in batch.ids])
+    if batch.rest is not None:
+        raw_sql.execute_bulk(connection, _REPLACE_DELTA, [batch.rest])
