@@ -15,14 +15,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import shutil
 import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
 from shortener.cli.demo_traffic import fill_installation
-from tests.acceptance.portal.browser import Chromium, accept_invitation, chromium
+from tests.acceptance.portal.browser import Chromium, accept_invitation, browser_path, chromium
 from tests.acceptance.portal.shots import start
 
 DATA = Path("/tmp/shortener-portal-shots")
@@ -52,8 +51,8 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=390)
     parser.add_argument("--data", type=Path, default=DATA, help="folder of the demo installation")
     options = parser.parse_args()
-    if not shutil.which("chromium"):
-        sys.exit("chromium is not installed: apt-get install chromium")
+    if browser_path() is None:
+        sys.exit("Chromium is not installed: apt-get install chromium-headless-shell")
     if not (options.data / "shortener.db").exists():
         asyncio.run(fill_installation(options.data))
     server = start(options.data)

@@ -18,7 +18,7 @@ import itertools
 import os
 import shutil
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -88,8 +88,9 @@ def reset_logs() -> None:
     structlog.configure(processors=[*structlog.get_config()["processors"][:-1], renderer])
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests that need PostgreSQL with `postgresql` and tests of real processes with `acceptance`."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark tests that need PostgreSQL with `postgresql` and tests of real processes with `acceptance`. Order the tests of several
+    test processes with `mix_files`."""
     folder = Path(__file__).parent
     acceptance, command_line = f"{folder / 'acceptance'}{os.sep}", f"{folder / 'cli'}{os.sep}"
     for item in items:
@@ -102,6 +103,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         starts_processes = path.startswith(command_line) and fixtures & PROCESS_FIXTURES
         if path.startswith(acceptance) or starts_processes:
             item.add_marker("acceptance")
+    if hasattr(config, "workerinput"):
+        items[:] = mix_files(items, acceptance)
+
+
+def mix_files(items: Sequence[pytest.Item], acceptance: str) -> list[pytest.Item]:
+    """Return the tests file by file, with some other files between every two files of the folder `acceptance`.
+
+    The tests of `acceptance` often wait for other processes, and the others hardly ever do. So test processes that run both kinds
+    at the same time use all processors. The last quarter has none of `acceptance`, because its files take longest."""
+    files: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(str(item.path), []).append(item)
+    waiting = [file for file in files if file.startswith(acceptance)]
+    others = [file for file in files if not file.startswith(acceptance)]
+    between = len(others) * 3 // 4 // max(1, len(waiting))
+    order = []
+    for number, file in enumerate(waiting):
+        order += [file, *others[number * between : (number + 1) * between]]
+    order += others[len(waiting) * between :]
+    return [item for file in order for item in files[file]]
 
 
 class Clock:

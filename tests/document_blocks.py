@@ -38,12 +38,14 @@ def starts_receiver(block: str) -> bool:
     return "shortener listen" in block
 
 
-def runnable(block: str, server_port: int, receiver_port: int) -> str:
-    """Return a command block with the ports of the test, and with this Python instead of `.venv/bin`."""
+def runnable(block: str, server_port: int, receiver_port: int, command: str | None = None) -> str:
+    """Return a command block with the ports of the test, and with this Python instead of `.venv/bin`. `command` has the words that
+    start `shortener`."""
     python = shlex.quote(sys.executable)
+    command = command or f"{python} -m shortener"
     commands = {
-        "make run": f"{python} -m shortener serve",
-        ".venv/bin/shortener": f"{python} -m shortener",
+        "make run": f"{command} serve",
+        ".venv/bin/shortener": command,
         ".venv/bin/python": python,
     }
     text = re.sub("|".join(map(re.escape, commands)), lambda match: commands[match[0]], block)

@@ -6,7 +6,8 @@ child is a separate process in every respect: it has its own memory, event loop,
 
 `start` and `run` have the arguments and results of `subprocess.Popen` and `subprocess.run`. They start Python itself if the
 variable REAL_PROCESSES is set, as `make prove` does, or if the command has other variables of Python than the test process. Tests
-whose subject is a start, an import or the memory of a process use `subprocess` directly.
+whose subject is a start, an import or the memory of a process use `subprocess` directly. Shell scripts of tests start commands with
+the words of `shell_command` (fork_command.py).
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ import gc
 import importlib
 import json
 import os
+import secrets
 import selectors
+import shlex
 import signal
 import socket
 import struct
@@ -50,6 +53,7 @@ MODULES = (
 )
 STREAMS: Final = 3
 _LENGTH = struct.Struct("!I")
+_CREDENTIALS = struct.Struct("3i")  # process, user and group at the other end of a Unix socket
 
 
 def start(
@@ -96,6 +100,13 @@ def run(
     if check:
         done.check_returncode()
     return done
+
+
+def shell_command() -> str:
+    """Return the words with which a shell script starts `shortener`. The fork server ignores the script's variables of Python."""
+    if "REAL_PROCESSES" in os.environ:
+        return shlex.join([sys.executable, "-m", "shortener"])
+    return shlex.join([sys.executable, "-I", "-S", str(Path(__file__).with_name("fork_command.py")), _server().address])
 
 
 def _needs_real_start(env: Mapping[str, str]) -> bool:
@@ -197,11 +208,17 @@ class _Client:
 
     def __init__(self) -> None:
         self._connection, other = socket.socketpair()
-        command = [sys.executable, "-m", "tests.fork_server", str(other.fileno())]
+        self.address = f"shortener-tests-{os.getpid()}-{secrets.token_hex(8)}"
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(f"\0{self.address}")  # in Linux's abstract namespace, so it is no file
+        listener.listen()
+        descriptors = [other.fileno(), listener.fileno()]
+        command = [sys.executable, "-m", "tests.fork_server", *map(str, descriptors)]
         self._process = subprocess.Popen(
-            command, cwd=ROOT, pass_fds=[other.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+            command, cwd=ROOT, pass_fds=descriptors, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
         )
         other.close()
+        listener.close()
         self._lock = threading.Lock()
         atexit.register(self.stop)
 
@@ -267,14 +284,26 @@ def _receive(connection: socket.socket, size: int) -> bytes:
 # The following functions run in the fork server.
 
 
-def _serve(connection: socket.socket) -> list[str]:
-    """Fork a child for each request until the connection is closed, and then exit. In a child, return the words of its command."""
+def _serve(test: socket.socket, listener: socket.socket) -> list[str]:
+    """Fork a child for each request of the test process and of fork_command.py. In a child, return the words of its command. When
+    the test process has ended, exit."""
     children: dict[int, tuple[int, socket.socket]] = {}  # The process id and the status socket of each child, by its pidfd.
+    connections = [test]
     selector = selectors.DefaultSelector()
-    selector.register(connection, selectors.EVENT_READ)
+    selector.register(test, selectors.EVENT_READ)
+    selector.register(listener, selectors.EVENT_READ)
     while True:
         for key, _ in selector.select():
-            if key.fileobj is not connection:
+            if key.fileobj is listener:
+                accepted = listener.accept()[0]
+                credentials = accepted.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+                if _CREDENTIALS.unpack(credentials)[1] != os.getuid():
+                    accepted.close()  # a process of another user
+                    continue
+                connections.append(accepted)
+                selector.register(accepted, selectors.EVENT_READ)
+                continue
+            if not isinstance(connection := key.fileobj, socket.socket):
                 pidfd = key.fd
                 selector.unregister(pidfd)
                 pid, status = children.pop(pidfd)
@@ -285,15 +314,20 @@ def _serve(connection: socket.socket) -> list[str]:
                 continue
             head = _receive(connection, _LENGTH.size)
             if not head:
-                for pid, _ in children.values():
-                    os.kill(pid, signal.SIGKILL)
-                os._exit(0)
+                if connection is test:
+                    for pid, _ in children.values():
+                        os.kill(pid, signal.SIGKILL)
+                    os._exit(0)
+                selector.unregister(connection)
+                connections.remove(connection)
+                connection.close()
+                continue
             request = json.loads(_receive(connection, _LENGTH.unpack(head)[0]))
             _, descriptors, _, _ = socket.recv_fds(connection, 1, STREAMS + 1)
             pid = os.fork()
             if pid == 0:
                 selector.close()
-                for opened in (connection, *(status for _, status in children.values())):
+                for opened in (listener, *connections, *(status for _, status in children.values())):
                     opened.detach()  # `_become` closes the descriptors
                 return _become(request, descriptors)
             status = socket.socket(fileno=descriptors.pop())
@@ -319,14 +353,14 @@ def _become(request: dict[str, Any], descriptors: Sequence[int]) -> list[str]:
 
 
 def main() -> None:
-    connection = socket.socket(fileno=int(sys.argv[1]))
+    test, listener = (socket.socket(fileno=int(word)) for word in sys.argv[1:])
     for module in MODULES:
         importlib.import_module(module)
     gc.collect()
     gc.freeze()
     from shortener import __main__ as command
 
-    words = _serve(connection)
+    words = _serve(test, listener)
     sys.argv = [str(command.__file__), *words]
     sys.modules["__main__"].__package__ = "shortener"  # click finds the name of the program here
     command.main()

@@ -77,3 +77,21 @@ def test_a_command_with_other_variables_of_python_than_the_test_process_is_a_rea
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     done = fork_server.run(["--help"], environment_of(tmp_path / "data"), capture_output=True, text=True)
     assert done.stdout.startswith("customized")
+
+
+def test_a_shell_script_starts_a_command_with_its_own_folder_variables_streams_and_signals(
+    environment: dict[str, str], tmp_path: Path, sqlite_template: Path
+) -> None:
+    create_installation(tmp_path / "data", sqlite_template)
+    command = fork_server.shell_command()
+    script = (
+        f"{command} applications create Shop >/dev/null && {command} applications list | grep -c Shop; {command} stats --nothing"
+    )
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+    assert (done.returncode, done.stdout.strip()) == (2, "1")
+    assert "Usage: python -m shortener stats" in done.stderr
+    script = f"exec {command} serve --port {free_port()}"
+    with subprocess.Popen(["bash", "-c", script], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        wait_for_start(process)
+        process.terminate()
+        assert process.wait(PATIENCE) == 0

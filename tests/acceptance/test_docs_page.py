@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 
 import pytest
 
-from tests.acceptance.portal.browser import Chromium, chromium
+from tests.acceptance.portal.browser import Chromium, browser_path, chromium
 from tests.acceptance.process import Server
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
-        shutil.which("chromium") is None and shutil.which("chromium-browser") is None,
-        reason="SKIPPED: no browser for the page /docs (apt-get install chromium)",
+        browser_path() is None,
+        reason="SKIPPED: no browser for the page /docs (apt-get install chromium-headless-shell)",
     ),
 ]
 

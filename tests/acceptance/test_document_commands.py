@@ -21,6 +21,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests import fork_server
 from tests.cli.shell import create_installation
 from tests.conftest import new_postgresql_database
 from tests.document_blocks import DOCUMENTS, ROOT, runnable, shell_blocks, starts_receiver, starts_server
@@ -75,16 +76,24 @@ def wait_for_text(file: Path, text: str) -> None:
         threading.Event().wait(0.05)
 
 
+def is_background(block: str) -> bool:
+    return starts_server(block) or starts_receiver(block)
+
+
 @pytest.mark.parametrize("document", LIVE_DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_the_command_blocks_of_a_document_run_in_order(document: Path, tmp_path: Path) -> None:
     server_port, receiver_port = free_port(), free_port()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SHORTENER_")}
     environment |= {"SHORTENER_PORT": str(server_port), "PYTHONUNBUFFERED": "1"}
     environment["PYTHONPATH"] = str(ROOT)
-    blocks = [(block, runnable(block, server_port, receiver_port)) for block in shell_blocks(document)]
+    # What runs in the background is a real start, as its output is read while it runs.
+    blocks = [
+        (block, runnable(block, server_port, receiver_port, None if is_background(block) else fork_server.shell_command()))
+        for block in shell_blocks(document)
+    ]
     servers = [text for block, text in blocks if starts_server(block)]
     receivers = [text for block, text in blocks if starts_receiver(block)]
-    commands = [text for block, text in blocks if not starts_server(block) and not starts_receiver(block)]
+    commands = [text for block, text in blocks if not is_background(block)]
     server = servers[0] if servers else runnable("SHORTENER_ALLOW_PRIVATE_TARGETS=true make run", server_port, receiver_port)
     events = tmp_path / "events"
     (tmp_path / "config").symlink_to(ROOT / "config")
@@ -119,7 +128,7 @@ def plain_environment() -> dict[str, str]:
 
 def run_script(blocks: Sequence[str], folder: Path, environment: dict[str, str]) -> str:
     """Run command blocks one after the other with bash. Return what they printed."""
-    script = "set -euo pipefail\n" + "\n".join(runnable(block, 8000, 9000) for block in blocks)
+    script = "set -euo pipefail\n" + "\n".join(runnable(block, 8000, 9000, fork_server.shell_command()) for block in blocks)
     done = subprocess.run(["bash", "-c", script], cwd=folder, env=environment, capture_output=True, text=True, timeout=4 * PATIENCE)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
 import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,14 +13,14 @@ from typing import Any
 import pytest
 
 from shortener.cli.demo_traffic import fill_installation
-from tests.acceptance.portal.browser import Chromium, accept_invitation, chromium
+from tests.acceptance.portal.browser import Chromium, accept_invitation, browser_path, chromium
 from tests.acceptance.portal.shots import start
 from tests.acceptance.process import Server
 
 #: Skips the tests of this folder if Chromium is not installed.
 needs_browser = pytest.mark.skipif(
-    not (shutil.which("chromium") or shutil.which("chromium-browser")),
-    reason="CHROMIUM IS MISSING: no page of the portal is tested in a browser. Install it: apt-get install chromium",
+    browser_path() is None,
+    reason="CHROMIUM IS MISSING: no page of the portal is tested in a browser. Install it: apt-get install chromium-headless-shell",
 )
 
 

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from shortener.cli.demo_traffic import fill_installation
-from tests.acceptance.portal.browser import Chromium, accept_invitation, chromium
+from tests.acceptance.portal.browser import Chromium, accept_invitation, browser_path, chromium
 from tests.acceptance.process import Server
 from tests.servers import free_port
 
@@ -65,6 +65,6 @@ def shoot(browser: Chromium, url: str, state: object, width: int, theme: str, fo
 
 
 if __name__ == "__main__":
-    if not shutil.which("chromium"):
-        sys.exit("chromium is not installed: apt-get install chromium")
+    if browser_path() is None:
+        sys.exit("Chromium is not installed: apt-get install chromium-headless-shell")
     main()
