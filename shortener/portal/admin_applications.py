@@ -15,20 +15,39 @@ from starlette.responses import Response
 
 from shortener.accounts.administration import create_application, update_application
 from shortener.accounts.credentials import Credentials
-from shortener.accounts.directory import require_application
+from shortener.accounts.directory import Application, require_application
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.portal.destructive_actions import Question, ask, is_confirmed
+from shortener.portal.listing import download_short_list
 from shortener.portal.operators import Role
 from shortener.portal.page import NavigationItem, PortalPage, Visit
 from shortener.portal.repeats import new_form_id, perform_once
+from shortener.storage.types import to_iso
 
 PATH = "/portal/admin/applications"
 MAX_COMPANY_ID = 2**31 - 1
+_CSV_COLUMNS = ("application_id", "name", "enabled", "company_id", "domain", "gateway", "created_at")
 
 
 async def index(visit: Visit) -> Response:
-    """List all applications, with a form that creates one."""
+    """List all applications, with a form that creates one, or return the applications as CSV."""
+    if visit.is_csv:
+        return await download_short_list(
+            visit, "applications", _CSV_COLUMNS, [_csv_row(one) for one in visit.service.directory.applications()]
+        )
     return _page(visit)
+
+
+def _csv_row(application: Application) -> dict[str, Any]:
+    return {
+        "application_id": application.id,
+        "name": application.name,
+        "enabled": not application.disabled,
+        "company_id": application.company_id,
+        "domain": None if application.domain is None else application.domain.base_url + application.domain.path,
+        "gateway": None if application.gateway is None else application.gateway.name,
+        "created_at": to_iso(application.created_at),
+    }
 
 
 #: The effects of disabling an application.
@@ -129,6 +148,7 @@ PAGES = [
         index,
         change,
         role=Role.ADMIN,
+        csv=True,
         needs_recent_password=True,
         navigation=NavigationItem("Applications", "layers", 10, "installation"),
     ),

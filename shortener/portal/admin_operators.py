@@ -19,17 +19,38 @@ from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.portal import operators, sessions
 from shortener.portal.destructive_actions import Question, ask, is_confirmed
 from shortener.portal.invitation_url import link
+from shortener.portal.listing import download_short_list
 from shortener.portal.operators import Invitation, Operator, Role, parse_role
 from shortener.portal.page import NavigationItem, PortalPage, Visit
 from shortener.portal.repeats import new_form_id, perform_once
+from shortener.storage.types import to_iso
 
 PATH = "/portal/admin/operators"
 _ONE = f"{PATH}/{{id}}"
+_CSV_COLUMNS = ("name", "roles", "state", "second_factor", "created_at", "last_sign_in_at")
 
 
 async def index(visit: Visit) -> Response:
-    """List all operators, with the form for an invitation."""
+    """List all operators, with the form for an invitation, or return the operators as CSV."""
+    if visit.is_csv:
+        listed = await visit.service.database.read(operators.list_operators)
+        return await download_short_list(visit, "operators", _CSV_COLUMNS, [_csv_row(one) for one in listed])
     return await _list_page(visit)
+
+
+def _csv_row(operator: Operator) -> dict[str, Any]:
+    """Return the CSV columns of an operator. A role is `admin` for the whole installation, or `viewer:1` for the application 1."""
+    return {
+        "name": operator.name,
+        "roles": [
+            role.label if application == ALL_APPLICATIONS else f"{role.label}:{application}"
+            for application, role in operator.roles.items()
+        ],
+        "state": "disabled" if operator.is_disabled else "active" if operator.has_password else "invited",
+        "second_factor": operator.has_second_factor,
+        "created_at": to_iso(operator.created_at),
+        "last_sign_in_at": to_iso(operator.last_sign_in_at),
+    }
 
 
 async def _list_page(
@@ -250,6 +271,7 @@ PAGES = [
         index,
         invite,
         role=Role.ADMIN,
+        csv=True,
         needs_recent_password=True,
         navigation=NavigationItem("Operators", "users", 20, "installation"),
     ),

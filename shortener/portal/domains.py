@@ -19,19 +19,25 @@ from shortener.accounts.own_hosts import OwnHosts
 from shortener.delivery.guard import ForbiddenTarget, Guard, HostUnresolved
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.portal.destructive_actions import Question, ask, is_confirmed
+from shortener.portal.listing import download_short_list
 from shortener.portal.operators import Role
 from shortener.portal.page import NavigationItem, PortalPage, Visit
 from shortener.urls import host_of, parse_base_url
 
 MAX_URL_CHARACTERS = 2048
 MAX_LOOKUP_SECONDS = 2.0
+_CSV_COLUMNS = ("host", "base_url", "enabled", "default", "new_links", "fallback_url", "home_url")
 _LOOKUPS = Guard(allow_private=True)  # The guard resolves host names in its own threads, so a slow resolver delays nothing else.
 #: The form fields that contain JSON, each with the Python type of the parsed value and the name of this type in error texts.
 _ASSOCIATIONS = {"assetlinks": (list, "a JSON list"), "apple_app_site_association": (dict, "a JSON object")}
 
 
 async def index(visit: Visit) -> Response:
-    """List the domains, with a form that adds one."""
+    """List the domains, with a form that adds one, or return the domains as CSV."""
+    if visit.is_csv:
+        assert visit.application is not None
+        rows = [serialize_domain(domain, visit.application) for domain in visit.application.domains]
+        return await download_short_list(visit, "domains", _CSV_COLUMNS, rows)
     return _list_page(visit)
 
 
@@ -229,6 +235,7 @@ PAGES = [
         index,
         add,
         post_role=Role.MANAGER,
+        csv=True,
         all_applications=False,
         navigation=NavigationItem("Domains", "globe", 20, "setup"),
         needs_recent_password=True,

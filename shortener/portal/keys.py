@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection
@@ -23,11 +23,14 @@ from shortener.accounts.settings import DEFAULT_PERMISSIONS, PERMISSIONS
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.portal.destructive_actions import Question, ask, is_confirmed
 from shortener.portal.getting_started import first_call
+from shortener.portal.listing import download_short_list
 from shortener.portal.operators import Role
 from shortener.portal.page import NavigationItem, PortalPage, Visit
 from shortener.portal.repeats import new_form_id, perform_once
+from shortener.storage.types import to_iso
 
 MAX_NAME_CHARACTERS = 100
+_CSV_COLUMNS = ("kind", "id", "name", "hint", "permissions", "rate_limit", "created_at", "valid_until", "revoked_at")
 #: The choices in hours for how long the previous tracker token stays valid after a rotation, with their labels.
 OVERLAPS = {"0": "not at all", "1": "1 hour", "24": "24 hours", "168": "7 days"}
 
@@ -43,8 +46,24 @@ class NewSecret:
 
 
 async def keys(visit: Visit) -> Response:
-    """List the API keys, tracker tokens and postback keys of the application."""
+    """List the API keys, tracker tokens and postback keys of the application, or return them as CSV."""
+    if visit.is_csv:
+        rows = await visit.service.database.read(_read_csv_rows, visit.application_id, visit.now)
+        return await download_short_list(visit, "keys", _CSV_COLUMNS, rows)
     return await _page(visit)
+
+
+def _read_csv_rows(connection: Connection, application_id: int, now: datetime) -> list[dict[str, Any]]:
+    listed = {
+        "api_key": credentials.list_keys(connection, application_id),
+        "tracker_token": credentials.list_tokens(connection, application_id, now),
+        "postback_key": list_postback_keys(connection, application_id),
+    }
+    return [
+        {**row, "kind": kind, **{name: to_iso(row.get(name)) for name in ("created_at", "valid_until", "revoked_at")}}
+        for kind, rows in listed.items()
+        for row in rows
+    ]
 
 
 async def _page(visit: Visit, status: int = 200, *, created: NewSecret | None = None, error: ApiError | None = None) -> Response:
@@ -213,6 +232,7 @@ PAGES = [
         keys,
         change,
         role=Role.MANAGER,
+        csv=True,
         all_applications=False,
         navigation=NavigationItem("Keys", "key", 10, "setup"),
         needs_recent_password=True,

@@ -21,7 +21,7 @@ from shortener.logs import mask
 from shortener.portal.page import Visit
 from shortener.portal.router import csv_download
 from shortener.reporting.counts import slot_edges
-from shortener.reporting.csv_lists import PAGE_ROWS, ListPage, stream_csv
+from shortener.reporting.csv_lists import PAGE_ROWS, ListPage, format_lines, stream_csv
 from shortener.web.paging import Cursors
 
 ROWS = 50  # The number of rows on one page of a list.
@@ -156,6 +156,17 @@ async def download(visit: Visit, source: ListSource) -> Response:
     columns = ("local_time", *source.columns) if visit.application else ("application", "local_time", *source.columns)
     lines = stream_csv(read, serialize, columns)
     return csv_download(visit, await _checked(lines), source.noun)
+
+
+async def download_short_list(visit: Visit, noun: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Response:
+    """Return a list that its page shows completely, such as the trackers of an application, as CSV. Record the export in the audit
+    log. Names in `rows` that are not in `columns` are ignored."""
+    await visit.service.database.write(visit.audit, "list_exported", noun, after=exported_query(visit))
+
+    async def lines() -> AsyncIterator[bytes]:
+        yield format_lines([columns, *([row.get(name) for name in columns] for row in rows)])
+
+    return csv_download(visit, lines(), noun)
 
 
 def exported_query(visit: Visit) -> dict[str, str]:

@@ -14,6 +14,7 @@ from shortener.delivery.tracker_presenter import health_fields, tracker_fields
 from shortener.delivery.trackers import Tracker
 from shortener.errors import ApiError, ErrorCode
 from shortener.model import DeliveryStatus
+from shortener.portal.listing import download_short_list
 from shortener.portal.operators import Role
 from shortener.portal.page import NavigationItem, PortalPage, Visit
 
@@ -25,15 +26,23 @@ BREAKERS = {
     "half_open": ("testing again", "warn"),
     "recovering": ("catching up", "warn"),
 }
+#: The columns of the CSV: the fields of a tracker and of its health in the API.
+_CSV_COLUMNS = (
+    *("tracker_id", "name", "enabled", "disabled_reason", "url", "events", "method", "format", "created_at"),
+    *("breaker", "failures_in_row", "last_success_at", "last_failure_at", "pending", "dead"),
+)
 RECENT = 10  # The number of deliveries that the page of a tracker shows.
 
 
 async def trackers(visit: Visit) -> Response:
-    """List the trackers with their health."""
+    """List the trackers with their health, or return them as CSV."""
     listed = []
     for tracker in await visit.service.trackers.all(visit.application_id):
         backlog = await visit.service.deliveries.backlog(tracker.id, visit.now)
         listed.append((tracker, tracker_health(tracker, backlog, visit)))
+    if visit.is_csv:
+        rows = [{**tracker_fields(visit.service.settings, tracker), **health} for tracker, health in listed]
+        return await download_short_list(visit, "trackers", _CSV_COLUMNS, rows)
     return visit.render(
         "trackers.html", title="Trackers", trackers=listed, breakers=BREAKERS, is_deleted=visit.get("deleted") is not None
     )
@@ -110,6 +119,7 @@ PAGES = [
         "/portal/{app}/trackers",
         trackers,
         role=Role.SUPPORT,
+        csv=True,
         all_applications=False,
         navigation=NavigationItem("Trackers", "webhook", 10, "delivery", "t"),
     ),

@@ -130,7 +130,7 @@ async def test_an_export_of_a_portal_list_is_recorded_in_the_audit_log_and_has_m
     assert [row.after.get("numbers") for row in exported] == [None, "1"]
 
 
-@pytest.mark.parametrize("page", ["1/messages", "1/links", "1/campaigns", "1/deliveries", "admin/audit"])
+@pytest.mark.parametrize("page", ["1/messages", "1/links", "1/campaigns", "1/deliveries", "1/trackers", "admin/audit"])
 async def test_the_audit_log_row_of_an_export_has_a_masked_number_and_only_short_values_of_known_filters(
     service: Service, sign_in: SignIn, page: str
 ) -> None:
@@ -166,6 +166,40 @@ async def test_the_local_time_in_a_csv_export_is_in_the_time_zone_of_the_portal_
     rows = await demo.rows("/portal/1/clicks?period=28d&tz=Asia/Kolkata")
     assert rows
     assert all(row["local_time"].endswith("+05:30") for row in rows)
+
+
+async def test_the_lists_of_trackers_domains_keys_applications_and_operators_have_a_csv(demo: DemoPortal) -> None:
+    await demo.browser.post("/portal/1/domains", data={"domain": "https://go.brand.example"})
+    tracker = {"name": "=1+1", "url": "https://tracker.example/", "events": ["click"]}
+    headers = {"X-API-Key": demo.credentials.api_key}
+    assert (await demo.browser.post("/api/v1/trackers", json=tracker, headers=headers)).status_code == 201
+    paths = {
+        "/portal/1/trackers": "name",
+        "/portal/1/domains": "host",
+        "/portal/1/keys": "kind",
+        "/portal/admin/applications": "name",
+        "/portal/admin/operators": "name",
+    }
+    found = {}
+    for path, column in paths.items():
+        page = (await demo.browser.get(path)).text
+        assert f'<a class="csv" href="{path}.csv' in page, path
+        found[path] = [row[column] for row in await demo.rows(path)]
+    assert found["/portal/1/trackers"] == ["'=1+1"]
+    assert found["/portal/1/domains"] == ["go.brand.example"]
+    assert found["/portal/1/keys"] == ["api_key", "tracker_token"]
+    assert found["/portal/admin/applications"] == [one.name for one in demo.service.directory.applications()]
+    assert found["/portal/admin/operators"] == ["Ada"]
+    assert demo.credentials.api_key not in (await demo.browser.get("/portal/1/keys.csv")).text
+    exported = [row.object for row in await log(demo.service) if row.action == "list_exported"]
+    assert exported == ["trackers", "domains", "keys", "applications", "operators", "keys"]
+
+
+async def test_the_csv_of_a_list_requires_the_role_of_its_page(sign_in: SignIn) -> None:
+    viewer = await sign_in("Vera", Role.VIEWER, 1)
+    assert (await viewer.get("/portal/1/domains.csv")).status_code == 200
+    for path, status in (("1/trackers", 403), ("1/keys", 403), ("admin/applications", 404), ("admin/operators", 404)):
+        assert (await viewer.get(f"/portal/{path}.csv")).status_code == status, path
 
 
 @dataclass(frozen=True)
