@@ -150,6 +150,8 @@ def parse_conversion(parameters: Mapping[str, Any], now: datetime, warnings: tup
     return _Parser(parameters, now, warnings).report()
 
 
+#: Half of a surrogate pair, which JSON may contain as an escape such as \ud800.
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 #: Names that other systems give to the click id, without underscores. An error about a missing id mentions them.
 _OTHER_CLICK_ID_NAMES = frozenset(
     (
@@ -233,6 +235,10 @@ class _Parser:
                 return None
             text = text.replace("\x00", "").strip()
             self.warn(name, "the character NUL was removed")
+        if not text.isascii() and _LONE_SURROGATE.search(text):
+            # A database cannot store half of a surrogate pair. Its escape keeps different ids different.
+            text = text.encode("utf-8", "backslashreplace").decode()
+            self.warn(name, "a character that is half of a surrogate pair was replaced by its escape")
         if not text:
             return None
         if name in _STRICT and is_unexpanded(text):

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from email.message import Message
 from email.parser import BytesParser
+from email.utils import collapse_rfc2231_value
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -46,7 +47,8 @@ class ReportInput:
         for name, value in pairs:
             if name not in self.parameters:
                 if len(self.parameters) >= MAX_FORM_FIELDS:
-                    self.warnings.append(f"{name[:60]}: is beyond the first {MAX_FORM_FIELDS} parameters; the rest was not read")
+                    shown = name[:60].encode("utf-8", "backslashreplace").decode()  # JSON may contain half of a surrogate pair
+                    self.warnings.append(f"{shown}: is beyond the first {MAX_FORM_FIELDS} parameters; the rest was not read")
                     return
                 self.parameters[name] = value
             elif isinstance(present := self.parameters[name], RepeatedValues):
@@ -162,6 +164,18 @@ def _parse_form(content: bytes, found: ReportInput, what: str) -> list[tuple[str
     return pairs
 
 
+def _field_name(part: Message, found: ReportInput) -> str:
+    """Return the name of the field in a part of a multipart form, or "" if it has none.
+
+    Clients send names that are not ASCII as UTF-8. `Message.get_param` would replace their bytes in the original header."""
+    for header, value in part.raw_items():
+        if header.lower() == "content-disposition":
+            decoded = Message()
+            decoded[header] = found.decode(value.encode("ascii", "surrogateescape"), "body")
+            return collapse_rfc2231_value(decoded.get_param("name", "", header))
+    return ""
+
+
 def _parse_multipart(body: bytes, content_type: str, found: ReportInput) -> list[tuple[str, str]]:
     """Return the fields of a multipart form. Uploaded files are not fields."""
     head = f"Content-Type: {content_type}\r\n\r\n".encode("latin-1", "replace")
@@ -170,8 +184,8 @@ def _parse_multipart(body: bytes, content_type: str, found: ReportInput) -> list
         raise ApiError(ErrorCode.INVALID_REQUEST, "The body is not a multipart form with the boundary of its Content-Type.")
     pairs = []
     for part in parts[:MAX_FORM_FIELDS]:
-        name = part.get_param("name", header="content-disposition") if isinstance(part, Message) else None
-        if not isinstance(part, Message) or not isinstance(name, str) or not name:
+        name = _field_name(part, found) if isinstance(part, Message) else ""
+        if not isinstance(part, Message) or not name:
             continue
         if part.get_filename() is not None:
             found.warnings.append(f"{name[:60]}: is a file; it was not stored")

@@ -104,7 +104,10 @@ class SendSummaryFields(ResponseModel):
     queue_error_count: int = Field(
         description="Number of recipients that could not be queued. Always 0, because a call is queued completely or rejected."
     )
-    config_error_count: int = Field(description="Number of accepted recipients that are not sent, because there is no gateway.")
+    config_error_count: int = Field(
+        description="Number of recipients with the status config_error. Always 0, because a call without a gateway is accepted, "
+        "with `sent` false."
+    )
     db_error_count: int = Field(
         description="Number of recipients that could not be stored. Always 0, because a call is stored completely or rejected."
     )
@@ -211,7 +214,7 @@ def _response(entries: Sequence[Mapping[str, Any]], unknown: Sequence[str]) -> M
             "accepted_count": len(accepted),
             "blocked_count": len(entries) - len(accepted),
             "queue_error_count": 0,
-            "config_error_count": 0 if sent else len(accepted),
+            "config_error_count": 0,
             "db_error_count": 0,
         },
         "warnings": [*([] if sent or not accepted else [NOT_SENT]), *unknown[:MAX_UNKNOWN_FIELDS]],

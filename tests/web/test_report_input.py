@@ -93,6 +93,45 @@ async def test_a_conversion_report_combines_the_parameters_of_query_and_body(ser
     assert response.json()["error_code"] == "INVALID_REQUEST"
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["action", "transaction_id", "status", "disposition", "value", "currency", "timestamp", "click_id", "sub", "\\ud800"],
+)
+async def test_a_conversion_report_with_half_of_a_surrogate_pair_is_recorded(
+    service: Service, tracker: httpx.AsyncClient, name: str
+) -> None:
+    body = b'{"message_id": "m-1", "%s": "a\\ud800b"}' % name.encode()
+    response = await tracker.post("/api/v1/callback/action", content=body, headers={"Content-Type": "application/json"})
+    assert response.status_code == 200, response.text
+    assert len(await rows(service.database, schema.conversions)) == 1
+
+
+async def test_ids_with_different_halves_of_surrogate_pairs_stay_different(service: Service, tracker: httpx.AsyncClient) -> None:
+    for half, is_duplicate in ((b"\\ud800", False), (b"\\udfff", False), (b"\\uD800", True)):
+        body = b'{"message_id": "m-1", "transaction_id": "%s"}' % half
+        response = await tracker.post("/api/v1/callback/action", content=body)
+        assert response.json()["duplicate"] is is_duplicate, response.text
+        assert response.json()["warnings"]
+    unknown = await tracker.post("/api/v1/callback/action", content=b'{"message_id": "m-1\\ud800"}')
+    assert unknown.json()["error_code"] == "MESSAGE_NOT_FOUND"
+
+
+async def test_a_json_report_with_too_many_parameters_may_contain_half_of_a_surrogate_pair(tracker: httpx.AsyncClient) -> None:
+    names = b", ".join(b'"p%d": 1' % number for number in range(3000))
+    body = b'{"message_id": "m-1", %s, "\\ud800": 1}' % names
+    for at in (body, body.replace(b'"p', b'"\\ud800')):
+        response = await tracker.post("/api/v1/callback/action", content=at)
+        assert response.status_code == 200, response.text
+
+
+async def test_the_name_of_a_multipart_field_may_have_any_characters(service: Service, tracker: httpx.AsyncClient) -> None:
+    fields = {"message_id": "m-1", "übergabe": "1", "x[y]": "2"}
+    response = await tracker.post("/action", files={name: (None, value) for name, value in fields.items()})
+    assert response.status_code == 200, response.text
+    (row,) = await rows(service.database, schema.conversions)
+    assert row.metadata == {"übergabe": "1", "x[y]": "2"}
+
+
 async def test_the_html_entity_of_an_ampersand_is_accepted_as_a_separator_of_query_parameters(
     service: Service, tracker: httpx.AsyncClient
 ) -> None:

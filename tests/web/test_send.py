@@ -43,6 +43,9 @@ async def test_a_send_request_without_a_gateway_rewrites_the_text_and_warns_that
         assert result["body"] == f"Hi {result['links'][0]['short_url']}"
         assert any(warning.startswith("NOT_SENT") for warning in result["warnings"])
     assert await rows(service.database, schema.sends) == []
+    summary = found["summary"]
+    assert [result["status"] for result in found["results"]] == ["accepted", "accepted"]
+    assert summary["accepted_count"] == sum(value for name, value in summary.items() if name.endswith("_count")) == 2
 
 
 async def test_a_send_request_of_an_application_with_a_gateway_queues_the_messages_to_all_recipients(
