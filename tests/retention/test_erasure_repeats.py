@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Collection
+from datetime import timedelta
 from typing import Any
 
 import httpx
@@ -108,7 +109,7 @@ async def test_data_that_is_stored_shortly_after_an_erasure_is_deleted_when_the_
 
     def store_late(connection: Connection) -> None:
         """Store what a delivery attempt, a conversion report and a repeated rewrite store if they began before the erasure."""
-        rows = Rows(connection, clock())
+        rows = Rows(connection, clock() + timedelta(milliseconds=1))  # the service has created ids in this millisecond
         event = rows.event(message.row, data={"metadata": {"name": NAME}}, facts={"to_address": PHONE, "mt_price": "0.01"})
         rows.attempt(rows.delivery(event), answer=f"hello {NAME}")
         rows.conversion(message.row, metadata={"name": NAME})
