@@ -26,7 +26,7 @@ from pathlib import Path
 
 import uvloop
 
-from benchmarks import compare, deliveries, delivery_rig, growth, loads, operations, postgresql, rig, traffic
+from benchmarks import compare, deliveries, delivery_rig, filling, growth, loads, operations, postgresql, rig, traffic
 from benchmarks import mixed as mixed_load
 from benchmarks.rig import Figure, Load, Server
 
@@ -203,7 +203,7 @@ def _grown(run: Run, links: int) -> Iterator[tuple[str, Path, list[str]]]:
 
 def _short_run(url: str, folder: Path, codes: Sequence[str]) -> tuple[Load, float]:
     """Start a server and click on these links. Return the load and the server's memory in MiB."""
-    with rig.server(data_dir=str(folder), database_url=url, secret=growth.SECRET) as server:
+    with rig.server(data_dir=str(folder), database_url=url, secret=filling.SECRET) as server:
         for name, part, seconds in (
             ("warm_up", codes[:WARM_UP_CLICKS], SHORT_SECONDS / 2),
             ("many", codes[WARM_UP_CLICKS:], SHORT_SECONDS),

@@ -1,8 +1,8 @@
 """Size of a database with many links, and latency of clicks during a purge: python -m benchmarks.growth --links 1000000
 
 Fills an empty database of each engine with messages of one link each, created at even intervals over the last `--days`. Of these,
-`--clicked` per cent are clicked, with an event and a delivery. The rows are those of the service, written with the service's schema
-and bulk statements. Then it reports
+`--clicked` per cent are clicked, with an event and a delivery. The rows are those that the service would have written
+(filling.py). Then it reports
 
 - the bytes per link of every table and index,
 - the duration of a look-up of one code, and of 256 codes,
@@ -26,64 +26,34 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 import asyncpg
 import httpx
-import orjson
 from sqlalchemy import Connection, text
 
-from benchmarks import rig, traffic
+from benchmarks import filling, rig, traffic
+from benchmarks.filling import DAY_MS, RETENTION_DAYS
 from shortener.clicks import queries
 from shortener.clicks.hit_spool import HitSpool
 from shortener.clicks.resolver import Hit
 from shortener.container import open_service
-from shortener.ids import encode, first_id_at, new_message_id
+from shortener.ids import first_id_at
 from shortener.messages.codes import Codes
-from shortener.model import DeliveryStatus, HitFlag, State, Topic, Verdict
-from shortener.outbox.count_deltas import Cohorts
+from shortener.model import Verdict
 from shortener.redis.client import open_redis
 from shortener.redis.link_cache import CachedLink, RedisLinkCache
 from shortener.secret import Secret
 from shortener.settings import Settings
-from shortener.storage import schema
-from shortener.storage.bulk import BulkInsert
 from shortener.storage.database import Database
 from shortener.storage.open import open_database
 from shortener.storage.types import to_ms
 from tests.servers import PostgresProcess, RedisProcess
 
-SECRET = "the secret of a benchmark protects nothing 0123456789"
-BATCH_MESSAGES = 20_000  # messages per transaction
-RETENTION_DAYS = 90
-DAY_MS = 86_400_000
 DAILY_MESSAGES = 1_000_000  # the report compares the rate of the purge with this number of messages per day
 PURGE_TIMEOUT_SECONDS = 900  # maximum wait until the purge deletes the first messages
 CLIENTS, PAUSE_MS = 16, 20  # number of connections that send clicks, and their pause between two clicks
-
-insert_messages = BulkInsert(
-    schema.messages,
-    *("id", "application_id", "cohort_id", "message_id", "request_id", "external_request_id", "content_hash", "to_address"),
-    *("from_address", "sender_id_id", "sender_id_alias", "state", "created_at", "sent_at", "delivered_at", "encoding", "segments"),
-    "mt_price",
-)
-insert_first_clicks = BulkInsert(schema.first_clicks, "id", "at", "hit_id", "links")
-insert_links = BulkInsert(
-    schema.links,
-    *("id", "code", "message_id", "application_id", "cohort_id", "domain_id", "position", "flags", "url", "expires_at"),
-)
-insert_hits = BulkInsert(schema.hits, "id", "link_id", "at", "verdict", "rule", "flags", "address", "user_agent")
-insert_events = BulkInsert(
-    schema.events,
-    *("id", "application_id", "topics", "at", "message_id", "link_id", "hit_id", "facts", "fanned_out"),
-)
-insert_deliveries = BulkInsert(
-    schema.deliveries,
-    *("id", "event_id", "topic", "application_id", "tracker_id", "lane", "status", "attempt", "next_at", "created_at"),
-    *("finished_at", "last_status"),
-)
-insert_attempts = BulkInsert(schema.attempts, "id", "delivery_id", "attempt", "at", "milliseconds", "status", "answer")
 
 
 @dataclass
@@ -97,87 +67,6 @@ class Grown:
     look_up_ms: dict[str, float] = field(default_factory=dict)
     clicks: dict[str, rig.Load] = field(default_factory=dict)
     purged_per_second: float = 0.0  # messages purged per second, with all their rows
-
-
-class Rows:
-    """A writer of the rows of messages that are sent at intervals of `interval_ms` from `start_ms` on. `clicked` is the share of
-    clicked messages."""
-
-    def __init__(self, start_ms: int, interval_ms: float, clicked: float, cohort: int) -> None:
-        self._start_ms = start_ms
-        self._interval_ms = interval_ms
-        self._clicked = clicked
-        self._cohort = cohort
-        self._chance = random.Random(1)
-        self._codes = Codes(Secret(SECRET).code_salt, randbits=self._chance.getrandbits)
-        self.codes: list[str] = []
-        self._used: set[str] = set()
-
-    def _mint(self) -> str:
-        """Return a new link code. Random codes repeat in one of six runs of 10 million links, so used codes are skipped."""
-        while (code := self._codes.mint()) in self._used:
-            pass
-        self._used.add(code)
-        self.codes.append(code)
-        return code
-
-    def write(self, connection: Connection, first: int, count: int) -> None:
-        """Insert `count` messages, beginning with the message number `first`."""
-        messages, links, first_clicks, hits, events, deliveries, attempts = [], [], [], [], [], [], []
-        chance, cohort = self._chance, self._cohort
-        for number in range(first, first + count):
-            at = self._start_ms + int(number * self._interval_ms)
-            message = first_id_at(at) + number % 1000 * 4
-            link, code, to = message + 1, self._mint(), f"+1408{number % 10_000_000:07d}"
-            clicked_at = at + chance.randrange(10_000, 40_000_000) if chance.random() < self._clicked else None
-            hit = None if clicked_at is None else first_id_at(clicked_at) + number % 1_000_000
-            name, request = new_message_id(), new_message_id()
-            messages.append(
-                (message, 1, cohort, name, request, "", encode(chance.getrandbits(128), 22) + "0123456789", to, "18775550100",
-                 "EjihJOXWJE24O", "Gladiator", int(State.DELIVERED), at, at + 800, at + 2300, "GSM-7", 1, "0.0095")
-            )  # fmt: skip
-            url = f"https://shop.example/campaigns/spring?utm_source=sms&customer={number:08d}"
-            links.append((link, code, message, 1, cohort, 0, 0, 0, url, at + RETENTION_DAYS * DAY_MS))
-            if hit is None or clicked_at is None:
-                continue
-            first_clicks.append((message, clicked_at, hit, 1))
-            flags = int(HitFlag.FIRST_FOR_LINK | HitFlag.FIRST_FOR_MESSAGE)
-            hits.append((hit, link, clicked_at, int(Verdict.HUMAN), "browser", flags, "203.0.113.0", rig.PHONE))
-            facts = _facts(name, request, to, code, url)
-            topics = int(Topic.STATE | Topic.CLICK)
-            events.append((hit, 1, topics, clicked_at, message, link, hit, facts, True))
-            delivery, delivered = hit + 1, int(DeliveryStatus.DELIVERED)
-            deliveries.append(
-                (delivery, hit, int(Topic.STATE), 1, 1, "t1", delivered, 1, clicked_at, clicked_at, clicked_at + 40, 200)
-            )
-            attempts.append((delivery + 1, delivery, 1, clicked_at, 40, 200, "OK"))
-        for insert, rows in (
-            (insert_messages, messages),
-            (insert_links, links),
-            (insert_first_clicks, first_clicks),
-            (insert_hits, hits),
-            (insert_events, events),
-            (insert_deliveries, deliveries),
-            (insert_attempts, attempts),
-        ):
-            insert(connection, rows)
-
-
-def _facts(name: str, request: str, to: str, code: str, url: str) -> str:
-    """Return the JSON data of an event that the fan-out stores for the bodies of deliveries."""
-    facts = {
-        "timestamp": "2026-11-20T12:00:13.000Z", "application_id": 1, "company_id": None, "message_id": name,
-        "message_request_id": request, "external_message_request_id": "", "to_address": to, "phone_sha256": "0" * 64,
-        "from_address": "18775550100", "sender_id_id": "EjihJOXWJE24O", "sender_id_alias": "Gladiator", "new_state": "CLICKTHRU",
-        "reason_code": None, "reason_description": None, "report_status": None, "telecom_message_id": None, "fragments_count": 1,
-        "mt_price": "0.0095", "has_attachment": False, "campaign": "spring", "source": "api", "country": "US", "metadata": None,
-        "process_key": "D1021E43D3A0B6321A7516693399CBFD", "sent_at": None, "delivered_at": "2026-11-20T12:00:08.000Z",
-        "clicked_at": "2026-11-20T12:00:13.000Z", "seconds_since_sent": 12, "seconds_since_delivered": 5, "code": code,
-        "short_url": f"https://go.brand.example/{code}", "url": url, "label": None, "click_id": "08evQPmBgBc2qZqZEnt",
-        "verdict": "human", "verdict_reason": "browser", "user_agent": rig.PHONE, "first_for_link": True,
-        "first_for_message": True, "click_number": 1, "previous_state": "DELIVERED",
-    }  # fmt: skip
-    return orjson.dumps(facts).decode()
 
 
 @contextlib.contextmanager
@@ -195,27 +84,22 @@ def empty_database(engine: str, folder: Path) -> Iterator[str]:
 
 async def fill(url: str, folder: Path, links: int, days: int, clicked: float, found: Grown) -> list[str]:
     """Fill the database and measure its size and its look-ups. Return the codes, oldest first."""
-    service = await open_service(Settings(data_dir=folder, database_url=url, secret=SECRET))
+    service = await open_service(Settings(data_dir=folder, database_url=url, secret=filling.SECRET))
     await service.close(grace=1)
     database = await open_database(url, owner=True)
     try:
-        key = (1, "spring", "api", "US", 0)
-        cohort = (await database.write(lambda connection: Cohorts().get_ids(connection, {key})))[key]
-        start_ms = to_ms(datetime.now(UTC) - timedelta(days=days, hours=12))
-        rows = Rows(start_ms, days * DAY_MS / links, clicked, cohort)
         started = time.perf_counter()
-        for first in range(0, links, BATCH_MESSAGES):
-            await database.write(rows.write, first, min(BATCH_MESSAGES, links - first))
-            found.filled_per_second = links / (time.perf_counter() - started)
+        codes = await filling.fill_messages(database, links, days=days, clicked=clicked, now=datetime.now(UTC))
+        found.filled_per_second = links / (time.perf_counter() - started)
         found.bytes_per_link = await database.read(sizes, links)
-        found.look_up_ms = await look_up(database, rows.codes)
+        found.look_up_ms = await look_up(database, codes)
     finally:
         await database.close()
     if not url.startswith("sqlite"):
         connection = await asyncpg.connect(url)
         await connection.execute("VACUUM ANALYZE")
         await connection.close()
-    return rows.codes
+    return codes
 
 
 _SIZES = {
@@ -257,7 +141,7 @@ def clicks_during_a_purge(url: str, folder: Path, codes: Sequence[str], days: in
     random.Random(3).shuffle(alive)
     script = traffic.script(folder, "clicks", [f"/{code}" for code in alive[:200_000]])
     script.write_text(script.read_text() + f"function delay() return {PAUSE_MS} end\n")
-    settings = {"data_dir": str(folder), "database_url": url, "secret": SECRET, "purge_interval": "1"}
+    settings = {"data_dir": str(folder), "database_url": url, "secret": filling.SECRET, "purge_interval": "1"}
     for name, days_kept in (("without", 3650), ("with", RETENTION_DAYS)):
         retention = {f"{what}_retention_days": str(days_kept) for what in ("message", "hit", "event")}
         with rig.server(**settings, **retention) as server:
@@ -298,7 +182,7 @@ async def redis_sizes(links: int) -> dict[str, float]:
     try:
         now = to_ms(datetime.now(UTC))
         cache = RedisLinkCache(redis, "sms:01234567:", lambda: now)
-        codes = Codes(Secret(SECRET).code_salt)
+        codes = Codes(Secret(filling.SECRET).code_salt)
 
         def used() -> int:
             with contextlib.closing(process.client()) as client:

@@ -26,7 +26,7 @@ from typing import Any
 import httpx
 import uvloop
 
-from benchmarks import delivery_rig, growth, operations, rig, traffic
+from benchmarks import delivery_rig, filling, growth, operations, rig, traffic
 from benchmarks.rig import Figure
 from shortener.container import open_service
 from shortener.delivery.trackers import TrackerChanges
@@ -47,11 +47,11 @@ def measure(links: int, due: int, seconds: float, folder: Path | None) -> list[F
     with delivery_rig.receiver() as sink, operations.filled(links, folder, days=DAYS) as (url, place, codes):
         key = json.loads(operations.command(place, "keys", "create", "1", "--permission", "all", "--json"))["api_key"]
         tracker = asyncio.run(_make_due(url, place, sink.port, due))
-        expired = links * (DAYS - growth.RETENTION_DAYS) // DAYS
+        expired = links * (DAYS - filling.RETENTION_DAYS) // DAYS
         alive = codes[expired + links // DAYS :]
         random.Random(3).shuffle(alive)
         unused = iter(alive)
-        settings = {"data_dir": str(place), "database_url": url, "secret": growth.SECRET}
+        settings = {"data_dir": str(place), "database_url": url, "secret": filling.SECRET}
         with rig.server(**settings, **_kept_for(3650)) as server:
             warm_up = traffic.script(place, "warm-up", [f"/{next(unused)}" for _ in range(len(alive) // 4)])
             rig.wrk(server.base, warm_up, seconds=WARM_UP_SECONDS)
@@ -60,7 +60,7 @@ def measure(links: int, due: int, seconds: float, folder: Path | None) -> list[F
             alone, _ = _click(server, unused, rate, seconds)
         invited = json.loads(operations.command(place, "operators", "invite", "Ada", "--role", "admin", "--json"))
         with rig.server(
-            **settings, **_kept_for(growth.RETENTION_DAYS), purge_interval="1", delivery_recovery_rate="100000"
+            **settings, **_kept_for(filling.RETENTION_DAYS), purge_interval="1", delivery_recovery_rate="100000"
         ) as server:
             _click(server, unused, rate // 4, WARM_UP_SECONDS)
             growth.wait_for_the_first_purge(server)
@@ -102,7 +102,7 @@ def _click(server: rig.Server, codes: Iterator[str], rate: int, seconds: float) 
 
 async def _make_due(url: str, place: Path, port: int, count: int) -> int:
     """Add a tracker with `count` deliveries that are due, and disable it. Return its id."""
-    values: Any = {"data_dir": place, "database_url": url, "secret": growth.SECRET, "allow_private_targets": True}
+    values: Any = {"data_dir": place, "database_url": url, "secret": filling.SECRET, "allow_private_targets": True}
     service = await open_service(Settings(**values))
     try:
         tracker = await delivery_rig.add_tracker(service, 1, f"http://127.0.0.1:{port}/", concurrency=64)
