@@ -10,6 +10,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta, tzinfo
 from decimal import Decimal
 from functools import cache
+from pathlib import Path
 
 from shortener.storage.types import to_iso
 
@@ -94,9 +95,9 @@ def iso(at: datetime | None) -> str:
 
 @cache
 def _country_names() -> dict[str, str]:
-    from babel import Locale  # Babel is imported here, because it is large and only pages that show countries need it.
-
-    return dict(Locale("en").territories)
+    """Return the English name of each country by its ISO 3166 code. The names are those of Unicode's CLDR (LICENSE-unicode)."""
+    lines = Path(__file__).with_name("country_names.txt").read_text(encoding="utf-8").splitlines()
+    return {code: name for code, _, name in (line.partition(" ") for line in lines)}
 
 
 def country_name(code: str | None) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -54,7 +55,7 @@ class Renderer:
     """A renderer of pages. `pages` are all pages of the portal, from which it builds the navigation menu."""
 
     def __init__(self, pages: Sequence[PortalPage]) -> None:
-        self._environment = new_environment()
+        self._environment = environment()
         self._has_search = any(page.path == SEARCH_PATH for page in pages)
         self._navigation = sorted(
             (page for page in pages if page.navigation is not None),
@@ -113,8 +114,11 @@ class Renderer:
         return list(groups.values())
 
 
-def new_environment() -> Environment:
-    """Return the environment in which all templates of the portal are rendered."""
+@cache
+def environment() -> Environment:
+    """Return the environment in which all templates of the portal are rendered. It is the same for all installations.
+
+    The first call compiles all templates, which takes some hundred milliseconds. So make it in a thread."""
     environment = Environment(
         loader=PackageLoader("shortener.portal", "templates"),
         autoescape=True,
@@ -150,6 +154,8 @@ def new_environment() -> Environment:
         by_field=_by_field,
         browser=formats.browser,
     )
+    for name in environment.list_templates(extensions=["html"]):
+        environment.get_template(name)
     return environment
 
 

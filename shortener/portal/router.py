@@ -40,7 +40,7 @@ from shortener.portal.rendering import Renderer
 from shortener.portal.security import SAFE_METHODS, comes_from_portal, security_headers
 from shortener.portal.sessions import SEEN_INTERVAL, OperatorSession, find_expired, find_session, mark_seen
 from shortener.portal.signin import sign_in_again
-from shortener.portal.static_files import serve_static
+from shortener.portal.static_files import serve_static, static_files
 
 if TYPE_CHECKING:
     from shortener.container import Service
@@ -221,6 +221,12 @@ class Portal(PortalParts):
         )
         response.headers.update(headers)
         return response
+
+
+def load_portal(service: Service) -> Portal:
+    """Return the portal of a process. Before, load the templates and the static files, which would delay the first pages."""
+    static_files()
+    return Portal(service)
 
 
 class _PageEndpoint:

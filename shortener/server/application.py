@@ -11,6 +11,7 @@ Each response has the header X-Request-Id, and the log lines of the request cont
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any
@@ -58,6 +59,7 @@ class HttpApplication:
         self._base_host = urlsplit(service.settings.base_url).hostname or ""
         self._portal_host = urlsplit(service.settings.portal_url).hostname
         self._portal: Portal | None = None  # The portal is built when the first request for it arrives.
+        self._loading = asyncio.Lock()
         self._base_path = service.settings.base_path
         self.redirect = Redirect(
             service.recorder,
@@ -122,7 +124,8 @@ class HttpApplication:
                 await self.redirect(scope, send, code, domain.id if domain else None)
                 return
         if path.startswith(PORTAL_PREFIX) and self._serves_portal(path, host, domain):
-            await self._get_portal()(scope, receive, send)
+            portal = self._portal or await self._load_portal()
+            await portal(scope, receive, send)
             return
         page = pages.page_of(path, domain, self._home) if method in ("GET", "HEAD") else None
         if page is None and domain is not None:
@@ -148,12 +151,12 @@ class HttpApplication:
             return False
         return self._portal_host is None or split_host(host)[0] == self._portal_host
 
-    def _get_portal(self) -> Portal:
-        if self._portal is None:
-            from shortener.portal.router import Portal  # the portal is imported here, because most processes never serve it
-
-            self._portal = Portal(self.service)
-        return self._portal
+    async def _load_portal(self) -> Portal:
+        """Return the portal. Unless another request has built it meanwhile, build it in a thread, so that clicks do not wait."""
+        async with self._loading:
+            if self._portal is None:
+                self._portal = await asyncio.to_thread(_new_portal, self.service)
+            return self._portal
 
     def _is_api(self, path: str) -> bool:
         return path.partition("/")[2].partition("/")[0] in self._api_segments
@@ -208,6 +211,13 @@ class HttpApplication:
         await receive()
         await self.service.close()
         await send({"type": "lifespan.shutdown.complete"})
+
+
+def _new_portal(service: Service) -> Portal:
+    """Import the portal and build it. This takes a second of processor time in a new process."""
+    from shortener.portal.router import load_portal  # the portal is imported here, because most processes never serve it
+
+    return load_portal(service)
 
 
 @contextlib.asynccontextmanager

@@ -16,7 +16,6 @@ UNUSED = (
     "alembic",
     "argon2",
     "asyncpg",
-    "babel",
     "crawleruseragents",
     "jinja2",
     "maxminddb",

@@ -7,6 +7,7 @@ from itertools import pairwise
 from xml.etree import ElementTree
 from zoneinfo import ZoneInfo
 
+import phonenumbers
 import pytest
 
 from shortener.portal import formats
@@ -71,4 +72,9 @@ def test_numbers_shares_and_durations_are_formatted_for_people() -> None:
 def test_a_time_is_shown_in_the_time_zone_of_the_page() -> None:
     at = datetime(2026, 11, 20, 23, 30, tzinfo=UTC)
     assert formats.clock(at, ZoneInfo("Europe/Berlin")) == "21 Nov 2026, 00:30"
+
+
+def test_each_country_of_phone_numbers_has_an_english_name() -> None:
     assert (formats.country_name("DE"), formats.country_name(None), formats.country_name("ZZ1")) == ("Germany", "Unknown", "ZZ1")
+    assert (formats.country_name("CI"), formats.country_name("XK")) == ("Côte d’Ivoire", "Kosovo")
+    assert [code for code in phonenumbers.SUPPORTED_REGIONS if formats.country_name(code) == code] == []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,10 +14,13 @@ from shortener.container import Service
 from shortener.errors import StoreUnavailable
 from shortener.portal.operators import Role
 from shortener.portal.pages import MODULES, all_pages
+from shortener.portal.rendering import environment
+from shortener.portal.router import Portal, load_portal
 from shortener.portal.security import CONTENT_SECURITY_POLICY
 from tests.conftest import MakeService, client_of
 from tests.portal.conftest import SAME_ORIGIN, NewBrowser, SignIn
 
+PATIENCE_SECONDS = 30  # maximum time to load the portal on a busy machine
 TEMPLATES = Path(__file__).parents[2] / "shortener" / "portal" / "templates"
 
 
@@ -202,3 +207,36 @@ async def test_the_list_of_keyboard_shortcuts_is_on_each_page_unless_the_operato
     assert "<kbd>g</kbd> <kbd>d</kbd></dt><dd>Deliveries</dd>" in (await browser.get("/portal/1/")).text
     assert (await browser.post("/portal/me/preferences", data={"theme": "system"})).status_code == 303
     assert '<dialog class="card" id="shortcuts"' not in (await browser.get("/portal/1/")).text
+
+
+async def test_clicks_do_not_wait_while_the_first_page_of_a_process_loads_the_portal(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loading, may_continue = threading.Event(), threading.Event()
+    loads = 0
+
+    def load(service: Service) -> Portal:
+        nonlocal loads
+        loads += 1
+        loading.set()
+        assert may_continue.wait(PATIENCE_SECONDS)
+        return load_portal(service)
+
+    monkeypatch.setattr("shortener.portal.router.load_portal", load)
+    async with client_of(service) as client:
+        pages = [asyncio.create_task(client.get("/portal/signin")) for _ in range(2)]
+        assert await asyncio.to_thread(loading.wait, PATIENCE_SECONDS)
+        assert (await client.get("/0123456789")).status_code == 404
+        assert not any(page.done() for page in pages)
+        may_continue.set()
+        assert [(await page).status_code for page in pages] == [200, 200]
+    assert loads == 1
+
+
+def test_all_templates_are_compiled_before_the_first_page_is_rendered(monkeypatch: pytest.MonkeyPatch) -> None:
+    templates = environment()
+    monkeypatch.setattr(templates, "compile", lambda *arguments: pytest.fail("a template was compiled later"))
+    names = [file.name for file in TEMPLATES.glob("*.html")]
+    assert names
+    for name in names:
+        templates.get_template(name)
