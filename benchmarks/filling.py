@@ -34,6 +34,7 @@ BATCH_MESSAGES = 20_000  # messages per transaction
 RETENTION_DAYS = 90
 DAY_MS = 86_400_000
 MAX_CLICK_MS = 40_000_000  # each click follows its message within this time
+ALL_ORIGINS = 1_000_000_000  # no limit of the origins whose amounts a transaction folds, because no clicks wait
 DEVICE_DELTAS_PER_FOLD = 10  # count deltas of the device job that one transaction folds
 CAMPAIGN = "spring"
 DESTINATION = "https://shop.example/campaigns/spring"
@@ -148,7 +149,7 @@ class Rows:
             (count_deltas.insert, count_deltas.rows(self._ids(), delta)),
         ):
             insert(connection, rows)
-        counts.fold(connection)
+        counts.fold_batch(connection, max_origins=ALL_ORIGINS)
 
 
 def _facts(name: str, request: str, to: str, code: str, url: str) -> str:
@@ -183,6 +184,6 @@ async def fill_messages(database: Database, links: int, *, days: int, clicked: f
     for first in range(0, links, BATCH_MESSAGES):
         await database.write(rows.write, first, min(BATCH_MESSAGES, links - first))
     await DeviceCounter(database, IdGenerator(0)).catch_up(to_ms(now))
-    while await database.write(counts.fold, DEVICE_DELTAS_PER_FOLD):
+    while (await database.write(counts.fold_batch, DEVICE_DELTAS_PER_FOLD, ALL_ORIGINS)).rows:
         pass
     return rows.codes

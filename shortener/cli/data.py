@@ -71,7 +71,7 @@ async def verify(since: datetime | None, until: datetime | None, repair: bool, a
     --repair also creates the counts by time of sending, by destination and by label that older versions did not store.
     """
     from shortener.model import utcnow
-    from shortener.reporting import counts
+    from shortener.reporting import count_check
     from shortener.reporting.rollup_check import repair_rollups, verify_rollups
     from shortener.storage.integrity import find_damage
     from shortener.storage.references import find_orphans
@@ -85,13 +85,13 @@ async def verify(since: datetime | None, until: datetime | None, repair: bool, a
     settings = load_settings()
     now = utcnow()
     retention = timedelta(days=min(settings.message_retention_days, settings.hit_retention_days))
-    begin = since or counts.verifiable_since(now, kept=retention, link_ttl=timedelta(days=settings.link_ttl_days))
+    begin = since or count_check.verifiable_since(now, kept=retention, link_ttl=timedelta(days=settings.link_ttl_days))
     async with open_store() as database:
         progress("Checking the database for damage")
         damage = await database.read(partial(find_damage, thorough=True))
         end = until or now + timedelta(minutes=1)
         repaired = await database.write(repair_rollups, begin, end) if repair else 0
-        drifts = await database.read(counts.verify, begin, end, partial(progress, "Counting again"))
+        drifts = await database.read(count_check.verify, begin, end, partial(progress, "Counting again"))
         rolled_up = await database.read(verify_rollups, begin, end, partial(progress, "Comparing the rolled-up counts"))
         progress("Looking for rows without an owner")
         orphans = await find_orphans(database)

@@ -1,8 +1,9 @@
 """This module contains the only definition of the metric that counts a hit, for example `clicks` or `suspected_hits`.
 
 Three modules use this definition, and their counts must be equal. `clicks.batch` counts each hit that it stores.
-`clicks.verdicts.correction` moves the hit to another metric when its verdict changes. `reporting.counts` counts all rows again to
-verify the counts. `hit_metric` is the rule in Python, and `HIT_METRIC` is the same rule in SQL. Both are made from `_RULES`.
+`clicks.verdicts.correction` moves the hit to another metric when its verdict changes. `reporting.count_check` counts all rows
+again to verify the counts. `hit_metric` is the rule in Python, and `HIT_METRIC` is the same rule in SQL. Both are made from
+`_RULES`.
 """
 
 from __future__ import annotations

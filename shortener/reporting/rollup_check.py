@@ -1,20 +1,22 @@
 """This module verifies and repairs the rolled-up counts by counting all rows again.
 
-`verify` in `reporting/counts.py` verifies the counts themselves in the same way. The roll-ups are compared in each period that lies
+`count_check.py` verifies the counts themselves in the same way. The roll-ups are compared in each period that lies
 completely within the verified time. Some metrics are compared only as a sum: all buckets of the time from sending to click, because
 a report after the click may have changed the time of sending; and all devices and all browsers, because the user agent of a click
-may be erased. A migration introduced the counts by the time of sending, so older messages have none. `repair_rollups` corrects
-missing and wrong counts. It therefore creates the counts by the time of sending for older messages whose rows still exist.
+may be erased. The verification counts only these sums, which takes less time and memory. A migration introduced the counts by the
+time of sending, so older messages have none. `repair_rollups` corrects missing and wrong counts. It therefore creates the counts by
+the time of sending for older messages whose rows still exist.
 """
 
 # Tested by tests/reporting/test_rollups.py
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
@@ -34,26 +36,29 @@ from sqlalchemy import (
 )
 
 from shortener.clicks.device_counts import clicks_by_agent, device_metrics, last_counted_hit
-from shortener.clicks.hit_metrics import CLICKED_LINKS, HIT_METRIC, IS_CLICK, IS_FIRST_CLICK
+from shortener.clicks.hit_metrics import CLICKED_LINKS, CLICKED_MESSAGES, HIT_METRIC, IS_CLICK, IS_FIRST_CLICK
 from shortener.conversions.parsing import END_ACTION
 from shortener.ids import first_id_at
 from shortener.outbox.count_deltas import COST, TIME_SLOT_MS, sent_slot_of, time_to_click
-from shortener.reporting import rollups
-from shortener.reporting.counts import HAS_COST, IS_REVENUE, MAX_FOLD_ROWS, OF_MESSAGES, id_ranges, lock, time_slots
+from shortener.reporting import rollup_data, rollups
+from shortener.reporting.count_check import HAS_COST, IS_REVENUE, OF_MESSAGES, id_ranges
+from shortener.reporting.counts import MAX_FOLD_ROWS, lock, time_slots
 from shortener.reporting.delta_rows import read_events
 from shortener.reporting.rollup_data import EXACT
 from shortener.reporting.rollups import (
     Basis,
-    CountedEvent,
+    EventAmount,
     Expansion,
     GroupName,
     Level,
-    RollupKey,
-    RollupSums,
+    PeriodAmounts,
+    PeriodKey,
+    SlotSums,
+    add_amount,
     expand,
-    flatten,
     read_not_rolled_up,
-    read_rollups,
+    read_periods,
+    series,
 )
 from shortener.storage.database import upsert
 from shortener.storage.schema import (
@@ -73,9 +78,9 @@ from shortener.storage.types import from_ms
 #: The name of the value in the table `installation` that contains the first time slot whose messages have counts by time of
 #: sending. If there is no value, all messages have them.
 COUNTED_SINCE = "sent counts since"
-_ZERO = Decimal()
 _MERGED = ("ttc", "device", "browser")
-_MAX_GROUPS = 500  # The maximum number of groups whose rolled-up counts one statement reads.
+_MAX_GROUPS = 50  # The maximum number of groups whose rolled-up counts one statement reads.
+_SERIES = tuple(series(basis, level) for basis in Basis for level in Level)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +103,25 @@ def verify_rollups(
     """Count all rows again, and return each difference from the rolled-up counts, oldest first. Call this in one read transaction.
 
     `progress` is called with the number of finished steps. A step reads one range of rows."""
-    check = _read(connection, time_slots(since, until), counted_since(connection), progress)
+    check = _read(connection, time_slots(since, until), counted_since(connection), progress, is_merged=True)
+    kept, counted = check.kept, check.counted
+
+    def order(found: tuple[PeriodKey, str]) -> tuple[int, int, GroupName, str]:
+        (group, number, period), metric = found
+        return period * Level(number % 3).slots, number, check.names[group], metric
+
     return [
         RollupDifference(
-            check.names[group], Basis(number // 3), level, from_ms(period * level.slots * TIME_SLOT_MS), metric, kept, counted
+            check.names[group],
+            Basis(number // 3),
+            level,
+            from_ms(period * level.slots * TIME_SLOT_MS),
+            metric,
+            Decimal(kept.get(key, {}).get(metric, 0)),
+            Decimal(counted.get(key, {}).get(metric, 0)),
         )
-        for (group, number, period, metric), kept, counted in check.differences()
+        for key, metric in sorted(_differences(kept, counted), key=order)
+        for group, number, period in (key,)
         for level in (Level(number % 3),)
     ]
 
@@ -118,17 +136,19 @@ def repair_rollups(connection: Connection, since: datetime, until: datetime) -> 
     while rollups.heal(connection):
         pass
     within = time_slots(since, until)
-    check = _read(connection, within, min(counted_since(connection), within.start))
-    wrong = {key for key, _, _ in check.differences()}
-    changes: RollupSums = {}
+    check = _read(connection, within, min(counted_since(connection), within.start), is_merged=False)
+    changes: PeriodAmounts = {}
     for key in check.kept.keys() | check.counted.keys():
-        if _merge(key) in wrong and (change := EXACT.subtract(check.counted.get(key, _ZERO), check.kept.get(key, _ZERO))):
-            changes[key] = change
-    rollups.add_sums(connection, changes, check.names)
+        kept, counted = check.kept.get(key, {}), check.counted.get(key, {})
+        wrong = set(_different_metrics(_merge_metrics(kept), _merge_metrics(counted)))
+        for metric in kept.keys() | counted.keys():
+            if _merge_metric(metric) in wrong and (change := EXACT.subtract(counted.get(metric, 0), kept.get(metric, 0))):
+                changes.setdefault(key, {})[metric] = change if metric.startswith(rollup_data.VALUE) else int(change)
+    rollups.add_changes(connection, changes, check.names)
     statement = upsert(connection, installation).values(name=COUNTED_SINCE, value=str(within.start))
     if counted_since(connection) > within.start:
         connection.execute(statement.on_conflict_do_update(index_elements=["name"], set_={"value": str(within.start)}))
-    return len(changes)
+    return sum(len(metrics) for metrics in changes.values())
 
 
 def counted_since(connection: Connection) -> int:
@@ -140,95 +160,113 @@ def counted_since(connection: Connection) -> int:
 class _Check(NamedTuple):
     """The stored rolled-up counts, the results of counting all rows again, and the names of their groups."""
 
-    kept: RollupSums
-    counted: RollupSums
+    kept: PeriodAmounts
+    counted: PeriodAmounts
     names: dict[int, GroupName]
 
-    def differences(self) -> Iterator[tuple[RollupKey, Decimal, Decimal]]:
-        """Yield the key, the stored amount and the counted amount of each difference, oldest first. The metrics that cannot be
-        verified one by one are merged."""
-        kept, counted = _merge_metrics(self.kept), _merge_metrics(self.counted)
-        different = [key for key in kept.keys() | counted.keys() if kept.get(key, _ZERO) != counted.get(key, _ZERO)]
-        for key in sorted(different, key=self._order):
-            yield key, kept.get(key, _ZERO), counted.get(key, _ZERO)
 
-    def _order(self, key: RollupKey) -> tuple[int, int, GroupName, str]:
-        group, number, period, metric = key
-        return period * Level(number % 3).slots, number, self.names[group], metric
+def _differences(kept: PeriodAmounts, counted: PeriodAmounts) -> Iterator[tuple[PeriodKey, str]]:
+    """Yield the period and the metric of each amount that differs."""
+    for key in kept.keys() | counted.keys():
+        one, other = kept.get(key, {}), counted.get(key, {})
+        if one != other:
+            for metric in _different_metrics(one, other):
+                yield key, metric
 
 
-def _merge_metrics(sums: RollupSums) -> RollupSums:
-    merged: RollupSums = {}
-    for key, amount in sums.items():
-        one = _merge(key)
-        merged[one] = EXACT.add(merged.get(one, _ZERO), amount)
+def _different_metrics(kept: Mapping[str, int | Decimal], counted: Mapping[str, int | Decimal]) -> Iterator[str]:
+    return (metric for metric in kept.keys() | counted.keys() if kept.get(metric, 0) != counted.get(metric, 0))
+
+
+def _merge_metrics(amounts: Mapping[str, int | Decimal]) -> dict[str, int | Decimal]:
+    """Merge the metrics that cannot be verified one by one."""
+    merged: dict[str, int | Decimal] = {}
+    for metric, amount in amounts.items():
+        add_amount(merged, _merge_metric(metric), amount)
     return merged
 
 
-def _merge(key: RollupKey) -> RollupKey:
-    """Return the key under which a rolled-up count is compared, with its metric replaced by the merged metric."""
-    group, number, period, metric = key
+@lru_cache(maxsize=4096)
+def _merge_metric(metric: str) -> str:
     name = metric.partition(":")[0]
-    return group, number, period, name if name in _MERGED else metric
+    return name if name in _MERGED else metric
 
 
-def _read(connection: Connection, within: range, sent_since: int, progress: Callable[[int], None] = lambda steps: None) -> _Check:
-    counted: dict[CountedEvent, Decimal] = {}
-    for steps, amounts in enumerate(_count_rows(connection, within), 1):
+def _read(
+    connection: Connection,
+    within: range,
+    sent_since: int,
+    progress: Callable[[int], None] = lambda steps: None,
+    *,
+    is_merged: bool,
+) -> _Check:
+    """Read the stored rolled-up counts, and count all rows again. If `is_merged` is true, merge the metrics that cannot be verified
+    one by one."""
+    counted = SlotSums()
+    for steps, amounts in enumerate(_count_rows(connection, within, is_merged=is_merged), 1):
+        counted.add(amounts)
         progress(steps)
-        for key, amount in amounts:
-            counted[key] = EXACT.add(counted.get(key, _ZERO), amount)
+    pending = SlotSums()
     missing, _ = read_not_rolled_up(connection, within, 1 << 60)
-    pending: dict[CountedEvent, Decimal] = dict(missing)
-    after = -1
-    while True:
-        ids, unfolded = read_events(connection, MAX_FOLD_ROWS, after)
-        if not ids:
-            break
-        after = max(ids)
-        for key, amount in unfolded.items():
-            pending[key] = EXACT.add(pending.get(key, _ZERO), amount)
-    for key, amount in _count_pending_clicks(connection, within):
-        pending[key] = EXACT.add(pending.get(key, _ZERO), amount)
+    for amounts in (missing.items(), _read_deltas(connection), _count_pending_clicks(connection, within)):
+        pending.add(_merge_events(amounts) if is_merged else amounts)
 
+    compared = []  # The periods that are compared, for each series.
+    for number in _SERIES:
+        slots = Level(number % 3).slots
+        first = within.start if number < 3 else max(within.start, sent_since)
+        compared.append(range(-(-first // slots), within.stop // slots))
+
+    kept: PeriodAmounts = {}
+    expected: PeriodAmounts = {}
     names: dict[int, GroupName] = {}
-
-    def chosen(sums: Mapping[RollupKey, Decimal]) -> Iterator[tuple[RollupKey, Decimal]]:
-        for (group, number, period, metric), amount in sums.items():
-            slots = Level(number % 3).slots
-            first = within.start if number < 3 else max(within.start, sent_since)
-            if period * slots >= first and (period + 1) * slots <= within.stop:
-                yield (group, number, period, metric), amount
-
-    def merge(sums: RollupSums, more: Mapping[RollupKey, Decimal]) -> None:
-        for key, amount in chosen(more):
-            sums[key] = EXACT.add(sums.get(key, _ZERO), amount)
-
-    kept: RollupSums = {}
-    expected: RollupSums = {}
-    for target, events_of_target in ((expected, counted), (kept, pending)):
-        expansion = Expansion(connection, events_of_target)
-        merge(target, flatten(expand(events_of_target, expansion)))
+    for target, sums in ((expected, counted), (kept, pending)):
+        expansion = Expansion(connection, sums.pairs())
         names |= expansion.names
-    columns = count_groups.c
+        for key, of_period in expand(sums, expansion).items():
+            _, number, period = key
+            if period in compared[number]:
+                target[key] = of_period
     for row in connection.execute(select(count_groups)):
         names[row.id] = GroupName(row.application_id, row.kind, row.source, row.campaign, row.country, row.name)
-    groups = list(connection.scalars(select(columns.id)))
+    groups = list(names)
     for start in range(0, len(groups), _MAX_GROUPS):
-        merge(kept, read_rollups(connection, groups[start : start + _MAX_GROUPS]))
+        some = groups[start : start + _MAX_GROUPS]
+        for number, periods in zip(_SERIES, compared, strict=True):
+            for group, period, data in read_periods(connection, some, number, periods.start, periods.stop):
+                of_period = kept.setdefault((group, number, period), {})
+                for metric, amount in rollup_data.unpack(rollup_data.loads(data)).items():
+                    name = _merge_metric(metric) if is_merged else metric
+                    add_amount(of_period, name, amount if isinstance(amount, int) else Decimal(amount))
     return _Check(kept, expected, names)
 
 
-_Amounts = Iterator[tuple[CountedEvent, Decimal]]
+_Amounts = Iterable[EventAmount]
 
 
-def _count_rows(connection: Connection, within: range) -> Iterator[_Amounts]:
+def _merge_events(amounts: _Amounts) -> _Amounts:
+    for (cohort, slot, metric, sent, link_set), amount in amounts:
+        yield (cohort, slot, _merge_metric(metric), sent, link_set), amount
+
+
+def _read_deltas(connection: Connection) -> _Amounts:
+    """Yield the amounts that `counts.fold` has not added yet."""
+    after = -1
+    while True:
+        ids, amounts = read_events(connection, MAX_FOLD_ROWS, after)
+        if not ids:
+            return
+        after = max(ids)
+        yield from amounts.items()
+
+
+def _count_rows(connection: Connection, within: range, *, is_merged: bool) -> Iterator[_Amounts]:
     """Count all rows again. Yield the amounts that belong to the time slots `within`, by the time of the event or of its
-    message."""
+    message. If `is_merged` is true, count the metrics that cannot be verified one by one as a sum."""
 
     def rows(statement: Select[Any]) -> _Amounts:
         for cohort, slot, metric, sent, link_set, amount in connection.execute(statement):
-            yield CountedEvent(cohort, slot, metric, sent, link_set), Decimal(amount)
+            yield (cohort, slot, metric, sent, link_set), amount
 
     for id_range in id_ranges(connection, messages):
         for metric, at, amount in OF_MESSAGES:
@@ -248,10 +286,14 @@ def _count_rows(connection: Connection, within: range) -> Iterator[_Amounts]:
         .outerjoin(links, links.c.id == hits.c.link_id)
     )
     for id_range in id_ranges(connection, first_clicks):
-        each = _grouped(messages.c, first_clicks.c.at, literal("clicked_messages"), within, func.count(), of_hit)
-        yield rows(each.select_from(clicked).where(id_range))
-        each = _grouped(messages.c, first_clicks.c.at, literal("ttc"), within, None, of_hit)
-        yield _times_to_click(connection, each.select_from(clicked).where(id_range), first_clicks.c.at)
+        each = _grouped(messages.c, first_clicks.c.at, literal(CLICKED_MESSAGES), within, func.count(), of_hit)
+        each = each.select_from(clicked).where(id_range)
+        if is_merged:
+            yield _with_metrics(connection, each, CLICKED_MESSAGES, "ttc")
+        else:
+            yield rows(each)
+            each = _grouped(messages.c, first_clicks.c.at, literal("ttc"), within, None, of_hit)
+            yield _times_to_click(connection, each.select_from(clicked).where(id_range), first_clicks.c.at)
     of_links = join(hits, links, links.c.id == hits.c.link_id)
     last = last_counted_hit(connection)
     for id_range in id_ranges(connection, hits):
@@ -259,8 +301,13 @@ def _count_rows(connection: Connection, within: range) -> Iterator[_Amounts]:
         yield rows(of_hits.select_from(of_links).where(id_range, HIT_METRIC.is_not(None)))
         firsts = _grouped(_LinkColumns, hits.c.at, literal(CLICKED_LINKS), within, func.count(), of_hit)
         yield rows(firsts.select_from(of_links).where(id_range, IS_FIRST_CLICK, IS_CLICK, links.c.link_set_id.is_not(None)))
-        of_agents = clicks_by_agent().where(id_range, hits.c.id <= last, _is_within(hits.c.at, links.c.message_id, within))
-        yield _devices(connection, of_agents)
+        if is_merged:
+            of_country = literal("click_country:") + hits.c.country  # NULL, if the country is unknown
+            each = _grouped(_LinkColumns, hits.c.at, of_country, within, func.count(), of_hit).select_from(of_links)
+            yield _with_metrics(connection, each.where(id_range, hits.c.id <= last, IS_CLICK), None, "device", "browser")
+        else:
+            of_agents = clicks_by_agent().where(id_range, hits.c.id <= last, _is_within(hits.c.at, links.c.message_id, within))
+            yield _devices(connection, of_agents)
     joined = join(conversions, messages, messages.c.id == conversions.c.message_id)
     for id_range in id_ranges(connection, conversions):
         at = conversions.c.at
@@ -278,6 +325,14 @@ def _count_rows(connection: Connection, within: range) -> Iterator[_Amounts]:
         yield rows(each.select_from(joined).where(id_range, has_value, counted_as.is_not(None)))
 
 
+def _with_metrics(connection: Connection, statement: Select[Any], *metrics: str | None) -> _Amounts:
+    """Yield the amount of each row once for each of the metrics. None stands for the metric of the row, if it has one."""
+    for cohort, slot, own, sent, link_set, amount in connection.execute(statement):
+        for metric in metrics:
+            if (name := metric or own) is not None:
+                yield (cohort, slot, name, sent, link_set), amount
+
+
 class _LinkColumns:
     """The columns of a link that a query uses instead of the columns of its message."""
 
@@ -289,13 +344,13 @@ class _LinkColumns:
 def _devices(connection: Connection, statement: Select[Any]) -> _Amounts:
     for cohort, slot, user_agent, country, sent, link_set, amount in connection.execute(statement):
         for metric in device_metrics(user_agent, country):
-            yield CountedEvent(cohort, slot, metric, sent, link_set), Decimal(amount)
+            yield (cohort, slot, metric, sent, link_set), amount
 
 
 def _times_to_click(connection: Connection, statement: Select[Any], clicked_at: ColumnElement[Any]) -> _Amounts:
     times = [type_coerce(column, BigInteger) for column in (clicked_at, messages.c.sent_at, messages.c.created_at)]
     for cohort, slot, _, sent, link_set, *row in connection.execute(statement.add_columns(*times, messages.c.state)):
-        yield CountedEvent(cohort, slot, time_to_click(*row), sent, link_set), Decimal(1)
+        yield (cohort, slot, time_to_click(*row), sent, link_set), 1
 
 
 def _count_pending_clicks(connection: Connection, within: range) -> _Amounts:

@@ -18,7 +18,7 @@ import enum
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 from sqlalchemy import Connection, Integer, select
@@ -111,13 +111,12 @@ class GroupName(NamedTuple):
 
 #: The key of a rolled-up period: group id, series and period.
 PeriodKey = tuple[int, int, int]
-#: The key of a rolled-up amount: group id, series, period and metric.
-RollupKey = tuple[int, int, int, str]
-RollupSums = dict[RollupKey, Decimal]
 #: Amounts by rolled-up period and metric. Amounts of money are decimals, and all others are integers.
 PeriodAmounts = dict[PeriodKey, dict[str, int | Decimal]]
 #: Amounts by cohort, time slot, link set and metric.
 _SlotAmounts = dict[tuple[int, int, int], dict[str, int | Decimal]]
+#: The amount of an event: its key with the fields of CountedEvent, and the amount.
+EventAmount = tuple[tuple[int, int, str, int | None, int], int | Decimal]
 
 
 def read_cohorts(connection: Connection, ids: Collection[int]) -> dict[int, CohortName]:
@@ -137,14 +136,38 @@ def read_link_sets(connection: Connection, ids: Collection[int]) -> dict[int, li
     return {row.id: [(destination, label) for destination, label in row.links] for row in rows}
 
 
-class Expansion:
-    """A finder of the groups of rolled-up counts to which a counted event belongs. `names` contains the name of each group that was
-    found, by group id."""
+class SlotSums:
+    """Sums of amounts by cohort, time slot, link set and metric, for each basis. With Basis.EVENT, the time slot is that of the
+    event. With Basis.SENT, it is that of the message; an amount whose message has no known time slot is missing there.
 
-    def __init__(self, connection: Connection, keys: Iterable[CountedEvent]) -> None:
-        used = {(key.cohort, key.link_set) for key in keys}
-        self._cohorts = read_cohorts(connection, {cohort for cohort, _ in used})
-        self._link_sets = read_link_sets(connection, {link_set for _, link_set in used})
+    Many events share these keys, and all metrics of a key belong to the same groups. So `expand` needs much fewer steps for these
+    sums than for single events."""
+
+    def __init__(self, amounts: Iterable[EventAmount] = ()) -> None:
+        self.by_basis: tuple[_SlotAmounts, _SlotAmounts] = ({}, {})
+        self.add(amounts)
+
+    def add(self, amounts: Iterable[EventAmount]) -> None:
+        """Add the amounts of events."""
+        for (cohort, slot, metric, sent, link_set), amount in amounts:
+            # Nearly all amounts are integers, and Python adds integers faster than decimals.
+            number = amount if metric.startswith(VALUE) else int(amount)
+            for slots_of_basis, at in zip(self.by_basis, (slot, sent), strict=True):
+                if at is not None:
+                    add_amount(slots_of_basis.setdefault((cohort, at, link_set), {}), metric, number)
+
+    def pairs(self) -> set[tuple[int, int]]:
+        """Return each pair of a cohort and a link set that has an amount."""
+        return {(cohort, link_set) for cohort, _, link_set in self.by_basis[Basis.EVENT]}
+
+
+class Expansion:
+    """A finder of the groups of rolled-up counts to which an amount belongs. `pairs` are pairs of a cohort id and a link set id.
+    `names` contains the name of each group that was found, by group id."""
+
+    def __init__(self, connection: Connection, pairs: Collection[tuple[int, int]]) -> None:
+        self._cohorts = read_cohorts(connection, {cohort for cohort, _ in pairs})
+        self._link_sets = read_link_sets(connection, {link_set for _, link_set in pairs})
         self._groups: dict[tuple[int, int], tuple[tuple[int, ...], tuple[int, ...]]] = {}
         self.names: dict[int, GroupName] = {}
 
@@ -176,19 +199,10 @@ class Expansion:
         return tuple(group.id for group in event), tuple(group.id for group in sent)
 
 
-def expand(amounts: Mapping[CountedEvent, Decimal], expansion: Expansion) -> PeriodAmounts:
-    """Return the amounts to add to the rolled-up counts. If the time slot of the message is unknown, an amount counts only with
-    Basis.EVENT."""
-    # First the sums by cohort, time slot and link set: the amounts of all their metrics belong to the same groups.
-    by_slot: tuple[_SlotAmounts, _SlotAmounts] = ({}, {})
-    for (cohort, slot, metric, sent, link_set), amount in amounts.items():
-        # Nearly all amounts are integers, and Python adds integers faster than decimals.
-        number = amount if metric.startswith(VALUE) else int(amount)
-        for slots_of_basis, at in zip(by_slot, (slot, sent), strict=True):
-            if at is not None:
-                _add(slots_of_basis.setdefault((cohort, at, link_set), {}), metric, number)
+def expand(sums: SlotSums, expansion: Expansion) -> PeriodAmounts:
+    """Return the amounts to add to the rolled-up counts."""
     changes: PeriodAmounts = {}
-    for basis, slots_of_basis in enumerate(by_slot):
+    for basis, slots_of_basis in enumerate(sums.by_basis):
         for (cohort, slot, link_set), of_slot in slots_of_basis.items():
             groups = expansion.groups(cohort, link_set)[basis]
             for level, slots in enumerate(_SLOTS):
@@ -198,11 +212,12 @@ def expand(amounts: Mapping[CountedEvent, Decimal], expansion: Expansion) -> Per
                         changes[key] = dict(of_slot)
                         continue
                     for metric, number in of_slot.items():
-                        _add(of_period, metric, number)
+                        add_amount(of_period, metric, number)
     return changes
 
 
-def _add(sums: dict[str, int | Decimal], metric: str, amount: int | Decimal) -> None:
+def add_amount(sums: dict[str, int | Decimal], metric: str, amount: int | Decimal) -> None:
+    """Add the amount of a metric, which is an integer or an amount of money, to the sum of the metric."""
     if (stored := sums.get(metric)) is None:
         sums[metric] = amount
     elif isinstance(amount, int):
@@ -211,30 +226,19 @@ def _add(sums: dict[str, int | Decimal], metric: str, amount: int | Decimal) -> 
         sums[metric] = EXACT.add(Decimal(stored), amount)
 
 
-def flatten(changes: PeriodAmounts) -> RollupSums:
-    """Return amounts by rolled-up period and metric as one dictionary."""
-    return {(*key, metric): Decimal(amount) for key, amounts in changes.items() for metric, amount in amounts.items()}
-
-
 def add(connection: Connection, amounts: Mapping[CountedEvent, Decimal]) -> None:
     """Add amounts to the rolled-up counts of all their groups. The caller must hold the lock of `counts.fold`."""
     if not amounts:
         return
-    expansion = Expansion(connection, amounts)
-    _add_changes(connection, expand(amounts, expansion), expansion.names)
+    sums = SlotSums(amounts.items())
+    expansion = Expansion(connection, sums.pairs())
+    add_changes(connection, expand(sums, expansion), expansion.names)
 
 
-def add_sums(connection: Connection, sums: RollupSums, names: Mapping[int, GroupName]) -> None:
-    """Add sums to the rolled-up counts.
+def add_changes(connection: Connection, changes: PeriodAmounts, names: Mapping[int, GroupName]) -> None:
+    """Add amounts to the rolled-up counts.
 
-    `names` contains the name of each group in `sums`, by group id. The caller must hold the lock of `counts.fold`."""
-    changes: PeriodAmounts = {}
-    for (group, number, period, metric), amount in sums.items():
-        changes.setdefault((group, number, period), {})[metric] = amount if metric.startswith(VALUE) else int(amount)
-    _add_changes(connection, changes, names)
-
-
-def _add_changes(connection: Connection, changes: PeriodAmounts, names: Mapping[int, GroupName]) -> None:
+    `names` contains the name of each group in `changes`, by group id. The caller must hold the lock of `counts.fold`."""
     if not changes:
         return
     rows: dict[PeriodKey, Amounts] = {key: rollup_data.amounts_of(amounts) for key, amounts in changes.items()}
@@ -260,11 +264,17 @@ def sum_periods(
     `number` selects the series. `key_of` returns the key in `sums` for a group and a period. The table has one row for each group
     and period, with the amounts of all metrics. One row for each metric would let the database add up the amounts, but reading
     and sorting these rows would take five times as long as the addition in Python."""
-    for group, period, data in raw_sql.rows(connection, _READ_PERIODS, list(groups), number, start, stop):
+    for group, period, data in read_periods(connection, groups, number, start, stop):
         key = key_of(group, period)
         if (of_key := sums.get(key)) is None:
             of_key = sums[key] = PeriodSums()
         of_key.add(rollup_data.loads(data))
+
+
+def read_periods(connection: Connection, groups: Sequence[int], number: int, start: int, stop: int) -> Sequence[Sequence[Any]]:
+    """Return the group, the period and the data (for `rollup_data.loads`) of the periods from `start` (inclusive) to `stop`
+    (exclusive). `number` selects the series."""
+    return raw_sql.rows(connection, _READ_PERIODS, list(groups), number, start, stop)
 
 
 def heal(connection: Connection, limit: int = MAX_HEALED_ROWS) -> int:
@@ -365,20 +375,4 @@ _MARK_ROLLED_UP = {
     "postgresql": "UPDATE counts AS c SET rolled_up = c.amount "
     "FROM unnest($1::int[], $2::int[], $3::text[]) AS k(cohort_id, quarter, metric) "
     "WHERE c.cohort_id = k.cohort_id AND c.quarter = k.quarter AND c.metric = k.metric",
-}
-
-
-def read_rollups(connection: Connection, groups: Sequence[int]) -> RollupSums:
-    """Return all rolled-up counts of the groups with these ids."""
-    return {
-        (group, number, period, metric): Decimal(amount)
-        for group, number, period, data in raw_sql.rows(connection, _READ_GROUPS, list(groups))
-        for metric, amount in rollup_data.unpack(rollup_data.loads(data)).items()
-    }
-
-
-_READ_GROUPS = {
-    "sqlite": f"SELECT '[' || coalesce(group_concat({_ROW}), '') || ']' FROM json_each(?) AS j "
-    "CROSS JOIN rollups AS r ON r.group_id = j.value",
-    "postgresql": "SELECT group_id, series, period, data FROM rollups WHERE group_id = ANY($1::bigint[])",
 }

@@ -18,9 +18,10 @@
 Pending work is never deleted: an event that is not fanned out or has a pending delivery stays, and so does its message.
 
 Each batch is a transaction that deletes at most `purge_batch` rows, oldest first. It finds them by ranges of a primary key (ids
-grow with time) or by an index, never by a table scan. After each batch the purge pauses nine times as long as the batch took. A
-purge by command pauses only while clicks or messages arrive (`traffic.py`). An interrupted purge has deleted complete batches, and
-it deletes the rows of a message before the message itself, so the next purge can continue.
+grow with time) or by an index, never by a table scan. After each batch the purge pauses nine times as long as the batch took. While
+no clicks and no messages arrive (`traffic.py`), a purge by command does not pause, and its batches have up to 1,000 rows. An
+interrupted purge has deleted complete batches, and it deletes the rows of a message before the message itself, so the next purge
+can continue.
 """
 
 from __future__ import annotations
@@ -90,6 +91,8 @@ from shortener.storage.types import Instant, to_ms
 
 #: The pause after a batch, as a multiple of the duration of the batch. During the pause, the purge does not delay clicks.
 PAUSE_FACTOR = 9
+#: The maximum number of rows in a batch of a purge by command while no clicks and no messages arrive, if `purge_batch` is smaller.
+QUIET_BATCH_ROWS = 1000
 IDEMPOTENCY_RETENTION = timedelta(hours=24)
 AUDIT_RETENTION = timedelta(days=400)  # Rows of the audit log of the portal are deleted after this time.
 SESSION_RETENTION = timedelta(days=1)  # Sessions of operators are deleted this time after they have expired.
@@ -184,7 +187,11 @@ class Purge:
     async def batches(self, now: datetime, traffic: Traffic | None = None) -> AsyncIterator[PurgeResult]:
         """Run one transaction after the other and yield the result of each, until no row is left whose retention time has ended.
 
-        Pause after each batch. If `traffic` is not None, pause only while clicks or messages arrive."""
+        Pause after each batch. If `traffic` is not None, pause only while clicks or messages arrive, and use larger batches while
+        none arrive."""
+        settings = self._settings
+        large = settings.model_copy(update={"purge_batch": max(settings.purge_batch, QUIET_BATCH_ROWS)})
+        is_busy = traffic is None or await traffic.is_present()
         for name, kind in _KINDS.items():
             more = True
             while more:
@@ -192,15 +199,15 @@ class Purge:
                 started = time.monotonic()
                 try:
                     purged, self._reached[name], more = await self._database.write(
-                        _delete_batch, kind, self._settings, now, self._reached.get(name, 0)
+                        _delete_batch, kind, settings if is_busy else large, now, self._reached.get(name, 0)
                     )
                 except _ExpressionsMissing:
                     await load_expressions()
                     continue
                 duration = time.monotonic() - started
                 yield purged
-                must_pause = traffic is None or await traffic.is_present()
-                await asyncio.sleep(PAUSE_FACTOR * duration if must_pause else 0)
+                is_busy = traffic is None or await traffic.is_present()
+                await asyncio.sleep(PAUSE_FACTOR * duration if is_busy else 0)
 
 
 # Build the statements once: to build one takes longer than to run it, and would occupy the writer thread of SQLite.

@@ -10,7 +10,7 @@ The secret of an installation is not in its database, so the target must be serv
 
 from __future__ import annotations
 
-import hashlib
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -120,10 +120,11 @@ async def _copy_table(source: Database, target: Database, table: Table, total: i
     after = await target.read(_highest, table) if done else None
     if after is None:
         done = 0
-    while rows := await source.read(_page, table, after):
-        await target.write(insert, rows)
-        after = _key(table, rows[-1])
+    rows = await source.read(_page, table, after)
+    while rows:
         done += len(rows)
+        # Read the next rows while the target writes these.
+        rows, _ = await asyncio.gather(source.read(_page, table, _key(table, rows[-1])), target.write(insert, rows))
         progress(Progress(table.name, "copied", done, total))
 
 
@@ -132,9 +133,8 @@ async def _checksum(database: Database, table: Table, total: int, progress: Call
     result = _Checksum()
     while rows := await database.read(_page, table, after):
         after = _key(table, rows[-1])
-        hashes = result.hashes
-        for row in rows:
-            hashes += int.from_bytes(hashlib.blake2b(orjson.dumps(row), digest_size=8).digest())
+        # This process computes both checksums, so it can use Python's hash of 64 bits, which differs between processes.
+        hashes = result.hashes + sum(hash(orjson.dumps(row)) for row in rows)
         result = _Checksum(result.rows + len(rows), hashes % 2**64)
         progress(Progress(table.name, "compared", result.rows, total))
     return result

@@ -25,7 +25,7 @@ from shortener.messages.delivery_reports import DeliveryReport, DeliveryReportRe
 from shortener.model import State, Verdict
 from shortener.outbox import first_clicks
 from shortener.outbox.count_deltas import TIME_SLOT_MS, time_to_click_bucket, time_to_click_seconds
-from shortener.reporting.counts import verify
+from shortener.reporting.count_check import verify
 from shortener.reporting.rollup_check import verify_rollups
 from shortener.storage import schema
 from shortener.storage.types import from_ms

@@ -9,7 +9,7 @@ import pytest
 
 from shortener.clicks.pages import MAX_NAME_LENGTH, confirmation_page
 from shortener.container import Service
-from shortener.reporting.counts import verify
+from shortener.reporting.count_check import verify
 from shortener.storage import schema
 from tests.clicks.helpers import PHONE_HEADERS, change_settings, create_link, fetch_rows
 from tests.conftest import NOON, Clock

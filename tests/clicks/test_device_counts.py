@@ -15,7 +15,7 @@ from shortener.clicks.resolver import LinkResolver
 from shortener.container import Service
 from shortener.model import Verdict
 from shortener.outbox.count_deltas import CountDelta
-from shortener.reporting.counts import verify
+from shortener.reporting.count_check import verify
 from shortener.reporting.statistics import StatisticsFilter, totals
 from shortener.retention.erasure import erase_message
 from shortener.storage import schema

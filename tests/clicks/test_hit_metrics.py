@@ -10,7 +10,8 @@ from shortener.clicks.hit_metrics import HIT_METRIC, IS_CLICK, hit_metric
 from shortener.clicks.verdicts.correction import VerdictChange, apply_changes
 from shortener.container import Service
 from shortener.model import HitFlag, Verdict
-from shortener.reporting.counts import fold, verify
+from shortener.reporting.count_check import verify
+from shortener.reporting.counts import fold
 from shortener.storage import schema
 from tests.clicks.helpers import create_codes, fetch_rows, make_hit
 from tests.conftest import Clock

@@ -11,7 +11,7 @@ from netaddr import IPSet  # type: ignore[import-untyped]
 
 from shortener.clicks.networks import NetworkFileError, NetworkInfo, _read_record, open_networks
 from shortener.model import Verdict
-from shortener.reporting.counts import verify
+from shortener.reporting.count_check import verify
 from shortener.reporting.rollup_check import verify_rollups
 from shortener.storage import schema
 from tests.clicks.helpers import PHONE_HEADERS, create_link, fetch_rows

@@ -19,7 +19,7 @@ from shortener.errors import ApiError, StoreUnavailable
 from shortener.messages.delivery_reports import DeliveryReport
 from shortener.messages.item_plan import MAX_LINKS
 from shortener.model import HitFlag, State, Topic, Verdict
-from shortener.reporting.counts import verify
+from shortener.reporting.count_check import verify
 from shortener.retention.erasure import erase_message
 from shortener.storage import schema
 from shortener.storage.types import to_ms

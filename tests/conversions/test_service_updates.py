@@ -20,7 +20,8 @@ from shortener.errors import ApiError, ErrorCode
 from shortener.ids import ClickIds, IdGenerator
 from shortener.outbox import count_deltas
 from shortener.outbox.count_deltas import CountDelta
-from shortener.reporting.counts import fold, verify
+from shortener.reporting.count_check import verify
+from shortener.reporting.counts import fold
 from shortener.storage import schema
 from shortener.storage.database import Database
 from shortener.storage.types import to_ms

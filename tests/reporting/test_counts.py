@@ -16,8 +16,9 @@ from sqlalchemy import Connection, delete, func, insert, select, update
 from shortener.model import HitFlag, Verdict
 from shortener.outbox import count_deltas
 from shortener.outbox.count_deltas import TIME_SLOT_MS, CountDelta
-from shortener.reporting import counts
-from shortener.reporting.counts import CountDifference, fold, read_unfolded, time_slots, verifiable_since, verify
+from shortener.reporting import count_check, counts
+from shortener.reporting.count_check import CountDifference, verifiable_since, verify
+from shortener.reporting.counts import fold, read_unfolded, time_slots
 from shortener.reporting.rollup_data import EXACT
 from shortener.storage import schema
 from shortener.storage.database import Database
@@ -361,7 +362,7 @@ async def test_the_verification_of_counts_reports_a_missing_count(database: Data
         attempt.rollback()
         return differences
 
-    of_messages = {metric for metric, _, _ in counts.OF_MESSAGES}
+    of_messages = {metric for metric, _, _ in count_check.OF_MESSAGES}
     of_hits = {"clicks", "suspected_hits", "ignored_hits", "late_hits"}
     for metric in of_messages | of_hits | {"conversions", "value:EUR", "value:"}:
         differences = await database.write(lose, metric)
@@ -391,8 +392,8 @@ async def test_the_verification_of_counts_has_the_same_result_with_any_number_of
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await database.write(write_history)
-    monkeypatch.setattr(counts, "MAX_RECOUNT_ROWS", 1)
-    monkeypatch.setattr(counts, "MAX_RECOUNT_COHORTS", 1)
+    monkeypatch.setattr(count_check, "MAX_RECOUNT_ROWS", 1)
+    monkeypatch.setattr(count_check, "MAX_RECOUNT_COHORTS", 1)
     assert await recount(database) == []
     await database.write(fold)
     assert await recount(database) == []

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, delete, select, update
 from shortener.accounts.credentials import Credentials
 from shortener.container import Service
 from shortener.outbox.count_deltas import TIME_SLOT_MS
-from shortener.reporting import counts, rollups
+from shortener.reporting import count_check, counts, rollups
 from shortener.reporting.rollup_check import COUNTED_SINCE, repair_rollups, verify_rollups
 from shortener.reporting.rollup_data import HISTOGRAM
 from shortener.reporting.rollups import Basis, Level, split
@@ -45,7 +45,7 @@ async def differences(service: Service) -> list[Any]:
     """Return the counts and the rolled-up counts that differ from a recount of the rows."""
     now = service.clock()
     period = (now - 400 * DAY, now + DAY)
-    return [*await service.database.read(counts.verify, *period), *await service.database.read(verify_rollups, *period)]
+    return [*await service.database.read(count_check.verify, *period), *await service.database.read(verify_rollups, *period)]
 
 
 async def hit(client: httpx.AsyncClient, message: dict[str, Any], position: int = 0, headers: dict[str, str] | None = None) -> None:

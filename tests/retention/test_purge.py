@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -132,11 +133,12 @@ async def test_the_purge_pauses_nine_times_as_long_as_each_batch_took(database: 
 
 
 @pytest.mark.parametrize("is_present", [False, True])
-async def test_the_purge_command_pauses_only_while_clicks_or_messages_arrive(
+async def test_the_purge_command_pauses_and_deletes_in_small_batches_only_while_clicks_or_messages_arrive(
     database: Database, monkeypatch: pytest.MonkeyPatch, is_present: bool
 ) -> None:
-    await database.write(put, lambda rows: rows.complete_message(LONG_AGO))
+    await database.write(put, lambda rows: [rows.complete_message(LONG_AGO) for _ in range(3)])
     pauses: list[float] = []
+    totals = [0]
     sleep = asyncio.sleep
 
     async def pause(seconds: float) -> None:
@@ -148,9 +150,10 @@ async def test_the_purge_command_pauses_only_while_clicks_or_messages_arrive(
 
     monkeypatch.setattr(Traffic, "is_present", check)
     monkeypatch.setattr(asyncio, "sleep", pause)
-    await purge(database, SETTINGS, NOW)
+    await purge(database, SETTINGS, NOW, lambda so_far: totals.append(so_far.rows))
     monkeypatch.undo()
     assert any(pauses) == is_present
+    assert (max(after - before for before, after in pairwise(totals)) <= SETTINGS.purge_batch) == is_present
 
 
 async def test_the_purge_reports_the_total_of_deleted_rows_after_each_batch(database: Database) -> None:
@@ -170,7 +173,11 @@ async def test_a_message_with_more_rows_than_a_batch_is_deleted_in_several_batch
                 rows.hit(link, NOW - DAY)
 
     await database.write(put, build)
-    assert await purge(database, SETTINGS, NOW) == PurgeResult(messages=1, links=3, hits=36)
+    total = PurgeResult()
+    async for batch in Purge(database, SETTINGS).batches(NOW):
+        assert batch.rows <= SETTINGS.purge_batch
+        total.add(batch)
+    assert total == PurgeResult(messages=1, links=3, hits=36)
 
 
 async def test_the_purge_keeps_a_message_while_one_of_its_links_is_active(database: Database) -> None:

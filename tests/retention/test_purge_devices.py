@@ -9,7 +9,7 @@ import pytest
 
 from shortener.clicks import user_agents
 from shortener.container import Service
-from shortener.reporting.counts import verify
+from shortener.reporting.count_check import verify
 from shortener.reporting.hits import HitFilter, list_hits
 from shortener.reporting.statistics import StatisticsFilter, totals
 from shortener.retention.purge import PurgeResult, purge

@@ -15,7 +15,7 @@ from shortener.accounts.administration import create_application
 from shortener.container import Service, open_service
 from shortener.errors import StoreUnavailable
 from shortener.messages.rewrite_item import RewriteItem
-from shortener.reporting import counts
+from shortener.reporting import count_check, counts
 from shortener.settings import Settings
 from shortener.storage import schema
 from shortener.storage.copy import BATCH_ROWS, CopyError, Progress, copy, is_unfinished
@@ -116,7 +116,7 @@ async def test_a_copy_contains_all_rows_and_the_service_continues_on_the_target_
     ]
     for database in (source, target):
         await database.write(counts.fold)
-        assert await database.read(counts.verify, NOON - timedelta(hours=1), NOON + timedelta(hours=1)) == []
+        assert await database.read(count_check.verify, NOON - timedelta(hours=1), NOON + timedelta(hours=1)) == []
     await target.close()
 
     # The target service uses the same folder and so the same secret.

@@ -19,7 +19,7 @@ import pytest
 from sqlalchemy import Connection, MetaData, Table, text
 
 from shortener.container import Service, open_service
-from shortener.reporting import counts
+from shortener.reporting import count_check, counts
 from shortener.reporting.rollup_check import verify_rollups
 from shortener.settings import Settings
 from shortener.storage import migrate as module
@@ -155,7 +155,7 @@ def _convert(value: Any, kind: type) -> Any:
 
 async def _drifts(service: Service, now: Clock) -> list[Any]:
     begin, end = NOON.replace(year=2026, month=1), now.forward(minutes=1)
-    found: list[Any] = list(await service.database.read(counts.verify, begin, end))
+    found: list[Any] = list(await service.database.read(count_check.verify, begin, end))
     return [*found, *await service.database.read(verify_rollups, begin, end), *await find_orphans(service.database)]
 
 

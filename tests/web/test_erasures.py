@@ -10,7 +10,7 @@ from sqlalchemy import text
 from shortener.accounts.administration import create_application
 from shortener.container import Service
 from shortener.redis.link_cache import NoLinkCache
-from shortener.reporting.counts import verify
+from shortener.reporting.count_check import verify
 from tests.clicks.helpers import PHONE_HEADERS as PHONE
 from tests.clicks.helpers import create_link as link
 from tests.conftest import NOON, Clock, client_of

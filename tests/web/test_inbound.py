@@ -13,7 +13,7 @@ from shortener.container import Service
 from shortener.messages.balances import change_balance
 from shortener.messages.prices import set_price
 from shortener.model import Topic
-from shortener.reporting import counts, rollup_check
+from shortener.reporting import count_check, counts, rollup_check
 from shortener.storage import schema
 from tests.conftest import NOON, client_of
 from tests.factory import rows
@@ -150,5 +150,5 @@ async def test_the_statistics_contain_the_cost_of_messages_and_the_recount_finds
     by_country = (await client.get("/api/v1/sms/stats/by-country", params={"since": "2026-11-20", "until": until})).json()
     assert {row["country"]: row["cost"] for row in by_country["countries"]} == {"US": "0.025", "GG": "0.025"}
     day = NOON.replace(hour=0), NOON.replace(day=21, hour=0)
-    assert await service.database.read(counts.verify, *day) == []
+    assert await service.database.read(count_check.verify, *day) == []
     assert await service.database.read(rollup_check.verify_rollups, *day) == []

@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 from shortener.accounts.credentials import Credentials
 from shortener.container import Service
 from shortener.reporting import event_list, hits
-from shortener.reporting.counts import verify
+from shortener.reporting.count_check import verify
 from shortener.reporting.event_list import EventFilter, list_events
 from shortener.reporting.hits import HIT_METRICS, HitFilter, list_hits
 from shortener.reporting.messages import MESSAGE_METRICS, MessageFilter, list_messages

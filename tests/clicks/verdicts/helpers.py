@@ -7,7 +7,7 @@ from typing import Any
 from shortener.clicks.verdicts.reclassify import ReclassifyResult
 from shortener.container import Service
 from shortener.model import HitFlag, Topic
-from shortener.reporting.counts import verify
+from shortener.reporting.count_check import verify
 from shortener.reporting.rollup_check import verify_rollups
 from shortener.storage import schema
 from tests.clicks.helpers import PHONE_HEADERS, fetch_rows, make_hit

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, update
 from shortener.clicks.verdicts import correction, reclassify
 from shortener.container import Service
 from shortener.model import State, Topic, Verdict
-from shortener.reporting.counts import verify
+from shortener.reporting.count_check import verify
 from shortener.retention.erasure import erase_message
 from shortener.retention.purge import purge
 from shortener.storage import schema

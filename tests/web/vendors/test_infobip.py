@@ -13,7 +13,8 @@ from shortener.container import Service
 from shortener.messages.balances import change_balance
 from shortener.messages.prices import set_price
 from shortener.messages.render import NOT_SENT
-from shortener.reporting.counts import fold, verify
+from shortener.reporting.count_check import verify
+from shortener.reporting.counts import fold
 from shortener.storage import schema
 from shortener.web.vendors.infobip import InfobipResponse
 from shortener.web.vendors.infobip_conversions import ConversionRateResponse
