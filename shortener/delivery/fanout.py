@@ -6,8 +6,8 @@ body from the facts, even days later. An event without subscribers gets no facts
 For a tracker that the service disabled because of a 410 response, deliveries are created and wait.
 
 The first click of a message also creates an event `conversion` with the action `clickthru`, if the setting `click_conversion` of
-the application permits it. This event is delivered to the trackers that subscribe to conversions. It is not stored in the table
-`conversions`, so no statistics count it.
+the application permits it. This event is delivered to the trackers that subscribe to conversions, after the state event. It is not
+stored in the table `conversions`, so no statistics count it.
 
 A suspected hit, which probably comes from a program, creates deliveries only for trackers with `with_suspected`, and never changes
 the state of the message.
@@ -59,6 +59,10 @@ MAX_EVENTS, MAX_EVENTS_WHILE_BUSY = 200, 50
 #: and 200 events of an application with 100 trackers would create 20,000 deliveries, which takes more than half a second. The next
 #: transactions process the events of other applications first, so that these events are not delayed.
 MAX_DELIVERIES = 1000
+
+#: A tracker that receives both events of a first click gets the conversion this much later, because a tracker receives several
+#: requests at the same time: without the delay, the conversion could arrive before the state event.
+CLICK_CONVERSION_DELAY_MS = 500
 
 # Plain numbers, because each operation on a member of an enumeration of flags takes a microsecond.
 _STATE, _CLICK, _CONVERSION, _SUSPECTED = (topic.value for topic in (Topic.STATE, Topic.CLICK, Topic.CONVERSION, Topic.SUSPECTED))
@@ -214,7 +218,7 @@ class Fanout:
             # Syniverse documents that a click creates "a click-thru and then a conversion event".
             rows += [
                 (self._ids(), event.id, _CONVERSION, event.application_id, one.tracker, None, f"t{one.tracker}",
-                 _PENDING, 0, now, now)
+                 _PENDING, 0, now + (CLICK_CONVERSION_DELAY_MS if one.topics & _STATE else 0), now)
                 for one in subscriptions
                 if one.has_click_conversions
             ]  # fmt: skip

@@ -8,7 +8,7 @@ from structlog.testing import capture_logs
 from shortener.accounts.administration import create_application, update_application
 from shortener.container import Service
 from shortener.delivery import fanout, fanout_queries
-from shortener.delivery.fanout import requeue_events
+from shortener.delivery.fanout import CLICK_CONVERSION_DELAY_MS, requeue_events
 from shortener.delivery.trackers import NewTracker
 from shortener.errors import StoreUnavailable
 from shortener.ids import encode
@@ -285,6 +285,26 @@ async def conversions_of_clicks(service: Service, chosen: str | None) -> list[in
     await service.fanout.flush()
     found = await rows(service.database, schema.deliveries)
     return [row.tracker_id for row in found if row.topic == Topic.CONVERSION.value]
+
+
+async def test_a_tracker_receives_the_state_event_of_a_first_click_before_the_conversion(
+    service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
+) -> None:
+    await make_tracker(receiver.url("/both"), "state", "conversion", format="scg")
+    await make_tracker(receiver.url("/conversion"), "conversion", format="scg")
+    await story.first_click(await story.message())
+    await service.fanout.flush()
+    await service.dispatcher.flush()
+    assert sorted((request.target, request.json["event"]["evt-tp"]) for request in receiver.requests) == [
+        ("/both", "message_state_change"),
+        ("/conversion", "conversion"),
+    ]
+    clock.forward(milliseconds=CLICK_CONVERSION_DELAY_MS)
+    await service.dispatcher.flush()
+    assert [request.json["event"]["evt-tp"] for request in receiver.requests if request.target == "/both"] == [
+        "message_state_change",
+        "conversion",
+    ]
 
 
 @pytest.mark.parametrize(("chosen", "expected"), [(None, ["scg"]), ("scg", ["scg"]), ("all", ["scg", "json"]), ("off", [])])
