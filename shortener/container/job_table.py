@@ -7,6 +7,9 @@ An interval is the pause of a job after a run that found nothing to do.
 
 from __future__ import annotations
 
+import asyncio
+import time
+
 from shortener.accounts.directory import Directory
 from shortener.clicks.cache_repair import INTERVAL_SECONDS as CACHE_REPAIR_INTERVAL_SECONDS
 from shortener.clicks.cache_repair import MIN_INTERVAL_SECONDS as CACHE_REPAIR_MIN_INTERVAL_SECONDS
@@ -34,7 +37,7 @@ SPOOL_INTERVAL_SECONDS = 0.5  # Pause of the job that writes hits from Redis to 
 ROLLUPS_INTERVAL_SECONDS = 10.0  # Pause of the job that adds counts of an older release to the roll-ups.
 ROLLUPS_MIN_INTERVAL_SECONDS = 0.1  # The pause between two transactions of the roll-up job, so that clicks are not delayed.
 COUNTS_INTERVAL_SECONDS = 1.0  # Pause of the job that adds count deltas to the counts.
-COUNTS_MIN_INTERVAL_SECONDS = 0.01  # The pause between two full batches of count deltas, in which clicks are written.
+COUNTS_PAUSE_FACTOR = 3  # After a full batch of count deltas, the pause is this many times as long as the batch took.
 LINK_UPDATES_INTERVAL_SECONDS = 2.0  # Pause of the job that continues the link updates of processes that have ended.
 REPLAYS_INTERVAL_SECONDS = 0.5  # Pause of the job that replays dead deliveries.
 REPLAYS_MIN_INTERVAL_SECONDS = 0.05  # The pause between two batches of replays, so that clicks are not delayed.
@@ -62,7 +65,7 @@ def build_jobs(
     database, clock, settings = foundation.database, foundation.clock, foundation.settings
     jobs = Jobs(foundation.supervisor)
     jobs.add(Job("directory", DIRECTORY_INTERVAL_SECONDS, lambda: _refresh(foundation.directory)))
-    jobs.add(Job("counts", COUNTS_INTERVAL_SECONDS, lambda: _fold_counts(database), min_interval=COUNTS_MIN_INTERVAL_SECONDS))
+    jobs.add(Job("counts", COUNTS_INTERVAL_SECONDS, lambda: _fold_counts(database)))
     jobs.add(
         Job(
             "rollups",
@@ -134,6 +137,10 @@ async def _announce_expiring_keys(foundation: Foundation) -> int:
 
 async def _fold_counts(database: Database) -> int:
     """Add a batch of count deltas to the counts. Return 0 if the batch is not full, so that the job pauses for a second. The next
-    commit then adds all deltas of this second."""
+    commit then adds all deltas of this second. Pause after a full batch, because clicks need the database too."""
+    started = time.monotonic()
     folded = await database.write(counts.fold_batch)
-    return folded.rows if folded.is_full else 0
+    if not folded.is_full:
+        return 0
+    await asyncio.sleep(COUNTS_PAUSE_FACTOR * (time.monotonic() - started))
+    return folded.rows
