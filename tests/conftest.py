@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import filecmp
 import functools
+import gc
 import inspect
 import itertools
 import os
@@ -64,6 +65,7 @@ settings.load_profile("complete")
 
 def pytest_configure(config: pytest.Config) -> None:
     """Put the temporary folders of tests into memory, unless the command line or the environment sets another folder."""
+    gc.disable()  # until all tests are collected
     if folder := memory_folder():
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(folder))
     reset_logs()

@@ -44,10 +44,12 @@ def share_compiled_statements() -> None:
 
 
 def collect_garbage_rarely() -> None:
-    """Exclude all objects that exist now from garbage collection, and collect the garbage of tests less often."""
-    gc.collect()
+    """Exclude all objects that exist now from garbage collection, and collect the garbage of tests less often.
+
+    Until then, garbage collection is disabled, because it would examine the collected tests again and again."""
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)
+    gc.enable()
 
 
 #: The number of objects that a full collection may have to examine, about 10 ms.

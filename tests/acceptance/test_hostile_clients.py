@@ -122,36 +122,42 @@ def numbered(begin: bytes, end: bytes) -> bytes:
     raise AssertionError
 
 
-MANY_FIELDS = b"{" + b",".join(b'"p%d":1' % number for number in range(150)) + b"},"
-HOSTILE = {
-    "empty objects in messages": ("/api/v1/rewrite", fill(b'{"messages":[', b"{},", b"{}]}")),
-    "unknown fields": ("/api/v1/rewrite", b'{"messages":[' + (MANY_FIELDS * 1000)[:-1] + b"]}"),
-    "recipients that are numbers": ("/api/v1/rewrite", b'{"to":[' + b"1," * 100_000 + b'1],"body":""}'),
-    "long texts with URLs": (
-        "/api/v1/rewrite",
-        b'{"messages":['
-        + (b'{"to":"+14085550100","track":"all_urls","body":"' + b"see shop.example/a?b=1 now. " * 280 + b'"},') * 999
-        + b'{"to":"+14085550100","body":""}]}',
-    ),
-    "many destinations": ("/api/v1/rewrite", b'{"messages":[' + (b'{"destinations":[' + b"{}," * 199 + b"{}]},") * 999 + b"{}]}"),
-    "one long text": ("/api/v1/rewrite", fill(b'{"to":"+14085550100","body":"', b"x", b'"}')),
-    "a deep document": ("/api/v1/rewrite", fill(b"", b"[")),
-    "many numbers": ("/api/v1/rewrite", fill(b"[", b"1,", b"1]")),
-    "empty delivery reports": ("/api/v1/sms/status", fill(b"[", b"{},", b"{}]")),
-    "delivery reports with unknown fields": ("/api/v1/sms/status", b"[" + (MANY_FIELDS * 1000)[:-1] + b"]"),
-    "events of a tracker": ("/api/v1/trackers", fill(b'{"url":"http://x.example/","events":[', b'"",', b'""]}')),
-    "headers of a tracker": ("/api/v1/trackers", numbered(b'{"url":"http://x.example/","headers":{', b'"x":""}}')),
-    "settings": ("PATCH /api/v1/application", fill(b'{"conversion_fields":[', b'"a",', b'"a"]}')),
-    "blocked hosts": ("/api/v1/blocked-hosts", fill(b'{"host":"', b"a.", b'"}')),
-    "an erasure": ("/api/v1/erasures", numbered(b"{", b'"x":1}')),
-    "a conversion process": ("/ct/1/log/end/x", fill(b"[", b"[],", b"[]]")),
-    "a conversion": ("/api/v1/callback/action", numbered(b'{"message_id":"x",', b'"x":1}')),
-    "a conversion as a form": ("form /action", fill(b"message_id=", b"%41%")),
-    "a form with many parameters": ("form /action", fill(b"message_id=x", b"&a=1")),
-}
+def hostile_bodies() -> dict[str, tuple[str, bytes]]:
+    """Return (path of the request, body) by the name of the body. A path may begin with a method or with `form`."""
+    many_fields = b"{" + b",".join(b'"p%d":1' % number for number in range(150)) + b"},"
+    return {
+        "empty objects in messages": ("/api/v1/rewrite", fill(b'{"messages":[', b"{},", b"{}]}")),
+        "unknown fields": ("/api/v1/rewrite", b'{"messages":[' + (many_fields * 1000)[:-1] + b"]}"),
+        "recipients that are numbers": ("/api/v1/rewrite", b'{"to":[' + b"1," * 100_000 + b'1],"body":""}'),
+        "long texts with URLs": (
+            "/api/v1/rewrite",
+            b'{"messages":['
+            + (b'{"to":"+14085550100","track":"all_urls","body":"' + b"see shop.example/a?b=1 now. " * 280 + b'"},') * 999
+            + b'{"to":"+14085550100","body":""}]}',
+        ),
+        "many destinations": (
+            "/api/v1/rewrite",
+            b'{"messages":[' + (b'{"destinations":[' + b"{}," * 199 + b"{}]},") * 999 + b"{}]}",
+        ),
+        "one long text": ("/api/v1/rewrite", fill(b'{"to":"+14085550100","body":"', b"x", b'"}')),
+        "a deep document": ("/api/v1/rewrite", fill(b"", b"[")),
+        "many numbers": ("/api/v1/rewrite", fill(b"[", b"1,", b"1]")),
+        "empty delivery reports": ("/api/v1/sms/status", fill(b"[", b"{},", b"{}]")),
+        "delivery reports with unknown fields": ("/api/v1/sms/status", b"[" + (many_fields * 1000)[:-1] + b"]"),
+        "events of a tracker": ("/api/v1/trackers", fill(b'{"url":"http://x.example/","events":[', b'"",', b'""]}')),
+        "headers of a tracker": ("/api/v1/trackers", numbered(b'{"url":"http://x.example/","headers":{', b'"x":""}}')),
+        "settings": ("PATCH /api/v1/application", fill(b'{"conversion_fields":[', b'"a",', b'"a"]}')),
+        "blocked hosts": ("/api/v1/blocked-hosts", fill(b'{"host":"', b"a.", b'"}')),
+        "an erasure": ("/api/v1/erasures", numbered(b"{", b'"x":1}')),
+        "a conversion process": ("/ct/1/log/end/x", fill(b"[", b"[],", b"[]]")),
+        "a conversion": ("/api/v1/callback/action", numbered(b'{"message_id":"x",', b'"x":1}')),
+        "a conversion as a form": ("form /action", fill(b"message_id=", b"%41%")),
+        "a form with many parameters": ("form /action", fill(b"message_id=x", b"&a=1")),
+    }
 
 
 def test_hostile_request_bodies_do_not_delay_clicks_and_their_memory_is_freed(server: Server) -> None:
+    hostile = hostile_bodies()
     path = code_of(server)
     quiet = quiet_clicks(server, path)
     longest: dict[str, float] = {}
@@ -159,7 +165,7 @@ def test_hostile_request_bodies_do_not_delay_clicks_and_their_memory_is_freed(se
     with server.api() as api, server.tracker() as tracker:
         for repeat in range(2):
             before = rss(server)
-            for name, (target, body) in HOSTILE.items():
+            for name, (target, body) in hostile.items():
                 method, _, url = target.rpartition(" ")
                 kind = "application/x-www-form-urlencoded" if method == "form" else "application/json"
                 client = tracker if "action" in url else api

@@ -7,6 +7,7 @@ the stricter engine: it rejects NUL in a text and numbers beyond the range of a 
 from __future__ import annotations
 
 import asyncio
+import copy
 import socket
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,12 +29,11 @@ from schemathesis.checks import (
 from shortener.container import Service, open_service
 from shortener.server.application import HttpApplication
 from shortener.settings import Settings
-from shortener.web.endpoints import ENDPOINTS
-from shortener.web.openapi import document
 from tests.conftest import new_postgresql_database
+from tests.web.openapi_document import DOCUMENT
 
 EXAMPLES = 10  # number of generated requests for each endpoint
-schema = schemathesis.openapi.from_dict(document(ENDPOINTS))
+schema = schemathesis.openapi.from_dict(copy.deepcopy(DOCUMENT))
 
 
 @dataclass(frozen=True)
