@@ -1,9 +1,10 @@
-"""This module writes the audit log: the actions of operators in the portal and on the command line, attempts to sign in, and
-changes of links. Rows are never changed. The purge deletes them after 400 days (retention/purge.py). A row contains the changed
-values before and after the action, without secrets: no passwords, tokens, keys, codes and no unmasked phone numbers.
+"""This module writes the audit log: the actions of operators in the portal and on the command line, attempts to sign in, erasures
+of personal data, and changes of links. Rows are never changed. The purge deletes them after 400 days (retention/purge.py). A row
+contains the changed values before and after the action, without secrets: no passwords, tokens, keys, codes and no unmasked phone
+numbers.
 """
 
-# Tested by tests/portal/test_operators.py and tests/web/test_links.py
+# Tested by tests/portal/test_operators.py, tests/web/test_links.py and tests/retention/test_erasure.py
 
 from __future__ import annotations
 

@@ -51,6 +51,7 @@ ACTIONS = {
     "links_update_stopped": "Change of many links stopped",
     "list_exported": "List exported as CSV",
     "number_revealed": "Phone number revealed",
+    "data_erased": "Personal data erased",
     "message_created": "Message created in Try it",
     "test_delivery_sent": "Test event sent to a tracker",
     "delivery_replayed": "Delivery replayed",

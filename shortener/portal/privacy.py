@@ -2,7 +2,7 @@
 
 An erasure takes two steps. The first step counts the messages, so that the operator sees what will be erased. The second step
 erases the data and shows a receipt. The receipt contains neither the phone number nor the message_id. It is also stored in the
-audit log, which proves the erasure later.
+audit log, which proves the erasure later: a row for each 100 messages.
 """
 # Tested by tests/portal/test_privacy.py
 
@@ -18,7 +18,7 @@ from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.messages.phone_numbers import PhoneNumberError, parse_number
 from shortener.portal.operators import Role
 from shortener.portal.page import NavigationItem, PortalPage, Visit
-from shortener.retention.erasure import ErasureResult, count_messages, erase, erase_message, find_codes
+from shortener.retention.erasure import ErasureAudit, ErasureResult, count_messages, erase, erase_message, find_codes
 
 MAX_SUBJECT_CHARACTERS = 255
 #: The settings of the installation that limit how long data is kept, each with a description of the data.
@@ -94,23 +94,13 @@ async def erase_data(visit: Visit) -> Response:
     if not await service.cache.invalidate(await service.database.read(_find_codes, application_id, subject)):
         reason = "Nothing was erased because the link cache (Redis) is unavailable."
         raise ApiError(ErrorCode.UNAVAILABLE, reason, retry_after=2)
+    audit = ErasureAudit(visit.actor, service.ids)
     if subject.phone:
-        result = await erase(service.database, application_id, subject.phone, visit.now)
-        await service.database.write(_audit, visit, "messages to a number", result)
+        result = await erase(service.database, application_id, subject.phone, visit.now, audit)
     else:
         await load_expressions()
-        result = await service.database.write(_erase_message, visit, subject.message_id)
+        result = await service.database.write(erase_message, application_id, subject.message_id, visit.now, audit)
     return _page(visit, subject=subject, receipt=result)
-
-
-def _erase_message(connection: Connection, visit: Visit, message_id: str) -> ErasureResult:
-    result = erase_message(connection, visit.application_id, message_id, visit.now)
-    _audit(connection, visit, "one message", result)
-    return result
-
-
-def _audit(connection: Connection, visit: Visit, what: str, result: ErasureResult) -> None:
-    visit.audit(connection, "data_erased", what, after=dataclasses.asdict(result))
 
 
 def _count(connection: Connection, application_id: int, subject: Subject) -> dict[str, int]:

@@ -1,13 +1,14 @@
-"""Forms whose response shows a new secret, and that a browser sends again if the page is reloaded.
+"""Forms whose response is a page, for example with a new secret, and that a browser sends again if the page is reloaded.
 
 Such a form contains a random `form_id`. A form that is sent again with the same id and the same values is rejected, so a reload
-creates no second key and replaces no secret that was just shown. The ids are stored like Idempotency-Keys, for 24 hours.
+creates no second key and replaces no secret that was just shown. The ids are stored like Idempotency-Keys, for 24 hours. The page
+*Try it* does not reject a repeat: it shows the message again, whose id depends on the form (`form_hash`).
 
 One transaction performs the action, adds its audit row and stores the id (`perform_once`). If it fails, nothing of it is stored,
 and the form can be sent again.
 """
-# Tested by tests/portal/test_keys.py, tests/portal/test_admin_operators.py, tests/portal/test_me.py and
-# tests/portal/test_tracker_editor.py
+# Tested by tests/portal/test_keys.py, tests/portal/test_admin_operators.py, tests/portal/test_me.py, tests/portal/test_try_it.py
+# and tests/portal/test_tracker_editor.py
 
 from __future__ import annotations
 
@@ -54,11 +55,19 @@ def perform_once(
     return result
 
 
-def _key(visit: Visit) -> RequestKey | None:
-    """Return the key under which the form is stored; None if the form has no id. The key depends on the values of the form, so a
-    form with the same id and other values is another form."""
+def form_hash(visit: Visit) -> str | None:
+    """Return a hash of the id and the values of the form, in hexadecimal digits; None if the form has no id. A form with the same
+    id and other values has another hash."""
     if not visit.form.get(FIELD):
         return None
     values = json.dumps(dict(visit.form_lists), sort_keys=True)
+    return hashlib.sha256(values.encode()).hexdigest()
+
+
+def _key(visit: Visit) -> RequestKey | None:
+    """Return the key under which the form is stored; None if the form has no id."""
+    key = form_hash(visit)
+    if key is None:
+        return None
     application_id = ALL_APPLICATIONS if visit.application is None else visit.application.id
-    return RequestKey(application_id, 0, f"POST {visit.request.url.path}", hashlib.sha256(values.encode()).hexdigest())
+    return RequestKey(application_id, 0, f"POST {visit.request.url.path}", key)

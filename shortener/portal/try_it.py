@@ -3,6 +3,9 @@ it.
 
 The preview stores nothing. *Create the message* calls the same rewrite as the API, so the short link works. The page shows its QR
 code, and a phone that scans it causes a click. Nothing is sent unless the application has a gateway.
+
+A form that is sent again, because its result was reloaded, creates no second message and shows the first one again: the message_id
+is derived from the form.
 """
 # Tested by tests/portal/test_try_it.py
 
@@ -22,6 +25,7 @@ from shortener.portal.domains import has_address
 from shortener.portal.operators import Role
 from shortener.portal.page import NavigationItem, PortalPage, Visit
 from shortener.portal.qr_codes import qr_code
+from shortener.portal.repeats import form_hash, new_form_id, perform_once
 
 MAX_BODY = 2000  # the maximum number of characters of a text
 MAX_RECIPIENTS_SHOWN = 10_000_000
@@ -41,7 +45,8 @@ async def form(visit: Visit) -> Response:
 async def submit(visit: Visit) -> Response:
     """Show the preview of the rewritten text, or create the message."""
     fields = {name: visit.form.get(name, "") for name in ("body", "to", "from", "recipients")}
-    item = _item(fields, gateway="" if visit.form.get("send") == "1" else None)
+    gateway = "" if visit.form.get("send") == "1" else None
+    item = _item(fields, gateway=gateway)
     application = visit.application
     assert application is not None
     rewriter = visit.service.rewriter
@@ -53,10 +58,10 @@ async def submit(visit: Visit) -> Response:
     if not visit.may(Role.MANAGER):
         raise ApiError(ErrorCode.FORBIDDEN, "Your role does not allow this. It requires the role manager.")
     try:
-        (created,) = await rewriter.rewrite(application, [item])
+        (created,) = await rewriter.rewrite(application, [_item(fields, gateway=gateway, message_id=_message_id(visit))])
     except ApiError as error:
         return _page(visit, fields, None, error)
-    await visit.service.database.write(visit.audit, "message_created", created["message_id"], after={"campaign": CAMPAIGN})
+    await _audit(visit, created["message_id"])
     hosts = {link["short_url"]: urlsplit(link["short_url"]).hostname or "" for link in created["links"]}
     # The DNS has no names with a colon; such a host is an IPv6 address.
     reachable = {host: _is_loopback(host) or ":" in host or await has_address(host) for host in set(hosts.values())}
@@ -65,6 +70,23 @@ async def submit(visit: Visit) -> Response:
         for address, host in hosts.items()
     ]
     return visit.render("try_created.html", title="Try it", message=created, links=links)
+
+
+def _message_id(visit: Visit) -> str | None:
+    """Return the id of the message that the form creates, which is the same if the form is sent again; None if the form has no id.
+    Like random ids, it has 22 characters."""
+    key = form_hash(visit)
+    return None if key is None else key[:22]
+
+
+async def _audit(visit: Visit, message_id: str) -> None:
+    """Add the audit row of a created message, unless the form was handled before."""
+    after = {"campaign": CAMPAIGN}
+    try:
+        await visit.service.database.write(perform_once, visit, visit.audit, "message_created", message_id, after=after)
+    except ApiError as error:
+        if error.code is not ErrorCode.CONFLICT:
+            raise
 
 
 def _is_loopback(host: str) -> bool:
@@ -83,13 +105,14 @@ class _CreatedLink:
     has_address: bool
 
 
-def _item(fields: Mapping[str, str], *, gateway: str | None) -> RewriteItem:
+def _item(fields: Mapping[str, str], *, gateway: str | None, message_id: str | None = None) -> RewriteItem:
     return RewriteItem(
         to=(fields["to"].strip() or SAMPLE_NUMBER,),
         body=fields["body"].replace("\r\n", "\n")[:MAX_BODY],
         from_address=fields["from"].strip(),
         campaign=CAMPAIGN,
         gateway=gateway,
+        message_ids=None if message_id is None else (message_id,),
     )
 
 
@@ -114,6 +137,7 @@ def _page(visit: Visit, fields: Mapping[str, str], preview: Mapping[str, Any] | 
         recipients=_recipients(fields.get("recipients", "")),
         has_gateway=application.find_gateway("") is not None,
         max_body=MAX_BODY,
+        form_id=new_form_id(),
     )
 
 

@@ -24,7 +24,8 @@ The transactions parse the user agents of the hits. Await `load_expressions` (cl
 `erase_again`; `erase` does so itself.
 
 One transaction erases one message. A number is erased `MAX_MESSAGES_PER_BATCH` messages at a time; run an interrupted erasure
-again.
+again. Each transaction that erases messages adds a row to the audit log (`ErasureAudit`), so an interrupted erasure has rows for
+exactly what it erased. Repeats by the job `erasure_repeats` add no rows.
 """
 
 from __future__ import annotations
@@ -33,12 +34,14 @@ import asyncio
 import dataclasses
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, and_, bindparam, case, delete, func, literal, select, text, update
 
+from shortener.accounts.audit import Actor, record
 from shortener.clicks.user_agents import device_class, load_expressions
 from shortener.errors import ApiError, ErrorCode
 from shortener.model import DeliveryStatus, SendStatus
@@ -68,6 +71,7 @@ from shortener.storage.schema import (
 MAX_MESSAGES_PER_BATCH = 100
 #: The messages of an erasure are erased again after each of these numbers of seconds (retention/erasure_repeats.py).
 REPEAT_AFTER_SECONDS = (5, 120, 3600)
+AUDIT_ACTION = "data_erased"  # The action of the audit rows of erasures.
 ERASED = "erased"  # The `last_error` of a callback that was given up because its message was erased.
 
 MAX_WAIT_SECONDS = 3.0  # The longest time that the erasure of a number waits for transactions that began before it.
@@ -110,14 +114,30 @@ class ErasureResult:
             setattr(self, name, getattr(self, name) + rows)
 
 
-async def erase(database: Database, application_id: int | None, phone: str, now: datetime) -> ErasureResult:
-    """Erase all messages to a number, in several transactions. `application_id` None means all applications.
+@dataclass(frozen=True, slots=True)
+class ErasureAudit:
+    """The author of an erasure for the audit log, and the function that returns the id of a new row."""
+
+    actor: Actor
+    new_id: Callable[[], int]
+
+    def add_row(self, connection: Connection, now: datetime, application_id: int | None, what: str, erased: ErasureResult) -> None:
+        """Add the audit row of a transaction that erased messages. The row contains neither the number nor the message_id."""
+        after = dataclasses.asdict(erased)
+        record(connection, self.new_id(), now, self.actor, AUDIT_ACTION, what, application_id=application_id, after=after)
+
+
+async def erase(
+    database: Database, application_id: int | None, phone: str, now: datetime, audit: ErasureAudit | None = None
+) -> ErasureResult:
+    """Erase all messages to a number, in several transactions. `application_id` None means all applications. Without `audit`, the
+    audit log gets no rows.
 
     Raise ApiError INVALID_RECIPIENT, or StoreUnavailable."""
     total = ErasureResult()
     await load_expressions()
     for is_last in (False, True):
-        while (batch := await database.write(erase_phone_number, application_id, phone, now)).messages:
+        while (batch := await database.write(erase_phone_number, application_id, phone, now, audit)).messages:
             total.add(batch)
         if not is_last:
             await _wait_for_running_transactions(database)  # A transaction that runs now may store another message to this number.
@@ -144,7 +164,9 @@ async def _wait_for_running_transactions(database: Database) -> None:
         await asyncio.sleep(_CHECK_SECONDS)
 
 
-def erase_phone_number(connection: Connection, application_id: int | None, phone: str, now: datetime) -> ErasureResult:
+def erase_phone_number(
+    connection: Connection, application_id: int | None, phone: str, now: datetime, audit: ErasureAudit | None = None
+) -> ErasureResult:
     """Erase the `MAX_MESSAGES_PER_BATCH` oldest messages to a number. Call it until the result contains no message.
 
     Raise ApiError INVALID_RECIPIENT."""
@@ -153,10 +175,15 @@ def erase_phone_number(connection: Connection, application_id: int | None, phone
     found = select(messages.c.id).where(messages.c.to_address == phone).order_by(messages.c.id).limit(MAX_MESSAGES_PER_BATCH)
     if application_id is not None:
         found = found.where(messages.c.application_id == application_id)
-    return _erase(connection, list(connection.execute(found).scalars()), now)
+    erased = _erase(connection, list(connection.execute(found).scalars()), now)
+    if audit is not None and erased.messages:
+        audit.add_row(connection, now, application_id, "messages to a number", erased)
+    return erased
 
 
-def erase_message(connection: Connection, application_id: int | None, message_id: str, now: datetime) -> ErasureResult:
+def erase_message(
+    connection: Connection, application_id: int | None, message_id: str, now: datetime, audit: ErasureAudit | None = None
+) -> ErasureResult:
     """Erase one message. If `application_id` is None, exactly one application must have a message with this id.
 
     Raise ApiError MESSAGE_NOT_FOUND, or CONFLICT if several applications have a message with this id."""
@@ -167,7 +194,10 @@ def erase_message(connection: Connection, application_id: int | None, message_id
         raise ApiError(ErrorCode.MESSAGE_NOT_FOUND)
     if len(ids) > 1:
         raise ApiError(ErrorCode.CONFLICT, "Several applications have a message with this id; name the application.")
-    return _erase(connection, ids, now)
+    erased = _erase(connection, ids, now)
+    if audit is not None:
+        audit.add_row(connection, now, application_id, "one message", erased)
+    return erased
 
 
 def count_messages(connection: Connection, application_id: int | None, *, phone: str = "", message_id: str = "") -> dict[str, int]:

@@ -124,6 +124,9 @@ def test_commands_work_while_a_server_is_running(server: Server) -> None:
     assert set(shell.json("purge").values()) == {0}
     erased = shell.json("messages", "erase", "--phone", "+1 408-555-0100", "--yes")
     assert (erased["messages"], erased["links"]) == (1, 1)
+    with contextlib.closing(sqlite3.connect(server.folder / "data" / "shortener.db")) as connection:
+        audited = connection.execute("SELECT operator, object FROM audit_log WHERE action = 'data_erased'").fetchall()
+    assert audited == [("command line", "messages to a number")]
     with server.client() as client:
         assert client.get(f"/{link['code']}").status_code == 410
     in_use = shell("serve", "--port", "0", code=1).stderr

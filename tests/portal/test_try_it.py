@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 
+import httpx
 import pytest
 
 from shortener.container import Service
 from shortener.portal.operators import Role
+from shortener.storage.schema import messages, sends
+from tests.clicks.helpers import fetch_rows
 from tests.portal.conftest import SignIn, log
 
 BODY = 'See #track("https://shop.example/x")'
@@ -53,6 +57,27 @@ async def test_a_message_created_in_the_portal_has_a_working_link_and_is_recorde
     (code,) = set(re.findall(r"/([A-Za-z0-9]{5,})</span> <button", page.text))
     assert (await browser.get(f"/{code}", headers={"User-Agent": "Mozilla/5.0 Chrome/130 Safari/537"})).status_code == 302
     assert [row.action for row in await log(service)][-1] == "message_created"
+
+
+async def test_reloading_the_page_of_a_created_message_creates_and_sends_no_second_message(
+    service: Service, sign_in: SignIn, client: httpx.AsyncClient
+) -> None:
+    assert (await client.post("/api/v1/gateways", json={"name": "test", "kind": "simulator"})).status_code == 201
+    assert (await client.patch("/api/v1/application", json={"gateway": "test"})).status_code == 200
+    browser = await sign_in()
+    (form_id,) = re.findall(r'name="form_id" value="([^"]+)"', (await browser.get("/portal/1/try")).text)
+    form = {"body": BODY, "to": "+14085550123", "send": "1", "action": "create", "form_id": form_id}
+    first, *others = await asyncio.gather(*(browser.post("/portal/1/try", data=form) for _ in range(3)))
+    reloaded = await browser.post("/portal/1/try", data=form)
+    assert "The gateway sends it to +14085550123" in first.text
+    codes = {tuple(re.findall(r"/([A-Za-z0-9]{5,})</span> <button", page.text)) for page in (first, *others, reloaded)}
+    assert [len(code) for code in codes] == [1]
+    assert (len(await fetch_rows(service, messages)), len(await fetch_rows(service, sends))) == (1, 1)
+    assert [row.action for row in await log(service)].count("message_created") == 1
+
+    changed = await browser.post("/portal/1/try", data=form | {"to": "+14085550124"})
+    assert "The gateway sends it to +14085550124" in changed.text
+    assert len(await fetch_rows(service, messages)) == 2
 
 
 async def test_a_created_message_with_a_link_of_a_domain_without_an_address_says_so(

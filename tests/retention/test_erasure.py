@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 from datetime import timedelta
 from typing import Any
@@ -7,12 +8,22 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Row, Table, insert, select, text
 
+from shortener.accounts.audit import COMMAND_LINE, Actor
 from shortener.delivery.deliveries import Deliveries
 from shortener.delivery.event_fields import FACTS
-from shortener.errors import ApiError, ErrorCode
+from shortener.errors import ApiError, ErrorCode, StoreUnavailable
 from shortener.model import DeliveryStatus
 from shortener.retention import erasure as erasing
-from shortener.retention.erasure import ERASED, PERSONAL_FIELDS, ErasureResult, erase, erase_message, erase_phone_number, find_codes
+from shortener.retention.erasure import (
+    ERASED,
+    PERSONAL_FIELDS,
+    ErasureAudit,
+    ErasureResult,
+    erase,
+    erase_message,
+    erase_phone_number,
+    find_codes,
+)
 from shortener.storage import schema
 from shortener.storage.database import Database
 from tests.conftest import NOON
@@ -153,6 +164,35 @@ async def test_a_phone_number_with_many_messages_is_erased_in_batches(database: 
     assert (await database.write(erase_phone_number, None, PHONE, NOON)).messages == 3
     assert (await erase(database, None, PHONE, NOON)).messages == 4
     assert await erase(database, None, PHONE, NOON) == ErasureResult()
+
+
+async def test_an_interrupted_erasure_of_a_phone_number_has_audit_rows_for_exactly_what_it_erased(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await database.write(build)
+    await database.write(lambda connection: [add_personal_message(Rows(connection), f"more {number}") for number in range(2)])
+    monkeypatch.setattr(erasing, "MAX_MESSAGES_PER_BATCH", 1)
+    transactions = 0
+
+    def new_id() -> int:
+        nonlocal transactions
+        transactions += 1
+        if transactions == 3:
+            raise OSError("the process dies in the third transaction")
+        return transactions
+
+    with pytest.raises(StoreUnavailable, match="dies"):
+        await erase(database, 1, PHONE, NOON, ErasureAudit(Actor(name="Mia"), new_id))
+    rows = await database.read(rows_of, schema.audit_log)
+    erased = [message for message in await database.read(rows_of, schema.messages) if not message.to_address]
+    assert [(row.operator, row.action, row.application_id, row.object, row.after["messages"]) for row in rows] == [
+        ("Mia", "data_erased", 1, "messages to a number", 1)
+    ] * len(erased)
+    assert len(erased) == 2
+    audit = ErasureAudit(COMMAND_LINE, itertools.count(10).__next__)
+    assert (await erase(database, None, PHONE, NOON, audit)).messages == 2
+    await erase(database, None, PHONE, NOON, audit)
+    assert [row.operator for row in (await database.read(rows_of, schema.audit_log))[2:]] == ["command line"] * 2
 
 
 async def test_an_erasure_cancels_pending_callbacks_of_the_message_but_not_pending_deliveries_to_trackers(

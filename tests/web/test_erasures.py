@@ -11,8 +11,10 @@ from shortener.accounts.administration import create_application
 from shortener.container import Service
 from shortener.redis.link_cache import NoLinkCache
 from shortener.reporting.count_check import verify
+from shortener.storage.schema import audit_log
 from tests.clicks.helpers import PHONE_HEADERS as PHONE
 from tests.clicks.helpers import create_link as link
+from tests.clicks.helpers import fetch_rows
 from tests.conftest import NOON, Clock, client_of
 from tests.rows import KINDS
 
@@ -43,6 +45,20 @@ async def test_statistics_stay_correct_after_a_phone_number_is_erased(
     assert await service.database.read(verify, NOON, clock.forward(hours=1)) == []
     again = await client.post("/api/v1/erasures", json={"phone": "001 408-555-0100"})
     assert set(again.json()["erased"].values()) == {0}
+
+
+async def test_the_audit_log_names_the_api_key_that_has_erased_personal_data(client: httpx.AsyncClient, service: Service) -> None:
+    for number in range(3):
+        await link(client, message_id=f"m-{number}")
+    await client.post("/api/v1/erasures", json={"message_id": "m-0"})
+    await client.post("/api/v1/erasures", json={"phone": "+14085550100"})
+    await client.post("/api/v1/erasures", json={"phone": "+14085550100"})
+    rows = await fetch_rows(service, audit_log)
+    assert [(row.operator, row.action, row.application_id, row.object, row.after["messages"]) for row in rows] == [
+        ("key 1", "data_erased", 1, "one message", 1),
+        ("key 1", "data_erased", 1, "messages to a number", 2),
+    ]
+    assert "555" not in f"{[(row.object, row.after) for row in rows]}"
 
 
 async def test_the_personal_data_of_a_single_message_can_be_erased(client: httpx.AsyncClient) -> None:
