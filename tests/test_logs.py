@@ -13,7 +13,7 @@ import pytest
 import structlog
 
 from shortener import logs
-from shortener.logs import mask_numbers
+from shortener.logs import mask_numbers, mask_parameters
 from shortener.settings import Settings
 from tests.clicks.helpers import create_codes as send
 from tests.clicks.helpers import make_hit as hit
@@ -138,6 +138,16 @@ def test_a_text_log_line_begins_with_its_time_and_contains_its_level(capsys: pyt
 )
 def test_phone_numbers_in_a_text_are_masked(text: str, masked: str) -> None:
     assert mask_numbers(text) == masked
+
+
+def test_phone_numbers_in_parameters_are_masked_but_not_other_numbers() -> None:
+    parameters = {"Phone": "14085550100", "to": 14085550100, "id": "14085550100", "more": [{"tel": "+14085550100"}, True, 1.5]}
+    assert mask_parameters(parameters) == {
+        "Phone": "140…00",
+        "to": "140…00",
+        "id": "14085550100",
+        "more": [{"tel": "+14…00"}, True, 1.5],
+    }
 
 
 def test_log_lines_that_are_held_during_the_start_are_written_in_order_when_they_are_released(

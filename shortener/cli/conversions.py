@@ -17,6 +17,9 @@ _SINCE = click.option("--since", type=TIME, help="Only rows from this time on (U
 _UNTIL = click.option("--until", type=TIME, help="Only rows before this time (UTC).")
 
 
+_REVEAL = click.option("--reveal", is_flag=True, help="Show complete phone numbers in parameters. Default: they are masked.")
+
+
 @click.group()
 def conversions() -> None:
     """List conversions, and list refused conversion reports with the reason."""
@@ -40,6 +43,7 @@ def conversions() -> None:
 @click.option(
     "--below", metavar="CONVERSION", help="Id of the last conversion of the previous page: show the conversions after it."
 )
+@_REVEAL
 @json_option
 @async_command
 async def list_conversions(
@@ -53,6 +57,7 @@ async def list_conversions(
     message_id: str | None,
     limit: int,
     below: str | None,
+    reveal: bool,
     as_json: bool,
 ) -> None:
     """List conversions with their revisions, newest first."""
@@ -75,7 +80,7 @@ async def list_conversions(
             message_id=message_id,
         )
         page = await database.read(report.list_conversions, filters, limit, _parse_row_id(below, CONVERSION_IDS, "conversion"))
-    rows = [report.serialize_listed(row, page.revisions.get(row.id, ()), click_ids.encode) for row in page.rows]
+    rows = [report.serialize_listed(row, page.revisions.get(row.id, ()), click_ids.encode, reveal=reveal) for row in page.rows]
     next_page = None if page.next is None else CONVERSION_IDS.encode(page.next)
     columns = ("conversion_id", "timestamp", "message_id", "action", "transaction_id", "status", "disposition", "value", "currency")
 
@@ -94,6 +99,7 @@ async def list_conversions(
 @click.option("--reason", help="Only reports with this reason: an error code, for example MESSAGE_NOT_FOUND, or NOT_APPLIED.")
 @_LIMIT
 @click.option("--below", metavar="REFUSED", help="Id of the last refused report of the previous page: show the reports after it.")
+@_REVEAL
 @json_option
 @async_command
 async def list_refused(
@@ -103,6 +109,7 @@ async def list_refused(
     reason: str | None,
     limit: int,
     below: str | None,
+    reveal: bool,
     as_json: bool,
 ) -> None:
     """List refused conversion reports with the reason, newest first. They are stored for 30 days."""
@@ -119,7 +126,7 @@ async def list_refused(
             until=until,
             reason=None if reason is None else reason.upper(),
         )
-    rows = [report.serialize_refused(row) for row in page.rows]
+    rows = [report.serialize_refused(row, reveal=reveal) for row in page.rows]
     next_page = None if page.next is None else REFUSED_REPORT_IDS.encode(page.next)
 
     def print_text() -> None:

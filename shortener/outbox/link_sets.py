@@ -28,6 +28,8 @@ OTHER = "other"
 MAX_NAME_LENGTH = 200  # The maximum number of characters of a destination or a label; the rest is cut off.
 MAX_CACHED_SETS = 100_000
 
+_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
+
 #: The destination and the label of a link.
 LinkName = tuple[str, str | None]
 
@@ -42,13 +44,16 @@ class LinkSetKey(NamedTuple):
 
 @lru_cache(maxsize=1024)
 def destination_of(url: str) -> str:
-    """Return the host and the path of a URL. A scheme other than http and https is kept.
+    """Return the host and the path of a URL. A scheme other than http and https is kept, and so is a port that is not the default.
 
     The results are cached, because most messages of a campaign have the same links."""
     scheme, separator, rest = url.partition("://")
     if not separator:
         scheme, rest = "", url
     rest = rest.partition("#")[0].partition("?")[0].removesuffix("/")
+    if port := _DEFAULT_PORTS.get(scheme.lower()):
+        host, slash, path = rest.partition("/")
+        rest = host.removesuffix(port) + slash + path
     name = rest if scheme.lower() in ("", "http", "https") else f"{scheme}://{rest}"
     return name[:MAX_NAME_LENGTH]
 

@@ -24,6 +24,7 @@ from sqlalchemy import ColumnElement, Connection, Select, func, select
 from shortener.conversions.queries import StoredRevision, find_revisions
 from shortener.conversions.status_words import WORDS, classify
 from shortener.ids import CONVERSION_IDS, REFUSED_REPORT_IDS, first_id_at
+from shortener.logs import mask_parameters
 from shortener.reporting.counts import slot_edges
 from shortener.reporting.export import escape_formula
 from shortener.reporting.link_set_names import find_link_sets
@@ -177,9 +178,10 @@ def serialize_revision(revision: StoredRevision) -> dict[str, Any]:
 
 
 def serialize_conversion(
-    row: AnyRow, earlier: Sequence[StoredRevision], encode_click: Callable[[int], str], **more: Any
+    row: AnyRow, earlier: Sequence[StoredRevision], encode_click: Callable[[int], str], *, reveal: bool, **more: Any
 ) -> dict[str, Any]:
-    """Return a row of `conversions` in the format of the API. `earlier` contains its earlier revisions, oldest first."""
+    """Return a row of `conversions` in the format of the API. `earlier` contains its earlier revisions, oldest first. Phone numbers
+    in the metadata are masked unless `reveal` is true."""
     latest = StoredRevision(
         row.revision,
         row.status,
@@ -203,16 +205,18 @@ def serialize_conversion(
         "timestamp": to_iso(row.at),
         "received_at": to_iso(row.received_at),
         "updated_at": to_iso(row.updated_at),
-        "metadata": row.metadata,
+        "metadata": row.metadata if reveal else mask_parameters(row.metadata),
         "warnings": row.warnings or [],
         "revision": row.revision,
         "revisions": [serialize_revision(one) for one in (*earlier, latest)],
     }
 
 
-def serialize_listed(row: AnyRow, earlier: Sequence[StoredRevision], encode_click: Callable[[int], str]) -> dict[str, Any]:
-    """Return a row of `list_conversions` in the format of the API."""
-    return serialize_conversion(row, earlier, encode_click, message_id=row.public_message_id, campaign=row.campaign)
+def serialize_listed(
+    row: AnyRow, earlier: Sequence[StoredRevision], encode_click: Callable[[int], str], *, reveal: bool = False
+) -> dict[str, Any]:
+    """Return a row of `list_conversions` in the format of the API. Phone numbers are masked unless `reveal` is true."""
+    return serialize_conversion(row, earlier, encode_click, reveal=reveal, message_id=row.public_message_id, campaign=row.campaign)
 
 
 def list_refused(
@@ -241,9 +245,10 @@ def list_refused(
     return RefusedPage(rows[:limit], rows[limit - 1].id if len(rows) > limit else None)
 
 
-def serialize_refused(row: AnyRow) -> dict[str, Any]:
-    """Return a row of `refused_conversions` in the format of the API."""
-    parameters: Mapping[str, Any] = row.parameters
+def serialize_refused(row: AnyRow, *, reveal: bool = False) -> dict[str, Any]:
+    """Return a row of `refused_conversions` in the format of the API. Phone numbers in the parameters are masked unless `reveal` is
+    true."""
+    parameters: Mapping[str, Any] = row.parameters if reveal else mask_parameters(row.parameters)
 
     def text(name: str) -> str | None:
         value = parameters.get(name)
@@ -299,15 +304,15 @@ REFUSED_COLUMNS = (
 
 
 async def conversions_csv(
-    database: Database, filters: ConversionFilter, encode_click: Callable[[int], str], *, bom: bool
+    database: Database, filters: ConversionFilter, encode_click: Callable[[int], str], *, bom: bool, reveal: bool
 ) -> AsyncIterator[bytes]:
     """Yield the header and one line for each conversion. If `bom` is true, begin with a byte order mark, which Excel requires for
-    UTF-8. Raise StoreUnavailable if the database is unavailable."""
+    UTF-8. Phone numbers are masked unless `reveal` is true. Raise StoreUnavailable if the database is unavailable."""
     yield (BOM if bom else b"") + _csv_lines([CONVERSION_COLUMNS])
     below: int | None = None
     while True:
         page = await database.read(list_conversions, filters, PAGE_ROWS, below)
-        rows = [serialize_listed(row, page.revisions.get(row.id, ()), encode_click) for row in page.rows]
+        rows = [serialize_listed(row, page.revisions.get(row.id, ()), encode_click, reveal=reveal) for row in page.rows]
         yield _csv_lines([[_cell(row[name]) for name in CONVERSION_COLUMNS] for row in rows])
         if page.next is None:
             return
@@ -319,16 +324,19 @@ async def refused_csv(
     application_id: int,
     *,
     bom: bool,
+    reveal: bool,
     since: datetime | None = None,
     until: datetime | None = None,
     reason: str | None = None,
 ) -> AsyncIterator[bytes]:
-    """Yield the CSV header and one line for each refused report. Raise StoreUnavailable if the database is unavailable."""
+    """Yield the CSV header and one line for each refused report. Phone numbers are masked unless `reveal` is true. Raise
+    StoreUnavailable if the database is unavailable."""
     yield (BOM if bom else b"") + _csv_lines([REFUSED_COLUMNS])
     below: int | None = None
     while True:
         page = await database.read(list_refused, application_id, PAGE_ROWS, below, since=since, until=until, reason=reason)
-        yield _csv_lines([[_cell(fields[name]) for name in REFUSED_COLUMNS] for fields in map(serialize_refused, page.rows)])
+        rows = [serialize_refused(row, reveal=reveal) for row in page.rows]
+        yield _csv_lines([[_cell(fields[name]) for name in REFUSED_COLUMNS] for fields in rows])
         if page.next is None:
             return
         below = page.next

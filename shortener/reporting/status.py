@@ -121,7 +121,7 @@ class MessageStatusReader:
             "link_tracking": self._link_tracking(status),
             "links": [self._link(link, status.clicks.get(link.link_id, LinkClicks())) for link in status.links],
             "conversions": [
-                serialize_conversion(conversion, status.revisions.get(conversion.id, ()), self.click_id)
+                serialize_conversion(conversion, status.revisions.get(conversion.id, ()), self.click_id, reveal=reveal)
                 for conversion in status.conversions
             ],
             "send": None if status.send is None else serialize_send(status.send),

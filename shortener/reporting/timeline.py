@@ -51,7 +51,7 @@ def message_timeline(
             entry |= {"first_verdict": Verdict(hit.first_verdict).api_name, "first_rule": hit.first_rule}
         entries.append((hit.at, entry))
     for conversion in status.conversions:
-        fields = serialize_conversion(conversion, status.revisions.get(conversion.id, ()), click_id)
+        fields = serialize_conversion(conversion, status.revisions.get(conversion.id, ()), click_id, reveal=False)
         for revision in fields["revisions"]:
             shared = ("revision", "status", "disposition", "value", "currency")
             entry = {"what": "conversion", "action": fields["action"], **{name: revision[name] for name in shared}}

@@ -24,7 +24,7 @@ from shortener.reporting.rollups import Basis
 from shortener.times import end_of, start_of
 from shortener.web.endpoint import Call, Endpoint, ResponseModel
 from shortener.web.fields import Text
-from shortener.web.messages import ConversionStatus, Source
+from shortener.web.messages import ConversionStatus, Source, may_reveal
 from shortener.web.paging import ByteOrderMark, Cursor, Cursors, NextCursor
 from shortener.web.period import Period, TimeZoneName, time_zone
 
@@ -130,7 +130,10 @@ class RefusedReport(ResponseModel):
     message_id: str | None
     click_id: str | None
     transaction_id: str | None
-    parameters: dict[str, Any] = Field(description="All parameters of the refused report, at most 4 KiB. Credentials are removed.")
+    parameters: dict[str, Any] = Field(
+        description="All parameters of the refused report, at most 4 KiB. Credentials are removed, and "
+        "phone numbers are masked unless the API key has the permission `privacy.reveal`."
+    )
 
 
 class RefusedResponse(ResponseModel):
@@ -149,7 +152,9 @@ async def index(call: Call[ConversionsQuery, None]) -> Mapping[str, Any]:
     encode_click = service.click_ids.encode
     return {
         "status": True,
-        "conversions": [serialize_listed(row, page.revisions.get(row.id, ()), encode_click) for row in page.rows],
+        "conversions": [
+            serialize_listed(row, page.revisions.get(row.id, ()), encode_click, reveal=may_reveal(call)) for row in page.rows
+        ],
         "next_cursor": cursors.encode(page.next),
     }
 
@@ -158,7 +163,7 @@ async def export(call: Call[ConversionsCsvQuery, None]) -> Response:
     """Stream the conversions that match the filters as CSV."""
     service = call.service
     filters = _filter(call.application_id, call.query)
-    pages = conversions_csv(service.database, filters, service.click_ids.encode, bom=call.query.bom)
+    pages = conversions_csv(service.database, filters, service.click_ids.encode, bom=call.query.bom, reveal=may_reveal(call))
     return await _csv_response(call, "conversions", pages)
 
 
@@ -175,14 +180,23 @@ async def refused(call: Call[RefusedQuery, None]) -> Mapping[str, Any]:
         until=until,
         reason=call.query.reason,
     )
-    return {"status": True, "refused": [serialize_refused(row) for row in page.rows], "next_cursor": cursors.encode(page.next)}
+    found = [serialize_refused(row, reveal=may_reveal(call)) for row in page.rows]
+    return {"status": True, "refused": found, "next_cursor": cursors.encode(page.next)}
 
 
 async def export_refused(call: Call[RefusedCsvQuery, None]) -> Response:
     """Stream the refused conversion reports that match the filters as CSV."""
     query = call.query
     since, until = _period(query)
-    pages = refused_csv(call.service.database, call.application_id, bom=query.bom, since=since, until=until, reason=query.reason)
+    pages = refused_csv(
+        call.service.database,
+        call.application_id,
+        bom=query.bom,
+        reveal=may_reveal(call),
+        since=since,
+        until=until,
+        reason=query.reason,
+    )
     return await _csv_response(call, "refused-conversions", pages)
 
 

@@ -28,9 +28,9 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Path:
         await service.database.write(add_message, service.ids, campaign="autumn")
         async with client_of(service, {"X-Api-Token": service.first_credentials.tracker_token}) as tracker:
             for parameters in (
-                {"status": "lead"},
+                {"status": "lead", "note": "call +14085550100"},
                 {"status": "paid", "value": "3", "currency": "EUR"},
-                {"transaction_id": "{tid}"},
+                {"transaction_id": "{tid}", "phone": "14085550100"},
             ):
                 await tracker.get("/api/v1/track", params={"message_id": "m-1", "action": "sale", **parameters})
         await service.close(grace=1)
@@ -54,6 +54,9 @@ def test_commands_list_conversions_and_refused_conversion_reports(shell: InProce
     (refused,) = shell.json("conversions", "refused", "--application", "1")["refused"]
     assert (refused["reason"], refused["transaction_id"]) == ("UNEXPANDED_PLACEHOLDER", "{tid}")
     assert shell.json("conversions", "refused", "--application", "1", "--reason", "message_not_found")["refused"] == []
+    for name in ("list", "refused"):
+        assert "5550100" not in shell("conversions", name, "--json").stdout
+        assert "14085550100" in shell("conversions", name, "--json", "--reveal").stdout
     assert "no application 9" in shell("conversions", "list", "--application", "9", code=1).stderr
     assert len(shell.json("conversions", "list")["conversions"]) == len(shell.json("conversions", "refused")["refused"]) == 1
     assert "--below" in shell("conversions", "refused", "--application", "1", "--below", "x!", code=2).stderr

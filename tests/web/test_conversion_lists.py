@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
@@ -12,7 +13,7 @@ import httpx
 import pytest
 
 from shortener.accounts.administration import create_application
-from shortener.accounts.credentials import Credentials
+from shortener.accounts.credentials import Credentials, create_key
 from shortener.container import Service
 from shortener.reporting import conversions as report
 from tests.conftest import NOON, Clock, client_of
@@ -179,6 +180,26 @@ async def test_a_refused_conversion_report_is_listed_with_its_reason_and_without
     assert [line["refused_id"] for line in table] == [newest["refused_id"], oldest["refused_id"]]
     text = service.metrics.text("")[0].decode()
     assert 'shortener_conversions_refused_total{reason="UNEXPANDED_PLACEHOLDER"} 1.0' in text
+
+
+async def test_phone_numbers_in_conversion_reports_are_masked_for_a_key_without_the_permission_privacy_reveal(
+    service: Service, client: httpx.AsyncClient, tracker: httpx.AsyncClient
+) -> None:
+    numbers = {"phone": "+14085550100", "msisdn": "14085550100", "note": "call +1 408 5550100", "order": "1234567890"}
+    await send(tracker, message_id="m-1", **numbers)
+    await send(tracker, message_id="unknown", **numbers)
+    masked = {"phone": "+14…00", "msisdn": "140…00", "note": "call +1 …00", "order": "1234567890"}
+    key = await service.database.write(create_key, 1, "reader", ["sms.read"], NOON)
+    await service.directory.refresh()
+    async with client_of(service, {"X-API-Key": key}) as reader:
+        for caller, shown in ((client, numbers), (reader, masked)):
+            (conversion,) = await listed(caller)
+            (refused,) = (await caller.get("/api/v1/conversions/refused")).json()["refused"]
+            (line,) = await lines(caller, "/api/v1/conversions.csv")
+            (refused_line,) = await lines(caller, "/api/v1/conversions/refused.csv")
+            (of_message,) = (await caller.get("/api/v1/sms/status/m-1")).json()["conversions"]
+            assert conversion["metadata"] == of_message["metadata"] == json.loads(line["metadata"]) == shown
+            assert refused["parameters"] == json.loads(refused_line["parameters"]) == {"message_id": "unknown", **shown}
 
 
 async def test_a_conversion_report_that_was_accepted_but_not_applied_is_listed_with_the_reason(

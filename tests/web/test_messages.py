@@ -225,6 +225,8 @@ async def test_no_get_endpoint_returns_a_phone_number_to_a_key_without_the_permi
     async with client_of(service, {"X-Api-Token": credentials.tracker_token}) as tracker:
         await tracker.get("/api/v1/track?message_id=m1&value=1")
         await tracker.get("/api/v1/track?message_id=m1&value=2")
+        await tracker.get("/api/v1/track?message_id=unknown&msisdn=14085550100&phone=%2B14085550100")
+        await tracker.get("/api/v1/track?message_id=m1&action=call&msisdn=14085550100&note=to%20%2B1%20408%205550100")
     key = await service.database.write(create_key, 1, "reader", ["sms.read", "trackers.read"], NOON)
     await service.directory.refresh()
     described = (await client.get("/openapi.json")).json()["paths"]

@@ -259,6 +259,18 @@ async def test_click_rates_by_the_time_of_sending_never_exceed_100_percent(
         assert (sent_on_saturday["messages"], sent_on_saturday["clicks"]) == (0, 0)
 
 
+async def test_statistics_by_destination_ignore_the_default_port_and_the_case_of_the_host(client: httpx.AsyncClient) -> None:
+    for url in (
+        "https://shop.example/a",
+        "HTTPS://Shop.Example:443/a?b=1",
+        "http://shop.example:80/a/",
+        "https://shop.example:8443/a",
+    ):
+        assert (await client.post("/api/v1/rewrite", json={"to": TO, "body": f'#track("{url}")'})).status_code == 200
+    found = {entry["destination"]: entry["messages"] for entry in (await ask(client, "/by-destination"))["destinations"]}
+    assert found == {"shop.example/a": 3, "shop.example:8443/a": 1}
+
+
 async def test_statistics_list_at_most_200_destinations_of_a_campaign(client: httpx.AsyncClient, service: Service) -> None:
     for start in (0, 150):
         messages = [
