@@ -22,6 +22,9 @@ _EPOCH_MS = 1_767_225_600_000  # The time in an id counts milliseconds since 202
 _NODE_BITS, _COUNTER_BITS = 10, 12
 MAX_NODES = 1 << _NODE_BITS
 _ID_LENGTH = 11  # Eleven characters in base 62 can hold 63 bits, because 62 ** 11 > 2 ** 63.
+#: The largest id of the tables whose ids the database counts (applications, keys, trackers, gateways): the largest value of the
+#: column. PostgreSQL rejects larger values.
+MAX_COUNTED_ID = 2**31 - 1
 _CHECK_LENGTH = 8  # Eight characters contain 47 bits, so a guessed click id is valid with a probability of 1 in 10^14.
 
 

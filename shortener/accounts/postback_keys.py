@@ -15,13 +15,13 @@ from sqlalchemy import Connection, Row, func, insert, or_, select, update
 
 from shortener.accounts.directory import hash_credential, increment_version, require_application
 from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.ids import MAX_COUNTED_ID
 from shortener.storage import schema
 
 PATH = "/api/v1/postback/{postback_key}"
 MAX_NAME_CHARACTERS = 100
 MAX_KEYS = 100  # The maximum number of postback keys of one application that are not revoked.
 MAX_OVERLAP = timedelta(days=90)
-MAX_ID = 2**31 - 1  # The largest value that the database column of the key id can store.
 _HINT_CHARACTERS = 8
 
 
@@ -84,7 +84,7 @@ def _find_usable(connection: Connection, application_id: int | None, key_id: int
     statement = select(table).where(table.c.id == key_id, *is_valid)
     if application_id is not None:
         statement = statement.where(table.c.application_id == application_id)
-    row = connection.execute(statement).first() if key_id <= MAX_ID else None
+    row = connection.execute(statement).first() if key_id <= MAX_COUNTED_ID else None
     if row is None:
         raise ApiError(ErrorCode.NOT_FOUND, f"There is no postback key {key_id} that is not revoked or expired.")
     return row

@@ -11,9 +11,9 @@ from typing import Any
 
 import click
 
+from shortener.ids import MAX_COUNTED_ID
 from shortener.times import parse_iso, to_utc
 
-MAX_ID = 2**31 - 1
 MAX_COMPANY_ID = 2**63 - 1
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
@@ -24,7 +24,7 @@ class Id(click.ParamType[int]):
 
     name = "id"
 
-    def __init__(self, largest: int = MAX_ID) -> None:
+    def __init__(self, largest: int = MAX_COUNTED_ID) -> None:
         self._largest = largest
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:

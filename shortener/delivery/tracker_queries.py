@@ -17,6 +17,7 @@ from shortener.accounts.directory import increment_version
 from shortener.delivery.outcomes import parse_success
 from shortener.delivery.placeholders import TemplateError, parse_template
 from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.ids import MAX_COUNTED_ID
 from shortener.model import Topic
 from shortener.storage import schema
 
@@ -52,7 +53,7 @@ def require_tracker(connection: Connection, tracker_id: int, application_id: int
         statement = statement.where(table.c.application_id == application_id)
     if lock:
         statement = statement.with_for_update()
-    row = connection.execute(statement).first() if tracker_id < 1 << 31 else None
+    row = connection.execute(statement).first() if tracker_id <= MAX_COUNTED_ID else None
     if row is None:
         raise ApiError(ErrorCode.NOT_FOUND, f"There is no tracker {tracker_id}.")
     return row

@@ -30,6 +30,7 @@ from shortener.accounts.directory import Principal
 from shortener.accounts.settings import Permission
 from shortener.clicks.client_address import client_address, hash_client
 from shortener.errors import ApiError, ErrorCode, StoreUnavailable
+from shortener.ids import MAX_COUNTED_ID
 from shortener.web.call_headers import find_header
 from shortener.web.idempotency import HEADER, idempotency_key, respond_once
 from shortener.web.large_responses import PiecesResponse, is_large, serialize_in_pieces
@@ -219,6 +220,8 @@ async def _run(endpoint: Endpoint, service: Service, request: Request) -> tuple[
         principal = _authenticate(endpoint, service, request)
         # Reject the character NUL in a path, because PostgreSQL rejects it, and no id contains it.
         if "\0" in request.scope["path"]:
+            raise ApiError(ErrorCode.NOT_FOUND)
+        if any(isinstance(value, int) and value > MAX_COUNTED_ID for value in request.path_params.values()):
             raise ApiError(ErrorCode.NOT_FOUND)
         query = body = None
         if not endpoint.reads_request:

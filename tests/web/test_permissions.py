@@ -13,6 +13,7 @@ from shortener.accounts.administration import create_application
 from shortener.accounts.credentials import Credentials, create_key
 from shortener.accounts.settings import PERMISSIONS
 from shortener.container import Service
+from shortener.ids import MAX_COUNTED_ID
 from shortener.web.endpoint import Caller
 from shortener.web.endpoints import ENDPOINTS
 from tests.conftest import NOON, client_of
@@ -256,3 +257,13 @@ async def test_no_endpoint_shows_or_changes_an_object_of_another_application(
     assert found == {}, "status for another application, and for the application itself"
     for method, path in (("GET", "trackers"), ("GET", "keys"), ("GET", "gateways"), ("GET", "links"), ("GET", "domains")):
         assert "stolen" not in (await client.request(method, f"/api/v1/{path}")).text
+
+
+@pytest.mark.parametrize("number", [MAX_COUNTED_ID + 1, 10**18, 2**63, 10**30])
+async def test_an_id_in_a_path_that_is_too_large_for_the_database_does_not_exist(client: httpx.AsyncClient, number: int) -> None:
+    endpoints = [one for one in ENDPOINTS if ":int}" in one.path]
+    assert len(endpoints) > 10
+    for endpoint in endpoints:
+        path = re.sub(r"{\w+:int}", str(number), endpoint.path)
+        response = await client.request(endpoint.method, path, json=None if endpoint.method == "GET" else {})
+        assert (response.status_code, response.json()["error_code"]) == (404, "NOT_FOUND"), (endpoint.method, path, response.text)
