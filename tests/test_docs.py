@@ -110,7 +110,7 @@ def test_paths_that_a_document_mentions_exist(document: Path) -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=document_id)
-def test_decision_records_that_a_document_cites_exist(document: Path) -> None:
+def test_every_decision_record_exists_that_a_document_cites(document: Path) -> None:
     for number in re.findall(r"decisions?/(\d{4})", document.read_text()):
         assert list((ROOT / "docs" / "decisions").glob(f"{number}-*.md")), number
 

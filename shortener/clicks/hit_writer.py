@@ -87,7 +87,7 @@ class HitWriter:
         hits = [waiting for waiting in items if not (waiting.is_refused or waiting.is_settled)]
         if not hits:
             return _WrittenHits([], BatchResult([]))
-        # A hit with `is_suspect` was rejected before. Another process may have stored the same hit since then.
+        # The database has rejected a batch with a hit that has `is_suspect`. Another process may have stored the hit since then.
         is_uncertain = is_uncertain or any(waiting.is_suspect for waiting in hits)
         result = self._transaction.write(connection, [waiting.hit for waiting in hits], is_uncertain)
         for waiting, resolution in zip(hits, result.resolutions, strict=True):

@@ -254,7 +254,7 @@ class Recorder:
             writer.put(waiting)
 
     def _keep(self, hits: Sequence[WaitingHit]) -> None:
-        """Put hits that the spool did not store back into the batcher, as long as the limit of hits in memory is not reached."""
+        """Put back into the batcher the hits that the spool did not store, up to the limit of hits in memory."""
         room = max(self._waiting_limit - len(self._batcher), 0)
         for waiting in hits[:room]:
             waiting.is_in_batcher = True

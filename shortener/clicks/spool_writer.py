@@ -69,7 +69,7 @@ class SpoolWriter:
         self._work.set()
 
     async def flush(self) -> None:
-        """Return when no hit waits in the spool writer."""
+        """Wait until no hit waits in the spool writer."""
         while len(self):
             self._became_idle.clear()
             await self._became_idle.wait()

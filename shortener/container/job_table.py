@@ -47,8 +47,8 @@ ERASURE_REPEATS_INTERVAL_SECONDS = 2.0  # Pause of the job that erases personal 
 GATEWAY_LINKS_INTERVAL_SECONDS = 2.0  # Pause of the job that keeps the connections to SMPP gateways open.
 EXPIRING_KEYS_INTERVAL_SECONDS = 10.0  # Pause of the job that creates events for postback keys which expire soon.
 
-#: Minimum pause between two runs of the fan-out. A single event is processed at once. Under load, one run processes the events of
-#: 20 ms.
+#: Minimum pause between two runs of the fan-out. A single event is processed at once. Under load, one run processes the events
+#: that arrive in 20 ms.
 FANOUT_MIN_INTERVAL_SECONDS = 0.02
 
 

@@ -36,7 +36,7 @@ from shortener.storage.types import to_ms
 MAX_ROWS = 10_000  # maximum number of rejected reports of one application; a few more exist until `trim` runs
 TRIM_INTERVAL_ROWS = 200  # a process runs `trim` after it has stored this many rejected reports
 MAX_DESCRIPTION_CHARACTERS = 500
-#: The reason of a report that was answered with a warning, but did not change the conversion.
+#: The reason of a report that was accepted, with a warning in the response, but did not change the conversion.
 NOT_APPLIED = "NOT_APPLIED"
 
 log = structlog.get_logger(__name__)

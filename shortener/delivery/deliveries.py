@@ -39,7 +39,7 @@ MAX_ATTEMPTS = 500
 StatusName = Literal["pending", "parked", "delivered", "dead"]
 assert set(get_args(StatusName)) == {status.api_name for status in DeliveryStatus}
 
-# The SQL statement contains the status as a literal, because a database cannot use a partial index for a parameter.
+# The SQL statement contains the status as a literal, because a database cannot use a partial index if the status is a parameter.
 _IS_PENDING = deliveries.c.status == literal_column(str(DeliveryStatus.PENDING.value))
 _IS_DEAD = deliveries.c.status == literal_column(str(DeliveryStatus.DEAD.value))
 

@@ -188,7 +188,7 @@ class Template:
 
 
 def _has_dot_segment(texts: tuple[str, ...]) -> bool:
-    """Return whether the path of the template itself contains the segment `.` or `..`, as the customer entered it."""
+    """Return whether the path of the template, as the customer entered it, contains the segment `.` or `..`."""
     path = "{}".join(texts).partition("?")[0]
     return any(segment in (".", "..") for segment in path.split("/"))
 

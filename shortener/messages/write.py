@@ -4,7 +4,7 @@ links and responses.
 Several requests share one transaction. For each request, `RewriteWriter` decides in this order:
 
 1. If the Idempotency-Key is stored, return the stored response, or IDEMPOTENCY_CONFLICT if the content differs.
-2. If a message_id is stored, the message is a repeat, or a MESSAGE_ID_CONFLICT if the content differs.
+2. If a message_id is stored, the message is a repeat. If its content differs, reject the whole request (MESSAGE_ID_CONFLICT).
 3. If a new message has a problem, reject the whole request.
 4. Create the texts of the repeats from their stored rows, and create the texts of the new messages.
 5. Deduct the cost of the messages that a gateway sends. If the balance is too low, reject the whole request.

@@ -23,7 +23,7 @@ _HEIGHT = 176  # Height of the area of the bars in pixels.
 _TOP = 8  # Space above the bars for the upper half of the highest number.
 _BOTTOM = 22  # Space beneath the bars for the labels of the horizontal axis.
 _MAX_LABELS = 7  # About this number of labels is on the horizontal axis.
-_WIDE_SLOT = 14  # From this width on, in percent of the chart, the label of a bar fits beneath the bar.
+_WIDE_SLOT = 14  # The label of a bar fits beneath the bar if the bar has at least this width in percent of the chart.
 _MIN_BAR = 2  # The minimum height in pixels of a bar that is not zero.
 _GAP_SHARE = 0.22  # The part of the width of a bar's slot that is left free between two bars.
 

@@ -184,8 +184,8 @@ class Visit:
         return {name: value for name in PERIOD_FIELDS if (value := self.get(name)) is not None}
 
     def here(self, **changes: Any) -> str:
-        """Return the URL of this page with changed query parameters. The value None removes a parameter. The cursor of a list is
-        and kept entries are always removed."""
+        """Return the URL of this page with changed query parameters. The value None removes a parameter. The cursor of a
+        list and the key of the kept entries of a form are always removed."""
         fields = {name: value for name, value in self.request.query_params.items() if name not in ("cursor", KEPT_QUERY)}
         return url(self.request.url.path.removesuffix(".csv"), {**fields, **changes})
 

@@ -298,8 +298,8 @@ _EMPTY_HITS = (
 
 
 class _ExpressionsMissing(Exception):
-    """Raised to roll a batch back that must parse user agents before `load_expressions` was called. Most processes of an
-    installation never empty a hit, and the expressions take 30 MB of memory."""
+    """Raised to roll back a batch that must parse user agents, if `load_expressions` was not called yet. Most processes of an
+    installation never remove the address and the user agent from a hit, and the expressions take 30 MB of memory."""
 
 
 class _PurgeBatch:

@@ -62,7 +62,7 @@ def _with_place(detail: Detail, is_batch: bool, error: InvalidInput) -> Detail:
 
 
 def _field_of_message(path: str, is_batch: bool) -> str:
-    """Return the name of a field in its message; "" if the path names the whole message."""
+    """Return the name of the field of an SMS message that the path of an error names; "" if it names the whole message."""
     parts = path.split(".")[2 if is_batch else 0 :]
     return parts[0] if parts else ""
 

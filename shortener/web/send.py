@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 MAX_RECIPIENTS = 100
 MAX_UNKNOWN_FIELDS = 20
-#: The status in `results` of a recipient that is left out, by the error code that is the reason.
+#: The status in `results` for a recipient to whom nothing is sent, by the error code of the reason.
 _STATUSES = {ErrorCode.NO_PRICE.name: "blocked_country", ErrorCode.OPTED_OUT.name: "opted_out"}
 _SKIPPED = frozenset({ErrorCode.NO_PRICE, ErrorCode.OPTED_OUT})
 #: The error code of 23 Telecom for an invalid field, by name of the field.

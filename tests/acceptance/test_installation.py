@@ -22,7 +22,8 @@ def run(*command: str | Path, code: int = 0) -> str:
 
 @pytest.fixture(scope="module")
 def client_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The interpreter of a virtual environment with the wheel and the extra `client`. Skip without a package registry."""
+    """The interpreter of a virtual environment with the wheel and the extra `client`. The test is skipped
+    if no package registry can be reached."""
     folder = tmp_path_factory.mktemp("installation")
     source = folder / "source"
     shutil.copytree(ROOT / "shortener", source / "shortener", ignore=shutil.ignore_patterns("__pycache__"))

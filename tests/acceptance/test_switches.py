@@ -103,7 +103,7 @@ def leads(server: Server, link: Link, expected: str, patience: float) -> None:
         time.sleep(0.02)  # the pause between two checks
 
 
-def test_each_change_of_a_sent_link_takes_effect_on_every_node_within_a_second_and_in_the_cache(
+def test_each_change_of_a_sent_link_reaches_the_cache_and_every_node_within_a_second(
     nodes: Nodes, postgres_server: PostgresProcess
 ) -> None:
     one, two = nodes.serve(), nodes.serve()

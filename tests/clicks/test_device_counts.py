@@ -76,7 +76,7 @@ async def test_the_device_counts_contain_clicks_and_no_other_hits(service: Servi
     assert await service.database.read(last_counted_hit) == (await fetch_rows(service, schema.hits))[-1].id
 
 
-async def test_a_click_that_is_stored_after_the_device_job_has_passed_its_id_is_counted_by_device_at_once(
+async def test_a_late_click_whose_id_the_device_job_has_already_passed_is_counted_by_device_at_once(
     service: Service, clock: Clock
 ) -> None:
     (code,) = await create_codes(service)

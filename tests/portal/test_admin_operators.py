@@ -95,7 +95,9 @@ async def test_an_operator_form_that_is_sent_again_keeps_the_link_that_was_shown
         await accept(await new_browser(), token)
 
 
-async def test_the_removal_of_a_role_names_the_role_and_the_other_roles(service: Service, sign_in: SignIn) -> None:
+async def test_the_question_before_a_role_is_removed_names_this_role_and_the_remaining_roles_of_the_operator(
+    service: Service, sign_in: SignIn
+) -> None:
     admin = await sign_in("Ada")
     await sign_in("Bo", Role.MANAGER, 1)
     form = {"action": "remove_role", "application": "1"}

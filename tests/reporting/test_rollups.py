@@ -53,7 +53,8 @@ async def hit(client: httpx.AsyncClient, message: dict[str, Any], position: int 
 
 
 async def live(client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock) -> list[dict[str, Any]]:
-    """Write messages of two campaigns on Friday, with clicks on both links, automated hits, reports and conversions on Saturday."""
+    """Write messages with two links each, of two campaigns, on Friday. On Saturday, clicks on both links, automated hits, reports
+    and conversions follow."""
     messages = [await rewrite(client, f"m{number}", campaign="spring", body=TWO_LINKS) for number in range(3)]
     messages.append(await rewrite(client, "m3", to="+491701234567", source="campaign", campaign="autumn"))
     await report(client, "m0", "DELIVERED")

@@ -273,7 +273,7 @@ async def test_the_purge_deletes_an_event_when_the_retention_time_has_passed_sin
         add_event(tracker_id=2, **PENDING)
         return [
             add_event(**PENDING),
-            add_event(status=DeliveryStatus.DELIVERED.value, finished_at=NOW - 89 * DAY),  # a replayed delivery ends later
+            add_event(status=DeliveryStatus.DELIVERED.value, finished_at=NOW - 89 * DAY),  # replayed long after its event
             rows.event(message, NOW - 100 * DAY, fanned_out=False),
             rows.event(message, NOW - 89 * DAY),
         ]

@@ -1,5 +1,5 @@
-"""The kind `smpp` in the table of the kinds. The modules that need the library `smpplib` are imported when the first connection is
-opened."""
+"""The kind `smpp` of gateways (gateways/kinds.py). The modules that need the library `smpplib` are imported when the first
+connection is opened."""
 
 from __future__ import annotations
 

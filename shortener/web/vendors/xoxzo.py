@@ -1,7 +1,7 @@
 """Endpoints in Xoxzo's format: the send call, the status of a message, and the list of sent messages.
 
 The send call sends through the gateway of the application. Without a gateway it only rewrites, and the response contains a warning.
-For a form, the response is a list, which Xoxzo's clients read. For JSON, the response is an object, as in Xoxzo's guide for link
+The response to a form is a list, which Xoxzo's clients read. The response to JSON is an object, as in Xoxzo's guide for link
 tracking.
 """
 

@@ -69,7 +69,7 @@ async def test_the_report_endpoint_of_infobip_returns_each_message_with_a_final_
 
 
 @pytest.mark.parametrize("version", [1, 2, 3])
-async def test_infobip_delivery_reports_of_requested_messages_can_be_read_again(
+async def test_infobip_delivery_reports_that_are_requested_by_message_id_can_be_read_again(
     client: httpx.AsyncClient, sent: list[str], version: int
 ) -> None:
     path = f"/sms/{version}/reports"
