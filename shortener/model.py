@@ -84,11 +84,14 @@ class LinkFlag(enum.IntFlag):
     """Options of a link, stored as the bits of one number."""
 
     NONE = 0
-    EVERY_CLICK = 1  # Each click on the link creates an event, because of `#trackurl` or of the setting `click_events: every`.
+    # Each click on the link creates an event, because of `#trackurl`, or because the application had the setting `click_events:
+    # every` when the link was created. The setting itself applies to all links of the application.
+    EVERY_CLICK = 1
     # The destination contains {click_id}, which the redirect replaces. The rewriter replaces all other placeholders.
     FILL_CLICK_ID = 2
     OPT_OUT = 8  # The recipient opts out with this link. A hit creates an event even if its verdict is "suspected".
-    APPEND_CLICK_ID = 4  # The redirect adds the click id as the query parameter `click_id_param` of the application.
+    # The application had the setting `click_id_param` when the link was created. Only the previous release reads this flag.
+    APPEND_CLICK_ID = 4
 
 
 class HitFlag(enum.IntFlag):

@@ -3,12 +3,16 @@
 A redirect or an API call needs no database read to identify its caller. Every change increments a version in its own transaction,
 and every process reads that version a few times per second. A revoked key, a disabled application or domain and a blocked host
 therefore take effect in all processes within a second. They stay in effect while the database is down.
+
+A process also reads the version before it rejects an unknown credential, so it accepts a new credential at once.
 """
 
 # Tested by tests/accounts/test_directory.py and tests/accounts/test_administration.py
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
 import secrets
 from collections.abc import Callable, Iterable, Mapping
@@ -20,13 +24,16 @@ from sqlalchemy import Connection, select
 
 from shortener.accounts.own_hosts import NO_HOSTS, OwnHosts, is_local, name_of
 from shortener.accounts.settings import ApplicationSettings, Privacy, from_stored
-from shortener.errors import ApiError, ErrorCode
+from shortener.errors import ApiError, ErrorCode, StoreUnavailable
 from shortener.model import Topic, record
 from shortener.settings import Settings
 from shortener.storage import schema
 from shortener.storage.database import Database, upsert
 from shortener.urls import host_of, matches_link_path
 
+REFRESH_SECONDS = 0.25  # The pause between two reads of the version by the background job of each process.
+#: The maximum time that the rejection of an unknown credential waits for the database.
+MAX_CATCH_UP_SECONDS = 0.5
 ALL_APPLICATIONS = 0  # A database row with this application id applies to all applications.
 _VERSION = "directory"
 
@@ -126,6 +133,8 @@ class HitPolicies:
 
     # Settings of the applications with at least one contextual rule, by application id.
     contextual_rules: Mapping[int, ApplicationSettings] = field(default_factory=dict)
+    every_click: frozenset[int] = frozenset()  # Ids of the applications with the setting `click_events: every`.
+    click_id_params: Mapping[int, str] = field(default_factory=dict)  # Names of the query parameters for click ids.
     with_suspected: frozenset[int] = frozenset()  # Ids of the applications with a tracker that receives suspected hits.
     ip_privacy: Mapping[int, Privacy] = field(default_factory=dict)
     # Blocked hosts by application id; the key ALL_APPLICATIONS contains the hosts that are blocked for every application.
@@ -197,6 +206,8 @@ class Directory:
         self._snapshot = _Snapshot()
         self._refreshes = 0  # The number of refreshes that have begun.
         self._applied = 0  # The number of the refresh that read the current snapshot.
+        self._reading: asyncio.Task[None] | None = None  # The latest read that `catch_up` began.
+        self._waiting: asyncio.Task[None] | None = None  # The read that begins when `_reading` has ended.
 
     async def refresh(self) -> bool:
         """Read all accounts if an account has changed. Return whether an account has changed.
@@ -209,6 +220,29 @@ class Directory:
         if fresh is not None and number > self._applied:
             self._snapshot, self._applied = fresh, number
         return fresh is not None
+
+    async def catch_up(self) -> None:
+        """Read all accounts as they are now, if an account has changed.
+
+        Concurrent callers share one read, so many unknown credentials do not load the database. If the database does not respond
+        within MAX_CATCH_UP_SECONDS, the old accounts stay in use."""
+        if self._reading is None or self._reading.done():
+            self._reading = read = asyncio.ensure_future(self._refresh_if_available())
+        elif self._waiting is None or self._waiting.done():
+            # The read in progress may have begun before the caller's account was created.
+            self._waiting = read = asyncio.ensure_future(self._refresh_after(self._reading))
+        else:
+            read = self._waiting
+        await asyncio.wait((read,), timeout=MAX_CATCH_UP_SECONDS)
+
+    async def _refresh_after(self, earlier: asyncio.Task[None]) -> None:
+        await asyncio.wait((earlier,))
+        self._reading, self._waiting = self._waiting, None
+        await self._refresh_if_available()
+
+    async def _refresh_if_available(self) -> None:
+        with contextlib.suppress(StoreUnavailable):
+            await self.refresh()
 
     def application(self, application_id: int) -> Application | None:
         """Return the application with this id."""
@@ -263,11 +297,6 @@ class Directory:
         name = name_of(host)
         is_domain = self.domain(host) is not None or (name != host and not is_local(name) and self.domain(name) is not None)
         return is_domain or self._own_hosts.contains(url)
-
-    def click_id_param(self, application_id: int) -> str | None:
-        """Return the name of the query parameter for click ids in destinations of the application; None if it has none."""
-        application = self.application(application_id)
-        return application.settings.click_id_param if application else None
 
     def find_by_api_key(self, key: str) -> Principal | None:
         """Return the caller with this API key; None for an unknown or revoked key and for a disabled application."""
@@ -328,9 +357,15 @@ def short_url(base_url: str, path: str | None, code: str) -> str:
     return f"{base_url}{path or ''}/{code}"
 
 
-def _load_if_changed(connection: Connection, version: str) -> _Snapshot | None:
+def read_version(connection: Connection) -> str:
+    """Return the version of the accounts, which each change of an account replaces."""
     table = schema.installation
-    current: str = connection.execute(select(table.c.value).where(table.c.name == _VERSION)).scalar() or "0"
+    version: str | None = connection.execute(select(table.c.value).where(table.c.name == _VERSION)).scalar()
+    return version or "0"
+
+
+def _load_if_changed(connection: Connection, version: str) -> _Snapshot | None:
+    current = read_version(connection)
     if current == version:
         return None
     fresh = _Snapshot(version=current)
@@ -382,6 +417,8 @@ def _load_if_changed(connection: Connection, version: str) -> _Snapshot | None:
     settings = {application.id: application.settings for application in fresh.applications.values()}
     fresh.hit_policies = HitPolicies(
         contextual_rules={id_: chosen for id_, chosen in settings.items() if chosen.uses_contextual_rules},
+        every_click=frozenset(id_ for id_, chosen in settings.items() if chosen.click_events == "every"),
+        click_id_params={id_: chosen.click_id_param for id_, chosen in settings.items() if chosen.click_id_param},
         with_suspected=frozenset(row.application_id for row in with_suspected if row.topics & Topic.CLICK),
         ip_privacy={id_: chosen.ip_privacy for id_, chosen in settings.items() if chosen.ip_privacy is not None},
         blocked_hosts={id_: frozenset(hosts) for id_, hosts in blocked.items()},

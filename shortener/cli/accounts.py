@@ -249,7 +249,9 @@ async def create_key(application: int, name: str, permissions: tuple[str, ...], 
     granted = PERMISSIONS if "all" in permissions else permissions or DEFAULT_PERMISSIONS
     async with open_store() as database:
         key = await database.write(credentials.create_key, application, name, granted, utcnow(), rate_limit)
-    print_result({"api_key": key, "permissions": sorted(granted)}, as_json, lambda: click.echo(key))
+        stored = await database.read(credentials.find_key_of_text, key)
+    fields = {"api_key": key, "key_id": stored["id"], "permissions": sorted(granted)}
+    print_result(fields, as_json, lambda: click.echo(key))
 
 
 @keys.command("list", cls=ApplicationCommand)

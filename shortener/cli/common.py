@@ -33,6 +33,9 @@ T = TypeVar("T")
 #: Width of a table in characters if stdout is a file or a pipe, so that no line is wrapped.
 UNLIMITED_WIDTH = 1_000_000
 
+#: The time that a process may need to read the changed accounts, after the pause between two reads.
+_REFRESH_MARGIN_SECONDS = 0.15
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print machine-readable JSON on stdout.")
 yes_option = click.option("--yes", "yes", is_flag=True, help="Do not ask for confirmation.")
 
@@ -159,7 +162,11 @@ def _logs_on_stderr() -> Iterator[None]:
 async def open_store() -> AsyncIterator[Any]:
     """Open the database of an installation and check its schema. A running server may use the database at the same time.
 
+    If the command changes an account, wait until the processes of the installation use the change. Otherwise a script that
+    revokes a key or adds a domain would see the old state in its next request.
+
     Raise NoInstallation if the database does not exist, so that a command in the wrong folder does not create one."""
+    from shortener.accounts.directory import read_version
     from shortener.storage.installation import BASE_URL, get, missing_base_url, require_installation
     from shortener.storage.open import open_database
 
@@ -169,9 +176,23 @@ async def open_store() -> AsyncIterator[Any]:
     try:
         if settings.has_default_base_url and (stored := await database.read(get, BASE_URL)) is not None:
             click.echo(f"Warning: {missing_base_url(stored, settings)}", err=True)
+        version = await database.read(read_version)
         yield database
+        if await database.read(read_version) != version:
+            await _wait_for_refresh(database)
     finally:
         await database.close()
+
+
+async def _wait_for_refresh(database: Any) -> None:
+    """Wait until all processes of the installation have read the changed accounts. Return at once if no process runs."""
+    from shortener.accounts.directory import REFRESH_SECONDS
+    from shortener.delivery.processes import is_running
+    from shortener.model import utcnow
+    from shortener.storage.types import to_ms
+
+    if await database.read(is_running, to_ms(utcnow())):
+        await asyncio.sleep(REFRESH_SECONDS + _REFRESH_MARGIN_SECONDS)
 
 
 @asynccontextmanager

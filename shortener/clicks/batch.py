@@ -272,6 +272,7 @@ class _BatchRows:
         self._ids = ids
         self._ip_privacy = policies.ip_privacy
         self._with_suspected = policies.with_suspected
+        self._every_click = policies.every_click
         self._candidates = candidates
         self._won = won
         self._keep_clicks = keep_clicks
@@ -338,4 +339,4 @@ class _BatchRows:
                 if is_first and self._candidates.claims[link.message][2] == hit.id:
                     return _FIRST_FOR_LINK | _FIRST_FOR_MESSAGE, _CLICK | _STATE
                 return _FIRST_FOR_LINK, _CLICK
-        return 0, _CLICK if link.flags & _EVERY_CLICK else 0
+        return 0, _CLICK if link.flags & _EVERY_CLICK or link.application_id in self._every_click else 0

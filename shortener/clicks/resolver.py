@@ -21,7 +21,7 @@ from shortener.model import LinkFlag, Verdict
 from shortener.urls import DESTINATION_PLACEHOLDERS, append_param, fill_placeholders
 
 # The flags are copied to plain integers, because an operation on enum flags takes microseconds and each hit needs several.
-_FILL, _APPEND = int(LinkFlag.FILL_CLICK_ID), int(LinkFlag.APPEND_CLICK_ID)
+_FILL = int(LinkFlag.FILL_CLICK_ID)
 
 
 @dataclass(slots=True)
@@ -94,7 +94,6 @@ class LinkDirectory(Protocol):
     def fallback_url(self, application_id: int, domain_id: int) -> str | None: ...
     def unknown_code_url(self, domain_id: int) -> str | None: ...
     def is_own(self, url: str) -> bool: ...
-    def click_id_param(self, application_id: int) -> str | None: ...
 
 
 class LinkResolver:
@@ -134,13 +133,11 @@ class LinkResolver:
             elif mode == "always" or (mode == "suspicious" and hit.verdict is not Verdict.HUMAN):
                 return Resolution(None, application_id, confirm=True)
         location = (link.location or link.url).encode()
-        flags = link.flags
-        if flags & _FILL:
+        if link.flags & _FILL:
             location = fill_placeholders(location, {"click_id": self._click_ids.encode(hit.id)})
-        if flags & _APPEND:
-            name = self._directory.click_id_param(application_id)
-            if name:
-                location = append_param(location, name, self._click_ids.encode(hit.id))
+        name = policies.click_id_params.get(application_id) if policies.click_id_params else None
+        if name and location.startswith((b"http://", b"https://")):  # A link with an app scheme, such as tel:, has no query.
+            location = append_param(location, name, self._click_ids.encode(hit.id))
         return Resolution(location, application_id)
 
     def _resolve_unknown(self, hit: Hit) -> Resolution:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from shortener.accounts.directory import Directory
+from shortener.accounts.directory import REFRESH_SECONDS, Directory
 from shortener.clicks.cache_repair import INTERVAL_SECONDS as CACHE_REPAIR_INTERVAL_SECONDS
 from shortener.clicks.cache_repair import MIN_INTERVAL_SECONDS as CACHE_REPAIR_MIN_INTERVAL_SECONDS
 from shortener.clicks.cache_repair import CacheRepair
@@ -30,7 +30,6 @@ from shortener.storage.clock import SharedClock
 from shortener.storage.database import Database
 from shortener.storage.node_lease import RENEW_SECONDS
 
-DIRECTORY_INTERVAL_SECONDS = 0.5  # Pause of the job that reloads applications, keys and domains if their version changed.
 CLOCK_INTERVAL_SECONDS = 10.0  # Pause of the job that compares the clock of this machine with the clock of PostgreSQL.
 DELIVERY_INTERVAL_SECONDS = 0.5  # Pause of the jobs that search for new events and due deliveries.
 SPOOL_INTERVAL_SECONDS = 0.5  # Pause of the job that writes hits from Redis to the database when the database is available again.
@@ -64,7 +63,7 @@ def build_jobs(
     """Return the table of all background jobs."""
     database, clock, settings = foundation.database, foundation.clock, foundation.settings
     jobs = Jobs(foundation.supervisor)
-    jobs.add(Job("directory", DIRECTORY_INTERVAL_SECONDS, lambda: _refresh(foundation.directory)))
+    jobs.add(Job("directory", REFRESH_SECONDS, lambda: _refresh(foundation.directory)))
     jobs.add(Job("counts", COUNTS_INTERVAL_SECONDS, lambda: _fold_counts(database)))
     jobs.add(
         Job(

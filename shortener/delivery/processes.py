@@ -101,3 +101,12 @@ class DeliveryProcesses:
     def remove(self, connection: Connection) -> None:
         """Delete the row of this process from `delivery_processes`. Call this before the process ends."""
         connection.execute(delete(delivery_processes).where(delivery_processes.c.id == self._id))
+
+
+def is_running(connection: Connection, now: int) -> bool:
+    """Return whether a process of the installation sends deliveries. `now` is in milliseconds since 1970.
+
+    After a process was killed, the result may be true for one interval between heartbeats and MAX_SILENCE_MS more."""
+    oldest = now - INTERVAL_MS[connection.dialect.name] - MAX_SILENCE_MS
+    statement = select(delivery_processes.c.id).where(delivery_processes.c.seen_at >= from_ms(oldest)).limit(1)
+    return connection.execute(statement).first() is not None

@@ -7,7 +7,7 @@ directive, because a raw directive must never reach a handset. The grammar:
   parenthesis are accepted if a quote follows it.
 - The following are plain text: `#track` without a parenthesis, `#tracker`, `#tracking("x")`, `#track (see below)`.
 - Text that resembles a directive is rejected: full-width characters, look-alike letters or invisible characters in it,
-  `##track("url")`, `# track("url")`, `x#track("url")`, `#track["url"]`, `#trak("https://...")` (`near_directives.py`).
+  `##track("url")`, `# track("url")`, `#track["url"]`, `#trak("https://...")` (`near_directives.py`).
 - The quotes are `"…"`, `'…'`, `“…”`, `‘…’`, `«…»`, `‹…›`, or an HTML entity such as `&quot;`. The two quotes of a pair may be in
   either order. They may differ (`"…”`) if a comma or parenthesis follows. The first closing quote ends the argument.
 - `\"` is accepted instead of `"`, because people paste JSON samples. If backslashes precede the opening quote, the closing quote
@@ -40,7 +40,7 @@ _DOUBLE_ENTITY = "&(?:quot|ldquo|rdquo|bdquo|laquo|raquo|#34|#x22|#171|#187|#822
 _SINGLE_ENTITY = "&(?:apos|lsquo|rsquo|sbquo|#39|#x27|#8216|#8217);"
 _BLANK = r"[\s\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]"
 _START = re.compile(
-    rf"(?<![A-Za-z0-9_#])#(track|trackurl)(?:\(|[ \t]+\((?=\s*\\*(?:[{_QUOTES}]|{_DOUBLE_ENTITY}|{_SINGLE_ENTITY})))",
+    rf"(?<!#)#(track|trackurl)(?:\(|[ \t]+\((?=\s*\\*(?:[{_QUOTES}]|{_DOUBLE_ENTITY}|{_SINGLE_ENTITY})))",
     re.IGNORECASE | re.ASCII,
 )
 _OPENING = re.compile(rf"{_BLANK}*(\\*)([{_QUOTES}]|{_DOUBLE_ENTITY}|{_SINGLE_ENTITY})", re.IGNORECASE)

@@ -158,7 +158,7 @@ def _plan_expiry(
     elif item.expires_in is not None:
         requested = now + timedelta(seconds=item.expires_in)
     else:
-        requested = now + (longest or limits.link_ttl)
+        requested = (now + (longest or limits.link_ttl)).replace(microsecond=0)
     return min(requested, now + longest) if longest else requested
 
 
@@ -194,22 +194,22 @@ def _plan_links(
     application: Application, item: RewriteItem, track: TrackMode, hosts: LinkHosts, reject: Callable[..., None]
 ) -> tuple[PlannedLink, ...]:
     directives, errors = parse_directives(item.body)
-    for error in errors:
-        reject(ErrorCode.INVALID_TRACK_DIRECTIVE, "body", error.reason, error.position)
-    if errors:
-        return ()
-    spans = find_spans(item.body, track, directives)
+    # If a directive is malformed, only the URLs of the other directives are checked: without it the text may have other URLs.
+    spans = find_spans(item.body, "directives" if errors else track, directives)
     if len(spans) > MAX_LINKS:
         reason = f"has more than {MAX_LINKS} URLs to track"
         reject(ErrorCode.INVALID_TRACK_URL, "body", reason, spans[MAX_LINKS].start)
         return ()
     always = application.settings.click_events == "every"
     links = []
+    problems = [(error.position, ErrorCode.INVALID_TRACK_DIRECTIVE, error.reason) for error in errors]
     for span in spans:
         try:
             destination = check_link_target(application, span.url, hosts)
         except UrlError as error:
-            reject(ErrorCode.INVALID_TRACK_URL, "body", f"{span.url!r} {error.reason}", span.start)
+            problems.append((span.start, ErrorCode.INVALID_TRACK_URL, f"{span.url!r} {error.reason}"))
             continue
         links.append(PlannedLink(span, destination, span.is_trackurl or always))
-    return tuple(links)
+    for position, code, reason in sorted(problems, key=lambda problem: problem[0]):
+        reject(code, "body", reason, position)
+    return () if errors else tuple(links)

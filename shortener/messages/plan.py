@@ -117,7 +117,7 @@ def plan_request(
         return PlannedRequest(application, items, (), (), (), idempotency_key, content_hash, earlier_hash, to_ms(now), error)
     messages: list[PlannedMessage] = []
     problems: list[Problem] = []
-    used_ids: set[str] = set()
+    used_ids: dict[str, str] = {}  # the hash of the content of each message, by message_id
     plans = [plan_item(application, item, index, now, limits, hosts) for index, item in enumerate(items)]
     for index, item in enumerate(items):
         messages += _identify(application, item, index, plans[index], used_ids, problems)
@@ -127,7 +127,7 @@ def plan_request(
 
 
 def _identify(
-    application: Application, item: RewriteItem, item_index: int, plan: ItemPlan, used_ids: set[str], problems: list[Problem]
+    application: Application, item: RewriteItem, item_index: int, plan: ItemPlan, used_ids: dict[str, str], problems: list[Problem]
 ) -> list[PlannedMessage]:
     """Return a planned message for each valid recipient. Add a problem for each invalid recipient and message_id."""
 
@@ -154,14 +154,20 @@ def _identify(
         reason = f"must contain one id for each of the {len(item.to)} recipients; it has {len(message_ids)}"
         reject(ErrorCode.INVALID_REQUEST, "message_id", reason)
         return []
+    content = _content_of(item) if any(message_ids) else b""
+    hashes: dict[int, str] = {}
     for index, message_id in enumerate(message_ids):
         if message_id is None:
             continue
+        recipient = numbers[index].e164 if index in numbers else item.to[index]
+        hashes[index] = hashlib.sha256(content + recipient.encode(errors="surrogatepass")).hexdigest()[:32]
         if message_id in used_ids:
-            reject(ErrorCode.INVALID_REQUEST, "message_id", f"{message_id!r} is used twice in this request", index)
-        used_ids.add(message_id)
+            # Two entries of one list are a wrong list. Two messages of a batch are the same as two requests with this id.
+            is_conflict = message_id not in message_ids[:index] and used_ids[message_id] != hashes[index]
+            code = ErrorCode.MESSAGE_ID_CONFLICT if is_conflict else ErrorCode.INVALID_REQUEST
+            reject(code, "message_id", f"{message_id!r} is used twice in this request", index)
+        used_ids[message_id] = hashes[index]
 
-    content = _content_of(item) if any(message_ids) else b""
     request_id = item.request_id or new_message_id()
     return [
         PlannedMessage(
@@ -172,7 +178,7 @@ def _identify(
             message_id=message_ids[index] or new_message_id(),
             has_own_id=message_ids[index] is not None,
             request_id=request_id,
-            content_hash=hashlib.sha256(content + number.e164.encode()).hexdigest()[:32] if message_ids[index] else "",
+            content_hash=hashes.get(index, ""),
             plan=plan,
         )
         for index, number in numbers.items()

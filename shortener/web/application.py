@@ -194,7 +194,7 @@ ENDPOINTS = [
             ErrorCode.FORBIDDEN_TARGET,
             ErrorCode.CONFLICT,
         ),
-        description="A change of `click_events` or `click_id_param` applies only to links that are created after the change.",
+        description="A change applies to all links of the application, also to existing ones.",
     ),
     Endpoint(
         "POST",

@@ -25,11 +25,10 @@ from shortener.model import State, Topic
 from shortener.times import parse_report_time
 from shortener.web.damaged_json import RepairedText
 from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel
-from shortener.web.fields import Price, Text, is_decimal, parse_price
+from shortener.web.fields import MAX_PRICE_DECIMALS, Price, Text, is_decimal, parse_price
 
 MAX_ID_CHARACTERS = 255
 MAX_FRAGMENTS = 1000
-PRICE_DIGITS = 8  # the maximum number of digits after the decimal point of a price
 _MAX_CHARACTERS = {"status": 64, "reason_code": 64, "reason_description": 255, "telecom_message_id": 255}
 
 
@@ -185,11 +184,11 @@ def _price(value: Any, warnings: list[str]) -> Decimal | None:
     try:
         if isinstance(value, str) and not is_decimal(value):
             raise ValueError
-        rounded = parse_price(str(round(Decimal(_text(value)), PRICE_DIGITS)))
+        rounded = parse_price(str(round(Decimal(_text(value)), MAX_PRICE_DECIMALS)))
     except (ValueError, ArithmeticError):
         warnings.append(f"mt_price {reason}; it is not stored")
         return None
-    warnings.append(f"mt_price is rounded to {PRICE_DIGITS} digits after the decimal point")
+    warnings.append(f"mt_price is rounded to {MAX_PRICE_DECIMALS} digits after the decimal point")
     return rounded
 
 

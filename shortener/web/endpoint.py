@@ -217,7 +217,7 @@ def error_response(error: ApiError, shape: ErrorShape | None = None) -> Response
 async def _run(endpoint: Endpoint, service: Service, request: Request) -> tuple[Response, str]:
     """Run an endpoint. Return its response and the error code, or "" if there was no error."""
     try:
-        principal = _authenticate(endpoint, service, request)
+        principal = await _authenticate(endpoint, service, request)
         # Reject the character NUL in a path, because PostgreSQL rejects it, and no id contains it.
         if "\0" in request.scope["path"]:
             raise ApiError(ErrorCode.NOT_FOUND)
@@ -269,29 +269,21 @@ def _forget_origin(error: ApiError) -> None:
     error.__traceback__ = error.__context__ = error.__cause__ = None
 
 
-def _authenticate(endpoint: Endpoint, service: Service, request: Request) -> Principal | None:
+async def _authenticate(endpoint: Endpoint, service: Service, request: Request) -> Principal | None:
+    """Return the owner of the credential of a request; None if the endpoint requires none. Raise ApiError UNAUTHORIZED, FORBIDDEN
+    or RATE_LIMITED."""
     if endpoint.caller is Caller.ANYONE:
         return None
-    if endpoint.caller is Caller.POSTBACK_KEY:
-        principal = service.directory.find_by_postback_key(request.path_params["postback_key"].strip(), service.clock())
-        if principal is None:
-            _limit_rejected(service, request, is_present=True)
-            raise ApiError(ErrorCode.UNAUTHORIZED, "The postback key in the path is unknown, revoked or expired.")
-        return principal
-    if endpoint.caller is Caller.TRACKER:
-        token = (find_header(request, b"x-api-token") or "").strip()
-        principal = service.directory.find_by_tracker_token(token, service.clock()) if token else None
-        if principal is None:
-            _limit_rejected(service, request, is_present=bool(token))
-            reason = "The tracker token in the X-Api-Token header is missing, unknown or expired."
-            if token.startswith("sk_") or (not token and "x-api-key" in request.headers):
-                reason = "This call requires a tracker token (tt_...) in the X-Api-Token header. The request has an API key."
-            raise ApiError(ErrorCode.UNAUTHORIZED, reason)
-        return principal
-    principal = _find_by_api_key(service, request)
+    principal = _find_principal(endpoint.caller, service, request)
     if principal is None:
-        _limit_rejected(service, request, is_present=bool({"x-api-key", "authorization"} & set(request.headers.keys())))
-        raise ApiError(ErrorCode.UNAUTHORIZED)
+        is_present = _has_credential(endpoint.caller, request)
+        if is_present:
+            await service.directory.catch_up()
+            principal = _find_principal(endpoint.caller, service, request)
+        if principal is None:
+            if is_present:  # A missing credential is not counted.
+                check_rejection_limit(service, request)
+            raise ApiError(ErrorCode.UNAUTHORIZED, _reason_of_rejection(endpoint.caller, request))
     if endpoint.permission and endpoint.permission not in principal.permissions:
         raise ApiError(ErrorCode.FORBIDDEN, f"This API key does not have the permission {endpoint.permission}.")
     if principal.rate_limit is not None:
@@ -302,10 +294,37 @@ def _authenticate(endpoint: Endpoint, service: Service, request: Request) -> Pri
     return principal
 
 
-def _limit_rejected(service: Service, request: Request, *, is_present: bool) -> None:
-    """Raise ApiError RATE_LIMITED if the client sent too many wrong credentials. A missing credential is not counted."""
-    if is_present:
-        check_rejection_limit(service, request)
+def _find_principal(caller: Caller, service: Service, request: Request) -> Principal | None:
+    """Return the owner of the credential of a request, or None if the request has no valid credential of this kind."""
+    if caller is Caller.API_KEY:
+        return _find_by_api_key(service, request)
+    if caller is Caller.POSTBACK_KEY:
+        return service.directory.find_by_postback_key(request.path_params["postback_key"].strip(), service.clock())
+    token = _tracker_token(request)
+    return service.directory.find_by_tracker_token(token, service.clock()) if token else None
+
+
+def _has_credential(caller: Caller, request: Request) -> bool:
+    """Return whether a request has a credential of this kind, valid or not."""
+    if caller is Caller.API_KEY:
+        return "x-api-key" in request.headers or "authorization" in request.headers
+    return caller is Caller.POSTBACK_KEY or bool(_tracker_token(request))
+
+
+def _tracker_token(request: Request) -> str:
+    return (find_header(request, b"x-api-token") or "").strip()
+
+
+def _reason_of_rejection(caller: Caller, request: Request) -> str | None:
+    """Return the description of the error for a rejected credential; None stands for the general description."""
+    if caller is Caller.POSTBACK_KEY:
+        return "The postback key in the path is unknown, revoked or expired."
+    if caller is Caller.TRACKER:
+        token = _tracker_token(request)
+        if token.startswith("sk_") or (not token and "x-api-key" in request.headers):
+            return "This call requires a tracker token (tt_...) in the X-Api-Token header. The request has an API key."
+        return "The tracker token in the X-Api-Token header is missing, unknown or expired."
+    return None
 
 
 def check_rejection_limit(service: Service, request: Request) -> None:

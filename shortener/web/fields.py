@@ -27,7 +27,9 @@ Text = Annotated[str, AfterValidator(_reject_nul)]
 Sender = Annotated[Text, AfterValidator(str.strip), Field(max_length=100)]
 
 
+MAX_PRICE_DECIMALS = 20  # the maximum number of digits after the decimal point of a price
 _MAX_DECIMAL_LENGTH = 64  # the maximum number of characters of a decimal number
+_PRICE_SIZE = f"must have at most 12 digits before the decimal point and {MAX_PRICE_DECIMALS} after it"
 _DECIMAL = re.compile(r"\s*[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)\s*")
 
 
@@ -47,13 +49,13 @@ def parse_price(value: Any) -> Decimal:
     if isinstance(value, str) and not is_decimal(value):
         raise ValueError("must be a decimal such as 0.0095, without exponent")
     if len(text) > _MAX_DECIMAL_LENGTH:
-        raise ValueError("must have at most 12 digits before the decimal point and 8 after it")
+        raise ValueError(_PRICE_SIZE)
     try:
         amount = Decimal(text)
     except InvalidOperation:
         raise ValueError("must be a decimal such as 0.0095") from None
-    if not amount.is_finite() or abs(amount) >= 10**12 or (exponent := amount.as_tuple().exponent) is None or int(exponent) < -8:
-        raise ValueError("must have at most 12 digits before the decimal point and 8 after it")
+    if not amount.is_finite() or abs(amount) >= 10**12 or int(amount.as_tuple().exponent) < -MAX_PRICE_DECIMALS:
+        raise ValueError(_PRICE_SIZE)
     return amount
 
 
@@ -61,7 +63,9 @@ def parse_price(value: Any) -> Decimal:
 Price = Annotated[
     Decimal,
     BeforeValidator(parse_price),
-    WithJsonSchema({"anyOf": [{"type": "string", "pattern": r"^-?\d{1,12}(\.\d{1,8})?$"}, {"type": "number"}]}),
+    WithJsonSchema(
+        {"anyOf": [{"type": "string", "pattern": rf"^-?\d{{1,12}}(\.\d{{1,{MAX_PRICE_DECIMALS}}})?$"}, {"type": "number"}]}
+    ),
 ]
 
 MAX_METADATA_BYTES = 4096  # maximum size of the metadata as JSON

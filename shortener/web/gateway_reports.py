@@ -31,7 +31,7 @@ MAX_BODY_BYTES = 256 * 1024
 async def report(call: Call[None, None]) -> Response:
     """Store the delivery reports of a gateway."""
     service, request = call.service, call.request
-    gateway = _authenticate(call)
+    gateway = await _authenticate(call)
     stored = await service.gateways.get(gateway.id)
     settings = stored.config.settings
     if not isinstance(settings, HttpSettings):
@@ -52,8 +52,12 @@ async def report(call: Call[None, None]) -> Response:
     return PlainTextResponse(settings.report_response)
 
 
-def _authenticate(call: Call[None, None]) -> GatewayEntry:
-    gateway = call.service.directory.find_by_report_key(call.request.path_params["report_key"].strip())
+async def _authenticate(call: Call[None, None]) -> GatewayEntry:
+    directory, key = call.service.directory, call.request.path_params["report_key"].strip()
+    gateway = directory.find_by_report_key(key)
+    if gateway is None:
+        await directory.catch_up()
+        gateway = directory.find_by_report_key(key)
     if gateway is None:
         check_rejection_limit(call.service, call.request)
         raise ApiError(ErrorCode.UNAUTHORIZED, "The key in the path is not the report key of a gateway.")

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, select, update
 from shortener.accounts.administration import update_application
 from shortener.accounts.directory import Directory
 from shortener.container import Service
-from shortener.errors import ApiError, ErrorCode
+from shortener.errors import ApiError, ErrorCode, StoreUnavailable
 from shortener.storage import schema
 from shortener.storage.database import Database
 
@@ -24,8 +24,10 @@ class SlowDatabase:
         self._database = database
         self.may_end = asyncio.Event()
         self.has_read = asyncio.Event()
+        self.reads = 0
 
     async def read(self, query: Callable[..., Any], *args: Any) -> Any:
+        self.reads += 1
         result = await self._database.read(query, *args)
         if not self.has_read.is_set():
             self.has_read.set()
@@ -45,6 +47,32 @@ async def test_a_directory_refresh_that_ends_late_does_not_restore_older_account
     application = directory.application(1)
     assert application is not None
     assert application.disabled, "the kill switch stays effective"
+
+
+async def test_unknown_credentials_that_arrive_together_share_one_read_of_the_database(service: Service) -> None:
+    database = SlowDatabase(service.database)
+    directory = Directory(database)  # type: ignore[arg-type]  # the directory calls only the method `read`
+    first = asyncio.create_task(directory.catch_up())
+    await database.has_read.wait()
+    await service.database.write(update_application, 1, {"disabled": True}, service.clock())
+    others = [asyncio.create_task(directory.catch_up()) for _ in range(50)]
+    await asyncio.sleep(0)
+    database.may_end.set()
+    await asyncio.gather(first, *others)
+    assert database.reads == 2, "the read that was in progress, and one for all who arrived during it"
+    application = directory.application(1)
+    assert application is not None
+    assert application.disabled
+
+
+async def test_a_directory_keeps_the_old_accounts_while_the_database_is_unavailable(service: Service) -> None:
+    class Unavailable:
+        async def read(self, query: Callable[..., Any], *args: Any) -> Any:
+            raise StoreUnavailable("down")
+
+    directory = Directory(Unavailable())  # type: ignore[arg-type]  # the directory calls only the method `read`
+    await directory.catch_up()
+    assert directory.applications() == []
 
 
 async def test_application_settings_that_a_newer_version_stored_are_ignored_but_not_deleted(service: Service) -> None:

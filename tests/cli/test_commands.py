@@ -129,6 +129,18 @@ def test_commands_work_while_a_server_is_running(server: Server) -> None:
     assert audited == [("command line", "messages to a number")]
     with server.client() as client:
         assert client.get(f"/{link['code']}").status_code == 410
+        number = str(server.first["application_id"])
+        key = shell.json("keys", "create", number)
+        shell("domains", "add", number, "http://go.brand.example")
+        request = {"to": "+14085550100", "body": '#track("https://x.example/")', "domain": "go.brand.example"}
+        headers = {"X-API-Key": key["api_key"]}
+        assert client.post("/api/v1/rewrite", json=request, headers=headers).status_code == 200, (
+            "the server uses the change at once"
+        )
+        shell("keys", "revoke", str(key["key_id"]))
+        assert client.post("/api/v1/rewrite", json=request, headers=headers).status_code == 401, (
+            "the server uses the change at once"
+        )
     in_use = shell("serve", "--port", "0", code=1).stderr
     assert "another process serves" in in_use
     assert "Stop the other process first" in in_use

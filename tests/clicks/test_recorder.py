@@ -51,6 +51,14 @@ async def test_the_first_click_changes_the_state_of_the_message_and_creates_one_
     assert (event.hit_id, event.link_id, event.message_id, event.at) == (kept.id, link.id, message.id, clock())
 
 
+async def test_the_setting_click_events_every_also_applies_to_links_that_already_exist(service: Service) -> None:
+    (code,) = await send(service)
+    await choose(service, click_events="every")
+    for _ in range(3):
+        await service.recorder.record(hit(service, code))
+    assert [event.topics for event in await rows(service, schema.events)] == [Topic.STATE | Topic.CLICK, Topic.CLICK, Topic.CLICK]
+
+
 async def test_later_clicks_are_redirected_and_create_no_event(service: Service) -> None:
     (code,) = await send(service)
     for _ in range(3):

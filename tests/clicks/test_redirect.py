@@ -224,11 +224,12 @@ async def test_an_api_request_with_an_internal_host_name_gets_404_with_the_cause
 async def test_the_click_id_is_appended_to_the_destination_if_the_application_has_the_setting_click_id_param(
     service: Service, clock: Clock
 ) -> None:
-    await service.database.write(update_application, 1, {"click_id_param": "cid"}, clock())
-    await service.directory.refresh()
     key = service.first_credentials.api_key if service.first_credentials else ""
     async with client_of(service, {"X-API-Key": key}) as client:
-        location = (await client.get(await create_link(client), headers=PHONE_HEADERS)).headers["location"]
+        link = await create_link(client)  # The setting also applies to links that already exist.
+        await service.database.write(update_application, 1, {"click_id_param": "cid"}, clock())
+        await service.directory.refresh()
+        location = (await client.get(link, headers=PHONE_HEADERS)).headers["location"]
     (hit,) = await fetch_rows(service, schema.hits)
     assert location == f"https://x.example/a?b=1&c=%20&cid={service.click_ids.encode(hit.id)}#f"
 

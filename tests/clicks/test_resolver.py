@@ -19,7 +19,7 @@ CLICK_IDS = ClickIds(b"key")
 
 
 class FakeDirectory:
-    """A directory in which every link has a fallback URL and application 3 receives click ids."""
+    """A directory in which every link has a fallback URL."""
 
     hit_policies = HitPolicies()
 
@@ -31,9 +31,6 @@ class FakeDirectory:
 
     def is_own(self, url: str) -> bool:
         return url.startswith("https://own.example/")
-
-    def click_id_param(self, application_id: int) -> str | None:
-        return "cid" if application_id == 3 else None
 
 
 RESOLVER = LinkResolver(FakeDirectory(), CLICK_IDS)
@@ -108,6 +105,11 @@ def test_the_placeholder_click_id_in_a_destination_is_replaced_by_the_click_id()
     click_id = CLICK_IDS.encode(HIT.id).encode()
     filled = resolve(flags=int(LinkFlag.FILL_CLICK_ID), url="https://x.example/{click_id}")
     assert filled.location == b"https://x.example/" + click_id
-    assert resolve(flags=int(LinkFlag.APPEND_CLICK_ID)).location == b"https://x.example/a?cid=" + click_id
-    without = resolve(flags=int(LinkFlag.APPEND_CLICK_ID), application_id=9)
-    assert without.location == b"https://x.example/a"
+
+
+def test_the_setting_click_id_param_adds_the_click_id_to_every_web_destination_of_the_application() -> None:
+    click_id = CLICK_IDS.encode(HIT.id).encode()
+    policies = HitPolicies(click_id_params={3: "cid"})
+    assert resolve(policies=policies).location == b"https://x.example/a?cid=" + click_id
+    assert resolve(policies=policies, application_id=9).location == b"https://x.example/a"
+    assert resolve(policies=policies, url="tel:+14085550100").location == b"tel:+14085550100"

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from shortener.delivery.processes import INTERVAL_MS, MAX_AGE_MS, MAX_SILENCE_MS, DeliveryProcesses, ProcessShare
+from shortener.delivery.processes import INTERVAL_MS, MAX_AGE_MS, MAX_SILENCE_MS, DeliveryProcesses, ProcessShare, is_running
 from shortener.storage import schema
 from shortener.storage.database import Database
 from tests.factory import rows
@@ -48,6 +48,17 @@ async def test_delivery_processes_are_counted_while_they_write_heartbeats(databa
     await database.write(processes[1].remove)
     await sign_of_life(processes[0], database, NOW + 2 * MAX_SILENCE_MS)
     assert processes[0].share.count == 1
+
+
+async def test_an_installation_runs_from_the_first_heartbeat_of_a_process_until_the_process_ends(database: Database) -> None:
+    process = DeliveryProcesses(random.Random(1))
+    assert not await database.read(is_running, NOW)
+    await sign_of_life(process, database, NOW)
+    silence = INTERVAL_MS[database.dialect] + MAX_SILENCE_MS
+    assert await database.read(is_running, NOW + silence)
+    assert not await database.read(is_running, NOW + silence + 1)
+    await database.write(process.remove)
+    assert not await database.read(is_running, NOW)
 
 
 async def test_the_heartbeat_of_a_delivery_process_is_written_once_per_interval(database: Database) -> None:

@@ -117,8 +117,8 @@ def test_directive_names_are_case_insensitive(name: str) -> None:
     assert only(f'{name}URL("{URL}","x")').kind == "trackurl"
 
 
-@pytest.mark.parametrize("before", ["", " ", "(", ":", "é", "は", "👍", "\u202e", "\r\n", "\0", "."])
-def test_a_directive_may_follow_any_character_except_an_ascii_word_character(before: str) -> None:
+@pytest.mark.parametrize("before", ["", " ", "(", ":", "é", "は", "👍", "\u202e", "\r\n", "\0", ".", "x", "5", "_"])
+def test_a_directive_may_follow_any_character(before: str) -> None:
     assert only(f'{before}#track("{URL}")glued').start == len(before)
 
 
@@ -180,8 +180,6 @@ NEAR = [
     "#track「https://a.example/」",
     '#tr\u0430ck("https://a.example/")',
     '#trac\u212a("https://a.example/")',
-    'foo#track("https://a.example/")',
-    '_#track("https://a.example/")',
     "&#35;track(&quot;https://a.example/&quot;)",
     '%23track("https://a.example/")',
     '#trak("https://a.example/")',

@@ -29,6 +29,13 @@ def test_the_lifetime_of_a_link_is_set_by_the_request_or_else_by_the_application
     assert expires_at(item(expires_at=NOON + 9 * day), link_ttl_days=2) == NOON + 2 * day
 
 
+def test_a_link_without_a_requested_lifetime_expires_at_a_whole_second() -> None:
+    now = NOON + timedelta(milliseconds=771)
+    every: tuple[dict[str, Any], ...] = ({}, {"link_ttl_days": 2})
+    for settings in every:
+        assert from_ms(only(item(), application=application(**settings), now=now).plan.expires_at).microsecond == 0
+
+
 @pytest.mark.parametrize("seconds", [0, -1])
 def test_a_link_expiry_that_is_not_in_the_future_is_rejected(seconds: int) -> None:
     assert reason(item(expires_at=NOON + timedelta(seconds=seconds))) == ("expires_at", "must be in the future")

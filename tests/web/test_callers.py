@@ -111,6 +111,17 @@ async def test_revoked_api_keys_and_the_api_keys_of_a_disabled_application_are_r
     assert service.directory.find_by_api_key(credentials.api_key) is None
 
 
+async def test_a_credential_that_another_process_created_is_accepted_at_once(
+    service: Service, credentials: Credentials, clock: Clock
+) -> None:
+    key = await service.database.write(create_key, credentials.application_id, "new", ["sms.send"], clock())
+    token, _ = await service.database.write(rotate_token, credentials.application_id, clock(), timedelta(hours=1))
+    async with client_of(service, {"X-API-Key": key}) as client:
+        assert (await client.post("/api/v1/rewrite", json=BODY)).status_code == 200
+    async with client_of(service, {"X-Api-Token": token}) as client:
+        assert (await client.get("/api/v1/track", params={"message_id": "unknown"})).status_code == 404
+
+
 async def test_the_previous_tracker_token_is_valid_until_the_overlap_ends(
     service: Service, credentials: Credentials, clock: Clock
 ) -> None:

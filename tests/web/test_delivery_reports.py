@@ -113,7 +113,7 @@ async def test_a_delivery_report_is_stored_without_its_invalid_values_and_causes
         "reason_description": "r" * 256,
         "reason_code": ["7"],
         "telecom_message_id": "a\x00b",
-        "mt_price": 0.0299900000000001,
+        "mt_price": "0.0299900000000000000000001",
         "fragments_count": 0,
         "timestamp": "soon",
     }

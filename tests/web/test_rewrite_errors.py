@@ -62,8 +62,18 @@ async def test_a_rewrite_with_too_many_recipients_is_rejected(make_service: Any)
     service = await make_service(batch_limit=3)
     async with client_of(service, {"X-API-Key": service.first_credentials.api_key}) as client:
         batch = [{"to": [TO, TO], "body": "a"}, {"to": [TO, TO], "body": "b"}]
-        answer = await client.post("/api/v1/rewrite", json={"messages": batch})
-    assert (answer.status_code, answer.json()["error_code"]) == (400, "BATCH_TOO_LARGE")
+        for body in ({"messages": batch}, {"to": [TO] * 4, "body": "a"}, {"to": [TO] * 1001, "body": "a"}):
+            answer = await client.post("/api/v1/rewrite", json=body)
+            assert (answer.status_code, answer.json()["error_code"]) == (400, "BATCH_TOO_LARGE")
+    assert await stored(service) == (0, 0)
+
+
+async def test_two_messages_of_a_batch_with_one_message_id_and_different_texts_are_a_conflict(
+    client: httpx.AsyncClient, service: Service
+) -> None:
+    batch = [{"to": TO, "body": "a", "message_id": "m-1"}, {"to": TO, "body": "b", "message_id": "m-1"}]
+    answer = await client.post("/api/v1/rewrite", json={"messages": batch})
+    assert (answer.status_code, answer.json()["error_code"]) == (409, "MESSAGE_ID_CONFLICT")
     assert await stored(service) == (0, 0)
 
 
@@ -210,6 +220,7 @@ async def test_the_response_to_an_invalid_rewrite_lists_every_error_with_its_pat
     ]
     assert places == [
         (0, None, "messages.0.body", "INVALID_TRACK_DIRECTIVE", 3),
+        (0, None, "messages.0.body", "INVALID_TRACK_URL", 33),
         (0, None, "messages.0.body", "INVALID_TRACK_DIRECTIVE", 67),
         (1, 1, "messages.1.to.1", "INVALID_RECIPIENT", None),
         (1, None, "messages.1.body", "INVALID_TRACK_URL", 0),

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import BigInteger, Connection, bindparam, delete, func, select, type_coerce, update
 
+from shortener.accounts.settings import from_stored
 from shortener.clicks.device_counts import AGENT, device_metrics, last_counted_hit, stop_counting
 from shortener.clicks.hit_metrics import CLICKED_LINKS, IS_CLICK, hit_metric
 from shortener.clicks.user_agents import load_expressions
@@ -32,7 +33,7 @@ from shortener.outbox.events import Event
 from shortener.outbox.first_clicks import NO_CLICK, FirstClick, lock, release
 from shortener.storage import schema
 from shortener.storage.database import Database, upsert
-from shortener.storage.schema import first_clicks, hits, links, messages, other_hits
+from shortener.storage.schema import applications, first_clicks, hits, links, messages, other_hits
 from shortener.storage.types import from_ms
 from shortener.storage.values_table import values_table
 
@@ -93,6 +94,7 @@ def change_verdicts(
     stored = _read_hits(connection, [change.hit for change in changes])
     pending = _lock_pending_clicks(connection, stored)
     last_counted = stop_counting(connection) if includes_newest else last_counted_hit(connection)
+    every_click = _find_applications_with_every_click(connection, locked.values())
     delta = CountDelta()
     new_events: list[Event] = []
     rows: list[dict[str, Any]] = []
@@ -103,7 +105,8 @@ def change_verdicts(
         if message is None or hit is None or hit.verdict != change.seen or not (is_counted or includes_newest):
             continue
         before, after = hit_metric(change.seen, hit.flags), hit_metric(change.verdict, hit.flags)
-        is_event = "clicks" in (before, after) and bool(hit.flags & HitFlag.FIRST_FOR_LINK or hit.link_flags & LinkFlag.EVERY_CLICK)
+        sends_every_click = hit.link_flags & LinkFlag.EVERY_CLICK or message.application_id in every_click
+        is_event = "clicks" in (before, after) and bool(hit.flags & HitFlag.FIRST_FOR_LINK or sends_every_click)
         if is_event and not change.retracts:
             result.kept += 1
             continue
@@ -145,6 +148,7 @@ def assign_first_clicks(connection: Connection, message_ids: Collection[int], id
     result = CorrectionResult()
     locked = _lock_messages(connection, message_ids)
     candidates = _find_first_hits(connection, locked)
+    every_click = _find_applications_with_every_click(connection, locked.values())
     delta = CountDelta()
     new_events: list[Event] = []
     changed_flags: list[dict[str, Any]] = []
@@ -160,7 +164,7 @@ def assign_first_clicks(connection: Connection, message_ids: Collection[int], id
                 flags |= HitFlag.FIRST_FOR_LINK
                 if hit.link_set:
                     delta.add(message.cohort_id, hit.at, CLICKED_LINKS, message=message.id, link_set=hit.link_set)
-                if not hit.link_flags & LinkFlag.EVERY_CLICK:
+                if not (hit.link_flags & LinkFlag.EVERY_CLICK or message.application_id in every_click):
                     topics |= Topic.CLICK
             if hit is first_click:
                 data = {"previous_state": State(message.state).name, "new_state": State.CLICKTHRU.name}
@@ -180,6 +184,14 @@ def assign_first_clicks(connection: Connection, message_ids: Collection[int], id
     events.append(connection, new_events, count_deltas.rows(ids(), delta))
     result.events = len(new_events)
     return result
+
+
+def _find_applications_with_every_click(connection: Connection, locked: Iterable[LockedMessage]) -> set[int]:
+    """Return the ids of the applications of these messages that have the setting `click_events: every`."""
+    columns = applications.c
+    chosen = columns.id.in_({message.application_id for message in locked})
+    rows = connection.execute(select(columns.id, columns.settings).where(chosen))
+    return {row.id for row in rows if from_stored(row.settings).click_events == "every"}
 
 
 @dataclass(slots=True)

@@ -211,11 +211,14 @@ async def test_a_retraction_does_not_change_the_first_click_of_the_message_on_an
     assert (current.state, current.click_hit_id, current.clicked_links) == (State.CLICKTHRU, person, 0b01)
 
 
+@pytest.mark.parametrize("is_setting", [False, True], ids=["trackurl", "click_events"])
 async def test_each_retracted_click_creates_a_retraction_event_if_its_link_creates_an_event_for_every_click(
-    retracting: Service, clock: Clock
+    retracting: Service, clock: Clock, is_setting: bool
 ) -> None:
     service = retracting
-    (code,) = await create_codes(service, '#trackurl("https://x.example/1","offer")')
+    (code,) = await create_codes(service, *([] if is_setting else ['#trackurl("https://x.example/1","offer")']))
+    if is_setting:
+        await change_settings(service, click_events="every")
     machines = [await record_click(service, code, SCANNER) for _ in range(2)]
     person = await record_click(service, code)
     late = await record_click(service, code, PHONE, verdict=Verdict.SUSPECTED)
