@@ -286,7 +286,7 @@ class Settings(BaseModel):
         ge=1,
         le=10_000,
         description="Maximum number of rows that the purge of old data deletes in one transaction. `shortener purge` deletes up to "
-        "1,000 rows while no clicks and no messages arrive.",
+        "2,000 rows while no clicks and no messages arrive.",
     )
 
     shutdown_delay: float = Field(

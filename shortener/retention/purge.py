@@ -19,7 +19,7 @@ Pending work is never deleted: an event that is not fanned out or has a pending 
 
 Each batch is a transaction that deletes at most `purge_batch` rows, oldest first. It finds them by ranges of a primary key (ids
 grow with time) or by an index, never by a table scan. After each batch the purge pauses nine times as long as the batch took. While
-no clicks and no messages arrive (`traffic.py`), a purge by command does not pause, and its batches have up to 1,000 rows. An
+no clicks and no messages arrive (`traffic.py`), a purge by command does not pause, and its batches have up to 2,000 rows. An
 interrupted purge has deleted complete batches, and it deletes the rows of a message before the message itself, so the next purge
 can continue.
 """
@@ -92,7 +92,7 @@ from shortener.storage.types import Instant, to_ms
 #: The pause after a batch, as a multiple of the duration of the batch. During the pause, the purge does not delay clicks.
 PAUSE_FACTOR = 9
 #: The maximum number of rows in a batch of a purge by command while no clicks and no messages arrive, if `purge_batch` is smaller.
-QUIET_BATCH_ROWS = 1000
+QUIET_BATCH_ROWS = 2000
 IDEMPOTENCY_RETENTION = timedelta(hours=24)
 AUDIT_RETENTION = timedelta(days=400)  # Rows of the audit log of the portal are deleted after this time.
 SESSION_RETENTION = timedelta(days=1)  # Sessions of operators are deleted this time after they have expired.

@@ -162,7 +162,7 @@ def _page(connection: Connection, table: Table, after: tuple[Any, ...] | None) -
     statement = statement.where(_without_mark(table)).order_by(*keys).limit(BATCH_ROWS)
     if after is not None:
         statement = statement.where(tuple_(*keys) > tuple_(*after) if len(keys) > 1 else keys[0] > after[0])
-    return [tuple(row) for row in connection.execute(statement)]
+    return list(map(tuple, connection.execute(statement).all()))
 
 
 def _without_mark(table: Table) -> ColumnElement[bool]:
