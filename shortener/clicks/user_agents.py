@@ -4,8 +4,11 @@ ua-parser with its native expressions takes tens of microseconds for a user agen
 counts hits by device, and a redirect does not parse user agents. Parts of a user agent that are unknown become "Other". An iPad
 that requests desktop pages sends the user agent of a Mac and is counted as a Mac.
 
-The first call in a process loads the expressions of ua-parser, which takes about half a second. Code that parses user agents in a
-transaction first awaits `load_expressions`, because clicks wait for the transaction.
+Of ua-parser's 630 expressions for devices, only the dozen for crawlers and iPads are loaded, because the kind of the device is all
+that the service needs. The others would take half of the memory and of the time.
+
+The first call in a process loads the expressions, which takes a tenth of a second. Code that parses user agents in a transaction
+first awaits `load_expressions`, because clicks wait for the transaction.
 """
 
 from __future__ import annotations
@@ -13,8 +16,8 @@ from __future__ import annotations
 import asyncio
 import re
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING, Literal
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 if TYPE_CHECKING:
     import ua_parser
@@ -23,6 +26,11 @@ Kind = Literal["phone", "tablet", "desktop", "bot", "other"]
 
 MAX_AGENT_LENGTH = 512  # maximum number of characters of a user agent that are parsed
 
+#: The brand of crawlers in ua-parser's expressions for devices.
+_CRAWLER = "Spider"
+#: The brand that this module gives the last expression for crawlers. The words of this expression, such as "bot" and "silk", are
+#: also in names of phones (Cubot). In ua-parser, the expressions for the brands of phones precede it.
+_UNLESS_PHONE = "Spider, unless it is a phone"
 _DESKTOPS = frozenset({"Windows", "Mac OS X", "Chrome OS", "Linux", "Ubuntu"})
 _TELEVISION = re.compile(r"TV\b|CrKey|BRAVIA")
 _PHONE = re.compile(r"Mobi|MIDP|Symbian|BREW")  # browsers of phones contain Mobile or Mobi; simple phones contain their platform
@@ -111,16 +119,34 @@ def device_and_browser(agent: str) -> tuple[str, str]:
     return kind, browser
 
 
+@cache
+def _parser() -> ua_parser.Parser:
+    """Return a parser with the expressions for browsers, operating systems, crawlers and iPads."""
+    import ua_parser  # imported here: it takes 15 MB of memory, and the first hit is counted minutes after the start
+
+    browsers, systems, all_devices = ua_parser.load_lazy_builtins()
+    devices: list[Any] = []
+    is_after_brands = False
+    for one in cast("list[Any]", all_devices):
+        if one.brand != _CRAWLER:
+            is_after_brands = True
+            if "iPad" in f"{one.regex}{one.family}":
+                devices.append(one)
+        elif is_after_brands:
+            devices.append(type(one)(one.regex, one.regex_flag, one.family, _UNLESS_PHONE, one.model))
+        else:
+            devices.append(one)
+    return ua_parser.Parser.from_matchers((browsers, systems, devices))
+
+
 @lru_cache(maxsize=16_384)
 def _device_of(agent: str) -> Device:
-    import ua_parser  # imported here: ua_parser takes 30 MB of memory, and the first hit is counted minutes after the start
-
-    known = ua_parser.parse(agent).with_defaults()
+    known = _parser().parse(agent).with_defaults()
     return Device(_kind(agent, known.os.family, known.device), known.os.family, known.user_agent.family)
 
 
 def _kind(agent: str, os: str, device: ua_parser.Device) -> Kind:
-    if device.brand == "Spider":
+    if device.brand == _CRAWLER or (device.brand == _UNLESS_PHONE and os not in ("iOS", "Android")):
         return "bot"
     if _TELEVISION.search(agent):
         return "other"

@@ -26,6 +26,7 @@ from starlette.routing import Route, Router
 
 from shortener.accounts.directory import ALL_APPLICATIONS
 from shortener.clicks.client_address import client_address, shorten_address
+from shortener.clicks.user_agents import parse_device
 from shortener.errors import ApiError, ErrorCode, StoreUnavailable
 from shortener.portal.confirmation import ask_for_password
 from shortener.portal.exports import AsgiResponse, Receive, Scope, Send
@@ -224,8 +225,10 @@ class Portal(PortalParts):
 
 
 def load_portal(service: Service) -> Portal:
-    """Return the portal of a process. Before, load the templates and the static files, which would delay the first pages."""
+    """Return the portal of a process. Before, load the static files and the expressions that parse user agents, which would delay
+    the first pages."""
     static_files()
+    parse_device("")
     return Portal(service)
 
 

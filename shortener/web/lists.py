@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 from starlette.responses import Response, StreamingResponse
 
+from shortener.clicks.user_agents import load_expressions
 from shortener.errors import ApiError, ErrorCode
 from shortener.ids import DELIVERY_IDS
 from shortener.model import EVENT_NAMES, DeliveryStatus, EventName, Topic, Verdict
@@ -175,6 +176,7 @@ async def clicks(call: Call[ClicksQuery, None]) -> dict[str, Any]:
     """Return one page of hits."""
     cursors = Cursors(call.service.secret, "hits")
     below = cursors.decode(call.query.cursor)
+    await load_expressions()
     page = await call.service.database.read(list_hits, _hit_filter(call), call.query.limit, below)
     return {
         "status": True,
@@ -186,6 +188,7 @@ async def clicks(call: Call[ClicksQuery, None]) -> dict[str, Any]:
 async def clicks_csv(call: Call[ClicksCsvQuery, None]) -> Response:
     """Stream all hits as CSV."""
     service, filters = call.service, _hit_filter(call)
+    await load_expressions()
 
     async def read(below: int | None) -> HitPage:
         return await service.database.read(list_hits, filters, PAGE_ROWS, below)

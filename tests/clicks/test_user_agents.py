@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import ua_parser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shortener.clicks.user_agents import OTHER_BROWSER, Device, browser_name, parse_device
+from benchmarks.verdicts import samples
+from shortener.clicks.user_agents import MAX_AGENT_LENGTH, OTHER_BROWSER, Device, _kind, browser_name, parse_device
 
 
 @pytest.mark.parametrize(
@@ -78,6 +80,42 @@ def test_a_user_agent_is_parsed_to_device_operating_system_and_browser(device: D
     ],
 )
 def test_user_agents_of_simple_phones_are_phones_and_those_of_televisions_are_other(kind: str, agent: str) -> None:
+    assert parse_device(agent).kind == kind
+
+
+@pytest.mark.slow
+def test_devices_agree_with_all_expressions_of_ua_parser_for_nearly_all_known_user_agents() -> None:
+    """The service loads only a few of ua-parser's expressions for devices."""
+    agents = sorted({agent[:MAX_AGENT_LENGTH] for sample in samples() for agent in sample.agents})[::10]
+    different = []
+    for agent in agents:
+        known = ua_parser.parse(agent).with_defaults()
+        expected = Device(_kind(agent, known.os.family, known.device), known.os.family, known.user_agent.family)
+        if parse_device(agent) != expected:
+            different.append(agent)
+    assert len(agents) > 3000
+    assert len(different) <= 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "agent"),
+    [
+        (
+            "phone",
+            "Mozilla/5.0 (Linux; Android 6.0; CUBOT NOTE S) AppleWebKit/537.36 Chrome/70.0 Mobile Safari/537.36",
+        ),
+        (
+            "tablet",
+            "Mozilla/5.0 (Linux; Android 9; KFTRWI) AppleWebKit/537.36 Silk/134.1.82 like Chrome/134.0 Safari/537.36",
+        ),
+        (
+            "bot",
+            "Mozilla/5.0 (iPhone; CPU iPhone OS 8_3) Mobile/12F70 (compatible; Googlebot/2.1; +http://www.google.com/bot.html)",
+        ),
+        ("bot", "acme-crawler/1.0"),
+    ],
+)
+def test_a_model_name_that_contains_the_name_of_a_crawler_is_no_crawler(kind: str, agent: str) -> None:
     assert parse_device(agent).kind == kind
 
 
