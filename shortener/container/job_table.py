@@ -7,9 +7,6 @@ An interval is the pause of a job after a run that found nothing to do.
 
 from __future__ import annotations
 
-import asyncio
-import time
-
 from shortener.accounts.directory import REFRESH_SECONDS, Directory
 from shortener.clicks.cache_repair import INTERVAL_SECONDS as CACHE_REPAIR_INTERVAL_SECONDS
 from shortener.clicks.cache_repair import MIN_INTERVAL_SECONDS as CACHE_REPAIR_MIN_INTERVAL_SECONDS
@@ -22,12 +19,12 @@ from shortener.jobs import Job, Jobs
 from shortener.outbox.expiring_keys import announce, has_expiring
 from shortener.redis.link_cache import RedisLinkCache
 from shortener.reporting import counts
+from shortener.reporting.count_folder import CountFolder
 from shortener.reporting.queues import INTERVAL_SECONDS as QUEUES_INTERVAL_SECONDS
 from shortener.reporting.queues import QueueMonitor
 from shortener.retention.erasure_repeats import ErasureRepeats
 from shortener.retention.purge import Purge
 from shortener.storage.clock import SharedClock
-from shortener.storage.database import Database
 from shortener.storage.node_lease import RENEW_SECONDS
 
 CLOCK_INTERVAL_SECONDS = 10.0  # Pause of the job that compares the clock of this machine with the clock of PostgreSQL.
@@ -36,7 +33,6 @@ SPOOL_INTERVAL_SECONDS = 0.5  # Pause of the job that writes hits from Redis to 
 ROLLUPS_INTERVAL_SECONDS = 10.0  # Pause of the job that adds counts of an older release to the roll-ups.
 ROLLUPS_MIN_INTERVAL_SECONDS = 0.1  # The pause between two transactions of the roll-up job, so that clicks are not delayed.
 COUNTS_INTERVAL_SECONDS = 1.0  # Pause of the job that adds count deltas to the counts.
-COUNTS_PAUSE_FACTOR = 3  # After a full batch of count deltas, the pause is this many times as long as the batch took.
 LINK_UPDATES_INTERVAL_SECONDS = 2.0  # Pause of the job that continues the link updates of processes that have ended.
 REPLAYS_INTERVAL_SECONDS = 0.5  # Pause of the job that replays dead deliveries.
 REPLAYS_MIN_INTERVAL_SECONDS = 0.05  # The pause between two batches of replays, so that clicks are not delayed.
@@ -64,7 +60,7 @@ def build_jobs(
     database, clock, settings = foundation.database, foundation.clock, foundation.settings
     jobs = Jobs(foundation.supervisor)
     jobs.add(Job("directory", REFRESH_SECONDS, lambda: _refresh(foundation.directory)))
-    jobs.add(Job("counts", COUNTS_INTERVAL_SECONDS, lambda: _fold_counts(database)))
+    jobs.add(Job("counts", COUNTS_INTERVAL_SECONDS, CountFolder(database, clock).step))
     jobs.add(
         Job(
             "rollups",
@@ -132,14 +128,3 @@ async def _announce_expiring_keys(foundation: Foundation) -> int:
         return 0
     await foundation.database.write(announce, foundation.ids, now)
     return 0
-
-
-async def _fold_counts(database: Database) -> int:
-    """Add a batch of count deltas to the counts. Return 0 if the batch is not full, so that the job pauses for a second. The next
-    commit then adds all deltas of this second. Pause after a full batch, because clicks need the database too."""
-    started = time.monotonic()
-    folded = await database.write(counts.fold_batch)
-    if not folded.is_full:
-        return 0
-    await asyncio.sleep(COUNTS_PAUSE_FACTOR * (time.monotonic() - started))
-    return folded.rows

@@ -48,10 +48,12 @@ def fold(connection: Connection, limit: int = MAX_FOLD_ROWS) -> int:
 
 
 class Folded(NamedTuple):
-    """The number of rows of count deltas from which `fold_batch` added amounts, and whether more may be left."""
+    """The number of rows of count deltas from which `fold_batch` added amounts, whether more may be left, and the id of the oldest
+    of these rows. The id is 0 if there is none."""
 
     rows: int
     is_full: bool
+    first_id: int
 
 
 def fold_batch(connection: Connection, limit: int = MAX_FOLD_ROWS, max_origins: int = MAX_FOLD_ORIGINS) -> Folded:
@@ -62,10 +64,11 @@ def fold_batch(connection: Connection, limit: int = MAX_FOLD_ROWS, max_origins: 
     PostgreSQL, an advisory lock shows this; with SQLite, only one process writes.
     """
     if not lock(connection):
-        return Folded(0, is_full=False)
+        return Folded(0, is_full=False, first_id=0)
     batch = delta_rows.read_batch(connection, limit, max_origins)
-    if not batch.amounts and not batch.ids:
-        return Folded(0, is_full=False)
+    row_ids = batch.ids if batch.rest is None else [*batch.ids, batch.rest[0]]
+    if not row_ids:
+        return Folded(0, is_full=False, first_id=0)
     sums = sum_by_key(batch.amounts)
     stored = raw_sql.rows(connection, _READ_COUNTS, *raw_sql.bulk_parameters(connection, list(sums)))
     rolled_up = dict(sums)
@@ -77,7 +80,7 @@ def fold_batch(connection: Connection, limit: int = MAX_FOLD_ROWS, max_origins: 
     raw_sql.execute_bulk(connection, _UPSERT_COUNTS, rows)
     rollups.add(connection, batch.amounts)
     delta_rows.remove(connection, batch)
-    return Folded(len(batch.ids) + (batch.rest is not None), batch.is_full)
+    return Folded(len(row_ids), batch.is_full, row_ids[0])
 
 
 def heal(connection: Connection) -> int:

@@ -115,8 +115,8 @@ async def test_one_run_of_fold_adds_many_rows_with_the_same_few_origins(database
             append_delta(connection, row, (row % 4, NOON, "clicks", 1))
 
     await database.write(write_deltas)
-    assert await database.write(counts.fold_batch) == (counts.MAX_FOLD_ROWS, True)
-    assert await database.write(counts.fold_batch) == (10, False)
+    assert await database.write(counts.fold_batch) == (counts.MAX_FOLD_ROWS, True, 0)
+    assert await database.write(counts.fold_batch) == (10, False, counts.MAX_FOLD_ROWS)
 
 
 async def test_folding_count_deltas_adds_amounts_of_money_exactly(database: Database) -> None:

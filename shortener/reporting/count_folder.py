@@ -1,0 +1,70 @@
+"""The background job that adds count deltas to the counts.
+
+Clicks need the same database, and with SQLite they wait for its only writer. So a batch is small, and the job pauses after a full
+batch. If count deltas arrive faster than that, the batches grow and the pauses become shorter in proportion to the age of the
+oldest row. A large batch needs less work for each origin, so the age stops growing: the counts are late by seconds, not by more
+and more. A batch that fails is rolled back, and the next run adds the same rows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import NamedTuple
+
+from sqlalchemy import Connection
+
+from shortener.ids import ms_of
+from shortener.model import Clock
+from shortener.reporting import counts
+from shortener.reporting.counts import Folded
+from shortener.storage.database import Database
+from shortener.storage.types import to_ms
+
+#: After a full batch, the pause is this many times as long as the batch took.
+PAUSE_FACTOR = 3.0
+#: Rows of count deltas that are older than this are a backlog. The usual age is a second, the interval of the job.
+MAX_AGE_MS = 2000
+#: With a backlog, a batch is at most this many times as large as usual.
+MAX_URGENCY = 25.0
+
+
+class Limits(NamedTuple):
+    """The limits of a batch, and the pause after it as a multiple of its duration."""
+
+    rows: int
+    origins: int
+    pause_factor: float
+
+
+def limits(age_ms: int) -> Limits:
+    """Return the limits of a batch whose oldest row has this age."""
+    urgency = min(max(age_ms / MAX_AGE_MS, 1.0), MAX_URGENCY)
+    return Limits(int(counts.MAX_FOLD_ROWS * urgency), int(counts.MAX_FOLD_ORIGINS * urgency), PAUSE_FACTOR / urgency)
+
+
+class CountFolder:
+    """The background job that adds count deltas to the counts."""
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
+        self._limits = limits(0)
+
+    async def step(self) -> int:
+        """Add a batch of count deltas to the counts, and pause if it was full. Return the number of rows, but 0 if the batch was
+        not full: the job then waits for its interval, and adds all deltas of this time together. Raise StoreUnavailable."""
+        started, folded = await self._database.write(_fold, self._limits)
+        if not folded.is_full:
+            self._limits = limits(0)
+            return 0
+        await asyncio.sleep(self._limits.pause_factor * (time.monotonic() - started))
+        self._limits = limits(to_ms(self._clock()) - ms_of(folded.first_id))
+        return folded.rows
+
+
+def _fold(connection: Connection, batch: Limits) -> tuple[float, Folded]:
+    """Add a batch. Also return the time at which the transaction began, because the pause does not depend on how long the
+    transaction waited for others."""
+    started = time.monotonic()
+    return started, counts.fold_batch(connection, batch.rows, batch.origins)

@@ -1,0 +1,106 @@
+"""Tests of the background job that adds count deltas to the counts."""
+
+from __future__ import annotations
+
+import time
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import Connection, func, select
+
+from shortener.ids import first_id_at
+from shortener.outbox import count_deltas
+from shortener.outbox.count_deltas import CountDelta
+from shortener.reporting import count_folder, counts
+from shortener.reporting.count_folder import CountFolder, limits
+from shortener.storage import schema
+from shortener.storage.database import Database
+from shortener.storage.types import to_ms
+from tests.conftest import NOON
+
+#: Each row has this number of origins, like a commit of clicks on messages of different campaigns.
+ORIGINS = 10
+
+
+def write_deltas(connection: Connection, rows: int, age: timedelta) -> None:
+    """Write rows of count deltas with different origins that are `age` old at NOON."""
+    first = first_id_at(to_ms(NOON - age))
+    for row in range(first, first + rows):
+        delta = CountDelta()
+        for number in range(ORIGINS):
+            delta.add_slots(1, 1, "clicks", (row - first) * ORIGINS + number, 0)
+        count_deltas.append(connection, row, delta)
+
+
+def rows_left(connection: Connection) -> int:
+    return connection.scalar(select(func.count()).select_from(schema.count_deltas)) or 0
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses of the job, which do not wait."""
+    found: list[float] = []
+
+    async def pause(seconds: float) -> None:
+        found.append(seconds)
+
+    monkeypatch.setattr("shortener.reporting.count_folder.asyncio.sleep", pause)
+    return found
+
+
+async def test_the_job_adds_a_small_batch_of_recent_count_deltas_and_pauses_three_times_as_long(
+    database: Database, pauses: list[float]
+) -> None:
+    await database.write(write_deltas, 5, timedelta(seconds=1))
+    folder = CountFolder(database, lambda: NOON)
+    left, durations = [], []
+    for _ in range(3):
+        started = time.monotonic()
+        await folder.step()
+        durations.append(time.monotonic() - started)
+        left.append(await database.read(rows_left))
+    assert left == [3, 1, 0], "a batch has 20 origins"
+    assert len(pauses) == 2, "the job does not pause after a batch that is not full, but waits for its interval"
+    assert all(0 < pause <= count_folder.PAUSE_FACTOR * duration for pause, duration in zip(pauses, durations[:2], strict=True))
+    assert await folder.step() == 0
+
+
+async def test_a_backlog_of_count_deltas_is_added_in_larger_batches_so_that_it_does_not_grow(
+    database: Database, pauses: list[float]
+) -> None:
+    await database.write(write_deltas, 62, timedelta(milliseconds=10 * count_folder.MAX_AGE_MS))
+    folder = CountFolder(database, lambda: NOON)
+    left = []
+    while await folder.step():
+        left.append(await database.read(rows_left))
+    assert left == [60, 40, 20], "the first batch has 20 origins, and the next ones have 200"
+    assert await database.read(rows_left) == 0
+    assert (await database.read(lambda connection: connection.execute(select(schema.counts.c.amount)).all())) == [(62 * ORIGINS,)]
+    await database.write(write_deltas, 5, timedelta(seconds=1))
+    await folder.step()
+    assert await database.read(rows_left) == 3, "after the backlog the batches are small again"
+
+
+def test_the_limits_of_a_batch_of_count_deltas_grow_with_the_age_of_the_oldest_row_up_to_a_maximum() -> None:
+    assert limits(-5) == limits(0) == limits(2000) == (counts.MAX_FOLD_ROWS, counts.MAX_FOLD_ORIGINS, 3.0)
+    assert limits(6000) == (3 * counts.MAX_FOLD_ROWS, 3 * counts.MAX_FOLD_ORIGINS, 1.0)
+    assert limits(10**9) == (25 * counts.MAX_FOLD_ROWS, 25 * counts.MAX_FOLD_ORIGINS, 3 / 25)
+
+
+async def test_a_batch_of_count_deltas_that_fails_changes_nothing_and_is_added_by_the_next_run(
+    database: Database, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await database.write(write_deltas, 3, timedelta(seconds=1))
+    folder = CountFolder(database, lambda: NOON)
+
+    def fail(*arguments: object) -> None:
+        raise ValueError("the batch fails")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shortener.reporting.delta_rows.remove", fail)
+        with pytest.raises(ValueError, match="fails"):
+            await folder.step()
+    assert await database.read(rows_left) == 3
+    while await folder.step():
+        pass
+    assert (await database.read(lambda connection: connection.execute(select(schema.counts.c.amount)).all())) == [(3 * ORIGINS,)]
