@@ -52,7 +52,7 @@ async def campaigns(visit: Visit) -> Response:
     cursors = Cursors(visit.service.secret, "portal campaigns")
     scope, below = _scope(visit), cursors.decode(visit.get("cursor"))
     page = await visit.service.database.read(campaign_page, scope, ROWS, below)
-    chosen = [name for name in visit.request.query_params.getlist("compare") if name]
+    chosen = visit.get_list("compare")
     compared = []
     for name in chosen[:MAX_COMPARED]:
         report = await visit.service.database.read(totals, _scope(visit, name))

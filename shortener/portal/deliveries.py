@@ -139,7 +139,7 @@ def _tracker_field(visit: Visit, names: Mapping[int | None, str]) -> FilterField
 def _listing(visit: Visit, page: DeliveryPage, cursors: Cursors, names: Mapping[int | None, str]) -> Listing:
     is_first = visit.get("cursor") is None
     fields = (_STATUS, _tracker_field(visit, names), _REPLAY)
-    values = dict(visit.request.query_params)
+    values = visit.query
     return Listing((), cursors.encode(page.next), is_first, fields, chips(visit, fields), values)
 
 

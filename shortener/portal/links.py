@@ -47,7 +47,7 @@ async def links(visit: Visit) -> Response:
     cursors = Cursors(visit.service.secret, "portal links")
     following = None if page.next is None else f"{cursors.encode(page.next.message)}-{page.next.position}"
     rows = [ListedRow(visit.application_id, row, fields) for row, fields in zip(page.rows, _serialize(visit, page), strict=True)]
-    listing = Listing(rows, following, visit.get("cursor") is None, FIELDS, chips(visit, FIELDS), dict(visit.request.query_params))
+    listing = Listing(rows, following, visit.get("cursor") is None, FIELDS, chips(visit, FIELDS), visit.query)
     return visit.render("links.html", title="Links", listing=listing, states=STATES)
 
 

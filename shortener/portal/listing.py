@@ -136,9 +136,7 @@ async def show_list(visit: Visit, template: str, source: ListSource, fields: Seq
         if page.rows or page.next is None:
             break
         page = await _read(visit, source, ROWS, page.next)
-    listing = Listing(
-        page.rows, cursors.encode(page.next), cursor is None, fields, chips(visit, fields), dict(visit.request.query_params)
-    )
+    listing = Listing(page.rows, cursors.encode(page.next), cursor is None, fields, chips(visit, fields), visit.query)
     return visit.render(template, listing=listing, **context)
 
 

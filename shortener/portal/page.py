@@ -79,6 +79,10 @@ class PortalPage:
     needs_recent_password: bool = False
 
 
+def _without_nul(text: str) -> str:
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
 @dataclass
 class Visit:
     """One request for a page that has passed all checks. `application` is None for `all` and for pages without an application.
@@ -136,9 +140,18 @@ class Visit:
         """Return whether the operator has at least this role in the application of the page, or in the installation."""
         return self.role is not None and self.role >= role
 
+    @cached_property
+    def query(self) -> Mapping[str, str]:
+        """The query parameters; the last value of each. The character NUL is replaced, because PostgreSQL rejects it."""
+        return {_without_nul(name): _without_nul(value) for name, value in self.request.query_params.items()}
+
     def get(self, name: str) -> str | None:
         """Return the value of a query parameter without surrounding spaces; None if it is missing or empty."""
-        return (self.request.query_params.get(name) or "").strip() or None
+        return (self.query.get(name) or "").strip() or None
+
+    def get_list(self, name: str) -> list[str]:
+        """Return the values of a repeated query parameter that are not empty. The character NUL is replaced."""
+        return [_without_nul(value) for value in self.request.query_params.getlist(name) if value]
 
     @cached_property
     def period(self) -> PeriodChoice:
@@ -186,7 +199,7 @@ class Visit:
     def here(self, **changes: Any) -> str:
         """Return the URL of this page with changed query parameters. The value None removes a parameter. The cursor of a
         list and the key of the kept entries of a form are always removed."""
-        fields = {name: value for name, value in self.request.query_params.items() if name not in ("cursor", KEPT_QUERY)}
+        fields = {name: value for name, value in self.query.items() if name not in ("cursor", KEPT_QUERY)}
         return url(self.request.url.path.removesuffix(".csv"), {**fields, **changes})
 
     @property

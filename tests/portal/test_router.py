@@ -35,6 +35,27 @@ async def test_every_portal_response_has_the_security_headers(new_browser: NewBr
         assert "strict-transport-security" not in response.headers  # the installation has no https
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "search?q=a%00b",
+        "admin/audit?operator=a%00b&action=%00",
+        *(f"1/{page}?campaign=a%00b" for page in ("", "messages", "clicks", "conversions", "links", "campaigns")),
+        *(f"1/{page}?source=a%00b&country=%00" for page in ("", "messages", "clicks", "conversions")),
+        "1/clicks?code=a%00b&message=%00&destination=%00&label=%00",
+        "1/conversions?message=a%00b&status=%00&action=%00&transaction=%00",
+        "1/conversions/refused?reason=a%00b",
+        "1/links?url=a%00b&label=%00",
+        "1/campaigns?compare=a%00b",
+    ],
+)
+async def test_the_character_nul_in_a_filter_or_in_the_search_of_the_portal_finds_nothing(sign_in: SignIn, path: str) -> None:
+    browser = await sign_in()
+    response = await browser.get(f"/portal/{path}")
+    assert response.status_code == 200, response.text
+    assert "\0" not in response.text
+
+
 async def test_portal_responses_have_a_content_security_policy_and_pages_are_not_cached(sign_in: SignIn) -> None:
     browser = await sign_in()
     page = await browser.get("/portal/1/")

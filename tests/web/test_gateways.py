@@ -104,3 +104,11 @@ async def test_an_application_cannot_create_a_gateway_with_a_private_address(mak
     async with client_of(service, {"X-API-Key": service.first_credentials.api_key}) as client:
         response = await client.post(PATH, json={"name": "k", "preset": "plain", "options": {"url": "http://127.0.0.1:1/"}})
     assert (response.status_code, response.json()["error_code"]) == (400, "FORBIDDEN_TARGET")
+
+
+@pytest.mark.parametrize("number", ["2147483648", "9223372036854775808", "9" * 30, "9" * 5000])
+async def test_a_large_number_in_the_path_of_the_api_is_an_unknown_id(client: httpx.AsyncClient, number: str) -> None:
+    for path in ("gateways", "keys", "trackers"):
+        responses = [await client.get(f"/api/v1/{path}/{number}"), await client.delete(f"/api/v1/{path}/{number}")]
+        assert [response.status_code for response in responses] == [404, 404], path
+    assert (await client.delete(f"/api/v1/postback-keys/{number}")).status_code == 404
