@@ -23,8 +23,9 @@ from shortener.storage.types import to_ms
 
 #: After a full batch, the pause is this many times as long as the batch took.
 PAUSE_FACTOR = 3.0
-#: Rows of count deltas that are older than this are a backlog. The usual age is a second, the interval of the job.
-MAX_AGE_MS = 2000
+#: Rows of count deltas that are older than this are a backlog. The job usually adds them within its interval, a second. A report
+#: includes only a limited number of rows that were not added yet (`statistics.MAX_PENDING_ROWS`).
+MAX_AGE_MS = 1000
 #: With a backlog, a batch is at most this many times as large as usual.
 MAX_URGENCY = 25.0
 

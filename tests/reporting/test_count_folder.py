@@ -82,8 +82,8 @@ async def test_a_backlog_of_count_deltas_is_added_in_larger_batches_so_that_it_d
 
 
 def test_the_limits_of_a_batch_of_count_deltas_grow_with_the_age_of_the_oldest_row_up_to_a_maximum() -> None:
-    assert limits(-5) == limits(0) == limits(2000) == (counts.MAX_FOLD_ROWS, counts.MAX_FOLD_ORIGINS, 3.0)
-    assert limits(6000) == (3 * counts.MAX_FOLD_ROWS, 3 * counts.MAX_FOLD_ORIGINS, 1.0)
+    assert limits(-5) == limits(0) == limits(1000) == (counts.MAX_FOLD_ROWS, counts.MAX_FOLD_ORIGINS, 3.0)
+    assert limits(3000) == (3 * counts.MAX_FOLD_ROWS, 3 * counts.MAX_FOLD_ORIGINS, 1.0)
     assert limits(10**9) == (25 * counts.MAX_FOLD_ROWS, 25 * counts.MAX_FOLD_ORIGINS, 3 / 25)
 
 

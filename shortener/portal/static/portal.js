@@ -26,7 +26,7 @@ document.addEventListener("formdata", (event) => {
   for (const [name, value] of [...event.formData]) if (value === "") event.formData.delete(name);
 });
 
-// A form whose response shows a new secret is sent once: the response to a second click would hide the secret.
+// A form with an id is sent once: the response to a second click would hide the new secret that the first response shows.
 document.addEventListener("submit", (event) => {
   if (event.defaultPrevented || !event.target.querySelector("[name=form_id]")) return;
   if (event.target.dataset.sent) event.preventDefault();
