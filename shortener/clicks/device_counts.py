@@ -30,6 +30,7 @@ from shortener.storage.schema import hits, installation, links
 LAG_MS = 120_000  # the job counts only hits that are at least this old
 LATE_ID_DISTANCE = id_span(30_000)  # the difference between the ids of two rows that were created 30 seconds apart
 PAGE_HITS = 5000  # maximum number of hits that one step counts
+MAX_ENTRIES_PER_ROW = 500  # maximum number of amounts in a row of count deltas
 _MAX_AGENTS_PER_SLICE = 16  # the number of user agents that are parsed before other tasks run; each takes tens of microseconds
 
 _NAME = "devices"
@@ -173,7 +174,8 @@ class DeviceCounter:
         if _lock(connection) != page.position:
             return False  # another process has counted the page, or a late hit was stored
         connection.execute(update(installation).where(_ROW).values(value=_Position(page.last, page.position.token).text))
-        count_deltas.append(connection, self._ids(), delta)
+        for part in delta.split(MAX_ENTRIES_PER_ROW):
+            count_deltas.append(connection, self._ids(), part)
         return True
 
 

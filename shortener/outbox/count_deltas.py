@@ -11,7 +11,7 @@ transaction, so a crash neither loses nor repeats an amount (`reporting/counts.p
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 
 import orjson
@@ -76,6 +76,21 @@ class CountDelta:
     def origins(self) -> list[tuple[int, int]]:
         """Return the origin of each entry of `data`, in the same order: the time slot and the link set of the entry's message."""
         return [(sent, link_set) for _, _, _, sent, link_set in self._amounts]
+
+    def split(self, max_entries: int) -> Iterator[CountDelta]:
+        """Yield count deltas with at most `max_entries` entries each. Their sum is this one.
+
+        `counts.fold_batch` adds a large row in many transactions, and each of them writes the rest of the row again."""
+
+        def order(entry: tuple[tuple[int, int, str, int, int], int | Decimal]) -> tuple[int, int, int, int]:
+            (cohort, slot, _, sent, link_set), _ = entry
+            return cohort, link_set, sent, slot  # Entries of one origin follow each other.
+
+        entries = sorted(self._amounts.items(), key=order)
+        for first in range(0, len(entries), max_entries):
+            part = CountDelta()
+            part._amounts = dict(entries[first : first + max_entries])
+            yield part
 
     def dumps(self) -> str:
         return orjson.dumps(self.data()).decode()

@@ -58,13 +58,28 @@ class _EventSums:
         return amounts
 
 
-def _entries(data: str, packed_origins: str | None) -> Iterator[tuple[CountedEvent, str]]:
-    """Yield the counted event and the amount of each entry in a row of count deltas."""
+#: An entry of a row of count deltas: (cohort, time slot, metric, amount), and the time slot and the link set of the message.
+_Entry = tuple[tuple[int, int, str, str], tuple[int | None, int]]
+
+
+def _entries(data: str, packed_origins: str | None) -> list[_Entry]:
+    """Return the entries of a row of count deltas."""
     entries = orjson.loads(data)
-    # An older release stored no message time slots and link sets, so this list may be empty.
+    # An older release stored no message time slots and link sets.
     origins = orjson.loads(packed_origins) if packed_origins is not None else ((None, 0),) * len(entries)
-    for (cohort, slot, metric, amount), (sent, link_set) in zip(entries, origins, strict=True):
-        yield CountedEvent(cohort, slot, metric, sent, link_set), amount
+    return list(zip(entries, origins, strict=True))
+
+
+def _event(entry: _Entry) -> tuple[CountedEvent, str]:
+    """Return the counted event and the amount of an entry."""
+    (cohort, slot, metric, amount), (sent, link_set) = entry
+    return CountedEvent(cohort, slot, metric, sent, link_set), amount
+
+
+def _order(entry: _Entry) -> tuple[int, int, int, int]:
+    """Return the key that sorts entries so that those of one origin follow each other, and similar origins are near."""
+    (cohort, slot, _, _), (sent, link_set) = entry
+    return cohort, link_set, -1 if sent is None else sent, slot
 
 
 class DeltaBatch(NamedTuple):
@@ -81,11 +96,12 @@ def read_batch(connection: Connection, limit: int, max_origins: int) -> DeltaBat
     """Return the oldest count deltas, from at most `limit` rows, with at most `max_origins` origins."""
     sums, ids, seen = _EventSums(), list[int](), set[tuple[int, int, int | None, int]]()
     for row_id, data, packed_origins in _oldest_rows(connection, limit):
-        for number, (key, amount) in enumerate(_entries(data, packed_origins)):
+        entries = sorted(_entries(data, packed_origins), key=_order)
+        for number, (key, amount) in enumerate(map(_event, entries)):
             origin = (key.cohort, key.slot, key.sent, key.link_set)
             if origin not in seen and len(seen) >= max_origins:
-                rest, rest_of_origins = _skip(data, number), None if packed_origins is None else _skip(packed_origins, number)
-                return DeltaBatch(ids, sums.amounts(), (row_id, rest, rest_of_origins) if number else None, is_full=True)
+                rest = _pack(row_id, entries[number:], has_origins=packed_origins is not None) if number else None
+                return DeltaBatch(ids, sums.amounts(), rest, is_full=True)
             seen.add(origin)
             sums.add(key, amount)
         ids.append(row_id)
@@ -101,9 +117,10 @@ def _oldest_rows(connection: Connection, limit: int) -> Iterator[Sequence[Any]]:
         after, limit, size = rows[-1][0], limit - len(rows), size * 8
 
 
-def _skip(packed: str, number: int) -> str:
-    """Return a JSON array without its first `number` elements."""
-    return orjson.dumps(orjson.loads(packed)[number:]).decode()
+def _pack(row_id: int, entries: Sequence[_Entry], *, has_origins: bool) -> tuple[int, str, str | None]:
+    """Return a row (id, data, origins) with these entries."""
+    data, origins = ([entry[part] for entry in entries] for part in (0, 1))
+    return row_id, orjson.dumps(data).decode(), orjson.dumps(origins).decode() if has_origins else None
 
 
 def read_events(connection: Connection, limit: int, after: int = -1) -> tuple[list[int], dict[CountedEvent, Decimal]]:
@@ -111,7 +128,7 @@ def read_events(connection: Connection, limit: int, after: int = -1) -> tuple[li
     rows = raw_sql.rows(connection, _READ_DELTAS, after, limit)
     sums = _EventSums()
     for _, data, packed_origins in rows:
-        for key, amount in _entries(data, packed_origins):
+        for key, amount in map(_event, _entries(data, packed_origins)):
             sums.add(key, amount)
     return [row_id for row_id, *_ in rows], sums.amounts()
 

@@ -16,6 +16,7 @@ from shortener.container import Service
 from shortener.model import Verdict
 from shortener.outbox.count_deltas import CountDelta
 from shortener.reporting.count_check import verify
+from shortener.reporting.counts import fold
 from shortener.reporting.statistics import StatisticsFilter, totals
 from shortener.retention.erasure import erase_message
 from shortener.storage import schema
@@ -61,6 +62,28 @@ async def test_the_device_job_counts_clicks_by_device_and_browser_two_minutes_af
     assert await device_sums(service) == expected
     await step()
     assert await device_sums(service) == expected
+    await assert_counts_match(service)
+
+
+async def test_the_device_job_writes_the_counts_of_many_clicks_in_rows_of_limited_size(
+    service: Service, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large row is folded in many transactions, and each of them writes the rest of the row again."""
+    monkeypatch.setattr(device_counts, "MAX_ENTRIES_PER_ROW", 2)
+    for _ in range(3):
+        (code,) = await create_codes(service)
+        for agent in (IPHONE, DESKTOP):
+            await record_click(service, code, agent)
+        clock.forward(minutes=15)
+    while await service.database.write(fold):
+        pass
+    await service.devices.catch_up(service.now_ms())
+    rows = await fetch_rows(service, schema.count_deltas)
+    assert [len(row.data) for row in rows] == [2] * 6
+    assert len({row.origins[0][0] for row in rows}) == 3
+    assert sum((await device_sums(service)).values()) == 12
+    while await service.database.write(fold):
+        pass
     await assert_counts_match(service)
 
 
