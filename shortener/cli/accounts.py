@@ -262,7 +262,7 @@ async def list_keys(application: int | None, as_json: bool) -> None:
     """List the API keys of one application or of all applications, without the secret keys, which are not stored."""
     from shortener.accounts import credentials
 
-    async with open_store() as database:
+    async with open_store(application) as database:
         rows = await database.read(credentials.list_keys, application)
     columns = ("id", "application_id", "name", "hint", "permissions", "rate_limit", "created_at", "revoked_at")
     print_result(rows, as_json, lambda: print_table(rows, *columns))

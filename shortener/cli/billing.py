@@ -44,7 +44,7 @@ async def show_balance(application: int, as_json: bool) -> None:
     """Show the balance of an application."""
     from shortener.messages.balances import read_balance
 
-    async with open_store() as database:
+    async with open_store(application) as database:
         found = await database.read(read_balance, application)
     _print_balance(application, found, as_json)
 
@@ -78,7 +78,7 @@ async def remove_balance(application: int, as_json: bool) -> None:
     """Remove the balance of an application. The application is then not prepaid, and no balance limits its messages."""
     from shortener.messages import balances
 
-    async with open_store() as database:
+    async with open_store(application) as database:
         removed = await database.write(balances.remove_balance, application)
     fields = {"application_id": application, "removed": removed}
     text = f"application {application} is not prepaid"
@@ -128,7 +128,7 @@ async def set_price(prefix: str, price: Decimal, application: int, as_json: bool
     The PREFIX `default` means all other numbers."""
     from shortener.messages import prices as stored
 
-    async with open_store() as database:
+    async with open_store(application) as database:
         digits = await database.write(stored.set_price, application, prefix, price)
     fields = {"application_id": application or None, "prefix": digits, "price": format(price, "f")}
     print_result(fields, as_json, lambda: print_fields(fields))
@@ -142,7 +142,7 @@ async def list_prices(application: int | None, as_json: bool) -> None:
     """List the prices that apply to an application, or all prices."""
     from shortener.messages import prices as stored
 
-    async with open_store() as database:
+    async with open_store(application) as database:
         found = await database.read(stored.list_prices, application)
     rows = [
         {"application_id": row["application_id"] or None, "prefix": row["prefix"] or "default", "price": format(row["price"], "f")}
@@ -160,7 +160,7 @@ async def remove_price(prefix: str, application: int, as_json: bool) -> None:
     """Remove a price."""
     from shortener.messages import prices as stored
 
-    async with open_store() as database:
+    async with open_store(application) as database:
         digits = await database.write(stored.remove_price, application, prefix)
     fields = {"application_id": application or None, "prefix": digits, "removed": True}
     print_result(fields, as_json, lambda: click.echo(f"the price for {digits or 'default'} is removed"))
@@ -179,7 +179,7 @@ async def list_opt_outs(application: int, as_json: bool) -> None:
     """List the opt-out list of an application."""
     from shortener.messages import opt_outs as stored
 
-    async with open_store() as database:
+    async with open_store(application) as database:
         rows, after = [], ""
         while page := await database.read(stored.list_opt_outs, application, after):
             rows += [{name: row[name] for name in ("phone", "at", "source")} for row in page]
@@ -198,7 +198,7 @@ async def add_opt_out(application: int, phone: str, as_json: bool) -> None:
     from shortener.model import utcnow
 
     number = _parse_phone(phone)
-    async with open_store() as database:
+    async with open_store(application) as database:
         added = await database.write(stored.add_opt_out, application, number, utcnow(), "operator")
     print_result({"phone": number, "added": added}, as_json, lambda: click.echo(f"{number} is on the opt-out list"))
 
@@ -213,7 +213,7 @@ async def remove_opt_out(application: int, phone: str, as_json: bool) -> None:
     from shortener.messages import opt_outs as stored
 
     number = _parse_phone(phone)
-    async with open_store() as database:
+    async with open_store(application) as database:
         removed = await database.write(stored.remove_opt_out, application, number)
     print_result({"phone": number, "removed": removed}, as_json, lambda: click.echo(f"{number} is not on the opt-out list"))
 

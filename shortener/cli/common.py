@@ -159,14 +159,16 @@ def _logs_on_stderr() -> Iterator[None]:
 
 
 @asynccontextmanager
-async def open_store() -> AsyncIterator[Any]:
+async def open_store(application: int | None = None) -> AsyncIterator[Any]:
     """Open the database of an installation and check its schema. A running server may use the database at the same time.
+
+    Raise ApiError NOT_FOUND if `application` is an id that no application has. 0 and None name no application.
 
     If the command changes an account, wait until the processes of the installation use the change. Otherwise a script that
     revokes a key or adds a domain would see the old state in its next request.
 
     Raise NoInstallation if the database does not exist, so that a command in the wrong folder does not create one."""
-    from shortener.accounts.directory import read_version
+    from shortener.accounts.directory import read_version, require_application
     from shortener.storage.installation import BASE_URL, get, missing_base_url, require_installation
     from shortener.storage.open import open_database
 
@@ -176,6 +178,8 @@ async def open_store() -> AsyncIterator[Any]:
     try:
         if settings.has_default_base_url and (stored := await database.read(get, BASE_URL)) is not None:
             click.echo(f"Warning: {missing_base_url(stored, settings)}", err=True)
+        if application:
+            await database.read(require_application, application)
         version = await database.read(read_version)
         yield database
         if await database.read(read_version) != version:

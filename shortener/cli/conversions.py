@@ -178,7 +178,7 @@ async def list_postback_keys(application: int | None, as_json: bool) -> None:
     """List the postback keys of one application or of all applications, without the secret keys, which are not stored."""
     from shortener.accounts import postback_keys as keys
 
-    async with open_store() as database:
+    async with open_store(application) as database:
         rows = await database.read(keys.list_postback_keys, application)
     columns = ("id", "application_id", "name", "hint", "created_at", "valid_until", "revoked_at")
     print_result(rows, as_json, lambda: print_table(rows, *columns))

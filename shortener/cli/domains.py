@@ -39,7 +39,7 @@ async def list_domains(application: int | None, as_json: bool) -> None:
     from shortener.accounts.administration import serialize_domain
     from shortener.accounts.directory import Directory
 
-    async with open_store() as database:
+    async with open_store(application) as database:
         directory = Directory(database)
         await directory.refresh()
     rows = [

@@ -333,7 +333,7 @@ async def send(application: int, to: str, text: str, sender: str, gateway: str, 
     from shortener.container import open_service
     from shortener.messages.rewrite_item import RewriteItem
 
-    service = await open_service(load_settings(), owner=False)
+    service = await open_service(load_settings(), owner=False, may_create=False)
     try:
         found = service.directory.application(application)
         if found is None:

@@ -45,7 +45,7 @@ async def list_all(application: int | None, status: str | None, limit: int, as_j
     """List messages that were queued for gateways, newest first."""
     from shortener.gateways.sends import list_sends, send_fields
 
-    async with open_store() as database:
+    async with open_store(application) as database:
         page = await database.read(list_sends, application, status, None, limit)
     rows = [send_fields(row) for row in page.rows]
     print_result(rows, as_json, lambda: print_table(rows, *_COLUMNS))
@@ -102,7 +102,7 @@ async def discard(message_id: str, application: int | None, yes: bool, as_json: 
     from shortener.container import open_service
     from shortener.gateways import decisions
 
-    service = await open_service(load_settings(), owner=False)
+    service = await open_service(load_settings(), owner=False, may_create=False)
     try:
         owner = await find_application(service.database, application)
         confirm(f"Message {message_id} becomes FAILED and is not sent.", yes)

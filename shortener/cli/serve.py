@@ -362,7 +362,7 @@ async def deliver(as_json: bool) -> None:
         logs.hold()
         limit = _raise_open_files_limit()
         try:
-            service = await open_service(settings)
+            service = await open_service(settings, may_create=False)
         except BaseException:
             logs.release()
             raise

@@ -36,15 +36,15 @@ if TYPE_CHECKING:
 
 
 @asynccontextmanager
-async def open_trackers() -> AsyncIterator[tuple[Any, Trackers, Settings]]:
-    """Yield the database, the trackers in it, and the settings."""
+async def open_trackers(application: int | None = None) -> AsyncIterator[tuple[Any, Trackers, Settings]]:
+    """Yield the database, the trackers in it, and the settings. Raise ApiError NOT_FOUND if `application` is the id of none."""
     from shortener.delivery.guard import Guard
     from shortener.delivery.trackers import Trackers
     from shortener.model import utcnow
     from shortener.secret import open_secret
 
     settings = load_settings()
-    async with open_store() as database:
+    async with open_store(application) as database:
         secret = open_secret(settings.secret, settings.data_dir)
         yield database, Trackers(database, secret, Guard(settings.allow_private_targets), settings, utcnow), settings
 
@@ -191,7 +191,7 @@ async def list_trackers(application: int | None, as_json: bool) -> None:
     from shortener.model import utcnow
     from shortener.storage.types import to_ms
 
-    async with open_trackers() as (_, stored, settings):
+    async with open_trackers(application) as (_, stored, settings):
         found = await stored.all(application)
     now = to_ms(utcnow())
     rows = [

@@ -69,7 +69,7 @@ from shortener.settings import Settings
 from shortener.storage.clock import SharedClock, ms_clock
 from shortener.storage.copy import is_unfinished
 from shortener.storage.database import Database
-from shortener.storage.installation import check_base_url, open_installation_secret
+from shortener.storage.installation import check_base_url, open_installation_secret, require_installation
 from shortener.storage.integrity import require_database
 from shortener.storage.migrate import SchemaMismatch, prepare
 from shortener.storage.migrations import HEAD
@@ -80,15 +80,16 @@ from shortener.storage.sqlite import SqliteDatabase
 from shortener.tracing import open_tracer
 
 
-async def open_service(settings: Settings, *, clock: Clock | None = None, owner: bool = True) -> Service:
-    """Open the database and build every part. The very first start also creates the database and the default application.
+async def open_service(settings: Settings, *, clock: Clock | None = None, owner: bool = True, may_create: bool = True) -> Service:
+    """Open the database and build every part. The very first start also creates the database and the default application. If
+    `may_create` is false, raise NoInstallation instead, and create nothing.
 
     `clock` replaces the clock in tests; by default all processes of an installation share one. `owner` is true if this process is
     the one that may write to an SQLite database. Raise StoreUnavailable, SchemaMismatch, SecretError, DatabaseLost or
     BaseUrlMissing.
     """
     require_database(sqlite_path(settings.store_url), settings.data_dir)
-    await prepare(settings.store_url)
+    await (prepare(settings.store_url) if may_create else require_installation(settings))
     database = await open_database(
         settings.store_url, owner=owner, pool_size=settings.database_pool, timeout=settings.database_timeout
     )
@@ -102,7 +103,7 @@ async def open_service(settings: Settings, *, clock: Clock | None = None, owner:
         secret = await open_installation_secret(database, settings)
         if clock is None:
             clock = await _open_clock(database)
-        first_credentials = await _ensure_default_application(database, clock, secret, settings)
+        first_credentials = await _ensure_default_application(database, clock, secret, settings) if may_create else None
         service = await _build_service(settings, clock, secret, database, first_credentials, opened, owner=owner)
         opened.pop_all()  # From this point on, `Service.close` closes everything that was opened.
         return service

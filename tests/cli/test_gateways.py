@@ -48,6 +48,32 @@ def test_commands_add_select_change_and_remove_a_gateway(shell: InProcessShell) 
     assert "kannel" not in shell("gateways", "list").stdout
 
 
+@pytest.mark.parametrize("words", [("send", "1", "+14085550100", "hi"), ("sends", "discard", "m-1", "--yes")])
+def test_a_command_that_sends_creates_no_installation(tmp_path: Path, words: tuple[str, ...]) -> None:
+    result = InProcessShell(tmp_path / "data")(*words, code=1)
+    assert f"there is no installation in {tmp_path / 'data'}" in result.stderr
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "keys list",
+        "trackers list",
+        "domains list",
+        "postback-keys list",
+        "sends list",
+        "balance show",
+        "prices list",
+        "opt-outs list",
+    ],
+)
+def test_a_list_of_an_unknown_application_is_a_failure(shell: InProcessShell, command: str) -> None:
+    result = shell(*command.split(), "999", "--json", code=1)
+    assert "There is no application 999" in result.stderr
+    assert not result.stdout
+
+
 def test_the_built_in_simulator_can_be_selected_as_gateway_in_a_new_installation(shell: InProcessShell) -> None:
     shell("applications", "update", "1", "--gateway", "simulator")
     assert selected(shell) == "simulator"
