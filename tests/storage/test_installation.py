@@ -27,7 +27,7 @@ async def test_opening_an_empty_postgresql_database_as_an_installation_raises_an
         await require_installation(Settings(data_dir=tmp_path, database_url=url))
     with pytest.raises(NoInstallation, match="there is no installation"):
         await open_service(Settings(data_dir=tmp_path, database_url=url), may_create=False)
-    assert not list(tmp_path.iterdir()), "`deliver` creates no installation"
+    assert not (tmp_path / "secret").exists(), "`deliver` creates no installation"
 
 
 def test_the_displayed_address_of_an_installation_contains_no_password() -> None:
