@@ -19,6 +19,7 @@ from typing import Any, Literal, get_args
 from sqlalchemy import ColumnElement, Connection, Row, and_, func, literal_column, or_, select, update
 
 from shortener.delivery.dispatch_queries import RETRIES
+from shortener.delivery.health import MAX_FAILURES
 from shortener.errors import ApiError, ErrorCode
 from shortener.ids import first_id_at
 from shortener.model import DeliveryStatus, Topic
@@ -287,6 +288,7 @@ def _replay(connection: Connection, delivery_id: int, application_id: int | None
     columns = deliveries.c
     if not _restart_attempts(connection, [columns.id == delivery_id, columns.status.in_(_ENDED)], now):
         raise ApiError(ErrorCode.CONFLICT, "This delivery has not ended yet.")
+    _permit_probe(connection, row.tracker_id, now)
     return _delivery_from_row(_find(connection, delivery_id, application_id))
 
 
@@ -308,6 +310,17 @@ def _recover(connection: Connection, tracker_ids: Collection[int | None], now: d
     if tracker_ids:
         plain = (trackers.c.recovering_at.is_(None), trackers.c.open_until.is_(None))
         connection.execute(update(trackers).where(trackers.c.id.in_(tracker_ids), *plain).values(recovering_at=now))
+
+
+def _permit_probe(connection: Connection, tracker_id: int | None, now: datetime) -> None:
+    """End the pause of a circuit breaker that failures opened: the next delivery of the tracker is sent as a probe.
+
+    Whoever replays a delivery expects that the receiver works again, and must not wait for up to five minutes. A pause that the
+    receiver requested with Retry-After does not end."""
+    if tracker_id is not None:
+        columns = trackers.c
+        is_waiting = (columns.id == tracker_id, columns.open_until > now, columns.failures_in_row >= MAX_FAILURES)
+        connection.execute(update(trackers).where(*is_waiting).values(open_until=now))
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,6 +373,8 @@ def replay_batch(
         return ReplayedBatch(0, after, is_last)
     replayed = _restart_attempts(connection, [columns.id.in_(ids), _IS_DEAD], now, replay_id)
     _recover(connection, {criteria.tracker_id}, now)
+    if not after:  # Only the first batch of a replay sends a probe, so that a large replay does not send one after the other.
+        _permit_probe(connection, criteria.tracker_id, now)
     return ReplayedBatch(replayed, ids[-1], is_last)
 
 

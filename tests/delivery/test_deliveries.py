@@ -11,6 +11,7 @@ from shortener.delivery.deliveries import DeliveryBacklog, DeliveryFilter
 from shortener.errors import ApiError, ErrorCode
 from shortener.model import DeliveryStatus, Topic
 from shortener.storage import schema
+from shortener.storage.types import to_ms
 from tests.conftest import NOON, Clock
 from tests.delivery.conftest import MakeTracker, Story, changes
 from tests.delivery.dispatching import fill
@@ -140,6 +141,30 @@ async def test_a_replayed_delivery_gets_the_full_number_of_attempts_again_and_ca
     assert len({request.headers["webhook-id"] for request in receiver.requests}) == 1
     stored, attempts = await service.deliveries.get(row.id)
     assert (stored.status, len(attempts)) == (DELIVERED, 8)
+
+
+@pytest.mark.parametrize("all_of_tracker", [False, True])
+async def test_a_replay_is_sent_at_once_although_the_failed_attempts_opened_the_circuit_breaker(
+    service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock, all_of_tracker: bool
+) -> None:
+    receiver.default_reply = 500
+    tracker = await make_tracker(receiver.url(), schedule=[1])
+    await story.first_click()
+    await service.fanout.flush()
+    for _ in range(10):
+        await service.dispatcher.flush()
+        clock.forward(seconds=2)
+    (row,) = await rows(service.database, schema.deliveries)
+    assert (await service.deliveries.get(row.id))[0].status is DEAD
+    assert (await service.trackers.get(tracker)).health.breaker(to_ms(clock())) == "open"
+    receiver.default_reply = 200
+    if all_of_tracker:
+        assert await service.deliveries.replay_dead(DeliveryFilter(1, tracker), clock()) == (1, None)
+    else:
+        await service.deliveries.replay(row.id, clock(), 1)
+    await service.dispatcher.flush()
+    assert (await service.deliveries.get(row.id))[0].status is DELIVERED
+    assert (await service.trackers.get(tracker)).health.open_until is None
 
 
 async def test_a_pending_delivery_and_a_delivery_of_a_deleted_tracker_cannot_be_replayed(
