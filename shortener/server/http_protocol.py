@@ -21,6 +21,7 @@ from typing import Any, Protocol
 from urllib.parse import unquote
 
 import httptools
+import orjson
 import structlog
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -28,7 +29,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from shortener.clicks.path import code_behind_prefix, code_of
 from shortener.clicks.redirect import Redirect, read_client_info
 from shortener.clicks.resolver import Hit, Resolution
-from shortener.errors import StoreUnavailable
+from shortener.errors import ApiError, ErrorCode, StoreUnavailable
 from shortener.ids import randbits
 from shortener.server.application import HttpApplication
 from shortener.server.client_timer import ClientTimer
@@ -266,11 +267,13 @@ class RedirectProtocol(HttpToolsProtocol):
         self.transport.write(data)
 
     def send_400_response(self, msg: str) -> None:
-        """Send the response to bytes that are not a valid request, with a generated X-Request-Id, and close the connection."""
-        body = msg.encode("ascii")
+        """Send the response to bytes that are not a valid request, with a generated X-Request-Id, and close the connection.
+
+        The body is an error of the API for every path, because the path of such a request may be unknown."""
+        body = orjson.dumps(ApiError(ErrorCode.INVALID_REQUEST, msg).body())
         headers = [
             *self.server_state.default_headers,
-            (b"content-type", b"text/plain; charset=utf-8"),
+            (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(body)),
             (b"connection", b"close"),
             (REQUEST_ID, request_id(b"", randbits(63))),

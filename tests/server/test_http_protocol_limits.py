@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import socket
 
+import orjson
 import pytest
 
 from shortener.accounts.credentials import Credentials
@@ -107,7 +108,9 @@ async def test_a_request_head_that_is_too_long_gets_400_and_closes_the_connectio
         # discard the response.
         writer.write(b"a")
         response = await asyncio.wait_for(reader.read(), TIMEOUT_SECONDS)
-        assert (status_of(response), response.rpartition(b"\r\n\r\n")[2]) == (400, b"The head of the request is too long.")
+        error = orjson.loads(response.rpartition(b"\r\n\r\n")[2])
+        assert (status_of(response), error["status"], error["error_code"], error["details"]) == (400, False, "INVALID_REQUEST", [])
+        assert error["description"] == "The head of the request is too long."
         assert b"\r\nx-request-id: " in response
         await wait_until(lambda: not server.server.server_state.connections)
 
