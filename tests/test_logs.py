@@ -18,6 +18,7 @@ from shortener.settings import Settings
 from tests.clicks.helpers import create_codes as send
 from tests.clicks.helpers import make_hit as hit
 from tests.conftest import MakeService, client_of, reset_logs
+from tests.server.raw_http import get, run_server
 
 PHONE = (
     "Mozilla/5.0 (iPhone; CPU iPhone OS 18_6 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) "
@@ -103,6 +104,19 @@ async def test_the_access_log_has_one_line_for_each_click_and_each_request_witho
         "click    404  /nosuchcode  none (unknown_code)  N ms",
         "request  404  GET /api/v1/sms/status/{message_id}  N ms  MESSAGE_NOT_FOUND",
     ]
+
+
+async def test_the_log_line_of_a_click_contains_the_request_id_of_the_response(
+    make_service: MakeService, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service = await make_service(access_log="on")
+    configure("json")
+    (code,) = await send(service)
+    async with run_server(service) as server:
+        response = await server.exchange(get(f"/{code}", b"X-Request-Id: id-1", host=b"127.0.0.1:8000"))
+    assert b"x-request-id: id-1" in response
+    lines = [orjson.loads(line) for line in capsys.readouterr().err.splitlines() if line.startswith("{")]
+    assert [line["request_id"] for line in lines if line["event"] == "click"] == ["id-1"]
 
 
 async def test_there_is_no_access_log_by_default(make_service: MakeService, capsys: pytest.CaptureFixture[str]) -> None:

@@ -158,8 +158,8 @@ class Redirect:
         self._networks = networks
         self._totals = recorder.totals
         #: The function that returns the response to a hit, and counts its verdict and its status. With ACCESS_LOG it also writes a
-        #: log line.
-        self.respond: Callable[[Hit, Resolution], RawResponse] = self._respond_and_log if logs_access else self._respond
+        #: log line. The third argument is the X-Request-Id of the response, or b"" if the context of the log contains it.
+        self.respond: Callable[[Hit, Resolution, bytes], RawResponse] = self._respond_and_log if logs_access else self._respond
 
     async def __call__(self, scope: Scope, send: Send, code: str, domain_id: int | None) -> None:
         """Respond to a GET, HEAD or OPTIONS request for a code, or to the POST request of a confirmation page.
@@ -177,7 +177,7 @@ class Redirect:
         except StoreUnavailable:
             status, headers, body = self.unavailable()
         else:
-            status, headers, body = self.respond(hit, resolution)
+            status, headers, body = self.respond(hit, resolution, b"")
             if is_post and status == 302:
                 status = 303  # 303 See Other: the browser continues with GET
         await send({"type": "http.response.start", "status": status, "headers": headers})
@@ -197,23 +197,15 @@ class Redirect:
         origin = hash_packed(client, self._client_key)
         return Hit(self._ids(), code, domain_id, self._now_ms(), verdict, rule, address, user_agent, origin, country)
 
-    def _respond_and_log(self, hit: Hit, resolution: Resolution) -> RawResponse:
-        response = self._respond(hit, resolution)
+    def _respond_and_log(self, hit: Hit, resolution: Resolution, request_id: bytes) -> RawResponse:
+        response = self._respond(hit, resolution, request_id)
+        verdict, rule = ("none", "unknown_code") if resolution.unknown else (hit.verdict.api_name, hit.rule)
         milliseconds = max(self._now_ms() - hit.at, 0)
-        if resolution.unknown:
-            log.info("click", code=hit.code, status=response[0], verdict="none", rule="unknown_code", milliseconds=milliseconds)
-        else:
-            log.info(
-                "click",
-                code=hit.code,
-                status=response[0],
-                verdict=hit.verdict.api_name,
-                rule=hit.rule,
-                milliseconds=milliseconds,
-            )
+        more = {"request_id": request_id.decode()} if request_id else {}
+        log.info("click", code=hit.code, status=response[0], verdict=verdict, rule=rule, milliseconds=milliseconds, **more)
         return response
 
-    def _respond(self, hit: Hit, resolution: Resolution) -> RawResponse:
+    def _respond(self, hit: Hit, resolution: Resolution, request_id: bytes) -> RawResponse:
         totals = self._totals
         if not resolution.unknown:
             key = (hit.verdict, hit.rule)

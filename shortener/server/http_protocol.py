@@ -398,7 +398,10 @@ class _PendingRedirect:
         connection = self._connection
         del self._connection  # this assignment breaks a reference cycle, so that no garbage collection is needed
         try:
-            response = self._redirect.unavailable() if resolution is None else self._redirect.respond(self._hit, resolution)
+            redirect = self._redirect
+            response = (
+                redirect.respond(self._hit, resolution, self._request_id) if resolution is not None else redirect.unavailable()
+            )
             if self.disconnected or connection.transport.is_closing():
                 return
             defaults = connection.server_state.default_headers
