@@ -1,16 +1,16 @@
 """The background job that adds count deltas to the counts.
 
 Clicks need the same database, and with SQLite they wait for its only writer. So a batch is small, and the job pauses after a full
-batch. If count deltas arrive faster than that, the batches grow and the pauses become shorter in proportion to the age of the
-oldest row. A large batch needs less work for each origin, so the age stops growing: the counts are late by seconds, not by more
-and more. A batch that fails is rolled back, and the next run adds the same rows.
+batch. If count deltas arrive faster than that, the pauses become shorter in proportion to the age of the oldest row. With
+PostgreSQL the batches also grow, because clicks do not wait for them and a large batch needs less work for each origin. So the
+counts are late by seconds, not by more and more. A batch that fails is rolled back, and the next run adds the same rows.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from sqlalchemy import Connection
 
@@ -26,8 +26,8 @@ PAUSE_FACTOR = 3.0
 #: Rows of count deltas that are older than this are a backlog. The job usually adds them within its interval, a second. A report
 #: includes only a limited number of rows that were not added yet (`statistics.MAX_PENDING_ROWS`).
 MAX_AGE_MS = 1000
-#: With a backlog, a batch is at most this many times as large as usual.
-MAX_URGENCY = 25.0
+#: With a backlog, the pauses are at most this many times as short as usual, and the batches as large.
+MAX_URGENCY = 10.0
 
 
 class Limits(NamedTuple):
@@ -38,10 +38,11 @@ class Limits(NamedTuple):
     pause_factor: float
 
 
-def limits(age_ms: int) -> Limits:
+def limits(age_ms: int, engine: Literal["sqlite", "postgresql"]) -> Limits:
     """Return the limits of a batch whose oldest row has this age."""
     urgency = min(max(age_ms / MAX_AGE_MS, 1.0), MAX_URGENCY)
-    return Limits(int(counts.MAX_FOLD_ROWS * urgency), int(counts.MAX_FOLD_ORIGINS * urgency), PAUSE_FACTOR / urgency)
+    size = 1.0 if engine == "sqlite" else urgency
+    return Limits(int(counts.MAX_FOLD_ROWS * urgency), int(counts.MAX_FOLD_ORIGINS * size), PAUSE_FACTOR / urgency)
 
 
 class CountFolder:
@@ -50,17 +51,17 @@ class CountFolder:
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
         self._clock = clock
-        self._limits = limits(0)
+        self._limits = limits(0, database.dialect)
 
     async def step(self) -> int:
         """Add a batch of count deltas to the counts, and pause if it was full. Return the number of rows, but 0 if the batch was
         not full: the job then waits for its interval, and adds all deltas of this time together. Raise StoreUnavailable."""
         started, folded = await self._database.write(_fold, self._limits)
         if not folded.is_full:
-            self._limits = limits(0)
+            self._limits = limits(0, self._database.dialect)
             return 0
         await asyncio.sleep(self._limits.pause_factor * (time.monotonic() - started))
-        self._limits = limits(to_ms(self._clock()) - ms_of(folded.first_id))
+        self._limits = limits(to_ms(self._clock()) - ms_of(folded.first_id), self._database.dialect)
         return folded.rows
 
 
