@@ -4,6 +4,9 @@ Clicks need the same database, and with SQLite they wait for its only writer. So
 batch. If count deltas arrive faster than that, the pauses become shorter in proportion to the age of the oldest row. With
 PostgreSQL the batches also grow, because clicks do not wait for them and a large batch needs less work for each origin. So the
 counts are late by seconds, not by more and more. A batch that fails is rolled back, and the next run adds the same rows.
+
+If a batch ends early because its rows have too many origins, the job merges the oldest rows before the next batch. The batches that
+follow then contain all amounts of their origins.
 """
 
 from __future__ import annotations
@@ -52,17 +55,34 @@ class CountFolder:
         self._database = database
         self._clock = clock
         self._limits = limits(0, database.dialect)
+        self._merged_id = 0  # The id of the last merged row.
+        self._needs_merge = False
 
     async def step(self) -> int:
         """Add a batch of count deltas to the counts, and pause if it was full. Return the number of rows, but 0 if the batch was
         not full: the job then waits for its interval, and adds all deltas of this time together. Raise StoreUnavailable."""
+        if self._needs_merge:
+            self._needs_merge = False
+            started, self._merged_id = await self._database.write(_merge)
+            await self._pause(started)
         started, folded = await self._database.write(_fold, self._limits)
         if not folded.is_full:
             self._limits = limits(0, self._database.dialect)
             return 0
-        await asyncio.sleep(self._limits.pause_factor * (time.monotonic() - started))
+        await self._pause(started)
+        self._needs_merge = folded.rows < self._limits.rows and folded.last_id >= self._merged_id
         self._limits = limits(to_ms(self._clock()) - ms_of(folded.first_id), self._database.dialect)
         return folded.rows
+
+    async def _pause(self, started: float) -> None:
+        """Pause after a transaction that began at this time of `time.monotonic`."""
+        await asyncio.sleep(self._limits.pause_factor * (time.monotonic() - started))
+
+
+def _merge(connection: Connection) -> tuple[float, int]:
+    """Merge the oldest rows. Also return the time at which the transaction began."""
+    started = time.monotonic()
+    return started, counts.merge(connection)
 
 
 def _fold(connection: Connection, batch: Limits) -> tuple[float, Folded]:

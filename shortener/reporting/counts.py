@@ -48,12 +48,13 @@ def fold(connection: Connection, limit: int = MAX_FOLD_ROWS) -> int:
 
 
 class Folded(NamedTuple):
-    """The number of rows of count deltas from which `fold_batch` added amounts, whether more may be left, and the id of the oldest
-    of these rows. The id is 0 if there is none."""
+    """The number of rows of count deltas from which `fold_batch` added amounts, whether more may be left, and the ids of the oldest
+    of these rows and of the last one that was deleted. The ids are 0 if there is none."""
 
     rows: int
     is_full: bool
     first_id: int
+    last_id: int
 
 
 def fold_batch(connection: Connection, limit: int = MAX_FOLD_ROWS, max_origins: int = MAX_FOLD_ORIGINS) -> Folded:
@@ -64,11 +65,11 @@ def fold_batch(connection: Connection, limit: int = MAX_FOLD_ROWS, max_origins: 
     PostgreSQL, an advisory lock shows this; with SQLite, only one process writes.
     """
     if not lock(connection):
-        return Folded(0, is_full=False, first_id=0)
+        return Folded(0, is_full=False, first_id=0, last_id=0)
     batch = delta_rows.read_batch(connection, limit, max_origins)
     row_ids = batch.ids if batch.rest is None else [*batch.ids, batch.rest[0]]
     if not row_ids:
-        return Folded(0, is_full=False, first_id=0)
+        return Folded(0, is_full=False, first_id=0, last_id=0)
     sums = sum_by_key(batch.amounts)
     stored = raw_sql.rows(connection, _READ_COUNTS, *raw_sql.bulk_parameters(connection, list(sums)))
     rolled_up = dict(sums)
@@ -80,7 +81,12 @@ def fold_batch(connection: Connection, limit: int = MAX_FOLD_ROWS, max_origins: 
     raw_sql.execute_bulk(connection, _UPSERT_COUNTS, rows)
     rollups.add(connection, batch.amounts)
     delta_rows.remove(connection, batch)
-    return Folded(len(row_ids), batch.is_full, row_ids[0])
+    return Folded(len(row_ids), batch.is_full, row_ids[0], batch.ids[-1] if batch.ids else 0)
+
+
+def merge(connection: Connection) -> int:
+    """Merge the oldest rows of count deltas, as `delta_rows.merge` does. Return 0 at once if another process runs `fold_batch`."""
+    return delta_rows.merge(connection) if lock(connection) else 0
 
 
 def heal(connection: Connection) -> int:

@@ -16,9 +16,10 @@ from sqlalchemy import Connection, delete, func, insert, select, update
 from shortener.model import HitFlag, Verdict
 from shortener.outbox import count_deltas
 from shortener.outbox.count_deltas import TIME_SLOT_MS, CountDelta
-from shortener.reporting import count_check, counts
+from shortener.reporting import count_check, counts, delta_rows
 from shortener.reporting.count_check import CountDifference, verifiable_since, verify
 from shortener.reporting.counts import fold, read_unfolded, time_slots
+from shortener.reporting.delta_rows import read_events
 from shortener.reporting.rollup_data import EXACT
 from shortener.storage import schema
 from shortener.storage.database import Database
@@ -44,6 +45,12 @@ def append_delta(connection: Connection, row: int, *amounts: tuple[int, datetime
 
 def read_counts(connection: Connection) -> Amounts:
     return {(row.cohort_id, row.quarter, row.metric): row.amount for row in connection.execute(select(schema.counts))}
+
+
+def entries_left(connection: Connection) -> list[tuple[Any, Any]]:
+    """Return the entries of all count deltas with their origins."""
+    rows = connection.execute(select(schema.count_deltas).order_by(schema.count_deltas.c.id))
+    return [pair for row in rows for pair in zip(row.data, row.origins, strict=True)]
 
 
 def count_deltas_left(connection: Connection) -> int:
@@ -109,14 +116,65 @@ async def test_one_run_of_fold_adds_the_amounts_of_few_origins_so_that_clicks_do
     assert await database.read(count_deltas_left) == 0
 
 
+async def test_a_merge_of_count_deltas_leaves_fewer_rows_with_the_same_sums_sorted_by_origin(database: Database) -> None:
+    def write_deltas(connection: Connection) -> None:
+        for row in range(40):
+            delta = CountDelta()
+            for number in range(10):
+                delta.add_slots(1, NOON_SLOT, "clicks", NOON_SLOT - (row * 7 + number) % 30, 0)
+            delta.add_slots(2, NOON_SLOT, "value:EUR", NOON_SLOT, 0, Decimal("0.10"))
+            delta.add_slots(2, NOON_SLOT, "clicks", NOON_SLOT, 0, -1)
+            count_deltas.append(connection, row + 1, delta)
+
+    await database.write(write_deltas)
+    before = await database.read(read_events, 1000)
+    assert await database.write(counts.merge) == 1, "all amounts fit in one row"
+    after = await database.read(read_events, 1000)
+    assert (after[1], after[0]) == (before[1], [1])
+    sent = [origin[0] for (cohort, *_), origin in await database.read(entries_left) if cohort == 1]
+    assert len(sent) == 30
+    assert sent == sorted(sent)
+    assert await database.write(counts.merge) == 1, "one row cannot become fewer"
+    assert await database.read(read_events, 1000) == after
+    while (await database.write(counts.fold_batch)).rows:
+        pass
+    assert await database.read(read_counts) == {
+        (1, NOON_SLOT, "clicks"): Decimal(400),
+        (2, NOON_SLOT, "clicks"): Decimal(-40),
+        (2, NOON_SLOT, "value:EUR"): Decimal("4.00"),
+    }
+    assert await database.write(counts.merge) == 0
+
+
+async def test_a_merge_of_count_deltas_ends_at_a_row_of_an_older_release_and_at_a_limit(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write_deltas(connection: Connection) -> None:
+        for row in range(1, 61):
+            append_delta(connection, row, (row, NOON, "clicks", 1))
+        connection.execute(update(schema.count_deltas).where(schema.count_deltas.c.id == 21).values(origins=None))
+
+    await database.write(write_deltas)
+    before = await database.read(read_events, 1000)
+    monkeypatch.setattr(delta_rows, "MAX_ROW_AMOUNTS", 4)
+    monkeypatch.setattr(delta_rows, "MAX_MERGED_AMOUNTS", 10)
+    assert await database.write(counts.merge) == 3, "the ten oldest rows become three"
+    assert (await database.read(read_events, 1000))[0] == [1, 2, 3, *range(11, 61)]
+    monkeypatch.setattr(delta_rows, "MAX_MERGED_AMOUNTS", 3000)
+    assert await database.write(counts.merge) == 12, "twenty amounts in five rows; row 21 has no origins"
+    ids, amounts = await database.read(read_events, 1000)
+    assert amounts == before[1]
+    assert ids == [1, 2, 3, 11, 12, *range(21, 61)]
+
+
 async def test_one_run_of_fold_adds_many_rows_with_the_same_few_origins(database: Database) -> None:
     def write_deltas(connection: Connection) -> None:
         for row in range(counts.MAX_FOLD_ROWS + 10):
             append_delta(connection, row, (row % 4, NOON, "clicks", 1))
 
     await database.write(write_deltas)
-    assert await database.write(counts.fold_batch) == (counts.MAX_FOLD_ROWS, True, 0)
-    assert await database.write(counts.fold_batch) == (10, False, counts.MAX_FOLD_ROWS)
+    assert await database.write(counts.fold_batch) == (counts.MAX_FOLD_ROWS, True, 0, counts.MAX_FOLD_ROWS - 1)
+    assert await database.write(counts.fold_batch) == (10, False, counts.MAX_FOLD_ROWS, counts.MAX_FOLD_ROWS + 9)
 
 
 async def test_folding_count_deltas_adds_amounts_of_money_exactly(database: Database) -> None:
