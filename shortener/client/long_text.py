@@ -27,9 +27,7 @@ def resolve_directives(body: str, *, extra_schemes: Container[str] = (), values:
     placeholders of destinations, such as `{message_id}`. A placeholder without a value becomes empty, because only a short link can
     fill it."""
     directives, errors = parse_directives(body)
-    if errors:
-        raise _invalid(_INVALID_DIRECTIVE, [(error.position, error.reason) for error in errors])
-    invalid: list[tuple[int, str]] = []
+    problems = [(error.position, _INVALID_DIRECTIVE, error.reason) for error in errors]
     parts: list[str] = []
     end = 0
     for directive in directives:
@@ -38,12 +36,12 @@ def resolve_directives(body: str, *, extra_schemes: Container[str] = (), values:
         try:
             destination = parse_destination(directive.url, extra_schemes)
         except UrlError as error:
-            invalid.append((directive.start, f"{directive.url!r} {error.reason}"))
+            problems.append((directive.start, _INVALID_URL, f"{directive.url!r} {error.reason}"))
             continue
         known = dict.fromkeys(destination.placeholders, "") | dict(values or {})
         parts.append(fill_placeholders(destination.location, known).decode() if destination.placeholders else destination.url)
-    if invalid:
-        raise _invalid(_INVALID_URL, invalid)
+    if problems:
+        raise _invalid(sorted(problems, key=lambda problem: problem[0]))
     return "".join([*parts, body[end:]])
 
 
@@ -71,6 +69,7 @@ def long_text(message: Mapping[str, Any], to: str, message_id: str, reason: str,
     )
 
 
-def _invalid(code: str, problems: list[tuple[int, str]]) -> BadRequestError:
-    details = [ErrorDetail("body", f"position {position}: {reason}", code, position, 0) for position, reason in problems]
-    return BadRequestError(400, code, "The text cannot be rewritten; the client checked it without the service.", details)
+def _invalid(problems: list[tuple[int, str, str]]) -> BadRequestError:
+    """Return the error for problems, given as (position, error code, reason). Its own code is that of the first problem."""
+    details = [ErrorDetail("body", f"position {position}: {reason}", code, position, 0) for position, code, reason in problems]
+    return BadRequestError(400, problems[0][1], "The text cannot be rewritten; the client checked it without the service.", details)
