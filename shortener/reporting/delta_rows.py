@@ -17,7 +17,7 @@ from shortener.storage import raw_sql
 
 #: The number of rows of count deltas that a batch reads first.
 FIRST_ROWS = 4
-#: `merge` reads rows in parts of this number, until they have this number of amounts: about 8 ms for SQLite's writer.
+#: `merge` reads rows in parts of this number, until they have this number of amounts: about 10 ms for SQLite's writer.
 PART_ROWS, MAX_MERGED_AMOUNTS = 16, 3000
 MAX_ROW_AMOUNTS = 500  # The maximum number of amounts in a merged row, because each batch writes the rest of its last row again.
 
