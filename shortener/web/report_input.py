@@ -47,8 +47,7 @@ class ReportInput:
         for name, value in pairs:
             if name not in self.parameters:
                 if len(self.parameters) >= MAX_FORM_FIELDS:
-                    shown = name[:60].encode("utf-8", "backslashreplace").decode()  # JSON may contain half of a surrogate pair
-                    self.warnings.append(f"{shown}: is beyond the first {MAX_FORM_FIELDS} parameters; the rest was not read")
+                    self.warnings.append(f"{_shown(name)}: is beyond the first {MAX_FORM_FIELDS} parameters; the rest was not read")
                     return
                 self.parameters[name] = value
             elif isinstance(present := self.parameters[name], RepeatedValues):
@@ -176,8 +175,21 @@ def _field_name(part: Message, found: ReportInput) -> str:
     return ""
 
 
+def _shown(name: str) -> str:
+    """Return the beginning of a parameter's name for a warning. The escape of half of a surrogate pair replaces it."""
+    return name[:60].encode("utf-8", "backslashreplace").decode()
+
+
 def _parse_multipart(body: bytes, content_type: str, found: ReportInput) -> list[tuple[str, str]]:
     """Return the fields of a multipart form. Uploaded files are not fields."""
+    try:
+        return _read_parts(body, content_type, found)
+    except ValueError:  # A header has a parameter such as name*=idna''x, whose encoding Python cannot decode.
+        reason = "The body is a multipart form with a header that cannot be decoded."
+        raise ApiError(ErrorCode.INVALID_REQUEST, reason) from None
+
+
+def _read_parts(body: bytes, content_type: str, found: ReportInput) -> list[tuple[str, str]]:
     head = f"Content-Type: {content_type}\r\n\r\n".encode("latin-1", "replace")
     parts = BytesParser().parsebytes(head + body).get_payload()
     if not isinstance(parts, list):
@@ -188,7 +200,7 @@ def _parse_multipart(body: bytes, content_type: str, found: ReportInput) -> list
         if not isinstance(part, Message) or not name:
             continue
         if part.get_filename() is not None:
-            found.warnings.append(f"{name[:60]}: is a file; it was not stored")
+            found.warnings.append(f"{_shown(name)}: is a file; it was not stored")
             continue
         payload = part.get_payload(decode=True)
         if isinstance(payload, bytes):

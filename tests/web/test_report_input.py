@@ -132,6 +132,31 @@ async def test_the_name_of_a_multipart_field_may_have_any_characters(service: Se
     assert row.metadata == {"übergabe": "1", "x[y]": "2"}
 
 
+@pytest.mark.parametrize(
+    ("boundary", "parameters"),
+    [
+        ("boundary=B", "name*=undefined''x"),
+        ("boundary=B", "name*=a\0b''x"),
+        ("boundary=B", "name=x; filename*=idna''x"),
+        ("boundary*=punycode''B%ff", "name=x"),
+    ],
+)
+async def test_a_multipart_form_with_a_header_that_cannot_be_decoded_is_an_invalid_request(
+    tracker: httpx.AsyncClient, boundary: str, parameters: str
+) -> None:
+    body = f"--B\r\nContent-Disposition: form-data; {parameters}\r\n\r\n1\r\n--B--\r\n"
+    response = await tracker.post("/action", content=body, headers={"Content-Type": f"multipart/form-data; {boundary}"})
+    assert (response.status_code, response.json()["error_code"]) == (400, "INVALID_REQUEST")
+
+
+async def test_a_warning_about_a_file_may_contain_half_of_a_surrogate_pair(tracker: httpx.AsyncClient) -> None:
+    head = "Content-Disposition: form-data; name"
+    body = f"--B\r\n{head}*=utf-7''a+2AA-; filename=x\r\n\r\n1\r\n--B\r\n{head}=message_id\r\n\r\nm-1\r\n--B--\r\n"
+    response = await tracker.post("/action", content=body, headers={"Content-Type": "multipart/form-data; boundary=B"})
+    assert response.status_code == 200, response.text
+    assert any(warning.startswith("a\\ud800: is a file") for warning in response.json()["warnings"])
+
+
 async def test_the_html_entity_of_an_ampersand_is_accepted_as_a_separator_of_query_parameters(
     service: Service, tracker: httpx.AsyncClient
 ) -> None:
