@@ -162,6 +162,8 @@ _INTERNATIONAL_NUMBER = r"(?:\+|%2[Bb])[0-9][0-9 ().-]{5,}[0-9]"
 _INTERNATIONAL_NUMBERS = re.compile(_INTERNATIONAL_NUMBER)
 #: A regular expression for phone numbers in a text: international numbers, and texts that consist only of a number.
 _PHONE_NUMBERS = re.compile(rf"{_INTERNATIONAL_NUMBER}|^[0-9]{{8,15}}$")
+#: A regular expression for phone numbers in the value of a parameter whose name says that it contains one.
+_NUMBERS = re.compile(r"(?:\+|%2[Bb])?[0-9][0-9 ().-]{5,}[0-9]")
 #: A regular expression for the names of parameters that contain phone numbers.
 _NAMES_OF_NUMBERS = re.compile(r"phone|msisdn|mobile|recipient|^(?:to|tel|number|cell)$", re.IGNORECASE)
 
@@ -174,17 +176,17 @@ def mask_numbers(text: str) -> str:
 def mask_parameters(value: Any, name: str = "") -> Any:
     """Return the parameters of a report, or the value of one of them, with all phone numbers masked.
 
-    A text that consists only of a number is masked if the name of its parameter says that it is a phone number. Otherwise it may be
-    an id or an amount."""
+    A number without a plus sign is masked if the name of its parameter says that it is a phone number. Otherwise it may be an id or
+    an amount."""
     if isinstance(value, dict):
         return {key: mask_parameters(one, str(key)) for key, one in value.items()}
     if isinstance(value, list | tuple):
         return [mask_parameters(one, name) for one in value]
     is_number = _NAMES_OF_NUMBERS.search(name) is not None
     if isinstance(value, int) and not isinstance(value, bool) and is_number:
-        return mask_numbers(str(value))
+        value = str(value)
     if isinstance(value, str):
-        return mask_numbers(value) if is_number else _INTERNATIONAL_NUMBERS.sub(lambda found: mask(found[0]), value)
+        return (_NUMBERS if is_number else _INTERNATIONAL_NUMBERS).sub(lambda found: mask(found[0]), value)
     return value
 
 

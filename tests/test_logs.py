@@ -155,10 +155,17 @@ def test_phone_numbers_in_a_text_are_masked(text: str, masked: str) -> None:
 
 
 def test_phone_numbers_in_parameters_are_masked_but_not_other_numbers() -> None:
-    parameters = {"Phone": "14085550100", "to": 14085550100, "id": "14085550100", "more": [{"tel": "+14085550100"}, True, 1.5]}
+    parameters = {
+        "Phone": "14085550100",
+        "to": 14085550100,
+        "mobile": " 1 408-555-0100",
+        "id": "14085550100",
+        "more": [{"tel": "+14085550100"}, True, 1.5],
+    }
     assert mask_parameters(parameters) == {
         "Phone": "140…00",
         "to": "140…00",
+        "mobile": " 1 4…00",
         "id": "14085550100",
         "more": [{"tel": "+14…00"}, True, 1.5],
     }

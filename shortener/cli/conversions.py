@@ -15,8 +15,6 @@ _LIMIT = click.option("--limit", type=click.IntRange(1, 1000), default=50, show_
 _APPLICATION_HELP = "Id of the application. Required if there are several applications."
 _SINCE = click.option("--since", type=TIME, help="Only rows from this time on (UTC).")
 _UNTIL = click.option("--until", type=TIME, help="Only rows before this time (UTC).")
-
-
 _REVEAL = click.option("--reveal", is_flag=True, help="Show complete phone numbers in parameters. Default: they are masked.")
 
 
