@@ -316,7 +316,7 @@ def _permit_probe(connection: Connection, tracker_id: int | None, now: datetime)
     """End the pause of a circuit breaker that failures opened: the next delivery of the tracker is sent as a probe.
 
     Whoever replays a delivery expects that the receiver works again, and must not wait for up to five minutes. A pause that the
-    receiver requested with Retry-After does not end."""
+    receiver requested with Retry-After does not end before MAX_FAILURES failures in a row."""
     if tracker_id is not None:
         columns = trackers.c
         is_waiting = (columns.id == tracker_id, columns.open_until > now, columns.failures_in_row >= MAX_FAILURES)

@@ -167,6 +167,24 @@ async def test_a_replay_is_sent_at_once_although_the_failed_attempts_opened_the_
     assert (await service.trackers.get(tracker)).health.open_until is None
 
 
+async def test_a_replay_does_not_end_the_pause_that_a_tracker_requested_with_retry_after(
+    service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
+) -> None:
+    receiver.replies = [200, Reply(503, headers={"Retry-After": "60"})]
+    await make_tracker(receiver.url())
+    for _ in range(2):
+        await story.first_click()
+        await service.fanout.flush()
+        await service.dispatcher.flush()
+    (delivered,) = [row.id for row in await rows(service.database, schema.deliveries) if row.status == DELIVERED.value]
+    await service.deliveries.replay(delivered, clock(), 1)
+    await service.dispatcher.flush()
+    assert len(receiver.requests) == 2
+    clock.forward(seconds=61)
+    await service.dispatcher.flush()
+    assert len(receiver.requests) == 3
+
+
 async def test_a_pending_delivery_and_a_delivery_of_a_deleted_tracker_cannot_be_replayed(
     service: Service, make_tracker: MakeTracker
 ) -> None:
