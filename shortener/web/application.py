@@ -194,7 +194,8 @@ ENDPOINTS = [
             ErrorCode.FORBIDDEN_TARGET,
             ErrorCode.CONFLICT,
         ),
-        description="A change applies to all links of the application, also to existing ones.",
+        description="`click_events: every` and `click_id_param` apply to all links of the application, also to existing ones. If "
+        "`click_events` becomes `first`, links that were created with `every` still create an event for every click.",
     ),
     Endpoint(
         "POST",
