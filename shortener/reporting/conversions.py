@@ -181,7 +181,7 @@ def serialize_conversion(
     row: AnyRow, earlier: Sequence[StoredRevision], encode_click: Callable[[int], str], *, reveal: bool, **more: Any
 ) -> dict[str, Any]:
     """Return a row of `conversions` in the format of the API. `earlier` contains its earlier revisions, oldest first. Phone numbers
-    in the metadata are masked unless `reveal` is true."""
+    in the metadata and in the warnings, which quote parameters, are masked unless `reveal` is true."""
     latest = StoredRevision(
         row.revision,
         row.status,
@@ -206,7 +206,7 @@ def serialize_conversion(
         "received_at": to_iso(row.received_at),
         "updated_at": to_iso(row.updated_at),
         "metadata": row.metadata if reveal else mask_parameters(row.metadata),
-        "warnings": row.warnings or [],
+        "warnings": (row.warnings if reveal else mask_parameters(row.warnings)) or [],
         "revision": row.revision,
         "revisions": [serialize_revision(one) for one in (*earlier, latest)],
     }

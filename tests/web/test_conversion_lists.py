@@ -186,7 +186,7 @@ async def test_phone_numbers_in_conversion_reports_are_masked_for_a_key_without_
     service: Service, client: httpx.AsyncClient, tracker: httpx.AsyncClient
 ) -> None:
     numbers = {"phone": "+14085550100", "msisdn": "14085550100", "note": "call +1 408 5550100", "order": "1234567890"}
-    await send(tracker, message_id="m-1", **numbers)
+    await send(tracker, message_id="m-1", **numbers, value="+1 408 5550100 EUR")
     await send(tracker, message_id="unknown", **numbers)
     masked = {"phone": "+14…00", "msisdn": "140…00", "note": "call +1 …00", "order": "1234567890"}
     key = await service.database.write(create_key, 1, "reader", ["sms.read"], NOON)
@@ -198,7 +198,10 @@ async def test_phone_numbers_in_conversion_reports_are_masked_for_a_key_without_
             (line,) = await lines(caller, "/api/v1/conversions.csv")
             (refused_line,) = await lines(caller, "/api/v1/conversions/refused.csv")
             (of_message,) = (await caller.get("/api/v1/sms/status/m-1")).json()["conversions"]
-            assert conversion["metadata"] == of_message["metadata"] == json.loads(line["metadata"]) == shown
+            value = "+1 408 5550100 EUR" if caller is client else "+1 …00 EUR"
+            assert conversion["metadata"] == of_message["metadata"] == json.loads(line["metadata"]) == {**shown, "value": value}
+            for warnings in (conversion["warnings"], of_message["warnings"], json.loads(line["warnings"])):
+                assert [value in warning for warning in warnings] == [True]
             assert refused["parameters"] == json.loads(refused_line["parameters"]) == {"message_id": "unknown", **shown}
 
 
