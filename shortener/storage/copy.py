@@ -123,8 +123,15 @@ async def _copy_table(source: Database, target: Database, table: Table, total: i
     rows = await source.read(_page, table, after)
     while rows:
         done += len(rows)
-        # Read the next rows while the target writes these.
-        rows, _ = await asyncio.gather(source.read(_page, table, _key(table, rows[-1])), target.write(insert, rows))
+        # Read the next rows while the target writes these. An error is raised when both have ended, because the caller then closes
+        # the databases.
+        following, written = await asyncio.gather(
+            source.read(_page, table, _key(table, rows[-1])), target.write(insert, rows), return_exceptions=True
+        )
+        for result in (written, following):
+            if isinstance(result, BaseException):
+                raise result
+        rows = following
         progress(Progress(table.name, "copied", done, total))
 
 

@@ -168,6 +168,28 @@ async def test_an_interrupted_copy_can_be_continued_and_the_service_does_not_sta
     assert not await target.read(is_unfinished)
 
 
+async def test_a_copy_that_fails_raises_its_error_when_no_read_of_the_source_runs_any_more(
+    source: Database, target: Database
+) -> None:
+    """The next rows are read while the target writes, and the command closes both databases after an error."""
+    running = 0
+
+    class Source:
+        async def read(self, query: Callable[..., Any], *args: Any) -> Any:
+            nonlocal running
+            running += 1
+            try:
+                return await source.read(query, *args)
+            finally:
+                running -= 1
+
+    reading: Any = Source()
+    breaking: Any = BreakingDatabase(target, writes=2)
+    with pytest.raises(StoreUnavailable, match="cut off"):
+        await copy(reading, breaking, ignore)
+    assert running == 0
+
+
 async def test_a_copy_to_a_database_of_another_installation_is_rejected(source: Database, target: Database) -> None:
     await target.write(lambda connection: connection.execute(insert(schema.installation).values(name="secret", value="x")))
     with pytest.raises(CopyError, match="already contains an installation"):
