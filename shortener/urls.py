@@ -36,11 +36,11 @@ RESERVED_SEGMENTS = frozenset(
 )
 SENDER_SEGMENT = "{sender}"  # The placeholder for the sender of a message, in the path of a domain.
 MAX_LINK_PATH_CHARACTERS = 100
+DEFAULT_PORTS = {"http": 80, "https": 443}
 
 _MAX_PATH_SEGMENTS = 5
 _SEGMENT = re.compile(r"[A-Za-z0-9._~-]{1,64}")
 _MAX_HOST_CHARACTERS = 253
-_DEFAULT_PORTS = {"http": 80, "https": 443}
 _PLACEHOLDER = re.compile(rb"\{(%s)\}" % "|".join(DESTINATION_PLACEHOLDERS).encode())
 # RFC 3986 allows none of these characters. Browsers remove tabs and line ends, and read a backslash as a slash, so that they may
 # open another host than the one that was checked.
@@ -172,7 +172,7 @@ def parse_base_url(url: str) -> BaseUrl:
     except ValueError:
         raise UrlError("is not a valid URL") from None
     has_more = parts.username is not None or parts.query or parts.fragment
-    if parts.scheme not in _DEFAULT_PORTS or not parts.hostname or has_more:
+    if parts.scheme not in DEFAULT_PORTS or not parts.hostname or has_more:
         raise UrlError("must be http://HOST or https://HOST, with an optional path before the code")
     host = parts.hostname.removesuffix(".")
     if not host.isascii():
@@ -236,7 +236,7 @@ def host_of(url: str) -> str:
     parts = urlsplit(url)
     host = parts.hostname or ""
     host = f"[{host}]" if ":" in host else host
-    return host if parts.port in (None, _DEFAULT_PORTS.get(parts.scheme)) else f"{host}:{parts.port}"
+    return host if parts.port in (None, DEFAULT_PORTS.get(parts.scheme)) else f"{host}:{parts.port}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,7 @@ from functools import lru_cache
 from urllib.parse import urlsplit
 
 from shortener.settings import Settings
-from shortener.urls import host_of
-
-_DEFAULT_PORTS = {"http": 80, "https": 443}
+from shortener.urls import DEFAULT_PORTS, host_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,4 +85,4 @@ def is_local(name: str) -> bool:
 
 def _port(url: str) -> int | None:
     parts = urlsplit(url)
-    return parts.port or _DEFAULT_PORTS.get(parts.scheme)
+    return parts.port or DEFAULT_PORTS.get(parts.scheme)

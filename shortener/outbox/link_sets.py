@@ -22,13 +22,12 @@ from sqlalchemy import Connection, select
 
 from shortener.storage import schema
 from shortener.storage.database import upsert
+from shortener.urls import DEFAULT_PORTS
 
 MAX_NAMES = 200  # The maximum number of destinations of a campaign that have their own name. The same limit applies to labels.
 OTHER = "other"
 MAX_NAME_LENGTH = 200  # The maximum number of characters of a destination or a label; the rest is cut off.
 MAX_CACHED_SETS = 100_000
-
-_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
 #: The destination and the label of a link.
 LinkName = tuple[str, str | None]
@@ -51,9 +50,9 @@ def destination_of(url: str) -> str:
     if not separator:
         scheme, rest = "", url
     rest = rest.partition("#")[0].partition("?")[0].removesuffix("/")
-    if port := _DEFAULT_PORTS.get(scheme.lower()):
+    if port := DEFAULT_PORTS.get(scheme.lower()):
         host, slash, path = rest.partition("/")
-        rest = host.removesuffix(port) + slash + path
+        rest = host.removesuffix(f":{port}") + slash + path
     name = rest if scheme.lower() in ("", "http", "https") else f"{scheme}://{rest}"
     return name[:MAX_NAME_LENGTH]
 
