@@ -32,7 +32,9 @@ class ApplicationSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     click_events: Literal["first", "every"] = Field(
-        "first", description="Which clicks create a click event: the first click on each link (first), or every click (every)."
+        "first",
+        description="Which clicks create a click event: the first click on each link (first), or every click (every). A link that "
+        "was created while the value was every continues to create an event for every click.",
     )
     click_conversion: Literal["scg", "all", "off"] = Field(
         "scg",

@@ -65,14 +65,35 @@ async def test_unknown_credentials_that_arrive_together_share_one_read_of_the_da
     assert application.disabled
 
 
-async def test_a_directory_keeps_the_old_accounts_while_the_database_is_unavailable(service: Service) -> None:
+async def test_a_directory_keeps_the_old_accounts_while_the_database_is_unavailable_or_does_not_respond(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Unavailable:
-        async def read(self, query: Callable[..., Any], *args: Any) -> Any:
-            raise StoreUnavailable("down")
+        is_down = False
 
-    directory = Directory(Unavailable())  # type: ignore[arg-type]  # the directory calls only the method `read`
+        async def read(self, query: Callable[..., Any], *args: Any) -> Any:
+            if self.is_down:
+                raise StoreUnavailable("down")
+            return await service.database.read(query, *args)
+
+    database = Unavailable()
+    directory = Directory(database)  # type: ignore[arg-type]  # the directory calls only the method `read`
+    await directory.refresh()
+    database.is_down = True
     await directory.catch_up()
+    assert [application.id for application in directory.applications()] == [1]
+
+    monkeypatch.setattr("shortener.accounts.directory.MAX_CATCH_UP_SECONDS", 0.01)
+    silent = SlowDatabase(service.database)
+    directory = Directory(silent)  # type: ignore[arg-type]  # the directory calls only the method `read`
+    for _ in range(3):
+        await directory.catch_up()
+    assert silent.reads == 1, "the callers share the read that hangs"
     assert directory.applications() == []
+    silent.may_end.set()
+    monkeypatch.undo()
+    await directory.catch_up()
+    assert [application.id for application in directory.applications()] == [1]
 
 
 async def test_application_settings_that_a_newer_version_stored_are_ignored_but_not_deleted(service: Service) -> None:

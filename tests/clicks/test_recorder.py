@@ -59,6 +59,16 @@ async def test_the_setting_click_events_every_also_applies_to_links_that_already
     assert [event.topics for event in await rows(service, schema.events)] == [Topic.STATE | Topic.CLICK, Topic.CLICK, Topic.CLICK]
 
 
+async def test_a_link_that_was_created_with_click_events_every_still_creates_an_event_for_every_click(service: Service) -> None:
+    """Otherwise a later correction could not retract the clicks that were sent as events."""
+    await choose(service, click_events="every")
+    (code,) = await send(service)
+    await choose(service, click_events="first")
+    for _ in range(2):
+        await service.recorder.record(hit(service, code))
+    assert [event.topics for event in await rows(service, schema.events)] == [Topic.STATE | Topic.CLICK, Topic.CLICK]
+
+
 async def test_later_clicks_are_redirected_and_create_no_event(service: Service) -> None:
     (code,) = await send(service)
     for _ in range(3):
