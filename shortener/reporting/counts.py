@@ -13,11 +13,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any, NamedTuple
 
-from sqlalchemy import (
-    Connection,
-    func,
-    select,
-)
+from sqlalchemy import Connection, func, select
 
 from shortener.outbox.count_deltas import TIME_SLOT_MS
 from shortener.reporting import delta_rows, rollups

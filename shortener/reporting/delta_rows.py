@@ -17,8 +17,9 @@ from shortener.storage import raw_sql
 
 #: The number of rows of count deltas that a batch reads first.
 FIRST_ROWS = 4
-#: `merge` reads rows in parts of this number, until they have this number of amounts: about 10 ms for SQLite's writer.
-PART_ROWS, MAX_MERGED_AMOUNTS = 16, 3000
+#: One run of `merge` reads rows until they have this number of amounts. This occupies SQLite's writer for about 10 ms.
+MAX_MERGED_AMOUNTS = 3000
+PART_ROWS = 16  # The number of rows that `merge` reads at once.
 MAX_ROW_AMOUNTS = 500  # The maximum number of amounts in a merged row, because each batch writes the rest of its last row again.
 
 _ZERO = Decimal()
@@ -114,9 +115,9 @@ def read_batch(connection: Connection, limit: int, max_origins: int) -> DeltaBat
 def merge(connection: Connection) -> int:
     """Replace the oldest rows of count deltas by fewer rows with the same sums, sorted by origin.
 
-    Return the id of the last row that is sorted now; 0 if there is no row. After a merge, a batch with few origins contains all
-    their amounts, and their messages were sent at similar times, so it changes fewer rolled-up counts. The caller must hold the
-    lock of `counts.fold_batch`."""
+    Rows that would not become fewer are not changed. Return the id of the last row that the merge wrote or did not have to change;
+    0 if there is no row. After a merge, a batch with few origins contains all their amounts, and their messages were sent at
+    similar times, so it changes fewer rolled-up counts. The caller must hold the lock of `counts.fold_batch`."""
     sums, ids = _EventSums(), list[int]()
     for row_id, entries in _rows_to_merge(connection):
         ids.append(row_id)

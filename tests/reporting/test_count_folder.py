@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import time
+import itertools
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Literal
 
 import pytest
@@ -40,8 +41,9 @@ def rows_left(connection: Connection) -> int:
 
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The pauses of the job, which do not wait."""
+    """The pauses of the job, which do not wait. Each of its transactions takes one second."""
     found: list[float] = []
+    monkeypatch.setattr(count_folder, "time", SimpleNamespace(monotonic=itertools.count().__next__))
 
     async def pause(seconds: float) -> None:
         found.append(seconds)
@@ -55,16 +57,12 @@ async def test_the_job_adds_a_small_batch_of_recent_count_deltas_and_pauses_thre
 ) -> None:
     await database.write(write_deltas, 5, timedelta(seconds=1))
     folder = CountFolder(database, lambda: NOON)
-    left, durations = [], []
+    left = []
     for _ in range(3):
-        started = time.monotonic()
         await folder.step()
-        durations.append(time.monotonic() - started)
         left.append(await database.read(rows_left))
     assert left == [3, 1, 0], "a batch has 20 origins; the three rows that are left after the first batch are merged"
-    assert len(pauses) == 3, "the job does not pause after a batch that is not full, but waits for its interval"
-    assert 0 < pauses[0] <= count_folder.PAUSE_FACTOR * durations[0]
-    assert 0 < sum(pauses[1:]) <= count_folder.PAUSE_FACTOR * durations[1], "it pauses after the merge and after the second batch"
+    assert pauses == [3.0, 3.0, 3.0], "it pauses after two full batches and a merge, and not after the third batch"
     assert await folder.step() == 0
 
 
@@ -80,7 +78,7 @@ async def test_a_backlog_of_count_deltas_is_added_with_short_pauses_and_in_large
         assert left == [60, 2, 2], "the first batch has 20 origins; the 60 rows become two, and the next batches have 200 origins"
     else:
         assert left == [60, *[2] * 24, *[1] * 5], "clicks wait for SQLite's writer, so each batch has 20 origins"
-    assert len(pauses) == len(left) + 1, "one pause after the merge"
+    assert pauses == [3.0] + [0.3] * len(left), "the age is known after the first batch; one pause follows the merge"
     assert await database.read(rows_left) == 0
     assert (await database.read(lambda connection: connection.execute(select(schema.counts.c.amount)).all())) == [(62 * ORIGINS,)]
     await database.write(write_deltas, 5, timedelta(seconds=1))
