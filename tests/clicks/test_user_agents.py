@@ -115,7 +115,7 @@ def test_devices_agree_with_all_expressions_of_ua_parser_for_nearly_all_known_us
         ("bot", "acme-crawler/1.0"),
     ],
 )
-def test_a_model_name_that_contains_the_name_of_a_crawler_is_no_crawler(kind: str, agent: str) -> None:
+def test_phones_named_like_crawlers_are_phones_and_crawlers_that_name_a_phone_are_bots(kind: str, agent: str) -> None:
     assert parse_device(agent).kind == kind
 
 
