@@ -105,7 +105,7 @@ class _Form:
     controls: list[_Control] = field(default_factory=list)
 
     def score(self, entries: Mapping[str, Sequence[str]], random_fields: frozenset[str]) -> int:
-        """Return how well the form fits to the entries; 0 if it does not."""
+        """Return how well the form matches the entries; 0 if it does not."""
         score = 0
         for control in self.controls:
             values = entries.get(control.name, ())

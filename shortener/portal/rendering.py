@@ -118,7 +118,8 @@ class Renderer:
 def environment() -> Environment:
     """Return the environment in which all templates of the portal are rendered. It is the same for all installations.
 
-    The first call compiles all templates, which takes some hundred milliseconds. So make it in a thread."""
+    The first call compiles all templates, which takes some hundred milliseconds. Make it in a thread, so that it delays no
+    click."""
     environment = Environment(
         loader=PackageLoader("shortener.portal", "templates"),
         autoescape=True,

@@ -168,13 +168,13 @@ class Portal(PortalParts):
         operator whose session has expired, the sign-in page keeps the entries of the form."""
         request = visit.request
         if request.method not in SAFE_METHODS:
+            operator_id = await self.service.database.read(find_expired, token) if token else None
             if visit.is_fragment:
                 # A redirect would replace the page that contains the entries.
-                return visit.render("signed_out.html", 401, title="You are signed out")
-            operator_id = await self.service.database.read(find_expired, token) if token else None
+                return visit.render("signed_out.html", 401, is_kept=operator_id is not None)
             if operator_id is not None:
                 await _read_form(visit)
-                if visit.page.get is not None and entries_of(visit):
+                if entries_of(visit):
                     return sign_in_again(visit, operator_id)
         return visit.redirect(url(SIGN_IN_PATH, {"next": next_of(request)}))
 
@@ -225,8 +225,9 @@ class Portal(PortalParts):
 
 
 def load_portal(service: Service) -> Portal:
-    """Return the portal of a process. Before, load the static files and the expressions that parse user agents, which would delay
-    the first pages."""
+    """Load the static files and the expressions that parse user agents, and return the portal of a process.
+
+    This takes some hundred milliseconds. Call it in a thread, so that it delays no click."""
     static_files()
     parse_device("")
     return Portal(service)

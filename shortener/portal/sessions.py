@@ -78,8 +78,8 @@ def begin_session(
     needs_code: bool = False,
     replaces: int | None = None,
 ) -> str:
-    """Create a session and return its token. `replaces` is the id of a session that ends now. Sessions that
-    expired more than SESSION_RETENTION ago are deleted."""
+    """Create a session and return its token. `replaces` is the id of a session that ends now. Sessions that expired more than
+    SESSION_RETENTION ago are deleted."""
     token = secrets.token_urlsafe(32)
     connection.execute(delete(operator_sessions).where(_t.expires_at <= now - SESSION_RETENTION))
     if replaces is not None:

@@ -175,6 +175,27 @@ async def test_no_entries_are_kept_without_an_expired_session(
     assert 'name="kept"' not in foreign.text
 
 
+async def test_a_session_that_was_ended_by_signing_out_or_by_an_admin_keeps_no_entries(
+    service: Service, sign_in: SignIn, new_browser: NewBrowser
+) -> None:
+    """The part of a page that htmx gets says so, because the entries are lost as soon as the form is sent."""
+    admin = await sign_in("Ada")
+    for name in ("Mia", "Bo"):
+        browser = await sign_in(name, Role.MANAGER, 1)
+        stale = await new_browser(Cookie="; ".join(f"{key}={value}" for key, value in browser.cookies.items()))
+        if name == "Mia":
+            assert (await browser.post("/portal/signout")).status_code == 303
+        else:
+            operator = await service.database.read(find_operator, name)
+            form = {"action": "end_sessions", "confirmed": "yes"}
+            assert (await admin.post(f"/portal/admin/operators/{operator.id}", data=form)).status_code == 303
+        assert (await stale.post(NEW, data=TYPED)).headers["location"].startswith("/portal/signin?next=")
+        part = await stale.post("/portal/1/try", data={"body": "typed"}, headers={"HX-Request": "true"})
+        assert part.status_code == 401
+        assert "copy them before you sign in again" in part.text
+        assert "press one of its buttons" not in part.text
+
+
 async def test_forms_of_the_account_appear_again_without_their_passwords(sign_in: SignIn, clock: Clock) -> None:
     browser = await sign_in("Mia", Role.MANAGER, 1)
     clock.now += EXPIRED
