@@ -26,11 +26,12 @@ document.addEventListener("formdata", (event) => {
   for (const [name, value] of [...event.formData]) if (value === "") event.formData.delete(name);
 });
 
-// A form with an id is sent once: the response to a second click would hide the new secret that the first response shows.
+// A second click within ten seconds does not send a form with an id: the response would hide the new secret that the first response
+// shows. After that time it sends the form, because the first request may have been stopped.
 document.addEventListener("submit", (event) => {
+  const { dataset } = event.target;
   if (event.defaultPrevented || !event.target.querySelector("[name=form_id]")) return;
-  if (event.target.dataset.sent) event.preventDefault();
-  event.target.dataset.sent = "yes";
+  if (Date.now() - dataset.sent < 10000) event.preventDefault(); else dataset.sent = Date.now();
 });
 addEventListener("pageshow", () => {
   for (const form of document.querySelectorAll("form[data-sent]")) delete form.dataset.sent;

@@ -213,7 +213,33 @@ def test_a_second_click_on_the_button_that_creates_a_key_sends_no_second_form(br
         visit.page.route("**/portal/1/keys", respond_late)
         button = visit.page.locator("button:has-text('Create the key')")
         button.evaluate("one => { one.click(); setTimeout(() => one.click(), 100) }")
-        visit.page.wait_for_selector(".code:has-text('sk_')")
+        visit.page.wait_for_selector("text=is shown only now")
+    assert len(sent) == 1
+
+
+def test_a_form_whose_request_was_stopped_can_be_sent_again(browser: Chromium, empty_server: Server) -> None:
+    state = accept_invitation(browser, empty_server, "Edda")
+    sent: list[str] = []
+
+    def stop(route: Any) -> None:
+        sent.append(route.request.url)
+        route.abort("aborted")
+
+    with browser.page(state=state) as visit:
+        page = visit.page
+        page.clock.install()
+        visit.open(f"{empty_server.base}/portal/1/keys")
+        page.fill("[name=name]", "shop")
+        page.check("[name=permissions] >> nth=0")
+        page.route("**/portal/1/keys", stop)
+        button = page.locator("button:has-text('Create the key')")
+        for _ in range(2):
+            button.evaluate("one => one.click()")
+        page.wait_for_function("document.querySelector('form[data-sent]')")
+        page.unroute("**/portal/1/keys")
+        page.clock.fast_forward(10_001)
+        button.evaluate("one => one.click()")
+        page.wait_for_selector("text=is shown only now")
     assert len(sent) == 1
 
 
