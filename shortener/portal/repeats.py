@@ -7,8 +7,8 @@ creates no second key and replaces no secret that was just shown. The ids are st
 One transaction performs the action, adds its audit row and stores the id (`perform_once`). If it fails, nothing of it is stored,
 and the form can be sent again.
 """
-# Tested by tests/portal/test_keys.py, tests/portal/test_admin_operators.py, tests/portal/test_me.py, tests/portal/test_try_it.py
-# and tests/portal/test_tracker_editor.py
+# Tested by tests/portal/test_keys.py, tests/portal/test_admin_operators.py, tests/portal/test_admin_applications.py,
+# tests/portal/test_me.py, tests/portal/test_try_it.py and tests/portal/test_tracker_editor.py
 
 from __future__ import annotations
 
