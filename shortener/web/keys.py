@@ -250,7 +250,7 @@ ENDPOINTS = [
         body=KeyCreateRequest,
         response=NewKeyResponse,
         status=201,
-        description="The key works on every node within a second.",
+        description="The key works on every node at once.",
     ),
     Endpoint("GET", f"{_KEYS}/{{api_key_id:int}}", show, "Show an API key", _TAG, permission="admin", response=KeyResponse),
     Endpoint(

@@ -9,6 +9,7 @@ from sqlalchemy import Connection, func, select
 
 from shortener.accounts.administration import update_application
 from shortener.accounts.credentials import Credentials, create_key, limit_key, list_keys, revoke_key, rotate_token
+from shortener.accounts.postback_keys import create_postback_key
 from shortener.container import Service
 from shortener.storage import schema
 from tests.conftest import Clock, MakeService, client_of
@@ -115,11 +116,14 @@ async def test_a_credential_that_another_process_created_is_accepted_at_once(
     service: Service, credentials: Credentials, clock: Clock
 ) -> None:
     key = await service.database.write(create_key, credentials.application_id, "new", ["sms.send"], clock())
-    token, _ = await service.database.write(rotate_token, credentials.application_id, clock(), timedelta(hours=1))
     async with client_of(service, {"X-API-Key": key}) as client:
         assert (await client.post("/api/v1/rewrite", json=BODY)).status_code == 200
+    token, _ = await service.database.write(rotate_token, credentials.application_id, clock(), timedelta(hours=1))
     async with client_of(service, {"X-Api-Token": token}) as client:
         assert (await client.get("/api/v1/track", params={"message_id": "unknown"})).status_code == 404
+    _, postback_key = await service.database.write(create_postback_key, credentials.application_id, "new", clock())
+    async with client_of(service) as client:
+        assert (await client.get(f"/api/v1/postback/{postback_key}", params={"message_id": "unknown"})).status_code == 404
 
 
 async def test_the_previous_tracker_token_is_valid_until_the_overlap_ends(

@@ -55,6 +55,17 @@ async def test_a_gateway_report_without_a_reference_in_the_path_is_matched_by_th
     assert await state(client, sent) == "FAILED"
 
 
+async def test_a_report_key_that_another_process_created_is_accepted_at_once(
+    service: Service, client: httpx.AsyncClient, sent: dict[str, Any]
+) -> None:
+    gateway = await service.gateways.find("gw", 1)
+    changed = await service.gateways.update(gateway.id, {"rotate_report_key": True}, 1)
+    path = changed.config.report_url.removeprefix(service.settings.base_url)
+    assert path not in sent["path"]
+    assert (await client.post(path, json={"id": "x1", "status": "9"})).status_code == 200
+    assert await state(client, sent) == "FAILED"
+
+
 async def test_a_gateway_report_with_a_wrong_key_in_its_path_is_rejected_and_changes_nothing(
     client: httpx.AsyncClient, sent: dict[str, Any]
 ) -> None:
