@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import json
 import logging
 import re
 import sys
@@ -154,7 +155,10 @@ _stream: _LogStream | None = None
 
 
 def _dumps(event: dict[str, Any], **_: Any) -> str:
-    return orjson.dumps(event, default=str).decode()
+    try:
+        return orjson.dumps(event, default=str).decode()
+    except TypeError:  # for example, half of a surrogate pair: a log line must not end the work that it describes
+        return json.dumps(event, default=str)
 
 
 _INTERNATIONAL_NUMBER = r"(?:\+|%2[Bb])[0-9][0-9 ().-]{5,}[0-9]"

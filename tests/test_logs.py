@@ -1,6 +1,7 @@
 """Tests that log lines contain no personal data."""
 
 import asyncio
+import json
 import logging
 import re
 import sys
@@ -169,6 +170,12 @@ def test_phone_numbers_in_parameters_are_masked_but_not_other_numbers() -> None:
         "id": "14085550100",
         "more": [{"tel": "+14…00"}, True, 1.5],
     }
+
+
+def test_a_log_line_with_half_of_a_surrogate_pair_is_written(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure(Settings())
+    structlog.get_logger().warning("unreadable", word="\ud800")
+    assert json.loads(capsys.readouterr().err)["word"] == "\ud800"
 
 
 def test_log_lines_that_are_held_during_the_start_are_written_in_order_when_they_are_released(
