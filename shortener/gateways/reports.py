@@ -18,6 +18,7 @@ from sqlalchemy import Connection, select, update
 
 from shortener.delivery.attempt import to_storable_text
 from shortener.gateways import templates
+from shortener.gateways.attempt import MAX_GATEWAY_ID_LENGTH
 from shortener.gateways.http import HttpSettings
 from shortener.gateways.submission import GatewayReport
 from shortener.ids import decode
@@ -88,7 +89,9 @@ class GatewayReports:
             report_status=to_storable_text(report.word, MAX_WORD_LENGTH),
             reason_code=to_storable_text(report.error_code, MAX_WORD_LENGTH) if report.error_code else None,
             reason_description=to_storable_text(report.description, 255) if report.description else None,
-            telecom_message_id=to_storable_text(report.gateway_message_id, 255) if report.gateway_message_id else None,
+            telecom_message_id=to_storable_text(report.gateway_message_id, MAX_GATEWAY_ID_LENGTH)
+            if report.gateway_message_id
+            else None,
             mt_price=_price(report.price),
         )
         if report.reference and delivery_report.telecom_message_id and found.gateway_message_id is None:
@@ -125,9 +128,9 @@ def find_send(connection: Connection, gateway_id: int, report: GatewayReport) ->
     if row_id is not None:
         condition = sends.c.id == row_id
     elif report.gateway_message_id:
-        condition = sends.c.gateway_message_id == report.gateway_message_id
+        condition = sends.c.gateway_message_id == to_storable_text(report.gateway_message_id, MAX_GATEWAY_ID_LENGTH)
     elif report.message_id:
-        condition = messages.c.message_id == report.message_id
+        condition = messages.c.message_id == to_storable_text(report.message_id)
     else:
         return None
     statement = (

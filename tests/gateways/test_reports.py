@@ -30,6 +30,15 @@ async def gateway_id(service: Service) -> int:
     return (await service.gateways.find("test", 1)).id
 
 
+@pytest.mark.parametrize("by", ["gateway_message_id", "message_id"])
+@pytest.mark.parametrize("character", ["\ud800", "\0"])
+async def test_a_gateway_report_with_an_id_that_a_database_cannot_store_is_about_an_unknown_message(
+    service: Service, message: str, by: str, character: str
+) -> None:
+    report = GatewayReport("DELIVRD", at=NOON, **{by: f"gw-1{character}"})
+    assert not await service.gateway_reports.record(await gateway_id(service), report)
+
+
 @pytest.mark.parametrize("by", ["reference", "gateway_message_id", "message_id"])
 async def test_a_gateway_report_can_identify_its_message_by_any_of_three_ids(service: Service, message: str, by: str) -> None:
     reference = encode((await stored_send(service)).id)
