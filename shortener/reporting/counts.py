@@ -8,10 +8,10 @@ verifies the counts.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from sqlalchemy import Connection, func, select
 
@@ -128,15 +128,10 @@ def read_unfolded(connection: Connection, limit: int, after: int = -1) -> tuple[
 def sum_by_key(amounts: Mapping[CountedEvent, Decimal]) -> Sums:
     """Return the sums of amounts by cohort, time slot and metric."""
     sums: Sums = {}
-    add(sums, ((cohort, slot, metric, amount) for (cohort, slot, metric, _, _), amount in amounts.items()))
-    return sums
-
-
-def add(sums: Sums, rows: Iterable[Any]) -> None:
-    """Add the amounts in rows of (cohort, time slot, metric, amount) to the sums, by cohort, time slot and metric."""
-    for cohort, slot, metric, amount in rows:
+    for (cohort, slot, metric, _, _), amount in amounts.items():
         key = (cohort, slot, metric)
-        sums[key] = EXACT.add(sums.get(key, _ZERO), Decimal(amount))
+        sums[key] = EXACT.add(sums.get(key, _ZERO), amount)
+    return sums
 
 
 def time_slots(since: datetime, until: datetime) -> range:

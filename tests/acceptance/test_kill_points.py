@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import contextlib
 import itertools
@@ -24,6 +25,7 @@ from tests.acceptance.endpoint import Endpoint
 from tests.acceptance.nodes import Nodes, wait_until
 from tests.acceptance.process import Server, serving
 from tests.acceptance.stress import SETTINGS, MixedLoad, Query, add_old_messages, add_tracker, compare, wait_until_quiet
+from tests.document_blocks import ROOT
 from tests.servers import PATIENCE
 
 #: The transactions in which the server is killed, by the names of their functions: a rewrite, hits, conversions, delivery
@@ -31,12 +33,22 @@ from tests.servers import PATIENCE
 #: and the folding of count deltas.
 TRANSACTIONS = (
     *("RewriteWriter.apply", "HitWriter.apply", "Conversions._record", "DeliveryReports.apply", "Fanout._fan_out"),
-    *("Dispatcher._write_cycle", "GatewayDispatcher._write_cycle", "update.<locals>.write", "_delete_batch", "fold"),
+    *("Dispatcher._write_cycle", "GatewayDispatcher._write_cycle", "update.<locals>.write", "_delete_batch", "_fold"),
 )
 ALL = list(itertools.product(TRANSACTIONS, kill_points.POINTS)) if os.environ.get("PROVE_KILL_POINTS") == "all" else None
 #: With this long deadline, each hit is stored before its response. `kill -9` may lose a hit that got its response earlier.
 NO_EARLY_RESPONSE = {"HIT_DEADLINE": "20"}
 SENDS = 5
+
+
+def test_the_service_itself_uses_every_function_whose_transactions_the_kill_points_interrupt() -> None:
+    """The names are strings, and most of them are used only in `make prove`. Functions of commands do not run in the server."""
+    used: set[str] = set()
+    for file in set((ROOT / "shortener").rglob("*.py")) - set((ROOT / "shortener" / "cli").rglob("*.py")):
+        nodes = list(ast.walk(ast.parse(file.read_text())))
+        used |= {node.id for node in nodes if isinstance(node, ast.Name)}
+        used |= {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    assert {name.rpartition(".")[2] for name in TRANSACTIONS} <= used
 
 
 @pytest.fixture
