@@ -51,15 +51,21 @@ _TYPES: Mapping[str, str] = {
     "none_required": "null",
 }
 
+
+def _shown(limit: object) -> object:
+    """Return a limit as people write it: 60 instead of 60.0."""
+    return int(limit) if isinstance(limit, float) and limit.is_integer() else limit
+
+
 _REASONS: Mapping[str, Callable[[Context], str]] = {
     "missing": lambda context: "is required",
     "extra_forbidden": lambda context: "is not a known field",
     "literal_error": lambda context: f"must be {context['expected']}",
     "enum": lambda context: f"must be {context['expected']}",
-    "greater_than": lambda context: f"must be greater than {context['gt']}",
-    "greater_than_equal": lambda context: f"must be at least {context['ge']}",
-    "less_than": lambda context: f"must be less than {context['lt']}",
-    "less_than_equal": lambda context: f"must be at most {context['le']}",
+    "greater_than": lambda context: f"must be greater than {_shown(context['gt'])}",
+    "greater_than_equal": lambda context: f"must be at least {_shown(context['ge'])}",
+    "less_than": lambda context: f"must be less than {_shown(context['lt'])}",
+    "less_than_equal": lambda context: f"must be at most {_shown(context['le'])}",
     "string_too_short": lambda context: f"must have at least {_count(context['min_length'], 'character')}",
     "string_too_long": lambda context: f"must have at most {_count(context['max_length'], 'character')}",
     "too_short": lambda context: f"must have at least {_count(context['min_length'], _unit(context))}",

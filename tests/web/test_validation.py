@@ -34,6 +34,7 @@ class Item(RequestModel):
     at: Time | None = None
     metadata: Metadata | None = None
     label: str = Field("", max_length=3)
+    timeout: float = Field(1, ge=0.5, le=60)
 
 
 class Items(RootModel[Item | list[Item]]):
@@ -84,3 +85,8 @@ def test_a_validation_error_has_a_limited_number_of_details() -> None:
 def test_the_error_for_a_text_that_is_too_long_contains_the_limit_in_characters(field: str) -> None:
     reason = details(RewriteMessage, {"to": "+14155550100", "body": "x", field: "x" * 3000})[field]
     assert re.fullmatch("must have at most [0-9]+ characters", reason)
+
+
+def test_a_limit_of_a_number_is_shown_without_needless_decimals() -> None:
+    assert details(Item, {"name": "a", "timeout": 61}) == {"timeout": "must be at most 60"}
+    assert details(Item, {"name": "a", "timeout": 0}) == {"timeout": "must be at least 0.5"}
