@@ -40,4 +40,5 @@ async def continue_ids(database: Database, ids: IdGenerator, now_ms: int) -> Non
 
 def _find_newest(connection: Connection) -> int:
     """Return the largest row id in the primary keys of the tables; 0 if there are no rows."""
-    return max(connection.scalar(select(func.max(table.c.id))) or 0 for table in _TABLES)
+    largest = (select(func.max(table.c.id)).scalar_subquery() for table in _TABLES)
+    return max(row_id or 0 for row_id in connection.execute(select(*largest)).one())

@@ -27,12 +27,12 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, Concatenate, Literal, ParamSpec, TypeVar
-from urllib.parse import quote
 
+import aiosqlite
 import structlog
 from sqlalchemy import URL, Connection, Engine, Row, create_engine, event
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
-from sqlalchemy.pool import StaticPool
+from sqlalchemy.pool import AsyncAdaptedQueuePool, StaticPool
 from sqlalchemy.sql import Executable
 
 from shortener.errors import DatabaseInUse, StoreUnavailable
@@ -41,6 +41,7 @@ from shortener.metrics import Metrics
 from shortener.storage import raw_sql
 from shortener.storage.checkpoint import Checkpointer
 from shortener.storage.database import store_errors
+from shortener.storage.sqlite_reader import connect_reader
 
 log = structlog.get_logger(__name__)
 
@@ -62,7 +63,7 @@ _WRITER_PRAGMAS = (
     "PRAGMA temp_store=MEMORY",
     "PRAGMA wal_autocheckpoint=0",  # Turn off SQLite's automatic checkpoints, because `Checkpointer` makes all checkpoints.
 )
-_READER_PRAGMAS = (f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}", "PRAGMA query_only=ON", "PRAGMA cache_size=-4096")
+_READER_PRAGMAS = f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}; PRAGMA query_only=ON; PRAGMA cache_size=-4096"
 
 
 class SqliteDatabase:
@@ -87,23 +88,22 @@ class SqliteDatabase:
             # Hide parameters, because errors are logged and parameters contain phone numbers and IP addresses.
             hide_parameters=True,
         )
-        _prepare(self._engine, _WRITER_PRAGMAS)
+        _prepare_writer(self._engine)
         with store_errors():
             self._writer = self._engine.connect()
             # The connection of the writer thread, as an object of the module sqlite3.
             self._driver: Any = self._writer.connection.driver_connection
             self._file = _identity(path)
         self.has_failed_writes = False
-        # Readers open the file with mode=ro, so they cannot write.
         self._readers: AsyncEngine = create_async_engine(
-            URL.create("sqlite+aiosqlite", database=f"file:{quote(str(path))}", query={"mode": "ro", "uri": "true"}),
-            connect_args={"isolation_level": None},
+            "sqlite+aiosqlite://",
+            async_creator=partial(connect_reader, path),
+            poolclass=AsyncAdaptedQueuePool,
             pool_size=4,
             hide_parameters=True,
         )
-        _prepare(self._readers.sync_engine, _READER_PRAGMAS, "BEGIN")
+        _prepare_readers(self._readers.sync_engine)
         self._max_read_seconds = MAX_READ_SECONDS if owner else None
-        _limit_reads(self._readers.sync_engine)
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="sqlite-writer", daemon=True)
         self._thread.start()
@@ -230,19 +230,27 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _prepare(engine: Engine, pragmas: Sequence[str], begin: str | None = None) -> None:
+def _prepare_writer(engine: Engine) -> None:
     @event.listens_for(engine, "connect")
     def _connect(connection: Any, record: object) -> None:
-        cursor = connection.cursor()
-        for pragma in pragmas:
-            cursor.execute(pragma)
-        cursor.close()
+        for pragma in _WRITER_PRAGMAS:
+            connection.execute(pragma).close()
 
-    if begin is not None:
 
-        @event.listens_for(engine, "begin")
-        def _begin(connection: Connection) -> None:
-            connection.exec_driver_sql(begin)
+def _prepare_readers(engine: Engine) -> None:
+    @event.listens_for(engine, "connect")
+    def _connect(connection: Any, record: Any) -> None:
+        limit = record.info[_LIMIT] = _ReadLimit()
+
+        async def prepare(driver: aiosqlite.Connection) -> None:
+            await driver.executescript(_READER_PRAGMAS)
+            await driver.set_progress_handler(limit, STEPS_PER_CHECK)
+
+        connection.run_async(prepare)
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN")
 
 
 _LIMIT = "read limit"  # The key of the _ReadLimit in the `info` dict of a pooled connection.
@@ -257,13 +265,6 @@ class _ReadLimit:
     def __call__(self) -> bool:
         """Return whether SQLite must interrupt the statement. The next statements of the same read are interrupted too."""
         return time.monotonic() > self.ends_at
-
-
-def _limit_reads(engine: Engine) -> None:
-    @event.listens_for(engine, "connect")
-    def _connect(connection: Any, record: Any) -> None:
-        limit = record.info[_LIMIT] = _ReadLimit()
-        connection.run_async(lambda driver: driver.set_progress_handler(limit, STEPS_PER_CHECK))
 
 
 def _take_ownership(path: Path) -> IO[str]:

@@ -23,6 +23,11 @@ async def serving(path: Path) -> AsyncIterator[SqliteDatabase]:
         await database.close()
 
 
+def count_rows(connection: Connection) -> int:
+    number: int = connection.exec_driver_sql("SELECT count(*) FROM t").scalar_one()
+    return number
+
+
 def add(connection: Connection, rows: int) -> None:
     """Insert rows of at least 100 bytes."""
     connection.exec_driver_sql(

@@ -15,7 +15,7 @@ from shortener.errors import StoreUnavailable
 from shortener.storage import checkpoint
 from shortener.storage import sqlite as module
 from shortener.storage.sqlite import SqliteDatabase
-from tests.storage.sqlite_load import add, commit_until, serving
+from tests.storage.sqlite_load import add, commit_until, count_rows, serving
 
 
 def count_for_ever(connection: Connection) -> None:
@@ -23,11 +23,6 @@ def count_for_ever(connection: Connection) -> None:
     connection.exec_driver_sql(
         "WITH RECURSIVE c(n) AS (VALUES (1) UNION ALL SELECT n + 1 FROM c) SELECT sum(n) FROM c",
     ).fetchall()
-
-
-def count_rows(connection: Connection) -> int:
-    number: int = connection.exec_driver_sql("SELECT count(*) FROM t").scalar_one()
-    return number
 
 
 async def test_a_read_that_lasts_too_long_raises_store_unavailable_and_its_connection_stays_usable(

@@ -1,0 +1,141 @@
+"""Tests of the connections of SQLite readers: how often a read changes the thread, results of any size, errors and cancellation."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import OperationalError
+
+from shortener.errors import StoreUnavailable
+from shortener.storage.sqlite_reader import FIRST_ROWS, connect_reader
+from tests.storage.sqlite_load import count_rows, serving
+
+#: A query that ends only if it is interrupted.
+ENDLESS = "WITH RECURSIVE c(n) AS (VALUES (1) UNION ALL SELECT n + 1 FROM c) SELECT sum(n) FROM c"
+#: A query with as many rows as its parameter says.
+NUMBERS = "WITH RECURSIVE c(n) AS (SELECT 1 WHERE :rows > 0 UNION ALL SELECT n + 1 FROM c WHERE n < :rows) SELECT n FROM c"
+SIZES = (0, 1, FIRST_ROWS - 1, FIRST_ROWS, FIRST_ROWS + 1, 3 * FIRST_ROWS)
+
+
+async def test_each_statement_of_a_read_changes_to_the_thread_of_the_connection_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def query(connection: Connection) -> list[Any]:
+        return [connection.execute(text("SELECT :n + 1"), {"n": n}).scalar_one() for n in (6, 7)]
+
+    async with serving(tmp_path / "shortener.db") as database:
+        assert await database.read(query) == [7, 8]
+        loop = asyncio.get_running_loop()
+        returns, schedule = [], loop.call_soon_threadsafe
+
+        def count(*arguments: Any, **options: Any) -> asyncio.Handle:
+            returns.append(arguments)
+            return schedule(*arguments, **options)
+
+        monkeypatch.setattr(loop, "call_soon_threadsafe", count)
+        assert await database.read(query) == [7, 8]
+        assert len(returns) == 4  # BEGIN, two statements and ROLLBACK
+
+
+@pytest.mark.parametrize("rows", SIZES)
+async def test_a_read_returns_all_rows_of_a_result_of_any_size(tmp_path: Path, rows: int) -> None:
+    async with serving(tmp_path / "shortener.db") as database:
+        found = await database.read(lambda connection: connection.execute(text(NUMBERS), {"rows": rows}).scalars().all())
+        assert found == list(range(1, rows + 1))
+        streamed = [part async for part in database.stream(text(NUMBERS).bindparams(rows=rows), size=700)]
+        assert [row.n for part in streamed for row in part] == found
+        assert all(len(part) == 700 for part in streamed[:-1])
+
+
+async def test_a_cursor_of_a_reader_fetches_rows_one_by_one_in_parts_and_completely(tmp_path: Path) -> None:
+    async with serving(tmp_path / "shortener.db"):
+        connection = await connect_reader(tmp_path / "shortener.db")
+        async with connection.cursor() as cursor:
+            await cursor.execute(NUMBERS, {"rows": 2 * FIRST_ROWS})
+            assert await cursor.fetchone() == (1,)
+            assert [n for (n,) in await cursor.fetchmany(3)] == [2, 3, 4]
+            assert [n for (n,) in await cursor.fetchall()] == list(range(5, 2 * FIRST_ROWS + 1))
+            assert (await cursor.fetchone(), await cursor.fetchmany(3), await cursor.fetchall()) == (None, [], [])
+        await connection.close()
+
+
+async def test_a_reader_that_leaves_the_rest_of_a_result_holds_no_snapshot(tmp_path: Path) -> None:
+    async with serving(tmp_path / "shortener.db") as database:
+        stream: Any = database.stream(text(NUMBERS).bindparams(rows=5 * FIRST_ROWS), size=10)
+        assert len(await anext(stream)) == 10
+        await stream.aclose()
+        with contextlib.closing(sqlite3.connect(tmp_path / "shortener.db", isolation_level=None)) as other:
+            other.execute("INSERT INTO t (v) VALUES ('x')")
+            (is_busy, _, _) = other.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        assert not is_busy
+
+
+async def test_the_statements_of_one_read_see_the_same_snapshot(tmp_path: Path) -> None:
+    def query(connection: Connection) -> tuple[int, int]:
+        before = count_rows(connection)
+        with contextlib.closing(sqlite3.connect(tmp_path / "shortener.db", isolation_level=None)) as other:
+            other.execute("INSERT INTO t (v) VALUES ('x')")
+        return before, count_rows(connection)
+
+    async with serving(tmp_path / "shortener.db") as database:
+        assert await database.read(query) == (0, 0)
+        assert await database.read(count_rows) == 1
+
+
+async def test_a_reader_cannot_write(tmp_path: Path) -> None:
+    async with serving(tmp_path / "shortener.db") as database:
+        with pytest.raises(StoreUnavailable, match="readonly"):
+            await database.read(lambda connection: connection.exec_driver_sql("INSERT INTO t (v) VALUES ('x')"))
+        assert await database.read(count_rows) == 0
+
+
+async def test_a_failed_statement_raises_store_unavailable_and_its_connection_stays_usable(tmp_path: Path) -> None:
+    def query(connection: Connection) -> None:
+        for _ in range(2):
+            with pytest.raises(OperationalError, match="no such table: missing") as raised:
+                connection.execute(text("SELECT * FROM missing WHERE a = :a"), {"a": "+48600100200"})
+            assert "+48600100200" not in str(raised.value)
+        connection.exec_driver_sql("SELECT * FROM missing")
+
+    async with serving(tmp_path / "shortener.db") as database:
+        with pytest.raises(StoreUnavailable, match="no such table: missing"):
+            await database.read(query)
+        assert await database.read(count_rows) == 0
+
+
+async def test_a_statement_on_a_connection_that_was_closed_raises_store_unavailable(tmp_path: Path) -> None:
+    def query(connection: Connection) -> None:
+        adapted: Any = connection.connection.dbapi_connection
+        adapted.run_async(lambda driver: driver.close())
+        count_rows(connection)
+
+    async with serving(tmp_path / "shortener.db") as database:
+        with pytest.raises(StoreUnavailable, match=r"(?i)connection"):
+            await database.read(query)
+        assert await database.read(count_rows) == 0
+
+
+async def test_a_cancelled_read_interrupts_its_statement_and_its_connection_is_not_used_again(tmp_path: Path) -> None:
+    began, connections = asyncio.Event(), []
+
+    def query(connection: Connection) -> None:
+        connections.append(connection.connection.driver_connection)
+        began.set()
+        connection.exec_driver_sql(ENDLESS)
+
+    async with serving(tmp_path / "shortener.db") as database:
+        reading = asyncio.create_task(database.read(query))
+        await began.wait()
+        await asyncio.sleep(0.05)
+        reading.cancel()
+        _, running = await asyncio.wait({reading}, timeout=20)
+        assert not running
+        assert reading.cancelled()
+        await database.read(lambda connection: connections.append(connection.connection.driver_connection))
+        assert connections[0] is not connections[1]
