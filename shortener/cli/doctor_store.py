@@ -140,6 +140,9 @@ def _check_rows(connection: Connection, settings: Settings) -> Iterator[Finding]
     if state.hits_dead_letter:
         text = f"the database rejected {state.hits_dead_letter} hits, which are in the table hits_dead_letter"
         yield Finding("dead_letters", "warning", text, "look for hit_not_recordable in the log, and report it as a bug")
+    if state.count_deltas_quarantined:
+        text = f"{state.count_deltas_quarantined} rows of count deltas could not be added to the counts"
+        yield Finding("counts", "warning", text, "look for count_deltas_quarantined in the log, and report it as a bug")
     dead = connection.execute(
         select(func.count()).where(schema.deliveries.c.status == 2, schema.deliveries.c.finished_at > now - RECENT)
     ).scalar_one()

@@ -3,7 +3,12 @@
 Clicks need the same database, and with SQLite they wait for its only writer. So a batch is small, and the job pauses after a full
 batch. If count deltas arrive faster than that, the pauses become shorter in proportion to the age of the oldest row. With
 PostgreSQL the batches also grow, because clicks do not wait for them and a large batch needs less work for each origin. So the
-counts are late by seconds, not by more and more. A batch that fails is rolled back, and the next run adds the same rows.
+counts are late by seconds, not by more and more.
+
+A batch that fails is rolled back. The next runs add its rows one by one. A row that also fails alone, for example because it is
+damaged, is quarantined (`delta_rows.py`): it stays in its table, `count_deltas_quarantined` is logged with its id, and the rows
+behind it are added. `shortener verify` reports the amounts that are missing. A process that starts tries the quarantined rows
+again, because it may have a newer release.
 
 If a batch ends early because its rows have too many origins, the job merges the oldest rows before the next batch. The batches that
 follow then contain all amounts of their origins.
@@ -15,14 +20,18 @@ import asyncio
 import time
 from typing import Literal, NamedTuple
 
+import structlog
 from sqlalchemy import Connection
 
+from shortener.errors import StoreUnavailable
 from shortener.ids import ms_of
 from shortener.model import Clock
-from shortener.reporting import counts
+from shortener.reporting import counts, delta_rows
 from shortener.reporting.counts import Folded
 from shortener.storage.database import Database
 from shortener.storage.types import to_ms
+
+log = structlog.get_logger(__name__)
 
 #: After a full batch, the pause is this many times as long as the batch took.
 PAUSE_FACTOR = 3.0
@@ -57,22 +66,65 @@ class CountFolder:
         self._limits = limits(0, database.dialect)
         self._merged_id = 0  # The id of the last merged row.
         self._needs_merge = False
+        self._can_merge = True  # False if a merge has failed, until all rows are added.
+        self._has_released = False  # Whether this process has released the quarantined rows.
+        self._single_rows = 0  # The number of the next batches that consist of a single row, because a batch has failed.
 
     async def step(self) -> int:
         """Add a batch of count deltas to the counts, and pause if it was full. Return the number of rows, but 0 if the batch was
-        not full: the job then waits for its interval, and adds all deltas of this time together. Raise StoreUnavailable."""
+        not full: the job then waits for its interval, and adds all deltas of this time together. Raise StoreUnavailable, or the
+        exception of a batch that failed."""
+        if not self._has_released:
+            self._has_released = await self._database.write(counts.release)
+        if self._single_rows:
+            return await self._add_single_row()
         if self._needs_merge:
             self._needs_merge = False
-            started, self._merged_id = await self._database.write(_merge)
-            await self._pause(started)
-        started, folded = await self._database.write(_fold, self._limits)
+            await self._merge()
+        try:
+            started, folded = await self._database.write(_fold, self._limits)
+        except StoreUnavailable:
+            raise
+        except Exception:
+            self._single_rows = self._limits.rows
+            raise
         if not folded.is_full:
             self._limits = limits(0, self._database.dialect)
+            self._can_merge = True
             return 0
         await self._pause(started)
-        self._needs_merge = folded.rows < self._limits.rows and folded.last_id >= self._merged_id
+        self._needs_merge = self._can_merge and folded.rows < self._limits.rows and folded.last_id >= self._merged_id
         self._limits = limits(to_ms(self._clock()) - ms_of(folded.first_id), self._database.dialect)
         return folded.rows
+
+    async def _add_single_row(self) -> int:
+        """Add the oldest row. If this fails, quarantine the row. Return 0 if there is no row, or if another process adds rows."""
+        self._single_rows -= 1
+        row_id = await self._database.read(delta_rows.read_oldest)
+        try:
+            started, folded = await self._database.write(_fold, self._limits._replace(rows=1))
+        except StoreUnavailable:
+            raise
+        except Exception:
+            if row_id is not None and await self._database.write(counts.quarantine, row_id):
+                self._single_rows = 0
+                log.exception("count_deltas_quarantined", row=row_id)
+            return 1
+        await self._pause(started)
+        return folded.rows
+
+    async def _merge(self) -> None:
+        """Merge the oldest rows, and pause. If this fails, for example because a row is damaged, add the rows without merges: the
+        batch that reaches the row handles it."""
+        try:
+            started, self._merged_id = await self._database.write(_merge)
+        except StoreUnavailable:
+            raise
+        except Exception:
+            self._can_merge = False
+            log.warning("count_deltas_not_merged", exc_info=True)
+        else:
+            await self._pause(started)
 
     async def _pause(self, started: float) -> None:
         """Pause after a transaction that began at this time of `time.monotonic`."""

@@ -85,6 +85,20 @@ def merge(connection: Connection) -> int:
     return delta_rows.merge(connection) if lock(connection) else 0
 
 
+def quarantine(connection: Connection, row_id: int) -> bool:
+    """Quarantine a row of count deltas that cannot be added, as `delta_rows.quarantine` does. Return False if another process runs
+    `fold_batch`, or has already removed the row."""
+    return lock(connection) and delta_rows.quarantine(connection, row_id)
+
+
+def release(connection: Connection) -> bool:
+    """Let the next batches contain the quarantined rows again. Return False if another process runs `fold_batch`."""
+    if not lock(connection):
+        return False
+    delta_rows.release(connection)
+    return True
+
+
 def heal(connection: Connection) -> int:
     """Add to the roll-ups the counts that a release without roll-ups wrote. Return the number of these counts, or 0 if another
     process runs `fold`."""

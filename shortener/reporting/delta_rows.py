@@ -1,4 +1,8 @@
-"""This module reads and removes rows of count deltas (table `tallies`, `outbox/count_deltas.py`)."""
+"""This module reads and removes rows of count deltas (table `tallies`, `outbox/count_deltas.py`).
+
+A row that cannot be added to the counts is quarantined: it gets its id with a minus sign. All queries of this module read only the
+rows with positive ids, so a quarantined row is kept and blocks nothing.
+"""
 
 # Tested by tests/reporting/test_counts.py
 
@@ -9,11 +13,12 @@ from decimal import Decimal
 from typing import Any, NamedTuple
 
 import orjson
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select
 
 from shortener.reporting.rollup_data import EXACT
 from shortener.reporting.rollups import CountedEvent
 from shortener.storage import raw_sql
+from shortener.storage.schema import count_deltas
 
 #: The number of rows of count deltas that a batch reads first.
 FIRST_ROWS = 4
@@ -42,6 +47,16 @@ _REPLACE_DELTA = {
 }
 
 
+_OLDEST = {
+    "sqlite": "SELECT json_array(json_array(min(id))) FROM tallies WHERE id > 0",
+    "postgresql": "SELECT min(id) FROM tallies WHERE id > 0",
+}
+_QUARANTINE = {
+    "sqlite": "UPDATE tallies SET id = -id WHERE id IN (SELECT value ->> 0 FROM json_each(?))",
+    "postgresql": "UPDATE tallies SET id = -id WHERE id = ANY($1::bigint[])",
+}
+
+
 class _EventSums:
     """The sums of the amounts of count deltas, by counted event."""
 
@@ -49,11 +64,11 @@ class _EventSums:
         self._integers: dict[CountedEvent, int] = {}
         self._others: dict[CountedEvent, Decimal] = {}
 
-    def add(self, key: CountedEvent, amount: str) -> None:
-        if amount.isdecimal():  # Nearly all amounts are integers, and Python adds integers faster than decimals.
-            self._integers[key] = self._integers.get(key, 0) + int(amount)
+    def add(self, key: CountedEvent, amount: int | Decimal) -> None:
+        if isinstance(amount, int):  # Nearly all amounts are integers, and Python adds integers faster than decimals.
+            self._integers[key] = self._integers.get(key, 0) + amount
         else:
-            self._others[key] = EXACT.add(self._others.get(key, _ZERO), Decimal(amount))
+            self._others[key] = EXACT.add(self._others.get(key, _ZERO), amount)
 
     def amounts(self) -> dict[CountedEvent, Decimal]:
         amounts = {key: Decimal(amount) for key, amount in self._integers.items()}
@@ -74,10 +89,10 @@ def _entries(data: str, packed_origins: str | None) -> list[_Entry]:
     return list(zip(entries, origins, strict=True))
 
 
-def _event(entry: _Entry) -> tuple[CountedEvent, str]:
+def _event(entry: _Entry) -> tuple[CountedEvent, int | Decimal]:
     """Return the counted event and the amount of an entry."""
     (cohort, slot, metric, amount), (sent, link_set) = entry
-    return CountedEvent(cohort, slot, metric, sent, link_set), amount
+    return CountedEvent(cohort, slot, metric, sent, link_set), int(amount) if amount.isdecimal() else Decimal(amount)
 
 
 def _order(entry: _Entry) -> tuple[int, int, int, int]:
@@ -166,11 +181,16 @@ def _pack(row_id: int, entries: Sequence[_Entry], *, has_origins: bool) -> tuple
 
 
 def read_events(connection: Connection, limit: int, after: int = -1) -> tuple[list[int], dict[CountedEvent, Decimal]]:
-    """Return the ids of the `limit` oldest rows of count deltas with an id above `after`, and the sums of their amounts."""
+    """Return the ids of the `limit` oldest rows of count deltas with an id above `after`, and the sums of their amounts. The sums
+    do not include a damaged row, which the job of the counts quarantines when it reaches the row."""
     rows = raw_sql.rows(connection, _READ_DELTAS, after, limit)
     sums = _EventSums()
     for _, data, packed_origins in rows:
-        for key, amount in map(_event, _entries(data, packed_origins)):
+        try:
+            events = [_event(entry) for entry in _entries(data, packed_origins)]
+        except (ValueError, TypeError, AttributeError, ArithmeticError):
+            continue
+        for key, amount in events:
             sums.add(key, amount)
     return [row_id for row_id, *_ in rows], sums.amounts()
 
@@ -181,3 +201,20 @@ def remove(connection: Connection, batch: DeltaBatch) -> None:
         raw_sql.execute_bulk(connection, _DELETE_DELTAS, [(row_id,) for row_id in batch.ids])
     if batch.rest is not None:
         raw_sql.execute_bulk(connection, _REPLACE_DELTA, [batch.rest])
+
+
+def read_oldest(connection: Connection) -> int | None:
+    """Return the id of the oldest row of count deltas that is not quarantined; None if there is no row."""
+    oldest: int | None = raw_sql.rows(connection, _OLDEST)[0][0]
+    return oldest
+
+
+def quarantine(connection: Connection, row_id: int) -> bool:
+    """Quarantine a row. Return False if it does not exist. The caller must hold the lock of `counts.fold_batch`."""
+    return raw_sql.execute_bulk(connection, _QUARANTINE, [(row_id,)]) > 0
+
+
+def release(connection: Connection) -> None:
+    """End the quarantine of all rows. The caller must hold the lock of `counts.fold_batch`."""
+    quarantined = list(connection.scalars(select(count_deltas.c.id).where(count_deltas.c.id < 0)))
+    raw_sql.execute_bulk(connection, _QUARANTINE, [(row_id,) for row_id in quarantined])

@@ -38,6 +38,7 @@ class QueueState:
     deliveries_due: int = 0
     oldest_due_seconds: float = 0.0
     hits_dead_letter: int = 0
+    count_deltas_quarantined: int = 0
     trackers_disabled: int = 0  # trackers that the service, and not a user, has disabled
     purge_lag_seconds: float = 0.0
     database_bytes: int = 0
@@ -52,6 +53,7 @@ def read_queue_state(connection: Connection, settings: Settings, now: datetime) 
     counted = select(func.count(), func.count().filter(waiting.c.next_at <= now)).select_from(waiting)
     deliveries_pending, deliveries_due = connection.execute(counted).one()
     letters = select(schema.hits_dead_letter.c.id).limit(MAX_COUNTED).subquery()
+    quarantined = select(schema.count_deltas.c.id).where(schema.count_deltas.c.id < 0).limit(MAX_COUNTED).subquery()
     disabled = select(func.count()).where(trackers.enabled.is_(False), trackers.disabled_reason.is_not(None))
     return QueueState(
         events_pending=connection.execute(select(func.count()).select_from(pending.subquery())).scalar_one(),
@@ -60,6 +62,7 @@ def read_queue_state(connection: Connection, settings: Settings, now: datetime) 
         deliveries_due=deliveries_due,
         oldest_due_seconds=_age(_oldest_due(connection), now) if deliveries_due else 0.0,
         hits_dead_letter=connection.execute(select(func.count()).select_from(letters)).scalar_one(),
+        count_deltas_quarantined=connection.execute(select(func.count()).select_from(quarantined)).scalar_one(),
         trackers_disabled=connection.execute(disabled).scalar_one(),
         purge_lag_seconds=_purge_lag(connection, settings, now),
         database_bytes=_size(connection, settings),
@@ -137,6 +140,11 @@ class QueueMonitor:
                 "Time since the oldest waiting delivery became due, without disabled trackers.",
             ),
             ("hits_dead_letters", "hits_dead_letter", "Hits in the table hits_dead_letter, which the database rejected."),
+            (
+                "count_deltas_quarantined",
+                "count_deltas_quarantined",
+                "Rows of count deltas that could not be added to the counts. Statistics do not include them.",
+            ),
             ("trackers_off", "trackers_disabled", "Trackers that the service has disabled, for example after a 410."),
             ("purge_lag_seconds", "purge_lag_seconds", "How long the oldest row is stored beyond its retention."),
             ("database_bytes", "database_bytes", "Size of the database, on SQLite without the WAL."),

@@ -8,13 +8,17 @@ from types import SimpleNamespace
 from typing import Literal
 
 import pytest
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, func, select, text
+from structlog.testing import capture_logs
 
 from shortener.ids import first_id_at
 from shortener.outbox import count_deltas
 from shortener.outbox.count_deltas import CountDelta
 from shortener.reporting import count_folder, counts
 from shortener.reporting.count_folder import CountFolder, limits
+from shortener.reporting.delta_rows import read_events
+from shortener.reporting.queues import read_queue_state
+from shortener.settings import Settings
 from shortener.storage import schema
 from shortener.storage.database import Database
 from shortener.storage.types import to_ms
@@ -110,3 +114,87 @@ async def test_a_batch_of_count_deltas_that_fails_changes_nothing_and_is_added_b
     while await folder.step():
         pass
     assert (await database.read(lambda connection: connection.execute(select(schema.counts.c.amount)).all())) == [(3 * ORIGINS,)]
+
+
+#: The content of the columns `data` and `origins` of rows that cannot be added to the counts.
+DAMAGED = {
+    "no JSON": ("[[1,1,", "[[1,0]]"),
+    "an amount that is not a number": ('[[1,1,"clicks","x"]]', "[[1,0]]"),
+    "origins of fewer entries": ('[[1,1,"clicks","1"]]', "[]"),
+    "a metric that the database rejects": ('[[1,1,null,"1"]]', "[[1,0]]"),
+    "a time slot that is too large for a column of PostgreSQL": (f'[[1,{2**63},"clicks","1"]]', "[[1,0]]"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+async def test_a_row_of_count_deltas_that_cannot_be_added_is_quarantined_and_the_rows_around_it_are_added(
+    database: Database, pauses: list[float], damage: str
+) -> None:
+    if "PostgreSQL" in damage and database.dialect == "sqlite":
+        pytest.skip("columns of SQLite have no such limit")
+
+    def write_damaged_row(connection: Connection, row_id: int) -> None:
+        statement = text("INSERT INTO tallies (id, data, origins) VALUES (:id, :data, :origins)")
+        connection.execute(statement, dict(zip(("id", "data", "origins"), (row_id, *DAMAGED[damage]), strict=True)))
+
+    def amounts(connection: Connection) -> list[int]:
+        return [int(amount) for amount in connection.scalars(select(schema.counts.c.amount))]
+
+    bad = first_id_at(to_ms(NOON - timedelta(seconds=2)))
+    await database.write(write_deltas, 1, timedelta(seconds=3))
+    await database.write(write_damaged_row, bad)
+    await database.write(write_deltas, 30, timedelta(seconds=1))
+    folder = CountFolder(database, lambda: NOON)
+    with capture_logs() as logs:
+        failures = await run_until_all_are_added(folder)
+    assert failures <= 1, "only the run that adds the row together with others fails"
+    assert [(line["event"], line["row"], line["log_level"]) for line in logs if "row" in line] == [
+        ("count_deltas_quarantined", bad, "error")
+    ]
+    assert await database.read(amounts) == [31 * ORIGINS]
+    assert (await database.read(ids_left)) == [-bad], "the row is kept"
+    assert await run_until_all_are_added(folder) == 0
+    assert (await database.read(read_queue_state, Settings(), NOON)).count_deltas_quarantined == 1
+
+    with capture_logs() as logs:
+        await run_until_all_are_added(CountFolder(database, lambda: NOON))
+    assert [line["row"] for line in logs if "row" in line] == [bad], "a process that starts tries the row again"
+    assert (await database.read(ids_left)) == [-bad]
+    await database.write(
+        lambda connection: connection.execute(text("UPDATE tallies SET data = '[[1,1,\"clicks\",\"7\"]]', origins = '[[1,0]]'"))
+    )
+    assert await run_until_all_are_added(CountFolder(database, lambda: NOON)) == 0
+    assert await database.read(amounts) == [31 * ORIGINS + 7], "a row that was corrected is added"
+    assert (await database.read(ids_left)) == []
+
+
+async def run_until_all_are_added(folder: CountFolder) -> int:
+    """Run the job until it finds no more rows. Return how many runs failed."""
+    failures = 0
+    while True:
+        try:
+            if not await folder.step():
+                return failures
+        except Exception:
+            failures += 1
+            assert failures < 5
+
+
+def ids_left(connection: Connection) -> list[int]:
+    return list(connection.scalars(select(schema.count_deltas.c.id)))
+
+
+async def test_a_damaged_row_of_count_deltas_that_is_reached_by_a_merge_blocks_no_row_and_no_report(
+    database: Database, pauses: list[float]
+) -> None:
+    await database.write(write_deltas, 30, timedelta(seconds=3))
+    bad = first_id_at(to_ms(NOON - timedelta(seconds=2)))
+    await database.write(lambda c: c.execute(text("INSERT INTO tallies VALUES (:id, '[[1,', '[]')"), {"id": bad}))
+    assert len((await database.read(read_events, 100))[0]) == 31, "a report does not fail before the row is quarantined"
+    folder = CountFolder(database, lambda: NOON)
+    with capture_logs() as logs:
+        assert await run_until_all_are_added(folder) <= 1
+    events = [line["event"] for line in logs]
+    assert events.count("count_deltas_not_merged") == 1
+    assert events.count("count_deltas_quarantined") == 1
+    assert await database.read(ids_left) == [-bad]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import Connection, delete, func, insert, select, text, update
 
 from shortener.model import HitFlag, Verdict
 from shortener.outbox import count_deltas
@@ -406,6 +406,17 @@ async def test_the_verification_of_counts_reports_a_wrong_count(database: Databa
             counted=Decimal(2),
         )
     ]
+
+
+async def test_the_verification_of_counts_reports_the_amounts_of_a_damaged_row_of_count_deltas_as_missing(
+    database: Database,
+) -> None:
+    await database.write(write_history)
+    damage = "UPDATE tallies SET data = '[[1,' WHERE id = (SELECT min(id) FROM tallies)"
+    await database.write(lambda connection: connection.execute(text(damage)))
+    missing = await recount(database)
+    assert missing
+    assert all(one.kept < one.counted for one in missing)
 
 
 async def test_the_verification_of_counts_reports_a_missing_count(database: Database) -> None:
