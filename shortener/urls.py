@@ -56,6 +56,8 @@ _SCHEME_AND_AUTHORITY = re.compile(r"(https?://)([^/?#]*)", re.IGNORECASE)
 # The standards forbid host names with underscores, or with a hyphen at the start. This expression permits both, because phones
 # resolve them.
 _LABEL = re.compile(r"[a-z0-9_-]{1,63}")
+# The host names that the standards permit (RFC 1123), and for which certificate authorities issue certificates.
+_STANDARD_LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?")
 _PRINTABLE = bytes(range(0x21, 0x7F))
 _NUMERIC = re.compile(r"[0-9]+|0x[0-9a-f]*")
 # The zero-width non-joiner and joiner, which are permitted because Persian and the Indic scripts need them.
@@ -183,6 +185,16 @@ def parse_base_url(url: str) -> BaseUrl:
     host = f"[{_parse_host(f'[{host}]', 0)}]" if ":" in host else _parse_host(host, len(parts.scheme) + 3)
     authority = host if port is None else f"{host}:{port}"
     return BaseUrl(f"{parts.scheme}://{authority}", parse_link_path(parts.path))
+
+
+def parse_own_domain(url: str) -> BaseUrl:
+    """Return the prefix of the short links on a domain of an application. Raise UrlError as `parse_base_url`, and also if the host
+    is a name that the standards for host names forbid: no authority issues a certificate for such a name."""
+    parsed = parse_base_url(url)
+    host = urlsplit(parsed.origin).hostname or ""
+    if ":" not in host and not all(map(_STANDARD_LABEL.fullmatch, host.split("."))):
+        raise UrlError("has an invalid host name: between its dots, only letters, digits and inner hyphens are allowed")
+    return parsed
 
 
 def parse_link_path(path: str) -> str:

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from shortener.accounts.credentials import Credentials, create_key, new_token
 from shortener.accounts.directory import ALL_APPLICATIONS, Application, Domain, increment_version, require_application
-from shortener.accounts.own_hosts import NO_HOSTS, OwnHosts, is_local, name_of
+from shortener.accounts.own_hosts import NO_HOSTS, OwnHosts, is_local, name_of, unreachable_host_warnings
 from shortener.accounts.settings import (
     PERMISSIONS,
     ApplicationSettings,
@@ -27,7 +27,7 @@ from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.secret import Secret, new_signing_secret
 from shortener.storage import schema
 from shortener.storage.database import upsert
-from shortener.urls import UrlError, host_of, parse_base_url, parse_host, parse_link_path
+from shortener.urls import UrlError, host_of, parse_host, parse_link_path, parse_own_domain
 
 # The maximum number of blocked hosts of one application, or of the installation, because every process has all of them in memory.
 MAX_BLOCKED_HOSTS = 10_000
@@ -115,7 +115,7 @@ def add_domain(connection: Connection, application_id: int, base_url: str, now: 
     INVALID_REQUEST, CONFLICT."""
     require_application(connection, application_id)
     try:
-        parsed = parse_base_url(base_url)
+        parsed = parse_own_domain(base_url)
     except UrlError as error:
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("domain", error.reason)]) from None
     host = host_of(parsed.origin)
@@ -227,7 +227,10 @@ def serialize_domain(domain: Domain, application: Application | None) -> dict[st
         "enabled": not domain.disabled,
         "default": domain.is_default,
         "new_links": application is not None and application.domain == domain,
-        "warnings": [f"fallback_url {problem}" for problem in fallback_problems(domain.fallback_url)],
+        "warnings": [
+            *unreachable_host_warnings(domain.host),
+            *(f"fallback_url {problem}" for problem in fallback_problems(domain.fallback_url)),
+        ],
     }
 
 

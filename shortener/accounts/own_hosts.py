@@ -2,12 +2,15 @@
 of them would loop.
 
 The service responds to the names of BASE_URL and PORTAL_URL, and to `localhost` and IP addresses on its own port.
+
+The module also finds hosts of domains that phones of recipients cannot reach.
 """
 # Tested by tests/accounts/test_own_hosts.py
 
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from urllib.parse import urlsplit
@@ -81,6 +84,29 @@ def is_local(name: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+#: Names that have no address in the public DNS: names without a dot, and the endings that the standards reserve for one machine or
+#: one network (RFC 6761, RFC 6762, RFC 8375).
+_PRIVATE_NAME = re.compile(r"[^.:]*|.*\.(?:localhost|local|internal|localdomain|home\.arpa)")
+
+
+def unreachable_host_warnings(host: str) -> list[str]:
+    """Return warnings about the host of a domain (with or without a port) that phones of recipients cannot reach, or on which
+    the service responds as on BASE_URL. Make no DNS look-up."""
+    name = name_of(host)
+    if _PRIVATE_NAME.fullmatch(name):
+        warnings = [f"{name} is a name of one machine or one network only, so phones of recipients cannot open links on it"]
+    elif not is_local(name):
+        return []
+    elif not ipaddress.ip_address(name.strip("[]")).is_global:
+        warnings = [f"{name} is not a public address, so phones of recipients cannot open links on it"]
+    else:
+        warnings = []
+    if is_local(name):
+        text = "with its API and portal, and without the home page and the files of this domain"
+        warnings.append(f"the service responds on {name} as on BASE_URL: {text}")
+    return warnings
 
 
 def _port(url: str) -> int | None:

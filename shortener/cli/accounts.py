@@ -64,6 +64,7 @@ async def create_application(name: str, domain: str | None, company_id: int | No
         print_fields(fields)
         click.echo("Store the key, the token and the secret now; they are not shown again.", err=True)
 
+    await _warn_of_domain(domain)
     print_result(fields, as_json, print_text)
 
 
@@ -178,7 +179,16 @@ async def update_application(
     found = await _find_application(application)
     if "fallback_url" in changes:
         print_warnings(f"fallback_url {problem}" for problem in fallback_problems(found.settings.fallback_url))
+    await _warn_of_domain(add_domain)
     print_result(_application_fields(found), as_json, lambda: click.echo(f"application {application} is updated"))
+
+
+async def _warn_of_domain(base_url: str | None) -> None:
+    """Print warnings about the host of a domain that was added, if there is one."""
+    from shortener.delivery.dns_warnings import new_domain_warnings
+
+    if base_url:
+        print_warnings(await new_domain_warnings(base_url))
 
 
 def _parse_settings(pairs: tuple[str, ...]) -> dict[str, Any]:

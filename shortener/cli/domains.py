@@ -6,6 +6,7 @@ Running servers apply a change within a second.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, TextIO
 
 import click
@@ -109,6 +110,7 @@ async def add_domain(application: int, base_url: str, as_json: bool, **options: 
     """
     from shortener.accounts import administration
     from shortener.accounts.own_hosts import OwnHosts
+    from shortener.delivery.dns_warnings import new_domain_warnings
     from shortener.model import utcnow
     from shortener.urls import host_of
 
@@ -122,7 +124,7 @@ async def add_domain(application: int, base_url: str, as_json: bool, **options: 
 
     async with open_store() as database:
         await database.write(add)
-        await _print_domain(database, host, as_json)
+        await _print_domain(database, host, as_json, await new_domain_warnings(base_url))
 
 
 @domains.command("update")
@@ -207,7 +209,7 @@ async def _change_domain(host: str, changes: dict[str, Any], as_json: bool) -> N
         await _print_domain(database, host.lower(), as_json)
 
 
-async def _print_domain(database: Any, host: str, as_json: bool) -> None:
+async def _print_domain(database: Any, host: str, as_json: bool, warnings: Iterable[str] = ()) -> None:
     from shortener.accounts.administration import serialize_domain
     from shortener.accounts.directory import Directory
 
@@ -216,5 +218,6 @@ async def _print_domain(database: Any, host: str, as_json: bool) -> None:
     domain = directory.domain(host)
     assert domain is not None  # the domain exists, because it was just changed
     fields = serialize_domain(domain, directory.application(domain.application_id))
+    fields["warnings"] = list(dict.fromkeys([*warnings, *fields["warnings"]]))
     print_warnings(fields["warnings"])
     print_result(fields, as_json, lambda: print_fields({name: value for name, value in fields.items() if name != "warnings"}))

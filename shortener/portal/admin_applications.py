@@ -8,6 +8,7 @@ The credentials of a new application are shown once, in the response to the form
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from sqlalchemy import Connection
@@ -16,6 +17,7 @@ from starlette.responses import Response
 from shortener.accounts.administration import create_application, update_application
 from shortener.accounts.credentials import Credentials
 from shortener.accounts.directory import Application, require_application
+from shortener.delivery.dns_warnings import new_domain_warnings
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.portal.destructive_actions import Question, ask, is_confirmed
 from shortener.portal.listing import download_short_list
@@ -58,7 +60,14 @@ _EFFECTS = (
 )
 
 
-def _page(visit: Visit, status: int = 200, *, error: ApiError | None = None, created: Credentials | None = None) -> Response:
+def _page(
+    visit: Visit,
+    status: int = 200,
+    *,
+    error: ApiError | None = None,
+    created: Credentials | None = None,
+    warnings: Iterable[str] = (),
+) -> Response:
     return visit.render(
         "admin_applications.html",
         status,
@@ -68,6 +77,7 @@ def _page(visit: Visit, status: int = 200, *, error: ApiError | None = None, cre
         is_creating=visit.form.get("action") == "create",
         error=error,
         created=created,
+        warnings=warnings,
         form_id=new_form_id(),
         saved=visit.get("saved") is not None,
     )
@@ -98,7 +108,14 @@ async def change(visit: Visit) -> Response:
             raise
         return _page(visit, 422, error=error)
     await service.directory.refresh()
-    return _page(visit, created=created) if created is not None else visit.redirect(f"{PATH}?saved=1")
+    if created is None:
+        return visit.redirect(f"{PATH}?saved=1")
+    domain = _domain(visit)
+    return _page(visit, created=created, warnings=await new_domain_warnings(domain) if domain else ())
+
+
+def _domain(visit: Visit) -> str | None:
+    return visit.form.get("domain", "").strip() or None
 
 
 def _create(connection: Connection, visit: Visit) -> Credentials:
@@ -107,7 +124,7 @@ def _create(connection: Connection, visit: Visit) -> Credentials:
         connection,
         name,
         visit.now,
-        domain=visit.form.get("domain", "").strip() or None,
+        domain=_domain(visit),
         company_id=_number(visit, "company_id"),
         secret=visit.service.secret,
     )

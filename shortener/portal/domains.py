@@ -15,8 +15,8 @@ from starlette.responses import Response
 
 from shortener.accounts.administration import add_domain, remove_domain, serialize_domain, update_domain
 from shortener.accounts.directory import Domain
-from shortener.accounts.own_hosts import OwnHosts
-from shortener.delivery.guard import ForbiddenTarget, Guard, HostUnresolved
+from shortener.accounts.own_hosts import OwnHosts, unreachable_host_warnings
+from shortener.delivery.dns_warnings import has_address
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.portal.destructive_actions import Question, ask, is_confirmed
 from shortener.portal.listing import download_short_list
@@ -25,9 +25,7 @@ from shortener.portal.page import NavigationItem, PortalPage, Visit
 from shortener.urls import host_of, parse_base_url
 
 MAX_URL_CHARACTERS = 2048
-MAX_LOOKUP_SECONDS = 2.0
 _CSV_COLUMNS = ("host", "base_url", "enabled", "default", "new_links", "fallback_url", "home_url")
-_LOOKUPS = Guard(allow_private=True)  # The guard resolves host names in its own threads, so a slow resolver delays nothing else.
 #: The form fields that contain JSON, each with the Python type of the parsed value and the name of this type in error texts.
 _ASSOCIATIONS = {"assetlinks": (list, "a JSON list"), "apple_app_site_association": (dict, "a JSON object")}
 
@@ -78,19 +76,10 @@ async def add(visit: Visit) -> Response:
 async def show(visit: Visit) -> Response:
     """Show one domain, with a form that changes it. If the query has `check`, also show whether the DNS has an address for its
     host."""
-    has_dns_address = await has_address(_find(visit).host) if visit.get("check") else None
+    host = _find(visit).host
+    is_checked = visit.get("check") is not None and not unreachable_host_warnings(host)
+    has_dns_address = await has_address(host) if is_checked else None
     return _domain_page(visit, has_address=has_dns_address)
-
-
-async def has_address(host: str) -> bool:
-    """Return whether the DNS has an address for the name of a host. Wait at most MAX_LOOKUP_SECONDS."""
-    try:
-        await _LOOKUPS.check_host(host.partition(":")[0], 443, timeout=MAX_LOOKUP_SECONDS)
-    except HostUnresolved:
-        return False
-    except ForbiddenTarget:
-        pass  # The host has a private address, which may be intended.
-    return True
 
 
 def _domain_page(visit: Visit, status: int = 200, error: ApiError | None = None, *, has_address: bool | None = None) -> Response:

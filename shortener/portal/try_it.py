@@ -18,10 +18,10 @@ from urllib.parse import urlsplit
 
 from starlette.responses import Response
 
+from shortener.delivery.dns_warnings import has_address
 from shortener.errors import ApiError, ErrorCode
 from shortener.messages.rewrite_item import RewriteItem
 from shortener.messages.segments import count_segments
-from shortener.portal.domains import has_address
 from shortener.portal.operators import Role
 from shortener.portal.page import NavigationItem, PortalPage, Visit
 from shortener.portal.qr_codes import qr_code

@@ -9,6 +9,7 @@ from pydantic import AliasChoices, BeforeValidator, Field
 
 from shortener.accounts.administration import add_domain, remove_domain, serialize_domain, update_domain
 from shortener.accounts.own_hosts import OwnHosts
+from shortener.delivery.dns_warnings import new_domain_warnings
 from shortener.errors import ApiError, ErrorCode
 from shortener.urls import host_of
 from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel
@@ -36,7 +37,10 @@ class DomainFields(ResponseModel):
     enabled: bool
     default: bool
     new_links: bool = Field(description="true: new links begin with this domain unless the rewrite names another one.")
-    warnings: list[str] = Field(description="Macros in fallback_url that will not be filled in.")
+    warnings: list[str] = Field(
+        description="Why phones cannot open links on the domain, and macros in fallback_url that will not be filled in. Only the "
+        "response that adds a domain reports a name without an address in the DNS."
+    )
 
 
 class DomainResponse(ResponseModel):
@@ -113,7 +117,10 @@ async def add(call: Call[None, DomainRequest]) -> dict[str, Any]:
             update_domain(connection, _host(url), changes, service.clock(), own_hosts=OwnHosts.of(service.settings))
 
     await service.database.write(write)
-    return await _shown(call, _host(url))
+    shown = await _shown(call, _host(url))
+    known = shown["domain"]["warnings"]
+    shown["domain"]["warnings"] = list(dict.fromkeys([*await new_domain_warnings(url), *known]))
+    return shown
 
 
 async def show(call: Call[None, None]) -> dict[str, Any]:

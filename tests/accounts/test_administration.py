@@ -232,6 +232,24 @@ async def test_a_domain_can_be_disabled_and_enabled_and_its_fallback_url_can_be_
     assert caught.value.code is ErrorCode.INVALID_REQUEST
 
 
+@pytest.mark.parametrize(
+    "host", ["-bad-.example", "-bad-.com", "a_b.example", "go.bad-", "go._dmarc.example", "go..example", "go.brand.123"]
+)
+async def test_a_domain_with_a_host_name_that_the_standards_forbid_is_rejected(service: Service, host: str) -> None:
+    with pytest.raises(ApiError, match="INVALID_REQUEST") as caught:
+        await service.database.write(add_domain, 1, f"https://{host}", NOON)
+    assert caught.value.details[0].field == "domain"
+    with pytest.raises(ApiError, match="INVALID_REQUEST"):
+        await service.database.write(create_application, "other", NOON, domain=f"https://{host}/ABCDEF")
+
+
+@pytest.mark.parametrize("host", ["localhost:8000", "127.0.0.1:8000", "[2001:db8::1]", "a--b.example", "xn--bcher-kva.example"])
+async def test_hosts_of_domains_may_be_local_names_addresses_and_international_names(service: Service, host: str) -> None:
+    await service.database.write(add_domain, 1, f"https://{host}", NOON)
+    await service.directory.refresh()
+    assert service.directory.domain(host) is not None
+
+
 async def test_a_domain_of_an_unknown_application_is_not_stored(service: Service) -> None:
     with pytest.raises(ApiError):
         await service.database.write(add_domain, 999, "https://go.brand.example", NOON)

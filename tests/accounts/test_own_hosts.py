@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from shortener.accounts.own_hosts import OwnHosts, is_local, name_of
+from shortener.accounts.own_hosts import OwnHosts, is_local, name_of, unreachable_host_warnings
 from shortener.settings import Settings
 
 
@@ -61,3 +61,24 @@ def test_urls_with_a_host_of_the_service_or_with_a_local_address_and_the_service
     settings: dict[str, Any], url: str, expected: bool
 ) -> None:
     assert OwnHosts.of(Settings(**settings)).contains(url) is expected
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("localhost:8000", ["one machine or one network", "as on BASE_URL"]),
+        ("shop.localhost", ["one machine or one network"]),
+        ("intranet", ["one machine or one network"]),
+        ("go.brand.local:81", ["one machine or one network"]),
+        ("127.0.0.1:8000", ["not a public address", "as on BASE_URL"]),
+        ("10.1.2.3", ["not a public address", "as on BASE_URL"]),
+        ("[::1]:8000", ["not a public address", "as on BASE_URL"]),
+        ("8.8.8.8", ["as on BASE_URL"]),
+        ("go.brand.example", []),
+        ("localhost.example:8", []),
+    ],
+)
+def test_domains_that_phones_cannot_reach_and_ip_addresses_cause_warnings(host: str, expected: list[str]) -> None:
+    warnings = unreachable_host_warnings(host)
+    assert len(warnings) == len(expected)
+    assert all(text in warning for text, warning in zip(expected, warnings, strict=True))

@@ -108,6 +108,14 @@ def test_commands_change_the_link_path_and_the_app_files_of_a_domain_and_remove_
     assert "NOT_FOUND" in shell("domains", "remove", "two.dlt.example", code=1).stderr
     assert "name at least one option" in shell("domains", "update", "go.dlt.example", code=2).stderr
     assert "wildcard" in shell("domains", "add", number, "https://*.dlt.example", code=2).stderr
+    assert "invalid host name" in shell("domains", "add", number, "https://-bad-.com", code=2).stderr
+    assert "localhost is a name of one machine" in shell("domains", "add", number, "http://localhost:8000").stderr
+    assert "finds no address for no.dlt.invalid" in shell("domains", "add", number, "https://no.dlt.invalid").stderr
+    assert (
+        "finds no address for go.dlt.invalid" in shell("applications", "create", "x", "--domain", "https://go.dlt.invalid").stderr
+    )
+    added = shell("applications", "update", number, "--add-domain", "https://two.dlt.invalid").stderr
+    assert "finds no address for two.dlt.invalid" in added
 
 
 def test_the_links_commands_list_links_and_change_one_link_or_many_links(server: Server) -> None:

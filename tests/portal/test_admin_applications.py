@@ -87,3 +87,9 @@ async def test_the_portal_page_of_all_applications_returns_404_to_operators_who_
     manager = await sign_in("Mia", Role.MANAGER, 1)
     assert (await manager.get(PATH)).status_code == 404
     assert (await manager.post(PATH, data={"action": "create", "name": "x"})).status_code == 404
+
+
+async def test_the_portal_warns_that_phones_cannot_reach_the_domain_of_a_new_application(sign_in: SignIn) -> None:
+    browser = await sign_in("Ada", Role.ADMIN, 0)
+    page = await browser.post(PATH, data={"action": "create", "name": "Shop", "domain": "http://127.0.0.1:8000"})
+    assert "127.0.0.1 is not a public address" in page.text

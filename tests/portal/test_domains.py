@@ -61,9 +61,10 @@ async def test_a_domain_is_added_changed_disabled_and_removed_in_the_portal(serv
 
 async def test_invalid_domain_values_change_nothing_and_stay_in_the_form(service: Service, sign_in: SignIn) -> None:
     browser = await sign_in("Mia", Role.MANAGER, 1)
-    for text in ("", "go brand", "https://user@x.example", "http://127.0.0.1:8000"):
+    for text in ("", "go brand", "https://user@x.example", "-bad-.com", "a_b.example"):
         response = await browser.post("/portal/1/domains", data={"domain": text})
-        assert response.status_code in (303, 422), text
+        assert response.status_code == 422, text
+        assert f'value="{text}"' in response.text
     await browser.post("/portal/1/domains", data={"domain": HOST})
     before = service.directory.domain(HOST)
     for name, value in (
@@ -112,3 +113,11 @@ async def test_the_domain_page_of_the_portal_shows_only_domains_of_its_applicati
     assert (await browser.get("/portal/1/domains/go.other.example")).status_code == 404
     assert (await browser.post("/portal/1/domains/go.other.example", data={"action": "remove"})).status_code == 404
     assert (await browser.get(f"/portal/{other.application_id}/domains")).status_code == 404
+
+
+async def test_the_portal_warns_that_phones_cannot_reach_a_domain_on_localhost(sign_in: SignIn) -> None:
+    browser = await sign_in("Mia", Role.MANAGER, 1)
+    added = await browser.post("/portal/1/domains", data={"domain": "http://localhost:8000"})
+    page = (await browser.get(added.headers["location"])).text
+    assert "localhost is a name of one machine or one network only" in page
+    assert "The name has an address" not in page

@@ -33,6 +33,18 @@ async def visit(client: httpx.AsyncClient, url: str) -> int:
     return (await client.get(f"/{path}", headers=PHONE | {"Host": host})).status_code
 
 
+@pytest.fixture(autouse=True)
+def addresses(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names for which the DNS has no address. It has one for every other name."""
+    missing: list[str] = []
+
+    async def has_address(host: str) -> bool:
+        return host not in missing
+
+    monkeypatch.setattr("shortener.delivery.dns_warnings.has_address", has_address)
+    return missing
+
+
 async def test_domains_of_an_application_are_added_listed_changed_and_removed(client: httpx.AsyncClient) -> None:
     added = await client.post(PATH, json={"domain": "https://Go.Brand.example./", "fallback_url": "https://x.example/over"})
     assert added.status_code == 201
@@ -72,6 +84,8 @@ async def test_domains_of_an_application_are_added_listed_changed_and_removed(cl
     [
         ({"domain": "https://*.brand.example"}, "domain"),
         ({"domain": "https://go.brand.example/a b"}, "domain"),
+        ({"domain": "-bad-.com"}, "domain"),
+        ({"domain": "https://a_b.example"}, "domain"),
         ({"domain": "https://go.brand.example", "fallback_url": "http://127.0.0.1:8000/x"}, "fallback_url"),
         ({"domain": "https://go.brand.example", "home_url": "https://go.brand.example/x"}, "home_url"),
         ({"domain": "https://go.brand.example", "home_url": "javascript:1"}, "home_url"),
@@ -83,6 +97,22 @@ async def test_an_invalid_domain_is_rejected_and_not_stored(client: httpx.AsyncC
     response = await client.post(PATH, json=body)
     assert (response.status_code, response.json()["details"][0]["field"]) == (400, field)
     assert (await client.get(PATH)).json()["domains"] == []
+
+
+async def test_the_response_that_adds_a_domain_warns_if_phones_cannot_reach_its_host(
+    client: httpx.AsyncClient, addresses: list[str]
+) -> None:
+    addresses.append("go.brand.example")
+    for host, expected in (
+        ("go.brand.example", ["finds no address for go.brand.example in the DNS"]),
+        ("two.brand.example", []),
+        ("http://localhost:8000", ["localhost is a name of one machine", "as on BASE_URL"]),
+    ):
+        warnings = (await client.post(PATH, json={"domain": host})).json()["domain"]["warnings"]
+        assert len(warnings) == len(expected), warnings
+        assert all(text in warning for text, warning in zip(expected, warnings, strict=True))
+    listed = {one["host"]: len(one["warnings"]) for one in (await client.get(PATH)).json()["domains"]}
+    assert listed == {"go.brand.example": 0, "two.brand.example": 0, "localhost:8000": 2}, "a list makes no DNS look-up"
 
 
 async def test_domains_of_another_application_return_404(client: httpx.AsyncClient, service: Service, clock: Clock) -> None:

@@ -1,0 +1,36 @@
+"""This module looks up in the DNS whether the host of short links has an address.
+
+A new domain may get its DNS record later, so a missing address causes a warning and no error. The look-up takes at most
+MAX_LOOKUP_SECONDS. It is made when a domain is added or on request, and never during a rewrite or a redirect.
+"""
+
+from __future__ import annotations
+
+from shortener.accounts.own_hosts import name_of, unreachable_host_warnings
+from shortener.delivery.guard import ForbiddenTarget, Guard, HostUnresolved
+from shortener.urls import host_of
+
+MAX_LOOKUP_SECONDS = 2.0
+_LOOKUPS = Guard(allow_private=True)  # The guard resolves host names in its own threads, so a slow resolver delays nothing else.
+
+
+async def has_address(host: str) -> bool:
+    """Return whether the DNS has an address for the name of a host, which may have a port. An IP address is its own address."""
+    try:
+        await _LOOKUPS.check_host(name_of(host).strip("[]"), 443, timeout=MAX_LOOKUP_SECONDS)
+    except HostUnresolved:
+        return False
+    except ForbiddenTarget:
+        pass  # The host has a private address, which may be intended.
+    return True
+
+
+async def new_domain_warnings(base_url: str) -> list[str]:
+    """Return warnings about the host of a new domain, for example that the DNS has no address for it. `base_url` is valid."""
+    host = host_of(base_url).removesuffix(".")
+    if (warnings := unreachable_host_warnings(host)) or await has_address(host):
+        return warnings
+    return [
+        f"this server finds no address for {name_of(host)} in the DNS, and nobody can open links on a domain without an address: "
+        "create an A or AAAA record, or disable the domain until then"
+    ]
