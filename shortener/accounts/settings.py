@@ -146,7 +146,7 @@ class ApplicationSettings(BaseModel):
             if SCHEME.fullmatch(scheme) is None:
                 raise ValueError(f"{scheme[:40]!r} must be a scheme such as myapp: letters, digits, +, - and .")
             if scheme in FORBIDDEN_SCHEMES:
-                raise ValueError(f"{scheme} is not permitted, because such links run code or open local data")
+                raise ValueError(f"{scheme!r} is not permitted, because such links run code or open local data")
         return tuple(dict.fromkeys(schemes))
 
     @field_validator("fallback_url")

@@ -50,7 +50,7 @@ def _check_headers(headers: dict[str, str]) -> dict[str, str]:
         if not _HEADER_NAME.fullmatch(name):
             raise ValueError(f"{name[:100]!r} is not a valid header name")
         if name.lower() in _RESERVED_HEADERS:
-            raise ValueError(f"{name} is reserved: the service sets it")
+            raise ValueError(f"{name!r} is reserved: the service sets it")
         if len(value) > MAX_HEADER_VALUE_LENGTH or not _HEADER_VALUE.fullmatch(value) or value != value.strip():
             raise ValueError(
                 f"the value of {name} must be at most {MAX_HEADER_VALUE_LENGTH} printable ASCII characters "

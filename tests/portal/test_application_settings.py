@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from shortener.accounts.settings import ApplicationSettings
 from shortener.container import Service
@@ -142,3 +143,14 @@ async def test_changes_of_application_settings_require_a_manager_and_a_recently_
     response = await manager.post(PATH, data=DEFAULTS | {"action": "save"})
     assert response.status_code == 403
     assert "Confirm your password" in response.text
+
+
+async def test_an_error_text_of_a_form_that_begins_with_the_value_shows_the_value_as_it_was_typed(sign_in: SignIn) -> None:
+    browser = await sign_in("Mia", Role.MANAGER, 1)
+    for value in ("abc!", "javascript"):
+        page = (await browser.post(PATH, data=DEFAULTS | {"extra_schemes": value, "action": "save"})).text
+        assert f'<span class="as-written">&#39;{value}&#39; ' in page, "the style sheet gives all other texts a capital letter"
+    page = (await browser.post(PATH, data=DEFAULTS | {"link_ttl_days": "x", "action": "save"})).text
+    assert "<span>must be" in page
+    style = (Path(__file__).parents[2] / "shortener/portal/static/portal.css").read_text()
+    assert style.count("::first-letter") == style.count(":not(.as-written)::first-letter") > 0
