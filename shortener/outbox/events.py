@@ -7,13 +7,14 @@ everything else from the rows to which the event refers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import field
 from datetime import datetime
 from typing import Any
 
 import orjson
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select
 
 from shortener.ids import ALPHABET, encode
 from shortener.model import Topic, record
@@ -81,3 +82,19 @@ def append(connection: Connection, events: Sequence[Event], counted: Sequence[tu
         for event in events
     ]
     insert_all(connection, (_insert, rows), (count_deltas.insert, counted))
+
+
+def find_sent_clicks(connection: Connection, message_ids: Collection[int]) -> set[int]:
+    """Return the ids of the hits on these messages that have a click event which no event `click_retracted` followed. Events of
+    suspected hits do not count. Events that the purge has deleted are not found."""
+    click, retracted = int(Topic.CLICK), int(Topic.CLICK_RETRACTED)
+    columns = schema.events.c
+    statement = select(columns.hit_id, columns.topics).where(
+        schema.events_of(list(message_ids)),
+        columns.topics.bitwise_and(click | retracted) != 0,
+        columns.topics.bitwise_and(int(Topic.SUSPECTED)) == 0,
+    )
+    sent: Counter[int] = Counter()
+    for hit_id, topics in connection.execute(statement):
+        sent[hit_id] += 1 if topics & click else -1
+    return {hit_id for hit_id, number in sent.items() if number > 0}

@@ -7,7 +7,7 @@ attempt it.
 
 A retraction undoes the effects of a recorded click. The first click on a link created an event. The first click on a message
 changed the state of the message to CLICKTHRU, in the same event. On links that send every click (`LinkFlag.EVERY_CLICK`), each
-click created an event.
+click created an event. The setting `click_events` may have changed since, so the event log states whether a click has an event.
 """
 
 from __future__ import annotations
@@ -94,6 +94,7 @@ def change_verdicts(
     stored = _read_hits(connection, [change.hit for change in changes])
     pending = _lock_pending_clicks(connection, stored)
     last_counted = stop_counting(connection) if includes_newest else last_counted_hit(connection)
+    sent = events.find_sent_clicks(connection, locked)
     every_click = _find_applications_with_every_click(connection, locked.values())
     delta = CountDelta()
     new_events: list[Event] = []
@@ -105,8 +106,11 @@ def change_verdicts(
         if message is None or hit is None or hit.verdict != change.seen or not (is_counted or includes_newest):
             continue
         before, after = hit_metric(change.seen, hit.flags), hit_metric(change.verdict, hit.flags)
-        sends_every_click = hit.link_flags & LinkFlag.EVERY_CLICK or message.application_id in every_click
-        is_event = "clicks" in (before, after) and bool(hit.flags & HitFlag.FIRST_FOR_LINK or sends_every_click)
+        if before == "clicks":
+            is_event = bool(hit.flags & HitFlag.FIRST_FOR_LINK) or hit.id in sent
+        else:
+            sends_every_click = hit.link_flags & LinkFlag.EVERY_CLICK or message.application_id in every_click
+            is_event = after == "clicks" and bool(sends_every_click)
         if is_event and not change.retracts:
             result.kept += 1
             continue
@@ -119,7 +123,7 @@ def change_verdicts(
         flags = hit.flags & ~HitFlag.RETRACTED
         if change.verdict is Verdict.HUMAN:
             result.to_human += 1
-            if is_event and not hit.link_flags & LinkFlag.OPT_OUT:  # the link sends every click, and this click was not sent
+            if is_event and hit.id not in sent:  # the click on an opt-out link was sent although it was suspected
                 new_events.append(_event(ids, Topic.CLICK, from_ms(hit.at), message, hit))
             if after == "clicks" and change.retracts:
                 result.unsettled.append(message.id)
@@ -148,7 +152,7 @@ def assign_first_clicks(connection: Connection, message_ids: Collection[int], id
     result = CorrectionResult()
     locked = _lock_messages(connection, message_ids)
     candidates = _find_first_hits(connection, locked)
-    every_click = _find_applications_with_every_click(connection, locked.values())
+    sent = events.find_sent_clicks(connection, locked)
     delta = CountDelta()
     new_events: list[Event] = []
     changed_flags: list[dict[str, Any]] = []
@@ -164,7 +168,7 @@ def assign_first_clicks(connection: Connection, message_ids: Collection[int], id
                 flags |= HitFlag.FIRST_FOR_LINK
                 if hit.link_set:
                     delta.add(message.cohort_id, hit.at, CLICKED_LINKS, message=message.id, link_set=hit.link_set)
-                if not (hit.link_flags & LinkFlag.EVERY_CLICK or message.application_id in every_click):
+                if hit.id not in sent:
                     topics |= Topic.CLICK
             if hit is first_click:
                 data = {"previous_state": State(message.state).name, "new_state": State.CLICKTHRU.name}

@@ -232,6 +232,60 @@ async def test_each_retracted_click_creates_a_retraction_event_if_its_link_creat
     await assert_counts_match(service)
 
 
+async def test_a_click_without_an_event_is_not_retracted_after_click_events_changes_from_first_to_every(
+    retracting: Service, clock: Clock
+) -> None:
+    service = retracting
+    (code,) = await create_codes(service)
+    first = await record_click(service, code)
+    await record_click(service, code, SCANNER)
+    await change_settings(service, click_events="every")
+    sent = await record_click(service, code, SCANNER)
+    result = await run_reclassifier(service)
+    assert await sent_events(service) == [
+        (Topic.STATE | Topic.CLICK, first),
+        (Topic.CLICK, sent),
+        (Topic.CLICK_RETRACTED, sent),
+    ]
+    assert (result.corrections.to_suspected, result.corrections.retracted, result.corrections.kept) == (2, 1, 0)
+    await assert_counts_match(service)
+
+
+async def test_a_click_with_an_event_is_retracted_once_after_click_events_changes_from_every_to_first(
+    retracting: Service, clock: Clock
+) -> None:
+    service = retracting
+    (code,) = await create_codes(service)
+    await change_settings(service, click_events="every")
+    first = await record_click(service, code)
+    sent = await record_click(service, code, SCANNER)
+    await change_settings(service, click_events="first", retract_clicks=False)
+    assert (await run_reclassifier(service)).corrections.kept == 1
+    await change_settings(service, retract_clicks=True)
+    for _ in range(2):
+        await run_reclassifier(service)
+    events = [(Topic.STATE | Topic.CLICK, first), (Topic.CLICK, sent), (Topic.CLICK_RETRACTED, sent)]
+    assert await sent_events(service) == events
+    await assert_counts_match(service)
+
+
+@pytest.mark.parametrize("setting", ["first", "every"])
+async def test_a_click_that_replaces_a_retracted_first_click_has_one_event_after_a_change_of_click_events(
+    retracting: Service, clock: Clock, setting: str
+) -> None:
+    service = retracting
+    (code,) = await create_codes(service)
+    await change_settings(service, click_events="every" if setting == "first" else "first")
+    machine = await record_click(service, code, SCANNER)
+    person = await record_click(service, code)
+    await change_settings(service, click_events=setting)
+    await run_reclassifier(service)
+    of_person = [topics for topics, hit in await sent_events(service) if hit == person]
+    assert of_person == ([Topic.CLICK, Topic.STATE] if setting == "first" else [Topic.STATE | Topic.CLICK])
+    assert [hit for topics, hit in await sent_events(service) if topics is Topic.CLICK_RETRACTED] == [machine]
+    await assert_counts_match(service)
+
+
 async def test_after_a_retraction_the_message_has_the_state_of_the_latest_delivery_report(
     retracting: Service, clock: Clock
 ) -> None:
