@@ -198,13 +198,22 @@ DOCUMENTED: Mapping[str, Mapping[str, set[str]]] = {
             *("GET /sms/status/:message_id", "GET /sms/messages", "GET /sms/messages/unified", "GET /sms/messages/unified/export"),
             *("GET /sms/stats", "GET /sms/stats/daily", "GET /sms/stats/by-country"),
         },
-        "request field": {"conversion_url", "conversion_fields"},
+        "request field": {"to", "message", "sender_id", "conversion_url", "conversion_fields"},
+        "response field": {
+            *(f"messages.{name}" for name in ("dnis", "message_id", "segment_num")),
+            *(f"results.{name}" for name in ("dnis", "message_id", "segments", "status")),
+            *(f"summary.{name}" for name in ("total_recipients", "total_segments", "total_cost", "encoding", "accepted_count")),
+            *(f"summary.{name}" for name in ("blocked_count", "queue_error_count", "config_error_count", "db_error_count")),
+        },
         "placeholder": {
             *("{message_id}", "{phone}", "{recipient}", "{sender_id}", "{cost}"),
             *("{status}", "{status_code}", "{num_parts}", "{timestamp}", "{telecom_message_id}"),
         },
         "header": {"X-Api-Token", "X-API-Key"},
-        "error": {"DB_ERROR", "INSUFFICIENT_BALANCE"},
+        "error": {
+            *("DB_ERROR", "INSUFFICIENT_BALANCE", "INVALID_BODY", "INVALID_TO", "INVALID_MESSAGE", "INVALID_SENDER"),
+            "TOO_MANY_RECIPIENTS",
+        },
     },
 }
 

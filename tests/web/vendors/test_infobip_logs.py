@@ -117,6 +117,17 @@ async def test_the_infobip_report_of_a_message_that_was_clicked_before_its_deliv
     assert found["status"]["groupName"] == "DELIVERED"
 
 
+@pytest.mark.parametrize("version", [1, 2, 3])
+async def test_a_click_is_no_delivery_report_but_gives_the_message_of_infobip_the_status_delivered(
+    client: httpx.AsyncClient, version: int
+) -> None:
+    await click(client, await rewrite(client, "m-1"))
+    assert await results(client, f"/sms/{version}/reports") == []
+    for path in ("reports", "logs"):
+        [found] = await results(client, f"/sms/{version}/{path}", messageId="m-1")
+        assert found["status"]["groupName"] == "DELIVERED", path
+
+
 async def test_infobip_reports_of_delivered_and_failed_messages_have_the_documented_fields(
     client: httpx.AsyncClient, sent: list[str]
 ) -> None:
