@@ -82,11 +82,23 @@ class RateLimiter:
         cost = min(cost, capacity)
         if bucket.tokens < cost:
             self.limited += 1
-            return max(math.ceil((cost - bucket.tokens) * 60 / capacity), 1)
+            return self._seconds_until(bucket, cost, capacity)
         bucket.tokens -= cost
         if self._redis is not None:
             self._unshared[client] = self._unshared.get(client, 0) + cost
         return 0
+
+    def seconds_to_wait(self, client: int) -> int:
+        """Return what `take` would return for a request of this client, but take no token. A request above the limit is counted in
+        `limited`."""
+        bucket = self._buckets.get(client)
+        if bucket is None or not self._capacity:
+            return 0
+        self._refill(bucket, self._now_ms(), self._capacity)
+        if bucket.tokens >= 1:
+            return 0
+        self.limited += 1
+        return self._seconds_until(bucket, 1, self._capacity)
 
     async def share(self) -> int:
         """Exchange the counts of recent requests with the other processes through Redis. Return the number of clients whose counts
@@ -121,6 +133,10 @@ class RateLimiter:
         by_others = max(total - known - own, 0)
         bucket.tokens = max(bucket.tokens - by_others, 0.0)
         bucket.window, bucket.shared = window, total
+
+    def _seconds_until(self, bucket: _Bucket, cost: int, capacity: int) -> int:
+        """Return the seconds, at least 1, after which the bucket has the tokens for a request."""
+        return max(math.ceil((cost - bucket.tokens) * 60 / capacity), 1)
 
     def _refill(self, bucket: _Bucket, now: int, capacity: int) -> None:
         if now > bucket.at:

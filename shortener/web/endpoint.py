@@ -17,7 +17,7 @@ import enum
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import orjson
@@ -28,12 +28,12 @@ from starlette.responses import Response
 
 from shortener.accounts.directory import Principal
 from shortener.accounts.settings import Permission
-from shortener.clicks.client_address import client_address, hash_client
 from shortener.errors import ApiError, ErrorCode, StoreUnavailable
 from shortener.ids import MAX_COUNTED_ID
 from shortener.web.call_headers import find_header
 from shortener.web.idempotency import HEADER, idempotency_key, respond_once
 from shortener.web.large_responses import PiecesResponse, is_large, serialize_in_pieces
+from shortener.web.new_credentials import find_new_credential
 from shortener.web.request_body import BodyLimits, group_by_name, read_model
 from shortener.web.validation import InvalidInput, validate
 
@@ -276,13 +276,10 @@ async def _authenticate(endpoint: Endpoint, service: Service, request: Request) 
         return None
     principal = _find_principal(endpoint.caller, service, request)
     if principal is None:
-        is_present = _has_credential(endpoint.caller, request)
-        if is_present:
-            await service.directory.catch_up()
-            principal = _find_principal(endpoint.caller, service, request)
+        if _has_credential(endpoint.caller, request):  # A missing credential is not counted.
+            find = partial(_find_principal, endpoint.caller, service, request)
+            principal = await find_new_credential(service, request, find)
         if principal is None:
-            if is_present:  # A missing credential is not counted.
-                check_rejection_limit(service, request)
             raise ApiError(ErrorCode.UNAUTHORIZED, _reason_of_rejection(endpoint.caller, request))
     if endpoint.permission and endpoint.permission not in principal.permissions:
         raise ApiError(ErrorCode.FORBIDDEN, f"This API key does not have the permission {endpoint.permission}.")
@@ -325,15 +322,6 @@ def _reason_of_rejection(caller: Caller, request: Request) -> str | None:
             return "This call requires a tracker token (tt_...) in the X-Api-Token header. The request has an API key."
         return "The tracker token in the X-Api-Token header is missing, unknown or expired."
     return None
-
-
-def check_rejection_limit(service: Service, request: Request) -> None:
-    """Count a wrong credential. Raise ApiError RATE_LIMITED if the client sent too many (REJECTED_CREDENTIAL_LIMIT)."""
-    forwarded = ", ".join(request.headers.getlist("x-forwarded-for"))
-    peer = request.client.host if request.client else None
-    address = client_address(peer, forwarded, service.settings.trusted_proxies)
-    if wait := service.rate_limits.rejected_credentials.take(hash_client(address, service.client_key)):
-        raise ApiError(ErrorCode.RATE_LIMITED, retry_after=wait)
 
 
 def _find_by_api_key(service: Service, request: Request) -> Principal | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -22,7 +23,8 @@ from shortener.gateways.http import HttpSettings
 from shortener.gateways.reports import read_reports
 from shortener.gateways.store import REPORT_PATH
 from shortener.gateways.templates import parse_json
-from shortener.web.endpoint import Call, Caller, Endpoint, check_rejection_limit
+from shortener.web.endpoint import Call, Caller, Endpoint
+from shortener.web.new_credentials import find_new_credential
 from shortener.web.request_body import MAX_FORM_FIELDS, BodyLimits, read_body
 
 MAX_BODY_BYTES = 256 * 1024
@@ -56,10 +58,8 @@ async def _authenticate(call: Call[None, None]) -> GatewayEntry:
     directory, key = call.service.directory, call.request.path_params["report_key"].strip()
     gateway = directory.find_by_report_key(key)
     if gateway is None:
-        await directory.catch_up()
-        gateway = directory.find_by_report_key(key)
+        gateway = await find_new_credential(call.service, call.request, partial(directory.find_by_report_key, key))
     if gateway is None:
-        check_rejection_limit(call.service, call.request)
         raise ApiError(ErrorCode.UNAUTHORIZED, "The key in the path is not the report key of a gateway.")
     return gateway
 

@@ -55,6 +55,16 @@ def test_a_rate_limiter_returns_the_seconds_until_the_next_request_is_allowed(ti
     assert limiter.take(1) == 1
 
 
+def test_the_question_how_long_a_client_must_wait_takes_no_token_of_its_rate_limit(time: Time) -> None:
+    limiter = RateLimiter("x", 2, time)
+    assert [limiter.seconds_to_wait(1) for _ in range(5)] == [0] * 5
+    assert [limiter.take(1), limiter.seconds_to_wait(1), limiter.take(1)] == [0, 0, 0]
+    assert (limiter.seconds_to_wait(1), limiter.limited) == (30, 1)
+    time.now += MINUTE
+    assert [limiter.seconds_to_wait(1), limiter.take(1)] == [0, 0]
+    assert RateLimiter("x", 0, time).seconds_to_wait(1) == 0
+
+
 def test_a_rate_limit_of_zero_allows_any_number_of_requests(time: Time) -> None:
     limiter = RateLimiter("x", 0, time)
     assert not any(limiter.take(1) for _ in range(1000))

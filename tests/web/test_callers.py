@@ -187,6 +187,26 @@ async def test_a_client_that_sends_many_wrong_credentials_gets_429_but_its_reque
         assert (await client.get("/api/v1/sms/stats", headers=right)).status_code == 200
 
 
+async def test_a_wrong_credential_of_a_client_above_the_limit_causes_no_read_of_the_database(
+    make_service: MakeService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = await make_service(rejected_credential_limit=2)
+    reads = 0
+    read = service.directory.refresh
+
+    async def refresh() -> bool:
+        nonlocal reads
+        reads += 1
+        return await read()
+
+    monkeypatch.setattr(service.directory, "refresh", refresh)
+    paths = ["/api/v1/sms/stats", "/api/v1/postback/pk_guess?message_id=x", "/api/v1/gateways/reports/rk_guess"] * 2
+    async with client_of(service, {"X-API-Key": "sk_guess"}) as client:
+        statuses = [(await client.get(path)).status_code for path in paths]
+    assert statuses == [401, 401, 429, 429, 429, 429]
+    assert reads == 2
+
+
 async def test_a_401_response_links_to_the_list_of_errors_and_explains_which_credential_the_endpoint_requires(
     service: Service, credentials: Credentials
 ) -> None:
