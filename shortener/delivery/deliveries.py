@@ -316,11 +316,16 @@ def _permit_probe(connection: Connection, tracker_id: int | None, now: datetime)
     """End the pause of a circuit breaker that failures opened: the next delivery of the tracker is sent as a probe.
 
     Whoever replays a delivery expects that the receiver works again, and must not wait for up to five minutes. A pause that the
-    receiver requested with Retry-After does not end before MAX_FAILURES failures in a row."""
+    receiver requested with Retry-After does not end before MAX_FAILURES failures in a row. While a probe is in flight, the pause
+    does not end, because another process would send a second probe to a tracker that may be down."""
     if tracker_id is not None:
-        columns = trackers.c
+        columns, lane = trackers.c, f"t{tracker_id}"
         is_waiting = (columns.id == tracker_id, columns.open_until > now, columns.failures_in_row >= MAX_FAILURES)
-        connection.execute(update(trackers).where(*is_waiting).values(open_until=now))
+        # The pause during a probe ends with the lease of the probe (`claim_writer.py`).
+        ends_then = (deliveries.c.next_at == columns.open_until, deliveries.c.lease_until == columns.open_until)
+        is_probe = and_(deliveries.c.lane == lane, _IS_PENDING, deliveries.c.queue == RETRIES, *ends_then)
+        has_probe = select(deliveries.c.id).where(is_probe).exists()
+        connection.execute(update(trackers).where(*is_waiting, ~has_probe).values(open_until=now))
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,9 @@ from shortener.errors import ApiError, ErrorCode
 from shortener.model import DeliveryStatus, Topic
 from shortener.storage import schema
 from shortener.storage.types import to_ms
-from tests.conftest import NOON, Clock
+from tests.conftest import NOON, Clock, MakeService
 from tests.delivery.conftest import MakeTracker, Story, changes
-from tests.delivery.dispatching import fill
+from tests.delivery.dispatching import cancel_attempts, fill
 from tests.factory import rows
 from tests.receiver import Receiver, Reply
 
@@ -165,6 +165,34 @@ async def test_a_replay_is_sent_at_once_although_the_failed_attempts_opened_the_
     await service.dispatcher.flush()
     assert (await service.deliveries.get(row.id))[0].status is DELIVERED
     assert (await service.trackers.get(tracker)).health.open_until is None
+
+
+async def test_a_replay_during_a_probe_of_a_tracker_causes_no_second_probe_at_the_same_time(
+    service: Service, make_service: MakeService, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
+) -> None:
+    receiver.default_reply = 500
+    tracker = await make_tracker(receiver.url(), schedule=[1])
+    (dead,) = await fill(service, tracker, DEAD, 1)
+    await story.first_click()
+    await service.fanout.flush()
+    for _ in range(10):
+        await service.dispatcher.flush()
+        clock.forward(seconds=2)
+    await story.first_click()
+    await service.fanout.flush()
+    clock.forward(seconds=30)
+    receiver.take()
+    receiver.default_reply = Reply(hang=True)
+    await service.dispatcher.step()
+    await receiver.wait_for(1)
+    await service.deliveries.replay(dead, clock(), 1)
+    assert (await service.trackers.get(tracker)).health.breaker(to_ms(clock())) == "open", "until the probe has a result"
+    processes = [service] if service.database.dialect == "sqlite" else [service, await make_service()]
+    for process in processes:
+        await process.dispatcher.step()
+    assert sum(process.dispatcher.in_flight for process in processes) == 1
+    for process in processes:
+        cancel_attempts(process.dispatcher)
 
 
 async def test_a_replay_does_not_end_the_pause_that_a_tracker_requested_with_retry_after(
