@@ -8,20 +8,29 @@ from urllib.parse import urlsplit
 
 from starlette.requests import Request
 
+from shortener.portal.page import url
 from shortener.portal.security import SAFE_METHODS
 
 SIGN_IN_PATH = "/portal/signin"
 CODE_PATH = "/portal/signin/code"
 CONFIRM_PATH = "/portal/confirm"
+#: The query parameter with which a sign-in page says that a form was not sent and that its entries are lost.
+LOST_FORM_QUERY = "form-lost"
 
 
-def next_of(request: Request) -> str | None:
+def _next_of(request: Request) -> str | None:
     """Return the URL to continue with after the sign-in: the path of this request, and for a GET request also its query."""
     path = request.url.path
     query = request.url.query
     if path in ("/portal", "/portal/"):
         return None
     return path + ("?" + query if query and request.method in SAFE_METHODS else "")
+
+
+def sign_in_first(request: Request, path: str) -> str:
+    """Return the URL of the sign-in page at `path`, to which this request is redirected. It continues with the URL of the request.
+    If the request is a form, the page says that the form was not sent."""
+    return url(path, {"next": _next_of(request), LOST_FORM_QUERY: None if request.method in SAFE_METHODS else "1"})
 
 
 def previous_page(request: Request, default: str = "/portal/me") -> str:

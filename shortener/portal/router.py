@@ -32,7 +32,7 @@ from shortener.portal.confirmation import ask_for_password
 from shortener.portal.exports import AsgiResponse, Receive, Scope, Send
 from shortener.portal.formats import duration
 from shortener.portal.kept_entries import entries_of, load_entries
-from shortener.portal.locations import CODE_PATH, SIGN_IN_PATH, next_of
+from shortener.portal.locations import CODE_PATH, SIGN_IN_PATH, sign_in_first
 from shortener.portal.operators import Role
 from shortener.portal.page import ALL, KEPT_QUERY, PortalPage, Visit, url
 from shortener.portal.pages import all_pages
@@ -148,7 +148,7 @@ class Portal(PortalParts):
                 raise ApiError(ErrorCode.UNAUTHORIZED, "Sign in again.")
             return await self._request_sign_in(visit, token)
         if session.needs_code:
-            return None if page.allows_missing_code else visit.redirect(url(CODE_PATH, {"next": next_of(request)}))
+            return None if page.allows_missing_code else visit.redirect(sign_in_first(request, CODE_PATH))
         await self._mark_seen(session, visit)
         needed = page.role if request.method in SAFE_METHODS else page.post_role or page.role
         if "{app}" in page.path:
@@ -165,7 +165,7 @@ class Portal(PortalParts):
 
     async def _request_sign_in(self, visit: Visit, token: str | None) -> Response:
         """Return the response to a request without a session: the sign-in page, or a redirect to it. If the request is a form of an
-        operator whose session has expired, the sign-in page keeps the entries of the form."""
+        operator whose session has expired, the sign-in page keeps the entries of the form. Otherwise it says that they are lost."""
         request = visit.request
         if request.method not in SAFE_METHODS:
             operator_id = await self.service.database.read(find_expired, token) if token else None
@@ -176,7 +176,7 @@ class Portal(PortalParts):
                 await _read_form(visit)
                 if entries_of(visit):
                     return sign_in_again(visit, operator_id)
-        return visit.redirect(url(SIGN_IN_PATH, {"next": next_of(request)}))
+        return visit.redirect(sign_in_first(request, SIGN_IN_PATH))
 
     async def _mark_seen(self, session: OperatorSession, visit: Visit) -> None:
         if visit.now - session.seen_at >= SEEN_INTERVAL:

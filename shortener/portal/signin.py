@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from shortener.accounts.audit import Actor
 from shortener.portal import kept_entries, second_factor, sessions
-from shortener.portal.locations import CODE_PATH, CONFIRM_PATH, SIGN_IN_PATH, safe_next
+from shortener.portal.locations import CODE_PATH, CONFIRM_PATH, LOST_FORM_QUERY, SIGN_IN_PATH, safe_next
 from shortener.portal.operators import MAX_NAME_CHARACTERS
 from shortener.portal.page import PortalPage, Visit, url
 from shortener.storage.schema import operators
@@ -60,6 +60,7 @@ def _sign_in_page(visit: Visit, status: int = 200, *, error: str | None = None) 
         is_signed_out=visit.get("signed-out") is not None,
         kept=visit.form.get(kept_entries.FIELD, ""),
         is_too_large=False,
+        is_form_lost=visit.get(LOST_FORM_QUERY) is not None,
     )
 
 
@@ -76,6 +77,7 @@ def sign_in_again(visit: Visit, operator_id: int) -> Response:
         is_signed_out=False,
         kept=sealed or "",
         is_too_large=sealed is None,
+        is_form_lost=False,
     )
 
 
@@ -141,7 +143,9 @@ async def code_form(visit: Visit) -> Response:
 
 
 def _code_page(visit: Visit, status: int = 200, *, error: str | None = None) -> Response:
-    return visit.render("code.html", status, title="Second factor", error=error, next=safe_next(visit.get("next")))
+    is_form_lost = visit.get(LOST_FORM_QUERY) is not None
+    next_page = safe_next(visit.get("next"))
+    return visit.render("code.html", status, title="Second factor", error=error, next=next_page, is_form_lost=is_form_lost)
 
 
 async def check_code(visit: Visit) -> Response:

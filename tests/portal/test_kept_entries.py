@@ -155,6 +155,9 @@ async def test_the_entries_survive_the_code_of_the_second_factor(service: Servic
     assert redirect.headers["location"].startswith("/portal/signin/code?next=")
     page = await browser.get(redirect.headers["location"])
     assert "typed" not in page.text
+    assert "not kept" not in page.text
+    lost = await browser.post(NEW, data=TYPED)
+    assert "Its entries were not kept" in (await browser.get(lost.headers["location"])).text, "a form before the code is lost"
     (action,) = re.findall(r'action="(/portal/signin/code[^"]*)"', page.text)
     done = await browser.post(html.unescape(action), data={"code": pyotp.TOTP(secret).at(clock.now)})
     assert "typed &quot;name&quot;" in (await browser.get(done.headers["location"])).text
@@ -169,7 +172,12 @@ async def test_no_entries_are_kept_without_an_expired_session(
     await service.database.write(lambda connection: connection.execute(delete(schema.operator_sessions)))
     for browser in (stranger, forged, ended):
         response = await browser.post(NEW, data=TYPED)
-        assert (response.status_code, response.headers["location"]) == (303, "/portal/signin?next=%2Fportal%2F1%2Ftrackers%2Fnew")
+        location = "/portal/signin?next=%2Fportal%2F1%2Ftrackers%2Fnew&form-lost=1"
+        assert (response.status_code, response.headers["location"]) == (303, location)
+        page = (await browser.get(location)).text
+        assert "the form was not sent and nothing was changed. Its entries were not kept" in page
+        assert "typed" not in page
+        assert "not kept" not in (await browser.get((await browser.get(NEW)).headers["location"])).text, "no form was sent"
     foreign = await ended.post(NEW, data=TYPED, headers={"Sec-Fetch-Site": "cross-site"})
     assert foreign.status_code == 403
     assert 'name="kept"' not in foreign.text
