@@ -186,6 +186,7 @@ async def _play(printer: _Printer, receiver: Any, receiver_url: str, base: str, 
 
         printer.step("A preview bot opens the link: it is redirected, stored as suspected, and does not count as a click")
         await tap(link, PREVIEW)
+        await call("GET", f"/api/v1/clicks?message_id={message_id}", key)
         printer.step("The person taps the link: redirected after the click is stored durably; the message becomes CLICKTHRU")
         redirect = await tap(link, PHONE)
         await show_received(2)

@@ -151,6 +151,10 @@ def test_the_demo_command_prints_every_step_from_the_rewrite_to_the_conversion_o
     lines = [orjson.loads(line) for line in shell("demo", "--json").stdout.splitlines()]
     titles = [line["title"] for line in lines if "title" in line]
     assert len(titles) == 9
+    [clicks] = [
+        orjson.loads(line["body"])["clicks"] for line in lines if line.get("step") == 4 and '"clicks"' in line.get("body", "")
+    ]
+    assert [hit["verdict"] for hit in clicks] == ["suspected"], "step 4 shows that the hit of the preview bot is stored"
     received = [line for line in lines if line.get("what") == "received"]
     assert len(received) == 4
     assert all("signature: right" in line["text"] for line in received)
