@@ -82,10 +82,14 @@ $(VENV)/bin/python:
 		"Python 3.11 to 3.14 is required, but $(PYTHON) is %d.%d. Choose another one: make PYTHON=python3.12" % v)'
 	@$(PYTHON) -m venv $(VENV)
 
+# With this mode, a program that is started beside the clone imports the package and not the folder of the clone, which is also named
+# `shortener`.
+EDITABLE := --config-settings editable_mode=compat
+
 $(VENV)/.runtime: requirements.lock | $(VENV)/bin/python
 	@echo "Installing the locked dependencies ..."
 	@$(PIP) --require-hashes --requirement requirements.lock
-	@$(PIP) --no-deps --no-build-isolation --editable . 2>/dev/null
+	@$(PIP) --no-deps --no-build-isolation $(EDITABLE) --editable . 2>/dev/null
 	@touch $@
 
 $(VENV)/.dev: requirements-dev.lock $(VENV)/.runtime

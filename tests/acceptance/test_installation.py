@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,15 +22,21 @@ def run(*command: str | Path, code: int = 0) -> str:
     return done.stdout + done.stderr
 
 
+def copy_source(folder: Path) -> Path:
+    """Copy the files that an installation needs, and return the folder of the copies."""
+    source = folder / "source"
+    shutil.copytree(ROOT / "shortener", source / "shortener", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    return source
+
+
 @pytest.fixture(scope="module")
 def client_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The interpreter of a virtual environment with the wheel and the extra `client`. The test is skipped
     if no package registry can be reached."""
     folder = tmp_path_factory.mktemp("installation")
-    source = folder / "source"
-    shutil.copytree(ROOT / "shortener", source / "shortener", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
+    source = copy_source(folder)
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet")
     run(*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, source)
     (wheel,) = folder.glob("*.whl")
@@ -59,3 +67,18 @@ def test_the_serve_command_prints_how_to_install_the_missing_extra_server(client
     text = run(client_python.parent / "shortener", "serve", code=1)
     assert "pip install 'sms-shortener[server]'" in text
     assert "Traceback" not in text
+
+
+def test_a_program_that_is_started_beside_the_clone_imports_the_client_that_make_run_installed(tmp_path: Path) -> None:
+    """The clone is a folder named `shortener` too. Python must not import it as a package."""
+    (mode,) = re.findall(r"^EDITABLE := --config-settings editable_mode=(\w+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    build = f"from setuptools import build_meta; print(build_meta.build_editable({str(tmp_path)!r}, {{'editable_mode': {mode!r}}}))"
+    subprocess.run([sys.executable, "-c", build], cwd=copy_source(tmp_path), check=True, capture_output=True, timeout=300)
+    (wheel,) = tmp_path.glob("*.whl")
+    installed, beside = tmp_path / "installed", tmp_path / "beside"
+    zipfile.ZipFile(wheel).extractall(installed)
+    (beside / "shortener" / "shortener").mkdir(parents=True)
+    (beside / "shortener" / "README.md").touch()
+    paths = f"import site, sys; site.addsitedir({str(installed)!r}); sys.path.insert(0, {str(beside)!r})"
+    printed = run(sys.executable, "-I", "-c", f"{paths}; from shortener import client; print(client.__file__)")
+    assert printed.strip() == str(tmp_path / "source" / "shortener" / "client" / "__init__.py")
