@@ -34,7 +34,7 @@ from shortener.portal.formats import duration
 from shortener.portal.kept_entries import entries_of, load_entries
 from shortener.portal.locations import CODE_PATH, SIGN_IN_PATH, sign_in_first
 from shortener.portal.operators import Role
-from shortener.portal.page import ALL, KEPT_QUERY, PortalPage, Visit, url
+from shortener.portal.page import ALL, KEPT_QUERY, PortalPage, Visit
 from shortener.portal.pages import all_pages
 from shortener.portal.parts import PortalParts
 from shortener.portal.rendering import Renderer
