@@ -10,6 +10,7 @@ Every function raises ApiError: BODY_TOO_LARGE, UNSUPPORTED_MEDIA_TYPE, INVALID_
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -31,7 +32,8 @@ MAX_FORM_FIELDS = 1000
 MAX_OBJECT_FIELDS = 1000
 MIN_LIST_ITEMS = 1000  # a list may have this number of items even if BATCH_LIMIT is lower
 MAX_TEXT_LENGTH = 100_000  # maximum number of characters of one text or name
-_RECIPIENT_LISTS = ("to", "message_id")  # the fields of a rewrite with one item for each recipient
+#: The paths of the fields of a rewrite with one item for each recipient. A batch is the body or its field `messages`.
+_RECIPIENT_LIST = re.compile(r"((messages\.)?[0-9]+\.)?(to|message_id)")
 MAX_DEPTH = 32  # maximum depth of nested lists and objects
 _VALUES_PER_ITEM, _MORE_VALUES, _MAX_VALUES = 200, 10_000, 1_000_000
 
@@ -173,7 +175,7 @@ def check_sizes(data: Any, limits: BodyLimits) -> None:
                         raise _invalid(path, f"must not have a field name of more than {MAX_TEXT_LENGTH} characters")
             elif isinstance(value, list):
                 if len(value) > max_items:
-                    if limits.has_batch and path.rpartition(".")[2] in _RECIPIENT_LISTS:
+                    if limits.has_batch and _RECIPIENT_LIST.fullmatch(path):
                         raise limits.too_many(f"{path} must have at most {limits.max_batch} items (BATCH_LIMIT), not {len(value)}.")
                     raise _invalid(path, f"must have at most {max_items} items, not {len(value)}")
                 members = enumerate(value)

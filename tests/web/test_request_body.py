@@ -104,6 +104,30 @@ def test_a_request_with_too_many_items_is_rejected_before_its_items_are_validate
     assert raised.value.description == "One request must have at most 1000 items (BATCH_LIMIT), not 1001."
 
 
+TOO_LONG = ["x"] * 1001
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        ({"to": TOO_LONG}, ErrorCode.BATCH_TOO_LARGE),
+        ({"message_id": TOO_LONG}, ErrorCode.BATCH_TOO_LARGE),
+        ({"messages": [{}, {"to": TOO_LONG}]}, ErrorCode.BATCH_TOO_LARGE),
+        ([{"message_id": TOO_LONG}], ErrorCode.BATCH_TOO_LARGE),
+        ({"metadata": {"to": TOO_LONG}}, ErrorCode.INVALID_REQUEST),
+        ({"messages": [{"metadata": {"to": TOO_LONG}}]}, ErrorCode.INVALID_REQUEST),
+        ({"messages": {"x": {"to": TOO_LONG}}}, ErrorCode.INVALID_REQUEST),
+        ({"parameters": [{"message_id": TOO_LONG}]}, ErrorCode.INVALID_REQUEST),
+    ],
+)
+def test_only_a_long_list_of_recipients_is_batch_too_large_and_not_a_long_list_of_the_same_name_elsewhere(
+    data: Any, code: ErrorCode
+) -> None:
+    with pytest.raises(ApiError) as raised:
+        check_sizes(data, LIMITS)
+    assert raised.value.code is code
+
+
 @pytest.mark.parametrize("data", [1, None, "text", nested(MAX_DEPTH), {"messages": [{"to": ["x"] * 1000}] * 1000}])
 def test_a_request_body_within_the_limits_is_accepted(data: Any) -> None:
     check_sizes(data, LIMITS)
