@@ -84,7 +84,7 @@ class CountDelta:
 
         def order(entry: tuple[tuple[int, int, str, int, int], int | Decimal]) -> tuple[int, int, int, int]:
             (cohort, slot, _, sent, link_set), _ = entry
-            return cohort, link_set, sent, slot  # Entries of one origin follow each other.
+            return origin_order(cohort, slot, sent, link_set)
 
         entries = sorted(self._amounts.items(), key=order)
         for first in range(0, len(entries), max_entries):
@@ -105,6 +105,13 @@ class CountDelta:
             key = (cohort, time_slot, metric)
             sums[key] = sums.get(key, 0) + amount
         return list(sums.items())
+
+
+def origin_order(cohort: int, slot: int, sent: int | None, link_set: int) -> tuple[int, int, int, int]:
+    """Return the key that sorts entries of count deltas by origin. Similar origins are near each other.
+
+    `sent` is None for an entry of an older release, which stored no message time slots."""
+    return cohort, link_set, -1 if sent is None else sent, slot
 
 
 def sent_slot(message: int) -> int:

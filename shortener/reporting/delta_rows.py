@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import orjson
 from sqlalchemy import Connection, select
 
+from shortener.outbox.count_deltas import origin_order
 from shortener.reporting.rollup_data import EXACT
 from shortener.reporting.rollups import CountedEvent
 from shortener.storage import raw_sql
@@ -96,9 +97,9 @@ def _event(entry: _Entry) -> tuple[CountedEvent, int | Decimal]:
 
 
 def _order(entry: _Entry) -> tuple[int, int, int, int]:
-    """Return the key that sorts entries so that those of one origin follow each other, and similar origins are near."""
+    """Return the key that sorts entries by origin."""
     (cohort, slot, _, _), (sent, link_set) = entry
-    return cohort, link_set, -1 if sent is None else sent, slot
+    return origin_order(cohort, slot, sent, link_set)
 
 
 class DeltaBatch(NamedTuple):

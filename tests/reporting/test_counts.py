@@ -116,6 +116,18 @@ async def test_one_run_of_fold_adds_the_amounts_of_few_origins_so_that_clicks_do
     assert await database.read(count_deltas_left) == 0
 
 
+async def test_a_split_count_delta_has_the_order_in_which_a_merge_sorts_entries(database: Database) -> None:
+    delta = CountDelta()
+    for number in range(12):
+        delta.add_slots(number % 2, NOON_SLOT - number % 3, "clicks", NOON_SLOT - number % 4, number % 2)
+    split = [entry for part in delta.split(5) for entry in zip(part.data(), part.origins(), strict=True)]
+    for row in (1, 2):
+        await database.write(count_deltas.append, row, delta)
+    await database.write(counts.merge)
+    merged = [((*key,), (*origin,)) for (*key, _), origin in await database.read(entries_left)]
+    assert [((*key,), origin) for (*key, _), origin in split] == merged
+
+
 async def test_a_merge_of_count_deltas_leaves_fewer_rows_with_the_same_sums_sorted_by_origin(database: Database) -> None:
     def write_deltas(connection: Connection) -> None:
         for row in range(40):
