@@ -1,14 +1,14 @@
-"""This module writes the audit log: the actions of operators in the portal and on the command line, attempts to sign in, erasures
-of personal data, and changes of links. Rows are never changed. The purge deletes them after 400 days (retention/purge.py). A row
-contains the changed values before and after the action, without secrets: no passwords, tokens, keys, codes and no unmasked phone
-numbers.
+"""This module writes the audit log: the actions of operators in the portal, attempts to sign in, changes of operators, keys and
+tokens by the command line and the API, erasures of personal data, and changes of links. Rows are never changed. The purge deletes
+them after 400 days (retention/purge.py). A row contains the changed values before and after the action, without secrets: no
+passwords, tokens, keys, codes and no unmasked phone numbers.
 """
 
 # Tested by tests/portal/test_operators.py, tests/web/test_links.py and tests/retention/test_erasure.py
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -33,6 +33,11 @@ class Actor:
 
 
 COMMAND_LINE = Actor(name="command line")
+
+
+def key_actor(key_id: int) -> str:
+    """Return the name of the actor of changes with an API key, in the audit log and in the history of a link."""
+    return f"key {key_id}"
 
 
 def record(
@@ -64,6 +69,30 @@ def record(
             after=_masked(after),
         )
     )
+
+
+@dataclass(frozen=True, slots=True)
+class AuditWriter:
+    """An actor and the function that returns the ids of its rows in the audit log."""
+
+    actor: Actor
+    new_id: Callable[[], int]
+
+    def add(
+        self,
+        connection: Connection,
+        now: datetime,
+        action: str,
+        subject: str = "",
+        *,
+        application_id: int | None = None,
+        before: Mapping[str, Any] | None = None,
+        after: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Add a row to the audit log, as `record`."""
+        record(
+            connection, self.new_id(), now, self.actor, action, subject, application_id=application_id, before=before, after=after
+        )
 
 
 def _masked(value: Any) -> Any:

@@ -66,14 +66,6 @@ def create_key(
     return key
 
 
-def limit_key(connection: Connection, key_id: int, rate_limit: int | None) -> None:
-    """Set or remove the rate limit of an API key, in requests per minute. Raise ApiError NOT_FOUND."""
-    table = schema.api_keys
-    if not connection.execute(update(table).where(table.c.id == key_id).values(rate_limit=rate_limit)).rowcount:
-        raise ApiError(ErrorCode.NOT_FOUND, f"There is no key {key_id}.")
-    increment_version(connection)
-
-
 def revoke_key(connection: Connection, key_id: int, now: datetime) -> None:
     """Revoke an API key. Raise ApiError NOT_FOUND if the key does not exist or is already revoked."""
     table = schema.api_keys
@@ -94,8 +86,8 @@ def list_keys(connection: Connection, application_id: int | None = None) -> list
     return [{str(name): value for name, value in row._mapping.items() if name != "hash"} for row in connection.execute(statement)]
 
 
-def find_key(connection: Connection, application_id: int, key_id: int) -> dict[str, Any]:
-    """Return an API key of an application with the columns of `list_keys`. Raise ApiError NOT_FOUND."""
+def find_key(connection: Connection, application_id: int | None, key_id: int) -> dict[str, Any]:
+    """Return an API key of an application, or of any application, with the columns of `list_keys`. Raise ApiError NOT_FOUND."""
     found = next((row for row in list_keys(connection, application_id) if row["id"] == key_id), None)
     if found is None:
         raise ApiError(ErrorCode.NOT_FOUND, f"There is no key {key_id}.")

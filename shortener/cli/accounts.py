@@ -11,6 +11,7 @@ import click
 from shortener.accounts.settings import DEFAULT_PERMISSIONS, PERMISSIONS, fallback_problems
 from shortener.cli.common import (
     async_command,
+    command_line_audit,
     confirm,
     describe_application,
     json_option,
@@ -253,13 +254,13 @@ def keys() -> None:
 @async_command
 async def create_key(application: int, name: str, permissions: tuple[str, ...], rate_limit: int | None, as_json: bool) -> None:
     """Create an API key and print it. The key is stored hashed and is never shown again."""
-    from shortener.accounts import credentials
+    from shortener.accounts import audited_credentials
     from shortener.model import utcnow
 
     granted = PERMISSIONS if "all" in permissions else permissions or DEFAULT_PERMISSIONS
     async with open_store() as database:
-        key = await database.write(credentials.create_key, application, name, granted, utcnow(), rate_limit)
-        stored = await database.read(credentials.find_key_of_text, key)
+        audit = command_line_audit(database)
+        key, stored = await database.write(audited_credentials.create_key, audit, application, name, granted, utcnow(), rate_limit)
     fields = {"api_key": key, "key_id": stored["id"], "permissions": sorted(granted)}
     print_result(fields, as_json, lambda: click.echo(key))
 
@@ -287,10 +288,12 @@ async def list_keys(application: int | None, as_json: bool) -> None:
 @async_command
 async def update_key(key: int, rate_limit: int, as_json: bool) -> None:
     """Change the rate limit of an API key. Every node applies the new limit within a second."""
-    from shortener.accounts import credentials
+    from shortener.accounts import audited_credentials
+    from shortener.model import utcnow
 
     async with open_store() as database:
-        await database.write(credentials.limit_key, key, rate_limit or None)
+        audit, changes = command_line_audit(database), {"rate_limit": rate_limit or None}
+        await database.write(audited_credentials.update_key, audit, None, key, changes, utcnow())
     text = f"{rate_limit} requests per minute" if rate_limit else "no limit"
     print_result({"id": key, "rate_limit": rate_limit or None}, as_json, lambda: click.echo(f"key {key} has {text}"))
 
@@ -302,7 +305,7 @@ async def update_key(key: int, rate_limit: int, as_json: bool) -> None:
 @async_command
 async def revoke_key(key: int, yes: bool, as_json: bool) -> None:
     """Revoke an API key by its id. The key stops working on every node within a second."""
-    from shortener.accounts import credentials
+    from shortener.accounts import audited_credentials, credentials
     from shortener.model import utcnow
 
     async with open_store() as database:
@@ -312,7 +315,7 @@ async def revoke_key(key: int, yes: bool, as_json: bool) -> None:
         if found is not None:
             owner = await describe_application(database, found["application_id"])
             confirm(f"Key {key} ({found['name'] or found['hint']}) of {owner} stops working at once and for ever.", yes)
-        await database.write(credentials.revoke_key, key, utcnow())
+        await database.write(audited_credentials.revoke_key, command_line_audit(database), None, key, utcnow())
     print_result({"id": key, "revoked": True}, as_json, lambda: click.echo(f"key {key} is revoked"))
 
 
@@ -335,7 +338,7 @@ def tokens() -> None:
 @async_command
 async def rotate_token(application: int, overlap: timedelta, yes: bool, as_json: bool) -> None:
     """Create a new tracker token and print it. The previous token stays valid for the time --overlap."""
-    from shortener.accounts import credentials
+    from shortener.accounts import audited_credentials
     from shortener.model import utcnow
     from shortener.storage.types import to_iso
 
@@ -343,6 +346,7 @@ async def rotate_token(application: int, overlap: timedelta, yes: bool, as_json:
         if not overlap:
             owner = await describe_application(database, application)
             confirm(f"The present tracker token of {owner} stops working at once.", yes)
-        token, until = await database.write(credentials.rotate_token, application, utcnow(), overlap)
+        audit = command_line_audit(database)
+        token, until = await database.write(audited_credentials.rotate_token, audit, application, utcnow(), overlap)
     fields = {"tracker_token": token, "previous_valid_until": to_iso(until)}
     print_result(fields, as_json, lambda: print_fields(fields))

@@ -25,6 +25,7 @@ from shortener.lean_imports import import_without_extras
 from shortener.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
+    from shortener.accounts.audit import AuditWriter
     from shortener.redis.link_cache import LinkCache
 
 P = ParamSpec("P")
@@ -218,6 +219,14 @@ async def open_cache() -> AsyncIterator[LinkCache]:
     finally:
         if redis is not None:
             await redis.close()
+
+
+def command_line_audit(database: Any) -> AuditWriter:
+    """Return the writer that adds rows about the command line to the audit log."""
+    from shortener.accounts.audit import COMMAND_LINE, AuditWriter
+    from shortener.ids import IdGenerator
+
+    return AuditWriter(COMMAND_LINE, IdGenerator(database.node))
 
 
 def print_result(data: Any, as_json: bool, print_text: Callable[[], None]) -> None:

@@ -7,7 +7,16 @@ from datetime import datetime, timedelta
 
 import click
 
-from shortener.cli.common import async_command, json_option, load_settings, open_store, print_fields, print_result, print_table
+from shortener.cli.common import (
+    async_command,
+    command_line_audit,
+    json_option,
+    load_settings,
+    open_store,
+    print_fields,
+    print_result,
+    print_table,
+)
 from shortener.cli.parameters import DURATION, ID, TIME, ApplicationCommand
 from shortener.ids import CONVERSION_IDS, REFUSED_REPORT_IDS, PublicIds
 
@@ -159,11 +168,12 @@ def postback_keys() -> None:
 @async_command
 async def create_postback_key(application: int, name: str, as_json: bool) -> None:
     """Create a postback key and print the URL for the network. The key is stored hashed and is never shown again."""
-    from shortener.accounts import postback_keys as keys
+    from shortener.accounts import audited_credentials
     from shortener.model import utcnow
 
     async with open_store() as database:
-        key_id, key = await database.write(keys.create_postback_key, application, name, utcnow())
+        audit = command_line_audit(database)
+        key_id, key = await database.write(audited_credentials.create_postback_key, audit, application, name, utcnow())
     fields = {"id": key_id, "postback_key": key, "url": _url(key)}
     print_result(fields, as_json, lambda: print_fields(fields))
 
@@ -195,12 +205,14 @@ async def list_postback_keys(application: int | None, as_json: bool) -> None:
 @async_command
 async def rotate_postback_key(key: int, overlap: timedelta, as_json: bool) -> None:
     """Replace a postback key by its id, and print the new URL. The previous key stays valid for the time --overlap."""
-    from shortener.accounts import postback_keys as keys
+    from shortener.accounts import audited_credentials
     from shortener.model import utcnow
     from shortener.storage.types import to_iso
 
     async with open_store() as database:
-        key_id, new_key, until = await database.write(keys.rotate_postback_key, None, key, utcnow(), overlap)
+        key_id, new_key, until = await database.write(
+            audited_credentials.rotate_postback_key, command_line_audit(database), None, key, utcnow(), overlap
+        )
     fields = {"id": key_id, "postback_key": new_key, "url": _url(new_key), "previous_valid_until": to_iso(until)}
     print_result(fields, as_json, lambda: print_fields(fields))
 
@@ -211,11 +223,11 @@ async def rotate_postback_key(key: int, overlap: timedelta, as_json: bool) -> No
 @async_command
 async def revoke_postback_key(key: int, as_json: bool) -> None:
     """Revoke a postback key by its id. The key stops working on every node within a second."""
-    from shortener.accounts import postback_keys as keys
+    from shortener.accounts import audited_credentials
     from shortener.model import utcnow
 
     async with open_store() as database:
-        await database.write(keys.revoke_postback_key, None, key, utcnow())
+        await database.write(audited_credentials.revoke_postback_key, command_line_audit(database), None, key, utcnow())
     print_result({"id": key, "revoked": True}, as_json, lambda: click.echo(f"postback key {key} is revoked"))
 
 

@@ -55,11 +55,6 @@ CHANGE_COLUMNS = (
 )
 
 
-def key_actor(key_id: int) -> str:
-    """Return the actor that the history shows for changes with an API key."""
-    return f"key {key_id}"
-
-
 def parse_changes(requested: Mapping[str, Any], application: Application, hosts: TargetHosts, now: datetime) -> dict[str, Any]:
     """Validate requested changes. Return them in their stored form: JSON values by field, as `write_changes` requires.
 

@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from shortener.accounts.audit import Actor, AuditWriter, key_actor
 from shortener.accounts.directory import Principal
 from shortener.accounts.settings import Permission
 from shortener.errors import ApiError, ErrorCode, StoreUnavailable
@@ -102,6 +103,11 @@ class Call(Generic[Query, Body]):
     def application_id(self) -> int:
         """The id of the application to which the caller's credential belongs."""
         return self.principal.application.id
+
+    @property
+    def audit(self) -> AuditWriter:
+        """The writer of rows about the caller's API key in the audit log."""
+        return AuditWriter(Actor(name=key_actor(self.principal.key_id)), self.service.ids)
 
 
 @dataclass(frozen=True)

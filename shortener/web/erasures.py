@@ -7,8 +7,6 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from shortener.accounts.audit import Actor
-from shortener.clicks.link_changes import key_actor
 from shortener.clicks.user_agents import load_expressions
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.messages.phone_numbers import PhoneNumberError, parse_number
@@ -71,7 +69,7 @@ async def create(call: Call[None, ErasureRequest]) -> dict[str, Any]:
             "Nothing was erased because the link cache (Redis) is unavailable.",
             retry_after=RETRY_AFTER_SECONDS,
         )
-    audit = ErasureAudit(Actor(name=key_actor(call.principal.key_id)), service.ids)
+    audit = ErasureAudit(call.audit.actor, service.ids)
     if body.message_id is not None:
         await load_expressions()
         erased = await service.database.write(erase_message, application_id, body.message_id, service.clock(), audit)

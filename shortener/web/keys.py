@@ -11,9 +11,8 @@ from datetime import timedelta
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
-from sqlalchemy import Connection
 
-from shortener.accounts import credentials
+from shortener.accounts import audited_credentials, credentials
 from shortener.accounts.settings import DEFAULT_PERMISSIONS, Permission
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.storage.types import to_iso
@@ -144,13 +143,15 @@ async def create(call: Call[None, KeyCreateRequest]) -> Mapping[str, Any]:
         reason = f"this API key does not have {', '.join(missing)}, so it cannot grant it"
         raise ApiError(ErrorCode.FORBIDDEN, details=[Detail("permissions", reason)])
 
-    def write(connection: Connection) -> tuple[str, dict[str, Any]]:
-        key = credentials.create_key(
-            connection, call.application_id, request.name, request.permissions, service.clock(), request.rate_limit
-        )
-        return key, credentials.find_key_of_text(connection, key)
-
-    key, row = await service.database.write(write)
+    key, row = await service.database.write(
+        audited_credentials.create_key,
+        call.audit,
+        call.application_id,
+        request.name,
+        request.permissions,
+        service.clock(),
+        request.rate_limit,
+    )
     await service.directory.refresh()
     return {"status": True, "api_key": key, "key_id": row["id"], "key": _key_fields(call, row)}
 
@@ -164,12 +165,10 @@ async def update(call: Call[None, KeyUpdateRequest]) -> Mapping[str, Any]:
     if "rate_limit" in changes:
         _check_rate_limit(call, changes["rate_limit"])
 
-    def write(connection: Connection) -> dict[str, Any]:
-        key_id = call.path["api_key_id"]
-        credentials.update_key(connection, call.application_id, key_id, changes)
-        return credentials.find_key(connection, call.application_id, key_id)
-
-    row = await service.database.write(write)
+    key_id = call.path["api_key_id"]
+    row = await service.database.write(
+        audited_credentials.update_key, call.audit, call.application_id, key_id, changes, service.clock()
+    )
     await service.directory.refresh()
     return {"status": True, "key": _key_fields(call, row)}
 
@@ -180,12 +179,7 @@ async def revoke(call: Call[None, None]) -> Mapping[str, Any]:
     if key_id == call.principal.key_id:
         raise ApiError(ErrorCode.CONFLICT, "A key cannot revoke itself. Use another key, or the command line.")
 
-    def write(connection: Connection) -> dict[str, Any]:
-        credentials.find_key(connection, call.application_id, key_id)
-        credentials.revoke_key(connection, key_id, service.clock())
-        return credentials.find_key(connection, call.application_id, key_id)
-
-    row = await service.database.write(write)
+    row = await service.database.write(audited_credentials.revoke_key, call.audit, call.application_id, key_id, service.clock())
     await service.directory.refresh()
     return {"status": True, "key": _key_fields(call, row)}
 
@@ -206,7 +200,9 @@ async def rotate_token(call: Call[None, TokenRotateRequest | None]) -> Mapping[s
     """Create a tracker token. The previous token stays valid for the seconds in the field `overlap` of the request."""
     service = call.service
     overlap = timedelta(seconds=DEFAULT_OVERLAP_SECONDS if call.body is None else call.body.overlap)
-    token, until = await service.database.write(credentials.rotate_token, call.application_id, service.clock(), overlap)
+    token, until = await service.database.write(
+        audited_credentials.rotate_token, call.audit, call.application_id, service.clock(), overlap
+    )
     await service.directory.refresh()
     return {"status": True, "tracker_token": token, "previous_valid_until": to_iso(until)}
 

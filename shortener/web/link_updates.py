@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import AliasChoices, Field
 
-from shortener.clicks.link_changes import change_warnings, key_actor, parse_changes
+from shortener.clicks.link_changes import change_warnings, parse_changes
 from shortener.clicks.link_updates import (
     LinkSelection,
     create_update,
@@ -88,7 +88,7 @@ async def update_many(call: Call[None, LinksUpdateRequest]) -> dict[str, Any]:
             call.application_id,
             selection,
             changes,
-            actor=key_actor(call.principal.key_id),
+            actor=call.audit.actor.name,
             new_id=service.ids,
             clock=service.clock,
         )
@@ -113,7 +113,7 @@ async def show_update(call: Call[None, None]) -> dict[str, Any]:
 async def stop(call: Call[None, None]) -> dict[str, Any]:
     """Stop one update of links."""
     service = call.service
-    actor = key_actor(call.principal.key_id)
+    actor = call.audit.actor.name
     return _update(
         await service.database.write(
             lambda connection: stop_update(

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from shortener.accounts import postback_keys
+from shortener.accounts import audited_credentials, postback_keys
 from shortener.errors import ErrorCode
 from shortener.storage.types import to_iso
 from shortener.web.endpoint import Call, DeletedResponse, Endpoint, RequestModel, ResponseModel
@@ -75,7 +75,7 @@ async def create(call: Call[None, PostbackKeyRequest]) -> Mapping[str, Any]:
     """Create a postback key of the application, and return its plain text once."""
     service = call.service
     key_id, key = await service.database.write(
-        postback_keys.create_postback_key, call.application_id, call.body.name, service.clock()
+        audited_credentials.create_postback_key, call.audit, call.application_id, call.body.name, service.clock()
     )
     await service.directory.refresh()
     return _new_key(call, key_id, key, None)
@@ -99,7 +99,12 @@ async def rotate(call: Call[None, RotatePostbackKeyRequest | None]) -> Mapping[s
     service = call.service
     hours = DEFAULT_OVERLAP_HOURS if call.body is None else call.body.overlap_hours
     key_id, key, until = await service.database.write(
-        postback_keys.rotate_postback_key, call.application_id, call.path["key_id"], service.clock(), timedelta(hours=hours)
+        audited_credentials.rotate_postback_key,
+        call.audit,
+        call.application_id,
+        call.path["key_id"],
+        service.clock(),
+        timedelta(hours=hours),
     )
     await service.directory.refresh()
     return _new_key(call, key_id, key, to_iso(until))
@@ -108,7 +113,9 @@ async def rotate(call: Call[None, RotatePostbackKeyRequest | None]) -> Mapping[s
 async def revoke(call: Call[None, None]) -> DeletedResponse:
     """Revoke a postback key of the application."""
     service = call.service
-    await service.database.write(postback_keys.revoke_postback_key, call.application_id, call.path["key_id"], service.clock())
+    await service.database.write(
+        audited_credentials.revoke_postback_key, call.audit, call.application_id, call.path["key_id"], service.clock()
+    )
     await service.directory.refresh()
     return DeletedResponse()
 

@@ -95,6 +95,21 @@ def test_commands_create_and_revoke_api_keys_and_rotate_tracker_tokens(shell: Sh
     rotated = shell.json("tokens", "rotate", number, "--overlap", "24h")
     assert set(rotated) == {"tracker_token", "previous_valid_until"}
     assert "not a duration" in shell("tokens", "rotate", number, "--overlap", "soon", code=2).stderr
+    created = shell.json("postback-keys", "create", number, "--name", "network")
+    shell("postback-keys", "revoke", str(created["id"]))
+    with contextlib.closing(sqlite3.connect(shell.folder / "shortener.db")) as connection:
+        rows = connection.execute("SELECT operator, action, object, application_id FROM audit_log ORDER BY id").fetchall()
+    hints = [one["hint"] for one in shell.json("keys", "list", number)]
+    assert {row[0] for row in rows} == {"command line"}
+    assert [row[1:] for row in rows] == [
+        ("api_key_created", "reader", int(number)),
+        ("api_key_revoked", "reader", int(number)),
+        ("api_key_changed", "default", int(number)),
+        *(("api_key_created", hint, int(number)) for hint in hints[2:]),
+        ("tracker_token_rotated", "", int(number)),
+        ("postback_key_created", "network", int(number)),
+        ("postback_key_revoked", "network", int(number)),
+    ]
 
 
 def test_the_migrate_command_creates_the_schema_and_the_doctor_command_reports_problems(empty: Shell) -> None:

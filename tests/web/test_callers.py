@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import Connection, func, select
 
 from shortener.accounts.administration import update_application
-from shortener.accounts.credentials import Credentials, create_key, limit_key, list_keys, revoke_key, rotate_token
+from shortener.accounts.credentials import Credentials, create_key, list_keys, revoke_key, rotate_token, update_key
 from shortener.accounts.postback_keys import create_postback_key
 from shortener.container import Service
 from shortener.storage import schema
@@ -59,7 +59,7 @@ async def test_an_api_key_that_exceeds_its_rate_limit_gets_429(service: Service,
         clock.forward(seconds=20)
         assert (await client.post("/api/v1/rewrite", json=BODY)).status_code == 200
         (key,) = [key for key in await service.database.read(list_keys) if key["rate_limit"] == 3]
-        await service.database.write(limit_key, key["id"], None)
+        await service.database.write(update_key, key["application_id"], key["id"], {"rate_limit": None})
         await service.directory.refresh()
         assert [(await client.post("/api/v1/rewrite", json=BODY)).status_code for _ in range(9)] == [200] * 9
 

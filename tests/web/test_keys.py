@@ -10,6 +10,8 @@ import pytest
 
 from shortener.accounts.credentials import Credentials
 from shortener.container import Service
+from shortener.logs import mask
+from shortener.portal.audit import AuditFilter, list_audit
 from tests.conftest import client_of
 from tests.web.calls import TO
 
@@ -154,3 +156,25 @@ async def test_each_of_several_concurrent_requests_creates_one_api_key(client: h
     created = await asyncio.gather(*(create(client, name=f"key {index}") for index in range(10)))
     assert len({one["api_key"] for one in created}) == 10
     assert len((await client.get("/api/v1/keys")).json()["keys"]) == 11
+
+
+async def test_the_audit_log_names_each_api_key_that_was_created_changed_or_revoked_with_an_api_key(
+    client: httpx.AsyncClient, service: Service
+) -> None:
+    created = await create(client, name="till +14085550100", rate_limit=60)
+    path = f"/api/v1/keys/{created['key_id']}"
+    for changes in ({"rate_limit": 5}, {"rate_limit": 5}, {"name": "shop"}):
+        assert (await client.patch(path, json=changes)).status_code == 200
+    for status in (200, 404):
+        assert (await client.delete(path)).status_code == status
+    rotated = (await client.post("/api/v1/tokens")).json()
+    rows = (await service.database.read(list_audit, AuditFilter(), 100)).rows[::-1]
+    name = "till " + mask("+14085550100")
+    assert [(row.operator, row.action, row.object, row.application_id, row.before, row.after) for row in rows] == [
+        ("key 1", "api_key_created", name, 1, None, {"permissions": "sms.read, sms.send", "rate_limit": 60}),
+        ("key 1", "api_key_changed", name, 1, {"rate_limit": 60}, {"rate_limit": 5}),
+        ("key 1", "api_key_changed", name, 1, {"name": name}, {"name": "shop"}),
+        ("key 1", "api_key_revoked", "shop", 1, None, None),
+        ("key 1", "tracker_token_rotated", "", 1, None, {"previous_valid_until": rotated["previous_valid_until"]}),
+    ]
+    assert created["api_key"] not in repr(rows)

@@ -123,3 +123,18 @@ async def test_log_lines_and_refused_reports_do_not_contain_the_postback_key(ser
     assert key not in (await client.get("/api/v1/conversions/refused")).text
     (one, other) = await rows(service.database, schema.refused_conversions)
     assert one.endpoint == other.endpoint == "GET /api/v1/postback/{postback_key}"
+
+
+async def test_the_audit_log_names_each_postback_key_that_was_created_replaced_or_revoked_with_an_api_key(
+    service: Service, client: httpx.AsyncClient
+) -> None:
+    key = await created(client)
+    rotated = (await client.post(f"/api/v1/postback-keys/{key['id']}/rotate")).json()
+    for status in (200, 404):
+        assert (await client.delete(f"/api/v1/postback-keys/{rotated['id']}")).status_code == status
+    audited = await rows(service.database, schema.audit_log)
+    assert [(row.operator, row.action, row.object, row.application_id, row.after) for row in audited] == [
+        ("key 1", "postback_key_created", "network", 1, None),
+        ("key 1", "postback_key_rotated", "network", 1, {"previous_valid_until": rotated["previous_valid_until"]}),
+        ("key 1", "postback_key_revoked", "network", 1, None),
+    ]
