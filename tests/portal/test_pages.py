@@ -112,6 +112,22 @@ async def test_hostile_text_from_senders_visitors_and_trackers_is_escaped_on_por
         assert "&lt;script&gt;alert" in (await browser.get(f"/portal/1/{path}")).text, path
 
 
+async def test_the_list_of_conversions_shows_the_status_as_the_tracker_reported_it(
+    service: Service, sign_in: SignIn, clock: Clock
+) -> None:
+    browser, credentials = await sign_in(), service.first_credentials
+    assert credentials is not None
+    message = await send(service, browser)
+    for status in ("sale_v2", "approved"):
+        report = {"message_id": message["message_id"], "action": status, "status": status}
+        headers = {"X-Api-Token": credentials.tracker_token}
+        assert (await browser.post("/api/v1/track", json=report, headers=headers)).status_code == 200
+    clock.forward(minutes=1)
+    page = (await browser.get("/portal/1/conversions")).text
+    for status in ("sale_v2", "approved"):
+        assert f'<span class="as-written">{status}</span>' in page, "the style sheet does not change its first letter"
+
+
 async def test_an_operator_can_open_the_destination_of_a_link_for_ten_minutes_without_a_recorded_click(
     service: Service, sign_in: SignIn, new_browser: NewBrowser
 ) -> None:
