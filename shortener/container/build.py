@@ -88,13 +88,21 @@ async def open_service(settings: Settings, *, clock: Clock | None = None, owner:
     the one that may write to an SQLite database. Raise StoreUnavailable, SchemaMismatch, SecretError, DatabaseLost or
     BaseUrlMissing.
     """
-    require_database(sqlite_path(settings.store_url), settings.data_dir)
-    await (prepare(settings.store_url) if may_create else require_installation(settings))
+
+    async def check_schema(database: Database | None = None) -> None:
+        await (prepare(settings.store_url, database) if may_create else require_installation(settings, database))
+
+    file = sqlite_path(settings.store_url)
+    require_database(file, settings.data_dir)
+    if file is not None:
+        await check_schema()  # creates a missing file, before it is opened
     database = await open_database(
         settings.store_url, owner=owner, pool_size=settings.database_pool, timeout=settings.database_timeout
     )
     async with AsyncExitStack() as opened:
         opened.push_async_callback(database.close)
+        if file is None:
+            await check_schema(database)
         if await database.read(is_unfinished):
             raise SchemaMismatch("the copy into this database is incomplete: run `shortener copy` again")
         await check_base_url(database, settings)

@@ -34,10 +34,11 @@ class NoInstallation(Exception):
     do."""
 
 
-async def require_installation(settings: Settings) -> None:
-    """Raise NoInstallation if the configured database does not exist or is empty, SchemaMismatch if its schema is not current."""
+async def require_installation(settings: Settings, database: Database | None = None) -> None:
+    """Raise NoInstallation if the configured database does not exist or is empty, SchemaMismatch if its schema is not current.
+    `database` is the database if it is already open."""
     file = sqlite_path(settings.store_url)
-    version = None if file is not None and not file.exists() else await current_version(settings.store_url)
+    version = None if file is not None and not file.exists() else await current_version(settings.store_url, database)
     if version is None:
         raise NoInstallation(f"there is no installation in {place_of(settings)}. {_REMEDY}")
     check(version)

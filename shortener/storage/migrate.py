@@ -18,7 +18,7 @@ from sqlalchemy.pool import NullPool
 
 from shortener.errors import StoreUnavailable
 from shortener.storage import new_database
-from shortener.storage.database import store_errors
+from shortener.storage.database import Database, store_errors
 from shortener.storage.locks import AdvisoryLock
 from shortener.storage.migrations import HEAD
 from shortener.storage.open import sqlite_path
@@ -55,15 +55,16 @@ def version_of(connection: Connection) -> str | None:
     """Return the schema revision of the database; None if the database is empty.
 
     Raise SchemaMismatch for tables of another program."""
-    tables = set(inspect(connection).get_table_names())
-    version: str | None = None
-    if "alembic_version" in tables:
-        version = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
-    if version is None and (foreign := sorted(tables & metadata.tables.keys())):
+    inspector = inspect(connection)
+    if inspector.has_table("alembic_version"):
+        version: str | None = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+        if version is not None:
+            return version
+    if foreign := sorted(metadata.tables.keys() & inspector.get_table_names()):
         raise SchemaMismatch(
             f"the database contains tables that this service did not create ({', '.join(foreign)}): use a separate database"
         )
-    return version
+    return None
 
 
 def check(version: str | None) -> None:
@@ -78,10 +79,10 @@ def check(version: str | None) -> None:
     )
 
 
-async def prepare(url: str) -> None:
+async def prepare(url: str, database: Database | None = None) -> None:
     """Create the schema in an empty database. Raise SchemaMismatch for an old or unknown schema, and StoreUnavailable if the
-    database is unavailable."""
-    version = await _run_on(url, version_of)
+    database is unavailable. If the database is already open, pass it as `database`: then the check needs no further connection."""
+    version = await current_version(url, database)
     if version is None:
         # Create all tables in one transaction: a process that starts now sees the whole schema or none of it.
         await _run_on(url, _create)
@@ -212,7 +213,7 @@ def _run_on_sqlite(path: Path, function: Callable[[Connection], T]) -> T:
         return function(connection)
 
 
-async def current_version(url: str) -> str | None:
+async def current_version(url: str, database: Database | None = None) -> str | None:
     """Return the schema revision of the database; None if the database is empty. Raise SchemaMismatch for tables of another
-    program, and StoreUnavailable if the database is unavailable."""
-    return await _run_on(url, version_of)
+    program, and StoreUnavailable if the database is unavailable. `database` is the database if it is already open."""
+    return await (_run_on(url, version_of) if database is None else database.read(version_of))
