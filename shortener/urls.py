@@ -191,10 +191,19 @@ def parse_own_domain(url: str) -> BaseUrl:
     """Return the prefix of the short links on a domain of an application. Raise UrlError as `parse_base_url`, and also if the host
     is a name that the standards for host names forbid: no authority issues a certificate for such a name."""
     parsed = parse_base_url(url)
-    host = urlsplit(parsed.origin).hostname or ""
+    parts = urlsplit(parsed.origin)
+    host = parts.hostname or ""
     if ":" not in host and not all(map(_STANDARD_LABEL.fullmatch, host.split("."))):
         raise UrlError("has an invalid host name: between its dots, only letters, digits and inner hyphens are allowed")
+    if parts.port == 0:
+        raise UrlError("has the port 0; a port must be a number from 1 to 65535")
     return parsed
+
+
+def host_of_domain(url: str) -> str:
+    """Return the host under which the domain of an application with this base URL is stored. Raise UrlError as
+    `parse_base_url`."""
+    return host_of(parse_base_url(url).origin)
 
 
 def parse_link_path(path: str) -> str:

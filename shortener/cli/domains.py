@@ -112,19 +112,18 @@ async def add_domain(application: int, base_url: str, as_json: bool, **options: 
     from shortener.accounts.own_hosts import OwnHosts
     from shortener.delivery.dns_warnings import new_domain_warnings
     from shortener.model import utcnow
-    from shortener.urls import host_of
+    from shortener.urls import host_of_domain
 
-    host = host_of(base_url).removesuffix(".")
     changes, own_hosts = _changes(**options), OwnHosts.of(load_settings())
 
     def add(connection: Any) -> None:
         administration.add_domain(connection, application, base_url, utcnow())
         if changes:
-            administration.update_domain(connection, host, changes, utcnow(), own_hosts=own_hosts)
+            administration.update_domain(connection, host_of_domain(base_url), changes, utcnow(), own_hosts=own_hosts)
 
     async with open_store() as database:
         await database.write(add)
-        await _print_domain(database, host, as_json, await new_domain_warnings(base_url))
+        await _print_domain(database, host_of_domain(base_url), as_json, await new_domain_warnings(base_url))
 
 
 @domains.command("update")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from shortener.accounts.own_hosts import name_of, unreachable_host_warnings
 from shortener.delivery.guard import ForbiddenTarget, Guard, HostUnresolved
-from shortener.urls import host_of
+from shortener.urls import host_of_domain
 
 MAX_LOOKUP_SECONDS = 2.0
 _LOOKUPS = Guard(allow_private=True)  # The guard resolves host names in its own threads, so a slow resolver delays nothing else.
@@ -27,7 +27,7 @@ async def has_address(host: str) -> bool:
 
 async def new_domain_warnings(base_url: str) -> list[str]:
     """Return warnings about the host of a new domain, for example that the DNS has no address for it. `base_url` is valid."""
-    host = host_of(base_url).removesuffix(".")
+    host = host_of_domain(base_url)
     if (warnings := unreachable_host_warnings(host)) or await has_address(host):
         return warnings
     return [

@@ -22,7 +22,7 @@ from shortener.portal.destructive_actions import Question, ask, is_confirmed
 from shortener.portal.listing import download_short_list
 from shortener.portal.operators import Role
 from shortener.portal.page import NavigationItem, PortalPage, Visit
-from shortener.urls import host_of, parse_base_url
+from shortener.urls import host_of_domain
 
 MAX_URL_CHARACTERS = 2048
 _CSV_COLUMNS = ("host", "base_url", "enabled", "default", "new_links", "fallback_url", "home_url")
@@ -70,7 +70,7 @@ async def add(visit: Visit) -> Response:
     except ApiError as error:
         return _list_page(visit, 422, error)
     await visit.service.directory.refresh()
-    return visit.redirect(visit.link(f"domains/{host_of(parse_base_url(url).origin)}", keep=False, added=1, check=1))
+    return visit.redirect(visit.link(f"domains/{host_of_domain(url)}", keep=False, added=1, check=1))
 
 
 async def show(visit: Visit) -> Response:

@@ -11,7 +11,7 @@ from shortener.accounts.administration import add_domain, remove_domain, seriali
 from shortener.accounts.own_hosts import OwnHosts
 from shortener.delivery.dns_warnings import new_domain_warnings
 from shortener.errors import ApiError, ErrorCode
-from shortener.urls import host_of
+from shortener.urls import host_of_domain
 from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel
 from shortener.web.fields import Text
 
@@ -114,10 +114,10 @@ async def add(call: Call[None, DomainRequest]) -> dict[str, Any]:
     def write(connection: Any) -> None:
         add_domain(connection, call.application_id, url, service.clock())
         if changes:
-            update_domain(connection, _host(url), changes, service.clock(), own_hosts=OwnHosts.of(service.settings))
+            update_domain(connection, host_of_domain(url), changes, service.clock(), own_hosts=OwnHosts.of(service.settings))
 
     await service.database.write(write)
-    shown = await _shown(call, _host(url))
+    shown = await _shown(call, host_of_domain(url))
     known = shown["domain"]["warnings"]
     shown["domain"]["warnings"] = list(dict.fromkeys([*await new_domain_warnings(url), *known]))
     return shown
@@ -164,10 +164,6 @@ def _changes(request: DomainOptions) -> dict[str, Any]:
         else:
             changes[name] = value
     return changes
-
-
-def _host(url: str) -> str:
-    return host_of(url.rstrip("/")).removesuffix(".")
 
 
 async def _shown(call: Call[Any, Any], host: str) -> dict[str, Any]:

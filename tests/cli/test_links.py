@@ -109,6 +109,10 @@ def test_commands_change_the_link_path_and_the_app_files_of_a_domain_and_remove_
     assert "name at least one option" in shell("domains", "update", "go.dlt.example", code=2).stderr
     assert "wildcard" in shell("domains", "add", number, "https://*.dlt.example", code=2).stderr
     assert "invalid host name" in shell("domains", "add", number, "https://-bad-.com", code=2).stderr
+    for url in ("https://go.dlt.example:99999", "https://[::1"):
+        assert "domain: is not a valid URL" in shell("domains", "add", number, url, code=2).stderr
+    dotted = shell.json("domains", "add", number, "https://Dot.dlt.example.:8443", "--home-url", "https://dlt.example/")
+    assert dotted["host"] == "dot.dlt.example:8443"
     assert "localhost is a name of one machine" in shell("domains", "add", number, "http://localhost:8000").stderr
     assert "finds no address for no.dlt.invalid" in shell("domains", "add", number, "https://no.dlt.invalid").stderr
     assert (

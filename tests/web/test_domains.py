@@ -86,6 +86,8 @@ async def test_domains_of_an_application_are_added_listed_changed_and_removed(cl
         ({"domain": "https://go.brand.example/a b"}, "domain"),
         ({"domain": "-bad-.com"}, "domain"),
         ({"domain": "https://a_b.example"}, "domain"),
+        ({"domain": "https://go.brand.example:0"}, "domain"),
+        ({"domain": "https://go.brand.example:99999"}, "domain"),
         ({"domain": "https://go.brand.example", "fallback_url": "http://127.0.0.1:8000/x"}, "fallback_url"),
         ({"domain": "https://go.brand.example", "home_url": "https://go.brand.example/x"}, "home_url"),
         ({"domain": "https://go.brand.example", "home_url": "javascript:1"}, "home_url"),
@@ -113,6 +115,15 @@ async def test_the_response_that_adds_a_domain_warns_if_phones_cannot_reach_its_
         assert all(text in warning for text, warning in zip(expected, warnings, strict=True))
     listed = {one["host"]: len(one["warnings"]) for one in (await client.get(PATH)).json()["domains"]}
     assert listed == {"go.brand.example": 0, "two.brand.example": 0, "localhost:8000": 2}, "a list makes no DNS look-up"
+
+
+async def test_a_domain_with_a_final_dot_and_a_port_is_stored_without_the_dot(client: httpx.AsyncClient) -> None:
+    body = {"domain": "https://Go.Brand.example.:8443/", "home_url": "https://brand.example/"}
+    added = await client.post(PATH, json=body)
+    assert (added.status_code, added.json()["domain"]["host"]) == (201, "go.brand.example:8443")
+    assert added.json()["domain"]["home_url"] == "https://brand.example/"
+    added = await client.post(PATH, json={"domain": "localhost.:8000"})
+    assert (added.status_code, len(added.json()["domain"]["warnings"])) == (201, 2)
 
 
 async def test_domains_of_another_application_return_404(client: httpx.AsyncClient, service: Service, clock: Clock) -> None:
