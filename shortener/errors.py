@@ -34,14 +34,14 @@ class ErrorCode(enum.Enum):
         400,
         "Networks do not deliver this sender to the recipient's country, and the application rejects such senders (sender_rules).",
     )
-    INVALID_BODY = (400, "The body of a send call is not a JSON object, or it lacks a required field.")
+    INVALID_BODY = (400, "The body of a send call is not a JSON object.")
     INVALID_TO = (400, "`to` of a send call is not a list of E.164 numbers such as +14155550100.")
     INVALID_MESSAGE = (400, "`message` of a send call is not a text of 1 to 20,000 characters.")
     INVALID_SENDER = (
         400,
         "`sender_id` of a send call is neither a number nor 3 to 11 letters and digits that start with a letter.",
     )
-    TOO_MANY_RECIPIENTS = (400, "A send call has more than 100 recipients.")
+    TOO_MANY_RECIPIENTS = (400, "A send call has more than 100 recipients, or more than BATCH_LIMIT.")
     BATCH_TOO_LARGE = (400, "The request has more recipients or reports than BATCH_LIMIT allows.")
     UNKNOWN_PLACEHOLDER = (
         400,

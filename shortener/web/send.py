@@ -40,6 +40,7 @@ _OTHER_CODES = {
     ErrorCode.INVALID_JSON: ErrorCode.INVALID_BODY,
     ErrorCode.UNAVAILABLE: ErrorCode.DB_ERROR,
     ErrorCode.INVALID_RECIPIENT: ErrorCode.INVALID_TO,
+    ErrorCode.BATCH_TOO_LARGE: ErrorCode.TOO_MANY_RECIPIENTS,
 }
 
 

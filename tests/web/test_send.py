@@ -14,7 +14,7 @@ from shortener.messages.balances import change_balance, read_balance
 from shortener.messages.opt_outs import add_opt_out
 from shortener.messages.prices import set_price
 from shortener.storage import schema
-from tests.conftest import NOON
+from tests.conftest import NOON, client_of
 from tests.factory import rows
 
 SEND = "/api/v1/sms/send"
@@ -103,6 +103,21 @@ async def test_an_invalid_send_request_gets_the_error_code_of_23_telecom_and_sto
     assert response.json()["error_code"] == code
     assert response.json()["details"]
     assert await rows(service.database, schema.messages) == []
+
+
+@pytest.mark.parametrize("count", [101, 1001, 250_000])
+async def test_a_send_request_with_any_number_of_recipients_above_the_limit_gets_too_many_recipients(
+    client: httpx.AsyncClient, count: int
+) -> None:
+    response = await client.post(SEND, json=BODY | {"to": ["1"] * count})
+    assert (response.status_code, response.json()["error_code"]) == (400, "TOO_MANY_RECIPIENTS")
+
+
+async def test_a_send_request_with_more_recipients_than_the_batch_limit_gets_too_many_recipients(make_service: Any) -> None:
+    service = await make_service(batch_limit=2)
+    async with client_of(service, {"X-API-Key": service.first_credentials.api_key}) as client:
+        response = await client.post(SEND, json=BODY | {"to": [f"+1408555010{number}" for number in range(3)]})
+    assert (response.status_code, response.json()["error_code"]) == (400, "TOO_MANY_RECIPIENTS")
 
 
 async def test_each_error_detail_of_an_invalid_send_request_has_its_own_error_code(client: httpx.AsyncClient) -> None:
