@@ -1,7 +1,7 @@
 """This module writes the audit log: the actions of operators in the portal, attempts to sign in, changes of operators, keys and
-tokens by the command line and the API, erasures of personal data, and changes of links. Rows are never changed. The purge deletes
-them after 400 days (retention/purge.py). A row contains the changed values before and after the action, without secrets: no
-passwords, tokens, keys, codes and no unmasked phone numbers.
+tokens by the command line and the API, applications that the command line creates, erasures of personal data, and changes of links.
+Rows are never changed. The purge deletes them after 400 days (retention/purge.py). A row contains the changed values before and
+after the action, without secrets: no passwords, tokens, keys, codes and no unmasked phone numbers.
 """
 
 # Tested by tests/portal/test_operators.py, tests/web/test_links.py and tests/retention/test_erasure.py

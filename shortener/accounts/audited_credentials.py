@@ -31,7 +31,7 @@ def create_key(
     after: dict[str, Any] = {"permissions": ", ".join(row["permissions"])}
     if rate_limit is not None:
         after["rate_limit"] = rate_limit
-    audit.add(connection, now, "api_key_created", _name(row), application_id=application_id, after=after)
+    audit.add(connection, now, "api_key_created", credentials.key_name(row), application_id=application_id, after=after)
     return key, row
 
 
@@ -46,7 +46,7 @@ def update_key(
     after = {name: value for name, value in changes.items() if old[name] != value}
     if after:
         before = {name: old[name] for name in after}
-        audit.add(connection, now, "api_key_changed", _name(old), application_id=owner, before=before, after=after)
+        audit.add(connection, now, "api_key_changed", credentials.key_name(old), application_id=owner, before=before, after=after)
     return credentials.find_key(connection, owner, key_id)
 
 
@@ -58,7 +58,7 @@ def revoke_key(
     owner = credentials.find_key(connection, application_id, key_id)["application_id"]
     credentials.revoke_key(connection, key_id, now)
     row = credentials.find_key(connection, owner, key_id)
-    audit.add(connection, now, "api_key_revoked", _name(row), application_id=owner)
+    audit.add(connection, now, "api_key_revoked", credentials.key_name(row), application_id=owner)
     return row
 
 
@@ -106,9 +106,4 @@ def _add_postback_row(
     after: Mapping[str, Any] | None = None,
 ) -> None:
     row = next(one for one in postback_keys.list_postback_keys(connection) if one["id"] == key_id)
-    audit.add(connection, now, action, row["name"], application_id=row["application_id"], after=after)
-
-
-def _name(row: Mapping[str, Any]) -> str:
-    """Return the name of an API key. A key without a name is known by its first characters."""
-    return str(row["name"] or row["hint"])
+    audit.add(connection, now, action, credentials.key_name(row), application_id=row["application_id"], after=after)

@@ -94,6 +94,11 @@ def find_key(connection: Connection, application_id: int | None, key_id: int) ->
     return found
 
 
+def key_name(row: Mapping[str, Any]) -> str:
+    """Return the name of an API key or postback key with which people recognise it: its name, or else its first characters."""
+    return str(row["name"] or f"{row['hint']}…")
+
+
 def find_key_of_text(connection: Connection, key: str) -> dict[str, Any]:
     """Return the API key that has this plain text, with the columns of `list_keys`. The key must exist."""
     row = connection.execute(select(schema.api_keys).where(schema.api_keys.c.hash == hash_credential(key))).one()

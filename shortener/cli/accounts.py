@@ -51,9 +51,15 @@ async def create_application(name: str, domain: str | None, company_id: int | No
 
     async with open_store() as database:
         secret = await open_installation_secret(database, load_settings())
-        created = await database.write(
-            administration.create_application, name, utcnow(), domain=domain, company_id=company_id, secret=secret
-        )
+        audit = command_line_audit(database)
+
+        def create(connection: Any) -> Any:
+            now = utcnow()
+            created = administration.create_application(connection, name, now, domain=domain, company_id=company_id, secret=secret)
+            audit.add(connection, now, "application_created", name, after={"application_id": created.application_id})
+            return created
+
+        created = await database.write(create)
     fields = {
         "application_id": created.application_id,
         "api_key": created.api_key,

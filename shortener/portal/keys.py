@@ -139,14 +139,14 @@ def _describe_revocation(connection: Connection, visit: Visit) -> Question:
     ]
     if not any(one["revoked_at"] is None and one["id"] != row["id"] for one in listed):
         effects.append("It is the only valid API key: nothing can call the API of this application without it.")
-    return _revocation(row["name"], effects)
+    return _revocation(credentials.key_name(row), effects)
 
 
 def _revoke(connection: Connection, visit: Visit) -> None:
     key_id = _key_id(visit)
     row: Mapping[str, Any] = credentials.find_key(connection, visit.application_id, key_id)
     credentials.revoke_key(connection, key_id, visit.now)
-    visit.audit(connection, "api_key_revoked", row["name"])
+    visit.audit(connection, "api_key_revoked", credentials.key_name(row))
 
 
 def _overlap(visit: Visit) -> str:
@@ -201,12 +201,12 @@ def _describe_postback_revocation(connection: Connection, visit: Visit) -> Quest
         f"Conversions that the network reports with the key {row['hint']}… are rejected from now on and do not count.",
         "A revoked key cannot be used again. If the network still reports, create a new postback URL first.",
     ]
-    return _revocation(row["name"] or f"{row['hint']}…", effects)
+    return _revocation(credentials.key_name(row), effects)
 
 
 def _revoke_postback_key(connection: Connection, visit: Visit) -> None:
     key_id = _key_id(visit)
-    names = {row["id"]: row["name"] for row in list_postback_keys(connection, visit.application_id)}
+    names = {row["id"]: credentials.key_name(row) for row in list_postback_keys(connection, visit.application_id)}
     revoke_postback_key(connection, visit.application_id, key_id, visit.now)
     visit.audit(connection, "postback_key_revoked", names[key_id])
 

@@ -102,10 +102,11 @@ def test_commands_create_and_revoke_api_keys_and_rotate_tracker_tokens(shell: Sh
     hints = [one["hint"] for one in shell.json("keys", "list", number)]
     assert {row[0] for row in rows} == {"command line"}
     assert [row[1:] for row in rows] == [
+        ("application_created", "Brand", None),
         ("api_key_created", "reader", int(number)),
         ("api_key_revoked", "reader", int(number)),
         ("api_key_changed", "default", int(number)),
-        *(("api_key_created", hint, int(number)) for hint in hints[2:]),
+        *(("api_key_created", f"{hint}…", int(number)) for hint in hints[2:]),
         ("tracker_token_rotated", "", int(number)),
         ("postback_key_created", "network", int(number)),
         ("postback_key_revoked", "network", int(number)),

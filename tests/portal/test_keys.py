@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import re
 
+from shortener.accounts.credentials import create_key
 from shortener.container import Service
 from shortener.portal.operators import Role
-from tests.conftest import Clock
+from tests.conftest import NOON, Clock
 from tests.portal.conftest import SignIn, log
 
 
@@ -64,6 +65,18 @@ async def test_the_portal_shows_a_new_postback_url_once_and_can_revoke_it(servic
     assert revoked.status_code == 303
     assert (await browser.get(path, params=report)).status_code in (401, 404)
     assert [row.action for row in (await log(service))[-2:]] == ["postback_key_created", "postback_key_revoked"]
+
+
+async def test_the_portal_names_an_api_key_without_a_name_by_its_first_characters(service: Service, sign_in: SignIn) -> None:
+    key = await service.database.write(create_key, 1, "", ["sms.read"], NOON)
+    browser = await sign_in("Mia", Role.MANAGER, 1)
+    page = (await browser.get("/portal/1/keys")).text
+    assert "no name" in page
+    form = {"action": "revoke", "key": re.findall(r'name="key" value="(\d+)"', page)[-1]}
+    assert f"Revoke the key {key[:8]}…?" in (await browser.post("/portal/1/keys", data=form)).text
+    assert (await browser.post("/portal/1/keys", data=form | {"confirmed": "yes"})).status_code == 303
+    row = (await log(service))[-1]
+    assert (row.action, row.object) == ("api_key_revoked", f"{key[:8]}…")
 
 
 async def test_a_key_form_that_is_sent_again_creates_no_second_key_or_token(service: Service, sign_in: SignIn) -> None:

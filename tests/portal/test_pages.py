@@ -233,3 +233,22 @@ def test_the_portal_has_an_explanation_for_every_verdict_rule() -> None:
     assert {name for _, name in RULES} <= set(REASONS)
     assert explain("browser", "clicks") == "Counted as a click: a browser opened the link as people do."
     assert explain("method", "ignored_hits").startswith("Not counted as a click: ")
+
+
+@pytest.mark.parametrize(
+    ("path", "form", "reason"),
+    [
+        ("/portal/1/keys", {"action": "rotate", "overlap": "2"}, "must be one of 0, 1, 24, 168"),
+        ("/portal/1/trackers/new", {"action": "save", "url": "https://x.example/", "method": "PUT"}, "must be &#39;POST&#39; or"),
+        ("/portal/me/preferences", {"theme": "pink"}, "must be one of system, light, dark"),
+        ("/portal/admin/operators", {"name": "Eve", "role": "viewer", "application": "x"}, "must be the number of an application"),
+        ("/portal/admin/operators", {"name": "Eve", "role": "owner", "application": "0"}, "must be one of viewer, support"),
+    ],
+)
+async def test_a_form_with_a_choice_that_does_not_exist_shows_the_reason(
+    sign_in: SignIn, path: str, form: dict[str, str], reason: str
+) -> None:
+    browser = await sign_in("Ada", Role.ADMIN, 0)
+    response = await browser.post(path, data=form)
+    assert response.status_code == 422
+    assert re.search(f'<p class="wrong"[^>]*>(<svg.*?</svg>)?<span>{re.escape(reason)}', response.text)
