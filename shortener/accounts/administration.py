@@ -27,7 +27,7 @@ from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.secret import Secret, new_signing_secret
 from shortener.storage import schema
 from shortener.storage.database import upsert
-from shortener.urls import UrlError, host_of, parse_host, parse_link_path, parse_own_domain
+from shortener.urls import UrlError, host_of, parse_base_url, parse_host, parse_link_path, parse_own_domain
 
 # The maximum number of blocked hosts of one application, or of the installation, because every process has all of them in memory.
 MAX_BLOCKED_HOSTS = 10_000
@@ -114,13 +114,15 @@ def add_domain(connection: Connection, application_id: int, base_url: str, now: 
     A domain that the same application removed is added again with its id, so that its links stay known. Raise ApiError NOT_FOUND,
     INVALID_REQUEST, CONFLICT."""
     require_application(connection, application_id)
+    table = schema.domains
     try:
-        parsed = parse_own_domain(base_url)
+        parsed = parse_base_url(base_url)
+        host = host_of(parsed.origin)
+        existing = connection.execute(select(table).where(table.c.host == host)).first()
+        if existing is None:  # Earlier versions stored hosts that this check rejects. Such a domain can be added again.
+            parse_own_domain(base_url)
     except UrlError as error:
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("domain", error.reason)]) from None
-    host = host_of(parsed.origin)
-    table = schema.domains
-    existing = connection.execute(select(table).where(table.c.host == host)).first()
     values = {"base_url": parsed.origin, "path": parsed.path}
     if existing is None:
         new = {"application_id": application_id, "host": host, "created_at": now}

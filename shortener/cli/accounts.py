@@ -71,8 +71,8 @@ async def create_application(name: str, domain: str | None, company_id: int | No
         print_fields(fields)
         click.echo("Store the key, the token and the secret now; they are not shown again.", err=True)
 
-    await _warn_of_domain(domain)
     print_result(fields, as_json, print_text)
+    await _warn_of_domain(domain)  # after the credentials, because it makes a DNS look-up, which the user can interrupt
 
 
 @applications.command("rotate-callback-secret", cls=ApplicationCommand)

@@ -4,12 +4,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from sqlalchemy import insert
 
 from shortener.accounts.administration import (
     add_domain,
     block_host,
     create_application,
     list_blocked_hosts,
+    remove_domain,
     unblock_host,
     update_application,
     update_domain,
@@ -20,6 +22,7 @@ from shortener.accounts.settings import ApplicationSettings
 from shortener.container import Service
 from shortener.delivery.trackers import NewTracker
 from shortener.errors import ApiError, ErrorCode
+from shortener.storage import schema
 from tests.conftest import NOON
 from tests.delivery.conftest import changes
 
@@ -241,6 +244,20 @@ async def test_a_domain_with_a_host_name_that_the_standards_forbid_is_rejected(s
     assert caught.value.details[0].field == "domain"
     with pytest.raises(ApiError, match="INVALID_REQUEST"):
         await service.database.write(create_application, "other", NOON, domain=f"https://{host}/ABCDEF")
+
+
+async def test_a_domain_of_an_earlier_version_with_a_forbidden_host_name_can_be_changed_and_removed_and_added_again(
+    service: Service,
+) -> None:
+    values = {"application_id": 1, "host": "a_b.example", "base_url": "https://a_b.example", "created_at": NOON}
+    await service.database.write(lambda connection: connection.execute(insert(schema.domains).values(values)))
+    await service.database.write(update_domain, "a_b.example", {"path": "/ABC", "default": True}, NOON)
+    await service.database.write(remove_domain, "a_b.example", NOON)
+    await service.database.write(add_domain, 1, "https://A_b.example", NOON)
+    await service.directory.refresh()
+    domain = service.directory.domain("a_b.example")
+    assert domain is not None
+    assert (domain.path, domain.disabled) == ("", False)
 
 
 @pytest.mark.parametrize("host", ["localhost:8000", "127.0.0.1:8000", "[2001:db8::1]", "a--b.example", "xn--bcher-kva.example"])
