@@ -114,6 +114,9 @@ class Cluster:
         self._each("kill")
         for process in self._processes():
             process.wait(PATIENCE)
+        # A new server does not start while the process of a lock file exists, also if it is only a zombie of another parent.
+        for lock in (*self._folder.glob(".s.PGSQL.*.lock"), self.data / "postmaster.pid"):
+            lock.unlink(missing_ok=True)
 
     def freeze(self) -> None:
         """Stop each process with SIGSTOP. As with a machine that lost its network, connections stay open and get no response."""
