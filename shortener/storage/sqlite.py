@@ -28,7 +28,6 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, Concatenate, Literal, ParamSpec, TypeVar
 
-import aiosqlite
 import structlog
 from sqlalchemy import URL, Connection, Engine, Row, create_engine, event
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -41,7 +40,7 @@ from shortener.metrics import Metrics
 from shortener.storage import raw_sql
 from shortener.storage.checkpoint import Checkpointer
 from shortener.storage.database import store_errors
-from shortener.storage.sqlite_reader import connect_reader
+from shortener.storage.sqlite_reader import ReaderConnection, ReadLimit, connect_reader
 
 log = structlog.get_logger(__name__)
 
@@ -189,7 +188,7 @@ class SqliteDatabase:
 
     def _begin_read(self, connection: AsyncConnection) -> None:
         assert connection.sync_connection is not None
-        limit: _ReadLimit = connection.sync_connection.info[_LIMIT]
+        limit: ReadLimit = connection.sync_connection.info[_LIMIT]
         limit.ends_at = math.inf if self._max_read_seconds is None else time.monotonic() + self._max_read_seconds
 
     async def close(self) -> None:
@@ -240,11 +239,10 @@ def _prepare_writer(engine: Engine) -> None:
 def _prepare_readers(engine: Engine) -> None:
     @event.listens_for(engine, "connect")
     def _connect(connection: Any, record: Any) -> None:
-        limit = record.info[_LIMIT] = _ReadLimit()
-
-        async def prepare(driver: aiosqlite.Connection) -> None:
+        async def prepare(driver: ReaderConnection) -> None:
             await driver.executescript(_READER_PRAGMAS)
-            await driver.set_progress_handler(limit, STEPS_PER_CHECK)
+            await driver.set_progress_handler(driver.limit, STEPS_PER_CHECK)
+            record.info[_LIMIT] = driver.limit
 
         connection.run_async(prepare)
 
@@ -253,18 +251,7 @@ def _prepare_readers(engine: Engine) -> None:
         connection.exec_driver_sql("BEGIN")
 
 
-_LIMIT = "read limit"  # The key of the _ReadLimit in the `info` dict of a pooled connection.
-
-
-class _ReadLimit:
-    """The time limit of the current read on a connection. SQLite calls the object while it runs a statement."""
-
-    def __init__(self) -> None:
-        self.ends_at = math.inf
-
-    def __call__(self) -> bool:
-        """Return whether SQLite must interrupt the statement. The next statements of the same read are interrupted too."""
-        return time.monotonic() > self.ends_at
+_LIMIT = "read limit"  # The key of the ReadLimit in the `info` dict of a pooled connection.
 
 
 def _take_ownership(path: Path) -> IO[str]:

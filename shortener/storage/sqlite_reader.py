@@ -4,12 +4,18 @@ aiosqlite runs each call in the thread of its connection, and SQLAlchemy makes f
 executes, fetches the rows and closes the cursor. A change to another thread and back takes longer than most statements. So here a
 cursor is created without the thread, the call that executes also fetches the first rows, and a cursor without further rows needs no
 close. A statement that returns at most FIRST_ROWS rows changes to the thread once.
+
+A cancelled read closes its connection, because a statement may still run, or wait for the thread. Neither delays the close: SQLite
+ends the statement, and the thread ends after it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import math
 import sqlite3
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -39,16 +45,44 @@ class ReaderConnection(aiosqlite.Connection):
     def __init__(self, connector: Any, iter_chunk_size: int) -> None:
         super().__init__(connector, iter_chunk_size)
         self._thread.daemon = True
+        self.limit = ReadLimit()
 
     @contextmanager
     async def cursor(self) -> aiosqlite.Cursor:
         return ReaderCursor(self, self._conn.cursor())
 
     async def close(self) -> None:
-        """Close the connection. A statement that still runs, because its caller was cancelled, is interrupted."""
-        with contextlib.suppress(ValueError):  # The connection is already closed.
-            await self.interrupt()
+        """Close the connection. A statement that still runs or waits for the thread, because its caller was cancelled, is
+        interrupted."""
+        self._interrupt_statements()
         await super().close()
+
+    def stop(self) -> asyncio.Future[Any] | None:
+        """Close the connection and end the thread. Return a future of the end, or None if the thread already ends."""
+        # aiosqlite calls this again if `close` was cancelled. The thread would not process a second request, so its future would
+        # never be done.
+        if not self._running:
+            return None
+        self._interrupt_statements()
+        return super().stop()
+
+    def _interrupt_statements(self) -> None:
+        """Interrupt the statement that runs now, and the statements that the thread begins later."""
+        self.limit.ends_at = -math.inf
+        if self._connection is not None:
+            with contextlib.suppress(sqlite3.ProgrammingError):  # The thread has already closed the connection.
+                self._connection.interrupt()
+
+
+class ReadLimit:
+    """The time limit of the current read on a connection. SQLite calls the object while it runs a statement."""
+
+    def __init__(self) -> None:
+        self.ends_at = math.inf
+
+    def __call__(self) -> bool:
+        """Return whether SQLite must interrupt the statement. The next statements of the same read are interrupted too."""
+        return time.monotonic() > self.ends_at
 
 
 class ReaderCursor(aiosqlite.Cursor):

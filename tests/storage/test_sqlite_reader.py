@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -139,3 +140,33 @@ async def test_a_cancelled_read_interrupts_its_statement_and_its_connection_is_n
         assert reading.cancelled()
         await database.read(lambda connection: connections.append(connection.connection.driver_connection))
         assert connections[0] is not connections[1]
+
+
+@pytest.mark.parametrize("cancellations", [1, 2])
+async def test_a_statement_that_waits_for_the_thread_does_not_run_on_after_its_read_was_cancelled(
+    tmp_path: Path, cancellations: int
+) -> None:
+    began, go_on, connections = asyncio.Event(), threading.Event(), []
+
+    def query(connection: Connection) -> None:
+        driver: Any = connection.connection.driver_connection
+        connections.append(driver)
+        count_rows(connection)  # The first statement would wait behind BEGIN.
+        driver._tx.put_nowait((None, lambda: go_on.wait(20)))  # The thread is occupied, like on a machine under load.
+        began.set()
+        connection.exec_driver_sql(ENDLESS)
+
+    async with serving(tmp_path / "shortener.db") as database:
+        tasks = asyncio.all_tasks()
+        reading = asyncio.create_task(database.read(query))
+        await began.wait()
+        for _ in range(cancellations):
+            reading.cancel()
+            for _ in range(10):
+                await asyncio.sleep(0)
+        go_on.set()
+        left = asyncio.all_tasks() - tasks  # the read, and the task that closes its connection
+        _, running = await asyncio.wait(left, timeout=20)
+        assert not running
+        await asyncio.to_thread(connections[0]._thread.join, 20)
+        assert not connections[0]._thread.is_alive()
