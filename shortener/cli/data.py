@@ -72,7 +72,7 @@ async def verify(since: datetime | None, until: datetime | None, repair: bool, a
     """
     from shortener.model import utcnow
     from shortener.reporting import count_check
-    from shortener.reporting.rollup_check import repair_rollups, verify_rollups
+    from shortener.reporting.rollup_check import RowsQuarantined, repair_rollups, verify_rollups
     from shortener.storage.integrity import find_damage
     from shortener.storage.references import find_orphans
     from shortener.storage.types import to_iso
@@ -90,7 +90,10 @@ async def verify(since: datetime | None, until: datetime | None, repair: bool, a
         progress("Checking the database for damage")
         damage = await database.read(partial(find_damage, thorough=True))
         end = until or now + timedelta(minutes=1)
-        repaired = await database.write(repair_rollups, begin, end) if repair else 0
+        try:
+            repaired = await database.write(repair_rollups, begin, end) if repair else 0
+        except RowsQuarantined as error:
+            raise click.ClickException(str(error)) from None
         drifts = await database.read(count_check.verify, begin, end, partial(progress, "Counting again"))
         rolled_up = await database.read(verify_rollups, begin, end, partial(progress, "Comparing the rolled-up counts"))
         progress("Looking for rows without an owner")

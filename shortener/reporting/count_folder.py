@@ -102,7 +102,9 @@ class CountFolder:
         self._single_rows -= 1
         row_id = await self._database.read(delta_rows.read_oldest)
         try:
-            started, folded = await self._database.write(_fold, self._limits._replace(rows=1))
+            # Add no older row that appears now, because the exception would be that of the wrong row.
+            after = -1 if row_id is None else row_id - 1
+            started, folded = await self._database.write(_fold, self._limits._replace(rows=1), after)
         except StoreUnavailable:
             raise
         except Exception:
@@ -137,8 +139,8 @@ def _merge(connection: Connection) -> tuple[float, int]:
     return started, counts.merge(connection)
 
 
-def _fold(connection: Connection, batch: Limits) -> tuple[float, Folded]:
+def _fold(connection: Connection, batch: Limits, after: int = -1) -> tuple[float, Folded]:
     """Add a batch. Also return the time at which the transaction began, because the pause does not depend on how long the
     transaction waited for others."""
     started = time.monotonic()
-    return started, counts.fold_batch(connection, batch.rows, batch.origins)
+    return started, counts.fold_batch(connection, batch.rows, batch.origins, after)

@@ -53,16 +53,16 @@ class Folded(NamedTuple):
     last_id: int
 
 
-def fold_batch(connection: Connection, limit: int = MAX_FOLD_ROWS, max_origins: int = MAX_FOLD_ORIGINS) -> Folded:
-    """Add the `limit` oldest rows of count deltas to the counts and the roll-ups, and delete these rows. If they have more than
-    `max_origins` origins, add only the amounts of the first ones, and leave the others in their rows.
+def fold_batch(connection: Connection, limit: int = MAX_FOLD_ROWS, max_origins: int = MAX_FOLD_ORIGINS, after: int = -1) -> Folded:
+    """Add the `limit` oldest rows of count deltas with ids above `after` to the counts and the roll-ups, and delete these rows. If
+    they have more than `max_origins` origins, add only the amounts of the first ones, and leave the others in their rows.
 
     If another process runs `fold_batch`, return 0 rows at once instead of waiting for rows of `counts` that it has locked. On
     PostgreSQL, an advisory lock shows this; with SQLite, only one process writes.
     """
     if not lock(connection):
         return Folded(0, is_full=False, first_id=0, last_id=0)
-    batch = delta_rows.read_batch(connection, limit, max_origins)
+    batch = delta_rows.read_batch(connection, limit, max_origins, after)
     row_ids = batch.ids if batch.rest is None else [*batch.ids, batch.rest[0]]
     if not row_ids:
         return Folded(0, is_full=False, first_id=0, last_id=0)

@@ -13,7 +13,7 @@ from decimal import Decimal
 from typing import Any, NamedTuple
 
 import orjson
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, func, select
 
 from shortener.outbox.count_deltas import origin_order
 from shortener.reporting.rollup_data import EXACT
@@ -112,10 +112,10 @@ class DeltaBatch(NamedTuple):
     is_full: bool
 
 
-def read_batch(connection: Connection, limit: int, max_origins: int) -> DeltaBatch:
-    """Return the oldest count deltas, from at most `limit` rows, with at most `max_origins` origins."""
+def read_batch(connection: Connection, limit: int, max_origins: int, after: int = -1) -> DeltaBatch:
+    """Return the oldest count deltas, from at most `limit` rows with ids above `after`, with at most `max_origins` origins."""
     sums, ids, seen = _EventSums(), list[int](), set[tuple[int, int, int | None, int]]()
-    for row_id, data, packed_origins in _oldest_rows(connection, limit):
+    for row_id, data, packed_origins in _oldest_rows(connection, limit, after):
         entries = sorted(_entries(data, packed_origins), key=_order)
         for number, (key, amount) in enumerate(map(_event, entries)):
             origin = (key.cohort, key.slot, key.sent, key.link_set)
@@ -166,10 +166,10 @@ def _rows_to_merge(connection: Connection) -> Iterator[tuple[int, list[_Entry]]]
             yield after, entries
 
 
-def _oldest_rows(connection: Connection, limit: int) -> Iterator[Sequence[Any]]:
-    """Yield the `limit` oldest rows of count deltas. Few rows are read at first, because under load a row has some hundred amounts
-    and the caller needs only the first rows."""
-    after, size = -1, FIRST_ROWS
+def _oldest_rows(connection: Connection, limit: int, after: int) -> Iterator[Sequence[Any]]:
+    """Yield the `limit` oldest rows of count deltas with ids above `after`. Few rows are read at first, because under load a row
+    has some hundred amounts and the caller needs only the first rows."""
+    size = FIRST_ROWS
     while limit > 0 and (rows := raw_sql.rows(connection, _READ_DELTAS, after, min(size, limit))):
         yield from rows
         after, limit, size = rows[-1][0], limit - len(rows), size * 8
@@ -213,6 +213,11 @@ def read_oldest(connection: Connection) -> int | None:
 def quarantine(connection: Connection, row_id: int) -> bool:
     """Quarantine a row. Return False if it does not exist. The caller must hold the lock of `counts.fold_batch`."""
     return raw_sql.execute_bulk(connection, _QUARANTINE, [(row_id,)]) > 0
+
+
+def count_quarantined(connection: Connection) -> int:
+    """Return the number of quarantined rows."""
+    return connection.scalar(select(func.count()).where(count_deltas.c.id < 0)) or 0
 
 
 def release(connection: Connection) -> None:

@@ -43,7 +43,7 @@ from shortener.outbox.count_deltas import COST, TIME_SLOT_MS, sent_slot_of, time
 from shortener.reporting import rollup_data, rollups
 from shortener.reporting.count_check import HAS_COST, IS_REVENUE, OF_MESSAGES, id_ranges
 from shortener.reporting.counts import MAX_FOLD_ROWS, lock, time_slots
-from shortener.reporting.delta_rows import read_events
+from shortener.reporting.delta_rows import count_quarantined, read_events
 from shortener.reporting.rollup_data import EXACT
 from shortener.reporting.rollups import (
     Basis,
@@ -126,13 +126,23 @@ def verify_rollups(
     ]
 
 
+class RowsQuarantined(Exception):
+    """The roll-ups cannot be repaired, because rows of count deltas are quarantined. A repair would add their amounts to the
+    roll-ups, and a process that starts may add the rows later."""
+
+
 def repair_rollups(connection: Connection, since: datetime, until: datetime) -> int:
     """Correct the rolled-up counts of a period, also for messages from before the migration that introduced these counts.
 
     Return the number of changed roll-ups, or 0 if another process runs `counts.fold`. The time to click is computed from the stored
-    time of sending, which a late report may have changed."""
+    time of sending, which a late report may have changed. Raise RowsQuarantined."""
     if not lock(connection):
         return 0
+    if number := count_quarantined(connection):
+        raise RowsQuarantined(
+            f"nothing was corrected, because count deltas are quarantined (rows of the table tallies with ids below 0: {number}). "
+            "Correct these rows and restart the service, or delete them"
+        )
     while rollups.heal(connection):
         pass
     within = time_slots(since, until)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from datetime import timedelta
 from types import SimpleNamespace
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from sqlalchemy import Connection, func, select, text
@@ -197,4 +197,32 @@ async def test_a_damaged_row_of_count_deltas_that_is_reached_by_a_merge_blocks_n
     events = [line["event"] for line in logs]
     assert events.count("count_deltas_not_merged") == 1
     assert events.count("count_deltas_quarantined") == 1
+    assert await database.read(ids_left) == [-bad]
+
+
+async def test_an_older_damaged_row_that_another_process_releases_meanwhile_does_not_quarantine_a_healthy_row(
+    database: Database, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await database.write(write_deltas, 3, timedelta(seconds=1))
+    healthy = await database.read(ids_left)
+    folder = CountFolder(database, lambda: NOON)
+    with monkeypatch.context() as patch:
+        patch.setattr("shortener.reporting.delta_rows.remove", None)
+        with pytest.raises(TypeError):
+            await folder.step()
+    bad = first_id_at(to_ms(NOON - timedelta(seconds=2)))
+    write, is_released = database.write, False
+
+    async def release_first(transact: Any, *arguments: Any) -> Any:
+        nonlocal is_released
+        if not is_released:
+            is_released = True
+            await write(lambda c: c.execute(text("INSERT INTO tallies VALUES (:id, '[[1,', '[]')"), {"id": bad}))
+        return await write(transact, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(database, "write", release_first)
+        await folder.step()
+    assert sorted(await database.read(ids_left)) == [bad, *healthy[1:]]
+    await run_until_all_are_added(folder)
     assert await database.read(ids_left) == [-bad]

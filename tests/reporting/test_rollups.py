@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 import httpx
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import Connection, delete, select, update
@@ -13,8 +14,8 @@ from sqlalchemy import Connection, delete, select, update
 from shortener.accounts.credentials import Credentials
 from shortener.container import Service
 from shortener.outbox.count_deltas import TIME_SLOT_MS
-from shortener.reporting import count_check, counts, rollups
-from shortener.reporting.rollup_check import COUNTED_SINCE, repair_rollups, verify_rollups
+from shortener.reporting import count_check, counts, delta_rows, rollups
+from shortener.reporting.rollup_check import COUNTED_SINCE, RowsQuarantined, repair_rollups, verify_rollups
 from shortener.reporting.rollup_data import HISTOGRAM
 from shortener.reporting.rollups import Basis, Level, split
 from shortener.reporting.statistics import (
@@ -120,6 +121,22 @@ async def test_the_verification_reports_a_wrong_rolled_up_count_and_the_repair_c
     assert {difference.basis for difference in found} == set(Basis)
     period = (clock() - 9 * DAY, clock() + DAY)
     assert await service.database.write(repair_rollups, *period) == len(found)
+    assert await differences(service) == []
+
+
+async def test_the_repair_of_counts_is_rejected_while_rows_are_quarantined_so_that_their_amounts_are_not_added_twice(
+    client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock
+) -> None:
+    await live(client, service, credentials, clock)
+    oldest = await service.database.read(delta_rows.read_oldest)
+    assert oldest is not None
+    assert await service.database.write(counts.quarantine, oldest)
+    await fold_all(service.database)
+    assert await differences(service)
+    with pytest.raises(RowsQuarantined, match="ids below 0: 1"):
+        await service.database.write(repair_rollups, clock() - 9 * DAY, clock() + DAY)
+    await service.database.write(counts.release)
+    await fold_all(service.database)
     assert await differences(service) == []
 
 
