@@ -121,7 +121,8 @@ async def reclassify(since: datetime, until: datetime | None, applications: tupl
         ids = IdGenerator(database.node)
         # A running server finds new events by polling the database, so this command need not notify it: `on_events` does
         # nothing.
-        part = Reclassifier(database, directory, ids, DeviceCounter(database, ids), on_events=lambda: None)
+        devices, days = DeviceCounter(database, ids), load_settings().event_retention_days
+        part = Reclassifier(database, directory, ids, devices, on_events=lambda: None, event_retention_days=days)
         now = utcnow()
         result = await part.run(since, until or now, now, applications=applications or None, dry_run=dry_run, progress=progress)
     if sys.stderr.isatty():

@@ -275,7 +275,9 @@ def _build_clicks(foundation: Foundation) -> ClickParts:
         spool=spool,
         spool_drainer=SpoolDrainer(spool, recorder, database) if spool is not None else None,
         devices=devices,
-        reclassifier=Reclassifier(database, foundation.directory, ids, devices, on_events=foundation.notify_events),
+        reclassifier=Reclassifier(
+            database, foundation.directory, ids, devices, foundation.notify_events, settings.event_retention_days
+        ),
         link_updates=LinkUpdates(database, foundation.cache, ids, foundation.clock),
         early_hits=EarlyHits(database, foundation.directory, ids, on_events=foundation.notify_events),
     )

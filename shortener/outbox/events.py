@@ -7,7 +7,6 @@ everything else from the rows to which the event refers.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import field
 from datetime import datetime
@@ -84,9 +83,10 @@ def append(connection: Connection, events: Sequence[Event], counted: Sequence[tu
     insert_all(connection, (_insert, rows), (count_deltas.insert, counted))
 
 
-def find_sent_clicks(connection: Connection, message_ids: Collection[int]) -> set[int]:
-    """Return the ids of the hits on these messages that have a click event which no event `click_retracted` followed. Events of
-    suspected hits do not count. Events that the purge has deleted are not found."""
+def find_sent_clicks(connection: Connection, message_ids: Collection[int]) -> dict[int, bool]:
+    """Return whether the click of each hit on these messages is sent: true if the last event of the hit is a click event, false if
+    it is `click_retracted`. Events of suspected hits do not count. The result has no hits without events, and no hits of which the
+    purge has deleted all events."""
     click, retracted = int(Topic.CLICK), int(Topic.CLICK_RETRACTED)
     columns = schema.events.c
     statement = select(columns.hit_id, columns.topics).where(
@@ -94,7 +94,5 @@ def find_sent_clicks(connection: Connection, message_ids: Collection[int]) -> se
         columns.topics.bitwise_and(click | retracted) != 0,
         columns.topics.bitwise_and(int(Topic.SUSPECTED)) == 0,
     )
-    sent: Counter[int] = Counter()
-    for hit_id, topics in connection.execute(statement):
-        sent[hit_id] += 1 if topics & click else -1
-    return {hit_id for hit_id, number in sent.items() if number > 0}
+    # The last event decides, because the purge may have deleted the first ones.
+    return {hit_id: bool(topics & click) for hit_id, topics in connection.execute(statement.order_by(columns.id))}

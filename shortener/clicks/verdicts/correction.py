@@ -8,6 +8,7 @@ attempt it.
 A retraction undoes the effects of a recorded click. The first click on a link created an event. The first click on a message
 changed the state of the message to CLICKTHRU, in the same event. On links that send every click (`LinkFlag.EVERY_CLICK`), each
 click created an event. The setting `click_events` may have changed since, so the event log states whether a click has an event.
+The events of hits older than `event_retention_days` may be purged. The current settings then decide, so no click is sent twice.
 """
 
 from __future__ import annotations
@@ -83,9 +84,10 @@ def change_verdicts(
     now: datetime,
     *,
     includes_newest: bool = False,
+    oldest_event: int = 0,
 ) -> CorrectionResult:
     """Change the verdicts of hits that still have the verdict `seen`. A click that was sent as an event changes only if `retracts`
-    of the change is true.
+    of the change is true. The events of hits with ids below `oldest_event` may be purged.
 
     Hits that are not counted by device yet are skipped unless `includes_newest` is true. The device job counts these hits later,
     with their new verdicts."""
@@ -106,11 +108,14 @@ def change_verdicts(
         if message is None or hit is None or hit.verdict != change.seen or not (is_counted or includes_newest):
             continue
         before, after = hit_metric(change.seen, hit.flags), hit_metric(change.verdict, hit.flags)
+        sends_every_click = bool(hit.link_flags & LinkFlag.EVERY_CLICK) or message.application_id in every_click
+        # The click of a suspected hit was sent only on an opt-out link.
+        was_sent = sends_every_click if before == "clicks" else bool(hit.link_flags & LinkFlag.OPT_OUT)
+        is_sent = sent.get(hit.id, was_sent and hit.id < oldest_event)
         if before == "clicks":
-            is_event = bool(hit.flags & HitFlag.FIRST_FOR_LINK) or hit.id in sent
+            is_event = bool(hit.flags & HitFlag.FIRST_FOR_LINK) or is_sent
         else:
-            sends_every_click = hit.link_flags & LinkFlag.EVERY_CLICK or message.application_id in every_click
-            is_event = after == "clicks" and bool(sends_every_click)
+            is_event = after == "clicks" and sends_every_click
         if is_event and not change.retracts:
             result.kept += 1
             continue
@@ -123,7 +128,7 @@ def change_verdicts(
         flags = hit.flags & ~HitFlag.RETRACTED
         if change.verdict is Verdict.HUMAN:
             result.to_human += 1
-            if is_event and hit.id not in sent:  # the click on an opt-out link was sent although it was suspected
+            if is_event and not is_sent:
                 new_events.append(_event(ids, Topic.CLICK, from_ms(hit.at), message, hit))
             if after == "clicks" and change.retracts:
                 result.unsettled.append(message.id)
@@ -146,13 +151,16 @@ def change_verdicts(
     return result
 
 
-def assign_first_clicks(connection: Connection, message_ids: Collection[int], ids: IdGenerator) -> CorrectionResult:
+def assign_first_clicks(
+    connection: Connection, message_ids: Collection[int], ids: IdGenerator, oldest_event: int = 0
+) -> CorrectionResult:
     """Assign a first click to each of these messages, and to each of their links, that has none. The first click is the earliest
-    hit by a human."""
+    hit by a human. The events of hits with ids below `oldest_event` may be purged."""
     result = CorrectionResult()
     locked = _lock_messages(connection, message_ids)
     candidates = _find_first_hits(connection, locked)
     sent = events.find_sent_clicks(connection, locked)
+    every_click = _find_applications_with_every_click(connection, locked.values())
     delta = CountDelta()
     new_events: list[Event] = []
     changed_flags: list[dict[str, Any]] = []
@@ -168,7 +176,8 @@ def assign_first_clicks(connection: Connection, message_ids: Collection[int], id
                 flags |= HitFlag.FIRST_FOR_LINK
                 if hit.link_set:
                     delta.add(message.cohort_id, hit.at, CLICKED_LINKS, message=message.id, link_set=hit.link_set)
-                if hit.id not in sent:
+                was_sent = bool(hit.link_flags & LinkFlag.EVERY_CLICK) or message.application_id in every_click
+                if not sent.get(hit.id, was_sent and hit.id < oldest_event):
                     topics |= Topic.CLICK
             if hit is first_click:
                 data = {"previous_state": State(message.state).name, "new_state": State.CLICKTHRU.name}
@@ -417,18 +426,27 @@ class _DryRun(Exception):
 
 
 async def apply_changes(
-    database: Database, changes: Sequence[VerdictChange], ids: IdGenerator, now: datetime, *, dry_run: bool = False
+    database: Database,
+    changes: Sequence[VerdictChange],
+    ids: IdGenerator,
+    now: datetime,
+    *,
+    oldest_event: int = 0,
+    dry_run: bool = False,
 ) -> CorrectionResult:
     """Run `change_verdicts` in a transaction and return the result. If `dry_run` is true, roll the transaction back and return what
     it would have changed.
 
     Raise StoreUnavailable if the database is unavailable."""
 
-    def change_and_roll_back(connection: Connection) -> CorrectionResult:
-        raise _DryRun(change_verdicts(connection, changes, ids, now))
+    def change(connection: Connection) -> CorrectionResult:
+        result = change_verdicts(connection, changes, ids, now, oldest_event=oldest_event)
+        if dry_run:
+            raise _DryRun(result)
+        return result
 
     await load_expressions()
     try:
-        return await (database.write(change_and_roll_back) if dry_run else database.write(change_verdicts, changes, ids, now))
+        return await database.write(change)
     except _DryRun as rolled_back:
         return rolled_back.result

@@ -71,16 +71,24 @@ class ReclassifyResult:
 
 
 class Reclassifier:
-    """A job that classifies stored hits again. `on_events` is called after a commit that wrote events."""
+    """A job that classifies stored hits again. `on_events` is called after a commit that wrote events. Events that are older than
+    `event_retention_days` may be purged."""
 
     def __init__(
-        self, database: Database, directory: Directory, ids: IdGenerator, devices: DeviceCounter, on_events: Callable[[], None]
+        self,
+        database: Database,
+        directory: Directory,
+        ids: IdGenerator,
+        devices: DeviceCounter,
+        on_events: Callable[[], None],
+        event_retention_days: int,
     ) -> None:
         self._database = database
         self._directory = directory
         self._ids = ids
         self._devices = devices
         self._on_events = on_events
+        self._event_retention = timedelta(days=event_retention_days)
         self.total = CorrectionResult()
 
     def register_metrics(self, metrics: Metrics) -> None:
@@ -147,16 +155,24 @@ class Reclassifier:
             await self._correct(changes[start : start + BATCH_CHANGES], now, dry_run, result.corrections)
         result.hits = evidence.classified
         if not dry_run:
+            oldest = self._oldest_event(now)
             unsettled = sorted({*result.corrections.unsettled, *evidence.unsettled})
             for start in range(0, len(unsettled), BATCH_CHANGES):
                 batch = unsettled[start : start + BATCH_CHANGES]
-                await self._run_with_pause(self._database.write(assign_first_clicks, batch, self._ids), result.corrections)
+                await self._run_with_pause(self._database.write(assign_first_clicks, batch, self._ids, oldest), result.corrections)
             self.total.add(result.corrections)
         progress(until)
         return result
 
     async def _correct(self, changes: Sequence[VerdictChange], now: datetime, dry_run: bool, total: CorrectionResult) -> None:
-        await self._run_with_pause(apply_changes(self._database, changes, self._ids, now, dry_run=dry_run), total)
+        oldest = self._oldest_event(now)
+        await self._run_with_pause(
+            apply_changes(self._database, changes, self._ids, now, oldest_event=oldest, dry_run=dry_run), total
+        )
+
+    def _oldest_event(self, now: datetime) -> int:
+        """Return the row id before which events may be purged."""
+        return first_id_at(to_ms(now - self._event_retention))
 
     async def _run_with_pause(self, work: Awaitable[CorrectionResult], total: CorrectionResult) -> None:
         """Await `work`, then pause for the same time. Thus clicks can use the database for half of the time."""

@@ -5,7 +5,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, delete, select, update
 
 from shortener.clicks.device_counts import last_counted_hit
 from shortener.clicks.verdicts import correction
@@ -283,6 +283,25 @@ async def test_a_click_that_replaces_a_retracted_first_click_has_one_event_after
     of_person = [topics for topics, hit in await sent_events(service) if hit == person]
     assert of_person == ([Topic.CLICK, Topic.STATE] if setting == "first" else [Topic.STATE | Topic.CLICK])
     assert [hit for topics, hit in await sent_events(service) if topics is Topic.CLICK_RETRACTED] == [machine]
+    await assert_counts_match(service)
+
+
+async def test_a_click_whose_event_was_purged_is_retracted_if_every_click_is_sent_and_is_not_sent_again(
+    retracting: Service, clock: Clock
+) -> None:
+    service = retracting
+    (code,) = await create_codes(service)
+    await change_settings(service, click_events="every")
+    first, person, second = [await record_click(service, code, agent) for agent in (SCANNER, PHONE, SCANNER)]
+    await service.fanout.flush()
+    clock.forward(seconds=DAY.total_seconds() * (service.settings.event_retention_days + 1))
+    await service.database.write(lambda connection: connection.execute(delete(schema.events)))
+    await run_reclassifier(service)
+    assert sorted(await sent_events(service), key=lambda event: event[1]) == [
+        (Topic.CLICK_RETRACTED, first),
+        (Topic.STATE, person),
+        (Topic.CLICK_RETRACTED, second),
+    ]
     await assert_counts_match(service)
 
 
