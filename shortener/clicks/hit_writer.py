@@ -77,7 +77,7 @@ class HitWriter:
         self._on_events = on_events
         self._on_links = on_links
         self.batcher: Batcher[WaitingHit, _WrittenHits] = Batcher(
-            database, self, min_items=MIN_BATCH_HITS, max_items=MAX_BATCH_HITS, gives_up_early=True, person_waits=True
+            database, self, min_items=MIN_BATCH_HITS, max_items=MAX_BATCH_HITS, gives_up_early=True
         )
 
     # The batcher calls the following methods for a batch.

@@ -32,7 +32,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
 from shortener.errors import StoreUnavailable
-from shortener.storage.database import PERSON_WAITS, Database
+from shortener.storage.database import Database
 
 log = structlog.get_logger(__name__)
 
@@ -98,8 +98,7 @@ class BatchHandler(Protocol[Item, Result]):
 class Batcher(Generic[Item, Result]):
     """A queue of items that are written in batches, each in one transaction. A batch has at least `min_items` items, if at least
     this number wait, and at most `max_items`. A unique index may reject a batch `max_clashes` times before its items are written
-    one by one. If `gives_up_early` is true, the batcher stops writing items one by one after MAX_PROBES failures in a row.
-    `person_waits` states whether people wait for the items: see `database.PERSON_WAITS`."""
+    one by one. If `gives_up_early` is true, the batcher stops writing items one by one after MAX_PROBES failures in a row."""
 
     def __init__(
         self,
@@ -110,10 +109,8 @@ class Batcher(Generic[Item, Result]):
         max_items: int,
         max_clashes: int = 1,
         gives_up_early: bool = False,
-        person_waits: bool = False,
     ) -> None:
         self._database = database
-        self._person_waits = person_waits
         self._handler = handler
         self._min_items = min_items
         self._max_items = max_items
@@ -275,7 +272,6 @@ class Batcher(Generic[Item, Result]):
         """Write a batch in one transaction.
 
         Return None if the batch has no items. Raise the exceptions of the database and the handler."""
-        PERSON_WAITS.set(self._person_waits)  # in the context of the task of this batch
         clashes_left = self._max_clashes
         while True:
             batch.has_begun = False

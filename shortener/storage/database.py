@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextvars import ContextVar
 from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar
 
 import structlog
@@ -27,10 +26,6 @@ log = structlog.get_logger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-#: Whether a person waits for the transactions of this task. On SQLite they begin before the others that wait, in turns with them.
-PERSON_WAITS: ContextVar[bool] = ContextVar("PERSON_WAITS", default=False)
 
 
 class Database(Protocol):

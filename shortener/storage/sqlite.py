@@ -23,7 +23,6 @@ import queue
 import secrets
 import threading
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -40,7 +39,7 @@ from shortener.ids import MAX_NODES
 from shortener.metrics import Metrics
 from shortener.storage import raw_sql
 from shortener.storage.checkpoint import Checkpointer
-from shortener.storage.database import PERSON_WAITS, store_errors
+from shortener.storage.database import store_errors
 from shortener.storage.sqlite_reader import ReaderConnection, ReadLimit, connect_reader
 
 log = structlog.get_logger(__name__)
@@ -104,9 +103,7 @@ class SqliteDatabase:
         )
         _prepare_readers(self._readers.sync_engine)
         self._max_read_seconds = MAX_READ_SECONDS if owner else None
-        self._jobs: deque[Callable[[], None]] = deque()
-        self._urgent_jobs: deque[Callable[[], None]] = deque()  # the transactions for which a person waits
-        self._work: queue.SimpleQueue[bool] = queue.SimpleQueue()  # True for each waiting job; False ends the thread
+        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="sqlite-writer", daemon=True)
         self._thread.start()
         self._checkpointer = Checkpointer(path) if owner else None
@@ -151,9 +148,7 @@ class SqliteDatabase:
                     self._checkpointer.committed(self._driver)
 
         # The context variables contain the id of the request, which the log lines of the writer thread need too.
-        jobs = self._urgent_jobs if PERSON_WAITS.get() else self._jobs
-        jobs.append(partial(contextvars.copy_context().run, job))
-        self._work.put(True)
+        self._work.put(partial(contextvars.copy_context().run, job))
         return await future
 
     def _transact(self, transact: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -203,7 +198,7 @@ class SqliteDatabase:
         await self._readers.dispose()
         if self._checkpointer is not None:
             await asyncio.to_thread(self._checkpointer.stop)
-        self._work.put(False)
+        self._work.put(None)
         await asyncio.to_thread(self._thread.join)
         self._writer.close()
         self._engine.dispose()
@@ -213,11 +208,7 @@ class SqliteDatabase:
             self._lock.close()
 
     def _run(self) -> None:
-        was_urgent = False
-        while self._work.get():
-            # If jobs of both kinds wait, they run in turns. So neither kind can keep the other from running.
-            was_urgent = bool(self._urgent_jobs) and not (was_urgent and self._jobs)
-            job = (self._urgent_jobs if was_urgent else self._jobs).popleft()
+        while (job := self._work.get()) is not None:
             try:
                 job()
             except Exception:  # The writer thread must continue after any exception; without it no later transaction could end.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
-import threading
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,6 @@ from structlog.testing import capture_logs
 from shortener.errors import StoreUnavailable
 from shortener.storage import checkpoint
 from shortener.storage import sqlite as module
-from shortener.storage.database import PERSON_WAITS
 from shortener.storage.sqlite import SqliteDatabase
 from tests.storage.sqlite_load import add, commit_until, count_rows, serving
 
@@ -89,25 +87,3 @@ async def test_a_wal_file_that_grows_because_of_a_reader_in_another_process_is_l
     (line,) = [line for line in logs if line["event"] == "wal_is_long"]
     assert line["bytes"] > 1_000_000
     assert line["copied"] < line["frames"]
-
-
-async def test_a_transaction_for_which_a_person_waits_runs_after_at_most_one_other_waiting_transaction(tmp_path: Path) -> None:
-    order: list[str] = []
-    may_end = threading.Event()
-
-    def block(connection: Connection) -> None:
-        may_end.wait(20)
-
-    async def write(name: str, person_waits: bool) -> None:
-        PERSON_WAITS.set(person_waits)
-        await database.write(lambda connection: order.append(name))
-
-    async with serving(tmp_path / "shortener.db") as database:
-        names = [("purge", False), ("fold", False), ("rewrite", False), ("click 1", True), ("click 2", True)]
-        tasks = [asyncio.create_task(database.write(block))]
-        for name, person_waits in names:
-            tasks.append(asyncio.create_task(write(name, person_waits)))
-            await asyncio.sleep(0)
-        may_end.set()
-        await asyncio.gather(*tasks)
-        assert order == ["click 1", "purge", "click 2", "fold", "rewrite"]
