@@ -40,37 +40,6 @@ def key_actor(key_id: int) -> str:
     return f"key {key_id}"
 
 
-def record(
-    connection: Connection,
-    row_id: int,
-    now: datetime,
-    actor: Actor,
-    action: str,
-    subject: str = "",
-    *,
-    application_id: int | None = None,
-    before: Mapping[str, Any] | None = None,
-    after: Mapping[str, Any] | None = None,
-) -> None:
-    """Add a row to the audit log, in the transaction of the action itself. `action` is a verb in snake case, such as
-    `operator_invited`."""
-    connection.execute(
-        insert(audit_log).values(
-            id=row_id,
-            at=now,
-            operator_id=actor.operator_id,
-            operator=actor.name,
-            session_id=actor.session_id,
-            network=actor.network,
-            action=action,
-            application_id=application_id,
-            object=mask_numbers(subject)[:MAX_OBJECT_CHARACTERS],
-            before=_masked(before),
-            after=_masked(after),
-        )
-    )
-
-
 @dataclass(frozen=True, slots=True)
 class AuditWriter:
     """An actor and the function that returns the ids of its rows in the audit log."""
@@ -89,9 +58,22 @@ class AuditWriter:
         before: Mapping[str, Any] | None = None,
         after: Mapping[str, Any] | None = None,
     ) -> None:
-        """Add a row to the audit log, as `record`."""
-        record(
-            connection, self.new_id(), now, self.actor, action, subject, application_id=application_id, before=before, after=after
+        """Add a row to the audit log, in the transaction of the action itself. `action` is a verb in snake case, such as
+        `operator_invited`."""
+        connection.execute(
+            insert(audit_log).values(
+                id=self.new_id(),
+                at=now,
+                operator_id=self.actor.operator_id,
+                operator=self.actor.name,
+                session_id=self.actor.session_id,
+                network=self.actor.network,
+                action=action,
+                application_id=application_id,
+                object=mask_numbers(subject)[:MAX_OBJECT_CHARACTERS],
+                before=_masked(before),
+                after=_masked(after),
+            )
         )
 
 

@@ -12,6 +12,7 @@ import orjson
 
 from shortener.cli.common import (
     async_command,
+    command_line_audit,
     confirm,
     json_option,
     load_settings,
@@ -138,12 +139,10 @@ async def erase_messages(phone: str | None, message_id: str | None, application:
     This removes phone numbers, metadata, destinations, and the addresses and user agents of hits. Statistics stay correct. The
     links respond with 410.
     """
-    from shortener.accounts.audit import COMMAND_LINE
     from shortener.clicks.user_agents import load_expressions
-    from shortener.ids import IdGenerator
     from shortener.messages.phone_numbers import PhoneNumberError, parse_number
     from shortener.model import utcnow
-    from shortener.retention.erasure import ErasureAudit, count_messages, erase, erase_message, find_codes
+    from shortener.retention.erasure import count_messages, erase, erase_message, find_codes
 
     if (phone is None) == (message_id is None):
         raise click.UsageError("use exactly one of --phone and --message")
@@ -161,7 +160,7 @@ async def erase_messages(phone: str | None, message_id: str | None, application:
             raise click.ClickException(
                 "nothing was erased: Redis is unavailable and may contain destinations; try again when it responds"
             )
-        audit = ErasureAudit(COMMAND_LINE, IdGenerator(database.node))
+        audit = command_line_audit(database)
         if phone is not None:
             erased = await erase(database, application, phone, utcnow(), audit)
         else:

@@ -9,6 +9,7 @@ import click
 
 from shortener.cli.common import (
     async_command,
+    command_line_audit,
     confirm,
     json_option,
     load_settings,
@@ -70,8 +71,6 @@ async def reset(name: str, yes: bool, as_json: bool) -> None:
 
 
 async def _invite(create: Any, as_json: bool, action: str) -> None:
-    from shortener.accounts.audit import COMMAND_LINE, record
-    from shortener.ids import IdGenerator
     from shortener.model import utcnow
     from shortener.portal.invitation_url import link
     from shortener.storage.types import to_iso
@@ -79,11 +78,11 @@ async def _invite(create: Any, as_json: bool, action: str) -> None:
     settings = load_settings()
     now = utcnow()
     async with open_store() as database:
-        ids = IdGenerator(database.node)
+        audit = command_line_audit(database)
 
         def write(connection: Any) -> Any:
             created = create(connection, now)
-            record(connection, ids(), now, COMMAND_LINE, action, created.name, after={"role": created.role.label})
+            audit.add(connection, now, action, created.name, after={"role": created.role.label})
             return created
 
         invitation = await database.write(write)
@@ -194,16 +193,14 @@ async def disable(name: str, enable: bool, yes: bool, as_json: bool) -> None:
 
 async def _write_audited(change: Any, action: str) -> dict[str, Any]:
     """Run a change and add a row to the audit log in the same transaction."""
-    from shortener.accounts.audit import COMMAND_LINE, record
-    from shortener.ids import IdGenerator
     from shortener.model import utcnow
 
     async with open_store() as database:
-        ids = IdGenerator(database.node)
+        audit = command_line_audit(database)
 
         def write(connection: Any) -> dict[str, Any]:
             fields: dict[str, Any] = change(connection)
-            record(connection, ids(), utcnow(), COMMAND_LINE, action, fields["operator"], after=fields)
+            audit.add(connection, utcnow(), action, fields["operator"], after=fields)
             return fields
 
         return dict(await database.write(write))

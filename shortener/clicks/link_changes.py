@@ -19,7 +19,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, bindparam, insert, select, update
 
-from shortener.accounts.audit import Actor, record
+from shortener.accounts.audit import Actor, AuditWriter
 from shortener.accounts.directory import Application
 from shortener.accounts.link_targets import TargetHosts, check_link_target, target_problems
 from shortener.errors import ApiError, Detail, ErrorCode
@@ -174,17 +174,8 @@ def write_changes(
         for entry in history:
             code, application_id = codes[entry["link_id"]], entry["application_id"]
             before, after = ({name: _audited(name, pair[i]) for name, pair in entry["changes"].items()} for i in (0, 1))
-            record(
-                connection,
-                new_id(),
-                now,
-                Actor(name=actor),
-                "link_changed",
-                code,
-                application_id=application_id,
-                before=before,
-                after=after,
-            )
+            audit = AuditWriter(Actor(name=actor), new_id)
+            audit.add(connection, now, "link_changed", code, application_id=application_id, before=before, after=after)
     return len(updates)
 
 

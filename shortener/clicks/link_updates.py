@@ -23,7 +23,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, insert, or_, select, update
 
-from shortener.accounts.audit import Actor, record
+from shortener.accounts.audit import Actor, AuditWriter
 from shortener.clicks.link_changes import find_changeable_by_ids, refresh_cache, write_changes
 from shortener.errors import ApiError, ErrorCode
 from shortener.ids import LINK_UPDATE_IDS
@@ -84,7 +84,15 @@ def create_update(
     """Create a link update, add it to the audit log, and return its id. `changes` is the result of `link_changes.parse_changes`."""
     update_id = new_id()
     selected = {f"selected_{name}": value for name, value in asdict(selection).items() if value is not None}
-    _record(connection, new_id(), clock, actor, "links_changed", update_id, application_id, after={**selected, **changes})
+    _record(
+        connection,
+        AuditWriter(Actor(name=actor), new_id),
+        clock,
+        "links_changed",
+        update_id,
+        application_id,
+        after={**selected, **changes},
+    )
     connection.execute(
         insert(link_updates).values(
             id=update_id,
@@ -117,9 +125,8 @@ def list_updates(connection: Connection, application_id: int, limit: int = 100) 
 
 def _record(
     connection: Connection,
-    row_id: int,
+    audit: AuditWriter,
     clock: Clock,
-    actor: str,
     action: str,
     update_id: int,
     application_id: int,
@@ -127,7 +134,7 @@ def _record(
 ) -> None:
     """Add a row about a link update to the audit log."""
     encoded_id = LINK_UPDATE_IDS.encode(update_id)
-    record(connection, row_id, clock(), Actor(name=actor), action, encoded_id, application_id=application_id, after=after)
+    audit.add(connection, clock(), action, encoded_id, application_id=application_id, after=after)
 
 
 def stop_update(
@@ -143,7 +150,7 @@ def stop_update(
         .values(state=STOPPED, finished_at=clock(), lease_until=None)
     )
     if stopped.rowcount:
-        _record(connection, new_id(), clock, actor, "links_update_stopped", row.id, application_id)
+        _record(connection, AuditWriter(Actor(name=actor), new_id), clock, "links_update_stopped", row.id, application_id)
     return find_update(connection, encoded_id, application_id)
 
 

@@ -24,7 +24,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, func, insert, literal_column, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
-from shortener.accounts.audit import Actor, record
+from shortener.accounts.audit import Actor, AuditWriter
 from shortener.delivery.deliveries import DeliveryFilter, count_dead, replay_batch
 from shortener.delivery.tracker_queries import require_tracker
 from shortener.errors import ApiError, ErrorCode
@@ -168,7 +168,7 @@ def _create_replay(connection: Connection, values: dict[str, Any], actor: Actor,
     replay = _replay_from_row(row)
     limits = {"since": since, "until": until}
     after = {"total": replay.total} | {name: at.isoformat() for name, at in limits.items() if at is not None}
-    _record(connection, new_id(), replay.created_at, actor, "replay_started", replay, after)
+    _record(connection, AuditWriter(actor, new_id), replay.created_at, "replay_started", replay, after)
     return replay
 
 
@@ -239,16 +239,14 @@ def stop_replay(
     if stopped is None:
         return False
     after = {"reason": reason.value, "replayed": stopped.replayed, "total": stopped.total}
-    _record(connection, new_id(), now, actor, "replay_stopped", replay, after)
+    _record(connection, AuditWriter(actor, new_id), now, "replay_stopped", replay, after)
     return True
 
 
-def _record(
-    connection: Connection, row_id: int, now: datetime, actor: Actor, action: str, replay: Replay, after: dict[str, Any]
-) -> None:
+def _record(connection: Connection, audit: AuditWriter, now: datetime, action: str, replay: Replay, after: dict[str, Any]) -> None:
     """Add a row about a replay to the audit log."""
     subject = f"tracker {replay.tracker_id}, replay {replay.public_id}"
-    record(connection, row_id, now, actor, action, subject, application_id=replay.application_id, after=after)
+    audit.add(connection, now, action, subject, application_id=replay.application_id, after=after)
 
 
 def _replay_from_row(row: Row[Any]) -> Replay:

@@ -18,7 +18,7 @@ from urllib.parse import quote, urlencode
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from shortener.accounts.audit import Actor, record
+from shortener.accounts.audit import Actor, AuditWriter
 from shortener.accounts.directory import ALL_APPLICATIONS, Application
 from shortener.errors import ApiError, ErrorCode
 from shortener.portal.operators import Operator, Role
@@ -237,17 +237,8 @@ class Visit:
     ) -> None:
         """Add a row to the audit log, in the transaction of the action itself."""
         application_id = self.application.id if self.application is not None else None
-        record(
-            connection,
-            self.service.ids(),
-            self.now,
-            actor or self.actor,
-            action,
-            subject,
-            application_id=application_id,
-            before=before,
-            after=after,
-        )
+        writer = AuditWriter(actor or self.actor, self.service.ids)
+        writer.add(connection, self.now, action, subject, application_id=application_id, before=before, after=after)
 
 
 def url(path: str, query: Mapping[str, Any] | None = None) -> str:

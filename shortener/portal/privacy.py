@@ -13,12 +13,13 @@ import dataclasses
 from sqlalchemy import Connection
 from starlette.responses import Response
 
+from shortener.accounts.audit import AuditWriter
 from shortener.clicks.user_agents import load_expressions
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.messages.phone_numbers import PhoneNumberError, parse_number
 from shortener.portal.operators import Role
 from shortener.portal.page import NavigationItem, PortalPage, Visit
-from shortener.retention.erasure import ErasureAudit, ErasureResult, count_messages, erase, erase_message, find_codes
+from shortener.retention.erasure import ErasureResult, count_messages, erase, erase_message, find_codes
 
 MAX_SUBJECT_CHARACTERS = 255
 #: The settings of the installation that limit how long data is kept, each with a description of the data.
@@ -94,7 +95,7 @@ async def erase_data(visit: Visit) -> Response:
     if not await service.cache.invalidate(await service.database.read(_find_codes, application_id, subject)):
         reason = "Nothing was erased because the link cache (Redis) is unavailable."
         raise ApiError(ErrorCode.UNAVAILABLE, reason, retry_after=2)
-    audit = ErasureAudit(visit.actor, service.ids)
+    audit = AuditWriter(visit.actor, service.ids)
     if subject.phone:
         result = await erase(service.database, application_id, subject.phone, visit.now, audit)
     else:

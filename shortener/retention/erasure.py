@@ -24,7 +24,7 @@ The transactions parse the user agents of the hits. Await `load_expressions` (cl
 `erase_again`; `erase` does so itself.
 
 One transaction erases one message. A number is erased `MAX_MESSAGES_PER_BATCH` messages at a time; run an interrupted erasure
-again. Each transaction that erases messages adds a row to the audit log (`ErasureAudit`), so an interrupted erasure has rows for
+again. Each transaction that erases messages adds a row to the audit log (`_add_audit_row`), so an interrupted erasure has rows for
 exactly what it erased. Repeats by the job `erasure_repeats` add no rows.
 """
 
@@ -34,14 +34,13 @@ import asyncio
 import dataclasses
 import json
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, and_, bindparam, case, delete, func, literal, select, text, update
 
-from shortener.accounts.audit import Actor, record
+from shortener.accounts.audit import AuditWriter
 from shortener.clicks.user_agents import device_class, load_expressions
 from shortener.errors import ApiError, ErrorCode
 from shortener.model import DeliveryStatus, SendStatus
@@ -114,21 +113,8 @@ class ErasureResult:
             setattr(self, name, getattr(self, name) + rows)
 
 
-@dataclass(frozen=True, slots=True)
-class ErasureAudit:
-    """The author of an erasure for the audit log, and the function that returns the id of a new row."""
-
-    actor: Actor
-    new_id: Callable[[], int]
-
-    def add_row(self, connection: Connection, now: datetime, application_id: int | None, what: str, erased: ErasureResult) -> None:
-        """Add the audit row of a transaction that erased messages. The row contains neither the number nor the message_id."""
-        after = dataclasses.asdict(erased)
-        record(connection, self.new_id(), now, self.actor, AUDIT_ACTION, what, application_id=application_id, after=after)
-
-
 async def erase(
-    database: Database, application_id: int | None, phone: str, now: datetime, audit: ErasureAudit | None = None
+    database: Database, application_id: int | None, phone: str, now: datetime, audit: AuditWriter | None = None
 ) -> ErasureResult:
     """Erase all messages to a number, in several transactions. `application_id` None means all applications. Without `audit`, the
     audit log gets no rows.
@@ -164,8 +150,15 @@ async def _wait_for_running_transactions(database: Database) -> None:
         await asyncio.sleep(_CHECK_SECONDS)
 
 
+def _add_audit_row(
+    connection: Connection, audit: AuditWriter, now: datetime, application_id: int | None, what: str, erased: ErasureResult
+) -> None:
+    """Add the audit row of a transaction that erased messages. The row contains neither the number nor the message_id."""
+    audit.add(connection, now, AUDIT_ACTION, what, application_id=application_id, after=dataclasses.asdict(erased))
+
+
 def erase_phone_number(
-    connection: Connection, application_id: int | None, phone: str, now: datetime, audit: ErasureAudit | None = None
+    connection: Connection, application_id: int | None, phone: str, now: datetime, audit: AuditWriter | None = None
 ) -> ErasureResult:
     """Erase the `MAX_MESSAGES_PER_BATCH` oldest messages to a number. Call it until the result contains no message.
 
@@ -177,12 +170,12 @@ def erase_phone_number(
         found = found.where(messages.c.application_id == application_id)
     erased = _erase(connection, list(connection.execute(found).scalars()), now)
     if audit is not None and erased.messages:
-        audit.add_row(connection, now, application_id, "messages to a number", erased)
+        _add_audit_row(connection, audit, now, application_id, "messages to a number", erased)
     return erased
 
 
 def erase_message(
-    connection: Connection, application_id: int | None, message_id: str, now: datetime, audit: ErasureAudit | None = None
+    connection: Connection, application_id: int | None, message_id: str, now: datetime, audit: AuditWriter | None = None
 ) -> ErasureResult:
     """Erase one message. If `application_id` is None, exactly one application must have a message with this id.
 
@@ -196,7 +189,7 @@ def erase_message(
         raise ApiError(ErrorCode.CONFLICT, "Several applications have a message with this id; name the application.")
     erased = _erase(connection, ids, now)
     if audit is not None:
-        audit.add_row(connection, now, application_id, "one message", erased)
+        _add_audit_row(connection, audit, now, application_id, "one message", erased)
     return erased
 
 

@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field, model_validator
 from shortener.clicks.user_agents import load_expressions
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.messages.phone_numbers import PhoneNumberError, parse_number
-from shortener.retention.erasure import ErasureAudit, erase, erase_message, find_codes
+from shortener.retention.erasure import erase, erase_message, find_codes
 from shortener.web.endpoint import RETRY_AFTER_SECONDS, Call, Endpoint, RequestModel, ResponseModel
 from shortener.web.fields import Text
 
@@ -69,7 +69,7 @@ async def create(call: Call[None, ErasureRequest]) -> dict[str, Any]:
             "Nothing was erased because the link cache (Redis) is unavailable.",
             retry_after=RETRY_AFTER_SECONDS,
         )
-    audit = ErasureAudit(call.audit.actor, service.ids)
+    audit = call.audit
     if body.message_id is not None:
         await load_expressions()
         erased = await service.database.write(erase_message, application_id, body.message_id, service.clock(), audit)

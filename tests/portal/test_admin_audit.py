@@ -21,9 +21,10 @@ async def test_the_portal_page_of_the_audit_log_has_filters_pages_and_an_export(
         await admin.post("/portal/signin", data={"name": "Ada", "password": "wrong"}) if number % 10 == 0 else None
 
         def add(connection: object, number: int = number) -> None:
-            from shortener.accounts.audit import Actor, record
+            from shortener.accounts.audit import Actor, AuditWriter
 
-            record(connection, service.ids(), clock.now, Actor(1, "Ada"), "list_exported", f"=list {number}")  # type: ignore[arg-type]
+            writer = AuditWriter(Actor(1, "Ada"), service.ids)
+            writer.add(connection, clock.now, "list_exported", f"=list {number}")  # type: ignore[arg-type]
 
         await service.database.write(add)
     page = await admin.get(PATH)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from shortener.accounts.audit import Actor, record
+from shortener.accounts.audit import Actor, AuditWriter
 from shortener.container import Service
 from shortener.errors import ApiError
 from shortener.ids import IdGenerator
@@ -82,7 +82,7 @@ async def test_the_audit_log_is_paged_filtered_and_purged(database: Database) ->
     actor = Actor(1, "Ada", 1, "192.0.2.0")
 
     for number in range(5):
-        await database.write(record, ids(), NOON, actor, "list_exported" if number % 2 else "revealed", f"m-{number}")
+        await database.write(AuditWriter(actor, ids).add, NOON, "list_exported" if number % 2 else "revealed", f"m-{number}")
     page = await database.read(audit.list_audit, audit.AuditFilter(), 2)
     assert [row.object for row in page.rows] == ["m-4", "m-3"]
     rest = await database.read(audit.list_audit, audit.AuditFilter(action="revealed"), 9, page.next)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Row, Table, insert, select, text
 
-from shortener.accounts.audit import COMMAND_LINE, Actor
+from shortener.accounts.audit import COMMAND_LINE, Actor, AuditWriter
 from shortener.delivery.deliveries import Deliveries
 from shortener.delivery.event_fields import FACTS
 from shortener.errors import ApiError, ErrorCode, StoreUnavailable
@@ -17,7 +17,6 @@ from shortener.retention import erasure as erasing
 from shortener.retention.erasure import (
     ERASED,
     PERSONAL_FIELDS,
-    ErasureAudit,
     ErasureResult,
     erase,
     erase_message,
@@ -182,14 +181,14 @@ async def test_an_interrupted_erasure_of_a_phone_number_has_audit_rows_for_exact
         return transactions
 
     with pytest.raises(StoreUnavailable, match="dies"):
-        await erase(database, 1, PHONE, NOON, ErasureAudit(Actor(name="Mia"), new_id))
+        await erase(database, 1, PHONE, NOON, AuditWriter(Actor(name="Mia"), new_id))
     rows = await database.read(rows_of, schema.audit_log)
     erased = [message for message in await database.read(rows_of, schema.messages) if not message.to_address]
     assert [(row.operator, row.action, row.application_id, row.object, row.after["messages"]) for row in rows] == [
         ("Mia", "data_erased", 1, "messages to a number", 1)
     ] * len(erased)
     assert len(erased) == 2
-    audit = ErasureAudit(COMMAND_LINE, itertools.count(10).__next__)
+    audit = AuditWriter(COMMAND_LINE, itertools.count(10).__next__)
     assert (await erase(database, None, PHONE, NOON, audit)).messages == 2
     await erase(database, None, PHONE, NOON, audit)
     assert [row.operator for row in (await database.read(rows_of, schema.audit_log))[2:]] == ["command line"] * 2

@@ -19,27 +19,33 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import BigInteger, Connection, bindparam, delete, func, select, type_coerce, update
+from sqlalchemy import Connection, bindparam, select, update
 
 from shortener.accounts.settings import from_stored
-from shortener.clicks.device_counts import AGENT, device_metrics, last_counted_hit, stop_counting
-from shortener.clicks.hit_metrics import CLICKED_LINKS, IS_CLICK, hit_metric
+from shortener.clicks.device_counts import device_metrics, last_counted_hit, stop_counting
+from shortener.clicks.hit_metrics import CLICKED_LINKS, hit_metric
 from shortener.clicks.user_agents import load_expressions
-from shortener.clicks.verdicts.request_rules import RequestTraits, classify
+from shortener.clicks.verdicts.correction_rows import (
+    LockedHit,
+    LockedMessage,
+    find_first_hits,
+    lock_messages,
+    lock_pending_clicks,
+    read_hits,
+    save_hits,
+    save_messages,
+)
 from shortener.ids import IdGenerator
 from shortener.model import HitFlag, LinkFlag, State, Topic, Verdict
 from shortener.outbox import count_deltas, events
 from shortener.outbox.count_deltas import CountDelta, time_to_click
 from shortener.outbox.events import Event
-from shortener.outbox.first_clicks import NO_CLICK, FirstClick, lock, release
 from shortener.storage import schema
-from shortener.storage.database import Database, upsert
-from shortener.storage.schema import applications, first_clicks, hits, links, messages, other_hits
+from shortener.storage.database import Database
+from shortener.storage.schema import applications, hits
 from shortener.storage.types import from_ms
-from shortener.storage.values_table import values_table
 
 _FIRST = HitFlag.FIRST_FOR_LINK | HitFlag.FIRST_FOR_MESSAGE
-_MAX_CANDIDATES = 100  # maximum number of hits that are examined to find the first click on a link
 
 
 class VerdictChange(NamedTuple):
@@ -92,9 +98,9 @@ def change_verdicts(
     Hits that are not counted by device yet are skipped unless `includes_newest` is true. The device job counts these hits later,
     with their new verdicts."""
     result = CorrectionResult()
-    locked = _lock_messages(connection, {change.message for change in changes})
-    stored = _read_hits(connection, [change.hit for change in changes])
-    pending = _lock_pending_clicks(connection, stored)
+    locked = lock_messages(connection, {change.message for change in changes})
+    stored = read_hits(connection, [change.hit for change in changes])
+    pending = lock_pending_clicks(connection, stored)
     last_counted = stop_counting(connection) if includes_newest else last_counted_hit(connection)
     sent = events.find_sent_clicks(connection, locked)
     every_click = _find_applications_with_every_click(connection, locked.values())
@@ -144,8 +150,8 @@ def change_verdicts(
                 result.retracted_messages += data["first_for_message"]
                 new_events.append(_event(ids, Topic.CLICK_RETRACTED, now, message, hit, data))
         rows.append({"row": hit.id, "new_verdict": int(change.verdict), "new_rule": change.rule, "new_flags": int(flags)})
-    _save_hits(connection, rows)
-    _save_messages(connection, locked.values())
+    save_hits(connection, rows)
+    save_messages(connection, locked.values())
     events.append(connection, new_events, count_deltas.rows(ids(), delta))
     result.events = len(new_events)
     return result
@@ -157,8 +163,8 @@ def assign_first_clicks(
     """Assign a first click to each of these messages, and to each of their links, that has none. The first click is the earliest
     hit by a human. The events of hits with ids below `oldest_event` may be purged."""
     result = CorrectionResult()
-    locked = _lock_messages(connection, message_ids)
-    candidates = _find_first_hits(connection, locked)
+    locked = lock_messages(connection, message_ids)
+    candidates = find_first_hits(connection, locked)
     sent = events.find_sent_clicks(connection, locked)
     every_click = _find_applications_with_every_click(connection, locked.values())
     delta = CountDelta()
@@ -193,7 +199,7 @@ def assign_first_clicks(
     if changed_flags:
         statement = update(hits).where(hits.c.id == bindparam("row")).values(flags=bindparam("new_flags"))
         connection.execute(statement, changed_flags)
-    _save_messages(connection, locked.values())
+    save_messages(connection, locked.values())
     events.append(connection, new_events, count_deltas.rows(ids(), delta))
     result.events = len(new_events)
     return result
@@ -207,144 +213,7 @@ def _find_applications_with_every_click(connection: Connection, locked: Iterable
     return {row.id for row in rows if from_stored(row.settings).click_events == "every"}
 
 
-@dataclass(slots=True)
-class LockedMessage:
-    """A locked message and its clicks. `state` is the state of the message before its first click. Times are milliseconds since
-    1970."""
-
-    id: int
-    application_id: int
-    cohort_id: int
-    state: int
-    created_at: int
-    sent_at: int | None
-    delivered_at: int | None
-    read_at: int | None
-    failed_at: int | None
-    clicked_at: int | None = None
-    click_hit_id: int | None = None
-    clicked_links: int = 0
-    # The state and the clicks that the database contained when the message was locked.
-    before: tuple[int, FirstClick] = (0, NO_CLICK)
-
-    @property
-    def click(self) -> FirstClick:
-        return FirstClick(self.clicked_at, self.click_hit_id, self.clicked_links)
-
-    @property
-    def state_without_click(self) -> State:
-        """Return the state of the message if its click is removed: the state before the click, or a state that was reported later.
-
-        If a failure was reported after the click, the state is FAILED, never EXPIRED."""
-        reported = (
-            (State(self.state), True),
-            (State.SENT, self.sent_at),
-            (State.FAILED, self.failed_at),
-            (State.DELIVERED, self.delivered_at),
-            (State.READ, self.read_at),
-        )
-        state = State.CREATED
-        for candidate, at in reported:
-            if at is not None and candidate.may_follow(state):
-                state = candidate
-        return state
-
-
-class _LockedHit(NamedTuple):
-    """A hit on a locked message, with the position and the flags of its link."""
-
-    id: int
-    link_id: int
-    at: int
-    verdict: int
-    flags: int
-    user_agent: str
-    agent: str
-    country: str | None
-    position: int
-    link_flags: int
-    link_set: int
-
-
-_HIT = (
-    hits.c.id,
-    hits.c.link_id,
-    type_coerce(hits.c.at, BigInteger),
-    hits.c.verdict,
-    hits.c.flags,
-    hits.c.user_agent,
-    AGENT.label("agent"),
-    hits.c.country,
-    links.c.position,
-    links.c.flags,
-    func.coalesce(links.c.link_set_id, 0).label("link_set"),
-)
-
-
-_MESSAGE = tuple(
-    type_coerce(messages.c[name], BigInteger) if name.endswith("_at") else messages.c[name]
-    for name in ("id", "application_id", "cohort_id", "state", "created_at", "sent_at", "delivered_at", "read_at", "failed_at")
-)
-
-
-def _lock_messages(connection: Connection, ids: Iterable[int]) -> dict[int, LockedMessage]:
-    """Lock these messages until the transaction ends. Return them by row id. Purged and erased messages are left out."""
-    chosen = values_table(connection, [(message,) for message in sorted(set(ids))], id=BigInteger)
-    statement = (
-        select(*_MESSAGE)
-        .join_from(chosen, messages, messages.c.id == chosen.c.id)
-        .where(messages.c.to_address != "")
-        .order_by(messages.c.id)
-        .with_for_update(of=messages)
-    )
-    found = {row[0]: LockedMessage(*row) for row in connection.execute(statement)}
-    for row, click in lock(connection, found).items():
-        message = found[row]
-        message.clicked_at, message.click_hit_id, message.clicked_links = click
-        message.before = (message.state, click)
-    return found
-
-
-def _lock_pending_clicks(connection: Connection, ids: Iterable[int]) -> set[int]:
-    """Return the ids of the hits whose event the fan-out has not processed yet. Lock these events until the transaction ends."""
-    chosen = values_table(connection, [(hit,) for hit in ids], id=BigInteger)
-    statement = select(schema.events.c.id).join_from(chosen, schema.events, schema.events.c.id == chosen.c.id)
-    return set(connection.scalars(statement.where(schema.is_pending_click()).with_for_update(of=schema.events)))
-
-
-def _read_hits(connection: Connection, ids: Sequence[int]) -> dict[int, _LockedHit]:
-    chosen = values_table(connection, [(hit,) for hit in ids], id=BigInteger)
-    statement = select(*_HIT).join_from(chosen, hits, hits.c.id == chosen.c.id).join(links, links.c.id == hits.c.link_id)
-    return {row[0]: _LockedHit(*row) for row in connection.execute(statement)}
-
-
-def _find_first_hits(connection: Connection, ids: Iterable[int]) -> dict[int, dict[int, _LockedHit]]:
-    """Return the hit of each link that is its first click or may become its first click, by message and link.
-
-    If a link has no first click, the result contains the earliest hit on the link that the current rules classify as HUMAN. The
-    result does not contain first clicks on messages: the index `hits_by_link` does not contain them, and their messages and links
-    need no other first click."""
-    chosen = values_table(connection, [(message,) for message in ids], id=BigInteger)
-    is_first = hits.c.flags.bitwise_and(int(HitFlag.FIRST_FOR_LINK))
-    rank = func.row_number().over(partition_by=hits.c.link_id, order_by=(is_first.desc(), hits.c.id)).label("rank")
-    ranked = (
-        select(links.c.message_id, *_HIT, rank)
-        .join_from(chosen, links, links.c.message_id == chosen.c.id)
-        .join(hits, hits.c.link_id == links.c.id)
-        .where(other_hits(), IS_CLICK)
-        .subquery()
-    )
-    found: dict[int, dict[int, _LockedHit]] = {}
-    for message, *columns, _ in connection.execute(select(ranked).where(ranked.c.rank <= _MAX_CANDIDATES).order_by(ranked.c.rank)):
-        hit = _LockedHit(*columns)
-        if hit.flags & HitFlag.FIRST_FOR_LINK or classify(RequestTraits("GET", hit.user_agent)).verdict is Verdict.HUMAN:
-            found.setdefault(message, {}).setdefault(hit.link_id, hit)
-    return found
-
-
-def _retract(
-    connection: Connection, message: LockedMessage, hit: _LockedHit, delta: CountDelta, *, is_sent: bool
-) -> dict[str, Any]:
+def _retract(connection: Connection, message: LockedMessage, hit: LockedHit, delta: CountDelta, *, is_sent: bool) -> dict[str, Any]:
     """Set the message to the state that it has without this click. Return the data of the event `click_retracted`.
 
     `is_sent` states whether the fan-out has already processed the event of the click."""
@@ -376,46 +245,9 @@ def _count_first(delta: CountDelta, message: LockedMessage, amount: int, link_se
 
 
 def _event(
-    ids: IdGenerator, topics: Topic, at: datetime, message: LockedMessage, hit: _LockedHit, data: dict[str, Any] | None = None
+    ids: IdGenerator, topics: Topic, at: datetime, message: LockedMessage, hit: LockedHit, data: dict[str, Any] | None = None
 ) -> Event:
     return Event(ids(), message.application_id, topics, at, message_id=message.id, link_id=hit.link_id, hit_id=hit.id, data=data)
-
-
-def _save_hits(connection: Connection, rows: list[dict[str, Any]]) -> None:
-    if rows:
-        values = {
-            "verdict": bindparam("new_verdict"),
-            "rule": bindparam("new_rule"),
-            "flags": bindparam("new_flags"),
-            "first_verdict": func.coalesce(hits.c.first_verdict, hits.c.verdict),
-            "first_rule": func.coalesce(hits.c.first_rule, hits.c.rule),
-        }
-        connection.execute(update(hits).where(hits.c.id == bindparam("row")).values(values), rows)
-
-
-def _save_messages(connection: Connection, locked: Collection[LockedMessage]) -> None:
-    changed = [message for message in locked if (message.state, message.click) != message.before]
-    new_states = [{"row": message.id, "new_state": message.state} for message in changed if message.state != message.before[0]]
-    if new_states:
-        statement = update(messages).where(messages.c.id == bindparam("row"))
-        connection.execute(statement.values(state=bindparam("new_state")), new_states)
-    if without_clicks := [message.id for message in changed if message.click == NO_CLICK]:
-        connection.execute(delete(first_clicks).where(first_clicks.c.id.in_(without_clicks)))
-    rows = [
-        {
-            "id": message.id,
-            "at": None if message.clicked_at is None else from_ms(message.clicked_at),
-            "hit_id": message.click_hit_id,
-            "links": message.clicked_links,
-        }
-        for message in changed
-        if message.click != NO_CLICK
-    ]
-    if rows:
-        row = upsert(connection, first_clicks)
-        values = {name: row.excluded[name] for name in ("at", "hit_id", "links")}
-        connection.execute(row.on_conflict_do_update(index_elements=["id"], set_=values), rows)
-    release(connection, [message.id for message in locked])
 
 
 class _DryRun(Exception):

@@ -9,6 +9,7 @@ from sqlalchemy import Connection, delete, select, update
 
 from shortener.clicks.device_counts import last_counted_hit
 from shortener.clicks.verdicts import correction
+from shortener.clicks.verdicts.correction_rows import LockedMessage
 from shortener.container import Service
 from shortener.delivery.trackers import NewTracker
 from shortener.messages.delivery_reports import DeliveryReport
@@ -338,7 +339,7 @@ def test_a_message_whose_click_is_retracted_gets_the_state_of_its_delivery_repor
     previous: State | None, reported: set[str], state: State
 ) -> None:
     times: dict[str, Any] = {name: 1 if name in reported else None for name in ("sent_at", "delivered_at", "read_at", "failed_at")}
-    one = correction.LockedMessage(
+    one = LockedMessage(
         id=1,
         application_id=1,
         cohort_id=1,
