@@ -157,7 +157,7 @@ _stream: _LogStream | None = None
 def _dumps(event: dict[str, Any], **_: Any) -> str:
     try:
         return orjson.dumps(event, default=str).decode()
-    except TypeError:  # for example, half of a surrogate pair: a log line must not end the work that it describes
+    except TypeError:  # for example, an unpaired surrogate: a log line must not end the work that it describes
         return json.dumps(event, default=str)
 
 

@@ -29,7 +29,7 @@ _BRACKET = re.compile(rf"(\[|%5B)\[?({_WORD})\]?(\]|%5D)", re.IGNORECASE)
 _AFTER_NAME = re.compile(r"(?:[\w)\]-]|%5D)\Z", re.IGNORECASE)
 _SEPARATORS = re.compile(r"[_.-]")
 
-# Placeholder names of other systems, with the placeholder of this service that has the same meaning.
+# Maps placeholder names of other systems to the placeholders of this service with the same meaning.
 _SYNONYMS = {
     "clickid": "click_id",
     "cid": "click_id",

@@ -194,7 +194,10 @@ def parse_own_domain(url: str) -> BaseUrl:
     parts = urlsplit(parsed.origin)
     host = parts.hostname or ""
     if ":" not in host and not all(map(_STANDARD_LABEL.fullmatch, host.split("."))):
-        raise UrlError("has an invalid host name: between its dots, only letters, digits and inner hyphens are allowed")
+        raise UrlError(
+            "has an invalid host name: each part of the host may contain letters, digits and hyphens, "
+            "and must not begin or end with a hyphen"
+        )
     if parts.port == 0:
         raise UrlError("has the port 0; a port must be a number from 1 to 65535")
     return parsed

@@ -366,7 +366,7 @@ async def make_service(request: pytest.FixtureRequest, store_url: str, tmp_path:
         return installation.credentials
 
     async def make(*, start: bool = False, **settings: Any) -> Service:
-        # Reports of unknown messages wait for their messages: 0.1 s, not 1 s.
+        # A delivery report of an unknown message waits for the message: in tests 0.1 s, by default 1 s.
         values = {"data_dir": tmp_path, "database_url": store_url, "allow_private_targets": True, "report_wait": 0.1, **settings}
         credentials = copy_installation(settings)
         service = await open_service(Settings(**values), clock=clock)

@@ -354,7 +354,9 @@ def _become(request: dict[str, Any], descriptors: Sequence[int]) -> list[str]:
 
 def main() -> None:
     test, listener = (socket.socket(fileno=int(word)) for word in sys.argv[1:])
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # It is ignored if the tests run with `nohup`, and then a command ignores it too.
+    # Restore the default action of SIGHUP. Under `nohup`, SIGHUP is ignored, and the commands that the tests start would inherit
+    # this.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     for module in MODULES:
         importlib.import_module(module)
     gc.collect()

@@ -114,7 +114,8 @@ class Cluster:
         self._each("kill")
         for process in self._processes():
             process.wait(PATIENCE)
-        # A new server does not start while the process of a lock file exists, also if it is only a zombie of another parent.
+        # A new server does not start while the process that a lock file names still exists, even if that process is a zombie that
+        # its parent has not waited for.
         for lock in (*self._folder.glob(".s.PGSQL.*.lock"), self.data / "postmaster.pid"):
             lock.unlink(missing_ok=True)
 

@@ -172,7 +172,7 @@ def test_phone_numbers_in_parameters_are_masked_but_not_other_numbers() -> None:
     }
 
 
-def test_a_log_line_with_half_of_a_surrogate_pair_is_written(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_log_line_with_an_unpaired_surrogate_is_written(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure(Settings())
     structlog.get_logger().warning("unreadable", word="\ud800")
     assert json.loads(capsys.readouterr().err)["word"] == "\ud800"

@@ -25,7 +25,8 @@ def create_key(
     now: datetime,
     rate_limit: int | None = None,
 ) -> tuple[str, dict[str, Any]]:
-    """Create an API key. Return its plain text and its columns. Raise ApiError as `credentials.create_key`."""
+    """Create an API key. Return its plain text and its columns. Raise the same ApiErrors as
+    `credentials.create_key`."""
     key = credentials.create_key(connection, application_id, name, permissions, now, rate_limit)
     row = credentials.find_key_of_text(connection, key)
     after: dict[str, Any] = {"permissions": ", ".join(row["permissions"])}
@@ -38,8 +39,8 @@ def create_key(
 def update_key(
     connection: Connection, audit: AuditWriter, application_id: int | None, key_id: int, changes: Mapping[str, Any], now: datetime
 ) -> dict[str, Any]:
-    """Change an API key and return its columns. If `application_id` is None, any application may own the key. Raise ApiError as
-    `credentials.update_key`."""
+    """Change an API key and return its columns. If `application_id` is None, any application may own the key. Raise the same
+    ApiErrors as `credentials.update_key`."""
     old = credentials.find_key(connection, application_id, key_id)
     owner = old["application_id"]
     credentials.update_key(connection, owner, key_id, changes)
@@ -53,8 +54,8 @@ def update_key(
 def revoke_key(
     connection: Connection, audit: AuditWriter, application_id: int | None, key_id: int, now: datetime
 ) -> dict[str, Any]:
-    """Revoke an API key and return its columns. If `application_id` is None, any application may own the key. Raise ApiError as
-    `credentials.revoke_key`."""
+    """Revoke an API key and return its columns. If `application_id` is None, any application may own the key. Raise the same
+    ApiErrors as `credentials.revoke_key`."""
     owner = credentials.find_key(connection, application_id, key_id)["application_id"]
     credentials.revoke_key(connection, key_id, now)
     row = credentials.find_key(connection, owner, key_id)
@@ -65,7 +66,7 @@ def revoke_key(
 def rotate_token(
     connection: Connection, audit: AuditWriter, application_id: int, now: datetime, overlap: timedelta
 ) -> tuple[str, datetime]:
-    """Create a tracker token, as `credentials.rotate_token`."""
+    """Call `credentials.rotate_token` and add a row to the audit log."""
     token, until = credentials.rotate_token(connection, application_id, now, overlap)
     after = {"previous_valid_until": to_iso(until)}
     audit.add(connection, now, "tracker_token_rotated", application_id=application_id, after=after)
@@ -75,7 +76,7 @@ def rotate_token(
 def create_postback_key(
     connection: Connection, audit: AuditWriter, application_id: int, name: str, now: datetime
 ) -> tuple[int, str]:
-    """Create a postback key, as `postback_keys.create_postback_key`."""
+    """Call `postback_keys.create_postback_key` and add a row to the audit log."""
     created = postback_keys.create_postback_key(connection, application_id, name, now)
     audit.add(connection, now, "postback_key_created", name.strip(), application_id=application_id)
     return created
@@ -84,7 +85,7 @@ def create_postback_key(
 def rotate_postback_key(
     connection: Connection, audit: AuditWriter, application_id: int | None, key_id: int, now: datetime, overlap: timedelta
 ) -> tuple[int, str, datetime]:
-    """Replace a postback key, as `postback_keys.rotate_postback_key`."""
+    """Call `postback_keys.rotate_postback_key` and add a row to the audit log."""
     new_id, key, until = postback_keys.rotate_postback_key(connection, application_id, key_id, now, overlap)
     after = {"previous_valid_until": to_iso(until)}
     _add_postback_row(connection, audit, now, "postback_key_rotated", new_id, after)
@@ -92,7 +93,7 @@ def rotate_postback_key(
 
 
 def revoke_postback_key(connection: Connection, audit: AuditWriter, application_id: int | None, key_id: int, now: datetime) -> None:
-    """Revoke a postback key, as `postback_keys.revoke_postback_key`."""
+    """Call `postback_keys.revoke_postback_key` and add a row to the audit log."""
     postback_keys.revoke_postback_key(connection, application_id, key_id, now)
     _add_postback_row(connection, audit, now, "postback_key_revoked", key_id)
 

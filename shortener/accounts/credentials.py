@@ -95,7 +95,7 @@ def find_key(connection: Connection, application_id: int | None, key_id: int) ->
 
 
 def key_name(row: Mapping[str, Any]) -> str:
-    """Return the name of an API key or postback key with which people recognise it: its name, or else its first characters."""
+    """Return a label for an API key or postback key: its name, or its first characters."""
     return str(row["name"] or f"{row['hint']}…")
 
 

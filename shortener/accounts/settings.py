@@ -33,8 +33,8 @@ class ApplicationSettings(BaseModel):
 
     click_events: Literal["first", "every"] = Field(
         "first",
-        description="Which clicks create a click event: the first click on each link (first), or every click (every). A link that "
-        "was created while the value was every continues to create an event for every click.",
+        description="Which clicks create a click event: the first click on each link (first), or every click (every). Links that "
+        'were created with "every" still create an event for every click.',
     )
     click_conversion: Literal["scg", "all", "off"] = Field(
         "scg",
@@ -60,8 +60,8 @@ class ApplicationSettings(BaseModel):
     )
     strict_destinations: bool = Field(
         False,
-        description="true: a destination or fallback with a macro that is not filled in, such as {{message_id}}, is rejected. "
-        "false: the response contains a warning.",
+        description="true: a destination or fallback with a placeholder that is not filled in, such as {{message_id}}, is "
+        "rejected. false: the response contains a warning.",
     )
     fallback_url: str | None = Field(
         None, description="URL to which expired links redirect. null: an expired link returns a short page with status 410."

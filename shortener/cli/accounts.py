@@ -191,7 +191,7 @@ async def update_application(
 
 
 async def _warn_of_domain(base_url: str | None) -> None:
-    """Print warnings about the host of a domain that was added, if there is one."""
+    """If a domain was added, print the warnings about its host."""
     from shortener.delivery.dns_warnings import new_domain_warnings
 
     if base_url:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from shortener.container import Service
 
 #: Time limit of a stop, from the moment when the process accepts no more connections. Supervisors kill a process 10 s after
-#: SIGTERM: SHUTDOWN_DELAY takes 1 s of this time, and the parent process of several workers 0.5 s.
+#: SIGTERM. SHUTDOWN_DELAY takes 1 s of them, and the parent process of several workers takes 0.5 s. The rest is a margin.
 STOP_SECONDS = 7.5
 #: If a process still runs this long after the time limit of its stop, it ends itself at once with the exit code 0.
 HANG_SECONDS = 0.5

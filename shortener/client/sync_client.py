@@ -44,8 +44,8 @@ class Client:
 
     `timeout` is the deadline of each call in seconds, which includes all its attempts. Each method accepts a `timeout` of its own.
     `api_key` is an API key. `tracker_token` is only needed to report conversions. `batch_limit` is the number of recipients in one
-    request. `extra_schemes` are the URL schemes of links into apps that the application permits; `send_long` needs them.
-    `transport` is an httpx transport that replaces the real connections in tests."""
+    request. `extra_schemes` contains the additional URL schemes that the application permits, for links that open an app on the
+    phone. `send_long` needs them. `transport` is an httpx transport that replaces the real connections in tests."""
 
     def __init__(
         self,

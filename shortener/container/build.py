@@ -159,7 +159,8 @@ async def _build_service(
     )
     metrics = Metrics()
     info: dict[tuple[str, ...], float] = {(__version__, HEAD): 1}
-    metrics.gauge("shortener_info", "1. The labels are the version and its schema.", lambda: info, "version", "schema")
+    info_text = "The value is always 1. The labels contain the version of the service and of its database schema."
+    metrics.gauge("shortener_info", info_text, lambda: info, "version", "schema")
     for part in (
         foundation.supervisor,
         foundation.requests,

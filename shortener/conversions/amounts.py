@@ -74,8 +74,8 @@ _LEADING_CODE = re.compile(r"([A-Za-z]{3})\s*(?=[-+(.0-9])")
 _TRAILING_CODE = re.compile(r"(?<=[.0-9)-])\s*([A-Za-z]{3})")
 _MINUS = str.maketrans(dict.fromkeys("−–—‐‑﹣－", "-") | {"＋": "+", "．": ".", "，": ",", "٫": ".", "٬": ","})
 _EXPONENT = re.compile(r"(?:[0-9]{1,40}\.?[0-9]{0,40}|\.[0-9]{1,40})[eE][+-]?[0-9]{1,3}")
-#: A regular expression for an amount without a sign, a currency and separators of thousands, as most systems write it. No rule of
-#: `RULES` changes such an amount.
+#: A regular expression for an amount without a sign, currency or thousands separators, as most systems write it. No rule of `RULES`
+#: changes such an amount.
 _PLAIN = re.compile(rf"(?:0|[1-9][0-9]{{0,{MAX_WHOLE_DIGITS - 1}}})(?:\.[0-9]{{1,{MAX_FRACTION_DIGITS}}})?")
 _GROUPED = re.compile(r"[0-9]{1,3}(?:([ ',.])[0-9]{3})(?:\1[0-9]{3})*")
 

@@ -150,7 +150,7 @@ def parse_conversion(parameters: Mapping[str, Any], now: datetime, warnings: tup
     return _Parser(parameters, now, warnings).report()
 
 
-#: Half of a surrogate pair, which JSON may contain as an escape such as \ud800.
+#: An unpaired surrogate, which JSON may contain as an escape such as \ud800.
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 #: Names that other systems give to the click id, without underscores. An error about a missing id mentions them.
 _OTHER_CLICK_ID_NAMES = frozenset(
@@ -236,9 +236,9 @@ class _Parser:
             text = text.replace("\x00", "").strip()
             self.warn(name, "the character NUL was removed")
         if not text.isascii() and _LONE_SURROGATE.search(text):
-            # A database cannot store half of a surrogate pair. Its escape keeps different ids different.
+            # A database cannot store an unpaired surrogate. Its escape keeps different ids different.
             text = text.encode("utf-8", "backslashreplace").decode()
-            self.warn(name, "a character that is half of a surrogate pair was replaced by its escape")
+            self.warn(name, "an unpaired surrogate was replaced by its escape")
         if not text:
             return None
         if name in _STRICT and is_unexpanded(text):
@@ -275,7 +275,7 @@ class _Parser:
         return text[:limit]
 
     def _keep(self, name: str, value: Any, reason: str) -> None:
-        """Store the text of a parameter that cannot be parsed in the metadata, and add a warning."""
+        """Store the text of a parameter in the metadata, because it cannot be parsed, and add a warning."""
         self.metadata[name] = value
         shown = value if isinstance(value, str) else type(value).__name__
         self.warn(name, f"{shown[:MAX_WARNING_CHARACTERS]!r} {reason}; it was stored as text")

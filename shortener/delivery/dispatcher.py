@@ -73,7 +73,7 @@ MAX_RESPONSIVE = 10_000
 class DispatcherTotals:
     """The counters of the dispatcher for /metrics since the process started.
 
-    `reasons` is the number of attempts by name of the row in `outcomes.OUTCOME_TABLE`."""
+    `reasons` maps the name of each row in `outcomes.OUTCOME_TABLE` to its number of attempts."""
 
     reasons: Counter[str] = field(default_factory=Counter)
     seconds: Histogram = field(default_factory=Histogram)  # durations of attempts that ended with a response or a failure

@@ -26,11 +26,11 @@ async def has_address(host: str) -> bool:
 
 
 async def new_domain_warnings(base_url: str) -> list[str]:
-    """Return warnings about the host of a new domain, for example that the DNS has no address for it. `base_url` is valid."""
+    """Return warnings about the host of a new domain, for example that the DNS has no address for it. `base_url` must be valid."""
     host = host_of_domain(base_url)
     if (warnings := unreachable_host_warnings(host)) or await has_address(host):
         return warnings
     return [
-        f"this server finds no address for {name_of(host)} in the DNS, and nobody can open links on a domain without an address: "
-        "create an A or AAAA record, or disable the domain until then"
+        f"this server finds no DNS address for {name_of(host)}. Nobody can open its links until you create an A or AAAA record. "
+        "You can disable the domain meanwhile"
     ]

@@ -22,9 +22,10 @@ from yarl import URL
 
 #: This module uses parts of aiohttp that are not public. With other versions, all requests are normal requests of aiohttp.
 SUPPORTED = re.compile(r"3\.14\.\d+")
-#: The service remembers the connection keys of at most this many origins.
+#: The service keeps aiohttp's connection key (host, port, TLS settings) for at most this many origins.
 MAX_ORIGINS = 10_000
-#: Requests with one of these headers are sent by aiohttp, because it changes its own headers accordingly.
+#: This module does not send requests that contain one of these headers. aiohttp sends them, because it adapts the headers that it
+#: adds itself.
 _OWN_HEADERS = frozenset(
     {
         "accept",

@@ -5,9 +5,10 @@ batches. One transaction locks the row, replays a batch, and stores the position
 batch, the transaction is rolled back, and another process repeats the batch. So a replay replays each delivery once. A delivery
 that becomes dead after the replay was created is not part of it.
 
-A batch begins only when fewer than MAX_UNATTEMPTED replayed deliveries wait for their first attempt after the replay. So at most
-MAX_UNATTEMPTED and one batch wait for it. The other deliveries stay dead until their batch begins. So a stop takes effect at once:
-no further delivery is replayed. The replayed deliveries are still sent.
+A batch begins only when fewer than MAX_UNATTEMPTED replayed deliveries wait for their first attempt after the replay. Therefore the
+number of replayed deliveries that wait for this attempt is at most MAX_UNATTEMPTED plus the size of one batch. The other deliveries
+stay dead until their batch begins. So a stop takes effect at once: no further delivery is replayed. The replayed deliveries are
+still sent.
 
 A tracker has at most one running replay. The job stops a replay if its tracker is deleted or disabled, or if its application is
 disabled. No delivery would be sent in these cases.

@@ -1,7 +1,7 @@
 """This background job keeps open the network connections on which gateways send reports and replies.
 
-Without this job, a process would connect only when it has a message to send. After a restart, it would miss the receipts of earlier
-messages. The connections of removed and disabled gateways are closed.
+Without this job, a process would connect only when it has a message to send. After a restart, it would miss the delivery
+reports of earlier messages. The connections of removed and disabled gateways are closed.
 """
 # Tested by tests/gateways/smpp/test_gateway.py
 

@@ -80,7 +80,8 @@ class PlannedRequest:
         return problems
 
     def all_problems(self) -> list[Problem]:
-        """Return all problems in request order, as if no message were a repeat."""
+        """Return the problems of all messages, in request order. This includes the problems of messages that repeat an earlier
+        request."""
         return self._problems_of(self.messages)
 
     def _problems_of(self, new_messages: Sequence[PlannedMessage]) -> list[Problem]:

@@ -54,7 +54,8 @@ def find_untracked(body: str, track: TrackMode, spans: Sequence[Span]) -> list[U
     directive."""
     if track == "directives":
         urls = [] if spans else detect_urls(body).urls[:1]
-        return [UntrackedUrl(url.start, url.end, "is not tracked: `track` is directives and the text has none") for url in urls]
+        reason = "is not tracked: `track` is `directives`, and the text contains no #track directive"
+        return [UntrackedUrl(url.start, url.end, reason) for url in urls]
     detection = detect_urls(body)
     has_directives = any(span.end - span.start > len(span.url) for span in spans)
     reason = "the text has a directive" if has_directives else "only the first URL is"

@@ -50,15 +50,15 @@ class CountDelta:
     def add(
         self, cohort: int, at_ms: int, metric: str, amount: int | Decimal = 1, *, message: int | None = None, link_set: int = 0
     ) -> None:
-        """Add an amount for an event. `message` is the row id of the event's message. Without a message, even statistics by the
-        time of sending count the event at its own time."""
+        """Add an amount to the count delta of a metric, for one event. `message` is the row id of the event's message. Without a
+        message, even statistics by the time of sending count the event at its own time."""
         slot = at_ms // TIME_SLOT_MS
         key = (cohort, slot, metric, slot if message is None else sent_slot(message), link_set)
         self._amounts[key] = self._amounts.get(key, 0) + amount
 
     def add_slots(self, cohort: int, slot: int, metric: str, sent: int, link_set: int, amount: int | Decimal = 1) -> None:
-        """Add an amount for an event. `slot` is the time slot of the event; `sent` is the time slot in which its message was
-        created."""
+        """Add an amount to the count delta of a metric, for one event. `slot` is the time slot of the event; `sent` is the time
+        slot in which its message was created."""
         key = (cohort, slot, metric, sent, link_set)
         self._amounts[key] = self._amounts.get(key, 0) + amount
 
@@ -108,9 +108,10 @@ class CountDelta:
 
 
 def origin_order(cohort: int, slot: int, sent: int | None, link_set: int) -> tuple[int, int, int, int]:
-    """Return the key that sorts entries of count deltas by origin. Similar origins are near each other.
+    """Return the key that sorts entries of count deltas, so that entries with similar origins are near each other.
 
-    `sent` is None for an entry of an older release, which stored no message time slots."""
+    The origin is the time slot `sent` in which the message was created, and the link set of the message. `slot` is the time slot of
+    the event. `sent` is None for an entry of an older release, which stored no message time slots."""
     return cohort, link_set, -1 if sent is None else sent, slot
 
 

@@ -84,9 +84,8 @@ def append(connection: Connection, events: Sequence[Event], counted: Sequence[tu
 
 
 def find_sent_clicks(connection: Connection, message_ids: Collection[int]) -> dict[int, bool]:
-    """Return whether the click of each hit on these messages is sent: true if the last event of the hit is a click event, false if
-    it is `click_retracted`. Events of suspected hits do not count. The result has no hits without events, and no hits of which the
-    purge has deleted all events."""
+    """Return for each hit on these messages whether its click is sent: true if the last event of the hit is a click event, false if
+    it is `click_retracted`. Events of suspected hits do not count. Hits without stored events are missing from the result."""
     click, retracted = int(Topic.CLICK), int(Topic.CLICK_RETRACTED)
     columns = schema.events.c
     statement = select(columns.hit_id, columns.topics).where(

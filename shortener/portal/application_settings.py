@@ -39,7 +39,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "fallback_url": "Expired links lead to",
         "click_id_param": "Query parameter with the click id",
         "extra_schemes": "Schemes of links into apps",
-        "strict_destinations": "Reject destinations with unknown macros",
+        "strict_destinations": "Reject destinations with unknown placeholders",
         "allow_shared_host": "Allow the shared host",
     },
     "What counts as a click": {

@@ -78,7 +78,7 @@ def _source(visit: Visit) -> ListSource:
             since=since,
             until=until,
             basis=visit.period.basis,
-            metric=metric,  # type: ignore[arg-type] # `choice` allows only these names
+            metric=metric,  # type: ignore[arg-type] # `choice` has already rejected every name that is not a metric
             verdict=None if verdict is None else Verdict[verdict.upper()],
             rule=choice(visit, _RULE),
             campaign=campaign_of(visit),

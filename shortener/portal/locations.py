@@ -28,8 +28,8 @@ def _next_of(request: Request) -> str | None:
 
 
 def sign_in_first(request: Request, path: str) -> str:
-    """Return the URL of the sign-in page at `path`, to which this request is redirected. It continues with the URL of the request.
-    If the request is a form, the page says that the form was not sent."""
+    """Return the URL of the sign-in page at `path`, to which this request is redirected. After the sign-in, the operator continues
+    at the URL of this request. If the request is a form, the page says that the form was not sent."""
     return url(path, {"next": _next_of(request), LOST_FORM_QUERY: None if request.method in SAFE_METHODS else "1"})
 
 

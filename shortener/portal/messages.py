@@ -103,7 +103,7 @@ def _source(visit: Visit, *, reveal: bool) -> ListSource:
             label=visit.get("label"),
             since=since,
             until=until,
-            metric=metric or "messages",  # type: ignore[arg-type] # `choice` allows only these names
+            metric=metric or "messages",  # type: ignore[arg-type] # `choice` has already rejected every name that is not a metric
             basis=visit.period.basis,
         )
         return list_messages(connection, filters, limit, below)

@@ -33,8 +33,8 @@ RECENT = timedelta(days=7)
 
 
 async def receiver(visit: Visit) -> Response:
-    """Show the requests for the newest events, or for an invented event if there is none. htmx loads the list again at
-    intervals."""
+    """Show the HTTP requests that a tracker would receive for the newest events. If there are no events, show the request for an
+    example event. htmx loads the list again at intervals."""
     chosen = visit.get("format") or FORMAT
     if chosen not in FORMATS:
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("format", f"must be one of {', '.join(FORMATS)}")])

@@ -118,8 +118,8 @@ class Renderer:
 def environment() -> Environment:
     """Return the environment in which all templates of the portal are rendered. It is the same for all installations.
 
-    The first call compiles all templates, which takes some hundred milliseconds. Make it in a thread, so that it delays no
-    click."""
+    The first call compiles all templates, which takes a few hundred milliseconds. Call this function in a thread, so that it
+    delays no click."""
     environment = Environment(
         loader=PackageLoader("shortener.portal", "templates"),
         autoescape=True,

@@ -165,7 +165,8 @@ class Portal(PortalParts):
 
     async def _request_sign_in(self, visit: Visit, token: str | None) -> Response:
         """Return the response to a request without a session: the sign-in page, or a redirect to it. If the request is a form of an
-        operator whose session has expired, the sign-in page keeps the entries of the form. Otherwise it says that they are lost."""
+        operator whose session has expired, the sign-in page keeps the entries of the form. If it is any other form, the sign-in
+        page says that its entries are lost."""
         request = visit.request
         if request.method not in SAFE_METHODS:
             operator_id = await self.service.database.read(find_expired, token) if token else None
@@ -227,7 +228,7 @@ class Portal(PortalParts):
 def load_portal(service: Service) -> Portal:
     """Load the static files and the expressions that parse user agents, and return the portal of a process.
 
-    This takes some hundred milliseconds. Call it in a thread, so that it delays no click."""
+    This takes a few hundred milliseconds. Call it in a thread, so that it delays no click."""
     static_files()
     parse_device("")
     return Portal(service)

@@ -36,7 +36,7 @@ from shortener.storage.schema import cohorts, conversions, messages, refused_con
 from shortener.storage.types import to_iso, to_ms
 from shortener.times import MAX_AHEAD
 
-MAX_SCANNED_ROWS = 10_000  # The maximum number of conversions that one page examines.
+MAX_SCANNED_ROWS = 10_000  # The maximum number of conversions that are read to fill one page.
 PAGE_ROWS = 200  # The number of conversions in each page of a CSV export.
 BOM = b"\xef\xbb\xbf"
 _MAX_ID = (1 << 63) - 1

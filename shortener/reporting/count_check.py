@@ -174,7 +174,8 @@ def _without_bucket(metric: str) -> str:
     return "ttc" if metric.startswith("ttc:") else metric
 
 
-#: The SQL condition for conversions whose value counts in `value:{currency}`: they are neither negative nor pending.
+#: The SQL condition for conversions whose value is added to the count `value:{currency}`: conversions that are not counted as
+#: negative or pending.
 IS_REVENUE = or_(
     conversions.c.counted_as.is_(None),
     and_(conversions.c.counted_as.not_like("negative:%"), conversions.c.counted_as.not_like("pending:%")),

@@ -23,7 +23,7 @@ from shortener.reporting.queries import AnyRow
 from shortener.storage.schema import cohorts, conversions, deliveries, events, hits, links, messages
 from shortener.storage.types import to_iso, to_ms
 
-MAX_SCANNED_ROWS = 10_000  # The maximum number of rows of the event log that one page examines.
+MAX_SCANNED_ROWS = 10_000  # The maximum number of rows of the event log that are read to fill one page.
 _MAX_ID = (1 << 63) - 1
 # The maximum difference between the time of an event and the time in its id. Delivery reports and conversions contain their own
 # times.

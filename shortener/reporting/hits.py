@@ -32,7 +32,7 @@ from shortener.reporting.rollups import Basis
 from shortener.storage.schema import cohorts, first_clicks, hits, links, messages, other_hits
 from shortener.storage.types import to_iso, to_ms
 
-MAX_SCANNED_ROWS = 10_000  # The maximum number of hits that one page examines.
+MAX_SCANNED_ROWS = 10_000  # The maximum number of hits that are read to fill one page.
 _MAX_ID = (1 << 63) - 1
 # The maximum difference between the time of a hit and the time in its id, which may come from different clocks.
 _TIME_TOLERANCE = timedelta(hours=1)

@@ -1,10 +1,10 @@
 """This module reads, writes and adds up the amounts in rows of rolled-up counts. The amounts of a row are one JSON object with all
 metrics.
 
-Amounts are integers, and decimal strings for amounts of money. A row can have some hundred buckets of the time to click (`ttc:45`).
-If there are MIN_PACKED_BUCKETS or more, they are stored as one text: the histogram. A report converts histograms to large integers,
-so that one addition adds all buckets. To add each bucket of each row would take most of the time of a report over many groups and
-days.
+Amounts are integers, and decimal strings for amounts of money. A row can have a few hundred buckets of the time to click
+(`ttc:45`). If there are MIN_PACKED_BUCKETS or more, they are stored as one text: the histogram. A report converts histograms to
+large integers, so that one addition adds all buckets. To add each bucket of each row would take most of the time of a report over
+many groups and days.
 
 A histogram is `WIDTH.FIRST.BASE64`: the number of bytes of each count, the first bucket, and the counts of this and all further
 buckets, little-endian. If there are few buckets, or a count is negative or huge, the buckets are stored as single entries instead.

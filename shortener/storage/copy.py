@@ -123,8 +123,8 @@ async def _copy_table(source: Database, target: Database, table: Table, total: i
     rows = await source.read(_page, table, after)
     while rows:
         done += len(rows)
-        # Read the next rows while the target writes these. An error is raised when both have ended, because the caller then closes
-        # the databases.
+        # Read the next rows while the target writes these. Raise an error only after both have ended, because the caller then
+        # closes the databases.
         following, written = await asyncio.gather(
             source.read(_page, table, _key(table, rows[-1])), target.write(insert, rows), return_exceptions=True
         )

@@ -2,7 +2,7 @@
 
 A transaction is a plain function of a SQLAlchemy `Connection`. `await database.write(record, batch)` runs `record(connection,
 batch)` between BEGIN and COMMIT, and returns its result when the commit is durable. With SQLite the function runs in the writer
-thread, so a whole transaction needs one change of thread. With PostgreSQL it runs on the event loop over asyncpg. The function
+thread, so a whole transaction needs one thread switch. With PostgreSQL it runs on the event loop over asyncpg. The function
 must therefore not await, must wait for nothing except its own statements, and must not use the connection after it returns.
 
 An exception of the function rolls the transaction back and is raised to the caller. If the database is down, locked or full,

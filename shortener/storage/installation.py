@@ -36,7 +36,7 @@ class NoInstallation(Exception):
 
 async def require_installation(settings: Settings, database: Database | None = None) -> None:
     """Raise NoInstallation if the configured database does not exist or is empty, SchemaMismatch if its schema is not current.
-    `database` is the database if it is already open."""
+    `database` is the open database, or None to open a connection for the check."""
     file = sqlite_path(settings.store_url)
     version = None if file is not None and not file.exists() else await current_version(settings.store_url, database)
     if version is None:

@@ -81,7 +81,7 @@ def check(version: str | None) -> None:
 
 async def prepare(url: str, database: Database | None = None) -> None:
     """Create the schema in an empty database. Raise SchemaMismatch for an old or unknown schema, and StoreUnavailable if the
-    database is unavailable. If the database is already open, pass it as `database`: then the check needs no further connection."""
+    database is unavailable. `database` is the open database, or None to open a connection for the check."""
     version = await current_version(url, database)
     if version is None:
         # Create all tables in one transaction: a process that starts now sees the whole schema or none of it.
@@ -146,7 +146,8 @@ def _index_progress(connection: Connection) -> str:
     return f"{row.phase}, {row.done * 100 // row.total} %" if row.total else str(row.phase)
 
 
-#: The columns of PostgreSQL's progress view. A phase counts either the blocks that it reads or the tuples that it inserts.
+#: Reads the progress of an index build from PostgreSQL. Each phase counts either blocks read or tuples inserted, so the larger
+#: number is used.
 _INDEX_PROGRESS = (
     "SELECT phase, greatest(tuples_done, blocks_done) AS done, greatest(tuples_total, blocks_total) AS total "
     "FROM pg_stat_progress_create_index WHERE datname = current_database()"
@@ -215,5 +216,6 @@ def _run_on_sqlite(path: Path, function: Callable[[Connection], T]) -> T:
 
 async def current_version(url: str, database: Database | None = None) -> str | None:
     """Return the schema revision of the database; None if the database is empty. Raise SchemaMismatch for tables of another
-    program, and StoreUnavailable if the database is unavailable. `database` is the database if it is already open."""
+    program, and StoreUnavailable if the database is unavailable. `database` is the open database, or None to open a connection for
+    the check."""
     return await (_run_on(url, version_of) if database is None else database.read(version_of))

@@ -1,12 +1,12 @@
-"""This module implements the connections of readers of a SQLite database: connections of aiosqlite with fewer changes of thread.
+"""This module implements the connections of readers of a SQLite database: connections of aiosqlite with fewer thread switches.
 
 aiosqlite runs each call in the thread of its connection, and SQLAlchemy makes four calls for a statement: it creates a cursor,
-executes, fetches the rows and closes the cursor. A change to another thread and back takes longer than most statements. So here a
+executes, fetches the rows and closes the cursor. A switch to another thread and back takes longer than most statements. So here a
 cursor is created without the thread, the call that executes also fetches the first rows, and a cursor without further rows needs no
-close. A statement that returns at most FIRST_ROWS rows changes to the thread once.
+close. Each statement of a read needs one thread switch instead of four, if it returns fewer than FIRST_ROWS rows.
 
-A cancelled read closes its connection, because a statement may still run, or wait for the thread. Neither delays the close: SQLite
-ends the statement, and the thread ends after it.
+A cancelled read closes its connection. The close interrupts the running statement and the waiting ones, so it does not wait for
+them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from urllib.parse import quote
 import aiosqlite
 from aiosqlite.context import contextmanager
 
-#: The number of rows that the call that executes a statement also fetches.
+#: The number of rows that are fetched in the same thread call as the execution.
 FIRST_ROWS = 1000
 
 
@@ -33,7 +33,8 @@ async def connect_reader(path: Path) -> aiosqlite.Connection:
 
     def connect() -> sqlite3.Connection:
         uri = f"file:{quote(str(path))}?mode=ro"
-        # Objects are created in the event loop's thread, and SQLite is called in the connection's thread.
+        # Objects are created in the event loop's thread, and SQLite is called in the connection's thread, so SQLite's thread check
+        # is off.
         return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
 
     return await ReaderConnection(connect, iter_chunk_size=64)
@@ -52,13 +53,13 @@ class ReaderConnection(aiosqlite.Connection):
         return ReaderCursor(self, self._conn.cursor())
 
     async def close(self) -> None:
-        """Close the connection. A statement that still runs or waits for the thread, because its caller was cancelled, is
-        interrupted."""
+        """Close the connection. Interrupt the running statement and the waiting ones, which a cancelled read has left."""
         self._interrupt_statements()
         await super().close()
 
     def stop(self) -> asyncio.Future[Any] | None:
-        """Close the connection and end the thread. Return a future of the end, or None if the thread already ends."""
+        """Close the connection and end the thread. Return a future that is done when the thread ends, or None if a stop was already
+        requested."""
         # aiosqlite calls this again if `close` was cancelled. The thread would not process a second request, so its future would
         # never be done.
         if not self._running:
@@ -86,7 +87,7 @@ class ReadLimit:
 
 
 class ReaderCursor(aiosqlite.Cursor):
-    """A cursor that executes a statement and fetches its first rows with one change of thread."""
+    """A cursor that executes a statement and fetches its first rows with one thread switch."""
 
     def __init__(self, connection: aiosqlite.Connection, cursor: sqlite3.Cursor) -> None:
         super().__init__(connection, cursor)

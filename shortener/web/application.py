@@ -62,7 +62,7 @@ class ApplicationFields(ResponseModel, ApplicationSettings):
         description="true: requests to lt_callbackurl are signed with the callback secret. Requests to conversion_url are signed "
         "with the same secret, unless the tracker of conversion_url has its own secret."
     )
-    warnings: list[str] = Field(description="Macros in fallback_url that will not be filled in.")
+    warnings: list[str] = Field(description="Placeholders in fallback_url that will not be filled in.")
     previous_callback_secret_until: str | None = Field(
         description="Time until which requests are also signed with the replaced callback secret. null: only the current secret."
     )

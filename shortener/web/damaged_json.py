@@ -2,7 +2,7 @@
 the whole body.
 
 A byte order mark is removed, and UTF-16 and UTF-32 are decoded. Bytes that are not UTF-8 are read as Windows-1252, which contains
-the printable characters of Latin-1. Half of a surrogate pair becomes U+FFFD. Control characters are accepted.
+the printable characters of Latin-1. An unpaired surrogate becomes U+FFFD. Control characters are accepted.
 """
 
 from __future__ import annotations

@@ -106,7 +106,7 @@ class Call(Generic[Query, Body]):
 
     @property
     def audit(self) -> AuditWriter:
-        """The writer of rows about the caller's API key in the audit log."""
+        """The audit writer with the caller's API key as actor."""
         return AuditWriter(Actor(name=key_actor(self.principal.key_id)), self.service.ids)
 
 

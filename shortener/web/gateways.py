@@ -89,7 +89,7 @@ class GatewayFields(ResponseModel):
     gateway_id: int = Field(description="Id of the gateway.")
     name: str
     kind: str = Field(description="Kind of the gateway: http, smpp or simulator.")
-    preset: str | None = Field(description="Preset from which the gateway was created. null: none.")
+    preset: str | None = Field(description="Preset from which the gateway was created. null: it was created without a preset.")
     application_id: int | None = Field(description="Id of the application that owns the gateway. null: owned by the installation.")
     enabled: bool
     allow_private: bool = Field(

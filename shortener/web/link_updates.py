@@ -63,7 +63,7 @@ class LinksUpdateResponse(ResponseModel):
 class NewLinksUpdateResponse(LinksUpdateResponse):
     """An update of many links that was just created."""
 
-    warnings: list[str] = Field(description="Macros in the new destination or fallback that will not be filled in.")
+    warnings: list[str] = Field(description="Placeholders in the new destination or fallback that will not be filled in.")
 
 
 class LinksUpdatesResponse(ResponseModel):

@@ -81,7 +81,7 @@ class LinkResponse(ResponseModel):
 class ChangedLinkResponse(LinkResponse):
     """A short link after a change."""
 
-    warnings: list[str] = Field(description="Macros in the new destination or fallback that will not be filled in.")
+    warnings: list[str] = Field(description="Placeholders in the new destination or fallback that will not be filled in.")
 
 
 class LinksResponse(ResponseModel):

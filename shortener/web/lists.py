@@ -284,8 +284,8 @@ def _event_filter(call: Call[Any, None]) -> EventFilter:
 
 
 async def csv_response(call: Call[Any, None], name: str, lines: AsyncIterator[bytes]) -> Response:
-    """Return a response that downloads CSV as a file. Raise StoreUnavailable if the first page cannot be read: then no response has
-    started, and the client gets an error."""
+    """Return a response that the browser saves as a CSV file. Raise StoreUnavailable if the first lines cannot be read: the
+    response has not started then, so the client gets an error."""
     first: list[bytes] = [await anext(lines)]
     async for more in lines:
         first.append(more)

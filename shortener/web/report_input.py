@@ -47,7 +47,8 @@ class ReportInput:
         for name, value in pairs:
             if name not in self.parameters:
                 if len(self.parameters) >= MAX_FORM_FIELDS:
-                    self.warnings.append(f"{_shown(name)}: is beyond the first {MAX_FORM_FIELDS} parameters; the rest was not read")
+                    reason = f"not read, because a report may have at most {MAX_FORM_FIELDS} parameters"
+                    self.warnings.append(f"{_shown(name)}: {reason}")
                     return
                 self.parameters[name] = value
             elif isinstance(present := self.parameters[name], RepeatedValues):
@@ -176,7 +177,7 @@ def _field_name(part: Message, found: ReportInput) -> str:
 
 
 def _shown(name: str) -> str:
-    """Return the beginning of a parameter's name for a warning. The escape of half of a surrogate pair replaces it."""
+    """Return the first 60 characters of a parameter's name for a warning. Unpaired surrogates are escaped."""
     return name[:60].encode("utf-8", "backslashreplace").decode()
 
 

@@ -32,7 +32,8 @@ MAX_FORM_FIELDS = 1000
 MAX_OBJECT_FIELDS = 1000
 MIN_LIST_ITEMS = 1000  # a list may have this number of items even if BATCH_LIMIT is lower
 MAX_TEXT_LENGTH = 100_000  # maximum number of characters of one text or name
-#: The paths of the fields of a rewrite with one item for each recipient. A batch is the body or its field `messages`.
+#: The paths of the fields of a rewrite that contain one item for each recipient. The messages of a batch are the body itself, if it
+#: is a list, or its field `messages`.
 _RECIPIENT_LIST = re.compile(r"((messages\.)?[0-9]+\.)?(to|message_id)")
 MAX_DEPTH = 32  # maximum depth of nested lists and objects
 _VALUES_PER_ITEM, _MORE_VALUES, _MAX_VALUES = 200, 10_000, 1_000_000

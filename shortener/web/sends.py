@@ -39,9 +39,9 @@ class SendFields(ResponseModel):
     doubtful: bool = Field(description="true: the response to an attempt is missing, so the gateway may have accepted the message.")
     attempts: int = Field(description="Number of attempts that were started.")
     next_attempt_at: str | None = Field(description="Time of the next attempt. null: no attempt is planned.")
-    last_error: str | None = Field(description="Reason of the last failure, such as timeout. null: none.")
-    last_status: int | None = Field(description="HTTP status of the last response. null: none.")
-    gateway_message_id: str | None = Field(description="Id that the gateway assigned. null: none.")
+    last_error: str | None = Field(description="Reason of the last failure, such as timeout. null: nothing has failed.")
+    last_status: int | None = Field(description="HTTP status of the last response. null: there was no HTTP response.")
+    gateway_message_id: str | None = Field(description="Id that the gateway assigned. null: it has not assigned one.")
     cost: str | None = Field(description="Price of the message as a decimal string. null: there is no price, or it was refunded.")
     created_at: str
     finished_at: str | None = Field(description="Time when the gateway accepted the message, or when it was given up.")

@@ -79,7 +79,7 @@ def test_a_program_that_is_started_beside_the_clone_imports_the_client_that_make
     zipfile.ZipFile(wheel).extractall(installed)
     (beside / "shortener" / "shortener").mkdir(parents=True)
     (beside / "shortener" / "README.md").touch()
-    # The interpreter of the tests finds the package of the clone itself, if it was installed in the same way.
+    # The package of this repository may be installed in the interpreter of the tests. Remove its folder from the import path.
     paths = f"import site, sys; sys.path[:] = [one for one in sys.path if one != {str(ROOT)!r}]; "
     paths += f"site.addsitedir({str(installed)!r}); sys.path.insert(0, {str(beside)!r})"
     printed = run(sys.executable, "-I", "-c", f"{paths}; from shortener import client; print(client.__file__)")

@@ -42,7 +42,8 @@ SENDS = 5
 
 
 def test_the_service_itself_uses_every_function_whose_transactions_the_kill_points_interrupt() -> None:
-    """The names are strings, and most of them are used only in `make prove`. Functions of commands do not run in the server."""
+    """TRANSACTIONS contains names as strings, so a renamed function would go unnoticed: most names are used only in `make prove`.
+    Functions that only commands use do not run in the server."""
     used: set[str] = set()
     for file in set((ROOT / "shortener").rglob("*.py")) - set((ROOT / "shortener" / "cli").rglob("*.py")):
         nodes = list(ast.walk(ast.parse(file.read_text())))

@@ -107,7 +107,7 @@ def test_a_stopping_server_completes_its_running_deliveries_or_releases_their_le
     slow, hangs = deliveries(server.folder)
     assert (slow["status"], slow["attempt"], slow["lease_until"]) == (1, 1, None)
     assert (hangs["status"], hangs["attempt"], hangs["lease_until"]) == (0, 0, None)
-    assert hangs["next_at"] <= time.time() * 1000, "handed back, it is due at once"
+    assert hangs["next_at"] <= time.time() * 1000, "a delivery that was handed back is due at once"
 
     endpoint.slow = {}
     server.start()

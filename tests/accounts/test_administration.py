@@ -261,7 +261,7 @@ async def test_a_domain_of_an_earlier_version_with_a_forbidden_host_name_can_be_
 
 
 @pytest.mark.parametrize("host", ["localhost:8000", "127.0.0.1:8000", "[2001:db8::1]", "a--b.example", "xn--bcher-kva.example"])
-async def test_hosts_of_domains_may_be_local_names_addresses_and_international_names(service: Service, host: str) -> None:
+async def test_hosts_of_domains_may_be_local_names_ip_addresses_or_international_names(service: Service, host: str) -> None:
     await service.database.write(add_domain, 1, f"https://{host}", NOON)
     await service.directory.refresh()
     assert service.directory.domain(host) is not None

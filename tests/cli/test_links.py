@@ -114,12 +114,12 @@ def test_commands_change_the_link_path_and_the_app_files_of_a_domain_and_remove_
     dotted = shell.json("domains", "add", number, "https://Dot.dlt.example.:8443", "--home-url", "https://dlt.example/")
     assert dotted["host"] == "dot.dlt.example:8443"
     assert "localhost is a name of one machine" in shell("domains", "add", number, "http://localhost:8000").stderr
-    assert "finds no address for no.dlt.invalid" in shell("domains", "add", number, "https://no.dlt.invalid").stderr
+    assert "finds no DNS address for no.dlt.invalid" in shell("domains", "add", number, "https://no.dlt.invalid").stderr
     created = shell("applications", "create", "x", "--domain", "https://go.dlt.invalid")
-    assert "finds no address for go.dlt.invalid" in created.stderr
-    assert created.output.index("api_key") < created.output.index("finds no address"), "the DNS look-up follows the credentials"
+    assert "finds no DNS address for go.dlt.invalid" in created.stderr
+    assert created.output.index("api_key") < created.output.index("finds no DNS address"), "the DNS look-up follows the credentials"
     added = shell("applications", "update", number, "--add-domain", "https://two.dlt.invalid").stderr
-    assert "finds no address for two.dlt.invalid" in added
+    assert "finds no DNS address for two.dlt.invalid" in added
 
 
 def test_the_links_commands_list_links_and_change_one_link_or_many_links(server: Server) -> None:

@@ -14,6 +14,6 @@ SECRET = new_signing_secret()
 
 
 def signed_now(data: Mapping[str, Any], event_id: str = "evt_1") -> tuple[dict[str, str], bytes]:
-    """Return the headers and the body of a request that is sent now."""
+    """Return the headers and the body of a request that is signed with the current time."""
     body = json.dumps(data).encode()
     return sign(event_id, datetime.now(UTC), body, [parse_secret(SECRET)]), body

@@ -33,7 +33,7 @@ def plan(candidates: list[Candidate], usage: SlotUsage, limit: int | None = None
 
 
 def hang(candidates: list[Candidate], usage: SlotUsage) -> None:
-    """Plan claims for the candidates, whose attempts never end, until the candidates get no more slots."""
+    """Plan claims until no candidate gets another slot. The attempts of these candidates never end."""
     while plan(candidates, usage):
         pass
 

@@ -28,7 +28,7 @@ def looked_up(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 async def test_a_new_domain_without_an_address_in_the_dns_causes_a_warning(looked_up: list[str]) -> None:
     assert await dns_warnings.new_domain_warnings("https://go.brand.example:8443/ABC") == []
     (warning,) = await dns_warnings.new_domain_warnings("https://Two.Brand.Example./ABC")
-    assert "no address for two.brand.example in the DNS" in warning
+    assert "no DNS address for two.brand.example" in warning
     assert looked_up == ["go.brand.example", "two.brand.example"]
 
 

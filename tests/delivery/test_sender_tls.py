@@ -143,7 +143,7 @@ def test_invalid_bytes_after_the_tls_handshake_count_against_the_receiver(
             else:
                 break
         connection.sendall(outgoing.read())
-        while True:  # read the request, of which the last message of the handshake may already have brought a part
+        while True:  # Read the request. A part of it may have arrived together with the last message of the handshake.
             try:
                 side.read(65536)
             except ssl.SSLWantReadError:

@@ -79,7 +79,7 @@ def test_a_text_without_a_link_causes_a_warning_if_the_track_mode_is_first_url_o
 
 
 def test_a_plain_url_in_a_text_without_directives_causes_a_warning() -> None:
-    warning = "position 4: https://x.example/ is not tracked: `track` is directives and the text has none"
+    warning = "position 4: https://x.example/ is not tracked: `track` is `directives`, and the text contains no #track directive"
     assert all_warnings("see https://x.example/ and https://y.example/", "directives") == [warning]
     assert all_warnings('#track("https://y.example/") or https://x.example/', "directives") == []
 

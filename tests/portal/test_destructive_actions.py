@@ -23,7 +23,7 @@ TEMPLATES = Path(__file__).parents[2] / "shortener" / "portal" / "templates"
 ACT_AT_ONCE = {"destructive_action.html", "privacy.html", "replay.html"}
 
 
-def test_the_label_of_every_button_for_danger_says_with_an_ellipsis_that_a_page_asks_first() -> None:
+def test_every_danger_button_whose_page_asks_first_contains_an_ellipsis() -> None:
     for template in TEMPLATES.glob("*.html"):
         if template.name not in ACT_AT_ONCE:
             for button in re.findall(r'<button class="[^"]*danger[^"]*".*?</button>', template.read_text()):

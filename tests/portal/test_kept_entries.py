@@ -186,7 +186,7 @@ async def test_no_entries_are_kept_without_an_expired_session(
 async def test_a_session_that_was_ended_by_signing_out_or_by_an_admin_keeps_no_entries(
     service: Service, sign_in: SignIn, new_browser: NewBrowser
 ) -> None:
-    """The part of a page that htmx gets says so, because the entries are lost as soon as the form is sent."""
+    """If htmx sends the form, the part of the page that it receives says so: the operator can still copy the entries."""
     admin = await sign_in("Ada")
     for name in ("Mia", "Bo"):
         browser = await sign_in(name, Role.MANAGER, 1)

@@ -207,7 +207,9 @@ async def test_concurrent_sign_in_attempts_cannot_avoid_the_delay_after_failures
     assert sorted(response.status_code for response in responses) == [422] * 5 + [429] * 7
 
 
-async def test_successful_sign_ins_do_not_delay_a_network(sign_in: SignIn, new_browser: NewBrowser) -> None:
+async def test_successful_sign_ins_do_not_delay_later_sign_ins_from_the_same_network(
+    sign_in: SignIn, new_browser: NewBrowser
+) -> None:
     await sign_in("Ada")
     for _ in range(25):
         browser = await new_browser()

@@ -55,7 +55,7 @@ def test_a_rate_limiter_returns_the_seconds_until_the_next_request_is_allowed(ti
     assert limiter.take(1) == 1
 
 
-def test_the_question_how_long_a_client_must_wait_takes_no_token_of_its_rate_limit(time: Time) -> None:
+def test_seconds_to_wait_takes_no_token_of_the_rate_limit(time: Time) -> None:
     limiter = RateLimiter("x", 2, time)
     assert [limiter.seconds_to_wait(1) for _ in range(5)] == [0] * 5
     assert [limiter.take(1), limiter.seconds_to_wait(1), limiter.take(1)] == [0, 0, 0]

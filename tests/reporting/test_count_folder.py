@@ -45,7 +45,7 @@ def rows_left(connection: Connection) -> int:
 
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The pauses of the job, which do not wait. Each of its transactions takes one second."""
+    """Return the job's pauses in seconds. The pauses do not wait, and each transaction seems to take one second."""
     found: list[float] = []
     monkeypatch.setattr(count_folder, "time", SimpleNamespace(monotonic=itertools.count().__next__))
 

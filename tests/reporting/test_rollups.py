@@ -1,4 +1,5 @@
-"""Tests that rolled-up counts agree with all rows after clicks, reports, corrections, erasure and purge, on both engines."""
+"""Tests that rolled-up counts agree with the stored messages, links, hits and conversions after clicks, reports, corrections,
+erasure and purge, on SQLite and PostgreSQL."""
 
 from __future__ import annotations
 

@@ -184,12 +184,12 @@ async def test_daily_statistics_use_the_days_of_the_requested_time_zone(database
 
 @pytest.mark.parametrize(
     ("zone", "first"),
-    [
-        ("Europe/Berlin", date(2026, 10, 24)),  # This day has 25 hours in Berlin.
-        ("America/New_York", date(2026, 3, 7)),  # This day has 23 hours in New York.
-        ("America/Santiago", date(2026, 9, 5)),  # This day has no midnight in Santiago.
-        ("America/Havana", date(2026, 10, 31)),  # This day has two midnights in Havana.
-        ("Australia/Lord_Howe", date(2026, 10, 3)),  # This day has 23.5 hours on Lord Howe Island.
+    [  # `first` is the day before the clock change.
+        ("Europe/Berlin", date(2026, 10, 24)),  # The next day has 25 hours in Berlin.
+        ("America/New_York", date(2026, 3, 7)),  # The next day has 23 hours in New York.
+        ("America/Santiago", date(2026, 9, 5)),  # The next day has no midnight in Santiago.
+        ("America/Havana", date(2026, 10, 31)),  # The next day has two midnights in Havana.
+        ("Australia/Lord_Howe", date(2026, 10, 3)),  # The next day has 23.5 hours on Lord Howe Island.
     ],
 )
 async def test_daily_statistics_count_each_time_slot_once_on_days_with_a_clock_change(

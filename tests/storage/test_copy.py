@@ -168,7 +168,7 @@ async def test_an_interrupted_copy_can_be_continued_and_the_service_does_not_sta
     assert not await target.read(is_unfinished)
 
 
-async def test_a_copy_that_fails_raises_its_error_when_no_read_of_the_source_runs_any_more(
+async def test_a_copy_that_fails_raises_its_error_only_after_the_read_of_the_source_has_ended(
     source: Database, target: Database
 ) -> None:
     """The next rows are read while the target writes, and the command closes both databases after an error."""

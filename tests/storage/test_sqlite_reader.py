@@ -1,4 +1,4 @@
-"""Tests of the connections of SQLite readers: how often a read changes the thread, results of any size, errors and cancellation."""
+"""Tests of the connections of SQLite readers: the thread switches of a read, results of any size, errors and cancellation."""
 
 from __future__ import annotations
 
@@ -24,9 +24,7 @@ NUMBERS = "WITH RECURSIVE c(n) AS (SELECT 1 WHERE :rows > 0 UNION ALL SELECT n +
 SIZES = (0, 1, FIRST_ROWS - 1, FIRST_ROWS, FIRST_ROWS + 1, 3 * FIRST_ROWS)
 
 
-async def test_each_statement_of_a_read_changes_to_the_thread_of_the_connection_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_each_statement_of_a_read_needs_one_thread_switch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def query(connection: Connection) -> list[Any]:
         return [connection.execute(text("SELECT :n + 1"), {"n": n}).scalar_one() for n in (6, 7)]
 
@@ -66,7 +64,7 @@ async def test_a_cursor_of_a_reader_fetches_rows_one_by_one_in_parts_and_complet
         await connection.close()
 
 
-async def test_a_reader_that_leaves_the_rest_of_a_result_holds_no_snapshot(tmp_path: Path) -> None:
+async def test_a_reader_that_stops_before_the_end_of_a_result_holds_no_snapshot(tmp_path: Path) -> None:
     async with serving(tmp_path / "shortener.db") as database:
         stream: Any = database.stream(text(NUMBERS).bindparams(rows=5 * FIRST_ROWS), size=10)
         assert len(await anext(stream)) == 10
@@ -143,7 +141,7 @@ async def test_a_cancelled_read_interrupts_its_statement_and_its_connection_is_n
 
 
 @pytest.mark.parametrize("cancellations", [1, 2])
-async def test_a_statement_that_waits_for_the_thread_does_not_run_on_after_its_read_was_cancelled(
+async def test_a_statement_that_waits_for_the_thread_never_runs_after_its_read_is_cancelled(
     tmp_path: Path, cancellations: int
 ) -> None:
     began, go_on, connections = asyncio.Event(), threading.Event(), []
@@ -151,7 +149,7 @@ async def test_a_statement_that_waits_for_the_thread_does_not_run_on_after_its_r
     def query(connection: Connection) -> None:
         driver: Any = connection.connection.driver_connection
         connections.append(driver)
-        count_rows(connection)  # The first statement would wait behind BEGIN.
+        count_rows(connection)  # Run one statement first: it sends BEGIN. Otherwise BEGIN, not ENDLESS, would wait for the thread.
         driver._tx.put_nowait((None, lambda: go_on.wait(20)))  # The thread is occupied, like on a machine under load.
         began.set()
         connection.exec_driver_sql(ENDLESS)

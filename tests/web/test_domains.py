@@ -106,7 +106,7 @@ async def test_the_response_that_adds_a_domain_warns_if_phones_cannot_reach_its_
 ) -> None:
     addresses.append("go.brand.example")
     for host, expected in (
-        ("go.brand.example", ["finds no address for go.brand.example in the DNS"]),
+        ("go.brand.example", ["finds no DNS address for go.brand.example"]),
         ("two.brand.example", []),
         ("http://localhost:8000", ["localhost is a name of one machine", "as on BASE_URL"]),
     ):

@@ -149,7 +149,7 @@ async def test_a_multipart_form_with_a_header_that_cannot_be_decoded_is_an_inval
     assert (response.status_code, response.json()["error_code"]) == (400, "INVALID_REQUEST")
 
 
-async def test_a_warning_about_a_file_may_contain_half_of_a_surrogate_pair(tracker: httpx.AsyncClient) -> None:
+async def test_a_warning_about_a_file_may_contain_an_unpaired_surrogate(tracker: httpx.AsyncClient) -> None:
     head = "Content-Disposition: form-data; name"
     body = f"--B\r\n{head}*=utf-7''a+2AA-; filename=x\r\n\r\n1\r\n--B\r\n{head}=message_id\r\n\r\nm-1\r\n--B--\r\n"
     response = await tracker.post("/action", content=body, headers={"Content-Type": "multipart/form-data; boundary=B"})

@@ -64,7 +64,7 @@ async def test_a_rejected_request_leaves_no_reference_cycle_that_keeps_its_body_
         return sum(isinstance(one, ApiError) for one in gc.get_objects(generation=0))
 
     gc.collect(1)  # so that the youngest generation is empty
-    gc.disable()  # without the garbage collector, only reference counts free memory
+    gc.disable()  # Without the garbage collector, memory is freed only by reference counting.
     try:
         before = errors()
         for _ in range(3):
@@ -123,9 +123,7 @@ TOO_LONG = ["x"] * 1001
         ({"parameters": [{"message_id": TOO_LONG}]}, ErrorCode.INVALID_REQUEST),
     ],
 )
-def test_only_a_long_list_of_recipients_is_batch_too_large_and_not_a_long_list_of_the_same_name_elsewhere(
-    data: Any, code: ErrorCode
-) -> None:
+def test_only_a_recipient_list_that_is_too_long_is_batch_too_large(data: Any, code: ErrorCode) -> None:
     with pytest.raises(ApiError) as raised:
         check_sizes(data, LIMITS)
     assert raised.value.code is code

@@ -304,7 +304,8 @@ async def test_an_application_can_set_which_urls_become_short_links_and_which_ur
     (message,) = (await rewrite(client, body="see https://x.example/a now")).json()["messages"]
     assert len(message["links"]) == 1
     (message,) = (await rewrite(client, body="see https://x.example/a now", track="directives")).json()["messages"]
-    assert message["warnings"] == ["position 4: https://x.example/a is not tracked: `track` is directives and the text has none"]
+    reason = "`track` is `directives`, and the text contains no #track directive"
+    assert message["warnings"] == [f"position 4: https://x.example/a is not tracked: {reason}"]
     (message,) = (await rewrite(client, body='#track("myapp://open/5")')).json()["messages"]
     answer = await client.get("/" + message["links"][0]["code"], headers=PHONE)
     assert (answer.status_code, answer.headers["location"]) == (302, "myapp://open/5")

@@ -346,7 +346,7 @@ async def test_a_signing_secret_that_webhook_libraries_cannot_decode_is_saved_wi
     assert fine.json()["warnings"] == []
 
 
-async def test_the_number_of_concurrent_test_events_of_an_application_is_limited_and_does_not_reduce_deliveries(
+async def test_the_concurrent_test_events_of_an_application_are_limited_and_use_no_delivery_slots(
     client: httpx.AsyncClient, service: Service, story: Story, receiver: Receiver
 ) -> None:
     receiver.by_path = {"/hang": Reply(hang=True)}

@@ -8,7 +8,8 @@ attempt it.
 A retraction undoes the effects of a recorded click. The first click on a link created an event. The first click on a message
 changed the state of the message to CLICKTHRU, in the same event. On links that send every click (`LinkFlag.EVERY_CLICK`), each
 click created an event. The setting `click_events` may have changed since, so the event log states whether a click has an event.
-The events of hits older than `event_retention_days` may be purged. The current settings then decide, so no click is sent twice.
+The events of hits older than `event_retention_days` may be purged. For such hits, the current settings decide whether the click
+counts as sent.
 """
 
 from __future__ import annotations
@@ -93,7 +94,8 @@ def change_verdicts(
     oldest_event: int = 0,
 ) -> CorrectionResult:
     """Change the verdicts of hits that still have the verdict `seen`. A click that was sent as an event changes only if `retracts`
-    of the change is true. The events of hits with ids below `oldest_event` may be purged.
+    of the change is true. `oldest_event` is the smallest row id within the event retention. Events of hits with smaller ids may be
+    purged.
 
     Hits that are not counted by device yet are skipped unless `includes_newest` is true. The device job counts these hits later,
     with their new verdicts."""
@@ -115,7 +117,7 @@ def change_verdicts(
             continue
         before, after = hit_metric(change.seen, hit.flags), hit_metric(change.verdict, hit.flags)
         sends_every_click = bool(hit.link_flags & LinkFlag.EVERY_CLICK) or message.application_id in every_click
-        # The click of a suspected hit was sent only on an opt-out link.
+        # A suspected hit creates a click event only on an opt-out link.
         was_sent = sends_every_click if before == "clicks" else bool(hit.link_flags & LinkFlag.OPT_OUT)
         is_sent = sent.get(hit.id, was_sent and hit.id < oldest_event)
         if before == "clicks":
@@ -161,7 +163,7 @@ def assign_first_clicks(
     connection: Connection, message_ids: Collection[int], ids: IdGenerator, oldest_event: int = 0
 ) -> CorrectionResult:
     """Assign a first click to each of these messages, and to each of their links, that has none. The first click is the earliest
-    hit by a human. The events of hits with ids below `oldest_event` may be purged."""
+    hit by a human. `oldest_event` has the same meaning as in `change_verdicts`."""
     result = CorrectionResult()
     locked = lock_messages(connection, message_ids)
     candidates = find_first_hits(connection, locked)

@@ -50,7 +50,7 @@ class LockedMessage:
 
     @property
     def state_without_click(self) -> State:
-        """Return the state of the message if its click is removed: the state before the click, or a state that was reported later.
+        """Return the state that the message has without its click: the state before the click, or a state that was reported later.
 
         If a failure was reported after the click, the state is FAILED, never EXPIRED."""
         reported = (
@@ -136,11 +136,10 @@ def read_hits(connection: Connection, ids: Sequence[int]) -> dict[int, LockedHit
 
 
 def find_first_hits(connection: Connection, ids: Iterable[int]) -> dict[int, dict[int, LockedHit]]:
-    """Return the hit of each link that is its first click or may become its first click, by message and link.
+    """Return one hit for each link, by message and link: its first click, or the hit that may become its first click.
 
-    If a link has no first click, the result contains the earliest hit on the link that the current rules classify as HUMAN. The
-    result does not contain first clicks on messages: the index `hits_by_link` does not contain them, and their messages and links
-    need no other first click."""
+    The latter is the earliest hit on the link that the current rules classify as HUMAN. The result does not contain the first click
+    on a message, because the index `hits_by_link` does not contain it. Its message and link need no other first click."""
     chosen = values_table(connection, [(message,) for message in ids], id=BigInteger)
     is_first = hits.c.flags.bitwise_and(int(HitFlag.FIRST_FOR_LINK))
     rank = func.row_number().over(partition_by=hits.c.link_id, order_by=(is_first.desc(), hits.c.id)).label("rank")

@@ -171,7 +171,7 @@ class Reclassifier:
         )
 
     def _oldest_event(self, now: datetime) -> int:
-        """Return the row id before which events may be purged."""
+        """Return a row id. Events with a smaller id may be purged."""
         return first_id_at(to_ms(now - self._event_retention))
 
     async def _run_with_pause(self, work: Awaitable[CorrectionResult], total: CorrectionResult) -> None:

@@ -76,7 +76,8 @@ class SmppGateway:
         self._settings = config.settings
         self._context = context
         guard = Guard(allow_private=True) if config.allow_private else context.public_guard
-        # A process without a recorder of replies only tests the gateway, so it must not receive the receipts of other messages.
+        # A process without a recorder of replies only tests the gateway, so it must not receive the delivery reports of other
+        # messages.
         self._link = SmppLink(config.name, config.settings, guard, self._receive, receives=context.reply is not None)
         self._temporary = TEMPORARY_STATUSES | {parse_status(text) for text in config.settings.retry_statuses}
         self._progress: OrderedDict[str, _Progress] = OrderedDict()

@@ -26,8 +26,8 @@ document.addEventListener("formdata", (event) => {
   for (const [name, value] of [...event.formData]) if (value === "") event.formData.delete(name);
 });
 
-// A second click within ten seconds does not send a form with an id: the response would hide the new secret that the first response
-// shows. After that time it sends the form, because the first request may have been stopped.
+// A second click within ten seconds does not send the form again if the form has a form_id: the second response would hide the new
+// secret that the first response shows. A later click sends the form, because the first request may have been stopped.
 document.addEventListener("submit", (event) => {
   const { dataset } = event.target;
   if (event.defaultPrevented || !event.target.querySelector("[name=form_id]")) return;

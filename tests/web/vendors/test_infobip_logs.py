@@ -118,7 +118,7 @@ async def test_the_infobip_report_of_a_message_that_was_clicked_before_its_deliv
 
 
 @pytest.mark.parametrize("version", [1, 2, 3])
-async def test_a_click_is_no_delivery_report_but_gives_the_message_of_infobip_the_status_delivered(
+async def test_a_click_is_no_delivery_report_but_a_clicked_message_has_infobips_status_delivered(
     client: httpx.AsyncClient, version: int
 ) -> None:
     await click(client, await rewrite(client, "m-1"))
