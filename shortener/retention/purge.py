@@ -299,7 +299,7 @@ _EMPTY_HITS = (
 
 class _ExpressionsMissing(Exception):
     """Raised to roll back a batch that must parse user agents, if `load_expressions` was not called yet. Most processes of an
-    installation never remove the address and the user agent from a hit, and the expressions take 15 MB of memory."""
+    installation never remove the address and the user agent from a hit, and the expressions take 12 MB of memory."""
 
 
 class _PurgeBatch:
