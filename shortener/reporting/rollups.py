@@ -1,13 +1,13 @@
 """This module maintains the rolled-up counts: sums of counts by application, campaign, country, destination and label, by quarter
 of an hour, hour and day. A report reads a few of their rows instead of all counts of all cohorts. `counts.fold` adds to the
-roll-ups in the transaction that adds to the counts. A basis is the time at which an event counts. There are two:
+rolled-up counts in the transaction that adds to the counts. A basis is the time at which an event counts. There are two:
 
-- EVENT: each event counts at its own time. These roll-ups are sums of rows of `counts`.
-- SENT: each event counts at the time when its message was created (before it was sent). Only roll-ups have this basis.
+- EVENT: each event counts at its own time. These rolled-up counts are sums of rows of `counts`.
+- SENT: each event counts at the time when its message was created (before it was sent). Only rolled-up counts have this basis.
 
-`counts.rolled_up` is the part of a count that the roll-ups contain. A release without roll-ups changes only `counts.amount`. `heal`
-finds such counts with an index, and adds the difference of the two columns to the roll-ups. The same job rolls up the counts that
-existed when the tables were created.
+`counts.rolled_up` is the part of a count that the rolled-up counts contain. A release without rolled-up counts changes only
+`counts.amount`. `heal` finds such counts with an index, and adds the difference of the two columns to the rolled-up counts. The
+same job rolls up the counts that existed when the tables were created.
 
 The id of a group is a hash of its name, so a transaction need not read the id of a group before it adds an amount.
 """
@@ -29,7 +29,7 @@ from shortener.storage import raw_sql
 from shortener.storage.schema import NOT_ROLLED_UP, cohorts, link_sets
 from shortener.storage.values_table import values_table
 
-#: One transaction of `heal` adds at most this number of counts to the roll-ups.
+#: One transaction of `heal` adds at most this number of counts to the rolled-up counts.
 MAX_HEALED_ROWS = 1000
 
 
@@ -278,8 +278,8 @@ def read_periods(connection: Connection, groups: Sequence[int], number: int, sta
 
 
 def heal(connection: Connection, limit: int = MAX_HEALED_ROWS) -> int:
-    """Add to the roll-ups the counts that a release without roll-ups wrote. Return the number of these counts. The caller must hold
-    the lock of `counts.fold`."""
+    """Add to the rolled-up counts the counts that a release without rolled-up counts wrote. Return the number of these counts. The
+    caller must hold the lock of `counts.fold`."""
     rows = raw_sql.rows(connection, _READ_NOT_ROLLED_UP, limit)
     amounts: dict[CountedEvent, Decimal] = {}
     for cohort, slot, metric, amount, rolled_up in rows:

@@ -1,5 +1,5 @@
 """This module implements `Database` for SQLite: one writer thread has the only connection that writes, and readers use read-only
-connections with aiosqlite. A whole transaction costs one change of thread. With aiosqlite, each statement would cost one
+connections with aiosqlite. A whole transaction costs one thread switch. With aiosqlite, each statement would cost one
 (docs/decisions/0002). Every transaction begins with BEGIN IMMEDIATE: a deferred transaction that reads before it writes can fail
 with SQLITE_BUSY at once, without the timeout. With WAL and synchronous=FULL, a committed transaction survives a power failure. Only
 the process that serves makes checkpoints (checkpoint.py). It holds a lock on a file next to the database, so a second server does
