@@ -82,7 +82,7 @@ class CountFolder:
             self._needs_merge = False
             await self._merge()
         try:
-            started, folded = await self._database.write(_fold, self._limits)
+            started, folded = await self._database.write_later(_fold, self._limits)
         except StoreUnavailable:
             raise
         except Exception:
@@ -104,7 +104,7 @@ class CountFolder:
         try:
             # Add no older row that appears now, because the exception would be that of the wrong row.
             after = -1 if row_id is None else row_id - 1
-            started, folded = await self._database.write(_fold, self._limits._replace(rows=1), after)
+            started, folded = await self._database.write_later(_fold, self._limits._replace(rows=1), after)
         except StoreUnavailable:
             raise
         except Exception:
@@ -119,7 +119,7 @@ class CountFolder:
         """Merge the oldest rows, and pause. If this fails, for example because a row is damaged, add the rows without merges: the
         batch that reaches the row handles it."""
         try:
-            started, self._merged_id = await self._database.write(_merge)
+            started, self._merged_id = await self._database.write_later(_merge)
         except StoreUnavailable:
             raise
         except Exception:

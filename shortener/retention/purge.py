@@ -198,7 +198,7 @@ class Purge:
                 # time.monotonic is precise; the clock of the event loop may count only whole milliseconds.
                 started = time.monotonic()
                 try:
-                    purged, self._reached[name], more = await self._database.write(
+                    purged, self._reached[name], more = await self._database.write_later(
                         _delete_batch, kind, settings if is_busy else large, now, self._reached.get(name, 0)
                     )
                 except _ExpressionsMissing:

@@ -98,7 +98,8 @@ class BatchHandler(Protocol[Item, Result]):
 class Batcher(Generic[Item, Result]):
     """A queue of items that are written in batches, each in one transaction. A batch has at least `min_items` items, if at least
     this number wait, and at most `max_items`. A unique index may reject a batch `max_clashes` times before its items are written
-    one by one. If `gives_up_early` is true, the batcher stops writing items one by one after MAX_PROBES failures in a row."""
+    one by one. If `gives_up_early` is true, the batcher stops writing items one by one after MAX_PROBES failures in a row. If
+    `is_bulk` is true, the batches are written with `Database.write_later`."""
 
     def __init__(
         self,
@@ -109,8 +110,10 @@ class Batcher(Generic[Item, Result]):
         max_items: int,
         max_clashes: int = 1,
         gives_up_early: bool = False,
+        is_bulk: bool = False,
     ) -> None:
         self._database = database
+        self._is_bulk = is_bulk
         self._handler = handler
         self._min_items = min_items
         self._max_items = max_items
@@ -276,7 +279,8 @@ class Batcher(Generic[Item, Result]):
         while True:
             batch.has_begun = False
             try:
-                return await self._database.write(self._transact, batch, items)
+                write = self._database.write_later if self._is_bulk else self._database.write
+                return await write(self._transact, batch, items)
             except RetryTransaction:
                 continue
             except StoreUnavailable:
@@ -311,7 +315,7 @@ class GroupCommit(Generic[Item, Result, Value]):
     request with that item fails. `apply` runs again when a unique index rejects the batch (a clash of codes, a race with another
     process), and for each item alone when the batch still fails. `after(value)` is called with the value of each batch that was
     committed, before its requests get their results. A batch has at most `max_items`. Above `max_waiting` requests, `submit`
-    raises StoreUnavailable at once."""
+    raises StoreUnavailable at once. If `is_bulk` is true, the batches are written with `Database.write_later`."""
 
     def __init__(
         self,
@@ -321,11 +325,12 @@ class GroupCommit(Generic[Item, Result, Value]):
         max_items: int = 256,
         max_waiting: int = 10_000,
         after: Callable[[Value], None] = lambda value: None,
+        is_bulk: bool = False,
     ) -> None:
         handler = _RequestHandler(apply, after)
         self._max_waiting = max_waiting
         self._batcher: Batcher[Request[Item, Result], tuple[Sequence[Result | Exception], Value]] = Batcher(
-            database, handler, min_items=MIN_GROUP_ITEMS, max_items=max_items, max_clashes=MAX_CLASHES
+            database, handler, min_items=MIN_GROUP_ITEMS, max_items=max_items, max_clashes=MAX_CLASHES, is_bulk=is_bulk
         )
 
     async def submit(self, item: Item) -> Result:

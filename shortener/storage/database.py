@@ -54,6 +54,11 @@ class Database(Protocol):
         if the database is unavailable."""
         ...
 
+    async def write_later(self, transact: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Do the same as `write`, for a transaction of bulk work. SQLite runs one transaction after the other: at most one of bulk
+        work runs before a waiting transaction of `write`. Each kind keeps its own order."""
+        ...
+
     async def read(self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run the function `query` on one consistent snapshot, without permission to write, and return its result. Raise
         StoreUnavailable if the database is unavailable."""

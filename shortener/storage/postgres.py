@@ -73,6 +73,8 @@ class PostgresDatabase:
             self.has_failed_writes = True
             raise
 
+    write_later = write  # PostgreSQL runs transactions at the same time.
+
     async def _write(self, transact: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         with store_errors():
             for attempts_left in reversed(range(MAX_ATTEMPTS)):

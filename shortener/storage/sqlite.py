@@ -23,6 +23,7 @@ import queue
 import secrets
 import threading
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -103,7 +104,9 @@ class SqliteDatabase:
         )
         _prepare_readers(self._readers.sync_engine)
         self._max_read_seconds = MAX_READ_SECONDS if owner else None
-        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._jobs: deque[Callable[[], None]] = deque()
+        self._bulk_jobs: deque[Callable[[], None]] = deque()
+        self._work: queue.SimpleQueue[bool] = queue.SimpleQueue()  # True for each waiting job; False ends the thread.
         self._thread = threading.Thread(target=self._run, name="sqlite-writer", daemon=True)
         self._thread.start()
         self._checkpointer = Checkpointer(path) if owner else None
@@ -129,6 +132,12 @@ class SqliteDatabase:
         self.has_failed_writes = False
 
     async def write(self, transact: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self._write(self._jobs, lambda connection: transact(connection, *args, **kwargs))
+
+    async def write_later(self, transact: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self._write(self._bulk_jobs, lambda connection: transact(connection, *args, **kwargs))
+
+    async def _write(self, jobs: deque[Callable[[], None]], transact: Callable[[Connection], T]) -> T:
         if self._closed:
             raise StoreUnavailable("the database is closed")
         loop = asyncio.get_running_loop()
@@ -137,7 +146,7 @@ class SqliteDatabase:
         def job() -> None:
             try:
                 with store_errors():
-                    result = self._transact(transact, *args, **kwargs)
+                    result = self._transact(transact)
             except BaseException as error:
                 self.has_failed_writes = self.has_failed_writes or isinstance(error, StoreUnavailable)
                 outcome, value = future.set_exception, error
@@ -148,10 +157,11 @@ class SqliteDatabase:
                     self._checkpointer.committed(self._driver)
 
         # The context variables contain the id of the request, which the log lines of the writer thread need too.
-        self._work.put(partial(contextvars.copy_context().run, job))
+        jobs.append(partial(contextvars.copy_context().run, job))
+        self._work.put(True)
         return await future
 
-    def _transact(self, transact: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+    def _transact(self, transact: Callable[[Connection], T]) -> T:
         """Run BEGIN, the transaction function and COMMIT.
 
         BEGIN and COMMIT bypass SQLAlchemy, whose own work takes longer than a short transaction."""
@@ -160,7 +170,7 @@ class SqliteDatabase:
             raise StoreUnavailable(f"the database file {self._path} was deleted or replaced while the service ran")
         raw_sql.execute(self._writer, "BEGIN IMMEDIATE")
         try:
-            result = transact(self._writer, *args, **kwargs)
+            result = transact(self._writer)
             raw_sql.execute(self._writer, "COMMIT")
         except BaseException:
             if self._driver.in_transaction:
@@ -198,7 +208,7 @@ class SqliteDatabase:
         await self._readers.dispose()
         if self._checkpointer is not None:
             await asyncio.to_thread(self._checkpointer.stop)
-        self._work.put(None)
+        self._work.put(False)
         await asyncio.to_thread(self._thread.join)
         self._writer.close()
         self._engine.dispose()
@@ -208,7 +218,11 @@ class SqliteDatabase:
             self._lock.close()
 
     def _run(self) -> None:
-        while (job := self._work.get()) is not None:
+        was_bulk = True
+        while self._work.get():
+            # If both kinds wait, they run in turns. So a click waits for at most one job of bulk work, and bulk work advances.
+            was_bulk = bool(self._bulk_jobs) and not (was_bulk and self._jobs)
+            job = (self._bulk_jobs if was_bulk else self._jobs).popleft()
             try:
                 job()
             except Exception:  # The writer thread must continue after any exception; without it no later transaction could end.

@@ -45,12 +45,13 @@ def name_of(transact: Any) -> str:
 
 
 def install() -> None:
-    """Replace the method `write` of both database engines by one that can kill this process."""
+    """Replace the methods `write` and `write_later` of both database engines by methods that can kill this process."""
     from shortener.storage.postgres import PostgresDatabase
     from shortener.storage.sqlite import SqliteDatabase
 
     for engine in (SqliteDatabase, PostgresDatabase):
         engine.write = _killing(engine.write)  # type: ignore[method-assign]
+        engine.write_later = _killing(engine.write_later)  # type: ignore[method-assign]
 
 
 def _killing(write: Callable[..., Any]) -> Callable[..., Any]:

@@ -108,7 +108,7 @@ async def test_an_invalid_request_without_idempotency_key_and_message_ids_is_rej
     async def unavailable(*_: object) -> None:
         raise StoreUnavailable("down")
 
-    service.database.write = unavailable  # type: ignore[method-assign, assignment]
+    service.database.write_later = unavailable  # type: ignore[method-assign, assignment]
     assert (await rejection(service, item("#track("))).code is ErrorCode.INVALID_TRACK_DIRECTIVE
     with pytest.raises(StoreUnavailable):
         await rewrite(service, item("#track(", message_ids=("m-1",)))

@@ -56,7 +56,7 @@ class FailingCommits:
         self.fail_campaigns: set[str] = set()
         self.failed = 0
 
-    async def write(self, transact: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    async def write_later(self, transact: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         def run(connection: Connection, *args: Any, **kwargs: Any) -> Any:
             result = transact(connection, *args, **kwargs)
             campaigns = set(connection.scalars(select(schema.cohorts.c.campaign)))
@@ -65,7 +65,7 @@ class FailingCommits:
                 raise StoreUnavailable("the connection was cut at COMMIT")
             return result
 
-        return await self._database.write(run, *args, **kwargs)
+        return await self._database.write_later(run, *args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._database, name)

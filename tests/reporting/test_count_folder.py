@@ -221,7 +221,7 @@ async def test_an_older_damaged_row_that_another_process_releases_meanwhile_does
         return await write(transact, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(database, "write", release_first)
+        patch.setattr(database, "write_later", release_first)
         await folder.step()
     assert sorted(await database.read(ids_left)) == [bad, *healthy[1:]]
     await run_until_all_are_added(folder)

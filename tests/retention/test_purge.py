@@ -112,7 +112,7 @@ async def test_the_purge_pauses_nine_times_as_long_as_each_batch_took(database: 
     await database.write(put, lambda rows: [rows.complete_message(LONG_AGO) for _ in range(6)])
     durations: list[float] = []
     pauses: list[float] = []
-    write, sleep = database.write, asyncio.sleep
+    write, sleep = database.write_later, asyncio.sleep
 
     async def timed(*arguments: Any) -> Any:
         started = time.monotonic()
@@ -124,7 +124,7 @@ async def test_the_purge_pauses_nine_times_as_long_as_each_batch_took(database: 
         pauses.append(seconds)
         await sleep(0)
 
-    monkeypatch.setattr(database, "write", timed)
+    monkeypatch.setattr(database, "write_later", timed)
     monkeypatch.setattr(asyncio, "sleep", pause)
     batches = [batch async for batch in Purge(database, SETTINGS).batches(NOW)]
     monkeypatch.undo()

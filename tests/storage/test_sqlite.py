@@ -1,10 +1,11 @@
-"""Tests of SQLite reads that last too long: the service ends them, so that the WAL can start at its beginning again."""
+"""Tests of SQLite: the order of transactions, and reads that last too long, which the service ends so that the WAL can restart."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import sqlite3
+import threading
 from pathlib import Path
 
 import pytest
@@ -87,3 +88,24 @@ async def test_a_wal_file_that_grows_because_of_a_reader_in_another_process_is_l
     (line,) = [line for line in logs if line["event"] == "wal_is_long"]
     assert line["bytes"] > 1_000_000
     assert line["copied"] < line["frames"]
+
+
+async def test_at_most_one_transaction_of_bulk_work_runs_before_another_one_that_waits(tmp_path: Path) -> None:
+    order: list[str] = []
+    has_begun, may_end = threading.Event(), threading.Event()
+
+    def block(connection: Connection) -> None:
+        has_begun.set()
+        may_end.wait(20)
+
+    async with serving(tmp_path / "shortener.db") as database:
+        names = ["purge", "fold", "rewrite", "CLICK", "CLAIM", "REPORT", "rewrite 2", "purge 2"]
+        tasks = [asyncio.create_task(database.write(block))]
+        await asyncio.to_thread(has_begun.wait, 20)
+        for name in names:
+            write = database.write if name.isupper() else database.write_later
+            tasks.append(asyncio.create_task(write(lambda _, name: order.append(name), name)))
+            await asyncio.sleep(0)
+        may_end.set()
+        await asyncio.gather(*tasks)
+    assert order == ["purge", "CLICK", "fold", "CLAIM", "rewrite", "REPORT", "rewrite 2", "purge 2"]
