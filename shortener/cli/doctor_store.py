@@ -142,7 +142,8 @@ def _check_rows(connection: Connection, settings: Settings) -> Iterator[Finding]
         yield Finding("dead_letters", "warning", text, "look for hit_not_recordable in the log, and report it as a bug")
     if state.count_deltas_quarantined:
         text = f"{state.count_deltas_quarantined} rows of count deltas could not be added to the counts"
-        yield Finding("counts", "warning", text, "look for count_deltas_quarantined in the log, and report it as a bug")
+        remedy = "look for count_deltas_quarantined in the log. Correct the rows and restart the service, or delete them and run "
+        yield Finding("counts", "warning", text, remedy + "`shortener verify --repair`")
     dead = connection.execute(
         select(func.count()).where(schema.deliveries.c.status == 2, schema.deliveries.c.finished_at > now - RECENT)
     ).scalar_one()

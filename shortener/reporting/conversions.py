@@ -2,8 +2,8 @@
 
 Conversions are sorted by their row id, which grows with the time of receipt. Filters by time use the reported time of the
 conversion, which is also the time at which the statistics count it. No index contains the reported time, the action or the status,
-so a page examines at most MAX_SCANNED_ROWS conversions. A page may therefore contain fewer rows than requested, or none, although a
-next page exists.
+so at most MAX_SCANNED_ROWS conversions are read to fill one page. A page may therefore contain fewer rows than requested, or none,
+although a next page exists.
 
 A CSV is read page by page in constant memory, each page in a short transaction (see `export.py`).
 """

@@ -247,7 +247,7 @@ def _filter(application_id: int, query: ConversionsCsvQuery) -> ConversionFilter
 
 _PAGES = (
     "Newest first. `cursor` requests the next page. A page may contain fewer rows than `limit`, or none, and still have a "
-    "`next_cursor`, because a page examines at most 10,000 conversions."
+    "`next_cursor`, because at most 10,000 conversions are read to fill one page."
 )
 _CSV = "All rows that match the filters, newest first, in UTF-8. A cell that a spreadsheet would run as a formula is escaped."
 _STORED = "Reports are stored for 30 days, at most 10,000 for each application."

@@ -303,8 +303,8 @@ async def csv_response(call: Call[Any, None], name: str, lines: AsyncIterator[by
 
 
 _PAGES = (
-    "Newest first. A page may contain fewer rows than `limit`, or none, and still have a `next_cursor`, because one page examines "
-    "at most 10,000 rows."
+    "Newest first. A page may contain fewer rows than `limit`, or none, and still have a `next_cursor`, because at most 10,000 "
+    "rows are read to fill one page."
 )
 _ADDS_UP = (
     "With `metric`, the number of hits is the figure of `/api/v1/sms/stats` with the same filters, while the hits are stored "
