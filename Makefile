@@ -52,7 +52,7 @@ lint: setup-dev
 config: setup
 	@$(BIN)/python -c "from shortener.settings_sources import as_toml; print(as_toml(), end='')" > config/shortener.toml
 	@$(BIN)/python -c "from shortener.settings_sources import as_markdown; print(as_markdown(), end='')" > docs/reference/settings.md
-	@$(BIN)/python -c "from shortener.storage.new_database import migrated_dump; print(migrated_dump(), end='')" \
+	@$(BIN)/python -c "from shortener.storage.migrate import migrated_dump; print(migrated_dump(), end='')" \
 		> shortener/storage/migrations/sqlite.sql
 
 # Pins every dependency with hashes, for all supported Python versions. --no-emit-* omits the download addresses.

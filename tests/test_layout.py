@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import re
 import tomllib
 from collections import defaultdict
 from pathlib import Path
 
+import grimp
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -40,6 +42,11 @@ def test_each_module_has_a_test_file_of_the_same_name_or_a_comment_with_the_name
         elif not mirror.is_file():
             untested.add(path)
     assert untested == set(), "add a test file, or a line '# Tested by tests/...' under the module's docstring"
+
+
+def test_no_modules_import_each_other_not_even_in_functions_or_for_type_checking() -> None:
+    graph = grimp.build_graph("shortener", cache_dir=None)
+    graphlib.TopologicalSorter({name: graph.find_modules_directly_imported_by(name) for name in graph.modules}).prepare()
 
 
 def test_no_two_classes_share_a_name(trees: Trees) -> None:

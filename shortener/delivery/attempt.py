@@ -25,9 +25,10 @@ import structlog
 from shortener.delivery.claims import MIN_LEASE_LEFT_MS
 from shortener.delivery.dispatch_queries import FIRST_ATTEMPTS, RETRIES, ClaimedDelivery, FinishedDelivery
 from shortener.delivery.expiry import MAX_HOLD
+from shortener.delivery.http_exchange import SendResult
 from shortener.delivery.outcomes import LOCAL_FAILURE, RATE_LIMITED, AttemptOutcome, OutcomeKind, classify_response, next_delay
 from shortener.delivery.request import DeliveryTarget, ForbiddenHost
-from shortener.delivery.sender import Sender, SendResult
+from shortener.delivery.sender import Sender
 from shortener.ids import DELIVERY_IDS, IdGenerator
 from shortener.model import Clock, DeliveryStatus, Topic, record
 from shortener.storage.types import to_ms

@@ -21,6 +21,7 @@ from yarl import URL
 
 from shortener.delivery.guard import Guard, Lookup
 from shortener.delivery.guarded_resolver import GuardedResolver
+from shortener.delivery.http_exchange import OutgoingRequest, SendResult
 from shortener.delivery.idle_connections import IdleConnections
 from shortener.delivery.outcomes import parse_retry_after
 from shortener.delivery.receiver_connection import (
@@ -33,7 +34,6 @@ from shortener.delivery.receiver_connection import (
     default_tls_context,
 )
 from shortener.delivery.send_failures import SendFailure, explain
-from shortener.delivery.sender import OutgoingRequest, SendResult
 from shortener.model import Clock
 
 #: One response may have at most this many header lines.

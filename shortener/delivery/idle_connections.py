@@ -43,7 +43,7 @@ _OWN_HEADERS = frozenset(
 
 
 class Request(Protocol):
-    """The part of a request that this module needs. `sender.OutgoingRequest` has it."""
+    """The part of a request that this module needs. `http_exchange.OutgoingRequest` has it."""
 
     @property
     def method(self) -> str: ...

@@ -43,7 +43,7 @@ class OutcomeKind(enum.Enum):
 
 
 class ResponseFacts(Protocol):
-    """The properties of a response that determine the outcome of an attempt. `sender.SendResult` has them."""
+    """The properties of a response that determine the outcome of an attempt. `http_exchange.SendResult` has them."""
 
     @property
     def status(self) -> int | None: ...

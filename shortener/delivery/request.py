@@ -13,9 +13,9 @@ from ssl import SSLContext
 from typing import Any
 
 from shortener.delivery.formats import render
+from shortener.delivery.http_exchange import OutgoingRequest
 from shortener.delivery.outcomes import SuccessCriteria
 from shortener.delivery.placeholders import METADATA, Template, placeholder_values
-from shortener.delivery.sender import OutgoingRequest
 from shortener.model import Topic
 from shortener.outbox.events import encode_event_id
 from shortener.signatures import SigningSecret, sign

@@ -19,9 +19,10 @@ from typing import Any
 from sqlalchemy import Connection, insert
 
 from shortener.delivery.attempt import to_storable_text
+from shortener.delivery.http_exchange import SendResult
 from shortener.delivery.outcomes import OutcomeKind, classify_response
 from shortener.delivery.request import ForbiddenHost
-from shortener.delivery.sender import Sender, SendResult
+from shortener.delivery.sender import Sender
 from shortener.delivery.trackers import Trackers
 from shortener.errors import ApiError, ErrorCode
 from shortener.ids import IdGenerator

@@ -25,8 +25,8 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from shortener.delivery.http_exchange import OutgoingRequest, SendResult
 from shortener.delivery.outcomes import SuccessCriteria, parse_success
-from shortener.delivery.sender import OutgoingRequest, SendResult
 from shortener.gateways import templates
 from shortener.gateways.submission import (
     GatewayConfig,

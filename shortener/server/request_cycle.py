@@ -11,12 +11,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from uvicorn.protocols.http.httptools_impl import HEADER_RE, STATUS_LINE, RequestResponseCycle
-
-if TYPE_CHECKING:
-    from shortener.server.http_protocol import RedirectProtocol
 
 #: The type of an ASGI message with a complete response: `status`, `headers` and `body`. A server that accepts it has the type as a
 #: key in `scope["extensions"]`. The headers must contain content-length.
@@ -26,12 +23,33 @@ EXTENSIONS: Mapping[str, Mapping[str, Any]] = {COMPLETE_RESPONSE: {}}
 _CONTROL_CHARACTERS = bytes({*range(32), 127} - {9})
 
 
+class ClientConnection(Protocol):
+    """What a request needs of its connection: attributes of uvicorn's protocols, and the methods that `RedirectProtocol` adds."""
+
+    flow: Any
+    logger: Any
+    transport: Any
+    server_state: Any
+
+    def send(self, data: bytes) -> None:
+        """Send bytes to the client."""
+        ...
+
+    def close_after_body(self) -> None:
+        """Close the connection when the rest of the request's body has arrived."""
+        ...
+
+    def on_response_complete(self) -> None:
+        """Continue with the next request."""
+        ...
+
+
 class RequestCycle(RequestResponseCycle):
     """A request of one connection and its response. The attributes are those of uvicorn's class.
 
     `expects_continue` is true if the client waits for 100 Continue before it sends the body."""
 
-    def __init__(self, connection: RedirectProtocol, scope: Any, *, expects_continue: bool, keep_alive: bool) -> None:
+    def __init__(self, connection: ClientConnection, scope: Any, *, expects_continue: bool, keep_alive: bool) -> None:
         self._connection = connection
         self._head = b""  # the head of a response that waits for the first part of the body
         self._closes_at_once = expects_continue
@@ -60,7 +78,8 @@ class RequestCycle(RequestResponseCycle):
         self._connection.send(data)
 
     def is_closing(self) -> bool:
-        return self._connection.transport.is_closing()
+        closing: bool = self._connection.transport.is_closing()
+        return closing
 
     def close(self) -> None:
         """Send a head that waits for its body, and close the connection."""

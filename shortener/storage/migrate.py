@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import URL, Connection, create_engine, event, inspect, text
-from sqlalchemy.pool import NullPool
+from sqlalchemy.pool import NullPool, StaticPool
 
 from shortener.errors import StoreUnavailable
 from shortener.storage import new_database
@@ -171,6 +171,15 @@ def upgrade(connection: Connection, revision: str = "head") -> None:
     config = _config()
     config.attributes["connection"] = connection
     command.upgrade(config, revision)
+
+
+def migrated_dump() -> str:
+    """Return the statements of a SQLite database in memory in which all migrations have run: the text of
+    `new_database.SQLITE_FILE`."""
+    engine = create_engine("sqlite://", poolclass=StaticPool)
+    with engine.begin() as connection:
+        upgrade(connection)
+        return new_database.dump(connection)
 
 
 def _config() -> Config:

@@ -34,16 +34,3 @@ def dump(connection: Connection) -> str:
         "ORDER BY type = 'trigger', type = 'index', rowid"
     )
     return "".join(f"{row.sql}{_SEPARATOR}" for row in rows)
-
-
-def migrated_dump() -> str:
-    """Return the statements of a database in memory in which all migrations have run. The result is the text of `SQLITE_FILE`."""
-    from sqlalchemy import create_engine
-    from sqlalchemy.pool import StaticPool
-
-    from shortener.storage.migrate import upgrade
-
-    engine = create_engine("sqlite://", poolclass=StaticPool)
-    with engine.begin() as connection:
-        upgrade(connection)
-        return dump(connection)

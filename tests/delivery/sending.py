@@ -4,7 +4,8 @@ import asyncio
 import datetime as dt
 import time
 
-from shortener.delivery.sender import OutgoingRequest, Sender, SendResult
+from shortener.delivery.http_exchange import OutgoingRequest, SendResult
+from shortener.delivery.sender import Sender
 from tests.delivery.receiver import Behaviour, Receiver, receiver, respond
 
 NOW = dt.datetime(2026, 11, 20, 12, 0, tzinfo=dt.UTC)

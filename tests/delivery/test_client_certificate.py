@@ -9,7 +9,8 @@ import pytest
 from shortener.container import Service
 from shortener.delivery.client_certificate import check, tls_context
 from shortener.delivery.guard import Guard
-from shortener.delivery.sender import OutgoingRequest, Sender
+from shortener.delivery.http_exchange import OutgoingRequest
+from shortener.delivery.sender import Sender
 from shortener.storage import schema
 from tests.delivery.receiver import receiver, respond
 from tests.delivery.sending import PLENTY

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shortener.delivery.http_exchange import SendResult
 from shortener.delivery.outcomes import (
     DEFAULT_SCHEDULE,
     OUTCOME_TABLE,
@@ -20,7 +21,6 @@ from shortener.delivery.outcomes import (
     parse_success,
 )
 from shortener.delivery.send_failures import ERRORS
-from shortener.delivery.sender import SendResult
 
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 ANY_2XX = SuccessCriteria()

@@ -13,10 +13,11 @@ import uvloop
 from aiohttp.connector import Connection
 
 from shortener.delivery.guard import Guard
+from shortener.delivery.http_exchange import EXCERPT_BYTES, OutgoingRequest
 from shortener.delivery.http_sender import HttpSender
 from shortener.delivery.receiver_connection import MAX_BODY_BYTES, SendState
 from shortener.delivery.send_failures import ERRORS
-from shortener.delivery.sender import EXCERPT_BYTES, OutgoingRequest, Sender
+from shortener.delivery.sender import Sender
 from tests.delivery.receiver import Behaviour, drip, flood, hang, hang_up, receiver, reset, respond, send_bytes, then
 from tests.delivery.sending import DEADLINE, GRACE, PLENTY, attempt, attempt_on_idle_connection, post
 

@@ -12,8 +12,9 @@ import pytest
 import uvloop
 
 from shortener.delivery.guard import Guard
+from shortener.delivery.http_exchange import SendResult
 from shortener.delivery.receiver_connection import default_tls_context
-from shortener.delivery.sender import Sender, SendResult
+from shortener.delivery.sender import Sender
 from tests.delivery.receiver import Behaviour, hang, hang_up, receiver, reset, respond, send_bytes
 from tests.delivery.sending import DEADLINE, GRACE, post
 from tests.receiver import LoopbackServer

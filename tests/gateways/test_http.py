@@ -9,7 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from shortener.delivery.guard import Guard
-from shortener.delivery.sender import Sender, SendResult
+from shortener.delivery.http_exchange import SendResult
+from shortener.delivery.sender import Sender
 from shortener.gateways.http import KIND, HttpSettings, build_request, classify
 from shortener.gateways.submission import GatewayConfig, GatewayContext, GatewayReport, OutgoingMessage, SubmitOutcome, SubmitResult
 from shortener.model import utcnow

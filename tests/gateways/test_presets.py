@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 
-from shortener.delivery.sender import OutgoingRequest, SendResult
+from shortener.delivery.http_exchange import OutgoingRequest, SendResult
 from shortener.gateways.http import HttpSettings, build_request, classify
 from shortener.gateways.presets import PRESETS, PresetError, build_settings
 from shortener.gateways.reports import read_reports

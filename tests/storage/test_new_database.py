@@ -36,4 +36,4 @@ async def test_a_process_that_finds_the_tables_of_another_process_creates_none(t
 
 
 def test_the_command_that_generates_the_file_returns_its_text() -> None:
-    assert new_database.migrated_dump() == new_database.SQLITE_FILE.read_text()
+    assert module.migrated_dump() == new_database.SQLITE_FILE.read_text()
