@@ -188,8 +188,8 @@ def parse_base_url(url: str) -> BaseUrl:
 
 
 def parse_own_domain(url: str) -> BaseUrl:
-    """Return the prefix of the short links on a domain of an application. Raise UrlError as `parse_base_url`, and also if the host
-    is a name that the standards for host names forbid: no authority issues a certificate for such a name."""
+    """Return the prefix of the short links on a domain of an application. Raise the same UrlErrors as `parse_base_url`, and also
+    if the host is a name that the standards for host names forbid: no authority issues a certificate for such a name."""
     parsed = parse_base_url(url)
     parts = urlsplit(parsed.origin)
     host = parts.hostname or ""
@@ -204,8 +204,8 @@ def parse_own_domain(url: str) -> BaseUrl:
 
 
 def host_of_domain(url: str) -> str:
-    """Return the host under which the domain of an application with this base URL is stored. Raise UrlError as
-    `parse_base_url`."""
+    """Return the host under which the domain of an application with this base URL is stored. Raise the same
+    UrlErrors as `parse_base_url`."""
     return host_of(parse_base_url(url).origin)
 
 

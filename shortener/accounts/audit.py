@@ -42,7 +42,7 @@ def key_actor(key_id: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class AuditWriter:
-    """An actor and the function that returns the ids of its rows in the audit log."""
+    """Adds rows to the audit log for one actor. `new_id` generates the id of each row."""
 
     actor: Actor
     new_id: Callable[[], int]

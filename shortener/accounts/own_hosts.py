@@ -3,7 +3,7 @@ of them would loop.
 
 The service responds to the names of BASE_URL and PORTAL_URL, and to `localhost` and IP addresses on its own port.
 
-The module also finds hosts of domains that phones of recipients cannot reach.
+The module also recognizes domain hosts that recipients' phones cannot reach.
 """
 # Tested by tests/accounts/test_own_hosts.py
 
@@ -93,7 +93,7 @@ _PRIVATE_NAME = re.compile(r"[^.:]*|.*\.(?:localhost|local|internal|localdomain|
 
 def unreachable_host_warnings(host: str) -> list[str]:
     """Return warnings about the host of a domain (with or without a port) that phones of recipients cannot reach, or on which
-    the service responds as on BASE_URL. Make no DNS look-up."""
+    the service responds as on BASE_URL. This makes no DNS look-up."""
     name = name_of(host)
     if _PRIVATE_NAME.fullmatch(name):
         warnings = [f"{name} is a name of one machine or one network only, so phones of recipients cannot open links on it"]
@@ -104,8 +104,8 @@ def unreachable_host_warnings(host: str) -> list[str]:
     else:
         warnings = []
     if is_local(name):
-        text = "with its API and portal, and without the home page and the files of this domain"
-        warnings.append(f"the service responds on {name} as on BASE_URL: {text}")
+        text = f"on {name}, the service shows its API and portal, as on BASE_URL: it ignores the home_url, assetlinks and "
+        warnings.append(text + "apple_app_site_association of the domain")
     return warnings
 
 

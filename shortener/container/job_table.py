@@ -30,7 +30,7 @@ from shortener.storage.node_lease import RENEW_SECONDS
 CLOCK_INTERVAL_SECONDS = 10.0  # Pause of the job that compares the clock of this machine with the clock of PostgreSQL.
 DELIVERY_INTERVAL_SECONDS = 0.5  # Pause of the jobs that search for new events and due deliveries.
 SPOOL_INTERVAL_SECONDS = 0.5  # Pause of the job that writes hits from Redis to the database when the database is available again.
-ROLLUPS_INTERVAL_SECONDS = 10.0  # Pause of the job that adds counts of an older release to the roll-ups.
+ROLLUPS_INTERVAL_SECONDS = 10.0  # Pause of the job that rolls up the counts of an older release.
 ROLLUPS_MIN_INTERVAL_SECONDS = 0.1  # The pause between two transactions of the roll-up job, so that clicks are not delayed.
 COUNTS_INTERVAL_SECONDS = 1.0  # Pause of the job that adds count deltas to the counts.
 LINK_UPDATES_INTERVAL_SECONDS = 2.0  # Pause of the job that continues the link updates of processes that have ended.

@@ -3,7 +3,7 @@
 Clicks need the same database, and with SQLite they wait for its only writer. So a batch is small, and the job pauses after a full
 batch. If count deltas arrive faster than that, the pauses become shorter in proportion to the age of the oldest row. With
 PostgreSQL the batches also grow, because clicks do not wait for them and a large batch needs less work for each origin. So the
-counts are late by seconds, not by more and more.
+counts are late by seconds, and the delay does not grow.
 
 A batch that fails is rolled back. The next runs add its rows one by one. A row that also fails alone, for example because it is
 damaged, is quarantined (`delta_rows.py`): it stays in its table, `count_deltas_quarantined` is logged with its id, and the rows

@@ -38,8 +38,8 @@ Sums = dict[Key, Decimal]
 
 
 def fold(connection: Connection, limit: int = MAX_FOLD_ROWS) -> int:
-    """Add the oldest count deltas to the counts and the roll-ups, as `fold_batch` does. Return the number of rows from which
-    amounts were added: 0 if no row is left, or if another process runs `fold`."""
+    """Add the oldest count deltas to the counts and the rolled-up counts, as `fold_batch` does. Return the number of rows from
+    which amounts were added: 0 if no row is left, or if another process runs `fold`."""
     return fold_batch(connection, limit).rows
 
 
@@ -100,8 +100,8 @@ def release(connection: Connection) -> bool:
 
 
 def heal(connection: Connection) -> int:
-    """Add to the roll-ups the counts that a release without roll-ups wrote. Return the number of these counts, or 0 if another
-    process runs `fold`."""
+    """Add to the rolled-up counts the counts that a release without rolled-up counts wrote. Return the number of these counts, or 0
+    if another process runs `fold`."""
     return rollups.heal(connection) if lock(connection) else 0
 
 

@@ -1,6 +1,6 @@
 """This module verifies and repairs the rolled-up counts by counting all rows again.
 
-`count_check.py` verifies the counts themselves in the same way. The roll-ups are compared in each period that lies
+`count_check.py` verifies the counts themselves in the same way. The rolled-up counts are compared in each period that lies
 completely within the verified time. Some metrics are compared only as a sum: all buckets of the time from sending to click, because
 a report after the click may have changed the time of sending; and all devices and all browsers, because the user agent of a click
 may be erased. The verification counts only these sums, which takes less time and memory. A migration introduced the counts by the
@@ -127,21 +127,21 @@ def verify_rollups(
 
 
 class RowsQuarantined(Exception):
-    """The roll-ups cannot be repaired, because rows of count deltas are quarantined. A repair would add their amounts to the
-    roll-ups, and a process that starts may add the rows later."""
+    """Raised if rows of count deltas are quarantined. A repair of the rolled-up counts would include the amounts of these rows, and
+    a process that starts may add the rows again."""
 
 
 def repair_rollups(connection: Connection, since: datetime, until: datetime) -> int:
     """Correct the rolled-up counts of a period, also for messages from before the migration that introduced these counts.
 
-    Return the number of changed roll-ups, or 0 if another process runs `counts.fold`. The time to click is computed from the stored
-    time of sending, which a late report may have changed. Raise RowsQuarantined."""
+    Return the number of changed rolled-up counts, or 0 if another process runs `counts.fold`. The time to click is computed from
+    the stored time of sending, which a late report may have changed. Raise RowsQuarantined."""
     if not lock(connection):
         return 0
     if number := count_quarantined(connection):
         raise RowsQuarantined(
-            f"nothing was corrected, because count deltas are quarantined (rows of the table tallies with ids below 0: {number}). "
-            "Correct these rows and restart the service, or delete them"
+            f"nothing was corrected: {number} rows of count deltas are quarantined (table tallies, id < 0). Correct them and "
+            "restart the service, or delete them"
         )
     while rollups.heal(connection):
         pass

@@ -38,8 +38,8 @@ class DomainFields(ResponseModel):
     default: bool
     new_links: bool = Field(description="true: new links begin with this domain unless the rewrite names another one.")
     warnings: list[str] = Field(
-        description="Why phones cannot open links on the domain, and macros in fallback_url that will not be filled in. Only the "
-        "response that adds a domain reports a name without an address in the DNS."
+        description="Warnings: phones cannot open links on the domain, or a placeholder in fallback_url will not be filled in. The "
+        "response that adds a domain also warns if this server finds no DNS address for its host."
     )
 
 
@@ -67,10 +67,14 @@ class DomainOptions(RequestModel):
     )
     home_url: OptionalUrl = Field(None, description="URL to which / of the domain redirects. null: / returns 404.")
     assetlinks: list[Any] | None = Field(
-        None, description="Content of /.well-known/assetlinks.json, which connects Android apps with the domain. null: none."
+        None,
+        description="Content of /.well-known/assetlinks.json, which connects Android apps with the domain. null: there is no such "
+        "file.",
     )
     apple_app_site_association: dict[str, Any] | None = Field(
-        None, description="Content of /.well-known/apple-app-site-association, which connects iOS apps with the domain. null: none."
+        None,
+        description="Content of /.well-known/apple-app-site-association, which connects iOS apps with the domain. null: there is "
+        "no such file.",
     )
 
 

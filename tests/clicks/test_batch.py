@@ -53,7 +53,7 @@ async def counted(service: Service) -> dict[tuple[int, str], int]:
 
 
 async def check(service: Service, clock: Clock) -> None:
-    """Assert that the stored counts and roll-ups equal a new count of all rows."""
+    """Assert that the stored counts and rolled-up counts equal a new count of all rows."""
     assert await service.database.read(verify, clock() - timedelta(days=1), clock() + timedelta(days=1)) == []
     assert await service.database.read(verify_rollups, clock() - timedelta(days=1), clock() + timedelta(days=1)) == []
 

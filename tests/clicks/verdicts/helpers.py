@@ -54,6 +54,6 @@ async def count_sums(service: Service) -> dict[str, int]:
 
 
 async def assert_counts_match(service: Service) -> None:
-    """Assert that the stored counts and roll-ups equal a new count of all rows."""
+    """Assert that the stored counts and rolled-up counts equal a new count of all rows."""
     assert await service.database.read(verify, NOON - DAY, NOON + DAY) == []
     assert await service.database.read(verify_rollups, NOON - DAY, NOON + DAY) == []
