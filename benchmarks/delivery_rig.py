@@ -27,6 +27,7 @@ from shortener.model import HitFlag, LinkFlag, State, Topic, Verdict
 from shortener.outbox import events
 from shortener.outbox.events import Event
 from shortener.storage import schema
+from tests.factory import AUDIT
 
 BATCH_ROWS = 5000  # rows per transaction while the benchmark fills the database
 
@@ -48,7 +49,7 @@ async def applications(service: Service, count: int) -> list[int]:
 async def add_tracker(service: Service, application: int, url: str, **options: Any) -> int:
     """Create a tracker of state events. Return its id."""
     new = NewTracker(url=url, events=["state"], format="scg", **options)
-    return (await service.trackers.create(application, new)).tracker.id
+    return (await service.trackers.create(AUDIT, application, new)).tracker.id
 
 
 async def fill(service: Service, count: int, applications: Sequence[int], callback_urls: Sequence[str] = ()) -> None:

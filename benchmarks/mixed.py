@@ -32,6 +32,7 @@ from benchmarks.rig import Figure
 from shortener.container import open_service
 from shortener.delivery.trackers import TrackerChanges
 from shortener.settings import Settings
+from tests.factory import AUDIT
 
 MAX_P99_MS, MIN_RATE = 15.0, 0.8
 MAX_OFFERED = 1000  # clicks a second; the client needs about 0.15 ms of processor time for each
@@ -120,7 +121,7 @@ async def _make_due(url: str, place: Path, port: int, count: int) -> int:
         tracker = await delivery_rig.add_tracker(service, 1, f"http://127.0.0.1:{port}/", concurrency=64)
         await delivery_rig.fill(service, count, [1])
         await service.fanout.flush()
-        await service.trackers.update(tracker, TrackerChanges(enabled=False))
+        await service.trackers.update(AUDIT, tracker, TrackerChanges(enabled=False))
         return tracker
     finally:
         await service.close(grace=1)

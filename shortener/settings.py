@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
-from shortener.urls import UrlError, parse_base_url, parse_redis_url
+from shortener.redis_urls import parse_redis_url
+from shortener.urls import UrlError, parse_base_url
 
 PREFIX = "SHORTENER_"
 DEFAULT_BASE_URL = "http://127.0.0.1:8000"

@@ -1,4 +1,4 @@
-"""This module checks destinations, base URLs, hosts and Redis URLs, and replaces the placeholders in destinations.
+"""This module checks destinations, base URLs and hosts, and replaces the placeholders in destinations.
 
 `parse_destination` accepts an absolute http or https URL only if every URL parser reads the same scheme, host and port from it.
 It accepts a link into an app (`myapp://open/5`) if the caller permits the scheme.
@@ -10,9 +10,11 @@ Private addresses are allowed, because the recipient's device opens the URL and 
 
 Every check raises `UrlError`, which states the reason and the position.
 """
+# Tested by tests/test_urls.py and tests/test_base_urls.py
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import re
 import unicodedata
@@ -63,9 +65,6 @@ _NUMERIC = re.compile(r"[0-9]+|0x[0-9a-f]*")
 # The zero-width non-joiner and joiner, which are permitted because Persian and the Indic scripts need them.
 _JOINERS = "\u200c\u200d"
 _NOT_IN_HOST = frozenset("/?#@")
-
-#: The schemes of Redis URLs: one server, Sentinel or Cluster; `rediss` uses TLS.
-REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster")
 
 
 class UrlError(Exception):
@@ -259,39 +258,20 @@ def host_of(url: str) -> str:
     default."""
     parts = urlsplit(url)
     host = parts.hostname or ""
-    host = f"[{host}]" if ":" in host else host
+    if ":" in host:
+        with contextlib.suppress(ValueError):
+            host = _compress(host)
+        host = f"[{host}]"
     return host if parts.port in (None, DEFAULT_PORTS.get(parts.scheme)) else f"{host}:{parts.port}"
 
 
-@dataclass(frozen=True, slots=True)
-class RedisUrl:
-    """The parts of a Redis URL. `mode` is "", "sentinel" or "cluster"; `path` has no slash at its edges, except for unix://."""
-
-    mode: str
-    tls: bool
-    hosts: tuple[tuple[str, int], ...]
-    path: str
-
-
-def parse_redis_url(url: str) -> RedisUrl:
-    """Return the parts of a Redis URL. Raise ValueError with a reason for the operator."""
-    parts = urlsplit(url)
-    if parts.scheme not in REDIS_SCHEMES:
-        raise ValueError(f"must begin with one of {', '.join(scheme + '://' for scheme in REDIS_SCHEMES)}")
-    if parts.scheme == "unix":
-        return RedisUrl("", False, (), parts.path)
-    mode = parts.scheme.partition("+")[2]
-    default_port = 26379 if mode == "sentinel" else 6379
-    hosts = []
-    for one in parts.netloc.rpartition("@")[2].split(","):
-        place = urlsplit("//" + one)
-        if not place.hostname:
-            raise ValueError("must name a host")
-        hosts.append((place.hostname, place.port or default_port))
-    path = parts.path.strip("/")
-    if mode == "sentinel" and not path.partition("/")[0]:
-        raise ValueError("must name a service: redis+sentinel://HOST:PORT,HOST:PORT/SERVICE")
-    return RedisUrl(mode, parts.scheme.startswith("rediss"), tuple(hosts), path)
+def canonical_host(host: str) -> str:
+    """Return a host with an optional port in the form in which domains are stored: lower case, IPv6 addresses as browsers write
+    them. Text that is not a host is returned unchanged."""
+    try:
+        return host_of(f"//{host}") or host
+    except ValueError:
+        return host
 
 
 def fill_placeholders(location: bytes, values: Mapping[str, str]) -> bytes:
@@ -368,9 +348,10 @@ def _parse_host(written: str, position: int) -> str:
         raise UrlError("has a brace in its host; placeholders are allowed after the host only", position)
     if written.startswith("["):
         # An IPv6 zone such as %eth0 is rejected, because it is valid on one machine only.
-        if not written.endswith("]") or "%" in written or not _is_address(written[1:-1], ipaddress.IPv6Address):
-            raise UrlError("must have an IPv6 address in the brackets of its host", position)
-        return written[1:-1].lower()
+        try:
+            return _compress(written[1:-1] if written.endswith("]") and "%" not in written else "")
+        except ValueError:
+            raise UrlError("must have an IPv6 address in the brackets of its host", position) from None
     if len(written) > _MAX_HOST_CHARACTERS:
         raise UrlError(f"has a host of more than {_MAX_HOST_CHARACTERS} characters", position)
     try:
@@ -384,7 +365,7 @@ def _parse_host(written: str, position: int) -> str:
         raise UrlError(f"has an invalid international host name: {error}", position) from None
     if len(host) > _MAX_HOST_CHARACTERS or not all(map(_LABEL.fullmatch, labels)):
         raise UrlError("has an invalid host name", position)
-    if _NUMERIC.fullmatch(labels[-1]) and not _is_address(host, ipaddress.IPv4Address):
+    if _NUMERIC.fullmatch(labels[-1]) and not _is_ipv4(host):
         # Browsers read 127.1, 0x7f.1 and 2130706433 as IPv4 addresses; other parsers read them as names.
         raise NumericHostError("has a host that is neither a name nor an IPv4 address of four numbers", position, host)
     return host
@@ -443,9 +424,17 @@ def _is_symbol_label(text: str) -> bool:
     return True
 
 
-def _is_address(text: str, kind: type[ipaddress.IPv4Address] | type[ipaddress.IPv6Address]) -> bool:
+def _is_ipv4(text: str) -> bool:
     try:
-        kind(text)
+        ipaddress.IPv4Address(text)
     except ValueError:
         return False
     return True
+
+
+def _compress(text: str) -> str:
+    """Return an IPv6 address as browsers write it: in lower case, with its longest run of zeros as `::`, and without a dotted IPv4
+    address. Raise ValueError."""
+    address = ipaddress.IPv6Address(text)
+    mapped = address.ipv4_mapped
+    return address.compressed if mapped is None else f"::ffff:{int(mapped) >> 16:x}:{int(mapped) & 0xFFFF:x}"

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, FromClause, Row, select
 
+from shortener.accounts.audit import SERVER_START, Actor, AuditWriter
 from shortener.ids import IdGenerator, encode
 from shortener.outbox.count_deltas import Cohorts, CountDelta
 from shortener.storage import schema
 from shortener.storage.database import Database
 from tests.conftest import NOON
 from tests.rows import Rows
+
+#: A writer of audit rows for tests that change something and do not examine the audit log. Its ids are never purged.
+AUDIT = AuditWriter(Actor(name="test"), itertools.count(2**62).__next__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +66,11 @@ def add_hit(connection: Connection, /, ids: IdGenerator, link: int, **columns: A
 async def rows(database: Database, table: FromClause) -> list[Row[Any]]:
     """Return all rows of a table in the order of their primary keys."""
     return list(await database.read(lambda connection: connection.execute(select(table).order_by(*table.primary_key)).all()))
+
+
+async def audited_rows(database: Database) -> list[Row[Any]]:
+    """Return the rows of the audit log, oldest first, without the row of the first start and the rows of AUDIT."""
+    return [row for row in await rows(database, schema.audit_log) if row.operator not in (SERVER_START.name, AUDIT.actor.name)]
 
 
 async def count_delta_sums(database: Database) -> dict[str, str]:

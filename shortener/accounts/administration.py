@@ -1,5 +1,5 @@
 """This module changes applications, domains and blocked hosts. Each function is part of one transaction of `Database.write`, and
-the caller then refreshes the `Directory`, the copy in memory.
+the caller then refreshes the `Directory`, the copy in memory. The functions of `audited_accounts` also add a row to the audit log.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.secret import Secret, new_signing_secret
 from shortener.storage import schema
 from shortener.storage.database import upsert
-from shortener.urls import UrlError, host_of, parse_base_url, parse_host, parse_link_path, parse_own_domain
+from shortener.urls import UrlError, canonical_host, host_of, parse_base_url, parse_host, parse_link_path, parse_own_domain
 
 # The maximum number of blocked hosts of one application, or of the installation, because every process has all of them in memory.
 MAX_BLOCKED_HOSTS = 10_000
 MAX_NAME_CHARACTERS = 200
+DEFAULT_NAME = "default"  # The name of the application that the first start of a server creates.
 MAX_PREVIOUS_PATHS = 20
 MAX_ASSOCIATION_BYTES = 64 * 1024  # The maximum length of a JSON file that associates apps with a domain.
 
@@ -46,6 +47,7 @@ def create_application(
     secret: Secret | None = None,
     api_key: str = "",
     tracker_token: str = "",
+    own_hosts: OwnHosts = NO_HOSTS,
 ) -> Credentials:
     """Create an application with a tracker token and with an API key that has all permissions. Return the credentials.
 
@@ -60,7 +62,7 @@ def create_application(
         values["callback_secret"] = secret.encrypt(callback_secret)
     application_id: int = connection.execute(insert(table).values(values).returning(table.c.id)).scalar_one()
     if domain:
-        add_domain(connection, application_id, domain, now)
+        add_domain(connection, application_id, domain, now, own_hosts=own_hosts)
     key = create_key(connection, application_id, "default", PERMISSIONS, now, key=api_key)
     token = new_token(connection, application_id, now, token=tracker_token)
     increment_version(connection)
@@ -108,16 +110,22 @@ def lock_application(connection: Connection, application_id: int) -> Row[Any]:
     return row
 
 
-def add_domain(connection: Connection, application_id: int, base_url: str, now: datetime) -> int:
+def add_domain(connection: Connection, application_id: int, base_url: str, now: datetime, *, own_hosts: OwnHosts = NO_HOSTS) -> int:
     """Add a domain to an application, such as https://go.brand.example or https://go.brand.example/ABCDEF. Return its id.
 
-    A domain that the same application removed is added again with its id, so that its links stay known. Raise ApiError NOT_FOUND,
+    A domain that the same application removed is added again with its id, so that its links stay known. A host in `own_hosts` is
+    rejected: the service responds on it as on BASE_URL, so a domain would have no effect. Raise ApiError NOT_FOUND,
     INVALID_REQUEST, CONFLICT."""
     require_application(connection, application_id)
     table = schema.domains
     try:
         parsed = parse_base_url(base_url)
         host = host_of(parsed.origin)
+        if own_hosts.has_name(host):
+            raise UrlError(
+                f"has the host {name_of(host)}, on which the service itself responds (BASE_URL or PORTAL_URL). Links of an "
+                "application without a domain begin with BASE_URL already; choose another host as its domain"
+            )
         existing = connection.execute(select(table).where(table.c.host == host)).first()
         if existing is None:  # Earlier versions stored hosts that this check rejects. Such a domain can be added again.
             parse_own_domain(base_url)
@@ -155,6 +163,7 @@ def update_domain(
     or `home_url` must be neither in `own_hosts` nor a domain of an application. If `application_id` is not None, the domain must
     belong to this application. Raise ApiError NOT_FOUND, INVALID_REQUEST."""
     domain = find_domain(connection, host, application_id)
+    host = domain.host
     values: dict[str, Any] = {}
     if "disabled" in changes:
         values["disabled_at"] = now if changes["disabled"] else None
@@ -199,11 +208,11 @@ def _settings_of(connection: Connection, host: str) -> ApplicationSettings:
 
 
 def find_domain(connection: Connection, host: str, application_id: int | None = None) -> Row[*tuple[Any, ...]]:
-    """Return the row of a domain that is not removed.
+    """Return the row of a domain that is not removed. `host` need not be in the form in which it is stored.
 
     If `application_id` is None, any application may own it. Raise ApiError NOT_FOUND."""
     table = schema.domains
-    statement = select(table).where(table.c.host == host, table.c.removed_at.is_(None))
+    statement = select(table).where(table.c.host.in_({host.lower(), canonical_host(host)}), table.c.removed_at.is_(None))
     if application_id is not None:
         statement = statement.where(table.c.application_id == application_id)
     row = connection.execute(statement).first()
@@ -285,10 +294,10 @@ def _reject_own_host(connection: Connection, url: str, own_hosts: OwnHosts, name
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail(name, reason)])
 
 
-def block_host(connection: Connection, application_id: int, host: str, now: datetime) -> str:
+def block_host(connection: Connection, application_id: int, host: str, now: datetime) -> tuple[str, bool]:
     """Block a host as destination of the short links of one application, or of all applications (ALL_APPLICATIONS).
 
-    Return the normalized host.
+    Return the normalized host, and whether it was not blocked before.
 
     `*.shop.example` blocks every subdomain of shop.example, but not shop.example.
     Raise ApiError INVALID_REQUEST, NOT_FOUND, CONFLICT."""
@@ -300,9 +309,9 @@ def block_host(connection: Connection, application_id: int, host: str, now: date
     if connection.execute(count).scalar_one() >= MAX_BLOCKED_HOSTS:
         raise ApiError(ErrorCode.CONFLICT, f"There are already {MAX_BLOCKED_HOSTS} blocked hosts, which is the maximum.")
     values = {"application_id": application_id, "host": normalized, "created_at": now}
-    connection.execute(upsert(connection, table).values(values).on_conflict_do_nothing())
+    is_new = connection.execute(upsert(connection, table).values(values).on_conflict_do_nothing()).rowcount > 0
     increment_version(connection)
-    return normalized
+    return normalized, is_new
 
 
 def unblock_host(connection: Connection, application_id: int, host: str) -> str:
@@ -349,9 +358,9 @@ def _check_name(connection: Connection, name: str, application_id: int | None = 
 def ensure_default(
     connection: Connection, now: datetime, secret: Secret | None = None, *, api_key: str = "", tracker_token: str = ""
 ) -> Credentials | None:
-    """Create the application `default` if there is no application yet. Return its credentials, or None.
+    """Create the application DEFAULT_NAME if there is no application yet. Return its credentials, or None.
 
     `api_key` and `tracker_token` are passed to `create_application`."""
     if connection.execute(select(schema.applications.c.id).limit(1)).first():
         return None
-    return create_application(connection, "default", now, secret=secret, api_key=api_key, tracker_token=tracker_token)
+    return create_application(connection, DEFAULT_NAME, now, secret=secret, api_key=api_key, tracker_token=tracker_token)

@@ -1,10 +1,16 @@
-"""This module writes the audit log: the actions of operators in the portal, attempts to sign in, changes of operators, keys and
-tokens by the command line and the API, applications that the command line creates, erasures of personal data, and changes of links.
+"""This module writes the audit log: what people have changed in an installation, by the portal, the API or the command line. It
+also contains attempts to sign in and the views of personal data in the portal. Traffic is not in the audit log: messages, delivery
+reports, clicks, conversions and replies.
+
+A change and its row are written in one transaction. A function that changes something for people therefore requires an
+`AuditWriter`. A change in many transactions, such as the replay of all dead deliveries, has one row in the first of them.
+`tests/test_audit_complete.py` examines all calls of the API and all commands.
+
 Rows are never changed. The purge deletes them after 400 days (retention/purge.py). A row contains the changed values before and
 after the action, without secrets: no passwords, tokens, keys, codes and no unmasked phone numbers.
 """
 
-# Tested by tests/portal/test_operators.py, tests/web/test_links.py and tests/retention/test_erasure.py
+# Tested by tests/test_audit_complete.py, tests/portal/test_operators.py and tests/retention/test_erasure.py
 
 from __future__ import annotations
 
@@ -13,7 +19,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, insert
+from sqlalchemy import Connection, insert, inspect
 
 from shortener.logs import mask_numbers
 from shortener.storage.schema import audit_log
@@ -24,20 +30,33 @@ MAX_OBJECT_CHARACTERS = 200
 @dataclass(frozen=True, slots=True)
 class Actor:
     """The actor of an action, as the audit log names it: an operator, the command line, an API key, or a background job. Only an
-    operator has an `operator_id` and a `session_id`."""
+    operator has an `operator_id` and a `session_id`. `os_user` is the user of the operating system who ran a command. Only the
+    audit log contains it, because customers can read the history of their links."""
 
     operator_id: int | None = None
     name: str = ""
     session_id: int | None = None
     network: str = ""
+    os_user: str = ""
+
+    @property
+    def logged_name(self) -> str:
+        """The name of the actor in the audit log."""
+        return f"{self.name} ({self.os_user})" if self.os_user else self.name
 
 
+#: The actor of commands. `cli.common.command_line_audit` adds the user of the operating system.
 COMMAND_LINE = Actor(name="command line")
+#: The actor of changes that a process makes while it starts, for example of the first application.
+SERVER_START = Actor(name="server start")
+
+
+KEY_PREFIX = "key "  # The beginning of the names of actors with an API key.
 
 
 def key_actor(key_id: int) -> str:
     """Return the name of the actor of changes with an API key, in the audit log and in the history of a link."""
-    return f"key {key_id}"
+    return f"{KEY_PREFIX}{key_id}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +65,10 @@ class AuditWriter:
 
     actor: Actor
     new_id: Callable[[], int]
+
+    def can_add(self, connection: Connection) -> bool:
+        """Return whether the database has an audit log. A restored database of an old version may have none."""
+        return inspect(connection).has_table(audit_log.name)
 
     def add(
         self,
@@ -65,7 +88,7 @@ class AuditWriter:
                 id=self.new_id(),
                 at=now,
                 operator_id=self.actor.operator_id,
-                operator=self.actor.name,
+                operator=self.actor.logged_name,
                 session_id=self.actor.session_id,
                 network=self.actor.network,
                 action=action,
@@ -75,6 +98,24 @@ class AuditWriter:
                 after=_masked(after),
             )
         )
+
+    def add_differences(
+        self,
+        connection: Connection,
+        now: datetime,
+        action: str,
+        subject: str,
+        old: Mapping[str, Any],
+        new: Mapping[str, Any],
+        *,
+        application_id: int | None = None,
+    ) -> None:
+        """Add a row with the values that differ between `old` and `new`, which have the same keys. If no value differs, add no
+        row."""
+        names = [name for name in new if old[name] != new[name]]
+        if names:
+            before, after = ({name: values[name] for name in names} for values in (old, new))
+            self.add(connection, now, action, subject, application_id=application_id, before=before, after=after)
 
 
 def _masked(value: Any) -> Any:

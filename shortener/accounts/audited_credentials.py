@@ -1,5 +1,5 @@
-"""Changes of API keys, tracker tokens and postback keys by the command line and the API. Each change adds a row to the audit log,
-in the same transaction. The row names the key and never contains its plain text.
+"""Changes of API keys, tracker tokens and postback keys by the portal, the command line and the API. Each change adds a row to the
+audit log, in the same transaction. The row names the key and never contains its plain text.
 """
 # Tested by tests/web/test_keys.py, tests/web/test_postback_keys.py and tests/cli/test_commands.py
 

@@ -5,6 +5,9 @@ and every process reads that version a few times per second. A revoked key, a di
 therefore take effect in all processes within a second. They stay in effect while the database is down.
 
 A process also reads the version before it rejects an unknown credential, so it accepts a new credential at once.
+
+The module is long because its records, the queries that read them and the look-ups in them change together: a new column of an
+account changes all three.
 """
 
 # Tested by tests/accounts/test_directory.py and tests/accounts/test_administration.py

@@ -45,13 +45,18 @@ class OwnHosts:
             settings.host,
         )
 
+    def has_name(self, host: str) -> bool:
+        """Return whether a host, with its port unless that is the default, is the host of BASE_URL or PORTAL_URL. The port of a
+        name does not matter, because the service responds to a name on every port."""
+        return host in self.hosts or name_of(host) in self.names
+
     def contains(self, url: str) -> bool:
         """Return whether the host of an absolute URL is one of these hosts."""
         host = host_of(url)
         if not host:
             return False
         name = name_of(host)
-        return host in self.hosts or name in self.names or (is_local(name) and self._is_served(url, name))
+        return self.has_name(host) or (is_local(name) and self._is_served(url, name))
 
     def _is_served(self, url: str, name: str) -> bool:
         if _port(url) not in self.ports:
@@ -96,11 +101,12 @@ def unreachable_host_warnings(host: str) -> list[str]:
     the service responds as on BASE_URL. This makes no DNS look-up."""
     name = name_of(host)
     if _PRIVATE_NAME.fullmatch(name):
-        warnings = [f"{name} is a name of one machine or one network only, so phones of recipients cannot open links on it"]
+        text = "a name of one machine or one network only, so phones of recipients cannot open links on it"
+        warnings = [f"the host {name} is {text}"]
     elif not is_local(name):
         return []
     elif not ipaddress.ip_address(name.strip("[]")).is_global:
-        warnings = [f"{name} is not a public address, so phones of recipients cannot open links on it"]
+        warnings = [f"the host {name} is not a public address, so phones of recipients cannot open links on it"]
     else:
         warnings = []
     if is_local(name):

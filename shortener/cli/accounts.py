@@ -45,21 +45,24 @@ async def create_application(name: str, domain: str | None, company_id: int | No
 
     The credentials are printed only once. The key and the token are stored hashed, and the secret is stored encrypted.
     """
-    from shortener.accounts import administration
+    from shortener.accounts import audited_accounts
+    from shortener.accounts.own_hosts import OwnHosts
     from shortener.model import utcnow
     from shortener.storage.installation import open_installation_secret
 
+    settings = load_settings()
     async with open_store() as database:
-        secret = await open_installation_secret(database, load_settings())
-        audit = command_line_audit(database)
-
-        def create(connection: Any) -> Any:
-            now = utcnow()
-            created = administration.create_application(connection, name, now, domain=domain, company_id=company_id, secret=secret)
-            audit.add(connection, now, "application_created", name, after={"application_id": created.application_id})
-            return created
-
-        created = await database.write(create)
+        secret = await open_installation_secret(database, settings)
+        created = await database.write(
+            audited_accounts.create_application,
+            command_line_audit(database),
+            name,
+            utcnow(),
+            domain=domain,
+            company_id=company_id,
+            secret=secret,
+            own_hosts=OwnHosts.of(settings),
+        )
     fields = {
         "application_id": created.application_id,
         "api_key": created.api_key,
@@ -94,8 +97,8 @@ async def rotate_callback_secret(application: int, overlap: timedelta, as_json: 
     from shortener.cli.trackers import open_trackers
     from shortener.storage.types import to_iso
 
-    async with open_trackers() as (_, trackers, _settings):
-        secret, until = await trackers.rotate_callback_secret(application, overlap)
+    async with open_trackers() as (database, trackers, _settings):
+        secret, until = await trackers.rotate_callback_secret(command_line_audit(database), application, overlap)
     fields = {"callback_secret": secret, "previous_valid_until": to_iso(until)}
     print_result(fields, as_json, lambda: print_fields(fields))
 
@@ -154,7 +157,7 @@ async def update_application(
     as_json: bool,
 ) -> None:
     """Change an application. Properties without an option keep their values."""
-    from shortener.accounts import administration
+    from shortener.accounts import audited_accounts
     from shortener.model import utcnow
 
     changes = _parse_settings(pairs)
@@ -166,13 +169,16 @@ async def update_application(
     from shortener.cli.gateways import ensure_simulator
     from shortener.gateways.store import select_gateway
 
-    def write(connection: Any) -> None:
+    own_hosts = OwnHosts.of(load_settings())
+
+    def write(connection: Any, audit: Any) -> None:
+        now = utcnow()
         if gateway is not None:
-            select_gateway(connection, application, gateway, is_operator=True)
+            select_gateway(connection, audit, application, gateway, now, is_operator=True)
         if changes:
-            administration.update_application(connection, application, changes, utcnow(), own_hosts=OwnHosts.of(load_settings()))
+            audited_accounts.update_application(connection, audit, application, changes, now, own_hosts=own_hosts)
         if add_domain:
-            administration.add_domain(connection, application, add_domain, utcnow())
+            audited_accounts.add_domain(connection, audit, application, add_domain, now, own_hosts=own_hosts)
 
     before = await _find_application(application)
     if disable and not before.disabled:
@@ -182,7 +188,7 @@ async def update_application(
     async with open_store() as database:
         if gateway is not None:
             await ensure_simulator(database)
-        await database.write(write)
+        await database.write(write, command_line_audit(database))
     found = await _find_application(application)
     if "fallback_url" in changes:
         print_warnings(f"fallback_url {problem}" for problem in fallback_problems(found.settings.fallback_url))

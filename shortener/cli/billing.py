@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from shortener.cli.common import async_command, json_option, open_store, print_fields, print_result, print_table
+from shortener.cli.common import async_command, command_line_audit, json_option, open_store, print_fields, print_result, print_table
 from shortener.cli.parameters import ID, ApplicationCommand
 
 
@@ -76,23 +76,23 @@ async def add_to_balance(application: int, amount: Decimal, as_json: bool) -> No
 @async_command
 async def remove_balance(application: int, as_json: bool) -> None:
     """Remove the balance of an application. The application is then not prepaid, and no balance limits its messages."""
-    from shortener.messages import balances
+    from shortener.messages import audited_billing
+    from shortener.model import utcnow
 
     async with open_store(application) as database:
-        removed = await database.write(balances.remove_balance, application)
+        audit = command_line_audit(database)
+        removed = await database.write(audited_billing.remove_balance, audit, application, utcnow())
     fields = {"application_id": application, "removed": removed}
     text = f"application {application} is not prepaid"
     print_result(fields, as_json, lambda: click.echo(text))
 
 
 async def _change(application: int, as_json: bool, **change: Any) -> None:
-    from shortener.ids import IdGenerator
-    from shortener.messages.balances import change_balance
+    from shortener.messages.audited_billing import change_balance
     from shortener.model import utcnow
 
     async with open_store() as database:
-        ids = IdGenerator(database.node)
-        found = await database.write(change_balance, ids, application, utcnow(), "command line", **change)
+        found = await database.write(change_balance, command_line_audit(database), application, utcnow(), **change)
     _print_balance(application, found, as_json)
 
 
@@ -126,10 +126,12 @@ async def set_price(prefix: str, price: Decimal, application: int, as_json: bool
     """Set the price of one segment for numbers that begin with PREFIX, such as 49 or 1408.
 
     The PREFIX `default` means all other numbers."""
-    from shortener.messages import prices as stored
+    from shortener.messages import audited_billing
+    from shortener.model import utcnow
 
     async with open_store(application) as database:
-        digits = await database.write(stored.set_price, application, prefix, price)
+        audit = command_line_audit(database)
+        digits = await database.write(audited_billing.set_price, audit, application, prefix, price, utcnow())
     fields = {"application_id": application or None, "prefix": digits, "price": format(price, "f")}
     print_result(fields, as_json, lambda: print_fields(fields))
 
@@ -158,10 +160,12 @@ async def list_prices(application: int | None, as_json: bool) -> None:
 @async_command
 async def remove_price(prefix: str, application: int, as_json: bool) -> None:
     """Remove a price."""
-    from shortener.messages import prices as stored
+    from shortener.messages import audited_billing
+    from shortener.model import utcnow
 
     async with open_store(application) as database:
-        digits = await database.write(stored.remove_price, application, prefix)
+        audit = command_line_audit(database)
+        digits = await database.write(audited_billing.remove_price, audit, application, prefix, utcnow())
     fields = {"application_id": application or None, "prefix": digits, "removed": True}
     print_result(fields, as_json, lambda: click.echo(f"the price for {digits or 'default'} is removed"))
 
@@ -194,12 +198,13 @@ async def list_opt_outs(application: int, as_json: bool) -> None:
 @async_command
 async def add_opt_out(application: int, phone: str, as_json: bool) -> None:
     """Add a number to the opt-out list of an application."""
-    from shortener.messages import opt_outs as stored
+    from shortener.messages import audited_billing
     from shortener.model import utcnow
 
     number = _parse_phone(phone)
     async with open_store(application) as database:
-        added = await database.write(stored.add_opt_out, application, number, utcnow(), "operator")
+        audit = command_line_audit(database)
+        added = await database.write(audited_billing.add_opt_out, audit, application, number, utcnow(), "operator")
     print_result({"phone": number, "added": added}, as_json, lambda: click.echo(f"{number} is on the opt-out list"))
 
 
@@ -210,11 +215,13 @@ async def add_opt_out(application: int, phone: str, as_json: bool) -> None:
 @async_command
 async def remove_opt_out(application: int, phone: str, as_json: bool) -> None:
     """Remove a number from the opt-out list of an application, after the recipient has agreed to messages again."""
-    from shortener.messages import opt_outs as stored
+    from shortener.messages import audited_billing
+    from shortener.model import utcnow
 
     number = _parse_phone(phone)
     async with open_store(application) as database:
-        removed = await database.write(stored.remove_opt_out, application, number)
+        audit = command_line_audit(database)
+        removed = await database.write(audited_billing.remove_opt_out, audit, application, number, utcnow())
     print_result({"phone": number, "removed": removed}, as_json, lambda: click.echo(f"{number} is not on the opt-out list"))
 
 

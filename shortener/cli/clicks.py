@@ -9,7 +9,15 @@ from typing import Any
 
 import click
 
-from shortener.cli.common import async_command, json_option, load_settings, open_store, print_result, print_table
+from shortener.cli.common import (
+    async_command,
+    command_line_audit,
+    json_option,
+    load_settings,
+    open_store,
+    print_result,
+    print_table,
+)
 from shortener.cli.parameters import ID, TIME, ApplicationCommand, since_option, until_option
 
 #: The columns of the table of hits. `--json` prints all fields.
@@ -124,6 +132,10 @@ async def reclassify(since: datetime, until: datetime | None, applications: tupl
         devices, days = DeviceCounter(database, ids), load_settings().event_retention_days
         part = Reclassifier(database, directory, ids, devices, on_events=lambda: None, event_retention_days=days)
         now = utcnow()
+        if not dry_run:
+            # The hits are classified in many transactions, so the audit row is stored before the first of them.
+            period = {"since": to_iso(since), "until": to_iso(until or now), "applications": list(applications) or "all"}
+            await database.write(command_line_audit(database).add, now, "hits_reclassified", after=period)
         result = await part.run(since, until or now, now, applications=applications or None, dry_run=dry_run, progress=progress)
     if sys.stderr.isatty():
         click.echo(err=True)

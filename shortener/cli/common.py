@@ -5,9 +5,12 @@ texts."""
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 import gc
 import logging
+import os
+import pwd
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -25,7 +28,7 @@ from shortener.lean_imports import import_without_extras
 from shortener.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
-    from shortener.accounts.audit import AuditWriter
+    from shortener.accounts.audit import Actor, AuditWriter
     from shortener.redis.link_cache import LinkCache
 
 P = ParamSpec("P")
@@ -221,12 +224,24 @@ async def open_cache() -> AsyncIterator[LinkCache]:
             await redis.close()
 
 
+def command_line_actor() -> Actor:
+    """Return the actor of a command: the command line, with the user of the operating system who runs it."""
+    from shortener.accounts.audit import COMMAND_LINE
+
+    user_id = os.getuid()
+    try:
+        name = pwd.getpwuid(user_id).pw_name
+    except KeyError:  # a container can run a process as a user without a name
+        name = f"user {user_id}"
+    return dataclasses.replace(COMMAND_LINE, os_user=name)
+
+
 def command_line_audit(database: Any) -> AuditWriter:
-    """Return the writer that adds rows about the command line to the audit log."""
-    from shortener.accounts.audit import COMMAND_LINE, AuditWriter
+    """Return the writer that adds rows about a command to the audit log."""
+    from shortener.accounts.audit import AuditWriter
     from shortener.ids import IdGenerator
 
-    return AuditWriter(COMMAND_LINE, IdGenerator(database.node))
+    return AuditWriter(command_line_actor(), IdGenerator(database.node))
 
 
 def print_result(data: Any, as_json: bool, print_text: Callable[[], None]) -> None:

@@ -13,7 +13,15 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 import orjson
 
-from shortener.cli.common import async_command, json_option, load_settings, open_store, print_result, print_table
+from shortener.cli.common import (
+    async_command,
+    command_line_audit,
+    json_option,
+    load_settings,
+    open_store,
+    print_result,
+    print_table,
+)
 from shortener.cli.parameters import ID, TIME, ApplicationCommand
 
 if TYPE_CHECKING:
@@ -49,6 +57,8 @@ async def purge(as_json: bool) -> None:
             click.echo(f"\r{so_far.rows:,} rows deleted", nl=False, err=True)
 
     async with open_store() as database:
+        # The purge has many transactions, so the audit row is stored before the first of them.
+        await database.write(command_line_audit(database).add, utcnow(), "purge_started")
         purged = await run(database, load_settings(), utcnow(), progress)
     if sys.stderr.isatty():
         click.echo(err=True)
@@ -72,7 +82,7 @@ async def verify(since: datetime | None, until: datetime | None, repair: bool, a
     """
     from shortener.model import utcnow
     from shortener.reporting import count_check
-    from shortener.reporting.rollup_check import RowsQuarantined, repair_rollups, verify_rollups
+    from shortener.reporting.rollup_check import RowsQuarantined, verify_rollups
     from shortener.storage.integrity import find_damage
     from shortener.storage.references import find_orphans
     from shortener.storage.types import to_iso
@@ -91,7 +101,7 @@ async def verify(since: datetime | None, until: datetime | None, repair: bool, a
         damage = await database.read(partial(find_damage, thorough=True))
         end = until or now + timedelta(minutes=1)
         try:
-            repaired = await database.write(repair_rollups, begin, end) if repair else 0
+            repaired = await database.write(_repair, command_line_audit(database), begin, end, now) if repair else 0
         except RowsQuarantined as error:
             raise click.ClickException(str(error)) from None
         drifts = await database.read(count_check.verify, begin, end, partial(progress, "Counting again"))
@@ -136,6 +146,17 @@ async def verify(since: datetime | None, until: datetime | None, repair: bool, a
     print_result(result | {"orphans": [orphan._asdict() for orphan in orphans]}, as_json, print_text)
     if rows or damage or orphans:
         raise click.exceptions.Exit(1)
+
+
+def _repair(connection: Any, audit: Any, since: datetime, until: datetime, now: datetime) -> int:
+    """Correct the rolled-up counts of a period, and add the audit row. Return the number of changed counts."""
+    from shortener.reporting.rollup_check import repair_rollups
+    from shortener.storage.types import to_iso
+
+    corrected = repair_rollups(connection, since, until)
+    period = {"since": to_iso(since), "until": to_iso(until), "corrected": corrected}
+    audit.add(connection, now, "counts_repaired", after=period)
+    return corrected
 
 
 @click.command(cls=ApplicationCommand)

@@ -12,6 +12,7 @@ import click
 
 from shortener.cli.common import (
     async_command,
+    command_line_audit,
     confirm,
     describe_application,
     json_option,
@@ -118,9 +119,9 @@ async def replay_deliveries(
     if (delivery is None) == (tracker is None):
         raise click.UsageError("use either a delivery or --tracker")
     async with open_trackers() as (database, trackers, _settings):
-        stored = Deliveries(database)
+        stored, audit = Deliveries(database), command_line_audit(database)
         if delivery is not None:
-            await stored.replay(_parse_delivery_id(delivery), utcnow())
+            await stored.replay(audit, _parse_delivery_id(delivery), utcnow())
             replayed = 1
         else:
             found = await trackers.get(tracker or 0)
@@ -129,9 +130,9 @@ async def replay_deliveries(
             period = " of the period" if since or until else ""
             owner = await describe_application(database, found.application_id)
             confirm(f"The {dead} dead deliveries{period} of tracker {found.id} ({found.name}) of {owner} are sent again.", yes)
-            replayed, last_id = await stored.replay_dead(filters, utcnow())
+            replayed, last_id = await stored.replay_dead(audit, filters, utcnow())
             while last_id is not None:
-                count, last_id = await stored.replay_dead(filters, utcnow(), last_id)
+                count, last_id = await stored.replay_dead(audit, filters, utcnow(), last_id)
                 replayed += count
     print_result({"replayed": replayed}, as_json, lambda: click.echo(f"{replayed} deliveries are due again"))
 
@@ -145,9 +146,10 @@ async def requeue_events(as_json: bool) -> None:
     An event is quarantined (event_quarantined in the log) if a bug prevents its deliveries. Use this command after an upgrade.
     """
     from shortener.delivery import fanout
+    from shortener.model import utcnow
 
     async with open_store() as database:
-        count = await fanout.requeue_events(database)
+        count = await fanout.requeue_events(database, command_line_audit(database), utcnow())
     print_result({"requeued": count}, as_json, lambda: click.echo(f"{count} events requeued"))
 
 

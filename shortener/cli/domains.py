@@ -13,6 +13,7 @@ import click
 
 from shortener.cli.common import (
     async_command,
+    command_line_audit,
     confirm,
     json_option,
     load_settings,
@@ -108,22 +109,22 @@ async def add_domain(application: int, base_url: str, as_json: bool, **options: 
     The URL may have a path, which links then contain before the code, for example https://go.brand.example/ABCDEF. The path
     {sender} is replaced by the sender of the message.
     """
-    from shortener.accounts import administration
+    from shortener.accounts import audited_accounts
     from shortener.accounts.own_hosts import OwnHosts
     from shortener.delivery.dns_warnings import new_domain_warnings
     from shortener.model import utcnow
-    from shortener.urls import host_of_domain
 
     changes, own_hosts = _changes(**options), OwnHosts.of(load_settings())
 
-    def add(connection: Any) -> None:
-        administration.add_domain(connection, application, base_url, utcnow())
+    def add(connection: Any, audit: Any) -> str:
+        host = audited_accounts.add_domain(connection, audit, application, base_url, utcnow(), own_hosts=own_hosts)
         if changes:
-            administration.update_domain(connection, host_of_domain(base_url), changes, utcnow(), own_hosts=own_hosts)
+            audited_accounts.update_domain(connection, audit, host, changes, utcnow(), own_hosts=own_hosts)
+        return host
 
     async with open_store() as database:
-        await database.write(add)
-        await _print_domain(database, host_of_domain(base_url), as_json, await new_domain_warnings(base_url))
+        host = await database.write(add, command_line_audit(database))
+        await _print_domain(database, host, as_json, await new_domain_warnings(base_url))
 
 
 @domains.command("update")
@@ -154,13 +155,13 @@ async def update_domain(host: str, path: str | None, disable: bool | None, as_js
 @async_command
 async def remove_domain(host: str, yes: bool, as_json: bool) -> None:
     """Remove a domain: no new links use it. Links that were sent work until they expire."""
-    from shortener.accounts import administration
+    from shortener.accounts import audited_accounts
     from shortener.model import utcnow
 
     async with open_store() as database:
         await _confirm_change(database, host, "no new links use it", yes)
-        await database.write(administration.remove_domain, host.lower(), utcnow())
-    print_result({"host": host.lower(), "removed": True}, as_json, lambda: click.echo(f"{host.lower()} is removed"))
+        removed = await database.write(audited_accounts.remove_domain, command_line_audit(database), host, utcnow())
+    print_result({"host": removed, "removed": True}, as_json, lambda: click.echo(f"{removed} is removed"))
 
 
 @domains.command("disable")
@@ -178,10 +179,11 @@ async def disable_domain(host: str, yes: bool, as_json: bool) -> None:
 async def _confirm_change(database: Any, host: str, effect: str, yes: bool) -> None:
     """Print which application a change of a domain affects, and ask for confirmation."""
     from shortener.accounts.directory import Directory
+    from shortener.urls import canonical_host
 
     directory = Directory(database)
     await directory.refresh()
-    domain = directory.domain(host.lower())
+    domain = directory.domain(canonical_host(host))
     if domain is not None:
         owner = directory.application(domain.application_id)
         name = owner.name if owner else "-"
@@ -198,14 +200,14 @@ async def enable_domain(host: str, as_json: bool) -> None:
 
 
 async def _change_domain(host: str, changes: dict[str, Any], as_json: bool) -> None:
-    from shortener.accounts import administration
+    from shortener.accounts import audited_accounts
     from shortener.accounts.own_hosts import OwnHosts
     from shortener.model import utcnow
 
     async with open_store() as database:
-        own_hosts = OwnHosts.of(load_settings())
-        await database.write(administration.update_domain, host.lower(), changes, utcnow(), own_hosts=own_hosts)
-        await _print_domain(database, host.lower(), as_json)
+        audit, own_hosts = command_line_audit(database), OwnHosts.of(load_settings())
+        stored = await database.write(audited_accounts.update_domain, audit, host, changes, utcnow(), own_hosts=own_hosts)
+        await _print_domain(database, stored, as_json)
 
 
 async def _print_domain(database: Any, host: str, as_json: bool, warnings: Iterable[str] = ()) -> None:

@@ -15,6 +15,7 @@ import orjson
 
 from shortener.cli.common import (
     async_command,
+    command_line_audit,
     confirm,
     json_option,
     load_settings,
@@ -188,8 +189,9 @@ async def add_gateway(
         allow_private=allow_private,
         **(limits | {"on_doubt": limits["on_doubt"] or "resend"}),
     )
-    async with open_gateways() as (_, store, settings):
-        created = await store.create(application if application is not None else ALL_APPLICATIONS, new)
+    owner = application if application is not None else ALL_APPLICATIONS
+    async with open_gateways() as (database, store, settings):
+        created = await store.create(command_line_audit(database), owner, new)
     _print_gateway(settings, created, as_json)
 
 
@@ -248,8 +250,9 @@ async def update_gateway(
         changes["settings"] = _settings_of(pairs)
     if rotate_report_key:
         changes["rotate_report_key"] = True
-    async with open_gateways() as (_, store, settings):
-        changed = await store.update(gateway, changes, is_operator=True)  # type: ignore[arg-type]  # a dict with the keys of GatewayChanges
+    async with open_gateways() as (database, store, settings):
+        audit = command_line_audit(database)
+        changed = await store.update(audit, gateway, changes, is_operator=True)  # type: ignore[arg-type]  # a dict with the keys of GatewayChanges
     _print_gateway(settings, changed, as_json)
 
 
@@ -274,7 +277,7 @@ async def remove_gateway(gateway: int, yes: bool, as_json: bool) -> None:
         found = await store.get(gateway)
         waiting = await database.read(waiting_messages, gateway)
         confirm(f"Gateway {gateway} ({found.config.name}) is removed, and its {waiting} waiting messages become FAILED.", yes)
-        await store.remove(gateway)
+        await store.remove(command_line_audit(database), gateway)
     print_result({"gateway_id": gateway, "removed": True}, as_json, lambda: click.echo(f"gateway {gateway} is removed"))
 
 
@@ -310,7 +313,15 @@ async def test_gateway(gateway: int, phone: str, sender_id: str, text: str | Non
             context = GatewayContext(public, private, ignore, utcnow, public_guard=guard)
             try:
                 result = await send_test_message(
-                    found, context, IdGenerator(database.node), phone, sender_id, text or TEST_TEXT, timeout
+                    database,
+                    command_line_audit(database),
+                    found,
+                    context,
+                    IdGenerator(database.node),
+                    phone,
+                    sender_id,
+                    text or TEST_TEXT,
+                    timeout,
                 )
             except PhoneNumberError as error:
                 raise click.UsageError(error.reason) from None

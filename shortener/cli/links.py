@@ -15,6 +15,8 @@ import click
 
 from shortener.cli.common import (
     async_command,
+    command_line_actor,
+    command_line_audit,
     confirm,
     json_option,
     load_settings,
@@ -173,7 +175,7 @@ async def _parse_changes(database: Any, application_id: int, requested: dict[str
 
 async def _change_link(code: str, requested: dict[str, Any], as_json: bool) -> None:
     from shortener.clicks.link_admin import find_link
-    from shortener.clicks.link_changes import COMMAND_LINE, find_changeable, refresh_cache, write_changes
+    from shortener.clicks.link_changes import find_changeable, refresh_cache, write_changes
     from shortener.errors import ApiError, ErrorCode
     from shortener.ids import IdGenerator
     from shortener.model import utcnow
@@ -187,7 +189,7 @@ async def _change_link(code: str, requested: dict[str, Any], as_json: bool) -> N
             row = find_changeable(connection, code)
             if not row.url:
                 raise ApiError(ErrorCode.CONFLICT, "The link cannot be changed, because its message was erased.")
-            write_changes(connection, [row], changes, actor=COMMAND_LINE, now=utcnow(), new_id=new_id)
+            write_changes(connection, [row], changes, actor=command_line_actor(), now=utcnow(), new_id=new_id)
 
         is_cache_updated = await cache.invalidate([code])
         await database.write(write)
@@ -202,7 +204,6 @@ async def _change_link(code: str, requested: dict[str, Any], as_json: bool) -> N
 async def _change_links(
     application: int, selected: tuple[str | None, str | None, str | None], requested: dict[str, Any], as_json: bool
 ) -> None:
-    from shortener.clicks.link_changes import COMMAND_LINE
     from shortener.clicks.link_updates import (
         DONE,
         STOPPED,
@@ -229,7 +230,7 @@ async def _change_links(
                 application,
                 LinkSelection(campaign, destination, label),
                 changes,
-                actor=COMMAND_LINE,
+                actor=command_line_actor(),
                 new_id=new_id,
                 clock=utcnow,
             )
@@ -296,7 +297,7 @@ async def block_host(host: str, application: int | None, yes: bool, as_json: boo
 
     HOST is for example shop.example, or *.shop.example for every host below it.
     """
-    from shortener.accounts import administration
+    from shortener.accounts import audited_accounts
     from shortener.accounts.directory import ALL_APPLICATIONS, Directory
     from shortener.model import utcnow
 
@@ -307,7 +308,8 @@ async def block_host(host: str, application: int | None, yes: bool, as_json: boo
             await directory.refresh()
             names = ", ".join(one.name for one in directory.applications()) or "none"
             confirm(f"Links to {host} of ALL applications respond with 410 until it is unblocked: {names}.", yes)
-        blocked = await database.write(administration.block_host, owner, host, utcnow())
+        audit = command_line_audit(database)
+        blocked = await database.write(audited_accounts.block_host, audit, owner, host, utcnow())
     fields = {"host": blocked, "application_id": application}
     print_result(fields, as_json, lambda: click.echo(f"{blocked} is blocked"))
 
@@ -319,12 +321,14 @@ async def block_host(host: str, application: int | None, yes: bool, as_json: boo
 @async_command
 async def unblock_host(host: str, application: int | None, as_json: bool) -> None:
     """Unblock a host: links to it redirect again."""
-    from shortener.accounts import administration
+    from shortener.accounts import audited_accounts
     from shortener.accounts.directory import ALL_APPLICATIONS
+    from shortener.model import utcnow
 
     owner = ALL_APPLICATIONS if application is None else application
     async with open_store() as database:
-        unblocked = await database.write(administration.unblock_host, owner, host)
+        audit = command_line_audit(database)
+        unblocked = await database.write(audited_accounts.unblock_host, audit, owner, host, utcnow())
     fields = {"host": unblocked, "application_id": application}
     print_result(fields, as_json, lambda: click.echo(f"{unblocked} is no longer blocked"))
 

@@ -15,6 +15,7 @@ import click
 
 from shortener.cli.common import (
     async_command,
+    command_line_audit,
     confirm,
     json_option,
     load_settings,
@@ -103,6 +104,7 @@ async def restore(file: Path, replace: bool, yes: bool, as_json: bool) -> None:
         moved = _move_away(database, place)
     text = settings.secret.get_secret_value()
     info = restore_backup(file, database, place, Secret(text) if text else None, _print_progress)
+    await _record_restore(settings, info)
     fields = dataclasses.asdict(info) | {"database": str(database.absolute()), "moved": moved}
 
     def print_text() -> None:
@@ -118,6 +120,23 @@ async def restore(file: Path, replace: bool, yes: bool, as_json: bool) -> None:
         click.echo("The database is restored. Next: " + ", then ".join(f"{where}shortener {step}" for step in steps))
 
     print_result(fields, as_json, print_text)
+
+
+async def _record_restore(settings: Settings, info: Any) -> None:
+    """Add a row to the audit log of the restored database, unless the database is of a version without an audit log."""
+    from shortener.model import utcnow
+    from shortener.storage.open import open_database
+
+    def add(connection: Any) -> None:
+        if audit.can_add(connection):
+            audit.add(connection, utcnow(), "backup_restored", after={"schema": info.schema})
+
+    database = await open_database(settings.store_url, owner=True)
+    try:
+        audit = command_line_audit(database)
+        await database.write(add)
+    finally:
+        await database.close()
 
 
 async def _check_that_nothing_serves(settings: Settings) -> None:
@@ -161,6 +180,7 @@ async def adopt_secret(yes: bool, as_json: bool) -> None:
     longer recognised, but message ids still are.
     """
     from shortener.cli.gateways import ensure_simulator
+    from shortener.model import utcnow
     from shortener.redis.client import RedisUnavailable
     from shortener.secret import open_secret, secret_file
     from shortener.storage import secret_change
@@ -194,7 +214,14 @@ async def adopt_secret(yes: bool, as_json: bool) -> None:
             hits = await _move_spool(settings, old, new)
         except RedisUnavailable as error:
             raise click.ClickException(f"nothing was changed: Redis, which may contain hits, is unavailable: {error}") from None
-        lost = [value for value in await database.write(secret_change.adopt, new) if not _is_simulator(value)]
+
+        def adopt(connection: Any, audit: Any) -> list[LostValue]:
+            removed = secret_change.adopt(connection, new)
+            after = {"removed": [f"{value.owner} {value.id}: {value.value}" for value in removed]}
+            audit.add(connection, utcnow(), "secret_adopted", after=after)
+            return removed
+
+        lost = [value for value in await database.write(adopt, command_line_audit(database)) if not _is_simulator(value)]
         is_adopted = True
         await ensure_simulator(database)
     finally:

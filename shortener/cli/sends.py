@@ -10,6 +10,7 @@ import click
 
 from shortener.cli.common import (
     async_command,
+    command_line_audit,
     confirm,
     json_option,
     load_settings,
@@ -86,7 +87,7 @@ async def resend(message_id: str, application: int | None, as_json: bool) -> Non
 
     async with open_store() as database:
         owner = await find_application(database, application)
-        await database.write(decisions.resend, owner, message_id, utcnow())
+        await database.write(decisions.resend, command_line_audit(database), owner, message_id, utcnow())
     fields = {"message_id": message_id, "send_status": "pending"}
     print_result(fields, as_json, lambda: click.echo(f"message {message_id} is sent again as soon as a server runs"))
 
@@ -107,7 +108,8 @@ async def discard(message_id: str, application: int | None, yes: bool, as_json: 
         owner = await find_application(service.database, application)
         confirm(f"Message {message_id} becomes FAILED and is not sent.", yes)
         writer = service.gateway_dispatcher.writer
-        await service.database.write(decisions.discard, writer, owner, message_id, service.clock())
+        audit = command_line_audit(service.database)
+        await service.database.write(decisions.discard, audit, writer, owner, message_id, service.clock())
     finally:
         await service.close(grace=2)
     fields = {"message_id": message_id, "send_status": "failed"}

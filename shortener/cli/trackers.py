@@ -13,6 +13,7 @@ import click
 
 from shortener.cli.common import (
     async_command,
+    command_line_audit,
     confirm,
     describe_application,
     json_option,
@@ -175,8 +176,8 @@ async def add_tracker(application: int, url: str, secret: str | None, unsigned: 
     data = {"url": url, "events": [], **_request_fields(options)}
     if secret or unsigned:
         data["secret"] = secret
-    async with open_trackers() as (_, stored, settings):
-        saved = await stored.create(application, _validate(TrackerCreateRequest, data).to_tracker())
+    async with open_trackers() as (database, stored, settings):
+        saved = await stored.create(command_line_audit(database), application, _validate(TrackerCreateRequest, data).to_tracker())
     _warn(secret)
     _print_saved(tracker_fields(settings, saved.tracker), saved.secret, as_json)
 
@@ -263,8 +264,9 @@ async def update_tracker(
         data["rotate_secret"] = True
     if disable is not None:
         data["enabled"] = not disable
-    async with open_trackers() as (_, stored, settings):
-        saved = await stored.update(tracker, _validate(TrackerUpdateRequest, data).to_changes())
+    async with open_trackers() as (database, stored, settings):
+        changes = _validate(TrackerUpdateRequest, data).to_changes()
+        saved = await stored.update(command_line_audit(database), tracker, changes)
     _warn(secret)
     _print_saved(tracker_fields(settings, saved.tracker), saved.secret, as_json)
 
@@ -302,7 +304,7 @@ async def remove_tracker(tracker: int, yes: bool, as_json: bool) -> None:
         pending = (await Deliveries(database).backlog(found.id, utcnow())).pending
         owner = await describe_application(database, found.application_id)
         confirm(f"Tracker {tracker} ({found.name}) of {owner} is deleted, and its {pending} pending deliveries become dead.", yes)
-        await stored.delete(tracker)
+        await stored.delete(command_line_audit(database), tracker)
     print_result({"tracker_id": tracker, "deleted": True}, as_json, lambda: click.echo(f"tracker {tracker} is deleted"))
 
 
@@ -329,7 +331,8 @@ async def test_tracker(tracker: int, event: str | None, as_json: bool) -> None:
         open_sender(Guard(settings.allow_private_targets), settings, utcnow) as sender,
     ):
         ids, allow_http = IdGenerator(database.node), settings.allow_http_targets
-        sample = await send_test(database, stored, sender, ids, utcnow, tracker, allow_http=allow_http, event_name=event)
+        audit = command_line_audit(database)
+        sample = await send_test(database, audit, stored, sender, ids, utcnow, tracker, allow_http=allow_http, event_name=event)
 
     def print_text() -> None:
         result = "accepted" if sample.delivered else f"NOT accepted: {sample.error}"

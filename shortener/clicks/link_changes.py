@@ -36,7 +36,6 @@ AnyRow = Row[*tuple[Any, ...]]
 MAX_LIFETIME = timedelta(days=3650)  # a new expiry may be at most this long after the time of the change
 MAX_HISTORY_ENTRIES = 100  # maximum number of history entries that are returned for a link, newest first
 MAX_REFRESHES = 5  # maximum number of attempts to refresh a cache entry while other processes change the link
-COMMAND_LINE = "command line"  # the actor in the history for changes by the command `shortener links`
 
 #: The columns of a link that are read before a change.
 CHANGE_COLUMNS = (
@@ -131,7 +130,7 @@ def write_changes(
     rows: Sequence[AnyRow],
     changes: Mapping[str, Any],
     *,
-    actor: str,
+    actor: Actor,
     now: datetime,
     new_id: Callable[[], int],
     update_id: int | None = None,
@@ -156,7 +155,7 @@ def write_changes(
                 "link_id": row.id,
                 "application_id": row.application_id,
                 "at": now,
-                "actor": actor,
+                "actor": actor.name,
                 "update_id": update_id,
                 "changes": differences,
             }
@@ -174,7 +173,7 @@ def write_changes(
         for entry in history:
             code, application_id = codes[entry["link_id"]], entry["application_id"]
             before, after = ({name: _audited(name, pair[i]) for name, pair in entry["changes"].items()} for i in (0, 1))
-            audit = AuditWriter(Actor(name=actor), new_id)
+            audit = AuditWriter(actor, new_id)
             audit.add(connection, now, "link_changed", code, application_id=application_id, before=before, after=after)
     return len(updates)
 

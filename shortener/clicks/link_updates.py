@@ -77,7 +77,7 @@ def create_update(
     selection: LinkSelection,
     changes: Mapping[str, Any],
     *,
-    actor: str,
+    actor: Actor,
     new_id: Callable[[], int],
     clock: Clock,
 ) -> int:
@@ -86,7 +86,7 @@ def create_update(
     selected = {f"selected_{name}": value for name, value in asdict(selection).items() if value is not None}
     _record(
         connection,
-        AuditWriter(Actor(name=actor), new_id),
+        AuditWriter(actor, new_id),
         clock,
         "links_changed",
         update_id,
@@ -98,7 +98,7 @@ def create_update(
             id=update_id,
             application_id=application_id,
             state=COUNTING,
-            actor=actor,
+            actor=actor.name,
             filter=asdict(selection),
             changes=dict(changes),
             last_message_id=update_id,  # Ids increase with time, so this leaves out later messages.
@@ -138,7 +138,7 @@ def _record(
 
 
 def stop_update(
-    connection: Connection, encoded_id: str, application_id: int, clock: Clock, *, actor: str, new_id: Callable[[], int]
+    connection: Connection, encoded_id: str, application_id: int, clock: Clock, *, actor: Actor, new_id: Callable[[], int]
 ) -> AnyRow:
     """Stop a link update, add this to the audit log, and return the update. An update that has ended does not change.
 
@@ -150,7 +150,7 @@ def stop_update(
         .values(state=STOPPED, finished_at=clock(), lease_until=None)
     )
     if stopped.rowcount:
-        _record(connection, AuditWriter(Actor(name=actor), new_id), clock, "links_update_stopped", row.id, application_id)
+        _record(connection, AuditWriter(actor, new_id), clock, "links_update_stopped", row.id, application_id)
     return find_update(connection, encoded_id, application_id)
 
 
@@ -241,7 +241,7 @@ class LinkUpdates:
         if not self._advance(connection, row, position, len(rows), 0):
             return False
         changed = write_changes(
-            connection, rows, row.changes, actor=row.actor, now=self._clock(), new_id=self._new_id, update_id=row.id
+            connection, rows, row.changes, actor=Actor(name=row.actor), now=self._clock(), new_id=self._new_id, update_id=row.id
         )
         if changed:
             c = link_updates.c

@@ -14,7 +14,8 @@ from datetime import timedelta
 from sqlalchemy.exc import IntegrityError
 
 from shortener import __version__
-from shortener.accounts.administration import ensure_default
+from shortener.accounts.audit import SERVER_START, AuditWriter
+from shortener.accounts.audited_accounts import ensure_default
 from shortener.accounts.credentials import Credentials
 from shortener.accounts.directory import SIMULATOR, Directory, base_url_of
 from shortener.accounts.own_hosts import OwnHosts
@@ -130,10 +131,11 @@ async def _ensure_default_application(database: Database, clock: Clock, secret: 
         "api_key": settings.initial_api_key.get_secret_value(),
         "tracker_token": settings.initial_tracker_token.get_secret_value(),
     }
+    audit = AuditWriter(SERVER_START, IdGenerator(database.node, ms_clock(clock)))
     try:
-        return await database.write(ensure_default, clock(), secret, **initial)
+        return await database.write(ensure_default, audit, clock(), secret, **initial)
     except (IntegrityError, ApiError):  # Another node has created the default application at the same time.
-        return await database.write(ensure_default, clock(), secret, **initial)
+        return await database.write(ensure_default, audit, clock(), secret, **initial)
 
 
 async def _build_service(

@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 
 from sqlalchemy import Connection, Row, delete, select, update
 
+from shortener.accounts.audit import AuditWriter
+from shortener.delivery.tracker_audit import add_tracker_change, add_tracker_row
 from shortener.delivery.tracker_queries import (
     CONVERSION_URL,
     fresh_start,
@@ -25,6 +27,7 @@ from shortener.delivery.tracker_queries import (
 from shortener.errors import ApiError, ErrorCode
 from shortener.model import Topic
 from shortener.storage import schema
+from shortener.storage.types import to_iso
 
 
 def find_conversion_tracker(connection: Connection, application_id: int) -> Row[Any] | None:
@@ -47,10 +50,10 @@ def callback_secret_state(connection: Connection, application_id: int) -> tuple[
 
 
 def rotate_callback_secret(
-    connection: Connection, application_id: int, encrypted: str, now: datetime, overlap: timedelta
+    connection: Connection, audit: AuditWriter, application_id: int, encrypted: str, now: datetime, overlap: timedelta
 ) -> datetime | None:
-    """Store a new callback secret. The tracker of `conversion_url` gets the secret too, unless that tracker has a secret of its
-    own.
+    """Store a new callback secret and add the audit row. The tracker of `conversion_url` gets the secret too, unless that tracker
+    has a secret of its own.
 
     Return the time until which the previous secret is also used. Raise ApiError NOT_FOUND."""
     applications = schema.applications
@@ -78,16 +81,19 @@ def rotate_callback_secret(
             "revision": tracker.revision + 1,
         }
         connection.execute(update(table).where(table.c.id == tracker.id).values(values))
+    after = {"previous_valid_until": to_iso(until)}
+    audit.add(connection, now, "callback_secret_rotated", row.name, application_id=application_id, after=after)
     return until
 
 
 def write_conversion_url(
-    connection: Connection, application_id: int, url: str | None, fields: list[str] | None, now: datetime
+    connection: Connection, audit: AuditWriter, application_id: int, url: str | None, fields: list[str] | None, now: datetime
 ) -> None:
     """Create or change the tracker for the `conversion_url` of an application, or delete it if `url` is None.
 
     The caller has checked the URL and runs the function in a transaction. If `fields` is None, the tracker gets the default fields
-    of the format `json`. Requests to a new tracker are signed with the callback secret of the application.
+    of the format `json`. Requests to a new tracker are signed with the callback secret of the application. The audit log gets the
+    row of a change of a tracker.
     """
     applications = schema.applications
     statement = select(applications.c.callback_secret).where(applications.c.id == application_id).with_for_update()
@@ -96,14 +102,16 @@ def write_conversion_url(
     if url is None:
         if row is not None:
             connection.execute(delete(table).where(table.c.id == row.id))
+            add_tracker_row(connection, audit, now, "tracker_deleted", row)
         return
     if row is not None:
         values = {"url": url, "fields": fields, "updated_at": now, "revision": row.revision + 1}
         if url != row.url:
             values |= fresh_start(now) | values_of_another_origin(row.url, url)
-        connection.execute(update(table).where(table.c.id == row.id).values(values))
+        changed = connection.execute(update(table).where(table.c.id == row.id).values(values).returning(table)).one()
+        add_tracker_change(connection, audit, now, row, changed)
         return
-    insert_tracker(
+    created = insert_tracker(
         connection,
         {
             "application_id": application_id,
@@ -121,3 +129,4 @@ def write_conversion_url(
             "updated_at": now,
         },
     )
+    add_tracker_row(connection, audit, now, "tracker_created", created)

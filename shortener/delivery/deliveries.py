@@ -18,8 +18,10 @@ from typing import Any, Literal, get_args
 
 from sqlalchemy import ColumnElement, Connection, Row, and_, func, literal_column, or_, select, update
 
+from shortener.accounts.audit import AuditWriter
 from shortener.delivery.dispatch_queries import RETRIES
 from shortener.delivery.health import MAX_FAILURES
+from shortener.delivery.replay_audit import add_replay, add_replay_of_dead, add_replay_of_list
 from shortener.errors import ApiError, ErrorCode
 from shortener.ids import first_id_at
 from shortener.model import DeliveryStatus, Topic
@@ -129,31 +131,45 @@ class Deliveries:
         If `application_id` is not None, the delivery must belong to this application."""
         return await self._database.read(_get, delivery_id, application_id)
 
-    async def replay(self, delivery_id: int, now: datetime, application_id: int | None = None) -> Delivery:
-        """Make a dead or delivered delivery pending again, with all its attempts.
+    async def replay(self, audit: AuditWriter, delivery_id: int, now: datetime, application_id: int | None = None) -> Delivery:
+        """Make a dead or delivered delivery pending again, with all its attempts, and add the audit row.
 
         Raise ApiError NOT_FOUND if the delivery does not exist, or CONFLICT if the delivery is pending or its tracker is
         deleted."""
-        return await self._database.write(_replay, delivery_id, application_id, now)
 
-    async def replay_listed(self, ids: Sequence[int], now: datetime, application_id: int) -> dict[int, ApiError | None]:
-        """Replay the deliveries with these ids. Return the error of each delivery by its id; None if the delivery was replayed."""
+        def write(connection: Connection) -> Delivery:
+            delivery = _replay(connection, delivery_id, application_id, now)
+            add_replay(connection, audit, now, delivery_id, delivery.application_id)
+            return delivery
+
+        return await self._database.write(write)
+
+    async def replay_listed(
+        self, audit: AuditWriter, ids: Sequence[int], now: datetime, application_id: int
+    ) -> dict[int, ApiError | None]:
+        """Replay the deliveries with these ids. Return the error of each delivery by its id; None if the delivery was replayed.
+
+        Each transaction adds one audit row with the ids of its replayed deliveries."""
         results: dict[int, ApiError | None] = {}
         for start in range(0, len(ids), MAX_LISTED_PER_TRANSACTION):
             part = ids[start : start + MAX_LISTED_PER_TRANSACTION]
-            results |= await self._database.write(_replay_listed, part, application_id, now)
+            results |= await self._database.write(_replay_listed, audit, part, application_id, now)
         return results
 
-    async def replay_dead(self, criteria: DeliveryFilter, now: datetime, after: int = 0) -> tuple[int, int | None]:
+    async def replay_dead(
+        self, audit: AuditWriter, criteria: DeliveryFilter, now: datetime, after: int = 0
+    ) -> tuple[int, int | None]:
         """Replay at most MAX_REPLAYED_PER_CALL dead deliveries of a tracker, oldest first, with ids above `after`.
 
         Return the number of replayed deliveries and the id after which the next call continues. The id is None if no dead delivery
-        is left.
+        is left. The first transaction of the first call (`after` 0) adds an audit row with the number of dead deliveries.
         """
         assert criteria.tracker_id is not None
+        # The deliveries are counted before the transaction begins, because counting many deliveries in it would delay clicks.
+        total = await self.count_dead(criteria) if not after else 0
         count = 0
         while count < MAX_REPLAYED_PER_CALL:
-            batch = await self._database.write(replay_batch, criteria, after, now)
+            batch = await self._database.write(_replay_dead_batch, audit, criteria, after, now, total)
             count += batch.replayed
             if batch.is_last:
                 return count, None
@@ -292,7 +308,9 @@ def _replay(connection: Connection, delivery_id: int, application_id: int | None
     return _delivery_from_row(_find(connection, delivery_id, application_id))
 
 
-def _replay_listed(connection: Connection, ids: Sequence[int], application_id: int, now: datetime) -> dict[int, ApiError | None]:
+def _replay_listed(
+    connection: Connection, audit: AuditWriter, ids: Sequence[int], application_id: int, now: datetime
+) -> dict[int, ApiError | None]:
     results: dict[int, ApiError | None] = {}
     chosen = set()
     for delivery_id in ids:
@@ -302,7 +320,19 @@ def _replay_listed(connection: Connection, ids: Sequence[int], application_id: i
         except ApiError as error:
             results[delivery_id] = error
     _recover(connection, chosen - {None}, now)
+    replayed = [delivery_id for delivery_id, error in results.items() if error is None]
+    add_replay_of_list(connection, audit, now, replayed, application_id)
     return results
+
+
+def _replay_dead_batch(
+    connection: Connection, audit: AuditWriter, criteria: DeliveryFilter, after: int, now: datetime, total: int
+) -> ReplayedBatch:
+    batch = replay_batch(connection, criteria, after, now)
+    if batch.replayed and not after:
+        assert criteria.tracker_id is not None
+        add_replay_of_dead(connection, audit, now, criteria.tracker_id, total, criteria.since, criteria.until)
+    return batch
 
 
 def _recover(connection: Connection, tracker_ids: Collection[int | None], now: datetime) -> None:

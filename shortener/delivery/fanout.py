@@ -28,6 +28,7 @@ import asyncio
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
@@ -36,6 +37,7 @@ import structlog
 from sqlalchemy import Connection
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
+from shortener.accounts.audit import AuditWriter
 from shortener.accounts.directory import short_url
 from shortener.delivery import fanout_queries
 from shortener.delivery.fanout_queries import PendingEvent, Sources, Subscription
@@ -327,14 +329,21 @@ def _single_topics(topics: int) -> tuple[int, ...]:
     return tuple(topic.value for topic in Topic(topics))
 
 
-async def requeue_events(database: Database) -> int:
-    """Make all quarantined events pending again. Return their number.
+async def requeue_events(database: Database, audit: AuditWriter, now: datetime) -> int:
+    """Make all quarantined events pending again. Return their number. Each transaction adds an audit row.
 
     Raise StoreUnavailable if the database is unavailable. In this case some events may already be pending."""
     found = await database.read(fanout_queries.quarantined_events)
     count = 0
     for start in range(0, len(found), MAX_EVENTS):
-        count += await database.write(fanout_queries.requeue, found[start : start + MAX_EVENTS])
+        count += await database.write(_requeue, audit, found[start : start + MAX_EVENTS], now)
+    return count
+
+
+def _requeue(connection: Connection, audit: AuditWriter, ids: Sequence[int], now: datetime) -> int:
+    count = fanout_queries.requeue(connection, ids)
+    if count:
+        audit.add(connection, now, "events_requeued", f"{count} events")
     return count
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from sqlalchemy import Connection, insert
 
+from shortener.accounts.audit import AuditWriter
 from shortener.delivery.attempt import to_storable_text
 from shortener.delivery.http_exchange import SendResult
 from shortener.delivery.outcomes import OutcomeKind, classify_response
@@ -169,6 +170,7 @@ def sample_facts(application_id: int, at: datetime, event: str) -> dict[str, Any
 
 async def send_test(
     database: Database,
+    audit: AuditWriter,
     trackers: Trackers,
     sender: Sender,
     ids: IdGenerator,
@@ -179,7 +181,7 @@ async def send_test(
     application_id: int | None = None,
     event_name: str | None = None,
 ) -> SampleDelivery:
-    """Send a test event to a tracker, store the delivery, and return the result.
+    """Send a test event to a tracker, store the delivery and an audit row, and return the result.
 
     If `event_name` is None, the event has the name `test` and the values of the first event to which the tracker subscribes.
     Otherwise the event has the name `event_name` and the values of such an event. Raise ApiError NOT_FOUND if the tracker does not
@@ -210,12 +212,13 @@ async def send_test(
         milliseconds=response.milliseconds,
         answer=to_storable_text(response.excerpt),
     )
-    await database.write(_record, sample, event, tracker.application_id, tracker_id, facts, at, clock(), ids())
+    await database.write(_record, audit, sample, event, tracker.application_id, tracker_id, facts, at, clock(), ids())
     return sample
 
 
 def _record(
     connection: Connection,
+    audit: AuditWriter,
     sample: SampleDelivery,
     event: int,
     application_id: int,
@@ -261,3 +264,6 @@ def _record(
             answer=sample.answer,
         )
     )
+    after = {"delivered": sample.delivered, "reason": sample.reason}
+    subject = f"tracker {tracker_id}"
+    audit.add(connection, finished_at, "test_delivery_sent", subject, application_id=application_id, after=after)

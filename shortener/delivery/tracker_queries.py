@@ -156,9 +156,10 @@ def values_of_another_origin(old: str, new: str) -> dict[str, None]:
     return {} if is_same else dict.fromkeys(_COLUMNS_OF_ORIGIN)
 
 
-def delete_tracker(connection: Connection, tracker_id: int, application_id: int | None) -> None:
-    """Delete a tracker. Its deliveries stay."""
+def delete_tracker(connection: Connection, tracker_id: int, application_id: int | None) -> Row[Any]:
+    """Delete a tracker and return its row. Its deliveries stay."""
     row = require_tracker(connection, tracker_id, application_id, lock=True)
     connection.execute(delete(table).where(table.c.id == row.id))
     if row.with_suspected:
         increment_version(connection)
+    return row

@@ -22,6 +22,7 @@ from typing import Any, TypedDict
 import orjson
 from sqlalchemy import Connection, Row, select
 
+from shortener.accounts.audit import AuditWriter
 from shortener.delivery import conversion_url
 from shortener.delivery.client_certificate import tls_context
 from shortener.delivery.guard import ForbiddenTarget, Guard, HostUnresolved
@@ -30,6 +31,7 @@ from shortener.delivery.outcomes import parse_success
 from shortener.delivery.pace import TrackerPace
 from shortener.delivery.placeholders import Template, TemplateError, parse_template
 from shortener.delivery.request import DeliveryTarget, Secrets
+from shortener.delivery.tracker_audit import add_tracker_change, add_tracker_row
 from shortener.delivery.tracker_queries import (
     TRACKER,
     count_subscribers,
@@ -188,16 +190,17 @@ class Trackers:
             self._subscribers[application_id, topic] = now, count
         return count
 
-    async def create(self, application_id: int, new: NewTracker) -> TrackerSaveResult:
+    async def create(self, audit: AuditWriter, application_id: int, new: NewTracker) -> TrackerSaveResult:
         """Create a tracker of an application.
 
         Raise ApiError NOT_FOUND if the application does not exist, CONFLICT if it has too many trackers, or an error of `check_url`
         if the URL is rejected.
         """
-        return await self._database.write(await self.prepare_creation(application_id, new))
+        return await self._database.write(await self.prepare_creation(audit, application_id, new))
 
-    async def prepare_creation(self, application_id: int, new: NewTracker) -> TrackerTransaction:
-        """Return the transaction function that creates a tracker, for callers that write more in the same transaction.
+    async def prepare_creation(self, audit: AuditWriter, application_id: int, new: NewTracker) -> TrackerTransaction:
+        """Return the transaction function that creates a tracker and adds the audit row, for callers that write more in the same
+        transaction.
 
         Raise an error of `check_url` if the URL is rejected. The function raises the other errors of `create`."""
         template = await self.check_url(new.url)
@@ -230,7 +233,9 @@ class Trackers:
         }
 
         def save(connection: Connection) -> TrackerSaveResult:
-            return TrackerSaveResult(_tracker_from_row(insert_tracker(connection, values)), generated)
+            row = insert_tracker(connection, values)
+            add_tracker_row(connection, audit, now, "tracker_created", row)
+            return TrackerSaveResult(_tracker_from_row(row), generated)
 
         return save
 
@@ -242,18 +247,21 @@ class Trackers:
         """Return all trackers of an application (None: of all applications), oldest first."""
         return [_tracker_from_row(row) for row in await self._database.read(list_trackers, application_id)]
 
-    async def update(self, tracker_id: int, changes: TrackerChanges, application_id: int | None = None) -> TrackerSaveResult:
+    async def update(
+        self, audit: AuditWriter, tracker_id: int, changes: TrackerChanges, application_id: int | None = None
+    ) -> TrackerSaveResult:
         """Change the given values of a tracker.
 
         Raise ApiError NOT_FOUND if the tracker does not exist, INVALID_REQUEST if the changes contradict each other or the role of
         the tracker, or an error of `check_url` if a new URL is rejected.
         """
-        return await self._database.write(await self.prepare_update(tracker_id, changes, application_id))
+        return await self._database.write(await self.prepare_update(audit, tracker_id, changes, application_id))
 
     async def prepare_update(
-        self, tracker_id: int, changes: TrackerChanges, application_id: int | None = None
+        self, audit: AuditWriter, tracker_id: int, changes: TrackerChanges, application_id: int | None = None
     ) -> TrackerTransaction:
-        """Return the transaction function that changes a tracker, for callers that write more in the same transaction.
+        """Return the transaction function that changes a tracker and adds the audit row, for callers that write more in the same
+        transaction.
 
         Raise INVALID_REQUEST if the secret is both given and rotated, or an error of `check_url` if a new URL is rejected. The
         function raises the other errors of `update`."""
@@ -275,15 +283,22 @@ class Trackers:
         now = self._clock()
 
         def save(connection: Connection) -> TrackerSaveResult:
+            old = require_tracker(connection, tracker_id, application_id, lock=True)
             row = update_tracker(connection, tracker_id, application_id, values, overlap, now)
+            add_tracker_change(connection, audit, now, old, row)
             return TrackerSaveResult(_tracker_from_row(row), generated)
 
         return save
 
-    async def delete(self, tracker_id: int, application_id: int | None = None) -> None:
+    async def delete(self, audit: AuditWriter, tracker_id: int, application_id: int | None = None) -> None:
         """Delete a tracker. The dispatcher then makes its pending deliveries dead. Raise ApiError NOT_FOUND if the tracker is
         unknown."""
-        await self._database.write(delete_tracker, tracker_id, application_id)
+
+        def delete(connection: Connection) -> None:
+            row = delete_tracker(connection, tracker_id, application_id)
+            add_tracker_row(connection, audit, self._clock(), "tracker_deleted", row)
+
+        await self._database.write(delete)
 
     async def conversion_url(self, application_id: int) -> Tracker | None:
         """Return the tracker that stores the application's `conversion_url`, or None."""
@@ -326,7 +341,9 @@ class Trackers:
         """Return whether an application has a callback secret, and the time until which the previous secret is also used."""
         return await self._database.read(conversion_url.callback_secret_state, application_id)
 
-    async def rotate_callback_secret(self, application_id: int, overlap: timedelta) -> tuple[str, datetime | None]:
+    async def rotate_callback_secret(
+        self, audit: AuditWriter, application_id: int, overlap: timedelta
+    ) -> tuple[str, datetime | None]:
         """Create a new callback secret for an application. Return the secret, and the time until which the previous secret is also
         used.
 
@@ -334,7 +351,7 @@ class Trackers:
         Raise ApiError NOT_FOUND if the application does not exist."""
         plain = new_signing_secret()
         until = await self._database.write(
-            conversion_url.rotate_callback_secret, application_id, self._secret.encrypt(plain), self._clock(), overlap
+            conversion_url.rotate_callback_secret, audit, application_id, self._secret.encrypt(plain), self._clock(), overlap
         )
         return plain, until
 

@@ -11,6 +11,7 @@ from datetime import datetime
 
 from sqlalchemy import ColumnElement, Connection, select, update
 
+from shortener.accounts.audit import AuditWriter
 from shortener.errors import ApiError, ErrorCode
 from shortener.gateways.expiry import find_sends
 from shortener.gateways.finishing import SendWriter, failed
@@ -19,8 +20,8 @@ from shortener.storage.schema import messages, sends
 from shortener.storage.types import to_ms
 
 
-def resend(connection: Connection, application_id: int, message_id: str, now: datetime) -> int:
-    """Hand a held or waiting message on again as soon as possible. Return its row id.
+def resend(connection: Connection, audit: AuditWriter, application_id: int, message_id: str, now: datetime) -> int:
+    """Hand a held or waiting message on again as soon as possible, and add the audit row. Return its row id.
 
     Raise ApiError MESSAGE_NOT_FOUND or CONFLICT."""
     claims = find_sends(connection, to_ms(now), *_unfinished(application_id, message_id))
@@ -28,11 +29,14 @@ def resend(connection: Connection, application_id: int, message_id: str, now: da
         raise _refusal(connection, application_id, message_id)
     values = {"status": int(SendStatus.PENDING), "queue": 1, "next_at": now, "lease_until": None, "base_attempt": sends.c.attempt}
     connection.execute(update(sends).where(sends.c.id == claims[0].id).values(values))
+    audit.add(connection, now, "send_resent", message_id, application_id=application_id)
     return claims[0].id
 
 
-def discard(connection: Connection, writer: SendWriter, application_id: int, message_id: str, now: datetime) -> tuple[int, int]:
-    """Give up a held or waiting message: it becomes FAILED.
+def discard(
+    connection: Connection, audit: AuditWriter, writer: SendWriter, application_id: int, message_id: str, now: datetime
+) -> tuple[int, int]:
+    """Give up a held or waiting message, and add the audit row. The message becomes FAILED.
 
     Return its row id and the number of new events, for `SendWriter.published`.
     Raise ApiError MESSAGE_NOT_FOUND or CONFLICT."""
@@ -40,6 +44,7 @@ def discard(connection: Connection, writer: SendWriter, application_id: int, mes
     if not claims:
         raise _refusal(connection, application_id, message_id)
     change = failed(claims[0], to_ms(now), "discarded", "somebody decided not to send the message")
+    audit.add(connection, now, "send_discarded", message_id, application_id=application_id)
     return claims[0].id, writer.write(connection, [change], to_ms(now))[1]
 
 

@@ -13,7 +13,7 @@ The functions raise ApiError with INVALID_REQUEST, FORBIDDEN_TARGET, NOT_FOUND o
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -21,6 +21,8 @@ import orjson
 from pydantic import BaseModel
 from sqlalchemy import Connection, Row, func, insert, select, update
 
+from shortener.accounts.administration import lock_application
+from shortener.accounts.audit import AuditWriter
 from shortener.accounts.directory import (
     ALL_APPLICATIONS,
     SIMULATOR,
@@ -66,7 +68,7 @@ class GatewayStore:
         """Return the ids of the disabled applications, whose messages wait."""
         return self._directory.hit_policies.disabled_applications
 
-    async def create(self, application_id: int, new: NewGateway) -> StoredGateway:
+    async def create(self, audit: AuditWriter, application_id: int, new: NewGateway) -> StoredGateway:
         """Create a gateway of an application, or of the installation (ALL_APPLICATIONS)."""
         check_name(new.name)
         values = dict(new.settings or {})
@@ -101,7 +103,7 @@ class GatewayStore:
             "created_at": now,
             "updated_at": now,
         }
-        gateway_id = await self._database.write(_insert, row)
+        gateway_id = await self._database.write(_insert, audit, row)
         return await self.get(gateway_id)
 
     async def get(self, gateway_id: int, application_id: int | None = None) -> StoredGateway:
@@ -118,7 +120,13 @@ class GatewayStore:
         return [self._from_row(row) for row in await self._database.read(_all, application_id)]
 
     async def update(
-        self, gateway_id: int, changes: GatewayChanges, application_id: int | None = None, *, is_operator: bool = False
+        self,
+        audit: AuditWriter,
+        gateway_id: int,
+        changes: GatewayChanges,
+        application_id: int | None = None,
+        *,
+        is_operator: bool = False,
     ) -> StoredGateway:
         """Change a gateway. The open connections to the gateway are closed when their attempts in flight have ended.
 
@@ -127,10 +135,13 @@ class GatewayStore:
         another host."""
         stored = await self.get(gateway_id, application_id)
         values: dict[str, Any] = {**changes}
+        changed_settings: list[str] = []
         if "name" in changes:
             check_name(changes["name"])
         if (new := values.pop("settings", None)) is not None:
-            merged = self._read_settings(await self._database.read(_require, gateway_id, application_id)) | dict(new)
+            present = self._read_settings(await self._database.read(_require, gateway_id, application_id))
+            merged = present | dict(new)
+            changed_settings = sorted(name for name in merged if present.get(name) != merged[name])
             parsed = parse_settings(stored.config.kind, merged)
             if not is_operator:
                 check_customer_change(stored, parsed, new)
@@ -139,12 +150,12 @@ class GatewayStore:
         if values.pop("rotate_report_key", False):
             key = new_report_key()
             values |= {"report_key": self._secret.encrypt(key), "report_key_hash": hash_credential(key)}
-        await self._database.write(_update, gateway_id, application_id, values, self._clock())
+        await self._database.write(_update, audit, gateway_id, application_id, values, changed_settings, self._clock())
         return await self.get(gateway_id, application_id)
 
-    async def remove(self, gateway_id: int, application_id: int | None = None) -> None:
+    async def remove(self, audit: AuditWriter, gateway_id: int, application_id: int | None = None) -> None:
         """Remove a gateway. Applications that have selected it have no gateway afterwards. Raise ApiError NOT_FOUND."""
-        await self._database.write(_remove, gateway_id, application_id, self._clock())
+        await self._database.write(_remove, audit, gateway_id, application_id, self._clock())
 
     def load(self, connection: Connection, gateway_id: int) -> StoredGateway:
         """Return a gateway, even if it was removed. Raise an exception if its stored settings are unusable."""
@@ -251,12 +262,15 @@ def new_report_key() -> str:
     return f"gr_{secrets.token_urlsafe(24)}"
 
 
-def select_gateway(connection: Connection, application_id: int, name: str | None, *, is_operator: bool) -> None:
-    """Select the gateway that sends the messages of an application. None or "none" selects none.
+def select_gateway(
+    connection: Connection, audit: AuditWriter, application_id: int, name: str | None, now: datetime, *, is_operator: bool
+) -> None:
+    """Select the gateway that sends the messages of an application, and add the audit row. None or "none" selects none.
 
     A gateway of the installation other than the simulator can be selected only by the operator. Raise ApiError NOT_FOUND or
     INVALID_REQUEST."""
-    require_application(connection, application_id)
+    table = schema.applications
+    application = lock_application(connection, application_id)
     gateway_id = None
     if name and name != "none":
         try:
@@ -266,16 +280,39 @@ def select_gateway(connection: Connection, application_id: int, name: str | None
         if row.application_id == ALL_APPLICATIONS and row.name != SIMULATOR and not is_operator:
             raise refuse("gateway", "must be a gateway of the application; the operator can select one of the installation")
         gateway_id = row.id
-    table = schema.applications
     connection.execute(update(table).where(table.c.id == application_id).values(gateway_id=gateway_id))
+    before, after = ({"gateway": _name_of(connection, one)} for one in (application.gateway_id, gateway_id))
+    audit.add_differences(connection, now, "settings_changed", application.name, before, after, application_id=application_id)
     increment_version(connection)
+
+
+def _name_of(connection: Connection, gateway_id: int | None) -> str:
+    """Return the name of a gateway; "none" for no gateway."""
+    table = schema.gateways
+    return connection.execute(select(table.c.name).where(table.c.id == gateway_id)).scalar() or "none"
+
+
+def _add_row(
+    connection: Connection, audit: AuditWriter, now: datetime, action: str, row: Row[Any], after: Mapping[str, Any] | None = None
+) -> None:
+    """Add a row about a gateway to the audit log."""
+    audit.add(connection, now, action, _subject(row), application_id=_owner(row), after=after)
+
+
+def _subject(row: Row[Any]) -> str:
+    return f"gateway {row.id} {row.name}"
+
+
+def _owner(row: Row[Any]) -> int | None:
+    """Return the id of the application that owns a gateway; None for a gateway of the installation."""
+    return None if row.application_id == ALL_APPLICATIONS else row.application_id
 
 
 def _ms(at: datetime | None) -> int | None:
     return None if at is None else to_ms(at)
 
 
-def _insert(connection: Connection, row: Mapping[str, Any]) -> int:
+def _insert(connection: Connection, audit: AuditWriter, row: Mapping[str, Any]) -> int:
     table = schema.gateways
     owner = row["application_id"]
     if owner != ALL_APPLICATIONS:
@@ -286,9 +323,12 @@ def _insert(connection: Connection, row: Mapping[str, Any]) -> int:
     if present >= MAX_GATEWAYS:
         raise ApiError(ErrorCode.CONFLICT, f"There are already {MAX_GATEWAYS} gateways, which is the maximum.")
     _check_unused(connection, owner, row["name"])
-    created: int = connection.execute(insert(table).values(row).returning(table.c.id)).scalar_one()
+    created = connection.execute(insert(table).values(row).returning(table)).one()
+    facts = {"kind": created.kind, "preset": created.preset, "enabled": created.enabled, "allow_private": created.allow_private}
+    _add_row(connection, audit, created.created_at, "gateway_created", created, facts)
     increment_version(connection)
-    return created
+    gateway_id: int = created.id
+    return gateway_id
 
 
 def _check_unused(connection: Connection, owner: int, name: str, gateway_id: int | None = None) -> None:
@@ -327,7 +367,21 @@ def _all(connection: Connection, application_id: int | None) -> list[Row[Any]]:
     return list(connection.execute(statement).all())
 
 
-def _update(connection: Connection, gateway_id: int, application_id: int | None, values: dict[str, Any], now: datetime) -> None:
+#: The columns of a gateway whose values are in the audit log when they change.
+_AUDITED = ("name", "enabled", "on_doubt", "max_attempts", "timeout", "concurrency", "max_per_second", "schedule")
+
+
+def _update(
+    connection: Connection,
+    audit: AuditWriter,
+    gateway_id: int,
+    application_id: int | None,
+    values: dict[str, Any],
+    changed_settings: Sequence[str],
+    now: datetime,
+) -> None:
+    """Change a gateway and add the audit row. Of changed settings, the row contains the names only, because their values can be
+    credentials."""
     table = schema.gateways
     row = _require(connection, gateway_id, application_id)
     if "name" in values:
@@ -335,7 +389,12 @@ def _update(connection: Connection, gateway_id: int, application_id: int | None,
     if values.get("enabled"):  # a gateway that is enabled again starts with a closed circuit breaker
         values = {**values, "failures_in_row": 0, "open_until": None, "opened_at": None}
     new = {**values, "revision": table.c.revision + 1, "updated_at": now}
-    connection.execute(update(table).where(table.c.id == gateway_id).values(new))
+    changed = connection.execute(update(table).where(table.c.id == gateway_id).values(new).returning(table)).one()
+    before: dict[str, Any] = {name: getattr(row, name) for name in _AUDITED} | {"settings": "", "report_key": ""}
+    after: dict[str, Any] = {name: getattr(changed, name) for name in _AUDITED}
+    after |= {"settings": f"changed: {', '.join(changed_settings)}" if changed_settings else ""}
+    after |= {"report_key": "replaced" if "report_key" in values else ""}
+    audit.add_differences(connection, now, "gateway_changed", _subject(row), before, after, application_id=_owner(row))
     increment_version(connection)
 
 
@@ -346,11 +405,12 @@ def waiting_messages(connection: Connection, gateway_id: int) -> int:
     return connection.execute(waiting).scalar_one()
 
 
-def _remove(connection: Connection, gateway_id: int, application_id: int | None, now: datetime) -> None:
+def _remove(connection: Connection, audit: AuditWriter, gateway_id: int, application_id: int | None, now: datetime) -> None:
     row = _require(connection, gateway_id, application_id)
     if row.application_id == ALL_APPLICATIONS and row.name == SIMULATOR:
         raise ApiError(ErrorCode.CONFLICT, "The simulator of the installation cannot be removed.")
     table, applications = schema.gateways, schema.applications
     connection.execute(update(table).where(table.c.id == gateway_id).values(removed_at=now, revision=table.c.revision + 1))
     connection.execute(update(applications).where(applications.c.gateway_id == gateway_id).values(gateway_id=None))
+    _add_row(connection, audit, now, "gateway_removed", row)
     increment_version(connection)

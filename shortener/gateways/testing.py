@@ -7,12 +7,14 @@ neither the circuit breaker nor the rate of the gateway.
 
 from __future__ import annotations
 
+from shortener.accounts.audit import AuditWriter
 from shortener.gateways.gateway import StoredGateway
 from shortener.gateways.kinds import KINDS
 from shortener.gateways.submission import GatewayContext, OutgoingMessage, SubmitOutcome, SubmitResult
 from shortener.ids import IdGenerator, encode
 from shortener.messages.phone_numbers import parse_number
 from shortener.messages.segments import count_segments
+from shortener.storage.database import Database
 
 #: The time limit of a test message is the time limit of the gateway, but at most this number of seconds.
 MAX_TEST_SECONDS = 15.0
@@ -20,10 +22,24 @@ TEST_TEXT = "Test of the gateway. Please ignore this message."
 
 
 async def send_test_message(
-    gateway: StoredGateway, context: GatewayContext, ids: IdGenerator, phone: str, sender_id: str, text: str, timeout: float
+    database: Database,
+    audit: AuditWriter,
+    gateway: StoredGateway,
+    context: GatewayContext,
+    ids: IdGenerator,
+    phone: str,
+    sender_id: str,
+    text: str,
+    timeout: float,
 ) -> SubmitResult:
-    """Hand a test message on to a gateway and return the result. Raise PhoneNumberError if the phone number is not valid."""
+    """Hand a test message on to a gateway and return the result. Raise PhoneNumberError if the phone number is not valid.
+
+    The audit row is stored before, so that it exists even if the process ends or the caller disconnects meanwhile."""
     number = parse_number(phone)
+    subject, owner = f"gateway {gateway.config.id} {gateway.config.name}", gateway.application_id or None
+    await database.write(
+        audit.add, context.clock(), "gateway_tested", subject, application_id=owner, after={"to": number.e164, "sender": sender_id}
+    )
     segments = count_segments(text)
     reference = encode(ids())
     message = OutgoingMessage(

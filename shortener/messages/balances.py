@@ -8,7 +8,7 @@ prepaid: its messages are never rejected because of their cost.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from decimal import Decimal
 from typing import NamedTuple
@@ -17,7 +17,6 @@ from sqlalchemy import Connection, insert, select, update
 
 from shortener.accounts.directory import require_application
 from shortener.errors import ApiError, Detail, ErrorCode
-from shortener.ids import IdGenerator
 from shortener.storage import schema
 from shortener.storage.database import upsert
 
@@ -69,7 +68,7 @@ def read_balance(connection: Connection, application_id: int) -> Balance | None:
 
 def change_balance(
     connection: Connection,
-    ids: IdGenerator,
+    ids: Callable[[], int],
     application_id: int,
     now: datetime,
     actor: str,

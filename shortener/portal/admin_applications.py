@@ -14,9 +14,10 @@ from typing import Any
 from sqlalchemy import Connection
 from starlette.responses import Response
 
-from shortener.accounts.administration import create_application, update_application
+from shortener.accounts.audited_accounts import create_application, update_application
 from shortener.accounts.credentials import Credentials
-from shortener.accounts.directory import Application, require_application
+from shortener.accounts.directory import Application
+from shortener.accounts.own_hosts import OwnHosts
 from shortener.delivery.dns_warnings import new_domain_warnings
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.portal.destructive_actions import Question, ask, is_confirmed
@@ -87,14 +88,14 @@ async def change(visit: Visit) -> Response:
     """Create or change an application. The form field `action` contains the name of the change."""
     action = visit.form.get("action", "")
     service, created = visit.service, None
-    if action == "disable" and not is_confirmed(visit):
-        application_id = _number(visit, "application")
-        found = None if application_id is None else service.directory.application(application_id)
-        if found is None:
-            raise ApiError(ErrorCode.NOT_FOUND)
-        question = Question(f"Disable the application {found.name}?", _EFFECTS, "Disable", fields=("application",))
-        return ask(visit, question, PATH)
     try:
+        if action == "disable" and not is_confirmed(visit):
+            application_id = _number(visit, "application")
+            found = None if application_id is None else service.directory.application(application_id)
+            if found is None:
+                raise _not_found(application_id)
+            question = Question(f"Disable the application {found.name}?", _EFFECTS, "Disable", fields=("application",))
+            return ask(visit, question, PATH)
         if action == "create":
             service.secret.load()
             created = await service.database.write(perform_once, visit, _create, visit)
@@ -114,38 +115,38 @@ async def change(visit: Visit) -> Response:
     return _page(visit, created=created, warnings=await new_domain_warnings(domain) if domain else ())
 
 
+def _not_found(application_id: int | None) -> ApiError:
+    which = "without a number" if application_id is None else application_id
+    return ApiError(ErrorCode.NOT_FOUND, f"There is no application {which}. Open the page again and choose an application.")
+
+
 def _domain(visit: Visit) -> str | None:
     return visit.form.get("domain", "").strip() or None
 
 
 def _create(connection: Connection, visit: Visit) -> Credentials:
     name = visit.form.get("name", "").strip()
-    created = create_application(
+    return create_application(
         connection,
+        visit.audit_writer,
         name,
         visit.now,
         domain=_domain(visit),
         company_id=_number(visit, "company_id"),
         secret=visit.service.secret,
+        own_hosts=OwnHosts.of(visit.service.settings),
     )
-    visit.audit(connection, "application_created", name, after={"application_id": created.application_id})
-    return created
 
 
 def _update(connection: Connection, visit: Visit, action: str) -> None:
     application_id = _number(visit, "application")
     if application_id is None:
-        raise ApiError(ErrorCode.NOT_FOUND)
-    require_application(connection, application_id)
-    before = visit.service.directory.application(application_id)
-    old_name = before.name if before else str(application_id)
+        raise _not_found(application_id)
     if action == "rename":
         changes: dict[str, Any] = {"name": visit.form.get("name", "").strip()}
     else:
         changes = {"disabled": action == "disable"}
-    update_application(connection, application_id, changes, visit.now)
-    done = {"rename": "application_renamed", "disable": "application_disabled", "enable": "application_enabled"}[action]
-    visit.audit(connection, done, old_name, after=changes)
+    update_application(connection, visit.audit_writer, application_id, changes, visit.now)
 
 
 def _number(visit: Visit, field: str) -> int | None:

@@ -10,8 +10,9 @@ import orjson
 from sqlalchemy import Connection
 from starlette.responses import Response
 
+from shortener.accounts.audit import COMMAND_LINE
 from shortener.portal import formats
-from shortener.portal.audit import AuditFilter, AuditPage, list_audit
+from shortener.portal.audit import API_KEYS, AuditFilter, AuditPage, list_audit
 from shortener.portal.listing import exported_query
 from shortener.portal.operators import Role, list_operators
 from shortener.portal.page import NavigationItem, PortalPage, Visit
@@ -48,12 +49,27 @@ ACTIONS = {
     "application_disabled": "Application disabled",
     "application_enabled": "Application enabled",
     "settings_changed": "Settings of an application changed",
+    "callback_secret_rotated": "Callback secret replaced",
+    "balance_changed": "Balance changed",
+    "balance_removed": "Balance removed",
+    "price_set": "Price set",
+    "price_removed": "Price removed",
     "domain_added": "Domain added",
     "domain_changed": "Domain changed",
     "domain_made_default": "Domain made the default",
     "domain_enabled": "Domain enabled",
     "domain_disabled": "Domain disabled",
     "domain_removed": "Domain removed",
+    "host_blocked": "Destination host blocked",
+    "host_unblocked": "Destination host unblocked",
+    "gateway_created": "Gateway created",
+    "gateway_changed": "Gateway changed",
+    "gateway_tested": "Test message sent by a gateway",
+    "gateway_removed": "Gateway removed",
+    "send_resent": "Held message sent again",
+    "send_discarded": "Held message given up",
+    "opt_out_added": "Number added to the opt-out list",
+    "opt_out_removed": "Number removed from the opt-out list",
     "tracker_created": "Tracker created",
     "tracker_changed": "Tracker changed",
     "tracker_secret_replaced": "Secret of a tracker replaced",
@@ -74,9 +90,15 @@ ACTIONS = {
     "message_created": "Message created in Try it",
     "test_delivery_sent": "Test event sent to a tracker",
     "delivery_replayed": "Delivery replayed",
-    "deliveries_replayed": "Dead deliveries of a tracker replayed",
+    "deliveries_replayed": "Deliveries replayed",
     "replay_started": "Replay of dead deliveries started",
     "replay_stopped": "Replay of dead deliveries stopped",
+    "events_requeued": "Quarantined events sent again",
+    "hits_reclassified": "Hits classified again",
+    "counts_repaired": "Counts repaired",
+    "purge_started": "Purge started on the command line",
+    "secret_adopted": "New secret adopted",
+    "backup_restored": "Backup restored",
 }
 
 
@@ -104,6 +126,7 @@ async def audit_log(visit: Visit) -> Response:
         next=cursors.encode(page.next),
         is_first=below is None,
         actions=ACTIONS,
+        actors=[COMMAND_LINE.name, API_KEYS],
         operators=[one.name for one in await database.read(list_operators)],
         action=filters.action,
         operator_filter=filters.operator,

@@ -21,7 +21,7 @@ from pydantic.fields import FieldInfo
 from sqlalchemy import Connection
 from starlette.responses import Response
 
-from shortener.accounts.administration import update_application
+from shortener.accounts.audited_accounts import update_application
 from shortener.accounts.own_hosts import OwnHosts
 from shortener.accounts.settings import ApplicationSettings
 from shortener.clicks.verdicts.reclassify import ReclassifyResult
@@ -175,29 +175,17 @@ def _read_form(visit: Visit) -> dict[str, Any]:
 def _write(connection: Connection, visit: Visit, changes: dict[str, Any]) -> None:
     application, service = visit.application, visit.service
     assert application is not None
-    validated = _validated(application.settings, changes)
-    update_application(connection, application.id, changes, visit.now, own_hosts=OwnHosts.of(service.settings))
+    _validated(application.settings, changes)
+    update_application(connection, visit.audit_writer, application.id, changes, visit.now, own_hosts=OwnHosts.of(service.settings))
     gateway = visit.form.get("gateway", "none")
-    before, after = _differences(application.settings, validated)
     if gateway != (application.gateway.name if application.gateway else "none"):
         is_operator = visit.operator.is_admin
-        select_gateway(connection, application.id, gateway, is_operator=is_operator)
-        before["gateway"] = application.gateway.name if application.gateway else "none"
-        after["gateway"] = gateway
-    if after:
-        visit.audit(connection, "settings_changed", application.name, before=before, after=after)
+        select_gateway(connection, visit.audit_writer, application.id, gateway, visit.now, is_operator=is_operator)
 
 
 def _validated(settings: ApplicationSettings, changes: Mapping[str, Any]) -> ApplicationSettings:
     """Return the settings with the changes applied. Raise ApiError INVALID_REQUEST if a value is not valid."""
     return validate(ApplicationSettings, settings.model_dump(exclude_defaults=True) | dict(changes))
-
-
-def _differences(before: ApplicationSettings, after: ApplicationSettings) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the settings whose values were changed, each with its value before and after the change."""
-    old, new = before.model_dump(mode="json"), after.model_dump(mode="json")
-    changed = [name for name in new if old[name] != new[name]]
-    return {name: old[name] for name in changed}, {name: new[name] for name in changed}
 
 
 async def _try(visit: Visit, changes: Mapping[str, Any]) -> WhatIf:

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, select
+from sqlalchemy import ColumnElement, Connection, and_, select
 
+from shortener.accounts.audit import COMMAND_LINE, KEY_PREFIX
 from shortener.ids import first_id_at
 from shortener.storage.schema import audit_log
 from shortener.storage.types import to_ms
 
 MAX_SCANNED_ROWS = 5_000  # The maximum number of rows that one page of the audit log examines.
+API_KEYS = "API keys"  # The value of a filter that selects the changes with any API key.
 _MAX_ID = (1 << 63) - 1
 
 
@@ -38,6 +40,17 @@ class AuditPage:
     next: int | None
 
 
+def _is_by(name: str) -> ColumnElement[bool]:
+    """Return the SQL condition for the rows of an actor. COMMAND_LINE.name matches all users of the operating system, and API_KEYS
+    matches all API keys. The rows of both have no `operator_id`, because an operator may have a similar name."""
+    table = audit_log.c
+    if name == COMMAND_LINE.name:
+        return and_(table.operator_id.is_(None), table.operator.startswith(name))
+    if name == API_KEYS:
+        return and_(table.operator_id.is_(None), table.operator.startswith(KEY_PREFIX))
+    return table.operator == name
+
+
 def list_audit(connection: Connection, filters: AuditFilter, limit: int, below: int | None = None) -> AuditPage:
     """Return the newest audit rows that match the filter, at most `limit` rows. If `below` is not None, return only rows with
     smaller ids. Examine at most MAX_SCANNED_ROWS rows."""
@@ -50,7 +63,7 @@ def list_audit(connection: Connection, filters: AuditFilter, limit: int, below: 
     floor = connection.scalar(in_range.offset(MAX_SCANNED_ROWS - 1).limit(1))
     statement = select(audit_log).where(table.id >= (low if floor is None else floor), table.id < high)
     if filters.operator is not None:
-        statement = statement.where(table.operator == filters.operator)
+        statement = statement.where(_is_by(filters.operator))
     if filters.action is not None:
         statement = statement.where(table.action == filters.action)
     rows = connection.execute(statement.order_by(table.id.desc()).limit(limit + 1)).all()

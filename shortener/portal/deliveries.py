@@ -179,8 +179,7 @@ async def delivery(visit: Visit) -> Response:
 async def replay(visit: Visit) -> Response:
     """Replay one delivery, so that it is sent again."""
     delivery_id = _id(visit)
-    await visit.service.deliveries.replay(delivery_id, visit.now, visit.application_id)
-    await visit.service.database.write(visit.audit, "delivery_replayed", visit.path["id"])
+    await visit.service.deliveries.replay(visit.audit_writer, delivery_id, visit.now, visit.application_id)
     return visit.redirect(visit.link(f"deliveries/{visit.path['id']}"))
 
 

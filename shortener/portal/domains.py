@@ -13,7 +13,8 @@ from typing import Any
 from sqlalchemy import Connection
 from starlette.responses import Response
 
-from shortener.accounts.administration import add_domain, remove_domain, serialize_domain, update_domain
+from shortener.accounts.administration import serialize_domain
+from shortener.accounts.audited_accounts import add_domain, remove_domain, update_domain
 from shortener.accounts.directory import Domain
 from shortener.accounts.own_hosts import OwnHosts, unreachable_host_warnings
 from shortener.delivery.dns_warnings import has_address
@@ -22,7 +23,7 @@ from shortener.portal.destructive_actions import Question, ask, is_confirmed
 from shortener.portal.listing import download_short_list
 from shortener.portal.operators import Role
 from shortener.portal.page import NavigationItem, PortalPage, Visit
-from shortener.urls import host_of_domain
+from shortener.urls import canonical_host
 
 MAX_URL_CHARACTERS = 2048
 _CSV_COLUMNS = ("host", "base_url", "enabled", "default", "new_links", "fallback_url", "home_url")
@@ -60,17 +61,15 @@ async def add(visit: Visit) -> Response:
     """Add the domain in the form to the application."""
     text = visit.form.get("domain", "").strip()
     url = text if "://" in text else f"https://{text}"
-
-    def write(connection: Connection) -> None:
-        add_domain(connection, visit.application_id, url, visit.now)
-        visit.audit(connection, "domain_added", text)
-
+    service, own_hosts = visit.service, OwnHosts.of(visit.service.settings)
     try:
-        await visit.service.database.write(write)
+        host = await service.database.write(
+            add_domain, visit.audit_writer, visit.application_id, url, visit.now, own_hosts=own_hosts
+        )
     except ApiError as error:
         return _list_page(visit, 422, error)
-    await visit.service.directory.refresh()
-    return visit.redirect(visit.link(f"domains/{host_of_domain(url)}", keep=False, added=1, check=1))
+    await service.directory.refresh()
+    return visit.redirect(visit.link(f"domains/{host}", keep=False, added=1, check=1))
 
 
 async def show(visit: Visit) -> Response:
@@ -103,7 +102,7 @@ def _domain_page(visit: Visit, status: int = 200, error: ApiError | None = None,
 
 def _find(visit: Visit) -> Domain:
     """Return the domain whose host is in the URL path. Raise ApiError NOT_FOUND if there is none."""
-    host, application = str(visit.path["host"]).lower(), visit.application
+    host, application = canonical_host(str(visit.path["host"])), visit.application
     found = next((one for one in application.domains if one.host == host), None) if application else None
     if found is None:
         raise ApiError(ErrorCode.NOT_FOUND)
@@ -139,7 +138,7 @@ def _save(connection: Connection, visit: Visit, domain: Domain) -> None:
             raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail(name, f"must have at most {MAX_URL_CHARACTERS} characters")])
     for name in _ASSOCIATIONS:
         changes[name] = _parse_association(name, visit.form.get(name, "").strip())
-    _update(connection, visit, domain, "domain_changed", changes)
+    _update(connection, visit, domain, changes)
 
 
 def _parse_association(name: str, text: str) -> str | None:
@@ -158,42 +157,31 @@ def _parse_association(name: str, text: str) -> str | None:
 
 
 def _make_default(connection: Connection, visit: Visit, domain: Domain) -> None:
-    _update(connection, visit, domain, "domain_made_default", {"default": True})
+    _update(connection, visit, domain, {"default": True})
 
 
 def _enable(connection: Connection, visit: Visit, domain: Domain) -> None:
-    _update(connection, visit, domain, "domain_enabled", {"disabled": False})
+    _update(connection, visit, domain, {"disabled": False})
 
 
 def _disable(connection: Connection, visit: Visit, domain: Domain) -> None:
-    _update(connection, visit, domain, "domain_disabled", {"disabled": True})
+    _update(connection, visit, domain, {"disabled": True})
 
 
-def _update(connection: Connection, visit: Visit, domain: Domain, action: str, changes: Mapping[str, Any]) -> None:
-    stored = {
-        "path": domain.path,
-        "fallback_url": domain.fallback_url,
-        "home_url": domain.home_url,
-        "assetlinks": domain.assetlinks,
-        "apple_app_site_association": domain.apple_app_site_association,
-        "default": domain.is_default,
-        "disabled": domain.disabled,
-    }
-    before = {name: stored[name] for name, value in changes.items() if stored[name] != value}
+def _update(connection: Connection, visit: Visit, domain: Domain, changes: Mapping[str, Any]) -> None:
     update_domain(
         connection,
+        visit.audit_writer,
         domain.host,
         changes,
         visit.now,
         own_hosts=OwnHosts.of(visit.service.settings),
         application_id=visit.application_id,
     )
-    visit.audit(connection, action, domain.host, before=before, after={name: changes[name] for name in before})
 
 
 def _remove(connection: Connection, visit: Visit, domain: Domain) -> None:
-    remove_domain(connection, domain.host, visit.now, application_id=visit.application_id)
-    visit.audit(connection, "domain_removed", domain.host)
+    remove_domain(connection, visit.audit_writer, domain.host, visit.now, application_id=visit.application_id)
 
 
 _ACTIONS: dict[str, Callable[[Connection, Visit, Domain], None]] = {

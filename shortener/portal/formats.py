@@ -58,6 +58,11 @@ def change(now: float | None, before: float | None) -> str:
     return f"{sign}{text}\N{NO-BREAK SPACE}%"
 
 
+def sentence(text: str) -> str:
+    """Return a warning of the API with a capital letter. The name of a field or a host at its beginning stays as it is."""
+    return text[:1].upper() + text[1:] if text.partition(" ")[0].isalpha() else text
+
+
 def duration(seconds: float | None) -> str:
     """Return a duration in one or two units: 12 s, 4 min 5 s, 3 h 20 min, 2 d 4 h. None becomes a dash."""
     if seconds is None:

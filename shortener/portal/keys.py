@@ -16,9 +16,9 @@ from typing import Any
 from sqlalchemy import Connection
 from starlette.responses import Response
 
-from shortener.accounts import credentials
+from shortener.accounts import audited_credentials, credentials
 from shortener.accounts.postback_keys import PATH as POSTBACK_PATH
-from shortener.accounts.postback_keys import create_postback_key, list_postback_keys, revoke_postback_key
+from shortener.accounts.postback_keys import list_postback_keys
 from shortener.accounts.settings import DEFAULT_PERMISSIONS, PERMISSIONS
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.portal.destructive_actions import Question, ask, is_confirmed
@@ -112,8 +112,7 @@ def _create(connection: Connection, visit: Visit) -> NewSecret:
     chosen = [permission for permission in PERMISSIONS if permission in visit.form_lists.get("permissions", ())]
     if not chosen:
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("permissions", "must contain at least one permission")])
-    key = credentials.create_key(connection, visit.application_id, name, chosen, visit.now)
-    visit.audit(connection, "api_key_created", name, after={"permissions": ", ".join(chosen)})
+    key, _ = audited_credentials.create_key(connection, visit.audit_writer, visit.application_id, name, chosen, visit.now)
     return NewSecret(f"The API key of {name}", key, first_call(visit.service.settings.base_url, key))
 
 
@@ -143,10 +142,7 @@ def _describe_revocation(connection: Connection, visit: Visit) -> Question:
 
 
 def _revoke(connection: Connection, visit: Visit) -> None:
-    key_id = _key_id(visit)
-    row: Mapping[str, Any] = credentials.find_key(connection, visit.application_id, key_id)
-    credentials.revoke_key(connection, key_id, visit.now)
-    visit.audit(connection, "api_key_revoked", credentials.key_name(row))
+    audited_credentials.revoke_key(connection, visit.audit_writer, visit.application_id, _key_id(visit), visit.now)
 
 
 def _overlap(visit: Visit) -> str:
@@ -172,21 +168,19 @@ def _describe_rotation(connection: Connection, visit: Visit) -> Question:
 
 
 def _rotate(connection: Connection, visit: Visit) -> NewSecret:
-    overlap = _overlap(visit)
-    token, until = credentials.rotate_token(connection, visit.application_id, visit.now, timedelta(hours=int(overlap)))
-    visit.audit(connection, "tracker_token_rotated", after={"previous_valid_until": until.isoformat(timespec="seconds")})
+    overlap = timedelta(hours=int(_overlap(visit)))
+    token, _ = audited_credentials.rotate_token(connection, visit.audit_writer, visit.application_id, visit.now, overlap)
     return NewSecret("The new tracker token", token)
 
 
 def _create_postback_key(connection: Connection, visit: Visit) -> NewSecret:
     name = visit.form.get("network", "")
     try:
-        _, key = create_postback_key(connection, visit.application_id, name, visit.now)
+        _, key = audited_credentials.create_postback_key(connection, visit.audit_writer, visit.application_id, name, visit.now)
     # The form contains the name of a postback key in the field `network`, so the error must refer to `network` instead of `name`.
     except ApiError as error:
         details = [Detail("network", detail.reason) for detail in error.details]
         raise ApiError(error.code, error.description, details=details) from None
-    visit.audit(connection, "postback_key_created", name.strip())
     url = visit.service.settings.base_url + POSTBACK_PATH.replace("{postback_key}", key)
     return NewSecret(f"The postback URL of {name.strip()}", url + "?message_id={message_id}&status={status}&value={payout}")
 
@@ -205,10 +199,7 @@ def _describe_postback_revocation(connection: Connection, visit: Visit) -> Quest
 
 
 def _revoke_postback_key(connection: Connection, visit: Visit) -> None:
-    key_id = _key_id(visit)
-    names = {row["id"]: credentials.key_name(row) for row in list_postback_keys(connection, visit.application_id)}
-    revoke_postback_key(connection, visit.application_id, key_id, visit.now)
-    visit.audit(connection, "postback_key_revoked", names[key_id])
+    audited_credentials.revoke_postback_key(connection, visit.audit_writer, visit.application_id, _key_id(visit), visit.now)
 
 
 _ACTIONS: dict[str, Callable[[Connection, Visit], NewSecret | None]] = {

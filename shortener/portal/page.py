@@ -225,6 +225,11 @@ class Visit:
             return Actor(network=self.network)
         return Actor(self.session.operator.id, self.session.operator.name, self.session.id, self.network)
 
+    @property
+    def audit_writer(self) -> AuditWriter:
+        """The writer of audit rows about the operator of this request."""
+        return AuditWriter(self.actor, self.service.ids)
+
     def audit(
         self,
         connection: Connection,
@@ -237,7 +242,7 @@ class Visit:
     ) -> None:
         """Add a row to the audit log, in the transaction of the action itself."""
         application_id = self.application.id if self.application is not None else None
-        writer = AuditWriter(actor or self.actor, self.service.ids)
+        writer = self.audit_writer if actor is None else AuditWriter(actor, self.service.ids)
         writer.add(connection, self.now, action, subject, application_id=application_id, before=before, after=after)
 
 

@@ -13,7 +13,6 @@ import dataclasses
 from sqlalchemy import Connection
 from starlette.responses import Response
 
-from shortener.accounts.audit import AuditWriter
 from shortener.clicks.user_agents import load_expressions
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.messages.phone_numbers import PhoneNumberError, parse_number
@@ -95,7 +94,7 @@ async def erase_data(visit: Visit) -> Response:
     if not await service.cache.invalidate(await service.database.read(_find_codes, application_id, subject)):
         reason = "Nothing was erased because the link cache (Redis) is unavailable."
         raise ApiError(ErrorCode.UNAVAILABLE, reason, retry_after=2)
-    audit = AuditWriter(visit.actor, service.ids)
+    audit = visit.audit_writer
     if subject.phone:
         result = await erase(service.database, application_id, subject.phone, visit.now, audit)
     else:

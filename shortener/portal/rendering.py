@@ -149,6 +149,7 @@ def environment() -> Environment:
         percent=formats.percent,
         change=formats.change,
         duration=formats.duration,
+        sentence=formats.sentence,
         clock=formats.clock,
         iso=formats.iso,
         masked=mask,

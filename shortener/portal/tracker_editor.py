@@ -25,8 +25,7 @@ from shortener.delivery.example_requests import (
     sample_request,
 )
 from shortener.delivery.formats import FORMATS
-from shortener.delivery.tracker_queries import delete_tracker
-from shortener.delivery.trackers import DEFAULT_SECRET_OVERLAP_SECONDS, Tracker, TrackerSaveResult, TrackerTransaction
+from shortener.delivery.trackers import DEFAULT_SECRET_OVERLAP_SECONDS, Tracker, TrackerSaveResult
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.model import EVENT_NAMES
 from shortener.portal.destructive_actions import Question, ask, is_cancelled, is_confirmed
@@ -81,25 +80,13 @@ async def create(visit: Visit) -> Response:
         request = validate(TrackerCreateRequest, _read_form(visit))
         if visit.form.get("action") == "preview":
             return await _page(visit, None, previews=await _preview(visit, request))
-        transaction = await visit.service.trackers.prepare_creation(visit.application_id, request.to_tracker())
-        saved = await visit.service.database.write(perform_once, visit, _save, visit, "tracker_created", transaction)
+        transaction = await visit.service.trackers.prepare_creation(visit.audit_writer, visit.application_id, request.to_tracker())
+        saved = await visit.service.database.write(perform_once, visit, transaction)
     except ApiError as error:
         if error.code not in _ERRORS_OF_THE_FORM:
             raise
         return await _page(visit, None, 422, error=error)
     return await _page(visit, saved.tracker, saved=saved)
-
-
-def _save(connection: Connection, visit: Visit, action: str, transaction: TrackerTransaction) -> TrackerSaveResult:
-    """Save a tracker and add the audit row."""
-    saved = transaction(connection)
-    _audit(connection, visit, action, saved.tracker)
-    return saved
-
-
-def _delete(connection: Connection, visit: Visit, tracker: Tracker) -> None:
-    delete_tracker(connection, tracker.id, visit.application_id)
-    _audit(connection, visit, "tracker_deleted", tracker)
 
 
 async def edit(visit: Visit) -> Response:
@@ -111,7 +98,7 @@ async def change(visit: Visit) -> Response:
     """Change or delete a tracker, replace its secret, or show a preview. The form field `action` contains the name of the
     change."""
     tracker, action = await _find(visit), visit.form.get("action", "")
-    service, database = visit.service, visit.service.database
+    service, database, audit = visit.service, visit.service.database, visit.audit_writer
     if action in _QUESTIONS and is_cancelled(visit):
         return await _page(visit, tracker, keeps_entries="url" in visit.form)
     if action in _QUESTIONS and not is_confirmed(visit):
@@ -122,15 +109,15 @@ async def change(visit: Visit) -> Response:
             request = validate(TrackerCreateRequest, _read_form(visit))
             return await _page(visit, tracker, previews=await _preview(visit, request))
         if action == "delete":
-            await database.write(_delete, visit, tracker)
+            await service.trackers.delete(audit, tracker.id, visit.application_id)
         elif action == "rotate":
-            transaction = await service.trackers.prepare_update(tracker.id, {"rotate_secret": True}, visit.application_id)
-            saved = await database.write(perform_once, visit, _save, visit, "tracker_secret_replaced", transaction)
+            transaction = await service.trackers.prepare_update(audit, tracker.id, {"rotate_secret": True}, visit.application_id)
+            saved = await database.write(perform_once, visit, transaction)
         elif action == "save":
             values = _read_form(visit)
             given = validate(TrackerUpdateRequest, {**dict.fromkeys((*LIMITS, "fields")), **values})
-            transaction = await service.trackers.prepare_update(tracker.id, given.to_changes(), visit.application_id)
-            await database.write(_save, visit, "tracker_changed", transaction)
+            transaction = await service.trackers.prepare_update(audit, tracker.id, given.to_changes(), visit.application_id)
+            await database.write(transaction)
         else:
             raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("action", "must be one of save, preview, rotate, delete")])
     except ApiError as error:
@@ -280,12 +267,6 @@ async def _find(visit: Visit) -> Tracker:
     if not (text.isascii() and text.isdecimal() and len(text) <= 9):
         raise ApiError(ErrorCode.NOT_FOUND)
     return await visit.service.trackers.get(int(text), visit.application_id)
-
-
-def _audit(connection: Connection, visit: Visit, action: str, tracker: Tracker) -> None:
-    """Add an audit row. The URL is left out, because it can contain credentials."""
-    after = {"events": ", ".join(tracker.events), "format": tracker.format, "enabled": tracker.enabled}
-    visit.audit(connection, action, f"tracker {tracker.id} {tracker.name}", after=after)
 
 
 PAGES = [

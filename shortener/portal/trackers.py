@@ -60,6 +60,7 @@ async def send_sample(visit: Visit) -> Response:
     with service.test_slots.take(visit.application_id) as sender:
         sample = await send_test(
             service.database,
+            visit.audit_writer,
             service.trackers,
             sender,
             service.ids,
@@ -68,7 +69,6 @@ async def send_sample(visit: Visit) -> Response:
             allow_http=service.settings.allow_http_targets,
             application_id=visit.application_id,
         )
-    await visit.service.database.write(visit.audit, "test_delivery_sent", f"tracker {found.id}")
     return await _show(visit, sample)
 
 

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import structlog
 
 from shortener.metrics import Metrics
-from shortener.urls import parse_redis_url
+from shortener.redis_urls import parse_redis_url
 
 log = structlog.get_logger(__name__)
 

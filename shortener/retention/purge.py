@@ -35,59 +35,46 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import (
-    BigInteger,
     Column,
-    ColumnElement,
     Connection,
     CursorResult,
-    Integer,
     Select,
     Table,
-    and_,
-    bindparam,
     delete,
-    exists,
     false,
     func,
-    or_,
     select,
-    update,
 )
 
 from shortener.clicks.user_agents import device_class, has_expressions, load_expressions
 from shortener.ids import first_id_at
 from shortener.metrics import Metrics
-from shortener.model import DeliveryStatus, HitFlag
+from shortener.retention.purge_statements import (
+    AUDIT_DELETION,
+    EMPTY_HITS,
+    EVENT_DELETIONS,
+    EVENT_PAGE,
+    HIT_DELETIONS,
+    HIT_PAGE,
+    KEEP_DEVICES,
+    MESSAGE_DELETIONS,
+    MESSAGE_PAGE,
+    REFUSED_DELETION,
+    USER_AGENTS,
+    Deletion,
+)
 from shortener.retention.traffic import Traffic
 from shortener.settings import Settings
 from shortener.storage.database import Database
 from shortener.storage.locks import AdvisoryLock
 from shortener.storage.schema import (
-    attempts,
-    audit_log,
-    conversion_revisions,
-    conversions,
-    deliveries,
-    early_hits,
     events,
-    events_of,
-    first_clicks,
-    hits,
     hits_dead_letter,
     idempotency,
-    is_event_of_message,
-    link_changes,
-    links,
-    messages,
     operator_sessions,
-    other_hits,
-    refused_conversions,
-    send_attempts,
-    sends,
     stored_responses,
-    trackers,
 )
-from shortener.storage.types import Instant, to_ms
+from shortener.storage.types import to_ms
 
 #: The pause after a batch, as a multiple of the duration of the batch. During the pause, the purge does not delay clicks.
 PAUSE_FACTOR = 9
@@ -210,93 +197,6 @@ class Purge:
                 await asyncio.sleep(PAUSE_FACTOR * duration if is_busy else 0)
 
 
-# Build the statements once: to build one takes longer than to run it, and would occupy the writer thread of SQLite.
-
-#: The parameters of a DELETE statement: row ids, and the maximum number of rows to delete.
-_IDS, _LIMIT = bindparam("ids", expanding=True, type_=BigInteger), bindparam("max_rows", type_=Integer)
-
-
-class _Deletion:
-    """A DELETE of at most `max_rows` rows of a table that match a condition on `ids`."""
-
-    def __init__(self, table: Table, condition: ColumnElement[bool]) -> None:
-        self.table = table
-        self.statement = delete(table).where(table.c.id.in_(select(table.c.id).where(condition).limit(_LIMIT)))
-
-
-def _event_deletions(condition: ColumnElement[bool]) -> tuple[_Deletion, ...]:
-    """Return the deletions of attempts, deliveries and events, in this order."""
-    of_events = deliveries.c.event_id.in_(select(events.c.id).where(condition))
-    return (
-        _Deletion(attempts, attempts.c.delivery_id.in_(select(deliveries.c.id).where(of_events))),
-        _Deletion(deliveries, of_events),
-        _Deletion(events, condition),
-    )
-
-
-def _is_pending() -> ColumnElement[bool]:
-    """The condition that a delivery is pending, and not parked because its tracker is disabled."""
-    parked = exists().where(trackers.c.id == deliveries.c.tracker_id, trackers.c.enabled == false())
-    return and_(deliveries.c.status == DeliveryStatus.PENDING.value, ~parked)
-
-
-def _page_of(table: Table, is_kept: ColumnElement[bool]) -> Select[int, bool]:
-    """Return a statement that selects the oldest rows between two ids, each with a flag that states whether it must be kept. Kept
-    rows count towards the limit."""
-    # The subquery limits the work: without it, PostgreSQL evaluates the condition for all rows of the range.
-    in_range = table.c.id > bindparam("after", type_=BigInteger), table.c.id < bindparam("end", type_=BigInteger)
-    ids = select(table.c.id).where(*in_range).order_by(table.c.id).limit(_LIMIT).subquery("page")
-    return select(table.c.id, is_kept).join_from(ids, table, table.c.id == ids.c.id).order_by(table.c.id)
-
-
-_links_of_messages = links.c.message_id.in_(_IDS)
-_MESSAGE_DELETIONS = (
-    *_event_deletions(events_of(_IDS)),
-    _Deletion(
-        conversion_revisions,
-        conversion_revisions.c.conversion_id.in_(select(conversions.c.id).where(conversions.c.message_id.in_(_IDS))),
-    ),
-    _Deletion(conversions, conversions.c.message_id.in_(_IDS)),
-    _Deletion(hits, hits.c.id.in_(select(first_clicks.c.hit_id).where(first_clicks.c.id.in_(_IDS)))),
-    _Deletion(hits, and_(other_hits(), hits.c.link_id.in_(select(links.c.id).where(_links_of_messages)))),
-    _Deletion(link_changes, link_changes.c.link_id.in_(select(links.c.id).where(_links_of_messages))),
-    _Deletion(links, _links_of_messages),
-    _Deletion(first_clicks, first_clicks.c.id.in_(_IDS)),
-    _Deletion(early_hits, early_hits.c.id.in_(_IDS)),
-    _Deletion(send_attempts, send_attempts.c.send_id.in_(_IDS)),
-    _Deletion(sends, sends.c.id.in_(_IDS)),
-    _Deletion(messages, messages.c.id.in_(_IDS)),
-)
-_EVENT_DELETIONS = _event_deletions(events.c.id.in_(_IDS))
-_END = bindparam("end", type_=BigInteger)
-_REFUSED_DELETION = _Deletion(refused_conversions, refused_conversions.c.id < _END)
-_AUDIT_DELETION = _Deletion(audit_log, audit_log.c.id < _END)
-_HIT_DELETIONS = (_Deletion(hits, hits.c.id.in_(_IDS)),)
-
-_event_conditions = is_event_of_message()
-_MESSAGE_PAGE = _page_of(
-    messages,
-    or_(
-        exists().where(
-            links.c.message_id == messages.c.id, links.c.expires_at > bindparam("now", type_=Instant), links.c.disabled_at.is_(None)
-        ),
-        *(exists().where(one, events.c.fanned_out == false()) for one in _event_conditions),
-        *(exists().where(one, deliveries.c.event_id == events.c.id, _is_pending()) for one in _event_conditions),
-    ),
-)
-_unfinished = or_(_is_pending(), deliveries.c.finished_at >= bindparam("since", type_=Instant))
-_EVENT_PAGE = _page_of(
-    events, or_(events.c.fanned_out == false(), exists().where(deliveries.c.event_id == events.c.id, _unfinished))
-)
-_is_first = hits.c.flags.bitwise_and(int(HitFlag.FIRST_FOR_LINK | HitFlag.FIRST_FOR_MESSAGE)) != 0
-_HIT_PAGE = _page_of(hits, _is_first)
-_USER_AGENTS = select(hits.c.id, hits.c.user_agent).where(hits.c.id.in_(_IDS), hits.c.user_agent != "").order_by(hits.c.id)
-_KEEP_DEVICES = update(hits).where(hits.c.id == bindparam("row")).values(device_class=bindparam("kept"))
-_EMPTY_HITS = (
-    update(hits).where(hits.c.id.in_(_IDS), or_(hits.c.address != "", hits.c.user_agent != "")).values(address="", user_agent="")
-)
-
-
 class _ExpressionsMissing(Exception):
     """Raised to roll back a batch that must parse user agents, if `load_expressions` was not called yet. Most processes of an
     installation never remove the address and the user agent from a hit, and the expressions take 12 MB of memory."""
@@ -321,7 +221,7 @@ class _PurgeBatch:
         values = {"after": after, "end": _first_id(self.now, days), "max_rows": max(self.remaining // rows_each, 1), **parameters}
         return [(row[0], row[1]) for row in self.connection.execute(page, values)]
 
-    def delete(self, ids: list[int], deletions: Sequence[_Deletion]) -> bool:
+    def delete(self, ids: list[int], deletions: Sequence[Deletion]) -> bool:
         """Run the deletions until the batch is full. Return True if the batch is not full: then all deletions are complete."""
         for deletion in deletions:
             if self.remaining:
@@ -337,7 +237,7 @@ class _PurgeBatch:
         self.count(table, self.connection.execute(delete(table).where(older if last is None else at <= last)))
         return last is None
 
-    def delete_before(self, deletion: _Deletion, retention: timedelta) -> bool:
+    def delete_before(self, deletion: Deletion, retention: timedelta) -> bool:
         """Delete rows that, by the time in their ids, are older than `retention`. Return whether more such rows may exist."""
         end = first_id_at(to_ms(self.now - retention))
         result = self.connection.execute(deletion.statement, {"end": end, "max_rows": self.remaining})
@@ -348,13 +248,13 @@ class _PurgeBatch:
         """Remove the IP address and the user agent from these hits, and keep the device class of each user agent.
 
         Raise _ExpressionsMissing if the expressions that parse user agents are not loaded."""
-        agents = self.connection.execute(_USER_AGENTS, {"ids": ids}).all()
+        agents = self.connection.execute(USER_AGENTS, {"ids": ids}).all()
         if agents and not has_expressions():
             raise _ExpressionsMissing
         if agents:
             kept = [{"row": row.id, "kept": device_class(row.user_agent)} for row in agents]
-            self.connection.execute(_KEEP_DEVICES, kept)
-        rows = self.connection.execute(_EMPTY_HITS, {"ids": ids}).rowcount
+            self.connection.execute(KEEP_DEVICES, kept)
+        rows = self.connection.execute(EMPTY_HITS, {"ids": ids}).rowcount
         self.purged.emptied_hits += rows
         self.remaining -= rows
 
@@ -395,11 +295,11 @@ def _delete_dead_letters(batch: _PurgeBatch, after: int) -> tuple[int, bool]:
 
 
 def _delete_refused(batch: _PurgeBatch, after: int) -> tuple[int, bool]:
-    return after, batch.delete_before(_REFUSED_DELETION, REFUSED_RETENTION)
+    return after, batch.delete_before(REFUSED_DELETION, REFUSED_RETENTION)
 
 
 def _delete_audit(batch: _PurgeBatch, after: int) -> tuple[int, bool]:
-    return after, batch.delete_before(_AUDIT_DELETION, AUDIT_RETENTION)
+    return after, batch.delete_before(AUDIT_DELETION, AUDIT_RETENTION)
 
 
 def _delete_sessions(batch: _PurgeBatch, after: int) -> tuple[int, bool]:
@@ -411,11 +311,11 @@ def _delete_hits(batch: _PurgeBatch, after: int) -> tuple[int, bool]:
     pending: int | None = batch.connection.execute(select(func.min(events.c.id)).where(events.c.fanned_out == false())).scalar()
     if pending is not None and pending < _first_id(batch.now, days):
         return after, False  # The fan-out has not processed the events of these hits yet, so the hits must stay.
-    rows = batch.page(_HIT_PAGE, after, days)
+    rows = batch.page(HIT_PAGE, after, days)
     if not rows:
         return after, False
     if deletable := [row for row, is_first in rows if not is_first]:
-        batch.delete(deletable, _HIT_DELETIONS)
+        batch.delete(deletable, HIT_DELETIONS)
     if first_hits := [row for row, is_first in rows if is_first]:
         batch.empty_hits(first_hits)
     return rows[-1][0], True
@@ -423,16 +323,16 @@ def _delete_hits(batch: _PurgeBatch, after: int) -> tuple[int, bool]:
 
 def _delete_events(batch: _PurgeBatch, after: int) -> tuple[int, bool]:
     days = batch.settings.event_retention_days
-    page = batch.page(_EVENT_PAGE, after, days, _TYPICAL_ROWS_PER_EVENT, since=batch.now - timedelta(days=days))
-    return _delete_page(batch, page, after, _EVENT_DELETIONS)
+    page = batch.page(EVENT_PAGE, after, days, _TYPICAL_ROWS_PER_EVENT, since=batch.now - timedelta(days=days))
+    return _delete_page(batch, page, after, EVENT_DELETIONS)
 
 
 def _delete_messages(batch: _PurgeBatch, after: int) -> tuple[int, bool]:
-    page = batch.page(_MESSAGE_PAGE, after, batch.settings.message_retention_days, _TYPICAL_ROWS_PER_MESSAGE, now=batch.now)
-    return _delete_page(batch, page, after, _MESSAGE_DELETIONS)
+    page = batch.page(MESSAGE_PAGE, after, batch.settings.message_retention_days, _TYPICAL_ROWS_PER_MESSAGE, now=batch.now)
+    return _delete_page(batch, page, after, MESSAGE_DELETIONS)
 
 
-def _delete_page(batch: _PurgeBatch, page: list[tuple[int, bool]], after: int, deletions: Sequence[_Deletion]) -> tuple[int, bool]:
+def _delete_page(batch: _PurgeBatch, page: list[tuple[int, bool]], after: int, deletions: Sequence[Deletion]) -> tuple[int, bool]:
     if not page:
         return after, False
     ids = [row for row, is_kept in page if not is_kept]

@@ -13,7 +13,9 @@ from typing import Any, Literal
 from pydantic import Field
 from sqlalchemy import Connection
 
-from shortener.accounts.administration import lock_application, update_application
+from shortener.accounts.administration import lock_application
+from shortener.accounts.audit import AuditWriter
+from shortener.accounts.audited_accounts import update_application
 from shortener.accounts.own_hosts import OwnHosts
 from shortener.accounts.settings import ApplicationSettings, fallback_problems
 from shortener.delivery.conversion_url import read_conversion_url, write_conversion_url
@@ -123,7 +125,7 @@ async def show(call: Call[None, None]) -> Mapping[str, Any]:
 async def rotate_callback_secret(call: Call[None, CallbackSecretRequest | None]) -> CallbackSecretResponse:
     """Create a new callback secret and return it once."""
     overlap = timedelta(seconds=(call.body or CallbackSecretRequest(overlap=DEFAULT_SECRET_OVERLAP_SECONDS)).overlap)
-    secret, until = await call.service.trackers.rotate_callback_secret(call.application_id, overlap)
+    secret, until = await call.service.trackers.rotate_callback_secret(call.audit, call.application_id, overlap)
     return CallbackSecretResponse(callback_secret=secret, previous_valid_until=to_iso(until))
 
 
@@ -140,13 +142,14 @@ async def update(call: Call[None, ApplicationUpdateRequest]) -> Mapping[str, Any
         conversion["fields"] = changes.conversion_fields
     gateway = {"name": changes.gateway} if "gateway" in changes.model_fields_set else {}
     own_hosts = OwnHosts.of(service.settings)
-    await service.database.write(_write, call.application_id, settings, conversion, gateway, service.clock(), own_hosts)
+    await service.database.write(_write, call.audit, call.application_id, settings, conversion, gateway, service.clock(), own_hosts)
     await service.directory.refresh()
     return await show(Call(service, call.request, call.path, None, None, call.principal))
 
 
 def _write(
     connection: Connection,
+    audit: AuditWriter,
     application_id: int,
     settings: dict[str, Any],
     conversion: dict[str, Any],
@@ -157,16 +160,16 @@ def _write(
     """Store the settings of the request. Lock the application, so that concurrent requests keep each other's changes."""
     lock_application(connection, application_id)
     if settings:
-        update_application(connection, application_id, settings, now, own_hosts=own_hosts)
+        update_application(connection, audit, application_id, settings, now, own_hosts=own_hosts)
     if gateway:
-        select_gateway(connection, application_id, gateway["name"], is_operator=False)
+        select_gateway(connection, audit, application_id, gateway["name"], now, is_operator=False)
     if conversion:
         url, fields = read_conversion_url(connection, application_id)
         url, fields = conversion.get("url", url), conversion.get("fields", fields)
         if url is None and conversion.get("fields") is not None:
             reason = "requires a conversion_url"
             raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("conversion_fields", reason)])
-        write_conversion_url(connection, application_id, url, fields, now)
+        write_conversion_url(connection, audit, application_id, url, fields, now)
 
 
 ENDPOINTS = [

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from shortener.accounts.administration import block_host, list_blocked_hosts, unblock_host
+from shortener.accounts.administration import list_blocked_hosts
+from shortener.accounts.audited_accounts import block_host, unblock_host
 from shortener.errors import ErrorCode
 from shortener.storage.types import to_iso
 from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel
@@ -55,7 +56,7 @@ async def index(call: Call[None, None]) -> dict[str, Any]:
 async def block(call: Call[None, BlockHostRequest]) -> BlockedHostResponse:
     """Block a destination host for the links of the application."""
     service = call.service
-    host = await service.database.write(block_host, call.application_id, call.body.host, service.clock())
+    host = await service.database.write(block_host, call.audit, call.application_id, call.body.host, service.clock())
     await service.directory.refresh()
     return BlockedHostResponse(host=host)
 
@@ -63,7 +64,7 @@ async def block(call: Call[None, BlockHostRequest]) -> BlockedHostResponse:
 async def unblock(call: Call[None, None]) -> BlockedHostResponse:
     """Unblock a destination host for the links of the application."""
     service = call.service
-    host = await service.database.write(unblock_host, call.application_id, call.path["host"])
+    host = await service.database.write(unblock_host, call.audit, call.application_id, call.path["host"], service.clock())
     await service.directory.refresh()
     return BlockedHostResponse(host=host)
 

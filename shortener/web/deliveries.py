@@ -159,7 +159,7 @@ async def show(call: Call[None, None]) -> dict[str, Any]:
 async def replay(call: Call[None, None]) -> dict[str, Any]:
     """Make a dead or delivered delivery pending again, with all its attempts."""
     service = call.service
-    delivery = await service.deliveries.replay(_delivery_id(call), service.clock(), call.application_id)
+    delivery = await service.deliveries.replay(call.audit, _delivery_id(call), service.clock(), call.application_id)
     service.dispatcher.wake_up.notify()
     return {"status": True, "delivery": delivery_fields(delivery)}
 
@@ -169,7 +169,7 @@ async def replay_list(call: Call[None, ReplayListRequest]) -> dict[str, Any]:
     service, names = call.service, list(dict.fromkeys(call.body.delivery_ids))
     decoded = {name: DELIVERY_IDS.decode(name) for name in names}
     ids = list({delivery_id for delivery_id in decoded.values() if delivery_id is not None})
-    errors = await service.deliveries.replay_listed(ids, service.clock(), call.application_id)
+    errors = await service.deliveries.replay_listed(call.audit, ids, service.clock(), call.application_id)
     service.dispatcher.wake_up.notify()
     unknown = ApiError(ErrorCode.NOT_FOUND, "There is no delivery with this id.")
     results = []
@@ -186,7 +186,7 @@ async def replay_dead(call: Call[None, ReplayRequest | None]) -> ReplayDeadRespo
     service = call.service
     tracker = await service.trackers.get(call.path["tracker_id"], call.application_id)
     filters = _filter(call.application_id, tracker.id, call.body, None)
-    replayed, last_id = await service.deliveries.replay_dead(filters, service.clock())
+    replayed, last_id = await service.deliveries.replay_dead(call.audit, filters, service.clock())
     service.dispatcher.wake_up.notify()
     return ReplayDeadResponse(replayed=replayed, more=last_id is not None)
 

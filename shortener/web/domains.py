@@ -7,11 +7,12 @@ from typing import Annotated, Any, Literal
 import orjson
 from pydantic import AliasChoices, BeforeValidator, Field
 
-from shortener.accounts.administration import add_domain, remove_domain, serialize_domain, update_domain
+from shortener.accounts.administration import serialize_domain
+from shortener.accounts.audited_accounts import add_domain, remove_domain, update_domain
 from shortener.accounts.own_hosts import OwnHosts
 from shortener.delivery.dns_warnings import new_domain_warnings
 from shortener.errors import ApiError, ErrorCode
-from shortener.urls import host_of_domain
+from shortener.urls import canonical_host
 from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel
 from shortener.web.fields import Text
 
@@ -113,15 +114,15 @@ async def add(call: Call[None, DomainRequest]) -> dict[str, Any]:
     """Add a domain to the application."""
     service, request = call.service, call.body
     url = request.domain if "://" in request.domain else f"https://{request.domain}"
-    changes = _changes(request)
+    changes, own_hosts = _changes(request), OwnHosts.of(service.settings)
 
-    def write(connection: Any) -> None:
-        add_domain(connection, call.application_id, url, service.clock())
+    def write(connection: Any) -> str:
+        host = add_domain(connection, call.audit, call.application_id, url, service.clock(), own_hosts=own_hosts)
         if changes:
-            update_domain(connection, host_of_domain(url), changes, service.clock(), own_hosts=OwnHosts.of(service.settings))
+            update_domain(connection, call.audit, host, changes, service.clock(), own_hosts=own_hosts)
+        return host
 
-    await service.database.write(write)
-    shown = await _shown(call, host_of_domain(url))
+    shown = await _shown(call, await service.database.write(write))
     known = shown["domain"]["warnings"]
     shown["domain"]["warnings"] = list(dict.fromkeys([*await new_domain_warnings(url), *known]))
     return shown
@@ -129,15 +130,16 @@ async def add(call: Call[None, DomainRequest]) -> dict[str, Any]:
 
 async def show(call: Call[None, None]) -> dict[str, Any]:
     """Return one domain of the application."""
-    return await _shown(call, call.path["domain"].lower())
+    return await _shown(call, canonical_host(call.path["domain"]))
 
 
 async def update(call: Call[None, DomainUpdateRequest]) -> dict[str, Any]:
     """Change a domain of the application."""
-    service, host = call.service, call.path["domain"].lower()
-    await service.database.write(
+    service = call.service
+    host = await service.database.write(
         update_domain,
-        host,
+        call.audit,
+        call.path["domain"],
         _changes(call.body),
         service.clock(),
         own_hosts=OwnHosts.of(service.settings),
@@ -148,9 +150,9 @@ async def update(call: Call[None, DomainUpdateRequest]) -> dict[str, Any]:
 
 async def remove(call: Call[None, None]) -> dict[str, Any]:
     """Remove a domain of the application."""
-    service, host = call.service, call.path["domain"].lower()
+    service, host = call.service, canonical_host(call.path["domain"])
     shown = await _shown(call, host)
-    await service.database.write(remove_domain, host, service.clock(), application_id=call.application_id)
+    await service.database.write(remove_domain, call.audit, host, service.clock(), application_id=call.application_id)
     await service.directory.refresh()
     shown["domain"] |= {"default": False, "new_links": False}
     return shown

@@ -171,7 +171,7 @@ async def create(call: Call[None, GatewayCreateRequest]) -> Mapping[str, Any]:
         max_per_second=body.max_per_second,
         schedule=body.schedule,
     )
-    created = await service.gateways.create(call.application_id, new)
+    created = await service.gateways.create(call.audit, call.application_id, new)
     await service.directory.refresh()
     return {"status": True, **gateway_fields(service.settings, created, service.clock())}
 
@@ -190,14 +190,14 @@ async def update(call: Call[None, GatewayUpdateRequest]) -> Mapping[str, Any]:
     for name in ("name", "enabled", "on_doubt", "settings"):
         if name in changes and changes[name] is None:
             del changes[name]
-    changed = await service.gateways.update(call.path["gateway_id"], cast(GatewayChanges, changes), call.application_id)
+    changed = await service.gateways.update(call.audit, call.path["gateway_id"], cast(GatewayChanges, changes), call.application_id)
     await service.directory.refresh()
     return {"status": True, **gateway_fields(service.settings, changed, service.clock())}
 
 
 async def remove(call: Call[None, None]) -> DeletedResponse:
     """Remove a gateway of the application."""
-    await call.service.gateways.remove(call.path["gateway_id"], call.application_id)
+    await call.service.gateways.remove(call.audit, call.path["gateway_id"], call.application_id)
     await call.service.directory.refresh()
     return DeletedResponse()
 
@@ -214,7 +214,9 @@ async def test(call: Call[None, GatewayTestRequest]) -> Mapping[str, Any]:
         raise ApiError(ErrorCode.OPTED_OUT, details=[Detail("to", "has refused further messages of this application")])
     context, timeout = service.gateway_connections.context, gateway.timeout or service.settings.gateway_timeout
     with service.test_slots.take(call.application_id):
-        sending = send_test_message(gateway, context, service.ids, phone, body.sender_id, body.text, timeout)
+        sending = send_test_message(
+            service.database, call.audit, gateway, context, service.ids, phone, body.sender_id, body.text, timeout
+        )
         result = await until_disconnected(call.request, sending)
     return {"status": True, **test_fields(result)}
 

@@ -15,8 +15,10 @@ from typing import Any, Literal
 from pydantic import AliasChoices, ConfigDict, Field
 from sqlalchemy import Connection
 
+from shortener.accounts.audit import AuditWriter
 from shortener.errors import ApiError, Detail, ErrorCode
-from shortener.messages.opt_outs import add_opt_out, find_opt_out, list_opt_outs, remove_opt_out
+from shortener.messages.audited_billing import add_opt_out, remove_opt_out
+from shortener.messages.opt_outs import find_opt_out, list_opt_outs
 from shortener.messages.phone_numbers import PhoneNumberError, parse_number
 from shortener.storage.types import to_iso
 from shortener.web.endpoint import Call, DeletedResponse, Endpoint, RequestModel, ResponseModel
@@ -128,9 +130,9 @@ async def inbound(call: Call[None, InboundMessage]) -> Mapping[str, Any]:
     }
 
 
-def _add(connection: Connection, application_id: int, phone: str, now: datetime) -> dict[str, Any]:
+def _add(connection: Connection, audit: AuditWriter, application_id: int, phone: str, now: datetime) -> dict[str, Any]:
     """Add a number to the opt-out list, and return its entry. If the number is on the list already, return that entry."""
-    add_opt_out(connection, application_id, phone, now, "api")
+    add_opt_out(connection, audit, application_id, phone, now, "api")
     return find_opt_out(connection, application_id, phone)
 
 
@@ -148,14 +150,15 @@ async def index(call: Call[OptOutsQuery, None]) -> Mapping[str, Any]:
 async def add(call: Call[None, OptOutRequest]) -> Mapping[str, Any]:
     """Add a number to the opt-out list."""
     phone, now = _number("phone", call.body.phone), call.service.clock()
-    row = await call.service.database.write(_add, call.application_id, phone, now)
+    row = await call.service.database.write(_add, call.audit, call.application_id, phone, now)
     return {"status": True, "phone": phone, "at": to_iso(row["at"]), "source": row["source"]}
 
 
 async def remove(call: Call[None, None]) -> DeletedResponse:
     """Remove a number from the opt-out list."""
     phone = _number("number", call.path["number"])
-    if not await call.service.database.write(remove_opt_out, call.application_id, phone):
+    service = call.service
+    if not await service.database.write(remove_opt_out, call.audit, call.application_id, phone, service.clock()):
         raise ApiError(ErrorCode.NOT_FOUND, f"{phone} is not on the opt-out list.")
     return DeletedResponse()
 

@@ -88,7 +88,7 @@ async def update_many(call: Call[None, LinksUpdateRequest]) -> dict[str, Any]:
             call.application_id,
             selection,
             changes,
-            actor=call.audit.actor.name,
+            actor=call.audit.actor,
             new_id=service.ids,
             clock=service.clock,
         )
@@ -113,7 +113,7 @@ async def show_update(call: Call[None, None]) -> dict[str, Any]:
 async def stop(call: Call[None, None]) -> dict[str, Any]:
     """Stop one update of links."""
     service = call.service
-    actor = call.audit.actor.name
+    actor = call.audit.actor
     return _update(
         await service.database.write(
             lambda connection: stop_update(

@@ -8,7 +8,7 @@ credential or an invalid body. Only the redirect is described by hand (openapi_t
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, models_json_schema
 
 from shortener import __version__
-from shortener.errors import MAX_DETAILS, ErrorCode
+from shortener.errors import MAX_DETAILS, ApiError, Detail, ErrorCode
 from shortener.web.endpoint import Caller, Endpoint
 from shortener.web.examples import example_of, example_of_parameter
 from shortener.web.field_texts import complete
@@ -245,12 +245,23 @@ def _responses(endpoint: Endpoint, schemas: _Schemas, has_path_parameters: bool)
     for status, model in endpoint.other_responses.items():
         responses[status] = _response(endpoint, model, schemas)
     by_status: dict[int, list[ErrorCode]] = {}
+    raised = {*endpoint.errors, *_implied(endpoint, has_path_parameters)}
+    returned = _translated(endpoint, raised)
     for code in ErrorCode:
-        if code in endpoint.errors or code in _implied(endpoint, has_path_parameters):
+        if code in returned:
             by_status.setdefault(code.http_status, []).append(code)
     for status, codes in by_status.items():
         responses[status] = _error(status, codes)
     return {str(status): responses[status] for status in sorted(responses)}
+
+
+def _translated(endpoint: Endpoint, codes: Iterable[ErrorCode]) -> Collection[ErrorCode]:
+    """Return the error codes that the caller of an endpoint receives if the endpoint raises `codes`."""
+    translate = endpoint.translate_error
+    if translate is None:
+        return set(codes)
+    errors = (ApiError(code, details=details) for code in codes for details in ([], [Detail("another_field", "is wrong")]))
+    return {translate(error).code for error in errors}
 
 
 def _implied(endpoint: Endpoint, has_path_parameters: bool) -> Iterator[ErrorCode]:

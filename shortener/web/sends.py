@@ -74,7 +74,9 @@ async def index(call: Call[SendsQuery, None]) -> Mapping[str, Any]:
 async def resend(call: Call[None, None]) -> Mapping[str, Any]:
     """Hand a held message on to its gateway again."""
     service = call.service
-    row_id = await service.database.write(decisions.resend, call.application_id, call.path["message_id"], service.clock())
+    row_id = await service.database.write(
+        decisions.resend, call.audit, call.application_id, call.path["message_id"], service.clock()
+    )
     service.gateway_dispatcher.wake_up.notify()
     return await _decided(call, row_id)
 
@@ -82,7 +84,9 @@ async def resend(call: Call[None, None]) -> Mapping[str, Any]:
 async def discard(call: Call[None, None]) -> Mapping[str, Any]:
     """Give up a held message."""
     service, writer, message_id = call.service, call.service.gateway_dispatcher.writer, call.path["message_id"]
-    row_id, events = await service.database.write(decisions.discard, writer, call.application_id, message_id, service.clock())
+    row_id, events = await service.database.write(
+        decisions.discard, call.audit, writer, call.application_id, message_id, service.clock()
+    )
     writer.published(events)
     return await _decided(call, row_id)
 

@@ -148,7 +148,7 @@ async def index(call: Call[None, None]) -> dict[str, Any]:
 
 async def create(call: Call[None, TrackerCreateRequest]) -> dict[str, Any]:
     """Create a tracker of the application."""
-    return _saved(call, await call.service.trackers.create(call.application_id, call.body.to_tracker()))
+    return _saved(call, await call.service.trackers.create(call.audit, call.application_id, call.body.to_tracker()))
 
 
 async def show(call: Call[None, None]) -> dict[str, Any]:
@@ -162,7 +162,7 @@ async def show(call: Call[None, None]) -> dict[str, Any]:
 
 async def update(call: Call[None, TrackerUpdateRequest]) -> dict[str, Any]:
     """Change a tracker of the application."""
-    saved = await call.service.trackers.update(call.path["tracker_id"], call.body.to_changes(), call.application_id)
+    saved = await call.service.trackers.update(call.audit, call.path["tracker_id"], call.body.to_changes(), call.application_id)
     call.service.dispatcher.wake_up.notify()  # if the tracker was enabled, its parked deliveries may be due now
     return _saved(call, saved)
 
@@ -175,7 +175,7 @@ def _saved(call: Call[None, Any], saved: TrackerSaveResult) -> dict[str, Any]:
 
 async def remove(call: Call[None, None]) -> DeletedResponse:
     """Delete a tracker of the application."""
-    await call.service.trackers.delete(call.path["tracker_id"], call.application_id)
+    await call.service.trackers.delete(call.audit, call.path["tracker_id"], call.application_id)
     call.service.dispatcher.wake_up.notify()
     return DeletedResponse()
 
@@ -188,6 +188,7 @@ async def test(call: Call[None, TrackerTestRequest | None]) -> dict[str, Any]:
             call.request,
             send_test(
                 service.database,
+                call.audit,
                 service.trackers,
                 sender,
                 service.ids,

@@ -25,6 +25,7 @@ from shortener.errors import ApiError, ErrorCode
 from shortener.storage import schema
 from tests.conftest import NOON
 from tests.delivery.conftest import changes
+from tests.factory import AUDIT
 
 
 def chosen(**settings: Any) -> ApplicationSettings:
@@ -122,7 +123,7 @@ async def test_hit_policies_contain_the_applications_with_a_tracker_that_receive
     other = Directory(service.database)
     await other.refresh()
     tracker = (
-        await service.trackers.create(1, NewTracker(url="https://t.example/", events=["click"], with_suspected=True))
+        await service.trackers.create(AUDIT, 1, NewTracker(url="https://t.example/", events=["click"], with_suspected=True))
     ).tracker
     assert await other.refresh()
     assert other.hit_policies.with_suspected == {1}
@@ -134,10 +135,10 @@ async def test_hit_policies_contain_the_applications_with_a_tracker_that_receive
         # A disabled tracker receives suspected hits after it is enabled again, so the policies still contain its application.
         ({"enabled": False}, {1}),
     ):
-        await service.trackers.update(tracker.id, changes(**changed))
+        await service.trackers.update(AUDIT, tracker.id, changes(**changed))
         await other.refresh()
         assert other.hit_policies.with_suspected == expected, changed
-    await service.trackers.delete(tracker.id)
+    await service.trackers.delete(AUDIT, tracker.id)
     await other.refresh()
     assert other.hit_policies.with_suspected == frozenset()
 
@@ -177,8 +178,8 @@ def test_a_blocked_host_blocks_only_itself_and_a_blocked_wildcard_blocks_subdoma
 async def test_a_blocked_host_is_stored_in_the_normalized_form_of_a_destination_host(
     service: Service, host: str, normalized: str
 ) -> None:
-    for _ in range(2):
-        assert await service.database.write(block_host, 1, host, NOON) == normalized
+    for is_new in (True, False):
+        assert await service.database.write(block_host, 1, host, NOON) == (normalized, is_new)
     (row,) = await service.database.read(list_blocked_hosts, 1)
     assert row == {"application_id": 1, "host": normalized, "created_at": NOON}
     assert await service.database.write(unblock_host, 1, host) == normalized

@@ -7,6 +7,7 @@ import csv
 import io
 import os
 import pty
+import pwd
 import re
 import sqlite3
 import subprocess
@@ -22,6 +23,9 @@ from tests.cli.shell import InProcessShell, Shell, create_installation
 from tests.servers import PATIENCE
 
 pytestmark = pytest.mark.acceptance
+
+#: The command line as the audit log names it.
+ACTOR = f"command line ({pwd.getpwuid(os.getuid()).pw_name})"
 
 
 @pytest.fixture
@@ -100,9 +104,9 @@ def test_commands_create_and_revoke_api_keys_and_rotate_tracker_tokens(shell: Sh
     with contextlib.closing(sqlite3.connect(shell.folder / "shortener.db")) as connection:
         rows = connection.execute("SELECT operator, action, object, application_id FROM audit_log ORDER BY id").fetchall()
     hints = [one["hint"] for one in shell.json("keys", "list", number)]
-    assert {row[0] for row in rows} == {"command line"}
+    assert {row[0] for row in rows} == {ACTOR}
     assert [row[1:] for row in rows] == [
-        ("application_created", "Brand", None),
+        ("application_created", "Brand", int(number)),
         ("api_key_created", "reader", int(number)),
         ("api_key_revoked", "reader", int(number)),
         ("api_key_changed", "default", int(number)),
@@ -142,7 +146,7 @@ def test_commands_work_while_a_server_is_running(server: Server) -> None:
     assert (erased["messages"], erased["links"]) == (1, 1)
     with contextlib.closing(sqlite3.connect(server.folder / "data" / "shortener.db")) as connection:
         audited = connection.execute("SELECT operator, object FROM audit_log WHERE action = 'data_erased'").fetchall()
-    assert audited == [("command line", "messages to a number")]
+    assert audited == [(ACTOR, "messages to a number")]
     with server.client() as client:
         assert client.get(f"/{link['code']}").status_code == 410
         number = str(server.first["application_id"])

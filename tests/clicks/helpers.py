@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import Connection, select, text
 
 from shortener.accounts.administration import update_application
+from shortener.accounts.audit import Actor
 from shortener.clicks import user_agents
 from shortener.clicks.link_changes import find_changeable, parse_changes, refresh_cache, write_changes
 from shortener.clicks.recorder import Recorder
@@ -153,7 +154,7 @@ async def change_link(service: Service, code: str, requested: dict[str, Any]) ->
 
     def write(connection: Connection) -> None:
         rows = [find_changeable(connection, code)]
-        write_changes(connection, rows, changes, actor="test", now=service.clock(), new_id=service.ids)
+        write_changes(connection, rows, changes, actor=Actor(name="test"), now=service.clock(), new_id=service.ids)
 
     await service.cache.invalidate([code])
     await service.database.write(write)

@@ -34,6 +34,7 @@ from tests.clicks.helpers import create_codes as send
 from tests.clicks.helpers import fetch_rows as rows
 from tests.clicks.helpers import make_hit as hit
 from tests.conftest import Clock
+from tests.factory import AUDIT
 from tests.rows import messages_now
 
 
@@ -96,7 +97,7 @@ async def test_a_batch_of_hits_is_counted_by_metric_and_time_slot_and_the_fan_ou
     pending = await service.database.read(fanout_queries.pending_ids, 1)
     await service.database.write(lambda connection: fanout_queries.quarantine(connection, pending[0]))
     await check(service, clock)
-    assert await requeue_events(service.database) == 1
+    assert await requeue_events(service.database, AUDIT, clock()) == 1
     await service.fanout.flush()
     assert await counted(service) == {(0, bucket): 3, (1, f"ttc:{time_to_click_bucket(60 + 15 * 60)}"): 1}
     await check(service, clock)

@@ -31,6 +31,7 @@ from tests.clicks.helpers import fetch_rows as rows
 from tests.clicks.helpers import make_hit as hit
 from tests.clicks.helpers import unreliable_recorder as unwilling
 from tests.conftest import Clock, MakeService, client_of
+from tests.factory import AUDIT
 from tests.rows import messages_now
 
 
@@ -295,14 +296,14 @@ async def test_suspected_hits_create_click_events_if_a_tracker_has_the_option_wi
     (code,) = await send(service)
     await service.recorder.record(hit(service, code, Verdict.SUSPECTED))
     tracker = (
-        await service.trackers.create(1, NewTracker(url="https://t.example/", events=["click"], with_suspected=True))
+        await service.trackers.create(AUDIT, 1, NewTracker(url="https://t.example/", events=["click"], with_suspected=True))
     ).tracker
     await service.directory.refresh()
     await service.recorder.record(hit(service, code, Verdict.SUSPECTED))
     await service.recorder.record(hit(service, code, Verdict.IGNORED))
     assert [event.topics for event in await rows(service, schema.events)] == [Topic.CLICK | Topic.SUSPECTED]
     assert (await rows(service, messages_now))[0].state == 0
-    await service.trackers.delete(tracker.id)
+    await service.trackers.delete(AUDIT, tracker.id)
     await service.directory.refresh()
     await service.recorder.record(hit(service, code, Verdict.SUSPECTED))
     assert len(await rows(service, schema.events)) == 1

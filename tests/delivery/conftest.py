@@ -19,7 +19,7 @@ from shortener.outbox import events
 from shortener.outbox.events import Event
 from shortener.storage import schema
 from tests.delivery.sending import NOW
-from tests.factory import Message, add_hit, add_message
+from tests.factory import AUDIT, Message, add_hit, add_message
 
 #: A function that creates a tracker of the default application and returns the id of the tracker.
 MakeTracker = Callable[..., Awaitable[int]]
@@ -30,7 +30,7 @@ def make_tracker(service: Service) -> MakeTracker:
     async def make(url: str, *topics: str, **more: Any) -> int:
         values: dict[str, Any] = {"format": "json", "signed": False, **more}
         new = NewTracker(url=url, events=topics or ("click",), **values)
-        return (await service.trackers.create(1, new)).tracker.id
+        return (await service.trackers.create(AUDIT, 1, new)).tracker.id
 
     return make
 

@@ -34,7 +34,7 @@ from tests.delivery.dispatching import (
     other_dispatcher,
     tracker_row,
 )
-from tests.factory import rows
+from tests.factory import AUDIT, rows
 from tests.receiver import Receiver, Reply
 
 
@@ -158,7 +158,7 @@ async def test_the_next_delivery_attempt_waits_until_the_time_in_the_retry_after
         await deliver(service)
         wait = ((await deliveries(service))[-1].next_at - NOON).total_seconds()
         assert seconds <= wait <= seconds * 1.1, retry_after
-        await service.trackers.delete(tracker)
+        await service.trackers.delete(AUDIT, tracker)
 
 
 async def test_a_tracker_can_require_a_status_and_a_text_in_the_response_body_for_success(
@@ -224,14 +224,14 @@ async def test_requests_are_signed_with_both_secrets_during_a_rotation_and_only_
         return found
 
     assert await verified_by() == [True, False]
-    await service.trackers.update(tracker, changes(secret=new, secret_overlap=3600))
+    await service.trackers.update(AUDIT, tracker, changes(secret=new, secret_overlap=3600))
     assert await verified_by() == [True, True]
     clock.forward(seconds=100)
     assert len(receiver.requests[-1].headers["webhook-signature"].split()) == 2
     await service.database.write(
         lambda connection: connection.execute(update(schema.trackers).values(previous_secret_until=clock() - timedelta(seconds=1)))
     )
-    await service.trackers.update(tracker, changes(name="changed"))
+    await service.trackers.update(AUDIT, tracker, changes(name="changed"))
     assert await verified_by() == [False, True]
 
 
@@ -315,7 +315,7 @@ async def test_the_replay_of_a_delivery_restarts_the_time_limit_for_local_failur
     aged = update(schema.deliveries).values(created_at=old, held_since=old)
     await service.database.write(lambda connection: connection.execute(aged))
     row = await delivery(service)
-    await service.deliveries.replay(row.id, clock())
+    await service.deliveries.replay(AUDIT, row.id, clock())
     row = await delivery(service)
     assert (row.held_since, row.restarted_at) == (None, clock())
     receiver.replies = [429]
@@ -382,7 +382,7 @@ async def test_no_request_reaches_a_stored_tracker_whose_address_is_forbidden_no
     open_service = await make_service()
     story = story_of(open_service)
     for url in (receiver.url("/literal"), f"http://localhost:{receiver.port}/name"):
-        await open_service.trackers.create(1, NewTracker(url=url, events=["click"]))
+        await open_service.trackers.create(AUDIT, 1, NewTracker(url=url, events=["click"]))
     await story.first_click(await story.message(callback_url=receiver.url("/callback")))
     await open_service.fanout.flush()
     async with open_sender(Guard(), open_service.settings, open_service.clock) as guarded:

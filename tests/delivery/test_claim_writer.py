@@ -29,6 +29,7 @@ from tests.delivery.dispatching import (
     statuses,
     tracker_row,
 )
+from tests.factory import AUDIT
 from tests.receiver import Receiver, Reply
 
 
@@ -80,7 +81,7 @@ async def test_a_tracker_that_hangs_leaves_slots_for_a_healthy_tracker(
     story = story_of(service)
     receiver.by_path = {"/hang": Reply(hang=True)}
     for path in ("/hang", "/well"):
-        await service.trackers.create(1, NewTracker(url=receiver.url(path), events=["click"], timeout=5))
+        await service.trackers.create(AUDIT, 1, NewTracker(url=receiver.url(path), events=["click"], timeout=5))
     for _ in range(60):
         await story.first_click()
     await service.fanout.flush()
@@ -164,7 +165,7 @@ async def test_the_rate_limit_of_a_tracker_applies_to_all_processes_together(
 ) -> None:
     services = [await make_service() for _ in range(3)]
     story = story_of(services[0])
-    await services[0].trackers.create(1, NewTracker(url=receiver.url(), events=["click"], signed=False, max_per_second=10))
+    await services[0].trackers.create(AUDIT, 1, NewTracker(url=receiver.url(), events=["click"], signed=False, max_per_second=10))
     for _ in range(60):
         await story.first_click()
     await services[0].fanout.flush()
@@ -201,14 +202,14 @@ async def test_many_trackers_that_hang_leave_slots_for_other_trackers(
     story = story_of(service)
     receiver.by_path = {"/hang": Reply(hang=True)}
     for _ in range(10):
-        await service.trackers.create(1, NewTracker(url=receiver.url("/hang"), events=["click"], timeout=5))
+        await service.trackers.create(AUDIT, 1, NewTracker(url=receiver.url("/hang"), events=["click"], timeout=5))
     for _ in range(10):
         await story.first_click()
     await service.fanout.flush()
     while await service.dispatcher.step():
         pass
     assert 10 <= service.dispatcher.in_flight < 16
-    await service.trackers.create(1, NewTracker(url=receiver.url("/well"), events=["click"]))
+    await service.trackers.create(AUDIT, 1, NewTracker(url=receiver.url("/well"), events=["click"]))
     await story.first_click()
     await service.fanout.flush()
     await service.dispatcher.step()
@@ -240,7 +241,7 @@ async def test_processes_that_share_a_database_never_claim_the_same_delivery(
 ) -> None:
     first, second = await make_service(), await make_service()
     story = story_of(first)
-    await first.trackers.create(1, NewTracker(url=receiver.url(), events=["click"], concurrency=8, signed=False))
+    await first.trackers.create(AUDIT, 1, NewTracker(url=receiver.url(), events=["click"], concurrency=8, signed=False))
     for _ in range(100):
         await story.first_click()
     await asyncio.gather(first.fanout.flush(), second.fanout.flush())
@@ -259,7 +260,7 @@ async def test_only_one_of_several_processes_sends_the_probe_of_an_open_circuit_
     receiver.default_reply = 500
     tracker = (
         await services[0].trackers.create(
-            1, NewTracker(url=receiver.url(), events=["click"], concurrency=1, signed=False, timeout=5)
+            AUDIT, 1, NewTracker(url=receiver.url(), events=["click"], concurrency=1, signed=False, timeout=5)
         )
     ).tracker.id
     for _ in range(MAX_FAILURES + 10):
@@ -285,7 +286,7 @@ async def test_several_processes_share_the_recovery_rate_of_a_tracker(
     story = story_of(services[0])
     receiver.default_reply = 500
     await services[0].trackers.create(
-        1, NewTracker(url=receiver.url(), events=["click"], concurrency=1, signed=False, schedule=[1])
+        AUDIT, 1, NewTracker(url=receiver.url(), events=["click"], concurrency=1, signed=False, schedule=[1])
     )
     for _ in range(MAX_FAILURES + 30):
         await story.first_click()

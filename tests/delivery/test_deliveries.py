@@ -15,7 +15,7 @@ from shortener.storage.types import to_ms
 from tests.conftest import NOON, Clock, MakeService
 from tests.delivery.conftest import MakeTracker, Story, changes
 from tests.delivery.dispatching import cancel_attempts, fill
-from tests.factory import rows
+from tests.factory import AUDIT, rows
 from tests.receiver import Receiver, Reply
 
 PENDING, DELIVERED, DEAD, PARKED = DeliveryStatus.PENDING, DeliveryStatus.DELIVERED, DeliveryStatus.DEAD, DeliveryStatus.PARKED
@@ -79,7 +79,7 @@ async def test_deliveries_can_be_filtered_by_status_and_time(service: Service, m
     assert set((await ids_of(service, later))[0]) == {*delivered, *pending}
     earlier = DeliveryFilter(1, tracker, until=NOON + timedelta(hours=1))
     assert set((await ids_of(service, earlier))[0]) == set(dead)
-    await service.trackers.update(tracker, changes(enabled=False))
+    await service.trackers.update(AUDIT, tracker, changes(enabled=False))
     assert set((await ids_of(service, DeliveryFilter(1, tracker, PARKED)))[0]) == set(pending)
     assert (await ids_of(service, DeliveryFilter(1, tracker, PENDING)))[0] == []
 
@@ -107,7 +107,7 @@ async def test_an_application_cannot_access_the_deliveries_of_another_applicatio
     other = (await service.database.write(create_application, "other", NOON)).application_id
     (mine,) = await fill(service, await make_tracker("https://t.example/"), DEAD, 1)
     assert (await ids_of(service, DeliveryFilter(other)))[0] == []
-    for attempt in (service.deliveries.get(mine, other), service.deliveries.replay(mine, NOON, other)):
+    for attempt in (service.deliveries.get(mine, other), service.deliveries.replay(AUDIT, mine, NOON, other)):
         with pytest.raises(ApiError) as caught:
             await attempt
         assert caught.value.code is ErrorCode.NOT_FOUND
@@ -130,12 +130,12 @@ async def test_a_replayed_delivery_gets_the_full_number_of_attempts_again_and_ca
     await until_it_ends()
     for replays in (1, 2):
         assert (await service.deliveries.get(row.id))[0].status is DEAD
-        replayed = await service.deliveries.replay(row.id, clock(), 1)
+        replayed = await service.deliveries.replay(AUDIT, row.id, clock(), 1)
         assert (replayed.status, replayed.attempt) == (PENDING, 2 * replays)
         await until_it_ends()
     receiver.default_reply = 200
     for _ in range(2):  # at the second replay, the delivery is already delivered
-        await service.deliveries.replay(row.id, clock(), 1)
+        await service.deliveries.replay(AUDIT, row.id, clock(), 1)
         await until_it_ends()
     assert [request.json["attempt"] for request in receiver.requests] == [1, 2, 3, 4, 5, 6, 7, 8]
     assert len({request.headers["webhook-id"] for request in receiver.requests}) == 1
@@ -159,9 +159,9 @@ async def test_a_replay_is_sent_at_once_although_the_failed_attempts_opened_the_
     assert (await service.trackers.get(tracker)).health.breaker(to_ms(clock())) == "open"
     receiver.default_reply = 200
     if all_of_tracker:
-        assert await service.deliveries.replay_dead(DeliveryFilter(1, tracker), clock()) == (1, None)
+        assert await service.deliveries.replay_dead(AUDIT, DeliveryFilter(1, tracker), clock()) == (1, None)
     else:
-        await service.deliveries.replay(row.id, clock(), 1)
+        await service.deliveries.replay(AUDIT, row.id, clock(), 1)
     await service.dispatcher.flush()
     assert (await service.deliveries.get(row.id))[0].status is DELIVERED
     assert (await service.trackers.get(tracker)).health.open_until is None
@@ -185,7 +185,7 @@ async def test_a_replay_during_a_probe_of_a_tracker_causes_no_second_probe_at_th
     receiver.default_reply = Reply(hang=True)
     await service.dispatcher.step()
     await receiver.wait_for(1)
-    await service.deliveries.replay(dead, clock(), 1)
+    await service.deliveries.replay(AUDIT, dead, clock(), 1)
     assert (await service.trackers.get(tracker)).health.breaker(to_ms(clock())) == "open", "until the probe has a result"
     processes = [service] if service.database.dialect == "sqlite" else [service, await make_service()]
     for process in processes:
@@ -205,7 +205,7 @@ async def test_a_replay_does_not_end_the_pause_that_a_tracker_requested_with_ret
         await service.fanout.flush()
         await service.dispatcher.flush()
     (delivered,) = [row.id for row in await rows(service.database, schema.deliveries) if row.status == DELIVERED.value]
-    await service.deliveries.replay(delivered, clock(), 1)
+    await service.deliveries.replay(AUDIT, delivered, clock(), 1)
     await service.dispatcher.flush()
     assert len(receiver.requests) == 2
     clock.forward(seconds=61)
@@ -220,11 +220,11 @@ async def test_a_pending_delivery_and_a_delivery_of_a_deleted_tracker_cannot_be_
     (pending,) = await fill(service, tracker, PENDING, 1)
     (dead,) = await fill(service, tracker, DEAD, 1)
     with pytest.raises(ApiError) as caught:
-        await service.deliveries.replay(pending, NOON)
+        await service.deliveries.replay(AUDIT, pending, NOON)
     assert caught.value.code is ErrorCode.CONFLICT
-    await service.trackers.delete(tracker)
+    await service.trackers.delete(AUDIT, tracker)
     with pytest.raises(ApiError) as caught:
-        await service.deliveries.replay(dead, NOON)
+        await service.deliveries.replay(AUDIT, dead, NOON)
     assert caught.value.code is ErrorCode.CONFLICT
 
 
@@ -239,12 +239,12 @@ async def test_replayed_dead_deliveries_are_sent_at_the_recovery_rate(
     await fill(service, tracker, DELIVERED, 1)
     await fill(service, other, DEAD, 1)
     until = DeliveryFilter(1, tracker, until=NOON + timedelta(minutes=30))
-    assert await service.deliveries.replay_dead(until, clock()) == (3, None)
+    assert await service.deliveries.replay_dead(AUDIT, until, clock()) == (3, None)
     assert set((await ids_of(service, DeliveryFilter(1, tracker, PENDING)))[0]) == set(old)
     assert (await service.trackers.get(tracker)).health.breaker(0) == "recovering"
     monkeypatch.setattr(deliveries, "MAX_REPLAYED_PER_CALL", 2)
-    assert await service.deliveries.replay_dead(DeliveryFilter(1, tracker), clock()) == (2, new[1])
-    assert await service.deliveries.replay_dead(DeliveryFilter(1, tracker), clock(), new[1]) == (1, None)
+    assert await service.deliveries.replay_dead(AUDIT, DeliveryFilter(1, tracker), clock()) == (2, new[1])
+    assert await service.deliveries.replay_dead(AUDIT, DeliveryFilter(1, tracker), clock(), new[1]) == (1, None)
     assert (await service.trackers.get(other)).health.recovering_at is None
 
 

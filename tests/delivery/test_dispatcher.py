@@ -24,6 +24,7 @@ from tests.delivery.dispatching import (
     statuses,
     tracker_row,
 )
+from tests.factory import AUDIT
 from tests.receiver import Receiver, Reply
 from tests.servers import PATIENCE
 
@@ -119,7 +120,7 @@ async def test_a_running_service_sends_deliveries_and_stops_cleanly(
     make_service: MakeService, receiver: Receiver, story_of: Callable[[Service], Story]
 ) -> None:
     service = await make_service(start=True)
-    await service.trackers.create(1, NewTracker(url=receiver.url(), events=["click"]))
+    await service.trackers.create(AUDIT, 1, NewTracker(url=receiver.url(), events=["click"]))
     await story_of(service).first_click()
     service.events_wake_up.notify()
     await receiver.wait_for(1)

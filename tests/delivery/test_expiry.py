@@ -8,6 +8,7 @@ from shortener.delivery.health import MAX_FAILURES
 from tests.conftest import Clock
 from tests.delivery.conftest import MakeTracker, Story, changes
 from tests.delivery.dispatching import DEAD, PENDING, deliver, deliveries, delivery
+from tests.factory import AUDIT
 from tests.receiver import Receiver
 
 
@@ -17,7 +18,7 @@ async def test_deliveries_become_dead_if_their_tracker_is_disabled_for_too_long(
     tracker = await make_tracker(receiver.url())
     await story.first_click()
     await service.fanout.flush()
-    await service.trackers.update(tracker, changes(enabled=False))
+    await service.trackers.update(AUDIT, tracker, changes(enabled=False))
     clock.forward(days=service.settings.event_retention_days - 1)
     await deliver(service)
     assert (await delivery(service)).status == PENDING
@@ -33,7 +34,7 @@ async def test_deliveries_of_a_deleted_tracker_become_dead(
     tracker = await make_tracker(receiver.url("/deleted"))
     await story.first_click()
     await service.fanout.flush()
-    await service.trackers.delete(tracker)
+    await service.trackers.delete(AUDIT, tracker)
     assert await make_tracker(receiver.url("/other")) != tracker, "ids are not reused"
     await service.dispatcher.flush()
     row = await delivery(service)
@@ -69,12 +70,12 @@ async def test_an_operations_event_informs_the_customer_of_deliveries_that_becam
     for _ in range(3):
         await story.first_click()
     await service.fanout.flush()
-    await service.trackers.delete(deleted)
-    await service.trackers.update(disabled, changes(enabled=False))
+    await service.trackers.delete(AUDIT, deleted)
+    await service.trackers.update(AUDIT, disabled, changes(enabled=False))
     clock.forward(days=service.settings.event_retention_days + 1)
     await service.dispatcher.flush()
     await service.fanout.flush()
-    await service.trackers.update(other, changes(enabled=False))
+    await service.trackers.update(AUDIT, other, changes(enabled=False))
     await deliver(service)
     sent = [request.json for request in receiver.requests if request.target == "/operations"]
     found = sorted((one["event"], one["tracker_id"], one["count"], one["delivery_event"], one["reason"]) for one in sent)

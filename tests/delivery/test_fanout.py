@@ -19,7 +19,7 @@ from shortener.storage import schema
 from tests.conftest import NOON, Clock
 from tests.delivery.conftest import MakeTracker, Story
 from tests.delivery.dispatching import facts_of_events as facts
-from tests.factory import rows
+from tests.factory import AUDIT, rows
 from tests.receiver import Receiver
 
 URL = "https://tracker.example/"
@@ -66,7 +66,7 @@ async def test_an_event_without_subscribed_trackers_is_stored_without_the_data_f
 async def test_an_event_creates_no_deliveries_for_trackers_of_another_application(service: Service, story: Story) -> None:
     other = await service.database.write(create_application, "other", NOON)
     new = NewTracker(url=URL, events=["state", "click"])
-    await service.trackers.create(other.application_id, new)
+    await service.trackers.create(AUDIT, other.application_id, new)
     await story.first_click()
     await service.fanout.flush()
     assert await rows(service.database, schema.deliveries) == []
@@ -77,7 +77,7 @@ async def test_one_fanout_transaction_creates_few_deliveries_and_the_next_transa
 ) -> None:
     monkeypatch.setattr(fanout, "MAX_DELIVERIES", 6)
     other = await service.database.write(create_application, "other", NOON)
-    await service.trackers.create(other.application_id, NewTracker(url=URL, events=["state"]))
+    await service.trackers.create(AUDIT, other.application_id, NewTracker(url=URL, events=["state"]))
     for _ in range(4):
         await make_tracker(URL, "state")
     for _ in range(7):
@@ -183,8 +183,8 @@ async def test_an_event_that_cannot_be_fanned_out_is_quarantined_and_can_be_requ
     assert await service.fanout.step() == 0, "a quarantined event is not repeated"
 
     await damage(service, damaged, '{"previous_state": "SENT", "new_state": "CLICKTHRU"}')
-    assert await requeue_events(service.database) == 1
-    assert await requeue_events(service.database) == 0
+    assert await requeue_events(service.database, AUDIT, NOON) == 1
+    assert await requeue_events(service.database, AUDIT, NOON) == 0
     await service.fanout.flush()
     assert len(await rows(service.database, schema.deliveries)) == 10
 

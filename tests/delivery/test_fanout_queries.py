@@ -3,7 +3,7 @@
 from shortener.container import Service
 from shortener.storage import schema
 from tests.delivery.conftest import MakeTracker, Story, changes
-from tests.factory import rows
+from tests.factory import AUDIT, rows
 
 
 async def test_an_event_creates_no_delivery_for_a_tracker_that_its_owner_disabled(
@@ -14,7 +14,7 @@ async def test_an_event_creates_no_delivery_for_a_tracker_that_its_owner_disable
     await story.first_click()
     await service.fanout.flush()
     assert [row.tracker_id for row in await rows(service.database, schema.deliveries)] == [enabled]
-    await service.trackers.update(disabled, changes(enabled=True))
+    await service.trackers.update(AUDIT, disabled, changes(enabled=True))
     await story.first_click()
     await service.fanout.flush()
     found = [row.tracker_id for row in await rows(service.database, schema.deliveries)]

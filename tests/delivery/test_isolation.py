@@ -14,7 +14,7 @@ from shortener.delivery.trackers import NewTracker
 from shortener.settings import Settings
 from shortener.storage import schema
 from tests.delivery.conftest import Story
-from tests.factory import rows
+from tests.factory import AUDIT, rows
 from tests.receiver import Receiver, Reply, Request
 
 #: An event that is sent at once must arrive within this time, even on a busy test machine.
@@ -56,7 +56,7 @@ async def running(store_url: str, tmp_path: Path) -> AsyncIterator[Service]:
 
 async def add_tracker(service: Service, url: str, **values: object) -> int:
     new = NewTracker(url=url, events=["click"], signed=False, format="json", **values)  # type: ignore[arg-type]
-    return (await service.trackers.create(1, new)).tracker.id
+    return (await service.trackers.create(AUDIT, 1, new)).tracker.id
 
 
 async def click(story: Story, count: int) -> None:

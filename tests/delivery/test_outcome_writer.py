@@ -23,7 +23,7 @@ from tests.delivery.dispatching import (
     statuses,
     tracker_row,
 )
-from tests.factory import rows
+from tests.factory import AUDIT, rows
 from tests.receiver import Receiver, Reply
 
 
@@ -117,7 +117,7 @@ async def test_a_410_response_disables_the_tracker_and_its_other_deliveries_wait
     clock.forward(days=2)
     await deliver(service)
     assert len(receiver.requests) == 1, "later events wait too"
-    await service.trackers.update(tracker, changes(enabled=True))
+    await service.trackers.update(AUDIT, tracker, changes(enabled=True))
     clock.forward(seconds=1)
     await deliver(service)
     assert len(receiver.requests) == 3
@@ -130,7 +130,7 @@ async def test_one_probe_closes_the_circuit_breaker_and_the_backlog_is_sent_at_t
     service = await make_service(delivery_recovery_rate=10)
     tracker = (
         await service.trackers.create(
-            1, NewTracker(url=receiver.url(), events=["click"], signed=False, concurrency=4, schedule=[1])
+            AUDIT, 1, NewTracker(url=receiver.url(), events=["click"], signed=False, concurrency=4, schedule=[1])
         )
     ).tracker.id
     story = Story(service)

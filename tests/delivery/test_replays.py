@@ -31,7 +31,7 @@ from tests.conftest import NOON, Clock
 from tests.delivery.conftest import MakeTracker, changes
 from tests.delivery.dispatching import fill
 from tests.delivery.dispatching import statuses as count_statuses
-from tests.factory import rows
+from tests.factory import AUDIT, audited_rows, rows
 
 PENDING, DELIVERED, DEAD = DeliveryStatus.PENDING, DeliveryStatus.DELIVERED, DeliveryStatus.DEAD
 ADA = Actor(1, "Ada", 1, "192.0.2.0")
@@ -74,7 +74,7 @@ async def change(service: Service, ids: list[int], **values: Any) -> None:
 
 async def log(service: Service) -> list[tuple[str, str, Any]]:
     """Return actor, action and values of each row of the audit log."""
-    return [(row.operator, row.action, row.after) for row in await rows(service.database, schema.audit_log)]
+    return [(row.operator, row.action, row.after) for row in await audited_rows(service.database)]
 
 
 @pytest.fixture
@@ -196,14 +196,14 @@ async def test_a_replay_does_not_include_deliveries_that_become_dead_after_its_s
     await change(service, [second], status=DEAD.value, finished_at=clock())
     late = await fill(service, tracker, DEAD, 2)
     retried = others[-1]
-    await service.deliveries.replay(retried, clock())
+    await service.deliveries.replay(AUDIT, retried, clock())
     await change(service, [retried], status=DEAD.value, finished_at=clock())
     done = await finish(service, replay)
     assert (done.state, done.total, done.replayed, done.left) == ("done", 6, 5, 1)
     found = {row.id: row.status for row in await rows(service.database, schema.deliveries)}
     assert [found[one] for one in (first, second, retried, *late)] == [DELIVERED, DEAD, DEAD, DEAD, DEAD]
     assert await outcomes(service, replay) == ReplayOutcomes(waiting=3, delivered=1, dead=1, moved=0)
-    await service.deliveries.replay(first, clock())
+    await service.deliveries.replay(AUDIT, first, clock())
     assert await outcomes(service, replay) == ReplayOutcomes(waiting=3, delivered=0, dead=1, moved=1)
 
 
@@ -217,9 +217,9 @@ async def test_a_replay_stops_if_its_tracker_is_deleted_or_disabled_or_its_appli
     replay = await start(service, tracker)
     await service.replays.step()
     if reason is StopReason.TRACKER_DELETED:
-        await service.trackers.delete(tracker)
+        await service.trackers.delete(AUDIT, tracker)
     elif reason is StopReason.TRACKER_DISABLED:
-        await service.trackers.update(tracker, changes(enabled=False))
+        await service.trackers.update(AUDIT, tracker, changes(enabled=False))
     else:
         await service.database.write(update_application, 1, {"disabled": True}, NOON)
     assert await service.replays.step() == 0

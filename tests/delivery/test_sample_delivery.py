@@ -12,6 +12,7 @@ from shortener.delivery.sample_delivery import sample_facts, send_test
 from shortener.model import EVENT_NAMES, DeliveryStatus, Topic
 from tests.conftest import NOON
 from tests.delivery.conftest import MakeTracker
+from tests.factory import AUDIT
 from tests.receiver import Receiver, Reply
 
 DELIVERED, DEAD = DeliveryStatus.DELIVERED, DeliveryStatus.DEAD
@@ -25,6 +26,7 @@ async def test_a_test_delivery_makes_one_attempt_and_changes_neither_circuit_bre
     async def send() -> Any:
         return await send_test(
             service.database,
+            AUDIT,
             service.trackers,
             service.sender,
             service.ids,
@@ -59,7 +61,7 @@ async def test_a_test_delivery_to_a_forbidden_target_reports_blocked_address(
 ) -> None:
     tracker = await make_tracker(receiver.url())
     result = await send_test(
-        service.database, service.trackers, service.sender, service.ids, service.clock, tracker, allow_http=False
+        service.database, AUDIT, service.trackers, service.sender, service.ids, service.clock, tracker, allow_http=False
     )
     assert (result.delivered, result.error, receiver.connections) == (False, "blocked_address", 0)
 
@@ -73,6 +75,7 @@ async def test_a_test_delivery_has_sample_values_of_the_event_to_which_the_track
     async def send(event: str | None = None) -> None:
         await send_test(
             service.database,
+            AUDIT,
             service.trackers,
             service.sender,
             service.ids,

@@ -19,7 +19,7 @@ from tests.delivery.conftest import Story
 from tests.delivery.dispatching import deliver
 from tests.delivery.receiver import receiver, respond
 from tests.delivery.sending import post
-from tests.factory import rows
+from tests.factory import AUDIT, rows
 from tests.servers import free_port, tls_context
 
 
@@ -124,8 +124,8 @@ async def test_a_service_with_the_setting_delivery_proxy_sends_deliveries_throug
         proxy.to = peer.port
         service = await make_service(delivery_proxy=url, allow_private_targets=False)
         with pytest.raises(ApiError):
-            await service.trackers.create(1, NewTracker(url="http://127.0.0.1/in", events=("click",)))
-        await service.trackers.create(1, NewTracker(url="http://203.0.114.7/in", events=("click",)))
+            await service.trackers.create(AUDIT, 1, NewTracker(url="http://127.0.0.1/in", events=("click",)))
+        await service.trackers.create(AUDIT, 1, NewTracker(url="http://203.0.114.7/in", events=("click",)))
         await Story(service).first_click()
         await deliver(service)
     assert [head.partition(b"\r\n")[0] for head in proxy.heads] == [b"POST http://203.0.114.7/in HTTP/1.1"]

@@ -25,6 +25,7 @@ from shortener.secret import new_signing_secret
 from tests.conftest import NOON, Clock
 from tests.delivery.conftest import MakeTracker, Story, changes
 from tests.delivery.dispatching import deliver
+from tests.factory import AUDIT
 from tests.receiver import Receiver
 
 PAGE = Path(__file__).parents[2] / "docs" / "guides" / "verify-signatures.md"
@@ -184,8 +185,8 @@ async def deliveries(
         for _ in range(2):
             await story.first_click(await story.message(campaign="Grüße"))
             await deliver(service)
-            await service.trackers.update(tracker, changes(rotate_secret=True, secret_overlap=3600))
-        await service.trackers.update(tracker, changes(enabled=False))
+            await service.trackers.update(AUDIT, tracker, changes(rotate_secret=True, secret_overlap=3600))
+        await service.trackers.update(AUDIT, tracker, changes(enabled=False))
         sent = {
             "secret": secret,
             "library_secret": base64.b64encode(secret.encode()).decode() if kind in TEXTS else secret,

@@ -1,5 +1,6 @@
 """These tests create and change trackers and check their limits and the encryption of their secrets, on both databases."""
 
+import itertools
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 from sqlalchemy import Connection, select, update
 
 from shortener.accounts.administration import create_application
+from shortener.accounts.audit import Actor, AuditWriter
 from shortener.container import Service
 from shortener.delivery import tracker_queries
 from shortener.delivery.conversion_url import write_conversion_url
@@ -20,8 +22,9 @@ from shortener.signatures import parse_secret
 from shortener.storage import schema
 from tests.conftest import NOON, Clock, MakeService
 from tests.delivery.conftest import MakeTracker, changes
-from tests.factory import rows
+from tests.factory import AUDIT, audited_rows, rows
 
+KEY = AuditWriter(Actor(name="key 5"), itertools.count(10**6).__next__)
 URL = "https://tracker.example/hook?phone={phone}"
 
 
@@ -31,13 +34,14 @@ def new_tracker(**more: Any) -> NewTracker:
 
 async def rejection(service: Service, **more: Any) -> tuple[ErrorCode, list[str]]:
     with pytest.raises(ApiError) as caught:
-        await service.trackers.create(1, new_tracker(**more))
+        await service.trackers.create(AUDIT, 1, new_tracker(**more))
     assert await service.trackers.all() == []
     return caught.value.code, [detail.field for detail in caught.value.details]
 
 
 async def test_a_created_tracker_is_returned_with_its_values(service: Service) -> None:
     saved = await service.trackers.create(
+        AUDIT,
         1,
         new_tracker(
             name="mine",
@@ -66,7 +70,7 @@ async def test_a_created_tracker_is_returned_with_its_values(service: Service) -
 
 async def test_a_tracker_that_sets_no_limits_has_the_limits_of_the_service_settings(make_service: MakeService) -> None:
     service = await make_service(delivery_attempts=7, delivery_timeout=2.5, delivery_slots_per_tracker=3, delivery_schedule="9,10")
-    saved = await service.trackers.create(1, new_tracker())
+    saved = await service.trackers.create(AUDIT, 1, new_tracker())
     assert saved.tracker.name == "tracker.example"
     assert effective_limits(service.settings, saved.tracker) == {
         "max_attempts": 7,
@@ -81,7 +85,7 @@ async def test_a_tracker_that_sets_no_limits_has_the_limits_of_the_service_setti
 
 
 async def test_the_database_contains_secrets_and_headers_of_trackers_encrypted(service: Service) -> None:
-    saved = await service.trackers.create(1, new_tracker(headers={"Authorization": "Bearer hunter2"}))
+    saved = await service.trackers.create(AUDIT, 1, new_tracker(headers={"Authorization": "Bearer hunter2"}))
     assert saved.secret is not None
     assert saved.secret.startswith("whsec_")
     (row,) = await rows(service.database, schema.trackers)
@@ -94,7 +98,7 @@ async def test_the_database_contains_secrets_and_headers_of_trackers_encrypted(s
 
 
 async def test_a_tracker_created_with_signed_false_has_no_secret(service: Service) -> None:
-    saved = await service.trackers.create(1, new_tracker(signed=False))
+    saved = await service.trackers.create(AUDIT, 1, new_tracker(signed=False))
     assert (saved.secret, saved.tracker.secret_set) == (None, False)
     _, target = await service.trackers.load(saved.tracker.id)
     assert target.secrets == ()
@@ -120,10 +124,10 @@ async def test_a_tracker_with_a_private_address_is_rejected_when_it_is_saved(mak
     private = ("http://127.0.0.1:9/", "http://localhost/", "http://10.1.2.3/", "http://[::1]/")
     for url in private:
         assert await rejection(service, url=url) == (ErrorCode.FORBIDDEN_TARGET, ["url"]), url
-    tracker = (await service.trackers.create(1, new_tracker())).tracker.id
+    tracker = (await service.trackers.create(AUDIT, 1, new_tracker())).tracker.id
     for url in private:
         with pytest.raises(ApiError) as caught:
-            await service.trackers.update(tracker, changes(url=url))
+            await service.trackers.update(AUDIT, tracker, changes(url=url))
         assert caught.value.code is ErrorCode.FORBIDDEN_TARGET
     assert (await service.trackers.get(tracker)).url == URL
 
@@ -134,7 +138,7 @@ async def test_a_tracker_whose_host_has_a_forbidden_address_is_rejected(service:
 
     guarded = Trackers(service.database, service.secret, Guard(lookup=lookup), service.settings, clock)
     with pytest.raises(ApiError) as caught:
-        await guarded.create(1, new_tracker(url="https://mixed.example/"))
+        await guarded.create(AUDIT, 1, new_tracker(url="https://mixed.example/"))
     assert caught.value.code is ErrorCode.FORBIDDEN_TARGET
     assert "10.0.0.1" not in str(caught.value.details), "errors do not reveal addresses of the network"
 
@@ -142,15 +146,15 @@ async def test_a_tracker_whose_host_has_a_forbidden_address_is_rejected(service:
 async def test_a_tracker_with_an_http_url_is_rejected_if_the_settings_forbid_http(make_service: MakeService) -> None:
     service = await make_service(allow_http_targets=False)
     assert await rejection(service, url="http://t.example/") == (ErrorCode.FORBIDDEN_TARGET, ["url"])
-    await service.trackers.create(1, new_tracker())
+    await service.trackers.create(AUDIT, 1, new_tracker())
 
 
 async def test_the_number_of_trackers_of_an_application_is_limited(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracker_queries, "MAX_TRACKERS", 2)
     for _ in range(2):
-        await service.trackers.create(1, new_tracker())
+        await service.trackers.create(AUDIT, 1, new_tracker())
     with pytest.raises(ApiError) as caught:
-        await service.trackers.create(1, new_tracker())
+        await service.trackers.create(AUDIT, 1, new_tracker())
     assert caught.value.code is ErrorCode.CONFLICT
 
 
@@ -162,11 +166,11 @@ async def test_an_application_cannot_access_the_trackers_of_another_application(
     assert await service.trackers.all(other) == []
     for attempt in (
         service.trackers.get(tracker, other),
-        service.trackers.update(tracker, changes(name="x"), other),
-        service.trackers.delete(tracker, other),
+        service.trackers.update(AUDIT, tracker, changes(name="x"), other),
+        service.trackers.delete(AUDIT, tracker, other),
         service.trackers.load(tracker, other),
         service.trackers.get(1 << 60),
-        service.trackers.create(77, new_tracker()),
+        service.trackers.create(AUDIT, 77, new_tracker()),
     ):
         with pytest.raises(ApiError) as caught:
             await attempt
@@ -174,30 +178,30 @@ async def test_an_application_cannot_access_the_trackers_of_another_application(
 
 
 async def test_an_update_of_a_tracker_leaves_other_values_unchanged(service: Service, clock: Clock) -> None:
-    saved = await service.trackers.create(1, new_tracker(headers={"X-A": "1"}, fields=["phone"], timeout=3, format="json"))
+    saved = await service.trackers.create(AUDIT, 1, new_tracker(headers={"X-A": "1"}, fields=["phone"], timeout=3, format="json"))
     clock.forward(seconds=1)
-    changed = (await service.trackers.update(saved.tracker.id, changes(name="new", timeout=None))).tracker
+    changed = (await service.trackers.update(AUDIT, saved.tracker.id, changes(name="new", timeout=None))).tracker
     assert (changed.name, changed.timeout, changed.updated_at) == ("new", None, clock())
     before = {name: getattr(saved.tracker, name) for name in ("url", "topics", "format", "fields", "headers_set", "secret_set")}
     assert {name: getattr(changed, name) for name in before} == before
-    changed = (await service.trackers.update(saved.tracker.id, changes(headers=None, fields=None, events=["click"]))).tracker
+    changed = (await service.trackers.update(AUDIT, saved.tracker.id, changes(headers=None, fields=None, events=["click"]))).tracker
     assert (changed.headers_set, changed.fields, changed.topics) == (False, None, Topic.CLICK)
 
 
 async def test_the_rotation_of_a_tracker_secret_keeps_the_old_secret_for_the_overlap(service: Service, clock: Clock) -> None:
-    saved = await service.trackers.create(1, new_tracker(secret="the first one"))
+    saved = await service.trackers.create(AUDIT, 1, new_tracker(secret="the first one"))
     tracker = saved.tracker.id
-    rotated = await service.trackers.update(tracker, changes(rotate_secret=True, secret_overlap=60))
+    rotated = await service.trackers.update(AUDIT, tracker, changes(rotate_secret=True, secret_overlap=60))
     assert rotated.secret is not None
     assert rotated.tracker.previous_secret_until == NOON + timedelta(seconds=60)
     _, target = await service.trackers.load(tracker)
     assert [until for _, until in target.secrets] == [None, NOON + timedelta(seconds=60)]
     assert target.secrets[1][0] == parse_secret("the first one")
-    at_once = await service.trackers.update(tracker, changes(secret="the third one", secret_overlap=0))
+    at_once = await service.trackers.update(AUDIT, tracker, changes(secret="the third one", secret_overlap=0))
     assert (at_once.secret, at_once.tracker.previous_secret_until) == (None, None)
     with pytest.raises(ApiError):
-        await service.trackers.update(tracker, changes(secret="the fourth", rotate_secret=True))
-    unsigned = await service.trackers.update(tracker, changes(secret=None))
+        await service.trackers.update(AUDIT, tracker, changes(secret="the fourth", rotate_secret=True))
+    unsigned = await service.trackers.update(AUDIT, tracker, changes(secret=None))
     assert (unsigned.tracker.secret_set, unsigned.tracker.previous_secret_until) == (False, None)
 
 
@@ -205,16 +209,16 @@ async def test_disabling_a_tracker_stores_a_reason_and_enabling_the_tracker_remo
     service: Service, make_tracker: MakeTracker
 ) -> None:
     tracker = await make_tracker(URL)
-    disabled = (await service.trackers.update(tracker, changes(enabled=False))).tracker
+    disabled = (await service.trackers.update(AUDIT, tracker, changes(enabled=False))).tracker
     assert (disabled.enabled, disabled.disabled_reason) == (False, "switched off")
-    enabled = (await service.trackers.update(tracker, changes(enabled=True))).tracker
+    enabled = (await service.trackers.update(AUDIT, tracker, changes(enabled=True))).tracker
     assert (enabled.enabled, enabled.disabled_reason) == (True, None)
 
 
 async def test_every_update_of_a_tracker_increments_its_revision(service: Service, make_tracker: MakeTracker) -> None:
     tracker = await make_tracker(URL)
     for _ in range(3):
-        await service.trackers.update(tracker, changes(name="same"))
+        await service.trackers.update(AUDIT, tracker, changes(name="same"))
     revision = select(schema.trackers.c.revision)
     assert await service.database.read(lambda connection: connection.execute(revision).scalar_one()) == 4
 
@@ -223,7 +227,7 @@ async def test_the_application_setting_conversion_url_is_stored_as_a_tracker_for
     service: Service, clock: Clock
 ) -> None:
     async def put(url: str | None, fields: list[str] | None = None) -> None:
-        await service.database.write(write_conversion_url, 1, url, fields, clock())
+        await service.database.write(write_conversion_url, AUDIT, 1, url, fields, clock())
 
     await put("https://c.example/?v={value}", ["phone", "value"])
     tracker = await service.trackers.conversion_url(1)
@@ -235,8 +239,8 @@ async def test_the_application_setting_conversion_url_is_stored_as_a_tracker_for
     assert changed is not None
     assert (changed.id, changed.url, changed.fields) == (tracker.id, "https://d.example/", None)
     with pytest.raises(ApiError):
-        await service.trackers.update(tracker.id, changes(events=["click"]))
-    signed = await service.trackers.update(tracker.id, changes(rotate_secret=True))
+        await service.trackers.update(AUDIT, tracker.id, changes(events=["click"]))
+    signed = await service.trackers.update(AUDIT, tracker.id, changes(rotate_secret=True))
     assert signed.secret is not None
     await put(None)
     assert await service.trackers.conversion_url(1) is None
@@ -263,7 +267,7 @@ async def test_requests_to_conversion_url_are_signed_with_the_callback_secret_al
 ) -> None:
     first = service.first_credentials.callback_secret if service.first_credentials else None
     assert first is not None
-    await service.database.write(write_conversion_url, 1, URL, None, NOON)
+    await service.database.write(write_conversion_url, AUDIT, 1, URL, None, NOON)
     tracker = await service.trackers.conversion_url(1)
     assert tracker is not None
 
@@ -271,28 +275,28 @@ async def test_requests_to_conversion_url_are_signed_with_the_callback_secret_al
         return (await service.trackers.load(tracker.id))[1].secrets
 
     assert await secrets() == ((parse_secret(first), None),)
-    second, until = await service.trackers.rotate_callback_secret(1, timedelta(hours=1))
+    second, until = await service.trackers.rotate_callback_secret(AUDIT, 1, timedelta(hours=1))
     assert until == clock() + timedelta(hours=1)
     assert await secrets() == ((parse_secret(second), None), (parse_secret(first), until))
-    third, none = await service.trackers.rotate_callback_secret(1, timedelta())
+    third, none = await service.trackers.rotate_callback_secret(AUDIT, 1, timedelta())
     assert (none, await secrets()) == (None, ((parse_secret(third), None),))
-    own = await service.trackers.update(tracker.id, changes(secret="whsec_" + "b2xk" * 8, secret_overlap=0))
-    await service.trackers.rotate_callback_secret(1, timedelta(hours=1))
+    own = await service.trackers.update(AUDIT, tracker.id, changes(secret="whsec_" + "b2xk" * 8, secret_overlap=0))
+    await service.trackers.rotate_callback_secret(AUDIT, 1, timedelta(hours=1))
     assert own.tracker.secret_set
     assert await secrets() == ((parse_secret("whsec_" + "b2xk" * 8), None),)
 
 
 async def test_rotation_creates_a_callback_secret_if_the_application_has_no_callback_secret(service: Service) -> None:
     other = (await service.database.write(create_application, "other", NOON)).application_id
-    await service.database.write(write_conversion_url, other, URL, None, NOON)
+    await service.database.write(write_conversion_url, AUDIT, other, URL, None, NOON)
     assert await service.trackers.callback_secret_state(other) == (False, None)
-    secret, until = await service.trackers.rotate_callback_secret(other, timedelta(hours=1))
+    secret, until = await service.trackers.rotate_callback_secret(AUDIT, other, timedelta(hours=1))
     tracker = await service.trackers.conversion_url(other)
     assert tracker is not None
     _, target = await service.trackers.load(tracker.id)
     assert (until, target.secrets) == (None, ((parse_secret(secret), None),))
     with pytest.raises(ApiError):
-        await service.trackers.rotate_callback_secret(99, timedelta())
+        await service.trackers.rotate_callback_secret(AUDIT, 99, timedelta())
 
 
 @pytest.mark.parametrize(
@@ -308,27 +312,31 @@ async def test_rotation_creates_a_callback_secret_if_the_application_has_no_call
 async def test_static_headers_are_removed_if_scheme_host_or_port_of_the_tracker_url_change(
     service: Service, url: str, is_kept: bool
 ) -> None:
-    saved = await service.trackers.create(1, new_tracker(url="https://tracker.example/in", headers={"Authorization": "Bearer x"}))
-    changed = (await service.trackers.update(saved.tracker.id, changes(url=url))).tracker
+    saved = await service.trackers.create(
+        AUDIT, 1, new_tracker(url="https://tracker.example/in", headers={"Authorization": "Bearer x"})
+    )
+    changed = (await service.trackers.update(AUDIT, saved.tracker.id, changes(url=url))).tracker
     assert changed.headers_set is is_kept
     _, target = await service.trackers.load(saved.tracker.id)
     assert target.headers == ({"Authorization": "Bearer x"} if is_kept else {})
 
 
 async def test_static_headers_that_are_set_together_with_a_new_tracker_url_are_kept(service: Service) -> None:
-    saved = await service.trackers.create(1, new_tracker(url="https://tracker.example/in", headers={"Authorization": "Bearer x"}))
+    saved = await service.trackers.create(
+        AUDIT, 1, new_tracker(url="https://tracker.example/in", headers={"Authorization": "Bearer x"})
+    )
     new = changes(url="https://other.example/", headers={"Authorization": "Bearer y"})
-    assert (await service.trackers.update(saved.tracker.id, new)).tracker.headers_set
+    assert (await service.trackers.update(AUDIT, saved.tracker.id, new)).tracker.headers_set
 
 
 async def test_static_headers_of_the_conversion_url_are_removed_if_its_host_changes(service: Service) -> None:
     def save(connection: Connection, url: str) -> None:
-        write_conversion_url(connection, 1, url, None, NOON)
+        write_conversion_url(connection, AUDIT, 1, url, None, NOON)
 
     await service.database.write(save, "https://tracker.example/in")
     saved = await service.trackers.conversion_url(1)
     assert saved is not None
-    await service.trackers.update(saved.id, changes(headers={"Authorization": "Bearer x"}))
+    await service.trackers.update(AUDIT, saved.id, changes(headers={"Authorization": "Bearer x"}))
     for url, is_kept in (("https://tracker.example/other", True), ("https://other.example/", False)):
         await service.database.write(save, url)
         saved = await service.trackers.conversion_url(1)
@@ -337,9 +345,37 @@ async def test_static_headers_of_the_conversion_url_are_removed_if_its_host_chan
 
 
 async def test_a_new_tracker_url_removes_the_learned_rate(service: Service) -> None:
-    saved = await service.trackers.create(1, new_tracker(max_per_second=7.5))
+    saved = await service.trackers.create(AUDIT, 1, new_tracker(max_per_second=7.5))
     slow = update(schema.trackers).values(rate=0.1, rate_ceiling=1.0, rate_lowered_at=NOON, paced_until=NOON)
     await service.database.write(lambda connection: connection.execute(slow))
     assert (await service.trackers.get(saved.tracker.id)).pace.rate == 0.1
-    changed = await service.trackers.update(saved.tracker.id, changes(url="https://tracker.example/2"))
+    changed = await service.trackers.update(AUDIT, saved.tracker.id, changes(url="https://tracker.example/2"))
     assert changed.tracker.pace == TrackerPace(max_per_second=7.5)
+
+
+async def test_the_audit_log_says_which_values_of_a_tracker_changed_without_its_secrets(service: Service) -> None:
+    url = "https://user.example/secret-path?token=S3CRET"
+    saved = await service.trackers.create(KEY, 1, new_tracker(url=url, headers={"Authorization": "S3CRET"}))
+    for change in (
+        changes(name="shop", timeout=3),
+        changes(name="shop"),
+        changes(url="https://user.example/S3CRET"),
+        changes(headers={"Authorization": "S3CRET 2"}),
+        changes(rotate_secret=True),
+        changes(secret=None, url="https://other.example/S3CRET"),
+    ):
+        await service.trackers.update(KEY, saved.tracker.id, change)
+    created, *changed = await audited_rows(service.database)
+    assert (created.action, created.object, created.after["host"]) == ("tracker_created", "tracker 1 user.example", "user.example")
+    assert [(row.action, row.before, row.after) for row in changed] == [
+        ("tracker_changed", {"name": "user.example", "timeout": None}, {"name": "shop", "timeout": 3}),
+        ("tracker_changed", {"path and query of the URL": "set"}, {"path and query of the URL": "replaced"}),
+        ("tracker_changed", {"headers": "set"}, {"headers": "replaced"}),
+        ("tracker_secret_replaced", {"secret": "set"}, {"secret": "replaced"}),
+        (
+            "tracker_changed",
+            {"host": "user.example", "headers": "set", "secret": "set"},
+            {"host": "other.example", "headers": "removed", "secret": "removed"},
+        ),
+    ]
+    assert "S3CRET" not in str([created, *changed])

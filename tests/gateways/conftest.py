@@ -12,7 +12,7 @@ from shortener.container import Service
 from shortener.gateways.gateway import NewGateway, StoredGateway
 from shortener.messages.rewrite_item import RewriteItem
 from shortener.storage import schema
-from tests.factory import rows
+from tests.factory import AUDIT, rows
 
 MakeGateway = Callable[..., Awaitable[StoredGateway]]
 SendMessages = Callable[..., Awaitable[list[dict[str, Any]]]]
@@ -35,7 +35,7 @@ def make_gateway(service: Service) -> MakeGateway:
                 "error_code_path": "$.code",
             } | settings
         new = NewGateway(name=name, kind="http" if url else "simulator", settings=settings, **values)
-        gateway = await service.gateways.create(1, new)
+        gateway = await service.gateways.create(AUDIT, 1, new)
         statement = update(schema.applications).where(schema.applications.c.id == 1).values(gateway_id=gateway.id)
         await service.database.write(lambda connection: connection.execute(statement).rowcount)
         await service.directory.refresh()

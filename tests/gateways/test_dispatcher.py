@@ -18,7 +18,7 @@ from shortener.messages.prices import set_price
 from shortener.model import State, Topic
 from shortener.storage import schema
 from tests.conftest import NOON, Clock
-from tests.factory import rows
+from tests.factory import AUDIT, rows
 from tests.gateways.conftest import MakeGateway, SendMessages, stored_message, stored_send, stored_sends
 from tests.gateways.sending import FAILED, HELD, PENDING, SENT, kill, other_process, start_attempts
 from tests.receiver import Receiver, Reply
@@ -297,7 +297,7 @@ async def test_messages_of_a_removed_gateway_become_failed(
 ) -> None:
     gateway = await make_gateway("http://127.0.0.1:9/")
     [message] = await send_messages()
-    await service.gateways.remove(gateway.id)
+    await service.gateways.remove(AUDIT, gateway.id)
     await service.gateway_dispatcher.flush()
     stored = await stored_message(service, message["message_id"])
     assert (stored.state, stored.reason_code) == (State.FAILED, "gateway_removed")
@@ -309,10 +309,10 @@ async def test_messages_of_a_disabled_gateway_are_not_sent_until_it_is_enabled(
     receiver.default_reply = ACCEPTED
     gateway = await make_gateway(receiver.url())
     await send_messages()
-    await service.gateways.update(gateway.id, {"enabled": False})
+    await service.gateways.update(AUDIT, gateway.id, {"enabled": False})
     await service.gateway_dispatcher.flush()
     assert receiver.requests == []
-    await service.gateways.update(gateway.id, {"enabled": True})
+    await service.gateways.update(AUDIT, gateway.id, {"enabled": True})
     await service.gateway_dispatcher.flush()
     assert (await stored_send(service)).status == SENT
 
@@ -345,7 +345,7 @@ async def test_a_message_that_the_gateway_does_not_accept_in_time_becomes_failed
 ) -> None:
     gateway = await make_gateway("http://127.0.0.1:9/")
     [message] = await send_messages()
-    await service.gateways.update(gateway.id, {"enabled": False})
+    await service.gateways.update(AUDIT, gateway.id, {"enabled": False})
     clock.forward(hours=23)
     await service.gateway_dispatcher.flush()
     assert (await stored_send(service)).text is not None
@@ -406,7 +406,7 @@ async def test_after_a_change_of_the_gateway_url_messages_are_sent_to_the_new_ur
     gateway = await make_gateway(receiver.url("/old"))
     await send_messages()
     await service.gateway_dispatcher.flush()
-    await service.gateways.update(gateway.id, {"settings": {"url": receiver.url("/new")}}, is_operator=True)
+    await service.gateways.update(AUDIT, gateway.id, {"settings": {"url": receiver.url("/new")}}, is_operator=True)
     await send_messages()
     await service.gateway_dispatcher.flush()
     assert [request.target for request in receiver.requests] == ["/old", "/new"]

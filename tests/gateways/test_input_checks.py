@@ -11,7 +11,7 @@ from shortener.errors import ApiError, ErrorCode
 from shortener.gateways.gateway import NewGateway
 from shortener.storage import schema
 from tests.conftest import MakeService
-from tests.factory import rows
+from tests.factory import AUDIT, rows
 
 KANNEL = {"url": "http://10.0.0.5:13013/cgi-bin/sendsms", "username": "user", "password": "S3CRET"}
 PRIVATE = {"url": "http://10.0.0.5/api/{account}/send", "variables": {"account": "a1", "token": "S3CRET"}}
@@ -34,7 +34,7 @@ PRIVATE = {"url": "http://10.0.0.5/api/{account}/send", "variables": {"account":
 async def test_an_invalid_gateway_is_rejected_and_nothing_is_stored(service: Service, values: dict[str, Any], field: str) -> None:
     before = await rows(service.database, schema.gateways)
     with pytest.raises(ApiError) as caught:
-        await service.gateways.create(1, NewGateway(**values))
+        await service.gateways.create(AUDIT, 1, NewGateway(**values))
     assert caught.value.code is ErrorCode.INVALID_REQUEST
     assert caught.value.details[0].field == field
     assert await rows(service.database, schema.gateways) == before
@@ -44,12 +44,14 @@ async def test_only_the_operator_can_change_the_address_of_a_gateway_with_the_op
     make_service: MakeService,
 ) -> None:
     service = await make_service(allow_private_targets=False)
-    created = await service.gateways.create(1, NewGateway(name="kannel", preset="kannel", options=KANNEL, allow_private=True))
+    created = await service.gateways.create(
+        AUDIT, 1, NewGateway(name="kannel", preset="kannel", options=KANNEL, allow_private=True)
+    )
     elsewhere = {"url": "http://10.0.0.6:6379/", "variables": {}, "headers": {}, "body": ""}
     with pytest.raises(ApiError) as caught:
-        await service.gateways.update(created.id, {"settings": elsewhere}, 1)
+        await service.gateways.update(AUDIT, created.id, {"settings": elsewhere}, 1)
     assert caught.value.code is ErrorCode.FORBIDDEN_TARGET
-    await service.gateways.update(created.id, {"settings": elsewhere}, is_operator=True)
+    await service.gateways.update(AUDIT, created.id, {"settings": elsewhere}, is_operator=True)
 
 
 @pytest.mark.parametrize(
@@ -74,22 +76,22 @@ async def test_only_the_operator_can_change_the_request_settings_of_a_gateway_wi
     make_service: MakeService, changes: dict[str, Any], field: str
 ) -> None:
     service = await make_service(allow_private_targets=False)
-    created = await service.gateways.create(1, NewGateway(name="private", settings=PRIVATE, allow_private=True))
+    created = await service.gateways.create(AUDIT, 1, NewGateway(name="private", settings=PRIVATE, allow_private=True))
     with pytest.raises(ApiError) as caught:
-        await service.gateways.update(created.id, {"settings": changes}, 1)
+        await service.gateways.update(AUDIT, created.id, {"settings": changes}, 1)
     assert caught.value.code is ErrorCode.FORBIDDEN_TARGET
     assert f"settings.{field}" in [detail.field for detail in caught.value.details]
     assert (await service.gateways.get(created.id)).config.settings == created.config.settings
-    await service.gateways.update(created.id, {"settings": changes}, is_operator=True)
+    await service.gateways.update(AUDIT, created.id, {"settings": changes}, is_operator=True)
 
 
 async def test_an_application_can_change_the_credentials_of_its_gateway_with_the_option_allow_private(
     make_service: MakeService,
 ) -> None:
     service = await make_service(allow_private_targets=False)
-    created = await service.gateways.create(1, NewGateway(name="private", settings=PRIVATE, allow_private=True))
+    created = await service.gateways.create(AUDIT, 1, NewGateway(name="private", settings=PRIVATE, allow_private=True))
     changes = {"url": PRIVATE["url"], "variables": {"account": "a1", "token": "N3W"}, "success_statuses": "200"}
-    changed = await service.gateways.update(created.id, {"settings": changes}, 1)
+    changed = await service.gateways.update(AUDIT, created.id, {"settings": changes}, 1)
     assert changed.config.settings.variables["token"] == "N3W"  # type: ignore[attr-defined]
 
 
@@ -97,18 +99,18 @@ async def test_only_the_operator_can_restore_lost_settings_of_a_gateway_with_the
     make_service: MakeService,
 ) -> None:
     service = await make_service(allow_private_targets=False)
-    created = await service.gateways.create(1, NewGateway(name="private", settings=PRIVATE, allow_private=True))
+    created = await service.gateways.create(AUDIT, 1, NewGateway(name="private", settings=PRIVATE, allow_private=True))
     await service.database.write(lambda connection: connection.execute(schema.gateways.update().values(settings=None)))
     with pytest.raises(ApiError) as caught:
-        await service.gateways.update(created.id, {"settings": PRIVATE}, 1)
+        await service.gateways.update(AUDIT, created.id, {"settings": PRIVATE}, 1)
     assert caught.value.code is ErrorCode.FORBIDDEN_TARGET
-    await service.gateways.update(created.id, {"settings": PRIVATE}, is_operator=True)
+    await service.gateways.update(AUDIT, created.id, {"settings": PRIVATE}, is_operator=True)
 
 
 async def test_a_new_gateway_address_is_rejected_unless_the_credentials_are_set_again(service: Service) -> None:
     options = {"url": "https://gw.example/send", "token": "S3CRET"}
-    created = await service.gateways.create(1, NewGateway(name="plain", preset="plain", options=options))
+    created = await service.gateways.create(AUDIT, 1, NewGateway(name="plain", preset="plain", options=options))
     with pytest.raises(ApiError) as caught:
-        await service.gateways.update(created.id, {"settings": {"url": "https://attacker.example/"}}, 1)
+        await service.gateways.update(AUDIT, created.id, {"settings": {"url": "https://attacker.example/"}}, 1)
     assert [detail.field for detail in caught.value.details] == ["settings.variables", "settings.headers", "settings.body"]
     assert (await service.gateways.get(created.id)).config.settings.url == "https://gw.example/send"  # type: ignore[attr-defined]

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
+from shortener.accounts.audit import Actor, AuditWriter
 from shortener.accounts.directory import ALL_APPLICATIONS
 from shortener.container import Service
 from shortener.errors import ApiError, ErrorCode
-from shortener.gateways.gateway import NewGateway
+from shortener.gateways.gateway import GatewayChanges, NewGateway
 from shortener.gateways.presenter import gateway_fields
 from shortener.gateways.store import select_gateway
 from shortener.storage import schema
 from tests.conftest import NOON, MakeService
-from tests.factory import rows
+from tests.factory import AUDIT, audited_rows, rows
 
 KANNEL = {"url": "http://10.0.0.5:13013/cgi-bin/sendsms", "username": "user", "password": "S3CRET"}
 
 
 async def test_gateway_credentials_are_encrypted_and_never_shown(service: Service) -> None:
-    created = await service.gateways.create(1, NewGateway(name="kannel", preset="kannel", options=KANNEL))
+    created = await service.gateways.create(AUDIT, 1, NewGateway(name="kannel", preset="kannel", options=KANNEL))
     [stored] = [row for row in await rows(service.database, schema.gateways) if row.id == created.id]
     assert "S3CRET" not in str(stored)
     assert "S3CRET" not in str(gateway_fields(service.settings, created, NOON))
@@ -28,23 +31,25 @@ async def test_gateway_credentials_are_encrypted_and_never_shown(service: Servic
 async def test_a_gateway_with_a_private_address_requires_the_permission_of_the_operator(make_service: MakeService) -> None:
     service = await make_service(allow_private_targets=False)
     with pytest.raises(ApiError) as caught:
-        await service.gateways.create(1, NewGateway(name="kannel", preset="kannel", options=KANNEL))
+        await service.gateways.create(AUDIT, 1, NewGateway(name="kannel", preset="kannel", options=KANNEL))
     assert caught.value.code is ErrorCode.FORBIDDEN_TARGET
-    created = await service.gateways.create(1, NewGateway(name="kannel", preset="kannel", options=KANNEL, allow_private=True))
+    created = await service.gateways.create(
+        AUDIT, 1, NewGateway(name="kannel", preset="kannel", options=KANNEL, allow_private=True)
+    )
     assert created.config.allow_private
     metadata = NewGateway(name="x", settings={"url": "http://169.254.169.254/latest"}, allow_private=True)
     with pytest.raises(ApiError) as caught:
-        await service.gateways.create(1, metadata)
+        await service.gateways.create(AUDIT, 1, metadata)
     assert caught.value.code is ErrorCode.FORBIDDEN_TARGET
 
 
 async def test_the_name_of_a_removed_gateway_can_be_used_again(service: Service) -> None:
-    first = await service.gateways.create(1, NewGateway(name="sim", kind="simulator"))
+    first = await service.gateways.create(AUDIT, 1, NewGateway(name="sim", kind="simulator"))
     with pytest.raises(ApiError) as caught:
-        await service.gateways.create(1, NewGateway(name="sim", kind="simulator"))
+        await service.gateways.create(AUDIT, 1, NewGateway(name="sim", kind="simulator"))
     assert caught.value.code is ErrorCode.CONFLICT
-    await service.gateways.remove(first.id)
-    second = await service.gateways.create(1, NewGateway(name="sim", kind="simulator"))
+    await service.gateways.remove(AUDIT, first.id)
+    second = await service.gateways.create(AUDIT, 1, NewGateway(name="sim", kind="simulator"))
     assert second.id != first.id
     with pytest.raises(ApiError) as caught:
         await service.gateways.get(first.id)
@@ -52,9 +57,9 @@ async def test_the_name_of_a_removed_gateway_can_be_used_again(service: Service)
 
 
 async def test_an_update_of_a_gateway_keeps_its_other_settings_and_credentials(service: Service) -> None:
-    created = await service.gateways.create(1, NewGateway(name="kannel", preset="kannel", options=KANNEL))
+    created = await service.gateways.create(AUDIT, 1, NewGateway(name="kannel", preset="kannel", options=KANNEL))
     changed = await service.gateways.update(
-        created.id, {"settings": {"success_statuses": "200-299"}, "timeout": 3, "rotate_report_key": True}
+        AUDIT, created.id, {"settings": {"success_statuses": "200-299"}, "timeout": 3, "rotate_report_key": True}
     )
     assert changed.config.settings.variables["password"] == "S3CRET"  # type: ignore[attr-defined]
     assert changed.config.revision == created.config.revision + 1
@@ -63,17 +68,17 @@ async def test_an_update_of_a_gateway_keeps_its_other_settings_and_credentials(s
 
 
 async def test_only_the_operator_can_select_a_shared_gateway_for_an_application(service: Service) -> None:
-    shared = await service.gateways.create(ALL_APPLICATIONS, NewGateway(name="shared", kind="simulator"))
+    shared = await service.gateways.create(AUDIT, ALL_APPLICATIONS, NewGateway(name="shared", kind="simulator"))
     with pytest.raises(ApiError) as caught:
-        await service.database.write(select_gateway, 1, "shared", is_operator=False)
+        await service.database.write(select_gateway, AUDIT, 1, "shared", NOON, is_operator=False)
     assert caught.value.details[0].field == "gateway"
-    await service.database.write(select_gateway, 1, "shared", is_operator=True)
+    await service.database.write(select_gateway, AUDIT, 1, "shared", NOON, is_operator=True)
     await service.directory.refresh()
     application = service.directory.application(1)
     assert application is not None
     assert application.gateway is not None
     assert application.gateway.id == shared.id
-    await service.gateways.remove(shared.id)
+    await service.gateways.remove(AUDIT, shared.id)
     await service.directory.refresh()
     application = service.directory.application(1)
     assert application is not None
@@ -81,8 +86,8 @@ async def test_only_the_operator_can_select_a_shared_gateway_for_an_application(
 
 
 async def test_a_request_may_select_the_simulator_and_gateways_of_its_application_but_no_shared_gateway(service: Service) -> None:
-    await service.gateways.create(ALL_APPLICATIONS, NewGateway(name="shared", kind="simulator"))
-    await service.gateways.create(1, NewGateway(name="own", kind="simulator"))
+    await service.gateways.create(AUDIT, ALL_APPLICATIONS, NewGateway(name="shared", kind="simulator"))
+    await service.gateways.create(AUDIT, 1, NewGateway(name="own", kind="simulator"))
     await service.directory.refresh()
     application = service.directory.application(1)
     assert application is not None
@@ -94,5 +99,27 @@ async def test_the_simulator_exists_once_and_cannot_be_removed(make_service: Mak
     simulator = await service.gateways.find("simulator", 1)
     assert await service.database.write(service.gateways.ensure_simulator) == simulator.id
     with pytest.raises(ApiError) as caught:
-        await service.gateways.remove(simulator.id)
+        await service.gateways.remove(AUDIT, simulator.id)
     assert caught.value.code is ErrorCode.CONFLICT
+
+
+async def test_the_audit_log_names_the_changed_settings_of_a_gateway_without_their_values(service: Service) -> None:
+    key = AuditWriter(Actor(name="key 5"), itertools.count(10**6).__next__)
+    created = await service.gateways.create(key, 1, NewGateway(name="kannel", preset="kannel", options=KANNEL, allow_private=True))
+    gateway = created.config.id
+    change: GatewayChanges = {"timeout": 3, "settings": {"method": "POST"}}
+    await service.gateways.update(key, gateway, {**change, "rotate_report_key": True}, is_operator=True)
+    await service.gateways.update(key, gateway, change, is_operator=True)
+    await service.database.write(select_gateway, key, 1, "kannel", NOON, is_operator=False)
+    rows = await audited_rows(service.database)
+    subject = f"gateway {gateway} kannel"
+    assert [(row.action, row.object, row.before, row.after) for row in rows] == [
+        ("gateway_created", subject, None, {"kind": "http", "preset": "kannel", "enabled": True, "allow_private": True}),
+        (
+            "gateway_changed",
+            subject,
+            {"timeout": None, "settings": "", "report_key": ""},
+            {"timeout": 3, "settings": "changed: method", "report_key": "replaced"},
+        ),
+        ("settings_changed", "default", {"gateway": "none"}, {"gateway": "kannel"}),
+    ]

@@ -12,6 +12,7 @@ from shortener.model import Topic
 from shortener.outbox.expiring_keys import announce, has_expiring
 from shortener.storage import schema
 from tests.conftest import Clock
+from tests.factory import AUDIT
 
 
 async def events(service: Service) -> list[Any]:
@@ -22,7 +23,7 @@ async def test_one_event_announces_the_expiry_of_a_replaced_token_during_the_las
     service: Service, clock: Clock
 ) -> None:
     new = NewTracker(url="https://tracker.example/", events=["operations"])
-    await service.trackers.create(1, new)
+    await service.trackers.create(AUDIT, 1, new)
     _, until = await service.database.write(rotate_token, 1, clock(), timedelta(days=3))
     assert await service.database.write(announce, service.ids, clock()) == 0
     assert await service.database.read(has_expiring, clock()) is False

@@ -20,6 +20,7 @@ from shortener.portal import operators as module
 from shortener.portal.operators import Role
 from shortener.settings import Settings
 from tests.conftest import NOON, client_of, run_in_a_thread
+from tests.factory import audited_rows
 
 PHONE = "Mozilla/5.0 (iPhone; CPU iPhone OS 18_5 like Mac OS X) AppleWebKit/605.1.15 Version/18.5 Mobile/15E148 Safari/604.1"
 PASSWORD = "seven quiet harbour lamps"
@@ -117,11 +118,8 @@ def demo_installation(tmp_path_factory: pytest.TempPathFactory) -> DemoInstallat
 
 
 async def log(service: Service) -> list[Any]:
-    """Return the rows of the audit log, oldest first."""
-    from shortener.portal.audit import AuditFilter, list_audit
-
-    page = await service.database.read(list_audit, AuditFilter(), 1000)
-    return list(reversed(page.rows))
+    """Return the rows of the audit log, oldest first, without the row of the first start."""
+    return await audited_rows(service.database)
 
 
 async def send(service: Service, browser: httpx.AsyncClient, **fields: Any) -> dict[str, Any]:

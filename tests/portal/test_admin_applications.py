@@ -75,9 +75,13 @@ async def test_invalid_application_forms_of_the_portal_change_nothing(service: S
         ({"action": "rename", "application": "1", "name": ""}, 422),
         ({"action": "disable", "application": "999"}, 404),
         ({"action": "disable"}, 404),
+        ({"action": "disable", "application": "1x"}, 422),
+        ({"action": "rename", "application": "1x", "name": "y"}, 422),
         ({"action": "x"}, 422),
     ):
-        assert (await browser.post(PATH, data=form)).status_code == status, form
+        page = await browser.post(PATH, data=form)
+        assert page.status_code == status, form
+        assert re.search("must |There is no application|already exists", page.text), form
     await service.directory.refresh()
     assert len(service.directory.applications()) == 1
     assert [row.action for row in await log(service)] == ["invitation_accepted"]
@@ -91,5 +95,6 @@ async def test_the_portal_page_of_all_applications_returns_404_to_operators_who_
 
 async def test_the_portal_warns_that_phones_cannot_reach_the_domain_of_a_new_application(sign_in: SignIn) -> None:
     browser = await sign_in("Ada", Role.ADMIN, 0)
-    page = await browser.post(PATH, data={"action": "create", "name": "Shop", "domain": "http://127.0.0.1:8000"})
-    assert "127.0.0.1 is not a public address" in page.text
+    page = await browser.post(PATH, data={"action": "create", "name": "Shop", "domain": "http://127.0.0.1:9000"})
+    assert "The host 127.0.0.1 is not a public address" in page.text
+    assert "The service responds on 127.0.0.1" in page.text

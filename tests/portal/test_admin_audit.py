@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 
+from shortener.accounts.audit import Actor, AuditWriter
 from shortener.container import Service
 from tests.conftest import Clock
 from tests.portal.conftest import SignIn, log
@@ -40,3 +41,18 @@ async def test_the_portal_page_of_the_audit_log_has_filters_pages_and_an_export(
     assert rows[1]["object"] == "'=list 54"
     assert rows[1]["time"].endswith("+09:00")
     assert (await log(service))[-1].action == "list_exported"
+
+
+async def test_the_audit_log_can_be_filtered_by_the_command_line_and_by_api_keys(service: Service, sign_in: SignIn) -> None:
+    admin = await sign_in("key 7 of Ada")
+    for actor, subject in (
+        (Actor(name="command line", os_user="root"), "by root"),
+        (Actor(name="command line"), "by nobody"),
+        (Actor(name="key 7"), "by a key"),
+    ):
+        await service.database.write(AuditWriter(actor, service.ids).add, service.clock(), "host_blocked", subject)
+    for chosen, expected in (("command line", ["by nobody", "by root"]), ("API keys", ["by a key"])):
+        page = await admin.get(PATH, params={"operator": chosen})
+        assert [text for text in ("by nobody", "by root", "by a key") if text in page.text] == expected
+        assert f"<option selected>{chosen}</option>" in page.text
+        assert "Invitation accepted</td>" not in page.text

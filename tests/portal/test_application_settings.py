@@ -75,9 +75,14 @@ async def test_application_settings_are_saved_shown_and_recorded_in_the_audit_lo
     for value in ("30", "https://brand.example/late", "myapp other", "1.5"):
         assert f'value="{value}"' in page
     assert re.search(r'name="all_links_within_second" checked', page)
-    row = (await log(service))[-1]
+    row, of_gateway = (await log(service))[-2:]
     assert (row.action, row.before["link_ttl_days"], row.after["link_ttl_days"]) == ("settings_changed", None, 30)
-    assert row.after.keys() == expected.keys() | {"gateway"}
+    assert row.after.keys() == expected.keys()
+    assert (of_gateway.action, of_gateway.before, of_gateway.after) == (
+        "settings_changed",
+        {"gateway": "none"},
+        {"gateway": "simulator"},
+    )
 
 
 async def test_invalid_application_settings_change_nothing_and_stay_in_the_form(service: Service, sign_in: SignIn) -> None:

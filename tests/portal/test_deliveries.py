@@ -13,6 +13,7 @@ from shortener.model import DeliveryStatus
 from shortener.portal.operators import Role
 from tests.conftest import Clock
 from tests.delivery.dispatching import fill
+from tests.factory import AUDIT
 from tests.portal.conftest import NewBrowser, SignIn, click, log, send
 from tests.receiver import Receiver, Reply
 
@@ -122,7 +123,7 @@ async def test_a_pending_delivery_shows_what_holds_it_and_no_time_in_the_past(
 ) -> None:
     browser = await sign_in()
     new = NewTracker(url="https://t.example/", events=("click",), name="shop", signed=False)
-    tracker = (await service.trackers.create(1, new)).tracker.id
+    tracker = (await service.trackers.create(AUDIT, 1, new)).tracker.id
     await fill(service, tracker, DeliveryStatus.PENDING, 1, next_at=clock() - timedelta(minutes=45))
     await service.database.write(update_tracker, tracker, {"open_until": clock() + timedelta(minutes=2)})
     listed = (await browser.get(f"/portal/1/deliveries?{EVER}")).text
@@ -134,7 +135,7 @@ async def test_a_pending_delivery_shows_what_holds_it_and_no_time_in_the_past(
         assert "waits: the endpoint fails, next try" in text
         assert f"{clock() + timedelta(minutes=2):%H:%M:%S}" in text
         assert past not in text
-    await service.trackers.update(tracker, TrackerChanges(enabled=False))
+    await service.trackers.update(AUDIT, tracker, TrackerChanges(enabled=False))
     for page in pages:
         assert "waits: the tracker is disabled" in (await browser.get(page)).text
 
@@ -146,7 +147,7 @@ async def test_deliveries_are_filtered_by_the_name_of_a_tracker_and_their_csv_co
     numbers = []
     for name in ("shop", "twin", "twin"):
         new = NewTracker(url="https://t.example/", events=("click",), name=name, signed=False)
-        numbers.append((await service.trackers.create(1, new)).tracker.id)
+        numbers.append((await service.trackers.create(AUDIT, 1, new)).tracker.id)
     await fill(service, numbers[0], DeliveryStatus.DEAD, 1)
     page = (await browser.get(f"/portal/1/deliveries?tracker={numbers[0]}&{EVER}")).text
     assert f'<option value="{numbers[0]}" selected>shop</option>' in page

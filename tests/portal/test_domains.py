@@ -119,5 +119,19 @@ async def test_the_portal_warns_that_phones_cannot_reach_a_domain_on_localhost(s
     browser = await sign_in("Mia", Role.MANAGER, 1)
     added = await browser.post("/portal/1/domains", data={"domain": "http://localhost:8000"})
     page = (await browser.get(added.headers["location"])).text
-    assert "localhost is a name of one machine or one network only" in page
+    assert "The host localhost is a name of one machine or one network only" in page
+    assert "The service responds on localhost" in page
     assert "The name has an address" not in page
+
+
+async def test_the_audit_log_names_a_new_domain_as_it_is_stored_and_the_host_of_base_url_is_rejected(
+    service: Service, sign_in: SignIn
+) -> None:
+    browser = await sign_in("Mia", Role.MANAGER, 1)
+    assert (await browser.post("/portal/1/domains", data={"domain": "GO.Brand.example."})).status_code == 303
+    row = (await log(service))[-1]
+    assert (row.operator, row.action, row.object, row.after) == ("Mia", "domain_added", HOST, {"base_url": f"https://{HOST}"})
+    page = await browser.post("/portal/1/domains", data={"domain": "http://127.0.0.1:8000"})
+    assert page.status_code == 422
+    assert "on which the service itself responds" in page.text
+    assert (await log(service))[-1].object == HOST

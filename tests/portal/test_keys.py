@@ -24,7 +24,7 @@ async def test_the_portal_shows_a_new_api_key_once_with_a_working_command(servic
     assert (await browser.post("/api/v1/rewrite", json=body, headers={"X-API-Key": key})).status_code == 200
     assert key not in (await browser.get("/portal/1/keys")).text
     row = (await log(service))[-1]
-    assert (row.action, row.object, row.after) == ("api_key_created", "Shop <b>", {"permissions": "sms.send, sms.read"})
+    assert (row.action, row.object, row.after) == ("api_key_created", "Shop <b>", {"permissions": "sms.read, sms.send"})
     key_id = re.findall(r'name="key" value="(\d+)"', page.text)[-1]
     assert (await browser.post("/portal/1/keys", data={"action": "revoke", "key": key_id, "confirmed": "yes"})).status_code == 303
     assert (await browser.post("/api/v1/rewrite", json=body, headers={"X-API-Key": key})).status_code == 401

@@ -99,6 +99,7 @@ def test_only_the_purge_deletes_rows_of_the_audit_log_and_no_code_changes_them()
         "accounts/audit.py",
         "portal/audit.py",
         "retention/purge.py",
+        "retention/purge_statements.py",
         "storage/schema/__init__.py",
         "storage/schema/operators.py",
         "storage/migrations/versions/v0015_operators.py",

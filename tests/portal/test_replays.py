@@ -18,6 +18,7 @@ from shortener.model import DeliveryStatus
 from shortener.portal.operators import Role
 from tests.conftest import Clock
 from tests.delivery.dispatching import fill
+from tests.factory import AUDIT
 from tests.portal.conftest import NewBrowser, SignIn, click, log, send
 from tests.receiver import Receiver
 
@@ -30,7 +31,7 @@ FIGURE = re.compile(r'data-figure="(\w+)" data-value="(\d+)" href="([^"]+)"')
 async def tracker_with_dead(service: Service, number: int, name: str = "mine") -> int:
     """Create a tracker that has dead deliveries without events, and return its id."""
     new = NewTracker(url="https://t.example/", events=("click",), name=name, signed=False)
-    tracker = (await service.trackers.create(1, new)).tracker.id
+    tracker = (await service.trackers.create(AUDIT, 1, new)).tracker.id
     await fill(service, tracker, DeliveryStatus.DEAD, number)
     return tracker
 
@@ -61,7 +62,7 @@ async def test_portal_forms_without_scripts_can_replay_dead_deliveries_with_the_
 ) -> None:
     browser, phone = await sign_in("Sue", Role.SUPPORT, 1), await new_browser()
     new = NewTracker(url=receiver.url(), events=("click",), name="mine", signed=False, max_attempts=1)
-    tracker = (await service.trackers.create(1, new)).tracker.id
+    tracker = (await service.trackers.create(AUDIT, 1, new)).tracker.id
     receiver.default_reply = 400
     for _ in range(3):
         await click(service, phone, (await send(service, browser))["links"][0]["code"])
@@ -156,11 +157,11 @@ async def test_the_page_of_a_replay_says_why_its_deliveries_wait(service: Servic
     open_until = {"open_until": clock() + timedelta(minutes=1)}
     await service.database.write(update_tracker, tracker, open_until)
     assert "The receiver fails at the moment" in (await browser.get(path)).text
-    await service.trackers.update(tracker, TrackerChanges(enabled=False))
+    await service.trackers.update(AUDIT, tracker, TrackerChanges(enabled=False))
     page = await browser.get(path)
     assert "Nothing is sent now, because the tracker or the application is disabled" in page.text
     assert figures(page) == {"parked": 2, "delivered": 0, "dead": 0}
-    await service.trackers.delete(tracker)
+    await service.trackers.delete(AUDIT, tracker)
     assert "a deleted tracker" in (await browser.get(path)).text
 
 
@@ -198,7 +199,7 @@ async def test_the_confirmation_page_shows_the_reason_why_nothing_can_be_replaye
     tracker = await tracker_with_dead(service, 1)
     empty = await browser.get(f"{NEW}?tracker={tracker}&period=custom&since=2020-01-01&until=2020-02-01")
     assert "No dead deliveries in this period" in empty.text
-    await service.trackers.update(tracker, TrackerChanges(enabled=False))
+    await service.trackers.update(AUDIT, tracker, TrackerChanges(enabled=False))
     for page in (await browser.get(f"{NEW}?tracker={tracker}&{EVER}"), await browser.post(f"{NEW}?tracker={tracker}&{EVER}")):
         assert "Nothing would be sent, because the tracker is disabled" in page.text
     assert page.status_code == 409

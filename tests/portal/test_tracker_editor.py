@@ -7,11 +7,11 @@ import re
 
 import pytest
 
+from shortener.accounts.audit import AuditWriter
 from shortener.container import Service
 from shortener.errors import StoreUnavailable
 from shortener.portal import repeats
 from shortener.portal.operators import Role
-from shortener.portal.page import Visit
 from tests.conftest import Clock
 from tests.portal.conftest import NewBrowser, SignIn, click, log, send
 from tests.receiver import Receiver
@@ -59,7 +59,9 @@ async def test_a_tracker_is_created_changed_and_deleted_in_the_portal(
     assert await service.trackers.all(1) == []
     rows = (await log(service))[1:]
     assert [row.action for row in rows] == ["tracker_created", "tracker_changed", "tracker_secret_replaced", "tracker_deleted"]
-    assert "127.0.0.1" not in str([(row.object, row.after) for row in rows]), "a URL can contain credentials"
+    assert "http" not in str([(row.object, row.before, row.after) for row in rows]), "a URL can contain credentials"
+    assert secret not in str(rows)
+    assert (rows[1].before["enabled"], rows[1].after["enabled"], rows[2].after) == (True, False, {"secret": "replaced"})
 
 
 async def test_a_tracker_form_that_is_sent_again_creates_no_second_tracker_or_secret(
@@ -91,7 +93,7 @@ async def test_if_the_record_of_a_tracker_form_cannot_be_stored_nothing_changes_
     browser = await sign_in("Mia", Role.MANAGER, 1)
     path, rotate = NEW, {"action": "rotate", "form_id": "two", "confirmed": "yes"}
     for values in (form(receiver, form_id="one"), rotate):
-        for place, name in ((repeats, "store"), (Visit, "audit")):
+        for place, name in ((repeats, "store"), (AuditWriter, "add")):
             before, rows = await service.trackers.all(1), await log(service)
             with monkeypatch.context() as patch:
                 patch.setattr(place, name, fail)

@@ -26,6 +26,7 @@ from shortener.retention.erasure import (
 from shortener.storage import schema
 from shortener.storage.database import Database
 from tests.conftest import NOON
+from tests.factory import AUDIT
 from tests.rows import KINDS, Rows, count
 
 PHONE = "+14085550100"
@@ -212,7 +213,7 @@ async def test_an_erasure_cancels_pending_callbacks_of_the_message_but_not_pendi
     assert (callback.status, callback.finished_at, callback.last_error) == (DeliveryStatus.DEAD, NOON, ERASED)
     assert callback.callback_url is None
     with pytest.raises(ApiError, match="erased"):
-        await Deliveries(database).replay(callback.id, NOON)
+        await Deliveries(database).replay(AUDIT, callback.id, NOON)
 
 
 async def test_an_erasure_does_not_change_the_disabling_time_of_a_link_that_was_disabled_before(database: Database) -> None:

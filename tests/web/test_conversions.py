@@ -15,7 +15,7 @@ from shortener.container import Service
 from shortener.delivery.trackers import NewTracker
 from shortener.storage import schema
 from tests.conftest import NOON, Clock, client_of
-from tests.factory import Message, add_hit, add_message, count_delta_sums, rows
+from tests.factory import AUDIT, Message, add_hit, add_message, count_delta_sums, rows
 from tests.receiver import Receiver
 
 PATHS = ["/api/v1/track", "/api/v1/action/track", "/api/v1/callback/action", "/action"]
@@ -232,7 +232,7 @@ async def test_a_missing_or_wrong_tracker_token_returns_401_without_any_side_eff
     """A valid token outside of its header is rejected too. A rejected request adds no row, no delivery and no log line. The same
     request with a valid token in the header adds rows and a delivery."""
     tracker = NewTracker(url=receiver.url(), events=["conversion"])
-    await service.trackers.create(credentials.application_id, tracker)
+    await service.trackers.create(AUDIT, credentials.application_id, tracker)
     before = await service.database.read(row_counts)
     token = credentials.tracker_token
     with capture_logs() as lines:

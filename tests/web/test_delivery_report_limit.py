@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 from shortener.delivery.trackers import NewTracker
 from shortener.storage import schema
 from tests.conftest import MakeService, client_of
-from tests.factory import add_message, rows
+from tests.factory import AUDIT, add_message, rows
 
 PATH = "/api/v1/sms/status"
 
@@ -24,7 +24,7 @@ async def test_two_thousand_reports_for_a_hundred_trackers_create_no_more_delive
     service = await make_service(report_delivery_limit=600)
     for number in range(10):
         tracker = NewTracker(url=f"http://127.0.0.1:9/{number}", events=["delivery"])
-        await service.trackers.create(1, tracker)
+        await service.trackers.create(AUDIT, 1, tracker)
 
     def add_messages(connection: Connection) -> None:
         for number in range(200):

@@ -11,11 +11,10 @@ from shortener.accounts.administration import create_application
 from shortener.container import Service
 from shortener.redis.link_cache import NoLinkCache
 from shortener.reporting.count_check import verify
-from shortener.storage.schema import audit_log
 from tests.clicks.helpers import PHONE_HEADERS as PHONE
 from tests.clicks.helpers import create_link as link
-from tests.clicks.helpers import fetch_rows
 from tests.conftest import NOON, Clock, client_of
+from tests.factory import audited_rows
 from tests.rows import KINDS
 
 
@@ -53,7 +52,7 @@ async def test_the_audit_log_names_the_api_key_that_has_erased_personal_data(cli
     await client.post("/api/v1/erasures", json={"message_id": "m-0"})
     await client.post("/api/v1/erasures", json={"phone": "+14085550100"})
     await client.post("/api/v1/erasures", json={"phone": "+14085550100"})
-    rows = await fetch_rows(service, audit_log)
+    rows = await audited_rows(service.database)
     assert [(row.operator, row.action, row.application_id, row.object, row.after["messages"]) for row in rows] == [
         ("key 1", "data_erased", 1, "one message", 1),
         ("key 1", "data_erased", 1, "messages to a number", 2),

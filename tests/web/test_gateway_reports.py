@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from shortener.container import Service
+from tests.factory import AUDIT
 from tests.receiver import Receiver, Reply
 
 
@@ -59,7 +60,7 @@ async def test_a_report_key_that_another_process_created_is_accepted_at_once(
     service: Service, client: httpx.AsyncClient, sent: dict[str, Any]
 ) -> None:
     gateway = await service.gateways.find("gw", 1)
-    changed = await service.gateways.update(gateway.id, {"rotate_report_key": True}, 1)
+    changed = await service.gateways.update(AUDIT, gateway.id, {"rotate_report_key": True}, 1)
     path = changed.config.report_url.removeprefix(service.settings.base_url)
     assert path not in sent["path"]
     assert (await client.post(path, json={"id": "x1", "status": "9"})).status_code == 200

@@ -11,8 +11,8 @@ import pytest
 from shortener.accounts.credentials import Credentials
 from shortener.container import Service
 from shortener.logs import mask
-from shortener.portal.audit import AuditFilter, list_audit
 from tests.conftest import client_of
+from tests.factory import audited_rows
 from tests.web.calls import TO
 
 
@@ -168,7 +168,7 @@ async def test_the_audit_log_names_each_api_key_that_was_created_changed_or_revo
     for status in (200, 404):
         assert (await client.delete(path)).status_code == status
     rotated = (await client.post("/api/v1/tokens")).json()
-    rows = (await service.database.read(list_audit, AuditFilter(), 100)).rows[::-1]
+    rows = await audited_rows(service.database)
     name = "till " + mask("+14085550100")
     assert [(row.operator, row.action, row.object, row.application_id, row.before, row.after) for row in rows] == [
         ("key 1", "api_key_created", name, 1, None, {"permissions": "sms.read, sms.send", "rate_limit": 60}),

@@ -353,3 +353,10 @@ async def test_the_docs_page_shows_every_operation_error_code_and_schema_and_has
     assert {operation["operationId"] for *_, operation in operations()} <= set(page.ids)
     assert {f"error-{code.name}" for code in ErrorCode} <= set(page.ids)
     assert {f"schema-{name}" for name in DOCUMENT["components"]["schemas"] if name != "ErrorCode"} <= set(page.ids)
+
+
+def test_the_document_lists_the_error_codes_of_a_send_call_as_the_call_returns_them() -> None:
+    responses = DOCUMENT["paths"]["/api/v1/sms/send"]["post"]["responses"]
+    codes = {code for response in responses.values() for code in response.get("x-error-codes", ())}
+    assert codes >= {"TOO_MANY_RECIPIENTS", "INVALID_BODY", "INVALID_REQUEST", "INVALID_TO", "DB_ERROR", "INVALID_TRACK_URL"}
+    assert not codes & {"BATCH_TOO_LARGE", "INVALID_JSON", "UNAVAILABLE", "INVALID_RECIPIENT"}

@@ -14,7 +14,7 @@ from shortener.container import Service
 from shortener.redis.rate_limit import RateLimiter
 from shortener.storage import schema
 from tests.conftest import NOON, Clock, client_of
-from tests.factory import add_message, rows
+from tests.factory import add_message, audited_rows, rows
 
 
 @pytest.fixture(autouse=True)
@@ -132,7 +132,7 @@ async def test_the_audit_log_names_each_postback_key_that_was_created_replaced_o
     rotated = (await client.post(f"/api/v1/postback-keys/{key['id']}/rotate")).json()
     for status in (200, 404):
         assert (await client.delete(f"/api/v1/postback-keys/{rotated['id']}")).status_code == status
-    audited = await rows(service.database, schema.audit_log)
+    audited = await audited_rows(service.database)
     assert [(row.operator, row.action, row.object, row.application_id, row.after) for row in audited] == [
         ("key 1", "postback_key_created", "network", 1, None),
         ("key 1", "postback_key_rotated", "network", 1, {"previous_valid_until": rotated["previous_valid_until"]}),

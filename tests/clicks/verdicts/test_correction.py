@@ -30,6 +30,7 @@ from tests.clicks.verdicts.helpers import (
     sent_events,
 )
 from tests.conftest import NOON, Clock, MakeService
+from tests.factory import AUDIT
 from tests.receiver import Receiver
 from tests.rows import messages_now
 
@@ -388,7 +389,7 @@ async def test_a_tracker_that_subscribes_to_click_retracted_receives_the_event(
     retracting: Service, clock: Clock, receiver: Receiver
 ) -> None:
     service = retracting
-    await service.trackers.create(1, NewTracker(url=receiver.url(), events=["click", "click_retracted"], secret=None))
+    await service.trackers.create(AUDIT, 1, NewTracker(url=receiver.url(), events=["click", "click_retracted"], secret=None))
     (code,) = await create_codes(service, message_ids=("m-1",))
     clock.forward(seconds=7)
     machine = await record_click(service, code, SCANNER)

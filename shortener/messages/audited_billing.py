@@ -1,0 +1,107 @@
+"""Changes of balances, prices and opt-out lists by people, by the API and on the command line. Each change adds a row to the audit
+log, in the same transaction. A change that changes no value adds no row.
+
+Messages and replies also change balances and opt-out lists. These changes are traffic, so they call the functions of `balances` and
+`opt_outs` themselves.
+"""
+# Tested by tests/test_audit_complete.py and tests/messages/test_audited_billing.py
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+from sqlalchemy import Connection, select
+
+from shortener.accounts.audit import AuditWriter
+from shortener.accounts.directory import ALL_APPLICATIONS
+from shortener.messages import balances, opt_outs, prices
+from shortener.messages.balances import Balance
+from shortener.storage import schema
+
+
+def change_balance(
+    connection: Connection,
+    audit: AuditWriter,
+    application_id: int,
+    now: datetime,
+    *,
+    amount: Decimal | None = None,
+    added: Decimal | None = None,
+    currency: str | None = None,
+) -> Balance:
+    """Set or add to a balance, as `balances.change_balance`."""
+    old = balances.lock_balances(connection, [application_id]).get(application_id)
+    ids, actor = audit.new_id, audit.actor.name
+    new = balances.change_balance(connection, ids, application_id, now, actor, amount=amount, added=added, currency=currency)
+    before, after = _balance_fields(old), _balance_fields(new)
+    audit.add_differences(connection, now, "balance_changed", "balance", before, after, application_id=application_id)
+    return new
+
+
+def remove_balance(connection: Connection, audit: AuditWriter, application_id: int, now: datetime) -> bool:
+    """Remove a balance, as `balances.remove_balance`."""
+    old = balances.lock_balances(connection, [application_id]).get(application_id)
+    removed = balances.remove_balance(connection, application_id)
+    if removed:
+        audit.add(connection, now, "balance_removed", "balance", application_id=application_id, before=_balance_fields(old))
+    return removed
+
+
+def _balance_fields(balance: Balance | None) -> dict[str, Any]:
+    return {
+        "balance": None if balance is None else format(balance.amount, "f"),
+        "currency": None if balance is None else balance.currency,
+    }
+
+
+def set_price(connection: Connection, audit: AuditWriter, application_id: int, prefix: str, price: Decimal, now: datetime) -> str:
+    """Set a price, as `prices.set_price`. Return the prefix as stored."""
+    found = _prices(connection, application_id)
+    digits = prices.set_price(connection, application_id, prefix, price)
+    before, after = ({"price": one} for one in (found.get(digits), format(price, "f")))
+    audit.add_differences(connection, now, "price_set", _subject(digits), before, after, application_id=_owner(application_id))
+    return digits
+
+
+def remove_price(connection: Connection, audit: AuditWriter, application_id: int, prefix: str, now: datetime) -> str:
+    """Remove a price, as `prices.remove_price`. Return the prefix as stored."""
+    found = _prices(connection, application_id)
+    digits = prices.remove_price(connection, application_id, prefix)
+    before = {"price": found[digits]}
+    audit.add(connection, now, "price_removed", _subject(digits), application_id=_owner(application_id), before=before)
+    return digits
+
+
+def _prices(connection: Connection, application_id: int) -> Mapping[str, str]:
+    """Return the prices of an application by their prefixes."""
+    table = schema.prices
+    rows = connection.execute(select(table).where(table.c.application_id == application_id))
+    return {row.prefix: format(row.price, "f") for row in rows}
+
+
+def _subject(digits: str) -> str:
+    return f"price for {digits or 'default'}"
+
+
+def _owner(application_id: int) -> int | None:
+    """Return the id of the application in the audit log; None for a price of all applications."""
+    return None if application_id == ALL_APPLICATIONS else application_id
+
+
+def add_opt_out(connection: Connection, audit: AuditWriter, application_id: int, phone: str, now: datetime, source: str) -> bool:
+    """Add a number in E.164 to an opt-out list, as `opt_outs.add_opt_out`. The row contains the masked number."""
+    added = opt_outs.add_opt_out(connection, application_id, phone, now, source)
+    if added:
+        audit.add(connection, now, "opt_out_added", phone, application_id=application_id)
+    return added
+
+
+def remove_opt_out(connection: Connection, audit: AuditWriter, application_id: int, phone: str, now: datetime) -> bool:
+    """Remove a number in E.164 from an opt-out list, as `opt_outs.remove_opt_out`. The row contains the masked number."""
+    removed = opt_outs.remove_opt_out(connection, application_id, phone)
+    if removed:
+        audit.add(connection, now, "opt_out_removed", phone, application_id=application_id)
+    return removed

@@ -1,0 +1,133 @@
+"""The SQL statements of the purge. They are built once: to build one takes longer than to run it, and would occupy the writer
+thread of SQLite.
+
+A statement of a page selects the oldest rows between two ids, each with a flag that states whether the row must be kept. A deletion
+removes at most `max_rows` rows.
+"""
+# Tested by tests/retention/test_purge.py and tests/retention/test_purge_devices.py
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Integer,
+    Select,
+    Table,
+    and_,
+    bindparam,
+    delete,
+    exists,
+    false,
+    or_,
+    select,
+    update,
+)
+
+from shortener.model import DeliveryStatus, HitFlag
+from shortener.storage.schema import (
+    attempts,
+    audit_log,
+    conversion_revisions,
+    conversions,
+    deliveries,
+    early_hits,
+    events,
+    events_of,
+    first_clicks,
+    hits,
+    is_event_of_message,
+    link_changes,
+    links,
+    messages,
+    other_hits,
+    refused_conversions,
+    send_attempts,
+    sends,
+    trackers,
+)
+from shortener.storage.types import Instant
+
+#: The parameters of a DELETE statement: row ids, and the maximum number of rows to delete.
+_IDS, _LIMIT = bindparam("ids", expanding=True, type_=BigInteger), bindparam("max_rows", type_=Integer)
+
+
+class Deletion:
+    """A DELETE of at most `max_rows` rows of a table that match a condition on `ids`."""
+
+    def __init__(self, table: Table, condition: ColumnElement[bool]) -> None:
+        self.table = table
+        self.statement = delete(table).where(table.c.id.in_(select(table.c.id).where(condition).limit(_LIMIT)))
+
+
+def _event_deletions(condition: ColumnElement[bool]) -> tuple[Deletion, ...]:
+    """Return the deletions of attempts, deliveries and events, in this order."""
+    of_events = deliveries.c.event_id.in_(select(events.c.id).where(condition))
+    return (
+        Deletion(attempts, attempts.c.delivery_id.in_(select(deliveries.c.id).where(of_events))),
+        Deletion(deliveries, of_events),
+        Deletion(events, condition),
+    )
+
+
+def _is_pending() -> ColumnElement[bool]:
+    """The condition that a delivery is pending, and not parked because its tracker is disabled."""
+    parked = exists().where(trackers.c.id == deliveries.c.tracker_id, trackers.c.enabled == false())
+    return and_(deliveries.c.status == DeliveryStatus.PENDING.value, ~parked)
+
+
+def _page_of(table: Table, is_kept: ColumnElement[bool]) -> Select[int, bool]:
+    """Return a statement that selects the oldest rows between two ids, each with a flag that states whether it must be kept. Kept
+    rows count towards the limit."""
+    # The subquery limits the work: without it, PostgreSQL evaluates the condition for all rows of the range.
+    in_range = table.c.id > bindparam("after", type_=BigInteger), table.c.id < bindparam("end", type_=BigInteger)
+    ids = select(table.c.id).where(*in_range).order_by(table.c.id).limit(_LIMIT).subquery("page")
+    return select(table.c.id, is_kept).join_from(ids, table, table.c.id == ids.c.id).order_by(table.c.id)
+
+
+_links_of_messages = links.c.message_id.in_(_IDS)
+MESSAGE_DELETIONS = (
+    *_event_deletions(events_of(_IDS)),
+    Deletion(
+        conversion_revisions,
+        conversion_revisions.c.conversion_id.in_(select(conversions.c.id).where(conversions.c.message_id.in_(_IDS))),
+    ),
+    Deletion(conversions, conversions.c.message_id.in_(_IDS)),
+    Deletion(hits, hits.c.id.in_(select(first_clicks.c.hit_id).where(first_clicks.c.id.in_(_IDS)))),
+    Deletion(hits, and_(other_hits(), hits.c.link_id.in_(select(links.c.id).where(_links_of_messages)))),
+    Deletion(link_changes, link_changes.c.link_id.in_(select(links.c.id).where(_links_of_messages))),
+    Deletion(links, _links_of_messages),
+    Deletion(first_clicks, first_clicks.c.id.in_(_IDS)),
+    Deletion(early_hits, early_hits.c.id.in_(_IDS)),
+    Deletion(send_attempts, send_attempts.c.send_id.in_(_IDS)),
+    Deletion(sends, sends.c.id.in_(_IDS)),
+    Deletion(messages, messages.c.id.in_(_IDS)),
+)
+EVENT_DELETIONS = _event_deletions(events.c.id.in_(_IDS))
+_END = bindparam("end", type_=BigInteger)
+REFUSED_DELETION = Deletion(refused_conversions, refused_conversions.c.id < _END)
+AUDIT_DELETION = Deletion(audit_log, audit_log.c.id < _END)
+HIT_DELETIONS = (Deletion(hits, hits.c.id.in_(_IDS)),)
+
+_event_conditions = is_event_of_message()
+MESSAGE_PAGE = _page_of(
+    messages,
+    or_(
+        exists().where(
+            links.c.message_id == messages.c.id, links.c.expires_at > bindparam("now", type_=Instant), links.c.disabled_at.is_(None)
+        ),
+        *(exists().where(one, events.c.fanned_out == false()) for one in _event_conditions),
+        *(exists().where(one, deliveries.c.event_id == events.c.id, _is_pending()) for one in _event_conditions),
+    ),
+)
+_unfinished = or_(_is_pending(), deliveries.c.finished_at >= bindparam("since", type_=Instant))
+EVENT_PAGE = _page_of(
+    events, or_(events.c.fanned_out == false(), exists().where(deliveries.c.event_id == events.c.id, _unfinished))
+)
+_is_first = hits.c.flags.bitwise_and(int(HitFlag.FIRST_FOR_LINK | HitFlag.FIRST_FOR_MESSAGE)) != 0
+HIT_PAGE = _page_of(hits, _is_first)
+USER_AGENTS = select(hits.c.id, hits.c.user_agent).where(hits.c.id.in_(_IDS), hits.c.user_agent != "").order_by(hits.c.id)
+KEEP_DEVICES = update(hits).where(hits.c.id == bindparam("row")).values(device_class=bindparam("kept"))
+EMPTY_HITS = (
+    update(hits).where(hits.c.id.in_(_IDS), or_(hits.c.address != "", hits.c.user_agent != "")).values(address="", user_agent="")
+)

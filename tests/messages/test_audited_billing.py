@@ -1,0 +1,45 @@
+"""The rows of the audit log about balances, prices and opt-out lists."""
+
+from __future__ import annotations
+
+import itertools
+from decimal import Decimal
+
+from shortener.accounts.audit import Actor, AuditWriter
+from shortener.container import Service
+from shortener.messages import audited_billing as billing
+from tests.conftest import NOON
+from tests.factory import audited_rows
+
+KEY = AuditWriter(Actor(name="key 5"), itertools.count(10**6).__next__)
+PHONE = "+14085550100"
+
+
+async def test_changes_of_balances_and_prices_have_audit_rows_with_their_values(service: Service) -> None:
+    write = service.database.write
+    for _ in range(2):
+        await write(billing.change_balance, KEY, 1, NOON, amount=Decimal("10.50"), currency="EUR")
+        await write(billing.set_price, KEY, 0, "+44", Decimal("0.04"), NOON)
+    await write(billing.change_balance, KEY, 1, NOON, added=Decimal("-0.25"))
+    assert await write(billing.remove_balance, KEY, 1, NOON)
+    assert not await write(billing.remove_balance, KEY, 1, NOON)
+    await write(billing.set_price, KEY, 1, "default", Decimal("0.1"), NOON)
+    await write(billing.remove_price, KEY, 0, "44", NOON)
+    rows = await audited_rows(service.database)
+    assert [(row.action, row.object, row.application_id, row.before, row.after) for row in rows] == [
+        ("balance_changed", "balance", 1, {"balance": None, "currency": None}, {"balance": "10.50", "currency": "EUR"}),
+        ("price_set", "price for 44", None, {"price": None}, {"price": "0.04"}),
+        ("balance_changed", "balance", 1, {"balance": "10.50"}, {"balance": "10.25"}),
+        ("balance_removed", "balance", 1, {"balance": "10.25", "currency": "EUR"}, None),
+        ("price_set", "price for default", 1, {"price": None}, {"price": "0.1"}),
+        ("price_removed", "price for 44", None, {"price": "0.04"}, None),
+    ]
+
+
+async def test_the_audit_rows_of_the_opt_out_list_contain_only_masked_numbers(service: Service) -> None:
+    for _ in range(2):
+        await service.database.write(billing.add_opt_out, KEY, 1, PHONE, NOON, "operator")
+    for _ in range(2):
+        await service.database.write(billing.remove_opt_out, KEY, 1, PHONE, NOON)
+    rows = await audited_rows(service.database)
+    assert [(row.action, row.object) for row in rows] == [("opt_out_added", "+14…00"), ("opt_out_removed", "+14…00")]
