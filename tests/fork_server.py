@@ -1,8 +1,9 @@
 """Start `shortener` commands as real processes without the time of their imports, which is four fifths of a start.
 
-A fork server is a process that has imported the modules of the commands. For each command it forks a child, which gets the
-arguments, the environment, the folder and the standard streams of the command, and then runs it as `python -m shortener` does. The
-child is a separate process in every respect: it has its own memory, event loop, signals and exit code.
+A fork server is a process that has imported the modules of the service and has run it once (warm_up.py). All test processes of a
+run share it. For each command it forks a child, which gets the arguments, the environment, the folder and the standard streams of
+the command, and then runs it as `python -m shortener` does. The child is a separate process in every respect: it has its own
+memory, event loop, signals and exit code.
 
 `start` and `run` have the arguments and results of `subprocess.Popen` and `subprocess.run`. They start Python itself if the
 variable REAL_PROCESSES is set, as `make prove` does, or if the command has other variables of Python than the test process. Tests
@@ -14,9 +15,9 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import functools
 import gc
-import importlib
 import json
 import os
 import secrets
@@ -32,25 +33,9 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Final
+from typing import IO, Any, Final, NamedTuple
 
 ROOT = Path(__file__).parents[1]
-#: The modules of most commands. What they do not import, the child imports.
-MODULES = (
-    "shortener.cli.serve",
-    "shortener.container",
-    "shortener.server.application",
-    "shortener.server.http_protocol",
-    "shortener.storage.migrate",
-    "shortener.portal.router",
-    "aiohttp",
-    "aiosqlite",
-    "asyncpg",
-    "httpx",
-    "redis.asyncio",
-    "uvicorn",
-    "uvloop",
-)
 STREAMS: Final = 3
 _LENGTH = struct.Struct("!I")
 _CREDENTIALS = struct.Struct("3i")  # process, user and group at the other end of a Unix socket
@@ -204,23 +189,40 @@ AnyProcess = ForkedProcess | subprocess.Popen[Any]
 
 
 class _Client:
-    """The connection of a test process to its fork server."""
+    """The connection of a test process to the fork server, which all test processes of a run share."""
 
     def __init__(self) -> None:
-        self._connection, other = socket.socketpair()
-        self.address = f"shortener-tests-{os.getpid()}-{secrets.token_hex(8)}"
-        listener = socket.socket(socket.AF_UNIX)
-        listener.bind(f"\0{self.address}")  # in Linux's abstract namespace, so it is no file
-        listener.listen()
-        descriptors = [other.fileno(), listener.fileno()]
-        command = [sys.executable, "-m", "tests.fork_server", *map(str, descriptors)]
-        self._process = subprocess.Popen(
-            command, cwd=ROOT, pass_fds=descriptors, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-        )
-        other.close()
-        listener.close()
+        run = os.environ.get("PYTEST_XDIST_TESTRUNUID") or f"{os.getpid()}-{secrets.token_hex(8)}"
+        self.address = f"shortener-tests-{run}"
+        self._connection = self._connect()
         self._lock = threading.Lock()
-        atexit.register(self.stop)
+        atexit.register(self._connection.close)  # The fork server then kills the processes that this test process started.
+
+    def _connect(self) -> socket.socket:
+        """Connect to the fork server. Start it if no other test process has started it."""
+        name = f"\0{self.address}"  # in Linux's abstract namespace, so it is no file
+        while True:
+            connection, listener = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
+            with listener:
+                try:
+                    connection.connect(name)
+                    return connection
+                except ConnectionRefusedError:
+                    connection.close()
+                try:
+                    listener.bind(name)
+                except OSError as error:
+                    if error.errno == errno.EADDRINUSE:
+                        continue  # Another test process starts the fork server at this moment.
+                    raise
+                listener.listen()
+                descriptor = listener.fileno()
+                connection = socket.socket(socket.AF_UNIX)
+                connection.connect(name)
+                command = [sys.executable, "-m", "tests.fork_server", str(descriptor)]
+                null = subprocess.DEVNULL
+                subprocess.run(command, cwd=ROOT, pass_fds=[descriptor], stdin=null, stdout=null, check=True)
+                return connection
 
     def start(
         self, words: Sequence[str], env: Mapping[str, str], cwd: Path, streams: Sequence[int | IO[Any] | None], text: bool
@@ -244,10 +246,6 @@ class _Client:
         for descriptor in close:
             os.close(descriptor)
         return ForkedProcess(words, pid, status, ours)
-
-    def stop(self) -> None:
-        self._connection.close()  # The fork server kills its children and ends.
-        self._process.wait()
 
 
 @functools.cache
@@ -284,13 +282,19 @@ def _receive(connection: socket.socket, size: int) -> bytes:
 # The following functions run in the fork server.
 
 
-def _serve(test: socket.socket, listener: socket.socket) -> list[str]:
-    """Fork a child for each request of the test process and of fork_command.py. In a child, return the words of its command. When
-    the test process has ended, exit."""
-    children: dict[int, tuple[int, socket.socket]] = {}  # The process id and the status socket of each child, by its pidfd.
-    connections = [test]
+class _Child(NamedTuple):
+    pid: int
+    status: socket.socket  # The fork server writes the exit status of the child to this socket.
+    connection: socket.socket  # The process at the other end started the child.
+
+
+def _serve(listener: socket.socket) -> list[str]:
+    """Fork a child for each request of a test process or of fork_command.py. In a child, return the words of its command.
+
+    When a process closes its connection or ends, its children are killed. When no connection is left, exit."""
+    children: dict[int, _Child] = {}  # the children by pidfd
+    connections: list[socket.socket] = []
     selector = selectors.DefaultSelector()
-    selector.register(test, selectors.EVENT_READ)
     selector.register(listener, selectors.EVENT_READ)
     while True:
         for key, _ in selector.select():
@@ -306,35 +310,36 @@ def _serve(test: socket.socket, listener: socket.socket) -> list[str]:
             if not isinstance(connection := key.fileobj, socket.socket):
                 pidfd = key.fd
                 selector.unregister(pidfd)
-                pid, status = children.pop(pidfd)
+                child = children.pop(pidfd)
                 os.close(pidfd)
                 with contextlib.suppress(OSError):  # the test no longer waits
-                    status.sendall(_LENGTH.pack(os.waitpid(pid, 0)[1]))
-                status.close()
+                    child.status.sendall(_LENGTH.pack(os.waitpid(child.pid, 0)[1]))
+                child.status.close()
                 continue
             head = _receive(connection, _LENGTH.size)
             if not head:
-                if connection is test:
-                    for pid, _ in children.values():
-                        os.kill(pid, signal.SIGKILL)
-                    os._exit(0)
+                for child in children.values():
+                    if child.connection is connection:
+                        os.kill(child.pid, signal.SIGKILL)
                 selector.unregister(connection)
                 connections.remove(connection)
                 connection.close()
+                if not connections:
+                    os._exit(0)
                 continue
             request = json.loads(_receive(connection, _LENGTH.unpack(head)[0]))
             _, descriptors, _, _ = socket.recv_fds(connection, 1, STREAMS + 1)
             pid = os.fork()
             if pid == 0:
                 selector.close()
-                for opened in (listener, *connections, *(status for _, status in children.values())):
+                for opened in (listener, *connections, *(child.status for child in children.values())):
                     opened.detach()  # `_become` closes the descriptors
                 return _become(request, descriptors)
             status = socket.socket(fileno=descriptors.pop())
             for descriptor in descriptors:
                 os.close(descriptor)
             pidfd = os.pidfd_open(pid)
-            children[pidfd] = pid, status
+            children[pidfd] = _Child(pid, status, connection)
             selector.register(pidfd, selectors.EVENT_READ)
             connection.sendall(_LENGTH.pack(pid))
 
@@ -353,20 +358,41 @@ def _become(request: dict[str, Any], descriptors: Sequence[int]) -> list[str]:
 
 
 def main() -> None:
-    test, listener = (socket.socket(fileno=int(word)) for word in sys.argv[1:])
+    if os.fork():
+        os._exit(0)  # The fork server is no child of the test process that starts it, because it may run longer.
+    listener = socket.socket(fileno=int(sys.argv[1]))
     # Restore the default action of SIGHUP. Under `nohup`, SIGHUP is ignored, and the commands that the tests start would inherit
     # this.
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    for module in MODULES:
-        importlib.import_module(module)
+    from tests.warm_up import warm_up
+
+    warm_up()
     gc.collect()
     gc.freeze()
     from shortener import __main__ as command
 
-    words = _serve(test, listener)
+    words = _serve(listener)
     sys.argv = [str(command.__file__), *words]
     sys.modules["__main__"].__package__ = "shortener"  # click finds the name of the program here
-    command.main()
+    try:
+        command.main()
+    except SystemExit as ended:
+        if ended.code is None or isinstance(ended.code, int):
+            _end_process(ended.code or 0)
+        raise
+
+
+def _end_process(code: int) -> None:
+    """End this process as Python does, without the destruction of all modules, which takes longer than most commands.
+
+    Return if an output cannot be written. Python then reports this."""
+    threading._shutdown()  # type: ignore[attr-defined]  # waits for threads
+    atexit._run_exitfuncs()
+    gc.collect()  # reports objects that were not closed
+    with contextlib.suppress(OSError, ValueError):
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(code)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 from typing import Any
 
-from sqlalchemy import Connection, Engine, event
+from sqlalchemy import Connection, Dialect, Engine, event
 
 #: Compiled statements by the class of the dialect and SQLAlchemy's cache key.
 _statements: dict[tuple[Any, ...], Any] = {}
@@ -41,6 +41,17 @@ def share_compiled_statements() -> None:
     @event.listens_for(Engine, "engine_connect")
     def use_the_cache(connection: Connection) -> None:
         connection.execution_options(compiled_cache=StatementCache(type(connection.dialect)))
+
+
+def compile_statements_for(dialect: Dialect) -> None:
+    """Compile all statements of the cache for another dialect too, except those with a clause of one dialect (ON CONFLICT)."""
+    for (_, key, columns, *options, many), compiled in list(_statements.items()):
+        statement = compiled.statement
+        if getattr(statement, "_post_values_clause", None) is None:
+            again = statement.compile(
+                dialect=dialect, cache_key=compiled.cache_key, column_keys=list(columns), for_executemany=many
+            )
+            _statements[(type(dialect), key, columns, *options, many)] = again
 
 
 def collect_garbage_rarely() -> None:

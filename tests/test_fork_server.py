@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -68,6 +72,90 @@ def test_two_forked_processes_have_their_own_random_numbers(
         done = fork_server.run(["applications", "create", "shop"], environment, stdout=subprocess.PIPE, check=True, text=True)
         keys.add(done.stdout)
     assert len(keys) == 2
+
+
+def test_a_forked_process_begins_with_one_thread_and_no_open_file_of_the_fork_server(tmp_path: Path) -> None:
+    settings = tmp_path / "settings.toml"
+    os.mkfifo(settings)
+    environment = environment_of(tmp_path / "data", SHORTENER_CONFIG=str(settings))
+    with fork_server.start(["serve"], environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        with os.fdopen(_open_when_read(settings), "w") as writer:  # until this file is closed, the process waits for its settings
+            assert psutil.Process(process.pid).num_threads() == 1
+            opened = [os.readlink(link) for link in Path(f"/proc/{process.pid}/fd").iterdir() if int(link.name) > 2]
+            writer.write("port = 'none'")
+        assert set(opened) <= {str(settings)}
+        assert process.stderr is not None
+        assert "unusable settings" in process.stderr.read()
+        assert process.wait(PATIENCE) == 1
+
+
+def _open_when_read(pipe: Path) -> int:
+    """Open a named pipe for writing when another process reads it. Return the descriptor."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+        assert time.monotonic() < deadline, "no process reads the pipe"
+        time.sleep(0.01)
+
+
+def test_nothing_of_the_service_that_warmed_up_the_fork_server_remains_in_it() -> None:
+    """A child has only the thread that called `fork`, and closes all files. So these objects must not exist before the fork."""
+    program = """
+import asyncio, functools, gc, json, os, signal, sqlite3, sys, threading
+import aiosqlite, asyncpg, httpx, sqlalchemy
+from tests.warm_up import import_modules, warm_up
+import_modules()
+import structlog
+from shortener.container import Service
+from shortener.storage.sqlite import SqliteDatabase
+
+def state():
+    files = sorted(os.listdir("/proc/self/fd"))
+    handlers = [str(signal.getsignal(number)) for number in sorted(signal.valid_signals())]
+    return {"files": files, "handlers": handlers, "environment": dict(os.environ), "folder": os.getcwd(),
+        "threads": len(os.listdir("/proc/self/task")), "collection": gc.get_threshold(), "switch": sys.getswitchinterval(),
+        "logs": structlog.is_configured()}
+
+before = state()
+warm_up()
+gc.collect()
+kinds = (asyncio.AbstractEventLoop, asyncio.Future, sqlite3.Connection, aiosqlite.Connection, asyncpg.Connection,
+    sqlalchemy.Connection, httpx.AsyncClient, Service, SqliteDatabase)
+caches = [one for one in gc.get_objects() if isinstance(one, functools._lru_cache_wrapper)]
+print(json.dumps({
+    "changed": [name for name, value in state().items() if value != before[name]],
+    "threads": [thread.name for thread in threading.enumerate()],
+    "objects": [str(one) for one in gc.get_objects() if isinstance(one, kinds)],
+    "filled": [str(one) for one in caches if one.__module__.startswith("shortener") and one.cache_info().currsize],
+}))
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=fork_server.ROOT, stdout=subprocess.PIPE, check=True)
+    assert json.loads(done.stdout) == {"changed": [], "threads": ["MainThread"], "objects": [], "filled": []}
+
+
+def test_the_fork_server_is_shared_and_kills_the_processes_of_a_test_process_that_ends(tmp_path: Path) -> None:
+    environment = environment_of(tmp_path / "data", SHORTENER_CONFIG=str(tmp_path / "settings.toml"))
+    os.mkfifo(tmp_path / "settings.toml")  # a process waits until the settings are written
+    program = f"""
+import os
+from tests import fork_server
+process = fork_server.start(["serve"], {environment!r}, cwd={str(tmp_path)!r}, stdout=1)
+print(process.pid, flush=True)
+os.kill(os.getpid(), 9)
+"""
+    with fork_server.start(["serve"], environment, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as own:
+        run = fork_server.shell_command().split()[-1].removeprefix("shortener-tests-")
+        variables = os.environ | {"PYTEST_XDIST_TESTRUNUID": run}
+        other = subprocess.run([sys.executable, "-c", program], cwd=fork_server.ROOT, env=variables, stdout=subprocess.PIPE)
+        assert other.returncode == -signal.SIGKILL
+        # `run` returns at the end of the output, so both processes that wrote to it have ended.
+        assert not psutil.pid_exists(int(other.stdout)) or psutil.Process(int(other.stdout)).status() == psutil.STATUS_ZOMBIE
+        assert psutil.Process(own.pid).is_running()
+        own.kill()
 
 
 def test_a_command_with_other_variables_of_python_than_the_test_process_is_a_real_start(
