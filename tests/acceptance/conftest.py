@@ -44,9 +44,9 @@ def nodes(postgres_server: PostgresProcess, redis_server: RedisProcess, tmp_path
 
 
 @pytest.fixture
-def nodes_without_redis(postgresql: str, tmp_path: Path) -> Iterator[Nodes]:
-    """Nodes without Redis, on the PostgreSQL server that all tests share."""
-    nodes = Nodes(tmp_path, asyncio.run(new_postgresql_database(postgresql, None)))
+def nodes_without_redis(postgresql: str, postgresql_template: str, tmp_path: Path) -> Iterator[Nodes]:
+    """Nodes without Redis, on the PostgreSQL server that all tests share. Their database already has the schema."""
+    nodes = Nodes(tmp_path, asyncio.run(new_postgresql_database(postgresql, postgresql_template)))
     yield nodes
     nodes.close()
 

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from tests.acceptance.endpoint import Endpoint
-from tests.acceptance.process import PHONE, Server, serving
+from tests.acceptance.process import NO_TLS, PHONE, Server, serving
 
 RECIPES = sorted((Path(__file__).parents[2] / "docs" / "recipes").glob("*.md"))
 #: The status words that each network sends for a lead, a sale and a rejection, in the order that its documents describe.
@@ -160,7 +160,9 @@ def test_fifty_concurrent_postbacks_with_two_statuses_create_one_conversion_with
         status = {"status": "approved", "value": "30"} if number % 2 else {"status": "pending"}
         query = {"message_id": message["message_id"], "transaction_id": "T1", "currency": "USD", **status}
         headers = {"X-Api-Token": server.first["tracker_token"]}
-        return httpx.get(f"{server.base}/api/v1/track", params=query, headers=headers, trust_env=False, timeout=30).status_code
+        return httpx.get(
+            f"{server.base}/api/v1/track", params=query, headers=headers, verify=NO_TLS, trust_env=False, timeout=30
+        ).status_code
 
     with ThreadPoolExecutor(50) as threads:
         assert set(threads.map(send, range(50))) == {200}

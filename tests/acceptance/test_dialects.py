@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from tests.acceptance.endpoint import Endpoint
-from tests.acceptance.process import PHONE, Server, serving
+from tests.acceptance.process import NO_TLS, PHONE, Server, serving
 from tests.servers import PATIENCE
 
 
@@ -62,7 +62,7 @@ def until(true: Callable[[], bool]) -> None:
 
 
 def tap(short_url: str) -> httpx.Response:
-    with httpx.Client(trust_env=False, timeout=PATIENCE) as client:
+    with httpx.Client(verify=NO_TLS, trust_env=False, timeout=PATIENCE) as client:
         return client.get(short_url, headers={"User-Agent": PHONE})
 
 

@@ -22,6 +22,7 @@ import httpx
 import pytest
 
 from tests import fork_server
+from tests.acceptance.process import NO_TLS
 from tests.cli.shell import create_installation
 from tests.conftest import new_postgresql_database
 from tests.document_blocks import DOCUMENTS, ROOT, runnable, shell_blocks, starts_receiver, starts_server
@@ -63,7 +64,7 @@ def wait_until_ready(url: str) -> None:
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         with contextlib.suppress(httpx.TransportError):
-            httpx.get(url, trust_env=False)
+            httpx.get(url, verify=NO_TLS, trust_env=False)
             return
         threading.Event().wait(0.05)
     raise AssertionError(f"{url} does not respond")

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.acceptance.process import Server
+from tests.acceptance.process import NO_TLS, Server
 from tests.servers import PATIENCE, free_port
 
 FAKE_SMSC = Path("/usr/lib/kannel/test/fakesmsc")
@@ -120,7 +120,7 @@ def _wait_for_port(port: int) -> None:
     deadline = time.monotonic() + PATIENCE
     while True:
         try:
-            httpx.get(f"http://127.0.0.1:{port}/", timeout=1, trust_env=False)
+            httpx.get(f"http://127.0.0.1:{port}/", timeout=1, verify=NO_TLS, trust_env=False)
             return
         except httpx.ConnectError:
             assert time.monotonic() < deadline, f"nothing listens on port {port}"

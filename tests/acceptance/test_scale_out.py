@@ -21,7 +21,8 @@ import pytest
 from tests import fork_server
 from tests.acceptance.endpoint import Endpoint
 from tests.acceptance.nodes import Answers, Nodes, click_all
-from tests.acceptance.process import PHONE, Server
+from tests.acceptance.process import NO_TLS, PHONE, Server
+from tests.conftest import new_postgresql_database
 from tests.servers import PATIENCE, RedisProcess, children, free_port
 
 # The numbers of links and of clicks on each link. `make prove` sets larger numbers.
@@ -77,7 +78,8 @@ def test_concurrent_first_clicks_on_two_nodes_create_one_clickthru_event_per_mes
     assert nodes.close() == [0, 0, 0, 0]
 
 
-def test_two_nodes_that_start_at_once_on_an_empty_database_create_one_installation(nodes: Nodes) -> None:
+def test_two_nodes_that_start_at_once_on_an_empty_database_create_one_installation(nodes: Nodes, postgresql: str) -> None:
+    nodes.database_url = asyncio.run(new_postgresql_database(postgresql, None))
     servers = [nodes.prepare() for _ in range(3)]
     with ThreadPoolExecutor(3) as threads:
         for start in [threads.submit(server.start) for server in servers]:
@@ -117,7 +119,9 @@ def test_workers_of_one_serve_command_share_its_port_are_replaced_and_stop_toget
     while len(workers()) < 2 or victim in workers():
         assert time.monotonic() < deadline, "nobody took the place of the worker that was killed"
         time.sleep(0.05)  # the pause between two checks
-    with httpx.Client(trust_env=False, timeout=PATIENCE, headers={"User-Agent": PHONE, "Host": "go.example"}) as client:
+    with httpx.Client(
+        verify=NO_TLS, trust_env=False, timeout=PATIENCE, headers={"User-Agent": PHONE, "Host": "go.example"}
+    ) as client:
         for _ in range(20):
             assert client.get(f"{server.base}/{random.choice(codes)}").status_code == 302
     began = time.monotonic()
@@ -152,7 +156,7 @@ def pair(nodes: Nodes, redis_server: RedisProcess) -> tuple[Server, Server]:
 
 
 def get(server: Server, code: str, host: str = "go.example") -> int:
-    with httpx.Client(trust_env=False, timeout=PATIENCE, headers={"User-Agent": PHONE, "Host": host}) as client:
+    with httpx.Client(verify=NO_TLS, trust_env=False, timeout=PATIENCE, headers={"User-Agent": PHONE, "Host": host}) as client:
         return client.get(f"{server.base}/{code}").status_code
 
 

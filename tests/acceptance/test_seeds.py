@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from tests.acceptance.endpoint import Endpoint
-from tests.acceptance.process import PHONE, Server
+from tests.acceptance.process import NO_TLS, PHONE, Server
 from tests.servers import PATIENCE
 
 
@@ -32,7 +32,7 @@ def report(server: Server, message_id: str, **more: Any) -> None:
 
 
 def tap(server: Server, short_url: str) -> httpx.Response:
-    with httpx.Client(trust_env=False, timeout=PATIENCE) as client:
+    with httpx.Client(verify=NO_TLS, trust_env=False, timeout=PATIENCE) as client:
         return client.get(short_url, headers={"User-Agent": PHONE})
 
 
@@ -191,7 +191,7 @@ def test_xoxzo_the_first_click_sends_one_callback_and_appears_in_the_message_sta
 def test_a_hit_by_a_link_preview_does_not_prevent_the_clickthru_event_of_a_later_click(server: Server, agent: str) -> None:
     message = rewrite(server, {"to": "+14155551234", "body": 'see #track("https://x.example/")'})
     short_url = message["links"][0]["short_url"]
-    with httpx.Client(trust_env=False, timeout=PATIENCE) as client:
+    with httpx.Client(verify=NO_TLS, trust_env=False, timeout=PATIENCE) as client:
         for method in ("GET", "HEAD"):
             answer = client.request(method, short_url, headers={"User-Agent": agent})
             assert (answer.status_code, answer.headers["location"]) == (302, "https://x.example/")

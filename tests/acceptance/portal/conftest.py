@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -35,13 +37,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def demo_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server process with three weeks of demo traffic in application 1. Tests must not change its data."""
-    folder = tmp_path_factory.mktemp("portal")
-    with ThreadPoolExecutor(1) as executor:  # The library of the browser runs an event loop in this separate thread.
-        executor.submit(lambda: asyncio.run(fill_installation(folder, messages=120))).result()
-    _add_replay(folder)
+    folder = tmp_path_factory.mktemp("portal") / "data"
+    shutil.copytree(_demo_installation(tmp_path_factory), folder)
     server = start(folder)
     yield server
     server.kill()
+
+
+def _demo_installation(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of an installation with demo traffic, which the first of the parallel test processes creates."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder = shared / "demo_installation"
+    with open(shared / "demo_installation.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            unfinished = tmp_path_factory.mktemp("demo_installation")
+            with ThreadPoolExecutor(1) as executor:  # The library of the browser runs an event loop in this separate thread.
+                executor.submit(lambda: asyncio.run(fill_installation(unfinished, messages=120))).result()
+            _add_replay(unfinished)
+            unfinished.rename(folder)
+    return folder
 
 
 def _add_replay(folder: Path) -> None:
