@@ -183,7 +183,7 @@ async def fill_messages(database: Database, links: int, *, days: int, clicked: f
     rows = Rows(start_ms, days * DAY_MS / links, clicked, *await database.write(ids_of_groups))
     for first in range(0, links, BATCH_MESSAGES):
         await database.write(rows.write, first, min(BATCH_MESSAGES, links - first))
-    await DeviceCounter(database, IdGenerator(0)).catch_up(to_ms(now))
+    await DeviceCounter(database, IdGenerator(0), lambda: now).catch_up()
     while (await database.write(counts.fold_batch, DEVICE_DELTAS_PER_FOLD, ALL_ORIGINS)).rows:
         pass
     return rows.codes

@@ -116,7 +116,7 @@ async def reclassify(since: datetime, until: datetime | None, applications: tupl
     from shortener.clicks.device_counts import DeviceCounter
     from shortener.clicks.verdicts.reclassify import Reclassifier
     from shortener.ids import IdGenerator
-    from shortener.model import utcnow
+    from shortener.storage.clock import ms_clock, open_clock
     from shortener.storage.types import to_iso
 
     def progress(reached: datetime) -> None:
@@ -126,12 +126,13 @@ async def reclassify(since: datetime, until: datetime | None, applications: tupl
     async with open_store() as database:
         directory = Directory(database)
         await directory.refresh()
-        ids = IdGenerator(database.node)
+        clock = await open_clock(database)
+        ids = IdGenerator(database.node, ms_clock(clock))
         # A running server finds new events by polling the database, so this command need not notify it: `on_events` does
         # nothing.
-        devices, days = DeviceCounter(database, ids), load_settings().event_retention_days
+        devices, days = DeviceCounter(database, ids, clock), load_settings().event_retention_days
         part = Reclassifier(database, directory, ids, devices, on_events=lambda: None, event_retention_days=days)
-        now = utcnow()
+        now = clock()
         if not dry_run:
             # The hits are classified in many transactions, so the audit row is stored before the first of them.
             period = {"since": to_iso(since), "until": to_iso(until or now), "applications": list(applications) or "all"}

@@ -170,7 +170,6 @@ async def fill(
 
     from shortener.reporting.counts import fold
     from shortener.server.application import HttpApplication
-    from shortener.storage.types import to_ms
 
     end = clock.now
     transport = httpx.ASGITransport(HttpApplication(service))
@@ -193,8 +192,7 @@ async def fill(
         await _deliver(service)
     while await service.database.write(fold):
         pass
-    while await service.devices.step(to_ms(end)):
-        pass
+    await service.devices.catch_up()
 
 
 async def _create_endpoints(client: httpx.AsyncClient, receivers: str, api_key: str) -> None:

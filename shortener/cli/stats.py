@@ -114,7 +114,10 @@ async def stats(
                 {name: value for name, value in rows[0].items() if not isinstance(value, dict) and name != "time_to_click"}
             )
         if not complete:
-            click.echo("The newest events are not counted yet.", err=True)
+            click.echo(
+                "Some events are not counted yet: the load is high, or `shortener doctor` reports rows that could not be read.",
+                err=True,
+            )
 
     print_result(data, as_json, print_text)
 

@@ -22,10 +22,13 @@ from sqlalchemy import BigInteger, Connection, Select, func, literal_column, sel
 from shortener.clicks.hit_metrics import IS_CLICK
 from shortener.clicks.user_agents import device_and_browser, load_expressions
 from shortener.ids import IdGenerator, first_id_at, id_span
+from shortener.model import Clock
 from shortener.outbox import count_deltas
 from shortener.outbox.count_deltas import TIME_SLOT_MS, CountDelta, sent_slot_of
+from shortener.storage.clock import SharedClock
 from shortener.storage.database import Database, upsert
 from shortener.storage.schema import hits, installation, links
+from shortener.storage.types import to_ms
 
 LAG_MS = 120_000  # the job counts only hits that are at least this old
 LATE_ID_DISTANCE = id_span(30_000)  # the difference between the ids of two rows that were created 30 seconds apart
@@ -141,17 +144,24 @@ def count_late(connection: Connection, delta: CountDelta, clicks: Sequence[Click
 
 
 class DeviceCounter:
-    """The background job that counts clicks by device, browser and country."""
+    """The background job that counts clicks by device, browser and country.
 
-    def __init__(self, database: Database, ids: IdGenerator) -> None:
+    `clock` is the clock of the installation, from which the ids of hits are made. If it were minutes ahead, the job would pass the
+    ids of hits that are being stored, and never count these hits. The clock of a machine may be set at any time, so a SharedClock
+    is compared with the database before each page."""
+
+    def __init__(self, database: Database, ids: IdGenerator, clock: Clock) -> None:
         self._database = database
         self._ids = ids
+        self._clock = clock
 
-    async def step(self, now_ms: int) -> int:
+    async def step(self) -> int:
         """Count one page of hits that are older than LAG_MS.
 
         Return the number of hits if more hits may follow, otherwise 0. Raise StoreUnavailable if the database is unavailable."""
-        page = await self._database.read(read_page, first_id_at(now_ms - LAG_MS))
+        if isinstance(self._clock, SharedClock):
+            await self._clock.step()
+        page = await self._database.read(read_page, first_id_at(to_ms(self._clock()) - LAG_MS))
         if page.last == page.position.counted:
             return 0
         delta = CountDelta()
@@ -164,9 +174,9 @@ class DeviceCounter:
         is_stored = await self._database.write(self.store, page, delta)
         return page.hits if is_stored and page.hits == PAGE_HITS else 0
 
-    async def catch_up(self, now_ms: int) -> None:
+    async def catch_up(self) -> None:
         """Count all hits that are older than LAG_MS. Raise StoreUnavailable if the database is unavailable."""
-        while await self.step(now_ms):
+        while await self.step():
             pass
 
     def store(self, connection: Connection, page: _Page, delta: CountDelta) -> bool:

@@ -57,7 +57,7 @@ from shortener.messages.delivery_reports import DeliveryReports
 from shortener.messages.rewrite_item import RewriteLimits
 from shortener.messages.rewriter import Rewriter
 from shortener.metrics import Metrics, RequestTotals
-from shortener.model import Clock, utcnow
+from shortener.model import Clock
 from shortener.outbox.count_deltas import Cohorts
 from shortener.redis.client import RedisServer
 from shortener.redis.link_cache import RedisLinkCache
@@ -67,7 +67,7 @@ from shortener.reporting.status import MessageStatusReader
 from shortener.retention.purge import Purge
 from shortener.secret import Secret
 from shortener.settings import Settings
-from shortener.storage.clock import SharedClock, ms_clock
+from shortener.storage.clock import SharedClock, ms_clock, open_clock
 from shortener.storage.copy import is_unfinished
 from shortener.storage.database import Database
 from shortener.storage.installation import check_base_url, open_installation_secret, require_installation
@@ -111,19 +111,11 @@ async def open_service(settings: Settings, *, clock: Clock | None = None, owner:
         # remains.
         secret = await open_installation_secret(database, settings)
         if clock is None:
-            clock = await _open_clock(database)
+            clock = await open_clock(database)
         first_credentials = await _ensure_default_application(database, clock, secret, settings) if may_create else None
         service = await _build_service(settings, clock, secret, database, first_credentials, opened, owner=owner)
         opened.pop_all()  # From this point on, `Service.close` closes everything that was opened.
         return service
-
-
-async def _open_clock(database: Database) -> Clock:
-    if database.dialect == "sqlite":
-        return utcnow  # With SQLite, one process serves, so its own clock is sufficient.
-    clock = SharedClock(database)
-    await clock.step()
-    return clock
 
 
 async def _ensure_default_application(database: Database, clock: Clock, secret: Secret, settings: Settings) -> Credentials | None:
@@ -272,7 +264,7 @@ def _build_clicks(foundation: Foundation) -> ClickParts:
         supervisor=foundation.supervisor,
         clock=foundation.clock,
     )
-    devices = DeviceCounter(database, ids)
+    devices = DeviceCounter(database, ids, foundation.clock)
     return ClickParts(
         recorder=recorder,
         spool=spool,

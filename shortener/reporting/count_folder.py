@@ -5,10 +5,12 @@ batch. If count deltas arrive faster than that, the pauses become shorter in pro
 PostgreSQL the batches also grow, because clicks do not wait for them and a large batch needs less work for each origin. So the
 counts are late by seconds, and the delay does not grow.
 
-A batch that fails is rolled back. The next runs add its rows one by one. A row that also fails alone, for example because it is
-damaged, is quarantined (`delta_rows.py`): it stays in its table, `count_deltas_quarantined` is logged with its id, and the rows
-behind it are added. `shortener verify` reports the amounts that are missing. A process that starts tries the quarantined rows
-again, because it may have a newer release.
+A row whose content is unreadable is quarantined (`delta_rows.py`): it stays in its table, `count_deltas_quarantined` is logged with
+its id, and the rows behind it are added. `shortener verify` reports the amounts that are missing. A process that starts tries the
+quarantined rows again, because it may have a newer release.
+
+Only the content of a row decides this (`delta_content.py`). Any other exception, for example of the database or of a bug, rolls the
+batch back and leaves all rows as they are. The job fails (`job_failed`), and tries again after its interval.
 
 If a batch ends early because its rows have too many origins, the job merges the oldest rows before the next batch. The batches that
 follow then contain all amounts of their origins.
@@ -23,10 +25,9 @@ from typing import Literal, NamedTuple
 import structlog
 from sqlalchemy import Connection
 
-from shortener.errors import StoreUnavailable
 from shortener.ids import ms_of
 from shortener.model import Clock
-from shortener.reporting import counts, delta_rows
+from shortener.reporting import counts
 from shortener.reporting.counts import Folded
 from shortener.storage.database import Database
 from shortener.storage.types import to_ms
@@ -66,67 +67,28 @@ class CountFolder:
         self._limits = limits(0, database.dialect)
         self._merged_id = 0  # The id of the last merged row.
         self._needs_merge = False
-        self._can_merge = True  # False if a merge has failed, until all rows are added.
         self._has_released = False  # Whether this process has released the quarantined rows.
-        self._single_rows = 0  # The number of the next batches that consist of a single row, because a batch has failed.
 
     async def step(self) -> int:
         """Add a batch of count deltas to the counts, and pause if it was full. Return the number of rows, but 0 if the batch was
         not full: the job then waits for its interval, and adds all deltas of this time together. Raise StoreUnavailable, or the
-        exception of a batch that failed."""
+        exception of a batch or a merge that failed."""
         if not self._has_released:
             self._has_released = await self._database.write(counts.release)
-        if self._single_rows:
-            return await self._add_single_row()
         if self._needs_merge:
-            self._needs_merge = False
-            await self._merge()
-        try:
-            started, folded = await self._database.write_later(_fold, self._limits)
-        except StoreUnavailable:
-            raise
-        except Exception:
-            self._single_rows = self._limits.rows
-            raise
+            self._needs_merge = False  # If the merge fails, the next run adds a batch without it.
+            started, self._merged_id = await self._database.write_later(_merge)
+            await self._pause(started)
+        started, folded = await self._database.write_later(_fold, self._limits)
+        for row in folded.quarantined:
+            log.error("count_deltas_quarantined", row=row.id, reason=row.reason)
         if not folded.is_full:
             self._limits = limits(0, self._database.dialect)
-            self._can_merge = True
             return 0
         await self._pause(started)
-        self._needs_merge = self._can_merge and folded.rows < self._limits.rows and folded.last_id >= self._merged_id
+        self._needs_merge = folded.rows < self._limits.rows and folded.last_id >= self._merged_id
         self._limits = limits(to_ms(self._clock()) - ms_of(folded.first_id), self._database.dialect)
         return folded.rows
-
-    async def _add_single_row(self) -> int:
-        """Add the oldest row. If this fails, quarantine the row. Return 0 if there is no row, or if another process adds rows."""
-        self._single_rows -= 1
-        row_id = await self._database.read(delta_rows.read_oldest)
-        try:
-            # Add no older row that appears now, because the exception would be that of the wrong row.
-            after = -1 if row_id is None else row_id - 1
-            started, folded = await self._database.write_later(_fold, self._limits._replace(rows=1), after)
-        except StoreUnavailable:
-            raise
-        except Exception:
-            if row_id is not None and await self._database.write(counts.quarantine, row_id):
-                self._single_rows = 0
-                log.exception("count_deltas_quarantined", row=row_id)
-            return 1
-        await self._pause(started)
-        return folded.rows
-
-    async def _merge(self) -> None:
-        """Merge the oldest rows, and pause. If this fails, for example because a row is damaged, add the rows without merges: the
-        batch that reaches the row handles it."""
-        try:
-            started, self._merged_id = await self._database.write_later(_merge)
-        except StoreUnavailable:
-            raise
-        except Exception:
-            self._can_merge = False
-            log.warning("count_deltas_not_merged", exc_info=True)
-        else:
-            await self._pause(started)
 
     async def _pause(self, started: float) -> None:
         """Pause after a transaction that began at this time of `time.monotonic`."""
@@ -139,8 +101,8 @@ def _merge(connection: Connection) -> tuple[float, int]:
     return started, counts.merge(connection)
 
 
-def _fold(connection: Connection, batch: Limits, after: int = -1) -> tuple[float, Folded]:
+def _fold(connection: Connection, batch: Limits) -> tuple[float, Folded]:
     """Add a batch. Also return the time at which the transaction began, because the pause does not depend on how long the
     transaction waited for others."""
     started = time.monotonic()
-    return started, counts.fold_batch(connection, batch.rows, batch.origins, after)
+    return started, counts.fold_batch(connection, batch.rows, batch.origins)

@@ -8,7 +8,7 @@ verifies the counts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from sqlalchemy import Connection, func, select
 
 from shortener.outbox.count_deltas import TIME_SLOT_MS
 from shortener.reporting import delta_rows, rollups
-from shortener.reporting.delta_rows import read_events
+from shortener.reporting.delta_rows import UnreadableRow, read_events
 from shortener.reporting.rollup_data import EXACT
 from shortener.reporting.rollups import CountedEvent
 from shortener.storage import raw_sql
@@ -44,29 +44,42 @@ def fold(connection: Connection, limit: int = MAX_FOLD_ROWS) -> int:
 
 
 class Folded(NamedTuple):
-    """The number of rows of count deltas from which `fold_batch` added amounts, whether more may be left, and the ids of the oldest
-    of these rows and of the last one that was deleted. The ids are 0 if there is none."""
+    """The number of rows of count deltas that `fold_batch` added or quarantined, whether more may be left, the
+    ids of the oldest of these rows and of the last one that was deleted, and the quarantined rows. The ids are 0 if there is
+    none."""
 
     rows: int
     is_full: bool
     first_id: int
     last_id: int
+    quarantined: Sequence[UnreadableRow] = ()
 
 
-def fold_batch(connection: Connection, limit: int = MAX_FOLD_ROWS, max_origins: int = MAX_FOLD_ORIGINS, after: int = -1) -> Folded:
-    """Add the `limit` oldest rows of count deltas with ids above `after` to the counts and the roll-ups, and delete these rows. If
-    they have more than `max_origins` origins, add only the amounts of the first ones, and leave the others in their rows.
+def fold_batch(connection: Connection, limit: int = MAX_FOLD_ROWS, max_origins: int = MAX_FOLD_ORIGINS) -> Folded:
+    """Add the `limit` oldest rows of count deltas to the counts and the roll-ups, and delete these rows. If they have more than
+    `max_origins` origins, add only the amounts of the first ones, and leave the others in their rows. Quarantine the rows whose
+    content is unreadable.
 
     If another process runs `fold_batch`, return 0 rows at once instead of waiting for rows of `counts` that it has locked. On
     PostgreSQL, an advisory lock shows this; with SQLite, only one process writes.
     """
     if not lock(connection):
         return Folded(0, is_full=False, first_id=0, last_id=0)
-    batch = delta_rows.read_batch(connection, limit, max_origins, after)
-    row_ids = batch.ids if batch.rest is None else [*batch.ids, batch.rest[0]]
+    batch = delta_rows.read_batch(connection, limit, max_origins)
+    row_ids = [*batch.ids, *(row.id for row in batch.unreadable)]
+    if batch.rest is not None:
+        row_ids.append(batch.rest[0])
     if not row_ids:
         return Folded(0, is_full=False, first_id=0, last_id=0)
     sums = sum_by_key(batch.amounts)
+    if sums:
+        _add_to_counts(connection, sums)
+        rollups.add(connection, batch.amounts)
+    delta_rows.remove(connection, batch)
+    return Folded(len(row_ids), batch.is_full, min(row_ids), batch.ids[-1] if batch.ids else 0, batch.unreadable)
+
+
+def _add_to_counts(connection: Connection, sums: Sums) -> None:
     stored = raw_sql.rows(connection, _READ_COUNTS, *raw_sql.bulk_parameters(connection, list(sums)))
     rolled_up = dict(sums)
     for cohort, slot, metric, amount, part in stored:
@@ -75,20 +88,11 @@ def fold_batch(connection: Connection, limit: int = MAX_FOLD_ROWS, max_origins: 
         rolled_up[key] = EXACT.add(rolled_up[key], Decimal(part or 0))
     rows = [(*key, format(amount, "f"), format(rolled_up[key], "f")) for key, amount in sums.items()]
     raw_sql.execute_bulk(connection, _UPSERT_COUNTS, rows)
-    rollups.add(connection, batch.amounts)
-    delta_rows.remove(connection, batch)
-    return Folded(len(row_ids), batch.is_full, row_ids[0], batch.ids[-1] if batch.ids else 0)
 
 
 def merge(connection: Connection) -> int:
     """Merge the oldest rows of count deltas, as `delta_rows.merge` does. Return 0 at once if another process runs `fold_batch`."""
     return delta_rows.merge(connection) if lock(connection) else 0
-
-
-def quarantine(connection: Connection, row_id: int) -> bool:
-    """Quarantine a row of count deltas that cannot be added, as `delta_rows.quarantine` does. Return False if another process runs
-    `fold_batch`, or has already removed the row."""
-    return lock(connection) and delta_rows.quarantine(connection, row_id)
 
 
 def release(connection: Connection) -> bool:
@@ -135,8 +139,8 @@ _UPSERT_COUNTS = {
 
 def read_unfolded(connection: Connection, limit: int, after: int = -1) -> tuple[list[int], Sums]:
     """Return the ids of count deltas like `read_events`, and the sums of their amounts by cohort, time slot and metric."""
-    ids, amounts = read_events(connection, limit, after)
-    return ids, sum_by_key(amounts)
+    pending = read_events(connection, limit, after)
+    return pending.ids, sum_by_key(pending.amounts)
 
 
 def sum_by_key(amounts: Mapping[CountedEvent, Decimal]) -> Sums:

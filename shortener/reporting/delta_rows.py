@@ -1,21 +1,21 @@
 """This module reads and removes rows of count deltas (table `tallies`, `outbox/count_deltas.py`).
 
-A row that cannot be added to the counts is quarantined: it gets its id with a minus sign. All queries of this module read only the
-rows with positive ids, so a quarantined row is kept and blocks nothing.
+A row whose content is unreadable (`delta_content.py`) is quarantined: it gets its id with a minus sign. All queries of this module
+read only the rows with positive ids, so a quarantined row is kept and blocks nothing.
 """
 
 # Tested by tests/reporting/test_counts.py
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from decimal import Decimal
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import orjson
 from sqlalchemy import Connection, func, select
 
-from shortener.outbox.count_deltas import origin_order
+from shortener.reporting import delta_content
+from shortener.reporting.delta_content import Entry, UnreadableDelta
 from shortener.reporting.rollup_data import EXACT
 from shortener.reporting.rollups import CountedEvent
 from shortener.storage import raw_sql
@@ -33,8 +33,12 @@ _ZERO = Decimal()
 
 # The parameters of the statements are those of `raw_sql.bulk_parameters`, except for the first statement.
 _READ_DELTAS = {
-    "sqlite": "SELECT json_group_array(json_array(id, data, origins)) FROM "
-    "(SELECT id, data, origins FROM tallies WHERE id > ? ORDER BY id LIMIT ?)",
+    # A column of SQLite may contain a BLOB or invalid UTF-8, which the driver and the JSON functions of SQLite reject. So the texts
+    # are read as hexadecimal digits. Any other value becomes NULL in `data`, and an empty text in `origins`.
+    "sqlite": "SELECT '[' || coalesce(group_concat('[' || id || ',' "
+    """|| CASE typeof(data) WHEN 'text' THEN '"' || hex(data) || '"' ELSE 'null' END || ',' """
+    """|| CASE typeof(origins) WHEN 'text' THEN '"' || hex(origins) || '"' WHEN 'null' THEN 'null' ELSE '""' END """
+    "|| ']'), '') || ']' FROM (SELECT id, data, origins FROM tallies WHERE id > ? ORDER BY id LIMIT ?)",
     "postgresql": "SELECT id, data, origins FROM tallies WHERE id > $1 ORDER BY id LIMIT $2",
 }
 _DELETE_DELTAS = {
@@ -47,13 +51,7 @@ _REPLACE_DELTA = {
     "postgresql": "UPDATE tallies AS t SET data = k.data, origins = k.origins "
     "FROM unnest($1::bigint[], $2::text[], $3::text[]) AS k(id, data, origins) WHERE t.id = k.id",
 }
-
-
-_OLDEST = {
-    "sqlite": "SELECT json_array(json_array(min(id))) FROM tallies WHERE id > 0",
-    "postgresql": "SELECT min(id) FROM tallies WHERE id > 0",
-}
-_QUARANTINE = {
+_NEGATE_IDS = {
     "sqlite": "UPDATE tallies SET id = -id WHERE id IN (SELECT value ->> 0 FROM json_each(?))",
     "postgresql": "UPDATE tallies SET id = -id WHERE id = ANY($1::bigint[])",
 }
@@ -79,141 +77,140 @@ class _EventSums:
         return amounts
 
 
-#: An entry of a row of count deltas: (cohort, time slot, metric, amount), and the time slot and the link set of the message.
-_Entry = tuple[tuple[int, int, str, str], tuple[int | None, int]]
+class UnreadableRow(NamedTuple):
+    """The id of a row of count deltas whose content is unreadable, and the reason."""
+
+    id: int
+    reason: str
 
 
-def _entries(data: str, packed_origins: str | None) -> list[_Entry]:
-    """Return the entries of a row of count deltas."""
-    entries = orjson.loads(data)
-    # An older release stored no message time slots and link sets.
-    origins = orjson.loads(packed_origins) if packed_origins is not None else ((None, 0),) * len(entries)
-    return list(zip(entries, origins, strict=True))
+class _Row(NamedTuple):
+    """A row of count deltas. If it is unreadable, `entries` is empty and `reason` is not None."""
+
+    id: int
+    entries: list[Entry]
+    has_origins: bool
+    reason: str | None = None
 
 
-def _event(entry: _Entry) -> tuple[CountedEvent, int | Decimal]:
-    """Return the counted event and the amount of an entry."""
-    (cohort, slot, metric, amount), (sent, link_set) = entry
-    return CountedEvent(cohort, slot, metric, sent, link_set), int(amount) if amount.isdecimal() else Decimal(amount)
-
-
-def _order(entry: _Entry) -> tuple[int, int, int, int]:
-    """Return the key that sorts entries by origin."""
-    (cohort, slot, _, _), (sent, link_set) = entry
-    return origin_order(cohort, slot, sent, link_set)
+def _parse(connection: Connection, row_id: int, data: str | None, origins: str | None) -> _Row:
+    columns: tuple[str | bytes | None, ...] = (data, origins)
+    if connection.dialect.name == "sqlite":
+        columns = tuple(None if one is None else bytes.fromhex(one) for one in (data, origins))
+    try:
+        return _Row(row_id, delta_content.parse(*columns), origins is not None)
+    except UnreadableDelta as error:
+        return _Row(row_id, [], origins is not None, str(error))
 
 
 class DeltaBatch(NamedTuple):
     """Count deltas that `counts.fold_batch` adds in one run: the ids of the rows that it deletes, the sums of the amounts, the row
-    (id, data, origins) that replaces the last row if amounts of it are left, and whether a limit ended the batch."""
+    (id, data, origins) that replaces the last row if amounts of it are left, the rows that it quarantines, and whether a limit
+    ended the batch."""
 
     ids: list[int]
     amounts: dict[CountedEvent, Decimal]
     rest: tuple[int, str, str | None] | None
+    unreadable: list[UnreadableRow]
     is_full: bool
 
 
-def read_batch(connection: Connection, limit: int, max_origins: int, after: int = -1) -> DeltaBatch:
-    """Return the oldest count deltas, from at most `limit` rows with ids above `after`, with at most `max_origins` origins."""
+def read_batch(connection: Connection, limit: int, max_origins: int) -> DeltaBatch:
+    """Return the oldest count deltas, from at most `limit` rows, with at most `max_origins` origins."""
     sums, ids, seen = _EventSums(), list[int](), set[tuple[int, int, int | None, int]]()
-    for row_id, data, packed_origins in _oldest_rows(connection, limit, after):
-        entries = sorted(_entries(data, packed_origins), key=_order)
-        for number, (key, amount) in enumerate(map(_event, entries)):
+    unreadable: list[UnreadableRow] = []
+    for row in _oldest_rows(connection, limit):
+        if row.reason is not None:
+            unreadable.append(UnreadableRow(row.id, row.reason))
+            continue
+        entries = sorted(row.entries, key=delta_content.entry_order)
+        for number, (key, amount) in enumerate(map(delta_content.event_of, entries)):
             origin = (key.cohort, key.slot, key.sent, key.link_set)
             if origin not in seen and len(seen) >= max_origins:
-                rest = _pack(row_id, entries[number:], has_origins=packed_origins is not None) if number else None
-                return DeltaBatch(ids, sums.amounts(), rest, is_full=True)
+                rest = delta_content.pack(row.id, entries[number:], has_origins=row.has_origins) if number else None
+                return DeltaBatch(ids, sums.amounts(), rest, unreadable, is_full=True)
             seen.add(origin)
             sums.add(key, amount)
-        ids.append(row_id)
-    return DeltaBatch(ids, sums.amounts(), None, is_full=len(ids) >= limit)
+        ids.append(row.id)
+    return DeltaBatch(ids, sums.amounts(), None, unreadable, is_full=len(ids) + len(unreadable) >= limit)
 
 
 def merge(connection: Connection) -> int:
     """Replace the oldest rows of count deltas by fewer rows with the same sums, sorted by origin.
 
-    Rows that would not become fewer are not changed. Return the id of the last row that the merge wrote or did not have to change;
-    0 if there is no row. After a merge, a batch with few origins contains all their amounts, and their messages were sent at
-    similar times, so it changes fewer rolled-up counts. The caller must hold the lock of `counts.fold_batch`."""
+    Rows that would not become fewer are not changed, and neither are unreadable rows. Return the id of the last row that the merge
+    wrote or did not have to change; 0 if there is no row. After a merge, a batch with few origins contains all their amounts, and
+    their messages were sent at similar times, so it changes fewer rolled-up counts. The caller must hold the lock of
+    `counts.fold_batch`."""
     sums, ids = _EventSums(), list[int]()
-    for row_id, entries in _rows_to_merge(connection):
-        ids.append(row_id)
-        for key, amount in map(_event, entries):
+    for row in _rows_to_merge(connection):
+        ids.append(row.id)
+        for key, amount in map(delta_content.event_of, row.entries):
             sums.add(key, amount)
-    merged: list[_Entry] = [
-        ((cohort, slot, metric, format(amount, "f")), (sent, link_set))
-        for (cohort, slot, metric, sent, link_set), amount in sums.amounts().items()
-    ]
-    merged.sort(key=_order)
+    merged = sorted((delta_content.entry_of(key, amount) for key, amount in sums.amounts().items()), key=delta_content.entry_order)
     parts = [merged[start : start + MAX_ROW_AMOUNTS] for start in range(0, len(merged), MAX_ROW_AMOUNTS)]
     if len(parts) >= len(ids):
         return ids[-1] if ids else 0
-    new = [_pack(row_id, part, has_origins=True) for row_id, part in zip(ids, parts, strict=False)]
+    new = [delta_content.pack(row_id, part, has_origins=True) for row_id, part in zip(ids, parts, strict=False)]
     raw_sql.execute_bulk(connection, _REPLACE_DELTA, new)
     raw_sql.execute_bulk(connection, _DELETE_DELTAS, [(row_id,) for row_id in ids[len(new) :]])
     return ids[len(new) - 1]
 
 
-def _rows_to_merge(connection: Connection) -> Iterator[tuple[int, list[_Entry]]]:
-    """Yield the ids and the entries of the oldest rows, up to MAX_MERGED_AMOUNTS entries. A row of an older release, which has no
-    origins, ends the list."""
+def _rows_to_merge(connection: Connection) -> Iterator[_Row]:
+    """Yield the oldest readable rows, up to MAX_MERGED_AMOUNTS entries. A row of an older release, which has no origins, ends the
+    list."""
     after, amounts = -1, 0
     while amounts < MAX_MERGED_AMOUNTS and (rows := raw_sql.rows(connection, _READ_DELTAS, after, PART_ROWS)):
-        for after, data, packed_origins in rows:
-            if packed_origins is None or amounts >= MAX_MERGED_AMOUNTS:
+        after = rows[-1][0]
+        for row in (_parse(connection, *stored) for stored in rows):
+            if row.reason is not None:
+                continue
+            if not row.has_origins or amounts >= MAX_MERGED_AMOUNTS:
                 return
-            entries = _entries(data, packed_origins)
-            amounts += len(entries)
-            yield after, entries
+            amounts += len(row.entries)
+            yield row
 
 
-def _oldest_rows(connection: Connection, limit: int, after: int) -> Iterator[Sequence[Any]]:
-    """Yield the `limit` oldest rows of count deltas with ids above `after`. Few rows are read at first, because under load a row
-    has some hundred amounts and the caller needs only the first rows."""
-    size = FIRST_ROWS
+def _oldest_rows(connection: Connection, limit: int) -> Iterator[_Row]:
+    """Yield the `limit` oldest rows of count deltas. Few rows are read at first, because under load a row has some hundred amounts
+    and the caller needs only the first rows."""
+    size, after = FIRST_ROWS, -1
     while limit > 0 and (rows := raw_sql.rows(connection, _READ_DELTAS, after, min(size, limit))):
-        yield from rows
+        for stored in rows:
+            yield _parse(connection, *stored)
         after, limit, size = rows[-1][0], limit - len(rows), size * 8
 
 
-def _pack(row_id: int, entries: Sequence[_Entry], *, has_origins: bool) -> tuple[int, str, str | None]:
-    """Return a row (id, data, origins) with these entries."""
-    data, origins = ([entry[part] for entry in entries] for part in (0, 1))
-    return row_id, orjson.dumps(data).decode(), orjson.dumps(origins).decode() if has_origins else None
+class PendingDeltas(NamedTuple):
+    """Count deltas that were not added to the counts yet: the ids of their rows, the sums of their amounts, and whether the sums
+    include all rows that were read."""
+
+    ids: list[int]
+    amounts: dict[CountedEvent, Decimal]
+    is_readable: bool
 
 
-def read_events(connection: Connection, limit: int, after: int = -1) -> tuple[list[int], dict[CountedEvent, Decimal]]:
-    """Return the ids of the `limit` oldest rows of count deltas with an id above `after`, and the sums of their amounts. The sums
-    do not include a damaged row, which the job of the counts quarantines when it reaches the row."""
-    rows = raw_sql.rows(connection, _READ_DELTAS, after, limit)
-    sums = _EventSums()
-    for _, data, packed_origins in rows:
-        try:
-            events = [_event(entry) for entry in _entries(data, packed_origins)]
-        except (ValueError, TypeError, AttributeError, ArithmeticError):
-            continue
-        for key, amount in events:
+def read_events(connection: Connection, limit: int, after: int = -1) -> PendingDeltas:
+    """Return the `limit` oldest rows of count deltas with an id above `after`. The sums do not include an unreadable row, which the
+    job of the counts quarantines when it reaches the row."""
+    ids, sums, is_readable = list[int](), _EventSums(), True
+    for stored in raw_sql.rows(connection, _READ_DELTAS, after, limit):
+        row = _parse(connection, *stored)
+        ids.append(row.id)
+        is_readable = is_readable and row.reason is None
+        for key, amount in map(delta_content.event_of, row.entries):
             sums.add(key, amount)
-    return [row_id for row_id, *_ in rows], sums.amounts()
+    return PendingDeltas(ids, sums.amounts(), is_readable)
 
 
 def remove(connection: Connection, batch: DeltaBatch) -> None:
-    """Delete the rows of a batch, and replace the row of which amounts are left."""
+    """Delete the rows of a batch, replace the row of which amounts are left, and quarantine the unreadable rows."""
     if batch.ids:
         raw_sql.execute_bulk(connection, _DELETE_DELTAS, [(row_id,) for row_id in batch.ids])
     if batch.rest is not None:
         raw_sql.execute_bulk(connection, _REPLACE_DELTA, [batch.rest])
-
-
-def read_oldest(connection: Connection) -> int | None:
-    """Return the id of the oldest row of count deltas that is not quarantined; None if there is no row."""
-    oldest: int | None = raw_sql.rows(connection, _OLDEST)[0][0]
-    return oldest
-
-
-def quarantine(connection: Connection, row_id: int) -> bool:
-    """Quarantine a row. Return False if it does not exist. The caller must hold the lock of `counts.fold_batch`."""
-    return raw_sql.execute_bulk(connection, _QUARANTINE, [(row_id,)]) > 0
+    raw_sql.execute_bulk(connection, _NEGATE_IDS, [(row.id,) for row in batch.unreadable])
 
 
 def count_quarantined(connection: Connection) -> int:
@@ -224,4 +221,4 @@ def count_quarantined(connection: Connection) -> int:
 def release(connection: Connection) -> None:
     """End the quarantine of all rows. The caller must hold the lock of `counts.fold_batch`."""
     quarantined = list(connection.scalars(select(count_deltas.c.id).where(count_deltas.c.id < 0)))
-    raw_sql.execute_bulk(connection, _QUARANTINE, [(row_id,) for row_id in quarantined])
+    raw_sql.execute_bulk(connection, _NEGATE_IDS, [(row_id,) for row_id in quarantined])

@@ -232,11 +232,11 @@ def _read(
     names: dict[int, GroupName] = {}
     for target, sums in ((expected, counted), (kept, pending)):
         expansion = Expansion(connection, sums.pairs())
-        names |= expansion.names
         for key, of_period in expand(sums, expansion).items():
             _, number, period = key
             if period in compared[number]:
                 target[key] = of_period
+        names |= expansion.names  # `expand` has found the groups
     for row in connection.execute(select(count_groups)):
         names[row.id] = GroupName(row.application_id, row.kind, row.source, row.campaign, row.country, row.name)
     groups = list(names)
@@ -263,11 +263,11 @@ def _read_deltas(connection: Connection) -> _Amounts:
     """Yield the amounts that `counts.fold` has not added yet."""
     after = -1
     while True:
-        ids, amounts = read_events(connection, MAX_FOLD_ROWS, after)
-        if not ids:
+        pending = read_events(connection, MAX_FOLD_ROWS, after)
+        if not pending.ids:
             return
-        after = max(ids)
-        yield from amounts.items()
+        after = max(pending.ids)
+        yield from pending.amounts.items()
 
 
 def _count_rows(connection: Connection, within: range, *, is_merged: bool) -> Iterator[_Amounts]:

@@ -7,7 +7,8 @@ counts at the time when its message was created, so delivery and click rates nev
 
 Recent events are included, because a report also reads the count deltas that `counts.fold` has not added yet. If there are more
 than MAX_PENDING_ROWS rows of them, the newest rows are not included, and `complete` is false in the response. `complete` is also
-false while counts of an older release are being added to the roll-ups.
+false while counts of an older release are being added to the roll-ups, and while a row of count deltas is unreadable or
+quarantined, because a report does not include such a row.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from sqlalchemy import BigInteger, ColumnElement, Connection, Select, Text, case
 
 from shortener.outbox.link_sets import MAX_NAMES, OTHER
 from shortener.reporting.counts import time_slots
-from shortener.reporting.delta_rows import read_events
+from shortener.reporting.delta_rows import count_quarantined, read_events
 from shortener.reporting.figures import VALUE, Figures
 from shortener.reporting.local_time import FIRST_DAY, SLOT_SECONDS, constant_offsets, days, local, local_time
 from shortener.reporting.queries import fetch_packed
@@ -93,7 +94,7 @@ Group = TypeVar("Group", bound=Hashable)
 
 @dataclass(frozen=True, slots=True)
 class StatisticsReport(Generic[Group]):
-    """The figures of a statistics report by group. `complete` is true if no recent events are missing."""
+    """The figures of a statistics report by group. `complete` is true if no events are missing."""
 
     groups: Mapping[Group, Figures]
     complete: bool
@@ -351,8 +352,8 @@ def _with_pending(
 ) -> StatisticsReport[Group]:
     """Add the amounts that the rolled-up counts do not contain yet, and return the report. `in_rollups` is true if the groups were
     read from the rolled-up counts, and not from `counts`."""
-    ids, amounts = read_events(connection, MAX_PENDING_ROWS + 1)
-    complete = len(ids) <= MAX_PENDING_ROWS
+    ids, amounts, is_readable = read_events(connection, MAX_PENDING_ROWS + 1)
+    complete = len(ids) <= MAX_PENDING_ROWS and is_readable and not count_quarantined(connection)
     within = scope.within
     if in_rollups and scope.basis is Basis.EVENT:
         missing, is_all = read_not_rolled_up(connection, within, MAX_MISSING_ROWS)

@@ -70,6 +70,15 @@ class SharedClock:
         return 0
 
 
+async def open_clock(database: Database) -> Clock:
+    """Return the clock of the installation that has this database. Raise StoreUnavailable if the database is unavailable."""
+    if database.dialect == "sqlite":
+        return utcnow
+    clock = SharedClock(database)
+    await clock.step()
+    return clock
+
+
 def ms_clock(clock: Clock) -> Callable[[], int]:
     """Return a function that returns the time of `clock` in milliseconds since 1970.
 

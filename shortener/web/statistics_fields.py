@@ -89,7 +89,9 @@ class StatisticsResponse(ResponseModel):
     status: Literal[True] = True
     since: str = Field(description="Start of the period. The time slot of 15 minutes that contains it is counted completely.")
     until: str = Field(description="End of the period. The time slot of 15 minutes that contains it is counted completely.")
-    complete: bool = Field(description="false if the newest events are not counted yet because of high load.")
+    complete: bool = Field(
+        description="false if events are missing: the newest ones under high load, or those of rows that cannot be read."
+    )
 
 
 class TotalsResponse(StatisticsResponse, FigureFields):

@@ -270,7 +270,7 @@ async def test_the_event_of_a_click_contains_the_states_at_the_click_even_if_it_
     change = VerdictChange(machine.id, link.message_id, Verdict.HUMAN, Verdict.SUSPECTED, "test", True)
     later = clock.forward(minutes=5)
     await service.delivery_reports.record(1, [DeliveryReport("m-1", State.DELIVERED, later)])
-    await service.devices.catch_up(service.now_ms())
+    await service.devices.catch_up()
     assert (await apply_changes(service.database, [change], service.ids, later)).retracted_messages == 1
     await check(service, clock)
     await service.fanout.flush()

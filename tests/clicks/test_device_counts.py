@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -10,7 +10,7 @@ import pytest
 
 from shortener.clicks import device_counts
 from shortener.clicks.batch import HitBatchWriter
-from shortener.clicks.device_counts import LAG_MS, last_counted_hit
+from shortener.clicks.device_counts import LAG_MS, DeviceCounter, last_counted_hit
 from shortener.clicks.resolver import LinkResolver
 from shortener.container import Service
 from shortener.model import Verdict
@@ -20,6 +20,7 @@ from shortener.reporting.counts import fold
 from shortener.reporting.statistics import StatisticsFilter, totals
 from shortener.retention.erasure import erase_message
 from shortener.storage import schema
+from shortener.storage.clock import SharedClock
 from tests.clicks.helpers import PHONE_HEADERS, create_codes, fetch_rows, forget_expressions, make_hit
 from tests.conftest import NOON, Clock, MakeService
 
@@ -77,7 +78,7 @@ async def test_the_device_job_writes_the_counts_of_many_clicks_in_rows_of_limite
         clock.forward(minutes=15)
     while await service.database.write(fold):
         pass
-    await service.devices.catch_up(service.now_ms())
+    await service.devices.catch_up()
     rows = await fetch_rows(service, schema.count_deltas)
     assert [len(row.data) for row in rows] == [2] * 6
     assert len({row.origins[0][0] for row in rows}) == 3
@@ -94,7 +95,7 @@ async def test_the_device_counts_contain_clicks_and_no_other_hits(service: Servi
     clock.forward(minutes=2)
     await record_click(service, code)
     clock.now += OLD_ENOUGH
-    await service.devices.catch_up(service.now_ms())
+    await service.devices.catch_up()
     assert await device_sums(service) == {}
     assert await service.database.read(last_counted_hit) == (await fetch_rows(service, schema.hits))[-1].id
 
@@ -108,13 +109,13 @@ async def test_a_late_click_whose_id_the_device_job_has_already_passed_is_counte
     await record_click(service, code)
     last = make_hit(service, code, user_agent=DESKTOP)  # the hit is old, but the job has not passed its id yet
     clock.now += OLD_ENOUGH
-    await service.devices.catch_up(service.now_ms())
+    await service.devices.catch_up()
     clock.forward(seconds=1)
     for late in (*delayed, last):
         await service.recorder.record(late)
     assert await device_sums(service) == {"device:phone": 1, "browser:Safari": 1, "device:desktop": 2, "browser:Firefox": 2}
     await assert_counts_match(service)
-    await service.devices.catch_up(service.now_ms())
+    await service.devices.catch_up()
     assert (await device_sums(service))["device:desktop"] == 3
     await assert_counts_match(service)
 
@@ -127,7 +128,7 @@ async def test_a_late_click_from_the_spool_loads_the_expressions_for_user_agents
     clock.forward(seconds=1)
     await record_click(service, code)
     clock.now += OLD_ENOUGH
-    await service.devices.catch_up(service.now_ms())
+    await service.devices.catch_up()
     forget_expressions(monkeypatch)
     await service.recorder.write_late([delayed])
     assert (await device_sums(service))["device:desktop"] == 1
@@ -139,7 +140,7 @@ async def test_an_old_click_in_the_same_batch_as_a_new_click_is_counted_by_devic
     clock.forward(seconds=1)
     await record_click(service, code)
     clock.now += OLD_ENOUGH
-    await service.devices.catch_up(service.now_ms())
+    await service.devices.catch_up()
     writer = HitBatchWriter(service.ids, LinkResolver(service.directory, service.click_ids), service.directory)
     await service.database.write(writer.write, [make_hit(service, code), old])
     assert (await device_sums(service))["device:desktop"] == 1
@@ -154,9 +155,39 @@ async def test_a_click_that_is_stored_while_the_device_job_is_running_is_counted
     page = await service.database.read(device_counts.read_page, service.ids())
     await service.recorder.record(delayed)
     assert await service.database.write(service.devices.store, page, CountDelta()) is False, "the page must be read again"
-    await service.devices.catch_up(service.now_ms())
+    await service.devices.catch_up()
     assert await device_sums(service) == {"device:phone": 1, "browser:Safari": 1, "device:desktop": 1, "browser:Firefox": 1}
     await assert_counts_match(service)
+
+
+async def test_a_click_that_is_being_stored_while_a_reclassification_with_a_clock_ahead_of_the_time_runs_is_counted_by_device(
+    service: Service, clock: Clock
+) -> None:
+    """The reclassification counted the newest hits by device, so the job had passed the id of the click when it was stored."""
+    (code,) = await create_codes(service)
+    being_stored = make_hit(service, code, user_agent=DESKTOP)
+    await record_click(service, code)
+    ahead = clock() + timedelta(minutes=10)
+    await service.reclassifier.run(NOON - timedelta(days=1), ahead, ahead)
+    await service.recorder.record(being_stored)
+    clock.now += OLD_ENOUGH
+    await service.devices.catch_up()
+    assert await device_sums(service) == {"device:phone": 1, "browser:Safari": 1, "device:desktop": 1, "browser:Firefox": 1}
+    await assert_counts_match(service)
+
+
+async def test_the_device_job_uses_the_time_of_the_database_if_the_clock_of_its_machine_was_set_ahead(
+    service: Service, clock: Clock
+) -> None:
+    if service.database.dialect == "sqlite":
+        pytest.skip("one process uses a SQLite database, so there is one clock")
+    clock.now = datetime.now(UTC)
+    (code,) = await create_codes(service)
+    await record_click(service, code)
+    ahead = SharedClock(service.database, Clock(clock.now + timedelta(minutes=10)))
+    await DeviceCounter(service.database, service.ids, ahead).catch_up()
+    assert await service.database.read(last_counted_hit) == 0
+    assert abs(ahead() - clock.now) < timedelta(minutes=1)
 
 
 async def test_several_processes_with_device_jobs_count_each_click_once(
@@ -172,7 +203,7 @@ async def test_several_processes_with_device_jobs_count_each_click_once(
 
     async def count_all(service: Service) -> None:
         while await service.database.read(last_counted_hit) < (await fetch_rows(one, schema.hits))[-1].id:
-            await service.devices.step(service.now_ms())
+            await service.devices.step()
 
     await asyncio.gather(count_all(one), count_all(two), count_all(one))
     assert await device_sums(one) == {"device:phone": 30, "browser:Safari": 30}
@@ -184,7 +215,7 @@ async def test_statistics_contain_device_counts_and_verify_detects_a_missing_dev
     await record_click(service, code)
     await record_click(service, code, DESKTOP)
     clock.now += OLD_ENOUGH
-    await service.devices.catch_up(service.now_ms())
+    await service.devices.catch_up()
     figures = (await service.database.read(totals, StatisticsFilter(1, NOON, NOON + timedelta(hours=1)))).groups[None]
     assert (figures.devices, figures.browsers) == ({"phone": 1, "desktop": 1}, {"Safari": 1, "Firefox": 1})
     await service.jobs.table["counts"].step()
@@ -202,7 +233,7 @@ async def test_device_counts_are_correct_after_an_erasure(service: Service, cloc
         (code,) = await create_codes(service, message_ids=(f"m-{number}",))
         await record_click(service, code)
     clock.now += OLD_ENOUGH
-    await service.devices.catch_up(service.now_ms())
+    await service.devices.catch_up()
     await service.database.write(erase_message, 1, "m-0", clock())
     assert (await device_sums(service))["device:phone"] == 2
     await assert_counts_match(service)

@@ -74,7 +74,7 @@ async def test_the_click_recorder_verdict_corrections_and_the_recount_use_the_sa
 
     # After this time the device job counts the hits. A correction skips hits that the device job has not counted.
     clock.forward(minutes=10)
-    await service.devices.catch_up(service.now_ms())
+    await service.devices.catch_up()
     assert await differences() == []
     opposite = {Verdict.HUMAN: Verdict.SUSPECTED, Verdict.SUSPECTED: Verdict.HUMAN}
     links = {link.id: link.message_id for link in await fetch_rows(service, schema.links)}

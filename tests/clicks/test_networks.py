@@ -130,7 +130,7 @@ async def test_the_country_of_a_click_is_stored_counted_and_shown_beside_the_cou
         assert {(event["country"], event["click_country"]) for event in events if event["click_id"]} == {("US", "CH")}
         await service.fanout.flush()
         clock.forward(minutes=5)
-        await service.devices.catch_up(service.now_ms())
+        await service.devices.catch_up()
         for _ in range(2):
             figures = (await client.get("/api/v1/sms/stats")).json()
             assert (figures["clicks"], figures["click_countries"]) == (1, {"CH": 1})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from datetime import timedelta
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from structlog.testing import capture_logs
 from shortener.ids import first_id_at
 from shortener.outbox import count_deltas
 from shortener.outbox.count_deltas import CountDelta
-from shortener.reporting import count_folder, counts
+from shortener.reporting import count_folder, counts, delta_rows
 from shortener.reporting.count_folder import CountFolder, limits
 from shortener.reporting.delta_rows import read_events
 from shortener.reporting.queues import read_queue_state
@@ -22,7 +23,7 @@ from shortener.settings import Settings
 from shortener.storage import schema
 from shortener.storage.database import Database
 from shortener.storage.types import to_ms
-from tests.conftest import NOON
+from tests.conftest import NOON, MakeService
 
 ENGINES: tuple[Literal["sqlite"], Literal["postgresql"]] = ("sqlite", "postgresql")
 #: Each row has this number of origins, like a commit of clicks on messages of different campaigns.
@@ -116,113 +117,135 @@ async def test_a_batch_of_count_deltas_that_fails_changes_nothing_and_is_added_b
     assert (await database.read(lambda connection: connection.execute(select(schema.counts.c.amount)).all())) == [(3 * ORIGINS,)]
 
 
-#: The content of the columns `data` and `origins` of rows that cannot be added to the counts.
+#: The columns `data` and `origins` of rows whose content is unreadable, as SQL.
 DAMAGED = {
-    "no JSON": ("[[1,1,", "[[1,0]]"),
-    "an amount that is not a number": ('[[1,1,"clicks","x"]]', "[[1,0]]"),
-    "origins of fewer entries": ('[[1,1,"clicks","1"]]', "[]"),
-    "a metric that the database rejects": ('[[1,1,null,"1"]]', "[[1,0]]"),
-    "a time slot that is too large for a column of PostgreSQL": (f'[[1,{2**63},"clicks","1"]]', "[[1,0]]"),
+    "no JSON": "'[[1,1,', '[[1,0]]'",
+    "an amount that is not a number": """'[[1,1,"clicks","x"]]', '[[1,0]]'""",
+    "an infinite amount": """'[[1,1,"value:EUR","Infinity"]]', '[[1,0]]'""",
+    "a metric that the database rejects": """'[[1,1,null,"1"]]', '[[1,0]]'""",
+    "a time slot that is too large for a column of PostgreSQL": f"""'[[1,{2**63},"clicks","1"]]', '[[1,0]]'""",
+}
+#: The same for values that only SQLite stores in these columns.
+DAMAGED_SQLITE = {
+    "data with invalid UTF-8": "CAST(x'5b5b312c312c22ff222c2231225d5d' AS TEXT), '[[1,0]]'",
+    "origins with invalid UTF-8": """'[[1,1,"clicks","1"]]', CAST(x'ff' AS TEXT)""",
+    "data that is a BLOB": "x'ff00', '[[1,0]]'",
+    "origins that are a BLOB": """'[[1,1,"clicks","1"]]', x'00'""",
+    "data that is a number": "7.5, '[[1,0]]'",
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGED)
-async def test_a_row_of_count_deltas_that_cannot_be_added_is_quarantined_and_the_rows_around_it_are_added(
+@pytest.mark.parametrize("damage", DAMAGED | DAMAGED_SQLITE)
+async def test_an_unreadable_row_of_count_deltas_is_quarantined_and_the_rows_around_it_are_added(
     database: Database, pauses: list[float], damage: str
 ) -> None:
-    if "PostgreSQL" in damage and database.dialect == "sqlite":
-        pytest.skip("columns of SQLite have no such limit")
-
-    def write_damaged_row(connection: Connection, row_id: int) -> None:
-        statement = text("INSERT INTO tallies (id, data, origins) VALUES (:id, :data, :origins)")
-        connection.execute(statement, dict(zip(("id", "data", "origins"), (row_id, *DAMAGED[damage]), strict=True)))
+    if damage in DAMAGED_SQLITE and database.dialect != "sqlite":
+        pytest.skip("the columns of PostgreSQL contain only text in UTF-8")
 
     def amounts(connection: Connection) -> list[int]:
         return [int(amount) for amount in connection.scalars(select(schema.counts.c.amount))]
 
     bad = first_id_at(to_ms(NOON - timedelta(seconds=2)))
     await database.write(write_deltas, 1, timedelta(seconds=3))
-    await database.write(write_damaged_row, bad)
+    await database.write(write_row, bad, (DAMAGED | DAMAGED_SQLITE)[damage])
     await database.write(write_deltas, 30, timedelta(seconds=1))
+    pending = await database.read(read_events, 100)
+    assert (len(pending.ids), pending.is_readable) == (32, False), "a report does not fail before the row is quarantined"
+    assert sum(pending.amounts.values()) == 31 * ORIGINS
     folder = CountFolder(database, lambda: NOON)
     with capture_logs() as logs:
-        failures = await run_until_all_are_added(folder)
-    assert failures <= 1, "only the run that adds the row together with others fails"
-    assert [(line["event"], line["row"], line["log_level"]) for line in logs if "row" in line] == [
-        ("count_deltas_quarantined", bad, "error")
-    ]
+        await run_until_all_are_added(folder)
+    assert [(line["event"], line["row"], line["log_level"]) for line in logs] == [("count_deltas_quarantined", bad, "error")]
+    assert logs[0]["reason"]
     assert await database.read(amounts) == [31 * ORIGINS]
     assert (await database.read(ids_left)) == [-bad], "the row is kept"
-    assert await run_until_all_are_added(folder) == 0
+    await run_until_all_are_added(folder)
     assert (await database.read(read_queue_state, Settings(), NOON)).count_deltas_quarantined == 1
 
     with capture_logs() as logs:
         await run_until_all_are_added(CountFolder(database, lambda: NOON))
-    assert [line["row"] for line in logs if "row" in line] == [bad], "a process that starts tries the row again"
+    assert [line["row"] for line in logs] == [bad], "a process that starts tries the row again"
     assert (await database.read(ids_left)) == [-bad]
     await database.write(
         lambda connection: connection.execute(text("UPDATE tallies SET data = '[[1,1,\"clicks\",\"7\"]]', origins = '[[1,0]]'"))
     )
-    assert await run_until_all_are_added(CountFolder(database, lambda: NOON)) == 0
+    await run_until_all_are_added(CountFolder(database, lambda: NOON))
     assert await database.read(amounts) == [31 * ORIGINS + 7], "a row that was corrected is added"
     assert (await database.read(ids_left)) == []
 
 
-async def run_until_all_are_added(folder: CountFolder) -> int:
-    """Run the job until it finds no more rows. Return how many runs failed."""
-    failures = 0
-    while True:
-        try:
-            if not await folder.step():
-                return failures
-        except Exception:
-            failures += 1
-            assert failures < 5
+def write_row(connection: Connection, row_id: int, columns: str) -> None:
+    """Write a row of count deltas whose columns `data` and `origins` are these SQL expressions."""
+    connection.exec_driver_sql(f"INSERT INTO tallies (id, data, origins) VALUES ({row_id}, {columns})")
+
+
+async def run_until_all_are_added(folder: CountFolder) -> None:
+    """Run the job until it finds no more rows."""
+    while await folder.step():
+        pass
 
 
 def ids_left(connection: Connection) -> list[int]:
     return list(connection.scalars(select(schema.count_deltas.c.id)))
 
 
-async def test_a_damaged_row_of_count_deltas_that_is_reached_by_a_merge_blocks_no_row_and_no_report(
+async def test_an_unreadable_row_of_count_deltas_does_not_prevent_a_merge_of_the_rows_around_it(
     database: Database, pauses: list[float]
 ) -> None:
     await database.write(write_deltas, 30, timedelta(seconds=3))
     bad = first_id_at(to_ms(NOON - timedelta(seconds=2)))
-    await database.write(lambda c: c.execute(text("INSERT INTO tallies VALUES (:id, '[[1,', '[]')"), {"id": bad}))
-    assert len((await database.read(read_events, 100))[0]) == 31, "a report does not fail before the row is quarantined"
-    folder = CountFolder(database, lambda: NOON)
-    with capture_logs() as logs:
-        assert await run_until_all_are_added(folder) <= 1
-    events = [line["event"] for line in logs]
-    assert events.count("count_deltas_not_merged") == 1
-    assert events.count("count_deltas_quarantined") == 1
+    await database.write(write_row, bad, "'[[1,', '[]'")
+    await database.write(write_deltas, 2, timedelta(seconds=1))
+    await database.write(counts.merge)
+    assert await database.read(rows_left) == 2, "the other rows became one"
+    await run_until_all_are_added(CountFolder(database, lambda: NOON))
     assert await database.read(ids_left) == [-bad]
 
 
-async def test_an_older_damaged_row_that_another_process_releases_meanwhile_does_not_quarantine_a_healthy_row(
-    database: Database, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("error", [MemoryError, ValueError, ZeroDivisionError])
+async def test_an_error_that_is_not_in_the_content_of_a_row_quarantines_no_row_however_often_it_occurs(
+    database: Database, pauses: list[float], monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
     await database.write(write_deltas, 3, timedelta(seconds=1))
     healthy = await database.read(ids_left)
     folder = CountFolder(database, lambda: NOON)
-    with monkeypatch.context() as patch:
-        patch.setattr("shortener.reporting.delta_rows.remove", None)
-        with pytest.raises(TypeError):
-            await folder.step()
-    bad = first_id_at(to_ms(NOON - timedelta(seconds=2)))
-    write, is_released = database.write, False
 
-    async def release_first(transact: Any, *arguments: Any) -> Any:
-        nonlocal is_released
-        if not is_released:
-            is_released = True
-            await write(lambda c: c.execute(text("INSERT INTO tallies VALUES (:id, '[[1,', '[]')"), {"id": bad}))
-        return await write(transact, *arguments)
+    def fail(*arguments: object) -> None:
+        raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(database, "write_later", release_first)
-        await folder.step()
-    assert sorted(await database.read(ids_left)) == [bad, *healthy[1:]]
+        patch.setattr("shortener.reporting.rollups.add", fail)
+        for _ in range(5):
+            with pytest.raises(error):
+                await folder.step()
+    assert await database.read(ids_left) == healthy
     await run_until_all_are_added(folder)
-    assert await database.read(ids_left) == [-bad]
+    assert await database.read(rows_left) == 0
+
+
+async def test_the_job_fails_and_is_repeated_after_its_interval_while_a_bug_prevents_the_addition_of_count_deltas(
+    make_service: MakeService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = await make_service()
+    await service.database.write(write_deltas, 1, timedelta(seconds=1))
+    is_mended = asyncio.Event()
+    job, remove = service.jobs.table["counts"], delta_rows.remove
+
+    def fail(*arguments: Any) -> None:
+        if not is_mended.is_set():
+            raise ZeroDivisionError
+        remove(*arguments)
+
+    monkeypatch.setattr(delta_rows, "remove", fail)
+    monkeypatch.setattr(job, "interval", 0.001)
+    with capture_logs() as logs:
+        service.jobs.start()
+        async with asyncio.timeout(20):
+            while job.failures < 3:
+                await asyncio.sleep(0.001)
+            is_mended.set()
+            while await service.database.read(rows_left):
+                await asyncio.sleep(0.001)
+    assert [line["job"] for line in logs if line["event"] == "job_failed"][:3] == ["counts"] * 3
+    assert not [line for line in logs if line["event"] == "count_deltas_quarantined"]
+    assert (await service.database.read(lambda connection: connection.scalar(select(schema.counts.c.amount)))) == ORIGINS

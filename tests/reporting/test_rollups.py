@@ -15,7 +15,7 @@ from sqlalchemy import Connection, delete, select, update
 from shortener.accounts.credentials import Credentials
 from shortener.container import Service
 from shortener.outbox.count_deltas import TIME_SLOT_MS
-from shortener.reporting import count_check, counts, delta_rows, rollups
+from shortener.reporting import count_check, counts, rollups
 from shortener.reporting.rollup_check import COUNTED_SINCE, RowsQuarantined, repair_rollups, verify_rollups
 from shortener.reporting.rollup_data import HISTOGRAM
 from shortener.reporting.rollups import Basis, Level, split
@@ -29,6 +29,7 @@ from shortener.storage import schema
 from shortener.storage.database import Database, upsert
 from shortener.storage.open import open_database
 from shortener.storage.types import to_ms
+from tests.clicks.helpers import fetch_rows
 from tests.conftest import Clock, new_postgresql_database
 from tests.factory import rows
 from tests.reporting.plans import plans_of_postgresql
@@ -97,7 +98,8 @@ async def test_rolled_up_counts_agree_with_all_rows_after_erasure_and_late_event
     await hit(client, messages[2])
     await report(client, "m2", "DELIVERED")
     await service.fanout.flush()
-    await service.devices.catch_up(to_ms(clock()) + 10**6)
+    clock.forward(seconds=1000)
+    await service.devices.catch_up()
     await fold_all(service.database)
     assert await differences(service) == []
 
@@ -129,16 +131,27 @@ async def test_the_repair_of_counts_is_rejected_while_rows_are_quarantined_so_th
     client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock
 ) -> None:
     await live(client, service, credentials, clock)
-    oldest = await service.database.read(delta_rows.read_oldest)
-    assert oldest is not None
-    assert await service.database.write(counts.quarantine, oldest)
+    oldest = (await fetch_rows(service, schema.count_deltas))[0]
+    damage = update(schema.count_deltas).where(schema.count_deltas.c.id == oldest.id)
+    await service.database.write(lambda connection: connection.execute(damage.values(data=[[1, 1, "clicks", "x"]])))
     await fold_all(service.database)
     assert await differences(service)
     with pytest.raises(RowsQuarantined, match="1 rows of count deltas are quarantined"):
         await service.database.write(repair_rollups, clock() - 9 * DAY, clock() + DAY)
     await service.database.write(counts.release)
+    await service.database.write(lambda connection: connection.execute(damage.values(data=oldest.data)))
     await fold_all(service.database)
     assert await differences(service) == []
+
+
+async def test_verify_names_a_group_whose_first_count_deltas_were_not_added_yet(
+    client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock
+) -> None:
+    await live(client, service, credentials, clock)
+    lost = schema.count_deltas.c.id == (await fetch_rows(service, schema.count_deltas))[0].id
+    await service.database.write(lambda connection: connection.execute(delete(schema.count_deltas).where(lost)))
+    found = await service.database.read(verify_rollups, clock() - DAY * 9, clock() + DAY)
+    assert {one.group.application_id for one in found} == {1}
 
 
 async def test_the_repair_of_counts_restores_deleted_rolled_up_counts_from_the_rows(

@@ -123,6 +123,21 @@ async def test_statistics_are_marked_incomplete_if_too_many_count_deltas_are_not
     assert (await filled.read(totals, WEEK)).complete
 
 
+async def test_statistics_leave_an_unreadable_row_of_count_deltas_out_and_are_marked_incomplete_until_it_is_removed(
+    filled: Database,
+) -> None:
+    before = await filled.read(totals, WEEK)
+    damaged = {"id": 2**62, "data": [[1, 1, "value:EUR", "NaN"]], "origins": [[1, 0]]}
+    await filled.write(lambda connection: connection.execute(schema.count_deltas.insert().values(damaged)))
+    assert await filled.read(totals, WEEK) == replace(before, complete=False)
+    while await filled.write(fold):
+        pass
+    report = await filled.read(totals, WEEK)
+    assert not report.complete, "the row is quarantined"
+    await filled.write(lambda connection: connection.execute(schema.count_deltas.delete().where(schema.count_deltas.c.id < 0)))
+    assert (await filled.read(totals, WEEK)) == replace(report, complete=True)
+
+
 async def test_filters_of_statistics_select_the_matching_messages_and_events(filled: Database) -> None:
     expected = {
         (None, None): 70,

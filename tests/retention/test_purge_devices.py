@@ -31,7 +31,7 @@ async def click_and_count(service: Service, clock: Clock) -> None:
     (code,) = await create_codes(service)
     await service.recorder.record(make_hit(service, code, user_agent=IPHONE))
     clock.forward(minutes=5)
-    await service.devices.catch_up(service.now_ms())
+    await service.devices.catch_up()
     await service.fanout.flush()
     clock.forward(days=service.settings.hit_retention_days + 1)
 

@@ -154,7 +154,7 @@ async def test_statistics_group_clicks_by_time_to_click_device_and_browser(
     assert list(within)[-1] is None
     assert {seconds: messages for seconds, messages in within.items() if messages} == {10: 1, 300: 1}
     clock.forward(minutes=5)
-    await service.devices.catch_up(service.now_ms())
+    await service.devices.catch_up()
     for _ in range(2):
         told = await ask(client)
         assert (told["devices"], told["browsers"]) == ({"phone": 3}, {"Safari": 3})

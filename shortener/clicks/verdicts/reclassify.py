@@ -138,7 +138,7 @@ class Reclassifier:
         application id. If `dry_run` is true, roll back every change, and assign no first clicks. `progress` is called with the time
         up to which hits were examined. Raise StoreUnavailable if the database is unavailable; changes that were committed before
         remain."""
-        await self._devices.catch_up(to_ms(now))
+        await self._devices.catch_up()
         until = min(until, now - DELAY)
         result = ReclassifyResult(until=until)
         stored = {one.id: one.settings for one in self._directory.applications()}

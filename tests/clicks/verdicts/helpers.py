@@ -11,7 +11,7 @@ from shortener.reporting.count_check import verify
 from shortener.reporting.rollup_check import verify_rollups
 from shortener.storage import schema
 from tests.clicks.helpers import PHONE_HEADERS, fetch_rows, make_hit
-from tests.conftest import NOON
+from tests.conftest import NOON, Clock
 from tests.rows import messages_now
 
 PHONE = PHONE_HEADERS["User-Agent"]
@@ -29,7 +29,8 @@ async def record_click(service: Service, code: str, user_agent: str = PHONE, **m
 
 async def run_reclassifier(service: Service, **more: Any) -> ReclassifyResult:
     """Move the clock ten minutes forward and reclassify all hits up to then. `more`: arguments of `Reclassifier.run`."""
-    now = service.clock() + timedelta(minutes=10)
+    assert isinstance(service.clock, Clock)
+    now = service.clock.forward(minutes=10)
     return await service.reclassifier.run(NOON - DAY, now, now, **more)
 
 

@@ -44,7 +44,7 @@ async def test_a_first_click_that_becomes_suspected_is_retracted_with_one_event(
     clock.forward(seconds=30)
     machine = await record_click(service, code, SCANNER)
     clock.forward(minutes=3)
-    await service.devices.catch_up(service.now_ms())
+    await service.devices.catch_up()
     forget_expressions(monkeypatch)
     result = await run_reclassifier(service)
     monkeypatch.undo()
