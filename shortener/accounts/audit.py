@@ -7,7 +7,7 @@ A change and its row are written in one transaction. A function that changes som
 `tests/test_audit_complete.py` examines all calls of the API and all commands.
 
 Rows are never changed. The purge deletes them after 400 days (retention/purge.py). A row contains the changed values before and
-after the action, without secrets: no passwords, tokens, keys, codes and no unmasked phone numbers.
+after the action. It contains no passwords, tokens, keys or codes, and phone numbers are masked.
 """
 
 # Tested by tests/test_audit_complete.py, tests/portal/test_operators.py and tests/retention/test_erasure.py
@@ -55,7 +55,7 @@ KEY_PREFIX = "key "  # The beginning of the names of actors with an API key.
 
 
 def key_actor(key_id: int) -> str:
-    """Return the name of the actor of changes with an API key, in the audit log and in the history of a link."""
+    """Return the name by which the audit log and the history of a link show an API key as actor."""
     return f"{KEY_PREFIX}{key_id}"
 
 

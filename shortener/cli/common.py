@@ -237,7 +237,7 @@ def command_line_actor() -> Actor:
 
 
 def command_line_audit(database: Any) -> AuditWriter:
-    """Return the writer that adds rows about a command to the audit log."""
+    """Return the audit writer with the command line as actor."""
     from shortener.accounts.audit import AuditWriter
     from shortener.ids import IdGenerator
 

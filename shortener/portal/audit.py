@@ -16,7 +16,7 @@ from shortener.ids import first_id_at
 from shortener.storage.schema import audit_log
 from shortener.storage.types import to_ms
 
-MAX_SCANNED_ROWS = 5_000  # The maximum number of rows that one page of the audit log examines.
+MAX_SCANNED_ROWS = 5_000  # The maximum number of rows of the audit log that are read to fill one page.
 API_KEYS = "API keys"  # The value of a filter that selects the changes with any API key.
 _MAX_ID = (1 << 63) - 1
 
