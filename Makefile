@@ -86,9 +86,10 @@ $(VENV)/bin/python:
 # `shortener`.
 EDITABLE := --config-settings editable_mode=compat
 
+# The lock is complete (.ci/run installs it without --no-deps), and Python compiles a module at its first import. So pip has less to do.
 $(VENV)/.runtime: requirements.lock | $(VENV)/bin/python
 	@echo "Installing the locked dependencies ..."
-	@$(PIP) --require-hashes --requirement requirements.lock
+	@$(PIP) --no-deps --no-compile --require-hashes --requirement requirements.lock
 	@$(PIP) --no-deps --no-build-isolation $(EDITABLE) --editable . 2>/dev/null
 	@touch $@
 
