@@ -97,4 +97,4 @@ async def test_the_portal_warns_that_phones_cannot_reach_the_domain_of_a_new_app
     browser = await sign_in("Ada", Role.ADMIN, 0)
     page = await browser.post(PATH, data={"action": "create", "name": "Shop", "domain": "http://127.0.0.1:9000"})
     assert "The host 127.0.0.1 is not a public address" in page.text
-    assert "The service responds on 127.0.0.1" in page.text
+    assert "On 127.0.0.1, the service shows its API" in page.text

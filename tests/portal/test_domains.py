@@ -120,7 +120,7 @@ async def test_the_portal_warns_that_phones_cannot_reach_a_domain_on_localhost(s
     added = await browser.post("/portal/1/domains", data={"domain": "http://localhost:8000"})
     page = (await browser.get(added.headers["location"])).text
     assert "The host localhost is a name of one machine or one network only" in page
-    assert "The service responds on localhost" in page
+    assert "On localhost, the service shows its API" in page
     assert "The name has an address" not in page
 
 
