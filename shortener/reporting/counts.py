@@ -56,9 +56,9 @@ class Folded(NamedTuple):
 
 
 def fold_batch(connection: Connection, limit: int = MAX_FOLD_ROWS, max_origins: int = MAX_FOLD_ORIGINS) -> Folded:
-    """Add the `limit` oldest rows of count deltas to the counts and the roll-ups, and delete these rows. If they have more than
-    `max_origins` origins, add only the amounts of the first ones, and leave the others in their rows. Quarantine the rows whose
-    content is unreadable.
+    """Add the `limit` oldest rows of count deltas to the counts and the rolled-up counts, and delete these rows. If they have more
+    than `max_origins` origins, add only the amounts of the first ones, and leave the others in their rows. Quarantine the rows
+    whose content is unreadable.
 
     If another process runs `fold_batch`, return 0 rows at once instead of waiting for rows of `counts` that it has locked. On
     PostgreSQL, an advisory lock shows this; with SQLite, only one process writes.

@@ -62,7 +62,7 @@ def parse(data: str | bytes | None, origins: str | bytes | None) -> list[Entry]:
         raise UnreadableDelta(f"data has {len(entries)} entries, and origins has {len(pairs)}")
     if not entries:
         return []
-    # A report reads some hundred thousand entries, so each check is one call for all entries.
+    # A report reads a few hundred thousand entries, so each check is one call for all entries.
     cohorts, slots, metrics, amounts = _columns(entries, 4)
     sent_slots, link_sets = _columns(pairs, 2)
     _check_numbers("cohort", cohorts, 0, MAX_ID)

@@ -1,7 +1,7 @@
 """This module reads and removes rows of count deltas (table `tallies`, `outbox/count_deltas.py`).
 
-A row whose content is unreadable (`delta_content.py`) is quarantined: it gets its id with a minus sign. All queries of this module
-read only the rows with positive ids, so a quarantined row is kept and blocks nothing.
+A row whose content is unreadable (`delta_content.py`) is quarantined: its id becomes negative. Batches, merges and reports read
+only rows with positive ids, so a quarantined row is kept and blocks nothing.
 """
 
 # Tested by tests/reporting/test_counts.py
@@ -138,10 +138,9 @@ def read_batch(connection: Connection, limit: int, max_origins: int) -> DeltaBat
 def merge(connection: Connection) -> int:
     """Replace the oldest rows of count deltas by fewer rows with the same sums, sorted by origin.
 
-    Rows that would not become fewer are not changed, and neither are unreadable rows. Return the id of the last row that the merge
-    wrote or did not have to change; 0 if there is no row. After a merge, a batch with few origins contains all their amounts, and
-    their messages were sent at similar times, so it changes fewer rolled-up counts. The caller must hold the lock of
-    `counts.fold_batch`."""
+    If a merge does not reduce the number of rows, it changes none. It never changes unreadable rows. Return the id of the last row
+    that the merge wrote or did not have to change; 0 if there is no row. After a merge, all amounts of an origin are in
+    neighbouring rows. A batch then changes fewer rolled-up counts. The caller must hold the lock of `counts.fold_batch`."""
     sums, ids = _EventSums(), list[int]()
     for row in _rows_to_merge(connection):
         ids.append(row.id)
@@ -173,7 +172,7 @@ def _rows_to_merge(connection: Connection) -> Iterator[_Row]:
 
 
 def _oldest_rows(connection: Connection, limit: int) -> Iterator[_Row]:
-    """Yield the `limit` oldest rows of count deltas. Few rows are read at first, because under load a row has some hundred amounts
+    """Yield the `limit` oldest rows of count deltas. Few rows are read at first, because under load a row has a few hundred amounts
     and the caller needs only the first rows."""
     size, after = FIRST_ROWS, -1
     while limit > 0 and (rows := raw_sql.rows(connection, _READ_DELTAS, after, min(size, limit))):

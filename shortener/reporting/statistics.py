@@ -7,7 +7,7 @@ counts at the time when its message was created, so delivery and click rates nev
 
 Recent events are included, because a report also reads the count deltas that `counts.fold` has not added yet. If there are more
 than MAX_PENDING_ROWS rows of them, the newest rows are not included, and `complete` is false in the response. `complete` is also
-false while counts of an older release are being added to the roll-ups, and while a row of count deltas is unreadable or
+false while counts of an older release are being rolled up, and while a row of count deltas is unreadable or
 quarantined, because a report does not include such a row.
 """
 
