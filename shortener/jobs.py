@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 
 import structlog
 
 from shortener.errors import StoreUnavailable
 from shortener.metrics import Metrics
+from shortener.model import mutable_record
 
 log = structlog.get_logger(__name__)
 
@@ -106,7 +107,7 @@ class WakeUp:
             self._event.clear()
 
 
-@dataclass(slots=True)
+@mutable_record
 class Job:
     """A background job.
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, ProcessCollector
-from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.registry import Collector
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector, CollectorRegistry
+
+from shortener.model import record
 
 #: The value of a metric: one number, or one number for each combination of label values.
 Reading = float | Mapping[tuple[str, ...], float]
@@ -88,7 +88,7 @@ class RequestTotals:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class MetricDescription:
     """The description of a metric for the documentation. `kind` is counter, gauge or histogram."""
 
@@ -156,6 +156,8 @@ class Metrics(Collector):
 
     def text(self, accept: str) -> tuple[bytes, str]:
         """Return the text of all metrics and its content type. `accept` is the Accept header of the scraper."""
+        from prometheus_client.exposition import choose_encoder  # imported here, because it imports HTTP servers
+
         encode, content_type = choose_encoder(accept)
         return encode(self._registry), content_type
 

@@ -1,9 +1,24 @@
-"""Tests of the imports of structlog and SQLAlchemy without rich and without the ORM. Each runs in a new process."""
+"""Tests of the imports of a serving process. Each runs in a new process."""
 
+from __future__ import annotations
+
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from shortener.web.routes import MODULES
+
+ROOT = Path(__file__).parents[1]
+
+
+def printed_by(script: str, *arguments: str) -> str:
+    """Return what a script prints in a new process. Fail if the script fails or prints warnings."""
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    return done.stdout.strip()
 
 
 @pytest.mark.slow
@@ -22,8 +37,7 @@ import rich.console, rich.traceback
 import_without_extras()
 print("done")
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert (done.stdout.strip(), done.stderr) == ("done", "")
+    assert printed_by(script) == "done"
 
 
 @pytest.mark.slow
@@ -31,12 +45,77 @@ def test_if_sqlalchemy_has_no_module_of_the_asyncio_engine_the_complete_package_
     script = """
 import sys
 from shortener import lean_imports
-lean_imports._ENGINE = "sqlalchemy.ext.asyncio.moved"
+moved = {name: "sqlalchemy.ext.asyncio.moved" for name in ("AsyncConnection", "AsyncEngine", "create_async_engine")}
+lean_imports._PACKAGES = {"sqlalchemy.ext.asyncio": moved}
 lean_imports.import_without_extras()
-assert "sqlalchemy.ext.asyncio" not in sys.modules
 import shortener.storage.sqlite
 from sqlalchemy.ext.asyncio import AsyncSession
 print("done")
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert (done.stdout.strip(), done.stderr) == ("done", "")
+    assert printed_by(script) == "done"
+
+
+@pytest.mark.slow
+def test_a_serving_process_on_sqlite_imports_only_what_it_needs_before_its_first_response() -> None:
+    script = """
+import sys
+from shortener.lean_imports import import_without_extras
+import shortener.cli.serve
+import_without_extras()
+import uvicorn
+from shortener.container import open_service
+from shortener.server.application import HttpApplication
+from shortener.server.http_protocol import ServerConfig
+uvicorn.Server(ServerConfig(print))
+unneeded = {
+    "aiohttp", "alembic", "asyncpg", "cryptography", "jinja2", "multiprocessing", "phonenumbers", "prometheus_client.exposition",
+    "redis", "rich", "shortener.messages.rewriter", "shortener.messages.url_detection", "shortener.reporting.status",
+    "sqlalchemy.dialects.postgresql", "sqlalchemy.orm", "uvicorn.main",
+}
+print(*sorted(unneeded & sys.modules.keys()))
+"""
+    assert printed_by(script) == ""
+
+
+@pytest.mark.slow
+def test_all_parts_of_uvicorn_and_the_prometheus_client_stay_importable() -> None:
+    script = """
+from shortener.lean_imports import import_without_extras
+import_without_extras()
+import uvicorn
+assert uvicorn.Server is __import__("uvicorn.server").server.Server
+from uvicorn import Config, run
+from prometheus_client import Counter, generate_latest
+from shortener.metrics import Metrics
+Counter("a_counter", "A counter.").inc()
+assert b"a_counter_total 1.0" in generate_latest()
+assert Metrics().text("")[0]
+print(uvicorn.__version__ > "0", callable(uvicorn.main))
+"""
+    assert printed_by(script) == "True True"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("part", "module"), [("rewriter", "shortener.messages.rewriter"), ("status_reader", "shortener.reporting.status")]
+)
+def test_a_module_with_endpoints_imports_the_parts_of_the_service_that_are_built_on_demand(part: str, module: str) -> None:
+    """These modules are imported in a thread. Otherwise the first request would import the part on the event loop."""
+    users = [
+        f"shortener.web.{name}"
+        for name in MODULES
+        if re.search(rf"service\.{part}\b", (ROOT / "shortener" / "web" / f"{name.replace('.', '/')}.py").read_text())
+    ]
+    users += ["shortener.portal.pages", *(["shortener.web.rewrite_call", "shortener.web.rewrite_errors"] * (part == "rewriter"))]
+    script = """
+import importlib, os, sys
+import shortener.container, shortener.web.endpoint
+for name in sys.argv[2:]:
+    if os.fork() == 0:
+        getattr(importlib.import_module(name), "all_pages", list)()  # imports the modules of all pages
+        os._exit(sys.argv[1] in sys.modules)
+    if os.waitstatus_to_exitcode(os.wait()[1]) == 0:
+        print(name)
+"""
+    assert len(users) > 2
+    assert printed_by(script, module, *users) == ""

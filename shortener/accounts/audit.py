@@ -15,19 +15,19 @@ after the action. It contains no passwords, tokens, keys or codes, and phone num
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, insert, inspect
 
 from shortener.logs import mask_numbers
+from shortener.model import record
 from shortener.storage.schema import audit_log
 
 MAX_OBJECT_CHARACTERS = 200
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Actor:
     """The actor of an action, as the audit log names it: an operator, the command line, an API key, or a background job. Only an
     operator has an `operator_id` and a `session_id`. `os_user` is the user of the operating system who ran a command. Only the
@@ -59,7 +59,7 @@ def key_actor(key_id: int) -> str:
     return f"{KEY_PREFIX}{key_id}"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class AuditWriter:
     """Adds rows to the audit log for one actor. `new_id` generates the id of each row."""
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -20,10 +19,11 @@ from sqlalchemy import Connection, insert, or_, select, update
 from shortener.accounts.directory import hash_credential, increment_version, require_application
 from shortener.accounts.settings import PERMISSIONS
 from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.model import record
 from shortener.storage import schema
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Credentials:
     """The credentials of a new application in plain text."""
 

@@ -19,7 +19,7 @@ import contextlib
 import hashlib
 import secrets
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from typing import Literal
 
@@ -28,7 +28,7 @@ from sqlalchemy import Connection, select
 from shortener.accounts.own_hosts import NO_HOSTS, OwnHosts, is_local, name_of
 from shortener.accounts.settings import ApplicationSettings, Privacy, from_stored
 from shortener.errors import ApiError, ErrorCode, StoreUnavailable
-from shortener.model import Topic, record
+from shortener.model import Topic, mutable_record, record
 from shortener.settings import Settings
 from shortener.storage import schema
 from shortener.storage.database import Database, upsert
@@ -41,7 +41,7 @@ ALL_APPLICATIONS = 0  # A database row with this application id applies to all a
 _VERSION = "directory"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Domain:
     """A host that belongs to one application. `host` has the form of the Host header: lower case, without a default port.
 
@@ -67,7 +67,7 @@ class Domain:
         return any(matches_link_path(path, prefix) for path in (self.path, *self.previous_paths))
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class GatewayEntry:
     """A gateway in the directory. `application_id` is ALL_APPLICATIONS for a gateway of the installation."""
 
@@ -82,7 +82,7 @@ class GatewayEntry:
 SIMULATOR = "simulator"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Application:
     """An application (a tenant) with its settings and its domains. `domains` are its domains that were not removed. `had_domains`
     is true if the application has or had a domain of its own. `gateway` is the gateway that sends its messages. `gateways` are all
@@ -127,7 +127,7 @@ class Principal:
     rate_limit: int | None = None  # The maximum number of requests per minute with this API key; None: no limit.
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class HitPolicies:
     """The settings that affect hits and differ from the defaults. In most installations, all fields are empty.
 
@@ -177,7 +177,7 @@ def hash_credential(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-@dataclass(slots=True)
+@mutable_record
 class _Snapshot:
     """All data of the directory, at one version of the accounts."""
 

@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass
 from functools import lru_cache
 from urllib.parse import urlsplit
 
+from shortener.model import record
 from shortener.settings import Settings
 from shortener.urls import DEFAULT_PORTS, host_of
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class OwnHosts:
     """The hosts of BASE_URL and PORTAL_URL, and the local address of the service.
 

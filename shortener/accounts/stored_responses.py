@@ -12,12 +12,12 @@ claim over and is performed, because it is unknown whether the first request cha
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from sqlalchemy import ColumnElement, Connection, delete, select, update
 
 from shortener.errors import ApiError, ErrorCode
+from shortener.model import record
 from shortener.storage.database import upsert
 from shortener.storage.schema import stored_responses
 
@@ -25,7 +25,7 @@ from shortener.storage.schema import stored_responses
 CLAIM_LEASE = timedelta(seconds=60)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RequestKey:
     """The key that identifies a repeated request: the application, its API key, the operation (method and path), and its
     Idempotency-Key.
@@ -43,7 +43,7 @@ class RequestKey:
         return f"{self.operation} key:{self.api_key_id}"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class FirstResponse:
     """The stored response to a request. `body` is encrypted."""
 

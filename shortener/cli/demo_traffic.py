@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shortener.cli.demo_receivers import GATEWAY, TRACKERS, demo_receivers
-from shortener.model import utcnow
+from shortener.model import record, utcnow
 
 if TYPE_CHECKING:
     import httpx
@@ -64,7 +64,7 @@ _PREVIEW = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class DemoCampaign:
     """A campaign of the demo. `day` and `hour` are the time at which it was sent. If `day` is None, it is sent every day at working
     hours. `share` is the campaign's part of all messages, and `click_share` the part of its delivered messages that people

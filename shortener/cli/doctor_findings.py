@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
+from shortener.model import record
 
-@dataclass(frozen=True, slots=True)
+
+@record
 class Finding:
     """The result of one check. `remedy` describes what the operator must do; it is empty for the level `ok`."""
 

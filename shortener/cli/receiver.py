@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from typing import Any
 
-from shortener.model import Clock, utcnow
+from shortener.model import Clock, mutable_record, record, utcnow
 from shortener.signatures import SignatureError, SigningSecret, verify
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -22,7 +22,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 MAX_BODY_BYTES = 1024 * 1024
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ReceivedRequest:
     """One received request. `signature` describes the result of the signature check; `status` is the HTTP status of the response to
     it."""
@@ -36,7 +36,7 @@ class ReceivedRequest:
     status: int
 
 
-@dataclass(slots=True)
+@mutable_record
 class Receiver:
     """An ASGI application that appends each request to `received` and calls `on_request` with it."""
 

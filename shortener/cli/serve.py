@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import multiprocessing
 import os
 import signal
 import socket
@@ -296,6 +295,8 @@ async def _stop_without_parent() -> None:
     """Stop this worker when its parent process has ended, for example by `kill -9`.
 
     Otherwise the worker would keep the port, and the next start of `serve` would fail."""
+    import multiprocessing  # imported here, because only the workers need it
+
     parent = multiprocessing.parent_process()
     while parent is None or parent.is_alive():
         await asyncio.sleep(PARENT_CHECK_SECONDS)

@@ -17,7 +17,7 @@ hits.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import NamedTuple
 
 from sqlalchemy import Connection
@@ -35,7 +35,7 @@ from shortener.clicks.resolver import AWAITING_CONFIRMATION, Hit, LinkDirectory,
 from shortener.clicks.verdicts import early_hits
 from shortener.clicks.verdicts.contextual_rules import BEFORE_SENT, HitContext, RecentAddresses, RecentLinks, classify_by_context
 from shortener.ids import IdGenerator
-from shortener.model import HitFlag, LinkFlag, Topic, Verdict
+from shortener.model import HitFlag, LinkFlag, Topic, Verdict, mutable_record
 from shortener.outbox import count_deltas
 from shortener.outbox.count_deltas import TIME_SLOT_MS, CountDelta, sent_slot
 from shortener.storage.bulk import insert_all
@@ -51,7 +51,7 @@ _EVERY_CLICK, _OPT_OUT = int(LinkFlag.EVERY_CLICK), int(LinkFlag.OPT_OUT)
 _HUMAN, _SUSPECTED, _IGNORED = Verdict.HUMAN, Verdict.SUSPECTED, Verdict.IGNORED
 
 
-@dataclass(slots=True)
+@mutable_record
 class BatchResult:
     """The effect of a committed batch. `resolutions` has one resolution for each hit, in the order of the hits."""
 

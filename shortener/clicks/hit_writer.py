@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import structlog
 from sqlalchemy import Connection
@@ -28,6 +27,7 @@ from shortener.clicks.user_agents import has_expressions, load_expressions
 from shortener.clicks.waiting_hit import WaitingHit
 from shortener.errors import StoreUnavailable
 from shortener.ids import IdGenerator
+from shortener.model import record
 from shortener.storage.batcher import MAX_PROBES, Batcher, RetryTransaction
 from shortener.storage.database import Database, is_unique_violation
 
@@ -36,7 +36,7 @@ log = structlog.get_logger(__name__)
 MIN_BATCH_HITS, MAX_BATCH_HITS = 16, 1024
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _WrittenHits:
     """The hits that a transaction has written, without the obsolete ones, and the result of the batch."""
 

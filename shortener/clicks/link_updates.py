@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
 
@@ -28,7 +28,7 @@ from shortener.clicks.link_changes import find_changeable_by_ids, refresh_cache,
 from shortener.errors import ApiError, ErrorCode
 from shortener.ids import LINK_UPDATE_IDS
 from shortener.jobs import WakeUp
-from shortener.model import Clock
+from shortener.model import Clock, record
 from shortener.redis.link_cache import LinkCache
 from shortener.storage.database import Database
 from shortener.storage.schema import cohorts, link_updates, links, messages
@@ -42,7 +42,7 @@ STEP_SECONDS = 1.0  # maximum time for which one step performs batches
 COUNTING, RUNNING, DONE, STOPPED = "counting", "running", "done", "stopped"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class LinkSelection:
     """The selection of the links of an application that an update changes. A field with the value None selects all links.
     `campaign` "" selects messages without a campaign."""
@@ -61,7 +61,7 @@ class LinkSelection:
         return found
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _UpdatePosition:
     """The messages of a batch, which are the next ones after `cursor` in a range of an index. `ids` is empty at the end of the
     range."""

@@ -4,15 +4,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from shortener.clicks.verdicts.contextual_rules import RULES as CONTEXTUAL_RULES
 from shortener.clicks.verdicts.request_rules import RULES as REQUEST_RULES
 from shortener.metrics import Histogram, Metrics
-from shortener.model import Verdict
+from shortener.model import Verdict, mutable_record
 
 
-@dataclass(slots=True)
+@mutable_record
 class RecorderTotals:
     """Numbers of hits and responses since the process started."""
 

@@ -12,19 +12,18 @@ This module does no I/O and raises no errors. All data that a resolution needs i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from shortener.accounts.directory import HitPolicies
 from shortener.ids import ClickIds
-from shortener.model import LinkFlag, Verdict
+from shortener.model import LinkFlag, Verdict, mutable_record
 from shortener.urls import DESTINATION_PLACEHOLDERS, append_param, fill_placeholders
 
 # The flags are copied to plain integers, because an operation on enum flags takes microseconds and each hit needs several.
 _FILL = int(LinkFlag.FILL_CLICK_ID)
 
 
-@dataclass(slots=True)
+@mutable_record
 class Hit:
     """One request for a code.
 

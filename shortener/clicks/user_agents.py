@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import asyncio
 import re
-from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, Literal, cast
+
+from shortener.model import record
 
 if TYPE_CHECKING:
     import ua_parser
@@ -36,7 +37,7 @@ _TELEVISION = re.compile(r"TV\b|CrKey|BRAVIA")
 _PHONE = re.compile(r"Mobi|MIDP|Symbian|BREW")  # browsers of phones contain Mobile or Mobi; simple phones contain their platform
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Device:
     """The device that a user agent describes. `os` and `browser` are ua-parser's families without versions ("iOS", "Mobile
     Safari"), or "Other"."""

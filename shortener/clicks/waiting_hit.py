@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
 
 from shortener.clicks.resolver import Hit, Resolution
 from shortener.errors import StoreUnavailable
+from shortener.model import mutable_record
 
 
 class PendingResponse(Protocol):
@@ -18,7 +18,7 @@ class PendingResponse(Protocol):
     def set_exception(self, error: StoreUnavailable, /) -> None: ...
 
 
-@dataclass(slots=True)
+@mutable_record
 class WaitingHit:
     """A hit in memory. Only the event loop changes it. The thread of a transaction may read its flags and sets `written`.
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import random
 from contextlib import AsyncExitStack, suppress
-from datetime import timedelta
 
 from sqlalchemy.exc import IntegrityError
 
@@ -17,7 +16,7 @@ from shortener import __version__
 from shortener.accounts.audit import SERVER_START, AuditWriter
 from shortener.accounts.audited_accounts import ensure_default
 from shortener.accounts.credentials import Credentials
-from shortener.accounts.directory import SIMULATOR, Directory, base_url_of
+from shortener.accounts.directory import SIMULATOR, Directory
 from shortener.accounts.own_hosts import OwnHosts
 from shortener.clicks.device_counts import DeviceCounter
 from shortener.clicks.hit_spool import HitSpool
@@ -54,8 +53,7 @@ from shortener.ids import ClickIds, IdGenerator
 from shortener.jobs import TaskSupervisor, WakeUp
 from shortener.messages.codes import Codes
 from shortener.messages.delivery_reports import DeliveryReports
-from shortener.messages.rewrite_item import RewriteLimits
-from shortener.messages.rewriter import Rewriter
+from shortener.messages.rewrite_totals import RewriteTotals
 from shortener.metrics import Metrics, RequestTotals
 from shortener.model import Clock
 from shortener.outbox.count_deltas import Cohorts
@@ -63,7 +61,6 @@ from shortener.redis.client import RedisServer
 from shortener.redis.link_cache import RedisLinkCache
 from shortener.redis.rate_limit import RateLimits
 from shortener.reporting.queues import QueueMonitor
-from shortener.reporting.status import MessageStatusReader
 from shortener.retention.purge import Purge
 from shortener.secret import Secret
 from shortener.settings import Settings
@@ -149,7 +146,7 @@ async def _build_service(
     purge = Purge(database, settings)
     queues = QueueMonitor(database, settings, clock)
     jobs = build_jobs(
-        foundation, clicks, delivery, gateways, purge, queues, FullCollections(lambda: messages.rewriter.large_requests > 0)
+        foundation, clicks, delivery, gateways, purge, queues, FullCollections(lambda: messages.rewrite_totals.large_requests > 0)
     )
     metrics = Metrics()
     info: dict[tuple[str, ...], float] = {(__version__, HEAD): 1}
@@ -158,7 +155,7 @@ async def _build_service(
     for part in (
         foundation.supervisor,
         foundation.requests,
-        messages.rewriter,
+        messages.rewrite_totals,
         queues,
         foundation.rate_limits,
         clicks.recorder,
@@ -284,28 +281,14 @@ def _build_messages(foundation: Foundation) -> MessageParts:
     codes = Codes(foundation.secret.code_salt, settings.code_bits)
     cohorts = Cohorts()
     hosts = InstallationHosts(settings, directory)
-    rewriter = Rewriter(
-        database,
-        ids,
-        codes,
-        cohorts,
-        clock,
-        hosts,
-        RewriteLimits(
-            max_recipients=settings.batch_limit, link_ttl=timedelta(days=settings.link_ttl_days), code_length=codes.length
-        ),
-        foundation.cache,
-        foundation.notify_sends,
-    )
     return MessageParts(
         codes=codes,
         cohorts=cohorts,
         link_hosts=hosts,
-        rewriter=rewriter,
+        rewrite_totals=RewriteTotals(),
         delivery_reports=DeliveryReports(database, ids, on_events=foundation.notify_events, wait=settings.report_wait),
         conversions=Conversions(database, ids, foundation.click_ids, clock, on_events=foundation.notify_events),
         refused_conversions=RefusedConversions(database, ids, clock, foundation.rate_limits.refused),
-        status_reader=MessageStatusReader(base_url_of(settings, directory), foundation.click_ids.encode),
     )
 
 

@@ -9,7 +9,6 @@ Each group depends only on the groups before it: `Foundation`, then `ClickParts`
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shortener.accounts.directory import Directory
@@ -40,14 +39,13 @@ from shortener.ids import ClickIds, IdGenerator
 from shortener.jobs import TaskSupervisor, WakeUp
 from shortener.messages.codes import Codes
 from shortener.messages.delivery_reports import DeliveryReports
-from shortener.messages.rewriter import Rewriter
+from shortener.messages.rewrite_totals import RewriteTotals
 from shortener.metrics import RequestTotals
-from shortener.model import Clock
+from shortener.model import Clock, record
 from shortener.outbox.count_deltas import Cohorts
 from shortener.redis.client import RedisServer
 from shortener.redis.link_cache import LinkCache
 from shortener.redis.rate_limit import RateLimits
-from shortener.reporting.status import MessageStatusReader
 from shortener.secret import Secret
 from shortener.settings import Settings
 from shortener.storage.database import Database
@@ -57,7 +55,7 @@ if TYPE_CHECKING:
     from shortener.storage.notifier import PostgresNotifier
 
 
-@dataclass(frozen=True)
+@record
 class Foundation:
     """The parts on which all other parts depend: settings, clock, secret, database, Redis, accounts and ids."""
 
@@ -83,7 +81,7 @@ class Foundation:
     notify_events: Callable[[], None]  # The function that sets `events_wake_up` in every process of the installation.
 
 
-@dataclass(frozen=True)
+@record
 class ClickParts:
     """The parts that record and classify hits."""
 
@@ -96,21 +94,20 @@ class ClickParts:
     early_hits: EarlyHits
 
 
-@dataclass(frozen=True)
+@record
 class MessageParts:
-    """The parts that rewrite messages, accept reports about them and return their status."""
+    """The parts that accept reports about messages, and what the rewriter needs (container/service.py)."""
 
     codes: Codes
     cohorts: Cohorts
     link_hosts: InstallationHosts
-    rewriter: Rewriter
+    rewrite_totals: RewriteTotals
     delivery_reports: DeliveryReports
     conversions: Conversions
     refused_conversions: RefusedConversions
-    status_reader: MessageStatusReader
 
 
-@dataclass(frozen=True)
+@record
 class DeliveryParts:
     """The parts that deliver events to trackers."""
 
@@ -123,7 +120,7 @@ class DeliveryParts:
     dispatcher: Dispatcher
 
 
-@dataclass(frozen=True)
+@record
 class GatewayParts:
     """The parts that hand messages on to gateways. `senders` are the HTTP clients that the gateways use."""
 

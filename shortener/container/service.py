@@ -1,19 +1,32 @@
-"""This module contains the running service: its parts, and the order in which they start and stop."""
+"""This module contains the running service: its parts, and the order in which they start and stop.
+
+The rewriter and the reader of message statuses are built when they are first used. Their modules contain the expressions that find
+directives and URLs, and the tables of phone numbers: a tenth of the start. The modules with endpoints and pages are imported in a
+thread, and they import the modules of the parts that they use. So the imports here only find imported modules, and clicks do not
+wait. `tests/test_lean_imports.py` checks this.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Any
+from datetime import timedelta
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from shortener.accounts.credentials import Credentials
+from shortener.accounts.directory import base_url_of
 from shortener.clicks.networks import open_networks
 from shortener.container.parts import ClickParts, DeliveryParts, Foundation, GatewayParts, MessageParts
 from shortener.jobs import Jobs
 from shortener.metrics import Metrics
 from shortener.tracing import Tracer
+
+if TYPE_CHECKING:
+    from shortener.messages.rewriter import Rewriter
+    from shortener.reporting.status import MessageStatusReader
 
 log = structlog.get_logger(__name__)
 
@@ -53,6 +66,7 @@ class Service:
         self.rate_limits = foundation.rate_limits
         self.client_key = foundation.client_key
         self.requests = foundation.requests
+        self.notify_sends = foundation.notify_sends
         self.networks = open_networks(foundation.settings.network_files)
         self.events_wake_up = foundation.events_wake_up
         self.recorder = clicks.recorder
@@ -63,11 +77,10 @@ class Service:
         self.early_hits = clicks.early_hits
         self.codes = messages.codes
         self.cohorts = messages.cohorts
-        self.rewriter = messages.rewriter
+        self.rewrite_totals = messages.rewrite_totals
         self.delivery_reports = messages.delivery_reports
         self.conversions = messages.conversions
         self.refused_conversions = messages.refused_conversions
-        self.status_reader = messages.status_reader
         self.trackers = delivery.trackers
         self.deliveries = delivery.deliveries
         self.replays = delivery.replays
@@ -85,14 +98,48 @@ class Service:
         self.metrics = metrics
         self.first_credentials = first_credentials
         self.tracer: Tracer | None = None
+        self._rewriter: Rewriter | None = None
         self.ready = False
         self._stop_deadline = 0.0  # The time at which the stop must be complete, on the clock of the event loop.
         self._dispatcher_stop: asyncio.Future[Any] | None = None
 
     def use_tracer(self, tracer: Tracer | None) -> None:
         """Trace messages with `tracer`, or stop tracing if it is None."""
-        self.tracer = self.rewriter.tracer = self.conversions.tracer = tracer
+        self.tracer = self.conversions.tracer = tracer
         self.dispatcher.use_tracer(tracer)
+        if self._rewriter is not None:
+            self._rewriter.tracer = tracer
+
+    @property
+    def rewriter(self) -> Rewriter:
+        """The part that rewrites messages. It is built when it is first used."""
+        if self._rewriter is None:
+            from shortener.messages.rewrite_item import RewriteLimits
+            from shortener.messages.rewriter import Rewriter
+
+            settings = self.settings
+            limits = RewriteLimits(settings.batch_limit, timedelta(days=settings.link_ttl_days), self.codes.length)
+            self._rewriter = Rewriter(
+                self.database,
+                self.ids,
+                self.codes,
+                self.cohorts,
+                self.clock,
+                self.link_hosts,
+                limits,
+                self.rewrite_totals,
+                self.cache,
+                self.tracer,
+                self.notify_sends,
+            )
+        return self._rewriter
+
+    @cached_property
+    def status_reader(self) -> MessageStatusReader:
+        """The part that returns the status of messages. It is built when it is first used."""
+        from shortener.reporting.status import MessageStatusReader
+
+        return MessageStatusReader(base_url_of(self.settings, self.directory), self.click_ids.encode)
 
     def start(self, *, web: bool = True, deliver: bool = True) -> None:
         """Start the background jobs. This requires a running event loop."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -25,7 +24,7 @@ from shortener.conversions.parsing import MAX_ID_CHARACTERS, storable_parameters
 from shortener.errors import ApiError, Detail, StoreUnavailable
 from shortener.ids import IdGenerator
 from shortener.metrics import Metrics
-from shortener.model import Clock
+from shortener.model import Clock, record
 from shortener.redis.rate_limit import RateLimiter
 from shortener.storage import schema
 from shortener.storage.batcher import GroupCommit
@@ -55,7 +54,7 @@ _insert = BulkInsert(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Refusal:
     application_id: int
     received_at: datetime

@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime, timedelta
 from typing import Any
 
 from shortener.conversions import status_words
 from shortener.conversions.parsing import ConversionReport
 from shortener.conversions.queries import ConversionTarget, StoredConversion, StoredRevision
+from shortener.model import mutable_record
 
 #: For this time after the latest change, a report that equals an earlier revision counts as a repeat. The network may have sent the
 #: report before the change, or may have sent it again because it did not receive the response.
@@ -30,7 +31,7 @@ REPEAT_WINDOW = timedelta(minutes=1)
 MAX_REVISIONS = 1000
 
 
-@dataclass(slots=True)
+@mutable_record
 class ConversionState:
     """A conversion in memory, to which the reports of a batch are applied.
 

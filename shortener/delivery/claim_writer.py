@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import timedelta
 from typing import Any
 
@@ -28,6 +28,7 @@ from shortener.delivery.queue_walk import Position, QueueWalk, is_callback
 from shortener.delivery.request import DeliveryTarget, Secrets, callback
 from shortener.delivery.trackers import Trackers
 from shortener.ids import DELIVERY_IDS, IdGenerator
+from shortener.model import mutable_record
 from shortener.settings import Settings
 from shortener.storage import schema
 
@@ -37,7 +38,7 @@ log = structlog.get_logger(__name__)
 MIN_RATE_PAUSE_MS = 20
 
 
-@dataclass(slots=True)
+@mutable_record
 class ClaimResult:
     """The result of one transaction that claimed deliveries.
 

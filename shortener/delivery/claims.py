@@ -22,12 +22,13 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TypeVar
 
 from shortener.delivery.dispatch_queries import FIRST_ATTEMPTS, RETRIES, ClaimRequest, DeliveryQueue
 from shortener.delivery.health import TrackerHealth
 from shortener.delivery.pace import TrackerPace
+from shortener.model import mutable_record
 
 K = TypeVar("K")
 
@@ -46,7 +47,7 @@ RESERVED_PART = 8
 MIN_SLOTS, LAST_PART = 4, 16
 
 
-@dataclass(slots=True)
+@mutable_record
 class SlotUsage:
     """The slots of this process that are in use, by queue and by application.
 
@@ -86,7 +87,7 @@ def _decrement(counter: Counter[K], key: K) -> None:
         del counter[key]
 
 
-@dataclass(slots=True)
+@mutable_record
 class Candidate:
     """A queue with due deliveries that the process may claim.
 

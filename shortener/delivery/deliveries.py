@@ -12,7 +12,6 @@ portal by a background job (replays.py). Both use `replay_batch`.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, get_args
 
@@ -24,7 +23,7 @@ from shortener.delivery.health import MAX_FAILURES
 from shortener.delivery.replay_audit import add_replay, add_replay_of_dead, add_replay_of_list
 from shortener.errors import ApiError, ErrorCode
 from shortener.ids import first_id_at
-from shortener.model import DeliveryStatus, Topic
+from shortener.model import DeliveryStatus, Topic, record
 from shortener.outbox.events import encode_event_id
 from shortener.storage.database import Database
 from shortener.storage.schema import applications, attempts, deliveries, events, messages, trackers
@@ -47,7 +46,7 @@ _IS_PENDING = deliveries.c.status == literal_column(str(DeliveryStatus.PENDING.v
 _IS_DEAD = deliveries.c.status == literal_column(str(DeliveryStatus.DEAD.value))
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Delivery:
     """A delivery: one event that is sent to one receiver.
 
@@ -70,7 +69,7 @@ class Delivery:
     last_error: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class DeliveryAttempt:
     """One attempt to send a delivery. `answer` is the first KiB of the response body."""
 
@@ -83,7 +82,7 @@ class DeliveryAttempt:
     answer: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class DeliveryFilter:
     """The conditions of a list of deliveries. `since` (inclusive) and `until` (exclusive) limit the time at which a delivery was
     created. `replay_id` selects the deliveries whose latest replay was part of this background replay."""
@@ -96,7 +95,7 @@ class DeliveryFilter:
     replay_id: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class DeliveryPage:
     """A page of deliveries, newest first. `next` is the id below which the next page starts; it is None on the last page."""
 
@@ -104,7 +103,7 @@ class DeliveryPage:
     next: int | None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class DeliveryBacklog:
     """The numbers of pending and dead deliveries of a tracker, each at most MAX_COUNT.
 
@@ -358,7 +357,7 @@ def _permit_probe(connection: Connection, tracker_id: int | None, now: datetime)
         connection.execute(update(trackers).where(*is_waiting, ~has_probe).values(open_until=now))
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ReplayedBatch:
     """The result of one transaction of a replay: the number of replayed deliveries, and the id after which the next transaction
     continues."""

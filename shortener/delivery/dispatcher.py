@@ -28,7 +28,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 
 import structlog
@@ -48,7 +48,7 @@ from shortener.errors import StoreUnavailable
 from shortener.ids import DELIVERY_IDS, IdGenerator
 from shortener.jobs import WakeUp
 from shortener.metrics import Histogram, Metrics
-from shortener.model import Clock, DeliveryStatus
+from shortener.model import Clock, DeliveryStatus, mutable_record
 from shortener.settings import Settings
 from shortener.storage.database import Database
 from shortener.storage.types import from_ms, to_iso, to_ms
@@ -69,7 +69,7 @@ MAX_TIMER_SECONDS = 60.0
 MAX_RESPONSIVE = 10_000
 
 
-@dataclass(slots=True)
+@mutable_record
 class DispatcherTotals:
     """The counters of the dispatcher for /metrics since the process started.
 

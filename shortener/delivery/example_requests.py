@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,7 +24,7 @@ from shortener.delivery.request import DeliveryTarget
 from shortener.delivery.sample_delivery import sample_facts
 from shortener.delivery.sender import USER_AGENT
 from shortener.logs import mask
-from shortener.model import Topic
+from shortener.model import Topic, record
 from shortener.outbox.events import encode_event_id
 from shortener.secret import Secret
 from shortener.signatures import SIGNING_PREFIX, parse_secret
@@ -34,7 +33,7 @@ URL = "https://receiver.example/events"  # The URL of the tracker in the example
 FORMAT = "json"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ExampleRequest:
     """A request as a tracker would receive it. `body` is the body as text; `message_id` is None for events without a message."""
 

@@ -10,7 +10,8 @@ but at most `MAX_PAUSE_MS`.
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+
+from shortener.model import record
 
 MAX_FAILURES = 10
 MIN_PAUSE_MS, MAX_PAUSE_MS = 30_000, 300_000
@@ -18,7 +19,7 @@ MIN_PAUSE_MS, MAX_PAUSE_MS = 30_000, 300_000
 BURST_MS = 1000
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class TrackerHealth:
     """The state of the circuit breaker of a tracker.
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from sqlalchemy import Connection
@@ -23,7 +23,7 @@ from shortener.delivery.health import TrackerHealth
 from shortener.delivery.outcomes import GONE, OutcomeKind
 from shortener.delivery.pace import TrackerPace
 from shortener.ids import DELIVERY_IDS, IdGenerator
-from shortener.model import DeliveryStatus, Topic
+from shortener.model import DeliveryStatus, Topic, mutable_record
 from shortener.outbox import operations
 from shortener.storage.types import from_ms, to_ms
 
@@ -33,7 +33,7 @@ SUCCESS_INTERVAL_MS = 1000
 MAX_TRACKERS_COUNTED = 10_000
 
 
-@dataclass(slots=True)
+@mutable_record
 class OutcomeResult:
     """The result of one transaction that recorded attempts.
 

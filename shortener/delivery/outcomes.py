@@ -12,7 +12,6 @@ import enum
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
@@ -74,7 +73,7 @@ class AttemptOutcome:
 LOCAL_FAILURE = AttemptOutcome(OutcomeKind.RETRY, "local_failure", charged=False)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SuccessCriteria:
     """The conditions under which a response means that the tracker accepted an event.
 
@@ -92,7 +91,7 @@ class SuccessCriteria:
         return status in _status_set(self.statuses)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class OutcomeRule:
     """A row of OUTCOME_TABLE: if `matches` returns true for a response, the outcome of the attempt is `kind`.
 

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
+
+from shortener.model import record
 
 #: The lowest learned rate in deliveries per second: a tracker that always returns 429 still gets one request in 20 seconds.
 MIN_RATE = 1 / 20
@@ -33,7 +34,7 @@ SLOW_STEP, FAST_STEP, FAR = 0.005, 0.2, 1.1
 BURST_MS = 100
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class TrackerPace:
     """The rate limits of a tracker, in deliveries per second. None means that there is no such limit.
 

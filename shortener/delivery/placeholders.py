@@ -21,12 +21,12 @@ import ipaddress
 import re
 import socket
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, NoReturn
 from urllib.parse import quote
 
 from shortener.errors import ErrorCode
 from shortener.macros import find_macros
+from shortener.model import record
 from shortener.times import parse_iso, to_utc
 from shortener.urls import NumericHostError, UrlError, parse_authority
 
@@ -152,7 +152,7 @@ class TemplateError(Exception):
         super().__init__(f"{reason} (at {position})")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Template:
     """A checked tracker URL with placeholders.
 

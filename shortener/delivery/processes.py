@@ -16,10 +16,10 @@ from __future__ import annotations
 
 import random
 import zlib
-from dataclasses import dataclass
 
 from sqlalchemy import Connection, delete, select
 
+from shortener.model import record
 from shortener.storage.database import upsert
 from shortener.storage.schema import delivery_processes
 from shortener.storage.types import from_ms, to_ms
@@ -34,7 +34,7 @@ MAX_AGE_MS = 600_000
 MAX_AHEAD_MS = 5000
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ProcessShare:
     """The position `place` (from 0) of a process among the `count` processes that send deliveries."""
 
@@ -48,7 +48,7 @@ class ProcessShare:
         return part + ((self.place + zlib.crc32(queue.encode())) % self.count < rest)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SignOfLife:
     """The result of writing a heartbeat. `clock_was_set_back` is true if the database contains a heartbeat whose time is later than
     the current time."""

@@ -13,13 +13,13 @@ a tracker never wait until the queues of callbacks are examined. These rules lim
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from sqlalchemy import Connection
 
 from shortener.delivery import dispatch_queries
 from shortener.delivery.dispatch_queries import ClaimRequest, DeliveryQueue
+from shortener.model import mutable_record
 
 #: One dispatch cycle examines at most this many queues of trackers, and this many queues of callbacks, because its transaction
 #: blocks every other writer on SQLite.
@@ -44,7 +44,7 @@ class Position(NamedTuple):
     callbacks_first: bool = False
 
 
-@dataclass(slots=True)
+@mutable_record
 class _QueuesOfKind:
     """The queues of one kind that a dispatch cycle examines. `is_last` is true if the last queue of this kind is among them."""
 

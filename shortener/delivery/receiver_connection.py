@@ -10,19 +10,20 @@ import os
 import re
 import ssl
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from aiohttp.client_proto import ResponseHandler
 
 from shortener.delivery.send_failures import ResponseTooLarge
+from shortener.model import mutable_record
 
 MAX_BODY_BYTES = 64 * 1024
 #: One response may have at most this many bytes, including its headers and interim (1xx) responses.
 MAX_WIRE_BYTES = 2 * MAX_BODY_BYTES
 
 
-@dataclass(slots=True)
+@mutable_record
 class SendState:
     """The state of a request and the part of its response that has been received so far.
 

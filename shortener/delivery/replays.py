@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -31,7 +30,7 @@ from shortener.delivery.tracker_queries import require_tracker
 from shortener.errors import ApiError, ErrorCode
 from shortener.ids import REPLAY_IDS
 from shortener.jobs import WakeUp
-from shortener.model import Clock, DeliveryStatus
+from shortener.model import Clock, DeliveryStatus, record
 from shortener.storage.database import Database, is_unique_violation
 from shortener.storage.schema import applications, deliveries, replays, trackers
 
@@ -69,7 +68,7 @@ _REASONS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Replay:
     """A background replay. `since` and `until` limit the time at which its deliveries were created.
 
@@ -105,7 +104,7 @@ class Replay:
         return self.total - self.replayed
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ReplayOutcomes:
     """The numbers of the replayed deliveries of a replay, by their present state. `waiting` counts pending deliveries. `moved`
     counts deliveries that a later replay has replayed again, and deliveries that the purge has deleted."""

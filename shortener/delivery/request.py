@@ -7,7 +7,7 @@ Each attempt has its own request, because the body contains the attempt number a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from ssl import SSLContext
 from typing import Any
@@ -16,7 +16,7 @@ from shortener.delivery.formats import render
 from shortener.delivery.http_exchange import OutgoingRequest
 from shortener.delivery.outcomes import SuccessCriteria
 from shortener.delivery.placeholders import METADATA, Template, placeholder_values
-from shortener.model import Topic
+from shortener.model import Topic, record
 from shortener.outbox.events import encode_event_id
 from shortener.signatures import SigningSecret, sign
 from shortener.urls import UrlError, parse_destination
@@ -36,7 +36,7 @@ class ForbiddenHost(Exception):
     """The error for a request that the settings forbid. Its text contains the reason."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class DeliveryTarget:
     """The receiver of a delivery with the values that the dispatcher needs: a tracker, or the callback URL of a message.
 

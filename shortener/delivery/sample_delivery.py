@@ -12,7 +12,6 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -27,7 +26,7 @@ from shortener.delivery.sender import Sender
 from shortener.delivery.trackers import Trackers
 from shortener.errors import ApiError, ErrorCode
 from shortener.ids import IdGenerator
-from shortener.model import Clock, DeliveryStatus, Topic
+from shortener.model import Clock, DeliveryStatus, Topic, record
 from shortener.outbox import operations
 from shortener.outbox.events import encode_event_id
 from shortener.storage import schema
@@ -63,7 +62,7 @@ class TestSlots:
                 del running[application_id]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SampleDelivery:
     """The result of a test delivery.
 

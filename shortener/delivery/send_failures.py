@@ -13,12 +13,12 @@ import re
 import socket
 import ssl
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import aiohttp
 from aiohttp.http_exceptions import HttpProcessingError
 
 from shortener.delivery.guard import ForbiddenTarget, HostUnresolved
+from shortener.model import record
 
 _ERROR_CLASSES = {
     errno.ECONNREFUSED: "connection_refused",
@@ -68,7 +68,7 @@ ERRORS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SendFailure:
     """The reason why a request failed. `error` is one of ERRORS, and `detail` is an explanation as text."""
 

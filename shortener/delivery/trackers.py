@@ -15,7 +15,7 @@ CONFLICT.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY
 from datetime import datetime, timedelta
 from typing import Any, TypedDict
 
@@ -45,7 +45,7 @@ from shortener.delivery.tracker_queries import (
     update_tracker,
 )
 from shortener.errors import ApiError, Detail, ErrorCode
-from shortener.model import SUBSCRIBABLE_TOPICS, Clock, Topic
+from shortener.model import SUBSCRIBABLE_TOPICS, Clock, Topic, record
 from shortener.secret import Secret, new_signing_secret
 from shortener.settings import Settings
 from shortener.signatures import parse_secret
@@ -57,7 +57,7 @@ DEFAULT_SECRET_OVERLAP_SECONDS = 86400
 SUBSCRIBERS_SECONDS = 2.0  # The maximum age of a number that `Trackers.count_subscribers` returns.
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class NewTracker:
     """The values of a tracker to create. The caller has validated them (web/tracker_requests.py).
 
@@ -66,6 +66,7 @@ class NewTracker:
     in seconds.
     """
 
+    _: KW_ONLY
     url: str
     events: Sequence[str]
     name: str | None = None
@@ -115,7 +116,7 @@ class TrackerChanges(TypedDict, total=False):
     with_suspected: bool
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Tracker:
     """A stored tracker without its secrets and headers.
 
@@ -154,7 +155,7 @@ class Tracker:
         return [topic.api_name for topic in SUBSCRIBABLE_TOPICS if topic & self.topics]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class TrackerSaveResult:
     """A saved tracker. `secret` is the text of a signing secret that the service has just generated, otherwise None."""
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from dataclasses import dataclass
 from datetime import datetime
 
 import structlog
@@ -33,7 +32,7 @@ from shortener.ids import IdGenerator, encode
 from shortener.logs import mask
 from shortener.messages.delivery_reports import DeliveryReport
 from shortener.messages.sender_rules import visible_sender
-from shortener.model import Clock, SendStatus, State
+from shortener.model import Clock, SendStatus, State, record
 from shortener.storage.types import from_ms, to_ms
 
 log = structlog.get_logger(__name__)
@@ -42,7 +41,7 @@ MAX_DETAIL_LENGTH = 500
 MAX_GATEWAY_ID_LENGTH = 255
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SendLimits:
     """The limits for messages that are handed on to one gateway: the number of attempts, the time limit of an attempt in seconds,
     and the delays between attempts in seconds."""
@@ -52,7 +51,7 @@ class SendLimits:
     schedule: tuple[float, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SendInFlight:
     """An attempt that may start now. The claim of its message is committed. `config` is None if the gateway is unusable.
 
@@ -66,7 +65,7 @@ class SendInFlight:
     is_probe: bool
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class EndedSend:
     """An attempt that has ended and whose outcome is not yet in the database.
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import structlog
@@ -29,6 +29,7 @@ from shortener.gateways.finishing import SendChange
 from shortener.gateways.gateway import StoredGateway
 from shortener.gateways.queries import GatewayState
 from shortener.gateways.store import GatewayStore
+from shortener.model import mutable_record
 from shortener.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -37,7 +38,7 @@ log = structlog.get_logger(__name__)
 MIN_RATE_PAUSE_MS = 20
 
 
-@dataclass(slots=True)
+@mutable_record
 class SendClaimResult:
     """The result of one transaction that claimed messages.
 

@@ -22,7 +22,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import timedelta
 
 import structlog
@@ -41,7 +41,7 @@ from shortener.ids import IdGenerator, encode
 from shortener.jobs import WakeUp
 from shortener.messages.delivery_reports import DeliveryReports
 from shortener.metrics import Metrics
-from shortener.model import Clock, SendStatus
+from shortener.model import Clock, SendStatus, mutable_record
 from shortener.settings import Settings
 from shortener.storage.database import Database
 from shortener.storage.schema import sends
@@ -59,7 +59,7 @@ EXPIRY_INTERVAL_MS = 30_000
 LOCAL_PAUSE_MS = 5_000
 
 
-@dataclass(slots=True)
+@mutable_record
 class SendTotals:
     """The counters of the dispatcher for /metrics since the process started. `reasons` counts attempts by the reason of their
     result."""
@@ -73,7 +73,7 @@ class SendTotals:
     breakers_opened: int = 0
 
 
-@dataclass(slots=True)
+@mutable_record
 class _Cycle:
     """The result of the transaction of one cycle.
 

@@ -9,7 +9,6 @@ another process has claimed it since. So the outcome of an attempt never replace
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from decimal import Decimal
 
 from sqlalchemy import Connection, select
@@ -19,7 +18,7 @@ from shortener.gateways.queries import ClaimedSend, FinishedSend
 from shortener.ids import IdGenerator
 from shortener.messages.balances import refund
 from shortener.messages.delivery_reports import DeliveryReport, DeliveryReports
-from shortener.model import SendStatus, State
+from shortener.model import SendStatus, State, record
 from shortener.outbox import count_deltas
 from shortener.outbox.count_deltas import CountDelta
 from shortener.storage.schema import messages
@@ -28,7 +27,7 @@ from shortener.storage.types import from_ms, to_ms
 MAX_DETAIL_LENGTH = 255
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SendChange:
     """The changes to write for one message: the new values of its row in `sends`, the row of its attempt, and the report about the
     message."""

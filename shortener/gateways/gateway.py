@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY
 from datetime import datetime
 from typing import Any, Literal, TypedDict
 
@@ -13,14 +13,16 @@ from pydantic import BaseModel
 from shortener.delivery.health import TrackerHealth
 from shortener.delivery.pace import TrackerPace
 from shortener.gateways.submission import GatewayConfig
+from shortener.model import record
 
 OnDoubt = Literal["resend", "hold"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class NewGateway:
     """The values of a gateway to create. Its settings are built from `preset` and `options`, and then changed by `settings`."""
 
+    _: KW_ONLY
     name: str
     kind: str = "http"
     preset: str = ""
@@ -54,7 +56,7 @@ class GatewayChanges(TypedDict, total=False):
     rotate_report_key: bool
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class StoredGateway:
     """A stored gateway. `config` contains its decrypted settings. A limit that is None has the value of the installation's
     setting."""

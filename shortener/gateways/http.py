@@ -19,7 +19,6 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
@@ -37,6 +36,7 @@ from shortener.gateways.submission import (
     SubmitResult,
 )
 from shortener.messages.segments import encode_text
+from shortener.model import record
 from shortener.urls import UrlError, parse_destination
 
 #: The placeholders that every template may contain, each with an example value.
@@ -253,7 +253,7 @@ def _classify_success(settings: HttpSettings, read: Any, result: Any) -> SubmitR
     return accepted
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class HttpGateway:
     """A gateway connection that sends messages to an HTTP gateway. It uses the HTTP connections of the senders in `context`."""
 

@@ -8,14 +8,15 @@ Infobip SMS API v3, Vonage SMS API.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
+
+from shortener.model import record
 
 Options = Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Preset:
     """A preset of gateway settings. `options` maps the name of each option to its description. The options in `defaults` are
     optional."""

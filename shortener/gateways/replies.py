@@ -11,8 +11,8 @@ the reply belongs to the application that sent the latest message to the number 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
@@ -25,9 +25,8 @@ from shortener.conversions.service import Conversions
 from shortener.errors import ApiError
 from shortener.ids import first_id_at
 from shortener.messages.inbound import REPLY_WINDOW, record_reply
-from shortener.messages.phone_numbers import PhoneNumberError, parse_number
 from shortener.metrics import Metrics
-from shortener.model import Clock
+from shortener.model import Clock, record
 from shortener.storage.database import Database
 from shortener.storage.schema import messages, sends
 from shortener.storage.types import to_ms
@@ -37,7 +36,7 @@ log = structlog.get_logger(__name__)
 REPLY_ACTION = "reply"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RecordedReply:
     """The result of recording a reply. `message_id` and `conversion_id` are None if no message was sent to the number."""
 
@@ -97,10 +96,7 @@ class Replies:
         """Record a reply that arrived on the connection of a gateway. `gateways` contains all gateways by id. Raise
         StoreUnavailable if the database is unavailable."""
         gateway = gateways.get(gateway_id)
-        try:
-            number = parse_number(phone if phone.startswith("+") else f"+{phone}").e164
-        except PhoneNumberError:
-            number = ""
+        number = await asyncio.to_thread(_e164, phone)  # in a thread, because the first call imports the tables of all countries
         application_id = ALL_APPLICATIONS
         if gateway is not None and number:
             application_id = gateway.application_id
@@ -115,6 +111,16 @@ class Replies:
             await self.record(application_id, number, text)
         except ApiError as error:
             log.warning("reply_not_counted", gateway=gateway_id, application=application_id, error=error.code.name)
+
+
+def _e164(phone: str) -> str:
+    """Return the phone number of a gateway's recipient in E.164; "" if it is none."""
+    from shortener.messages.phone_numbers import PhoneNumberError, parse_number
+
+    try:
+        return parse_number(phone if phone.startswith("+") else f"+{phone}").e164
+    except PhoneNumberError:
+        return ""
 
 
 def _latest_sender(connection: Connection, gateway_id: int, phone: str, since: int) -> int:

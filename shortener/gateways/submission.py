@@ -11,7 +11,7 @@ from __future__ import annotations
 import enum
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from typing import Any, Protocol, runtime_checkable
 
@@ -19,7 +19,7 @@ from pydantic import BaseModel
 
 from shortener.delivery.guard import Guard
 from shortener.delivery.sender import Sender
-from shortener.model import Clock
+from shortener.model import Clock, mutable_record, record
 
 
 class SubmitOutcome(enum.Enum):
@@ -34,7 +34,7 @@ class SubmitOutcome(enum.Enum):
     UNREADABLE = "unreadable"  # A response arrived that does not show whether the message was accepted. The message is held.
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class OutgoingMessage:
     """A message to hand on. `phone` is in E.164.
 
@@ -51,7 +51,7 @@ class OutgoingMessage:
     report_url: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SubmitResult:
     """The result of one attempt to hand on a message.
 
@@ -72,7 +72,7 @@ class SubmitResult:
     milliseconds: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class GatewayReport:
     """A delivery report of a gateway. One of `reference`, `gateway_message_id` and `message_id` identifies the message.
 
@@ -94,7 +94,7 @@ ReportSink = Callable[[int, GatewayReport], Awaitable[bool]]
 ReplySink = Callable[[int, str, str], Awaitable[None]]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class GatewayConfig:
     """A stored gateway as the dispatcher uses it. `settings` are the validated settings of its kind."""
 
@@ -108,7 +108,7 @@ class GatewayConfig:
     repeats_doubtful: bool = True  # Whether a message is handed on to the gateway again if the response is missing.
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class GatewayContext:
     """The objects that the connections of all gateways share.
 
@@ -173,7 +173,7 @@ class GatewayKind(Protocol):
     def open(self, config: GatewayConfig, context: GatewayContext) -> GatewayConnection: ...
 
 
-@dataclass(slots=True)
+@mutable_record
 class _OpenConnection:
     """An open connection, the revision of its gateway, and the number of attempts that use it."""
 

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
@@ -35,7 +35,7 @@ from sqlalchemy import Connection, Integer, Text, and_, bindparam, select, updat
 
 from shortener.clicks.verdicts import early_hits
 from shortener.ids import IdGenerator
-from shortener.model import State, Topic
+from shortener.model import State, Topic, mutable_record, record
 from shortener.outbox import count_deltas, events, first_clicks
 from shortener.outbox.count_deltas import CountDelta
 from shortener.outbox.events import Event
@@ -62,7 +62,7 @@ _CARRIER_TEXTS = ("report_status", "reason_code", "reason_description")
 _FACTS = ("telecom_message_id", "mt_price", "fragments_count")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class DeliveryReport:
     """A delivery report about one message, which reached `state` at the time `at`. If `state` is None, the state does not
     change."""
@@ -78,7 +78,7 @@ class DeliveryReport:
     fragments_count: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class DeliveryReportResult:
     """The result of one delivery report: the new state of the message, and whether the report changed the message."""
 
@@ -87,7 +87,7 @@ class DeliveryReportResult:
     changed: bool
 
 
-@dataclass(slots=True)
+@mutable_record
 class _ReportedMessage:
     """A copy in memory of the stored values of a message. `apply` changes the copy; the caller stores it."""
 

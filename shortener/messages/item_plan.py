@@ -6,7 +6,7 @@ time, the limits and the hosts.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from urllib.parse import urlsplit
 
@@ -29,7 +29,7 @@ MAX_LINKS = 30
 MAX_LIFETIME = timedelta(days=3650)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Problem:
     """A reason to reject a rewrite request. `item` is the index of the message in the request, and `recipient` the index of the
     recipient in the message. If `recipient` is None, the problem concerns all recipients of the message."""

@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 
 from shortener.accounts.link_targets import target_problems
-from shortener.messages.phone_numbers import check_sender
 from shortener.messages.scripts import mixed_scripts
+from shortener.messages.sender_rules import check_sender
 from shortener.messages.spans import Span, TrackMode, find_untracked
 
 MAX_UNTRACKED = 20  # a message has warnings about at most this many URLs without a short link

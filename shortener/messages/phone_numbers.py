@@ -1,7 +1,6 @@
-"""This module checks the phone numbers of recipients, and sender ids. A recipient's number is converted to E.164. Only its notation
-is checked, because only the carrier knows whether the number is in use. The country comes from the tables of the phonenumbers
-library; a cache avoids most of its slow look-ups. An invalid recipient raises `PhoneNumberError`. An unusual sender id causes a
-warning and is never rejected.
+"""This module checks the phone numbers of recipients. A recipient's number is converted to E.164. Only its notation is checked,
+because only the carrier knows whether the number is in use. The country comes from the tables of the phonenumbers library; a cache
+avoids most of its slow look-ups. An invalid recipient raises `PhoneNumberError`.
 """
 
 from __future__ import annotations
@@ -26,9 +25,6 @@ _MINUS = "\u2212"  # Unicode classifies the minus sign as a symbol, but word pro
 _TRUNK_PREFIX = re.compile(r"^(\s*(?:\+|00)(?!39)[0-9]{1,3})\s*\(0\)")
 _SEARCH_SEPARATORS = str.maketrans("", "", "./")
 _INTERNATIONAL_PREFIX = "00"
-_SENDER_NUMBER = re.compile(r"\+?[0-9]{3,15}")
-_SENDER_NAME = re.compile(r"[A-Za-z][A-Za-z0-9]{2,10}")
-_SENDER_REFERENCE = re.compile(r"(?:channel|sender_id):[A-Za-z0-9_-]{1,64}")
 
 # The phonenumbers library uses the region "001" for calling codes that belong to no country, for example of satellite phones.
 _REGIONS = {str(code): regions for code, regions in phonenumbers.COUNTRY_CODE_TO_REGION_CODE.items() if regions != ("001",)}
@@ -87,16 +83,6 @@ def parse_searched_number(text: str) -> str:
             return parse_number(f"+{number}").e164
         except PhoneNumberError:
             raise error from None
-
-
-def check_sender(sender: str) -> str | None:
-    """Return the reason why carriers may reject a sender id, or None if its form is usual.
-
-    Usual forms: 3 to 15 digits, with or without `+`; 3 to 11 ASCII letters and digits, starting with a letter (23 Telecom);
-    `channel:ID` or `sender_id:ID` (Syniverse)."""
-    if _SENDER_NUMBER.fullmatch(sender) or _SENDER_NAME.fullmatch(sender) or _SENDER_REFERENCE.fullmatch(sender):
-        return None
-    return "is neither a number of 3 to 15 digits nor 3 to 11 letters and digits that start with a letter"
 
 
 def _normalise(to: str) -> str:

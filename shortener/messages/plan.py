@@ -17,9 +17,9 @@ from shortener.accounts.directory import Application
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.ids import new_message_id
 from shortener.messages.item_plan import ItemPlan, Problem, plan_item
-from shortener.messages.phone_numbers import PhoneNumber, PhoneNumberError, check_sender, parse_number
+from shortener.messages.phone_numbers import PhoneNumber, PhoneNumberError, parse_number
 from shortener.messages.rewrite_item import LinkHosts, RewriteItem, RewriteLimits
-from shortener.messages.sender_rules import country_problem
+from shortener.messages.sender_rules import check_sender, country_problem
 from shortener.model import record
 from shortener.storage.types import to_iso, to_ms
 

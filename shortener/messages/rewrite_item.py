@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, Literal, Protocol
@@ -53,7 +52,7 @@ class RewriteItem:
         return self.skip_invalid or code in self.skipped_codes
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RewriteLimits:
     """Limits from the settings of the installation: the maximum number of recipients per request, the default lifetime of links,
     and the number of characters of the code of a link."""

@@ -24,12 +24,12 @@ from shortener.messages.item_plan import Problem
 from shortener.messages.plan import PlannedRequest, plan_request
 from shortener.messages.preview import preview_request
 from shortener.messages.rewrite_item import LinkHosts, RewriteItem, RewriteLimits
+from shortener.messages.rewrite_totals import RewriteTotals
 from shortener.messages.write import NewRows, Response, RewriteWriter
-from shortener.metrics import Metrics
 from shortener.model import Clock
 from shortener.outbox.count_deltas import Cohorts
 from shortener.outbox.link_sets import LinkSets
-from shortener.redis.link_cache import LinkCache, NoLinkCache
+from shortener.redis.link_cache import LinkCache
 from shortener.storage import schema
 from shortener.storage.batcher import GroupCommit
 from shortener.storage.database import Database
@@ -37,7 +37,7 @@ from shortener.storage.key_table import Key, KeyTable
 from shortener.tracing import Tracer
 
 MAX_REQUESTS_PER_TRANSACTION = 64
-#: A request with more characters of text than this is planned in a thread. Planning such a request takes more than 20 ms.
+#: A request with more characters of text than this is large. It is planned in a thread, because this takes more than 20 ms.
 MAX_PLANNED_AT_ONCE = 20_000
 MAX_PLANNERS = 2  # the maximum number of threads that plan requests
 
@@ -54,20 +54,21 @@ class Rewriter:
         clock: Clock,
         hosts: LinkHosts,
         limits: RewriteLimits,
-        cache: LinkCache | None = None,
-        on_sends: Callable[[], None] = lambda: None,
+        totals: RewriteTotals,
+        cache: LinkCache,
+        tracer: Tracer | None,
+        on_sends: Callable[[], None],
     ) -> None:
-        """`on_sends` is called after each commit that queued messages for gateways."""
+        """`on_sends` is called after each commit that queued messages for gateways. `tracer` is None if messages are not traced."""
         self._codes = codes
         self._cohorts = cohorts
         self._link_sets = LinkSets()
         self._clock = clock
         self._hosts = hosts
         self._limits = limits
-        self._cache = cache or NoLinkCache()
-        self.tracer: Tracer | None = None  # set if messages are traced
-        self.large_requests = 0  # number of requests in progress with more than MAX_PLANNED_AT_ONCE characters
-        self.messages = self.links = 0  # numbers of stored messages and links since the process started
+        self._totals = totals
+        self._cache = cache
+        self.tracer = tracer
         self._on_sends = on_sends
         self._caching: asyncio.Task[None] | None = None
         self._planners = ThreadPoolExecutor(MAX_PLANNERS, thread_name_prefix="rewrite-plan")
@@ -76,11 +77,6 @@ class Rewriter:
         self._commits: GroupCommit[PlannedRequest, Response, NewRows] = GroupCommit(
             database, writer.apply, max_items=MAX_REQUESTS_PER_TRANSACTION, after=self._committed, is_bulk=True
         )
-
-    def register_metrics(self, metrics: Metrics) -> None:
-        """Register the counters of stored messages and links."""
-        metrics.counter("shortener_messages_created", "Messages that were rewritten and stored.", lambda: self.messages)
-        metrics.counter("shortener_links_created", "Short links that were created.", lambda: self.links)
 
     async def rewrite(
         self,
@@ -110,12 +106,12 @@ class Rewriter:
         )
         if sum(len(item.body) * len(item.to) for item in items) <= MAX_PLANNED_AT_ONCE:
             return await self._store(application, plan(), started)
-        self.large_requests += 1
+        self._totals.large_requests += 1
         try:
             request = await asyncio.get_running_loop().run_in_executor(self._planners, plan)
             return await self._store(application, request, started)
         finally:
-            self.large_requests -= 1
+            self._totals.large_requests -= 1
 
     async def _store(self, application: Application, request: PlannedRequest, started: int) -> Response:
         """Store a planned request with the next commit, and return its response. `started` is for the trace."""
@@ -162,8 +158,8 @@ class Rewriter:
         self._cohorts.remember(new.cohorts)
         self._link_sets.remember(new.link_sets)
         self._processes.remember(new.processes)
-        self.messages += new.messages
-        self.links += len(new.links)
+        self._totals.messages += new.messages
+        self._totals.links += len(new.links)
         if new.sends:
             self._on_sends()
         if new.links:

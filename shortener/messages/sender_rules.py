@@ -1,4 +1,6 @@
-"""This module contains a table of the rules of countries for names as senders (alphanumeric sender ids). Networks replace or block
+"""This module checks senders. An unusual form of a sender id causes a warning and is never rejected.
+
+It also contains a table of the rules of countries for names as senders (alphanumeric sender ids). Networks replace or block
 a name if the country does not permit it, often without a delivery report. The table is a summary of public lists; a carrier can
 have further rules. Sources: the list of countries for alphanumeric sender ids of Twilio (2026), the SMS Sender ID Registry of
 Singapore (SSIR), and the commercial communications rules of India (TRAI, TCCCPR 2018).
@@ -9,7 +11,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from shortener.messages.phone_numbers import check_sender
+_SENDER_NUMBER = re.compile(r"\+?[0-9]{3,15}")
+_SENDER_NAME = re.compile(r"[A-Za-z][A-Za-z0-9]{2,10}")
+_SENDER_REFERENCE = re.compile(r"(?:channel|sender_id):[A-Za-z0-9_-]{1,64}")
 
 #: Countries whose networks do not deliver names as senders. They block the message, or replace the name by a number.
 NO_NAMES = frozenset(
@@ -35,6 +39,16 @@ _REFERENCE = re.compile(r"(?:channel|sender_id):")
 def visible_sender(from_address: str, alias: str) -> str:
     """Return the sender that recipients see: `from`, or the alias if `from` is absent or is a reference such as `sender_id:ID`."""
     return alias if not from_address or _REFERENCE.match(from_address) else from_address
+
+
+def check_sender(sender: str) -> str | None:
+    """Return the reason why carriers may reject a sender id, or None if its form is usual.
+
+    Usual forms: 3 to 15 digits, with or without `+`; 3 to 11 ASCII letters and digits, starting with a letter (23 Telecom);
+    `channel:ID` or `sender_id:ID` (Syniverse)."""
+    if _SENDER_NUMBER.fullmatch(sender) or _SENDER_NAME.fullmatch(sender) or _SENDER_REFERENCE.fullmatch(sender):
+        return None
+    return "is neither a number of 3 to 15 digits nor 3 to 11 letters and digits that start with a letter"
 
 
 def country_problem(sender: str, country: str | None) -> str | None:

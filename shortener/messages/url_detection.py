@@ -22,11 +22,11 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from shortener.messages.bare_domains import is_bare_domain, public_suffix
 from shortener.messages.url_end import find_end
+from shortener.model import record
 from shortener.urls import UrlError, parse_destination
 
 _LETTER = r"[0-9A-Za-z\u00c0-\u024f\u0370-\u052f\u1e00-\u1fff]"
@@ -67,7 +67,7 @@ _SPACELESS = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\
 MAX_REPORTED_CHARACTERS = 100  # a warning quotes at most this many characters of a URL
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class DetectedUrl:
     """A detected URL, whose text is `text[start:end]` (in characters). `url` always has a scheme; the default is `http://`."""
 
@@ -76,7 +76,7 @@ class DetectedUrl:
     url: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class UntrackableUrl:
     """A part of a text that is similar to a URL but is not detected. `reason` is the end of a sentence that begins with it."""
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -34,7 +34,7 @@ from shortener.messages.queries import StoredLink, StoredMessage, StoredResponse
 from shortener.messages.render import RewrittenMessage, render_new, render_repeat
 from shortener.messages.rewrite_item import LinkHosts
 from shortener.messages.send_queue import QueuedSend, SendBatch, find_sends, insert_sends
-from shortener.model import LinkFlag, State
+from shortener.model import LinkFlag, State, record
 from shortener.outbox import count_deltas
 from shortener.outbox.count_deltas import TIME_SLOT_MS, CohortKey, Cohorts, CountDelta, sent_slot
 from shortener.outbox.link_sets import LinkSetKey, LinkSets, link_set_key
@@ -53,7 +53,7 @@ _OPT_OUT, _APPEND_CLICK_ID = int(LinkFlag.OPT_OUT), int(LinkFlag.APPEND_CLICK_ID
 ProcessKey = tuple[int, str, str]  # the key of a conversion process: application_id, track, type
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class NewRows:
     """The links that a transaction inserted, and the ids that it read. The caller may cache these values after the commit.
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal, get_args, get_origin
 
@@ -27,6 +26,7 @@ from shortener.accounts.settings import ApplicationSettings
 from shortener.clicks.verdicts.reclassify import ReclassifyResult
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.gateways.store import select_gateway
+from shortener.model import record
 from shortener.portal.operators import Role
 from shortener.portal.page import NavigationItem, PortalPage, Visit
 from shortener.web.validation import validate
@@ -61,7 +61,7 @@ WHAT_IF_DAYS = {"1": "the last day", "7": "the last 7 days"}
 MAX_WHAT_IF_SECONDS = 20.0
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SettingField:
     """One setting in the form. `kind` is the kind of its input field: checkbox, choice, number or text. `value` is the text in the
     field; a checkbox is checked if the value is not empty. `choices` are the permitted values of a choice; the first one is empty
@@ -75,7 +75,7 @@ class SettingField:
     choices: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class WhatIf:
     """The result of a what-if: the changes that the new settings would make to the stored hits of the last `days` days."""
 

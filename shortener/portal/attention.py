@@ -7,11 +7,11 @@ A tracker token that was replaced and will soon end is not a problem. Only the p
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from sqlalchemy import Connection, select
 
+from shortener.model import record
 from shortener.portal.operators import Role
 from shortener.portal.page import Visit
 from shortener.reporting.figures import Figures
@@ -22,7 +22,7 @@ SOON = timedelta(hours=48)  # A postback key that expires within this time is sh
 MAX_ITEMS = 12
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class AttentionItem:
     """A problem that an operator must look at. `kind` is its severity, `warn` or `bad`. `href` is the URL of the page on which
     the operator can solve it."""

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -13,6 +12,7 @@ from sqlalchemy import ColumnElement, Connection, and_, select
 
 from shortener.accounts.audit import COMMAND_LINE, KEY_PREFIX
 from shortener.ids import first_id_at
+from shortener.model import record
 from shortener.storage.schema import audit_log
 from shortener.storage.types import to_ms
 
@@ -21,7 +21,7 @@ API_KEYS = "API keys"  # The value of a filter that selects the changes with any
 _MAX_ID = (1 << 63) - 1
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class AuditFilter:
     """The conditions that the audit rows of a page must meet. A row at the time `until` itself does not match."""
 
@@ -31,7 +31,7 @@ class AuditFilter:
     action: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class AuditPage:
     """A page of audit rows, newest first. The next page contains the rows with ids below `next`; on the last page, `next` is
     None."""

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from shortener.model import record
 from shortener.portal.formats import number, short_number
 
 MAX_BARS = 400
@@ -28,7 +28,7 @@ _MIN_BAR = 2  # The minimum height in pixels of a bar that is not zero.
 _GAP_SHARE = 0.22  # The part of the width of a bar's slot that is left free between two bars.
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Bar:
     """One bar of a chart. `label` is the text under the axis, `title` is the complete description, and `href` is the URL of the
     list of the counted rows. If `value` is None, the bar is a gap. `before` is the value of the previous period, which is drawn as

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -19,7 +18,7 @@ from shortener.delivery.tracker_presenter import delivery_fields
 from shortener.delivery.trackers import Tracker
 from shortener.errors import ApiError, ErrorCode
 from shortener.ids import DELIVERY_IDS
-from shortener.model import DeliveryStatus
+from shortener.model import DeliveryStatus, record
 from shortener.portal.listing import FilterField, Listing, chips, choice, exported_query, slots_of
 from shortener.portal.operators import Role
 from shortener.portal.page import NavigationItem, PortalPage, Visit
@@ -51,7 +50,7 @@ _STATUS = FilterField("status", "State", {status.api_name: STATES[status][0] for
 _REPLAY = FilterField("replay", "Id of the replay")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class DeliveryRows:
     """One page of deliveries, read for the CSV download."""
 

@@ -8,16 +8,16 @@ The button of this page sends the same form again, with `confirmed` and with a `
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from starlette.responses import Response
 
+from shortener.model import record
 from shortener.portal.page import Visit
 from shortener.portal.repeats import FIELD as FORM_ID
 from shortener.portal.repeats import new_form_id
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Question:
     """The text of the page that asks before an action. `effects` are the sentences that describe what the action changes. `button`
     is the label of the button that performs it. `fields` are the names of the form fields that the action needs in addition to

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from html import escape
 from html.parser import HTMLParser
+
+from shortener.model import mutable_record, record
 
 Attributes = dict[str, str | None]
 
@@ -40,7 +42,7 @@ def fill_form(page: str, path: str, entries: Mapping[str, Sequence[str]], *, ran
     return page
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Change:
     """The text that replaces a range of the page."""
 
@@ -49,7 +51,7 @@ class _Change:
     text: str
 
 
-@dataclass(slots=True)
+@mutable_record
 class _Tag:
     """A start tag, with its range in the page."""
 
@@ -58,7 +60,7 @@ class _Tag:
     attributes: Attributes
 
 
-@dataclass(slots=True)
+@mutable_record
 class _Control(_Tag):
     """An <input>, <select>, <textarea> or <button> of a form. `options` are the options of a <select>; `text_end` is the end of the
     text in a <textarea>."""
@@ -97,7 +99,7 @@ class _Control(_Tag):
         return [_Change(self.start, self.end, _tag("input", self.attributes | {"value": values[0]}))] if values else []
 
 
-@dataclass(slots=True)
+@mutable_record
 class _Form:
     """A form that is sent to the wanted path. `details` are the start tags of the <details> around it."""
 

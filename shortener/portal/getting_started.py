@@ -6,11 +6,10 @@ step "Connect your pipeline" requires another message.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import orjson
 from sqlalchemy import Connection, select
 
+from shortener.model import record
 from shortener.portal.operators import Role
 from shortener.portal.page import Visit
 from shortener.portal.try_it import CAMPAIGN
@@ -20,7 +19,7 @@ _SEARCHED = 1000  # Only this number of the newest messages is searched for a cl
 EXAMPLE = 'See #track("https://shop.example/")'
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class FirstStep:
     """One of the first steps: what to do, why, whether it is done, and the URL of the page on which to do it."""
 

@@ -18,13 +18,13 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from sqlalchemy import Connection
 
 from shortener.accounts.directory import ALL_APPLICATIONS
 from shortener.accounts.stored_responses import FirstResponse, RequestKey, claim, find, store
+from shortener.model import record
 from shortener.portal.page import KEPT_QUERY, Visit, url
 from shortener.secret import SecretError
 from shortener.storage.types import from_ms, to_ms
@@ -42,7 +42,7 @@ SECRET_FIELDS = PASSWORD_FIELDS | {"code", "setup", "token"}
 Entries = Mapping[str, Sequence[str]]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class KeptForm:
     """The entries of a form. `location` is the URL to which the form was sent."""
 

@@ -9,7 +9,6 @@ ten minutes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -21,6 +20,7 @@ from shortener.accounts.postback_keys import PATH as POSTBACK_PATH
 from shortener.accounts.postback_keys import list_postback_keys
 from shortener.accounts.settings import DEFAULT_PERMISSIONS, PERMISSIONS
 from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.model import record
 from shortener.portal.destructive_actions import Question, ask, is_confirmed
 from shortener.portal.getting_started import first_call
 from shortener.portal.listing import download_short_list
@@ -35,7 +35,7 @@ _CSV_COLUMNS = ("kind", "id", "name", "hint", "permissions", "rate_limit", "crea
 OVERLAPS = {"0": "not at all", "1": "1 hour", "24": "24 hours", "168": "7 days"}
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class NewSecret:
     """A key or token that was just created. `command` is a shell command, ready to be pasted, that makes a first API call with
     it."""

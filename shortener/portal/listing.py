@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from typing import Any
 
@@ -18,6 +18,7 @@ from starlette.responses import Response
 
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.logs import mask
+from shortener.model import record
 from shortener.portal.page import Visit
 from shortener.portal.router import csv_download
 from shortener.reporting.counts import slot_edges
@@ -42,7 +43,7 @@ EXPORTED_NAMES = (
 ReadPage = Callable[[Connection, int, int, int | None], ListPage]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ListedRow:
     """A row of a list with the application that it belongs to. `details` contains the values that `ListSource.describe` returned
     for the row."""
@@ -52,7 +53,7 @@ class ListedRow:
     details: Any = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class MergedPage:
     """A page of the rows of several applications, newest first."""
 
@@ -60,7 +61,7 @@ class MergedPage:
     next: int | None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class FilterField:
     """A form field that filters a list. `choices` contains the permitted values with their labels; None permits any text. If
     `is_common` is true, the field is always visible; otherwise it is visible after a click on "More filters"."""
@@ -71,7 +72,7 @@ class FilterField:
     is_common: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Chip:
     """A filter that is currently set: its description, and the URL of the same page without the filter."""
 
@@ -80,7 +81,7 @@ class Chip:
     remove_url: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Listing:
     """The values that the template of a list shows. `next` is the cursor of the next page."""
 
@@ -92,7 +93,7 @@ class Listing:
     values: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ListSource:
     """The functions that read the rows of a list and convert them. `read` reads a page of rows of one application. `serialize`
     returns the CSV columns of a row, by column name. `time` returns the time of a row; the CSV column `local_time` contains it in

@@ -20,6 +20,7 @@ from sqlalchemy import Connection, Table, select
 from shortener.clicks.hit_metrics import hit_metric
 from shortener.errors import StoreUnavailable
 from shortener.ids import DELIVERY_IDS, first_id_at
+from shortener.model import record
 from shortener.storage.schema import attempts, cohorts, conversions, deliveries, hits, links, messages, trackers
 from shortener.storage.types import to_ms
 
@@ -36,7 +37,7 @@ SHOWN_PER_READING = 20
 MAX_WAITING = 50  # At most this many batches wait for a slow subscriber. Older batches are dropped.
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class LiveRow:
     """A row of the live feed. `kind` is hit, conversion or delivery. `name` is the short description of the row, and `detail` is
     further text. A delivery has the name of its tracker (None: the tracker is deleted), and the outcome of the attempt as
@@ -55,7 +56,7 @@ class LiveRow:
     error: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class LiveBatch:
     """The new rows of one read of the database, newest first. `more` is the number of new rows that were left out."""
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import enum
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime, timedelta
 from typing import Any, Literal, get_args
 
@@ -20,6 +20,7 @@ from sqlalchemy import Connection, delete, func, insert, select, update
 
 from shortener.accounts.directory import ALL_APPLICATIONS, hash_credential, require_application
 from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.model import record
 from shortener.storage.database import upsert
 from shortener.storage.schema import operator_invitations, operator_recovery_codes, operator_roles, operator_sessions, operators
 
@@ -52,7 +53,7 @@ class Role(enum.IntEnum):
 ROLE_NAMES = tuple(role.label for role in Role)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Operator:
     """An operator of the portal. `roles` maps application ids to roles; ALL_APPLICATIONS means every application."""
 
@@ -81,7 +82,7 @@ class Operator:
         return max(found) if found else None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Invitation:
     """A new invitation. `token` is the secret part of the link, which is not stored."""
 
@@ -229,7 +230,7 @@ def _new_invitation(
     return token
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class OpenInvitation:
     """An invitation that was not used and has not expired."""
 

@@ -5,10 +5,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import Any
 
+from shortener.model import record
 from shortener.portal.charts import Bar
 from shortener.portal.page import Visit
 from shortener.portal.periods import local_days
@@ -31,7 +31,7 @@ MAX_HOURLY = timedelta(days=3, hours=1)
 MAX_DAILY = timedelta(days=120)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Bucket:
     """The part of the period that one bar shows: its start and end, its figures, and the figures of the same part of the previous
     period."""

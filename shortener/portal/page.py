@@ -21,6 +21,7 @@ from starlette.responses import RedirectResponse, Response
 from shortener.accounts.audit import Actor, AuditWriter
 from shortener.accounts.directory import ALL_APPLICATIONS, Application
 from shortener.errors import ApiError, ErrorCode
+from shortener.model import record
 from shortener.portal.operators import Operator, Role
 from shortener.portal.periods import PeriodChoice, parse_period
 from shortener.portal.sessions import OperatorSession
@@ -40,7 +41,7 @@ PERIOD_FIELDS = ("period", "since", "until", "tz", "basis")
 KEPT_QUERY = "kept"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class NavigationItem:
     """An entry of the navigation menu. `order` sorts the entries of a group (data, delivery, tools, setup or installation). The
     keyboard shortcut is g and then the letter `key`. `phone` is the position in the bar that phones show, which has four
@@ -54,7 +55,7 @@ class NavigationItem:
     phone: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class PortalPage:
     """A page: one path with its handler.
 

@@ -10,10 +10,10 @@ The statistics count complete time slots of 15 minutes, and so do lists with the
 from __future__ import annotations
 
 import calendar
-from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta, tzinfo
 
 from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.model import record
 from shortener.reporting.rollups import Basis
 from shortener.times import end_of, parse_iso, start_of
 from shortener.web.period import time_zone
@@ -36,7 +36,7 @@ CUSTOM = "custom"
 BASES = {"event": Basis.EVENT, "sent": Basis.SENT}
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class PeriodChoice:
     """A period with its time zone and date basis. It includes the time `since` and excludes the time `until`; both are UTC."""
 

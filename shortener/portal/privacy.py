@@ -16,6 +16,7 @@ from starlette.responses import Response
 from shortener.clicks.user_agents import load_expressions
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.messages.phone_numbers import PhoneNumberError, parse_number
+from shortener.model import record
 from shortener.portal.operators import Role
 from shortener.portal.page import NavigationItem, PortalPage, Visit
 from shortener.retention.erasure import ErasureResult, count_messages, erase, erase_message, find_codes
@@ -31,7 +32,7 @@ KEPT = {
 KINDS = {"phone": "Phone number", "message_id": "Message id"}
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@record
 class Subject:
     """The person whose data is erased, identified by a phone number in E.164 or by a message_id. The unused field is empty."""
 

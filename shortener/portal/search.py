@@ -10,7 +10,6 @@ could confirm a guessed number.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,6 +19,7 @@ from starlette.responses import Response
 from shortener.clicks.path import code_behind_prefix, code_of
 from shortener.ids import ClickIds
 from shortener.messages.phone_numbers import PhoneNumberError, parse_searched_number
+from shortener.model import record
 from shortener.portal.operators import Role
 from shortener.portal.page import PortalPage, Visit, url
 from shortener.reporting.event_list import find_event
@@ -28,7 +28,7 @@ from shortener.storage.schema import cohorts, hits, links, messages
 MAX_LENGTH = 300
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Found:
     """One search result: its kind, such as link, its name, and the URL of its page."""
 

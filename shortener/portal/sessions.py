@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from sqlalchemy import Connection, delete, insert, select, update
 
 from shortener.accounts.directory import hash_credential
+from shortener.model import record
 from shortener.portal.operators import Operator, load_operator
 from shortener.retention.purge import SESSION_RETENTION
 from shortener.settings import Settings
@@ -35,7 +35,7 @@ MAX_USER_AGENT_CHARACTERS = 200
 _t = operator_sessions.c
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class OperatorSession:
     """A session that has not ended, with its operator."""
 
@@ -54,7 +54,7 @@ class OperatorSession:
         return now - self.password_at <= RECENT_PASSWORD
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SessionLimits:
     """The times after which a session ends."""
 

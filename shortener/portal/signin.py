@@ -7,12 +7,11 @@ The sign-in page that responds to a form of an expired session keeps the entries
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from sqlalchemy import Connection, select
 from starlette.responses import Response
 
 from shortener.accounts.audit import Actor
+from shortener.model import record
 from shortener.portal import kept_entries, second_factor, sessions
 from shortener.portal.locations import CODE_PATH, CONFIRM_PATH, LOST_FORM_QUERY, SIGN_IN_PATH, safe_next
 from shortener.portal.operators import MAX_NAME_CHARACTERS
@@ -22,7 +21,7 @@ from shortener.storage.schema import operators
 _REJECTED = "The name or the password is not correct."
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Account:
     id: int
     name: str

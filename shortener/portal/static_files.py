@@ -9,12 +9,13 @@ from __future__ import annotations
 import base64
 import gzip
 import hashlib
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from starlette.requests import Request
 from starlette.responses import Response
+
+from shortener.model import record
 
 PREFIX = "/portal/static/"
 FOLDER = Path(__file__).with_name("static")
@@ -27,7 +28,7 @@ _TYPES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class StaticFile:
     """A static file with its content and its hashed URL."""
 

@@ -12,16 +12,17 @@ is derived from the form.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.responses import Response
 
+import shortener.messages.rewriter  # noqa: F401 - `service.rewriter` needs it. Here it is imported in a thread.
 from shortener.delivery.dns_warnings import has_address
 from shortener.errors import ApiError, ErrorCode
 from shortener.messages.rewrite_item import RewriteItem
 from shortener.messages.segments import count_segments
+from shortener.model import record
 from shortener.portal.operators import Role
 from shortener.portal.page import NavigationItem, PortalPage, Visit
 from shortener.portal.qr_codes import qr_code
@@ -93,7 +94,7 @@ def _is_loopback(host: str) -> bool:
     return host in ("localhost", "::1") or host.startswith("127.")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _CreatedLink:
     """A short link of the message. `is_local`: the host is the name of this machine only. `has_address`: the DNS has an address for
     the host."""

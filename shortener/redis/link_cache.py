@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Protocol
 
 import orjson
 import structlog
 
 from shortener.metrics import Metrics
-from shortener.model import record
+from shortener.model import mutable_record, record
 from shortener.redis.client import Client, RedisServer, RedisUnavailable
 
 log = structlog.get_logger(__name__)
@@ -120,7 +120,7 @@ class NoLinkCache:
         return True
 
 
-@dataclass(slots=True)
+@mutable_record
 class _CacheWrite:
     """Links that are written to Redis in the same round trip."""
 

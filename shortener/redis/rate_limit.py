@@ -21,9 +21,9 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from shortener.metrics import Metrics
+from shortener.model import mutable_record
 from shortener.redis.client import Client, RedisServer, RedisUnavailable
 
 MAX_CLIENTS = 20_000
@@ -33,7 +33,7 @@ _WINDOW_MS = 60_000
 _KEY_MS = 2 * _WINDOW_MS  # The time after which Redis deletes the counter of a client.
 
 
-@dataclass(slots=True)
+@mutable_record
 class _Bucket:
     """The tokens of a client at the time `at` (ms since 1970), and the requests of the client that all processes have counted in
     Redis."""

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from datetime import datetime, time, timedelta
 from typing import Literal
 
 from sqlalchemy import BigInteger, Connection, Text, cast, func, select, type_coerce
 
+from shortener.model import mutable_record
 from shortener.reporting.counts import read_unfolded, time_slots
 from shortener.reporting.queries import fetch_packed
 from shortener.reporting.statistics import MAX_PENDING_ROWS
@@ -25,7 +25,7 @@ _STARTS, _ENDS = "messages", "ends"
 Granulation = Literal["MINUTE", "HOUR", "DAY", "WEEK", "MONTH"]
 
 
-@dataclass(slots=True)
+@mutable_record
 class ProcessCounts:
     """The number of starts and the number of ends of a conversion process."""
 

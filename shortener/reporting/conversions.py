@@ -14,7 +14,6 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -25,6 +24,7 @@ from shortener.conversions.queries import StoredRevision, find_revisions
 from shortener.conversions.status_words import WORDS, classify
 from shortener.ids import CONVERSION_IDS, REFUSED_REPORT_IDS, first_id_at
 from shortener.logs import mask_parameters
+from shortener.model import record
 from shortener.reporting.counts import slot_edges
 from shortener.reporting.export import escape_formula
 from shortener.reporting.link_set_names import find_link_sets
@@ -42,7 +42,7 @@ BOM = b"\xef\xbb\xbf"
 _MAX_ID = (1 << 63) - 1
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ConversionFilter:
     """The conditions of a list of conversions. `since` is inclusive, `until` is exclusive. `campaign` "" selects conversions of
     messages without a campaign. If `is_figure` is true, the list contains exactly the conversions that the figure `conversions` of
@@ -73,7 +73,7 @@ class ConversionFilter:
         return slot_edges(self.since, self.until) if self.is_figure else (self.since, self.until)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ConversionPage:
     """A page of conversions with their earlier revisions. The next page contains ids below `next`. On the last page, `next` is
     None."""
@@ -83,7 +83,7 @@ class ConversionPage:
     next: int | None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RefusedPage:
     """A page of rows of the table `refused_conversions`. The next page contains ids below `next`. On the last page, `next` is
     None."""

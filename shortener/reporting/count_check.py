@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal, localcontext
 from typing import Any
@@ -39,6 +38,7 @@ from sqlalchemy import (
 from shortener.clicks.device_counts import clicks_by_agent, device_metrics, last_counted_hit
 from shortener.clicks.hit_metrics import CLICKED_LINKS, HIT_METRIC, IS_CLICK, IS_FIRST_CLICK
 from shortener.conversions.parsing import END_ACTION
+from shortener.model import record
 from shortener.outbox.count_deltas import COST, TIME_SLOT_MS
 from shortener.reporting.counts import MAX_FOLD_ROWS, Key, read_unfolded, time_slots
 from shortener.reporting.rollup_data import EXACT
@@ -61,7 +61,7 @@ MAX_RECOUNT_ROWS = 100_000  # One statement counts at most this number of rows, 
 MAX_RECOUNT_COHORTS = 100  # The maximum number of cohorts whose counts one statement reads.
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class CountDifference:
     """A count whose stored amount `kept` differs from `counted`, the result of counting the rows again. `at` is the start of its
     time slot."""

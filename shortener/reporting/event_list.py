@@ -10,14 +10,13 @@ reads the log backwards by id and examines at most MAX_SCANNED_ROWS rows. The sa
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection, select
 
 from shortener.ids import ALPHABET, CONVERSION_IDS, decode, first_id_at
-from shortener.model import Topic, Verdict
+from shortener.model import Topic, Verdict, record
 from shortener.outbox.events import encode_event_id
 from shortener.reporting.queries import AnyRow
 from shortener.storage.schema import cohorts, conversions, deliveries, events, hits, links, messages
@@ -32,7 +31,7 @@ _TOPICS = list(Topic)
 _PUBLISHED = [topic for topic in Topic if topic not in (Topic.TEST, Topic.SUSPECTED)]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class EventFilter:
     """The conditions of a list of events. `since` is inclusive, `until` is exclusive. `message` is a message_id."""
 
@@ -44,7 +43,7 @@ class EventFilter:
     until: datetime | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ListedEvent:
     """A row of the event log with one of its topics."""
 
@@ -52,7 +51,7 @@ class ListedEvent:
     topic: Topic
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class EventPage:
     """A page of a list of events. The next page contains rows with ids below `next`. On the last page, `next` is None."""
 

@@ -24,7 +24,7 @@ import io
 import re
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from decimal import Decimal
 from typing import Any, Literal
 
@@ -32,7 +32,7 @@ from sqlalchemy import BigInteger, Connection, and_, func, select
 
 from shortener.accounts.directory import short_url
 from shortener.clicks.hit_metrics import IS_CLICK
-from shortener.model import State
+from shortener.model import State, mutable_record
 from shortener.reporting.messages import STORED_MESSAGE_COLUMNS, MessageFilter, list_messages, serialize_decimal, shown_number
 from shortener.storage.database import Database
 from shortener.storage.schema import conversions, first_clicks, hits, links, other_hits
@@ -117,7 +117,7 @@ async def export_csv(
         below = page.next
 
 
-@dataclass(slots=True)
+@mutable_record
 class _MessageDetails:
     """The clicks and conversions of a message."""
 
@@ -143,7 +143,7 @@ _LINK_COLUMNS = (
 _LINK_ID, _LINK_URL = 1, 5  # the positions of the link id and of the URL in _LINK_COLUMNS
 
 
-@dataclass(slots=True)
+@mutable_record
 class _ExportPage:
     """A page of messages. `rows` contains the values of STORED_MESSAGE_COLUMNS of each message. The next page contains ids below
     `next`. On the last page, `next` is None. The keys of `links` and `details` are row ids of messages. `links` has no key for a

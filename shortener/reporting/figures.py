@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from decimal import Decimal
 
 from shortener.conversions.status_words import CATEGORIES
+from shortener.model import mutable_record
 from shortener.outbox.count_deltas import COST, time_to_click_bucket, time_to_click_seconds
 from shortener.reporting.rollup_data import EXACT, PeriodSums
 
@@ -22,7 +23,7 @@ _BROWSER = "browser:"
 _CLICK_COUNTRY = "click_country:"
 
 
-@dataclass(slots=True)
+@mutable_record
 class ConversionFigures:
     """The number of conversions of one action and category, and the sum of their values by currency."""
 
@@ -40,7 +41,7 @@ class ConversionFigures:
             self.add_value(currency, amount)
 
 
-@dataclass(slots=True)
+@mutable_record
 class Figures:
     """The figures of one group in a statistics report; 0 for a metric without counts. `cost` is the sum of the prices of the
     messages that gateways sent, without refunded prices. `value` contains the sum of the values of conversions that are neither

@@ -11,7 +11,6 @@ link are found with indexes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal, get_args
 
@@ -22,7 +21,7 @@ from shortener.clicks.hit_metrics import HIT_METRIC, IS_CLICK, IS_FIRST_CLICK, h
 from shortener.clicks.networks import UNKNOWN_NETWORK, Networks
 from shortener.clicks.user_agents import device_and_browser
 from shortener.ids import first_id_at
-from shortener.model import HitFlag, Verdict
+from shortener.model import HitFlag, Verdict, record
 from shortener.outbox.count_deltas import time_to_click
 from shortener.reporting.counts import slot_edges
 from shortener.reporting.figures import click_time_group
@@ -42,7 +41,7 @@ HitMetric = Literal["clicks", "suspected_hits", "ignored_hits", "late_hits", "cl
 HIT_METRICS: tuple[HitMetric, ...] = get_args(HitMetric)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class HitFilter:
     """The conditions of a list of hits. The time slots (15 minutes) that contain `since` and `until` are included completely.
 
@@ -70,7 +69,7 @@ class HitFilter:
     click_time: tuple[Sequence[int], int] | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class HitPage:
     """A page of hits with the columns HIT_COLUMNS. The next page contains ids below `next`. On the last page, `next` is None."""
 

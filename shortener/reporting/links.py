@@ -9,7 +9,6 @@ are examined for a page. The page may then contain fewer links than requested, o
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -17,7 +16,7 @@ from sqlalchemy import ColumnElement, Connection, and_, func, or_, select, text,
 
 from shortener.accounts.directory import Directory
 from shortener.clicks.link_admin import LINK_COLUMNS, serialize_link
-from shortener.model import HitFlag, Verdict
+from shortener.model import HitFlag, Verdict, record
 from shortener.reporting.counts import slot_edges
 from shortener.reporting.export import BYTE_ORDER_MARK, escape_formula, format_csv
 from shortener.reporting.messages import MessageFilter, choose_indexes, id_limits, select_ids
@@ -48,7 +47,7 @@ HEADER = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class LinkFilter:
     """The conditions of a list of links. `since` (inclusive) and `until` (exclusive) limit the time at which the message was
     created. `now` decides which links are expired."""
@@ -87,7 +86,7 @@ class LinkPosition(NamedTuple):
     position: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class LinkClicks:
     """The number of clicks of a link, and the time of the first click. Clicks whose hits were deleted are not included."""
 
@@ -95,7 +94,7 @@ class LinkClicks:
     first_at: datetime | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class LinkPage:
     """A page of links with the columns LINK_COLUMNS, and their clicks by row id of the link. The next page begins after the
     position `next`."""

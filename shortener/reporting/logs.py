@@ -8,13 +8,12 @@ A text is stored only while the message waits for a gateway, because the service
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
 from sqlalchemy import Connection, select
 
-from shortener.model import State
+from shortener.model import State, record
 from shortener.reporting.messages import MessageFilter, find_by_row_ids, find_messages, list_messages
 from shortener.reporting.queries import AnyRow
 from shortener.storage.schema import messages, sends
@@ -23,7 +22,7 @@ MAX_PAGES = 10  # The maximum number of pages of MAX_SCANNED_ROWS messages that 
 _MESSAGES_PER_STATEMENT = 500
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class LogEntry:
     """A message in the log: its columns MESSAGE_COLUMNS, its metadata, and the cost and the text with which a gateway sends it."""
 
@@ -33,7 +32,7 @@ class LogEntry:
     text: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class LogPage:
     """A page of log entries, newest first. The next page contains ids below `next`. On the last page, `next` is None."""
 

@@ -10,7 +10,6 @@ page exists.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, Literal, get_args
@@ -35,7 +34,7 @@ from sqlalchemy import (
 
 from shortener.ids import first_id_at
 from shortener.logs import mask
-from shortener.model import State
+from shortener.model import State, record
 from shortener.reporting.counts import slot_edges
 from shortener.reporting.link_set_names import find_link_sets
 from shortener.reporting.queries import AnyRow
@@ -55,7 +54,7 @@ MessageMetric = Literal["messages", "sent", "delivered", "read", "failed", "clic
 MESSAGE_METRICS: tuple[MessageMetric, ...] = get_args(MessageMetric)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class MessageFilter:
     """The conditions of a list of messages. `since` is inclusive, `until` is exclusive. `campaign` "" selects messages without a
     campaign. `states` selects messages in one of these states, `request_ids` messages of these rewrite requests, and `sender`
@@ -82,7 +81,7 @@ class MessageFilter:
     sender: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class MessagePage:
     """A page of messages with the columns MESSAGE_COLUMNS. The next page contains ids below `next`. On the last page, `next` is
     None."""

@@ -7,7 +7,6 @@ process of an installation reports the same values, so take the maximum over the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ from sqlalchemy import Connection, func, select, text
 
 from shortener.delivery.dispatch_queries import END_OF_NAMES, pending_queues
 from shortener.metrics import Metrics
-from shortener.model import Clock, DeliveryStatus
+from shortener.model import Clock, DeliveryStatus, record
 from shortener.settings import Settings
 from shortener.storage import schema
 from shortener.storage.database import Database
@@ -28,7 +27,7 @@ MAX_COUNTED = 50_000  # Counting of waiting rows stops at this number, so a read
 MAX_QUEUES = 1000  # At most this many queues of trackers and callbacks are examined.
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class QueueState:
     """The state of the queues at one time. Ages are in seconds; an age of 0 means that nothing waits."""
 

@@ -13,7 +13,6 @@ the time of sending for older messages whose rows still exist.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from functools import lru_cache
@@ -39,6 +38,7 @@ from shortener.clicks.device_counts import clicks_by_agent, device_metrics, last
 from shortener.clicks.hit_metrics import CLICKED_LINKS, CLICKED_MESSAGES, HIT_METRIC, IS_CLICK, IS_FIRST_CLICK
 from shortener.conversions.parsing import END_ACTION
 from shortener.ids import first_id_at
+from shortener.model import record
 from shortener.outbox.count_deltas import COST, TIME_SLOT_MS, sent_slot_of, time_to_click
 from shortener.reporting import rollup_data, rollups
 from shortener.reporting.count_check import HAS_COST, IS_REVENUE, OF_MESSAGES, id_ranges
@@ -83,7 +83,7 @@ _MAX_GROUPS = 50  # The maximum number of groups whose rolled-up counts one stat
 _SERIES = tuple(series(basis, level) for basis in Basis for level in Level)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RollupDifference:
     """A rolled-up count whose stored amount `kept` differs from `counted`, the result of counting the rows again. `at` is the start
     of its period."""

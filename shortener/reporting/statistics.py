@@ -14,13 +14,13 @@ quarantined, because a report does not include such a row.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Mapping
-from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta, timezone, tzinfo
 from decimal import Decimal
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from sqlalchemy import BigInteger, ColumnElement, Connection, Select, Text, case, cast, func, select, type_coerce
 
+from shortener.model import record
 from shortener.outbox.link_sets import MAX_NAMES, OTHER
 from shortener.reporting.counts import time_slots
 from shortener.reporting.delta_rows import count_quarantined, read_events
@@ -49,7 +49,7 @@ MAX_MISSING_ROWS = 20_000  # The maximum number of counts of an older release, n
 MAX_DAYS = 366  # The maximum number of days in a daily report.
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class StatisticsFilter:
     """The conditions of a statistics report. The time slots (15 minutes) that contain `since` and `until` are counted
     completely."""
@@ -92,7 +92,7 @@ class StatisticsFilter:
 Group = TypeVar("Group", bound=Hashable)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class StatisticsReport(Generic[Group]):
     """The figures of a statistics report by group. `complete` is true if no events are missing."""
 

@@ -5,7 +5,7 @@ SQL statement uses an index. The status can be serialized in the format of this 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,7 +14,7 @@ from sqlalchemy import Connection, and_, func, select, text
 from shortener.accounts.directory import short_url
 from shortener.conversions.queries import StoredRevision, find_revisions
 from shortener.gateways.sends import StoredSend, find_send, send_attempt_fields, send_fields
-from shortener.model import HitFlag, State
+from shortener.model import HitFlag, State, record
 from shortener.reporting.conversions import serialize_conversion
 from shortener.reporting.links import LinkClicks, count_clicks
 from shortener.reporting.messages import MESSAGE_COLUMNS, MessageFilter, list_messages, serialize_message, shown_number
@@ -26,7 +26,7 @@ _MESSAGES_PER_STATEMENT = 500
 MAX_CONVERSIONS = 1000  # The status of a message contains only its oldest conversions, at most this many.
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class MessageStatus:
     """The database rows of a message, its links and its conversions. `revisions` contains earlier revisions of conversions, by row
     id of the conversion."""
@@ -100,7 +100,7 @@ def list_first_links(connection: Connection, filters: MessageFilter, limit: int)
     return [MessageStatus(row, [first[row.id]] if row.id in first else [], (), {}) for row in found]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class MessageStatusReader:
     """A serializer of the status of messages. `base_url` returns the URL prefix of a domain's short links. `click_id` encodes the
     id of a hit.

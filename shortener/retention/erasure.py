@@ -34,7 +34,6 @@ import asyncio
 import dataclasses
 import json
 import re
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -43,7 +42,7 @@ from sqlalchemy import ColumnElement, Connection, and_, bindparam, case, delete,
 from shortener.accounts.audit import AuditWriter
 from shortener.clicks.user_agents import device_class, load_expressions
 from shortener.errors import ApiError, ErrorCode
-from shortener.model import DeliveryStatus, SendStatus
+from shortener.model import DeliveryStatus, SendStatus, mutable_record
 from shortener.storage.database import Database, upsert
 from shortener.storage.schema import (
     applications,
@@ -96,7 +95,7 @@ PERSONAL_FIELDS = frozenset(
 _PHONE = re.compile(r"\+[1-9][0-9]{6,14}")
 
 
-@dataclass(slots=True)
+@mutable_record
 class ErasureResult:
     """The number of rows from which personal data was removed, by kind."""
 

@@ -30,7 +30,6 @@ import asyncio
 import dataclasses
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -49,6 +48,7 @@ from sqlalchemy import (
 from shortener.clicks.user_agents import device_class, has_expressions, load_expressions
 from shortener.ids import first_id_at
 from shortener.metrics import Metrics
+from shortener.model import mutable_record
 from shortener.retention.purge_statements import (
     AUDIT_DELETION,
     EMPTY_HITS,
@@ -92,7 +92,7 @@ RESTART_INTERVAL = timedelta(days=1)
 _TYPICAL_ROWS_PER_MESSAGE, _TYPICAL_ROWS_PER_EVENT = 8, 4
 
 
-@dataclass(slots=True)
+@mutable_record
 class PurgeResult:
     """The number of deleted rows of each kind. `emptied_hits` are first clicks that were kept, but without their IP address and
     user agent."""

@@ -18,10 +18,10 @@ import os
 import secrets
 import sqlite3
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from shortener.model import record
 from shortener.secret import Secret, SecretError, write_secret
 from shortener.storage.installation import FINGERPRINT
 from shortener.storage.migrations import HEAD
@@ -40,7 +40,7 @@ class BackupError(Exception):
     """Raised if a backup or a restore fails, or if its result is damaged. The text states the reason and what to do."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class BackupInfo:
     """A description of the content of a backup. For a plain copy of a database, `created_at` is None and `has_secret` is false."""
 

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import orjson
 from sqlalchemy import Boolean, ColumnElement, Connection, Table, delete, func, select, text, true, tuple_, type_coerce
 from sqlalchemy.types import BigInteger, Float, Integer, SmallInteger, Text, TypeEngine
 
+from shortener.model import record
 from shortener.storage.bulk import BulkInsert
 from shortener.storage.database import Database, upsert
 from shortener.storage.references import ENFORCED
@@ -35,7 +35,7 @@ class CopyError(Exception):
     """Raised if a copy to another database is impossible, or if the copied rows differ. The text states the reason."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Progress:
     """The progress of one table. `done` of about `total` rows are copied or compared; `doing` is "copied" or "compared"."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,6 +17,7 @@ from sqlalchemy import URL, Connection, create_engine, event, inspect, text
 from sqlalchemy.pool import NullPool, StaticPool
 
 from shortener.errors import StoreUnavailable
+from shortener.model import record
 from shortener.storage import new_database
 from shortener.storage.database import Database, store_errors
 from shortener.storage.locks import AdvisoryLock
@@ -37,7 +38,7 @@ class SchemaMismatch(Exception):
     """Raised if this version cannot use the schema of the database. The text contains the command to run."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class MigrationStep:
     """The progress of one migration.
 

@@ -9,10 +9,9 @@ redirect.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from sqlalchemy import Column, Connection, Table, select, update
 
+from shortener.model import record
 from shortener.secret import Secret, SecretError
 from shortener.storage.installation import FINGERPRINT, get, set_value
 from shortener.storage.schema import metadata
@@ -21,7 +20,7 @@ from shortener.storage.schema import metadata
 DISABLED_REASON = "the secret of the installation was lost; set the values that were encrypted with it again"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class LostValue:
     """A value that was encrypted with the lost secret. `owner` is the name of the table, and `id` the id of the row."""
 

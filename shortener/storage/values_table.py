@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 import orjson
 from sqlalchemy import (
+    ARRAY,
     BigInteger,
     Connection,
     FromClause,
@@ -22,7 +23,6 @@ from sqlalchemy import (
     select,
     type_coerce,
 )
-from sqlalchemy.dialects.postgresql import ARRAY
 
 ColumnType = type[BigInteger] | type[Integer] | type[Text]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from decimal import Decimal
 from typing import Annotated, Any, Literal
@@ -21,7 +21,7 @@ from pydantic_core import CoreSchema
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.messages.delivery_reports import DeliveryReport
 from shortener.messages.report_words import parse_state
-from shortener.model import State, Topic
+from shortener.model import State, Topic, mutable_record
 from shortener.times import parse_report_time
 from shortener.web.damaged_json import RepairedText
 from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel
@@ -93,7 +93,7 @@ class DeliveryReportsResponse(ResponseModel):
     results: list[DeliveryReportFields]
 
 
-@dataclass(slots=True)
+@mutable_record
 class ReadReport:
     """A report as it was read from the request. If the report is refused, `report` is None, `invalid_field` is the name of the
     invalid field, and `reason` explains what is wrong."""

@@ -31,6 +31,7 @@ from shortener.accounts.directory import Principal
 from shortener.accounts.settings import Permission
 from shortener.errors import ApiError, ErrorCode, StoreUnavailable
 from shortener.ids import MAX_COUNTED_ID
+from shortener.model import mutable_record
 from shortener.web.call_headers import find_header
 from shortener.web.idempotency import HEADER, idempotency_key, respond_once
 from shortener.web.large_responses import PiecesResponse, is_large, serialize_in_pieces
@@ -82,7 +83,7 @@ Body = TypeVar("Body", bound=BaseModel | None)
 ErrorShape = Callable[[ErrorCode, dict[str, Any]], dict[str, Any]]
 
 
-@dataclass(slots=True)
+@mutable_record
 class Call(Generic[Query, Body]):
     """A validated request, as a handler receives it."""
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from decimal import Decimal
 from email.message import Message
 from email.parser import BytesParser
@@ -25,6 +25,7 @@ from starlette.requests import Request
 
 from shortener.conversions.parsing import RepeatedValues
 from shortener.errors import ApiError, ErrorCode
+from shortener.model import mutable_record
 from shortener.web.call_headers import find_header
 from shortener.web.request_body import MAX_FORM_FIELDS, BodyLimits, read_body
 
@@ -33,7 +34,7 @@ MAX_INTEGER_DIGITS = 40
 MAX_BODY_EXCERPT = 1000  # maximum length of an unparsed body in the list of refused reports, in characters
 
 
-@dataclass(slots=True)
+@mutable_record
 class ReportInput:
     """The parameters of a conversion report. `problem` is the reason why the body could not be read. `warnings` are texts about
     values that may be incorrect."""

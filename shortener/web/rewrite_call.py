@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import shortener.messages.rewriter  # noqa: F401 - `service.rewriter` needs it. Here it is imported in a thread.
 from shortener.errors import ErrorCode
 from shortener.messages.rewrite_item import RewriteItem
 from shortener.web.endpoint import Call

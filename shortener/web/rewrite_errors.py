@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+import shortener.messages.rewriter  # noqa: F401 - `service.rewriter` needs it. Here it is imported in a thread.
 from shortener.accounts.directory import Application
 from shortener.errors import ApiError, Detail
 from shortener.messages.rewrite_item import RewriteItem

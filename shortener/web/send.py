@@ -16,9 +16,9 @@ from pydantic import ConfigDict, Field, ValidationError
 
 from shortener.accounts.directory import Application, Principal
 from shortener.errors import ApiError, Detail, ErrorCode
-from shortener.messages.phone_numbers import check_sender
 from shortener.messages.render import NOT_SENT
 from shortener.messages.rewrite_item import RewriteItem
+from shortener.messages.sender_rules import check_sender
 from shortener.web.endpoint import Call, Endpoint, ResponseModel
 from shortener.web.fields import Sender
 from shortener.web.rewrite_call import REWRITE_ERRORS, REWRITE_HEADERS, rewrite_items

@@ -9,13 +9,13 @@ time, and only the first MAX_DETAILS details exist in memory. The others are cou
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError, ValidationInfo, ValidatorFunctionWrapHandler
 from pydantic_core import ErrorDetails
 
 from shortener.errors import MAX_DETAILS, ApiError, Detail, ErrorCode
+from shortener.model import mutable_record
 
 _MAX_EXACT_DETAILS = 10_000  # up to this number `details_total` is exact; a larger total is an upper bound
 
@@ -75,7 +75,7 @@ _REASONS: Mapping[str, Callable[[Context], str]] = {
 }
 
 
-@dataclass(slots=True)
+@mutable_record
 class _ErrorCount:
     """The numbers of errors of one validation: `reported` errors have details, `hidden` errors are only counted."""
 

@@ -59,9 +59,9 @@ async def test_a_service_starts_no_full_collection_while_a_large_rewrite_request
     service: Service, collections: list[float]
 ) -> None:
     job = service.jobs.table["garbage"]
-    service.rewriter.large_requests = 1
+    service.rewrite_totals.large_requests = 1
     await job.step()
     assert collections == []
-    service.rewriter.large_requests = 0
+    service.rewrite_totals.large_requests = 0
     await job.step()
     assert len(collections) == 1

@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 from shortener.messages.phone_numbers import (
     PhoneNumber,
     PhoneNumberError,
-    check_sender,
     parse_number,
     parse_searched_number,
 )
@@ -181,45 +180,3 @@ def test_the_country_of_a_phone_number_equals_the_result_of_the_phonenumbers_lib
     except PhoneNumberError:
         return
     assert parse_number(number).country == phonenumbers_country(number)
-
-
-@pytest.mark.parametrize(
-    "sender",
-    [
-        "123",
-        "72345",
-        "18775550100",
-        "+18775550100",
-        "ABC",
-        "InfoSMS",
-        "Gladiator1",
-        "a2345678901",
-        "channel:Bxn9SHBYhl89KnXXXXXXXX",
-        "sender_id:EjihJOXWJE24O",
-    ],
-)
-def test_the_sender_check_returns_no_reason_for_rejection_for_a_usual_sender_id(sender: str) -> None:
-    assert check_sender(sender) is None
-
-
-@pytest.mark.parametrize(
-    "sender",
-    [
-        "",
-        "12",
-        "+12",
-        "1234567890123456",
-        "AB",
-        "1Shop",
-        "My Shop",
-        "Shöp",
-        "Shop\n",
-        "ABCDEFGHIJKL",
-        "٣٣٣",
-        "channel:",
-        "channel: x",
-        "x:1",
-    ],
-)
-def test_the_sender_check_returns_the_reason_why_carriers_may_reject_an_unusual_sender_id(sender: str) -> None:
-    assert check_sender(sender) == "is neither a number of 3 to 15 digits nor 3 to 11 letters and digits that start with a letter"

@@ -221,7 +221,7 @@ async def test_a_large_rewrite_request_is_counted_as_in_progress_until_it_is_sto
     planned_while: list[int] = []
 
     def plan_request(*args: Any, **more: Any) -> Any:
-        planned_while.append(service.rewriter.large_requests)
+        planned_while.append(service.rewrite_totals.large_requests)
         return original(*args, **more)
 
     original = plan.plan_request
@@ -232,4 +232,4 @@ async def test_a_large_rewrite_request_is_counted_as_in_progress_until_it_is_sto
     await rewrite(service, *many, item("y"))
     assert planned_while == [0, 1]
     await rejection(service, *many, item('#track("nothing")'))
-    assert service.rewriter.large_requests == 0
+    assert service.rewrite_totals.large_requests == 0

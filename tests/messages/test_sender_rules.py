@@ -5,7 +5,7 @@ import pytest
 
 from shortener.accounts.administration import update_application
 from shortener.container import Service
-from shortener.messages.sender_rules import FORMS, NO_NAMES, REGISTERED_NAMES, country_problem
+from shortener.messages.sender_rules import FORMS, NO_NAMES, REGISTERED_NAMES, check_sender, country_problem
 from tests.conftest import NOON
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "rewriting.md"
@@ -55,3 +55,45 @@ def test_the_rewriting_page_lists_the_countries_with_rules_for_senders() -> None
     text = PAGE.read_text()
     for countries in (NO_NAMES, REGISTERED_NAMES, FORMS):
         assert " ".join(sorted(countries)) in text
+
+
+@pytest.mark.parametrize(
+    "sender",
+    [
+        "123",
+        "72345",
+        "18775550100",
+        "+18775550100",
+        "ABC",
+        "InfoSMS",
+        "Gladiator1",
+        "a2345678901",
+        "channel:Bxn9SHBYhl89KnXXXXXXXX",
+        "sender_id:EjihJOXWJE24O",
+    ],
+)
+def test_the_sender_check_returns_no_reason_for_rejection_for_a_usual_sender_id(sender: str) -> None:
+    assert check_sender(sender) is None
+
+
+@pytest.mark.parametrize(
+    "sender",
+    [
+        "",
+        "12",
+        "+12",
+        "1234567890123456",
+        "AB",
+        "1Shop",
+        "My Shop",
+        "Shöp",
+        "Shop\n",
+        "ABCDEFGHIJKL",
+        "٣٣٣",
+        "channel:",
+        "channel: x",
+        "x:1",
+    ],
+)
+def test_the_sender_check_returns_the_reason_why_carriers_may_reject_an_unusual_sender_id(sender: str) -> None:
+    assert check_sender(sender) == "is neither a number of 3 to 15 digits nor 3 to 11 letters and digits that start with a letter"

@@ -24,7 +24,7 @@ async def test_the_portal_preview_shows_the_text_with_a_sample_link_and_stores_n
     assert page.status_code == 200
     assert "Segments to pay for" in page.text
     assert ">10,000<" in page.text
-    assert service.rewriter.messages == 0
+    assert service.rewrite_totals.messages == 0
 
 
 async def test_the_portal_preview_of_an_invalid_text_keeps_the_input_and_shows_the_error_position(sign_in: SignIn) -> None:
@@ -100,7 +100,7 @@ async def test_a_viewer_cannot_create_a_message_in_the_portal(service: Service, 
     browser = await sign_in("Vera", Role.VIEWER, 1)
     page = await browser.post("/portal/1/try", data={"body": BODY, "to": "+14085550123", "action": "create"})
     assert page.status_code == 403
-    assert service.rewriter.messages == 0
+    assert service.rewrite_totals.messages == 0
 
 
 async def test_the_response_to_an_htmx_preview_request_contains_only_the_result_and_no_complete_page(sign_in: SignIn) -> None:

@@ -25,19 +25,18 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Hashable
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from shortener.accounts.settings import ApplicationSettings
 from shortener.clicks.verdicts.request_rules import Classification
-from shortener.model import Verdict
+from shortener.model import Verdict, record
 
 MINUTE = timedelta(minutes=1)
 SECOND = timedelta(seconds=1)
 BEFORE_SENT = "before_sent"  # the name of the rule for hits on messages that were not reported as sent
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class HitContext:
     """The facts about a hit that the contextual rules use. A value that is unknown is None, 0 or empty, and matches no rule."""
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -37,7 +36,7 @@ from shortener.clicks.verdicts.correction_rows import (
     save_messages,
 )
 from shortener.ids import IdGenerator
-from shortener.model import HitFlag, LinkFlag, State, Topic, Verdict
+from shortener.model import HitFlag, LinkFlag, State, Topic, Verdict, mutable_record
 from shortener.outbox import count_deltas, events
 from shortener.outbox.count_deltas import CountDelta, time_to_click
 from shortener.outbox.events import Event
@@ -63,7 +62,7 @@ class VerdictChange(NamedTuple):
     retracts: bool
 
 
-@dataclass(slots=True)
+@mutable_record
 class CorrectionResult:
     """The numbers of changes that a correction has made. `kept` counts hits that keep their verdict, because their click was sent
     and must not be retracted. `retracted` counts sent clicks that were retracted, and `retracted_messages` those that were the

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from sqlalchemy import BigInteger, Connection, bindparam, delete, func, select, type_coerce, update
@@ -13,7 +12,7 @@ from sqlalchemy import BigInteger, Connection, bindparam, delete, func, select, 
 from shortener.clicks.device_counts import AGENT
 from shortener.clicks.hit_metrics import IS_CLICK
 from shortener.clicks.verdicts.request_rules import RequestTraits, classify
-from shortener.model import HitFlag, State, Verdict
+from shortener.model import HitFlag, State, Verdict, mutable_record
 from shortener.outbox.first_clicks import NO_CLICK, FirstClick, lock, release
 from shortener.storage import schema
 from shortener.storage.database import upsert
@@ -24,7 +23,7 @@ from shortener.storage.values_table import values_table
 _MAX_CANDIDATES = 100  # maximum number of hits that are examined to find the first click on a link
 
 
-@dataclass(slots=True)
+@mutable_record
 class LockedMessage:
     """A locked message and its clicks. `state` is the state of the message before its first click. Times are milliseconds since
     1970."""

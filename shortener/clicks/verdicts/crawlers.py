@@ -1,9 +1,9 @@
 """The list of crawlers and HTTP libraries in the package `crawler-user-agents`, compiled into one fast search.
 
 The list has about 1,500 regular expressions, and nearly all of them are plain words. The package searches for each expression
-separately, which takes 100 microseconds for a user agent that matches none. Here, the words form one expression in the shape of a
-trie, which usually fails at the first letters. The few other expressions are applied after it. The result equals that of the
-package, without the patterns in `NOT_CRAWLERS`.
+separately, which takes 100 microseconds for a user agent that matches none. Here, the beginnings of the words form one expression
+in the shape of a trie, which usually fails at the first letters. The few other expressions are applied after it. The result equals
+that of the package, without the patterns in `NOT_CRAWLERS`.
 
 The list is read when this module is imported. So a damaged package prevents the start of the service, and causes no errors in later
 requests.
@@ -14,7 +14,6 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterable, Sequence
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -37,28 +36,57 @@ NOT_CRAWLERS = frozenset(
 # alternative words (Bot|Audit), the start or a space (^| ), or a plain character.
 _PIECE = re.compile(r"\\(?P<sign>[^\w])|\[(?P<letters>\w+)\]|\((?P<words>[\w ^|]+)\)|(?P<plain>[^\\\[\](){}|*+?.])", re.DOTALL)
 
+# A pattern that is a plain word, as nearly all are. Only letters of other patterns need `_PIECE`, which takes longer.
+_PLAIN_WORD = re.compile(r"(?:\\[^\w]|[^\\\[\](){}|*+?.^$])+", re.DOTALL)
+_ESCAPE = re.compile(r"\\(.)", re.DOTALL)
+
 # A user agent contains no line breaks, so line breaks can mark its start and end: `^curl` becomes the word "\ncurl".
 _END = "\n"
 
 _NEVER = r"(?!)"
 
-_Trie = dict[str, "_Trie"]
+#: The expression for the words contains so many characters of a word after those that the word shares with other words. The rest is
+#: compared after a match, because the compilation of all characters takes twice as long, at each start of the service.
+_OWN_CHARACTERS = 4
 
 
 def find_crawler(agent: str) -> str | None:
     """Return the part of the user agent that a pattern of the list matches, such as `python-requests`. Return None if no pattern
     matches."""
-    text = f"{_END}{agent}{_END}"
-    found = _WORDS.search(text) or _EXPRESSIONS.search(text)
-    return found[0].strip() if found else None
+    return _LIST.find(agent)
 
 
-def compile_list(patterns: Iterable[str]) -> tuple[re.Pattern[str], re.Pattern[str]]:
-    """Return one expression for all words (a trie) and one for all other patterns. Both search text that begins and ends with a
-    line break."""
+class CrawlerList:
+    """A list of regular expressions, compiled into one search."""
+
+    def __init__(self, patterns: Iterable[str]) -> None:
+        words, expressions = split_patterns(patterns)
+        self._words: dict[str, str] = {}  # each word by its beginning in `_beginnings`
+        self._beginnings = re.compile(trie_expression(words, _OWN_CHARACTERS, self._words))
+        self._expressions = re.compile("|".join(expressions) or _NEVER, re.MULTILINE)
+
+    def find(self, agent: str) -> str | None:
+        """Return the part of the user agent that a pattern matches, or None if no pattern matches."""
+        text = f"{_END}{agent}{_END}"
+        found = self._beginnings.search(text)
+        while found is not None:
+            word = self._words[found[0]]
+            if text.startswith(word, found.start()):
+                return word.strip()
+            found = self._beginnings.search(text, found.start() + 1)
+        found = self._expressions.search(text)
+        return found[0].strip() if found else None
+
+
+def split_patterns(patterns: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Return all words that the patterns match, and the patterns that are no combination of a few words. Both are for text that
+    begins and ends with a line break."""
     words: list[str] = []
     expressions: list[str] = []
     for pattern in patterns:
+        if _PLAIN_WORD.fullmatch(pattern):
+            words.append(_ESCAPE.sub(r"\1", pattern))
+            continue
         # A vertical bar outside of parentheses separates whole patterns.
         for part in [pattern] if "(" in pattern else pattern.split("|"):
             texts = _matching_texts(part)
@@ -66,7 +94,7 @@ def compile_list(patterns: Iterable[str]) -> tuple[re.Pattern[str], re.Pattern[s
                 expressions.append(part)
             else:
                 words.extend(texts)
-    return re.compile(_trie_expression(words) or _NEVER), re.compile("|".join(expressions) or _NEVER, re.MULTILINE)
+    return words, expressions
 
 
 def _matching_texts(pattern: str) -> list[str] | None:
@@ -87,24 +115,33 @@ def _matching_texts(pattern: str) -> list[str] | None:
     return ["".join(text) for text in itertools.product(*choices)]
 
 
-def _trie_expression(words: Iterable[str]) -> str:
-    root: _Trie = {}
-    for word in words:
-        node = root
-        for character in word:
-            node = node.setdefault(character, {})
-        node[""] = {}
-    return _alternatives(root) if root else ""
+def trie_expression(words: Iterable[str], own_characters: int | None = None, beginnings: dict[str, str] | None = None) -> str:
+    """Return an expression in the shape of a trie that matches all words, or nothing if there are none.
+
+    With `own_characters`, the expression ends so many characters after those that a word shares with other words. `beginnings`
+    receives each word by the text that the expression matches."""
+    needed: list[str] = []
+    for word in sorted(words):
+        if not needed or not word.startswith(needed[-1]):  # text that contains a longer word also contains its beginning
+            needed.append(word)
+    return _alternatives(needed, 0, own_characters, beginnings if beginnings is not None else {}) if needed else _NEVER
 
 
-_escape = cache(re.escape)  # the trie has 15,000 characters and few different ones
-
-
-def _alternatives(node: _Trie) -> str:
-    if "" in node:  # a word ends here, so longer words with this beginning need not be searched
-        return ""
-    branches = [_escape(character) + _alternatives(child) for character, child in sorted(node.items())]
-    return branches[0] if len(branches) == 1 else f"(?:{'|'.join(branches)})"
+def _alternatives(words: Sequence[str], start: int, own_characters: int | None, beginnings: dict[str, str]) -> str:
+    """Return an expression for sorted words without their first `start` characters, which are equal."""
+    first, last = words[0], words[-1]
+    if first is last:
+        beginning = first if own_characters is None else first[: start + own_characters]
+        beginnings[beginning] = first
+        return re.escape(beginning[start:])
+    end = start
+    while first[end] == last[end]:
+        end += 1
+    branches = [
+        _alternatives(list(group), end, own_characters, beginnings)
+        for _, group in itertools.groupby(words, key=lambda word: word[end])
+    ]
+    return f"{re.escape(first[start:end])}(?:{'|'.join(branches)})"
 
 
 def _patterns() -> list[str]:
@@ -118,4 +155,4 @@ def _patterns() -> list[str]:
     return [entry["pattern"] for entry in entries if entry["pattern"] not in NOT_CRAWLERS]
 
 
-_WORDS, _EXPRESSIONS = compile_list(_patterns())
+_LIST = CrawlerList(_patterns())

@@ -30,7 +30,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime, timedelta
 
 from sqlalchemy import Connection, func, or_, select
@@ -45,7 +45,7 @@ from shortener.clicks.verdicts.correction import CorrectionResult, VerdictChange
 from shortener.clicks.verdicts.request_rules import Classification, RequestTraits, classify
 from shortener.ids import IdGenerator, first_id_at
 from shortener.metrics import Metrics
-from shortener.model import HitFlag, Verdict
+from shortener.model import HitFlag, Verdict, mutable_record
 from shortener.storage.database import Database, upsert
 from shortener.storage.schema import first_clicks, hits, installation, links, messages
 from shortener.storage.types import from_ms, to_ms
@@ -60,7 +60,7 @@ MAX_LOOKBACK = timedelta(hours=1)
 _ADDRESS_RULE = "many_recipients"
 
 
-@dataclass(slots=True)
+@mutable_record
 class ReclassifyResult:
     """The changes that a run has made, or would have made. `hits` is the number of examined hits. `until` is the time up to which
     hits were examined."""
@@ -197,7 +197,7 @@ class Reclassifier:
             after = last
 
 
-@dataclass(slots=True)
+@mutable_record
 class _HitToClassify:
     """A stored hit with its message, its classification by the request rules, and the evidence for the contextual rules."""
 

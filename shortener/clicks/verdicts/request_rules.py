@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
-from shortener.clicks.verdicts.crawlers import compile_list, find_crawler
-from shortener.model import Verdict
+from shortener.clicks.verdicts.crawlers import find_crawler, split_patterns, trie_expression
+from shortener.model import Verdict, record
 
 MAX_AGENT_LENGTH = 512  # maximum number of characters of a user agent that the rules examine
 MAX_CACHED_AGENTS = 16_384  # the cache has about 10 MiB if all user agents have the maximum length
@@ -35,7 +34,7 @@ class RequestTraits(NamedTuple):
     x_moz: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Classification:
     """A verdict, the name of the rule that matched, and a text that explains the reason."""
 
@@ -225,7 +224,7 @@ _TOOLS = (
     "Microsoft Outlook",
     "ms-office",
 )
-_TOOL = re.compile(compile_list(_TOOLS)[0].pattern, re.IGNORECASE)
+_TOOL = re.compile(trie_expression(split_patterns(_TOOLS)[0]), re.IGNORECASE)
 #: The build of a phone may contain the e-mail address of the author of a modified Android.
 _ADDRESS_IN_BUILD = re.compile(r"Build/[^;()\s@]+@[^;()\s]+")
 _TIMESTAMP = re.compile(r" Time/[0-9]{10}")

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -39,6 +38,7 @@ from shortener.gateways.submission import (
     SubmitOutcome,
     SubmitResult,
 )
+from shortener.model import mutable_record
 
 log = structlog.get_logger(__name__)
 
@@ -51,7 +51,7 @@ MAX_SENDER_CHARACTERS = 20
 _SHORT_CODE_DIGITS = 8
 
 
-@dataclass(slots=True)
+@mutable_record
 class _Progress:
     """The parts of a message, and the ids that the gateway assigned to the parts that it accepted."""
 

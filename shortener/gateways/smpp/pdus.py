@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from smpplib import command, consts, exceptions, smpp
+
+from shortener.model import record
 
 HEADER_BYTES = 16
 MAX_PDU_BYTES = 70_000  # message_payload has at most 65,535 bytes
@@ -29,7 +31,7 @@ class PduError(Exception):
     """Raised if received bytes are not a PDU."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ReceivedPdu:
     """A received PDU. `command` is its name, such as deliver_sm; an empty text means an unknown command.
 

@@ -1,10 +1,12 @@
-"""The SQLAlchemy metadata that all tables belong to, and the column type of ids."""
+"""The SQLAlchemy metadata that all tables belong to, the column type of ids, and indexes with a condition."""
 
 # Tested by tests/storage/test_migrate.py
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Integer, MetaData
+from typing import Any
+
+from sqlalchemy import BigInteger, Connection, Index, Integer, MetaData, event, text
 
 metadata = MetaData(
     naming_convention={
@@ -17,3 +19,20 @@ metadata = MetaData(
 #: The type of an id from `ids.py`. On SQLite, only a column declared INTEGER is the rowid. A primary key of any other type has an
 #: additional index that every insert and every look-up must use.
 RowId = BigInteger().with_variant(Integer(), "sqlite")
+
+_POSTGRESQL_WHERE = "postgresql_where"  # The key of the condition in the `info` dict of an index.
+
+
+def partial_index(name: str, *columns: str, where: str, postgresql_where: str | None = None, unique: bool = False) -> Index:
+    """Return an index of the rows for which the SQL condition `where` is true. PostgreSQL has `postgresql_where` instead, if it is
+    not None.
+
+    The argument `postgresql_where` of SQLAlchemy's `Index` would import the dialect of PostgreSQL in every process with SQLite."""
+    return Index(name, *columns, unique=unique, sqlite_where=text(where), info={_POSTGRESQL_WHERE: postgresql_where or where})
+
+
+@event.listens_for(metadata, "before_create")
+def _set_postgresql_conditions(target: MetaData, connection: Connection, **options: Any) -> None:
+    if connection.dialect.name == "postgresql":
+        for index in (index for table in target.tables.values() for index in table.indexes):
+            index.dialect_options["postgresql"]["where"] = text(index.info[_POSTGRESQL_WHERE]) if index.info else None

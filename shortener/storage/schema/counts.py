@@ -4,9 +4,9 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Column, Index, Integer, SmallInteger, Table, Text, text
+from sqlalchemy import BigInteger, Column, Index, Integer, SmallInteger, Table, Text
 
-from shortener.storage.schema.base import RowId, metadata
+from shortener.storage.schema.base import RowId, metadata, partial_index
 from shortener.storage.types import Json, Money
 
 #: Count deltas that were not yet added to `counts`. Each transaction that changes counts inserts one row.
@@ -30,12 +30,11 @@ counts = Table(
     Column("metric", Text, primary_key=True),
     Column("amount", Money, nullable=False),
     Column("rolled_up", Money),  # The part of the amount that the table `rollups` contains.
-    Index(
+    partial_index(
         "counts_not_rolled_up",
         "quarter",
         "cohort_id",
-        sqlite_where=text(NOT_ROLLED_UP),
-        postgresql_where=text(NOT_ROLLED_UP),
+        where=NOT_ROLLED_UP,
     ),
 )
 

@@ -4,9 +4,9 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Boolean, Column, Float, Index, Integer, SmallInteger, Table, Text, false, text
+from sqlalchemy import BigInteger, Boolean, Column, Float, Index, Integer, SmallInteger, Table, Text, false
 
-from shortener.storage.schema.base import RowId, metadata
+from shortener.storage.schema.base import RowId, metadata, partial_index
 from shortener.storage.types import Instant, Json
 
 #: Endpoints that receive events. `role` is "tracker", or "conversion_url" for the URL in the field `conversion_url` of an
@@ -98,26 +98,24 @@ deliveries = Table(
     # The background replay that performed the latest replay of the delivery; NULL: no background replay did.
     Column("replay_id", BigInteger),
     # This index ensures that an event has at most one delivery for each topic and tracker.
-    Index(
+    partial_index(
         "deliveries_once",
         "event_id",
         "topic",
         "tracker_id",
         unique=True,
-        sqlite_where=text("tracker_id IS NOT NULL"),
-        postgresql_where=text("tracker_id IS NOT NULL"),
+        where="tracker_id IS NOT NULL",
     ),
-    Index("deliveries_due", "lane", "queue", "next_at", sqlite_where=text("status = 0"), postgresql_where=text("status = 0")),
-    Index("deliveries_dead", "tracker_id", "id", sqlite_where=text("status = 2"), postgresql_where=text("status = 2")),
+    partial_index("deliveries_due", "lane", "queue", "next_at", where="status = 0"),
+    partial_index("deliveries_dead", "tracker_id", "id", where="status = 2"),
     Index("deliveries_by_tracker", "tracker_id", "id"),
     Index("deliveries_by_application", "application_id", "id"),
-    Index(
+    partial_index(
         "deliveries_of_replay",
         "replay_id",
         "status",
         "id",
-        sqlite_where=text("replay_id IS NOT NULL"),
-        postgresql_where=text("replay_id IS NOT NULL"),
+        where="replay_id IS NOT NULL",
     ),
 )
 
@@ -142,12 +140,11 @@ replays = Table(
     Column("finished_at", Instant),
     Index("replays_by_application", "application_id", "id"),
     # This index ensures that a tracker has at most one running replay.
-    Index(
+    partial_index(
         "replays_running",
         "tracker_id",
         unique=True,
-        sqlite_where=text("state = 'running'"),
-        postgresql_where=text("state = 'running'"),
+        where="state = 'running'",
     ),
 )
 

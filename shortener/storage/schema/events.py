@@ -12,7 +12,6 @@ from sqlalchemy import (
     Boolean,
     Column,
     ColumnElement,
-    Index,
     Integer,
     SmallInteger,
     Table,
@@ -24,7 +23,7 @@ from sqlalchemy import (
     union_all,
 )
 
-from shortener.storage.schema.base import RowId, metadata
+from shortener.storage.schema.base import RowId, metadata, partial_index
 from shortener.storage.schema.messages import first_clicks, messages
 from shortener.storage.types import Instant, Json
 
@@ -53,8 +52,8 @@ events = Table(
     Column("data", Json),
     Column("facts", Json),
     Column("fanned_out", Boolean, nullable=False, server_default=false()),
-    Index("events_pending", "id", sqlite_where=text("fanned_out = 0"), postgresql_where=text("NOT fanned_out")),
-    Index("events_by_message", "message_id", sqlite_where=text(OTHER_EVENTS), postgresql_where=text(OTHER_EVENTS)),
+    partial_index("events_pending", "id", where="fanned_out = 0", postgresql_where="NOT fanned_out"),
+    partial_index("events_by_message", "message_id", where=OTHER_EVENTS),
 )
 
 

@@ -4,9 +4,9 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Boolean, Column, Float, Index, Integer, SmallInteger, Table, Text, false, text
+from sqlalchemy import BigInteger, Boolean, Column, Float, Integer, SmallInteger, Table, Text, false
 
-from shortener.storage.schema.base import RowId, metadata
+from shortener.storage.schema.base import RowId, metadata, partial_index
 from shortener.storage.types import Instant, Json, Money
 
 #: Gateways: the systems to which messages are handed on (shortener/gateways).
@@ -50,13 +50,12 @@ gateways = Table(
     Column("rate_ceiling", Float),
     Column("rate_lowered_at", Instant),
     Column("paced_until", Instant),
-    Index(
+    partial_index(
         "gateways_by_name",
         "application_id",
         "name",
         unique=True,
-        sqlite_where=text("removed_at IS NULL"),
-        postgresql_where=text("removed_at IS NULL"),
+        where="removed_at IS NULL",
     ),
     # The id of a gateway must never be reused, because its messages would go to the new gateway.
     sqlite_autoincrement=True,
@@ -89,23 +88,21 @@ sends = Table(
     Column("gateway_message_id", Text),  # The id of the message in the gateway's delivery reports.
     Column("last_status", Integer),  # The status of the last response: an HTTP status, or a command status of SMPP.
     Column("last_error", Text),
-    Index("sends_due", "gateway_id", "queue", "next_at", sqlite_where=text("status = 0"), postgresql_where=text("status = 0")),
-    Index(
+    partial_index("sends_due", "gateway_id", "queue", "next_at", where="status = 0"),
+    partial_index(
         "sends_in_flight",
         "gateway_id",
         "lease_until",
-        sqlite_where=text("lease_until IS NOT NULL"),
-        postgresql_where=text("lease_until IS NOT NULL"),
+        where="lease_until IS NOT NULL",
     ),
-    Index("sends_held", "application_id", "id", sqlite_where=text("status = 3"), postgresql_where=text("status = 3")),
+    partial_index("sends_held", "application_id", "id", where="status = 3"),
     # This index finds the oldest messages whose text is still stored. Ids grow with time.
-    Index("sends_unfinished", "id", sqlite_where=text("status IN (0, 3)"), postgresql_where=text("status IN (0, 3)")),
-    Index(
+    partial_index("sends_unfinished", "id", where="status IN (0, 3)"),
+    partial_index(
         "sends_by_gateway_message_id",
         "gateway_id",
         "gateway_message_id",
-        sqlite_where=text("gateway_message_id IS NOT NULL"),
-        postgresql_where=text("gateway_message_id IS NOT NULL"),
+        where="gateway_message_id IS NOT NULL",
     ),
 )
 

@@ -4,9 +4,9 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Column, Index, Integer, SmallInteger, Table, Text, TextClause, text
+from sqlalchemy import BigInteger, Column, Integer, SmallInteger, Table, Text, TextClause, text
 
-from shortener.storage.schema.base import RowId, metadata
+from shortener.storage.schema.base import RowId, metadata, partial_index
 from shortener.storage.types import Instant
 
 #: The condition of the index `hits_by_link`: hits that are not the first click of their message. First clicks are found by the
@@ -38,7 +38,7 @@ hits = Table(
     # The device and the browser of a hit whose user agent an erasure or the purge has removed, in the form of
     # `clicks.user_agents.device_class`; else NULL.
     Column("device_class", Text),
-    Index("hits_by_link", "link_id", sqlite_where=text(OTHER_HITS), postgresql_where=text(OTHER_HITS)),
+    partial_index("hits_by_link", "link_id", where=OTHER_HITS),
 )
 
 #: Dead letters: hits that can never be stored (clicks/dead_letters.py).

@@ -18,11 +18,10 @@ from sqlalchemy import (
     case,
     exists,
     false,
-    text,
 )
 
 from shortener.model import State
-from shortener.storage.schema.base import RowId, metadata
+from shortener.storage.schema.base import RowId, metadata, partial_index
 from shortener.storage.types import Instant, Json, Money
 
 #: Cohorts, the groups of the statistics: one row for each combination of application, campaign, source, recipient country and
@@ -86,7 +85,7 @@ early_hits = Table(
     # Whether a delivery report about the message has arrived since the hit.
     Column("is_due", Boolean, nullable=False, server_default=false()),
     Index("early_hits_by_at", "at"),
-    Index("early_hits_due", "id", sqlite_where=text("is_due"), postgresql_where=text("is_due")),
+    partial_index("early_hits_due", "id", where="is_due"),
 )
 
 #: The first clicks of messages. They are not stored in `messages`, whose rows are ten times as large. The messages are clicked in

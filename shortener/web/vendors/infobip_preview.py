@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import Field
 
+import shortener.messages.rewriter  # noqa: F401 - `service.rewriter` needs it. Here it is imported in a thread.
 from shortener.errors import ErrorCode
 from shortener.messages.rewrite_item import RewriteItem
 from shortener.messages.segments import characters_left

@@ -9,16 +9,17 @@ A field that changes what a vendor does, and that this service does not support,
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
+
+from shortener.model import record
 
 MAX_WARNINGS = 20  # The maximum number of warnings about the fields of one model.
 _MAX_NAME_LENGTH = 64
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Unsupported:
     """A mark for a field that has no effect in this service. A value that is neither false nor empty causes a warning with
     `reason`."""

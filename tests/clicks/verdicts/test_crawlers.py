@@ -5,19 +5,18 @@ from __future__ import annotations
 import pytest
 from crawleruseragents import CRAWLER_USER_AGENTS_DATA, is_crawler
 
-from shortener.clicks.verdicts.crawlers import NOT_CRAWLERS, compile_list, find_crawler
+from shortener.clicks.verdicts.crawlers import NOT_CRAWLERS, CrawlerList, find_crawler
 
 EXAMPLES = [example for crawler in CRAWLER_USER_AGENTS_DATA for example in crawler["instances"]]
 PATTERNS = [crawler["pattern"] for crawler in CRAWLER_USER_AGENTS_DATA]
 
 
 def test_the_compiled_crawler_list_matches_the_same_user_agents_as_the_package() -> None:
-    words, expressions = compile_list(PATTERNS)
+    crawlers = CrawlerList(PATTERNS)
     # The example user agents of the package, and shortened and changed variants that the package may not match.
     agents = [*EXAMPLES, *(agent[1:] for agent in EXAMPLES), *(agent[:-1] for agent in EXAMPLES), *map(str.swapcase, EXAMPLES)]
     for agent in agents[::3]:
-        text = f"\n{agent}\n"
-        assert bool(words.search(text) or expressions.search(text)) == is_crawler(agent), agent
+        assert bool(crawlers.find(agent)) == is_crawler(agent), agent
 
 
 @pytest.mark.parametrize(
@@ -36,12 +35,18 @@ def test_the_compiled_crawler_list_matches_the_same_user_agents_as_the_package()
 def test_each_kind_of_crawler_pattern_matches_the_same_user_agents_after_compilation(
     pattern: str, matches: str, misses: str
 ) -> None:
-    words, expressions = compile_list([pattern])
+    crawlers = CrawlerList([pattern])
+    assert (bool(crawlers.find(matches)), bool(crawlers.find(misses))) == (True, False)
 
-    def found(agent: str) -> bool:
-        return any(compiled.search(f"\n{agent}\n") for compiled in (words, expressions))
 
-    assert (found(matches), found(misses)) == (True, False)
+def test_a_word_of_the_crawler_list_is_found_behind_a_text_that_only_begins_like_a_word() -> None:
+    crawlers = CrawlerList(["AlphaBot-Images", "AlphaBeta crawler", "Gamma"])
+    assert crawlers.find("AlphaBot-I, AlphaBot-Images/1.0") == "AlphaBot-Images"
+    assert crawlers.find("AlphaBot-Im AlphaBeta Gamm") is None
+
+
+def test_a_list_without_patterns_finds_no_crawler() -> None:
+    assert CrawlerList([]).find("Mozilla/5.0") is None
 
 
 def test_find_crawler_returns_the_part_of_the_user_agent_that_matches() -> None:
