@@ -36,7 +36,7 @@ from shortener.container import Service, open_service
 from shortener.server.application import HttpApplication
 from shortener.settings import Settings
 from shortener.storage.database import Database
-from shortener.storage.migrate import migrate
+from shortener.storage.migrate import prepare
 from shortener.storage.open import open_database
 from tests.receiver import receiver as receiver  # These imports make the fixtures available to the whole test suite.
 from tests.run_failed_again import EXIT_STATUS
@@ -44,7 +44,7 @@ from tests.servers import PostgresProcess, memory_folder
 from tests.servers import certificate as certificate
 from tests.servers import postgres_server as postgres_server
 from tests.servers import redis_server as redis_server
-from tests.speed import collect_garbage_rarely, exclude_old_objects, share_compiled_statements
+from tests.speed import collect_garbage_rarely, exclude_old_objects, share_compiled_statements, share_server_properties
 
 T = TypeVar("T")
 
@@ -70,6 +70,7 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(folder))
     reset_logs()
     share_compiled_statements()
+    share_server_properties()
 
 
 def pytest_collection_finish() -> None:
@@ -171,7 +172,7 @@ def postgresql_template(postgresql: str) -> str:
         connection = await asyncpg.connect(postgresql)
         await connection.execute("CREATE DATABASE template_of_tests")
         await connection.close()
-        await migrate(postgresql.replace("/postgres?", "/template_of_tests?"))
+        await prepare(postgresql.replace("/postgres?", "/template_of_tests?"))
 
     run_in_a_thread(create())
     return "template_of_tests"
@@ -179,9 +180,9 @@ def postgresql_template(postgresql: str) -> str:
 
 @pytest.fixture(scope="session")
 def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A SQLite database file that contains the schema. Tests copy it, which is faster than a migration."""
+    """A SQLite database file that contains the schema. Tests copy it, which is faster than creating it."""
     file = tmp_path_factory.mktemp("sqlite_template") / "shortener.db"
-    run_in_a_thread(migrate(f"sqlite:///{file}"))
+    run_in_a_thread(prepare(f"sqlite:///{file}"))
     return file
 
 

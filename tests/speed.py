@@ -2,15 +2,18 @@
 
 A test process opens about a thousand databases and services, one after the other. Without these settings, a third of its time is
 work that it has done before: SQLAlchemy compiles each statement again for each database, and the garbage collector examines all
-modules and all tests again and again.
+modules and all tests again and again. On PostgreSQL, each new connection examines the server again.
 """
 
 from __future__ import annotations
 
 import gc
+from collections.abc import Sequence
 from typing import Any
 
+import asyncpg
 from sqlalchemy import Connection, Dialect, Engine, event
+from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 
 #: Compiled statements by the class of the dialect and SQLAlchemy's cache key.
 _statements: dict[tuple[Any, ...], Any] = {}
@@ -52,6 +55,41 @@ def compile_statements_for(dialect: Dialect) -> None:
                 dialect=dialect, cache_key=compiled.cache_key, column_keys=list(columns), for_executemany=many
             )
             _statements[(type(dialect), key, columns, *options, many)] = again
+
+
+#: PostgreSQL's own types have ids below this number, which are the same in every database of every version.
+FIRST_OTHER_TYPE = 10_000
+
+
+def share_server_properties() -> None:
+    """Let the test process read the properties of PostgreSQL servers once, and not for each connection.
+
+    These are the types that asyncpg does not know, such as arrays of integers (a query of 10 ms), and what SQLAlchemy reads at the
+    first connection of an engine, such as the version (four queries)."""
+    types: dict[tuple[int, ...], Any] = {}
+    read_types = asyncpg.Connection._introspect_types
+
+    async def introspect_types(self: asyncpg.Connection, ids: Sequence[int], timeout: float | None) -> Any:
+        key = tuple(sorted(ids))
+        if key[-1] >= FIRST_OTHER_TYPE:
+            return await read_types(self, ids, timeout)
+        if key not in types:
+            types[key] = await read_types(self, ids, timeout)
+        return types[key]
+
+    properties: dict[str, Any] = {}
+    read_properties: Any = PGDialect_asyncpg.initialize
+
+    def initialize(self: Any, connection: Any) -> None:
+        if not properties:
+            before = dict(self.__dict__)
+            read_properties(self, connection)
+            properties.update({name: value for name, value in self.__dict__.items() if before.get(name) != value})
+            properties.pop("_type_memos", None)  # a cache of the engine
+        self.__dict__.update(properties)
+
+    asyncpg.Connection._introspect_types = introspect_types
+    setattr(PGDialect_asyncpg, "initialize", initialize)  # noqa: B010 - mypy permits no assignment to a method
 
 
 def collect_garbage_rarely() -> None:

@@ -355,12 +355,17 @@ def _check_name(connection: Connection, name: str, application_id: int | None = 
         raise ApiError(ErrorCode.CONFLICT, f"An application with the name {name!r} already exists.")
 
 
+def has_application(connection: Connection) -> bool:
+    """Return whether the installation has an application, which may be disabled."""
+    return connection.execute(select(schema.applications.c.id).limit(1)).first() is not None
+
+
 def ensure_default(
     connection: Connection, now: datetime, secret: Secret | None = None, *, api_key: str = "", tracker_token: str = ""
 ) -> Credentials | None:
     """Create the application DEFAULT_NAME if there is no application yet. Return its credentials, or None.
 
     `api_key` and `tracker_token` are passed to `create_application`."""
-    if connection.execute(select(schema.applications.c.id).limit(1)).first():
+    if has_application(connection):
         return None
     return create_application(connection, DEFAULT_NAME, now, secret=secret, api_key=api_key, tracker_token=tracker_token)

@@ -48,11 +48,11 @@ async def create_application(name: str, domain: str | None, company_id: int | No
     from shortener.accounts import audited_accounts
     from shortener.accounts.own_hosts import OwnHosts
     from shortener.model import utcnow
-    from shortener.storage.installation import open_installation_secret
+    from shortener.storage.installation import FINGERPRINT, get, open_installation_secret
 
     settings = load_settings()
     async with open_store() as database:
-        secret = await open_installation_secret(database, settings)
+        secret = await open_installation_secret(database, settings, await database.read(get, FINGERPRINT))
         created = await database.write(
             audited_accounts.create_application,
             command_line_audit(database),

@@ -10,9 +10,11 @@ from __future__ import annotations
 import random
 from contextlib import AsyncExitStack, suppress
 
+from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
 from shortener import __version__
+from shortener.accounts.administration import has_application
 from shortener.accounts.audit import SERVER_START, AuditWriter
 from shortener.accounts.audited_accounts import ensure_default
 from shortener.accounts.credentials import Credentials
@@ -65,9 +67,16 @@ from shortener.retention.purge import Purge
 from shortener.secret import Secret
 from shortener.settings import Settings
 from shortener.storage.clock import SharedClock, ms_clock, open_clock
-from shortener.storage.copy import is_unfinished
+from shortener.storage.copy import UNFINISHED_COPY
 from shortener.storage.database import Database
-from shortener.storage.installation import check_base_url, open_installation_secret, require_installation
+from shortener.storage.installation import (
+    BASE_URL,
+    FINGERPRINT,
+    check_base_url,
+    get_all,
+    open_installation_secret,
+    require_installation,
+)
 from shortener.storage.integrity import require_database
 from shortener.storage.migrate import SchemaMismatch, prepare
 from shortener.storage.migrations import HEAD
@@ -101,18 +110,26 @@ async def open_service(settings: Settings, *, clock: Clock | None = None, owner:
         opened.push_async_callback(database.close)
         if file is None:
             await check_schema(database)
-        if await database.read(is_unfinished):
+        stored, has_applications = await database.read(_read_installation)
+        if UNFINISHED_COPY in stored:
             raise SchemaMismatch("the copy into this database is incomplete: run `shortener copy` again")
-        await check_base_url(database, settings)
+        await check_base_url(database, settings, stored.get(BASE_URL))
         # The secret is created after the database: if the first start is killed between these steps, no secret without a database
         # remains.
-        secret = await open_installation_secret(database, settings)
+        secret = await open_installation_secret(database, settings, stored.get(FINGERPRINT))
         if clock is None:
             clock = await open_clock(database)
-        first_credentials = await _ensure_default_application(database, clock, secret, settings) if may_create else None
+        first_credentials = None
+        if may_create and not has_applications:
+            first_credentials = await _ensure_default_application(database, clock, secret, settings)
         service = await _build_service(settings, clock, secret, database, first_credentials, opened, owner=owner)
         opened.pop_all()  # From this point on, `Service.close` closes everything that was opened.
         return service
+
+
+def _read_installation(connection: Connection) -> tuple[dict[str, str], bool]:
+    """Return the stored values of the installation, and whether it has an application."""
+    return get_all(connection), has_application(connection)
 
 
 async def _ensure_default_application(database: Database, clock: Clock, secret: Secret, settings: Settings) -> Credentials | None:

@@ -255,9 +255,10 @@ class Dispatcher:
 
         if self._timer is not None:
             self._timer.cancel()
-        with suppress(StoreUnavailable, TimeoutError):
-            async with asyncio.timeout_at(began + grace):
-                await self._database.write(self._processes.remove)
+        if self._processes.may_have_row:
+            with suppress(StoreUnavailable, TimeoutError):
+                async with asyncio.timeout_at(began + grace):
+                    await self._database.write(self._processes.remove)
 
     def _wake_at(self, at: int | None) -> None:
         """Set a timer that starts a dispatch cycle at this time (milliseconds since 1970). None removes the timer."""

@@ -68,6 +68,7 @@ class DeliveryProcesses:
         self._count = count
         self._at: int | None = None
         self.share = ProcessShare()
+        self.may_have_row = False  # Whether a heartbeat was written, perhaps in a transaction that was not committed.
 
     def write(self, connection: Connection, now: int) -> SignOfLife | None:
         """Write a heartbeat as a part of the caller's transaction and count the processes. Return None if no heartbeat is due.
@@ -79,6 +80,7 @@ class DeliveryProcesses:
         seen = {row.id: to_ms(row.seen_at) for row in connection.execute(select(columns.id, columns.seen_at))}
         latest = max([*seen.values(), self._at or 0])
         row = {"id": self._id, "seen_at": from_ms(now)}
+        self.may_have_row = True
         connection.execute(
             upsert(connection, delivery_processes).values(row).on_conflict_do_update(index_elements=["id"], set_=row)
         )

@@ -21,11 +21,12 @@ from sqlalchemy.types import BigInteger, Float, Integer, SmallInteger, Text, Typ
 from shortener.model import record
 from shortener.storage.bulk import BulkInsert
 from shortener.storage.database import Database, upsert
+from shortener.storage.installation import get
 from shortener.storage.references import ENFORCED
 from shortener.storage.schema import installation, metadata
 
 BATCH_ROWS = 2000  # The number of rows that one transaction copies.
-_MARK = "copy"  # The name of the row in `installation` that marks the database as the target of an incomplete copy.
+UNFINISHED_COPY = "copy"  # The name of the row in `installation` that marks the database as the target of an incomplete copy.
 
 #: Plain column types for reading and writing stored values unchanged. The column types of the schema would convert the values.
 _STORED: tuple[type[TypeEngine[Any]], ...] = (Boolean, SmallInteger, BigInteger, Integer, Float, Text)
@@ -54,7 +55,7 @@ class _Checksum(NamedTuple):
 
 def is_unfinished(connection: Connection) -> bool:
     """Return whether a copy into this database has begun and is not complete."""
-    return connection.execute(select(installation.c.value).where(installation.c.name == _MARK)).first() is not None
+    return get(connection, UNFINISHED_COPY) is not None
 
 
 async def copy(source: Database, target: Database, progress: Callable[[Progress], None]) -> dict[str, int]:
@@ -91,11 +92,11 @@ def _identity(connection: Connection) -> str:
 
 
 def _begin(connection: Connection, identity: str) -> None:
-    mark = connection.execute(select(installation.c.value).where(installation.c.name == _MARK)).scalar()
+    mark = get(connection, UNFINISHED_COPY)
     if mark is None:
         if connection.execute(select(installation.c.name).limit(1)).first() is not None:
             raise CopyError("the target already contains an installation: use an empty database")
-        connection.execute(upsert(connection, installation).values(name=_MARK, value=identity))
+        connection.execute(upsert(connection, installation).values(name=UNFINISHED_COPY, value=identity))
     elif mark != identity:
         raise CopyError("the target contains an incomplete copy of another installation: use an empty database")
 
@@ -109,7 +110,7 @@ def _end(connection: Connection) -> None:
                     place = f"pg_get_serial_sequence('{table.name}', '{column.name}')"
                     highest = f"(SELECT max({column.name}) FROM {table.name})"
                     connection.execute(text(f"SELECT setval({place}, {highest}) WHERE {place} IS NOT NULL AND {highest} > 0"))
-    connection.execute(delete(installation).where(installation.c.name == _MARK))
+    connection.execute(delete(installation).where(installation.c.name == UNFINISHED_COPY))
 
 
 async def _copy_table(source: Database, target: Database, table: Table, total: int, progress: Callable[[Progress], None]) -> None:
@@ -174,7 +175,7 @@ def _page(connection: Connection, table: Table, after: tuple[Any, ...] | None) -
 
 def _without_mark(table: Table) -> ColumnElement[bool]:
     """Return the SQL condition that excludes the row that marks an incomplete copy."""
-    return installation.c.name != _MARK if table is installation else true()
+    return installation.c.name != UNFINISHED_COPY if table is installation else true()
 
 
 def _stored_type(kind: TypeEngine[Any]) -> TypeEngine[Any]:

@@ -61,11 +61,11 @@ def place_of(settings: Settings) -> str:
     return str(settings.data_dir.absolute()) if not settings.database_url else str(file.absolute())
 
 
-async def open_installation_secret(database: Database, settings: Settings) -> Secret:
-    """Return the secret of the installation in `database`. If the database has no fingerprint of a secret yet, create a new secret.
+async def open_installation_secret(database: Database, settings: Settings, stored: str | None) -> Secret:
+    """Return the secret of the installation in `database`. `stored` is the fingerprint of the secret that the database contains. If
+    it is None, create a new secret.
 
     Raise SecretError if the secret does not exist or is not the secret of this database."""
-    stored = await database.read(get, FINGERPRINT)
     secret = open_secret(settings.secret, settings.data_dir, create=stored is None)
     if stored is None:
         stored = await database.write(get_or_set, FINGERPRINT, secret.fingerprint)
@@ -77,11 +77,11 @@ async def open_installation_secret(database: Database, settings: Settings) -> Se
     return secret
 
 
-async def check_base_url(database: Database, settings: Settings) -> None:
-    """Store BASE_URL in the installation. Raise BaseUrlMissing if this process has none and an earlier process had one.
+async def check_base_url(database: Database, settings: Settings, stored: str | None) -> None:
+    """Store BASE_URL in the installation. Raise BaseUrlMissing if this process has none and an earlier process had one. `stored` is
+    the one that the database contains.
 
     Without this check, a node whose configuration is incomplete would create short links with the host 127.0.0.1."""
-    stored = await database.read(get, BASE_URL)
     if settings.has_default_base_url:
         if stored is not None:
             raise BaseUrlMissing(missing_base_url(stored, settings))
@@ -95,6 +95,11 @@ def missing_base_url(stored: str, settings: Settings) -> str:
         f"BASE_URL is not set, so links would begin with {settings.base_url}. Links of this installation begin with {stored}: set "
         f"SHORTENER_BASE_URL={stored}, or the new address"
     )
+
+
+def get_all(connection: Connection) -> dict[str, str]:
+    """Return all values of the installation by name."""
+    return {row.name: row.value for row in connection.execute(select(installation.c.name, installation.c.value))}
 
 
 def get(connection: Connection, name: str) -> str | None:

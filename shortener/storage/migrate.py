@@ -56,16 +56,22 @@ def version_of(connection: Connection) -> str | None:
     """Return the schema revision of the database; None if the database is empty.
 
     Raise SchemaMismatch for tables of another program."""
-    inspector = inspect(connection)
-    if inspector.has_table("alembic_version"):
+    if _has_version_table(connection):
         version: str | None = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
         if version is not None:
             return version
-    if foreign := sorted(metadata.tables.keys() & inspector.get_table_names()):
+    if foreign := sorted(metadata.tables.keys() & inspect(connection).get_table_names()):
         raise SchemaMismatch(
             f"the database contains tables that this service did not create ({', '.join(foreign)}): use a separate database"
         )
     return None
+
+
+def _has_version_table(connection: Connection) -> bool:
+    if connection.dialect.name == "postgresql":
+        # `has_table` needs four times as long, because it searches the catalog with a join.
+        return bool(connection.scalar(text("SELECT to_regclass('alembic_version') IS NOT NULL")))
+    return inspect(connection).has_table("alembic_version")
 
 
 def check(version: str | None) -> None:

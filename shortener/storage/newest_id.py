@@ -8,7 +8,7 @@ not be sorted as the newest.
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, select
 
 from shortener.ids import IdGenerator, ms_of
 from shortener.storage import schema
@@ -38,7 +38,10 @@ async def continue_ids(database: Database, ids: IdGenerator, now_ms: int) -> Non
         ids.continue_after(newest)
 
 
+#: The largest id of each table. PostgreSQL plans this twice as fast as `max(id)`.
+_LARGEST = select(*(select(table.c.id).order_by(table.c.id.desc()).limit(1).scalar_subquery() for table in _TABLES))
+
+
 def _find_newest(connection: Connection) -> int:
     """Return the largest row id in the primary keys of the tables; 0 if there are no rows."""
-    largest = (select(func.max(table.c.id)).scalar_subquery() for table in _TABLES)
-    return max(row_id or 0 for row_id in connection.execute(select(*largest)).one())
+    return max(row_id or 0 for row_id in connection.execute(_LARGEST).one())

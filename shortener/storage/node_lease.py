@@ -63,14 +63,18 @@ class NodeLease:
             return
 
 
-#: An SQL expression for the clock of the database, in milliseconds since 1970.
-_NOW = text("SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint")
+_CLOCK = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
+#: The clock of the database, in milliseconds since 1970.
+_NOW = text(f"SELECT {_CLOCK}")
+#: The clock of the database, and the next value of the SQL sequence `nodes`.
+_NOW_AND_START = text(f"SELECT {_CLOCK}, nextval('nodes')")
 
 
 def _lease(connection: Connection, owner: str) -> int:
     """Lease the first free node number, beginning with the next value of the SQL sequence `nodes`."""
-    now: int = connection.execute(_NOW).scalar_one()
-    start: int = connection.execute(text("SELECT nextval('nodes')")).scalar_one()
+    now: int
+    start: int
+    now, start = connection.execute(_NOW_AND_START).one()
     leased = set(connection.scalars(select(node_leases.c.node).where(node_leases.c.until_ms > now)))
     for offset in range(FIRST_COMMAND_NODE):
         node = (start + offset) % FIRST_COMMAND_NODE

@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import asyncpg
 import structlog
-from sqlalchemy import Connection, ExceptionContext, Row, event, exc, text
+from sqlalchemy import Connection, ExceptionContext, Row, event, exc
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.sql import Executable
 
@@ -140,7 +140,7 @@ def async_engine(url: str, *, pool_size: int = 8, timeout: float | None = None) 
 
 
 def _check(connection: Connection) -> None:
-    connection.execute(text("SELECT 1"))
+    """Do nothing. When SQLAlchemy opens the first connection, it executes statements that read the properties of the server."""
 
 
 class _QuicklyClosed(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types

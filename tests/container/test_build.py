@@ -4,12 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import Connection, Engine, event
 
 from shortener.container import open_service
 from shortener.container.connections import open_sender
 from shortener.delivery.sender import Sender
 from shortener.settings import Settings
 from shortener.storage.open import open_database
+from tests.conftest import MakeService
 
 
 async def test_a_failure_while_the_service_is_built_closes_everything_that_was_opened(
@@ -31,3 +33,21 @@ async def test_a_failure_while_the_service_is_built_closes_everything_that_was_o
     assert [sender.is_closed for sender in senders] == [True, True]
     # Only one process may own a SQLite database. This call raises an error if the first service still owns it.
     await (await open_database(store_url, owner=True)).close()
+
+
+async def test_a_start_and_a_stop_without_deliveries_execute_few_transactions(make_service: MakeService) -> None:
+    """Each transaction needs three round trips to PostgreSQL, or several changes of the thread with SQLite."""
+    transactions: list[Connection] = []
+    add = transactions.append  # one object, because `remove` compares the listeners
+    await (await make_service()).close(grace=1)
+    event.listen(Engine, "begin", add)
+    try:
+        service = await make_service()
+        at_start = len(transactions)
+        await service.close(grace=1)
+        at_stop = len(transactions) - at_start
+    finally:
+        event.remove(Engine, "begin", add)
+    # The schema, the values of the installation, the accounts and the newest ids; with PostgreSQL also the lease of a node number.
+    expected = {"sqlite": (4, 0), "postgresql": (5, 1)}
+    assert (at_start, at_stop) == expected[service.database.dialect]

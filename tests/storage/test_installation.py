@@ -8,7 +8,15 @@ from pydantic import SecretStr
 from shortener.container import open_service
 from shortener.secret import SecretError
 from shortener.settings import Settings
-from shortener.storage.installation import BaseUrlMissing, NoInstallation, open_installation_secret, place_of, require_installation
+from shortener.storage.installation import (
+    FINGERPRINT,
+    BaseUrlMissing,
+    NoInstallation,
+    get,
+    open_installation_secret,
+    place_of,
+    require_installation,
+)
 from shortener.storage.open import open_database
 from tests.conftest import new_postgresql_database
 
@@ -61,8 +69,10 @@ async def test_the_first_secret_of_a_database_is_written_to_a_file_and_the_next_
     settings = Settings(data_dir=tmp_path, database_url=store_url)
     database = await open_database(store_url, owner=False)
     try:
-        first = await open_installation_secret(database, settings)
+        first = await open_installation_secret(database, settings, None)
         assert (tmp_path / "secret").read_text().strip() == first.text
-        assert (await open_installation_secret(database, settings)).fingerprint == first.fingerprint
+        stored = await database.read(get, FINGERPRINT)
+        assert stored == first.fingerprint
+        assert (await open_installation_secret(database, settings, stored)).fingerprint == stored
     finally:
         await database.close()
