@@ -113,15 +113,15 @@ def lock_application(connection: Connection, application_id: int) -> Row[Any]:
 def add_domain(connection: Connection, application_id: int, base_url: str, now: datetime, *, own_hosts: OwnHosts = NO_HOSTS) -> int:
     """Add a domain to an application, such as https://go.brand.example or https://go.brand.example/ABCDEF. Return its id.
 
-    A domain that the same application removed is added again with its id, so that its links stay known. A host in `own_hosts` is
-    rejected: the service responds on it as on BASE_URL, so a domain would have no effect. Raise ApiError NOT_FOUND,
-    INVALID_REQUEST, CONFLICT."""
+    A domain that the same application removed is added again with its id, so that its links stay known. A name in `own_hosts` is
+    rejected: the service responds on it as on BASE_URL, so a domain would have no effect. `localhost` and IP addresses cause a
+    warning instead. Raise ApiError NOT_FOUND, INVALID_REQUEST, CONFLICT."""
     require_application(connection, application_id)
     table = schema.domains
     try:
         parsed = parse_base_url(base_url)
         host = host_of(parsed.origin)
-        if own_hosts.has_name(host):
+        if name_of(host) in own_hosts.names:
             raise UrlError(
                 f"has the host {name_of(host)}, on which the service itself responds (BASE_URL or PORTAL_URL). Links of an "
                 "application without a domain begin with BASE_URL already; choose another host as its domain"

@@ -45,18 +45,13 @@ class OwnHosts:
             settings.host,
         )
 
-    def has_name(self, host: str) -> bool:
-        """Return whether a host, with its port unless that is the default, is the host of BASE_URL or PORTAL_URL. The port of a
-        name does not matter, because the service responds to a name on every port."""
-        return host in self.hosts or name_of(host) in self.names
-
     def contains(self, url: str) -> bool:
         """Return whether the host of an absolute URL is one of these hosts."""
         host = host_of(url)
         if not host:
             return False
         name = name_of(host)
-        return self.has_name(host) or (is_local(name) and self._is_served(url, name))
+        return host in self.hosts or name in self.names or (is_local(name) and self._is_served(url, name))
 
     def _is_served(self, url: str, name: str) -> bool:
         if _port(url) not in self.ports:

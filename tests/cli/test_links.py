@@ -113,7 +113,7 @@ def test_commands_change_the_link_path_and_the_app_files_of_a_domain_and_remove_
         assert "domain: is not a valid URL" in shell("domains", "add", number, url, code=2).stderr
     dotted = shell.json("domains", "add", number, "https://Dot.dlt.example.:8443", "--home-url", "https://dlt.example/")
     assert dotted["host"] == "dot.dlt.example:8443"
-    assert "on which the service itself responds" in shell("domains", "add", number, "http://127.0.0.1:8000", code=2).stderr
+    assert "127.0.0.1 is not a public address" in shell("domains", "add", number, "http://127.0.0.1:8000").stderr
     assert "localhost is a name of one machine" in shell("domains", "add", number, "http://localhost:8000").stderr
     assert "finds no DNS address for no.dlt.invalid" in shell("domains", "add", number, "https://no.dlt.invalid").stderr
     created = shell("applications", "create", "x", "--domain", "https://go.dlt.invalid")
