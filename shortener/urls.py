@@ -267,11 +267,19 @@ def host_of(url: str) -> str:
 
 def canonical_host(host: str) -> str:
     """Return a host with an optional port in the form in which domains are stored: lower case, IPv6 addresses as browsers write
-    them. Text that is not a host is returned unchanged."""
+    them."""
+    if not host.startswith("["):
+        return host.lower()
     try:
-        return host_of(f"//{host}") or host
+        return host_of(f"//{host}")
     except ValueError:
-        return host
+        return host.lower()
+
+
+def canonical_name(name: str) -> str:
+    """Return a host without port and brackets in the form of `Destination.host`, if it is an IPv6 address. Other text is returned
+    unchanged."""
+    return canonical_host(f"[{name}]")[1:-1] if ":" in name else name
 
 
 def fill_placeholders(location: bytes, values: Mapping[str, str]) -> bytes:

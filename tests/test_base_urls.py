@@ -95,8 +95,9 @@ def test_matches_link_path_rejects_a_path_of_another_form(requested: str) -> Non
         ("[::0:1]", "[::1]"),
         ("[2001:DB8:0::1]:8443", "[2001:db8::1]:8443"),
         ("[::1", "[::1"),
+        ("x@GO.brand.example", "x@go.brand.example"),
         ("", ""),
     ],
 )
-def test_a_host_has_one_canonical_form_and_text_that_is_no_host_stays_unchanged(host: str, canonical: str) -> None:
+def test_a_host_has_one_canonical_form_and_text_that_is_no_host_only_becomes_lower_case(host: str, canonical: str) -> None:
     assert canonical_host(host) == canonical

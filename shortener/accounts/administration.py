@@ -27,7 +27,16 @@ from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.secret import Secret, new_signing_secret
 from shortener.storage import schema
 from shortener.storage.database import upsert
-from shortener.urls import UrlError, canonical_host, host_of, parse_base_url, parse_host, parse_link_path, parse_own_domain
+from shortener.urls import (
+    UrlError,
+    canonical_host,
+    canonical_name,
+    host_of,
+    parse_base_url,
+    parse_host,
+    parse_link_path,
+    parse_own_domain,
+)
 
 # The maximum number of blocked hosts of one application, or of the installation, because every process has all of them in memory.
 MAX_BLOCKED_HOSTS = 10_000
@@ -126,7 +135,7 @@ def add_domain(connection: Connection, application_id: int, base_url: str, now: 
                 f"has the host {name_of(host)}, on which the service itself responds (BASE_URL or PORTAL_URL). Links of an "
                 "application without a domain begin with BASE_URL already; choose another host as its domain"
             )
-        existing = connection.execute(select(table).where(table.c.host == host)).first()
+        existing = _find_host(connection, host)
         if existing is None:  # Earlier versions stored hosts that this check rejects. Such a domain can be added again.
             parse_own_domain(base_url)
     except UrlError as error:
@@ -211,14 +220,25 @@ def find_domain(connection: Connection, host: str, application_id: int | None = 
     """Return the row of a domain that is not removed. `host` need not be in the form in which it is stored.
 
     If `application_id` is None, any application may own it. Raise ApiError NOT_FOUND."""
-    table = schema.domains
-    statement = select(table).where(table.c.host.in_({host.lower(), canonical_host(host)}), table.c.removed_at.is_(None))
-    if application_id is not None:
-        statement = statement.where(table.c.application_id == application_id)
-    row = connection.execute(statement).first()
-    if row is None:
+    row = _find_host(connection, host)
+    if row is None or row.removed_at is not None or application_id not in (None, row.application_id):
         raise ApiError(ErrorCode.NOT_FOUND, f"There is no domain {host}.")
     return row
+
+
+def _find_host(connection: Connection, host: str) -> Row[*tuple[Any, ...]] | None:
+    """Return the row of the domain with this host, which may be removed.
+
+    Earlier versions stored IPv6 addresses as they were written. Their rows are compared in the canonical form."""
+    column, canonical = schema.domains.c.host, canonical_host(host)
+    statement = select(schema.domains)
+    for exact in dict.fromkeys((host.lower(), canonical)):
+        if (row := connection.execute(statement.where(column == exact)).first()) is not None:
+            return row
+    if not canonical.startswith("["):
+        return None
+    others = connection.execute(statement.where(column.startswith("[")).order_by(schema.domains.c.id))
+    return next((row for row in others if canonical_host(row.host) == canonical), None)
 
 
 def serialize_domain(domain: Domain, application: Application | None) -> dict[str, Any]:
@@ -286,9 +306,9 @@ def _parse_association(name: str, text: str | None) -> str | None:
 
 def _reject_own_host(connection: Connection, url: str, own_hosts: OwnHosts, name: str = "fallback_url") -> None:
     """Raise ApiError INVALID_REQUEST if the host of a URL belongs to the installation. A redirect to such a URL could loop."""
-    host, table = host_of(url), schema.domains
+    host = host_of(url)
     hosts = [host] if is_local(name_of(host)) else [host, name_of(host)]
-    is_domain = bool(host) and connection.execute(select(table.c.id).where(table.c.host.in_(hosts))).first() is not None
+    is_domain = bool(host) and any(_find_host(connection, one) is not None for one in hosts)
     if is_domain or own_hosts.contains(url):
         reason = "leads to a host of this service, so the redirect would loop"
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail(name, reason)])
@@ -318,7 +338,11 @@ def unblock_host(connection: Connection, application_id: int, host: str) -> str:
     """Unblock a host. Return the normalized host. Raise ApiError NOT_FOUND, INVALID_REQUEST."""
     normalized = _normalize_host(host)
     table = schema.blocked_hosts
-    done = connection.execute(delete(table).where(table.c.application_id == application_id, table.c.host == normalized))
+    stored = {normalized}
+    if ":" in normalized:  # Earlier versions stored IPv6 addresses as they were written.
+        addresses = select(table.c.host).where(table.c.application_id == application_id, table.c.host.contains(":"))
+        stored |= {one for one in connection.execute(addresses).scalars() if canonical_name(one) == normalized}
+    done = connection.execute(delete(table).where(table.c.application_id == application_id, table.c.host.in_(stored)))
     if not done.rowcount:
         raise ApiError(ErrorCode.NOT_FOUND, f"{normalized} is not blocked.")
     increment_version(connection)

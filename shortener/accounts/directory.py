@@ -32,7 +32,7 @@ from shortener.model import Topic, mutable_record, record
 from shortener.settings import Settings
 from shortener.storage import schema
 from shortener.storage.database import Database, upsert
-from shortener.urls import host_of, matches_link_path
+from shortener.urls import canonical_host, canonical_name, host_of, matches_link_path
 
 REFRESH_SECONDS = 0.25  # The pause between two reads of the version by the background job of each process.
 #: The maximum time that the rejection of an unknown credential waits for the database.
@@ -164,7 +164,8 @@ def _host_in(url: str) -> str:
     if not has_authority:  # A link into an app, such as tel:+14155550100, has no host.
         return ""
     authority = rest.partition("/")[0].partition("?")[0].partition("#")[0]
-    return authority[1:].partition("]")[0] if authority.startswith("[") else authority.partition(":")[0]
+    # Earlier versions stored IPv6 addresses as they were written.
+    return canonical_name(authority[1:].partition("]")[0]) if authority.startswith("[") else authority.partition(":")[0]
 
 
 def _parents(host: str) -> list[str]:
@@ -261,7 +262,7 @@ class Directory:
         return self._snapshot.hit_policies
 
     def domain(self, host: str) -> Domain | None:
-        """Return the domain whose host is in a Host header; `host` is in lower case."""
+        """Return the domain with this host; `host` is in the form in which it is stored, or canonical."""
         return self._snapshot.domains.get(host)
 
     def accepts_path(self, prefix: str) -> bool:
@@ -392,6 +393,8 @@ def _load_if_changed(connection: Connection, version: str) -> _Snapshot | None:
         domains.setdefault(row.application_id, []).append(domain)
         fresh.domains[domain.host] = domain
         fresh.domains_by_id[domain.id] = domain
+    for host in list(fresh.domains):  # Earlier versions stored IPv6 addresses as they were written.
+        fresh.domains.setdefault(canonical_host(host), fresh.domains[host])
     fresh.link_paths = frozenset(path for one in fresh.domains.values() for path in (one.path, *one.previous_paths) if path)
     g = schema.gateways.c
     columns = g.id, g.application_id, g.name, g.kind, g.enabled, g.report_key_hash
@@ -416,7 +419,7 @@ def _load_if_changed(connection: Connection, version: str) -> _Snapshot | None:
     with_suspected = connection.execute(select(t.application_id, t.topics).where(t.with_suspected.is_(True)))
     blocked: dict[int, set[str]] = {}
     for row in connection.execute(select(schema.blocked_hosts)):
-        blocked.setdefault(row.application_id, set()).add(row.host)
+        blocked.setdefault(row.application_id, set()).add(canonical_name(row.host))
     settings = {application.id: application.settings for application in fresh.applications.values()}
     fresh.hit_policies = HitPolicies(
         contextual_rules={id_: chosen for id_, chosen in settings.items() if chosen.uses_contextual_rules},

@@ -21,7 +21,7 @@ from shortener.messages.sender_rules import visible_sender
 from shortener.messages.spans import Span, TrackMode, find_spans, replace_spans
 from shortener.model import record
 from shortener.storage.types import to_ms
-from shortener.urls import Destination, UrlError, fill_link_path, parse_destination
+from shortener.urls import Destination, UrlError, canonical_host, fill_link_path, parse_destination
 
 #: The maximum number of links in one message. The column `first_clicks.links` has one bit for each link of a message.
 MAX_LINKS = 30
@@ -166,9 +166,9 @@ def _plan_domain(
     application: Application, item: RewriteItem, hosts: LinkHosts, reject: Callable[..., None], *, has_links: bool
 ) -> tuple[Domain | None, str]:
     """Return the domain of the short links (None for BASE_URL), and the path before their codes."""
-    wanted = item.domain.lower().removesuffix(".")
+    wanted = canonical_host(item.domain.removesuffix("."))
     if wanted and not (wanted == hosts.shared_host and application.may_use_shared_host):
-        domain = next((one for one in application.domains if one.host == wanted), None)
+        domain = next((one for one in application.domains if canonical_host(one.host) == wanted), None)
         if domain is None:
             own = ", ".join(one.host for one in application.domains) or "none"
             reject(ErrorCode.INVALID_REQUEST, "domain", f"must be the host of an own domain of the application ({own})")

@@ -103,7 +103,7 @@ def _domain_page(visit: Visit, status: int = 200, error: ApiError | None = None,
 def _find(visit: Visit) -> Domain:
     """Return the domain whose host is in the URL path. Raise ApiError NOT_FOUND if there is none."""
     host, application = canonical_host(str(visit.path["host"])), visit.application
-    found = next((one for one in application.domains if one.host == host), None) if application else None
+    found = next((one for one in application.domains if canonical_host(one.host) == host), None) if application else None
     if found is None:
         raise ApiError(ErrorCode.NOT_FOUND)
     return found

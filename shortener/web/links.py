@@ -22,7 +22,7 @@ from shortener.clicks.link_changes import (
 from shortener.errors import ApiError, ErrorCode
 from shortener.reporting.links import LinkClicks, LinkFilter, LinkPosition, count_clicks, export_links, list_links
 from shortener.times import end_of, start_of
-from shortener.urls import UrlError, host_of, parse_destination
+from shortener.urls import UrlError, canonical_host, host_of, parse_destination
 from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel
 from shortener.web.fields import EndTime, Text
 from shortener.web.messages import Source
@@ -230,7 +230,7 @@ def _filter(call: Call[Any, None]) -> LinkFilter:
     service, query = call.service, call.query
     domain_id = None
     if query.domain is not None:
-        host = query.domain.lower()
+        host = canonical_host(query.domain)
         domain = service.directory.domain(host)
         is_shared = domain is None and host == host_of(service.settings.base_url)
         domain_id = domain.id if domain is not None else 0 if is_shared else -1

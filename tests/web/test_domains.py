@@ -4,9 +4,12 @@ from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import insert
 
 from shortener.accounts.administration import add_domain, create_application
+from shortener.accounts.directory import increment_version
 from shortener.container import Service
+from shortener.storage import schema
 from tests.clicks.helpers import PHONE_HEADERS as PHONE
 from tests.clicks.helpers import TO
 from tests.conftest import Clock, client_of
@@ -238,3 +241,24 @@ async def test_the_setting_base_url_may_contain_a_path(make_service: Any) -> Non
         code = url.rsplit("/", 1)[1]
         assert await visit(client, f"https://s.example/api/{code}") == 404
         assert await visit(client, f"https://s.example/{code}") == 302
+
+
+async def test_a_domain_that_an_earlier_version_stored_in_another_spelling_is_found(
+    service: Service, client: httpx.AsyncClient
+) -> None:
+    """Earlier versions stored IPv6 addresses as they were written."""
+    stored, canonical = "[2001:db8:0::1]:8443", "[2001:db8::1]:8443"
+    domain = {"application_id": 1, "host": stored, "base_url": f"https://{stored}", "created_at": service.clock()}
+    await service.database.write(lambda connection: connection.execute(insert(schema.domains).values(domain)))
+    await service.database.write(increment_version)
+    await service.directory.refresh()
+    for host in (stored, canonical, "[2001:DB8:0:0::1]:8443"):
+        assert (await client.get(f"{PATH}/{host}")).json()["domain"]["host"] == stored
+        assert (await client.patch(f"{PATH}/{host}", json={"default": True})).status_code == 200
+        assert await short_url(client, domain=host)
+    taken = await client.post(PATH, json={"domain": f"https://{canonical}"})
+    assert taken.json()["error_code"] == "CONFLICT"
+    fallback = await client.patch("/api/v1/application", json={"fallback_url": f"https://{canonical}/x"})
+    assert "would loop" in fallback.text
+    assert (await client.delete(f"{PATH}/{canonical}")).status_code == 200
+    assert (await client.get(f"{PATH}/{stored}")).status_code == 404

@@ -4,15 +4,18 @@ from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import insert, update
 
 from shortener.accounts.administration import add_domain, create_application, update_domain
 from shortener.accounts.credentials import create_key
+from shortener.accounts.directory import increment_version
 from shortener.accounts.own_hosts import OwnHosts
 from shortener.accounts.settings import PERMISSIONS
 from shortener.container import Service
 from shortener.portal.audit import AuditFilter, list_audit
 from shortener.redis.link_cache import NoLinkCache
 from shortener.retention.erasure import erase_message
+from shortener.storage import schema
 from tests.clicks.helpers import PHONE_HEADERS as PHONE
 from tests.clicks.helpers import create_link as link
 from tests.conftest import Clock, client_of
@@ -115,6 +118,34 @@ async def test_destination_hosts_are_blocked_listed_and_unblocked(client: httpx.
     assert (await client.get(path, headers=PHONE)).status_code == 410
     assert (await client.delete("/api/v1/blocked-hosts/x.example")).json() == {"status": True, "host": "x.example"}
     assert (await client.delete("/api/v1/blocked-hosts/x.example")).status_code == 404
+    assert (await client.get(path, headers=PHONE)).status_code == 302
+
+
+async def test_an_address_that_an_earlier_version_stored_in_another_spelling_is_blocked_and_unblocked(
+    service: Service, client: httpx.AsyncClient, clock: Clock
+) -> None:
+    """Earlier versions stored IPv6 addresses as they were written, in links and as blocked hosts."""
+    old, canonical = "2001:db8:0:0::1", "2001:db8::1"
+
+    async def write(statement: Any) -> None:
+        await service.database.write(lambda connection: connection.execute(statement))
+        await service.database.write(increment_version)
+        await service.directory.refresh()
+
+    path = await link(client)
+    await write(update(schema.links).values(url=f"http://[{old}]/x"))
+    assert (await client.post("/api/v1/blocked-hosts", json={"host": f"[{old}]"})).json()["host"] == canonical
+    assert (await client.get(path, headers=PHONE)).status_code == 410
+    assert (await client.delete(f"/api/v1/blocked-hosts/{old}")).status_code == 200
+    assert (await client.get(path, headers=PHONE)).status_code == 302
+    await write(insert(schema.blocked_hosts).values(application_id=1, host=old, created_at=clock()))
+    assert (await client.get(path, headers=PHONE)).status_code == 410
+    for spelling in (old, canonical):
+        body = f'see #track("http://[{spelling}]/")'
+        refused = await client.post("/api/v1/rewrite", json={"to": "+14085550100", "body": body})
+        assert "leads to a blocked host" in refused.text
+    assert (await client.delete(f"/api/v1/blocked-hosts/{canonical}")).json()["host"] == canonical
+    assert (await client.get("/api/v1/blocked-hosts")).json()["blocked_hosts"] == []
     assert (await client.get(path, headers=PHONE)).status_code == 302
 
 
