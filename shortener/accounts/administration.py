@@ -123,17 +123,18 @@ def add_domain(connection: Connection, application_id: int, base_url: str, now: 
     """Add a domain to an application, such as https://go.brand.example or https://go.brand.example/ABCDEF. Return its id.
 
     A domain that the same application removed is added again with its id, so that its links stay known. A name in `own_hosts` is
-    rejected: the service responds on it as on BASE_URL, so a domain would have no effect. `localhost` and IP addresses cause a
-    warning instead. Raise ApiError NOT_FOUND, INVALID_REQUEST, CONFLICT."""
+    rejected, unless the domain has a path before its codes: the service responds on it as on BASE_URL, so new links would look like
+    those without a domain. `localhost` and IP addresses cause a warning instead. Raise ApiError NOT_FOUND, INVALID_REQUEST,
+    CONFLICT."""
     require_application(connection, application_id)
     table = schema.domains
     try:
         parsed = parse_base_url(base_url)
         host = host_of(parsed.origin)
-        if name_of(host) in own_hosts.names:
+        if name_of(host) in own_hosts.names and not parsed.path:
             raise UrlError(
                 f"has the host {name_of(host)}, on which the service itself responds (BASE_URL or PORTAL_URL). Links of an "
-                "application without a domain begin with BASE_URL already; choose another host as its domain"
+                "application without a domain begin with BASE_URL already; choose another host, or add a path before the code"
             )
         existing = _find_host(connection, host)
         if existing is None:  # Earlier versions stored hosts that this check rejects. Such a domain can be added again.

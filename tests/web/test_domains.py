@@ -12,7 +12,7 @@ from shortener.container import Service
 from shortener.storage import schema
 from tests.clicks.helpers import PHONE_HEADERS as PHONE
 from tests.clicks.helpers import TO
-from tests.conftest import Clock, client_of
+from tests.conftest import Clock, MakeService, client_of
 
 PATH = "/api/v1/domains"
 URL = "https://x.example/"
@@ -262,3 +262,14 @@ async def test_a_domain_that_an_earlier_version_stored_in_another_spelling_is_fo
     assert "would loop" in fallback.text
     assert (await client.delete(f"{PATH}/{canonical}")).status_code == 200
     assert (await client.get(f"{PATH}/{stored}")).status_code == 404
+
+
+async def test_a_domain_with_a_path_may_have_the_name_of_base_url(make_service: MakeService) -> None:
+    service = await make_service(base_url="https://go.own.example")
+    assert service.first_credentials is not None
+    async with client_of(service, {"X-API-Key": service.first_credentials.api_key}) as client:
+        assert (await client.post(PATH, json={"domain": "https://go.own.example"})).status_code == 400
+        assert (await client.post(PATH, json={"domain": "https://go.own.example/ABCDEF"})).status_code == 201
+        url = await short_url(client)
+        assert url.startswith("https://go.own.example/ABCDEF/")
+        assert await visit(client, url) == 302
