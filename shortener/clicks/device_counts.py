@@ -158,12 +158,25 @@ class DeviceCounter:
     async def step(self) -> int:
         """Count one page of hits that are older than LAG_MS.
 
-        Return the number of hits if more hits may follow, otherwise 0. Raise StoreUnavailable if the database is unavailable."""
+        Return the number of hits if more hits may follow, otherwise 0: the job then waits for its interval, also if the page must
+        be read again. Raise StoreUnavailable if the database is unavailable."""
+        counted, is_stored = await self._count_page()
+        return counted if is_stored and counted == PAGE_HITS else 0
+
+    async def catch_up(self) -> None:
+        """Count all hits that are older than LAG_MS. Raise StoreUnavailable if the database is unavailable."""
+        while True:
+            counted, is_stored = await self._count_page()
+            if is_stored and counted < PAGE_HITS:
+                return
+
+    async def _count_page(self) -> tuple[int, bool]:
+        """Count one page. Return the number of its hits, and False if the page must be read again."""
         if isinstance(self._clock, SharedClock):
             await self._clock.step()
         page = await self._database.read(read_page, first_id_at(to_ms(self._clock()) - LAG_MS))
         if page.last == page.position.counted:
-            return 0
+            return 0, True
         delta = CountDelta()
         await load_expressions()
         for number, (cohort, slot, user_agent, country, sent, link_set, amount) in enumerate(page.clicks):
@@ -171,13 +184,7 @@ class DeviceCounter:
                 delta.add_slots(cohort, slot, metric, sent, link_set, amount)
             if number % _MAX_AGENTS_PER_SLICE == 0:
                 await asyncio.sleep(0)  # let other tasks run before the next slice of user agents is parsed
-        is_stored = await self._database.write(self.store, page, delta)
-        return page.hits if is_stored and page.hits == PAGE_HITS else 0
-
-    async def catch_up(self) -> None:
-        """Count all hits that are older than LAG_MS. Raise StoreUnavailable if the database is unavailable."""
-        while await self.step():
-            pass
+        return page.hits, await self._database.write(self.store, page, delta)
 
     def store(self, connection: Connection, page: _Page, delta: CountDelta) -> bool:
         """Store the counts of a page and the new position of the job. Return False if the page must be read again."""

@@ -12,6 +12,7 @@ from shortener.clicks import device_counts
 from shortener.clicks.batch import HitBatchWriter
 from shortener.clicks.device_counts import LAG_MS, DeviceCounter, last_counted_hit
 from shortener.clicks.resolver import LinkResolver
+from shortener.clicks.user_agents import load_expressions
 from shortener.container import Service
 from shortener.model import Verdict
 from shortener.outbox.count_deltas import CountDelta
@@ -188,6 +189,30 @@ async def test_the_device_job_uses_the_time_of_the_database_if_the_clock_of_its_
     await DeviceCounter(service.database, service.ids, ahead).catch_up()
     assert await service.database.read(last_counted_hit) == 0
     assert abs(ahead() - clock.now) < timedelta(minutes=1)
+
+
+async def test_catching_up_reads_a_page_again_if_a_late_hit_was_stored_meanwhile(
+    service: Service, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise a reclassification would skip the hits of this page and of all that follow, because they are not counted yet."""
+    (code,) = await create_codes(service)
+    late = make_hit(service, code, user_agent=DESKTOP)
+    await record_click(service, code)
+    clock.now += OLD_ENOUGH
+    is_stored = False
+
+    async def store_late_hit_once() -> None:
+        nonlocal is_stored
+        if not is_stored:
+            is_stored = True
+            await service.recorder.record(late)
+        await load_expressions()
+
+    monkeypatch.setattr(device_counts, "load_expressions", store_late_hit_once)
+    await service.devices.catch_up()
+    assert await device_sums(service) == {"device:phone": 1, "browser:Safari": 1, "device:desktop": 1, "browser:Firefox": 1}
+    assert await service.database.read(last_counted_hit) == max(row.id for row in await fetch_rows(service, schema.hits))
+    await assert_counts_match(service)
 
 
 async def test_several_processes_with_device_jobs_count_each_click_once(
