@@ -7,7 +7,7 @@ text of a reply is not stored.
 A reply on the connection of a gateway belongs to the application that owns the gateway. If the gateway belongs to the installation,
 the reply belongs to the application that sent the latest message to the number through this gateway.
 """
-# Tested by tests/web/test_inbound.py
+# Tested by tests/web/test_inbound.py and tests/gateways/test_replies.py
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import asyncio
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Literal
+from weakref import WeakValueDictionary
 
 import structlog
 from sqlalchemy import Connection, select
@@ -56,6 +57,7 @@ class Replies:
         self._clock = clock
         # The number of replies that were not recorded: they belong to no application or have no valid phone number.
         self.unknown = 0
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     def register_metrics(self, metrics: Metrics) -> None:
         """Register the metric of replies that were not recorded."""
@@ -94,8 +96,15 @@ class Replies:
 
     async def receive(self, gateways: Mapping[int, GatewayEntry], gateway_id: int, phone: str, text: str) -> None:
         """Record a reply that arrived on the connection of a gateway. `gateways` contains all gateways by id. Raise
-        StoreUnavailable if the database is unavailable."""
-        gateway = gateways.get(gateway_id)
+        StoreUnavailable if the database is unavailable.
+
+        The replies of a phone are recorded in the order of the calls, so that a STOP is not recorded after a later START."""
+        # A lock gives those that wait for it their turns in order. It exists while a reply uses it.
+        turn = self._turns.setdefault(phone.removeprefix("+"), asyncio.Lock())
+        async with turn:
+            await self._receive(gateways.get(gateway_id), gateway_id, phone, text)
+
+    async def _receive(self, gateway: GatewayEntry | None, gateway_id: int, phone: str, text: str) -> None:
         number = await asyncio.to_thread(_e164, phone)  # in a thread, because the first call imports the tables of all countries
         application_id = ALL_APPLICATIONS
         if gateway is not None and number:
