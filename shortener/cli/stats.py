@@ -29,7 +29,7 @@ _COLUMNS = (
 
 async def find_application(database: Any, application: int | None) -> int:
     """Return the id `application`. If it is None, return the id of the only application. Raise ClickException if there is no such
-    application, or if None is passed and there are several."""
+    application, or if None is passed and there is none or there are several."""
     from shortener.accounts.directory import Directory
 
     directory = Directory(database)
@@ -39,7 +39,9 @@ async def find_application(database: Any, application: int | None) -> int:
             raise click.ClickException(f"there is no application {application}")
         return application
     ids = [one.id for one in directory.applications()]
-    if len(ids) != 1:
+    if not ids:
+        raise click.ClickException("there is no application; create one with `shortener applications create NAME`")
+    if len(ids) > 1:
         raise click.ClickException("there are several applications; name one with --application")
     return ids[0]
 

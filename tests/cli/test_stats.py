@@ -15,7 +15,7 @@ from shortener.cli import cli
 from shortener.cli.parameters import ApplicationCommand
 from shortener.container import open_service
 from shortener.settings import Settings
-from tests.cli.shell import InProcessShell
+from tests.cli.shell import InProcessShell, create_installation
 from tests.conftest import client_of
 from tests.web.calls import PHONE, report, rewrite
 
@@ -49,6 +49,17 @@ def shell(tmp_path: Path, installation: Path) -> InProcessShell:
     """Return a shell on a copy of the installation."""
     shutil.copytree(installation, tmp_path / "data")
     return InProcessShell(tmp_path / "data")
+
+
+def test_a_command_on_one_application_says_that_there_is_none_or_that_there_are_several(
+    tmp_path: Path, sqlite_template: Path
+) -> None:
+    create_installation(tmp_path, sqlite_template)
+    shell = InProcessShell(tmp_path)
+    assert "there is no application" in shell("stats", code=1).stderr
+    for name in ("first", "second"):
+        shell("applications", "create", name)
+    assert "there are several applications" in shell("messages", "list", code=1).stderr
 
 
 def test_the_stats_command_prints_a_table_or_json(shell: InProcessShell) -> None:
