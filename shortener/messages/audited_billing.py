@@ -58,16 +58,17 @@ def _balance_fields(balance: Balance | None) -> dict[str, Any]:
 
 
 def _text(amount: Decimal) -> str:
-    """Return an amount with a decimal point: the audit log masks a text of many digits only, because it may be a phone number."""
-    text = format(amount, "f")
-    return text if "." in text else f"{text}.00"
+    """Return an amount with at least two decimals, and the same text for equal amounts. The audit log would mask many digits
+    without a decimal point, because they may be a phone number."""
+    whole, _, fraction = format(amount.normalize(), "f").partition(".")
+    return f"{whole}.{fraction:0<2}"
 
 
 def set_price(connection: Connection, audit: AuditWriter, application_id: int, prefix: str, price: Decimal, now: datetime) -> str:
     """Set a price, as `prices.set_price`. Return the prefix as stored."""
     found = _prices(connection, application_id)
     digits = prices.set_price(connection, application_id, prefix, price)
-    before, after = ({"price": one} for one in (found.get(digits), format(price, "f")))
+    before, after = ({"price": one} for one in (found.get(digits), _text(price)))
     audit.add_differences(connection, now, "price_set", _subject(digits), before, after, application_id=_owner(application_id))
     return digits
 
@@ -85,7 +86,7 @@ def _prices(connection: Connection, application_id: int) -> Mapping[str, str]:
     """Return the prices of an application by their prefixes."""
     table = schema.prices
     rows = connection.execute(select(table).where(table.c.application_id == application_id))
-    return {row.prefix: format(row.price, "f") for row in rows}
+    return {row.prefix: _text(row.price) for row in rows}
 
 
 def _subject(digits: str) -> str:

@@ -19,9 +19,9 @@ PHONE = "+14085550100"
 
 async def test_changes_of_balances_and_prices_have_audit_rows_with_their_values(service: Service) -> None:
     write = service.database.write
-    for _ in range(2):
-        await write(billing.change_balance, KEY, 1, NOON, amount=Decimal("10.50"), currency="EUR")
-        await write(billing.set_price, KEY, 0, "+44", Decimal("0.04"), NOON)
+    for amount, price in (("10.50", "0.04"), ("10.5", "0.040")):
+        await write(billing.change_balance, KEY, 1, NOON, amount=Decimal(amount), currency="EUR")
+        await write(billing.set_price, KEY, 0, "+44", Decimal(price), NOON)
     await write(billing.change_balance, KEY, 1, NOON, added=Decimal("-0.25"))
     assert await write(billing.remove_balance, KEY, 1, NOON)
     assert not await write(billing.remove_balance, KEY, 1, NOON)
@@ -33,12 +33,12 @@ async def test_changes_of_balances_and_prices_have_audit_rows_with_their_values(
         ("price_set", "price for 44", None, {"price": None}, {"price": "0.04"}),
         ("balance_changed", "balance", 1, {"balance": "10.50"}, {"balance": "10.25"}),
         ("balance_removed", "balance", 1, {"balance": "10.25", "currency": "EUR"}, None),
-        ("price_set", "price for default", 1, {"price": None}, {"price": "0.1"}),
+        ("price_set", "price for default", 1, {"price": None}, {"price": "0.10"}),
         ("price_removed", "price for 44", None, {"price": "0.04"}, None),
     ]
 
 
-@pytest.mark.parametrize(("amount", "shown"), [("10000000", "10000000.00"), ("123456789.5", "123456789.5")])
+@pytest.mark.parametrize(("amount", "shown"), [("10000000", "10000000.00"), ("123456789.5", "123456789.50")])
 async def test_a_large_balance_in_the_audit_log_is_not_masked_as_a_phone_number(service: Service, amount: str, shown: str) -> None:
     await service.database.write(billing.change_balance, KEY, 1, NOON, amount=Decimal(amount), currency="IDR")
     await service.database.write(billing.remove_balance, KEY, 1, NOON)
