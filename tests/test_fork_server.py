@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -147,15 +148,19 @@ process = fork_server.start(["serve"], {environment!r}, cwd={str(tmp_path)!r}, s
 print(process.pid, flush=True)
 os.kill(os.getpid(), 9)
 """
-    with fork_server.start(["serve"], environment, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as own:
+    own = fork_server.start(["serve"], environment, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
         run = fork_server.shell_command().split()[-1].removeprefix("shortener-tests-")
         variables = os.environ | {"PYTEST_XDIST_TESTRUNUID": run}
-        other = subprocess.run([sys.executable, "-c", program], cwd=fork_server.ROOT, env=variables, stdout=subprocess.PIPE)
+        command = [sys.executable, "-c", program]
+        other = subprocess.run(command, cwd=fork_server.ROOT, env=variables, stdout=subprocess.PIPE, timeout=PATIENCE)
         assert other.returncode == -signal.SIGKILL
-        # `run` returns at the end of the output, so both processes that wrote to it have ended.
-        assert not psutil.pid_exists(int(other.stdout)) or psutil.Process(int(other.stdout)).status() == psutil.STATUS_ZOMBIE
-        assert psutil.Process(own.pid).is_running()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            psutil.Process(int(other.stdout)).wait(PATIENCE)
+        assert own.poll() is None
+    finally:
         own.kill()
+        own.wait(PATIENCE)
 
 
 def test_a_command_with_other_variables_of_python_than_the_test_process_is_a_real_start(
