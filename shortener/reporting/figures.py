@@ -12,11 +12,9 @@ from decimal import Decimal
 from shortener.conversions.status_words import CATEGORIES
 from shortener.model import mutable_record
 from shortener.outbox.count_deltas import COST, time_to_click_bucket, time_to_click_seconds
-from shortener.reporting.rollup_data import EXACT, PeriodSums
+from shortener.reporting.rollup_data import EXACT, TIME_TO_CLICK, VALUE, PeriodSums
 
 # The prefixes of the metrics whose names contain a parameter, such as "value:EUR" or "conversions:positive:sale".
-_TTC = "ttc:"  # The prefix of metrics that count first clicks by the time from sending to click.
-VALUE = "value:"
 _CONVERSIONS = "conversions:"
 _DEVICE = "device:"
 _BROWSER = "browser:"
@@ -69,8 +67,8 @@ class Figures:
         elif metric.startswith(_CONVERSIONS):
             category, _, action = metric.removeprefix(_CONVERSIONS).partition(":")
             self.by_action.setdefault((category, action), ConversionFigures()).conversions += int(amount)
-        elif metric.startswith(_TTC):
-            bucket = int(metric.removeprefix(_TTC))
+        elif metric.startswith(TIME_TO_CLICK):
+            bucket = int(metric.removeprefix(TIME_TO_CLICK))
             self.times_to_click[bucket] = self.times_to_click.get(bucket, 0) + int(amount)
         elif metric.startswith(_DEVICE):
             kind = metric.removeprefix(_DEVICE)

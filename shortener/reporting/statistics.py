@@ -24,10 +24,10 @@ from shortener.model import record
 from shortener.outbox.link_sets import MAX_NAMES, OTHER
 from shortener.reporting.counts import time_slots
 from shortener.reporting.delta_rows import count_quarantined, read_events
-from shortener.reporting.figures import VALUE, Figures
+from shortener.reporting.figures import Figures
 from shortener.reporting.local_time import FIRST_DAY, SLOT_SECONDS, constant_offsets, days, local, local_time
 from shortener.reporting.queries import fetch_packed
-from shortener.reporting.rollup_data import EXACT, PeriodSums
+from shortener.reporting.rollup_data import EXACT, VALUE, PeriodSums
 from shortener.reporting.rollups import (
     Basis,
     CohortName,
