@@ -20,6 +20,7 @@ from typing import Any
 
 from sqlalchemy import Connection, insert, inspect
 
+from shortener.accounts.directory import ALL_APPLICATIONS
 from shortener.logs import mask_numbers
 from shortener.model import record
 from shortener.storage.schema import audit_log
@@ -82,7 +83,7 @@ class AuditWriter:
         after: Mapping[str, Any] | None = None,
     ) -> None:
         """Add a row to the audit log, in the transaction of the action itself. `action` is a verb in snake case, such as
-        `operator_invited`."""
+        `operator_invited`. `application_id` is None or ALL_APPLICATIONS if the action affects all applications."""
         connection.execute(
             insert(audit_log).values(
                 id=self.new_id(),
@@ -92,7 +93,7 @@ class AuditWriter:
                 session_id=self.actor.session_id,
                 network=self.actor.network,
                 action=action,
-                application_id=application_id,
+                application_id=None if application_id == ALL_APPLICATIONS else application_id,
                 object=mask_numbers(subject)[:MAX_OBJECT_CHARACTERS],
                 before=_masked(before),
                 after=_masked(after),

@@ -17,7 +17,6 @@ from sqlalchemy import Connection, Row, select
 from shortener.accounts import administration
 from shortener.accounts.audit import AuditWriter
 from shortener.accounts.credentials import Credentials
-from shortener.accounts.directory import ALL_APPLICATIONS
 from shortener.accounts.own_hosts import NO_HOSTS, OwnHosts
 from shortener.accounts.settings import from_stored
 from shortener.secret import Secret
@@ -159,17 +158,12 @@ def block_host(connection: Connection, audit: AuditWriter, application_id: int, 
     """Block a host, as `administration.block_host`. Return the normalized host."""
     normalized, is_new = administration.block_host(connection, application_id, host, now)
     if is_new:
-        audit.add(connection, now, "host_blocked", normalized, application_id=_owner(application_id))
+        audit.add(connection, now, "host_blocked", normalized, application_id=application_id)
     return normalized
 
 
 def unblock_host(connection: Connection, audit: AuditWriter, application_id: int, host: str, now: datetime) -> str:
     """Unblock a host, as `administration.unblock_host`. Return the normalized host."""
     normalized = administration.unblock_host(connection, application_id, host)
-    audit.add(connection, now, "host_unblocked", normalized, application_id=_owner(application_id))
+    audit.add(connection, now, "host_unblocked", normalized, application_id=application_id)
     return normalized
-
-
-def _owner(application_id: int) -> int | None:
-    """Return the id of the application in the audit log; None if the change affects all applications."""
-    return None if application_id == ALL_APPLICATIONS else application_id

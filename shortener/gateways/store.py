@@ -296,16 +296,11 @@ def _add_row(
     connection: Connection, audit: AuditWriter, now: datetime, action: str, row: Row[Any], after: Mapping[str, Any] | None = None
 ) -> None:
     """Add a row about a gateway to the audit log."""
-    audit.add(connection, now, action, _subject(row), application_id=_owner(row), after=after)
+    audit.add(connection, now, action, _subject(row), application_id=row.application_id, after=after)
 
 
 def _subject(row: Row[Any]) -> str:
     return f"gateway {row.id} {row.name}"
-
-
-def _owner(row: Row[Any]) -> int | None:
-    """Return the id of the application that owns a gateway; None for a gateway of the installation."""
-    return None if row.application_id == ALL_APPLICATIONS else row.application_id
 
 
 def _ms(at: datetime | None) -> int | None:
@@ -394,7 +389,7 @@ def _update(
     after: dict[str, Any] = {name: getattr(changed, name) for name in _AUDITED}
     after |= {"settings": f"changed: {', '.join(changed_settings)}" if changed_settings else ""}
     after |= {"report_key": "replaced" if "report_key" in values else ""}
-    audit.add_differences(connection, now, "gateway_changed", _subject(row), before, after, application_id=_owner(row))
+    audit.add_differences(connection, now, "gateway_changed", _subject(row), before, after, application_id=row.application_id)
     increment_version(connection)
 
 

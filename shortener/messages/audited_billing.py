@@ -16,7 +16,6 @@ from typing import Any
 from sqlalchemy import Connection, select
 
 from shortener.accounts.audit import AuditWriter
-from shortener.accounts.directory import ALL_APPLICATIONS
 from shortener.messages import balances, opt_outs, prices
 from shortener.messages.balances import Balance
 from shortener.storage import schema
@@ -69,7 +68,7 @@ def set_price(connection: Connection, audit: AuditWriter, application_id: int, p
     found = _prices(connection, application_id)
     digits = prices.set_price(connection, application_id, prefix, price)
     before, after = ({"price": one} for one in (found.get(digits), _text(price)))
-    audit.add_differences(connection, now, "price_set", _subject(digits), before, after, application_id=_owner(application_id))
+    audit.add_differences(connection, now, "price_set", _subject(digits), before, after, application_id=application_id)
     return digits
 
 
@@ -78,7 +77,7 @@ def remove_price(connection: Connection, audit: AuditWriter, application_id: int
     found = _prices(connection, application_id)
     digits = prices.remove_price(connection, application_id, prefix)
     before = {"price": found[digits]}
-    audit.add(connection, now, "price_removed", _subject(digits), application_id=_owner(application_id), before=before)
+    audit.add(connection, now, "price_removed", _subject(digits), application_id=application_id, before=before)
     return digits
 
 
@@ -91,11 +90,6 @@ def _prices(connection: Connection, application_id: int) -> Mapping[str, str]:
 
 def _subject(digits: str) -> str:
     return f"price for {digits or 'default'}"
-
-
-def _owner(application_id: int) -> int | None:
-    """Return the id of the application in the audit log; None for a price of all applications."""
-    return None if application_id == ALL_APPLICATIONS else application_id
 
 
 def add_opt_out(connection: Connection, audit: AuditWriter, application_id: int, phone: str, now: datetime, source: str) -> bool:
