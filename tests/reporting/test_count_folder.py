@@ -71,6 +71,23 @@ async def test_the_job_adds_a_small_batch_of_recent_count_deltas_and_pauses_thre
     assert await folder.step() == 0
 
 
+async def test_count_deltas_are_merged_and_added_as_bulk_work_for_which_clicks_do_not_wait(
+    database: Database, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await database.write(write_deltas, 5, timedelta(seconds=1))
+    folder = CountFolder(database, lambda: NOON)
+    await folder.step()  # it also releases the quarantined rows, once in each process
+
+    async def refuse(*arguments: object) -> None:
+        raise AssertionError("a click would wait for this transaction")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(database, "write", refuse)
+        await folder.step()
+        await folder.step()
+    assert await database.read(rows_left) == 0
+
+
 async def test_a_backlog_of_count_deltas_is_added_with_short_pauses_and_in_larger_batches_on_postgresql(
     database: Database, pauses: list[float]
 ) -> None:
