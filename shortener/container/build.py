@@ -25,6 +25,7 @@ from shortener.clicks.hit_spool import HitSpool
 from shortener.clicks.link_updates import LinkUpdates
 from shortener.clicks.recorder import Recorder
 from shortener.clicks.spool_drainer import SpoolDrainer
+from shortener.clicks.throttle import Throttle
 from shortener.clicks.verdicts.early_hits import EarlyHits
 from shortener.clicks.verdicts.reclassify import Reclassifier
 from shortener.container.connections import key_prefix, notify_everywhere, open_link_cache, open_notifier, open_sender
@@ -41,7 +42,6 @@ from shortener.delivery.fanout import Fanout
 from shortener.delivery.guard import Guard
 from shortener.delivery.replays import Replays
 from shortener.delivery.sample_delivery import MAX_TESTS, TestSlots
-from shortener.delivery.throttle import Throttle
 from shortener.delivery.trackers import Trackers
 from shortener.errors import ApiError
 from shortener.gateways.dispatcher import GatewayDispatcher
@@ -158,13 +158,12 @@ async def _build_service(
     foundation = await _build_foundation(settings, clock, secret, database, opened, owner=owner)
     clicks = _build_clicks(foundation)
     messages = _build_messages(foundation)
-    delivery = _build_delivery(foundation, clicks.recorder, opened)
-    gateways = _build_gateways(foundation, messages, clicks.recorder, opened)
+    delivery = _build_delivery(foundation, clicks.throttle, opened)
+    gateways = _build_gateways(foundation, messages, clicks.throttle, opened)
     purge = Purge(database, settings)
     queues = QueueMonitor(database, settings, clock)
-    jobs = build_jobs(
-        foundation, clicks, delivery, gateways, purge, queues, FullCollections(lambda: messages.rewrite_totals.large_requests > 0)
-    )
+    collections = FullCollections(lambda: messages.rewrite_totals.large_requests > 0, lambda: clicks.throttle.is_busy)
+    jobs = build_jobs(foundation, clicks, delivery, gateways, purge, queues, collections)
     metrics = Metrics()
     info: dict[tuple[str, ...], float] = {(__version__, HEAD): 1}
     info_text = "The value is always 1. The labels contain the version of the service and of its database schema."
@@ -281,6 +280,7 @@ def _build_clicks(foundation: Foundation) -> ClickParts:
     devices = DeviceCounter(database, ids, foundation.clock)
     return ClickParts(
         recorder=recorder,
+        throttle=Throttle(lambda: recorder.totals.recorded + recorder.totals.unknown),
         spool=spool,
         spool_drainer=SpoolDrainer(spool, recorder, database) if spool is not None else None,
         devices=devices,
@@ -309,7 +309,7 @@ def _build_messages(foundation: Foundation) -> MessageParts:
     )
 
 
-def _build_delivery(foundation: Foundation, recorder: Recorder, opened: AsyncExitStack) -> DeliveryParts:
+def _build_delivery(foundation: Foundation, throttle: Throttle, opened: AsyncExitStack) -> DeliveryParts:
     settings, database, ids, clock = foundation.settings, foundation.database, foundation.ids, foundation.clock
     guard = Guard(settings.allow_private_targets)
     trackers = Trackers(database, foundation.secret, guard, settings, clock)
@@ -317,7 +317,6 @@ def _build_delivery(foundation: Foundation, recorder: Recorder, opened: AsyncExi
     opened.push_async_callback(sender.close)
     test_sender = open_sender(guard, settings, clock, MAX_TESTS)
     opened.push_async_callback(test_sender.close)
-    throttle = _throttle(recorder)
     rng = random.Random()  # noqa: S311 - jitter of retries, not a secret
     dispatcher = Dispatcher(database, trackers, sender, ids, clock, settings, rng, throttle)
     notify_deliveries = notify_everywhere(foundation.notifier, "deliveries", dispatcher.wake_up)
@@ -334,7 +333,7 @@ def _build_delivery(foundation: Foundation, recorder: Recorder, opened: AsyncExi
     return DeliveryParts(trackers, Deliveries(database), replays, sender, TestSlots(test_sender), fanout, dispatcher)
 
 
-def _build_gateways(foundation: Foundation, messages: MessageParts, recorder: Recorder, opened: AsyncExitStack) -> GatewayParts:
+def _build_gateways(foundation: Foundation, messages: MessageParts, throttle: Throttle, opened: AsyncExitStack) -> GatewayParts:
     settings, database, ids, clock = foundation.settings, foundation.database, foundation.ids, foundation.clock
     store = GatewayStore(database, foundation.secret, foundation.directory, settings, clock)
     reports = GatewayReports(database, messages.delivery_reports, clock, wait=settings.report_wait)
@@ -359,12 +358,8 @@ def _build_gateways(foundation: Foundation, messages: MessageParts, recorder: Re
         clock,
         settings,
         random.Random(),  # noqa: S311 - jitter of retries, not a secret
-        _throttle(recorder),
+        throttle,
         foundation.sends_wake_up,
     )
     links = GatewayLinks(store, foundation.directory, connections)
     return GatewayParts(store, connections, reports, replies, dispatcher, links, (public, private))
-
-
-def _throttle(recorder: Recorder) -> Throttle:
-    return Throttle(lambda: recorder.totals.recorded + recorder.totals.unknown)

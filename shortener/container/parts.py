@@ -17,6 +17,7 @@ from shortener.clicks.hit_spool import HitSpool
 from shortener.clicks.link_updates import LinkUpdates
 from shortener.clicks.recorder import Recorder
 from shortener.clicks.spool_drainer import SpoolDrainer
+from shortener.clicks.throttle import Throttle
 from shortener.clicks.verdicts.early_hits import EarlyHits
 from shortener.clicks.verdicts.reclassify import Reclassifier
 from shortener.container.link_hosts import InstallationHosts
@@ -86,6 +87,7 @@ class ClickParts:
     """The parts that record and classify hits."""
 
     recorder: Recorder
+    throttle: Throttle
     spool: HitSpool | None
     spool_drainer: SpoolDrainer | None
     devices: DeviceCounter

@@ -70,6 +70,7 @@ class Service:
         self.networks = open_networks(foundation.settings.network_files)
         self.events_wake_up = foundation.events_wake_up
         self.recorder = clicks.recorder
+        self.throttle = clicks.throttle
         self.devices = clicks.devices
         self.reclassifier = clicks.reclassifier
         self.link_updates = clicks.link_updates

@@ -34,6 +34,7 @@ from functools import partial
 import structlog
 from sqlalchemy import Connection
 
+from shortener.clicks.throttle import Throttle
 from shortener.delivery.attempt import LOCAL_FAILURE_PAUSE_MS, AttemptInFlight, AttemptRunner, FinishedAttempt
 from shortener.delivery.claim_writer import ClaimResult, ClaimWriter
 from shortener.delivery.claims import LEASE_MARGIN_MS, SlotUsage
@@ -42,7 +43,6 @@ from shortener.delivery.outcome_writer import OutcomeResult, OutcomeWriter
 from shortener.delivery.outcomes import GONE
 from shortener.delivery.processes import DeliveryProcesses, SignOfLife
 from shortener.delivery.sender import Sender
-from shortener.delivery.throttle import Throttle
 from shortener.delivery.trackers import Trackers
 from shortener.errors import StoreUnavailable
 from shortener.ids import DELIVERY_IDS, IdGenerator
@@ -200,7 +200,7 @@ class Dispatcher:
             limit = 0 if self._stopping else self._usage.free + len(finished)
             if throttled:
                 limit = min(limit, MAX_STARTS)
-            outcomes, claims, sign = await self._database.write(self._write_cycle, finished, limit)
+            outcomes, claims, sign = await self._database.write_later(self._write_cycle, finished, limit)
             del self._finished[: len(finished)]
             if sign is not None:
                 self._note(sign)

@@ -39,10 +39,10 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
 from shortener.accounts.audit import AuditWriter
 from shortener.accounts.directory import short_url
+from shortener.clicks.throttle import Throttle
 from shortener.delivery import fanout_queries
 from shortener.delivery.fanout_queries import PendingEvent, Sources, Subscription
 from shortener.delivery.request import callback_queue
-from shortener.delivery.throttle import Throttle
 from shortener.errors import StoreUnavailable
 from shortener.ids import CONVERSION_IDS, ClickIds, IdGenerator, encode
 from shortener.metrics import Metrics
@@ -115,7 +115,7 @@ class Fanout:
         started, throttled = loop.time(), self._throttle.is_busy
         limit = MAX_EVENTS_WHILE_BUSY if throttled else MAX_EVENTS
         try:
-            events, deliveries, many_of = await self._database.write(self._fan_out, limit, without=self._postponed)
+            events, deliveries, many_of = await self._database.write_later(self._fan_out, limit, without=self._postponed)
         except StoreUnavailable:
             raise
         except Exception:
@@ -146,7 +146,7 @@ class Fanout:
         events = deliveries = 0
         for event in await self._database.read(fanout_queries.pending_ids, limit):
             try:
-                done, created, _ = await self._database.write(self._fan_out, 1, event)
+                done, created, _ = await self._database.write_later(self._fan_out, 1, event)
             except StoreUnavailable:
                 raise
             except Exception as error:

@@ -28,8 +28,8 @@ from datetime import timedelta
 import structlog
 from sqlalchemy import Connection, select
 
+from shortener.clicks.throttle import Throttle
 from shortener.delivery.claims import SlotUsage
-from shortener.delivery.throttle import Throttle
 from shortener.gateways.attempt import EndedSend, SendInFlight, SendRunner
 from shortener.gateways.claiming import SendClaimResult, SendClaimWriter, find_finished, write_health
 from shortener.gateways.expiry import MAX_ROWS, expire
@@ -169,7 +169,7 @@ class GatewayDispatcher:
                 limit = min(limit, MAX_STARTS)
             loop = asyncio.get_running_loop()
             began = loop.time()
-            cycle = await self._database.write(self._write_cycle, ended, limit, now)
+            cycle = await self._database.write_later(self._write_cycle, ended, limit, now)
             del self._ended[: len(ended)]
             self._account(cycle, ended, now)
             for number, attempt in enumerate(cycle.claims.attempts, 1):

@@ -218,15 +218,15 @@ class SqliteDatabase:
             self._lock.close()
 
     def _run(self) -> None:
-        was_bulk = True
+        ahead = 0  # The number of other jobs that waited when the last job of bulk work ended. They run before the next one.
         while self._work.get():
-            # If both kinds wait, they run in turns. So a click waits for at most one job of bulk work, and bulk work advances.
-            was_bulk = bool(self._bulk_jobs) and not (was_bulk and self._jobs)
-            job = (self._bulk_jobs if was_bulk else self._jobs).popleft()
+            is_bulk = bool(self._bulk_jobs) and not ahead
+            job = (self._bulk_jobs if is_bulk else self._jobs).popleft()
             try:
                 job()
             except Exception:  # The writer thread must continue after any exception; without it no later transaction could end.
                 log.exception("writer_job_failed")
+            ahead = len(self._jobs) if is_bulk else max(ahead - 1, 0)
 
 
 def _settle(future: asyncio.Future[Any], outcome: Callable[[Any], None], value: Any) -> None:

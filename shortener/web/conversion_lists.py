@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Literal
 
 from pydantic import Field
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from shortener.errors import ErrorCode
 from shortener.reporting.conversions import (
@@ -22,6 +22,7 @@ from shortener.reporting.conversions import (
 )
 from shortener.reporting.rollups import Basis
 from shortener.times import end_of, start_of
+from shortener.web.csv_response import csv_response
 from shortener.web.endpoint import Call, Endpoint, ResponseModel
 from shortener.web.fields import Text
 from shortener.web.messages import ConversionStatus, Source, may_reveal
@@ -164,7 +165,7 @@ async def export(call: Call[ConversionsCsvQuery, None]) -> Response:
     service = call.service
     filters = _filter(call.application_id, call.query)
     pages = conversions_csv(service.database, filters, service.click_ids.encode, bom=call.query.bom, reveal=may_reveal(call))
-    return await _csv_response(call, "conversions", pages)
+    return await csv_response(call, "conversions", pages)
 
 
 async def refused(call: Call[RefusedQuery, None]) -> Mapping[str, Any]:
@@ -197,23 +198,7 @@ async def export_refused(call: Call[RefusedCsvQuery, None]) -> Response:
         until=until,
         reason=query.reason,
     )
-    return await _csv_response(call, "refused-conversions", pages)
-
-
-async def _csv_response(call: Call[Any, None], name: str, pages: AsyncIterator[bytes]) -> Response:
-    head = await anext(pages)
-    first_page = await anext(
-        pages
-    )  # The first page is read before the response starts, so that an unavailable database still causes a 503.
-    headers = {"Content-Disposition": f'attachment; filename="{name}-{call.service.clock():%Y-%m-%d}.csv"'}
-
-    async def body() -> AsyncIterator[bytes]:
-        yield head + first_page
-        if call.request.method == "GET":
-            async for lines in pages:
-                yield lines
-
-    return StreamingResponse(body(), media_type="text/csv", headers=headers)
+    return await csv_response(call, "refused-conversions", pages)
 
 
 def _period(query: Period) -> tuple[datetime | None, datetime | None]:

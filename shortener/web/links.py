@@ -3,11 +3,10 @@ many links."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any, Literal
 
 from pydantic import Field
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from shortener.accounts.directory import base_url_of
 from shortener.clicks.link_admin import DisabledBy, find_link, serialize_link
@@ -23,6 +22,7 @@ from shortener.errors import ApiError, ErrorCode
 from shortener.reporting.links import LinkClicks, LinkFilter, LinkPosition, count_clicks, export_links, list_links
 from shortener.times import end_of, start_of
 from shortener.urls import UrlError, canonical_host, host_of, parse_destination
+from shortener.web.csv_response import csv_response
 from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel
 from shortener.web.fields import EndTime, Text
 from shortener.web.messages import Source
@@ -175,18 +175,7 @@ async def export(call: Call[LinksCsvQuery, None]) -> Response:
     service = call.service
     base_url = base_url_of(service.settings, service.directory)
     pages = export_links(service.database, _filter(call), service.directory, base_url, with_mark=call.query.bom)
-    first_page = await anext(
-        pages
-    )  # The first page is read before the response starts, so that an unavailable database still causes a 503.
-    headers = {"Content-Disposition": f'attachment; filename="links-{service.clock():%Y-%m-%d}.csv"'}
-
-    async def body() -> AsyncIterator[bytes]:
-        yield first_page
-        if call.request.method == "GET":
-            async for lines in pages:
-                yield lines
-
-    return StreamingResponse(body(), media_type="text/csv", headers=headers)
+    return await csv_response(call, "links", pages)
 
 
 async def show(call: Call[None, None]) -> dict[str, Any]:

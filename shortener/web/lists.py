@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import Field
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from shortener.clicks.user_agents import load_expressions
 from shortener.errors import ApiError, ErrorCode
@@ -25,6 +25,7 @@ from shortener.reporting.event_list import (
 from shortener.reporting.hits import HIT_CSV_COLUMNS, HitFilter, HitMetric, HitPage, list_hits, serialize_hit
 from shortener.storage.types import to_iso
 from shortener.times import end_of, start_of
+from shortener.web.csv_response import csv_response
 from shortener.web.endpoint import Call, Endpoint, ResponseModel
 from shortener.web.fields import Text
 from shortener.web.paging import ByteOrderMark, Cursor, Cursors, NextCursor
@@ -281,25 +282,6 @@ def _event_filter(call: Call[Any, None]) -> EventFilter:
         since=None if query.since is None else start_of(query.since),
         until=None if query.until is None else end_of(query.until),
     )
-
-
-async def csv_response(call: Call[Any, None], name: str, lines: AsyncIterator[bytes]) -> Response:
-    """Return a response that the browser saves as a CSV file. Raise StoreUnavailable if the first lines cannot be read: the
-    response has not started then, so the client gets an error."""
-    first: list[bytes] = [await anext(lines)]
-    async for more in lines:
-        first.append(more)
-        break
-    headers = {"Content-Disposition": f'attachment; filename="{name}-{call.service.clock():%Y-%m-%d}.csv"'}
-
-    async def body() -> AsyncIterator[bytes]:
-        for piece in first:
-            yield piece
-        if call.request.method == "GET":
-            async for piece in lines:
-                yield piece
-
-    return StreamingResponse(body(), media_type="text/csv", headers=headers)
 
 
 _PAGES = (

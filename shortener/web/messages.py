@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from shortener.errors import ApiError, ErrorCode
 from shortener.messages.phone_numbers import PhoneNumberError, parse_searched_number
@@ -16,6 +16,7 @@ from shortener.reporting.messages import MessageFilter, MessageMetric, list_mess
 from shortener.reporting.rollups import Basis
 from shortener.reporting.status import MessageStatus, find_status
 from shortener.times import end_of, start_of
+from shortener.web.csv_response import csv_response
 from shortener.web.endpoint import Call, Endpoint, ResponseModel
 from shortener.web.fields import Text
 from shortener.web.paging import ByteOrderMark, Cursor, Cursors, NextCursor
@@ -242,18 +243,7 @@ async def export(call: Call[CsvQuery, None]) -> Response:
         bom=query.bom,
         reveal=may_reveal(call),
     )
-    first_page = await anext(
-        pages
-    )  # The first page is read before the response starts, so that an unavailable database still causes a 503.
-    headers = {"Content-Disposition": f'attachment; filename="messages-{service.clock():%Y-%m-%d}.csv"'}
-
-    async def body() -> AsyncIterator[bytes]:
-        yield first_page
-        if call.request.method == "GET":
-            async for page_of_lines in pages:
-                yield page_of_lines
-
-    return StreamingResponse(body(), media_type="text/csv", headers=headers)
+    return await csv_response(call, "messages", pages)
 
 
 def _filter(application_id: int, query: ExportQuery) -> MessageFilter:

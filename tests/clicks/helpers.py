@@ -16,6 +16,7 @@ from shortener.clicks import user_agents
 from shortener.clicks.link_changes import find_changeable, parse_changes, refresh_cache, write_changes
 from shortener.clicks.recorder import Recorder
 from shortener.clicks.resolver import Hit
+from shortener.clicks.throttle import WINDOW_SECONDS, Throttle
 from shortener.container import Service
 from shortener.errors import StoreUnavailable
 from shortener.messages.rewrite_item import RewriteItem
@@ -159,3 +160,17 @@ async def change_link(service: Service, code: str, requested: dict[str, Any]) ->
     await service.cache.invalidate([code])
     await service.database.write(write)
     await refresh_cache(service.database, service.cache, [code])
+
+
+class Hits:
+    """A fake counter of hits and a fake clock. The test sets both."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.now = 0.0
+        self.throttle = Throttle(lambda: self.count, lambda: self.now)
+
+    def arrive(self, count: float, seconds: float = WINDOW_SECONDS) -> bool:
+        self.count += int(count)
+        self.now += seconds
+        return self.throttle.is_busy

@@ -7,7 +7,12 @@ import gc
 import pytest
 
 from shortener.container import Service
-from shortener.container.full_collections import MAX_DELAY_SECONDS, FullCollections
+from shortener.container.full_collections import (
+    MAX_DELAY_SECONDS,
+    MAX_THOROUGH_DELAY_SECONDS,
+    THOROUGH_SECONDS,
+    FullCollections,
+)
 
 
 @pytest.fixture
@@ -15,6 +20,7 @@ def collections(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Return a list that gets one entry for each full collection. No collection takes place."""
     done: list[float] = []
     monkeypatch.setattr(gc, "collect", lambda: done.append(1))
+    monkeypatch.setattr(gc, "freeze", lambda: None)
     return done
 
 
@@ -22,7 +28,7 @@ async def test_a_full_collection_waits_for_the_end_of_large_requests_but_at_most
     collections: list[float],
 ) -> None:
     now, is_busy = 0.0, True
-    job = FullCollections(lambda: is_busy, lambda: now)
+    job = FullCollections(lambda: is_busy, lambda: False, lambda: now)
     assert await job.step() == 0
     assert collections == []
     now = MAX_DELAY_SECONDS
@@ -36,21 +42,54 @@ async def test_a_full_collection_waits_for_the_end_of_large_requests_but_at_most
     assert len(collections) == 2
 
 
+class Node:
+    """An object that refers to itself, so that only a collection frees it."""
+
+    freed = 0
+
+    def __init__(self) -> None:
+        self.me = self
+
+    def __del__(self) -> None:
+        Node.freed += 1
+
+
 async def test_the_job_frees_objects_that_refer_to_each_other() -> None:
-    freed: list[bool] = []
+    gc.disable()
+    try:
+        before = Node.freed
+        Node()
+        await FullCollections(lambda: False, lambda: False).step()
+        assert Node.freed == before + 1
+    finally:
+        gc.enable()
 
-    class Node:
-        def __init__(self) -> None:
-            self.me = self
 
-        def __del__(self) -> None:
-            freed.append(True)
+async def test_objects_that_survive_a_collection_are_examined_again_each_hour_or_later_while_many_people_click() -> None:
+    now, has_hits = 0.0, False
+    job = FullCollections(lambda: False, lambda: has_hits, lambda: now)
+
+    async def is_freed(at: float) -> bool:
+        """Return whether an object is freed at this time that has become garbage after a collection that it survived."""
+        nonlocal now
+        gc.collect()
+        before, node = Node.freed, Node()
+        await job.step()
+        del node
+        now = at
+        await job.step()
+        return Node.freed > before
 
     gc.disable()
     try:
-        Node()
-        await FullCollections(lambda: False).step()
-        assert freed
+        assert not await is_freed(THOROUGH_SECONDS - 1)
+        has_hits = True
+        assert not await is_freed(THOROUGH_SECONDS)
+        has_hits = False
+        assert await is_freed(THOROUGH_SECONDS + 1)
+        has_hits = True
+        assert not await is_freed(2 * THOROUGH_SECONDS + 1)
+        assert await is_freed(THOROUGH_SECONDS + 1 + MAX_THOROUGH_DELAY_SECONDS)
     finally:
         gc.enable()
 

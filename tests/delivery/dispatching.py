@@ -7,10 +7,10 @@ from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Row, insert
 
+from shortener.clicks.throttle import Throttle
 from shortener.container import Service
 from shortener.delivery.dispatcher import Dispatcher
 from shortener.delivery.sender import Sender
-from shortener.delivery.throttle import Throttle
 from shortener.errors import StoreUnavailable
 from shortener.model import DeliveryStatus, Topic
 from shortener.storage import schema
@@ -108,6 +108,9 @@ class SlowDatabase:
             self._clock.forward(seconds=self._seconds.pop(0))
         return result
 
+    async def write_later(self, transact: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self.write(transact, *args, **kwargs)
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._database, name)
 
@@ -131,6 +134,9 @@ class UnavailableDatabase:
         if self.down:
             raise StoreUnavailable("down")
         return await self._database.write(transact, *args, **kwargs)
+
+    async def write_later(self, transact: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self.write(transact, *args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._database, name)

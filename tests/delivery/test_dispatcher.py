@@ -1,16 +1,21 @@
 """These tests check the dispatcher when the database fails, at shutdown, and in a running service."""
 
 import asyncio
+import random
 from collections.abc import Callable
 from typing import Concatenate, ParamSpec, TypeVar
 
 import pytest
-from sqlalchemy import Connection
+from sqlalchemy import Connection, func, select
 
 from shortener.container import Service
 from shortener.delivery import dispatch_queries
+from shortener.delivery.dispatcher import MAX_STARTS, Dispatcher
+from shortener.delivery.fanout import MAX_EVENTS_WHILE_BUSY, Fanout
 from shortener.delivery.trackers import NewTracker
 from shortener.errors import StoreUnavailable
+from shortener.storage import schema
+from tests.clicks.helpers import Hits
 from tests.conftest import NOON, MakeService
 from tests.delivery.conftest import MakeTracker, Story
 from tests.delivery.dispatching import (
@@ -132,3 +137,37 @@ async def test_a_process_that_does_not_send_deliveries_runs_no_fanout_and_no_dis
     service = await make_service()
     service.start(web=False, deliver=False)
     assert {task.get_name() for task in service.jobs._tasks}.isdisjoint({"fanout", "dispatcher"})
+
+
+async def test_a_busy_throttle_limits_the_batch_sizes_of_the_fanout_and_the_dispatcher(
+    service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver
+) -> None:
+    hits = Hits()
+    hits.arrive(1000)
+    await make_tracker(receiver.url(), concurrency=64)
+    for _ in range(MAX_EVENTS_WHILE_BUSY + 1):
+        await story.first_click()
+    fanout = Fanout(
+        service.database,
+        service.ids,
+        service.click_ids,
+        service.clock,
+        base_url="http://127.0.0.1:8000",
+        throttle=hits.throttle,
+        on_deliveries=lambda: None,
+    )
+    assert await fanout.step() == MAX_EVENTS_WHILE_BUSY
+    dispatcher = Dispatcher(
+        service.database,
+        service.trackers,
+        service.sender,
+        service.ids,
+        service.clock,
+        service.settings,
+        random.Random(1),
+        hits.throttle,
+    )
+    assert await dispatcher.step() == MAX_STARTS
+    await dispatcher.flush()
+    delivered = select(func.count()).where(schema.deliveries.c.status == 1)
+    assert await service.database.read(lambda connection: connection.execute(delivered).scalar_one()) == MAX_EVENTS_WHILE_BUSY

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 
+from shortener.clicks.throttle import Throttle
 from shortener.container import Service
-from shortener.delivery.throttle import Throttle
 from shortener.gateways.dispatcher import GatewayDispatcher
 from shortener.gateways.submission import Connections
 from shortener.model import SendStatus

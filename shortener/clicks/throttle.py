@@ -1,0 +1,56 @@
+"""The throttle slows down other work while many hits arrive. Fan-out and dispatchers use small batches and pause between them.
+Exports pause between their pages.
+
+Hits and this work share the event loop, the interpreter lock and, on SQLite, the only database writer. A delivery or an export can
+wait longer than the person who has tapped a link.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+
+#: If at least this number of hits arrive per second, the throttle slows down other work.
+BUSY_RATE = 20.0
+#: The throttle measures the number of hits in periods of this length.
+WINDOW_SECONDS = 0.25
+#: Up to this number of hits per second, each kind of other work uses at most a third of the time. At higher rates it uses a smaller
+#: part, so deliveries are sent later and exports take longer.
+FLOOD_RATE = 2_500.0
+MAX_PAUSE_SECONDS = 0.25
+
+
+class Throttle:
+    """A throttle of other work that measures the rate of hits.
+
+    `hits` returns the number of hits that the process has recorded. `now` returns the current time in seconds."""
+
+    def __init__(self, hits: Callable[[], int] = lambda: 0, now: Callable[[], float] = time.monotonic) -> None:
+        self._hits = hits
+        self._now = now
+        self._counted, self._at = hits(), now()
+        self._rate = 0.0
+
+    def pause_for(self, worked: float) -> float:
+        """Return how many seconds other work must pause after `worked` seconds of work. Return 0 if few hits arrive."""
+        return min(worked * max(2.0, (self._rate / FLOOD_RATE) ** 2), max(worked, MAX_PAUSE_SECONDS)) if self.is_busy else 0.0
+
+    @property
+    def is_busy(self) -> bool:
+        """Return whether so many hits arrive at present that other work must slow down."""
+        now = self._now()
+        if now - self._at >= WINDOW_SECONDS:
+            hits = self._hits()
+            self._rate = (hits - self._counted) / (now - self._at)
+            self._counted, self._at = hits, now
+        return self._rate >= BUSY_RATE
+
+    async def slow_down(self, pages: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        """Yield the pages of an iterator. While many hits arrive, pause after each page for a multiple of the time that it took."""
+        began = self._now()
+        async for page in pages:
+            yield page
+            if pause := self.pause_for(self._now() - began):
+                await asyncio.sleep(pause)
+            began = self._now()

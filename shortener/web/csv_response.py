@@ -1,0 +1,34 @@
+"""Responses that stream a CSV file in constant memory."""
+
+# Tested by tests/web/test_lists.py
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from starlette.responses import Response, StreamingResponse
+
+from shortener.web.endpoint import Call
+
+
+async def csv_response(call: Call[Any, None], name: str, pages: AsyncIterator[bytes]) -> Response:
+    """Return a response that the browser saves as a CSV file, whose name begins with `name`. While many hits arrive, it pauses
+    between the pages.
+
+    Raise StoreUnavailable if the first two pages, of which one may be only the header, cannot be read: the response has not started
+    then, so the client gets an error."""
+    first: list[bytes] = [await anext(pages)]
+    async for page in pages:
+        first.append(page)
+        break
+    headers = {"Content-Disposition": f'attachment; filename="{name}-{call.service.clock():%Y-%m-%d}.csv"'}
+
+    async def body() -> AsyncIterator[bytes]:
+        for page in first:
+            yield page
+        if call.request.method == "GET":
+            async for page in call.service.throttle.slow_down(pages):
+                yield page
+
+    return StreamingResponse(body(), media_type="text/csv", headers=headers)
