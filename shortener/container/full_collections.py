@@ -43,10 +43,12 @@ class FullCollections:
         if self._is_busy() and now - self._collected_at < MAX_DELAY_SECONDS:
             return 0
         self._collected_at = now
+        excludes = gc.get_freeze_count() > 0  # true in the process of `serve`, which excludes the objects of the start
         since_all = now - self._all_collected_at
         if since_all >= THOROUGH_SECONDS and (not self._has_hits() or since_all >= MAX_THOROUGH_DELAY_SECONDS):
             self._all_collected_at = now
             gc.unfreeze()
         gc.collect()
-        gc.freeze()
+        if excludes:
+            gc.freeze()
         return 0

@@ -41,6 +41,8 @@ LOCAL_FAILURE_PAUSE_MS = 15_000
 MAX_DETAIL_LENGTH = 500
 #: A 429 response does not count as an attempt if the delivery was created or replayed less than this time ago.
 FREE_429_MS = 86_400_000
+#: An attempt waits for at most this time until the attempt for an earlier event of the same message has ended.
+MAX_WAIT_SECONDS = 2.0
 #: After a 429 response without `Retry-After`, the next attempt waits between these two times.
 MIN_429_PAUSE_MS, MAX_429_PAUSE_MS = 1000, 60_000
 
@@ -93,9 +95,16 @@ class AttemptRunner:
         self._allow_http = allow_http
         self.tracer: Tracer | None = None  # set if messages are traced
 
-    async def run(self, attempt: AttemptInFlight) -> FinishedAttempt:
-        """Make one attempt and return its result. If the task is cancelled, return a result that gives the claim back."""
+    async def run(self, attempt: AttemptInFlight, earlier: asyncio.Task[None] | None = None) -> FinishedAttempt:
+        """Make one attempt and return its result. If the task is cancelled, return a result that gives the claim back.
+
+        The attempt begins when the task `earlier` has ended, but it waits for at most MAX_WAIT_SECONDS."""
         claim, target = attempt.claim, attempt.target
+        if earlier is not None:
+            try:
+                await asyncio.wait([earlier], timeout=MAX_WAIT_SECONDS)
+            except asyncio.CancelledError:
+                return self._returned(attempt, "interrupted")
         started = self._clock()
         timeout = target.timeout if target is not None else 0.0
         if claim.lease_until - to_ms(started) < round(timeout * 1000) + MIN_LEASE_LEFT_MS:

@@ -87,7 +87,8 @@ class ClaimRequest(NamedTuple):
 
 
 class ClaimedDelivery(NamedTuple):
-    """A delivery that only this process may attempt until `lease_until`. `attempt` is the number of the attempt, from 1."""
+    """A delivery that only this process may attempt until `lease_until`. `attempt` is the number of the attempt, from 1. `message`
+    is the row id of the message that the event is about; None if there is none."""
 
     id: int
     event: int
@@ -101,6 +102,7 @@ class ClaimedDelivery(NamedTuple):
     lease_until: int
     restarted_at: int | None
     held_since: int | None
+    message: int | None
     facts: str | None  # the facts of the event as JSON text
 
 
@@ -123,18 +125,19 @@ _CLAIM_POSTGRESQL = (
 )
 _CLAIMED_COLUMNS = (
     "d.id, d.event_id, d.topic, d.tracker_id, d.callback_url, d.lane, d.attempt, d.base_attempt, d.created_at, d.lease_until, "
-    "d.restarted_at, d.held_since, e.facts"
+    "d.restarted_at, d.held_since, e.message_id, e.facts"
 )
 _CLAIMED = {
     "sqlite": f"SELECT json_group_array(json_array({_CLAIMED_COLUMNS})) "
     "FROM json_each(?) AS j CROSS JOIN deliveries AS d ON d.id = j.value LEFT JOIN events AS e ON e.id = d.event_id",
     "postgresql": f"SELECT {_CLAIMED_COLUMNS} "
-    "FROM deliveries AS d LEFT JOIN events AS e ON e.id = d.event_id WHERE d.id = ANY($1::bigint[])",
+    "FROM deliveries AS d LEFT JOIN events AS e ON e.id = d.event_id WHERE d.id = ANY($1::bigint[]) ORDER BY d.id",
 }
 
 
 def claim(connection: Connection, requests: Sequence[ClaimRequest], now: int) -> list[ClaimedDelivery]:
-    """Claim due deliveries, increment the attempt number of each, and return them.
+    """Claim due deliveries, increment the attempt number of each, and return them. Deliveries of one queue that became due at the
+    same time are in the order of their events.
 
     The claims are valid after the caller has committed the transaction."""
     if not requests:

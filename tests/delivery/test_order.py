@@ -1,0 +1,102 @@
+"""Tests that events of one message are sent in order, if the receiver answers. shortener/delivery/dispatcher.py does this."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import orjson
+import pytest
+
+from shortener.container import Service
+from shortener.delivery import attempt
+from shortener.delivery.http_exchange import SendResult
+from shortener.messages.delivery_reports import DeliveryReport
+from shortener.model import State
+from tests.conftest import NOON
+from tests.delivery.conftest import MakeTracker, Story
+from tests.delivery.dispatching import DELIVERED, deliveries, other_dispatcher, statuses
+
+
+class SlowSender:
+    """A sender whose receiver answers the events about new states in the reverse order, if it gets them at the same time."""
+
+    def __init__(self) -> None:
+        self.answered: list[tuple[str, str]] = []
+        self.most_at_once = 0
+        self._at_once = 0
+        self.never_answers = False
+
+    async def send(self, request: Any, timeout: float) -> SendResult:
+        event = orjson.loads(request.body)
+        self._at_once += 1
+        self.most_at_once = max(self.most_at_once, self._at_once)
+        if self.never_answers:
+            await asyncio.Event().wait()
+        await asyncio.sleep({"DELIVERED": 0.06, "READ": 0.03, "CLICKTHRU": 0}[event["new_state"]])
+        self._at_once -= 1
+        self.answered.append((event["message_id"], event["new_state"]))
+        return SendResult(200, b"", None, "", 1)
+
+
+async def report(service: Service, message_id: str, state: State) -> None:
+    assert await service.delivery_reports.record(1, [DeliveryReport(message_id, state, NOON)])
+
+
+async def test_new_states_of_one_message_are_sent_in_order_and_those_of_several_messages_at_the_same_time(
+    service: Service, make_tracker: MakeTracker, story: Story
+) -> None:
+    await make_tracker("http://127.0.0.1:9/", "state", concurrency=8)
+    sender: Any = SlowSender()
+    dispatcher = other_dispatcher(service, sender=sender)
+    first, second = await story.message(), await story.message()
+    for message in (first, second):
+        await report(service, message.message_id, State.DELIVERED)
+    await service.fanout.flush()
+    assert await dispatcher.step() == 2
+    for message in (first, second):
+        await report(service, message.message_id, State.READ)
+        await story.first_click(message)
+    await service.fanout.flush()
+    await dispatcher.flush()
+    for message in (first, second):
+        states = [state for message_id, state in sender.answered if message_id == message.message_id]
+        assert states == ["DELIVERED", "READ", "CLICKTHRU"]
+    assert sender.most_at_once == 2
+    assert statuses(await deliveries(service)) == {DELIVERED: 6}
+
+
+async def test_a_tracker_that_does_not_answer_delays_the_next_state_of_a_message_only_for_a_short_time(
+    service: Service, make_tracker: MakeTracker, story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempt, "MAX_WAIT_SECONDS", 0.05)
+    await make_tracker("http://127.0.0.1:9/", "state", concurrency=8)
+    sender: Any = SlowSender()
+    sender.never_answers = True
+    dispatcher = other_dispatcher(service, sender=sender)
+    message = await story.message()
+    await report(service, message.message_id, State.DELIVERED)
+    await story.first_click(message)
+    await service.fanout.flush()
+    assert await dispatcher.step() == 2
+    async with asyncio.timeout(20):
+        while sender.most_at_once < 2:
+            await asyncio.sleep(0.01)  # the pause between two checks
+    await dispatcher.stop(1, 0)
+    assert dispatcher.totals.claims_returned == 2
+
+
+async def test_an_attempt_that_waits_for_an_earlier_one_gives_its_claim_back_when_the_process_stops(
+    service: Service, make_tracker: MakeTracker, story: Story
+) -> None:
+    await make_tracker("http://127.0.0.1:9/", "state", concurrency=8)
+    sender: Any = SlowSender()
+    sender.never_answers = True
+    dispatcher = other_dispatcher(service, sender=sender)
+    message = await story.message()
+    await report(service, message.message_id, State.DELIVERED)
+    await story.first_click(message)
+    await service.fanout.flush()
+    assert await dispatcher.step() == 2
+    await dispatcher.stop(5, 0)
+    assert (sender.most_at_once, dispatcher.totals.claims_returned) == (1, 2)
