@@ -22,8 +22,8 @@ from shortener.server.http_protocol import RedirectProtocol, ServerConfig
 from shortener.settings import Settings
 from shortener.storage import schema
 from tests.conftest import Clock
+from tests.servers import PATIENCE
 
-TIMEOUT_SECONDS = 5.0
 HOST = b"s.example"
 AGENT = b"Mozilla/5.0 (iPhone; CPU iPhone OS 18_6 like Mac OS X) AppleWebKit/605.1.15 Version/18.6 Mobile/15E148 Safari/604.1"
 #: This request closes the connection. Its response proves that the server read the previous request to its last byte.
@@ -77,7 +77,7 @@ class RunningServer:
         response = await read_response(reader, head=request.startswith(b"HEAD"))
         with contextlib.suppress(ConnectionError):
             writer.write(LAST_REQUEST)
-            response += await asyncio.wait_for(reader.read(), TIMEOUT_SECONDS)
+            response += await asyncio.wait_for(reader.read(), PATIENCE)
         writer.close()
         return without_date(response)
 
@@ -105,7 +105,7 @@ async def run_server(
     finally:
         for writer in running.clients:
             writer.transport.abort()
-        await asyncio.wait_for(server.shutdown(), TIMEOUT_SECONDS)
+        await asyncio.wait_for(server.shutdown(), PATIENCE)
 
 
 @contextlib.asynccontextmanager
@@ -125,14 +125,14 @@ async def open_isolated_service(folder: Path, clock: Clock) -> AsyncIterator[Ser
 
 
 async def wait_until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(TIMEOUT_SECONDS):
+    async with asyncio.timeout(PATIENCE):
         while not condition():
             await asyncio.sleep(0.002)  # lets the server run, because it uses the same event loop
 
 
 async def read_response(reader: asyncio.StreamReader, *, head: bool = False) -> bytes:
     """Read one response and return its bytes. `head`: the request was a HEAD request, so the response has no body."""
-    async with asyncio.timeout(TIMEOUT_SECONDS):
+    async with asyncio.timeout(PATIENCE):
         start = await reader.readuntil(b"\r\n\r\n")
         length = re.search(rb"content-length: (\d+)", start)
         return start + await reader.readexactly(0 if head or length is None else int(length[1]))
@@ -183,7 +183,7 @@ async def blocked_writes(service: Service) -> AsyncIterator[None]:
 
     def block(connection: object) -> None:
         begun.set()
-        release.wait(2 * TIMEOUT_SECONDS)
+        release.wait(2 * PATIENCE)
 
     blocker = asyncio.ensure_future(service.database.write(block))
     try:

@@ -17,7 +17,6 @@ from shortener.container import Service
 from tests.conftest import Clock
 from tests.server.raw_http import (
     LAST_REQUEST,
-    TIMEOUT_SECONDS,
     RunningServer,
     blocked_writes,
     create_link,
@@ -30,6 +29,7 @@ from tests.server.raw_http import (
     wait_until,
     without_date,
 )
+from tests.servers import PATIENCE
 
 
 async def test_responses_to_pipelined_requests_are_sent_in_the_order_of_the_requests(service: Service, clock: Clock) -> None:
@@ -55,7 +55,7 @@ async def test_responses_to_pipelined_requests_are_sent_in_the_order_of_the_requ
             for one in (server, reference):
                 reader, writer = await one.connect()
                 writer.write(segment + LAST_REQUEST)
-                streams.append(without_date(await asyncio.wait_for(reader.read(), TIMEOUT_SECONDS)))
+                streams.append(without_date(await asyncio.wait_for(reader.read(), PATIENCE)))
             assert streams[0] == streams[1]
             assert b"".join(re.findall(rb"location: https://x.example/(\d)", streams[0])) == expected_links
         assert len(server.app.paths) == len(reference.app.paths) - len(segments), "the protocol handled one redirect per segment"
@@ -95,7 +95,7 @@ async def test_a_connection_uses_one_timer_for_many_requests(service: Service) -
 
 async def test_an_idle_connection_is_closed_but_a_connection_with_a_pending_request_stays_open(service: Service) -> None:
     code = await create_link(service)
-    async with run_server(service, timeout_keep_alive=0.2) as server:
+    async with run_server(service, timeout_keep_alive=PATIENCE) as server:
         reader, writer = await server.connect()
         connection = await server.only_connection()
         writer.write(get(code))
@@ -103,12 +103,14 @@ async def test_an_idle_connection_is_closed_but_a_connection_with_a_pending_requ
         assert connection.timer is not None
         connection.timer.check()  # the timer runs too early, because the connection has not been idle for long enough
         assert not connection.transport.is_closing()
+    async with run_server(service, timeout_keep_alive=0.2) as server:
         async with blocked_writes(service):
+            reader, writer = await server.connect()
             writer.write(get(code))
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(reader.read(1), 0.4)
         assert status_of(await read_response(reader)) == 302
-        assert await asyncio.wait_for(reader.read(), TIMEOUT_SECONDS) == b""
+        assert await asyncio.wait_for(reader.read(), PATIENCE) == b""
 
 
 async def test_the_server_stops_after_it_has_sent_the_response_to_a_pending_redirect(service: Service) -> None:
@@ -120,11 +122,11 @@ async def test_the_server_stops_after_it_has_sent_the_response_to_a_pending_redi
             writer.write(get(code))
             await wait_until(lambda: service.recorder.unrecorded == 1)
             stop = asyncio.create_task(server.server.shutdown())
-            assert await asyncio.wait_for(idle.read(), TIMEOUT_SECONDS) == b""
+            assert await asyncio.wait_for(idle.read(), PATIENCE) == b""
             assert not stop.done()
-        response = await asyncio.wait_for(reader.read(), TIMEOUT_SECONDS)
+        response = await asyncio.wait_for(reader.read(), PATIENCE)
         assert (status_of(response), b"\r\nconnection: close\r\n" in response) == (302, True)
-        await asyncio.wait_for(stop, TIMEOUT_SECONDS)
+        await asyncio.wait_for(stop, PATIENCE)
 
 
 @pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])

@@ -11,7 +11,6 @@ from shortener.storage import schema
 from tests.clicks.helpers import unreliable_recorder
 from tests.server.raw_http import (
     LAST_REQUEST,
-    TIMEOUT_SECONDS,
     blocked_writes,
     create_link,
     get,
@@ -22,6 +21,7 @@ from tests.server.raw_http import (
     wait_until,
     without_date,
 )
+from tests.servers import PATIENCE
 
 
 async def test_without_a_database_redirect_protocol_sends_the_same_503_response_as_the_protocol_of_uvicorn(
@@ -81,7 +81,7 @@ async def test_a_redirect_with_a_control_character_in_its_location_is_not_sent(s
                     writer.write(get(code) + LAST_REQUEST)
                     readers.append(reader)
                 await wait_until(lambda: service.recorder.unrecorded == 3)
-            first, second, third = [await asyncio.wait_for(reader.read(), TIMEOUT_SECONDS) for reader in readers]
+            first, second, third = [await asyncio.wait_for(reader.read(), PATIENCE) for reader in readers]
     assert (status_of(first), second, status_of(third)) == (302, b"", 302)
     assert [(entry["event"], entry["code"]) for entry in logs] == [("redirect_response_failed", codes[1][1:])]
     assert len(await stored_hits(service)) == 3

@@ -14,7 +14,6 @@ from shortener.server.http_protocol import MAX_HEAD_BYTES
 from tests.conftest import MakeService
 from tests.server.raw_http import (
     LAST_REQUEST,
-    TIMEOUT_SECONDS,
     create_link,
     get,
     read_response,
@@ -22,6 +21,7 @@ from tests.server.raw_http import (
     status_of,
     wait_until,
 )
+from tests.servers import PATIENCE
 
 
 @pytest.mark.parametrize("at_once", [True, False])
@@ -32,7 +32,7 @@ async def test_the_server_stops_reading_requests_from_a_client_that_reads_no_res
         connection = await server.only_connection()
         connection.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         request = get("/nosuchcode")
-        async with asyncio.timeout(TIMEOUT_SECONDS):
+        async with asyncio.timeout(PATIENCE):
             if at_once:
                 writer.write(request * 20_000)
             while not (connection.flow.write_paused and connection.flow.read_paused):
@@ -78,7 +78,7 @@ async def test_the_server_stores_at_most_256_kib_of_pipelined_requests_for_a_con
         request = get("/nosuchcode")
         max_pipelined, answered = 0, 0
         writer.write(request * 4000 + LAST_REQUEST)
-        async with asyncio.timeout(2 * TIMEOUT_SECONDS):
+        async with asyncio.timeout(PATIENCE):
             while response := await reader.read(2**16):
                 answered += response.count(b"HTTP/1.1 404")
                 max_pipelined = max(max_pipelined, len(connection.pipeline))
@@ -107,7 +107,7 @@ async def test_a_request_head_that_is_too_long_gets_400_and_closes_the_connectio
         # The test exceeds the limit by only one byte. If the server left bytes unread, the kernel would reset the connection and
         # discard the response.
         writer.write(b"a")
-        response = await asyncio.wait_for(reader.read(), TIMEOUT_SECONDS)
+        response = await asyncio.wait_for(reader.read(), PATIENCE)
         error = orjson.loads(response.rpartition(b"\r\n\r\n")[2])
         assert (status_of(response), error["status"], error["error_code"], error["details"]) == (400, False, "INVALID_REQUEST", [])
         assert error["description"] == "The head of the request is too long."
@@ -123,21 +123,21 @@ async def test_a_connection_is_closed_if_its_client_sends_nothing_or_one_byte_at
     async with run_server(service, timeout_keep_alive=0.3) as server:
         silent, _ = await server.connect()
         slow, writer = await server.connect()
-        started = asyncio.get_running_loop().time()
+        sent = 0
 
         async def send_slowly() -> None:
+            nonlocal sent
             with contextlib.suppress(ConnectionError):
                 for byte in get(code) * 5:
                     writer.write(bytes([byte]))
+                    sent += 1
                     await asyncio.sleep(SLOW_PACE_SECONDS)
 
         sender = asyncio.create_task(send_slowly())
-        assert await asyncio.wait_for(silent.read(), TIMEOUT_SECONDS) == b""
+        assert await asyncio.wait_for(silent.read(), PATIENCE) == b""
         with contextlib.suppress(ConnectionError):
-            await asyncio.wait_for(slow.read(), TIMEOUT_SECONDS)
-        assert asyncio.get_running_loop().time() - started < len(get(code)) * SLOW_PACE_SECONDS, (
-            "closed before the first head was complete"
-        )
+            await asyncio.wait_for(slow.read(), PATIENCE)
+        assert sent < len(get(code)), "closed before the first head was complete"
         sender.cancel()
 
 
@@ -161,7 +161,6 @@ async def test_bytes_that_do_not_begin_a_request_do_not_keep_a_connection_open(s
         reader, writer = await server.connect()
         writer.write(request)
         await read_response(reader)
-        began = asyncio.get_running_loop().time()
 
         async def send_on() -> None:
             with contextlib.suppress(ConnectionError):
@@ -172,8 +171,7 @@ async def test_bytes_that_do_not_begin_a_request_do_not_keep_a_connection_open(s
         sender = asyncio.create_task(send_on()) if more == b"\r\n" else None
         writer.write(more)
         with contextlib.suppress(ConnectionError):
-            await asyncio.wait_for(reader.read(), TIMEOUT_SECONDS)
-        assert asyncio.get_running_loop().time() - began < TIMEOUT_SECONDS / 2
+            await asyncio.wait_for(reader.read(), PATIENCE)
         if sender is not None:
             sender.cancel()
         await wait_until(lambda: not server.server.server_state.connections)
@@ -185,7 +183,7 @@ async def test_a_connection_is_closed_if_the_body_of_a_request_stays_incomplete(
         key = b"X-API-Key: " + credentials.api_key.encode() + b"\r\n"
         writer.write(REJECTED + key + JSON + b"Content-Length: 1000\r\n\r\n{")
         with contextlib.suppress(ConnectionError):
-            assert await asyncio.wait_for(reader.read(), TIMEOUT_SECONDS) == b""
+            assert await asyncio.wait_for(reader.read(), PATIENCE) == b""
         await wait_until(lambda: not server.server.server_state.connections and not server.server.server_state.tasks)
 
 
@@ -194,11 +192,11 @@ async def test_a_request_body_that_arrives_steadily_is_read_even_if_it_takes_lon
 ) -> None:
     async with run_server(service, timeout_keep_alive=0.1, request_timeout=1.0) as server:
         reader, writer = await server.connect()
-        body = b'{"to": "+14085550100", "body": "%s"}' % (b"x" * 300_000)
+        body = b'{"to": "+14085550100", "body": "%s"}' % (b"x" * 1_000_000)
         key = b"X-API-Key: " + credentials.api_key.encode() + b"\r\n"
         writer.write(REJECTED + key + JSON + b"Content-Length: %d\r\n\r\n" % len(body))
-        for start in range(0, len(body), 30_000):
-            writer.write(body[start : start + 30_000])
+        for start in range(0, len(body), 100_000):
+            writer.write(body[start : start + 100_000])
             await asyncio.sleep(0.12)  # all pauses together are longer than the time limit of a small body
         assert b"must have at most 100000 characters" in await read_response(reader)
 
@@ -220,7 +218,7 @@ async def test_a_client_that_reads_slowly_gets_its_whole_response(service: Servi
         connection.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         writer.write(get("/openapi.json", b"Connection: close"))
         received = 0
-        async with asyncio.timeout(2 * TIMEOUT_SECONDS):
+        async with asyncio.timeout(PATIENCE):
             while piece := await reader.read(20_000):
                 received += len(piece)
                 await asyncio.sleep(0.05)  # a slow client; all pauses together are longer than the time limit
@@ -237,7 +235,7 @@ async def test_a_client_that_sends_a_too_long_body_before_it_reads_receives_413(
         head = REJECTED + key + JSON + headers + b"Content-Length: %d\r\n\r\n" % size
 
         def send_all() -> bytes:
-            with socket.create_connection(("127.0.0.1", server.port), TIMEOUT_SECONDS) as client:
+            with socket.create_connection(("127.0.0.1", server.port), PATIENCE) as client:
                 client.sendall(head)
                 client.sendall(b" " * size)
                 return client.recv(65536)
@@ -263,7 +261,7 @@ async def test_the_server_stops_reading_the_rest_of_a_rejected_body_after_a_limi
                 await asyncio.sleep(0)  # the pause between two checks
 
         with pytest.raises(ConnectionError):
-            await asyncio.wait_for(send_for_ever(), TIMEOUT_SECONDS)
+            await asyncio.wait_for(send_for_ever(), PATIENCE)
 
 
 async def test_the_limit_of_discarded_bytes_applies_to_each_request_of_a_connection(
@@ -285,7 +283,7 @@ async def test_a_connection_above_the_limit_of_its_address_is_closed(service: Se
         server.config.connection_limits.per_address = 3
         streams = [await server.connect() for _ in range(4)]
         with contextlib.suppress(ConnectionError):
-            assert await asyncio.wait_for(streams[3][0].read(), TIMEOUT_SECONDS) == b""
+            assert await asyncio.wait_for(streams[3][0].read(), PATIENCE) == b""
         assert len(server.server.server_state.connections) == 3
         streams[0][1].close()
         await wait_until(lambda: len(server.server.server_state.connections) == 2)
@@ -303,5 +301,5 @@ async def test_a_new_connection_above_the_total_limit_closes_the_connection_that
         writer.write(get("/healthz"))
         assert status_of(await read_response(reader)) == 200
         with contextlib.suppress(ConnectionError):
-            assert await asyncio.wait_for(readers[0][0].read(), TIMEOUT_SECONDS) == b""
+            assert await asyncio.wait_for(readers[0][0].read(), PATIENCE) == b""
         assert len(server.server.server_state.connections) == 4

@@ -12,7 +12,6 @@ from shortener.storage import schema
 from tests.conftest import Clock
 from tests.server.raw_http import (
     LAST_REQUEST,
-    TIMEOUT_SECONDS,
     create_link,
     get,
     read_response,
@@ -22,6 +21,7 @@ from tests.server.raw_http import (
     wait_until,
     without_date,
 )
+from tests.servers import PATIENCE
 
 
 async def test_redirect_responses_without_asgi_equal_those_of_uvicorn_byte_for_byte(service: Service, clock: Clock) -> None:
@@ -235,7 +235,7 @@ async def test_a_request_body_that_looks_like_a_redirect_request_is_not_recorded
             for piece in (redirect, redirect, LAST_REQUEST):
                 writer.write(piece)
                 await asyncio.sleep(0.02)  # a pause, so that each part arrives separately
-            responses[-1].append(without_date(await asyncio.wait_for(reader.read(), TIMEOUT_SECONDS)))
+            responses[-1].append(without_date(await asyncio.wait_for(reader.read(), PATIENCE)))
         assert responses[0] == responses[1]
         assert status_of(responses[0][0]) == 401
     assert len(await stored_hits(service)) == 1

@@ -8,7 +8,8 @@ from structlog.testing import capture_logs
 from shortener.container import Service
 from shortener.server.http_protocol import RedirectProtocol
 from shortener.server.request_line import IncompleteHead, encode_request_line
-from tests.server.raw_http import TIMEOUT_SECONDS, create_link, get, read_response, run_server, status_of, stored_hits
+from tests.server.raw_http import create_link, get, read_response, run_server, status_of, stored_hits
+from tests.servers import PATIENCE
 
 AFTER_CODES = ["👍", "」", "\u200b", "‽", "👍🏽!", "/”", "\xa0"]
 
@@ -58,7 +59,7 @@ async def test_pipelined_requests_with_raw_utf8_are_redirected(service: Service)
     async with run_server(service) as server:
         reader, writer = await server.connect()
         writer.write(get(code + "」") + get(code) + get(code + "\u200b") + get(code + "‽", b"Connection: close"))
-        assert (await asyncio.wait_for(reader.read(), TIMEOUT_SECONDS)).count(b"HTTP/1.1 302 ") == 4
+        assert (await asyncio.wait_for(reader.read(), PATIENCE)).count(b"HTTP/1.1 302 ") == 4
 
 
 @pytest.mark.parametrize("body", ["x", "é👍", "é\r\n\r\nGET /é HTTP/1.1\r\n\r\n"])
@@ -74,7 +75,7 @@ async def test_a_request_with_raw_utf8_after_the_body_of_another_request_is_redi
     async with run_server(service) as server:
         reader, writer = await server.connect()
         writer.write(first + get(code + "」") + first + get(code + "‽", b"Connection: close"))
-        received = await asyncio.wait_for(reader.read(), TIMEOUT_SECONDS)
+        received = await asyncio.wait_for(reader.read(), PATIENCE)
         assert (received.count(b"HTTP/1.1 404 "), received.count(b"HTTP/1.1 302 ")) == (2, 2)
 
 
@@ -114,7 +115,7 @@ async def test_a_malformed_request_line_with_raw_utf8_gets_one_400_response(serv
         with capture_logs() as logs:
             reader, writer = await server.connect()
             writer.write(line.encode() + b"\r\nHost: s.example\r\n\r\n" + get("/é"))
-            assert (await asyncio.wait_for(reader.read(), TIMEOUT_SECONDS)).count(b"HTTP/1.1 400 ") == 1
+            assert (await asyncio.wait_for(reader.read(), PATIENCE)).count(b"HTTP/1.1 400 ") == 1
         assert logs == []
 
 
