@@ -67,6 +67,11 @@ class PlannedRequest:
         """Whether the request or one of its messages may be a repeat. If so, stored rows must be searched."""
         return self.idempotency_key is not None or any(message.has_own_id for message in self.messages)
 
+    @property
+    def row_count(self) -> int:
+        """The number of rows of messages and links that the request stores, if all its messages are new."""
+        return sum(len(item.to) * (1 + len(plan.links)) for item, plan in zip(self.items, self.plans, strict=False))
+
     def check(self, new_messages: Sequence[PlannedMessage], other_problems: Sequence[Problem] = ()) -> list[Problem]:
         """Raise ApiError if a problem rejects the request. Otherwise return the problems of items that set `skip_invalid`: they do
         not reject the request. Messages that are not in `new_messages` repeat stored messages. The error has the code of the first

@@ -75,7 +75,12 @@ class Rewriter:
         self._processes = KeyTable(schema.processes, ("application_id", "track", "type"), self._new_process)
         writer = RewriteWriter(ids, codes, cohorts, self._link_sets, self._processes, hosts)
         self._commits: GroupCommit[PlannedRequest, Response, NewRows] = GroupCommit(
-            database, writer.apply, max_items=MAX_REQUESTS_PER_TRANSACTION, after=self._committed, is_bulk=True
+            database,
+            writer.apply,
+            max_items=MAX_REQUESTS_PER_TRANSACTION,
+            after=self._committed,
+            is_bulk=True,
+            rows_of=lambda request: request.row_count,
         )
 
     async def rewrite(

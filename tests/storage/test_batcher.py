@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError, ProgrammingError
 
 from shortener.errors import StoreUnavailable
 from shortener.storage import schema
-from shortener.storage.batcher import MAX_CLASHES, Batcher, GroupCommit
+from shortener.storage.batcher import MAX_CLASHES, MAX_ROWS, Batcher, GroupCommit
 from shortener.storage.database import Database
 
 
@@ -89,6 +89,20 @@ async def test_requests_that_arrive_during_a_commit_share_the_next_transaction(d
     assert await stored(database) == set(wanted)
     assert sum(map(len, names.batches)) == 50
     assert len(names.batches) < 10
+
+
+async def test_on_sqlite_a_batch_takes_no_further_request_if_it_would_have_too_many_rows(database: Database) -> None:
+    names = Names()
+    rows = {"third": MAX_ROWS // 3, "large": MAX_ROWS * 2, "small": 1}
+    commits: GroupCommit[str, str, list[str]] = GroupCommit(database, names, rows_of=lambda name: rows[name.partition("-")[0]])
+    first = asyncio.create_task(commits.submit("small-0"))
+    await asyncio.sleep(0)  # the first batch begins
+    wanted = ["third-1", "third-2", "third-3", "third-4", "large-1", "small-1", "small-2"]
+    await asyncio.gather(first, *map(commits.submit, wanted))
+    assert sorted(name for batch in names.batches for name in batch) == sorted(["small-0", *wanted])
+    for batch in names.batches if database.dialect == "sqlite" else ():
+        assert len(batch) == 1 or sum(rows[name.partition("-")[0]] for name in batch) <= MAX_ROWS
+    assert max(map(len, names.batches)) > 1
 
 
 async def test_if_one_result_of_a_group_commit_is_an_exception_only_the_request_of_this_result_fails(database: Database) -> None:
