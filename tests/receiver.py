@@ -13,6 +13,8 @@ from typing import Any
 import orjson
 import pytest
 
+from tests.servers import PATIENCE
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -103,8 +105,8 @@ class Receiver(LoopbackServer):
         return taken
 
     async def wait_for(self, number: int) -> list[Request]:
-        """Return all requests as soon as there are `number` of them. Raise TimeoutError after 30 seconds."""
-        async with asyncio.timeout(30):
+        """Return all requests as soon as there are `number` of them. Raise TimeoutError after PATIENCE seconds."""
+        async with asyncio.timeout(PATIENCE):
             while len(self.requests) < number:
                 self._arrived.clear()
                 await self._arrived.wait()

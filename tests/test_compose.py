@@ -20,7 +20,7 @@ from shortener.settings import PREFIX, Settings
 from shortener.web.endpoints import ENDPOINTS
 from tests.acceptance.conftest import server as server
 from tests.acceptance.process import Server
-from tests.servers import RedisProcess
+from tests.servers import PATIENCE, RedisProcess
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "config"
@@ -165,9 +165,9 @@ def test_the_health_check_of_the_container_image_sends_requests_to_the_port_of_t
     assert python == "python"
     environment = server.environment | {"SHORTENER_PORT": str(server.port), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, *words]
-    assert subprocess.run(command, env=environment, timeout=60, check=False).returncode == 0
+    assert subprocess.run(command, env=environment, timeout=PATIENCE, check=False).returncode == 0
     assert server.stop() == 0
-    assert subprocess.run(command, env=environment, timeout=60, capture_output=True, check=False).returncode == 1
+    assert subprocess.run(command, env=environment, timeout=PATIENCE, capture_output=True, check=False).returncode == 1
 
 
 def test_the_caddyfile_uses_the_certificate_check_endpoint_and_forwards_requests_to_the_nodes(compose: dict[str, Any]) -> None:

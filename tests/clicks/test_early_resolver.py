@@ -14,8 +14,7 @@ from shortener.clicks.waiting_hit import WaitingHit
 from shortener.container import Service
 from shortener.redis.link_cache import CachedLink, NoLinkCache
 from tests.clicks.helpers import UnreliableDatabase, create_codes, make_hit
-
-PATIENCE = 60.0  # a time limit in seconds that the test never reaches
+from tests.servers import PATIENCE
 
 
 class SlowCache(NoLinkCache):
@@ -59,10 +58,10 @@ async def test_if_the_link_cache_is_slow_the_first_response_of_cache_or_database
 ) -> None:
     waiting, cache, database, resolver = await slow_parts(service)
     resolving = asyncio.create_task(resolver.resolve([waiting], 0.01, PATIENCE))
-    await asyncio.wait_for(database.is_read.wait(), 10)
+    await asyncio.wait_for(database.is_read.wait(), PATIENCE)
     assert waiting.resolution is None
     (cache if first == "cache" else database).responds.set()
-    await asyncio.wait_for(resolving, 10)
+    await asyncio.wait_for(resolving, PATIENCE)
     assert waiting.resolution is not None
     assert waiting.resolution.location == b"https://x.example/a"
 
@@ -77,5 +76,5 @@ async def test_a_link_is_not_read_from_the_database_if_the_link_cache_responds_i
 
 async def test_a_hit_is_not_resolved_if_neither_the_link_cache_nor_the_database_responds(service: Service) -> None:
     waiting, _, _, resolver = await slow_parts(service)
-    await asyncio.wait_for(resolver.resolve([waiting], 0.01, 0.02), 10)
+    await asyncio.wait_for(resolver.resolve([waiting], 0.01, 0.02), PATIENCE)
     assert waiting.resolution is None

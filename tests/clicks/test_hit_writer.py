@@ -33,6 +33,7 @@ from tests.clicks.helpers import (
     make_hit,
     unreliable_recorder,
 )
+from tests.servers import PATIENCE
 
 LOCATION = b"https://x.example/a"
 
@@ -154,7 +155,7 @@ async def test_the_recorder_continues_after_writes_that_fail_before_their_transa
         assert {resolution.location for resolution in resolutions} == {LOCATION}
         assert recorder.unrecorded == 5
         database.write_error = None
-        await asyncio.wait_for(recorder.flush(), 10)
+        await asyncio.wait_for(recorder.flush(), PATIENCE)
         assert len(await fetch_rows(service, schema.hits)) == 5
         assert recorder.totals.dropped == 0
 
@@ -165,9 +166,9 @@ async def test_a_hit_gets_503_if_reading_its_link_raises_any_exception(service: 
     async with broken_recorder(service) as (database, recorder):
         database.write_error = database.read_error = error
         with pytest.raises(StoreUnavailable):
-            await asyncio.wait_for(recorder.record(make_hit(service, code)), 10)
+            await asyncio.wait_for(recorder.record(make_hit(service, code)), PATIENCE)
         database.write_error = database.read_error = None
-        assert (await asyncio.wait_for(recorder.record(make_hit(service, code)), 10)).location == LOCATION
+        assert (await asyncio.wait_for(recorder.record(make_hit(service, code)), PATIENCE)).location == LOCATION
         await recorder.flush()
         assert len(await fetch_rows(service, schema.hits)) == 1
 
@@ -223,7 +224,7 @@ async def test_hits_wait_in_memory_while_the_database_rejects_every_hit(service:
             resolutions = await asyncio.gather(*(recorder.record(make_hit(service, code)) for _ in range(clicks)))
             assert {resolution.location for resolution in resolutions} == {LOCATION}
             assert recorder.unrecorded == clicks
-        await asyncio.wait_for(recorder.flush(), 20)
+        await asyncio.wait_for(recorder.flush(), PATIENCE)
         assert len(await fetch_rows(service, schema.hits)) == clicks
         totals = recorder.totals
         assert (totals.dropped, totals.dead_letters, totals.first_clicks) == (0, 0, 1)

@@ -14,7 +14,7 @@ import pytest
 
 from shortener.client import AsyncClient, Client, ConnectionFailedError, DeadlineError, RetryPolicy
 from tests.client.scripted import accepted, hang, reply, scripted
-from tests.servers import free_port
+from tests.servers import PATIENCE, free_port
 
 TEXT = '#track("https://shop.example/a") now'
 
@@ -61,7 +61,7 @@ def test_the_background_thread_of_a_client_ends_if_the_client_is_garbage_collect
         (thread,) = threads() - before
         del client
         gc.collect()
-        thread.join(10)
+        thread.join(PATIENCE)
     assert not thread.is_alive()
 
 
@@ -91,7 +91,7 @@ def test_a_client_that_was_used_before_a_fork_works_in_the_new_process() -> None
             "os._exit(0) if child == 0 else None\n"
             "assert os.waitpid(child, 0)[1] == 0\n"
         )
-        subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, timeout=60)
+        subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, timeout=PATIENCE)
     assert len(server.requests) == 3
 
 
@@ -102,7 +102,7 @@ def test_a_python_process_ends_although_its_client_was_not_closed() -> None:
         f"client = Client('http://127.0.0.1:{free_port()}', api_key='KEY', timeout=1)\n"
         "print(client.rewrite(to='+1', body='#track(\"https://x.example/\")', on_failure='send_long').body)\n"
     )
-    done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, timeout=PATIENCE)
     assert (done.returncode, done.stdout, done.stderr) == (0, "https://x.example/\n", "")
 
 

@@ -36,6 +36,7 @@ from tests.delivery.dispatching import (
 )
 from tests.factory import AUDIT, rows
 from tests.receiver import Receiver, Reply
+from tests.servers import PATIENCE
 
 
 async def test_a_successful_delivery_is_stored_with_its_attempt(
@@ -83,7 +84,7 @@ async def test_a_delivery_attempt_ends_within_its_time_limit_while_it_waits_for_
     released = threading.Event()
 
     def hanging_lookup(host: str, port: int) -> list[str]:
-        released.wait(10)
+        released.wait(PATIENCE)
         return ["127.0.0.1"]
 
     receiver.default_reply = Reply(hang=True)
@@ -97,7 +98,7 @@ async def test_a_delivery_attempt_ends_within_its_time_limit_while_it_waits_for_
             began = time.monotonic()
             await dispatcher.step()
             await asyncio.wait(dispatcher._tasks)
-            assert time.monotonic() - began < 5, "neither the resolver (10 s) nor the tracker delays the end"
+            assert time.monotonic() - began < 10, "neither the resolver (a minute) nor the tracker delays the end"
             await dispatcher.step()
     finally:
         released.set()

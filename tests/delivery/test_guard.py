@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from shortener.delivery import guard as guard_module
 from shortener.delivery.guard import MAX_CHECKS, ForbiddenTarget, Guard, HostUnresolved, rejection_reason
 from tests.delivery.receiver import receiver, respond
+from tests.servers import PATIENCE
 
 IPV4 = st.integers(0, 2**32 - 1)
 # Random addresses are rarely in a small special network, so half of the generated addresses are chosen from these networks.
@@ -235,7 +236,7 @@ async def test_check_host_stops_waiting_for_a_resolver_that_hangs() -> None:
     released = threading.Event()
 
     def hanging(host: str, port: int) -> list[str]:
-        released.wait(10)
+        released.wait(PATIENCE)
         return ["8.8.8.8"]
 
     try:
@@ -315,7 +316,7 @@ async def test_dns_look_ups_that_hang_use_a_limited_number_of_threads() -> None:
 
     def hanging(host: str, port: int) -> list[str]:
         started.append(host)
-        released.wait(10)
+        released.wait(PATIENCE)
         return ["8.8.8.8"]
 
     guard = Guard(lookup=hanging)
@@ -330,7 +331,7 @@ async def test_dns_look_ups_that_hang_use_a_limited_number_of_threads() -> None:
         assert len(started) == MAX_CHECKS
     finally:
         released.set()
-    await guard.check_host("later.example", 80, timeout=30)
+    await guard.check_host("later.example", 80, timeout=PATIENCE)
 
 
 @pytest.mark.parametrize(

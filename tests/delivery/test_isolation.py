@@ -16,6 +16,7 @@ from shortener.storage import schema
 from tests.delivery.conftest import Story
 from tests.factory import AUDIT, rows
 from tests.receiver import Receiver, Reply, Request
+from tests.servers import PATIENCE
 
 #: An event that is sent at once must arrive within this time, even on a busy test machine.
 SOON_SECONDS = 3.0
@@ -74,11 +75,11 @@ async def test_a_tracker_that_limits_requests_gets_all_events_and_no_429_respons
         tracker = await add_tracker(running, receiver.url(), max_attempts=2)
         await click(Story(running), 60)
         began = time.monotonic()
-        async with asyncio.timeout(40):
+        async with asyncio.timeout(PATIENCE):
             while receiver.accepted < 60:
                 await asyncio.sleep(0.05)  # the receiver accepts 20 requests in a second
         assert time.monotonic() - began < 15, "the limit allows 3 seconds"
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             while any(row.status != 1 for row in await rows(running.database, schema.deliveries)):
                 await asyncio.sleep(0.05)  # wait until the outcomes are recorded
     found = await rows(running.database, schema.deliveries)
@@ -108,7 +109,7 @@ async def test_a_healthy_tracker_gets_events_at_once_while_other_trackers_never_
         await add_tracker(running, receiver.url("/hang"), concurrency=concurrency, timeout=60)
     story = Story(running)
     await click(story, 300 // trackers)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE):
         while running.dispatcher.in_flight < 190:
             await asyncio.sleep(0.05)  # wait until the hanging trackers use their slots
     await add_tracker(running, receiver.url("/well"))
@@ -116,7 +117,7 @@ async def test_a_healthy_tracker_gets_events_at_once_while_other_trackers_never_
     for number in range(1, 11):
         began = time.monotonic()
         await click(story, 1)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE):
             while sum(request.target == "/well" for request in receiver.requests) < number:
                 await asyncio.sleep(0.005)  # wait until the healthy tracker has received the event
         slowest = max(slowest, time.monotonic() - began)
@@ -131,7 +132,7 @@ async def test_callbacks_to_hosts_that_hang_leave_slots_for_trackers(running: Se
     await add_tracker(running, receiver.url("/well"))
     began = time.monotonic()
     await click(story, 1)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE):
         while not any(request.target == "/well" for request in receiver.requests):
             await asyncio.sleep(0.005)  # wait until the tracker has received the event
     assert time.monotonic() - began < SOON_SECONDS

@@ -16,6 +16,7 @@ from shortener.model import State
 from tests.conftest import NOON
 from tests.delivery.conftest import MakeTracker, Story
 from tests.delivery.dispatching import DELIVERED, deliveries, other_dispatcher, statuses
+from tests.servers import PATIENCE
 
 
 class SlowSender:
@@ -79,7 +80,7 @@ async def test_a_tracker_that_does_not_answer_delays_the_next_state_of_a_message
     await story.first_click(message)
     await service.fanout.flush()
     assert await dispatcher.step() == 2
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE):
         while sender.most_at_once < 2:
             await asyncio.sleep(0.01)  # the pause between two checks
     await dispatcher.stop(1, 0)

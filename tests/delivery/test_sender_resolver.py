@@ -11,6 +11,7 @@ from shortener.delivery.guard import Guard
 from shortener.delivery.sender import Sender
 from tests.delivery.receiver import hang_up, receiver, respond, then
 from tests.delivery.sending import DEADLINE, GRACE, post
+from tests.servers import PATIENCE
 
 
 def failing(code: int) -> socket.gaierror:
@@ -29,7 +30,7 @@ class Names:
     def __call__(self, host: str, port: int) -> list[str]:
         found = self.answers[host]
         if found is None:
-            self.released.wait(10)
+            self.released.wait(PATIENCE)
             return ["127.0.0.1"]
         if isinstance(found, Exception):
             raise found

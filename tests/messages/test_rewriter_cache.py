@@ -11,7 +11,7 @@ from shortener.redis.link_cache import CachedLink
 from shortener.storage import schema
 from tests.clicks.helpers import change_link, create_codes, make_hit
 from tests.conftest import MakeService
-from tests.servers import RedisProcess
+from tests.servers import PATIENCE, RedisProcess
 
 
 async def all_codes(service: Service) -> set[str]:
@@ -80,6 +80,6 @@ async def test_the_link_cache_contains_the_last_of_two_concurrent_changes_of_a_l
 
 
 async def wait_for(service: Service, codes: set[str]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         while (await service.cache.find(codes)).keys() != codes:
             await asyncio.sleep(0.01)  # the pause between two checks

@@ -14,6 +14,7 @@ from shortener.errors import ApiError, StoreUnavailable
 from shortener.portal.exports import Exports
 from shortener.server.application import HttpApplication
 from tests.portal.conftest import SignIn, log
+from tests.servers import PATIENCE
 
 PATH = "/portal/1/deliveries.csv"
 
@@ -48,7 +49,7 @@ async def test_a_second_csv_export_of_a_session_is_rejected_while_the_first_expo
 ) -> None:
     browser, colleague = await sign_in(), await sign_in("Ben")
     first = asyncio.create_task(browser.get(PATH))
-    await asyncio.wait_for(slow_export.started.wait(), 30)
+    await asyncio.wait_for(slow_export.started.wait(), PATIENCE)
     rows = len(await log(service))
     for path in (PATH, "/portal/1/clicks.csv", "/portal/admin/audit.csv"):
         rejected = await browser.get(path)
@@ -108,7 +109,7 @@ async def test_a_csv_export_whose_client_disconnects_does_not_prevent_the_next_e
         "client": ("127.0.0.1", 50_000),
         "server": ("127.0.0.1", 8000),
     }
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         await HttpApplication(service)(scope, receive, send)
     bodies = [message for message in sent if message["type"] == "http.response.body"]
     assert [message["body"] for message in bodies] == [b"delivery_id\r\n"], "the export did not end before the client disconnected"
@@ -142,7 +143,7 @@ async def test_a_session_may_begin_an_export_as_soon_as_the_last_byte_of_its_pre
 async def test_a_cancelled_csv_export_does_not_prevent_the_next_export(sign_in: SignIn, slow_export: SlowExport) -> None:
     browser: httpx.AsyncClient = await sign_in()
     task = asyncio.create_task(browser.get(PATH))
-    await asyncio.wait_for(slow_export.started.wait(), 30)
+    await asyncio.wait_for(slow_export.started.wait(), PATIENCE)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

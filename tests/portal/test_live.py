@@ -25,6 +25,7 @@ from shortener.portal.rendering import Renderer
 from shortener.portal.sessions import session_limits
 from tests.conftest import NOON
 from tests.portal.conftest import NewBrowser, SignIn, click, send
+from tests.servers import PATIENCE
 
 
 async def test_the_live_page_shows_a_new_click(service: Service, sign_in: SignIn, new_browser: NewBrowser) -> None:
@@ -46,7 +47,7 @@ async def test_the_live_feed_sends_each_row_once_and_only_to_operators_of_its_ap
     async with feed.subscribe([1]) as own, feed.subscribe([2]) as foreign:
         message = await send(service, browser)
         await click(service, phone, message["links"][0]["code"])
-        batch = await asyncio.wait_for(own.get(), 10)
+        batch = await asyncio.wait_for(own.get(), PATIENCE)
         assert [row.message_id for row in batch.rows] == [message["message_id"]], "the click before the subscription is not new"
         await asyncio.sleep(0.2)  # in this time, the live feed reads the same rows ten more times
         assert own.empty()
@@ -65,7 +66,7 @@ async def test_the_live_feed_continues_after_an_outage_of_the_database(service: 
 
     monkeypatch.setattr(live_feed, "read_rows", read)
     async with LiveFeed(service.database, service.clock, interval=0.01).subscribe([1]) as batches:
-        batch = await asyncio.wait_for(batches.get(), 10)
+        batch = await asyncio.wait_for(batches.get(), PATIENCE)
     assert list(batch.rows) == [row]
 
 
@@ -179,7 +180,7 @@ async def test_a_busy_live_stream_ends_soon_after_its_session_has_ended(
 
     visit, portal = _visit_of(service, browser, BusyFeed())
     received = 0
-    async with asyncio.timeout(120):
+    async with asyncio.timeout(2 * PATIENCE):
         async for _ in live.event_stream(visit, portal, 1):
             received += 1
             if received == 20:

@@ -24,6 +24,7 @@ from shortener.storage import schema
 from shortener.storage.database import Database
 from shortener.storage.types import to_ms
 from tests.conftest import NOON, MakeService
+from tests.servers import PATIENCE
 
 ENGINES: tuple[Literal["sqlite"], Literal["postgresql"]] = ("sqlite", "postgresql")
 #: Each row has this number of origins, like a commit of clicks on messages of different campaigns.
@@ -257,7 +258,7 @@ async def test_the_job_fails_and_is_repeated_after_its_interval_while_a_bug_prev
     monkeypatch.setattr(job, "interval", 0.001)
     with capture_logs() as logs:
         service.jobs.start()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             while job.failures < 3:
                 await asyncio.sleep(0.001)
             is_mended.set()

@@ -10,6 +10,7 @@ from pathlib import Path
 from sqlalchemy import Connection
 
 from shortener.storage.sqlite import SqliteDatabase
+from tests.servers import PATIENCE
 
 
 @contextlib.asynccontextmanager
@@ -39,6 +40,6 @@ def add(connection: Connection, rows: int) -> None:
 
 async def commit_until(database: SqliteDatabase, is_done: Callable[[], bool], rows: int = 1) -> None:
     """Commit one transaction after the other, as under load, until `is_done` returns True."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE):
         while not is_done():
             await database.write(add, rows)

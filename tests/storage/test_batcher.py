@@ -13,6 +13,7 @@ from shortener.errors import StoreUnavailable
 from shortener.storage import schema
 from shortener.storage.batcher import MAX_CLASHES, MAX_ROWS, Batcher, GroupCommit
 from shortener.storage.database import Database
+from tests.servers import PATIENCE
 
 
 class Names:
@@ -77,8 +78,8 @@ async def stored(database: Database) -> set[str]:
     return set(await database.read(lambda connection: connection.execute(select(schema.installation.c.name)).scalars().all()))
 
 
-async def within(seconds: float, awaitable: Any) -> Any:
-    return await asyncio.wait_for(awaitable, seconds)
+async def in_time(awaitable: Any) -> Any:
+    return await asyncio.wait_for(awaitable, PATIENCE)
 
 
 async def test_requests_that_arrive_during_a_commit_share_the_next_transaction(database: Database) -> None:
@@ -154,7 +155,7 @@ async def test_if_the_database_is_unavailable_the_request_fails_and_no_item_stay
     commits: GroupCommit[str, str, None] = GroupCommit(database, unavailable)
     with pytest.raises(StoreUnavailable):
         await commits.submit("a")
-    await within(5, commits.flush())
+    await in_time(commits.flush())
 
 
 async def test_submitting_to_a_batcher_raises_store_unavailable_above_the_limit_of_waiting_requests(database: Database) -> None:
@@ -227,8 +228,8 @@ async def test_an_exception_in_the_callback_after_a_group_commit_fails_neither_i
         raise RuntimeError("after")
 
     commits: GroupCommit[str, str, list[str]] = GroupCommit(database, Names(), after=broken)
-    assert await within(5, commits.submit("a")) == "A"
-    assert await within(5, commits.submit("b")) == "B"
+    assert await in_time(commits.submit("a")) == "A"
+    assert await in_time(commits.submit("b")) == "B"
 
 
 @pytest.mark.parametrize("error", [StoreUnavailable("down"), programming_error(), RuntimeError("odd")])
@@ -240,9 +241,9 @@ async def test_a_write_that_fails_before_its_transaction_begins_does_not_stop_th
     commits: GroupCommit[str, str, list[str]] = GroupCommit(flaky, Names())  # type: ignore[arg-type]
     for name in ("one", "two"):
         with pytest.raises(StoreUnavailable):
-            await within(5, commits.submit(name))
-    assert await within(5, commits.submit("three")) == "THREE"
-    await within(5, commits.flush())
+            await in_time(commits.submit(name))
+    assert await in_time(commits.submit("three")) == "THREE"
+    await in_time(commits.flush())
 
 
 async def test_if_one_of_two_commits_fails_only_the_requests_of_that_commit_fail(database: Database) -> None:
@@ -298,7 +299,7 @@ async def test_a_batch_is_retried_until_the_database_commits_it(database: Databa
     handler = Recording()
     batcher = recording_batcher(flaky, handler)
     batcher.put("a")
-    await within(5, batcher.flush())
+    await in_time(batcher.flush())
     assert handler.stored == ["a"]
     assert handler.uncertain == [True]
     assert len(batcher) == 0
@@ -310,7 +311,7 @@ async def test_only_the_item_that_the_database_rejects_fails_and_the_other_items
     handler = Recording()
     batcher = recording_batcher(database, handler)
     batcher.put_all(["a", "poison", "b", "c"])
-    await within(5, batcher.flush())
+    await in_time(batcher.flush())
     assert sorted(handler.stored) == ["a", "b", "c"]
     assert [item for item, _ in handler.failures] == ["poison"]
 
@@ -324,7 +325,7 @@ async def test_items_are_retried_if_the_database_becomes_unavailable_while_they_
     batcher.pause()
     batcher.put_all(["a", "b", "poison"])
     batcher.resume()
-    await within(5, batcher.flush())
+    await in_time(batcher.flush())
     assert sorted(handler.stored) == ["a", "b"]
     assert [item for item, _ in handler.failures] == ["poison"]
 
@@ -339,9 +340,9 @@ async def test_a_batch_handler_that_raises_an_exception_loses_its_batch_and_stil
     handler = Broken()
     batcher = recording_batcher(database, handler)
     batcher.put("a")
-    await within(5, batcher.flush())
+    await in_time(batcher.flush())
     batcher.put("b")
-    await within(5, batcher.flush())
+    await in_time(batcher.flush())
     assert handler.stored == ["a", "b"]
 
 
@@ -353,7 +354,7 @@ async def test_a_paused_batcher_queues_items_until_it_resumes(database: Database
     assert (batcher.waiting, batcher.in_flight) == (3, 0)
     assert batcher.withdraw(lambda item: item == "b") == ["b"]
     batcher.resume()
-    await within(5, batcher.flush())
+    await in_time(batcher.flush())
     assert handler.stored == ["a", "c"]
 
 
@@ -365,6 +366,6 @@ async def test_stopping_the_batcher_cancels_a_batch_that_waits_for_a_retry_and_k
     batcher.put("a")
     while not batcher.taken_items():
         await asyncio.sleep(0)  # the pause between two checks
-    await within(5, batcher.stop())
+    await in_time(batcher.stop())
     assert handler.stored == []
     assert batcher.in_flight == 0

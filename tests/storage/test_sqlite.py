@@ -17,6 +17,7 @@ from shortener.errors import StoreUnavailable
 from shortener.storage import checkpoint
 from shortener.storage import sqlite as module
 from shortener.storage.sqlite import SqliteDatabase
+from tests.servers import PATIENCE
 from tests.storage.sqlite_load import add, commit_until, count_rows, serving
 
 
@@ -98,7 +99,7 @@ async def test_at_most_one_transaction_of_bulk_work_runs_while_other_transaction
 
     def block(connection: Connection) -> None:
         has_begun.set()
-        may_end.wait(20)
+        may_end.wait(PATIENCE)
 
     async with serving(tmp_path / "shortener.db") as database:
 
@@ -107,7 +108,7 @@ async def test_at_most_one_transaction_of_bulk_work_runs_while_other_transaction
             return asyncio.create_task((database.write if name.isupper() else database.write_later)(transact))
 
         tasks = [write(first, block)]
-        await asyncio.to_thread(has_begun.wait, 20)
+        await asyncio.to_thread(has_begun.wait, PATIENCE)
         for name in ["purge", "fold", "CLICK", "CLAIM", "fan-out", "REPORT"]:
             tasks.append(write(name, lambda _, name=name: order.append(name)))  # type: ignore[misc]
             await asyncio.sleep(0)

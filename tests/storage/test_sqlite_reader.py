@@ -15,6 +15,7 @@ from sqlalchemy.exc import OperationalError
 
 from shortener.errors import StoreUnavailable
 from shortener.storage.sqlite_reader import FIRST_ROWS, connect_reader
+from tests.servers import PATIENCE
 from tests.storage.sqlite_load import count_rows, serving
 
 #: A query that ends only if it is interrupted.
@@ -133,7 +134,7 @@ async def test_a_cancelled_read_interrupts_its_statement_and_its_connection_is_n
         await began.wait()
         await asyncio.sleep(0.05)
         reading.cancel()
-        _, running = await asyncio.wait({reading}, timeout=20)
+        _, running = await asyncio.wait({reading}, timeout=PATIENCE)
         assert not running
         assert reading.cancelled()
         await database.read(lambda connection: connections.append(connection.connection.driver_connection))
@@ -150,7 +151,7 @@ async def test_a_statement_that_waits_for_the_thread_never_runs_after_its_read_i
         driver: Any = connection.connection.driver_connection
         connections.append(driver)
         count_rows(connection)  # Run one statement first: it sends BEGIN. Otherwise BEGIN, not ENDLESS, would wait for the thread.
-        driver._tx.put_nowait((None, lambda: go_on.wait(20)))  # The thread is occupied, like on a machine under load.
+        driver._tx.put_nowait((None, lambda: go_on.wait(PATIENCE)))  # The thread is occupied, like on a machine under load.
         began.set()
         connection.exec_driver_sql(ENDLESS)
 
@@ -164,7 +165,7 @@ async def test_a_statement_that_waits_for_the_thread_never_runs_after_its_read_i
                 await asyncio.sleep(0)
         go_on.set()
         left = asyncio.all_tasks() - tasks  # the read, and the task that closes its connection
-        _, running = await asyncio.wait(left, timeout=20)
+        _, running = await asyncio.wait(left, timeout=PATIENCE)
         assert not running
         await asyncio.to_thread(connections[0]._thread.join, 20)
         assert not connections[0]._thread.is_alive()

@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from tests.acceptance.process import Server
+from tests.servers import PATIENCE
 
 PASSWORD = "seven quiet harbour lamps"
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser")  # commands, the best first
@@ -63,7 +64,7 @@ class Chromium:
             timezone_id="Europe/Berlin",
             locale="en-GB",
         )
-        context.set_default_timeout(15_000)
+        context.set_default_timeout(1000 * PATIENCE)
         page = context.new_page()
         visitor = Visitor(page)
         if scripts:

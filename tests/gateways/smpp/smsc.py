@@ -11,6 +11,8 @@ from typing import Any
 
 from smpplib import smpp
 
+from tests.servers import PATIENCE
+
 #: The response to a submit_sm: a command status, or None for no response.
 Decision = Callable[[Any], int | None]
 
@@ -41,7 +43,7 @@ class Smsc:
     async def wait_for(self, condition: Callable[[], bool]) -> None:
         """Wait until a condition is true. The condition is examined after each received PDU."""
         async with self.changed:
-            await asyncio.wait_for(self.changed.wait_for(condition), 20)
+            await asyncio.wait_for(self.changed.wait_for(condition), PATIENCE)
 
     def deliver(self, text: bytes, **fields: Any) -> None:
         """Send a deliver_sm on the latest session."""

@@ -17,6 +17,7 @@ from shortener.gateways.smpp.gateway import SmppGateway
 from shortener.gateways.smpp.settings import SmppSettings
 from shortener.gateways.submission import GatewayConfig, GatewayContext, GatewayReport, OutgoingMessage, SubmitOutcome
 from tests.gateways.smpp.smsc import Smsc, running_smsc
+from tests.servers import PATIENCE
 
 ACCEPTED, REJECTED, RETRY, DOUBT = (
     SubmitOutcome.ACCEPTED,
@@ -166,7 +167,7 @@ async def test_a_message_without_a_response_is_doubtful_and_a_late_response_prev
         result = await gateway.submit(message(), 0.2)
         assert (result.outcome, result.reason) == (DOUBT, "timeout")
         smsc.respond(smsc.submitted[0])
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             while not records.reports:
                 await asyncio.sleep(0.01)  # the pause between two checks
         (report,) = records.reports
@@ -243,7 +244,7 @@ async def test_an_smpp_connection_without_a_response_to_enquire_link_is_replaced
         gateway.keep_open()
         await smsc.wait_for(lambda: "enquire_link" in smsc.commands)
         session = gateway._link._session
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             while session is None or session.is_open:
                 await asyncio.sleep(0.02)  # the pause between two checks
         smsc.answers_enquire_link = True

@@ -10,6 +10,7 @@ import pytest
 from shortener.gateways.smpp.pdus import ReceivedPdu
 from shortener.gateways.smpp.session import BindRefused, LinkLost, SmppSession, open_session
 from tests.gateways.smpp.smsc import Smsc, build, running_smsc
+from tests.servers import PATIENCE
 
 
 async def handle(pdu: ReceivedPdu) -> int:
@@ -54,7 +55,7 @@ async def test_bytes_that_are_not_an_smpp_pdu_end_the_session(data: bytes) -> No
     async with running_smsc() as smsc:
         session = await opened(smsc)
         smsc.writers[0].write(data)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             while session.is_open:
                 await asyncio.sleep(0.01)  # the pause between two checks
         await session.close()
