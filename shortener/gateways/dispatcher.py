@@ -75,11 +75,12 @@ class SendTotals:
 
 @mutable_record
 class _Cycle:
-    """The result of the transaction of one cycle.
+    """The result of the transaction of one cycle, which ran at the time `now` (milliseconds since 1970).
 
     `written` are the ids of the ended attempts whose outcome was written. `given_up` are the changes that were written for messages
     without an attempt. `opened` are the ids of the gateways whose circuit breaker opened."""
 
+    now: int
     written: set[int] = field(default_factory=set)
     events: int = 0
     given_up: list[SendChange] = field(default_factory=list)
@@ -160,8 +161,7 @@ class GatewayDispatcher:
         Raise StoreUnavailable if the database is unavailable. In this case nothing has changed."""
         async with self._cycle_lock:
             ended = self._ended[:MAX_OUTCOMES]
-            now = to_ms(self._clock())
-            if not ended and (self._stopping or not await self._is_due(now)):
+            if not ended and (self._stopping or not await self._is_due(to_ms(self._clock()))):
                 return 0
             throttled = self._throttle.is_busy
             limit = 0 if self._stopping else self._usage.free + len(ended)
@@ -169,9 +169,9 @@ class GatewayDispatcher:
                 limit = min(limit, MAX_STARTS)
             loop = asyncio.get_running_loop()
             began = loop.time()
-            cycle = await self._database.write_later(self._write_cycle, ended, limit, now)
+            cycle = await self._database.write_later(self._write_cycle, ended, limit)
             del self._ended[: len(ended)]
-            self._account(cycle, ended, now)
+            self._account(cycle, ended)
             for number, attempt in enumerate(cycle.claims.attempts, 1):
                 self._usage.take(attempt.queue, attempt.application_id)
                 task = loop.create_task(self._run(attempt))
@@ -223,11 +223,12 @@ class GatewayDispatcher:
         self._ended.append(await self._runner.run(attempt))
         self.wake_up.notify()
 
-    def _write_cycle(self, connection: Connection, ended: Sequence[EndedSend], limit: int, now: int) -> _Cycle:
+    def _write_cycle(self, connection: Connection, ended: Sequence[EndedSend], limit: int) -> _Cycle:
         """Record outcomes and claim up to `limit` messages in one transaction.
 
         The method does not change the dispatcher object, because the database may run the transaction again."""
-        cycle = _Cycle()
+        now = to_ms(self._clock())  # not the time of `step`, because this transaction may have waited for others
+        cycle = _Cycle(now)
         # Every transaction locks gateways before all other rows, so that transactions cannot deadlock.
         locked = lock_health(connection, {one.attempt.claim.gateway_id for one in ended})
         cycle.written, cycle.events = self.writer.write(connection, [one.change for one in ended], now)
@@ -256,8 +257,9 @@ class GatewayDispatcher:
     def _is_expiry_due(self, now: int) -> bool:
         return not 0 <= now - self._expired_at < EXPIRY_INTERVAL_MS
 
-    def _account(self, cycle: _Cycle, ended: Sequence[EndedSend], now: int) -> None:
+    def _account(self, cycle: _Cycle, ended: Sequence[EndedSend]) -> None:
         """Update the slots, the pauses and the counters, and write the log, after the transaction was committed."""
+        now = cycle.now
         self.writer.published(cycle.events)
         if self._is_expiry_due(now) and len(cycle.given_up) < MAX_ROWS:
             self._expired_at = now

@@ -3,22 +3,47 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from sqlalchemy import Connection
 
 from shortener.clicks.throttle import Throttle
 from shortener.container import Service
 from shortener.gateways.dispatcher import GatewayDispatcher
 from shortener.gateways.submission import Connections
 from shortener.model import SendStatus
+from shortener.storage.database import Database
+from tests.conftest import Clock
 from tests.receiver import Receiver
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 PENDING, SENT, FAILED, HELD = (int(status) for status in SendStatus)
 
 
-def other_process(service: Service) -> GatewayDispatcher:
-    """Return a new dispatcher on the same database. It simulates another process or a restart of this process."""
+class BusyDatabase:
+    """A database in which each transaction of bulk work seems to wait for others: it begins `seconds` of the test clock later."""
+
+    def __init__(self, database: Database, clock: Clock, seconds: float) -> None:
+        self._database = database
+        self._clock = clock
+        self._seconds = seconds
+
+    async def write_later(self, transact: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        self._clock.forward(seconds=self._seconds)
+        return await self._database.write_later(transact, *args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._database, name)
+
+
+def other_process(service: Service, database: Any = None) -> GatewayDispatcher:
+    """Return a new dispatcher on the same database, or on `database`. It simulates another process or a restart of this process."""
     connections = Connections(service.gateway_connections.context, service.gateway_connections.kinds)
     return GatewayDispatcher(
-        service.database,
+        database or service.database,
         service.gateways,
         connections,
         service.delivery_reports,

@@ -20,7 +20,7 @@ from shortener.storage import schema
 from tests.conftest import NOON, Clock
 from tests.factory import AUDIT, rows
 from tests.gateways.conftest import MakeGateway, SendMessages, stored_message, stored_send, stored_sends
-from tests.gateways.sending import FAILED, HELD, PENDING, SENT, kill, other_process, start_attempts
+from tests.gateways.sending import FAILED, HELD, PENDING, SENT, BusyDatabase, kill, other_process, start_attempts
 from tests.receiver import Receiver, Reply
 
 ACCEPTED = Reply(200, b'{"id":"gw-1"}')
@@ -384,6 +384,16 @@ async def test_a_send_attempt_that_a_server_stop_interrupts_is_recorded_as_doubt
     await dispatcher.stop(0.5)
     send = await stored_send(service)
     assert (send.status, send.doubtful, send.lease_until, send.last_error) == (PENDING, True, None, "interrupted")
+
+
+async def test_a_cycle_that_waits_for_other_transactions_claims_messages_for_the_whole_time_of_an_attempt(
+    service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver, clock: Clock
+) -> None:
+    receiver.default_reply = ACCEPTED
+    await make_gateway(receiver.url())
+    await send_messages()
+    await other_process(service, BusyDatabase(service.database, clock, 30)).step()
+    await receiver.wait_for(1)
 
 
 async def test_unusable_gateway_settings_count_as_a_local_failure(
