@@ -19,6 +19,7 @@ from shortener.messages.rewrite_item import LinkHosts, RewriteItem, RewriteLimit
 from shortener.messages.segments import Segments, count_segments
 from shortener.messages.sender_rules import visible_sender
 from shortener.messages.spans import Span, TrackMode, find_spans, replace_spans
+from shortener.messages.url_detection import Detection, detect_urls
 from shortener.model import record
 from shortener.storage.types import to_ms
 from shortener.urls import Destination, UrlError, canonical_host, fill_link_path, parse_destination
@@ -87,7 +88,9 @@ def plan_item(
     settings = application.settings
     track = item.track or settings.track
     expires_at = _plan_expiry(application, item, now, limits, reject)
-    links = _plan_links(application, item, track, hosts, reject)
+    # The detection needs most of the time of a long text, so it runs only once.
+    detection = None if track == "directives" else detect_urls(item.body)
+    links = _plan_links(application, item, track, detection, hosts, reject)
     domain, link_path = _plan_domain(application, item, hosts, reject, has_links=bool(links))
     gateway = None
     if item.gateway is not None:
@@ -132,6 +135,7 @@ def plan_item(
             item.from_address,
             track=track,
             fallback_url=item.fallback_url,
+            detection=detection,
         ),
         segments_without_rewriting=unchanged.segments,
         rewritten_length=len(sample_body),
@@ -191,11 +195,16 @@ def _plan_domain(
 
 
 def _plan_links(
-    application: Application, item: RewriteItem, track: TrackMode, hosts: LinkHosts, reject: Callable[..., None]
+    application: Application,
+    item: RewriteItem,
+    track: TrackMode,
+    detection: Detection | None,
+    hosts: LinkHosts,
+    reject: Callable[..., None],
 ) -> tuple[PlannedLink, ...]:
     directives, errors = parse_directives(item.body)
     # If a directive is malformed, only the URLs of the other directives are checked: without it the text may have other URLs.
-    spans = find_spans(item.body, "directives" if errors else track, directives)
+    spans = find_spans(item.body, "directives" if errors else track, directives, detection)
     if len(spans) > MAX_LINKS:
         reason = f"has more than {MAX_LINKS} URLs to track"
         reject(ErrorCode.INVALID_TRACK_URL, "body", reason, spans[MAX_LINKS].start)

@@ -9,6 +9,7 @@ from shortener.accounts.link_targets import target_problems
 from shortener.messages.scripts import mixed_scripts
 from shortener.messages.sender_rules import check_sender
 from shortener.messages.spans import Span, TrackMode, find_untracked
+from shortener.messages.url_detection import Detection
 
 MAX_UNTRACKED = 20  # a message has warnings about at most this many URLs without a short link
 _MAX_URL_CHARACTERS = 80  # a warning quotes at most this many characters of a URL
@@ -19,14 +20,21 @@ _ATTACHED_BEFORE = re.compile(r"[\w@./\\=&%#+~$-]")
 
 
 def find_warnings(
-    body: str, links: Sequence[tuple[Span, str]], sender: str, *, track: TrackMode = "directives", fallback_url: str | None = None
+    body: str,
+    links: Sequence[tuple[Span, str]],
+    sender: str,
+    *,
+    track: TrackMode = "directives",
+    fallback_url: str | None = None,
+    detection: Detection | None = None,
 ) -> tuple[str, ...]:
     """Return the warnings about a message, except warnings that depend on the rewritten text.
 
-    `links` contains each span that a short link replaces, and the host of its destination in lower case and punycode."""
+    `links` contains each span that a short link replaces, and the host of its destination in lower case and punycode.
+    `detection` contains the detected URLs of the body, if the caller has already found them."""
     spans = [span for span, _ in links]
     return (
-        *_untracked(body, spans, track),
+        *_untracked(body, spans, track, detection),
         *_attached_text(body, spans),
         *_suspicious_destinations(links),
         *([f"fallback_url {problem}" for problem in target_problems(fallback_url)] if fallback_url else []),
@@ -41,8 +49,8 @@ def more_segments(segments: int, segments_without_rewriting: int) -> tuple[str, 
     return (f"the text needs {segments} segments with short links, but {segments_without_rewriting} with the long URLs",)
 
 
-def _untracked(body: str, spans: Sequence[Span], track: TrackMode) -> list[str]:
-    found = find_untracked(body, track, spans)
+def _untracked(body: str, spans: Sequence[Span], track: TrackMode, detection: Detection | None) -> list[str]:
+    found = find_untracked(body, track, spans, detection)
     warnings = [f"position {one.start}: {_shorten(body[one.start : one.end])} {one.reason}" for one in found[:MAX_UNTRACKED]]
     if track != "directives" and not spans:
         warnings.append(f"the text has no link: `track` is {track}, but it contains no URL that can be tracked")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
 from shortener.messages.directives import Directive, find_directives
-from shortener.messages.url_detection import detect_urls, find_urls
+from shortener.messages.url_detection import Detection, detect_urls, find_urls
 from shortener.urls import UrlError, parse_destination
 
 TrackMode = Literal["directives", "first_url", "all_urls"]
@@ -27,14 +27,16 @@ class Span(NamedTuple):
     is_trackurl: bool = False  # every click on such a link creates an event
 
 
-def find_spans(body: str, track: TrackMode, directives: Sequence[Directive] | None = None) -> list[Span]:
+def find_spans(
+    body: str, track: TrackMode, directives: Sequence[Directive] | None = None, detection: Detection | None = None
+) -> list[Span]:
     """Return the spans to replace, in text order and without overlaps. Raise DirectiveError for a malformed directive.
 
-    `directives` are the directives of the body, if the caller has already parsed them.
+    `directives` are the directives of the body, and `detection` its detected URLs, if the caller has already found them.
 
     The mode `first_url` also returns the first detected URL if the body has no directives, and `all_urls` returns all detected
     URLs."""
-    tracked, urls = _find_candidates(body, track, find_directives(body) if directives is None else directives)
+    tracked, urls = _find_candidates(body, track, find_directives(body) if directives is None else directives, detection)
     return sorted(tracked + (urls[:1] if track == "first_url" else urls))
 
 
@@ -46,7 +48,7 @@ class UntrackedUrl(NamedTuple):
     reason: str
 
 
-def find_untracked(body: str, track: TrackMode, spans: Sequence[Span]) -> list[UntrackedUrl]:
+def find_untracked(body: str, track: TrackMode, spans: Sequence[Span], detection: Detection | None = None) -> list[UntrackedUrl]:
     """Return the URLs in a body that are not in `spans`, and texts that are similar to URLs, each with the reason why no short link
     replaces it.
 
@@ -56,7 +58,7 @@ def find_untracked(body: str, track: TrackMode, spans: Sequence[Span]) -> list[U
         urls = [] if spans else detect_urls(body).urls[:1]
         reason = "is not tracked: `track` is `directives`, and the text contains no #track directive"
         return [UntrackedUrl(url.start, url.end, reason) for url in urls]
-    detection = detect_urls(body)
+    detection = detect_urls(body) if detection is None else detection
     has_directives = any(span.end - span.start > len(span.url) for span in spans)
     reason = "the text has a directive" if has_directives else "only the first URL is"
     untracked = [UntrackedUrl(url.start, url.end, f"is not tracked: `track` is first_url and {reason}") for url in detection.urls]
@@ -97,14 +99,16 @@ def locate_spans(body: str, track: TrackMode, links: Sequence[tuple[str, str | N
     return located
 
 
-def _find_candidates(body: str, track: TrackMode, found: Sequence[Directive]) -> tuple[list[Span], list[Span]]:
+def _find_candidates(
+    body: str, track: TrackMode, found: Sequence[Directive], detection: Detection | None = None
+) -> tuple[list[Span], list[Span]]:
     """Return the spans of the directives that were found, and of all URLs outside of them that this track mode may replace."""
     directives = [Span(one.start, one.end, one.url, one.label, one.kind == "trackurl") for one in found]
     if track == "directives" or (track == "first_url" and directives):
         return directives, []
     urls = [
         Span(url.start, url.end, url.url)
-        for url in find_urls(body)
+        for url in (find_urls(body) if detection is None else detection.urls)
         if not any(span.start < url.end and url.start < span.end for span in directives)
     ]
     return directives, urls

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from shortener.messages import item_plan, spans, url_detection
 from shortener.messages.item_plan import MAX_LIFETIME, MAX_LINKS
 from shortener.messages.rewrite_item import RewriteItem
 from shortener.storage.types import from_ms
@@ -111,6 +112,23 @@ def test_a_request_without_a_track_mode_uses_the_track_mode_of_the_application()
     for track, count in (("directives", 0), ("first_url", 1), ("all_urls", 2)):
         assert len(only(item(body), application=application(track=track)).plan.links) == count
         assert len(only(item(body, track=track), application=application(track="all_urls")).plan.links) == count
+
+
+@pytest.mark.parametrize("track", ["directives", "first_url", "all_urls"])
+@pytest.mark.parametrize("body", ["see shop.example/1 now, or https://x.example/2", "no URL"])
+def test_a_request_detects_the_urls_of_each_text_only_once(monkeypatch: pytest.MonkeyPatch, track: str, body: str) -> None:
+    # A request with 1,000 long texts spends most of its time with the detection.
+    calls = []
+
+    def detect(text: str) -> url_detection.Detection:
+        calls.append(text)
+        return detect_urls(text)
+
+    detect_urls = url_detection.detect_urls
+    for module in (url_detection, spans, item_plan):
+        monkeypatch.setattr(module, "detect_urls", detect)
+    only(item(body, track=track))
+    assert calls == [body]
 
 
 def test_the_position_of_every_malformed_directive_is_reported() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from shortener.messages.message_warnings import MAX_UNTRACKED, find_warnings, more_segments
@@ -55,7 +57,7 @@ def test_an_unusual_sender_id_causes_a_warning() -> None:
     assert warnings("", "", sender="InfoSMS") == []
 
 
-def all_warnings(body: str, track: TrackMode = "all_urls", **more: str) -> list[str]:
+def all_warnings(body: str, track: TrackMode = "all_urls", **more: Any) -> list[str]:
     spans = find_spans(body, track)
     return list(find_warnings(body, [(span, "x.example") for span in spans], "", track=track, **more))
 
