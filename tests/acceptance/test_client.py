@@ -42,7 +42,7 @@ PATIENT = RetryPolicy(max_attempts=1000, first_delay=0.05, max_delay=0.2)
 
 
 def client_of(server: Server, **options: Any) -> Client:
-    values = {"api_key": server.first["api_key"], "tracker_token": server.first["tracker_token"], "timeout": 30, **options}
+    values = {"api_key": server.first["api_key"], "tracker_token": server.first["tracker_token"], "timeout": PATIENCE, **options}
     return Client(server.base, **values)
 
 
@@ -212,7 +212,7 @@ def test_the_python_client_repeats_a_request_after_a_503_response_until_the_data
                 future = pool.submit(client.rewrite, to=TO, body=TEXT)
                 threading.Event().wait(3)
                 assert not future.done()
-            assert future.result(30).is_tracked
+            assert future.result(PATIENCE).is_tracked
 
 
 class CuttingProxy:
@@ -255,7 +255,7 @@ class CuttingProxy:
 
 def test_a_message_is_stored_once_although_the_client_repeats_a_request_whose_response_was_cut_off(server: Server) -> None:
     proxy = CuttingProxy(server.port, cuts=2)
-    with Client(proxy.base, api_key=server.first["api_key"], timeout=30) as client:
+    with Client(proxy.base, api_key=server.first["api_key"], timeout=PATIENCE) as client:
         text = client.rewrite(to=TO, body=TEXT, campaign="cut")
         assert proxy.connections == 3
         assert [message.message_id for message in client.messages(campaign="cut")] == [text.message_id]

@@ -15,6 +15,7 @@ import pytest
 
 from tests.acceptance.endpoint import Endpoint
 from tests.acceptance.process import NO_TLS, PHONE, Server, serving
+from tests.servers import PATIENCE
 
 RECIPES = sorted((Path(__file__).parents[2] / "docs" / "recipes").glob("*.md"))
 #: The status words that each network sends for a lead, a sale and a rejection, in the order that its documents describe.
@@ -161,7 +162,7 @@ def test_fifty_concurrent_postbacks_with_two_statuses_create_one_conversion_with
         query = {"message_id": message["message_id"], "transaction_id": "T1", "currency": "USD", **status}
         headers = {"X-Api-Token": server.first["tracker_token"]}
         return httpx.get(
-            f"{server.base}/api/v1/track", params=query, headers=headers, verify=NO_TLS, trust_env=False, timeout=30
+            f"{server.base}/api/v1/track", params=query, headers=headers, verify=NO_TLS, trust_env=False, timeout=PATIENCE
         ).status_code
 
     with ThreadPoolExecutor(50) as threads:

@@ -10,6 +10,7 @@ import httpx
 
 from tests.acceptance.endpoint import Endpoint
 from tests.acceptance.process import PHONE, Server
+from tests.servers import PATIENCE
 
 
 def database(folder: Path) -> sqlite3.Connection:
@@ -36,7 +37,7 @@ async def click_until_killed(server: Server, codes: list[str], after: int) -> li
                 server.process.kill()
                 killed.set()
 
-    async with httpx.AsyncClient(base_url=server.base, headers={"User-Agent": PHONE}, trust_env=False, timeout=20) as client:
+    async with httpx.AsyncClient(base_url=server.base, headers={"User-Agent": PHONE}, trust_env=False, timeout=PATIENCE) as client:
         await asyncio.gather(*(person(number, client) for number in range(16)))
     assert killed.is_set()
     return answered

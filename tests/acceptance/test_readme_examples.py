@@ -13,6 +13,7 @@ import pytest
 
 from tests.acceptance.process import Server
 from tests.document_blocks import ROOT
+from tests.servers import PATIENCE
 
 #: The command that runs a block, by its language.
 RUNNERS = {
@@ -42,6 +43,6 @@ def test_the_readme_example_in_every_programming_language_returns_a_text_with_a_
         )
     environment = {**os.environ, "KEY": server.first["api_key"], "PYTHONPATH": str(ROOT), "NO_PROXY": "*"}
     block = first_message(language).replace("http://127.0.0.1:8000", server.base)
-    done = subprocess.run([*command, block], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([*command, block], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     assert re.search(rf"Hello Kola, see {re.escape(server.base)}/\w{{10}} for more", done.stdout), done.stdout

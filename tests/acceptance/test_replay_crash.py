@@ -49,7 +49,7 @@ def test_a_replay_continues_after_kill_9_within_a_batch_and_replays_each_deliver
         assert client.post("/api/v1/trackers", json=tracker).status_code == 201
         message = {"to": "+4915123456789", "body": 'Your order: #track("https://shop.example/1")'}
         code = client.post("/api/v1/rewrite", json=message).json()["messages"][0]["links"][0]["code"]
-    assert httpx.get(f"{server.base}/{code}", headers={"User-Agent": PHONE}, trust_env=False).status_code == 302
+    assert httpx.get(f"{server.base}/{code}", headers={"User-Agent": PHONE}, trust_env=False, timeout=PATIENCE).status_code == 302
     wait_until(lambda: bool(query(server, "SELECT id FROM deliveries WHERE status = 2")), "the delivery is not dead")
     clone(server, "events", {"id": "t.id + n", "fanned_out": "1", "facts": "facts"})
     clone(server, "deliveries", {"id": "t.id + n", "event_id": "t.event_id + n"})

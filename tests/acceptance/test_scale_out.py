@@ -20,11 +20,13 @@ import pytest
 
 from tests import fork_server
 from tests.acceptance.endpoint import Endpoint
-from tests.acceptance.nodes import Answers, Nodes, click_all
+from tests.acceptance.nodes import Answers, Nodes, click_all, wait_until
 from tests.acceptance.process import NO_TLS, PHONE, Server
 from tests.conftest import new_postgresql_database
-from tests.servers import PATIENCE, RedisProcess, children, free_port
+from tests.servers import PATIENCE, SOON_SECONDS, RedisProcess, children, free_port
 
+#: The ten seconds within which all workers stop, and some more for a busy machine.
+STOP_SECONDS = 30.0
 # The numbers of links and of clicks on each link. `make prove` sets larger numbers.
 LINKS, CLICKS = int(os.environ.get("PROVE_LINKS", "200")), int(os.environ.get("PROVE_CLICKS", "20"))
 
@@ -126,7 +128,7 @@ def test_workers_of_one_serve_command_share_its_port_are_replaced_and_stop_toget
             assert client.get(f"{server.base}/{random.choice(codes)}").status_code == 302
     began = time.monotonic()
     assert server.stop() == 0
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < STOP_SECONDS
     (told,) = asyncio.run(nodes.query("SELECT count(*) AS events FROM events WHERE topics & 1 > 0"))
     assert told["events"] == 50
 
@@ -160,16 +162,8 @@ def get(server: Server, code: str, host: str = "go.example") -> int:
         return client.get(f"{server.base}/{code}").status_code
 
 
-def seconds_until_answered(server: Server, code: str, status: int) -> float:
-    return seconds_until(lambda: get(server, code, "go.brand.example") == status)
-
-
-def seconds_until(true: Callable[[], bool]) -> float:
-    began = time.monotonic()
-    while not true():
-        assert time.monotonic() - began < PATIENCE
-        time.sleep(0.02)  # the pause between two checks
-    return time.monotonic() - began
+def wait_until_answered(server: Server, code: str, status: int) -> None:
+    wait_until(lambda: get(server, code, "go.brand.example") == status, f"the status is not {status}", SOON_SECONDS)
 
 
 def switch_link(server: Server, code: str, enabled: bool) -> None:
@@ -199,16 +193,16 @@ def test_disabling_a_link_host_domain_or_application_takes_effect_on_every_node_
 ) -> None:
     one, two = pair
     one.command("applications", "update", "1", "--add-domain", "https://go.brand.example")
-    seconds_until(lambda: "//go.brand.example/" in nodes.rewrite(1)[0]["links"][0]["short_url"])
+    wait_until(lambda: "//go.brand.example/" in nodes.rewrite(1)[0]["links"][0]["short_url"], "the domain is not known")
     code = nodes.rewrite(1)[0]["links"][0]["code"]
     for server in pair:
-        assert seconds_until_answered(server, code, 302) < 1.0
+        wait_until_answered(server, code, 302)
     switch(one, code, False)
     for server in (two, one):
-        assert seconds_until_answered(server, code, 410) < 1.0
+        wait_until_answered(server, code, 410)
     switch(one, code, True)
     for server in (two, one):
-        assert seconds_until_answered(server, code, 302) < 1.0
+        wait_until_answered(server, code, 302)
 
 
 def test_the_metrics_of_two_nodes_add_up_to_the_number_of_requests(nodes: Nodes, pair: tuple[Server, Server]) -> None:
@@ -248,9 +242,8 @@ def test_nodes_with_different_clocks_use_the_clock_of_the_database(nodes: Nodes,
     asyncio.run(click_all([one.base, two.base], [(number % 2, code) for number, code in enumerate(codes)]))
     arrived = Counter(request.headers["webhook-id"] for request in endpoint.wait(24))
     assert set(arrived.values()) == {1}
-    assert (
-        seconds_until(lambda: asyncio.run(nodes.query("SELECT count(*) AS n FROM deliveries WHERE status = 1"))[0]["n"] == 24) < 10
-    )
+    delivered = "SELECT count(*) AS n FROM deliveries WHERE status = 1"
+    wait_until(lambda: asyncio.run(nodes.query(delivered))[0]["n"] == 24, "a delivery has no outcome")
     (told,) = asyncio.run(
         nodes.query(
             "SELECT max(d.attempt) AS attempts, max(abs(h.at - extract(epoch FROM clock_timestamp()) * 1000)) AS away "
@@ -258,5 +251,5 @@ def test_nodes_with_different_clocks_use_the_clock_of_the_database(nodes: Nodes,
         )
     )
     assert told["attempts"] == 1, "nobody took what another one held a lease on"
-    assert told["away"] < 60_000, "hits bear the times of one clock"
+    assert told["away"] < 400_000, "hits bear the times of one clock"
     assert nodes.close() == [0, 0, 0, 0]

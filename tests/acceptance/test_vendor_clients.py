@@ -77,7 +77,7 @@ def run(folder: Path, script: str, *arguments: str) -> dict[str, Any]:
     environment = {**os.environ, "PYTHONPATH": str(folder), "NO_PROXY": "127.0.0.1"}
     command = ["node"] if script.endswith(".mjs") else [sys.executable, "-W", "ignore"]
     done = subprocess.run(
-        [*command, str(SCRIPTS / script), *arguments], env=environment, cwd=folder, capture_output=True, text=True, timeout=120
+        [*command, str(SCRIPTS / script), *arguments], env=environment, cwd=folder, capture_output=True, text=True, timeout=PATIENCE
     )
     assert done.returncode == 0, done.stdout + done.stderr
     printed: dict[str, Any] = json.loads(done.stdout)
