@@ -40,7 +40,7 @@ from shortener.outbox import count_deltas, events, first_clicks
 from shortener.outbox.count_deltas import CountDelta
 from shortener.outbox.events import Event
 from shortener.storage import schema
-from shortener.storage.batcher import GroupCommit
+from shortener.storage.batcher import MAX_ROWS, GroupCommit
 from shortener.storage.database import Database
 from shortener.storage.types import to_ms
 from shortener.storage.values_table import values_table
@@ -179,8 +179,15 @@ class DeliveryReports:
         self._on_events = on_events
         self._wait = wait
         self._waiting = 0  # the number of requests that wait for unknown messages
+        # The reports of one request that a transaction contains. On SQLite, clicks wait until the transaction ends.
+        self._max_reports = MAX_ROWS if database.dialect == "sqlite" else None
         self._group: GroupCommit[_Request, list[DeliveryReportResult | None], int] = GroupCommit(
-            database, self.apply, max_items=MAX_REQUESTS_PER_TRANSACTION, after=self.committed
+            database,
+            self.apply,
+            max_items=MAX_REQUESTS_PER_TRANSACTION,
+            after=self.committed,
+            is_bulk=True,
+            rows_of=lambda request: len(request[1]),
         )
 
     async def record(self, application_id: int, reports: Sequence[DeliveryReport]) -> list[DeliveryReportResult | None]:
@@ -188,7 +195,7 @@ class DeliveryReports:
 
         Several reports of one message are applied in request order. Raise StoreUnavailable if the database is not available. Some
         reports may be stored even then. The caller may safely repeat the request."""
-        results = await self._group.submit((application_id, reports))
+        results = await self._store(application_id, reports)
         for part in _PAUSES if self._wait else ():
             unknown = [index for index, result in enumerate(results) if result is None]
             if not unknown or self._waiting >= MAX_WAITING:
@@ -198,9 +205,18 @@ class DeliveryReports:
                 await asyncio.sleep(self._wait * part)
             finally:
                 self._waiting -= 1
-            again = await self._group.submit((application_id, [reports[index] for index in unknown]))
+            again = await self._store(application_id, [reports[index] for index in unknown])
             for index, result in zip(unknown, again, strict=True):
                 results[index] = result
+        return results
+
+    async def _store(self, application_id: int, reports: Sequence[DeliveryReport]) -> list[DeliveryReportResult | None]:
+        """Store delivery reports, on SQLite in several transactions if there are many. The transactions run one after the other, so
+        that several reports of one message are applied in request order."""
+        size = self._max_reports or max(len(reports), 1)
+        results: list[DeliveryReportResult | None] = []
+        for start in range(0, len(reports), size):
+            results += await self._group.submit((application_id, reports[start : start + size]))
         return results
 
     def committed(self, events: int) -> None:

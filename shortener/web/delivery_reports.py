@@ -7,6 +7,7 @@ or left out. The rest of the report is stored, and the result of the report cont
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import field
@@ -26,6 +27,7 @@ from shortener.times import parse_report_time
 from shortener.web.damaged_json import RepairedText
 from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel
 from shortener.web.fields import MAX_PRICE_DECIMALS, Price, Text, is_decimal, parse_price
+from shortener.web.large_responses import PIECE_ENTRIES
 
 MAX_ID_CHARACTERS = 255
 MAX_FRAGMENTS = 1000
@@ -202,7 +204,7 @@ def _fragments(value: Any, warnings: list[str]) -> int | None:
     return None
 
 
-async def report(call: Call[None, DeliveryReportRequest]) -> DeliveryReportsResponse:
+async def report(call: Call[None, DeliveryReportRequest]) -> dict[str, Any]:
     """Store one delivery report or a list. Each report of a list is accepted or refused separately."""
     body = call.body.root
     items = body if isinstance(body, list) else [body]
@@ -213,10 +215,14 @@ async def report(call: Call[None, DeliveryReportRequest]) -> DeliveryReportsResp
         raise ApiError(ErrorCode.BATCH_TOO_LARGE, f"One request must have at most {limit} reports (BATCH_LIMIT), not {len(items)}.")
     await _limit_deliveries(call, len(items))
     now = call.service.clock()
-    read = [read_report(item, now) for item in items]
+    read: list[ReadReport] = []
+    for start in range(0, len(items), PIECE_ENTRIES):
+        read += [read_report(item, now) for item in items[start : start + PIECE_ENTRIES]]
+        if len(read) < len(items):
+            await asyncio.sleep(0)  # other tasks run
     valid = [one.report for one in read if one.report is not None]
     stored = iter(await call.service.delivery_reports.record(call.application_id, valid) if valid else ())
-    results: list[DeliveryReportFields] = []
+    results: list[dict[str, Any]] = []
     details: list[Detail] = []
     codes: Counter[ErrorCode] = Counter()
     for index, one in enumerate(read):
@@ -231,21 +237,21 @@ async def report(call: Call[None, DeliveryReportRequest]) -> DeliveryReportsResp
         details.append(Detail(f"{index}.{name}".rstrip(".") if isinstance(body, list) else name, reason))
         refusal = f"{name} {reason}".strip()
         results.append(
-            DeliveryReportFields(
-                message_id=one.message_id,
-                accepted=False,
-                error_code=code.name,
-                reason=refusal,
-                state=None,
-                changed=False,
-                warnings=one.warnings,
-            )
+            {
+                "message_id": one.message_id,
+                "accepted": False,
+                "error_code": code.name,
+                "reason": refusal,
+                "state": None,
+                "changed": False,
+                "warnings": one.warnings,
+            }
         )
     refused = codes.total()
     if refused == len(items):
         only_unknown = set(codes) == {ErrorCode.MESSAGE_NOT_FOUND}
         raise ApiError(ErrorCode.MESSAGE_NOT_FOUND if only_unknown else ErrorCode.INVALID_REQUEST, details=details)
-    return DeliveryReportsResponse(accepted=len(items) - refused, refused=refused, results=results)
+    return {"status": True, "accepted": len(items) - refused, "refused": refused, "results": results}
 
 
 async def _limit_deliveries(call: Call[None, DeliveryReportRequest], reports: int) -> None:
@@ -263,16 +269,16 @@ async def _limit_deliveries(call: Call[None, DeliveryReportRequest], reports: in
         raise ApiError(ErrorCode.RATE_LIMITED, reason, retry_after=wait)
 
 
-def _accepted(message_id: str, state: State, changed: bool, warnings: list[str]) -> DeliveryReportFields:
-    return DeliveryReportFields(
-        message_id=message_id,
-        accepted=True,
-        error_code=None,
-        reason=None,
-        state=state.name,
-        changed=changed,
-        warnings=warnings,
-    )
+def _accepted(message_id: str, state: State, changed: bool, warnings: list[str]) -> dict[str, Any]:
+    return {
+        "message_id": message_id,
+        "accepted": True,
+        "error_code": None,
+        "reason": None,
+        "state": state.name,
+        "changed": changed,
+        "warnings": warnings,
+    }
 
 
 ENDPOINTS = [

@@ -2,6 +2,7 @@ import asyncio
 from dataclasses import replace
 from datetime import datetime, timedelta
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,9 +13,10 @@ from sqlalchemy import Connection, Row
 from shortener.accounts.administration import create_application
 from shortener.clicks.resolver import Hit
 from shortener.container import Service
-from shortener.messages.delivery_reports import MAX_WAITING, DeliveryReport, DeliveryReportResult, _ReportedMessage
+from shortener.messages.delivery_reports import MAX_WAITING, DeliveryReport, DeliveryReportResult, DeliveryReports, _ReportedMessage
 from shortener.model import State, Topic, Verdict
 from shortener.storage import schema
+from shortener.storage.batcher import MAX_ROWS
 from tests.conftest import NOON
 from tests.factory import Message, add_message, count_delta_sums, rows
 from tests.rows import messages_now
@@ -197,6 +199,27 @@ async def test_delivery_reports_of_unknown_messages_do_not_affect_other_reports_
     assert {row.state for row in await rows(service.database, messages_now)} == {State.CREATED, State.DELIVERED}
     assert len(await rows(service.database, schema.events)) == 2
     assert await count_delta_sums(service.database) == {"sent": "1", "delivered": "1"}
+
+
+async def test_on_sqlite_a_large_request_of_delivery_reports_is_stored_in_several_transactions(
+    service: Service, message: Message, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    apply = DeliveryReports.apply
+
+    def counting(self: DeliveryReports, connection: Connection, requests: Any) -> Any:
+        sizes.append(sum(len(reports) for _, reports in requests))
+        return apply(self, connection, requests)
+
+    monkeypatch.setattr(service.delivery_reports._group._batcher._handler, "_apply", partial(counting, service.delivery_reports))
+    unknown = [replace(SENT, message_id=f"unknown-{number}") for number in range(2 * MAX_ROWS)]
+    reports = [SENT, *unknown, DELIVERED]
+    result = await service.delivery_reports.record(1, reports)
+    assert [one and one.state for one in result] == [State.SENT, *[None] * len(unknown), State.DELIVERED]
+    await asyncio.gather(*(service.delivery_reports.record(1, reports[:100]) for _ in range(20)))
+    assert sum(sizes) >= len(reports) + 20 * 100
+    if service.database.dialect == "sqlite":
+        assert max(sizes) <= MAX_ROWS
 
 
 async def test_a_delivery_report_that_arrives_before_its_message_is_stored_waits_for_the_message(service: Service) -> None:
