@@ -367,8 +367,10 @@ async def make_service(request: pytest.FixtureRequest, store_url: str, tmp_path:
         return installation.credentials
 
     async def make(*, start: bool = False, **settings: Any) -> Service:
-        # A delivery report of an unknown message waits for the message: in tests 0.1 s, by default 1 s.
-        values = {"data_dir": tmp_path, "database_url": store_url, "allow_private_targets": True, "report_wait": 0.1, **settings}
+        # A delivery report of an unknown message waits for the message: in tests 0.1 s, by default 1 s. A redirect waits for the
+        # database, also on a slow machine, so that a test finds its hits after the response.
+        waits = {"report_wait": 0.1, "hit_deadline": 60}
+        values = {"data_dir": tmp_path, "database_url": store_url, "allow_private_targets": True, **waits, **settings}
         credentials = copy_installation(settings)
         service = await open_service(Settings(**values), clock=clock)
         service.first_credentials = service.first_credentials or credentials

@@ -75,13 +75,12 @@ async def test_a_database_that_hangs_causes_an_outage_and_hits_in_its_late_commi
     began = time.monotonic()
     resolutions = await asyncio.gather(*(node.click(code) for code in codes))
     assert resolutions == [LOCATION] * 3
-    assert 0.1 <= time.monotonic() - began < 10
-    seconds = []
+    assert 0.1 <= time.monotonic() - began < PATIENCE
+    node.recorder._deadline = PATIENCE
+    began = time.monotonic()
     for _ in range(3):
-        again = time.monotonic()
         assert await node.click(codes[0]) == LOCATION
-        seconds.append(time.monotonic() - again)
-    assert min(seconds) < 0.1, "later clicks do not wait for the deadline"
+    assert time.monotonic() - began < PATIENCE, "later clicks do not wait for the deadline"
     node.store.go.set()  # the first batch is committed, although its hits are also in the spool
     await node.recorder.flush()
     await node.drained()

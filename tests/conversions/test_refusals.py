@@ -57,7 +57,7 @@ async def test_processes_share_the_rate_limit_of_stored_rejected_conversion_repo
     make_service: MakeService, redis_server: RedisProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rate_limit, "MAX_REFUSED_PER_MINUTE", 50)
-    service = await make_service(redis_url=redis_server.url)
+    service = await make_service(redis_url=redis_server.url, redis_timeout=5)
     other = RateLimits(
         unknown_codes=0,
         rejected_credentials=0,

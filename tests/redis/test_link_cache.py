@@ -9,7 +9,7 @@ import pytest
 
 from shortener.redis.client import open_redis
 from shortener.redis.link_cache import CachedLink, NoLinkCache, RedisLinkCache
-from tests.servers import RedisProcess
+from tests.servers import PATIENCE, RedisProcess
 
 NOW = 1_795_176_000_000
 
@@ -31,7 +31,7 @@ def link(code: str, **more: Any) -> CachedLink:
 
 @pytest.fixture
 async def cache(redis_server: RedisProcess) -> AsyncIterator[RedisLinkCache]:
-    redis = open_redis(redis_server.url, timeout=0.5)
+    redis = open_redis(redis_server.url, timeout=PATIENCE)
     yield RedisLinkCache(redis, "sms:test:", lambda: NOW)
     await redis.close()
 

@@ -7,7 +7,7 @@ import pytest
 from shortener.redis import rate_limit
 from shortener.redis.client import RedisServer, open_redis
 from shortener.redis.rate_limit import RateLimiter
-from tests.servers import RedisProcess
+from tests.servers import PATIENCE, RedisProcess
 
 MINUTE = 60_000
 
@@ -27,7 +27,7 @@ def time() -> Time:
 
 @pytest.fixture
 async def redis(redis_server: RedisProcess) -> AsyncIterator[RedisServer]:
-    redis = open_redis(redis_server.url, timeout=0.5)
+    redis = open_redis(redis_server.url, timeout=PATIENCE)
     yield redis
     await redis.close()
 
