@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
 #: If at least this number of hits arrive per second, the throttle slows down other work.
 BUSY_RATE = 20.0
@@ -46,7 +46,7 @@ class Throttle:
             self._counted, self._at = hits, now
         return self._rate >= BUSY_RATE
 
-    async def slow_down(self, pages: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async def slow_down(self, pages: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
         """Yield the pages of an iterator. While many hits arrive, pause after each page for a multiple of the time that it took."""
         began = self._now()
         async for page in pages:

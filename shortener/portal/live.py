@@ -16,7 +16,7 @@ from collections.abc import AsyncGenerator
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from shortener.errors import ApiError, ErrorCode, StoreUnavailable
 from shortener.ids import ms_of
@@ -25,6 +25,7 @@ from shortener.portal.page import NavigationItem, PortalPage, Visit
 from shortener.portal.sessions import find_session
 from shortener.portal.verdict_texts import RESULTS
 from shortener.storage.types import from_ms
+from shortener.web.streams import ClosingResponse
 
 if TYPE_CHECKING:
     from shortener.portal.parts import PortalParts
@@ -55,7 +56,7 @@ async def stream(visit: Visit) -> Response:
         raise ApiError(ErrorCode.RATE_LIMITED, f"This session has {MAX_STREAMS} live pages open.", retry_after=5)
     headers = {"X-Accel-Buffering": "no", "Cache-Control": "no-store"}
     events = event_stream(visit, visit.portal, visit.session.id, _last_id(visit.request.headers.get("last-event-id", "")))
-    return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+    return ClosingResponse(events, media_type="text/event-stream", headers=headers)
 
 
 def _last_id(text: str) -> int | None:

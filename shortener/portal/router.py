@@ -21,7 +21,7 @@ from urllib.parse import parse_qsl
 import structlog
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import RedirectResponse, Response, StreamingResponse
+from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route, Router
 
 from shortener.accounts.directory import ALL_APPLICATIONS
@@ -42,6 +42,7 @@ from shortener.portal.security import SAFE_METHODS, comes_from_portal, security_
 from shortener.portal.sessions import SEEN_INTERVAL, OperatorSession, find_expired, find_session, mark_seen
 from shortener.portal.signin import sign_in_again
 from shortener.portal.static_files import serve_static, static_files
+from shortener.web.streams import ClosingResponse
 
 if TYPE_CHECKING:
     from shortener.container import Service
@@ -305,7 +306,7 @@ def csv_download(visit: Visit, pages: AsyncIterator[bytes], noun: str) -> Respon
     name = f"{visit.app_name}-{noun}-{visit.now.astimezone(visit.period.zone):%Y-%m-%d}.csv"
     headers = {"Content-Disposition": f'attachment; filename="{name}"'}
     paced = visit.service.throttle.slow_down(pages)
-    return StreamingResponse(paced, media_type="text/csv; charset=utf-8", headers=headers)
+    return ClosingResponse(paced, media_type="text/csv; charset=utf-8", headers=headers)
 
 
 def redirect_to(location: str) -> Response:

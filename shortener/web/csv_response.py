@@ -4,12 +4,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from shortener.web.endpoint import Call
+from shortener.web.streams import ClosingResponse
 
 
 async def csv_response(call: Call[Any, None], name: str, pages: AsyncIterator[bytes]) -> Response:
@@ -24,11 +25,11 @@ async def csv_response(call: Call[Any, None], name: str, pages: AsyncIterator[by
         break
     headers = {"Content-Disposition": f'attachment; filename="{name}-{call.service.clock():%Y-%m-%d}.csv"'}
 
-    async def body() -> AsyncIterator[bytes]:
+    async def body() -> AsyncGenerator[bytes, None]:
         for page in first:
             yield page
         if call.request.method == "GET":
             async for page in call.service.throttle.slow_down(pages):
                 yield page
 
-    return StreamingResponse(body(), media_type="text/csv", headers=headers)
+    return ClosingResponse(body(), media_type="text/csv", headers=headers)

@@ -1,0 +1,28 @@
+"""Responses whose body is an async generator."""
+
+# Tested by tests/web/test_streams.py
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+
+class ClosingResponse(StreamingResponse):
+    """A streaming response that closes the generator of its body when it ends, also if the client disconnects.
+
+    The exception that ends the response refers to the generator, which refers to the response. So without this class, the
+    generator's `finally` runs when a garbage collection finds both. That can take hours (container/full_collections.py)."""
+
+    def __init__(self, content: AsyncGenerator[Any, None], *, headers: dict[str, str], media_type: str) -> None:
+        super().__init__(content, headers=headers, media_type=media_type)
+        self._generator = content
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._generator.aclose()
