@@ -94,16 +94,20 @@ class AttemptRunner:
         self._rng = rng
         self._allow_http = allow_http
         self.tracer: Tracer | None = None  # set if messages are traced
+        self.is_stopping = False  # if true, attempts that wait for an earlier one do not begin
 
     async def run(self, attempt: AttemptInFlight, earlier: asyncio.Task[None] | None = None) -> FinishedAttempt:
         """Make one attempt and return its result. If the task is cancelled, return a result that gives the claim back.
 
-        The attempt begins when the task `earlier` has ended, but it waits for at most MAX_WAIT_SECONDS."""
+        The attempt begins when the task `earlier` has ended, but it waits for at most MAX_WAIT_SECONDS. If the process stops
+        meanwhile, the attempt does not begin, and the claim is given back."""
         claim, target = attempt.claim, attempt.target
         if earlier is not None:
             try:
                 await asyncio.wait([earlier], timeout=MAX_WAIT_SECONDS)
             except asyncio.CancelledError:
+                return self._returned(attempt, "interrupted")
+            if self.is_stopping:
                 return self._returned(attempt, "interrupted")
         started = self._clock()
         timeout = target.timeout if target is not None else 0.0

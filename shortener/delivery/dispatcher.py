@@ -237,7 +237,7 @@ class Dispatcher:
 
         Attempts that do not end within `attempts_grace` seconds (default: 80 % of `grace`) are cancelled, and their claims are
         given back."""
-        self._stopping = True
+        self._stopping = self._runner.is_stopping = True
         loop = asyncio.get_running_loop()
         began = loop.time()
         cancel_at = began + (grace * 0.8 if attempts_grace is None else attempts_grace)

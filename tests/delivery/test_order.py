@@ -15,7 +15,7 @@ from shortener.messages.delivery_reports import DeliveryReport
 from shortener.model import State
 from tests.conftest import NOON
 from tests.delivery.conftest import MakeTracker, Story
-from tests.delivery.dispatching import DELIVERED, deliveries, other_dispatcher, statuses
+from tests.delivery.dispatching import DELIVERED, PENDING, deliveries, other_dispatcher, statuses
 from tests.servers import PATIENCE
 
 
@@ -101,3 +101,19 @@ async def test_an_attempt_that_waits_for_an_earlier_one_gives_its_claim_back_whe
     assert await dispatcher.step() == 2
     await dispatcher.stop(5, 0)
     assert (sender.most_at_once, dispatcher.totals.claims_returned) == (1, 2)
+
+
+async def test_an_attempt_that_waits_for_an_earlier_one_does_not_begin_after_the_process_was_told_to_stop(
+    service: Service, make_tracker: MakeTracker, story: Story
+) -> None:
+    await make_tracker("http://127.0.0.1:9/", "state", concurrency=8)
+    sender: Any = SlowSender()
+    dispatcher = other_dispatcher(service, sender=sender)
+    message = await story.message()
+    await report(service, message.message_id, State.DELIVERED)
+    await story.first_click(message)
+    await service.fanout.flush()
+    assert await dispatcher.step() == 2
+    await dispatcher.stop(20)
+    assert [state for _, state in sender.answered] == ["DELIVERED"]
+    assert statuses(await deliveries(service)) == {DELIVERED: 1, PENDING: 1}
