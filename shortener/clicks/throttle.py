@@ -47,10 +47,12 @@ class Throttle:
         return self._rate >= BUSY_RATE
 
     async def slow_down(self, pages: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
-        """Yield the pages of an iterator. While many hits arrive, pause after each page for a multiple of the time that it took."""
+        """Yield the pages of an iterator. While many hits arrive, pause after each page for a multiple of the time that reading the
+        page took. The time until the client has received it does not count."""
         began = self._now()
         async for page in pages:
+            worked = self._now() - began
             yield page
-            if pause := self.pause_for(self._now() - began):
+            if pause := self.pause_for(worked):
                 await asyncio.sleep(pause)
             began = self._now()

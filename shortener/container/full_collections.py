@@ -35,6 +35,7 @@ class FullCollections:
         self._has_hits = has_hits
         self._clock = clock
         self._collected_at = self._all_collected_at = clock()
+        self._excludes = False  # True in the process of `serve`, which excludes the objects of the start.
 
     async def step(self) -> int:
         """Start a full collection, unless a large request is in progress and the last collection was less than MAX_DELAY_SECONDS
@@ -43,12 +44,12 @@ class FullCollections:
         if self._is_busy() and now - self._collected_at < MAX_DELAY_SECONDS:
             return 0
         self._collected_at = now
-        excludes = gc.get_freeze_count() > 0  # true in the process of `serve`, which excludes the objects of the start
+        self._excludes = self._excludes or gc.get_freeze_count() > 0  # counting the excluded objects takes milliseconds
         since_all = now - self._all_collected_at
         if since_all >= THOROUGH_SECONDS and (not self._has_hits() or since_all >= MAX_THOROUGH_DELAY_SECONDS):
             self._all_collected_at = now
             gc.unfreeze()
         gc.collect()
-        if excludes:
+        if self._excludes:
             gc.freeze()
         return 0

@@ -36,7 +36,7 @@ async def stream_csv(
     *,
     bom: bool = False,
 ) -> AsyncIterator[bytes]:
-    """Yield a CSV header and the rows of all pages.
+    """Yield a CSV header and the rows of all pages. Yield no bytes for a page without rows, so that the caller may pause.
 
     `serialize` returns the values of a row by column name; names that are not in `columns` are ignored. If `bom` is true, begin
     with a byte order mark, which Excel needs. Raise StoreUnavailable if the database is unavailable."""
@@ -44,8 +44,7 @@ async def stream_csv(
     cursor: int | None = None
     while True:
         page = await read_page(cursor)
-        if page.rows:
-            yield _lines([[_cell(fields.get(name)) for name in columns] for fields in map(serialize, page.rows)]).encode()
+        yield _lines([[_cell(fields.get(name)) for name in columns] for fields in map(serialize, page.rows)]).encode()
         if page.next is None:
             return
         cursor = page.next

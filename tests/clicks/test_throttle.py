@@ -50,3 +50,20 @@ async def test_an_export_pauses_after_each_page_while_many_hits_arrive(monkeypat
     hits.arrive(FLOOD_RATE * WINDOW_SECONDS)
     assert [page async for page in hits.throttle.slow_down(pages())] == [b"1", b"2", b"3"]
     assert pauses == pytest.approx([0.02] * 3)
+
+
+async def test_an_export_does_not_pause_for_the_time_that_its_client_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    hits, pauses = Hits(), []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    async def pages() -> AsyncIterator[bytes]:
+        hits.now += 0.01  # the time that the page takes
+        yield b"1"
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    hits.arrive(FLOOD_RATE * WINDOW_SECONDS)
+    async for _ in hits.throttle.slow_down(pages()):
+        hits.arrive(FLOOD_RATE * WINDOW_SECONDS)  # the client needs a quarter of a second
+    assert pauses == pytest.approx([0.02])

@@ -66,6 +66,21 @@ async def test_the_job_frees_objects_that_refer_to_each_other() -> None:
         gc.enable()
 
 
+async def test_the_job_counts_the_excluded_objects_only_once(collections: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[int] = []
+
+    def count() -> int:
+        counted.append(150_000)
+        return counted[-1]
+
+    monkeypatch.setattr(gc, "get_freeze_count", count)
+    monkeypatch.setattr(gc, "freeze", lambda: None)
+    job = FullCollections(lambda: False, lambda: False)
+    for _ in range(3):
+        await job.step()
+    assert len(counted) == 1
+
+
 async def test_objects_that_survive_a_collection_are_examined_again_each_hour_or_later_while_many_people_click() -> None:
     now, has_hits = 0.0, False
     job = FullCollections(lambda: False, lambda: has_hits, lambda: now)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -15,6 +16,7 @@ from shortener.accounts.credentials import Credentials
 from shortener.container import Service
 from shortener.reporting import event_list, hits
 from shortener.reporting.count_check import verify
+from shortener.reporting.csv_lists import stream_csv
 from shortener.reporting.event_list import EventFilter, list_events
 from shortener.reporting.hits import HIT_METRICS, HitFilter, list_hits
 from shortener.reporting.messages import MESSAGE_METRICS, MessageFilter, list_messages
@@ -245,3 +247,12 @@ async def test_no_list_query_scans_a_complete_table_of_hits_events_or_messages(t
             assert scanned(plan, "hits", "links", "messages", "first_clicks", "events", "conversions", "deliveries") == [], plan
     finally:
         await database.close()
+
+
+async def test_a_csv_export_yields_no_bytes_for_a_page_without_rows_so_that_it_pauses_after_this_page_too() -> None:
+    pages = {None: SimpleNamespace(rows=[], next=7), 7: SimpleNamespace(rows=[{"a": 1}], next=None)}
+
+    async def read(below: int | None) -> Any:
+        return pages[below]
+
+    assert [lines async for lines in stream_csv(read, lambda row: row, ["a"])] == [b"a\r\n", b"", b"1\r\n"]
