@@ -28,12 +28,10 @@ def tmp_path() -> Iterator[Path]:
 
 @pytest.fixture
 def server(tmp_path: Path, sqlite_template: Path) -> Iterator[Server]:
-    """A server on its first start. Its database already has the schema, because migrations would double the time of the start.
-
-    HIT_DEADLINE has its maximum, so that each hit is stored before its response, also on a machine that is slow."""
+    """A server on its first start. Its database already has the schema, because migrations would double the time of the start."""
     create_installation(tmp_path / "data", sqlite_template)
     (tmp_path / "data" / "shortener.db").chmod(0o600)
-    yield from serving(tmp_path, HIT_DEADLINE="60")
+    yield from serving(tmp_path)
 
 
 @pytest.fixture

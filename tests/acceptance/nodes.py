@@ -18,7 +18,7 @@ import aiohttp
 import asyncpg
 
 from tests import fork_server
-from tests.acceptance.process import PHONE, Server
+from tests.acceptance.process import NO_EARLY_RESPONSE, PHONE, Server
 from tests.fork_server import AnyProcess
 from tests.servers import PATIENCE, free_port
 
@@ -46,6 +46,7 @@ class Nodes:
             "BASE_URL": "http://go.example",
             "ALLOW_PRIVATE_TARGETS": "true",
             "DELIVERY_SCHEDULE": "0.1,0.1,0.1",
+            "HIT_DEADLINE": NO_EARLY_RESPONSE,
             **self.settings,
             **more,
         }

@@ -31,6 +31,10 @@ PHONE = (
 #: takes as long as twenty requests.
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
+#: The longest HIT_DEADLINE. With it, each hit is stored before its response, also on a slow machine. Many tests read a click
+#: directly after its response.
+NO_EARLY_RESPONSE = "60"
+
 
 @dataclass
 class Server:
@@ -118,6 +122,7 @@ def serving(folder: Path, **settings: str) -> Iterator[Server]:
         "SHORTENER_DATA_DIR": str(folder / "data"),
         "SHORTENER_ALLOW_PRIVATE_TARGETS": "true",
         "SHORTENER_DELIVERY_SCHEDULE": "0.1,0.1,0.1",
+        "SHORTENER_HIT_DEADLINE": NO_EARLY_RESPONSE,
         **{f"SHORTENER_{name}": value for name, value in settings.items()},
     }
     server = Server(folder, free_port(), environment)

@@ -179,7 +179,8 @@ def test_serve_and_deliver_processes_stop_in_time_and_leave_no_leased_delivery(n
 def test_a_frozen_database_does_not_delay_the_stop_of_the_server(
     postgres_server: PostgresProcess, endpoint: Endpoint, tmp_path: Path
 ) -> None:
-    nodes = Nodes(tmp_path, asyncio.run(new_postgresql_database(postgres_server.url, None)))
+    url = asyncio.run(new_postgresql_database(postgres_server.url, None))
+    nodes = Nodes(tmp_path, url, settings={"HIT_DEADLINE": "2"})
     endpoint.slow = {"/slow": 1.0}
     server = nodes.serve()
     nodes.deliver()
