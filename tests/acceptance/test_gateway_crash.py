@@ -20,13 +20,13 @@ import pytest
 
 from shortener.ids import encode
 from shortener.model import SendStatus
-from tests.acceptance.process import Server, serving
+from tests.acceptance.process import Server, end_leases, serving
 from tests.document_blocks import ROOT
 from tests.servers import PATIENCE, free_port
 
 SENDS = int(os.environ.get("PROVE_SENDS", "1000"))
-#: A message without an outcome is claimed again after its lease. A lease lasts ten seconds longer than GATEWAY_TIMEOUT.
-TIMEOUT = {"GATEWAY_TIMEOUT": "1", "GATEWAY_SCHEDULE": "0.5,1,2,2,2", "GATEWAY_ATTEMPTS": "40", "GATEWAY_SLOTS_PER_GATEWAY": "8"}
+#: The timeout is long, because the service repeats a message whose response comes too late, also on a slow machine.
+SETTINGS = {"GATEWAY_TIMEOUT": "30", "GATEWAY_SCHEDULE": "0.5,1,2,2,2", "GATEWAY_ATTEMPTS": "40", "GATEWAY_SLOTS_PER_GATEWAY": "8"}
 
 
 class Gateway:
@@ -69,7 +69,7 @@ def gateway(tmp_path: Path) -> Iterator[Gateway]:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
-    yield from serving(tmp_path, **TIMEOUT)
+    yield from serving(tmp_path, **SETTINGS)
 
 
 def sends(server: Server, condition: str) -> set[str]:
@@ -93,6 +93,7 @@ def test_after_kill_9_no_message_is_lost_and_no_message_with_a_gateway_response_
     def kill_service() -> tuple[set[str], int]:
         """Kill the service. Return the messages with a recorded response, and the number of requests that the gateway received."""
         server.kill()
+        end_leases(server)
         return sends(server, f"status = {SendStatus.SENT:d}"), len(gateway.received())
 
     recorded = []
