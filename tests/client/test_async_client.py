@@ -39,7 +39,7 @@ from tests.client.scripted import (
     rewritten,
     scripted,
 )
-from tests.servers import free_port
+from tests.servers import PATIENCE, free_port
 
 FAST = RetryPolicy(first_delay=0.001, max_delay=0.01)
 TEXT = '#track("https://shop.example/a") now'
@@ -114,7 +114,7 @@ def test_the_client_raises_a_deadline_error_although_the_connection_is_still_ope
         start = time.monotonic()
         with pytest.raises(DeadlineError):
             rewrite(call, server.base, timeout=0.3)
-        assert 0.2 < time.monotonic() - start < 5
+        assert 0.2 < time.monotonic() - start < PATIENCE
 
 
 @pytest.mark.parametrize(
@@ -204,16 +204,19 @@ def test_a_bulk_rewrite_reports_its_progress_and_returns_the_texts_in_the_order_
 
 
 def test_after_the_deadline_of_a_bulk_call_the_client_returns_the_remaining_texts_with_long_urls(call: Call) -> None:
-    with scripted(hang) as server:
-        texts = call(
-            server.base,
-            "rewrite_many",
-            client={"batch_limit": 1},
-            messages=[{"to": to, "body": TEXT} for to in ("+1", "+2", "+3")],
-            on_failure="send_long",
-            deadline=0.3,
-        )
-    assert [text.is_tracked for text in texts] == [False] * 3
+    for deadline in (0.3, 3, 30):  # on a busy machine the request may not arrive in time
+        with scripted(hang) as server:
+            texts = call(
+                server.base,
+                "rewrite_many",
+                client={"batch_limit": 1},
+                messages=[{"to": to, "body": TEXT} for to in ("+1", "+2", "+3")],
+                on_failure="send_long",
+                deadline=deadline,
+            )
+        assert [text.is_tracked for text in texts] == [False] * 3
+        if server.requests:
+            break
     assert len(server.requests) == 1
 
 

@@ -157,7 +157,7 @@ def test_invalid_bytes_after_the_tls_handshake_count_against_the_receiver(
 
     async def scene(port: int) -> SendResult:
         async with Sender(Guard(allow_private=True), user_agent="test", limit=1) as sender:
-            return await post(sender, f"https://127.0.0.1:{port}/")
+            return await post(sender, f"https://127.0.0.1:{port}/", 5)
 
     with socket.create_server(("127.0.0.1", 0)) as listener, asyncio.Runner(loop_factory=loop_factory) as runner:
         thread = threading.Thread(target=serve, args=(listener,), daemon=True)

@@ -31,7 +31,7 @@ async def simulate(**settings: Any) -> tuple[SubmitResult, list[GatewayReport]]:
         )
         gateway = KIND.open(config, GatewayContext(sender, sender, report, utcnow))
         result = await gateway.submit(MESSAGE, 0.2)
-        for _ in range(200 if has_report else 5):
+        for _ in range(18_000 if has_report else 5):
             if reports:
                 break
             await asyncio.sleep(0.01)  # the pause between two checks

@@ -167,5 +167,5 @@ async def test_a_statement_that_waits_for_the_thread_never_runs_after_its_read_i
         left = asyncio.all_tasks() - tasks  # the read, and the task that closes its connection
         _, running = await asyncio.wait(left, timeout=PATIENCE)
         assert not running
-        await asyncio.to_thread(connections[0]._thread.join, 20)
+        await asyncio.to_thread(connections[0]._thread.join, PATIENCE)
         assert not connections[0]._thread.is_alive()

@@ -164,8 +164,11 @@ async def test_the_next_attempt_does_not_repeat_accepted_parts_of_a_long_message
 
 async def test_a_message_without_a_response_is_doubtful_and_a_late_response_prevents_a_second_submit(records: Records) -> None:
     async with running_smsc(decide=lambda pdu: None) as smsc, connected(smsc, records) as gateway:
+        gateway.keep_open()
+        await smsc.wait_for(lambda: bool(smsc.binds))
         result = await gateway.submit(message(), 0.2)
         assert (result.outcome, result.reason) == (DOUBT, "timeout")
+        await smsc.wait_for(lambda: bool(smsc.submitted))
         smsc.respond(smsc.submitted[0])
         async with asyncio.timeout(PATIENCE):
             while not records.reports:
