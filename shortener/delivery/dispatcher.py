@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import weakref
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -40,7 +39,7 @@ from shortener.delivery.attempt import LOCAL_FAILURE_PAUSE_MS, AttemptInFlight, 
 from shortener.delivery.claim_writer import ClaimResult, ClaimWriter
 from shortener.delivery.claims import LEASE_MARGIN_MS, SlotUsage
 from shortener.delivery.clock_steps import repair
-from shortener.delivery.dispatch_queries import ClaimedDelivery
+from shortener.delivery.message_order import MessageOrder
 from shortener.delivery.outcome_writer import OutcomeResult, OutcomeWriter
 from shortener.delivery.outcomes import GONE
 from shortener.delivery.processes import DeliveryProcesses, SignOfLife
@@ -50,7 +49,7 @@ from shortener.errors import StoreUnavailable
 from shortener.ids import DELIVERY_IDS, IdGenerator
 from shortener.jobs import WakeUp
 from shortener.metrics import Histogram, Metrics
-from shortener.model import Clock, DeliveryStatus, Topic, mutable_record
+from shortener.model import Clock, DeliveryStatus, mutable_record
 from shortener.settings import Settings
 from shortener.storage.database import Database
 from shortener.storage.types import from_ms, to_iso, to_ms
@@ -69,7 +68,6 @@ MAX_TIMER_SECONDS = 60.0
 #: The dispatcher keeps in memory at most this many callback hosts that have responded. The queues of these hosts may use more than
 #: one slot.
 MAX_RESPONSIVE = 10_000
-_ORDERED_TOPICS = (Topic.STATE.value, Topic.CONVERSION.value)
 
 
 @mutable_record
@@ -119,7 +117,7 @@ class Dispatcher:
         self.totals = DispatcherTotals()
         self._usage = SlotUsage(settings.delivery_slots)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._newest = weakref.WeakValueDictionary[tuple[str, int], asyncio.Task[None]]()  # the newest attempt of each `_order_key`
+        self._order = MessageOrder()
         self._finished: list[FinishedAttempt] = []
         self._paused: dict[str, int] = {}  # queue name -> time at which its pause after a local failure ends
         self._responsive: dict[str, None] = {}  # names of callback queues whose host responded to the last attempt
@@ -214,10 +212,8 @@ class Dispatcher:
             self.totals.dead += claims.expired
             for number, attempt in enumerate(claims.attempts, 1):
                 self._usage.take(attempt.claim.queue, attempt.application_id)
-                key = _order_key(attempt.claim)
-                task = loop.create_task(self._run(attempt, None if key is None else self._newest.get(key)))
-                if key is not None:
-                    self._newest[key] = task
+                task = loop.create_task(self._run(attempt, self._order.earlier(attempt.claim)))
+                self._order.add(attempt.claim, task)
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
                 if number % MAX_STARTS == 0:
@@ -367,11 +363,3 @@ class Dispatcher:
             self._responsive[claim.queue] = None
             if len(self._responsive) > MAX_RESPONSIVE:
                 del self._responsive[next(iter(self._responsive))]
-
-
-def _order_key(claim: ClaimedDelivery) -> tuple[str, int] | None:
-    """Return the tracker and the message of a delivery of a new state or a conversion; None for other deliveries.
-
-    Deliveries with the same key are sent one after the other. So a tracker that answers does not receive CLICKTHRU before
-    DELIVERED if both happen at nearly the same time."""
-    return (claim.queue, claim.message) if claim.topic in _ORDERED_TOPICS and claim.message is not None else None

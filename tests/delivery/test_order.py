@@ -1,4 +1,4 @@
-"""Tests that events of one message are sent in order, if the receiver answers. shortener/delivery/dispatcher.py does this."""
+"""Tests that events of one message are sent in order, if the receiver answers (shortener/delivery/message_order.py)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import pytest
 from shortener.container import Service
 from shortener.delivery import attempt
 from shortener.delivery.http_exchange import SendResult
+from shortener.delivery.message_order import MAX_WAITING
 from shortener.messages.delivery_reports import DeliveryReport
-from shortener.model import State
+from shortener.model import State, Topic
 from tests.conftest import NOON
 from tests.delivery.conftest import MakeTracker, Story
 from tests.delivery.dispatching import DELIVERED, PENDING, deliveries, other_dispatcher, statuses
@@ -117,3 +118,22 @@ async def test_an_attempt_that_waits_for_an_earlier_one_does_not_begin_after_the
     await dispatcher.stop(20)
     assert [state for _, state in sender.answered] == ["DELIVERED"]
     assert statuses(await deliveries(service)) == {DELIVERED: 1, PENDING: 1}
+
+
+async def test_only_a_few_attempts_of_one_message_wait_so_that_they_do_not_use_all_slots_of_the_tracker(
+    service: Service, make_tracker: MakeTracker, story: Story
+) -> None:
+    await make_tracker("http://127.0.0.1:9/", "conversion", concurrency=16)
+    sender: Any = SlowSender()
+    sender.never_answers = True
+    dispatcher = other_dispatcher(service, sender=sender)
+    message = await story.message()
+    for _ in range(10):
+        await story.click(message, topics=Topic.CONVERSION)
+    await service.fanout.flush()
+    assert await dispatcher.step() == 10
+    async with asyncio.timeout(20):
+        while sender.most_at_once < 10 - MAX_WAITING:
+            await asyncio.sleep(0.01)  # the pause between two checks
+    assert sender.most_at_once == 10 - MAX_WAITING
+    await dispatcher.stop(5, 0)

@@ -1,0 +1,50 @@
+"""The order of the deliveries of one message to one tracker.
+
+New states and conversions of a message are sent to a tracker one after the other. So a tracker that answers does not receive
+CLICKTHRU before DELIVERED if both happen at nearly the same time. An attempt that waits uses a slot of its tracker, so only a few
+attempts of a message wait; further ones begin at once.
+"""
+
+# Tested by tests/delivery/test_order.py
+
+from __future__ import annotations
+
+import asyncio
+
+from shortener.delivery.dispatch_queries import ClaimedDelivery
+from shortener.model import Topic
+
+MAX_WAITING = 3  # At most this many attempts of one message and one tracker wait for an earlier attempt.
+_ORDERED_TOPICS = (Topic.STATE.value, Topic.CONVERSION.value)
+
+_Key = tuple[str, int]
+
+
+class MessageOrder:
+    """The attempts in flight for new states and conversions, by tracker and message."""
+
+    def __init__(self) -> None:
+        self._in_flight: dict[_Key, list[asyncio.Task[None]]] = {}
+
+    def earlier(self, claim: ClaimedDelivery) -> asyncio.Task[None] | None:
+        """Return the attempt for which the attempt of this delivery must wait; None if it need not wait."""
+        key = _key(claim)
+        attempts = [] if key is None else self._in_flight.get(key, [])
+        return attempts[-1] if 0 < len(attempts) <= MAX_WAITING else None
+
+    def add(self, claim: ClaimedDelivery, attempt: asyncio.Task[None]) -> None:
+        """Add the attempt of a delivery until it ends."""
+        key = _key(claim)
+        if key is not None:
+            self._in_flight.setdefault(key, []).append(attempt)
+            attempt.add_done_callback(lambda ended: self._remove(key, ended))
+
+    def _remove(self, key: _Key, attempt: asyncio.Task[None]) -> None:
+        attempts = self._in_flight[key]
+        attempts.remove(attempt)
+        if not attempts:
+            del self._in_flight[key]
+
+
+def _key(claim: ClaimedDelivery) -> _Key | None:
+    return (claim.queue, claim.message) if claim.topic in _ORDERED_TOPICS and claim.message is not None else None
