@@ -82,7 +82,7 @@ async def verify(since: datetime | None, until: datetime | None, repair: bool, a
     """
     from shortener.model import utcnow
     from shortener.reporting import count_check
-    from shortener.reporting.rollup_check import RowsQuarantined, verify_rollups
+    from shortener.reporting.rollup_check import RowsQuarantined, repair_rollups, verify_rollups
     from shortener.storage.integrity import find_damage
     from shortener.storage.references import find_orphans
     from shortener.storage.types import to_iso
@@ -101,7 +101,8 @@ async def verify(since: datetime | None, until: datetime | None, repair: bool, a
         damage = await database.read(partial(find_damage, thorough=True))
         end = until or now + timedelta(minutes=1)
         try:
-            repaired = await database.write(_repair, command_line_audit(database), begin, end, now) if repair else 0
+            audit_repair = partial(_add_audit_row, command_line_audit(database), begin, end, now)
+            repaired = await repair_rollups(database, begin, end, audit_repair) if repair else 0
         except RowsQuarantined as error:
             raise click.ClickException(str(error)) from None
         drifts = await database.read(count_check.verify, begin, end, partial(progress, "Counting again"))
@@ -148,15 +149,11 @@ async def verify(since: datetime | None, until: datetime | None, repair: bool, a
         raise click.exceptions.Exit(1)
 
 
-def _repair(connection: Any, audit: Any, since: datetime, until: datetime, now: datetime) -> int:
-    """Correct the rolled-up counts of a period, and add the audit row. Return the number of changed counts."""
-    from shortener.reporting.rollup_check import repair_rollups
+def _add_audit_row(audit: Any, since: datetime, until: datetime, now: datetime, connection: Any, corrected: int) -> None:
+    """Add the audit row of a repair that changes `corrected` rolled-up counts of a period."""
     from shortener.storage.types import to_iso
 
-    corrected = repair_rollups(connection, since, until)
-    period = {"since": to_iso(since), "until": to_iso(until), "corrected": corrected}
-    audit.add(connection, now, "counts_repaired", after=period)
-    return corrected
+    audit.add(connection, now, "counts_repaired", after={"since": to_iso(since), "until": to_iso(until), "corrected": corrected})
 
 
 @click.command(cls=ApplicationCommand)

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, delete, select, update
 from shortener.accounts.credentials import Credentials
 from shortener.container import Service
 from shortener.outbox.count_deltas import TIME_SLOT_MS
-from shortener.reporting import count_check, counts, rollups
+from shortener.reporting import count_check, counts, rollup_check, rollups
 from shortener.reporting.rollup_check import COUNTED_SINCE, RowsQuarantined, repair_rollups, verify_rollups
 from shortener.reporting.rollup_data import HISTOGRAM
 from shortener.reporting.rollups import Basis, Level, split
@@ -123,7 +123,73 @@ async def test_the_verification_reports_a_wrong_rolled_up_count_and_the_repair_c
     assert {difference.level for difference in found} == set(Level)
     assert {difference.basis for difference in found} == set(Basis)
     period = (clock() - 9 * DAY, clock() + DAY)
-    assert await service.database.write(repair_rollups, *period) == len(found)
+    assert await repair_rollups(service.database, *period) == len(found)
+    assert await differences(service) == []
+
+
+async def test_a_repair_of_counts_counts_the_rows_in_a_read_transaction_and_corrects_them_in_several_write_transactions(
+    client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await live(client, service, credentials, clock)
+    await fold_all(service.database)
+    await service.database.write(lambda connection: connection.execute(delete(schema.rollups)))
+    writers: list[Connection] = []
+    periods: list[int] = []
+    write_later, add_changes, count_rows = service.database.write_later, rollups.add_changes, rollup_check._count_rows
+
+    async def write(transact: Any, *args: Any) -> Any:
+        def noted(connection: Connection) -> Any:
+            writers.append(connection)
+            try:
+                return transact(connection, *args)
+            finally:
+                writers.clear()
+
+        return await write_later(noted)
+
+    def count(connection: Connection, *args: Any, **options: Any) -> Any:
+        assert not writers, "the rows are counted in a read transaction"
+        return count_rows(connection, *args, **options)
+
+    def add(connection: Connection, changes: Any, names: Any) -> None:
+        assert writers
+        periods.append(len(changes))
+        add_changes(connection, changes, names)
+
+    monkeypatch.setattr(service.database, "write_later", write)
+    monkeypatch.setattr(rollup_check, "_count_rows", count)
+    monkeypatch.setattr(rollups, "add_changes", add)
+    monkeypatch.setattr(rollup_check, "MAX_CHANGED_PERIODS", 5)
+    corrected = await repair_rollups(service.database, clock() - 9 * DAY, clock() + DAY)
+    assert corrected
+    assert len(periods) > 1
+    assert max(periods) == 5
+    assert await differences(service) == []
+
+
+async def test_two_repairs_of_counts_at_the_same_time_correct_each_count_once(
+    client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await live(client, service, credentials, clock)
+    await fold_all(service.database)
+    await service.database.write(lambda connection: connection.execute(delete(schema.rollups)))
+    period = (clock() - 9 * DAY, clock() + DAY)
+    find = rollup_check._find_corrections
+    corrected: list[int] = []
+
+    async def repair_first(query: Any, *args: Any) -> Any:
+        """Perform another repair after the first one has counted the rows."""
+        found = await read(query, *args)
+        if query is find and not corrected:
+            monkeypatch.undo()
+            corrected.append(await repair_rollups(service.database, *period))
+        return found
+
+    read = service.database.read
+    monkeypatch.setattr(service.database, "read", repair_first)
+    corrected.append(await repair_rollups(service.database, *period))
+    assert corrected[0] > 0
+    assert corrected[1] == 0
     assert await differences(service) == []
 
 
@@ -137,7 +203,7 @@ async def test_the_repair_of_counts_is_rejected_while_rows_are_quarantined_so_th
     await fold_all(service.database)
     assert await differences(service)
     with pytest.raises(RowsQuarantined, match="1 rows of count deltas are quarantined"):
-        await service.database.write(repair_rollups, clock() - 9 * DAY, clock() + DAY)
+        await repair_rollups(service.database, clock() - 9 * DAY, clock() + DAY)
     await service.database.write(counts.release)
     await service.database.write(lambda connection: connection.execute(damage.values(data=oldest.data)))
     await fold_all(service.database)
@@ -161,7 +227,7 @@ async def test_the_repair_of_counts_restores_deleted_rolled_up_counts_from_the_r
     await fold_all(service.database)
     await service.database.write(lambda connection: connection.execute(delete(schema.rollups)))
     assert await differences(service)
-    await service.database.write(repair_rollups, clock() - 9 * DAY, clock() + DAY)
+    await repair_rollups(service.database, clock() - 9 * DAY, clock() + DAY)
     assert await differences(service) == []
 
 
@@ -211,7 +277,7 @@ async def test_a_background_job_rolls_up_all_existing_counts_after_the_migration
     found = await service.database.read(verify_rollups, clock() - 9 * DAY, clock() + DAY)
     event = [difference for difference in found if difference.basis is Basis.EVENT]
     assert {difference.group.kind for difference in event} <= {"destination", "label"}, "counts have no destinations"
-    await service.database.write(repair_rollups, clock() - 9 * DAY, clock() + DAY)
+    await repair_rollups(service.database, clock() - 9 * DAY, clock() + DAY)
     assert await differences(service) == []
 
 
