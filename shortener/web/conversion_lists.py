@@ -25,6 +25,7 @@ from shortener.times import end_of, start_of
 from shortener.web.csv_response import csv_response
 from shortener.web.endpoint import Call, Endpoint, ResponseModel
 from shortener.web.fields import Text
+from shortener.web.large_responses import convert_in_pieces
 from shortener.web.messages import ConversionStatus, Source, may_reveal
 from shortener.web.paging import ByteOrderMark, Cursor, Cursors, NextCursor
 from shortener.web.period import Period, TimeZoneName, time_zone
@@ -153,9 +154,9 @@ async def index(call: Call[ConversionsQuery, None]) -> Mapping[str, Any]:
     encode_click = service.click_ids.encode
     return {
         "status": True,
-        "conversions": [
-            serialize_listed(row, page.revisions.get(row.id, ()), encode_click, reveal=may_reveal(call)) for row in page.rows
-        ],
+        "conversions": await convert_in_pieces(
+            lambda row: serialize_listed(row, page.revisions.get(row.id, ()), encode_click, reveal=may_reveal(call)), page.rows
+        ),
         "next_cursor": cursors.encode(page.next),
     }
 

@@ -7,7 +7,6 @@ or left out. The rest of the report is stored, and the result of the report cont
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import field
@@ -27,7 +26,7 @@ from shortener.times import parse_report_time
 from shortener.web.damaged_json import RepairedText
 from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel
 from shortener.web.fields import MAX_PRICE_DECIMALS, Price, Text, is_decimal, parse_price
-from shortener.web.large_responses import PIECE_ENTRIES
+from shortener.web.large_responses import convert_in_pieces
 
 MAX_ID_CHARACTERS = 255
 MAX_FRAGMENTS = 1000
@@ -215,11 +214,7 @@ async def report(call: Call[None, DeliveryReportRequest]) -> dict[str, Any]:
         raise ApiError(ErrorCode.BATCH_TOO_LARGE, f"One request must have at most {limit} reports (BATCH_LIMIT), not {len(items)}.")
     await _limit_deliveries(call, len(items))
     now = call.service.clock()
-    read: list[ReadReport] = []
-    for start in range(0, len(items), PIECE_ENTRIES):
-        read += [read_report(item, now) for item in items[start : start + PIECE_ENTRIES]]
-        if len(read) < len(items):
-            await asyncio.sleep(0)  # other tasks run
+    read = await convert_in_pieces(lambda item: read_report(item, now), items)
     valid = [one.report for one in read if one.report is not None]
     stored = iter(await call.service.delivery_reports.record(call.application_id, valid) if valid else ())
     results: list[dict[str, Any]] = []

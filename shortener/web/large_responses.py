@@ -1,4 +1,4 @@
-"""This module serializes and sends large JSON responses in pieces, so that other requests continue between two pieces.
+"""This module makes and sends large JSON responses in pieces, so that other requests continue between two pieces.
 
 A rewrite of a thousand texts has a response of up to 10 MB. One serialization of it, and one write to the socket, would stop the
 event loop for a tenth of a second.
@@ -7,14 +7,17 @@ event loop for a tenth of a second.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import orjson
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-PIECE_ENTRIES = 50  # The number of entries of a list that are serialized without a pause.
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+PIECE_ENTRIES = 50  # The number of entries of a list that are converted or serialized without a pause.
 #: A list with more entries makes a response large. A send pipeline's usual request has at most a hundred messages.
 MAX_ENTRIES_AT_ONCE = 200
 
@@ -35,6 +38,15 @@ class PiecesResponse(Response):
             await send({"type": "http.response.body", "body": piece, "more_body": True})
             await asyncio.sleep(0)  # other tasks run
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def convert_in_pieces(convert: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """Return `convert(item)` of each item. Other tasks run between two pieces."""
+    converted = [convert(item) for item in items[:PIECE_ENTRIES]]
+    while len(converted) < len(items):
+        await asyncio.sleep(0)  # other tasks run
+        converted += [convert(item) for item in items[len(converted) : len(converted) + PIECE_ENTRIES]]
+    return converted
 
 
 def is_large(content: Mapping[str, Any]) -> bool:

@@ -25,6 +25,7 @@ from shortener.urls import UrlError, canonical_host, host_of, parse_destination
 from shortener.web.csv_response import csv_response
 from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel
 from shortener.web.fields import EndTime, Text
+from shortener.web.large_responses import convert_in_pieces
 from shortener.web.messages import Source
 from shortener.web.paging import ByteOrderMark, Cursor, Cursors, NextCursor
 from shortener.web.period import Period, TimeZoneName, time_zone
@@ -163,9 +164,9 @@ async def index(call: Call[LinksQuery, None]) -> dict[str, Any]:
         cursor = f"{Cursors(service.secret, 'links').encode(page.next.message)}-{page.next.position}"
     return {
         "status": True,
-        "links": [
-            serialize_link(row, service.directory, base_url, filters.now, page.clicks.get(row.id, none)) for row in page.rows
-        ],
+        "links": await convert_in_pieces(
+            lambda row: serialize_link(row, service.directory, base_url, filters.now, page.clicks.get(row.id, none)), page.rows
+        ),
         "next_cursor": cursor,
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 from pydantic import Field
@@ -28,6 +29,7 @@ from shortener.times import end_of, start_of
 from shortener.web.csv_response import csv_response
 from shortener.web.endpoint import Call, Endpoint, ResponseModel
 from shortener.web.fields import Text
+from shortener.web.large_responses import convert_in_pieces
 from shortener.web.paging import ByteOrderMark, Cursor, Cursors, NextCursor
 from shortener.web.period import Period
 from shortener.web.statistics import StatisticsQuery, statistics_filter
@@ -181,7 +183,9 @@ async def clicks(call: Call[ClicksQuery, None]) -> dict[str, Any]:
     page = await call.service.database.read(list_hits, _hit_filter(call), call.query.limit, below)
     return {
         "status": True,
-        "clicks": [serialize_hit(row, call.service.click_ids.encode, call.service.networks) for row in page.rows],
+        "clicks": await convert_in_pieces(
+            lambda row: serialize_hit(row, call.service.click_ids.encode, call.service.networks), page.rows
+        ),
         "next_cursor": cursors.encode(page.next),
     }
 
@@ -228,7 +232,7 @@ async def events(call: Call[EventsQuery, None]) -> dict[str, Any]:
     page = await call.service.database.read(list_events, _event_filter(call), call.query.limit, below)
     return {
         "status": True,
-        "events": [_event(call, event) for event in page.rows],
+        "events": await convert_in_pieces(partial(_event, call), page.rows),
         "next_cursor": cursors.encode(page.next),
     }
 

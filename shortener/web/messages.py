@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -19,6 +20,7 @@ from shortener.times import end_of, start_of
 from shortener.web.csv_response import csv_response
 from shortener.web.endpoint import Call, Endpoint, ResponseModel
 from shortener.web.fields import Text
+from shortener.web.large_responses import convert_in_pieces
 from shortener.web.paging import ByteOrderMark, Cursor, Cursors, NextCursor
 from shortener.web.period import Period, TimeZoneName, time_zone
 from shortener.web.sends import SendFields
@@ -226,7 +228,7 @@ async def index(call: Call[MessagesQuery, None]) -> Mapping[str, Any]:
     found = await call.service.database.read(list_messages, _filter(call.application_id, call.query), call.query.limit, below)
     return {
         "status": True,
-        "messages": [serialize_message(row, reveal=may_reveal(call)) for row in found.rows],
+        "messages": await convert_in_pieces(partial(serialize_message, reveal=may_reveal(call)), found.rows),
         "next_cursor": cursors.encode(found.next),
     }
 

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import pkgutil
+from collections import Counter
 from typing import Any
 
 import httpx
 import orjson
 import pytest
 
-from shortener.web.large_responses import MAX_ENTRIES_AT_ONCE, PIECE_ENTRIES, PiecesResponse, is_large, serialize_in_pieces
+from shortener.accounts.credentials import Credentials
+from shortener.container import Service
+from shortener.web.large_responses import (
+    MAX_ENTRIES_AT_ONCE,
+    PIECE_ENTRIES,
+    PiecesResponse,
+    convert_in_pieces,
+    is_large,
+    serialize_in_pieces,
+)
+from tests.web.calls import PHONE, convert
 
 
 @pytest.mark.parametrize("entries", [0, 1, PIECE_ENTRIES, PIECE_ENTRIES + 1, 3 * PIECE_ENTRIES])
@@ -45,6 +57,56 @@ async def test_other_tasks_run_while_a_large_response_is_serialized_and_sent() -
     counter.cancel()
     assert runs >= 9
     assert b"".join(message.get("body", b"") for message in sent) == orjson.dumps(content)
+
+
+@pytest.mark.parametrize("entries", [0, 1, PIECE_ENTRIES, PIECE_ENTRIES + 1, 3 * PIECE_ENTRIES])
+async def test_items_are_converted_in_pieces_in_their_order(entries: int) -> None:
+    assert await convert_in_pieces(str, range(entries)) == [str(number) for number in range(entries)]
+
+
+@pytest.mark.parametrize(
+    ("path", "function"),
+    [
+        ("/api/v1/sms/messages/unified", "shortener.web.messages.serialize_message"),
+        ("/api/v1/links", "shortener.web.links.serialize_link"),
+        ("/api/v1/clicks", "shortener.web.lists.serialize_hit"),
+        ("/api/v1/events", "shortener.web.lists.serialize_event"),
+        ("/api/v1/conversions", "shortener.web.conversion_lists.serialize_listed"),
+    ],
+)
+async def test_other_tasks_run_while_the_rows_of_a_long_list_are_converted(
+    client: httpx.AsyncClient, service: Service, credentials: Credentials, monkeypatch: pytest.MonkeyPatch, path: str, function: str
+) -> None:
+    count = PIECE_ENTRIES + 1
+    messages = [{"to": "+14085550100", "body": '#track("https://shop.example/")', "message_id": f"m-{n}"} for n in range(count)]
+    rewritten = (await client.post("/api/v1/rewrite", json={"messages": messages})).json()["messages"]
+    await service.recorder.flush()
+    for number, message in enumerate(rewritten):
+        await client.get(f"/{message['links'][0]['code']}", headers=PHONE)
+        await convert(service, credentials, message_id=message["message_id"], transaction_id=str(number))
+    await service.recorder.flush()
+    turn = 0
+    turns: Counter[int] = Counter()  # the number of rows that were converted in each turn of the event loop
+
+    async def count_turns() -> None:
+        nonlocal turn
+        while True:
+            turn += 1
+            await asyncio.sleep(0)
+
+    serialize = pkgutil.resolve_name(function)
+
+    def counted(*args: Any, **options: Any) -> Any:
+        turns[turn] += 1
+        return serialize(*args, **options)
+
+    monkeypatch.setattr(function, counted)
+    counter = asyncio.create_task(count_turns())
+    response = await client.get(path, params={"limit": 1000})
+    counter.cancel()
+    assert response.status_code == 200
+    assert turns.total() >= count
+    assert max(turns.values()) <= PIECE_ENTRIES
 
 
 async def test_the_response_to_a_rewrite_of_many_messages_has_a_content_length_header_with_the_length_of_its_body(
