@@ -36,7 +36,7 @@ from shortener.storage.types import to_iso
 
 AnyRow = Row[*tuple[Any, ...]]
 
-BATCH_MESSAGES = 500
+BATCH_MESSAGES = 200
 LEASE = timedelta(seconds=30)
 STEP_SECONDS = 1.0  # maximum time for which one step performs batches
 COUNTING, RUNNING, DONE, STOPPED = "counting", "running", "done", "stopped"
@@ -209,7 +209,7 @@ class LinkUpdates:
             return
         codes = [code for _, code in found]
         await self._cache.invalidate(codes)  # if Redis is unavailable, the link cache deletes the entries later
-        if await self._database.write(self._change, row, position, [link_id for link_id, _ in found]):
+        if await self._database.write_later(self._change, row, position, [link_id for link_id, _ in found]):
             await refresh_cache(self._database, self._cache, codes)
 
     def _find_free(self, connection: Connection) -> int | None:

@@ -168,7 +168,7 @@ class Deliveries:
         total = await self.count_dead(criteria) if not after else 0
         count = 0
         while count < MAX_REPLAYED_PER_CALL:
-            batch = await self._database.write(_replay_dead_batch, audit, criteria, after, now, total)
+            batch = await self._database.write_later(_replay_dead_batch, audit, criteria, after, now, total)
             count += batch.replayed
             if batch.is_last:
                 return count, None

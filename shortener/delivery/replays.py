@@ -271,7 +271,7 @@ class Replays:
         """Perform one batch of each running replay. Return the number of replayed deliveries."""
         replayed = 0
         for replay_id in await self._database.read(_running_ids):
-            replayed += await self._database.write(self._perform_batch, replay_id)
+            replayed += await self._database.write_later(self._perform_batch, replay_id)
         if replayed:
             self._on_deliveries()
         return replayed

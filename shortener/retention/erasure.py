@@ -122,7 +122,7 @@ async def erase(
     total = ErasureResult()
     await load_expressions()
     for is_last in (False, True):
-        while (batch := await database.write(erase_phone_number, application_id, phone, now, audit)).messages:
+        while (batch := await database.write_later(erase_phone_number, application_id, phone, now, audit)).messages:
             total.add(batch)
         if not is_last:
             await _wait_for_running_transactions(database)  # A transaction that runs now may store another message to this number.

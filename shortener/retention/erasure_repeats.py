@@ -46,7 +46,7 @@ class ErasureRepeats:
             return 0  # The link cache may still contain destinations, so the next run tries these messages again.
         responses = await self._database.read(_find_responses, due)
         await load_expressions()
-        await self._database.write(_repeat, due, responses, now)
+        await self._database.write_later(_repeat, due, responses, now)
         return len(due)
 
 

@@ -49,6 +49,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 BUSY_TIMEOUT_MS = 1000
+#: A command waits longer for a busy server, because it gets the lock of the database by chance only.
+COMMAND_BUSY_TIMEOUT_MS = 10_000
 #: The longest duration of one read in the process that serves.
 MAX_READ_SECONDS = 60.0
 #: SQLite compares the duration of a read with its limit after this number of steps of its virtual machine, about 10 ms.
@@ -56,7 +58,6 @@ STEPS_PER_CHECK = 1_000_000
 _WRITER_PRAGMAS = (
     "PRAGMA journal_mode=WAL",
     "PRAGMA synchronous=FULL",
-    f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}",
     # The page cache has only 8 MiB. SQLite searches the whole cache at the end of each transaction that moved pages of an index.
     # About every second transaction moves such pages (docs/decisions/0006). The operating system caches the other pages.
     "PRAGMA cache_size=-8192",
@@ -88,7 +89,7 @@ class SqliteDatabase:
             # Hide parameters, because errors are logged and parameters contain phone numbers and IP addresses.
             hide_parameters=True,
         )
-        _prepare_writer(self._engine)
+        _prepare_writer(self._engine, BUSY_TIMEOUT_MS if owner else COMMAND_BUSY_TIMEOUT_MS)
         with store_errors():
             self._writer = self._engine.connect()
             # The connection of the writer thread, as an object of the module sqlite3.
@@ -243,10 +244,10 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _prepare_writer(engine: Engine) -> None:
+def _prepare_writer(engine: Engine, busy_timeout_ms: int) -> None:
     @event.listens_for(engine, "connect")
     def _connect(connection: Any, record: object) -> None:
-        for pragma in _WRITER_PRAGMAS:
+        for pragma in (f"PRAGMA busy_timeout={busy_timeout_ms}", *_WRITER_PRAGMAS):
             connection.execute(pragma).close()
 
 

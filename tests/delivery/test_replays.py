@@ -108,6 +108,24 @@ async def test_a_replay_counts_and_replays_exactly_the_dead_deliveries_of_its_tr
     assert (await service.trackers.get(tracker)).health.breaker(0) == "recovering", "they are sent at the recovery rate"
 
 
+async def test_the_batches_of_a_replay_are_bulk_work_that_lets_clicks_pass(
+    service: Service, make_tracker: MakeTracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = await make_tracker("https://t.example/")
+    await fill(service, tracker, DEAD, 3)
+    await start(service, tracker)
+    later: list[str] = []
+    write_later = service.database.write_later
+
+    async def noted(transact: Any, *args: Any) -> Any:
+        later.append(transact.__name__)
+        return await write_later(transact, *args)
+
+    monkeypatch.setattr(service.database, "write_later", noted)
+    assert await service.replays.step() == 3
+    assert later == ["_perform_batch"]
+
+
 @pytest.mark.usefixtures("small_batches")
 async def test_a_stopped_replay_replays_nothing_further_and_does_not_undo_what_it_replayed(
     service: Service, make_tracker: MakeTracker

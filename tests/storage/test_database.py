@@ -111,6 +111,9 @@ async def test_sqlite_uses_wal_with_full_synchronization_and_a_busy_timeout(tmp_
         return (values[0], values[1], values[2])
 
     assert await database.write(pragmas) == ("wal", 2, 1000)
+    command = await open_database(f"sqlite:///{tmp_path / 'shortener.db'}", owner=False)
+    assert await command.write(pragmas) == ("wal", 2, 10_000), "a command waits for a busy server"
+    await command.close()
     await database.close()
 
 

@@ -280,6 +280,6 @@ async def apply_changes(
 
     await load_expressions()
     try:
-        return await database.write(change)
+        return await database.write_later(change)
     except _DryRun as rolled_back:
         return rolled_back.result
