@@ -17,6 +17,7 @@ import pytest
 
 from tests.acceptance.process import Server
 from tests.document_blocks import ROOT
+from tests.servers import PATIENCE
 
 GUIDE = (ROOT / "docs" / "guides" / "generate-clients.md").read_text()
 PACKAGES = Path(__file__).parent / "generators"
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 
 def run(*command: str | Path, folder: Path) -> str:
-    done = subprocess.run([str(word) for word in command], cwd=folder, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([str(word) for word in command], cwd=folder, capture_output=True, text=True, timeout=4 * PATIENCE)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -52,7 +53,11 @@ def node_packages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     for name in ("package.json", "package-lock.json", "tsconfig.json"):
         shutil.copy(PACKAGES / name, folder)
     done = subprocess.run(
-        ["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts"], cwd=folder, capture_output=True, text=True, timeout=300
+        ["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=4 * PATIENCE,
     )
     if done.returncode != 0:
         pytest.skip(f"SKIPPED: npm cannot install the generators: {done.stderr[-500:]}")

@@ -13,11 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.servers import PATIENCE
+
 ROOT = Path(__file__).parent.parent.parent
 
 
 def run(*command: str | Path, code: int = 0) -> str:
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=4 * PATIENCE)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -46,7 +48,7 @@ def client_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         [python, "-m", "pip", "--disable-pip-version-check", "--quiet", "install", f"sms-shortener[client] @ file://{wheel}"],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=4 * PATIENCE,
     )
     if done.returncode != 0 and "No matching distribution" in done.stderr:
         pytest.skip(f"SKIPPED: no package registry has httpx: {done.stderr}")
@@ -73,7 +75,7 @@ def test_a_program_that_is_started_beside_the_clone_imports_the_client_that_make
     """The clone is a folder named `shortener` too. Python must not import it as a package."""
     (mode,) = re.findall(r"^EDITABLE := --config-settings editable_mode=(\w+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     build = f"from setuptools import build_meta; print(build_meta.build_editable({str(tmp_path)!r}, {{'editable_mode': {mode!r}}}))"
-    subprocess.run([sys.executable, "-c", build], cwd=copy_source(tmp_path), check=True, capture_output=True, timeout=300)
+    subprocess.run([sys.executable, "-c", build], cwd=copy_source(tmp_path), check=True, capture_output=True, timeout=4 * PATIENCE)
     (wheel,) = tmp_path.glob("*.whl")
     installed, beside = tmp_path / "installed", tmp_path / "beside"
     zipfile.ZipFile(wheel).extractall(installed)

@@ -31,11 +31,11 @@ def test_a_dump_of_a_running_installation_is_restored_and_serves_its_links(
     code = message["links"][0]["code"]
     dump = tmp_path / "shortener.dump"
     dumping = [str(PROGRAMS / "pg_dump"), "--format=custom", f"--file={dump}", nodes.database_url]
-    subprocess.run(dumping, check=True, timeout=120)
+    subprocess.run(dumping, check=True, timeout=PATIENCE)
     assert server.stop() == 0
     restored = asyncio.run(new_postgresql_database(postgresql, None))
     restoring = [str(PROGRAMS / "pg_restore"), "--no-owner", f"--dbname={restored}", str(dump)]
-    subprocess.run(restoring, check=True, timeout=120)
+    subprocess.run(restoring, check=True, timeout=PATIENCE)
 
     nodes.database_url = restored
     again = nodes.serve()

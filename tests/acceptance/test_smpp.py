@@ -41,7 +41,7 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("SKIPPED: no SMPP message was sent to a real SMSC, because node or npm is missing (apt-get install nodejs npm)")
     folder = tmp_path_factory.mktemp("smpp")
     line = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "--prefer-offline", "smpp@0.5.1"]
-    done = subprocess.run(line, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(line, cwd=folder, capture_output=True, text=True, timeout=4 * PATIENCE, check=False)
     if done.returncode:
         pytest.skip(f"SKIPPED: no SMPP message was sent to a real SMSC, because npm cannot install it: {done.stderr[-300:]}")
     return folder

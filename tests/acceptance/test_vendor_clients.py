@@ -55,7 +55,7 @@ def clients(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path
     }
     failures = {}
     for name, process in started.items():
-        _, errors = process.communicate(timeout=300)
+        _, errors = process.communicate(timeout=4 * PATIENCE)
         if process.returncode != 0:
             failures[name] = errors[-500:]
     if failures:
@@ -118,7 +118,7 @@ def test_infobips_node_client_can_send_messages_and_read_reports_logs_previews_a
     for name in ("package.json", "package-lock.json"):
         shutil.copy(SCRIPTS / name, tmp_path)
     install = ["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts"]
-    done = subprocess.run(install, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(install, cwd=tmp_path, capture_output=True, text=True, timeout=4 * PATIENCE)
     if done.returncode != 0:
         pytest.skip(f"SKIPPED: npm cannot install @infobip-api/sdk, so it was not tested: {done.stderr[-500:]}")
     check_infobip(server, run(tmp_path, "infobip.mjs", server.base, server.first["api_key"], TEXT), shows_text=True)
