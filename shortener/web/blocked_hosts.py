@@ -56,7 +56,7 @@ async def index(call: Call[None, None]) -> dict[str, Any]:
 async def block(call: Call[None, BlockHostRequest]) -> BlockedHostResponse:
     """Block a destination host for the links of the application."""
     service = call.service
-    host = await service.database.write(block_host, call.audit, call.application_id, call.body.host, service.clock())
+    host = await service.database.write_later(block_host, call.audit, call.application_id, call.body.host, service.clock())
     await service.directory.refresh()
     return BlockedHostResponse(host=host)
 
@@ -64,7 +64,7 @@ async def block(call: Call[None, BlockHostRequest]) -> BlockedHostResponse:
 async def unblock(call: Call[None, None]) -> BlockedHostResponse:
     """Unblock a destination host for the links of the application."""
     service = call.service
-    host = await service.database.write(unblock_host, call.audit, call.application_id, call.path["host"], service.clock())
+    host = await service.database.write_later(unblock_host, call.audit, call.application_id, call.path["host"], service.clock())
     await service.directory.refresh()
     return BlockedHostResponse(host=host)
 

@@ -150,7 +150,7 @@ async def index(call: Call[OptOutsQuery, None]) -> Mapping[str, Any]:
 async def add(call: Call[None, OptOutRequest]) -> Mapping[str, Any]:
     """Add a number to the opt-out list."""
     phone, now = _number("phone", call.body.phone), call.service.clock()
-    row = await call.service.database.write(_add, call.audit, call.application_id, phone, now)
+    row = await call.service.database.write_later(_add, call.audit, call.application_id, phone, now)
     return {"status": True, "phone": phone, "at": to_iso(row["at"]), "source": row["source"]}
 
 
@@ -158,7 +158,7 @@ async def remove(call: Call[None, None]) -> DeletedResponse:
     """Remove a number from the opt-out list."""
     phone = _number("number", call.path["number"])
     service = call.service
-    if not await service.database.write(remove_opt_out, call.audit, call.application_id, phone, service.clock()):
+    if not await service.database.write_later(remove_opt_out, call.audit, call.application_id, phone, service.clock()):
         raise ApiError(ErrorCode.NOT_FOUND, f"{phone} is not on the opt-out list.")
     return DeletedResponse()
 

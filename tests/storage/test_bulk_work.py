@@ -60,6 +60,14 @@ async def test_a_replay_of_the_dead_deliveries_of_a_tracker_is_bulk_work(service
     assert bulk == ["_replay_dead_batch"]
 
 
+async def test_changes_of_the_lists_of_opt_outs_and_blocked_hosts_are_bulk_work(client: httpx.AsyncClient, bulk: list[str]) -> None:
+    assert (await client.post("/api/v1/opt-outs", json={"phone": PHONE})).status_code < 300
+    assert (await client.delete(f"/api/v1/opt-outs/{PHONE}")).status_code < 300
+    assert (await client.post("/api/v1/blocked-hosts", json={"host": "bad.example"})).status_code < 300
+    assert (await client.delete("/api/v1/blocked-hosts/bad.example")).status_code < 300
+    assert bulk == ["_add", "remove_opt_out", "block_host", "unblock_host"]
+
+
 async def test_a_correction_of_verdicts_is_bulk_work(service: Service, clock: Clock, bulk: list[str]) -> None:
     await apply_changes(service.database, [], service.ids, clock())
     assert bulk == ["change"]
