@@ -82,7 +82,8 @@ async def verify(since: datetime | None, until: datetime | None, repair: bool, a
     """
     from shortener.model import utcnow
     from shortener.reporting import count_check
-    from shortener.reporting.rollup_check import RowsQuarantined, repair_rollups, verify_rollups
+    from shortener.reporting.rollup_check import verify_rollups
+    from shortener.reporting.rollup_repair import RowsQuarantined, repair_rollups
     from shortener.storage.integrity import find_damage
     from shortener.storage.references import find_orphans
     from shortener.storage.types import to_iso

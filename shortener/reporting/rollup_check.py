@@ -1,11 +1,10 @@
-"""This module verifies and repairs the rolled-up counts by counting all rows again.
+"""This module verifies the rolled-up counts by counting all rows again. `rollup_repair.py` repairs them.
 
 `count_check.py` verifies the counts themselves in the same way. The rolled-up counts are compared in each period that lies
 completely within the verified time. Some metrics are compared only as a sum: all buckets of the time from sending to click, because
 a report after the click may have changed the time of sending; and all devices and all browsers, because the user agent of a click
 may be erased. The verification counts only these sums, which takes less time and memory. A migration introduced the counts by the
-time of sending, so older messages have none. `repair_rollups` corrects missing and wrong counts. It therefore creates the counts by
-the time of sending for older messages whose rows still exist.
+time of sending, so older messages have none.
 """
 
 # Tested by tests/reporting/test_rollups.py
@@ -15,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from decimal import Decimal
-from enum import Enum, auto
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -41,11 +39,10 @@ from shortener.conversions.parsing import END_ACTION
 from shortener.ids import first_id_at
 from shortener.model import record
 from shortener.outbox.count_deltas import COST, TIME_SLOT_MS, sent_slot_of, time_to_click
-from shortener.reporting import counts, rollup_data, rollups
+from shortener.reporting import rollup_data
 from shortener.reporting.count_check import HAS_COST, IS_REVENUE, OF_MESSAGES, id_ranges
-from shortener.reporting.counts import MAX_FOLD_ROWS, lock, time_slots
-from shortener.reporting.delta_rows import count_quarantined, read_events
-from shortener.reporting.rollup_data import EXACT
+from shortener.reporting.counts import MAX_FOLD_ROWS, time_slots
+from shortener.reporting.delta_rows import read_events
 from shortener.reporting.rollups import (
     Basis,
     EventAmount,
@@ -61,8 +58,7 @@ from shortener.reporting.rollups import (
     read_periods,
     series,
 )
-from shortener.storage.database import Database
-from shortener.storage.installation import get, set_value
+from shortener.storage.installation import get
 from shortener.storage.schema import (
     conversions,
     count_groups,
@@ -79,9 +75,6 @@ from shortener.storage.types import from_ms
 #: The name of the value in the table `installation` that contains the first time slot whose messages have counts by time of
 #: sending. If there is no value, all messages have them.
 COUNTED_SINCE = "sent counts since"
-#: The name of the value in the table `installation` that contains the number of transactions of repairs.
-REPAIRS = "repairs of counts"
-MAX_CHANGED_PERIODS = 500  # The maximum number of rows of rolled-up counts that one transaction of a repair changes.
 _MERGED = ("ttc", "device", "browser")
 _MAX_GROUPS = 50  # The maximum number of groups whose rolled-up counts one statement reads.
 _SERIES = tuple(series(basis, level) for basis in Basis for level in Level)
@@ -107,7 +100,7 @@ def verify_rollups(
     """Count all rows again, and return each difference from the rolled-up counts, oldest first. Call this in one read transaction.
 
     `progress` is called with the number of finished steps. A step reads one range of rows."""
-    check = _read(connection, time_slots(since, until), counted_since(connection), progress, is_merged=True)
+    check = recount(connection, time_slots(since, until), counted_since(connection), progress, is_merged=True)
     kept, counted = check.kept, check.counted
 
     def order(found: tuple[PeriodKey, str]) -> tuple[int, int, GroupName, str]:
@@ -130,119 +123,12 @@ def verify_rollups(
     ]
 
 
-class RowsQuarantined(Exception):
-    """Raised if rows of count deltas are quarantined. A repair of the rolled-up counts would include the amounts of these rows, and
-    a process that starts may add the rows again."""
-
-
-@record
-class _Corrections:
-    """The amounts to add to the rolled-up counts from the time slot `since` on. `repairs` is the number of transactions of repairs
-    before the rows were counted."""
-
-    changes: PeriodAmounts
-    names: dict[int, GroupName]
-    since: int
-    repairs: int
-
-    @property
-    def count(self) -> int:
-        """The number of rolled-up counts to change."""
-        return sum(len(metrics) for metrics in self.changes.values())
-
-
-async def repair_rollups(
-    database: Database,
-    since: datetime,
-    until: datetime,
-    begun: Callable[[Connection, int], None] = lambda connection, corrected: None,
-) -> int:
-    """Correct the rolled-up counts of a period, also for messages from before the migration that introduced these counts.
-
-    Return the number of changed rolled-up counts, or 0 if another process runs `counts.fold`. The first transaction calls `begun`
-    with this number. The time to click is computed from the stored time of sending, which a late report may have changed. Raise
-    RowsQuarantined.
-
-    A read transaction counts the rows, because a server cannot write to SQLite during a write transaction of another process. Short
-    write transactions then add the differences. A difference stays the same while the server runs, because each new amount is in
-    the rows and in the counts. Only another repair changes it; then the rows are counted again."""
-    while await database.write_later(counts.heal):
-        pass
-    while True:
-        corrections = await database.read(_find_corrections, since, until)
-        keys = sorted(corrections.changes)
-        for start in range(0, max(len(keys), 1), MAX_CHANGED_PERIODS):
-            changes = {key: corrections.changes[key] for key in keys[start : start + MAX_CHANGED_PERIODS]}
-            result = await database.write_later(_correct, corrections, changes, start // MAX_CHANGED_PERIODS, begun)
-            if result is not _Outcome.CORRECTED:
-                break
-        if result is not _Outcome.OUTDATED:
-            return corrections.count if result is _Outcome.CORRECTED else 0
-
-
-class _Outcome(Enum):
-    """The outcome of a transaction of a repair. LOCKED: another process runs `counts.fold`. OUTDATED: another repair changed the
-    rolled-up counts after the rows were counted."""
-
-    CORRECTED = auto()
-    LOCKED = auto()
-    OUTDATED = auto()
-
-
-def _require_no_quarantine(connection: Connection) -> None:
-    if number := count_quarantined(connection):
-        raise RowsQuarantined(
-            f"nothing was corrected: {number} rows of count deltas are quarantined (table tallies, id < 0). Correct them and "
-            "restart the service, or delete them"
-        )
-
-
-def _find_corrections(connection: Connection, since: datetime, until: datetime) -> _Corrections:
-    _require_no_quarantine(connection)
-    within = time_slots(since, until)
-    check = _read(connection, within, min(counted_since(connection), within.start), is_merged=False)
-    changes: PeriodAmounts = {}
-    for key in check.kept.keys() | check.counted.keys():
-        kept, counted = check.kept.get(key, {}), check.counted.get(key, {})
-        wrong = set(_different_metrics(_merge_metrics(kept), _merge_metrics(counted)))
-        for metric in kept.keys() | counted.keys():
-            if _merge_metric(metric) in wrong and (change := EXACT.subtract(counted.get(metric, 0), kept.get(metric, 0))):
-                changes.setdefault(key, {})[metric] = change if metric.startswith(rollup_data.VALUE) else int(change)
-    return _Corrections(changes, check.names, within.start, _count_repairs(connection))
-
-
-def _correct(
-    connection: Connection,
-    corrections: _Corrections,
-    changes: PeriodAmounts,
-    number: int,
-    begun: Callable[[Connection, int], None],
-) -> _Outcome:
-    """Add `changes`, a part of the corrections. `number` is the number of parts that were added before."""
-    if not lock(connection):
-        return _Outcome.LOCKED
-    if _count_repairs(connection) != corrections.repairs + number:
-        return _Outcome.OUTDATED
-    if number == 0:
-        _require_no_quarantine(connection)
-        begun(connection, corrections.count)
-        if counted_since(connection) > corrections.since:
-            set_value(connection, COUNTED_SINCE, str(corrections.since))
-    rollups.add_changes(connection, changes, corrections.names)
-    set_value(connection, REPAIRS, str(corrections.repairs + number + 1))
-    return _Outcome.CORRECTED
-
-
-def _count_repairs(connection: Connection) -> int:
-    return int(get(connection, REPAIRS) or 0)
-
-
 def counted_since(connection: Connection) -> int:
     """Return the first time slot whose messages have counts by the time of sending."""
     return int(get(connection, COUNTED_SINCE) or 0)
 
 
-class _Check(NamedTuple):
+class Recount(NamedTuple):
     """The stored rolled-up counts, the results of counting all rows again, and the names of their groups."""
 
     kept: PeriodAmounts
@@ -255,36 +141,38 @@ def _differences(kept: PeriodAmounts, counted: PeriodAmounts) -> Iterator[tuple[
     for key in kept.keys() | counted.keys():
         one, other = kept.get(key, {}), counted.get(key, {})
         if one != other:
-            for metric in _different_metrics(one, other):
+            for metric in different_metrics(one, other):
                 yield key, metric
 
 
-def _different_metrics(kept: Mapping[str, int | Decimal], counted: Mapping[str, int | Decimal]) -> Iterator[str]:
+def different_metrics(kept: Mapping[str, int | Decimal], counted: Mapping[str, int | Decimal]) -> Iterator[str]:
+    """Return the metrics whose amounts differ. A missing amount is 0."""
     return (metric for metric in kept.keys() | counted.keys() if kept.get(metric, 0) != counted.get(metric, 0))
 
 
-def _merge_metrics(amounts: Mapping[str, int | Decimal]) -> dict[str, int | Decimal]:
+def merge_metrics(amounts: Mapping[str, int | Decimal]) -> dict[str, int | Decimal]:
     """Merge the metrics that cannot be verified one by one."""
     merged: dict[str, int | Decimal] = {}
     for metric, amount in amounts.items():
-        add_amount(merged, _merge_metric(metric), amount)
+        add_amount(merged, merge_metric(metric), amount)
     return merged
 
 
 @lru_cache(maxsize=4096)
-def _merge_metric(metric: str) -> str:
+def merge_metric(metric: str) -> str:
+    """Return the metric with which a metric is compared as a sum, or the metric itself if it is verified alone."""
     name = metric.partition(":")[0]
     return name if name in _MERGED else metric
 
 
-def _read(
+def recount(
     connection: Connection,
     within: range,
     sent_since: int,
     progress: Callable[[int], None] = lambda steps: None,
     *,
     is_merged: bool,
-) -> _Check:
+) -> Recount:
     """Read the stored rolled-up counts, and count all rows again. If `is_merged` is true, merge the metrics that cannot be verified
     one by one."""
     counted = SlotSums()
@@ -321,9 +209,9 @@ def _read(
             for group, period, data in read_periods(connection, some, number, periods.start, periods.stop):
                 of_period = kept.setdefault((group, number, period), {})
                 for metric, amount in rollup_data.unpack(rollup_data.loads(data)).items():
-                    name = _merge_metric(metric) if is_merged else metric
+                    name = merge_metric(metric) if is_merged else metric
                     add_amount(of_period, name, amount if isinstance(amount, int) else Decimal(amount))
-    return _Check(kept, expected, names)
+    return Recount(kept, expected, names)
 
 
 _Amounts = Iterable[EventAmount]
@@ -331,7 +219,7 @@ _Amounts = Iterable[EventAmount]
 
 def _merge_events(amounts: _Amounts) -> _Amounts:
     for (cohort, slot, metric, sent, link_set), amount in amounts:
-        yield (cohort, slot, _merge_metric(metric), sent, link_set), amount
+        yield (cohort, slot, merge_metric(metric), sent, link_set), amount
 
 
 def _read_deltas(connection: Connection) -> _Amounts:

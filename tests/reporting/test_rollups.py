@@ -15,9 +15,10 @@ from sqlalchemy import Connection, delete, select, update
 from shortener.accounts.credentials import Credentials
 from shortener.container import Service
 from shortener.outbox.count_deltas import TIME_SLOT_MS
-from shortener.reporting import count_check, counts, rollup_check, rollups
-from shortener.reporting.rollup_check import COUNTED_SINCE, RowsQuarantined, repair_rollups, verify_rollups
+from shortener.reporting import count_check, counts, rollup_check, rollup_repair, rollups
+from shortener.reporting.rollup_check import COUNTED_SINCE, verify_rollups
 from shortener.reporting.rollup_data import HISTOGRAM
+from shortener.reporting.rollup_repair import RowsQuarantined, repair_rollups
 from shortener.reporting.rollups import Basis, Level, split
 from shortener.reporting.statistics import (
     StatisticsFilter,
@@ -159,7 +160,7 @@ async def test_a_repair_of_counts_counts_the_rows_in_a_read_transaction_and_corr
     monkeypatch.setattr(service.database, "write_later", write)
     monkeypatch.setattr(rollup_check, "_count_rows", count)
     monkeypatch.setattr(rollups, "add_changes", add)
-    monkeypatch.setattr(rollup_check, "MAX_CHANGED_PERIODS", 5)
+    monkeypatch.setattr(rollup_repair, "MAX_CHANGED_PERIODS", 5)
     corrected = await repair_rollups(service.database, clock() - 9 * DAY, clock() + DAY)
     assert corrected
     assert len(periods) > 1
@@ -174,7 +175,7 @@ async def test_two_repairs_of_counts_at_the_same_time_correct_each_count_once(
     await fold_all(service.database)
     await service.database.write(lambda connection: connection.execute(delete(schema.rollups)))
     period = (clock() - 9 * DAY, clock() + DAY)
-    find = rollup_check._find_corrections
+    find = rollup_repair._find_corrections
     corrected: list[int] = []
 
     async def repair_first(query: Any, *args: Any) -> Any:

@@ -1,0 +1,141 @@
+"""This module repairs the rolled-up counts of a period: it corrects missing and wrong counts. It therefore creates the counts by
+the time of sending for messages from before the migration that introduced them, if their rows still exist.
+"""
+
+# Tested by tests/reporting/test_rollups.py
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from enum import Enum, auto
+
+from sqlalchemy import Connection
+
+from shortener.model import record
+from shortener.reporting import counts, rollup_data, rollups
+from shortener.reporting.counts import lock, time_slots
+from shortener.reporting.delta_rows import count_quarantined
+from shortener.reporting.rollup_check import (
+    COUNTED_SINCE,
+    counted_since,
+    different_metrics,
+    merge_metric,
+    merge_metrics,
+    recount,
+)
+from shortener.reporting.rollup_data import EXACT
+from shortener.reporting.rollups import GroupName, PeriodAmounts
+from shortener.storage.database import Database
+from shortener.storage.installation import get, set_value
+
+#: The name of the value in the table `installation` that contains the number of transactions of repairs.
+REPAIRS = "repairs of counts"
+MAX_CHANGED_PERIODS = 500  # The maximum number of rows of rolled-up counts that one transaction of a repair changes.
+
+
+class RowsQuarantined(Exception):
+    """Raised if rows of count deltas are quarantined. A repair of the rolled-up counts would include the amounts of these rows, and
+    a process that starts may add the rows again."""
+
+
+@record
+class _Corrections:
+    """The amounts to add to the rolled-up counts from the time slot `since` on. `repairs` is the number of transactions of repairs
+    before the rows were counted."""
+
+    changes: PeriodAmounts
+    names: dict[int, GroupName]
+    since: int
+    repairs: int
+
+    @property
+    def count(self) -> int:
+        """The number of rolled-up counts to change."""
+        return sum(len(metrics) for metrics in self.changes.values())
+
+
+async def repair_rollups(
+    database: Database,
+    since: datetime,
+    until: datetime,
+    begun: Callable[[Connection, int], None] = lambda connection, corrected: None,
+) -> int:
+    """Correct the rolled-up counts of a period, also for messages from before the migration that introduced these counts.
+
+    Return the number of changed rolled-up counts, or 0 if another process runs `counts.fold`. The first transaction calls `begun`
+    with this number. The time to click is computed from the stored time of sending, which a late report may have changed. Raise
+    RowsQuarantined.
+
+    A read transaction counts the rows, because a server cannot write to SQLite during a write transaction of another process. Short
+    write transactions then add the differences. A difference stays the same while the server runs, because each new amount is in
+    the rows and in the counts. Only another repair changes it; then the rows are counted again."""
+    while await database.write_later(counts.heal):
+        pass
+    while True:
+        corrections = await database.read(_find_corrections, since, until)
+        keys = sorted(corrections.changes)
+        for start in range(0, max(len(keys), 1), MAX_CHANGED_PERIODS):
+            changes = {key: corrections.changes[key] for key in keys[start : start + MAX_CHANGED_PERIODS]}
+            result = await database.write_later(_correct, corrections, changes, start // MAX_CHANGED_PERIODS, begun)
+            if result is not _Outcome.CORRECTED:
+                break
+        if result is not _Outcome.OUTDATED:
+            return corrections.count if result is _Outcome.CORRECTED else 0
+
+
+class _Outcome(Enum):
+    """The outcome of a transaction of a repair. LOCKED: another process runs `counts.fold`. OUTDATED: another repair changed the
+    rolled-up counts after the rows were counted."""
+
+    CORRECTED = auto()
+    LOCKED = auto()
+    OUTDATED = auto()
+
+
+def _require_no_quarantine(connection: Connection) -> None:
+    if number := count_quarantined(connection):
+        raise RowsQuarantined(
+            f"nothing was corrected: {number} rows of count deltas are quarantined (table tallies, id < 0). Correct them and "
+            "restart the service, or delete them"
+        )
+
+
+def _find_corrections(connection: Connection, since: datetime, until: datetime) -> _Corrections:
+    _require_no_quarantine(connection)
+    within = time_slots(since, until)
+    check = recount(connection, within, min(counted_since(connection), within.start), is_merged=False)
+    changes: PeriodAmounts = {}
+    for key in check.kept.keys() | check.counted.keys():
+        kept, counted = check.kept.get(key, {}), check.counted.get(key, {})
+        wrong = set(different_metrics(merge_metrics(kept), merge_metrics(counted)))
+        for metric in kept.keys() | counted.keys():
+            if merge_metric(metric) in wrong and (change := EXACT.subtract(counted.get(metric, 0), kept.get(metric, 0))):
+                changes.setdefault(key, {})[metric] = change if metric.startswith(rollup_data.VALUE) else int(change)
+    return _Corrections(changes, check.names, within.start, _count_repairs(connection))
+
+
+def _correct(
+    connection: Connection,
+    corrections: _Corrections,
+    changes: PeriodAmounts,
+    number: int,
+    begun: Callable[[Connection, int], None],
+) -> _Outcome:
+    """Add `changes`, a part of the corrections. `number` is the number of parts that were added before."""
+    if not lock(connection):
+        return _Outcome.LOCKED
+    if _count_repairs(connection) != corrections.repairs + number:
+        return _Outcome.OUTDATED
+    if number == 0:
+        _require_no_quarantine(connection)
+        begun(connection, corrections.count)
+        if counted_since(connection) > corrections.since:
+            set_value(connection, COUNTED_SINCE, str(corrections.since))
+    rollups.add_changes(connection, changes, corrections.names)
+    set_value(connection, REPAIRS, str(corrections.repairs + number + 1))
+    return _Outcome.CORRECTED
+
+
+def _count_repairs(connection: Connection) -> int:
+    return int(get(connection, REPAIRS) or 0)
