@@ -8,9 +8,9 @@ processor time can never keep its rate beside other work. A click is due at a fi
 whether the client could send it then or not. So a server that stops for a moment delays all clicks of that moment. So many people
 click only on the messages of a campaign that has just been sent, so the run sends one before the clicks, which are in random order.
 
-The processor cores are also busy with the process that causes the other work, with the receiver and with the client that clicks. So
-the run clicks in turns on the bare ASGI application, which does nothing else, and on the server. No server on this machine can have
-a lower p99 than the bare application.
+The process that causes the other work, the receiver and the client that clicks use the same processor cores as the server. So the
+run clicks in turns on the server and on the bare ASGI application, which only responds. The p99 of the bare application is the
+lowest p99 that a server can reach beside these processes.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from tests.factory import AUDIT
 MAX_P99_MS, MIN_RATE = 15.0, 0.8
 MAX_OFFERED = 1000  # clicks a second; the client needs about 0.15 ms of processor time for each
 DAYS = 112  # the age of the oldest message
-SLICES = 2
+SLICES = 2  # the number of turns of clicks on the bare application and on the server
 WARM_UP_SECONDS = 2.0
 WARM_UP_LINKS = 20_000
 PAGES = ("/portal/1/", "/portal/1/messages", "/portal/1/clicks?metric=clicks", "/portal/1/campaigns", "/portal/1/conversions")
@@ -115,14 +115,14 @@ def _kept_for(days: int) -> dict[str, str]:
 def _click_in_turns(
     base: str, bare: str, codes: Iterator[str], rate: int, seconds: float
 ) -> tuple[list[float], list[float], float]:
-    """Click on the server for `seconds`, and on the bare application in between for the same time. Return the latencies of both in
-    milliseconds, and how long the clicks on the server took in all."""
+    """Click in turns on the bare application and on the server, for `seconds` each. Return the latencies of the server and of the
+    bare application in milliseconds, and the seconds that all clicks on the server took."""
     beside: list[float] = []
     floor: list[float] = []
     elapsed = 0.0
     for _ in range(SLICES):
         floor += _click(bare, itertools.cycle(rig.random_paths()), rate, seconds / SLICES)[0]
-        _click(base, codes, rate // 4, WARM_UP_SECONDS / SLICES)  # the clicks of a campaign do not begin at once
+        _click(base, codes, rate // 4, WARM_UP_SECONDS / SLICES)  # the clicks on a campaign begin slowly
         latencies, duration = _click(base, codes, rate, seconds / SLICES)
         beside += latencies
         elapsed += duration

@@ -42,7 +42,7 @@ MAX_BROWSERS_SUSPECTED = 0.5  # the maximum per cent of browsers that are suspec
 MAX_PHONES_SUSPECTED = 0.0  # the maximum per cent of phones that are suspected
 MAX_CRAWLERS_HUMAN = 2.0  # the maximum per cent of crawlers that count as human
 MAX_CACHED_MICROSECONDS = 10.0
-CACHED_PASSES = 5  # the fastest pass counts, because other processes also slow down the caches of the processor
+CACHED_PASSES = 5  # the fastest pass counts: other processes replace data in the processor's caches
 
 # User agents of the HTTP clients of apps on Android and on Apple's systems. Matomo lists them under the browser of the system,
 # but no browser sends them.
@@ -172,7 +172,7 @@ def _report_cost(agents: list[str]) -> float:
 
 
 def microseconds(agents: list[str]) -> float:
-    """Return the processor time of a verdict in microseconds. The time in which other processes run is no part of it."""
+    """Return the mean processor time of a verdict in microseconds. It does not contain the time in which other processes run."""
     start = time.thread_time()
     for agent in agents:
         classify(RequestTraits("GET", agent))

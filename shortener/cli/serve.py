@@ -154,10 +154,11 @@ def _log_start(open_files: int) -> None:
 
 @contextlib.contextmanager
 def _fast_start() -> Iterator[None]:
-    """Suspend garbage collection during the start. Exclude the objects that the start creates from all later collections.
+    """Suspend garbage collection during the start. Exclude the objects that the start creates from later collections.
 
     Modules, classes and routes exist as long as the process. Collections took a fifth of the start, and each later full collection
-    would stop the process for a tenth of a second to examine these objects again.
+    would stop the process for a tenth of a second to examine these objects again. About once an hour, a background job examines
+    them nevertheless (shortener/container/full_collections.py).
     """
     gc.disable()
     try:

@@ -1,8 +1,8 @@
 """The throttle slows down other work while many hits arrive. Fan-out and dispatchers use small batches and pause between them.
 Exports pause between their pages.
 
-Hits and this work share the event loop, the interpreter lock and, on SQLite, the only database writer. A delivery or an export can
-wait longer than the person who has tapped a link.
+Hits and this work share the event loop, the interpreter lock and, on SQLite, the only database writer. A delivery or an export may
+be late. A person who has tapped a link must not wait.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 BUSY_RATE = 20.0
 #: The throttle measures the number of hits in periods of this length.
 WINDOW_SECONDS = 0.25
-#: Up to this number of hits per second, each kind of other work uses at most a third of the time. At higher rates it uses a smaller
-#: part, so deliveries are sent later and exports take longer.
+#: Up to this number of hits per second, a pause is twice as long as the work before it. Above 1.4 times this number, pauses grow
+#: with the square of the rate, so deliveries are sent later and exports take longer.
 FLOOD_RATE = 2_500.0
-MAX_PAUSE_SECONDS = 0.25
+MAX_PAUSE_SECONDS = 0.25  # The longest pause. After work that took longer, the pause is as long as the work.
 
 
 class Throttle:
@@ -47,8 +47,8 @@ class Throttle:
         return self._rate >= BUSY_RATE
 
     async def slow_down(self, pages: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
-        """Yield the pages of an iterator. While many hits arrive, pause after each page for a multiple of the time that reading the
-        page took. The time until the client has received it does not count."""
+        """Yield the pages of an iterator. While many hits arrive, pause before the next page for a multiple of the time that
+        reading the page took. The time in which the client receives the page does not count."""
         began = self._now()
         async for page in pages:
             worked = self._now() - began

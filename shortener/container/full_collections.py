@@ -1,14 +1,14 @@
-"""This module decides when Python's garbage collector examines all objects of the process.
+"""This module decides when Python runs a full garbage collection.
 
-Such a full collection stops all threads, for 100 ms and more while a large request has a million live objects. Almost no object of
-a large request is garbage, so a collection at that time frees nothing. `serve` therefore switches automatic full collections off
-(shortener/cli/serve.py). A background job starts them at a time without large requests. Collections of young objects stay
-automatic.
+A full collection examines objects of every age, except excluded objects. It stops all threads, for 100 ms and more while a large
+request has a million live objects. Almost no object of a large request is garbage, so a collection at that time frees nothing.
+`serve` therefore switches automatic full collections off (shortener/cli/serve.py). A background job starts them at a time without
+large requests. Collections of young objects stay automatic.
 
-The objects that survive a full collection are excluded from the next ones (`gc.freeze`), because most of them live as long as the
-process: modules, templates, connections. So a full collection takes a few milliseconds; with the objects of the portal's pages it
-took 40. A collection of all objects finds what has become garbage among the excluded ones. It takes place every THOROUGH_SECONDS,
-or later if many people click at that time.
+In the process of `serve`, the job excludes the objects that survive a full collection from the next ones (`gc.freeze`), because
+most of them live as long as the process: modules, templates, connections. So a full collection takes a few milliseconds. Without
+the exclusion it took 40 ms after the portal's pages were loaded. Excluded objects can become garbage. To free them, the job
+includes all objects in a full collection every THOROUGH_SECONDS, or later if many people click at that time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ INTERVAL_SECONDS = 20.0  # The pause between two full collections.
 # After this time without a full collection, the job starts one even while a large request is in progress.
 MAX_DELAY_SECONDS = 300.0
 THOROUGH_SECONDS = 3600.0  # The pause between two collections of all objects.
-MAX_THOROUGH_DELAY_SECONDS = 6 * 3600.0  # After this time, the job examines all objects even while many people click.
+# After this time without a collection of all objects, the job starts one even while many people click.
+MAX_THOROUGH_DELAY_SECONDS = 6 * 3600.0
 
 
 class FullCollections:
@@ -35,11 +36,12 @@ class FullCollections:
         self._has_hits = has_hits
         self._clock = clock
         self._collected_at = self._all_collected_at = clock()
-        self._excludes = False  # True in the process of `serve`, which excludes the objects of the start.
+        self._excludes = False  # True in the process of `serve`, which excludes the objects that its start created.
 
     async def step(self) -> int:
         """Start a full collection, unless a large request is in progress and the last collection was less than MAX_DELAY_SECONDS
-        ago. Return 0, because the job always pauses after a run."""
+        ago. If the last collection of all objects was long ago, also examine the excluded objects. Return 0, because the job always
+        pauses after a run."""
         now = self._clock()
         if self._is_busy() and now - self._collected_at < MAX_DELAY_SECONDS:
             return 0

@@ -1,8 +1,8 @@
 """The order of the deliveries of one message to one tracker.
 
-New states and conversions of a message are sent to a tracker one after the other. So a tracker that answers does not receive
-CLICKTHRU before DELIVERED if both happen at nearly the same time. An attempt that waits uses a slot of its tracker, so only a few
-attempts of a message wait; further ones begin at once.
+New states and conversions of a message are sent to a tracker one after the other. So a tracker that answers within MAX_WAIT_SECONDS
+(attempt.py) does not receive CLICKTHRU before DELIVERED if both happen at nearly the same time. An attempt that waits uses a slot
+of its tracker, so only a few attempts of a message wait; further ones begin at once.
 """
 
 # Tested by tests/delivery/test_order.py

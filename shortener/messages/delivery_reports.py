@@ -179,7 +179,7 @@ class DeliveryReports:
         self._on_events = on_events
         self._wait = wait
         self._waiting = 0  # the number of requests that wait for unknown messages
-        # The reports of one request that a transaction contains. On SQLite, clicks wait until the transaction ends.
+        # The maximum number of reports of one request in a transaction; None: no maximum. On SQLite, clicks wait until it ends.
         self._max_reports = MAX_ROWS if database.dialect == "sqlite" else None
         self._group: GroupCommit[_Request, list[DeliveryReportResult | None], int] = GroupCommit(
             database,

@@ -88,7 +88,7 @@ def plan_item(
     settings = application.settings
     track = item.track or settings.track
     expires_at = _plan_expiry(application, item, now, limits, reject)
-    # The detection needs most of the time of a long text, so it runs only once.
+    # The detection of URLs takes most of the time of planning a long text, so it runs only once.
     detection = None if track == "directives" else detect_urls(item.body)
     links = _plan_links(application, item, track, detection, hosts, reject)
     domain, link_path = _plan_domain(application, item, hosts, reject, has_links=bool(links))

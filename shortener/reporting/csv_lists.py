@@ -36,7 +36,7 @@ async def stream_csv(
     *,
     bom: bool = False,
 ) -> AsyncIterator[bytes]:
-    """Yield a CSV header and the rows of all pages. Yield no bytes for a page without rows, so that the caller may pause.
+    """Yield a CSV header and the rows of all pages. Yield empty bytes for a page without rows, so that the caller can pause.
 
     `serialize` returns the values of a row by column name; names that are not in `columns` are ignored. If `bom` is true, begin
     with a byte order mark, which Excel needs. Raise StoreUnavailable if the database is unavailable."""

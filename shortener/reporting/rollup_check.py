@@ -160,7 +160,7 @@ def merge_metrics(amounts: Mapping[str, int | Decimal]) -> dict[str, int | Decim
 
 @lru_cache(maxsize=4096)
 def merge_metric(metric: str) -> str:
-    """Return the metric with which a metric is compared as a sum, or the metric itself if it is verified alone."""
+    """Return the name under which a metric is added to others and compared, or the metric itself if it is compared alone."""
     name = metric.partition(":")[0]
     return name if name in _MERGED else metric
 

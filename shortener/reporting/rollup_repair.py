@@ -29,7 +29,7 @@ from shortener.reporting.rollups import GroupName, PeriodAmounts
 from shortener.storage.database import Database
 from shortener.storage.installation import get, set_value
 
-#: The name of the value in the table `installation` that contains the number of transactions of repairs.
+#: The name of the value in the table `installation` that contains the number of transactions in which repairs corrected counts.
 REPAIRS = "repairs of counts"
 MAX_CHANGED_PERIODS = 500  # The maximum number of rows of rolled-up counts that one transaction of a repair changes.
 
@@ -41,8 +41,8 @@ class RowsQuarantined(Exception):
 
 @record
 class _Corrections:
-    """The amounts to add to the rolled-up counts from the time slot `since` on. `repairs` is the number of transactions of repairs
-    before the rows were counted."""
+    """The amounts to add to the rolled-up counts from the time slot `since` on. `repairs` is the value REPAIRS at the time
+    when the rows were counted."""
 
     changes: PeriodAmounts
     names: dict[int, GroupName]
@@ -63,13 +63,14 @@ async def repair_rollups(
 ) -> int:
     """Correct the rolled-up counts of a period, also for messages from before the migration that introduced these counts.
 
-    Return the number of changed rolled-up counts, or 0 if another process runs `counts.fold`. The first transaction calls `begun`
-    with this number. The time to click is computed from the stored time of sending, which a late report may have changed. Raise
+    Return the number of changed rolled-up counts, or 0 if another process runs `counts.fold`; earlier transactions of the repair
+    may have changed counts then. The first transaction after each count of the rows calls `begun` with the number of counts to
+    change. The time to click is computed from the stored time of sending, which a late report may have changed. Raise
     RowsQuarantined.
 
     A read transaction counts the rows, because a server cannot write to SQLite during a write transaction of another process. Short
-    write transactions then add the differences. A difference stays the same while the server runs, because each new amount is in
-    the rows and in the counts. Only another repair changes it; then the rows are counted again."""
+    write transactions then add the differences. A difference stays the same while the server runs, because the server adds each
+    new amount to the rows and to the counts. Only another repair changes a difference. The rows are then counted again."""
     while await database.write_later(counts.heal):
         pass
     while True:

@@ -59,8 +59,8 @@ class Database(Protocol):
 
     async def write_later(self, transact: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Do the same as `write`, for a transaction of bulk work, such as a rewrite of many messages, a fan-out or a purge. SQLite
-        runs one transaction after the other: at most one of bulk work runs or begins while a transaction of `write` waits. Each
-        kind keeps its own order."""
+        runs one transaction after the other: while a transaction of `write` waits, at most one transaction of bulk work runs. The
+        transactions of `write` keep their order, and so do those of bulk work."""
         ...
 
     async def read(self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:

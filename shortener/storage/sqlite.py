@@ -49,7 +49,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 BUSY_TIMEOUT_MS = 1000
-#: A command waits longer for a busy server, because it gets the lock of the database by chance only.
+#: A command waits longer. SQLite has no queue for the lock of the database, so a command gets it only by chance while a server
+#: writes.
 COMMAND_BUSY_TIMEOUT_MS = 10_000
 #: The longest duration of one read in the process that serves.
 MAX_READ_SECONDS = 60.0
@@ -219,7 +220,8 @@ class SqliteDatabase:
             self._lock.close()
 
     def _run(self) -> None:
-        ahead = 0  # The number of other jobs that waited when the last job of bulk work ended. They run before the next one.
+        # The number of other jobs that must still run before the next job of bulk work: they waited when the last one ended.
+        ahead = 0
         while self._work.get():
             is_bulk = bool(self._bulk_jobs) and not ahead
             job = (self._bulk_jobs if is_bulk else self._jobs).popleft()

@@ -17,8 +17,8 @@ async def csv_response(call: Call[Any, None], name: str, pages: AsyncIterator[by
     """Return a response that the browser saves as a CSV file, whose name begins with `name`. While many hits arrive, it pauses
     between the pages.
 
-    Raise StoreUnavailable if the first two pages, of which one may be only the header, cannot be read: the response has not started
-    then, so the client gets an error."""
+    `pages` yields the CSV header and then pages of rows. The header and the first page are read before the response starts. Raise
+    StoreUnavailable if they cannot be read, so that the client gets an error."""
     first: list[bytes] = [await anext(pages)]
     async for page in pages:
         first.append(page)

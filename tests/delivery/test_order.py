@@ -104,7 +104,7 @@ async def test_an_attempt_that_waits_for_an_earlier_one_gives_its_claim_back_whe
     assert (sender.most_at_once, dispatcher.totals.claims_returned) == (1, 2)
 
 
-async def test_an_attempt_that_waits_for_an_earlier_one_does_not_begin_after_the_process_was_told_to_stop(
+async def test_an_attempt_that_waits_for_an_earlier_one_does_not_begin_after_the_stop_of_the_process_began(
     service: Service, make_tracker: MakeTracker, story: Story
 ) -> None:
     await make_tracker("http://127.0.0.1:9/", "state", concurrency=8)
