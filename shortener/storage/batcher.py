@@ -213,7 +213,7 @@ class Batcher(Generic[Item, Result]):
             batch.state = BatchState.TAKEN
             available = len(self._waiting)
             size = min(max((available + self._last_size) * 2 // 3, self._min_items), self._max_items, available)
-            if self._rows_of is not None:
+            if self._rows_of is not None and size:
                 size = _count_within(map(self._rows_of, islice(self._waiting, size)), MAX_ROWS)
             batch.items.extend(self._waiting.popleft() for _ in range(size))
             self._last_size = size
