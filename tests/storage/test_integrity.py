@@ -65,7 +65,8 @@ async def test_readyz_reports_failing_database_writes_until_a_write_succeeds_aga
     assert not service.database.has_failed_writes
 
 
-async def test_readyz_reports_hits_that_the_database_does_not_store(service: Service) -> None:
+async def test_readyz_reports_hits_that_the_database_does_not_store(make_service: MakeService) -> None:
+    service = await make_service(hit_deadline=0.5)
     service.start(web=False, deliver=False)
     (code,) = await create_codes(service)
     await service.database.write(lambda c: c.execute(text("ALTER TABLE hits RENAME TO hits_away")))
