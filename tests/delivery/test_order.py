@@ -10,6 +10,7 @@ import pytest
 
 from shortener.container import Service
 from shortener.delivery import attempt
+from shortener.delivery.dispatcher import Dispatcher
 from shortener.delivery.http_exchange import SendResult
 from shortener.delivery.message_order import MAX_WAITING
 from shortener.messages.delivery_reports import DeliveryReport
@@ -41,27 +42,51 @@ class SlowSender:
         return SendResult(200, b"", None, "", 1)
 
 
+@pytest.fixture
+def sender() -> SlowSender:
+    return SlowSender()
+
+
+@pytest.fixture
+async def dispatcher(service: Service, make_tracker: MakeTracker, sender: Any) -> Dispatcher:
+    """A dispatcher with the slow sender, and a tracker for new states and conversions."""
+    await make_tracker("http://127.0.0.1:9/", "state", "conversion", concurrency=16)
+    return other_dispatcher(service, sender=sender)
+
+
 async def report(service: Service, message_id: str, state: State) -> None:
     assert await service.delivery_reports.record(1, [DeliveryReport(message_id, state, NOON)])
 
 
+async def start_two_states(service: Service, story: Story, dispatcher: Dispatcher) -> None:
+    """Start the attempts for DELIVERED and CLICKTHRU of one message. The second one waits for the first one."""
+    message = await story.message()
+    await report(service, message.message_id, State.DELIVERED)
+    await story.first_click(message)
+    await service.fanout.flush()
+    assert await dispatcher.step() == 2
+
+
+async def wait_for_attempts(sender: SlowSender, at_once: int) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while sender.most_at_once < at_once:
+            await asyncio.sleep(0.01)  # the pause between two checks
+
+
 async def test_new_states_of_one_message_are_sent_in_order_and_those_of_several_messages_at_the_same_time(
-    service: Service, make_tracker: MakeTracker, story: Story
+    service: Service, story: Story, sender: SlowSender, dispatcher: Dispatcher
 ) -> None:
-    await make_tracker("http://127.0.0.1:9/", "state", concurrency=8)
-    sender: Any = SlowSender()
-    dispatcher = other_dispatcher(service, sender=sender)
-    first, second = await story.message(), await story.message()
-    for message in (first, second):
+    messages = [await story.message(), await story.message()]
+    for message in messages:
         await report(service, message.message_id, State.DELIVERED)
     await service.fanout.flush()
     assert await dispatcher.step() == 2
-    for message in (first, second):
+    for message in messages:
         await report(service, message.message_id, State.READ)
         await story.first_click(message)
     await service.fanout.flush()
     await dispatcher.flush()
-    for message in (first, second):
+    for message in messages:
         states = [state for message_id, state in sender.answered if message_id == message.message_id]
         assert states == ["DELIVERED", "READ", "CLICKTHRU"]
     assert sender.most_at_once == 2
@@ -69,71 +94,43 @@ async def test_new_states_of_one_message_are_sent_in_order_and_those_of_several_
 
 
 async def test_a_tracker_that_does_not_answer_delays_the_next_state_of_a_message_only_for_a_short_time(
-    service: Service, make_tracker: MakeTracker, story: Story, monkeypatch: pytest.MonkeyPatch
+    service: Service, story: Story, sender: SlowSender, dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attempt, "MAX_WAIT_SECONDS", 0.05)
-    await make_tracker("http://127.0.0.1:9/", "state", concurrency=8)
-    sender: Any = SlowSender()
     sender.never_answers = True
-    dispatcher = other_dispatcher(service, sender=sender)
-    message = await story.message()
-    await report(service, message.message_id, State.DELIVERED)
-    await story.first_click(message)
-    await service.fanout.flush()
-    assert await dispatcher.step() == 2
-    async with asyncio.timeout(PATIENCE):
-        while sender.most_at_once < 2:
-            await asyncio.sleep(0.01)  # the pause between two checks
+    await start_two_states(service, story, dispatcher)
+    await wait_for_attempts(sender, 2)
     await dispatcher.stop(1, 0)
     assert dispatcher.totals.claims_returned == 2
 
 
 async def test_an_attempt_that_waits_for_an_earlier_one_gives_its_claim_back_when_the_process_stops(
-    service: Service, make_tracker: MakeTracker, story: Story
+    service: Service, story: Story, sender: SlowSender, dispatcher: Dispatcher
 ) -> None:
-    await make_tracker("http://127.0.0.1:9/", "state", concurrency=8)
-    sender: Any = SlowSender()
     sender.never_answers = True
-    dispatcher = other_dispatcher(service, sender=sender)
-    message = await story.message()
-    await report(service, message.message_id, State.DELIVERED)
-    await story.first_click(message)
-    await service.fanout.flush()
-    assert await dispatcher.step() == 2
+    await start_two_states(service, story, dispatcher)
     await dispatcher.stop(5, 0)
     assert (sender.most_at_once, dispatcher.totals.claims_returned) == (1, 2)
 
 
 async def test_an_attempt_that_waits_for_an_earlier_one_does_not_begin_after_the_stop_of_the_process_began(
-    service: Service, make_tracker: MakeTracker, story: Story
+    service: Service, story: Story, sender: SlowSender, dispatcher: Dispatcher
 ) -> None:
-    await make_tracker("http://127.0.0.1:9/", "state", concurrency=8)
-    sender: Any = SlowSender()
-    dispatcher = other_dispatcher(service, sender=sender)
-    message = await story.message()
-    await report(service, message.message_id, State.DELIVERED)
-    await story.first_click(message)
-    await service.fanout.flush()
-    assert await dispatcher.step() == 2
+    await start_two_states(service, story, dispatcher)
     await dispatcher.stop(20)
     assert [state for _, state in sender.answered] == ["DELIVERED"]
     assert statuses(await deliveries(service)) == {DELIVERED: 1, PENDING: 1}
 
 
 async def test_only_a_few_attempts_of_one_message_wait_so_that_they_do_not_use_all_slots_of_the_tracker(
-    service: Service, make_tracker: MakeTracker, story: Story
+    service: Service, story: Story, sender: SlowSender, dispatcher: Dispatcher
 ) -> None:
-    await make_tracker("http://127.0.0.1:9/", "conversion", concurrency=16)
-    sender: Any = SlowSender()
     sender.never_answers = True
-    dispatcher = other_dispatcher(service, sender=sender)
     message = await story.message()
     for _ in range(10):
         await story.click(message, topics=Topic.CONVERSION)
     await service.fanout.flush()
     assert await dispatcher.step() == 10
-    async with asyncio.timeout(20):
-        while sender.most_at_once < 10 - MAX_WAITING:
-            await asyncio.sleep(0.01)  # the pause between two checks
+    await wait_for_attempts(sender, 10 - MAX_WAITING)
     assert sender.most_at_once == 10 - MAX_WAITING
     await dispatcher.stop(5, 0)

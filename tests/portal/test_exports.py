@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, MutableMapping
+from collections.abc import AsyncGenerator, AsyncIterator, MutableMapping
 from typing import Any
 
 import httpx
@@ -149,3 +149,20 @@ async def test_a_cancelled_csv_export_does_not_prevent_the_next_export(sign_in: 
         await task
     slow_export.finish.set()
     assert (await browser.get(PATH)).status_code == 200
+
+
+async def test_a_csv_export_of_the_portal_pauses_while_many_hits_arrive(
+    service: Service, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slowed: list[AsyncIterator[bytes]] = []
+
+    async def slow_down(pages: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+        slowed.append(pages)
+        async for page in pages:
+            yield page
+
+    monkeypatch.setattr(service.throttle, "slow_down", slow_down)
+    browser = await sign_in()
+    for path in (PATH, "/portal/1/clicks.csv", "/portal/1/messages.csv", "/portal/admin/audit.csv"):
+        assert (await browser.get(path)).status_code == 200
+    assert len(slowed) == 4

@@ -3,6 +3,7 @@ erasure and purge, on SQLite and PostgreSQL."""
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any
 
@@ -128,12 +129,17 @@ async def test_the_verification_reports_a_wrong_rolled_up_count_and_the_repair_c
     assert await differences(service) == []
 
 
-async def test_a_repair_of_counts_counts_the_rows_in_a_read_transaction_and_corrects_them_in_several_write_transactions(
-    client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def live_without_rollups(client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock) -> None:
+    """Write messages, clicks and conversions, and delete their rolled-up counts."""
     await live(client, service, credentials, clock)
     await fold_all(service.database)
     await service.database.write(lambda connection: connection.execute(delete(schema.rollups)))
+
+
+async def test_a_repair_of_counts_counts_the_rows_in_a_read_transaction_and_corrects_them_in_several_write_transactions(
+    client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await live_without_rollups(client, service, credentials, clock)
     writers: list[Connection] = []
     periods: list[int] = []
     write_later, add_changes, count_rows = service.database.write_later, rollups.add_changes, rollup_check._count_rows
@@ -168,29 +174,73 @@ async def test_a_repair_of_counts_counts_the_rows_in_a_read_transaction_and_corr
     assert await differences(service) == []
 
 
+Between = Callable[[Callable[[], Awaitable[Any]]], None]
+
+
+@pytest.fixture
+def between_count_and_correction(service: Service, monkeypatch: pytest.MonkeyPatch) -> Between:
+    """Call a function once, after a repair has counted the rows and before it corrects the rolled-up counts."""
+
+    def call(function: Callable[[], Awaitable[Any]]) -> None:
+        read, find = service.database.read, rollup_repair._find_corrections
+
+        async def read_then_call(query: Any, *args: Any) -> Any:
+            found = await read(query, *args)
+            if query is find:
+                monkeypatch.undo()
+                await function()
+            return found
+
+        monkeypatch.setattr(service.database, "read", read_then_call)
+
+    return call
+
+
 async def test_two_repairs_of_counts_at_the_same_time_correct_each_count_once(
-    client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    client: httpx.AsyncClient,
+    service: Service,
+    credentials: Credentials,
+    clock: Clock,
+    between_count_and_correction: Between,
 ) -> None:
-    await live(client, service, credentials, clock)
-    await fold_all(service.database)
-    await service.database.write(lambda connection: connection.execute(delete(schema.rollups)))
-    period = (clock() - 9 * DAY, clock() + DAY)
-    find = rollup_repair._find_corrections
+    await live_without_rollups(client, service, credentials, clock)
     corrected: list[int] = []
 
-    async def repair_first(query: Any, *args: Any) -> Any:
-        """Perform another repair after the first one has counted the rows."""
-        found = await read(query, *args)
-        if query is find and not corrected:
-            monkeypatch.undo()
-            corrected.append(await repair_rollups(service.database, *period))
-        return found
+    async def repair() -> None:
+        corrected.append(await repair_rollups(service.database, clock() - 9 * DAY, clock() + DAY))
 
-    read = service.database.read
-    monkeypatch.setattr(service.database, "read", repair_first)
-    corrected.append(await repair_rollups(service.database, *period))
+    between_count_and_correction(repair)
+    await repair()
     assert corrected[0] > 0
     assert corrected[1] == 0
+    assert await differences(service) == []
+
+
+@pytest.mark.parametrize("is_folded", [False, True])
+async def test_a_repair_of_counts_is_right_while_the_server_stores_messages_and_clicks(
+    client: httpx.AsyncClient,
+    service: Service,
+    credentials: Credentials,
+    clock: Clock,
+    between_count_and_correction: Between,
+    is_folded: bool,
+) -> None:
+    await live_without_rollups(client, service, credentials, clock)
+
+    async def go_on() -> None:
+        message = await rewrite(client, "m9", campaign="spring", body=TWO_LINKS)
+        await report(client, "m9", "DELIVERED")
+        await report(client, "m3", "DELIVERED")
+        await hit(client, message, 0)
+        await hit(client, message, 1)
+        await service.fanout.flush()
+        if is_folded:
+            await fold_all(service.database)
+
+    between_count_and_correction(go_on)
+    assert await repair_rollups(service.database, clock() - 9 * DAY, clock() + DAY)
+    assert await differences(service) == []
+    await fold_all(service.database)
     assert await differences(service) == []
 
 
@@ -224,9 +274,7 @@ async def test_verify_names_a_group_whose_first_count_deltas_were_not_added_yet(
 async def test_the_repair_of_counts_restores_deleted_rolled_up_counts_from_the_rows(
     client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock
 ) -> None:
-    await live(client, service, credentials, clock)
-    await fold_all(service.database)
-    await service.database.write(lambda connection: connection.execute(delete(schema.rollups)))
+    await live_without_rollups(client, service, credentials, clock)
     assert await differences(service)
     await repair_rollups(service.database, clock() - 9 * DAY, clock() + DAY)
     assert await differences(service) == []

@@ -71,3 +71,24 @@ async def test_changes_of_the_lists_of_opt_outs_and_blocked_hosts_are_bulk_work(
 async def test_a_correction_of_verdicts_is_bulk_work(service: Service, clock: Clock, bulk: list[str]) -> None:
     await apply_changes(service.database, [], service.ids, clock())
     assert bulk == ["change"]
+
+
+async def test_the_cycles_of_the_fan_out_and_of_both_dispatchers_are_bulk_work(
+    service: Service, client: httpx.AsyncClient, bulk: list[str]
+) -> None:
+    gateway = {"name": "test", "kind": "simulator"}
+    assert (await client.post("/api/v1/gateways", json=gateway)).status_code < 300
+    message = {"to": PHONE, "body": BODY, "gateway": "test"}
+    assert (await client.post("/api/v1/rewrite", json=message)).json()["messages"][0]["sent"]
+    bulk.clear()
+    await service.fanout.step()
+    await service.dispatcher.step()
+    await service.gateway_dispatcher.step()
+    assert bulk == ["_fan_out", "_write_cycle", "_write_cycle"]
+
+
+async def test_rewrites_and_delivery_reports_are_bulk_work(client: httpx.AsyncClient, bulk: list[str]) -> None:
+    message = (await client.post("/api/v1/rewrite", json={"to": PHONE, "body": BODY})).json()["messages"][0]
+    report = {"message_id": message["message_id"], "state": "DELIVERED"}
+    assert (await client.post("/api/v1/sms/status", json=report)).status_code == 200
+    assert bulk == ["_transact", "_transact"]

@@ -1,8 +1,6 @@
 """Tests of delivery reports that the send pipeline forwards over HTTP."""
 
-import asyncio
-from collections import Counter
-from datetime import datetime, timedelta
+from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -13,10 +11,10 @@ from shortener.accounts.administration import create_application
 from shortener.accounts.credentials import create_key
 from shortener.container import Service
 from shortener.storage import schema
-from shortener.web import delivery_reports
 from shortener.web.large_responses import PIECE_ENTRIES
 from tests.conftest import NOON, Clock, client_of
 from tests.factory import Message, add_message, rows
+from tests.web.turns import calls_per_turn
 
 PATH = "/api/v1/sms/status"
 
@@ -52,28 +50,12 @@ async def test_a_delivery_report_with_every_field_is_stored(service: Service, cl
 async def test_other_tasks_run_while_the_service_reads_a_long_list_of_delivery_reports(
     client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    turn = 0
-    turns: Counter[int] = Counter()  # the number of reports that were read in each turn of the event loop
-
-    async def count_turns() -> None:
-        nonlocal turn
-        while True:
-            turn += 1
-            await asyncio.sleep(0)
-
-    def count(item: Any, now: datetime) -> delivery_reports.ReadReport:
-        turns[turn] += 1
-        return read_report(item, now)
-
-    read_report = delivery_reports.read_report
-    monkeypatch.setattr(delivery_reports, "read_report", count)
-    other = asyncio.create_task(count_turns())
     reports = [{"message_id": "m-1", "state": "SENT"}, *[{"message_id": "m-1", "state": "no state"}] * 300]
-    response = await client.post(PATH, json=reports)
-    other.cancel()
+    async with calls_per_turn(monkeypatch, "shortener.web.delivery_reports.read_report") as calls:
+        response = await client.post(PATH, json=reports)
     assert (response.json()["accepted"], response.json()["refused"]) == (1, 300)
-    assert turns.total() == len(reports)
-    assert max(turns.values()) <= PIECE_ENTRIES
+    assert calls.total() == len(reports)
+    assert max(calls.values()) <= PIECE_ENTRIES
 
 
 async def test_a_list_of_delivery_reports_gets_one_result_per_report(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import pkgutil
-from collections import Counter
 from typing import Any
 
 import httpx
@@ -22,6 +20,7 @@ from shortener.web.large_responses import (
     serialize_in_pieces,
 )
 from tests.web.calls import PHONE, convert
+from tests.web.turns import calls_per_turn
 
 
 @pytest.mark.parametrize("entries", [0, 1, PIECE_ENTRIES, PIECE_ENTRIES + 1, 3 * PIECE_ENTRIES])
@@ -85,28 +84,11 @@ async def test_other_tasks_run_while_the_rows_of_a_long_list_are_converted(
         await client.get(f"/{message['links'][0]['code']}", headers=PHONE)
         await convert(service, credentials, message_id=message["message_id"], transaction_id=str(number))
     await service.recorder.flush()
-    turn = 0
-    turns: Counter[int] = Counter()  # the number of rows that were converted in each turn of the event loop
-
-    async def count_turns() -> None:
-        nonlocal turn
-        while True:
-            turn += 1
-            await asyncio.sleep(0)
-
-    serialize = pkgutil.resolve_name(function)
-
-    def counted(*args: Any, **options: Any) -> Any:
-        turns[turn] += 1
-        return serialize(*args, **options)
-
-    monkeypatch.setattr(function, counted)
-    counter = asyncio.create_task(count_turns())
-    response = await client.get(path, params={"limit": 1000})
-    counter.cancel()
+    async with calls_per_turn(monkeypatch, function) as calls:
+        response = await client.get(path, params={"limit": 1000})
     assert response.status_code == 200
-    assert turns.total() >= count
-    assert max(turns.values()) <= PIECE_ENTRIES
+    assert calls.total() >= count
+    assert max(calls.values()) <= PIECE_ENTRIES
 
 
 async def test_the_response_to_a_rewrite_of_many_messages_has_a_content_length_header_with_the_length_of_its_body(

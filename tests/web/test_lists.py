@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import AsyncGenerator, AsyncIterator
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -256,3 +257,22 @@ async def test_a_csv_export_yields_no_bytes_for_a_page_without_rows_so_that_it_p
         return pages[below]
 
     assert [lines async for lines in stream_csv(read, lambda row: row, ["a"])] == [b"a\r\n", b"", b"1\r\n"]
+
+
+async def test_each_csv_list_pauses_while_many_hits_arrive(
+    service: Service, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await rewrite(client, "m1")
+    slowed: list[str] = []
+
+    async def slow_down(pages: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+        slowed.append(path)
+        async for page in pages:
+            yield page
+
+    monkeypatch.setattr(service.throttle, "slow_down", slow_down)
+    paths = [path for path in (await client.get("/openapi.json")).json()["paths"] if path.endswith((".csv", "/export"))]
+    assert len(paths) >= 6
+    for path in paths:
+        assert (await client.get(path)).status_code == 200
+    assert slowed == paths
