@@ -24,7 +24,7 @@ test: setup-dev
 # Unit tests and tests of one process on SQLite: no PostgreSQL, no `shortener` processes.
 test-fast: setup-dev
 	@$(PYTEST) -m "not postgresql and not acceptance and not slow" \
-		--ignore tests/acceptance --ignore tests/web/test_schemathesis.py -p no:schemathesis --hypothesis-profile fast $(OPTIONS)
+		--ignore tests/acceptance --hypothesis-profile fast $(OPTIONS)
 
 # Tests that take minutes: 1,000 links with 50 concurrent clicks each, outages of a minute, 2,000 hostile connections, 2,000 rewrites
 # by 40 callers, 2,000 hits a second without database and Redis, a minute of mixed load with faults on each engine, kill -9 at 30

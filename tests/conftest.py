@@ -19,6 +19,7 @@ import itertools
 import os
 import shutil
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -93,7 +94,12 @@ def reset_logs() -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark tests that need PostgreSQL with `postgresql` and tests of real processes with `acceptance`. Order the tests of several
-    test processes with `mix_files`."""
+    test processes with `mix_files`.
+
+    Raise UsageError if two tests have the same node id, because pytest-xdist would run only one of them."""
+    numbers = Counter(item.nodeid for item in items)
+    if equal := sorted(node_id for node_id, number in numbers.items() if number > 1):
+        raise pytest.UsageError(f"several tests have the same node id: {', '.join(equal)}")
     folder = Path(__file__).parent
     acceptance, command_line = f"{folder / 'acceptance'}{os.sep}", f"{folder / 'cli'}{os.sep}"
     for item in items:

@@ -314,7 +314,9 @@ def test_each_command_that_changes_something_adds_a_row_to_the_audit_log_or_chan
             return connection.execute(query).fetchall()
 
     def everything() -> dict[str, list[Any]]:
-        return {table.name: read(f"SELECT * FROM {table.name}") for table in schema.metadata.sorted_tables}
+        with contextlib.closing(sqlite3.connect(folder / "shortener.db")) as connection:
+            tables = [table.name for table in schema.metadata.sorted_tables]
+            return {table: connection.execute(f"SELECT * FROM {table}").fetchall() for table in tables}
 
     user = f"command line ({pwd.getpwuid(os.getuid()).pw_name})"
     for command, (words, actions) in COMMANDS.items():

@@ -13,7 +13,6 @@ import httpx
 import jsonschema_rs
 import pytest
 from pydantic import Field
-from schemathesis.specs.openapi.definitions import OPENAPI_31
 
 from shortener.accounts.credentials import Credentials
 from shortener.container import Service
@@ -49,6 +48,8 @@ def objects_in(part: Any) -> Iterator[dict[str, Any]]:
 
 
 def test_the_openapi_document_is_valid_openapi_3_1() -> None:
+    from schemathesis.specs.openapi.definitions import OPENAPI_31  # takes half a second
+
     assert list(jsonschema_rs.Draft202012Validator(OPENAPI_31).iter_errors(DOCUMENT)) == []
 
 
