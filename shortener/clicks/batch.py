@@ -31,7 +31,7 @@ from shortener.clicks.fallback_values import fill_from_messages, is_unfilled
 from shortener.clicks.hit_metrics import CLICKED_LINKS, CLICKED_MESSAGES, CLICKS, hit_metric
 from shortener.clicks.ignored_hits import HitLimit
 from shortener.clicks.queries import EventRow, HitRow, LinkRow
-from shortener.clicks.resolver import AWAITING_CONFIRMATION, Hit, LinkDirectory, LinkResolver, Resolution
+from shortener.clicks.resolver import AWAITING_CONFIRMATION, CONFIRMED, Hit, LinkDirectory, LinkResolver, Resolution
 from shortener.clicks.verdicts import early_hits
 from shortener.clicks.verdicts.contextual_rules import BEFORE_SENT, HitContext, RecentAddresses, RecentLinks, classify_by_context
 from shortener.ids import IdGenerator
@@ -191,11 +191,14 @@ class HitBatchWriter:
     def _classify_by_context(
         self, connection: Connection, hits: Sequence[_LinkHit], settings: Mapping[int, ApplicationSettings]
     ) -> None:
-        """Apply the contextual rules to hits with the verdict HUMAN, if their application uses such rules."""
+        """Apply the contextual rules to hits with the verdict HUMAN, if their application uses such rules.
+
+        A press of the button on the confirmation page stays HUMAN, because the button is the answer to the suspicion. It is no
+        evidence against other hits either."""
         human = [
             (hit, link, chosen, from_ms(hit.at))
             for hit, link, _ in hits
-            if hit.verdict is _HUMAN and (chosen := settings.get(link.application_id)) is not None
+            if hit.verdict is _HUMAN and hit.rule != CONFIRMED and (chosen := settings.get(link.application_id)) is not None
         ]
         watched = {link.message for _, link, chosen, _ in human if chosen.all_links_within_second}
         links = queries.count_links(connection, watched) if watched else {}

@@ -9,10 +9,12 @@ import pytest
 
 from shortener.clicks.pages import MAX_NAME_LENGTH, confirmation_page
 from shortener.container import Service
+from shortener.model import HitFlag, State, Topic, Verdict
 from shortener.reporting.count_check import verify
 from shortener.storage import schema
-from tests.clicks.helpers import PHONE_HEADERS, change_settings, create_link, fetch_rows
+from tests.clicks.helpers import PHONE_HEADERS, change_settings, create_codes, create_link, fetch_rows
 from tests.conftest import NOON, Clock
+from tests.rows import messages_now
 
 SCANNER = {"User-Agent": "curl/8.5"}
 
@@ -55,6 +57,31 @@ async def test_hits_that_contextual_rules_suspect_get_the_confirmation_page(clie
     await change_settings(service, confirm_clicks="suspicious", max_recipients_per_address_minute=1)
     links = [await create_link(client) for _ in range(3)]
     assert [(await client.get(link, headers=PHONE_HEADERS)).status_code for link in links] == [302, 200, 200]
+
+
+@pytest.mark.parametrize("mode", ["suspicious", "always"])
+@pytest.mark.parametrize(
+    "rule", [{"suspect_before_sent": True}, {"max_recipients_per_address_minute": 1}, {"all_links_within_second": True}], ids=str
+)
+async def test_the_contextual_rules_do_not_apply_to_a_press_of_the_button(
+    client: httpx.AsyncClient, service: Service, mode: str, rule: dict[str, object]
+) -> None:
+    await change_settings(service, confirm_clicks=mode, **rule)
+    body = '#track("https://x.example/a") #track("https://x.example/b")'
+    codes = [code for _ in range(2) for code in await create_codes(service, body)]
+    pages = [(await client.get(f"/{code}", headers=PHONE_HEADERS)).status_code for code in codes]
+    assert pages[-1] == 200
+    suspected = await hits(service)
+    opened = await client.post(f"/{codes[-1]}", headers=PHONE_HEADERS)
+    assert (opened.status_code, opened.headers["location"]) == (303, "https://x.example/b")
+    assert await hits(service) == [*suspected, ("confirmed", Verdict.HUMAN)]
+    click = (await fetch_rows(service, schema.hits))[-1]
+    assert click.flags & HitFlag.FIRST_FOR_LINK
+    topics = [Topic(event.topics) for event in await fetch_rows(service, schema.events) if event.hit_id == click.id]
+    assert [Topic.CLICK in one for one in topics] == [True]
+    message = (await fetch_rows(service, messages_now))[-1]
+    assert (message.state, message.clicked_links & 0b10) == (State.CLICKTHRU, 0b10)
+    assert await service.database.read(verify, NOON - timedelta(days=1), NOON + timedelta(days=1)) == []
 
 
 async def test_a_form_on_another_web_site_cannot_confirm_a_click(client: httpx.AsyncClient, service: Service) -> None:
