@@ -33,7 +33,7 @@ class SettingsError(Exception):
 class Settings(BaseModel):
     """All settings of one process. Times are in seconds unless the name says otherwise."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
     data_dir: Path = Field(Path("data"), description="Folder that contains the SQLite database and the secret file.")
     database_url: str = Field(
@@ -234,7 +234,7 @@ class Settings(BaseModel):
     )
     delivery_recovery_rate: float = Field(
         100.0,
-        gt=0,
+        ge=0.01,
         le=100_000,
         description="Maximum number of deliveries per second to a tracker that works again after failures, until its backlog is "
         "empty.",

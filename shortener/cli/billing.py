@@ -23,8 +23,8 @@ class _AmountType(click.ParamType[Decimal]):
         except InvalidOperation:
             self.fail(f"{value!r} is not a decimal such as 100.00")
         exponent = amount.as_tuple().exponent
-        if not amount.is_finite() or not isinstance(exponent, int) or exponent < -8:
-            self.fail("must have at most 8 digits after the decimal point")
+        if not amount.is_finite() or not isinstance(exponent, int) or not -8 <= exponent <= 12:
+            self.fail("must have at most 12 digits before the decimal point and 8 after it")
         return amount
 
 

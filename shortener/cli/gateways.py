@@ -94,7 +94,11 @@ _LIMIT_OPTIONS = (
     click.option(
         "--concurrency", type=click.IntRange(1, 1024), help="Maximum number of simultaneous attempts of all processes. Default: 16."
     ),
-    click.option("--max-per-second", type=click.FloatRange(0.01), help="Maximum number of messages per second. Default: no limit."),
+    click.option(
+        "--max-per-second",
+        type=click.FloatRange(0.01, 100_000),
+        help="Maximum number of messages per second, from 0.01 to 100000. Default: no limit.",
+    ),
     click.option(
         "--schedule",
         callback=_parse_schedule,

@@ -17,6 +17,9 @@ import math
 
 from shortener.model import record
 
+#: The range of `max_per_second`. A stored value outside the range counts as the nearest value in it, because some earlier releases
+#: accepted every positive number.
+MIN_PER_SECOND, MAX_PER_SECOND = 0.01, 100_000.0
 #: The lowest learned rate in deliveries per second: a tracker that always returns 429 still gets one request in 20 seconds.
 MIN_RATE = 1 / 20
 #: A learned rate that reaches this number of deliveries per second is removed, so that it no longer limits the tracker.
@@ -49,9 +52,12 @@ class TrackerPace:
 
     def limit(self, now: int) -> float | None:
         """Return the rate limit that applies at the time `now`, in deliveries per second. Return None if there is no limit."""
+        limit = self.max_per_second
+        if limit is not None:
+            limit = min(max(MIN_PER_SECOND, limit), MAX_PER_SECOND)  # in this order, NaN counts as MIN_PER_SECOND
         if self.rate is None or self.lowered_at is None or not 0 <= now - self.lowered_at < MAX_AGE_MS + self._quiet_ms:
-            return self.max_per_second
-        return self.rate if self.max_per_second is None else min(self.rate, self.max_per_second)
+            return limit
+        return self.rate if limit is None else min(self.rate, limit)
 
     @property
     def _quiet_ms(self) -> int:

@@ -9,10 +9,12 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from shortener.accounts.directory import SIMULATOR
+from shortener.delivery.pace import MAX_PER_SECOND, MIN_PER_SECOND
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.gateways.gateway import LostSettings, StoredGateway
 from shortener.gateways.kinds import KINDS
 
+MAX_TIMEOUT_SECONDS, MAX_DELAY_SECONDS = 120, 86_400
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}")
 _RESERVED_NAMES = frozenset({"none", "true", "false", "default", SIMULATOR})
 
@@ -27,6 +29,21 @@ def check_name(name: str) -> None:
     if not _NAME.fullmatch(name) or name.lower() in _RESERVED_NAMES:
         reason = f"must have 1 to 64 letters, digits, spaces and . _ -, and must not be {', '.join(sorted(_RESERVED_NAMES))}"
         raise refuse("name", reason)
+
+
+def check_limits(limits: Mapping[str, Any]) -> None:
+    """Check the limits `timeout`, `max_per_second` and `schedule` of a gateway. None and an absent value mean the default. Raise
+    ApiError INVALID_REQUEST.
+
+    The API checks the same values. The command line accepts every number, also nan and inf, with which the dispatcher cannot
+    compute."""
+    timeout, rate, schedule = (limits.get(name) for name in ("timeout", "max_per_second", "schedule"))
+    if timeout is not None and not 0 < timeout <= MAX_TIMEOUT_SECONDS:
+        raise refuse("timeout", f"must be above 0 and at most {MAX_TIMEOUT_SECONDS} seconds")
+    if rate is not None and not MIN_PER_SECOND <= rate <= MAX_PER_SECOND:
+        raise refuse("max_per_second", f"must be from {MIN_PER_SECOND:g} to {MAX_PER_SECOND:.0f}")
+    if schedule is not None and not (schedule and all(0 <= delay <= MAX_DELAY_SECONDS for delay in schedule)):
+        raise refuse("schedule", f"must be one or more delays, each from 0 to {MAX_DELAY_SECONDS} seconds")
 
 
 def parse_settings(kind: str, values: Mapping[str, Any]) -> BaseModel:

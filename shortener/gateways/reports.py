@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 import structlog
@@ -23,6 +23,7 @@ from shortener.gateways.http import HttpSettings
 from shortener.gateways.submission import GatewayReport
 from shortener.ids import decode
 from shortener.messages.delivery_reports import DeliveryReport, DeliveryReports
+from shortener.messages.prices import MAX_PRICE
 from shortener.messages.report_words import parse_state
 from shortener.metrics import Metrics
 from shortener.model import Clock, SendStatus, State
@@ -37,6 +38,7 @@ _PAUSES = (0.1, 0.3, 0.6)
 MAX_WAITING = 256
 MAX_ITEMS = 1000  # At most this many reports of one call are recorded. The others are ignored.
 MAX_WORD_LENGTH = 64
+MAX_PRICE_DECIMALS = 20  # the maximum number of digits after the decimal point of a price
 
 
 class ReportedSend(NamedTuple):
@@ -168,11 +170,18 @@ def _state_of(word: str, states: Mapping[str, str]) -> State | None:
 
 
 def _price(text: str | None) -> Decimal | None:
+    """Return a price with at most MAX_PRICE_DECIMALS digits after the decimal point; None if the text is no price below MAX_PRICE.
+
+    A short text such as 1e-900000000 can mean a decimal of many million digits, so the price is rounded before it is stored."""
     try:
         price = Decimal(text) if text else None
-    except InvalidOperation:
+        if price is None or not price.is_finite() or not 0 <= price < MAX_PRICE:
+            return None
+        exponent = price.as_tuple().exponent
+        assert isinstance(exponent, int)  # the price is finite
+        return price if -MAX_PRICE_DECIMALS <= exponent <= 0 else round(price, MAX_PRICE_DECIMALS if exponent < 0 else 0)
+    except ArithmeticError:
         return None
-    return price if price is not None and price.is_finite() and 0 <= price < 10**6 else None
 
 
 def read_reports(

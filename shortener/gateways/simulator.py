@@ -31,7 +31,7 @@ log = structlog.get_logger(__name__)
 class SimulatorSettings(BaseModel):
     """The settings of a simulator. A fraction is a number from 0 (no message) to 1 (all messages)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True, allow_inf_nan=False)
 
     delay: float = Field(0.0, ge=0, le=60, description="Seconds until the response to a message.")
     report: Literal["DELIVERED", "FAILED", "EXPIRED", "none"] = Field(

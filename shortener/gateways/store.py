@@ -36,7 +36,7 @@ from shortener.delivery.health import TrackerHealth
 from shortener.delivery.pace import TrackerPace
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.gateways.gateway import GatewayChanges, LostSettings, NewGateway, StoredGateway
-from shortener.gateways.input_checks import check_customer_change, check_name, parse_settings, refuse
+from shortener.gateways.input_checks import check_customer_change, check_limits, check_name, parse_settings, refuse
 from shortener.gateways.kinds import KINDS
 from shortener.gateways.presets import PresetError, build_settings
 from shortener.gateways.submission import GatewayConfig
@@ -71,6 +71,7 @@ class GatewayStore:
     async def create(self, audit: AuditWriter, application_id: int, new: NewGateway) -> StoredGateway:
         """Create a gateway of an application, or of the installation (ALL_APPLICATIONS)."""
         check_name(new.name)
+        check_limits({"timeout": new.timeout, "max_per_second": new.max_per_second, "schedule": new.schedule})
         values = dict(new.settings or {})
         if new.preset:
             if new.kind != "http":
@@ -138,6 +139,7 @@ class GatewayStore:
         changed_settings: list[str] = []
         if "name" in changes:
             check_name(changes["name"])
+        check_limits(changes)
         if (new := values.pop("settings", None)) is not None:
             present = self._read_settings(await self._database.read(_require, gateway_id, application_id))
             merged = present | dict(new)

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import ConfigDict, Field
 
+from shortener.delivery.pace import MAX_PER_SECOND, MIN_PER_SECOND
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.gateways.gateway import GatewayChanges, NewGateway
 from shortener.gateways.presenter import gateway_fields, test_fields
@@ -45,7 +46,11 @@ class GatewayLimits(RequestModel):
         None, ge=1, le=1024, description="Maximum number of simultaneous attempts. Default: GATEWAY_SLOTS_PER_GATEWAY."
     )
     max_per_second: float | None = Field(
-        None, gt=0, le=100_000, allow_inf_nan=False, description="Maximum number of messages per second. Default: no limit."
+        None,
+        ge=MIN_PER_SECOND,
+        le=MAX_PER_SECOND,
+        allow_inf_nan=False,
+        description="Maximum number of messages per second. Default: no limit.",
     )
     schedule: _Schedule | None = Field(None, description="Seconds between the attempts. Default: GATEWAY_SCHEDULE.")
 

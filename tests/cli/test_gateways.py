@@ -91,6 +91,7 @@ def test_the_built_in_simulator_can_be_selected_as_gateway_in_a_new_installation
         (("gateways", "add", "x", "--option", "nope"), 2, "NAME=VALUE"),
         (("gateways", "show", "99"), 1, "no gateway"),
         (("balance", "set", "1", "many"), 2, "decimal"),
+        (("balance", "set", "1", "0e999999"), 2, "at most 12 digits"),
         (("balance", "set", "99", "1"), 1, "no application"),
         (("prices", "set", "x", "1"), 2, "prefix"),
         (("opt-outs", "add", "1", "12"), 2, "E.164"),

@@ -1,12 +1,13 @@
 """These tests check the learned rate of a tracker with simulated receivers that limit requests."""
 
+import math
 from bisect import bisect_right, insort
 from collections import deque
 from collections.abc import Callable
 
 import pytest
 
-from shortener.delivery.pace import HALVED, LOWERED, MAX_AGE_MS, MAX_RATE, MIN_RATE, TrackerPace
+from shortener.delivery.pace import HALVED, LOWERED, MAX_AGE_MS, MAX_PER_SECOND, MAX_RATE, MIN_PER_SECOND, MIN_RATE, TrackerPace
 
 NOW = 1_000_000_000
 
@@ -171,3 +172,11 @@ def test_the_learned_rate_or_the_setting_max_per_second_applies_whichever_is_low
     pace = TrackerPace(max_per_second=3.0).throttled(NOW, started=NOW, successes=2)
     assert pace.limit(NOW) == 2.0
     assert TrackerPace(max_per_second=3.0).throttled(NOW, started=NOW, successes=9).limit(NOW) == 3.0
+
+
+@pytest.mark.parametrize("stored", [1e-310, 0.0, math.nan, math.inf])
+def test_a_stored_max_per_second_outside_its_range_counts_as_the_nearest_value_in_the_range(stored: float) -> None:
+    pace, nearest = TrackerPace(stored), TrackerPace(MAX_PER_SECOND if stored == math.inf else MIN_PER_SECOND)
+    assert pace.limit(NOW) == nearest.limit(NOW)
+    assert pace.allowance(NOW) == nearest.allowance(NOW)
+    assert pace.claimed(3, NOW).next_at(NOW) == nearest.claimed(3, NOW).next_at(NOW)

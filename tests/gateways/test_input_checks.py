@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -29,6 +30,13 @@ PRIVATE = {"url": "http://10.0.0.5/api/{account}/send", "variables": {"account":
         ({"name": "x", "kind": "simulator", "preset": "twilio"}, "preset"),
         ({"name": "x", "kind": "simulator", "settings": {"fail": 2}}, "settings.fail"),
         ({"name": "x", "options": {"a": "b"}}, "options"),
+        ({"name": "x", "kind": "simulator", "timeout": math.nan}, "timeout"),
+        ({"name": "x", "kind": "simulator", "max_per_second": 1e-310}, "max_per_second"),
+        ({"name": "x", "kind": "simulator", "max_per_second": math.inf}, "max_per_second"),
+        ({"name": "x", "kind": "simulator", "max_per_second": math.nan}, "max_per_second"),
+        ({"name": "x", "kind": "simulator", "schedule": [1.0, math.inf]}, "schedule"),
+        ({"name": "x", "kind": "simulator", "schedule": []}, "schedule"),
+        ({"name": "x", "kind": "simulator", "settings": {"delay": "nan"}}, "settings.delay"),
     ],
 )
 async def test_an_invalid_gateway_is_rejected_and_nothing_is_stored(service: Service, values: dict[str, Any], field: str) -> None:

@@ -51,6 +51,30 @@ async def test_a_gateway_report_can_identify_its_message_by_any_of_three_ids(ser
     assert str(stored.mt_price) == "0.01"
 
 
+@pytest.mark.parametrize(
+    ("text", "stored"),
+    [
+        ("1e-1000", "0.00000000000000000000"),
+        ("1e-900000000", "0.00000000000000000000"),
+        ("0e900000000", "0"),
+        ("1e5", "100000"),
+        ("0.0123456789012345678949", "0.01234567890123456789"),
+        ("999999.99999999999999999999", "999999.99999999999999999999"),
+        ("1e900000000", None),
+        ("NaN", None),
+        ("-1", None),
+        ("free", None),
+    ],
+)
+async def test_the_price_in_a_gateway_report_is_stored_without_an_exponent_and_with_at_most_20_decimals(
+    service: Service, message: str, text: str, stored: str | None
+) -> None:
+    report = GatewayReport("DELIVRD", reference=encode((await stored_send(service)).id), price=text)
+    assert await service.gateway_reports.record(await gateway_id(service), report)
+    price = (await stored_message(service, message)).mt_price
+    assert (None if price is None else format(price, "f")) == stored
+
+
 async def test_a_gateway_cannot_report_the_delivery_of_a_message_of_another_gateway(
     service: Service, message: str, make_gateway: MakeGateway
 ) -> None:

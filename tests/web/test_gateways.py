@@ -47,6 +47,7 @@ async def test_the_api_creates_returns_changes_and_removes_a_gateway(service: Se
         ({"name": "none", "kind": "simulator"}, "name"),
         ({"name": "x", "kind": "fax"}, "kind"),
         ({"name": "x", "kind": "simulator", "timeout": 0}, "timeout"),
+        ({"name": "x", "kind": "simulator", "max_per_second": 1e-310}, "max_per_second"),
         ({"name": "x", "kind": "simulator", "allow_private": True}, "allow_private"),
     ],
 )

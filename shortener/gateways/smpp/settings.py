@@ -17,7 +17,7 @@ MessageIds = Literal["same", "hex_response", "hex_receipt", "hex"]
 class SmppSettings(BaseModel):
     """The settings of an SMPP gateway."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True, allow_inf_nan=False)
 
     url: str = Field(
         max_length=300,
