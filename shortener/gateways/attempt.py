@@ -39,6 +39,7 @@ log = structlog.get_logger(__name__)
 
 MAX_DETAIL_LENGTH = 500
 MAX_GATEWAY_ID_LENGTH = 255
+MAX_INTEGER = 2**31 - 1  # the largest number that a column of the type Integer stores in PostgreSQL
 
 
 @record
@@ -126,9 +127,9 @@ class SendRunner:
             claim.id,
             claim.attempt,
             to_ms(started),
-            result.milliseconds or max(now - to_ms(started), 0),
+            min(result.milliseconds or max(now - to_ms(started), 0), MAX_INTEGER),
             result.reason,
-            result.status,
+            _stored_status(result),
             _stored_detail(claim, result)[:MAX_DETAIL_LENGTH] or None,
         )
         return EndedSend(attempt, SendChange(claim, row, attempt_row, report), result, to_ms(started), now)
@@ -165,7 +166,7 @@ class SendRunner:
             doubtful=doubtful,
             finished_at=now if is_finished else None,
             gateway_message_id=gateway_id,
-            last_status=result.status,
+            last_status=_stored_status(result),
             last_error=error,
             refunded=status is SendStatus.FAILED and claim.cost is not None and not doubtful,
         )
@@ -209,6 +210,12 @@ class SendRunner:
 
 def _holds(attempt: SendInFlight) -> bool:
     return attempt.config is not None and not attempt.config.repeats_doubtful
+
+
+def _stored_status(result: SubmitResult) -> int | None:
+    """Return the status of a response as it is stored. A status that the column cannot store is left out. The error text contains
+    the command status of SMPP anyway."""
+    return result.status if result.status is None or result.status <= MAX_INTEGER else None
 
 
 def _stored_detail(claim: ClaimedSend, result: SubmitResult) -> str:

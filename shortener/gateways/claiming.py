@@ -83,18 +83,15 @@ class SendClaimWriter:
         states: Sequence[GatewayState],
         usage: SlotUsage,
         limit: int,
-        paused: Mapping[str, int],
         now: int,
     ) -> SendClaimResult:
-        """Claim up to `limit` messages of locked gateways, as a part of the caller's transaction.
-
-        `paused` contains the queues to leave out, with the time at which the pause ends."""
+        """Claim up to `limit` messages of locked gateways, as a part of the caller's transaction."""
         result = SendClaimResult()
         by_queue: dict[str, GatewayState] = {}
         candidates: list[Candidate] = []
         disabled = self._store.disabled_applications()
         for state in states:
-            is_usable = state.enabled and not state.is_removed and paused.get(state.queue.name, 0) <= now
+            is_usable = state.enabled and not state.is_removed
             if not is_usable or not state.is_due(now) or state.health.breaker(now) == "open":
                 continue
             candidate = self._candidate(state, usage, result, now)

@@ -11,6 +11,8 @@ Guarantees
   gateway decides whether the message is handed on again (`resend`) or held (`hold`). A doubtful message whose delivery report has
   arrived is not handed on again.
 - The transaction locks the row of each gateway, so its concurrency, its rate and its circuit breaker limit all processes together.
+- If the transaction fails although the database is available, each outcome and the claims of each gateway get a transaction of
+  their own. So a value that cannot be stored or computed delays only its own message or gateway.
 - A message that was not accepted within GATEWAY_VALIDITY_HOURS becomes FAILED, and its text is deleted.
 - `stop` starts no attempts, waits for those in flight and records them.
 """
@@ -30,11 +32,12 @@ from sqlalchemy import Connection, select
 
 from shortener.clicks.throttle import Throttle
 from shortener.delivery.claims import SlotUsage
+from shortener.errors import StoreUnavailable
 from shortener.gateways.attempt import EndedSend, SendInFlight, SendRunner
 from shortener.gateways.claiming import SendClaimResult, SendClaimWriter, find_finished, write_health
 from shortener.gateways.expiry import MAX_ROWS, expire
 from shortener.gateways.finishing import SendChange, SendWriter
-from shortener.gateways.queries import IS_PENDING, lock_health, lock_states
+from shortener.gateways.queries import IS_PENDING, find_waiting, lock_health, lock_states, queue_name
 from shortener.gateways.store import GatewayStore
 from shortener.gateways.submission import Connections, SubmitOutcome
 from shortener.ids import IdGenerator, encode
@@ -78,13 +81,15 @@ class _Cycle:
     """The result of the transaction of one cycle, which ran at the time `now` (milliseconds since 1970).
 
     `written` are the ids of the ended attempts whose outcome was written. `given_up` are the changes that were written for messages
-    without an attempt. `opened` are the ids of the gateways whose circuit breaker opened."""
+    without an attempt. `opened` are the ids of the gateways whose circuit breaker opened. `has_expired` is true if the cycle found
+    all messages that are too old."""
 
     now: int
     written: set[int] = field(default_factory=set)
     events: int = 0
     given_up: list[SendChange] = field(default_factory=list)
     opened: list[int] = field(default_factory=list)
+    has_expired: bool = False
     claims: SendClaimResult = field(default_factory=SendClaimResult)
 
 
@@ -164,24 +169,69 @@ class GatewayDispatcher:
             if not ended and (self._stopping or not await self._is_due(to_ms(self._clock()))):
                 return 0
             throttled = self._throttle.is_busy
-            limit = 0 if self._stopping else self._usage.free + len(ended)
-            if throttled:
-                limit = min(limit, MAX_STARTS)
             loop = asyncio.get_running_loop()
             began = loop.time()
-            cycle = await self._database.write_later(self._write_cycle, ended, limit)
-            del self._ended[: len(ended)]
-            self._account(cycle, ended)
-            for number, attempt in enumerate(cycle.claims.attempts, 1):
-                self._usage.take(attempt.queue, attempt.application_id)
-                task = loop.create_task(self._run(attempt))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
-                if number % MAX_STARTS == 0:
-                    await asyncio.sleep(0)  # let the event loop serve hits
-        if throttled and cycle.claims.attempts:
+            try:
+                done, started = await self._run_cycle(ended, self._max_claims(ended, throttled))
+            except StoreUnavailable:
+                raise
+            except Exception:
+                log.exception("gateway_cycle_failed")
+                done, started = await self._run_in_parts(ended, throttled)
+        if throttled and started:
             await asyncio.sleep(self._throttle.pause_for(loop.time() - began))
-        return len(ended) + len(cycle.claims.attempts) + len(cycle.given_up)
+        return done
+
+    def _max_claims(self, ended: Sequence[EndedSend], throttled: bool) -> int:
+        """Return how many messages a cycle may claim that records the attempts `ended`."""
+        if self._stopping:
+            return 0
+        free = self._usage.free + len(ended)
+        return min(free, MAX_STARTS) if throttled else free
+
+    async def _run_cycle(self, ended: Sequence[EndedSend], limit: int, only: int | None = None) -> tuple[int, int]:
+        """Record the attempts `ended`, the oldest ones of `self._ended`. Then claim up to `limit` messages, of all gateways or of
+        the gateway `only`, and start their attempts. Return the number of changes and the number of started attempts."""
+        cycle = await self._database.write_later(self._write_cycle, ended, limit, only)
+        del self._ended[: len(ended)]
+        self._account(cycle, ended)
+        loop = asyncio.get_running_loop()
+        for number, attempt in enumerate(cycle.claims.attempts, 1):
+            self._usage.take(attempt.queue, attempt.application_id)
+            task = loop.create_task(self._run(attempt))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            if number % MAX_STARTS == 0:
+                await asyncio.sleep(0)  # let the event loop serve hits
+        return len(ended) + len(cycle.claims.attempts) + len(cycle.given_up), len(cycle.claims.attempts)
+
+    async def _run_in_parts(self, ended: Sequence[EndedSend], throttled: bool) -> tuple[int, int]:
+        """Run a cycle that failed again: each outcome, and the claims of each gateway, in a transaction of its own.
+
+        An outcome that cannot be recorded is dropped. Its message is claimed again when its lease ends. A gateway whose messages
+        cannot be claimed is left out for LOCAL_PAUSE_MS. Return the same as `_run_cycle`."""
+        done = started = 0
+        for one in ended:
+            try:
+                await self._run_cycle([one], 0)
+            except StoreUnavailable:
+                raise
+            except Exception:
+                log.exception("send_outcome_not_recorded", send=encode(one.change.row.id))
+                del self._ended[:1]
+                self._usage.release(one.attempt.queue, one.attempt.application_id)
+            done += 1
+        for gateway_id in () if self._stopping else await self._database.read(find_waiting):
+            try:
+                counts = await self._run_cycle([], self._max_claims([], throttled), gateway_id)
+            except StoreUnavailable:
+                raise
+            except Exception:
+                log.exception("gateway_not_usable", gateway=gateway_id)
+                self._paused[queue_name(gateway_id)] = to_ms(self._clock()) + LOCAL_PAUSE_MS
+                continue
+            done, started = done + counts[0], started + counts[1]
+        return done, started
 
     async def flush(self) -> None:
         """Run cycles until every due message was attempted and its outcome is recorded."""
@@ -223,8 +273,8 @@ class GatewayDispatcher:
         self._ended.append(await self._runner.run(attempt))
         self.wake_up.notify()
 
-    def _write_cycle(self, connection: Connection, ended: Sequence[EndedSend], limit: int) -> _Cycle:
-        """Record outcomes and claim up to `limit` messages in one transaction.
+    def _write_cycle(self, connection: Connection, ended: Sequence[EndedSend], limit: int, only: int | None) -> _Cycle:
+        """Record outcomes and claim up to `limit` messages in one transaction, of all gateways or of the gateway `only`.
 
         The method does not change the dispatcher object, because the database may run the transaction again."""
         now = to_ms(self._clock())  # not the time of `step`, because this transaction may have waited for others
@@ -239,13 +289,14 @@ class GatewayDispatcher:
             usage.release(one.attempt.queue, one.attempt.application_id)
             if one.is_local_failure:
                 paused[one.attempt.queue] = one.at + LOCAL_PAUSE_MS
-        if self._is_expiry_due(now):
+        if limit > 0 and only is None and self._is_expiry_due(now):
             validity = timedelta(hours=self._settings.gateway_validity_hours)
             cycle.given_up += self._write_changes(connection, cycle, expire(connection, now, validity), now)
+            cycle.has_expired = len(cycle.given_up) < MAX_ROWS
         if limit > 0:
-            states = lock_states(connection, now)
+            states = [one for one in lock_states(connection, now, only) if paused.get(one.queue.name, 0) <= now]
             cycle.given_up += self._write_changes(connection, cycle, find_finished(connection, states, now), now)
-            cycle.claims = self._claims.write(connection, states, usage, limit, paused, now)
+            cycle.claims = self._claims.write(connection, states, usage, limit, now)
             cycle.given_up += self._write_changes(connection, cycle, cycle.claims.changes, now)
         return cycle
 
@@ -261,7 +312,7 @@ class GatewayDispatcher:
         """Update the slots, the pauses and the counters, and write the log, after the transaction was committed."""
         now = cycle.now
         self.writer.published(cycle.events)
-        if self._is_expiry_due(now) and len(cycle.given_up) < MAX_ROWS:
+        if cycle.has_expired:
             self._expired_at = now
         self._claims.committed(cycle.claims)
         self._wake_at(cycle.claims.wake_at, now)

@@ -3,14 +3,13 @@
 Without this job, a process would connect only when it has a message to send. After a restart, it would miss the delivery
 reports of earlier messages. The connections of removed and disabled gateways are closed.
 """
-# Tested by tests/gateways/smpp/test_gateway.py
 
 from __future__ import annotations
 
 import structlog
 
 from shortener.accounts.directory import Directory
-from shortener.errors import ApiError
+from shortener.errors import ApiError, StoreUnavailable
 from shortener.gateways.gateway import LostSettings
 from shortener.gateways.kinds import LISTENING
 from shortener.gateways.store import GatewayStore
@@ -33,13 +32,20 @@ class GatewayLinks:
         listening = [one.id for one in self._directory.gateways.values() if one.kind in LISTENING and one.enabled]
         for gateway_id in listening:
             try:
-                config = (await self._store.get(gateway_id)).config
+                await self._keep_open(gateway_id)
+            except StoreUnavailable:
+                raise
             except ApiError:  # the gateway was removed in the meantime
                 continue
-            if isinstance(config.settings, LostSettings):
-                continue
-            async with self._connections.use(config) as connection:
-                if isinstance(connection, ListeningConnection):
-                    connection.keep_open()
+            except Exception:
+                log.exception("gateway_not_usable", gateway=gateway_id)
         await self._connections.close_others(listening)
         return 0
+
+    async def _keep_open(self, gateway_id: int) -> None:
+        config = (await self._store.get(gateway_id)).config
+        if isinstance(config.settings, LostSettings):
+            return
+        async with self._connections.use(config) as connection:
+            if isinstance(connection, ListeningConnection):
+                connection.keep_open()

@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import orjson
-from sqlalchemy import Connection, Select, bindparam, func, literal_column, select, update
+from sqlalchemy import Connection, Select, bindparam, func, literal_column, or_, select, update
 
 from shortener.delivery.dispatch_queries import ClaimRequest, DeliveryQueue
 from shortener.delivery.health import TrackerHealth
@@ -76,7 +76,6 @@ def _states() -> Select[Any]:
 
 
 _STATES = _states()
-_LOCKED = _STATES.with_for_update(of=gateways, skip_locked=True)
 
 
 def queue_name(gateway_id: int) -> str:
@@ -84,10 +83,21 @@ def queue_name(gateway_id: int) -> str:
     return f"g{gateway_id}"
 
 
-def lock_states(connection: Connection, now: int) -> list[GatewayState]:
-    """Lock the gateways that no other process has locked, and return those that have pending messages."""
+def find_waiting(connection: Connection) -> list[int]:
+    """Return the ids of the gateways that have pending messages."""
+    g = gateways.c
+    return list(connection.scalars(select(g.id).where(or_(_due(0).is_not(None), _due(1).is_not(None))).order_by(g.id)))
+
+
+def lock_states(connection: Connection, now: int, only: int | None = None) -> list[GatewayState]:
+    """Lock the gateways that no other process has locked, or only one gateway, and return those that have pending messages."""
+    g = gateways.c
+    # PostgreSQL would compute the subqueries of a statement that locks rows before it has the locks. The states would then lack the
+    # claims that another process has committed in the meantime. So locking is a separate statement.
+    lock = select(g.id).order_by(g.id).with_for_update(skip_locked=True)
+    locked = list(connection.scalars(lock if only is None else lock.where(g.id == only)))
     found = []
-    for row in connection.execute(_LOCKED, {"now": from_ms(now)}):
+    for row in connection.execute(_STATES.where(g.id.in_(locked)), {"now": from_ms(now)}) if locked else ():
         if row.first_due is None and row.retry_due is None:
             continue
         times = [None if at is None else to_ms(at) for at in (row.first_due, row.retry_due)]

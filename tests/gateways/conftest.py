@@ -34,7 +34,8 @@ def make_gateway(service: Service) -> MakeGateway:
                 "error_path": "$.error",
                 "error_code_path": "$.code",
             } | settings
-        new = NewGateway(name=name, kind="http" if url else "simulator", settings=settings, **values)
+        values.setdefault("kind", "http" if url else "simulator")
+        new = NewGateway(name=name, settings=settings, **values)
         gateway = await service.gateways.create(AUDIT, 1, new)
         statement = update(schema.applications).where(schema.applications.c.id == 1).values(gateway_id=gateway.id)
         await service.database.write(lambda connection: connection.execute(statement).rowcount)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Connection, update
+from sqlalchemy import Connection, event, update
 
 from shortener.container import Service
 from shortener.delivery.dispatch_queries import ClaimRequest
@@ -88,3 +88,33 @@ async def test_a_message_with_very_many_send_attempts_is_claimed_and_its_number_
     request = ClaimRequest(queries.queue_name(gateway.id), 0, 2, NOW + 10_000)
     claims = await service.database.write(queries.claim, [request], NOW)
     assert [(claim.attempt, claim.base_attempt) for claim in claims] == [(9, 1), (9, 1)]
+
+
+async def test_the_running_attempts_of_gateways_are_counted_after_the_gateways_were_locked(
+    service: Service, make_gateway: MakeGateway, send_messages: SendMessages
+) -> None:
+    await make_gateway()
+    await send_messages(1)
+    executed: list[str] = []
+
+    def lock(connection: Connection) -> None:
+        event.listen(connection, "before_cursor_execute", lambda _connection, _cursor, sql, *_: executed.append(sql))
+        queries.lock_states(connection, NOW)
+
+    await service.database.write(lock)
+    locking, counting = executed
+    assert "count(" not in locking
+    assert "count(" in counting
+    if service.database.dialect == "postgresql":
+        assert "FOR UPDATE SKIP LOCKED" in locking
+        assert "FOR UPDATE" not in counting
+
+
+async def test_only_gateways_with_pending_messages_are_waiting(
+    service: Service, make_gateway: MakeGateway, send_messages: SendMessages
+) -> None:
+    await make_gateway(name="empty")
+    gateway = await make_gateway(name="other")
+    assert await service.database.read(queries.find_waiting) == []
+    await send_messages(1)
+    assert await service.database.read(queries.find_waiting) == [gateway.id]

@@ -1,0 +1,104 @@
+"""Tests of the dispatcher of gateways if a value cannot be stored or computed: other messages and gateways do not wait for it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+from sqlalchemy import update
+
+from shortener.container import Service
+from shortener.gateways.attempt import EndedSend, SendInFlight, SendRunner
+from shortener.gateways.submission import OutgoingMessage, SubmitOutcome, SubmitResult
+from shortener.storage import schema
+from tests.conftest import Clock
+from tests.factory import rows
+from tests.gateways.conftest import MakeGateway, SendMessages, stored_sends
+from tests.gateways.sending import FAILED, PENDING, SENT, other_process
+from tests.gateways.smpp.smsc import running_smsc
+from tests.receiver import Receiver, Reply
+
+ACCEPTED = Reply(200, b'{"id":"gw-1"}')
+
+
+@pytest.mark.parametrize(("column", "value"), [("max_per_second", 1e-310), ("max_per_second", math.inf), ("timeout", math.inf)])
+async def test_a_gateway_with_an_unusable_limit_does_not_stop_the_messages_of_other_gateways(
+    column: str, value: float, service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver
+) -> None:
+    receiver.default_reply = ACCEPTED
+    bad = await make_gateway(receiver.url(), name="bad")
+    await send_messages()
+    table = schema.gateways
+    await service.database.write(
+        lambda connection: connection.execute(update(table).where(table.c.id == bad.id).values({column: value})).rowcount
+    )
+    good = await make_gateway(receiver.url(), name="good")
+    await send_messages(3)
+    await service.gateway_dispatcher.flush()
+    statuses = [send.status for send in await stored_sends(service) if send.gateway_id == good.id]
+    assert statuses == [SENT] * 3
+
+
+async def test_an_outcome_that_cannot_be_stored_does_not_stop_other_outcomes(
+    service: Service,
+    make_gateway: MakeGateway,
+    send_messages: SendMessages,
+    receiver: Receiver,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    receiver.default_reply = ACCEPTED
+    await make_gateway(receiver.url(), timeout=5)
+    await send_messages(3)
+    run = SendRunner.run
+
+    async def run_with_unstorable_time(runner: SendRunner, attempt: SendInFlight) -> EndedSend:
+        ended = await run(runner, attempt)
+        if attempt.claim.to_address.endswith("1") and attempt.claim.attempt == 1:
+            assert ended.change.attempt_row is not None
+            return replace(ended, change=replace(ended.change, attempt_row=(*ended.change.attempt_row[:4], 2**80, "", None, None)))
+        return ended
+
+    monkeypatch.setattr(SendRunner, "run", run_with_unstorable_time)
+    dispatcher = other_process(service)
+    await dispatcher.flush()
+    assert [send.status for send in await stored_sends(service)] == [SENT, PENDING, SENT]
+    assert dispatcher._usage.busy == 0
+    clock.forward(seconds=16)
+    await dispatcher.flush()
+    assert [send.status for send in await stored_sends(service)] == [SENT] * 3
+
+
+async def test_a_command_status_of_smpp_that_the_database_cannot_store_is_left_out(
+    service: Service, make_gateway: MakeGateway, send_messages: SendMessages
+) -> None:
+    async with running_smsc(decide=lambda pdu: 0xFFFFFFFF) as smsc:
+        settings = {"url": f"smpp://127.0.0.1:{smsc.port}", "system_id": "x"}
+        await make_gateway(kind="smpp", settings=settings)
+        await send_messages()
+        await service.gateway_dispatcher.flush()
+        await service.gateway_connections.close()
+    [send] = await stored_sends(service)
+    assert (send.status, send.last_status, send.last_error) == (FAILED, None, "rejected")
+    [attempt] = await rows(service.database, schema.send_attempts)
+    assert (attempt.status, "0xFFFFFFFF" in attempt.detail) == (None, True)
+
+
+async def test_the_duration_of_an_attempt_during_which_the_clock_is_set_forward_by_a_year_is_storable(
+    service: Service, make_gateway: MakeGateway, send_messages: SendMessages, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await make_gateway(settings={"report": "none"})
+
+    class SlowConnection:
+        async def submit(self, message: OutgoingMessage, timeout: float) -> SubmitResult:
+            clock.forward(days=365)
+            return SubmitResult(SubmitOutcome.ACCEPTED, "accepted")
+
+        async def close(self) -> None: ...
+
+    monkeypatch.setattr(service.gateway_connections.kinds["simulator"], "open", lambda config, context: SlowConnection())
+    await send_messages()
+    await service.gateway_dispatcher.flush()
+    [attempt] = await rows(service.database, schema.send_attempts)
+    assert attempt.milliseconds == 2**31 - 1

@@ -1,0 +1,28 @@
+"""Tests of the background job that keeps the connections of gateways open."""
+
+from __future__ import annotations
+
+from sqlalchemy import update
+
+from shortener.container import Service
+from shortener.gateways.gateway import NewGateway
+from shortener.gateways.links import GatewayLinks
+from shortener.storage import schema
+from tests.factory import AUDIT
+from tests.gateways.smpp.smsc import running_smsc
+
+
+async def test_a_gateway_whose_settings_are_unusable_does_not_prevent_the_connections_of_the_others(service: Service) -> None:
+    async with running_smsc() as smsc:
+        settings = {"url": f"smpp://127.0.0.1:{smsc.port}", "system_id": "x"}
+        first, _second = [
+            await service.gateways.create(AUDIT, 1, NewGateway(name=name, kind="smpp", settings=settings))
+            for name in ("first", "second")
+        ]
+        await service.directory.refresh()
+        table = schema.gateways
+        broken = update(table).where(table.c.id == first.id).values(settings="not encrypted")
+        await service.database.write(lambda connection: connection.execute(broken).rowcount)
+        await GatewayLinks(service.gateways, service.directory, service.gateway_connections).step()
+        await smsc.wait_for(lambda: len(smsc.binds) == 1)
+        await service.gateway_connections.close()
