@@ -3,7 +3,8 @@ has ended. All callers share one attempt to connect. After a failed attempt to c
 second. Each further failure doubles the pause, up to MAX_PAUSE_SECONDS. A caller whose time limit ends before the pause gets the
 error of the previous attempt at once.
 
-The address guard checks every IP address of the host before each connection.
+The address guard checks every IP address of the host before each connection. Each connection looks its host up in its own thread, so
+that a resolver which does not respond delays neither other gateways nor the database.
 """
 # Tested by tests/gateways/smpp/test_gateway.py
 
@@ -11,13 +12,12 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Sequence
 from contextlib import suppress
 from ipaddress import ip_address
 
 import structlog
 
-from shortener.delivery.guard import ForbiddenTarget, Guard
+from shortener.delivery.guard import ForbiddenTarget, Guard, LookupThreads
 from shortener.gateways.smpp.pdus import status_name
 from shortener.gateways.smpp.session import BindRefused, DeliveryHandler, LinkLost, SmppSession, open_session
 from shortener.gateways.smpp.settings import SmppSettings
@@ -48,6 +48,7 @@ class SmppLink:
         self._guard = guard
         self._handler = handler
         self._receives = receives
+        self._lookups = LookupThreads(1)
         self._session: SmppSession | None = None
         self._connecting: asyncio.Task[SmppSession] | None = None
         self._failures = 0
@@ -146,6 +147,8 @@ class SmppLink:
             raise LinkDown("tls_error", _tls_text(error)) from None
         except ConnectionRefusedError:
             raise LinkDown("connection_refused", f"port {port} refuses connections") from None
+        except UnicodeError:  # the host is not a name that the resolver can look up, such as a..b
+            raise LinkDown("not_connected", "the host name is invalid") from None
         except (OSError, LinkLost) as error:
             raise LinkDown("not_connected", str(error) or type(error).__name__) from None
 
@@ -154,9 +157,8 @@ class SmppLink:
         self._guard.check_literal(host)
         with suppress(ValueError):
             return [str(ip_address(host))]
-        found: Sequence[str] = [
-            str(info[4][0]) for info in await asyncio.wait_for(asyncio.get_running_loop().getaddrinfo(host, port), CONNECT_SECONDS)
-        ]
+        async with asyncio.timeout(CONNECT_SECONDS):
+            found = await self._lookups.run(self._guard.lookup, host, port)
         addresses = list(dict.fromkeys(found))
         for address in addresses:
             self._guard.check_address(address)

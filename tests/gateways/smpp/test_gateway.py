@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ from shortener.delivery.guard import Guard
 from shortener.gateways.smpp import gateway as gateway_module
 from shortener.gateways.smpp import link
 from shortener.gateways.smpp.gateway import SmppGateway
+from shortener.gateways.smpp.pdus import ReceivedPdu
 from shortener.gateways.smpp.settings import SmppSettings
 from shortener.gateways.submission import GatewayConfig, GatewayContext, GatewayReport, OutgoingMessage, SubmitOutcome
 from tests.gateways.smpp.smsc import Smsc, running_smsc
@@ -266,3 +268,38 @@ async def test_no_connection_is_opened_to_an_smpp_gateway_that_has_a_private_add
         object.__setattr__(gateway._link, "_guard", Guard())
         assert (await gateway.submit(message(), TIMEOUT)).reason == "blocked_address"
     assert smsc.binds == []
+
+
+async def test_host_names_for_which_the_resolver_does_not_respond_delay_no_other_smpp_gateway() -> None:
+    released = threading.Event()
+
+    def lookup(host: str, port: int) -> list[str]:
+        if host.startswith("silent"):
+            released.wait(PATIENCE)
+            raise OSError("no response")
+        return ["127.0.0.1"]
+
+    async def handle(pdu: ReceivedPdu) -> int:
+        return 0
+
+    guard = Guard(allow_private=True, lookup=lookup)
+    async with running_smsc() as smsc:
+        hosts = [*(f"silent{number}.example" for number in range(20)), "smsc.example"]
+        links = [
+            link.SmppLink(host, SmppSettings(url=f"smpp://{host}:{smsc.port}", system_id="x"), guard, handle, receives=True)
+            for host in hosts
+        ]
+        for one in links:
+            one.keep_open()
+        try:
+            assert (await links[-1].session(TIMEOUT)).is_open
+        finally:
+            released.set()
+            for one in links:
+                await one.close()
+
+
+async def test_a_message_is_not_sent_and_not_doubtful_if_the_host_of_the_smpp_gateway_is_not_a_valid_name(records: Records) -> None:
+    async with running_smsc() as smsc, connected(smsc, records, url="smpp://a..b:2775") as gateway:
+        result = await gateway.submit(message(), TIMEOUT)
+    assert (result.outcome, result.reason, result.detail) == (RETRY, "not_connected", "the host name is invalid")
