@@ -199,7 +199,9 @@ class Dispatcher:
             if self._stopping and not finished:
                 return 0
             started, throttled = loop.time(), self._throttle.is_busy
-            limit = 0 if self._stopping else self._usage.free + len(finished)
+            # Other outcomes must be recorded before anything is claimed, because their leases may have ended.
+            has_others = len(finished) < len(self._finished)
+            limit = 0 if self._stopping or has_others else self._usage.free + len(finished)
             if throttled:
                 limit = min(limit, MAX_STARTS)
             outcomes, claims, sign = await self._database.write_later(self._write_cycle, finished, limit)

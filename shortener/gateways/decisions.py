@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, Connection, select, update
 
 from shortener.accounts.audit import AuditWriter
 from shortener.errors import ApiError, ErrorCode
-from shortener.gateways.expiry import find_sends
+from shortener.gateways.expiry import find_sends, finish_reported
 from shortener.gateways.finishing import SendWriter, failed
 from shortener.model import SendStatus
 from shortener.storage.schema import messages, sends
@@ -27,7 +27,14 @@ def resend(connection: Connection, audit: AuditWriter, application_id: int, mess
     claims = find_sends(connection, to_ms(now), *_unfinished(application_id, message_id))
     if not claims:
         raise _refusal(connection, application_id, message_id)
-    values = {"status": int(SendStatus.PENDING), "queue": 1, "next_at": now, "lease_until": None, "base_attempt": sends.c.attempt}
+    values = {
+        "status": int(SendStatus.PENDING),
+        "queue": 1,
+        "next_at": now,
+        "lease_until": None,
+        "base_attempt": sends.c.attempt,
+        "doubtful": claims[0].doubtful,  # a lease that has ended made the message doubtful
+    }
     connection.execute(update(sends).where(sends.c.id == claims[0].id).values(values))
     audit.add(connection, now, "send_resent", message_id, application_id=application_id)
     return claims[0].id
@@ -36,14 +43,16 @@ def resend(connection: Connection, audit: AuditWriter, application_id: int, mess
 def discard(
     connection: Connection, audit: AuditWriter, writer: SendWriter, application_id: int, message_id: str, now: datetime
 ) -> tuple[int, int]:
-    """Give up a held or waiting message, and add the audit row. The message becomes FAILED.
+    """Give up a held or waiting message, and add the audit row. The message becomes FAILED. If it is doubtful and its delivery
+    report has arrived, it keeps the reported state.
 
     Return its row id and the number of new events, for `SendWriter.published`.
     Raise ApiError MESSAGE_NOT_FOUND or CONFLICT."""
     claims = find_sends(connection, to_ms(now), *_unfinished(application_id, message_id))
     if not claims:
         raise _refusal(connection, application_id, message_id)
-    change = failed(claims[0], to_ms(now), "discarded", "somebody decided not to send the message")
+    reported = finish_reported(claims[0], to_ms(now))
+    change = reported or failed(claims[0], to_ms(now), "discarded", "somebody decided not to send the message")
     audit.add(connection, now, "send_discarded", message_id, application_id=application_id)
     return claims[0].id, writer.write(connection, [change], to_ms(now))[1]
 

@@ -37,7 +37,7 @@ from shortener.gateways.attempt import EndedSend, SendInFlight, SendRunner
 from shortener.gateways.claiming import SendClaimResult, SendClaimWriter, find_finished, write_health
 from shortener.gateways.expiry import MAX_ROWS, expire
 from shortener.gateways.finishing import SendChange, SendWriter
-from shortener.gateways.queries import IS_PENDING, find_waiting, lock_health, lock_states, queue_name
+from shortener.gateways.queries import IS_PENDING, FinishedSend, find_waiting, lock_health, lock_states, queue_name
 from shortener.gateways.store import GatewayStore
 from shortener.gateways.submission import Connections, SubmitOutcome
 from shortener.ids import IdGenerator, encode
@@ -80,14 +80,14 @@ class SendTotals:
 class _Cycle:
     """The result of the transaction of one cycle, which ran at the time `now` (milliseconds since 1970).
 
-    `written` are the ids of the ended attempts whose outcome was written. `given_up` are the changes that were written for messages
-    without an attempt. `opened` are the ids of the gateways whose circuit breaker opened. `has_expired` is true if the cycle found
-    all messages that are too old."""
+    `written` contains the new status of each ended attempt whose outcome was written, by the id of its message. `given_up` are the
+    rows that were written for messages without an attempt. `opened` are the ids of the gateways whose circuit breaker opened.
+    `has_expired` is true if the cycle found all messages that are too old."""
 
     now: int
-    written: set[int] = field(default_factory=set)
+    written: dict[int, int] = field(default_factory=dict)
     events: int = 0
-    given_up: list[SendChange] = field(default_factory=list)
+    given_up: list[FinishedSend] = field(default_factory=list)
     opened: list[int] = field(default_factory=list)
     has_expired: bool = False
     claims: SendClaimResult = field(default_factory=SendClaimResult)
@@ -169,15 +169,17 @@ class GatewayDispatcher:
             if not ended and (self._stopping or not await self._is_due(to_ms(self._clock()))):
                 return 0
             throttled = self._throttle.is_busy
+            # Other outcomes must be recorded before anything is claimed, because their leases may have ended.
+            limit = 0 if len(ended) < len(self._ended) else self._max_claims(ended, throttled)
             loop = asyncio.get_running_loop()
             began = loop.time()
             try:
-                done, started = await self._run_cycle(ended, self._max_claims(ended, throttled))
+                done, started = await self._run_cycle(ended, limit)
             except StoreUnavailable:
                 raise
             except Exception:
                 log.exception("gateway_cycle_failed")
-                done, started = await self._run_in_parts(ended, throttled)
+                done, started = await self._run_in_parts(ended, limit, throttled)
         if throttled and started:
             await asyncio.sleep(self._throttle.pause_for(loop.time() - began))
         return done
@@ -203,13 +205,15 @@ class GatewayDispatcher:
             task.add_done_callback(self._tasks.discard)
             if number % MAX_STARTS == 0:
                 await asyncio.sleep(0)  # let the event loop serve hits
-        return len(ended) + len(cycle.claims.attempts) + len(cycle.given_up), len(cycle.claims.attempts)
+        attempts = len(cycle.claims.attempts)
+        return len(ended) + attempts + len(cycle.given_up) + cycle.claims.postponed, attempts
 
-    async def _run_in_parts(self, ended: Sequence[EndedSend], throttled: bool) -> tuple[int, int]:
+    async def _run_in_parts(self, ended: Sequence[EndedSend], limit: int, throttled: bool) -> tuple[int, int]:
         """Run a cycle that failed again: each outcome, and the claims of each gateway, in a transaction of its own.
 
         An outcome that cannot be recorded is dropped. Its message is claimed again when its lease ends. A gateway whose messages
-        cannot be claimed is left out for LOCAL_PAUSE_MS. Return the same as `_run_cycle`."""
+        cannot be claimed is left out for LOCAL_PAUSE_MS. If `limit` is 0, no messages are claimed. Return the same as
+        `_run_cycle`."""
         done = started = 0
         for one in ended:
             try:
@@ -221,7 +225,7 @@ class GatewayDispatcher:
                 del self._ended[:1]
                 self._usage.release(one.attempt.queue, one.attempt.application_id)
             done += 1
-        for gateway_id in () if self._stopping else await self._database.read(find_waiting):
+        for gateway_id in await self._database.read(find_waiting) if limit else ():
             try:
                 counts = await self._run_cycle([], self._max_claims([], throttled), gateway_id)
             except StoreUnavailable:
@@ -300,10 +304,10 @@ class GatewayDispatcher:
             cycle.given_up += self._write_changes(connection, cycle, cycle.claims.changes, now)
         return cycle
 
-    def _write_changes(self, connection: Connection, cycle: _Cycle, changes: Sequence[SendChange], now: int) -> list[SendChange]:
-        written, events = self.writer.write(connection, changes, now) if changes else (set(), 0)
+    def _write_changes(self, connection: Connection, cycle: _Cycle, changes: Sequence[SendChange], now: int) -> list[FinishedSend]:
+        written, events = self.writer.write(connection, changes, now) if changes else ({}, 0)
         cycle.events += events
-        return [change for change in changes if change.row.id in written]
+        return [one.row._replace(status=written[one.row.id]) for one in changes if one.row.id in written]
 
     def _is_expiry_due(self, now: int) -> bool:
         return not 0 <= now - self._expired_at < EXPIRY_INTERVAL_MS
@@ -328,16 +332,16 @@ class GatewayDispatcher:
             if one.result is not None:
                 totals.reasons[one.result.reason] += 1
                 totals.doubtful += one.result.outcome is SubmitOutcome.DOUBT
-            self._count(one.change)
-        for change in cycle.given_up:
-            self._count(change)
+            self._count(one.change.row._replace(status=cycle.written[one.change.row.id]))
+        for row in cycle.given_up:
+            self._count(row)
         self._paused = {queue: until for queue, until in self._paused.items() if now < until <= now + LOCAL_PAUSE_MS}
         totals.breakers_opened += len(cycle.opened)
         for gateway in cycle.opened:
             log.warning("gateway_breaker_opened", gateway=gateway)
 
-    def _count(self, change: SendChange) -> None:
-        row, totals = change.row, self.totals
+    def _count(self, row: FinishedSend) -> None:
+        totals = self.totals
         if row.status == SendStatus.SENT:
             totals.sent += 1
         elif row.status == SendStatus.FAILED:

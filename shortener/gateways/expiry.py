@@ -11,10 +11,10 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, literal_column, or_, select
 
-from shortener.gateways.finishing import SendChange, failed
+from shortener.gateways.finishing import SendChange, failed, reported_status
 from shortener.gateways.queries import IS_PENDING, ClaimedSend, FinishedSend
 from shortener.ids import first_id_at
-from shortener.model import SendStatus, State
+from shortener.model import SendStatus
 from shortener.storage.schema import messages, sends
 from shortener.storage.types import from_ms, to_ms
 
@@ -50,14 +50,14 @@ def expire(connection: Connection, now: int, validity: timedelta) -> list[SendCh
     oldest = first_id_at(now - validity // timedelta(milliseconds=1))
     found = find_sends(connection, now, _IS_UNFINISHED, sends.c.id < oldest)
     detail = f"no gateway accepted the message within {hours} hours (GATEWAY_VALIDITY_HOURS)"
-    return [failed(one, now, "expired", detail) for one in found]
+    return [finish_reported(one, now) or failed(one, now, "expired", detail) for one in found]
 
 
 def fail_removed(connection: Connection, gateway_id: int, now: int) -> list[SendChange]:
     """Return changes that give up the pending messages of a removed gateway."""
     found = find_sends(connection, now, IS_PENDING, sends.c.gateway_id == gateway_id)
     detail = "the gateway was removed before it accepted the message"
-    return [failed(one, now, "gateway_removed", detail) for one in found]
+    return [finish_reported(one, now) or failed(one, now, "gateway_removed", detail) for one in found]
 
 
 def hold_lost(connection: Connection, gateway_id: int, now: int) -> list[SendChange]:
@@ -72,11 +72,8 @@ def finish_reported(claim: ClaimedSend, now: int) -> SendChange | None:
     """Return the change that finishes a doubtful message whose delivery report has arrived. Return None for any other message.
 
     The report proves that the gateway has accepted the message, so the message must not be handed on again."""
-    state = State(claim.state)
-    if not claim.doubtful or state is State.CREATED:
-        return None
-    is_failed = state in (State.FAILED, State.EXPIRED)
-    return SendChange(claim, _finished(claim, now, SendStatus.FAILED if is_failed else SendStatus.SENT, None))
+    status = reported_status(claim.state) if claim.doubtful else None
+    return None if status is None else SendChange(claim, _finished(claim, now, status, None))
 
 
 def postpone(claim: ClaimedSend, now: int) -> SendChange:

@@ -45,12 +45,15 @@ class SendWriter:
         self._ids = ids
         self._reports = reports
 
-    def write(self, connection: Connection, changes: Sequence[SendChange], now: int) -> tuple[set[int], int]:
+    def write(self, connection: Connection, changes: Sequence[SendChange], now: int) -> tuple[dict[int, int], int]:
         """Write changes, as a part of the caller's transaction. `now` is in milliseconds since 1970.
 
-        Return the ids of the changed messages, and the number of new events. After the commit, pass this number to `published`."""
+        Return the new status of each changed message by its id, and the number of new events. A message that would be held is SENT
+        or FAILED instead if its delivery report has arrived. After the commit, pass the number of events to `published`."""
         written = queries.finish(connection, [change.row for change in changes])
         recorded = [change for change in changes if change.row.id in written]
+        statuses = {change.row.id: change.row.status for change in recorded}
+        statuses |= _end_holds(connection, [change for change in recorded if change.row.status == SendStatus.HELD], now)
         queries.insert_attempts(connection, [change.attempt_row for change in recorded if change.attempt_row is not None])
         reports: dict[int, list[DeliveryReport]] = {}
         for change in recorded:
@@ -60,7 +63,7 @@ class SendWriter:
         if reports:
             _, events = self._reports.apply(connection, sorted(reports.items()))
         self._refund([change.claim for change in recorded if change.row.refunded], connection, now)
-        return written, events
+        return statuses, events
 
     def published(self, events: int) -> None:
         """Start the delivery of the events that `write` created, after the transaction was committed."""
@@ -80,6 +83,33 @@ class SendWriter:
         for application_id, cost in costs.values():
             amounts[application_id] = amounts.get(application_id, Decimal()) + cost
         refund(connection, amounts, from_ms(now))
+
+
+def _end_holds(connection: Connection, held: Sequence[SendChange], now: int) -> dict[int, int]:
+    """Finish those of the messages, which this transaction has held, whose delivery report has arrived during the attempt. Return
+    their statuses by id.
+
+    The rows in `sends` are locked, so a report that arrives later finds the message held and ends the hold itself."""
+    if not held:
+        return {}
+    columns = messages.c.id, messages.c.state
+    states = dict(connection.execute(select(*columns).where(messages.c.id.in_([one.row.id for one in held]))).tuples().all())
+    rows = [
+        one.row._replace(claimed_attempt=one.row.attempt, claimed_lease=0, status=int(status), finished_at=now, last_error=None)
+        for one in held
+        if (status := reported_status(states.get(one.row.id, State.CREATED))) is not None
+    ]
+    queries.finish(connection, rows)
+    return {row.id: row.status for row in rows}
+
+
+def reported_status(state: int) -> SendStatus | None:
+    """Return the final status of a doubtful message whose reported state is `state`. Return None if no report has arrived.
+
+    A report proves that the gateway has accepted the message."""
+    if state == State.CREATED:
+        return None
+    return SendStatus.FAILED if state in (State.FAILED, State.EXPIRED) else SendStatus.SENT
 
 
 def failed(claim: ClaimedSend, now: int, reason: str, detail: str) -> SendChange:

@@ -50,6 +50,8 @@ _HEALTH = ("failures_in_row", "open_until", "recovering_at", "last_success_at", 
 _PACE = ("max_per_second", "rate", "rate_ceiling", "rate_lowered_at", "paced_until")
 # The SQL contains the status as a literal, because a database cannot use a partial index for a parameter.
 IS_PENDING = sends.c.status == literal_column("0")
+#: One transaction examines at most this many of the oldest due messages of a gateway for messages of disabled applications.
+MAX_EXAMINED = 1000
 
 
 def _due(part: int) -> Any:
@@ -173,7 +175,7 @@ class ClaimedSend(NamedTuple):
 
 _PICK = (
     "SELECT json_group_array(id) FROM (SELECT id FROM sends "
-    "WHERE status = 0 AND gateway_id = ? AND queue = ? AND next_at <= ? ORDER BY next_at LIMIT ?)"
+    "WHERE status = 0 AND gateway_id = ? AND queue = ? AND next_at <= ? AND (? OR lease_until IS NULL) ORDER BY next_at LIMIT ?)"
 )
 # A lease that has ended belongs to a process that died during the attempt, so the gateway may have accepted the message.
 _CLAIM_SQLITE = (
@@ -182,9 +184,10 @@ _CLAIM_SQLITE = (
 )
 _CLAIM_POSTGRESQL = (
     "WITH picked AS MATERIALIZED (SELECT s.id, w.lease_until "
-    "FROM unnest($1::int[], $2::smallint[], $3::int[], $4::bigint[]) AS w(gateway_id, queue, max_rows, lease_until) "
-    "CROSS JOIN LATERAL (SELECT id FROM sends WHERE status = 0 AND gateway_id = w.gateway_id AND queue = w.queue AND next_at <= $5 "
-    "ORDER BY next_at LIMIT w.max_rows FOR UPDATE SKIP LOCKED) AS s) "
+    "FROM unnest($1::int[], $2::smallint[], $3::int[], $4::bigint[], $5::bool[]) "
+    "AS w(gateway_id, queue, max_rows, lease_until, takes_lost) "
+    "CROSS JOIN LATERAL (SELECT id FROM sends WHERE status = 0 AND gateway_id = w.gateway_id AND queue = w.queue AND next_at <= $6 "
+    "AND (w.takes_lost OR sends.lease_until IS NULL) ORDER BY next_at LIMIT w.max_rows FOR UPDATE SKIP LOCKED) AS s) "
     f"UPDATE sends SET {START_ATTEMPT}, queue = 1, doubtful = doubtful OR sends.lease_until IS NOT NULL, "
     "lease_until = picked.lease_until, next_at = picked.lease_until FROM picked WHERE sends.id = picked.id RETURNING sends.id"
 )
@@ -199,17 +202,23 @@ _CLAIMED = {
 }
 
 
-def claim(connection: Connection, requests: Sequence[ClaimRequest], now: int) -> list[ClaimedSend]:
+def claim(
+    connection: Connection, requests: Sequence[ClaimRequest], now: int, holding: Collection[int] = ()
+) -> list[ClaimedSend]:
     """Claim due messages, increment the attempt number of each, and return them, oldest first.
 
+    A message whose lease has ended is not claimed if its gateway is in `holding`, the ids of the gateways with the policy `hold`.
     The claims are valid after the caller has committed the transaction."""
     if not requests:
         return []
-    rows = [(int(request.queue[1:]), request.part, request.limit, request.lease_until) for request in requests]
+    rows = [
+        (int(request.queue[1:]), request.part, request.limit, request.lease_until, int(request.queue[1:]) not in holding)
+        for request in requests
+    ]
     if connection.dialect.name == "sqlite":
         leases: list[tuple[int, int]] = []
-        for gateway_id, part, limit, lease_until in rows:
-            picked = orjson.loads(raw_sql.value(connection, _PICK, gateway_id, part, now, limit))
+        for gateway_id, part, limit, lease_until, takes_lost in rows:
+            picked = orjson.loads(raw_sql.value(connection, _PICK, gateway_id, part, now, takes_lost, limit))
             leases += [(row, lease_until) for row in picked]
         ids = [row for row, _ in leases]
         if ids:
@@ -219,6 +228,26 @@ def claim(connection: Connection, requests: Sequence[ClaimRequest], now: int) ->
         ids = [row[0] for row in connection.exec_driver_sql(_CLAIM_POSTGRESQL, (*columns, now))]
     found = [ClaimedSend._make(row) for row in raw_sql.rows(connection, _CLAIMED, ids)] if ids else []
     return sorted(found)
+
+
+def postpone(connection: Connection, gateway_id: int, applications: Collection[int], now: int, until: int) -> int:
+    """Postpone messages of these applications to the time `until`, without a claim, if they are among the MAX_EXAMINED oldest due
+    first attempts or retries of a gateway. Return their number."""
+    count = 0
+    for part in (0, 1):
+        is_due = IS_PENDING, sends.c.next_at <= from_ms(now)
+        oldest = (
+            select(sends.c.id, sends.c.application_id)
+            .where(sends.c.gateway_id == gateway_id, sends.c.queue == literal_column(str(part)), *is_due)
+            .order_by(sends.c.next_at)
+            .limit(MAX_EXAMINED)
+            .subquery()
+        )
+        found = list(connection.scalars(select(oldest.c.id).where(oldest.c.application_id.in_(list(applications)))))
+        if found:
+            statement = update(sends).where(sends.c.id.in_(found), *is_due).values(next_at=from_ms(until))
+            count += connection.execute(statement).rowcount
+    return count
 
 
 class FinishedSend(NamedTuple):

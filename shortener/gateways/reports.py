@@ -2,7 +2,7 @@
 
 A report can arrive before the response to the message is recorded. So for a short time (REPORT_WAIT), the message of a report with
 an unknown id is searched again. A report about a doubtful message proves that the gateway has accepted the message, so the message
-is not handed on again.
+is not handed on again, and a hold ends.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from sqlalchemy import Connection, select, update
 from shortener.delivery.attempt import to_storable_text
 from shortener.gateways import templates
 from shortener.gateways.attempt import MAX_GATEWAY_ID_LENGTH
+from shortener.gateways.finishing import reported_status
 from shortener.gateways.http import HttpSettings
 from shortener.gateways.submission import GatewayReport
 from shortener.ids import decode
@@ -99,7 +100,7 @@ class GatewayReports:
         if report.reference and delivery_report.telecom_message_id and found.gateway_message_id is None:
             await self._database.write(_store_id, found.id, delivery_report.telecom_message_id)
         results = await self._reports.record(found.application_id, [delivery_report])
-        if found.status == SendStatus.HELD and state is not None:
+        if found.status in (SendStatus.PENDING, SendStatus.HELD) and state is not None:
             await self._database.write(_settle, found.id, state, self._clock())
         return results[0] is not None
 
@@ -153,11 +154,14 @@ def _store_id(connection: Connection, send_id: int, gateway_message_id: str) -> 
 
 
 def _settle(connection: Connection, send_id: int, state: State, now: datetime) -> None:
-    """Finish a held message whose report has arrived."""
-    is_failed = state in (State.FAILED, State.EXPIRED)
-    values = {"status": int(SendStatus.FAILED if is_failed else SendStatus.SENT), "text": None, "finished_at": now}
-    held = sends.c.status == int(SendStatus.HELD)
-    connection.execute(update(sends).where(sends.c.id == send_id, held).values(values))
+    """Finish a message whose report has arrived, if it is held.
+
+    The row is locked before its status is read. So if the attempt is being recorded at the same time, either this function finds
+    the message held, or the recorder of the attempt finds the report (finishing.py)."""
+    status = connection.execute(select(sends.c.status).where(sends.c.id == send_id).with_for_update()).scalar()
+    if status == SendStatus.HELD:
+        values = {"status": int(reported_status(state) or status), "text": None, "finished_at": now}
+        connection.execute(update(sends).where(sends.c.id == send_id).values(values))
 
 
 def _state_of(word: str, states: Mapping[str, str]) -> State | None:

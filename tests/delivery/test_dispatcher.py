@@ -10,13 +10,14 @@ from sqlalchemy import Connection, func, select
 
 from shortener.container import Service
 from shortener.delivery import dispatch_queries
+from shortener.delivery import dispatcher as dispatcher_module
 from shortener.delivery.dispatcher import MAX_STARTS, Dispatcher
 from shortener.delivery.fanout import MAX_EVENTS_WHILE_BUSY, Fanout
 from shortener.delivery.trackers import NewTracker
 from shortener.errors import StoreUnavailable
 from shortener.storage import schema
 from tests.clicks.helpers import Hits
-from tests.conftest import NOON, MakeService
+from tests.conftest import NOON, Clock, MakeService
 from tests.delivery.conftest import MakeTracker, Story
 from tests.delivery.dispatching import (
     DELIVERED,
@@ -171,3 +172,24 @@ async def test_a_busy_throttle_limits_the_batch_sizes_of_the_fanout_and_the_disp
     await dispatcher.flush()
     delivered = select(func.count()).where(schema.deliveries.c.status == 1)
     assert await service.database.read(lambda connection: connection.execute(delivered).scalar_one()) == MAX_EVENTS_WHILE_BUSY
+
+
+async def test_after_a_long_outage_of_the_database_all_outcomes_are_recorded_before_a_delivery_is_claimed_again(
+    service: Service,
+    make_tracker: MakeTracker,
+    story: Story,
+    receiver: Receiver,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dispatcher_module, "MAX_OUTCOMES", 1)
+    await make_tracker(receiver.url())
+    for _ in range(3):
+        await story.first_click()
+    await service.fanout.flush()
+    dispatcher = other_dispatcher(service)
+    await dispatcher.step()
+    await asyncio.wait(dispatcher._tasks)
+    clock.forward(minutes=1)  # the leases end during the outage
+    await dispatcher.flush()
+    assert (statuses(await deliveries(service)), len(receiver.requests)) == ({DELIVERED: 3}, 3)

@@ -22,10 +22,10 @@ BODY = '{"to":"{phone}","text":"{text}","reference":"{reference}"}'
 
 @pytest.fixture
 def make_gateway(service: Service) -> MakeGateway:
-    """Create a gateway of the default application and select it for the application."""
+    """Create a gateway of the default application, or of the application `owner`, and select it for the default application."""
 
     async def make(url: str = "", name: str = "test", **values: Any) -> StoredGateway:
-        settings = values.pop("settings", {})
+        settings, owner = values.pop("settings", {}), values.pop("owner", 1)
         if url:
             settings = {
                 "url": url,
@@ -36,7 +36,7 @@ def make_gateway(service: Service) -> MakeGateway:
             } | settings
         values.setdefault("kind", "http" if url else "simulator")
         new = NewGateway(name=name, settings=settings, **values)
-        gateway = await service.gateways.create(AUDIT, 1, new)
+        gateway = await service.gateways.create(AUDIT, owner, new)
         statement = update(schema.applications).where(schema.applications.c.id == 1).values(gateway_id=gateway.id)
         await service.database.write(lambda connection: connection.execute(statement).rowcount)
         await service.directory.refresh()
@@ -47,10 +47,10 @@ def make_gateway(service: Service) -> MakeGateway:
 
 @pytest.fixture
 def send_messages(service: Service) -> SendMessages:
-    """Queue messages for the gateway of the default application. Return the result for each message."""
+    """Queue messages of the default application, or of `application_id`, for its gateway. Return the result for each message."""
 
-    async def send(count: int = 1, text: str = "hello", **fields: Any) -> list[dict[str, Any]]:
-        application = service.directory.application(1)
+    async def send(count: int = 1, text: str = "hello", application_id: int = 1, **fields: Any) -> list[dict[str, Any]]:
+        application = service.directory.application(application_id)
         assert application is not None
         to = tuple(f"+1408555{number:04}" for number in range(count))
         return await service.rewriter.rewrite(application, [RewriteItem(to, text, gateway="", **fields)])

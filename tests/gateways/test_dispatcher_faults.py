@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ import pytest
 from sqlalchemy import update
 
 from shortener.container import Service
+from shortener.gateways import dispatcher as dispatcher_module
 from shortener.gateways.attempt import EndedSend, SendInFlight, SendRunner
 from shortener.gateways.submission import OutgoingMessage, SubmitOutcome, SubmitResult
 from shortener.storage import schema
@@ -102,3 +104,24 @@ async def test_the_duration_of_an_attempt_during_which_the_clock_is_set_forward_
     await service.gateway_dispatcher.flush()
     [attempt] = await rows(service.database, schema.send_attempts)
     assert attempt.milliseconds == 2**31 - 1
+
+
+async def test_after_a_long_outage_of_the_database_all_outcomes_are_recorded_before_a_message_is_claimed_again(
+    service: Service,
+    make_gateway: MakeGateway,
+    send_messages: SendMessages,
+    receiver: Receiver,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dispatcher_module, "MAX_OUTCOMES", 1)
+    receiver.default_reply = ACCEPTED
+    await make_gateway(receiver.url())
+    await send_messages(3)
+    dispatcher = other_process(service)
+    await dispatcher.step()
+    await asyncio.wait(dispatcher._tasks)
+    clock.forward(minutes=1)  # the leases end during the outage
+    await dispatcher.flush()
+    assert [send.status for send in await stored_sends(service)] == [SENT] * 3
+    assert len(receiver.requests) == 3

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
 from shortener.container import Service
+from shortener.gateways.decisions import discard, resend
 from shortener.gateways.reports import GatewayReports
 from shortener.gateways.submission import GatewayReport
 from shortener.ids import encode
 from shortener.model import State
+from shortener.storage import schema
 from tests.conftest import NOON, Clock
+from tests.factory import AUDIT, rows
 from tests.gateways.conftest import MakeGateway, SendMessages, stored_message, stored_send
-from tests.gateways.sending import HELD, SENT
+from tests.gateways.sending import FAILED, HELD, PENDING, SENT, kill, other_process, start_attempts
 from tests.receiver import Receiver, Reply
 
 
@@ -126,3 +130,84 @@ async def test_a_delivery_report_for_a_held_message_ends_the_hold(
     assert await service.gateway_reports.record(gateway.id, GatewayReport("DELIVRD", reference=encode(send.id)))
     send = await stored_send(service)
     assert (send.status, send.text) == (SENT, None)
+
+
+@pytest.mark.parametrize("word", ["DELIVRD", "UNDELIV"])
+@pytest.mark.parametrize("moment", ["during the attempt", "while the attempt is recorded"])
+async def test_a_delivery_report_that_arrives_before_the_message_is_held_ends_the_hold(
+    word: str,
+    moment: str,
+    service: Service,
+    make_gateway: MakeGateway,
+    send_messages: SendMessages,
+    receiver: Receiver,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    receiver.default_reply = Reply(hang=True)
+    gateway = await make_gateway(receiver.url(), timeout=0.3, on_doubt="hold")
+    [message] = await send_messages()
+    dispatcher = other_process(service)
+    await start_attempts(dispatcher, receiver, 1)
+    if moment == "while the attempt is recorded":
+        record = service.delivery_reports.record
+
+        async def record_after_the_attempt(*args: Any) -> Any:
+            await dispatcher.flush()  # the report has found the message before it is held
+            assert (await stored_send(service)).status == HELD
+            return await record(*args)
+
+        monkeypatch.setattr(service.delivery_reports, "record", record_after_the_attempt)
+    report = GatewayReport(word, reference=encode((await stored_send(service)).id))
+    assert await service.gateway_reports.record(gateway.id, report)
+    await dispatcher.flush()
+    status, state = (SENT, State.DELIVERED) if word == "DELIVRD" else (FAILED, State.FAILED)
+    send = await stored_send(service)
+    assert (send.status, send.text, send.last_error if moment == "during the attempt" else None) == (status, None, None)
+    assert (dispatcher.totals.held, dispatcher.totals.sent + dispatcher.totals.failed) in ((0, 1), (1, 0))
+    clock.forward(hours=25)
+    await dispatcher.flush()
+    stored = await stored_message(service, message["message_id"])
+    assert (stored.state, stored.failed_at is None) == (state, word == "DELIVRD")
+    assert len(await rows(service.database, schema.events)) == 1
+
+
+@pytest.mark.parametrize("end", ["expired", "removed", "discarded"])
+async def test_a_doubtful_message_with_a_delivery_report_does_not_become_failed_when_it_is_given_up(
+    end: str, service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver, clock: Clock
+) -> None:
+    receiver.default_reply = Reply(hang=True)
+    gateway = await make_gateway(receiver.url(), timeout=0.3, schedule=[3600.0])
+    [message] = await send_messages()
+    await service.gateway_dispatcher.flush()
+    send = await stored_send(service)
+    assert (send.status, send.doubtful) == (PENDING, True)
+    assert await service.gateway_reports.record(gateway.id, GatewayReport("DELIVRD", reference=encode(send.id)))
+    if end == "expired":
+        await service.gateways.update(AUDIT, gateway.id, {"enabled": False})
+        clock.forward(hours=25)
+    elif end == "removed":
+        await service.gateways.remove(AUDIT, gateway.id)
+    else:
+        writer = service.gateway_dispatcher.writer
+        await service.database.write(discard, AUDIT, writer, 1, message["message_id"], clock())
+    await service.gateway_dispatcher.flush()
+    send = await stored_send(service)
+    assert (send.status, send.text) == (SENT, None)
+    stored = await stored_message(service, message["message_id"])
+    assert (stored.state, stored.failed_at) == (State.DELIVERED, None)
+
+
+async def test_a_message_that_is_sent_again_after_its_lease_has_ended_stays_doubtful(
+    service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver, clock: Clock
+) -> None:
+    receiver.default_reply = Reply(hang=True)
+    await make_gateway(receiver.url(), timeout=5)
+    [message] = await send_messages()
+    dispatcher = other_process(service)
+    await start_attempts(dispatcher, receiver, 1)
+    kill(dispatcher)
+    clock.forward(minutes=1)
+    await service.database.write(resend, AUDIT, 1, message["message_id"], clock())
+    send = await stored_send(service)
+    assert (send.status, send.doubtful, send.lease_until) == (PENDING, True, None)
