@@ -92,8 +92,8 @@ def _end_holds(connection: Connection, held: Sequence[SendChange], now: int) -> 
     The rows in `sends` are locked, so a report that arrives later finds the message held and ends the hold itself."""
     if not held:
         return {}
-    columns = messages.c.id, messages.c.state
-    states = dict(connection.execute(select(*columns).where(messages.c.id.in_([one.row.id for one in held]))).tuples().all())
+    found = select(messages.c.id, messages.c.state).where(messages.c.id.in_([one.row.id for one in held]))
+    states = {row.id: row.state for row in connection.execute(found)}
     rows = [
         one.row._replace(claimed_attempt=one.row.attempt, claimed_lease=0, status=int(status), finished_at=now, last_error=None)
         for one in held

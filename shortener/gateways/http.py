@@ -298,7 +298,16 @@ def build_request(settings: HttpSettings, message: OutgoingMessage, *, repeats: 
         headers["Content-Type"] = settings.content_type
     if not repeats:
         headers["Connection"] = "close"
-    return OutgoingRequest(settings.method, templates.fill(settings.url, values, "url"), headers, body, may_repeat=repeats)
+    return OutgoingRequest(settings.method, _fill_url(settings.url, values), headers, body, may_repeat=repeats)
+
+
+def _fill_url(template: str, values: Mapping[str, str]) -> str:
+    """Return the URL of a request. If values make a path segment `.` or `..`, it is percent-encoded, because clients and servers
+    remove such segments, so the request would go to another path."""
+    path, separator, query = templates.fill(template, values, "url").partition("?")
+    segments = zip(path.split("/"), template.partition("?")[0].split("/"), strict=True)  # a value contains no slash
+    filled = (new.replace(".", "%2E") if new in (".", "..") and new != old else new for new, old in segments)
+    return "/".join(filled) + separator + query
 
 
 def _basic(variables: Mapping[str, str]) -> str:

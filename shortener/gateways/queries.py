@@ -202,9 +202,7 @@ _CLAIMED = {
 }
 
 
-def claim(
-    connection: Connection, requests: Sequence[ClaimRequest], now: int, holding: Collection[int] = ()
-) -> list[ClaimedSend]:
+def claim(connection: Connection, requests: Sequence[ClaimRequest], now: int, holding: Collection[int] = ()) -> list[ClaimedSend]:
     """Claim due messages, increment the attempt number of each, and return them, oldest first.
 
     A message whose lease has ended is not claimed if its gateway is in `holding`, the ids of the gateways with the policy `hold`.

@@ -8,7 +8,8 @@ is not handed on again, and a hold ends.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, NamedTuple
@@ -39,6 +40,7 @@ _PAUSES = (0.1, 0.3, 0.6)
 MAX_WAITING = 256
 MAX_ITEMS = 1000  # At most this many reports of one call are recorded. The others are ignored.
 MAX_WORD_LENGTH = 64
+MIN_NATIONAL_DIGITS = 6  # the minimum number of digits of a phone number without its country code
 MAX_PRICE_DECIMALS = 20  # the maximum number of digits after the decimal point of a price
 
 
@@ -77,11 +79,30 @@ class GatewayReports:
         """Record a report of a gateway. Return False if the message is unknown, or if the report names no known state.
 
         `states` maps the gateway's own words to states. Raise StoreUnavailable if the database is unavailable."""
-        found = await self._find(gateway_id, report)
+        [found] = await self._find(gateway_id, [report])
+        return await self._record(gateway_id, report, found, states or {})
+
+    async def receive(self, gateway_id: int, report: GatewayReport) -> bool:
+        """Record a report that arrived on a connection of this process. Count it in `unknown` if its message or its word for the
+        state is unknown. Raise StoreUnavailable if the database is unavailable."""
+        is_known = await self.record(gateway_id, report)
+        self.unknown += not is_known
+        return is_known
+
+    async def receive_all(self, gateway_id: int, reports: Sequence[GatewayReport], states: Mapping[str, str]) -> None:
+        """Record the reports of one call of a gateway in their order. Count those in `unknown` whose message or word for the state
+        is unknown. `states` maps the gateway's own words to states. Raise StoreUnavailable if the database is unavailable; then
+        some reports may be stored."""
+        found = await self._find(gateway_id, reports)
+        for report, one in zip(reports, found, strict=True):
+            is_known = await self._record(gateway_id, report, one, states)
+            self.unknown += not is_known
+
+    async def _record(self, gateway_id: int, report: GatewayReport, found: ReportedSend | None, states: Mapping[str, str]) -> bool:
         if found is None:
             return False
         try:
-            state = _state_of(report.word, states or {})
+            state = _state_of(report.word, states)
         except ValueError:
             log.warning("gateway_report_unreadable", gateway=gateway_id, word=report.word[:MAX_WORD_LENGTH])
             return False
@@ -104,29 +125,28 @@ class GatewayReports:
             await self._database.write(_settle, found.id, state, self._clock())
         return results[0] is not None
 
-    async def receive(self, gateway_id: int, report: GatewayReport) -> bool:
-        """Record a report that arrived on a connection of this process. Count it in `unknown` if its message or its word for the
-        state is unknown. Raise StoreUnavailable if the database is unavailable."""
-        is_known = await self.record(gateway_id, report)
-        self.unknown += not is_known
-        return is_known
-
-    async def _find(self, gateway_id: int, report: GatewayReport) -> ReportedSend | None:
-        found = await self._database.read(find_send, gateway_id, report)
+    async def _find(self, gateway_id: int, reports: Sequence[GatewayReport]) -> list[ReportedSend | None]:
+        """Return the message of each report; None if it is unknown. All unknown messages are awaited at the same time."""
+        found = [await self._database.read(find_send, gateway_id, report) for report in reports]
         for part in _PAUSES if self._wait else ():
-            if found is not None or self._waiting >= MAX_WAITING:
+            unknown = [index for index, one in enumerate(found) if one is None]
+            if not unknown or self._waiting >= MAX_WAITING:
                 break
             self._waiting += 1
             try:
                 await asyncio.sleep(self._wait * part)
             finally:
                 self._waiting -= 1
-            found = await self._database.read(find_send, gateway_id, report)
+            for index in unknown:
+                found[index] = await self._database.read(find_send, gateway_id, reports[index])
         return found
 
 
 def find_send(connection: Connection, gateway_id: int, report: GatewayReport) -> ReportedSend | None:
-    """Return the message of a gateway that a report is about; None if the message is unknown."""
+    """Return the message of a gateway that a report is about; None if the message is unknown.
+
+    A `message_id` is unique in one application only. So on a gateway of several applications, it can be ambiguous. Then the
+    message is unknown."""
     row_id = decode(report.reference) if report.reference else None
     if row_id is not None:
         condition = sends.c.id == row_id
@@ -137,14 +157,30 @@ def find_send(connection: Connection, gateway_id: int, report: GatewayReport) ->
     else:
         return None
     statement = (
-        select(sends.c.id, sends.c.application_id, messages.c.message_id, sends.c.status, sends.c.gateway_message_id)
+        select(
+            sends.c.id,
+            sends.c.application_id,
+            messages.c.message_id,
+            sends.c.status,
+            sends.c.gateway_message_id,
+            messages.c.to_address,
+        )
         .join_from(sends, messages, messages.c.id == sends.c.id)
         .where(condition, sends.c.gateway_id == gateway_id)
         .order_by(sends.c.id.desc())
-        .limit(1)
+        .limit(2)
     )
-    row = connection.execute(statement).first()
-    return None if row is None else ReportedSend(*row)
+    rows = connection.execute(statement).all()
+    is_ambiguous = len(rows) > 1 and row_id is None and not report.gateway_message_id
+    if not rows or is_ambiguous or (report.addresses and not _is_recipient(rows[0].to_address, report.addresses)):
+        return None
+    return ReportedSend(*rows[0][:5])
+
+
+def _is_recipient(phone: str, addresses: Iterable[str]) -> bool:
+    """Return whether one of the addresses is a phone number in E.164. An address may lack the country code."""
+    digits = (re.sub(r"\D", "", address).lstrip("0") for address in addresses)
+    return any(len(one) >= MIN_NATIONAL_DIGITS and phone.endswith(one) for one in digits)
 
 
 def _store_id(connection: Connection, send_id: int, gateway_message_id: str) -> None:

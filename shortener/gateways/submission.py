@@ -76,7 +76,9 @@ class SubmitResult:
 class GatewayReport:
     """A delivery report of a gateway. One of `reference`, `gateway_message_id` and `message_id` identifies the message.
 
-    `word` is the gateway's word for the state, such as DELIVRD. `at` is None if the report has no time."""
+    `word` is the gateway's word for the state, such as DELIVRD. `at` is None if the report has no time. If `addresses` is not
+    empty, one of them must be the phone number of the recipient, with or without the country code; otherwise the report is about
+    an unknown message."""
 
     word: str
     reference: str | None = None
@@ -86,6 +88,7 @@ class GatewayReport:
     error_code: str | None = None
     description: str | None = None
     price: str | None = None
+    addresses: tuple[str, ...] = ()
 
 
 #: A function that records a delivery report of a gateway: (id of the gateway, report). It returns whether the message is known.

@@ -48,9 +48,7 @@ async def report(call: Call[None, None]) -> Response:
     if body and data is None:
         parameters = {**parameters, **_parse_form(body)}
     reports = read_reports(settings, parameters, data, request.path_params.get("reference"), service.clock())
-    for one in reports:
-        if not await service.gateway_reports.record(gateway.id, one, settings.report_states):
-            service.gateway_reports.unknown += 1
+    await service.gateway_reports.receive_all(gateway.id, reports, settings.report_states)
     return PlainTextResponse(settings.report_response)
 
 

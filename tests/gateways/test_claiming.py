@@ -45,7 +45,7 @@ async def change(service: Service, table: Any, row_id: int | None = None, **valu
 
 @pytest.mark.parametrize(
     "state",
-    [{"max_per_second": 1.0}, {"failures_in_row": 10, "open_until": NOON}, {}],
+    [{"max_per_second": 1.0}, {"failures_in_row": 10, "open_until": NOON}, {"max_per_second": None}],
     ids=["with a rate", "with an open circuit breaker", "without a limit"],
 )
 async def test_the_messages_of_a_disabled_application_use_neither_the_rate_nor_the_probe_of_a_shared_gateway(

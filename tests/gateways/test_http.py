@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -206,3 +207,18 @@ async def test_the_address_guard_blocks_a_gateway_that_has_a_private_address_wit
         result = await sender.send(build_request(settings(url="http://127.0.0.1:9/"), MESSAGE, repeats=True), 2)
     assert classify(settings(), result).outcome is SubmitOutcome.RETRY
     assert result.error == "blocked_address"
+
+
+@pytest.mark.parametrize(
+    ("url", "message_id", "expected"),
+    [
+        ("https://gw.example/a/{message_id}/send", "..", "https://gw.example/a/%2E%2E/send"),
+        ("https://gw.example/a/.{message_id}?id={message_id}", ".", "https://gw.example/a/%2E%2E?id=."),
+        ("https://gw.example/a/../{message_id}", "..", "https://gw.example/a/../%2E%2E"),
+        ("https://gw.example/a/{message_id}", "../b", "https://gw.example/a/..%2Fb"),
+        ("https://gw.example/a/{message_id}", "1..2", "https://gw.example/a/1..2"),
+    ],
+)
+def test_a_value_in_the_path_of_a_gateway_url_cannot_change_the_directory(url: str, message_id: str, expected: str) -> None:
+    request = build_request(settings(url=url), replace(MESSAGE, message_id=message_id), repeats=True)
+    assert request.url == expected

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
+from shortener.accounts.administration import create_application
+from shortener.accounts.directory import ALL_APPLICATIONS
 from shortener.container import Service
 from shortener.gateways.decisions import discard, resend
 from shortener.gateways.reports import GatewayReports
@@ -40,7 +44,7 @@ async def gateway_id(service: Service) -> int:
 async def test_a_gateway_report_with_an_id_that_a_database_cannot_store_is_about_an_unknown_message(
     service: Service, message: str, by: str, character: str
 ) -> None:
-    report = GatewayReport("DELIVRD", at=NOON, **{by: f"gw-1{character}"})
+    report = replace(GatewayReport("DELIVRD", at=NOON), **{by: f"gw-1{character}"})  # type: ignore[arg-type]
     assert not await service.gateway_reports.record(await gateway_id(service), report)
 
 
@@ -48,7 +52,8 @@ async def test_a_gateway_report_with_an_id_that_a_database_cannot_store_is_about
 async def test_a_gateway_report_can_identify_its_message_by_any_of_three_ids(service: Service, message: str, by: str) -> None:
     reference = encode((await stored_send(service)).id)
     ids = {"reference": reference, "gateway_message_id": "gw-1", "message_id": message}
-    report = GatewayReport("DELIVRD", at=NOON, error_code="000", description="ok", price="0.01", **{by: ids[by]})
+    report = GatewayReport("DELIVRD", at=NOON, error_code="000", description="ok", price="0.01")
+    report = replace(report, **{by: ids[by]})  # type: ignore[arg-type]
     assert await service.gateway_reports.record(await gateway_id(service), report)
     stored = await stored_message(service, message)
     assert (stored.state, stored.report_status, stored.reason_code) == (State.DELIVERED, "DELIVRD", "000")
@@ -211,3 +216,60 @@ async def test_a_message_that_is_sent_again_after_its_lease_has_ended_stays_doub
     await service.database.write(resend, AUDIT, 1, message["message_id"], clock())
     send = await stored_send(service)
     assert (send.status, send.doubtful, send.lease_until) == (PENDING, True, None)
+
+
+async def test_a_report_by_message_id_is_unknown_if_messages_of_several_applications_have_this_id(
+    service: Service, make_gateway: MakeGateway, send_messages: SendMessages
+) -> None:
+    gateway = await make_gateway(owner=ALL_APPLICATIONS)
+    other = (await service.database.write(create_application, "other", NOON)).application_id
+    statement = update(schema.applications).values(gateway_id=gateway.id)
+    await service.database.write(lambda connection: connection.execute(statement).rowcount)
+    await service.directory.refresh()
+    await send_messages(message_ids=("m-1",))
+    report = GatewayReport("DELIVRD", message_id="m-1")
+    assert await service.gateway_reports.record(gateway.id, report)
+    await send_messages(message_ids=("m-1",), application_id=other)
+    assert not await service.gateway_reports.record(gateway.id, report)
+    [first, second] = await rows(service.database, schema.messages)
+    assert {first.state, second.state} == {State.CREATED, State.DELIVERED}
+
+
+@pytest.mark.parametrize(
+    ("addresses", "is_known"),
+    [
+        (("14085550000", "12345"), True),
+        (("+1 408 555-0000", ""), True),
+        (("0014085550000", ""), True),
+        (("04085550000", ""), True),
+        (("Brand", "14085550000"), True),
+        (("14085550001", "12345"), False),
+        (("0000", ""), False),
+        (("", ""), False),
+    ],
+)
+async def test_a_report_that_only_its_text_marks_as_a_receipt_must_have_the_number_of_the_recipient(
+    service: Service, message: str, addresses: tuple[str, ...], is_known: bool
+) -> None:
+    report = GatewayReport("UNDELIV", gateway_message_id="gw-1", addresses=addresses)
+    service.gateway_reports._wait = 0
+    assert await service.gateway_reports.record(await gateway_id(service), report) is is_known
+    assert (await stored_message(service, message)).state == (State.FAILED if is_known else State.SENT)
+
+
+async def test_all_unknown_reports_of_one_call_wait_together(
+    service: Service, message: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    recorder = GatewayReports(service.database, service.delivery_reports, clock, wait=1)
+    known = GatewayReport("DELIVRD", message_id=message)
+    unknown = [GatewayReport("DELIVRD", gateway_message_id=f"unknown-{number}") for number in range(20)]
+    await recorder.receive_all(await gateway_id(service), [*unknown, known], {})
+    assert pauses == [0.1, 0.3, 0.6]
+    assert recorder.unknown == 20
+    assert (await stored_message(service, message)).state == State.DELIVERED

@@ -3,8 +3,8 @@ has ended. All callers share one attempt to connect. After a failed attempt to c
 second. Each further failure doubles the pause, up to MAX_PAUSE_SECONDS. A caller whose time limit ends before the pause gets the
 error of the previous attempt at once.
 
-The address guard checks every IP address of the host before each connection. Each connection looks its host up in its own thread, so
-that a resolver which does not respond delays neither other gateways nor the database.
+The address guard checks every IP address of the host before each connection. Each connection looks its host up in its own thread,
+so that a resolver which does not respond delays neither other gateways nor the database.
 """
 # Tested by tests/gateways/smpp/test_gateway.py
 

@@ -2,8 +2,9 @@
 
 A receipt is a deliver_sm with the message type "delivery receipt" in its esm_class. Some gateways do not set this message type, so
 a text such as "id:7 sub:001 dlvrd:001 submit date:2611281200 done date:2611281200 stat:DELIVRD err:000 text:hello" is a receipt as
-well. The optional parameters `receipted_message_id` and `message_state` have priority over the id in the text, and fill in a
-missing state.
+well. A person can write such a text too, so a receipt that is recognised only by its text counts only if one of its addresses is
+the recipient of the message. The optional parameters `receipted_message_id` and `message_state` have priority over the id in the
+text, and fill in a missing state.
 
 The time of a receipt is not used, because it has no time zone.
 """
@@ -43,10 +44,15 @@ def message_bytes(pdu: ReceivedPdu) -> bytes:
 
 def is_receipt(pdu: ReceivedPdu) -> bool:
     """Return whether a deliver_sm is a delivery receipt, and not a reply of a recipient."""
-    if pdu.esm_class & _MESSAGE_TYPE in _RECEIPT_TYPES or RECEIPTED_MESSAGE_ID in pdu.optional:
+    if _is_marked(pdu):
         return True
     text = message_bytes(pdu)[:300].decode("latin-1")
     return text[:3].lower() == "id:" and _STATE.search(text) is not None
+
+
+def _is_marked(pdu: ReceivedPdu) -> bool:
+    """Return whether the gateway has marked a deliver_sm as a delivery receipt."""
+    return pdu.esm_class & _MESSAGE_TYPE in _RECEIPT_TYPES or RECEIPTED_MESSAGE_ID in pdu.optional
 
 
 def parse_receipt(pdu: ReceivedPdu, message_ids: MessageIds) -> GatewayReport | None:
@@ -64,7 +70,8 @@ def parse_receipt(pdu: ReceivedPdu, message_ids: MessageIds) -> GatewayReport | 
     state = word[1].upper() if word else _STATES.get(int.from_bytes(pdu.optional.get(MESSAGE_STATE, b"\xff")[:1], "big"))
     if not state:
         return None
-    return GatewayReport(state, gateway_message_id=message_id, error_code=_error_code(pdu, text))
+    addresses = () if _is_marked(pdu) else (pdu.source, pdu.destination)
+    return GatewayReport(state, gateway_message_id=message_id, error_code=_error_code(pdu, text), addresses=addresses)
 
 
 def _error_code(pdu: ReceivedPdu, text: str) -> str | None:

@@ -7,6 +7,7 @@
   is delivered again by the gateway.
 - If the connection ends, all requests without a response fail with `LinkLost`. The field `was_sent` of the error states whether the
   gateway may have received the request.
+- While the gateway does not read the responses, nothing more is read from it, so the memory of a session is limited.
 """
 
 from __future__ import annotations
@@ -160,6 +161,7 @@ class SmppSession:
                     self._write(pdus.build_pdu("generic_nack", int.from_bytes(data[12:16], "big"), pdus.INVALID_LENGTH))
                 else:
                     self._handle(pdu)
+                await self._writer.drain()
         except (OSError, asyncio.IncompleteReadError):
             pass
         except Exception:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from shortener.gateways.smpp.pdus import MESSAGE_PAYLOAD, MESSAGE_STATE, NETWORK_ERROR_CODE, RECEIPTED_MESSAGE_ID, ReceivedPdu
@@ -82,3 +84,12 @@ def test_decimal_and_hexadecimal_notations_of_an_smpp_message_id_are_recognised_
     tagged = parse_receipt(pdu(id=response.encode(), state=b"\x02"), notation)
     assert tagged is not None
     assert tagged.gateway_message_id == response_id(response, notation)
+
+
+def test_a_receipt_that_only_its_text_marks_contains_its_addresses_so_that_they_can_be_checked() -> None:
+    addresses = []
+    for received in (pdu(TEXT, esm_class=0), pdu(TEXT), pdu(TEXT, esm_class=0, id=b"7\0")):
+        report = parse_receipt(replace(received, source="14085550100", destination="12345"), "same")
+        assert report is not None
+        addresses.append(report.addresses)
+    assert addresses == [("14085550100", "12345"), (), ()]

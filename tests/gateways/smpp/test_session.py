@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import struct
 
 import pytest
@@ -85,3 +86,32 @@ async def test_a_refused_smpp_bind_raises_an_error_with_the_status_of_the_smsc()
         with pytest.raises(BindRefused) as raised:
             await opened(smsc)
         assert raised.value.status == 0x0D
+
+
+async def test_the_smpp_session_stops_reading_while_the_smsc_does_not_read_its_responses() -> None:
+    requests = 100_000
+    loop = asyncio.get_running_loop()
+    smsc, client = socket.socketpair()
+    for one in (smsc, client):
+        one.setblocking(False)
+    reader, writer = await asyncio.open_connection(sock=client)
+    session = SmppSession(reader, writer, handle, 2, 60.0)
+    binding = asyncio.create_task(session.bind("bind_transceiver", 20.0, system_id="x", password="", system_type=""))
+    header = await loop.sock_recv(smsc, 16)
+    await loop.sock_sendall(smsc, struct.pack(">LLLL", 17, 0x80000009, 0, int.from_bytes(header[12:16], "big")) + b"\0")
+    await binding
+    await loop.sock_recv(smsc, 1000)  # the body of the bind
+    sending = asyncio.create_task(loop.sock_sendall(smsc, build("enquire_link", 1) * requests))
+    async with asyncio.timeout(PATIENCE):
+        while not sending.done() and not writer.transport.get_write_buffer_size():
+            await asyncio.sleep(0)
+    for _ in range(200):  # enough rounds to read all requests
+        await asyncio.sleep(0)
+    assert writer.transport.get_write_buffer_size() < 300_000
+    received = 0
+    async with asyncio.timeout(PATIENCE):
+        while received < requests * 16:
+            received += len(await loop.sock_recv(smsc, 1_000_000))
+        await sending
+    smsc.close()
+    await session.close()
