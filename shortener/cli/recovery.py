@@ -3,11 +3,12 @@ secret."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import os
 import shlex
+import signal
 import sys
-from datetime import UTC, datetime
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,8 @@ from shortener.cli.common import (
 )
 
 if TYPE_CHECKING:
+    from shortener.clicks.hit_spool import HitSpool
+    from shortener.secret import Secret
     from shortener.settings import Settings
     from shortener.storage.secret_change import LostValue
 
@@ -78,7 +81,7 @@ async def backup(file: Path, as_json: bool) -> None:
 
 @click.command()
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--replace", is_flag=True, help="Move an existing database and secret away first. They are renamed, not deleted.")
+@click.option("--replace", is_flag=True, help="Rename an existing database and secret, and put the restored ones in their place.")
 @yes_option
 @json_option
 @async_command
@@ -86,26 +89,34 @@ async def restore(file: Path, replace: bool, yes: bool, as_json: bool) -> None:
     """Restore the backup FILE, or a plain copy of a SQLite database, into DATA_DIR. No server may run.
 
     The secret of the backup is written to DATA_DIR/secret, unless SECRET is set. Afterwards run `shortener verify`. If the backup
-    is of an older version, run `shortener migrate` first.
+    is of an older version, run `shortener migrate` first. With --replace, an existing database and its secret are renamed when the
+    new database is complete and every page of it is checked. If the command fails or is interrupted before, they stay as they are.
     """
+    from shortener.model import utcnow
     from shortener.secret import Secret, secret_file
-    from shortener.storage.backup import inspect
+    from shortener.storage.backup import BackupError, inspect
     from shortener.storage.backup import restore as restore_backup
     from shortener.storage.migrations import HEAD
+    from shortener.storage.sqlite import hold_ownership
 
     settings = load_settings()
     database = _require_sqlite(settings, "restore")
-    inspect(file)  # the file is checked first, before an existing database is moved away
+    inspect(file)  # the file is checked first, before the user is asked
     place = secret_file(settings.data_dir)
-    moved: list[str] = []
-    if replace and (database.exists() or place.exists()):
-        await _check_that_nothing_serves(settings)
-        confirm(f"{database.absolute()} and its secret are renamed and replaced by {file}.", yes, is_required=True)
-        moved = _move_away(database, place)
+    is_replacing = replace and (database.exists() or place.exists())
     text = settings.secret.get_secret_value()
-    info = restore_backup(file, database, place, Secret(text) if text else None, _print_progress)
+    with hold_ownership(database):
+        if is_replacing:
+            confirm(f"{database.absolute()} and its secret are renamed and replaced by {file}.", yes, is_required=True)
+        replaced_at = utcnow() if is_replacing else None
+        secret = Secret(text) if text else None
+        try:
+            with _interruptible():
+                info, moved = restore_backup(file, database, place, secret, _print_progress, replaced_at=replaced_at)
+        except BackupError as error:
+            raise BackupError(f"{error}. Nothing was changed") from None
     await _record_restore(settings, info)
-    fields = dataclasses.asdict(info) | {"database": str(database.absolute()), "moved": moved}
+    fields = dataclasses.asdict(info) | {"database": str(database.absolute()), "moved": [str(one) for one in moved]}
 
     def print_text() -> None:
         print_fields(fields)
@@ -120,6 +131,17 @@ async def restore(file: Path, replace: bool, yes: bool, as_json: bool) -> None:
         click.echo("The database is restored. Next: " + ", then ".join(f"{where}shortener {step}" for step in steps))
 
     print_result(fields, as_json, print_text)
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl+C interrupt synchronous code at once. In a command that asyncio runs, the first Ctrl+C would only cancel the next
+    `await`, after the code has done its work."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 async def _record_restore(settings: Settings, info: Any) -> None:
@@ -139,28 +161,6 @@ async def _record_restore(settings: Settings, info: Any) -> None:
         await database.close()
 
 
-async def _check_that_nothing_serves(settings: Settings) -> None:
-    """Raise StoreUnavailable if a server uses the SQLite database."""
-    from shortener.storage.open import open_database, sqlite_path
-
-    file = sqlite_path(settings.store_url)
-    if file is not None and file.exists():
-        await (await open_database(settings.store_url, owner=True)).close()
-
-
-def _move_away(database: Path, secret: Path) -> list[str]:
-    """Rename the database with its WAL, and the secret. Return the new names."""
-    stamp = datetime.now(UTC).strftime("replaced-%Y%m%dT%H%M%SZ")
-    moved = []
-    for file in (*(database.with_name(database.name + suffix) for suffix in ("-wal", "-shm", "")), secret):
-        if file.exists():
-            base, suffix = (database, file.name.removeprefix(database.name)) if file != secret else (secret, "")
-            new = base.with_name(f"{base.name}.{stamp}{suffix}")
-            os.rename(file, new)
-            moved.append(str(new))
-    return moved
-
-
 @click.group()
 def secret() -> None:
     """Take over an installation whose secret was lost."""
@@ -177,11 +177,10 @@ async def adopt_secret(yes: bool, as_json: bool) -> None:
     working. Values that were encrypted with the lost secret are removed and listed: signing secrets, headers and certificates
     of trackers, callback secrets, settings of gateways, second factors. A tracker or gateway that loses a value is disabled,
     and its deliveries wait until you set the value again and enable it. Click ids that destinations already received are no
-    longer recognised, but message ids still are.
+    longer recognised, but message ids still are. Hits that wait in Redis move to the new secret; if Redis fails meanwhile, run the
+    command again.
     """
     from shortener.cli.gateways import ensure_simulator
-    from shortener.model import utcnow
-    from shortener.redis.client import RedisUnavailable
     from shortener.secret import open_secret, secret_file
     from shortener.storage import secret_change
     from shortener.storage.installation import require_installation
@@ -193,65 +192,107 @@ async def adopt_secret(yes: bool, as_json: bool) -> None:
     database = await open_database(settings.store_url, owner=True)
     place = secret_file(settings.data_dir)
     is_new = not settings.secret.get_secret_value() and not place.exists()
-    is_adopted = False
+    is_written = False  # true when the transaction begins, because it may be committed although the command gets an error
+    lost: list[LostValue] = []
     try:
-        old = await database.read(secret_change.fingerprint_of)
         new = open_secret(settings.secret, settings.data_dir, create=True)
-        if old == new.fingerprint:
-            print_result(
-                {"adopted": False, "lost": []}, as_json, lambda: click.echo("The secret already belongs to this database.")
+        is_adopted = await database.read(secret_change.fingerprint_of) != new.fingerprint
+        if is_adopted:
+            lost = [value for value in await database.read(secret_change.find_lost, new) if not _is_simulator(value)]
+            if not as_json:
+                _print_lost(lost)
+            confirm(
+                f"All applications get a new secret. {len(lost)} encrypted values are removed. Stop every other process first.",
+                yes,
+                is_required=True,
             )
-            return
-        lost = [value for value in await database.read(secret_change.find_lost, new) if not _is_simulator(value)]
-        if not as_json:
-            _print_lost(lost)
-        confirm(
-            f"All applications get a new secret. {len(lost)} encrypted values are removed. Stop every other process first.",
-            yes,
-            is_required=True,
-        )
-        try:
-            hits = await _move_spool(settings, old, new)
-        except RedisUnavailable as error:
-            raise click.ClickException(f"nothing was changed: Redis, which may contain hits, is unavailable: {error}") from None
-
-        def adopt(connection: Any, audit: Any) -> list[LostValue]:
-            removed = secret_change.adopt(connection, new)
-            after = {"removed": [f"{value.owner} {value.id}: {value.value}" for value in removed]}
-            audit.add(connection, utcnow(), "secret_adopted", after=after)
-            return removed
-
-        lost = [value for value in await database.write(adopt, command_line_audit(database)) if not _is_simulator(value)]
-        is_adopted = True
-        await ensure_simulator(database)
+            await _check_redis(settings, new)
+            is_written = True
+            lost = await _adopt(database, new)
+            await ensure_simulator(database)
+        hits = await _move_hits(settings, database, new)
     finally:
-        if is_new and not is_adopted:
+        if is_new and not is_written:
             place.unlink(missing_ok=True)
         await database.close()
-    fields = {"adopted": True, "lost": [dataclasses.asdict(value) for value in lost], "hits_moved": hits}
+    fields = {"adopted": is_adopted, "lost": [dataclasses.asdict(value) for value in lost], "hits_moved": hits}
 
     def print_text() -> None:
-        click.echo("The secret is adopted. Links go on working.")
+        if is_adopted:
+            click.echo("The secret is adopted. Links go on working.")
+        else:
+            click.echo("The secret already belongs to this database.")
+        if hits:
+            click.echo(f"{hits:,} hits that waited in Redis are moved.")
         for value in lost:
             click.echo(f"  {_remedy(value)}")
 
     print_result(fields, as_json, print_text)
 
 
-async def _move_spool(settings: Settings, old: str | None, new: Any) -> int:
-    """Move the hits that wait in Redis to the keys of the new secret. Return their number. Raise RedisUnavailable."""
-    if not settings.redis_url or old is None:
-        return 0
+async def _adopt(database: Any, new: Secret) -> list[LostValue]:
+    """Make `new` the secret of the database, and add a row to the audit log. Return the removed values."""
+    from shortener.model import utcnow
+    from shortener.storage import secret_change
+
+    def adopt(connection: Any, audit: Any) -> list[LostValue]:
+        removed = secret_change.adopt(connection, new)
+        after = {"removed": [f"{value.owner} {value.id}: {value.value}" for value in removed]}
+        audit.add(connection, utcnow(), "secret_adopted", after=after)
+        return removed
+
+    return [value for value in await database.write(adopt, command_line_audit(database)) if not _is_simulator(value)]
+
+
+@contextlib.asynccontextmanager
+async def _open_spool(settings: Settings, secret: Secret) -> AsyncIterator[HitSpool]:
+    """Yield the spool of hits in Redis of the installation with this secret. REDIS_URL must be set."""
     from shortener.clicks.hit_spool import HitSpool
-    from shortener.container.connections import key_prefix, key_prefix_of
+    from shortener.container.connections import key_prefix
     from shortener.redis.client import open_redis
 
     redis = open_redis(settings.redis_url, timeout=1.0, connections=2)
     try:
-        spool = HitSpool(redis, key_prefix(new), limit=settings.spool_limit, now_ms=lambda: 0)
-        return await spool.move_from(key_prefix_of(old))
+        yield HitSpool(redis, key_prefix(secret), limit=settings.spool_limit, now_ms=lambda: 0)
     finally:
         await redis.close()
+
+
+async def _check_redis(settings: Settings, new: Secret) -> None:
+    """Raise ClickException if Redis, which may contain hits, is configured and does not respond."""
+    from shortener.redis.client import RedisUnavailable
+
+    if settings.redis_url:
+        try:
+            async with _open_spool(settings, new) as spool:
+                await spool.look()
+        except RedisUnavailable as error:
+            raise click.ClickException(f"nothing was changed: Redis, which may contain hits, is unavailable: {error}") from None
+
+
+async def _move_hits(settings: Settings, database: Any, new: Secret) -> int:
+    """Move the hits that wait in Redis from the keys of former secrets to the keys of the new one. Return their number.
+
+    The database contains the names of these keys until the hits are moved, so a repeated command continues an interrupted move.
+    Raise ClickException if Redis does not respond."""
+    from shortener.container.connections import key_prefix, key_prefix_of
+    from shortener.redis.client import RedisUnavailable
+    from shortener.storage import secret_change
+
+    former = await database.read(secret_change.former_fingerprints)
+    if not settings.redis_url or not former:
+        return 0
+    prefixes = {key_prefix_of(fingerprint) for fingerprint in former} - {key_prefix(new)}
+    try:
+        async with _open_spool(settings, new) as spool:
+            hits = sum([await spool.move_from(prefix) for prefix in sorted(prefixes)])
+    except RedisUnavailable as error:
+        raise click.ClickException(
+            f"the secret is adopted, but the hits that wait in Redis are not moved, because Redis is unavailable: {error}. Run "
+            "`shortener secret adopt` again when Redis responds"
+        ) from None
+    await database.write(secret_change.forget_former)
+    return hits
 
 
 def _is_simulator(value: LostValue) -> bool:

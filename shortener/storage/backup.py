@@ -6,7 +6,8 @@ server continues to work. The file gets its final name only when it is complete,
 read it.
 
 `restore` accepts a backup, and also a plain copy of a database, such as one that Litestream restored. It removes the secret from
-the database and writes it to the secret file. `backup` and `restore` block the calling thread. If they raise `BackupError`, no
+the database and writes it to the secret file. It can replace an installation: it renames the files of that installation after the
+new database is complete and verified. `backup` and `restore` block the calling thread. If they fail, also by KeyboardInterrupt, no
 file with the target name was created or changed.
 """
 
@@ -75,13 +76,24 @@ def backup(database: Path, target: Path, secret: Secret, now: datetime, progress
     return dataclasses.replace(info, file=str(target))
 
 
-def restore(source: Path, database: Path, secret_file: Path, secret: Secret | None, progress: BackupProgress) -> BackupInfo:
-    """Restore the backup `source` to the SQLite file `database`, verify it, and return a description of its content. Raise
-    BackupError if it fails.
+def restore(
+    source: Path,
+    database: Path,
+    secret_file: Path,
+    secret: Secret | None,
+    progress: BackupProgress,
+    *,
+    replaced_at: datetime | None = None,
+) -> tuple[BackupInfo, list[Path]]:
+    """Restore the backup `source` to the SQLite file `database`, and verify it. Return a description of its content, and the new
+    paths of the files that were renamed. Raise BackupError if it fails.
 
-    `database` must not exist. `secret` is the setting SECRET. If it is set, it must be equal to the secret in the backup. If
-    it is None, the secret of the backup is written to `secret_file`, unless that file already contains it."""
-    if database.exists():
+    If `replaced_at` is None, `database` must not exist. Otherwise an existing database and the secret file are renamed, and the new
+    names contain this time. Then no process may use the database. `secret` is the setting SECRET. If it is set, it must be equal to
+    the secret in the backup. If it is None, the secret of the backup is written to `secret_file`, unless that file stays and
+    already contains it."""
+    is_replacing = replaced_at is not None
+    if database.exists() and not is_replacing:
         raise BackupError(f"{database} already exists. Move it away first, or use --replace")
     if not source.is_file():
         raise BackupError(f"there is no file {source}")
@@ -95,9 +107,10 @@ def restore(source: Path, database: Path, secret_file: Path, secret: Secret | No
             connection.execute("DELETE FROM installation WHERE name IN (?, ?)", (_SECRET, _CREATED_AT))
         _check_pages(temporary)
         _flush(temporary)
-        _restore_secret(stored, fingerprint, secret_file, secret)
-        _put_in_place(temporary, database)
-    return info
+        is_complete = _check_secret(fingerprint, None if is_replacing else secret_file, secret)
+        ending = replaced_at.strftime("replaced-%Y%m%dT%H%M%SZ") if replaced_at is not None else ""
+        moved = _install(temporary, database, secret_file, None if is_complete else stored, ending)
+    return info, moved
 
 
 def inspect(file: Path) -> BackupInfo:
@@ -125,23 +138,48 @@ def inspect(file: Path) -> BackupInfo:
 _COUNTED = ("applications", "messages", "links", "hits")
 
 
-def _restore_secret(stored: str | None, fingerprint: str | None, secret_file: Path, setting: Secret | None) -> None:
-    """Write the secret of a backup to the secret file. If a secret is already configured, check instead that it is the secret of
-    the backup, and raise BackupError if it is not."""
+def _check_secret(fingerprint: str | None, secret_file: Path | None, setting: Secret | None) -> bool:
+    """Return whether a secret is configured, by the setting SECRET or by a secret file. Raise BackupError if it is not the secret
+    of the backup."""
     existing = setting
     try:
-        if existing is None and secret_file.exists():
+        if existing is None and secret_file is not None and secret_file.exists():
             existing = Secret(secret_file.read_text().strip())
-        if existing is not None:
-            if fingerprint not in (None, existing.fingerprint):
-                place = "SHORTENER_SECRET" if setting is not None else str(secret_file)
-                remedy = "unset it" if setting is not None else "move the file away"
-                raise BackupError(f"{place} is not the secret of this backup. To use the secret of the backup, {remedy}")
-        elif stored is not None:
-            secret_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            write_secret(secret_file, stored)
     except (OSError, SecretError, UnicodeDecodeError) as error:
         raise BackupError(f"{secret_file}: {error}") from None
+    if existing is not None and fingerprint not in (None, existing.fingerprint):
+        place = "SHORTENER_SECRET" if setting is not None else str(secret_file)
+        remedy = "unset it" if setting is not None else "move the file away"
+        raise BackupError(f"{place} is not the secret of this backup. To use the secret of the backup, {remedy}")
+    return existing is not None
+
+
+def _install(temporary: Path, database: Path, secret_file: Path, secret: str | None, ending: str) -> list[Path]:
+    """Give the restored database its final name, and write its secret to the secret file unless `secret` is None. If `ending` is
+    not empty, first rename the files with these names: add the ending to their names. Return the new names.
+
+    If a step fails, undo the steps before it. The secret file is renamed last: while it exists without a database, `serve` creates
+    no new installation."""
+    moved: list[Path] = []
+    with contextlib.ExitStack() as undo:
+
+        def move(file: Path, name: str) -> None:
+            if ending and file.exists():
+                new = file.with_name(name)
+                os.rename(file, new)
+                undo.callback(os.replace, new, file)
+                moved.append(new)
+
+        for suffix in ("-wal", "-shm", ""):
+            move(database.with_name(database.name + suffix), f"{database.name}.{ending}{suffix}")
+        _put_in_place(temporary, database)
+        undo.callback(database.unlink)
+        move(secret_file, f"{secret_file.name}.{ending}")
+        if secret is not None:
+            secret_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            write_secret(secret_file, secret)
+        undo.pop_all()
+    return moved
 
 
 def _copy(source: Path, target: Path, progress: BackupProgress) -> None:

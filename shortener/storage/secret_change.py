@@ -9,15 +9,18 @@ redirect.
 
 from __future__ import annotations
 
-from sqlalchemy import Column, Connection, Table, select, update
+from sqlalchemy import Column, Connection, Table, delete, select, update
 
 from shortener.model import record
 from shortener.secret import Secret, SecretError
 from shortener.storage.installation import FINGERPRINT, get, set_value
-from shortener.storage.schema import metadata
+from shortener.storage.schema import installation, metadata
 
 #: The `disabled_reason` of a tracker or gateway that lost an encrypted value.
 DISABLED_REASON = "the secret of the installation was lost; set the values that were encrypted with it again"
+
+#: The name of the value of the installation that contains the result of `former_fingerprints`, separated by spaces.
+_FORMER = "former_secrets"
 
 
 @record
@@ -49,7 +52,9 @@ def find_lost(connection: Connection, secret: Secret) -> list[LostValue]:
 
 
 def adopt(connection: Connection, secret: Secret) -> list[LostValue]:
-    """Make `secret` the secret of this database. Remove and return the values that the new secret cannot decrypt."""
+    """Make `secret` the secret of this database. Remove and return the values that the new secret cannot decrypt.
+
+    The old secret is then one of the former secrets."""
     lost = find_lost(connection, secret)
     for table, column in encrypted_columns():
         ids = [value.id for value in lost if value.owner == table.name and value.value == column.info["encrypted"]]
@@ -60,6 +65,9 @@ def adopt(connection: Connection, secret: Secret) -> list[LostValue]:
             if "revision" in table.c:
                 values["revision"] = table.c.revision + 1
             connection.execute(update(table).where(table.c.id == id_).values(values))
+    old = get(connection, FINGERPRINT)
+    if old is not None and old != secret.fingerprint:
+        set_value(connection, _FORMER, " ".join({*former_fingerprints(connection), old}))
     set_value(connection, FINGERPRINT, secret.fingerprint)
     return lost
 
@@ -67,3 +75,13 @@ def adopt(connection: Connection, secret: Secret) -> list[LostValue]:
 def fingerprint_of(connection: Connection) -> str | None:
     """Return the fingerprint of the secret of this database; None before the first start."""
     return get(connection, FINGERPRINT)
+
+
+def former_fingerprints(connection: Connection) -> list[str]:
+    """Return the fingerprints of the former secrets of this database, under whose keys hits may still wait in Redis."""
+    return sorted((get(connection, _FORMER) or "").split())
+
+
+def forget_former(connection: Connection) -> None:
+    """Forget the former secrets, because no hits wait under their keys any more."""
+    connection.execute(delete(installation).where(installation.c.name == _FORMER))

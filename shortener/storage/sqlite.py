@@ -15,6 +15,7 @@ checkpoint thread logs `wal_is_long` if the WAL grows because of them.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import fcntl
 import math
@@ -24,7 +25,7 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, Concatenate, Literal, ParamSpec, TypeVar
@@ -269,6 +270,14 @@ def _prepare_readers(engine: Engine) -> None:
 
 
 _LIMIT = "read limit"  # The key of the ReadLimit in the `info` dict of a pooled connection.
+
+
+@contextlib.contextmanager
+def hold_ownership(path: Path) -> Iterator[None]:
+    """Prevent other processes from serving from the SQLite file `path`, which need not exist. Raise DatabaseInUse if one does."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with _take_ownership(path):
+        yield
 
 
 def _take_ownership(path: Path) -> IO[str]:

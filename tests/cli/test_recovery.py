@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import stat
@@ -11,9 +12,16 @@ from pathlib import Path
 
 import pytest
 
+from shortener.clicks.hit_spool import HitSpool
+from shortener.container.connections import key_prefix
+from shortener.errors import DatabaseInUse
+from shortener.redis.client import RedisUnavailable
+from shortener.secret import open_secret
+from shortener.settings import Settings
+from shortener.storage.sqlite import SqliteDatabase
 from tests.acceptance.process import PHONE, Server
 from tests.cli.shell import InProcessShell, Shell, create_installation
-from tests.servers import PATIENCE
+from tests.servers import PATIENCE, RedisProcess
 
 
 @pytest.fixture
@@ -54,7 +62,7 @@ def test_a_command_in_a_folder_without_an_installation_fails_prints_the_folder_a
 
 def test_the_command_secret_adopt_creates_no_secret_without_a_confirmation(shell: InProcessShell) -> None:
     secret = shell.folder / "secret"
-    assert shell.json("secret", "adopt") == {"adopted": False, "lost": []}
+    assert shell.json("secret", "adopt") == {"adopted": False, "lost": [], "hits_moved": 0}
     secret.unlink()
     assert "add --yes" in shell("secret", "adopt", code=1).stderr
     assert not secret.exists()
@@ -62,6 +70,81 @@ def test_the_command_secret_adopt_creates_no_secret_without_a_confirmation(shell
     assert [value["value"] for value in adopted["lost"]] == ["callback secret"]
     assert "already belongs" in shell("secret", "adopt").stdout
     assert shell.json("applications", "rotate-callback-secret", "1")["callback_secret"].startswith("whsec_")
+
+
+def add_waiting_hits(server: RedisProcess, folder: Path, count: int) -> str:
+    """Add entries to the stream of hits in Redis of the installation in `folder`. Return the prefix of its keys."""
+    prefix = prefix_of(folder)
+    with contextlib.closing(server.client()) as client:
+        for _ in range(count):
+            client.xadd(f"{prefix}spool:hits", {"h": "{}"})
+    return prefix
+
+
+def prefix_of(folder: Path) -> str:
+    return key_prefix(open_secret(Settings(data_dir=folder).secret, folder))
+
+
+def waiting_hits(server: RedisProcess, prefix: str) -> int:
+    with contextlib.closing(server.client()) as client:
+        return int(client.xlen(f"{prefix}spool:hits"))
+
+
+def test_the_command_secret_adopt_moves_the_hits_in_redis_after_the_new_secret_is_stored(
+    shell: InProcessShell, redis_server: RedisProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shell = InProcessShell(shell.folder, SHORTENER_REDIS_URL=redis_server.url)
+    old = add_waiting_hits(redis_server, shell.folder, 3)
+    (shell.folder / "secret").unlink()
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shortener.storage.secret_change.adopt", refuse)
+        shell("secret", "adopt", "--yes", code=1)
+    assert waiting_hits(redis_server, old) == 3, "the hits stay where the stored secret has them"
+    assert shell.json("secret", "adopt", "--yes")["hits_moved"] == 3
+    assert (waiting_hits(redis_server, old), waiting_hits(redis_server, prefix_of(shell.folder))) == (0, 3)
+    assert shell.json("secret", "adopt") == {"adopted": False, "lost": [], "hits_moved": 0}
+
+
+def test_the_command_secret_adopt_can_be_repeated_if_redis_fails_before_the_hits_are_moved(
+    shell: InProcessShell, redis_server: RedisProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_redis = InProcessShell(shell.folder, SHORTENER_REDIS_URL=redis_server.url)
+    prefixes = []
+    for _ in range(2):
+        prefixes.append(add_waiting_hits(redis_server, shell.folder, 2))
+        (shell.folder / "secret").unlink()
+
+        async def fail(*_: object) -> int:
+            raise RedisUnavailable("connection refused")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(HitSpool, "move_from", fail)
+            assert "Run `shortener secret adopt` again" in with_redis("secret", "adopt", "--yes", code=1).stderr
+    redis_server.kill()
+    unreachable = with_redis("secret", "adopt", code=1).stderr
+    assert "the hits that wait in Redis are not moved" in unreachable
+    redis_server.start()
+    assert with_redis.json("secret", "adopt") == {"adopted": False, "lost": [], "hits_moved": 4}
+    assert [waiting_hits(redis_server, prefix) for prefix in (*prefixes, prefix_of(shell.folder))] == [0, 0, 4]
+
+
+def test_the_command_secret_adopt_changes_nothing_while_redis_is_unavailable(
+    shell: InProcessShell, redis_server: RedisProcess
+) -> None:
+    with_redis = InProcessShell(shell.folder, SHORTENER_REDIS_URL=redis_server.url)
+    secret = shell.folder / "secret"
+    text = secret.read_text()
+    secret.unlink()
+    redis_server.kill()
+    assert "nothing was changed: Redis" in with_redis("secret", "adopt", "--yes", code=1).stderr
+    assert not secret.exists()
+    secret.write_text(text)
+    secret.chmod(0o600)
+    assert shell.json("secret", "adopt")["adopted"] is False
 
 
 def test_the_backup_and_restore_commands_recommend_pg_dump_for_postgresql(shell: InProcessShell, tmp_path: Path) -> None:
@@ -86,6 +169,51 @@ def test_the_restore_command_replaces_an_installation_only_after_a_confirmation_
     assert all(Path(name).is_file() for name in restored["moved"])
     assert [one["name"] for one in shell.json("applications", "list")] == ["Brand"]
     assert shell.json("verify")["drift"] == []
+
+
+def test_the_restore_command_changes_nothing_if_the_secret_in_the_environment_is_not_that_of_the_backup(
+    shell: InProcessShell, tmp_path: Path, sqlite_template: Path
+) -> None:
+    create_installation(tmp_path / "other", sqlite_template)
+    other, file = InProcessShell(tmp_path / "other"), str(tmp_path / "backup")
+    other("applications", "create", "Other")
+    other("backup", file)
+    secret = (shell.folder / "secret").read_text().strip()
+    failed = InProcessShell(shell.folder, SHORTENER_SECRET=secret)("restore", file, "--replace", "--yes", code=1)
+    assert "SHORTENER_SECRET is not the secret of this backup" in failed.stderr
+    assert "Nothing was changed" in failed.stderr
+    assert [one["name"] for one in shell.json("applications", "list")] == ["Brand"]
+    assert shell("verify").exit_code == 0
+
+
+def test_a_restore_command_that_is_interrupted_during_the_copy_keeps_the_installation(
+    shell: InProcessShell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = str(tmp_path / "backup")
+    shell("backup", file)
+    shell("applications", "create", "Later")
+    names = {path.name for path in shell.folder.iterdir()}
+    monkeypatch.setattr("shortener.cli.recovery._print_progress", lambda *_: signal.raise_signal(signal.SIGINT))
+    shell("restore", file, "--replace", "--yes", code=1)
+    assert len(shell.json("applications", "list")) == 2
+    assert {path.name for path in shell.folder.iterdir()} - {"shortener.db.lock"} == names - {"shortener.db.lock"}
+
+
+def test_no_server_can_start_while_a_backup_is_restored(
+    shell: InProcessShell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = str(tmp_path / "backup")
+    shell("backup", file)
+    steps = []
+
+    def start_server(done: int, total: int) -> None:
+        with pytest.raises(DatabaseInUse, match="another process serves"):
+            SqliteDatabase(shell.folder / "shortener.db", owner=True)
+        steps.append(done)
+
+    monkeypatch.setattr("shortener.cli.recovery._print_progress", start_server)
+    shell("restore", file, "--replace", "--yes")
+    assert steps
 
 
 def test_the_restore_command_ends_with_the_complete_commands_for_the_next_steps(shell: InProcessShell, tmp_path: Path) -> None:

@@ -31,6 +31,17 @@ def query(file: Path, statement: str) -> list[tuple[object, ...]]:
         return connection.execute(statement).fetchall()
 
 
+def damage(file: Path, table: str) -> None:
+    """Overwrite the first page of a table with random bytes."""
+    ((page_size,),) = query(file, "PRAGMA page_size")
+    ((root,),) = query(file, f"SELECT rootpage FROM sqlite_master WHERE name = '{table}'")
+    assert isinstance(page_size, int)
+    assert isinstance(root, int)
+    with file.open("r+b") as opened:
+        opened.seek((root - 1) * page_size)
+        opened.write(os.urandom(page_size))
+
+
 @pytest.fixture
 async def folder(tmp_path: Path) -> Path:
     """The folder of an installation with one link and without a running server."""
@@ -128,13 +139,7 @@ def test_a_backup_never_replaces_an_existing_file_and_a_failed_backup_creates_no
 def test_a_damaged_database_is_detected_and_no_backup_is_written(folder: Path, tmp_path: Path) -> None:
     database = folder / "shortener.db"
     query(database, "PRAGMA wal_checkpoint(TRUNCATE)")
-    ((page_size,),) = query(database, "PRAGMA page_size")
-    ((root,),) = query(database, "SELECT rootpage FROM sqlite_master WHERE name = 'events'")
-    assert isinstance(page_size, int)
-    assert isinstance(root, int)
-    with database.open("r+b") as file:
-        file.seek((root - 1) * page_size)
-        file.write(os.urandom(page_size))
+    damage(database, "events")
     with pytest.raises(BackupError):
         backup(database, tmp_path / "new", installation_secret(folder), NOW, ignore)
     assert not (tmp_path / "new").exists()
@@ -182,8 +187,61 @@ def test_a_plain_copy_of_a_database_can_be_restored_without_a_secret(folder: Pat
     query(folder / "shortener.db", f"VACUUM INTO '{copy}'")
     assert not inspect(copy).has_secret
     new = tmp_path / "new"
-    info = restore(copy, new / "shortener.db", new / "secret", None, ignore)
-    assert (info.links, info.created_at) == (1, None)
+    info, moved = restore(copy, new / "shortener.db", new / "secret", None, ignore)
+    assert (info.links, info.created_at, moved) == (1, None, [])
     assert not (new / "secret").exists()
     ((name,),) = query(new / "shortener.db", f"SELECT name FROM installation WHERE name = '{FINGERPRINT}'")
     assert name == FINGERPRINT
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return the content of each file in a folder, by name."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_restore_can_rename_the_files_of_an_installation_and_its_database_is_complete_at_their_place(
+    folder: Path, tmp_path: Path
+) -> None:
+    database, file = folder / "shortener.db", tmp_path / "backup"
+    backup(database, file, installation_secret(folder), NOW, ignore)
+    database.write_bytes(b"a damaged database")
+    database.with_name("shortener.db-wal").write_bytes(b"its log")
+    database.with_name("shortener.db-shm").write_bytes(b"the index of its log")
+    before = contents(folder)
+    _, moved = restore(file, database, secret_file(folder), None, ignore, replaced_at=NOW)
+    names = {"shortener.db": "", "shortener.db-wal": "-wal", "shortener.db-shm": "-shm", "secret": ""}
+    renamed = {name: f"{name.removesuffix(suffix)}.replaced-20261128T120000Z{suffix}" for name, suffix in names.items()}
+    assert {path.name for path in moved} == set(renamed.values())
+    assert {renamed.get(name, name): content for name, content in before.items()}.items() <= contents(folder).items()
+    assert not database.with_name("shortener.db-wal").exists()
+    assert query(database, "SELECT count(*) FROM links") == [(1,)]
+    assert (folder / "secret").read_bytes() == before["secret"]
+
+
+@pytest.mark.parametrize("failure", ["another secret", "damaged page", "interrupted copy", "full disk"])
+def test_a_restore_that_fails_changes_no_file_of_the_installation_that_it_would_replace(
+    failure: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database, file = folder / "shortener.db", tmp_path / "backup"
+    backup(database, file, installation_secret(folder), NOW, ignore)
+    query(database, "INSERT INTO installation VALUES ('later', 'than the backup')")
+    setting, progress = None, ignore
+
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    def fail(path: Path, value: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    if failure == "another secret":
+        setting = OTHER
+    elif failure == "damaged page":
+        damage(file, "events")
+    elif failure == "interrupted copy":
+        progress = interrupt
+    else:
+        monkeypatch.setattr("shortener.storage.backup.write_secret", fail)  # the last step, after the files were renamed
+    before = contents(folder)
+    with pytest.raises((BackupError, KeyboardInterrupt)):
+        restore(file, database, secret_file(folder), setting, progress, replaced_at=NOW)
+    assert contents(folder) == before

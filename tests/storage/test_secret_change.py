@@ -8,7 +8,15 @@ from sqlalchemy import insert, select, update
 from shortener.secret import Secret
 from shortener.storage.database import Database
 from shortener.storage.schema import applications, trackers
-from shortener.storage.secret_change import DISABLED_REASON, adopt, encrypted_columns, find_lost, fingerprint_of
+from shortener.storage.secret_change import (
+    DISABLED_REASON,
+    adopt,
+    encrypted_columns,
+    find_lost,
+    fingerprint_of,
+    forget_former,
+    former_fingerprints,
+)
 from tests.conftest import NOON
 
 OLD, NEW = Secret("0123456789abcdefghijklmnopqrstuv"), Secret("abcdefghijklmnopqrstuv0123456789")
@@ -88,3 +96,13 @@ def test_every_column_with_encrypted_values_is_marked_in_the_schema() -> None:
     for path in (ROOT / "shortener" / "storage" / "schema").glob("*.py"):
         for line in path.read_text().splitlines():
             assert not re.search(r'Column\("\w*(secret|certificate)", Text\)', line), line
+
+
+async def test_the_fingerprints_of_former_secrets_are_stored_until_they_are_forgotten(database: Database) -> None:
+    former = []
+    for secret in (OLD, NEW, OLD):
+        await database.write(adopt, secret)
+        former.append(await database.read(former_fingerprints))
+    assert former == [[], [OLD.fingerprint], sorted([OLD.fingerprint, NEW.fingerprint])]
+    await database.write(forget_former)
+    assert await database.read(former_fingerprints) == []
