@@ -8,7 +8,7 @@ import sys
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 from functools import partial
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import orjson
@@ -22,6 +22,7 @@ from shortener.cli.common import (
     print_result,
     print_table,
 )
+from shortener.cli.output_file import open_output
 from shortener.cli.parameters import ID, TIME, ApplicationCommand
 
 if TYPE_CHECKING:
@@ -171,7 +172,12 @@ def _add_audit_row(audit: Any, since: datetime, until: datetime, now: datetime, 
 )
 @click.option("--bom", is_flag=True, help="Only for CSV: begin with a byte order mark, so that Excel reads the file as UTF-8.")
 @click.option("--reveal", is_flag=True, help="Show complete phone numbers. Default: they are masked.")
-@click.option("--output", type=click.File("wb"), default="-", help="File to write. Default: stdout.")
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, allow_dash=True),
+    default="-",
+    help="File to write. An existing file is replaced when the export is complete. Default: stdout.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Write a JSON array with one object per message instead of CSV.")
 @async_command
 async def export(
@@ -183,7 +189,7 @@ async def export(
     rows: ExportRows,
     bom: bool,
     reveal: bool,
-    output: IO[bytes],
+    output: str,
     as_json: bool,
 ) -> None:
     """Export the messages of an application, newest first, as CSV or JSON."""
@@ -207,9 +213,9 @@ async def export(
             chunks = export_csv(
                 database, filters, base_url_of(load_settings(), directory), rows=rows, bom=bom, reveal=reveal, progress=progress
             )
-        async for chunk in chunks:
-            output.write(chunk)
-    output.flush()
+        with open_output(output) as file:
+            async for chunk in chunks:
+                file.write(chunk)
     if sys.stderr.isatty():
         click.echo(err=True)
 

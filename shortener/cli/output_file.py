@@ -1,0 +1,40 @@
+"""This module opens the file to which a command writes its result. The file gets its name when it is complete."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import click
+
+
+@contextlib.contextmanager
+def open_output(name: str) -> Iterator[IO[bytes]]:
+    """Yield a stream that writes the file `name`, or stdout if `name` is `-`. Raise ClickException if the file cannot be written.
+
+    If the body of the context raises an exception, no file is created, and an older file of this name stays as it is. Only a device
+    or a pipe, such as /dev/stdout, gets the bytes at once."""
+    path = Path(name).resolve()  # of a symbolic link, the file is replaced to which it leads
+    if name == "-" or (path.exists() and not path.is_file()):
+        with click.open_file(name, "wb") as stream:
+            yield stream
+            stream.flush()
+        return
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        if path.exists():
+            shutil.copymode(path, temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise click.ClickException(f"cannot write {name}: {error.strerror or error}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
