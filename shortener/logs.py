@@ -194,6 +194,11 @@ def mask_parameters(value: Any, name: str = "") -> Any:
     return value
 
 
+def mask_in(text: str, number: str) -> str:
+    """Return a text in which one phone number is masked, also without its plus sign. `number` may be empty."""
+    return text.replace(number, mask(number)).replace(number.removeprefix("+"), mask(number)) if number else text
+
+
 def mask(number: str) -> str:
     """Return a phone number for a log line: only its first three characters and its last two digits are visible."""
     return f"{number[:3]}…{number[-2:]}" if len(number) > 6 else "…"

@@ -8,7 +8,16 @@ from typing import Any
 
 import click
 
-from shortener.cli.common import async_command, command_line_audit, json_option, open_store, print_fields, print_result, print_table
+from shortener.cli.common import (
+    async_command,
+    command_line_audit,
+    json_option,
+    open_store,
+    print_fields,
+    print_result,
+    print_table,
+    reveal_option,
+)
 from shortener.cli.parameters import ID, ApplicationCommand
 
 
@@ -177,16 +186,20 @@ def opt_outs() -> None:
 
 @opt_outs.command("list", cls=ApplicationCommand)
 @click.argument("application", type=ID)
+@reveal_option
 @json_option
 @async_command
-async def list_opt_outs(application: int, as_json: bool) -> None:
+async def list_opt_outs(application: int, reveal: bool, as_json: bool) -> None:
     """List the opt-out list of an application."""
     from shortener.messages import opt_outs as stored
+    from shortener.reporting.messages import shown_number
 
     async with open_store(application) as database:
-        rows, after = [], ""
+        rows: list[dict[str, Any]] = []
+        after = ""
         while page := await database.read(stored.list_opt_outs, application, after):
-            rows += [{name: row[name] for name in ("phone", "at", "source")} for row in page]
+            for row in page:
+                rows.append({"phone": shown_number(row["phone"], reveal=reveal), "at": row["at"], "source": row["source"]})
             after = page[-1]["phone"]
     print_result(rows, as_json, lambda: print_table(rows, "phone", "at", "source"))
 
@@ -194,35 +207,41 @@ async def list_opt_outs(application: int, as_json: bool) -> None:
 @opt_outs.command("add", cls=ApplicationCommand)
 @click.argument("application", type=ID)
 @click.argument("phone")
+@reveal_option
 @json_option
 @async_command
-async def add_opt_out(application: int, phone: str, as_json: bool) -> None:
+async def add_opt_out(application: int, phone: str, reveal: bool, as_json: bool) -> None:
     """Add a number to the opt-out list of an application."""
     from shortener.messages import audited_billing
     from shortener.model import utcnow
+    from shortener.reporting.messages import shown_number
 
     number = _parse_phone(phone)
+    shown = shown_number(number, reveal=reveal)
     async with open_store(application) as database:
         audit = command_line_audit(database)
         added = await database.write(audited_billing.add_opt_out, audit, application, number, utcnow(), "operator")
-    print_result({"phone": number, "added": added}, as_json, lambda: click.echo(f"{number} is on the opt-out list"))
+    print_result({"phone": shown, "added": added}, as_json, lambda: click.echo(f"{shown} is on the opt-out list"))
 
 
 @opt_outs.command("remove", cls=ApplicationCommand)
 @click.argument("application", type=ID)
 @click.argument("phone")
+@reveal_option
 @json_option
 @async_command
-async def remove_opt_out(application: int, phone: str, as_json: bool) -> None:
+async def remove_opt_out(application: int, phone: str, reveal: bool, as_json: bool) -> None:
     """Remove a number from the opt-out list of an application, after the recipient has agreed to messages again."""
     from shortener.messages import audited_billing
     from shortener.model import utcnow
+    from shortener.reporting.messages import shown_number
 
     number = _parse_phone(phone)
+    shown = shown_number(number, reveal=reveal)
     async with open_store(application) as database:
         audit = command_line_audit(database)
         removed = await database.write(audited_billing.remove_opt_out, audit, application, number, utcnow())
-    print_result({"phone": number, "removed": removed}, as_json, lambda: click.echo(f"{number} is not on the opt-out list"))
+    print_result({"phone": shown, "removed": removed}, as_json, lambda: click.echo(f"{shown} is not on the opt-out list"))
 
 
 def _parse_phone(phone: str) -> str:

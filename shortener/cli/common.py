@@ -42,6 +42,7 @@ _REFRESH_MARGIN_SECONDS = 0.15
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print machine-readable JSON on stdout.")
 yes_option = click.option("--yes", "yes", is_flag=True, help="Do not ask for confirmation.")
+reveal_option = click.option("--reveal", is_flag=True, help="Show complete phone numbers. Default: they are masked.")
 
 
 def is_terminal() -> bool:

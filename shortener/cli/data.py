@@ -21,6 +21,7 @@ from shortener.cli.common import (
     open_store,
     print_result,
     print_table,
+    reveal_option,
 )
 from shortener.cli.output_file import open_output
 from shortener.cli.parameters import ID, TIME, ApplicationCommand
@@ -171,7 +172,7 @@ def _add_audit_row(audit: Any, since: datetime, until: datetime, now: datetime, 
     help="Content of each CSV line: a message (default) or a link.",
 )
 @click.option("--bom", is_flag=True, help="Only for CSV: begin with a byte order mark, so that Excel reads the file as UTF-8.")
-@click.option("--reveal", is_flag=True, help="Show complete phone numbers. Default: they are masked.")
+@reveal_option
 @click.option(
     "--output",
     type=click.Path(dir_okay=False, allow_dash=True),

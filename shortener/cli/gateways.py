@@ -23,6 +23,7 @@ from shortener.cli.common import (
     print_fields,
     print_result,
     print_table,
+    reveal_option,
     yes_option,
 )
 from shortener.cli.parameters import ID, ApplicationCommand
@@ -341,9 +342,10 @@ async def test_gateway(gateway: int, phone: str, sender_id: str, text: str | Non
 @click.argument("text")
 @click.option("--from", "sender", default="", help="Sender of the message.")
 @click.option("--gateway", default="", help="Name of the gateway. Default: the gateway of the application.")
+@reveal_option
 @json_option
 @async_command
-async def send(application: int, to: str, text: str, sender: str, gateway: str, as_json: bool) -> None:
+async def send(application: int, to: str, text: str, sender: str, gateway: str, reveal: bool, as_json: bool) -> None:
     """Send TEXT to the number TO through the gateway of an application. A running server hands the message on."""
     from shortener.container import open_service
     from shortener.messages.rewrite_item import RewriteItem
@@ -356,6 +358,12 @@ async def send(application: int, to: str, text: str, sender: str, gateway: str, 
         [message] = await service.rewriter.rewrite(found, [RewriteItem((to,), text, from_address=sender, gateway=gateway)])
     finally:
         await service.close(grace=2)
+    if not reveal:
+        from shortener.logs import mask, mask_in
+
+        number = message["to"]
+        warnings = [mask_in(mask_in(warning, number), to) for warning in message["warnings"]]
+        message = {**message, "to": mask(number), "warnings": warnings}
     print_result(message, as_json, lambda: print_fields({key: message[key] for key in message if key != "links"}))
     if not message["sent"]:
         raise click.exceptions.Exit(1)

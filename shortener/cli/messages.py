@@ -20,6 +20,7 @@ from shortener.cli.common import (
     open_store,
     print_result,
     print_table,
+    reveal_option,
     yes_option,
 )
 from shortener.cli.data import print_counts
@@ -46,7 +47,7 @@ def messages() -> None:
 @since_option
 @until_option
 @click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="Maximum number of messages.")
-@click.option("--reveal", is_flag=True, help="Show complete phone numbers. Default: they are masked.")
+@reveal_option
 @json_option
 @async_command
 async def list_all(
@@ -83,7 +84,7 @@ async def list_all(
 @messages.command("show")
 @click.argument("message_id")
 @click.option("--application", type=ID, help="Id of the application. Required if several applications have this message id.")
-@click.option("--reveal", is_flag=True, help="Show complete phone numbers. Default: they are masked.")
+@reveal_option
 @json_option
 @async_command
 async def show_message(message_id: str, application: int | None, reveal: bool, as_json: bool) -> None:

@@ -29,7 +29,7 @@ from shortener.gateways.finishing import SendChange, failure_report
 from shortener.gateways.queries import ClaimedSend, FinishedSend
 from shortener.gateways.submission import Connections, GatewayConfig, OutgoingMessage, SubmitOutcome, SubmitResult
 from shortener.ids import IdGenerator, encode
-from shortener.logs import mask
+from shortener.logs import mask_in
 from shortener.messages.delivery_reports import DeliveryReport
 from shortener.messages.sender_rules import visible_sender
 from shortener.model import Clock, SendStatus, State, record
@@ -221,8 +221,7 @@ def _stored_status(result: SubmitResult) -> int | None:
 def _stored_detail(claim: ClaimedSend, result: SubmitResult) -> str:
     """Return the error text of a gateway as it is stored. The phone number of the recipient is masked in the text, because callers
     who may not see phone numbers also get the text."""
-    number, text = claim.to_address, to_storable_text(result.detail)
-    return text.replace(number, mask(number)).replace(number.removeprefix("+"), mask(number)) if number else text
+    return mask_in(to_storable_text(result.detail), claim.to_address)
 
 
 def _local(reason: str, detail: str) -> SubmitResult:

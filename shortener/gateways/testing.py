@@ -1,17 +1,20 @@
 """This module tests a gateway with one message that is handed on at once, without the queue.
 
 The recipient whose number the caller enters really receives the message. The message is not stored and costs nothing. It changes
-neither the circuit breaker nor the rate of the gateway.
+neither the circuit breaker nor the rate of the gateway. The recipient's number is masked in the error text of the gateway.
 """
 # Tested by tests/web/test_gateways.py
 
 from __future__ import annotations
+
+import dataclasses
 
 from shortener.accounts.audit import AuditWriter
 from shortener.gateways.gateway import StoredGateway
 from shortener.gateways.kinds import KINDS
 from shortener.gateways.submission import GatewayContext, OutgoingMessage, SubmitOutcome, SubmitResult
 from shortener.ids import IdGenerator, encode
+from shortener.logs import mask_in
 from shortener.messages.phone_numbers import parse_number
 from shortener.messages.segments import count_segments
 from shortener.storage.database import Database
@@ -54,7 +57,8 @@ async def send_test_message(
     )
     connection = KINDS[gateway.config.kind].open(gateway.config, context)
     try:
-        return await connection.submit(message, min(timeout, MAX_TEST_SECONDS))
+        result = await connection.submit(message, min(timeout, MAX_TEST_SECONDS))
+        return dataclasses.replace(result, detail=mask_in(result.detail, number.e164))
     except Exception as error:
         return SubmitResult(SubmitOutcome.RETRY, "internal_error", f"the test failed ({type(error).__name__})")
     finally:

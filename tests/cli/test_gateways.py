@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sqlite3
 from pathlib import Path
@@ -157,6 +158,39 @@ def test_commands_set_and_show_balances_and_prices(shell: InProcessShell) -> Non
 
 def test_commands_add_list_and_remove_numbers_of_the_opt_out_list(shell: InProcessShell) -> None:
     shell("opt-outs", "add", "1", "+1 408 555-0100")
-    assert [row["phone"] for row in shell.json("opt-outs", "list", "1")] == ["+14085550100"]
+    assert [row["phone"] for row in shell.json("opt-outs", "list", "1", "--reveal")] == ["+14085550100"]
     assert shell.json("opt-outs", "remove", "1", "+14085550100")["removed"] is True
     assert shell.json("opt-outs", "list", "1") == []
+
+
+def test_no_command_prints_the_complete_phone_number_of_a_recipient_without_the_option_reveal(shell: InProcessShell) -> None:
+    shell("applications", "update", "1", "--gateway", "simulator")
+    to, text = "1 408 555-0100", 'See #track("https://x.example/")'
+    sent = shell.json("send", "1", to, text)
+    assert sent["to"] == "+14…00"
+    assert "has no +" in sent["warnings"][0]
+    message, code = sent["message_id"], sent["links"][0]["code"]
+    commands = [
+        ("send", "1", to, text),
+        ("opt-outs", "add", "1", to),
+        ("opt-outs", "list", "1"),
+        ("opt-outs", "remove", "1", to),
+        ("messages", "list"),
+        ("messages", "show", message),
+        ("sends", "list"),
+        ("sends", "show", message),
+        ("links", "list", "1"),
+        ("links", "show", code),
+        ("clicks", "list"),
+        ("conversions", "list"),
+        ("conversions", "refused"),
+        ("deliveries", "list"),
+        ("export", "1"),
+    ]
+    for words in commands:
+        for output in (shell(*words), shell(*words, "--json")):
+            assert "5550100" not in re.sub("[ -]", "", output.stdout + output.stderr), words
+    assert shell.json("send", "1", to, text, "--reveal")["to"] == "+14085550100"
+    for command in ("add", "list", "remove"):
+        words = ("opt-outs", command, "1") + ((to,) if command != "list" else ())
+        assert "+14085550100" in shell(*words, "--reveal").stdout

@@ -75,14 +75,14 @@ async def test_the_gateway_of_another_application_returns_404(service: Service, 
 
 
 async def test_a_test_message_shows_the_response_of_the_gateway(client: httpx.AsyncClient, receiver: Receiver) -> None:
-    receiver.replies = [Reply(200, b'{"id":"x"}'), Reply(400, b'{"error":"bad number"}')]
+    receiver.replies = [Reply(200, b'{"id":"x"}'), Reply(400, b'{"error":"bad number 14085550100"}')]
     created = await create(client, name="plain", preset="plain", options={"url": receiver.url()})
     path = f"{PATH}/{created['gateway_id']}/test"
     accepted = (await client.post(path, json={"to": "+14085550100", "text": "hi"})).json()
     assert (accepted["outcome"], accepted["gateway_message_id"], accepted["http_status"]) == ("accepted", "x", 200)
     assert receiver.requests[0].json["text"] == "hi"
     rejected = (await client.post(path, json={"to": "+14085550100"})).json()
-    assert (rejected["outcome"], rejected["detail"]) == ("rejected", "bad number")
+    assert (rejected["outcome"], rejected["detail"]) == ("rejected", "bad number +14…00")
     assert (await client.post(path, json={"to": "12"})).json()["error_code"] == "INVALID_RECIPIENT"
 
 
