@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 import click
@@ -11,6 +12,7 @@ from shortener.cli.common import (
     async_command,
     command_line_audit,
     confirm,
+    describe_application,
     json_option,
     load_settings,
     open_store,
@@ -54,7 +56,12 @@ async def invite(name: str, role: str, application: int | None, as_json: bool) -
 
     application_id = application or 0
     parsed = module.parse_role(role, application_id)
-    await _invite(lambda connection, now: module.invite(connection, name, parsed, application_id, now), as_json, "operator_invited")
+
+    def create(connection: Any, now: datetime) -> Any:
+        return module.invite(connection, name, parsed, application_id, now)
+
+    async with open_store() as database:
+        await _invite(database, create, as_json, "operator_invited")
 
 
 @operators.command("reset")
@@ -63,29 +70,38 @@ async def invite(name: str, role: str, application: int | None, as_json: bool) -
 @json_option
 @async_command
 async def reset(name: str, yes: bool, as_json: bool) -> None:
-    """Remove the password, the second factor and all sessions of an operator, and print a new invitation."""
-    confirm(f"The operator {name} is signed out, and the password and the second factor are removed.", yes)
+    """Remove the password, the second factor and all sessions of an operator, and print a new invitation.
+
+    The roles stay. An operator who is disabled must be enabled before.
+    """
     from shortener.portal import operators as module
 
-    await _invite(lambda connection, now: module.reset(connection, name, now), as_json, "operator_reset")
+    async with open_store() as database:
+        operator = await database.read(module.find_operator, name)
+        module.require_enabled(operator)
+        what = f"The operator {operator.name} is signed out, and the password and the second factor are removed."
+        if await database.read(module.is_only_admin, operator):
+            what += " This is the only admin: until the invitation is accepted, nobody can manage the installation in the portal."
+        confirm(what, yes)
+        await _invite(database, lambda connection, now: module.reset(connection, name, now), as_json, "operator_reset")
 
 
-async def _invite(create: Any, as_json: bool, action: str) -> None:
+async def _invite(database: Any, create: Any, as_json: bool, action: str) -> None:
+    """Call `create`, which returns an invitation, add a row to the audit log in the same transaction, and print the invitation."""
     from shortener.model import utcnow
     from shortener.portal.invitation_url import link
     from shortener.storage.types import to_iso
 
     settings = load_settings()
     now = utcnow()
-    async with open_store() as database:
-        audit = command_line_audit(database)
+    audit = command_line_audit(database)
 
-        def write(connection: Any) -> Any:
-            created = create(connection, now)
-            audit.add(connection, now, action, created.name, after={"role": created.role.label})
-            return created
+    def write(connection: Any) -> Any:
+        created = create(connection, now)
+        audit.add(connection, now, action, created.name, after={"role": created.role.label})
+        return created
 
-        invitation = await database.write(write)
+    invitation = await database.write(write)
     fields = {
         "operator": invitation.name,
         "role": invitation.role.label,
@@ -142,9 +158,10 @@ def _role_text(role: Any) -> str:
 @_ROLE
 @_APPLICATION
 @click.option("--remove", is_flag=True, help="Remove the role of the operator instead of setting it.")
+@yes_option
 @json_option
 @async_command
-async def grant(name: str, role: str, application: int | None, remove: bool, as_json: bool) -> None:
+async def grant(name: str, role: str, application: int | None, remove: bool, yes: bool, as_json: bool) -> None:
     """Set or remove the role of an operator in one application or in all applications. The sessions of the operator end."""
     from shortener.accounts.directory import require_application
     from shortener.portal import operators as module
@@ -164,7 +181,12 @@ async def grant(name: str, role: str, application: int | None, remove: bool, as_
         end_sessions(connection, operator.id)  # The sessions end, because each of them began with the previous role.
         return {"operator": operator.name, "application_id": application_id, "role": None if remove else parsed.label}
 
-    fields = await _write_audited(write, "role_removed" if remove else "role_granted")
+    async with open_store() as database:
+        if remove:
+            found = await database.read(module.find_operator, name)
+            where = await describe_application(database, application_id) if application_id else "all applications"
+            confirm(f"The operator {found.name} is signed out and loses the role in {where}.", yes)
+        fields = await _write_audited(database, write, "role_removed" if remove else "role_granted")
     print_result(
         fields, as_json, lambda: click.echo(f"{fields['operator']}: " + (_role_text(fields) if not remove else "role removed"))
     )
@@ -187,20 +209,20 @@ async def disable(name: str, enable: bool, yes: bool, as_json: bool) -> None:
         operator = module.disable(connection, name, utcnow(), is_disabled=not enable)
         return {"operator": operator.name, "disabled": not enable}
 
-    fields = await _write_audited(write, "operator_enabled" if enable else "operator_disabled")
+    async with open_store() as database:
+        fields = await _write_audited(database, write, "operator_enabled" if enable else "operator_disabled")
     print_result(fields, as_json, lambda: click.echo(f"{fields['operator']} is {'enabled' if enable else 'disabled'}"))
 
 
-async def _write_audited(change: Any, action: str) -> dict[str, Any]:
+async def _write_audited(database: Any, change: Any, action: str) -> dict[str, Any]:
     """Run a change and add a row to the audit log in the same transaction."""
     from shortener.model import utcnow
 
-    async with open_store() as database:
-        audit = command_line_audit(database)
+    audit = command_line_audit(database)
 
-        def write(connection: Any) -> dict[str, Any]:
-            fields: dict[str, Any] = change(connection)
-            audit.add(connection, utcnow(), action, fields["operator"], after=fields)
-            return fields
+    def write(connection: Any) -> dict[str, Any]:
+        fields: dict[str, Any] = change(connection)
+        audit.add(connection, utcnow(), action, fields["operator"], after=fields)
+        return fields
 
-        return dict(await database.write(write))
+    return dict(await database.write(write))

@@ -157,8 +157,6 @@ def _grant(connection: Connection, visit: Visit, operator: Operator) -> None:
     role = parse_role(visit.form.get("role", ""), application_id)
     if application_id != ALL_APPLICATIONS:
         require_application(connection, application_id)
-    if application_id == ALL_APPLICATIONS and operator.is_admin and role is not Role.ADMIN:
-        operators.revoke(connection, operator.id, application_id)  # This raises an error if the operator is the only admin.
     before = operator.roles.get(application_id)
     operators.grant(connection, operator.id, role, application_id)
     # A session that began before the role changed must not get the rights of the new role, so it ends.
@@ -190,6 +188,8 @@ def _enable(connection: Connection, visit: Visit, operator: Operator) -> None:
 
 
 def _reset(connection: Connection, visit: Visit, operator: Operator) -> Invitation:
+    # Only the command line can reset the only admin, because nobody in the portal could create another link if this one is lost.
+    operators.require_other_admin(connection, operator)
     invitation = operators.reset(connection, operator.name, visit.now)
     visit.audit(connection, "operator_reset", operator.name)
     return invitation
@@ -220,6 +220,8 @@ def _describe_disabling(visit: Visit, operator: Operator) -> Question:
 
 
 def _describe_reset(visit: Visit, operator: Operator) -> Question:
+    """Raise ApiError CONFLICT if the operator is disabled."""
+    operators.require_enabled(operator)
     effects = (
         "The password, the second factor and the recovery codes are removed, and all sessions of this operator end at once.",
         "The operator signs in again only with the link that the next page shows. An earlier link becomes invalid.",

@@ -125,7 +125,8 @@ def invite(
         raise ApiError(
             ErrorCode.CONFLICT,
             f"There is already an operator {row.name!r}. `shortener operators grant` changes roles, and "
-            "`shortener operators reset` creates a new invitation for an operator who lost the password.",
+            "`shortener operators reset` creates a new invitation for an operator who lost the password. "
+            "`shortener operators disable --enable` enables a disabled operator.",
         )
     if row is None:
         created = connection.execute(
@@ -154,10 +155,11 @@ def invite_first(connection: Connection, now: datetime) -> Invitation | None:
 
 def reset(connection: Connection, name: str, now: datetime) -> Invitation:
     """Remove the password, the second factor and the sessions of an operator, and return a new invitation. Raise ApiError NOT_FOUND
-    if the operator does not exist."""
+    if the operator does not exist, or CONFLICT if the operator is disabled: the invitation would give access again."""
     operator = find_operator(connection, name)
+    require_enabled(operator)
     changed = update(operators).where(operators.c.id == operator.id)
-    connection.execute(changed.values(password_hash=None, totp_secret=None, totp_step=None, disabled_at=None))
+    connection.execute(changed.values(password_hash=None, totp_secret=None, totp_step=None))
     connection.execute(delete(operator_recovery_codes).where(operator_recovery_codes.c.operator_id == operator.id))
     connection.execute(delete(operator_sessions).where(operator_sessions.c.operator_id == operator.id))
     token = _new_invitation(connection, operator.id, now, INVITATION_LIFETIME)
@@ -170,7 +172,7 @@ def disable(connection: Connection, name: str, now: datetime, *, is_disabled: bo
     for the only admin."""
     operator = find_operator(connection, name)
     if is_disabled:
-        _require_other_admin(connection, operator)
+        require_other_admin(connection, operator)
         connection.execute(delete(operator_sessions).where(operator_sessions.c.operator_id == operator.id))
         connection.execute(delete(operator_invitations).where(operator_invitations.c.operator_id == operator.id))
     values = {"disabled_at": now if is_disabled else None}
@@ -179,7 +181,11 @@ def disable(connection: Connection, name: str, now: datetime, *, is_disabled: bo
 
 
 def grant(connection: Connection, operator_id: int, role: Role, application_id: int) -> None:
-    """Set the role of an operator in an application."""
+    """Set the role of an operator in an application. Raise ApiError CONFLICT if the installation would have no admin."""
+    if application_id == ALL_APPLICATIONS and role is not Role.ADMIN:
+        operator = load_operator(connection, operator_id)
+        if operator is not None:
+            require_other_admin(connection, operator)
     values = {"operator_id": operator_id, "application_id": application_id, "role": role.label}
     statement = upsert(connection, operator_roles).values(values)
     connection.execute(statement.on_conflict_do_update(index_elements=["operator_id", "application_id"], set_={"role": role.label}))
@@ -189,15 +195,27 @@ def revoke(connection: Connection, operator_id: int, application_id: int) -> Non
     """Remove the role of an operator in an application. Raise ApiError CONFLICT if the installation would have no admin."""
     operator = load_operator(connection, operator_id)
     if operator is not None and application_id == ALL_APPLICATIONS:
-        _require_other_admin(connection, operator)
+        require_other_admin(connection, operator)
     of_operator = operator_roles.c.operator_id == operator_id
     connection.execute(delete(operator_roles).where(of_operator, operator_roles.c.application_id == application_id))
 
 
-def _require_other_admin(connection: Connection, operator: Operator) -> None:
+def require_enabled(operator: Operator) -> None:
+    """Raise ApiError CONFLICT if this operator is disabled."""
+    if operator.is_disabled:
+        raise ApiError(ErrorCode.CONFLICT, f"{operator.name!r} is disabled. Enable the operator before the reset.")
+
+
+def require_other_admin(connection: Connection, operator: Operator) -> None:
     """Raise ApiError CONFLICT if this operator is the only admin with a password."""
+    if is_only_admin(connection, operator):
+        raise ApiError(ErrorCode.CONFLICT, f"{operator.name!r} is the only admin. Invite another admin first.")
+
+
+def is_only_admin(connection: Connection, operator: Operator) -> bool:
+    """Return whether this operator is the only admin with a password."""
     if not operator.is_admin or operator.is_disabled or not operator.has_password:
-        return
+        return False
     others = select(func.count()).where(
         operator_roles.c.operator_id == operators.c.id,
         operator_roles.c.application_id == ALL_APPLICATIONS,
@@ -206,8 +224,7 @@ def _require_other_admin(connection: Connection, operator: Operator) -> None:
         operators.c.password_hash.is_not(None),
         operators.c.disabled_at.is_(None),
     )
-    if connection.execute(others).scalar_one() == 0:
-        raise ApiError(ErrorCode.CONFLICT, f"{operator.name!r} is the only admin. Invite another admin first.")
+    return bool(connection.execute(others).scalar_one() == 0)
 
 
 def _new_invitation(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 from pathlib import Path
 
 import orjson
@@ -53,3 +55,22 @@ def test_the_commands_operators_grant_reset_and_disable_change_an_operator(run: 
     assert run.invoke(cli, ["operators", "disable", "Ada"]).exit_code == 0
     row = orjson.loads(run.invoke(cli, ["operators", "list", "--json"]).stdout)[0]
     assert (row["state"], row["roles"]) == ("disabled", [{"application_id": 0, "role": "manager"}])
+
+
+def test_the_command_operators_reset_names_the_only_admin_and_does_not_enable_a_disabled_operator(
+    run: CliRunner, tmp_path: Path
+) -> None:
+    for words in (["invite", "Ada", "--role", "admin"], ["invite", "Vera"], ["disable", "Vera"]):
+        assert run.invoke(cli, ["operators", *words]).exit_code == 0
+    with contextlib.closing(sqlite3.connect(tmp_path / "shortener.db")) as database, database:
+        database.execute("UPDATE operators SET password_hash = 'hash'")
+    refused = run.invoke(cli, ["operators", "reset", "Vera"])
+    assert refused.exit_code == 1
+    assert "is disabled. Enable the operator" in refused.stderr
+    demoted = run.invoke(cli, ["operators", "grant", "Ada", "--role", "viewer"])
+    assert demoted.exit_code == 1
+    assert "only admin" in demoted.stderr
+    done = run.invoke(cli, ["operators", "reset", "Ada", "--json"])
+    assert done.exit_code == 0, "it is the way back for an admin who lost the password"
+    assert "This is the only admin" in done.stderr
+    assert "only admin" not in run.invoke(cli, ["operators", "reset", "Ada"]).stderr

@@ -111,6 +111,25 @@ async def test_the_question_before_a_role_is_removed_names_this_role_and_the_rem
     assert "does not have this role any more" in gone.text
 
 
+async def test_the_portal_resets_neither_a_disabled_operator_nor_the_only_admin(service: Service, sign_in: SignIn) -> None:
+    admin = await sign_in("Ada")
+    await sign_in("Bo", Role.VIEWER, 1)
+    reset = {"action": "reset", "confirmed": "yes"}
+    refused = await admin.post(f"{PATH}/1", data=reset)
+    assert refused.status_code == 422
+    assert "only admin" in refused.text
+    assert (await admin.get("/portal/me")).status_code == 200
+    assert 'value="reset"' in (await admin.get(f"{PATH}/2")).text
+    await admin.post(f"{PATH}/2", data={"action": "disable", "confirmed": "yes"})
+    assert 'value="reset"' not in (await admin.get(f"{PATH}/2")).text
+    for form in ({"action": "reset"}, reset):
+        refused = await admin.post(f"{PATH}/2", data=form)
+        assert refused.status_code == 422
+        assert "is disabled. Enable the operator" in refused.text
+    assert (await service.database.read(find_operator, "Bo")).is_disabled
+    assert "operator_reset" not in {row.action for row in await log(service)}
+
+
 async def test_a_change_of_an_operator_requires_a_recently_entered_password(sign_in: SignIn, clock: Clock) -> None:
     admin = await sign_in("Ada")
     clock.forward(minutes=11)

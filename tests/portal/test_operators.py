@@ -65,6 +65,32 @@ async def test_the_only_admin_cannot_be_disabled(database: Database) -> None:
     assert (await database.read(operators.find_operator, "Ada")).is_disabled
 
 
+async def test_a_grant_of_another_role_keeps_the_only_admin(database: Database) -> None:
+    created = await database.write(operators.invite, "Ada", Role.ADMIN, 0, NOON)
+    await database.write(operators.accept, created.token, "", "hash", None, NOON)
+    with pytest.raises(ApiError, match="only admin"):
+        await database.write(operators.grant, created.operator_id, Role.VIEWER, 0)
+    await database.write(operators.grant, created.operator_id, Role.ADMIN, 0)
+    other = await database.write(operators.invite, "Bo", Role.ADMIN, 0, NOON)
+    await database.write(operators.accept, other.token, "", "hash", None, NOON)
+    assert not await database.read(operators.is_only_admin, await database.read(operators.find_operator, "Ada"))
+    await database.write(operators.grant, created.operator_id, Role.VIEWER, 0)
+    assert await database.read(operators.is_only_admin, await database.read(operators.find_operator, "Bo"))
+
+
+async def test_a_reset_does_not_enable_a_disabled_operator(database: Database) -> None:
+    created = await database.write(operators.invite, "Vera", Role.VIEWER, 0, NOON)
+    await database.write(operators.accept, created.token, "", "hash", None, NOON)
+    await database.write(operators.disable, "Vera", NOON)
+    with pytest.raises(ApiError, match="is disabled"):
+        await database.write(operators.reset, "Vera", NOON)
+    vera = await database.read(operators.find_operator, "Vera")
+    assert (vera.is_disabled, vera.has_password) == (True, True)
+    await database.write(lambda connection: operators.disable(connection, "Vera", NOON, is_disabled=False))
+    invitation = await database.write(operators.reset, "Vera", NOON)
+    assert await database.read(operators.find_invitation, invitation.token, NOON) is not None
+
+
 async def test_an_invitation_for_the_first_admin_exists_until_an_operator_has_a_password(database: Database) -> None:
     first = await database.write(operators.invite_first, NOON)
     again = await database.write(operators.invite_first, NOON)
