@@ -14,6 +14,7 @@ from shortener.cli.common import (
     command_line_audit,
     confirm,
     describe_application,
+    describe_replacement,
     json_option,
     load_settings,
     open_store,
@@ -87,17 +88,23 @@ async def create_application(name: str, domain: str | None, company_id: int | No
     show_default=True,
     help="How long requests are also signed with the previous secret, for example 90s, 15m, 24h or 7d.",
 )
+@yes_option
 @json_option
 @async_command
-async def rotate_callback_secret(application: int, overlap: timedelta, as_json: bool) -> None:
+async def rotate_callback_secret(application: int, overlap: timedelta, yes: bool, as_json: bool) -> None:
     """Create a new secret that signs the requests to lt_callbackurl and conversion_url, and print it.
 
-    Until the time --overlap has passed, requests are signed with the new and the previous secret.
+    Until the time --overlap has passed, requests are signed with the new and the previous secret. A secret that was replaced before
+    signs no more requests.
     """
     from shortener.cli.trackers import open_trackers
     from shortener.storage.types import to_iso
 
     async with open_trackers() as (database, trackers, _settings):
+        is_set, earlier_until = await trackers.callback_secret_state(application)
+        if is_set:
+            owner = await describe_application(database, application)
+            confirm(describe_replacement(f"The present callback secret of {owner}", overlap, earlier_until), yes)
         secret, until = await trackers.rotate_callback_secret(command_line_audit(database), application, overlap)
     fields = {"callback_secret": secret, "previous_valid_until": to_iso(until)}
     print_result(fields, as_json, lambda: print_fields(fields))
@@ -349,15 +356,19 @@ def tokens() -> None:
 @json_option
 @async_command
 async def rotate_token(application: int, overlap: timedelta, yes: bool, as_json: bool) -> None:
-    """Create a new tracker token and print it. The previous token stays valid for the time --overlap."""
-    from shortener.accounts import audited_credentials
+    """Create a new tracker token and print it. The previous token stays valid for the time --overlap.
+
+    Only two tokens are valid at a time: a token that was replaced before stops working at once.
+    """
+    from shortener.accounts import audited_credentials, credentials
     from shortener.model import utcnow
     from shortener.storage.types import to_iso
 
-    async with open_store() as database:
-        if not overlap:
-            owner = await describe_application(database, application)
-            confirm(f"The present tracker token of {owner} stops working at once.", yes)
+    async with open_store(application) as database:
+        tokens = await database.read(credentials.list_tokens, application, utcnow())
+        earlier_until = next((token["valid_until"] for token in tokens if token["valid_until"] is not None), None)
+        owner = await describe_application(database, application)
+        confirm(describe_replacement(f"The present tracker token of {owner}", overlap, earlier_until), yes)
         audit = command_line_audit(database)
         token, until = await database.write(audited_credentials.rotate_token, audit, application, utcnow(), overlap)
     fields = {"tracker_token": token, "previous_valid_until": to_iso(until)}

@@ -11,12 +11,15 @@ import click
 from shortener.cli.common import (
     async_command,
     command_line_audit,
+    confirm,
+    describe_application,
     json_option,
     open_store,
     print_fields,
     print_result,
     print_table,
     reveal_option,
+    yes_option,
 )
 from shortener.cli.parameters import ID, ApplicationCommand
 
@@ -81,14 +84,20 @@ async def add_to_balance(application: int, amount: Decimal, as_json: bool) -> No
 
 @balance.command("remove", cls=ApplicationCommand)
 @click.argument("application", type=ID)
+@yes_option
 @json_option
 @async_command
-async def remove_balance(application: int, as_json: bool) -> None:
+async def remove_balance(application: int, yes: bool, as_json: bool) -> None:
     """Remove the balance of an application. The application is then not prepaid, and no balance limits its messages."""
     from shortener.messages import audited_billing
+    from shortener.messages.balances import read_balance
     from shortener.model import utcnow
 
     async with open_store(application) as database:
+        found = await database.read(read_balance, application)
+        if found is not None:
+            amount, owner = f"{found.amount:f} {found.currency}", await describe_application(database, application)
+            confirm(f"The balance of {owner}, {amount}, is removed. Then no balance limits its messages.", yes)
         audit = command_line_audit(database)
         removed = await database.write(audited_billing.remove_balance, audit, application, utcnow())
     fields = {"application_id": application, "removed": removed}
@@ -165,14 +174,18 @@ async def list_prices(application: int | None, as_json: bool) -> None:
 @prices.command("remove")
 @click.argument("prefix")
 @_APPLICATION
+@yes_option
 @json_option
 @async_command
-async def remove_price(prefix: str, application: int, as_json: bool) -> None:
+async def remove_price(prefix: str, application: int, yes: bool, as_json: bool) -> None:
     """Remove a price."""
     from shortener.messages import audited_billing
     from shortener.model import utcnow
 
     async with open_store(application) as database:
+        owner = await describe_application(database, application) if application else "all applications"
+        effect = "Prepaid applications can then send to these numbers only if another price matches."
+        confirm(f"The price for {prefix} of {owner} is removed. {effect}", yes)
         audit = command_line_audit(database)
         digits = await database.write(audited_billing.remove_price, audit, application, prefix, utcnow())
     fields = {"application_id": application or None, "prefix": digits, "removed": True}
@@ -228,9 +241,10 @@ async def add_opt_out(application: int, phone: str, reveal: bool, as_json: bool)
 @click.argument("application", type=ID)
 @click.argument("phone")
 @reveal_option
+@yes_option
 @json_option
 @async_command
-async def remove_opt_out(application: int, phone: str, reveal: bool, as_json: bool) -> None:
+async def remove_opt_out(application: int, phone: str, reveal: bool, yes: bool, as_json: bool) -> None:
     """Remove a number from the opt-out list of an application, after the recipient has agreed to messages again."""
     from shortener.messages import audited_billing
     from shortener.model import utcnow
@@ -239,6 +253,8 @@ async def remove_opt_out(application: int, phone: str, reveal: bool, as_json: bo
     number = _parse_phone(phone)
     shown = shown_number(number, reveal=reveal)
     async with open_store(application) as database:
+        owner = await describe_application(database, application)
+        confirm(f"{shown} is removed from the opt-out list of {owner}, which can then send messages to this number again.", yes)
         audit = command_line_audit(database)
         removed = await database.write(audited_billing.remove_opt_out, audit, application, number, utcnow())
     print_result({"phone": shown, "removed": removed}, as_json, lambda: click.echo(f"{shown} is not on the opt-out list"))

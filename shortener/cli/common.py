@@ -14,7 +14,7 @@ import pwd
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -52,14 +52,30 @@ def is_terminal() -> bool:
 
 def confirm(what: str, yes: bool, *, is_required: bool = False) -> None:
     """Print what a command is about to do, and ask the user at a terminal to confirm it. Raise Abort if the user declines. If `yes`
-    is true, do not ask. If stdin is not a terminal, continue without asking, or raise ClickException if `is_required` is true."""
-    if yes:
+    is true or `what` is empty, do nothing. If stdin is not a terminal, continue without asking, or raise ClickException if
+    `is_required` is true."""
+    if yes or not what:
         return
     click.echo(what, err=True)
     if is_terminal():
         click.confirm("Continue?", abort=True, err=True)
     elif is_required:
         raise click.ClickException("nothing was changed: stdin is not a terminal, so add --yes to confirm")
+
+
+def describe_replacement(what: str, overlap: timedelta, earlier_until: datetime | None = None) -> str:
+    """Return the text for `confirm` about the replacement of a key or secret, if one stops working at once; otherwise "".
+
+    `what` names the present one, which works for `overlap` more. `earlier_until` is the time until which the one works that the
+    present one replaced, or None. After the replacement, that one does not work any more."""
+    from shortener.model import utcnow
+    from shortener.storage.types import to_iso
+
+    now = utcnow()
+    text = f"{what} works until {to_iso(now + overlap)}." if overlap else f"{what} stops working at once."
+    if earlier_until is not None and earlier_until > now:
+        return f"{text} The one that it replaced, which works until {to_iso(earlier_until)}, stops working at once."
+    return "" if overlap else text
 
 
 async def describe_application(database: Any, application_id: int) -> str:

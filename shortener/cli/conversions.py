@@ -4,18 +4,23 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from typing import Any
 
 import click
 
 from shortener.cli.common import (
     async_command,
     command_line_audit,
+    confirm,
+    describe_application,
+    describe_replacement,
     json_option,
     load_settings,
     open_store,
     print_fields,
     print_result,
     print_table,
+    yes_option,
 )
 from shortener.cli.parameters import DURATION, ID, TIME, ApplicationCommand
 from shortener.ids import CONVERSION_IDS, REFUSED_REPORT_IDS, PublicIds
@@ -201,15 +206,18 @@ async def list_postback_keys(application: int | None, as_json: bool) -> None:
     show_default=True,
     help="How long the previous postback key stays valid, for example 90s, 15m, 24h or 7d.",
 )
+@yes_option
 @json_option
 @async_command
-async def rotate_postback_key(key: int, overlap: timedelta, as_json: bool) -> None:
+async def rotate_postback_key(key: int, overlap: timedelta, yes: bool, as_json: bool) -> None:
     """Replace a postback key by its id, and print the new URL. The previous key stays valid for the time --overlap."""
     from shortener.accounts import audited_credentials
     from shortener.model import utcnow
     from shortener.storage.types import to_iso
 
     async with open_store() as database:
+        if (what := await _describe_postback_key(database, key)) is not None:
+            confirm(describe_replacement(what, overlap), yes)
         key_id, new_key, until = await database.write(
             audited_credentials.rotate_postback_key, command_line_audit(database), None, key, utcnow(), overlap
         )
@@ -219,16 +227,29 @@ async def rotate_postback_key(key: int, overlap: timedelta, as_json: bool) -> No
 
 @postback_keys.command("revoke")
 @click.argument("key", type=ID)
+@yes_option
 @json_option
 @async_command
-async def revoke_postback_key(key: int, as_json: bool) -> None:
+async def revoke_postback_key(key: int, yes: bool, as_json: bool) -> None:
     """Revoke a postback key by its id. The key stops working on every node within a second."""
     from shortener.accounts import audited_credentials
     from shortener.model import utcnow
 
     async with open_store() as database:
+        if (what := await _describe_postback_key(database, key)) is not None:
+            confirm(f"{what} stops working at once and for ever.", yes)
         await database.write(audited_credentials.revoke_postback_key, command_line_audit(database), None, key, utcnow())
     print_result({"id": key, "revoked": True}, as_json, lambda: click.echo(f"postback key {key} is revoked"))
+
+
+async def _describe_postback_key(database: Any, key: int) -> str | None:
+    """Return the name of a postback key and its application, for the text of `confirm`. Return None if no key has this id."""
+    from shortener.accounts.postback_keys import list_postback_keys
+
+    row = next((row for row in await database.read(list_postback_keys) if row["id"] == key), None)
+    if row is None:
+        return None
+    return f"Postback key {key} ({row['name']}) of {await describe_application(database, row['application_id'])}"
 
 
 def _url(key: str) -> str:

@@ -134,9 +134,10 @@ async def add_domain(application: int, base_url: str, as_json: bool, **options: 
     "--path", help="Path before the codes of new links, such as /ABCDEF or /{sender}. Empty: none. Older links still work."
 )
 @click.option("--disable/--enable", default=None, help="Disable or enable the domain.")
+@yes_option
 @json_option
 @async_command
-async def update_domain(host: str, path: str | None, disable: bool | None, as_json: bool, **options: Any) -> None:
+async def update_domain(host: str, path: str | None, disable: bool | None, yes: bool, as_json: bool, **options: Any) -> None:
     """Change a domain. Properties without an option keep their values."""
     changes = _changes(**options)
     if path is not None:
@@ -145,6 +146,8 @@ async def update_domain(host: str, path: str | None, disable: bool | None, as_js
         changes["disabled"] = disable
     if not changes:
         raise click.UsageError("nothing to change: name at least one option")
+    if disable:
+        await _confirm_disabling(host, yes)
     await _change_domain(host, changes, as_json)
 
 
@@ -171,9 +174,13 @@ async def remove_domain(host: str, yes: bool, as_json: bool) -> None:
 @async_command
 async def disable_domain(host: str, yes: bool, as_json: bool) -> None:
     """Disable a domain: its links respond with 410, and new links are created on another domain."""
+    await _confirm_disabling(host, yes)
+    await _change_domain(host, {"disabled": True}, as_json)
+
+
+async def _confirm_disabling(host: str, yes: bool) -> None:
     async with open_store() as database:
         await _confirm_change(database, host, "its links respond with 410, also those that were sent", yes)
-    await _change_domain(host, {"disabled": True}, as_json)
 
 
 async def _confirm_change(database: Any, host: str, effect: str, yes: bool) -> None:

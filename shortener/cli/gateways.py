@@ -17,6 +17,7 @@ from shortener.cli.common import (
     async_command,
     command_line_audit,
     confirm,
+    describe_application,
     json_option,
     load_settings,
     open_store,
@@ -234,6 +235,7 @@ async def show_gateway(gateway: int, as_json: bool) -> None:
 @click.option("--disable/--enable", default=None, help="Disable: messages wait. Enable: send them, and close the circuit breaker.")
 @click.option("--rotate-report-key", is_flag=True, help="Create another key for the report URL. The old URL stops working.")
 @_limit_options
+@yes_option
 @json_option
 @async_command
 async def update_gateway(
@@ -242,10 +244,13 @@ async def update_gateway(
     disable: bool | None,
     rotate_report_key: bool,
     pairs: dict[str, str],
+    yes: bool,
     as_json: bool,
     **limits: Any,
 ) -> None:
     """Change a gateway. Properties without an option keep their values."""
+    from shortener.gateways.store import waiting_messages
+
     changes: dict[str, Any] = {field: limits[field] for field in _LIMITS if limits[field] is not None}
     if name is not None:
         changes["name"] = name
@@ -256,9 +261,26 @@ async def update_gateway(
     if rotate_report_key:
         changes["rotate_report_key"] = True
     async with open_gateways() as (database, store, settings):
+        found = await store.get(gateway)
+        effects = []
+        if disable and found.enabled:
+            waiting = await database.read(waiting_messages, gateway)
+            effects.append(f"sends no messages until it is enabled again, and its {waiting} waiting messages wait")
+        if rotate_report_key:
+            effects.append("gets another report URL: delivery reports to the present one are rejected at once")
+        if effects:
+            confirm(f"Gateway {gateway} ({found.config.name}) of {await _owner(database, found)} {'; it '.join(effects)}.", yes)
         audit = command_line_audit(database)
         changed = await store.update(audit, gateway, changes, is_operator=True)  # type: ignore[arg-type]  # a dict with the keys of GatewayChanges
     _print_gateway(settings, changed, as_json)
+
+
+async def _owner(database: Any, gateway: StoredGateway) -> str:
+    """Return the application that a gateway belongs to, for the text of `confirm`."""
+    from shortener.accounts.directory import ALL_APPLICATIONS
+
+    owner = gateway.application_id
+    return "all applications" if owner == ALL_APPLICATIONS else await describe_application(database, owner)
 
 
 def _print_gateway(settings: Settings, gateway: StoredGateway, as_json: bool) -> None:
@@ -281,7 +303,8 @@ async def remove_gateway(gateway: int, yes: bool, as_json: bool) -> None:
     async with open_gateways() as (database, store, _settings):
         found = await store.get(gateway)
         waiting = await database.read(waiting_messages, gateway)
-        confirm(f"Gateway {gateway} ({found.config.name}) is removed, and its {waiting} waiting messages become FAILED.", yes)
+        name = f"Gateway {gateway} ({found.config.name}) of {await _owner(database, found)}"
+        confirm(f"{name} is removed, and its {waiting} waiting messages become FAILED.", yes)
         await store.remove(command_line_audit(database), gateway)
     print_result({"gateway_id": gateway, "removed": True}, as_json, lambda: click.echo(f"gateway {gateway} is removed"))
 

@@ -18,6 +18,7 @@ from shortener.cli.common import (
     command_line_actor,
     command_line_audit,
     confirm,
+    describe_application,
     json_option,
     load_settings,
     open_cache,
@@ -127,7 +128,7 @@ async def update_links(
     if (code is None) is not is_selection:
         raise click.UsageError("name either CODE, or one or more of --campaign, --destination and --label")
     if code is not None:
-        await _change_link(code, requested, as_json)
+        await _change_link(code, requested, as_json, yes=yes)
         return
     if application is None:
         raise click.UsageError("--application is required to change many links")
@@ -140,11 +141,12 @@ async def update_links(
 
 @links.command("disable")
 @click.argument("code")
+@yes_option
 @json_option
 @async_command
-async def disable_link(code: str, as_json: bool) -> None:
+async def disable_link(code: str, yes: bool, as_json: bool) -> None:
     """Disable a link: it responds with 410, and hits on it are not clicks."""
-    await _change_link(code, {"enabled": False}, as_json)
+    await _change_link(code, {"enabled": False}, as_json, yes=yes)
 
 
 @links.command("enable")
@@ -173,7 +175,7 @@ async def _parse_changes(database: Any, application_id: int, requested: dict[str
     return changes
 
 
-async def _change_link(code: str, requested: dict[str, Any], as_json: bool) -> None:
+async def _change_link(code: str, requested: dict[str, Any], as_json: bool, *, yes: bool = False) -> None:
     from shortener.clicks.link_admin import find_link
     from shortener.clicks.link_changes import find_changeable, refresh_cache, write_changes
     from shortener.errors import ApiError, ErrorCode
@@ -183,6 +185,9 @@ async def _change_link(code: str, requested: dict[str, Any], as_json: bool) -> N
     async with open_store() as database, open_cache() as cache:
         link = await database.read(find_link, code)
         changes = await _parse_changes(database, link.application_id, requested)
+        if requested.get("enabled") is False:
+            owner = await describe_application(database, link.application_id)
+            confirm(f"Link {code} of {owner} responds with 410, and hits on it are not clicks, until it is enabled again.", yes)
         new_id = IdGenerator(database.node)
 
         def write(connection: Any) -> None:
@@ -302,12 +307,14 @@ async def block_host(host: str, application: int | None, yes: bool, as_json: boo
     from shortener.model import utcnow
 
     owner = ALL_APPLICATIONS if application is None else application
-    async with open_store() as database:
-        if application is None:
+    async with open_store(application) as database:
+        if owner == ALL_APPLICATIONS:
             directory = Directory(database)
             await directory.refresh()
-            names = ", ".join(one.name for one in directory.applications()) or "none"
-            confirm(f"Links to {host} of ALL applications respond with 410 until it is unblocked: {names}.", yes)
+            whose = f"ALL applications ({', '.join(one.name for one in directory.applications()) or 'none'})"
+        else:
+            whose = await describe_application(database, owner)
+        confirm(f"Links to {host} of {whose} respond with 410 until it is unblocked.", yes)
         audit = command_line_audit(database)
         blocked = await database.write(audited_accounts.block_host, audit, owner, host, utcnow())
     fields = {"host": blocked, "application_id": application}

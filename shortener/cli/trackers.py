@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -16,6 +17,7 @@ from shortener.cli.common import (
     command_line_audit,
     confirm,
     describe_application,
+    describe_replacement,
     json_option,
     load_settings,
     open_store,
@@ -30,7 +32,7 @@ from shortener.model import EVENT_NAMES
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from shortener.delivery.trackers import Trackers
+    from shortener.delivery.trackers import Tracker, TrackerChanges, Trackers
     from shortener.settings import Settings
 
     M = TypeVar("M", bound=BaseModel)
@@ -239,6 +241,7 @@ async def show_tracker(tracker: int, as_json: bool) -> None:
     help="How long requests are also signed with the replaced secret, for example 90s, 15m, 24h or 7d.",
 )
 @click.option("--disable/--enable", default=None, help="Disable: the tracker's deliveries wait (parked). Enable: send them.")
+@yes_option
 @json_option
 @async_command
 async def update_tracker(
@@ -246,8 +249,9 @@ async def update_tracker(
     url: str | None,
     secret: str | None,
     rotate_secret: bool,
-    overlap: Any,
+    overlap: timedelta,
     disable: bool | None,
+    yes: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -266,9 +270,27 @@ async def update_tracker(
         data["enabled"] = not disable
     async with open_trackers() as (database, stored, settings):
         changes = _validate(TrackerUpdateRequest, data).to_changes()
+        await _confirm_update(database, await stored.get(tracker), changes, overlap, yes)
         saved = await stored.update(command_line_audit(database), tracker, changes)
     _warn(secret)
     _print_saved(tracker_fields(settings, saved.tracker), saved.secret, as_json)
+
+
+async def _confirm_update(database: Any, found: Tracker, changes: TrackerChanges, overlap: timedelta, yes: bool) -> None:
+    """Ask for confirmation if a change of a tracker disables it, removes its credentials, or ends the use of a signing secret."""
+    from shortener.delivery.tracker_queries import values_of_another_origin
+
+    name = f"tracker {found.id} ({found.name}) of {await describe_application(database, found.application_id)}"
+    effects = []
+    if found.enabled and changes.get("enabled") is False:
+        effects.append(f"The deliveries of {name} wait until it is enabled again.")
+    credentials = {"headers": found.headers_set, "client certificate": found.client_certificate_set}
+    removed = [what for what, is_set in credentials.items() if is_set and what.replace(" ", "_") not in changes]
+    if removed and "url" in changes and values_of_another_origin(found.url, changes["url"]):
+        effects.append(f"The {' and '.join(removed)} of {name} are removed, because the new URL leads to another host or port.")
+    if found.secret_set and ("secret" in changes or changes.get("rotate_secret")):
+        effects.append(describe_replacement(f"The present signing secret of {name}", overlap, found.previous_secret_until))
+    confirm(" ".join(filter(None, effects)), yes)
 
 
 def _warn(secret: str | None) -> None:

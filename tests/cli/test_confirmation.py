@@ -4,56 +4,160 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
-from shortener.cli import common
+from shortener.cli import cli, common
 from tests.cli.shell import InProcessShell, create_installation
 
 
-@pytest.fixture
-def shell(tmp_path: Path, sqlite_template: Path) -> InProcessShell:
-    create_installation(tmp_path / "data", sqlite_template)
-    shell = InProcessShell(tmp_path / "data")
+@pytest.fixture(scope="module")
+def installation(tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path) -> tuple[Path, str]:
+    """The folder of an installation, which tests copy, and the code of a link in it."""
+    folder = tmp_path_factory.mktemp("confirmation")
+    create_installation(folder, sqlite_template)
+    shell = InProcessShell(folder)
     shell("applications", "create", "Brand", "--domain", "https://go.brand.example")
-    shell("trackers", "add", "1", "http://127.0.0.1:9/", "--name", "billing", "--event", "state")
+    shell("trackers", "add", "1", "http://127.0.0.1:9/", "--name", "billing", "--event", "state", "--header", "X-Key: secret")
     shell("gateways", "add", "carrier", "--kind", "simulator", "--application", "1")
     shell("operators", "invite", "Kola")
-    return shell
+    shell("postback-keys", "create", "1", "--name", "network")
+    shell("opt-outs", "add", "1", "+14085550100")
+    sent = shell.json("send", "1", "+14085550101", 'Look #track("https://shop.example/")', code=1)  # no gateway is selected
+    shell("balance", "set", "1", "10.50", "--currency", "EUR")
+    shell("prices", "set", "49", "0.07", "--application", "1")
+    return folder, sent["links"][0]["code"]
 
 
+@pytest.fixture
+def shell(tmp_path: Path, installation: tuple[Path, str]) -> InProcessShell:
+    shutil.copytree(installation[0], tmp_path / "data")
+    return InProcessShell(tmp_path / "data")
+
+
+BRAND = "application 1 (Brand)"
 #: The commands, and the words about the affected objects that each command must print.
 COMMANDS = [
-    (("keys", "revoke", "1"), ("Key 1", "application 1 (Brand)")),
-    (("tokens", "rotate", "1", "--overlap", "0s"), ("application 1 (Brand)", "stops working at once")),
-    (("trackers", "remove", "1"), ("Tracker 1 (billing)", "application 1 (Brand)", "0 pending deliveries")),
-    (("deliveries", "replay", "--tracker", "1"), ("tracker 1 (billing)", "application 1 (Brand)")),
-    (("gateways", "remove", "GATEWAY"), ("carrier", "0 waiting messages")),
-    (("domains", "disable", "go.brand.example"), ("go.brand.example", "application 1 (Brand)", "410")),
-    (("domains", "remove", "go.brand.example"), ("go.brand.example", "application 1 (Brand)")),
+    (("keys", "revoke", "1"), ("Key 1", BRAND)),
+    (("tokens", "rotate", "1", "--overlap", "0s"), (BRAND, "stops working at once")),
+    (("applications", "rotate-callback-secret", "1", "--overlap", "0s"), (f"callback secret of {BRAND} stops working at once",)),
+    (("postback-keys", "rotate", "1", "--overlap", "0s"), (f"Postback key 1 (network) of {BRAND} stops working at once",)),
+    (("postback-keys", "revoke", "1"), (f"Postback key 1 (network) of {BRAND} stops working at once",)),
+    (("trackers", "remove", "1"), ("Tracker 1 (billing)", BRAND, "0 pending deliveries")),
+    (("trackers", "update", "1", "--disable"), (f"tracker 1 (billing) of {BRAND} wait until it is enabled",)),
+    (
+        ("trackers", "update", "1", "--rotate-secret", "--overlap", "0s"),
+        (f"secret of tracker 1 (billing) of {BRAND} stops working",),
+    ),
+    (("trackers", "update", "1", "--url", "http://127.0.0.2:9/"), (f"The headers of tracker 1 (billing) of {BRAND} are removed",)),
+    (("deliveries", "replay", "--tracker", "1"), ("tracker 1 (billing)", BRAND)),
+    (("gateways", "remove", "GATEWAY"), ("carrier", BRAND, "0 waiting messages")),
+    (("gateways", "update", "GATEWAY", "--disable"), ("carrier", BRAND, "0 waiting messages wait")),
+    (("gateways", "update", "GATEWAY", "--rotate-report-key"), ("carrier", BRAND, "another report URL")),
+    (("domains", "disable", "go.brand.example"), ("go.brand.example", BRAND, "410")),
+    (("domains", "update", "go.brand.example", "--disable"), ("go.brand.example", BRAND, "410")),
+    (("domains", "remove", "go.brand.example"), ("go.brand.example", BRAND)),
+    (("links", "disable", "CODE"), (f"of {BRAND} responds with 410",)),
+    (("links", "update", "CODE", "--disable"), (f"of {BRAND} responds with 410",)),
+    (("hosts", "block", "bad.example"), ("bad.example of ALL applications (Brand)", "410")),
+    (("hosts", "block", "bad.example", "--application", "1"), (f"bad.example of {BRAND}", "410")),
+    (("balance", "remove", "1"), (f"balance of {BRAND}, 10.5", "EUR")),
+    (("prices", "remove", "49", "--application", "1"), (f"price for 49 of {BRAND}",)),
+    (("opt-outs", "remove", "1", "+14085550100"), ("+14…00", BRAND, "send messages to this number again")),
     (("applications", "update", "1", "--disable"), ("Application 1 (Brand)", "410")),
+    (("operators", "grant", "Kola", "--remove"), ("Kola", "all applications")),
     (("operators", "disable", "Kola"), ("Kola", "all applications")),
     (("operators", "reset", "Kola"), ("Kola", "second factor")),
 ]
 
 
+def contents(folder: Path) -> list[str]:
+    """Return the content of the database of an installation, as SQL."""
+    with contextlib.closing(sqlite3.connect(folder / "shortener.db")) as database:
+        return list(database.iterdump())
+
+
 @pytest.mark.parametrize(("words", "named"), COMMANDS, ids=lambda value: " ".join(value[:2]))
 def test_a_command_that_removes_or_disables_objects_prints_their_names_and_requires_a_confirmation_at_a_terminal(
-    words: tuple[str, ...], named: tuple[str, ...], shell: InProcessShell, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    words: tuple[str, ...],
+    named: tuple[str, ...],
+    shell: InProcessShell,
+    installation: tuple[Path, str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
-    gateways = shell.json("gateways", "list")
-    gateway = next(str(one["gateway_id"]) for one in gateways if one["name"] == "carrier")
-    words = tuple(gateway if word == "GATEWAY" else word for word in words)
+    gateway = next(str(one["gateway_id"]) for one in shell.json("gateways", "list") if one["name"] == "carrier")
+    replaced = {"GATEWAY": gateway, "CODE": installation[1]}
+    words = tuple(replaced.get(word, word) for word in words)
     shutil.copytree(shell.folder, tmp_path / "copy")
     in_a_script = shell(*words)
     assert all(name in in_a_script.stderr for name in named), in_a_script.stderr
     assert "Continue?" not in in_a_script.stderr
 
     at_a_terminal = InProcessShell(tmp_path / "copy")
+    before = contents(at_a_terminal.folder)
     monkeypatch.setattr(common, "is_terminal", lambda: True)
     declined = at_a_terminal(*words, code=1)  # the input is empty, so the question has no answer
     assert "Continue? [y/N]" in declined.stderr
     assert "Aborted" in declined.stderr
+    assert contents(at_a_terminal.folder) == before
     assert "Continue?" not in at_a_terminal(*words, "--yes").stderr
+    assert contents(at_a_terminal.folder) != before or words[:2] == ("deliveries", "replay")  # no delivery is dead
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("tokens", "rotate", "1"), "The present tracker token of application 1 (Brand) works until"),
+        (("applications", "rotate-callback-secret", "1"), "The present callback secret of application 1 (Brand) works until"),
+        (("trackers", "update", "1", "--rotate-secret"), "The present signing secret of tracker 1 (billing) of application 1"),
+    ],
+    ids=lambda value: " ".join(value[:2]) if isinstance(value, tuple) else "",
+)
+def test_a_replacement_asks_if_the_key_or_secret_before_the_present_one_is_still_in_its_overlap(
+    words: tuple[str, ...], named: str, shell: InProcessShell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(common, "is_terminal", lambda: True)
+    first = shell(*words)
+    assert "Continue?" not in first.stderr, "with the overlap, nothing stops working at once"
+    before = contents(shell.folder)
+    second = shell(*words, code=1)
+    assert named in second.stderr
+    assert "The one that it replaced, which works until" in second.stderr
+    assert "Continue? [y/N]" in second.stderr
+    assert contents(shell.folder) == before
+    shell(*words, "--yes")
+
+
+#: The last words of commands, and options, that remove, disable or replace something.
+ENDING_WORDS = {"adopt", "block", "disable", "discard", "erase", "remove", "reset", "restore", "revoke", "rotate"}
+ENDING_OPTIONS = {"--disable", "--overlap", "--remove", "--replace", "--rotate-report-key", "--rotate-secret"}
+
+
+def leaf_commands(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[str, click.Command]]:
+    """Yield the names and the objects of all commands that are not groups."""
+    if not isinstance(command, click.Group):
+        yield " ".join(path), command
+        return
+    context = click.Context(command)
+    for name in command.list_commands(context):
+        found = command.get_command(context, name)
+        assert found is not None
+        yield from leaf_commands(found, (*path, name))
+
+
+def test_each_command_that_removes_disables_or_replaces_something_has_the_option_yes() -> None:
+    missing, found = [], 0
+    for name, command in leaf_commands(cli):
+        options = {one for parameter in command.params for one in (*parameter.opts, *parameter.secondary_opts)}
+        if name.split()[-1] in ENDING_WORDS or options & ENDING_OPTIONS:
+            found += 1
+            missing += [] if "--yes" in options else [name]
+    assert missing == []
+    assert found > 20
