@@ -135,6 +135,7 @@ class HitFlag(enum.IntFlag):
     RETRACTED = 8  # The hit was the first click until its verdict was changed.
     # The link, the host of its destination, its domain or its application was disabled or blocked at the time of the hit.
     DISABLED = 16
+    CONFIRMATION_PAGE = 32  # The response was the confirmation page.
 
 
 class DeliveryStatus(enum.IntEnum):

@@ -16,7 +16,7 @@ hits.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import field
 from typing import NamedTuple
 
@@ -43,7 +43,7 @@ from shortener.storage.types import from_ms
 
 # The flags are copied to plain integers, because an operation on enum flags takes microseconds and each hit needs several.
 _FIRST_FOR_LINK, _FIRST_FOR_MESSAGE = int(HitFlag.FIRST_FOR_LINK), int(HitFlag.FIRST_FOR_MESSAGE)
-_LATE, _OFF = int(HitFlag.LATE), int(HitFlag.DISABLED)
+_LATE, _OFF, _PAGE = int(HitFlag.LATE), int(HitFlag.DISABLED), int(HitFlag.CONFIRMATION_PAGE)
 _STATE, _CLICK, _LATE_CLICK = int(Topic.STATE), int(Topic.CLICK), int(Topic.LATE_CLICK)
 _SUSPECTED_CLICK = int(Topic.CLICK | Topic.SUSPECTED)
 _EVERY_CLICK, _OPT_OUT = int(LinkFlag.EVERY_CLICK), int(LinkFlag.OPT_OUT)
@@ -126,8 +126,7 @@ class HitBatchWriter:
             return result
         if policies.contextual_rules:
             self._classify_by_context(connection, new, policies.contextual_rules)
-        if policies.confirm_clicks:
-            self._await_confirmation(hits, links, result.resolutions, policies)
+        pages = self._await_confirmation(hits, links, result.resolutions, policies) if policies.confirm_clicks else ()
 
         candidates = _first_click_candidates(new)
         won = (
@@ -135,7 +134,7 @@ class HitBatchWriter:
         )
         # The oldest hit may be anywhere in the batch, because the spool may return old hits after new ones.
         is_late = min(hit.id for hit in hits) < self._ids() - LATE_ID_DISTANCE
-        rows = _BatchRows(self._ids, policies, candidates, won, keep_clicks=is_late)
+        rows = _BatchRows(self._ids, policies, candidates, won, pages=pages, keep_clicks=is_late)
         rows.add(new)
         if rows.clicks:
             count_late(connection, rows.deltas, rows.clicks)
@@ -176,17 +175,23 @@ class HitBatchWriter:
 
     def _await_confirmation(
         self, hits: Sequence[Hit], links: Mapping[str, LinkRow], resolutions: list[Resolution], policies: HitPolicies
-    ) -> None:
-        """Replace the resolution of each hit that must be confirmed.
+    ) -> set[int]:
+        """Replace the resolution of each hit that must be confirmed. Return the ids of the hits that get the confirmation page.
 
-        A hit that a contextual rule suspects is resolved again. A hit that gets the confirmation page is ignored, so that it is
-        not a click."""
+        A hit that a contextual rule suspects is resolved again. A hit that gets the confirmation page is ignored if no rule
+        suspects it, so that it is not a click. A hit that was redirected before this transaction gets no page."""
+        pages: set[int] = set()
         for index, hit in enumerate(hits):
+            if hit.is_redirected:
+                continue
             is_open = resolutions[index].location is not None and not resolutions[index].gone
             if is_open and hit.verdict is not _HUMAN:
                 resolutions[index] = self._resolver.resolve(hit, links.get(hit.code), policies)
-            if resolutions[index].confirm and hit.verdict is _HUMAN:
-                hit.verdict, hit.rule = Verdict.IGNORED, AWAITING_CONFIRMATION
+            if resolutions[index].confirm:
+                pages.add(hit.id)
+                if hit.verdict is _HUMAN:
+                    hit.verdict, hit.rule = Verdict.IGNORED, AWAITING_CONFIRMATION
+        return pages
 
     def _classify_by_context(
         self, connection: Connection, hits: Sequence[_LinkHit], settings: Mapping[int, ApplicationSettings]
@@ -268,16 +273,18 @@ class _BatchRows:
         candidates: _Candidates,
         won: Mapping[int, tuple[int, bool]],
         *,
+        pages: Collection[int],
         keep_clicks: bool,
     ) -> None:
-        """Start without rows. `won` is the result of `queries.claim_first_clicks`. If `keep_clicks` is true, `add` also collects
-        the clicks in `clicks`."""
+        """Start without rows. `won` is the result of `queries.claim_first_clicks`. `pages` contains the ids of the hits that get
+        the confirmation page. If `keep_clicks` is true, `add` also collects the clicks in `clicks`."""
         self._ids = ids
         self._ip_privacy = policies.ip_privacy
         self._with_suspected = policies.with_suspected
         self._every_click = policies.every_click
         self._candidates = candidates
         self._won = won
+        self._pages = pages
         self._keep_clicks = keep_clicks
         self.hits: list[HitRow] = []
         self.events: list[EventRow] = []
@@ -300,6 +307,8 @@ class _BatchRows:
                 if (verdict is _HUMAN or (verdict is _SUSPECTED and link.flags & _OPT_OUT)) and not is_off:
                     topics = _LATE_CLICK
             elif verdict is _SUSPECTED:
+                if hit.id in self._pages:
+                    flags |= _PAGE
                 if is_off:
                     pass
                 elif link.flags & _OPT_OUT:

@@ -25,8 +25,8 @@ log = structlog.get_logger(__name__)
 
 
 class EarlyResolver:
-    """A resolver that sets the `resolution` of waiting hits. It also reduces the IP address of each hit to the part that the link's
-    application may store."""
+    """A resolver that sets the `resolution` of waiting hits, and `is_redirected` of the hits. It also reduces the IP address of
+    each hit to the part that the link's application may store."""
 
     def __init__(self, database: Database, cache: LinkCache, directory: LinkDirectory, resolver: LinkResolver) -> None:
         self._database = database
@@ -93,6 +93,7 @@ class EarlyResolver:
             if is_unfilled(resolution):
                 resolution = fill_empty(resolution)
             waiting.resolution = resolution
+            hit.is_redirected = resolution.location is not None
             if resolution.unknown:
                 waiting.is_settled = True
             elif (privacy := policies.ip_privacy.get(resolution.application_id)) is not None:

@@ -72,5 +72,9 @@ HIT_METRIC = case(
 #: An SQL condition: the row of `hits` is a click. It is simpler than `HIT_METRIC = 'clicks'` and equivalent to it.
 IS_CLICK = (hits.c.verdict == Verdict.HUMAN.value) & (hits.c.flags.bitwise_and(_RELEVANT_FLAGS) == 0)
 
+#: An SQL condition: the hit did not get the confirmation page. A hit that got the page never becomes a click, whatever its verdict
+#: was, because only the press of the button is a click.
+GOT_NO_PAGE = hits.c.flags.bitwise_and(int(HitFlag.CONFIRMATION_PAGE)) == 0
+
 #: An SQL condition: the row of `hits` is the first click on its link.
 IS_FIRST_CLICK = hits.c.flags.bitwise_and(int(HitFlag.FIRST_FOR_LINK)) != 0

@@ -30,7 +30,8 @@ class Hit:
     `domain_id` is the domain of the request; None for the default host, where the codes of all domains are valid. `at` is in
     milliseconds since 1970. `address` is the client's IP address as it is stored, shortened by the installation's privacy setting.
     `origin` is a keyed hash that identifies the client (`client_address.hash_client`) and is never stored; 0 if the IP address is
-    unknown. `country` is the country of the client's IP address in the network list."""
+    unknown. `country` is the country of the client's IP address in the network list. `is_redirected` is true if the client
+    was redirected before the hit was written to the database."""
 
     id: int
     code: str
@@ -42,6 +43,7 @@ class Hit:
     user_agent: str
     origin: int = 0
     country: str | None = None
+    is_redirected: bool = False
 
 
 class Resolution(NamedTuple):

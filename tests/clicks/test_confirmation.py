@@ -9,10 +9,20 @@ import pytest
 
 from shortener.clicks.pages import MAX_NAME_LENGTH, confirmation_page
 from shortener.container import Service
+from shortener.messages.delivery_reports import DeliveryReport
 from shortener.model import HitFlag, State, Topic, Verdict
 from shortener.reporting.count_check import verify
 from shortener.storage import schema
-from tests.clicks.helpers import PHONE_HEADERS, change_settings, create_codes, create_link, fetch_rows
+from tests.clicks.helpers import (
+    PHONE_HEADERS,
+    change_settings,
+    create_codes,
+    create_link,
+    fetch_rows,
+    make_hit,
+    unreliable_recorder,
+)
+from tests.clicks.verdicts.helpers import assert_counts_match, run_reclassifier
 from tests.conftest import NOON, Clock
 from tests.rows import messages_now
 
@@ -82,6 +92,44 @@ async def test_the_contextual_rules_do_not_apply_to_a_press_of_the_button(
     message = (await fetch_rows(service, messages_now))[-1]
     assert (message.state, message.clicked_links & 0b10) == (State.CLICKTHRU, 0b10)
     assert await service.database.read(verify, NOON - timedelta(days=1), NOON + timedelta(days=1)) == []
+
+
+@pytest.mark.parametrize("mode", ["suspicious", "always"])
+async def test_a_hit_that_got_the_confirmation_page_does_not_become_a_click_after_a_delivery_report(
+    client: httpx.AsyncClient, service: Service, clock: Clock, mode: str
+) -> None:
+    await change_settings(service, confirm_clicks=mode, suspect_before_sent=True, retract_clicks=True)
+    (code,) = await create_codes(service, message_ids=("m-1",))
+    assert (await client.get(f"/{code}", headers=PHONE_HEADERS)).status_code == 200
+    await service.delivery_reports.record(1, [DeliveryReport("m-1", State.SENT, clock())])
+    await service.early_hits.step(clock())
+    await run_reclassifier(service)
+    assert await hits(service) == [("before_sent", Verdict.SUSPECTED)]
+    assert [message.state for message in await fetch_rows(service, messages_now)] == [State.SENT]
+    await change_settings(service, confirm_clicks="off", suspect_before_sent=False)
+    await run_reclassifier(service)
+    assert await hits(service) == [("before_sent", Verdict.SUSPECTED)], "the setting of today does not matter"
+    assert await fetch_rows(service, schema.first_clicks) == []
+    assert not [event for event in await fetch_rows(service, schema.events) if event.topics & Topic.CLICK]
+    await assert_counts_match(service)
+
+
+async def test_a_hit_that_was_redirected_before_it_was_stored_does_not_count_as_a_hit_that_got_the_confirmation_page(
+    service: Service, clock: Clock
+) -> None:
+    await change_settings(service, confirm_clicks="suspicious", suspect_before_sent=True)
+    (code,) = await create_codes(service, message_ids=("m-1",))
+    database, recorder = await unreliable_recorder(service)
+    database.refuse_writes = True
+    hit = make_hit(service, code, user_agent=PHONE_HEADERS["User-Agent"])
+    assert (await recorder.record(hit)).location == b"https://x.example/a"
+    database.refuse_writes = False
+    await recorder.flush()
+    await recorder.stop(1)
+    assert await hits(service) == [("before_sent", Verdict.SUSPECTED)]
+    await service.delivery_reports.record(1, [DeliveryReport("m-1", State.SENT, clock())])
+    assert await service.early_hits.step(clock()) == 1
+    assert [message.state for message in await fetch_rows(service, messages_now)] == [State.CLICKTHRU]
 
 
 async def test_a_form_on_another_web_site_cannot_confirm_a_click(client: httpx.AsyncClient, service: Service) -> None:

@@ -18,12 +18,13 @@ from shortener.clicks.outage import OutageState
 from shortener.clicks.recorder import RESPONSE_GRACE_SECONDS
 from shortener.container import Service
 from shortener.errors import StoreUnavailable
-from shortener.model import HitFlag, Topic, Verdict
+from shortener.messages.delivery_reports import DeliveryReport
+from shortener.model import HitFlag, State, Topic, Verdict
 from shortener.storage import schema
+from tests.clicks.helpers import PHONE_HEADERS, change_settings, hits_table_away, unreliable_recorder
 from tests.clicks.helpers import count_state_events as clickthru_events
 from tests.clicks.helpers import create_codes as send
 from tests.clicks.helpers import fetch_rows as rows
-from tests.clicks.helpers import hits_table_away, unreliable_recorder
 from tests.clicks.helpers import make_hit as hit
 from tests.clicks.spooling import LOCATION, MakeNode, Node
 from tests.clicks.spooling import make_node as make_node
@@ -98,6 +99,21 @@ async def test_the_spool_contains_only_the_part_of_the_client_address_that_the_a
     node.reconnect()
     await node.drained()
     assert [one.address for one in await rows(service, schema.hits)] == [""]
+
+
+async def test_a_spooled_hit_that_was_redirected_does_not_count_as_a_hit_that_got_the_confirmation_page(
+    service: Service, node: Node, clock: Clock
+) -> None:
+    await change_settings(service, confirm_clicks="suspicious", suspect_before_sent=True)
+    (code,) = await send(service, message_ids=("m-1",))
+    node.disconnect()
+    assert await node.click(code, user_agent=PHONE_HEADERS["User-Agent"]) == LOCATION
+    node.reconnect()
+    await node.drained()
+    assert [kept.rule for kept in await rows(service, schema.hits)] == ["before_sent"]
+    await service.delivery_reports.record(1, [DeliveryReport("m-1", State.SENT, clock())])
+    assert await service.early_hits.step(clock()) == 1
+    assert [message.state for message in await rows(service, messages_now)] == [State.CLICKTHRU]
 
 
 async def test_a_cached_link_does_not_redirect_if_the_link_or_its_application_is_disabled(

@@ -1,5 +1,6 @@
 """An early hit is a hit on a message that was not reported as sent yet. With the setting `suspect_before_sent`, such hits are
-suspected. A delivery report of the message causes a new classification.
+suspected. A delivery report of the message causes a new classification. A hit that got the confirmation page stays suspected,
+because only the press of the button is a click.
 
 The table `early_hits` has one row for each message with early hits. The transaction that stores such a hit inserts the row. The
 transaction of a delivery report marks the row as due. The job then classifies the hits of the message again and deletes the row. If
@@ -15,6 +16,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import BigInteger, Connection, delete, or_, select, update
 
 from shortener.accounts.directory import Directory
+from shortener.clicks.hit_metrics import GOT_NO_PAGE
 from shortener.clicks.user_agents import load_expressions
 from shortener.clicks.verdicts.contextual_rules import BEFORE_SENT, HitContext, classify_by_context
 from shortener.clicks.verdicts.correction import VerdictChange, assign_first_clicks, change_verdicts
@@ -76,7 +78,7 @@ class EarlyHits:
             select(*columns, *times)
             .join_from(messages, links, links.c.message_id == messages.c.id)
             .join(hits, hits.c.link_id == links.c.id)
-            .where(messages.c.id.in_(due), hits.c.verdict == Verdict.SUSPECTED.value, hits.c.rule == BEFORE_SENT)
+            .where(messages.c.id.in_(due), hits.c.verdict == Verdict.SUSPECTED.value, hits.c.rule == BEFORE_SENT, GOT_NO_PAGE)
         )
         for row in connection.execute(statement):
             application = self._directory.application(row.application_id)

@@ -4,7 +4,8 @@ A hit is classified by its stored user agent with the current request rules, and
 The context now includes later events: all recipients whose links the client address opened within a minute, all links of the
 message that were opened within a second, and delivery reports that arrived late. Only stored data can be used. HEAD requests and
 prefetches stay ignored. If the application stores addresses in short form, an address is a network of 256 addresses. Hits on
-erased messages do not change. First clicks whose user agent was removed after its retention time do not change either.
+erased messages do not change. First clicks whose user agent was removed after its retention time do not change either. A hit that
+got the confirmation page does not change, because only the press of the button is a click.
 
 No hit is deleted. A hit keeps its first verdict (`first_verdict`, `first_rule`), and the counts are corrected.
 
@@ -38,6 +39,7 @@ from sqlalchemy import Connection, func, or_, select
 from shortener.accounts.directory import Directory
 from shortener.accounts.settings import ApplicationSettings
 from shortener.clicks.device_counts import LAG_MS, DeviceCounter
+from shortener.clicks.hit_metrics import GOT_NO_PAGE
 from shortener.clicks.networks import HOSTING_RULE
 from shortener.clicks.resolver import CONFIRMED
 from shortener.clicks.verdicts.contextual_rules import MINUTE, SECOND, HitContext, RecentAddresses, RecentLinks, classify_by_context
@@ -374,6 +376,7 @@ def read_page(
         .outerjoin(first_clicks, first_clicks.c.id == messages.c.id)
         .where(hits.c.id > after, hits.c.id <= last)
         .where(hits.c.verdict != Verdict.IGNORED.value, hits.c.rule.not_in((CONFIRMED, HOSTING_RULE)), messages.c.to_address != "")
+        .where(GOT_NO_PAGE)
         # If a HUMAN hit has no user agent, the retention has removed the user agent after the hit was recorded.
         .where(or_(hits.c.verdict != Verdict.HUMAN.value, hits.c.user_agent != ""))
         .order_by(hits.c.id)
