@@ -11,6 +11,7 @@ from sqlalchemy import BigInteger, Connection, bindparam, delete, func, select, 
 
 from shortener.clicks.device_counts import AGENT
 from shortener.clicks.hit_metrics import IS_CLICK
+from shortener.clicks.resolver import CONFIRMED
 from shortener.clicks.verdicts.request_rules import RequestTraits, classify
 from shortener.model import HitFlag, State, Verdict, mutable_record
 from shortener.outbox.first_clicks import NO_CLICK, FirstClick, lock, release
@@ -73,6 +74,7 @@ class LockedHit(NamedTuple):
     link_id: int
     at: int
     verdict: int
+    rule: str
     flags: int
     user_agent: str
     agent: str
@@ -87,6 +89,7 @@ _HIT = (
     hits.c.link_id,
     type_coerce(hits.c.at, BigInteger),
     hits.c.verdict,
+    hits.c.rule,
     hits.c.flags,
     hits.c.user_agent,
     AGENT.label("agent"),
@@ -137,8 +140,9 @@ def read_hits(connection: Connection, ids: Sequence[int]) -> dict[int, LockedHit
 def find_first_hits(connection: Connection, ids: Iterable[int]) -> dict[int, dict[int, LockedHit]]:
     """Return one hit for each link, by message and link: its first click, or the hit that may become its first click.
 
-    The latter is the earliest hit on the link that the current rules classify as HUMAN. The result does not contain the first click
-    on a message, because the index `hits_by_link` does not contain it. Its message and link need no other first click."""
+    The latter is the earliest click on the link that a person has confirmed on the confirmation page, or that the current rules
+    classify as HUMAN. The result does not contain the first click on a message, because the index `hits_by_link` does not contain
+    it. Its message and link need no other first click."""
     chosen = values_table(connection, [(message,) for message in ids], id=BigInteger)
     is_first = hits.c.flags.bitwise_and(int(HitFlag.FIRST_FOR_LINK))
     rank = func.row_number().over(partition_by=hits.c.link_id, order_by=(is_first.desc(), hits.c.id)).label("rank")
@@ -152,9 +156,13 @@ def find_first_hits(connection: Connection, ids: Iterable[int]) -> dict[int, dic
     found: dict[int, dict[int, LockedHit]] = {}
     for message, *columns, _ in connection.execute(select(ranked).where(ranked.c.rank <= _MAX_CANDIDATES).order_by(ranked.c.rank)):
         hit = LockedHit(*columns)
-        if hit.flags & HitFlag.FIRST_FOR_LINK or classify(RequestTraits("GET", hit.user_agent)).verdict is Verdict.HUMAN:
+        if hit.flags & HitFlag.FIRST_FOR_LINK or hit.rule == CONFIRMED or _is_human(hit.user_agent):
             found.setdefault(message, {}).setdefault(hit.link_id, hit)
     return found
+
+
+def _is_human(user_agent: str) -> bool:
+    return classify(RequestTraits("GET", user_agent)).verdict is Verdict.HUMAN
 
 
 def save_hits(connection: Connection, rows: list[dict[str, Any]]) -> None:

@@ -5,7 +5,7 @@ The context now includes later events: all recipients whose links the client add
 message that were opened within a second, and delivery reports that arrived late. Only stored data can be used. HEAD requests and
 prefetches stay ignored. If the application stores addresses in short form, an address is a network of 256 addresses. Hits on
 erased messages do not change. First clicks whose user agent was removed after its retention time do not change either. A hit that
-got the confirmation page does not change, because only the press of the button is a click.
+got the confirmation page does not change, because only the press of the button is a click. The press keeps its verdict too.
 
 No hit is deleted. A hit keeps its first verdict (`first_verdict`, `first_rule`), and the counts are corrected.
 
@@ -268,7 +268,7 @@ class _EvidenceWindow:
             if hit.application not in self._settings:
                 continue  # the application was created after the directory was loaded
             self._waiting.append(hit)
-            if hit.classification.verdict is Verdict.HUMAN:
+            if hit.classification.verdict is Verdict.HUMAN and hit.rule != CONFIRMED:
                 self._collect_evidence(hit, self._settings[hit.application])
             while self._waiting[0].at <= hit.at - MINUTE:
                 changes += self._finish_hit(self._waiting.popleft())
@@ -323,7 +323,7 @@ class _EvidenceWindow:
 
     def _classify(self, hit: _HitToClassify, settings: ApplicationSettings) -> Classification | None:
         """Return the new classification of a hit. Return None if the old classification used data that is not stored."""
-        if hit.classification.verdict is not Verdict.HUMAN or not settings.uses_contextual_rules:
+        if hit.classification.verdict is not Verdict.HUMAN or hit.rule == CONFIRMED or not settings.uses_contextual_rules:
             return hit.classification
         if hit.rule == _ADDRESS_RULE and settings.max_recipients_per_address_minute is not None:
             return None  # the recorder used the full IP address, which is not stored
@@ -375,16 +375,24 @@ def read_page(
         .join(messages, messages.c.id == links.c.message_id)
         .outerjoin(first_clicks, first_clicks.c.id == messages.c.id)
         .where(hits.c.id > after, hits.c.id <= last)
-        .where(hits.c.verdict != Verdict.IGNORED.value, hits.c.rule.not_in((CONFIRMED, HOSTING_RULE)), messages.c.to_address != "")
+        .where(hits.c.verdict != Verdict.IGNORED.value, hits.c.rule != HOSTING_RULE, messages.c.to_address != "")
         .where(GOT_NO_PAGE)
-        # If a HUMAN hit has no user agent, the retention has removed the user agent after the hit was recorded.
-        .where(or_(hits.c.verdict != Verdict.HUMAN.value, hits.c.user_agent != ""))
+        # If a HUMAN hit has no user agent, the retention has removed the user agent after the hit was recorded. Only a confirmed
+        # click may have none from the start.
+        .where(or_(hits.c.verdict != Verdict.HUMAN.value, hits.c.user_agent != "", hits.c.rule == CONFIRMED))
         .order_by(hits.c.id)
     )
     if applications is not None:
         statement = statement.where(links.c.application_id.in_(applications))
     rows = connection.execute(statement).mappings()
-    return [_HitToClassify(**row, classification=classify(RequestTraits("GET", row["user_agent"]))) for row in rows], last
+    return [_HitToClassify(**row, classification=_classify_request(row["rule"], row["user_agent"])) for row in rows], last
+
+
+def _classify_request(rule: str, user_agent: str) -> Classification:
+    """Return the classification of a stored hit by the request rules. A click that a person has confirmed keeps its verdict."""
+    if rule == CONFIRMED:
+        return Classification(Verdict.HUMAN, CONFIRMED, "a person pressed the button of the confirmation page")
+    return classify(RequestTraits("GET", user_agent))
 
 
 # The database stores the position of the job under the former name of the job, in milliseconds since 1970.

@@ -8,6 +8,7 @@ import pytest
 from sqlalchemy import Connection, delete, select, update
 
 from shortener.clicks.device_counts import last_counted_hit
+from shortener.clicks.resolver import CONFIRMED
 from shortener.clicks.verdicts import correction
 from shortener.clicks.verdicts.correction_rows import LockedMessage
 from shortener.container import Service
@@ -117,6 +118,30 @@ async def test_a_stored_click_of_a_person_replaces_a_retracted_first_click(retra
     current = await only_message(service)
     assert (current.state, current.previous_state, current.clicked_at, current.click_hit_id) == (50, 0, clicked_at, person)
     assert [hit.flags for hit in await fetch_rows(service, schema.hits)] == [HitFlag.RETRACTED, FIRST, 0]
+    await assert_counts_match(service)
+
+
+@pytest.mark.parametrize("user_agent", [SCANNER, ""])
+async def test_a_confirmed_click_replaces_a_retracted_first_click_whatever_its_user_agent_is(
+    retracting: Service, clock: Clock, user_agent: str
+) -> None:
+    service = retracting
+    await change_settings(service, confirm_clicks="suspicious")
+    (code,) = await create_codes(service)
+    machine = await record_click(service, code, SCANNER)
+    clock.forward(seconds=40)
+    person = await record_click(service, code, user_agent, rule=CONFIRMED)
+    result = await run_reclassifier(service)
+    assert (result.corrections.retracted_messages, result.corrections.first_clicks) == (1, 1)
+    assert await sent_events(service) == [
+        (Topic.STATE | Topic.CLICK, machine),
+        (Topic.CLICK_RETRACTED, machine),
+        (Topic.STATE | Topic.CLICK, person),
+    ]
+    current = await only_message(service)
+    assert (current.state, current.click_hit_id) == (State.CLICKTHRU, person)
+    stored = [(hit.verdict, hit.rule, hit.flags) for hit in await fetch_rows(service, schema.hits)]
+    assert stored == [(Verdict.SUSPECTED, "crawler", HitFlag.RETRACTED), (Verdict.HUMAN, CONFIRMED, FIRST)]
     await assert_counts_match(service)
 
 

@@ -1,12 +1,14 @@
 """Tests of the background job that reclassifies hits for applications with `retract_clicks`."""
 
+import pytest
 from sqlalchemy import Connection, update
 
+from shortener.clicks.resolver import CONFIRMED
 from shortener.container import Service
 from shortener.model import Topic
 from shortener.storage import schema
 from tests.clicks.helpers import change_settings, create_codes, fetch_rows
-from tests.clicks.verdicts.helpers import SCANNER, only_message, record_click, sent_events
+from tests.clicks.verdicts.helpers import PHONE, SCANNER, only_message, record_click, sent_events
 from tests.conftest import Clock
 
 
@@ -38,12 +40,16 @@ async def test_the_reclassification_job_examines_only_hits_of_applications_with_
     assert [hit.verdict for hit in await fetch_rows(service, schema.hits)] == [0, 1, 1]
 
 
-async def test_the_reclassification_job_assigns_a_missing_first_click_to_a_message(retracting: Service, clock: Clock) -> None:
+@pytest.mark.parametrize(("rule", "user_agent"), [("test", PHONE), (CONFIRMED, SCANNER), (CONFIRMED, "")])
+async def test_the_reclassification_job_assigns_a_missing_first_click_to_a_message(
+    retracting: Service, clock: Clock, rule: str, user_agent: str
+) -> None:
     service = retracting
+    await change_settings(service, confirm_clicks="suspicious", max_recipients_per_address_minute=1)
     step = service.jobs.table["reclassify"].step
     await step()
     (code,) = await create_codes(service)
-    person = await record_click(service, code)
+    person = await record_click(service, code, user_agent, rule=rule)
 
     # Remove the first click. The same state arises if a click is stored while an earlier click is retracted.
     def lose(connection: Connection) -> None:
