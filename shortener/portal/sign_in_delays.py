@@ -47,7 +47,7 @@ class SignInDelays:
         """Return the seconds that an attempt must wait, or 0 if it may be checked now.
 
         An attempt that may be checked is counted as a failure first, so that attempts at the same time do not avoid the delays.
-        `succeed` subtracts this failure. Counts that are too old to cause a delay are deleted."""
+        `succeed` and `accept_password` subtract this failure. Counts that are too old to cause a delay are deleted."""
         self._forget_old(connection, now)
         network_row = self._lock(connection, self._key_of("network", network), now)
         window_ends: datetime = network_row.first_at + NETWORK_WINDOW
@@ -71,12 +71,17 @@ class SignInDelays:
     def succeed(self, connection: Connection, name: str, network: str, now: datetime) -> None:
         """Reset the failures of a name, subtract the failure that `begin_attempt` counted for its network, and store that the name
         signed in from this network."""
-        of_network = update(sign_in_failures).where(_t.key == self._key_of("network", network), _t.failures > 0)
-        connection.execute(of_network.values(failures=_t.failures - 1))
+        self.accept_password(connection, network)
         for key in (self._key_of("pair", name, network), self._key_of("name", name)):
             connection.execute(delete(sign_in_failures).where(_t.key == key))
         known = self._lock(connection, self._key_of("known", name, network), now)
         self._set(connection, known.key, 0, known.first_at, now)
+
+    def accept_password(self, connection: Connection, network: str) -> None:
+        """Subtract the failure that `begin_attempt` counted for the network of an attempt whose password was correct and that
+        still needs a code. The failures of the name stay, so that codes cannot be guessed without delay."""
+        of_network = update(sign_in_failures).where(_t.key == self._key_of("network", network), _t.failures > 0)
+        connection.execute(of_network.values(failures=_t.failures - 1))
 
     def _forget_old(self, connection: Connection, now: datetime) -> None:
         """Delete counts that are too old to cause a delay. A row without failures stores a network from which a name has signed in:

@@ -128,7 +128,9 @@ def _begin(connection: Connection, visit: Visit, account: _Account, *, needs_cod
         needs_code=needs_code,
         replaces=replaced,
     )
-    if not needs_code:
+    if needs_code:
+        visit.portal.delays.accept_password(connection, visit.network)
+    else:
         visit.portal.delays.succeed(connection, account.name, visit.network, visit.now)
         visit.audit(connection, "signed_in", account.name, actor=Actor(account.id, account.name, network=visit.network))
     return token

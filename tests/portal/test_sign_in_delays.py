@@ -82,3 +82,26 @@ async def test_sign_ins_from_a_network_that_failed_for_many_names_are_rejected_u
     assert await database.write(delays.begin_attempt, "Ada", STRANGER, NOON) == 600
     assert await database.write(delays.begin_attempt, "Ada", HOME, NOON) == 0
     assert await database.write(delays.begin_attempt, "Ada", STRANGER, NOON + timedelta(minutes=10)) == 0
+
+
+async def test_sign_ins_that_need_a_code_do_not_delay_their_network_but_wrong_codes_do(
+    database: Database, delays: SignInDelays
+) -> None:
+    for number in range(NETWORK_FAILURES + 1):
+        name = f"name {number}"
+        assert await database.write(delays.begin_attempt, name, HOME, NOON) == 0
+        await database.write(delays.accept_password, HOME)
+        assert await database.write(delays.begin_attempt, name, HOME, NOON) == 0
+        await database.write(delays.succeed, name, HOME, NOON)
+    for number in range(NETWORK_FAILURES):
+        assert await database.write(delays.begin_attempt, f"other {number}", HOME, NOON) == 0
+        await database.write(delays.accept_password, HOME)
+        assert await database.write(delays.begin_attempt, f"other {number}", HOME, NOON) == 0
+    assert await database.write(delays.begin_attempt, "Ada", HOME, NOON) == 600
+
+
+async def test_a_correct_password_alone_does_not_reset_the_delay_of_wrong_codes(database: Database, delays: SignInDelays) -> None:
+    for _ in range(FREE_FAILURES):
+        assert await database.write(delays.begin_attempt, "Ada", HOME, NOON) == 0
+        await database.write(delays.accept_password, HOME)
+    assert await database.write(delays.begin_attempt, "Ada", HOME, NOON) == 1

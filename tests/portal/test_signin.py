@@ -17,6 +17,7 @@ from shortener.portal.operators import find_operator
 from shortener.portal.parts import cookie_name
 from shortener.portal.passwords import Passwords, check_new_password
 from shortener.portal.router import Portal
+from shortener.portal.sign_in_delays import NETWORK_FAILURES
 from shortener.secret import Secret
 from shortener.storage import schema
 from tests.conftest import Clock, MakeService, client_of
@@ -162,6 +163,24 @@ async def test_a_sign_in_requires_the_second_factor_and_each_code_works_once(
     assert await enter(recovery[0]) == 422
     stored = await service.database.read(second_factor.count_recovery_codes, operator.id)
     assert (len(recovery), stored) == (10, 9)
+
+
+async def test_sign_ins_with_a_second_factor_do_not_delay_later_sign_ins_from_the_same_network(
+    service: Service, sign_in: SignIn, new_browser: NewBrowser, clock: Clock
+) -> None:
+    secrets = {}
+    for name in ("Ada", "Ben", "Cleo"):
+        await sign_in(name)
+        operator = await service.database.read(find_operator, name)
+        secrets[name] = second_factor.new_totp_secret()
+        await service.database.write(second_factor.enable, operator.id, secrets[name], 0, service.secret)
+    for _ in range(NETWORK_FAILURES // len(secrets) + 1):
+        clock.forward(seconds=30)  # Each code works once.
+        for name, secret in secrets.items():
+            browser = await new_browser()
+            assert (await browser.post("/portal/signin", data={"name": name, "password": PASSWORD})).status_code == 303
+            code = pyotp.TOTP(secret).at(clock.now)
+            assert (await browser.post("/portal/signin/code", data={"code": code})).status_code == 303
 
 
 @pytest.mark.parametrize("password", ["short", "password1234", "a" * 20, "x" * 129, "123456789012"])
