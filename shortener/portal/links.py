@@ -28,6 +28,7 @@ from shortener.web.paging import Cursors
 ROWS = 50
 _CSV_ROWS = 500
 _HITS = 100  # The number of hits that the page of one link shows.
+_TEST_CODE = "QR code that opens the destination and counts no click"
 #: The label and the kind of badge that the pages show for each state of a link.
 STATES = {"live": ("Live", "good"), "expired": ("Expired", ""), "off": ("Disabled", "bad")}
 _STATE = FilterField("state", "State", {"live": "Not expired", "expired": "Expired", "disabled": "Disabled"}, is_common=True)
@@ -119,7 +120,7 @@ async def link(visit: Visit) -> Response:
     networks = service.networks
     fields = serialize_link(row, service.directory, service.status_reader.base_url, visit.now, clicks)
     shown = [serialize_hit(hit, service.click_ids.encode, networks) for hit in hits]
-    without_click = open_url(visit, row.code)
+    without_click, address = open_url(visit, row.code), fields["short_url"]
     return visit.render(
         "link.html",
         title=f"Link {row.code}",
@@ -133,8 +134,8 @@ async def link(visit: Visit) -> Response:
         results=RESULTS,
         history=history,
         open_url=without_click,
-        test_code=None if without_click is None else qr_code(service.settings.portal_origin + without_click),
-        real_code=qr_code(fields["short_url"]) if visit.get("qr") == "real" else None,
+        test_code=None if without_click is None else qr_code(service.settings.portal_origin + without_click, _TEST_CODE),
+        real_code=qr_code(address, f"QR code of {address}") if visit.get("qr") == "real" else None,
     )
 
 

@@ -144,7 +144,7 @@ def _factor_page(visit: Visit, secret: str, status: int = 200, *, error: str | N
         error=error,
         secret=secret,
         setup=visit.service.secret.encrypt(secret),
-        code_image=qr_code(uri, border=2),
+        code_image=qr_code(uri, "QR code for the authenticator app", border=2),
         form_id=new_form_id(),
     )
 

@@ -67,7 +67,9 @@ async def submit(visit: Visit) -> Response:
     # The DNS has no names with a colon; such a host is an IPv6 address.
     reachable = {host: _is_loopback(host) or ":" in host or await has_address(host) for host in set(hosts.values())}
     links = [
-        _CreatedLink(address, qr_code(address), host, is_local=_is_loopback(host), has_address=reachable[host])
+        _CreatedLink(
+            address, qr_code(address, f"QR code of {address}"), host, is_local=_is_loopback(host), has_address=reachable[host]
+        )
         for address, host in hosts.items()
     ]
     return visit.render("try_created.html", title="Try it", message=created, links=links)

@@ -236,19 +236,62 @@ def test_the_portal_has_an_explanation_for_every_verdict_rule() -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "form", "reason"),
+    ("path", "form", "field", "reason"),
     [
-        ("/portal/1/keys", {"action": "rotate", "overlap": "2"}, "must be one of 0, 1, 24, 168"),
-        ("/portal/1/trackers/new", {"action": "save", "url": "https://x.example/", "method": "PUT"}, "must be &#39;POST&#39; or"),
-        ("/portal/me/preferences", {"theme": "pink"}, "must be one of system, light, dark"),
-        ("/portal/admin/operators", {"name": "Eve", "role": "viewer", "application": "x"}, "must be the number of an application"),
-        ("/portal/admin/operators", {"name": "Eve", "role": "owner", "application": "0"}, "must be one of viewer, support"),
+        ("1/keys", {"action": "rotate", "overlap": "2"}, "overlap", "must be one of 0, 1, 24, 168"),
+        ("1/keys", {"action": "create", "name": "crm"}, "permissions", ""),
+        ("1/trackers/new", {"action": "save", "url": "https://x.example/", "method": "PUT"}, "method", "must be &#39;POST&#39; or"),
+        ("1/trackers/new", {"action": "save", "url": "https://x.example/", "format": "x"}, "format", ""),
+        ("1/trackers/new", {"action": "save", "url": "https://x.example/"}, "events", ""),
+        ("1/privacy", {"kind": "x", "subject": "+14085550123"}, "kind", ""),
+        ("1/settings", {"action": "try", "days": "9"}, "days", "must be one of 1, 7"),
+        ("1/settings", {"action": "save", "ip_privacy": "x"}, "ip_privacy", ""),
+        ("me/preferences", {"theme": "pink"}, "theme", "must be one of system, light, dark"),
+        (
+            "admin/operators",
+            {"name": "Eve", "role": "viewer", "application": "x"},
+            "application",
+            "must be the number of an application",
+        ),
+        ("admin/operators", {"name": "Eve", "role": "owner", "application": "0"}, "role", "must be one of viewer, support"),
     ],
 )
 async def test_a_form_with_a_choice_that_does_not_exist_shows_the_reason(
-    sign_in: SignIn, path: str, form: dict[str, str], reason: str
+    sign_in: SignIn, path: str, form: dict[str, str], field: str, reason: str
 ) -> None:
     browser = await sign_in("Ada", Role.ADMIN, 0)
-    response = await browser.post(path, data=form)
+    response = await browser.post(f"/portal/{path}", data=form)
     assert response.status_code == 422
-    assert re.search(f'<p class="wrong"[^>]*>(<svg.*?</svg>)?<span>{re.escape(reason)}', response.text)
+    assert re.search(f'<p class="wrong" id="w-{field}">(<svg.*?</svg>)?<span[^>]*>{re.escape(reason)}', response.text)
+    # Screen readers read the reason when the field gets the focus. A group of boxes has no state `invalid`.
+    described = re.findall(f'<(select|fieldset)[^>]* aria-describedby="w-{field}"', response.text)
+    assert len(described) == 1
+    if described == ["select"]:
+        assert re.search(f'<select [^>]*name="{field}"[^>]* aria-invalid="true"', response.text)
+
+
+async def test_every_column_of_a_portal_table_has_a_heading(service: Service, sign_in: SignIn, clock: Clock) -> None:
+    browser = await sign_in()
+    await send(service, browser, campaign="Spring")
+    clock.forward(minutes=20)
+    for path in ("1/keys", "1/campaigns", "me", "admin/applications", "admin/operators/1"):
+        page = (await browser.get(f"/portal/{path}")).text
+        headings = re.findall(r'<th scope="col"[^>]*>(.*?)</th>', page)
+        assert headings, path
+        assert all(re.sub("<[^>]*>", "", heading).strip() for heading in headings), path
+
+
+async def test_each_qr_code_of_the_portal_has_a_description_for_screen_readers(service: Service, sign_in: SignIn) -> None:
+    browser = await sign_in()
+    link = (await send(service, browser))["links"][0]
+    form = {"body": '#track("https://shop.example/")', "to": "+14085550123", "action": "create"}
+    pages = (
+        (await browser.get(f"/portal/1/links/{link['code']}?qr=real"), 2),
+        (await browser.get("/portal/me/second-factor"), 1),
+        (await browser.post("/portal/1/try", data=form), 1),
+    )
+    for page, number in pages:
+        codes = re.findall('<div class="qr-frame">(<svg[^>]*>)', page.text)
+        assert len(codes) == number
+        assert all('role="img" aria-label="QR code ' in code for code in codes)
+    assert f'aria-label="QR code of {link["short_url"]}"' in pages[0][0].text
