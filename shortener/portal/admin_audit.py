@@ -115,7 +115,7 @@ async def audit_log(visit: Visit) -> Response:
         async def read(below: int | None) -> AuditPage:
             return await database.read(list_audit, filters, PAGE_ROWS, below)
 
-        return csv_download(visit, stream_csv(read, lambda row: _csv_row(visit, row), COLUMNS), "audit")
+        return await csv_download(visit, stream_csv(read, lambda row: _csv_row(visit, row), COLUMNS), "audit")
     cursors = Cursors(visit.service.secret, "audit")
     below = cursors.decode(visit.get("cursor"))
     page = await database.read(list_audit, filters, LIMIT, below)

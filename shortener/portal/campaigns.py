@@ -4,6 +4,7 @@ which their messages were sent."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Any
 
 from sqlalchemy import Connection, select
@@ -87,18 +88,18 @@ def _within(figures: Figures) -> list[int]:
 async def _download(visit: Visit) -> Response:
     service, scope = visit.service, _scope(visit)
     await service.database.write(visit.audit, "list_exported", "campaigns", after=exported_query(visit))
-    first = await service.database.read(campaign_page, scope, ROWS, None)
 
-    async def lines() -> Any:
+    async def lines() -> AsyncIterator[bytes]:
         yield format_lines([_CSV_COLUMNS])
-        page = first
+        below: int | None = None
         while True:
+            page = await service.database.read(campaign_page, scope, ROWS, below)
             yield format_lines([_csv_row(name, figures) for name, figures in page.campaigns])
             if page.next is None:
                 return
-            page = await service.database.read(campaign_page, scope, ROWS, page.next)
+            below = page.next
 
-    return csv_download(visit, lines(), "campaigns")
+    return await csv_download(visit, lines(), "campaigns")
 
 
 def _csv_row(name: str, figures: Figures) -> list[object]:

@@ -74,7 +74,7 @@ async def deliveries(visit: Visit) -> Response:
         def serialize(one: Delivery) -> dict[str, Any]:
             return {**delivery_fields(one), "tracker_name": names.get(one.tracker_id)}
 
-        return csv_download(visit, stream_csv(read, serialize, CSV_COLUMNS), "deliveries")
+        return await csv_download(visit, stream_csv(read, serialize, CSV_COLUMNS), "deliveries")
     cursors = Cursors(service.secret, "portal deliveries")
     page = await service.deliveries.page(criteria, ROWS, cursors.decode(visit.get("cursor")))
     return visit.render(

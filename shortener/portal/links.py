@@ -89,12 +89,12 @@ def _decode(visit: Visit) -> LinkPosition | None:
 async def _download(visit: Visit) -> Response:
     service, filters = visit.service, _filter(visit)
     await service.database.write(visit.audit, "list_exported", "links", after=exported_query(visit))
-    first = await service.database.read(list_links, filters, _CSV_ROWS, None)
 
     async def lines() -> AsyncIterator[bytes]:
         yield format_lines([("local_time", *HEADER)])
-        page = first
+        below: LinkPosition | None = None
         while True:
+            page = await service.database.read(list_links, filters, _CSV_ROWS, below)
             yield format_lines(
                 [
                     (_local(visit, row.created_at), *(fields[name] for name in HEADER))
@@ -103,9 +103,9 @@ async def _download(visit: Visit) -> Response:
             )
             if page.next is None:
                 return
-            page = await service.database.read(list_links, filters, _CSV_ROWS, page.next)
+            below = page.next
 
-    return csv_download(visit, lines(), "links")
+    return await csv_download(visit, lines(), "links")
 
 
 def _local(visit: Visit, at: datetime) -> str:

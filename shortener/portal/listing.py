@@ -154,7 +154,7 @@ async def download(visit: Visit, source: ListSource) -> Response:
 
     columns = ("local_time", *source.columns) if visit.application else ("application", "local_time", *source.columns)
     lines = stream_csv(read, serialize, columns)
-    return csv_download(visit, await _checked(lines), source.noun)
+    return await csv_download(visit, lines, source.noun)
 
 
 async def download_short_list(visit: Visit, noun: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Response:
@@ -165,7 +165,7 @@ async def download_short_list(visit: Visit, noun: str, columns: Sequence[str], r
     async def lines() -> AsyncIterator[bytes]:
         yield format_lines([columns, *([row.get(name) for name in columns] for row in rows)])
 
-    return csv_download(visit, lines(), noun)
+    return await csv_download(visit, lines(), noun)
 
 
 def exported_query(visit: Visit) -> dict[str, str]:
@@ -179,19 +179,6 @@ def exported_query(visit: Visit) -> dict[str, str]:
             text = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in value)
             found[name] = mask(text) if name == "to" else text[:MAX_EXPORTED_CHARACTERS]
     return found
-
-
-async def _checked(lines: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Read the first CSV line, then return all lines. If the database is unavailable, the error is raised before the response
-    starts, so that the browser gets an error page."""
-    head = await anext(lines)
-
-    async def body() -> AsyncIterator[bytes]:
-        yield head
-        async for line in lines:
-            yield line
-
-    return body()
 
 
 async def _read(visit: Visit, source: ListSource, limit: int, below: int | None) -> MergedPage:

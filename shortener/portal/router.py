@@ -300,12 +300,26 @@ async def _read_form(visit: Visit) -> None:
     visit.form_lists = lists
 
 
-def csv_download(visit: Visit, pages: AsyncIterator[bytes], noun: str) -> Response:
-    """Return a response that downloads CSV lines, with pauses while many hits arrive. The file name contains the application, the
-    noun and the day."""
+async def csv_download(visit: Visit, pages: AsyncIterator[bytes], noun: str) -> Response:
+    """Return a response that downloads a CSV, with pauses while many hits arrive. The file name contains the application, the noun
+    and the day.
+
+    `pages` yields the header and then pages of rows. The header and the first page are read before the response starts. Raise
+    StoreUnavailable if they cannot be read, so that the browser gets an error page instead of a file."""
+    first = [await anext(pages)]
+    async for page in pages:
+        first.append(page)
+        break
+
+    async def everything() -> AsyncIterator[bytes]:
+        for page in first:
+            yield page
+        async for page in pages:
+            yield page
+
     name = f"{visit.app_name}-{noun}-{visit.now.astimezone(visit.period.zone):%Y-%m-%d}.csv"
     headers = {"Content-Disposition": f'attachment; filename="{name}"'}
-    paced = visit.service.throttle.slow_down(pages)
+    paced = visit.service.throttle.slow_down(everything())
     return ClosingResponse(paced, media_type="text/csv; charset=utf-8", headers=headers)
 
 

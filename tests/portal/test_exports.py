@@ -20,7 +20,7 @@ PATH = "/portal/1/deliveries.csv"
 
 
 class SlowExport:
-    """A replacement for the CSV export of deliveries: it sends a header line and waits until `finish` is set.
+    """A replacement for the CSV export of deliveries: it sends a header and a first page, and waits until `finish` is set.
 
     If `error` is set, the export then raises this exception."""
 
@@ -32,6 +32,7 @@ class SlowExport:
 
     async def _lines(self, *arguments: Any) -> AsyncIterator[bytes]:
         yield b"delivery_id\r\n"
+        yield b"first\r\n"
         self.started.set()
         await self.finish.wait()
         if self.error is not None:
@@ -61,7 +62,7 @@ async def test_a_second_csv_export_of_a_session_is_rejected_while_the_first_expo
     assert (await browser.get("/portal/1/deliveries")).status_code == 200, "pages are not limited"
     assert (await colleague.get("/portal/1/clicks.csv")).status_code == 200, "other sessions are not affected"
     slow_export.finish.set()
-    assert (await first).text.splitlines() == ["delivery_id", "last"]
+    assert (await first).text.splitlines() == ["delivery_id", "first", "last"]
     assert (await browser.get(PATH)).status_code == 200, "the first export has ended"
 
 
@@ -87,13 +88,16 @@ async def test_a_csv_export_whose_client_disconnects_does_not_prevent_the_next_e
     browser = await sign_in()
     request = browser.build_request("GET", PATH)
     sent: list[MutableMapping[str, Any]] = []
+    has_rows = asyncio.Event()
 
     async def receive() -> dict[str, Any]:
-        await slow_export.started.wait()
+        await has_rows.wait()
         return {"type": "http.disconnect"}
 
     async def send(message: MutableMapping[str, Any]) -> None:
         sent.append(message)
+        if message.get("body") == b"first\r\n":
+            has_rows.set()
 
     scope = {
         "type": "http",
@@ -112,7 +116,8 @@ async def test_a_csv_export_whose_client_disconnects_does_not_prevent_the_next_e
     async with asyncio.timeout(PATIENCE):
         await HttpApplication(service)(scope, receive, send)
     bodies = [message for message in sent if message["type"] == "http.response.body"]
-    assert [message["body"] for message in bodies] == [b"delivery_id\r\n"], "the export did not end before the client disconnected"
+    expected = [b"delivery_id\r\n", b"first\r\n"]
+    assert [message["body"] for message in bodies] == expected, "the export did not end before the client disconnected"
     slow_export.finish.set()
     assert (await browser.get(PATH)).status_code == 200
 
