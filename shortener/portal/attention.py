@@ -48,7 +48,9 @@ async def attention(visit: Visit, figures: Figures) -> list[AttentionItem]:
             )
     late = figures["late_hits"]
     if late:
-        href = visit.link("clicks", metric="late_hits", campaign=visit.get("campaign")) if visit.application else None
+        href = None
+        if visit.application:
+            href = visit.link("clicks", metric="late_hits", campaign=visit.get("campaign"), source=visit.get("source"))
         found.append(AttentionItem("warn", f"{late:,} {'hit' if late == 1 else 'hits'} came after the link had expired", href))
     return sorted(found, key=lambda item: item.kind)[:MAX_ITEMS]
 
@@ -71,7 +73,7 @@ async def _trackers(visit: Visit, application_id: int, prefix: str, base: str) -
             found.append(AttentionItem("warn", f"{name}: {text}", href))
         if backlog.dead:
             number = "10,000 or more" if backlog.dead >= 10_000 else f"{backlog.dead:,}"
-            link = f"{base}/deliveries?tracker={tracker.id}&status=dead" if may_open else None
+            link = f"{base}/deliveries?period=365d&tracker={tracker.id}&status=dead" if may_open else None
             found.append(
                 AttentionItem("bad", f"{name} has {number} dead {'delivery' if backlog.dead == 1 else 'deliveries'}", link)
             )

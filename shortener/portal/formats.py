@@ -1,4 +1,4 @@
-"""This module formats numbers, shares, times, durations, countries and browsers for the pages of the portal.
+"""This module formats numbers, shares, names, times, durations, countries and browsers for the pages of the portal.
 
 A number is never abbreviated without the complete number beside it. A share of a total of zero is shown as a dash. A time is shown
 in the time zone of the page, and its `<time>` element has the UTC time.
@@ -24,6 +24,11 @@ def number(value: int | float | Decimal | None) -> str:
         return DASH
     text = f"{value:,.2f}" if isinstance(value, float) else f"{value:,}"
     return text.replace("-", _MINUS)
+
+
+def visible(text: str) -> str:
+    """Return a text, between quotation marks if it begins or ends with spaces, so that people see them."""
+    return text if text == text.strip() else f"\N{LEFT DOUBLE QUOTATION MARK}{text}\N{RIGHT DOUBLE QUOTATION MARK}"
 
 
 def short_number(value: int | float) -> str:

@@ -19,6 +19,7 @@ from starlette.responses import Response
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.logs import mask
 from shortener.model import record
+from shortener.portal.formats import visible
 from shortener.portal.page import Visit
 from shortener.portal.router import csv_download
 from shortener.reporting.counts import slot_edges
@@ -118,7 +119,8 @@ def slots_of(visit: Visit) -> tuple[datetime, datetime]:
 
 def campaign_of(visit: Visit) -> str | None:
     """Return the campaign by which the query filters. "" selects messages without a campaign (`no_campaign=1` in the query)."""
-    return "" if visit.get("no_campaign") else visit.get("campaign")
+    named = visit.get("campaign")
+    return "" if named is None and visit.get("no_campaign") else named
 
 
 def campaign_query(name: str) -> dict[str, str]:
@@ -215,8 +217,8 @@ def chips(visit: Visit, fields: Sequence[FilterField]) -> list[Chip]:
         value = visit.get(one.name)
         if value is not None:
             shown = value if one.choices is None else one.choices.get(value, value)
-            found.append(Chip(one.label, shown, visit.here(**{one.name: None})))
-    if visit.get("no_campaign"):
+            found.append(Chip(one.label, visible(shown), visit.here(**{one.name: None})))
+    if campaign_of(visit) == "":
         found.append(Chip("Campaign", "none", visit.here(no_campaign=None)))
     return found
 

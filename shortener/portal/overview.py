@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
+from operator import itemgetter
 from typing import Any, TypeVar
 
 import structlog
@@ -89,8 +90,14 @@ async def _campaigns(visit: Visit) -> list[tuple[int, str, Figures]]:
     separate even if they have the same name."""
 
     def read(connection: Connection, scopes: list[StatisticsFilter]) -> list[tuple[int, str, Figures]]:
-        found = [(scope.application_id, *row) for scope in scopes for row in campaign_page(connection, scope, MAX_ROWS).campaigns]
-        return found[:MAX_ROWS]
+        found: list[tuple[int, int, str, Figures]] = []
+        for scope in scopes:
+            page = campaign_page(connection, scope, MAX_ROWS)
+            rows = zip(page.numbers, page.campaigns, strict=True)
+            found += [(number, scope.application_id, name, figures) for number, (name, figures) in rows]
+        # The numbers of all applications grow together, so the highest ones belong to the newest campaigns.
+        newest = sorted(found, key=itemgetter(0), reverse=True)[:MAX_ROWS]
+        return [row[1:] for row in newest]
 
     return await visit.service.database.read(read, scopes_of(visit))
 

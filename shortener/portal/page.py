@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 ALL = "all"
 #: Query parameters that hyperlinks between pages keep: the period, its time zone, and whether events are counted by send date.
 PERIOD_FIELDS = ("period", "since", "until", "tz", "basis")
+#: Filters by texts that the sender chose. They are compared exactly, because the stored texts may begin or end with spaces. The
+#: other filters are ids, codes and words, which have no such spaces, so spaces around a pasted one are ignored.
+EXACT_FILTERS = ("campaign", "label")
 #: The query parameter of a page whose form gets the entries that were kept during a new sign-in (kept_entries.py).
 KEPT_QUERY = "kept"
 
@@ -147,8 +150,10 @@ class Visit:
         return {_without_nul(name): _without_nul(value) for name, value in self.request.query_params.items()}
 
     def get(self, name: str) -> str | None:
-        """Return the value of a query parameter without surrounding spaces; None if it is missing or empty."""
-        return (self.query.get(name) or "").strip() or None
+        """Return the value of a query parameter; None if it is missing or empty. Spaces around it are removed, except in
+        EXACT_FILTERS."""
+        value = self.query.get(name, "")
+        return (value if name in EXACT_FILTERS else value.strip()) or None
 
     def get_list(self, name: str) -> list[str]:
         """Return the values of a repeated query parameter that are not empty. The character NUL is replaced."""
@@ -197,11 +202,17 @@ class Visit:
             return {}
         return {name: value for name in PERIOD_FIELDS if (value := self.get(name)) is not None}
 
+    @property
+    def page_path(self) -> str:
+        """The URL path of this page, not percent-encoded. For a CSV, it is the path of the page that shows the same rows."""
+        path: str = self.request.scope["path"]
+        return path.removesuffix(".csv") if self.is_csv else path
+
     def here(self, **changes: Any) -> str:
-        """Return the URL of this page with changed query parameters. The value None removes a parameter. The cursor of a
-        list and the key of the kept entries of a form are always removed."""
-        fields = {name: value for name, value in self.query.items() if name not in ("cursor", KEPT_QUERY)}
-        return url(self.request.url.path.removesuffix(".csv"), {**fields, **changes})
+        """Return the URL of this page with changed query parameters. The value None removes a parameter. Empty parameters, the
+        cursor of a list and the key of the kept entries of a form are always removed."""
+        fields: dict[str, Any] = {name: self.get_list(name) for name in self.query if name not in ("cursor", KEPT_QUERY)}
+        return url(self.page_path, {**fields, **changes})
 
     @property
     def csv_url(self) -> str:
@@ -248,9 +259,11 @@ class Visit:
 
 
 def url(path: str, query: Mapping[str, Any] | None = None) -> str:
-    """Return a root-relative URL. The path is percent-encoded; parameters with the value None are left out."""
+    """Return a root-relative URL. The path is percent-encoded; parameters with the value None are left out. A list as a value
+    repeats its parameter."""
     fields = {name: value for name, value in (query or {}).items() if value is not None}
-    return quote(path, safe="/~@:+,;=!$&'()*") + ("?" + urlencode(fields) if fields else "")
+    encoded = urlencode(fields, doseq=True)
+    return quote(path, safe="/~@:+,;=!$&'()*") + ("?" + encoded if encoded else "")
 
 
 __all__ = ["ALL", "ALL_APPLICATIONS", "KEPT_QUERY", "PERIOD_FIELDS", "NavigationItem", "PortalPage", "Visit", "url"]

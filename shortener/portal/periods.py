@@ -77,15 +77,25 @@ class PeriodChoice:
         return _shift(self.since, -days, self.zone), _shift(self.until, -days, self.zone)
 
     def query(self, since: datetime | None = None, until: datetime | None = None) -> dict[str, str]:
-        """Return the query parameters that select this period, or a part of it, for the URL of a page."""
+        """Return the query parameters that select this period, or a part of it, for the URL of a page.
+
+        The times have no seconds. An end is rounded up, so that the period keeps the time slot that has just begun."""
         fields = {"period": self.name, "tz": self.zone_name, "basis": self.basis.name.lower()}
         if since is not None or until is not None or self.name == CUSTOM:
-            fields |= {"period": CUSTOM, "since": self.format(since or self.since), "until": self.format(until or self.until)}
+            end = _next_minute(until or self.until)
+            fields |= {"period": CUSTOM, "since": self.format(since or self.since), "until": self.format(end)}
         return fields
 
     def format(self, at: datetime) -> str:
         """Return a time as the query contains it: without seconds, in the time zone of the period, with its UTC offset."""
         return at.astimezone(self.zone).isoformat(timespec="minutes")
+
+    @property
+    def local_ends(self) -> tuple[str, str]:
+        """The start and the end as the fields of a form contain them: local times without seconds, the end rounded up."""
+        ends = (self.since, _next_minute(self.until))
+        since, until = (f"{at.astimezone(self.zone):%Y-%m-%dT%H:%M}" for at in ends)
+        return since, until
 
 
 def parse_period(
@@ -171,6 +181,12 @@ def local_days(since: datetime, until: datetime, zone: tzinfo) -> list[date]:
     """Return every day of a period in a time zone."""
     first, last = since.astimezone(zone).date(), (until - timedelta(microseconds=1)).astimezone(zone).date()
     return [first + timedelta(days=number) for number in range((last - first).days + 1)]
+
+
+def _next_minute(at: datetime) -> datetime:
+    """Return the time rounded up to a whole minute."""
+    whole = at.replace(second=0, microsecond=0)
+    return whole if whole == at else whole + timedelta(minutes=1)
 
 
 def _invalid(field: str, reason: str) -> ApiError:

@@ -155,6 +155,7 @@ def environment() -> Environment:
         masked=mask,
         by_field=_by_field,
         browser=formats.browser,
+        visible=formats.visible,
     )
     for name in environment.list_templates(extensions=["html"]):
         environment.get_template(name)

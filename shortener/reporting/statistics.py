@@ -210,10 +210,11 @@ def list_campaigns(connection: Connection, application_id: int, limit: int, belo
 
 
 class CampaignPage(NamedTuple):
-    """A page of campaigns with their counts, newest first. The next page contains numbers below `next`; on the last page it is
-    None."""
+    """A page of campaigns with their counts, newest first. `numbers` are the numbers of these campaigns (see `list_campaigns`).
+    The next page contains numbers below `next`; on the last page it is None."""
 
     campaigns: list[tuple[str, Figures]]
+    numbers: list[int]
     next: int | None
     complete: bool
 
@@ -221,6 +222,7 @@ class CampaignPage(NamedTuple):
 def campaign_page(connection: Connection, scope: StatisticsFilter, limit: int, below: int | None = None) -> CampaignPage:
     """Return the next `limit` campaigns that have counts in the period."""
     found: list[tuple[str, Figures]] = []
+    numbers: list[int] = []
     complete = True
     while True:
         listed = list_campaigns(connection, scope.application_id, limit + 1, below)
@@ -231,10 +233,11 @@ def campaign_page(connection: Connection, scope: StatisticsFilter, limit: int, b
             below = number
             if name in report.groups and any(report.groups[name].counted.values()):
                 found.append((name, report.groups[name]))
+                numbers.append(number)
                 if len(found) == limit:
-                    return CampaignPage(found, number if listed[-1][0] != number else None, complete)
+                    return CampaignPage(found, numbers, number if listed[-1][0] != number else None, complete)
         if len(listed) <= limit:
-            return CampaignPage(found, None, complete)
+            return CampaignPage(found, numbers, None, complete)
 
 
 def _sum_local_time(

@@ -55,6 +55,11 @@ def test_an_empty_chart_and_a_chart_of_zeros_are_valid() -> None:
         bar_chart([Bar("x", "x", 1)] * (MAX_BARS + 1))
 
 
+def test_a_name_that_begins_or_ends_with_spaces_is_shown_between_quotation_marks() -> None:
+    shown = [formats.visible(name) for name in ("Spring sale", "Spring ", " ", "")]
+    assert shown == ["Spring sale", "“Spring ”", "“ ”", ""]
+
+
 def test_numbers_shares_and_durations_are_formatted_for_people() -> None:
     assert [formats.number(value) for value in (None, 0, -5, 1_234_567)] == ["–", "0", "−5", "1,234,567"]
     assert [formats.short_number(value) for value in (950, 1200, 34_000, 1_500_000)] == ["950", "1.2k", "34k", "1.5M"]

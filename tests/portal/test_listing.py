@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, quote, urlsplit
 
 import httpx
 import pytest
@@ -21,18 +23,19 @@ from shortener import portal
 from shortener.accounts.credentials import Credentials
 from shortener.cli.demo_traffic import DemoClock
 from shortener.container import Service
+from shortener.errors import StoreUnavailable
 from shortener.portal import listing
 from shortener.portal.listing import ListedRow, ListSource, merge
 from shortener.portal.operators import Role
-from tests.conftest import NOON, client_of
-from tests.portal.conftest import SAME_ORIGIN, DemoInstallation, SignIn, accept, invite, log
+from tests.conftest import NOON, Clock, client_of
+from tests.portal.conftest import SAME_ORIGIN, DemoInstallation, NewBrowser, SignIn, accept, click, invite, log, send
 
 FIGURE = re.compile(r'data-figure="(\w+)" data-value="(\d+)" href="([^"]+)"')
 
 
 @dataclass
 class DemoPortal:
-    """An installation with demo traffic and the browser of an operator."""
+    """An installation with or without demo traffic, and the browser of an operator."""
 
     service: Service
     browser: httpx.AsyncClient
@@ -43,6 +46,16 @@ class DemoPortal:
         response = await self.browser.get(page)
         assert response.status_code == 200, response.text
         return [(name, int(value), html.unescape(href)) for name, value, href in FIGURE.findall(response.text)]
+
+    async def check(self, *pages: str) -> int:
+        """Check that each figure of the pages equals the number of rows in its list. Return the number of different lists."""
+        seen: dict[str, int] = {}
+        for page in pages:
+            for name, value, href in await self.figures(page):
+                if href not in seen:
+                    seen[href] = len(await self.rows(href))
+                assert seen[href] == value, (page, name, href)
+        return len(seen)
 
     async def rows(self, href: str) -> list[dict[str, str]]:
         """Return the rows of the CSV of a list."""
@@ -63,20 +76,20 @@ async def demo(tmp_path: Path, demo_installation: DemoInstallation, fast_passwor
         await service.close(grace=1)
 
 
+@pytest.fixture
+async def empty(service: Service, sign_in: SignIn, credentials: Credentials) -> DemoPortal:
+    """An installation without traffic, and the browser of an admin."""
+    return DemoPortal(service, await sign_in(), credentials)
+
+
 PAGES = ("", "campaigns", "campaigns/order-updates", "campaigns?compare=order-updates")
 SUM = re.compile(r'data-sum="(\w*)" data-value="([\d.]+)" href="([^"]+)"')
 
 
 async def test_every_figure_equals_the_number_of_rows_in_its_list_by_event_time_and_by_send_time(demo: DemoPortal) -> None:
-    seen: dict[str, int] = {}
-    for page in PAGES:
-        for query in ("basis=event", "basis=sent", "basis=event&period=7d", "basis=sent&period=7d&tz=Asia/Kolkata"):
-            address = f"/portal/1/{page}{'&' if '?' in page else '?'}{query}"
-            for name, value, href in await demo.figures(address):
-                if href not in seen:
-                    seen[href] = len(await demo.rows(href))
-                assert seen[href] == value, (address, name, href)
-    assert len(seen) > 100
+    queries = ("basis=event", "basis=sent", "basis=event&period=7d", "basis=sent&period=7d&tz=Asia/Kolkata")
+    pages = [f"/portal/1/{page}{'&' if '?' in page else '?'}{query}" for page in PAGES for query in queries]
+    assert await demo.check(*pages) > 100
 
 
 async def test_every_figure_on_the_page_of_all_applications_equals_the_number_of_rows_in_its_list(demo: DemoPortal) -> None:
@@ -254,3 +267,178 @@ async def test_a_comparison_without_enough_campaigns_says_how_many_to_choose(dem
     page = (await browser.get(f"/portal/1/campaigns?choose=1&{five}")).text
     assert "The first 4 of the chosen ones are shown." in page
     assert "Side by side" in page
+    both = (await browser.get("/portal/1/campaigns?compare=order-updates&compare=win-back")).text
+    assert "campaigns.csv?compare=order-updates&amp;compare=win-back" in both, "links to the same page keep all chosen campaigns"
+
+
+#: Names that differ only in their spaces. One of them has nothing but spaces.
+SPACED = ("Spring", "Spring ", "\N{NO-BREAK SPACE}Spring", "  ")
+
+
+async def test_figures_of_campaigns_whose_names_differ_only_in_spaces_lead_to_the_rows_of_one_campaign(
+    empty: DemoPortal, new_browser: NewBrowser, clock: Clock
+) -> None:
+    phone = await new_browser()
+    for number, name in enumerate(SPACED, start=1):
+        for _ in range(number):
+            message = await send(empty.service, empty.browser, campaign=name)
+        await click(empty.service, phone, message["links"][0]["code"])
+    await empty.service.recorder.flush()
+    await empty.service.fanout.flush()  # The fan-out counts the times from sending to click.
+    clock.forward(minutes=20)
+    names = [quote(name) for name in SPACED]
+    pages = ["", "campaigns", *(f"campaigns/{name}" for name in names), *(f"?campaign={name}" for name in names)]
+    pages.append("campaigns?" + "&".join(f"compare={name}" for name in names))
+    addresses = [f"/portal/1/{page}{'&' if '?' in page else '?'}period=today" for page in pages]
+    assert await empty.check(*addresses) > 50
+    for page in ("", "campaigns"):
+        figures = await empty.figures(f"/portal/1/{page}")
+        linked = [(parse_qs(urlsplit(href).query), value) for name, value, href in figures if name == "messages"]
+        counted = {query["campaign"][0]: value for query, value in linked if "campaign" in query}
+        assert counted == {name: number for number, name in enumerate(SPACED, start=1)}
+    totals = [(await empty.figures(f"/portal/1/?campaign={name}"))[0][1] for name in names]
+    assert totals == [1, 2, 3, 4]
+
+
+async def test_a_filter_by_campaign_or_label_keeps_its_spaces_in_the_form_the_list_and_the_audit_log(
+    empty: DemoPortal, clock: Clock
+) -> None:
+    for number, name in enumerate(SPACED[:3], start=1):
+        for _ in range(number):
+            await send(empty.service, empty.browser, campaign=name, body=f'#trackurl("https://shop.example/","{name}")')
+    clock.forward(minutes=20)
+    for field in ("campaign", "label"):
+        for path in ("messages", "links"):
+            href = f"/portal/1/{path}?{field}=Spring+"
+            assert len(await empty.rows(href)) == 2
+            page = (await empty.browser.get(href)).text
+            assert f'name="{field}" value="Spring "' in page
+            assert "\N{LEFT DOUBLE QUOTATION MARK}Spring \N{RIGHT DOUBLE QUOTATION MARK}" in page
+        assert (await log(empty.service))[-1].after == {field: "Spring "}
+
+
+async def test_spaces_around_a_pasted_code_or_message_id_are_ignored(
+    empty: DemoPortal, new_browser: NewBrowser, clock: Clock
+) -> None:
+    message = await send(empty.service, empty.browser)
+    await send(empty.service, empty.browser)
+    code = message["links"][0]["code"]
+    await click(empty.service, await new_browser(), code)
+    await empty.service.recorder.flush()
+    clock.forward(minutes=20)
+    for query in (f"code=+{code}+", f"message={message['message_id']}+"):
+        assert [row["code"] for row in await empty.rows(f"/portal/1/clicks?{query}")] == [code]
+
+
+async def test_figures_of_recipients_of_unknown_country_lead_to_the_messages_to_these_recipients(
+    empty: DemoPortal, clock: Clock
+) -> None:
+    await send(empty.service, empty.browser, campaign="Spring")
+    await send(empty.service, empty.browser, campaign="Spring", to="+9991234567")
+    clock.forward(minutes=20)
+    await empty.check("/portal/1/?period=today", "/portal/1/campaigns/Spring?period=today")
+    linked = [(href, value) for name, value, href in await empty.figures("/portal/1/") if "country=" in href]
+    assert [value for href, value in linked if "country=unknown" in href] == [1, 0]
+
+
+@pytest.mark.parametrize("page", ["?period=24h", "?period=today", "campaigns/Spring?period=today", "campaigns/Spring?period=24h"])
+async def test_the_bar_of_a_time_slot_that_has_just_begun_leads_to_the_rows_of_this_slot(
+    empty: DemoPortal, clock: Clock, page: str
+) -> None:
+    clock.forward(minutes=15, seconds=10)
+    await send(empty.service, empty.browser, campaign="Spring")
+    clock.forward(seconds=20)
+    await empty.check(f"/portal/1/{page}&metric=messages")
+    bars = [href for _, value, href in await empty.figures(f"/portal/1/{page}&metric=messages") if "period=custom" in href]
+    begun = [parse_qs(urlsplit(href).query)["until"][0][11:16] for href in bars]
+    assert begun[-1] == "13:16", "the end of the last bar is 12:15:30 UTC, in Berlin"
+
+
+FORM = re.compile(r'<form[^>]*method="get"[^>]*>.*?</form>', re.DOTALL)
+HIDDEN = re.compile(r'<input type="hidden" name="(\w+)" value="([^"]*)">')
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        "",
+        "campaigns",
+        "campaigns/Spring",
+        "messages",
+        "clicks",
+        "conversions",
+        "conversions/refused",
+        "links",
+        "deliveries",
+        "receiver",
+    ],
+)
+async def test_the_forms_of_a_portal_page_keep_the_time_zone_and_the_time_basis(empty: DemoPortal, page: str) -> None:
+    await send(empty.service, empty.browser, campaign="Spring")
+    text = (await empty.browser.get(f"/portal/1/{page}?tz=Asia/Kolkata&basis=event")).text
+    forms = [form for form in FORM.findall(text) if 'role="search"' not in form]
+    assert forms
+    for form in forms:
+        fields = dict(HIDDEN.findall(form))
+        assert fields["tz"] == "Asia/Kolkata", form
+        assert fields.get("basis") == "event" or '<option value="event" selected>' in form, form
+
+
+async def test_the_filter_form_of_messages_without_a_campaign_keeps_this_filter_until_a_campaign_is_entered(
+    empty: DemoPortal, clock: Clock
+) -> None:
+    await send(empty.service, empty.browser)
+    for _ in range(2):
+        await send(empty.service, empty.browser, campaign="Spring")
+    clock.forward(minutes=20)
+    text = (await empty.browser.get("/portal/1/messages?no_campaign=1")).text
+    forms = [dict(HIDDEN.findall(form)) for form in FORM.findall(text) if 'class="filters card' in form]
+    assert [fields.get("no_campaign") for fields in forms] == ["1"]
+    assert len(await empty.rows("/portal/1/messages?no_campaign=1&campaign=&metric=messages")) == 1
+    assert len(await empty.rows("/portal/1/messages?no_campaign=1&campaign=Spring&metric=messages")) == 2
+
+
+@pytest.mark.parametrize("name", ["report.csv", "a?b=1#c", "100% off", "50%25"])
+async def test_the_form_and_the_links_of_a_campaign_page_lead_to_the_same_campaign(empty: DemoPortal, name: str) -> None:
+    await send(empty.service, empty.browser, campaign=name)
+    path = f"/portal/1/campaigns/{quote(name, safe='')}"
+    page = (await empty.browser.get(path)).text
+    (action,) = re.findall(r'<form class="filters" method="get" action="([^"]+)"', page)
+    failed = (await empty.browser.get(f"{path}?period=nonsense")).text
+    (back,) = re.findall(r'href="([^"]+)">Show the last 28 days', failed)
+    for address in (action, back):
+        assert f"<h1>{name}</h1>" in (await empty.browser.get(html.unescape(address))).text, address
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "1/messages",
+        "all/messages",
+        "1/clicks",
+        "1/conversions",
+        "1/conversions/refused",
+        "1/links",
+        "1/campaigns",
+        "1/deliveries",
+        "admin/audit",
+    ],
+)
+async def test_a_csv_export_whose_first_rows_cannot_be_read_is_an_error_page_and_no_file(
+    service: Service, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    browser, write = await sign_in(), service.database.write
+
+    async def unavailable(*_: object) -> None:
+        raise StoreUnavailable("outage")
+
+    async def write_before_the_outage(*arguments: Any, **named: Any) -> Any:
+        result = await write(*arguments, **named)
+        monkeypatch.setattr(service.database, "read", unavailable)
+        return result
+
+    monkeypatch.setattr(service.database, "write", write_before_the_outage)
+    response = await browser.get(f"/portal/{path}.csv")
+    assert response.status_code == 503
+    assert response.headers["content-type"].startswith("text/html")
+    assert "content-disposition" not in response.headers

@@ -17,10 +17,14 @@ import pytest
 
 from shortener.accounts import administration
 from shortener.container import Service
+from shortener.delivery.trackers import NewTracker
 from shortener.errors import StoreUnavailable
+from shortener.model import DeliveryStatus
 from shortener.portal import overview
 from shortener.portal.operators import Role
 from tests.conftest import NOON, Clock, client_of
+from tests.delivery.dispatching import fill
+from tests.factory import AUDIT
 from tests.portal.conftest import SAME_ORIGIN, DemoInstallation, NewBrowser, SignIn, accept, click, invite, send
 
 FIGURE = re.compile(r'data-figure="(\w+)" data-value="(\d+)" href="([^"]+)"')
@@ -193,3 +197,52 @@ async def test_the_csv_export_of_each_overview_figure_has_as_many_rows_as_the_fi
             assert rows == value, (name, href)
             checked += 1
     assert checked > 100
+
+
+async def test_the_late_hits_that_need_attention_lead_to_the_rows_of_the_same_campaign_and_source(
+    service: Service, sign_in: SignIn, new_browser: NewBrowser, clock: Clock
+) -> None:
+    browser, phone = await sign_in(), await new_browser()
+    codes = []
+    for source, campaign in (("api", "Spring"), ("api", "Autumn"), ("campaign", "Spring")):
+        fields = {"source": source, "campaign": campaign, "expires_in": 60, "fallback_url": "https://shop.example/late"}
+        codes.append((await send(service, browser, **fields))["links"][0]["code"])
+    clock.forward(minutes=2)
+    for code in codes:
+        await click(service, phone, code)
+    await service.recorder.flush()
+    clock.forward(minutes=20)
+    for query, expected in (("source=api", 2), ("source=api&campaign=Spring", 1), ("period=today", 3)):
+        page = (await browser.get(f"/portal/1/?{query}")).text
+        ((href, number),) = re.findall(r'<a href="([^"]+)">(\d) hits? came after the link had expired</a>', page)
+        path, _, parameters = html.unescape(href).partition("?")
+        exported = await browser.get(f"{path}.csv?{parameters}")
+        assert (int(number), len(exported.text.splitlines()) - 1) == (expected, expected), query
+
+
+async def test_the_overview_of_all_applications_shows_their_newest_campaigns(
+    service: Service, sign_in: SignIn, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(overview, "MAX_ROWS", 3)
+    browser = await sign_in()
+    other = await service.database.write(administration.create_application, "other", clock.now, secret=service.secret)
+    await service.directory.refresh()
+    for campaign in ("a", "b", "c"):
+        await send(service, browser, campaign=campaign)
+    body = {"to": "+14085550123", "body": '#track("https://shop.example/")', "campaign": "of-other"}
+    assert (await browser.post("/api/v1/rewrite", json=body, headers={"X-API-Key": other.api_key})).status_code == 200
+    await send(service, browser, campaign="newest")
+    clock.forward(minutes=20)
+    page = (await browser.get("/portal/all/")).text
+    assert re.findall(r'href="/portal/all/\?campaign=([\w-]+)"', page) == ["newest", "of-other", "c"]
+
+
+async def test_the_dead_deliveries_that_need_attention_lead_to_deliveries_of_a_whole_year(
+    service: Service, sign_in: SignIn, clock: Clock
+) -> None:
+    new = NewTracker(url="https://t.example/", events=("click",), name="shop", signed=False)
+    tracker = (await service.trackers.create(AUDIT, 1, new)).tracker.id
+    await fill(service, tracker, DeliveryStatus.DEAD, 2)
+    clock.forward(days=40)
+    page = (await (await sign_in()).get("/portal/1/")).text
+    assert f'<a href="/portal/1/deliveries?period=365d&amp;tracker={tracker}&amp;status=dead">Tracker shop has 2 dead' in page

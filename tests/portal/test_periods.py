@@ -52,3 +52,13 @@ def test_a_portal_page_uses_the_time_basis_in_its_query_and_rejects_unknown_valu
     for query in ({"basis": "x"}, {"period": "x"}, {"since": "x"}, {"zone": "Nowhere"}, {"since": "1900-01-01"}):
         with pytest.raises(ApiError):
             choose(**query)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seconds", [0, 0.001, 30, 59.999])
+def test_a_part_of_a_period_keeps_the_time_slot_that_has_just_begun_in_its_query_and_in_the_form(seconds: float) -> None:
+    now = NOW + timedelta(minutes=15, seconds=seconds)
+    expected = "13:15" if seconds == 0 else "13:16"
+    chosen = choose(now, since="2026-11-20T10:00:00Z")
+    assert chosen.query()["until"] == f"2026-11-20T{expected}+01:00"
+    assert choose(now, period="24h").query(now - timedelta(hours=1), now)["until"] == f"2026-11-20T{expected}+01:00"
+    assert chosen.local_ends == ("2026-11-20T11:00", f"2026-11-20T{expected}")
