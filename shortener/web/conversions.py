@@ -14,13 +14,12 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
-from starlette.responses import Response
 
 from shortener.accounts import postback_keys
 from shortener.conversions.parsing import ConversionParameters, parse_conversion
 from shortener.conversions.service import ConversionResult
 from shortener.errors import ApiError, ErrorCode, StoreUnavailable
-from shortener.web.endpoint import Call, Caller, Endpoint, ResponseModel, error_response, json_response
+from shortener.web.endpoint import Call, Caller, Endpoint, ResponseModel
 from shortener.web.report_input import read_report
 
 
@@ -101,14 +100,9 @@ async def legacy_action(call: Call[Any, Any]) -> dict[str, Any]:
 _DEPRECATED = {"Deprecation": "@1795132800", "Link": '</api/v1/track>; rel="successor-version"'}
 
 
-async def deprecated_track(call: Call[Any, Any]) -> Response:
-    """Record a conversion. The response has headers that declare the path deprecated."""
-    try:
-        response = json_response(await report(call, "/api/v1/action/track"))
-    except ApiError as error:
-        response = error_response(error)
-    response.headers.update(_DEPRECATED)
-    return response
+async def deprecated_track(call: Call[Any, Any]) -> dict[str, Any]:
+    """Record a conversion that is reported to the deprecated path."""
+    return await report(call, "/api/v1/action/track")
 
 
 async def postback(call: Call[Any, Any]) -> dict[str, Any]:
@@ -166,6 +160,7 @@ ENDPOINTS = [
             "Report a conversion (deprecated: use /api/v1/track)",
             Caller.TRACKER,
             deprecated=True,
+            response_headers=_DEPRECATED,
             description="The same as /api/v1/track. The response has the headers `Deprecation` and `Link`.",
         )
     ),

@@ -120,9 +120,9 @@ class Endpoint:
     the handler raises, in addition to those that every endpoint may raise. `headers` maps each header that the handler reads to its
     meaning. With `body_forms` the body may also be a form; with `body_optional` it may be empty. With `repairs_text`, invalid text
     in a JSON body is replaced. With `reads_request` the handler reads query and body itself, and the models only describe both.
-    `complete_error` adds to the error about an invalid body the errors that the handler would have found, so that one error does
-    not hide another. `translate_error` replaces an error by an error with the code of a vendor. `error_shape` adds the fields of a
-    vendor to the body of an error.
+    `response_headers` are headers of every response, also of errors. `complete_error` adds to the error about an invalid body the
+    errors that the handler would have found, so that one error does not hide another. `translate_error` replaces an error by an
+    error with the code of a vendor. `error_shape` adds the fields of a vendor to the body of an error.
     """
 
     method: str
@@ -146,6 +146,7 @@ class Endpoint:
     status: int = 200
     errors: Sequence[ErrorCode] = field(default=())
     headers: Mapping[str, str] = field(default_factory=dict)
+    response_headers: Mapping[str, str] = field(default_factory=dict)
     other_responses: Mapping[int, type[BaseModel]] = field(default_factory=dict)
     description: str = ""
     deprecated: bool = False
@@ -166,6 +167,8 @@ class Endpoint:
         """Run the endpoint and count its response. Every failure becomes an error response; this method raises nothing."""
         began = time.perf_counter()
         response, error_code = await _run(self, service, request)
+        if self.response_headers:
+            response.headers.update(self.response_headers)
         seconds = time.perf_counter() - began
         service.requests.add(self.method, self.shown_path, response.status_code, error_code, seconds)
         if service.settings.logs_access:

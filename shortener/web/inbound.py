@@ -190,6 +190,7 @@ ENDPOINTS = [
         permission="privacy.reveal",
         query=OptOutsQuery,
         response=OptOutsResponse,
+        errors=(ErrorCode.INVALID_CURSOR,),
     ),
     Endpoint(
         "POST",

@@ -2,7 +2,8 @@
 
 The names of the fields, the statuses and the error codes are those of 23 Telecom. A call is atomic: all recipients are queued or
 none. Recipients that the service must not send to (opted out, no price for the country) are left out, with their status in
-`results`. The body may also contain the options of a rewrite, such as `campaign` and `metadata`.
+`results`. If all recipients are left out, the response is the error of the first one. The body may also contain the options of a
+rewrite, such as `campaign` and `metadata`.
 """
 
 from __future__ import annotations
@@ -139,10 +140,13 @@ async def send(call: Call[None, SendRequest]) -> Mapping[str, Any]:
     if check_sender(request.sender_id) is not None:
         raise ApiError(ErrorCode.INVALID_SENDER, details=_find_problems(call.service, call.principal.application, request, to))
     entries = await rewrite_items(call, [_item(request, to)])
-    refused = {entry["error_code"] for entry in entries if "error_code" in entry}
-    if len(refused) == 1 and all("error_code" in entry for entry in entries):
-        details = [Detail(entry["field"], entry["reason"]) for entry in entries]
-        raise ApiError(ErrorCode[refused.pop()], details=details)
+    if all("error_code" in entry for entry in entries):
+        codes = [ErrorCode[entry["error_code"]] for entry in entries]
+        details = [
+            Detail(entry["field"], entry["reason"], index=0, recipient=recipient, code=code)
+            for recipient, (entry, code) in enumerate(zip(entries, codes, strict=True))
+        ]
+        raise ApiError(codes[0], details=details)
     return _response(entries, [f"{name[:64]} is not a known field; it was ignored" for name in request.model_extra or {}])
 
 
@@ -247,7 +251,8 @@ def translate_error(error: ApiError) -> ApiError:
     ]
     if code is error.code and details == list(error.details):
         return error
-    return ApiError(code, details=details, retry_after=error.retry_after, hidden_details=hidden)
+    description = None if error.description == error.code.meaning else error.description
+    return ApiError(code, description, details, retry_after=error.retry_after, hidden_details=hidden, fields=error.fields)
 
 
 def _translate(code: ErrorCode, field: str) -> ErrorCode:
@@ -282,6 +287,8 @@ ENDPOINTS = [
         ),
         description="The service rewrites the message, stores it and queues it for the gateway of the application in one "
         "transaction, so a call is queued completely or not at all. `DB_ERROR` means that nothing was stored; the call can be "
-        "repeated. Without a gateway nothing is sent: `sent` is false, and the caller sends the rewritten texts of `results`.",
+        "repeated. Recipients who opted out, or whose country has no price, are left out; if all are left out, the response is the "
+        "error of the first recipient. Without a gateway nothing is sent: `sent` is false, and the caller sends the rewritten "
+        "texts of `results`.",
     ),
 ]

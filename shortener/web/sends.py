@@ -111,6 +111,7 @@ ENDPOINTS = [
         permission="sms.read",
         query=SendsQuery,
         response=SendsResponse,
+        errors=(ErrorCode.INVALID_CURSOR,),
     ),
     Endpoint(
         "POST",

@@ -13,6 +13,7 @@ from shortener.accounts.administration import create_application
 from shortener.accounts.credentials import Credentials, rotate_token
 from shortener.container import Service
 from shortener.delivery.trackers import NewTracker
+from shortener.errors import StoreUnavailable
 from shortener.storage import schema
 from tests.conftest import NOON, Clock, client_of
 from tests.factory import AUDIT, Message, add_hit, add_message, count_delta_sums, rows
@@ -103,12 +104,25 @@ async def test_a_reply_reported_as_an_action_is_stored_as_a_conversion(service: 
     assert (stored.action, stored.disposition, stored.metadata) == ("reply", "negative", {"text": "STOP"})
 
 
-async def test_responses_of_the_deprecated_endpoint_have_the_headers_deprecation_and_link(tracker: httpx.AsyncClient) -> None:
-    for parameters, status in (({"message_id": "m-1"}, 200), ({"message_id": "nobody's"}, 404)):
-        response = await tracker.get("/api/v1/action/track", params=parameters)
+async def test_responses_of_the_deprecated_endpoint_have_the_headers_deprecation_and_link(
+    service: Service, tracker: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def check(client: httpx.AsyncClient, message_id: str, status: int) -> None:
+        response = await client.get("/api/v1/action/track", params={"message_id": message_id})
         assert response.status_code == status
         assert response.headers["deprecation"].startswith("@")
         assert response.headers["link"] == '</api/v1/track>; rel="successor-version"'
+
+    async def fail(*_: Any) -> None:
+        raise StoreUnavailable("down")
+
+    await check(tracker, "m-1", 200)
+    await check(tracker, "nobody's", 404)
+    async with client_of(service) as stranger:
+        await check(stranger, "m-1", 401)
+    with monkeypatch.context() as patched:
+        patched.setattr(service.conversions, "ingest", fail)
+        await check(tracker, "m-1", 503)
     assert "deprecation" not in (await tracker.get("/api/v1/track", params={"message_id": "m-1"})).headers
 
 

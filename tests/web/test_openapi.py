@@ -361,3 +361,14 @@ def test_the_document_lists_the_error_codes_of_a_send_call_as_the_call_returns_t
     codes = {code for response in responses.values() for code in response.get("x-error-codes", ())}
     assert codes >= {"TOO_MANY_RECIPIENTS", "INVALID_BODY", "INVALID_REQUEST", "INVALID_TO", "DB_ERROR", "INVALID_TRACK_URL"}
     assert not codes & {"BATCH_TOO_LARGE", "INVALID_JSON", "UNAVAILABLE", "INVALID_RECIPIENT"}
+
+
+def test_the_document_lists_the_error_about_a_wrong_cursor_for_each_list_with_pages() -> None:
+    paged = [
+        (path, operation)
+        for path, _, operation in operations()
+        if any(parameter["name"] == "cursor" for parameter in operation.get("parameters", ()))
+    ]
+    assert len(paged) > 10
+    for path, operation in paged:
+        assert "INVALID_CURSOR" in operation["responses"]["400"]["x-error-codes"], path

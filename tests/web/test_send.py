@@ -239,3 +239,31 @@ async def test_a_rewrite_request_with_the_field_gateway_queues_its_messages(serv
     await select(client)
     assert (await rewritten(gateway=True))["sent"] is True
     assert len(await rows(service.database, schema.sends)) == 2
+
+
+async def test_a_send_request_whose_recipients_are_all_left_out_for_different_reasons_is_rejected(
+    service: Service, client: httpx.AsyncClient
+) -> None:
+    await select(client)
+    await service.database.write(change_balance, service.ids, 1, NOON, "test", amount=Decimal(1))
+    await service.database.write(set_price, 0, "1", Decimal("0.02"))
+    await service.database.write(add_opt_out, 1, TO, NOON, "STOP")
+    response = await client.post(SEND, json=BODY)
+    found = response.json()
+    assert (response.status_code, found["status"], found["error_code"]) == (409, False, "OPTED_OUT")
+    assert [(detail["field"], detail["recipient"], detail["error_code"]) for detail in found["details"]] == [
+        ("to.0", 0, "OPTED_OUT"),
+        ("to.1", 1, "NO_PRICE"),
+    ]
+    assert await rows(service.database, schema.messages) == []
+
+
+async def test_the_error_about_a_send_request_with_broken_json_says_where_the_json_is_broken(client: httpx.AsyncClient) -> None:
+    broken = b'{"to": ["+14085550100"] "message": "x"}'
+    send, native = [
+        (await client.post(path, content=broken, headers={"Content-Type": "application/json"})).json()
+        for path in (SEND, "/api/v1/rewrite")
+    ]
+    assert (send["error_code"], native["error_code"]) == ("INVALID_BODY", "INVALID_JSON")
+    assert send["description"] == native["description"]
+    assert send["description"].startswith("The body is not valid JSON: ")

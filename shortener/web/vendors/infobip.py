@@ -19,7 +19,7 @@ from shortener.messages.spans import TrackMode
 from shortener.web.endpoint import Call, Endpoint, ResponseModel
 from shortener.web.fields import Sender, Text, check_metadata
 from shortener.web.rewrite_call import REWRITE_ERRORS, REWRITE_HEADERS, rewrite_items
-from shortener.web.rewrite_shapes import MAX_BODY_LENGTH, MessageId, RewrittenLinkFields
+from shortener.web.rewrite_shapes import MAX_BODY_LENGTH, MessageId, RequestId, RewrittenLinkFields
 from shortener.web.validation import limit_errors
 from shortener.web.vendors.error_shapes import infobip_error
 from shortener.web.vendors.vendor_model import Unsupported, VendorModel, field_warnings
@@ -142,10 +142,9 @@ class InfobipRequest(VendorModel):
 
     model_config = ConfigDict(extra="allow", json_schema_extra={"examples": [_EXAMPLE]})
 
-    bulk_id: Text = Field(
+    bulk_id: RequestId = Field(
         "",
         alias="bulkId",
-        max_length=100,
         description="Id of the request. Events contain it as message_request_id. Default: the service generates an id.",
     )
     messages: list[Annotated[InfobipText, WrapValidator(limit_errors)]] = Field(min_length=1)

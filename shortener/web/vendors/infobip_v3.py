@@ -17,7 +17,7 @@ from shortener.messages.spans import TrackMode
 from shortener.web.endpoint import Call, Endpoint, ResponseModel
 from shortener.web.fields import Sender, Text
 from shortener.web.rewrite_call import REWRITE_ERRORS, REWRITE_HEADERS, rewrite_items
-from shortener.web.rewrite_shapes import MAX_BODY_LENGTH, RewrittenLinkFields
+from shortener.web.rewrite_shapes import MAX_BODY_LENGTH, RequestId, RewrittenLinkFields
 from shortener.web.validation import limit_errors
 from shortener.web.vendors.error_shapes import infobip_error
 from shortener.web.vendors.infobip import (
@@ -109,10 +109,9 @@ class InfobipMessage(VendorModel):
 class InfobipScheduling(VendorModel):
     """The id of the request, and the time of sending."""
 
-    bulk_id: Text = Field(
+    bulk_id: RequestId = Field(
         "",
         alias="bulkId",
-        max_length=100,
         description="Id of the request. Events contain it as message_request_id. Default: the service generates an id.",
     )
     send_at: AT_ONCE = Field(None, alias="sendAt")

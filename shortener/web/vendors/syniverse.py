@@ -18,7 +18,7 @@ from shortener.messages.rewrite_item import RewriteItem
 from shortener.web.endpoint import Call, Endpoint, ResponseModel
 from shortener.web.fields import Metadata, Sender, Text
 from shortener.web.rewrite_call import REWRITE_ERRORS, REWRITE_HEADERS, rewrite_items
-from shortener.web.rewrite_shapes import MAX_BODY_LENGTH, RefusedRecipientFields, SentMessageFields
+from shortener.web.rewrite_shapes import MAX_BODY_LENGTH, RefusedRecipientFields, RequestId, SentMessageFields
 from shortener.web.vendors.vendor_model import Unsupported, VendorModel, field_warnings
 
 _EXAMPLE: JsonDict = {
@@ -50,12 +50,10 @@ class SyniverseMessageRequest(VendorModel):
         max_length=MAX_BODY_LENGTH,
         description='Text of the message. #track("url") and #trackurl("url","label") are replaced by short links.',
     )
-    external_id: Text = Field(
-        "",
-        max_length=100,
-        description="Id of the request in the caller's system. Events contain it as external_message_request_id.",
+    external_id: RequestId = Field(
+        "", description="Id of the request in the caller's system. Events contain it as external_message_request_id."
     )
-    external_message_request_id: Text = Field("", max_length=100, description="Another name of the field `external_id`.")
+    external_message_request_id: RequestId = Field("", description="Another name of the field `external_id`.")
     campaign_id: Text = Field(
         "",
         max_length=200,

@@ -385,3 +385,11 @@ async def test_infobip_recipients_who_opted_out_or_have_no_price_are_rejected_se
     only = (await client.post(path, json={"messages": [{"destinations": destinations[:1], **content}]})).json()
     assert [one["status"]["groupName"] for one in only["messages"]] == ["REJECTED"]
     assert only["bulkId"]
+
+
+async def test_the_id_of_an_infobip_request_may_be_a_number(client: httpx.AsyncClient) -> None:
+    to = {"to": "41793026731"}
+    assert (await send(client, text("x", to), bulkId=7))["bulkId"] == "7"
+    request = {"messages": [{"sender": "InfoSMS", "destinations": [to], "content": {"text": "x"}}]}
+    response = await client.post("/sms/3/messages", json={**request, "options": {"schedule": {"bulkId": 8}}})
+    assert response.json()["bulkId"] == "8"
