@@ -53,6 +53,11 @@ def to_utc(moment: date, zone: tzinfo = UTC) -> datetime:
     return (moment if moment.tzinfo is not None else moment.replace(tzinfo=zone)).astimezone(UTC)
 
 
+def is_reported_time(at: datetime, now: datetime) -> bool:
+    """Return whether a time can be a reported time: whether it is between the year 2000 and 24 hours after `now`."""
+    return EARLIEST <= at <= now + MAX_AHEAD
+
+
 def parse_time(text: str, now: datetime) -> datetime:
     """Return a reported time in UTC, cut to milliseconds. A time without a zone is in UTC.
 
@@ -94,7 +99,7 @@ def parse_report_time(text: str, now: datetime) -> datetime:
             at = read(text)
         except (ValueError, TypeError, OverflowError, IndexError):
             continue
-        if at is not None and EARLIEST <= at <= now + MAX_AHEAD:
+        if at is not None and is_reported_time(at, now):
             return at
     raise reason
 

@@ -31,6 +31,7 @@ from shortener.model import Clock, record
 from shortener.storage.database import Database
 from shortener.storage.schema import messages, sends
 from shortener.storage.types import to_ms
+from shortener.times import is_reported_time
 
 log = structlog.get_logger(__name__)
 
@@ -71,15 +72,18 @@ class Replies:
         self, application_id: int, phone: str, text: str, *, reply_id: str = "", at: datetime | None = None
     ) -> RecordedReply:
         """Record a reply from a phone number in E.164. A reply with the same `reply_id` as an earlier one is not recorded again. If
-        `reply_id` is None, only one reply to a message is recorded.
+        `reply_id` is "", only one reply to a message is recorded. `at` is the reported time of the reply. If it is None, before the
+        year 2000 or more than 24 hours in the future, the reply gets the present time, so that no STOP is lost.
 
         Raise ApiError (conversions/service.py) or StoreUnavailable."""
         now = self._clock()
+        if at is None or not is_reported_time(at, now):
+            at = now
         reply = await self._database.write(record_reply, application_id, phone, text, now)
         result = None
         if reply.message_id is not None:
             report = ConversionReport(
-                at=at or now,
+                at=at,
                 message_id=reply.message_id,
                 action=REPLY_ACTION,
                 transaction_id=reply_id,

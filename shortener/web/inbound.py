@@ -53,7 +53,11 @@ class InboundMessage(RequestModel):
         description="Id of the reply. Calls with one id count as one reply. Without ids, all replies to a message count as one.",
         examples=["mo-1"],
     )
-    timestamp: Time | None = Field(None, description="Time of the reply. Default: now.")
+    timestamp: Time | None = Field(
+        None,
+        description="Time of the reply (UTC without a zone). Default: now. A time before the year 2000 or more than 24 hours in "
+        "the future is replaced by now.",
+    )
 
 
 class InboundResponse(ResponseModel):

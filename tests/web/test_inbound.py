@@ -152,3 +152,23 @@ async def test_the_statistics_contain_the_cost_of_messages_and_the_recount_finds
     day = NOON.replace(hour=0), NOON.replace(day=21, hour=0)
     assert await service.database.read(count_check.verify, *day) == []
     assert await service.database.read(rollup_check.verify_rollups, *day) == []
+
+
+@pytest.mark.parametrize(
+    ("timestamp", "stored"),
+    [
+        ("2000-01-01T00:00:00Z", "2000-01-01T00:00:00Z"),
+        ("2026-11-21T12:00:00Z", "2026-11-21T12:00:00Z"),
+        ("0001-01-01T00:00:00Z", "2026-11-20T12:00:00Z"),
+        ("1999-12-31T23:59:59Z", "2026-11-20T12:00:00Z"),
+        ("2026-11-21T12:00:01Z", "2026-11-20T12:00:00Z"),
+        ("9999-12-31T23:59:59Z", "2026-11-20T12:00:00Z"),
+    ],
+)
+async def test_a_reply_with_an_impossible_time_is_recorded_with_the_present_time(
+    client: httpx.AsyncClient, timestamp: str, stored: str
+) -> None:
+    await rewrite(client, "m-1")
+    assert (await reply(client, "STOP", timestamp=timestamp))["opted_out"] is True
+    [conversion] = (await client.get("/api/v1/conversions")).json()["conversions"]
+    assert conversion["timestamp"] == stored
