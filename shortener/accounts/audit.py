@@ -50,6 +50,8 @@ class Actor:
 COMMAND_LINE = Actor(name="command line")
 #: The actor of changes that a process makes while it starts, for example of the first application.
 SERVER_START = Actor(name="server start")
+#: The actor of a background job that stops the work of a person, for example an update of links that fails.
+BACKGROUND_JOB = Actor(name="background job")
 
 
 KEY_PREFIX = "key "  # The beginning of the names of actors with an API key.

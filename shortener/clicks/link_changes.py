@@ -16,6 +16,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
+from urllib.parse import urlsplit
 
 from sqlalchemy import Connection, Row, bindparam, insert, select, update
 
@@ -28,7 +29,7 @@ from shortener.redis.link_cache import CachedLink, LinkCache
 from shortener.storage.database import Database
 from shortener.storage.schema import cohorts, link_changes, links, messages
 from shortener.storage.types import to_iso, to_ms
-from shortener.times import parse_iso, to_utc
+from shortener.times import EARLIEST, parse_iso, to_utc
 from shortener.urls import Destination, UrlError, fill_placeholders, host_of, parse_destination
 
 AnyRow = Row[*tuple[Any, ...]]
@@ -77,6 +78,8 @@ def parse_changes(requested: Mapping[str, Any], application: Application, hosts:
         expires_at = requested["expires_at"]
         if expires_at is None:
             details.append(Detail("expires_at", "must be a time"))
+        elif expires_at < EARLIEST:  # probably a value that was never set, such as 0001-01-01
+            details.append(Detail("expires_at", f"must not be before the year {EARLIEST.year}"))
         elif expires_at > now + MAX_LIFETIME:
             details.append(Detail("expires_at", f"must be at most {MAX_LIFETIME.days} days in the future"))
         else:
@@ -172,17 +175,23 @@ def write_changes(
         codes = {row.id: row.code for row in rows}
         for entry in history:
             code, application_id = codes[entry["link_id"]], entry["application_id"]
-            before, after = ({name: _audited(name, pair[i]) for name, pair in entry["changes"].items()} for i in (0, 1))
+            before, after = ({name: audited_value(name, pair[i]) for name, pair in entry["changes"].items()} for i in (0, 1))
             audit = AuditWriter(actor, new_id)
             audit.add(connection, now, "link_changed", code, application_id=application_id, before=before, after=after)
     return len(updates)
 
 
-def _audited(name: str, value: Any) -> Any:
-    """Return a value as the audit log contains it: for a URL only its host, because the rest may identify the recipient.
+def audited_value(name: str, value: Any) -> Any:
+    """Return the value of a field as the audit log contains it: for a URL only its host, because the rest may identify the
+    recipient. A URL without a host becomes its scheme, and a text that is not a URL becomes "".
 
     The history of the link contains the complete URL, until the message is erased."""
-    return (host_of(value) or value.partition(":")[0]) if name in ("url", "fallback_url") and value else value
+    if name not in ("url", "fallback_url") or not value:
+        return value
+    try:
+        return host_of(value) or urlsplit(value).scheme
+    except ValueError:
+        return ""
 
 
 def _compute(

@@ -8,7 +8,8 @@ update was created are not changed.
 
 For each batch, the process reads the links of some messages and deletes their cache entries. One transaction changes the links and
 stores the new position of the update. Then the new values are stored in the cache. A batch that is repeated after a crash changes
-no link twice.
+no link twice. If a batch fails for another reason than an unavailable database, the background job stops its update, because the
+other updates would otherwise wait behind it.
 """
 # Tested by tests/web/test_link_updates.py
 
@@ -23,9 +24,9 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, insert, or_, select, update
 
-from shortener.accounts.audit import Actor, AuditWriter
-from shortener.clicks.link_changes import find_changeable_by_ids, refresh_cache, write_changes
-from shortener.errors import ApiError, ErrorCode
+from shortener.accounts.audit import BACKGROUND_JOB, Actor, AuditWriter
+from shortener.clicks.link_changes import audited_value, find_changeable_by_ids, refresh_cache, write_changes
+from shortener.errors import ApiError, ErrorCode, StoreUnavailable
 from shortener.ids import LINK_UPDATE_IDS
 from shortener.jobs import WakeUp
 from shortener.model import Clock, record
@@ -91,7 +92,7 @@ def create_update(
         "links_changed",
         update_id,
         application_id,
-        after={**selected, **changes},
+        after={name: audited_value(name.removeprefix("selected_"), value) for name, value in {**selected, **changes}.items()},
     )
     connection.execute(
         insert(link_updates).values(
@@ -183,9 +184,18 @@ class LinkUpdates:
         self.wake_up = WakeUp()
 
     async def step(self) -> int:
-        """Perform batches of one link update. Return the number of batches."""
+        """Perform batches of one link update. Return the number of batches. If a batch fails for another reason than
+        StoreUnavailable, stop the update and raise the error."""
         update_id = await self._database.read(self._find_free)
-        return 0 if update_id is None else await self.perform(update_id)
+        if update_id is None:
+            return 0
+        try:
+            return await self.perform(update_id)
+        except StoreUnavailable:
+            raise
+        except Exception:
+            await self._database.write(self._stop_failed, update_id)
+            raise
 
     async def perform(self, update_id: int, *, seconds: float = STEP_SECONDS, until_counted: bool = False) -> int:
         """Perform batches of a link update for a time in seconds. Return the number of batches; 0 if another process performs the
@@ -234,6 +244,19 @@ class LinkUpdates:
     def _release(self, connection: Connection, update_id: int) -> None:
         c = link_updates.c
         connection.execute(update(link_updates).where(c.id == update_id, c.owner == self._owner).values(lease_until=None))
+
+    def _stop_failed(self, connection: Connection, update_id: int) -> None:
+        """Stop an update whose batch failed, unless another process performs it now."""
+        c = link_updates.c
+        stopped = connection.execute(
+            update(link_updates)
+            .where(c.id == update_id, c.owner == self._owner, c.state.in_((COUNTING, RUNNING)))
+            .values(state=STOPPED, finished_at=self._clock(), lease_until=None)
+            .returning(c.application_id)
+        ).first()
+        if stopped is not None:
+            audit, after = AuditWriter(BACKGROUND_JOB, self._new_id), {"reason": "failed"}
+            _record(connection, audit, self._clock, "links_update_stopped", update_id, stopped.application_id, after)
 
     def _change(self, connection: Connection, row: AnyRow, position: _UpdatePosition, link_ids: list[int]) -> bool:
         """Change the links of a batch. Return False if the update was stopped, or if another process performs it now."""

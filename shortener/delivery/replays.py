@@ -24,10 +24,10 @@ from typing import Any
 from sqlalchemy import Connection, Row, func, insert, literal_column, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
-from shortener.accounts.audit import Actor, AuditWriter
+from shortener.accounts.audit import BACKGROUND_JOB, Actor, AuditWriter
 from shortener.delivery.deliveries import DeliveryFilter, count_dead, replay_batch
 from shortener.delivery.tracker_queries import require_tracker
-from shortener.errors import ApiError, ErrorCode
+from shortener.errors import ApiError, ErrorCode, StoreUnavailable
 from shortener.ids import REPLAY_IDS
 from shortener.jobs import WakeUp
 from shortener.model import Clock, DeliveryStatus, record
@@ -38,8 +38,6 @@ from shortener.storage.schema import applications, deliveries, replays, trackers
 #: attempt.
 MAX_UNATTEMPTED = 1000
 RUNNING, DONE, STOPPED = "running", "done", "stopped"
-#: The name of the job in the audit log, as the actor that stopped a replay.
-JOB = Actor(name="background job")
 
 # The SQL statement contains the state as a literal, because a database cannot use a partial index for a parameter.
 _IS_RUNNING = replays.c.state == literal_column(f"'{RUNNING}'")
@@ -268,12 +266,23 @@ class Replays:
         self.wake_up = WakeUp()
 
     async def step(self) -> int:
-        """Perform one batch of each running replay. Return the number of replayed deliveries."""
+        """Perform one batch of each running replay. Return the number of replayed deliveries.
+
+        If a batch fails, the batches of the other replays are performed, and then its error is raised. Raise StoreUnavailable at
+        once."""
         replayed = 0
+        failure: Exception | None = None
         for replay_id in await self._database.read(_running_ids):
-            replayed += await self._database.write_later(self._perform_batch, replay_id)
+            try:
+                replayed += await self._database.write_later(self._perform_batch, replay_id)
+            except StoreUnavailable:
+                raise
+            except Exception as error:
+                failure = error
         if replayed:
             self._on_deliveries()
+        if failure is not None:
+            raise failure
         return replayed
 
     def _perform_batch(self, connection: Connection, replay_id: int) -> int:
@@ -286,7 +295,7 @@ class Replays:
         now = self._clock()
         reason = find_obstacle(connection, row.tracker_id)
         if reason is not None:
-            stop_replay(connection, _replay_from_row(row), reason, actor=JOB, new_id=self._new_id, now=now)
+            stop_replay(connection, _replay_from_row(row), reason, actor=BACKGROUND_JOB, new_id=self._new_id, now=now)
             return 0
         if _count_unattempted(connection, replay_id) >= MAX_UNATTEMPTED:
             return 0

@@ -66,9 +66,14 @@ class Json(TypeDecorator[Any]):
         return None if value is None else orjson.loads(value)
 
 
+def _iso(utc: datetime, timespec: str) -> str:
+    """Return a UTC time as ISO 8601 without its zone. The year always has four digits, which `strftime` does not guarantee."""
+    return utc.isoformat(timespec=timespec)[:-6]
+
+
 @lru_cache(maxsize=4096)
 def _iso_second(second: int) -> str:
-    return from_ms(second * 1000).strftime("%Y-%m-%dT%H:%M:%S")
+    return _iso(from_ms(second * 1000), "seconds")
 
 
 def iso_of_ms(ms: int | None) -> str | None:
@@ -86,8 +91,8 @@ def iso_with_ms(ms: int) -> str:
 
 
 def to_iso(at: datetime | None) -> str | None:
-    """Return the time as ISO 8601 in UTC with a Z. The text contains milliseconds if they are not zero."""
+    """Return the time as ISO 8601 in UTC with a Z. The year has four digits. The text contains milliseconds unless they are 0."""
     if at is None:
         return None
     utc = at.astimezone(UTC)
-    return utc.strftime("%Y-%m-%dT%H:%M:%S") + (f".{utc.microsecond // 1000:03d}Z" if utc.microsecond >= 1000 else "Z")
+    return _iso(utc, "milliseconds" if utc.microsecond >= 1000 else "seconds") + "Z"

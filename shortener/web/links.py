@@ -140,7 +140,7 @@ class LinkUpdateRequest(RequestModel):
     expires_at: EndTime | None = Field(
         None,
         description="New time of expiry of the link, in ISO 8601 (UTC without a zone). A date includes the whole day. It may be in "
-        "the past.",
+        "the past, but not before the year 2000.",
     )
     fallback_url: Text | None = Field(
         None,

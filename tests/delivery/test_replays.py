@@ -301,3 +301,23 @@ async def test_a_replay_notifies_the_dispatcher(service: Service, make_tracker: 
     await start(service, tracker)
     assert await job.step() == 1
     assert notified == [True]
+
+
+async def test_a_replay_that_fails_does_not_block_the_other_replays(
+    service: Service, make_tracker: MakeTracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing, other = await make_tracker("https://t.example/"), await make_tracker("https://u.example/")
+    for tracker in (failing, other):
+        await fill(service, tracker, DEAD, 3)
+    started = [await start(service, tracker) for tracker in (failing, other)]
+    replay_batch = deliveries.replay_batch
+
+    def fail(connection: Any, criteria: DeliveryFilter, *args: Any, **more: Any) -> Any:
+        if criteria.tracker_id == failing:
+            raise ValueError("unreadable")
+        return replay_batch(connection, criteria, *args, **more)
+
+    monkeypatch.setattr(replays, "replay_batch", fail)
+    with pytest.raises(ValueError, match="unreadable"):
+        await service.replays.step()
+    assert [(await read(service, replay)).replayed for replay in started] == [0, 3]

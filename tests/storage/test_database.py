@@ -137,3 +137,9 @@ def test_a_time_stored_in_milliseconds_is_formatted_like_the_same_time_as_a_date
     assert iso_of_ms(ms) == to_iso(None if ms is None else from_ms(ms))
     if ms is not None:
         assert iso_with_ms(ms) == from_ms(ms).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def test_the_text_of_a_time_has_a_year_of_four_digits() -> None:
+    assert to_iso(datetime(1, 1, 1, tzinfo=UTC)) == iso_of_ms(-62_135_596_800_000) == "0001-01-01T00:00:00Z"
+    assert to_iso(datetime(999, 12, 31, 23, 59, 59, 7_999, tzinfo=UTC)) == "0999-12-31T23:59:59.007Z"
+    assert iso_with_ms(-62_135_596_800_000) == "0001-01-01T00:00:00.000Z"

@@ -6,15 +6,17 @@ from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from shortener.clicks import link_updates as module
 from shortener.clicks.link_updates import LinkUpdates
 from shortener.container import Service
+from shortener.errors import StoreUnavailable
 from shortener.ids import LINK_UPDATE_IDS
 from shortener.storage import schema
 from tests.clicks.helpers import PHONE_HEADERS as PHONE
 from tests.conftest import Clock, client_of
+from tests.factory import audited_rows
 
 PATH = "/api/v1/links/update"
 BODY = '#trackurl("https://x.example/menu","menu") #track("https://x.example/shop")'
@@ -141,6 +143,7 @@ async def test_two_processes_share_the_work_of_one_update_of_links(
         ({"url": "https://new.example/"}, "campaign"),
         ({"campaign": "one"}, "url"),
         ({"campaign": "one", "url": "ftp://x"}, "url"),
+        ({"campaign": "one", "expires_at": "0001-01-01T00:00:00Z"}, "expires_at"),
     ],
 )
 async def test_an_update_of_links_without_a_selection_or_a_change_is_rejected(
@@ -161,3 +164,45 @@ async def test_link_updates_of_another_application_return_404(client: httpx.Asyn
         assert (await stranger.get(f"/api/v1/links/updates/{created['update_id']}")).status_code == 404
         assert (await stranger.post(f"/api/v1/links/updates/{created['update_id']}/stop")).status_code == 404
         assert (await stranger.get("/api/v1/links/updates")).json()["updates"] == []
+
+
+async def test_an_update_of_links_that_fails_is_stopped_and_the_later_updates_are_performed(
+    client: httpx.AsyncClient, service: Service
+) -> None:
+    """An earlier version accepted times before the year 1000, and stored them in a form that cannot be read."""
+    await send(client, 1, campaign="one")
+    await send(client, 1, campaign="two")
+    failing = await create(client, campaign="one", expires_at="2026-12-24T00:00:00Z")
+    unreadable = update(schema.link_updates).values(changes={"expires_at": "1-01-01T00:00:00Z"})
+    await service.database.write(lambda connection: connection.execute(unreadable) and None)
+    later = await create(client, campaign="two", enabled=False)
+    with pytest.raises(ValueError, match="must be a date"):
+        await service.link_updates.step()
+    done = await finish(service, client, later["update_id"])
+    assert (done["state"], done["done"], done["changed"]) == ("done", 2, 2)
+    stopped = await finish(service, client, failing["update_id"])
+    assert (stopped["state"], stopped["done"], stopped["changed"]) == ("stopped", 0, 0)
+    assert stopped["finished_at"] is not None
+    (row,) = [row for row in await audited_rows(service.database) if row.action == "links_update_stopped"]
+    assert (row.operator, row.object, row.application_id, row.after) == (
+        "background job",
+        failing["update_id"],
+        1,
+        {"reason": "failed"},
+    )
+
+
+async def test_an_unavailable_database_does_not_stop_an_update_of_links(
+    client: httpx.AsyncClient, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await send(client, 1, campaign="one")
+    created = await create(client, campaign="one", enabled=False)
+
+    async def fail(row: Any) -> None:
+        raise StoreUnavailable("down")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(service.link_updates, "_perform_batch", fail)
+        with pytest.raises(StoreUnavailable):
+            await service.link_updates.step()
+    assert (await finish(service, client, created["update_id"]))["state"] == "done"

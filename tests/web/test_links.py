@@ -256,6 +256,28 @@ async def test_an_update_of_many_links_adds_one_row_to_the_audit_log_and_stoppin
     ]
 
 
+@pytest.mark.parametrize(
+    ("destination", "audited"),
+    [
+        ("https://shop.example/o?email=anna@example.com", "shop.example"),
+        ("tel:+14085550100", "tel"),
+        ("anna@example.com", ""),
+        ("https://shop.example:anna/", ""),
+    ],
+)
+async def test_the_audit_row_of_an_update_of_many_links_contains_only_the_hosts_of_its_urls(
+    client: httpx.AsyncClient, service: Service, destination: str, audited: str
+) -> None:
+    body = {
+        "destination": destination,
+        "url": "https://new.example/?email=anna@example.com",
+        "fallback_url": "https://over.example/?email=anna@example.com",
+    }
+    assert (await client.post("/api/v1/links/update", json=body)).status_code == 202
+    ((*_, after),) = await audit_rows(service)
+    assert after == {"selected_url": audited, "url": "new.example", "fallback_url": "over.example"}
+
+
 async def test_a_request_that_changes_nothing_adds_no_entry_to_the_history_of_a_link(client: httpx.AsyncClient) -> None:
     path = await link(client)
     now = await shown(client, path)
@@ -277,6 +299,8 @@ async def test_a_request_that_changes_nothing_adds_no_entry_to_the_history_of_a_
         ({"url": "https://blocked.example/"}, "url"),
         ({"expires_at": None}, "expires_at"),
         ({"expires_at": "2066-01-01"}, "expires_at"),
+        ({"expires_at": "0001-01-01T00:00:00Z"}, "expires_at"),
+        ({"expires_at": "1999-12-31T23:59:59Z"}, "expires_at"),
         ({"expires_at": "soon"}, "expires_at"),
         ({"enabled": None}, "enabled"),
         ({"location": "x"}, "location"),
