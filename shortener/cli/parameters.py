@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from shortener.ids import MAX_COUNTED_ID
-from shortener.times import parse_iso, to_utc
+from shortener.times import parse_iso, start_of, to_utc
 
 MAX_COMPANY_ID = 2**63 - 1
 
@@ -50,7 +50,8 @@ class SearchedNumber(click.ParamType[str]):
 
 
 class Time(click.ParamType[datetime]):
-    """A parameter that is a time in UTC, such as 2026-11-20 or 2026-11-20T12:00:00Z."""
+    """A parameter that is a time in UTC, such as 2026-11-20 or 2026-11-20T12:00:00Z. A time before 1970 or after 2999 is replaced
+    by the nearest time in these years."""
 
     name = "time"
 
@@ -58,7 +59,7 @@ class Time(click.ParamType[datetime]):
         if isinstance(value, datetime):
             return value
         try:
-            return to_utc(parse_iso(str(value)))
+            return start_of(to_utc(parse_iso(str(value))))
         except (ValueError, OverflowError):
             self.fail(f"{value!r} is not a time such as 2026-11-20 or 2026-11-20T12:00:00Z", param, ctx)
 

@@ -164,3 +164,23 @@ def test_the_option_for_the_application_works_beside_other_arguments(shell: InPr
     assert shell.json("balance", "add", "--application", "1", "5")["balance"] == "55"
     assert shell.json("balance", "remove", "--application", "1")["removed"] is True
     assert "Missing argument" in shell("balance", "set", "--application", "1", code=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "number"),
+    [
+        (("messages", "list"), 2),
+        (("clicks", "list"), 2),
+        (("links", "list", "1"), 2),
+        (("deliveries", "list"), None),
+        (("export", "1"), 2),
+        (("stats",), None),
+        (("conversions", "list"), None),
+        (("conversions", "refused"), None),
+    ],
+)
+def test_a_command_with_a_period_accepts_the_first_and_the_last_date_of_the_calendar(
+    shell: InProcessShell, words: tuple[str, ...], number: int | None
+) -> None:
+    printed = shell.json(*words, "--since", "0001-01-01", "--until", "9999-12-31T23:59:59Z")
+    assert number is None or len(printed) == number

@@ -20,6 +20,7 @@ from shortener.model import State
 from shortener.reporting.logs import LogEntry, LogPage, log_entries, read_log
 from shortener.reporting.messages import MessageFilter, shown_number
 from shortener.reporting.report_polls import accept, read_next
+from shortener.times import end_of, start_of
 from shortener.web.endpoint import Call, Endpoint, ResponseModel
 from shortener.web.fields import Text, Time
 from shortener.web.messages import may_reveal
@@ -233,8 +234,9 @@ def _searched(number: str) -> str:
 
 async def _read_logs(call: Call[Any, None], below: int | None) -> LogPage:
     query: InfobipLogsQuery = call.query
-    since = query.sent_since or (query.sent_until or call.service.clock()) - PERIOD
-    if query.sent_until is not None and since >= query.sent_until:
+    until = None if query.sent_until is None else end_of(query.sent_until)
+    since = (until or call.service.clock()) - PERIOD if query.sent_since is None else start_of(query.sent_since)
+    if until is not None and since >= until:
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("sentUntil", "must be after sentSince")])
     filters = MessageFilter(
         call.application_id,
@@ -243,7 +245,7 @@ async def _read_logs(call: Call[Any, None], below: int | None) -> LogPage:
         sender=query.sender,
         to=None if query.destination is None else _searched(query.destination),
         since=since,
-        until=query.sent_until,
+        until=until,
     )
     return await call.service.database.read(read_log, filters, query.limit, below, query.message_id)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -22,6 +22,7 @@ from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.messages.rewrite_item import RewriteItem
 from shortener.reporting.messages import MessageFilter
 from shortener.reporting.status import list_first_links
+from shortener.times import end_of, start_of
 from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel, json_response
 from shortener.web.fields import Sender, Text
 from shortener.web.messages import LinkTracking, find_message, may_reveal
@@ -173,8 +174,8 @@ def _period(parameters: Sequence[tuple[str, str]]) -> tuple[datetime | None, dat
             if name.startswith("sent_date"):
                 raise _invalid_date()
             continue
-        operator, day = condition[1], _parse_day(condition[2])
-        next_day = day + timedelta(days=1)
+        operator, sent = condition[1], _parse_date(condition[2])
+        day, next_day = start_of(sent), end_of(sent)
         if operator != "=" and "<" in operator:
             end = next_day if operator == "<=" else day
             until = end if until is None else min(until, end)
@@ -186,10 +187,9 @@ def _period(parameters: Sequence[tuple[str, str]]) -> tuple[datetime | None, dat
     return since, until
 
 
-def _parse_day(text: str) -> datetime:
+def _parse_date(text: str) -> date:
     try:
-        day = date.fromisoformat(text.strip())
-        return datetime(day.year, day.month, day.day, tzinfo=UTC)
+        return date.fromisoformat(text.strip())
     except ValueError:
         raise _invalid_date() from None
 

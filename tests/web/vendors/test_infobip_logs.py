@@ -222,3 +222,13 @@ async def test_the_infobip_preview_returns_the_text_with_sample_links_and_stores
     response = await client.post("/sms/1/preview", json={"text": '#track("")'})
     assert (response.status_code, response.json()["error_code"]) == (400, "INVALID_TRACK_DIRECTIVE")
     assert "text" in response.json()["requestError"]["serviceException"]["validationErrors"]
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+async def test_the_log_endpoint_of_infobip_accepts_the_first_and_the_last_date_of_the_calendar(
+    client: httpx.AsyncClient, sent: list[str], version: int
+) -> None:
+    path = f"/sms/{version}/logs"
+    assert await ids(client, path, sentSince="0001-01-01T00:00:00Z") == sent
+    assert await ids(client, path, sentUntil="0001-01-01T00:00:00Z") == []
+    assert await ids(client, path, sentSince="2026-11-20", sentUntil="9999-12-31T23:30:00Z") == sent

@@ -129,6 +129,12 @@ async def test_unknown_fields_of_a_xoxzo_request_cause_a_warning_and_its_tags_ar
         ("?sent_date<2026-11-21", 1),
         ("?sent_date<=2026-11-21", 2),
         ("?sent_date<=2026-11-20&sent_date>=2026-11-20", 1),
+        ("?sent_date=9999-12-31", 0),
+        ("?sent_date>9999-12-31", 0),
+        ("?sent_date<=9999-12-31", 2),
+        ("?sent_date=0001-01-01", 0),
+        ("?sent_date>=0001-01-01", 2),
+        ("?sent_date<0001-01-01", 0),
     ],
 )
 async def test_the_message_list_of_xoxzo_can_be_filtered_by_the_date_of_sending(
