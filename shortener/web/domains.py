@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import orjson
-from pydantic import AliasChoices, BeforeValidator, Field
+from pydantic import AliasChoices, BeforeValidator, Field, ValidationInfo, field_validator
 
 from shortener.accounts.administration import serialize_domain
 from shortener.accounts.audited_accounts import add_domain, remove_domain, update_domain
@@ -14,7 +14,7 @@ from shortener.delivery.dns_warnings import new_domain_warnings
 from shortener.errors import ApiError, ErrorCode
 from shortener.urls import canonical_host
 from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel
-from shortener.web.fields import Text
+from shortener.web.fields import Text, optional_not_null
 
 _TAG = "Domains"
 
@@ -94,13 +94,21 @@ class DomainRequest(DomainOptions):
 class DomainUpdateRequest(DomainOptions):
     """The changes of a domain. A field that is absent keeps its value."""
 
-    enabled: bool | None = Field(None, description="false: links of the domain return 410, and new links use another domain.")
-    disabled: bool | None = Field(None, description="true: the same as `enabled: false`. false: the same as `enabled: true`.")
+    default: bool = optional_not_null(description="true: new links begin with this domain. An application has one default domain.")
+    enabled: bool = optional_not_null(description="false: links of the domain return 410, and new links use another domain.")
+    disabled: bool = optional_not_null(description="true: the same as `enabled: false`. false: the same as `enabled: true`.")
     path: Text | None = Field(
         None,
         max_length=100,
         description="Path before the codes of new links, for example /ABCDEF. Links with an earlier path still work.",
     )
+
+    @field_validator("disabled")
+    @classmethod
+    def _check_enabled(cls, disabled: bool, info: ValidationInfo) -> bool:
+        if disabled == info.data.get("enabled"):
+            raise ValueError("must not contradict enabled")
+        return disabled
 
 
 async def index(call: Call[None, None]) -> dict[str, Any]:
@@ -166,7 +174,7 @@ def _changes(request: DomainOptions) -> dict[str, Any]:
         if name in ("assetlinks", "apple_app_site_association"):
             changes[name] = None if value is None else orjson.dumps(value).decode()
         elif name == "enabled":
-            changes["disabled"] = value is False
+            changes["disabled"] = not value
         else:
             changes[name] = value
     return changes

@@ -119,3 +119,12 @@ Time = Annotated[AwareDatetime, BeforeValidator(_assume_utc), AfterValidator(_to
 
 #: The end of a period: a time in ISO 8601 (UTC without a zone), or a date, which includes that whole day in UTC.
 EndTime = Annotated[AwareDatetime, BeforeValidator(_end_of_day), AfterValidator(_to_utc)]
+
+
+def _drop_default(field: dict[str, Any]) -> None:
+    field.pop("default", None)
+
+
+def optional_not_null(**options: Any) -> Any:
+    """Return the default of a request field that may be absent but must not be null. `options` are arguments of `Field`."""
+    return Field(None, json_schema_extra=_drop_default, **options)

@@ -18,6 +18,7 @@ from shortener.delivery.outcomes import parse_success
 from shortener.delivery.trackers import DEFAULT_SECRET_OVERLAP_SECONDS, NewTracker, TrackerChanges
 from shortener.model import EventName
 from shortener.signatures import MAX_SECRET_LENGTH, MIN_KEY_BYTES, parse_secret
+from shortener.web.fields import optional_not_null
 
 MAX_HEADERS = 20
 MAX_HEADER_VALUE_LENGTH = 2000
@@ -181,15 +182,6 @@ class TrackerCreateRequest(BaseModel):
         return NewTracker(**values, signed=self.secret is not None or "secret" not in self.model_fields_set)
 
 
-def _drop_default(field: dict[str, Any]) -> None:
-    field.pop("default", None)
-
-
-def _optional_not_null() -> Any:
-    """Return the default of a request field that may be absent but must not be null."""
-    return Field(None, json_schema_extra=_drop_default)
-
-
 class TrackerUpdateRequest(BaseModel):
     """Changes of a tracker. Fields that are absent do not change. null in `fields`, `headers`, `secret`, `success`, `max_attempts`,
     `timeout`, `concurrency`, `max_per_second` or `schedule` removes the value. If `url` changes to another scheme, host or
@@ -197,12 +189,12 @@ class TrackerUpdateRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    url: TrackerUrl = _optional_not_null()
-    events: Events = _optional_not_null()
-    name: Name = _optional_not_null()
-    enabled: bool = _optional_not_null()
-    method: Method = _optional_not_null()
-    format: Format = _optional_not_null()
+    url: TrackerUrl = optional_not_null()
+    events: Events = optional_not_null()
+    name: Name = optional_not_null()
+    enabled: bool = optional_not_null()
+    method: Method = optional_not_null()
+    format: Format = optional_not_null()
     fields_: BodyFields | None = Field(None, alias="fields")
     headers: Headers | None = None
     secret: SecretText | None = Field(
@@ -224,7 +216,7 @@ class TrackerUpdateRequest(BaseModel):
     max_per_second: MaxPerSecond | None = None
     client_certificate: ClientCertificate | None = None
     schedule: Schedule | None = None
-    with_suspected: WithSuspected = _optional_not_null()
+    with_suspected: WithSuspected = optional_not_null()
 
     def to_changes(self) -> TrackerChanges:
         """Return the fields of the request as changes of a tracker. Absent fields of the request are absent from the result."""

@@ -273,3 +273,25 @@ async def test_a_domain_with_a_path_may_have_the_name_of_base_url(make_service: 
         url = await short_url(client)
         assert url.startswith("https://go.own.example/ABCDEF/")
         assert await visit(client, url) == 302
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"enabled": None}, "enabled"),
+        ({"disabled": None}, "disabled"),
+        ({"default": None}, "default"),
+        ({"enabled": True, "disabled": True}, "disabled"),
+        ({"disabled": False, "enabled": False}, "disabled"),
+    ],
+)
+async def test_a_change_of_a_domain_that_is_null_or_contradicts_itself_is_rejected(
+    client: httpx.AsyncClient, body: dict[str, Any], field: str
+) -> None:
+    await client.post(PATH, json={"domain": "https://go.brand.example"})
+    path = f"{PATH}/go.brand.example"
+    changed = (await client.patch(path, json={"enabled": False, "disabled": True, "default": True})).json()["domain"]
+    assert (changed["enabled"], changed["default"]) == (False, True)
+    response = await client.patch(path, json=body)
+    assert (response.status_code, response.json()["details"][0]["field"]) == (400, field)
+    assert (await client.get(path)).json()["domain"] == changed
