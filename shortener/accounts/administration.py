@@ -126,7 +126,7 @@ def add_domain(connection: Connection, application_id: int, base_url: str, now: 
     rejected, unless the domain has a path before its codes: the service responds on it as on BASE_URL, so new links would look like
     those without a domain. `localhost` and IP addresses cause a warning instead. Raise ApiError NOT_FOUND, INVALID_REQUEST,
     CONFLICT."""
-    require_application(connection, application_id)
+    lock_application(connection, application_id)
     table = schema.domains
     try:
         parsed = parse_base_url(base_url)
@@ -172,7 +172,7 @@ def update_domain(
     `fallback_url`, `home_url`, `assetlinks` (JSON text) and `apple_app_site_association` (JSON text). The host of a `fallback_url`
     or `home_url` must be neither in `own_hosts` nor a domain of an application. If `application_id` is not None, the domain must
     belong to this application. Raise ApiError NOT_FOUND, INVALID_REQUEST."""
-    domain = find_domain(connection, host, application_id)
+    domain = lock_domain(connection, host, application_id)
     host = domain.host
     values: dict[str, Any] = {}
     if "disabled" in changes:
@@ -225,6 +225,13 @@ def find_domain(connection: Connection, host: str, application_id: int | None = 
     if row is None or row.removed_at is not None or application_id not in (None, row.application_id):
         raise ApiError(ErrorCode.NOT_FOUND, f"There is no domain {host}.")
     return row
+
+
+def lock_domain(connection: Connection, host: str, application_id: int | None = None) -> Row[*tuple[Any, ...]]:
+    """Return the same row as `find_domain`, after locking the application of the domain until the end of the transaction, so that
+    changes cannot overwrite each other. Raise ApiError NOT_FOUND."""
+    lock_application(connection, find_domain(connection, host, application_id).application_id)
+    return find_domain(connection, host, application_id)
 
 
 def _find_host(connection: Connection, host: str) -> Row[*tuple[Any, ...]] | None:

@@ -119,7 +119,7 @@ def update_domain(
     application_id: int | None = None,
 ) -> str:
     """Change a domain, as `administration.update_domain`. Return its host as stored."""
-    old = administration.find_domain(connection, host, application_id)
+    old = administration.lock_domain(connection, host, application_id)
     administration.update_domain(connection, host, changes, now, own_hosts=own_hosts, application_id=application_id)
     new = administration.find_domain(connection, host, application_id)
     before, after = _domain_fields(old), _domain_fields(new)

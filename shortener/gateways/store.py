@@ -49,6 +49,7 @@ from shortener.storage.types import to_ms
 
 MAX_GATEWAYS = 50  # The maximum number of gateways of one application.
 MAX_SETTINGS_BYTES = 64 * 1024
+MAX_UPDATE_ATTEMPTS = 5  # The maximum number of attempts to change a gateway while other requests change it.
 REPORT_PATH = "/api/v1/gateways/reports/{report_key}"
 
 
@@ -133,27 +134,37 @@ class GatewayStore:
 
         If a gateway may have a private IP address, only the operator can change the values that `GatewayKind.operator_values`
         returns. For all other gateways, a change of the host requires new credentials, so that stored credentials are not sent to
-        another host."""
-        stored = await self.get(gateway_id, application_id)
-        values: dict[str, Any] = {**changes}
-        changed_settings: list[str] = []
+        another host. If another request changes the gateway meanwhile, the changes are checked and merged again, so that no change
+        is lost."""
+        for _ in range(MAX_UPDATE_ATTEMPTS):
+            row = await self._database.read(_require, gateway_id, application_id)
+            values, changed_settings = await self._prepare_update(row, changes, is_operator)
+            if await self._database.write(_update, audit, row, values, changed_settings, self._clock()):
+                return await self.get(gateway_id, application_id)
+        raise ApiError(ErrorCode.CONFLICT, "Other requests change the gateway at the same time. Repeat the request.")
+
+    async def _prepare_update(
+        self, row: Row[Any], changes: GatewayChanges, is_operator: bool
+    ) -> tuple[dict[str, Any], Sequence[str]]:
+        """Check the changes. Return the new column values of a gateway, and the names of its changed settings."""
         if "name" in changes:
             check_name(changes["name"])
         check_limits(changes)
+        values: dict[str, Any] = {**changes}
+        changed_settings: list[str] = []
         if (new := values.pop("settings", None)) is not None:
-            present = self._read_settings(await self._database.read(_require, gateway_id, application_id))
+            stored, present = self._from_row(row), self._read_settings(row)
             merged = present | dict(new)
             changed_settings = sorted(name for name in merged if present.get(name) != merged[name])
-            parsed = parse_settings(stored.config.kind, merged)
+            parsed = parse_settings(row.kind, merged)
             if not is_operator:
                 check_customer_change(stored, parsed, new)
-            await self._check_target(stored.config.kind, parsed, stored.config.allow_private)
+            await self._check_target(row.kind, parsed, row.allow_private)
             values["settings"] = self._encrypt(merged)
         if values.pop("rotate_report_key", False):
             key = new_report_key()
             values |= {"report_key": self._secret.encrypt(key), "report_key_hash": hash_credential(key)}
-        await self._database.write(_update, audit, gateway_id, application_id, values, changed_settings, self._clock())
-        return await self.get(gateway_id, application_id)
+        return values, changed_settings
 
     async def remove(self, audit: AuditWriter, gateway_id: int, application_id: int | None = None) -> None:
         """Remove a gateway. Applications that have selected it have no gateway afterwards. Raise ApiError NOT_FOUND."""
@@ -371,28 +382,31 @@ _AUDITED = ("name", "enabled", "on_doubt", "max_attempts", "timeout", "concurren
 def _update(
     connection: Connection,
     audit: AuditWriter,
-    gateway_id: int,
-    application_id: int | None,
+    row: Row[Any],
     values: dict[str, Any],
     changed_settings: Sequence[str],
     now: datetime,
-) -> None:
-    """Change a gateway and add the audit row. Of changed settings, the row contains the names only, because their values can be
-    credentials."""
+) -> bool:
+    """Change a gateway and add the audit row. Of changed settings, the audit row contains the names only, because their values can
+    be credentials. Change nothing and return False if the gateway was changed after `row` was read."""
     table = schema.gateways
-    row = _require(connection, gateway_id, application_id)
+    _require(connection, row.id, row.application_id)
     if "name" in values:
-        _check_unused(connection, row.application_id, values["name"], gateway_id)
+        _check_unused(connection, row.application_id, values["name"], row.id)
     if values.get("enabled"):  # a gateway that is enabled again starts with a closed circuit breaker
         values = {**values, "failures_in_row": 0, "open_until": None, "opened_at": None}
     new = {**values, "revision": table.c.revision + 1, "updated_at": now}
-    changed = connection.execute(update(table).where(table.c.id == gateway_id).values(new).returning(table)).one()
+    is_unchanged = table.c.id == row.id, table.c.revision == row.revision
+    changed = connection.execute(update(table).where(*is_unchanged).values(new).returning(table)).first()
+    if changed is None:
+        return False
     before: dict[str, Any] = {name: getattr(row, name) for name in _AUDITED} | {"settings": "", "report_key": ""}
     after: dict[str, Any] = {name: getattr(changed, name) for name in _AUDITED}
     after |= {"settings": f"changed: {', '.join(changed_settings)}" if changed_settings else ""}
     after |= {"report_key": "replaced" if "report_key" in values else ""}
     audit.add_differences(connection, now, "gateway_changed", _subject(row), before, after, application_id=row.application_id)
     increment_version(connection)
+    return True
 
 
 def waiting_messages(connection: Connection, gateway_id: int) -> int:

@@ -1,5 +1,6 @@
 """Tests of changes to applications, domains and blocked hosts, and of the directory that every process reads."""
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -25,7 +26,7 @@ from shortener.errors import ApiError, ErrorCode
 from shortener.storage import schema
 from tests.conftest import NOON
 from tests.delivery.conftest import changes
-from tests.factory import AUDIT
+from tests.factory import AUDIT, rows
 
 
 def chosen(**settings: Any) -> ApplicationSettings:
@@ -335,3 +336,11 @@ async def test_a_fallback_url_may_contain_the_placeholders_code_and_click_id_and
         await service.database.write(update_domain, "go.brand.example", {"fallback_url": "other://x"}, NOON)
     with pytest.raises(ApiError):  # The fallback URL uses the scheme that this change would remove.
         await change(service, extra_schemes=["tel"])
+
+
+async def test_changes_of_the_path_of_a_domain_at_the_same_time_keep_every_earlier_path(service: Service) -> None:
+    write, paths = service.database.write, [f"/A{number}" for number in range(6)]
+    await write(add_domain, 1, f"https://go.brand.example{paths[0]}", NOON)
+    await asyncio.gather(*(write(update_domain, "go.brand.example", {"path": path}, NOON) for path in paths[1:]))
+    (row,) = await rows(service.database, schema.domains)
+    assert sorted([*row.previous_paths, row.path]) == paths

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from shortener.accounts.audit import Actor, AuditWriter
 from shortener.accounts.directory import ALL_APPLICATIONS
@@ -123,3 +125,39 @@ async def test_the_audit_log_names_the_changed_settings_of_a_gateway_without_the
         ),
         ("settings_changed", "default", {"gateway": "none"}, {"gateway": "kannel"}),
     ]
+
+
+async def test_changes_of_the_settings_of_a_gateway_at_the_same_time_are_all_kept(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    created = await service.gateways.create(AUDIT, 1, NewGateway(name="kannel", preset="kannel", options=KANNEL))
+    check = service.gateways._check_target
+
+    async def change_meanwhile(*target: Any) -> None:
+        monkeypatch.setattr(service.gateways, "_check_target", check)
+        await service.gateways.update(AUDIT, created.id, {"settings": {"success_statuses": "200-299"}})
+        await check(*target)
+
+    monkeypatch.setattr(service.gateways, "_check_target", change_meanwhile)
+    changed = await service.gateways.update(AUDIT, created.id, {"settings": {"method": "POST"}, "timeout": 3})
+    settings = changed.config.settings.model_dump()
+    assert (settings["success_statuses"], settings["method"], changed.timeout) == ("200-299", "POST", 3)
+    assert settings["variables"]["password"] == "S3CRET"
+    assert changed.config.revision == created.config.revision + 2
+
+
+async def test_a_change_of_a_gateway_that_other_requests_change_again_and_again_is_rejected(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    created = await service.gateways.create(AUDIT, 1, NewGateway(name="kannel", preset="kannel", options=KANNEL))
+    table = schema.gateways
+    changed = update(table).where(table.c.id == created.id).values(revision=table.c.revision + 1)
+
+    async def change_meanwhile(*target: Any) -> None:
+        await service.database.write(lambda connection: connection.execute(changed) and None)
+
+    monkeypatch.setattr(service.gateways, "_check_target", change_meanwhile)
+    with pytest.raises(ApiError) as caught:
+        await service.gateways.update(AUDIT, created.id, {"settings": {"success_statuses": "200-299"}})
+    assert caught.value.code is ErrorCode.CONFLICT
+    assert (await service.gateways.get(created.id)).config.settings == created.config.settings
