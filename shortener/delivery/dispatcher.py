@@ -16,6 +16,8 @@ Guarantees
   together, and only one process sends the probe of an open circuit breaker. processes.py divides the concurrency of a tracker.
 - A local failure (resolver, sockets, database) does not count as an attempt. A delivery becomes dead if an open circuit breaker or
   local failures delay it for `expiry.MAX_HOLD`, or if its tracker or application is disabled for EVENT_RETENTION_DAYS.
+- An outcome that cannot be recorded although the database is available is dropped, so it blocks no other outcome. Its delivery is
+  attempted again when its lease ends.
 - If the clock is set back, no retry, lease or circuit breaker waits longer than planned (clock_steps.py).
 - `stop` starts no attempts. It waits for the attempts in flight and records their outcomes. It cancels the attempts that do not end
   in time, and gives their claims back.
@@ -204,25 +206,55 @@ class Dispatcher:
             limit = 0 if self._stopping or has_others else self._usage.free + len(finished)
             if throttled:
                 limit = min(limit, MAX_STARTS)
-            outcomes, claims, sign = await self._database.write_later(self._write_cycle, finished, limit)
-            del self._finished[: len(finished)]
-            if sign is not None:
-                self._note(sign)
-            self._account(outcomes, finished)
-            self._claims.committed(claims)
-            self._wake_at(claims.wake_at)
-            self.totals.dead += claims.expired
-            for number, attempt in enumerate(claims.attempts, 1):
-                self._usage.take(attempt.claim.queue, attempt.application_id)
-                task = loop.create_task(self._run(attempt, self._order.earlier(attempt.claim)))
-                self._order.add(attempt.claim, task)
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
-                if number % MAX_STARTS == 0:
-                    await asyncio.sleep(0)  # let the event loop serve hits
+            try:
+                claims = await self._run_cycle(finished, limit)
+            except StoreUnavailable:
+                raise
+            except Exception:
+                if not finished:
+                    raise
+                log.exception("dispatch_cycle_failed")
+                await self._record_one_by_one(finished)
+                return len(finished)
         if throttled and claims.attempts:
             await asyncio.sleep(self._throttle.pause_for(loop.time() - started))  # let hits use the database
         return len(finished) + len(claims.attempts) + claims.expired + claims.more
+
+    async def _run_cycle(self, finished: Sequence[FinishedAttempt], limit: int) -> ClaimResult:
+        """Record the attempts `finished`, the oldest ones of `self._finished`. Then claim up to `limit` deliveries and start their
+        attempts."""
+        outcomes, claims, sign = await self._database.write_later(self._write_cycle, finished, limit)
+        del self._finished[: len(finished)]
+        if sign is not None:
+            self._note(sign)
+        self._account(outcomes, finished)
+        self._claims.committed(claims)
+        self._wake_at(claims.wake_at)
+        self.totals.dead += claims.expired
+        for number, attempt in enumerate(claims.attempts, 1):
+            self._usage.take(attempt.claim.queue, attempt.application_id)
+            task = asyncio.create_task(self._run(attempt, self._order.earlier(attempt.claim)))
+            self._order.add(attempt.claim, task)
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            if number % MAX_STARTS == 0:
+                await asyncio.sleep(0)  # let the event loop serve hits
+        return claims
+
+    async def _record_one_by_one(self, finished: Sequence[FinishedAttempt]) -> None:
+        """Record each outcome in a transaction of its own, after the transaction that contained all of them failed.
+
+        An outcome that cannot be recorded is dropped, so that it does not block all others. Its delivery is attempted again when
+        its lease ends."""
+        for one in finished:
+            try:
+                await self._run_cycle([one], 0)
+            except StoreUnavailable:
+                raise
+            except Exception:
+                log.exception("delivery_outcome_not_recorded", delivery=DELIVERY_IDS.encode(one.delivery.id))
+                del self._finished[:1]
+                self._usage.release(one.attempt.claim.queue, one.attempt.application_id)
 
     async def flush(self) -> None:
         """Run dispatch cycles until every due delivery was attempted and its outcome is recorded."""

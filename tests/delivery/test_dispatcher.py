@@ -3,7 +3,8 @@
 import asyncio
 import random
 from collections.abc import Callable
-from typing import Concatenate, ParamSpec, TypeVar
+from dataclasses import replace
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import pytest
 from sqlalchemy import Connection, func, select
@@ -11,6 +12,7 @@ from sqlalchemy import Connection, func, select
 from shortener.container import Service
 from shortener.delivery import dispatch_queries
 from shortener.delivery import dispatcher as dispatcher_module
+from shortener.delivery.attempt import AttemptInFlight, AttemptRunner, FinishedAttempt
 from shortener.delivery.dispatcher import MAX_STARTS, Dispatcher
 from shortener.delivery.fanout import MAX_EVENTS_WHILE_BUSY, Fanout
 from shortener.delivery.trackers import NewTracker
@@ -193,3 +195,35 @@ async def test_after_a_long_outage_of_the_database_all_outcomes_are_recorded_bef
     clock.forward(minutes=1)  # the leases end during the outage
     await dispatcher.flush()
     assert (statuses(await deliveries(service)), len(receiver.requests)) == ({DELIVERED: 3}, 3)
+
+
+async def test_an_outcome_of_a_delivery_attempt_that_cannot_be_stored_does_not_stop_other_outcomes(
+    service: Service,
+    make_tracker: MakeTracker,
+    story: Story,
+    receiver: Receiver,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    await make_tracker(receiver.url())
+    for _ in range(3):
+        await story.first_click()
+    await service.fanout.flush()
+    first = min(row.id for row in await deliveries(service))
+    run = AttemptRunner.run
+
+    async def run_with_unstorable_time(runner: AttemptRunner, attempt: AttemptInFlight, *args: Any) -> FinishedAttempt:
+        ended = await run(runner, attempt, *args)
+        if attempt.claim.id == first and attempt.claim.attempt == 1:
+            assert ended.attempt_row is not None
+            return replace(ended, attempt_row=(*ended.attempt_row[:4], 2**80, *ended.attempt_row[5:]))
+        return ended
+
+    monkeypatch.setattr(AttemptRunner, "run", run_with_unstorable_time)
+    dispatcher = other_dispatcher(service)
+    await dispatcher.flush()
+    assert statuses(await deliveries(service)) == {DELIVERED: 2, PENDING: 1}
+    assert dispatcher.in_flight == 0
+    clock.forward(minutes=1)
+    await dispatcher.flush()
+    assert (statuses(await deliveries(service)), len(receiver.requests)) == ({DELIVERED: 3}, 4)
