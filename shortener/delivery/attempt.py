@@ -29,6 +29,7 @@ from shortener.delivery.http_exchange import SendResult
 from shortener.delivery.outcomes import LOCAL_FAILURE, RATE_LIMITED, AttemptOutcome, OutcomeKind, classify_response, next_delay
 from shortener.delivery.request import DeliveryTarget, ForbiddenHost
 from shortener.delivery.sender import Sender
+from shortener.delivery.start_times import StartTimes
 from shortener.ids import DELIVERY_IDS, IdGenerator
 from shortener.model import Clock, DeliveryStatus, Topic, record
 from shortener.storage.types import to_ms
@@ -52,13 +53,15 @@ class AttemptInFlight:
     """An attempt that may start now. The claim of its delivery is committed.
 
     `target` is None if the stored tracker or callback URL is unusable. `is_probe` is true if the attempt tests whether a tracker
-    with an open circuit breaker works again. `is_paced` is true if the service has learned a rate for the tracker (pace.py)."""
+    with an open circuit breaker works again. `is_paced` is true if the service has learned a rate for the tracker (pace.py). `rate`
+    is the number of attempts per second that the tracker permits; None: no limit."""
 
     claim: ClaimedDelivery
     target: DeliveryTarget | None
     application_id: int | None
     is_probe: bool
     is_paced: bool = False
+    rate: float | None = None
 
 
 @record
@@ -93,22 +96,23 @@ class AttemptRunner:
         self._clock = clock
         self._rng = rng
         self._allow_http = allow_http
+        self._starts = StartTimes()
         self.tracer: Tracer | None = None  # set if messages are traced
         self.is_stopping = False  # if true, attempts that wait for an earlier one do not begin
 
     async def run(self, attempt: AttemptInFlight, earlier: asyncio.Task[None] | None = None) -> FinishedAttempt:
         """Make one attempt and return its result. If the task is cancelled, return a result that gives the claim back.
 
-        The attempt begins when the task `earlier` has ended, but it waits for at most MAX_WAIT_SECONDS. If the process stops
-        meanwhile, the attempt does not begin, and the claim is given back."""
+        The attempt begins when the task `earlier` has ended, but it waits for at most MAX_WAIT_SECONDS. After that, it waits until
+        the rate of the tracker permits its start. If the process stops meanwhile, the attempt does not begin, and the claim is
+        given back."""
         claim, target = attempt.claim, attempt.target
-        if earlier is not None:
-            try:
-                await asyncio.wait([earlier], timeout=MAX_WAIT_SECONDS)
-            except asyncio.CancelledError:
-                return self._returned(attempt, "interrupted")
-            if self.is_stopping:
-                return self._returned(attempt, "interrupted")
+        try:
+            has_waited = await self._wait(attempt, earlier)
+        except asyncio.CancelledError:
+            return self._returned(attempt, "interrupted")
+        if has_waited and self.is_stopping:
+            return self._returned(attempt, "interrupted")
         started = self._clock()
         timeout = target.timeout if target is not None else 0.0
         if claim.lease_until - to_ms(started) < round(timeout * 1000) + MIN_LEASE_LEFT_MS:
@@ -124,6 +128,17 @@ class AttemptRunner:
         if self.tracer is not None:
             _trace(self.tracer, claim, finished, response)
         return finished
+
+    async def _wait(self, attempt: AttemptInFlight, earlier: asyncio.Task[None] | None) -> bool:
+        """Wait until the attempt may begin. Return whether it had to wait."""
+        if earlier is not None:
+            await asyncio.wait([earlier], timeout=MAX_WAIT_SECONDS)
+        if attempt.rate is None:
+            return earlier is not None
+        pause = self._starts.pause(attempt.claim.queue, attempt.rate, self._clock().timestamp())
+        if pause > 0:
+            await asyncio.sleep(min(pause, MAX_WAIT_SECONDS))
+        return earlier is not None or pause > 0
 
     async def _send(self, claim: ClaimedDelivery, target: DeliveryTarget | None, at: datetime) -> SendResult:
         if target is None:

@@ -148,8 +148,9 @@ class ClaimWriter:
         for claim in claimed:
             target = self._target_of(claim, targets, secrets.get(claim.id, ()))
             candidate = candidates[claim.queue]
-            is_paced = candidate.pace is not None and candidate.pace.rate is not None
-            attempt = AttemptInFlight(claim, target, candidate.application_id, claim.queue in probes, is_paced)
+            pace = candidate.pace
+            is_paced, rate = (False, None) if pace is None else (pace.rate is not None, pace.limit(now))
+            attempt = AttemptInFlight(claim, target, candidate.application_id, claim.queue in probes, is_paced, rate)
             result.attempts.append(attempt)
         return result
 

@@ -33,11 +33,13 @@ class MessageOrder:
         return attempts[-1] if 0 < len(attempts) <= MAX_WAITING else None
 
     def add(self, claim: ClaimedDelivery, attempt: asyncio.Task[None]) -> None:
-        """Add the attempt of a delivery until it ends."""
+        """Add the attempt of a delivery until it ends. An attempt that did not wait because too many waited is not added: a later
+        attempt must wait for those that wait, and not for this one."""
         key = _key(claim)
-        if key is not None:
-            self._in_flight.setdefault(key, []).append(attempt)
-            attempt.add_done_callback(lambda ended: self._remove(key, ended))
+        if key is None or len(self._in_flight.get(key, ())) > MAX_WAITING:
+            return
+        self._in_flight.setdefault(key, []).append(attempt)
+        attempt.add_done_callback(lambda ended: self._remove(key, ended))
 
     def _remove(self, key: _Key, attempt: asyncio.Task[None]) -> None:
         attempts = self._in_flight[key]

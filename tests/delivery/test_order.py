@@ -15,7 +15,7 @@ from shortener.delivery.http_exchange import SendResult
 from shortener.delivery.message_order import MAX_WAITING
 from shortener.messages.delivery_reports import DeliveryReport
 from shortener.model import State, Topic
-from tests.conftest import NOON
+from tests.conftest import NOON, Clock
 from tests.delivery.conftest import MakeTracker, Story
 from tests.delivery.dispatching import DELIVERED, PENDING, deliveries, other_dispatcher, statuses
 from tests.servers import PATIENCE
@@ -134,3 +134,51 @@ async def test_only_a_few_attempts_of_one_message_wait_so_that_they_do_not_use_a
     await wait_for_attempts(sender, 10 - MAX_WAITING)
     assert sender.most_at_once == 10 - MAX_WAITING
     await dispatcher.stop(5, 0)
+
+
+async def test_a_later_attempt_waits_for_those_that_wait_and_not_for_one_that_began_at_once(
+    service: Service, story: Story, sender: SlowSender, dispatcher: Dispatcher
+) -> None:
+    sender.never_answers = True
+    message = await story.message()
+    for _ in range(MAX_WAITING + 2):  # the last attempt begins at once
+        await story.click(message, topics=Topic.CONVERSION)
+    await service.fanout.flush()
+    assert await dispatcher.step() == MAX_WAITING + 2
+    (attempts,) = dispatcher._order._in_flight.values()
+    assert len(attempts) == MAX_WAITING + 1
+    await dispatcher.stop(5, 0)
+
+
+class HoldingSender:
+    """A sender whose receiver answers no event until `released` is set. `starts` contains the start of each attempt in seconds."""
+
+    def __init__(self) -> None:
+        self.released = asyncio.Event()
+        self.starts: list[float] = []
+
+    async def send(self, request: Any, timeout: float) -> SendResult:
+        self.starts.append(asyncio.get_running_loop().time())
+        await self.released.wait()
+        return SendResult(200, b"", None, "", 1)
+
+
+async def test_attempts_that_wait_for_earlier_ones_do_not_begin_faster_than_the_rate_of_their_tracker(
+    service: Service, story: Story, make_tracker: MakeTracker, clock: Clock
+) -> None:
+    await make_tracker("http://127.0.0.1:9/", "state", concurrency=16, max_per_second=10)
+    sender: Any = HoldingSender()
+    dispatcher = other_dispatcher(service, sender=sender)
+    for message in [await story.message() for _ in range(3)]:
+        await report(service, message.message_id, State.DELIVERED)
+        await report(service, message.message_id, State.READ)
+        await story.first_click(message)
+    await service.fanout.flush()
+    while await dispatcher.step():
+        clock.forward(milliseconds=100)
+    assert (dispatcher.in_flight, len(sender.starts)) == (9, 3)
+    sender.released.set()
+    await dispatcher.flush()
+    assert len(sender.starts) == 9
+    # Of those that waited, one begins at once, the second one after 0.05 seconds, and each further one 0.1 seconds later.
+    assert sender.starts[-1] - sender.starts[3] > 0.4

@@ -1,0 +1,38 @@
+"""The start times of the attempts of trackers with a rate.
+
+A rate (pace.py) limits the claims of a tracker. An attempt that waits for an earlier one of its message begins up to two seconds
+after its claim, so without a second check, several attempts could begin at once when the receiver answers the earlier ones.
+`StartTimes` delays an attempt until the rate permits its start, with the same tolerance as the rate of the claims. So an attempt
+that begins directly after its claim is not delayed.
+"""
+
+# Tested by tests/delivery/test_order.py
+
+from __future__ import annotations
+
+from shortener.delivery.pace import BURST_MS
+
+MAX_QUEUES = 1000  # Above this number of queues, those that permit a start at once are removed.
+
+
+class StartTimes:
+    """The permitted start times of the attempts of one process, by queue. Times are in seconds since 1970."""
+
+    def __init__(self) -> None:
+        self._next: dict[str, float] = {}  # the time at which the next attempt would begin if all began at even intervals
+        self._latest = 0.0  # the time of the last call
+
+    def pause(self, queue: str, rate: float, now: float) -> float:
+        """Return how long an attempt must wait until its start, in seconds, and count its start. `rate` is the number of attempts
+        per second that the tracker permits."""
+        if now < self._latest:  # the clock was set back
+            self._next.clear()
+        self._latest = now
+        if len(self._next) > MAX_QUEUES:
+            self._next = {name: at for name, at in self._next.items() if at > now}
+        step = 1 / rate
+        tolerance = max(BURST_MS / 1000, 1.5 * step) - step
+        expected = max(self._next.get(queue, 0.0), now)
+        at = max(now, expected - tolerance)
+        self._next[queue] = expected + step
+        return at - now
