@@ -131,14 +131,15 @@ def rotate_token(connection: Connection, application_id: int, now: datetime, ove
 
     Tokens that were replaced earlier become invalid now. Raise ApiError NOT_FOUND."""
     require_application(connection, application_id)
+    # This locks the row of the version, so two rotations at the same time run one after the other. Otherwise, on PostgreSQL, the
+    # second one would not see the token of the first one, and both tokens would have no end.
+    increment_version(connection)
     table = schema.tracker_tokens
     until = now + overlap
     of_application = table.c.application_id == application_id
     connection.execute(update(table).where(of_application, table.c.valid_until > now).values(valid_until=now))
     connection.execute(update(table).where(of_application, table.c.valid_until.is_(None)).values(valid_until=until))
-    token = new_token(connection, application_id, now)
-    increment_version(connection)
-    return token, until
+    return new_token(connection, application_id, now), until
 
 
 def new_token(connection: Connection, application_id: int, now: datetime, *, token: str = "") -> str:

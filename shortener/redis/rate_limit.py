@@ -13,7 +13,8 @@ minute. It also removes one token from its own bucket for each request that anot
 background, so a limit can be exceeded for about a second. Without Redis, or while it is down, each process enforces the limit
 alone.
 
-A limiter stores the buckets of at most MAX_CLIENTS clients. It removes the client whose last counted request is the oldest.
+A limiter stores the buckets of at most MAX_CLIENTS clients. It removes the client whose last counted request is the oldest. While
+Redis is down, it also keeps the requests that it has not shared yet, of at most MAX_CLIENTS clients.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ class RateLimiter:
             self.limited += 1
             return self._seconds_until(bucket, cost, capacity)
         bucket.tokens -= cost
-        if self._redis is not None:
+        if self._redis is not None and (client in self._unshared or len(self._unshared) < MAX_CLIENTS):
             self._unshared[client] = self._unshared.get(client, 0) + cost
         return 0
 
@@ -141,7 +142,7 @@ class RateLimiter:
     def _refill(self, bucket: _Bucket, now: int, capacity: int) -> None:
         if now > bucket.at:
             bucket.tokens = min(bucket.tokens + (now - bucket.at) * capacity / 60_000, capacity)
-            bucket.at = now
+        bucket.at = now  # also after the clock was set back, because the bucket would get no tokens until the clock is there again
 
 
 class RateLimits:

@@ -55,6 +55,15 @@ def test_a_rate_limiter_returns_the_seconds_until_the_next_request_is_allowed(ti
     assert limiter.take(1) == 1
 
 
+def test_a_rate_limiter_refills_after_the_clock_was_set_back(time: Time) -> None:
+    limiter = RateLimiter("x", 2, time)
+    assert [limiter.take(1) for _ in range(3)] == [0, 0, 30]
+    time.now -= 60 * MINUTE
+    assert limiter.take(1) == 30
+    time.now += MINUTE
+    assert [limiter.take(1) for _ in range(3)] == [0, 0, 30]
+
+
 def test_seconds_to_wait_takes_no_token_of_the_rate_limit(time: Time) -> None:
     limiter = RateLimiter("x", 2, time)
     assert [limiter.seconds_to_wait(1) for _ in range(5)] == [0] * 5
@@ -102,3 +111,14 @@ async def test_each_process_enforces_the_rate_limit_alone_without_redis_or_while
     assert await limiter.share() == 0
     assert limiter.take(1) == 30
     assert await RateLimiter("x", 2, time).share() == 0
+
+
+async def test_a_rate_limiter_counts_a_bounded_number_of_clients_while_redis_is_down(
+    redis: RedisServer, redis_server: RedisProcess, time: Time, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rate_limit, "MAX_CLIENTS", 2)
+    limiter = RateLimiter("x", 10, time, redis, "sms:test:")
+    redis_server.kill()
+    assert [limiter.take(client) for client in (1, 2, 3, 1)] == [0] * 4
+    redis_server.start()
+    assert await limiter.share() == 2

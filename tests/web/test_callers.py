@@ -1,5 +1,6 @@
 """Tests of credentials: API keys, tracker tokens and permissions."""
 
+import asyncio
 import base64
 from datetime import timedelta
 
@@ -147,6 +148,21 @@ async def test_the_previous_tracker_token_is_valid_until_the_overlap_ends(
     assert service.directory.find_by_tracker_token(second, clock()) is None, "one previous token, not all of them"
     assert service.directory.find_by_tracker_token(third, clock()) is not None
     assert service.directory.find_by_tracker_token(fourth, clock()) is not None
+
+
+async def test_one_tracker_token_is_valid_without_end_after_rotations_at_the_same_time(
+    service: Service, credentials: Credentials, clock: Clock
+) -> None:
+    application = credentials.application_id
+    rotations = (service.database.write(rotate_token, application, clock(), timedelta(hours=1)) for _ in range(8))
+    await asyncio.gather(*rotations)
+    table = schema.tracker_tokens
+
+    def count(connection: Connection) -> tuple[int, int]:
+        ends = list(connection.scalars(select(table.c.valid_until).where(table.c.application_id == application)))
+        return ends.count(None), sum(end is not None and end > clock() for end in ends)
+
+    assert await service.database.read(count) == (1, 1), "the current token and one previous token"
 
 
 async def test_credentials_are_stored_hashed(service: Service, credentials: Credentials) -> None:
