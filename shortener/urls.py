@@ -252,10 +252,26 @@ def matches_link_path(path: str, requested: str) -> bool:
     return len(expected) == len(given) and all(one in (SENDER_SEGMENT, other) for one, other in zip(expected, given, strict=True))
 
 
+def is_web_url(url: str) -> bool:
+    """Return whether a URL has the scheme http or https, or begins with `//`."""
+    return url.startswith("//") or url.partition(":")[0].lower() in DEFAULT_PORTS
+
+
+def host_name_of(url: str) -> str:
+    """Return the host of an absolute URL in the form of `Destination.host`: without port and brackets; "" for another scheme than
+    http and https."""
+    return urlsplit(url).hostname or "" if is_web_url(url) else ""
+
+
 @lru_cache(maxsize=1024)
 def host_of(url: str) -> str:
     """Return the host of an absolute URL in the form of a Host header: lower case, with the port unless it is the scheme's
-    default."""
+    default.
+
+    Return "" for a URL with another scheme than http and https. The text after such a scheme is for an app, and need not be a
+    host: myapp://order:4711223/x."""
+    if not is_web_url(url):
+        return ""
     parts = urlsplit(url)
     host = parts.hostname or ""
     if ":" in host:

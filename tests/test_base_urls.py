@@ -54,9 +54,13 @@ def test_an_invalid_base_url_is_rejected_with_the_reason(url: str, reason: str) 
         ("https://Go.Example:443/x", "go.example"),
         ("http://go.example:443", "go.example:443"),
         ("http://[2001:db8::1]:8000", "[2001:db8::1]:8000"),
+        ("//go.example:8000", "go.example:8000"),
+        ("myapp://order:4711223/x", ""),
+        ("myapp://[abc", ""),
+        ("tel:+14155550100", ""),
     ],
 )
-def test_the_host_of_a_url_has_its_port_unless_it_is_the_default(url: str, host: str) -> None:
+def test_the_host_of_a_web_address_has_its_port_unless_it_is_the_default(url: str, host: str) -> None:
     assert host_of(url) == host
 
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from decimal import Decimal
 from functools import lru_cache
 from typing import Any
-from urllib.parse import urlsplit
 
 from shortener.accounts.directory import short_url
 from shortener.errors import ApiError, ErrorCode
@@ -19,6 +18,7 @@ from shortener.messages.sender_rules import country_problem
 from shortener.messages.spans import TRACK_MODES, Span, locate_spans, replace_spans
 from shortener.model import record
 from shortener.storage.types import from_ms, to_iso
+from shortener.urls import host_name_of
 
 #: The warning about a message that the request wanted to send, although the application has no gateway.
 NOT_SENT = "NOT_SENT: the application has no gateway, so the caller must send the rewritten text"
@@ -114,7 +114,7 @@ def render_repeat(
             f"The message {message.message_id!r} exists, but the rules of detection have changed and its text cannot be "
             "rewritten again. Its status lists its links.",
         )
-    hosts = [(span, urlsplit(link.url).hostname or "") for span, link in zip(spans, links, strict=True)]
+    hosts = [(span, host_name_of(link.url)) for span, link in zip(spans, links, strict=True)]
     warnings = find_warnings(item.body, hosts, item.from_address, track=track, fallback_url=item.fallback_url)
     unchanged = count_segments(replace_spans(item.body, spans, [link.url for link in links])).segments
     is_sent = None if item.gateway is None else was_sent

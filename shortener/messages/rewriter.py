@@ -10,9 +10,10 @@ message gets its first response.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -109,14 +110,22 @@ class Rewriter:
             limits=self._limits,
             hosts=self._hosts,
         )
-        if sum(len(item.body) * len(item.to) for item in items) <= MAX_PLANNED_AT_ONCE:
+        if not _is_large(items):
             return await self._store(application, plan(), started)
+        with self._large_request():
+            return await self._store(application, await self._in_thread(plan), started)
+
+    @contextlib.contextmanager
+    def _large_request(self) -> Iterator[None]:
+        """Count a large request while the context is open."""
         self._totals.large_requests += 1
         try:
-            request = await asyncio.get_running_loop().run_in_executor(self._planners, plan)
-            return await self._store(application, request, started)
+            yield
         finally:
             self._totals.large_requests -= 1
+
+    async def _in_thread(self, plan: Callable[[], PlannedRequest]) -> PlannedRequest:
+        return await asyncio.get_running_loop().run_in_executor(self._planners, plan)
 
     async def _store(self, application: Application, request: PlannedRequest, started: int) -> Response:
         """Store a planned request with the next commit, and return its response. `started` is for the trace."""
@@ -137,12 +146,22 @@ class Rewriter:
             if message_id := entry.get("message_id"):
                 tracer.record_rewrite(application_id, message_id, started, ended, links=len(entry.get("links", ())))
 
-    def find_problems(self, application: Application, items: Sequence[RewriteItem]) -> list[Problem]:
+    async def find_problems(self, application: Application, items: Sequence[RewriteItem]) -> list[Problem]:
         """Return the problems of messages. A request that is rejected for another error lists these problems too."""
-        request = plan_request(
-            application, items, idempotency_key=None, content=b"", now=self._clock(), limits=self._limits, hosts=self._hosts
+        plan = partial(
+            plan_request,
+            application,
+            items,
+            idempotency_key=None,
+            content=b"",
+            now=self._clock(),
+            limits=self._limits,
+            hosts=self._hosts,
         )
-        return request.all_problems()
+        if not _is_large(items):
+            return plan().all_problems()
+        with self._large_request():
+            return (await self._in_thread(plan)).all_problems()
 
     def preview(self, application: Application, items: Sequence[RewriteItem]) -> Response:
         """Return the response that these messages would get, with sample codes. Nothing is stored. Raise ApiError if a problem
@@ -169,3 +188,8 @@ class Rewriter:
             self._on_sends()
         if new.links:
             self._caching = asyncio.get_running_loop().create_task(self._cache.put(new.links))
+
+
+def _is_large(items: Sequence[RewriteItem]) -> bool:
+    """Return whether the messages are planned in a thread."""
+    return sum(len(item.body) * max(len(item.to), 1) for item in items) > MAX_PLANNED_AT_ONCE

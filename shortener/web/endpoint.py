@@ -140,7 +140,7 @@ class Endpoint:
     reads_request: bool = False
     translate_error: Callable[[ApiError], ApiError] | None = None
     error_shape: ErrorShape | None = None
-    complete_error: Callable[[Service, Principal | None, InvalidInput], ApiError] | None = None
+    complete_error: Callable[[Service, Principal | None, InvalidInput], Awaitable[ApiError]] | None = None
     response: type[BaseModel] | None = None
     media_type: str = "application/json"
     status: int = 200
@@ -239,7 +239,9 @@ async def _run(endpoint: Endpoint, service: Service, request: Request) -> tuple[
             try:
                 body = await _read_body(endpoint, service, request) if endpoint.body else None
             except InvalidInput as error:
-                raise (endpoint.complete_error(service, principal, error) if endpoint.complete_error else error) from None
+                if endpoint.complete_error is None:
+                    raise
+                raise await endpoint.complete_error(service, principal, error) from None
         call = Call(service, request, request.path_params, query, body, principal)
         key = idempotency_key(request) if endpoint.stores_response else None
         if key is None:

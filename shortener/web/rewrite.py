@@ -100,12 +100,12 @@ async def preview(call: Call[None, PreviewRequest]) -> Mapping[str, Any]:
     return {"status": True, "messages": call.service.rewriter.preview(call.principal.application, items)}
 
 
-def complete_error(service: Service, principal: Principal | None, error: InvalidInput) -> ApiError:
+async def complete_error(service: Service, principal: Principal | None, error: InvalidInput) -> ApiError:
     """Return an error with the details of `error`, and with the problems of all texts, URLs and recipients in the same body."""
     form = _form_of(error.data)
     if principal is None or form not in ("single", "batch") or not isinstance(error.data, dict):
         return error
-    return rewrite_errors.complete_error(service, principal.application, error, is_batch=form == "batch")
+    return await rewrite_errors.complete_error(service, principal.application, error, is_batch=form == "batch")
 
 
 ENDPOINTS = [

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from shortener.container import Service
 
 
-def complete_error(service: Service, application: Application, error: InvalidInput, *, is_batch: bool) -> ApiError:
+async def complete_error(service: Service, application: Application, error: InvalidInput, *, is_batch: bool) -> ApiError:
     """Return an error with the details of `error` and the problems that the rewriter finds in the other fields.
 
     The details are in the order of the messages. The code is that of the first detail."""
@@ -42,7 +42,7 @@ def complete_error(service: Service, application: Application, error: InvalidInp
         if item is not None:
             items.append(item)
             places.append(index)
-    for problem in service.rewriter.find_problems(application, items):
+    for problem in await service.rewriter.find_problems(application, items):
         detail = replace(problem.full_detail, index=places[problem.item])
         if _field_of_message(detail.field, is_batch) not in invalid.get(places[problem.item], set()):
             details.append(detail)

@@ -138,7 +138,8 @@ async def send(call: Call[None, SendRequest]) -> Mapping[str, Any]:
         reason = f"must have at most {MAX_RECIPIENTS} items, not {len(to)}"
         raise ApiError(ErrorCode.TOO_MANY_RECIPIENTS, details=[Detail("to", reason)])
     if check_sender(request.sender_id) is not None:
-        raise ApiError(ErrorCode.INVALID_SENDER, details=_find_problems(call.service, call.principal.application, request, to))
+        details = await _find_problems(call.service, call.principal.application, request, to)
+        raise ApiError(ErrorCode.INVALID_SENDER, details=details)
     entries = await rewrite_items(call, [_item(request, to)])
     if all("error_code" in entry for entry in entries):
         codes = [ErrorCode[entry["error_code"]] for entry in entries]
@@ -150,15 +151,15 @@ async def send(call: Call[None, SendRequest]) -> Mapping[str, Any]:
     return _response(entries, [f"{name[:64]} is not a known field; it was ignored" for name in request.model_extra or {}])
 
 
-def _find_problems(service: Service, application: Application, request: SendRequest, to: Sequence[str]) -> list[Detail]:
+async def _find_problems(service: Service, application: Application, request: SendRequest, to: Sequence[str]) -> list[Detail]:
     """Return all problems of a call. The problem of the sender is first."""
-    details = [problem.full_detail for problem in service.rewriter.find_problems(application, [_item(request, to)])]
+    details = [problem.full_detail for problem in await service.rewriter.find_problems(application, [_item(request, to)])]
     if (reason := check_sender(request.sender_id)) is not None:
         details.insert(0, Detail("sender_id", reason, code=ErrorCode.INVALID_SENDER))
     return details
 
 
-def complete_error(service: Service, principal: Principal | None, error: InvalidInput) -> ApiError:
+async def complete_error(service: Service, principal: Principal | None, error: InvalidInput) -> ApiError:
     """Return an error with the details of `error` and the problems that the rewriter finds in the other fields."""
     if principal is None or not isinstance(error.data, Mapping):
         return error
@@ -174,7 +175,7 @@ def complete_error(service: Service, principal: Principal | None, error: Invalid
     own = [replace(detail, code=detail.code or error.code) for detail in error.details]
     others = [
         detail
-        for detail in _find_problems(service, principal.application, request, to)
+        for detail in await _find_problems(service, principal.application, request, to)
         if detail.field.partition(".")[0] not in invalid
     ]
     return ApiError(error.code, details=[*own, *others], hidden_details=error.details_total - len(error.details))

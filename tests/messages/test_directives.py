@@ -1,9 +1,11 @@
 import contextlib
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shortener.messages import near_directives
 from shortener.messages.directives import (
     MAX_DIRECTIVES,
     MAX_LABEL_CHARACTERS,
@@ -286,6 +288,14 @@ def test_a_text_with_too_many_directives_is_rejected() -> None:
 def test_the_directives_of_a_hostile_text_are_parsed_in_linear_time(body: str) -> None:
     with contextlib.suppress(DirectiveError):
         assert find_directives(body) == []
+
+
+@given(st.text(st.sampled_from("#t track(\"'/:&%\\;40x28аｔ\u200b＃（"), max_size=64))
+def test_the_fast_path_of_the_search_for_mistyped_directives_returns_the_same_text(window: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(near_directives, "_PLAIN", re.compile(r"(?!)"))
+        expected = near_directives._normalise(window)
+    assert near_directives._normalise(window) == expected
 
 
 PIECES = st.sampled_from(

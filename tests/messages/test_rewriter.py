@@ -232,4 +232,9 @@ async def test_a_large_rewrite_request_is_counted_as_in_progress_until_it_is_sto
     await rewrite(service, *many, item("y"))
     assert planned_while == [0, 1]
     await rejection(service, *many, item('#track("nothing")'))
+    assert planned_while == [0, 1, 1]
+    (problem,) = await service.rewriter.find_problems(sender(service), [*many, item('#track("nothing")')])
+    assert (problem.item, planned_while) == (len(many), [0, 1, 1, 1]), (
+        "the problems of an invalid request are found in a thread too"
+    )
     assert service.rewrite_totals.large_requests == 0

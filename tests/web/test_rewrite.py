@@ -314,6 +314,23 @@ async def test_an_application_can_set_which_urls_become_short_links_and_which_ur
     assert "write {code}" in answer.json()["details"][0]["reason"]
 
 
+@pytest.mark.parametrize("url", ["myapp://order:4711223/x", "myapp://open:now/5", "myapp://[abc", "tel:+14155550100"])
+async def test_the_text_after_the_scheme_of_an_app_need_not_be_a_host(client: httpx.AsyncClient, url: str) -> None:
+    settings = {"extra_schemes": ["myapp", "tel"], "fallback_url": url}
+    assert (await client.patch("/api/v1/application", json=settings)).status_code == 200
+    body: dict[str, Any] = {"body": f'#track("{url}")', "message_id": "m1", "fallback_url": url}
+    preview = await client.post("/api/v1/rewrite/preview", json={"to": TO, **body})
+    assert preview.status_code == 200, preview.text
+    first, again = [await rewrite(client, **body) for _ in range(2)]
+    assert first.status_code == 200, first.text
+    assert again.json() == first.json()
+    (created,) = first.json()["messages"][0]["links"]
+    assert created["url"] == url
+    code = created["code"]
+    changed = await client.patch(f"/api/v1/links/{code}", json={"url": url + "/2", "fallback_url": url})
+    assert changed.status_code == 200, changed.text
+
+
 async def test_an_expired_link_redirects_to_its_fallback_url_with_replaced_placeholders(
     client: httpx.AsyncClient, clock: Clock
 ) -> None:
