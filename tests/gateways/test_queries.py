@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from sqlalchemy import Connection, event, update
 
 from shortener.container import Service
@@ -15,6 +13,7 @@ from shortener.storage.types import to_ms
 from tests.conftest import NOON
 from tests.gateways.conftest import MakeGateway, SendMessages, stored_sends
 from tests.gateways.sending import PENDING, SENT
+from tests.reporting.plans import plans, scanned
 
 NOW = to_ms(NOON)
 
@@ -66,17 +65,29 @@ async def test_gateways_without_pending_messages_are_not_examined(
     assert (state.id, state.is_due(NOW), state.is_due(NOW - 1), state.in_flight) == (gateway.id, True, False, 0)
 
 
-async def test_the_query_for_due_messages_uses_the_partial_index(service: Service) -> None:
-    if service.database.dialect != "sqlite":
-        return
+async def test_the_statements_for_due_messages_use_the_partial_index(
+    service: Service, make_gateway: MakeGateway, send_messages: SendMessages
+) -> None:
+    gateway = await make_gateway()
+    await send_messages(3)
+    request = ClaimRequest(queries.queue_name(gateway.id), 0, 2, NOW + 10_000)
 
-    def plan(connection: Connection) -> list[Any]:
-        statement = (
-            "SELECT id FROM sends WHERE status = 0 AND gateway_id = 1 AND queue = 0 AND next_at <= 5 ORDER BY next_at LIMIT 9"
-        )
-        return [row.detail for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}")]
+    def explain(connection: Connection) -> list[str]:
+        def run() -> None:
+            assert len(queries.lock_states(connection, NOW)) == 1
+            assert len(queries.claim(connection, [request], NOW)) == 2
 
-    assert "sends_due" in str(await service.database.read(plan))
+        if connection.dialect.name == "postgresql":
+            connection.exec_driver_sql("SET LOCAL enable_seqscan = off")  # because PostgreSQL reads a small table completely
+        return plans(connection, run)
+
+    _, states, claim, *_ = await service.database.write(explain)
+    assert states.count("sends_due (") == 2 if service.database.dialect == "sqlite" else states.count("sends_due on sends") == 2
+    assert "sends_due" in claim
+    for plan in (states, claim):
+        assert scanned(plan, "gateways") == []
+        assert "Seq Scan on sends" not in plan
+    assert "sends.status = 0" in str(queries._STATES), "PostgreSQL cannot use the partial index for a parameter"
 
 
 async def test_a_message_with_very_many_send_attempts_is_claimed_and_its_number_stays_within_the_column(

@@ -9,7 +9,13 @@ from sqlalchemy import Connection, event
 
 
 def plans(connection: Connection, run: Callable[[], Any]) -> list[str]:
-    """Call `run` and return SQLite's query plan of each statement that it executed, one step per line."""
+    """Call `run` and return the database's query plan of each statement that it executed, one step per line."""
+    found = _plans_of_sqlite(connection, run) if connection.dialect.name == "sqlite" else _plans_of_postgresql(connection, run)
+    assert found, "the function runs no statement"
+    return found
+
+
+def _plans_of_sqlite(connection: Connection, run: Callable[[], Any]) -> list[str]:
     statements: list[str] = []
     # SQLite reports also the statements that bypass SQLAlchemy (shortener/storage/raw_sql.py), with the values of the parameters.
     _trace(connection, statements.append)
@@ -31,8 +37,7 @@ def _trace(connection: Connection, callback: Callable[[str], Any] | None) -> Non
         driver.set_trace_callback(callback)
 
 
-def plans_of_postgresql(connection: Connection, run: Callable[[], Any]) -> list[str]:
-    """Call `run` and return PostgreSQL's query plan of each statement that it executed, one step per line."""
+def _plans_of_postgresql(connection: Connection, run: Callable[[], Any]) -> list[str]:
     statements: list[tuple[str, Any]] = []
 
     def record(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
@@ -48,7 +53,12 @@ def plans_of_postgresql(connection: Connection, run: Callable[[], Any]) -> list[
     ]
 
 
-def scanned(plan: str, *tables: str) -> list[str]:
-    """Return the steps of a query plan that read one of `tables` completely, without a search in an index."""
-    steps = [step for step in plan.splitlines() for table in tables if f" {table}" in f" {step}"]
-    return [step for step in steps if step.startswith("SCAN ")]
+def scanned(plan: str, *small: str) -> list[str]:
+    """Return the steps of SQLite's query plan that read a whole table or a whole index, without a search.
+
+    SQLite prints the alias of a table, if it has one. Steps that read a table function, a subquery or one of the `small` tables
+    are left out."""
+    steps = plan.splitlines()
+    subqueries = {step.split()[1] for step in steps if step.startswith(("MATERIALIZE ", "CO-ROUTINE "))}
+    scans = [step for step in steps if step.startswith("SCAN ") and step.split()[1] not in {*small, *subqueries}]
+    return [step for step in scans if not step.endswith((" CONSTANT ROW", " VALUES CLAUSE")) and " VIRTUAL TABLE " not in step]

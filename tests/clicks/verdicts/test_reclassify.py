@@ -180,18 +180,26 @@ async def test_an_interrupted_reclassification_can_be_repeated(
     await assert_counts_match(service)
 
 
-async def test_no_statement_of_the_reclassification_scans_a_whole_table(service: Service) -> None:
+async def test_no_statement_of_the_reclassification_scans_a_whole_table(retracting: Service) -> None:
+    service = retracting
     if service.database.dialect != "sqlite":
         pytest.skip("both engines run the same statements; this test reads SQLite's plans")
     (code,) = await create_codes(service)
+    await record_click(service, code, SCANNER)
     await record_click(service, code)
+    first, _ = await fetch_rows(service, schema.hits)
+    message = await only_message(service)
+    change = correction.VerdictChange(first.id, message.id, Verdict.HUMAN, Verdict.SUSPECTED, "crawler", True)
 
-    def run(connection: Connection) -> list[str]:
-        def run_all_statements() -> None:
+    def explain(connection: Connection) -> list[str]:
+        def run() -> None:
             reclassify.read_page(connection, 0, service.ids(), [1])
-            correction.change_verdicts(connection, [], service.ids, NOON)
-            correction.assign_first_clicks(connection, [1], service.ids)
+            changed = correction.change_verdicts(connection, [change], service.ids, NOON, includes_newest=True)
+            assert (changed.to_suspected, changed.retracted) == (1, 1)
+            assert correction.assign_first_clicks(connection, changed.unsettled, service.ids).first_clicks == 1
 
-        return [step for plan in plans(connection, run_all_statements) for step in scanned(plan, "hits", "links", "messages")]
+        return plans(connection, run)
 
-    assert await service.database.write(run) == []
+    found = await service.database.write(explain)
+    assert len(found) > 12
+    assert [step for plan in found for step in scanned(plan)] == []
