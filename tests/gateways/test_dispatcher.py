@@ -16,6 +16,7 @@ from shortener.ids import encode
 from shortener.messages.balances import change_balance, read_balance
 from shortener.messages.prices import set_price
 from shortener.model import State, Topic
+from shortener.retention.erasure import erase_message
 from shortener.storage import schema
 from tests.conftest import NOON, Clock
 from tests.factory import AUDIT, rows
@@ -233,11 +234,15 @@ async def test_two_processes_send_each_message_to_the_gateway_once(
     service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver
 ) -> None:
     receiver.default_reply = ACCEPTED
-    await make_gateway(receiver.url(), concurrency=32)
-    await send_messages(10)
-    for _ in range(9):
+    await make_gateway(receiver.url(), concurrency=128)
+    for _ in range(10):
         await send_messages(10)
-    await asyncio.gather(*(other_process(service).flush() for _ in range(3)))
+    processes = [other_process(service) for _ in range(3)]
+    for process in processes:
+        process._usage.total = 32  # so that one process cannot claim all messages
+        assert await process.step() > 0
+    await asyncio.gather(*(process.flush() for process in processes))
+    assert all(process.totals.sent > 0 for process in processes)
     while any(send.status == PENDING for send in await stored_sends(service)):
         await other_process(service).flush()
     references = Counter(request.json["reference"] for request in receiver.requests)
@@ -301,6 +306,17 @@ async def test_messages_of_a_removed_gateway_become_failed(
     await service.gateway_dispatcher.flush()
     stored = await stored_message(service, message["message_id"])
     assert (stored.state, stored.reason_code) == (State.FAILED, "gateway_removed")
+
+
+async def test_a_message_that_is_erased_while_it_waits_is_not_sent(
+    service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver
+) -> None:
+    receiver.default_reply = ACCEPTED
+    await make_gateway(receiver.url())
+    erased, other = await send_messages(2)
+    await service.database.write(erase_message, 1, erased["message_id"], NOON)
+    await service.gateway_dispatcher.flush()
+    assert [request.json["to"] for request in receiver.requests] == [other["to"]]
 
 
 async def test_messages_of_a_disabled_gateway_are_not_sent_until_it_is_enabled(

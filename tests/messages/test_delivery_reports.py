@@ -20,6 +20,7 @@ from shortener.storage.batcher import MAX_ROWS
 from tests.conftest import NOON
 from tests.factory import Message, add_message, count_delta_sums, rows
 from tests.rows import messages_now
+from tests.servers import PATIENCE, SOON_SECONDS
 
 SENT = DeliveryReport("m-1", State.SENT, NOON + timedelta(seconds=1))
 DELIVERED = DeliveryReport("m-1", State.DELIVERED, NOON + timedelta(seconds=2), report_status="DELIVRD", reason_code="000")
@@ -234,8 +235,10 @@ async def test_a_delivery_report_that_arrives_before_its_message_is_stored_waits
 async def test_delivery_reports_of_unknown_messages_are_rejected_at_once_if_too_many_requests_wait_already(
     service: Service,
 ) -> None:
+    service.delivery_reports._wait = PATIENCE
     service.delivery_reports._waiting = MAX_WAITING
-    assert await service.delivery_reports.record(1, [SENT]) == [None]
+    async with asyncio.timeout(SOON_SECONDS):
+        assert await service.delivery_reports.record(1, [SENT]) == [None]
     assert service.delivery_reports._waiting == MAX_WAITING
 
 

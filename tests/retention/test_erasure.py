@@ -6,13 +6,13 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, Row, Table, insert, select, text
+from sqlalchemy import Connection, Row, Table, insert, select, text, update
 
 from shortener.accounts.audit import COMMAND_LINE, Actor, AuditWriter
 from shortener.delivery.deliveries import Deliveries
 from shortener.delivery.event_fields import FACTS
 from shortener.errors import ApiError, ErrorCode, StoreUnavailable
-from shortener.model import DeliveryStatus
+from shortener.model import DeliveryStatus, SendStatus
 from shortener.retention import erasure as erasing
 from shortener.retention.erasure import (
     ERASED,
@@ -33,6 +33,7 @@ PHONE = "+14085550100"
 OTHER = "+14085550199"
 NAME = "Kola Adeyemi"  # This name is in every field that may contain personal data.
 SENT = NOON - timedelta(hours=2)
+PENDING: dict[str, Any] = {"status": SendStatus.PENDING.value, "finished_at": None}
 
 
 def add_personal_message(rows: Rows, message_id: str, to: str = PHONE, **more: Any) -> int:
@@ -57,7 +58,8 @@ def add_personal_message(rows: Rows, message_id: str, to: str = PHONE, **more: A
     )
     rows.hit(link, user_agent=f"{NAME}'s preview", address="203.0.113.9")
     hit = rows.first_click(message, link, user_agent=f"{NAME}'s phone", address="203.0.113.9")
-    rows.conversion(message, hit_id=hit, metadata={"name": NAME}, transaction_id="T-1")
+    conversion = rows.conversion(message, hit_id=hit, metadata={"name": NAME}, transaction_id="T-1")
+    rows.revision(conversion, metadata={"name": NAME})
     event = rows.event(
         message,
         link_id=link,
@@ -71,6 +73,10 @@ def add_personal_message(rows: Rows, message_id: str, to: str = PHONE, **more: A
         answer=NAME,
     )
     rows.idempotent_response(SENT, f"key of {message_id}", answer=[{"message_id": message_id, "to": to, "body": NAME}], **more)
+    rows.send(message, **PENDING, text=f"Hello {NAME}", gateway_message_id=NAME)
+    attempts = schema.send_attempts
+    detail = update(attempts).where(attempts.c.send_id == message).values(detail=f"{to} ({NAME}) is not valid")
+    rows.connection.execute(detail)
     return message
 
 
@@ -96,6 +102,7 @@ def rows_of(connection: Connection, table: Table) -> list[Row[Any]]:
 async def test_erasing_a_phone_number_leaves_no_personal_data(database: Database) -> None:
     await database.write(build)
     before = await database.read(count)
+    assert all(before.values()), "the test has rows in each table"
     assert await erase(database, None, OTHER, NOON) == ErasureResult(
         messages=1, links=1, hits=2, conversions=1, events=1, attempts=2
     )
@@ -214,6 +221,30 @@ async def test_an_erasure_cancels_pending_callbacks_of_the_message_but_not_pendi
     assert callback.callback_url is None
     with pytest.raises(ApiError, match="erased"):
         await Deliveries(database).replay(AUDIT, callback.id, NOON)
+
+
+async def test_a_message_that_waits_for_its_gateway_is_not_sent_after_its_erasure(database: Database) -> None:
+    statuses = (SendStatus.PENDING, SendStatus.HELD, SendStatus.SENT, SendStatus.FAILED)
+    phones = [f"+1408555010{number}" for number in range(len(statuses))]
+
+    def fill(connection: Connection) -> None:
+        rows = Rows(connection)
+        for phone, status in zip(phones, statuses, strict=True):
+            message = rows.message(SENT, to_address=phone)
+            rows.send(message, status=status.value, text=NAME, lease_until=NOON, gateway_message_id=NAME, last_error="timeout")
+
+    await database.write(fill)
+    for phone in phones:
+        await erase(database, 1, phone, NOON)
+    sends = await database.read(rows_of, schema.sends)
+    assert [(send.status, send.last_error) for send in sends] == [
+        (SendStatus.FAILED, ERASED),
+        (SendStatus.FAILED, ERASED),
+        (SendStatus.SENT, "timeout"),
+        (SendStatus.FAILED, "timeout"),
+    ]
+    assert {(send.text, send.gateway_message_id, send.lease_until) for send in sends} == {(None, None, None)}
+    assert {attempt.detail for attempt in await database.read(rows_of, schema.send_attempts)} == {None}
 
 
 async def test_an_erasure_does_not_change_the_disabling_time_of_a_link_that_was_disabled_before(database: Database) -> None:

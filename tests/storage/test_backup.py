@@ -17,6 +17,7 @@ from shortener.storage.backup import BackupError, backup, inspect, restore
 from shortener.storage.installation import FINGERPRINT
 from tests.clicks.helpers import create_codes
 from tests.conftest import client_of
+from tests.servers import PATIENCE
 
 NOW = datetime(2026, 11, 28, 12, 0, tzinfo=UTC)
 OTHER = Secret("0123456789abcdefghijklmnopqrstuv")
@@ -87,7 +88,7 @@ async def test_a_backup_of_a_running_service_is_one_private_file_and_a_restored_
 
 def test_a_backup_is_a_consistent_snapshot_while_another_connection_writes_all_the_time(folder: Path, tmp_path: Path) -> None:
     """Each transaction of the writer inserts two rows, so a snapshot has an even number of them."""
-    database, stop = folder / "shortener.db", threading.Event()
+    database, begun, stop = folder / "shortener.db", threading.Event(), threading.Event()
 
     def write() -> None:
         with contextlib.closing(sqlite3.connect(database, timeout=30)) as connection:
@@ -97,16 +98,19 @@ def test_a_backup_is_a_consistent_snapshot_while_another_connection_writes_all_t
                     for _ in range(2):
                         number += 1
                         connection.execute("INSERT INTO installation VALUES (?, ?)", (f"row{number}", "x" * 4000))
+                begun.set()
 
     steps: list[int] = []
     writer = threading.Thread(target=write)
     writer.start()
     try:
+        assert begun.wait(PATIENCE)
         for attempt in range(5):
             file = tmp_path / f"backup{attempt}"
             backup(database, file, installation_secret(folder), NOW, lambda done, total: steps.append(done))
             ((rows,),) = query(file, "SELECT count(*) FROM installation WHERE name LIKE 'row%'")
             assert isinstance(rows, int)
+            assert rows > 0
             assert rows % 2 == 0
     finally:
         stop.set()

@@ -17,7 +17,7 @@ from sqlalchemy import text
 from shortener.container import Service, open_service
 from shortener.errors import StoreUnavailable
 from shortener.settings import Settings
-from shortener.storage.integrity import DatabaseLost, find_damage
+from shortener.storage.integrity import DatabaseLost, find_damage, try_write
 from shortener.storage.open import open_database
 from shortener.web import health
 from tests.clicks.helpers import create_codes, make_hit
@@ -43,24 +43,13 @@ async def test_readyz_reports_failing_database_writes_until_a_write_succeeds_aga
     monkeypatch.setattr(health, "CHECK_TIMEOUT_SECONDS", PATIENCE)
     service.start(web=False, deliver=False)
     assert (await readiness(service))[1]["writes"] == "ok"
-    trigger = (
-        "CREATE TRIGGER full BEFORE INSERT ON installation BEGIN SELECT raise(FAIL, 'database or disk is full'); END"
-        if service.database.dialect == "sqlite"
-        else "ALTER TABLE installation RENAME TO away"
-    )
-    repair = "DROP TRIGGER full" if service.database.dialect == "sqlite" else "ALTER TABLE away RENAME TO installation"
-
-    def fail(connection: Any) -> None:
-        raise StoreUnavailable("the disk is full")
-
-    await service.database.write(lambda c: c.execute(text(trigger)))
+    await service.database.write(lambda c: c.execute(text("ALTER TABLE installation RENAME TO away")))
     with pytest.raises(StoreUnavailable):
-        await service.database.write(fail)
-    service.database.has_failed_writes = True  # type: ignore[misc]
-    if service.database.dialect == "postgresql":  # SQLite's trigger raises an IntegrityError, which readyz does not expect
-        assert (await readiness(service))[0] == 503
-        assert (await readiness(service))[1]["writes"] == "failed"
-    await service.database.write(lambda c: c.execute(text(repair)))
+        await service.database.write(try_write, service.now_ms())
+    for _ in range(2):
+        status, checks = await readiness(service)
+        assert (status, checks["database"], checks["writes"]) == (503, "ok", "failed")
+    await service.database.write(lambda c: c.execute(text("ALTER TABLE away RENAME TO installation")))
     assert await readiness(service) == (200, {**(await readiness(service))[1], "writes": "ok"})
     assert not service.database.has_failed_writes
 

@@ -38,6 +38,14 @@ class Listener:
                 await self.wake_up.wait(PATIENCE)
 
 
+async def wait_for_all_events(sender: Listener, receiver: Listener) -> None:
+    """Wait until the receiver has received every wake-up event that was sent before. PostgreSQL keeps the order of the commits."""
+    last = asyncio.Event()
+    receiver.notifier.on("last", last.set)
+    sender.notifier.notify("last")
+    await asyncio.wait_for(last.wait(), PATIENCE)
+
+
 @pytest.fixture
 async def dsn(postgresql: str) -> str:
     return await new_postgresql_database(postgresql, None)
@@ -53,12 +61,12 @@ async def pair(dsn: str) -> AsyncIterator[tuple[Listener, Listener]]:
 
 
 async def test_a_wake_up_event_reaches_the_other_processes_but_not_its_sender(pair: tuple[Listener, Listener]) -> None:
-    one, two = pair
-    one.notifier.notify("events")
-    await two.received_after(0)
-    two.notifier.notify("events")
-    await one.received_after(0)
-    assert (one.received, two.received) == (1, 1)
+    for sender, other in (pair, pair[::-1]):
+        before = (sender.received, other.received)
+        sender.notifier.notify("events")
+        await other.received_after(before[1])
+        await wait_for_all_events(other, sender)
+        assert (sender.received, other.received) == (before[0], before[1] + 1)
 
 
 async def test_a_thousand_wake_up_events_are_sent_with_few_notify_statements(pair: tuple[Listener, Listener]) -> None:
@@ -67,6 +75,7 @@ async def test_a_thousand_wake_up_events_are_sent_with_few_notify_statements(pai
         one.notifier.notify("events")
         one.notifier.notify("an event without a callback")
     await two.received_after(0)
+    await wait_for_all_events(one, two)
     assert two.received == 1
 
 
