@@ -14,6 +14,7 @@ from shortener.container import Service
 from shortener.delivery.guard import Guard
 from shortener.delivery.sender import Sender
 from shortener.delivery.trackers import NewTracker, TrackerChanges
+from shortener.ids import IdGenerator
 from shortener.model import HitFlag, Topic
 from shortener.outbox import events
 from shortener.outbox.events import Event
@@ -40,6 +41,31 @@ def changes(**values: Any) -> TrackerChanges:
     return cast(TrackerChanges, result)
 
 
+FIRST_FLAGS, FIRST_TOPICS = HitFlag.FIRST_FOR_LINK | HitFlag.FIRST_FOR_MESSAGE, Topic.STATE | Topic.CLICK
+
+
+def write_click(
+    connection: Connection,
+    /,
+    ids: IdGenerator,
+    message: Message,
+    flags: HitFlag,
+    topics: Topic,
+    at: datetime,
+    link: int = 0,
+    **columns: Any,
+) -> int:
+    """Write a click on a link of the message, in the same way as the service, and return the id of the hit."""
+    row = message.links[link]
+    hit = add_hit(connection, ids, row, at=at, flags=int(flags), **columns)
+    is_first = bool(topics & Topic.STATE)
+    if is_first:
+        clicked = {"id": message.row, "at": at, "hit_id": hit, "links": 1 << link}
+        connection.execute(insert(schema.first_clicks).values(clicked))
+    events.append(connection, [Event(hit if is_first else ids(), 1, topics, at, message.row, row, hit)])
+    return hit
+
+
 @dataclass
 class Story:
     """A helper that writes messages and clicks to the database in the same way as the service."""
@@ -54,7 +80,7 @@ class Story:
     async def first_click(self, message: Message | None = None, at: datetime | None = None) -> Message:
         """Write the first click of a message to the database. Create a message if none is given. Return the message."""
         message = message or await self.message()
-        await self.click(message, HitFlag.FIRST_FOR_LINK | HitFlag.FIRST_FOR_MESSAGE, Topic.STATE | Topic.CLICK, at)
+        await self.click(message, FIRST_FLAGS, FIRST_TOPICS, at)
         return message
 
     async def click(
@@ -67,20 +93,8 @@ class Story:
         **columns: Any,
     ) -> int:
         """Write a click on a link of the message to the database and return the id of the hit."""
-        ids = self.service.ids
         at = at or self.service.clock()
-
-        def write(connection: Connection) -> int:
-            row = message.links[link]
-            hit = add_hit(connection, ids, row, at=at, flags=int(flags), **columns)
-            is_first = bool(topics & Topic.STATE)
-            if is_first:
-                clicked = {"id": message.row, "at": at, "hit_id": hit, "links": 1 << link}
-                connection.execute(insert(schema.first_clicks).values(clicked))
-            events.append(connection, [Event(hit if is_first else ids(), 1, topics, at, message.row, row, hit)])
-            return hit
-
-        return await self.service.database.write(write)
+        return await self.service.database.write(write_click, self.service.ids, message, flags, topics, at, link, **columns)
 
 
 @pytest.fixture

@@ -142,6 +142,16 @@ class UnavailableDatabase:
         return getattr(self._database, name)
 
 
+class CountingDatabase(UnavailableDatabase):
+    """A database that counts its write transactions."""
+
+    transactions = 0
+
+    async def write(self, transact: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        self.transactions += 1
+        return await super().write(transact, *args, **kwargs)
+
+
 def now_ms(clock: Clock) -> int:
     """Return the time of the test clock in milliseconds since 1970-01-01 UTC."""
     return int(clock().timestamp() * 1000)

@@ -8,6 +8,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import pytest
 from sqlalchemy import Connection, func, select
+from structlog.testing import capture_logs
 
 from shortener.container import Service
 from shortener.delivery import dispatch_queries
@@ -18,6 +19,7 @@ from shortener.delivery.fanout import MAX_EVENTS_WHILE_BUSY, Fanout
 from shortener.delivery.trackers import NewTracker
 from shortener.errors import StoreUnavailable
 from shortener.storage import schema
+from shortener.storage.open import open_database
 from tests.clicks.helpers import Hits
 from tests.conftest import NOON, Clock, MakeService
 from tests.delivery.conftest import MakeTracker, Story
@@ -32,7 +34,7 @@ from tests.delivery.dispatching import (
     statuses,
     tracker_row,
 )
-from tests.factory import AUDIT
+from tests.factory import AUDIT, rows
 from tests.receiver import Receiver, Reply
 from tests.servers import PATIENCE
 
@@ -132,6 +134,14 @@ async def test_a_running_service_sends_deliveries_and_stops_cleanly(
     await story_of(service).first_click()
     service.events_wake_up.notify()
     await receiver.wait_for(1)
+    with capture_logs() as lines:
+        await service.close(grace=PATIENCE)
+    failures = {"not_closed", "not_closed_in_time", "outcomes_lost_at_shutdown", "leases_lost"}
+    assert [line for line in lines if line["event"] in failures] == []
+    database = await open_database(service.settings.store_url, owner=False)
+    (row,) = await rows(database, schema.deliveries)
+    await database.close()
+    assert (row.status, row.attempt, row.lease_until) == (DELIVERED, 1, None)
 
 
 async def test_a_process_that_does_not_send_deliveries_runs_no_fanout_and_no_dispatcher(

@@ -3,7 +3,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from collections.abc import Sequence
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 import aiohttp
 import pytest
@@ -16,16 +17,28 @@ from shortener.delivery.guard import MAX_CHECKS, ForbiddenTarget, Guard, HostUnr
 from tests.delivery.receiver import receiver, respond
 from tests.servers import PATIENCE
 
-IPV4 = st.integers(0, 2**32 - 1)
+# The special-purpose networks of IANA. They are listed independently of the guard, so that a row that its list lacks is found.
+_IPV4 = """
+    0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24 192.0.2.0/24 192.88.99.0/24
+    192.168.0.0/16 198.18.0.0/15 198.51.100.0/24 203.0.113.0/24 224.0.0.0/4 240.0.0.0/4
+"""
+_IPV6 = """
+    ::/96 64:ff9b:1::/48 100::/64 2001::/23 2001:db8::/32 2002::/16 3fff::/20 5f00::/16 fc00::/7 fe80::/10 fec0::/10 ff00::/8
+"""
+SPECIAL_IPV4: list[IPv4Network | IPv6Network] = [IPv4Network(network) for network in _IPV4.split()]
+SPECIAL_IPV6: list[IPv4Network | IPv6Network] = [IPv6Network(network) for network in _IPV6.split()]
+
+
+def near(networks: Sequence[IPv4Network | IPv6Network], bits: int) -> st.SearchStrategy[int]:
+    """Return a strategy for the addresses in some networks and next to them, as integers of `bits` bits."""
+    return st.sampled_from(networks).flatmap(
+        lambda network: st.integers(max(int(network[0]) - 2, 0), min(int(network[-1]) + 2, 2**bits - 1))
+    )
+
+
 # Random addresses are rarely in a small special network, so half of the generated addresses are chosen from these networks.
-SPECIAL_IPV4 = st.sampled_from([network for network, _ in guard_module._IPV4]).flatmap(
-    lambda network: st.integers(max(int(network[0]) - 2, 0), min(int(network[-1]) + 2, 2**32 - 1))
-)
-ANY_IPV4 = st.one_of(IPV4, SPECIAL_IPV4)
-SPECIAL_IPV6 = st.sampled_from([network for network, _ in guard_module._IPV6]).flatmap(
-    lambda network: st.integers(max(int(network[0]) - 2, 0), min(int(network[-1]) + 2, 2**128 - 1))
-)
-ANY_IPV6 = st.one_of(st.integers(0, 2**128 - 1), SPECIAL_IPV6)
+ANY_IPV4 = st.one_of(st.integers(0, 2**32 - 1), near(SPECIAL_IPV4, 32))
+ANY_IPV6 = st.one_of(st.integers(0, 2**128 - 1), near(SPECIAL_IPV6, 128))
 
 
 @pytest.mark.parametrize(
@@ -65,8 +78,14 @@ def test_the_address_guard_allows_public_addresses(address: str) -> None:
         ("169.254.169.254", guard_module.METADATA),
         ("100.100.100.200", guard_module.METADATA),
         ("168.63.129.16", guard_module.METADATA),
+        ("169.254.170.2", guard_module.METADATA),
+        ("192.0.0.192", guard_module.METADATA),
+        ("192.0.0.8", guard_module.RESERVED),
+        ("192.0.2.1", guard_module.RESERVED),
         ("192.88.99.1", guard_module.RESERVED),
         ("198.18.0.1", guard_module.RESERVED),
+        ("198.51.100.1", guard_module.RESERVED),
+        ("203.0.113.1", guard_module.RESERVED),
         ("224.0.0.1", guard_module.MULTICAST),
         ("239.1.1.1", guard_module.MULTICAST),
         ("240.0.0.1", guard_module.RESERVED),
@@ -84,11 +103,14 @@ def test_the_address_guard_allows_public_addresses(address: str) -> None:
         ("2001:0:4136:e378:8000:63bf:3fff:fdd2", guard_module.TUNNELLED),
         ("fc00::1", guard_module.PRIVATE),
         ("fd00:ec2::254", guard_module.METADATA),
+        ("fd20:ce::254", guard_module.METADATA),
         ("fe80::1", guard_module.LINK_LOCAL),
         ("fe80::1%eth0", guard_module.LINK_LOCAL),
         ("fec0::1", guard_module.RESERVED),
         ("ff02::1", guard_module.MULTICAST),
         ("ff0e::1", guard_module.MULTICAST),
+        ("2001:2::1", guard_module.RESERVED),
+        ("2001:20::1", guard_module.RESERVED),
         ("2001:db8::1", guard_module.RESERVED),
         ("3fff::1", guard_module.RESERVED),
         ("5f00::1", guard_module.RESERVED),
@@ -100,6 +122,12 @@ def test_the_address_guard_rejects_special_addresses(address: str, reason: str) 
     assert rejection_reason(address) == reason
     if "%" not in address:
         assert rejection_reason(ip_address(address)) == reason
+
+
+def test_the_address_guard_rejects_each_special_purpose_network() -> None:
+    for network in (*SPECIAL_IPV4, *SPECIAL_IPV6):
+        for address in (network[0], network[network.num_addresses // 2], network[-1]):
+            assert rejection_reason(address) is not None, address
 
 
 @pytest.mark.parametrize(
@@ -165,11 +193,15 @@ def test_the_guard_option_allow_private_permits_private_addresses(address: str) 
     "address",
     [
         "169.254.169.254",
+        "169.254.170.2",
+        "192.0.0.192",
+        "168.63.129.16",
         "169.254.1.1",
         "0.0.0.0",
         "224.0.0.1",
         "fe80::1",
         "fd00:ec2::254",
+        "fd20:ce::254",
         "100.100.100.200",
         "2002:a00:1::",
     ],
@@ -298,9 +330,12 @@ async def test_no_notation_of_a_loopback_address_reaches_a_local_server(host: st
     async with receiver(respond(200), host="0.0.0.0") as local_server:
         connector = aiohttp.TCPConnector(socket_factory=Guard().socket_factory)
         async with aiohttp.ClientSession(connector=connector) as session:
-            with pytest.raises((aiohttp.ClientError, ValueError)):
+            with pytest.raises((aiohttp.ClientError, ValueError)) as caught:
                 await session.get(f"http://{host}:{local_server.port}/")
         assert local_server.connections == 0
+    error = caught.value  # the server does not listen on IPv6, so a connection without the guard would be refused
+    if isinstance(error, aiohttp.ClientConnectorError) and not isinstance(error, aiohttp.ClientConnectorDNSError):
+        assert isinstance(error.os_error, ForbiddenTarget)
 
 
 async def test_a_local_server_is_reached_if_the_guard_allows_loopback_addresses() -> None:

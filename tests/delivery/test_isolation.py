@@ -4,17 +4,20 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from sqlalchemy import Connection
 
 from shortener.container import Service, open_service
+from shortener.delivery.claims import RESERVED_PART
 from shortener.delivery.trackers import NewTracker
 from shortener.settings import Settings
 from shortener.storage import schema
-from tests.delivery.conftest import Story
-from tests.factory import AUDIT, rows
+from tests.delivery.conftest import FIRST_FLAGS, FIRST_TOPICS, write_click
+from tests.factory import AUDIT, add_message, rows
 from tests.receiver import Receiver, Reply, Request
 from tests.servers import PATIENCE, SOON_SECONDS
 
@@ -45,8 +48,9 @@ class LimitedReceiver(Receiver):
 
 @pytest.fixture
 async def running(store_url: str, tmp_path: Path) -> AsyncIterator[Service]:
-    """Provide a running service with the real clock and all background jobs."""
-    service = await open_service(Settings(data_dir=tmp_path, database_url=store_url, allow_private_targets=True))
+    """Provide a running service with the real clock and all background jobs. An attempt to send a callback may last 60 seconds."""
+    values: dict[str, Any] = {"database_url": store_url, "allow_private_targets": True, "delivery_timeout": 60}
+    service = await open_service(Settings(data_dir=tmp_path, **values))
     service.start()
     yield service
     await service.close(grace=2)
@@ -57,10 +61,18 @@ async def add_tracker(service: Service, url: str, **values: object) -> int:
     return (await service.trackers.create(AUDIT, 1, new)).tracker.id
 
 
-async def click(story: Story, count: int) -> None:
-    for _ in range(count):
-        await story.first_click()
-    story.service.events_wake_up.notify()
+async def click(service: Service, count: int, callback_url: Callable[[int], str] = lambda number: "") -> None:
+    """Write the first clicks of `count` new messages in one transaction. `callback_url` returns the URL of the callbacks of each
+    message; an empty text means that it has none."""
+
+    def write(connection: Connection) -> None:
+        for number in range(count):
+            url = callback_url(number) or None
+            message = add_message(connection, service.ids, f"message {service.ids()}", callback_url=url)
+            write_click(connection, service.ids, message, FIRST_FLAGS, FIRST_TOPICS, service.clock())
+
+    await service.database.write(write)
+    service.events_wake_up.notify()
 
 
 @pytest.mark.parametrize("retry_after", [None, "1"])
@@ -70,7 +82,7 @@ async def test_a_tracker_that_limits_requests_gets_all_events_and_no_429_respons
     receiver = LimitedReceiver(20, retry_after)
     async with receiver.listen():
         tracker = await add_tracker(running, receiver.url(), max_attempts=2)
-        await click(Story(running), 60)
+        await click(running, 60)
         began = time.monotonic()
         async with asyncio.timeout(PATIENCE):
             while receiver.accepted < 60:
@@ -92,7 +104,7 @@ async def test_a_tracker_gets_no_more_than_max_per_second_deliveries_with_the_re
 ) -> None:
     await add_tracker(running, receiver.url(), max_per_second=20)
     began = time.monotonic()
-    await click(Story(running), 60)
+    await click(running, 60)
     await receiver.wait_for(60)
     assert time.monotonic() - began > 2.5, "60 events at 20 in a second"
 
@@ -104,8 +116,7 @@ async def test_a_healthy_tracker_gets_events_at_once_while_other_trackers_never_
     receiver.by_path = {"/hang": Reply(hang=True)}
     for _ in range(trackers):
         await add_tracker(running, receiver.url("/hang"), concurrency=concurrency, timeout=60)
-    story = Story(running)
-    await click(story, 300 // trackers)
+    await click(running, 300 // trackers)
     async with asyncio.timeout(PATIENCE):
         while running.dispatcher.in_flight < 190:
             await asyncio.sleep(0.05)  # wait until the hanging trackers use their slots
@@ -113,7 +124,7 @@ async def test_a_healthy_tracker_gets_events_at_once_while_other_trackers_never_
     slowest = 0.0
     for number in range(1, 11):
         began = time.monotonic()
-        await click(story, 1)
+        await click(running, 1)
         async with asyncio.timeout(PATIENCE):
             while sum(request.target == "/well" for request in receiver.requests) < number:
                 await asyncio.sleep(0.005)  # wait until the healthy tracker has received the event
@@ -122,14 +133,21 @@ async def test_a_healthy_tracker_gets_events_at_once_while_other_trackers_never_
 
 
 async def test_callbacks_to_hosts_that_hang_leave_slots_for_trackers(running: Service, receiver: Receiver) -> None:
-    receiver.by_path = {"/hang": Reply(hang=True)}
-    story = Story(running)
-    for number in range(1, 241):
-        await story.first_click(await story.message(callback_url=f"http://127.0.0.{number}:{receiver.port}/hang"))
-    await add_tracker(running, receiver.url("/well"))
-    began = time.monotonic()
-    await click(story, 1)
-    async with asyncio.timeout(PATIENCE):
-        while not any(request.target == "/well" for request in receiver.requests):
-            await asyncio.sleep(0.005)  # wait until the tracker has received the event
-    assert time.monotonic() - began < SOON_SECONDS
+    hanging = Receiver()
+    hanging.default_reply = Reply(hang=True)
+    slots = running.settings.delivery_slots
+    usable = slots - slots // RESERVED_PART
+
+    def url_on_host(number: int) -> str:
+        return f"http://127.0.{number // 200}.{number % 200 + 1}:{hanging.port}/"
+
+    async with hanging.listen("0.0.0.0"):
+        await click(running, slots + 44, url_on_host)
+        await hanging.wait_for(usable)
+        assert running.dispatcher.in_flight == usable, "the callbacks of an application leave some slots free"
+        await add_tracker(running, receiver.url("/well"))
+        began = time.monotonic()
+        await click(running, 1)
+        await receiver.wait_for(1)
+        assert time.monotonic() - began < SOON_SECONDS, "the hanging attempts last 60 seconds"
+        assert len(hanging.requests) == usable

@@ -164,6 +164,8 @@ async def test_the_sender_ignores_proxies_in_environment_variables(monkeypatch: 
     async with receiver(respond(500)) as proxy, receiver(respond(200)) as peer:
         for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
             monkeypatch.setenv(name, proxy.url())
+        for name in ("NO_PROXY", "no_proxy"):
+            monkeypatch.delenv(name, raising=False)
         async with Sender(Guard(allow_private=True), user_agent="test", limit=1) as sender:
             assert (await post(sender, peer.url())).status == 200
         assert proxy.connections == 0

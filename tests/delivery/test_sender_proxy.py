@@ -101,7 +101,14 @@ async def test_requests_to_forbidden_targets_are_blocked_before_the_sender_conne
     assert (result.status, result.error, proxy.heads) == (None, "blocked_address", [])
 
 
-@pytest.mark.parametrize(("status", "error", "is_local"), [(407, "proxy_error", True), (502, "connection_refused", False)])
+@pytest.mark.parametrize(
+    ("status", "error", "is_local"),
+    [
+        (403, "proxy_error", True),
+        (407, "proxy_error", True),
+        *((status, "connection_refused", False) for status in (400, 404, 500, 502, 504)),
+    ],
+)
 async def test_an_error_response_of_the_proxy_is_a_local_failure_only_for_status_403_and_407(
     status: int, error: str, is_local: bool
 ) -> None:
