@@ -80,7 +80,9 @@ async def test_a_repair_starts_when_redis_responds_again_and_repeats_a_batch_tha
 async def test_a_repair_leaves_out_old_changes(service: Service, clock: Clock) -> None:
     codes = await create_codes(service)
     await change_link(service, codes[0], {"url": "https://new.example/"})
-    clock.forward(hours=24 * 7 + 1)
+    clock.forward(days=7, seconds=-1)
+    assert await repair_of(service).step() == 1
+    clock.forward(seconds=2)
     assert await repair_of(service).step() == 0
 
 

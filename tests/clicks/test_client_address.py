@@ -61,7 +61,14 @@ def test_x_forwarded_for_is_ignored_if_no_proxy_is_trusted() -> None:
     assert client_address(None, "198.51.100.1", ()) == ""
 
 
-@given(st.text(), st.text())
+#: Texts that often contain an address.
+NEAR_ADDRESSES = st.lists(
+    st.sampled_from(["203.0.113.7", "10.0.0.1", "2001:db8::1", "::ffff:10.0.0.2", "unknown", "%eth0", *"[]:,. 10\0\u0661"]),
+    max_size=6,
+).map("".join)
+
+
+@given(NEAR_ADDRESSES | st.text(), NEAR_ADDRESSES | st.text())
 def test_the_client_address_is_valid_or_empty_for_any_x_forwarded_for_header_and_any_peer(peer: str, forwarded: str) -> None:
     address = client_address(peer, forwarded, PROXIES)
     assert address == "" or ip_address(address)

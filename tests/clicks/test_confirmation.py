@@ -6,7 +6,10 @@ from datetime import timedelta
 
 import httpx
 import pytest
+from sqlalchemy import update
 
+from shortener.accounts.administration import block_host
+from shortener.accounts.directory import ALL_APPLICATIONS
 from shortener.clicks.pages import MAX_NAME_LENGTH, confirmation_page
 from shortener.container import Service
 from shortener.messages.delivery_reports import DeliveryReport
@@ -145,12 +148,21 @@ async def test_a_post_request_is_not_a_click_if_the_confirmation_page_is_off(cli
     assert await hits(service) == []
 
 
+@pytest.mark.parametrize("cause", ["expired link", "disabled link", "disabled application", "blocked host"])
 async def test_expired_and_disabled_links_show_no_confirmation_page(
-    client: httpx.AsyncClient, service: Service, clock: Clock
+    client: httpx.AsyncClient, service: Service, clock: Clock, cause: str
 ) -> None:
     await change_settings(service, confirm_clicks="always")
     link = await create_link(client)
-    clock.forward(days=91)
+    if cause == "expired link":
+        clock.forward(days=91)
+    elif cause == "disabled link":
+        await service.database.write(lambda connection: connection.execute(update(schema.links).values(disabled_at=clock())))
+    elif cause == "disabled application":
+        await change_settings(service, disabled=True)
+    else:
+        await service.database.write(block_host, ALL_APPLICATIONS, "x.example", clock())
+        await service.directory.refresh()
     assert (await client.get(link, headers=PHONE_HEADERS)).status_code == 410
     assert (await client.post(link, headers=PHONE_HEADERS)).status_code == 410
     assert await fetch_rows(service, schema.first_clicks) == []

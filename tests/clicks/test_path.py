@@ -142,7 +142,13 @@ def test_a_path_with_a_prefix_contains_a_code_only_in_its_last_segment(path: str
     assert code_behind_prefix(path) == code_behind_prefix(path.encode()) == found
 
 
-@given(st.binary() | st.text())
+#: Texts that often are the path of a short link.
+NEAR_PATHS = st.lists(
+    st.sampled_from(["/", "Ab3xK9Qr", "abcd", "%E2%80%8B", "%41", "\u200b", "\ud800", *"%.-_?#)\0 a9"]), min_size=1, max_size=5
+).map(lambda pieces: "/" + "".join(pieces))
+
+
+@given(NEAR_PATHS | NEAR_PATHS.map(lambda path: path.encode(errors="surrogatepass")) | st.binary() | st.text())
 def test_parsing_any_request_path_returns_a_valid_link_code_or_none(path: bytes | str) -> None:
     code = code_of(path)
     assert code is None or re.fullmatch(r"[A-Za-z0-9]{4,32}", code)

@@ -302,8 +302,9 @@ async def test_a_disabled_link_is_disabled_on_other_nodes_within_a_second(
         assert (await elsewhere.get(path, headers=PHONE_HEADERS)).status_code == 302
         await one.database.write(switch, clock(), True)
         started_at = time.monotonic()
-        while (await elsewhere.get(path, headers=PHONE_HEADERS)).status_code == 302:
+        while (status := (await elsewhere.get(path, headers=PHONE_HEADERS)).status_code) == 302:
             assert time.monotonic() - started_at < SOON_SECONDS
+        assert status == 410
 
 
 async def test_when_one_of_two_domains_is_disabled_new_links_use_the_other_domain(branded: Service, clock: Clock) -> None:

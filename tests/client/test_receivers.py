@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -147,10 +148,21 @@ def test_an_event_whose_request_was_cancelled_can_be_handled_again(moment: str) 
     assert memory.claim("evt_1") == "new"
 
 
+class YieldingSet(set[str]):
+    """A set whose look-up lets other threads run before it returns."""
+
+    def __contains__(self, item: object) -> bool:
+        found = super().__contains__(item)
+        time.sleep(0.001)  # other threads run
+        return found
+
+
 def test_only_one_of_many_threads_that_receive_the_same_event_handles_the_event() -> None:
     handled: list[str] = []
     gate = threading.Barrier(8)
-    receiver = EventReceiver(SECRET, lambda event: handled.append(event.event_id))
+    memory = RecentEvents()
+    memory._busy = YieldingSet()
+    receiver = EventReceiver(SECRET, lambda event: handled.append(event.event_id), memory=memory)
     statuses: list[int] = []
 
     def deliver() -> None:

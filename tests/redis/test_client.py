@@ -157,6 +157,9 @@ async def test_the_redis_client_uses_the_password_and_the_database_number_of_the
         client.acl_setuser("me", enabled=True, passwords=["+pass@word"], keys=["*"], categories=["+@all"])
     async with opened(f"redis://me:pass%40word@127.0.0.1:{redis_server.port}/3") as database:
         assert await database.run(write_and_read) == WRITTEN
+        assert await database.run(lambda client: client.acl_whoami()) == "me"
+    with contextlib.closing(redis_server.client()) as client:
+        assert client.info("keyspace").keys() == {"db3"}
     async with opened(f"redis://me:wrong@127.0.0.1:{redis_server.port}/3") as wrong_password:
         await seconds_of(wrong_password.run(ping))
 

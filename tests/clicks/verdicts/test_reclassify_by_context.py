@@ -31,7 +31,8 @@ async def test_hits_from_an_address_that_opens_few_links_per_minute_stay_human(s
     for _ in range(10):
         await record_click(service, (await create_codes(service))[0], origin=7)
         clock.forward(seconds=20)
-    assert (await run_reclassifier(service)).corrections.to_suspected == 0
+    result = await run_reclassifier(service)
+    assert (result.hits, result.corrections.to_suspected) == (10, 0)
 
 
 async def test_reclassification_keeps_a_suspected_verdict_that_was_based_on_a_client_address_that_is_not_stored(
@@ -79,4 +80,5 @@ async def test_a_sent_report_that_arrives_after_the_click_does_not_retract_the_c
     (code,) = await create_codes(service, message_ids=("m-1",))
     await record_click(service, code)
     await service.delivery_reports.record(1, [DeliveryReport("m-1", State.SENT, clock.forward(seconds=1))])
-    assert (await run_reclassifier(service)).corrections.to_suspected == 0
+    result = await run_reclassifier(service)
+    assert (result.hits, result.corrections.to_suspected) == (1, 0)
