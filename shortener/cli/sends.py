@@ -99,9 +99,12 @@ async def resend(message_id: str, application: int | None, as_json: bool) -> Non
 @json_option
 @async_command
 async def discard(message_id: str, application: int | None, yes: bool, as_json: bool) -> None:
-    """Give a held message up: it becomes FAILED. Its cost is refunded unless the gateway may have accepted it."""
+    """Give a held message up: it becomes FAILED. Its cost is refunded unless the gateway may have accepted it.
+
+    A message whose delivery report has arrived keeps the reported state."""
     from shortener.container import open_service
     from shortener.gateways import decisions
+    from shortener.gateways.sends import find_send, send_fields
 
     service = await open_service(load_settings(), owner=False, may_create=False)
     try:
@@ -109,8 +112,9 @@ async def discard(message_id: str, application: int | None, yes: bool, as_json: 
         confirm(f"Message {message_id} becomes FAILED and is not sent.", yes)
         writer = service.gateway_dispatcher.writer
         audit = command_line_audit(service.database)
-        await service.database.write(decisions.discard, audit, writer, owner, message_id, service.clock())
+        row_id, _ = await service.database.write(decisions.discard, audit, writer, owner, message_id, service.clock())
+        found = await service.database.read(find_send, row_id)
     finally:
         await service.close(grace=2)
-    fields = {"message_id": message_id, "send_status": "failed"}
+    fields = {"message_id": message_id, "send_status": send_fields(found.row)["send_status"] if found else "failed"}
     print_result(fields, as_json, lambda: click.echo(f"message {message_id} is given up"))

@@ -136,6 +136,7 @@ ENDPOINTS = [
         permission="sms.send",
         response=SendDecisionResponse,
         errors=_ERRORS,
-        description="The message becomes FAILED. Its cost is refunded unless the gateway may have accepted the message.",
+        description="The message becomes FAILED. Its cost is refunded unless the gateway may have accepted the message. A message "
+        "whose delivery report has arrived keeps the reported state.",
     ),
 ]
