@@ -95,7 +95,8 @@ async def account(postgres_server: PostgresProcess) -> AsyncIterator[Account]:
 
 @contextlib.asynccontextmanager
 async def running(account: Account, redis_url: str, folder: str) -> AsyncIterator[tuple[Service, Credentials]]:
-    service = await open_service(Settings(data_dir=folder, database_url=account.url, redis_url=redis_url, hit_deadline=DEADLINE))
+    settings = Settings(data_dir=folder, database_url=account.url, redis_url=redis_url, redis_timeout=2, hit_deadline=DEADLINE)
+    service = await open_service(settings)
     assert service.first_credentials is not None
     service.start()
     try:
