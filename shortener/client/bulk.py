@@ -109,7 +109,7 @@ class BulkRewrite:
         is_single: bool = False,
     ) -> None:
         """`is_single` is true if the call has one message for one recipient. The field names in its errors then have no prefix
-        `messages.0`."""
+        `messages.0`. Raise ValueError for arguments that cannot be used, for example a message with `gateway` and `send_long`."""
         if on_failure not in ("raise", "send_long"):
             raise ValueError("on_failure must be raise or send_long")
         if on_invalid not in ("fail", "skip"):
@@ -121,6 +121,9 @@ class BulkRewrite:
         self._extra_schemes = extra_schemes
         self._is_single = is_single
         parts = [_part_of(index, message, needs_ids=on_failure == "send_long") for index, message in enumerate(messages)]
+        if on_failure == "send_long" and any("gateway" in part.fields for part in parts):
+            # The service may have queued the message although its response is missing. The recipient would get it twice.
+            raise ValueError("on_failure='send_long' is only for messages that you send yourself, not for messages with `gateway`")
         self.total = sum(len(part.to) for part in parts)
         self._chunks = _chunks_of(parts, batch_limit)
         self._chunks.reverse()

@@ -45,7 +45,10 @@ class RewrittenText:
     """The text for one recipient. `body` is the text to send.
 
     `is_tracked` is False if the service did not respond in time and the text has long URLs (`on_failure="send_long"`). Then `links`
-    is empty, and `warnings` contain the reason."""
+    is empty, and `warnings` contain the reason.
+
+    `is_sent` is True if the service sends the message through a gateway, so you must not send it. It is False if the call has
+    `gateway` but the application has no gateway, and None without `gateway`: in both cases you send `body`."""
 
     to: str
     body: str
@@ -58,6 +61,7 @@ class RewrittenText:
     warnings: tuple[str, ...]
     is_tracked: bool = True
     raw: Json = field(default_factory=dict, repr=False)
+    is_sent: bool | None = None
 
     @classmethod
     def parse(cls, raw: Json) -> RewrittenText:
@@ -71,6 +75,7 @@ class RewrittenText:
             segments=raw["segments"],
             segments_without_rewriting=raw["segments_without_rewriting"],
             warnings=tuple(raw["warnings"]),
+            is_sent=raw.get("sent"),
             raw=raw,
         )
 

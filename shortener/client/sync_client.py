@@ -130,8 +130,9 @@ class Client:
         """Rewrite one message. Return its text, or one text per recipient if `to` is a list.
 
         With `on_failure="send_long"`, if the service does not respond in time, return a text in which the long URLs replace the
-        directives. With `on_failure="raise"`, raise an error. An invalid request always raises an error. If `to` has more
-        recipients than `batch_limit`, `timeout` is the deadline of each chunk, and a failure raises BulkError."""
+        directives. With `on_failure="raise"`, raise an error. An invalid request always raises an error. `send_long` with `gateway`
+        raises ValueError, because the service may already send the message. If `to` has more recipients than `batch_limit`,
+        `timeout` is the deadline of each chunk, and a failure raises BulkError."""
         is_single = isinstance(to, str)
         message: dict[str, Any] = {**options, "to": to, "body": body, "from": from_, "message_id": message_id}
         rewrite = self._bulk([message], on_failure, "fail", idempotency_key, is_single=is_single)

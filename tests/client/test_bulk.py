@@ -162,3 +162,20 @@ def test_an_invalid_option_of_a_bulk_call_is_rejected(options: dict[str, Any]) -
 
 def test_generated_idempotency_keys_are_unique() -> None:
     assert len({new_key() for _ in range(1000)}) == 1000
+
+
+@pytest.mark.parametrize("gateway", ["simulator", ""])
+def test_a_message_that_the_service_sends_cannot_be_combined_with_send_long_because_it_would_be_sent_twice(gateway: str) -> None:
+    messages = [{"to": "+1", "body": "a"}, {"to": "+2", "body": "b", "gateway": gateway}]
+    with pytest.raises(ValueError, match="only for messages that you send yourself"):
+        bulk(messages, on_failure="send_long")
+    assert bulk(messages, on_failure="raise").total == 2
+    assert bulk([{"to": "+1", "body": "a", "gateway": None}], on_failure="send_long").total == 1
+
+
+def test_a_rewritten_text_says_whether_the_service_sends_it() -> None:
+    for sent in (True, False, None):
+        raw = rewritten("+1") if sent is None else {**rewritten("+1"), "sent": sent, "cost": None}
+        text = parse_rewritten(raw)
+        assert isinstance(text, RewrittenText)
+        assert text.is_sent is sent
