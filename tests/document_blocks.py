@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
+import textwrap
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -58,3 +59,35 @@ def shortener_commands(text: str) -> list[list[str]]:
     joined = text.replace("\\\n", " ")
     found = re.findall(r"(?:^|[\s(])(?:\.venv/bin/)?shortener ([^\n|;)]*)", joined, re.MULTILINE)
     return [shlex.split(command, comments=True) for command in found]
+
+
+_ASSIGNMENT = re.compile(r" *[A-Z_]+ *=")
+
+
+def environment_files(document: Path) -> list[str]:
+    """Return the examples in a document of files that systemd reads as `EnvironmentFile`: the indented blocks that consist of
+    assignments and comments, and the text that a command writes to a file with the name `environment`.
+
+    Commands in such a text are replaced by a result."""
+    text = document.read_text()
+    written = re.findall(r"^ *cat > \S*/environment <<EOF\n(.*?)^ *EOF$", text, re.MULTILINE | re.DOTALL)
+    found = [textwrap.dedent(re.sub(r"\$\([^)]*\)", "0123456789abcdef" * 3, body)) for body in written]
+    for block in re.findall(r"(?<=\n\n)((?: {4,}\S.*\n)+)", re.sub(r"^ *```.*?^ *```$", "", text, flags=re.MULTILINE | re.DOTALL)):
+        lines = block.splitlines()
+        if any(map(_ASSIGNMENT.match, lines)) and all(_ASSIGNMENT.match(line) or line.lstrip().startswith("#") for line in lines):
+            found.append(textwrap.dedent(block))
+    return found
+
+
+def parse_environment_file(text: str) -> dict[str, str]:
+    """Return the variables of an `EnvironmentFile` by the rules of systemd (systemd.exec): a line that begins with `#` or `;` is a
+    comment, a backslash at the end continues a line, and spaces around a value and the quotes of a value are removed. `#` behind
+    a value begins no comment."""
+    values = {}
+    for line in text.replace("\\\n", "").splitlines():
+        name, sign, value = line.strip().partition("=")
+        if sign and not name.startswith(("#", ";")):
+            value = value.strip()
+            is_quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+            values[name.strip()] = value[1:-1] if is_quoted else value
+    return values

@@ -18,7 +18,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from shortener import __version__
+from shortener import __version__, settings_sources
 from shortener.accounts.settings import ApplicationSettings
 from shortener.cli import COMMANDS, cli
 from shortener.clicks.verdicts.contextual_rules import RULES as CONTEXTUAL_RULES
@@ -27,7 +27,15 @@ from shortener.delivery.outcomes import OUTCOME_TABLE
 from shortener.delivery.placeholders import OWN_PLACEHOLDERS, TELECOM_PLACEHOLDERS
 from shortener.errors import ErrorCode
 from shortener.settings import Settings
-from tests.document_blocks import DOCUMENTS, ROOT, block_kinds, shell_blocks, shortener_commands
+from tests.document_blocks import (
+    DOCUMENTS,
+    ROOT,
+    block_kinds,
+    environment_files,
+    parse_environment_file,
+    shell_blocks,
+    shortener_commands,
+)
 
 #: The test file that runs the code blocks of each document, by the kind of the block. The default folder is tests/acceptance/.
 #: Blocks of the kind `sh` without an entry here run in test_document_commands.py.
@@ -39,6 +47,7 @@ RUN_BY = {
     "verify-signatures.md": dict.fromkeys(("go", "js", "php", "python", "ruby"), "tests/delivery/test_signature_verification.py"),
     "delivery-reports.md": {"json": "tests/messages/test_report_words.py"},
     "cli.md": {"indented": "tests/test_docs.py"},
+    "production-two-nodes.md": {"indented": "tests/test_docs.py"},
 }
 #: The code blocks that no test runs, each with the reason.
 NOT_RUN = {
@@ -56,7 +65,6 @@ NOT_RUN = {
     "portal.md": {"text": "runs until Ctrl+C; test_demo_traffic.py tests the command"},
     "production-kubernetes.md": {"indented": "needs a cluster; test_config.py validates the manifests"},
     "production-one-machine.md": {"indented": "changes users, packages and units of the machine; test_config.py checks the files"},
-    "production-two-nodes.md": {"indented": "settings with values of the reader"},
     "scaling.md": {"indented": "a picture"},
     "upgrade.md": {"indented": "stops and starts a unit of systemd; tests/storage/test_upgrades.py upgrades"},
     "versions.md": {"indented": "runs this test suite"},
@@ -263,6 +271,23 @@ def test_the_list_of_errors_equals_the_errors_of_the_code() -> None:
     source = (ROOT / "shortener" / "cli" / "common.py").read_text()
     caught = {"SettingsError", "ApiError", "StoreUnavailable", *re.findall(r"^            ([A-Z]\w+),$", source, re.MULTILINE)}
     assert set(re.findall(r"^\| `([A-Z][a-z]\w+)` \|", text, re.MULTILINE)) == caught
+
+
+def test_the_examples_of_environment_files_have_valid_settings_and_no_comment_behind_a_value() -> None:
+    """Systemd reads these files, and takes a comment behind a value as a part of the value."""
+    found = [(document, text) for document in DOCUMENTS for text in environment_files(document)]
+    assert {document.name for document, _ in found} >= {"production-one-machine.md", "production-two-nodes.md"}
+    for document, text in found:
+        values = parse_environment_file(text)
+        assert not [value for value in values.values() if "#" in value], document
+        # A value that ends with three points stands for a value of the reader.
+        settings_sources.load({name: value for name, value in values.items() if not value.endswith("...")})
+
+
+def test_an_environment_file_is_parsed_as_by_systemd() -> None:
+    text = "# comment\n; comment\nA=1  # not a comment\n B = two words \nC='x # y'\nD=a\\\nb\nno assignment\nE=\n"
+    expected = {"A": "1  # not a comment", "B": "two words", "C": "x # y", "D": "ab", "E": ""}
+    assert parse_environment_file(text) == expected
 
 
 def test_the_table_of_commands_equals_the_commands_of_the_code() -> None:
