@@ -17,6 +17,7 @@ from typing import Any
 MAX_DETAILS = 1000  # The maximum number of details in one error response.
 MAX_FIELD_LENGTH = 200  # The maximum number of characters of a field path in an error detail.
 MAX_REASON_LENGTH = 500  # The maximum number of characters of a reason in an error detail.
+RETRY_AFTER_SECONDS = 2  # The value of the header Retry-After while the database is unavailable.
 
 
 class ErrorCode(enum.Enum):
@@ -100,7 +101,11 @@ class ErrorCode(enum.Enum):
     INTERNAL_ERROR = (500, "The service failed. It logged the error, and the request can be repeated.")
     UNAVAILABLE = (
         503,
-        "The database is not available; nothing was stored. Try again after `Retry-After` seconds.",
+        "The database is not available. A rewrite or a send stored nothing. Repeat the request after `Retry-After` seconds.",
+    )
+    OUTCOME_UNKNOWN = (
+        503,
+        "The connection to the database ended while the request was being stored, so it is not known whether it was stored.",
     )
 
     @property
@@ -188,8 +193,19 @@ def shorten(text: str, length: int) -> str:
 
 
 class StoreUnavailable(Exception):
-    """Raised if the database is down, locked or full. Nothing of the transaction is stored."""
+    """Raised if the database is down, locked or full. Nothing of the transaction is stored, except perhaps for CommitUncertain."""
+
+
+class CommitUncertain(StoreUnavailable):
+    """Raised if the connection to the database ended during COMMIT. It is not known whether the transaction is stored."""
 
 
 class DatabaseInUse(StoreUnavailable):
     """Raised if another process serves from the SQLite database. Only one process can use it."""
+
+
+def unavailable_error(error: StoreUnavailable) -> ApiError:
+    """Return the error response for a request during which `error` was raised: OUTCOME_UNKNOWN if the request may be stored, and
+    UNAVAILABLE otherwise."""
+    code = ErrorCode.OUTCOME_UNKNOWN if isinstance(error, CommitUncertain) else ErrorCode.UNAVAILABLE
+    return ApiError(code, retry_after=RETRY_AFTER_SECONDS)

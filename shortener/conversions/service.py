@@ -9,7 +9,7 @@ whether a later report of the same conversion is a repeat, an update or a confli
 - A conflict is rejected.
 
 A conversion may arrive before the click, without a click, or long after the link expired. If StoreUnavailable is raised, nothing
-was stored. A caller that did not receive the response may safely repeat the request.
+was stored, except perhaps for CommitUncertain. A caller that did not receive the response may safely repeat the request.
 """
 
 from __future__ import annotations
@@ -76,7 +76,9 @@ class Conversions:
         self._clock = clock
         self._on_events = on_events
         self._actions = CountedActions()
-        self._group: GroupCommit[_Submission, ConversionResult, int] = GroupCommit(database, self._record, after=self._committed)
+        self._group: GroupCommit[_Submission, ConversionResult, int] = GroupCommit(
+            database, self._record, apply_again=self._record, after=self._committed
+        )
         self.reports = {"new": 0, "updated": 0, "duplicate": 0}
         self.with_warnings = 0
         self.tracer: Tracer | None = None  # set if messages are traced

@@ -184,6 +184,7 @@ class DeliveryReports:
         self._group: GroupCommit[_Request, list[DeliveryReportResult | None], int] = GroupCommit(
             database,
             self.apply,
+            apply_again=self.apply,
             max_items=MAX_REQUESTS_PER_TRANSACTION,
             after=self.committed,
             is_bulk=True,

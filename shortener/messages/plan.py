@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 
 import orjson
@@ -66,6 +67,11 @@ class PlannedRequest:
     def may_be_repeat(self) -> bool:
         """Whether the request or one of its messages may be a repeat. If so, stored rows must be searched."""
         return self.idempotency_key is not None or any(message.has_own_id for message in self.messages)
+
+    def with_own_ids(self) -> PlannedRequest:
+        """Return the same request with messages that may be repeats, because an earlier attempt may have stored them. Their ids
+        identify them, also the ids that the service generated for this request."""
+        return replace(self, messages=tuple(replace(message, has_own_id=True) for message in self.messages))
 
     @property
     def row_count(self) -> int:

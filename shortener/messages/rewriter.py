@@ -4,6 +4,11 @@ A request is atomic: all of it is stored, or nothing. The response is returned a
 new links are also stored in the link cache before the response is returned, unless the cache is unavailable. A repeated request or
 message gets its first response.
 
+If the connection to the database ends during the commit, the transaction runs again for some seconds and searches for the messages
+by their ids, which exist before the first attempt. So the request is stored once, and its response is the usual one. If the
+database stays unavailable, CommitUncertain is raised. The links of a request that was found are not in the link cache; a redirect
+puts them there. The job of the gateways finds its messages within a second.
+
 `plan.py` checks a request, `write.py` stores it in a transaction that many requests share, and `render.py` creates the texts.
 """
 
@@ -78,6 +83,7 @@ class Rewriter:
         self._commits: GroupCommit[PlannedRequest, Response, NewRows] = GroupCommit(
             database,
             writer.apply,
+            apply_again=lambda connection, requests: writer.apply(connection, [one.with_own_ids() for one in requests]),
             max_items=MAX_REQUESTS_PER_TRANSACTION,
             after=self._committed,
             is_bulk=True,
@@ -96,8 +102,10 @@ class Rewriter:
         """Rewrite messages. Return the response, one entry per recipient in request order, after the commit.
 
         `content` is the content that a repeat with the same `idempotency_key` must have; `earlier_content` is the same content in
-        the form that the previous release stored. Raise ApiError with a detail for each problem, or StoreUnavailable. In both cases
-        nothing was stored."""
+        the form that the previous release stored.
+
+        Raise ApiError with a detail for each problem, or StoreUnavailable: nothing was stored. Raise CommitUncertain if it is not
+        known whether the request was stored."""
         started = time.time_ns() if self.tracer is not None else 0
         plan = partial(
             plan_request,

@@ -27,7 +27,7 @@ from starlette.routing import Route, Router
 from shortener.accounts.directory import ALL_APPLICATIONS
 from shortener.clicks.client_address import client_address, shorten_address
 from shortener.clicks.user_agents import parse_device
-from shortener.errors import ApiError, ErrorCode, StoreUnavailable
+from shortener.errors import ApiError, ErrorCode, StoreUnavailable, unavailable_error
 from shortener.portal.confirmation import ask_for_password
 from shortener.portal.exports import AsgiResponse, Receive, Scope, Send
 from shortener.portal.formats import duration
@@ -102,8 +102,8 @@ class Portal(PortalParts):
             return await (_export(visit, handler) if is_csv else handler(visit))
         except ApiError as error:
             return self._error(visit, error)
-        except StoreUnavailable:
-            return self._error(visit, ApiError(ErrorCode.UNAVAILABLE, retry_after=2))
+        except StoreUnavailable as error:
+            return self._error(visit, unavailable_error(error))
         except ClientDisconnect:
             return Response(status_code=400)
         except Exception:
@@ -273,6 +273,7 @@ _TITLES = {
     ErrorCode.EXPORT_IN_PROGRESS: "Another export is running",
     ErrorCode.INTERNAL_ERROR: "Something failed",
     ErrorCode.UNAVAILABLE: "The database is not available",
+    ErrorCode.OUTCOME_UNKNOWN: "It is not known whether this was stored",
 }
 
 

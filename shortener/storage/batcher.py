@@ -16,6 +16,9 @@ one batch took all waiting items, the database and the event loop would wait for
 
 The result of a transaction belongs to its batch: the batcher passes it to the handler as an argument and keeps no copy. An
 attempt that fails before its transaction began counts as StoreUnavailable, whatever its exception. No failure stops the batcher.
+
+If the connection to the database ends during COMMIT, the batch may be stored (CommitUncertain). A group commit with the function
+`apply_again` then finds this out: it repeats the batch, and `apply_again` recognises what is stored. See docs/decisions/0034.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ import structlog
 from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
-from shortener.errors import StoreUnavailable
+from shortener.errors import CommitUncertain, StoreUnavailable
 from shortener.storage.database import Database
 
 log = structlog.get_logger(__name__)
@@ -50,6 +53,9 @@ MIN_GROUP_ITEMS = 8  # The minimum number of requests that a group commit writes
 # If this many items of a batch fail when each is written alone, and none succeeds, all items of the batch count as rejected.
 MAX_PROBES = 8
 FIRST_RETRY_SECONDS, MAX_RETRY_SECONDS = 0.05, 1.0  # The shortest and the longest pause before a batch is retried.
+#: The time in which a group commit repeats a batch that may be stored. It is shorter than the usual time limits of callers and the
+#: time in which a process must stop.
+UNCERTAIN_SECONDS = 5.0
 
 
 class BatchState(Enum):
@@ -319,7 +325,16 @@ def _count_within(rows: Iterable[int], limit: int) -> int:
     return max(sum(total <= limit for total in accumulate(rows)), 1)
 
 
-Request = tuple[Item, asyncio.Future[Result]]
+class _Request(Generic[Item, Result]):
+    """An item that waits for its result. If the item may be stored, `uncertain_until` is the time on the clock of the event loop at
+    which its request fails with CommitUncertain."""
+
+    __slots__ = ("future", "item", "uncertain_until")
+
+    def __init__(self, item: Item, future: asyncio.Future[Result]) -> None:
+        self.item = item
+        self.future = future
+        self.uncertain_until: float | None = None
 
 
 class GroupCommit(Generic[Item, Result, Value]):
@@ -329,39 +344,44 @@ class GroupCommit(Generic[Item, Result, Value]):
     request with that item fails. `apply` runs again when a unique index rejects the batch (a clash of codes, a race with another
     process), and for each item alone when the batch still fails. `after(value)` is called with the value of each batch that was
     committed, before its requests get their results. A batch has at most `max_items`. Above `max_waiting` requests, `submit`
-    raises StoreUnavailable at once. `is_bulk` and `rows_of` have the same meaning as in `Batcher`."""
+    raises StoreUnavailable at once. `is_bulk` and `rows_of` have the same meaning as in `Batcher`.
+
+    `apply_again` does the same as `apply` for items that may be stored already, and must not store them twice. If it is given, a
+    batch that may be stored is repeated with it for UNCERTAIN_SECONDS."""
 
     def __init__(
         self,
         database: Database,
         apply: Callable[[Connection, Sequence[Item]], tuple[Sequence[Result | Exception], Value]],
         *,
+        apply_again: Callable[[Connection, Sequence[Item]], tuple[Sequence[Result | Exception], Value]] | None = None,
         max_items: int = 256,
         max_waiting: int = 10_000,
         after: Callable[[Value], None] = lambda value: None,
         is_bulk: bool = False,
         rows_of: Callable[[Item], int] | None = None,
     ) -> None:
-        handler = _RequestHandler(apply, after)
+        handler = _RequestHandler(apply, apply_again, after)
         self._max_waiting = max_waiting
-        self._batcher: Batcher[Request[Item, Result], tuple[Sequence[Result | Exception], Value]] = Batcher(
+        self._batcher: Batcher[_Request[Item, Result], tuple[Sequence[Result | Exception], Value]] = Batcher(
             database,
             handler,
             min_items=MIN_GROUP_ITEMS,
             max_items=max_items,
             max_clashes=MAX_CLASHES,
             is_bulk=is_bulk,
-            rows_of=None if rows_of is None else lambda request: rows_of(request[0]),
+            rows_of=None if rows_of is None else lambda request: rows_of(request.item),
         )
 
     async def submit(self, item: Item) -> Result:
         """Return the result of the item after its transaction is committed.
 
-        Raise the exception that `apply` returned for the item, or StoreUnavailable."""
+        Raise the exception that `apply` returned for the item, or StoreUnavailable, or CommitUncertain if it is not known whether
+        the item is stored."""
         if self._batcher.waiting >= self._max_waiting:
             raise StoreUnavailable("too many requests wait for the store")
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._batcher.put((item, future))
+        self._batcher.put(_Request(item, future))
         return await future
 
     async def flush(self) -> None:
@@ -375,38 +395,52 @@ class _RequestHandler(Generic[Item, Result, Value]):
     def __init__(
         self,
         apply: Callable[[Connection, Sequence[Item]], tuple[Sequence[Result | Exception], Value]],
+        apply_again: Callable[[Connection, Sequence[Item]], tuple[Sequence[Result | Exception], Value]] | None,
         after: Callable[[Value], None],
     ) -> None:
         self._apply = apply
+        self._apply_again = apply_again
         self._after = after
 
     def apply(
-        self, connection: Connection, items: Sequence[Request[Item, Result]], is_uncertain: bool
+        self, connection: Connection, items: Sequence[_Request[Item, Result]], is_uncertain: bool
     ) -> tuple[Sequence[Result | Exception], Value]:
-        return self._apply(connection, [item for item, _ in items])
+        apply = self._apply_again if is_uncertain and self._apply_again is not None else self._apply
+        return apply(connection, [request.item for request in items])
 
-    def committed(self, items: Sequence[Request[Item, Result]], result: tuple[Sequence[Result | Exception], Value]) -> None:
+    def committed(self, items: Sequence[_Request[Item, Result]], result: tuple[Sequence[Result | Exception], Value]) -> None:
         results, value = result
         try:
             self._after(value)
         except Exception:  # The batch is committed, even if the callback `after` raises an exception.
             log.exception("after_commit_failed")
-        for (_, future), own_result in zip(items, results, strict=True):
+        for request, own_result in zip(items, results, strict=True):
             if isinstance(own_result, Exception):
-                _fail(future, own_result)
-            elif not future.done():
-                future.set_result(own_result)
+                _fail(request.future, own_result)
+            elif not request.future.done():
+                request.future.set_result(own_result)
 
-    async def unavailable(self, items: Sequence[Request[Item, Result]], error: StoreUnavailable) -> Sequence[Request[Item, Result]]:
-        for _, future in items:
-            _fail(future, StoreUnavailable(str(error)))
-        return []
+    async def unavailable(
+        self, items: Sequence[_Request[Item, Result]], error: StoreUnavailable
+    ) -> Sequence[_Request[Item, Result]]:
+        now = asyncio.get_running_loop().time()
+        repeated = []
+        for request in items:
+            if request.uncertain_until is None and isinstance(error, CommitUncertain):
+                request.uncertain_until = now + UNCERTAIN_SECONDS
+            if request.uncertain_until is None:
+                _fail(request.future, StoreUnavailable(str(error)))
+            elif self._apply_again is None or now >= request.uncertain_until:
+                _fail(request.future, CommitUncertain(str(error)))
+            else:
+                repeated.append(request)
+        return repeated
 
     async def rejected(
-        self, failures: Sequence[tuple[Request[Item, Result], Exception]], stored: int
-    ) -> Sequence[Request[Item, Result]]:
-        for (_, future), error in failures:
-            _fail(future, error)
+        self, failures: Sequence[tuple[_Request[Item, Result], Exception]], stored: int
+    ) -> Sequence[_Request[Item, Result]]:
+        for request, error in failures:
+            _fail(request.future, error)
         return []
 
 

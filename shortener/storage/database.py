@@ -6,7 +6,8 @@ thread, so a whole transaction needs one thread switch. With PostgreSQL it runs 
 must therefore not await, must wait for nothing except its own statements, and must not use the connection after it returns.
 
 An exception of the function rolls the transaction back and is raised to the caller. If the database is down, locked or full,
-`StoreUnavailable` is raised and nothing of the transaction is stored. `IntegrityError` is raised unchanged.
+`StoreUnavailable` is raised and nothing of the transaction is stored. If the connection to PostgreSQL ends during COMMIT,
+`CommitUncertain` is raised, and the transaction may be stored. `IntegrityError` is raised unchanged.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Database(Protocol):
 
     async def write(self, transact: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run the function `transact` as one transaction, and return its result when the commit is durable. Raise StoreUnavailable
-        if the database is unavailable."""
+        if the database is unavailable, and its subclass CommitUncertain if the transaction may be stored."""
         ...
 
     async def write_later(self, transact: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:

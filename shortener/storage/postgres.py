@@ -2,7 +2,8 @@
 
 Transactions run at READ COMMITTED. Where something must happen only once, a conditional update or a unique index ensures it; a
 check before the write would not. `write` repeats a transaction after a deadlock or a serialization failure, and if its connection
-was cut before the commit began, for example by a restart of the server.
+was cut before the commit began, for example by a restart of the server. If the connection is cut during COMMIT, the transaction may
+be stored, and `write` raises CommitUncertain.
 
 The URL has the form of libpq, as asyncpg accepts it: `sslmode`, `sslrootcert` and so on. postgres_hosts.py tries several hosts. One
 parameter belongs to this service: `prepared_statements=off`, for PgBouncer in transaction mode. Each statement is then prepared
@@ -21,7 +22,7 @@ from sqlalchemy import Connection, ExceptionContext, Row, event, exc
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.sql import Executable
 
-from shortener.errors import StoreUnavailable
+from shortener.errors import CommitUncertain, StoreUnavailable
 from shortener.storage.database import store_errors
 from shortener.storage.node_lease import random_command_node
 from shortener.storage.postgres_hosts import connect
@@ -35,6 +36,9 @@ MAX_ATTEMPTS = 5
 _RETRYABLE = {"40001", "40P01"}  # SQLSTATEs of transactions that are repeated: serialization_failure and deadlock_detected.
 #: SQLSTATEs after which a connection can no longer be used: the server shuts down, or has become a read-only standby (25006).
 _DISCONNECTED = {"57P01", "57P02", "57P03", "25006"}
+#: The beginnings of SQLSTATEs of a failed COMMIT after which the transaction may be stored: the connection or the server failed.
+#: Some errors of the client have no SQLSTATE.
+_UNKNOWN_OUTCOMES = ("", "08", "57", "58")
 CONNECT_TIMEOUT_SECONDS = 5.0
 CLOSE_SECONDS = 0.5  # The longest time for which a process waits until the server has closed a connection.
 POOL_TIMEOUT_SECONDS = 5.0  # The time that a transaction waits for a connection while all connections of the pool are in use.
@@ -84,7 +88,13 @@ class PostgresDatabase:
                         result = await connection.run_sync(transact, *args, **kwargs)
                         committing = True
                     return result
+                except OSError as error:  # TimeoutError is an OSError.
+                    if committing:
+                        raise _commit_uncertain(error) from error
+                    raise
                 except exc.DBAPIError as error:
+                    if committing and (getattr(error.orig, "sqlstate", None) or "")[:2] in _UNKNOWN_OUTCOMES:
+                        raise _commit_uncertain(error.orig or error) from error
                     cut = error.connection_invalidated and not committing
                     if not attempts_left or not (cut or getattr(error.orig, "sqlstate", None) in _RETRYABLE):
                         raise
@@ -137,6 +147,13 @@ def async_engine(url: str, *, pool_size: int = 8, timeout: float | None = None) 
     )
     event.listen(engine.sync_engine, "handle_error", _detect_disconnect)
     return engine
+
+
+def _commit_uncertain(cause: BaseException) -> CommitUncertain:
+    """Log that the outcome of a COMMIT is unknown, and return the exception to raise. `cause` is the error of the COMMIT."""
+    text = f"{type(cause).__name__}: {cause}".partition("\n")[0]
+    log.warning("commit_uncertain", error=text)
+    return CommitUncertain(text)
 
 
 def _check(connection: Connection) -> None:

@@ -18,7 +18,7 @@ from pydantic import ConfigDict, Field
 from shortener.accounts import postback_keys
 from shortener.conversions.parsing import ConversionParameters, parse_conversion
 from shortener.conversions.service import ConversionResult
-from shortener.errors import ApiError, ErrorCode, StoreUnavailable
+from shortener.errors import ApiError, ErrorCode, StoreUnavailable, unavailable_error
 from shortener.web.endpoint import Call, Caller, Endpoint, ResponseModel
 from shortener.web.report_input import read_report
 
@@ -71,8 +71,8 @@ async def report(call: Call[Any, Any], path: str, refusal: ApiError | None = Non
     except ApiError as error:
         await service.refused_conversions.record(call.application_id, f"{request.method} {path}", error, received.parameters)
         raise
-    except StoreUnavailable:
-        service.refused_conversions.count(ApiError(ErrorCode.UNAVAILABLE))
+    except StoreUnavailable as unavailable:
+        service.refused_conversions.count(unavailable_error(unavailable))
         raise
     if result.unapplied is not None:
         await service.refused_conversions.record_unapplied(

@@ -29,7 +29,7 @@ from starlette.responses import Response
 from shortener.accounts.audit import Actor, AuditWriter, key_actor
 from shortener.accounts.directory import Principal
 from shortener.accounts.settings import Permission
-from shortener.errors import ApiError, ErrorCode, StoreUnavailable
+from shortener.errors import ApiError, ErrorCode, StoreUnavailable, unavailable_error
 from shortener.ids import MAX_COUNTED_ID
 from shortener.model import mutable_record
 from shortener.web.call_headers import find_header
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-RETRY_AFTER_SECONDS = 2  # value of the Retry-After header while the database is unavailable
 MAX_ERROR_BYTES = 1024 * 1024  # maximum size of the body of an error response
 
 
@@ -258,8 +257,8 @@ async def _run(endpoint: Endpoint, service: Service, request: Request) -> tuple[
         _forget_origin(error)
         shown = endpoint.translate_error(error) if endpoint.translate_error else error
         return error_response(shown, endpoint.error_shape), shown.code.name
-    except StoreUnavailable:
-        unavailable = ApiError(ErrorCode.UNAVAILABLE, retry_after=RETRY_AFTER_SECONDS)
+    except StoreUnavailable as error:
+        unavailable = unavailable_error(error)
         shown = endpoint.translate_error(unavailable) if endpoint.translate_error else unavailable
         return error_response(shown, endpoint.error_shape), shown.code.name
     except ClientDisconnect:

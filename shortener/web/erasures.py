@@ -8,10 +8,10 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from shortener.clicks.user_agents import load_expressions
-from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.errors import RETRY_AFTER_SECONDS, ApiError, Detail, ErrorCode
 from shortener.messages.phone_numbers import PhoneNumberError, parse_number
 from shortener.retention.erasure import erase, erase_message, find_codes
-from shortener.web.endpoint import RETRY_AFTER_SECONDS, Call, Endpoint, RequestModel, ResponseModel
+from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel
 from shortener.web.fields import Text
 
 

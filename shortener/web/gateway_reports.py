@@ -83,7 +83,13 @@ _ENDPOINT = Endpoint(
     "Gateways",
     Caller.ANYONE,
     media_type="text/plain",
-    errors=(ErrorCode.UNAUTHORIZED, ErrorCode.RATE_LIMITED, ErrorCode.UNAVAILABLE, ErrorCode.BODY_TOO_LARGE),
+    errors=(
+        ErrorCode.UNAUTHORIZED,
+        ErrorCode.RATE_LIMITED,
+        ErrorCode.UNAVAILABLE,
+        ErrorCode.OUTCOME_UNKNOWN,
+        ErrorCode.BODY_TOO_LARGE,
+    ),
     description="Gateways call this URL, which the service passes to them with each message. The path contains the report key of "
     "the gateway and the reference of the message. The parameters may be in the query, in a form or in JSON.",
 )

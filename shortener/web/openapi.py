@@ -268,7 +268,8 @@ def _implied(endpoint: Endpoint, has_path_parameters: bool) -> Iterator[ErrorCod
     """Yield the error codes that endpoint.py can raise for an endpoint. They depend on the endpoint's kind of caller, query and
     body."""
     if endpoint.caller is not Caller.ANYONE:
-        yield from (ErrorCode.UNAUTHORIZED, ErrorCode.RATE_LIMITED, ErrorCode.INTERNAL_ERROR, ErrorCode.UNAVAILABLE)
+        yield from (ErrorCode.UNAUTHORIZED, ErrorCode.RATE_LIMITED, ErrorCode.INTERNAL_ERROR)
+        yield from (ErrorCode.UNAVAILABLE, ErrorCode.OUTCOME_UNKNOWN)
     if endpoint.permission:
         yield ErrorCode.FORBIDDEN
     if has_path_parameters:

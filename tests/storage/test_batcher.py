@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Connection, insert, select
 from sqlalchemy.exc import IntegrityError, ProgrammingError
 
-from shortener.errors import StoreUnavailable
+from shortener.errors import CommitUncertain, StoreUnavailable
 from shortener.storage import schema
 from shortener.storage.batcher import MAX_CLASHES, MAX_ROWS, Batcher, GroupCommit
 from shortener.storage.database import Database
@@ -257,6 +257,62 @@ async def test_if_one_of_two_commits_fails_only_the_requests_of_that_commit_fail
     assert await commits.submit("c") == "C"
     assert values == [["a"], ["c"]]
     assert await stored(database) == {"a", "c"}
+
+
+def again(names: Names) -> Callable[[Connection, Sequence[str]], tuple[list[str | Exception], list[str]]]:
+    """Return a transaction function that does the same as `names` for items that may be stored already."""
+
+    def apply(connection: Connection, items: Sequence[str]) -> tuple[list[str | Exception], list[str]]:
+        found = set(connection.execute(select(schema.installation.c.name)).scalars())
+        names(connection, [item for item in items if item not in found])
+        return [item.upper() for item in items], list(items)
+
+    return apply
+
+
+@pytest.mark.parametrize("moment", ["at_commit", "after"])
+async def test_a_batch_whose_commit_was_cut_is_stored_once_and_its_requests_get_their_results(
+    database: Database, moment: str
+) -> None:
+    flaky, names, values = FlakyDatabase(database), Names(), list[list[str]]()
+    setattr(flaky, moment, [CommitUncertain("cut")])
+    flaky.before = [None, StoreUnavailable("down"), StoreUnavailable("down")]
+    commits: GroupCommit[str, str, list[str]] = GroupCommit(
+        flaky,  # type: ignore[arg-type]
+        names,
+        apply_again=again(names),
+        after=values.append,
+    )
+    assert await in_time(commits.submit("a")) == "A"
+    assert await stored(database) == {"a"}
+    assert values == [["a"]]
+    assert await in_time(commits.submit("b")) == "B"
+
+
+async def test_a_batch_whose_commit_was_cut_raises_commit_uncertain_if_the_database_stays_away(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shortener.storage.batcher.UNCERTAIN_SECONDS", 0.1)
+    flaky, names = FlakyDatabase(database), Names()
+    flaky.after = [CommitUncertain("cut")]
+    flaky.before = [None, *[StoreUnavailable("down")] * 1000]
+    commits: GroupCommit[str, str, list[str]] = GroupCommit(flaky, names, apply_again=again(names))  # type: ignore[arg-type]
+    with pytest.raises(CommitUncertain):
+        await in_time(commits.submit("a"))
+    with pytest.raises(StoreUnavailable) as raised:
+        await in_time(commits.submit("b"))
+    assert not isinstance(raised.value, CommitUncertain), "nothing of the second batch is stored"
+
+
+async def test_a_batch_whose_commit_was_cut_is_not_repeated_without_a_function_that_recognises_stored_items(
+    database: Database,
+) -> None:
+    flaky, names = FlakyDatabase(database), Names()
+    flaky.after = [CommitUncertain("cut")]
+    commits: GroupCommit[str, str, list[str]] = GroupCommit(flaky, names)  # type: ignore[arg-type]
+    with pytest.raises(CommitUncertain):
+        await in_time(commits.submit("a"))
+    assert names.batches == [["a"]]
 
 
 class Recording:

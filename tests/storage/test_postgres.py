@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import Connection, insert, select, text
+from sqlalchemy.exc import IntegrityError
 
-from shortener.errors import StoreUnavailable
+from shortener.errors import CommitUncertain, StoreUnavailable
 from shortener.storage import schema
 from shortener.storage.migrate import migrate
 from shortener.storage.notifier import PostgresNotifier
@@ -102,6 +103,52 @@ async def test_a_postgresql_server_that_hangs_raises_store_unavailable_after_the
         postgres_server.thaw()
     await database.write(add, "b")
     assert "b" in await database.read(names)
+
+
+async def test_a_commit_without_a_response_raises_commit_uncertain_and_the_transaction_is_not_repeated(
+    database: PostgresDatabase, postgres_server: PostgresProcess
+) -> None:
+    await use_all_connections(database)
+    runs: list[str] = []
+
+    def add_and_freeze(connection: Connection) -> None:
+        runs.append("run")
+        add(connection, "a")
+        postgres_server.freeze()
+
+    try:
+        with pytest.raises(CommitUncertain):
+            await database.write(add_and_freeze)
+    finally:
+        postgres_server.thaw()
+    assert runs == ["run"]
+    assert database.has_failed_writes
+
+
+async def test_a_connection_that_ends_during_commit_raises_commit_uncertain(
+    database: PostgresDatabase, postgres_server: PostgresProcess
+) -> None:
+    def add_and_kill(connection: Connection) -> None:
+        add(connection, "a")
+        postgres_server.kill()
+
+    try:
+        with pytest.raises(CommitUncertain):
+            await database.write(add_and_kill)
+    finally:
+        await asyncio.to_thread(postgres_server.start)
+    await database.write(add, "b")
+
+
+async def test_a_commit_that_postgresql_rejects_is_certain(database: PostgresDatabase) -> None:
+    """A deferred constraint is checked by COMMIT. The error says that the transaction is rolled back."""
+
+    def reject(connection: Connection) -> None:
+        connection.execute(text("CREATE TEMPORARY TABLE once (id INT UNIQUE DEFERRABLE INITIALLY DEFERRED)"))
+        connection.execute(text("INSERT INTO once VALUES (1), (1)"))
+
+    with pytest.raises(IntegrityError):
+        await database.write(reject)
 
 
 async def test_a_postgresql_url_with_several_hosts_connects_to_a_host_that_responds(

@@ -258,7 +258,7 @@ def test_the_openapi_document_lists_every_error_that_an_endpoint_can_return() ->
         415: ["UNSUPPORTED_MEDIA_TYPE"],
         429: ["RATE_LIMITED"],
         500: ["INTERNAL_ERROR"],
-        503: ["UNAVAILABLE"],
+        503: ["UNAVAILABLE", "OUTCOME_UNKNOWN"],
     }
     assert codes(document_of_endpoint(caller=Caller.ANYONE)) == {404: ["NOT_FOUND"]}
     assert set(document_of_endpoint(caller=Caller.ANYONE, other_responses={503: ThingResponse})["responses"]) == {

@@ -1,0 +1,97 @@
+"""Databases that fail at a chosen moment, for tests of what callers see then."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
+
+import pytest
+from sqlalchemy import Connection, Row
+from sqlalchemy.sql import Executable
+
+from shortener.container import Service
+from shortener.errors import CommitUncertain, StoreUnavailable
+from shortener.storage.database import Database
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class DownAfterCommit:
+    """A database that is unavailable after its next `commits` transactions, until `is_back` is true."""
+
+    def __init__(self, database: Database, commits: int) -> None:
+        self._database = database
+        self._commits = commits
+        self.is_back = False
+
+    @property
+    def is_down(self) -> bool:
+        """Whether the database is unavailable now."""
+        return self._commits <= 0 and not self.is_back
+
+    async def write(self, transact: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        if self.is_down:
+            raise StoreUnavailable("down")
+        result = await self._database.write(transact, *args, **kwargs)
+        self._commits -= 1
+        return result
+
+    async def write_later(self, transact: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self.write(transact, *args, **kwargs)
+
+    async def read(self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        if self.is_down:
+            raise StoreUnavailable("down")
+        return await self._database.read(query, *args, **kwargs)
+
+    async def stream(self, statement: Executable, *, size: int = 1000) -> AsyncIterator[Sequence[Row[Any]]]:
+        if self.is_down:
+            raise StoreUnavailable("down")
+        async for rows in self._database.stream(statement, size=size):
+            yield rows
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._database, name)
+
+
+def take_down_after(service: Service, monkeypatch: pytest.MonkeyPatch, commits: int = 1) -> DownAfterCommit:
+    """Make the database of the API and the portal unavailable after the next `commits` transactions. Return it."""
+    database = DownAfterCommit(service.database, commits)
+    monkeypatch.setattr(service, "database", database)
+    for part in (service.directory, service.gateways, service.trackers, service.link_updates, service.deliveries):
+        monkeypatch.setattr(part, "_database", database)
+    return database
+
+
+Cut = Literal["stored", "rolled back", "down"]
+
+
+class CutCommits:
+    """A database whose next transactions fail, one for each item of `cuts`: `stored` and `rolled back` say what the
+    transaction becomes whose connection ends during COMMIT; with `down` it does not begin."""
+
+    def __init__(self, database: Database, cuts: Iterable[Cut]) -> None:
+        self._database = database
+        self._cuts = iter(cuts)
+
+    async def write_later(self, transact: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        cut = next(self._cuts, None)
+        if cut == "down":
+            raise StoreUnavailable("down")
+
+        def run(connection: Connection) -> T:
+            result = transact(connection, *args, **kwargs)
+            if cut == "rolled back":
+                raise CommitUncertain("cut at COMMIT")
+            return result
+
+        result = await self._database.write_later(run)
+        if cut == "stored":
+            raise CommitUncertain("cut at COMMIT")
+        return result
+
+    write = write_later
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._database, name)
