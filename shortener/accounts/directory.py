@@ -18,12 +18,12 @@ import asyncio
 import contextlib
 import hashlib
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import field
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, Row, select
 
 from shortener.accounts.own_hosts import NO_HOSTS, OwnHosts, is_local, name_of
 from shortener.accounts.settings import ApplicationSettings, Privacy, from_stored
@@ -231,7 +231,7 @@ class Directory:
         Concurrent callers share one read, so many unknown credentials do not load the database. If the database does not respond
         within MAX_CATCH_UP_SECONDS, the old accounts stay in use."""
         if self._reading is None or self._reading.done():
-            self._reading = read = asyncio.ensure_future(self._refresh_if_available())
+            self._reading = read = asyncio.ensure_future(self.refresh_if_available())
         elif self._waiting is None or self._waiting.done():
             # The read in progress may have begun before the caller's account was created.
             self._waiting = read = asyncio.ensure_future(self._refresh_after(self._reading))
@@ -242,9 +242,11 @@ class Directory:
     async def _refresh_after(self, earlier: asyncio.Task[None]) -> None:
         await asyncio.wait((earlier,))
         self._reading, self._waiting = self._waiting, None
-        await self._refresh_if_available()
+        await self.refresh_if_available()
 
-    async def _refresh_if_available(self) -> None:
+    async def refresh_if_available(self) -> None:
+        """Do the same as `refresh`. If the database is unavailable, the old accounts stay in use until a later refresh by the
+        background job. Call this after a committed change, because its caller must not get an error any more."""
         with contextlib.suppress(StoreUnavailable):
             await self.refresh()
 
@@ -375,46 +377,16 @@ def _load_if_changed(connection: Connection, version: str) -> _Snapshot | None:
     fresh = _Snapshot(version=current)
     domains: dict[int, list[Domain]] = {}
     for row in connection.execute(select(schema.domains).order_by(schema.domains.c.id)):
-        domain = Domain(
-            id=row.id,
-            application_id=row.application_id,
-            host=row.host,
-            base_url=row.base_url,
-            fallback_url=row.fallback_url,
-            disabled=row.disabled_at is not None,
-            path=row.path,
-            previous_paths=tuple(row.previous_paths or ()),
-            home_url=row.home_url,
-            assetlinks=row.assetlinks,
-            apple_app_site_association=row.apple_app_site_association,
-            is_default=row.is_default,
-            removed=row.removed_at is not None,
-        )
+        domain = _domain_of(row)
         domains.setdefault(row.application_id, []).append(domain)
         fresh.domains[domain.host] = domain
         fresh.domains_by_id[domain.id] = domain
     for host in list(fresh.domains):  # Earlier versions stored IPv6 addresses as they were written.
         fresh.domains.setdefault(canonical_host(host), fresh.domains[host])
     fresh.link_paths = frozenset(path for one in fresh.domains.values() for path in (one.path, *one.previous_paths) if path)
-    g = schema.gateways.c
-    columns = g.id, g.application_id, g.name, g.kind, g.enabled, g.report_key_hash
-    for row in connection.execute(select(*columns).where(g.removed_at.is_(None)).order_by(g.id)):
-        fresh.gateways[row.id] = GatewayEntry(row.id, row.application_id, row.name, row.kind, row.enabled)
-        fresh.report_keys[row.report_key_hash] = row.id
+    fresh.gateways, fresh.report_keys = _read_gateways(connection)
     for row in connection.execute(select(schema.applications).order_by(schema.applications.c.id)):
-        gateway = fresh.gateways.get(row.gateway_id) if row.gateway_id is not None else None
-        fresh.applications[row.id] = Application(
-            id=row.id,
-            name=row.name,
-            company_id=row.company_id,
-            settings=from_stored(row.settings),
-            created_at=row.created_at,
-            disabled=row.disabled_at is not None,
-            domains=tuple(domain for domain in domains.get(row.id, ()) if not domain.removed),
-            had_domains=row.id in domains,
-            gateway=gateway,
-            gateways=_usable_gateways(row.id, gateway, fresh.gateways.values()),
-        )
+        fresh.applications[row.id] = _application_of(row, domains.get(row.id, ()), fresh.gateways)
     t = schema.trackers.c
     with_suspected = connection.execute(select(t.application_id, t.topics).where(t.with_suspected.is_(True)))
     blocked: dict[int, set[str]] = {}
@@ -441,6 +413,65 @@ def _load_if_changed(connection: Connection, version: str) -> _Snapshot | None:
     for row in connection.execute(select(postbacks).where(postbacks.c.revoked_at.is_(None))):
         fresh.postback_keys[row.hash] = (row.id, row.application_id, row.valid_until)
     return fresh
+
+
+def read_application(connection: Connection, application_id: int) -> Application:
+    """Return an application as it is in the transaction, for example after the transaction has changed it. Raise ApiError
+    NOT_FOUND."""
+    a, d = schema.applications, schema.domains
+    row = connection.execute(select(a).where(a.c.id == application_id)).first()
+    if row is None:
+        raise ApiError(ErrorCode.NOT_FOUND, f"There is no application {application_id}.")
+    domains = connection.execute(select(d).where(d.c.application_id == application_id).order_by(d.c.id))
+    gateways, _ = _read_gateways(connection)
+    return _application_of(row, [_domain_of(domain) for domain in domains], gateways)
+
+
+def _domain_of(row: Row[Any]) -> Domain:
+    return Domain(
+        id=row.id,
+        application_id=row.application_id,
+        host=row.host,
+        base_url=row.base_url,
+        fallback_url=row.fallback_url,
+        disabled=row.disabled_at is not None,
+        path=row.path,
+        previous_paths=tuple(row.previous_paths or ()),
+        home_url=row.home_url,
+        assetlinks=row.assetlinks,
+        apple_app_site_association=row.apple_app_site_association,
+        is_default=row.is_default,
+        removed=row.removed_at is not None,
+    )
+
+
+def _read_gateways(connection: Connection) -> tuple[dict[int, GatewayEntry], dict[str, int]]:
+    """Return all gateways that are not removed by id, and the id of each gateway by the hash of its report key."""
+    g = schema.gateways.c
+    columns = g.id, g.application_id, g.name, g.kind, g.enabled, g.report_key_hash
+    gateways: dict[int, GatewayEntry] = {}
+    report_keys: dict[str, int] = {}
+    for row in connection.execute(select(*columns).where(g.removed_at.is_(None)).order_by(g.id)):
+        gateways[row.id] = GatewayEntry(row.id, row.application_id, row.name, row.kind, row.enabled)
+        report_keys[row.report_key_hash] = row.id
+    return gateways, report_keys
+
+
+def _application_of(row: Row[Any], domains: Sequence[Domain], gateways: Mapping[int, GatewayEntry]) -> Application:
+    """Return the application in a row. `domains` are all its domains, and `gateways` all gateways by id."""
+    gateway = gateways.get(row.gateway_id) if row.gateway_id is not None else None
+    return Application(
+        id=row.id,
+        name=row.name,
+        company_id=row.company_id,
+        settings=from_stored(row.settings),
+        created_at=row.created_at,
+        disabled=row.disabled_at is not None,
+        domains=tuple(domain for domain in domains if not domain.removed),
+        had_domains=bool(domains),
+        gateway=gateway,
+        gateways=_usable_gateways(row.id, gateway, gateways.values()),
+    )
 
 
 def _usable_gateways(

@@ -4,8 +4,9 @@ Rewrites store their responses themselves, in the transaction that creates the m
 use this module: the request claims its key, is performed, and stores its response. Responses may contain new credentials, so the
 caller passes them encrypted. The portal stores the ids of its forms here, and the entries that it keeps during a new sign-in.
 
-A process that ends between the claim and the response leaves a claim without a response. After CLAIM_LEASE, a repeat takes the
-claim over and is performed, because it is unknown whether the first request changed anything.
+A process that ends between the claim and the response leaves a claim without a response. So does a request whose commit was cut
+(CommitUncertain). After CLAIM_LEASE, a repeat takes the claim over and is performed, because it is unknown whether the first
+request changed anything.
 """
 
 # Tested by tests/web/test_idempotency.py

@@ -10,6 +10,7 @@ import click
 
 from shortener.accounts.settings import DEFAULT_PERMISSIONS, PERMISSIONS, fallback_problems
 from shortener.cli.common import (
+    after_change,
     async_command,
     command_line_audit,
     confirm,
@@ -196,7 +197,8 @@ async def update_application(
         if gateway is not None:
             await ensure_simulator(database)
         await database.write(write, command_line_audit(database))
-    found = await _find_application(application)
+    with after_change():
+        found = await _find_application(application)
     if "fallback_url" in changes:
         print_warnings(f"fallback_url {problem}" for problem in fallback_problems(found.settings.fallback_url))
     await _warn_of_domain(add_domain)

@@ -13,7 +13,7 @@ import os
 import pwd
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import datetime, timedelta
 from decimal import Decimal
 from http import HTTPStatus
@@ -23,7 +23,7 @@ import click
 import orjson
 
 from shortener import settings_sources
-from shortener.errors import ApiError, DatabaseInUse, StoreUnavailable
+from shortener.errors import ApiError, CommitUncertain, DatabaseInUse, StoreUnavailable
 from shortener.lean_imports import import_without_extras
 from shortener.settings import Settings, SettingsError
 
@@ -154,10 +154,22 @@ def async_command(command: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T
             TracingUnavailable,
         ) as error:
             raise click.ClickException(f"{error} ({HELP_PAGE})") from None
+        except CommitUncertain as error:
+            text = "the connection to the database ended during the commit; look whether the change is stored before you repeat it"
+            raise click.ClickException(f"{text}: {error} ({HELP_PAGE})") from None
         except StoreUnavailable as error:
             raise click.ClickException(f"the database is unavailable: {error} ({HELP_PAGE})") from None
 
     return run
+
+
+@contextmanager
+def after_change() -> Iterator[None]:
+    """Say that the change is stored if the database becomes unavailable after the commit, while the command reads what it shows."""
+    try:
+        yield
+    except StoreUnavailable as error:
+        raise click.ClickException(f"the change is stored, but it cannot be shown: {error} ({HELP_PAGE})") from None
 
 
 @contextmanager
@@ -203,8 +215,9 @@ async def open_store(application: int | None = None) -> AsyncIterator[Any]:
             await database.read(require_application, application)
         version = await database.read(read_version)
         yield database
-        if await database.read(read_version) != version:
-            await _wait_for_refresh(database)
+        with suppress(StoreUnavailable):  # The change is stored, and the command must print its result, such as a new key.
+            if await database.read(read_version) != version:
+                await _wait_for_refresh(database)
     finally:
         await database.close()
 

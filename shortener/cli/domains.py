@@ -12,6 +12,7 @@ from typing import Any, TextIO
 import click
 
 from shortener.cli.common import (
+    after_change,
     async_command,
     command_line_audit,
     confirm,
@@ -124,7 +125,8 @@ async def add_domain(application: int, base_url: str, as_json: bool, **options: 
 
     async with open_store() as database:
         host = await database.write(add, command_line_audit(database))
-        await _print_domain(database, host, as_json, await new_domain_warnings(base_url))
+        with after_change():
+            await _print_domain(database, host, as_json, await new_domain_warnings(base_url))
 
 
 @domains.command("update")
@@ -214,7 +216,8 @@ async def _change_domain(host: str, changes: dict[str, Any], as_json: bool) -> N
     async with open_store() as database:
         audit, own_hosts = command_line_audit(database), OwnHosts.of(load_settings())
         stored = await database.write(audited_accounts.update_domain, audit, host, changes, utcnow(), own_hosts=own_hosts)
-        await _print_domain(database, stored, as_json)
+        with after_change():
+            await _print_domain(database, stored, as_json)
 
 
 async def _print_domain(database: Any, host: str, as_json: bool, warnings: Iterable[str] = ()) -> None:

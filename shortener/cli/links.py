@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from shortener.cli.common import (
+    after_change,
     async_command,
     command_line_actor,
     command_line_audit,
@@ -177,7 +178,7 @@ async def _parse_changes(database: Any, application_id: int, requested: dict[str
 
 async def _change_link(code: str, requested: dict[str, Any], as_json: bool, *, yes: bool = False) -> None:
     from shortener.clicks.link_admin import find_link
-    from shortener.clicks.link_changes import find_changeable, refresh_cache, write_changes
+    from shortener.clicks.link_changes import find_changeable, refresh_cache_after_commit, write_changes
     from shortener.errors import ApiError, ErrorCode
     from shortener.ids import IdGenerator
     from shortener.model import utcnow
@@ -198,8 +199,9 @@ async def _change_link(code: str, requested: dict[str, Any], as_json: bool, *, y
 
         is_cache_updated = await cache.invalidate([code])
         await database.write(write)
-        await refresh_cache(database, cache, [code])
-        await _print_link(database, code, as_json)
+        await refresh_cache_after_commit(database, cache, [code])
+        with after_change():
+            await _print_link(database, code, as_json)
     if not is_cache_updated:
         raise click.ClickException(
             "the link is changed, but Redis is unavailable: if the database also fails, Redis may still redirect the link as before"

@@ -3,8 +3,8 @@ Each change is stored in the history of the link.
 
 A redirect reads the row of the link each time, so a change takes effect at once on every node. The link cache serves redirects
 while the database is unavailable. A change updates the link cache in three steps: the caller deletes the entries, changes the rows
-in a transaction, and calls `refresh_cache`, which stores the new values. If two processes change one link at the same time,
-`refresh_cache` reads the row again and stores the latest values.
+in a transaction, and calls `refresh_cache_after_commit`, which stores the new values. If two processes change one link at the same
+time, `refresh_cache` reads the row again and stores the latest values.
 
 The functions with the parameter `connection` are parts of one transaction.
 """
@@ -23,7 +23,7 @@ from sqlalchemy import Connection, Row, bindparam, insert, select, update
 from shortener.accounts.audit import Actor, AuditWriter
 from shortener.accounts.directory import Application
 from shortener.accounts.link_targets import TargetHosts, check_link_target, target_problems
-from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.errors import ApiError, Detail, ErrorCode, StoreUnavailable
 from shortener.model import LinkFlag
 from shortener.redis.link_cache import CachedLink, LinkCache
 from shortener.storage.database import Database
@@ -291,6 +291,15 @@ async def refresh_cache(database: Database, cache: LinkCache, codes: Sequence[st
         await cache.replace(enabled)
         await cache.invalidate([code for code in changed if current.get(code) is None])
         stored |= {code: current.get(code) for code in changed}
+
+
+async def refresh_cache_after_commit(database: Database, cache: LinkCache, codes: Sequence[str]) -> None:
+    """Do the same as `refresh_cache`, after the commit of a change. If the database is unavailable, remove the links from the link
+    cache instead, so that it contains no old values."""
+    try:
+        await refresh_cache(database, cache, codes)
+    except StoreUnavailable:
+        await cache.invalidate(codes)  # if Redis is unavailable, the link cache deletes the entries later
 
 
 _NOTHING = object()

@@ -25,7 +25,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Row, insert, or_, select, update
 
 from shortener.accounts.audit import BACKGROUND_JOB, Actor, AuditWriter
-from shortener.clicks.link_changes import audited_value, find_changeable_by_ids, refresh_cache, write_changes
+from shortener.clicks.link_changes import audited_value, find_changeable_by_ids, refresh_cache_after_commit, write_changes
 from shortener.errors import ApiError, ErrorCode, StoreUnavailable
 from shortener.ids import LINK_UPDATE_IDS
 from shortener.jobs import WakeUp
@@ -220,7 +220,7 @@ class LinkUpdates:
         codes = [code for _, code in found]
         await self._cache.invalidate(codes)  # if Redis is unavailable, the link cache deletes the entries later
         if await self._database.write_later(self._change, row, position, [link_id for link_id, _ in found]):
-            await refresh_cache(self._database, self._cache, codes)
+            await refresh_cache_after_commit(self._database, self._cache, codes)
 
     def _find_free(self, connection: Connection) -> int | None:
         found: int | None = connection.scalar(

@@ -105,8 +105,7 @@ class GatewayStore:
             "created_at": now,
             "updated_at": now,
         }
-        gateway_id = await self._database.write(_insert, audit, row)
-        return await self.get(gateway_id)
+        return self._from_row(await self._database.write(_insert, audit, row))
 
     async def get(self, gateway_id: int, application_id: int | None = None) -> StoredGateway:
         """Return a gateway. Raise ApiError NOT_FOUND."""
@@ -139,8 +138,9 @@ class GatewayStore:
         for _ in range(MAX_UPDATE_ATTEMPTS):
             row = await self._database.read(_require, gateway_id, application_id)
             values, changed_settings = await self._prepare_update(row, changes, is_operator)
-            if await self._database.write(_update, audit, row, values, changed_settings, self._clock()):
-                return await self.get(gateway_id, application_id)
+            changed = await self._database.write(_update, audit, row, values, changed_settings, self._clock())
+            if changed is not None:
+                return self._from_row(changed)
         raise ApiError(ErrorCode.CONFLICT, "Other requests change the gateway at the same time. Repeat the request.")
 
     async def _prepare_update(
@@ -320,7 +320,8 @@ def _ms(at: datetime | None) -> int | None:
     return None if at is None else to_ms(at)
 
 
-def _insert(connection: Connection, audit: AuditWriter, row: Mapping[str, Any]) -> int:
+def _insert(connection: Connection, audit: AuditWriter, row: Mapping[str, Any]) -> Row[Any]:
+    """Create a gateway, add the audit row, and return the row of the gateway."""
     table = schema.gateways
     owner = row["application_id"]
     if owner != ALL_APPLICATIONS:
@@ -335,8 +336,7 @@ def _insert(connection: Connection, audit: AuditWriter, row: Mapping[str, Any]) 
     facts = {"kind": created.kind, "preset": created.preset, "enabled": created.enabled, "allow_private": created.allow_private}
     _add_row(connection, audit, created.created_at, "gateway_created", created, facts)
     increment_version(connection)
-    gateway_id: int = created.id
-    return gateway_id
+    return created
 
 
 def _check_unused(connection: Connection, owner: int, name: str, gateway_id: int | None = None) -> None:
@@ -386,9 +386,9 @@ def _update(
     values: dict[str, Any],
     changed_settings: Sequence[str],
     now: datetime,
-) -> bool:
-    """Change a gateway and add the audit row. Of changed settings, the audit row contains the names only, because their values can
-    be credentials. Change nothing and return False if the gateway was changed after `row` was read."""
+) -> Row[Any] | None:
+    """Change a gateway, add the audit row, and return the row of the gateway. Of changed settings, the audit row contains only the
+    names, because values can be credentials. If the gateway was changed after `row` was read, change nothing and return None."""
     table = schema.gateways
     _require(connection, row.id, row.application_id)
     if "name" in values:
@@ -399,14 +399,14 @@ def _update(
     is_unchanged = table.c.id == row.id, table.c.revision == row.revision
     changed = connection.execute(update(table).where(*is_unchanged).values(new).returning(table)).first()
     if changed is None:
-        return False
+        return None
     before: dict[str, Any] = {name: getattr(row, name) for name in _AUDITED} | {"settings": "", "report_key": ""}
     after: dict[str, Any] = {name: getattr(changed, name) for name in _AUDITED}
     after |= {"settings": f"changed: {', '.join(changed_settings)}" if changed_settings else ""}
     after |= {"report_key": "replaced" if "report_key" in values else ""}
     audit.add_differences(connection, now, "gateway_changed", _subject(row), before, after, application_id=row.application_id)
     increment_version(connection)
-    return True
+    return changed
 
 
 def waiting_messages(connection: Connection, gateway_id: int) -> int:

@@ -108,7 +108,7 @@ async def change(visit: Visit) -> Response:
         if error.code is ErrorCode.NOT_FOUND:
             raise
         return _page(visit, 422, error=error)
-    await service.directory.refresh()
+    await service.directory.refresh_if_available()
     if created is None:
         return visit.redirect(f"{PATH}?saved=1")
     domain = _domain(visit)

@@ -8,7 +8,7 @@ response to the form contains the link of an invitation, and a form that is sent
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sqlalchemy import Connection
@@ -23,6 +23,7 @@ from shortener.portal.listing import download_short_list
 from shortener.portal.operators import Invitation, Operator, Role, parse_role
 from shortener.portal.page import NavigationItem, PortalPage, Visit
 from shortener.portal.repeats import new_form_id, perform_once
+from shortener.portal.sessions import OperatorSession
 from shortener.storage.types import to_iso
 
 PATH = "/portal/admin/operators"
@@ -54,9 +55,16 @@ def _csv_row(operator: Operator) -> dict[str, Any]:
 
 
 async def _list_page(
-    visit: Visit, status: int = 200, *, error: ApiError | None = None, invitation: Invitation | None = None
+    visit: Visit,
+    status: int = 200,
+    *,
+    error: ApiError | None = None,
+    invitation: Invitation | None = None,
+    listed: Sequence[Operator] | None = None,
 ) -> Response:
-    listed = await visit.service.database.read(operators.list_operators)
+    """`listed` are all operators; None: read them from the database."""
+    if listed is None:
+        listed = await visit.service.database.read(operators.list_operators)
     return visit.render(
         "admin_operators.html",
         status,
@@ -79,15 +87,16 @@ async def invite(visit: Visit) -> Response:
         application_id = _application_id(visit)
         role = parse_role(form.get("role", ""), application_id)
 
-        def write(connection: Connection) -> Invitation:
+        def write(connection: Connection) -> tuple[Invitation, list[Operator]]:
             created = operators.invite(connection, form.get("name", ""), role, application_id, visit.now)
             visit.audit(connection, "operator_invited", created.name, after={"role": role.label, "application_id": application_id})
-            return created
+            # Read the list in this transaction, because a read after the commit could fail, and the link would be lost.
+            return created, operators.list_operators(connection)
 
-        invitation = await visit.service.database.write(perform_once, visit, write)
+        invitation, listed = await visit.service.database.write(perform_once, visit, write)
     except ApiError as error:
         return await _list_page(visit, 422, error=error)
-    return await _list_page(visit, invitation=invitation)
+    return await _list_page(visit, invitation=invitation, listed=listed)
 
 
 def _application_id(visit: Visit) -> int:
@@ -102,11 +111,20 @@ async def show(visit: Visit) -> Response:
     return await _operator_page(visit)
 
 
-async def _operator_page(
-    visit: Visit, status: int = 200, *, error: ApiError | None = None, invitation: Invitation | None = None
+async def _operator_page(visit: Visit, status: int = 200, *, error: ApiError | None = None) -> Response:
+    return _render_operator(visit, *await visit.service.database.read(_read_operator, visit), status, error=error)
+
+
+def _render_operator(
+    visit: Visit,
+    operator: Operator,
+    listed: Sequence[OperatorSession],
+    status: int = 200,
+    *,
+    error: ApiError | None = None,
+    invitation: Invitation | None = None,
 ) -> Response:
-    operator = await _find(visit)
-    listed = await visit.service.database.read(sessions.list_sessions, operator.id, visit.now, visit.portal.limits)
+    """Show `operator` with their sessions `listed`."""
     return visit.render(
         "admin_operator.html",
         status,
@@ -124,31 +142,44 @@ async def _operator_page(
     )
 
 
-async def _find(visit: Visit) -> Operator:
+def _find(connection: Connection, visit: Visit) -> Operator:
     """Return the operator whose id is in the URL path. Raise ApiError NOT_FOUND if there is none."""
     text = str(visit.path["id"])
     is_number = text.isascii() and text.isdecimal() and len(text) < 10
-    found = await visit.service.database.read(operators.load_operator, int(text)) if is_number else None
+    found = operators.load_operator(connection, int(text)) if is_number else None
     if found is None:
         raise ApiError(ErrorCode.NOT_FOUND)
     return found
 
 
+def _read_operator(connection: Connection, visit: Visit) -> tuple[Operator, Sequence[OperatorSession]]:
+    """Return the operator whose id is in the URL path, and their sessions."""
+    operator = _find(connection, visit)
+    return operator, sessions.list_sessions(connection, operator.id, visit.now, visit.portal.limits)
+
+
 async def change(visit: Visit) -> Response:
     """Change one operator. The form field `action` contains the name of the change."""
-    operator = await _find(visit)
+    operator = await visit.service.database.read(_find, visit)
     action = _ACTIONS.get(visit.form.get("action", ""))
     if action is None:
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("action", f"must be one of {', '.join(_ACTIONS)}")])
     name = visit.form["action"]
+
+    def write(connection: Connection) -> tuple[Invitation, Operator, Sequence[OperatorSession]] | None:
+        result = perform_once(connection, visit, action, visit, operator)
+        # Read the page in this transaction, because a read after the commit could fail, and the link would be lost.
+        return (result, *_read_operator(connection, visit)) if isinstance(result, Invitation) else None
+
     try:
         if (describe := _QUESTIONS.get(name)) is not None and not is_confirmed(visit):
             return ask(visit, describe(visit, operator), f"{PATH}/{operator.id}")
-        result = await visit.service.database.write(perform_once, visit, action, visit, operator)
+        invited = await visit.service.database.write(write)
     except ApiError as error:
         return await _operator_page(visit, 422, error=error)
-    if isinstance(result, Invitation):
-        return await _operator_page(visit, invitation=result)
+    if invited is not None:
+        invitation, shown, listed = invited
+        return _render_operator(visit, shown, listed, invitation=invitation)
     return visit.redirect(f"{PATH}/{operator.id}?saved=1")
 
 

@@ -154,7 +154,7 @@ async def save(visit: Visit) -> Response:
         if error.code is not ErrorCode.INVALID_REQUEST:
             raise
         return _page(visit, 422, error=error)
-    await visit.service.directory.refresh()
+    await visit.service.directory.refresh_if_available()
     return visit.redirect(visit.link("settings", keep=False, saved=1))
 
 

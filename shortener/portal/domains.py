@@ -68,7 +68,7 @@ async def add(visit: Visit) -> Response:
         )
     except ApiError as error:
         return _list_page(visit, 422, error)
-    await service.directory.refresh()
+    await service.directory.refresh_if_available()
     return visit.redirect(visit.link(f"domains/{host}", keep=False, added=1, check=1))
 
 
@@ -124,7 +124,7 @@ async def change(visit: Visit) -> Response:
         await visit.service.database.write(action, visit, domain)
     except ApiError as error:
         return _domain_page(visit, 422, error)
-    await visit.service.directory.refresh()
+    await visit.service.directory.refresh_if_available()
     if name == "remove":
         return visit.redirect(visit.link("domains", keep=False, removed=1))
     return visit.redirect(visit.link(f"domains/{domain.host}", keep=False, saved=1))

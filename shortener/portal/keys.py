@@ -66,16 +66,28 @@ def _read_csv_rows(connection: Connection, application_id: int, now: datetime) -
     ]
 
 
-async def _page(visit: Visit, status: int = 200, *, created: NewSecret | None = None, error: ApiError | None = None) -> Response:
-    database, application_id = visit.service.database, visit.application_id
+def _read_lists(connection: Connection, visit: Visit) -> dict[str, Any]:
+    """Return the keys and tokens that the page lists, as arguments of its template."""
+    return {
+        "keys": credentials.list_keys(connection, visit.application_id),
+        "tokens": credentials.list_tokens(connection, visit.application_id, visit.now),
+        "postback_keys": list_postback_keys(connection, visit.application_id),
+    }
+
+
+async def _page(visit: Visit, status: int = 200, *, error: ApiError | None = None) -> Response:
+    return _render(visit, await visit.service.database.read(_read_lists, visit), status, error=error)
+
+
+def _render(
+    visit: Visit, lists: Mapping[str, Any], status: int = 200, *, created: NewSecret | None = None, error: ApiError | None = None
+) -> Response:
     return visit.render(
         "keys.html",
         status,
         compress=created is None,
         title="Keys",
-        keys=await database.read(credentials.list_keys, application_id),
-        tokens=await database.read(credentials.list_tokens, application_id, visit.now),
-        postback_keys=await database.read(list_postback_keys, application_id),
+        **lists,
         permissions=PERMISSIONS,
         chosen=visit.form_lists.get("permissions", list(DEFAULT_PERMISSIONS)),
         overlaps=OVERLAPS,
@@ -92,16 +104,22 @@ async def change(visit: Visit) -> Response:
         action = _ACTIONS[visit.form.get("action", "")]
     except KeyError:
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("action", "is unknown")]) from None
+
+    def write(connection: Connection) -> tuple[NewSecret | None, dict[str, Any]]:
+        created = perform_once(connection, visit, action, visit)
+        # Read the lists in this transaction, because a read after the commit could fail, and the new key would be lost.
+        return created, _read_lists(connection, visit)
+
     try:
         if (describe := _QUESTIONS.get(action)) is not None and not is_confirmed(visit):
             return ask(visit, await visit.service.database.read(describe, visit), visit.link("keys"))
-        created = await visit.service.database.write(perform_once, visit, action, visit)
+        created, lists = await visit.service.database.write(write)
     except ApiError as error:
         if error.code not in (ErrorCode.INVALID_REQUEST, ErrorCode.CONFLICT):
             raise
         return await _page(visit, 422, error=error)
-    await visit.service.directory.refresh()
-    return visit.redirect(visit.link("keys", revoked=1)) if created is None else await _page(visit, created=created)
+    await visit.service.directory.refresh_if_available()
+    return visit.redirect(visit.link("keys", revoked=1)) if created is None else _render(visit, lists, created=created)
 
 
 def _create(connection: Connection, visit: Visit) -> NewSecret:

@@ -11,15 +11,21 @@ from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from pydantic import Field
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Row
 
 from shortener.accounts.administration import lock_application
 from shortener.accounts.audit import AuditWriter
 from shortener.accounts.audited_accounts import update_application
+from shortener.accounts.directory import Application, read_application
 from shortener.accounts.own_hosts import OwnHosts
 from shortener.accounts.settings import ApplicationSettings, fallback_problems
-from shortener.delivery.conversion_url import read_conversion_url, write_conversion_url
-from shortener.delivery.trackers import DEFAULT_SECRET_OVERLAP_SECONDS
+from shortener.delivery.conversion_url import (
+    callback_secret_state,
+    find_conversion_tracker,
+    read_conversion_url,
+    write_conversion_url,
+)
+from shortener.delivery.trackers import DEFAULT_SECRET_OVERLAP_SECONDS, Tracker
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.gateways.store import select_gateway
 from shortener.storage.types import to_iso
@@ -104,7 +110,15 @@ async def show(call: Call[None, None]) -> Mapping[str, Any]:
     if application is None:
         raise ApiError(ErrorCode.NOT_FOUND)
     tracker = await service.trackers.conversion_url(application.id)
-    is_set, until = await service.trackers.callback_secret_state(application.id)
+    return _fields(application, tracker, await service.trackers.callback_secret_state(application.id))
+
+
+def _fields(
+    application: Application, tracker: Tracker | Row[Any] | None, secret_state: tuple[bool, datetime | None]
+) -> Mapping[str, Any]:
+    """Return the response with an application. `tracker` is the tracker of its conversion_url, and `secret_state` the result of
+    `callback_secret_state`."""
+    is_set, until = secret_state
     return {
         "status": True,
         "application_id": application.id,
@@ -142,9 +156,11 @@ async def update(call: Call[None, ApplicationUpdateRequest]) -> Mapping[str, Any
         conversion["fields"] = changes.conversion_fields
     gateway = {"name": changes.gateway} if "gateway" in changes.model_fields_set else {}
     own_hosts = OwnHosts.of(service.settings)
-    await service.database.write(_write, call.audit, call.application_id, settings, conversion, gateway, service.clock(), own_hosts)
-    await service.directory.refresh()
-    return await show(Call(service, call.request, call.path, None, None, call.principal))
+    stored = await service.database.write(
+        _write, call.audit, call.application_id, settings, conversion, gateway, service.clock(), own_hosts
+    )
+    await service.directory.refresh_if_available()
+    return _fields(*stored)
 
 
 def _write(
@@ -156,8 +172,9 @@ def _write(
     gateway: dict[str, Any],
     now: datetime,
     own_hosts: OwnHosts,
-) -> None:
-    """Store the settings of the request. Lock the application, so that concurrent requests keep each other's changes."""
+) -> tuple[Application, Row[Any] | None, tuple[bool, datetime | None]]:
+    """Store the settings of the request. Lock the application, so that concurrent requests keep each other's changes. Return the
+    arguments of `_fields`, because a read after the commit could fail."""
     lock_application(connection, application_id)
     if settings:
         update_application(connection, audit, application_id, settings, now, own_hosts=own_hosts)
@@ -170,6 +187,8 @@ def _write(
             reason = "requires a conversion_url"
             raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("conversion_fields", reason)])
         write_conversion_url(connection, audit, application_id, url, fields, now)
+    application = read_application(connection, application_id)
+    return application, find_conversion_tracker(connection, application_id), callback_secret_state(connection, application_id)
 
 
 ENDPOINTS = [

@@ -57,7 +57,7 @@ async def block(call: Call[None, BlockHostRequest]) -> BlockedHostResponse:
     """Block a destination host for the links of the application."""
     service = call.service
     host = await service.database.write_later(block_host, call.audit, call.application_id, call.body.host, service.clock())
-    await service.directory.refresh()
+    await service.directory.refresh_if_available()
     return BlockedHostResponse(host=host)
 
 
@@ -65,7 +65,7 @@ async def unblock(call: Call[None, None]) -> BlockedHostResponse:
     """Unblock a destination host for the links of the application."""
     service = call.service
     host = await service.database.write_later(unblock_host, call.audit, call.application_id, call.path["host"], service.clock())
-    await service.directory.refresh()
+    await service.directory.refresh_if_available()
     return BlockedHostResponse(host=host)
 
 

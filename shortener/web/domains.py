@@ -6,9 +6,11 @@ from typing import Annotated, Any, Literal
 
 import orjson
 from pydantic import AliasChoices, BeforeValidator, Field, ValidationInfo, field_validator
+from sqlalchemy import Connection
 
 from shortener.accounts.administration import serialize_domain
 from shortener.accounts.audited_accounts import add_domain, remove_domain, update_domain
+from shortener.accounts.directory import Application, read_application
 from shortener.accounts.own_hosts import OwnHosts
 from shortener.delivery.dns_warnings import new_domain_warnings
 from shortener.errors import ApiError, ErrorCode
@@ -124,13 +126,15 @@ async def add(call: Call[None, DomainRequest]) -> dict[str, Any]:
     url = request.domain if "://" in request.domain else f"https://{request.domain}"
     changes, own_hosts = _changes(request), OwnHosts.of(service.settings)
 
-    def write(connection: Any) -> str:
+    def write(connection: Connection) -> tuple[str, Application]:
         host = add_domain(connection, call.audit, call.application_id, url, service.clock(), own_hosts=own_hosts)
         if changes:
             update_domain(connection, call.audit, host, changes, service.clock(), own_hosts=own_hosts)
-        return host
+        return host, read_application(connection, call.application_id)
 
-    shown = await _shown(call, await service.database.write(write))
+    host, application = await service.database.write(write)
+    await service.directory.refresh_if_available()
+    shown = _fields(application, host)
     known = shown["domain"]["warnings"]
     shown["domain"]["warnings"] = list(dict.fromkeys([*await new_domain_warnings(url), *known]))
     return shown
@@ -143,17 +147,16 @@ async def show(call: Call[None, None]) -> dict[str, Any]:
 
 async def update(call: Call[None, DomainUpdateRequest]) -> dict[str, Any]:
     """Change a domain of the application."""
-    service = call.service
-    host = await service.database.write(
-        update_domain,
-        call.audit,
-        call.path["domain"],
-        _changes(call.body),
-        service.clock(),
-        own_hosts=OwnHosts.of(service.settings),
-        application_id=call.application_id,
-    )
-    return await _shown(call, host)
+    service, changes, own_hosts = call.service, _changes(call.body), OwnHosts.of(call.service.settings)
+    name, owner = call.path["domain"], call.application_id
+
+    def write(connection: Connection) -> tuple[str, Application]:
+        host = update_domain(connection, call.audit, name, changes, service.clock(), own_hosts=own_hosts, application_id=owner)
+        return host, read_application(connection, owner)
+
+    host, application = await service.database.write(write)
+    await service.directory.refresh_if_available()
+    return _fields(application, host)
 
 
 async def remove(call: Call[None, None]) -> dict[str, Any]:
@@ -161,7 +164,7 @@ async def remove(call: Call[None, None]) -> dict[str, Any]:
     service, host = call.service, canonical_host(call.path["domain"])
     shown = await _shown(call, host)
     await service.database.write(remove_domain, call.audit, host, service.clock(), application_id=call.application_id)
-    await service.directory.refresh()
+    await service.directory.refresh_if_available()
     shown["domain"] |= {"default": False, "new_links": False}
     return shown
 
@@ -183,11 +186,16 @@ def _changes(request: DomainOptions) -> dict[str, Any]:
 async def _shown(call: Call[Any, Any], host: str) -> dict[str, Any]:
     directory = call.service.directory
     await directory.refresh()
-    application = directory.application(call.application_id)
-    domain = directory.domain(host)
-    if application is None or domain not in application.domains:
+    return _fields(directory.application(call.application_id), host)
+
+
+def _fields(application: Application | None, host: str) -> dict[str, Any]:
+    """Return the response with one domain of an application. Raise ApiError NOT_FOUND if the application does not have it."""
+    domains, wanted = application.domains if application else (), canonical_host(host)
+    found = next((domain for domain in domains if canonical_host(domain.host) == wanted), None)
+    if found is None:
         raise ApiError(ErrorCode.NOT_FOUND, f"There is no domain {host}.")
-    return {"status": True, "domain": serialize_domain(domain, application)}
+    return {"status": True, "domain": serialize_domain(found, application)}
 
 
 _PATH = "/api/v1/domains"

@@ -177,7 +177,7 @@ async def create(call: Call[None, GatewayCreateRequest]) -> Mapping[str, Any]:
         schedule=body.schedule,
     )
     created = await service.gateways.create(call.audit, call.application_id, new)
-    await service.directory.refresh()
+    await service.directory.refresh_if_available()
     return {"status": True, **gateway_fields(service.settings, created, service.clock())}
 
 
@@ -196,14 +196,14 @@ async def update(call: Call[None, GatewayUpdateRequest]) -> Mapping[str, Any]:
         if name in changes and changes[name] is None:
             del changes[name]
     changed = await service.gateways.update(call.audit, call.path["gateway_id"], cast(GatewayChanges, changes), call.application_id)
-    await service.directory.refresh()
+    await service.directory.refresh_if_available()
     return {"status": True, **gateway_fields(service.settings, changed, service.clock())}
 
 
 async def remove(call: Call[None, None]) -> DeletedResponse:
     """Remove a gateway of the application."""
     await call.service.gateways.remove(call.audit, call.path["gateway_id"], call.application_id)
-    await call.service.directory.refresh()
+    await call.service.directory.refresh_if_available()
     return DeletedResponse()
 
 

@@ -5,15 +5,18 @@ Every POST with an API key accepts the header. The stored response is returned o
 another API key sends the same Idempotency-Key, the service performs the request. The permission for the endpoint is checked before
 this module runs.
 
-Only successful responses are stored: a request that was rejected created nothing, so its repeat is checked again.
+Only successful responses are stored: a request that was rejected created nothing, so its repeat is checked again. If the database
+becomes unavailable after the request was performed, its caller gets the response, but it is not stored.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
+import structlog
 from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
@@ -21,13 +24,15 @@ from starlette.responses import Response
 from shortener.accounts import stored_responses
 from shortener.accounts.directory import Principal
 from shortener.accounts.stored_responses import FirstResponse, RequestKey
-from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.errors import ApiError, CommitUncertain, Detail, ErrorCode, StoreUnavailable
 from shortener.secret import SecretError
 from shortener.web.call_headers import find_header
 from shortener.web.request_content import sent_content
 
 if TYPE_CHECKING:
     from shortener.container import Service
+
+log = structlog.get_logger(__name__)
 
 MAX_IDEMPOTENCY_KEY_LENGTH = 255  # the maximum number of characters of an Idempotency-Key
 HEADER = "Idempotency-Key"
@@ -75,9 +80,15 @@ async def respond_once(
         return Response(content_of_first.encode(), found.status, {"Idempotency-Replayed": "true"}, "application/json")
     try:
         response = await perform()
+    except CommitUncertain:  # The request may be stored, so its claim stays, as after the end of a process.
+        raise
     except BaseException:
-        await service.database.write(stored_responses.release, chosen)
+        with contextlib.suppress(StoreUnavailable):  # The error of the request must reach the caller.
+            await service.database.write(stored_responses.release, chosen)
         raise
     stored = FirstResponse(response.status_code, service.secret.encrypt(bytes(response.body).decode()))
-    await service.database.write(stored_responses.store, chosen, stored)
+    try:
+        await service.database.write(stored_responses.store, chosen, stored)
+    except StoreUnavailable:  # The request is performed, so the caller must get its response, which may contain new credentials.
+        log.warning("response_not_stored")
     return response

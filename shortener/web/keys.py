@@ -152,7 +152,7 @@ async def create(call: Call[None, KeyCreateRequest]) -> Mapping[str, Any]:
         service.clock(),
         request.rate_limit,
     )
-    await service.directory.refresh()
+    await service.directory.refresh_if_available()
     return {"status": True, "api_key": key, "key_id": row["id"], "key": _key_fields(call, row)}
 
 
@@ -169,7 +169,7 @@ async def update(call: Call[None, KeyUpdateRequest]) -> Mapping[str, Any]:
     row = await service.database.write(
         audited_credentials.update_key, call.audit, call.application_id, key_id, changes, service.clock()
     )
-    await service.directory.refresh()
+    await service.directory.refresh_if_available()
     return {"status": True, "key": _key_fields(call, row)}
 
 
@@ -180,7 +180,7 @@ async def revoke(call: Call[None, None]) -> Mapping[str, Any]:
         raise ApiError(ErrorCode.CONFLICT, "A key cannot revoke itself. Use another key, or the command line.")
 
     row = await service.database.write(audited_credentials.revoke_key, call.audit, call.application_id, key_id, service.clock())
-    await service.directory.refresh()
+    await service.directory.refresh_if_available()
     return {"status": True, "key": _key_fields(call, row)}
 
 
@@ -203,7 +203,7 @@ async def rotate_token(call: Call[None, TokenRotateRequest | None]) -> Mapping[s
     token, until = await service.database.write(
         audited_credentials.rotate_token, call.audit, call.application_id, service.clock(), overlap
     )
-    await service.directory.refresh()
+    await service.directory.refresh_if_available()
     return {"status": True, "tracker_token": token, "previous_valid_until": to_iso(until)}
 
 

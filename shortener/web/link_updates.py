@@ -3,9 +3,11 @@ selects."""
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, Literal
 
 from pydantic import AliasChoices, Field
+from sqlalchemy import Connection, Row
 
 from shortener.clicks.link_changes import change_warnings, parse_changes
 from shortener.clicks.link_updates import (
@@ -16,7 +18,7 @@ from shortener.clicks.link_updates import (
     serialize_update,
     stop_update,
 )
-from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.errors import ApiError, Detail, ErrorCode, StoreUnavailable
 from shortener.ids import LINK_UPDATE_IDS
 from shortener.web.endpoint import Call, Endpoint, ResponseModel
 from shortener.web.fields import Text
@@ -82,20 +84,17 @@ async def update_many(call: Call[None, LinksUpdateRequest]) -> dict[str, Any]:
         reason = "must be present, or destination or label, because they select the links"
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("campaign", reason)])
     selection = LinkSelection(request.campaign, stored_url(request.destination), request.label)
-    update_id = await service.database.write(
-        lambda connection: create_update(
-            connection,
-            call.application_id,
-            selection,
-            changes,
-            actor=call.audit.actor,
-            new_id=service.ids,
-            clock=service.clock,
-        )
-    )
-    await service.link_updates.perform(update_id, seconds=COUNT_SECONDS, until_counted=True)
+    actor, owner = call.audit.actor, call.application_id
+
+    def write(connection: Connection) -> Row[Any]:
+        update_id = create_update(connection, owner, selection, changes, actor=actor, new_id=service.ids, clock=service.clock)
+        return find_update(connection, LINK_UPDATE_IDS.encode(update_id), owner)
+
+    created = await service.database.write(write)
+    with contextlib.suppress(StoreUnavailable):  # the update exists; its job counts the links when the database is back
+        await service.link_updates.perform(created.id, seconds=COUNT_SECONDS, until_counted=True)
+        created = await service.database.read(find_update, LINK_UPDATE_IDS.encode(created.id), owner)
     service.link_updates.wake_up.notify()
-    created = await service.database.read(find_update, LINK_UPDATE_IDS.encode(update_id), call.application_id)
     return {**_update(created), "warnings": change_warnings(requested)}
 
 

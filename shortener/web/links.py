@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from pydantic import Field
+from sqlalchemy import Connection, Row
 from starlette.responses import Response
 
 from shortener.accounts.directory import base_url_of
@@ -15,7 +16,7 @@ from shortener.clicks.link_changes import (
     find_changeable,
     parse_changes,
     read_history,
-    refresh_cache,
+    refresh_cache_after_commit,
     write_changes,
 )
 from shortener.errors import ApiError, ErrorCode
@@ -181,7 +182,7 @@ async def export(call: Call[LinksCsvQuery, None]) -> Response:
 
 async def show(call: Call[None, None]) -> dict[str, Any]:
     """Return one link of the application with its history."""
-    return await _link(call)
+    return _link(call, await call.service.database.read(_read_link, call.path["code"], call.application_id))
 
 
 async def update(call: Call[None, LinkUpdateRequest]) -> dict[str, Any]:
@@ -190,17 +191,18 @@ async def update(call: Call[None, LinkUpdateRequest]) -> dict[str, Any]:
     requested = requested_changes(call.body)
     changes = parse_changes(requested, call.principal.application, service.link_hosts, service.clock())
 
-    def write(connection: Any) -> None:
+    def write(connection: Connection) -> _StoredLink:
         row = find_changeable(connection, code, call.application_id)
         if not row.url:
             raise ApiError(ErrorCode.CONFLICT, "The link cannot be changed, because its message was erased.")
         write_changes(connection, [row], changes, actor=call.audit.actor, now=service.clock(), new_id=service.ids)
+        return _read_link(connection, code, call.application_id)
 
     await service.database.read(find_link, code, call.application_id)
     await service.cache.invalidate([code])  # if Redis is unavailable, the link cache deletes the entry later
-    await service.database.write(write)
-    await refresh_cache(service.database, service.cache, [code])
-    return {**await _link(call), "warnings": change_warnings(requested)}
+    changed = await service.database.write(write)
+    await refresh_cache_after_commit(service.database, service.cache, [code])
+    return {**_link(call, changed), "warnings": change_warnings(requested)}
 
 
 def requested_changes(request: LinkUpdateRequest) -> dict[str, Any]:
@@ -250,14 +252,16 @@ def _decode(call: Call[LinksQuery, None]) -> LinkPosition | None:
     return LinkPosition(decoded, int(position))
 
 
-async def _link(call: Call[None, Any]) -> dict[str, Any]:
-    service = call.service
+_StoredLink = tuple[Row[Any], dict[int, LinkClicks], list[dict[str, Any]]]  # a link, its clicks by row id, and its history
 
-    def read(connection: Any) -> Any:
-        row = find_link(connection, call.path["code"], call.application_id)
-        return row, count_clicks(connection, [(row.id, row.message)]), read_history(connection, row.id)
 
-    row, clicks, history = await service.database.read(read)
+def _read_link(connection: Connection, code: str, application_id: int) -> _StoredLink:
+    row = find_link(connection, code, application_id)
+    return row, count_clicks(connection, [(row.id, row.message)]), read_history(connection, row.id)
+
+
+def _link(call: Call[None, Any], stored: _StoredLink) -> dict[str, Any]:
+    service, (row, clicks, history) = call.service, stored
     base_url = base_url_of(service.settings, service.directory)
     fields = serialize_link(row, service.directory, base_url, service.clock(), clicks.get(row.id, LinkClicks()))
     return {"status": True, "link": fields | {"history": history}}

@@ -77,7 +77,7 @@ async def create(call: Call[None, PostbackKeyRequest]) -> Mapping[str, Any]:
     key_id, key = await service.database.write(
         audited_credentials.create_postback_key, call.audit, call.application_id, call.body.name, service.clock()
     )
-    await service.directory.refresh()
+    await service.directory.refresh_if_available()
     return _new_key(call, key_id, key, None)
 
 
@@ -106,7 +106,7 @@ async def rotate(call: Call[None, RotatePostbackKeyRequest | None]) -> Mapping[s
         service.clock(),
         timedelta(hours=hours),
     )
-    await service.directory.refresh()
+    await service.directory.refresh_if_available()
     return _new_key(call, key_id, key, to_iso(until))
 
 
@@ -116,7 +116,7 @@ async def revoke(call: Call[None, None]) -> DeletedResponse:
     await service.database.write(
         audited_credentials.revoke_postback_key, call.audit, call.application_id, call.path["key_id"], service.clock()
     )
-    await service.directory.refresh()
+    await service.directory.refresh_if_available()
     return DeletedResponse()
 
 

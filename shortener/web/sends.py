@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field
+from sqlalchemy import Connection
 
 from shortener.errors import ApiError, ErrorCode
 from shortener.gateways import decisions
@@ -74,25 +75,33 @@ async def index(call: Call[SendsQuery, None]) -> Mapping[str, Any]:
 async def resend(call: Call[None, None]) -> Mapping[str, Any]:
     """Hand a held message on to its gateway again."""
     service = call.service
-    row_id = await service.database.write(
-        decisions.resend, call.audit, call.application_id, call.path["message_id"], service.clock()
-    )
+    message_id = call.path["message_id"]
+
+    def write(connection: Connection) -> Mapping[str, Any]:
+        return _decided(connection, decisions.resend(connection, call.audit, call.application_id, message_id, service.clock()))
+
+    decided = await service.database.write(write)
     service.gateway_dispatcher.wake_up.notify()
-    return await _decided(call, row_id)
+    return decided
 
 
 async def discard(call: Call[None, None]) -> Mapping[str, Any]:
     """Give up a held message."""
     service, writer, message_id = call.service, call.service.gateway_dispatcher.writer, call.path["message_id"]
-    row_id, events = await service.database.write(
-        decisions.discard, call.audit, writer, call.application_id, message_id, service.clock()
-    )
+
+    def write(connection: Connection) -> tuple[Mapping[str, Any], int]:
+        row_id, events = decisions.discard(connection, call.audit, writer, call.application_id, message_id, service.clock())
+        return _decided(connection, row_id), events
+
+    decided, events = await service.database.write(write)
     writer.published(events)
-    return await _decided(call, row_id)
+    return decided
 
 
-async def _decided(call: Call[None, None], row_id: int) -> Mapping[str, Any]:
-    found = await call.service.database.read(find_send, row_id)
+def _decided(connection: Connection, row_id: int) -> Mapping[str, Any]:
+    """Return the response with a message after a decision, in the transaction of the decision: a read after the commit could
+    fail."""
+    found = find_send(connection, row_id)
     if found is None:
         raise ApiError(ErrorCode.MESSAGE_NOT_FOUND)
     return {"status": True, "send": send_fields(found.row)}

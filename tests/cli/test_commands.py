@@ -12,11 +12,15 @@ import re
 import sqlite3
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
 from click.testing import CliRunner
+from sqlalchemy import Connection
 
+from shortener.accounts.directory import read_version
+from shortener.errors import CommitUncertain, StoreUnavailable
 from tests import fork_server
 from tests.acceptance.process import Server
 from tests.cli.shell import InProcessShell, Shell, create_installation
@@ -229,6 +233,38 @@ def test_the_export_command_with_the_option_json_writes_a_json_array(shell: Shel
         for message_id in ("m-1", "m-2"):
             client.post("/api/v1/rewrite", json={"to": "+14085550100", "body": "plain", "message_id": message_id})
     assert [message["message_id"] for message in shell.json("export", number)] == ["m-2", "m-1"]
+
+
+def test_a_command_prints_a_new_key_and_says_that_a_change_is_stored_if_the_database_fails_after_the_commit(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_process = InProcessShell(shell.folder)
+    number = str(in_process.json("applications", "create", "Brand")["application_id"])
+    versions: list[str] = []
+
+    def fail_after_change(connection: Connection) -> str:
+        versions.append(read_version(connection))
+        if versions[-1] != versions[0]:
+            raise StoreUnavailable("down")
+        return versions[-1]
+
+    with monkeypatch.context() as patched:
+        patched.setattr("shortener.accounts.directory.read_version", fail_after_change)
+        assert in_process.json("keys", "create", number)["api_key"].startswith("sk_")
+        versions.clear()
+        failed = in_process("domains", "add", number, "https://go.brand.example", code=1)
+    assert "the change is stored, but it cannot be shown: down" in failed.stderr
+    assert [one["host"] for one in in_process.json("domains", "list", number)] == ["go.brand.example"]
+
+
+def test_a_command_whose_commit_was_cut_says_that_its_change_may_be_stored(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut(*args: Any, **kwargs: Any) -> Any:
+        raise CommitUncertain("cut at COMMIT")
+
+    in_process = InProcessShell(shell.folder)
+    number = str(in_process.json("applications", "create", "Brand")["application_id"])
+    monkeypatch.setattr("shortener.accounts.audited_credentials.create_key", cut)
+    assert "look whether the change is stored before you repeat it" in in_process("keys", "create", number, code=1).stderr
 
 
 def test_the_copy_command_with_the_option_json_prints_the_number_of_copied_rows_of_each_table(shell: Shell, tmp_path: Path) -> None:

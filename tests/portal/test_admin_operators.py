@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 from shortener.container import Service
 from shortener.portal.operators import Role, find_operator
 from tests.conftest import Clock
+from tests.databases import take_down_after
 from tests.portal.conftest import NewBrowser, SignIn, accept, log
 
 PATH = "/portal/admin/operators"
@@ -136,3 +139,17 @@ async def test_a_change_of_an_operator_requires_a_recently_entered_password(sign
     response = await admin.post(PATH, data={"name": "Eve", "role": "viewer"})
     assert response.status_code == 403
     assert "Confirm your password" in response.text
+
+
+async def test_the_link_of_an_invitation_is_shown_if_the_database_fails_after_the_commit(
+    service: Service, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    admin = await sign_in("Ada")
+    with monkeypatch.context() as patched:
+        take_down_after(service, patched)
+        shown = await admin.post(PATH, data={"name": "Eve", "role": "support", "application": "1"})
+    assert re.search(r"/portal/welcome#([\w-]{43})", shown.text), shown.text
+    eve = await service.database.read(find_operator, "Eve")
+    take_down_after(service, monkeypatch)
+    shown = await admin.post(f"{PATH}/{eve.id}", data={"action": "reset", "confirmed": "yes"})
+    assert re.search(r"/portal/welcome#([\w-]{43})", shown.text), shown.text

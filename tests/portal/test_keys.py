@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import re
+from typing import Any
+
+import pytest
 
 from shortener.accounts.credentials import create_key
 from shortener.container import Service
+from shortener.errors import CommitUncertain
 from shortener.portal.operators import Role
 from tests.conftest import NOON, Clock
+from tests.databases import take_down_after
 from tests.portal.conftest import SignIn, log
 
 
@@ -137,3 +142,29 @@ async def test_the_key_page_of_the_portal_requires_a_manager_and_a_recently_ente
     response = await manager.post("/portal/1/keys", data={"action": "create", "name": "x", "permissions": "sms.send"})
     assert response.status_code == 403
     assert "Confirm your password" in response.text
+
+
+async def test_the_portal_shows_a_new_api_key_if_the_database_fails_after_the_commit(
+    service: Service, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    browser = await sign_in("Mia", Role.MANAGER, 1)
+    database = take_down_after(service, monkeypatch)
+    page = await browser.post("/portal/1/keys", data={"action": "create", "name": "Shop", "permissions": ["sms.send"]})
+    assert page.status_code == 200, page.text
+    (key,) = set(re.findall(r"X-API-Key: ([^&#]+)&#39;", page.text))
+    database.is_back = True
+    response = await browser.post("/api/v1/rewrite", json={"to": "+14085550100", "body": "x"}, headers={"X-API-Key": key})
+    assert response.status_code == 200, response.text
+
+
+async def test_the_portal_says_that_the_outcome_is_unknown_if_the_commit_of_a_change_was_cut(
+    service: Service, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def cut(*args: Any, **kwargs: Any) -> Any:
+        raise CommitUncertain("cut at COMMIT")
+
+    browser = await sign_in("Mia", Role.MANAGER, 1)
+    monkeypatch.setattr(service.database, "write", cut)
+    page = await browser.post("/portal/1/keys", data={"action": "create", "name": "Shop", "permissions": ["sms.send"]})
+    assert page.status_code == 503
+    assert "It is not known whether this was stored" in page.text

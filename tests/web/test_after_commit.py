@@ -1,0 +1,148 @@
+"""What callers of the API get if the database fails after, or during, the commit of their change, on both databases."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import httpx
+import pytest
+
+from shortener.container import Service
+from shortener.errors import CommitUncertain
+from shortener.redis.link_cache import NoLinkCache
+from tests.clicks.helpers import create_link
+from tests.conftest import client_of
+from tests.databases import take_down_after
+
+TO = "+14085550100"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "expected"),
+    [
+        ("POST", "/api/v1/tokens", {}, "tracker_token"),
+        ("POST", "/api/v1/postback-keys", {"name": "network"}, "postback_key"),
+        ("POST", "/api/v1/blocked-hosts", {"host": "bad.example"}, "host"),
+        ("POST", "/api/v1/gateways", {"name": "gw", "kind": "simulator"}, "report_url"),
+        ("POST", "/api/v1/trackers", {"url": "http://127.0.0.1:9/", "events": ["click"]}, "url"),
+        ("POST", "/api/v1/application/callback-secret", {}, "callback_secret"),
+        ("POST", "/api/v1/links/update", {"campaign": "autumn", "enabled": False}, "update"),
+    ],
+)
+async def test_a_change_is_answered_with_its_result_if_the_database_fails_after_the_commit(
+    service: Service,
+    client: httpx.AsyncClient,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    path: str,
+    body: dict[str, Any],
+    expected: str,
+) -> None:
+    take_down_after(service, monkeypatch)
+    response = await client.request(method, path, json=body)
+    assert response.is_success, response.text
+    assert response.json()[expected]
+
+
+async def test_a_new_api_key_is_shown_if_the_database_fails_after_the_commit_and_works_when_it_is_back(
+    service: Service, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = take_down_after(service, monkeypatch)
+    response = await client.post("/api/v1/keys", json={"name": "pipeline"})
+    assert response.status_code == 201, response.text
+    database.is_back = True
+    async with client_of(service, {"X-API-Key": response.json()["api_key"]}) as other:
+        assert (await other.post("/api/v1/rewrite", json={"to": TO, "body": "x"})).status_code == 200
+
+
+async def test_an_updated_application_is_shown_with_its_new_settings_if_the_database_fails_after_the_commit(
+    service: Service, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take_down_after(service, monkeypatch)
+    url = "http://127.0.0.1:9/c"
+    changes = {"click_events": "every", "gateway": "simulator", "conversion_url": url}
+    response = await client.patch("/api/v1/application", json=changes)
+    assert response.status_code == 200, response.text
+    changed = response.json()
+    assert (changed["click_events"], changed["gateway"], changed["conversion_url"]) == ("every", "simulator", url)
+
+
+async def test_a_domain_is_shown_with_its_new_values_if_the_database_fails_after_the_commit(
+    service: Service, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = take_down_after(service, monkeypatch)
+    added = await client.post("/api/v1/domains", json={"domain": "go.brand.example"})
+    assert (added.status_code, added.json()["domain"]["new_links"]) == (201, True), added.text
+    database.is_back = True
+    await service.directory.refresh()
+    take_down_after(service, monkeypatch)
+    changed = await client.patch("/api/v1/domains/go.brand.example", json={"home_url": "https://brand.example/"})
+    assert (changed.status_code, changed.json()["domain"]["home_url"]) == (200, "https://brand.example/"), changed.text
+
+
+async def test_a_changed_link_is_shown_if_the_database_fails_after_the_commit(
+    service: Service, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = await create_link(client)
+    database, removed = take_down_after(service, monkeypatch), []
+
+    class Cache(NoLinkCache):
+        async def invalidate(self, codes: Collection[str]) -> bool:
+            removed.append((list(codes), database.is_down))
+            return True
+
+    monkeypatch.setattr(service, "cache", Cache())
+    response = await client.patch(f"/api/v1/links{path}", json={"enabled": False})
+    assert response.status_code == 200, response.text
+    link = response.json()["link"]
+    assert (link["enabled"], len(link["history"])) == (False, 1)
+    assert removed == [([path[1:]], False), ([path[1:]], True)], "the link cache must not keep the old values"
+
+
+@pytest.mark.parametrize(("decision", "status"), [("resend", "pending"), ("discard", "failed")])
+async def test_a_decision_about_a_message_is_shown_if_the_database_fails_after_the_commit(
+    service: Service, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, decision: str, status: str
+) -> None:
+    rewritten = await client.post("/api/v1/rewrite", json={"to": TO, "body": "x", "gateway": "simulator", "message_id": "m-1"})
+    assert rewritten.status_code == 200, rewritten.text
+    take_down_after(service, monkeypatch)
+    response = await client.post(f"/api/v1/sends/m-1/{decision}")
+    assert response.status_code == 200, response.text
+    assert response.json()["send"]["send_status"] == status
+
+
+async def test_a_request_with_an_idempotency_key_gets_its_response_if_this_response_cannot_be_stored(
+    service: Service, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = take_down_after(service, monkeypatch, commits=2)  # the claim of the key, and the new API key
+    first = await client.post("/api/v1/keys", json={"name": "pipeline"}, headers={"Idempotency-Key": "k"})
+    assert first.status_code == 201, first.text
+    assert first.json()["api_key"]
+    database.is_back = True
+    second = await client.post("/api/v1/keys", json={"name": "pipeline"}, headers={"Idempotency-Key": "k"})
+    assert (second.status_code, second.json()["error_code"]) == (409, "REQUEST_IN_PROGRESS")
+    assert len((await client.get("/api/v1/keys")).json()["keys"]) == 2
+
+
+async def test_the_error_of_a_request_with_an_idempotency_key_is_returned_if_its_claim_cannot_be_released(
+    service: Service, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limited = (await client.post("/api/v1/keys", json={"name": "limited", "permissions": ["admin"]})).json()["api_key"]
+    take_down_after(service, monkeypatch)
+    async with client_of(service, {"X-API-Key": limited, "Idempotency-Key": "k"}) as other:
+        response = await other.post("/api/v1/keys", json={"name": "x", "permissions": ["sms.send"]})
+    assert (response.status_code, response.json()["error_code"]) == (403, "FORBIDDEN")
+
+
+async def test_a_change_whose_commit_was_cut_gets_an_error_that_says_that_its_outcome_is_unknown(
+    service: Service, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def cut(*args: Any, **kwargs: Any) -> Any:
+        raise CommitUncertain("cut at COMMIT")
+
+    monkeypatch.setattr(service.database, "write", cut)
+    response = await client.post("/api/v1/keys", json={"name": "pipeline"})
+    assert (response.status_code, response.json()["error_code"]) == (503, "OUTCOME_UNKNOWN")
+    assert response.headers["Retry-After"] == "2"
+    assert "nothing was stored" not in response.text
