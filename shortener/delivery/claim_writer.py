@@ -95,7 +95,7 @@ class ClaimWriter:
             return result
         blocked = blocked_applications(usage)
         walk = QueueWalk(connection, self._position, blocked, now)
-        due = [queue for queue in walk.queues if _is_due(queue, now) and paused.get(queue.name, 0) <= now]
+        due = [queue for queue in walk.queues if queue.is_due(now) and paused.get(queue.name, 0) <= now]
         ids = {tracker for queue in due if (tracker := _tracker_of(queue.name)) is not None}
         disabled = dispatch_queries.disabled_applications(connection) if due else {}
         states = dispatch_queries.tracker_states(connection, ids)
@@ -135,11 +135,13 @@ class ClaimWriter:
         has_more = {request.queue for request in requests if counts[request.queue, request.part] == request.limit}
         probes: set[str] = set()
         requested = {request.queue for request in requests}
+        recovering = [name for name in limited & requested if candidates[name].is_recovering]
+        backlogs = dispatch_queries.due_queues(connection, recovering, now)
         for name in limited:
             candidate = candidates[name]
             if name in requested:
                 count = counts[name, FIRST_ATTEMPTS] + counts[name, RETRIES]
-                if self._write_release(connection, candidate, count, name in has_more, now):
+                if self._write_release(connection, candidate, count, name in backlogs, now):
                     probes.add(name)
             if candidate.pace is not None and candidate.pace.limit(now) is not None and (name in has_more or name not in requested):
                 result.wake_not_later_than(max(candidate.pace.next_at(now), now + MIN_RATE_PAUSE_MS))
@@ -196,11 +198,11 @@ class ClaimWriter:
             return Candidate(queue, state.application_id, 1, settings.delivery_timeout, state.health, state.pace)
         return Candidate(queue, state.application_id, target.concurrency, target.timeout, state.health, state.pace)
 
-    def _write_release(self, connection: Connection, candidate: Candidate, count: int, has_more: bool, now: int) -> bool:
+    def _write_release(self, connection: Connection, candidate: Candidate, count: int, has_backlog: bool, now: int) -> bool:
         """Update the circuit breaker and the rate of a tracker after `count` of its deliveries were claimed.
 
-        `has_more` is true if the queue has further due deliveries. Return whether the claimed delivery is the probe of an open
-        circuit breaker."""
+        `has_backlog` is true if the tracker is recovering and its queue has further due deliveries. Return whether the claimed
+        delivery is the probe of an open circuit breaker."""
         health = stored = candidate.health
         assert health is not None
         assert candidate.pace is not None
@@ -210,7 +212,7 @@ class ClaimWriter:
         elif health.recovering_at is not None:
             if count:
                 health = health.released(count, now, self._settings.delivery_recovery_rate)
-            if not has_more:
+            if not has_backlog:
                 health = health.recovered()
         pace = candidate.pace.claimed(count, now)
         values: dict[str, Any] = {}
@@ -281,10 +283,6 @@ def _lock_limited(connection: Connection, candidates: dict[str, Candidate], resu
             names.discard(name)
             result.wake_not_later_than(now + MIN_RATE_PAUSE_MS)
     return names
-
-
-def _is_due(queue: DeliveryQueue, now: int) -> bool:
-    return any(at is not None and at <= now for at in (queue.first_due, queue.retry_due))
 
 
 def _tracker_of(queue: str) -> int | None:

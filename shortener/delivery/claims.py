@@ -107,6 +107,11 @@ class Candidate:
             return True
         return self.pace is not None and self.pace.limit(now) is not None
 
+    @property
+    def is_recovering(self) -> bool:
+        """Return whether the backlog of the tracker is sent at the recovery rate."""
+        return self.health is not None and self.health.open_until is None and self.health.recovering_at is not None
+
     def lease_until(self, now: int) -> int:
         """Return the time at which a lease ends that starts at `now`, in milliseconds since 1970."""
         return now + round(self.timeout * 1000) + LEASE_MARGIN_MS

@@ -42,6 +42,10 @@ class DeliveryQueue(NamedTuple):
     first_due: int | None
     retry_due: int | None
 
+    def is_due(self, now: int) -> bool:
+        """Return whether a delivery of the queue is due."""
+        return any(at is not None and at <= now for at in (self.first_due, self.retry_due))
+
 
 #: This text follows the names of all queues: they begin with "c" or "t".
 END_OF_NAMES = "u"
@@ -75,6 +79,18 @@ _QUEUES = {
 def pending_queues(connection: Connection, after: str, before: str, limit: int) -> list[DeliveryQueue]:
     """Return up to `limit` queues with pending deliveries whose names are between `after` and `before`, sorted by name."""
     return [DeliveryQueue._make(row) for row in raw_sql.rows(connection, _QUEUES, after, before, before, limit)]
+
+
+_NAMED_QUEUES = {
+    "sqlite": f"SELECT json_group_array(json_array({_QUEUE_COLUMNS})) FROM (SELECT value AS lane FROM json_each(?)) AS l",
+    "postgresql": f"SELECT {_QUEUE_COLUMNS} FROM unnest($1::text[]) AS l(lane)",
+}
+
+
+def due_queues(connection: Connection, names: Sequence[str], now: int) -> set[str]:
+    """Return those of the queues that have deliveries that are due and not claimed."""
+    found = map(DeliveryQueue._make, raw_sql.rows(connection, _NAMED_QUEUES, list(names))) if names else ()
+    return {queue.name for queue in found if queue.is_due(now)}
 
 
 class ClaimRequest(NamedTuple):

@@ -10,12 +10,13 @@ but at most `MAX_PAUSE_MS`.
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from shortener.model import record
 
 MAX_FAILURES = 10
 MIN_PAUSE_MS, MAX_PAUSE_MS = 30_000, 300_000
-#: A recovering tracker may get at once as many deliveries as its recovery rate allows in this time.
+#: A recovering tracker may get at once as many deliveries as its recovery rate allows in this time, and at least one.
 BURST_MS = 1000
 
 
@@ -88,12 +89,15 @@ class TrackerHealth:
         Return None if there is no backlog, and therefore no limit."""
         if self.recovering_at is None:
             return None
-        return int((now - max(self.recovering_at, now - BURST_MS)) * rate / 1000)
+        return int((now - self._released_until(now, rate)) * rate / 1000 + 1e-9)
 
     def released(self, count: int, now: int, rate: float) -> TrackerHealth:
         """Return the health of the tracker after `count` deliveries of its backlog were sent at `rate` deliveries per second."""
+        return dataclasses.replace(self, recovering_at=self._released_until(now, rate) + round(count * 1000 / rate))
+
+    def _released_until(self, now: int, rate: float) -> int:
         assert self.recovering_at is not None
-        return dataclasses.replace(self, recovering_at=max(self.recovering_at, now - BURST_MS) + round(count * 1000 / rate))
+        return max(self.recovering_at, now - max(BURST_MS, math.ceil(1000 / rate)))
 
     def recovered(self) -> TrackerHealth:
         """Return the health of the tracker after its backlog was sent."""

@@ -160,8 +160,7 @@ class SendClaimWriter:
     ) -> bool:
         """Update the circuit breaker and the rate of a gateway after messages were claimed. Return whether the claimed message is
         the probe of an open circuit breaker."""
-        requested = sum(request.limit for request in requests if request.queue == state.queue.name)
-        if not requested:
+        if all(request.queue != state.queue.name for request in requests):
             return False
         count = counts[state.queue.name]
         health = state.health
@@ -171,7 +170,7 @@ class SendClaimWriter:
         elif health.recovering_at is not None:
             if count:
                 health = health.released(count, now, self._settings.delivery_recovery_rate)
-            if count < requested:  # fewer messages were due than requested, so the backlog is empty
+            if not queries.has_due(connection, state.id, now):  # the backlog is empty
                 health = health.recovered()
         values = _changed(state.health, health, state.pace, state.pace.claimed(count, now))
         if values:

@@ -43,7 +43,7 @@ class GatewayState(NamedTuple):
 
     def is_due(self, now: int) -> bool:
         """Return whether a message of the gateway is due."""
-        return any(at is not None and at <= now for at in (self.queue.first_due, self.queue.retry_due))
+        return self.queue.is_due(now)
 
 
 _HEALTH = ("failures_in_row", "open_until", "recovering_at", "last_success_at", "last_failure_at", "opened_at")
@@ -122,6 +122,12 @@ def lock_states(connection: Connection, now: int, only: int | None = None) -> li
             )
         )
     return found
+
+
+def has_due(connection: Connection, gateway_id: int, now: int) -> bool:
+    """Return whether a gateway has messages that are due and not claimed."""
+    due = select(_due(0), _due(1)).select_from(gateways).where(gateways.c.id == gateway_id)
+    return any(at is not None and to_ms(at) <= now for at in connection.execute(due).one())
 
 
 def lock_health(connection: Connection, ids: Collection[int]) -> dict[int, tuple[TrackerHealth, TrackerPace]]:

@@ -15,7 +15,7 @@ from shortener.delivery.trackers import NewTracker
 from shortener.model import DeliveryStatus
 from shortener.storage import schema
 from tests.conftest import NOON, Clock, MakeService
-from tests.delivery.conftest import MakeTracker, Story
+from tests.delivery.conftest import MakeTracker, Story, changes
 from tests.delivery.dispatching import (
     DEAD,
     DELIVERED,
@@ -24,6 +24,7 @@ from tests.delivery.dispatching import (
     deliver,
     deliveries,
     delivery,
+    now_ms,
     other_dispatcher,
     start_attempts,
     statuses,
@@ -303,6 +304,24 @@ async def test_several_processes_share_the_recovery_rate_of_a_tracker(
             await asyncio.gather(*(service.dispatcher.flush() for service in services))
         released.append(len(receiver.take()))
     assert released == [10, 10, 10]
+
+
+async def test_a_tracker_with_one_attempt_at_a_time_has_recovered_when_its_backlog_is_sent(
+    make_service: MakeService, receiver: Receiver, story_of: Callable[[Service], Story], clock: Clock
+) -> None:
+    service = await make_service(delivery_recovery_rate=0.5)
+    story = story_of(service)
+    new = NewTracker(url=receiver.url(), events=["click"], concurrency=1, signed=False)
+    tracker = (await service.trackers.create(AUDIT, 1, new)).tracker.id
+    for _ in range(3):
+        await story.first_click()
+    await service.trackers.update(AUDIT, tracker, changes(enabled=True))
+    breakers = []
+    for _ in range(3):
+        clock.forward(seconds=2)
+        await deliver(service)
+        breakers.append((await service.trackers.get(tracker)).health.breaker(now_ms(clock)))
+    assert (len(receiver.requests), breakers) == (3, ["recovering", "recovering", "closed"])
 
 
 async def test_all_due_deliveries_are_sent_even_if_there_are_more_queues_than_one_dispatch_cycle_examines(

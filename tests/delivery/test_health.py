@@ -54,13 +54,22 @@ def test_a_success_closes_the_circuit_breaker_and_the_backlog_is_sent_at_the_rec
     assert health.recovered().allowance(T, 10) is None
 
 
+@given(st.floats(0.01, 500), st.integers(1, 3))
+def test_a_recovering_tracker_gets_deliveries_at_every_recovery_rate(rate: float, deliveries: int) -> None:
+    health, now = TrackerHealth(recovering_at=T), T
+    for _ in range(deliveries):
+        now += 1001 + round(1000 / rate)
+        assert health.allowance(now, rate) in range(1, int(rate) + 2)
+        health = health.released(1, now, rate)
+
+
 def test_a_retry_after_header_opens_the_circuit_breaker_for_at_most_the_maximum_pause() -> None:
     assert TrackerHealth().failed(T, quiet_until=T + 60_000).open_until == T + 60_000
     assert TrackerHealth().failed(T, quiet_until=T + 86_400_000).open_until == T + MAX_PAUSE_MS
     assert fail(TrackerHealth(), MAX_FAILURES - 1).failed(T, quiet_until=T + 1000).open_until == T + MIN_PAUSE_MS
 
 
-@given(st.lists(st.integers(0, 3000), min_size=1, max_size=60), st.floats(0.5, 500))
+@given(st.lists(st.integers(0, 3000), min_size=1, max_size=60), st.floats(0.01, 500))
 def test_the_backlog_of_a_tracker_is_never_sent_faster_than_the_recovery_rate(steps: list[int], rate: float) -> None:
     health, now, released = TrackerHealth(recovering_at=T), T, 0
     for step in steps:

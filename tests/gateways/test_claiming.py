@@ -80,6 +80,23 @@ async def test_the_messages_of_a_disabled_application_use_neither_the_rate_nor_t
     assert {send.status for send in await stored_sends(service)} == {SENT}
 
 
+async def test_a_gateway_with_one_attempt_at_a_time_has_recovered_when_its_backlog_is_sent(
+    service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver, clock: Clock
+) -> None:
+    receiver.default_reply = ACCEPTED
+    gateway = await make_gateway(receiver.url(), concurrency=1)
+    await change(service, schema.gateways, gateway.id, recovering_at=NOON)
+    await send_messages(3)
+    dispatcher, breakers = service.gateway_dispatcher, []
+    for _ in range(3):
+        clock.forward(seconds=0.01)
+        await dispatcher.step()
+        await asyncio.wait(dispatcher._tasks)
+        breakers.append((await service.gateways.get(gateway.id)).health.breaker(0))
+    assert (len(receiver.requests), breakers) == (3, ["recovering", "recovering", "closed"])
+    await dispatcher.flush()
+
+
 async def test_each_of_many_gateways_gets_attempts_while_many_hits_arrive(
     service: Service, make_gateway: MakeGateway, send_messages: SendMessages
 ) -> None:
