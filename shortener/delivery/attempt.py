@@ -105,7 +105,15 @@ class AttemptRunner:
 
         The attempt begins when the task `earlier` has ended, but it waits for at most MAX_WAIT_SECONDS. After that, it waits until
         the rate of the tracker permits its start. If the process stops meanwhile, the attempt does not begin, and the claim is
-        given back."""
+        given back. If the service itself is at fault, the result is a local failure."""
+        try:
+            return await self._run(attempt, earlier)
+        except Exception:
+            log.exception("attempt_failed", delivery=DELIVERY_IDS.encode(attempt.claim.id))
+            failure = SendResult(None, b"", "internal_error", "the attempt failed unexpectedly", 0, is_local=True)
+            return self._failed_locally(attempt, failure, to_ms(self._clock()))
+
+    async def _run(self, attempt: AttemptInFlight, earlier: asyncio.Task[None] | None) -> FinishedAttempt:
         claim, target = attempt.claim, attempt.target
         try:
             has_waited = await self._wait(attempt, earlier)
@@ -126,7 +134,10 @@ class AttemptRunner:
             return self._returned(attempt, "interrupted")
         finished = self._classify(attempt, response, started)
         if self.tracer is not None:
-            _trace(self.tracer, claim, finished, response)
+            try:
+                _trace(self.tracer, claim, finished, response)
+            except Exception:  # the result of the attempt must not be lost
+                log.exception("attempt_not_traced", delivery=DELIVERY_IDS.encode(claim.id))
         return finished
 
     async def _wait(self, attempt: AttemptInFlight, earlier: asyncio.Task[None] | None) -> bool:

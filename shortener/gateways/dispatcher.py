@@ -6,10 +6,10 @@ attempts and claims due messages. After the commit the attempts start, so a clai
 
 Guarantees
 - A message is handed on at least once, and never again after the gateway accepted it and the outcome was recorded.
-- A claim gives the process a lease that is longer than the attempt can last. If the lease ends without an outcome, the process died
-  or could not use the database, and the gateway may have accepted the message. The message is then doubtful. The policy of the
-  gateway decides whether the message is handed on again (`resend`) or held (`hold`). A doubtful message whose delivery report has
-  arrived is not handed on again.
+- A claim gives the process a lease that is longer than the attempt can last. If the lease ends without an outcome, the process
+  died, could not use the database or had a fault, and the gateway may have accepted the message. The message is then doubtful.
+  The policy of the gateway decides whether the message is handed on again (`resend`) or held (`hold`). A doubtful message whose
+  delivery report has arrived is not handed on again.
 - The transaction locks the row of each gateway, so its concurrency, its rate and its circuit breaker limit all processes together.
 - If the transaction fails although the database is available, each outcome and the claims of each gateway get a transaction of
   their own. So a value that cannot be stored or computed delays only its own message or gateway.
@@ -274,7 +274,11 @@ class GatewayDispatcher:
         return self._is_expiry_due(now) or await self._database.read(_has_pending)
 
     async def _run(self, attempt: SendInFlight) -> None:
-        self._ended.append(await self._runner.run(attempt))
+        try:
+            self._ended.append(await self._runner.run(attempt))
+        except Exception:  # the message is doubtful when its lease ends, as if the process had died
+            log.exception("send_attempt_failed", send=encode(attempt.claim.id))
+            self._usage.release(attempt.queue, attempt.application_id)
         self.wake_up.notify()
 
     def _write_cycle(self, connection: Connection, ended: Sequence[EndedSend], limit: int, only: int | None) -> _Cycle:

@@ -284,6 +284,48 @@ async def test_a_failure_of_the_local_dns_resolver_does_not_count_as_a_delivery_
         assert (await deliveries(service))[1].status == DEAD, "nothing waits without limit"
 
 
+class FaultyTracer:
+    """A tracer that raises an error in the method `fault`."""
+
+    def __init__(self, fault: str) -> None:
+        self.fault = fault
+
+    def header(self, application_id: int, message_id: str) -> None:
+        assert self.fault != "header"
+
+    def record(self, *args: Any, **attributes: Any) -> None:
+        assert self.fault != "record"
+
+
+async def test_a_fault_before_the_request_is_a_local_failure_and_leaves_no_slot_in_use(
+    service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
+) -> None:
+    await make_tracker(receiver.url())
+    await story.first_click()
+    await service.fanout.flush()
+    tracer: Any = FaultyTracer("header")
+    service.dispatcher.use_tracer(tracer)
+    await service.dispatcher.flush()
+    row = await delivery(service)
+    assert (row.status, row.attempt, row.last_error, row.lease_until) == (PENDING, 0, "internal_error", None)
+    assert (service.dispatcher.in_flight, receiver.requests) == (0, [])
+    service.dispatcher.use_tracer(None)
+    clock.forward(seconds=15)
+    await service.dispatcher.flush()
+    assert (await delivery(service)).status == DELIVERED
+
+
+async def test_the_outcome_of_an_attempt_is_recorded_if_it_cannot_be_traced(
+    service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver
+) -> None:
+    await make_tracker(receiver.url())
+    await story.first_click()
+    tracer: Any = FaultyTracer("record")
+    service.dispatcher.use_tracer(tracer)
+    await deliver(service)
+    assert ((await delivery(service)).status, service.dispatcher.in_flight, len(receiver.requests)) == (DELIVERED, 0, 1)
+
+
 async def test_the_time_limit_for_local_failures_of_a_delivery_begins_at_its_first_local_failure(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
 ) -> None:

@@ -17,7 +17,7 @@ from shortener.storage import schema
 from tests.conftest import Clock
 from tests.factory import rows
 from tests.gateways.conftest import MakeGateway, SendMessages, stored_sends
-from tests.gateways.sending import FAILED, PENDING, SENT, other_process
+from tests.gateways.sending import FAILED, HELD, PENDING, SENT, other_process
 from tests.gateways.smpp.smsc import running_smsc
 from tests.receiver import Receiver, Reply
 
@@ -70,6 +70,31 @@ async def test_an_outcome_that_cannot_be_stored_does_not_stop_other_outcomes(
     clock.forward(seconds=16)
     await dispatcher.flush()
     assert [send.status for send in await stored_sends(service)] == [SENT] * 3
+
+
+@pytest.mark.parametrize("policy", ["resend", "hold"])
+async def test_a_fault_after_the_response_leaves_no_slot_in_use_and_makes_the_message_doubtful(
+    policy: str,
+    service: Service,
+    make_gateway: MakeGateway,
+    send_messages: SendMessages,
+    receiver: Receiver,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    receiver.default_reply = ACCEPTED
+    await make_gateway(receiver.url(), timeout=5, on_doubt=policy)
+    await send_messages()
+    dispatcher = other_process(service)
+    with monkeypatch.context() as patch:
+        patch.setattr(dispatcher._runner, "_decide", None)
+        await dispatcher.flush()
+    assert (dispatcher._usage.busy, len(receiver.requests)) == (0, 1)
+    clock.forward(seconds=16)
+    await dispatcher.flush()
+    (send,) = await stored_sends(service)
+    assert send.doubtful is True
+    assert (send.status, len(receiver.requests)) == ((SENT, 2) if policy == "resend" else (HELD, 1))
 
 
 async def test_a_command_status_of_smpp_that_the_database_cannot_store_is_left_out(
