@@ -10,6 +10,7 @@ from shortener.container import Service
 from shortener.delivery.dispatch_queries import update_tracker
 from shortener.delivery.trackers import NewTracker, TrackerChanges
 from shortener.model import DeliveryStatus
+from shortener.portal.admin_system import CHECKS
 from shortener.portal.operators import Role
 from tests.conftest import Clock
 from tests.delivery.dispatching import fill
@@ -40,7 +41,10 @@ async def test_the_system_page_shows_the_checks_of_readyz_to_admins_only(sign_in
     page = await admin.get("/portal/admin/system")
     assert page.status_code == 200
     checks = (await admin.get("/readyz")).json()["checks"]
-    assert page.text.count("not configured") == list(checks.values()).count("none")
+    shown = re.findall(r'<th scope="row">([^<]+)</th><td data-label="State"[^>]*>.*?(works|fails|not configured)', page.text)
+    words = {"ok": "works", "failed": "fails", "none": "not configured"}
+    assert shown == [(CHECKS[name][0], words[state]) for name, state in checks.items()]
+    assert {word for _, word in shown} == {*words.values()}, "the test compares every state"
 
 
 async def test_the_portal_shows_the_attempts_of_a_dead_delivery_and_support_can_replay_it(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections import Counter
 from collections.abc import AsyncIterator
 from datetime import UTC, timedelta
 from types import SimpleNamespace
@@ -91,15 +90,21 @@ async def test_the_live_stream_of_another_application_returns_404(sign_in: SignI
 
 
 async def test_a_live_stream_without_a_session_and_a_fourth_live_stream_of_a_session_are_rejected(
-    service: Service, sign_in: SignIn, new_browser: NewBrowser, monkeypatch: pytest.MonkeyPatch
+    service: Service, sign_in: SignIn, new_browser: NewBrowser
 ) -> None:
     accept = {"Accept": "text/html, text/event-stream", "HX-Request": "true"}
     stranger = await (await new_browser()).get("/portal/1/live/stream", headers=accept)
     assert stranger.status_code == 401  # a redirect would make the script of the page repeat the request endlessly
     browser = await sign_in()
-    monkeypatch.setattr(live, "_streams", Counter({1: live.MAX_STREAMS}))
-    rejected = await browser.get("/portal/1/live/stream", headers=accept)
-    assert (rejected.status_code, rejected.headers["retry-after"]) == (429, "5")
+    visit, portal = _visit_of(service, browser, LiveFeed(service.database, service.clock, interval=0.02))
+    async with contextlib.AsyncExitStack() as streams:
+        for _ in range(live.MAX_STREAMS):
+            stream = await streams.enter_async_context(contextlib.aclosing(live.event_stream(visit, portal, 1)))
+            await anext(stream)
+        async with asyncio.timeout(PATIENCE):  # if the stream is not rejected, its response has no end
+            rejected = await browser.get("/portal/1/live/stream", headers=accept)
+        assert (rejected.status_code, rejected.headers["retry-after"]) == (429, "5")
+    assert not live._streams, "a stream that has ended does not count"
 
 
 async def test_the_live_feed_query_returns_only_rows_that_were_created_since_a_given_time(
