@@ -38,6 +38,8 @@ class InProcessShell:
 
     def __call__(self, *words: str, code: int = 0) -> Result:
         result = CliRunner().invoke(cli, words, env=self._environment)
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception  # CliRunner reports an unexpected exception as exit code 1, like a failure with a reason
         assert result.exit_code == code, (result.stderr, result.stdout, result.exception)
         return result
 

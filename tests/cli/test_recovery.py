@@ -102,7 +102,8 @@ def test_the_command_secret_adopt_moves_the_hits_in_redis_after_the_new_secret_i
 
     with monkeypatch.context() as patch:
         patch.setattr("shortener.storage.secret_change.adopt", refuse)
-        shell("secret", "adopt", "--yes", code=1)
+        with pytest.raises(RuntimeError, match="the disk is full"):
+            shell("secret", "adopt", "--yes")
     assert waiting_hits(redis_server, old) == 3, "the hits stay where the stored secret has them"
     assert shell.json("secret", "adopt", "--yes")["hits_moved"] == 3
     assert (waiting_hits(redis_server, old), waiting_hits(redis_server, prefix_of(shell.folder))) == (0, 3)
