@@ -2,10 +2,11 @@ import os
 from datetime import UTC, datetime
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from shortener.ids import (
+    ALPHABET,
     CONVERSION_IDS,
     DELIVERY_IDS,
     LINK_UPDATE_IDS,
@@ -29,10 +30,13 @@ def test_a_row_id_is_encoded_in_eleven_characters_and_decoded(number: int) -> No
     assert decode(encode(number)) == number
 
 
-@given(st.text(max_size=30))
-def test_decoding_any_text_as_a_row_id_returns_a_number_or_none(text: str) -> None:
+@given(st.text(ALPHABET, min_size=11, max_size=11) | st.text(max_size=30))
+@example(encode(2**63 - 1))
+@example(encode(2**63))
+@example("z" * 11)
+def test_decoding_any_text_as_a_row_id_returns_a_number_of_63_bits_or_none(text: str) -> None:
     number = decode(text)
-    assert number is None or encode(number) == text
+    assert number is None or (number < 2**63 and encode(number) == text)
 
 
 @pytest.mark.parametrize(

@@ -77,8 +77,9 @@ def test_an_invalid_port_is_reported_without_an_error_of_the_base_url_that_follo
     ],
 )
 def test_the_error_for_an_invalid_setting_contains_its_name_and_the_reason(name: str, value: str, reason: str) -> None:
-    with pytest.raises(SettingsError, match=reason):
+    with pytest.raises(SettingsError, match=reason) as caught:
         load({f"SHORTENER_{name}": value})
+    assert name.lower() in str(caught.value).lower()
 
 
 def test_an_unknown_setting_in_the_configuration_file_is_rejected(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from shortener.times import EARLIEST, MAX_AHEAD, end_of, parse_iso, parse_report_time, parse_time, start_of
 
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
+_times_of_70_years = st.datetimes(EARLIEST.replace(year=1990, tzinfo=None), EARLIEST.replace(year=2060, tzinfo=None))
 
 
 @pytest.mark.parametrize(
@@ -79,7 +80,12 @@ def test_every_format_of_a_time_is_parsed_to_the_same_time(at: datetime, offset:
     assert {parse_time(text, NOW) for text in texts} == {cut}
 
 
-@given(st.text(max_size=40) | st.from_regex(r"[0-9TZ:+. -]{1,30}", fullmatch=True))
+@given(
+    _times_of_70_years.map(str)
+    | st.integers(0, 10**14).map(str)
+    | st.text(max_size=40)
+    | st.from_regex(r"[0-9TZ:+. -]{1,30}", fullmatch=True)
+)
 def test_parsing_any_text_as_a_reported_time_returns_a_time_within_limits_or_raises_value_error(text: str) -> None:
     try:
         at = parse_time(text, NOW)
@@ -161,7 +167,33 @@ def test_text_that_is_not_a_time_of_a_delivery_report_is_rejected(text: str) -> 
         parse_report_time(text, NOW)
 
 
-@given(st.text(max_size=30) | st.from_regex(r"[0-9]{8,16}[+-]?", fullmatch=True))
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2712312359",
+        "271231235900",
+        "20271231235900",
+        "19991231235900",
+        "271231235900000+",
+        "Fri, 31 Dec 2027 23:59:00 +0000",
+        "Fri, 31 Dec 1999 23:59:00 +0000",
+        "2027/12/31 23:59:00",
+        "2027-12-31 24:00",
+    ],
+)
+def test_a_report_time_before_the_year_2000_or_more_than_24_hours_in_the_future_is_rejected(text: str) -> None:
+    with pytest.raises(ValueError, match="must"):
+        parse_report_time(text, NOW)
+
+
+_REPORT_FORMATS = (
+    *("%y%m%d%H%M", "%y%m%d%H%M%S", "%Y%m%d%H%M%S", "%y%m%d%H%M%S000+", "%y%m%d%H%M%S056-"),
+    *("%Y/%m/%d %H:%M:%S", "%a, %d %b %Y %H:%M:%S +0000"),
+)
+_report_times = st.builds(lambda at, form: at.strftime(form), _times_of_70_years, st.sampled_from(_REPORT_FORMATS))
+
+
+@given(_report_times | st.text(max_size=30) | st.from_regex(r"[0-9]{8,16}[+-]?", fullmatch=True))
 def test_parsing_any_text_as_a_report_time_returns_a_time_within_limits_or_raises_value_error(text: str) -> None:
     try:
         at = parse_report_time(text, NOW)

@@ -58,18 +58,24 @@ async def test_one_trace_contains_the_rewrite_the_click_the_conversion_and_their
 
 
 async def test_messages_that_are_not_sampled_have_no_trace_spans_and_no_trace_header(
-    service: Service, client: httpx.AsyncClient
+    service: Service, client: httpx.AsyncClient, receiver: Receiver
 ) -> None:
     exporter = InMemorySpanExporter()
     tracer = Tracer(exporter, ratio=0.5)
     service.use_tracer(tracer)
+    tracker = {"url": receiver.url(), "events": ["state"], "format": "json"}
+    assert (await client.post("/api/v1/trackers", json=tracker)).status_code == 201
     body = {"to": [f"+1408555{number:04}" for number in range(64)], "body": "hello"}
     messages = (await client.post("/api/v1/rewrite", json=body)).json()["messages"]
+    reports = [{"message_id": message["message_id"], "state": "DELIVERED"} for message in messages]
+    assert (await client.post("/api/v1/sms/status", json=reports)).json()["accepted"] == 64
+    await service.fanout.flush()
+    await service.dispatcher.flush()
     await asyncio.to_thread(tracer.flush)
     traced = {str(span.attributes["shortener.message_id"]) for span in exporter.get_finished_spans() if span.attributes}
     assert 0 < len(traced) < 64
-    for message in messages:
-        assert (tracer.header(1, message["message_id"]) is not None) is (message["message_id"] in traced)
+    assert len(receiver.requests) == 64
+    assert {request.json["message_id"] for request in receiver.requests if "traceparent" in request.headers} == traced
 
 
 def test_the_error_for_missing_tracing_packages_contains_the_name_of_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,8 @@ import pytest
 from sqlalchemy import Connection, select, update
 
 from shortener.accounts.administration import update_application
-from shortener.accounts.directory import Directory
+from shortener.accounts.directory import REFRESH_SECONDS, Directory
+from shortener.cli.common import _REFRESH_MARGIN_SECONDS
 from shortener.container import Service
 from shortener.errors import ApiError, ErrorCode, StoreUnavailable
 from shortener.storage import schema
@@ -121,3 +122,10 @@ async def test_application_settings_that_a_newer_version_stored_are_ignored_but_
     with pytest.raises(ApiError) as rejected:
         await service.database.write(update_application, 1, {"a_setting_of_the_next_release": 1}, service.clock())
     assert rejected.value.code is ErrorCode.INVALID_REQUEST, "an unknown setting in a change is an error"
+
+
+async def test_each_process_reads_changed_accounts_at_least_twice_a_second(service: Service) -> None:
+    """The documents promise that a kill switch takes effect on every node within a second. The tests with real nodes have to wait
+    longer, because the machine may be busy."""
+    assert service.jobs.table["directory"].interval == REFRESH_SECONDS
+    assert REFRESH_SECONDS + _REFRESH_MARGIN_SECONDS <= 0.5

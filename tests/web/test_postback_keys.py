@@ -114,11 +114,16 @@ async def test_the_rate_of_reports_with_each_postback_key_is_limited(
     assert (await postback(service, one["postback_key"])).status_code == 200
 
 
-async def test_log_lines_and_refused_reports_do_not_contain_the_postback_key(service: Service, client: httpx.AsyncClient) -> None:
+async def test_log_lines_and_refused_reports_do_not_contain_the_postback_key(
+    service: Service, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "settings", service.settings.model_copy(update={"access_log": "on"}))
     key = (await created(client))["postback_key"]
     with capture_logs() as log_lines:
         await postback(service, key, "message_id=unknown")
         await postback(service, key, f"message_id=m-1&transaction_id={{tid}}&u=https://x/{key}")
+    requests = [line["path"] for line in log_lines if line["event"] == "request"]
+    assert requests == ["/api/v1/postback/{postback_key}"] * 2
     assert key not in repr(log_lines)
     assert key not in (await client.get("/api/v1/conversions/refused")).text
     (one, other) = await rows(service.database, schema.refused_conversions)
