@@ -140,6 +140,17 @@ def end_leases(server: Server) -> None:
         connection.execute("UPDATE sends SET lease_until = ?, next_at = ? WHERE lease_until > ?", (now, now, now))
 
 
+def wait_until_delivered(server: Server) -> None:
+    """Wait until the server has made a delivery of each event, and no delivery is pending."""
+    file = server.folder / "data" / "shortener.db"
+    pending = "SELECT 1 FROM events WHERE NOT fanned_out UNION ALL SELECT 1 FROM deliveries WHERE status = 0 LIMIT 1"
+    deadline = time.monotonic() + PATIENCE
+    with contextlib.closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as connection:
+        while connection.execute(pending).fetchone():
+            assert time.monotonic() < deadline, "a delivery is pending"
+            threading.Event().wait(0.02)  # the pause between two checks
+
+
 @contextlib.contextmanager
 def locked(server: Server) -> Iterator[None]:
     """Lock the database with a write transaction of another process during the `with` block."""

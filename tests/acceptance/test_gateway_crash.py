@@ -114,6 +114,7 @@ def test_after_kill_9_no_message_is_lost_and_no_message_with_a_gateway_response_
         threading.Event().wait(0.2)
     received = gateway.received()
     for sent_before, arrived in recorded:
+        assert sent_before
         assert not sent_before & set(received[arrived:]), "a message was sent again after its response was recorded"
     repeated = {reference for reference, times in Counter(received).items() if times > 1}
     assert repeated <= sends(server, "doubtful"), "a message was sent twice that is not marked as doubtful"

@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from tests.acceptance.endpoint import Endpoint
-from tests.acceptance.process import NO_TLS, PHONE, Server
+from tests.acceptance.process import NO_TLS, PHONE, Server, wait_until_delivered
 from tests.servers import PATIENCE
 
 
@@ -101,6 +101,7 @@ def test_syniverse_a_click_creates_a_clickthru_event_with_every_field_of_the_doc
     tap(server, short_url)
     with server.api() as client:
         assert client.get(f"/api/v1/sms/status/{message['message_id']}").json()["state"] == "CLICKTHRU"
+    wait_until_delivered(server)
     assert len(endpoint.arrived) == 2, "subsequent clicks only open the link's URL"
 
 
@@ -148,6 +149,7 @@ def test_23_telecom_a_conversion_sends_a_postback_with_all_placeholders_replaced
     conversion = endpoint.wait(2)[1]
     assert conversion.target == f"/conversion?id={message['message_id']}&value=25.50&cur=EUR&tx=T%261"
     assert conversion.json["conversion_id"] == first.json()["conversion_id"]
+    wait_until_delivered(server)
     assert len(endpoint.arrived) == 2
 
 
@@ -184,6 +186,7 @@ def test_xoxzo_the_first_click_sends_one_callback_and_appears_in_the_message_sta
     told = link_tracking()
     assert told["accessed"] is True
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", told["accessed_on"])
+    wait_until_delivered(server)
     assert len(endpoint.arrived) == 3
 
 

@@ -226,6 +226,7 @@ def test_after_kill_9_of_service_and_smsc_no_message_is_lost_and_no_message_with
     submitted = [f"+{one['to']}" for one in smsc.entries("submit")]
     assert set(submitted) == set(numbers), "a message was lost"
     for sent_before, arrived in recorded:
+        assert sent_before
         assert not sent_before & set(submitted[arrived:]), "a message was sent again after its response was recorded"
     repeated = {number for number, times in Counter(submitted).items() if times > 1}
     assert repeated <= sent_numbers(server, "s.doubtful"), "a message was sent twice that is not marked as doubtful"

@@ -27,12 +27,12 @@ from shortener.model import Topic
 from shortener.outbox.events import encode_event_id
 from shortener.portal.live_feed import read_rows
 from shortener.portal.operators import Role
-from shortener.portal.pages import all_pages
 from shortener.settings import Settings
 from shortener.storage import raw_sql, schema
 from shortener.storage.database import Database
 from tests.conftest import NOON, client_of
 from tests.portal.conftest import SAME_ORIGIN, accept, invite
+from tests.portal.visited_pages import unvisited_pages
 from tests.receiver import Receiver
 
 #: Tables whose size does not depend on the number of messages. All other tables grow.
@@ -308,17 +308,4 @@ async def test_the_query_plan_check_finds_statements_that_read_a_complete_table(
 
 
 def test_the_test_of_the_query_plans_visits_every_portal_page() -> None:
-    visited = {path.partition("?")[0].removesuffix(".csv") for path in PATHS}
-    pages = [page for page in all_pages() if page.get is not None]
-    # The account page is at several URLs.
-    handlers = {page.get for page in pages if page.path in NOT_VISITED or _matches(page.path, visited)}
-    assert [page.path for page in pages if page.get not in handlers] == []
-
-
-def _matches(pattern: str, paths: set[str]) -> bool:
-    parts = pattern.split("/")
-    return any(
-        len(path.split("/")) == len(parts)
-        and all(want.startswith("{") or want == have for want, have in zip(parts, path.split("/"), strict=True))
-        for path in paths
-    )
+    assert unvisited_pages(PATHS, NOT_VISITED) == []

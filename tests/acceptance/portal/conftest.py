@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from shortener.cli.demo_traffic import fill_installation
+from shortener.ids import DELIVERY_IDS
 from tests.acceptance.portal.browser import Chromium, accept_invitation, browser_path, chromium
 from tests.acceptance.portal.shots import start
 from tests.acceptance.process import Server
@@ -56,6 +57,7 @@ def _demo_installation(tmp_path_factory: pytest.TempPathFactory) -> Path:
             with ThreadPoolExecutor(1) as executor:  # The library of the browser runs an event loop in this separate thread.
                 executor.submit(lambda: asyncio.run(fill_installation(unfinished, messages=120))).result()
             _add_replay(unfinished)
+            _add_domain(unfinished)
             unfinished.rename(folder)
     return folder
 
@@ -66,6 +68,22 @@ def _add_replay(folder: Path) -> None:
     columns = "id, application_id, tracker_id, state, stop_reason, started_by, stopped_by, total, replayed, cursor, created_at"
     with contextlib.closing(sqlite3.connect(folder / "shortener.db")) as database, database:
         database.execute(f"INSERT INTO replays ({columns}, finished_at) VALUES ({values})")
+
+
+def _add_domain(folder: Path) -> None:
+    """Add a domain. The existing links keep their host."""
+    values = "1, 1, 'go.brand.example', 'https://go.brand.example', 1790000000000"
+    with contextlib.closing(sqlite3.connect(folder / "shortener.db")) as database, database:
+        database.execute(f"INSERT INTO domains (id, application_id, host, base_url, created_at) VALUES ({values})")
+
+
+@pytest.fixture(scope="session")
+def demo_ids(demo_server: Server) -> dict[str, str]:
+    """The code of a link and the id of a delivery of the demo installation, which are different in each test run."""
+    with contextlib.closing(sqlite3.connect(demo_server.folder / "shortener.db")) as database:
+        (code,) = database.execute("SELECT links.code FROM links JOIN hits ON hits.link_id = links.id LIMIT 1").fetchone()
+        (delivery,) = database.execute("SELECT delivery_id FROM attempts LIMIT 1").fetchone()
+    return {"code": code, "delivery": DELIVERY_IDS.encode(delivery)}
 
 
 @pytest.fixture(scope="module")
