@@ -35,7 +35,7 @@ from typing import Any
 import orjson
 import structlog
 from sqlalchemy import Connection
-from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
+from sqlalchemy.exc import DBAPIError
 
 from shortener.accounts.audit import AuditWriter
 from shortener.accounts.directory import short_url
@@ -49,7 +49,7 @@ from shortener.metrics import Metrics
 from shortener.model import Clock, DeliveryStatus, HitFlag, State, Topic, Verdict
 from shortener.outbox import count_deltas
 from shortener.outbox.count_deltas import CountDelta, time_to_click
-from shortener.storage.database import Database
+from shortener.storage.database import Database, rejects_values
 from shortener.storage.types import iso_with_ms, to_ms
 
 log = structlog.get_logger(__name__)
@@ -150,7 +150,7 @@ class Fanout:
             except StoreUnavailable:
                 raise
             except Exception as error:
-                if isinstance(error, DBAPIError) and not isinstance(error, DataError | IntegrityError):
+                if isinstance(error, DBAPIError) and not rejects_values(error):
                     raise  # an error in the SQL statement or the database schema, which every event would cause
                 await self._database.write(fanout_queries.quarantine, event)
                 self.quarantined += 1

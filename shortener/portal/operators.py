@@ -207,7 +207,13 @@ def require_enabled(operator: Operator) -> None:
 
 
 def require_other_admin(connection: Connection, operator: Operator) -> None:
-    """Raise ApiError CONFLICT if this operator is the only admin with a password."""
+    """Raise ApiError CONFLICT if this operator is the only admin with a password.
+
+    The rows of all admins are locked until the transaction ends. Otherwise, on PostgreSQL, two admins who disable each other at the
+    same time would leave no admin."""
+    of_admins = (operator_roles.c.application_id == ALL_APPLICATIONS, operator_roles.c.role == Role.ADMIN.label)
+    admins = select(operators.c.id).where(operators.c.id.in_(select(operator_roles.c.operator_id).where(*of_admins)))
+    connection.execute(admins.order_by(operators.c.id).with_for_update())
     if is_only_admin(connection, operator):
         raise ApiError(ErrorCode.CONFLICT, f"{operator.name!r} is the only admin. Invite another admin first.")
 

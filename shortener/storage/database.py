@@ -105,6 +105,13 @@ _INVALID_VALUE = "22"
 _REJECTED_STATEMENT = "42"
 
 
+def rejects_values(error: Exception) -> bool:
+    """Return whether an error means that the database rejected the values of a statement: a column cannot store one of them, or a
+    constraint forbids it. Another statement with other values can succeed."""
+    sqlstate = getattr(getattr(error, "orig", None), "sqlstate", None) or ""
+    return isinstance(error, exc.IntegrityError | exc.DataError) or sqlstate.startswith(_INVALID_VALUE)
+
+
 @contextlib.contextmanager
 def store_errors() -> Iterator[None]:
     """Raise StoreUnavailable in place of a driver error which means that the database cannot execute statements now.
@@ -112,13 +119,10 @@ def store_errors() -> Iterator[None]:
     Errors of unique indexes and of values that do not fit a column are raised unchanged."""
     try:
         yield
-    except (exc.IntegrityError, exc.DataError):
-        raise
     except (exc.DBAPIError, exc.TimeoutError, OSError) as error:
         cause = getattr(error, "orig", None) or error
-        sqlstate = (getattr(cause, "sqlstate", None) or "")[:2]
-        is_rejected = sqlstate == _REJECTED_STATEMENT
-        if sqlstate == _INVALID_VALUE or (isinstance(error, exc.ProgrammingError) and not is_rejected):
+        is_rejected = (getattr(cause, "sqlstate", None) or "").startswith(_REJECTED_STATEMENT)
+        if rejects_values(error) or (isinstance(error, exc.ProgrammingError) and not is_rejected):
             raise
         level = log.error if is_rejected else log.warning
         level("store_unavailable", error=f"{type(cause).__name__}: {cause}".partition("\n")[0])

@@ -1,5 +1,7 @@
 """These tests check which deliveries the fan-out creates from events, and which data it stores for them, on both databases."""
 
+from typing import Any
+
 import pytest
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
@@ -187,6 +189,28 @@ async def test_an_event_that_cannot_be_fanned_out_is_quarantined_and_can_be_requ
     assert await requeue_events(service.database, AUDIT, NOON) == 0
     await service.fanout.flush()
     assert len(await rows(service.database, schema.deliveries)) == 10
+
+
+async def test_an_event_with_a_value_that_postgresql_cannot_store_is_quarantined(
+    service: Service, make_tracker: MakeTracker, story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class NumericValueOutOfRange(Exception):
+        sqlstate = "22003"
+
+    await make_tracker(URL, "click")
+    for _ in range(3):
+        await story.first_click()
+    damaged = [row.id for row in await rows(service.database, schema.events)][1]
+    original = fanout_queries.sources
+
+    def sources(connection: Connection, event_ids: list[int]) -> Any:
+        if damaged in event_ids:  # the dialect for asyncpg has no exception class for this error
+            raise DBAPIError("INSERT", {}, NumericValueOutOfRange())
+        return original(connection, event_ids)
+
+    monkeypatch.setattr(fanout_queries, "sources", sources)
+    await service.fanout.flush()
+    assert (len(await rows(service.database, schema.deliveries)), service.fanout.quarantined) == (2, 1)
 
 
 async def test_a_batch_of_damaged_events_does_not_block_the_next_batch(

@@ -7,6 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Connection
 
 from shortener.accounts.audit import Actor, AuditWriter
 from shortener.container import Service
@@ -63,6 +64,28 @@ async def test_the_only_admin_cannot_be_disabled(database: Database) -> None:
     await database.write(operators.accept, other.token, "", "hash", None, NOON)
     await database.write(operators.disable, "Ada", NOON)
     assert (await database.read(operators.find_operator, "Ada")).is_disabled
+
+
+@pytest.mark.parametrize("change", ["disable", "revoke", "grant"])
+async def test_two_admins_who_remove_each_other_at_the_same_time_leave_one_admin(database: Database, change: str) -> None:
+    ids = {}
+    for name in ("Ada", "Bo"):
+        created = await database.write(operators.invite, name, Role.ADMIN, 0, NOON)
+        await database.write(operators.accept, created.token, "", "hash", None, NOON)
+        ids[name] = created.operator_id
+
+    def remove(connection: Connection, name: str) -> None:
+        if change == "disable":
+            operators.disable(connection, name, NOON)
+        elif change == "revoke":
+            operators.revoke(connection, ids[name], 0)
+        else:
+            operators.grant(connection, ids[name], Role.VIEWER, 0)
+
+    results = await asyncio.gather(*(database.write(remove, name) for name in ids), return_exceptions=True)
+    assert [type(result) for result in results if result is not None] == [ApiError]
+    admins = [await database.read(operators.find_operator, name) for name in ids]
+    assert sum(admin.is_admin and not admin.is_disabled for admin in admins) == 1
 
 
 async def test_a_grant_of_another_role_keeps_the_only_admin(database: Database) -> None:
