@@ -101,7 +101,7 @@ class ErrorCode(enum.Enum):
     INTERNAL_ERROR = (500, "The service failed. It logged the error, and the request can be repeated.")
     UNAVAILABLE = (
         503,
-        "The database is not available. A rewrite or a send stored nothing. Repeat the request after `Retry-After` seconds.",
+        "The database is not available; no message was stored or sent. Try again after `Retry-After` seconds.",
     )
     OUTCOME_UNKNOWN = (
         503,
