@@ -11,6 +11,7 @@ import gc
 import logging
 import os
 import pwd
+import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -50,6 +51,17 @@ def is_terminal() -> bool:
     return sys.stdin.isatty()
 
 
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let Ctrl+C interrupt synchronous code at once. In a command that asyncio runs, the first Ctrl+C would only cancel the next
+    `await`, after the code has done its work."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def confirm(what: str, yes: bool, *, is_required: bool = False) -> None:
     """Print what a command is about to do, and ask the user at a terminal to confirm it. Raise Abort if the user declines. If `yes`
     is true or `what` is empty, do nothing. If stdin is not a terminal, continue without asking, or raise ClickException if
@@ -58,7 +70,8 @@ def confirm(what: str, yes: bool, *, is_required: bool = False) -> None:
         return
     click.echo(what, err=True)
     if is_terminal():
-        click.confirm("Continue?", abort=True, err=True)
+        with interruptible():
+            click.confirm("Continue?", abort=True, err=True)
     elif is_required:
         raise click.ClickException("nothing was changed: stdin is not a terminal, so add --yes to confirm")
 

@@ -6,9 +6,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import shlex
-import signal
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from shortener.cli.common import (
     async_command,
     command_line_audit,
     confirm,
+    interruptible,
     json_option,
     load_settings,
     open_store,
@@ -69,7 +69,8 @@ async def backup(file: Path, as_json: bool) -> None:
     database = _require_sqlite(settings, "backup")
     async with open_store():
         secret = open_secret(settings.secret, settings.data_dir)
-    info = write_backup(database, file, secret, utcnow(), _print_progress)
+    with interruptible():
+        info = write_backup(database, file, secret, utcnow(), _print_progress)
     fields = dataclasses.asdict(info)
 
     def print_text() -> None:
@@ -111,7 +112,7 @@ async def restore(file: Path, replace: bool, yes: bool, as_json: bool) -> None:
         replaced_at = utcnow() if is_replacing else None
         secret = Secret(text) if text else None
         try:
-            with _interruptible():
+            with interruptible():
                 info, moved = restore_backup(file, database, place, secret, _print_progress, replaced_at=replaced_at)
         except BackupError as error:
             raise BackupError(f"{error}. Nothing was changed") from None
@@ -131,17 +132,6 @@ async def restore(file: Path, replace: bool, yes: bool, as_json: bool) -> None:
         click.echo("The database is restored. Next: " + ", then ".join(f"{where}shortener {step}" for step in steps))
 
     print_result(fields, as_json, print_text)
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """Let Ctrl+C interrupt synchronous code at once. In a command that asyncio runs, the first Ctrl+C would only cancel the next
-    `await`, after the code has done its work."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 async def _record_restore(settings: Settings, info: Any) -> None:

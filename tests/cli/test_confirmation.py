@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import signal
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -117,6 +118,18 @@ def test_a_command_that_removes_or_disables_objects_prints_their_names_and_requi
     assert contents(at_a_terminal.folder) == before
     assert "Continue?" not in at_a_terminal(*words, "--yes").stderr
     assert contents(at_a_terminal.folder) != before
+
+
+def test_ctrl_c_at_the_question_ends_the_command_at_once(shell: InProcessShell, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object, **__: object) -> bool:
+        signal.raise_signal(signal.SIGINT)
+        return True
+
+    before = contents(shell.folder)
+    monkeypatch.setattr(common, "is_terminal", lambda: True)
+    monkeypatch.setattr(click, "confirm", interrupt)
+    assert "Aborted" in shell("keys", "revoke", "1", code=1).stderr
+    assert contents(shell.folder) == before
 
 
 @pytest.mark.parametrize(

@@ -187,7 +187,7 @@ def test_the_restore_command_changes_nothing_if_the_secret_in_the_environment_is
     assert shell("verify").exit_code == 0
 
 
-def test_a_restore_command_that_is_interrupted_during_the_copy_keeps_the_installation(
+def test_a_backup_or_restore_command_that_is_interrupted_during_the_copy_changes_nothing(
     shell: InProcessShell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = str(tmp_path / "backup")
@@ -195,6 +195,8 @@ def test_a_restore_command_that_is_interrupted_during_the_copy_keeps_the_install
     shell("applications", "create", "Later")
     names = {path.name for path in shell.folder.iterdir()}
     monkeypatch.setattr("shortener.cli.recovery._print_progress", lambda *_: signal.raise_signal(signal.SIGINT))
+    shell("backup", str(tmp_path / "interrupted"), code=1)
+    assert not (tmp_path / "interrupted").exists()
     shell("restore", file, "--replace", "--yes", code=1)
     assert len(shell.json("applications", "list")) == 2
     assert {path.name for path in shell.folder.iterdir()} - {"shortener.db.lock"} == names - {"shortener.db.lock"}
