@@ -114,8 +114,8 @@ class ApplicationSettings(BaseModel):
     )
     suspect_before_sent: bool = Field(
         False,
-        description="true: hits on a message that was never reported SENT or DELIVERED are suspected. They are classified again "
-        "when the report arrives.",
+        description="true: hits on a message that was never reported SENT, DELIVERED or READ are suspected. They are classified "
+        "again when the report arrives.",
     )
     max_recipients_per_address_minute: int | None = Field(
         None,

@@ -30,7 +30,7 @@ from shortener.clicks.device_counts import LATE_ID_DISTANCE, Click, count_late
 from shortener.clicks.fallback_values import fill_from_messages, is_unfilled
 from shortener.clicks.hit_metrics import CLICKED_LINKS, CLICKED_MESSAGES, CLICKS, hit_metric
 from shortener.clicks.ignored_hits import HitLimit
-from shortener.clicks.queries import EventRow, HitRow, LinkRow
+from shortener.clicks.queries import EventRow, HitRow, LinkRow, ReportTimes
 from shortener.clicks.resolver import AWAITING_CONFIRMATION, CONFIRMED, Hit, LinkDirectory, LinkResolver, Resolution
 from shortener.clicks.verdicts import early_hits
 from shortener.clicks.verdicts.contextual_rules import BEFORE_SENT, HitContext, RecentAddresses, RecentLinks, classify_by_context
@@ -49,6 +49,7 @@ _SUSPECTED_CLICK = int(Topic.CLICK | Topic.SUSPECTED)
 _EVERY_CLICK, _OPT_OUT = int(LinkFlag.EVERY_CLICK), int(LinkFlag.OPT_OUT)
 # The verdicts are module constants, because the look-up of an enum member takes longer than the comparison.
 _HUMAN, _SUSPECTED, _IGNORED = Verdict.HUMAN, Verdict.SUSPECTED, Verdict.IGNORED
+_NOT_REPORTED = ReportTimes()
 
 
 @mutable_record
@@ -217,12 +218,12 @@ class HitBatchWriter:
             recipients = 0
             if hit.origin and chosen.max_recipients_per_address_minute is not None:
                 recipients = self._addresses.count((link.application_id, hit.origin), link.message, at)
-            sent_at, delivered_at = reported.get(link.message, (None, None))
+            times = reported.get(link.message, _NOT_REPORTED)
             facts = HitContext(
                 at,
-                sent_at=None if sent_at is None else from_ms(sent_at),
-                delivered_at=None if delivered_at is None else from_ms(delivered_at),
-                is_reported=sent_at is not None or delivered_at is not None,
+                sent_at=None if times.sent_at is None else from_ms(times.sent_at),
+                delivered_at=None if times.delivered_at is None else from_ms(times.delivered_at),
+                is_reported=times != _NOT_REPORTED,
                 recipients_of_address=recipients,
                 links_of_message=links.get(link.message, 0),
                 opened_at=self._links.opened_at(link.message),

@@ -48,6 +48,14 @@ class LinkRow(NamedTuple):
     link_set: int = 0  # the id of the link set in schema.link_sets; 0 for a link that was created before link sets existed
 
 
+class ReportTimes(NamedTuple):
+    """The times of the delivery reports of a message, in milliseconds since 1970; None for a state that was not reported."""
+
+    sent_at: int | None = None
+    delivered_at: int | None = None
+    read_at: int | None = None
+
+
 #: The clicks of a batch on one message: (message, at, hit_id, bits). `bits` has one bit for each clicked link; `at` and `hit_id`
 #: belong to the earliest click.
 Claim = tuple[int, int, int, int]
@@ -172,13 +180,12 @@ def count_links(connection: Connection, messages: Iterable[int]) -> dict[int, in
     return {row[0]: row[1] for row in connection.execute(counted.group_by(links.c.message_id))}
 
 
-def find_report_times(connection: Connection, messages: Iterable[int]) -> dict[int, tuple[int | None, int | None]]:
-    """Return (sent_at, delivered_at) of each message, in milliseconds since 1970. Only applications with rules on report times
-    need this query."""
+def find_report_times(connection: Connection, messages: Iterable[int]) -> dict[int, ReportTimes]:
+    """Return the times of the delivery reports of each message. Only applications with rules on report times need this query."""
     ids = values_table(connection, [(message,) for message in messages], id=BigInteger)
-    times = [type_coerce(schema.messages.c[name], BigInteger) for name in ("sent_at", "delivered_at")]
+    times = [type_coerce(schema.messages.c[name], BigInteger) for name in ReportTimes._fields]
     found = select(schema.messages.c.id, *times).join_from(ids, schema.messages, schema.messages.c.id == ids.c.id)
-    return {row[0]: (row[1], row[2]) for row in connection.execute(found)}
+    return {row[0]: ReportTimes(*row[1:]) for row in connection.execute(found)}
 
 
 def _dumps(value: object) -> str:

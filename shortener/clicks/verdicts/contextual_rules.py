@@ -8,8 +8,8 @@ These rules detect scanners whose user agent is that of an ordinary browser. Eac
 - `min_seconds_after_delivered`: suspects a hit less than this time before or after DELIVERED. A phone may scan the link before the
   carrier records the time. A hit long before DELIVERED is not suspected, because carriers report late, and many report only the
   minute. The fastest readers are suspected too. A report after the click has an effect only when the hit is reclassified.
-- `suspect_before_sent`: suspects a hit on a message that was never reported as SENT or DELIVERED. If the sending system does not
-  report at all, all hits are suspected. A later report causes a new classification of such hits (early_hits.py).
+- `suspect_before_sent`: suspects a hit on a message that was never reported as SENT, DELIVERED or READ. If the sending system does
+  not report at all, all hits are suspected. A later report causes a new classification of such hits (early_hits.py).
 - `max_recipients_per_address_minute`: suspects an address that opens the links of many people. Carriers put thousands of
   phones behind one address, so a large campaign has hundreds of real clicks per minute from one address. Set a higher limit.
 - `all_links_within_second`: suspects hits that open all links of a message at once. People who tap two links quickly, and phones
@@ -43,7 +43,7 @@ class HitContext:
     at: datetime
     sent_at: datetime | None = None
     delivered_at: datetime | None = None
-    is_reported: bool = True  # false if no delivery report SENT or DELIVERED has arrived for the message
+    is_reported: bool = True  # false if no delivery report SENT, DELIVERED or READ has arrived for the message
     # recipients whose links the client's address opened within a minute, including the recipient of this hit
     recipients_of_address: int = 0
     links_of_message: int = 0

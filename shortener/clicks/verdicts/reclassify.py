@@ -216,6 +216,7 @@ class _HitToClassify:
     position: int
     sent_at: datetime | None
     delivered_at: datetime | None
+    read_at: datetime | None
     clicked_links: int
     links: int  # number of links in the message
     classification: Classification
@@ -332,7 +333,7 @@ class _EvidenceWindow:
             # A time of SENT after the hit is not used, because it can only be the time of the report, and not the time of sending.
             sent_at=hit.sent_at if hit.sent_at is not None and hit.sent_at <= hit.at else None,
             delivered_at=hit.delivered_at,
-            is_reported=hit.sent_at is not None or hit.delivered_at is not None,
+            is_reported=(hit.sent_at, hit.delivered_at, hit.read_at) != (None, None, None),
             recipients_of_address=hit.recipients,
             links_of_message=hit.links,
             opened_at=hit.opened_at,
@@ -354,6 +355,7 @@ _COLUMNS = (
     links.c.position,
     messages.c.sent_at,
     messages.c.delivered_at,
+    messages.c.read_at,
     func.coalesce(first_clicks.c.links, 0).label("clicked_links"),
 )
 _siblings = links.alias("siblings")

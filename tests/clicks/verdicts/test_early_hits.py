@@ -9,7 +9,7 @@ from shortener.messages.delivery_reports import DeliveryReport
 from shortener.model import State, Topic, Verdict
 from shortener.storage import schema
 from tests.clicks.helpers import PHONE_HEADERS, change_settings, create_codes, fetch_rows, forget_expressions, make_hit
-from tests.clicks.verdicts.helpers import assert_counts_match
+from tests.clicks.verdicts.helpers import assert_counts_match, only_message, record_click, run_reclassifier, sent_events
 from tests.conftest import Clock
 from tests.rows import messages_now
 
@@ -57,6 +57,24 @@ async def test_the_sent_report_does_not_change_the_verdict_on_a_hit_by_a_crawler
     assert await service.early_hits.step(clock()) == 1
     assert [verdict for verdict, _ in await verdicts(service)] == [Verdict.SUSPECTED, Verdict.HUMAN]
     assert await service.early_hits.step(clock()) == 0
+
+
+@pytest.mark.parametrize("is_early", [False, True])
+async def test_a_report_of_read_alone_shows_that_the_message_was_sent(service: Service, clock: Clock, is_early: bool) -> None:
+    await change_settings(service, suspect_before_sent=True, retract_clicks=True)
+    (code,) = await create_codes(service, message_ids=("m-1",))
+    report = DeliveryReport("m-1", State.READ, clock())
+    if is_early:
+        await record_click(service, code)
+        await service.delivery_reports.record(1, [report])
+        assert await service.early_hits.step(clock()) == 1
+    else:
+        await service.delivery_reports.record(1, [report])
+        await record_click(service, code)
+    assert (await only_message(service)).state == State.CLICKTHRU
+    assert (await run_reclassifier(service)).corrections.to_suspected == 0
+    assert [verdict for verdict, _ in await verdicts(service)] == [Verdict.HUMAN]
+    assert Topic.CLICK_RETRACTED not in [topics for topics, _ in await sent_events(service)]
 
 
 async def fetch_rows_of_early_hits(service: Service) -> list[Any]:
