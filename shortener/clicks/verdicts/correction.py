@@ -79,8 +79,11 @@ class CorrectionResult:
     unsettled: list[int] = dataclasses.field(default_factory=list)
 
     def add(self, other: CorrectionResult) -> None:
+        """Add the numbers of another result, and append its `unsettled` messages."""
         for field in dataclasses.fields(other):
-            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+            value = getattr(self, field.name)
+            value += getattr(other, field.name)
+            setattr(self, field.name, value)
 
 
 def change_verdicts(

@@ -29,9 +29,9 @@ minutes later.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Hashable, Mapping, Sequence
-from dataclasses import field
 from datetime import datetime, timedelta
 
 from sqlalchemy import Connection, func, or_, select
@@ -68,7 +68,7 @@ class ReclassifyResult:
     hits were examined."""
 
     hits: int = 0
-    corrections: CorrectionResult = field(default_factory=CorrectionResult)
+    corrections: CorrectionResult = dataclasses.field(default_factory=CorrectionResult)
     until: datetime | None = None
 
 
@@ -162,7 +162,8 @@ class Reclassifier:
             for start in range(0, len(unsettled), BATCH_CHANGES):
                 batch = unsettled[start : start + BATCH_CHANGES]
                 await self._run_with_pause(self._database.write(assign_first_clicks, batch, self._ids, oldest), result.corrections)
-            self.total.add(result.corrections)
+            # The messages of `unsettled` are settled now, and the total would grow with each of them.
+            self.total.add(dataclasses.replace(result.corrections, unsettled=[]))
         progress(until)
         return result
 

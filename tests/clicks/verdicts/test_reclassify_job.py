@@ -4,11 +4,12 @@ import pytest
 from sqlalchemy import Connection, update
 
 from shortener.clicks.resolver import CONFIRMED
+from shortener.clicks.verdicts.correction import CorrectionResult
 from shortener.container import Service
 from shortener.model import Topic
 from shortener.storage import schema
 from tests.clicks.helpers import change_settings, create_codes, fetch_rows
-from tests.clicks.verdicts.helpers import PHONE, SCANNER, only_message, record_click, sent_events
+from tests.clicks.verdicts.helpers import PHONE, SCANNER, only_message, record_click, run_reclassifier, sent_events
 from tests.conftest import Clock
 
 
@@ -25,6 +26,17 @@ async def test_the_reclassification_job_examines_each_hit_once_when_it_is_old_en
     clock.forward(minutes=2)
     assert await step() == 0
     assert service.reclassifier.total.retracted == 1
+
+
+async def test_the_total_of_the_reclassification_job_does_not_grow_with_the_number_of_retracted_clicks(
+    retracting: Service, clock: Clock
+) -> None:
+    service = retracting
+    for run in range(1, 4):
+        await record_click(service, (await create_codes(service))[0], SCANNER)
+        result = await run_reclassifier(service)
+        assert len(result.corrections.unsettled) == 1
+        assert service.reclassifier.total == CorrectionResult(to_suspected=run, retracted=run, retracted_messages=run, events=run)
 
 
 async def test_the_reclassification_job_examines_only_hits_of_applications_with_the_setting_retract_clicks(
