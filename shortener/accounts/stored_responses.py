@@ -22,7 +22,8 @@ from shortener.model import record
 from shortener.storage.database import upsert
 from shortener.storage.schema import stored_responses
 
-#: If a claim has no response after this time, a repeat of the request takes the claim over.
+#: If a claim has no response after this time, a repeat of the request takes the claim over. A claim that is in the future by more
+#: than this time was made before the clock was set back, and is taken over too.
 CLAIM_LEASE = timedelta(seconds=60)
 
 
@@ -74,7 +75,7 @@ def claim(connection: Connection, request: RequestKey, content_hash: str, now: d
         raise ApiError(ErrorCode.IDEMPOTENCY_CONFLICT)
     if row.status is not None:
         return FirstResponse(row.status, row.body)
-    if now - row.created_at < CLAIM_LEASE:
+    if abs(now - row.created_at) < CLAIM_LEASE:
         raise ApiError(ErrorCode.REQUEST_IN_PROGRESS, retry_after=1)
     connection.execute(update(table).where(*_chosen(request)).values(created_at=now))
     return None

@@ -39,6 +39,9 @@ AnyRow = Row[*tuple[Any, ...]]
 
 BATCH_MESSAGES = 200
 LEASE = timedelta(seconds=30)
+#: A lease that ends after more than this time was taken before the clock was set back, so it counts as expired. The clocks of two
+#: processes may differ by LEASE.
+MAX_LEASE = 2 * LEASE
 STEP_SECONDS = 1.0  # maximum time for which one step performs batches
 COUNTING, RUNNING, DONE, STOPPED = "counting", "running", "done", "stopped"
 
@@ -230,7 +233,8 @@ class LinkUpdates:
 
     def _is_free(self) -> tuple[ColumnElement[bool], ...]:
         c = link_updates.c
-        free = or_(c.lease_until.is_(None), c.lease_until < self._clock(), c.owner == self._owner)
+        now = self._clock()
+        free = or_(c.lease_until.is_(None), c.lease_until < now, c.lease_until > now + MAX_LEASE, c.owner == self._owner)
         return c.state.in_((COUNTING, RUNNING)), free
 
     def _claim(self, connection: Connection, update_id: int) -> AnyRow | None:

@@ -125,8 +125,9 @@ async def test_concurrent_requests_with_one_idempotency_key_create_one_api_key(c
     assert await number_of_keys(client) == 2
 
 
+@pytest.mark.parametrize("seconds", [61, pytest.param(-3600, id="the clock is set back")])
 async def test_a_repeated_request_gets_409_with_retry_after_while_the_first_request_is_running(
-    service: Service, client: httpx.AsyncClient, clock: Clock
+    service: Service, client: httpx.AsyncClient, clock: Clock, seconds: int
 ) -> None:
     await create(client)
     await service.database.write(
@@ -135,7 +136,7 @@ async def test_a_repeated_request_gets_409_with_retry_after_while_the_first_requ
     response = await create(client)
     assert (response.status_code, response.json()["error_code"]) == (409, "REQUEST_IN_PROGRESS")
     assert response.headers["retry-after"] == "1"
-    clock.forward(seconds=61)
+    clock.forward(seconds=seconds)
     assert (await create(client)).status_code == 201
 
 

@@ -123,6 +123,19 @@ async def test_another_process_continues_an_update_of_links_after_its_lease_expi
     assert len({row.link_id for row in rows}) == len(rows) == 12, "each link has one entry in its history"
 
 
+async def test_another_process_continues_an_update_of_links_after_the_clock_was_set_back(
+    client: httpx.AsyncClient, service: Service, clock: Clock
+) -> None:
+    await send(client, 2, campaign="one")
+    created = await create(client, campaign="one", url="https://new.example/")
+    lost = LinkUpdates(service.database, service.cache, service.ids, clock)
+    assert await service.database.write(lost._claim, LINK_UPDATE_IDS.decode(created["update_id"]) or 0)
+    assert await service.link_updates.step() == 0, "the lost process has the lease"
+    clock.forward(hours=-1)
+    done = await finish(service, client, created["update_id"])
+    assert (done["state"], done["changed"]) == ("done", 4)
+
+
 async def test_two_processes_share_the_work_of_one_update_of_links(
     client: httpx.AsyncClient, service: Service, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

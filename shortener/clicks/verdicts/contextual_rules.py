@@ -112,7 +112,8 @@ class RecentAddresses:
     """The client IP addresses that opened links within the last minute, each with the number of recipients. `limit` is the maximum
     number of pairs of address and recipient. If it is exceeded, the oldest pairs are removed early, and counts are too low, but
     never too high. Each process counts only its own hits. The times that are passed to `count` should not decrease; the order of
-    the calls determines which pairs are the oldest."""
+    the calls determines which pairs are the oldest. If a time is more than a second before that of the newest pair, for example
+    because the clock was set back, the pairs of later times are removed."""
 
     def __init__(self, limit: int = 100_000) -> None:
         self._limit = limit
@@ -128,17 +129,23 @@ class RecentAddresses:
         `address` is empty, the IP address is unknown, and the result is 0."""
         if not address:
             return 0
+        while self._seen and next(reversed(self._seen.values())) > at + SECOND:
+            self._remove(last=True)
         pair = (address, recipient)
         if pair not in self._seen:
             self._recipients[address] = self._recipients.get(address, 0) + 1
         self._seen[pair] = at
         self._seen.move_to_end(pair)
         while len(self._seen) > self._limit or next(iter(self._seen.values())) <= at - MINUTE:
-            (dropped, _), _ = self._seen.popitem(last=False)
-            self._recipients[dropped] -= 1
-            if not self._recipients[dropped]:
-                del self._recipients[dropped]
+            self._remove(last=False)
         return self._recipients.get(address, 0)
+
+    def _remove(self, *, last: bool) -> None:
+        """Remove the newest pair (`last`) or the oldest one."""
+        (address, _), _ = self._seen.popitem(last=last)
+        self._recipients[address] -= 1
+        if not self._recipients[address]:
+            del self._recipients[address]
 
     def __len__(self) -> int:
         return len(self._seen)

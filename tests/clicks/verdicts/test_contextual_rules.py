@@ -126,6 +126,15 @@ def test_a_recipient_whose_links_are_opened_several_times_from_an_address_counts
     assert len(recent) == 1
 
 
+def test_recipients_of_an_address_are_counted_for_one_minute_also_after_the_clock_was_set_back() -> None:
+    recent = RecentAddresses()
+    assert [recent.count("192.0.2.1", recipient, NOON + recipient * SECOND) for recipient in range(4)] == [1, 2, 3, 4]
+    assert recent.count("192.0.2.1", 4, NOON + 2.5 * SECOND) == 5, "hits of the same second may arrive in another order"
+    back = NOON - 600 * SECOND
+    assert [recent.count("192.0.2.1", 10 + number, back + 20 * number * SECOND) for number in range(5)] == [1, 2, 3, 3, 3]
+    assert len(recent) == 3
+
+
 def test_recipients_of_an_unknown_address_are_not_counted() -> None:
     recent = RecentAddresses()
     assert [recent.count("", recipient, NOON) for recipient in range(3)] == [0, 0, 0]
