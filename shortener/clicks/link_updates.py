@@ -7,9 +7,9 @@ can stop the update between two batches. Links that were changed before stay cha
 update was created are not changed.
 
 For each batch, the process reads the links of some messages and deletes their cache entries. One transaction changes the links and
-stores the new position of the update. Then the new values are stored in the cache. A batch that is repeated after a crash changes
-no link twice. If a batch fails for another reason than an unavailable database, the background job stops its update, because the
-other updates would otherwise wait behind it.
+stores the new position of the update. Then the current values are stored in the cache, also if the transaction failed or changed
+nothing. A batch that is repeated after a crash changes no link twice. If a batch fails for another reason than an unavailable
+database, the background job stops its update, because the other updates would otherwise wait behind it.
 """
 # Tested by tests/web/test_link_updates.py
 
@@ -25,7 +25,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Row, insert, or_, select, update
 
 from shortener.accounts.audit import BACKGROUND_JOB, Actor, AuditWriter
-from shortener.clicks.link_changes import audited_value, find_changeable_by_ids, refresh_cache_after_commit, write_changes
+from shortener.clicks.link_changes import audited_value, find_changeable_by_ids, refresh_cache, write_changes
 from shortener.errors import ApiError, ErrorCode, StoreUnavailable
 from shortener.ids import LINK_UPDATE_IDS
 from shortener.jobs import WakeUp
@@ -184,11 +184,16 @@ class LinkUpdates:
         self._new_id = new_id
         self._clock = clock
         self._owner = secrets.token_hex(8)
+        # The codes of batches that failed. Their cache entries were deleted, and the update may be stopped before the next attempt.
+        self._without_entry: set[str] = set()
         self.wake_up = WakeUp()
 
     async def step(self) -> int:
         """Perform batches of one link update. Return the number of batches. If a batch fails for another reason than
         StoreUnavailable, stop the update and raise the error."""
+        if codes := list(self._without_entry):
+            await refresh_cache(self._database, self._cache, codes)
+            self._without_entry.difference_update(codes)
         update_id = await self._database.read(self._find_free)
         if update_id is None:
             return 0
@@ -222,8 +227,13 @@ class LinkUpdates:
             return
         codes = [code for _, code in found]
         await self._cache.invalidate(codes)  # if Redis is unavailable, the link cache deletes the entries later
-        if await self._database.write_later(self._change, row, position, [link_id for link_id, _ in found]):
-            await refresh_cache_after_commit(self._database, self._cache, codes)
+        try:
+            await self._database.write_later(self._change, row, position, [link_id for link_id, _ in found])
+            # If the update was stopped, the links are unchanged, and their entries were deleted nevertheless.
+            await refresh_cache(self._database, self._cache, codes)
+        except Exception:
+            self._without_entry.update(codes)
+            raise
 
     def _find_free(self, connection: Connection) -> int | None:
         found: int | None = connection.scalar(
@@ -262,18 +272,17 @@ class LinkUpdates:
             audit, after = AuditWriter(BACKGROUND_JOB, self._new_id), {"reason": "failed"}
             _record(connection, audit, self._clock, "links_update_stopped", update_id, stopped.application_id, after)
 
-    def _change(self, connection: Connection, row: AnyRow, position: _UpdatePosition, link_ids: list[int]) -> bool:
-        """Change the links of a batch. Return False if the update was stopped, or if another process performs it now."""
+    def _change(self, connection: Connection, row: AnyRow, position: _UpdatePosition, link_ids: list[int]) -> None:
+        """Change the links of a batch, unless the update was stopped or another process performs it now."""
         rows = find_changeable_by_ids(connection, link_ids) if link_ids else []
         if not self._advance(connection, row, position, len(rows), 0):
-            return False
+            return
         changed = write_changes(
             connection, rows, row.changes, actor=Actor(name=row.actor), now=self._clock(), new_id=self._new_id, update_id=row.id
         )
         if changed:
             c = link_updates.c
             connection.execute(update(link_updates).where(c.id == row.id).values(changed=c.changed + changed))
-        return True
 
     def _advance(self, connection: Connection, row: AnyRow, position: _UpdatePosition, found: int, changed: int) -> bool:
         """Store the new position of the update, unless it was stopped or another process performs it now. Return whether the

@@ -15,8 +15,9 @@ from shortener.errors import StoreUnavailable
 from shortener.ids import LINK_UPDATE_IDS
 from shortener.storage import schema
 from tests.clicks.helpers import PHONE_HEADERS as PHONE
-from tests.conftest import Clock, client_of
+from tests.conftest import Clock, MakeService, client_of
 from tests.factory import audited_rows
+from tests.servers import PATIENCE, RedisProcess
 
 PATH = "/api/v1/links/update"
 BODY = '#trackurl("https://x.example/menu","menu") #track("https://x.example/shop")'
@@ -121,6 +122,42 @@ async def test_another_process_continues_an_update_of_links_after_its_lease_expi
     assert (done["state"], done["done"], done["changed"]) == ("done", 12, 12)
     rows = await service.database.read(lambda c: c.execute(select(schema.link_changes)).all())
     assert len({row.link_id for row in rows}) == len(rows) == 12, "each link has one entry in its history"
+
+
+@pytest.mark.parametrize("is_down", [False, True])
+async def test_the_links_of_a_stopped_update_stay_in_the_link_cache(
+    make_service: MakeService, redis_server: RedisProcess, monkeypatch: pytest.MonkeyPatch, is_down: bool
+) -> None:
+    monkeypatch.setattr("shortener.web.link_updates.COUNT_SECONDS", PATIENCE)
+    service = await make_service(redis_url=redis_server.url, redis_timeout=5)
+    assert service.first_credentials
+    async with client_of(service, {"X-API-Key": service.first_credentials.api_key}) as client:
+        codes = await send(client, 2, campaign="one")
+        created = await create(client, campaign="one", url="https://new.example/")
+        updates, invalidate, cached = service.link_updates, service.cache.invalidate, await service.cache.find(codes)
+        assert set(cached) == set(codes)
+
+        async def stop() -> None:
+            await client.post(f"{PATH}s/{created['update_id']}/stop")
+
+        async def invalidate_and_stop(invalidated: list[str]) -> bool:
+            await stop()
+            return await invalidate(invalidated)
+
+        def fail(*_: Any) -> None:
+            raise StoreUnavailable("the database is down")
+
+        if is_down:
+            with monkeypatch.context() as patch:
+                patch.setattr(updates, "_change", fail)
+                with pytest.raises(StoreUnavailable):
+                    await updates.step()
+            assert await service.cache.find(codes) == {}
+            await stop()
+        else:
+            monkeypatch.setattr(service.cache, "invalidate", invalidate_and_stop)
+        await updates.step()
+        assert await service.cache.find(codes) == cached
 
 
 async def test_another_process_continues_an_update_of_links_after_the_clock_was_set_back(
