@@ -6,12 +6,14 @@ its entry is invalidated and then replaced, so the cache never returns the old s
 not the cache, stores which applications and domains are disabled.
 
 No method raises an error. If Redis does not respond, a look-up finds nothing, and a failed write is counted in `failures`. Failed
-invalidations stay in memory, and `retry_invalidations` repeats them when Redis is up again.
+invalidations stay in memory, and `retry_invalidations` repeats them when Redis is up again. Above MAX_FAILED_INVALIDATIONS they do
+not: `clicks.cache_repair` stores the newest changes in the cache again, and an erasure repeats its own invalidations.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import field
 from typing import Protocol
@@ -28,6 +30,7 @@ log = structlog.get_logger(__name__)
 _INVALIDATED = b""
 _INVALIDATED_MS = 3_600_000  # The time in which a rewrite that began earlier cannot restore an invalidated entry.
 _MAX_COMMANDS = 1000  # The maximum number of Redis commands in one round trip.
+MAX_FAILED_INVALIDATIONS = 100_000  # The maximum number of codes whose failed invalidation stays in memory.
 
 
 @record
@@ -170,7 +173,10 @@ class RedisLinkCache:
     async def replace(self, links: Sequence[CachedLink]) -> None:
         """Store links, and overwrite existing and invalidated entries."""
         for start in range(0, len(links), _MAX_COMMANDS):
-            await self._write_once(links[start : start + _MAX_COMMANDS], only_missing=False)
+            part = links[start : start + _MAX_COMMANDS]
+            if await self._write_once(part, only_missing=False):
+                # A repeated invalidation would overwrite the entries that are current now.
+                self._failed_invalidations.difference_update(link.code for link in part)
 
     @property
     def is_up(self) -> bool:
@@ -233,7 +239,8 @@ class RedisLinkCache:
             await self._redis.run(overwrite, force=True)
         except RedisUnavailable:
             self.failures += len(codes)
-            self._failed_invalidations.update(codes)
+            room = max(MAX_FAILED_INVALIDATIONS - len(self._failed_invalidations), 0)
+            self._failed_invalidations.update(itertools.islice(codes, room))
             return False
         self._failed_invalidations.difference_update(codes)
         return True
@@ -255,8 +262,9 @@ class RedisLinkCache:
             finally:
                 batch.done.set_result(None)
 
-    async def _write_once(self, links: Sequence[CachedLink], *, only_missing: bool = True) -> None:
-        """Write the links in one round trip. With `only_missing`, existing and invalidated entries stay unchanged."""
+    async def _write_once(self, links: Sequence[CachedLink], *, only_missing: bool = True) -> bool:
+        """Write the links in one round trip. With `only_missing`, existing and invalidated entries stay unchanged. Return False if
+        Redis does not respond."""
         now = self._now_ms()
 
         async def set_missing(client: Client) -> None:
@@ -269,5 +277,6 @@ class RedisLinkCache:
             await self._redis.run(set_missing)
         except RedisUnavailable:
             self.failures += len(links)
-        else:
-            self.written += len(links)
+            return False
+        self.written += len(links)
+        return True

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from shortener.redis import link_cache
 from shortener.redis.client import open_redis
 from shortener.redis.link_cache import CachedLink, NoLinkCache, RedisLinkCache
 from tests.servers import PATIENCE, RedisProcess
@@ -34,6 +35,12 @@ async def cache(redis_server: RedisProcess) -> AsyncIterator[RedisLinkCache]:
     redis = open_redis(redis_server.url, timeout=PATIENCE)
     yield RedisLinkCache(redis, "sms:test:", lambda: NOW)
     await redis.close()
+
+
+async def start_again(redis_server: RedisProcess, cache: RedisLinkCache) -> None:
+    redis_server.start()
+    while not cache.is_up:
+        await asyncio.sleep(0.01)  # a pause before the next look at the pings
 
 
 async def test_the_link_cache_returns_a_link_until_the_link_expires(cache: RedisLinkCache, redis_server: RedisProcess) -> None:
@@ -92,6 +99,31 @@ async def test_a_failed_invalidation_of_a_cached_link_is_repeated_when_redis_is_
     assert await cache.retry_invalidations() == 1
     assert await cache.retry_invalidations() == 0
     assert await cache.find(["abc"]) == {}
+
+
+async def test_a_failed_invalidation_is_not_repeated_after_the_link_was_stored_again(
+    cache: RedisLinkCache, redis_server: RedisProcess
+) -> None:
+    redis_server.kill()
+    assert not await cache.invalidate(["abc", "def"])
+    await cache.replace([link("def")])
+    await start_again(redis_server, cache)
+    current = link("abc", url="https://new.example/")
+    await cache.replace([current])
+    assert await cache.retry_invalidations() == 1, "Redis did not store the other link"
+    assert await cache.find(["abc", "def"]) == {"abc": current}
+
+
+async def test_the_number_of_failed_invalidations_in_memory_is_limited(
+    cache: RedisLinkCache, redis_server: RedisProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link_cache, "MAX_FAILED_INVALIDATIONS", 3)
+    redis_server.kill()
+    assert not await cache.invalidate(["a", "b"])
+    assert not await cache.invalidate(["c", "d"])
+    assert cache.failures == 4
+    await start_again(redis_server, cache)
+    assert [await cache.retry_invalidations() for _ in range(2)] == [3, 0]
 
 
 async def test_an_installation_without_redis_has_an_empty_link_cache() -> None:
