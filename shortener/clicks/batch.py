@@ -34,7 +34,7 @@ from shortener.clicks.queries import EventRow, HitRow, LinkRow, ReportTimes
 from shortener.clicks.resolver import AWAITING_CONFIRMATION, CONFIRMED, Hit, LinkDirectory, LinkResolver, Resolution
 from shortener.clicks.verdicts import early_hits
 from shortener.clicks.verdicts.contextual_rules import BEFORE_SENT, HitContext, RecentAddresses, RecentLinks, classify_by_context
-from shortener.ids import IdGenerator
+from shortener.ids import IdGenerator, ms_of
 from shortener.model import HitFlag, LinkFlag, Topic, Verdict, mutable_record
 from shortener.outbox import count_deltas
 from shortener.outbox.count_deltas import TIME_SLOT_MS, CountDelta, sent_slot
@@ -125,14 +125,16 @@ class HitBatchWriter:
             result.first_clicks = sum(1 for flags in stored.values() if flags & _FIRST_FOR_MESSAGE)
         if not new:
             return result
-        if policies.contextual_rules:
-            self._classify_by_context(connection, new, policies.contextual_rules)
+        rules = policies.contextual_rules
+        early = self._classify_by_context(connection, new, rules) if rules else ()
         pages = self._await_confirmation(hits, links, result.resolutions, policies) if policies.confirm_clicks else ()
 
         candidates = _first_click_candidates(new)
         won = (
             queries.claim_first_clicks(connection, list(candidates.claims.values()), candidates.links) if candidates.claims else {}
         )
+        if early:
+            early_hits.add(connection, early, from_ms(ms_of(self._ids())))
         # The oldest hit may be anywhere in the batch, because the spool may return old hits after new ones.
         is_late = min(hit.id for hit in hits) < self._ids() - LATE_ID_DISTANCE
         rows = _BatchRows(self._ids, policies, candidates, won, pages=pages, keep_clicks=is_late)
@@ -196,8 +198,9 @@ class HitBatchWriter:
 
     def _classify_by_context(
         self, connection: Connection, hits: Sequence[_LinkHit], settings: Mapping[int, ApplicationSettings]
-    ) -> None:
-        """Apply the contextual rules to hits with the verdict HUMAN, if their application uses such rules.
+    ) -> set[int]:
+        """Apply the contextual rules to hits with the verdict HUMAN, if their application uses such rules. Return the row ids of
+        the messages with early hits, also with hits that an earlier attempt has classified.
 
         A press of the button on the confirmation page stays HUMAN, because the button is the answer to the suspicion. It is no
         evidence against other hits either."""
@@ -213,7 +216,6 @@ class HitBatchWriter:
         for _, link, _, at in human:
             if link.message in links:
                 self._links.add(link.message, link.link_id, at)
-        early: dict[int, int] = {}  # the time of the first hit on each message that was not reported as sent
         for hit, link, chosen, at in human:
             recipients = 0
             if hit.origin and chosen.max_recipients_per_address_minute is not None:
@@ -230,10 +232,7 @@ class HitBatchWriter:
             )
             if classification := classify_by_context(chosen, facts):
                 hit.verdict, hit.rule = classification.verdict, classification.rule
-                if hit.rule == BEFORE_SENT:
-                    early.setdefault(link.message, hit.at)
-        if early:
-            early_hits.add(connection, early)
+        return {link.message for hit, link, _ in hits if hit.rule == BEFORE_SENT}
 
 
 class _Candidates(NamedTuple):

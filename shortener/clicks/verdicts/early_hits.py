@@ -2,15 +2,19 @@
 suspected. A delivery report of the message causes a new classification. A hit that got the confirmation page stays suspected,
 because only the press of the button is a click.
 
-The table `early_hits` has one row for each message with early hits. The transaction that stores such a hit inserts the row. The
-transaction of a delivery report marks the row as due. The job then classifies the hits of the message again and deletes the row. If
-a report is committed while a hit is being stored, the transaction of the report may not see the new row. Therefore the job also
-examines all rows of the last minute.
+The table `early_hits` has one row for each message with early hits. The transaction that stores such a hit inserts the row, or
+updates its time. The transaction of a delivery report marks the row as due. The job then classifies the hits of the message again
+and deletes the row. If a report is committed while a hit is being stored, the transaction of the report may not see the new row.
+Therefore the job also examines all rows that were inserted or updated in the last minute.
+
+On PostgreSQL, a row is also a lock, so that the job does not delete the row of a hit that it has not seen. Each transaction locks
+rows of `messages` first, then rows of `first_clicks`, and then rows of `early_hits` in the order of their ids, because two
+transactions could otherwise deadlock.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime, timedelta
 
 from sqlalchemy import BigInteger, Connection, delete, or_, select, update
@@ -20,12 +24,12 @@ from shortener.clicks.hit_metrics import GOT_NO_PAGE
 from shortener.clicks.user_agents import load_expressions
 from shortener.clicks.verdicts.contextual_rules import BEFORE_SENT, HitContext, classify_by_context
 from shortener.clicks.verdicts.correction import VerdictChange, assign_first_clicks, change_verdicts
+from shortener.clicks.verdicts.correction_rows import lock_messages
 from shortener.clicks.verdicts.request_rules import RequestTraits, classify
 from shortener.ids import IdGenerator
 from shortener.model import Verdict
 from shortener.storage.database import Database, upsert
 from shortener.storage.schema import early_hits, hits, links, messages
-from shortener.storage.types import from_ms
 from shortener.storage.values_table import values_table
 
 BATCH_MESSAGES = 100
@@ -34,18 +38,27 @@ BATCH_MESSAGES = 100
 RECENT = timedelta(minutes=1)
 
 
-def add(connection: Connection, hit_times: Mapping[int, int]) -> None:
-    """Insert a row for each message with an early hit. Existing rows do not change. `hit_times` contains the time of the first
-    early hit on each message, in milliseconds since 1970, by row id of the message."""
-    rows = [{"id": message, "at": from_ms(at), "is_due": False} for message, at in sorted(hit_times.items())]
-    connection.execute(upsert(connection, early_hits).on_conflict_do_nothing(), rows)
+def add(connection: Connection, found: Collection[int], now: datetime) -> None:
+    """Insert a row for each message with an early hit, or set the time of its row. `found` contains row ids of messages. `now` is
+    the current time, because a hit from the spool is much older than its transaction."""
+    row = upsert(connection, early_hits)
+    statement = row.on_conflict_do_update(index_elements=["id"], set_={"at": row.excluded.at})
+    connection.execute(statement, [{"id": message, "at": now, "is_due": False} for message in sorted(found)])
 
 
 def mark_reported(connection: Connection, reported: Collection[int]) -> None:
     """Mark the rows of these messages as due. Call this in the transaction of the first report SENT, DELIVERED or READ of a
     message."""
-    chosen = values_table(connection, [(message,) for message in sorted(reported)], id=BigInteger)
-    connection.execute(update(early_hits).where(early_hits.c.id.in_(select(chosen.c.id))).values(is_due=True))
+    if found := _lock(connection, reported):
+        chosen = values_table(connection, [(message,) for message in found], id=BigInteger)
+        connection.execute(update(early_hits).where(early_hits.c.id.in_(select(chosen.c.id))).values(is_due=True))
+
+
+def _lock(connection: Connection, chosen: Collection[int]) -> list[int]:
+    """Lock the rows of these messages until the transaction ends. Return the row ids of the messages that have a row."""
+    ids = values_table(connection, [(message,) for message in sorted(chosen)], id=BigInteger)
+    statement = select(early_hits.c.id).join_from(ids, early_hits, early_hits.c.id == ids.c.id)
+    return list(connection.scalars(statement.order_by(early_hits.c.id).with_for_update(of=early_hits)))
 
 
 class EarlyHits:
@@ -71,6 +84,8 @@ class EarlyHits:
         return len(due)
 
     def _classify(self, connection: Connection, due: Sequence[int], now: datetime) -> int:
+        lock_messages(connection, due)
+        locked = _lock(connection, due)  # Another process may have classified some of the messages.
         changes: list[VerdictChange] = []
         columns = (hits.c.id, hits.c.at, hits.c.user_agent, links.c.application_id, links.c.message_id)
         times = (messages.c.sent_at, messages.c.delivered_at)
@@ -78,7 +93,7 @@ class EarlyHits:
             select(*columns, *times)
             .join_from(messages, links, links.c.message_id == messages.c.id)
             .join(hits, hits.c.link_id == links.c.id)
-            .where(messages.c.id.in_(due), hits.c.verdict == Verdict.SUSPECTED.value, hits.c.rule == BEFORE_SENT, GOT_NO_PAGE)
+            .where(messages.c.id.in_(locked), hits.c.verdict == Verdict.SUSPECTED.value, hits.c.rule == BEFORE_SENT, GOT_NO_PAGE)
         )
         for row in connection.execute(statement):
             application = self._directory.application(row.application_id)
@@ -95,7 +110,7 @@ class EarlyHits:
             changes.append(VerdictChange(row.id, row.message_id, Verdict.SUSPECTED, found.verdict, found.rule, retracts=True))
         corrected = change_verdicts(connection, changes, self._ids, now, includes_newest=True)
         first = assign_first_clicks(connection, due, self._ids)
-        connection.execute(delete(early_hits).where(early_hits.c.id.in_(due)))
+        connection.execute(delete(early_hits).where(early_hits.c.id.in_(locked)))
         return corrected.events + first.events
 
 

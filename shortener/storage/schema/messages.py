@@ -81,7 +81,8 @@ early_hits = Table(
     "early_hits",
     metadata,
     Column("id", RowId, primary_key=True, autoincrement=False),  # The row id of the message.
-    Column("at", Instant, nullable=False),  # The time of the first hit before the message was reported as sent.
+    # The time at which the newest hit before the message was reported as sent was stored.
+    Column("at", Instant, nullable=False),
     # Whether a delivery report about the message has arrived since the hit.
     Column("is_due", Boolean, nullable=False, server_default=false()),
     Index("early_hits_by_at", "at"),

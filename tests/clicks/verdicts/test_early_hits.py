@@ -1,15 +1,31 @@
 """Tests of early hits: a hit before the sent report is suspected, and the service classifies it again after the report."""
 
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from sqlalchemy import Connection, text
+from sqlalchemy.ext.asyncio import AsyncConnection
 
+from shortener.clicks.batch import HitBatchWriter
+from shortener.clicks.resolver import LinkResolver
+from shortener.clicks.verdicts import early_hits
 from shortener.container import Service
 from shortener.messages.delivery_reports import DeliveryReport
 from shortener.model import State, Topic, Verdict
 from shortener.storage import schema
+from shortener.storage.postgres import async_engine
 from tests.clicks.helpers import PHONE_HEADERS, change_settings, create_codes, fetch_rows, forget_expressions, make_hit
-from tests.clicks.verdicts.helpers import assert_counts_match, only_message, record_click, run_reclassifier, sent_events
+from tests.clicks.verdicts.helpers import (
+    PHONE,
+    assert_counts_match,
+    only_message,
+    record_click,
+    run_reclassifier,
+    sent_events,
+)
 from tests.conftest import Clock
 from tests.rows import messages_now
 
@@ -75,6 +91,103 @@ async def test_a_report_of_read_alone_shows_that_the_message_was_sent(service: S
     assert (await run_reclassifier(service)).corrections.to_suspected == 0
     assert [verdict for verdict, _ in await verdicts(service)] == [Verdict.HUMAN]
     assert Topic.CLICK_RETRACTED not in [topics for topics, _ in await sent_events(service)]
+
+
+async def test_an_early_hit_is_classified_again_if_the_first_attempt_to_store_it_failed(service: Service, clock: Clock) -> None:
+    await change_settings(service, suspect_before_sent=True)
+    (code,) = await create_codes(service, message_ids=("m-1",))
+    writer, hit = batch_writer(service), make_hit(service, code, user_agent=PHONE)
+
+    def fail(connection: Connection) -> None:
+        writer.write(connection, [hit])
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        await service.database.write(fail)
+    await service.database.write(writer.write, [hit])
+    assert await verdicts(service) == [(Verdict.SUSPECTED, "before_sent")]
+    await service.delivery_reports.record(1, [DeliveryReport("m-1", State.SENT, clock.forward(minutes=5))])
+    assert await service.early_hits.step(clock()) == 1
+    assert (await only_message(service)).state == State.CLICKTHRU
+
+
+def batch_writer(service: Service) -> HitBatchWriter:
+    return HitBatchWriter(service.ids, LinkResolver(service.directory, service.click_ids), service.directory)
+
+
+@contextlib.asynccontextmanager
+async def other_process(service: Service) -> AsyncIterator[AsyncConnection]:
+    """Yield a connection of another process to PostgreSQL, in a transaction that is committed at the end."""
+    engine = async_engine(service.settings.database_url)
+    try:
+        async with engine.begin() as connection:
+            yield connection
+    finally:
+        await engine.dispose()
+
+
+async def waits_for(connection: AsyncConnection) -> bool:
+    """Return whether another transaction waits for a lock of this connection."""
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE pg_backend_pid() = ANY(pg_blocking_pids(pid))"
+    return bool(await connection.scalar(text(waiting)))
+
+
+async def test_an_old_hit_from_the_spool_is_classified_again_if_the_report_is_committed_before_the_hit(
+    service: Service, clock: Clock
+) -> None:
+    if service.database.dialect == "sqlite":
+        pytest.skip("SQLite has one writer: one of the two is over before the other begins")
+    await change_settings(service, suspect_before_sent=True)
+    (code,) = await create_codes(service, message_ids=("m-1",))
+    hit = make_hit(service, code, at=service.now_ms(), user_agent=PHONE)
+    clock.forward(minutes=10)
+    async with other_process(service) as connection:
+        await connection.run_sync(batch_writer(service).write, [hit])
+        await service.delivery_reports.record(1, [DeliveryReport("m-1", State.SENT, clock())])
+    assert await verdicts(service) == [(Verdict.SUSPECTED, "before_sent")]
+    assert await service.early_hits.step(clock()) == 1
+    assert (await only_message(service)).state == State.CLICKTHRU
+
+
+async def test_a_report_that_arrives_while_another_early_hit_is_stored_classifies_both_hits_again(
+    service: Service, clock: Clock
+) -> None:
+    if service.database.dialect == "sqlite":
+        pytest.skip("SQLite has one writer: one of the two is over before the other begins")
+    await change_settings(service, suspect_before_sent=True)
+    (code,) = await create_codes(service, message_ids=("m-1",))
+    await record_click(service, code)
+    clock.forward(minutes=10)
+    async with other_process(service) as connection:
+        await connection.run_sync(batch_writer(service).write, [make_hit(service, code, user_agent=PHONE)])
+        report = asyncio.create_task(service.delivery_reports.record(1, [DeliveryReport("m-1", State.SENT, clock())]))
+        while not report.done() and not await waits_for(connection):
+            await asyncio.sleep(0.01)  # a pause before the next query of the locks
+        if report.done():
+            await service.early_hits.step(clock())
+    await report
+    await service.early_hits.step(clock())
+    assert [verdict for verdict, _ in await verdicts(service)] == [Verdict.HUMAN, Verdict.HUMAN]
+    assert await fetch_rows_of_early_hits(service) == []
+
+
+async def test_the_job_waits_for_an_early_hit_that_is_being_stored_and_classifies_it_too(service: Service, clock: Clock) -> None:
+    if service.database.dialect == "sqlite":
+        pytest.skip("SQLite has one writer: one of the two is over before the other begins")
+    await change_settings(service, suspect_before_sent=True)
+    (code,) = await create_codes(service, message_ids=("m-1",))
+    await record_click(service, code)
+    (stored,) = await fetch_rows(service, schema.hits)
+    await service.delivery_reports.record(1, [DeliveryReport("m-1", State.SENT, clock())])
+    async with other_process(service) as connection:
+        await connection.run_sync(early_hits.add, [(await only_message(service)).id], clock())
+        await connection.execute(schema.hits.insert().values({**stored._mapping, "id": service.ids()}))
+        step = asyncio.create_task(service.early_hits.step(clock()))
+        while not await waits_for(connection):
+            assert not step.done()
+            await asyncio.sleep(0.01)  # a pause before the next query of the locks
+    assert await step == 1
+    assert [verdict for verdict, _ in await verdicts(service)] == [Verdict.HUMAN, Verdict.HUMAN]
 
 
 async def fetch_rows_of_early_hits(service: Service) -> list[Any]:
