@@ -47,8 +47,9 @@ def from_entry(content: bytes, reason: str) -> DeadLetter:
     text = content.decode("utf-8", "backslashreplace").replace("\x00", "\\x00")
     try:
         fields = json.loads(text)
-        code = fields["code"] if isinstance(fields["code"], str) and "\x00" not in fields["code"] else None
-    except (ValueError, KeyError, TypeError):
+        # The database rejects text with surrogates or with NUL, and no code contains such characters.
+        code = fields["code"] if isinstance(fields["code"], str) and fields["code"].isprintable() else None
+    except (ValueError, KeyError, TypeError, RecursionError):
         code = None
     return DeadLetter(text, code, reason)
 

@@ -9,10 +9,9 @@ An entry contains all fields of `Hit` except `origin`, so the stream contains no
 
 from __future__ import annotations
 
-import dataclasses
 import secrets
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 import orjson
 
@@ -28,7 +27,7 @@ LEASE_MS = 5000
 MAX_MOVED = 500  # the number of entries that `HitSpool.move_from` moves at a time
 MAX_DEAD_LETTERS = 100_000  # maximum number of dead letters in Redis; above it, the oldest ones are removed
 _FIELD, _REASON = b"h", b"r"
-_NAMES = tuple(field.name for field in dataclasses.fields(Hit) if field.name != "origin")
+_TYPES: dict[str, Any] = {name: hint for name, hint in get_type_hints(Hit).items() if name != "origin"}
 
 
 class SpoolState(NamedTuple):
@@ -194,7 +193,7 @@ class HitSpool:
 
 
 def _fields(hit: Hit) -> dict[str, object]:
-    return {name: getattr(hit, name) for name in _NAMES}
+    return {name: getattr(hit, name) for name in _TYPES}
 
 
 def _parse_id(entry: bytes) -> tuple[int, int]:
@@ -204,12 +203,12 @@ def _parse_id(entry: bytes) -> tuple[int, int]:
 
 
 def _parse_hit(fields: dict[bytes, bytes]) -> Hit | None:
-    """Return the hit that an entry contains, or None if it is not a hit. Fields that a newer version of the program has added are
-    ignored."""
+    """Return the hit that an entry contains, or None if it is not a hit, for example because a field has a wrong type. Fields
+    that a newer version of the program has added are ignored."""
     try:
         values = orjson.loads(fields[_FIELD])
-        known = {name: value for name, value in values.items() if name in _NAMES}
-        return Hit(**known | {"verdict": Verdict(values["verdict"])})
+        known = {name: value for name, value in values.items() if name in _TYPES} | {"verdict": Verdict(values["verdict"])}
+        return Hit(**known) if all(isinstance(value, _TYPES[name]) for name, value in known.items()) else None
     except (KeyError, ValueError, TypeError, AttributeError):
         return None
 

@@ -71,6 +71,7 @@ class HitWriter:
         self._ids = ids
         self._loading: asyncio.Task[None] | None = None  # loads what late hits need
         self.is_failing = False  # true if the database could not store the last batch
+        self._first_probe = 0  # the place in the next batch from the spool at which `_write_each` begins
         self._on_stored = on_stored
         self._on_unavailable = on_unavailable
         self._on_rejected = on_rejected
@@ -178,8 +179,9 @@ class HitWriter:
         # A hit counts as rejected only if it failed twice in a transaction of its own while the database accepts other hits. A
         # single failure may come from a fault of the database that has ended since.
         failures = [(hit, first_error) for hit in hits]
+        stored = 0
         for is_first in (True, False):
-            failures = await self._write_each([hit for hit, _ in failures])
+            stored, failures = await self._write_each([hit for hit, _ in failures], stored)
             clashes = [hit for hit, error in failures if is_unique_violation(error)]
             if is_first and clashes and not await self._renew_ids(clashes):
                 raise StoreUnavailable("the ids of rejected hits could not be read")
@@ -187,12 +189,17 @@ class HitWriter:
             log.error("hit_not_recordable", code=hit.code, exc_info=error)
         return failures
 
-    async def _write_each(self, hits: Sequence[Hit]) -> list[tuple[Hit, Exception]]:
-        """Write each hit in its own transaction and return the failures. Raise StoreUnavailable if the database accepts no hits at
-        all."""
+    async def _write_each(self, hits: Sequence[Hit], stored: int) -> tuple[int, list[tuple[Hit, Exception]]]:
+        """Write each hit in its own transaction. `stored` is the number of hits of the batch that the database has accepted before.
+        Return this number plus that of the hits that it accepts now, and the failures. Raise StoreUnavailable if the database
+        accepts no hits at all.
+
+        If MAX_PROBES hits fail and none is stored, the next call begins behind them. Thus it finds the hits that the database
+        accepts, wherever they are in the batch."""
         failures: list[tuple[Hit, Exception]] = []
-        stored = 0
-        for hit in hits:
+        was_accepted, begin = stored > 0, self._first_probe % max(len(hits), 1)
+        self._first_probe = 0
+        for hit in (*hits[begin:], *hits[:begin]):
             try:
                 await self._write_late([hit])
             except StoreUnavailable:
@@ -200,14 +207,16 @@ class HitWriter:
             except Exception as own_error:
                 failures.append((hit, own_error))
                 if len(failures) >= MAX_PROBES and not stored:
+                    self._first_probe = begin + MAX_PROBES
                     break
             else:
                 stored += 1
-        if failures and not await self._is_fault_of_hits(len(failures), stored):
+                was_accepted = False
+        if failures and not await self._is_fault_of_hits(len(failures), stored, needs_probe=was_accepted):
             _, first_error = failures[0]
             log.error("hits_rejected", hits=len(failures), exc_info=first_error)
             raise StoreUnavailable(str(first_error)) from first_error
-        return failures
+        return stored, failures
 
     async def _write_late(self, hits: Sequence[Hit]) -> None:
         await load_expressions()
@@ -226,11 +235,12 @@ class HitWriter:
                 self._on_events()
             return
 
-    async def _is_fault_of_hits(self, failed: int, stored: int) -> bool:
-        """Return whether the database accepts other hits than the `failed` ones. If it accepts none, the failure is an outage."""
-        if stored:
+    async def _is_fault_of_hits(self, failed: int, stored: int, *, needs_probe: bool = False) -> bool:
+        """Return whether the database accepts other hits than the `failed` ones. If it accepts none, the failure is an outage.
+        `needs_probe` states that the `stored` hits were stored some time before, so that the outage may have begun since then."""
+        if stored and not needs_probe:
             return True
-        if failed >= MAX_PROBES:
+        if failed >= MAX_PROBES and not stored:
             return False
         try:
             await self._database.write(self._transaction.probe)

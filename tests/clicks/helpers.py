@@ -147,6 +147,16 @@ async def hits_table_away(service: Service) -> AsyncIterator[None]:
         await service.database.write(lambda connection: connection.execute(text("ALTER TABLE hits_away RENAME TO hits")))
 
 
+async def reject_hits(service: Service, rule: str) -> None:
+    """Make the database reject each hit with this rule."""
+    statement = {
+        "sqlite": f"CREATE TRIGGER rejected BEFORE INSERT ON hits WHEN NEW.rule = '{rule}' "
+        "BEGIN SELECT RAISE(ABORT, 'rejected'); END",
+        "postgresql": f"ALTER TABLE hits ADD CONSTRAINT rejected CHECK (rule <> '{rule}')",
+    }[service.database.dialect]
+    await service.database.write(lambda connection: connection.execute(text(statement)))
+
+
 async def change_link(service: Service, code: str, requested: dict[str, Any]) -> None:
     """Change a link as the API does."""
     application = service.directory.application(1)

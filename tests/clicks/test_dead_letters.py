@@ -29,6 +29,8 @@ def test_a_dead_letter_contains_the_client_address_only_if_the_application_may_s
         (b'{"code": "abc"}', ('{"code": "abc"}', "abc")),
         (b'{"code": 7}', ('{"code": 7}', None)),
         (b"[1]", ("[1]", None)),
+        (b'{"code": "\\ud800"}', ('{"code": "\\ud800"}', None)),
+        (b"[" * 100_000, ("[" * 100_000, None)),
         (b"\xff\x00", ("\\xff\\x00", None)),
     ],
 )

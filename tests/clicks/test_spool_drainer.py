@@ -10,17 +10,20 @@ import orjson
 import pytest
 from sqlalchemy import text
 
-from shortener.clicks.dead_letters import from_hit
+from shortener.clicks.dead_letters import MAX_TEXT_CHARACTERS, from_hit
 from shortener.clicks.hit_spool import SpoolState
 from shortener.clicks.resolver import Hit
 from shortener.container import Service
+from shortener.errors import StoreUnavailable
 from shortener.model import HitFlag
 from shortener.outbox.count_deltas import CountDelta
 from shortener.storage import schema
+from shortener.storage.batcher import MAX_PROBES
 from tests.clicks.helpers import count_state_events as clickthru_events
 from tests.clicks.helpers import create_codes as send
 from tests.clicks.helpers import fetch_rows as rows
 from tests.clicks.helpers import make_hit as hit
+from tests.clicks.helpers import reject_hits
 from tests.clicks.spooling import LOCATION, MakeNode, Node
 from tests.clicks.spooling import make_node as make_node
 from tests.clicks.spooling import node as node
@@ -154,11 +157,51 @@ async def test_a_spool_entry_that_is_not_a_hit_becomes_a_dead_letter(
     ]
 
 
-# The database rejects a hit without a rule. The encoder of spool entries rejects the time 2**70, which is too large.
-@pytest.mark.parametrize("fault", [{"rule": None}, {"at": 2**70}])
+async def test_spool_entries_whose_fields_have_wrong_types_become_dead_letters_and_the_hits_are_stored(
+    service: Service, node: Node, redis_server: RedisProcess
+) -> None:
+    (code,) = await send(service)
+    node.disconnect()
+    await node.click(code)
+    fields = orjson.loads(orjson.dumps(hit(service, code)))
+    faults: list[dict[str, Any]] = [{"at": None}, {"at": "12"}, {"id": 1.5}, {"rule": None}, {"code": 7}, {"verdict": 99}]
+    entries = [json.dumps(fields | fault) for fault in faults]
+    entries += [json.dumps(fields | {"code": "\ud800"}), "[" * 100_000]
+    with contextlib.closing(redis_server.client()) as client:
+        for entry in entries:
+            client.xadd("sms:test:spool:hits", {"h": entry})
+    node.reconnect()
+    await node.drained()
+    assert len(await rows(service, schema.hits)) == 1
+    letters = await rows(service, schema.hits_dead_letter)
+    assert [letter.hit for letter in letters] == [entry[:MAX_TEXT_CHARACTERS] for entry in entries]
+    assert [letter.code for letter in letters] == [code] * 4 + [None, code, None, None]
+    assert (node.recorder.totals.dead_letters, await node.spool.look()) == (len(entries), SpoolState(0))
+
+
+async def test_many_hits_at_the_beginning_of_the_spool_that_the_database_rejects_do_not_stop_it(
+    service: Service, node: Node
+) -> None:
+    await reject_hits(service, "rejected")
+    (code,) = await send(service)
+    node.disconnect()
+    for rule in ["rejected"] * (MAX_PROBES + 2) + ["test"] * 2:
+        assert await node.click(code, rule=rule) == LOCATION
+    node.reconnect()
+    with pytest.raises(StoreUnavailable):
+        await node.drainer.step()
+    await node.drained()
+    assert len(await rows(service, schema.hits)) == 2
+    assert len(await rows(service, schema.hits_dead_letter)) == node.recorder.totals.dead_letters == MAX_PROBES + 2
+    assert await node.spool.look() == SpoolState(0)
+
+
+# The encoder of spool entries rejects the time 2**70, which is too large.
+@pytest.mark.parametrize("fault", [{"rule": "rejected"}, {"at": 2**70}])
 async def test_a_spooled_hit_that_the_database_rejects_becomes_a_dead_letter_and_the_other_hits_are_stored(
     service: Service, node: Node, redis_server: RedisProcess, fault: dict[str, Any]
 ) -> None:
+    await reject_hits(service, "rejected")
     (code,) = await send(service)
     node.disconnect()
     for _ in range(3):
