@@ -1,4 +1,4 @@
-"""This module checks destinations, base URLs and hosts, and replaces the placeholders in destinations.
+"""This module checks destinations, base URLs and hosts.
 
 `parse_destination` accepts an absolute http or https URL only if every URL parser reads the same scheme, host and port from it.
 It accepts a link into an app (`myapp://open/5`) if the caller permits the scheme.
@@ -18,11 +18,11 @@ import contextlib
 import ipaddress
 import re
 import unicodedata
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NoReturn
-from urllib.parse import quote, unquote_to_bytes, urlsplit
+from urllib.parse import quote, urlsplit
 
 import idna
 
@@ -43,7 +43,8 @@ DEFAULT_PORTS = {"http": 80, "https": 443}
 _MAX_PATH_SEGMENTS = 5
 _SEGMENT = re.compile(r"[A-Za-z0-9._~-]{1,64}")
 _MAX_HOST_CHARACTERS = 253
-_PLACEHOLDER = re.compile(rb"\{(%s)\}" % "|".join(DESTINATION_PLACEHOLDERS).encode())
+#: A regular expression for the placeholders in the location of a destination.
+PLACEHOLDER = re.compile(rb"\{(%s)\}" % "|".join(DESTINATION_PLACEHOLDERS).encode())
 # RFC 3986 allows none of these characters. Browsers remove tabs and line ends, and read a backslash as a slash, so that they may
 # open another host than the one that was checked.
 _FORBIDDEN = re.compile(r'[\x00-\x20\x7f-\xa0"<>\\]')
@@ -127,7 +128,7 @@ def parse_destination(url: str, extra_schemes: Container[str] = ()) -> Destinati
     location = (stored if stored.isascii() else quote(stored, safe=_PRINTABLE)).encode()
     if len(location) > MAX_URL_CHARACTERS:
         raise UrlError(f"is longer than {MAX_URL_CHARACTERS} characters when percent-encoded")
-    names = frozenset(name.decode() for name in _PLACEHOLDER.findall(location)) if b"{" in location else frozenset()
+    names = frozenset(name.decode() for name in PLACEHOLDER.findall(location)) if b"{" in location else frozenset()
     return Destination(stored, location, host, names)
 
 
@@ -296,38 +297,6 @@ def canonical_name(name: str) -> str:
     """Return a host without port and brackets in the form of `Destination.host`, if it is an IPv6 address. Other text is returned
     unchanged."""
     return canonical_host(f"[{name}]")[1:-1] if ":" in name else name
-
-
-def fill_placeholders(location: bytes, values: Mapping[str, str]) -> bytes:
-    """Replace each placeholder `{name}` in `location` by the percent-encoded value of the name in `values` (RFC 3986). Return the
-    result.
-
-    The replacement is one pass, and braces in a value are encoded, so a value cannot add a placeholder.
-    A placeholder without a value in `values` stays in the result, and a later call can replace it."""
-
-    def value(match: re.Match[bytes]) -> bytes:
-        text = values.get(match[1].decode())
-        return match[0] if text is None else quote(text, safe="").encode()
-
-    return _PLACEHOLDER.sub(value, location)
-
-
-def append_param(location: bytes, name: str, value: str) -> bytes:
-    """Return `location` with `name=value` at the end of its query, before the fragment. Every other byte stays the same.
-
-    If the query already has a parameter of that name, return `location` unchanged."""
-    key = quote(name, safe="").encode()
-    address, hash_sign, fragment = location.partition(b"#")
-    _, question_mark, query = address.partition(b"?")
-    plain = name.encode()
-    for part in query.split(b"&"):
-        present = part.partition(b"=")[0]
-        if present in (key, plain) or (b"%" in present and unquote_to_bytes(present) == plain):
-            return location
-    separator = b"?"
-    if question_mark:
-        separator = b"&" if query and not query.endswith(b"&") else b""
-    return b"%b%b%b=%b%b%b" % (address, separator, key, quote(value, safe="").encode(), hash_sign, fragment)
 
 
 def _check_characters(url: str) -> None:

@@ -5,13 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shortener.redirect_locations import append_param, fill_placeholders
 from shortener.urls import (
     DESTINATION_PLACEHOLDERS,
     MAX_URL_CHARACTERS,
     NumericHostError,
     UrlError,
-    append_param,
-    fill_placeholders,
     parse_authority,
     parse_destination,
     parse_host,

@@ -15,8 +15,9 @@ from sqlalchemy import Connection, select
 
 from shortener.clicks.queries import LinkRow
 from shortener.clicks.resolver import Hit, Resolution
+from shortener.redirect_locations import fill_placeholders
 from shortener.storage.schema import cohorts, messages
-from shortener.urls import DESTINATION_PLACEHOLDERS, fill_placeholders
+from shortener.urls import DESTINATION_PLACEHOLDERS
 
 _UNKNOWN = dict.fromkeys(DESTINATION_PLACEHOLDERS, "")
 

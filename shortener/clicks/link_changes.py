@@ -25,12 +25,13 @@ from shortener.accounts.directory import Application
 from shortener.accounts.link_targets import TargetHosts, check_link_target, target_problems
 from shortener.errors import ApiError, Detail, ErrorCode, StoreUnavailable
 from shortener.model import LinkFlag
+from shortener.redirect_locations import fill_placeholders
 from shortener.redis.link_cache import CachedLink, LinkCache
 from shortener.storage.database import Database
 from shortener.storage.schema import cohorts, link_changes, links, messages
 from shortener.storage.types import to_iso, to_ms
 from shortener.times import EARLIEST, parse_iso, to_utc
-from shortener.urls import Destination, UrlError, fill_placeholders, host_of, parse_destination
+from shortener.urls import Destination, UrlError, host_of, parse_destination
 
 AnyRow = Row[*tuple[Any, ...]]
 

@@ -17,7 +17,8 @@ from typing import NamedTuple, Protocol
 from shortener.accounts.directory import HitPolicies
 from shortener.ids import ClickIds
 from shortener.model import LinkFlag, Verdict, mutable_record
-from shortener.urls import DESTINATION_PLACEHOLDERS, append_param, fill_placeholders
+from shortener.redirect_locations import append_param, fill_placeholders
+from shortener.urls import DESTINATION_PLACEHOLDERS
 
 # The flags are copied to plain integers, because an operation on enum flags takes microseconds and each hit needs several.
 _FILL = int(LinkFlag.FILL_CLICK_ID)

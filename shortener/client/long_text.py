@@ -15,7 +15,8 @@ from shortener.client.exceptions import BadRequestError, ErrorDetail
 from shortener.client.models import RewrittenText
 from shortener.messages.directives import parse_directives
 from shortener.messages.segments import count_segments
-from shortener.urls import UrlError, fill_placeholders, parse_destination
+from shortener.redirect_locations import fill_placeholders
+from shortener.urls import UrlError, parse_destination
 
 _INVALID_DIRECTIVE, _INVALID_URL = "INVALID_TRACK_DIRECTIVE", "INVALID_TRACK_URL"
 

@@ -438,12 +438,8 @@ def _backlog(connection: Connection, tracker_id: int, now: datetime) -> Delivery
         some = select(columns.id).where(*conditions).limit(MAX_COUNT).subquery()
         return connection.execute(select(func.count()).select_from(some)).scalar_one()
 
-    first_due = [
-        connection.execute(
-            select(columns.next_at).where(*in_queue, columns.queue == queue).order_by(columns.next_at).limit(1)
-        ).scalar()
-        for queue in (0, RETRIES)
-    ]
+    due = select(columns.next_at).where(*in_queue).order_by(columns.next_at).limit(1)
+    first_due = [connection.execute(due.where(columns.queue == queue)).scalar() for queue in (0, RETRIES)]
     return DeliveryBacklog(
         pending=count(*in_queue),
         dead=count(columns.tracker_id == tracker_id, _IS_DEAD),

@@ -38,10 +38,10 @@ from shortener.model import LinkFlag, State, record
 from shortener.outbox import count_deltas
 from shortener.outbox.count_deltas import TIME_SLOT_MS, CohortKey, Cohorts, CountDelta, sent_slot
 from shortener.outbox.link_sets import LinkSetKey, LinkSets, link_set_key
+from shortener.redirect_locations import fill_placeholders
 from shortener.redis.link_cache import CachedLink
 from shortener.storage.bulk import insert_all
 from shortener.storage.key_table import KeyTable
-from shortener.urls import fill_placeholders
 
 Response = list[dict[str, Any]]  # the response contains one entry for each recipient
 OPT_OUT_LABELS = frozenset({"optout", "opt_out", "opt-out"})

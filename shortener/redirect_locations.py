@@ -1,0 +1,43 @@
+"""This module replaces the placeholders in the location of a destination, and appends the click id to its query."""
+
+# Tested by tests/test_urls.py
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from urllib.parse import quote, unquote_to_bytes
+
+from shortener.urls import PLACEHOLDER
+
+
+def fill_placeholders(location: bytes, values: Mapping[str, str]) -> bytes:
+    """Replace each placeholder `{name}` in `location` by the percent-encoded value of the name in `values` (RFC 3986). Return the
+    result.
+
+    The replacement is one pass, and braces in a value are encoded, so a value cannot add a placeholder.
+    A placeholder without a value in `values` stays in the result, and a later call can replace it."""
+
+    def value(match: re.Match[bytes]) -> bytes:
+        text = values.get(match[1].decode())
+        return match[0] if text is None else quote(text, safe="").encode()
+
+    return PLACEHOLDER.sub(value, location)
+
+
+def append_param(location: bytes, name: str, value: str) -> bytes:
+    """Return `location` with `name=value` at the end of its query, before the fragment. Every other byte stays the same.
+
+    If the query already has a parameter of that name, return `location` unchanged."""
+    key = quote(name, safe="").encode()
+    address, hash_sign, fragment = location.partition(b"#")
+    _, question_mark, query = address.partition(b"?")
+    plain = name.encode()
+    for part in query.split(b"&"):
+        present = part.partition(b"=")[0]
+        if present in (key, plain) or (b"%" in present and unquote_to_bytes(present) == plain):
+            return location
+    separator = b"?"
+    if question_mark:
+        separator = b"&" if query and not query.endswith(b"&") else b""
+    return b"%b%b%b=%b%b%b" % (address, separator, key, quote(value, safe="").encode(), hash_sign, fragment)
