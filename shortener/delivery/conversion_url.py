@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from sqlalchemy import Connection, Row, delete, select, update
 
 from shortener.accounts.audit import AuditWriter
+from shortener.delivery.outcomes import GONE
 from shortener.delivery.tracker_audit import add_tracker_change, add_tracker_row
 from shortener.delivery.tracker_queries import (
     CONVERSION_URL,
@@ -92,8 +93,8 @@ def write_conversion_url(
     """Create or change the tracker for the `conversion_url` of an application, or delete it if `url` is None.
 
     The caller has checked the URL and runs the function in a transaction. If `fields` is None, the tracker gets the default fields
-    of the format `json`. Requests to a new tracker are signed with the callback secret of the application. The audit log gets the
-    row of a change of a tracker.
+    of the format `json`. A new URL enables a tracker that a 410 response of the old one disabled. Requests to a new tracker are
+    signed with the callback secret of the application. The audit log gets the row of a change of a tracker.
     """
     applications = schema.applications
     statement = select(applications.c.callback_secret).where(applications.c.id == application_id).with_for_update()
@@ -108,6 +109,8 @@ def write_conversion_url(
         values = {"url": url, "fields": fields, "updated_at": now, "revision": row.revision + 1}
         if url != row.url:
             values |= fresh_start(now) | values_of_another_origin(row.url, url)
+            if row.disabled_reason == GONE:
+                values |= {"enabled": True, "disabled_reason": None}
         changed = connection.execute(update(table).where(table.c.id == row.id).values(values).returning(table)).one()
         add_tracker_change(connection, audit, now, row, changed)
         return

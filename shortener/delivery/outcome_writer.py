@@ -3,6 +3,9 @@
 An outcome is ignored if the lease of the delivery ended and another process claimed the delivery. Such an outcome changes no
 delivery, no circuit breaker and no metric, adds no row to `attempts`, and its 410 response does not disable the tracker.
 
+If a tracker was changed during an attempt, for example its URL, the outcome changes only the delivery. It does not change the
+circuit breaker or the rate of the tracker and does not disable it.
+
 `OutcomeWriter.write` does not change the `OutcomeWriter` object, because the database may run the transaction again.
 `OutcomeWriter.committed` changes it after the commit.
 """
@@ -99,10 +102,10 @@ class OutcomeWriter:
             elif not self._is_success_recent(tracker, now):
                 affected.append(tracker)
         for tracker, state in dispatch_queries.locked_states(connection, affected).items():
-            attempts = by_tracker[tracker]
+            attempts = [one for one in by_tracker[tracker] if _is_current(one, state)]
             health = state.health
-            for one in attempts:
-                health = _health_after(health, one)
+            for one in by_tracker[tracker]:
+                health = _health_after(health, one, has_result=_is_current(one, state))
             pace = self._pace_after(state, attempts, now)
             values: dict[str, Any] = dispatch_queries.health_columns(health) if health != state.health else {}
             if pace != state.pace:
@@ -187,8 +190,15 @@ def _successes_by_tracker(attempts: Sequence[FinishedAttempt]) -> Counter[int]:
     )
 
 
-def _health_after(health: TrackerHealth, finished: FinishedAttempt) -> TrackerHealth:
-    outcome, is_probe = finished.outcome, finished.attempt.is_probe
+def _is_current(finished: FinishedAttempt, state: TrackerState) -> bool:
+    """Return whether the tracker was not changed since the attempt was claimed."""
+    target = finished.attempt.target
+    return target is None or target.revision == state.revision
+
+
+def _health_after(health: TrackerHealth, finished: FinishedAttempt, has_result: bool) -> TrackerHealth:
+    """Return the health of a tracker after an attempt. If `has_result` is false, the outcome states nothing about the tracker."""
+    outcome, is_probe = finished.outcome if has_result else None, finished.attempt.is_probe
     if outcome is None or not outcome.charged:
         # The probe has no result, so another probe may be sent: at once if the claim was given back, or after a pause if this host
         # failed.

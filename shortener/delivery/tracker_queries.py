@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from shortener.accounts.directory import increment_version
-from shortener.delivery.outcomes import parse_success
+from shortener.delivery.outcomes import GONE, parse_success
 from shortener.delivery.placeholders import TemplateError, parse_template
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.ids import MAX_COUNTED_ID
@@ -112,7 +112,7 @@ def update_tracker(
         values["enabled"] = changes["enabled"]
         if changes["enabled"]:
             values["disabled_reason"] = None
-        elif row.enabled:
+        elif row.enabled or row.disabled_reason == GONE:
             values["disabled_reason"] = "switched off"
     if changes.get("enabled") or values.get("url", row.url) != row.url:
         values |= fresh_start(now)

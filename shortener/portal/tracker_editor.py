@@ -115,6 +115,8 @@ async def change(visit: Visit) -> Response:
             saved = await database.write(perform_once, visit, transaction)
         elif action == "save":
             values = _read_form(visit)
+            if not values["enabled"] and not tracker.enabled:
+                del values["enabled"]  # the form repeats it, so this is not the decision to disable the tracker
             given = validate(TrackerUpdateRequest, {**dict.fromkeys((*LIMITS, "fields")), **values})
             transaction = await service.trackers.prepare_update(audit, tracker.id, given.to_changes(), visit.application_id)
             await database.write(transaction)

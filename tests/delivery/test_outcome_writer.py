@@ -2,6 +2,8 @@
 
 import asyncio
 
+import pytest
+from sqlalchemy import update
 from structlog.testing import capture_logs
 
 from shortener.container import Service
@@ -123,6 +125,43 @@ async def test_a_410_response_disables_the_tracker_and_its_other_deliveries_wait
     await deliver(service)
     assert len(receiver.requests) == 3
     assert statuses(await deliveries(service)) == {DEAD: 1, DELIVERED: 2}
+
+
+@pytest.mark.parametrize("reply", [410, 429, Reply(503, headers={"retry-after": "60"})], ids=["410", "429", "503"])
+async def test_a_response_of_the_old_url_neither_disables_nor_slows_nor_pauses_a_tracker_with_a_new_url(
+    reply: int | Reply, service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver
+) -> None:
+    receiver.replies = [reply]
+    tracker = await make_tracker(receiver.url("/old"))
+    await story.first_click()
+    await service.fanout.flush()
+    await service.dispatcher.step()
+    await asyncio.wait(service.dispatcher._tasks)
+    await service.trackers.update(AUDIT, tracker, changes(url=receiver.url("/new")))
+    await service.dispatcher.flush()
+    row = await tracker_row(service, tracker)
+    assert (row.enabled, row.rate, row.failures_in_row, row.open_until) == (True, None, 0, None)
+    assert service.dispatcher.totals.trackers_disabled == 0
+    assert len(await rows(service.database, schema.attempts)) == 1
+
+
+async def test_another_probe_is_sent_at_once_if_the_tracker_was_changed_during_the_probe(
+    service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
+) -> None:
+    tracker = await make_tracker(receiver.url())
+    is_open = update(schema.trackers).values(failures_in_row=MAX_FAILURES, opened_at=clock(), open_until=clock())
+    await service.database.write(lambda connection: connection.execute(is_open).rowcount)
+    await story.first_click()
+    await service.fanout.flush()
+    await service.dispatcher.step()
+    await asyncio.wait(service.dispatcher._tasks)
+    await service.trackers.update(AUDIT, tracker, changes(name="renamed"))
+    await service.dispatcher.flush()
+    assert (await service.trackers.get(tracker)).health.breaker(now_ms(clock)) == "half_open"
+    await story.first_click()
+    await deliver(service)
+    assert (await service.trackers.get(tracker)).health.open_until is None
+    assert statuses(await deliveries(service)) == {DELIVERED: 2}
 
 
 async def test_one_probe_closes_the_circuit_breaker_and_the_backlog_is_sent_at_the_recovery_rate(

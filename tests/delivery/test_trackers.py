@@ -14,6 +14,7 @@ from shortener.container import Service
 from shortener.delivery import tracker_queries
 from shortener.delivery.conversion_url import write_conversion_url
 from shortener.delivery.guard import Guard
+from shortener.delivery.outcomes import GONE
 from shortener.delivery.pace import TrackerPace
 from shortener.delivery.trackers import NewTracker, Trackers, effective_limits
 from shortener.errors import ApiError, ErrorCode
@@ -21,7 +22,7 @@ from shortener.model import Topic
 from shortener.signatures import parse_secret
 from shortener.storage import schema
 from tests.conftest import NOON, Clock, MakeService
-from tests.delivery.conftest import MakeTracker, changes
+from tests.delivery.conftest import MakeTracker, Story, changes
 from tests.factory import AUDIT, audited_rows, rows
 
 KEY = AuditWriter(Actor(name="key 5"), itertools.count(10**6).__next__)
@@ -213,6 +214,43 @@ async def test_disabling_a_tracker_stores_a_reason_and_enabling_the_tracker_remo
     assert (disabled.enabled, disabled.disabled_reason) == (False, "switched off")
     enabled = (await service.trackers.update(AUDIT, tracker, changes(enabled=True))).tracker
     assert (enabled.enabled, enabled.disabled_reason) == (True, None)
+
+
+async def mark_gone(service: Service) -> None:
+    """Disable all trackers as a 410 response does."""
+    gone = update(schema.trackers).values(enabled=False, disabled_reason=GONE)
+    await service.database.write(lambda connection: connection.execute(gone).rowcount)
+
+
+async def test_a_tracker_that_a_410_response_disabled_gets_no_new_events_after_a_person_disabled_it(
+    service: Service, make_tracker: MakeTracker, story: Story
+) -> None:
+    tracker = await make_tracker(URL, "state")
+    await mark_gone(service)
+    renamed = (await service.trackers.update(AUDIT, tracker, changes(name="renamed"))).tracker
+    assert renamed.disabled_reason == GONE
+    disabled = (await service.trackers.update(AUDIT, tracker, changes(enabled=False))).tracker
+    assert (disabled.enabled, disabled.disabled_reason) == (False, "switched off")
+    await story.first_click()
+    await service.fanout.flush()
+    assert await rows(service.database, schema.deliveries) == []
+
+
+async def test_a_new_conversion_url_enables_its_tracker_after_a_410_response_of_the_old_url(service: Service) -> None:
+    async def put(url: str) -> tuple[bool, str | None]:
+        await service.database.write(write_conversion_url, AUDIT, 1, url, None, NOON)
+        found = await service.trackers.conversion_url(1)
+        assert found is not None
+        return found.enabled, found.disabled_reason
+
+    assert await put(URL) == (True, None)
+    await mark_gone(service)
+    assert await put(URL) == (False, GONE)
+    assert await put("https://other.example/") == (True, None)
+    found = await service.trackers.conversion_url(1)
+    assert found is not None
+    await service.trackers.update(AUDIT, found.id, changes(enabled=False))
+    assert await put(URL) == (False, "switched off")
 
 
 async def test_every_update_of_a_tracker_increments_its_revision(service: Service, make_tracker: MakeTracker) -> None:

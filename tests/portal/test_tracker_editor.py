@@ -6,12 +6,15 @@ import html
 import re
 
 import pytest
+from sqlalchemy import update
 
 from shortener.accounts.audit import AuditWriter
 from shortener.container import Service
+from shortener.delivery.outcomes import GONE
 from shortener.errors import StoreUnavailable
 from shortener.portal import repeats
 from shortener.portal.operators import Role
+from shortener.storage import schema
 from tests.conftest import Clock
 from tests.portal.conftest import NewBrowser, SignIn, click, log, send
 from tests.receiver import Receiver
@@ -49,6 +52,11 @@ async def test_a_tracker_is_created_changed_and_deleted_in_the_portal(
     (tracker,) = await service.trackers.all(1)
     assert (tracker.enabled, tracker.events, tracker.max_per_second) == (False, ["click", "conversion"], 5)
     assert (tracker.max_attempts, tracker.fields) == (None, ["message_id", "clicked_at"]), "empty fields are the defaults again"
+
+    gone = update(schema.trackers).values(disabled_reason=GONE)
+    await service.database.write(lambda connection: connection.execute(gone).rowcount)
+    await browser.post(path, data=changed)
+    assert (await service.trackers.get(tracker.id)).disabled_reason == GONE, "the form repeats that the tracker is disabled"
 
     rotated = await browser.post(path, data={"action": "rotate", "confirmed": "yes"})
     assert secret not in html.unescape(rotated.text)
