@@ -315,10 +315,12 @@ def _build_delivery(foundation: Foundation, throttle: Throttle, opened: AsyncExi
     trackers = Trackers(database, foundation.secret, guard, settings, clock)
     sender = open_sender(guard, settings, clock)
     opened.push_async_callback(sender.close)
+    callback_sender = open_sender(guard, settings, clock)
+    opened.push_async_callback(callback_sender.close)
     test_sender = open_sender(guard, settings, clock, MAX_TESTS)
     opened.push_async_callback(test_sender.close)
     rng = random.Random()  # noqa: S311 - jitter of retries, not a secret
-    dispatcher = Dispatcher(database, trackers, sender, ids, clock, settings, rng, throttle)
+    dispatcher = Dispatcher(database, trackers, sender, callback_sender, ids, clock, settings, rng, throttle)
     notify_deliveries = notify_everywhere(foundation.notifier, "deliveries", dispatcher.wake_up)
     fanout = Fanout(
         database,
@@ -330,7 +332,8 @@ def _build_delivery(foundation: Foundation, throttle: Throttle, opened: AsyncExi
         on_deliveries=notify_deliveries,
     )
     replays = Replays(database, ids, clock, notify_deliveries)
-    return DeliveryParts(trackers, Deliveries(database), replays, sender, TestSlots(test_sender), fanout, dispatcher)
+    senders = sender, callback_sender
+    return DeliveryParts(trackers, Deliveries(database), replays, senders, TestSlots(test_sender), fanout, dispatcher)
 
 
 def _build_gateways(foundation: Foundation, messages: MessageParts, throttle: Throttle, opened: AsyncExitStack) -> GatewayParts:

@@ -111,12 +111,12 @@ class MessageParts:
 
 @record
 class DeliveryParts:
-    """The parts that deliver events to trackers."""
+    """The parts that deliver events to trackers. `senders` are the HTTP clients for trackers and for callbacks."""
 
     trackers: Trackers
     deliveries: Deliveries
     replays: Replays
-    sender: Sender
+    senders: tuple[Sender, Sender]
     test_slots: TestSlots
     fanout: Fanout
     dispatcher: Dispatcher

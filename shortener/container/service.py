@@ -85,7 +85,7 @@ class Service:
         self.trackers = delivery.trackers
         self.deliveries = delivery.deliveries
         self.replays = delivery.replays
-        self.sender = delivery.sender
+        self.sender, self.callback_sender = delivery.senders
         self.test_slots = delivery.test_slots
         self.fanout = delivery.fanout
         self.dispatcher = delivery.dispatcher
@@ -187,6 +187,7 @@ class Service:
         for gateway_sender in self._gateway_senders:
             await self._close_part("gateway_sender", gateway_sender.close())
         await self._close_part("sender", self.sender.close())
+        await self._close_part("callback_sender", self.callback_sender.close())
         await self._close_part("test_sender", self.test_slots.sender.close())
         if self.node_lease is not None:
             await self._close_part("node_lease", self.node_lease.release())

@@ -88,10 +88,22 @@ class FinishedAttempt:
 
 
 class AttemptRunner:
-    """A runner that sends claimed deliveries. It does not write to the database: `OutcomeWriter` records the results."""
+    """A runner that sends claimed deliveries. It does not write to the database: `OutcomeWriter` records the results.
 
-    def __init__(self, sender: Sender, ids: IdGenerator, clock: Clock, rng: random.Random, *, allow_http: bool) -> None:
+    Requests to trackers use `sender` and callbacks use `callback_sender`."""
+
+    def __init__(
+        self,
+        sender: Sender,
+        callback_sender: Sender,
+        ids: IdGenerator,
+        clock: Clock,
+        rng: random.Random,
+        *,
+        allow_http: bool,
+    ) -> None:
         self._sender = sender
+        self._callback_sender = callback_sender
         self._ids = ids
         self._clock = clock
         self._rng = rng
@@ -166,7 +178,8 @@ class AttemptRunner:
             header = self.tracer.header(facts["application_id"], message_id)
             if header is not None:
                 request = dataclasses.replace(request, headers={**request.headers, "traceparent": header})
-        return await self._sender.send(request, target.timeout)
+        sender = self._callback_sender if claim.tracker_id is None else self._sender
+        return await sender.send(request, target.timeout)
 
     def _classify(self, attempt: AttemptInFlight, response: SendResult, started: datetime) -> FinishedAttempt:
         claim, target = attempt.claim, attempt.target

@@ -12,6 +12,7 @@ Guarantees
   outcome is ignored if another process has claimed the delivery since. Processes compare leases with a common clock
   (storage/clock.py). Their clocks may differ by up to `claims.MIN_LEASE_LEFT_MS`.
 - A queue (one tracker, or the callbacks to one host) never blocks another: claims.py limits the slots of queues and applications.
+  Callbacks have a sender of their own. So callbacks to many hosts whose names do not resolve occupy no look-up of a tracker.
 - The database stores the circuit breaker (health.py) and the rate (pace.py) of each tracker. So the rate limits all processes
   together, and only one process sends the probe of an open circuit breaker. processes.py divides the concurrency of a tracker.
 - A local failure (resolver, sockets, database) does not count as an attempt. A delivery becomes dead if an open circuit breaker or
@@ -101,6 +102,7 @@ class Dispatcher:
         database: Database,
         trackers: Trackers,
         sender: Sender,
+        callback_sender: Sender,
         ids: IdGenerator,
         clock: Clock,
         settings: Settings,
@@ -110,7 +112,7 @@ class Dispatcher:
         self._database = database
         self._clock = clock
         self._throttle = throttle
-        self._runner = AttemptRunner(sender, ids, clock, rng, allow_http=settings.allow_http_targets)
+        self._runner = AttemptRunner(sender, callback_sender, ids, clock, rng, allow_http=settings.allow_http_targets)
         self._claims = ClaimWriter(trackers, settings, rng, ids)
         self._outcomes = OutcomeWriter(ids)
         self._processes = DeliveryProcesses(rng, settings.delivery_processes or None)

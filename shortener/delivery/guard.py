@@ -16,6 +16,7 @@ customers cannot learn anything about the operator's network.
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import socket
 import threading
@@ -189,6 +190,25 @@ def _start_lookup(lookup: Lookup, host: str, port: int, ended: Callable[[], None
     return result
 
 
+class ResolverResponses:
+    """The last two different names for which the resolver of this machine responded, each with the time.
+
+    If no response arrives for a name, they show whether the resolver is down or only this name has a fault."""
+
+    def __init__(self) -> None:
+        self._latest = self._other = ("", -math.inf)
+
+    def note(self, host: str, now: float) -> None:
+        """Store that the resolver responded for a name at the time `now` of the event loop."""
+        if self._latest[0] != host:
+            self._other = self._latest
+        self._latest = (host, now)
+
+    def has_other(self, host: str, since: float) -> bool:
+        """Return whether the resolver has responded for a name other than `host` since `since` (a time of the event loop)."""
+        return any(name != host and at >= since for name, at in (self._latest, self._other))
+
+
 #: `Guard.check_host` runs at most this many look-ups at a time.
 MAX_CHECKS = 16
 #: Host names that always refer to this host or to the local network.
@@ -196,10 +216,13 @@ _LOCAL_NAMES = re.compile(r"(.*\.)?(localhost|local|internal|localdomain|home\.a
 
 
 class Guard:
-    """An address guard. `lookup` is the function that resolves host names in `check_host`."""
+    """An address guard. `lookup` is the function that resolves host names in `check_host`.
+
+    The senders of one guard share `responses`."""
 
     def __init__(self, allow_private: bool = False, *, lookup: Lookup = system_lookup) -> None:
         self.lookup = lookup
+        self.responses = ResolverResponses()
         self._threads = LookupThreads(MAX_CHECKS)
         self._permitted: frozenset[str] = _PERMITTED_IN_DEVELOPMENT if allow_private else frozenset()
 

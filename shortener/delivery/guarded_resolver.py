@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import socket
 
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -21,7 +20,7 @@ class GuardedResolver(AbstractResolver):
     """A resolver that returns only IP addresses that the address guard permits.
 
     If no response arrives for a name, either the resolver of the operating system is down, or only this name has a fault. To
-    distinguish the two cases, the class stores the last two names for which a response arrived, with the times of the responses."""
+    distinguish the two cases, the class notes the names for which a response arrived in `Guard.responses`."""
 
     def __init__(self, guard: Guard, lookup: Lookup) -> None:
         self._guard = guard
@@ -29,8 +28,6 @@ class GuardedResolver(AbstractResolver):
         self._loop = asyncio.get_running_loop()
         self._threads = LookupThreads(MAX_LOOKUPS)
         self._pending: set[tuple[str, int]] = set()
-        # The last two different names for which the resolver responded, each with the time.
-        self._latest = self._other = ("", -math.inf)
 
     async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC) -> list[ResolveResult]:
         """Return the IP addresses of a host. Raise `ForbiddenTarget` if one is forbidden, `socket.gaierror` if none exists."""
@@ -62,12 +59,10 @@ class GuardedResolver(AbstractResolver):
 
     def answered_another(self, host: str, since: float) -> bool:
         """Return whether the resolver has responded for a name other than `host` since `since` (a time of the event loop)."""
-        return any(name != host and at >= since for name, at in (self._latest, self._other))
+        return self._guard.responses.has_other(host, since)
 
     def _note(self, host: str) -> None:
-        if self._latest[0] != host:
-            self._other = self._latest
-        self._latest = (host, self._loop.time())
+        self._guard.responses.note(host, self._loop.time())
 
     async def close(self) -> None:
         """Do nothing. Running look-ups end by themselves."""

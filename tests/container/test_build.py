@@ -30,7 +30,7 @@ async def test_a_failure_while_the_service_is_built_closes_everything_that_was_o
     monkeypatch.setattr("shortener.container.build.Dispatcher", fail)
     with pytest.raises(RuntimeError, match="cannot be built"):
         await open_service(Settings(data_dir=tmp_path, database_url=store_url))
-    assert [sender.is_closed for sender in senders] == [True, True]
+    assert [sender.is_closed for sender in senders] == [True] * 3
     # Only one process may own a SQLite database. This call raises an error if the first service still owns it.
     await (await open_database(store_url, owner=True)).close()
 

@@ -78,8 +78,8 @@ def other_dispatcher(service: Service, database: Database | None = None, sender:
     """Return a new dispatcher, which simulates another process or a restart of this process."""
     store = database or service.database
     rng = random.Random(1)
-    sender = sender or service.sender
-    return Dispatcher(store, service.trackers, sender, service.ids, service.clock, service.settings, rng, Throttle())
+    senders = (sender, sender) if sender else (service.sender, service.callback_sender)
+    return Dispatcher(store, service.trackers, *senders, service.ids, service.clock, service.settings, rng, Throttle())
 
 
 async def start_attempts(dispatcher: Dispatcher, receiver: Receiver, requests: int) -> None:

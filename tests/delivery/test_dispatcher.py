@@ -174,6 +174,7 @@ async def test_a_busy_throttle_limits_the_batch_sizes_of_the_fanout_and_the_disp
         service.database,
         service.trackers,
         service.sender,
+        service.callback_sender,
         service.ids,
         service.clock,
         service.settings,

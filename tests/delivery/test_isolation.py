@@ -2,6 +2,8 @@
 # Part of the tests of shortener/delivery/dispatcher.py.
 
 import asyncio
+import socket
+import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -13,6 +15,7 @@ from sqlalchemy import Connection
 
 from shortener.container import Service, open_service
 from shortener.delivery.claims import RESERVED_PART
+from shortener.delivery.guarded_resolver import MAX_LOOKUPS
 from shortener.delivery.trackers import NewTracker
 from shortener.settings import Settings
 from shortener.storage import schema
@@ -151,3 +154,30 @@ async def test_callbacks_to_hosts_that_hang_leave_slots_for_trackers(running: Se
         await receiver.wait_for(1)
         assert time.monotonic() - began < SOON_SECONDS, "the hanging attempts last 60 seconds"
         assert len(hanging.requests) == usable
+
+
+async def test_callbacks_to_names_that_never_resolve_occupy_no_dns_lookup_of_a_tracker(
+    running: Service, receiver: Receiver
+) -> None:
+    waiting: list[str] = []
+    is_released = threading.Event()
+
+    def lookup(host: str, port: int) -> list[str]:
+        if host == "good.example":
+            return ["127.0.0.1"]
+        waiting.append(host)
+        is_released.wait(PATIENCE)
+        raise socket.gaierror(socket.EAI_AGAIN, "no response")
+
+    running.trackers._guard.lookup = lookup
+    await click(running, MAX_LOOKUPS + 8, lambda number: f"http://x{number}.dead.example/")
+    try:
+        async with asyncio.timeout(PATIENCE):
+            while len(waiting) < MAX_LOOKUPS:
+                await asyncio.sleep(0.005)  # wait until the callbacks use all of their threads
+        await add_tracker(running, f"http://good.example:{receiver.port}/well")
+        await click(running, 1)
+        await receiver.wait_for(1)
+    finally:
+        is_released.set()
+    assert receiver.requests[0].target == "/well"
