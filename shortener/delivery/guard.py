@@ -215,6 +215,15 @@ MAX_CHECKS = 16
 _LOCAL_NAMES = re.compile(r"(.*\.)?(localhost|local|internal|localdomain|home\.arpa)\.?")
 
 
+def is_ip_address(host: str) -> bool:
+    """Return whether a host is an IP address, with or without brackets and a zone id."""
+    try:
+        ip_address(host.removeprefix("[").removesuffix("]").partition("%")[0])
+    except ValueError:
+        return False
+    return True
+
+
 class Guard:
     """An address guard. `lookup` is the function that resolves host names in `check_host`.
 
@@ -239,16 +248,15 @@ class Guard:
         Raise `HostUnresolved` if the host has no address.
         """
         self.check_literal(host)
+        if is_ip_address(host):
+            return
         try:
-            addresses: Sequence[str] = [str(ip_address(host.partition("%")[0]))]
-        except ValueError:
-            try:
-                async with asyncio.timeout(timeout):
-                    addresses = await self._threads.run(self.lookup, host, port)
-            except TimeoutError:
-                raise HostUnresolved("the name did not resolve in time") from None
-            except (OSError, UnicodeError):
-                raise HostUnresolved("the name does not resolve") from None
+            async with asyncio.timeout(timeout):
+                addresses = await self._threads.run(self.lookup, host, port)
+        except TimeoutError:
+            raise HostUnresolved("the name did not resolve in time") from None
+        except (OSError, UnicodeError):
+            raise HostUnresolved("the name does not resolve") from None
         if not addresses:
             raise HostUnresolved("the name does not resolve")
         for address in addresses:

@@ -16,10 +16,11 @@ from collections.abc import Mapping
 
 import aiohttp
 from aiohttp import hdrs
+from aiohttp.abc import ResolveResult
 from aiohttp.connector import Connection
 from yarl import URL
 
-from shortener.delivery.guard import Guard, Lookup
+from shortener.delivery.guard import Guard, Lookup, is_ip_address
 from shortener.delivery.guarded_resolver import GuardedResolver
 from shortener.delivery.http_exchange import OutgoingRequest, SendResult
 from shortener.delivery.idle_connections import IdleConnections
@@ -49,6 +50,8 @@ DNS_CACHE_SECONDS = 10
 #: For requests through a proxy, at most this many hosts with recently checked addresses are kept in memory.
 MAX_CHECKED_HOSTS = 10_000
 
+_UNKNOWN_PROXY = SendFailure("proxy_error", "the name of the proxy (DELIVERY_PROXY) does not resolve", is_local=True)
+
 
 class HttpSender:
     """The HTTP client of one `Sender`. The parameters are those of `Sender`."""
@@ -69,9 +72,11 @@ class HttpSender:
         self._proxy = URL(proxy) if proxy else None
         self._target_guard = guard
         self._checked_until: dict[tuple[str, int], float] = {}  # (host, port) -> time until which its address check is valid
+        self._checks: dict[tuple[str, int], asyncio.Task[list[ResolveResult]]] = {}  # running address checks
+        self._resolver = self._target_resolver = GuardedResolver(guard, lookup or guard.lookup)
         if self._proxy is not None:
             guard = Guard(allow_private=True, lookup=guard.lookup)  # the sender connects only to the proxy, which may be private
-        self._resolver = GuardedResolver(guard, lookup or guard.lookup)
+            self._resolver = GuardedResolver(guard, lookup or guard.lookup)
 
         def make_socket(info: aiohttp.AddrInfoType) -> socket.socket:
             connection = guard.socket_factory(info)
@@ -121,7 +126,7 @@ class HttpSender:
         except TimeoutError:
             failure = self._timed_out(request, attempt, began)
         except Exception as error:
-            failure = explain(error, functools.partial(self._unresolved, request, began), is_https=request.url.startswith("https:"))
+            failure = self._explain(error, request, began)
         return SendResult(
             status=attempt.status,
             body=bytes(attempt.body[:MAX_BODY_BYTES]),
@@ -203,15 +208,27 @@ class HttpSender:
             body += chunk
 
     async def _check_target(self, url: URL) -> None:
-        """Check the IP addresses of the host to which the proxy will connect.
+        """Check the IP addresses of the host to which the proxy will connect. Simultaneous checks of one host share a look-up.
 
-        Raise ForbiddenTarget if an address is forbidden, or HostUnresolved if the host has no address."""
+        Raise ForbiddenTarget if an address is forbidden, or socket.gaierror if the name did not resolve."""
         host, port = url.raw_host or "", url.port or 0
-        if self._checked_until.get((host, port), 0) < self._loop.time():
-            await self._target_guard.check_host(host, port)
-            if len(self._checked_until) >= MAX_CHECKED_HOSTS:
-                self._checked_until.clear()
-            self._checked_until[host, port] = self._loop.time() + DNS_CACHE_SECONDS
+        self._target_guard.check_literal(host)
+        if is_ip_address(host) or self._checked_until.get((host, port), 0) >= self._loop.time():
+            return
+        check = self._checks.get((host, port))
+        if check is None:
+            check = self._checks[host, port] = self._loop.create_task(self._target_resolver.resolve(host, port))
+            check.add_done_callback(functools.partial(self._forget_check, (host, port)))
+        if not await asyncio.shield(check):  # if this request ends, others may wait for the same look-up
+            raise socket.gaierror(socket.EAI_NONAME, "the name has no address")
+        if len(self._checked_until) >= MAX_CHECKED_HOSTS:
+            self._checked_until.clear()
+        self._checked_until[host, port] = self._loop.time() + DNS_CACHE_SECONDS
+
+    def _forget_check(self, key: tuple[str, int], check: asyncio.Task[list[ResolveResult]]) -> None:
+        del self._checks[key]
+        if not check.cancelled():
+            check.exception()  # asyncio logs an exception that nothing has read
 
     def _timed_out(self, request: OutgoingRequest, attempt: SendState, began: float) -> SendFailure:
         if not attempt.has_slot:
@@ -221,14 +238,21 @@ class HttpSender:
         if attempt.has_data:
             return SendFailure("timeout", "the status line was not complete in time")
         url = URL(request.url, encoded=True)
-        if self._resolver.is_pending(url.raw_host or "", url.port or 0):
+        if self._proxy is not None and self._resolver.is_pending(self._proxy.raw_host or "", self._proxy.port or 0):
+            return _UNKNOWN_PROXY
+        if self._target_resolver.is_pending(url.raw_host or "", url.port or 0):
             return self._unresolved(request, began)
         return SendFailure("timeout", "there was no response in time")
+
+    def _explain(self, error: Exception, request: OutgoingRequest, began: float) -> SendFailure:
+        if self._proxy is not None and isinstance(error, aiohttp.ClientConnectorDNSError):
+            return _UNKNOWN_PROXY  # aiohttp resolves only the name of the proxy
+        return explain(error, functools.partial(self._unresolved, request, began), is_https=request.url.startswith("https:"))
 
     def _unresolved(self, request: OutgoingRequest, began: float) -> SendFailure:
         """Return the failure of a look-up to which the resolver did not respond.
 
         The failure is local, unless the resolver has recently responded to a look-up of another name."""
-        if self._resolver.answered_another(URL(request.url, encoded=True).raw_host or "", began - DNS_CACHE_SECONDS):
+        if self._target_resolver.answered_another(URL(request.url, encoded=True).raw_host or "", began - DNS_CACHE_SECONDS):
             return SendFailure("dns_error", "the name servers of the host do not respond")
         return SendFailure("resolver_down", "the resolver of this machine does not respond", is_local=True)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 import aiohttp
 from aiohttp.http_exceptions import HttpProcessingError
 
-from shortener.delivery.guard import ForbiddenTarget, HostUnresolved
+from shortener.delivery.guard import ForbiddenTarget
 from shortener.model import record
 
 _ERROR_CLASSES = {
@@ -89,8 +89,6 @@ def explain(error: Exception, unresolved: Callable[[], SendFailure], *, is_https
     match error:
         case ForbiddenTarget():
             return SendFailure("blocked_address", str(error))
-        case HostUnresolved():
-            return SendFailure("dns_error", str(error))
         case aiohttp.ClientProxyConnectionError():
             return SendFailure("proxy_error", "the proxy (DELIVERY_PROXY) is not reachable", is_local=True)
         case aiohttp.ClientHttpProxyError(status=403 | 407):
@@ -101,7 +99,7 @@ def explain(error: Exception, unresolved: Callable[[], SendFailure], *, is_https
             return SendFailure("blocked_address", str(forbidden))
         case aiohttp.InvalidURL():
             return SendFailure("blocked_address", "the host is not valid")
-        case aiohttp.ClientConnectorDNSError(os_error=socket.gaierror(errno=code)):
+        case aiohttp.ClientConnectorDNSError(os_error=socket.gaierror(errno=code)) | socket.gaierror(errno=code):
             if code in NO_SUCH_NAME:
                 return SendFailure("dns_error", "the name does not exist")
             return unresolved()

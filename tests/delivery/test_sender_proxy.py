@@ -2,6 +2,8 @@
 # Part of the tests of shortener/delivery/sender.py.
 
 import asyncio
+import socket
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -9,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from shortener.delivery.guard import Guard
+from shortener.delivery.guard import Guard, Lookup
+from shortener.delivery.guarded_resolver import MAX_LOOKUPS
 from shortener.delivery.sender import Sender
 from shortener.delivery.trackers import NewTracker
 from shortener.errors import ApiError
@@ -20,7 +23,7 @@ from tests.delivery.dispatching import deliver
 from tests.delivery.receiver import receiver, respond
 from tests.delivery.sending import post
 from tests.factory import AUDIT, rows
-from tests.servers import free_port, tls_context
+from tests.servers import PATIENCE, free_port, tls_context
 
 
 @dataclass
@@ -123,6 +126,58 @@ async def test_a_request_through_a_proxy_that_is_down_is_a_local_failure() -> No
         result = await post(sender, "http://tracker.example/")
     assert (result.status, result.error, result.is_local) == (None, "proxy_error", True)
     assert "tracker.example" not in result.detail
+
+
+def unresolved(code: int) -> Lookup:
+    def lookup(host: str, port: int) -> list[str]:
+        raise socket.gaierror(code, "error of the resolver")
+
+    return lookup
+
+
+@pytest.mark.parametrize(
+    ("code", "error", "is_local"), [(socket.EAI_AGAIN, "resolver_down", True), (socket.EAI_NONAME, "dns_error", False)]
+)
+async def test_a_resolver_that_is_down_is_a_local_failure_also_if_requests_are_sent_through_a_proxy(
+    code: int, error: str, is_local: bool
+) -> None:
+    proxy = Proxy()
+    async with proxy.listen() as url, Sender(Guard(lookup=unresolved(code)), user_agent="test", limit=4, proxy=url) as sender:
+        result = await post(sender, "https://tracker.example/")
+    assert (result.status, result.error, result.is_local, proxy.heads) == (None, error, is_local, [])
+
+
+async def test_a_proxy_whose_name_does_not_exist_is_a_local_failure() -> None:
+    guard = Guard(lookup=unresolved(socket.EAI_NONAME))
+    async with Sender(guard, user_agent="test", limit=4, proxy="http://proxy.example:3128") as sender:
+        result = await post(sender, "http://203.0.114.7/")
+    assert (result.error, result.is_local) == ("proxy_error", True)
+
+
+async def test_many_requests_to_a_name_that_does_not_resolve_delay_no_other_request_through_the_proxy() -> None:
+    proxy, looked_up, is_released = Proxy(), [], threading.Event()
+
+    def lookup(host: str, port: int) -> list[str]:
+        looked_up.append(host)
+        if host == "silent.example":
+            is_released.wait(PATIENCE)
+        return ["203.0.114.7"]
+
+    async with (
+        receiver(respond(200)) as peer,
+        proxy.listen() as url,
+        Sender(Guard(lookup=lookup), user_agent="test", limit=200, proxy=url) as sender,
+    ):
+        proxy.to = peer.port
+        silent = [asyncio.create_task(post(sender, "http://silent.example/")) for _ in range(2 * MAX_LOOKUPS)]
+        async with asyncio.timeout(PATIENCE):
+            while "silent.example" not in looked_up:
+                await asyncio.sleep(0.005)
+        silent[0].cancel()
+        assert (await post(sender, "http://tracker.example/")).status == 200
+        assert looked_up.count("silent.example") == 1
+        is_released.set()
+        assert {(await one).status for one in silent[1:]} == {200}, "the request that ended did not end the look-up of the others"
 
 
 async def test_a_service_with_the_setting_delivery_proxy_sends_deliveries_through_the_proxy(make_service: MakeService) -> None:
