@@ -8,7 +8,8 @@
   the hit is deleted with its message. It keeps the kind of device and the browser, so that the statistics by device and the lists
   behind them agree. So the status of a message (which link was accessed, and when) does not depend on the retention of hits.
 - Events, with their deliveries and attempts: `event_retention_days` after the event and the end of its last delivery. A delivery
-  that is parked because its tracker is disabled does not delay this.
+  that is parked because its tracker is disabled ends this long after it was due, also if nothing has made it dead. It does not
+  delay the deletion of its message.
 - Dead letters of hits (clicks/dead_letters.py): after `hit_retention_days`.
 - Refused reports of conversions: after 30 days.
 - Rows of the audit log: after 400 days. Sessions of operators: one day after they have expired.

@@ -120,7 +120,12 @@ MESSAGE_PAGE = _page_of(
         *(exists().where(one, deliveries.c.event_id == events.c.id, _is_pending()) for one in _event_conditions),
     ),
 )
-_unfinished = or_(_is_pending(), deliveries.c.finished_at >= bindparam("since", type_=Instant))
+_since = bindparam("since", type_=Instant)
+_unfinished = or_(
+    _is_pending(),
+    deliveries.c.finished_at >= _since,
+    and_(deliveries.c.status == DeliveryStatus.PENDING.value, deliveries.c.next_at >= _since),  # parked, perhaps after a replay
+)
 EVENT_PAGE = _page_of(
     events, or_(events.c.fanned_out == false(), exists().where(deliveries.c.event_id == events.c.id, _unfinished))
 )
