@@ -193,7 +193,8 @@ def shorten(text: str, length: int) -> str:
 
 
 class StoreUnavailable(Exception):
-    """Raised if the database is down, locked or full. Nothing of the transaction is stored, except perhaps for CommitUncertain."""
+    """Raised if the database is down, locked or full. Nothing of the transaction is stored. Only after the subclass
+    CommitUncertain, it may be stored."""
 
 
 class CommitUncertain(StoreUnavailable):

@@ -79,15 +79,15 @@ def confirm(what: str, yes: bool, *, is_required: bool = False) -> None:
 def describe_replacement(what: str, overlap: timedelta, earlier_until: datetime | None = None) -> str:
     """Return the text for `confirm` about the replacement of a key or secret, if one stops working at once; otherwise "".
 
-    `what` names the present one, which works for `overlap` more. `earlier_until` is the time until which the one works that the
-    present one replaced, or None. After the replacement, that one does not work any more."""
+    `what` names the present key or secret, which stays valid for `overlap`. `earlier_until` is the time until which the one
+    before it is valid, or None. The replacement ends that earlier one at once."""
     from shortener.model import utcnow
     from shortener.storage.types import to_iso
 
     now = utcnow()
     text = f"{what} works until {to_iso(now + overlap)}." if overlap else f"{what} stops working at once."
     if earlier_until is not None and earlier_until > now:
-        return f"{text} The one that it replaced, which works until {to_iso(earlier_until)}, stops working at once."
+        return f"{text} The one before it, valid until {to_iso(earlier_until)}, stops working at once."
     return "" if overlap else text
 
 
@@ -168,7 +168,10 @@ def async_command(command: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T
         ) as error:
             raise click.ClickException(f"{error} ({HELP_PAGE})") from None
         except CommitUncertain as error:
-            text = "the connection to the database ended during the commit; look whether the change is stored before you repeat it"
+            text = (
+                "the connection to the database ended during the commit, so the change may be stored. Check this before you repeat "
+                "the command"
+            )
             raise click.ClickException(f"{text}: {error} ({HELP_PAGE})") from None
         except StoreUnavailable as error:
             raise click.ClickException(f"the database is unavailable: {error} ({HELP_PAGE})") from None

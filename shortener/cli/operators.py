@@ -72,7 +72,7 @@ async def invite(name: str, role: str, application: int | None, as_json: bool) -
 async def reset(name: str, yes: bool, as_json: bool) -> None:
     """Remove the password, the second factor and all sessions of an operator, and print a new invitation.
 
-    The roles stay. An operator who is disabled must be enabled before.
+    The roles stay. Enable a disabled operator first: `shortener operators disable NAME --enable`.
     """
     from shortener.portal import operators as module
 

@@ -19,7 +19,7 @@ def open_output(name: str) -> Iterator[IO[bytes]]:
 
     If the body of the context raises an exception, no file is created, and an older file of this name stays as it is. Only a device
     or a pipe, such as /dev/stdout, gets the bytes at once."""
-    path = Path(name).resolve()  # of a symbolic link, the file is replaced to which it leads
+    path = Path(name).resolve()  # replace the target of a symbolic link, not the link
     if name == "-" or (path.exists() and not path.is_file()):
         with click.open_file(name, "wb") as stream:
             yield stream

@@ -190,8 +190,8 @@ class HitWriter:
         return failures
 
     async def _write_each(self, hits: Sequence[Hit], stored: int) -> tuple[int, list[tuple[Hit, Exception]]]:
-        """Write each hit in its own transaction. `stored` is the number of hits of the batch that the database has accepted before.
-        Return this number plus that of the hits that it accepts now, and the failures. Raise StoreUnavailable if the database
+        """Write each hit in its own transaction. `stored` is the number of hits of the batch that earlier calls have stored.
+        Return the new total and the failures. Raise StoreUnavailable if the database
         accepts no hits at all.
 
         If MAX_PROBES hits fail and none is stored, the next call begins behind them. Thus it finds the hits that the database

@@ -9,7 +9,8 @@ whether a later report of the same conversion is a repeat, an update or a confli
 - A conflict is rejected.
 
 A conversion may arrive before the click, without a click, or long after the link expired. If StoreUnavailable is raised, nothing
-was stored, except perhaps for CommitUncertain. A caller that did not receive the response may safely repeat the request.
+was stored. After its subclass CommitUncertain, the conversion may be stored. A caller that did not receive the response may
+safely repeat the request.
 """
 
 from __future__ import annotations

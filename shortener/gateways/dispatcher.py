@@ -209,9 +209,9 @@ class GatewayDispatcher:
         return len(ended) + attempts + len(cycle.given_up) + cycle.claims.postponed, attempts
 
     async def _run_in_parts(self, ended: Sequence[EndedSend], limit: int, throttled: bool) -> tuple[int, int]:
-        """Run a cycle that failed again: each outcome, and the claims of each gateway, in a transaction of its own.
+        """Repeat a failed cycle in parts. Each outcome, and the claims of each gateway, get their own transaction.
 
-        An outcome that cannot be recorded is dropped. Its message is claimed again when its lease ends. A gateway whose messages
+        An outcome that cannot be recorded is dropped. Its message is doubtful when its lease ends. A gateway whose messages
         cannot be claimed is left out for LOCAL_PAUSE_MS. If `limit` is 0, no messages are claimed. Return the same as
         `_run_cycle`."""
         done = started = 0

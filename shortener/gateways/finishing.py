@@ -86,8 +86,8 @@ class SendWriter:
 
 
 def _end_holds(connection: Connection, held: Sequence[SendChange], now: int) -> dict[int, int]:
-    """Finish those of the messages, which this transaction has held, whose delivery report has arrived during the attempt. Return
-    their statuses by id.
+    """Finish messages that this transaction has held, if their delivery report arrived during the attempt. Return their statuses
+    by id.
 
     The rows in `sends` are locked, so a report that arrives later finds the message held and ends the hold itself."""
     if not held:

@@ -78,8 +78,8 @@ class SignInDelays:
         self._set(connection, known.key, 0, known.first_at, now)
 
     def accept_password(self, connection: Connection, network: str) -> None:
-        """Subtract the failure that `begin_attempt` counted for the network of an attempt whose password was correct and that
-        still needs a code. The failures of the name stay, so that codes cannot be guessed without delay."""
+        """Subtract the failure that `begin_attempt` counted for the network. Call this if the password was correct and the
+        sign-in still needs a code. The failures of the name stay, so that codes cannot be guessed without delay."""
         of_network = update(sign_in_failures).where(_t.key == self._key_of("network", network), _t.failures > 0)
         connection.execute(of_network.values(failures=_t.failures - 1))
 

@@ -156,7 +156,7 @@ def _check_secret(fingerprint: str | None, secret_file: Path | None, setting: Se
 
 def _install(temporary: Path, database: Path, secret_file: Path, secret: str | None, ending: str) -> list[Path]:
     """Give the restored database its final name, and write its secret to the secret file unless `secret` is None. If `ending` is
-    not empty, first rename the files with these names: add the ending to their names. Return the new names.
+    not empty, first rename the existing files by appending `ending` to their names. Return the new paths.
 
     If a step fails, undo the steps before it. The secret file is renamed last: while it exists without a database, `serve` creates
     no new installation."""

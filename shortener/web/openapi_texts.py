@@ -23,10 +23,11 @@ Credentials are sent in a header. The send pipeline and all endpoints that read 
 Endpoints that report conversions use a tracker token. A missing or wrong credential returns 401 before anything else happens. A
 credential without the required permission returns 403. Data of another application returns 404.
 
-All errors have the same body. Its `error_code` is stable: test it, not the text. If the status is 503, repeat the
-request after the number of seconds in `Retry-After`. `UNAVAILABLE` means that a rewrite or a send stored nothing.
-`OUTCOME_UNKNOWN` is rare: the connection to the database ended during the commit, so nobody knows whether the request was stored.
-A rewrite or a send can then be repeated with the same `Idempotency-Key` or `message_id`, and is not stored or sent twice.
+All errors have the same body. Its `error_code` is stable: test it, not the text. Two error codes have the status 503.
+`UNAVAILABLE`: a rewrite or a send stored nothing. Repeat the request after the number of seconds in `Retry-After`.
+`OUTCOME_UNKNOWN` (rare): the connection to the database ended during the commit, so the request may be stored. Repeat a rewrite
+or a send with the same `Idempotency-Key` or `message_id`; it is not stored or sent twice. After any other change, read the data
+first.
 
 The examples use shell variables: BASE is the address of the service, KEY an API key and TOKEN the tracker token. Names such as
 TRACKER_ID stand for ids that earlier responses contain.

@@ -81,7 +81,7 @@ early_hits = Table(
     "early_hits",
     metadata,
     Column("id", RowId, primary_key=True, autoincrement=False),  # The row id of the message.
-    # The time at which the newest hit before the message was reported as sent was stored.
+    # The time at which the newest early hit on the message was stored.
     Column("at", Instant, nullable=False),
     # Whether a delivery report about the message has arrived since the hit.
     Column("is_due", Boolean, nullable=False, server_default=false()),
