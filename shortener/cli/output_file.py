@@ -19,12 +19,12 @@ def open_output(name: str) -> Iterator[IO[bytes]]:
 
     If the body of the context raises an exception, no file is created, and an older file of this name stays as it is. Only a device
     or a pipe, such as /dev/stdout, gets the bytes at once."""
-    path = Path(name).resolve()  # replace the target of a symbolic link, not the link
-    if name == "-" or (path.exists() and not path.is_file()):
+    if _is_stream(name):
         with click.open_file(name, "wb") as stream:
             yield stream
             stream.flush()
         return
+    path = Path(name).resolve()  # replace the target of a symbolic link, not the link
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         with temporary.open("xb") as file:
@@ -33,8 +33,16 @@ def open_output(name: str) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         if path.exists():
             shutil.copymode(path, temporary)
+            with contextlib.suppress(PermissionError):  # only root can give a file to another user
+                os.chown(temporary, path.stat().st_uid, path.stat().st_gid)
         os.replace(temporary, path)
     except OSError as error:
         raise click.ClickException(f"cannot write {name}: {error.strerror or error}") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _is_stream(name: str) -> bool:
+    """Return whether a name is stdout, a device or a pipe. The target of /dev/stdout or /dev/fd/63 may have no name of its own."""
+    path = Path(name)
+    return name == "-" or name.startswith(("/dev/std", "/dev/fd/", "/proc/")) or (path.exists() and not path.is_file())

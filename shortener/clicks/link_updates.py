@@ -22,6 +22,7 @@ from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
 
+import structlog
 from sqlalchemy import ColumnElement, Connection, Row, insert, or_, select, update
 
 from shortener.accounts.audit import BACKGROUND_JOB, Actor, AuditWriter
@@ -34,6 +35,8 @@ from shortener.redis.link_cache import LinkCache
 from shortener.storage.database import Database
 from shortener.storage.schema import cohorts, link_updates, links, messages
 from shortener.storage.types import to_iso
+
+log = structlog.get_logger(__name__)
 
 AnyRow = Row[*tuple[Any, ...]]
 
@@ -192,7 +195,12 @@ class LinkUpdates:
         """Perform batches of one link update. Return the number of batches. If a batch fails for another reason than
         StoreUnavailable, stop the update and raise the error."""
         if codes := list(self._without_entry):
-            await refresh_cache(self._database, self._cache, codes)
+            try:
+                await refresh_cache(self._database, self._cache, codes)
+            except StoreUnavailable:
+                raise
+            except Exception:  # the redirects of these links fill the cache again
+                log.exception("links_not_cached", links=len(codes))
             self._without_entry.difference_update(codes)
         update_id = await self._database.read(self._find_free)
         if update_id is None:

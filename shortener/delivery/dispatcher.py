@@ -31,7 +31,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import field
+from dataclasses import field, replace
 from functools import partial
 
 import structlog
@@ -255,8 +255,18 @@ class Dispatcher:
                 raise
             except Exception:
                 log.exception("delivery_outcome_not_recorded", delivery=DELIVERY_IDS.encode(one.delivery.id))
-                del self._finished[:1]
-                self._usage.release(one.attempt.claim.queue, one.attempt.application_id)
+                await self._record_without_attempt(one)
+
+    async def _record_without_attempt(self, finished: FinishedAttempt) -> None:
+        """Record an outcome without the row of its attempt, which may be the part that cannot be stored. If this fails too, drop
+        the outcome."""
+        try:
+            await self._run_cycle([replace(finished, attempt_row=None)], 0)
+        except StoreUnavailable:
+            raise
+        except Exception:
+            del self._finished[:1]
+            self._usage.release(finished.attempt.claim.queue, finished.attempt.application_id)
 
     async def flush(self) -> None:
         """Run dispatch cycles until every due delivery was attempted and its outcome is recorded."""

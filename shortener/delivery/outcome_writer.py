@@ -119,7 +119,7 @@ class OutcomeWriter:
                 dispatch_queries.update_tracker(connection, tracker, values)
             if health.open_until is not None and state.health.open_until is None:
                 result.opened.append(tracker)
-            if health.open_until is None and not health.failures_in_row:
+            if attempts and health.open_until is None and not health.failures_in_row:
                 result.success_written.append(tracker)
 
     def _pace_after(self, state: TrackerState, attempts: Sequence[FinishedAttempt], now: int) -> TrackerPace:

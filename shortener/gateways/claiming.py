@@ -17,6 +17,7 @@ from typing import Any
 import structlog
 from sqlalchemy import Connection
 
+from shortener.accounts.directory import ALL_APPLICATIONS
 from shortener.delivery.attempt import LOCAL_FAILURE_PAUSE_MS
 from shortener.delivery.claims import Candidate, SlotUsage, available_slots, plan_claims
 from shortener.delivery.dispatch_queries import ClaimRequest, health_columns, pace_columns
@@ -96,7 +97,9 @@ class SendClaimWriter:
             is_usable = state.enabled and not state.is_removed
             if not is_usable or not state.is_due(now) or state.health.breaker(now) == "open":
                 continue
-            postponed = queries.postpone(connection, state.id, disabled, now, now + PAUSE_MS) if disabled else 0
+            is_shared = state.application_id == ALL_APPLICATIONS
+            may_wait = [one for one in disabled if is_shared or one == state.application_id]
+            postponed = queries.postpone(connection, state.id, may_wait, now, now + PAUSE_MS) if may_wait else 0
             if postponed:
                 result.postponed += postponed
                 continue

@@ -24,7 +24,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import field
+from dataclasses import field, replace
 from datetime import timedelta
 
 import structlog
@@ -222,8 +222,7 @@ class GatewayDispatcher:
                 raise
             except Exception:
                 log.exception("send_outcome_not_recorded", send=encode(one.change.row.id))
-                del self._ended[:1]
-                self._usage.release(one.attempt.queue, one.attempt.application_id)
+                await self._record_without_attempt(one)
             done += 1
         for gateway_id in await self._database.read(find_waiting) if limit else ():
             try:
@@ -236,6 +235,17 @@ class GatewayDispatcher:
                 continue
             done, started = done + counts[0], started + counts[1]
         return done, started
+
+    async def _record_without_attempt(self, ended: EndedSend) -> None:
+        """Record an outcome without the row of its attempt, which may be the part that cannot be stored. If this fails too, drop
+        the outcome."""
+        try:
+            await self._run_cycle([replace(ended, change=replace(ended.change, attempt_row=None))], 0)
+        except StoreUnavailable:
+            raise
+        except Exception:
+            del self._ended[:1]
+            self._usage.release(ended.attempt.queue, ended.attempt.application_id)
 
     async def flush(self) -> None:
         """Run cycles until every due message was attempted and its outcome is recorded."""

@@ -177,6 +177,8 @@ class RedisLinkCache:
             if await self._write_once(part, only_missing=False):
                 # A repeated invalidation would overwrite the entries that are current now.
                 self._failed_invalidations.difference_update(link.code for link in part)
+            else:
+                self._invalidate_later([link.code for link in part])
 
     @property
     def is_up(self) -> bool:
@@ -239,11 +241,14 @@ class RedisLinkCache:
             await self._redis.run(overwrite, force=True)
         except RedisUnavailable:
             self.failures += len(codes)
-            room = max(MAX_FAILED_INVALIDATIONS - len(self._failed_invalidations), 0)
-            self._failed_invalidations.update(itertools.islice(codes, room))
+            self._invalidate_later(codes)
             return False
         self._failed_invalidations.difference_update(codes)
         return True
+
+    def _invalidate_later(self, codes: Collection[str]) -> None:
+        room = max(MAX_FAILED_INVALIDATIONS - len(self._failed_invalidations), 0)
+        self._failed_invalidations.update(itertools.islice(codes, room))
 
     async def retry_invalidations(self) -> int:
         """Repeat failed invalidations of links if Redis is up. Return how many succeeded."""

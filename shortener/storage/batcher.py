@@ -423,11 +423,13 @@ class _RequestHandler(Generic[Item, Result, Value]):
     async def unavailable(
         self, items: Sequence[_Request[Item, Result]], error: StoreUnavailable
     ) -> Sequence[_Request[Item, Result]]:
-        now = asyncio.get_running_loop().time()
-        repeated = []
+        loop = asyncio.get_running_loop()
+        now, repeated = loop.time(), []
         for request in items:
             if request.uncertain_until is None and isinstance(error, CommitUncertain):
                 request.uncertain_until = now + UNCERTAIN_SECONDS
+                # An attempt may take longer than this time, but its caller does not wait for it.
+                loop.call_later(UNCERTAIN_SECONDS, _fail, request.future, CommitUncertain(str(error)))
             if request.uncertain_until is None:
                 _fail(request.future, StoreUnavailable(str(error)))
             elif self._apply_again is None or now >= request.uncertain_until:
@@ -440,7 +442,7 @@ class _RequestHandler(Generic[Item, Result, Value]):
         self, failures: Sequence[tuple[_Request[Item, Result], Exception]], stored: int
     ) -> Sequence[_Request[Item, Result]]:
         for request, error in failures:
-            _fail(request.future, error)
+            _fail(request.future, error if request.uncertain_until is None else CommitUncertain(str(error)))
         return []
 
 

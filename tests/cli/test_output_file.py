@@ -65,6 +65,18 @@ def test_a_pipe_gets_the_output_and_is_not_replaced_by_a_file(tmp_path: Path) ->
     assert pipe.is_fifo()
 
 
+def test_the_descriptor_of_a_pipe_gets_the_output() -> None:
+    """A shell passes such a name for `--output >(gzip)`, and /dev/stdout is one in front of another command."""
+    reader, writer = os.pipe()
+    try:
+        with open_output(f"/dev/fd/{writer}") as output:
+            output.write(b"one")
+        assert os.read(reader, 10) == b"one"
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
 def test_an_output_file_in_a_folder_that_does_not_exist_is_an_error_that_names_the_file(tmp_path: Path) -> None:
     name = str(tmp_path / "nowhere" / "new.csv")
     with pytest.raises(click.ClickException, match="nowhere"), open_output(name):

@@ -304,6 +304,50 @@ async def test_a_batch_whose_commit_was_cut_raises_commit_uncertain_if_the_datab
     assert not isinstance(raised.value, CommitUncertain), "nothing of the second batch is stored"
 
 
+class SlowAfterCut:
+    """A database that cuts the first commit. Its later transactions wait until `may_begin` is set."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.dialect = database.dialect
+        self.may_begin = asyncio.Event()
+        self.is_cut = False
+
+    async def write(self, transact: Callable[..., Any], *args: Any) -> Any:
+        if self.is_cut:
+            await self.may_begin.wait()
+            return await self.database.write(transact, *args)
+        await self.database.write(transact, *args)
+        self.is_cut = True
+        raise CommitUncertain("cut")
+
+
+async def test_the_caller_of_a_batch_whose_commit_was_cut_does_not_wait_for_a_slow_repetition(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shortener.storage.batcher.UNCERTAIN_SECONDS", 0.1)
+    slow: Any = SlowAfterCut(database)
+    names = Names()
+    commits: GroupCommit[str, str, list[str]] = GroupCommit(slow, names, apply_again=again(names))
+    with pytest.raises(CommitUncertain):
+        await in_time(commits.submit("a"))
+    slow.may_begin.set()
+    await in_time(commits.flush())
+    assert await stored(database) == {"a"}
+
+
+async def test_a_request_that_may_be_stored_and_whose_repetition_fails_raises_commit_uncertain(database: Database) -> None:
+    flaky, names = FlakyDatabase(database), Names()
+    flaky.after = [CommitUncertain("cut")]
+
+    def fail(connection: Connection, items: Sequence[str]) -> tuple[list[str | Exception], list[str]]:
+        raise ValueError("a fault")
+
+    commits: GroupCommit[str, str, list[str]] = GroupCommit(flaky, names, apply_again=fail)  # type: ignore[arg-type]
+    with pytest.raises(CommitUncertain):
+        await in_time(commits.submit("a"))
+
+
 async def test_a_batch_whose_commit_was_cut_is_not_repeated_without_a_function_that_recognises_stored_items(
     database: Database,
 ) -> None:
