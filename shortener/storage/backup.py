@@ -158,8 +158,8 @@ def _install(temporary: Path, database: Path, secret_file: Path, secret: str | N
     """Give the restored database its final name, and write its secret to the secret file unless `secret` is None. If `ending` is
     not empty, first rename the existing files by appending `ending` to their names. Return the new paths.
 
-    If a step fails, undo the steps before it. The secret file is renamed last: while it exists without a database, `serve` creates
-    no new installation."""
+    If a step fails, undo the steps before it. While a secret file exists without a database, `serve` creates no new installation.
+    So the present secret file is renamed last, and into an empty folder the secret is written first."""
     moved: list[Path] = []
     with contextlib.ExitStack() as undo:
 
@@ -170,14 +170,21 @@ def _install(temporary: Path, database: Path, secret_file: Path, secret: str | N
                 undo.callback(os.replace, new, file)
                 moved.append(new)
 
+        def put_secret() -> None:
+            if secret is not None:
+                secret_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                write_secret(secret_file, secret)
+                undo.callback(secret_file.unlink)
+
+        if not ending:
+            put_secret()  # first: a process that is killed between the two steps can then be started again
         for suffix in ("-wal", "-shm", ""):
             move(database.with_name(database.name + suffix), f"{database.name}.{ending}{suffix}")
         _put_in_place(temporary, database)
         undo.callback(database.unlink)
-        move(secret_file, f"{secret_file.name}.{ending}")
-        if secret is not None:
-            secret_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            write_secret(secret_file, secret)
+        if ending:
+            move(secret_file, f"{secret_file.name}.{ending}")
+            put_secret()
         undo.pop_all()
     return moved
 

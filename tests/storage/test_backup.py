@@ -249,3 +249,24 @@ def test_a_restore_that_fails_changes_no_file_of_the_installation_that_it_would_
     with pytest.raises((BackupError, KeyboardInterrupt)):
         restore(file, database, secret_file(folder), setting, progress, replaced_at=NOW)
     assert contents(folder) == before
+
+
+def test_a_restore_into_an_empty_folder_writes_the_secret_first_and_removes_it_if_it_fails(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, target = tmp_path / "backup", tmp_path / "empty" / "shortener.db"
+    backup(folder / "shortener.db", file, installation_secret(folder), NOW, ignore)
+    seen = []
+
+    def fail(temporary: Path, database: Path) -> None:
+        seen.append(secret_file(target.parent).exists())
+        raise BackupError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shortener.storage.backup._put_in_place", fail)
+        with pytest.raises(BackupError):
+            restore(file, target, secret_file(target.parent), None, ignore)
+    assert seen == [True], "a process that is killed here can restore the backup again"
+    assert not secret_file(target.parent).exists()
+    restore(file, target, secret_file(target.parent), None, ignore)
+    assert query(target, "SELECT count(*) FROM links") == [(1,)]
