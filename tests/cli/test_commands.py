@@ -268,7 +268,7 @@ def test_a_command_whose_commit_was_cut_says_that_its_change_may_be_stored(shell
     in_process = InProcessShell(shell.folder)
     number = str(in_process.json("applications", "create", "Brand")["application_id"])
     monkeypatch.setattr("shortener.accounts.audited_credentials.create_key", cut)
-    assert "look whether the change is stored before you repeat it" in in_process("keys", "create", number, code=1).stderr
+    assert "Check this before you repeat the command" in in_process("keys", "create", number, code=1).stderr
 
 
 def test_the_copy_command_with_the_option_json_prints_the_number_of_copied_rows_of_each_table(shell: Shell, tmp_path: Path) -> None:
