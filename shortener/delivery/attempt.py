@@ -5,7 +5,8 @@ attempt is cancelled, the process gives the claim back, and the attempt does not
 
 A local failure does not count as an attempt: this host's resolver or sockets failed, or a stored row is unusable. After a local
 failure, the delivery waits `LOCAL_FAILURE_PAUSE_MS` milliseconds. If local failures delay a delivery for longer than
-`expiry.MAX_HOLD`, the delivery becomes dead.
+`expiry.MAX_HOLD`, the delivery becomes dead. A fault of the service after the request was sent is no local failure: the receiver may
+have the event, so the attempt counts, and the delivery has at most `max_attempts` of them.
 
 A 429 response of a tracker does not count as an attempt during the first `FREE_429_MS` milliseconds after the delivery was created
 or last replayed. The attempt number increases nevertheless. For callbacks of messages, every 429 response counts as an attempt,
@@ -26,7 +27,16 @@ from shortener.delivery.claims import MIN_LEASE_LEFT_MS
 from shortener.delivery.dispatch_queries import FIRST_ATTEMPTS, RETRIES, ClaimedDelivery, FinishedDelivery
 from shortener.delivery.expiry import MAX_HOLD
 from shortener.delivery.http_exchange import SendResult
-from shortener.delivery.outcomes import LOCAL_FAILURE, RATE_LIMITED, AttemptOutcome, OutcomeKind, classify_response, next_delay
+from shortener.delivery.outcomes import (
+    DEFAULT_SCHEDULE,
+    LOCAL_FAILURE,
+    RATE_LIMITED,
+    UNPROCESSED,
+    AttemptOutcome,
+    OutcomeKind,
+    classify_response,
+    next_delay,
+)
 from shortener.delivery.request import DeliveryTarget, ForbiddenHost
 from shortener.delivery.sender import Sender
 from shortener.delivery.start_times import StartTimes
@@ -40,6 +50,8 @@ log = structlog.get_logger(__name__)
 #: After an attempt that failed because of this host, the process claims no delivery of the same queue for this time.
 LOCAL_FAILURE_PAUSE_MS = 15_000
 MAX_DETAIL_LENGTH = 500
+#: The detail of an attempt whose response the service could not process.
+FAULT_DETAIL = "the log of the service has the fault (response_not_processed)"
 #: A 429 response does not count as an attempt if the delivery was created or replayed less than this time ago.
 FREE_429_MS = 86_400_000
 #: An attempt waits for at most this time until the attempt for an earlier event of the same message has ended.
@@ -117,7 +129,7 @@ class AttemptRunner:
 
         The attempt begins when the task `earlier` has ended, but it waits for at most MAX_WAIT_SECONDS. After that, it waits until
         the rate of the tracker permits its start. If the process stops meanwhile, the attempt does not begin, and the claim is
-        given back. If the service itself is at fault, the result is a local failure."""
+        given back. If a fault of the service prevents the request, the result is a local failure."""
         try:
             return await self._run(attempt, earlier)
         except Exception:
@@ -144,7 +156,13 @@ class AttemptRunner:
             response = await self._send(claim, target, started)
         except asyncio.CancelledError:
             return self._returned(attempt, "interrupted")
-        finished = self._classify(attempt, response, started)
+        try:
+            finished = self._classify(attempt, response, started)
+        except Exception:
+            if target is None or response.is_local:
+                raise
+            log.exception("response_not_processed", delivery=DELIVERY_IDS.encode(claim.id))
+            finished = self._unprocessed(attempt, target, response, started)
         if self.tracer is not None:
             try:
                 _trace(self.tracer, claim, finished, response)
@@ -179,7 +197,13 @@ class AttemptRunner:
             if header is not None:
                 request = dataclasses.replace(request, headers={**request.headers, "traceparent": header})
         sender = self._callback_sender if claim.tracker_id is None else self._sender
-        return await sender.send(request, target.timeout)
+        try:
+            return await sender.send(request, target.timeout)
+        except Exception:
+            if not sender.is_open:  # the HTTP client could not be imported
+                raise
+            log.exception("response_not_processed", delivery=DELIVERY_IDS.encode(claim.id))
+            return SendResult(None, b"", UNPROCESSED, FAULT_DETAIL, 0)
 
     def _classify(self, attempt: AttemptInFlight, response: SendResult, started: datetime) -> FinishedAttempt:
         claim, target = attempt.claim, attempt.target
@@ -206,6 +230,36 @@ class AttemptRunner:
             next_at = now_ms + round(delay)
             if outcome.not_before is not None:
                 next_at = max(next_at, to_ms(outcome.not_before))
+        return self._finished(attempt, response, started, outcome, status, now_ms, next_at, base_attempt)
+
+    def _unprocessed(
+        self, attempt: AttemptInFlight, target: DeliveryTarget, response: SendResult, started: datetime
+    ) -> FinishedAttempt:
+        """Return the result of an attempt whose response the service could not process.
+
+        It counts. It uses nothing of the response except its status, and not the tracker's own schedule, because they may have
+        caused the fault."""
+        claim, now = attempt.claim, to_ms(self._clock())
+        counted = claim.attempt - claim.base_attempt
+        status = DeliveryStatus.PENDING if counted < target.max_attempts else DeliveryStatus.DEAD
+        next_at = now + round(next_delay(counted, DEFAULT_SCHEDULE, self._rng) * 1000)
+        failed = SendResult(response.status, b"", UNPROCESSED, FAULT_DETAIL, response.milliseconds)
+        outcome = AttemptOutcome(OutcomeKind.RETRY, UNPROCESSED)
+        return self._finished(attempt, failed, started, outcome, status, now, next_at, claim.base_attempt)
+
+    def _finished(
+        self,
+        attempt: AttemptInFlight,
+        response: SendResult,
+        started: datetime,
+        outcome: AttemptOutcome,
+        status: DeliveryStatus,
+        now_ms: int,
+        next_at: int,
+        base_attempt: int,
+    ) -> FinishedAttempt:
+        """Return the result of an attempt that counts, with the new column values of its delivery and the row of the attempt."""
+        claim = attempt.claim
         error = None if status is DeliveryStatus.DELIVERED else response.error or outcome.reason
         delivery = FinishedDelivery(
             id=claim.id,

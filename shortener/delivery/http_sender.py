@@ -20,7 +20,7 @@ from aiohttp.abc import ResolveResult
 from aiohttp.connector import Connection
 from yarl import URL
 
-from shortener.delivery.guard import Guard, Lookup, is_ip_address
+from shortener.delivery.guard import ForbiddenTarget, Guard, Lookup, is_ip_address
 from shortener.delivery.guarded_resolver import GuardedResolver
 from shortener.delivery.http_exchange import OutgoingRequest, SendResult
 from shortener.delivery.idle_connections import IdleConnections
@@ -50,6 +50,7 @@ DNS_CACHE_SECONDS = 10
 #: For requests through a proxy, at most this many hosts with recently checked addresses are kept in memory.
 MAX_CHECKED_HOSTS = 10_000
 
+_FORBIDDEN_PROXY = SendFailure("proxy_error", "the proxy (DELIVERY_PROXY) has a forbidden address", is_local=True)
 _UNKNOWN_PROXY = SendFailure("proxy_error", "the name of the proxy (DELIVERY_PROXY) does not resolve", is_local=True)
 
 
@@ -111,6 +112,10 @@ class HttpSender:
 
     async def close(self) -> None:
         """Close all connections. Finish or cancel the running requests first, because they fail otherwise."""
+        checks = list(self._checks.values())
+        for check in checks:
+            check.cancel()  # it may have outlived its requests
+        await asyncio.gather(*checks, return_exceptions=True)
         await self._session.close()
 
     async def send(self, request: OutgoingRequest, deadline: float) -> SendResult:
@@ -245,8 +250,11 @@ class HttpSender:
         return SendFailure("timeout", "there was no response in time")
 
     def _explain(self, error: Exception, request: OutgoingRequest, began: float) -> SendFailure:
-        if self._proxy is not None and isinstance(error, aiohttp.ClientConnectorDNSError):
-            return _UNKNOWN_PROXY  # aiohttp resolves only the name of the proxy
+        if self._proxy is not None and isinstance(error, aiohttp.ClientConnectorError):  # aiohttp connects only to the proxy
+            if isinstance(error.os_error, ForbiddenTarget):
+                return _FORBIDDEN_PROXY
+            if isinstance(error, aiohttp.ClientConnectorDNSError):
+                return _UNKNOWN_PROXY
         return explain(error, functools.partial(self._unresolved, request, began), is_https=request.url.startswith("https:"))
 
     def _unresolved(self, request: OutgoingRequest, began: float) -> SendFailure:

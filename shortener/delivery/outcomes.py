@@ -114,6 +114,8 @@ def _has_text(response: ResponseFacts, success: SuccessCriteria) -> bool:
 
 #: The outcome reason of a 429 response. A tracker's 429 response does not count as an attempt during the first day of a delivery.
 RATE_LIMITED = "rate_limited"
+#: The outcome reason and the error of an attempt whose response the service could not process because of a fault of its own.
+UNPROCESSED = "response_not_processed"
 _FORM_REJECTED = frozenset({405, 406, 411, 413, 414, 415, 431, 501, 505})
 
 OUTCOME_TABLE = (
@@ -186,6 +188,13 @@ OUTCOME_TABLE = (
         OutcomeKind.RETRY,
         "receivers are often repaired, configured or redeployed within the schedule",
         lambda response, success: response.status is not None,
+    ),
+    OutcomeRule(
+        UNPROCESSED,
+        "a fault of this service while it processed the response",
+        OutcomeKind.RETRY,
+        "the attempt counts, because the tracker may have the event",
+        lambda response, success: response.error == UNPROCESSED,
     ),
     OutcomeRule(
         "no_answer",

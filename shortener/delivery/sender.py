@@ -65,6 +65,11 @@ class Sender:
     ) -> None:
         await self.close()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the HTTP client was imported, so that a request may have been sent."""
+        return self._http is not None
+
     async def close(self) -> None:
         """Close all connections. Finish or cancel the running requests first, because they fail otherwise."""
         self.is_closed = True

@@ -21,6 +21,7 @@ DELIVERY_OUTCOMES = {
     "other_status": "the endpoint answered {status}",
     "no_answer": "the endpoint did not answer",
     "local_failure": "this service could not send the request",
+    "response_not_processed": "a fault of this service occurred while it processed the answer",
     # The codes of attempts without a complete response (`send_failures.ERRORS`).
     "timeout": "the endpoint did not answer in time",
     "dns_error": "the host name of the endpoint could not be resolved",
@@ -52,6 +53,7 @@ AFTER_STATUS = {
     "connection_reset": "the connection ended before the rest of the answer",
     "protocol_error": "the rest of the answer is not valid HTTP",
     "too_large": "the rest of the answer is too large",
+    "response_not_processed": "a fault of this service occurred while it processed the answer",
 }
 
 #: The outcome of an attempt to send a message through a gateway, by its code. For a code that is missing here, the text of

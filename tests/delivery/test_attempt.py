@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 from standardwebhooks.webhooks import Webhook
+from structlog.testing import capture_logs
 
 from shortener.container import Service
 from shortener.container.connections import open_sender
 from shortener.delivery.claims import MIN_LEASE_LEFT_MS
 from shortener.delivery.guard import Guard
+from shortener.delivery.http_exchange import OutgoingRequest, SendResult
 from shortener.delivery.outcomes import DEFAULT_SCHEDULE
 from shortener.delivery.sender import Sender
 from shortener.delivery.trackers import NewTracker
@@ -313,6 +315,56 @@ async def test_a_fault_before_the_request_is_a_local_failure_and_leaves_no_slot_
     clock.forward(seconds=15)
     await service.dispatcher.flush()
     assert (await delivery(service)).status == DELIVERED
+
+
+@pytest.mark.parametrize("place", ["response", "sender"])
+@pytest.mark.parametrize("status", [200, 500])
+async def test_a_fault_of_the_service_after_the_request_counts_as_an_attempt_so_that_the_event_is_not_sent_without_end(
+    service: Service,
+    make_tracker: MakeTracker,
+    story: Story,
+    receiver: Receiver,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+    status: int,
+) -> None:
+    def fail(*args: object) -> None:
+        raise RuntimeError("a fault of the service")
+
+    async def send_and_fail(self: Sender, request: OutgoingRequest, deadline: float) -> SendResult:
+        await send(self, request, deadline)
+        raise RuntimeError("a fault of the service")
+
+    send = Sender.send
+    if place == "response":
+        monkeypatch.setattr("shortener.delivery.attempt.classify_response", fail)
+    else:
+        monkeypatch.setattr(Sender, "send", send_and_fail)
+    receiver.default_reply = status
+    await make_tracker(receiver.url(), max_attempts=3)
+    await story.first_click()
+    with capture_logs() as logs:
+        await deliver(service)
+        for _ in range(10):
+            clock.forward(seconds=15)
+            await service.dispatcher.flush()
+        assert (await delivery(service)).status == PENDING
+        assert len(receiver.requests) == 2, "the second attempt after 5 seconds, the third after 5 minutes"
+        clock.forward(minutes=6)
+        await service.dispatcher.flush()
+        clock.forward(days=1)
+        await service.dispatcher.flush()
+    row = await delivery(service)
+    assert (row.status, row.attempt, row.last_error, len(receiver.requests)) == (DEAD, 3, "response_not_processed", 3)
+    known = status if place == "response" else None
+    attempts = await rows(service.database, schema.attempts)
+    assert [(one.attempt, one.status, one.error) for one in attempts] == [
+        (number, known, "response_not_processed") for number in (1, 2, 3)
+    ]
+    assert [one["event"] for one in logs if one["log_level"] == "error"] == ["response_not_processed"] * 3
+    totals = service.dispatcher.totals
+    assert (totals.reasons["response_not_processed"], totals.local_failures, totals.dead) == (3, 0, 1)
 
 
 async def test_the_outcome_of_an_attempt_is_recorded_if_it_cannot_be_traced(

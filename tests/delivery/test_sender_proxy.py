@@ -154,6 +154,41 @@ async def test_a_proxy_whose_name_does_not_exist_is_a_local_failure() -> None:
     assert (result.error, result.is_local) == ("proxy_error", True)
 
 
+@pytest.mark.parametrize("host", ["metadata.example", "169.254.169.254"])
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_a_proxy_with_a_forbidden_address_is_a_local_failure_whose_detail_names_the_address(host: str, scheme: str) -> None:
+    def lookup(host: str, port: int) -> list[str]:
+        return {"metadata.example": ["169.254.169.254"], "tracker.example": ["203.0.114.7"]}[host]
+
+    async with Sender(Guard(lookup=lookup), user_agent="test", limit=4, proxy=f"http://{host}:3128") as sender:
+        result = await post(sender, f"{scheme}://tracker.example/")
+    assert (result.error, result.is_local) == ("proxy_error", True)
+    assert result.detail == "the proxy (DELIVERY_PROXY) has a forbidden address"
+
+
+async def test_the_sender_stops_running_address_checks_when_it_is_closed() -> None:
+    is_released, looked_up = threading.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def lookup(host: str, port: int) -> list[str]:
+        loop.call_soon_threadsafe(looked_up.set)
+        is_released.wait(PATIENCE)
+        return ["203.0.114.7"]
+
+    before = asyncio.all_tasks()
+    sender = Sender(Guard(lookup=lookup), user_agent="test", limit=4, proxy="http://127.0.0.1:9")
+    request = asyncio.create_task(post(sender, "http://silent.example/"))
+    try:
+        await asyncio.wait_for(looked_up.wait(), PATIENCE)
+        request.cancel()
+        await asyncio.wait([request])
+        assert len(asyncio.all_tasks() - before) == 1, "the check outlives its request, because others may wait for it"
+        await sender.close()
+        assert asyncio.all_tasks() == before
+    finally:
+        is_released.set()
+
+
 async def test_many_requests_to_a_name_that_does_not_resolve_delay_no_other_request_through_the_proxy() -> None:
     proxy, looked_up, is_released = Proxy(), [], threading.Event()
 
