@@ -77,6 +77,7 @@ class RedirectProtocol(HttpToolsProtocol):
         self._peer: str | None = None
         self._socket_fd = -1  # the socket for direct writes; -1 if all writes use the transport
         self.incomplete_head: IncompleteHead | None = None
+        self._parser_error: str | None = None  # why this class rejected a head that the parser accepts
         self.timer: ClientTimer | None = None
         self._response_ended = 0.0  # the time of the event loop of the latest response, or of the beginning of the connection
         self.is_reading_body = False  # True while the body of the latest request is incomplete
@@ -170,6 +171,10 @@ class RedirectProtocol(HttpToolsProtocol):
             return
         url, parser = httptools.parse_url(self.url), self.parser
         http_version = parser.get_http_version()
+        if http_version != "1.1" and any(name == b"transfer-encoding" for name, _ in self.headers):
+            # RFC 9112, 6.1: proxies may read another end of such a request, so that what follows it may be another client's.
+            self._parser_error = "Transfer-Encoding requires HTTP/1.1."
+            raise ValueError(self._parser_error)
         raw_path: bytes = url.path
         path = raw_path.decode("ascii")
         expects_continue = any(name == b"expect" and value.lower() == b"100-continue" for name, value in self.headers)
@@ -270,7 +275,7 @@ class RedirectProtocol(HttpToolsProtocol):
         """Send the response to bytes that are not a valid request, with a generated X-Request-Id, and close the connection.
 
         The body is an error of the API for every path, because the path of such a request may be unknown."""
-        body = orjson.dumps(ApiError(ErrorCode.INVALID_REQUEST, msg).body())
+        body = orjson.dumps(ApiError(ErrorCode.INVALID_REQUEST, self._parser_error or msg).body())
         headers = [
             *self.server_state.default_headers,
             (b"content-type", b"application/json"),

@@ -2,6 +2,7 @@
 
 import asyncio
 
+import pytest
 from sqlalchemy import Connection, update
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -180,6 +181,26 @@ async def test_requests_with_ambiguous_body_headers_are_parsed_as_by_uvicorn(ser
             assert response == await reference.exchange(smuggled), header
             if status_of(response) != 400:
                 assert server.app.paths[before] == code, "a request with a body takes the ASGI path"
+
+
+@pytest.mark.parametrize("version", [b"1.0", b"0.9", b"2.0"])
+@pytest.mark.parametrize("more", [(), (b"Connection: keep-alive",)])
+async def test_a_chunked_body_in_another_version_than_http_1_1_gets_400_and_closes_the_connection(
+    service: Service, version: bytes, more: tuple[bytes, ...]
+) -> None:
+    """Against request smuggling: HTTP/1.0 has no chunked bodies, so a proxy may read another end of the request."""
+    code = await create_link(service)
+    async with run_server(service) as server:
+        for path, method in ((code, b"GET"), ("/docs", b"GET"), ("/api/v1/rewrite", b"POST")):
+            request = get(path, *more, b"Transfer-Encoding: chunked", method=method).replace(b"HTTP/1.1", b"HTTP/" + version)
+            for sent in (request, request + b"0\r\n\r\n" + get(code), request + b"5\r\nhel"):
+                reader, writer = await server.connect()
+                writer.write(sent)
+                response = await asyncio.wait_for(reader.read(), PATIENCE)
+                assert (status_of(response), response.count(b"HTTP/1.1 ")) == (400, 1), sent
+                assert b"Transfer-Encoding requires HTTP/1.1." in response
+        assert server.app.paths == []
+    assert await stored_hits(service) == []
 
 
 async def test_a_malformed_request_behind_a_redirect_gets_400_and_closes_the_connection(service: Service) -> None:
