@@ -62,6 +62,7 @@ _LABEL = re.compile(r"[a-z0-9_-]{1,63}")
 # The host names that the standards permit (RFC 1123), and for which certificate authorities issue certificates.
 _STANDARD_LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?")
 _PRINTABLE = bytes(range(0x21, 0x7F))
+_PREFIXES_OF_IPV4 = (0xFFFF, 0x64_FF9B << 64)  # the first 96 bits of ::ffff:0:0/96 and 64:ff9b::/96
 _NUMERIC = re.compile(r"[0-9]+|0x[0-9a-f]*")
 # The zero-width non-joiner and joiner, which are permitted because Persian and the Indic scripts need them.
 _JOINERS = "\u200c\u200d"
@@ -297,6 +298,17 @@ def canonical_name(name: str) -> str:
     """Return a host without port and brackets in the form of `Destination.host`, if it is an IPv6 address. Other text is returned
     unchanged."""
     return canonical_host(f"[{name}]")[1:-1] if ":" in name else name
+
+
+def embedded_ipv4(name: str) -> str | None:
+    """Return the IPv4 address to which a phone connects if it opens an IPv6 address (without brackets); None for other text.
+
+    These are IPv4-mapped addresses (::ffff:192.0.2.1), and those of NAT64, which many mobile networks use (64:ff9b::192.0.2.1)."""
+    try:
+        number = int(ipaddress.IPv6Address(name))
+    except ValueError:
+        return None
+    return str(ipaddress.IPv4Address(number & 0xFFFFFFFF)) if number >> 32 in _PREFIXES_OF_IPV4 else None
 
 
 def _check_characters(url: str) -> None:

@@ -32,7 +32,7 @@ from shortener.model import Topic, mutable_record, record
 from shortener.settings import Settings
 from shortener.storage import schema
 from shortener.storage.database import Database, upsert
-from shortener.urls import canonical_host, canonical_name, host_of, matches_link_path
+from shortener.urls import canonical_host, canonical_name, embedded_ipv4, host_of, matches_link_path
 
 REFRESH_SECONDS = 0.25  # The pause between two reads of the version by the background job of each process.
 #: The maximum time that the rejection of an unknown credential waits for the database.
@@ -151,7 +151,11 @@ class HitPolicies:
         return bool(self.blocked_hosts) and self.blocks_host(application_id, _host_in(url))
 
     def blocks_host(self, application_id: int, host: str) -> bool:
-        """Return whether a host is blocked. `host` is in lower case and punycode, without a port and brackets."""
+        """Return whether a host is blocked. `host` is in lower case and punycode, without a port and brackets.
+
+        An IPv4 address and the IPv6 addresses that contain it (`embedded_ipv4`) are one host."""
+        if ":" in host:
+            host = embedded_ipv4(host) or host
         for owner in (ALL_APPLICATIONS, application_id):
             hosts = self.blocked_hosts.get(owner)
             if hosts and (host in hosts or any(f"*.{parent}" in hosts for parent in _parents(host))):
@@ -166,6 +170,11 @@ def _host_in(url: str) -> str:
     authority = rest.partition("/")[0].partition("?")[0].partition("#")[0]
     # Earlier versions stored IPv6 addresses as they were written.
     return canonical_name(authority[1:].partition("]")[0]) if authority.startswith("[") else authority.partition(":")[0]
+
+
+def _blocked_name(host: str) -> str:
+    """Return a stored blocked host as `HitPolicies.blocks_host` compares it."""
+    return embedded_ipv4(host) or canonical_name(host)
 
 
 def _parents(host: str) -> list[str]:
@@ -391,7 +400,7 @@ def _load_if_changed(connection: Connection, version: str) -> _Snapshot | None:
     with_suspected = connection.execute(select(t.application_id, t.topics).where(t.with_suspected.is_(True)))
     blocked: dict[int, set[str]] = {}
     for row in connection.execute(select(schema.blocked_hosts)):
-        blocked.setdefault(row.application_id, set()).add(canonical_name(row.host))
+        blocked.setdefault(row.application_id, set()).add(_blocked_name(row.host))
     settings = {application.id: application.settings for application in fresh.applications.values()}
     fresh.hit_policies = HitPolicies(
         contextual_rules={id_: chosen for id_, chosen in settings.items() if chosen.uses_contextual_rules},

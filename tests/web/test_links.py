@@ -149,6 +149,23 @@ async def test_an_address_that_an_earlier_version_stored_in_another_spelling_is_
     assert (await client.get(path, headers=PHONE)).status_code == 302
 
 
+@pytest.mark.parametrize("blocked", ["192.0.2.1", "::ffff:192.0.2.1", "[0:0:0:0:0:ffff:c000:0201]", "64:ff9b::192.0.2.1"])
+async def test_a_blocked_ipv4_address_is_blocked_in_every_spelling_as_an_ipv6_address(
+    service: Service, client: httpx.AsyncClient, blocked: str
+) -> None:
+    spellings = ["192.0.2.1", "[::ffff:192.0.2.1]", "[::FFFF:c000:0201]", "[64:ff9b::c000:201]", "[0064:ff9b::192.0.2.1]"]
+    paths = [await link(client, body=f'see #track("http://{host}:8080/x?y")') for host in spellings]
+    other = await link(client, body='see #track("http://[::ffff:192.0.2.2]/")')
+    stored = (await client.post("/api/v1/blocked-hosts", json={"host": blocked})).json()["host"]
+    for host, path in zip(spellings, paths, strict=True):
+        assert (await client.get(path, headers=PHONE)).status_code == 410, host
+        refused = await client.post("/api/v1/rewrite", json={"to": "+14085550100", "body": f'see #track("http://{host}/")'})
+        assert "leads to a blocked host" in refused.text, host
+    assert (await client.get(other, headers=PHONE)).status_code == 302
+    assert (await client.delete(f"/api/v1/blocked-hosts/{stored}")).status_code == 200
+    assert (await client.get(paths[1], headers=PHONE)).status_code == 302
+
+
 @pytest.mark.parametrize("body", [{}, {"host": ""}, {"host": "https://x.example/"}, {"host": "x" * 300}, {"host": "a\0b"}])
 async def test_an_invalid_host_cannot_be_blocked(client: httpx.AsyncClient, body: dict[str, Any]) -> None:
     answer = await client.post("/api/v1/blocked-hosts", json=body)
