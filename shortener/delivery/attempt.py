@@ -5,8 +5,8 @@ attempt is cancelled, the process gives the claim back, and the attempt does not
 
 A local failure does not count as an attempt: this host's resolver or sockets failed, or a stored row is unusable. After a local
 failure, the delivery waits `LOCAL_FAILURE_PAUSE_MS` milliseconds. If local failures delay a delivery for longer than
-`expiry.MAX_HOLD`, the delivery becomes dead. A fault of the service after the request was sent is no local failure: the receiver may
-have the event, so the attempt counts, and the delivery has at most `max_attempts` of them.
+`expiry.MAX_HOLD`, the delivery becomes dead. A fault of the service after the request was sent counts as an attempt, because the
+receiver may have the event.
 
 A 429 response of a tracker does not count as an attempt during the first `FREE_429_MS` milliseconds after the delivery was created
 or last replayed. The attempt number increases nevertheless. For callbacks of messages, every 429 response counts as an attempt,

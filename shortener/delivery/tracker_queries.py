@@ -114,7 +114,9 @@ def update_tracker(
             values["disabled_reason"] = None
         elif row.enabled or row.disabled_reason == GONE:
             values["disabled_reason"] = "switched off"
-    if changes.get("enabled") or values.get("url", row.url) != row.url:
+    # A form or a script that saves an enabled tracker repeats `enabled`. This says nothing about the endpoint.
+    is_enabled_again = changes.get("enabled") and not row.enabled
+    if is_enabled_again or values.get("url", row.url) != row.url:
         values |= fresh_start(now)
     if "url" in values:
         values = values_of_another_origin(row.url, values["url"]) | values

@@ -21,6 +21,7 @@ from shortener.errors import ApiError, ErrorCode
 from shortener.model import Topic
 from shortener.signatures import parse_secret
 from shortener.storage import schema
+from shortener.storage.types import to_ms
 from tests.conftest import NOON, Clock, MakeService
 from tests.delivery.conftest import MakeTracker, Story, changes
 from tests.factory import AUDIT, audited_rows, rows
@@ -214,6 +215,36 @@ async def test_disabling_a_tracker_stores_a_reason_and_enabling_the_tracker_remo
     assert (disabled.enabled, disabled.disabled_reason) == (False, "switched off")
     enabled = (await service.trackers.update(AUDIT, tracker, changes(enabled=True))).tracker
     assert (enabled.enabled, enabled.disabled_reason) == (True, None)
+
+
+@pytest.mark.parametrize(
+    ("was_enabled", "change", "is_closed"),
+    [
+        (True, {"enabled": True, "name": "renamed", "url": URL}, False),
+        (True, {"max_per_second": 5.0}, False),
+        (True, {"enabled": True, "url": "https://tracker.example/other"}, True),
+        (False, {"enabled": True}, True),
+        (False, {"name": "renamed"}, False),
+    ],
+)
+async def test_only_a_new_url_or_enabling_a_disabled_tracker_closes_its_circuit_breaker_and_forgets_its_rate(
+    service: Service, make_tracker: MakeTracker, was_enabled: bool, change: dict[str, Any], is_closed: bool
+) -> None:
+    tracker = await make_tracker(URL)
+    failing = {
+        "enabled": was_enabled,
+        "failures_in_row": 10,
+        "opened_at": NOON,
+        "open_until": NOON + timedelta(minutes=5),
+        "rate": 2.5,
+        "rate_ceiling": 3.0,
+        "rate_lowered_at": NOON,
+        "paced_until": NOON,
+    }
+    await service.database.write(lambda connection: connection.execute(update(schema.trackers).values(failing)).rowcount)
+    saved = (await service.trackers.update(AUDIT, tracker, changes(**change))).tracker
+    assert saved.health.breaker(to_ms(NOON)) == ("recovering" if is_closed else "open")
+    assert (saved.health.failures_in_row, saved.pace.rate) == ((0, None) if is_closed else (10, 2.5))
 
 
 async def mark_gone(service: Service) -> None:
