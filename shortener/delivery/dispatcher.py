@@ -54,7 +54,7 @@ from shortener.jobs import WakeUp
 from shortener.metrics import Histogram, Metrics
 from shortener.model import Clock, DeliveryStatus, mutable_record
 from shortener.settings import Settings
-from shortener.storage.database import Database
+from shortener.storage.database import Database, after_commit
 from shortener.storage.types import from_ms, to_iso, to_ms
 from shortener.tracing import Tracer
 
@@ -226,13 +226,16 @@ class Dispatcher:
         """Record the attempts `finished`, the oldest ones of `self._finished`. Then claim up to `limit` deliveries and start their
         attempts."""
         outcomes, claims, sign = await self._database.write_later(self._write_cycle, finished, limit)
-        del self._finished[: len(finished)]
-        if sign is not None:
-            self._note(sign)
-        self._account(outcomes, finished)
-        self._claims.committed(claims)
-        self._wake_at(claims.wake_at)
-        self.totals.dead += claims.expired
+        self._remove(finished)
+        # No exception of these steps may prevent the start of the claimed attempts, or repeat the outcomes.
+        with after_commit():
+            self._account(outcomes, finished)
+        with after_commit():
+            if sign is not None:
+                self._note(sign)
+            self._claims.committed(claims)
+            self._wake_at(claims.wake_at)
+            self.totals.dead += claims.expired
         for number, attempt in enumerate(claims.attempts, 1):
             self._usage.take(attempt.claim.queue, attempt.application_id)
             task = asyncio.create_task(self._run(attempt, self._order.earlier(attempt.claim)))
@@ -265,8 +268,13 @@ class Dispatcher:
         except StoreUnavailable:
             raise
         except Exception:
-            del self._finished[:1]
-            self._usage.release(finished.attempt.claim.queue, finished.attempt.application_id)
+            self._remove([finished])
+
+    def _remove(self, finished: Sequence[FinishedAttempt]) -> None:
+        """Remove the oldest attempts, whose outcomes are stored or are dropped, and release their slots."""
+        del self._finished[: len(finished)]
+        for one in finished:
+            self._usage.release(one.attempt.claim.queue, one.attempt.application_id)
 
     async def flush(self) -> None:
         """Run dispatch cycles until every due delivery was attempted and its outcome is recorded."""
@@ -351,16 +359,14 @@ class Dispatcher:
         return outcomes, self._claims.write(connection, usage, limit, paused, now, share, self._responsive), sign
 
     def _account(self, outcomes: OutcomeResult, finished: Sequence[FinishedAttempt]) -> None:
-        """Update the slots, the pauses of queues and the counters, and write the log, after the transaction was committed."""
+        """Update the pauses of queues and the counters, and write the log, after the transaction was committed."""
         now = to_ms(self._clock())
         totals = self.totals
         totals.dispatch_cycles += 1
         self._outcomes.committed(outcomes, now)
         for one in finished:
-            queue = one.attempt.claim.queue
-            self._usage.release(queue, one.attempt.application_id)
             if one.is_local_failure:
-                self._paused[queue] = one.at + LOCAL_FAILURE_PAUSE_MS
+                self._paused[one.attempt.claim.queue] = one.at + LOCAL_FAILURE_PAUSE_MS
             self._note_response(one)
         self._paused = {queue: until for queue, until in self._paused.items() if now < until <= now + LOCAL_FAILURE_PAUSE_MS}
         for one in outcomes.recorded:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import field
 from typing import Any
 
@@ -28,7 +28,7 @@ from shortener.gateways.attempt import EndedSend, SendInFlight, SendLimits
 from shortener.gateways.expiry import PAUSE_MS, fail_removed, finish_reported, hold_lost, postpone
 from shortener.gateways.finishing import SendChange
 from shortener.gateways.gateway import StoredGateway
-from shortener.gateways.queries import GatewayState
+from shortener.gateways.queries import GatewayState, LockedGateway
 from shortener.gateways.store import GatewayStore
 from shortener.model import mutable_record
 from shortener.settings import Settings
@@ -55,15 +55,18 @@ class SendClaimResult:
     postponed: int = 0
 
 
-def find_finished(connection: Connection, states: Sequence[GatewayState], now: int) -> list[SendChange]:
+def find_finished(
+    connection: Connection, states: Sequence[GatewayState], now: int, skipped: Collection[int] = ()
+) -> list[SendChange]:
     """Return changes for messages that must not be claimed: messages of removed gateways, and messages whose process died during
-    the attempt, if their gateway has the policy `hold`. Write the changes before other messages are claimed."""
+    the attempt, if their gateway has the policy `hold`. Write the changes before other messages are claimed. Leave out the messages
+    in `skipped`, by their row ids."""
     changes: list[SendChange] = []
     for state in states:
         if state.is_removed:
-            changes += fail_removed(connection, state.id, now)
+            changes += fail_removed(connection, state.id, now, skipped)
         elif state.holds_doubtful and state.is_due(now):
-            changes += hold_lost(connection, state.id, now)
+            changes += hold_lost(connection, state.id, now, skipped)
     return changes
 
 
@@ -206,22 +209,23 @@ class SendClaimWriter:
         )
 
 
-def write_health(
-    connection: Connection, ended: Sequence[EndedSend], locked: Mapping[int, tuple[TrackerHealth, TrackerPace]]
-) -> list[int]:
+def write_health(connection: Connection, ended: Sequence[EndedSend], locked: Mapping[int, LockedGateway]) -> list[int]:
     """Write how ended attempts change the circuit breakers and the rates. Return the gateways whose circuit breaker opened.
 
-    `locked` is the result of `queries.lock_health` for the gateways of the attempts."""
+    `locked` is the result of `queries.lock_health` for the gateways of the attempts. An outcome changes neither if its gateway was
+    changed during the attempt, for example its URL or its password, because it states nothing about the new settings."""
     by_gateway: dict[int, list[EndedSend]] = {}
     for one in ended:
         by_gateway.setdefault(one.attempt.claim.gateway_id, []).append(one)
     opened = []
     for gateway_id in sorted(by_gateway.keys() & locked.keys()):
-        health, pace = locked[gateway_id]
-        accepted = sum(one.is_response for one in by_gateway[gateway_id])
+        revision, health, pace = locked[gateway_id]
+        current = [one for one in by_gateway[gateway_id] if _is_current(one, revision)]
+        accepted = sum(one.is_response for one in current)
         new_health, new_pace = health, pace.succeeded(accepted)
         for one in by_gateway[gateway_id]:
-            new_health = _health_after(new_health, one)
+            new_health = _health_after(new_health, one, has_result=_is_current(one, revision))
+        for one in current:
             if one.result is not None and one.result.is_throttled:
                 quiet_until = None if one.result.retry_after is None else one.at + round(one.result.retry_after * 1000)
                 new_pace = new_pace.throttled(one.at, started=one.started, successes=accepted, quiet_until=quiet_until)
@@ -233,8 +237,15 @@ def write_health(
     return opened
 
 
-def _health_after(health: TrackerHealth, ended: EndedSend) -> TrackerHealth:
-    result, is_probe = ended.result, ended.attempt.is_probe
+def _is_current(ended: EndedSend, revision: int) -> bool:
+    """Return whether the gateway was not changed since the message was claimed."""
+    config = ended.attempt.config
+    return config is None or config.revision == revision
+
+
+def _health_after(health: TrackerHealth, ended: EndedSend, has_result: bool) -> TrackerHealth:
+    """Return the health of a gateway after an attempt. If `has_result` is false, the outcome states nothing about the gateway."""
+    result, is_probe = ended.result if has_result else None, ended.attempt.is_probe
     if result is None or result.is_local:
         # The probe of the gateway has no result, so another probe may be sent: at once, or after a pause if this host failed.
         until = ended.at if result is None else ended.at + LOCAL_FAILURE_PAUSE_MS

@@ -12,7 +12,9 @@ Guarantees
   delivery report has arrived is not handed on again.
 - The transaction locks the row of each gateway, so its concurrency, its rate and its circuit breaker limit all processes together.
 - If the transaction fails although the database is available, each outcome and the claims of each gateway get a transaction of
-  their own. So a value that cannot be stored or computed delays only its own message or gateway.
+  their own. So a value that cannot be stored or computed delays only its own message or gateway. The same is true for messages
+  that are given up without an attempt. Such a message is tried again after UNWRITABLE_PAUSE_MS.
+- An error after the commit neither repeats outcomes nor prevents the attempts of claimed messages.
 - A message that was not accepted within GATEWAY_VALIDITY_HOURS becomes FAILED, and its text is deleted.
 - `stop` starts no attempts, waits for those in flight and records them.
 """
@@ -46,7 +48,7 @@ from shortener.messages.delivery_reports import DeliveryReports
 from shortener.metrics import Metrics
 from shortener.model import Clock, SendStatus, mutable_record
 from shortener.settings import Settings
-from shortener.storage.database import Database
+from shortener.storage.database import Database, after_commit
 from shortener.storage.schema import sends
 from shortener.storage.types import to_ms
 
@@ -60,6 +62,10 @@ MAX_STARTS = 8
 EXPIRY_INTERVAL_MS = 30_000
 #: After a failure of this host, the dispatcher hands no messages on to the gateway for this time.
 LOCAL_PAUSE_MS = 5_000
+#: A message that cannot be given up is left alone for this time.
+UNWRITABLE_PAUSE_MS = 30_000
+#: At most this many messages that cannot be given up are left alone at a time.
+MAX_UNWRITABLE = 4096
 
 
 @mutable_record
@@ -81,13 +87,15 @@ class _Cycle:
     """The result of the transaction of one cycle, which ran at the time `now` (milliseconds since 1970).
 
     `written` contains the new status of each ended attempt whose outcome was written, by the id of its message. `given_up` are the
-    rows that were written for messages without an attempt. `opened` are the ids of the gateways whose circuit breaker opened.
-    `has_expired` is true if the cycle found all messages that are too old."""
+    rows that were written for messages without an attempt. `unwritable` are the ids of messages that cannot be given up. `opened`
+    are the ids of the gateways whose circuit breaker opened. `has_expired` is true if the cycle found all messages that are too
+    old."""
 
     now: int
     written: dict[int, int] = field(default_factory=dict)
     events: int = 0
     given_up: list[FinishedSend] = field(default_factory=list)
+    unwritable: list[int] = field(default_factory=list)
     opened: list[int] = field(default_factory=list)
     has_expired: bool = False
     claims: SendClaimResult = field(default_factory=SendClaimResult)
@@ -122,6 +130,7 @@ class GatewayDispatcher:
         self._tasks: set[asyncio.Task[None]] = set()
         self._ended: list[EndedSend] = []
         self._paused: dict[str, int] = {}  # queue name -> time at which its pause after a local failure ends
+        self._unwritable: dict[int, int] = {}  # row id -> time until which a message that cannot be given up is left alone
         self._expired_at = 0
         self._timer: asyncio.TimerHandle | None = None
         self._cycle_lock = asyncio.Lock()
@@ -195,8 +204,10 @@ class GatewayDispatcher:
         """Record the attempts `ended`, the oldest ones of `self._ended`. Then claim up to `limit` messages, of all gateways or of
         the gateway `only`, and start their attempts. Return the number of changes and the number of started attempts."""
         cycle = await self._database.write_later(self._write_cycle, ended, limit, only)
-        del self._ended[: len(ended)]
-        self._account(cycle, ended)
+        self._remove(ended)
+        # No exception of these steps may prevent the start of the claimed attempts, or repeat the outcomes.
+        with after_commit():
+            self._account(cycle, ended)
         loop = asyncio.get_running_loop()
         for number, attempt in enumerate(cycle.claims.attempts, 1):
             self._usage.take(attempt.queue, attempt.application_id)
@@ -244,8 +255,13 @@ class GatewayDispatcher:
         except StoreUnavailable:
             raise
         except Exception:
-            del self._ended[:1]
-            self._usage.release(ended.attempt.queue, ended.attempt.application_id)
+            self._remove([ended])
+
+    def _remove(self, ended: Sequence[EndedSend]) -> None:
+        """Remove the oldest ended attempts, whose outcomes are stored or are dropped, and release their slots."""
+        del self._ended[: len(ended)]
+        for one in ended:
+            self._usage.release(one.attempt.queue, one.attempt.application_id)
 
     async def flush(self) -> None:
         """Run cycles until every due message was attempted and its outcome is recorded."""
@@ -309,34 +325,42 @@ class GatewayDispatcher:
                 paused[one.attempt.queue] = one.at + LOCAL_PAUSE_MS
         if limit > 0 and only is None and self._is_expiry_due(now):
             validity = timedelta(hours=self._settings.gateway_validity_hours)
-            cycle.given_up += self._write_changes(connection, cycle, expire(connection, now, validity), now)
-            cycle.has_expired = len(cycle.given_up) < MAX_ROWS
+            too_old = expire(connection, now, validity, self._skipped(now))
+            self._give_up(connection, cycle, too_old)
+            cycle.has_expired = len(too_old) < MAX_ROWS
         if limit > 0:
             states = [one for one in lock_states(connection, now, only) if paused.get(one.queue.name, 0) <= now]
-            cycle.given_up += self._write_changes(connection, cycle, find_finished(connection, states, now), now)
+            self._give_up(connection, cycle, find_finished(connection, states, now, self._skipped(now)))
             cycle.claims = self._claims.write(connection, states, usage, limit, now)
-            cycle.given_up += self._write_changes(connection, cycle, cycle.claims.changes, now)
+            self._give_up(connection, cycle, cycle.claims.changes)
         return cycle
 
-    def _write_changes(self, connection: Connection, cycle: _Cycle, changes: Sequence[SendChange], now: int) -> list[FinishedSend]:
-        written, events = self.writer.write(connection, changes, now) if changes else ({}, 0)
-        cycle.events += events
-        return [one.row._replace(status=written[one.row.id]) for one in changes if one.row.id in written]
+    def _give_up(self, connection: Connection, cycle: _Cycle, changes: Sequence[SendChange]) -> None:
+        """Write changes of messages without an attempt, and add the result to the cycle."""
+        written = self.writer.write_each(connection, changes, cycle.now)
+        cycle.given_up += written.rows
+        cycle.events += written.events
+        cycle.unwritable += written.unwritable
+
+    def _skipped(self, now: int) -> list[int]:
+        """Return the ids of the messages that cannot be given up and are not tried again yet."""
+        return [row for row, until in self._unwritable.items() if now < until <= now + UNWRITABLE_PAUSE_MS][-MAX_UNWRITABLE:]
 
     def _is_expiry_due(self, now: int) -> bool:
         return not 0 <= now - self._expired_at < EXPIRY_INTERVAL_MS
 
     def _account(self, cycle: _Cycle, ended: Sequence[EndedSend]) -> None:
-        """Update the slots, the pauses and the counters, and write the log, after the transaction was committed."""
+        """Update the pauses and the counters, write the log and start the delivery of events, after the transaction was
+        committed."""
         now = cycle.now
-        self.writer.published(cycle.events)
         if cycle.has_expired:
             self._expired_at = now
+        skipped = {row: self._unwritable[row] for row in self._skipped(now)}
+        self._unwritable = skipped | dict.fromkeys(cycle.unwritable, now + UNWRITABLE_PAUSE_MS)
         self._claims.committed(cycle.claims)
         self._wake_at(cycle.claims.wake_at, now)
         totals = self.totals
         for one in ended:
-            self._usage.release(one.attempt.queue, one.attempt.application_id)
             if one.is_local_failure:
                 self._paused[one.attempt.queue] = one.at + LOCAL_PAUSE_MS
             if one.change.row.id not in cycle.written:
@@ -353,6 +377,7 @@ class GatewayDispatcher:
         totals.breakers_opened += len(cycle.opened)
         for gateway in cycle.opened:
             log.warning("gateway_breaker_opened", gateway=gateway)
+        self.writer.published(cycle.events)
 
     def _count(self, row: FinishedSend) -> None:
         totals = self.totals

@@ -1,11 +1,13 @@
 """This module finds pending messages that must not be attempted again: they are too old, their gateway was removed, their process
 died during the attempt, or their delivery report has arrived. Each function runs in the dispatcher's transaction, changes nothing
-itself, and returns at most `MAX_ROWS` changes for `SendWriter`. Times are milliseconds since 1970-01-01 UTC.
+itself, and returns at most `MAX_ROWS` changes for `SendWriter`. It leaves out the messages in `skipped`, by their row ids. Times
+are milliseconds since 1970-01-01 UTC.
 """
 # Tested by tests/gateways/test_dispatcher.py
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import timedelta
 from typing import Any
 
@@ -44,27 +46,27 @@ _SELECT = select(
 ).join(messages, messages.c.id == sends.c.id)
 
 
-def expire(connection: Connection, now: int, validity: timedelta) -> list[SendChange]:
+def expire(connection: Connection, now: int, validity: timedelta, skipped: Collection[int] = ()) -> list[SendChange]:
     """Return changes that give up messages which were created longer ago than `validity` and have no attempt in flight."""
     hours = validity // timedelta(hours=1)
     oldest = first_id_at(now - validity // timedelta(milliseconds=1))
-    found = find_sends(connection, now, _IS_UNFINISHED, sends.c.id < oldest)
+    found = find_sends(connection, now, _IS_UNFINISHED, sends.c.id < oldest, *_not_in(skipped))
     detail = f"no gateway accepted the message within {hours} hours (GATEWAY_VALIDITY_HOURS)"
     return [finish_reported(one, now) or failed(one, now, "expired", detail) for one in found]
 
 
-def fail_removed(connection: Connection, gateway_id: int, now: int) -> list[SendChange]:
+def fail_removed(connection: Connection, gateway_id: int, now: int, skipped: Collection[int] = ()) -> list[SendChange]:
     """Return changes that give up the pending messages of a removed gateway."""
-    found = find_sends(connection, now, IS_PENDING, sends.c.gateway_id == gateway_id)
+    found = find_sends(connection, now, IS_PENDING, sends.c.gateway_id == gateway_id, *_not_in(skipped))
     detail = "the gateway was removed before it accepted the message"
     return [finish_reported(one, now) or failed(one, now, "gateway_removed", detail) for one in found]
 
 
-def hold_lost(connection: Connection, gateway_id: int, now: int) -> list[SendChange]:
+def hold_lost(connection: Connection, gateway_id: int, now: int, skipped: Collection[int] = ()) -> list[SendChange]:
     """Return changes that hold messages of a gateway. A message is held if its process died during the attempt, so that the outcome
     is unknown."""
     lost = sends.c.lease_until <= from_ms(now)
-    found = find_sends(connection, now, IS_PENDING, sends.c.gateway_id == gateway_id, lost)
+    found = find_sends(connection, now, IS_PENDING, sends.c.gateway_id == gateway_id, lost, *_not_in(skipped))
     return [finish_reported(one, now) or _held(one, now, "lease_lost") for one in found]
 
 
@@ -105,6 +107,10 @@ def _finished(claim: ClaimedSend, now: int, status: SendStatus, error: str | Non
         last_status=None,
         last_error=error,
     )
+
+
+def _not_in(ids: Collection[int]) -> list[ColumnElement[bool]]:
+    return [sends.c.id.not_in(sorted(ids))] if ids else []
 
 
 def find_sends(connection: Connection, now: int, *conditions: ColumnElement[bool]) -> list[ClaimedSend]:

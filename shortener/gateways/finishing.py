@@ -3,26 +3,34 @@
 In one transaction it updates the row in `sends`, adds the row of the attempt, applies the report (SENT or FAILED) to the message
 with its event (messages/delivery_reports.py), and refunds the cost of a message that was certainly not sent. A row is skipped if
 another process has claimed it since. So the outcome of an attempt never replaces a newer outcome.
+
+`write_each` gives messages up, such as messages that are too old. A message whose changes cannot be stored or computed is left out,
+so that it does not stop the others.
 """
 # Tested by tests/gateways/test_dispatcher.py
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import field
 from decimal import Decimal
 
-from sqlalchemy import Connection, select
+import structlog
+from sqlalchemy import Connection, exc, select
 
 from shortener.gateways import queries
 from shortener.gateways.queries import ClaimedSend, FinishedSend
-from shortener.ids import IdGenerator
+from shortener.ids import IdGenerator, encode
 from shortener.messages.balances import refund
 from shortener.messages.delivery_reports import DeliveryReport, DeliveryReports
-from shortener.model import SendStatus, State, record
+from shortener.model import SendStatus, State, mutable_record, record
 from shortener.outbox import count_deltas
 from shortener.outbox.count_deltas import CountDelta
+from shortener.storage.database import rejects_values
 from shortener.storage.schema import messages
 from shortener.storage.types import from_ms, to_ms
+
+log = structlog.get_logger(__name__)
 
 MAX_DETAIL_LENGTH = 255
 
@@ -36,6 +44,21 @@ class SendChange:
     row: FinishedSend
     attempt_row: tuple[object, ...] | None = None
     report: DeliveryReport | None = None
+
+
+@mutable_record
+class WrittenChanges:
+    """The result of `SendWriter.write_each`: the rows that were written, with their new status, the number of new events, and the
+    ids of the messages whose changes cannot be written."""
+
+    rows: list[FinishedSend] = field(default_factory=list)
+    events: int = 0
+    unwritable: list[int] = field(default_factory=list)
+
+    def add(self, changes: Sequence[SendChange], statuses: dict[int, int], events: int) -> None:
+        """Add changes that were passed to `SendWriter.write`, and its result."""
+        self.rows += [one.row._replace(status=statuses[one.row.id]) for one in changes if one.row.id in statuses]
+        self.events += events
 
 
 class SendWriter:
@@ -65,6 +88,29 @@ class SendWriter:
         self._refund([change.claim for change in recorded if change.row.refunded], connection, now)
         return statuses, events
 
+    def write_each(self, connection: Connection, changes: Sequence[SendChange], now: int) -> WrittenChanges:
+        """Write changes like `write`. If they cannot be written together, write each one alone, and leave out those that cannot be
+        written."""
+        result = WrittenChanges()
+        if not changes:
+            return result
+        try:
+            with connection.begin_nested():
+                result.add(changes, *self.write(connection, changes, now))
+        except Exception as error:
+            _raise_if_unavailable(error)
+        else:
+            return result
+        for change in changes:
+            try:
+                with connection.begin_nested():
+                    result.add([change], *self.write(connection, [change], now))
+            except Exception as error:
+                _raise_if_unavailable(error)
+                log.exception("send_not_finished", send=encode(change.row.id))
+                result.unwritable.append(change.row.id)
+        return result
+
     def published(self, events: int) -> None:
         """Start the delivery of the events that `write` created, after the transaction was committed."""
         self._reports.committed(events)
@@ -83,6 +129,12 @@ class SendWriter:
         for application_id, cost in costs.values():
             amounts[application_id] = amounts.get(application_id, Decimal()) + cost
         refund(connection, amounts, from_ms(now))
+
+
+def _raise_if_unavailable(error: Exception) -> None:
+    """Raise the error if the database, and not a value of a message, is its cause."""
+    if isinstance(error, OSError | exc.TimeoutError) or (isinstance(error, exc.DBAPIError) and not rejects_values(error)):
+        raise error
 
 
 def _end_holds(connection: Connection, held: Sequence[SendChange], now: int) -> dict[int, int]:

@@ -130,14 +130,24 @@ def has_due(connection: Connection, gateway_id: int, now: int) -> bool:
     return any(at is not None and to_ms(at) <= now for at in connection.execute(due).one())
 
 
-def lock_health(connection: Connection, ids: Collection[int]) -> dict[int, tuple[TrackerHealth, TrackerPace]]:
-    """Lock gateways, in the order of their ids, and return the health and the rate of each gateway, by gateway id."""
+class LockedGateway(NamedTuple):
+    """The revision, the health and the rate of a gateway whose row this transaction has locked."""
+
+    revision: int
+    health: TrackerHealth
+    pace: TrackerPace
+
+
+def lock_health(connection: Connection, ids: Collection[int]) -> dict[int, LockedGateway]:
+    """Lock gateways, in the order of their ids, and return the revision, the health and the rate of each gateway, by gateway id."""
     if not ids:
         return {}
     g = gateways.c
-    statement = select(g.id, *(g[name] for name in (*_HEALTH, *_PACE))).where(g.id.in_(list(ids))).order_by(g.id).with_for_update()
+    columns = (g[name] for name in ("id", "revision", *_HEALTH, *_PACE))
+    statement = select(*columns).where(g.id.in_(list(ids))).order_by(g.id).with_for_update()
     return {
-        row.id: (
+        row.id: LockedGateway(
+            row.revision,
             TrackerHealth(row.failures_in_row, *(_ms(row, name) for name in _HEALTH[1:])),
             TrackerPace(row.max_per_second, row.rate, row.rate_ceiling, _ms(row, "rate_lowered_at"), _ms(row, "paced_until")),
         )

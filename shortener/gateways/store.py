@@ -393,7 +393,8 @@ def _update(
     _require(connection, row.id, row.application_id)
     if "name" in values:
         _check_unused(connection, row.application_id, values["name"], row.id)
-    if values.get("enabled"):  # a gateway that is enabled again starts with a closed circuit breaker
+    # A gateway that is enabled again, or has new settings such as another URL, starts with a closed circuit breaker.
+    if values.get("enabled") or changed_settings:
         values = {**values, "failures_in_row": 0, "open_until": None, "opened_at": None}
     new = {**values, "revision": table.c.revision + 1, "updated_at": now}
     is_unchanged = table.c.id == row.id, table.c.revision == row.revision

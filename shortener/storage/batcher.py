@@ -36,7 +36,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
 from shortener.errors import CommitUncertain, StoreUnavailable
-from shortener.storage.database import Database
+from shortener.storage.database import Database, after_commit
 
 log = structlog.get_logger(__name__)
 
@@ -410,10 +410,8 @@ class _RequestHandler(Generic[Item, Result, Value]):
 
     def committed(self, items: Sequence[_Request[Item, Result]], result: tuple[Sequence[Result | Exception], Value]) -> None:
         results, value = result
-        try:
+        with after_commit():
             self._after(value)
-        except Exception:  # The batch is committed, even if the callback `after` raises an exception.
-            log.exception("after_commit_failed")
         for request, own_result in zip(items, results, strict=True):
             if isinstance(own_result, Exception):
                 _fail(request.future, own_result)

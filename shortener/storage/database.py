@@ -113,6 +113,16 @@ def rejects_values(error: Exception) -> bool:
 
 
 @contextlib.contextmanager
+def after_commit() -> Iterator[None]:
+    """Log an exception of the steps that follow a commit, and do not raise it. The transaction is stored, so the caller must not
+    act as if it had failed."""
+    try:
+        yield
+    except Exception:
+        log.exception("after_commit_failed")
+
+
+@contextlib.contextmanager
 def store_errors() -> Iterator[None]:
     """Raise StoreUnavailable in place of a driver error which means that the database cannot execute statements now.
 

@@ -243,3 +243,19 @@ async def test_an_outcome_of_a_delivery_attempt_that_cannot_be_stored_does_not_s
     clock.forward(minutes=1)
     await dispatcher.flush()
     assert (statuses(await deliveries(service)), len(receiver.requests)) == ({DELIVERED: 3}, requests)
+
+
+async def test_an_error_after_the_commit_neither_repeats_an_outcome_nor_drops_a_claimed_delivery(
+    service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await make_tracker(receiver.url(), concurrency=1)
+    for _ in range(3):
+        await story.first_click()
+    await service.fanout.flush()
+    dispatcher = other_dispatcher(service)
+    monkeypatch.setattr(dispatcher._outcomes, "committed", None)
+    with capture_logs() as logs:
+        await dispatcher.flush()
+    assert (statuses(await deliveries(service)), len(receiver.requests)) == ({DELIVERED: 3}, 3)
+    assert (dispatcher.totals.leases_lost, dispatcher.in_flight) == (0, 0)
+    assert {line["event"] for line in logs if line["log_level"] == "error"} == {"after_commit_failed"}

@@ -436,3 +436,32 @@ async def test_after_a_change_of_the_gateway_url_messages_are_sent_to_the_new_ur
     await send_messages()
     await service.gateway_dispatcher.flush()
     assert [request.target for request in receiver.requests] == ["/old", "/new"]
+
+
+async def test_late_failures_of_an_old_gateway_url_do_not_open_the_circuit_breaker_of_the_new_url(
+    service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver
+) -> None:
+    receiver.default_reply = Reply(hang=True)
+    gateway = await make_gateway(receiver.url("/old"), timeout=0.5, concurrency=12)
+    await send_messages(12)
+    await start_attempts(service.gateway_dispatcher, receiver, 12)
+    await service.gateways.update(AUDIT, gateway.id, {"settings": {"url": receiver.url("/new")}})
+    await service.gateway_dispatcher.flush()
+    assert {send.last_error for send in await stored_sends(service)} == {"timeout"}
+    health = (await service.gateways.get(gateway.id)).health
+    assert (health.failures_in_row, health.open_until, health.last_failure_at) == (0, None, None)
+
+
+async def test_new_settings_of_a_gateway_close_its_circuit_breaker(
+    service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver
+) -> None:
+    receiver.default_reply = 401
+    gateway = await make_gateway(receiver.url(), settings={"variables": {"password": "old"}})
+    await send_messages(12)
+    await service.gateway_dispatcher.flush()
+    assert (await service.gateways.get(gateway.id)).health.open_until is not None
+    receiver.default_reply = ACCEPTED
+    await service.gateways.update(AUDIT, gateway.id, {"settings": {"variables": {"password": "new"}}})
+    await send_messages(1, text="after the change")
+    await service.gateway_dispatcher.flush()
+    assert (await stored_sends(service))[-1].status == SENT

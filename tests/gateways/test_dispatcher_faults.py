@@ -8,14 +8,16 @@ from dataclasses import replace
 
 import pytest
 from sqlalchemy import update
+from structlog.testing import capture_logs
 
 from shortener.container import Service
 from shortener.gateways import dispatcher as dispatcher_module
 from shortener.gateways.attempt import EndedSend, SendInFlight, SendRunner
 from shortener.gateways.submission import OutgoingMessage, SubmitOutcome, SubmitResult
+from shortener.ids import encode
 from shortener.storage import schema
 from tests.conftest import Clock
-from tests.factory import rows
+from tests.factory import AUDIT, rows
 from tests.gateways.conftest import MakeGateway, SendMessages, stored_sends
 from tests.gateways.sending import FAILED, HELD, PENDING, SENT, other_process
 from tests.gateways.smpp.smsc import running_smsc
@@ -156,3 +158,59 @@ async def test_after_a_long_outage_of_the_database_all_outcomes_are_recorded_bef
     await dispatcher.flush()
     assert [send.status for send in await stored_sends(service)] == [SENT] * 3
     assert len(receiver.requests) == 3
+
+
+async def set_state(service: Service, send_id: int, state: int) -> None:
+    """Store a number as the state of a message. If no state has this number, no report can be applied to the message."""
+    statement = update(schema.messages).where(schema.messages.c.id == send_id).values(state=state)
+    await service.database.write(lambda connection: connection.execute(statement).rowcount)
+
+
+@pytest.mark.parametrize("reason", ["too old", "gateway removed"])
+async def test_one_message_that_cannot_be_given_up_does_not_stop_the_expiry_of_other_messages(
+    reason: str, service: Service, make_gateway: MakeGateway, send_messages: SendMessages, clock: Clock
+) -> None:
+    gateway = await make_gateway("http://127.0.0.1:9/", enabled=False)
+    await send_messages(3)
+    first = (await stored_sends(service))[0]
+    await set_state(service, first.id, 99)
+    if reason == "too old":
+        clock.forward(hours=service.settings.gateway_validity_hours + 1)
+    else:
+        await service.gateways.remove(AUDIT, gateway.id)
+    dispatcher = other_process(service)
+    with capture_logs() as logs:
+        await dispatcher.flush()
+        await dispatcher.step()
+    assert [send.status for send in await stored_sends(service)] == [PENDING, FAILED, FAILED]
+    assert dispatcher.totals.failed == 2
+    assert [line["send"] for line in logs if line["event"] == "send_not_finished"] == [encode(first.id)]
+    await set_state(service, first.id, 0)
+    await dispatcher.flush()
+    assert (await stored_sends(service))[0].status == PENDING
+    clock.forward(milliseconds=dispatcher_module.UNWRITABLE_PAUSE_MS)
+    await dispatcher.flush()
+    assert [send.status for send in await stored_sends(service)] == [FAILED] * 3
+
+
+async def test_an_error_after_the_commit_neither_repeats_an_outcome_nor_drops_a_claimed_message(
+    service: Service,
+    make_gateway: MakeGateway,
+    send_messages: SendMessages,
+    receiver: Receiver,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    receiver.default_reply = ACCEPTED
+    await make_gateway(receiver.url(), concurrency=1)
+    await send_messages(3)
+    dispatcher = other_process(service)
+
+    def fail(events: int) -> None:
+        raise ValueError("a fault after the commit")
+
+    monkeypatch.setattr(dispatcher.writer, "published", fail)
+    with capture_logs() as logs:
+        await dispatcher.flush()
+    assert [(send.status, send.attempt) for send in await stored_sends(service)] == [(SENT, 1)] * 3
+    assert (len(receiver.requests), dispatcher.totals.leases_lost, dispatcher._usage.busy) == (3, 0, 0)
+    assert {line["event"] for line in logs if line["log_level"] == "error"} == {"after_commit_failed"}
