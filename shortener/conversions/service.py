@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import field
 from decimal import Decimal
 from typing import Any
 
@@ -59,11 +60,15 @@ class ConversionResult:
 
 @record
 class _Submission:
-    """A conversion report to store. `hit_id` is the row id of the hit that its click_id identifies."""
+    """A conversion report to store. `hit_id` is the row id of the hit that its click_id identifies.
+
+    `tried_ids` are the row ids with which transactions tried to insert the conversion. If a stored conversion has one of them, this
+    report created it in a transaction whose commit seemed to fail."""
 
     application_id: int
     report: ConversionReport
     hit_id: int | None
+    tried_ids: list[int] = field(default_factory=list)
 
 
 class Conversions:
@@ -151,6 +156,7 @@ class Conversions:
                 first = first_revision(item.report, target, now)
                 counted = counted_as(item.application_id, item.report.action_key, first)
                 states[key] = ConversionState(self._ids(), target, target.hit_id, item.report.at, counted, first)
+                item.tried_ids.append(states[key].id)
                 firsts[key] = index
                 rows[key] = _row(states[key], item, key)
         # The rows are sorted, so that two processes that insert the same keys cannot deadlock.
@@ -191,7 +197,7 @@ class Conversions:
                 ConversionResult(
                     CONVERSION_IDS.encode(state.id),
                     target.message_id,
-                    duplicate=effect is not Effect.UPDATE,
+                    duplicate=effect is not Effect.UPDATE and state.id not in item.tried_ids,
                     updated=effect is Effect.UPDATE,
                     revision=state.latest.revision,
                     warnings=(*report.warnings, *((EFFECT_WARNINGS[effect],) if effect in EFFECT_WARNINGS else ())),

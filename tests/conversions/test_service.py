@@ -17,6 +17,7 @@ from shortener.storage import schema
 from shortener.storage.database import Database
 from shortener.storage.types import from_ms, to_ms
 from tests.conftest import NOON, Clock
+from tests.databases import Cut, CutCommits
 from tests.factory import Message, add_hit, add_message, count_delta_sums, rows
 
 SALE = ConversionReport(at=NOON, message_id="m-1", action="sale", transaction_id="t-1", value=Decimal("12.50"), currency="EUR")
@@ -262,3 +263,21 @@ async def test_a_conversion_is_not_stored_if_its_event_cannot_be_written(
             await service.conversions.ingest(1, SALE)
     assert await rows(service.database, schema.conversions) == []
     assert not (await service.conversions.ingest(1, SALE)).duplicate
+
+
+@pytest.mark.parametrize("cuts", [["stored"], ["rolled back"], ["stored", "stored"], ["rolled back", "stored"]])
+async def test_a_report_whose_commit_was_cut_is_no_duplicate_of_itself_and_a_report_sent_again_is_one(
+    service: Service, message: Message, monkeypatch: pytest.MonkeyPatch, cuts: list[Cut]
+) -> None:
+    batcher = service.conversions._group._batcher
+    monkeypatch.setattr(batcher, "_database", CutCommits(service.database, cuts))
+    first, same, other = await asyncio.gather(
+        *(service.conversions.ingest(1, report) for report in (SALE, SALE, replace(SALE, transaction_id="t-2")))
+    )
+    again = await service.conversions.ingest(1, SALE)
+    assert [one.duplicate for one in (first, same, other, again)] == [False, True, False, True]
+    assert first.conversion_id == same.conversion_id == again.conversion_id
+    assert service.conversions.reports == {"new": 2, "updated": 0, "duplicate": 2}
+    assert len(await rows(service.database, schema.conversions)) == 2
+    assert len([event for event in await rows(service.database, schema.events) if event.conversion_id is not None]) == 2
+    assert (await totals(service.database))["conversions"] == "2"

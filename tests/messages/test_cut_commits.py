@@ -120,6 +120,7 @@ async def test_a_conversion_and_a_delivery_report_are_stored_once_if_their_commi
     token = {"X-Api-Token": service.first_credentials.tracker_token}
     converted = await client.post("/api/v1/track", json={"message_id": "m-1", "value": "5", "transaction_id": "t"}, headers=token)
     assert converted.status_code == 200, converted.text
+    assert converted.json()["duplicate"] is False, "the client sent one report"
     assert len(await rows(service.database, schema.conversions)) == 1
     events = await rows(service.database, schema.events)
     assert len([event for event in events if event.conversion_id is not None]) == 1
