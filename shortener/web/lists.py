@@ -296,7 +296,11 @@ _ADDS_UP = (
     "With `metric`, the number of hits is the figure of `/api/v1/sms/stats` with the same filters, while the hits are stored "
     "(HIT_RETENTION_DAYS). The period covers complete time slots of 15 minutes, as in the statistics."
 )
-_EVENTS = f"The event log: each event that trackers can subscribe to ({', '.join(EVENT_NAMES)}). {_PAGES}"
+_EVENTS = (
+    f"The event log: each event that trackers can subscribe to ({', '.join(EVENT_NAMES)}). {_PAGES} `since` and `until` apply to the "
+    "time of the event. An event that was reported more than two days after its time, such as a conversion with an old `timestamp`, "
+    "is missing if `until` is more than two days before the report. `/api/v1/conversions` has no such limit."
+)
 
 
 def _list_endpoint(path: str, handler: Any, summary: str, query: Any, response: Any, description: str) -> Endpoint:
