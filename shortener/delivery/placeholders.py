@@ -24,6 +24,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 from urllib.parse import quote
 
+from shortener.delivery.dot_segments import encode_dot_segments
 from shortener.errors import ErrorCode
 from shortener.macros import find_macros
 from shortener.model import record
@@ -178,19 +179,8 @@ class Template:
             if value:
                 parts.append(quote(value, safe="", errors="replace"))
             parts.append(texts[index])
-        url = "".join(parts)
-        path, separator, query = url.partition("?")
-        if any(segment in (".", "..") for segment in path.split("/")[3:]) and not _has_dot_segment(texts):
-            # Clients and servers remove the path segments `.` and `..`, so the request would go to another path.
-            path = "/".join(segment.replace(".", "%2E") if segment in (".", "..") else segment for segment in path.split("/"))
-            return path + separator + query
-        return url
-
-
-def _has_dot_segment(texts: tuple[str, ...]) -> bool:
-    """Return whether the path of the template, as the customer entered it, contains the segment `.` or `..`."""
-    path = "{}".join(texts).partition("?")[0]
-    return any(segment in (".", "..") for segment in path.split("/"))
+        path, separator, query = "".join(parts).partition("?")
+        return encode_dot_segments(path, "{}".join(texts).partition("?")[0]) + separator + query
 
 
 def parse_template(url: str) -> Template:

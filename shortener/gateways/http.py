@@ -24,6 +24,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from shortener.delivery.dot_segments import encode_dot_segments
 from shortener.delivery.http_exchange import OutgoingRequest, SendResult
 from shortener.delivery.outcomes import SuccessCriteria, parse_success
 from shortener.gateways import templates
@@ -302,12 +303,8 @@ def build_request(settings: HttpSettings, message: OutgoingMessage, *, repeats: 
 
 
 def _fill_url(template: str, values: Mapping[str, str]) -> str:
-    """Return the URL of a request. If values make a path segment `.` or `..`, it is percent-encoded, because clients and servers
-    remove such segments, so the request would go to another path."""
     path, separator, query = templates.fill(template, values, "url").partition("?")
-    segments = zip(path.split("/"), template.partition("?")[0].split("/"), strict=True)  # a value contains no slash
-    filled = (new.replace(".", "%2E") if new in (".", "..") and new != old else new for new, old in segments)
-    return "/".join(filled) + separator + query
+    return encode_dot_segments(path, template.partition("?")[0]) + separator + query
 
 
 def _basic(variables: Mapping[str, str]) -> str:

@@ -218,6 +218,7 @@ async def test_the_address_guard_blocks_a_gateway_that_has_a_private_address_wit
         ("https://gw.example/a/{message_id}/send", "..", "https://gw.example/a/%2E%2E/send"),
         ("https://gw.example/a/.{message_id}?id={message_id}", ".", "https://gw.example/a/%2E%2E?id=."),
         ("https://gw.example/a/../{message_id}", "..", "https://gw.example/a/../%2E%2E"),
+        ("https://gw.example/a/%2e{message_id}", ".", "https://gw.example/a/%2E%2E"),
         ("https://gw.example/a/{message_id}", "../b", "https://gw.example/a/..%2Fb"),
         ("https://gw.example/a/{message_id}", "1..2", "https://gw.example/a/1..2"),
     ],

@@ -1,0 +1,26 @@
+"""This module keeps values of placeholders from changing the path of a URL.
+
+Clients and servers remove the path segments `.` and `..` (RFC 3986, section 5.2.4), so a value that completes such a segment would
+send the request to another path. Its dots are then percent-encoded. The rule is the same for trackers and for gateways.
+"""
+# Tested by tests/delivery/test_placeholders.py
+
+from __future__ import annotations
+
+import re
+
+_ENCODED_DOT = re.compile("%2e", re.IGNORECASE)
+
+
+def encode_dot_segments(path: str, template: str) -> str:
+    """Return a filled path with `%2E` for the dots of each segment that a value has made `.` or `..`.
+
+    `template` is the path before it was filled. Values contain no slash, so both have the same number of segments. A dot in the
+    template may be percent-encoded. A segment that the template itself contains stays unchanged."""
+    segments = zip(path.split("/"), template.split("/"), strict=True)
+    return "/".join(_encoded(new) if new != old else new for new, old in segments)
+
+
+def _encoded(segment: str) -> str:
+    plain = _ENCODED_DOT.sub(".", segment)
+    return plain.replace(".", "%2E") if plain in (".", "..") else segment
