@@ -110,7 +110,7 @@ def _csv_row(name: str, figures: Figures) -> list[object]:
 
 async def campaign(visit: Visit) -> Response:
     """Show one campaign: its figures, its clicks per day, the times from sending to click, and the countries of its recipients."""
-    name = visit.path["name"]
+    name = visit.name_in_path("name")
     scope = _scope(visit, name)
 
     def read(connection: Connection) -> Any:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from starlette.responses import Response
 
-from shortener.portal.kept_entries import PASSWORD_FIELDS, location_of
+from shortener.portal.kept_entries import PASSWORD_FIELDS
+from shortener.portal.locations import location_of
 from shortener.portal.locations import previous_page, safe_next
 from shortener.portal.page import Visit
 from shortener.portal.signin import check_password
@@ -40,7 +41,7 @@ async def ask_for_password(visit: Visit) -> Response | None:
         compress=False,
         title="Confirm your password",
         error=None if problem is None else f"The password {problem}.",
-        action=location_of(visit),
+        action=location_of(visit.request),
         back=safe_next(back or previous_page(visit.request)),
         fields=[(name, value) for name, values in visit.form_lists.items() if name not in PASSWORD_FIELDS for value in values],
         password_field=PASSWORD_FIELD,

@@ -25,7 +25,8 @@ from sqlalchemy import Connection
 from shortener.accounts.directory import ALL_APPLICATIONS
 from shortener.accounts.stored_responses import FirstResponse, RequestKey, claim, find, store
 from shortener.model import record
-from shortener.portal.page import KEPT_QUERY, Visit, url
+from shortener.portal.locations import location_of
+from shortener.portal.page import KEPT_QUERY, Visit
 from shortener.secret import SecretError
 from shortener.storage.types import from_ms, to_ms
 
@@ -53,12 +54,6 @@ class KeptForm:
     sealed: str
 
 
-def location_of(visit: Visit) -> str:
-    """Return the root-relative URL of the request, with its query."""
-    query = visit.request.url.query
-    return url(visit.request.scope["path"]) + ("?" + query if query else "")
-
-
 def entries_of(visit: Visit) -> Entries:
     """Return the fields of the form that can be kept."""
     return {name: values for name, values in visit.form_lists.items() if name not in SECRET_FIELDS}
@@ -68,7 +63,7 @@ def seal(visit: Visit, operator_id: int) -> str | None:
     """Return the entries of the form as encrypted text for one operator. Return None if there are too many."""
     content = {
         "operator": operator_id,
-        "location": location_of(visit),
+        "location": location_of(visit.request),
         "expires": to_ms(visit.now + LIFETIME),
         "entries": entries_of(visit),
     }
@@ -107,7 +102,7 @@ async def load_entries(visit: Visit, key: str) -> Entries | None:
     form = None if stored is None else unseal(visit, stored.body)
     if form is None or form.operator_id != visit.operator.id:
         return None
-    return form.entries if form.location.partition("?")[0] == url(visit.request.scope["path"]) else None
+    return form.entries if form.location.partition("?")[0] == location_of(visit.request).partition("?")[0] else None
 
 
 def _request_key(operator_id: int, key: str) -> RequestKey:

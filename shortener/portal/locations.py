@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from starlette.requests import Request
 
@@ -18,13 +18,19 @@ CONFIRM_PATH = "/portal/confirm"
 LOST_FORM_QUERY = "form-lost"
 
 
+def location_of(request: Request) -> str:
+    """Return the root-relative URL of the request as the client sent it: its percent-encoded path, and its query."""
+    raw: bytes = request.scope.get("raw_path") or request.scope["path"].encode()
+    query = request.url.query
+    return quote(raw, safe="/~@:+,;=!$&'()*%") + ("?" + query if query else "")
+
+
 def _next_of(request: Request) -> str | None:
     """Return the URL to continue with after the sign-in: the path of this request, and for a GET request also its query."""
-    path = request.url.path
-    query = request.url.query
-    if path in ("/portal", "/portal/"):
+    if request.url.path in ("/portal", "/portal/"):
         return None
-    return path + ("?" + query if query and request.method in SAFE_METHODS else "")
+    location = location_of(request)
+    return location if request.method in SAFE_METHODS else location.partition("?")[0]
 
 
 def sign_in_first(request: Request, path: str) -> str:

@@ -54,7 +54,7 @@ async def _find(visit: Visit) -> tuple[MessageStatus, list[dict[str, Any]]]:
     """Return a message and its timeline, read in one transaction. Raise ApiError MESSAGE_NOT_FOUND."""
 
     def read(connection: Connection) -> tuple[MessageStatus, list[dict[str, Any]]] | None:
-        status = find_status(connection, visit.application_id, visit.path["id"])
+        status = find_status(connection, visit.application_id, visit.name_in_path("id"))
         if status is None:
             return None
         return status, message_timeline(connection, visit.application_id, status, visit.service.click_ids.encode)

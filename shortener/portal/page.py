@@ -40,6 +40,8 @@ PERIOD_FIELDS = ("period", "since", "until", "tz", "basis")
 #: Filters by texts that the sender chose. They are compared exactly, because the stored texts may begin or end with spaces. The
 #: other filters are ids, codes and words, which have no such spaces, so spaces around a pasted one are ignored.
 EXACT_FILTERS = ("campaign", "label")
+#: The query parameter for a name that a path cannot contain (`url`).
+NAME_QUERY = "name"
 #: The query parameter of a page whose form gets the entries that were kept during a new sign-in (kept_entries.py).
 KEPT_QUERY = "kept"
 
@@ -184,13 +186,14 @@ class Visit:
         """The time zone of the operator, or UTC."""
         return (self.session and self.session.operator.time_zone) or "UTC"
 
-    def link(self, path: str, *, keep: bool = True, **query: Any) -> str:
-        """Return a URL below /portal/{app}/ of this application, such as `visit.link("clicks", metric="clicks")`.
+    def link(self, path: str, *, name: str | None = None, keep: bool = True, **query: Any) -> str:
+        """Return a URL below /portal/{app}/ of this application, such as `visit.link("clicks", metric="clicks")`, or for a page
+        about one message or campaign `visit.link("messages", name=message_id)`.
 
         If `keep` is true, the URL has the same period, time zone and date basis as this page. Parameters with the value None are
         left out."""
         fields: dict[str, Any] = self.period_query if keep else {}
-        return url(f"/portal/{self.app_name}/{path}", {**fields, **query})
+        return url(f"/portal/{self.app_name}/{path}", {**fields, **query}, name=name)
 
     @property
     def period_query(self) -> dict[str, str]:
@@ -201,6 +204,11 @@ class Visit:
         except ApiError:
             return {}
         return {name: value for name in PERIOD_FIELDS if (value := self.get(name)) is not None}
+
+    def name_in_path(self, parameter: str) -> str:
+        """Return the message id or campaign that a URL with a `name` (see `url`) contains. `parameter` is its name in the path."""
+        name: str = self.path[parameter]
+        return name or self.query.get(NAME_QUERY, "")
 
     @property
     def page_path(self) -> str:
@@ -258,10 +266,17 @@ class Visit:
         writer.add(connection, self.now, action, subject, application_id=application_id, before=before, after=after)
 
 
-def url(path: str, query: Mapping[str, Any] | None = None) -> str:
+def url(path: str, query: Mapping[str, Any] | None = None, *, name: str | None = None) -> str:
     """Return a root-relative URL. The path is percent-encoded; parameters with the value None are left out. A list as a value
-    repeats its parameter."""
-    fields = {name: value for name, value in (query or {}).items() if value is not None}
+    repeats its parameter.
+
+    `name` is a text that a sender chose, such as a message id. It follows the path. If a browser or a proxy would change it there
+    (`..`, a slash at its beginning), it is the query parameter `name` instead, and the path ends with a slash."""
+    fields = {key: value for key, value in (query or {}).items() if value is not None}
+    if name is not None:
+        is_changed = "\n" in name or not {"", ".", ".."}.isdisjoint(name.split("/"))
+        path += "/" if is_changed else f"/{name}"
+        fields |= {NAME_QUERY: name} if is_changed else {}
     encoded = urlencode(fields, doseq=True)
     return quote(path, safe="/~@:+,;=!$&'()*") + ("?" + encoded if encoded else "")
 

@@ -9,7 +9,7 @@ could confirm a guessed number.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -40,9 +40,9 @@ class Found:
 
 async def search(visit: Visit) -> Response:
     """Show the search results for a text. If there is only one, redirect to its page."""
-    text = (visit.get("q") or "")[:MAX_LENGTH]
+    text = visit.query.get("q", "")[:MAX_LENGTH]
     found: Sequence[Found] = ()
-    if text:
+    if text.strip():
         applications = [application.id for application in visit.applications]
         revealed = {one for one in applications if (visit.operator.role_in(one) or Role.VIEWER) >= Role.SUPPORT}
         found = await visit.service.database.read(find, text, applications, revealed, visit.service.click_ids)
@@ -57,9 +57,15 @@ def find(
     connection: Connection, text: str, applications: Sequence[int], revealed: Collection[int], click_ids: ClickIds
 ) -> list[Found]:
     """Return the messages, links, clicks, events and campaigns of these applications that a text identifies. Phone numbers are
-    searched only in the applications in `revealed`."""
+    searched only in the applications in `revealed`.
+
+    Spaces around the text are ignored. But a message id or campaign may begin or end with spaces, so both are also searched with
+    them."""
     found: list[Found] = []
+    names = dict.fromkeys((text, text.strip()))
+    text = text.strip()
     for application_id in applications:
+        found += _named(connection, names, application_id)
         found += _in_application(connection, text, application_id, has_numbers=application_id in revealed)
     found += _links(connection, text, applications)
     hit_id = click_ids.decode(text)
@@ -71,23 +77,30 @@ def find(
 def _in_application(connection: Connection, text: str, application_id: int, *, has_numbers: bool) -> list[Found]:
     found = []
     m = messages.c
-    by_id = select(m.message_id).where(m.application_id == application_id, m.message_id == text)
-    if connection.scalar(by_id) is not None:
-        found.append(Found("Message", text, _page(application_id, f"messages/{text}"), application_id))
     number = _number(text) if has_numbers else None
     if number is not None:
         to = select(m.id).where(m.to_address == number, m.application_id + 0 == application_id).limit(1)
         if connection.scalar(to) is not None:
             query = {"to": number, "period": "365d"}
             found.append(Found("Messages to", number, _page(application_id, "messages", query), application_id))
-    c = cohorts.c
-    if connection.scalar(select(c.id).where(c.application_id == application_id, c.campaign == text).limit(1)) is not None:
-        found.append(Found("Campaign", text, _page(application_id, f"campaigns/{text}", {"period": "365d"}), application_id))
     if text.startswith("evt_"):
         event = find_event(connection, application_id, text)
         if event is not None and event[0].row.message_id is not None:
             message_id = event[0].row.message_id
-            found.append(Found("Message of event", text, _page(application_id, f"messages/{message_id}"), application_id))
+            found.append(Found("Message of event", text, _page(application_id, "messages", name=message_id), application_id))
+    return found
+
+
+def _named(connection: Connection, names: Iterable[str], application_id: int) -> list[Found]:
+    """Return the messages and campaigns that have one of these texts as their id or name."""
+    found = []
+    m, c = messages.c, cohorts.c
+    for name in names:
+        if connection.scalar(select(m.id).where(m.application_id == application_id, m.message_id == name)) is not None:
+            found.append(Found("Message", name, _page(application_id, "messages", name=name), application_id))
+        if connection.scalar(select(c.id).where(c.application_id == application_id, c.campaign == name).limit(1)) is not None:
+            href = _page(application_id, "campaigns", {"period": "365d"}, name=name)
+            found.append(Found("Campaign", name, href, application_id))
     return found
 
 
@@ -125,14 +138,14 @@ def _hits(connection: Connection, hit_id: int, applications: Sequence[int]) -> l
         .where(hits.c.id == hit_id)
     )
     return [
-        Found("Message of the click", row.message_id, _page(row.application_id, f"messages/{row.message_id}"), row.application_id)
-        for row in connection.execute(statement)
-        if row.application_id in applications
+        Found("Message of the click", name, _page(application_id, "messages", name=name), application_id)
+        for application_id, name in connection.execute(statement)
+        if application_id in applications
     ]
 
 
-def _page(application_id: int, path: str, query: dict[str, Any] | None = None) -> str:
-    return url(f"/portal/{application_id}/{path}", query)
+def _page(application_id: int, path: str, query: dict[str, Any] | None = None, *, name: str | None = None) -> str:
+    return url(f"/portal/{application_id}/{path}", query, name=name)
 
 
 PAGES = [PortalPage("/portal/search", search, role=None)]

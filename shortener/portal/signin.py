@@ -13,7 +13,7 @@ from starlette.responses import Response
 from shortener.accounts.audit import Actor
 from shortener.model import record
 from shortener.portal import kept_entries, second_factor, sessions
-from shortener.portal.locations import CODE_PATH, CONFIRM_PATH, LOST_FORM_QUERY, SIGN_IN_PATH, safe_next
+from shortener.portal.locations import CODE_PATH, CONFIRM_PATH, LOST_FORM_QUERY, SIGN_IN_PATH, location_of, safe_next
 from shortener.portal.operators import MAX_NAME_CHARACTERS
 from shortener.portal.page import PortalPage, Visit, url
 from shortener.storage.schema import operators
@@ -72,7 +72,7 @@ def sign_in_again(visit: Visit, operator_id: int) -> Response:
         title="Sign in",
         error=None,
         name="",
-        next=kept_entries.location_of(visit),
+        next=location_of(visit.request),
         is_signed_out=False,
         kept=sealed or "",
         is_too_large=sealed is None,

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import html
 import re
-from urllib.parse import quote
+from urllib.parse import parse_qsl, quote, unquote
 
+import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette.routing import Match, Route
 
 from shortener.accounts.administration import create_application
 from shortener.clicks.verdicts.request_rules import RULES
 from shortener.container import Service
+from shortener.portal.campaigns import PAGES
 from shortener.portal.operators import Role
+from shortener.portal.page import url
 from shortener.portal.verdict_texts import REASONS, explain
 from tests.conftest import Clock
-from tests.portal.conftest import NewBrowser, SignIn, click, log, send
+from tests.portal.conftest import PASSWORD, NewBrowser, SignIn, click, log, send
 from tests.receiver import Receiver, Reply
 
 HOSTILE = "<script>alert(1)</script>'\"><img src=x onerror=alert(2)>"
@@ -156,6 +163,50 @@ async def test_an_operator_can_open_the_destination_of_a_link_for_ten_minutes_wi
 async def test_the_portal_page_of_an_unknown_object_returns_404(sign_in: SignIn, path: str) -> None:
     browser = await sign_in()
     assert (await browser.get(f"/portal/1/{path}")).status_code == 404
+
+
+_SEGMENTS = st.sampled_from([".", "..", "...", "%2e%2e", "%2F", "a", " ", *"?#\\é+&;%\n", ".csv", "@x"])
+_NAMES = st.lists(st.one_of(_SEGMENTS, st.just("/")), min_size=1, max_size=6).map("".join)
+
+
+@given(st.one_of(_NAMES, st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)).filter(bool))
+def test_a_portal_url_contains_each_message_id_and_campaign_so_that_browsers_and_proxies_do_not_change_it(name: str) -> None:
+    made = url("/portal/1/campaigns", {"period": "7d"}, name=name)
+    path, _, query = made.partition("?")
+    assert made.isascii()
+    assert "//" not in path
+    assert {".", ".."}.isdisjoint(unquote(path).split("/"))
+    resolved = httpx.URL("https://go.example" + made)
+    assert (resolved.host, resolved.raw_path.decode()) == ("go.example", made), "it leads to the portal, and stays unchanged"
+    match, child = Route(PAGES[-1].path, lambda: None).matches({"type": "http", "method": "GET", "path": unquote(path)})
+    assert match is Match.FULL
+    assert (child["path_params"]["name"] or dict(parse_qsl(query))["name"]) == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    [".", "..", "a/../b", "/", "//evil.example/x", "a/b", "a/", "50% off?", "#1", "a\\b", " x ", "%2e%2e", "x.csv"],
+)
+async def test_the_page_of_a_message_or_campaign_opens_from_its_list_the_search_and_the_sign_in_whatever_its_name(
+    service: Service, sign_in: SignIn, new_browser: NewBrowser, clock: Clock, name: str
+) -> None:
+    browser = await sign_in()
+    await send(service, browser, campaign=name, message_id=name)
+    clock.forward(minutes=20)
+    for page, title in (("campaigns", "Campaign "), ("messages", "Message to ")):
+        listed = (await browser.get(f"/portal/1/{page}?period=7d")).text
+        links = {html.unescape(one) for one in re.findall(rf'href="(/portal/1/{page}/[^"]*)"', listed)}
+        (target,) = links
+        assert f"<title>{title}" in (await browser.get(target)).text, target
+        found = (await browser.get("/portal/search", params={"q": name})).text
+        shown = {html.unescape(one).partition("?")[0] for one in re.findall(rf'href="(/portal/1/{page}/[^"]*)"', found)}
+        assert shown == {target.partition("?")[0]}
+        stranger = await new_browser()
+        asked = await stranger.get(target)
+        signed_in = await stranger.post(asked.headers["location"], data={"name": "Ada", "password": PASSWORD})
+        assert signed_in.headers["location"] == target
+    message = url("/portal/1/messages", name=name)
+    assert "+14085550123" in (await browser.post(message)).text
 
 
 async def test_a_portal_filter_with_an_unknown_choice_is_rejected(sign_in: SignIn) -> None:
