@@ -138,9 +138,13 @@ async def erase_messages(phone: str | None, message_id: str | None, application:
     """Erase the personal data of one phone number or one message.
 
     This removes phone numbers, metadata, destinations, and the addresses and user agents of hits. Statistics stay correct. The
-    links respond with 410.
+    links respond with 410. A message that waits for a gateway becomes FAILED, and its cost is refunded.
     """
     from shortener.clicks.user_agents import load_expressions
+    from shortener.gateways.decisions import give_up_erased
+    from shortener.gateways.finishing import SendWriter
+    from shortener.ids import IdGenerator
+    from shortener.messages.delivery_reports import DeliveryReports
     from shortener.messages.phone_numbers import PhoneNumberError, parse_number
     from shortener.model import utcnow
     from shortener.retention.erasure import count_messages, erase, erase_message, find_codes
@@ -162,9 +166,11 @@ async def erase_messages(phone: str | None, message_id: str | None, application:
                 "nothing was erased: Redis is unavailable and may contain destinations; try again when it responds"
             )
         audit = command_line_audit(database)
+        ids = IdGenerator(database.node)
+        give_up = give_up_erased(SendWriter(ids, DeliveryReports(database, ids, on_events=lambda: None)))
         if phone is not None:
-            erased = await erase(database, application, phone, utcnow(), audit)
+            erased = await erase(database, application, phone, utcnow(), audit, give_up)
         else:
             await load_expressions()
-            erased = await database.write(erase_message, application, message_id, utcnow(), audit)
+            erased = await database.write(erase_message, application, message_id, utcnow(), audit, give_up)
     print_counts(dataclasses.asdict(erased), as_json, "there is nothing to erase")

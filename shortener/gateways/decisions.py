@@ -1,12 +1,11 @@
 """This module applies an operator's decision about a message that is held or waits for a gateway. `resend` hands the message on
 again, although its recipient may then get it twice. `discard` gives it up, so it becomes FAILED. A message whose attempt is in
-flight cannot be changed.
+flight cannot be changed. `give_up_erased` discards messages whose personal data is erased.
 """
-
-# Tested by tests/web/test_sends.py
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from sqlalchemy import ColumnElement, Connection, select, update
@@ -16,8 +15,11 @@ from shortener.errors import ApiError, ErrorCode
 from shortener.gateways.expiry import find_sends, finish_reported
 from shortener.gateways.finishing import SendWriter, failed
 from shortener.model import SendStatus
+from shortener.retention.erasure import ERASED, UNSENT, GiveUp
 from shortener.storage.schema import messages, sends
 from shortener.storage.types import to_ms
+
+_IS_OPEN = sends.c.status.in_(UNSENT)
 
 
 def resend(connection: Connection, audit: AuditWriter, application_id: int, message_id: str, now: datetime) -> int:
@@ -57,9 +59,24 @@ def discard(
     return claims[0].id, writer.write(connection, [change], to_ms(now))[1]
 
 
+def give_up_erased(writer: SendWriter) -> GiveUp:
+    """Return the function that an erasure calls for its messages (retention/erasure.py). It discards those that are held or wait
+    for a gateway. A message whose attempt is in flight stays as it is, because the gateway may accept it.
+
+    The function waits for other transactions that change the messages. So a message is either claimed before the erasure, or its
+    cost is refunded once. A message that cannot be discarded does not stop the erasure."""
+
+    def give_up(connection: Connection, ids: Sequence[int], now: datetime) -> None:
+        at = to_ms(now)
+        claims = find_sends(connection, at, sends.c.id.in_(ids), _IS_OPEN, waits=True)
+        detail = "the message was erased before a gateway accepted it"
+        writer.write_each(connection, [finish_reported(claim, at) or failed(claim, at, ERASED, detail) for claim in claims], at)
+
+    return give_up
+
+
 def _unfinished(application_id: int, message_id: str) -> tuple[ColumnElement[bool], ...]:
-    is_open = sends.c.status.in_([int(SendStatus.PENDING), int(SendStatus.HELD)])
-    return is_open, sends.c.application_id == application_id, messages.c.message_id == message_id
+    return _IS_OPEN, sends.c.application_id == application_id, messages.c.message_id == message_id
 
 
 def _refusal(connection: Connection, application_id: int, message_id: str) -> ApiError:

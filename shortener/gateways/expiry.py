@@ -113,12 +113,15 @@ def _not_in(ids: Collection[int]) -> list[ColumnElement[bool]]:
     return [sends.c.id.not_in(sorted(ids))] if ids else []
 
 
-def find_sends(connection: Connection, now: int, *conditions: ColumnElement[bool]) -> list[ClaimedSend]:
-    """Lock and return up to MAX_ROWS messages that have no attempt in flight.
+def find_sends(connection: Connection, now: int, *conditions: ColumnElement[bool], waits: bool = False) -> list[ClaimedSend]:
+    """Lock and return up to MAX_ROWS messages that have no attempt in flight. If `waits` is true, wait for messages that another
+    transaction has locked; otherwise leave them out.
 
     A message that no process has leased gets `lease_until` 0."""
     idle = or_(sends.c.lease_until.is_(None), sends.c.lease_until <= from_ms(now))
-    statement = _SELECT.where(idle, *conditions).order_by(sends.c.id).limit(MAX_ROWS).with_for_update(of=sends, skip_locked=True)
+    statement = (
+        _SELECT.where(idle, *conditions).order_by(sends.c.id).limit(MAX_ROWS).with_for_update(of=sends, skip_locked=not waits)
+    )
     return [_claimed(row) for row in connection.execute(statement)]
 
 

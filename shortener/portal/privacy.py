@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 from shortener.clicks.user_agents import load_expressions
 from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.gateways.decisions import give_up_erased
 from shortener.messages.phone_numbers import PhoneNumberError, parse_number
 from shortener.model import record
 from shortener.portal.operators import Role
@@ -95,12 +96,12 @@ async def erase_data(visit: Visit) -> Response:
     if not await service.cache.invalidate(await service.database.read(_find_codes, application_id, subject)):
         reason = "Nothing was erased because the link cache (Redis) is unavailable."
         raise ApiError(ErrorCode.UNAVAILABLE, reason, retry_after=2)
-    audit = visit.audit_writer
+    audit, give_up = visit.audit_writer, give_up_erased(service.gateway_dispatcher.writer)
     if subject.phone:
-        result = await erase(service.database, application_id, subject.phone, visit.now, audit)
+        result = await erase(service.database, application_id, subject.phone, visit.now, audit, give_up)
     else:
         await load_expressions()
-        result = await service.database.write(erase_message, application_id, subject.message_id, visit.now, audit)
+        result = await service.database.write(erase_message, application_id, subject.message_id, visit.now, audit, give_up)
     return _page(visit, subject=subject, receipt=result)
 
 

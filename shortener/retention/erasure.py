@@ -5,7 +5,9 @@
 - destinations, fallbacks, labels and the history of its links; IP addresses and user agents of its hits, including dead letters;
   metadata of its conversions
 - refused reports of conversions that name the message
-- the text of a message that waits for its gateway; it is not sent any more
+- the text of a message that waits for its gateway; it is not sent any more. The caller passes a function (`GiveUp`) that finishes
+  such messages as FAILED and refunds their costs. A message whose attempt is running is doubtful afterwards and gets no refund,
+  because the gateway may accept it
 - the same data in the event log, the responses of trackers, and the stored response to the request's Idempotency-Key
 
 Remaining data: that the message was sent, its sender and price, and its states, hits and conversions with their times. A hit keeps
@@ -34,10 +36,11 @@ import asyncio
 import dataclasses
 import json
 import re
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, bindparam, case, delete, func, literal, select, text, update
+from sqlalchemy import ColumnElement, Connection, and_, bindparam, case, delete, func, literal, select, text, true, update
 
 from shortener.accounts.audit import AuditWriter
 from shortener.clicks.user_agents import device_class, load_expressions
@@ -70,7 +73,11 @@ MAX_MESSAGES_PER_BATCH = 100
 #: The messages of an erasure are erased again after each of these numbers of seconds (retention/erasure_repeats.py).
 REPEAT_AFTER_SECONDS = (5, 120, 3600)
 AUDIT_ACTION = "data_erased"  # The action of the audit rows of erasures.
-ERASED = "erased"  # The `last_error` of a callback that was given up because its message was erased.
+ERASED = "erased"  # The `last_error` of a callback or a send that was given up because its message was erased.
+
+#: A function that gives up the messages with these row ids which wait for a gateway, as a part of the transaction of the erasure.
+#: Its arguments are the connection, the row ids and the time (gateways/decisions.py).
+GiveUp = Callable[[Connection, Sequence[int], datetime], None]
 
 MAX_WAIT_SECONDS = 3.0  # The longest time that the erasure of a number waits for transactions that began before it.
 _CHECK_SECONDS = 0.02
@@ -113,16 +120,21 @@ class ErasureResult:
 
 
 async def erase(
-    database: Database, application_id: int | None, phone: str, now: datetime, audit: AuditWriter | None = None
+    database: Database,
+    application_id: int | None,
+    phone: str,
+    now: datetime,
+    audit: AuditWriter | None = None,
+    give_up: GiveUp | None = None,
 ) -> ErasureResult:
     """Erase all messages to a number, in several transactions. `application_id` None means all applications. Without `audit`, the
-    audit log gets no rows.
+    audit log gets no rows. Without `give_up`, the costs of messages that wait for a gateway are not refunded.
 
     Raise ApiError INVALID_RECIPIENT, or StoreUnavailable."""
     total = ErasureResult()
     await load_expressions()
     for is_last in (False, True):
-        while (batch := await database.write_later(erase_phone_number, application_id, phone, now, audit)).messages:
+        while (batch := await database.write_later(erase_phone_number, application_id, phone, now, audit, give_up)).messages:
             total.add(batch)
         if not is_last:
             await _wait_for_running_transactions(database)  # A transaction that runs now may store another message to this number.
@@ -157,7 +169,12 @@ def _add_audit_row(
 
 
 def erase_phone_number(
-    connection: Connection, application_id: int | None, phone: str, now: datetime, audit: AuditWriter | None = None
+    connection: Connection,
+    application_id: int | None,
+    phone: str,
+    now: datetime,
+    audit: AuditWriter | None = None,
+    give_up: GiveUp | None = None,
 ) -> ErasureResult:
     """Erase the `MAX_MESSAGES_PER_BATCH` oldest messages to a number. Call it until the result contains no message.
 
@@ -167,16 +184,22 @@ def erase_phone_number(
     found = select(messages.c.id).where(messages.c.to_address == phone).order_by(messages.c.id).limit(MAX_MESSAGES_PER_BATCH)
     if application_id is not None:
         found = found.where(messages.c.application_id == application_id)
-    erased = _erase(connection, list(connection.execute(found).scalars()), now)
+    erased = _erase(connection, list(connection.execute(found).scalars()), now, give_up)
     if audit is not None and erased.messages:
         _add_audit_row(connection, audit, now, application_id, "messages to a number", erased)
     return erased
 
 
 def erase_message(
-    connection: Connection, application_id: int | None, message_id: str, now: datetime, audit: AuditWriter | None = None
+    connection: Connection,
+    application_id: int | None,
+    message_id: str,
+    now: datetime,
+    audit: AuditWriter | None = None,
+    give_up: GiveUp | None = None,
 ) -> ErasureResult:
-    """Erase one message. If `application_id` is None, exactly one application must have a message with this id.
+    """Erase one message. If `application_id` is None, exactly one application must have a message with this id. Without `give_up`,
+    the cost of a message that waits for a gateway is not refunded.
 
     Raise ApiError MESSAGE_NOT_FOUND, or CONFLICT if several applications have a message with this id."""
     owners = [application_id] if application_id is not None else select(applications.c.id)
@@ -186,7 +209,7 @@ def erase_message(
         raise ApiError(ErrorCode.MESSAGE_NOT_FOUND)
     if len(ids) > 1:
         raise ApiError(ErrorCode.CONFLICT, "Several applications have a message with this id; name the application.")
-    erased = _erase(connection, ids, now)
+    erased = _erase(connection, ids, now, give_up)
     if audit is not None:
         _add_audit_row(connection, audit, now, application_id, "one message", erased)
     return erased
@@ -216,7 +239,9 @@ def erase_again(connection: Connection, ids: list[int], now: datetime) -> None:
     _scrub_messages(connection, ids, now)
 
 
-def _erase(connection: Connection, ids: list[int], now: datetime) -> ErasureResult:
+def _erase(connection: Connection, ids: list[int], now: datetime, give_up: GiveUp | None) -> ErasureResult:
+    if give_up is not None:
+        give_up(connection, ids, now)
     erased = _scrub_messages(connection, ids, now)
     if ids:
         due_at = now + timedelta(seconds=REPEAT_AFTER_SECONDS[0])
@@ -235,13 +260,17 @@ def _scrub_messages(connection: Connection, ids: list[int], now: datetime) -> Er
         return connection.execute(statement.values(**values)).rowcount
 
     # The rows of `sends` must be changed first, because the dispatcher of the gateways locks `sends` before `messages`.
+    is_unsent = sends.c.status.in_(UNSENT)
     update_rows(
         update(sends).where(sends.c.id.in_(ids)),
         text=None,
         gateway_message_id=None,
         lease_until=None,
-        status=case((sends.c.status.in_(UNSENT), int(SendStatus.FAILED)), else_=sends.c.status),
-        last_error=case((sends.c.status.in_(UNSENT), ERASED), else_=sends.c.last_error),
+        status=case((is_unsent, int(SendStatus.FAILED)), else_=sends.c.status),
+        # The gateway may accept the message of a running attempt.
+        doubtful=case((and_(is_unsent, sends.c.lease_until.is_not(None)), true()), else_=sends.c.doubtful),
+        finished_at=case((is_unsent, literal(now, sends.c.finished_at.type)), else_=sends.c.finished_at),
+        last_error=case((is_unsent, ERASED), else_=sends.c.last_error),
     )
     update_rows(update(send_attempts).where(send_attempts.c.send_id.in_(ids)), detail=None)
     links_of_messages = links.c.message_id.in_(ids)

@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from shortener.clicks.user_agents import load_expressions
 from shortener.errors import RETRY_AFTER_SECONDS, ApiError, Detail, ErrorCode
+from shortener.gateways.decisions import give_up_erased
 from shortener.messages.phone_numbers import PhoneNumberError, parse_number
 from shortener.retention.erasure import erase, erase_message, find_codes
 from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel
@@ -69,12 +70,12 @@ async def create(call: Call[None, ErasureRequest]) -> dict[str, Any]:
             "Nothing was erased because the link cache (Redis) is unavailable.",
             retry_after=RETRY_AFTER_SECONDS,
         )
-    audit = call.audit
+    audit, give_up = call.audit, give_up_erased(service.gateway_dispatcher.writer)
     if body.message_id is not None:
         await load_expressions()
-        erased = await service.database.write(erase_message, application_id, body.message_id, service.clock(), audit)
+        erased = await service.database.write(erase_message, application_id, body.message_id, service.clock(), audit, give_up)
     else:
-        erased = await erase(service.database, application_id, phone, service.clock(), audit)
+        erased = await erase(service.database, application_id, phone, service.clock(), audit, give_up)
     return {"status": True, "erased": dataclasses.asdict(erased)}
 
 
@@ -91,7 +92,8 @@ ENDPOINTS = [
         errors=(ErrorCode.INVALID_RECIPIENT, ErrorCode.MESSAGE_NOT_FOUND),
         description="Permanently removes the phone number, metadata and destinations of the messages, and the addresses and user "
         "agents of their hits, also from events and deliveries. The anonymous rows stay, so that statistics stay correct. The "
-        "links respond with 410. A number without messages is not an error. Data that was already delivered to trackers cannot "
-        "be removed.",
+        "links respond with 410. A message that waits for its gateway becomes FAILED, and its cost is refunded unless the gateway "
+        "may have accepted it. A number without messages is not an error. Data that was already delivered to trackers cannot be "
+        "removed.",
     ),
 ]

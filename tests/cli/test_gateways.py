@@ -141,6 +141,19 @@ def test_commands_list_show_resend_and_discard_held_messages(shell: InProcessShe
         assert "no gateway sends a message" in shell("sends", command, "unknown", code=1).stderr.lower()
 
 
+@pytest.mark.parametrize("option", ["--phone", "--message"])
+def test_the_command_messages_erase_refunds_the_cost_of_an_unsent_message(shell: InProcessShell, option: str) -> None:
+    shell("applications", "update", "1", "--gateway", "simulator")
+    shell("balance", "set", "1", "10")
+    shell("prices", "set", "default", "0.25")
+    message = shell.json("send", "1", "+14085550100", "hello")["message_id"]
+    assert shell.json("balance", "show", "1")["balance"] == "9.75"
+    shell("messages", "erase", option, "+14085550100" if option == "--phone" else message, "--yes")
+    assert shell.json("balance", "show", "1")["balance"] == "10.00"
+    shown = shell.json("messages", "show", message)
+    assert (shown["state"], shown["send"]["send_status"], shown["send"]["last_error"]) == ("FAILED", "failed", "erased")
+
+
 def test_commands_set_and_show_balances_and_prices(shell: InProcessShell) -> None:
     assert shell.json("balance", "show", "1") == {"application_id": 1, "prepaid": False, "balance": None, "currency": None}
     shell("balance", "set", "1", "10.50", "--currency", "EUR")

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+
 import pytest
 
 from shortener.container import Service
+from shortener.gateways.gateway import NewGateway
+from shortener.messages.balances import change_balance, read_balance
+from shortener.messages.prices import set_price
+from shortener.messages.rewrite_item import RewriteItem
 from shortener.portal.operators import Role
-from shortener.storage.schema import messages
+from shortener.storage.schema import messages, sends
 from tests.clicks.helpers import TO, create_codes, fetch_rows, forget_expressions, make_hit
-from tests.conftest import Clock
+from tests.conftest import NOON, Clock
+from tests.factory import AUDIT
 from tests.portal.conftest import SignIn, log
 
 
@@ -52,6 +59,23 @@ async def test_the_erasure_page_erases_one_message_by_its_id(
     assert stored["m-1"] != TO
     assert stored["m-2"] == TO
     assert (await log(service))[-1].object == "one message"
+
+
+@pytest.mark.parametrize("kind", ["phone", "message_id"])
+async def test_the_erasure_page_refunds_the_cost_of_an_unsent_message(kind: str, service: Service, sign_in: SignIn) -> None:
+    await service.gateways.create(AUDIT, 1, NewGateway(name="test", settings={"url": "http://127.0.0.1:9/"}))
+    await service.database.write(change_balance, service.ids, 1, NOON, "test", amount=Decimal(10))
+    await service.database.write(set_price, 0, "1", Decimal("0.25"))
+    await service.directory.refresh()
+    application = service.directory.application(1)
+    assert application is not None
+    [message] = await service.rewriter.rewrite(application, [RewriteItem((TO,), "hello", gateway="test")])
+    browser = await sign_in("Mia", Role.MANAGER, 1)
+    form = {"kind": kind, "subject": TO if kind == "phone" else message["message_id"], "action": "erase"}
+    assert (await browser.post("/portal/1/privacy", data=form)).status_code == 200
+    [send] = await fetch_rows(service, sends)
+    assert (send.last_error, send.refunded) == ("erased", True)
+    assert await service.database.read(read_balance, 1) == (Decimal(10), "USD")
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,7 @@ async def test_erasing_a_message_keeps_the_stored_responses_to_other_requests_th
 async def test_erasing_messages_that_another_process_has_purged_deletes_nothing(database: Database) -> None:
     await database.write(build)
     before = await database.read(everything)
-    assert await database.write(erasing._erase, [12345], NOON) == ErasureResult()
+    assert await database.write(erasing._erase, [12345], NOON, None) == ErasureResult()
     assert await database.read(everything) == before
 
 
