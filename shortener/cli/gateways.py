@@ -317,7 +317,11 @@ async def remove_gateway(gateway: int, yes: bool, as_json: bool) -> None:
 @json_option
 @async_command
 async def test_gateway(gateway: int, phone: str, sender_id: str, text: str | None, as_json: bool) -> None:
-    """Send one test message to PHONE now and show the response. The exit code is 1 if the gateway does not accept it."""
+    """Send one test message to PHONE now and show the response. The exit code is 1 if the gateway does not accept it.
+
+    A number on the opt-out list of the gateway's application, or of any application for a gateway of the installation, gets no
+    message (OPTED_OUT). `shortener opt-outs remove` removes a number.
+    """
     from shortener.container.connections import open_sender
     from shortener.delivery.guard import Guard
     from shortener.gateways.presenter import test_fields

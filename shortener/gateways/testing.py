@@ -2,6 +2,9 @@
 
 The recipient whose number the caller enters really receives the message. The message is not stored and costs nothing. It changes
 neither the circuit breaker nor the rate of the gateway. The recipient's number is masked in the error text of the gateway.
+
+A number on the opt-out list of the application that owns the gateway gets no message. For a gateway of the whole installation, the
+number must not be on the list of any application.
 """
 # Tested by tests/web/test_gateways.py
 
@@ -10,11 +13,13 @@ from __future__ import annotations
 import dataclasses
 
 from shortener.accounts.audit import AuditWriter
+from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.gateways.gateway import StoredGateway
 from shortener.gateways.kinds import KINDS
 from shortener.gateways.submission import GatewayContext, OutgoingMessage, SubmitOutcome, SubmitResult
 from shortener.ids import IdGenerator, encode
 from shortener.logs import mask_in
+from shortener.messages.opt_outs import find_refusals
 from shortener.messages.phone_numbers import parse_number
 from shortener.messages.segments import count_segments
 from shortener.storage.database import Database
@@ -35,11 +40,19 @@ async def send_test_message(
     text: str,
     timeout: float,
 ) -> SubmitResult:
-    """Hand a test message on to a gateway and return the result. Raise PhoneNumberError if the phone number is not valid.
+    """Hand a test message on to a gateway and return the result. Raise PhoneNumberError if the phone number is not valid, or
+    ApiError OPTED_OUT if the recipient has refused further messages.
 
     The audit row is stored before, so that it exists even if the process ends or the caller disconnects meanwhile."""
     number = parse_number(phone)
     subject, owner = f"gateway {gateway.config.id} {gateway.config.name}", gateway.application_id or None
+    if refusals := await database.read(find_refusals, number.e164, owner):
+        reason = "has refused further messages of this application"
+        description = None
+        if owner is None:
+            reason = f"has refused further messages of application {refusals[0]}"
+            description = f"The recipient {reason}, and every application may use the gateway."
+        raise ApiError(ErrorCode.OPTED_OUT, description, [Detail("to", reason)])
     await database.write(
         audit.add, context.clock(), "gateway_tested", subject, application_id=owner, after={"to": number.e164, "sender": sender_id}
     )

@@ -85,6 +85,15 @@ def find_opt_outs(connection: Connection, recipients: Iterable[tuple[int, str]])
     return {(row.application_id, row.phone) for row in connection.execute(statement)}
 
 
+def find_refusals(connection: Connection, phone: str, application_id: int | None) -> list[int]:
+    """Return the ids of the applications on whose opt-out list a number in E.164 is: of one application, or (None) of all."""
+    table = schema.opt_outs
+    statement = select(table.c.application_id).where(table.c.phone == phone).order_by(table.c.application_id)
+    if application_id is not None:
+        statement = statement.where(table.c.application_id == application_id)
+    return list(connection.scalars(statement))
+
+
 def find_opt_out(connection: Connection, application_id: int, phone: str) -> dict[str, Any]:
     """Return the entry of a number that is on the opt-out list of an application."""
     table = schema.opt_outs

@@ -16,7 +16,6 @@ from shortener.gateways.gateway import GatewayChanges, NewGateway
 from shortener.gateways.presenter import gateway_fields, test_fields
 from shortener.gateways.presets import PRESETS
 from shortener.gateways.testing import TEST_TEXT, send_test_message
-from shortener.messages.opt_outs import find_opt_outs
 from shortener.messages.phone_numbers import PhoneNumberError, parse_number
 from shortener.web.endpoint import Call, DeletedResponse, Endpoint, RequestModel, ResponseModel, until_disconnected
 from shortener.web.fields import Sender, Text
@@ -215,8 +214,6 @@ async def test(call: Call[None, GatewayTestRequest]) -> Mapping[str, Any]:
         phone = parse_number(body.to).e164
     except PhoneNumberError as error:
         raise ApiError(ErrorCode.INVALID_RECIPIENT, details=[Detail("to", error.reason)]) from None
-    if await service.database.read(find_opt_outs, [(call.application_id, phone)]):
-        raise ApiError(ErrorCode.OPTED_OUT, details=[Detail("to", "has refused further messages of this application")])
     context, timeout = service.gateway_connections.context, gateway.timeout or service.settings.gateway_timeout
     with service.test_slots.take(call.application_id):
         sending = send_test_message(
@@ -257,7 +254,7 @@ ENDPOINTS = [
         body=GatewayUpdateRequest,
         response=GatewayResponse,
         errors=_ERRORS,
-        description="`enabled: true` also closes an open circuit breaker.",
+        description="`enabled: true` and new `settings` also close an open circuit breaker.",
     ),
     Endpoint(
         "DELETE",

@@ -111,6 +111,24 @@ def test_the_command_gateways_test_prints_the_outcome_of_a_test_message(shell: I
     assert shell.json("gateways", "test", str(added["gateway_id"]), "+14085550199", code=1)["outcome"] == "rejected"
 
 
+@pytest.mark.parametrize("owner", ["1", None])
+def test_the_command_gateways_test_sends_no_message_to_a_number_on_the_opt_out_list(
+    shell: InProcessShell, owner: str | None
+) -> None:
+    shell("applications", "create", "other")
+    number = str(
+        shell.json("gateways", "add", "sim", "--kind", "simulator", *(("--application", owner) if owner else ()))["gateway_id"]
+    )
+    shell("opt-outs", "add", "2", "+14085550100")
+    if owner:
+        assert shell.json("gateways", "test", number, "+14085550100")["outcome"] == "accepted"
+        shell("opt-outs", "add", owner, "+14085550100")
+    refused = shell("gateways", "test", number, "+1 (408) 555-0100", code=1)
+    assert "refused further messages" in refused.stderr
+    assert "4085550100" not in refused.stderr
+    assert shell.json("gateways", "test", number, "+14085550101")["outcome"] == "accepted"
+
+
 def test_the_send_command_sends_a_message_if_the_application_has_a_gateway(shell: InProcessShell) -> None:
     unsent = shell.json("send", "1", "+14085550100", "hello", code=1)
     assert unsent["sent"] is False
