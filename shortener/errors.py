@@ -74,7 +74,8 @@ class ErrorCode(enum.Enum):
     IDEMPOTENCY_CONFLICT = (409, "The Idempotency-Key was already used for a request with different content.")
     REQUEST_IN_PROGRESS = (
         409,
-        "The first request with this Idempotency-Key is still being performed. Repeat the request after `Retry-After` seconds.",
+        "The first request with this Idempotency-Key is still being performed, or was interrupted. Repeat the request after "
+        "`Retry-After` seconds.",
     )
     CONVERSION_CONFLICT = (
         409,
@@ -105,7 +106,8 @@ class ErrorCode(enum.Enum):
     )
     OUTCOME_UNKNOWN = (
         503,
-        "The connection to the database ended while the request was being stored, so it is not known whether it was stored.",
+        "The connection to the database ended while the request was being stored, so it is not known whether it was stored. If the "
+        "response has no `Retry-After`, a repeat may do the same again.",
     )
 
     @property
@@ -205,8 +207,12 @@ class DatabaseInUse(StoreUnavailable):
     """Raised if another process serves from the SQLite database. Only one process can use it."""
 
 
-def unavailable_error(error: StoreUnavailable) -> ApiError:
+def unavailable_error(error: StoreUnavailable, *, may_repeat: bool = False) -> ApiError:
     """Return the error response for a request during which `error` was raised: OUTCOME_UNKNOWN if the request may be stored, and
-    UNAVAILABLE otherwise."""
-    code = ErrorCode.OUTCOME_UNKNOWN if isinstance(error, CommitUncertain) else ErrorCode.UNAVAILABLE
-    return ApiError(code, retry_after=RETRY_AFTER_SECONDS)
+    UNAVAILABLE otherwise.
+
+    `may_repeat` states that a repeat of a stored request changes nothing. Otherwise OUTCOME_UNKNOWN has no Retry-After, because
+    many clients repeat a request automatically after a 503 with this header."""
+    if isinstance(error, CommitUncertain):
+        return ApiError(ErrorCode.OUTCOME_UNKNOWN, retry_after=RETRY_AFTER_SECONDS if may_repeat else None)
+    return ApiError(ErrorCode.UNAVAILABLE, retry_after=RETRY_AFTER_SECONDS)

@@ -64,12 +64,12 @@ def take_down_after(service: Service, monkeypatch: pytest.MonkeyPatch, commits: 
     return database
 
 
-Cut = Literal["stored", "rolled back", "down"]
+Cut = Literal["committed", "stored", "rolled back", "down"]
 
 
 class CutCommits:
     """A database whose next transactions fail, one for each item of `cuts`: `stored` and `rolled back` say what the
-    transaction becomes whose connection ends during COMMIT; with `down` it does not begin."""
+    transaction becomes whose connection ends during COMMIT; with `down` it does not begin, and with `committed` it succeeds."""
 
     def __init__(self, database: Database, cuts: Iterable[Cut]) -> None:
         self._database = database

@@ -4,15 +4,15 @@ Rewrites store their responses themselves, in the transaction that creates the m
 use this module: the request claims its key, is performed, and stores its response. Responses may contain new credentials, so the
 caller passes them encrypted. The portal stores the ids of its forms here, and the entries that it keeps during a new sign-in.
 
-A process that ends between the claim and the response leaves a claim without a response. So does a request whose commit was cut
-(CommitUncertain). After CLAIM_LEASE, a repeat takes the claim over and is performed, because it is unknown whether the first
-request changed anything.
+A process that ends between the claim and the response leaves a claim without a response. After CLAIM_LEASE, a repeat takes the
+claim over and is performed, because it is unknown whether the first request changed anything.
 """
 
 # Tested by tests/web/test_idempotency.py
 
 from __future__ import annotations
 
+import math
 from datetime import datetime, timedelta
 
 from sqlalchemy import ColumnElement, Connection, delete, select, update
@@ -25,6 +25,9 @@ from shortener.storage.schema import stored_responses
 #: If a claim has no response after this time, a repeat of the request takes the claim over. A claim that is in the future by more
 #: than this time was made before the clock was set back, and is taken over too.
 CLAIM_LEASE = timedelta(seconds=60)
+#: A request is usually performed in less than this time. After it, the first request was probably interrupted, so a repeat must
+#: wait until the claim ends.
+USUAL_REQUEST = timedelta(seconds=10)
 
 
 @record
@@ -75,8 +78,10 @@ def claim(connection: Connection, request: RequestKey, content_hash: str, now: d
         raise ApiError(ErrorCode.IDEMPOTENCY_CONFLICT)
     if row.status is not None:
         return FirstResponse(row.status, row.body)
-    if abs(now - row.created_at) < CLAIM_LEASE:
-        raise ApiError(ErrorCode.REQUEST_IN_PROGRESS, retry_after=1)
+    age = abs(now - row.created_at)
+    if age < CLAIM_LEASE:
+        wait = 1 if age < USUAL_REQUEST else math.ceil((CLAIM_LEASE - age).total_seconds())
+        raise ApiError(ErrorCode.REQUEST_IN_PROGRESS, retry_after=wait)
     connection.execute(update(table).where(*_chosen(request)).values(created_at=now))
     return None
 

@@ -11,8 +11,7 @@ from __future__ import annotations
 from starlette.responses import Response
 
 from shortener.portal.kept_entries import PASSWORD_FIELDS
-from shortener.portal.locations import location_of
-from shortener.portal.locations import previous_page, safe_next
+from shortener.portal.locations import location_of, previous_page, safe_next
 from shortener.portal.page import Visit
 from shortener.portal.signin import check_password
 

@@ -286,6 +286,7 @@ ENDPOINTS = [
         permission="sms.send",
         body=DeliveryReportRequest,
         repairs_text=True,
+        is_report=True,
         response=DeliveryReportsResponse,
         errors=(ErrorCode.MESSAGE_NOT_FOUND, ErrorCode.BATCH_TOO_LARGE, ErrorCode.RATE_LIMITED),
         description="The body is one report or a list. Each report is accepted or refused separately: `results` has one entry for "

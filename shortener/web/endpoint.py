@@ -121,7 +121,8 @@ class Endpoint:
     in a JSON body is replaced. With `reads_request` the handler reads query and body itself, and the models only describe both.
     `response_headers` are headers of every response, also of errors. `complete_error` adds to the error about an invalid body the
     errors that the handler would have found, so that one error does not hide another. `translate_error` replaces an error by an
-    error with the code of a vendor. `error_shape` adds the fields of a vendor to the body of an error.
+    error with the code of a vendor. `error_shape` adds the fields of a vendor to the body of an error. `is_report` states that the
+    body contains reports, which are recognised if they are repeated.
     """
 
     method: str
@@ -149,6 +150,7 @@ class Endpoint:
     other_responses: Mapping[int, type[BaseModel]] = field(default_factory=dict)
     description: str = ""
     deprecated: bool = False
+    is_report: bool = False
 
     @cached_property
     def shown_path(self) -> str:
@@ -161,6 +163,13 @@ class Endpoint:
 
         If `headers` contains Idempotency-Key, the handler of the endpoint stores the responses itself."""
         return self.method == "POST" and self.caller is Caller.API_KEY and not self.reads_request and HEADER not in self.headers
+
+    def may_repeat(self, request: Request) -> bool:
+        """Return whether the repeat of a stored request changes nothing. This is true of all methods except POST, of all reports,
+        and of rewrites with an Idempotency-Key, which is stored in the same transaction as the messages."""
+        if self.method != "POST" or self.caller is not Caller.API_KEY or self.is_report:
+            return True
+        return HEADER in self.headers and HEADER in request.headers
 
     async def respond(self, request: Request, service: Service) -> Response:
         """Run the endpoint and count its response. Every failure becomes an error response; this method raises nothing."""
@@ -258,7 +267,7 @@ async def _run(endpoint: Endpoint, service: Service, request: Request) -> tuple[
         shown = endpoint.translate_error(error) if endpoint.translate_error else error
         return error_response(shown, endpoint.error_shape), shown.code.name
     except StoreUnavailable as error:
-        unavailable = unavailable_error(error)
+        unavailable = unavailable_error(error, may_repeat=endpoint.may_repeat(request))
         shown = endpoint.translate_error(unavailable) if endpoint.translate_error else unavailable
         return error_response(shown, endpoint.error_shape), shown.code.name
     except ClientDisconnect:

@@ -7,15 +7,20 @@ this module runs.
 
 Only successful responses are stored: a request that was rejected created nothing, so its repeat is checked again. If the database
 becomes unavailable after the request was performed, its caller gets the response, but it is not stored.
+
+If the commit of the request was cut (CommitUncertain), its repeats get OUTCOME_UNKNOWN and are not performed, because the request
+may be stored. The process stores this when the database is available again.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
+import orjson
 import structlog
 from pydantic import BaseModel
 from starlette.requests import Request
@@ -23,7 +28,7 @@ from starlette.responses import Response
 
 from shortener.accounts import stored_responses
 from shortener.accounts.directory import Principal
-from shortener.accounts.stored_responses import FirstResponse, RequestKey
+from shortener.accounts.stored_responses import CLAIM_LEASE, FirstResponse, RequestKey
 from shortener.errors import ApiError, CommitUncertain, Detail, ErrorCode, StoreUnavailable
 from shortener.secret import SecretError
 from shortener.web.call_headers import find_header
@@ -36,6 +41,8 @@ log = structlog.get_logger(__name__)
 
 MAX_IDEMPOTENCY_KEY_LENGTH = 255  # the maximum number of characters of an Idempotency-Key
 HEADER = "Idempotency-Key"
+#: If the outcome of a request is unknown, the process tries to store this so often and with these pauses, until its claim ends.
+MAX_ATTEMPTS, REPEAT_SECONDS = int(CLAIM_LEASE.total_seconds()), 1.0
 _HEADER_IN_LOWER_CASE = HEADER.lower().encode()
 
 
@@ -46,6 +53,11 @@ def describe_header(caller: str) -> dict[str, str]:
 
 
 HEADERS = describe_header("API key")
+_UNKNOWN = (
+    "The connection to the database ended while the first request with this Idempotency-Key was being stored, so it is not known "
+    "whether it was stored. Read the data first. If it is missing, send the request with a new Idempotency-Key."
+)
+_tasks: set[asyncio.Task[None]] = set()  # the tasks of `_store_unknown`, so that no garbage collection ends them
 
 
 def idempotency_key(request: Request) -> str | None:
@@ -67,10 +79,16 @@ async def respond_once(
 ) -> Response:
     """Return the stored response to a repeated request. Otherwise perform the request and store its response.
 
-    A stored response has the header `Idempotency-Replayed: true`. Raise ApiError IDEMPOTENCY_CONFLICT, REQUEST_IN_PROGRESS."""
+    A stored response has the header `Idempotency-Replayed: true`. Raise ApiError IDEMPOTENCY_CONFLICT, REQUEST_IN_PROGRESS,
+    OUTCOME_UNKNOWN."""
     chosen = RequestKey(principal.application.id, principal.key_id, f"{request.method} {request.url.path}", key)
     content = hashlib.sha256(b"" if body is None else sent_content(body)).hexdigest()
-    found = await service.database.write(stored_responses.claim, chosen, content, service.clock())
+    try:
+        found = await service.database.write(stored_responses.claim, chosen, content, service.clock())
+    except CommitUncertain as error:  # Only the claim is uncertain: the request was not performed.
+        raise StoreUnavailable(str(error)) from error
+    if found is not None and found.status == ErrorCode.OUTCOME_UNKNOWN.http_status:
+        raise ApiError(ErrorCode.OUTCOME_UNKNOWN, _UNKNOWN)
     if found is not None:
         try:
             content_of_first = service.secret.decrypt(found.body)
@@ -80,7 +98,10 @@ async def respond_once(
         return Response(content_of_first.encode(), found.status, {"Idempotency-Replayed": "true"}, "application/json")
     try:
         response = await perform()
-    except CommitUncertain:  # The request may be stored, so its claim stays, as after the end of a process.
+    except CommitUncertain:  # The request may be stored, so its repeats must not be performed.
+        task = asyncio.create_task(_store_unknown(service, chosen))
+        _tasks.add(task)
+        task.add_done_callback(_tasks.discard)
         raise
     except BaseException:
         with contextlib.suppress(StoreUnavailable):  # The error of the request must reach the caller.
@@ -92,3 +113,16 @@ async def respond_once(
     except StoreUnavailable:  # The request is performed, so the caller must get its response, which may contain new credentials.
         log.warning("response_not_stored")
     return response
+
+
+async def _store_unknown(service: Service, request: RequestKey) -> None:
+    """Store OUTCOME_UNKNOWN as the response to a request, as soon as the database is available. Give up when the claim ends."""
+    body = orjson.dumps(ApiError(ErrorCode.OUTCOME_UNKNOWN, _UNKNOWN).body()).decode()
+    response = FirstResponse(ErrorCode.OUTCOME_UNKNOWN.http_status, service.secret.encrypt(body))
+    for _ in range(MAX_ATTEMPTS):
+        try:
+            await service.database.write(stored_responses.store, request, response)
+            return
+        except StoreUnavailable:
+            await asyncio.sleep(REPEAT_SECONDS)
+    log.warning("response_not_stored")

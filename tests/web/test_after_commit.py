@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection
 from typing import Any
 
 import httpx
 import pytest
+from starlette.requests import Request
 
 from shortener.container import Service
 from shortener.errors import CommitUncertain
 from shortener.redis.link_cache import NoLinkCache
+from shortener.web import idempotency
+from shortener.web.endpoints import ENDPOINTS
 from tests.clicks.helpers import create_link
-from tests.conftest import client_of
-from tests.databases import take_down_after
+from tests.conftest import Clock, client_of
+from tests.databases import Cut, CutCommits, take_down_after
 
 TO = "+14085550100"
 
@@ -144,5 +148,68 @@ async def test_a_change_whose_commit_was_cut_gets_an_error_that_says_that_its_ou
     monkeypatch.setattr(service.database, "write", cut)
     response = await client.post("/api/v1/keys", json={"name": "pipeline"})
     assert (response.status_code, response.json()["error_code"]) == (503, "OUTCOME_UNKNOWN")
-    assert response.headers["Retry-After"] == "2"
+    assert "Retry-After" not in response.headers, "clients repeat such requests automatically, and a repeat creates a second key"
     assert "nothing was stored" not in response.text
+
+
+@pytest.mark.parametrize("cut", ["stored", "rolled back"])
+@pytest.mark.parametrize("is_down", [False, True])
+async def test_the_repeat_of_a_request_whose_commit_was_cut_is_not_performed_although_its_claim_has_ended(
+    service: Service, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, clock: Clock, cut: Cut, is_down: bool
+) -> None:
+    database = service.database
+    created = len((await client.get("/api/v1/keys")).json()["keys"]) + (cut == "stored")
+
+    async def create() -> httpx.Response:
+        return await client.post("/api/v1/keys", json={"name": "pipeline"}, headers={"Idempotency-Key": "k"})
+
+    cuts: list[Cut] = ["down"] * 3 if is_down else []
+    cut_database = CutCommits(database, ["committed", cut, *cuts])
+    monkeypatch.setattr(service, "database", cut_database)
+    monkeypatch.setattr("shortener.web.idempotency.REPEAT_SECONDS", 0.0)
+    first = await create()
+    assert (first.status_code, first.json()["error_code"]) == (503, "OUTCOME_UNKNOWN")
+    await asyncio.gather(*idempotency._tasks)
+    clock.forward(seconds=61)
+    repeat = await create()
+    assert (repeat.status_code, repeat.json()["error_code"]) == (503, "OUTCOME_UNKNOWN")
+    assert "Retry-After" not in repeat.headers
+    assert "with a new Idempotency-Key" in repeat.text
+    assert len((await client.get("/api/v1/keys")).json()["keys"]) == created
+
+
+async def test_a_request_whose_idempotency_key_was_claimed_by_a_commit_that_was_cut_is_not_performed(
+    service: Service, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, clock: Clock
+) -> None:
+    monkeypatch.setattr(service, "database", CutCommits(service.database, ["stored"]))
+    headers = {"Idempotency-Key": "k"}
+    first = await client.post("/api/v1/keys", json={"name": "pipeline"}, headers=headers)
+    assert (first.status_code, first.json()["error_code"], first.headers["Retry-After"]) == (503, "UNAVAILABLE", "2")
+    repeat = await client.post("/api/v1/keys", json={"name": "pipeline"}, headers=headers)
+    assert (repeat.status_code, repeat.headers["Retry-After"]) == (409, "1")
+    clock.forward(seconds=15)
+    repeat = await client.post("/api/v1/keys", json={"name": "pipeline"}, headers=headers)
+    assert (repeat.status_code, repeat.headers["Retry-After"]) == (409, "45"), "the claim ends after 60 s"
+    clock.forward(seconds=45)
+    assert (await client.post("/api/v1/keys", json={"name": "pipeline"}, headers=headers)).status_code == 201
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "key", "may_repeat"),
+    [
+        ("POST", "/api/v1/rewrite", {}, False),
+        ("POST", "/api/v1/rewrite", {"Idempotency-Key": "k"}, True),
+        ("POST", "/api/v1/sms/send", {"Idempotency-Key": "k"}, True),
+        ("POST", "/api/v1/keys", {"Idempotency-Key": "k"}, False),
+        ("POST", "/api/v1/sms/status", {}, True),
+        ("POST", "/api/v1/track", {}, True),
+        ("PATCH", "/api/v1/application", {}, True),
+        ("DELETE", "/api/v1/blocked-hosts/{host}", {}, True),
+    ],
+)
+def test_clients_are_asked_to_repeat_a_request_with_an_unknown_outcome_only_if_the_repeat_changes_nothing(
+    method: str, path: str, key: dict[str, str], may_repeat: bool
+) -> None:
+    (endpoint,) = (one for one in ENDPOINTS if (one.method, one.path) == (method, path))
+    headers = [(name.lower().encode(), value.encode()) for name, value in key.items()]
+    assert endpoint.may_repeat(Request({"type": "http", "headers": headers})) is may_repeat

@@ -127,6 +127,7 @@ ENDPOINTS = [
         _TAG,
         permission="sms.send",
         error_shape=infobip_error,
+        is_report=True,
         response=ConversionEndResponse,
         errors=(ErrorCode.MESSAGE_NOT_FOUND, ErrorCode.CONVERSION_CONFLICT),
         description=f"Records one conversion with the action `{END_ACTION}`; a repeat gets the same response. Messages with the "
