@@ -236,17 +236,17 @@ class Trackers:
         def save(connection: Connection) -> TrackerSaveResult:
             row = insert_tracker(connection, values)
             add_tracker_row(connection, audit, now, "tracker_created", row)
-            return TrackerSaveResult(_tracker_from_row(row), generated)
+            return TrackerSaveResult(tracker_from_row(row), generated)
 
         return save
 
     async def get(self, tracker_id: int, application_id: int | None = None) -> Tracker:
         """Return the tracker with the given id. Raise ApiError NOT_FOUND if it does not exist."""
-        return _tracker_from_row(await self._database.read(require_tracker, tracker_id, application_id))
+        return tracker_from_row(await self._database.read(require_tracker, tracker_id, application_id))
 
     async def all(self, application_id: int | None = None) -> list[Tracker]:
         """Return all trackers of an application (None: of all applications), oldest first."""
-        return [_tracker_from_row(row) for row in await self._database.read(list_trackers, application_id)]
+        return [tracker_from_row(row) for row in await self._database.read(list_trackers, application_id)]
 
     async def update(
         self, audit: AuditWriter, tracker_id: int, changes: TrackerChanges, application_id: int | None = None
@@ -287,7 +287,7 @@ class Trackers:
             old = require_tracker(connection, tracker_id, application_id, lock=True)
             row = update_tracker(connection, tracker_id, application_id, values, overlap, now)
             add_tracker_change(connection, audit, now, old, row)
-            return TrackerSaveResult(_tracker_from_row(row), generated)
+            return TrackerSaveResult(tracker_from_row(row), generated)
 
         return save
 
@@ -304,7 +304,7 @@ class Trackers:
     async def conversion_url(self, application_id: int) -> Tracker | None:
         """Return the tracker that stores the application's `conversion_url`, or None."""
         row = await self._database.read(conversion_url.find_conversion_tracker, application_id)
-        return None if row is None else _tracker_from_row(row)
+        return None if row is None else tracker_from_row(row)
 
     def target(self, row: Row[Any]) -> DeliveryTarget:
         """Convert a row of the table `trackers` to a delivery target for the dispatcher.
@@ -363,7 +363,7 @@ class Trackers:
     async def load(self, tracker_id: int, application_id: int | None = None) -> tuple[Tracker, DeliveryTarget]:
         """Return a tracker and its delivery target. Raise ApiError NOT_FOUND if the tracker does not exist."""
         row = await self._database.read(require_tracker, tracker_id, application_id)
-        return _tracker_from_row(row), self.target(row)
+        return tracker_from_row(row), self.target(row)
 
     async def check_url(self, url: str, field: str = "url") -> Template:
         """Check that deliveries can be sent to a URL, and return it as a template. `field` is the name of the field in errors.
@@ -414,7 +414,8 @@ def _pace_of(row: Row[Any]) -> TrackerPace:
     return TrackerPace(row.max_per_second, row.rate, row.rate_ceiling, *(None if at is None else to_ms(at) for at in times))
 
 
-def _tracker_from_row(row: Row[Any]) -> Tracker:
+def tracker_from_row(row: Row[Any]) -> Tracker:
+    """Return the tracker in a row of the table `trackers`."""
     return Tracker(
         id=row.id,
         application_id=row.application_id,

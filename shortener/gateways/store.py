@@ -294,12 +294,12 @@ def select_gateway(
             raise refuse("gateway", "must be a gateway of the application; the operator can select one of the installation")
         gateway_id = row.id
     connection.execute(update(table).where(table.c.id == application_id).values(gateway_id=gateway_id))
-    before, after = ({"gateway": _name_of(connection, one)} for one in (application.gateway_id, gateway_id))
+    before, after = ({"gateway": gateway_name(connection, one)} for one in (application.gateway_id, gateway_id))
     audit.add_differences(connection, now, "settings_changed", application.name, before, after, application_id=application_id)
     increment_version(connection)
 
 
-def _name_of(connection: Connection, gateway_id: int | None) -> str:
+def gateway_name(connection: Connection, gateway_id: int | None) -> str:
     """Return the name of a gateway; "none" for no gateway."""
     table = schema.gateways
     return connection.execute(select(table.c.name).where(table.c.id == gateway_id)).scalar() or "none"

@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import Connection
 from starlette.responses import Response
 
+from shortener.accounts.administration import lock_application
 from shortener.accounts.audited_accounts import create_application, update_application
 from shortener.accounts.credentials import Credentials
 from shortener.accounts.directory import Application
@@ -21,6 +22,7 @@ from shortener.accounts.own_hosts import OwnHosts
 from shortener.delivery.dns_warnings import new_domain_warnings
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.portal.destructive_actions import Question, ask, is_confirmed
+from shortener.portal.form_versions import FormChanged, check_version, version_of
 from shortener.portal.listing import download_short_list
 from shortener.portal.operators import Role
 from shortener.portal.page import NavigationItem, PortalPage, Visit
@@ -75,6 +77,7 @@ def _page(
         compress=created is None,
         title="Applications",
         applications=visit.service.directory.applications(),
+        version_of=version_of,
         is_creating=visit.form.get("action") == "create",
         error=error,
         created=created,
@@ -107,6 +110,7 @@ async def change(visit: Visit) -> Response:
     except ApiError as error:
         if error.code is ErrorCode.NOT_FOUND:
             raise
+        await service.directory.refresh_if_available()  # the page shows the present names
         return _page(visit, 422, error=error)
     await service.directory.refresh_if_available()
     if created is None:
@@ -143,6 +147,14 @@ def _update(connection: Connection, visit: Visit, action: str) -> None:
     if application_id is None:
         raise _not_found(application_id)
     if action == "rename":
+        name = lock_application(connection, application_id).name
+        try:
+            check_version(visit, {"name": name})
+        except FormChanged:
+            description = (
+                f"The application was renamed to {name} meanwhile, so nothing was saved. Enter the name again to replace it."
+            )
+            raise ApiError(ErrorCode.CONFLICT, description) from None
         changes: dict[str, Any] = {"name": visit.form.get("name", "").strip()}
     else:
         changes = {"disabled": action == "disable"}

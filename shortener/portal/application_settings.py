@@ -20,13 +20,16 @@ from pydantic.fields import FieldInfo
 from sqlalchemy import Connection
 from starlette.responses import Response
 
+from shortener.accounts.administration import lock_application
 from shortener.accounts.audited_accounts import update_application
 from shortener.accounts.own_hosts import OwnHosts
-from shortener.accounts.settings import ApplicationSettings
+from shortener.accounts.settings import ApplicationSettings, from_stored
 from shortener.clicks.verdicts.reclassify import ReclassifyResult
 from shortener.errors import ApiError, Detail, ErrorCode
-from shortener.gateways.store import select_gateway
+from shortener.gateways.store import gateway_name, select_gateway
 from shortener.model import record
+from shortener.portal.form_versions import FIELD as VERSION
+from shortener.portal.form_versions import FormChanged, FormValues, check_version, version_of
 from shortener.portal.operators import Role
 from shortener.portal.page import NavigationItem, PortalPage, Visit
 from shortener.web.validation import validate
@@ -91,13 +94,18 @@ async def settings_page(visit: Visit) -> Response:
 def _page(visit: Visit, status: int = 200, *, error: ApiError | None = None, what_if: WhatIf | None = None) -> Response:
     application = visit.application
     assert application is not None
+    gateway = application.gateway.name if application.gateway else "none"
     form = visit.form if error is not None or what_if is not None else None
+    version = version_of(_values_of(application.settings, gateway)) if form is None else form.get(VERSION, "")
+    if isinstance(error, FormChanged):
+        form, version = error.values, error.version
     return visit.render(
         "settings.html",
         status,
         title="Settings",
         groups={group: [_field(visit, name, label, form) for name, label in fields.items()] for group, fields in GROUPS.items()},
-        gateway=(form or {}).get("gateway", application.gateway.name if application.gateway else "none"),
+        gateway=(form or {}).get("gateway", gateway),
+        version=version,
         gateways=[gateway.name for gateway in application.gateways],
         what_if_days=WHAT_IF_DAYS,
         chosen_days=visit.form.get("days", "7"),
@@ -111,19 +119,27 @@ def _page(visit: Visit, status: int = 200, *, error: ApiError | None = None, wha
 def _field(visit: Visit, name: str, label: str, form: Mapping[str, str] | None) -> SettingField:
     assert visit.application is not None
     field = ApplicationSettings.model_fields[name]
-    value = getattr(visit.application.settings, name)
-    if form is not None:
-        text = form.get(name, "")
-    elif isinstance(value, bool):
-        text = "on" if value else ""
-    elif isinstance(value, tuple):
-        text = " ".join(value)
-    else:
-        text = "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    value = _form_value(visit.application.settings, name)
+    text = form.get(name, "") if form is not None else value if isinstance(value, str) else "on" if value else ""
     choices = _choices(field)
     is_number = any(part in (int, float) for part in (field.annotation, *get_args(field.annotation)))
     kind = "checkbox" if field.annotation is bool else "choice" if choices else "number" if is_number else "text"
     return SettingField(name, label, _hint(field), kind, text, choices)
+
+
+def _form_value(settings: ApplicationSettings, name: str) -> str | bool:
+    """Return the text in the field of a setting, or whether its box is checked."""
+    value = getattr(settings, name)
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, tuple):
+        return " ".join(value)
+    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _values_of(settings: ApplicationSettings, gateway: str) -> FormValues:
+    """Return the values that the form shows, which its version contains."""
+    return {name: _form_value(settings, name) for fields in GROUPS.values() for name in fields} | {"gateway": gateway}
 
 
 def _choices(field: FieldInfo) -> tuple[str, ...]:
@@ -150,6 +166,8 @@ async def save(visit: Visit) -> Response:
         if visit.form.get("action") == "try":
             return _page(visit, what_if=await _try(visit, changes))
         await visit.service.database.write(_write, visit, changes)
+    except FormChanged as error:
+        return _page(visit, 409, error=error)
     except ApiError as error:
         if error.code is not ErrorCode.INVALID_REQUEST:
             raise
@@ -175,12 +193,15 @@ def _read_form(visit: Visit) -> dict[str, Any]:
 def _write(connection: Connection, visit: Visit, changes: dict[str, Any]) -> None:
     application, service = visit.application, visit.service
     assert application is not None
-    _validated(application.settings, changes)
+    row = lock_application(connection, application.id)
+    settings, gateway = from_stored(row.settings), gateway_name(connection, row.gateway_id)
+    _validated(settings, changes)
+    check_version(visit, _values_of(settings, gateway))
     update_application(connection, visit.audit_writer, application.id, changes, visit.now, own_hosts=OwnHosts.of(service.settings))
-    gateway = visit.form.get("gateway", "none")
-    if gateway != (application.gateway.name if application.gateway else "none"):
+    chosen = visit.form.get("gateway", "none")
+    if chosen != gateway:
         is_operator = visit.operator.is_admin
-        select_gateway(connection, visit.audit_writer, application.id, gateway, visit.now, is_operator=is_operator)
+        select_gateway(connection, visit.audit_writer, application.id, chosen, visit.now, is_operator=is_operator)
 
 
 def _validated(settings: ApplicationSettings, changes: Mapping[str, Any]) -> ApplicationSettings:

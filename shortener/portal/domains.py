@@ -13,13 +13,15 @@ from typing import Any
 from sqlalchemy import Connection
 from starlette.responses import Response
 
-from shortener.accounts.administration import serialize_domain
+from shortener.accounts.administration import lock_domain, serialize_domain
 from shortener.accounts.audited_accounts import add_domain, remove_domain, update_domain
 from shortener.accounts.directory import Domain
 from shortener.accounts.own_hosts import OwnHosts, unreachable_host_warnings
 from shortener.delivery.dns_warnings import has_address
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.portal.destructive_actions import Question, ask, is_confirmed
+from shortener.portal.form_versions import FIELD as VERSION
+from shortener.portal.form_versions import FormChanged, check_version, version_of
 from shortener.portal.listing import download_short_list
 from shortener.portal.operators import Role
 from shortener.portal.page import NavigationItem, PortalPage, Visit
@@ -82,22 +84,35 @@ async def show(visit: Visit) -> Response:
 
 
 def _domain_page(visit: Visit, status: int = 200, error: ApiError | None = None, *, has_address: bool | None = None) -> Response:
-    shown = serialize_domain(_find(visit), visit.application)
-    stored = {name: shown[name] or "" for name in ("path", "fallback_url", "home_url")}
-    for name in _ASSOCIATIONS:
-        stored[name] = "" if shown[name] is None else json.dumps(shown[name], indent=2, ensure_ascii=False)
+    domain = _find(visit)
+    shown, stored = serialize_domain(domain, visit.application), _values_of(domain)
+    fields, version = stored, version_of(stored)
+    if isinstance(error, FormChanged):
+        fields, version = {**stored, **error.values}, error.version
+    elif error is not None:
+        fields, version = {**stored, **visit.form}, visit.form.get(VERSION, "")
     return visit.render(
         "domain.html",
         status,
         title=shown["host"],
         domain=shown,
-        fields=stored if error is None else {**stored, **visit.form},
+        fields=fields,
+        version=version,
         may_change=visit.may(Role.MANAGER),
         saved=visit.get("saved") is not None,
         is_new=visit.get("added") is not None,
         has_address=has_address,
         error=error,
     )
+
+
+def _values_of(domain: Any) -> dict[str, str]:
+    """Return the values that the form of a domain shows. `domain` is a domain of the directory or a row of the table `domains`."""
+    values = {name: getattr(domain, name) or "" for name in ("path", "fallback_url", "home_url")}
+    for name in _ASSOCIATIONS:
+        text = getattr(domain, name)
+        values[name] = "" if text is None else json.dumps(json.loads(text), indent=2, ensure_ascii=False)
+    return values
 
 
 def _find(visit: Visit) -> Domain:
@@ -122,6 +137,8 @@ async def change(visit: Visit) -> Response:
         return ask(visit, question, visit.link(f"domains/{domain.host}", keep=False))
     try:
         await visit.service.database.write(action, visit, domain)
+    except FormChanged as error:
+        return _domain_page(visit, 409, error)
     except ApiError as error:
         return _domain_page(visit, 422, error)
     await visit.service.directory.refresh_if_available()
@@ -138,6 +155,7 @@ def _save(connection: Connection, visit: Visit, domain: Domain) -> None:
             raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail(name, f"must have at most {MAX_URL_CHARACTERS} characters")])
     for name in _ASSOCIATIONS:
         changes[name] = _parse_association(name, visit.form.get(name, "").strip())
+    check_version(visit, _values_of(lock_domain(connection, domain.host, visit.application_id)))
     _update(connection, visit, domain, changes)
 
 

@@ -1,7 +1,8 @@
 """This module puts entries into a form of a rendered page, as if the operator had typed them.
 
 It works on the HTML of any page of the portal, so no page needs code of its own for it. It changes text fields, text areas,
-checkboxes, radio buttons and selections of one form. Hidden fields, passwords and buttons stay as the page has rendered them.
+checkboxes, radio buttons and selections of one form. Passwords, buttons, and hidden fields with few exceptions stay as the page has
+rendered them.
 """
 # Tested by tests/portal/test_form_filling.py
 
@@ -23,19 +24,29 @@ _FIXED_TYPES = frozenset({"hidden", "password", "submit", "button", "reset", "im
 _BUTTON_SCORE = 1000
 
 
-def fill_form(page: str, path: str, entries: Mapping[str, Sequence[str]], *, random_fields: frozenset[str] = frozenset()) -> str:
+def fill_form(
+    page: str,
+    path: str,
+    entries: Mapping[str, Sequence[str]],
+    *,
+    random_fields: frozenset[str] = frozenset(),
+    kept_fields: frozenset[str] = frozenset(),
+) -> str:
     """Return the page with entries in the form that is sent to `path`, or unchanged if no form has these fields.
 
     If several forms are sent to `path`, the one with the pressed button and the most fields of `entries` is chosen. A form with
-    other values in its hidden fields is another form, except in `random_fields`. A <details> around the form is opened."""
+    other values in its hidden fields is another form, except in `random_fields` and in `kept_fields`, which get their entries too.
+    A <details> around the form is opened."""
     parser = _FormParser(page, path)
     parser.feed(page)
     parser.close()
-    scored = [(form.score(entries, random_fields), form) for form in parser.forms]
+    scored = [(form.score(entries, random_fields | kept_fields), form) for form in parser.forms]
     score, form = max(scored, key=lambda one: one[0], default=(0, None))
     if form is None or score <= 0:
         return page
     changes = [change for control in form.controls for change in control.changes(_values_of(control, form, entries))]
+    kept = [one for one in form.controls if one.type == "hidden" and one.name in kept_fields and entries.get(one.name)]
+    changes += [_Change(one.start, one.end, _tag("input", one.attributes | {"value": entries[one.name][0]})) for one in kept]
     changes += [_Change(one.start, one.end, _tag("details", one.attributes | {"open": None})) for one in form.details]
     for change in sorted(changes, key=lambda one: one.start, reverse=True):
         page = page[: change.start] + change.text + page[change.end :]

@@ -23,6 +23,7 @@ from shortener.logs import mask
 from shortener.portal import formats
 from shortener.portal.charts import bar_chart
 from shortener.portal.form_filling import fill_form
+from shortener.portal.form_versions import FIELD as VERSION
 from shortener.portal.icons import ICONS
 from shortener.portal.operators import THEMES, Role
 from shortener.portal.outcome_texts import delivery_outcome, send_outcome
@@ -79,7 +80,9 @@ class Renderer:
             **context,
         )
         if visit.kept is not None:
-            text = fill_form(text, visit.request.url.path, visit.kept, random_fields=frozenset({FORM_ID}))
+            text = fill_form(
+                text, visit.request.url.path, visit.kept, random_fields=frozenset({FORM_ID}), kept_fields=frozenset({VERSION})
+            )
             compress = False  # an entry can be a secret
         content = text.encode()
         headers = {"Vary": "Accept-Encoding, HX-Request"}

@@ -25,10 +25,13 @@ from shortener.delivery.example_requests import (
     sample_request,
 )
 from shortener.delivery.formats import FORMATS
-from shortener.delivery.trackers import DEFAULT_SECRET_OVERLAP_SECONDS, Tracker, TrackerSaveResult
+from shortener.delivery.tracker_queries import require_tracker
+from shortener.delivery.trackers import DEFAULT_SECRET_OVERLAP_SECONDS, Tracker, TrackerSaveResult, tracker_from_row
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.model import EVENT_NAMES
 from shortener.portal.destructive_actions import Question, ask, is_cancelled, is_confirmed
+from shortener.portal.form_versions import FIELD as VERSION
+from shortener.portal.form_versions import FormChanged, FormValues, check_version, version_of
 from shortener.portal.operators import Role
 from shortener.portal.page import PortalPage, Visit
 from shortener.portal.repeats import new_form_id, perform_once
@@ -119,9 +122,17 @@ async def change(visit: Visit) -> Response:
                 del values["enabled"]  # the form repeats it, so this is not the decision to disable the tracker
             given = validate(TrackerUpdateRequest, {**dict.fromkeys((*LIMITS, "fields")), **values})
             transaction = await service.trackers.prepare_update(audit, tracker.id, given.to_changes(), visit.application_id)
-            await database.write(transaction)
+
+            def save(connection: Connection) -> None:
+                row = require_tracker(connection, tracker.id, visit.application_id, lock=True)
+                check_version(visit, _values_of(tracker_from_row(row)))
+                transaction(connection)
+
+            await database.write(save)
         else:
             raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("action", "must be one of save, preview, rotate, delete")])
+    except FormChanged as error:
+        return await _page(visit, tracker, 409, error=error)
     except ApiError as error:
         if error.code not in _ERRORS_OF_THE_FORM:
             raise
@@ -179,14 +190,18 @@ async def _page(
 ) -> Response:
     # After an error and for a preview, the form shows the values that were entered.
     is_kept = (error is not None or previews is not None) if keeps_entries is None else keeps_entries
+    form, lists, version = visit.form, visit.form_lists, visit.form.get(VERSION, "")
+    if isinstance(error, FormChanged):
+        form, lists, version = error.values, error.lists, error.version
     return visit.render(
         "tracker_editor.html",
         status,
         compress=saved is None,
         title=f"Change {tracker.name}" if tracker else "New tracker",
         tracker=tracker,
-        fields={**dict.fromkeys(_TEXT_FIELDS, ""), **(visit.form if is_kept else _fields_of(tracker))},
-        chosen_events=visit.form_lists.get("events", []) if is_kept else tracker.events if tracker else ["state", "conversion"],
+        fields={**dict.fromkeys(_TEXT_FIELDS, ""), **(form if is_kept else _fields_of(tracker))},
+        chosen_events=lists.get("events", []) if is_kept else tracker.events if tracker else ["state", "conversion"],
+        version=version if is_kept else version_of(_values_of(tracker)) if tracker else "",
         events=EVENTS,
         formats=FORMATS,
         methods=METHODS,
@@ -217,6 +232,12 @@ def _fields_of(tracker: Tracker | None) -> dict[str, str]:
         "with_suspected": "on" if tracker.with_suspected else "",
         **{name: "" if value is None else f"{value:g}" for name, value in limits.items()},
     }
+
+
+def _values_of(tracker: Tracker) -> FormValues:
+    """Return the values that the form of a stored tracker shows, which its version contains."""
+    boxes = {"enabled": tracker.enabled, "with_suspected": tracker.with_suspected}
+    return {**_fields_of(tracker), **boxes, "events": tracker.events}
 
 
 def _defaults(visit: Visit) -> dict[str, str]:

@@ -297,9 +297,9 @@ _ADDS_UP = (
     "(HIT_RETENTION_DAYS). The period covers complete time slots of 15 minutes, as in the statistics."
 )
 _EVENTS = (
-    f"The event log: each event that trackers can subscribe to ({', '.join(EVENT_NAMES)}). {_PAGES} `since` and `until` apply to the "
-    "time of the event. An event that was reported more than two days after its time, such as a conversion with an old `timestamp`, "
-    "is missing if `until` is more than two days before the report. `/api/v1/conversions` has no such limit."
+    f"The event log: each event that trackers can subscribe to ({', '.join(EVENT_NAMES)}). {_PAGES} `since` and `until` apply to "
+    "the time of the event. An event that was reported more than two days after its time, such as a conversion with an old "
+    "`timestamp`, is missing if `until` is more than two days before the report. `/api/v1/conversions` has no such limit."
 )
 
 

@@ -1,0 +1,90 @@
+"""A check that a form does not overwrite a change that was made after the form was shown.
+
+A form that changes stored values has a hidden field `version` with a hash of each value that it showed (`version_of`). The
+transaction that saves the form locks the stored values and calls `check_version`. If a value has changed meanwhile, nothing is
+saved, and `FormChanged` contains the values for a new form: the new stored value of each field that the operator left unchanged,
+and otherwise the entry of the operator. Each field with a change has a text that says so. If the operator sends this form, it is
+saved.
+
+Only the values in the form are compared. A form without a version, for example of the previous release, is not checked.
+"""
+# Tested by tests/portal/test_form_versions.py
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.portal.page import Visit
+
+FIELD = "version"
+MAX_SHOWN_CHARACTERS = 300  # The text at a field shows at most this many characters of a changed value.
+#: The values of a form by field name: text, a list of selected values, or whether a box is checked.
+FormValues = Mapping[str, str | bool | Sequence[str]]
+
+_DESCRIPTION = (
+    "These values were changed after you opened the form, so nothing was saved. The fields that are marked have changed. Check "
+    "them, and save again."
+)
+
+
+class FormChanged(ApiError):
+    """The error for a form whose values were changed after it was shown.
+
+    `values` and `lists` are the entries for the new form, in the format of `Visit.form` and `Visit.form_lists`; `version` is its
+    version."""
+
+    def __init__(self, details: Sequence[Detail], lists: Mapping[str, list[str]], version: str) -> None:
+        super().__init__(ErrorCode.CONFLICT, _DESCRIPTION, details)
+        self.lists = lists
+        self.values = {name: entries[-1] if entries else "" for name, entries in lists.items()}
+        self.version = version
+
+
+def version_of(values: FormValues) -> str:
+    """Return the version of a form that shows these values."""
+    return " ".join(f"{name}={_hash(_entries(value))}" for name, value in values.items())
+
+
+def check_version(visit: Visit, stored: FormValues) -> None:
+    """Raise FormChanged if saving the form of the visit would overwrite a stored value that the form did not show.
+
+    `stored` are the present values of the form. The caller must have locked their rows."""
+    shown = dict(part.split("=", 1) for part in visit.form.get(FIELD, "").split() if "=" in part)
+    merged, details = dict(visit.form_lists), []
+    for name, value in stored.items():
+        present, entered = _entries(value), _entered(visit, name, value)
+        if name not in shown or shown[name] == _hash(present) or present == entered:
+            continue
+        if shown[name] == _hash(entered):
+            merged[name] = present
+            details.append(Detail(name, "was changed meanwhile; this is the new value"))
+        else:
+            text = "off" if value is False else ", ".join(present) or "empty"
+            text = text if len(text) <= MAX_SHOWN_CHARACTERS else text[:MAX_SHOWN_CHARACTERS] + "…"
+            details.append(Detail(name, f"was changed meanwhile to: {text}. If you save again, your entry replaces this value"))
+    if details:
+        raise FormChanged(details, merged, version_of(stored))
+
+
+def _entries(value: str | bool | Sequence[str]) -> list[str]:
+    """Return a value as a list of entries, as a browser would send it."""
+    if isinstance(value, bool):
+        return ["on"] if value else []
+    if isinstance(value, str):
+        # A browser sends each line break of a text area as two characters. The spaces at both ends are not stored.
+        text = value.replace("\r\n", "\n").strip()
+        return [text] if text else []
+    return sorted(value)
+
+
+def _entered(visit: Visit, name: str, stored: str | bool | Sequence[str]) -> list[str]:
+    """Return the entries of a field in the form, in the format of `_entries`."""
+    if isinstance(stored, bool):
+        return _entries(bool(visit.form.get(name)))
+    return _entries(visit.form.get(name, "") if isinstance(stored, str) else visit.form_lists.get(name, ()))
+
+
+def _hash(entries: Sequence[str]) -> str:
+    return hashlib.blake2b("\0".join(entries).encode("utf-8", "replace"), digest_size=6).hexdigest()
