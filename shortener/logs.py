@@ -177,6 +177,12 @@ def mask_numbers(text: str) -> str:
     return _PHONE_NUMBERS.sub(lambda found: mask(found[0]), text)
 
 
+def mask_recipient(message_id: str, number: str) -> str:
+    """Return a message id in which the phone number of its recipient and international numbers are masked. An id that has only
+    digits stays readable. `number` may be empty."""
+    return _INTERNATIONAL_NUMBERS.sub(lambda found: mask(found[0]), mask_in(message_id, number))
+
+
 def mask_parameters(value: Any, name: str = "") -> Any:
     """Return the parameters of a report, or the value of one of them, with all phone numbers masked.
 

@@ -21,7 +21,7 @@ from typing import Any
 from sqlalchemy import Connection, insert, inspect
 
 from shortener.accounts.directory import ALL_APPLICATIONS
-from shortener.logs import mask_numbers
+from shortener.logs import mask_numbers, mask_recipient
 from shortener.model import record
 from shortener.storage.schema import audit_log
 
@@ -83,9 +83,14 @@ class AuditWriter:
         application_id: int | None = None,
         before: Mapping[str, Any] | None = None,
         after: Mapping[str, Any] | None = None,
+        recipient: str | None = None,
     ) -> None:
         """Add a row to the audit log, in the transaction of the action itself. `action` is a verb in snake case, such as
-        `operator_invited`. `application_id` is None or ALL_APPLICATIONS if the action affects all applications."""
+        `operator_invited`. `application_id` is None or ALL_APPLICATIONS if the action affects all applications.
+
+        `recipient` is the phone number of the message if `subject` is a message id. It is masked in the id, but an id of 8 to 15
+        digits is not taken for a phone number."""
+        masked = mask_numbers(subject) if recipient is None else mask_recipient(subject, recipient)
         connection.execute(
             insert(audit_log).values(
                 id=self.new_id(),
@@ -96,7 +101,7 @@ class AuditWriter:
                 network=self.actor.network,
                 action=action,
                 application_id=None if application_id == ALL_APPLICATIONS else application_id,
-                object=mask_numbers(subject)[:MAX_OBJECT_CHARACTERS],
+                object=masked[:MAX_OBJECT_CHARACTERS],
                 before=_masked(before),
                 after=_masked(after),
             )

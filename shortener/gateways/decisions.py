@@ -38,7 +38,7 @@ def resend(connection: Connection, audit: AuditWriter, application_id: int, mess
         "doubtful": claims[0].doubtful,  # a lease that has ended made the message doubtful
     }
     connection.execute(update(sends).where(sends.c.id == claims[0].id).values(values))
-    audit.add(connection, now, "send_resent", message_id, application_id=application_id)
+    audit.add(connection, now, "send_resent", message_id, application_id=application_id, recipient=claims[0].to_address)
     return claims[0].id
 
 
@@ -55,7 +55,7 @@ def discard(
         raise _refusal(connection, application_id, message_id)
     reported = finish_reported(claims[0], to_ms(now))
     change = reported or failed(claims[0], to_ms(now), "discarded", "somebody decided not to send the message")
-    audit.add(connection, now, "send_discarded", message_id, application_id=application_id)
+    audit.add(connection, now, "send_discarded", message_id, application_id=application_id, recipient=claims[0].to_address)
     return claims[0].id, writer.write(connection, [change], to_ms(now))[1]
 
 

@@ -35,7 +35,8 @@ async def reveal_number(visit: Visit) -> Response:
 async def _show(visit: Visit, *, reveal: bool) -> Response:
     status, entries = await _find(visit)
     if reveal:
-        await visit.service.database.write(visit.audit, "number_revealed", status.message.message_id)
+        shown = status.message
+        await visit.service.database.write(visit.audit, "number_revealed", shown.message_id, recipient=shown.to_address)
     fields = visit.service.status_reader.serialize(status, reveal=reveal)
     return visit.render(
         "message.html",

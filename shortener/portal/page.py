@@ -259,11 +259,14 @@ class Visit:
         before: Mapping[str, Any] | None = None,
         after: Mapping[str, Any] | None = None,
         actor: Actor | None = None,
+        recipient: str | None = None,
     ) -> None:
-        """Add a row to the audit log, in the transaction of the action itself."""
+        """Add a row to the audit log, in the transaction of the action itself. The arguments are those of `AuditWriter.add`."""
         application_id = self.application.id if self.application is not None else None
         writer = self.audit_writer if actor is None else AuditWriter(actor, self.service.ids)
-        writer.add(connection, self.now, action, subject, application_id=application_id, before=before, after=after)
+        writer.add(
+            connection, self.now, action, subject, application_id=application_id, before=before, after=after, recipient=recipient
+        )
 
 
 def url(path: str, query: Mapping[str, Any] | None = None, *, name: str | None = None) -> str:

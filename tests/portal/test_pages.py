@@ -65,6 +65,15 @@ async def test_only_support_can_see_a_complete_phone_number_and_the_audit_log_re
     assert rows == [("number_revealed", "Sue", message["message_id"])]
 
 
+async def test_the_audit_log_names_the_message_also_if_its_id_has_only_digits(service: Service, sign_in: SignIn) -> None:
+    support = await sign_in("Sue", Role.SUPPORT, 1)
+    for message_id in ("48151623", "123456789012345", "14085550123", "to +4915112345678"):
+        await send(service, support, message_id=message_id)
+        assert (await support.post(url("/portal/1/messages", name=message_id))).status_code == 200
+    shown = [row.object for row in await log(service) if row.action == "number_revealed"]
+    assert shown == ["48151623", "123456789012345", "+14…23", "to +49…78"], "a phone number of a person stays masked"
+
+
 async def test_hostile_text_from_senders_visitors_and_trackers_is_escaped_on_portal_pages(
     service: Service, sign_in: SignIn, new_browser: NewBrowser, receiver: Receiver, clock: Clock
 ) -> None:
