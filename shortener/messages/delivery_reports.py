@@ -19,14 +19,15 @@ The state of a message only moves forward:
 - A click sets the state CLICKTHRU. A report of DELIVERED after CLICKTHRU stores its texts, and the state stays CLICKTHRU.
 
 A report that changes the message creates a `delivery` event, which is also a `state` event if the state changed. A repeated report
-creates no event.
+creates no event. If the connection to the database ends during COMMIT, the reports are applied again, unless the first event of
+their transaction is stored: two reports that correct each other would create their events twice.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import field, fields, replace
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
@@ -156,9 +157,9 @@ class _ReportedMessage:
 
 
 _COLUMNS = tuple(
-    field.name
-    for field in fields(_ReportedMessage)
-    if field.name not in ("id", "cohort_id", "reported_state", "is_clicked", "link_set", "is_erased")
+    one.name
+    for one in fields(_ReportedMessage)
+    if one.name not in ("id", "cohort_id", "reported_state", "is_clicked", "link_set", "is_erased")
 )
 _update_message = (
     update(schema.messages)
@@ -167,6 +168,22 @@ _update_message = (
 )
 
 _Request = tuple[int, Sequence[DeliveryReport]]  # the application id, and the reports of its request
+_Results = list[DeliveryReportResult | None]  # the result of each report of a request; None: its message is unknown
+
+
+@mutable_record
+class _WaitingRequest:
+    """A request that waits for its transaction.
+
+    `attempts` contains the id of the first event of each transaction that has applied the request, and the results. One of them is
+    stored if a COMMIT whose outcome was unknown has succeeded."""
+
+    request: _Request
+    attempts: list[tuple[int, _Results]] = field(default_factory=list)
+
+    def stored(self, event_ids: Collection[int]) -> _Results | None:
+        """Return the results of the transaction whose first event is one of the stored events; None if there is none."""
+        return next((results for event_id, results in self.attempts if event_id in event_ids), None)
 
 
 class DeliveryReports:
@@ -181,14 +198,14 @@ class DeliveryReports:
         self._waiting = 0  # the number of requests that wait for unknown messages
         # The maximum number of reports of one request in a transaction; None: no maximum. On SQLite, clicks wait until it ends.
         self._max_reports = MAX_ROWS if database.dialect == "sqlite" else None
-        self._group: GroupCommit[_Request, list[DeliveryReportResult | None], int] = GroupCommit(
+        self._group: GroupCommit[_WaitingRequest, _Results, int] = GroupCommit(
             database,
-            self.apply,
-            apply_again=self.apply,
+            self._apply_group,
+            apply_again=self._apply_group,
             max_items=MAX_REQUESTS_PER_TRANSACTION,
             after=self.committed,
             is_bulk=True,
-            rows_of=lambda request: len(request[1]),
+            rows_of=lambda waiting: len(waiting.request[1]),
         )
 
     async def record(self, application_id: int, reports: Sequence[DeliveryReport]) -> list[DeliveryReportResult | None]:
@@ -217,7 +234,7 @@ class DeliveryReports:
         size = self._max_reports or max(len(reports), 1)
         results: list[DeliveryReportResult | None] = []
         for start in range(0, len(reports), size):
-            results += await self._group.submit((application_id, reports[start : start + size]))
+            results += await self._group.submit(_WaitingRequest((application_id, reports[start : start + size])))
         return results
 
     def committed(self, events: int) -> None:
@@ -226,21 +243,35 @@ class DeliveryReports:
         if events:
             self._on_events()
 
-    def apply(
-        self, connection: Connection, requests: Sequence[_Request]
-    ) -> tuple[list[list[DeliveryReportResult | None] | Exception], int]:
+    def _apply_group(self, connection: Connection, waiting: Sequence[_WaitingRequest]) -> tuple[list[_Results | Exception], int]:
+        """Do the same as `apply`, but do not apply a request again that an earlier transaction has stored."""
+        found = _find_stored(connection, waiting)
+        stored = [one.stored(found) for one in waiting]
+        missing = [one for one, results in zip(waiting, stored, strict=True) if results is None]
+        applied, new_events = self._apply(connection, [one.request for one in missing]) if missing else ([], [])
+        for one, own in zip(missing, applied, strict=True):
+            if new_events and not isinstance(own, Exception):
+                one.attempts.append((new_events[0].id, own))
+        following = iter(applied)
+        return [results if results is not None else next(following) for results in stored], len(new_events) + len(found)
+
+    def apply(self, connection: Connection, requests: Sequence[_Request]) -> tuple[list[_Results | Exception], int]:
         """Store the delivery reports of several requests in the caller's transaction.
 
         Return two values: for each request, a list with the result of each report (None for an unknown message), and the number
         of new events. After the commit, the caller must call `committed`."""
-        messages = _lock(connection, {(application, report.message_id) for application, reports in requests for report in reports})
-        results: list[list[DeliveryReportResult | None] | Exception] = []
+        results, new_events = self._apply(connection, requests)
+        return results, len(new_events)
+
+    def _apply(self, connection: Connection, requests: Sequence[_Request]) -> tuple[list[_Results | Exception], list[Event]]:
+        messages = _lock(connection, _message_ids(requests))
+        results: list[_Results | Exception] = []
         changed: dict[int, _ReportedMessage] = {}
         new_events: list[Event] = []
         counted = CountDelta()
         reported: set[int] = set()  # the row ids of the messages whose state has changed
         for application, reports in requests:
-            applied: list[DeliveryReportResult | None] = []
+            applied: _Results = []
             for report in reports:
                 message = messages.get((application, report.message_id))
                 if message is None:
@@ -264,7 +295,7 @@ class DeliveryReports:
             connection.execute(_update_message, [changed[row].values() for row in sorted(changed)])
         events.append(connection, new_events, count_deltas.rows(self._ids(), counted))
         first_clicks.release(connection, [message.id for message in messages.values()])
-        return results, len(new_events)
+        return results, new_events
 
     def _event(self, application: int, message: _ReportedMessage, report: DeliveryReport, before: State) -> Event:
         topics = Topic.DELIVERY
@@ -278,6 +309,22 @@ class DeliveryReports:
             topics |= Topic.STATE
             data |= {"previous_state": before.name, "new_state": message.state.name}
         return Event(self._ids(), application, topics, report.at, message_id=message.id, data=data)
+
+
+def _find_stored(connection: Connection, waiting: Sequence[_WaitingRequest]) -> set[int]:
+    """Return which of the transactions that have applied the requests are stored, by the id of their first event."""
+    attempted = {event_id for one in waiting for event_id, _ in one.attempts}
+    if not attempted:
+        return set()
+    # An earlier transaction may still be running. It has ended, and its events are visible, when this one has locked the messages.
+    messages = _lock(connection, _message_ids([one.request for one in waiting]))
+    first_clicks.release(connection, [message.id for message in messages.values()])
+    e = schema.events.c
+    return set(connection.scalars(select(e.id).where(e.id.in_(attempted))))
+
+
+def _message_ids(requests: Sequence[_Request]) -> set[tuple[int, str]]:
+    return {(application, report.message_id) for application, reports in requests for report in reports}
 
 
 def _lock(connection: Connection, ids: set[tuple[int, str]]) -> dict[tuple[int, str], _ReportedMessage]:

@@ -23,6 +23,12 @@ from tests.factory import rows
 from tests.servers import PATIENCE
 
 TO, OTHER = "+14085550100", "+14085550101"
+_REPORT = {"message_id": "m-1", "timestamp": "2026-11-20T12:00:00Z"}
+CORRECTED_REPORTS = [
+    {**_REPORT, "state": "SENT", "mt_price": "0.01"},
+    {**_REPORT, "state": "DELIVERED", "mt_price": "0.02", "status": "DELIVRD"},
+    {**_REPORT, "state": "DELIVERED", "mt_price": "0.03", "status": "seen"},
+]
 SEND = {"to": [TO, OTHER], "message": 'Hi #track("https://shop.example/a")', "sender_id": "18775550100"}
 
 
@@ -127,6 +133,24 @@ async def test_a_conversion_and_a_delivery_report_are_stored_once_if_their_commi
     assert len(events) == 2  # the state event and the event of the conversion
 
 
+@pytest.mark.parametrize("cuts", [("stored",), ("rolled back",), ("rolled back", "stored"), ("stored", "down")], ids=", ".join)
+async def test_delivery_reports_that_correct_each_other_create_their_events_once_if_their_commit_was_cut(
+    service: Service, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, cuts: Sequence[Cut]
+) -> None:
+    await client.post("/api/v1/rewrite", json={"to": TO, "body": "x", "message_id": "m-1"})
+    monkeypatch.setattr(service.delivery_reports._group._batcher, "_database", CutCommits(service.database, cuts))
+    response = (await client.post("/api/v1/sms/status", json=CORRECTED_REPORTS)).json()
+    assert (response["accepted"], response["refused"]) == (3, 0)
+    events = await rows(service.database, schema.events)
+    assert [event.data["status"] for event in events] == [None, "DELIVRD", "seen"]
+    [message] = await rows(service.database, schema.messages)
+    assert (message.mt_price, message.report_status) == (Decimal("0.03"), "seen")
+    assert await rows(service.database, schema.first_clicks) == []
+    repeated = await client.post("/api/v1/sms/status", json=CORRECTED_REPORTS[2:])
+    assert repeated.json()["accepted"] == 1
+    assert len(await rows(service.database, schema.events)) == 3
+
+
 class CommitsLater:
     """A PostgreSQL database whose first transaction of bulk work loses its connection to the client during COMMIT, and is committed
     when another transaction waits for its rows."""
@@ -182,3 +206,18 @@ async def test_a_send_is_sent_once_if_postgresql_commits_it_after_the_look_up(
     stored = {row.message_id for row in await rows(service.database, schema.messages)}
     assert sent < stored
     assert len(stored) == len(await rows(service.database, schema.sends)) == 4
+
+
+async def test_delivery_reports_create_their_events_once_if_postgresql_commits_them_after_the_look_up(
+    service: Service, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not isinstance(service.database, PostgresDatabase):
+        return  # SQLite has no connection that can be cut.
+    await client.post("/api/v1/rewrite", json={"to": TO, "body": "x", "message_id": "m-1"})
+    database = CommitsLater(service.database)
+    monkeypatch.setattr(service.delivery_reports._group._batcher, "_database", database)
+    response = await asyncio.wait_for(client.post("/api/v1/sms/status", json=CORRECTED_REPORTS), PATIENCE)
+    assert response.json()["accepted"] == 3
+    await database.finish()
+    events = await rows(service.database, schema.events)
+    assert [event.data["status"] for event in events] == [None, "DELIVRD", "seen"]

@@ -206,11 +206,11 @@ async def test_on_sqlite_a_large_request_of_delivery_reports_is_stored_in_severa
     service: Service, message: Message, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
-    apply = DeliveryReports.apply
+    apply = DeliveryReports._apply_group
 
-    def counting(self: DeliveryReports, connection: Connection, requests: Any) -> Any:
-        sizes.append(sum(len(reports) for _, reports in requests))
-        return apply(self, connection, requests)
+    def counting(self: DeliveryReports, connection: Connection, waiting: Any) -> Any:
+        sizes.append(sum(len(one.request[1]) for one in waiting))
+        return apply(self, connection, waiting)
 
     monkeypatch.setattr(service.delivery_reports._group._batcher._handler, "_apply", partial(counting, service.delivery_reports))
     unknown = [replace(SENT, message_id=f"unknown-{number}") for number in range(2 * MAX_ROWS)]
