@@ -30,6 +30,8 @@ from shortener.delivery.http_exchange import SendResult
 from shortener.delivery.outcomes import (
     DEFAULT_SCHEDULE,
     LOCAL_FAILURE,
+    MAX_LOST_OUTCOMES,
+    OUTCOMES_LOST,
     RATE_LIMITED,
     UNPROCESSED,
     AttemptOutcome,
@@ -152,6 +154,8 @@ class AttemptRunner:
             # delivery.
             log.warning("lease_too_short", delivery=DELIVERY_IDS.encode(claim.id))
             return self._returned(attempt, "lease_too_short")
+        if target is not None and claim.attempt - claim.base_attempt > target.max_attempts + MAX_LOST_OUTCOMES:
+            return self._given_up(attempt, started)
         try:
             response = await self._send(claim, target, started)
         except asyncio.CancelledError:
@@ -246,6 +250,15 @@ class AttemptRunner:
         failed = SendResult(response.status, b"", UNPROCESSED, FAULT_DETAIL, response.milliseconds)
         outcome = AttemptOutcome(OutcomeKind.RETRY, UNPROCESSED)
         return self._finished(attempt, failed, started, outcome, status, now, next_at, claim.base_attempt)
+
+    def _given_up(self, attempt: AttemptInFlight, started: datetime) -> FinishedAttempt:
+        """Return the result that makes a delivery dead without a request, because the outcomes of too many attempts were lost. It
+        adds no row to the table `attempts`."""
+        claim, now = attempt.claim, to_ms(started)
+        response = SendResult(None, b"", OUTCOMES_LOST, "", 0)
+        outcome = AttemptOutcome(OutcomeKind.FINAL, OUTCOMES_LOST)
+        result = self._finished(attempt, response, started, outcome, DeliveryStatus.DEAD, now, now, claim.base_attempt)
+        return dataclasses.replace(result, attempt_row=None)
 
     def _finished(
         self,

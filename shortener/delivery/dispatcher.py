@@ -18,7 +18,7 @@ Guarantees
 - A local failure (resolver, sockets, database) does not count as an attempt. A delivery becomes dead if an open circuit breaker or
   local failures delay it for `expiry.MAX_HOLD`, or if its tracker or application is disabled for EVENT_RETENTION_DAYS.
 - An outcome that cannot be recorded although the database is available is dropped, so it blocks no other outcome. Its delivery is
-  attempted again when its lease ends.
+  attempted again when its lease ends, at most `outcomes.MAX_LOST_OUTCOMES` times beyond its maximum number of attempts.
 - If the clock is set back, no retry, lease or circuit breaker waits longer than planned (clock_steps.py).
 - `stop` starts no attempts. It waits for the attempts in flight and records their outcomes. It cancels the attempts that do not end
   in time, and gives their claims back.

@@ -116,6 +116,10 @@ def _has_text(response: ResponseFacts, success: SuccessCriteria) -> bool:
 RATE_LIMITED = "rate_limited"
 #: The outcome reason and the error of an attempt whose response the service could not process because of a fault of its own.
 UNPROCESSED = "response_not_processed"
+#: The outcome reason and the error of a delivery that is not sent again, because the outcomes of too many attempts were lost.
+OUTCOMES_LOST = "outcomes_lost"
+#: A delivery is sent again after an attempt whose outcome was lost, but at most this often beyond its maximum number of attempts.
+MAX_LOST_OUTCOMES = 10
 _FORM_REJECTED = frozenset({405, 406, 411, 413, 414, 415, 431, 501, 505})
 
 OUTCOME_TABLE = (
@@ -195,6 +199,13 @@ OUTCOME_TABLE = (
         OutcomeKind.RETRY,
         "the attempt counts, because the tracker may have the event",
         lambda response, success: response.error == UNPROCESSED,
+    ),
+    OutcomeRule(
+        OUTCOMES_LOST,
+        f"no request: the delivery had {MAX_LOST_OUTCOMES} attempts more than its maximum, because their outcomes were lost",
+        OutcomeKind.FINAL,
+        "the process died during the attempts, or could not record what followed; the tracker may have the event",
+        lambda response, success: response.error == OUTCOMES_LOST,
     ),
     OutcomeRule(
         "no_answer",

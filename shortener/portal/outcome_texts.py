@@ -21,6 +21,7 @@ DELIVERY_OUTCOMES = {
     "other_status": "the endpoint answered {status}",
     "no_answer": "the endpoint did not answer",
     "local_failure": "this service could not send the request",
+    "outcomes_lost": "this service lost the outcomes of too many attempts",
     "response_not_processed": "a fault of this service occurred while it processed the answer",
     # The codes of attempts without a complete response (`send_failures.ERRORS`).
     "timeout": "the endpoint did not answer in time",

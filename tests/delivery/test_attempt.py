@@ -19,7 +19,7 @@ from shortener.container.connections import open_sender
 from shortener.delivery.claims import MIN_LEASE_LEFT_MS
 from shortener.delivery.guard import Guard
 from shortener.delivery.http_exchange import OutgoingRequest, SendResult
-from shortener.delivery.outcomes import DEFAULT_SCHEDULE
+from shortener.delivery.outcomes import DEFAULT_SCHEDULE, MAX_LOST_OUTCOMES
 from shortener.delivery.sender import Sender
 from shortener.delivery.trackers import NewTracker
 from shortener.storage import schema
@@ -365,6 +365,29 @@ async def test_a_fault_of_the_service_after_the_request_counts_as_an_attempt_so_
     assert [one["event"] for one in logs if one["log_level"] == "error"] == ["response_not_processed"] * 3
     totals = service.dispatcher.totals
     assert (totals.reasons["response_not_processed"], totals.local_failures, totals.dead) == (3, 0, 1)
+
+
+async def test_a_delivery_whose_outcomes_are_lost_again_and_again_is_not_sent_without_end(
+    service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
+) -> None:
+    await make_tracker(receiver.url(), max_attempts=2)
+    await story.first_click()
+    await service.fanout.flush()
+    with capture_logs() as logs:
+        for _ in range(2 + MAX_LOST_OUTCOMES):
+            dispatcher = other_dispatcher(service)
+            await dispatcher.step()
+            await asyncio.wait(dispatcher._tasks)
+            clock.forward(minutes=1)  # the process dies before it records the outcome, and the lease ends
+        await other_dispatcher(service).flush()
+    row = await delivery(service)
+    assert (row.status, row.last_error, row.last_status) == (DEAD, "outcomes_lost", None)
+    assert len(receiver.requests) == 2 + MAX_LOST_OUTCOMES
+    assert await rows(service.database, schema.attempts) == []
+    assert [one["error"] for one in logs if one["event"] == "delivery_dead"] == ["outcomes_lost"]
+    await service.deliveries.replay(AUDIT, row.id, clock())
+    await service.dispatcher.flush()
+    assert (await delivery(service)).status == DELIVERED
 
 
 async def test_the_outcome_of_an_attempt_is_recorded_if_it_cannot_be_traced(
