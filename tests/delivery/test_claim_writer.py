@@ -315,7 +315,8 @@ async def test_a_tracker_with_one_attempt_at_a_time_has_recovered_when_its_backl
     tracker = (await service.trackers.create(AUDIT, 1, new)).tracker.id
     for _ in range(3):
         await story.first_click()
-    await service.trackers.update(AUDIT, tracker, changes(enabled=True))
+    for enabled in (False, True):
+        await service.trackers.update(AUDIT, tracker, changes(enabled=enabled))
     breakers = []
     for _ in range(3):
         clock.forward(seconds=2)
