@@ -83,7 +83,7 @@ class FinishedAttempt:
     """An attempt that has ended and whose outcome is not yet in the database.
 
     If `outcome` is None, no request was completed, and the claim is given back. `started` and `at` are the start and the end of the
-    attempt, in milliseconds since 1970."""
+    attempt, in milliseconds since 1970. `may_be_unclaimed` is true if it is unknown whether the claim is stored."""
 
     attempt: AttemptInFlight
     delivery: FinishedDelivery
@@ -91,6 +91,7 @@ class FinishedAttempt:
     outcome: AttemptOutcome | None
     started: int
     at: int
+    may_be_unclaimed: bool = False
 
     @property
     def is_rate_limited(self) -> bool:
@@ -144,22 +145,22 @@ class AttemptRunner:
         try:
             has_waited = await self._wait(attempt, earlier)
         except asyncio.CancelledError:
-            return self._returned(attempt, "interrupted")
+            return self.give_back(attempt, "interrupted")
         if has_waited and self.is_stopping:
-            return self._returned(attempt, "interrupted")
+            return self.give_back(attempt, "interrupted")
         started = self._clock()
         timeout = target.timeout if target is not None else 0.0
         if claim.lease_until - to_ms(started) < round(timeout * 1000) + MIN_LEASE_LEFT_MS:
             # The attempt must not start, because the lease would end during it, and another process could then send the same
             # delivery.
             log.warning("lease_too_short", delivery=DELIVERY_IDS.encode(claim.id))
-            return self._returned(attempt, "lease_too_short")
+            return self.give_back(attempt, "lease_too_short")
         if target is not None and claim.attempt - claim.base_attempt > target.max_attempts + MAX_LOST_OUTCOMES:
             return self._given_up(attempt, started)
         try:
             response = await self._send(claim, target, started)
         except asyncio.CancelledError:
-            return self._returned(attempt, "interrupted")
+            return self.give_back(attempt, "interrupted")
         try:
             finished = self._classify(attempt, response, started)
         except Exception:
@@ -318,9 +319,10 @@ class AttemptRunner:
             delivery = delivery._replace(next_at=now + LOCAL_FAILURE_PAUSE_MS)
         return FinishedAttempt(attempt, delivery, None, LOCAL_FAILURE, now, now)
 
-    def _returned(self, attempt: AttemptInFlight, error: str) -> FinishedAttempt:
+    def give_back(self, attempt: AttemptInFlight, error: str, *, may_be_unclaimed: bool = False) -> FinishedAttempt:
+        """Return the result of a claim without an attempt. It gives the claim back, so that the delivery is claimed again."""
         now = to_ms(self._clock())
-        return FinishedAttempt(attempt, _return_claim(attempt.claim, now, error), None, None, now, now)
+        return FinishedAttempt(attempt, _return_claim(attempt.claim, now, error), None, None, now, now, may_be_unclaimed)
 
 
 def pause_after_429(free_attempts: int, rng: random.Random) -> float:

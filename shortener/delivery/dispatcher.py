@@ -48,7 +48,7 @@ from shortener.delivery.outcomes import GONE
 from shortener.delivery.processes import DeliveryProcesses, SignOfLife
 from shortener.delivery.sender import Sender
 from shortener.delivery.trackers import Trackers
-from shortener.errors import StoreUnavailable
+from shortener.errors import CommitUncertain, StoreUnavailable
 from shortener.ids import DELIVERY_IDS, IdGenerator
 from shortener.jobs import WakeUp
 from shortener.metrics import Histogram, Metrics
@@ -196,7 +196,8 @@ class Dispatcher:
     async def step(self) -> int:
         """Run one dispatch cycle. Return the number of recorded outcomes and started attempts; 0 if there was no work.
 
-        Raise StoreUnavailable if the database is unavailable. In this case nothing has changed."""
+        Raise StoreUnavailable if the database is unavailable. In this case nothing has changed, or (CommitUncertain) the next cycle
+        gives back what this one has claimed."""
         loop = asyncio.get_running_loop()
         async with self._cycle_lock:
             finished = self._finished[:MAX_OUTCOMES]
@@ -225,7 +226,16 @@ class Dispatcher:
     async def _run_cycle(self, finished: Sequence[FinishedAttempt], limit: int) -> ClaimResult:
         """Record the attempts `finished`, the oldest ones of `self._finished`. Then claim up to `limit` deliveries and start their
         attempts."""
-        outcomes, claims, sign = await self._database.write_later(self._write_cycle, finished, limit)
+        last: list[ClaimResult] = []
+        try:
+            outcomes, claims, sign = await self._database.write_later(self._write_cycle, finished, limit, last)
+        except CommitUncertain:
+            # It is unknown whether the claims are stored. The next cycle gives them back, so that the deliveries need not wait for
+            # the end of their leases.
+            for attempt in last[-1].attempts if last else ():
+                self._usage.take(attempt.claim.queue, attempt.application_id)
+                self._finished.append(self._runner.give_back(attempt, "interrupted", may_be_unclaimed=True))
+            raise
         self._remove(finished)
         # No exception of these steps may prevent the start of the claimed attempts, or repeat the outcomes.
         with after_commit():
@@ -338,9 +348,9 @@ class Dispatcher:
         self.wake_up.notify()
 
     def _write_cycle(
-        self, connection: Connection, finished: Sequence[FinishedAttempt], limit: int
+        self, connection: Connection, finished: Sequence[FinishedAttempt], limit: int, last: list[ClaimResult]
     ) -> tuple[OutcomeResult, ClaimResult, SignOfLife | None]:
-        """Record outcomes and claim up to `limit` deliveries in one transaction.
+        """Record outcomes and claim up to `limit` deliveries in one transaction. Append the claims to `last` before the commit.
 
         The method does not change the dispatcher object, because the database may run the transaction again."""
         now = to_ms(self._clock())
@@ -356,7 +366,9 @@ class Dispatcher:
             if one.is_local_failure:
                 paused[one.attempt.claim.queue] = one.at + LOCAL_FAILURE_PAUSE_MS
         share = self._processes.share if sign is None else sign.share
-        return outcomes, self._claims.write(connection, usage, limit, paused, now, share, self._responsive), sign
+        claims = self._claims.write(connection, usage, limit, paused, now, share, self._responsive)
+        last.append(claims)
+        return outcomes, claims, sign
 
     def _account(self, outcomes: OutcomeResult, finished: Sequence[FinishedAttempt]) -> None:
         """Update the pauses of queues and the counters, and write the log, after the transaction was committed."""

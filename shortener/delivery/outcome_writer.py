@@ -69,7 +69,8 @@ class OutcomeWriter:
         """Write the outcomes of attempts, as a part of the caller's transaction. `now` is in milliseconds since 1970."""
         written = dispatch_queries.finish(connection, [one.delivery for one in finished])
         recorded = [one for one in finished if one.delivery.id in written]
-        result = OutcomeResult(recorded, leases_lost=len(finished) - len(recorded))
+        lost = [one for one in finished if one.delivery.id not in written and not one.may_be_unclaimed]
+        result = OutcomeResult(recorded, leases_lost=len(lost))
         dispatch_queries.insert_attempts(connection, [one.attempt_row for one in recorded if one.attempt_row is not None])
         self._write_health(connection, result, now)
         self._write_operations(connection, result, now)

@@ -105,7 +105,7 @@ class SendRunner:
             # The attempt must not start, because the lease would end during it, and another process could then hand on the same
             # message.
             log.warning("lease_too_short", send=encode(claim.id))
-            return self._returned(attempt, started)
+            return self.give_back(attempt, "lease_too_short")
         if config is None:
             return self._end(attempt, _local("unusable_gateway", "the stored gateway is unusable"), started)
         try:
@@ -187,7 +187,7 @@ class SendRunner:
             pause = next_delay(max(counted, 1), attempt.limits.schedule, self._rng) * 1000
         return round(max(pause, (result.retry_after or 0) * 1000))
 
-    def _returned(self, attempt: SendInFlight, started: datetime) -> EndedSend:
+    def give_back(self, attempt: SendInFlight, error: str | None) -> EndedSend:
         """Return the result of a claim without an attempt. It gives the claim back, so that the message is claimed again later."""
         claim, now = attempt.claim, to_ms(self._clock())
         row = FinishedSend(
@@ -203,9 +203,9 @@ class SendRunner:
             finished_at=None,
             gateway_message_id=None,
             last_status=None,
-            last_error="lease_too_short",
+            last_error=error,
         )
-        return EndedSend(attempt, SendChange(claim, row), None, to_ms(started), now)
+        return EndedSend(attempt, SendChange(claim, row), None, now, now)
 
 
 def _holds(attempt: SendInFlight) -> bool:

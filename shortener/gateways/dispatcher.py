@@ -34,7 +34,7 @@ from sqlalchemy import Connection, select
 
 from shortener.clicks.throttle import Throttle
 from shortener.delivery.claims import SlotUsage
-from shortener.errors import StoreUnavailable
+from shortener.errors import CommitUncertain, StoreUnavailable
 from shortener.gateways.attempt import EndedSend, SendInFlight, SendRunner
 from shortener.gateways.claiming import SendClaimResult, SendClaimWriter, find_finished, write_health
 from shortener.gateways.expiry import MAX_ROWS, expire
@@ -172,7 +172,8 @@ class GatewayDispatcher:
     async def step(self) -> int:
         """Run one cycle. Return the number of recorded outcomes and started attempts; 0 if there was no work.
 
-        Raise StoreUnavailable if the database is unavailable. In this case nothing has changed."""
+        Raise StoreUnavailable if the database is unavailable. In this case nothing has changed, or (CommitUncertain) the next cycle
+        gives back what this one has claimed."""
         async with self._cycle_lock:
             ended = self._ended[:MAX_OUTCOMES]
             if not ended and (self._stopping or not await self._is_due(to_ms(self._clock()))):
@@ -203,7 +204,12 @@ class GatewayDispatcher:
     async def _run_cycle(self, ended: Sequence[EndedSend], limit: int, only: int | None = None) -> tuple[int, int]:
         """Record the attempts `ended`, the oldest ones of `self._ended`. Then claim up to `limit` messages, of all gateways or of
         the gateway `only`, and start their attempts. Return the number of changes and the number of started attempts."""
-        cycle = await self._database.write_later(self._write_cycle, ended, limit, only)
+        last: list[_Cycle] = []
+        try:
+            cycle = await self._database.write_later(self._write_cycle, ended, limit, only, last)
+        except CommitUncertain:
+            self._give_back(last[-1].claims.attempts if last else ())
+            raise
         self._remove(ended)
         # No exception of these steps may prevent the start of the claimed attempts, or repeat the outcomes.
         with after_commit():
@@ -218,6 +224,13 @@ class GatewayDispatcher:
                 await asyncio.sleep(0)  # let the event loop serve hits
         attempts = len(cycle.claims.attempts)
         return len(ended) + attempts + len(cycle.given_up) + cycle.claims.postponed, attempts
+
+    def _give_back(self, attempts: Sequence[SendInFlight]) -> None:
+        """Give claims back in the next cycle, because it is unknown whether they are stored. Their messages were not handed on, so
+        they must not become doubtful when their leases end."""
+        for attempt in attempts:
+            self._usage.take(attempt.queue, attempt.application_id)
+            self._ended.append(self._runner.give_back(attempt, None))
 
     async def _run_in_parts(self, ended: Sequence[EndedSend], limit: int, throttled: bool) -> tuple[int, int]:
         """Repeat a failed cycle in parts. Each outcome, and the claims of each gateway, get their own transaction.
@@ -307,8 +320,11 @@ class GatewayDispatcher:
             self._usage.release(attempt.queue, attempt.application_id)
         self.wake_up.notify()
 
-    def _write_cycle(self, connection: Connection, ended: Sequence[EndedSend], limit: int, only: int | None) -> _Cycle:
-        """Record outcomes and claim up to `limit` messages in one transaction, of all gateways or of the gateway `only`.
+    def _write_cycle(
+        self, connection: Connection, ended: Sequence[EndedSend], limit: int, only: int | None, last: list[_Cycle]
+    ) -> _Cycle:
+        """Record outcomes and claim up to `limit` messages in one transaction, of all gateways or of the gateway `only`. Append the
+        result to `last` before the commit.
 
         The method does not change the dispatcher object, because the database may run the transaction again."""
         now = to_ms(self._clock())  # not the time of `step`, because this transaction may have waited for others
@@ -333,6 +349,7 @@ class GatewayDispatcher:
             self._give_up(connection, cycle, find_finished(connection, states, now, self._skipped(now)))
             cycle.claims = self._claims.write(connection, states, usage, limit, now)
             self._give_up(connection, cycle, cycle.claims.changes)
+        last.append(cycle)
         return cycle
 
     def _give_up(self, connection: Connection, cycle: _Cycle, changes: Sequence[SendChange]) -> None:
@@ -364,6 +381,8 @@ class GatewayDispatcher:
             if one.is_local_failure:
                 self._paused[one.attempt.queue] = one.at + LOCAL_PAUSE_MS
             if one.change.row.id not in cycle.written:
+                if one.result is None:  # a claim that was to be given back
+                    continue
                 totals.leases_lost += 1
                 log.warning("send_lease_lost", send=encode(one.change.row.id))
                 continue

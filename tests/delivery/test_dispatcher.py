@@ -4,7 +4,7 @@ import asyncio
 import random
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import pytest
 from sqlalchemy import Connection, func, select
@@ -17,11 +17,13 @@ from shortener.delivery.attempt import AttemptInFlight, AttemptRunner, FinishedA
 from shortener.delivery.dispatcher import MAX_STARTS, Dispatcher
 from shortener.delivery.fanout import MAX_EVENTS_WHILE_BUSY, Fanout
 from shortener.delivery.trackers import NewTracker
-from shortener.errors import StoreUnavailable
+from shortener.errors import CommitUncertain, StoreUnavailable
 from shortener.storage import schema
+from shortener.storage.database import Database
 from shortener.storage.open import open_database
 from tests.clicks.helpers import Hits
 from tests.conftest import NOON, Clock, MakeService
+from tests.databases import Cut, CutCommits
 from tests.delivery.conftest import MakeTracker, Story
 from tests.delivery.dispatching import (
     DELIVERED,
@@ -259,3 +261,19 @@ async def test_an_error_after_the_commit_neither_repeats_an_outcome_nor_drops_a_
     assert (statuses(await deliveries(service)), len(receiver.requests)) == ({DELIVERED: 3}, 3)
     assert (dispatcher.totals.leases_lost, dispatcher.in_flight) == (0, 0)
     assert {line["event"] for line in logs if line["log_level"] == "error"} == {"after_commit_failed"}
+
+
+@pytest.mark.parametrize("cut", ["stored", "rolled back"])
+async def test_deliveries_whose_claim_was_cut_at_its_commit_are_sent_without_a_wait_and_without_an_attempt_lost(
+    cut: Cut, service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver
+) -> None:
+    await make_tracker(receiver.url())
+    for _ in range(3):
+        await story.first_click()
+    await service.fanout.flush()
+    dispatcher = other_dispatcher(service, cast(Database, CutCommits(service.database, [cut])))
+    with pytest.raises(CommitUncertain):
+        await dispatcher.step()
+    await dispatcher.flush()
+    assert [(row.status, row.attempt) for row in await deliveries(service)] == [(DELIVERED, 1)] * 3
+    assert (len(receiver.requests), dispatcher.totals.leases_lost, dispatcher.in_flight) == (3, 0, 0)

@@ -11,12 +11,14 @@ from sqlalchemy import update
 from structlog.testing import capture_logs
 
 from shortener.container import Service
+from shortener.errors import CommitUncertain
 from shortener.gateways import dispatcher as dispatcher_module
 from shortener.gateways.attempt import EndedSend, SendInFlight, SendRunner
 from shortener.gateways.submission import OutgoingMessage, SubmitOutcome, SubmitResult
 from shortener.ids import encode
 from shortener.storage import schema
 from tests.conftest import Clock
+from tests.databases import Cut, CutCommits
 from tests.factory import AUDIT, rows
 from tests.gateways.conftest import MakeGateway, SendMessages, stored_sends
 from tests.gateways.sending import FAILED, HELD, PENDING, SENT, other_process
@@ -214,3 +216,20 @@ async def test_an_error_after_the_commit_neither_repeats_an_outcome_nor_drops_a_
     assert [(send.status, send.attempt) for send in await stored_sends(service)] == [(SENT, 1)] * 3
     assert (len(receiver.requests), dispatcher.totals.leases_lost, dispatcher._usage.busy) == (3, 0, 0)
     assert {line["event"] for line in logs if line["log_level"] == "error"} == {"after_commit_failed"}
+
+
+@pytest.mark.parametrize("cut", ["stored", "rolled back"])
+async def test_messages_whose_claim_was_cut_at_its_commit_are_handed_on_once_and_are_not_doubtful(
+    cut: Cut, service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver
+) -> None:
+    receiver.default_reply = ACCEPTED
+    await make_gateway(receiver.url(), on_doubt="hold")
+    await send_messages(3)
+    dispatcher = other_process(service, CutCommits(service.database, [cut]))
+    with pytest.raises(CommitUncertain):
+        await dispatcher.step()
+    with capture_logs() as logs:
+        await dispatcher.flush()
+    assert [(send.status, send.attempt, send.doubtful) for send in await stored_sends(service)] == [(SENT, 1, False)] * 3
+    assert (len(receiver.requests), dispatcher.totals.leases_lost, dispatcher._usage.busy) == (3, 0, 0)
+    assert logs == []
