@@ -46,11 +46,16 @@ def print_counts(counts: dict[str, int], as_json: bool, text_without_rows: str) 
 
 
 @click.command()
+@click.option("--trust-clock", is_flag=True, help="Purge also if the clock is more than 32 days after the latest purge.")
 @json_option
 @async_command
-async def purge(as_json: bool) -> None:
-    """Delete data that is older than its retention period, in small batches. A running server also does this regularly."""
+async def purge(trust_clock: bool, as_json: bool) -> None:
+    """Delete data that is older than its retention period, in small batches. A running server also does this regularly.
+
+    If the clock moved far ahead since the latest purge, nothing is deleted for 24 hours, because the clock may be wrong.
+    """
     from shortener.model import utcnow
+    from shortener.retention.clock_guard import PurgeWaits
     from shortener.retention.purge import PurgeResult
     from shortener.retention.purge import purge as run
 
@@ -61,7 +66,10 @@ async def purge(as_json: bool) -> None:
     async with open_store() as database:
         # The purge has many transactions, so the audit row is stored before the first of them.
         await database.write(command_line_audit(database).add, utcnow(), "purge_started")
-        purged = await run(database, load_settings(), utcnow(), progress)
+        try:
+            purged = await run(database, load_settings(), utcnow(), progress, trusts_clock=trust_clock)
+        except PurgeWaits as error:
+            raise click.ClickException(f"nothing was deleted: {error}. If it is right, add --trust-clock") from None
     if sys.stderr.isatty():
         click.echo(err=True)
     print_counts(dataclasses.asdict(purged), as_json, "there is nothing to delete")

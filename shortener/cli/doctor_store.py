@@ -121,6 +121,7 @@ def _check_rows(connection: Connection, settings: Settings) -> Iterator[Finding]
     """Check the data in the tables: the clock, the processes, the queues, the trackers and the growth of the data."""
     from shortener.model import utcnow
     from shortener.reporting.queues import read_queue_state
+    from shortener.retention.clock_guard import find_step
 
     now = utcnow()
     yield _check_clock(connection, now)
@@ -158,7 +159,10 @@ def _check_rows(connection: Connection, settings: Settings) -> Iterator[Finding]
     ):
         text = f"tracker {row.id} ({row.name}) is disabled: {row.disabled_reason}"
         yield Finding("trackers", "warning", text, f"correct the receiver, then `shortener trackers update {row.id} --enable`")
-    if state.purge_lag_seconds > MAX_PURGE_LAG.total_seconds():
+    if (step := find_step(connection, now)) is not None:
+        text = f"the clock is {step.days:,} days after the latest purge, so the purge waits until {step.until:%Y-%m-%d %H:%M} UTC"
+        yield Finding("purge", "warning", text, "set the clock, or run `shortener purge --trust-clock` if it is right")
+    elif state.purge_lag_seconds > MAX_PURGE_LAG.total_seconds():
         text = f"the oldest row is stored {state.purge_lag_seconds / 86400:.0f} days beyond its retention"
         yield Finding("purge", "warning", text, "run `shortener purge`, or raise PURGE_BATCH")
     yield from _check_growth(connection, settings, state.database_bytes, now)

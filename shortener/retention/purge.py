@@ -23,6 +23,8 @@ grow with time) or by an index, never by a table scan. After each batch the purg
 no clicks and no messages arrive (`traffic.py`), a purge by command does not pause, and its batches have up to 2,000 rows. An
 interrupted purge has deleted complete batches, and it deletes the rows of a message before the message itself, so the next purge
 can continue.
+
+If the clock moved far ahead, a run deletes nothing and waits (`clock_guard.py`).
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
+import structlog
 from sqlalchemy import (
     Column,
     Connection,
@@ -50,6 +53,7 @@ from shortener.clicks.user_agents import device_class, has_expressions, load_exp
 from shortener.ids import first_id_at
 from shortener.metrics import Metrics
 from shortener.model import mutable_record
+from shortener.retention.clock_guard import PurgeWaits, note_run
 from shortener.retention.purge_statements import (
     AUDIT_DELETION,
     EMPTY_HITS,
@@ -75,7 +79,9 @@ from shortener.storage.schema import (
     operator_sessions,
     stored_responses,
 )
-from shortener.storage.types import to_ms
+from shortener.storage.types import to_iso, to_ms
+
+log = structlog.get_logger(__name__)
 
 #: The pause after a batch, as a multiple of the duration of the batch. During the pause, the purge does not delay clicks.
 PAUSE_FACTOR = 9
@@ -131,11 +137,20 @@ class PurgeResult:
 
 
 async def purge(
-    database: Database, settings: Settings, now: datetime, progress: Callable[[PurgeResult], None] = lambda so_far: None
+    database: Database,
+    settings: Settings,
+    now: datetime,
+    progress: Callable[[PurgeResult], None] = lambda so_far: None,
+    *,
+    trusts_clock: bool = False,
 ) -> PurgeResult:
     """Delete all data whose retention time has ended at `now`. Call `progress` with the total after each batch.
 
-    The purge pauses between batches only while clicks or messages arrive. Raise StoreUnavailable."""
+    The purge pauses between batches only while clicks or messages arrive. Raise StoreUnavailable, and PurgeWaits if the clock moved
+    far ahead, unless `trusts_clock` is true."""
+    step = await database.write_later(note_run, now, trusted=trusts_clock)
+    if step is not None:
+        raise PurgeWaits(step)
     total = PurgeResult()
     async for batch in Purge(database, settings).batches(now, Traffic(database)):
         total.add(batch)
@@ -164,6 +179,10 @@ class Purge:
 
     async def step(self, now: datetime) -> int:
         """Delete the rows whose retention time has ended since the last run. Return the number of deleted rows."""
+        clock_step = await self._database.write_later(note_run, now)
+        if clock_step is not None:
+            log.error("purge_waits", days=clock_step.days, until=to_iso(clock_step.until))
+            return 0
         if self._started_at is None or now - self._started_at >= RESTART_INTERVAL:
             self._started_at = now
             self._reached.clear()

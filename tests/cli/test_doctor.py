@@ -201,3 +201,18 @@ def test_the_doctor_command_reports_a_redis_that_has_no_append_only_file_or_evic
         assert [("append-only" in line, "evicts hits" in line) for line in redis_lines] == [(True, False), (False, True)]
     finally:
         redis.kill()
+
+
+def test_a_purge_waits_and_the_doctor_says_so_if_the_clock_is_far_ahead_of_the_latest_purge(shell: InProcessShell) -> None:
+    assert set(shell.json("purge").values()) == {0}
+    assert "purge" not in check(shell)
+    long_ago = round((utcnow() - timedelta(days=2000)).timestamp() * 1000)
+    query(shell, f"UPDATE installation SET value = '{long_ago} 0 0' WHERE name = 'purge_clock'")
+    assert "the clock is 2,000 days after the latest purge" in check(shell)["purge"]["text"]
+    refused = shell("purge", code=1).stderr
+    assert "nothing was deleted: the clock is 2,000 days after the latest purge" in refused
+    assert "--trust-clock" in refused
+    assert "so the purge waits until" in check(shell)["purge"]["text"]
+    assert set(shell.json("purge", "--trust-clock").values()) == {0}
+    assert set(shell.json("purge").values()) == {0}
+    assert "purge" not in check(shell)

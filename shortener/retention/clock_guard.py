@@ -1,0 +1,81 @@
+"""The guard of the purge against a clock that is far ahead, for example after a machine started with a wrong date. Without it, such
+a clock would make all stored data look older than its retention, and the purge would delete everything.
+
+Each run of the purge stores its time. If a run begins more than MAX_STEP after the latest run, either the clock moved ahead or no
+process ran for so long. Nothing can tell the two apart, so the purge waits for WAIT_AFTER_STEP. Within this time somebody can
+correct the clock: when it is set back, the purge continues at once. An installation that did not run for a year purges one day
+later. The first run of an installation trusts its clock.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from sqlalchemy import Connection
+
+from shortener.model import record
+from shortener.storage import installation
+from shortener.storage.types import from_ms, to_ms
+
+#: The name of the stored value: the time of the latest run, the time at which a run found a step, and the size of the step, in ms.
+NAME = "purge_clock"
+#: A purge that runs once a month by command never waits. A smaller step deletes data at most so much too early.
+MAX_STEP = timedelta(days=32)
+WAIT_AFTER_STEP = timedelta(hours=24)
+
+
+@record
+class ClockStep:
+    """A step of the clock after which the purge waits. `size` is the time since the run before it."""
+
+    size: timedelta
+    until: datetime
+
+    @property
+    def days(self) -> int:
+        return self.size.days
+
+
+class PurgeWaits(Exception):
+    """Raised if a purge must wait, because the clock moved far ahead."""
+
+    def __init__(self, step: ClockStep) -> None:
+        super().__init__(f"the clock is {step.days:,} days after the latest purge")
+        self.step = step
+
+
+def note_run(connection: Connection, now: datetime, *, trusted: bool = False) -> ClockStep | None:
+    """Store the time of a run of the purge. Return the step after which the purge must wait, or None if it may delete.
+
+    `trusted` states that a person has checked the clock, so that the purge never waits."""
+    at = to_ms(now)
+    latest, found_at, size = _read(connection) or (at, 0, 0)
+    if trusted or at < found_at:  # The clock was set back, so the step is corrected.
+        found_at = size = 0
+    elif from_ms(at) - from_ms(latest) > MAX_STEP:
+        found_at, size = at, at - latest
+    installation.set_value(connection, NAME, f"{at} {found_at} {size}")
+    return _waits(found_at, size, now)
+
+
+def find_step(connection: Connection, now: datetime) -> ClockStep | None:
+    """Return the step after which the purge waits at present, or None."""
+    latest, found_at, size = _read(connection) or (0, 0, 0)
+    if latest and now - from_ms(latest) > MAX_STEP:
+        return ClockStep(now - from_ms(latest), now + WAIT_AFTER_STEP)
+    return None if to_ms(now) < found_at else _waits(found_at, size, now)
+
+
+def _read(connection: Connection) -> tuple[int, int, int] | None:
+    stored = installation.get(connection, NAME)
+    if stored is None:
+        return None
+    latest, found_at, size = map(int, stored.split())
+    return latest, found_at, size
+
+
+def _waits(found_at: int, size: int, now: datetime) -> ClockStep | None:
+    if not found_at:
+        return None
+    until = from_ms(found_at) + WAIT_AFTER_STEP
+    return ClockStep(timedelta(milliseconds=size), until) if now < until else None

@@ -1,0 +1,54 @@
+"""Tests of the guard of the purge against a clock that is far ahead, on both databases."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from shortener.retention.clock_guard import MAX_STEP, WAIT_AFTER_STEP, ClockStep, find_step, note_run
+from shortener.storage.database import Database
+from tests.conftest import NOON
+
+HOUR, DAY = timedelta(hours=1), timedelta(days=1)
+
+
+async def step_at(database: Database, now: datetime) -> ClockStep | None:
+    """Begin a run of the purge, and check that `find_step` returns the same."""
+    step = await database.write(note_run, now)
+    assert await database.read(find_step, now) == step
+    return step
+
+
+async def test_the_purge_never_waits_while_it_runs_at_least_once_a_month(database: Database) -> None:
+    for day in (0, 1, 1, 3, 31, 60, 90):
+        assert await step_at(database, NOON + day * DAY) is None, day
+
+
+async def test_the_purge_waits_a_day_after_the_clock_moved_far_ahead(database: Database) -> None:
+    await step_at(database, NOON)
+    ahead = NOON + 2000 * DAY
+    assert await database.read(find_step, ahead) == ClockStep(2000 * DAY, ahead + WAIT_AFTER_STEP), "before the next run"
+    for hour in range(24):
+        assert await step_at(database, ahead + hour * HOUR) == ClockStep(2000 * DAY, ahead + WAIT_AFTER_STEP), hour
+    assert await step_at(database, ahead + WAIT_AFTER_STEP) is None
+    assert await step_at(database, ahead + WAIT_AFTER_STEP + HOUR) is None
+
+
+async def test_the_purge_continues_at_once_after_the_clock_was_set_back(database: Database) -> None:
+    for now in (NOON, NOON + 2000 * DAY):
+        await step_at(database, now)
+    assert await step_at(database, NOON + HOUR) is None
+    assert await step_at(database, NOON + 2 * HOUR) is None
+    assert await step_at(database, NOON + 2000 * DAY) is not None, "and it waits again after the next step"
+
+
+async def test_an_installation_that_did_not_run_for_a_year_purges_a_day_later(database: Database) -> None:
+    await step_at(database, NOON)
+    assert await step_at(database, NOON + 365 * DAY) is not None
+    assert await step_at(database, NOON + 366 * DAY) is None
+
+
+async def test_a_second_step_of_the_clock_starts_the_wait_again(database: Database) -> None:
+    for now in (NOON, NOON + 400 * DAY):
+        await step_at(database, now)
+    second = NOON + 400 * DAY + MAX_STEP + HOUR
+    assert await step_at(database, second) == ClockStep(MAX_STEP + HOUR, second + WAIT_AFTER_STEP)
