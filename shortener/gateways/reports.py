@@ -15,7 +15,7 @@ from decimal import Decimal
 from typing import Any, NamedTuple
 
 import structlog
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, exists, select, update
 
 from shortener.delivery.attempt import to_storable_text
 from shortener.gateways import templates
@@ -184,8 +184,10 @@ def _is_recipient(phone: str, addresses: Iterable[str]) -> bool:
 
 
 def _store_id(connection: Connection, send_id: int, gateway_message_id: str) -> None:
-    """Store the id that the gateway assigned to a message whose response is missing, so that later reports find the message."""
-    missing = sends.c.id == send_id, sends.c.gateway_message_id.is_(None)
+    """Store the id that the gateway assigned to a message whose response is missing, so that later reports find the message. Store
+    nothing if the personal data of the message was erased."""
+    is_erased = exists().where(messages.c.id == send_id, messages.c.to_address == "")
+    missing = sends.c.id == send_id, sends.c.gateway_message_id.is_(None), ~is_erased
     connection.execute(update(sends).where(*missing).values(gateway_message_id=gateway_message_id))
 
 

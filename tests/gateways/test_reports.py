@@ -17,6 +17,7 @@ from shortener.gateways.reports import GatewayReports
 from shortener.gateways.submission import GatewayReport
 from shortener.ids import encode
 from shortener.model import State
+from shortener.retention.erasure import erase_message
 from shortener.storage import schema
 from tests.conftest import NOON, Clock
 from tests.factory import AUDIT, rows
@@ -92,6 +93,16 @@ async def test_a_gateway_cannot_report_the_delivery_of_a_message_of_another_gate
     for ids in ({"reference": encode((await stored_send(service)).id)}, {"gateway_message_id": "gw-1"}, {"message_id": message}):
         assert not await service.gateway_reports.record(other.id, GatewayReport("DELIVRD", **ids))  # type: ignore[arg-type]
     assert (await stored_message(service, message)).state == State.SENT
+
+
+async def test_a_late_gateway_report_about_an_erased_message_stores_no_id_of_the_gateway(service: Service, message: str) -> None:
+    reference = encode((await stored_send(service)).id)
+    await service.database.write(erase_message, 1, message, NOON)
+    report = GatewayReport("DELIVRD", reference=reference, gateway_message_id="gw-1", at=NOON)
+    assert await service.gateway_reports.record(await gateway_id(service), report)
+    stored = await stored_message(service, message)
+    assert (stored.state, stored.telecom_message_id) == (State.DELIVERED, None)
+    assert (await stored_send(service)).gateway_message_id is None
 
 
 async def test_status_words_in_gateway_reports_are_mapped_to_message_states(service: Service, message: str) -> None:
