@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -31,6 +31,10 @@ from shortener.cli.common import (
     yes_option,
 )
 from shortener.cli.parameters import ID, TIME, ApplicationCommand, since_option, until_option
+from shortener.errors import StoreUnavailable
+
+if TYPE_CHECKING:
+    from shortener.clicks.link_updates import LinkUpdates
 
 
 @click.group()
@@ -208,6 +212,16 @@ async def _change_link(code: str, requested: dict[str, Any], as_json: bool, *, y
         )
 
 
+async def _perform_earlier(updates: LinkUpdates) -> int:
+    """Perform batches of an earlier update, for which the new one waits if no server runs. Return their number."""
+    try:
+        return await updates.step()
+    except StoreUnavailable:
+        raise
+    except Exception:  # the earlier update is stopped now, and the new one continues
+        return 0
+
+
 async def _change_links(
     application: int, selected: tuple[str | None, str | None, str | None], requested: dict[str, Any], as_json: bool
 ) -> None:
@@ -243,14 +257,20 @@ async def _change_links(
             )
         )
         updates = LinkUpdates(database, cache, new_id, utcnow)
-        while True:
-            if not await updates.perform(update_id):
-                await asyncio.sleep(0.1)  # wait, because a running server processes the update
-            fields = serialize_update(await database.read(find_update, LINK_UPDATE_IDS.encode(update_id), application))
-            if sys.stderr.isatty():
-                click.echo(f"\r{fields['done']:,} of {fields['total'] or '?'} links", nl=False, err=True)
-            if fields["state"] in (DONE, STOPPED):
-                break
+        public_id = LINK_UPDATE_IDS.encode(update_id)
+        try:
+            while True:
+                # If another process performs the update, or an earlier one of the application, wait.
+                if not await updates.perform(update_id) and not await _perform_earlier(updates):
+                    await asyncio.sleep(0.1)
+                fields = serialize_update(await database.read(find_update, public_id, application))
+                if sys.stderr.isatty():
+                    click.echo(f"\r{fields['done']:,} of {fields['total'] or '?'} links", nl=False, err=True)
+                if fields["state"] in (DONE, STOPPED):
+                    break
+        except StoreUnavailable as error:
+            reason = f"the update {public_id} is stored, but not complete: {error}. A running server continues it"
+            raise click.ClickException(reason) from None
     print_result(fields, as_json, lambda: print_fields(fields))
 
 

@@ -6,6 +6,9 @@ restart or a crash. The update first counts its links exactly, and then changes 
 can stop the update between two batches. Links that were changed before stay changed. Links of messages that are rewritten after the
 update was created are not changed.
 
+The updates of one application are performed in the order in which they were created, so that the latest one decides. The updates of
+different applications take turns, so that a short one does not wait for a long one of another application.
+
 For each batch, the process reads the links of some messages and deletes their cache entries. One transaction changes the links and
 stores the new position of the update. Then the current values are stored in the cache, also if the transaction failed or changed
 nothing. A batch that is repeated after a crash changes no link twice. If a batch fails for another reason than an unavailable
@@ -23,7 +26,7 @@ from datetime import timedelta
 from typing import Any
 
 import structlog
-from sqlalchemy import ColumnElement, Connection, Row, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, exists, insert, or_, select, update
 
 from shortener.accounts.audit import BACKGROUND_JOB, Actor, AuditWriter
 from shortener.clicks.link_changes import audited_value, find_changeable_by_ids, refresh_cache, write_changes
@@ -187,6 +190,7 @@ class LinkUpdates:
         self._new_id = new_id
         self._clock = clock
         self._owner = secrets.token_hex(8)
+        self._latest_application = 0  # the application whose update the latest step performed
         # The codes of batches that failed. Their cache entries were deleted, and the update may be stopped before the next attempt.
         self._without_entry: set[str] = set()
         self.wake_up = WakeUp()
@@ -202,9 +206,10 @@ class LinkUpdates:
             except Exception:  # the redirects of these links fill the cache again
                 log.exception("links_not_cached", links=len(codes))
             self._without_entry.difference_update(codes)
-        update_id = await self._database.read(self._find_free)
-        if update_id is None:
+        free = await self._database.read(self._find_free)
+        if free is None:
             return 0
+        update_id, self._latest_application = free
         try:
             return await self.perform(update_id)
         except StoreUnavailable:
@@ -215,7 +220,7 @@ class LinkUpdates:
 
     async def perform(self, update_id: int, *, seconds: float = STEP_SECONDS, until_counted: bool = False) -> int:
         """Perform batches of a link update for a time in seconds. Return the number of batches; 0 if another process performs the
-        update."""
+        update, or if it waits for an earlier update of its application."""
         loop = asyncio.get_running_loop()
         end, batches = loop.time() + seconds, 0
         while loop.time() < end:
@@ -243,17 +248,23 @@ class LinkUpdates:
             self._without_entry.update(codes)
             raise
 
-    def _find_free(self, connection: Connection) -> int | None:
-        found: int | None = connection.scalar(
-            select(link_updates.c.id).where(*self._is_free()).order_by(link_updates.c.id).limit(1)
-        )
-        return found
+    def _find_free(self, connection: Connection) -> tuple[int, int] | None:
+        """Return the id and the application of the update to perform next, or None. The applications take turns."""
+        c = link_updates.c
+        turn = c.application_id <= self._latest_application, c.application_id, c.id
+        row = connection.execute(select(c.id, c.application_id).where(*self._is_free()).order_by(*turn).limit(1)).first()
+        return None if row is None else (row.id, row.application_id)
 
     def _is_free(self) -> tuple[ColumnElement[bool], ...]:
         c = link_updates.c
         now = self._clock()
         free = or_(c.lease_until.is_(None), c.lease_until < now, c.lease_until > now + MAX_LEASE, c.owner == self._owner)
-        return c.state.in_((COUNTING, RUNNING)), free
+        earlier = link_updates.alias("earlier").c
+        waits = exists().where(
+            earlier.application_id == c.application_id, earlier.id < c.id, earlier.state.in_((COUNTING, RUNNING))
+        )
+        # The links are counted at once, because the count changes nothing.
+        return c.state.in_((COUNTING, RUNNING)), free, or_(c.state == COUNTING, ~waits)
 
     def _claim(self, connection: Connection, update_id: int) -> AnyRow | None:
         done = connection.execute(

@@ -1,5 +1,8 @@
 """Tests of `shortener links`, `hosts` and `domains`: changes take effect on a running server within a second."""
 
+import contextlib
+import re
+import sqlite3
 import time
 from pathlib import Path
 from typing import Any
@@ -7,6 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
+from shortener.clicks.link_updates import LinkUpdates
+from shortener.errors import StoreUnavailable
 from tests.acceptance.process import PHONE, Server
 from tests.cli.shell import InProcessShell, create_installation
 from tests.servers import PATIENCE, SOON_SECONDS
@@ -159,3 +164,41 @@ def test_commands_that_set_a_fallback_url_print_warnings_about_its_macros_to_std
     ):
         assert "warning: fallback_url " in shell(*command).stderr, command
     assert shell("domains", "update", "go.brand.example", "--fallback-url", "https://shop.example/").stderr == ""
+
+
+@pytest.fixture
+def interrupted(shell: InProcessShell, monkeypatch: pytest.MonkeyPatch) -> tuple[tuple[str, ...], str]:
+    """An update of links that the database interrupted: its command, and the error of the command. Its lease has ended."""
+    number = str(shell.json("applications", "create", "brand")["application_id"])
+    command = ("links", "update", "--application", number, "--campaign", "one", "--disable", "--yes")
+
+    async def fail(*_: Any) -> None:
+        raise StoreUnavailable("down")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LinkUpdates, "_perform_batch", fail)
+        error = shell(*command, code=1).stderr
+    _query(shell, "UPDATE link_updates SET lease_until = NULL")
+    return command, error
+
+
+def _query(shell: InProcessShell, statement: str) -> list[Any]:
+    with contextlib.closing(sqlite3.connect(shell.folder / "shortener.db")) as connection, connection:
+        return connection.execute(statement).fetchall()
+
+
+def test_an_update_of_links_that_the_database_interrupts_is_reported_as_stored(
+    shell: InProcessShell, interrupted: tuple[tuple[str, ...], str]
+) -> None:
+    command, error = interrupted
+    assert re.search(r"the update \w+ is stored, but not complete: down\. A running server continues it", error), error
+    assert shell.json(*command)["state"] == "done"
+    assert _query(shell, "SELECT state FROM link_updates") == [("done",)] * 2, "the next command performs the earlier one first"
+
+
+def test_an_earlier_update_of_links_that_fails_does_not_stop_the_next_one(
+    shell: InProcessShell, interrupted: tuple[tuple[str, ...], str]
+) -> None:
+    _query(shell, "UPDATE link_updates SET filter = '[]'")
+    assert shell.json(*interrupted[0])["state"] == "done"
+    assert _query(shell, "SELECT state FROM link_updates ORDER BY id") == [("stopped",), ("done",)]

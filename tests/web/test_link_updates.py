@@ -2,12 +2,14 @@
 
 import asyncio
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import httpx
 import pytest
 from sqlalchemy import select, update
 
+from shortener.accounts.administration import create_application
 from shortener.clicks import link_updates as module
 from shortener.clicks.link_updates import LinkUpdates
 from shortener.container import Service
@@ -191,6 +193,45 @@ async def test_two_processes_share_the_work_of_one_update_of_links(
     assert (done["state"], done["total"], done["done"], done["changed"]) == ("done", 40, 40, 40)
     rows = await service.database.read(lambda c: c.execute(select(schema.link_changes)).all())
     assert len(rows) == 40
+
+
+async def test_a_short_update_of_links_does_not_wait_for_a_long_one_of_another_application(
+    client: httpx.AsyncClient, service: Service, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BATCH_MESSAGES", 2)
+    updates = service.link_updates
+    monkeypatch.setattr(updates, "perform", partial(updates.perform, seconds=0.0001))  # one batch in each step
+    other = await service.database.write(create_application, "other", clock())
+    await service.directory.refresh()
+    await send(client, 20, campaign="one")
+    long = await create(client, campaign="one", enabled=False)
+    async with client_of(service, {"X-API-Key": other.api_key}) as second:
+        await send(second, 1, campaign="one")
+        short = await create(second, campaign="one", enabled=False)
+        for _ in range(12):
+            await updates.step()
+        assert (await second.get(f"/api/v1/links/updates/{short['update_id']}")).json()["update"]["state"] == "done"
+    assert (await client.get(f"/api/v1/links/updates/{long['update_id']}")).json()["update"]["state"] != "done"
+    assert (await finish(service, client, long["update_id"]))["changed"] == 40
+
+
+async def test_the_updates_of_links_of_one_application_are_performed_one_after_the_other_so_that_the_latest_decides(
+    client: httpx.AsyncClient, service: Service, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BATCH_MESSAGES", 2)
+    await send(client, 6, campaign="one")
+    wrong = await create(client, campaign="one", url="https://wrong.example/")
+    corrected = await create(client, campaign="one", url="https://right.example/")
+    assert corrected["total"] == 12, "the links are counted at once"
+    first, second = (LINK_UPDATE_IDS.decode(one["update_id"]) or 0 for one in (wrong, corrected))
+    other = LinkUpdates(service.database, service.cache, service.ids, clock)
+    assert await service.link_updates.perform(first, seconds=0.0001) == 1
+    assert await other.perform(second) == 0, "it waits for the earlier one"
+    while await service.link_updates.step() or await other.step():
+        pass
+    assert set((await destinations(service)).values()) == {"https://right.example/"}
+    done = await finish(service, client, corrected["update_id"])
+    assert (done["state"], done["changed"]) == ("done", 12)
 
 
 @pytest.mark.parametrize(
