@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
+from functools import partial
 from operator import itemgetter
 from typing import Any, TypeVar
 
@@ -61,7 +62,8 @@ async def overview(visit: Visit) -> Response:
         devices=_shares(figures.devices),
         browsers=_shares(figures.browsers),
         campaigns=await _panel("campaigns", _campaigns(visit)),
-        destinations=await _panel("destinations", _groups(visit, by_destination)),
+        # Groups that the report merges have no list with exactly their rows, so the panel leaves them out.
+        destinations=await _panel("destinations", _groups(visit, partial(by_destination, merges_rest=False))),
         countries=await _panel("countries", _groups(visit, by_country)),
         applications=await _panel("applications", _applications(visit)) if visit.application is None else [],
         attention=await _panel("attention", attention(visit, figures)),

@@ -136,11 +136,14 @@ def by_campaign(connection: Connection, scope: StatisticsFilter, campaigns: Coll
     return _with_pending(connection, scope, groups, campaign_of)
 
 
-def by_destination(connection: Connection, scope: StatisticsFilter) -> StatisticsReport[str]:
+def by_destination(connection: Connection, scope: StatisticsFilter, *, merges_rest: bool = True) -> StatisticsReport[str]:
     """Return groups by destination (host and path), at most MAX_NAMES groups with the most messages, and the group OTHER for the
     rest. A message with several destinations is in the group of each of them, but its first click is only in the group of the
-    clicked destination."""
-    return _by_name(connection, scope, Kind.DESTINATION)
+    clicked destination.
+
+    If `merges_rest` is false, return all groups. The group OTHER then has exactly the messages of the lists with the filter
+    `destination=other`: those whose destinations had no name left in their campaign."""
+    return _by_name(connection, scope, Kind.DESTINATION, merges_rest=merges_rest)
 
 
 def by_label(connection: Connection, scope: StatisticsFilter) -> StatisticsReport[str]:
@@ -148,13 +151,15 @@ def by_label(connection: Connection, scope: StatisticsFilter) -> StatisticsRepor
     return _by_name(connection, scope, Kind.LABEL)
 
 
-def _by_name(connection: Connection, scope: StatisticsFilter, kind: Kind) -> StatisticsReport[str]:
+def _by_name(connection: Connection, scope: StatisticsFilter, kind: Kind, *, merges_rest: bool = True) -> StatisticsReport[str]:
     groups: dict[str, Figures] = {}
     chosen = _find_groups(connection, scope, kind)
     _add_groups(connection, scope, groups, {group.id: group.name for group in chosen})
     report = _with_pending(
         connection, scope, groups, lambda event: event.destinations if kind is Kind.DESTINATION else event.labels
     )
+    if not merges_rest:
+        return report
     ordered = sorted(report.groups, key=lambda name: (-report.groups[name]["messages"], name))
     shown = [name for name in ordered if name != OTHER][:MAX_NAMES]
     limited = {name: report.groups[name] for name in shown}

@@ -246,3 +246,29 @@ async def test_the_dead_deliveries_that_need_attention_lead_to_deliveries_of_a_w
     clock.forward(days=40)
     page = (await (await sign_in()).get("/portal/1/")).text
     assert f'<a href="/portal/1/deliveries?period=365d&amp;tracker={tracker}&amp;status=dead">Tracker shop has 2 dead' in page
+
+
+async def test_each_figure_of_a_destination_leads_to_its_rows_also_if_there_are_more_destinations_than_names(
+    service: Service, sign_in: SignIn, new_browser: NewBrowser, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The report of the API merges the destinations above a limit, and a campaign has a limited number of names, too."""
+    monkeypatch.setattr("shortener.outbox.link_sets.MAX_NAMES", 2)
+    monkeypatch.setattr("shortener.reporting.statistics.MAX_NAMES", 2)
+    browser, phone = await sign_in(), await new_browser()
+    for campaign in ("one", "two"):
+        for number in range(4):
+            message = await send(
+                service,
+                browser,
+                campaign=campaign,
+                body=f'#track("https://x.example/{campaign}{number}") #track("https://y.example/{number}")',
+            )
+            await click(service, phone, message["links"][0]["code"])
+    clock.forward(minutes=20)
+    page = await browser.get("/portal/1/?period=7d")
+    shown = [one for one in figures_of(page) if "destination=" in one[2]]
+    assert {parse_qs(urlsplit(href).query)["destination"][0] for _, _, href in shown} >= {"other", "x.example/one0"}
+    for name, value, href in shown:
+        path, _, query = href.partition("?")
+        exported = (await browser.get(f"{path}.csv?{query}")).text
+        assert len(list(csv.DictReader(io.StringIO(exported)))) == value, (name, href)
