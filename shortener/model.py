@@ -13,6 +13,8 @@ from typing import Literal, TypeVar, dataclass_transform, get_args
 
 T = TypeVar("T")
 
+ALL_APPLICATIONS = 0  # A database row with this application id applies to all applications.
+
 
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
 def record(cls: type[T]) -> type[T]:

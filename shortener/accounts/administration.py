@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from shortener.accounts.credentials import Credentials, create_key, new_token
-from shortener.accounts.directory import ALL_APPLICATIONS, Application, Domain, increment_version, require_application
+from shortener.accounts.directory import Application, Domain, increment_version, require_application
 from shortener.accounts.own_hosts import NO_HOSTS, OwnHosts, is_local, name_of, unreachable_host_warnings
 from shortener.accounts.settings import (
     PERMISSIONS,
@@ -24,6 +24,7 @@ from shortener.accounts.settings import (
     parse_fallback_url,
 )
 from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.model import ALL_APPLICATIONS
 from shortener.secret import Secret, new_signing_secret
 from shortener.storage import schema
 from shortener.storage.database import upsert

@@ -20,9 +20,8 @@ from typing import Any
 
 from sqlalchemy import Connection, insert, inspect
 
-from shortener.accounts.directory import ALL_APPLICATIONS
 from shortener.logs import mask_numbers, mask_recipient
-from shortener.model import record
+from shortener.model import ALL_APPLICATIONS, record
 from shortener.storage.schema import audit_log
 
 MAX_OBJECT_CHARACTERS = 200

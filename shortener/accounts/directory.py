@@ -5,9 +5,6 @@ and every process reads that version a few times per second. A revoked key, a di
 therefore take effect in all processes within a second. They stay in effect while the database is down.
 
 A process also reads the version before it rejects an unknown credential, so it accepts a new credential at once.
-
-The module is long because its records, the queries that read them and the look-ups in them change together: a new column of an
-account changes all three.
 """
 
 # Tested by tests/accounts/test_directory.py and tests/accounts/test_administration.py
@@ -21,23 +18,23 @@ import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import field
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any
 
 from sqlalchemy import Connection, Row, select
 
+from shortener.accounts.hit_policies import HitPolicies, read_hit_policies
 from shortener.accounts.own_hosts import NO_HOSTS, OwnHosts, is_local, name_of
-from shortener.accounts.settings import ApplicationSettings, Privacy, from_stored
+from shortener.accounts.settings import ApplicationSettings, from_stored
 from shortener.errors import ApiError, ErrorCode, StoreUnavailable
-from shortener.model import Topic, mutable_record, record
+from shortener.model import ALL_APPLICATIONS, mutable_record, record
 from shortener.settings import Settings
 from shortener.storage import schema
 from shortener.storage.database import Database, upsert
-from shortener.urls import canonical_host, canonical_name, embedded_ipv4, host_of, matches_link_path
+from shortener.urls import canonical_host, host_of, matches_link_path
 
 REFRESH_SECONDS = 0.25  # The pause between two reads of the version by the background job of each process.
 #: The maximum time that the rejection of an unknown credential waits for the database.
 MAX_CATCH_UP_SECONDS = 0.5
-ALL_APPLICATIONS = 0  # A database row with this application id applies to all applications.
 _VERSION = "directory"
 
 
@@ -125,61 +122,6 @@ class Principal:
     permissions: frozenset[str]
     key_id: int = 0
     rate_limit: int | None = None  # The maximum number of requests per minute with this API key; None: no limit.
-
-
-@record
-class HitPolicies:
-    """The settings that affect hits and differ from the defaults. In most installations, all fields are empty.
-
-    The keys of mappings and the elements of sets are application ids, unless the name or the comment of a field states
-    otherwise."""
-
-    # Settings of the applications with at least one contextual rule, by application id.
-    contextual_rules: Mapping[int, ApplicationSettings] = field(default_factory=dict)
-    every_click: frozenset[int] = frozenset()  # Ids of the applications with the setting `click_events: every`.
-    click_id_params: Mapping[int, str] = field(default_factory=dict)  # Names of the query parameters for click ids.
-    with_suspected: frozenset[int] = frozenset()  # Ids of the applications with a tracker that receives suspected hits.
-    ip_privacy: Mapping[int, Privacy] = field(default_factory=dict)
-    # Blocked hosts by application id; the key ALL_APPLICATIONS contains the hosts that are blocked for every application.
-    blocked_hosts: Mapping[int, frozenset[str]] = field(default_factory=dict)
-    disabled_applications: frozenset[int] = frozenset()
-    disabled_domains: frozenset[int] = frozenset()
-    confirm_clicks: Mapping[int, Literal["suspicious", "always"]] = field(default_factory=dict)
-
-    def blocks(self, application_id: int, url: str) -> bool:
-        """Return whether the host of a Location header value is blocked for the application."""
-        return bool(self.blocked_hosts) and self.blocks_host(application_id, _host_in(url))
-
-    def blocks_host(self, application_id: int, host: str) -> bool:
-        """Return whether a host is blocked. `host` is in lower case and punycode, without a port and brackets.
-
-        An IPv4 address and the IPv6 addresses that contain it (`embedded_ipv4`) are one host."""
-        if ":" in host:
-            host = embedded_ipv4(host) or host
-        for owner in (ALL_APPLICATIONS, application_id):
-            hosts = self.blocked_hosts.get(owner)
-            if hosts and (host in hosts or any(f"*.{parent}" in hosts for parent in _parents(host))):
-                return True
-        return False
-
-
-def _host_in(url: str) -> str:
-    _, has_authority, rest = url.partition("//")
-    if not has_authority:  # A link into an app, such as tel:+14155550100, has no host.
-        return ""
-    authority = rest.partition("/")[0].partition("?")[0].partition("#")[0]
-    # Earlier versions stored IPv6 addresses as they were written.
-    return canonical_name(authority[1:].partition("]")[0]) if authority.startswith("[") else authority.partition(":")[0]
-
-
-def _blocked_name(host: str) -> str:
-    """Return a stored blocked host as `HitPolicies.blocks_host` compares it."""
-    return embedded_ipv4(host) or canonical_name(host)
-
-
-def _parents(host: str) -> list[str]:
-    labels = host.split(".")
-    return [".".join(labels[index:]) for index in range(1, len(labels))]
 
 
 def hash_credential(text: str) -> str:
@@ -396,22 +338,11 @@ def _load_if_changed(connection: Connection, version: str) -> _Snapshot | None:
     fresh.gateways, fresh.report_keys = _read_gateways(connection)
     for row in connection.execute(select(schema.applications).order_by(schema.applications.c.id)):
         fresh.applications[row.id] = _application_of(row, domains.get(row.id, ()), fresh.gateways)
-    t = schema.trackers.c
-    with_suspected = connection.execute(select(t.application_id, t.topics).where(t.with_suspected.is_(True)))
-    blocked: dict[int, set[str]] = {}
-    for row in connection.execute(select(schema.blocked_hosts)):
-        blocked.setdefault(row.application_id, set()).add(_blocked_name(row.host))
-    settings = {application.id: application.settings for application in fresh.applications.values()}
-    fresh.hit_policies = HitPolicies(
-        contextual_rules={id_: chosen for id_, chosen in settings.items() if chosen.uses_contextual_rules},
-        every_click=frozenset(id_ for id_, chosen in settings.items() if chosen.click_events == "every"),
-        click_id_params={id_: chosen.click_id_param for id_, chosen in settings.items() if chosen.click_id_param},
-        with_suspected=frozenset(row.application_id for row in with_suspected if row.topics & Topic.CLICK),
-        ip_privacy={id_: chosen.ip_privacy for id_, chosen in settings.items() if chosen.ip_privacy is not None},
-        blocked_hosts={id_: frozenset(hosts) for id_, hosts in blocked.items()},
-        disabled_applications=frozenset(one.id for one in fresh.applications.values() if one.disabled),
-        disabled_domains=frozenset(one.id for one in fresh.domains_by_id.values() if one.disabled),
-        confirm_clicks={id_: chosen.confirm_clicks for id_, chosen in settings.items() if chosen.confirm_clicks != "off"},
+    fresh.hit_policies = read_hit_policies(
+        connection,
+        {one.id: one.settings for one in fresh.applications.values()},
+        frozenset(one.id for one in fresh.applications.values() if one.disabled),
+        frozenset(one.id for one in fresh.domains_by_id.values() if one.disabled),
     )
     keys = schema.api_keys
     for row in connection.execute(select(keys).where(keys.c.revoked_at.is_(None))):

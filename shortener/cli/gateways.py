@@ -180,8 +180,8 @@ async def add_gateway(
     **limits: Any,
 ) -> None:
     """Add a gateway. Select it with `shortener applications update APPLICATION --gateway NAME`."""
-    from shortener.accounts.directory import ALL_APPLICATIONS
     from shortener.gateways.gateway import NewGateway
+    from shortener.model import ALL_APPLICATIONS
 
     settings_of_kind = _settings_of(pairs)
     if url is not None:
@@ -277,7 +277,7 @@ async def update_gateway(
 
 async def _owner(database: Any, gateway: StoredGateway) -> str:
     """Return the application that a gateway belongs to, for the text of `confirm`."""
-    from shortener.accounts.directory import ALL_APPLICATIONS
+    from shortener.model import ALL_APPLICATIONS
 
     owner = gateway.application_id
     return "all applications" if owner == ALL_APPLICATIONS else await describe_application(database, owner)

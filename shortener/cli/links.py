@@ -325,8 +325,8 @@ async def block_host(host: str, application: int | None, yes: bool, as_json: boo
     HOST is for example shop.example, or *.shop.example for every host below it.
     """
     from shortener.accounts import audited_accounts
-    from shortener.accounts.directory import ALL_APPLICATIONS, Directory
-    from shortener.model import utcnow
+    from shortener.accounts.directory import Directory
+    from shortener.model import ALL_APPLICATIONS, utcnow
 
     owner = ALL_APPLICATIONS if application is None else application
     async with open_store(application) as database:
@@ -351,8 +351,7 @@ async def block_host(host: str, application: int | None, yes: bool, as_json: boo
 async def unblock_host(host: str, application: int | None, as_json: bool) -> None:
     """Unblock a host: links to it redirect again."""
     from shortener.accounts import audited_accounts
-    from shortener.accounts.directory import ALL_APPLICATIONS
-    from shortener.model import utcnow
+    from shortener.model import ALL_APPLICATIONS, utcnow
 
     owner = ALL_APPLICATIONS if application is None else application
     async with open_store() as database:

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from sqlalchemy import Connection
 
-from shortener.accounts.directory import HitPolicies
+from shortener.accounts.hit_policies import HitPolicies
 from shortener.accounts.settings import ApplicationSettings
 from shortener.clicks import queries
 from shortener.clicks.client_address import shorten_address

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
-from shortener.accounts.directory import HitPolicies
+from shortener.accounts.hit_policies import HitPolicies
 from shortener.ids import ClickIds
 from shortener.model import LinkFlag, Verdict, mutable_record
 from shortener.redirect_locations import append_param, fill_placeholders

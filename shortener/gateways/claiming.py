@@ -17,7 +17,6 @@ from typing import Any
 import structlog
 from sqlalchemy import Connection
 
-from shortener.accounts.directory import ALL_APPLICATIONS
 from shortener.delivery.attempt import LOCAL_FAILURE_PAUSE_MS
 from shortener.delivery.claims import Candidate, SlotUsage, available_slots, plan_claims
 from shortener.delivery.dispatch_queries import ClaimRequest, health_columns, pace_columns
@@ -30,7 +29,7 @@ from shortener.gateways.finishing import SendChange
 from shortener.gateways.gateway import StoredGateway
 from shortener.gateways.queries import GatewayState, LockedGateway
 from shortener.gateways.store import GatewayStore
-from shortener.model import mutable_record
+from shortener.model import ALL_APPLICATIONS, mutable_record
 from shortener.settings import Settings
 
 log = structlog.get_logger(__name__)

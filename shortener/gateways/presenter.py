@@ -6,10 +6,10 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from shortener.accounts.directory import ALL_APPLICATIONS
 from shortener.gateways.gateway import LostSettings, StoredGateway
 from shortener.gateways.kinds import KINDS
 from shortener.gateways.submission import SubmitResult
+from shortener.model import ALL_APPLICATIONS
 from shortener.settings import Settings
 from shortener.storage.types import from_ms, to_iso, to_ms
 

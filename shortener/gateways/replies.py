@@ -20,14 +20,14 @@ from weakref import WeakValueDictionary
 import structlog
 from sqlalchemy import Connection, select
 
-from shortener.accounts.directory import ALL_APPLICATIONS, GatewayEntry
+from shortener.accounts.directory import GatewayEntry
 from shortener.conversions.parsing import ConversionReport
 from shortener.conversions.service import Conversions
 from shortener.errors import ApiError
 from shortener.ids import first_id_at
 from shortener.messages.inbound import REPLY_WINDOW, record_reply
 from shortener.metrics import Metrics
-from shortener.model import Clock, record
+from shortener.model import ALL_APPLICATIONS, Clock, record
 from shortener.storage.database import Database
 from shortener.storage.schema import messages, sends
 from shortener.storage.types import to_ms

@@ -24,7 +24,6 @@ from sqlalchemy import Connection, Row, func, insert, select, update
 from shortener.accounts.administration import lock_application
 from shortener.accounts.audit import AuditWriter
 from shortener.accounts.directory import (
-    ALL_APPLICATIONS,
     SIMULATOR,
     Directory,
     hash_credential,
@@ -40,7 +39,7 @@ from shortener.gateways.input_checks import check_customer_change, check_limits,
 from shortener.gateways.kinds import KINDS
 from shortener.gateways.presets import PresetError, build_settings
 from shortener.gateways.submission import GatewayConfig
-from shortener.model import Clock, SendStatus
+from shortener.model import ALL_APPLICATIONS, Clock, SendStatus
 from shortener.secret import Secret, SecretError
 from shortener.settings import Settings
 from shortener.storage import schema

@@ -12,8 +12,9 @@ from typing import Any
 
 from sqlalchemy import Connection, Integer, Text, and_, delete, select
 
-from shortener.accounts.directory import ALL_APPLICATIONS, require_application
+from shortener.accounts.directory import require_application
 from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.model import ALL_APPLICATIONS
 from shortener.storage import schema
 from shortener.storage.database import upsert
 from shortener.storage.values_table import values_table

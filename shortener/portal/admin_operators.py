@@ -14,8 +14,9 @@ from typing import Any
 from sqlalchemy import Connection
 from starlette.responses import Response
 
-from shortener.accounts.directory import ALL_APPLICATIONS, require_application
+from shortener.accounts.directory import require_application
 from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.model import ALL_APPLICATIONS
 from shortener.portal import operators, sessions
 from shortener.portal.destructive_actions import Question, ask, is_confirmed
 from shortener.portal.invitation_url import link

@@ -22,9 +22,8 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import Connection
 
-from shortener.accounts.directory import ALL_APPLICATIONS
 from shortener.accounts.stored_responses import FirstResponse, RequestKey, claim, find, store
-from shortener.model import record
+from shortener.model import ALL_APPLICATIONS, record
 from shortener.portal.locations import location_of
 from shortener.portal.page import KEPT_QUERY, Visit
 from shortener.secret import SecretError

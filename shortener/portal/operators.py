@@ -18,9 +18,9 @@ from typing import Any, Literal, get_args
 
 from sqlalchemy import Connection, delete, func, insert, select, update
 
-from shortener.accounts.directory import ALL_APPLICATIONS, hash_credential, require_application
+from shortener.accounts.directory import hash_credential, require_application
 from shortener.errors import ApiError, Detail, ErrorCode
-from shortener.model import record
+from shortener.model import ALL_APPLICATIONS, record
 from shortener.storage.database import upsert
 from shortener.storage.schema import operator_invitations, operator_recovery_codes, operator_roles, operator_sessions, operators
 

@@ -19,9 +19,9 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from shortener.accounts.audit import Actor, AuditWriter
-from shortener.accounts.directory import ALL_APPLICATIONS, Application
+from shortener.accounts.directory import Application
 from shortener.errors import ApiError, ErrorCode
-from shortener.model import record
+from shortener.model import ALL_APPLICATIONS, record
 from shortener.portal.operators import Operator, Role
 from shortener.portal.periods import PeriodChoice, parse_period
 from shortener.portal.sessions import OperatorSession

@@ -20,9 +20,9 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection
 
-from shortener.accounts.directory import ALL_APPLICATIONS
 from shortener.accounts.stored_responses import FirstResponse, RequestKey, claim, store
 from shortener.errors import ApiError, ErrorCode
+from shortener.model import ALL_APPLICATIONS
 from shortener.portal.page import Visit
 
 P = ParamSpec("P")

@@ -24,10 +24,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route, Router
 
-from shortener.accounts.directory import ALL_APPLICATIONS
 from shortener.clicks.client_address import client_address, shorten_address
 from shortener.clicks.user_agents import parse_device
 from shortener.errors import ApiError, ErrorCode, StoreUnavailable, unavailable_error
+from shortener.model import ALL_APPLICATIONS
 from shortener.portal.confirmation import ask_for_password
 from shortener.portal.exports import AsgiResponse, Receive, Scope, Send
 from shortener.portal.formats import duration

@@ -12,8 +12,8 @@ from sqlalchemy import Connection
 from starlette.responses import Response
 
 from shortener.accounts.audit import Actor
-from shortener.accounts.directory import ALL_APPLICATIONS
 from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.model import ALL_APPLICATIONS
 from shortener.portal import sessions
 from shortener.portal.invitation_url import PATH, invitation_file
 from shortener.portal.operators import OpenInvitation, Operator, accept, check_name, find_invitation

@@ -17,12 +17,14 @@ from shortener.accounts.administration import (
     update_application,
     update_domain,
 )
-from shortener.accounts.directory import ALL_APPLICATIONS, Directory, HitPolicies
+from shortener.accounts.directory import Directory
+from shortener.accounts.hit_policies import HitPolicies
 from shortener.accounts.own_hosts import OwnHosts
 from shortener.accounts.settings import ApplicationSettings
 from shortener.container import Service
 from shortener.delivery.trackers import NewTracker
 from shortener.errors import ApiError, ErrorCode
+from shortener.model import ALL_APPLICATIONS
 from shortener.storage import schema
 from tests.conftest import NOON
 from tests.delivery.conftest import changes

@@ -9,10 +9,10 @@ import pytest
 
 from shortener.accounts import audited_accounts
 from shortener.accounts.audit import COMMAND_LINE, Actor, AuditWriter
-from shortener.accounts.directory import ALL_APPLICATIONS
 from shortener.accounts.own_hosts import OwnHosts
 from shortener.container import Service
 from shortener.errors import ApiError, ErrorCode
+from shortener.model import ALL_APPLICATIONS
 from tests.conftest import NOON
 from tests.factory import audited_rows
 

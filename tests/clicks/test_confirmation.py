@@ -9,11 +9,10 @@ import pytest
 from sqlalchemy import update
 
 from shortener.accounts.administration import block_host
-from shortener.accounts.directory import ALL_APPLICATIONS
 from shortener.clicks.pages import MAX_NAME_LENGTH, confirmation_page
 from shortener.container import Service
 from shortener.messages.delivery_reports import DeliveryReport
-from shortener.model import HitFlag, State, Topic, Verdict
+from shortener.model import ALL_APPLICATIONS, HitFlag, State, Topic, Verdict
 from shortener.reporting.count_check import verify
 from shortener.storage import schema
 from tests.clicks.helpers import (

@@ -10,7 +10,6 @@ import pytest
 from sqlalchemy import func, select, update
 
 from shortener.accounts.administration import block_host, create_application, unblock_host, update_application
-from shortener.accounts.directory import ALL_APPLICATIONS
 from shortener.clicks.recorder_totals import RecorderTotals
 from shortener.clicks.resolver import UNKNOWN_LINK
 from shortener.container import Service
@@ -18,7 +17,7 @@ from shortener.delivery.trackers import NewTracker
 from shortener.errors import ApiError, StoreUnavailable
 from shortener.messages.delivery_reports import DeliveryReport
 from shortener.messages.item_plan import MAX_LINKS
-from shortener.model import HitFlag, State, Topic, Verdict
+from shortener.model import ALL_APPLICATIONS, HitFlag, State, Topic, Verdict
 from shortener.reporting.count_check import verify
 from shortener.retention.erasure import erase_message
 from shortener.storage import schema

@@ -20,11 +20,10 @@ from shortener.accounts.administration import (
     update_domain,
 )
 from shortener.accounts.credentials import create_key
-from shortener.accounts.directory import ALL_APPLICATIONS
 from shortener.accounts.settings import PERMISSIONS
 from shortener.clicks.verdicts.contextual_rules import RULES as CONTEXTUAL_RULES
 from shortener.container import Service
-from shortener.model import Topic
+from shortener.model import ALL_APPLICATIONS, Topic
 from shortener.storage import schema
 from tests.clicks.helpers import PHONE_HEADERS, change_settings, create_link, fetch_rows
 from tests.conftest import Clock, MakeService, client_of

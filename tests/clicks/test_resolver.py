@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from shortener.accounts.directory import ALL_APPLICATIONS, HitPolicies
+from shortener.accounts.hit_policies import HitPolicies
 from shortener.clicks.resolver import UNKNOWN_LINK, Hit, LinkResolver, Resolution
 from shortener.ids import ClickIds
-from shortener.model import LinkFlag, Verdict
+from shortener.model import ALL_APPLICATIONS, LinkFlag, Verdict
 from shortener.redis.link_cache import CachedLink
 
 HIT = Hit(41, "code", None, 1_000, Verdict.HUMAN, "test", "", "")

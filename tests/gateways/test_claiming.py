@@ -9,10 +9,10 @@ import pytest
 from sqlalchemy import update
 
 from shortener.accounts.administration import create_application
-from shortener.accounts.directory import ALL_APPLICATIONS
 from shortener.clicks.throttle import Throttle
 from shortener.container import Service
 from shortener.gateways import expiry, queries
+from shortener.model import ALL_APPLICATIONS
 from shortener.storage import schema
 from tests.conftest import NOON, Clock
 from tests.gateways.conftest import MakeGateway, SendMessages, stored_sends

@@ -10,13 +10,12 @@ import pytest
 from sqlalchemy import update
 
 from shortener.accounts.administration import create_application
-from shortener.accounts.directory import ALL_APPLICATIONS
 from shortener.container import Service
 from shortener.gateways.decisions import discard, resend
 from shortener.gateways.reports import GatewayReports
 from shortener.gateways.submission import GatewayReport
 from shortener.ids import encode
-from shortener.model import State
+from shortener.model import ALL_APPLICATIONS, State
 from shortener.retention.erasure import erase_message
 from shortener.storage import schema
 from tests.conftest import NOON, Clock

@@ -9,12 +9,12 @@ import pytest
 from sqlalchemy import update
 
 from shortener.accounts.audit import Actor, AuditWriter
-from shortener.accounts.directory import ALL_APPLICATIONS
 from shortener.container import Service
 from shortener.errors import ApiError, ErrorCode
 from shortener.gateways.gateway import GatewayChanges, NewGateway
 from shortener.gateways.presenter import gateway_fields
 from shortener.gateways.store import select_gateway
+from shortener.model import ALL_APPLICATIONS
 from shortener.storage import schema
 from tests.conftest import NOON, MakeService
 from tests.factory import AUDIT, audited_rows, rows
