@@ -44,6 +44,11 @@ class _WrittenHits:
     result: BatchResult
 
 
+class HitsRejected(StoreUnavailable):
+    """Raised if the database rejects MAX_PROBES hits of a batch in a row and none is stored, although it accepts test rows. Only
+    another hit that it stores shows that the hits are at fault."""
+
+
 class HitWriter:
     """A writer that stores batches of hits in the database. `ids` generates new ids for hits whose id is used by another row.
     `deadline` is the deadline of the `Recorder` in seconds. `on_stored` is called after each batch. `on_unavailable` receives the
@@ -164,10 +169,11 @@ class HitWriter:
 
     # The following methods write hits from the spool.
 
-    async def write_spooled(self, hits: Sequence[Hit]) -> list[tuple[Hit, Exception]]:
+    async def write_spooled(self, hits: Sequence[Hit], *, others_stored: bool = False) -> list[tuple[Hit, Exception]]:
         """Write the hits from the spool that are not stored yet. Return the hits that the database rejects, with the errors.
+        `others_stored` states that the database has stored other hits shortly before.
 
-        Raise StoreUnavailable if the database accepts no hits at all."""
+        Raise StoreUnavailable if the database accepts no hits at all, and its subclass HitsRejected."""
         try:
             await self._write_late(hits)
         except StoreUnavailable:
@@ -179,7 +185,7 @@ class HitWriter:
         # A hit counts as rejected only if it failed twice in a transaction of its own while the database accepts other hits. A
         # single failure may come from a fault of the database that has ended since.
         failures = [(hit, first_error) for hit in hits]
-        stored = 0
+        stored = int(others_stored)
         for is_first in (True, False):
             stored, failures = await self._write_each([hit for hit, _ in failures], stored)
             clashes = [hit for hit, error in failures if is_unique_violation(error)]
@@ -190,9 +196,8 @@ class HitWriter:
         return failures
 
     async def _write_each(self, hits: Sequence[Hit], stored: int) -> tuple[int, list[tuple[Hit, Exception]]]:
-        """Write each hit in its own transaction. `stored` is the number of hits of the batch that earlier calls have stored.
-        Return the new total and the failures. Raise StoreUnavailable if the database
-        accepts no hits at all.
+        """Write each hit in its own transaction. `stored` is the number of hits that earlier calls have stored. Return the new
+        total and the failures. Raise StoreUnavailable or HitsRejected if the database accepts no hits at all.
 
         If MAX_PROBES hits fail and none is stored, the next call begins behind them. Thus it finds the hits that the database
         accepts, wherever they are in the batch."""
@@ -215,7 +220,8 @@ class HitWriter:
         if failures and not await self._is_fault_of_hits(len(failures), stored, needs_probe=was_accepted):
             _, first_error = failures[0]
             log.error("hits_rejected", hits=len(failures), exc_info=first_error)
-            raise StoreUnavailable(str(first_error)) from first_error
+            is_undecided = len(failures) >= MAX_PROBES and not stored and await self._accepts_test_rows()
+            raise (HitsRejected if is_undecided else StoreUnavailable)(str(first_error)) from first_error
         return stored, failures
 
     async def _write_late(self, hits: Sequence[Hit]) -> None:
@@ -242,6 +248,10 @@ class HitWriter:
             return True
         if failed >= MAX_PROBES and not stored:
             return False
+        return await self._accepts_test_rows()
+
+    async def _accepts_test_rows(self) -> bool:
+        """Return whether the database accepts the statements of a batch with test rows."""
         try:
             await self._database.write(self._transaction.probe)
         except ProbePassed:

@@ -3,6 +3,9 @@
 The id of a hit is its primary key, so a hit that is already stored is not stored again. Therefore a hit counts once if it was
 added to the spool twice, or if a drainer was killed before it deleted the entry.
 
+If the database rejects all hits of a batch but accepts test rows, the later batches decide: if it stores one of their hits, the
+rejected hits become dead letters, and otherwise all of them wait, as in an outage.
+
 One process drains the spool at a time, under a lease. It reads many entries at once and writes them in the order of their times, so
 that the earliest click on a link in the spool becomes the first click. If the database has stored a later click in the meantime,
 that click stays the first click: it was committed first, and a tracker may have received its event. This is rare: after the
@@ -23,7 +26,7 @@ from sqlalchemy import Connection, text
 
 from shortener.clicks.dead_letters import DeadLetter
 from shortener.clicks.hit_spool import HitSpool, SpoolState
-from shortener.clicks.hit_writer import MAX_BATCH_HITS
+from shortener.clicks.hit_writer import MAX_BATCH_HITS, HitsRejected
 from shortener.clicks.outage import OutageState
 from shortener.clicks.recorder import Recorder
 from shortener.clicks.resolver import Hit
@@ -91,9 +94,22 @@ class SpoolDrainer:
             self._recorder.totals.dead_letters += len(unreadable)
             await self._spool.delete([entry for entry, _ in unreadable])
         hits = sorted(((hit.at, hit.id, entry, hit) for entry, hit in entries if isinstance(hit, Hit)), key=lambda row: row[:2])
+        rejected: HitsRejected | None = None
+        stored, undecided = False, []
         for start in range(0, len(hits), MAX_BATCH_HITS):
             batch = hits[start : start + MAX_BATCH_HITS]
-            await self._recorder.write_late([hit for *_, hit in batch])
+            try:
+                await self._recorder.write_late([hit for *_, hit in batch], others_stored=stored)
+            except HitsRejected as error:
+                rejected = error
+                undecided.append(batch)
+                continue
+            stored = True
+            await self._spool.delete([entry for _, _, entry, _ in batch])
+        if rejected is not None and not stored:
+            raise rejected
+        for batch in undecided:
+            await self._recorder.write_late([hit for *_, hit in batch], others_stored=True)
             await self._spool.delete([entry for _, _, entry, _ in batch])
         return len(entries)
 

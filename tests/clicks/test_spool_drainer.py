@@ -22,8 +22,8 @@ from shortener.storage.batcher import MAX_PROBES
 from tests.clicks.helpers import count_state_events as clickthru_events
 from tests.clicks.helpers import create_codes as send
 from tests.clicks.helpers import fetch_rows as rows
+from tests.clicks.helpers import hits_table_away, reject_hits
 from tests.clicks.helpers import make_hit as hit
-from tests.clicks.helpers import reject_hits
 from tests.clicks.spooling import LOCATION, MakeNode, Node
 from tests.clicks.spooling import make_node as make_node
 from tests.clicks.spooling import node as node
@@ -194,6 +194,45 @@ async def test_many_hits_at_the_beginning_of_the_spool_that_the_database_rejects
     assert len(await rows(service, schema.hits)) == 2
     assert len(await rows(service, schema.hits_dead_letter)) == node.recorder.totals.dead_letters == MAX_PROBES + 2
     assert await node.spool.look() == SpoolState(0)
+
+
+async def test_a_batch_of_the_spool_of_which_the_database_rejects_every_hit_does_not_stop_it(
+    service: Service, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shortener.clicks.spool_drainer.MAX_BATCH_HITS", MAX_PROBES)
+    await reject_hits(service, "rejected")
+    (code,) = await send(service)
+    node.disconnect()
+    for _ in range(3 * MAX_PROBES):
+        assert await node.click(code, rule="rejected") == LOCATION
+    node.reconnect()
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable):  # no hit shows that the database accepts hits, so they wait as in an outage
+            await node.drainer.step()
+    assert await rows(service, schema.hits_dead_letter) == []
+    assert await node.click(code) == LOCATION
+    await node.drained()
+    assert len(await rows(service, schema.hits)) == 1
+    assert len(await rows(service, schema.hits_dead_letter)) == node.recorder.totals.dead_letters == 3 * MAX_PROBES
+    assert await node.spool.look() == SpoolState(0)
+
+
+async def test_batches_of_the_spool_wait_in_an_outage_of_the_table_of_hits_and_none_becomes_a_dead_letter(
+    service: Service, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shortener.clicks.spool_drainer.MAX_BATCH_HITS", MAX_PROBES)
+    (code,) = await send(service)
+    node.disconnect()
+    for _ in range(2 * MAX_PROBES):
+        assert await node.click(code) == LOCATION
+    node.reconnect()
+    async with hits_table_away(service):
+        with pytest.raises(StoreUnavailable):
+            await node.drainer.step()
+        assert await rows(service, schema.hits_dead_letter) == []
+    await node.drained()
+    assert len(await rows(service, schema.hits)) == 2 * MAX_PROBES
+    assert await rows(service, schema.hits_dead_letter) == []
 
 
 # The encoder of spool entries rejects the time 2**70, which is too large.
