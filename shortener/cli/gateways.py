@@ -232,7 +232,11 @@ async def show_gateway(gateway: int, as_json: bool) -> None:
 @gateways.command("update")
 @click.argument("gateway", type=ID)
 @click.option("--name", help="New name of the gateway.")
-@click.option("--disable/--enable", default=None, help="Disable: messages wait. Enable: send them, and close the circuit breaker.")
+@click.option(
+    "--disable/--enable",
+    default=None,
+    help="Disable: messages wait. Enable after that: send them, and close the circuit breaker.",
+)
 @click.option("--rotate-report-key", is_flag=True, help="Create another key for the report URL. The old URL stops working.")
 @_limit_options
 @yes_option

@@ -392,8 +392,10 @@ def _update(
     _require(connection, row.id, row.application_id)
     if "name" in values:
         _check_unused(connection, row.application_id, values["name"], row.id)
-    # A gateway that is enabled again, or has new settings such as another URL, starts with a closed circuit breaker.
-    if values.get("enabled") or changed_settings:
+    # A gateway that is enabled again, or has new settings such as another URL, starts with a closed circuit breaker. A script that
+    # repeats `enabled` for an enabled gateway says nothing about the endpoint.
+    is_enabled_again = values.get("enabled") and not row.enabled
+    if is_enabled_again or changed_settings:
         values = {**values, "failures_in_row": 0, "open_until": None, "opened_at": None}
     new = {**values, "revision": table.c.revision + 1, "updated_at": now}
     is_unchanged = table.c.id == row.id, table.c.revision == row.revision

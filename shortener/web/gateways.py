@@ -254,7 +254,7 @@ ENDPOINTS = [
         body=GatewayUpdateRequest,
         response=GatewayResponse,
         errors=_ERRORS,
-        description="`enabled: true` and new `settings` also close an open circuit breaker.",
+        description="New `settings` also close an open circuit breaker, and so does `enabled: true` for a disabled gateway.",
     ),
     Endpoint(
         "DELETE",

@@ -246,8 +246,8 @@ ENDPOINTS = [
         response=SavedTrackerResponse,
         errors=_TRACKER_ERRORS,
         description="Fields that are absent keep their value. `enabled: false` parks all pending and new deliveries. `enabled: "
-        "true` sends them at a limited rate and closes an open circuit breaker. After a change of `secret`, requests are signed "
-        "with both secrets for `secret_overlap` seconds.",
+        "true` for a disabled tracker sends them at a limited rate and closes an open circuit breaker. After a change of `secret`, "
+        "requests are signed with both secrets for `secret_overlap` seconds.",
     ),
     Endpoint(
         "DELETE",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from shortener.gateways.presenter import gateway_fields
 from shortener.gateways.store import select_gateway
 from shortener.model import ALL_APPLICATIONS
 from shortener.storage import schema
+from shortener.storage.types import to_ms
 from tests.conftest import NOON, MakeService
 from tests.factory import AUDIT, audited_rows, rows
 
@@ -161,3 +163,32 @@ async def test_a_change_of_a_gateway_that_other_requests_change_again_and_again_
         await service.gateways.update(AUDIT, created.id, {"settings": {"success_statuses": "200-299"}})
     assert caught.value.code is ErrorCode.CONFLICT
     assert (await service.gateways.get(created.id)).config.settings == created.config.settings
+
+
+@pytest.mark.parametrize(
+    ("was_enabled", "change", "is_closed"),
+    [
+        (True, {"enabled": True, "name": "renamed"}, False),
+        (True, {"enabled": True, "settings": {"url": "https://gateway.example/sms"}}, False),
+        (True, {"enabled": True, "settings": {"url": "https://gateway.example/other"}}, True),
+        (False, {"enabled": True}, True),
+        (False, {"name": "renamed"}, False),
+    ],
+)
+async def test_only_new_settings_or_enabling_a_disabled_gateway_closes_its_circuit_breaker(
+    service: Service, was_enabled: bool, change: GatewayChanges, is_closed: bool
+) -> None:
+    new = NewGateway(name="test", kind="http", settings={"url": "https://gateway.example/sms"})
+    gateway = await service.gateways.create(AUDIT, 1, new)
+    failing = {
+        "enabled": was_enabled,
+        "failures_in_row": 10,
+        "opened_at": NOON,
+        "open_until": NOON + timedelta(minutes=5),
+    }
+    table = schema.gateways
+    is_open = update(table).where(table.c.id == gateway.id).values(failing)
+    await service.database.write(lambda connection: connection.execute(is_open).rowcount)
+    health = (await service.gateways.update(AUDIT, gateway.id, change, is_operator=True)).health
+    assert health.breaker(to_ms(NOON)) == ("closed" if is_closed else "open")
+    assert health.failures_in_row == (0 if is_closed else 10)
