@@ -98,6 +98,11 @@ class FinishedAttempt:
         return self.outcome is not None and self.outcome.reason == RATE_LIMITED
 
     @property
+    def is_without_request(self) -> bool:
+        """Whether the delivery became dead without a request, because the outcomes of too many attempts were lost."""
+        return self.outcome is not None and self.outcome.reason == OUTCOMES_LOST
+
+    @property
     def is_local_failure(self) -> bool:
         return self.outcome is not None and not self.outcome.charged
 

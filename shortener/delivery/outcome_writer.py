@@ -199,6 +199,7 @@ def _is_current(finished: FinishedAttempt, state: TrackerState) -> bool:
 
 def _health_after(health: TrackerHealth, finished: FinishedAttempt, has_result: bool) -> TrackerHealth:
     """Return the health of a tracker after an attempt. If `has_result` is false, the outcome states nothing about the tracker."""
+    has_result = has_result and not finished.is_without_request
     outcome, is_probe = finished.outcome if has_result else None, finished.attempt.is_probe
     if outcome is None or not outcome.charged:
         # The probe has no result, so another probe may be sent: at once if the claim was given back, or after a pause if this host

@@ -8,6 +8,7 @@ from structlog.testing import capture_logs
 
 from shortener.container import Service
 from shortener.delivery.health import MAX_FAILURES
+from shortener.delivery.outcomes import MAX_LOST_OUTCOMES
 from shortener.delivery.trackers import NewTracker
 from shortener.storage import schema
 from tests.conftest import Clock, MakeService
@@ -162,6 +163,29 @@ async def test_another_probe_is_sent_at_once_if_the_tracker_was_changed_during_t
     await deliver(service)
     assert (await service.trackers.get(tracker)).health.open_until is None
     assert statuses(await deliveries(service)) == {DELIVERED: 2}
+
+
+@pytest.mark.parametrize("is_open", [False, True])
+async def test_deliveries_that_become_dead_without_a_request_do_not_count_against_their_tracker(
+    is_open: bool, service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
+) -> None:
+    tracker = await make_tracker(receiver.url(), max_attempts=1)
+    for _ in range(MAX_FAILURES + 1):
+        await story.first_click()
+    await service.fanout.flush()
+    lost = update(schema.deliveries).values(attempt=1 + MAX_LOST_OUTCOMES)
+    await service.database.write(lambda connection: connection.execute(lost).rowcount)
+    if is_open:
+        failing = update(schema.trackers).values(failures_in_row=MAX_FAILURES, opened_at=clock(), open_until=clock())
+        await service.database.write(lambda connection: connection.execute(failing).rowcount)
+    await service.dispatcher.flush()
+    assert (statuses(await deliveries(service)), receiver.requests) == ({DEAD: MAX_FAILURES + 1}, [])
+    health = (await service.trackers.get(tracker)).health
+    assert (health.failures_in_row, health.last_failure_at) == (MAX_FAILURES if is_open else 0, None)
+    assert health.breaker(now_ms(clock)) == ("half_open" if is_open else "closed")
+    await story.first_click()
+    await deliver(service)
+    assert len(receiver.requests) == 1
 
 
 async def test_one_probe_closes_the_circuit_breaker_and_the_backlog_is_sent_at_the_recovery_rate(
