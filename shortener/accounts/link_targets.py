@@ -47,3 +47,13 @@ def check_link_target(application: Application, url: str, hosts: TargetHosts) ->
 def target_problems(url: str) -> list[str]:
     """Return the reasons why macros in a destination or fallback URL will not be replaced."""
     return macro_problems(url, DESTINATION_PLACEHOLDERS)
+
+
+def spellings_of(url: str) -> tuple[str, ...]:
+    """Return the forms in which a destination may be stored that a filter names: normalized, and as written if its host is an IPv6
+    address, because earlier versions stored these as they were written. A text that is not a URL is returned unchanged."""
+    try:
+        stored = parse_destination(url).url
+    except UrlError:
+        return (url,)
+    return (stored, url) if "://[" in url and stored != url else (stored,)

@@ -7,7 +7,6 @@ every node within a second.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -225,6 +224,7 @@ async def _perform_earlier(updates: LinkUpdates) -> int:
 async def _change_links(
     application: int, selected: tuple[str | None, str | None, str | None], requested: dict[str, Any], as_json: bool
 ) -> None:
+    from shortener.accounts.link_targets import spellings_of
     from shortener.clicks.link_updates import (
         DONE,
         STOPPED,
@@ -236,12 +236,10 @@ async def _change_links(
     )
     from shortener.ids import LINK_UPDATE_IDS, IdGenerator
     from shortener.model import utcnow
-    from shortener.urls import UrlError, parse_destination
 
     campaign, destination, label = selected
     if destination is not None:
-        with contextlib.suppress(UrlError):
-            destination = parse_destination(destination).url
+        destination = spellings_of(destination)[-1]
     async with open_store() as database, open_cache() as cache:
         changes = await _parse_changes(database, application, requested)
         new_id = IdGenerator(database.node)

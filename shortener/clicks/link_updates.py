@@ -29,6 +29,7 @@ import structlog
 from sqlalchemy import ColumnElement, Connection, Row, exists, insert, or_, select, update
 
 from shortener.accounts.audit import BACKGROUND_JOB, Actor, AuditWriter
+from shortener.accounts.link_targets import spellings_of
 from shortener.clicks.link_changes import audited_value, find_changeable_by_ids, refresh_cache, write_changes
 from shortener.errors import ApiError, ErrorCode, StoreUnavailable
 from shortener.ids import LINK_UPDATE_IDS
@@ -65,7 +66,7 @@ class LinkSelection:
         """Return the SQL conditions on links, without the condition on the campaign."""
         found: list[ColumnElement[bool]] = []
         if self.url is not None:
-            found.append(links.c.url == self.url)
+            found.append(links.c.url.in_(spellings_of(self.url)))
         if self.label is not None:
             found.append(links.c.label == self.label)
         return found

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import ColumnElement, Connection, and_, func, or_, select, text, union_all
 
 from shortener.accounts.directory import Directory
+from shortener.accounts.link_targets import spellings_of
 from shortener.clicks.link_admin import LINK_COLUMNS, serialize_link
 from shortener.model import HitFlag, Verdict, record
 from shortener.reporting.counts import slot_edges
@@ -69,7 +70,9 @@ class LinkFilter:
         """Return the SQL conditions on columns of links."""
         c = links.c
         found: list[ColumnElement[bool]] = []
-        for column, value in ((c.url, self.url), (c.label, self.label), (c.domain_id, self.domain_id)):
+        if self.url is not None:
+            found.append(c.url.in_(spellings_of(self.url)))
+        for column, value in ((c.label, self.label), (c.domain_id, self.domain_id)):
             if value is not None:
                 found.append(column == value)
         if self.enabled is not None:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import AliasChoices, Field
 from sqlalchemy import Connection, Row
 
+from shortener.accounts.link_targets import spellings_of
 from shortener.clicks.link_changes import change_warnings, parse_changes
 from shortener.clicks.link_updates import (
     LinkSelection,
@@ -22,7 +23,7 @@ from shortener.errors import ApiError, Detail, ErrorCode, StoreUnavailable
 from shortener.ids import LINK_UPDATE_IDS
 from shortener.web.endpoint import Call, Endpoint, ResponseModel
 from shortener.web.fields import Text
-from shortener.web.links import LinkUpdateRequest, requested_changes, stored_url
+from shortener.web.links import LinkUpdateRequest, requested_changes
 
 _TAG = "Links"
 _UPDATES = "/api/v1/links/updates"
@@ -83,7 +84,7 @@ async def update_many(call: Call[None, LinksUpdateRequest]) -> dict[str, Any]:
     if request.campaign is None and request.destination is None and request.label is None:
         reason = "must be present, or destination or label, because they select the links"
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("campaign", reason)])
-    selection = LinkSelection(request.campaign, stored_url(request.destination), request.label)
+    selection = LinkSelection(request.campaign, request.destination and spellings_of(request.destination)[-1], request.label)
     actor, owner = call.audit.actor, call.application_id
 
     def write(connection: Connection) -> Row[Any]:

@@ -22,7 +22,7 @@ from shortener.clicks.link_changes import (
 from shortener.errors import ApiError, ErrorCode
 from shortener.reporting.links import LinkClicks, LinkFilter, LinkPosition, count_clicks, export_links, list_links
 from shortener.times import end_of, start_of
-from shortener.urls import UrlError, canonical_host, host_of, parse_destination
+from shortener.urls import canonical_host, host_of
 from shortener.web.csv_response import csv_response
 from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel
 from shortener.web.fields import EndTime, Text
@@ -210,14 +210,6 @@ def requested_changes(request: LinkUpdateRequest) -> dict[str, Any]:
     return {name: getattr(request, name) for name in request.model_fields_set & set(LinkUpdateRequest.model_fields)}
 
 
-def stored_url(url: str | None) -> str | None:
-    """Normalize a destination URL to the form in which it is stored, so that a filter finds it."""
-    try:
-        return None if url is None else parse_destination(url).url
-    except UrlError:
-        return url
-
-
 def _filter(call: Call[Any, None]) -> LinkFilter:
     service, query = call.service, call.query
     domain_id = None
@@ -230,7 +222,7 @@ def _filter(call: Call[Any, None]) -> LinkFilter:
         call.application_id,
         service.clock(),
         campaign=query.campaign,
-        url=stored_url(query.url),
+        url=query.url,
         label=query.label,
         domain_id=domain_id,
         since=None if query.since is None else start_of(query.since, time_zone(query.tz)),

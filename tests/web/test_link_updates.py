@@ -195,6 +195,21 @@ async def test_two_processes_share_the_work_of_one_update_of_links(
     assert len(rows) == 40
 
 
+@pytest.mark.parametrize("destination", ["http://[2001:db8:0:0::1]/x", "http://[2001:db8::1]/x"])
+async def test_links_with_an_ipv6_address_that_an_earlier_version_stored_as_it_was_written_are_listed_and_updated(
+    client: httpx.AsyncClient, service: Service, destination: str
+) -> None:
+    codes = await send(client, 2, campaign="one")
+    c = schema.links.c
+    old = update(schema.links).where(c.code == codes[0]).values(url=destination)
+    await service.database.write(lambda connection: connection.execute(old) and None)
+    listed = (await client.get("/api/v1/links", params={"url": destination})).json()["links"]
+    assert [one["code"] for one in listed] == [codes[0]]
+    created = await create(client, destination=destination, enabled=False)
+    assert (created["filter"]["url"], created["total"]) == (destination, 1)
+    assert (await finish(service, client, created["update_id"]))["changed"] == 1
+
+
 async def test_a_short_update_of_links_does_not_wait_for_a_long_one_of_another_application(
     client: httpx.AsyncClient, service: Service, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
