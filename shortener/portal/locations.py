@@ -4,11 +4,11 @@
 
 from __future__ import annotations
 
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 from starlette.requests import Request
 
-from shortener.portal.page import url
+from shortener.portal.page import NAME_QUERY, url
 from shortener.portal.security import SAFE_METHODS
 
 SIGN_IN_PATH = "/portal/signin"
@@ -26,11 +26,15 @@ def location_of(request: Request) -> str:
 
 
 def _next_of(request: Request) -> str | None:
-    """Return the URL to continue with after the sign-in: the path of this request, and for a GET request also its query."""
+    """Return the URL to continue with after the sign-in: the path of this request, and for a GET request also its query. A form may
+    have the query parameter `name`, which belongs to its path (`page.url`)."""
     if request.url.path in ("/portal", "/portal/"):
         return None
     location = location_of(request)
-    return location if request.method in SAFE_METHODS else location.partition("?")[0]
+    if request.method in SAFE_METHODS:
+        return location
+    name = request.query_params.get(NAME_QUERY)
+    return location.partition("?")[0] + ("" if name is None else "?" + urlencode({NAME_QUERY: name}))
 
 
 def sign_in_first(request: Request, path: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import re
-from urllib.parse import parse_qsl, quote, unquote
+from urllib.parse import parse_qs, parse_qsl, quote, unquote, urlsplit
 
 import httpx
 import pytest
@@ -216,6 +216,8 @@ async def test_the_page_of_a_message_or_campaign_opens_from_its_list_the_search_
         assert signed_in.headers["location"] == target
     message = url("/portal/1/messages", name=name)
     assert "+14085550123" in (await browser.post(message)).text
+    asked = await (await new_browser()).post(message)
+    assert parse_qs(urlsplit(asked.headers["location"]).query)["next"] == [message]
 
 
 async def test_a_portal_filter_with_an_unknown_choice_is_rejected(sign_in: SignIn) -> None:
