@@ -15,6 +15,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -196,7 +197,9 @@ def _grown(run: Run, links: int) -> Iterator[tuple[str, Path, list[str]]]:
     folder = Path(tempfile.mkdtemp(prefix="shortener-many-", dir=run.folder))
     try:
         with growth.empty_database("sqlite", folder) as url:
-            yield url, folder, asyncio.run(growth.fill(url, folder, links, 80, 0.0, growth.Grown("sqlite", links)))
+            codes = asyncio.run(growth.fill(url, folder, links, 80, 0.0, growth.Grown("sqlite", links)))
+            os.sync()  # The operating system may still write the filled database to the disk, which delays checkpoints.
+            yield url, folder, codes
     finally:
         shutil.rmtree(folder)
 
