@@ -70,13 +70,15 @@ class SendInFlight:
 class EndedSend:
     """An attempt that has ended and whose outcome is not yet in the database.
 
-    If `result` is None, no attempt was made, and the claim is given back. Times are milliseconds since 1970."""
+    If `result` is None, no attempt was made, and the claim is given back. Times are milliseconds since 1970. `may_be_unclaimed` is
+    true if it is unknown whether the claim is stored."""
 
     attempt: SendInFlight
     change: SendChange
     result: SubmitResult | None
     started: int
     at: int
+    may_be_unclaimed: bool = False
 
     @property
     def is_local_failure(self) -> bool:
@@ -187,7 +189,7 @@ class SendRunner:
             pause = next_delay(max(counted, 1), attempt.limits.schedule, self._rng) * 1000
         return round(max(pause, (result.retry_after or 0) * 1000))
 
-    def give_back(self, attempt: SendInFlight, error: str | None) -> EndedSend:
+    def give_back(self, attempt: SendInFlight, error: str | None, *, may_be_unclaimed: bool = False) -> EndedSend:
         """Return the result of a claim without an attempt. It gives the claim back, so that the message is claimed again later."""
         claim, now = attempt.claim, to_ms(self._clock())
         row = FinishedSend(
@@ -205,7 +207,7 @@ class SendRunner:
             last_status=None,
             last_error=error,
         )
-        return EndedSend(attempt, SendChange(claim, row), None, now, now)
+        return EndedSend(attempt, SendChange(claim, row), None, now, now, may_be_unclaimed)
 
 
 def _holds(attempt: SendInFlight) -> bool:

@@ -39,7 +39,7 @@ from shortener.gateways.attempt import EndedSend, SendInFlight, SendRunner
 from shortener.gateways.claiming import SendClaimResult, SendClaimWriter, find_finished, write_health
 from shortener.gateways.expiry import MAX_ROWS, expire
 from shortener.gateways.finishing import SendChange, SendWriter
-from shortener.gateways.queries import IS_PENDING, FinishedSend, find_waiting, lock_health, lock_states, queue_name
+from shortener.gateways.queries import IS_PENDING, FinishedSend, find_stored, find_waiting, lock_health, lock_states, queue_name
 from shortener.gateways.store import GatewayStore
 from shortener.gateways.submission import Connections, SubmitOutcome
 from shortener.ids import IdGenerator, encode
@@ -230,7 +230,7 @@ class GatewayDispatcher:
         they must not become doubtful when their leases end."""
         for attempt in attempts:
             self._usage.take(attempt.queue, attempt.application_id)
-            self._ended.append(self._runner.give_back(attempt, None))
+            self._ended.append(self._runner.give_back(attempt, None, may_be_unclaimed=True))
 
     async def _run_in_parts(self, ended: Sequence[EndedSend], limit: int, throttled: bool) -> tuple[int, int]:
         """Repeat a failed cycle in parts. Each outcome, and the claims of each gateway, get their own transaction.
@@ -331,8 +331,10 @@ class GatewayDispatcher:
         cycle = _Cycle(now)
         # Every transaction locks gateways before all other rows, so that transactions cannot deadlock.
         locked = lock_health(connection, {one.attempt.claim.gateway_id for one in ended})
-        cycle.written, cycle.events = self.writer.write(connection, [one.change for one in ended], now)
-        recorded = [one for one in ended if one.change.row.id in cycle.written]
+        claimed = find_stored(connection, [one.attempt.claim for one in ended if one.may_be_unclaimed])
+        valid = [one for one in ended if not one.may_be_unclaimed or one.attempt.claim in claimed]
+        cycle.written, cycle.events = self.writer.write(connection, [one.change for one in valid], now)
+        recorded = [one for one in valid if one.change.row.id in cycle.written]
         cycle.opened = write_health(connection, recorded, locked)
         usage, paused = self._usage.copy(), dict(self._paused)
         for one in ended:

@@ -168,7 +168,8 @@ def update_gateway(connection: Connection, gateway_id: int, values: dict[str, An
 class ClaimedSend(NamedTuple):
     """A message that only this process may hand on until `lease_until`. `attempt` is the number of the attempt, from 1.
 
-    `state` is the reported state of the message. `cost` is a decimal text."""
+    `state` is the reported state of the message. `cost` is a decimal text. `transaction` is the id of the transaction in PostgreSQL
+    that claimed the message; 0 on SQLite, and for a message that was read without a claim."""
 
     id: int
     application_id: int
@@ -187,6 +188,7 @@ class ClaimedSend(NamedTuple):
     encoding: str
     segments: int
     state: int
+    transaction: int = 0
 
 
 _PICK = (
@@ -212,9 +214,10 @@ _CLAIMED_COLUMNS = (
     "m.message_id, m.to_address, m.from_address, m.sender_id_alias, m.encoding, m.segments, m.state"
 )
 _CLAIMED = {
-    "sqlite": f"SELECT json_group_array(json_array({_CLAIMED_COLUMNS})) "
+    "sqlite": f"SELECT json_group_array(json_array({_CLAIMED_COLUMNS}, 0)) "
     "FROM json_each(?) AS j CROSS JOIN sends AS s ON s.id = j.value CROSS JOIN messages AS m ON m.id = s.id",
-    "postgresql": f"SELECT {_CLAIMED_COLUMNS} FROM sends AS s JOIN messages AS m ON m.id = s.id WHERE s.id = ANY($1::bigint[])",
+    "postgresql": f"SELECT {_CLAIMED_COLUMNS}, s.xmin::text::bigint "
+    "FROM sends AS s JOIN messages AS m ON m.id = s.id WHERE s.id = ANY($1::bigint[])",
 }
 
 
@@ -242,6 +245,18 @@ def claim(connection: Connection, requests: Sequence[ClaimRequest], now: int, ho
         ids = [row[0] for row in connection.exec_driver_sql(_CLAIM_POSTGRESQL, (*columns, now))]
     found = [ClaimedSend._make(row) for row in raw_sql.rows(connection, _CLAIMED, ids)] if ids else []
     return sorted(found)
+
+
+def find_stored(connection: Connection, claims: Sequence[ClaimedSend]) -> list[ClaimedSend]:
+    """Return those of the claims whose transaction is stored, if its outcome was unknown.
+
+    The lease and the number of the attempt do not show this on PostgreSQL, because another process can have claimed the message in
+    the same millisecond. SQLite has only one process, so there they do, and all claims are returned."""
+    if connection.dialect.name == "sqlite" or not claims:
+        return list(claims)
+    versions = "SELECT id, xmin::text::bigint FROM sends WHERE id = ANY($1::bigint[])"
+    stored = {tuple(row) for row in connection.exec_driver_sql(versions, ([claim.id for claim in claims],))}
+    return [claim for claim in claims if (claim.id, claim.transaction) in stored]
 
 
 def postpone(connection: Connection, gateway_id: int, applications: Collection[int], now: int, until: int) -> int:

@@ -21,7 +21,7 @@ from tests.conftest import Clock
 from tests.databases import Cut, CutCommits
 from tests.factory import AUDIT, rows
 from tests.gateways.conftest import MakeGateway, SendMessages, stored_sends
-from tests.gateways.sending import FAILED, HELD, PENDING, SENT, other_process
+from tests.gateways.sending import FAILED, HELD, PENDING, SENT, other_process, start_attempts
 from tests.gateways.smpp.smsc import running_smsc
 from tests.receiver import Receiver, Reply
 
@@ -233,3 +233,24 @@ async def test_messages_whose_claim_was_cut_at_its_commit_are_handed_on_once_and
     assert [(send.status, send.attempt, send.doubtful) for send in await stored_sends(service)] == [(SENT, 1, False)] * 3
     assert (len(receiver.requests), dispatcher.totals.leases_lost, dispatcher._usage.busy) == (3, 0, 0)
     assert logs == []
+
+
+async def test_a_claim_that_was_cut_is_not_given_back_after_another_process_has_claimed_the_message_in_the_same_millisecond(
+    service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver
+) -> None:
+    if service.database.dialect == "sqlite":
+        pytest.skip("several processes need PostgreSQL")
+    receiver.default_reply = Reply(hang=True)
+    await make_gateway(receiver.url(), on_doubt="hold", timeout=1)
+    await send_messages()
+    first, second = other_process(service, CutCommits(service.database, ["rolled back"])), other_process(service)
+    with pytest.raises(CommitUncertain):
+        await first.step()
+    await start_attempts(second, receiver, 1)
+    leased = (await stored_sends(service))[0]
+    await first.step()
+    assert await stored_sends(service) == [leased]
+    assert first._usage.busy == 0
+    await second.flush()
+    assert [(send.status, send.doubtful) for send in await stored_sends(service)] == [(HELD, True)]
+    assert len(receiver.requests) == 1
