@@ -59,6 +59,7 @@ class BatchResult:
     resolutions: list[Resolution]
     events: int = 0  # the number of events of this batch; not 0 if an earlier attempt wrote events
     recorded: int = 0  # the number of stored hits, including those that an earlier attempt stored
+    inserted: int = 0  # the number of hits that this attempt stored
     first_clicks: int = 0
     unknown: int = 0  # the number of hits whose code belongs to no link
     links: Mapping[str, LinkRow] = field(default_factory=dict)  # the found links, by code
@@ -147,7 +148,8 @@ class HitBatchWriter:
             (queries.insert_events, rows.events),
             (count_deltas.insert, count_deltas.rows(self._ids(), rows.deltas)),
         )
-        result.recorded += len(rows.hits)
+        result.inserted = len(rows.hits)
+        result.recorded += result.inserted
         result.events += len(rows.events)
         result.first_clicks += rows.first_clicks
         return result

@@ -169,19 +169,17 @@ class HitWriter:
 
     # The following methods write hits from the spool.
 
-    async def write_spooled(self, hits: Sequence[Hit], *, others_stored: bool = False) -> list[tuple[Hit, Exception]]:
-        """Write the hits from the spool that are not stored yet. Return the hits that the database rejects, with the errors.
-        `others_stored` states that the database has stored other hits shortly before.
+    async def write_spooled(self, hits: Sequence[Hit], *, others_stored: bool = False) -> tuple[int, list[tuple[Hit, Exception]]]:
+        """Write the hits from the spool that are not stored yet. Return the number of hits that the database has stored now, and
+        the hits that it rejects, with the errors. `others_stored` states that the database has stored other hits shortly before.
 
         Raise StoreUnavailable if the database accepts no hits at all, and its subclass HitsRejected."""
         try:
-            await self._write_late(hits)
+            return await self._write_late(hits), []
         except StoreUnavailable:
             raise
         except Exception as batch_error:
             first_error = batch_error
-        else:
-            return []
         # A hit counts as rejected only if it failed twice in a transaction of its own while the database accepts other hits. A
         # single failure may come from a fault of the database that has ended since.
         failures = [(hit, first_error) for hit in hits]
@@ -193,7 +191,7 @@ class HitWriter:
                 raise StoreUnavailable("the ids of rejected hits could not be read")
         for hit, error in failures:
             log.error("hit_not_recordable", code=hit.code, exc_info=error)
-        return failures
+        return stored - others_stored, failures
 
     async def _write_each(self, hits: Sequence[Hit], stored: int) -> tuple[int, list[tuple[Hit, Exception]]]:
         """Write each hit in its own transaction. `stored` is the number of hits that earlier calls have stored. Return the new
@@ -206,7 +204,7 @@ class HitWriter:
         self._first_probe = 0
         for hit in (*hits[begin:], *hits[:begin]):
             try:
-                await self._write_late([hit])
+                is_stored = await self._write_late([hit]) > 0
             except StoreUnavailable:
                 raise
             except Exception as own_error:
@@ -214,9 +212,9 @@ class HitWriter:
                 if len(failures) >= MAX_PROBES and not stored:
                     self._first_probe = begin + MAX_PROBES
                     break
-            else:
-                stored += 1
-                was_accepted = False
+            else:  # A hit that another attempt has stored, or whose code is unknown, shows nothing.
+                stored += is_stored
+                was_accepted = was_accepted and not is_stored
         if failures and not await self._is_fault_of_hits(len(failures), stored, needs_probe=was_accepted):
             _, first_error = failures[0]
             log.error("hits_rejected", hits=len(failures), exc_info=first_error)
@@ -224,7 +222,8 @@ class HitWriter:
             raise (HitsRejected if is_undecided else StoreUnavailable)(str(first_error)) from first_error
         return stored, failures
 
-    async def _write_late(self, hits: Sequence[Hit]) -> None:
+    async def _write_late(self, hits: Sequence[Hit]) -> int:
+        """Write the hits that are not stored yet, in one transaction. Return the number of hits that it has stored."""
         await load_expressions()
         for is_last in (False, True):
             try:
@@ -239,7 +238,8 @@ class HitWriter:
             self._totals.drained += len(hits)
             if outcome.events:
                 self._on_events()
-            return
+            return outcome.inserted
+        raise AssertionError("the second attempt returns or raises")
 
     async def _is_fault_of_hits(self, failed: int, stored: int, *, needs_probe: bool = False) -> bool:
         """Return whether the database accepts other hits than the `failed` ones. If it accepts none, the failure is an outage.

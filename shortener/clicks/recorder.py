@@ -187,16 +187,18 @@ class Recorder:
         is_slow = self._writer.is_failing or (oldest is not None and overdue_at - oldest > self._deadline * _SLOW_PART)
         return not is_slow or len(self._batcher) < self._waiting_limit
 
-    async def write_late(self, hits: Sequence[Hit], *, others_stored: bool = False) -> None:
-        """Write the hits from the spool that are not stored yet. Hits that the database rejects become dead letters.
-        `others_stored` states that the database has stored other hits shortly before.
+    async def write_late(self, hits: Sequence[Hit], *, others_stored: bool = False) -> int:
+        """Write the hits from the spool that are not stored yet. Hits that the database rejects become dead letters. Return the
+        number of hits that the database has stored now, without dead letters. `others_stored` states that the database has stored
+        other hits shortly before.
 
         Raise StoreUnavailable if the database accepts no hits, and its subclass HitsRejected. The hits must then stay in the
         spool."""
-        rejected = await self._writer.write_spooled(hits, others_stored=others_stored)
+        stored, rejected = await self._writer.write_spooled(hits, others_stored=others_stored)
         if rejected:
             await self.store_dead_letters([dead_letters.from_hit(hit, dead_letters.reason_of(error)) for hit, error in rejected])
             self.totals.dead_letters += len(rejected)
+        return stored
 
     async def store_dead_letters(self, letters: Sequence[DeadLetter]) -> None:
         """Write dead letters to their table. Raise StoreUnavailable if the database is unavailable."""

@@ -95,16 +95,15 @@ class SpoolDrainer:
             await self._spool.delete([entry for entry, _ in unreadable])
         hits = sorted(((hit.at, hit.id, entry, hit) for entry, hit in entries if isinstance(hit, Hit)), key=lambda row: row[:2])
         rejected: HitsRejected | None = None
-        stored, undecided = False, []
+        stored, undecided = 0, []
         for start in range(0, len(hits), MAX_BATCH_HITS):
             batch = hits[start : start + MAX_BATCH_HITS]
             try:
-                await self._recorder.write_late([hit for *_, hit in batch], others_stored=stored)
+                stored += await self._recorder.write_late([hit for *_, hit in batch], others_stored=stored > 0)
             except HitsRejected as error:
                 rejected = error
                 undecided.append(batch)
                 continue
-            stored = True
             await self._spool.delete([entry for _, _, entry, _ in batch])
         if rejected is not None and not stored:
             raise rejected

@@ -217,6 +217,29 @@ async def test_a_batch_of_the_spool_of_which_the_database_rejects_every_hit_does
     assert await node.spool.look() == SpoolState(0)
 
 
+@pytest.mark.parametrize("others", ["rejected", "stored before"])
+async def test_only_a_hit_that_the_database_stores_now_decides_that_rejected_batches_become_dead_letters(
+    service: Service, node: Node, monkeypatch: pytest.MonkeyPatch, others: str
+) -> None:
+    monkeypatch.setattr("shortener.clicks.spool_drainer.MAX_BATCH_HITS", MAX_PROBES)
+    (code,) = await send(service)
+    node.disconnect()
+    for _ in range(2 * MAX_PROBES):
+        assert await node.click(code, rule="rejected") == LOCATION
+    for _ in range(2):  # an incomplete batch
+        assert await node.click(code, rule="rejected" if others == "rejected" else "test") == LOCATION
+    node.reconnect()
+    if others == "stored before":
+        entries = await node.spool.read(100)
+        await node.recorder.write_late([hit for _, hit in entries if isinstance(hit, Hit) and hit.rule == "test"])
+    await reject_hits(service, "rejected")
+    with pytest.raises(StoreUnavailable):
+        await node.drainer.step()
+    letters = await rows(service, schema.hits_dead_letter)
+    assert len(letters) == (2 if others == "rejected" else 0)
+    assert (await node.spool.look()).depth == 2 * MAX_PROBES
+
+
 async def test_batches_of_the_spool_wait_in_an_outage_of_the_table_of_hits_and_none_becomes_a_dead_letter(
     service: Service, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
