@@ -3,8 +3,11 @@ a clock would make all stored data look older than its retention, and the purge 
 
 Each run of the purge stores its time. If a run begins more than MAX_STEP after the latest run, either the clock moved ahead or no
 process ran for so long. Nothing can tell the two apart, so the purge waits for WAIT_AFTER_STEP. Within this time somebody can
-correct the clock: when it is set back, the purge continues at once. An installation that did not run for a year purges one day
-later. The first run of an installation trusts its clock.
+correct the clock: when it is set back to the time before the step, the purge continues at once. An installation that did not run
+for a year purges one day later. The first run of an installation trusts its clock.
+
+The processes of an installation share the stored value. Their clocks differ a little, and a run may be stored after a later one, so
+a time shortly before the step was found does not end the wait.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ NAME = "purge_clock"
 #: A purge that runs once a month by command never waits. A smaller step deletes data at most so much too early.
 MAX_STEP = timedelta(days=32)
 WAIT_AFTER_STEP = timedelta(hours=24)
+_MAX_STEP_MS, _WAIT_MS = MAX_STEP // timedelta(milliseconds=1), WAIT_AFTER_STEP // timedelta(milliseconds=1)
 
 
 @record
@@ -49,21 +53,28 @@ def note_run(connection: Connection, now: datetime, *, trusted: bool = False) ->
 
     `trusted` states that a person has checked the clock, so that the purge never waits."""
     at = to_ms(now)
-    latest, found_at, size = _read(connection) or (at, 0, 0)
-    if trusted or at < found_at:  # The clock was set back, so the step is corrected.
-        found_at = size = 0
-    elif from_ms(at) - from_ms(latest) > MAX_STEP:
-        found_at, size = at, at - latest
+    found_at, size = (0, 0) if trusted else _find(_read(connection), at)
     installation.set_value(connection, NAME, f"{at} {found_at} {size}")
-    return _waits(found_at, size, now)
+    return _step(found_at, size)
 
 
 def find_step(connection: Connection, now: datetime) -> ClockStep | None:
     """Return the step after which the purge waits at present, or None."""
-    latest, found_at, size = _read(connection) or (0, 0, 0)
-    if latest and now - from_ms(latest) > MAX_STEP:
-        return ClockStep(now - from_ms(latest), now + WAIT_AFTER_STEP)
-    return None if to_ms(now) < found_at else _waits(found_at, size, now)
+    return _step(*_find(_read(connection), to_ms(now)))
+
+
+def _find(stored: tuple[int, int, int] | None, at: int) -> tuple[int, int]:
+    """Return the time at which the step was found after which a run at the time `at` must wait, and the size of the step. Return
+    zeros if the run need not wait. All times are in ms."""
+    if stored is None:
+        return 0, 0
+    latest, found_at, size = stored
+    trusted_at = found_at - size if found_at else latest  # the latest run before the step
+    if at - trusted_at <= _MAX_STEP_MS:  # also if the clock was set back
+        return 0, 0
+    if not found_at or at < found_at or at - latest > _MAX_STEP_MS:
+        return at, at - trusted_at
+    return (found_at, size) if at - found_at < _WAIT_MS else (0, 0)
 
 
 def _read(connection: Connection) -> tuple[int, int, int] | None:
@@ -74,8 +85,5 @@ def _read(connection: Connection) -> tuple[int, int, int] | None:
     return latest, found_at, size
 
 
-def _waits(found_at: int, size: int, now: datetime) -> ClockStep | None:
-    if not found_at:
-        return None
-    until = from_ms(found_at) + WAIT_AFTER_STEP
-    return ClockStep(timedelta(milliseconds=size), until) if now < until else None
+def _step(found_at: int, size: int) -> ClockStep | None:
+    return ClockStep(timedelta(milliseconds=size), from_ms(found_at) + WAIT_AFTER_STEP) if found_at else None

@@ -51,4 +51,27 @@ async def test_a_second_step_of_the_clock_starts_the_wait_again(database: Databa
     for now in (NOON, NOON + 400 * DAY):
         await step_at(database, now)
     second = NOON + 400 * DAY + MAX_STEP + HOUR
-    assert await step_at(database, second) == ClockStep(MAX_STEP + HOUR, second + WAIT_AFTER_STEP)
+    assert await step_at(database, second) == ClockStep(second - NOON, second + WAIT_AFTER_STEP)
+
+
+async def test_the_purge_still_waits_if_the_clock_was_set_back_but_not_far_enough(database: Database) -> None:
+    for now in (NOON, NOON + 2000 * DAY):
+        await step_at(database, now)
+    second = NOON + 400 * DAY
+    assert await step_at(database, second) == ClockStep(400 * DAY, second + WAIT_AFTER_STEP)
+    assert await step_at(database, second + DAY) is None
+
+
+async def test_the_wait_does_not_end_with_the_run_of_another_process_whose_clock_is_a_little_behind(database: Database) -> None:
+    await step_at(database, NOON)
+    ahead = NOON + 60 * DAY
+    for seconds in (0, -2, 0, -2, 3600, 3598):
+        assert await step_at(database, ahead + timedelta(seconds=seconds)) is not None, seconds
+    assert await step_at(database, ahead + WAIT_AFTER_STEP) is None
+
+
+async def test_a_process_with_a_right_clock_purges_and_another_one_with_a_wrong_clock_waits(database: Database) -> None:
+    await step_at(database, NOON)
+    for hour in range(48):
+        assert await step_at(database, NOON + hour * HOUR) is None
+        assert await step_at(database, NOON + 60 * DAY + hour * HOUR) is not None
