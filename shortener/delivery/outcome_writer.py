@@ -67,10 +67,13 @@ class OutcomeWriter:
 
     def write(self, connection: Connection, finished: Sequence[FinishedAttempt], now: int) -> OutcomeResult:
         """Write the outcomes of attempts, as a part of the caller's transaction. `now` is in milliseconds since 1970."""
-        written = dispatch_queries.finish(connection, [one.delivery for one in finished])
-        recorded = [one for one in finished if one.delivery.id in written]
-        lost = [one for one in finished if one.delivery.id not in written and not one.may_be_unclaimed]
-        result = OutcomeResult(recorded, leases_lost=len(lost))
+        # A commit that was cut may have stored an outcome together with the next claim of the same delivery. Both are in `finished`
+        # then, so outcomes are written separately.
+        outcomes = [one for one in finished if not one.may_be_unclaimed]
+        returns = [one for one in finished if one.may_be_unclaimed]
+        recorded = [one for part in (outcomes, returns) for one in _finish(connection, part)]
+        lost = len(outcomes) - sum(not one.may_be_unclaimed for one in recorded)
+        result = OutcomeResult(recorded, leases_lost=lost)
         dispatch_queries.insert_attempts(connection, [one.attempt_row for one in recorded if one.attempt_row is not None])
         self._write_health(connection, result, now)
         self._write_operations(connection, result, now)
@@ -165,6 +168,12 @@ class OutcomeWriter:
     def _is_success_recent(self, tracker: int, now: int) -> bool:
         at = self._success_at.get(tracker)
         return at is not None and at <= now < at + SUCCESS_INTERVAL_MS
+
+
+def _finish(connection: Connection, finished: Sequence[FinishedAttempt]) -> list[FinishedAttempt]:
+    """Write the new values of deliveries, and return the attempts whose deliveries no other process has claimed since."""
+    written = dispatch_queries.finish(connection, [one.delivery for one in finished])
+    return [one for one in finished if one.delivery.id in written]
 
 
 class RecentCount:

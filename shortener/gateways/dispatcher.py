@@ -331,10 +331,10 @@ class GatewayDispatcher:
         cycle = _Cycle(now)
         # Every transaction locks gateways before all other rows, so that transactions cannot deadlock.
         locked = lock_health(connection, {one.attempt.claim.gateway_id for one in ended})
-        claimed = find_stored(connection, [one.attempt.claim for one in ended if one.may_be_unclaimed])
-        valid = [one for one in ended if not one.may_be_unclaimed or one.attempt.claim in claimed]
-        cycle.written, cycle.events = self.writer.write(connection, [one.change for one in valid], now)
-        recorded = [one for one in valid if one.change.row.id in cycle.written]
+        outcomes = [one for one in ended if not one.may_be_unclaimed]
+        cycle.written, cycle.events = self.writer.write(connection, [one.change for one in outcomes], now)
+        recorded = [one for one in outcomes if one.change.row.id in cycle.written]
+        recorded += self._write_returns(connection, cycle, [one for one in ended if one.may_be_unclaimed])
         cycle.opened = write_health(connection, recorded, locked)
         usage, paused = self._usage.copy(), dict(self._paused)
         for one in ended:
@@ -353,6 +353,17 @@ class GatewayDispatcher:
             self._give_up(connection, cycle, cycle.claims.changes)
         last.append(cycle)
         return cycle
+
+    def _write_returns(self, connection: Connection, cycle: _Cycle, returns: Sequence[EndedSend]) -> list[EndedSend]:
+        """Give those of the claims back that are stored, and return them. The same transaction may have stored the outcome of the
+        attempt before, so outcomes are written separately."""
+        if not returns:
+            return []
+        stored = find_stored(connection, [one.attempt.claim for one in returns])
+        changes = [one.change for one in returns if one.attempt.claim in stored]
+        written, _ = self.writer.write(connection, changes, cycle.now)
+        cycle.written |= written
+        return [one for one in returns if one.change in changes and one.change.row.id in written]
 
     def _give_up(self, connection: Connection, cycle: _Cycle, changes: Sequence[SendChange]) -> None:
         """Write changes of messages without an attempt, and add the result to the cycle."""

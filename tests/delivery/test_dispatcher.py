@@ -277,3 +277,24 @@ async def test_deliveries_whose_claim_was_cut_at_its_commit_are_sent_without_a_w
     await dispatcher.flush()
     assert [(row.status, row.attempt) for row in await deliveries(service)] == [(DELIVERED, 1)] * 3
     assert (len(receiver.requests), dispatcher.totals.leases_lost, dispatcher.in_flight) == (3, 0, 0)
+
+
+async def test_a_cut_commit_of_an_outcome_and_of_the_next_claim_of_its_delivery_is_not_an_error(
+    service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
+) -> None:
+    receiver.replies = [500]
+    await make_tracker(receiver.url(), schedule=[1])
+    await story.first_click()
+    await service.fanout.flush()
+    dispatcher = other_dispatcher(service, cast(Database, CutCommits(service.database, ["committed", "stored"])))
+    await dispatcher.step()
+    await asyncio.wait(dispatcher._tasks)
+    clock.forward(seconds=5)  # the outcome waits until its retry is due, so that one transaction records it and claims the delivery
+    with pytest.raises(CommitUncertain):
+        await dispatcher.step()
+    with capture_logs() as logs:
+        await dispatcher.flush()
+    assert [(row.status, row.attempt) for row in await deliveries(service)] == [(DELIVERED, 2)]
+    assert sorted(attempt.attempt for attempt in await rows(service.database, schema.attempts)) == [1, 2]
+    assert [line["event"] for line in logs if line["log_level"] == "error"] == []
+    assert (len(receiver.requests), dispatcher.in_flight) == (2, 0)

@@ -254,3 +254,23 @@ async def test_a_claim_that_was_cut_is_not_given_back_after_another_process_has_
     await second.flush()
     assert [(send.status, send.doubtful) for send in await stored_sends(service)] == [(HELD, True)]
     assert len(receiver.requests) == 1
+
+
+async def test_a_cut_commit_of_an_outcome_and_of_the_next_claim_of_its_message_is_not_an_error(
+    service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver, clock: Clock
+) -> None:
+    receiver.replies, receiver.default_reply = [503], ACCEPTED
+    await make_gateway(receiver.url(), schedule=[1])
+    await send_messages()
+    dispatcher = other_process(service, CutCommits(service.database, ["committed", "stored"]))
+    await dispatcher.step()
+    await asyncio.wait(dispatcher._tasks)
+    clock.forward(seconds=5)  # the outcome waits until its retry is due, so that one transaction records it and claims the message
+    with pytest.raises(CommitUncertain):
+        await dispatcher.step()
+    with capture_logs() as logs:
+        await dispatcher.flush()
+    assert [(send.status, send.attempt) for send in await stored_sends(service)] == [(SENT, 2)]
+    assert sorted(attempt.attempt for attempt in await rows(service.database, schema.send_attempts)) == [1, 2]
+    assert [line["event"] for line in logs if line["log_level"] == "error"] == []
+    assert (len(receiver.requests), dispatcher._usage.busy) == (2, 0)
