@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import orjson
 from sqlalchemy import Connection, update
@@ -104,7 +104,8 @@ class ClaimRequest(NamedTuple):
 
 class ClaimedDelivery(NamedTuple):
     """A delivery that only this process may attempt until `lease_until`. `attempt` is the number of the attempt, from 1. `message`
-    is the row id of the message that the event is about; None if there is none."""
+    is the row id of the message that the event is about; None if there is none. `transaction` is the id of the transaction in
+    PostgreSQL that claimed the delivery; 0 on SQLite."""
 
     id: int
     event: int
@@ -120,6 +121,7 @@ class ClaimedDelivery(NamedTuple):
     held_since: int | None
     message: int | None
     facts: str | None  # the facts of the event as JSON text
+    transaction: int = 0
 
 
 _PICK = (
@@ -144,9 +146,9 @@ _CLAIMED_COLUMNS = (
     "d.restarted_at, d.held_since, e.message_id, e.facts"
 )
 _CLAIMED = {
-    "sqlite": f"SELECT json_group_array(json_array({_CLAIMED_COLUMNS})) "
+    "sqlite": f"SELECT json_group_array(json_array({_CLAIMED_COLUMNS}, 0)) "
     "FROM json_each(?) AS j CROSS JOIN deliveries AS d ON d.id = j.value LEFT JOIN events AS e ON e.id = d.event_id",
-    "postgresql": f"SELECT {_CLAIMED_COLUMNS} "
+    "postgresql": f"SELECT {_CLAIMED_COLUMNS}, d.xmin::text::bigint "
     "FROM deliveries AS d LEFT JOIN events AS e ON e.id = d.event_id WHERE d.id = ANY($1::bigint[]) ORDER BY d.id",
 }
 
@@ -170,6 +172,29 @@ def claim(connection: Connection, requests: Sequence[ClaimRequest], now: int) ->
         columns = tuple(list(column) for column in zip(*requests, strict=True))
         ids = [row[0] for row in connection.exec_driver_sql(_CLAIM_POSTGRESQL, (*columns, now))]
     return [ClaimedDelivery._make(row) for row in raw_sql.rows(connection, _CLAIMED, ids)] if ids else []
+
+
+class _Claim(Protocol):
+    @property
+    def id(self) -> int: ...
+
+    @property
+    def transaction(self) -> int: ...
+
+
+C = TypeVar("C", bound=_Claim)
+
+
+def find_stored(connection: Connection, table: str, claims: Sequence[C]) -> list[C]:
+    """Return those of the claims of rows of `table` whose transaction is stored, if its outcome was unknown.
+
+    The lease and the number of the attempt do not show this on PostgreSQL, because another process can have claimed the row in the
+    same millisecond. SQLite has only one process, so there they do, and all claims are returned."""
+    if connection.dialect.name == "sqlite" or not claims:
+        return list(claims)
+    versions = f"SELECT id, xmin::text::bigint FROM {table} WHERE id = ANY($1::bigint[])"
+    stored = {tuple(row) for row in connection.exec_driver_sql(versions, ([claim.id for claim in claims],))}
+    return [claim for claim in claims if (claim.id, claim.transaction) in stored]
 
 
 class FinishedDelivery(NamedTuple):

@@ -70,7 +70,9 @@ class OutcomeWriter:
         # A commit that was cut may have stored an outcome together with the next claim of the same delivery. Both are in `finished`
         # then, so outcomes are written separately.
         outcomes = [one for one in finished if not one.may_be_unclaimed]
-        returns = [one for one in finished if one.may_be_unclaimed]
+        uncertain = [one for one in finished if one.may_be_unclaimed]
+        claims = dispatch_queries.find_stored(connection, "deliveries", [one.attempt.claim for one in uncertain])
+        returns = [one for one in uncertain if one.attempt.claim in claims]
         recorded = [one for part in (outcomes, returns) for one in _finish(connection, part)]
         lost = len(outcomes) - sum(not one.may_be_unclaimed for one in recorded)
         result = OutcomeResult(recorded, leases_lost=lost)

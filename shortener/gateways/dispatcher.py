@@ -34,12 +34,13 @@ from sqlalchemy import Connection, select
 
 from shortener.clicks.throttle import Throttle
 from shortener.delivery.claims import SlotUsage
+from shortener.delivery.dispatch_queries import find_stored
 from shortener.errors import CommitUncertain, StoreUnavailable
 from shortener.gateways.attempt import EndedSend, SendInFlight, SendRunner
 from shortener.gateways.claiming import SendClaimResult, SendClaimWriter, find_finished, write_health
 from shortener.gateways.expiry import MAX_ROWS, expire
 from shortener.gateways.finishing import SendChange, SendWriter
-from shortener.gateways.queries import IS_PENDING, FinishedSend, find_stored, find_waiting, lock_health, lock_states, queue_name
+from shortener.gateways.queries import IS_PENDING, FinishedSend, find_waiting, lock_health, lock_states, queue_name
 from shortener.gateways.store import GatewayStore
 from shortener.gateways.submission import Connections, SubmitOutcome
 from shortener.ids import IdGenerator, encode
@@ -359,7 +360,7 @@ class GatewayDispatcher:
         attempt before, so outcomes are written separately."""
         if not returns:
             return []
-        stored = find_stored(connection, [one.attempt.claim for one in returns])
+        stored = find_stored(connection, sends.name, [one.attempt.claim for one in returns])
         changes = [one.change for one in returns if one.attempt.claim in stored]
         written, _ = self.writer.write(connection, changes, cycle.now)
         cycle.written |= written

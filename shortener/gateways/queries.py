@@ -247,18 +247,6 @@ def claim(connection: Connection, requests: Sequence[ClaimRequest], now: int, ho
     return sorted(found)
 
 
-def find_stored(connection: Connection, claims: Sequence[ClaimedSend]) -> list[ClaimedSend]:
-    """Return those of the claims whose transaction is stored, if its outcome was unknown.
-
-    The lease and the number of the attempt do not show this on PostgreSQL, because another process can have claimed the message in
-    the same millisecond. SQLite has only one process, so there they do, and all claims are returned."""
-    if connection.dialect.name == "sqlite" or not claims:
-        return list(claims)
-    versions = "SELECT id, xmin::text::bigint FROM sends WHERE id = ANY($1::bigint[])"
-    stored = {tuple(row) for row in connection.exec_driver_sql(versions, ([claim.id for claim in claims],))}
-    return [claim for claim in claims if (claim.id, claim.transaction) in stored]
-
-
 def postpone(connection: Connection, gateway_id: int, applications: Collection[int], now: int, until: int) -> int:
     """Postpone messages of these applications to the time `until`, without a claim, if they are among the MAX_EXAMINED oldest due
     first attempts or retries of a gateway. Return their number."""

@@ -298,3 +298,22 @@ async def test_a_cut_commit_of_an_outcome_and_of_the_next_claim_of_its_delivery_
     assert sorted(attempt.attempt for attempt in await rows(service.database, schema.attempts)) == [1, 2]
     assert [line["event"] for line in logs if line["log_level"] == "error"] == []
     assert (len(receiver.requests), dispatcher.in_flight) == (2, 0)
+
+
+async def test_a_claim_that_was_cut_is_not_given_back_after_another_process_has_claimed_the_delivery_in_the_same_millisecond(
+    service: Service, postgresql_only: None, make_tracker: MakeTracker, story: Story, receiver: Receiver
+) -> None:
+    receiver.default_reply = Reply(hang=True)
+    await make_tracker(receiver.url(), timeout=1)
+    await story.first_click()
+    await service.fanout.flush()
+    first = other_dispatcher(service, cast(Database, CutCommits(service.database, ["rolled back"])))
+    second = other_dispatcher(service)
+    with pytest.raises(CommitUncertain):
+        await first.step()
+    await start_attempts(second, receiver, 1)
+    claimed = await deliveries(service)
+    await first.step()
+    assert (await deliveries(service), first.in_flight) == (claimed, 0)
+    await second.stop(0.1)
+    assert second.totals.leases_lost == 0
