@@ -98,6 +98,14 @@ def store(connection: Connection, request: RequestKey, response: FirstResponse) 
     connection.execute(update(stored_responses).where(*_chosen(request)).values(values))
 
 
+def store_for_claim(connection: Connection, request: RequestKey, response: FirstResponse, claimed_at: datetime) -> None:
+    """Store the response to a request that was claimed at `claimed_at`, unless a repeat has taken the claim over since then."""
+    c = stored_responses.c
+    is_own = c.status.is_(None), c.created_at == claimed_at
+    values = {"status": response.status, "body": response.body}
+    connection.execute(update(stored_responses).where(*_chosen(request), *is_own).values(values))
+
+
 def release(connection: Connection, request: RequestKey) -> None:
     """Give up the claim of a request that failed, so that a repeat is performed again."""
     table = stored_responses

@@ -18,6 +18,7 @@ import asyncio
 import contextlib
 import hashlib
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 import orjson
@@ -41,8 +42,7 @@ log = structlog.get_logger(__name__)
 
 MAX_IDEMPOTENCY_KEY_LENGTH = 255  # the maximum number of characters of an Idempotency-Key
 HEADER = "Idempotency-Key"
-#: If the outcome of a request is unknown, the process tries to store this so often and with these pauses, until its claim ends.
-MAX_ATTEMPTS, REPEAT_SECONDS = int(CLAIM_LEASE.total_seconds()), 1.0
+REPEAT_SECONDS = 1.0  # the pause between two attempts to store that the outcome of a request is unknown
 _HEADER_IN_LOWER_CASE = HEADER.lower().encode()
 
 
@@ -83,8 +83,9 @@ async def respond_once(
     OUTCOME_UNKNOWN."""
     chosen = RequestKey(principal.application.id, principal.key_id, f"{request.method} {request.url.path}", key)
     content = hashlib.sha256(b"" if body is None else sent_content(body)).hexdigest()
+    claimed_at = service.clock()
     try:
-        found = await service.database.write(stored_responses.claim, chosen, content, service.clock())
+        found = await service.database.write(stored_responses.claim, chosen, content, claimed_at)
     except CommitUncertain as error:  # Only the claim is uncertain: the request was not performed.
         raise StoreUnavailable(str(error)) from error
     if found is not None and found.status == ErrorCode.OUTCOME_UNKNOWN.http_status:
@@ -99,7 +100,7 @@ async def respond_once(
     try:
         response = await perform()
     except CommitUncertain:  # The request may be stored, so its repeats must not be performed.
-        task = asyncio.create_task(_store_unknown(service, chosen))
+        task = asyncio.create_task(_store_unknown(service, chosen, claimed_at))
         _tasks.add(task)
         task.add_done_callback(_tasks.discard)
         raise
@@ -115,13 +116,16 @@ async def respond_once(
     return response
 
 
-async def _store_unknown(service: Service, request: RequestKey) -> None:
-    """Store OUTCOME_UNKNOWN as the response to a request, as soon as the database is available. Give up when the claim ends."""
+async def _store_unknown(service: Service, request: RequestKey, claimed_at: datetime) -> None:
+    """Store OUTCOME_UNKNOWN as the response to a request that was claimed at `claimed_at`, as soon as the database is available.
+    Give up after CLAIM_LEASE, and do nothing if a repeat has taken the claim over."""
     body = orjson.dumps(ApiError(ErrorCode.OUTCOME_UNKNOWN, _UNKNOWN).body()).decode()
     response = FirstResponse(ErrorCode.OUTCOME_UNKNOWN.http_status, service.secret.encrypt(body))
-    for _ in range(MAX_ATTEMPTS):
+    loop = asyncio.get_running_loop()
+    end = loop.time() + CLAIM_LEASE.total_seconds()
+    while loop.time() < end:
         try:
-            await service.database.write(stored_responses.store, request, response)
+            await service.database.write(stored_responses.store_for_claim, request, response, claimed_at)
             return
         except StoreUnavailable:
             await asyncio.sleep(REPEAT_SECONDS)

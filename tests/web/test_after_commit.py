@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import httpx
@@ -176,6 +176,32 @@ async def test_the_repeat_of_a_request_whose_commit_was_cut_is_not_performed_alt
     assert "Retry-After" not in repeat.headers
     assert "with a new Idempotency-Key" in repeat.text
     assert len((await client.get("/api/v1/keys")).json()["keys"]) == created
+
+
+async def test_an_unknown_outcome_that_is_stored_late_does_not_replace_the_response_to_a_repeat_that_was_performed(
+    service: Service, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, clock: Clock
+) -> None:
+    is_down = True
+
+    def cuts() -> Iterator[Cut]:
+        yield from ("committed", "stored")
+        while True:  # only the process that performed the first request cannot reach the database
+            yield "down" if is_down and asyncio.current_task() in idempotency._tasks else "committed"
+
+    monkeypatch.setattr(service, "database", CutCommits(service.database, cuts()))
+    monkeypatch.setattr("shortener.web.idempotency.REPEAT_SECONDS", 0.01)
+
+    async def create() -> httpx.Response:
+        return await client.post("/api/v1/keys", json={"name": "pipeline"}, headers={"Idempotency-Key": "k"})
+
+    assert (await create()).json()["error_code"] == "OUTCOME_UNKNOWN"
+    clock.forward(seconds=61)
+    performed = await create()
+    assert performed.status_code == 201
+    is_down = False
+    await asyncio.gather(*idempotency._tasks)
+    repeat = await create()
+    assert (repeat.status_code, repeat.json()) == (201, performed.json())
 
 
 async def test_a_request_whose_idempotency_key_was_claimed_by_a_commit_that_was_cut_is_not_performed(
