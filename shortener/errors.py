@@ -107,7 +107,7 @@ class ErrorCode(enum.Enum):
     OUTCOME_UNKNOWN = (
         503,
         "The connection to the database ended while the request was being stored, so it is not known whether it was stored. If the "
-        "response has no `Retry-After`, a repeat may do the same again.",
+        "response has no `Retry-After`, a repeat may perform it a second time.",
     )
 
     @property

@@ -24,8 +24,8 @@ MAX_SHOWN_CHARACTERS = 300  # The text at a field shows at most this many charac
 FormValues = Mapping[str, str | bool | Sequence[str]]
 
 _DESCRIPTION = (
-    "These values were changed after you opened the form, so nothing was saved. The fields that are marked have changed. Check "
-    "them, and save again."
+    "Somebody changed values of this form after you opened it, so nothing was saved. The changed fields are marked. Check them, "
+    "and save again."
 )
 
 

@@ -91,7 +91,7 @@ async def test_two_operators_who_change_one_tracker_do_not_overwrite_each_other(
     of_tom |= {"name": ["shop of Tom"], "max_attempts": ["7"]}
     refused = await tom.post(path, data=of_tom)
     assert refused.status_code == 409
-    assert "changed after you opened the form, so nothing was saved" in stated(refused)
+    assert "Somebody changed values of this form after you opened it, so nothing was saved" in stated(refused)
     assert "was changed meanwhile to: shop of Mia. If you save again, your entry replaces this value" in stated(refused)
     assert stated(refused).count("was changed meanwhile; this is the new value") == 3
     assert (await service.trackers.get(tracker.id)).max_attempts == 3
@@ -184,7 +184,7 @@ async def test_two_operators_who_change_the_settings_of_an_application_do_not_ov
     assert fields_of(tried)["version"] == of_tom["version"], "a what-if is no view of the new values"
     refused = await tom.post(path, data=of_tom)
     assert refused.status_code == 409
-    assert "changed after you opened the form, so nothing was saved" in stated(refused)
+    assert "Somebody changed values of this form after you opened it, so nothing was saved" in stated(refused)
     assert "was changed meanwhile to: 1.5. If you save again, your entry replaces this value" in stated(refused)
     merged = fields_of(refused)
     assert (merged["link_ttl_days"], merged["min_seconds_after_sent"]) == (["30"], ["2"])
