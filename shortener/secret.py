@@ -94,6 +94,13 @@ class Secret:
         except InvalidToken:
             raise SecretError("a stored value was encrypted with another SECRET") from None
 
+    def is_encrypted(self, token: str | None, text: str | None) -> bool:
+        """Return whether `token` is the result of `encrypt` for this text. False if one of them is None."""
+        try:
+            return token is not None and self.decrypt(token) == text
+        except SecretError:
+            return False
+
 
 def new_signing_secret() -> str:
     """Return a random secret for signatures: `whsec_` and 32 bytes in base64."""

@@ -275,8 +275,9 @@ class Trackers:
             if "secret" in values:
                 raise refuse("rotate_secret", "must not be combined with secret")
             values["secret"] = generated = new_signing_secret()
+        plain = values.get("secret")
         if "secret" in values:
-            values["secret"] = self._secret.encrypt(values["secret"]) if values["secret"] else None
+            values["secret"] = self._secret.encrypt(plain) if plain else None
         if values.get("client_certificate"):
             values["client_certificate"] = self._secret.encrypt(values["client_certificate"])
         if "headers" in values:
@@ -285,6 +286,8 @@ class Trackers:
 
         def save(connection: Connection) -> TrackerSaveResult:
             old = require_tracker(connection, tracker_id, application_id, lock=True)
+            if overlap and self._secret.is_encrypted(old.secret, plain):
+                values.pop("secret", None)  # the repeat of a change must not end the overlap of the secret that it replaced
             row = update_tracker(connection, tracker_id, application_id, values, overlap, now)
             add_tracker_change(connection, audit, now, old, row)
             return TrackerSaveResult(tracker_from_row(row), generated)

@@ -122,7 +122,8 @@ class Endpoint:
     `response_headers` are headers of every response, also of errors. `complete_error` adds to the error about an invalid body the
     errors that the handler would have found, so that one error does not hide another. `translate_error` replaces an error by an
     error with the code of a vendor. `error_shape` adds the fields of a vendor to the body of an error. `is_report` states that the
-    body contains reports, which are recognised if they are repeated.
+    body contains reports, which are recognised if they are repeated. `can_rotate` states that the request can create a new secret
+    or key, so that a repeat creates another one.
     """
 
     method: str
@@ -151,6 +152,7 @@ class Endpoint:
     description: str = ""
     deprecated: bool = False
     is_report: bool = False
+    can_rotate: bool = False
 
     @cached_property
     def shown_path(self) -> str:
@@ -165,8 +167,11 @@ class Endpoint:
         return self.method == "POST" and self.caller is Caller.API_KEY and not self.reads_request and HEADER not in self.headers
 
     def may_repeat(self, request: Request) -> bool:
-        """Return whether the repeat of a stored request changes nothing. This is true of all methods except POST, of all reports,
-        and of rewrites with an Idempotency-Key, which is stored in the same transaction as the messages."""
+        """Return whether the repeat of a stored request changes nothing. This is true of all methods except POST, unless they can
+        create a secret or a key, of all reports, and of rewrites with an Idempotency-Key, which is stored in the same transaction
+        as the messages."""
+        if self.can_rotate:
+            return False
         if self.method != "POST" or self.caller is not Caller.API_KEY or self.is_report:
             return True
         return HEADER in self.headers and HEADER in request.headers

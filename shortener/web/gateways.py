@@ -252,6 +252,7 @@ ENDPOINTS = [
         _TAG,
         permission="admin",
         body=GatewayUpdateRequest,
+        can_rotate=True,
         response=GatewayResponse,
         errors=_ERRORS,
         description="New `settings` also close an open circuit breaker, and so does `enabled: true` for a disabled gateway.",

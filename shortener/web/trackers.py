@@ -243,6 +243,7 @@ ENDPOINTS = [
         _TAG,
         permission="trackers.write",
         body=TrackerUpdateRequest,
+        can_rotate=True,
         response=SavedTrackerResponse,
         errors=_TRACKER_ERRORS,
         description="Fields that are absent keep their value. `enabled: false` parks all pending and new deliveries. `enabled: "

@@ -230,6 +230,8 @@ async def test_a_request_whose_idempotency_key_was_claimed_by_a_commit_that_was_
         ("POST", "/api/v1/sms/status", {}, True),
         ("POST", "/api/v1/track", {}, True),
         ("PATCH", "/api/v1/application", {}, True),
+        ("PATCH", "/api/v1/trackers/{tracker_id:int}", {}, False),
+        ("PATCH", "/api/v1/gateways/{gateway_id:int}", {}, False),
         ("DELETE", "/api/v1/blocked-hosts/{host}", {}, True),
     ],
 )
