@@ -69,7 +69,8 @@ async def purge(trust_clock: bool, as_json: bool) -> None:
         try:
             purged = await run(database, load_settings(), utcnow(), progress, trusts_clock=trust_clock)
         except PurgeWaits as error:
-            raise click.ClickException(f"nothing was deleted: {error}. If it is right, add --trust-clock") from None
+            reason = f"nothing was deleted: {error}. Correct the clock, or add --trust-clock if it is right"
+            raise click.ClickException(reason) from None
     if sys.stderr.isatty():
         click.echo(err=True)
     print_counts(dataclasses.asdict(purged), as_json, "there is nothing to delete")

@@ -76,7 +76,6 @@ class HitWriter:
         self._ids = ids
         self._loading: asyncio.Task[None] | None = None  # loads what late hits need
         self.is_failing = False  # true if the database could not store the last batch
-        self._first_probe = 0  # the place in the next batch from the spool at which `_write_each` begins
         self._on_stored = on_stored
         self._on_unavailable = on_unavailable
         self._on_rejected = on_rejected
@@ -169,9 +168,14 @@ class HitWriter:
 
     # The following methods write hits from the spool.
 
-    async def write_spooled(self, hits: Sequence[Hit], *, others_stored: bool = False) -> tuple[int, list[tuple[Hit, Exception]]]:
+    async def write_spooled(
+        self, hits: Sequence[Hit], *, others_stored: bool = False, first_probe: int = 0
+    ) -> tuple[int, list[tuple[Hit, Exception]]]:
         """Write the hits from the spool that are not stored yet. Return the number of hits that the database has stored now, and
         the hits that it rejects, with the errors. `others_stored` states that the database has stored other hits shortly before.
+
+        After a rejected batch, the hits are written one by one. If MAX_PROBES of them fail and none is stored, this method gives
+        up. The first one has the place `first_probe`, modulo their number, so that repeats can begin with other hits.
 
         Raise StoreUnavailable if the database accepts no hits at all, and its subclass HitsRejected."""
         try:
@@ -184,6 +188,8 @@ class HitWriter:
         # single failure may come from a fault of the database that has ended since.
         failures = [(hit, first_error) for hit in hits]
         stored = int(others_stored)
+        begin = first_probe % max(len(hits), 1)
+        failures = [*failures[begin:], *failures[:begin]]
         for is_first in (True, False):
             stored, failures = await self._write_each([hit for hit, _ in failures], stored)
             clashes = [hit for hit, error in failures if is_unique_violation(error)]
@@ -195,14 +201,10 @@ class HitWriter:
 
     async def _write_each(self, hits: Sequence[Hit], stored: int) -> tuple[int, list[tuple[Hit, Exception]]]:
         """Write each hit in its own transaction. `stored` is the number of hits that earlier calls have stored. Return the new
-        total and the failures. Raise StoreUnavailable or HitsRejected if the database accepts no hits at all.
-
-        If MAX_PROBES hits fail and none is stored, the next call begins behind them. Thus it finds the hits that the database
-        accepts, wherever they are in the batch."""
+        total and the failures. Raise StoreUnavailable or HitsRejected if the database accepts no hits at all."""
         failures: list[tuple[Hit, Exception]] = []
-        was_accepted, begin = stored > 0, self._first_probe % max(len(hits), 1)
-        self._first_probe = 0
-        for hit in (*hits[begin:], *hits[:begin]):
+        was_accepted = stored > 0
+        for hit in hits:
             try:
                 is_stored = await self._write_late([hit]) > 0
             except StoreUnavailable:
@@ -210,7 +212,6 @@ class HitWriter:
             except Exception as own_error:
                 failures.append((hit, own_error))
                 if len(failures) >= MAX_PROBES and not stored:
-                    self._first_probe = begin + MAX_PROBES
                     break
             else:  # A hit that another attempt has stored, or whose code is unknown, shows nothing.
                 stored += is_stored

@@ -187,14 +187,14 @@ class Recorder:
         is_slow = self._writer.is_failing or (oldest is not None and overdue_at - oldest > self._deadline * _SLOW_PART)
         return not is_slow or len(self._batcher) < self._waiting_limit
 
-    async def write_late(self, hits: Sequence[Hit], *, others_stored: bool = False) -> int:
+    async def write_late(self, hits: Sequence[Hit], *, others_stored: bool = False, first_probe: int = 0) -> int:
         """Write the hits from the spool that are not stored yet. Hits that the database rejects become dead letters. Return the
         number of hits that the database has stored now, without dead letters. `others_stored` states that the database has stored
-        other hits shortly before.
+        other hits shortly before. `first_probe` is the argument of `HitWriter.write_spooled`.
 
         Raise StoreUnavailable if the database accepts no hits, and its subclass HitsRejected. The hits must then stay in the
         spool."""
-        stored, rejected = await self._writer.write_spooled(hits, others_stored=others_stored)
+        stored, rejected = await self._writer.write_spooled(hits, others_stored=others_stored, first_probe=first_probe)
         if rejected:
             await self.store_dead_letters([dead_letters.from_hit(hit, dead_letters.reason_of(error)) for hit, error in rejected])
             self.totals.dead_letters += len(rejected)

@@ -32,6 +32,7 @@ from shortener.clicks.recorder import Recorder
 from shortener.clicks.resolver import Hit
 from shortener.errors import StoreUnavailable
 from shortener.redis.client import RedisUnavailable
+from shortener.storage.batcher import MAX_PROBES
 from shortener.storage.database import Database
 
 log = structlog.get_logger(__name__)
@@ -49,6 +50,7 @@ class SpoolDrainer:
         self._spool = spool
         self._recorder = recorder
         self._database = database
+        self._first_probe = 0  # the place in each batch at which the search for a hit that the database accepts begins
         self._recovery_began_at = 0.0  # the time of the event loop at which the recovery began
         # Id of the last entry when the recovery began; None if it is unknown.
         self._recovery_ends_with: tuple[int, int] | None = None
@@ -96,10 +98,14 @@ class SpoolDrainer:
         hits = sorted(((hit.at, hit.id, entry, hit) for entry, hit in entries if isinstance(hit, Hit)), key=lambda row: row[:2])
         rejected: HitsRejected | None = None
         stored, undecided = 0, []
+        # If this attempt fails, the next one begins with other hits, so that one that the database accepts is found in any place.
+        first_probe, self._first_probe = self._first_probe, self._first_probe + MAX_PROBES
         for start in range(0, len(hits), MAX_BATCH_HITS):
             batch = hits[start : start + MAX_BATCH_HITS]
             try:
-                stored += await self._recorder.write_late([hit for *_, hit in batch], others_stored=stored > 0)
+                stored += await self._recorder.write_late(
+                    [hit for *_, hit in batch], others_stored=stored > 0, first_probe=first_probe
+                )
             except HitsRejected as error:
                 rejected = error
                 undecided.append(batch)
@@ -107,6 +113,7 @@ class SpoolDrainer:
             await self._spool.delete([entry for _, _, entry, _ in batch])
         if rejected is not None and not stored:
             raise rejected
+        self._first_probe = 0
         for batch in undecided:
             await self._recorder.write_late([hit for *_, hit in batch], others_stored=True)
             await self._spool.delete([entry for _, _, entry, _ in batch])

@@ -240,6 +240,23 @@ async def test_only_a_hit_that_the_database_stores_now_decides_that_rejected_bat
     assert (await node.spool.look()).depth == 2 * MAX_PROBES
 
 
+async def test_a_hit_that_the_database_accepts_is_found_wherever_it_is_in_the_rejected_batches_of_the_spool(
+    service: Service, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = 2 * MAX_PROBES
+    monkeypatch.setattr("shortener.clicks.spool_drainer.MAX_BATCH_HITS", size)
+    await reject_hits(service, "rejected")
+    (code,) = await send(service)
+    node.disconnect()
+    for place in range(2 * size):
+        await node.click(code, rule="test" if place == size - 2 else "rejected")
+    node.reconnect()
+    with pytest.raises(StoreUnavailable):
+        await node.drainer.step()
+    assert await node.drainer.step() == 2 * size
+    assert (len(await rows(service, schema.hits)), node.recorder.totals.dead_letters) == (1, 2 * size - 1)
+
+
 async def test_batches_of_the_spool_wait_in_an_outage_of_the_table_of_hits_and_none_becomes_a_dead_letter(
     service: Service, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
