@@ -1,9 +1,9 @@
 """This module builds the requests that a tracker would receive for the events of an application. The built-in receiver of the
 portal shows them.
 
-The requests are built and signed by the same code as real deliveries, from the newest events of the event log. Nothing is sent and
-nothing is stored, so an application needs no endpoint to see its events, and no request can reach a private address. Phone numbers
-are masked.
+The requests are built and signed by the same code as real deliveries, from the newest events of the event log. They are signed at
+the time at which they are shown, because receivers reject old timestamps. Nothing is sent and nothing is stored, so an application
+needs no endpoint to see its events, and no request can reach a private address. Phone numbers are masked.
 """
 # Tested by tests/delivery/test_example_requests.py
 
@@ -35,15 +35,22 @@ FORMAT = "json"
 
 @record
 class ExampleRequest:
-    """A request as a tracker would receive it. `body` is the body as text; `message_id` is None for events without a message."""
+    """A request as a tracker would receive it at the time `signed_at`. `at` is the time of the event. `body` is the exact body as
+    text, in UTF-8; `message_id` is None for events without a message."""
 
     event_id: str
     topic: Topic
     at: datetime
+    signed_at: datetime
     message_id: str | None
     line: str
     headers: Sequence[tuple[str, str]]
     body: str
+
+    @property
+    def header_lines(self) -> str:
+        """The headers as text, one in each line."""
+        return "".join(f"{name}: {value}\n" for name, value in self.headers)
 
 
 def example_secret(secret: Secret, application_id: int) -> str:
@@ -78,26 +85,28 @@ def example_target(
 
 
 def example_requests(
-    connection: Connection, fanout: Fanout, target: DeliveryTarget, events: Sequence[tuple[int, Topic, datetime]]
+    connection: Connection, fanout: Fanout, target: DeliveryTarget, events: Sequence[tuple[int, Topic, datetime]], now: datetime
 ) -> list[ExampleRequest]:
-    """Return one request for each event, in the order of `events`, which contains (row id, topic, time) tuples. An event that was
-    deleted is left out."""
+    """Return one request for each event, signed at the time `now`, in the order of `events`, which contains (row id, topic, time)
+    tuples. An event that was deleted is left out."""
     facts = fanout.read_facts(connection, [event for event, _, _ in events])
-    return [_request(target, facts[event], event, topic, at) for event, topic, at in events if event in facts]
+    return [_request(target, facts[event], event, topic, at, now) for event, topic, at in events if event in facts]
 
 
 def sample_request(target: DeliveryTarget, application_id: int, at: datetime, event: str) -> ExampleRequest:
     """Return the request for an invented event, for an application that has no event yet."""
     facts = sample_facts(application_id, at, event)
-    return _request(target, {**facts, "topic": event}, 0, Topic.TEST, at)
+    return _request(target, {**facts, "topic": event}, 0, Topic.TEST, at, at)
 
 
-def _request(target: DeliveryTarget, facts: Mapping[str, Any], event: int, topic: Topic, at: datetime) -> ExampleRequest:
+def _request(
+    target: DeliveryTarget, facts: Mapping[str, Any], event: int, topic: Topic, at: datetime, now: datetime
+) -> ExampleRequest:
     masked = dict(facts)
     if masked.get("to_address"):
         # The hash of the phone number is removed, because a reader could hash guessed numbers and compare.
         masked |= {"to_address": mask(masked["to_address"]), "phone_sha256": None}
-    request = target.request(masked, event, topic, 1, at, allow_http=True)
+    request = target.request(masked, event, topic, 1, now, allow_http=True)
     body, parts = request.body or b"", urlsplit(request.url)
     headers = {
         "Host": parts.netloc,
@@ -111,6 +120,7 @@ def _request(target: DeliveryTarget, facts: Mapping[str, Any], event: int, topic
         encode_event_id(event, topic),
         topic,
         at,
+        now,
         facts.get("message_id"),
         f"{request.method} {parts.path or '/'}{'?' + parts.query if parts.query else ''} HTTP/1.1",
         list(headers.items()),

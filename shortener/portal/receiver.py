@@ -58,7 +58,7 @@ def _read(
 ) -> list[ExampleRequest]:
     page = list_events(connection, EventFilter(application_id, since=now - RECENT), SHOWN)
     events = [(one.row.id, one.topic, one.row.at) for one in page.rows[:SHOWN]]
-    return example_requests(connection, fanout, target, events)
+    return example_requests(connection, fanout, target, events, now)
 
 
 PAGES = [

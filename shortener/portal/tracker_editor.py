@@ -279,7 +279,8 @@ async def _preview(visit: Visit, request: TrackerCreateRequest) -> list[ExampleR
     def read(connection: Connection) -> list[ExampleRequest]:
         page = list_events(connection, EventFilter(visit.application_id, since=visit.now - RECENT), 100)
         chosen = [one for one in page.rows if one.topic.api_name in request.events][:PREVIEWED]
-        return example_requests(connection, service.fanout, target, [(one.row.id, one.topic, one.row.at) for one in chosen])
+        events = [(one.row.id, one.topic, one.row.at) for one in chosen]
+        return example_requests(connection, service.fanout, target, events, visit.now)
 
     return await service.database.read(read) or [sample_request(target, visit.application_id, visit.now, request.events[0])]
 

@@ -22,10 +22,10 @@ from tests.receiver import Receiver
 NUMBER = "+14085550123"
 
 
-def _requests(connection: Connection, service: Service, secret: str, format: str) -> list[ExampleRequest]:
+def _requests(connection: Connection, service: Service, secret: str, format: str, now: datetime) -> list[ExampleRequest]:
     rows = connection.execute(select(events).order_by(events.c.id)).all()
     found: list[tuple[int, Topic, datetime]] = [(row.id, topic, row.at) for row in rows for topic in Topic(row.topics)]
-    return example_requests(connection, service.fanout, example_target(secret, format), found)
+    return example_requests(connection, service.fanout, example_target(secret, format), found, now)
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -42,7 +42,7 @@ async def test_an_example_request_equals_the_request_that_a_tracker_receives(
         message = (await client.post("/api/v1/rewrite", json=body)).json()["messages"][0]
         assert (await client.get(f"/{message['links'][0]['code']}", headers={"User-Agent": PHONE})).status_code == 302
     # the example requests are built before a tracker subscribes to the event
-    expected = await service.database.read(_requests, service, secret, format)
+    expected = await service.database.read(_requests, service, secret, format, clock.now)
     await service.fanout.flush()
     await service.dispatcher.flush()
     received = {request.headers["webhook-id"]: request for request in receiver.take()}

@@ -302,3 +302,18 @@ def test_typing_into_a_page_whose_session_has_expired_loses_nothing(browser: Chr
         visit.page.click("button:has-text('Sign in')")
         visit.page.wait_for_selector("h1:has-text('Try it')")
         assert visit.page.input_value("[name=body]") == text
+
+
+def test_the_receiver_offers_the_exact_headers_and_body_of_a_request_as_files(
+    browser: Chromium, demo_server: Server, admin: Any
+) -> None:
+    with browser.page(state=admin, scripts=False) as visit:
+        visit.open(demo_server.base + "/portal/1/receiver")
+        contents = []
+        for name in ("headers.txt", "body.json"):
+            with visit.page.expect_download() as download:
+                visit.page.locator(f"details[open] a[download='{name}']").first.click()
+            assert download.value.suggested_filename == name
+            contents.append(download.value.path().read_bytes())
+        headers, body = contents
+        assert f"Content-Length: {len(body)}\n".encode() in headers
