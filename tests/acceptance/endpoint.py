@@ -12,11 +12,12 @@ from tests.servers import PATIENCE
 
 class Endpoint:
     """An HTTP endpoint that stores every request. It responds with the next status in `answers`, or with 200 if the list is empty.
-    `slow` maps a path to the seconds by which its response is delayed."""
+    `slow` maps a path to the seconds by which its response is delayed. `body` is the body of each response."""
 
     def __init__(self) -> None:
         self.arrived: list[Request] = []
         self.answers: list[int] = []
+        self.body = b""
         self.slow: dict[str, float] = {}
         self._changed = threading.Condition()
         self._closed = threading.Event()
@@ -34,8 +35,9 @@ class Endpoint:
                     endpoint._closed.wait(endpoint.slow[self.path])
                 with contextlib.suppress(OSError):  # the client may disconnect before the response
                     self.send_response(status)
-                    self.send_header("Content-Length", "0")
+                    self.send_header("Content-Length", str(len(endpoint.body)))
                     self.end_headers()
+                    self.wfile.write(endpoint.body)
 
             do_GET = do_POST
 

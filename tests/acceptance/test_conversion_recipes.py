@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, quote, urlsplit
+from urllib.parse import parse_qs, parse_qsl, quote, urlsplit
 
 import httpx
 import pytest
 
 from tests.acceptance.endpoint import Endpoint
 from tests.acceptance.process import NO_TLS, PHONE, Server, serving
+from tests.document_blocks import shell_blocks, shortener_commands
 from tests.servers import PATIENCE
 
 RECIPES = sorted((Path(__file__).parents[2] / "docs" / "recipes").glob("*.md"))
@@ -37,9 +38,20 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def blocks(recipe: Path) -> tuple[str, str, str]:
-    """Return the three code blocks of a recipe: the destination, the postback URL of the network, and the URL of the tracker."""
-    link, inbound, outbound = re.findall(r"```text\n(.*?)\n```", recipe.read_text(), re.DOTALL)
-    return link, inbound, outbound
+    """Return the destination, the postback URL of the network, and the URL of the tracker in a recipe."""
+    link, inbound = re.findall(r"```text\n(.*?)\n```", recipe.read_text(), re.DOTALL)
+    return link, inbound, creation(recipe)[3]
+
+
+def creation(recipe: Path, endpoint: Endpoint | None = None) -> list[str]:
+    """Return the words of the command that creates the tracker in a recipe, without `shortener`. If `endpoint` is given, the URL of
+    the tracker leads to it."""
+    (words,) = shortener_commands("\n".join(shell_blocks(recipe)))
+    assert words[:3] == ["trackers", "add", "1"]
+    if endpoint is not None:
+        parts = urlsplit(words[3])
+        words[3] = f"{endpoint.url}{parts.path}?{parts.query}"
+    return words
 
 
 def macros(recipe: Path) -> dict[str, list[str]]:
@@ -65,15 +77,13 @@ def conversions(server: Server, message: dict[str, Any]) -> list[dict[str, Any]]
 
 
 @contextlib.contextmanager
-def conversion_tracker(server: Server, url: str, name: str) -> Iterator[None]:
-    """Create a tracker that receives conversions with GET. Delete it at the end, because all tests use one server."""
-    with server.api() as api:
-        response = api.post("/api/v1/trackers", json={"name": name, "url": url, "events": ["conversion"], "method": "GET"})
-        assert response.status_code == 201, response.text
-        try:
-            yield
-        finally:
-            assert api.delete(f"/api/v1/trackers/{response.json()['tracker_id']}").status_code == 200
+def conversion_tracker(server: Server, *words: str) -> Iterator[int]:
+    """Create a tracker with the words of a command, and return its id. Delete it at the end, because all tests use one server."""
+    tracker: int = server.command(*words)["tracker_id"]
+    try:
+        yield tracker
+    finally:
+        server.command("trackers", "remove", str(tracker), "--yes")
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
@@ -107,28 +117,37 @@ def test_the_postback_url_in_each_conversion_guide_records_a_conversion(server: 
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_the_tracker_url_in_each_conversion_guide_receives_the_conversion(server: Server, endpoint: Endpoint, recipe: Path) -> None:
-    _, _, outbound = blocks(recipe)
-    metadata = dict.fromkeys(re.findall(r"\{metadata\.(\w+)\}", outbound), "theirs-1")
-    message = rewrite(server, body="Hello", metadata=metadata)
-    parts = urlsplit(outbound)
-    report = {
-        "message_id": message["message_id"],
-        "action": "sale",
-        "transaction_id": "Order 1",
-        "status": "sale",
-        "value": "12.50",
-        "currency": "USD",
-    }
-    url = f"{endpoint.url}{parts.path}?{parts.query}"
-    with conversion_tracker(server, url, recipe.stem), server.tracker() as own:
-        assert own.post("/api/v1/callback/action", json=report).status_code == 200
-        (request,) = endpoint.wait(1)
-    sent = parse_qs(urlsplit(request.target).query)
-    assert urlsplit(request.target).path == (parts.path or "/")
-    expected = {"{transaction_id}": "Order 1", "{status}": "sale", "{value}": "12.50", "{currency}": "USD", "{action}": "sale"}
-    for name, (template,) in parse_qs(parts.query).items():
-        assert sent[name] == [expected.get(template, "theirs-1" if "metadata" in template else template)], name
+def test_the_tracker_in_each_conversion_guide_receives_conversions_and_no_click(
+    server: Server, endpoint: Endpoint, recipe: Path
+) -> None:
+    words = creation(recipe, endpoint)
+    parts = urlsplit(words[3])
+    endpoint.body = b"success=true"
+    phone_number = f"+1408555010{RECIPES.index(recipe)}"
+    metadata = dict.fromkeys(re.findall(r"\{metadata\.(\w+)\}", words[3]), "theirs-1")
+    sale = {"{action}": "sale", "{transaction_id}": "Order 1", "{value}": "12.50", "{currency}": "USD"}
+    reply = {"{action}": "reply", "{transaction_id}": recipe.stem, "{status}": "", "{value}": "", "{currency}": ""}
+    events = [reply, *(sale | {"{status}": status} for status in ("pending", "approved", "rejected"))]
+    with conversion_tracker(server, *words) as tracker, server.api() as api, server.tracker() as own:
+        message = rewrite(server, to=phone_number, body='Look #track("https://shop.example/")', metadata=metadata)
+        with server.client(**{"User-Agent": PHONE}) as phone:
+            assert phone.get(f"/{message['links'][0]['code']}").status_code == 302
+        delivered = {"message_id": message["message_id"], "state": "DELIVERED", "status": "S12"}
+        assert api.post("/api/v1/sms/status", json=delivered).status_code == 200
+        stop = api.post("/api/v1/sms/inbound", json={"from": phone_number, "text": "STOP", "id": recipe.stem})
+        assert stop.json()["keyword"] == "stop"
+        for event in events[1:]:
+            report = {name.strip("{}"): value for name, value in event.items()} | {"message_id": message["message_id"]}
+            assert own.post("/api/v1/callback/action", json=report).status_code == 200
+        requests = endpoint.wait(len(events))
+        # Events are fanned out in the order of their ids, so no delivery is missing when that of the last event exists.
+        assert len(api.get(f"/api/v1/trackers/{tracker}/deliveries").json()["deliveries"]) == len(events)
+    assert {urlsplit(request.target).path for request in requests} == {parts.path or "/"}
+    template = parse_qsl(parts.query)
+    expected = [
+        [(name, event.get(value, "theirs-1" if "metadata" in value else value)) for name, value in template] for event in events
+    ]
+    assert sorted(parse_qsl(urlsplit(request.target).query, True) for request in requests) == sorted(expected)
 
 
 @pytest.mark.parametrize("network", SEQUENCES)
@@ -137,7 +156,7 @@ def test_the_documented_postback_sequence_of_a_network_creates_one_conversion_wi
 ) -> None:
     message = rewrite(server, body="Hello", campaign=network)
     url = f"{endpoint.url}/?r={{revision}}&d={{disposition}}&s={{status}}"
-    with conversion_tracker(server, url, "sums"), server.api() as api:
+    with conversion_tracker(server, "trackers", "add", "1", url, "--event", "conversion", "--method", "GET"), server.api() as api:
         with server.tracker() as own:
             for revision, parameters in enumerate(SEQUENCES[network], 1):
                 query = {"message_id": message["message_id"], "transaction_id": "T1", "currency": "USD", **parameters}
