@@ -391,7 +391,7 @@ def _count(
     if revision.value is not None:
         value = revision.value if sign > 0 else -revision.value
         currency = revision.currency or ""
-        if counted_as is None or counted_as.startswith(("positive:", "other:")):
+        if status_words.is_revenue(counted_as):
             delta.add_slots(cohort, slot, f"value:{currency}", sent, link_set, value)
         if counted_as is not None:
             delta.add_slots(cohort, slot, f"value:{currency}:{counted_as}", sent, link_set, value)

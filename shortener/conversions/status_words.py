@@ -127,3 +127,10 @@ def category_of(status: str | None, disposition: str | None) -> Category:
     if disposition == "negative":
         return "negative"
     return "pending" if classify(status) == "pending" else "other"
+
+
+def is_revenue(counted_as: str | None) -> bool:
+    """Return whether the value of a conversion is part of the sums of values: whether it is neither negative nor pending.
+
+    `counted_as` is the category and the action, such as "positive:sale"; None for conversions of an older version."""
+    return counted_as is None or counted_as.startswith(("positive:", "other:"))

@@ -175,7 +175,7 @@ def _without_bucket(metric: str) -> str:
 
 
 #: The SQL condition for conversions whose value is added to the count `value:{currency}`: conversions that are not counted as
-#: negative or pending.
+#: negative or pending (`status_words.is_revenue`).
 IS_REVENUE = or_(
     conversions.c.counted_as.is_(None),
     and_(conversions.c.counted_as.not_like("negative:%"), conversions.c.counted_as.not_like("pending:%")),

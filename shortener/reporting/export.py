@@ -4,8 +4,9 @@ PostgreSQL from removing old rows. The order is newest first; messages added dur
 in UTF-8. Excel recognises UTF-8 only by a byte order mark, which is an option.
 
 A line contains one message, or one link of a message. In the line of a message, `short_url`, `url`, `label` and `destination` are
-those of its first link. `clicked_url` is the URL of the link of the first click. `value` is the sum of the conversions except those
-that were rejected; there is one value for each currency.
+those of its first link. `clicked_url` is the URL of the link of the first click. `value` is the sum of the conversions that are
+neither negative nor pending, as in the statistics; there is one value for each currency. `conversions` is the number of all
+conversions, also as in the statistics.
 
 A cell that begins like a formula gets an apostrophe in front (OWASP, CSV injection). The rest of a cell is never changed. A plain
 number is unchanged: a phone number such as +14085550100 cannot run anything.
@@ -32,6 +33,7 @@ from sqlalchemy import BigInteger, Connection, and_, func, select
 
 from shortener.accounts.directory import short_url
 from shortener.clicks.hit_metrics import IS_CLICK
+from shortener.conversions.status_words import is_revenue
 from shortener.model import State, mutable_record
 from shortener.reporting.messages import STORED_MESSAGE_COLUMNS, MessageFilter, list_messages, serialize_decimal, shown_number
 from shortener.storage.database import Database
@@ -124,7 +126,7 @@ class _MessageDetails:
     clicks: Counter[int] = field(default_factory=Counter)  # The number of clicks by the row id of the link.
     first_clicked: int | None = None  # The row id of the link of the first click of the message.
     conversions: int = 0
-    values: dict[str, Decimal] = field(default_factory=dict)  # Sums of conversion values by currency.
+    values: dict[str, Decimal] = field(default_factory=dict)  # Sums of the values that are revenue, by currency.
 
 
 _NOTHING = _MessageDetails()
@@ -187,11 +189,11 @@ def _read_page(connection: Connection, filters: MessageFilter, below: int | None
     for message, link_id, count in connection.execute(others):
         details[message].clicks[link_id] += count
     c = conversions.c
-    reported = select(c.message_id, c.disposition, c.value, c.currency).join_from(page, conversions, c.message_id == page.c.id)
-    for message, disposition, value, currency in connection.execute(reported):
+    reported = select(c.message_id, c.counted_as, c.value, c.currency).join_from(page, conversions, c.message_id == page.c.id)
+    for message, counted_as, value, currency in connection.execute(reported):
         detail = details[message]
         detail.conversions += 1
-        if value is not None and disposition != "negative":
+        if value is not None and is_revenue(counted_as):
             detail.values[currency or ""] = detail.values.get(currency or "", Decimal()) + value
     return found
 

@@ -314,7 +314,9 @@ ENDPOINTS = [
         media_type="text/csv",
         description="Exports all messages that match the filters, newest first, in UTF-8. `url`, `label` and `destination` belong"
         " to the first link, or with `rows=links` to the link of the line; `clicked_url` is the URL of the first "
-        "click. A cell that begins like a formula gets an apostrophe in front; numbers and phone numbers do not. If "
+        "click. `conversions` is the number of all conversions of the message. `value` is the sum of their values that are neither "
+        "negative nor pending, for each currency in `currency`, separated by semicolons. Both count like `GET /api/v1/sms/stats`. "
+        "A cell that begins like a formula gets an apostrophe in front; numbers and phone numbers do not. If "
         "the connection is cut off, the export is incomplete.",
     ),
 ]

@@ -196,8 +196,14 @@ def fill_clicked(connection: Connection) -> None:
     connection.execute(insert(schema.first_clicks).values(id=message, at=NOON, hit_id=first, links=2))
     rows.hit(second, at=NOON + timedelta(seconds=5))
     rows.hit(second, at=NOON + timedelta(seconds=6), verdict=int(Verdict.SUSPECTED))
-    for transaction, value, disposition in (("1", "19.90", "positive"), ("2", "0.10", None), ("3", "7", "negative")):
-        rows.conversion(message, transaction_id=transaction, value=Decimal(value), currency="EUR", disposition=disposition)
+    for transaction, value, counted_as in (
+        ("1", "19.90", "positive:sale"),
+        ("2", "0.10", "other:conversion"),
+        ("3", "7", "negative:sale"),
+        ("4", "3", "pending:sale"),
+    ):
+        currency = "USD" if counted_as == "pending:sale" else "EUR"
+        rows.conversion(message, transaction_id=transaction, value=Decimal(value), currency=currency, counted_as=counted_as)
 
 
 LINK = ("short_url", "url", "label", "destination", "clicked_url", "clicks", "conversions", "value", "currency")
@@ -208,7 +214,7 @@ async def test_a_line_of_the_csv_export_contains_the_clicks_and_conversions_of_a
     lines = {line["message_id"]: [line[name] for name in LINK] for line in await exported(database)}
     assert lines["plain"] == ["", "", "", "", "", "0", "0", "", ""]
     one = ["https://d0.example/AAA", "https://shop.example/one", "one", "https://shop.example/one", "https://shop.example/two"]
-    assert lines["two"] == [*one, "2", "3", "20.00", "EUR"]
+    assert lines["two"] == [*one, "2", "4", "20.00", "EUR"]
 
 
 async def test_the_csv_export_can_contain_a_line_for_each_link(database: Database) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from decimal import Decimal
 from typing import Any
 
 import httpx
@@ -193,6 +194,36 @@ async def test_the_csv_export_contains_messages_of_the_api_and_of_campaigns(clie
     refused(await client.get("/api/v1/sms/messages/unified/export", params={"limit": 5}), 400, "INVALID_REQUEST")
     head = await client.head("/api/v1/sms/messages/unified/export")
     assert head.status_code == 200
+
+
+async def test_the_values_of_the_csv_export_add_up_to_the_value_of_the_statistics(
+    client: httpx.AsyncClient, service: Service, credentials: Credentials
+) -> None:
+    reports = [
+        ("m0", "1", "10.00", "EUR", "approved"),
+        ("m0", "2", "7.00", "GBP", "approved"),
+        ("m0", "3", "3.00", "USD", "pending"),
+        ("m0", "4", "5.00", "EUR", "rejected"),
+        ("m1", "1", "8.99", "EUR", "unknown-word"),
+        ("m1", "2", "-1.50", "GBP", "approved"),
+        ("m1", "3", "2", "", "approved"),
+    ]
+    for message_id in ("m0", "m1"):
+        await rewrite(client, message_id, campaign="spring")
+    for message_id, transaction, value, currency, status in reports:
+        values = {"value": value, "currency": currency, "status": status}
+        await convert(service, credentials, message_id=message_id, transaction_id=transaction, **values)
+    totals = (await client.get("/api/v1/sms/stats", params={"campaign": "spring", "basis": "sent"})).json()
+    exported = await client.get("/api/v1/sms/messages/unified/export", params={"campaign": "spring"})
+    sums: dict[str, Decimal] = {}
+    count = 0
+    for line in csv.DictReader(io.StringIO(exported.text, newline="")):
+        count += int(line["conversions"])
+        for value, currency in zip(line["value"].split(";"), line["currency"].split(";"), strict=True):
+            sums[currency] = sums.get(currency, Decimal()) + Decimal(value)
+    assert sums == {"EUR": Decimal("18.99"), "GBP": Decimal("5.50"), "": Decimal(2)}
+    assert {currency: Decimal(value) for currency, value in totals["value"].items()} == sums
+    assert count == totals["conversions"] == len(reports)
 
 
 async def test_the_csv_export_of_messages_has_a_byte_order_mark_on_request(client: httpx.AsyncClient) -> None:
