@@ -147,7 +147,15 @@ def add_domain(connection: Connection, application_id: int, base_url: str, now: 
         new = {"application_id": application_id, "host": host, "created_at": now}
         domain_id: int = connection.execute(insert(table).values(new | values).returning(table.c.id)).scalar_one()
     elif existing.removed_at is None:
-        raise ApiError(ErrorCode.CONFLICT, f"The domain {host} already exists.")
+        reason = f"The domain {host} already exists."
+        if existing.application_id == application_id and existing.path != parsed.path:
+            # An application may see only its own domains, so the hint is absent for a domain of another application.
+            path = parsed.path or "''"
+            reason += (
+                f" To change the path of new links, use `shortener domains update {host} --path {path}`, or PATCH "
+                f'/api/v1/domains/{host} with {{"path": "{parsed.path}"}}.'
+            )
+        raise ApiError(ErrorCode.CONFLICT, reason)
     elif existing.application_id != application_id:
         reason = f"The domain {host} was removed from another application, whose links still use it."
         raise ApiError(ErrorCode.CONFLICT, reason)

@@ -129,7 +129,8 @@ async def replay_deliveries(
             dead = await stored.count_dead(filters)
             period = " of the period" if since or until else ""
             owner = await describe_application(database, found.application_id)
-            confirm(f"The {dead} dead deliveries{period} of tracker {found.id} ({found.name}) of {owner} are sent again.", yes)
+            what = f"The {dead} dead deliveries{period} of tracker {found.id} ({found.name}) of {owner} are sent again."
+            confirm(what if dead else "", yes)
             replayed, last_id = await stored.replay_dead(audit, filters, utcnow())
             while last_id is not None:
                 count, last_id = await stored.replay_dead(audit, filters, utcnow(), last_id)

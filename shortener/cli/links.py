@@ -137,10 +137,27 @@ async def update_links(
     if application is None:
         raise click.UsageError("--application is required to change many links")
     chosen = ", ".join(
-        f"{name} {value!r}" for name, value in (("campaign", campaign), ("destination", destination), ("label", label)) if value
+        f"{name} {value!r}"
+        for name, value in (("campaign", campaign), ("destination", destination), ("label", label))
+        if value is not None
     )
+    if not await _has_links(application, campaign, destination, label):
+        nothing = {"state": "done", "total": 0, "done": 0, "changed": 0}
+        text = f"nothing was changed: application {application} has no links with {chosen}"
+        print_result(nothing, as_json, lambda: click.echo(text))
+        return
     confirm(f"All links with {chosen} of application {application} are changed. Links that were sent change too.", yes)
     await _change_links(application, (campaign, destination, label), requested, as_json)
+
+
+async def _has_links(application: int, campaign: str | None, destination: str | None, label: str | None) -> bool:
+    """Return whether an application has links that a command would change. Raise ApiError NOT_FOUND if it does not exist."""
+    from shortener.model import utcnow
+    from shortener.reporting.links import LinkFilter, list_links
+
+    chosen = LinkFilter(application, utcnow(), campaign=campaign, url=destination, label=label)
+    async with open_store(application) as database:
+        return bool((await database.read(list_links, chosen, 1)).rows)
 
 
 @links.command("disable")

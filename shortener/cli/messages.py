@@ -29,6 +29,8 @@ from shortener.cli.parameters import ID, ApplicationCommand, SearchedNumber, sin
 from shortener.cli.stats import find_application
 from shortener.model import State
 
+_NOTHING_TO_ERASE = "there is nothing to erase: no message matches"
+
 
 @click.group()
 def messages() -> None:
@@ -141,13 +143,14 @@ async def erase_messages(phone: str | None, message_id: str | None, application:
     links respond with 410. A message that waits for a gateway becomes FAILED, and its cost is refunded.
     """
     from shortener.clicks.user_agents import load_expressions
+    from shortener.errors import ApiError, ErrorCode
     from shortener.gateways.decisions import give_up_erased
     from shortener.gateways.finishing import SendWriter
     from shortener.ids import IdGenerator
     from shortener.messages.delivery_reports import DeliveryReports
     from shortener.messages.phone_numbers import PhoneNumberError, parse_number
     from shortener.model import utcnow
-    from shortener.retention.erasure import count_messages, erase, erase_message, find_codes
+    from shortener.retention.erasure import ErasureResult, count_messages, erase, erase_message, find_codes
 
     if (phone is None) == (message_id is None):
         raise click.UsageError("use exactly one of --phone and --message")
@@ -156,9 +159,14 @@ async def erase_messages(phone: str | None, message_id: str | None, application:
             phone = parse_number(phone).e164
         except PhoneNumberError as error:
             raise click.BadParameter(error.reason, param_hint="--phone") from None
-    async with open_store() as database, open_cache() as cache:
+    async with open_store(application) as database, open_cache() as cache:
         counts = await database.read(count_messages, application, phone=phone or "", message_id=message_id or "")
-        where = ", ".join(f"{count:,} of application {name}" for name, count in counts.items()) or "none"
+        if not counts and message_id is not None:
+            raise ApiError(ErrorCode.MESSAGE_NOT_FOUND)
+        if not counts and not yes:
+            print_counts(dataclasses.asdict(ErasureResult()), as_json, _NOTHING_TO_ERASE)
+            return
+        where = ", ".join(f"{count:,} of application {name}" for name, count in counts.items())
         confirm(f"This permanently removes the personal data of messages: {where}.", yes, is_required=True)
         codes = await database.read(find_codes, application, phone=phone or "", message_id=message_id or "")
         if not await cache.invalidate(codes):
@@ -173,4 +181,4 @@ async def erase_messages(phone: str | None, message_id: str | None, application:
         else:
             await load_expressions()
             erased = await database.write(erase_message, application, message_id, utcnow(), audit, give_up)
-    print_counts(dataclasses.asdict(erased), as_json, "there is nothing to erase")
+    print_counts(dataclasses.asdict(erased), as_json, _NOTHING_TO_ERASE)

@@ -11,7 +11,7 @@ import click
 from shortener.cli.common import async_command, json_option, open_store, print_fields, print_result, print_table
 from shortener.cli.parameters import ID, TIME, ApplicationCommand
 
-GROUPS = ("day", "hour", "country", "campaign", "destination", "label")
+GROUPS = ("day", "hour", "country", "campaign", "destination", "label", "action")
 DEFAULT_PERIOD = timedelta(days=30)
 MAX_CAMPAIGNS = 200
 _COLUMNS = (
@@ -25,6 +25,10 @@ _COLUMNS = (
     "delivery_rate",
     "click_rate",
 )
+
+
+#: The columns of the groups by action, which have conversions only.
+_ACTION_COLUMNS = ("conversions", "positive", "negative", "pending", "other", "value")
 
 
 async def find_application(database: Any, application: int | None) -> int:
@@ -80,7 +84,7 @@ async def stats(
     from shortener.reporting.statistics import StatisticsFilter
     from shortener.storage.types import to_iso
     from shortener.web.period import time_zone
-    from shortener.web.statistics_fields import figures
+    from shortener.web.statistics_fields import action_figures, figures
 
     try:
         zone = time_zone(tz)
@@ -94,7 +98,10 @@ async def stats(
         owner = await find_application(database, application)
         scope = StatisticsFilter(owner, begin, end, campaign, source, Basis[basis.upper()])
         groups, complete = await database.read(_report(by, zone), scope)
-    rows = [({by: name} if by else {}) | figures(counted) for name, counted in groups]
+    if by == "action":
+        rows = [row for _, counted in groups for row in action_figures(counted)]
+    else:
+        rows = [({by: name} if by else {}) | figures(counted) for name, counted in groups]
     data: dict[str, Any] = {
         "application_id": owner,
         "since": to_iso(begin),
@@ -107,10 +114,11 @@ async def stats(
     def print_text() -> None:
         for row in rows:
             row["value"] = [f"{amount} {currency}".rstrip() for currency, amount in row["value"].items()]
-            for rate in ("delivery_rate", "click_rate", "conversion_rate"):
+            row |= row["conversions_by_disposition"]
+            for rate in {"delivery_rate", "click_rate", "conversion_rate"} & row.keys():
                 row[rate] = None if row[rate] is None else f"{row[rate] * 100:.1f} %"
         if by:
-            print_table(rows, by, *_COLUMNS)
+            print_table(rows, by, *(_ACTION_COLUMNS if by == "action" else _COLUMNS))
         else:
             print_fields(
                 {name: value for name, value in rows[0].items() if not isinstance(value, dict) and name != "time_to_click"}
@@ -135,6 +143,7 @@ def _report(by: str | None, zone: Any) -> Callable[[Any, Any], tuple[list[tuple[
             return list(page.campaigns), page.complete
         reports: dict[str | None, Callable[[], Any]] = {
             None: lambda: statistics.totals(connection, scope),
+            "action": lambda: statistics.totals(connection, scope),
             "day": lambda: statistics.daily(connection, scope, zone),
             "hour": lambda: statistics.by_hour(connection, scope, zone),
             "country": lambda: statistics.by_country(connection, scope),

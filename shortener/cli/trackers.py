@@ -164,7 +164,9 @@ def trackers() -> None:
 @click.argument("application", type=ID)
 @click.argument("url")
 @_tracker_options
-@click.option("--secret", help="Signing secret of the requests. Default: a secret is generated and printed once.")
+@click.option(
+    "--secret", help="Signing secret of the requests, of at least 24 bytes. Default: a secret is generated and printed once."
+)
 @click.option("--unsigned", is_flag=True, help="Do not sign requests.")
 @json_option
 @async_command
@@ -231,7 +233,9 @@ async def show_tracker(tracker: int, as_json: bool) -> None:
 @click.argument("tracker", type=ID)
 @click.option("--url", help="New URL of the tracker.")
 @_tracker_options
-@click.option("--secret", help="New signing secret. During --overlap requests are also signed with the replaced secret.")
+@click.option(
+    "--secret", help="New signing secret, of at least 24 bytes. During --overlap requests are also signed with the replaced secret."
+)
 @click.option("--rotate-secret", is_flag=True, help="Generate a new signing secret and print it once.")
 @click.option(
     "--overlap",

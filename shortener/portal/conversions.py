@@ -20,6 +20,7 @@ from shortener.reporting.conversions import (
     ConversionFilter,
     ConversionPage,
     RefusedPage,
+    csv_cell,
     list_conversions,
     list_refused,
     serialize_listed,
@@ -88,10 +89,7 @@ def _conversions(visit: Visit) -> ListSource:
         return serialize_listed(row, page.revisions.get(row.id, ()), encode_click)
 
     def serialize(listed: ListedRow) -> dict[str, Any]:
-        fields: dict[str, Any] = dict(listed.details)
-        fields["revisions"] = len(fields["revisions"])
-        fields["metadata"] = "" if not fields["metadata"] else str(fields["metadata"])
-        return fields
+        return {name: csv_cell(value) for name, value in listed.details.items()}
 
     return ListSource("conversions", read, CONVERSION_COLUMNS, serialize, lambda row: row.at, describe)
 
@@ -120,8 +118,7 @@ def _refused(visit: Visit) -> ListSource:
         return serialize_refused(row)
 
     def serialize(listed: ListedRow) -> dict[str, Any]:
-        fields = dict(listed.details)
-        return {**fields, "details": str(fields["details"] or ""), "parameters": str(fields["parameters"])}
+        return {name: csv_cell(value) for name, value in listed.details.items()}
 
     return ListSource("refused-conversions", read, REFUSED_COLUMNS, serialize, lambda row: row.received_at, describe)
 

@@ -313,7 +313,7 @@ async def conversions_csv(
     while True:
         page = await database.read(list_conversions, filters, PAGE_ROWS, below)
         rows = [serialize_listed(row, page.revisions.get(row.id, ()), encode_click, reveal=reveal) for row in page.rows]
-        yield _csv_lines([[_cell(row[name]) for name in CONVERSION_COLUMNS] for row in rows])
+        yield _csv_lines([[csv_cell(row[name]) for name in CONVERSION_COLUMNS] for row in rows])
         if page.next is None:
             return
         below = page.next
@@ -336,14 +336,15 @@ async def refused_csv(
     while True:
         page = await database.read(list_refused, application_id, PAGE_ROWS, below, since=since, until=until, reason=reason)
         rows = [serialize_refused(row, reveal=reveal) for row in page.rows]
-        yield _csv_lines([[_cell(fields[name]) for name in REFUSED_COLUMNS] for fields in rows])
+        yield _csv_lines([[csv_cell(fields[name]) for name in REFUSED_COLUMNS] for fields in rows])
         if page.next is None:
             return
         below = page.next
 
 
-def _cell(value: Any) -> object:
-    """Return a value as a CSV cell. Lists and objects become JSON; text that a spreadsheet would run as a formula is escaped."""
+def csv_cell(value: Any) -> object:
+    """Return a value as a cell of the CSV of the API and of the portal. Lists and objects become JSON; text that a spreadsheet
+    would run as a formula is escaped."""
     if value is None or value == []:
         return ""
     if isinstance(value, dict | list):

@@ -8,8 +8,8 @@ those of its first link. `clicked_url` is the URL of the link of the first click
 neither negative nor pending, as in the statistics; there is one value for each currency. `conversions` is the number of all
 conversions, also as in the statistics.
 
-A cell that begins like a formula gets an apostrophe in front (OWASP, CSV injection). The rest of a cell is never changed. A plain
-number is unchanged: a phone number such as +14085550100 cannot run anything.
+A cell that begins like a formula gets an apostrophe in front (OWASP, CSV injection). The rest of a cell is never changed. Numbers
+and phone numbers are unchanged, also masked ones: +14085550100 and +14…00 cannot run anything.
 
 Pages are read as stored values and formatted column by column. An object for each time and each cell would take most of the time of
 an export.
@@ -282,7 +282,9 @@ def format_csv(lines: Iterable[Sequence[object]]) -> bytes:
     return text.getvalue().encode()
 
 
-_NUMBER = re.compile(r"[+-]?[0-9]+(?:\.[0-9]+)?")
+#: A number, or a phone number that `shortener.logs.mask` has masked. A spreadsheet shows +14…00 as text: it has no name of a
+#: function, no reference to a cell and no operator other than its sign.
+_NUMBER = re.compile(r"[+-]?[0-9]+(?:\.[0-9]+)?|\+[0-9]{2}…[0-9]{2}")
 _FORMULA_CHARACTERS = "=+\\-@＝＋－＠"
 _FORMULA = re.compile(rf"\s*[{_FORMULA_CHARACTERS}\t\r\n]")
 

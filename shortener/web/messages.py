@@ -316,7 +316,8 @@ ENDPOINTS = [
         " to the first link, or with `rows=links` to the link of the line; `clicked_url` is the URL of the first "
         "click. `conversions` is the number of all conversions of the message. `value` is the sum of their values that are neither "
         "negative nor pending, for each currency in `currency`, separated by semicolons. Both count like `GET /api/v1/sms/stats`. "
-        "A cell that begins like a formula gets an apostrophe in front; numbers and phone numbers do not. If "
+        "A cell that begins like a formula gets an apostrophe in front; numbers and phone numbers do not, also masked "
+        "ones. If "
         "the connection is cut off, the export is incomplete.",
     ),
 ]

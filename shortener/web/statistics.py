@@ -7,10 +7,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from shortener.conversions.status_words import CATEGORIES
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.outbox.link_sets import MAX_NAMES
-from shortener.reporting.figures import ConversionFigures
 from shortener.reporting.rollups import Basis
 from shortener.reporting.statistics import (
     MAX_DAYS,
@@ -39,9 +37,8 @@ from shortener.web.statistics_fields import (
     HoursResponse,
     LabelsResponse,
     TotalsResponse,
-    by_disposition,
+    action_figures,
     figures,
-    sums,
 )
 
 DEFAULT_DAYS = 30  # number of days in the default period, including today
@@ -131,24 +128,7 @@ async def stats_by_action(call: Call[StatisticsQuery, None]) -> dict[str, Any]:
     """Return the conversion statistics of each action."""
     scope = _scope(call)
     report = await call.service.database.read(totals, scope)
-    actions: dict[str, dict[str, ConversionFigures]] = {}
-    for (category, action), counted in report.groups[None].by_action.items():
-        actions.setdefault(action, {}).setdefault(category, ConversionFigures()).add(counted)
-    rows = []
-    for action, by_category in actions.items():
-        revenue = ConversionFigures()
-        for category in ("positive", "other"):
-            revenue.add(by_category.get(category, ConversionFigures()))
-        rows.append(
-            {
-                "action": action,
-                "conversions": sum(one.conversions for one in by_category.values()),
-                "value": sums(revenue.value),
-                **by_disposition({category: by_category.get(category, ConversionFigures()) for category in CATEGORIES}),
-            }
-        )
-    rows.sort(key=lambda row: (-row["conversions"], row["action"]))
-    return {**_head(scope, report.complete), "actions": rows}
+    return {**_head(scope, report.complete), "actions": action_figures(report.groups[None])}
 
 
 def _scope(call: Call[Any, None]) -> StatisticsFilter:

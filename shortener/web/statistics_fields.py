@@ -9,9 +9,12 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from shortener.conversions.status_words import CATEGORIES
 from shortener.reporting.figures import ConversionFigures, Figures
 from shortener.web.endpoint import ResponseModel
 from shortener.web.paging import NextCursor
+
+_LATER = "A click is counted here two minutes after it arrived, also while `complete` is true."
 
 #: Upper bounds, in seconds, of the groups of messages by the time from sending to the first click.
 CLICK_TIME_BOUNDS_SECONDS = (10, 30, 60, 300, 900, 3600, 6 * 3600, 86400, 3 * 86400, 7 * 86400)
@@ -73,15 +76,11 @@ class FigureFields(ResponseModel):
     time_to_click: list[TimeToClick] = Field(
         description="Number of clicked messages by the time from sending to their first click. Each message is in one group."
     )
-    devices: dict[str, int] = Field(
-        description="Number of clicks by device: phone, tablet, desktop, bot, other. Updated a few minutes after `clicks`."
-    )
-    browsers: dict[str, int] = Field(
-        description="Number of clicks by browser or by app with a built-in browser. Updated a few minutes after `clicks`."
-    )
+    devices: dict[str, int] = Field(description=f"Number of clicks by device: phone, tablet, desktop, bot, other. {_LATER}")
+    browsers: dict[str, int] = Field(description=f"Number of clicks by browser or by app with a built-in browser. {_LATER}")
     click_countries: dict[str, int] = Field(
         description="Number of clicks by the country of the client's IP address (ISO 3166), from NETWORK_FILES. Clicks of unknown "
-        "countries are left out. Updated a few minutes after `clicks`."
+        f"countries are left out. {_LATER}"
     )
 
 
@@ -90,7 +89,8 @@ class StatisticsResponse(ResponseModel):
     since: str = Field(description="Start of the period. The time slot of 15 minutes that contains it is counted completely.")
     until: str = Field(description="End of the period. The time slot of 15 minutes that contains it is counted completely.")
     complete: bool = Field(
-        description="false if events are missing: the newest ones under high load, or those of rows that cannot be read."
+        description="false if events are missing: the newest ones under high load, or those of rows that cannot be read. It does "
+        "not cover `devices`, `browsers` and `click_countries`, which count a click two minutes after it arrived."
     )
 
 
@@ -189,6 +189,27 @@ class CountriesResponse(StatisticsResponse):
     """One entry for each country of a recipient's number, most messages first."""
 
     countries: list[CountryFigures]
+
+
+def action_figures(counted: Figures) -> list[dict[str, Any]]:
+    """Convert the conversions of a report to the fields of `ActionFigures`, one entry for each action, most conversions first."""
+    actions: dict[str, dict[str, ConversionFigures]] = {}
+    for (category, action), amounts in counted.by_action.items():
+        actions.setdefault(action, {}).setdefault(category, ConversionFigures()).add(amounts)
+    rows = []
+    for action, by_category in actions.items():
+        revenue = ConversionFigures()
+        for category in ("positive", "other"):
+            revenue.add(by_category.get(category, ConversionFigures()))
+        rows.append(
+            {
+                "action": action,
+                "conversions": sum(one.conversions for one in by_category.values()),
+                "value": sums(revenue.value),
+                **by_disposition({category: by_category.get(category, ConversionFigures()) for category in CATEGORIES}),
+            }
+        )
+    return sorted(rows, key=lambda row: (-row["conversions"], row["action"]))
 
 
 def by_disposition(by_category: Mapping[str, ConversionFigures]) -> dict[str, Any]:

@@ -71,9 +71,20 @@ def _check_field_names(value: list[str]) -> list[str]:
     return list(dict.fromkeys(value))
 
 
+_SECRET_RULE = (
+    f"a text of at least {MIN_KEY_BYTES} bytes and at most {MAX_SECRET_LENGTH} characters, or `whsec_` and the base64 of a key of "
+    f"at least {MIN_KEY_BYTES} bytes"
+)
+
+
 def _check_secret(value: str) -> str:
-    if len(parse_secret(_check_text(value)).keys[0]) < MIN_KEY_BYTES:
-        raise ValueError(f"must be a key of at least {MIN_KEY_BYTES} bytes; after whsec_, the decoded bytes count")
+    _check_text(value)
+    try:
+        is_long_enough = len(parse_secret(value).keys[0]) >= MIN_KEY_BYTES
+    except ValueError:
+        is_long_enough = False
+    if not is_long_enough:
+        raise ValueError(f"must be {_SECRET_RULE}")
     return value
 
 
@@ -113,7 +124,8 @@ ClientCertificate = Annotated[
     ),
     AfterValidator(check_certificate),
 ]
-SecretText = Annotated[str, Field(min_length=8, max_length=MAX_SECRET_LENGTH), AfterValidator(_check_secret)]
+# Field has no limits, because the error of _check_secret states the complete rule.
+SecretText = Annotated[str, Field(json_schema_extra={"maxLength": MAX_SECRET_LENGTH}), AfterValidator(_check_secret)]
 Success = Annotated[
     dict[str, Any],
     Field(
@@ -166,7 +178,8 @@ class TrackerCreateRequest(BaseModel):
     headers: Headers | None = None
     secret: SecretText | None = Field(
         None,
-        description="Signing secret. Absent: the service generates one and returns it once. null: requests are not signed.",
+        description=f"Signing secret: {_SECRET_RULE}. Absent: the service generates one and returns it once. null: requests are "
+        "not signed.",
     )
     success: Success | None = None
     max_attempts: MaxAttempts | None = None
@@ -199,7 +212,8 @@ class TrackerUpdateRequest(BaseModel):
     headers: Headers | None = None
     secret: SecretText | None = Field(
         None,
-        description="New signing secret. For `secret_overlap` seconds, requests are also signed with the replaced secret. null: "
+        description=f"New signing secret: {_SECRET_RULE}. For `secret_overlap` seconds, requests are also signed with the replaced "
+        "secret. null: "
         "no signature.",
     )
     rotate_secret: bool = Field(False, description="Generate a new signing secret. The response returns it once.")

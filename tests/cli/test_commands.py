@@ -134,6 +134,19 @@ def test_the_migrate_command_creates_the_schema_and_the_doctor_command_reports_p
     assert any(one["level"] == "error" for one in shell.json("doctor", code=1))
 
 
+def test_an_erasure_that_matches_no_message_asks_nothing_and_says_so(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_process = InProcessShell(shell.folder)
+    monkeypatch.setattr("shortener.cli.common.is_terminal", lambda: True)
+    for options in ((), ("--yes",)):
+        result = in_process("messages", "erase", "--phone", "+14085550100", *options)
+        assert (result.stdout, result.stderr) == ("there is nothing to erase: no message matches\n", "")
+    assert set(in_process.json("messages", "erase", "--phone", "+14085550100").values()) == {0}
+    unknown = in_process("messages", "erase", "--message", "nosuch", code=1)
+    assert "MESSAGE_NOT_FOUND" in unknown.stderr
+    assert "Continue?" not in unknown.stderr
+    assert "NOT_FOUND" in in_process("messages", "erase", "--application", "9", "--phone", "+14085550100", code=1).stderr
+
+
 def test_commands_work_while_a_server_is_running(server: Server) -> None:
     shell = Shell(server.folder / "data")
     with server.api() as client:

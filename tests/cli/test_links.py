@@ -170,7 +170,8 @@ def test_commands_that_set_a_fallback_url_print_warnings_about_its_macros_to_std
 def interrupted(shell: InProcessShell, monkeypatch: pytest.MonkeyPatch) -> tuple[tuple[str, ...], str]:
     """An update of links that the database interrupted: its command, and the error of the command. Its lease has ended."""
     number = str(shell.json("applications", "create", "brand")["application_id"])
-    command = ("links", "update", "--application", number, "--campaign", "one", "--disable", "--yes")
+    shell("send", number, "+14085550100", '#trackurl("https://x.example/","menu")', code=1)  # no gateway is selected
+    command = ("links", "update", "--application", number, "--label", "menu", "--disable", "--yes")
 
     async def fail(*_: Any) -> None:
         raise StoreUnavailable("down")
@@ -185,6 +186,33 @@ def interrupted(shell: InProcessShell, monkeypatch: pytest.MonkeyPatch) -> tuple
 def _query(shell: InProcessShell, statement: str) -> list[Any]:
     with contextlib.closing(sqlite3.connect(shell.folder / "shortener.db")) as connection, connection:
         return connection.execute(statement).fetchall()
+
+
+@pytest.mark.parametrize("option", ["--campaign", "--label", "--destination"])
+def test_an_update_of_links_that_matches_none_asks_nothing_and_says_so(
+    shell: InProcessShell, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    number = str(shell.json("applications", "create", "brand")["application_id"])
+    monkeypatch.setattr("shortener.cli.common.is_terminal", lambda: True)
+    command = ("links", "update", "--application", number, option, "https://nosuch.example/", "--disable")
+    result = shell(*command)
+    words = f"nothing was changed: application {number} has no links with {option[2:]} 'https://nosuch.example/'"
+    assert (result.stdout.strip(), result.stderr) == (words, "")
+    assert shell.json(*command) == {"state": "done", "total": 0, "done": 0, "changed": 0}
+    assert "there is no application 9" in shell(*command[:3], "9", *command[4:], code=1).stderr.lower()
+
+
+def test_adding_a_domain_again_with_another_path_names_the_command_that_changes_the_path(shell: InProcessShell) -> None:
+    number = str(shell.json("applications", "create", "brand", "--domain", "https://go.brand.example")["application_id"])
+    error = shell("domains", "add", number, "https://go.brand.example/ABCDEF", code=1).stderr
+    command = "shortener domains update go.brand.example --path /ABCDEF"
+    assert f"`{command}`" in error
+    assert 'PATCH /api/v1/domains/go.brand.example with {"path": "/ABCDEF"}' in error
+    shell(*command.split()[1:])
+    error = shell("domains", "add", number, "https://go.brand.example", code=1).stderr
+    assert "`shortener domains update go.brand.example --path ''`" in error
+    other = str(shell.json("applications", "create", "other")["application_id"])
+    assert "--path" not in shell("domains", "add", other, "https://go.brand.example/X", code=1).stderr
 
 
 def test_an_update_of_links_that_the_database_interrupts_is_reported_as_stored(

@@ -4,6 +4,7 @@ two forms in which commands accept the id of an application."""
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +36,10 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Path:
             first = await rewrite(client, "m0", campaign="spring")
             await rewrite(client, "m1", campaign="spring")
             await report(client, "m0", "DELIVERED")
+            for number, status in enumerate(("approved", "rejected")):
+                sale = {"action": "sale", "value": "10", "currency": "EUR", "transaction_id": str(number), "status": status}
+                tracker = {"X-Api-Token": credentials.tracker_token}
+                await client.post("/api/v1/track", json={"message_id": "m1", **sale}, headers=tracker)
             for headers in ({"User-Agent": "curl/8"}, PHONE):
                 await client.get("/" + first["links"][0]["code"], headers=headers)
         await service.fanout.flush()
@@ -72,6 +77,10 @@ def test_the_stats_command_prints_a_table_or_json(shell: InProcessShell) -> None
         assert name in shell("stats", "--by", by).stdout
     assert sum(hour["clicks"] for hour in shell.json("stats", "--by", "hour", "--tz", "Asia/Kolkata")["groups"]) == 1
     assert shell.json("stats", "--by", "label")["groups"] == []
+    (action,) = shell.json("stats", "--by", "action")["groups"]
+    assert (action["action"], action["conversions"], action["value"]) == ("sale", 2, {"EUR": "10"})
+    assert action["conversions_by_disposition"] == {"positive": 1, "negative": 1, "pending": 0, "other": 0}
+    assert re.search(r"ACTION +CONVERSIONS +POSITIVE +NEGATIVE.*\nsale +2 +1 +1 ", shell("stats", "--by", "action").stdout, re.I)
     assert shell.json("stats", "--by", "day")["groups"][-1]["messages"] == 2
 
 

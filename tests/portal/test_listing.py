@@ -181,6 +181,25 @@ async def test_the_local_time_in_a_csv_export_is_in_the_time_zone_of_the_portal_
     assert all(row["local_time"].endswith("+05:30") for row in rows)
 
 
+@pytest.mark.parametrize("path", ["/conversions", "/conversions/refused"])
+async def test_a_column_of_conversions_means_the_same_in_the_csv_of_the_portal_and_of_the_api(demo: DemoPortal, path: str) -> None:
+    period = "since=2026-01-01&until=2026-12-31"
+    async with client_of(demo.service, {"X-API-Key": demo.credentials.api_key}) as client:
+        refused = await client.post(
+            "/api/v1/track", json={"message_id": "nosuch"}, headers={"X-Api-Token": demo.credentials.tracker_token}
+        )
+        assert refused.status_code == 404
+        of_portal = await demo.rows(f"/portal/1{path}?{period}")
+        response = await client.get(f"/api/v1{path}.csv?{period}")
+        assert response.status_code == 200, response.text
+    of_api = list(csv.DictReader(io.StringIO(response.text)))
+    assert of_portal
+    columns = of_portal[0].keys() & of_api[0].keys() - {"description", "metadata", "parameters"}  # Phone numbers are masked there.
+    assert {"revision", "revisions", "warnings"} <= columns or {"details", "reason"} <= columns
+    for name in sorted(columns):
+        assert sorted(row[name] for row in of_portal) == sorted(row[name] for row in of_api), name
+
+
 async def test_the_lists_of_trackers_domains_keys_applications_and_operators_have_a_csv(demo: DemoPortal) -> None:
     await demo.browser.post("/portal/1/domains", data={"domain": "https://go.brand.example"})
     tracker = {"name": "=1+1", "url": "https://tracker.example/", "events": ["click"]}

@@ -64,6 +64,15 @@ def test_the_error_for_an_invalid_field_of_a_new_tracker_contains_the_field_name
     assert field in [detail.field for detail in caught.value.details]
 
 
+@pytest.mark.parametrize("secret", ["", "short", "x" * 10, "x" * 513, "whsec_YQ==", "whsec_not base64!"])
+def test_the_error_for_each_invalid_secret_states_the_complete_rule(secret: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        validate(TrackerUpdateRequest, {"secret": secret})
+    assert [detail.reason for detail in caught.value.details] == [
+        "must be a text of at least 24 bytes and at most 512 characters, or `whsec_` and the base64 of a key of at least 24 bytes"
+    ]
+
+
 @pytest.mark.parametrize("field", ["url", "events", "name", "enabled", "method", "format"])
 def test_an_update_of_a_tracker_rejects_null_for_a_field_that_cannot_be_removed(field: str) -> None:
     with pytest.raises(ApiError) as caught:
