@@ -15,18 +15,19 @@ import asyncio
 import contextlib
 import hashlib
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, Row, select
 
+from shortener.accounts.gateway_entries import GatewayEntry, read_gateways, read_removed_gateways, usable_gateways
 from shortener.accounts.hit_policies import HitPolicies, read_hit_policies
 from shortener.accounts.own_hosts import NO_HOSTS, OwnHosts, is_local, name_of
 from shortener.accounts.settings import ApplicationSettings, from_stored
 from shortener.errors import ApiError, ErrorCode, StoreUnavailable
-from shortener.model import ALL_APPLICATIONS, mutable_record, record
+from shortener.model import mutable_record, record
 from shortener.settings import Settings
 from shortener.storage import schema
 from shortener.storage.database import Database, upsert
@@ -65,25 +66,11 @@ class Domain:
 
 
 @record
-class GatewayEntry:
-    """A gateway in the directory. `application_id` is ALL_APPLICATIONS for a gateway of the installation."""
-
-    id: int
-    application_id: int
-    name: str
-    kind: str
-    enabled: bool
-
-
-#: The name of the gateway that sends nothing and simulates delivery reports. Every application may use it.
-SIMULATOR = "simulator"
-
-
-@record
 class Application:
     """An application (a tenant) with its settings and its domains. `domains` are its domains that were not removed. `had_domains`
     is true if the application has or had a domain of its own. `gateway` is the gateway that sends its messages. `gateways` are all
-    gateways that a request may select."""
+    gateways that a request may select. `removed_gateway` is the name of the gateway that it had selected until this gateway was
+    removed; "" if it has a gateway, or none was removed."""
 
     id: int
     name: str
@@ -95,6 +82,7 @@ class Application:
     had_domains: bool = False
     gateway: GatewayEntry | None = None
     gateways: tuple[GatewayEntry, ...] = ()
+    removed_gateway: str = ""
 
     @property
     def domain(self) -> Domain | None:
@@ -335,9 +323,10 @@ def _load_if_changed(connection: Connection, version: str) -> _Snapshot | None:
     for host in list(fresh.domains):  # Earlier versions stored IPv6 addresses as they were written.
         fresh.domains.setdefault(canonical_host(host), fresh.domains[host])
     fresh.link_paths = frozenset(path for one in fresh.domains.values() for path in (one.path, *one.previous_paths) if path)
-    fresh.gateways, fresh.report_keys = _read_gateways(connection)
+    fresh.gateways, fresh.report_keys = read_gateways(connection)
+    removed = read_removed_gateways(connection)
     for row in connection.execute(select(schema.applications).order_by(schema.applications.c.id)):
-        fresh.applications[row.id] = _application_of(row, domains.get(row.id, ()), fresh.gateways)
+        fresh.applications[row.id] = _application_of(row, domains.get(row.id, ()), fresh.gateways, removed)
     fresh.hit_policies = read_hit_policies(
         connection,
         {one.id: one.settings for one in fresh.applications.values()},
@@ -363,8 +352,8 @@ def read_application(connection: Connection, application_id: int) -> Application
     if row is None:
         raise ApiError(ErrorCode.NOT_FOUND, f"There is no application {application_id}.")
     domains = connection.execute(select(d).where(d.c.application_id == application_id).order_by(d.c.id))
-    gateways, _ = _read_gateways(connection)
-    return _application_of(row, [_domain_of(domain) for domain in domains], gateways)
+    gateways, _ = read_gateways(connection)
+    return _application_of(row, [_domain_of(domain) for domain in domains], gateways, read_removed_gateways(connection))
 
 
 def _domain_of(row: Row[Any]) -> Domain:
@@ -385,20 +374,11 @@ def _domain_of(row: Row[Any]) -> Domain:
     )
 
 
-def _read_gateways(connection: Connection) -> tuple[dict[int, GatewayEntry], dict[str, int]]:
-    """Return all gateways that are not removed by id, and the id of each gateway by the hash of its report key."""
-    g = schema.gateways.c
-    columns = g.id, g.application_id, g.name, g.kind, g.enabled, g.report_key_hash
-    gateways: dict[int, GatewayEntry] = {}
-    report_keys: dict[str, int] = {}
-    for row in connection.execute(select(*columns).where(g.removed_at.is_(None)).order_by(g.id)):
-        gateways[row.id] = GatewayEntry(row.id, row.application_id, row.name, row.kind, row.enabled)
-        report_keys[row.report_key_hash] = row.id
-    return gateways, report_keys
-
-
-def _application_of(row: Row[Any], domains: Sequence[Domain], gateways: Mapping[int, GatewayEntry]) -> Application:
-    """Return the application in a row. `domains` are all its domains, and `gateways` all gateways by id."""
+def _application_of(
+    row: Row[Any], domains: Sequence[Domain], gateways: Mapping[int, GatewayEntry], removed: Mapping[int, str]
+) -> Application:
+    """Return the application in a row. `domains` are all its domains, `gateways` all gateways by id, and `removed` the names of
+    removed gateways by id."""
     gateway = gateways.get(row.gateway_id) if row.gateway_id is not None else None
     return Application(
         id=row.id,
@@ -410,20 +390,9 @@ def _application_of(row: Row[Any], domains: Sequence[Domain], gateways: Mapping[
         domains=tuple(domain for domain in domains if not domain.removed),
         had_domains=bool(domains),
         gateway=gateway,
-        gateways=_usable_gateways(row.id, gateway, gateways.values()),
+        gateways=usable_gateways(row.id, gateway, gateways.values()),
+        removed_gateway=removed.get(row.gateway_id, ""),
     )
-
-
-def _usable_gateways(
-    application_id: int, selected: GatewayEntry | None, gateways: Iterable[GatewayEntry]
-) -> tuple[GatewayEntry, ...]:
-    """Return the gateways that requests of an application may name: its own gateways, the gateway that it has selected, and the
-    simulator.
-
-    A gateway of the application comes before a gateway of the installation with the same name."""
-    own = [one for one in gateways if one.application_id == application_id]
-    simulator = [one for one in gateways if one.application_id == ALL_APPLICATIONS and one.name == SIMULATOR]
-    return tuple(dict.fromkeys([*own, *([selected] if selected else []), *simulator]))
 
 
 def increment_version(connection: Connection) -> None:

@@ -326,6 +326,22 @@ def print_fields(fields: Mapping[str, Any]) -> None:
         click.echo(f"{name:{width}}{_cell(value)}")
 
 
+def print_nested_fields(fields: Mapping[str, Any]) -> None:
+    """Print one line for each value of nested objects and of lists of objects. Its name is its path, such as settings.url."""
+    print_fields(dict(_flatten(fields)))
+
+
+def _flatten(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in fields.items():
+        path = f"{prefix}{name}"
+        if isinstance(value, list | tuple) and value and all(isinstance(one, Mapping) for one in value):
+            value = {str(number): one for number, one in enumerate(value, 1)}
+        if isinstance(value, Mapping) and value:
+            yield from _flatten(value, f"{path}.")
+        else:
+            yield path, None if value in ({}, [], (), "") else value
+
+
 def print_table(rows: Sequence[Mapping[str, Any]], *columns: str) -> None:
     """Print a table as text. Values are never truncated.
 

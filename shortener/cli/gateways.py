@@ -22,6 +22,7 @@ from shortener.cli.common import (
     load_settings,
     open_store,
     print_fields,
+    print_nested_fields,
     print_result,
     print_table,
     reveal_option,
@@ -113,7 +114,25 @@ _LIMIT_OPTIONS = (
         multiple=True,
         callback=_parse_pairs,
         metavar="NAME=VALUE",
-        help="Setting of this kind of gateway, for example success_statuses=200. Objects and lists are JSON. Can be repeated.",
+        help="Setting of this kind of gateway, for example success_statuses=200. Objects and lists are JSON. A dot names "
+        "one member of an object: headers.X-Team=sms. Can be repeated.",
+    ),
+    click.option(
+        "--variable",
+        "variables",
+        multiple=True,
+        callback=_parse_pairs,
+        metavar="NAME=VALUE",
+        help="Variable of an HTTP gateway, for example password=... The other variables keep their values. Can be repeated.",
+    ),
+    click.option(
+        "--option",
+        "options",
+        multiple=True,
+        callback=_parse_pairs,
+        metavar="NAME=VALUE",
+        help="Option of the preset, for example url=... or password=... For a present gateway, the settings of the preset are "
+        "built again from this option and the stored ones. Can be repeated.",
     ),
 )
 _LIMITS = ("on_doubt", "max_attempts", "timeout", "concurrency", "max_per_second", "schedule")
@@ -125,21 +144,21 @@ def _limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def _settings_of(pairs: dict[str, str]) -> dict[str, Any]:
-    """Return the settings in NAME=VALUE pairs. A value that begins with { or [ is parsed as JSON, unless the setting is a
-    text."""
+def _settings_of(pairs: dict[str, str], variables: dict[str, str]) -> dict[str, Any]:
+    """Return the settings in NAME=VALUE pairs. A value that begins with { or [ is parsed as JSON, unless the setting is a text or
+    a member of an object. Each variable becomes the member variables.NAME."""
     from shortener.gateways.kinds import KINDS
 
     texts = {name for kind in KINDS.values() for name, field in kind.settings_model.model_fields.items() if field.annotation is str}
     values: dict[str, Any] = {}
     for name, text in pairs.items():
         values[name] = text
-        if name not in texts and text[:1] in ("{", "["):
+        if name not in texts and "." not in name and text[:1] in ("{", "["):
             try:
                 values[name] = orjson.loads(text)
             except orjson.JSONDecodeError:
                 raise click.BadParameter(f"{name} must be JSON", param_hint="--set") from None
-    return values
+    return values | {f"variables.{name}": text for name, text in variables.items()}
 
 
 @click.group()
@@ -155,14 +174,6 @@ def gateways() -> None:
 )
 @click.option("--preset", type=click.Choice(_PRESETS), help="Gateway product whose usual settings the gateway gets.")
 @click.option("--url", help="URL of the gateway. It is the option url of the preset, or the setting url without a preset.")
-@click.option(
-    "--option",
-    "options",
-    multiple=True,
-    callback=_parse_pairs,
-    metavar="NAME=VALUE",
-    help="Option of the preset, for example username=... Can be repeated.",
-)
 @click.option("--allow-private", is_flag=True, help="Permit a gateway at a private or loopback IP address, usual for Kannel.")
 @_limit_options
 @json_option
@@ -174,6 +185,7 @@ async def add_gateway(
     preset: str | None,
     url: str | None,
     options: dict[str, str],
+    variables: dict[str, str],
     allow_private: bool,
     pairs: dict[str, str],
     as_json: bool,
@@ -183,7 +195,7 @@ async def add_gateway(
     from shortener.gateways.gateway import NewGateway
     from shortener.model import ALL_APPLICATIONS
 
-    settings_of_kind = _settings_of(pairs)
+    settings_of_kind = _settings_of(pairs, variables)
     if url is not None:
         (options if preset else settings_of_kind)["url"] = url
     new = NewGateway(
@@ -207,14 +219,19 @@ async def add_gateway(
 @async_command
 async def list_gateways(application: int | None, as_json: bool) -> None:
     """List the gateways of one application, or all gateways, with the state of their circuit breakers."""
+    from urllib.parse import urlsplit
+
     from shortener.gateways.presenter import gateway_fields
     from shortener.model import utcnow
 
     async with open_gateways() as (_, store, settings):
         found = await store.all(application)
     rows = [gateway_fields(settings, one, utcnow()) for one in found]
-    table = [row | {"breaker": row["health"]["breaker"], "url": row["settings"].get("url")} for row in rows]
-    columns = ("gateway_id", "name", "kind", "preset", "application_id", "url", "enabled", "on_doubt", "breaker")
+    table = [
+        row | {"breaker": row["health"]["breaker"], "address": urlsplit(row["settings"].get("url", "")).netloc or None}
+        for row in rows
+    ]
+    columns = ("gateway_id", "name", "kind", "preset", "application_id", "address", "enabled", "on_doubt", "breaker")
     print_result(rows, as_json, lambda: print_table(table, *columns))
 
 
@@ -248,11 +265,19 @@ async def update_gateway(
     disable: bool | None,
     rotate_report_key: bool,
     pairs: dict[str, str],
+    variables: dict[str, str],
+    options: dict[str, str],
     yes: bool,
     as_json: bool,
     **limits: Any,
 ) -> None:
-    """Change a gateway. Properties without an option keep their values."""
+    """Change a gateway. Properties without an option keep their values.
+
+    \b
+    Change the password:  shortener gateways update 2 --variable password=NEW
+    of an SMPP gateway:   shortener gateways update 2 --set password=NEW
+    Change the address:   shortener gateways update 2 --option url=http://10.0.0.6:13013/cgi-bin/sendsms
+    """
     from shortener.gateways.store import waiting_messages
 
     changes: dict[str, Any] = {field: limits[field] for field in _LIMITS if limits[field] is not None}
@@ -260,8 +285,10 @@ async def update_gateway(
         changes["name"] = name
     if disable is not None:
         changes["enabled"] = not disable
-    if pairs:
-        changes["settings"] = _settings_of(pairs)
+    if pairs or variables:
+        changes["settings"] = _settings_of(pairs, variables)
+    if options:
+        changes["options"] = options
     if rotate_report_key:
         changes["rotate_report_key"] = True
     async with open_gateways() as (database, store, settings):
@@ -292,7 +319,7 @@ def _print_gateway(settings: Settings, gateway: StoredGateway, as_json: bool) ->
     from shortener.model import utcnow
 
     fields = gateway_fields(settings, gateway, utcnow())
-    print_result(fields, as_json, lambda: print_fields(fields))
+    print_result(fields, as_json, lambda: print_nested_fields(fields))
 
 
 @gateways.command("remove")
@@ -301,14 +328,22 @@ def _print_gateway(settings: Settings, gateway: StoredGateway, as_json: bool) ->
 @json_option
 @async_command
 async def remove_gateway(gateway: int, yes: bool, as_json: bool) -> None:
-    """Remove a gateway. Its waiting messages become FAILED."""
-    from shortener.gateways.store import waiting_messages
+    """Remove a gateway. Its waiting messages become FAILED. Applications that use it have no gateway afterwards: their messages are
+    rewritten, but not sent. If an application uses the gateway, a script must add --yes."""
+    from shortener.gateways.store import using_applications, waiting_messages
 
     async with open_gateways() as (database, store, _settings):
         found = await store.get(gateway)
         waiting = await database.read(waiting_messages, gateway)
         name = f"Gateway {gateway} ({found.config.name}) of {await _owner(database, found)}"
-        confirm(f"{name} is removed, and its {waiting} waiting messages become FAILED.", yes)
+        effect = f"{name} is removed, and its {waiting} waiting messages become FAILED."
+        if users := await database.read(using_applications, gateway):
+            names = ", ".join(f"{number} ({owner})" for number, owner in users)
+            effect += (
+                f" Applications that use it: {names}. Afterwards the service rewrites their messages but sends none (NOT_SENT), "
+                "until `shortener applications update APPLICATION --gateway NAME` selects another gateway."
+            )
+        confirm(effect, yes, is_required=bool(users))
         await store.remove(command_line_audit(database), gateway)
     print_result({"gateway_id": gateway, "removed": True}, as_json, lambda: click.echo(f"gateway {gateway} is removed"))
 

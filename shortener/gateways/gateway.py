@@ -41,11 +41,13 @@ class NewGateway:
 class GatewayChanges(TypedDict, total=False):
     """The new values for an existing gateway. A value whose key is absent stays unchanged.
 
-    `settings` contains single values that replace those of the gateway. If `rotate_report_key` is true, the key in the URL for its
-    delivery reports is replaced."""
+    `settings` contains single values that replace those of the gateway; a name such as variables.password replaces one member.
+    `options` are options of the gateway's preset, from which its settings are built again before `settings` changes them. If
+    `rotate_report_key` is true, the key in the URL for its delivery reports is replaced."""
 
     name: str
     settings: Mapping[str, Any]
+    options: Mapping[str, str]
     enabled: bool
     on_doubt: OnDoubt
     max_attempts: int | None

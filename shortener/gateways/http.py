@@ -20,7 +20,7 @@ import base64
 import json
 from collections.abc import Mapping
 from typing import Any, Literal
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -28,6 +28,7 @@ from shortener.delivery.dot_segments import encode_dot_segments
 from shortener.delivery.http_exchange import OutgoingRequest, SendResult
 from shortener.delivery.outcomes import SuccessCriteria, parse_success
 from shortener.gateways import templates
+from shortener.gateways.masking import mask_url
 from shortener.gateways.submission import (
     GatewayConfig,
     GatewayConnection,
@@ -168,7 +169,10 @@ class HttpSettings(BaseModel):
         for where, template in (("url", self.url), ("body", self.body), *(("headers", text) for text in self.headers.values())):
             if unknown := templates.unknown_placeholders(template, names):
                 known = ", ".join(sorted(names))
-                raise ValueError(f"{where} contains {{{unknown[0]}}}, which is not a placeholder; known: {known}")
+                raise ValueError(
+                    f"{where} contains {{{unknown[0]}}}, which is not a placeholder or a variable; known: {known}. A new "
+                    f"value of variables replaces all variables; variables.{unknown[0]} sets one"
+                )
         if self.success_path and not self.success_values:
             raise ValueError("success_path requires success_values")
         _parse_url(self.url)
@@ -310,15 +314,6 @@ def _fill_url(template: str, values: Mapping[str, str]) -> str:
 def _basic(variables: Mapping[str, str]) -> str:
     user = f"{variables.get('username', '')}:{variables.get('password', '')}"
     return "Basic " + base64.b64encode(user.encode()).decode()
-
-
-def mask_url(url: str) -> str:
-    """Return a URL template without the fixed values of its query, because they may be credentials."""
-    parts = urlsplit(url)
-    query = [
-        (name, value if "{" in value or not value else "***") for name, value in parse_qsl(parts.query, keep_blank_values=True)
-    ]
-    return urlunsplit(parts._replace(query=urlencode(query, safe="{}*")))
 
 
 class _HttpKind:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from shortener.accounts.directory import SIMULATOR
+from shortener.accounts.gateway_entries import SIMULATOR
 from shortener.delivery.pace import MAX_PER_SECOND, MIN_PER_SECOND
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.gateways.gateway import LostSettings, StoredGateway

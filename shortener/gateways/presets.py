@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from shortener.model import record
 
@@ -19,13 +19,14 @@ Options = Mapping[str, str]
 @record
 class Preset:
     """A preset of gateway settings. `options` maps the name of each option to its description. The options in `defaults` are
-    optional."""
+    optional. `read` returns the options that are not variables of the same name from the stored settings."""
 
     name: str
     product: str
     options: Mapping[str, str]
     defaults: Mapping[str, str]
     build: Callable[[Options], dict[str, Any]]
+    read: Callable[[Mapping[str, Any]], dict[str, str]]
 
 
 class PresetError(ValueError):
@@ -45,7 +46,45 @@ def build_settings(name: str, options: Options) -> dict[str, Any]:
     return preset.build(values)
 
 
+def read_options(name: str, settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return the options of a preset from the settings that were built from it. An option that the settings do not contain is
+    absent."""
+    preset = PRESETS[name]
+    values = {**settings.get("variables", {}), **(preset.read(settings) if settings.get("url") else {})}
+    return {option: value for option, value in values.items() if option in preset.options and value}
+
+
+def _read_url(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return the option `url` of a preset whose URL is the option, with a query or without."""
+    return {"url": settings["url"].partition("?")[0]}
+
+
+def _read_plain(settings: Mapping[str, Any]) -> dict[str, str]:
+    return {"url": settings["url"]}
+
+
+def _read_base(path: str) -> Callable[[Mapping[str, Any]], dict[str, str]]:
+    """Return a function that reads the option `url` of a preset which adds `path` to this option."""
+    return lambda settings: {"url": settings["url"].removesuffix(path)}
+
+
+def _read_twilio(settings: Mapping[str, Any]) -> dict[str, str]:
+    base, _, rest = settings["url"].partition("/2010-04-01/Accounts/")
+    account = unquote(rest.partition("/")[0])
+    variables = settings.get("variables", {})
+    user = variables.get("username", "")
+    return {
+        "url": base,
+        "account_sid": account,
+        "auth_token": variables.get("password", ""),
+        "api_key": user if user != account else "",
+        "messaging_service_sid": variables.get("service", ""),
+    }
+
+
 def _base(options: Options) -> str:
+    if "?" in options["url"]:
+        raise PresetError("the option url must not contain a query, because the preset adds the query")
     return options["url"].rstrip("/")
 
 
@@ -208,6 +247,7 @@ PRESETS: Mapping[str, Preset] = {
             {"url": _URL, "username": "user of sendsms-user", "password": "password of sendsms-user", "smsc": "id of the SMSC"},
             {"url": "http://127.0.0.1:13013/cgi-bin/sendsms", "smsc": ""},
             _kannel,
+            _read_url,
         ),
         Preset(
             "jasmin",
@@ -215,6 +255,7 @@ PRESETS: Mapping[str, Preset] = {
             {"url": _URL, "username": "user", "password": "password"},
             {"url": "http://127.0.0.1:1401/send"},
             _jasmin,
+            _read_plain,
         ),
         Preset(
             "playsms",
@@ -222,6 +263,7 @@ PRESETS: Mapping[str, Preset] = {
             {"url": _URL, "username": "user", "token": "webservices token of the user"},
             {},
             _playsms,
+            _read_url,
         ),
         Preset(
             "twilio",
@@ -235,15 +277,24 @@ PRESETS: Mapping[str, Preset] = {
             },
             {"url": "https://api.twilio.com", "api_key": "", "messaging_service_sid": ""},
             _twilio,
+            _read_twilio,
         ),
-        Preset("infobip", "Infobip", {"url": "base URL of the account", "api_key": "API key"}, {}, _infobip),
+        Preset(
+            "infobip",
+            "Infobip",
+            {"url": "base URL of the account", "api_key": "API key"},
+            {},
+            _infobip,
+            _read_base("/sms/3/messages"),
+        ),
         Preset(
             "vonage",
             "Vonage",
             {"api_key": "API key", "api_secret": "API secret", "url": _URL},
             {"url": "https://rest.nexmo.com"},
             _vonage,
+            _read_base("/sms/json"),
         ),
-        Preset("plain", "Plain HTTP", {"url": _URL, "token": "bearer token"}, {"token": ""}, _plain),
+        Preset("plain", "Plain HTTP", {"url": _URL, "token": "bearer token"}, {"token": ""}, _plain, _read_plain),
     )
 }

@@ -20,7 +20,7 @@ from weakref import WeakValueDictionary
 import structlog
 from sqlalchemy import Connection, select
 
-from shortener.accounts.directory import GatewayEntry
+from shortener.accounts.gateway_entries import GatewayEntry
 from shortener.conversions.parsing import ConversionReport
 from shortener.conversions.service import Conversions
 from shortener.errors import ApiError

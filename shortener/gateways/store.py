@@ -24,12 +24,12 @@ from sqlalchemy import Connection, Row, func, insert, select, update
 from shortener.accounts.administration import lock_application
 from shortener.accounts.audit import AuditWriter
 from shortener.accounts.directory import (
-    SIMULATOR,
     Directory,
     hash_credential,
     increment_version,
     require_application,
 )
+from shortener.accounts.gateway_entries import SIMULATOR
 from shortener.delivery.guard import ForbiddenTarget, Guard, HostUnresolved
 from shortener.delivery.health import TrackerHealth
 from shortener.delivery.pace import TrackerPace
@@ -37,7 +37,7 @@ from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.gateways.gateway import GatewayChanges, LostSettings, NewGateway, StoredGateway
 from shortener.gateways.input_checks import check_customer_change, check_limits, check_name, parse_settings, refuse
 from shortener.gateways.kinds import KINDS
-from shortener.gateways.presets import PresetError, build_settings
+from shortener.gateways.setting_changes import build_preset, check_masks, merge_settings, rebuild_preset
 from shortener.gateways.submission import GatewayConfig
 from shortener.model import ALL_APPLICATIONS, Clock, SendStatus
 from shortener.secret import Secret, SecretError
@@ -72,16 +72,13 @@ class GatewayStore:
         """Create a gateway of an application, or of the installation (ALL_APPLICATIONS)."""
         check_name(new.name)
         check_limits({"timeout": new.timeout, "max_per_second": new.max_per_second, "schedule": new.schedule})
-        values = dict(new.settings or {})
-        if new.preset:
-            if new.kind != "http":
-                raise refuse("preset", "is only for gateways of the kind http")
-            try:
-                values = {**build_settings(new.preset, new.options or {}), **values}
-            except PresetError as error:
-                raise refuse("options", str(error)) from None
-        elif new.options:
+        options, values = dict(new.options or {}), dict(new.settings or {})
+        check_masks(values, options)
+        if new.preset and new.kind != "http":
+            raise refuse("preset", "is only for gateways of the kind http")
+        if options and not new.preset:
             raise refuse("options", "must be combined with a preset")
+        values = merge_settings(build_preset(new.preset, options) if new.preset else {}, values)
         await self._check_target(new.kind, parse_settings(new.kind, values), new.allow_private)
         now = self._clock()
         key = new_report_key()
@@ -151,9 +148,11 @@ class GatewayStore:
         check_limits(changes)
         values: dict[str, Any] = {**changes}
         changed_settings: list[str] = []
-        if (new := values.pop("settings", None)) is not None:
+        new, options = values.pop("settings", None) or {}, values.pop("options", None) or {}
+        if new or options:
+            check_masks(new, options)
             stored, present = self._from_row(row), self._read_settings(row)
-            merged = present | dict(new)
+            merged = merge_settings(rebuild_preset(row.preset, present, options) if options else present, new)
             changed_settings = sorted(name for name in merged if present.get(name) != merged[name])
             parsed = parse_settings(row.kind, merged)
             if not is_operator:
@@ -299,9 +298,10 @@ def select_gateway(
 
 
 def gateway_name(connection: Connection, gateway_id: int | None) -> str:
-    """Return the name of a gateway; "none" for no gateway."""
+    """Return the name of a gateway; "none" for no gateway and for a removed one."""
     table = schema.gateways
-    return connection.execute(select(table.c.name).where(table.c.id == gateway_id)).scalar() or "none"
+    found = select(table.c.name).where(table.c.id == gateway_id, table.c.removed_at.is_(None))
+    return connection.execute(found).scalar() or "none"
 
 
 def _add_row(
@@ -418,12 +418,19 @@ def waiting_messages(connection: Connection, gateway_id: int) -> int:
     return connection.execute(waiting).scalar_one()
 
 
+def using_applications(connection: Connection, gateway_id: int) -> list[tuple[int, str]]:
+    """Return the id and the name of each application that has selected a gateway."""
+    c = schema.applications.c
+    found = connection.execute(select(c.id, c.name).where(c.gateway_id == gateway_id).order_by(c.id))
+    return [(row.id, row.name) for row in found]
+
+
 def _remove(connection: Connection, audit: AuditWriter, gateway_id: int, application_id: int | None, now: datetime) -> None:
     row = _require(connection, gateway_id, application_id)
     if row.application_id == ALL_APPLICATIONS and row.name == SIMULATOR:
         raise ApiError(ErrorCode.CONFLICT, "The simulator of the installation cannot be removed.")
-    table, applications = schema.gateways, schema.applications
+    table = schema.gateways
+    # Applications keep the id, so that the warning NOT_SENT can name the removed gateway.
     connection.execute(update(table).where(table.c.id == gateway_id).values(removed_at=now, revision=table.c.revision + 1))
-    connection.execute(update(applications).where(applications.c.gateway_id == gateway_id).values(gateway_id=None))
     _add_row(connection, audit, now, "gateway_removed", row)
     increment_version(connection)

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from urllib.parse import urlsplit
 
 from shortener.accounts.directory import Application, Domain, short_url
+from shortener.accounts.gateway_entries import SIMULATOR, GatewayEntry
 from shortener.accounts.link_targets import check_link_target
 from shortener.errors import Detail, ErrorCode
 from shortener.messages.directives import parse_directives
@@ -26,6 +27,10 @@ from shortener.urls import Destination, UrlError, canonical_host, fill_link_path
 
 #: The maximum number of links in one message. The column `first_clicks.links` has one bit for each link of a message.
 MAX_LINKS = 30
+#: The warning about a message that the request wanted to send, although the application has no gateway.
+NOT_SENT = "NOT_SENT: the application has no gateway, so the caller must send the rewritten text"
+#: The warning about a message whose request names the simulator, although the application has another gateway.
+SIMULATED = "the request names the simulator, which sends nothing and reports the message as delivered"
 #: The longest lifetime of links that a request may choose.
 MAX_LIFETIME = timedelta(days=3650)
 
@@ -67,6 +72,8 @@ class ItemPlan:
     base_url: str = ""  # scheme, host and port of the short links
     link_path: str = ""  # the path before the code in a short link
     gateway_id: int | None = None  # the gateway that sends the message; None: the message is not sent
+    not_sent: str = NOT_SENT  # the warning about a message that no gateway sends, although the request wanted to send it
+    is_simulated_by_request: bool = False  # whether the request names the simulator, and the application has another gateway
     warnings: tuple[str, ...] = ()
     segments_without_rewriting: int = 0
     # The number of characters and the size of the body with short links. All codes of an installation have the same length, and
@@ -74,6 +81,31 @@ class ItemPlan:
     rewritten_length: int = 0
     rewritten: Segments | None = None
     problems: tuple[Problem, ...] = ()
+
+
+def _unknown_gateway(application: Application) -> str:
+    """Return the reason why a request of the application may not name a gateway, with the gateways that it may name."""
+    known = ", ".join(one.name for one in application.gateways) or "none"
+    command = f"`shortener applications update {application.id} --gateway NAME`"
+    return (
+        f"must be true, or a gateway that the application may use ({known}); a gateway of the installation becomes usable if the "
+        f"operator selects it for the application with {command}"
+    )
+
+
+def _not_sent(application: Application) -> str:
+    """Return the warning about a message that is not sent."""
+    if not application.removed_gateway:
+        return NOT_SENT
+    return (
+        f"NOT_SENT: the gateway {application.removed_gateway!r} of the application was removed, so the caller must send the "
+        f"rewritten text, until `shortener applications update {application.id} --gateway NAME` selects another gateway"
+    )
+
+
+def _is_simulated_by_request(application: Application, gateway: GatewayEntry | None) -> bool:
+    selected = application.gateway
+    return gateway is not None and gateway.kind == SIMULATOR and selected is not None and selected.kind != SIMULATOR
 
 
 def plan_item(
@@ -96,8 +128,7 @@ def plan_item(
     if item.gateway is not None:
         gateway = application.find_gateway(item.gateway)
         if gateway is None and item.gateway:
-            known = ", ".join(one.name for one in application.gateways) or "none"
-            reject(ErrorCode.INVALID_REQUEST, "gateway", f"must be a gateway that the application may use ({known})")
+            reject(ErrorCode.INVALID_REQUEST, "gateway", _unknown_gateway(application))
     fallback_location = None
     if item.fallback_url:
         try:
@@ -129,6 +160,8 @@ def plan_item(
         base_url=base_url,
         link_path=link_path,
         gateway_id=gateway.id if gateway is not None else None,
+        not_sent=_not_sent(application),
+        is_simulated_by_request=_is_simulated_by_request(application, gateway),
         warnings=find_warnings(
             item.body,
             [(link.span, link.destination.host) for link in links],

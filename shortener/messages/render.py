@@ -10,6 +10,7 @@ from typing import Any
 from shortener.accounts.directory import short_url
 from shortener.errors import ApiError, ErrorCode
 from shortener.messages.directives import DirectiveError
+from shortener.messages.item_plan import SIMULATED
 from shortener.messages.message_warnings import find_warnings, more_segments
 from shortener.messages.plan import PlannedMessage
 from shortener.messages.queries import StoredLink
@@ -19,9 +20,6 @@ from shortener.messages.spans import TRACK_MODES, Span, locate_spans, replace_sp
 from shortener.model import record
 from shortener.storage.types import from_ms, to_iso
 from shortener.urls import host_name_of
-
-#: The warning about a message that the request wanted to send, although the application has no gateway.
-NOT_SENT = "NOT_SENT: the application has no gateway, so the caller must send the rewritten text"
 
 
 @record
@@ -142,7 +140,9 @@ def _rewritten(
     if (problem := country_problem(sender, message.number.country)) is not None:
         warnings = (*warnings, f"from {sender!r} {problem}")
     if is_sent is False:
-        warnings = (*warnings, NOT_SENT)
+        warnings = (*warnings, message.plan.not_sent)
+    if is_sent and message.plan.is_simulated_by_request:
+        warnings = (*warnings, SIMULATED)
     return RewrittenMessage(
         message_id=message.message_id,
         request_id=request_id,

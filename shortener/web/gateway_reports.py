@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl
 
 from starlette.responses import PlainTextResponse, Response
 
-from shortener.accounts.directory import GatewayEntry
+from shortener.accounts.gateway_entries import GatewayEntry
 from shortener.errors import ApiError, ErrorCode
 from shortener.gateways.http import HttpSettings
 from shortener.gateways.reports import read_reports

@@ -76,7 +76,12 @@ class GatewayUpdateRequest(GatewayLimits):
     """The fields to change. Absent fields keep their values; null in a limit resets it to the setting of the installation."""
 
     name: Text | None = Field(None, max_length=64, description="New name of the gateway.")
-    settings: dict[str, Any] | None = Field(None, description="Settings to change. Absent settings keep their stored values.")
+    settings: dict[str, Any] | None = Field(
+        None,
+        description="Settings to change. Absent settings keep their stored values. A dot in the name changes one member of an "
+        "object, such as variables.password; null removes the member. A value that is only ***, the mask of a hidden value, is "
+        "rejected.",
+    )
     rotate_report_key: bool = Field(False, description="true: create another key for the report URL. The old URL stops working.")
 
 
@@ -107,7 +112,10 @@ class GatewayFields(ResponseModel):
     concurrency: int
     max_per_second: float | None
     schedule: list[float]
-    settings: dict[str, Any] = Field(description="Settings for this kind of gateway, without credentials.")
+    settings: dict[str, Any] = Field(
+        description="Settings for this kind of gateway, without credentials. In the query of the URL, *** stands for a value "
+        "that may be a credential."
+    )
     report_url: str = Field(description="URL for delivery reports of the gateway. The service adds the reference of each message.")
     health: GatewayHealthFields
     created_at: str
@@ -266,7 +274,7 @@ ENDPOINTS = [
         permission="admin",
         response=DeletedResponse,
         description="Messages that wait for the gateway become FAILED. If the application had selected this "
-        "gateway, it has no gateway afterwards.",
+        "gateway, it has no gateway afterwards: its messages are rewritten but not sent, with a warning that begins with NOT_SENT.",
     ),
     Endpoint(
         "POST",

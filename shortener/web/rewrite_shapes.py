@@ -113,8 +113,8 @@ class MessageOptions(RequestModel):
     gateway: GatewayName = Field(
         None,
         description="Also send the message: true for the gateway of the application, or the name of a gateway that the application "
-        "may use. Without a gateway the message is not sent, `sent` is false, and a warning begins with NOT_SENT. Default: null, "
-        "do not send.",
+        "may use: the selected gateway, its own gateways, or simulator, which sends nothing. Without a gateway the message is not "
+        "sent, `sent` is false, and a warning begins with NOT_SENT. Default: null, do not send.",
     )
     tracking: Tracking | None = None
     campaign: Text = Field(

@@ -17,7 +17,7 @@ from pydantic import ConfigDict, Field, ValidationError
 
 from shortener.accounts.directory import Application, Principal
 from shortener.errors import ApiError, Detail, ErrorCode
-from shortener.messages.render import NOT_SENT
+from shortener.messages.item_plan import NOT_SENT
 from shortener.messages.rewrite_item import RewriteItem
 from shortener.messages.sender_rules import check_sender
 from shortener.web.endpoint import Call, Endpoint, ResponseModel
@@ -223,8 +223,14 @@ def _response(entries: Sequence[Mapping[str, Any]], unknown: Sequence[str]) -> M
             "config_error_count": 0,
             "db_error_count": 0,
         },
-        "warnings": [*([] if sent or not accepted else [NOT_SENT]), *unknown[:MAX_UNKNOWN_FIELDS]],
+        "warnings": [*([] if sent or not accepted else [_not_sent(accepted)]), *unknown[:MAX_UNKNOWN_FIELDS]],
     }
+
+
+def _not_sent(accepted: Sequence[Mapping[str, Any]]) -> str:
+    """Return the warning that says why messages are not sent."""
+    warnings = (warning for entry in accepted for warning in entry.get("warnings", ()) if warning.startswith("NOT_SENT"))
+    return next(warnings, NOT_SENT)
 
 
 def _result(entry: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -44,9 +44,53 @@ def test_commands_add_select_change_and_remove_a_gateway(shell: InProcessShell) 
     assert selected(shell) == "kannel"
     changed = shell.json("gateways", "update", str(added["gateway_id"]), "--timeout", "3", "--disable", "--set", "method=POST")
     assert (changed["timeout"], changed["enabled"], changed["settings"]["method"]) == (3, False, "POST")
-    shell("gateways", "remove", str(added["gateway_id"]))
+    shell("gateways", "remove", str(added["gateway_id"]), "--yes")
     assert selected(shell) is None
     assert "kannel" not in shell("gateways", "list").stdout
+
+
+def test_the_command_gateways_update_changes_one_variable_or_one_option_of_the_preset(shell: InProcessShell) -> None:
+    words = ("--preset", "kannel", "--option", "username=user", "--option", "password=S3CRET", "--allow-private")
+    number = str(shell.json("gateways", "add", "kannel", *words)["gateway_id"])
+    before = shell.json("gateways", "show", number)["settings"]
+    for change in (("--variable", "password=new"), ("--set", "variables.password={new"), ("--option", "password=newer")):
+        assert shell.json("gateways", "update", number, *change)["settings"] == before
+    refused = shell("gateways", "update", number, "--set", "password=new", code=2)
+    assert "--variable password=VALUE" in refused.stderr
+    moved = shell.json("gateways", "update", number, "--option", "url=http://127.0.0.1:14000/sendsms")["settings"]
+    assert moved["url"] == before["url"].replace("http://127.0.0.1:13013/cgi-bin/sendsms", "http://127.0.0.1:14000/sendsms")
+    assert "***" not in moved["url"]
+    refused = shell("gateways", "update", number, "--set", "url=http://127.0.0.1/?key=***", code=2)
+    assert "settings.url: contains ***" in refused.stderr
+
+
+def test_the_command_gateways_remove_names_the_applications_that_use_the_gateway(shell: InProcessShell) -> None:
+    number = str(shell.json("gateways", "add", "sim", "--kind", "simulator")["gateway_id"])
+    shell("applications", "update", "1", "--gateway", "sim")
+    refused = shell("gateways", "remove", number, code=1)
+    for text in ("1 (shop)", "NOT_SENT", "--yes"):
+        assert text in refused.stderr
+    assert selected(shell) == "sim"
+    shell("gateways", "remove", number, "--yes")
+    [warning] = shell.json("send", "1", "+14085550100", "hello", code=1)["warnings"]
+    assert warning.startswith("NOT_SENT: the gateway 'sim' of the application was removed")
+    unused = str(shell.json("gateways", "add", "unused", "--kind", "simulator")["gateway_id"])
+    shell("gateways", "remove", unused)
+
+
+def test_the_gateway_commands_print_one_setting_per_line_and_a_short_list(shell: InProcessShell) -> None:
+    words = ("--preset", "kannel", "--option", "username=user", "--option", "password=S3CRET", "--allow-private")
+    number = str(shell.json("gateways", "add", "kannel", *words)["gateway_id"])
+    lines = dict(line.split(maxsplit=1) for line in shell("gateways", "show", number).stdout.splitlines())
+    assert lines["settings.method"] == "GET"
+    assert lines["settings.report_states.1"] == "DELIVERED"
+    assert lines["settings.variables"] == "password, username"
+    assert lines["settings.headers"] == "-"
+    assert lines["health.breaker"] == "closed"
+    assert "{" not in lines["settings.encodings.GSM-7"]
+    listed = shell("gateways", "list").stdout
+    assert "127.0.0.1:13013" in listed
+    assert max(map(len, listed.splitlines())) <= 120
 
 
 @pytest.mark.parametrize("words", [("send", "1", "+14085550100", "hi"), ("sends", "discard", "m-1", "--yes")])

@@ -10,7 +10,7 @@ import pytest
 
 from shortener.delivery.http_exchange import OutgoingRequest, SendResult
 from shortener.gateways.http import HttpSettings, build_request, classify
-from shortener.gateways.presets import PRESETS, PresetError, build_settings
+from shortener.gateways.presets import PRESETS, PresetError, build_settings, read_options
 from shortener.gateways.reports import read_reports
 from shortener.gateways.submission import OutgoingMessage, SubmitOutcome
 from tests.conftest import NOON
@@ -48,6 +48,17 @@ def test_every_gateway_preset_has_complete_settings() -> None:
     assert set(OPTIONS) == set(PRESETS)
     for name in PRESETS:
         settings(name)
+
+
+@pytest.mark.parametrize(
+    ("preset", "further"),
+    [*((name, {}) for name in OPTIONS), ("kannel", {"smsc": "x"}), ("twilio", {"api_key": "SK1", "messaging_service_sid": "MG1"})],
+)
+def test_the_options_of_a_gateway_preset_are_read_from_its_settings(preset: str, further: dict[str, str]) -> None:
+    built = build_settings(preset, {**OPTIONS[preset], **further})
+    found = read_options(preset, built)
+    assert {**found, **OPTIONS[preset], **further} == found
+    assert build_settings(preset, found) == built
 
 
 def test_the_kannel_preset_sends_a_report_url_with_unchanged_placeholders_of_kannel() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from shortener.accounts.directory import GatewayEntry
+from shortener.accounts.gateway_entries import GatewayEntry
 from shortener.container import Service
 from shortener.storage import schema
 from tests.factory import rows

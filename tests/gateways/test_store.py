@@ -87,6 +87,12 @@ async def test_only_the_operator_can_select_a_shared_gateway_for_an_application(
     application = service.directory.application(1)
     assert application is not None
     assert application.gateway is None
+    assert application.removed_gateway == "shared"
+    await service.database.write(select_gateway, AUDIT, 1, "none", NOON, is_operator=False)
+    await service.directory.refresh()
+    application = service.directory.application(1)
+    assert application is not None
+    assert application.removed_gateway == ""
 
 
 async def test_a_request_may_select_the_simulator_and_gateways_of_its_application_but_no_shared_gateway(service: Service) -> None:

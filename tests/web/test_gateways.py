@@ -39,6 +39,17 @@ async def test_the_api_creates_returns_changes_and_removes_a_gateway(service: Se
     assert (await client.get(path)).status_code == 404
 
 
+async def test_the_api_changes_one_variable_and_rejects_the_mask_of_a_hidden_value(client: httpx.AsyncClient) -> None:
+    settings = {"url": "http://127.0.0.1:1/?key=S3CRET&user={user}&charset=UTF-8", "variables": {"user": "u", "password": "p"}}
+    created = await create(client, name="gw", settings=settings)
+    path, url = f"{PATH}/{created['gateway_id']}", created["settings"]["url"]
+    assert url == "http://127.0.0.1:1/?key=***&user={user}&charset=UTF-8"
+    refused = await client.patch(path, json={"settings": {"url": url}})
+    assert (refused.status_code, refused.json()["details"][0]["field"]) == (400, "settings.url")
+    changed = await client.patch(path, json={"settings": {"variables.password": "new", "variables.more": "x"}})
+    assert changed.json()["settings"]["variables"] == ["more", "password", "user"]
+
+
 @pytest.mark.parametrize(
     ("body", "field"),
     [

@@ -10,12 +10,14 @@ import pytest
 
 from shortener.container import Service
 from shortener.errors import StoreUnavailable
+from shortener.gateways.gateway import NewGateway
 from shortener.messages.balances import change_balance, read_balance
 from shortener.messages.opt_outs import add_opt_out
 from shortener.messages.prices import set_price
+from shortener.model import ALL_APPLICATIONS
 from shortener.storage import schema
 from tests.conftest import NOON, client_of
-from tests.factory import rows
+from tests.factory import AUDIT, rows
 
 SEND = "/api/v1/sms/send"
 TO = "+14085550100"
@@ -239,6 +241,50 @@ async def test_a_rewrite_request_with_the_field_gateway_queues_its_messages(serv
     await select(client)
     assert (await rewritten(gateway=True))["sent"] is True
     assert len(await rows(service.database, schema.sends)) == 2
+
+
+async def test_a_send_request_after_the_removal_of_the_gateway_says_why_nothing_is_sent(
+    service: Service, client: httpx.AsyncClient
+) -> None:
+    gateway = await service.gateways.create(AUDIT, 1, NewGateway(name="carrier", kind="simulator"))
+    await service.directory.refresh()
+    await select(client, "carrier")
+    assert (await client.delete(f"/api/v1/gateways/{gateway.id}")).status_code == 200
+    assert (await client.get("/api/v1/application")).json()["gateway"] is None
+    found = (await client.post(SEND, json=BODY | {"message_id": ["m-1", "m-2"]})).json()
+    for warnings in (found["warnings"], found["results"][0]["warnings"]):
+        assert any(one.startswith("NOT_SENT: the gateway 'carrier' of the application was removed") for one in warnings)
+    await select(client)
+    assert (await client.post(SEND, json=BODY)).json()["warnings"] == []
+    await select(client, "none")
+    assert "the application has no gateway" in (await client.post(SEND, json=BODY)).json()["warnings"][0]
+
+
+async def test_a_request_that_names_the_simulator_instead_of_the_gateway_of_the_application_gets_a_warning(
+    service: Service, client: httpx.AsyncClient
+) -> None:
+    body = {"to": TO, "body": "x", "gateway": "simulator"}
+    await select(client)
+    assert (await client.post("/api/v1/rewrite", json=body)).json()["messages"][0]["warnings"] == []
+    await service.gateways.create(AUDIT, 1, NewGateway(name="carrier", preset="plain", options={"url": "http://127.0.0.1:9/"}))
+    await service.directory.refresh()
+    await select(client, "carrier")
+    for _ in range(2):
+        [message] = (await client.post("/api/v1/rewrite", json=body | {"message_id": "m-1"})).json()["messages"]
+        assert message["sent"] is True
+        assert "which sends nothing and reports the message as delivered" in message["warnings"][0]
+
+
+async def test_the_error_about_a_gateway_that_is_not_selected_says_which_command_selects_it(
+    service: Service, client: httpx.AsyncClient
+) -> None:
+    await service.gateways.create(AUDIT, ALL_APPLICATIONS, NewGateway(name="shared", kind="simulator"))
+    await service.directory.refresh()
+    response = await client.post("/api/v1/rewrite", json={"to": TO, "body": "x", "gateway": "shared"})
+    [detail] = response.json()["details"]
+    assert detail["field"].endswith("gateway")
+    assert "(simulator)" in detail["reason"]
+    assert "`shortener applications update 1 --gateway NAME`" in detail["reason"]
 
 
 async def test_a_send_request_whose_recipients_are_all_left_out_for_different_reasons_is_rejected(

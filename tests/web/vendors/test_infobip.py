@@ -11,8 +11,8 @@ from shortener.accounts.administration import add_domain, create_application
 from shortener.accounts.credentials import Credentials, create_key
 from shortener.container import Service
 from shortener.messages.balances import change_balance
+from shortener.messages.item_plan import NOT_SENT
 from shortener.messages.prices import set_price
-from shortener.messages.render import NOT_SENT
 from shortener.reporting.count_check import verify
 from shortener.reporting.counts import fold
 from shortener.storage import schema

@@ -5,7 +5,7 @@ import pytest
 
 from shortener.accounts.credentials import Credentials
 from shortener.container import Service
-from shortener.messages.render import NOT_SENT
+from shortener.messages.item_plan import NOT_SENT
 from shortener.storage import schema
 from shortener.web.vendors.syniverse import SyniverseResponse
 from tests.conftest import client_of

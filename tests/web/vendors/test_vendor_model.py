@@ -8,8 +8,8 @@ import pytest
 
 from shortener.container import Service
 from shortener.messages.balances import change_balance
+from shortener.messages.item_plan import NOT_SENT
 from shortener.messages.prices import set_price
-from shortener.messages.render import NOT_SENT
 from shortener.storage import schema
 from tests.factory import rows
 

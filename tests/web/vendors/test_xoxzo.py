@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from shortener.container import Service
-from shortener.messages.render import NOT_SENT
+from shortener.messages.item_plan import NOT_SENT
 from shortener.storage import schema
 from shortener.web.vendors.xoxzo import XoxzoSendResponse
 from tests.conftest import Clock

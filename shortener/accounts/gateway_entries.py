@@ -1,0 +1,60 @@
+"""The gateways in the directory of accounts: what processes must know of them to accept messages and delivery reports.
+
+The module reads the gateways without their settings, and decides which gateways the requests of an application may name.
+"""
+# Tested by tests/gateways/test_store.py
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from sqlalchemy import Connection, select
+
+from shortener.model import ALL_APPLICATIONS, record
+from shortener.storage import schema
+
+#: The name of the gateway that sends nothing and simulates delivery reports. Every application may use it.
+SIMULATOR = "simulator"
+
+
+@record
+class GatewayEntry:
+    """A gateway in the directory. `application_id` is ALL_APPLICATIONS for a gateway of the installation."""
+
+    id: int
+    application_id: int
+    name: str
+    kind: str
+    enabled: bool
+
+
+def read_gateways(connection: Connection) -> tuple[dict[int, GatewayEntry], dict[str, int]]:
+    """Return all gateways that are not removed by id, and the id of each gateway by the hash of its report key."""
+    g = schema.gateways.c
+    columns = g.id, g.application_id, g.name, g.kind, g.enabled, g.report_key_hash
+    gateways: dict[int, GatewayEntry] = {}
+    report_keys: dict[str, int] = {}
+    for row in connection.execute(select(*columns).where(g.removed_at.is_(None)).order_by(g.id)):
+        gateways[row.id] = GatewayEntry(row.id, row.application_id, row.name, row.kind, row.enabled)
+        report_keys[row.report_key_hash] = row.id
+    return gateways, report_keys
+
+
+def read_removed_gateways(connection: Connection) -> dict[int, str]:
+    """Return the names of the removed gateways that applications had selected, by id."""
+    g, a = schema.gateways.c, schema.applications.c
+    selected = select(a.gateway_id).where(a.gateway_id.is_not(None))
+    rows = connection.execute(select(g.id, g.name).where(g.removed_at.is_not(None), g.id.in_(selected)))
+    return {row.id: row.name for row in rows}
+
+
+def usable_gateways(
+    application_id: int, selected: GatewayEntry | None, gateways: Iterable[GatewayEntry]
+) -> tuple[GatewayEntry, ...]:
+    """Return the gateways that requests of an application may name: its own gateways, the gateway that it has selected, and the
+    simulator.
+
+    A gateway of the application comes before a gateway of the installation with the same name."""
+    own = [one for one in gateways if one.application_id == application_id]
+    simulator = [one for one in gateways if one.application_id == ALL_APPLICATIONS and one.name == SIMULATOR]
+    return tuple(dict.fromkeys([*own, *([selected] if selected else []), *simulator]))

@@ -1,0 +1,68 @@
+"""This module hides the secret values of a URL template, and finds masks that a caller sends back as if they were values.
+
+A fixed value of a query may be a credential, so it is shown as MASK. A value is shown if it contains a placeholder, or if it cannot
+be a credential: a word such as UTF-8, or at most MAX_SHOWN_CHARACTERS characters, in a parameter whose name does not say that it is
+a credential. The rest of the URL stays byte for byte, so that a shown URL without a mask can be stored again.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import unquote_plus
+
+MASK = "***"
+MASK_REASON = (
+    f"contains {MASK}, which stands for a hidden value: write the value itself, or a placeholder such as {{token}} for a variable"
+)
+MAX_SHOWN_CHARACTERS = 3
+_CREDENTIAL_NAME = re.compile(r"pass|pwd|pin|secret|token|key|auth|cred|sign|user|login|account|hash", re.IGNORECASE)
+_KNOWN_VALUES = frozenset(
+    {"true", "false", "json", "text", "plain", "unicode", "binary", "flash", "gsm7", "gsm-7", "ucs2", "ucs-2", "send", "sendsms"}
+    | {"ascii", "us-ascii", "utf8", "utf-8", "utf16", "utf-16", "utf-16be", "iso-8859-1", "iso-8859-15", "windows-1252", "latin1"}
+)
+
+
+def mask_url(url: str) -> str:
+    """Return a URL template with MASK in place of each value of its query that may be a credential."""
+    start, question_mark, rest = url.partition("?")
+    query, hash_sign, fragment = rest.partition("#")
+    return start + question_mark + "&".join(map(_mask_parameter, query.split("&"))) + hash_sign + fragment
+
+
+def _mask_parameter(parameter: str) -> str:
+    name, sign, value = parameter.partition("=")
+    if not sign:  # a parameter that is only a name may be a key
+        return parameter if _is_shown("", parameter) else MASK
+    return parameter if _is_shown(name, value) else f"{name}={MASK}"
+
+
+def _is_shown(name: str, value: str) -> bool:
+    if not value or "{" in value:
+        return True
+    if _CREDENTIAL_NAME.search(unquote_plus(name)):
+        return False
+    text = unquote_plus(value)
+    return len(text) <= MAX_SHOWN_CHARACTERS or text.lower() in _KNOWN_VALUES
+
+
+def find_masks(values: Mapping[str, Any]) -> list[str]:
+    """Return the names of the settings that contain MASK in place of a value: as a complete text, or as the value of a parameter in
+    the query of a URL. The name of a member is written after a dot, such as variables.password."""
+    found = []
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            found += [f"{name}.{member}" for member in find_masks(value)]
+        elif isinstance(value, str) and _has_mask(value):
+            found.append(name)
+    return found
+
+
+def _has_mask(text: str) -> bool:
+    if text.strip() == MASK:
+        return True
+    _, question_mark, query = text.partition("?")
+    return bool(question_mark) and any(
+        unquote_plus(part.partition("=")[2] or part) == MASK for part in query.partition("#")[0].split("&")
+    )

@@ -1,0 +1,65 @@
+"""This module merges new settings with the stored settings of a gateway.
+
+A name such as `variables.password` changes one member of a setting that is an object, and the other members stay. A change from
+options builds the settings of the preset again. A value that is only the mask of a hidden value is rejected, because the gateway
+would send the mask.
+
+The functions raise ApiError INVALID_REQUEST.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.gateways.input_checks import refuse
+from shortener.gateways.masking import MASK_REASON, find_masks
+from shortener.gateways.presets import PresetError, build_settings, read_options
+
+
+def check_masks(settings: Mapping[str, Any], options: Mapping[str, str]) -> None:
+    """Reject settings and options of a preset that contain the mask of a hidden value."""
+    names = [f"settings.{name}" for name in find_masks(settings)] + [f"options.{name}" for name in find_masks(options)]
+    if names:
+        raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail(name, MASK_REASON) for name in names])
+
+
+def build_preset(preset: str, options: Mapping[str, str]) -> dict[str, Any]:
+    """Return the settings of a new gateway from a preset and its options."""
+    try:
+        return build_settings(preset, options)
+    except PresetError as error:
+        raise refuse("options", str(error)) from None
+
+
+def rebuild_preset(preset: str, stored: Mapping[str, Any], options: Mapping[str, str]) -> dict[str, Any]:
+    """Return the stored settings with those of the preset built again. An option that is absent keeps its stored value."""
+    if not preset:
+        raise refuse("options", "must be combined with a preset, and this gateway has none; change its settings instead")
+    return {**stored, **build_preset(preset, {**read_options(preset, stored), **options})}
+
+
+def merge_settings(stored: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the stored settings changed by the new ones. None as the value of a member, such as variables.password, removes the
+    member."""
+    merged = dict(stored)
+    for name, value in new.items():
+        setting, dot, member = name.partition(".")
+        if not dot:
+            _check_variable_name(name, stored)
+            merged[name] = value
+            continue
+        members = merged.get(setting, {})
+        if not isinstance(members, Mapping) or not member:
+            raise refuse(f"settings.{name}", f"{setting} has no members")
+        merged[setting] = {**members, member: value}
+        if value is None:
+            del merged[setting][member]
+    return merged
+
+
+def _check_variable_name(name: str, stored: Mapping[str, Any]) -> None:
+    """Reject the name of a variable in place of a setting."""
+    if name not in stored and name in stored.get("variables", {}):
+        raise refuse(f"settings.{name}", f"is a variable of this gateway: write variables.{name}, or --variable {name}=VALUE")
