@@ -25,7 +25,7 @@ from shortener.cli.common import (
     print_warnings,
     yes_option,
 )
-from shortener.cli.parameters import COMPANY_ID, DURATION, ID, ApplicationCommand
+from shortener.cli.parameters import COMPANY_ID, DURATION, ID, ApplicationCommand, OwnedCommand
 
 MAX_RATE_LIMIT = 1_000_000  # the highest rate limit of a key, in requests per minute
 RATE_LIMIT = click.IntRange(1, MAX_RATE_LIMIT)
@@ -300,43 +300,44 @@ async def list_keys(application: int | None, as_json: bool) -> None:
     print_result(rows, as_json, lambda: print_table(rows, *columns))
 
 
-@keys.command("update")
+@keys.command("update", cls=OwnedCommand)
 @click.argument("key", type=ID)
 @click.option(
     "--rate-limit", type=click.IntRange(0, MAX_RATE_LIMIT), required=True, help="Maximum requests per minute; 0: no limit."
 )
 @json_option
 @async_command
-async def update_key(key: int, rate_limit: int, as_json: bool) -> None:
+async def update_key(key: int, application: int | None, rate_limit: int, as_json: bool) -> None:
     """Change the rate limit of an API key. Every node applies the new limit within a second."""
     from shortener.accounts import audited_credentials
     from shortener.model import utcnow
 
     async with open_store() as database:
         audit, changes = command_line_audit(database), {"rate_limit": rate_limit or None}
-        await database.write(audited_credentials.update_key, audit, None, key, changes, utcnow())
+        await database.write(audited_credentials.update_key, audit, application, key, changes, utcnow())
     text = f"{rate_limit} requests per minute" if rate_limit else "no limit"
     print_result({"id": key, "rate_limit": rate_limit or None}, as_json, lambda: click.echo(f"key {key} has {text}"))
 
 
-@keys.command("revoke")
+@keys.command("revoke", cls=OwnedCommand)
 @click.argument("key", type=ID)
 @yes_option
 @json_option
 @async_command
-async def revoke_key(key: int, yes: bool, as_json: bool) -> None:
+async def revoke_key(key: int, application: int | None, yes: bool, as_json: bool) -> None:
     """Revoke an API key by its id. The key stops working on every node within a second."""
     from shortener.accounts import audited_credentials, credentials
     from shortener.model import utcnow
 
     async with open_store() as database:
         found = next(
-            (row for row in await database.read(credentials.list_keys) if row["id"] == key and not row["revoked_at"]), None
+            (row for row in await database.read(credentials.list_keys, application) if row["id"] == key and not row["revoked_at"]),
+            None,
         )
         if found is not None:
             owner = await describe_application(database, found["application_id"])
             confirm(f"Key {key} ({found['name'] or found['hint']}) of {owner} stops working at once and for ever.", yes)
-        await database.write(audited_credentials.revoke_key, command_line_audit(database), None, key, utcnow())
+        await database.write(audited_credentials.revoke_key, command_line_audit(database), application, key, utcnow())
     print_result({"id": key, "revoked": True}, as_json, lambda: click.echo(f"key {key} is revoked"))
 
 

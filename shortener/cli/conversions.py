@@ -22,7 +22,7 @@ from shortener.cli.common import (
     print_table,
     yes_option,
 )
-from shortener.cli.parameters import DURATION, ID, TIME, ApplicationCommand
+from shortener.cli.parameters import DURATION, ID, TIME, ApplicationCommand, OwnedCommand
 from shortener.ids import CONVERSION_IDS, REFUSED_REPORT_IDS, PublicIds
 
 _LIMIT = click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="Maximum number of rows.")
@@ -197,7 +197,7 @@ async def list_postback_keys(application: int | None, as_json: bool) -> None:
     print_result(rows, as_json, lambda: print_table(rows, *columns))
 
 
-@postback_keys.command("rotate")
+@postback_keys.command("rotate", cls=OwnedCommand)
 @click.argument("key", type=ID)
 @click.option(
     "--overlap",
@@ -209,44 +209,44 @@ async def list_postback_keys(application: int | None, as_json: bool) -> None:
 @yes_option
 @json_option
 @async_command
-async def rotate_postback_key(key: int, overlap: timedelta, yes: bool, as_json: bool) -> None:
+async def rotate_postback_key(key: int, application: int | None, overlap: timedelta, yes: bool, as_json: bool) -> None:
     """Replace a postback key by its id, and print the new URL. The previous key stays valid for the time --overlap."""
     from shortener.accounts import audited_credentials
     from shortener.model import utcnow
     from shortener.storage.types import to_iso
 
     async with open_store() as database:
-        if (what := await _describe_postback_key(database, key)) is not None:
+        if (what := await _describe_postback_key(database, application, key)) is not None:
             confirm(describe_replacement(what, overlap), yes)
         key_id, new_key, until = await database.write(
-            audited_credentials.rotate_postback_key, command_line_audit(database), None, key, utcnow(), overlap
+            audited_credentials.rotate_postback_key, command_line_audit(database), application, key, utcnow(), overlap
         )
     fields = {"id": key_id, "postback_key": new_key, "url": _url(new_key), "previous_valid_until": to_iso(until)}
     print_result(fields, as_json, lambda: print_fields(fields))
 
 
-@postback_keys.command("revoke")
+@postback_keys.command("revoke", cls=OwnedCommand)
 @click.argument("key", type=ID)
 @yes_option
 @json_option
 @async_command
-async def revoke_postback_key(key: int, yes: bool, as_json: bool) -> None:
+async def revoke_postback_key(key: int, application: int | None, yes: bool, as_json: bool) -> None:
     """Revoke a postback key by its id. The key stops working on every node within a second."""
     from shortener.accounts import audited_credentials
     from shortener.model import utcnow
 
     async with open_store() as database:
-        if (what := await _describe_postback_key(database, key)) is not None:
+        if (what := await _describe_postback_key(database, application, key)) is not None:
             confirm(f"{what} stops working at once and for ever.", yes)
-        await database.write(audited_credentials.revoke_postback_key, command_line_audit(database), None, key, utcnow())
+        await database.write(audited_credentials.revoke_postback_key, command_line_audit(database), application, key, utcnow())
     print_result({"id": key, "revoked": True}, as_json, lambda: click.echo(f"postback key {key} is revoked"))
 
 
-async def _describe_postback_key(database: Any, key: int) -> str | None:
+async def _describe_postback_key(database: Any, application: int | None, key: int) -> str | None:
     """Return the name of a postback key and its application, for the text of `confirm`. Return None if no key has this id."""
     from shortener.accounts.postback_keys import list_postback_keys
 
-    row = next((row for row in await database.read(list_postback_keys) if row["id"] == key), None)
+    row = next((row for row in await database.read(list_postback_keys, application) if row["id"] == key), None)
     if row is None:
         return None
     return f"Postback key {key} ({row['name']}) of {await describe_application(database, row['application_id'])}"

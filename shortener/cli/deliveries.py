@@ -22,7 +22,7 @@ from shortener.cli.common import (
     print_table,
     yes_option,
 )
-from shortener.cli.parameters import ID, TIME, ApplicationCommand
+from shortener.cli.parameters import ID, TIME, ApplicationCommand, OwnedCommand
 from shortener.cli.stats import find_application
 from shortener.cli.trackers import open_trackers
 
@@ -80,17 +80,17 @@ async def list_deliveries(
     print_result({"deliveries": rows, "next": next_page}, as_json, print_text)
 
 
-@deliveries.command("show")
+@deliveries.command("show", cls=OwnedCommand)
 @click.argument("delivery")
 @json_option
 @async_command
-async def show_delivery(delivery: str, as_json: bool) -> None:
+async def show_delivery(delivery: str, application: int | None, as_json: bool) -> None:
     """Show one delivery and its attempts."""
     from shortener.delivery.deliveries import Deliveries
     from shortener.delivery.tracker_presenter import attempt_fields, delivery_fields
 
     async with open_store() as database:
-        found, attempts = await Deliveries(database).get(_parse_delivery_id(delivery))
+        found, attempts = await Deliveries(database).get(_parse_delivery_id(delivery), application)
     fields = delivery_fields(found)
     rows = [attempt_fields(attempt) for attempt in attempts]
 
@@ -101,7 +101,7 @@ async def show_delivery(delivery: str, as_json: bool) -> None:
     print_result(fields | {"attempts": rows}, as_json, print_text)
 
 
-@deliveries.command("replay")
+@deliveries.command("replay", cls=OwnedCommand)
 @click.argument("delivery", required=False)
 @click.option("--tracker", type=ID, help="Replay all dead deliveries of this tracker.")
 @click.option("--since", type=TIME, help="With --tracker: only deliveries created at this time or later (UTC).")
@@ -110,7 +110,13 @@ async def show_delivery(delivery: str, as_json: bool) -> None:
 @json_option
 @async_command
 async def replay_deliveries(
-    delivery: str | None, tracker: int | None, since: datetime | None, until: datetime | None, yes: bool, as_json: bool
+    delivery: str | None,
+    application: int | None,
+    tracker: int | None,
+    since: datetime | None,
+    until: datetime | None,
+    yes: bool,
+    as_json: bool,
 ) -> None:
     """Send one delivery again, or all dead deliveries of a tracker. Each delivery gets all its attempts again."""
     from shortener.delivery.deliveries import Deliveries, DeliveryFilter
@@ -121,10 +127,10 @@ async def replay_deliveries(
     async with open_trackers() as (database, trackers, _settings):
         stored, audit = Deliveries(database), command_line_audit(database)
         if delivery is not None:
-            await stored.replay(audit, _parse_delivery_id(delivery), utcnow())
+            await stored.replay(audit, _parse_delivery_id(delivery), utcnow(), application)
             replayed = 1
         else:
-            found = await trackers.get(tracker or 0)
+            found = await trackers.get(tracker or 0, application)
             filters = DeliveryFilter(None, found.id, None, since, until)
             dead = await stored.count_dead(filters)
             period = " of the period" if since or until else ""

@@ -25,7 +25,7 @@ from shortener.cli.common import (
     print_warnings,
     yes_option,
 )
-from shortener.cli.parameters import ID, ApplicationCommand
+from shortener.cli.parameters import ID, ApplicationCommand, OwnedCommand
 
 
 @click.group()
@@ -129,7 +129,7 @@ async def add_domain(application: int, base_url: str, as_json: bool, **options: 
             await _print_domain(database, host, as_json, await new_domain_warnings(base_url))
 
 
-@domains.command("update")
+@domains.command("update", cls=OwnedCommand)
 @click.argument("host")
 @_domain_options
 @click.option(
@@ -139,7 +139,9 @@ async def add_domain(application: int, base_url: str, as_json: bool, **options: 
 @yes_option
 @json_option
 @async_command
-async def update_domain(host: str, path: str | None, disable: bool | None, yes: bool, as_json: bool, **options: Any) -> None:
+async def update_domain(
+    host: str, application: int | None, path: str | None, disable: bool | None, yes: bool, as_json: bool, **options: Any
+) -> None:
     """Change a domain. Properties without an option keep their values."""
     changes = _changes(**options)
     if path is not None:
@@ -149,43 +151,44 @@ async def update_domain(host: str, path: str | None, disable: bool | None, yes: 
     if not changes:
         raise click.UsageError("nothing to change: name at least one option")
     if disable:
-        await _confirm_disabling(host, yes)
-    await _change_domain(host, changes, as_json)
+        await _confirm_disabling(host, application, yes)
+    await _change_domain(host, application, changes, as_json)
 
 
-@domains.command("remove")
+@domains.command("remove", cls=OwnedCommand)
 @click.argument("host")
 @yes_option
 @json_option
 @async_command
-async def remove_domain(host: str, yes: bool, as_json: bool) -> None:
+async def remove_domain(host: str, application: int | None, yes: bool, as_json: bool) -> None:
     """Remove a domain: no new links use it. Links that were sent work until they expire."""
     from shortener.accounts import audited_accounts
     from shortener.model import utcnow
 
     async with open_store() as database:
-        await _confirm_change(database, host, "no new links use it", yes)
-        removed = await database.write(audited_accounts.remove_domain, command_line_audit(database), host, utcnow())
+        await _confirm_change(database, host, application, "no new links use it", yes)
+        audit = command_line_audit(database)
+        removed = await database.write(audited_accounts.remove_domain, audit, host, utcnow(), application_id=application)
     print_result({"host": removed, "removed": True}, as_json, lambda: click.echo(f"{removed} is removed"))
 
 
-@domains.command("disable")
+@domains.command("disable", cls=OwnedCommand)
 @click.argument("host")
 @yes_option
 @json_option
 @async_command
-async def disable_domain(host: str, yes: bool, as_json: bool) -> None:
+async def disable_domain(host: str, application: int | None, yes: bool, as_json: bool) -> None:
     """Disable a domain: its links respond with 410, and new links are created on another domain."""
-    await _confirm_disabling(host, yes)
-    await _change_domain(host, {"disabled": True}, as_json)
+    await _confirm_disabling(host, application, yes)
+    await _change_domain(host, application, {"disabled": True}, as_json)
 
 
-async def _confirm_disabling(host: str, yes: bool) -> None:
+async def _confirm_disabling(host: str, application: int | None, yes: bool) -> None:
     async with open_store() as database:
-        await _confirm_change(database, host, "its links respond with 410, also those that were sent", yes)
+        await _confirm_change(database, host, application, "its links respond with 410, also those that were sent", yes)
 
 
-async def _confirm_change(database: Any, host: str, effect: str, yes: bool) -> None:
+async def _confirm_change(database: Any, host: str, application: int | None, effect: str, yes: bool) -> None:
     """Print which application a change of a domain affects, and ask for confirmation."""
     from shortener.accounts.directory import Directory
     from shortener.urls import canonical_host
@@ -193,29 +196,31 @@ async def _confirm_change(database: Any, host: str, effect: str, yes: bool) -> N
     directory = Directory(database)
     await directory.refresh()
     domain = directory.domain(canonical_host(host))
-    if domain is not None:
+    if domain is not None and application in (None, domain.application_id):
         owner = directory.application(domain.application_id)
         name = owner.name if owner else "-"
         confirm(f"Domain {domain.host} of application {domain.application_id} ({name}): {effect}.", yes)
 
 
-@domains.command("enable")
+@domains.command("enable", cls=OwnedCommand)
 @click.argument("host")
 @json_option
 @async_command
-async def enable_domain(host: str, as_json: bool) -> None:
+async def enable_domain(host: str, application: int | None, as_json: bool) -> None:
     """Enable a disabled domain."""
-    await _change_domain(host, {"disabled": False}, as_json)
+    await _change_domain(host, application, {"disabled": False}, as_json)
 
 
-async def _change_domain(host: str, changes: dict[str, Any], as_json: bool) -> None:
+async def _change_domain(host: str, application: int | None, changes: dict[str, Any], as_json: bool) -> None:
     from shortener.accounts import audited_accounts
     from shortener.accounts.own_hosts import OwnHosts
     from shortener.model import utcnow
 
     async with open_store() as database:
         audit, own_hosts = command_line_audit(database), OwnHosts.of(load_settings())
-        stored = await database.write(audited_accounts.update_domain, audit, host, changes, utcnow(), own_hosts=own_hosts)
+        stored = await database.write(
+            audited_accounts.update_domain, audit, host, changes, utcnow(), application_id=application, own_hosts=own_hosts
+        )
         with after_change():
             await _print_domain(database, stored, as_json)
 

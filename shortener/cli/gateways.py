@@ -28,7 +28,7 @@ from shortener.cli.common import (
     reveal_option,
     yes_option,
 )
-from shortener.cli.parameters import ID, ApplicationCommand
+from shortener.cli.parameters import ID, ApplicationCommand, OwnedCommand
 
 if TYPE_CHECKING:
     from shortener.gateways.gateway import StoredGateway
@@ -235,18 +235,18 @@ async def list_gateways(application: int | None, as_json: bool) -> None:
     print_result(rows, as_json, lambda: print_table(table, *columns))
 
 
-@gateways.command("show")
+@gateways.command("show", cls=OwnedCommand)
 @click.argument("gateway", type=ID)
 @json_option
 @async_command
-async def show_gateway(gateway: int, as_json: bool) -> None:
+async def show_gateway(gateway: int, application: int | None, as_json: bool) -> None:
     """Show one gateway with its settings and its health. Credentials are not shown."""
     async with open_gateways() as (_, store, settings):
-        found = await store.get(gateway)
+        found = await store.get(gateway, application)
     _print_gateway(settings, found, as_json)
 
 
-@gateways.command("update")
+@gateways.command("update", cls=OwnedCommand)
 @click.argument("gateway", type=ID)
 @click.option("--name", help="New name of the gateway.")
 @click.option(
@@ -261,6 +261,7 @@ async def show_gateway(gateway: int, as_json: bool) -> None:
 @async_command
 async def update_gateway(
     gateway: int,
+    application: int | None,
     name: str | None,
     disable: bool | None,
     rotate_report_key: bool,
@@ -292,7 +293,7 @@ async def update_gateway(
     if rotate_report_key:
         changes["rotate_report_key"] = True
     async with open_gateways() as (database, store, settings):
-        found = await store.get(gateway)
+        found = await store.get(gateway, application)
         effects = []
         if disable and found.enabled:
             waiting = await database.read(waiting_messages, gateway)
@@ -322,18 +323,18 @@ def _print_gateway(settings: Settings, gateway: StoredGateway, as_json: bool) ->
     print_result(fields, as_json, lambda: print_nested_fields(fields))
 
 
-@gateways.command("remove")
+@gateways.command("remove", cls=OwnedCommand)
 @click.argument("gateway", type=ID)
 @yes_option
 @json_option
 @async_command
-async def remove_gateway(gateway: int, yes: bool, as_json: bool) -> None:
+async def remove_gateway(gateway: int, application: int | None, yes: bool, as_json: bool) -> None:
     """Remove a gateway. Its waiting messages become FAILED. Applications that use it have no gateway afterwards: their messages are
     rewritten, but not sent. If an application uses the gateway, a script must add --yes."""
     from shortener.gateways.store import using_applications, waiting_messages
 
     async with open_gateways() as (database, store, _settings):
-        found = await store.get(gateway)
+        found = await store.get(gateway, application)
         waiting = await database.read(waiting_messages, gateway)
         name = f"Gateway {gateway} ({found.config.name}) of {await _owner(database, found)}"
         effect = f"{name} is removed, and its {waiting} waiting messages become FAILED."
@@ -344,18 +345,18 @@ async def remove_gateway(gateway: int, yes: bool, as_json: bool) -> None:
                 "until `shortener applications update APPLICATION --gateway NAME` selects another gateway."
             )
         confirm(effect, yes, is_required=bool(users))
-        await store.remove(command_line_audit(database), gateway)
+        await store.remove(command_line_audit(database), gateway, application)
     print_result({"gateway_id": gateway, "removed": True}, as_json, lambda: click.echo(f"gateway {gateway} is removed"))
 
 
-@gateways.command("test")
+@gateways.command("test", cls=OwnedCommand)
 @click.argument("gateway", type=ID)
 @click.argument("phone")
 @click.option("--from", "sender_id", default="", help="Sender of the test message.")
 @click.option("--text", help="Text of the test message.")
 @json_option
 @async_command
-async def test_gateway(gateway: int, phone: str, sender_id: str, text: str | None, as_json: bool) -> None:
+async def test_gateway(gateway: int, application: int | None, phone: str, sender_id: str, text: str | None, as_json: bool) -> None:
     """Send one test message to PHONE now and show the response. The exit code is 1 if the gateway does not accept it.
 
     A number on the opt-out list of the gateway's application, or of any application for a gateway of the installation, gets no
@@ -374,7 +375,7 @@ async def test_gateway(gateway: int, phone: str, sender_id: str, text: str | Non
         return True
 
     async with open_gateways() as (database, store, settings):
-        found = await store.get(gateway)
+        found = await store.get(gateway, application)
         timeout = found.timeout or settings.gateway_timeout
         guard = Guard(settings.allow_private_targets)
         async with (

@@ -29,7 +29,7 @@ from shortener.cli.common import (
     print_warnings,
     yes_option,
 )
-from shortener.cli.parameters import ID, TIME, ApplicationCommand, since_option, until_option
+from shortener.cli.parameters import ID, TIME, ApplicationCommand, OwnedCommand, since_option, until_option
 from shortener.errors import StoreUnavailable
 
 if TYPE_CHECKING:
@@ -83,19 +83,18 @@ async def list_command(application: int, limit: int, as_json: bool, **filters: A
     print_result(rows, as_json, lambda: print_table(rows, *columns))
 
 
-@links.command("show")
+@links.command("show", cls=OwnedCommand)
 @click.argument("code")
 @json_option
 @async_command
-async def show_link(code: str, as_json: bool) -> None:
+async def show_link(code: str, application: int | None, as_json: bool) -> None:
     """Show a link: its destination, or the reason why it does not redirect, and the history of its changes."""
     async with open_store() as database:
-        await _print_link(database, code, as_json)
+        await _print_link(database, code, as_json, application)
 
 
-@links.command("update")
+@links.command("update", cls=OwnedCommand, application_help="Id of the application whose links are changed. Required without CODE.")
 @click.argument("code", required=False)
-@click.option("--application", type=ID, help="Id of the application whose links are changed. Required without CODE.")
 @click.option("--campaign", help="Change the links of this campaign.")
 @click.option("--destination", help="Change the links with exactly this destination URL.")
 @click.option("--label", help="Change the links with this label.")
@@ -129,10 +128,12 @@ async def update_links(
     if not requested:
         raise click.UsageError("nothing to change: name --url, --expires-at, --fallback-url, --disable or --enable")
     is_selection = not (campaign is None and destination is None and label is None)
+    if code is not None and code.isdigit() and is_selection and application is None:
+        code, application = None, ID.convert(code, None, None)  # Without CODE, the argument is the id of the application.
     if (code is None) is not is_selection:
         raise click.UsageError("name either CODE, or one or more of --campaign, --destination and --label")
     if code is not None:
-        await _change_link(code, requested, as_json, yes=yes)
+        await _change_link(code, application, requested, as_json, yes=yes)
         return
     if application is None:
         raise click.UsageError("--application is required to change many links")
@@ -160,23 +161,23 @@ async def _has_links(application: int, campaign: str | None, destination: str | 
         return bool((await database.read(list_links, chosen, 1)).rows)
 
 
-@links.command("disable")
+@links.command("disable", cls=OwnedCommand)
 @click.argument("code")
 @yes_option
 @json_option
 @async_command
-async def disable_link(code: str, yes: bool, as_json: bool) -> None:
+async def disable_link(code: str, application: int | None, yes: bool, as_json: bool) -> None:
     """Disable a link: it responds with 410, and hits on it are not clicks."""
-    await _change_link(code, {"enabled": False}, as_json, yes=yes)
+    await _change_link(code, application, {"enabled": False}, as_json, yes=yes)
 
 
-@links.command("enable")
+@links.command("enable", cls=OwnedCommand)
 @click.argument("code")
 @json_option
 @async_command
-async def enable_link(code: str, as_json: bool) -> None:
+async def enable_link(code: str, application: int | None, as_json: bool) -> None:
     """Enable a disabled link."""
-    await _change_link(code, {"enabled": True}, as_json)
+    await _change_link(code, application, {"enabled": True}, as_json)
 
 
 async def _parse_changes(database: Any, application_id: int, requested: dict[str, Any]) -> dict[str, Any]:
@@ -196,7 +197,7 @@ async def _parse_changes(database: Any, application_id: int, requested: dict[str
     return changes
 
 
-async def _change_link(code: str, requested: dict[str, Any], as_json: bool, *, yes: bool = False) -> None:
+async def _change_link(code: str, application: int | None, requested: dict[str, Any], as_json: bool, *, yes: bool = False) -> None:
     from shortener.clicks.link_admin import find_link
     from shortener.clicks.link_changes import find_changeable, refresh_cache_after_commit, write_changes
     from shortener.errors import ApiError, ErrorCode
@@ -204,7 +205,7 @@ async def _change_link(code: str, requested: dict[str, Any], as_json: bool, *, y
     from shortener.model import utcnow
 
     async with open_store() as database, open_cache() as cache:
-        link = await database.read(find_link, code)
+        link = await database.read(find_link, code, application)
         changes = await _parse_changes(database, link.application_id, requested)
         if requested.get("enabled") is False:
             owner = await describe_application(database, link.application_id)
@@ -289,7 +290,7 @@ async def _change_links(
     print_result(fields, as_json, lambda: print_fields(fields))
 
 
-async def _print_link(database: Any, code: str, as_json: bool) -> None:
+async def _print_link(database: Any, code: str, as_json: bool, application: int | None = None) -> None:
     from shortener.accounts.directory import Directory, base_url_of
     from shortener.clicks.link_admin import find_link, serialize_link
     from shortener.clicks.link_changes import read_history
@@ -297,7 +298,7 @@ async def _print_link(database: Any, code: str, as_json: bool) -> None:
     from shortener.reporting.links import LinkClicks, count_clicks
 
     def read(connection: Any) -> Any:
-        link = find_link(connection, code)
+        link = find_link(connection, code, application)
         return link, count_clicks(connection, [(link.id, link.message)]), read_history(connection, link.id)
 
     link, clicks, history = await database.read(read)
@@ -376,14 +377,19 @@ async def unblock_host(host: str, application: int | None, as_json: bool) -> Non
     print_result(fields, as_json, lambda: click.echo(f"{unblocked} is no longer blocked"))
 
 
-@hosts.command("list")
+@hosts.command(
+    "list", cls=ApplicationCommand, application_help="Only hosts that are blocked for this application. Default: all blocked hosts."
+)
+@click.argument("application", type=ID, required=False)
 @json_option
 @async_command
-async def list_hosts(as_json: bool) -> None:
+async def list_hosts(application: int | None, as_json: bool) -> None:
     """List blocked hosts. A host without an application is blocked for all applications."""
     from shortener.accounts import administration
 
-    async with open_store() as database:
+    async with open_store(application) as database:
         blocked = await database.read(administration.list_blocked_hosts)
     rows = [row | {"application_id": row["application_id"] or None} for row in blocked]
+    if application is not None:
+        rows = [row for row in rows if row["application_id"] in (None, application)]
     print_result(rows, as_json, lambda: print_table(rows, "host", "application_id", "created_at"))

@@ -25,7 +25,7 @@ from shortener.cli.common import (
 )
 from shortener.cli.data import print_counts
 from shortener.cli.listen import format_body
-from shortener.cli.parameters import ID, ApplicationCommand, SearchedNumber, since_option, until_option
+from shortener.cli.parameters import ID, ApplicationCommand, OwnedCommand, SearchedNumber, since_option, until_option
 from shortener.cli.stats import find_application
 from shortener.model import State
 
@@ -83,9 +83,10 @@ async def list_all(
     print_result(rows, as_json, lambda: print_table(rows, *columns))
 
 
-@messages.command("show")
+@messages.command(
+    "show", cls=OwnedCommand, application_help="Id of the application. Required if several applications have this message id."
+)
 @click.argument("message_id")
-@click.option("--application", type=ID, help="Id of the application. Required if several applications have this message id.")
 @reveal_option
 @json_option
 @async_command

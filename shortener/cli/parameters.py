@@ -1,5 +1,5 @@
 """The types of command line arguments and options: ids, phone numbers, times and durations. `ApplicationCommand` is the class of
-commands that work on one application."""
+commands that work on one application, and `OwnedCommand` the class of commands on one object of an application."""
 # Tested by tests/cli/test_commands.py
 
 from __future__ import annotations
@@ -96,6 +96,27 @@ class ApplicationCommand(click.Command):
         except click.UsageError as error:
             if found and "unexpected extra argument" in error.message:
                 raise click.UsageError(f"{error.message}. With --application, leave out the argument APPLICATION.", ctx) from None
+            raise
+
+
+class OwnedCommand(click.Command):
+    """A command on one object of an application, such as a link or a tracker. The option --application names the application to
+    which the object must belong. The callback gets it as `application`, None by default."""
+
+    def __init__(
+        self, *args: Any, application_help: str = "Id of the application to which it must belong. Default: any.", **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.params.insert(0, click.Option(["--application"], type=ID, help=application_help))
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the arguments. If there are too many, the error says how to name the application."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            if "unexpected extra argument" in error.message:
+                hint = "To name the application too, use the option --application."
+                raise click.UsageError(f"{error.message}. {hint}", ctx) from None
             raise
 
 

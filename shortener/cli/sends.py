@@ -20,12 +20,12 @@ from shortener.cli.common import (
     print_table,
     yes_option,
 )
-from shortener.cli.parameters import ID, ApplicationCommand
+from shortener.cli.parameters import ID, ApplicationCommand, OwnedCommand
 from shortener.cli.stats import find_application
 
 _STATUSES = ("pending", "held", "failed", "sent")
 _COLUMNS = ("created_at", "message_id", "application_id", "gateway", "send_status", "doubtful", "attempts", "last_error", "cost")
-_APPLICATION = click.option("--application", type=ID, help="Id of the application. Required if there are several applications.")
+_APPLICATION = "Id of the application. Required if there are several applications."
 
 
 @click.group()
@@ -52,9 +52,8 @@ async def list_all(application: int | None, status: str | None, limit: int, as_j
     print_result(rows, as_json, lambda: print_table(rows, *_COLUMNS))
 
 
-@sends.command("show")
+@sends.command("show", cls=OwnedCommand, application_help=_APPLICATION)
 @click.argument("message_id")
-@_APPLICATION
 @json_option
 @async_command
 async def show(message_id: str, application: int | None, as_json: bool) -> None:
@@ -75,9 +74,8 @@ async def show(message_id: str, application: int | None, as_json: bool) -> None:
     print_result(fields, as_json, print_text)
 
 
-@sends.command("resend")
+@sends.command("resend", cls=OwnedCommand, application_help=_APPLICATION)
 @click.argument("message_id")
-@_APPLICATION
 @json_option
 @async_command
 async def resend(message_id: str, application: int | None, as_json: bool) -> None:
@@ -92,9 +90,8 @@ async def resend(message_id: str, application: int | None, as_json: bool) -> Non
     print_result(fields, as_json, lambda: click.echo(f"message {message_id} is sent again as soon as a server runs"))
 
 
-@sends.command("discard")
+@sends.command("discard", cls=OwnedCommand, application_help=_APPLICATION)
 @click.argument("message_id")
-@_APPLICATION
 @yes_option
 @json_option
 @async_command

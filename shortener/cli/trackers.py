@@ -26,7 +26,7 @@ from shortener.cli.common import (
     print_table,
     yes_option,
 )
-from shortener.cli.parameters import DURATION, ID, ApplicationCommand
+from shortener.cli.parameters import DURATION, ID, ApplicationCommand, OwnedCommand
 from shortener.model import EVENT_NAMES
 
 if TYPE_CHECKING:
@@ -211,25 +211,25 @@ async def list_trackers(application: int | None, as_json: bool) -> None:
     print_result(rows, as_json, lambda: print_table(rows, *columns))
 
 
-@trackers.command("show")
+@trackers.command("show", cls=OwnedCommand)
 @click.argument("tracker", type=ID)
 @json_option
 @async_command
-async def show_tracker(tracker: int, as_json: bool) -> None:
+async def show_tracker(tracker: int, application: int | None, as_json: bool) -> None:
     """Show one tracker and its health: circuit breaker, last success and failure, pending and dead deliveries."""
     from shortener.delivery.deliveries import Deliveries
     from shortener.delivery.tracker_presenter import health_fields, tracker_fields
     from shortener.model import utcnow
 
     async with open_trackers() as (database, stored, settings):
-        found = await stored.get(tracker)
+        found = await stored.get(tracker, application)
         backlog = await Deliveries(database).backlog(found.id, utcnow())
     fields = tracker_fields(settings, found)
     health = health_fields(found, backlog, utcnow())
     print_result(fields | {"health": health}, as_json, lambda: print_fields(fields | health))
 
 
-@trackers.command("update")
+@trackers.command("update", cls=OwnedCommand)
 @click.argument("tracker", type=ID)
 @click.option("--url", help="New URL of the tracker.")
 @_tracker_options
@@ -250,6 +250,7 @@ async def show_tracker(tracker: int, as_json: bool) -> None:
 @async_command
 async def update_tracker(
     tracker: int,
+    application: int | None,
     url: str | None,
     secret: str | None,
     rotate_secret: bool,
@@ -274,8 +275,8 @@ async def update_tracker(
         data["enabled"] = not disable
     async with open_trackers() as (database, stored, settings):
         changes = _validate(TrackerUpdateRequest, data).to_changes()
-        await _confirm_update(database, await stored.get(tracker), changes, overlap, yes)
-        saved = await stored.update(command_line_audit(database), tracker, changes)
+        await _confirm_update(database, await stored.get(tracker, application), changes, overlap, yes)
+        saved = await stored.update(command_line_audit(database), tracker, changes, application)
     _warn(secret)
     _print_saved(tracker_fields(settings, saved.tracker), saved.secret, as_json)
 
@@ -315,26 +316,26 @@ def _print_saved(fields: dict[str, Any], secret: str | None, as_json: bool) -> N
     print_result(fields | {"secret": secret}, as_json, print_text)
 
 
-@trackers.command("remove")
+@trackers.command("remove", cls=OwnedCommand)
 @click.argument("tracker", type=ID)
 @yes_option
 @json_option
 @async_command
-async def remove_tracker(tracker: int, yes: bool, as_json: bool) -> None:
+async def remove_tracker(tracker: int, application: int | None, yes: bool, as_json: bool) -> None:
     """Delete a tracker. Its pending deliveries become dead."""
     from shortener.delivery.deliveries import Deliveries
     from shortener.model import utcnow
 
     async with open_trackers() as (database, stored, _settings):
-        found = await stored.get(tracker)
+        found = await stored.get(tracker, application)
         pending = (await Deliveries(database).backlog(found.id, utcnow())).pending
         owner = await describe_application(database, found.application_id)
         confirm(f"Tracker {tracker} ({found.name}) of {owner} is deleted, and its {pending} pending deliveries become dead.", yes)
-        await stored.delete(command_line_audit(database), tracker)
+        await stored.delete(command_line_audit(database), tracker, application)
     print_result({"tracker_id": tracker, "deleted": True}, as_json, lambda: click.echo(f"tracker {tracker} is deleted"))
 
 
-@trackers.command("test")
+@trackers.command("test", cls=OwnedCommand)
 @click.argument("tracker", type=ID)
 @click.option(
     "--event",
@@ -343,7 +344,7 @@ async def remove_tracker(tracker: int, yes: bool, as_json: bool) -> None:
 )
 @json_option
 @async_command
-async def test_tracker(tracker: int, event: str | None, as_json: bool) -> None:
+async def test_tracker(tracker: int, application: int | None, event: str | None, as_json: bool) -> None:
     """Send one test event now and show the result. The exit code is 1 if the tracker does not accept it."""
     from shortener.container.connections import open_sender
     from shortener.delivery.guard import Guard
@@ -356,6 +357,7 @@ async def test_tracker(tracker: int, event: str | None, as_json: bool) -> None:
         open_trackers() as (database, stored, settings),
         open_sender(Guard(settings.allow_private_targets), settings, utcnow) as sender,
     ):
+        await stored.get(tracker, application)  # raises NOT_FOUND if the tracker belongs to another application
         ids, allow_http = IdGenerator(database.node), settings.allow_http_targets
         audit = command_line_audit(database)
         sample = await send_test(database, audit, stored, sender, ids, utcnow, tracker, allow_http=allow_http, event_name=event)

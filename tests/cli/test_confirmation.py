@@ -120,6 +120,72 @@ def test_a_command_that_removes_or_disables_objects_prints_their_names_and_requi
     assert contents(at_a_terminal.folder) != before
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("keys", "update", "1", "--rate-limit", "10"),
+        ("keys", "revoke", "1"),
+        ("postback-keys", "rotate", "1"),
+        ("postback-keys", "revoke", "1"),
+        ("trackers", "show", "1"),
+        ("trackers", "test", "1"),
+        ("trackers", "update", "1", "--disable"),
+        ("trackers", "remove", "1"),
+        ("deliveries", "show", "DELIVERY"),
+        ("deliveries", "replay", "DELIVERY"),
+        ("deliveries", "replay", "--tracker", "1"),
+        ("gateways", "show", "GATEWAY"),
+        ("gateways", "test", "GATEWAY", "+14085550109"),
+        ("gateways", "update", "GATEWAY", "--disable"),
+        ("gateways", "remove", "GATEWAY"),
+        ("domains", "update", "go.brand.example", "--disable"),
+        ("domains", "disable", "go.brand.example"),
+        ("domains", "enable", "go.brand.example"),
+        ("domains", "remove", "go.brand.example"),
+        ("links", "show", "CODE"),
+        ("links", "update", "CODE", "--disable"),
+        ("links", "disable", "CODE"),
+        ("links", "enable", "CODE"),
+    ],
+    ids=lambda words: " ".join(words[:3]),
+)
+def test_a_command_on_one_object_changes_nothing_if_the_object_belongs_to_another_application(
+    words: tuple[str, ...], shell: InProcessShell, installation: tuple[Path, str]
+) -> None:
+    gateway = next(str(one["gateway_id"]) for one in shell.json("gateways", "list") if one["name"] == "carrier")
+    delivery = shell.json("deliveries", "list", "1")["deliveries"][0]["delivery_id"]
+    replaced = {"GATEWAY": gateway, "CODE": installation[1], "DELIVERY": delivery}
+    words = tuple(replaced.get(word, word) for word in words)
+    shell("applications", "create", "Other")
+    before = contents(shell.folder)
+    assert "NOT_FOUND" in shell(*words, "--application", "2", code=1).stderr
+    assert contents(shell.folder) == before
+    shell(*words, "--application", "1", code=1 if words[:2] == ("trackers", "test") else 0)  # nothing listens at the tracker's URL
+
+
+def test_a_command_on_one_object_says_how_to_name_the_application(shell: InProcessShell) -> None:
+    error = shell("trackers", "test", "1", "3", code=2).stderr
+    assert "unexpected extra argument" in error
+    assert "use the option --application" in error
+
+
+def test_the_update_of_many_links_and_the_list_of_blocked_hosts_accept_the_application_as_argument_and_as_option(
+    shell: InProcessShell, installation: tuple[Path, str]
+) -> None:
+    shell("applications", "create", "Other")
+    for options in (("1",), ("--application", "1")):
+        changed = shell.json("links", "update", *options, "--destination", "https://shop.example/", "--disable")
+        assert changed["total"] == 1
+    assert shell.json("links", "update", "2", "--destination", "https://shop.example/", "--disable")["total"] == 0
+    shell("hosts", "block", "all.example")
+    for application in ("1", "2"):
+        shell("hosts", "block", f"of-{application}.example", "--application", application)
+    expected = {"all.example", "of-2.example"}
+    for options in (("2",), ("--application", "2")):
+        assert {row["host"] for row in shell.json("hosts", "list", *options)} == expected
+    assert len(shell.json("hosts", "list")) == 3
+
+
 def test_ctrl_c_at_the_question_ends_the_command_at_once(shell: InProcessShell, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object, **__: object) -> bool:
         signal.raise_signal(signal.SIGINT)

@@ -147,6 +147,17 @@ def test_each_command_on_one_application_accepts_its_id_as_argument_and_as_optio
     assert only_option == {"clicks reclassify", "messages erase"}, "these commands work on all applications without the option"
 
 
+def test_each_command_on_one_object_of_an_application_accepts_the_id_of_the_application_as_option() -> None:
+    without = set()
+    for path, command in _commands(cli):
+        arguments = [one for one in command.params if isinstance(one, click.Argument)]
+        options = {name for one in command.params if isinstance(one, click.Option) for name in one.opts}
+        if arguments and "--application" not in options:
+            without.add(" ".join(path))
+    of_no_application = {"backup", "restore", "applications create", "operators disable", "operators reset"}
+    assert without == of_no_application
+
+
 @pytest.mark.parametrize(
     "words",
     [("stats",), ("clicks", "list"), ("messages", "list"), ("links", "list"), ("keys", "list"), ("applications", "show")],
