@@ -4,8 +4,9 @@ On PostgreSQL, a click, a conversion or a fan-out may read a message before its 
 engines, an attempt to deliver an event may be waiting for the response of a tracker, and a rewrite may put a link into the cache.
 Therefore each erasure lists its messages in the table `erasure_repeats`. This job erases them again after each of the times in
 `REPEAT_AFTER_SECONDS`: after some seconds, after the longest attempt of a delivery, and after an hour, because outcomes wait in
-memory while the database is unavailable. Each time, the job also removes the links from the link cache, and deletes the stored
-responses to requests that repeated one of the messages with an Idempotency-Key.
+memory while the database is unavailable. Each time, the job also removes the links from the link cache, deletes the stored
+responses to requests that repeated one of the messages with an Idempotency-Key, and makes the WAL of SQLite empty, which contains
+the erased data. An erasure itself does not do this, because a command that erases is another process than the service.
 """
 
 # Tested by tests/retention/test_erasure_repeats.py
@@ -47,6 +48,7 @@ class ErasureRepeats:
         responses = await self._database.read(_find_responses, due)
         await load_expressions()
         await self._database.write_later(_repeat, due, responses, now)
+        self._database.truncate_wal()
         return len(due)
 
 

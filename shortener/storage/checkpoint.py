@@ -9,8 +9,11 @@ thread therefore calls fdatasync after each of its checkpoints, so that the writ
 SQLite before 3.51.3 can corrupt a database file if a checkpoint begins on a completely copied WAL while another connection
 restarts the WAL. No checkpoint of this service begins on such a WAL. The writer makes a checkpoint right after a commit of its
 own. The thread waits for two commits after its previous checkpoint. The second of these commits began after that checkpoint
-ended, so it is not copied yet, and no connection can restart the WAL before it is copied. No other code makes checkpoints
-(docs/decisions/0009).
+ended, so it is not copied yet, and no connection can restart the WAL before it is copied. A transaction that changes nothing adds
+nothing to the WAL, so it does not count as a commit. No other code makes checkpoints (docs/decisions/0009).
+
+The WAL still contains what was deleted, until later commits overwrite it. `truncate` therefore makes the WAL empty after deletions
+that must leave nothing on the disk. The thread first copies the WAL as usual, so that the writer waits only for the last pages.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import os
 import sqlite3
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,14 +51,23 @@ MAX_WAL_FRAMES = 150_000
 #: A WAL with this number of frames is reported: it cannot restart, because a reader uses an old snapshot of the database.
 REPORTED_WAL_FRAMES = 500_000
 REPORT_INTERVAL_SECONDS = 60.0
+#: The writer waits at most this time for readers before it truncates the WAL.
+TRUNCATION_WAIT_MS = 20
+#: The time between two truncations, because commits take longer while the WAL grows again.
+TRUNCATION_INTERVAL_SECONDS = 30.0
+#: The time after a truncation that failed because of a reader. It doubles with each failure up to the maximum.
+MIN_RETRY_SECONDS, MAX_RETRY_SECONDS = 5.0, 60.0
 _CHECKPOINT = "PRAGMA wal_checkpoint(PASSIVE)"
+_TRUNCATION = "PRAGMA wal_checkpoint(TRUNCATE)"
 
 
 class Checkpointer:
-    """The checkpoint thread of the only process that serves from the SQLite file at `path`."""
+    """The checkpoint thread of the only process that serves from the SQLite file at `path`. `request_commit` must make the writer
+    commit a change soon, and must not wait for it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, request_commit: Callable[[], None]) -> None:
         self._path = path
+        self._request_commit = request_commit
         # This file handle is closed after all connections to the database, because closing it releases the POSIX locks of the
         # connections.
         self._file = os.open(path, os.O_RDONLY)
@@ -66,21 +79,37 @@ class Checkpointer:
         self._first_safe_commit = 2  # The number of commits after which the thread may begin its next checkpoint.
         self._may_begin = threading.Event()
         self._writer_must_finish = False
+        self._writer_truncates = False
         self._writer_finished = threading.Event()
+        self._must_truncate = False
+        self._is_truncated = False
+        self._retry_seconds = MIN_RETRY_SECONDS
+        self._next_truncation_at = 0.0  # The time of the monotonic clock from which on the WAL may be truncated.
         self._stopping = threading.Event()
         self._next_report_at = 0.0  # The time of the monotonic clock from which on a long WAL may be logged again.
         self._thread = threading.Thread(target=self._run, name="sqlite-checkpoint", daemon=True)
         self._thread.start()
 
-    def committed(self, writer: Any) -> None:
+    def truncate(self) -> None:
+        """Make the WAL empty within some seconds, so that it does not contain data that committed transactions have deleted. While
+        a reader uses an old snapshot, this waits, and commits continue. Any thread may call this."""
+        self._must_truncate = True
+
+    def committed(self, writer: Any, *, is_requested: bool = False) -> None:
         """Count a commit, so that the checkpoint thread knows when to run. The writer thread calls this after each commit, with its
-        sqlite3 connection."""
+        sqlite3 connection. `is_requested`: the commit is the result of `request_commit`, and changed something else than rows."""
+        changes = writer.total_changes
+        if changes == self._changes and not is_requested:
+            return
         self._commits += 1
-        self._changes = writer.total_changes
+        self._changes = changes
         if self._writer_must_finish:
             self._writer_must_finish = False
             with contextlib.suppress(sqlite3.Error):  # An error here, for example a full disk, is raised again by the next commit.
-                writer.execute(_CHECKPOINT).fetchone()
+                if self._writer_truncates:
+                    self._is_truncated = _truncate(writer)
+                else:
+                    writer.execute(_CHECKPOINT).fetchone()
             self._writer_finished.set()
             return
         if self._changes - self._checkpointed_changes >= self._rows_per_checkpoint and not self._rows_reached.is_set():
@@ -103,30 +132,56 @@ class Checkpointer:
         with contextlib.closing(sqlite3.connect(self._path, isolation_level=None)) as connection:
             connection.execute("PRAGMA synchronous=FULL")
             while self._wait_for_rows():
+                truncates = self._must_truncate and time.monotonic() >= self._next_truncation_at
+                if truncates:
+                    self._must_truncate = self._is_truncated = False
                 try:
-                    frames = self._copy(connection)
-                    for _ in range(MAX_REPEATS):
-                        if frames < LONG_WAL_FRAMES or not self._is_running:
-                            break
-                        began = time.monotonic()
-                        frames = self._copy(connection)
-                        is_short = time.monotonic() - began <= SHORT_SECONDS * frames / LONG_WAL_FRAMES
-                        if is_short or frames >= MAX_WAL_FRAMES:
-                            self._let_writer_finish()
-                            break
+                    self._copy_and_restart(connection, truncates)
                 except Exception as error:  # After an error, for example a full disk, the WAL still contains everything.
                     log.warning("checkpoint_failed", error=f"{type(error).__name__}: {error}")
                     self._stopping.wait(MAX_INTERVAL_SECONDS)
+                if truncates:
+                    self._after_truncation()
 
     @property
     def _is_running(self) -> bool:
         return not self._stopping.is_set()
 
-    def _copy(self, connection: sqlite3.Connection) -> int:
+    def _copy_and_restart(self, connection: sqlite3.Connection, truncates: bool) -> None:
+        """Make a checkpoint. If the WAL is long or must be truncated, repeat it, and then make the writer copy the remaining
+        pages."""
+        frames = self._copy(connection, truncates)
+        for _ in range(MAX_REPEATS):
+            if (frames < LONG_WAL_FRAMES and not truncates) or not self._is_running:
+                return
+            began = time.monotonic()
+            frames = self._copy(connection, truncates)
+            is_short = time.monotonic() - began <= SHORT_SECONDS * max(frames / LONG_WAL_FRAMES, 1)
+            if is_short or frames >= MAX_WAL_FRAMES:
+                self._let_writer_finish(truncates)
+                return
+
+    def _after_truncation(self) -> None:
+        """Choose the time of the next truncation. If this one failed, try again then."""
+        now = time.monotonic()
+        if self._is_truncated:
+            self._retry_seconds = MIN_RETRY_SECONDS
+            self._next_truncation_at = now + TRUNCATION_INTERVAL_SECONDS
+            return
+        self._must_truncate = True
+        self._next_truncation_at = now + self._retry_seconds
+        if self._retry_seconds < MAX_RETRY_SECONDS <= 2 * self._retry_seconds:  # once, after about a minute
+            log.warning("wal_not_truncated", cause="a reader, such as a backup, is open for long")
+        self._retry_seconds = min(2 * self._retry_seconds, MAX_RETRY_SECONDS)
+
+    def _copy(self, connection: sqlite3.Connection, requests_commits: bool) -> int:
         """Wait for two commits and make a checkpoint. Return the number of frames in the WAL, or 0 if the thread was stopped."""
         # Set the number of the required commit before clearing the event. In the reverse order, the event could be set too early.
         self._first_safe_commit = self._commits + 2
         self._may_begin.clear()
+        if requests_commits:  # Otherwise a quiet installation would never truncate its WAL.
+            self._request_commit()
+            self._request_commit()
         if self._is_running:
             self._may_begin.wait()
         if not self._is_running:
@@ -159,9 +214,24 @@ class Checkpointer:
             self._rows_reached.wait(MAX_INTERVAL_SECONDS)
         return self._is_running
 
-    def _let_writer_finish(self) -> None:
-        """Make the writer copy the remaining pages of the WAL after its next commit, and wait until it has copied them."""
+    def _let_writer_finish(self, truncates: bool) -> None:
+        """Make the writer copy the remaining pages of the WAL after its next commit, and wait until it has copied them. If
+        `truncates` is true, the writer also truncates the WAL."""
         self._writer_finished.clear()
+        self._writer_truncates = truncates
         self._writer_must_finish = True
+        if truncates:
+            self._request_commit()
         if self._is_running:
             self._writer_finished.wait()
+
+
+def _truncate(writer: Any) -> bool:
+    """Copy the remaining pages of the WAL and truncate it. Return False if a reader uses the WAL."""
+    (timeout,) = writer.execute("PRAGMA busy_timeout").fetchone()
+    writer.execute(f"PRAGMA busy_timeout={TRUNCATION_WAIT_MS}").fetchone()
+    try:
+        is_busy, _, _ = writer.execute(_TRUNCATION).fetchone()
+    finally:
+        writer.execute(f"PRAGMA busy_timeout={timeout}").fetchone()
+    return not is_busy

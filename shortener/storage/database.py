@@ -49,6 +49,11 @@ class Database(Protocol):
         """Whether a write failed since the last successful `integrity.try_write`, for example because the disk is full."""
         ...
 
+    def truncate_wal(self) -> None:
+        """Make the WAL of SQLite empty within some seconds, after deletions that must leave nothing on the disk. This does nothing
+        on PostgreSQL, and in a process that does not serve."""
+        ...
+
     def writes_succeed(self) -> None:
         """Reset `has_failed_writes` after a successful `integrity.try_write`."""
         ...

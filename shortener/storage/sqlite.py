@@ -64,6 +64,8 @@ _WRITER_PRAGMAS = (
     # About every second transaction moves such pages (docs/decisions/0006). The operating system caches the other pages.
     "PRAGMA cache_size=-8192",
     "PRAGMA temp_store=MEMORY",
+    # Overwrite deleted content with zeros. It is on in the SQLite of Debian, but not in every SQLite.
+    "PRAGMA secure_delete=ON",
     "PRAGMA wal_autocheckpoint=0",  # Turn off SQLite's automatic checkpoints, because `Checkpointer` makes all checkpoints.
 )
 _READER_PRAGMAS = f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}; PRAGMA query_only=ON; PRAGMA cache_size=-4096"
@@ -112,7 +114,7 @@ class SqliteDatabase:
         self._work: queue.SimpleQueue[bool] = queue.SimpleQueue()  # True for each waiting job; False ends the thread.
         self._thread = threading.Thread(target=self._run, name="sqlite-writer", daemon=True)
         self._thread.start()
-        self._checkpointer = Checkpointer(path) if owner else None
+        self._checkpointer = Checkpointer(path, self._request_commit) if owner else None
         self._closed = False
 
     def register_metrics(self, metrics: Metrics) -> None:
@@ -130,6 +132,25 @@ class SqliteDatabase:
             "Size of the WAL of the SQLite database. It grows under load and restarts when a checkpoint reaches its end.",
             size,
         )
+
+    def truncate_wal(self) -> None:
+        if self._checkpointer is not None:
+            self._checkpointer.truncate()
+
+    def _request_commit(self) -> None:
+        """Add a job for the writer thread that commits a change of the database file, but of no row."""
+
+        def job() -> None:
+            try:
+                with store_errors():
+                    self._transact(_change_user_version)
+            except StoreUnavailable:
+                return  # A later commit of other data has the same effect.
+            if self._checkpointer is not None:
+                self._checkpointer.committed(self._driver, is_requested=True)
+
+        self._jobs.append(job)
+        self._work.put(True)
 
     def writes_succeed(self) -> None:
         self.has_failed_writes = False
@@ -231,6 +252,12 @@ class SqliteDatabase:
             except Exception:  # The writer thread must continue after any exception; without it no later transaction could end.
                 log.exception("writer_job_failed")
             ahead = len(self._jobs) if is_bulk else max(ahead - 1, 0)
+
+
+def _change_user_version(connection: Connection) -> None:
+    """Increase the user_version of the database file, which SQLite does not use and this service does not read elsewhere."""
+    version = raw_sql.value(connection, "PRAGMA user_version")
+    raw_sql.execute(connection, f"PRAGMA user_version={(version + 1) % 2**31}").close()
 
 
 def _settle(future: asyncio.Future[Any], outcome: Callable[[Any], None], value: Any) -> None:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Connection
+from structlog.testing import capture_logs
 
 from shortener.storage import checkpoint
-from tests.storage.sqlite_load import add, commit_until, serving
+from tests.servers import PATIENCE
+from tests.storage.sqlite_load import add, commit_until, count_rows, serving
 
 MIN_ROW_BYTES = 100
 
@@ -100,9 +105,9 @@ async def test_sqlite_writes_wait_for_a_long_checkpoint_if_the_wal_file_exceeds_
         assert database._checkpointer is not None
         let_writer_finish = database._checkpointer._let_writer_finish
 
-        def count_and_finish() -> None:
+        def count_and_finish(truncates: bool) -> None:
             finished.append(1)
-            let_writer_finish()
+            let_writer_finish(truncates)
 
         monkeypatch.setattr(database._checkpointer, "_let_writer_finish", count_and_finish)
         await commit_until(database, lambda: len(finished) >= 2, rows=20)
@@ -127,3 +132,96 @@ async def test_locks_of_sqlite_connections_remain_after_the_checkpoint_thread_st
         await asyncio.to_thread(database._checkpointer.stop)
         assert "BlockingIOError" in lock_error_of_another_process()
     assert lock_error_of_another_process() == ""
+
+
+SECRET = "+14085550123"
+
+
+def put(connection: Connection) -> None:
+    connection.exec_driver_sql("INSERT INTO t (n, v) VALUES (900000, ?)", (SECRET,))
+
+
+def remove(connection: Connection) -> None:
+    connection.exec_driver_sql("UPDATE t SET v = '' WHERE n = 900000")
+
+
+def files_with_secret(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.iterdir() if SECRET.encode() in file.read_bytes())
+
+
+async def wait_until(is_done: Callable[[], bool]) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not is_done():
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+def quick_truncation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "MAX_INTERVAL_SECONDS", 0.05)
+    monkeypatch.setattr(checkpoint, "MIN_RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(checkpoint, "TRUNCATION_INTERVAL_SECONDS", 0.05)
+
+
+@pytest.mark.usefixtures("quick_truncation")
+async def test_a_truncated_wal_and_the_sqlite_file_do_not_contain_deleted_data_even_if_no_commit_follows(tmp_path: Path) -> None:
+    async with serving(tmp_path / "shortener.db") as database:
+        await database.write(add, 1000)
+        await database.write(put)
+        await database.write(remove)
+        assert files_with_secret(tmp_path) == ["shortener.db-wal"]
+        database.truncate_wal()
+        await wait_until(lambda: not files_with_secret(tmp_path))
+        assert (tmp_path / "shortener.db-wal").stat().st_size == 0
+        assert await database.read(count_rows) == 1001
+
+
+@pytest.mark.usefixtures("quick_truncation")
+async def test_the_truncation_of_the_wal_waits_for_a_reader_and_commits_continue(tmp_path: Path) -> None:
+    file = tmp_path / "shortener.db"
+    async with serving(file) as database:
+        await database.write(put)
+        with capture_logs() as logs, contextlib.closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as reader:
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM t").fetchone()
+            await database.write(remove)
+            database.truncate_wal()
+            assert database._checkpointer is not None
+            checkpointer = database._checkpointer
+            await commit_until(database, lambda: checkpointer._retry_seconds > 0.2)
+            assert files_with_secret(tmp_path) != []
+            checkpointer._retry_seconds = checkpoint.MAX_RETRY_SECONDS / 2
+            await commit_until(database, lambda: any(line["event"] == "wal_not_truncated" for line in logs))
+            checkpointer._next_truncation_at = 0.0
+        await wait_until(lambda: not files_with_secret(tmp_path))
+
+
+@pytest.mark.usefixtures("quick_truncation")
+async def test_the_wal_can_be_truncated_again_and_again_under_load_and_no_row_is_lost(tmp_path: Path) -> None:
+    file = tmp_path / "shortener.db"
+    sizes = [0]
+    async with serving(file) as database:
+
+        def truncated_ten_times() -> bool:
+            database.truncate_wal()
+            sizes.append((tmp_path / "shortener.db-wal").stat().st_size)
+            return sum(after < before for before, after in itertools.pairwise(sizes)) >= 10
+
+        await commit_until(database, truncated_ten_times, rows=20)
+        rows = await database.read(lambda connection: connection.exec_driver_sql("SELECT count(*), max(n) FROM t").one())
+        assert rows[0] == rows[1]
+        assert await database.read(lambda connection: connection.exec_driver_sql("PRAGMA integrity_check").scalar()) == "ok"
+
+
+async def test_transactions_that_change_nothing_do_not_begin_a_checkpoint(tmp_path: Path) -> None:
+    async with serving(tmp_path / "shortener.db") as database:
+        assert database._checkpointer is not None
+        await database.write(add, 1)
+        await database.write(count_rows)
+        before = database._checkpointer._commits
+        for _ in range(5):
+            await database.write(count_rows)
+            await database.write(lambda connection: connection.exec_driver_sql("UPDATE t SET v = '' WHERE n < 0").rowcount)
+        assert database._checkpointer._commits == before
+        await database.write(add, 1)
+        await database.write(add, 1)
+        await wait_until(lambda: database._checkpointer is not None and database._checkpointer._commits == before + 2)

@@ -133,3 +133,8 @@ async def test_bulk_work_advances_while_other_transactions_always_wait(tmp_path:
 
         await asyncio.gather(click(), click(), click(), purge())
     assert "second purge" in order
+
+
+async def test_sqlite_overwrites_deleted_content(tmp_path: Path) -> None:
+    async with serving(tmp_path / "shortener.db") as database:
+        assert await database.write(lambda connection: connection.exec_driver_sql("PRAGMA secure_delete").scalar()) == 1
