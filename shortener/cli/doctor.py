@@ -1,7 +1,8 @@
 """The command `shortener doctor`, which checks the installation. A problem that prevents the start of `serve` is an error, so
 `doctor` and `serve` always agree. A problem that recipients already notice is also an error, for example an expired certificate. A
 problem that will have effects later is a warning. Each line that is not `ok` has a remedy. The worst line determines the exit code:
-1 for an error, 0 otherwise. The checks of the database and of Redis are in doctor_store.py.
+1 for an error, 0 otherwise. The checks of the database and of Redis are in doctor_store.py, and those of gateways in
+doctor_gateways.py.
 """
 
 from __future__ import annotations
@@ -44,11 +45,12 @@ MIN_SQLITE = (3, 51, 3)
 @json_option
 @async_command
 async def doctor(as_json: bool) -> None:
-    """Check the settings, files, database, Redis, BASE_URL, own domains and queues, and print what to do. A server may be running.
+    """Check the settings, files, database, Redis, BASE_URL, own domains, gateways and queues, and print what to do. A server may be
+    running.
 
     The exit code is 1 if there is an error: `serve` would not start, or recipients already notice the problem.
     """
-    from shortener.cli import doctor_store
+    from shortener.cli import doctor_gateways, doctor_store
     from shortener.secret import secret_file
     from shortener.storage.installation import require_installation
     from shortener.storage.open import sqlite_path
@@ -60,6 +62,7 @@ async def doctor(as_json: bool) -> None:
     findings = [*_check_settings(settings), *_check_files(settings, file), *_check_disk(settings, file)]
     findings += await doctor_store.check_database(settings)
     findings += await doctor_store.check_redis(settings)
+    findings += await doctor_gateways.check_gateway_addresses(settings)
     domains = await doctor_store.read_domains(settings)
     findings += await asyncio.to_thread(lambda: [*check_base_url(settings), *check_domains(domains)])
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection, func, or_, select, text
 
 from shortener.cli.doctor_findings import Finding
+from shortener.cli.doctor_gateways import check_gateway_queues
 from shortener.storage import schema
 
 if TYPE_CHECKING:
@@ -118,7 +119,8 @@ async def read_domains(settings: Settings) -> list[str]:
 
 
 def _check_rows(connection: Connection, settings: Settings) -> Iterator[Finding]:
-    """Check the data in the tables: the clock, the processes, the queues, the trackers and the growth of the data."""
+    """Check the data in the tables: the clock, the processes, the queues, the trackers, the gateways and the growth of the
+    data."""
     from shortener.model import utcnow
     from shortener.reporting.queues import read_queue_state
     from shortener.retention.clock_guard import find_step
@@ -152,6 +154,7 @@ def _check_rows(connection: Connection, settings: Settings) -> Iterator[Finding]
         text = f"{dead} deliveries became dead in the last 24 hours"
         yield Finding("dead_deliveries", "warning", text, "correct the trackers, then `shortener deliveries replay --tracker ID`")
     yield from _check_failing_deliveries(connection)
+    yield from check_gateway_queues(connection, now)
     for row in connection.execute(
         select(schema.trackers.c.id, schema.trackers.c.name, schema.trackers.c.disabled_reason).where(
             schema.trackers.c.enabled.is_(False), schema.trackers.c.disabled_reason.is_not(None)

@@ -182,6 +182,7 @@ async def _build_service(
         delivery.fanout,
         delivery.dispatcher,
         gateways.dispatcher,
+        gateways.links,
         gateways.reports,
         gateways.replies,
         messages.conversions,

@@ -14,6 +14,7 @@ from shortener.gateways.gateway import LostSettings
 from shortener.gateways.kinds import LISTENING
 from shortener.gateways.store import GatewayStore
 from shortener.gateways.submission import Connections, ListeningConnection
+from shortener.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 
@@ -25,6 +26,17 @@ class GatewayLinks:
         self._store = store
         self._directory = directory
         self._connections = connections
+        self._links: dict[int, tuple[str, ListeningConnection]] = {}  # The name and the connection of each gateway.
+
+    def register_metrics(self, metrics: Metrics) -> None:
+        """Register the metric of the connections. A process that does not run this job reports none."""
+        metrics.gauge(
+            "shortener_gateway_link_up",
+            "1 if this process has an open session with the SMPP gateway; 0 if the gateway refuses it or does not respond.",
+            lambda: {(str(one), name): float(link.is_up) for one, (name, link) in self._links.items()},
+            "gateway",
+            "name",
+        )
 
     async def step(self) -> int:
         """Open missing gateway connections and close those of removed or disabled gateways. Return 0, because no more work is left.
@@ -39,6 +51,7 @@ class GatewayLinks:
                 continue
             except Exception:
                 log.exception("gateway_not_usable", gateway=gateway_id)
+        self._links = {one: link for one, link in self._links.items() if one in listening}
         await self._connections.close_others(listening)
         return 0
 
@@ -49,3 +62,4 @@ class GatewayLinks:
         async with self._connections.use(config) as connection:
             if isinstance(connection, ListeningConnection):
                 connection.keep_open()
+                self._links[gateway_id] = config.name, connection

@@ -146,6 +146,11 @@ class ListeningConnection(GatewayConnection, Protocol):
         """Connect in the background if the connection is not open. Return at once."""
         ...
 
+    @property
+    def is_up(self) -> bool:
+        """Whether the connection is open now."""
+        ...
+
 
 class GatewayKind(Protocol):
     """A kind of gateway, such as `http`: its settings, and how a connection is opened."""

@@ -7,6 +7,7 @@ process of an installation reports the same values, so take the maximum over the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from sqlalchemy import Connection, func, select, text
 from shortener.delivery.dispatch_queries import END_OF_NAMES, pending_queues
 from shortener.metrics import Metrics
 from shortener.model import Clock, DeliveryStatus, record
+from shortener.reporting.gateway_queues import GatewayQueue, read_gateway_queues, register_gateway_metrics
 from shortener.settings import Settings
 from shortener.storage import schema
 from shortener.storage.database import Database
@@ -120,11 +122,13 @@ class QueueMonitor:
         self._settings = settings
         self._clock = clock
         self.state = QueueState()
+        self.gateways: Sequence[GatewayQueue] = ()
 
     async def step(self) -> int:
         """Read the state of the queues. Always return 0, which means that no work is left. Raise StoreUnavailable if the database
         is unavailable."""
         self.state = await self._database.read(read_queue_state, self._settings, self._clock())
+        self.gateways = await self._database.read(read_gateway_queues, self._clock())
         return 0
 
     def register_metrics(self, metrics: Metrics) -> None:
@@ -149,6 +153,7 @@ class QueueMonitor:
             ("database_bytes", "database_bytes", "Size of the database, on SQLite without the WAL."),
         ):
             metrics.gauge(f"shortener_{name}", help, partial(self._read, field))
+        register_gateway_metrics(metrics, lambda: self.gateways)
 
     def _read(self, field: str) -> float:
         return float(getattr(self.state, field))

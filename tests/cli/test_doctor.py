@@ -151,6 +151,37 @@ def test_the_doctor_command_reports_backlogs_disabled_trackers_dead_deliveries_a
     assert "shortener trackers test 8" in found["failing_deliveries"]["remedy"]
 
 
+def test_the_doctor_command_reports_gateways_that_are_down_and_messages_that_wait_or_are_held(shell: InProcessShell) -> None:
+    port = free_port()
+    words = ("--kind", "smpp", "--url", f"smpp://127.0.0.1:{port}", "--allow-private", "--set", "system_id=x")
+    down = shell.json("gateways", "add", "carrier", *words)["gateway_id"]
+    slow = shell.json("gateways", "add", "slow", "--kind", "simulator")["gateway_id"]
+    found = check(shell)
+    assert found["gateways"]["level"] == "ok"
+    assert f"gateway {down} (carrier) accepts no connection at 127.0.0.1, port {port}" in found["gateway_addresses"]["text"]
+    assert f"`shortener gateways update {down}`" in found["gateway_addresses"]["remedy"]
+    now = utcnow()
+    engine = create_engine(f"sqlite:///{shell.folder}/shortener.db")
+    with engine.begin() as connection:
+        table = schema.gateways
+        health = {"open_until": now, "failures_in_row": 12}
+        connection.execute(table.update().where(table.c.id == down).values(health))
+        send = {"application_id": 1, "next_at": now, "created_at": now - timedelta(minutes=10)}
+        for number, gateway, status in ((1, down, 0), (2, slow, 0), (3, slow, 3)):
+            connection.execute(insert(schema.sends).values(id=number, gateway_id=gateway, status=status, **send))
+    engine.dispose()
+    texts = [(one["text"], one["remedy"]) for one in shell.json("doctor") if one["check"] in ("gateways", "held_messages")]
+    assert [text.partition(", the oldest")[0] for text, _ in texts] == [
+        f"the circuit breaker of gateway {down} (carrier) is open after 12 failures in a row; last success: none. 1 messages wait",
+        f"1 messages wait for gateway {slow} (slow)",
+        f"1 messages are held, because gateway {slow} (slow) may have accepted them but did not respond",
+    ]
+    assert f"`shortener gateways test {down} NUMBER`" in texts[0][1]
+    assert "`shortener sends list --status held`" in texts[2][1]
+    shell("gateways", "update", str(down), "--disable")
+    assert "gateway_addresses" not in check(shell)
+
+
 def test_the_doctor_command_reports_kubernetes_variables_and_a_missing_proxy_setting(shell: InProcessShell) -> None:
     other = InProcessShell(shell.folder, SHORTENER_PORT="tcp://10.0.0.1:80", SHORTENER_BASE_URL=f"https://localhost:{free_port()}")
     found = check(other)

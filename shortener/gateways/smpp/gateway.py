@@ -87,6 +87,11 @@ class SmppGateway:
         """Open the session in the background, because receipts and replies arrive only on an open session."""
         self._link.keep_open()
 
+    @property
+    def is_up(self) -> bool:
+        """Whether the process has an open session with the gateway."""
+        return self._link.is_up
+
     async def submit(self, message: OutgoingMessage, timeout: float) -> SubmitResult:
         """Send the parts of a message that the gateway has not accepted yet."""
         loop = asyncio.get_running_loop()

@@ -56,9 +56,14 @@ class SmppLink:
         self._error = LinkDown("not_connected", "the link is down")
         self._is_closed = False
 
+    @property
+    def is_up(self) -> bool:
+        """Whether a session with the gateway is open."""
+        return self._session is not None and self._session.is_open
+
     async def session(self, timeout: float) -> SmppSession:
         """Return the open session within `timeout` seconds. Raise LinkDown."""
-        if self._session is not None and self._session.is_open:
+        if self._session is not None and self.is_up:
             return self._session
         loop = asyncio.get_running_loop()
         task = self._connecting
@@ -72,8 +77,7 @@ class SmppLink:
 
     def keep_open(self) -> None:
         """Open the session in the background if there is none and the pause after the last failed attempt has ended."""
-        is_up = self._session is not None and self._session.is_open
-        if not is_up and self._connecting is None and self._next_at <= asyncio.get_running_loop().time():
+        if not self.is_up and self._connecting is None and self._next_at <= asyncio.get_running_loop().time():
             self._start()
 
     async def close(self) -> None:

@@ -1,0 +1,114 @@
+"""This module reads what waits at each gateway: messages, their age, held messages and the state of the circuit breaker.
+
+`read_gateway_queues` reads one row for each gateway, and for each gateway with waiting messages at most 2 * MAX_COUNTED messages.
+The background job of `reporting/queues.py` calls it for /metrics, and `shortener doctor` calls it too. Every process of an
+installation reports the same values, so take the maximum over the processes, not the sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from functools import partial
+
+from sqlalchemy import Connection, func, literal_column, select
+
+from shortener.gateways.queries import IS_PENDING, find_waiting
+from shortener.metrics import Metrics
+from shortener.model import record
+from shortener.storage.schema import applications, gateways, sends
+
+MAX_COUNTED = 10_000  # Counting of the first attempts or of the retries of a gateway stops at this number, so a read stays fast.
+
+
+@record
+class GatewayQueue:
+    """What waits at a gateway that is not removed.
+
+    `waiting` is the number of messages that were not accepted yet, at most 2 * MAX_COUNTED. `oldest_seconds` is the age of the
+    oldest of them, without messages that wait on purpose: those of disabled gateways and of disabled applications. `held` is the
+    number of doubtful messages that wait for a decision, at most MAX_COUNTED of all gateways. `is_open` is true while the circuit
+    breaker is open, also while a probe may be sent."""
+
+    id: int
+    name: str
+    enabled: bool
+    disabled_reason: str | None
+    waiting: int = 0
+    oldest_seconds: float = 0.0
+    held: int = 0
+    is_open: bool = False
+    failures_in_row: int = 0
+    last_success_at: datetime | None = None
+
+
+def read_gateway_queues(connection: Connection, now: datetime) -> list[GatewayQueue]:
+    """Return what waits at each gateway at the time `now`, ordered by the id of the gateway."""
+    g = gateways.c
+    columns = g.id, g.name, g.enabled, g.disabled_reason, g.open_until, g.failures_in_row, g.last_success_at
+    busy = set(find_waiting(connection))
+    held = _held(connection)
+    found = []
+    for row in connection.execute(select(*columns).where(g.removed_at.is_(None)).order_by(g.id)).all():
+        waiting, oldest = _waiting(connection, row.id) if row.id in busy else (0, None)
+        age = 0.0 if oldest is None or not row.enabled else max((now - oldest).total_seconds(), 0.0)
+        found.append(
+            GatewayQueue(
+                row.id,
+                row.name,
+                row.enabled,
+                row.disabled_reason,
+                waiting=waiting,
+                oldest_seconds=age,
+                held=held.get(row.id, 0),
+                is_open=row.open_until is not None,
+                failures_in_row=row.failures_in_row,
+                last_success_at=row.last_success_at,
+            )
+        )
+    return found
+
+
+def _waiting(connection: Connection, gateway_id: int) -> tuple[int, datetime | None]:
+    """Return the number of messages that wait for a gateway, and the time of the oldest one whose application is enabled."""
+    off = select(applications.c.id).where(applications.c.disabled_at.is_not(None))
+    count, times = 0, []
+    for part in (0, 1):
+        chosen = (
+            select(sends.c.application_id, sends.c.created_at)
+            .where(sends.c.gateway_id == gateway_id, IS_PENDING, sends.c.queue == literal_column(str(part)))
+            .order_by(sends.c.next_at)
+            .limit(MAX_COUNTED)
+            .subquery()
+        )
+        count += connection.execute(select(func.count()).select_from(chosen)).scalar_one()
+        oldest = select(func.min(chosen.c.created_at)).where(chosen.c.application_id.not_in(off))
+        times.append(connection.execute(oldest).scalar())
+    return count, min((one for one in times if one is not None), default=None)
+
+
+def _held(connection: Connection) -> dict[int, int]:
+    """Return the number of held messages by gateway."""
+    # The SQL contains the status as a literal, because a database cannot use a partial index for a parameter.
+    chosen = select(sends.c.gateway_id).where(sends.c.status == literal_column("3")).limit(MAX_COUNTED).subquery()
+    counted = select(chosen.c.gateway_id, func.count().label("held")).group_by(chosen.c.gateway_id)
+    return {row.gateway_id: row.held for row in connection.execute(counted)}
+
+
+def register_gateway_metrics(metrics: Metrics, read: Callable[[], Sequence[GatewayQueue]]) -> None:
+    """Register the gauges of the gateways. `read` returns the latest state."""
+    for name, field, help in (
+        ("waiting", "waiting", f"Messages that wait for the gateway, at most {2 * MAX_COUNTED}."),
+        (
+            "oldest_waiting_seconds",
+            "oldest_seconds",
+            "Age of the oldest message that waits for the gateway, without disabled gateways and applications.",
+        ),
+        ("messages_held", "held", "Doubtful messages that are held until a report or a decision."),
+        ("breaker_open", "is_open", "1 if the circuit breaker of the gateway is open, so its messages wait; else 0."),
+    ):
+        metrics.gauge(f"shortener_gateway_{name}", help, partial(_values, read, field), "gateway", "name")
+
+
+def _values(read: Callable[[], Sequence[GatewayQueue]], field: str) -> dict[tuple[str, ...], float]:
+    return {(str(one.id), one.name): float(getattr(one, field)) for one in read()}
