@@ -41,6 +41,10 @@ class BackupError(Exception):
     """Raised if a backup or a restore fails, or if its result is damaged. The text states the reason and what to do."""
 
 
+class _DamagedError(BackupError):
+    """Raised if SQLite finds that a file is damaged. The text states the reason, but not the file, which may be a copy."""
+
+
 @record
 class BackupInfo:
     """A description of the content of a backup. For a plain copy of a database, `created_at` is None and `has_secret` is false."""
@@ -61,12 +65,13 @@ def backup(database: Path, target: Path, secret: Secret, now: datetime, progress
     BackupError if it fails."""
     if target.exists():
         raise BackupError(f"{target} already exists. Choose another name, or remove the file first")
-    with _new_file(target) as temporary:
+    remedy = "No backup was written. Run `shortener doctor` to check the database"
+    with _explained(database, remedy), _new_file(target) as temporary:
         _copy(database, temporary, progress)
         with _opened(temporary) as connection:
             values = [(_SECRET, secret.text), (_CREATED_AT, to_iso(now))]
             connection.executemany("INSERT OR REPLACE INTO installation (name, value) VALUES (?, ?)", values)
-        info = inspect(temporary)
+        info = _inspect(temporary)
         with _opened(temporary) as connection:
             if _value(connection, FINGERPRINT) not in (None, secret.fingerprint):
                 raise BackupError("the secret does not belong to this database. Set SHORTENER_SECRET to its secret")
@@ -99,7 +104,7 @@ def restore(
         raise BackupError(f"there is no file {source}")
     info = inspect(source)
     database.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with _new_file(database) as temporary:
+    with _explained(source, _OTHER_BACKUP), _new_file(database) as temporary:
         _copy(source, temporary, progress)
         with _opened(temporary) as connection:
             stored, fingerprint = _value(connection, _SECRET), _value(connection, FINGERPRINT)
@@ -117,6 +122,11 @@ def inspect(file: Path) -> BackupInfo:
     """Return the BackupInfo of a backup or a plain copy of a database. Raise BackupError if this release cannot use it."""
     if not file.exists():
         raise BackupError(f"{file} does not exist")
+    with _explained(file, _OTHER_BACKUP):
+        return _inspect(file)
+
+
+def _inspect(file: Path) -> BackupInfo:
     with _opened(file, "ro") as connection:
         schema = connection.execute("SELECT version_num FROM alembic_version").fetchone()
         if schema is None or schema[0] > HEAD:
@@ -136,6 +146,8 @@ def inspect(file: Path) -> BackupInfo:
 
 
 _COUNTED = ("applications", "messages", "links", "hits")
+#: What to do if a backup is damaged.
+_OTHER_BACKUP = "The file is still there. Copy it again from where you keep it, or restore another backup"
 
 
 def _check_secret(fingerprint: str | None, secret_file: Path | None, setting: Secret | None) -> bool:
@@ -209,20 +221,41 @@ def _check_pages(file: Path) -> None:
     with _opened(file, "ro") as connection:
         found = [row[0] for row in connection.execute("PRAGMA integrity_check(5)")]
     if found != ["ok"]:
-        raise BackupError(
-            f"the copy is damaged: {'; '.join(found)}. The file was removed; run `shortener doctor` to check the source"
-        )
+        raise _DamagedError("; ".join(found))
+
+
+@contextlib.contextmanager
+def _explained(file: Path, remedy: str) -> Iterator[None]:
+    """If SQLite finds damage, raise BackupError with the name of `file`, of which the damaged file may be a copy, and with what to
+    do."""
+    try:
+        yield
+    except _DamagedError as error:
+        raise BackupError(f"{file} is damaged: {error}{_missing_bytes(file)}. {remedy}") from None
+
+
+def _missing_bytes(file: Path) -> str:
+    """Return a text that says how much of a SQLite file is missing; empty if nothing is."""
+    with open(file, "rb") as opened:
+        header = opened.read(100)
+    # The format of SQLite: the size of a page is at byte 16, where 1 means 65,536. The number of pages is at byte 28.
+    page_bytes, pages = int.from_bytes(header[16:18]), int.from_bytes(header[28:32])
+    size, expected = file.stat().st_size, (65_536 if page_bytes == 1 else page_bytes) * pages
+    return f" (it has {size:,} of {expected:,} bytes, so the rest is missing)" if size < expected else ""
 
 
 @contextlib.contextmanager
 def _opened(file: Path, mode: str = "rw") -> Iterator[sqlite3.Connection]:
-    """Open an existing SQLite file, and commit when the context ends. Raise BackupError for each error of SQLite."""
+    """Open an existing SQLite file, and commit when the context ends. Raise BackupError for each error of SQLite: _DamagedError if
+    the file is damaged."""
     connection: sqlite3.Connection | None = None
     try:
         connection = sqlite3.connect(f"{file.absolute().as_uri()}?mode={mode}", uri=True, timeout=BUSY_TIMEOUT_SECONDS)
         yield connection
         connection.commit()
     except sqlite3.Error as error:
+        if getattr(error, "sqlite_errorname", "").startswith("SQLITE_CORRUPT"):
+            raise _DamagedError(str(error)) from None
         reason = "is not a database of this service" if "no such table" in str(error) or "not a database" in str(error) else error
         raise BackupError(f"{file}: {reason}") from None
     finally:

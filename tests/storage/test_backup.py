@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sqlite3
 import stat
 import threading
@@ -144,9 +145,34 @@ def test_a_damaged_database_is_detected_and_no_backup_is_written(folder: Path, t
     database = folder / "shortener.db"
     query(database, "PRAGMA wal_checkpoint(TRUNCATE)")
     damage(database, "events")
-    with pytest.raises(BackupError):
+    expected = f"{re.escape(str(database))} is damaged: .*No backup was written. Run `shortener doctor` to check the database$"
+    with pytest.raises(BackupError, match=f"^{expected}"):
         backup(database, tmp_path / "new", installation_secret(folder), NOW, ignore)
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("pages", [None, 2, 3, 60, -1])
+def test_the_error_for_a_damaged_backup_names_the_backup_and_says_what_to_do(
+    folder: Path, tmp_path: Path, pages: int | None
+) -> None:
+    file, target = tmp_path / "backup", tmp_path / "new" / "shortener.db"
+    backup(folder / "shortener.db", file, installation_secret(folder), NOW, ignore)
+    size = file.stat().st_size
+    if pages is None:
+        damage(file, "events")
+    else:
+        left = pages * 4096 if pages > 0 else size + pages * 4096
+        os.truncate(file, left)
+    with pytest.raises(BackupError) as raised:
+        restore(file, target, target.with_name("secret"), None, ignore)
+    text = str(raised.value)
+    assert text.startswith(f"{file} is damaged: ")
+    assert text.endswith("The file is still there. Copy it again from where you keep it, or restore another backup")
+    assert ("bytes, so the rest is missing" in text) == (pages is not None)
+    if pages is not None:
+        assert f"{left:,} of {size:,} bytes" in text
+    assert file.exists()
+    assert not target.exists()
 
 
 def test_a_restore_rejects_an_existing_database_other_files_and_backups_of_newer_versions(folder: Path, tmp_path: Path) -> None:
