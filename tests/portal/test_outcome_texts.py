@@ -24,7 +24,7 @@ def _codes(folder: str, *patterns: str) -> set[str]:
 def test_the_portal_has_words_for_every_outcome_of_a_delivery() -> None:
     stored = {rule.name for rule in OUTCOME_TABLE if rule.name != "success"} | set(ERRORS)
     stored |= _codes(
-        "delivery", r'error(?:, since)? = "([a-z_]+)"', r'queue(?:\.name)?, "([a-z_]+)", now', r'_returned\(attempt, "([a-z_]+)"'
+        "delivery", r'error(?:, since)? = "([a-z_]+)"', r'queue(?:\.name)?, "([a-z_]+)", now', r'give_back\(attempt, "([a-z_]+)"'
     )
     assert {"tracker_deleted", "breaker_open", "application_disabled", "interrupted"} <= stored, "the patterns find the codes"
     assert stored - set(DELIVERY_OUTCOMES) == set()
