@@ -216,6 +216,12 @@ class Connections:
             current.users -= 1
             await self._close_unused(current)
 
+    def is_open(self, gateway_id: int) -> bool | None:
+        """Return whether the connection of this process to a gateway is open. Return None if this process has none, or if it is no
+        connection that is kept open."""
+        one = self._open.get(gateway_id)
+        return one.connection.is_up if one is not None and isinstance(one.connection, ListeningConnection) else None
+
     async def _close_unused(self, one: _OpenConnection) -> None:
         if one.is_retired and not one.users:
             await one.connection.close()

@@ -1,4 +1,5 @@
-"""Problems that an operator must look at: disabled or failing trackers, dead deliveries, postback keys that expire, late hits.
+"""Problems that an operator must look at: disabled or failing trackers, dead deliveries, gateways that fail, held messages,
+postback keys that expire, late hits.
 
 A tracker token that was replaced and will soon end is not a problem. Only the page of the keys shows its end.
 """
@@ -11,10 +12,12 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import Connection, select
 
+from shortener.accounts.directory import Application
 from shortener.model import record
 from shortener.portal.operators import Role
 from shortener.portal.page import Visit
 from shortener.reporting.figures import Figures
+from shortener.reporting.sends import MAX_COUNTED, GatewaySummary, count_held, read_gateway_summaries
 from shortener.storage.schema import postback_keys
 from shortener.storage.types import to_ms
 
@@ -41,6 +44,7 @@ async def attention(visit: Visit, figures: Figures) -> list[AttentionItem]:
         if application.disabled:
             found.append(AttentionItem("bad", _capital(f"{prefix}the application is disabled; its links do not redirect")))
         found += await _trackers(visit, application.id, prefix, base)
+        found += await _gateways(visit, application, prefix, base)
         for at in await visit.service.database.read(_expiring, application.id, visit.now):
             left = max(int((at - visit.now).total_seconds() // 3600), 0)
             found.append(
@@ -77,6 +81,27 @@ async def _trackers(visit: Visit, application_id: int, prefix: str, base: str) -
             found.append(
                 AttentionItem("bad", f"{name} has {number} dead {'delivery' if backlog.dead == 1 else 'deliveries'}", link)
             )
+    return found
+
+
+async def _gateways(visit: Visit, application: Application, prefix: str, base: str) -> list[AttentionItem]:
+    """Return the gateways of the application that fail, and its held messages."""
+    usable = [one.id for one in application.gateways]
+
+    def read(connection: Connection) -> tuple[list[GatewaySummary], int]:
+        return read_gateway_summaries(connection, usable, application.id), count_held(connection, application.id)
+
+    states, held = await visit.service.database.read(read)
+    found = []
+    for one in states:
+        if one.enabled and one.health.breaker(to_ms(visit.now)) in ("open", "half_open"):
+            text = f"{prefix}gateway {one.name} fails; its messages wait"
+            found.append(AttentionItem("bad", _capital(text), f"{base}/gateways" if visit.application else None))
+    if held:
+        number = f"{held:,} or more" if held >= MAX_COUNTED else f"{held:,}"
+        text = f"{prefix}{number} held {'message waits' if held == 1 else 'messages wait'} for a decision"
+        link = f"{base}/sends?period=365d&state=held" if visit.application else None
+        found.append(AttentionItem("bad", _capital(text), link))
     return found
 
 

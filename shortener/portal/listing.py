@@ -35,7 +35,20 @@ EXPORTED_NAMES = (
     *("period", "since", "until", "tz", "basis", "numbers"),
     *("campaign", "no_campaign", "to", "country", "destination", "url", "label", "source", "code", "message", "tracker", "replay"),
     *("device", "browser", "click_time", "value_in"),
-    *("metric", "state", "status", "verdict", "rule", "disposition", "action", "transaction", "warnings", "reason", "operator"),
+    *(
+        "gateway",
+        "metric",
+        "state",
+        "status",
+        "verdict",
+        "rule",
+        "disposition",
+        "action",
+        "transaction",
+        "warnings",
+        "reason",
+        "operator",
+    ),
 )
 
 

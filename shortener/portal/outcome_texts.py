@@ -81,6 +81,7 @@ SEND_OUTCOMES = {
     "no_answer": "the gateway did not answer",
     "timeout": "the gateway did not answer in time",
     "expired": "no gateway accepted the message in time",
+    "discarded": "somebody decided not to send the message",
     "gateway_removed": "the gateway was removed",
     "unusable_gateway": "the stored settings of the gateway cannot be used",
     "lease_lost": "this service stopped during the attempt",

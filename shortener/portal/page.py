@@ -68,8 +68,10 @@ class PortalPage:
     needs in that application, or for a page without `{app}` in the whole installation; None: every operator may open it.
     `is_public`: no session is required. `csv`: the page also exists with `.csv` after its path, and `visit.is_csv` is true there.
     `post` handles the forms of the page; `post_role` is the role that these forms require, if it differs from `role`.
-    `all_applications`: the page also exists for `all`. `allows_missing_code`: a session that still needs the code of the second
-    factor is sufficient. `needs_recent_password`: the operator must have entered the password within the last ten minutes.
+    `all_applications`: the page also exists for `all`. `needs_gateway`: the navigation menu contains the page only if the
+    application has or had a gateway, or messages that a gateway sends. `allows_missing_code`: a session that still needs the code
+    of the second factor is sufficient. `needs_recent_password`: the operator must have entered the password within the last ten
+    minutes.
     """
 
     path: str
@@ -82,6 +84,7 @@ class PortalPage:
     navigation: NavigationItem | None = None
     all_applications: bool = True
     allows_missing_code: bool = False
+    needs_gateway: bool = False
     needs_recent_password: bool = False
 
 

@@ -14,6 +14,7 @@ from shortener.portal.live_feed import LiveFeed
 from shortener.portal.passwords import Passwords
 from shortener.portal.sessions import OperatorSession, session_limits
 from shortener.portal.sign_in_delays import SignInDelays
+from shortener.reporting.sends import uses_gateways
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -39,7 +40,9 @@ def cookie_name(secret: Secret, *, is_https: bool) -> str:
 
 
 class PortalParts:
-    """The shared objects of the portal in one process. They contain no state that another process would need."""
+    """The shared objects of the portal in one process. They contain no state that another process would need.
+
+    `_gateway_users` are ids of applications that have or had a gateway. It only grows, and saves a read for each page."""
 
     def __init__(self, service: Service, renderer: PageRenderer) -> None:
         self.service = service
@@ -52,6 +55,7 @@ class PortalParts:
         self.delays = SignInDelays(service.secret.key("sign-in failures"))
         self.live = LiveFeed(service.database, service.clock)
         self.exports = Exports()
+        self._gateway_users: set[int] = set()
 
     def known_applications(self, session: OperatorSession | None) -> tuple[Any, ...]:
         """Return the applications that the operator of a session may see. The list is empty until the code of the second factor was
@@ -59,6 +63,16 @@ class PortalParts:
         if session is None or session.needs_code:
             return ()
         return tuple(one for one in self.service.directory.applications() if session.operator.role_in(one.id) is not None)
+
+    def uses_gateways(self, application_id: int) -> bool:
+        """Return whether an application is known to have, or to have had, a gateway or messages that a gateway sends."""
+        application = self.service.directory.application(application_id)
+        return application_id in self._gateway_users or (application is not None and application.gateway is not None)
+
+    async def find_gateway_use(self, application_id: int) -> None:
+        """Read whether an application has or had a gateway, if `uses_gateways` does not know it. Raise StoreUnavailable."""
+        if not self.uses_gateways(application_id) and await self.service.database.read(uses_gateways, application_id):
+            self._gateway_users.add(application_id)
 
     def set_cookie(self, response: Response, token: str) -> Response:
         """Set the session cookie of the browser to the token of a session."""

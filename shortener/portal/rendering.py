@@ -107,6 +107,8 @@ class Renderer:
                 role = operator.role_in(ALL_APPLICATIONS if app == ALL else int(app))
             else:
                 role = operator.roles.get(ALL_APPLICATIONS)
+            if page.needs_gateway and not (app and app != ALL and visit.portal.uses_gateways(int(app))):
+                continue
             if page.role is not None and (role is None or role < page.role):
                 continue
             path = page.path.replace("{app}", app or "")

@@ -157,6 +157,8 @@ class Portal(PortalParts):
         else:
             visit.role = session.operator.roles.get(ALL_APPLICATIONS)
             visit.applications = self.known_applications(session)
+        if visit.applications and (shown := visit.application or visit.applications[0]) and not visit.is_csv:
+            await self.find_gateway_use(shown.id)  # the navigation menu depends on it
         if needed is not None and not visit.may(needed):
             if needed is Role.ADMIN and "{app}" not in page.path:
                 # Operators who are not admins must not know that this page exists.

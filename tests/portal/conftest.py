@@ -21,6 +21,7 @@ from shortener.portal.operators import Role
 from shortener.settings import Settings
 from tests.conftest import NOON, client_of, run_in_a_thread
 from tests.factory import audited_rows
+from tests.gateways.conftest import make_gateway, send_messages  # noqa: F401 - fixtures for the tests of gateways
 
 PHONE = "Mozilla/5.0 (iPhone; CPU iPhone OS 18_5 like Mac OS X) AppleWebKit/605.1.15 Version/18.5 Mobile/15E148 Safari/604.1"
 PASSWORD = "seven quiet harbour lamps"

@@ -89,6 +89,14 @@ PATHS = (
     "/portal/{app}/conversions/refused",
     "/portal/{app}/live",
     "/portal/1/trackers",
+    "/portal/1/gateways",
+    "/portal/1/gateways.csv",
+    "/portal/{app}/sends",
+    "/portal/{app}/sends?state=pending",
+    "/portal/{app}/sends?state=held&gateway=1",
+    "/portal/{app}/sends?state=sent&gateway=1&period=24h",
+    "/portal/{app}/sends?state=doubtful",
+    "/portal/{app}/sends.csv",
     "/portal/1/deliveries",
     "/portal/1/deliveries?status=dead",
     "/portal/1/deliveries?tracker={tracker}",
@@ -177,7 +185,7 @@ def recorded() -> Iterator[Recorded]:
 
 @pytest.fixture
 async def demo(store_url: str, tmp_path: Path, receiver: Receiver) -> AsyncIterator[Service]:
-    """A service with demo traffic, a tracker, and deliveries with attempts."""
+    """A service with demo traffic, a tracker, deliveries with attempts, and a message that waits for a gateway which fails."""
     clock = DemoClock(start_of_traffic(NOON))
     service = await open_service(Settings(data_dir=tmp_path, database_url=store_url, allow_private_targets=True), clock=clock)
     service.recorder.start()
@@ -186,8 +194,14 @@ async def demo(store_url: str, tmp_path: Path, receiver: Receiver) -> AsyncItera
     async with client_of(service, {"X-API-Key": credentials.api_key}) as client:
         created = await client.post("/api/v1/trackers", json={"url": receiver.url(), "events": ["click"]})
         assert created.status_code == 201, created.text
+        gateway = {"name": "gw", "preset": "plain", "options": {"url": "http://127.0.0.1:9/"}}
+        assert (await client.post("/api/v1/gateways", json=gateway)).status_code == 201
     clock.now = NOON
     await fill(service, clock, credentials.api_key, credentials.tracker_token, messages=40)
+    async with client_of(service, {"X-API-Key": credentials.api_key}) as client:
+        message = {"to": "+4915123456789", "body": "x", "gateway": "gw"}
+        assert (await client.post("/api/v1/rewrite", json=message)).status_code == 200
+    await service.gateway_dispatcher.flush()
     await service.fanout.flush()
     await service.dispatcher.flush()
     await _replay(service)

@@ -1,4 +1,4 @@
-"""A fixture for tests that read query plans: a SQLite database."""
+"""A fixture for tests that read query plans: a SQLite database; and fixtures for tests of messages that gateways send."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 
 from shortener.storage.database import Database
 from shortener.storage.open import open_database
+from tests.gateways.conftest import make_gateway, send_messages  # noqa: F401 - fixtures for the tests of gateways
 
 
 @pytest.fixture

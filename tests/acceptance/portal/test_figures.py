@@ -24,7 +24,13 @@ PAGES = (
     "/portal/1/campaigns/black-friday?period=28d",
 )
 #: Pages whose figures do not depend on the period.
-OTHER_PAGES = ("/portal/1/trackers", "/portal/1/trackers/3", "/portal/1/links?period=28d", "/portal/1/messages/demo-00001")
+OTHER_PAGES = (
+    "/portal/1/trackers",
+    "/portal/1/trackers/3",
+    "/portal/1/gateways",
+    "/portal/1/links?period=28d",
+    "/portal/1/messages/demo-00001",
+)
 
 
 def _rows(visit: Visitor, href: str) -> list[dict[str, str]]:

@@ -1,0 +1,178 @@
+"""/portal/{app}/sends: the list of the messages that gateways send, filtered by gateway and state. Managers decide there whether a
+held message is sent again or given up."""
+# Tested by tests/portal/test_gateways.py
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy import Connection
+from starlette.responses import Response
+
+from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.gateways import decisions
+from shortener.gateways.sends import AnyRow
+from shortener.model import SendStatus
+from shortener.portal.destructive_actions import Question, ask, is_confirmed
+from shortener.portal.listing import FilterField, ListedRow, ListSource, choice, show_list, slots_of
+from shortener.portal.locations import safe_next
+from shortener.portal.operators import Role
+from shortener.portal.page import PortalPage, Visit
+from shortener.portal.repeats import perform_once
+from shortener.reporting.sends import (
+    SendFilter,
+    SendListPage,
+    find_gateway_send,
+    list_gateway_sends,
+    own_gateway_names,
+    serialize_gateway_send,
+)
+
+#: The label and the kind of badge that the pages show for each state of a message that a gateway sends.
+STATES = {
+    SendStatus.PENDING: ("Waiting", ""),
+    SendStatus.SENT: ("Sent", "good"),
+    SendStatus.FAILED: ("Failed", "bad"),
+    SendStatus.HELD: ("Held", "warn"),
+}
+CSV_COLUMNS = (
+    "message_id",
+    "to",
+    "gateway",
+    "send_status",
+    "doubtful",
+    "attempts",
+    "next_attempt_at",
+    "last_error",
+    "last_status",
+    "gateway_message_id",
+    "cost",
+    "created_at",
+    "finished_at",
+)
+_STATE = FilterField(
+    "state", "State", {**{one.api_name: STATES[one][0] for one in SendStatus}, "doubtful": "Doubtful"}, is_common=True
+)
+#: The actions of the page: the note after the action, by the value of the field `action`.
+_DONE = {"resend": "The message is sent again as soon as possible.", "discard": "The message is given up."}
+
+
+async def sends(visit: Visit) -> Response:
+    """List the messages that were created in the period and that gateways send, newest first. With `numbers=1`, the CSV contains
+    complete phone numbers, and the audit log records this."""
+    gateway = await _gateway_field(visit)
+    reveal = visit.is_csv and visit.get("numbers") == "1" and visit.may(Role.SUPPORT)
+    return await show_list(
+        visit,
+        "sends.html",
+        _source(visit, gateway, reveal=reveal),
+        (_STATE, gateway),
+        title="Messages of gateways",
+        states=STATES,
+        done=_DONE.get(visit.get("done") or ""),
+        can_decide=visit.application is not None and visit.may(Role.MANAGER),
+    )
+
+
+async def _gateway_field(visit: Visit) -> FilterField:
+    """Return the filter with the gateways of the applications of the page. A name that several gateways have is shown with the id.
+    The gateway in the query is a choice even if no application of the page may use it any more."""
+    names = await visit.service.database.read(own_gateway_names, [one.id for one in visit.applications])
+    for application in visit.applications:
+        for one in application.gateways:
+            names.setdefault(one.id, one.name)
+    repeated = {name for name, number in Counter(names.values()).items() if number > 1}
+    choices = {str(number): f"{name} ({number})" if name in repeated else name for number, name in names.items()}
+    asked = visit.get("gateway")
+    if asked is not None:
+        choices.setdefault(asked, asked)
+    return FilterField("gateway", "Gateway", choices, is_common=True)
+
+
+def _source(visit: Visit, gateway: FilterField, *, reveal: bool) -> ListSource:
+    since, until = slots_of(visit)
+    asked, state = choice(visit, gateway), choice(visit, _STATE)
+    is_number = asked is not None and asked.isascii() and asked.isdecimal() and len(asked) <= 9
+    gateway_id = None if asked is None else int(asked) if is_number else 0
+
+    def read(connection: Connection, application_id: int, limit: int, below: int | None) -> SendListPage:
+        # `choice` has already rejected every state that is not in the list.
+        filters = SendFilter(application_id, gateway_id, state, since, until)  # type: ignore[arg-type]
+        return list_gateway_sends(connection, filters, limit, below)
+
+    def serialize(listed: ListedRow) -> dict[str, Any]:
+        return serialize_gateway_send(listed.row, reveal=reveal)
+
+    def describe(page: Any, row: Any) -> dict[str, Any]:
+        return {**serialize_gateway_send(row, reveal=False), "is_undecided": _is_undecided(row)}
+
+    return ListSource("sends", read, CSV_COLUMNS, serialize, lambda row: row.created_at, describe)
+
+
+def _is_undecided(row: AnyRow) -> bool:
+    """Return whether the list offers the decisions about a message: it is held, or it is doubtful and is sent again."""
+    return row.status == SendStatus.HELD or (row.status == SendStatus.PENDING and bool(row.doubtful))
+
+
+async def decide(visit: Visit) -> Response:
+    """Send a held message again, or give it up, after a question."""
+    action, message_id = visit.form.get("action", ""), visit.form.get("message", "")
+    if action not in _DONE:
+        raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("action", "is unknown")])
+    back = safe_next(visit.form.get("back"), visit.link("sends"))
+    if not is_confirmed(visit):
+        row = await visit.service.database.read(find_gateway_send, visit.application_id, message_id)
+        return ask(visit, _question(action, row), back)
+    write: Callable[[Connection], int] = _resender(visit, message_id) if action == "resend" else _discarder(visit, message_id)
+    events = await visit.service.database.write(perform_once, visit, write)
+    dispatcher = visit.service.gateway_dispatcher
+    if action == "resend":
+        dispatcher.wake_up.notify()
+    else:
+        dispatcher.writer.published(events)
+    return visit.redirect(f"{back}{'&' if '?' in back else '?'}done={action}")
+
+
+def _resender(visit: Visit, message_id: str) -> Callable[[Connection], int]:
+    """Return a function that sends a message again. It returns the number of new events, which is always 0."""
+
+    def write(connection: Connection) -> int:
+        decisions.resend(connection, visit.audit_writer, visit.application_id, message_id, visit.now)
+        return 0
+
+    return write
+
+
+def _discarder(visit: Visit, message_id: str) -> Callable[[Connection], int]:
+    """Return a function that gives a message up. It returns the number of new events."""
+    writer = visit.service.gateway_dispatcher.writer
+
+    def write(connection: Connection) -> int:
+        return decisions.discard(connection, visit.audit_writer, writer, visit.application_id, message_id, visit.now)[1]
+
+    return write
+
+
+def _question(action: str, row: AnyRow) -> Question:
+    fields = ("message", "back")
+    if action == "resend":
+        effects = [f"The gateway {row.gateway} gets the message again as soon as possible."]
+        if row.doubtful:
+            effects.append("The gateway may already have the message. Then the recipient gets it twice.")
+        return Question(f"Send the message {row.message_id} again?", effects, "Send it again", "rotate-ccw", fields)
+    effects = [
+        "The message is not sent again. It becomes FAILED, and your trackers get this event.",
+        "If its delivery report has arrived, the message keeps the reported state.",
+    ]
+    if row.cost is not None:
+        effects.append(
+            f"Its cost of {row.cost:f} is not refunded, because the gateway may have accepted the message."
+            if row.doubtful
+            else f"Its cost of {row.cost:f} is refunded."
+        )
+    return Question(f"Give the message {row.message_id} up?", effects, "Give it up", fields=fields)
+
+
+PAGES = [PortalPage("/portal/{app}/sends", sends, decide, post_role=Role.MANAGER, csv=True)]

@@ -1,0 +1,294 @@
+"""This module lists the messages that gateways send, newest first, in keyset pages, and counts them for each gateway.
+
+The index `messages_by_application` finds the messages of a period. No index helps a filter by gateway or by state, so at most
+MAX_SCANNED_ROWS messages are examined for a page of the list. The page may then contain fewer messages than requested, or none,
+although a next page exists. Held messages and messages that wait for a gateway have indexes of their own.
+
+A count examines at most MAX_COUNTED messages. If there are more, the numbers are lower limits (`is_complete` is false).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import field
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+from sqlalchemy import ColumnElement, Connection, Select, and_, case, exists, func, literal_column, or_, select
+
+from shortener.delivery.health import TrackerHealth
+from shortener.errors import ApiError, ErrorCode
+from shortener.gateways.sends import AnyRow, send_fields
+from shortener.ids import first_id_at
+from shortener.model import SendStatus, mutable_record, record
+from shortener.reporting.messages import MAX_SCANNED_ROWS, select_ids, shown_number
+from shortener.storage.schema import gateways, messages, sends
+from shortener.storage.types import to_ms
+
+MAX_COUNTED = 50_000  # The maximum number of messages that a count examines.
+#: The number of the newest messages of an application that are searched for one that a gateway sends.
+_SEARCHED = 200
+_MAX_ID = (1 << 63) - 1  # The largest possible row id.
+# The maximum difference between the time of a message and the time in its id, which may come from different clocks.
+_TIME_TOLERANCE = timedelta(hours=1)
+
+#: The states by which the list can be filtered: the states of model.SendStatus, and the doubtful messages of all states.
+SendState = Literal["pending", "held", "sent", "failed", "doubtful"]
+
+# The SQL contains the states as literals, because a database cannot use a partial index for a parameter.
+_IS_HELD = sends.c.status == literal_column("3")
+_IS_PENDING = and_(sends.c.status.in_([literal_column("0"), literal_column("3")]), sends.c.status == literal_column("0"))
+
+
+@record
+class SendFilter:
+    """The conditions of a list of messages that gateways send. `since` is inclusive, `until` is exclusive. Both refer to the time
+    at which the message was created. `state` "doubtful" selects the doubtful messages of all states."""
+
+    application_id: int
+    gateway_id: int | None = None
+    state: SendState | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+@record
+class SendListPage:
+    """A page of messages: the columns of `sends`, and the message id, the phone number and the name of the gateway. The next page
+    contains ids below `next`. On the last page, `next` is None."""
+
+    rows: Sequence[AnyRow]
+    next: int | None
+
+
+@mutable_record
+class SendCounts:
+    """The numbers of messages of one application and one gateway.
+
+    `pending` and `held` are the messages that wait now, and `oldest_pending` is the time at which the oldest pending one was
+    created. `sent`, `failed` and `doubtful` count the messages that were created in the period. `doubtful` also contains sent,
+    failed, held and pending messages. `last_error` is the code of the last failed attempt of the newest of these messages that has
+    one."""
+
+    pending: int = 0
+    oldest_pending: datetime | None = None
+    held: int = 0
+    sent: int = 0
+    failed: int = 0
+    doubtful: int = 0
+    last_error: str | None = None
+
+
+@record
+class GatewayCounts:
+    """The numbers of messages of one application by gateway id. If `is_complete` is false, `sent`, `failed` and `doubtful` are
+    lower limits. If `is_waiting_complete` is false, `pending` and `held` are lower limits."""
+
+    by_gateway: Mapping[int, SendCounts]
+    is_complete: bool = True
+    is_waiting_complete: bool = True
+
+
+@record
+class GatewaySummary:
+    """A gateway without its settings. `application_id` is ALL_APPLICATIONS for a gateway of the installation."""
+
+    id: int
+    application_id: int
+    name: str
+    kind: str
+    enabled: bool
+    disabled_reason: str | None
+    is_removed: bool
+    health: TrackerHealth = field(default_factory=TrackerHealth)
+
+
+def list_gateway_sends(connection: Connection, filters: SendFilter, limit: int, below: int | None = None) -> SendListPage:
+    """Return the newest `limit` messages that match the filter. If `below` is not None, return only messages with smaller ids."""
+    low, high = _id_limits(filters)
+    high = high if below is None else min(below, high)
+    floor = connection.scalar(_examined(connection, filters, low, high).offset(MAX_SCANNED_ROWS).limit(1))
+    newest = _matching(connection, filters, low if floor is None else floor, high).limit(limit + 1)
+    shown = _shown().where(sends.c.id.in_(select(newest.subquery().c.id))).order_by(sends.c.id.desc())
+    rows = connection.execute(shown).all()
+    if len(rows) > limit:
+        return SendListPage(rows[:limit], rows[limit - 1].id)
+    return SendListPage(rows, floor)
+
+
+def find_gateway_send(connection: Connection, application_id: int, message_id: str) -> AnyRow:
+    """Return a message of an application that a gateway sends. Raise ApiError MESSAGE_NOT_FOUND if there is none."""
+    own = messages.c.application_id == application_id, messages.c.message_id == message_id
+    row = connection.execute(_shown().where(*own)).first()
+    if row is None:
+        raise ApiError(ErrorCode.MESSAGE_NOT_FOUND, "No gateway sends a message with this id.")
+    return row
+
+
+def _shown() -> Select[Any]:
+    return (
+        select(sends, messages.c.message_id, messages.c.to_address, gateways.c.name.label("gateway"))
+        .join_from(sends, messages, messages.c.id == sends.c.id)
+        .join(gateways, gateways.c.id == sends.c.gateway_id)
+    )
+
+
+def count_sends(
+    connection: Connection, application_id: int, since: datetime, until: datetime, waiting_since: datetime
+) -> GatewayCounts:
+    """Return the numbers of messages of an application for each gateway. `since` is inclusive, `until` is exclusive. Pending and
+    held messages are counted if they were created at `waiting_since` or later."""
+    counts: dict[int, SendCounts] = {}
+    is_waiting_complete = _count_waiting(connection, application_id, waiting_since, counts)
+    filters = SendFilter(application_id, since=since, until=until)
+    low, high = _id_limits(filters)
+    floor = connection.scalar(_examined(connection, filters, low, high).offset(MAX_COUNTED).limit(1))
+    walked = _examined(connection, filters, low if floor is None else floor + 1, high).order_by(None).subquery()
+    statement = (
+        select(
+            sends.c.gateway_id,
+            func.count().filter(sends.c.status == SendStatus.SENT).label("sent"),
+            func.count().filter(sends.c.status == SendStatus.FAILED).label("failed"),
+            func.count().filter(sends.c.doubtful).label("doubtful"),
+            func.max(case((sends.c.last_error.is_not(None), sends.c.id))).label("newest_error"),
+        )
+        .join_from(walked, sends, sends.c.id == walked.c.id)
+        .where(*_exact_conditions(filters))
+        .group_by(sends.c.gateway_id)
+    )
+    newest_errors = {}
+    for row in connection.execute(statement):
+        found = counts.setdefault(row.gateway_id, SendCounts())
+        found.sent, found.failed, found.doubtful = row.sent, row.failed, row.doubtful
+        if row.newest_error is not None:
+            newest_errors[row.newest_error] = found
+    if newest_errors:
+        errors = select(sends.c.id, sends.c.last_error).where(sends.c.id.in_(list(newest_errors)))
+        for row in connection.execute(errors):
+            newest_errors[row.id].last_error = row.last_error
+    return GatewayCounts(counts, floor is None, is_waiting_complete)
+
+
+def count_held(connection: Connection, application_id: int) -> int:
+    """Return the number of held messages of an application, counted up to MAX_COUNTED."""
+    held = select(sends.c.id).where(sends.c.application_id == application_id, _IS_HELD).limit(MAX_COUNTED).subquery()
+    return connection.execute(select(func.count()).select_from(held)).scalar_one()
+
+
+def read_gateway_summaries(connection: Connection, gateway_ids: Sequence[int], application_id: int) -> list[GatewaySummary]:
+    """Return the gateways with these ids, and those of the application that are not removed, oldest first."""
+    g = gateways.c
+    is_own = and_(g.application_id == application_id, g.removed_at.is_(None))
+    statement = select(gateways).where(or_(g.id.in_(list(gateway_ids)), is_own)).order_by(g.id)
+    return [
+        GatewaySummary(
+            id=row.id,
+            application_id=row.application_id,
+            name=row.name,
+            kind=row.kind,
+            enabled=row.enabled,
+            disabled_reason=row.disabled_reason,
+            is_removed=row.removed_at is not None,
+            health=TrackerHealth(
+                row.failures_in_row,
+                *(
+                    None if at is None else to_ms(at)
+                    for at in (row.open_until, row.recovering_at, row.last_success_at, row.last_failure_at, row.opened_at)
+                ),
+            ),
+        )
+        for row in connection.execute(statement)
+    ]
+
+
+def own_gateway_names(connection: Connection, application_ids: Sequence[int]) -> dict[int, str]:
+    """Return the names of the gateways that belong to applications by id. A name of a removed gateway ends with "(removed)"."""
+    g = gateways.c
+    found = select(g.id, g.name, g.removed_at).where(g.application_id.in_(list(application_ids))).order_by(g.id)
+    return {row.id: row.name + (" (removed)" if row.removed_at else "") for row in connection.execute(found)}
+
+
+def uses_gateways(connection: Connection, application_id: int) -> bool:
+    """Return whether an application has or had a gateway, or whether a gateway sends one of its newest messages."""
+    own = select(gateways.c.id).where(gateways.c.application_id == application_id).limit(1)
+    if connection.scalar(own) is not None:
+        return True
+    newest = select_ids(connection, (messages.c.application_id, application_id), 0, _MAX_ID).limit(_SEARCHED).subquery()
+    is_sent = exists().where(sends.c.id == newest.c.id)
+    return connection.scalar(select(newest.c.id).where(is_sent).limit(1)) is not None
+
+
+def _count_waiting(connection: Connection, application_id: int, since: datetime, counts: dict[int, SendCounts]) -> bool:
+    """Add the numbers of held and pending messages to `counts`. Return whether all of them were counted."""
+    s = sends.c
+    is_recent = s.id >= _id_limits(SendFilter(application_id, since=since))[0]
+    held = select(s.gateway_id).where(s.application_id == application_id, _IS_HELD, is_recent, s.created_at >= since)
+    limited = held.limit(MAX_COUNTED).subquery()
+    total = 0
+    for row in connection.execute(select(limited.c.gateway_id, func.count().label("number")).group_by(limited.c.gateway_id)):
+        counts.setdefault(row.gateway_id, SendCounts()).held = row.number
+        total += row.number
+    # The index contains the unfinished messages of all applications, oldest first, so the oldest message is always counted.
+    is_unfinished = s.status.in_([literal_column("0"), literal_column("3")])
+    columns = s.gateway_id, s.application_id, s.status, s.created_at
+    walked = select(*columns).where(is_unfinished, is_recent).order_by(s.id).limit(MAX_COUNTED).subquery()
+    waiting = (
+        select(walked.c.gateway_id, func.count().label("number"), func.min(walked.c.created_at).label("oldest"))
+        .where(walked.c.application_id == application_id, walked.c.status == SendStatus.PENDING, walked.c.created_at >= since)
+        .group_by(walked.c.gateway_id)
+    )
+    for row in connection.execute(waiting):
+        found = counts.setdefault(row.gateway_id, SendCounts())
+        found.pending, found.oldest_pending = row.number, row.oldest
+    is_full = (
+        connection.scalar(select(s.id).where(is_unfinished, is_recent).order_by(s.id).offset(MAX_COUNTED).limit(1)) is not None
+    )
+    return total < MAX_COUNTED and not is_full
+
+
+def _id_limits(filters: SendFilter) -> tuple[int, int]:
+    """Return the lowest id (included) and the highest id (excluded) of the messages of the period."""
+    low = 0 if filters.since is None else first_id_at(to_ms(filters.since - _TIME_TOLERANCE))
+    high = _MAX_ID if filters.until is None else first_id_at(to_ms(filters.until + _TIME_TOLERANCE))
+    return low, high
+
+
+def _examined(connection: Connection, filters: SendFilter, low: int, high: int) -> Select[int]:
+    """Return a statement that selects the ids of the messages that an index finds, newest first."""
+    s = sends.c
+    if filters.state == "held":
+        found = select(s.id).where(s.application_id == filters.application_id, _IS_HELD)
+    elif filters.state == "pending":
+        found = select(s.id).where(_IS_PENDING)
+    else:
+        return select_ids(connection, (messages.c.application_id, filters.application_id), low, high)
+    return found.where(s.id >= low, s.id < high).order_by(s.id.desc())
+
+
+def _matching(connection: Connection, filters: SendFilter, low: int, high: int) -> Select[int]:
+    """Return a statement that selects the ids of the messages that match the filter, newest first."""
+    examined, conditions = _examined(connection, filters, low, high), _exact_conditions(filters)
+    if filters.state in ("held", "pending"):
+        return examined.where(sends.c.application_id == filters.application_id, *conditions)
+    return examined.where(exists().where(sends.c.id == messages.c.id, *conditions))
+
+
+def _exact_conditions(filters: SendFilter) -> list[ColumnElement[bool]]:
+    conditions: list[ColumnElement[bool]] = []
+    if filters.since is not None:
+        conditions.append(sends.c.created_at >= filters.since)
+    if filters.until is not None:
+        conditions.append(sends.c.created_at < filters.until)
+    if filters.gateway_id is not None:
+        # The "+ 0" prevents the databases from using an index on the gateway, which has another order.
+        conditions.append(sends.c.gateway_id + 0 == filters.gateway_id)
+    if filters.state == "doubtful":
+        conditions.append(sends.c.doubtful)
+    elif filters.state in ("sent", "failed"):
+        conditions.append(sends.c.status == int(SendStatus[filters.state.upper()]))
+    return conditions
+
+
+def serialize_gateway_send(row: AnyRow, *, reveal: bool) -> dict[str, Any]:
+    """Return a row of `list_gateway_sends` as text fields. The phone number is masked unless `reveal` is true."""
+    return {**send_fields(row), "to": shown_number(row.to_address, reveal=reveal)}

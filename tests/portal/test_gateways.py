@@ -1,0 +1,239 @@
+"""Tests of the page of the gateways, of the list of their messages, and of the decisions about held messages."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import re
+from datetime import timedelta
+from decimal import Decimal
+
+import httpx
+import pytest
+
+from shortener.accounts.administration import create_application
+from shortener.container import Service
+from shortener.gateways.queries import update_gateway
+from shortener.messages.balances import change_balance
+from shortener.messages.prices import set_price
+from shortener.model import SendStatus
+from shortener.portal.operators import Role
+from shortener.reporting import sends as sends_module
+from tests.conftest import NOON, Clock
+from tests.factory import AUDIT
+from tests.gateways.conftest import MakeGateway, SendMessages, stored_sends
+from tests.portal.conftest import SignIn, log
+from tests.receiver import Receiver, Reply
+
+FIGURE = re.compile(r'data-figure="(\w+)" data-value="(\d+)" href="([^"]+)"')
+HIDDEN = re.compile(r'<input type="hidden" name="(\w+)" value="([^"]*)">')
+ACCEPTED = Reply(200, b'{"id":"gw-1"}')
+
+
+async def rows(browser: httpx.AsyncClient, href: str) -> list[dict[str, str]]:
+    """Return the rows of the CSV of a list."""
+    path, _, query = href.partition("?")
+    response = await browser.get(f"{path}.csv?{query}")
+    assert response.status_code == 200, response.text
+    return list(csv.DictReader(io.StringIO(response.text)))
+
+
+async def figures(browser: httpx.AsyncClient, page: str) -> dict[str, int]:
+    """Return the sum of the figures of a page by name. Check that each figure equals the number of rows in its list."""
+    found: dict[str, int] = {}
+    for name, value, href in FIGURE.findall((await browser.get(page)).text):
+        assert len(await rows(browser, html.unescape(href))) == int(value), (page, name, href)
+        found[name] = found.get(name, 0) + int(value)
+    return found
+
+
+@pytest.fixture
+async def messages(
+    service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver, clock: Clock
+) -> dict[str, str]:
+    """The ids of a held, a sent, a failed and a waiting message of the selected gateway `test`, by state."""
+    await service.database.write(change_balance, service.ids, 1, NOON, "test", amount=Decimal("12.5"), currency="EUR")
+    await service.database.write(set_price, 0, "1", Decimal("0.25"))
+    gateway = await make_gateway(receiver.url(), timeout=0.3, on_doubt="hold")
+    found = {}
+    for state, reply in (("held", Reply(hang=True)), ("sent", ACCEPTED), ("failed", Reply(400, b'{"error":"no"}'))):
+        receiver.replies = [reply]
+        [message] = await send_messages()
+        await service.gateway_dispatcher.flush()
+        found[state] = message["message_id"]
+    [message] = await send_messages()
+    found["pending"] = message["message_id"]
+    assert [SendStatus(row.status).api_name for row in await stored_sends(service)] == list(found)
+    opened = {"failures_in_row": 12, "opened_at": clock() - timedelta(minutes=3), "open_until": clock() + timedelta(minutes=4)}
+    await service.database.write(update_gateway, gateway.id, opened)
+    clock.forward(minutes=2)
+    return found
+
+
+async def test_the_page_of_the_gateways_shows_their_state_and_each_number_leads_to_as_many_messages(
+    service: Service, sign_in: SignIn, messages: dict[str, str], clock: Clock
+) -> None:
+    viewer = await sign_in("Vera", Role.VIEWER, 1)
+    assert await figures(viewer, "/portal/1/gateways") == {"pending": 1, "held": 1, "sent": 1, "failed": 1, "doubtful": 1}
+    text = html.unescape((await viewer.get("/portal/1/gateways?tz=UTC")).text)
+    assert re.search(r'<span class="name">test</span>.*selected.*<span class="sub">http</span>', text)
+    assert "Failing, waits" in text or "failing, waits" in text
+    assert f"{clock() - timedelta(minutes=5):%H:%M:%S}" in text, "since when the circuit breaker is open"
+    assert f"{clock() + timedelta(minutes=2):%H:%M:%S}" in text, "the next attempt"
+    assert "oldest 2\N{NO-BREAK SPACE}min" in text
+    assert "the gateway rejected the message" in text
+    assert "11.75 EUR" in text
+    assert "127.0.0.1" not in text, "the URL of a gateway may contain credentials"
+    [row, *_] = await rows(viewer, "/portal/1/gateways")
+    assert (row["name"], row["selected"], row["breaker"], row["waiting"], row["held"]) == ("test", "true", "open", "1", "1")
+    assert (row["sent"], row["failed"], row["doubtful"], row["last_error"]) == ("1", "1", "1", "rejected")
+    assert await figures(viewer, "/portal/1/gateways?period=yesterday") == {
+        "pending": 1,
+        "held": 1,
+        "sent": 0,
+        "failed": 0,
+        "doubtful": 0,
+    }
+
+
+async def test_a_number_of_messages_that_was_not_counted_completely_is_shown_as_a_lower_limit(
+    sign_in: SignIn, messages: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    browser = await sign_in("Vera", Role.VIEWER, 1)
+    monkeypatch.setattr(sends_module, "MAX_COUNTED", 3)
+    text = (await browser.get("/portal/1/gateways")).text
+    assert re.search(r'<a href="[^"]*state=failed">1\+</a>', text)
+    assert not re.search(r'data-figure="(sent|failed|doubtful)"', text)
+
+
+async def test_the_list_of_the_messages_of_gateways_shows_masked_numbers_states_and_errors_in_words(
+    sign_in: SignIn, service: Service, messages: dict[str, str]
+) -> None:
+    viewer, support = await sign_in("Vera", Role.VIEWER, 1), await sign_in("Sue", Role.SUPPORT, 1)
+    text = html.unescape((await viewer.get("/portal/1/sends")).text)
+    for message_id in messages.values():
+        assert f'<a href="/portal/1/messages/{message_id}">{message_id}</a>' in text
+    assert "4085550000" not in text
+    for words in ("the gateway did not answer in time", "the gateway rejected the message", "doubtful: the gateway may have it"):
+        assert words in text
+    assert "Send again" not in text, "a viewer cannot decide"
+    for state, message_id in messages.items():
+        assert [row["message_id"] for row in await rows(viewer, f"/portal/1/sends?state={state}")] == [message_id]
+    assert len(await rows(viewer, "/portal/1/sends?gateway=99")) == 0
+    assert {row["to"].lstrip("'") for row in await rows(viewer, "/portal/1/sends?numbers=1")} == {"+14…00"}
+    revealed = await rows(support, "/portal/1/sends?numbers=1&gateway=2")
+    assert {row["to"].lstrip("'") for row in revealed} == {"+14085550000"}
+    assert (await log(service))[-1].after == {"gateway": "2", "numbers": "1"}
+    assert (await viewer.get("/portal/1/sends?state=nonsense")).status_code == 400
+    cost = {row["message_id"]: row["cost"] for row in await rows(viewer, "/portal/1/sends")}
+    assert cost == {messages["held"]: "0.25", messages["sent"]: "0.25", messages["failed"]: "", messages["pending"]: "0.25"}
+
+
+async def test_the_list_of_the_messages_of_gateways_has_pages_and_also_exists_for_all_applications(
+    sign_in: SignIn, messages: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    admin = await sign_in()
+    monkeypatch.setattr("shortener.portal.listing.ROWS", 3)
+    for path in ("/portal/1/sends", "/portal/all/sends"):
+        page = (await admin.get(path)).text
+        assert re.findall(r'<th scope="row"><a href="[^"]*">([^<]+)', page) == list(messages.values())[:0:-1]
+        (following,) = re.findall(r'rel="next" href="([^"]+)"', page)
+        assert messages["held"] in (await admin.get(html.unescape(following))).text
+    assert len(await rows(admin, "/portal/all/sends")) == 4
+    assert (await admin.get("/portal/all/gateways")).status_code == 404
+
+
+async def test_a_manager_sends_a_held_message_again_after_a_question(
+    service: Service, sign_in: SignIn, messages: dict[str, str], receiver: Receiver, clock: Clock
+) -> None:
+    manager, support = await sign_in("Mia", Role.MANAGER, 1), await sign_in("Sue", Role.SUPPORT, 1)
+    page = (await manager.get("/portal/1/sends?state=held&period=365d")).text
+    assert "Send again…" in page
+    (back,) = re.findall(r'name="back" value="([^"]+)"', page)
+    form = {"action": "resend", "message": messages["held"], "back": html.unescape(back)}
+    assert (await support.post("/portal/1/sends", data=form)).status_code == 403
+    before = await log(service)
+    asked = html.unescape((await manager.post("/portal/1/sends", data=form)).text)
+    assert "Nothing has changed yet." in asked
+    assert "The gateway may already have the message. Then the recipient gets it twice." in asked
+    assert await log(service) == before
+    fields = {name: html.unescape(value) for name, value in HIDDEN.findall(asked[asked.index("Nothing has changed yet.") :])}
+    done = await manager.post("/portal/1/sends", data=fields)
+    assert (done.status_code, done.headers["location"]) == (303, "/portal/1/sends?state=held&period=365d&done=resend")
+    assert "The message is sent again as soon as possible." in (await manager.get(done.headers["location"])).text
+    row = (await log(service))[-1]
+    assert (row.action, row.operator, row.object) == ("send_resent", "Mia", messages["held"])
+    assert (await manager.post("/portal/1/sends", data=fields)).status_code == 409, "a form that is sent twice"
+    receiver.default_reply = ACCEPTED
+    await service.database.write(update_gateway, 2, {"failures_in_row": 0, "opened_at": None, "open_until": None})
+    clock.forward(seconds=1)
+    await service.gateway_dispatcher.flush()
+    assert {row["send_status"] for row in await rows(manager, "/portal/1/sends?state=doubtful")} == {"sent"}
+
+
+async def test_a_manager_gives_a_held_message_up_after_a_question(
+    service: Service, sign_in: SignIn, messages: dict[str, str]
+) -> None:
+    manager = await sign_in("Mia", Role.MANAGER, 1)
+    form = {"action": "discard", "message": messages["held"]}
+    asked = html.unescape((await manager.post("/portal/1/sends", data=form)).text)
+    assert "Its cost of 0.25 is not refunded, because the gateway may have accepted the message." in asked
+    assert (await manager.post("/portal/1/sends", data={**form, "confirmed": "yes"})).status_code == 303
+    assert (await log(service))[-1].action == "send_discarded"
+    assert [row["last_error"] for row in await rows(manager, "/portal/1/sends?state=doubtful")] == ["discarded"]
+    assert (await manager.post("/portal/1/sends", data={**form, "confirmed": "yes"})).status_code == 409
+    unknown = {"action": "discard", "message": "unknown"}
+    assert (await manager.post("/portal/1/sends", data=unknown)).status_code == 404
+    assert (await manager.post("/portal/1/sends", data={**form, "action": "x"})).status_code == 400
+
+
+async def test_gateways_and_decisions_of_another_application_return_404(
+    service: Service, sign_in: SignIn, messages: dict[str, str], clock: Clock
+) -> None:
+    other = (await service.database.write(create_application, "other", clock())).application_id
+    await service.directory.refresh()
+    manager = await sign_in("Mia", Role.MANAGER, other)
+    for path in ("gateways", "gateways.csv", "sends", "sends.csv"):
+        assert (await manager.get(f"/portal/1/{path}")).status_code == 404
+    form = {"action": "discard", "message": messages["held"], "confirmed": "yes"}
+    assert (await manager.post("/portal/1/sends", data=form)).status_code == 404
+    assert (await manager.post(f"/portal/{other}/sends", data=form)).status_code == 404
+    assert messages["held"] not in (await manager.get(f"/portal/{other}/sends")).text
+    assert ">test<" not in (await manager.get(f"/portal/{other}/gateways")).text
+
+
+async def test_the_menu_contains_the_gateways_only_if_the_application_has_or_had_one(
+    service: Service, sign_in: SignIn, make_gateway: MakeGateway
+) -> None:
+    viewer = await sign_in("Vera", Role.VIEWER, 1)
+    for path in ("/portal/1/", "/portal/me"):
+        assert "/portal/1/gateways" not in (await viewer.get(path)).text
+    gateway = await make_gateway()
+    await service.gateways.remove(AUDIT, gateway.id, 1)
+    await service.directory.refresh()
+    for path in ("/portal/me", "/portal/1/"):
+        assert "/portal/1/gateways" in (await viewer.get(path)).text
+
+
+async def test_the_messages_of_a_removed_gateway_are_still_shown_with_its_name(
+    service: Service, sign_in: SignIn, messages: dict[str, str]
+) -> None:
+    viewer = await sign_in("Vera", Role.VIEWER, 1)
+    gateway = await service.gateways.find("test", 1)
+    await service.gateways.remove(AUDIT, gateway.id, 1)
+    await service.directory.refresh()
+    assert (await figures(viewer, "/portal/1/gateways"))["sent"] == 1
+    assert '<option value="2">test (removed)</option>' in (await viewer.get("/portal/1/sends")).text
+
+
+async def test_the_overview_names_a_gateway_that_fails_and_the_held_messages(
+    service: Service, sign_in: SignIn, messages: dict[str, str]
+) -> None:
+    viewer, admin = await sign_in("Vera", Role.VIEWER, 1), await sign_in()
+    text = (await viewer.get("/portal/1/")).text
+    assert '<a href="/portal/1/gateways">Gateway test fails; its messages wait</a>' in text
+    assert '<a href="/portal/1/sends?period=365d&amp;state=held">1 held message waits for a decision</a>' in text
+    everywhere = (await admin.get("/portal/all/")).text
+    assert "<span>Default: gateway test fails; its messages wait</span>" in everywhere
+    assert "<span>Default: 1 held message waits for a decision</span>" in everywhere

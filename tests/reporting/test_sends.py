@@ -1,0 +1,116 @@
+"""Tests of the list and the counts of messages that gateways send."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import Connection, Update, update
+
+from shortener.accounts.administration import create_application
+from shortener.container import Service
+from shortener.model import SendStatus
+from shortener.reporting import sends as module
+from shortener.reporting.sends import SendFilter, count_held, count_sends, list_gateway_sends, uses_gateways
+from shortener.storage.schema import sends
+from tests.conftest import Clock
+from tests.gateways.conftest import MakeGateway, SendMessages, stored_sends
+
+STATES = [SendStatus.PENDING, SendStatus.SENT, SendStatus.SENT, SendStatus.FAILED, SendStatus.HELD, SendStatus.HELD]
+
+
+def execute(connection: Connection, statement: Update) -> None:
+    connection.execute(statement)
+
+
+@pytest.fixture
+async def gateway(service: Service, make_gateway: MakeGateway, send_messages: SendMessages) -> int:
+    """The id of a gateway with one message in each of STATES, oldest first. The held messages are doubtful."""
+    created = await make_gateway()
+    await send_messages(len(STATES))
+    for row, status in zip(await stored_sends(service), STATES, strict=True):
+        error = {SendStatus.FAILED: "rejected", SendStatus.HELD: "timeout"}.get(status)
+        values = {"status": int(status), "doubtful": status is SendStatus.HELD, "last_error": error}
+        statement = update(sends).where(sends.c.id == row.id).values(values)
+        await service.database.write(execute, statement)
+    return created.id
+
+
+async def listed(service: Service, clock: Clock, limit: int = 100, **filters: object) -> list[int]:
+    """Return the states of the messages of all pages."""
+    found: list[int] = []
+    below = None
+    values = {"since": clock() - timedelta(hours=1), "until": clock() + timedelta(hours=1), **filters}
+    for _ in range(20):
+        page = await service.database.read(list_gateway_sends, SendFilter(1, **values), limit, below)  # type: ignore[arg-type]
+        found += [row.status for row in page.rows]
+        below = page.next
+        if below is None:
+            break
+    return found
+
+
+async def test_messages_of_gateways_are_listed_by_gateway_and_by_state_newest_first(
+    service: Service, gateway: int, clock: Clock
+) -> None:
+    newest_first = [int(state) for state in reversed(STATES)]
+    for limit in (1, 2, 100):
+        assert await listed(service, clock, limit) == newest_first
+        assert await listed(service, clock, limit, gateway_id=gateway) == newest_first
+        for state in SendStatus:
+            expected = [int(state)] * STATES.count(state)
+            assert await listed(service, clock, limit, state=state.api_name) == expected
+            assert await listed(service, clock, limit, state=state.api_name, gateway_id=gateway) == expected
+            assert await listed(service, clock, limit, state=state.api_name, gateway_id=gateway + 1) == []
+        assert await listed(service, clock, limit, state="doubtful") == [SendStatus.HELD] * 2
+    assert await listed(service, clock, until=clock() - timedelta(minutes=1)) == []
+
+
+@pytest.mark.parametrize("state", [None, "pending", "held", "sent", "doubtful"])
+async def test_a_page_that_examined_the_maximum_number_of_messages_continues_with_older_ones(
+    service: Service, gateway: int, clock: Clock, monkeypatch: pytest.MonkeyPatch, state: str | None
+) -> None:
+    complete = await listed(service, clock, state=state)
+    monkeypatch.setattr(module, "MAX_SCANNED_ROWS", 2)
+    assert await listed(service, clock, state=state) == complete
+
+
+async def test_the_counts_of_a_gateway_are_the_numbers_of_its_messages_by_state(
+    service: Service, gateway: int, clock: Clock
+) -> None:
+    hour = timedelta(hours=1)
+    found = await service.database.read(count_sends, 1, clock() - hour, clock() + hour, clock() - hour)
+    [(gateway_id, counts)] = found.by_gateway.items()
+    assert gateway_id == gateway
+    assert (counts.pending, counts.held, counts.sent, counts.failed, counts.doubtful) == (1, 2, 2, 1, 2)
+    assert (counts.oldest_pending, counts.last_error) == (clock(), "timeout")
+    assert (found.is_complete, found.is_waiting_complete) == (True, True)
+    assert await service.database.read(count_held, 1) == 2
+    later = await service.database.read(count_sends, 1, clock() + hour, clock() + 2 * hour, clock())
+    counts = later.by_gateway[gateway]
+    assert (counts.pending, counts.held, counts.sent, counts.failed, counts.doubtful) == (1, 2, 0, 0, 0)
+    assert (await service.database.read(count_sends, 1, *[clock() + hour] * 3)).by_gateway == {}
+
+
+async def test_counts_of_more_messages_than_are_examined_are_lower_limits(
+    service: Service, gateway: int, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hour = timedelta(hours=1)
+    monkeypatch.setattr(module, "MAX_COUNTED", len(STATES) - 1)
+    found = await service.database.read(count_sends, 1, clock() - hour, clock() + hour, clock() - hour)
+    assert (found.is_complete, found.is_waiting_complete, found.by_gateway[gateway].sent) == (False, True, 2)
+    monkeypatch.setattr(module, "MAX_COUNTED", 2)
+    found = await service.database.read(count_sends, 1, clock() - hour, clock() + hour, clock() - hour)
+    assert (found.is_complete, found.is_waiting_complete) == (False, False)
+    assert found.by_gateway[gateway].oldest_pending == clock()
+
+
+async def test_an_application_without_a_gateway_and_without_messages_of_gateways_uses_none(
+    service: Service, gateway: int, clock: Clock
+) -> None:
+    other = (await service.database.write(create_application, "other", clock())).application_id
+    assert await service.database.read(uses_gateways, 1)
+    assert not await service.database.read(uses_gateways, other)
+    hour = timedelta(hours=1)
+    found = await service.database.read(count_sends, other, clock() - hour, clock() + hour, clock() - hour)
+    assert found.by_gateway == {}
