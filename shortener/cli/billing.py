@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from shortener.cli.common import (
+    after_change,
     async_command,
     command_line_audit,
     confirm,
@@ -65,10 +66,22 @@ async def show_balance(application: int, as_json: bool) -> None:
 @click.argument("application", type=ID)
 @click.argument("amount", type=AMOUNT)
 @click.option("--currency", help="ISO 4217 code of the currency. Default: that of the present balance, or USD.")
+@yes_option
 @json_option
 @async_command
-async def set_balance(application: int, amount: Decimal, currency: str | None, as_json: bool) -> None:
-    """Set the balance of an application. The application becomes prepaid: messages that cost more than the balance are rejected."""
+async def set_balance(application: int, amount: Decimal, currency: str | None, yes: bool, as_json: bool) -> None:
+    """Set the balance of an application. The application becomes prepaid: messages that cost more than the balance are rejected.
+
+    Prices are numbers in the currency of the balance. If the currency changes, a script must add --yes."""
+    from shortener.messages.balances import read_balance
+
+    async with open_store() as database:
+        present = await database.read(read_balance, application)
+        if present is not None and currency is not None and currency.upper() != present.currency:
+            owner = await describe_application(database, application)
+            before, after = f"{present.amount:f} {present.currency}", f"{amount:f} {currency.upper()}"
+            effect = "Its prices and the costs of its earlier messages keep their numbers, and count in the new currency."
+            confirm(f"The balance of {owner} changes from {before} to {after}. {effect}", yes, is_required=True)
     await _change(application, as_json, amount=amount, currency=currency)
 
 
@@ -143,14 +156,28 @@ _APPLICATION = click.option(
 async def set_price(prefix: str, price: Decimal, application: int, as_json: bool) -> None:
     """Set the price of one segment for numbers that begin with PREFIX, such as 49 or 1408.
 
-    The PREFIX `default` means all other numbers."""
+    PREFIX is the beginning of phone numbers with the country code, not the id of an application: the price applies to all
+    applications, unless --application names one. The PREFIX `default` means all other numbers. The price is in the currency of the
+    balance of each application.
+
+    \b
+    For numbers in North America:    shortener prices set 1 0.0075
+    For all numbers without a price: shortener prices set default 0.09 --application 3
+    """
     from shortener.messages import audited_billing
     from shortener.model import utcnow
 
     async with open_store(application) as database:
         audit = command_line_audit(database)
         digits = await database.write(audited_billing.set_price, audit, application, prefix, price, utcnow())
-    fields = {"application_id": application or None, "prefix": digits, "price": format(price, "f")}
+        with after_change():
+            currency = await _currency(database, application)
+    fields = {
+        "application_id": application or None,
+        "prefix": digits or "default",
+        "price": format(price, "f"),
+        "currency": currency,
+    }
     print_result(fields, as_json, lambda: print_fields(fields))
 
 
@@ -159,16 +186,31 @@ async def set_price(prefix: str, price: Decimal, application: int, as_json: bool
 @json_option
 @async_command
 async def list_prices(application: int | None, as_json: bool) -> None:
-    """List the prices that apply to an application, or all prices."""
+    """List the prices that apply to an application, or all prices. The currency is that of the application's balance."""
     from shortener.messages import prices as stored
 
     async with open_store(application) as database:
         found = await database.read(stored.list_prices, application)
+        owners = {row["application_id"] or application or 0 for row in found}
+        currencies = {owner: await _currency(database, owner) for owner in owners}
     rows = [
-        {"application_id": row["application_id"] or None, "prefix": row["prefix"] or "default", "price": format(row["price"], "f")}
+        {
+            "application_id": row["application_id"] or None,
+            "prefix": row["prefix"] or "default",
+            "price": format(row["price"], "f"),
+            "currency": currencies[row["application_id"] or application or 0],
+        }
         for row in found
     ]
-    print_result(rows, as_json, lambda: print_table(rows, "application_id", "prefix", "price"))
+    print_result(rows, as_json, lambda: print_table(rows, "application_id", "prefix", "price", "currency"))
+
+
+async def _currency(database: Any, application: int) -> str | None:
+    """Return the currency of an application's balance. Return None for all applications (0), and if there is no balance."""
+    from shortener.messages.balances import read_balance
+
+    found = await database.read(read_balance, application) if application else None
+    return None if found is None else found.currency
 
 
 @prices.command("remove")
@@ -178,7 +220,7 @@ async def list_prices(application: int | None, as_json: bool) -> None:
 @json_option
 @async_command
 async def remove_price(prefix: str, application: int, yes: bool, as_json: bool) -> None:
-    """Remove a price."""
+    """Remove the price for numbers that begin with PREFIX, or for all other numbers (`default`)."""
     from shortener.messages import audited_billing
     from shortener.model import utcnow
 
@@ -188,7 +230,7 @@ async def remove_price(prefix: str, application: int, yes: bool, as_json: bool) 
         confirm(f"The price for {prefix} of {owner} is removed. {effect}", yes)
         audit = command_line_audit(database)
         digits = await database.write(audited_billing.remove_price, audit, application, prefix, utcnow())
-    fields = {"application_id": application or None, "prefix": digits, "removed": True}
+    fields = {"application_id": application or None, "prefix": digits or "default", "removed": True}
     print_result(fields, as_json, lambda: click.echo(f"the price for {digits or 'default'} is removed"))
 
 

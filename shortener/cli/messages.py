@@ -8,7 +8,6 @@ from datetime import datetime
 from typing import Any
 
 import click
-import orjson
 
 from shortener.cli.common import (
     async_command,
@@ -18,13 +17,13 @@ from shortener.cli.common import (
     load_settings,
     open_cache,
     open_store,
+    print_nested_fields,
     print_result,
     print_table,
     reveal_option,
     yes_option,
 )
 from shortener.cli.data import print_counts
-from shortener.cli.listen import format_body
 from shortener.cli.parameters import ID, ApplicationCommand, OwnedCommand, SearchedNumber, since_option, until_option
 from shortener.cli.stats import find_application
 from shortener.model import State
@@ -119,7 +118,7 @@ async def show_message(message_id: str, application: int | None, reveal: bool, a
     fields = reader.serialize(status, reveal=reveal)
 
     def print_text() -> None:
-        click.echo(format_body(orjson.dumps(fields)))
+        print_nested_fields(fields)
         click.echo()
         for entry in timeline:
             details = [

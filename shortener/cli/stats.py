@@ -79,6 +79,7 @@ async def stats(
     as_json: bool,
 ) -> None:
     """Show the numbers of messages, clicks and conversions of a period."""
+    from shortener.messages.balances import read_balance
     from shortener.model import utcnow
     from shortener.reporting.rollups import Basis
     from shortener.reporting.statistics import StatisticsFilter
@@ -98,6 +99,7 @@ async def stats(
         owner = await find_application(database, application)
         scope = StatisticsFilter(owner, begin, end, campaign, source, Basis[basis.upper()])
         groups, complete = await database.read(_report(by, zone), scope)
+        balance = await database.read(read_balance, owner)
     if by == "action":
         rows = [row for _, counted in groups for row in action_figures(counted)]
     else:
@@ -108,6 +110,7 @@ async def stats(
         "until": to_iso(end),
         "basis": basis,
         "complete": complete,
+        "cost_currency": None if balance is None else balance.currency,
     }
     data |= {"by": by, "groups": rows} if by else rows[0]
 
@@ -115,6 +118,8 @@ async def stats(
         for row in rows:
             row["value"] = [f"{amount} {currency}".rstrip() for currency, amount in row["value"].items()]
             row |= row["conversions_by_disposition"]
+            if "cost" in row and balance is not None:
+                row["cost"] = f"{row['cost']} {balance.currency}"
             for rate in {"delivery_rate", "click_rate", "conversion_rate"} & row.keys():
                 row[rate] = None if row[rate] is None else f"{row[rate] * 100:.1f} %"
         if by:

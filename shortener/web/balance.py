@@ -38,6 +38,10 @@ class PricesResponse(ResponseModel):
     """The prices that apply to the application."""
 
     status: Literal[True] = True
+    currency: str | None = Field(
+        description="Currency of the prices: that of the balance of the application (ISO 4217). null: it has no balance, so the "
+        "operator knows the currency."
+    )
     prices: list[PriceFields] = Field(description="Prices by prefix. The longest matching prefix determines the price of a number.")
 
 
@@ -56,9 +60,14 @@ async def show(call: Call[None, None]) -> Mapping[str, Any]:
 async def prices(call: Call[None, None]) -> Mapping[str, Any]:
     """Return the prices by prefix: the prices of the application, and for other prefixes the prices for all applications."""
     rows = await call.service.database.read(list_prices, call.application_id)
+    balance = await call.service.database.read(read_balance, call.application_id)
     # The application's own prices come last, so they replace the prices for all applications.
     by_prefix = {row["prefix"]: format(row["price"], "f") for row in rows}
-    return {"status": True, "prices": [{"prefix": prefix, "price": price} for prefix, price in sorted(by_prefix.items())]}
+    return {
+        "status": True,
+        "currency": None if balance is None else balance.currency,
+        "prices": [{"prefix": prefix, "price": price} for prefix, price in sorted(by_prefix.items())],
+    }
 
 
 ENDPOINTS = [

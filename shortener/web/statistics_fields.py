@@ -50,7 +50,8 @@ class FigureFields(ResponseModel):
     late_hits: int = Field(description="Number of hits on expired links. They do not count as clicks.")
     conversions: int
     cost: str = Field(
-        description="Cost of the messages that were sent through gateways, as a decimal string in the currency of the balance."
+        description="Cost of the messages that were sent through gateways, as a decimal string in the currency of the balance "
+        "(`GET /api/v1/balance`), or of the operator's prices if the application has no balance."
     )
     value: dict[str, str] = Field(
         description="Sum of the values of conversions that are neither negative nor pending, by currency, as decimal strings; "

@@ -221,14 +221,32 @@ def test_commands_set_and_show_balances_and_prices(shell: InProcessShell) -> Non
     shell("balance", "set", "1", "10.50", "--currency", "EUR")
     assert shell.json("balance", "add", "1", "0.25")["balance"] == "10.75"
     shell("prices", "set", "49", "0.07")
-    shell("prices", "set", "default", "0.1", "--application", "1")
+    added = shell.json("prices", "set", "default", "0.1", "--application", "1")
+    assert added == {"application_id": 1, "prefix": "default", "price": "0.1", "currency": "EUR"}
     assert shell.json("prices", "list", "1") == [
-        {"application_id": None, "prefix": "49", "price": "0.07"},
-        {"application_id": 1, "prefix": "default", "price": "0.1"},
+        {"application_id": None, "prefix": "49", "price": "0.07", "currency": "EUR"},
+        {"application_id": 1, "prefix": "default", "price": "0.1", "currency": "EUR"},
     ]
+    assert [row["currency"] for row in shell.json("prices", "list")] == [None, "EUR"]
     shell("prices", "remove", "49")
     assert len(shell.json("prices", "list")) == 1
     assert shell.json("balance", "remove", "1")["removed"] is True
+
+
+def test_the_command_balance_set_changes_the_currency_only_with_the_option_yes(shell: InProcessShell) -> None:
+    shell("balance", "set", "1", "100")
+    refused = shell("balance", "set", "1", "100", "--currency", "EUR", code=1)
+    assert "The balance of application 1 (shop) changes from 100 USD to 100 EUR" in refused.stderr
+    assert "--yes" in refused.stderr
+    assert shell.json("balance", "show", "1")["currency"] == "USD"
+    shell("balance", "set", "1", "50", "--currency", "usd")
+    assert shell.json("stats")["cost_currency"] == "USD"
+    assert re.search(r"^cost +0 USD$", shell("stats").stdout, re.MULTILINE)
+    assert shell.json("balance", "set", "1", "100", "--currency", "EUR", "--yes")["currency"] == "EUR"
+
+
+def test_the_help_of_prices_set_says_that_the_first_argument_is_no_application(shell: InProcessShell) -> None:
+    assert "not the id of an application" in " ".join(shell("prices", "set", "--help").stdout.split())
 
 
 def test_commands_add_list_and_remove_numbers_of_the_opt_out_list(shell: InProcessShell) -> None:

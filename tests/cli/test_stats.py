@@ -120,7 +120,12 @@ def test_the_command_messages_show_prints_a_timeline_of_the_message(shell: InPro
     assert [entry["what"] for entry in timeline] == ["created", "delivered", "hit", "hit"]
     assert [(entry["verdict"], entry["rule"]) for entry in timeline[2:]] == [("suspected", "crawler"), ("human", "browser")]
     assert timeline[3]["first_of_message"] is True
-    assert "verdict suspected, rule crawler" in shell("messages", "show", "m0").stdout
+    shown = shell("messages", "show", "m0").stdout
+    assert "verdict suspected, rule crawler" in shown
+    fields = dict(line.split(maxsplit=1) for line in shown.partition("\n\n")[0].splitlines())
+    assert fields["message_id"] == "m0"
+    assert fields["links.1.code"] == shell.json("messages", "show", "m0")["links"][0]["code"]
+    assert "{" not in shown
 
 
 def _commands(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:

@@ -122,6 +122,7 @@ async def test_entries_of_the_opt_out_list_can_be_added_listed_and_removed_over_
 
 
 async def test_the_api_returns_the_balance_and_the_prices_of_an_application(service: Service, client: httpx.AsyncClient) -> None:
+    assert (await client.get("/api/v1/prices")).json() == {"status": True, "currency": None, "prices": []}
     unpaid = (await client.get("/api/v1/balance")).json()
     assert (unpaid["prepaid"], unpaid["balance"]) == (False, None)
     await service.database.write(change_balance, service.ids, 1, NOON, "test", amount=Decimal("12.50"), currency="EUR")
@@ -130,6 +131,7 @@ async def test_the_api_returns_the_balance_and_the_prices_of_an_application(serv
     await service.database.write(set_price, 0, "44", Decimal("0.04"))
     await service.database.write(set_price, 0, "1", Decimal("0.01"))
     await service.database.write(set_price, 1, "44", Decimal("0.03"))
+    assert (await client.get("/api/v1/prices")).json()["currency"] == "EUR"
     assert (await client.get("/api/v1/prices")).json()["prices"] == [
         {"prefix": "1", "price": "0.01"},
         {"prefix": "44", "price": "0.03"},
