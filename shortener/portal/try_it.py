@@ -33,33 +33,45 @@ MAX_RECIPIENTS_SHOWN = 10_000_000
 SAMPLE = 'Your order is on its way. Follow it here: #track("https://shop.example/orders/1001")'
 #: A sample recipient: a phone number that is reserved for fiction in North America.
 SAMPLE_NUMBER = "+14085550100"
+#: A sample sender, for applications whose short links contain the sender. It is a number, because networks in the country of the
+#: sample recipient deliver no names.
+SAMPLE_SENDER = "14085550199"
 CAMPAIGN = "try it"
 #: The labels of the form fields, by the names that errors contain.
 LABELS = {"body": "Text", "to": "Recipient", "from": "Sender"}
 
 
 async def form(visit: Visit) -> Response:
-    """Show the form of the page *Try it* with a sample text."""
-    return _page(visit, {"body": SAMPLE, "to": SAMPLE_NUMBER}, None, None)
+    """Show the form of the page *Try it* with a sample text and its preview. If there is no preview, for example because the
+    application has no usable domain, the page says why, with status 200, because nobody has made a mistake yet."""
+    fields = {"body": SAMPLE, "to": SAMPLE_NUMBER, "from": ""}
+    try:
+        return _page(visit, fields, _preview(visit, fields), None)
+    except ApiError:
+        fields["from"] = SAMPLE_SENDER
+    try:
+        return _page(visit, fields, _preview(visit, fields), None)
+    except ApiError as error:
+        return _page(visit, {**fields, "from": ""}, None, error, 200)
 
 
 async def submit(visit: Visit) -> Response:
     """Show the preview of the rewritten text, or create the message."""
     fields = {name: visit.form.get(name, "") for name in ("body", "to", "from", "recipients")}
     gateway = "" if visit.form.get("send") == "1" else None
-    item = _item(fields, gateway=gateway)
     application = visit.application
     assert application is not None
-    rewriter = visit.service.rewriter
     if visit.form.get("action") != "create":
         try:
-            return _page(visit, fields, rewriter.preview(application, [item])[0], None)
+            return _page(visit, fields, _preview(visit, fields, gateway), None)
         except ApiError as error:
             return _page(visit, fields, None, error)
     if not visit.may(Role.MANAGER):
         raise ApiError(ErrorCode.FORBIDDEN, "Your role does not allow this. It requires the role manager.")
     try:
-        (created,) = await rewriter.rewrite(application, [_item(fields, gateway=gateway, message_id=_message_id(visit))])
+        (created,) = await visit.service.rewriter.rewrite(
+            application, [_item(fields, gateway=gateway, message_id=_message_id(visit))]
+        )
     except ApiError as error:
         return _page(visit, fields, None, error)
     await _audit(visit, created["message_id"])
@@ -119,26 +131,31 @@ def _item(fields: Mapping[str, str], *, gateway: str | None, message_id: str | N
     )
 
 
-def _page(visit: Visit, fields: Mapping[str, str], preview: Mapping[str, Any] | None, error: ApiError | None) -> Response:
+def _preview(visit: Visit, fields: Mapping[str, str], gateway: str | None = None) -> Mapping[str, Any]:
+    """Return the rewritten message of the form. Raise ApiError if a field is rejected."""
+    application = visit.application
+    assert application is not None
+    return visit.service.rewriter.preview(application, [_item(fields, gateway=gateway)])[0]
+
+
+def _page(
+    visit: Visit, fields: Mapping[str, str], preview: Mapping[str, Any] | None, error: ApiError | None, error_status: int = 422
+) -> Response:
     template = "try_result.html" if visit.is_fragment else "try.html"
     application = visit.application
     assert application is not None
-    if preview is None and error is None:
-        try:
-            preview = visit.service.rewriter.preview(application, [_item({"from": "", **fields}, gateway=None)])[0]
-        except ApiError as failed:
-            error = failed
     return visit.render(
         template,
-        422 if error is not None and not visit.is_fragment else 200,
+        error_status if error is not None and not visit.is_fragment else 200,
         title="Try it",
-        fields={"from": "", "recipients": "", **fields},
+        fields={"recipients": "", **fields},
         preview=preview,
         left=None if preview is None else _left(preview["body"]),
         error=error,
         labels=LABELS,
         recipients=_recipients(fields.get("recipients", "")),
         has_gateway=application.find_gateway("") is not None,
+        may_create=visit.may(Role.MANAGER),
         max_body=MAX_BODY,
         form_id=new_form_id(),
     )

@@ -118,3 +118,41 @@ async def test_an_invalid_number_of_recipients_in_the_portal_preview_is_ignored(
         assert page.status_code == 200
         assert "Segments to pay for" not in page.text
         assert "must be a whole number up to 10,000,000" in page.text
+
+
+@pytest.mark.parametrize("rules", ["warn", "reject"])
+async def test_the_first_view_of_try_it_has_a_sample_sender_if_the_short_links_contain_the_sender(
+    sign_in: SignIn, client: httpx.AsyncClient, rules: str
+) -> None:
+    domain = {"domain": "https://go.brand.example/{sender}"}
+    assert (await client.post("/api/v1/domains", json=domain)).status_code == 201
+    assert (await client.patch("/api/v1/application", json={"sender_rules": rules})).status_code == 200
+    browser = await sign_in()
+    page = await browser.get("/portal/1/try")
+    assert page.status_code == 200
+    assert 'role="alert"' not in page.text
+    assert 'name="from" type="text" value="14085550199"' in page.text
+    assert "https://go.brand.example/14085550199/" in page.text
+    without = await browser.post("/portal/1/try", data={"body": BODY, "to": "+14085550123", "from": ""})
+    assert without.status_code == 422, "an entry without a sender is an error"
+
+
+async def test_the_first_view_of_try_it_has_no_sample_sender_without_need(sign_in: SignIn) -> None:
+    assert 'name="from" type="text" value=""' in (await (await sign_in()).get("/portal/1/try")).text
+
+
+async def test_the_first_view_of_try_it_explains_why_there_is_no_preview_and_is_no_error(
+    sign_in: SignIn, client: httpx.AsyncClient
+) -> None:
+    assert (await client.post("/api/v1/blocked-hosts", json={"host": "shop.example"})).status_code in (200, 201)
+    page = await (await sign_in()).get("/portal/1/try")
+    assert page.status_code == 200
+    assert "No preview" in page.text
+
+
+async def test_only_roles_that_may_create_a_message_can_choose_to_send_it(sign_in: SignIn, client: httpx.AsyncClient) -> None:
+    assert (await client.post("/api/v1/gateways", json={"name": "test", "kind": "simulator"})).status_code == 201
+    assert (await client.patch("/api/v1/application", json={"gateway": "test"})).status_code == 200
+    for name, role in (("Vera", Role.VIEWER), ("Max", Role.MANAGER)):
+        page = (await (await sign_in(name, role, 1)).get("/portal/1/try")).text
+        assert ("Also send it through the gateway" in page) == ("Create the message" in page) == (role is Role.MANAGER)
