@@ -81,6 +81,19 @@ _TRACKER_OPTIONS = (
     click.option(
         "--event", "events", multiple=True, type=click.Choice(EVENT_NAMES), help="Event that the tracker receives. Can be repeated."
     ),
+    click.option(
+        "--action",
+        "actions",
+        multiple=True,
+        help="Send only conversions with this action, for example sale. Case does not matter. Can be repeated. Default: all.",
+    ),
+    click.option(
+        "--disposition",
+        "dispositions",
+        multiple=True,
+        type=click.Choice(["positive", "negative", "none"]),
+        help="Send only conversions with this disposition; none: without one, for example pending. Can be repeated. Default: all.",
+    ),
     click.option("--method", type=click.Choice(["POST", "GET"]), help="HTTP method of the requests. Default: POST."),
     click.option(
         "--format",
@@ -146,6 +159,8 @@ def _request_fields(options: dict[str, Any]) -> dict[str, Any]:
     fields = {
         "events": list(options["events"]),
         "fields": list(options["fields"]),
+        "conversion_actions": list(options["actions"]),
+        "conversion_dispositions": list(options["dispositions"]),
         "format": options["format_"],
         "client_certificate": options["client_certificate"] and options["client_certificate"].read(),
         **{name: options[name] for name in _UNCHANGED_OPTIONS},
@@ -172,7 +187,7 @@ def trackers() -> None:
 @async_command
 async def add_tracker(application: int, url: str, secret: str | None, unsigned: bool, as_json: bool, **options: Any) -> None:
     """Add a tracker that receives events of an application. The path and query of URL may contain placeholders like {phone}."""
-    from shortener.delivery.tracker_presenter import tracker_fields
+    from shortener.delivery.tracker_presenter import filter_warning, tracker_fields
     from shortener.web.tracker_requests import TrackerCreateRequest
 
     if secret and unsigned:
@@ -182,7 +197,7 @@ async def add_tracker(application: int, url: str, secret: str | None, unsigned: 
         data["secret"] = secret
     async with open_trackers() as (database, stored, settings):
         saved = await stored.create(command_line_audit(database), application, _validate(TrackerCreateRequest, data).to_tracker())
-    _warn(secret)
+    _warn(secret, filter_warning(saved.tracker))
     _print_saved(tracker_fields(settings, saved.tracker), saved.secret, as_json)
 
 
@@ -245,6 +260,7 @@ async def show_tracker(tracker: int, application: int | None, as_json: bool) -> 
     help="How long requests are also signed with the replaced secret, for example 90s, 15m, 24h or 7d.",
 )
 @click.option("--disable/--enable", default=None, help="Disable: the tracker's deliveries wait (parked). Enable: send them.")
+@click.option("--all-conversions", is_flag=True, help="Remove the filters that --action and --disposition have set.")
 @yes_option
 @json_option
 @async_command
@@ -256,14 +272,17 @@ async def update_tracker(
     rotate_secret: bool,
     overlap: timedelta,
     disable: bool | None,
+    all_conversions: bool,
     yes: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
     """Change a tracker. Properties without an option keep their values."""
-    from shortener.delivery.tracker_presenter import tracker_fields
+    from shortener.delivery.tracker_presenter import filter_warning, tracker_fields
     from shortener.web.tracker_requests import TrackerUpdateRequest
 
+    if all_conversions and (options["actions"] or options["dispositions"]):
+        raise click.UsageError("--all-conversions excludes --action and --disposition")
     data = _request_fields(options) | {"secret_overlap": int(overlap.total_seconds())}
     if url is not None:
         data["url"] = url
@@ -273,11 +292,13 @@ async def update_tracker(
         data["rotate_secret"] = True
     if disable is not None:
         data["enabled"] = not disable
+    if all_conversions:
+        data |= {"conversion_actions": None, "conversion_dispositions": None}
     async with open_trackers() as (database, stored, settings):
         changes = _validate(TrackerUpdateRequest, data).to_changes()
         await _confirm_update(database, await stored.get(tracker, application), changes, overlap, yes)
         saved = await stored.update(command_line_audit(database), tracker, changes, application)
-    _warn(secret)
+    _warn(secret, filter_warning(saved.tracker))
     _print_saved(tracker_fields(settings, saved.tracker), saved.secret, as_json)
 
 
@@ -298,13 +319,14 @@ async def _confirm_update(database: Any, found: Tracker, changes: TrackerChanges
     confirm(" ".join(filter(None, effects)), yes)
 
 
-def _warn(secret: str | None) -> None:
-    """Print a warning if the user chose a signing secret that some libraries cannot use unchanged. `secret` is None if it was
-    generated."""
+def _warn(secret: str | None, about_filter: str | None) -> None:
+    """Print the warnings about a saved tracker: about its filter for conversions, and about a signing secret of the user that some
+    libraries cannot use unchanged. `secret` is None if it was generated."""
     from shortener.signatures import secret_warning
 
-    if secret and (warning := secret_warning(secret)):
-        click.echo(f"Warning: {warning}", err=True)
+    for warning in (secret_warning(secret) if secret else None, about_filter):
+        if warning:
+            click.echo(f"Warning: {warning}", err=True)
 
 
 def _print_saved(fields: dict[str, Any], secret: str | None, as_json: bool) -> None:

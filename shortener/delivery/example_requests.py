@@ -93,9 +93,17 @@ def example_requests(
     return [_request(target, facts[event], event, topic, at, now) for event, topic, at in events if event in facts]
 
 
-def sample_request(target: DeliveryTarget, application_id: int, at: datetime, event: str) -> ExampleRequest:
-    """Return the request for an invented event, for an application that has no event yet."""
-    facts = sample_facts(application_id, at, event)
+def sample_request(
+    target: DeliveryTarget,
+    application_id: int,
+    at: datetime,
+    event: str,
+    actions: Sequence[str] | None = None,
+    dispositions: Sequence[str] | None = None,
+) -> ExampleRequest:
+    """Return the request for an invented event, for an application that has no event yet. An invented conversion has one of the
+    actions and dispositions."""
+    facts = sample_facts(application_id, at, event, actions, dispositions)
     return _request(target, {**facts, "topic": event}, 0, Topic.TEST, at, at)
 
 

@@ -4,6 +4,7 @@ One transaction reads the oldest pending events, writes their facts and deliveri
 nor skips an event. The facts of an event are a snapshot of the database rows that it refers to. Every attempt builds its request
 body from the facts, even days later. An event without subscribers gets no facts. A tracker that a user disabled gets no deliveries.
 For a tracker that the service disabled because of a 410 response, deliveries are created and wait.
+A tracker with a filter for conversions gets only those that the filter permits at the time of the fan-out (conversion_filter.py).
 
 The first click of a message also creates an event `conversion` with the action `clickthru`, if the setting `click_conversion` of
 the application permits it. This event is delivered to the trackers that subscribe to conversions, after the state event. It is not
@@ -27,7 +28,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
@@ -183,6 +184,7 @@ class Fanout:
             return 0, 0, None
         many_of = None
         subscriptions = fanout_queries.subscriptions(connection, {event.application_id for event in events})
+        outcomes = _conversion_outcomes(connection, events, subscriptions)
         now = to_ms(self._clock())
         facts: dict[int, str | None] = {}
         rows: list[DeliveryRow] = []
@@ -195,7 +197,7 @@ class Fanout:
             if event.cohort_id is not None:
                 seconds = time_to_click(event.at, event.sent_at, event.created_at, event.state)
                 delta.add(event.cohort_id, event.at, seconds, message=event.message, link_set=event.link_set or 0)
-            rows += self._deliveries(event, subscriptions.get(event.application_id, ()), now)
+            rows += self._deliveries(event, subscriptions.get(event.application_id, ()), outcomes.get(event.id), now)
         if rows:
             subscribed = list(dict.fromkeys(row[1] for row in rows))
             facts |= {event: orjson.dumps(snapshot).decode() for event, snapshot in self._facts(connection, subscribed).items()}
@@ -204,14 +206,25 @@ class Fanout:
         fanout_queries.mark_fanned_out(connection, facts)
         return len(facts), len(rows), many_of
 
-    def _deliveries(self, event: PendingEvent, subscriptions: Sequence[Subscription], now: int) -> list[DeliveryRow]:
+    def _deliveries(
+        self,
+        event: PendingEvent,
+        subscriptions: Sequence[Subscription],
+        outcome: tuple[str | None, str | None] | None,
+        now: int,
+    ) -> list[DeliveryRow]:
+        """Return the deliveries of an event. `outcome` is the action and the disposition of a conversion, or None if no tracker of
+        the application has a filter."""
         rows: list[DeliveryRow] = []
         suspected = event.topics & _SUSPECTED
         if subscriptions:
             for topic in _single_topics(event.topics & ~_SUSPECTED):
+                permitted = subscriptions
+                if outcome is not None and topic == _CONVERSION:
+                    permitted = [one for one in subscriptions if one.permits(*outcome)]
                 rows += [
                     (self._ids(), event.id, topic, event.application_id, tracker, None, f"t{tracker}", _PENDING, 0, now, now)
-                    for tracker, topics, with_suspected, *_ in subscriptions
+                    for tracker, topics, with_suspected, *_ in permitted
                     if topics & topic and (with_suspected or not suspected)
                 ]
         if not (event.flags and event.flags & _FIRST_FOR_MESSAGE):
@@ -274,6 +287,17 @@ class Fanout:
                 facts |= {"new_state": data.pop("state"), "report_status": data.pop("status")}
             facts |= data
         return facts
+
+
+def _conversion_outcomes(
+    connection: Connection, events: Sequence[PendingEvent], subscriptions: Mapping[int, Sequence[Subscription]]
+) -> dict[int, tuple[str | None, str | None]]:
+    """Return the action and the disposition of the conversions of all applications that have a tracker with a filter, by event id.
+
+    If no tracker has a filter, this needs no query."""
+    filtering = {owner for owner, found in subscriptions.items() if any(one.filters_conversions for one in found)}
+    chosen = [event.id for event in events if event.topics & _CONVERSION and event.application_id in filtering]
+    return fanout_queries.conversion_outcomes(connection, chosen) if chosen else {}
 
 
 def _message_facts(source: Sources) -> dict[str, Any]:

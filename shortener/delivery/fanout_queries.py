@@ -12,8 +12,10 @@ from collections.abc import Collection, Iterable, Sequence
 from operator import itemgetter
 from typing import NamedTuple
 
+import orjson
 from sqlalchemy import Connection, false, select, update
 
+from shortener.delivery.conversion_filter import CLICK_ACTION, PermittedConversions, make_filter
 from shortener.delivery.outcomes import GONE
 from shortener.model import Topic
 from shortener.storage import raw_sql, schema
@@ -133,9 +135,11 @@ def requeue(connection: Connection, events: Sequence[int]) -> int:
 _GETS_DELIVERIES = f"(t.enabled OR t.disabled_reason = '{GONE}')"
 _SUBSCRIPTIONS = {
     "sqlite": "SELECT json_group_array(json_array(t.id, t.application_id, t.topics, t.with_suspected, t.format, "
-    "a.settings ->> '$.click_conversion')) FROM json_each(?) AS j JOIN trackers AS t ON t.application_id = j.value "
+    "a.settings ->> '$.click_conversion', t.conversion_actions, t.conversion_dispositions)) "
+    "FROM json_each(?) AS j JOIN trackers AS t ON t.application_id = j.value "
     f"JOIN applications AS a ON a.id = t.application_id WHERE {_GETS_DELIVERIES}",
-    "postgresql": "SELECT t.id, t.application_id, t.topics, t.with_suspected, t.format, a.settings::json ->> 'click_conversion' "
+    "postgresql": "SELECT t.id, t.application_id, t.topics, t.with_suspected, t.format, "
+    "a.settings::json ->> 'click_conversion', t.conversion_actions, t.conversion_dispositions "
     f"FROM trackers AS t JOIN applications AS a ON a.id = t.application_id "
     f"WHERE t.application_id = ANY($1::int[]) AND {_GETS_DELIVERIES}",
 }
@@ -145,19 +149,31 @@ class Subscription(NamedTuple):
     """The events to which a tracker subscribes.
 
     `topics` is a combination of `Topic` bits. If `with_suspected` is true, the tracker also receives suspected hits, which probably
-    come from programs. `click_conversion` is the setting of the application; None means the default."""
+    come from programs. `click_conversion` is the setting of the application; None means the default. `conversions` is the filter
+    for conversions; None means that the tracker has none."""
 
     tracker: int
     topics: int
     with_suspected: bool
     format: str
     click_conversion: str | None
+    conversions: PermittedConversions | None
 
     @property
     def has_click_conversions(self) -> bool:
         """Return whether the tracker also receives the first click of a message as a conversion."""
         chosen = self.click_conversion or "scg"
-        return bool(self.topics & Topic.CONVERSION) and (chosen == "all" or (chosen == "scg" and self.format == "scg"))
+        is_sent = chosen == "all" or (chosen == "scg" and self.format == "scg")
+        return is_sent and bool(self.topics & Topic.CONVERSION) and self.permits(CLICK_ACTION, None)
+
+    @property
+    def filters_conversions(self) -> bool:
+        """Return whether the tracker receives only some conversions."""
+        return self.conversions is not None and bool(self.topics & Topic.CONVERSION)
+
+    def permits(self, action: str | None, disposition: str | None) -> bool:
+        """Return whether the filter of the tracker permits a conversion event with this action and disposition."""
+        return self.conversions is None or self.conversions.permits(action, disposition)
 
 
 def subscriptions(connection: Connection, applications: Iterable[int]) -> dict[int, list[Subscription]]:
@@ -166,10 +182,30 @@ def subscriptions(connection: Connection, applications: Iterable[int]) -> dict[i
     A tracker that a user disabled gets no deliveries. If the service disabled a tracker because of a 410 response, deliveries are
     created for it and wait."""
     found: dict[int, list[Subscription]] = {}
-    for tracker_id, application_id, *columns in sorted(
+    for tracker_id, application_id, *columns, actions, dispositions in sorted(
         map(tuple, raw_sql.rows(connection, _SUBSCRIPTIONS, sorted(applications))), key=itemgetter(0)
     ):
-        found.setdefault(application_id, []).append(Subscription(tracker_id, *columns))
+        conversions = make_filter(*(names and orjson.loads(names) for names in (actions, dispositions)))
+        found.setdefault(application_id, []).append(Subscription._make((tracker_id, *columns, conversions)))
+    return found
+
+
+_OUTCOME_COLUMNS = "e.id, coalesce(v.action_text, v.action), v.disposition, e.data"
+_OUTCOMES = {
+    "sqlite": f"SELECT json_group_array(json_array({_OUTCOME_COLUMNS})) FROM json_each(?) AS j "
+    "CROSS JOIN events AS e ON e.id = j.value LEFT JOIN conversions AS v ON v.id = e.conversion_id",
+    "postgresql": f"SELECT {_OUTCOME_COLUMNS} FROM events AS e LEFT JOIN conversions AS v ON v.id = e.conversion_id "
+    "WHERE e.id = ANY($1::bigint[])",
+}
+
+
+def conversion_outcomes(connection: Connection, events: Sequence[int]) -> dict[int, tuple[str | None, str | None]]:
+    """Return the action and the disposition of conversion events, by event id. The disposition is that of the revision in the
+    event, or None if that revision has none."""
+    found = {}
+    for event, action, disposition, data in raw_sql.rows(connection, _OUTCOMES, list(events)):
+        # An event of a release before 0.3 does not contain the disposition.
+        found[event] = (action, orjson.loads(data).get("disposition", disposition) if data else disposition)
     return found
 
 

@@ -12,6 +12,7 @@ from datetime import datetime
 from ssl import SSLContext
 from typing import Any
 
+from shortener.delivery.conversion_filter import CLICK_ACTION
 from shortener.delivery.formats import render
 from shortener.delivery.http_exchange import OutgoingRequest
 from shortener.delivery.outcomes import SuccessCriteria
@@ -24,10 +25,6 @@ from shortener.urls import UrlError, parse_destination
 #: The success criteria for callbacks of messages. Xoxzo: "Callback URL must return http status 200".
 CALLBACK_SUCCESS = SuccessCriteria("200", retries_every_status=True)
 _ANY_2XX = SuccessCriteria()
-#: The action of the `conversion` event that follows the first click of a message.
-CLICK_ACTION = "clickthru"
-
-
 #: The signing secrets of a tracker, newest first. Each has the time until which requests are signed with it, or None for no limit.
 Secrets = tuple[tuple[SigningSecret, datetime | None], ...]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
@@ -19,6 +19,7 @@ from sqlalchemy import Connection, insert
 
 from shortener.accounts.audit import AuditWriter
 from shortener.delivery.attempt import to_storable_text
+from shortener.delivery.conversion_filter import DISPOSITIONS
 from shortener.delivery.http_exchange import SendResult
 from shortener.delivery.outcomes import OutcomeKind, classify_response
 from shortener.delivery.request import ForbiddenHost
@@ -37,6 +38,8 @@ from shortener.storage.types import iso_with_ms, to_ms
 MAX_TESTS, MAX_TESTS_PER_APPLICATION = 64, 8
 #: The time limit of a test delivery is the time limit of the tracker, but at most this number of seconds.
 MAX_TEST_SECONDS = 15.0
+#: The status of an invented conversion, by its disposition.
+_STATUSES = {"positive": "approved", "negative": "rejected", "none": "pending"}
 
 
 class TestSlots:
@@ -79,10 +82,17 @@ class SampleDelivery:
     answer: str
 
 
-def sample_facts(application_id: int, at: datetime, event: str) -> dict[str, Any]:
+def sample_facts(
+    application_id: int,
+    at: datetime,
+    event: str,
+    actions: Sequence[str] | None = None,
+    dispositions: Sequence[str] | None = None,
+) -> dict[str, Any]:
     """Return the facts of an invented event with the name `event` (model.EVENT_NAMES) about an invented message.
 
-    All facts that such an event can contain have a value."""
+    All facts that such an event can contain have a value. A conversion is one that the filter of a tracker with these actions and
+    dispositions permits."""
     if event == "operations":
         return {
             "sample_of": operations.TRACKER_DISABLED,
@@ -153,11 +163,13 @@ def sample_facts(application_id: int, at: datetime, event: str) -> dict[str, Any
     if event == "state":
         facts["previous_state"] = "DELIVERED"
     if event == "conversion":
+        disposition = next(name for name in DISPOSITIONS if not dispositions or name in dispositions)
+        action = "sale" if not actions or "sale" in map(str.casefold, actions) else actions[0]
         facts |= {
             "conversion_id": "test-conversion",
-            "action": "sale",
-            "conversion_status": "approved",
-            "disposition": "positive",
+            "action": action,
+            "conversion_status": _STATUSES[disposition],
+            "disposition": None if disposition == "none" else disposition,
             "value": "19.90",
             "currency": "USD",
             "transaction_id": "test-transaction",
@@ -187,7 +199,8 @@ async def send_test(
     exist, and StoreUnavailable if the database is unavailable."""
     tracker, target = await trackers.load(tracker_id, application_id)
     event, at = ids(), clock()
-    facts = sample_facts(tracker.application_id, at, event_name or tracker.events[0])
+    name = event_name or tracker.events[0]
+    facts = sample_facts(tracker.application_id, at, name, tracker.conversion_actions, tracker.conversion_dispositions)
     if event_name is not None:
         facts["topic"] = facts["sample_of"]
     for name in target.metadata_names:

@@ -18,7 +18,7 @@ from shortener.urls import host_of
 
 _PLAIN = (
     *("name", "enabled", "method", "format", "fields", "success", "max_attempts", "timeout", "concurrency", "max_per_second"),
-    *("schedule", "with_suspected"),
+    *("schedule", "with_suspected", "conversion_actions", "conversion_dispositions"),
 )
 #: The columns whose values must not be in the audit log, by their names there.
 _HIDDEN = {"url": "path and query of the URL", "headers": "headers", "client_certificate": "client certificate", "secret": "secret"}

@@ -11,8 +11,9 @@ from typing import Any
 
 from shortener.delivery.deliveries import Delivery, DeliveryAttempt, DeliveryBacklog
 from shortener.delivery.sample_delivery import SampleDelivery
-from shortener.delivery.trackers import Tracker, effective_limits
+from shortener.delivery.trackers import Tracker
 from shortener.ids import DELIVERY_IDS
+from shortener.model import Topic
 from shortener.settings import Settings
 from shortener.storage.types import from_ms, to_iso, to_ms
 
@@ -27,6 +28,8 @@ def tracker_fields(settings: Settings, tracker: Tracker) -> dict[str, Any]:
         "disabled_reason": tracker.disabled_reason,
         "url": tracker.url,
         "events": tracker.events,
+        "conversion_actions": tracker.conversion_actions,
+        "conversion_dispositions": tracker.conversion_dispositions,
         "method": tracker.method,
         "format": tracker.format,
         "fields": tracker.fields,
@@ -40,6 +43,25 @@ def tracker_fields(settings: Settings, tracker: Tracker) -> dict[str, Any]:
         "created_at": to_iso(tracker.created_at),
         "updated_at": to_iso(tracker.updated_at),
     }
+
+
+def effective_limits(settings: Settings, tracker: Tracker) -> dict[str, Any]:
+    """Return the limits that apply to a tracker, by name: its own value, or the default in the settings if it has none."""
+    return {
+        "max_attempts": tracker.max_attempts or settings.delivery_attempts,
+        "timeout": tracker.timeout or settings.delivery_timeout,
+        "concurrency": tracker.concurrency or settings.delivery_slots_per_tracker,
+        "max_per_second": tracker.max_per_second,
+        "schedule": list(tracker.schedule or settings.delivery_schedule),
+    }
+
+
+def filter_warning(tracker: Tracker) -> str | None:
+    """Return a warning if the filter for conversions has no effect, because the tracker does not receive conversions."""
+    has_filter = tracker.conversion_actions or tracker.conversion_dispositions
+    if not has_filter or Topic.CONVERSION & tracker.topics:
+        return None
+    return "conversion_actions and conversion_dispositions have no effect: events does not contain conversion"
 
 
 def health_fields(tracker: Tracker, backlog: DeliveryBacklog, now: datetime) -> dict[str, Any]:

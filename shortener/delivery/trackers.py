@@ -85,14 +85,16 @@ class NewTracker:
     client_certificate: str | None = None
     schedule: list[float] | None = None
     with_suspected: bool = False
+    conversion_actions: list[str] | None = None
+    conversion_dispositions: list[str] | None = None
 
 
 class TrackerChanges(TypedDict, total=False):
     """The new values for an existing tracker. The caller has validated them. If a key is absent, its value stays unchanged.
 
     None removes the value of `fields`, `headers`, `secret`, `client_certificate`, `success`, `max_attempts`, `timeout`,
-    `concurrency`, `max_per_second` or `schedule`. If `rotate_secret` is true, the service generates a new
-    secret. Requests are also signed with the replaced secret for `secret_overlap` seconds.
+    `concurrency`, `max_per_second`, `schedule`, `conversion_actions` or `conversion_dispositions`. If `rotate_secret` is true, the
+    service generates a new secret. Requests are also signed with the replaced secret for `secret_overlap` seconds.
     """
 
     url: str
@@ -114,6 +116,8 @@ class TrackerChanges(TypedDict, total=False):
     client_certificate: str | None
     schedule: list[float] | None
     with_suspected: bool
+    conversion_actions: list[str] | None
+    conversion_dispositions: list[str] | None
 
 
 @record
@@ -149,6 +153,8 @@ class Tracker:
     max_per_second: float | None
     schedule: list[float] | None
     with_suspected: bool
+    conversion_actions: list[str] | None
+    conversion_dispositions: list[str] | None
 
     @property
     def events(self) -> list[str]:
@@ -229,6 +235,8 @@ class Trackers:
             "client_certificate": self._secret.encrypt(new.client_certificate) if new.client_certificate else None,
             "schedule": new.schedule,
             "with_suspected": new.with_suspected,
+            "conversion_actions": new.conversion_actions,
+            "conversion_dispositions": new.conversion_dispositions,
             "created_at": now,
             "updated_at": now,
         }
@@ -394,17 +402,6 @@ class Trackers:
         return self._secret.encrypt(orjson.dumps(headers).decode()) if headers else None
 
 
-def effective_limits(settings: Settings, tracker: Tracker) -> dict[str, Any]:
-    """Return the limits that apply to a tracker, by name: its own value, or the default in the settings if it has none."""
-    return {
-        "max_attempts": tracker.max_attempts or settings.delivery_attempts,
-        "timeout": tracker.timeout or settings.delivery_timeout,
-        "concurrency": tracker.concurrency or settings.delivery_slots_per_tracker,
-        "max_per_second": tracker.max_per_second,
-        "schedule": list(tracker.schedule or settings.delivery_schedule),
-    }
-
-
 def _health_of(row: Row[Any]) -> TrackerHealth:
     """Return the health in a row of the table `trackers`."""
     times = (row.open_until, row.recovering_at, row.last_success_at, row.last_failure_at, row.opened_at)
@@ -446,4 +443,6 @@ def tracker_from_row(row: Row[Any]) -> Tracker:
         max_per_second=row.max_per_second,
         schedule=row.schedule,
         with_suspected=row.with_suspected,
+        conversion_actions=row.conversion_actions,
+        conversion_dispositions=row.conversion_dispositions,
     )

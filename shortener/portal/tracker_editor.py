@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import Connection
 from starlette.responses import Response
 
+from shortener.delivery.conversion_filter import DISPOSITIONS, make_filter
 from shortener.delivery.deliveries import MAX_COUNT
 from shortener.delivery.example_requests import (
     ExampleRequest,
@@ -24,11 +25,12 @@ from shortener.delivery.example_requests import (
     indented,
     sample_request,
 )
+from shortener.delivery.fanout_queries import conversion_outcomes
 from shortener.delivery.formats import FORMATS
 from shortener.delivery.tracker_queries import require_tracker
 from shortener.delivery.trackers import DEFAULT_SECRET_OVERLAP_SECONDS, Tracker, TrackerSaveResult, tracker_from_row
 from shortener.errors import ApiError, Detail, ErrorCode
-from shortener.model import EVENT_NAMES
+from shortener.model import EVENT_NAMES, Topic
 from shortener.portal.destructive_actions import Question, ask, is_cancelled, is_confirmed
 from shortener.portal.form_versions import FIELD as VERSION
 from shortener.portal.form_versions import FormChanged, FormValues, check_version, version_of
@@ -59,7 +61,13 @@ LIMITS = {
     "concurrency": "Attempts at a time",
     "max_per_second": "Attempts per second",
 }
-_TEXT_FIELDS = ("url", "name", "method", "format", "fields", "enabled", "with_suspected", *LIMITS)
+#: The descriptions of the dispositions by which a tracker can filter conversions.
+DISPOSITION_TEXTS = {
+    "positive": "approved, paid, confirmed",
+    "negative": "rejected, refunded, cancelled, the reply STOP",
+    "none": "pending, other replies, clicks that are sent as conversions",
+}
+_TEXT_FIELDS = ("url", "name", "method", "format", "fields", "enabled", "with_suspected", "conversion_actions", *LIMITS)
 #: If one of these errors occurs, the form is shown again with the error and the values that were entered.
 _ERRORS_OF_THE_FORM = frozenset(
     {
@@ -201,6 +209,10 @@ async def _page(
         tracker=tracker,
         fields={**dict.fromkeys(_TEXT_FIELDS, ""), **(form if is_kept else _fields_of(tracker))},
         chosen_events=lists.get("events", []) if is_kept else tracker.events if tracker else ["state", "conversion"],
+        chosen_dispositions=lists.get("conversion_dispositions", [])
+        if is_kept
+        else (tracker and tracker.conversion_dispositions) or [],
+        dispositions=DISPOSITION_TEXTS,
         version=version if is_kept else version_of(_values_of(tracker)) if tracker else "",
         events=EVENTS,
         formats=FORMATS,
@@ -230,6 +242,7 @@ def _fields_of(tracker: Tracker | None) -> dict[str, str]:
         "fields": ", ".join(tracker.fields or ()),
         "enabled": "on" if tracker.enabled else "",
         "with_suspected": "on" if tracker.with_suspected else "",
+        "conversion_actions": "\n".join(tracker.conversion_actions or ()),
         **{name: "" if value is None else f"{value:g}" for name, value in limits.items()},
     }
 
@@ -237,7 +250,8 @@ def _fields_of(tracker: Tracker | None) -> dict[str, str]:
 def _values_of(tracker: Tracker) -> FormValues:
     """Return the values that the form of a stored tracker shows, which its version contains."""
     boxes = {"enabled": tracker.enabled, "with_suspected": tracker.with_suspected}
-    return {**_fields_of(tracker), **boxes, "events": tracker.events}
+    lists = {"events": tracker.events, "conversion_dispositions": tracker.conversion_dispositions or []}
+    return {**_fields_of(tracker), **boxes, **lists}
 
 
 def _defaults(visit: Visit) -> dict[str, str]:
@@ -263,6 +277,11 @@ def _read_form(visit: Visit) -> dict[str, Any]:
     for name in ("name", "method", "format", *LIMITS):
         if text := form.get(name, "").strip():
             given[name] = text
+    if "conversion_actions" in form:  # a form of the previous release does not have the filter
+        given["conversion_actions"] = [line for line in form["conversion_actions"].splitlines() if line.strip()]
+        given["conversion_dispositions"] = [
+            one for one in DISPOSITIONS if one in visit.form_lists.get("conversion_dispositions", ())
+        ]
     if fields := [name for name in form.get("fields", "").replace(",", " ").split() if name]:
         given["fields"] = fields
     return given
@@ -276,13 +295,19 @@ async def _preview(visit: Visit, request: TrackerCreateRequest) -> list[ExampleR
     secret = example_secret(service.secret, visit.application_id)
     target = example_target(secret, request.format, url=template, method=request.method, fields=request.fields_)
 
+    actions, dispositions = request.conversion_actions, request.conversion_dispositions
+    conversions = make_filter(actions, dispositions)
+
     def read(connection: Connection) -> list[ExampleRequest]:
         page = list_events(connection, EventFilter(visit.application_id, since=visit.now - RECENT), 100)
-        chosen = [one for one in page.rows if one.topic.api_name in request.events][:PREVIEWED]
-        events = [(one.row.id, one.topic, one.row.at) for one in chosen]
-        return example_requests(connection, service.fanout, target, events, visit.now)
+        events = [(one.row.id, one.topic, one.row.at) for one in page.rows if one.topic.api_name in request.events]
+        if conversions is not None:
+            outcomes = conversion_outcomes(connection, [event for event, topic, _ in events if topic is Topic.CONVERSION])
+            events = [one for one in events if one[1] is not Topic.CONVERSION or conversions.permits(*outcomes[one[0]])]
+        return example_requests(connection, service.fanout, target, events[:PREVIEWED], visit.now)
 
-    return await service.database.read(read) or [sample_request(target, visit.application_id, visit.now, request.events[0])]
+    sample = sample_request(target, visit.application_id, visit.now, request.events[0], actions, dispositions)
+    return await service.database.read(read) or [sample]
 
 
 async def _find(visit: Visit) -> Tracker:

@@ -42,6 +42,8 @@ _TEXTS: Mapping[str, str] = {
     "code": "Code of the short link, the last part of its URL.",
     "company_id": "Number of the company, which Syniverse's events contain as `company-id`.",
     "concurrency": "Number of requests that are sent to the tracker at the same time.",
+    "conversion_actions": "Actions of the conversions that the tracker receives, without regard to case. null: all.",
+    "conversion_dispositions": "Dispositions of the conversions that the tracker receives. none: without a disposition. null: all.",
     "conversion_fields": "Names of the fields in the JSON that is sent to `conversion_url`. null: a standard set.",
     "conversion_id": "Id of the conversion.",
     "conversion_url": "URL that receives each conversion. null: the application has no such URL.",

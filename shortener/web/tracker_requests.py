@@ -11,8 +11,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from shortener.conversions.parsing import MAX_SHORT_CHARACTERS
 from shortener.delivery.client_certificate import MAX_CERTIFICATE_LENGTH
 from shortener.delivery.client_certificate import check as check_certificate
+from shortener.delivery.conversion_filter import MAX_ACTIONS, DispositionName
 from shortener.delivery.formats import check_fields
 from shortener.delivery.outcomes import parse_success
 from shortener.delivery.trackers import DEFAULT_SECRET_OVERLAP_SECONDS, NewTracker, TrackerChanges
@@ -25,6 +27,7 @@ MAX_HEADER_VALUE_LENGTH = 2000
 MAX_SECRET_OVERLAP_SECONDS = 7 * 86400
 
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}")
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _HEADER_VALUE = re.compile(r"[\x20-\x7e]*")
 #: Static headers must not have these names, because the connection, the body or the signature determines their values.
 _RESERVED_HEADERS = frozenset(
@@ -92,6 +95,25 @@ def _remove_duplicates(value: list[EventName]) -> list[EventName]:
     return list(dict.fromkeys(value))
 
 
+def _check_actions(value: list[str]) -> list[str] | None:
+    """Return the actions without spaces around them, and without those that differ only in case from an earlier one. Return None if
+    there is no action."""
+    distinct: dict[str, str] = {}
+    for action in map(str.strip, value):
+        if not action:
+            raise ValueError("must not contain an empty action")
+        if len(action) > MAX_SHORT_CHARACTERS:
+            raise ValueError(f"{action[:20] + '…'!r} must have at most {MAX_SHORT_CHARACTERS} characters")
+        if _CONTROL.search(action):
+            raise ValueError(f"{action!a} must not contain control characters")
+        distinct.setdefault(action.casefold(), action)
+    return list(distinct.values()) or None
+
+
+def _distinct_dispositions(value: list[DispositionName]) -> list[DispositionName] | None:
+    return list(dict.fromkeys(value)) or None
+
+
 Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_check_text)]
 TrackerUrl = Annotated[
     str,
@@ -157,6 +179,26 @@ WithSuspected = Annotated[
         "Their `verdict` is `suspected`, and `verdict_reason` names the rule."
     ),
 ]
+ConversionActions = Annotated[
+    list[str],
+    Field(
+        max_length=MAX_ACTIONS,
+        description="Actions of the conversions that the tracker receives, each of at most 64 characters, without regard to case. "
+        "The action of a reply is `reply`, and of a click that is sent as a conversion `clickthru`. null or an empty list: all. A "
+        "change applies to later events.",
+        examples=[["sale", "deposit"]],
+    ),
+    AfterValidator(_check_actions),
+]
+ConversionDispositions = Annotated[
+    list[DispositionName],
+    Field(
+        description="Dispositions of the conversions that the tracker receives. `none`: without one, for example pending. null or "
+        "an empty list: all. A change applies to later events.",
+        examples=[["positive"]],
+    ),
+    AfterValidator(_distinct_dispositions),
+]
 Schedule = Annotated[
     list[Annotated[float, Field(ge=0, le=30 * 86400, allow_inf_nan=False)]],
     Field(min_length=1, max_length=49, description="Seconds between attempts. The last value repeats."),
@@ -189,6 +231,8 @@ class TrackerCreateRequest(BaseModel):
     client_certificate: ClientCertificate | None = None
     schedule: Schedule | None = None
     with_suspected: WithSuspected = False
+    conversion_actions: ConversionActions | None = None
+    conversion_dispositions: ConversionDispositions | None = None
 
     def to_tracker(self) -> NewTracker:
         values = {name.rstrip("_"): getattr(self, name) for name in type(self).model_fields}
@@ -197,8 +241,8 @@ class TrackerCreateRequest(BaseModel):
 
 class TrackerUpdateRequest(BaseModel):
     """Changes of a tracker. Fields that are absent do not change. null in `fields`, `headers`, `secret`, `success`, `max_attempts`,
-    `timeout`, `concurrency`, `max_per_second` or `schedule` removes the value. If `url` changes to another scheme, host or
-    port, `headers` are removed unless the request sets them."""
+    `timeout`, `concurrency`, `max_per_second`, `schedule`, `conversion_actions` or `conversion_dispositions` removes the value. If
+    `url` changes to another scheme, host or port, `headers` are removed unless the request sets them."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -231,6 +275,8 @@ class TrackerUpdateRequest(BaseModel):
     client_certificate: ClientCertificate | None = None
     schedule: Schedule | None = None
     with_suspected: WithSuspected = optional_not_null()
+    conversion_actions: ConversionActions | None = None
+    conversion_dispositions: ConversionDispositions | None = None
 
     def to_changes(self) -> TrackerChanges:
         """Return the fields of the request as changes of a tracker. Absent fields of the request are absent from the result."""

@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from shortener.delivery.conversion_filter import DispositionName
 from shortener.delivery.sample_delivery import send_test
-from shortener.delivery.tracker_presenter import health_fields, sample_delivery_fields, tracker_fields
+from shortener.delivery.tracker_presenter import filter_warning, health_fields, sample_delivery_fields, tracker_fields
 from shortener.delivery.trackers import TrackerSaveResult
 from shortener.errors import ErrorCode
 from shortener.model import EventName
@@ -65,6 +66,10 @@ class TrackerFields(ResponseModel):
     disabled_reason: str | None = Field(description="Why the service disabled the tracker. null: the service did not disable it.")
     url: str
     events: list[EventName]
+    conversion_actions: list[str] | None = Field(description="Actions of the conversions that the tracker receives. null: all.")
+    conversion_dispositions: list[DispositionName] | None = Field(
+        description="Dispositions of the conversions that the tracker receives. `none`: without a disposition. null: all."
+    )
     method: Method
     format: Format
     fields_: list[str] | None = Field(alias="fields")
@@ -168,9 +173,9 @@ async def update(call: Call[None, TrackerUpdateRequest]) -> dict[str, Any]:
 
 
 def _saved(call: Call[None, Any], saved: TrackerSaveResult) -> dict[str, Any]:
-    warning = secret_warning(call.body.secret) if call.body.secret else None
+    found = (secret_warning(call.body.secret) if call.body.secret else None, filter_warning(saved.tracker))
     fields = tracker_fields(call.service.settings, saved.tracker)
-    return {"status": True, **fields, "secret": saved.secret, "warnings": [warning] if warning else []}
+    return {"status": True, **fields, "secret": saved.secret, "warnings": [warning for warning in found if warning]}
 
 
 async def remove(call: Call[None, None]) -> DeletedResponse:

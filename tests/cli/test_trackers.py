@@ -102,6 +102,35 @@ async def test_commands_change_test_and_remove_a_tracker(
     assert "NOT_FOUND" in gone.output
 
 
+async def test_commands_set_change_show_and_remove_the_filter_of_a_tracker_for_conversions(
+    service: Service, run: Run, invoke: Callable[..., Awaitable[Result]], receiver: Receiver
+) -> None:
+    options = ("--action", "Sale", "--action", "deposit", "--disposition", "positive")
+    added = await run("trackers", "add", "1", receiver.url(), "--event", "conversion", *options)
+    number = str(added["tracker_id"])
+
+    async def shown() -> tuple[Any, Any]:
+        fields = await run("trackers", "show", number)
+        return fields["conversion_actions"], fields["conversion_dispositions"]
+
+    assert await shown() == (["Sale", "deposit"], ["positive"])
+    assert "deposit" in (await invoke("trackers", "show", number)).stdout
+    await run("trackers", "update", number, "--name", "new")
+    assert await shown() == (["Sale", "deposit"], ["positive"])
+    await run("trackers", "update", number, "--action", "lead", "--disposition", "none", "--disposition", "negative")
+    assert await shown() == (["lead"], ["none", "negative"])
+    await run("trackers", "update", number, "--all-conversions")
+    assert await shown() == (None, None)
+    both = await invoke("trackers", "update", number, "--all-conversions", "--action", "sale")
+    assert (both.exit_code, "--all-conversions excludes --action and --disposition" in both.stderr) == (2, True)
+    assert (await invoke("trackers", "update", number, "--disposition", "other")).exit_code == 2
+    empty = await invoke("trackers", "update", number, "--action", " ")
+    assert (empty.exit_code, "conversion_actions" in empty.stderr) == (2, True)
+    useless = await invoke("trackers", "add", "1", receiver.url(), "--event", "click", "--action", "sale", "--json")
+    assert (useless.exit_code, orjson.loads(useless.stdout)["conversion_actions"]) == (0, ["sale"])
+    assert "Warning: conversion_actions and conversion_dispositions have no effect" in useless.stderr
+
+
 async def test_commands_list_show_and_replay_deliveries(
     service: Service, run: Run, invoke: Callable[..., Awaitable[Result]], receiver: Receiver
 ) -> None:

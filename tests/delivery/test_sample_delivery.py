@@ -95,6 +95,41 @@ async def test_a_test_delivery_has_sample_values_of_the_event_to_which_the_track
     assert (delivery.json["event"], delivery.json["status"], delivery.json["value"]) == ("delivery", "DELIVRD", None)
 
 
+@pytest.mark.parametrize(
+    ("actions", "dispositions", "expected"),
+    [
+        (None, None, "sale/positive/approved"),
+        (["Lead", "SALE"], ["none", "positive"], "sale/positive/approved"),
+        (["Lead", "deposit"], ["none", "negative"], "Lead/negative/rejected"),
+        (None, ["none"], "sale//pending"),
+    ],
+)
+async def test_the_conversion_of_a_test_delivery_is_one_that_the_filter_of_the_tracker_permits(
+    service: Service,
+    make_tracker: MakeTracker,
+    receiver: Receiver,
+    actions: list[str] | None,
+    dispositions: list[str] | None,
+    expected: str,
+) -> None:
+    url = receiver.url("/?{action}/{disposition}/{status}")
+    names = {"conversion_actions": actions, "conversion_dispositions": dispositions}
+    tracker = await make_tracker(url, "conversion", **names)
+    for event in (None, "conversion"):
+        await send_test(
+            service.database,
+            AUDIT,
+            service.trackers,
+            service.sender,
+            service.ids,
+            service.clock,
+            tracker,
+            allow_http=True,
+            event_name=event,
+        )
+    assert {request.target for request in receiver.requests} == {f"/?{expected}"}
+
+
 def fields(value: Any, path: tuple[str, ...] = ()) -> set[tuple[str, ...]]:
     """Return the paths of all values in a JSON object."""
     if not isinstance(value, dict):

@@ -16,7 +16,8 @@ from shortener.delivery.conversion_url import write_conversion_url
 from shortener.delivery.guard import Guard
 from shortener.delivery.outcomes import GONE
 from shortener.delivery.pace import TrackerPace
-from shortener.delivery.trackers import NewTracker, Trackers, effective_limits
+from shortener.delivery.tracker_presenter import effective_limits
+from shortener.delivery.trackers import NewTracker, Trackers
 from shortener.errors import ApiError, ErrorCode
 from shortener.model import Topic
 from shortener.signatures import parse_secret

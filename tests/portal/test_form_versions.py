@@ -87,13 +87,14 @@ async def test_two_operators_who_change_one_tracker_do_not_overwrite_each_other(
     of_mia, of_tom = await opened(mia, path), await opened(tom, path)
 
     of_mia |= {"name": ["shop of Mia"], "events": ["click", "conversion"], "timeout": ["2"], "with_suspected": ["on"]}
+    of_mia |= {"conversion_actions": ["sale\r\nlead"], "conversion_dispositions": ["none", "positive"]}
     assert (await mia.post(path, data=of_mia)).status_code == 303
     of_tom |= {"name": ["shop of Tom"], "max_attempts": ["7"]}
     refused = await tom.post(path, data=of_tom)
     assert refused.status_code == 409
     assert "Somebody changed values of this form after you opened it, so nothing was saved" in stated(refused)
     assert "was changed meanwhile to: shop of Mia. If you save again, your entry replaces this value" in stated(refused)
-    assert stated(refused).count("was changed meanwhile; this is the new value") == 3
+    assert stated(refused).count("was changed meanwhile; this is the new value") == 5
     assert (await service.trackers.get(tracker.id)).max_attempts == 3
     merged = fields_of(refused)
     assert (merged["name"], merged["max_attempts"], merged["timeout"]) == (["shop of Tom"], ["7"], ["2"])
@@ -103,6 +104,7 @@ async def test_two_operators_who_change_one_tracker_do_not_overwrite_each_other(
     stored = await service.trackers.get(tracker.id)
     assert (stored.name, stored.max_attempts, stored.timeout, stored.with_suspected) == ("shop of Tom", 7, 2, True)
     assert stored.events == ["click", "conversion"]
+    assert (stored.conversion_actions, stored.conversion_dispositions) == (["sale", "lead"], ["positive", "none"])
     assert (await mia.post(path, data=of_mia)).status_code == 409, "a form of an old page stays old"
     assert len([row for row in await log(service) if row.action == "tracker_changed"]) == 2
 

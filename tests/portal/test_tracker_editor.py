@@ -10,6 +10,7 @@ from sqlalchemy import update
 
 from shortener.accounts.audit import AuditWriter
 from shortener.container import Service
+from shortener.conversions.parsing import parse_conversion
 from shortener.delivery.outcomes import GONE
 from shortener.errors import StoreUnavailable
 from shortener.portal import repeats
@@ -134,9 +135,61 @@ async def test_the_tracker_preview_shows_requests_of_real_events_and_sends_nothi
     assert receiver.requests == []
 
 
+async def test_the_filter_for_conversions_is_set_previewed_changed_and_removed_in_the_portal(
+    service: Service, sign_in: SignIn, receiver: Receiver
+) -> None:
+    browser = await sign_in("Mia", Role.MANAGER, 1)
+    chosen = form(
+        receiver,
+        url=receiver.url("/?{action}={disposition}"),
+        events=["conversion"],
+        conversion_actions="Sale\r\n Add, to cart \r\n\r\nsale",
+        conversion_dispositions=["none", "positive"],
+    )
+    page = await browser.post(NEW, data=chosen | {"action": "preview"})
+    assert "Invented event" in page.text
+    assert "GET /?" not in page.text
+    assert "POST /?sale=positive HTTP/1.1" in page.text
+    assert 'value="none" checked' in page.text
+    message = await send(service, browser, message_id="order-7")
+    for action, status in (("sale", "paid"), ("lead", "paid"), ("Sale", "rejected"), ("ADD, TO CART", "pending")):
+        report = {"message_id": message["message_id"], "action": action, "status": status}
+        await service.conversions.ingest(1, parse_conversion(report, service.clock()))
+    page = await browser.post(NEW, data=chosen | {"action": "preview"})
+    assert re.findall(r"POST /\?(\S+) HTTP", html.unescape(page.text)) == ["ADD%2C%20TO%20CART=", "sale=positive"]
+
+    assert (await browser.post(NEW, data=chosen)).status_code == 200
+    (tracker,) = await service.trackers.all(1)
+    assert (tracker.conversion_actions, tracker.conversion_dispositions) == (["Sale", "Add, to cart"], ["positive", "none"])
+    path = f"/portal/1/trackers/{tracker.id}"
+    shown = (await browser.get(path)).text
+    assert "only with the action Sale, Add, to cart; only with the disposition positive, none" in shown
+    edited = (await browser.get(f"{path}/edit")).text
+    assert ">Sale\nAdd, to cart</textarea>" in edited
+    assert [name in edited for name in ('value="positive" checked', 'value="none" checked', 'value="negative" checked')] == [
+        True,
+        True,
+        False,
+    ]
+    for name in ("conversion_actions", "conversion_dispositions"):
+        chosen.pop(name)
+    assert (await browser.post(f"{path}/edit", data=chosen)).status_code == 303
+    (tracker,) = await service.trackers.all(1)
+    assert tracker.conversion_actions == ["Sale", "Add, to cart"], "a form of the previous release does not have the field"
+    assert (await browser.post(f"{path}/edit", data=chosen | {"conversion_actions": "x" * 65})).status_code == 422
+    assert (await browser.post(f"{path}/edit", data=chosen | {"conversion_actions": ""})).status_code == 303
+    (tracker,) = await service.trackers.all(1)
+    assert (tracker.conversion_actions, tracker.conversion_dispositions) == (None, None)
+    assert "only with" not in (await browser.get(path)).text
+    created, changed = (await log(service))[1:]
+    assert (created.action, changed.before["conversion_actions"]) == ("tracker_created", ["Sale", "Add, to cart"])
+    assert changed.after == {"conversion_actions": None, "conversion_dispositions": None}
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
+        ("conversion_actions", "x" * 65),
         ("url", ""),
         ("url", "ftp://x.example/"),
         ("url", "https://x.example/?a={{phone}}"),

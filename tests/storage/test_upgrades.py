@@ -19,6 +19,8 @@ import pytest
 from sqlalchemy import Connection, MetaData, Table, text
 
 from shortener.container import Service, open_service
+from shortener.conversions.parsing import ConversionReport
+from shortener.model import Topic
 from shortener.reporting import count_check, counts
 from shortener.reporting.rollup_check import verify_rollups
 from shortener.settings import Settings
@@ -26,9 +28,10 @@ from shortener.storage import migrate as module
 from shortener.storage.migrate import migrate, steps, upgrade
 from shortener.storage.migrations import HEAD
 from shortener.storage.references import find_orphans
-from shortener.storage.schema import metadata
+from shortener.storage.schema import deliveries, metadata
 from tests.acceptance.process import PHONE
 from tests.conftest import NOON, Clock, client_of, new_postgresql_database
+from tests.factory import rows
 from tests.storage.old_installation import OLD_KEY, OLD_SECRET, difference, fill_old
 
 EARLIER = [revision for revision, _ in steps(None) if revision != HEAD]
@@ -159,6 +162,10 @@ async def _drifts(service: Service, now: Clock) -> list[Any]:
     return [*found, *await service.database.read(verify_rollups, begin, end), *await find_orphans(service.database)]
 
 
+async def _deliveries_of_conversions(service: Service) -> int:
+    return len([row for row in await rows(service.database, deliveries) if row.topic == Topic.CONVERSION])
+
+
 @pytest.mark.parametrize(
     ("revision", "engine"),
     [*((revision, "sqlite") for revision in EARLIER), *((revision, "postgresql") for revision in EARLIER[::5])],
@@ -195,8 +202,17 @@ async def test_an_installation_of_every_earlier_schema_is_upgraded_and_its_old_l
             after = (await pipeline.get("/api/v1/sms/stats")).json()["clicked_messages"]
             assert (before, after) == (had.clicked, had.clicked + 1)
             new = {"to": "+14085550177", "body": 'c #track("https://shop.example/new")'}
-            code = (await pipeline.post("/api/v1/rewrite", json=new)).json()["messages"][0]["links"][0]["code"]
+            message = (await pipeline.post("/api/v1/rewrite", json=new)).json()["messages"][0]
+            code = message["links"][0]["code"]
             assert (await phone.get(f"/{code}")).status_code == 302
         assert "\n".join(map(str, await _drifts(service, clock))) == ""
+        trackers = await service.trackers.all()
+        assert {(one.conversion_actions, one.conversion_dispositions) for one in trackers} <= {(None, None)}
+        await service.fanout.flush()
+        before = await _deliveries_of_conversions(service)
+        await service.conversions.ingest(1, ConversionReport(clock(), message_id=message["message_id"]))
+        await service.fanout.flush()
+        subscribed = [one for one in trackers if one.enabled and one.application_id == 1 and "conversion" in one.events]
+        assert await _deliveries_of_conversions(service) - before == len(subscribed), "no filter is set"
     finally:
         await service.close(grace=1)

@@ -56,6 +56,8 @@ async def test_a_tracker_is_created_changed_and_deleted(client: httpx.AsyncClien
         "disabled_reason": None,
         "url": "https://t.example/?p={phone}",
         "events": ["click"],
+        "conversion_actions": None,
+        "conversion_dispositions": None,
         "method": "POST",
         "format": "scg",
         "fields": None,
@@ -118,6 +120,59 @@ async def test_an_invalid_tracker_is_rejected_with_the_name_of_the_field_and_not
         body = answer.json()
         assert (answer.status_code, body["error_code"], body["details"][0]["field"]) == (400, code, field)
     assert (await client.get(PATH)).json()["trackers"] == []
+
+
+async def test_the_filter_of_a_tracker_for_conversions_is_set_changed_and_removed(client: httpx.AsyncClient) -> None:
+    def fields(answer: httpx.Response) -> tuple[Any, Any, Any]:
+        assert answer.status_code in (200, 201), answer.text
+        body = answer.json()
+        return body["conversion_actions"], body["conversion_dispositions"], body["warnings"]
+
+    new = {"url": "https://t.example/", "events": ["conversion"], "secret": None}
+    answer = await client.post(
+        PATH, json=new | {"conversion_actions": [" Sale ", "sale", "Éa b"], "conversion_dispositions": ["none", "positive", "none"]}
+    )
+    assert fields(answer) == (["Sale", "Éa b"], ["none", "positive"], [])
+    path = f"{PATH}/{answer.json()['tracker_id']}"
+    assert fields(await client.patch(path, json={"name": "new"})) == (["Sale", "Éa b"], ["none", "positive"], [])
+    assert fields(await client.patch(path, json={"conversion_actions": None})) == (None, ["none", "positive"], [])
+    assert fields(await client.patch(path, json={"conversion_dispositions": []})) == (None, None, [])
+    assert fields(await client.patch(path, json={"conversion_actions": [], "conversion_dispositions": None})) == (None, None, [])
+    actions = [f"action {number}" for number in range(50)]
+    assert fields(await client.patch(path, json={"conversion_actions": actions})) == (actions, None, [])
+    (*_, (warning,)) = fields(await client.patch(path, json={"events": ["click"]}))
+    assert warning == "conversion_actions and conversion_dispositions have no effect: events does not contain conversion"
+    shown = (await client.get(path)).json()
+    assert (shown["conversion_actions"], shown["conversion_dispositions"]) == (actions, None)
+    assert fields(await client.post(PATH, json=new | {"conversion_actions": [], "conversion_dispositions": []})) == (None, None, [])
+
+
+@pytest.mark.parametrize(
+    ("values", "field", "reason"),
+    [
+        ({"conversion_actions": ["sale", " "]}, "conversion_actions", "must not contain an empty action"),
+        ({"conversion_actions": ["x" * 65]}, "conversion_actions", f"'{'x' * 20}…' must have at most 64 characters"),
+        ({"conversion_actions": ["a\x00b"]}, "conversion_actions", "'a\\x00b' must not contain control characters"),
+        ({"conversion_actions": [str(number) for number in range(51)]}, "conversion_actions", "50"),
+        ({"conversion_actions": "sale"}, "conversion_actions", "list"),
+        ({"conversion_actions": [7]}, "conversion_actions.0", ""),
+        ({"conversion_dispositions": ["positiv"]}, "conversion_dispositions.0", "'positive', 'negative' or 'none'"),
+        ({"conversion_dispositions": "positive"}, "conversion_dispositions", "list"),
+    ],
+)
+async def test_an_invalid_filter_for_conversions_is_rejected_with_its_field_and_reason(
+    client: httpx.AsyncClient, values: dict[str, Any], field: str, reason: str
+) -> None:
+    made = await make(client, "https://t.example/", events=["conversion"], conversion_actions=["lead"])
+    path = f"{PATH}/{made['tracker_id']}"
+    for answer in (
+        await client.post(PATH, json={"url": "https://t.example/", "events": ["conversion"], **values}),
+        await client.patch(path, json=values),
+    ):
+        body = answer.json()
+        assert (answer.status_code, body["error_code"], body["details"][0]["field"]) == (400, "INVALID_REQUEST", field)
+        assert reason in body["details"][0]["reason"]
+    assert (await client.get(path)).json()["conversion_actions"] == ["lead"]
 
 
 async def test_tracker_endpoints_reject_an_api_key_that_has_only_permissions_for_messages(service: Service) -> None:

@@ -270,7 +270,7 @@ CREATE TABLE trackers (
 	recovering_at BIGINT, 
 	last_success_at BIGINT, 
 	last_failure_at BIGINT
-, max_per_second FLOAT, rate FLOAT, rate_ceiling FLOAT, rate_lowered_at BIGINT, paced_until BIGINT, opened_at BIGINT, client_certificate TEXT);
+, max_per_second FLOAT, rate FLOAT, rate_ceiling FLOAT, rate_lowered_at BIGINT, paced_until BIGINT, opened_at BIGINT, client_certificate TEXT, conversion_actions TEXT, conversion_dispositions TEXT);
 
 CREATE TABLE first_clicks (
 	id INTEGER NOT NULL, 

@@ -59,6 +59,9 @@ trackers = Table(
     Column("rate_ceiling", Float),
     Column("rate_lowered_at", Instant),
     Column("paced_until", Instant),  # The earliest time of the next delivery that does not exceed the rate.
+    # The filter for conversions (delivery/conversion_filter.py): lists of names. NULL permits all conversions.
+    Column("conversion_actions", Json),
+    Column("conversion_dispositions", Json),
     # The id of a deleted tracker must never be reused, because its deliveries would go to the new tracker.
     sqlite_autoincrement=True,
 )
