@@ -19,7 +19,7 @@ def main() -> None:
     if missing:
         sys.exit(
             f"Error: the server is not installed ({', '.join(missing)} missing). This installation has only shortener.client.\n"
-            "To install the server: pip install 'sms-shortener[server]'"
+            "To install the server, run `make setup` in a clone of the repository, and use its .venv/bin/shortener."
         )
     from shortener.cli import main as run
 

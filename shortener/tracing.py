@@ -21,6 +21,10 @@ from shortener.settings import Settings
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
 
+#: How to install the packages for traces.
+HOW_TO_INSTALL = (
+    "run .venv/bin/pip install opentelemetry-sdk opentelemetry-exporter-otlp-proto-http in the folder of the repository"
+)
 MAX_RATIO = 2**64
 
 
@@ -145,4 +149,4 @@ def open_tracer(settings: Settings) -> Tracer | None:
 
         return Tracer(OTLPSpanExporter(endpoint=settings.otlp_endpoint, timeout=5), settings.trace_ratio)
     except ImportError:
-        raise TracingUnavailable("OTLP_ENDPOINT needs more packages: pip install 'sms-shortener[tracing]'") from None
+        raise TracingUnavailable(f"OTLP_ENDPOINT needs more packages: {HOW_TO_INSTALL}") from None

@@ -62,6 +62,7 @@ NOT_RUN = {
     "failover.md": {"indented": "two machines; test_failover.py runs the programs with its own folders"},
     "generate-clients.md": {"text": "installs generators; test_generated_clients.py runs them with pinned versions"},
     "monitoring.md": {"indented": "an example of log lines"},
+    "python-client.md": {"indented": "names the folder of a clone; test_installation.py installs a wheel of the client"},
     "portal.md": {"text": "runs until Ctrl+C; test_demo_traffic.py tests the command"},
     "production-kubernetes.md": {"indented": "needs a cluster; test_config.py validates the manifests"},
     "production-one-machine.md": {"indented": "changes users, packages and units of the machine; test_config.py checks the files"},

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import tomllib
 
 import httpx
 import pytest
@@ -12,6 +13,7 @@ from shortener.accounts.credentials import Credentials
 from shortener.container import Service
 from shortener.settings import Settings
 from shortener.tracing import Tracer, TracingUnavailable, open_tracer, trace_ids
+from tests.document_blocks import ROOT
 from tests.receiver import Receiver
 
 PHONE = (
@@ -78,8 +80,11 @@ async def test_messages_that_are_not_sampled_have_no_trace_spans_and_no_trace_he
     assert {request.json["message_id"] for request in receiver.requests if "traceparent" in request.headers} == traced
 
 
-def test_the_error_for_missing_tracing_packages_contains_the_name_of_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_missing_tracing_packages_contains_the_command_that_installs_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["tracing"]
+    packages = sorted((one.partition(">")[0] for one in extra), reverse=True)
+    install = f"pip install {' '.join(packages)} in the folder"
     assert open_tracer(Settings()) is None
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
-    with pytest.raises(TracingUnavailable, match=r"sms-shortener\[tracing\]"):
+    with pytest.raises(TracingUnavailable, match=install):
         open_tracer(Settings(otlp_endpoint="http://127.0.0.1:4318/v1/traces"))

@@ -90,8 +90,10 @@ def _check_settings(settings: Settings) -> Iterator[Finding]:
     except NetworkFileError as error:
         yield Finding("network_files", "error", str(error), "correct NETWORK_FILES, or restore the file")
     if settings.otlp_endpoint and importlib.util.find_spec("opentelemetry") is None:
+        from shortener.tracing import HOW_TO_INSTALL
+
         text = "OTLP_ENDPOINT is set, but the packages for traces are not installed"
-        yield Finding("traces", "error", text, "pip install 'sms-shortener[tracing]', or unset OTLP_ENDPOINT")
+        yield Finding("traces", "error", text, f"{HOW_TO_INSTALL}, or unset OTLP_ENDPOINT")
     if links := service_link_variables():
         names = ", ".join(links[:3]) + (", ..." if len(links) > 3 else "")
         yield Finding("service_links", "warning", f"{names} look like settings", "set enableServiceLinks: false in the pod")

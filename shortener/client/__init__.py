@@ -10,7 +10,7 @@ Every call has a deadline (`timeout`) that includes all its attempts. A call is 
 it got no complete response or if the response asks to try later. `Retry-After` is honoured. Requests that create something have
 an `Idempotency-Key`, so a repeat creates nothing twice. Every error is a `ClientError`.
 
-The package needs only httpx and idna: `pip install sms-shortener[client]`.
+The package needs only httpx and idna. docs/guides/python-client.md says how to install it.
 """
 
 from shortener.client.async_client import AsyncClient

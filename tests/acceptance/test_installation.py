@@ -67,7 +67,7 @@ def test_an_installation_with_the_extra_client_contains_no_part_of_the_server(cl
 
 def test_the_serve_command_prints_how_to_install_the_missing_extra_server(client_python: Path) -> None:
     text = run(client_python.parent / "shortener", "serve", code=1)
-    assert "pip install 'sms-shortener[server]'" in text
+    assert "run `make setup` in a clone of the repository" in text
     assert "Traceback" not in text
 
 
