@@ -100,12 +100,15 @@ async def _check_address(gateway: StoredGateway) -> Finding | None:
     try:
         async with asyncio.timeout(CONNECT_SECONDS):
             _, writer = await asyncio.open_connection(host, port)
+    except ConnectionRefusedError:
+        reason = "the port refuses connections"
     except (OSError, TimeoutError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or str(error) or f"no connection within {CONNECT_SECONDS:g} seconds"
-        text = f"gateway {gateway.id} ({gateway.name}) accepts no connection at {host}, port {port}: {reason}"
-        remedy = f"start it, or correct its address with `shortener gateways update {gateway.id}`"
-        return Finding("gateway_addresses", "warning", text, remedy)
-    writer.close()
-    with contextlib.suppress(OSError):
-        await writer.wait_closed()
-    return None
+    else:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+        return None
+    text = f"gateway {gateway.id} ({gateway.name}) accepts no connection at {host}, port {port}: {reason}"
+    remedy = f"start it, or correct its address with `shortener gateways update {gateway.id}`"
+    return Finding("gateway_addresses", "warning", text, remedy)

@@ -17,7 +17,9 @@ MASK_REASON = (
     f"contains {MASK}, which stands for a hidden value: write the value itself, or a placeholder such as {{token}} for a variable"
 )
 MAX_SHOWN_CHARACTERS = 3
-_CREDENTIAL_NAME = re.compile(r"pass|pwd|pin|secret|token|key|auth|cred|sign|user|login|account|hash", re.IGNORECASE)
+_CREDENTIAL_NAME = re.compile(
+    r"pass|pwd|pin|secret|token|key|auth|cred|sign|user|login|account|hash|^(?:p|pw|u|h|k)$", re.IGNORECASE
+)
 _KNOWN_VALUES = frozenset(
     {"true", "false", "json", "text", "plain", "unicode", "binary", "flash", "gsm7", "gsm-7", "ucs2", "ucs-2", "send", "sendsms"}
     | {"ascii", "us-ascii", "utf8", "utf-8", "utf16", "utf-16", "utf-16be", "iso-8859-1", "iso-8859-15", "windows-1252", "latin1"}

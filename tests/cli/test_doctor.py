@@ -158,7 +158,8 @@ def test_the_doctor_command_reports_gateways_that_are_down_and_messages_that_wai
     slow = shell.json("gateways", "add", "slow", "--kind", "simulator")["gateway_id"]
     found = check(shell)
     assert found["gateways"]["level"] == "ok"
-    assert f"gateway {down} (carrier) accepts no connection at 127.0.0.1, port {port}" in found["gateway_addresses"]["text"]
+    reason = f"gateway {down} (carrier) accepts no connection at 127.0.0.1, port {port}: the port refuses connections"
+    assert found["gateway_addresses"]["text"] == reason
     assert f"`shortener gateways update {down}`" in found["gateway_addresses"]["remedy"]
     now = utcnow()
     engine = create_engine(f"sqlite:///{shell.folder}/shortener.db")

@@ -20,6 +20,7 @@ from shortener.gateways.masking import find_masks, mask_url
         ("pin=123", "pin=***"),
         ("api%5Fkey=1", "api%5Fkey=***"),
         ("h=hunter2", "h=***"),
+        ("u=bob&p=abc", "u=***&p=***"),
         ("0123456789abcdef", "***"),
         ("a=b+c&text={text}#part", "a=b+c&text={text}#part"),
     ],
