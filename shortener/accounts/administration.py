@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from shortener.accounts.credentials import Credentials, create_key, new_token
-from shortener.accounts.directory import Application, Domain, increment_version, require_application
+from shortener.accounts.directory import DEFAULT_NAME, Application, Domain, increment_version, require_application
 from shortener.accounts.own_hosts import NO_HOSTS, OwnHosts, is_local, name_of, unreachable_host_warnings
 from shortener.accounts.settings import (
     PERMISSIONS,
@@ -42,7 +42,6 @@ from shortener.urls import (
 # The maximum number of blocked hosts of one application, or of the installation, because every process has all of them in memory.
 MAX_BLOCKED_HOSTS = 10_000
 MAX_NAME_CHARACTERS = 200
-DEFAULT_NAME = "default"  # The name of the application that the first start of a server creates.
 MAX_PREVIOUS_PATHS = 20
 MAX_ASSOCIATION_BYTES = 64 * 1024  # The maximum length of a JSON file that associates apps with a domain.
 

@@ -17,6 +17,7 @@ from sqlalchemy import Connection, Row, select
 from shortener.accounts import administration
 from shortener.accounts.audit import AuditWriter
 from shortener.accounts.credentials import Credentials
+from shortener.accounts.directory import DEFAULT_NAME
 from shortener.accounts.own_hosts import NO_HOSTS, OwnHosts
 from shortener.accounts.settings import from_stored
 from shortener.secret import Secret
@@ -56,7 +57,7 @@ def ensure_default(
     """Create the first application, as `administration.ensure_default`."""
     created = administration.ensure_default(connection, now, secret, api_key=api_key, tracker_token=tracker_token)
     if created is not None:
-        audit.add(connection, now, "application_created", administration.DEFAULT_NAME, application_id=created.application_id)
+        audit.add(connection, now, "application_created", DEFAULT_NAME, application_id=created.application_id)
     return created
 
 

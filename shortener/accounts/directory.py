@@ -65,6 +65,9 @@ class Domain:
         return any(matches_link_path(path, prefix) for path in (self.path, *self.previous_paths))
 
 
+DEFAULT_NAME = "default"  # The name of the application that the first start of a server creates. It is no name of a sender.
+
+
 @record
 class Application:
     """An application (a tenant) with its settings and its domains. `domains` are its domains that were not removed. `had_domains`
@@ -91,6 +94,11 @@ class Application:
             return None
         enabled = [domain for domain in self.domains if not domain.disabled]
         return next((domain for domain in enabled if domain.is_default), enabled[0] if enabled else None)
+
+    @property
+    def public_name(self) -> str:
+        """The name that recipients read; "" while it is still the name of the first start."""
+        return "" if self.name == DEFAULT_NAME else self.name
 
     def find_gateway(self, name: str) -> GatewayEntry | None:
         """Return the gateway with this name; "" selects the gateway of the application. Return None if there is none."""

@@ -91,10 +91,13 @@ async def verify(since: datetime | None, until: datetime | None, repair: bool, a
 
     --repair also creates the counts by time of sending, by destination and by label that older versions did not store.
     """
+    from sqlalchemy import func, select
+
     from shortener.model import utcnow
     from shortener.reporting import count_check
     from shortener.reporting.rollup_check import verify_rollups
     from shortener.reporting.rollup_repair import RowsQuarantined, repair_rollups
+    from shortener.storage import schema
     from shortener.storage.integrity import find_damage
     from shortener.storage.references import find_orphans
     from shortener.storage.types import to_iso
@@ -119,6 +122,7 @@ async def verify(since: datetime | None, until: datetime | None, repair: bool, a
             raise click.ClickException(str(error)) from None
         drifts = await database.read(count_check.verify, begin, end, partial(progress, "Counting again"))
         rolled_up = await database.read(verify_rollups, begin, end, partial(progress, "Comparing the rolled-up counts"))
+        first = await database.read(lambda c: c.scalar(select(func.min(schema.applications.c.created_at))))
         progress("Looking for rows without an owner")
         orphans = await find_orphans(database)
     if sys.stderr.isatty():
@@ -148,7 +152,10 @@ async def verify(since: datetime | None, until: datetime | None, repair: bool, a
         for orphan in orphans:
             click.echo(f"The row {orphan.id} refers to a row that does not exist: {orphan.reference}")
         if not rows:
-            click.echo(f"The counts since {begin:%Y-%m-%d %H:%M} agree with the raw data.")
+            is_younger = since is None and first is not None and first >= begin
+            period = "" if is_younger else f" since {begin:%Y-%m-%d %H:%M} UTC"
+            rest = " Raw data of earlier counts may be deleted already." if since is None and not is_younger else ""
+            click.echo(f"The counts{period} agree with the raw data.{rest}")
             return
         shown = rows[:MAX_SHOWN_DRIFTS]
         print_table(shown, "application_id", "campaign", "source", "country", "at", "metric", "kept", "counted", "counts")

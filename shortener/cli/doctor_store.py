@@ -25,11 +25,16 @@ MAX_PURGE_LAG = timedelta(days=2)
 RECENT = timedelta(days=1)
 MAX_COUNTED_DELIVERIES = 10_000
 MAX_DOMAINS = 20  # The maximum number of domains to check: each DNS look-up can take seconds.
+_UNNAMED = (
+    'an application has the name "default", so recipients read "the sender" in place of a name; '
+    "`shortener applications update APPLICATION --name NAME` gives it the name of your brand"
+)
 MIN_DAYS_OF_DATA = 1.0  # The growth of the data cannot be estimated if the database is younger than this.
 
 
 async def check_database(settings: Settings) -> list[Finding]:
     """Check the database: that it exists and responds, its schema, secret, damaged pages, clock, queues and growth."""
+    from shortener.accounts.directory import DEFAULT_NAME
     from shortener.errors import StoreUnavailable
     from shortener.secret import SecretError, open_secret
     from shortener.storage.copy import is_unfinished
@@ -63,6 +68,7 @@ async def check_database(settings: Settings) -> list[Finding]:
             lambda c: list(c.scalars(select(schema.applications.c.name).order_by(schema.applications.c.id)))
         )
         found.append(Finding("installation", "ok", f"{len(names)} applications in {place_of(settings)}"))
+        found += [Finding("name", "ok", _UNNAMED)] if DEFAULT_NAME in names else []
         if await database.read(is_unfinished):
             found.append(Finding("copy", "error", "a copy into this database is incomplete", "run `shortener copy` again"))
         base_url = await database.read(get, BASE_URL)

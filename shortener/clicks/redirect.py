@@ -219,12 +219,12 @@ class Redirect:
             return 302, [*REDIRECT_HEADERS, (b"location", resolution.location)], b""
         application = self._directory.application(resolution.application_id)
         if resolution.confirm:
-            page = confirmation_page(application.name if application else "")
+            page = confirmation_page(application.public_name if application else "")
             totals.answers[200] = totals.answers.get(200, 0) + 1
             return 200, [*_CONFIRMATION_HEADERS, (b"content-length", str(len(page)).encode())], page
         if resolution.gone:
             page_of = switched_off_page if resolution.off else expired_page
-            return self._page_response(410, page_of(application.name if application else ""))
+            return self._page_response(410, page_of(application.public_name if application else ""))
         return self._page_response(404, unknown_page())
 
     def unavailable(self) -> RawResponse:

@@ -12,6 +12,7 @@ import re
 import sqlite3
 import subprocess
 from collections import Counter
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -321,3 +322,27 @@ def test_a_secret_file_that_is_not_text_is_reported_in_one_line(shell: Shell) ->
     for words in (("serve", "--port", "0"), ("doctor",), ("messages", "show", "m-1")):
         result = shell(*words, code=1)
         assert "secret" in result.stderr + result.stdout
+
+
+@pytest.mark.parametrize(
+    ("age", "options", "text"),
+    [
+        (timedelta(minutes=5), (), "The counts agree with the raw data."),
+        (
+            timedelta(days=800),
+            (),
+            r"The counts since [0-9: -]{16} UTC agree with the raw data. Raw data of earlier counts",
+        ),
+        (timedelta(minutes=5), ("--since", "2026-01-02"), "The counts since 2026-01-02 00:00 UTC agree with the raw data."),
+    ],
+    ids=["new", "old", "since"],
+)
+def test_the_verify_command_names_the_start_of_the_period_only_if_older_counts_exist(
+    tmp_path: Path, sqlite_template: Path, age: timedelta, options: tuple[str, ...], text: str
+) -> None:
+    create_installation(tmp_path / "data", sqlite_template)
+    shell = InProcessShell(tmp_path / "data")
+    shell("applications", "create", "Brand")
+    with contextlib.closing(sqlite3.connect(shell.folder / "shortener.db")) as connection, connection:
+        connection.execute("UPDATE applications SET created_at = created_at - ?", (round(age.total_seconds() * 1000),))
+    assert re.match(text, shell("verify", *options).stdout)

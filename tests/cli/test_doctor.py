@@ -60,6 +60,12 @@ def test_the_doctor_command_reports_only_development_warnings_for_a_good_install
     assert "0 errors" in shell("doctor").stdout
 
 
+def test_the_doctor_command_says_that_recipients_read_the_name_of_an_application(shell: InProcessShell) -> None:
+    assert "name" not in check(shell)
+    query(shell, "UPDATE applications SET name = 'default'")
+    assert "applications update APPLICATION --name" in check(shell)["name"]["text"]
+
+
 def query(shell: InProcessShell, statement: str) -> None:
     with contextlib.closing(sqlite3.connect(shell.folder / "shortener.db")) as connection, connection:
         connection.execute(statement)

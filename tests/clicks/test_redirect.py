@@ -104,9 +104,35 @@ async def test_an_expired_link_gets_410_with_a_page_for_people(client: httpx.Asy
     assert response.status_code == 410
     assert response.headers["content-type"] == "text/html; charset=utf-8"
     assert response.headers["cache-control"] == "private, no-store"
-    assert "default" in response.text  # the page shows the application's name
+    assert "Please ask the sender for a new link" in response.text
     assert len(response.content) < 4096
     assert await event_topics(service) == [Topic.LATE_CLICK]
+
+
+async def test_the_pages_for_recipients_have_the_name_of_the_first_application_only_after_it_was_renamed(
+    client: httpx.AsyncClient, service: Service, clock: Clock
+) -> None:
+    expired, off, confirmed = [await create_link(client) for _ in range(3)]
+    assert (await client.patch(f"/api/v1/links/{off.rpartition('/')[2]}", json={"enabled": False})).status_code == 200
+    await change_settings(service, confirm_clicks="always")
+
+    async def texts() -> list[str]:
+        shown = [(await client.get(confirmed, headers=PHONE_HEADERS)).text]
+        clock.forward(days=90)
+        shown += [(await client.get(link, headers=PHONE_HEADERS)).text for link in (expired, off)]
+        clock.forward(days=-90)
+        return shown
+
+    confirming, late, switched_off = await texts()
+    assert "Press the button to open the page." in confirming
+    assert "Please ask the sender for a new link." in late
+    assert "please contact the sender." in switched_off
+    await change_settings(service, name="ACME")
+    name = "<b><bdi>ACME</bdi></b>"
+    confirming, late, switched_off = await texts()
+    assert f"{name} sent you this link" in confirming
+    assert f"Please ask {name} for a new link." in late
+    assert f"please contact {name}." in switched_off
 
 
 async def test_the_fallback_url_of_a_link_has_priority_over_those_of_its_domain_and_application(

@@ -357,3 +357,9 @@ async def test_each_qr_code_of_the_portal_has_a_description_for_screen_readers(s
         assert len(codes) == number
         assert all('role="img" aria-label="QR code ' in code for code in codes)
     assert f'aria-label="QR code of {link["short_url"]}"' in pages[0][0].text
+
+
+async def test_the_system_page_says_that_nothing_checks_backups(sign_in: SignIn) -> None:
+    page = (await (await sign_in()).get("/portal/admin/system")).text
+    assert "Nothing here checks your backups" in page
+    assert "checks more: backups" not in page
