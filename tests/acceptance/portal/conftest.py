@@ -8,6 +8,7 @@ import fcntl
 import os
 import shutil
 import sqlite3
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -58,6 +59,7 @@ def _demo_installation(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 executor.submit(lambda: asyncio.run(fill_installation(unfinished, messages=120))).result()
             _add_replay(unfinished)
             _add_domain(unfinished)
+            _add_failing_gateway(unfinished)
             unfinished.rename(folder)
     return folder
 
@@ -75,6 +77,19 @@ def _add_domain(folder: Path) -> None:
     values = "1, 1, 'go.brand.example', 'https://go.brand.example', 1790000000000"
     with contextlib.closing(sqlite3.connect(folder / "shortener.db")) as database, database:
         database.execute(f"INSERT INTO domains (id, application_id, host, base_url, created_at) VALUES ({values})")
+
+
+def _add_failing_gateway(folder: Path) -> None:
+    """Open the circuit breaker of the gateway for an hour, and hold the newest of its messages."""
+    now = round(time.time() * 1000)
+    with contextlib.closing(sqlite3.connect(folder / "shortener.db")) as database, database:
+        (held, gateway) = database.execute("SELECT id, gateway_id FROM sends ORDER BY id DESC LIMIT 1").fetchone()
+        opened = "failures_in_row = 12, opened_at = ?, open_until = ?"
+        database.execute(f"UPDATE gateways SET {opened} WHERE id = ?", (now - 600_000, now + 3_600_000, gateway))
+        # A held message whose delivery report has arrived would be finished.
+        database.execute("UPDATE messages SET state = 0 WHERE id = ?", (held,))
+        values = "status = 3, doubtful = 1, last_error = 'timeout', finished_at = NULL"
+        database.execute(f"UPDATE sends SET {values} WHERE id = ?", (held,))
 
 
 @pytest.fixture(scope="session")

@@ -128,13 +128,20 @@ def examine(visit: Visitor) -> None:
         assert axe_violations(visit, options) == [], (width, theme)
 
 
+@pytest.mark.parametrize(
+    ("path", "button", "question"),
+    [
+        ("/portal/1/keys", "Revoke", "Revoke the key"),
+        ("/portal/1/sends?state=held&period=365d", "Give up", "Give the message"),
+    ],
+)
 def test_the_question_before_a_destructive_action_is_accessible_fits_every_window_width_and_causes_no_errors(
-    browser: Chromium, demo_server: Server, admin: Any
+    browser: Chromium, demo_server: Server, admin: Any, path: str, button: str, question: str
 ) -> None:
     with browser.page(state=admin) as visit:
-        visit.open(demo_server.base + "/portal/1/keys")
-        visit.page.click("main button:has-text('Revoke')")
-        visit.page.wait_for_selector("h1:has-text('Revoke the key')")
+        visit.open(demo_server.base + path)
+        visit.page.click(f"main button:has-text('{button}')")
+        visit.page.wait_for_selector(f"h1:has-text('{question}')")
         examine(visit)
         assert visit.problems == []
 
