@@ -14,7 +14,7 @@ from shortener.container import Service
 from shortener.errors import ApiError, ErrorCode
 from shortener.gateways.gateway import GatewayChanges, NewGateway
 from shortener.gateways.presenter import gateway_fields
-from shortener.gateways.store import select_gateway
+from shortener.gateways.store import gateway_name, select_gateway
 from shortener.model import ALL_APPLICATIONS
 from shortener.storage import schema
 from shortener.storage.types import to_ms
@@ -88,6 +88,7 @@ async def test_only_the_operator_can_select_a_shared_gateway_for_an_application(
     assert application is not None
     assert application.gateway is None
     assert application.removed_gateway == "shared"
+    assert await service.database.read(gateway_name, shared.id) == "none", "a form must not take the removal for a change"
     await service.database.write(select_gateway, AUDIT, 1, "none", NOON, is_operator=False)
     await service.directory.refresh()
     application = service.directory.application(1)
