@@ -50,6 +50,11 @@ def percent(part: float | None, whole: float | None = 1) -> str:
     return f"{share:.{digits}f}\N{NO-BREAK SPACE}%"
 
 
+def per_hundred(rate: float | None) -> str:
+    """Return a number for each message as the number for 100 messages, such as 12.5. It is no share, so it can exceed 100."""
+    return DASH if rate is None else f"{100 * rate:,.1f}".removesuffix(".0")
+
+
 def change(now: float | None, before: float | None) -> str:
     """Return how much a figure has changed since the previous period, such as +12 % or -3 %. Without a previous figure, return a
     dash."""
