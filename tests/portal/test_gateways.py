@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import html
 import io
@@ -14,6 +15,8 @@ import pytest
 
 from shortener.accounts.administration import create_application
 from shortener.container import Service
+from shortener.gateways.gateway import NewGateway
+from shortener.gateways.links import GatewayLinks
 from shortener.gateways.queries import update_gateway
 from shortener.messages.balances import change_balance
 from shortener.messages.prices import set_price
@@ -23,8 +26,10 @@ from shortener.reporting import sends as sends_module
 from tests.conftest import NOON, Clock
 from tests.factory import AUDIT
 from tests.gateways.conftest import MakeGateway, SendMessages, stored_sends
+from tests.gateways.smpp.smsc import running_smsc
 from tests.portal.conftest import SignIn, log
 from tests.receiver import Receiver, Reply
+from tests.servers import PATIENCE
 
 FIGURE = re.compile(r'data-figure="(\w+)" data-value="(\d+)" href="([^"]+)"')
 HIDDEN = re.compile(r'<input type="hidden" name="(\w+)" value="([^"]*)">')
@@ -237,3 +242,24 @@ async def test_the_overview_names_a_gateway_that_fails_and_the_held_messages(
     everywhere = (await admin.get("/portal/all/")).text
     assert "<span>Default: gateway test fails; its messages wait</span>" in everywhere
     assert "<span>Default: 1 held message waits for a decision</span>" in everywhere
+
+
+async def test_the_page_of_the_gateways_says_whether_the_connection_to_an_smpp_gateway_is_open(
+    service: Service, sign_in: SignIn
+) -> None:
+    viewer, connections = await sign_in("Vera", Role.VIEWER, 1), service.gateway_connections
+    async with running_smsc() as smsc:
+        settings = {"url": f"smpp://127.0.0.1:{smsc.port}", "system_id": "x"}
+        gateway = await service.gateways.create(AUDIT, 1, NewGateway(name="smsc", kind="smpp", settings=settings))
+        await service.directory.refresh()
+        assert "connection" not in (await viewer.get("/portal/1/gateways")).text, "this process does not know it"
+        await GatewayLinks(service.gateways, service.directory, connections).step()
+        async with asyncio.timeout(PATIENCE):
+            while not connections.is_open(gateway.id):
+                await asyncio.sleep(0.01)  # the pause between two checks
+        assert "connection open" in (await viewer.get("/portal/1/gateways")).text
+    async with asyncio.timeout(PATIENCE):
+        while connections.is_open(gateway.id):
+            await asyncio.sleep(0.01)  # the pause between two checks
+    assert "connection closed" in (await viewer.get("/portal/1/gateways")).text
+    await connections.close()
