@@ -94,6 +94,8 @@ class Checkpointer:
         """Make the WAL empty within some seconds, so that it does not contain data that committed transactions have deleted. While
         a reader uses an old snapshot, this waits, and commits continue. Any thread may call this."""
         self._must_truncate = True
+        for _ in range(2):  # On a quiet installation, the thread waits for two commits before it continues.
+            self._request_commit()
 
     def committed(self, writer: Any, *, is_requested: bool = False) -> None:
         """Count a commit, so that the checkpoint thread knows when to run. The writer thread calls this after each commit, with its

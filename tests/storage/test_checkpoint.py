@@ -176,6 +176,25 @@ async def test_a_truncated_wal_and_the_sqlite_file_do_not_contain_deleted_data_e
 
 
 @pytest.mark.usefixtures("quick_truncation")
+async def test_the_wal_is_truncated_while_the_checkpoint_thread_waits_for_two_commits_of_a_quiet_installation(
+    tmp_path: Path,
+) -> None:
+    async with serving(tmp_path / "shortener.db") as database:
+        await database.write(put)
+        assert database._checkpointer is not None
+        checkpointer = database._checkpointer
+        await database.write(add, 1)
+        await database.write(add, 1)
+        await wait_until(lambda: checkpointer._first_safe_commit == checkpointer._commits + 2)
+        with contextlib.closing(sqlite3.connect(tmp_path / "shortener.db", isolation_level=None)) as command:
+            command.execute("PRAGMA wal_autocheckpoint=0")
+            command.execute("PRAGMA secure_delete=ON")
+            command.execute("UPDATE t SET v = '' WHERE n = 900000")
+            database.truncate_wal()
+            await wait_until(lambda: not files_with_secret(tmp_path))
+
+
+@pytest.mark.usefixtures("quick_truncation")
 async def test_the_truncation_of_the_wal_waits_for_a_reader_and_commits_continue(tmp_path: Path) -> None:
     file = tmp_path / "shortener.db"
     async with serving(file) as database:
