@@ -18,7 +18,7 @@ MASK_REASON = (
 )
 MAX_SHOWN_CHARACTERS = 3
 _CREDENTIAL_NAME = re.compile(
-    r"pass|pwd|pin|secret|token|key|auth|cred|sign|user|login|account|hash|^(?:p|pw|u|h|k)$", re.IGNORECASE
+    r"pass|pw|psw|pin|secret|token|key|auth|cred|sign|user|usr|login|account|hash|^(?:p|u|h|k)$", re.IGNORECASE
 )
 _KNOWN_VALUES = frozenset(
     {"true", "false", "json", "text", "plain", "unicode", "binary", "flash", "gsm7", "gsm-7", "ucs2", "ucs-2", "send", "sendsms"}

@@ -19,7 +19,8 @@ Options = Mapping[str, str]
 @record
 class Preset:
     """A preset of gateway settings. `options` maps the name of each option to its description. The options in `defaults` are
-    optional. `read` returns the options that are not variables of the same name from the stored settings."""
+    optional. `read` returns the options that are not variables of the same name from the stored settings, or an empty dict if the
+    URL was changed to one that the preset does not build."""
 
     name: str
     product: str
@@ -65,11 +66,18 @@ def _read_plain(settings: Mapping[str, Any]) -> dict[str, str]:
 
 def _read_base(path: str) -> Callable[[Mapping[str, Any]], dict[str, str]]:
     """Return a function that reads the option `url` of a preset which adds `path` to this option."""
-    return lambda settings: {"url": settings["url"].removesuffix(path)}
+
+    def read(settings: Mapping[str, Any]) -> dict[str, str]:
+        base = settings["url"].removesuffix(path)
+        return {"url": base} if base != settings["url"] else {}
+
+    return read
 
 
 def _read_twilio(settings: Mapping[str, Any]) -> dict[str, str]:
-    base, _, rest = settings["url"].partition("/2010-04-01/Accounts/")
+    base, is_found, rest = settings["url"].partition("/2010-04-01/Accounts/")
+    if not is_found:
+        return {}
     account = unquote(rest.partition("/")[0])
     variables = settings.get("variables", {})
     user = variables.get("username", "")

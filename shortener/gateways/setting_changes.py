@@ -37,7 +37,11 @@ def rebuild_preset(preset: str, stored: Mapping[str, Any], options: Mapping[str,
     """Return the stored settings with those of the preset built again. An option that is absent keeps its stored value."""
     if not preset:
         raise refuse("options", "must be combined with a preset, and this gateway has none; change its settings instead")
-    return {**stored, **build_preset(preset, {**read_options(preset, stored), **options})}
+    values = {**read_options(preset, stored), **options}
+    if stored.get("url") and "url" not in values:
+        reason = f"must contain url, because the stored URL is not one that the preset {preset} builds; or change the settings"
+        raise refuse("options", reason)
+    return {**stored, **build_preset(preset, values)}
 
 
 def merge_settings(stored: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ class GatewayQueue:
     `waiting` is the number of messages that were not accepted yet, at most 2 * MAX_COUNTED. `oldest_seconds` is the age of the
     oldest of them, without messages that wait on purpose: those of disabled gateways and of disabled applications. `held` is the
     number of doubtful messages that wait for a decision, at most MAX_COUNTED of all gateways. `is_open` is true while the circuit
-    breaker is open, also while a probe may be sent."""
+    breaker of an enabled gateway is open, also while a probe may be sent, and also if no message waits that could be the probe."""
 
     id: int
     name: str
@@ -61,7 +61,7 @@ def read_gateway_queues(connection: Connection, now: datetime) -> list[GatewayQu
                 waiting=waiting,
                 oldest_seconds=age,
                 held=held.get(row.id, 0),
-                is_open=row.open_until is not None,
+                is_open=row.enabled and row.open_until is not None,
                 failures_in_row=row.failures_in_row,
                 last_success_at=row.last_success_at,
             )
@@ -81,9 +81,10 @@ def _waiting(connection: Connection, gateway_id: int) -> tuple[int, datetime | N
             .limit(MAX_COUNTED)
             .subquery()
         )
-        count += connection.execute(select(func.count()).select_from(chosen)).scalar_one()
-        oldest = select(func.min(chosen.c.created_at)).where(chosen.c.application_id.not_in(off))
-        times.append(connection.execute(oldest).scalar())
+        oldest = func.min(chosen.c.created_at).filter(chosen.c.application_id.not_in(off))
+        counted = connection.execute(select(func.count(), oldest).select_from(chosen)).one()
+        count += counted[0]
+        times.append(counted[1])
     return count, min((one for one in times if one is not None), default=None)
 
 
@@ -105,7 +106,7 @@ def register_gateway_metrics(metrics: Metrics, read: Callable[[], Sequence[Gatew
             "Age of the oldest message that waits for the gateway, without disabled gateways and applications.",
         ),
         ("messages_held", "held", "Doubtful messages that are held until a report or a decision."),
-        ("breaker_open", "is_open", "1 if the circuit breaker of the gateway is open, so its messages wait; else 0."),
+        ("breaker_open", "is_open", "1 if the circuit breaker of the enabled gateway is open, so its messages wait; else 0."),
     ):
         metrics.gauge(f"shortener_gateway_{name}", help, partial(_values, read, field), "gateway", "name")
 

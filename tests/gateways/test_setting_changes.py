@@ -113,6 +113,38 @@ async def test_a_preset_is_built_again_from_one_option_and_the_stored_ones(servi
     assert "must not contain a query" in caught.value.details[0].reason
 
 
+@pytest.mark.parametrize(
+    ("preset", "options", "url"),
+    [
+        (
+            "infobip",
+            {"url": "https://x.api.infobip.example", "api_key": "old"},
+            "https://x.api.infobip.example/sms/2/text/advanced",
+        ),
+        ("vonage", {"api_key": "key", "api_secret": "old"}, "https://eu.nexmo.example/sms/json?callback=1"),
+        (
+            "twilio",
+            {"account_sid": "AC1", "auth_token": "old", "messaging_service_sid": "MG1"},
+            "https://proxy.example/twilio",
+        ),
+    ],
+)
+async def test_a_preset_is_not_built_again_from_a_url_of_another_form(
+    service: Service, preset: str, options: dict[str, str], url: str
+) -> None:
+    new = NewGateway(name=preset, preset=preset, options=options, settings={"url": url})
+    created = await service.gateways.create(AUDIT, 1, new)
+    changes: dict[str, str] = {name: "new" for name, value in options.items() if value == "old"}
+    with pytest.raises(ApiError) as caught:
+        await service.gateways.update(AUDIT, created.id, {"options": changes}, is_operator=True)
+    assert [one.field for one in caught.value.details] == ["options"]
+    assert "must contain url" in caught.value.details[0].reason
+    assert stored(await service.gateways.get(created.id)) == stored(created)
+    complete = {**options, **changes, "url": "https://gw.example"}
+    changed = await service.gateways.update(AUDIT, created.id, {"options": complete}, is_operator=True)
+    assert stored(changed)["url"].startswith("https://gw.example/")
+
+
 async def test_options_are_rejected_for_a_gateway_without_a_preset(service: Service) -> None:
     created = await service.gateways.create(AUDIT, 1, NewGateway(name="sim", kind="simulator"))
     with pytest.raises(ApiError) as caught:

@@ -44,7 +44,7 @@ async def test_the_messages_that_wait_for_a_gateway_are_counted_with_the_age_of_
         send(connection, 7, gone, 900)
         changes: dict[int, dict[str, Any]] = {
             busy: {"open_until": NOON + timedelta(seconds=30), "failures_in_row": 12, "last_success_at": NOON},
-            off: {"enabled": False, "disabled_reason": "the secret is lost"},
+            off: {"enabled": False, "disabled_reason": "the secret is lost", "open_until": NOON, "failures_in_row": 10},
             gone: {"removed_at": NOON},
         }
         gateways, applications = schema.gateways, schema.applications
@@ -61,7 +61,7 @@ async def test_the_messages_that_wait_for_a_gateway_are_counted_with_the_age_of_
         busy, "busy", True, None, waiting=3, oldest_seconds=600, held=1, is_open=True, failures_in_row=12, last_success_at=NOON
     )
     assert found["idle"] == GatewayQueue(idle, "idle", True, None)
-    assert found["off"] == GatewayQueue(off, "off", False, "the secret is lost", waiting=1)
+    assert found["off"] == GatewayQueue(off, "off", False, "the secret is lost", waiting=1, failures_in_row=10)
     metrics = Metrics()
     register_gateway_metrics(metrics, lambda: monitor.gateways)
     text = metrics.text("")[0].decode()
@@ -71,6 +71,7 @@ async def test_the_messages_that_wait_for_a_gateway_are_counted_with_the_age_of_
         f"shortener_gateway_oldest_waiting_seconds{labels} 600.0",
         f"shortener_gateway_messages_held{labels} 1.0",
         f"shortener_gateway_breaker_open{labels} 1.0",
+        f'shortener_gateway_breaker_open{{gateway="{off}",name="off"}} 0.0',
     ):
         assert line in text
 
