@@ -11,6 +11,7 @@ import gc
 import logging
 import os
 import pwd
+import re
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
@@ -364,5 +365,14 @@ def _cell(value: Any) -> str:
     if isinstance(value, datetime):
         return value.strftime("%Y-%m-%d %H:%M:%S")
     if isinstance(value, list | tuple):
-        return ", ".join(map(str, value))
-    return str(value)
+        value = ", ".join(map(str, value))
+    return printable(str(value))
+
+
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    """Return a text on one line, with escapes such as \\x1b in place of control characters and changes of the writing direction. A
+    terminal would obey them, and anybody who reports a conversion or answers a request can send them."""
+    return _CONTROL.sub(lambda found: ascii(found.group())[1:-1], text)

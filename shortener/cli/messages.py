@@ -20,6 +20,7 @@ from shortener.cli.common import (
     print_nested_fields,
     print_result,
     print_table,
+    printable,
     reveal_option,
     yes_option,
 )
@@ -122,7 +123,9 @@ async def show_message(message_id: str, application: int | None, reveal: bool, a
         click.echo()
         for entry in timeline:
             details = [
-                f"{name} {value}" for name, value in entry.items() if name not in ("at", "what") and value not in (None, False, "")
+                printable(f"{name} {value}")
+                for name, value in entry.items()
+                if name not in ("at", "what") and value not in (None, False, "")
             ]
             click.echo(f"{entry['at']:<26}{entry['what']:<12}{', '.join(details)}".rstrip())
 

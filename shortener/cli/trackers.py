@@ -24,6 +24,7 @@ from shortener.cli.common import (
     print_fields,
     print_result,
     print_table,
+    printable,
     yes_option,
 )
 from shortener.cli.parameters import DURATION, ID, ApplicationCommand, OwnedCommand
@@ -386,9 +387,9 @@ async def test_tracker(tracker: int, application: int | None, event: str | None,
 
     def print_text() -> None:
         result = "accepted" if sample.delivered else f"NOT accepted: {sample.error}"
-        click.echo(f"{result} (HTTP {sample.http_status or '-'}, {sample.milliseconds} ms) {sample.detail}".rstrip())
+        click.echo(f"{result} (HTTP {sample.http_status or '-'}, {sample.milliseconds} ms) {printable(sample.detail)}".rstrip())
         if sample.answer:
-            click.echo(sample.answer)
+            click.echo("\n".join(map(printable, sample.answer.splitlines())))
 
     print_result(sample_delivery_fields(sample), as_json, print_text)
     if not sample.delivered:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from shortener.accounts.credentials import rotate_token
 from shortener.container import open_service
+from shortener.model import utcnow
 from shortener.settings import Settings
 from tests.cli.shell import InProcessShell
 from tests.conftest import client_of
@@ -60,6 +63,24 @@ def test_commands_list_conversions_and_refused_conversion_reports(shell: InProce
     assert "no application 9" in shell("conversions", "list", "--application", "9", code=1).stderr
     assert len(shell.json("conversions", "list")["conversions"]) == len(shell.json("conversions", "refused")["refused"]) == 1
     assert "--below" in shell("conversions", "refused", "--application", "1", "--below", "x!", code=2).stderr
+
+
+def test_control_characters_in_reported_values_do_not_reach_the_terminal(shell: InProcessShell) -> None:
+    async def report() -> None:
+        service = await open_service(Settings(data_dir=shell.folder))
+        token, _ = await service.database.write(rotate_token, 1, utcnow(), timedelta())
+        async with client_of(service, {"X-Api-Token": token}) as tracker:
+            parameters = {"message_id": "m-1", "action": "\x1b[2Jsale", "note": "a\nstate FAILED\x9b1m\u202e", "name": "Zoë\u200d"}
+            assert (await tracker.get("/api/v1/track", params=parameters)).status_code == 200
+        await service.close(grace=1)
+
+    asyncio.run(report())
+    for words in (("conversions", "list"), ("messages", "show", "m-1")):
+        shown = shell(*words).stdout
+        assert not {"\x1b", "\x9b", "\u202e"} & set(shown)
+        assert r"\x1b[2Jsale" in shown
+    assert "\nstate FAILED" not in shown
+    assert shell.json("messages", "show", "m-1")["conversions"][-1]["action"] == "\x1b[2Jsale"
 
 
 def test_commands_create_rotate_and_revoke_postback_keys(shell: InProcessShell) -> None:
