@@ -14,6 +14,7 @@ from typing import Any
 
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.gateways.input_checks import refuse
+from shortener.gateways.kinds import KINDS
 from shortener.gateways.masking import MASK_REASON, find_masks
 from shortener.gateways.presets import PresetError, build_settings, read_options
 
@@ -44,9 +45,9 @@ def rebuild_preset(preset: str, stored: Mapping[str, Any], options: Mapping[str,
     return {**stored, **build_preset(preset, values)}
 
 
-def merge_settings(stored: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the stored settings changed by the new ones. None as the value of a member, such as variables.password, removes the
-    member."""
+def merge_settings(kind: str, stored: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the stored settings of a kind of gateway changed by the new ones. None as the value of a member, such as
+    variables.password, removes the member. A setting that is not stored has the members of its default."""
     merged = dict(stored)
     for name, value in new.items():
         setting, dot, member = name.partition(".")
@@ -54,13 +55,19 @@ def merge_settings(stored: Mapping[str, Any], new: Mapping[str, Any]) -> dict[st
             _check_variable_name(name, stored)
             merged[name] = value
             continue
-        members = merged.get(setting, {})
+        members = merged[setting] if setting in merged else _default(kind, setting)
         if not isinstance(members, Mapping) or not member:
             raise refuse(f"settings.{name}", f"{setting} has no members")
         merged[setting] = {**members, member: value}
         if value is None:
             del merged[setting][member]
     return merged
+
+
+def _default(kind: str, setting: str) -> Any:
+    """Return the default of a setting; an empty dict if there is no such kind or setting, which the validation then rejects."""
+    field = KINDS[kind].settings_model.model_fields.get(setting) if kind in KINDS else None
+    return {} if field is None else field.default
 
 
 def _check_variable_name(name: str, stored: Mapping[str, Any]) -> None:

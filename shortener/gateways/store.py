@@ -78,7 +78,7 @@ class GatewayStore:
             raise refuse("preset", "is only for gateways of the kind http")
         if options and not new.preset:
             raise refuse("options", "must be combined with a preset")
-        values = merge_settings(build_preset(new.preset, options) if new.preset else {}, values)
+        values = merge_settings(new.kind, build_preset(new.preset, options) if new.preset else {}, values)
         await self._check_target(new.kind, parse_settings(new.kind, values), new.allow_private)
         now = self._clock()
         key = new_report_key()
@@ -152,7 +152,7 @@ class GatewayStore:
         if new or options:
             check_masks(new, options)
             stored, present = self._from_row(row), self._read_settings(row)
-            merged = merge_settings(rebuild_preset(row.preset, present, options) if options else present, new)
+            merged = merge_settings(row.kind, rebuild_preset(row.preset, present, options) if options else present, new)
             changed_settings = sorted(name for name in merged if present.get(name) != merged[name])
             parsed = parse_settings(row.kind, merged)
             if not is_operator:

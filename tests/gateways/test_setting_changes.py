@@ -72,6 +72,16 @@ async def test_one_variable_of_a_gateway_changes_and_the_others_stay(service: Se
     assert (reported["64"], reported["2"], "1" in reported) == ("FAILED", "FAILED", False)
 
 
+async def test_one_member_of_a_setting_that_has_its_default_changes_and_the_other_members_stay(service: Service) -> None:
+    new = NewGateway(name="own", settings={"url": "http://10.0.0.5/send", "encodings.UCS-2": "8"})
+    created = await service.gateways.create(AUDIT, 1, new)
+    assert stored(created)["encodings"] == {"GSM-7": "GSM-7", "UCS-2": "8"}
+    changed = await service.gateways.update(AUDIT, created.id, {"settings": {"report_fields.id": "msgid"}}, is_operator=True)
+    assert stored(changed)["report_fields"] == {"status": "status", "id": "msgid"}
+    changed = await service.gateways.update(AUDIT, created.id, {"settings": {"report_fields.status": None}}, is_operator=True)
+    assert stored(changed)["report_fields"] == {"id": "msgid"}
+
+
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
