@@ -8,7 +8,7 @@ from typing import Any
 import click
 import orjson
 
-from shortener.cli.common import async_command, json_option
+from shortener.cli.common import async_command, json_option, printable
 from shortener.cli.sockets import bind, port_of
 
 
@@ -60,17 +60,18 @@ def print_request(request: Any, as_json: bool) -> None:
         }
         click.echo(orjson.dumps(fields).decode())
         return
-    click.echo(f"\n{request.at:%H:%M:%S} {request.method} {request.target}  -> {request.status}")
+    click.echo(f"\n{request.at:%H:%M:%S} {printable(request.method)} {printable(request.target)}  -> {request.status}")
     for name, value in request.headers.items():
-        click.echo(f"  {name}: {value}")
+        click.echo(f"  {printable(name)}: {printable(value)}")
     click.echo(f"  (signature: {request.signature})")
     if request.body:
         click.echo(format_body(request.body))
 
 
 def format_body(body: bytes) -> str:
-    """Return a JSON body indented, and any other body unchanged."""
+    """Return a JSON body indented, and any other body line by line. Both have escapes in place of control characters."""
     try:
-        return orjson.dumps(orjson.loads(body), option=orjson.OPT_INDENT_2).decode()
+        text = orjson.dumps(orjson.loads(body), option=orjson.OPT_INDENT_2).decode()
     except orjson.JSONDecodeError:
-        return body.decode("utf-8", "replace")
+        text = body.decode("utf-8", "replace")
+    return "\n".join(map(printable, text.split("\n")))

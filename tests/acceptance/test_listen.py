@@ -77,3 +77,22 @@ def test_the_listen_command_verifies_signatures_with_both_secrets_during_a_rotat
         forged = httpx.post(of_new, content=told[3]["body"] + " ", headers=signed_by(told[3]), trust_env=False, timeout=PATIENCE)
         assert forged.status_code == 200
         assert next(heard_by_new)["signature"].startswith("WRONG: ")
+
+
+def test_the_listen_command_prints_control_characters_of_a_request_as_escapes(server: Server) -> None:
+    port = free_port()
+    words = ["listen", "--port", str(port)]
+    process = fork_server.start(
+        words, server.environment, cwd=server.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    with process:
+        assert process.stderr.readline().startswith("Listening on")
+        for body in ('{"text": "a\x9bb"}', "first\x1b]0;title\x07\nsecond"):
+            httpx.post(f"http://127.0.0.1:{port}/", content=body, headers=[(b"X-Note", b"\x9b31m")])
+        process.terminate()
+        printed = process.stdout.read()
+    assert "\n  x-note: \\x9b31m\n" in printed
+    assert '"text": "a\\x9bb"' in printed
+    assert "\nfirst\\x1b]0;title\\x07\nsecond\n" in printed
