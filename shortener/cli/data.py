@@ -16,6 +16,7 @@ import orjson
 from shortener.cli.common import (
     async_command,
     command_line_audit,
+    confirm,
     json_option,
     load_settings,
     open_store,
@@ -46,16 +47,16 @@ def print_counts(counts: dict[str, int], as_json: bool, text_without_rows: str) 
 
 
 @click.command()
-@click.option("--trust-clock", is_flag=True, help="Purge also if the clock is more than 32 days after the latest purge.")
+@click.option("--trust-clock", is_flag=True, help="Do not ask if the clock is more than two years after the latest purge.")
 @json_option
 @async_command
 async def purge(trust_clock: bool, as_json: bool) -> None:
     """Delete data that is older than its retention period, in small batches. A running server also does this regularly.
 
-    If the clock moved far ahead since the latest purge, nothing is deleted for 24 hours, because the clock may be wrong.
+    If the clock is more than two years after the latest purge, it may be wrong, and the command asks at a terminal.
     """
     from shortener.model import utcnow
-    from shortener.retention.clock_guard import PurgeWaits
+    from shortener.retention.clock_guard import find_step
     from shortener.retention.purge import PurgeResult
     from shortener.retention.purge import purge as run
 
@@ -64,13 +65,12 @@ async def purge(trust_clock: bool, as_json: bool) -> None:
             click.echo(f"\r{so_far.rows:,} rows deleted", nl=False, err=True)
 
     async with open_store() as database:
+        step = await database.read(find_step, utcnow())
+        if step is not None:
+            confirm(f"The clock is {step.days:,} days after the latest purge. If it is wrong, this deletes too much.", trust_clock)
         # The purge has many transactions, so the audit row is stored before the first of them.
         await database.write(command_line_audit(database).add, utcnow(), "purge_started")
-        try:
-            purged = await run(database, load_settings(), utcnow(), progress, trusts_clock=trust_clock)
-        except PurgeWaits as error:
-            reason = f"nothing was deleted: {error}. Correct the clock, or add --trust-clock if it is right"
-            raise click.ClickException(reason) from None
+        purged = await run(database, load_settings(), utcnow(), progress)
     if sys.stderr.isatty():
         click.echo(err=True)
     print_counts(dataclasses.asdict(purged), as_json, "there is nothing to delete")

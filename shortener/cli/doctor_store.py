@@ -170,7 +170,7 @@ def _check_rows(connection: Connection, settings: Settings) -> Iterator[Finding]
         yield Finding("trackers", "warning", text, f"correct the receiver, then `shortener trackers update {row.id} --enable`")
     if (step := find_step(connection, now)) is not None:
         text = f"the clock is {step.days:,} days after the latest purge, so the purge waits until {step.until:%Y-%m-%d %H:%M} UTC"
-        yield Finding("purge", "warning", text, "set the clock, or run `shortener purge --trust-clock` if it is right")
+        yield Finding("purge", "warning", text, "set the clock, or run `shortener purge` if it is right")
     elif state.purge_lag_seconds > MAX_PURGE_LAG.total_seconds():
         text = f"the oldest row is stored {state.purge_lag_seconds / 86400:.0f} days beyond its retention"
         yield Finding("purge", "warning", text, "run `shortener purge`, or raise PURGE_BATCH")

@@ -4,7 +4,9 @@ a clock would make all stored data look older than its retention, and the purge 
 Each run of the purge stores its time. If a run begins more than MAX_STEP after the latest run, either the clock moved ahead or no
 process ran for so long. Nothing can tell the two apart, so the purge waits for WAIT_AFTER_STEP. Within this time somebody can
 correct the clock: when it is set back to the time before the step, the purge continues at once. An installation that did not run
-for a year purges one day later. The first run of an installation trusts its clock.
+for years purges one day later. The first run of an installation trusts its clock.
+
+Only the background job waits. `shortener purge` is the decision of a person, and asks at a terminal.
 
 The processes of an installation share the stored value. Their clocks differ a little, and a run may be stored after a later one, so
 a time shortly before the step was found does not end the wait.
@@ -22,8 +24,8 @@ from shortener.storage.types import from_ms, to_ms
 
 #: The name of the stored value: the time of the latest run, the time at which a run found a step, and the size of the step, in ms.
 NAME = "purge_clock"
-#: A purge that runs once a month by command never waits. A smaller step deletes data at most so much too early.
-MAX_STEP = timedelta(days=32)
+#: Faults of clocks are steps of many years, such as 1,024 weeks of GPS. An installation hardly ever stands still for so long.
+MAX_STEP = timedelta(days=730)
 WAIT_AFTER_STEP = timedelta(hours=24)
 _MAX_STEP_MS, _WAIT_MS = MAX_STEP // timedelta(milliseconds=1), WAIT_AFTER_STEP // timedelta(milliseconds=1)
 
@@ -38,14 +40,6 @@ class ClockStep:
     @property
     def days(self) -> int:
         return self.size.days
-
-
-class PurgeWaits(Exception):
-    """Raised if a purge must wait, because the clock moved far ahead."""
-
-    def __init__(self, step: ClockStep) -> None:
-        super().__init__(f"the clock is {step.days:,} days after the latest purge")
-        self.step = step
 
 
 def note_run(connection: Connection, now: datetime, *, trusted: bool = False) -> ClockStep | None:
