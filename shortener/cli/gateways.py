@@ -344,7 +344,7 @@ async def remove_gateway(gateway: int, application: int | None, yes: bool, as_js
                 f" Applications that use it: {names}. Afterwards the service rewrites their messages but sends none (NOT_SENT), "
                 "until `shortener applications update APPLICATION --gateway NAME` selects another gateway."
             )
-        confirm(effect, yes, is_required=bool(users))
+        confirm(effect, yes)
         await store.remove(command_line_audit(database), gateway, application)
     print_result({"gateway_id": gateway, "removed": True}, as_json, lambda: click.echo(f"gateway {gateway} is removed"))
 
