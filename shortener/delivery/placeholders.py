@@ -253,15 +253,15 @@ def kind_of_event(facts: Mapping[str, Any]) -> str:
 def status_word(facts: Mapping[str, Any]) -> str:
     """Return the value of the placeholder `{status}`.
 
-    For a state event, the value is the new state of the message. For a conversion, it is the reported status, and empty if none was
-    reported, as for a click that is sent as a conversion. For other events, it is the status in the delivery report, or the message
-    state as a word of SMPP delivery receipts if the report has none."""
+    For a state event, the value is the new state of the message. For other events, the value is the first known one of: the status
+    of the conversion, the status in the delivery report, the message state as a word of SMPP delivery receipts. 23 Telecom's
+    postback of a conversion has the carrier's word, too."""
     kind = kind_of_event(facts)
     state = _text(facts.get("new_state"))
     if kind == "state":
         return state
-    if kind == "conversion":
-        return _text(facts.get("conversion_status"))
+    if kind == "conversion" and (status := facts.get("conversion_status")):
+        return _text(status)
     return _text(facts.get("report_status")) or STATUS_WORDS.get(state, state)
 
 

@@ -258,7 +258,7 @@ _EVENT_TEXTS: Mapping[str, str] = {
     "sent_at": "Time when the message was sent. null: not reported.",
     "sent_time": "Time when the message was sent: YYYY-MM-DD HH:MM:SS in UTC. null: not reported.",
     "sms_count": "Number of SMS segments that the carrier billed. null: not reported.",
-    "status": "New state of the message, word of the delivery report, or status of the conversion. null: not reported.",
+    "status": "New state of the message, status of the conversion, or word of the delivery report.",
     "status_code": "Reason code of the carrier. null: not reported.",
     "timestamp": "Time of the event.",
     "to_address": "Phone number of the recipient in E.164.",

@@ -169,11 +169,6 @@ def test_a_json_body_contains_the_fields_of_the_tracker_in_its_order() -> None:
     }
 
 
-def test_the_status_of_a_conversion_without_a_reported_status_is_null_in_a_json_body() -> None:
-    facts = CONVERSION | {"conversion_status": None, "report_status": "S12", "reason_code": "000", "new_state": "DELIVERED"}
-    assert body("json", facts, fields=["status", "status_code"]) == {"status": None, "status_code": "000"}
-
-
 def test_a_json_body_has_the_default_fields_if_the_tracker_has_none() -> None:
     assert list(body("json", CONVERSION)) == list(DEFAULT_FIELDS)
     assert body("json", CONVERSION, fields=[]) == {}
