@@ -17,8 +17,8 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import orjson
 from sqlalchemy import Connection, update
 
-from shortener.delivery.health import TrackerHealth
-from shortener.delivery.pace import TrackerPace
+from shortener.delivery.health import HEALTH_COLUMNS, TrackerHealth
+from shortener.delivery.pace import PACE_COLUMNS, TrackerPace
 from shortener.storage import raw_sql, schema
 from shortener.storage.attempt_numbers import START_ATTEMPT
 from shortener.storage.bulk import BulkInsert
@@ -270,10 +270,8 @@ class TrackerState(NamedTuple):
     pace: TrackerPace
 
 
-_HEALTH_COLUMNS = ("failures_in_row", "open_until", "recovering_at", "last_success_at", "last_failure_at", "opened_at")
-_PACE_COLUMNS = ("max_per_second", "rate", "rate_ceiling", "rate_lowered_at", "paced_until")
 _STATE_COLUMNS = "t.id, t.application_id, t.revision, t.enabled, t.updated_at, " + ", ".join(
-    f"t.{name}" for name in (*_HEALTH_COLUMNS, *_PACE_COLUMNS)
+    f"t.{name}" for name in (*HEALTH_COLUMNS, *PACE_COLUMNS)
 )
 _STATES = {
     "sqlite": f"SELECT json_group_array(json_array({_STATE_COLUMNS})) "

@@ -11,18 +11,23 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 from shortener.model import record
+from shortener.storage.types import to_ms
 
 MAX_FAILURES = 10
 MIN_PAUSE_MS, MAX_PAUSE_MS = 30_000, 300_000
 #: A recovering tracker may get at once as many deliveries as its recovery rate allows in this time, and at least one.
 BURST_MS = 1000
 
+#: The columns of the tables `trackers` and `gateways` that contain the health, in the order of the fields.
+HEALTH_COLUMNS = ("failures_in_row", "open_until", "recovering_at", "last_success_at", "last_failure_at", "opened_at")
+
 
 @record
 class TrackerHealth:
-    """The state of the circuit breaker of a tracker.
+    """The state of the circuit breaker of a tracker or a gateway.
 
     If the circuit breaker is open, `opened_at` is the time at which it opened, and a probe may be sent from `open_until` on. If the
     tracker is recovering, `recovering_at` is the time from which the permitted deliveries of the backlog are counted: each sent
@@ -35,6 +40,12 @@ class TrackerHealth:
     last_success_at: int | None = None
     last_failure_at: int | None = None
     opened_at: int | None = None
+
+    @classmethod
+    def from_row(cls, row: Any) -> TrackerHealth:
+        """Return the health in a row of the table `trackers` or `gateways`, whose times are aware datetimes."""
+        times = (getattr(row, name) for name in HEALTH_COLUMNS[1:])
+        return cls(row.failures_in_row, *(None if at is None else to_ms(at) for at in times))
 
     def breaker(self, now: int) -> str:
         """Return the state of the circuit breaker at the time `now`.

@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 from shortener.model import record
+from shortener.storage.types import to_ms
 
 #: The range of `max_per_second`. A stored value outside the range counts as the nearest value in it, because some earlier releases
 #: accepted every positive number.
@@ -36,10 +38,13 @@ SLOW_STEP, FAST_STEP, FAR = 0.005, 0.2, 1.1
 #: fewer than 1.5 deliveries, the limit is 1.5.
 BURST_MS = 100
 
+#: The columns of the tables `trackers` and `gateways` that contain the pace, in the order of the fields.
+PACE_COLUMNS = ("max_per_second", "rate", "rate_ceiling", "rate_lowered_at", "paced_until")
+
 
 @record
 class TrackerPace:
-    """The rate limits of a tracker, in deliveries per second. None means that there is no such limit.
+    """The rate limits of a tracker or a gateway, in deliveries per second. None means that there is no such limit.
 
     `paced_until` is the time from which the permitted deliveries are counted: each claimed delivery makes it later by one interval
     of the rate. `lowered_at` is the time at which the learned rate was last lowered."""
@@ -49,6 +54,12 @@ class TrackerPace:
     ceiling: float | None = None
     lowered_at: int | None = None
     paced_until: int | None = None
+
+    @classmethod
+    def from_row(cls, row: Any) -> TrackerPace:
+        """Return the pace in a row of the table `trackers` or `gateways`, whose times are aware datetimes."""
+        times = (None if at is None else to_ms(at) for at in (row.rate_lowered_at, row.paced_until))
+        return cls(row.max_per_second, row.rate, row.rate_ceiling, *times)
 
     def limit(self, now: int) -> float | None:
         """Return the rate limit that applies at the time `now`, in deliveries per second. Return None if there is no limit."""

@@ -51,7 +51,6 @@ from shortener.settings import Settings
 from shortener.signatures import parse_secret
 from shortener.storage import schema
 from shortener.storage.database import Database
-from shortener.storage.types import to_ms
 
 DEFAULT_SECRET_OVERLAP_SECONDS = 86400
 SUBSCRIBERS_SECONDS = 2.0  # The maximum age of a number that `Trackers.count_subscribers` returns.
@@ -402,18 +401,6 @@ class Trackers:
         return self._secret.encrypt(orjson.dumps(headers).decode()) if headers else None
 
 
-def _health_of(row: Row[Any]) -> TrackerHealth:
-    """Return the health in a row of the table `trackers`."""
-    times = (row.open_until, row.recovering_at, row.last_success_at, row.last_failure_at, row.opened_at)
-    return TrackerHealth(row.failures_in_row, *(None if at is None else to_ms(at) for at in times))
-
-
-def _pace_of(row: Row[Any]) -> TrackerPace:
-    """Return the pace in a row of the table `trackers`."""
-    times = (row.rate_lowered_at, row.paced_until)
-    return TrackerPace(row.max_per_second, row.rate, row.rate_ceiling, *(None if at is None else to_ms(at) for at in times))
-
-
 def tracker_from_row(row: Row[Any]) -> Tracker:
     """Return the tracker in a row of the table `trackers`."""
     return Tracker(
@@ -433,8 +420,8 @@ def tracker_from_row(row: Row[Any]) -> Tracker:
         secret_set=row.secret is not None,
         previous_secret_until=row.previous_secret_until,
         success=row.success,
-        health=_health_of(row),
-        pace=_pace_of(row),
+        health=TrackerHealth.from_row(row),
+        pace=TrackerPace.from_row(row),
         created_at=row.created_at,
         updated_at=row.updated_at,
         max_attempts=row.max_attempts,

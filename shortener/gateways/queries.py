@@ -14,8 +14,8 @@ import orjson
 from sqlalchemy import Connection, Select, bindparam, func, literal_column, or_, select, update
 
 from shortener.delivery.dispatch_queries import ClaimRequest, DeliveryQueue
-from shortener.delivery.health import TrackerHealth
-from shortener.delivery.pace import TrackerPace
+from shortener.delivery.health import HEALTH_COLUMNS, TrackerHealth
+from shortener.delivery.pace import PACE_COLUMNS, TrackerPace
 from shortener.storage import raw_sql, schema
 from shortener.storage.attempt_numbers import START_ATTEMPT
 from shortener.storage.bulk import BulkInsert
@@ -46,8 +46,6 @@ class GatewayState(NamedTuple):
         return self.queue.is_due(now)
 
 
-_HEALTH = ("failures_in_row", "open_until", "recovering_at", "last_success_at", "last_failure_at", "opened_at")
-_PACE = ("max_per_second", "rate", "rate_ceiling", "rate_lowered_at", "paced_until")
 # The SQL contains the status as a literal, because a database cannot use a partial index for a parameter.
 IS_PENDING = sends.c.status == literal_column("0")
 #: One transaction examines at most this many of the oldest due messages of a gateway for messages of disabled applications.
@@ -70,7 +68,7 @@ def _states() -> Select[Any]:
     ]
     return select(
         *columns,
-        *(g[name] for name in (*_HEALTH, *_PACE)),
+        *(g[name] for name in (*HEALTH_COLUMNS, *PACE_COLUMNS)),
         _due(0).label("first_due"),
         _due(1).label("retry_due"),
         in_flight.correlate(gateways).scalar_subquery().label("in_flight"),
@@ -113,10 +111,8 @@ def lock_states(connection: Connection, now: int, only: int | None = None) -> li
                 holds_doubtful=row.on_doubt == "hold",
                 timeout=row.timeout,
                 concurrency=row.concurrency,
-                health=TrackerHealth(row.failures_in_row, *(_ms(row, name) for name in _HEALTH[1:])),
-                pace=TrackerPace(
-                    row.max_per_second, row.rate, row.rate_ceiling, _ms(row, "rate_lowered_at"), _ms(row, "paced_until")
-                ),
+                health=TrackerHealth.from_row(row),
+                pace=TrackerPace.from_row(row),
                 queue=DeliveryQueue(queue_name(row.id), times[0], times[1]),
                 in_flight=row.in_flight,
             )
@@ -143,21 +139,12 @@ def lock_health(connection: Connection, ids: Collection[int]) -> dict[int, Locke
     if not ids:
         return {}
     g = gateways.c
-    columns = (g[name] for name in ("id", "revision", *_HEALTH, *_PACE))
+    columns = (g[name] for name in ("id", "revision", *HEALTH_COLUMNS, *PACE_COLUMNS))
     statement = select(*columns).where(g.id.in_(list(ids))).order_by(g.id).with_for_update()
     return {
-        row.id: LockedGateway(
-            row.revision,
-            TrackerHealth(row.failures_in_row, *(_ms(row, name) for name in _HEALTH[1:])),
-            TrackerPace(row.max_per_second, row.rate, row.rate_ceiling, _ms(row, "rate_lowered_at"), _ms(row, "paced_until")),
-        )
+        row.id: LockedGateway(row.revision, TrackerHealth.from_row(row), TrackerPace.from_row(row))
         for row in connection.execute(statement)
     }
-
-
-def _ms(row: Any, name: str) -> int | None:
-    at = getattr(row, name)
-    return None if at is None else to_ms(at)
 
 
 def update_gateway(connection: Connection, gateway_id: int, values: dict[str, Any]) -> None:

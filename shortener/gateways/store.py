@@ -44,7 +44,6 @@ from shortener.secret import Secret, SecretError
 from shortener.settings import Settings
 from shortener.storage import schema
 from shortener.storage.database import Database
-from shortener.storage.types import to_ms
 
 MAX_GATEWAYS = 50  # The maximum number of gateways of one application.
 MAX_SETTINGS_BYTES = 64 * 1024
@@ -249,7 +248,6 @@ class GatewayStore:
             allow_private=row.allow_private,
             repeats_doubtful=row.on_doubt != "hold",
         )
-        times = ("open_until", "recovering_at", "last_success_at", "last_failure_at", "opened_at")
         return StoredGateway(
             config=config,
             application_id=row.application_id,
@@ -261,8 +259,8 @@ class GatewayStore:
             concurrency=row.concurrency,
             schedule=row.schedule,
             max_per_second=row.max_per_second,
-            health=TrackerHealth(row.failures_in_row, *(_ms(getattr(row, name)) for name in times)),
-            pace=TrackerPace(row.max_per_second, row.rate, row.rate_ceiling, _ms(row.rate_lowered_at), _ms(row.paced_until)),
+            health=TrackerHealth.from_row(row),
+            pace=TrackerPace.from_row(row),
             created_at=row.created_at,
             updated_at=row.updated_at,
         )
@@ -313,10 +311,6 @@ def _add_row(
 
 def _subject(row: Row[Any]) -> str:
     return f"gateway {row.id} {row.name}"
-
-
-def _ms(at: datetime | None) -> int | None:
-    return None if at is None else to_ms(at)
 
 
 def _insert(connection: Connection, audit: AuditWriter, row: Mapping[str, Any]) -> Row[Any]:

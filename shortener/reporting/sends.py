@@ -189,13 +189,7 @@ def read_gateway_summaries(connection: Connection, gateway_ids: Sequence[int], a
             enabled=row.enabled,
             disabled_reason=row.disabled_reason,
             is_removed=row.removed_at is not None,
-            health=TrackerHealth(
-                row.failures_in_row,
-                *(
-                    None if at is None else to_ms(at)
-                    for at in (row.open_until, row.recovering_at, row.last_success_at, row.last_failure_at, row.opened_at)
-                ),
-            ),
+            health=TrackerHealth.from_row(row),
         )
         for row in connection.execute(statement)
     ]
