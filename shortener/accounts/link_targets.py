@@ -50,8 +50,8 @@ def target_problems(url: str) -> list[str]:
 
 
 def spellings_of(url: str) -> tuple[str, ...]:
-    """Return the forms in which a destination may be stored that a filter names: normalized, and as written if its host is an IPv6
-    address, because earlier versions stored these as they were written. A text that is not a URL is returned unchanged."""
+    """Return the texts as which the destination `url` of a filter may be stored: the normalized URL, and for an IPv6 address also
+    the URL as it was written, because earlier versions stored it so. Return a text that is not a URL unchanged."""
     try:
         stored = parse_destination(url).url
     except UrlError:

@@ -131,7 +131,7 @@ _LIMIT_OPTIONS = (
         multiple=True,
         callback=_parse_pairs,
         metavar="NAME=VALUE",
-        help="Option of the preset, for example url=... or password=... For a present gateway, the settings of the preset are "
+        help="Option of the preset, for example url=... or password=... For a stored gateway, the settings of the preset are "
         "built again from this option and the stored ones. Can be repeated.",
     ),
 )
@@ -330,7 +330,7 @@ def _print_gateway(settings: Settings, gateway: StoredGateway, as_json: bool) ->
 @async_command
 async def remove_gateway(gateway: int, application: int | None, yes: bool, as_json: bool) -> None:
     """Remove a gateway. Its waiting messages become FAILED. Applications that use it have no gateway afterwards: their messages are
-    rewritten, but not sent. If an application uses the gateway, a script must add --yes."""
+    rewritten, but not sent."""
     from shortener.gateways.store import using_applications, waiting_messages
 
     async with open_gateways() as (database, store, _settings):

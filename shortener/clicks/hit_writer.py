@@ -45,8 +45,8 @@ class _WrittenHits:
 
 
 class HitsRejected(StoreUnavailable):
-    """Raised if the database rejects MAX_PROBES hits of a batch in a row and none is stored, although it accepts test rows. Only
-    another hit that it stores shows that the hits are at fault."""
+    """Raised if the database rejects MAX_PROBES hits of a batch in a row and none is stored, although it accepts test rows. If it
+    stores any other hit, the rejected hits are at fault; otherwise this may be an outage."""
 
 
 class HitWriter:
@@ -213,7 +213,7 @@ class HitWriter:
                 failures.append((hit, own_error))
                 if len(failures) >= MAX_PROBES and not stored:
                     break
-            else:  # A hit that another attempt has stored, or whose code is unknown, shows nothing.
+            else:  # It proves nothing if another attempt has stored the hit, or if its code is unknown.
                 stored += is_stored
                 was_accepted = was_accepted and not is_stored
         if failures and not await self._is_fault_of_hits(len(failures), stored, needs_probe=was_accepted):

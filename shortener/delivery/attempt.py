@@ -247,8 +247,8 @@ class AttemptRunner:
     ) -> FinishedAttempt:
         """Return the result of an attempt whose response the service could not process.
 
-        It counts. It uses nothing of the response except its status, and not the tracker's own schedule, because they may have
-        caused the fault."""
+        The attempt counts. Of the response, the result contains only the status. The retry follows the default schedule, because
+        the tracker's own schedule may have caused the fault."""
         claim, now = attempt.claim, to_ms(self._clock())
         counted = claim.attempt - claim.base_attempt
         status = DeliveryStatus.PENDING if counted < target.max_attempts else DeliveryStatus.DEAD

@@ -395,7 +395,7 @@ class GatewayDispatcher:
             if one.is_local_failure:
                 self._paused[one.attempt.queue] = one.at + LOCAL_PAUSE_MS
             if one.change.row.id not in cycle.written:
-                if one.result is None:  # a claim that was to be given back
+                if one.result is None:  # There was no attempt, and there is no claim to give back any more.
                     continue
                 totals.leases_lost += 1
                 log.warning("send_lease_lost", send=encode(one.change.row.id))

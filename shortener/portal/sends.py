@@ -55,7 +55,7 @@ CSV_COLUMNS = (
 _STATE = FilterField(
     "state", "State", {**{one.api_name: STATES[one][0] for one in SendStatus}, "doubtful": "Doubtful"}, is_common=True
 )
-#: The actions of the page: the note after the action, by the value of the field `action`.
+#: The note that the page shows after an action, by the value of the form field `action`.
 _DONE = {"resend": "The message is sent again as soon as possible.", "discard": "The message is given up."}
 
 

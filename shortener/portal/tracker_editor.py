@@ -248,7 +248,7 @@ def _fields_of(tracker: Tracker | None) -> dict[str, str]:
 
 
 def _values_of(tracker: Tracker) -> FormValues:
-    """Return the values that the form of a stored tracker shows, which its version contains."""
+    """Return the values that the form of a stored tracker shows. The version of the form is made from them (form_versions.py)."""
     boxes = {"enabled": tracker.enabled, "with_suspected": tracker.with_suspected}
     lists = {"events": tracker.events, "conversion_dispositions": tracker.conversion_dispositions or []}
     return {**_fields_of(tracker), **boxes, **lists}

@@ -26,9 +26,10 @@ class GatewayQueue:
     """What waits at a gateway that is not removed.
 
     `waiting` is the number of messages that were not accepted yet, at most 2 * MAX_COUNTED. `oldest_seconds` is the age of the
-    oldest of them, without messages that wait on purpose: those of disabled gateways and of disabled applications. `held` is the
-    number of doubtful messages that wait for a decision, at most MAX_COUNTED of all gateways. `is_open` is true while the circuit
-    breaker of an enabled gateway is open, also while a probe may be sent, and also if no message waits that could be the probe."""
+    oldest of them. It ignores messages that wait on purpose: those of disabled gateways and of disabled applications. `held` is the
+    number of doubtful messages that wait for a decision. At most MAX_COUNTED held messages of all gateways are counted. `is_open`
+    is true while the circuit breaker of an enabled gateway is open. It stays true while a probe may be sent, even if no message
+    waits that could be the probe."""
 
     id: int
     name: str

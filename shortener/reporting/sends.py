@@ -196,7 +196,7 @@ def read_gateway_summaries(connection: Connection, gateway_ids: Sequence[int], a
 
 
 def own_gateway_names(connection: Connection, application_ids: Sequence[int]) -> dict[int, str]:
-    """Return the names of the gateways that belong to applications by id. A name of a removed gateway ends with "(removed)"."""
+    """Return the names of the gateways of some applications, by gateway id. The name of a removed one ends with "(removed)"."""
     g = gateways.c
     found = select(g.id, g.name, g.removed_at).where(g.application_id.in_(list(application_ids))).order_by(g.id)
     return {row.id: row.name + (" (removed)" if row.removed_at else "") for row in connection.execute(found)}

@@ -1,4 +1,5 @@
-"""This module erases the personal data of a recipient, or of one message. Statistics do not change. Erased data:
+"""This module erases the personal data of a recipient, or of one message. Statistics do not change, except
+that a message that waits for its gateway then counts as failed and costs nothing. Erased data:
 
 - of the message: the number, the content hash (somebody could try all phone numbers until the hash is equal), metadata, callback
   URL, and the texts and ids of the carrier's reports
