@@ -65,7 +65,7 @@ class Domain:
         return any(matches_link_path(path, prefix) for path in (self.path, *self.previous_paths))
 
 
-DEFAULT_NAME = "default"  # The name of the application that the first start of a server creates. It is no name of a sender.
+DEFAULT_NAME = "default"  # The name of the application that the first start of a server creates. Recipients do not see it.
 
 
 @record

@@ -230,7 +230,8 @@ async def _change_link(code: str, application: int | None, requested: dict[str, 
 
 
 async def _perform_earlier(updates: LinkUpdates) -> int:
-    """Perform batches of an earlier update, for which the new one waits if no server runs. Return their number."""
+    """Perform batches of an earlier update, because the new one waits until it is complete, and perhaps no server runs. Return the
+    number of batches."""
     try:
         return await updates.step()
     except StoreUnavailable:

@@ -143,7 +143,8 @@ async def erase_messages(phone: str | None, message_id: str | None, application:
     """Erase the personal data of one phone number or one message.
 
     This removes phone numbers, metadata, destinations, and the addresses and user agents of hits. Statistics stay correct. The
-    links respond with 410. A message that waits for a gateway becomes FAILED, and its cost is refunded.
+    links respond with 410. A message that waits for a gateway becomes FAILED, and its cost is refunded unless the gateway may have
+    accepted it.
     """
     from shortener.clicks.user_agents import load_expressions
     from shortener.errors import ApiError, ErrorCode

@@ -98,7 +98,7 @@ class SpoolDrainer:
         hits = sorted(((hit.at, hit.id, entry, hit) for entry, hit in entries if isinstance(hit, Hit)), key=lambda row: row[:2])
         rejected: HitsRejected | None = None
         stored, undecided = 0, []
-        # If this attempt fails, the next one begins with other hits, so that one that the database accepts is found in any place.
+        # If this attempt fails, the next one tries other hits first, so that it finds a hit that the database accepts in any place.
         first_probe, self._first_probe = self._first_probe, self._first_probe + MAX_PROBES
         for start in range(0, len(hits), MAX_BATCH_HITS):
             batch = hits[start : start + MAX_BATCH_HITS]

@@ -186,10 +186,10 @@ C = TypeVar("C", bound=_Claim)
 
 
 def find_stored(connection: Connection, table: str, claims: Sequence[C]) -> list[C]:
-    """Return those of the claims of rows of `table` whose transaction is stored, if its outcome was unknown.
+    """Return the claims whose transaction is stored. The claims are of rows of `table`, and the outcome of their commit is unknown.
 
-    The lease and the number of the attempt do not show this on PostgreSQL, because another process can have claimed the row in the
-    same millisecond. SQLite has only one process, so there they do, and all claims are returned."""
+    On PostgreSQL, the lease and the number of the attempt cannot show this, because another process can have claimed the row in the
+    same millisecond. On SQLite only one process claims rows, so they are sufficient, and this function returns all claims."""
     if connection.dialect.name == "sqlite" or not claims:
         return list(claims)
     versions = f"SELECT id, xmin::text::bigint FROM {table} WHERE id = ANY($1::bigint[])"

@@ -56,7 +56,7 @@ class WrittenChanges:
     unwritable: list[int] = field(default_factory=list)
 
     def add(self, changes: Sequence[SendChange], statuses: dict[int, int], events: int) -> None:
-        """Add changes that were passed to `SendWriter.write`, and its result."""
+        """Add the rows of changes that `SendWriter.write` has written. `statuses` and `events` are its result."""
         self.rows += [one.row._replace(status=statuses[one.row.id]) for one in changes if one.row.id in statuses]
         self.events += events
 

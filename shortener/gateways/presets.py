@@ -56,7 +56,7 @@ def read_options(name: str, settings: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _read_url(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Return the option `url` of a preset whose URL is the option, with a query or without."""
+    """Return the option `url` of a preset whose URL is this option, perhaps with a query after it."""
     return {"url": settings["url"].partition("?")[0]}
 
 
@@ -65,7 +65,7 @@ def _read_plain(settings: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _read_base(path: str) -> Callable[[Mapping[str, Any]], dict[str, str]]:
-    """Return a function that reads the option `url` of a preset which adds `path` to this option."""
+    """Return a function that reads the option `url` of a preset whose URL is this option followed by `path`."""
 
     def read(settings: Mapping[str, Any]) -> dict[str, str]:
         base = settings["url"].removesuffix(path)

@@ -51,7 +51,7 @@ def percent(part: float | None, whole: float | None = 1) -> str:
 
 
 def per_hundred(rate: float | None) -> str:
-    """Return a number for each message as the number for 100 messages, such as 12.5. It is no share, so it can exceed 100."""
+    """Return a rate per message as text per 100 messages, such as 12.5. It is not a share, so it can exceed 100."""
     return DASH if rate is None else f"{100 * rate:,.1f}".removesuffix(".0")
 
 

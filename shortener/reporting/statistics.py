@@ -142,7 +142,7 @@ def by_destination(connection: Connection, scope: StatisticsFilter, *, merges_re
     clicked destination.
 
     If `merges_rest` is false, return all groups. The group OTHER then has exactly the messages of the lists with the filter
-    `destination=other`: those whose destinations had no name left in their campaign."""
+    `destination=other`: those whose destinations are in the group OTHER of their own campaign."""
     return _by_name(connection, scope, Kind.DESTINATION, merges_rest=merges_rest)
 
 

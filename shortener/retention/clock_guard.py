@@ -58,8 +58,8 @@ def find_step(connection: Connection, now: datetime) -> ClockStep | None:
 
 
 def _find(stored: tuple[int, int, int] | None, at: int) -> tuple[int, int]:
-    """Return the time at which the step was found after which a run at the time `at` must wait, and the size of the step. Return
-    zeros if the run need not wait. All times are in ms."""
+    """Return the step of the clock because of which a run at the time `at` must wait: the time at which the step was found, and its
+    size. Return zeros if the run need not wait. All times are in ms."""
     if stored is None:
         return 0, 0
     latest, found_at, size = stored

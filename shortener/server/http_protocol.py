@@ -172,7 +172,7 @@ class RedirectProtocol(HttpToolsProtocol):
         url, parser = httptools.parse_url(self.url), self.parser
         http_version = parser.get_http_version()
         if http_version != "1.1" and any(name == b"transfer-encoding" for name, _ in self.headers):
-            # RFC 9112, 6.1: proxies may read another end of such a request, so that what follows it may be another client's.
+            # RFC 9112, 6.1: a proxy may see the end of such a request elsewhere, so the next bytes may belong to another client.
             self._parser_error = "Transfer-Encoding requires HTTP/1.1."
             raise ValueError(self._parser_error)
         raw_path: bytes = url.path

@@ -39,8 +39,8 @@ class PricesResponse(ResponseModel):
 
     status: Literal[True] = True
     currency: str | None = Field(
-        description="Currency of the prices: that of the balance of the application (ISO 4217). null: it has no balance, so the "
-        "operator knows the currency."
+        description="Currency of the prices: that of the balance of the application (ISO 4217). null: it has no balance, and "
+        "the prices are in the currency that the operator chose."
     )
     prices: list[PriceFields] = Field(description="Prices by prefix. The longest matching prefix determines the price of a number.")
 
