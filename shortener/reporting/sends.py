@@ -218,10 +218,8 @@ def _count_waiting(connection: Connection, application_id: int, since: datetime,
     is_recent = s.id >= _id_limits(SendFilter(application_id, since=since))[0]
     held = select(s.gateway_id).where(s.application_id == application_id, _IS_HELD, is_recent, s.created_at >= since)
     limited = held.limit(MAX_COUNTED).subquery()
-    total = 0
     for row in connection.execute(select(limited.c.gateway_id, func.count().label("number")).group_by(limited.c.gateway_id)):
         counts.setdefault(row.gateway_id, SendCounts()).held = row.number
-        total += row.number
     # The index contains the unfinished messages of all applications, oldest first, so the oldest message is always counted.
     is_unfinished = s.status.in_([literal_column("0"), literal_column("3")])
     columns = s.gateway_id, s.application_id, s.status, s.created_at
@@ -234,10 +232,8 @@ def _count_waiting(connection: Connection, application_id: int, since: datetime,
     for row in connection.execute(waiting):
         found = counts.setdefault(row.gateway_id, SendCounts())
         found.pending, found.oldest_pending = row.number, row.oldest
-    is_full = (
-        connection.scalar(select(s.id).where(is_unfinished, is_recent).order_by(s.id).offset(MAX_COUNTED).limit(1)) is not None
-    )
-    return total < MAX_COUNTED and not is_full
+    # The held messages of the application are some of the unfinished messages.
+    return connection.scalar(select(s.id).where(is_unfinished, is_recent).order_by(s.id).offset(MAX_COUNTED).limit(1)) is None
 
 
 def _id_limits(filters: SendFilter) -> tuple[int, int]:

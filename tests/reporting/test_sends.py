@@ -5,21 +5,23 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import Connection, Update, update
+from sqlalchemy import Connection, Insert, Update, insert, update
 
 from shortener.accounts.administration import create_application
 from shortener.container import Service
-from shortener.model import SendStatus
+from shortener.gateways.gateway import NewGateway
+from shortener.model import ALL_APPLICATIONS, SendStatus
 from shortener.reporting import sends as module
 from shortener.reporting.sends import SendFilter, count_held, count_sends, list_gateway_sends, uses_gateways
-from shortener.storage.schema import sends
+from shortener.storage.schema import gateways, sends
 from tests.conftest import Clock
+from tests.factory import AUDIT
 from tests.gateways.conftest import MakeGateway, SendMessages, stored_sends
 
 STATES = [SendStatus.PENDING, SendStatus.SENT, SendStatus.SENT, SendStatus.FAILED, SendStatus.HELD, SendStatus.HELD]
 
 
-def execute(connection: Connection, statement: Update) -> None:
+def execute(connection: Connection, statement: Insert | Update) -> None:
     connection.execute(statement)
 
 
@@ -63,7 +65,8 @@ async def test_messages_of_gateways_are_listed_by_gateway_and_by_state_newest_fi
             assert await listed(service, clock, limit, state=state.api_name, gateway_id=gateway) == expected
             assert await listed(service, clock, limit, state=state.api_name, gateway_id=gateway + 1) == []
         assert await listed(service, clock, limit, state="doubtful") == [SendStatus.HELD] * 2
-    assert await listed(service, clock, until=clock() - timedelta(minutes=1)) == []
+    assert await listed(service, clock, since=clock()) == newest_first
+    assert await listed(service, clock, until=clock()) == []
 
 
 @pytest.mark.parametrize("state", [None, "pending", "held", "sent", "doubtful"])
@@ -96,13 +99,57 @@ async def test_counts_of_more_messages_than_are_examined_are_lower_limits(
     service: Service, gateway: int, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hour = timedelta(hours=1)
-    monkeypatch.setattr(module, "MAX_COUNTED", len(STATES) - 1)
+    monkeypatch.setattr(module, "MAX_COUNTED", len(STATES) - 2)
     found = await service.database.read(count_sends, 1, clock() - hour, clock() + hour, clock() - hour)
-    assert (found.is_complete, found.is_waiting_complete, found.by_gateway[gateway].sent) == (False, True, 2)
+    assert (found.is_complete, found.is_waiting_complete, found.by_gateway[gateway].sent) == (False, True, 1)
     monkeypatch.setattr(module, "MAX_COUNTED", 2)
     found = await service.database.read(count_sends, 1, clock() - hour, clock() + hour, clock() - hour)
     assert (found.is_complete, found.is_waiting_complete) == (False, False)
     assert found.by_gateway[gateway].oldest_pending == clock()
+
+
+async def change(service: Service, number: int, **values: object) -> None:
+    """Change the message with this number in STATES."""
+    row = (await stored_sends(service))[number]
+    await service.database.write(execute, update(sends).where(sends.c.id == row.id).values(values))
+
+
+async def test_the_numbers_of_waiting_messages_are_lower_limits_if_more_messages_wait_than_are_examined(
+    service: Service, gateway: int, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_COUNTED", 2)
+    times = clock(), clock() + timedelta(hours=1), clock()
+    await change(service, 4, status=int(SendStatus.PENDING))
+    assert not (await service.database.read(count_sends, 1, *times)).is_waiting_complete
+    await change(service, 4, status=int(SendStatus.HELD))
+    await change(service, 0, status=int(SendStatus.SENT))
+    found = await service.database.read(count_sends, 1, *times)
+    assert (found.is_waiting_complete, found.by_gateway[gateway].held) == (True, 2)
+
+
+async def test_waiting_messages_are_counted_from_their_oldest_one_in_the_period(
+    service: Service, gateway: int, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_COUNTED", len(STATES))
+    earlier, long_ago = clock() - timedelta(minutes=10), clock() - timedelta(days=400)
+    await change(service, 2, status=int(SendStatus.PENDING), created_at=earlier)
+    old = {"application_id": 1, "gateway_id": gateway, "status": 0, "next_at": long_ago, "created_at": long_ago}
+    await service.database.write(execute, insert(sends).values([{"id": number, **old} for number in range(1, len(STATES))]))
+    for since, expected in ((earlier, (2, earlier)), (clock(), (1, clock()))):
+        found = await service.database.read(count_sends, 1, clock(), clock(), since)
+        counts = found.by_gateway[gateway]
+        assert (counts.pending, counts.oldest_pending, found.is_waiting_complete) == (*expected, True)
+
+
+async def test_an_application_uses_gateways_if_it_has_one_or_if_one_of_the_installation_sends_its_messages(
+    service: Service, gateway: int, clock: Clock
+) -> None:
+    other = (await service.database.write(create_application, "other", clock())).application_id
+    await service.gateways.create(AUDIT, other, NewGateway(name="own", kind="simulator"))
+    assert await service.database.read(uses_gateways, other), "it has no messages"
+    everybody = update(gateways).where(gateways.c.id == gateway).values(application_id=ALL_APPLICATIONS)
+    await service.database.write(execute, everybody)
+    assert await service.database.read(uses_gateways, 1)
 
 
 async def test_an_application_without_a_gateway_and_without_messages_of_gateways_uses_none(
