@@ -61,7 +61,8 @@ def check_version(visit: Visit, stored: FormValues) -> None:
             merged[name] = present
             details.append(Detail(name, "was changed meanwhile; this is the new value"))
         else:
-            text = "off" if value is False else ", ".join(present) or "empty"
+            # This is never a box: one that both have changed has the value that the operator chose.
+            text = ", ".join(present) or "empty"
             text = text if len(text) <= MAX_SHOWN_CHARACTERS else text[:MAX_SHOWN_CHARACTERS] + "…"
             details.append(Detail(name, f"was changed meanwhile to: {text}. If you save again, your entry replaces this value"))
     if details:
