@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import sqlite3
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
+from pydantic import SecretStr
 
+from shortener.secret import open_secret
 from tests.cli.shell import InProcessShell
 
 
@@ -44,17 +48,25 @@ def test_commands_add_select_change_and_remove_a_gateway(shell: InProcessShell) 
     assert selected(shell) == "kannel"
     changed = shell.json("gateways", "update", str(added["gateway_id"]), "--timeout", "3", "--disable", "--set", "method=POST")
     assert (changed["timeout"], changed["enabled"], changed["settings"]["method"]) == (3, False, "POST")
-    shell("gateways", "remove", str(added["gateway_id"]), "--yes")
+    shell("gateways", "remove", str(added["gateway_id"]))
     assert selected(shell) is None
     assert "kannel" not in shell("gateways", "list").stdout
+
+
+def stored_variables(shell: InProcessShell, gateway: str) -> Any:
+    """Return the variables of a gateway, which no command shows."""
+    with contextlib.closing(sqlite3.connect(shell.folder / "shortener.db")) as database:
+        [[settings]] = database.execute("SELECT settings FROM gateways WHERE id = ?", (gateway,))
+    return orjson.loads(open_secret(SecretStr(""), shell.folder).decrypt(settings))["variables"]
 
 
 def test_the_command_gateways_update_changes_one_variable_or_one_option_of_the_preset(shell: InProcessShell) -> None:
     words = ("--preset", "kannel", "--option", "username=user", "--option", "password=S3CRET", "--allow-private")
     number = str(shell.json("gateways", "add", "kannel", *words)["gateway_id"])
     before = shell.json("gateways", "show", number)["settings"]
-    for change in (("--variable", "password=new"), ("--set", "variables.password={new"), ("--option", "password=newer")):
-        assert shell.json("gateways", "update", number, *change)["settings"] == before
+    for option, value in (("--variable", "password="), ("--set", "variables.password={"), ("--option", "password=new")):
+        assert shell.json("gateways", "update", number, option, f"{value}er")["settings"] == before
+        assert stored_variables(shell, number) == {"username": "user", "password": f"{value.partition('=')[2]}er"}
     refused = shell("gateways", "update", number, "--set", "password=new", code=2)
     assert "--variable password=VALUE" in refused.stderr
     moved = shell.json("gateways", "update", number, "--option", "url=http://127.0.0.1:14000/sendsms")["settings"]

@@ -1,5 +1,6 @@
 """This module contains helpers for tests that run a dispatcher."""
 
+import asyncio
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -80,6 +81,12 @@ def other_dispatcher(service: Service, database: Database | None = None, sender:
     rng = random.Random(1)
     senders = (sender, sender) if sender else (service.sender, service.callback_sender)
     return Dispatcher(store, service.trackers, *senders, service.ids, service.clock, service.settings, rng, Throttle())
+
+
+async def run_attempts(dispatcher: Dispatcher) -> None:
+    """Run a dispatch cycle and wait until its attempts have ended. Their outcomes are not recorded yet."""
+    await dispatcher.step()
+    await asyncio.wait(dispatcher._tasks)
 
 
 async def start_attempts(dispatcher: Dispatcher, receiver: Receiver, requests: int) -> None:

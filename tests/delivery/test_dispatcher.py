@@ -32,6 +32,7 @@ from tests.delivery.dispatching import (
     deliveries,
     delivery,
     other_dispatcher,
+    run_attempts,
     start_attempts,
     statuses,
     tracker_row,
@@ -52,8 +53,7 @@ async def test_outcomes_of_delivery_attempts_are_recorded_when_the_database_is_a
     await service.fanout.flush()
     store = UnavailableDatabase(service.database)
     dispatcher = other_dispatcher(service, store)
-    await dispatcher.step()
-    await asyncio.wait(dispatcher._tasks)
+    await run_attempts(dispatcher)
     store.down = True
     with pytest.raises(StoreUnavailable):
         await dispatcher.step()
@@ -117,8 +117,7 @@ async def test_stopping_the_dispatcher_ends_in_time_if_the_database_hangs(
     await service.fanout.flush()
     store = HangingDatabase(service.database)
     dispatcher = other_dispatcher(service, store)
-    await dispatcher.step()
-    await asyncio.wait(dispatcher._tasks)
+    await run_attempts(dispatcher)
     store.down = True
     cycle = asyncio.create_task(dispatcher.step())
     async with asyncio.timeout(PATIENCE):
@@ -203,8 +202,7 @@ async def test_after_a_long_outage_of_the_database_all_outcomes_are_recorded_bef
         await story.first_click()
     await service.fanout.flush()
     dispatcher = other_dispatcher(service)
-    await dispatcher.step()
-    await asyncio.wait(dispatcher._tasks)
+    await run_attempts(dispatcher)
     clock.forward(minutes=1)  # the leases end during the outage
     await dispatcher.flush()
     assert (statuses(await deliveries(service)), len(receiver.requests)) == ({DELIVERED: 3}, 3)
@@ -287,8 +285,7 @@ async def test_a_cut_commit_of_an_outcome_and_of_the_next_claim_of_its_delivery_
     await story.first_click()
     await service.fanout.flush()
     dispatcher = other_dispatcher(service, cast(Database, CutCommits(service.database, ["committed", "stored"])))
-    await dispatcher.step()
-    await asyncio.wait(dispatcher._tasks)
+    await run_attempts(dispatcher)
     clock.forward(seconds=5)  # the outcome waits until its retry is due, so that one transaction records it and claims the delivery
     with pytest.raises(CommitUncertain):
         await dispatcher.step()

@@ -8,7 +8,7 @@ import pytest
 from shortener.container import Service
 from shortener.delivery.deliveries import DeliveryFilter
 from shortener.delivery.formats import FORMATS, render
-from shortener.delivery.sample_delivery import sample_facts, send_test
+from shortener.delivery.sample_delivery import SampleDelivery, sample_facts, send_test
 from shortener.model import EVENT_NAMES, DeliveryStatus, Topic
 from tests.conftest import NOON
 from tests.delivery.conftest import MakeTracker
@@ -18,27 +18,19 @@ from tests.receiver import Receiver, Reply
 DELIVERED, DEAD = DeliveryStatus.DELIVERED, DeliveryStatus.DEAD
 
 
+async def send(service: Service, tracker: int, event: str | None = None, *, allow_http: bool = True) -> SampleDelivery:
+    """Make a test delivery to a tracker of the default application."""
+    parts = service.database, AUDIT, service.trackers, service.sender, service.ids, service.clock
+    return await send_test(*parts, tracker, application_id=1, allow_http=allow_http, event_name=event)
+
+
 async def test_a_test_delivery_makes_one_attempt_and_changes_neither_circuit_breaker_nor_queue(
     service: Service, make_tracker: MakeTracker, receiver: Receiver
 ) -> None:
     tracker = await make_tracker(receiver.url("/?m={message_id}"), enabled=False, format="scg", secret="a secret of mine")
-
-    async def send() -> Any:
-        return await send_test(
-            service.database,
-            AUDIT,
-            service.trackers,
-            service.sender,
-            service.ids,
-            service.clock,
-            tracker,
-            allow_http=True,
-            application_id=1,
-        )
-
-    good = await send()
+    good = await send(service, tracker)
     receiver.default_reply = Reply(410, b"go away")
-    bad = await send()
+    bad = await send(service, tracker)
     assert (good.delivered, good.reason, good.http_status, good.answer) == (True, "success", 200, "OK")
     assert (bad.delivered, bad.reason, bad.error, bad.answer) == (False, "gone", "gone", "go away")
     first, second = receiver.requests
@@ -60,9 +52,7 @@ async def test_a_test_delivery_to_a_forbidden_target_reports_blocked_address(
     service: Service, make_tracker: MakeTracker, receiver: Receiver
 ) -> None:
     tracker = await make_tracker(receiver.url())
-    result = await send_test(
-        service.database, AUDIT, service.trackers, service.sender, service.ids, service.clock, tracker, allow_http=False
-    )
+    result = await send(service, tracker, allow_http=False)
     assert (result.delivered, result.error, receiver.connections) == (False, "blocked_address", 0)
 
 
@@ -71,23 +61,8 @@ async def test_a_test_delivery_has_sample_values_of_the_event_to_which_the_track
 ) -> None:
     url = "/pb?cid={click_id}&payout={value}&tx={transaction_id}&ev={action}&d={disposition}&s={metadata.sub1}&event={event}"
     tracker = await make_tracker(receiver.url(url), "conversion", format="json")
-
-    async def send(event: str | None = None) -> None:
-        await send_test(
-            service.database,
-            AUDIT,
-            service.trackers,
-            service.sender,
-            service.ids,
-            service.clock,
-            tracker,
-            allow_http=True,
-            event_name=event,
-        )
-
-    await send()
-    await send("conversion")
-    await send("delivery")
+    for event in (None, "conversion", "delivery"):
+        await send(service, tracker, event)
     default, conversion, delivery = receiver.requests
     values = "/pb?cid=test-click&payout=19.90&tx=test-transaction&ev=sale&d=positive&s=test&event="
     assert (default.target, conversion.target) == (f"{values}test", f"{values}conversion")
@@ -116,17 +91,7 @@ async def test_the_conversion_of_a_test_delivery_is_one_that_the_filter_of_the_t
     names = {"conversion_actions": actions, "conversion_dispositions": dispositions}
     tracker = await make_tracker(url, "conversion", **names)
     for event in (None, "conversion"):
-        await send_test(
-            service.database,
-            AUDIT,
-            service.trackers,
-            service.sender,
-            service.ids,
-            service.clock,
-            tracker,
-            allow_http=True,
-            event_name=event,
-        )
+        await send(service, tracker, event)
     assert {request.target for request in receiver.requests} == {f"/?{expected}"}
 
 

@@ -168,9 +168,10 @@ async def set_state(service: Service, send_id: int, state: int) -> None:
     await service.database.write(lambda connection: connection.execute(statement).rowcount)
 
 
+@pytest.mark.parametrize("moved_ms", [dispatcher_module.UNWRITABLE_PAUSE_MS, -1], ids=["later", "clock set back"])
 @pytest.mark.parametrize("reason", ["too old", "gateway removed"])
 async def test_one_message_that_cannot_be_given_up_does_not_stop_the_expiry_of_other_messages(
-    reason: str, service: Service, make_gateway: MakeGateway, send_messages: SendMessages, clock: Clock
+    reason: str, moved_ms: int, service: Service, make_gateway: MakeGateway, send_messages: SendMessages, clock: Clock
 ) -> None:
     gateway = await make_gateway("http://127.0.0.1:9/", enabled=False)
     await send_messages(3)
@@ -190,7 +191,7 @@ async def test_one_message_that_cannot_be_given_up_does_not_stop_the_expiry_of_o
     await set_state(service, first.id, 0)
     await dispatcher.flush()
     assert (await stored_sends(service))[0].status == PENDING
-    clock.forward(milliseconds=dispatcher_module.UNWRITABLE_PAUSE_MS)
+    clock.forward(milliseconds=moved_ms)
     await dispatcher.flush()
     assert [send.status for send in await stored_sends(service)] == [FAILED] * 3
 

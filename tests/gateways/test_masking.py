@@ -20,6 +20,10 @@ from shortener.gateways.masking import find_masks, mask_url
         ("pin=123", "pin=***"),
         ("api%5Fkey=1", "api%5Fkey=***"),
         ("h=hunter2", "h=***"),
+        ("PassWord=abc", "PassWord=***"),
+        ("p%61ss=abc", "p%61ss=***"),
+        ("x=abcd", "x=***"),
+        ("x=a%2Bb", "x=a%2Bb"),
         ("psw=abc", "psw=***"),
         ("sms_pw=abc", "sms_pw=***"),
         ("usr=bob", "usr=***"),
@@ -47,3 +51,4 @@ def test_masks_are_found_in_urls_and_in_members_but_not_in_texts_with_stars() ->
     }
     assert find_masks(values) == ["url", "variables.password", "password"]
     assert find_masks({"url": mask_url("http://gw.example/?0123456789abcdef")}) == ["url"]
+    assert find_masks({"url": mask_url("http://gw.example/?x=secret#part")}) == ["url"]

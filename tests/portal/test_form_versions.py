@@ -6,13 +6,12 @@ import html
 import re
 from datetime import timedelta
 from html.parser import HTMLParser
-from typing import Any
 
 import httpx
 import pytest
 
 from shortener.container import Service
-from shortener.portal.form_versions import version_of
+from shortener.portal.form_versions import MAX_SHOWN_CHARACTERS, version_of
 from shortener.portal.operators import Role
 from tests.conftest import Clock
 from tests.delivery.conftest import changes
@@ -76,14 +75,29 @@ def stated(page: httpx.Response) -> str:
     return html.unescape(page.text)
 
 
+async def make_tracker(service: Service, browser: httpx.AsyncClient, receiver: Receiver, **fields: str) -> tuple[int, str]:
+    """Create a tracker in the portal. Return its id and the path of its form."""
+    common = {"name": "shop", "url": receiver.url("/in"), "events": "click", "method": "POST", "format": "json", "enabled": "on"}
+    await browser.post("/portal/1/trackers/new", data=common | fields | {"action": "save"})
+    (tracker,) = await service.trackers.all(1)
+    return tracker.id, f"/portal/1/trackers/{tracker.id}/edit"
+
+
+async def changed_meanwhile(service: Service, sign_in: SignIn, receiver: Receiver) -> tuple[httpx.AsyncClient, str, Form]:
+    """Open the form of a tracker, enter another timeout, and change the name of the tracker by the API. Return the browser, the
+    path of the form, and its fields, which have the old name."""
+    browser = await sign_in("Mia", Role.MANAGER, 1)
+    tracker, path = await make_tracker(service, browser, receiver)
+    form = await opened(browser, path) | {"timeout": ["3"]}
+    await service.trackers.update(AUDIT, tracker, changes(name="of another"))
+    return browser, path, form
+
+
 async def test_two_operators_who_change_one_tracker_do_not_overwrite_each_other(
     service: Service, sign_in: SignIn, receiver: Receiver
 ) -> None:
-    created: dict[str, Any] = {"name": "shop", "url": receiver.url("/in"), "events": ["click"], "max_attempts": "3"}
     mia, tom = await sign_in("Mia", Role.MANAGER, 1), await sign_in("Tom", Role.MANAGER, 1)
-    await mia.post("/portal/1/trackers/new", data=created | {"method": "POST", "format": "json", "enabled": "on", "action": "save"})
-    (tracker,) = await service.trackers.all(1)
-    path = f"/portal/1/trackers/{tracker.id}/edit"
+    tracker, path = await make_tracker(service, mia, receiver, max_attempts="3")
     of_mia, of_tom = await opened(mia, path), await opened(tom, path)
 
     of_mia |= {"name": ["shop of Mia"], "events": ["click", "conversion"], "timeout": ["2"], "with_suspected": ["on"]}
@@ -95,13 +109,13 @@ async def test_two_operators_who_change_one_tracker_do_not_overwrite_each_other(
     assert "Somebody changed values of this form after you opened it, so nothing was saved" in stated(refused)
     assert "was changed meanwhile to: shop of Mia. If you save again, your entry replaces this value" in stated(refused)
     assert stated(refused).count("was changed meanwhile; this is the new value") == 5
-    assert (await service.trackers.get(tracker.id)).max_attempts == 3
+    assert (await service.trackers.get(tracker)).max_attempts == 3
     merged = fields_of(refused)
     assert (merged["name"], merged["max_attempts"], merged["timeout"]) == (["shop of Tom"], ["7"], ["2"])
     assert (merged["events"], merged["with_suspected"]) == (["click", "conversion"], ["on"])
 
     assert (await tom.post(path, data=merged)).status_code == 303, "the second time, Tom has seen what he replaces"
-    stored = await service.trackers.get(tracker.id)
+    stored = await service.trackers.get(tracker)
     assert (stored.name, stored.max_attempts, stored.timeout, stored.with_suspected) == ("shop of Tom", 7, 2, True)
     assert stored.events == ["click", "conversion"]
     assert (stored.conversion_actions, stored.conversion_dispositions) == (["sale", "lead"], ["positive", "none"])
@@ -113,14 +127,11 @@ async def test_a_change_by_the_api_that_ends_as_the_form_says_or_that_the_form_d
     service: Service, sign_in: SignIn, receiver: Receiver
 ) -> None:
     browser = await sign_in("Mia", Role.MANAGER, 1)
-    created: dict[str, Any] = {"name": "shop", "url": receiver.url("/in"), "events": ["click"], "enabled": "on"}
-    await browser.post("/portal/1/trackers/new", data=created | {"method": "POST", "format": "json", "action": "save"})
-    (tracker,) = await service.trackers.all(1)
-    path = f"/portal/1/trackers/{tracker.id}/edit"
+    tracker, path = await make_tracker(service, browser, receiver)
     form = await opened(browser, path) | {"name": ["new"]}
-    await service.trackers.update(AUDIT, tracker.id, changes(name="new", secret_overlap=60, rotate_secret=True, schedule=[1.0]))
+    await service.trackers.update(AUDIT, tracker, changes(name="new", secret_overlap=60, rotate_secret=True, schedule=[1.0]))
     assert (await browser.post(path, data=form)).status_code == 303
-    await service.trackers.update(AUDIT, tracker.id, changes(enabled=False))
+    await service.trackers.update(AUDIT, tracker, changes(enabled=False))
     form.pop("version")
     assert (await browser.post(path, data=form)).status_code == 303, "a form of the previous release has no version"
 
@@ -129,13 +140,7 @@ async def test_a_change_by_the_api_that_ends_as_the_form_says_or_that_the_form_d
 async def test_a_tracker_form_that_is_shown_again_with_its_entries_keeps_the_version_of_the_first_page(
     service: Service, sign_in: SignIn, receiver: Receiver, action: str
 ) -> None:
-    browser = await sign_in("Mia", Role.MANAGER, 1)
-    created: dict[str, Any] = {"name": "shop", "url": receiver.url("/in"), "events": ["click"], "enabled": "on"}
-    await browser.post("/portal/1/trackers/new", data=created | {"method": "POST", "format": "json", "action": "save"})
-    (tracker,) = await service.trackers.all(1)
-    path = f"/portal/1/trackers/{tracker.id}/edit"
-    form = await opened(browser, path) | {"timeout": ["3"]}
-    await service.trackers.update(AUDIT, tracker.id, changes(name="of another"))
+    browser, path, form = await changed_meanwhile(service, sign_in, receiver)
     if action == "invalid":
         again = await browser.post(path, data=form | {"url": ["ftp://x.example"]})
     else:
@@ -150,13 +155,7 @@ async def test_a_tracker_form_that_is_shown_again_with_its_entries_keeps_the_ver
 async def test_entries_that_are_kept_during_a_new_sign_in_keep_the_version_of_their_form(
     service: Service, sign_in: SignIn, receiver: Receiver, clock: Clock
 ) -> None:
-    browser = await sign_in("Mia", Role.MANAGER, 1)
-    created: dict[str, Any] = {"name": "shop", "url": receiver.url("/in"), "events": ["click"], "enabled": "on"}
-    await browser.post("/portal/1/trackers/new", data=created | {"method": "POST", "format": "json", "action": "save"})
-    (tracker,) = await service.trackers.all(1)
-    path = f"/portal/1/trackers/{tracker.id}/edit"
-    form = await opened(browser, path) | {"timeout": ["3"]}
-    await service.trackers.update(AUDIT, tracker.id, changes(name="of another"))
+    browser, path, form = await changed_meanwhile(service, sign_in, receiver)
     clock.now += timedelta(hours=8, seconds=1)
     expired = stated(await browser.post(path, data=form))
     (kept,) = re.findall(r'<input type="hidden" name="kept" value="([^"]+)">', expired)
@@ -223,6 +222,22 @@ async def test_two_operators_who_change_one_domain_do_not_overwrite_each_other(s
     assert domain is not None
     assert (domain.path, domain.home_url, domain.assetlinks) == ("/ACME", "https://brand.example/tom", '[{"a":1}]')
     assert domain.fallback_url == "https://brand.example/late"
+
+
+async def test_a_form_that_was_changed_meanwhile_shows_an_empty_value_as_a_word_and_only_the_beginning_of_a_long_one(
+    service: Service, sign_in: SignIn
+) -> None:
+    browser = await sign_in("Mia", Role.MANAGER, 1)
+    await browser.post("/portal/1/domains", data={"domain": HOST})
+    path = f"/portal/1/domains/{HOST}"
+    await browser.post(path, data=await opened(browser, path) | {"home_url": ["https://brand.example/first"]})
+    form = await opened(browser, path)
+    long = f"https://brand.example/{'x' * MAX_SHOWN_CHARACTERS}"
+    assert (await browser.post(path, data=form | {"home_url": [""], "fallback_url": [long]})).status_code == 303
+    entered = {"home_url": ["https://brand.example/second"], "fallback_url": ["https://brand.example/late"]}
+    shown = stated(await browser.post(path, data=form | entered))
+    assert "was changed meanwhile to: empty. If you save again" in shown
+    assert f"was changed meanwhile to: {long[:MAX_SHOWN_CHARACTERS]}…. If you save again" in shown
 
 
 async def test_two_admins_who_rename_one_application_do_not_overwrite_each_other(service: Service, sign_in: SignIn) -> None:

@@ -9,6 +9,7 @@ import io
 import re
 from datetime import timedelta
 from decimal import Decimal
+from typing import Any
 
 import httpx
 import pytest
@@ -83,7 +84,7 @@ async def test_the_page_of_the_gateways_shows_their_state_and_each_number_leads_
     assert await figures(viewer, "/portal/1/gateways") == {"pending": 1, "held": 1, "sent": 1, "failed": 1, "doubtful": 1}
     text = html.unescape((await viewer.get("/portal/1/gateways?tz=UTC")).text)
     assert re.search(r'<span class="name">test</span>.*selected.*<span class="sub">http</span>', text)
-    assert "Failing, waits" in text or "failing, waits" in text
+    assert "failing, waits" in text
     assert f"{clock() - timedelta(minutes=5):%H:%M:%S}" in text, "since when the circuit breaker is open"
     assert f"{clock() + timedelta(minutes=2):%H:%M:%S}" in text, "the next attempt"
     assert "oldest 2\N{NO-BREAK SPACE}min" in text
@@ -100,6 +101,27 @@ async def test_the_page_of_the_gateways_shows_their_state_and_each_number_leads_
         "failed": 0,
         "doubtful": 0,
     }
+
+
+@pytest.mark.parametrize(
+    ("health", "shown", "breaker"),
+    [
+        ({"failures_in_row": 0}, "not used yet", "closed"),
+        ({"last_success_at": NOON}, "working", "closed"),
+        ({"last_failure_at": NOON}, "working", "closed"),
+        ({"failures_in_row": 2, "last_failure_at": NOON}, "last attempt failed", "closed"),
+        ({"failures_in_row": 12, "opened_at": NOON, "open_until": NOON}, "testing again", "half_open"),
+    ],
+)
+async def test_the_page_of_the_gateways_shows_the_last_attempts_and_its_csv_only_the_state_of_the_circuit_breaker(
+    service: Service, sign_in: SignIn, make_gateway: MakeGateway, health: dict[str, Any], shown: str, breaker: str
+) -> None:
+    gateway = await make_gateway()
+    await service.database.write(update_gateway, gateway.id, health)
+    viewer = await sign_in("Vera", Role.VIEWER, 1)
+    text = (await viewer.get("/portal/1/gateways")).text
+    assert f"<span>{shown}</span>" in text[text.index('<span class="name">test</span>') :].partition("</tr>")[0]
+    assert {row["name"]: row["breaker"] for row in await rows(viewer, "/portal/1/gateways")}["test"] == breaker
 
 
 async def test_a_number_of_messages_that_was_not_counted_completely_is_shown_as_a_lower_limit(
@@ -147,6 +169,8 @@ async def test_the_list_of_the_messages_of_gateways_has_pages_and_also_exists_fo
         assert messages["held"] in (await admin.get(html.unescape(following))).text
     assert len(await rows(admin, "/portal/all/sends")) == 4
     assert (await admin.get("/portal/all/gateways")).status_code == 404
+    assert "Send again…" in (await admin.get("/portal/1/sends?state=held")).text
+    assert "Send again…" not in (await admin.get("/portal/all/sends?state=held")).text, "decisions are made in an application"
 
 
 async def test_a_manager_sends_a_held_message_again_after_a_question(
@@ -164,17 +188,21 @@ async def test_a_manager_sends_a_held_message_again_after_a_question(
     assert "The gateway may already have the message. Then the recipient gets it twice." in asked
     assert await log(service) == before
     fields = {name: html.unescape(value) for name, value in HIDDEN.findall(asked[asked.index("Nothing has changed yet.") :])}
+    service.gateway_dispatcher.wake_up._event.clear()
     done = await manager.post("/portal/1/sends", data=fields)
+    assert service.gateway_dispatcher.wake_up._event.is_set()
     assert (done.status_code, done.headers["location"]) == (303, "/portal/1/sends?state=held&period=365d&done=resend")
     assert "The message is sent again as soon as possible." in (await manager.get(done.headers["location"])).text
     row = (await log(service))[-1]
     assert (row.action, row.operator, row.object) == ("send_resent", "Mia", messages["held"])
     assert (await manager.post("/portal/1/sends", data=fields)).status_code == 409, "a form that is sent twice"
+    assert "Give up…" in (await manager.get("/portal/1/sends?state=doubtful")).text, "the message can still be given up"
     receiver.default_reply = ACCEPTED
     await service.database.write(update_gateway, 2, {"failures_in_row": 0, "opened_at": None, "open_until": None})
     clock.forward(seconds=1)
     await service.gateway_dispatcher.flush()
     assert {row["send_status"] for row in await rows(manager, "/portal/1/sends?state=doubtful")} == {"sent"}
+    assert "Give up…" not in (await manager.get("/portal/1/sends?state=doubtful")).text
 
 
 async def test_a_manager_gives_a_held_message_up_after_a_question(
@@ -184,7 +212,11 @@ async def test_a_manager_gives_a_held_message_up_after_a_question(
     form = {"action": "discard", "message": messages["held"]}
     asked = html.unescape((await manager.post("/portal/1/sends", data=form)).text)
     assert "Its cost of 0.25 is not refunded, because the gateway may have accepted the message." in asked
+    waiting = {"action": "discard", "message": messages["pending"]}
+    assert "Its cost of 0.25 is refunded." in (await manager.post("/portal/1/sends", data=waiting)).text
+    service.events_wake_up._event.clear()
     assert (await manager.post("/portal/1/sends", data={**form, "confirmed": "yes"})).status_code == 303
+    assert service.events_wake_up._event.is_set(), "the fan-out delivers the event that the message has failed"
     assert (await log(service))[-1].action == "send_discarded"
     assert [row["last_error"] for row in await rows(manager, "/portal/1/sends?state=doubtful")] == ["discarded"]
     assert (await manager.post("/portal/1/sends", data={**form, "confirmed": "yes"})).status_code == 409
@@ -230,6 +262,12 @@ async def test_the_messages_of_a_removed_gateway_are_still_shown_with_its_name(
     await service.directory.refresh()
     assert (await figures(viewer, "/portal/1/gateways"))["sent"] == 1
     assert '<option value="2">test (removed)</option>' in (await viewer.get("/portal/1/sends")).text
+    second = await service.gateways.create(AUDIT, 1, NewGateway(name="test", kind="simulator"))
+    await service.gateways.remove(AUDIT, second.id, 1)
+    text = (await viewer.get("/portal/1/sends?gateway=99")).text
+    for number in (gateway.id, second.id):
+        assert f'<option value="{number}">test (removed) ({number})</option>' in text
+    assert '<option value="99" selected>99</option>' in text
 
 
 async def test_the_overview_names_a_gateway_that_fails_and_the_held_messages(
@@ -262,4 +300,7 @@ async def test_the_page_of_the_gateways_says_whether_the_connection_to_an_smpp_g
         while connections.is_open(gateway.id):
             await asyncio.sleep(0.01)  # the pause between two checks
     assert "connection closed" in (await viewer.get("/portal/1/gateways")).text
+    await service.gateways.update(AUDIT, gateway.id, {"enabled": False})
+    await service.directory.refresh()
+    assert "connection" not in (await viewer.get("/portal/1/gateways")).text, "a disabled gateway needs none"
     await connections.close()

@@ -33,6 +33,14 @@ async def test_the_purge_waits_a_day_after_the_clock_moved_far_ahead(database: D
     assert await step_at(database, ahead + WAIT_AFTER_STEP + HOUR) is None
 
 
+async def test_the_purge_continues_after_a_purge_by_command_has_trusted_the_clock(database: Database) -> None:
+    ahead = NOON + 2000 * DAY
+    for now in (NOON, ahead):
+        await step_at(database, now)
+    assert await database.write(note_run, ahead + HOUR, trusted=True) is None
+    assert await step_at(database, ahead + 2 * HOUR) is None
+
+
 async def test_the_purge_continues_at_once_after_the_clock_was_set_back(database: Database) -> None:
     for now in (NOON, NOON + 2000 * DAY):
         await step_at(database, now)

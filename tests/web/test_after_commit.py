@@ -169,11 +169,13 @@ async def test_the_repeat_of_a_request_whose_commit_was_cut_is_not_performed_alt
     monkeypatch.setattr("shortener.web.idempotency.REPEAT_SECONDS", 0.0)
     first = await create()
     assert (first.status_code, first.json()["error_code"]) == (503, "OUTCOME_UNKNOWN")
+    clock.forward(seconds=1)  # the outcome is stored later than the claim
     await asyncio.gather(*idempotency._tasks)
-    clock.forward(seconds=61)
+    clock.forward(seconds=60)
     repeat = await create()
     assert (repeat.status_code, repeat.json()["error_code"]) == (503, "OUTCOME_UNKNOWN")
     assert "Retry-After" not in repeat.headers
+    assert "Idempotency-Replayed" not in repeat.headers, "the first request has no response that could be sent again"
     assert "with a new Idempotency-Key" in repeat.text
     assert len((await client.get("/api/v1/keys")).json()["keys"]) == created
 

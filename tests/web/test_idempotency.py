@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import Connection
 
 from shortener.accounts.directory import increment_version
+from shortener.accounts.stored_responses import CLAIM_LEASE, FirstResponse, RequestKey, claim, find, store_for_claim
 from shortener.container import Service
 from shortener.storage import schema
 from shortener.web.endpoints import ENDPOINTS
@@ -36,6 +37,18 @@ async def test_a_repeated_request_with_the_same_idempotency_key_gets_the_first_r
     assert first.json() == second.json()
     assert (first.headers.get("idempotency-replayed"), second.headers.get("idempotency-replayed")) == (None, "true")
     assert await number_of_keys(client) == 2
+
+
+async def test_a_response_that_is_stored_late_does_not_end_the_claim_of_a_repeat_that_is_being_performed(
+    service: Service, clock: Clock
+) -> None:
+    request, first_claim = RequestKey(1, 1, "POST /api/v1/keys", "job-7"), clock()
+    assert await service.database.write(claim, request, "content", first_claim) is None
+    clock.forward(seconds=CLAIM_LEASE.total_seconds())
+    assert await service.database.write(claim, request, "content", clock()) is None, "the repeat takes the claim over"
+    for claimed_at, expected in ((first_claim, None), (clock(), FirstResponse(201, "body"))):
+        await service.database.write(store_for_claim, request, FirstResponse(201, "body"), claimed_at)
+        assert await service.database.read(find, request) == expected
 
 
 async def test_credentials_in_a_response_stored_for_repeats_are_encrypted(service: Service, client: httpx.AsyncClient) -> None:
