@@ -198,7 +198,7 @@ async def _play(printer: _Printer, receiver: Any, receiver_url: str, base: str, 
         report = f"/api/v1/track?click_id={click_id}&action=deposit&value=25.00&currency=EUR&transaction_id=T-1&status=approved"
         await call("GET", report, token)
         await show_received(3)
-        printer.step("The tracker repeats its report: it gets the same response, and no event is sent")
+        printer.step("The tracker repeats its report: the response has the same id and `duplicate`, and no event is sent")
         await call("GET", report, token)
         printer.step("The status of the message")
         await call("GET", f"/api/v1/sms/status/{message_id}", key)

@@ -46,13 +46,14 @@ def check_gateway_queues(connection: Connection, now: datetime) -> Iterator[Find
             last = f"last success: {to_iso(one.last_success_at) or 'none'}"
             text = f"the circuit breaker of {name} is open after {one.failures_in_row} failures in a row; {last}. "
             text += f"{one.waiting} messages wait"
-            yield Finding("gateways", "warning", text, f"{test}; correct it with `shortener gateways update {one.id}`")
+            remedy = f"{test}; correct it with `shortener gateways update {one.id}`, or if nothing needs a correction, `--disable` "
+            yield Finding("gateways", "warning", text, f"{remedy}and `--enable` end the pause (at most 5 minutes)")
         elif one.oldest_seconds > MAX_WAITING_SECONDS:
             text = f"{one.waiting} messages wait for {name}, the oldest for {one.oldest_seconds:.0f} s"
             remedy = "check that a process hands messages on (`shortener serve` or `deliver`), and --max-per-second of the gateway"
             yield Finding("gateways", "warning", text, f"{remedy}; {test}")
         if one.held:
-            text = f"{one.held} messages are held, because {name} may have accepted them but did not respond"
+            text = f"held messages: {one.held}, because {name} may have accepted them but did not respond"
             remedy = "`shortener sends list --status held`, then `shortener sends resend ID` or `shortener sends discard ID`"
             yield Finding("held_messages", "warning", text, remedy)
 

@@ -80,7 +80,11 @@ def _parse_schedule(context: click.Context, parameter: click.Parameter, value: s
 _TRACKER_OPTIONS = (
     click.option("--name", help="Name of the tracker. It is only displayed. Default: the host of the URL."),
     click.option(
-        "--event", "events", multiple=True, type=click.Choice(EVENT_NAMES), help="Event that the tracker receives. Can be repeated."
+        "--event",
+        "events",
+        multiple=True,
+        type=click.Choice(EVENT_NAMES),
+        help="Event that the tracker receives; `add` needs at least one. Can be repeated.",
     ),
     click.option(
         "--action",
@@ -193,6 +197,8 @@ async def add_tracker(application: int, url: str, secret: str | None, unsigned: 
 
     if secret and unsigned:
         raise click.UsageError("--secret and --unsigned exclude each other")
+    if not options["events"]:
+        raise click.UsageError(f"events: name at least one with --event: {', '.join(EVENT_NAMES)}")
     data = {"url": url, "events": [], **_request_fields(options)}
     if secret or unsigned:
         data["secret"] = secret

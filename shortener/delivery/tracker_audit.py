@@ -16,9 +16,10 @@ from shortener.accounts.audit import AuditWriter
 from shortener.model import SUBSCRIBABLE_TOPICS, Topic
 from shortener.urls import host_of
 
+_FILTERS = ("conversion_actions", "conversion_dispositions")
 _PLAIN = (
     *("name", "enabled", "method", "format", "fields", "success", "max_attempts", "timeout", "concurrency", "max_per_second"),
-    *("schedule", "with_suspected", "conversion_actions", "conversion_dispositions"),
+    *("schedule", "with_suspected", *_FILTERS),
 )
 #: The columns whose values must not be in the audit log, by their names there.
 _HIDDEN = {"url": "path and query of the URL", "headers": "headers", "client_certificate": "client certificate", "secret": "secret"}
@@ -27,6 +28,7 @@ _HIDDEN = {"url": "path and query of the URL", "headers": "headers", "client_cer
 def add_tracker_row(connection: Connection, audit: AuditWriter, now: datetime, action: str, row: Row[Any]) -> None:
     """Add a row about a tracker that was created or deleted."""
     after = {"events": _events(row), "format": row.format, "enabled": row.enabled, "host": _host(row)}
+    after |= {name: found for name in _FILTERS if (found := getattr(row, name))}
     audit.add(connection, now, action, _subject(row), application_id=row.application_id, after=after)
 
 

@@ -19,6 +19,7 @@ from shortener.retention.erasure import ERASED, UNSENT, GiveUp
 from shortener.storage.schema import messages, sends
 from shortener.storage.types import to_ms
 
+DISCARDED = "discarded"  # The `last_error` of a message that somebody decided not to send.
 _IS_OPEN = sends.c.status.in_(UNSENT)
 
 
@@ -54,7 +55,7 @@ def discard(
     if not claims:
         raise _refusal(connection, application_id, message_id)
     reported = finish_reported(claims[0], to_ms(now))
-    change = reported or failed(claims[0], to_ms(now), "discarded", "somebody decided not to send the message")
+    change = reported or failed(claims[0], to_ms(now), DISCARDED, "somebody decided not to send the message")
     audit.add(connection, now, "send_discarded", message_id, application_id=application_id, recipient=claims[0].to_address)
     return claims[0].id, writer.write(connection, [change], to_ms(now))[1]
 

@@ -18,10 +18,12 @@ from sqlalchemy import ColumnElement, Connection, Select, and_, case, exists, fu
 
 from shortener.delivery.health import TrackerHealth
 from shortener.errors import ApiError, ErrorCode
+from shortener.gateways.decisions import DISCARDED
 from shortener.gateways.sends import AnyRow, send_fields
 from shortener.ids import first_id_at
 from shortener.model import SendStatus, mutable_record, record
 from shortener.reporting.messages import MAX_SCANNED_ROWS, select_ids, shown_number
+from shortener.retention.erasure import ERASED
 from shortener.storage.schema import gateways, messages, sends
 from shortener.storage.types import to_ms
 
@@ -68,7 +70,7 @@ class SendCounts:
     `pending` and `held` are the messages that wait now, and `oldest_pending` is the time at which the oldest pending one was
     created. `sent`, `failed` and `doubtful` count the messages that were created in the period. `doubtful` also contains sent,
     failed, held and pending messages. `last_error` is the code of the last failed attempt of the newest of these messages that has
-    one."""
+    one; messages that were discarded or erased are left out."""
 
     pending: int = 0
     oldest_pending: datetime | None = None
@@ -144,13 +146,15 @@ def count_sends(
     low, high = _id_limits(filters)
     floor = connection.scalar(_examined(connection, filters, low, high).offset(MAX_COUNTED).limit(1))
     walked = _examined(connection, filters, low if floor is None else floor + 1, high).order_by(None).subquery()
+    # A decision about a message is no error of its gateway.
+    is_error = sends.c.last_error.not_in((DISCARDED, ERASED))  # NULL is not counted
     statement = (
         select(
             sends.c.gateway_id,
             func.count().filter(sends.c.status == SendStatus.SENT).label("sent"),
             func.count().filter(sends.c.status == SendStatus.FAILED).label("failed"),
             func.count().filter(sends.c.doubtful).label("doubtful"),
-            func.max(case((sends.c.last_error.is_not(None), sends.c.id))).label("newest_error"),
+            func.max(case((is_error, sends.c.id))).label("newest_error"),
         )
         .join_from(walked, sends, sends.c.id == walked.c.id)
         .where(*_exact_conditions(filters))

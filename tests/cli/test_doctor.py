@@ -181,7 +181,7 @@ def test_the_doctor_command_reports_gateways_that_are_down_and_messages_that_wai
     assert [text.partition(", the oldest")[0] for text, _ in texts] == [
         f"the circuit breaker of gateway {down} (carrier) is open after 12 failures in a row; last success: none. 1 messages wait",
         f"1 messages wait for gateway {slow} (slow)",
-        f"1 messages are held, because gateway {slow} (slow) may have accepted them but did not respond",
+        f"held messages: 1, because gateway {slow} (slow) may have accepted them but did not respond",
     ]
     assert f"`shortener gateways test {down} NUMBER`" in texts[0][1]
     assert "`shortener sends list --status held`" in texts[2][1]

@@ -195,6 +195,7 @@ async def test_quarantined_events_are_delivered_after_the_command_deliveries_req
         ("trackers", "add", "1", "https://t.example/", "--header", "nonsense"),
         ("trackers", "add", "1", "https://t.example/", "--schedule", "soon"),
         ("trackers", "add", "1", "https://t.example/", "--event", "nonsense"),
+        ("trackers", "add", "1", "https://t.example/", "--action", "sale"),
     ],
 )
 def test_wrong_usage_of_the_tracker_commands_has_exit_code_2(arguments: tuple[str, ...]) -> None:

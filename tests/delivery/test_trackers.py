@@ -437,7 +437,9 @@ async def test_a_new_tracker_url_removes_the_learned_rate(service: Service) -> N
 
 async def test_the_audit_log_says_which_values_of_a_tracker_changed_without_its_secrets(service: Service) -> None:
     url = "https://user.example/secret-path?token=S3CRET"
-    saved = await service.trackers.create(KEY, 1, new_tracker(url=url, headers={"Authorization": "S3CRET"}))
+    saved = await service.trackers.create(
+        KEY, 1, new_tracker(url=url, headers={"Authorization": "S3CRET"}, conversion_actions=["sale"])
+    )
     for change in (
         changes(name="shop", timeout=3),
         changes(name="shop"),
@@ -449,6 +451,8 @@ async def test_the_audit_log_says_which_values_of_a_tracker_changed_without_its_
         await service.trackers.update(KEY, saved.tracker.id, change)
     created, *changed = await audited_rows(service.database)
     assert (created.action, created.object, created.after["host"]) == ("tracker_created", "tracker 1 user.example", "user.example")
+    assert created.after["conversion_actions"] == ["sale"]
+    assert "conversion_dispositions" not in created.after
     assert [(row.action, row.before, row.after) for row in changed] == [
         ("tracker_changed", {"name": "user.example", "timeout": None}, {"name": "shop", "timeout": 3}),
         ("tracker_changed", {"path and query of the URL": "set"}, {"path and query of the URL": "replaced"}),

@@ -9,10 +9,12 @@ from sqlalchemy import Connection, Insert, Update, insert, update
 
 from shortener.accounts.administration import create_application
 from shortener.container import Service
+from shortener.gateways.decisions import DISCARDED
 from shortener.gateways.gateway import NewGateway
 from shortener.model import ALL_APPLICATIONS, SendStatus
 from shortener.reporting import sends as module
 from shortener.reporting.sends import SendFilter, count_held, count_sends, list_gateway_sends, uses_gateways
+from shortener.retention.erasure import ERASED
 from shortener.storage.schema import gateways, sends
 from tests.conftest import Clock
 from tests.factory import AUDIT
@@ -93,6 +95,20 @@ async def test_the_counts_of_a_gateway_are_the_numbers_of_its_messages_by_state(
     counts = later.by_gateway[gateway]
     assert (counts.pending, counts.held, counts.sent, counts.failed, counts.doubtful) == (1, 2, 0, 0, 0)
     assert (await service.database.read(count_sends, 1, *[clock() + hour] * 3)).by_gateway == {}
+
+
+@pytest.mark.parametrize("decision", [DISCARDED, ERASED])
+async def test_the_last_error_of_a_gateway_is_no_decision_about_a_message(
+    service: Service, gateway: int, clock: Clock, decision: str
+) -> None:
+    await change(service, len(STATES) - 1, last_error=decision)
+    hour = timedelta(hours=1)
+    found = await service.database.read(count_sends, 1, clock() - hour, clock() + hour, clock() - hour)
+    assert found.by_gateway[gateway].last_error == "timeout"
+    for number in range(len(STATES)):
+        await change(service, number, last_error=decision)
+    found = await service.database.read(count_sends, 1, clock() - hour, clock() + hour, clock() - hour)
+    assert found.by_gateway[gateway].last_error is None
 
 
 async def test_counts_of_more_messages_than_are_examined_are_lower_limits(
