@@ -237,7 +237,7 @@ class LinkUpdates:
         position = await self._database.read(_next_messages, row)
         found = await self._database.read(_find_links, row, position.ids) if position.ids else []
         if row.state == COUNTING:
-            await self._database.write(self._advance, row, position, len(found), 0)
+            await self._database.write(self._advance, row, position, len(found))
             return
         codes = [code for _, code in found]
         await self._cache.invalidate(codes)  # if Redis is unavailable, the link cache deletes the entries later
@@ -295,7 +295,7 @@ class LinkUpdates:
     def _change(self, connection: Connection, row: AnyRow, position: _UpdatePosition, link_ids: list[int]) -> None:
         """Change the links of a batch, unless the update was stopped or another process performs it now."""
         rows = find_changeable_by_ids(connection, link_ids) if link_ids else []
-        if not self._advance(connection, row, position, len(rows), 0):
+        if not self._advance(connection, row, position, len(rows)):
             return
         changed = write_changes(
             connection, rows, row.changes, actor=Actor(name=row.actor), now=self._clock(), new_id=self._new_id, update_id=row.id
@@ -304,7 +304,7 @@ class LinkUpdates:
             c = link_updates.c
             connection.execute(update(link_updates).where(c.id == row.id).values(changed=c.changed + changed))
 
-    def _advance(self, connection: Connection, row: AnyRow, position: _UpdatePosition, found: int, changed: int) -> bool:
+    def _advance(self, connection: Connection, row: AnyRow, position: _UpdatePosition, found: int) -> bool:
         """Store the new position of the update, unless it was stopped or another process performs it now. Return whether the
         position was stored."""
         values: dict[str, Any] = {"range_index": position.range_index, "cursor": position.ids[-1] if position.ids else 0}
