@@ -225,7 +225,7 @@ async def test_two_operators_who_change_one_domain_do_not_overwrite_each_other(s
 
 
 async def test_a_form_that_was_changed_meanwhile_shows_an_empty_value_as_a_word_and_only_the_beginning_of_a_long_one(
-    service: Service, sign_in: SignIn
+    sign_in: SignIn,
 ) -> None:
     browser = await sign_in("Mia", Role.MANAGER, 1)
     await browser.post("/portal/1/domains", data={"domain": HOST})

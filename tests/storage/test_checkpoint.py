@@ -168,10 +168,12 @@ async def test_a_truncated_wal_and_the_sqlite_file_do_not_contain_deleted_data_e
         await database.write(add, 1000)
         await database.write(put)
         await database.write(remove)
-        assert files_with_secret(tmp_path) == ["shortener.db-wal"]
+        wal = tmp_path / "shortener.db-wal"
+        assert wal.name in files_with_secret(tmp_path)
+        size = wal.stat().st_size
         database.truncate_wal()
         await wait_until(lambda: not files_with_secret(tmp_path))
-        assert (tmp_path / "shortener.db-wal").stat().st_size == 0
+        assert wal.stat().st_size < size / 2, "at most the commits that truncate_wal itself requests were written after it"
         assert await database.read(count_rows) == 1001
 
 
@@ -210,7 +212,7 @@ async def test_the_truncation_of_the_wal_waits_for_a_reader_and_commits_continue
             assert files_with_secret(tmp_path) != []
             checkpointer._retry_seconds = checkpoint.MAX_RETRY_SECONDS / 2
             await commit_until(database, lambda: any(line["event"] == "wal_not_truncated" for line in logs))
-            checkpointer._next_truncation_at = 0.0
+        checkpointer._next_truncation_at = 0.0
         await wait_until(lambda: not files_with_secret(tmp_path))
 
 
