@@ -11,10 +11,10 @@ from collections.abc import Collection
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, literal_column, or_, select
+from sqlalchemy import ColumnElement, Connection, or_, select
 
 from shortener.gateways.finishing import SendChange, failed, reported_status
-from shortener.gateways.queries import IS_PENDING, ClaimedSend, FinishedSend
+from shortener.gateways.queries import IS_PENDING, IS_UNFINISHED, ClaimedSend, FinishedSend
 from shortener.ids import first_id_at
 from shortener.model import SendStatus
 from shortener.storage.schema import messages, sends
@@ -24,7 +24,6 @@ MAX_ROWS = 256
 #: A message of a disabled application is examined again after this time.
 PAUSE_MS = 60_000
 
-_IS_UNFINISHED = sends.c.status.in_([literal_column("0"), literal_column("3")])
 _SELECT = select(
     sends.c.id,
     sends.c.application_id,
@@ -50,7 +49,7 @@ def expire(connection: Connection, now: int, validity: timedelta, skipped: Colle
     """Return changes that give up messages which were created longer ago than `validity` and have no attempt in flight."""
     hours = validity // timedelta(hours=1)
     oldest = first_id_at(now - validity // timedelta(milliseconds=1))
-    found = find_sends(connection, now, _IS_UNFINISHED, sends.c.id < oldest, *_not_in(skipped))
+    found = find_sends(connection, now, IS_UNFINISHED, sends.c.id < oldest, *_not_in(skipped))
     detail = f"no gateway accepted the message within {hours} hours (GATEWAY_VALIDITY_HOURS)"
     return [finish_reported(one, now) or failed(one, now, "expired", detail) for one in found]
 

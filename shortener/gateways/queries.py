@@ -48,6 +48,8 @@ class GatewayState(NamedTuple):
 
 # The SQL contains the status as a literal, because a database cannot use a partial index for a parameter.
 IS_PENDING = sends.c.status == literal_column("0")
+IS_HELD = sends.c.status == literal_column("3")
+IS_UNFINISHED = sends.c.status.in_([literal_column("0"), literal_column("3")])  # pending or held
 #: One transaction examines at most this many of the oldest due messages of a gateway for messages of disabled applications.
 MAX_EXAMINED = 1000
 

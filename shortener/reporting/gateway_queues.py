@@ -13,7 +13,7 @@ from functools import partial
 
 from sqlalchemy import Connection, func, literal_column, select
 
-from shortener.gateways.queries import IS_PENDING, find_waiting
+from shortener.gateways.queries import IS_HELD, IS_PENDING, find_waiting
 from shortener.metrics import Metrics
 from shortener.model import record
 from shortener.storage.schema import applications, gateways, sends
@@ -91,8 +91,7 @@ def _waiting(connection: Connection, gateway_id: int) -> tuple[int, datetime | N
 
 def _held(connection: Connection) -> dict[int, int]:
     """Return the number of held messages by gateway."""
-    # The SQL contains the status as a literal, because a database cannot use a partial index for a parameter.
-    chosen = select(sends.c.gateway_id).where(sends.c.status == literal_column("3")).limit(MAX_COUNTED).subquery()
+    chosen = select(sends.c.gateway_id).where(IS_HELD).limit(MAX_COUNTED).subquery()
     counted = select(chosen.c.gateway_id, func.count().label("held")).group_by(chosen.c.gateway_id)
     return {row.gateway_id: row.held for row in connection.execute(counted)}
 

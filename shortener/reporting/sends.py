@@ -14,11 +14,12 @@ from dataclasses import field
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, case, exists, func, literal_column, or_, select
+from sqlalchemy import ColumnElement, Connection, Select, and_, case, exists, func, or_, select
 
 from shortener.delivery.health import TrackerHealth
 from shortener.errors import ApiError, ErrorCode
 from shortener.gateways.decisions import DISCARDED
+from shortener.gateways.queries import IS_HELD, IS_PENDING, IS_UNFINISHED
 from shortener.gateways.sends import AnyRow, send_fields
 from shortener.ids import first_id_at
 from shortener.model import SendStatus, mutable_record, record
@@ -37,9 +38,8 @@ _TIME_TOLERANCE = timedelta(hours=1)
 #: The states by which the list can be filtered: the states of model.SendStatus, and the doubtful messages of all states.
 SendState = Literal["pending", "held", "sent", "failed", "doubtful"]
 
-# The SQL contains the states as literals, because a database cannot use a partial index for a parameter.
-_IS_HELD = sends.c.status == literal_column("3")
-_IS_PENDING = and_(sends.c.status.in_([literal_column("0"), literal_column("3")]), sends.c.status == literal_column("0"))
+# With both conditions, the databases can use the index of unfinished messages, which has the order of the list.
+_IS_PENDING = and_(IS_UNFINISHED, IS_PENDING)
 
 
 @record
@@ -175,7 +175,7 @@ def count_sends(
 
 def count_held(connection: Connection, application_id: int) -> int:
     """Return the number of held messages of an application, counted up to MAX_COUNTED."""
-    held = select(sends.c.id).where(sends.c.application_id == application_id, _IS_HELD).limit(MAX_COUNTED).subquery()
+    held = select(sends.c.id).where(sends.c.application_id == application_id, IS_HELD).limit(MAX_COUNTED).subquery()
     return connection.execute(select(func.count()).select_from(held)).scalar_one()
 
 
@@ -220,14 +220,13 @@ def _count_waiting(connection: Connection, application_id: int, since: datetime,
     """Add the numbers of held and pending messages to `counts`. Return whether all of them were counted."""
     s = sends.c
     is_recent = s.id >= _id_limits(SendFilter(application_id, since=since))[0]
-    held = select(s.gateway_id).where(s.application_id == application_id, _IS_HELD, is_recent, s.created_at >= since)
+    held = select(s.gateway_id).where(s.application_id == application_id, IS_HELD, is_recent, s.created_at >= since)
     limited = held.limit(MAX_COUNTED).subquery()
     for row in connection.execute(select(limited.c.gateway_id, func.count().label("number")).group_by(limited.c.gateway_id)):
         counts.setdefault(row.gateway_id, SendCounts()).held = row.number
     # The index contains the unfinished messages of all applications, oldest first, so the oldest message is always counted.
-    is_unfinished = s.status.in_([literal_column("0"), literal_column("3")])
     columns = s.gateway_id, s.application_id, s.status, s.created_at
-    walked = select(*columns).where(is_unfinished, is_recent).order_by(s.id).limit(MAX_COUNTED).subquery()
+    walked = select(*columns).where(IS_UNFINISHED, is_recent).order_by(s.id).limit(MAX_COUNTED).subquery()
     waiting = (
         select(walked.c.gateway_id, func.count().label("number"), func.min(walked.c.created_at).label("oldest"))
         .where(walked.c.application_id == application_id, walked.c.status == SendStatus.PENDING, walked.c.created_at >= since)
@@ -237,7 +236,7 @@ def _count_waiting(connection: Connection, application_id: int, since: datetime,
         found = counts.setdefault(row.gateway_id, SendCounts())
         found.pending, found.oldest_pending = row.number, row.oldest
     # The held messages of the application are some of the unfinished messages.
-    return connection.scalar(select(s.id).where(is_unfinished, is_recent).order_by(s.id).offset(MAX_COUNTED).limit(1)) is None
+    return connection.scalar(select(s.id).where(IS_UNFINISHED, is_recent).order_by(s.id).offset(MAX_COUNTED).limit(1)) is None
 
 
 def _id_limits(filters: SendFilter) -> tuple[int, int]:
@@ -251,7 +250,7 @@ def _examined(connection: Connection, filters: SendFilter, low: int, high: int) 
     """Return a statement that selects the ids of the messages that an index finds, newest first."""
     s = sends.c
     if filters.state == "held":
-        found = select(s.id).where(s.application_id == filters.application_id, _IS_HELD)
+        found = select(s.id).where(s.application_id == filters.application_id, IS_HELD)
     elif filters.state == "pending":
         found = select(s.id).where(_IS_PENDING)
     else:
