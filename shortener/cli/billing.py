@@ -13,6 +13,7 @@ from shortener.cli.common import (
     async_command,
     command_line_audit,
     confirm,
+    confirm_write,
     describe_application,
     json_option,
     open_store,
@@ -75,14 +76,15 @@ async def set_balance(application: int, amount: Decimal, currency: str | None, y
     Prices are numbers in the currency of the balance. If the currency changes, a script must add --yes."""
     from shortener.messages.balances import read_balance
 
+    what = ""
     async with open_store() as database:
         present = await database.read(read_balance, application)
         if present is not None and currency is not None and currency.upper() != present.currency:
             owner = await describe_application(database, application)
             before, after = f"{present.amount:f} {present.currency}", f"{amount:f} {currency.upper()}"
             effect = "Its prices and the costs of its earlier messages keep their numbers, and count in the new currency."
-            confirm(f"The balance of {owner} changes from {before} to {after}. {effect}", yes, is_required=True)
-    await _change(application, as_json, amount=amount, currency=currency)
+            what = f"The balance of {owner} changes from {before} to {after}. {effect}"
+    await _change(application, as_json, what, yes, amount=amount, currency=currency)
 
 
 @balance.command("add", cls=ApplicationCommand)
@@ -92,7 +94,7 @@ async def set_balance(application: int, amount: Decimal, currency: str | None, y
 @async_command
 async def add_to_balance(application: int, amount: Decimal, as_json: bool) -> None:
     """Add an amount to the balance of an application. A negative amount reduces the balance: write -- before the amount."""
-    await _change(application, as_json, added=amount)
+    await _change(application, as_json, "", yes=False, added=amount)
 
 
 @balance.command("remove", cls=ApplicationCommand)
@@ -118,12 +120,13 @@ async def remove_balance(application: int, yes: bool, as_json: bool) -> None:
     print_result(fields, as_json, lambda: click.echo(text))
 
 
-async def _change(application: int, as_json: bool, **change: Any) -> None:
+async def _change(application: int, as_json: bool, what: str, yes: bool, **change: Any) -> None:
     from shortener.messages.audited_billing import change_balance
     from shortener.model import utcnow
 
     async with open_store() as database:
-        found = await database.write(change_balance, command_line_audit(database), application, utcnow(), **change)
+        audit = command_line_audit(database)
+        found = await confirm_write(database, what, yes, change_balance, audit, application, utcnow(), is_required=True, **change)
     _print_balance(application, found, as_json)
 
 
@@ -227,9 +230,9 @@ async def remove_price(prefix: str, application: int, yes: bool, as_json: bool) 
     async with open_store(application) as database:
         owner = await describe_application(database, application) if application else "all applications"
         effect = "Prepaid applications can then send to these numbers only if another price matches."
-        confirm(f"The price for {prefix} of {owner} is removed. {effect}", yes)
+        what = f"The price for {prefix} of {owner} is removed. {effect}"
         audit = command_line_audit(database)
-        digits = await database.write(audited_billing.remove_price, audit, application, prefix, utcnow())
+        digits = await confirm_write(database, what, yes, audited_billing.remove_price, audit, application, prefix, utcnow())
     fields = {"application_id": application or None, "prefix": digits or "default", "removed": True}
     print_result(fields, as_json, lambda: click.echo(f"the price for {digits or 'default'} is removed"))
 
@@ -289,6 +292,7 @@ async def add_opt_out(application: int, phone: str, reveal: bool, as_json: bool)
 async def remove_opt_out(application: int, phone: str, reveal: bool, yes: bool, as_json: bool) -> None:
     """Remove a number from the opt-out list of an application, after the recipient has agreed to messages again."""
     from shortener.messages import audited_billing
+    from shortener.messages.opt_outs import find_opt_outs
     from shortener.model import utcnow
     from shortener.reporting.messages import shown_number
 
@@ -296,7 +300,8 @@ async def remove_opt_out(application: int, phone: str, reveal: bool, yes: bool, 
     shown = shown_number(number, reveal=reveal)
     async with open_store(application) as database:
         owner = await describe_application(database, application)
-        confirm(f"{shown} is removed from the opt-out list of {owner}, which can then send messages to this number again.", yes)
+        if await database.read(find_opt_outs, [(application, number)]):
+            confirm(f"{shown} is removed from the opt-out list of {owner}, which can then send messages to this number again.", yes)
         audit = command_line_audit(database)
         removed = await database.write(audited_billing.remove_opt_out, audit, application, number, utcnow())
     print_result({"phone": shown, "removed": removed}, as_json, lambda: click.echo(f"{shown} is not on the opt-out list"))

@@ -30,8 +30,11 @@ from shortener.lean_imports import import_without_extras
 from shortener.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
     from shortener.accounts.audit import Actor, AuditWriter
     from shortener.redis.link_cache import LinkCache
+    from shortener.storage.database import Database
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -75,6 +78,36 @@ def confirm(what: str, yes: bool, *, is_required: bool = False) -> None:
             click.confirm("Continue?", abort=True, err=True)
     elif is_required:
         raise click.ClickException("nothing was changed: stdin is not a terminal, so add --yes to confirm")
+
+
+class _RolledBack(Exception):
+    """Raised to roll a transaction back that was only run to find out whether it is refused."""
+
+
+async def confirm_write(
+    database: Database,
+    what: str,
+    yes: bool,
+    transact: Callable[..., T],
+    *args: Any,
+    is_required: bool = False,
+    **kwargs: Any,
+) -> T:
+    """Confirm a change with `confirm`, write it as one transaction, and return the result of the transaction.
+
+    If there is something to confirm, the transaction runs once before and is rolled back. So a change that is refused, for example
+    because the object does not exist, fails with its reason and without a question. `transact` must have no effects outside of the
+    database."""
+
+    def rehearse(connection: Connection) -> None:
+        transact(connection, *args, **kwargs)
+        raise _RolledBack
+
+    if what and not yes:
+        with suppress(_RolledBack):
+            await database.write(rehearse)
+    confirm(what, yes, is_required=is_required)
+    return await database.write(transact, *args, **kwargs)
 
 
 def describe_replacement(what: str, overlap: timedelta, earlier_until: datetime | None = None) -> str:

@@ -11,7 +11,7 @@ import click
 from shortener.cli.common import (
     async_command,
     command_line_audit,
-    confirm,
+    confirm_write,
     describe_application,
     describe_replacement,
     json_option,
@@ -216,10 +216,11 @@ async def rotate_postback_key(key: int, application: int | None, overlap: timede
     from shortener.storage.types import to_iso
 
     async with open_store() as database:
-        if (what := await _describe_postback_key(database, application, key)) is not None:
-            confirm(describe_replacement(what, overlap), yes)
-        key_id, new_key, until = await database.write(
-            audited_credentials.rotate_postback_key, command_line_audit(database), application, key, utcnow(), overlap
+        found = await _describe_postback_key(database, application, key)
+        what = "" if found is None else describe_replacement(found, overlap)
+        audit = command_line_audit(database)
+        key_id, new_key, until = await confirm_write(
+            database, what, yes, audited_credentials.rotate_postback_key, audit, application, key, utcnow(), overlap
         )
     fields = {"id": key_id, "postback_key": new_key, "url": _url(new_key), "previous_valid_until": to_iso(until)}
     print_result(fields, as_json, lambda: print_fields(fields))
@@ -236,9 +237,10 @@ async def revoke_postback_key(key: int, application: int | None, yes: bool, as_j
     from shortener.model import utcnow
 
     async with open_store() as database:
-        if (what := await _describe_postback_key(database, application, key)) is not None:
-            confirm(f"{what} stops working at once and for ever.", yes)
-        await database.write(audited_credentials.revoke_postback_key, command_line_audit(database), application, key, utcnow())
+        found = await _describe_postback_key(database, application, key)
+        what = "" if found is None else f"{found} stops working at once and for ever."
+        audit = command_line_audit(database)
+        await confirm_write(database, what, yes, audited_credentials.revoke_postback_key, audit, application, key, utcnow())
     print_result({"id": key, "revoked": True}, as_json, lambda: click.echo(f"postback key {key} is revoked"))
 
 

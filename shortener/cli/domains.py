@@ -15,7 +15,7 @@ from shortener.cli.common import (
     after_change,
     async_command,
     command_line_audit,
-    confirm,
+    confirm_write,
     json_option,
     load_settings,
     open_store,
@@ -150,9 +150,7 @@ async def update_domain(
         changes["disabled"] = disable
     if not changes:
         raise click.UsageError("nothing to change: name at least one option")
-    if disable:
-        await _confirm_disabling(host, application, yes)
-    await _change_domain(host, application, changes, as_json)
+    await _change_domain(host, application, changes, as_json, yes=yes)
 
 
 @domains.command("remove", cls=OwnedCommand)
@@ -166,9 +164,11 @@ async def remove_domain(host: str, application: int | None, yes: bool, as_json: 
     from shortener.model import utcnow
 
     async with open_store() as database:
-        await _confirm_change(database, host, application, "no new links use it", yes)
+        what = await _describe_change(database, host, application, "no new links use it")
         audit = command_line_audit(database)
-        removed = await database.write(audited_accounts.remove_domain, audit, host, utcnow(), application_id=application)
+        removed = await confirm_write(
+            database, what, yes, audited_accounts.remove_domain, audit, host, utcnow(), application_id=application
+        )
     print_result({"host": removed, "removed": True}, as_json, lambda: click.echo(f"{removed} is removed"))
 
 
@@ -179,27 +179,21 @@ async def remove_domain(host: str, application: int | None, yes: bool, as_json: 
 @async_command
 async def disable_domain(host: str, application: int | None, yes: bool, as_json: bool) -> None:
     """Disable a domain: its links respond with 410, and new links are created on another domain."""
-    await _confirm_disabling(host, application, yes)
-    await _change_domain(host, application, {"disabled": True}, as_json)
+    await _change_domain(host, application, {"disabled": True}, as_json, yes=yes)
 
 
-async def _confirm_disabling(host: str, application: int | None, yes: bool) -> None:
-    async with open_store() as database:
-        await _confirm_change(database, host, application, "its links respond with 410, also those that were sent", yes)
-
-
-async def _confirm_change(database: Any, host: str, application: int | None, effect: str, yes: bool) -> None:
-    """Print which application a change of a domain affects, and ask for confirmation."""
+async def _describe_change(database: Any, host: str, application: int | None, effect: str) -> str:
+    """Return the text for `confirm_write` about a change of a domain. It is empty if there is no such domain."""
     from shortener.accounts.directory import Directory
     from shortener.urls import canonical_host
 
     directory = Directory(database)
     await directory.refresh()
     domain = directory.domain(canonical_host(host))
-    if domain is not None and application in (None, domain.application_id):
-        owner = directory.application(domain.application_id)
-        name = owner.name if owner else "-"
-        confirm(f"Domain {domain.host} of application {domain.application_id} ({name}): {effect}.", yes)
+    if domain is None or application not in (None, domain.application_id):
+        return ""
+    owner = directory.application(domain.application_id)
+    return f"Domain {domain.host} of application {domain.application_id} ({owner.name if owner else '-'}): {effect}."
 
 
 @domains.command("enable", cls=OwnedCommand)
@@ -211,16 +205,24 @@ async def enable_domain(host: str, application: int | None, as_json: bool) -> No
     await _change_domain(host, application, {"disabled": False}, as_json)
 
 
-async def _change_domain(host: str, application: int | None, changes: dict[str, Any], as_json: bool) -> None:
+async def _change_domain(host: str, application: int | None, changes: dict[str, Any], as_json: bool, *, yes: bool = False) -> None:
     from shortener.accounts import audited_accounts
     from shortener.accounts.own_hosts import OwnHosts
     from shortener.model import utcnow
 
     async with open_store() as database:
         audit, own_hosts = command_line_audit(database), OwnHosts.of(load_settings())
-        stored = await database.write(
-            audited_accounts.update_domain, audit, host, changes, utcnow(), application_id=application, own_hosts=own_hosts
-        )
+        what = ""
+        if changes.get("disabled"):
+            effect = "its links respond with 410, also those that were sent"
+            what = await _describe_change(database, host, application, effect)
+
+        def write(connection: Any) -> str:
+            return audited_accounts.update_domain(
+                connection, audit, host, changes, utcnow(), application_id=application, own_hosts=own_hosts
+            )
+
+        stored = await confirm_write(database, what, yes, write)
         with after_change():
             await _print_domain(database, stored, as_json)
 

@@ -18,6 +18,7 @@ from shortener.cli.common import (
     command_line_actor,
     command_line_audit,
     confirm,
+    confirm_write,
     describe_application,
     json_option,
     load_settings,
@@ -207,7 +208,7 @@ async def _change_link(code: str, application: int | None, requested: dict[str, 
     async with open_store() as database, open_cache() as cache:
         link = await database.read(find_link, code, application)
         changes = await _parse_changes(database, link.application_id, requested)
-        if requested.get("enabled") is False:
+        if link.url and requested.get("enabled") is False:
             owner = await describe_application(database, link.application_id)
             confirm(f"Link {code} of {owner} responds with 410, and hits on it are not clicks, until it is enabled again.", yes)
         new_id = IdGenerator(database.node)
@@ -353,9 +354,9 @@ async def block_host(host: str, application: int | None, yes: bool, as_json: boo
             whose = f"ALL applications ({', '.join(one.name for one in directory.applications()) or 'none'})"
         else:
             whose = await describe_application(database, owner)
-        confirm(f"Links to {host} of {whose} respond with 410 until it is unblocked.", yes)
+        what = f"Links to {host} of {whose} respond with 410 until it is unblocked."
         audit = command_line_audit(database)
-        blocked = await database.write(audited_accounts.block_host, audit, owner, host, utcnow())
+        blocked = await confirm_write(database, what, yes, audited_accounts.block_host, audit, owner, host, utcnow())
     fields = {"host": blocked, "application_id": application}
     print_result(fields, as_json, lambda: click.echo(f"{blocked} is blocked"))
 

@@ -12,6 +12,7 @@ from shortener.cli.common import (
     async_command,
     command_line_audit,
     confirm,
+    confirm_write,
     describe_application,
     json_option,
     load_settings,
@@ -182,11 +183,11 @@ async def grant(name: str, role: str, application: int | None, remove: bool, yes
         return {"operator": operator.name, "application_id": application_id, "role": None if remove else parsed.label}
 
     async with open_store() as database:
+        what = ""
         if remove:
-            found = await database.read(module.find_operator, name)
             where = await describe_application(database, application_id) if application_id else "all applications"
-            confirm(f"The operator {found.name} is signed out and loses the role in {where}.", yes)
-        fields = await _write_audited(database, write, "role_removed" if remove else "role_granted")
+            what = f"The operator {name} is signed out and loses the role in {where}."
+        fields = await _write_audited(database, write, "role_removed" if remove else "role_granted", what, yes)
     print_result(
         fields, as_json, lambda: click.echo(f"{fields['operator']}: " + (_role_text(fields) if not remove else "role removed"))
     )
@@ -200,8 +201,6 @@ async def grant(name: str, role: str, application: int | None, remove: bool, yes
 @async_command
 async def disable(name: str, enable: bool, yes: bool, as_json: bool) -> None:
     """Disable an operator and end all sessions at once. --enable reverses this."""
-    if not enable:
-        confirm(f"The operator {name} is signed out and can no longer sign in, for all applications.", yes)
     from shortener.model import utcnow
     from shortener.portal import operators as module
 
@@ -209,13 +208,14 @@ async def disable(name: str, enable: bool, yes: bool, as_json: bool) -> None:
         operator = module.disable(connection, name, utcnow(), is_disabled=not enable)
         return {"operator": operator.name, "disabled": not enable}
 
+    what = "" if enable else f"The operator {name} is signed out and can no longer sign in, for all applications."
     async with open_store() as database:
-        fields = await _write_audited(database, write, "operator_enabled" if enable else "operator_disabled")
+        fields = await _write_audited(database, write, "operator_enabled" if enable else "operator_disabled", what, yes)
     print_result(fields, as_json, lambda: click.echo(f"{fields['operator']} is {'enabled' if enable else 'disabled'}"))
 
 
-async def _write_audited(database: Any, change: Any, action: str) -> dict[str, Any]:
-    """Run a change and add a row to the audit log in the same transaction."""
+async def _write_audited(database: Any, change: Any, action: str, what: str, yes: bool) -> dict[str, Any]:
+    """Confirm a change that `what` describes, write it, and add a row to the audit log in the same transaction."""
     from shortener.model import utcnow
 
     audit = command_line_audit(database)
@@ -225,4 +225,4 @@ async def _write_audited(database: Any, change: Any, action: str) -> dict[str, A
         audit.add(connection, utcnow(), action, fields["operator"], after=fields)
         return fields
 
-    return dict(await database.write(write))
+    return dict(await confirm_write(database, what, yes, write))

@@ -11,7 +11,7 @@ import click
 from shortener.cli.common import (
     async_command,
     command_line_audit,
-    confirm,
+    confirm_write,
     json_option,
     load_settings,
     open_store,
@@ -106,10 +106,12 @@ async def discard(message_id: str, application: int | None, yes: bool, as_json: 
     service = await open_service(load_settings(), owner=False, may_create=False)
     try:
         owner = await find_application(service.database, application)
-        confirm(f"Message {message_id} becomes FAILED and is not sent.", yes)
+        what = f"Message {message_id} becomes FAILED and is not sent."
         writer = service.gateway_dispatcher.writer
         audit = command_line_audit(service.database)
-        row_id, _ = await service.database.write(decisions.discard, audit, writer, owner, message_id, service.clock())
+        row_id, _ = await confirm_write(
+            service.database, what, yes, decisions.discard, audit, writer, owner, message_id, service.clock()
+        )
         found = await service.database.read(find_send, row_id)
     finally:
         await service.close(grace=2)

@@ -88,4 +88,9 @@ def _refusal(connection: Connection, application_id: int, message_id: str) -> Ap
         return ApiError(ErrorCode.MESSAGE_NOT_FOUND, "No gateway sends a message with this id.")
     if status in (SendStatus.PENDING, SendStatus.HELD):
         return ApiError(ErrorCode.CONFLICT, "An attempt to send the message is running; try again later.")
+    return already_finished(status)
+
+
+def already_finished(status: int) -> ApiError:
+    """Return the error about a decision that comes too late: the message is already sent or has failed."""
     return ApiError(ErrorCode.CONFLICT, f"The message is already {SendStatus(status).api_name}.")

@@ -121,6 +121,53 @@ def test_a_command_that_removes_or_disables_objects_prints_their_names_and_requi
 
 
 @pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (("sends", "discard", "MESSAGE"), "The message is already sent."),
+        (("prices", "remove", "48"), "NOT_FOUND"),
+        (("balance", "set", "1", "5", "--currency", "EURO"), "INVALID_REQUEST"),
+        (("hosts", "block", "not a host"), "INVALID_REQUEST"),
+        (("operators", "disable", "Nobody"), "NOT_FOUND"),
+        (("operators", "disable", "Ada"), "'Ada' is the only admin"),
+        (("operators", "grant", "Ada", "--remove"), "'Ada' is the only admin"),
+        (("links", "disable", "CODE"), "its message was erased"),
+        (("domains", "remove", "unknown.example"), "NOT_FOUND"),
+        (("postback-keys", "revoke", "1"), "NOT_FOUND"),
+        (("keys", "revoke", "9"), "NOT_FOUND"),
+    ],
+    ids=lambda value: " ".join(value[:3]) if isinstance(value, tuple) else "",
+)
+def test_a_command_whose_change_is_refused_fails_before_it_asks(
+    words: tuple[str, ...], error: str, shell: InProcessShell, installation: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shell("applications", "update", "1", "--gateway", "simulator")
+    sent = shell.json("send", "1", "+4915112345678", "hello")["message_id"]
+    shell("operators", "invite", "Ada", "--role", "admin")
+    shell("postback-keys", "revoke", "1")
+    shell("messages", "erase", "--phone", "+14085550101", "--yes")
+    with contextlib.closing(sqlite3.connect(shell.folder / "shortener.db")) as database, database:
+        database.execute("UPDATE sends SET status = 1")
+        database.execute("UPDATE operators SET password_hash = 'x' WHERE name = 'Ada'")
+    replaced = {"MESSAGE": sent, "CODE": installation[1]}
+    words = tuple(replaced.get(word, word) for word in words)
+    before = contents(shell.folder)
+    monkeypatch.setattr(common, "is_terminal", lambda: True)
+    for more in ((), ("--yes",)):
+        refused = shell(*words, *more, code=2 if error == "INVALID_REQUEST" else 1)
+        assert error in refused.stderr
+        assert "Continue?" not in refused.stderr
+        assert len(refused.stderr.splitlines()) <= 2, "it describes no change that does not happen"
+    assert contents(shell.folder) == before
+
+
+def test_the_command_opt_outs_remove_asks_nothing_if_the_number_is_not_on_the_list(
+    shell: InProcessShell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(common, "is_terminal", lambda: True)
+    assert shell.json("opt-outs", "remove", "1", "+14085550199")["removed"] is False
+
+
+@pytest.mark.parametrize(
     "words",
     [
         ("keys", "update", "1", "--rate-limit", "10"),

@@ -222,6 +222,11 @@ async def test_a_manager_gives_a_held_message_up_after_a_question(
     assert (await log(service))[-1].action == "send_discarded"
     assert [row["last_error"] for row in await rows(manager, "/portal/1/sends?state=doubtful")] == ["discarded"]
     assert (await manager.post("/portal/1/sends", data={**form, "confirmed": "yes"})).status_code == 409
+    for state in ("sent", "failed"):
+        for action in ("resend", "discard"):
+            refused = await manager.post("/portal/1/sends", data={"action": action, "message": messages[state]})
+            assert refused.status_code == 409, "the page asks nothing about a message that is sent or has failed"
+            assert f"already {state}" in refused.text
     unknown = {"action": "discard", "message": "unknown"}
     assert (await manager.post("/portal/1/sends", data=unknown)).status_code == 404
     assert (await manager.post("/portal/1/sends", data={**form, "action": "x"})).status_code == 400
