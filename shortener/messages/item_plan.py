@@ -18,7 +18,7 @@ from shortener.messages.directives import parse_directives
 from shortener.messages.message_warnings import find_warnings
 from shortener.messages.rewrite_item import LinkHosts, RewriteItem, RewriteLimits
 from shortener.messages.segments import Segments, count_segments
-from shortener.messages.sender_rules import visible_sender
+from shortener.messages.sender_rules import check_sender, visible_sender
 from shortener.messages.spans import Span, TrackMode, find_spans, replace_spans
 from shortener.messages.url_detection import Detection, detect_urls
 from shortener.model import record
@@ -123,6 +123,8 @@ def plan_item(
     # The detection of URLs takes most of the time of planning a long text, so it runs only once.
     detection = None if track == "directives" else detect_urls(item.body)
     links = _plan_links(application, item, track, detection, hosts, reject)
+    if settings.sender_rules == "reject" and item.from_address and (form := check_sender(item.from_address)) is not None:
+        reject(ErrorCode.SENDER_NOT_ALLOWED, "from", form)
     domain, link_path = _plan_domain(application, item, hosts, reject, has_links=bool(links))
     gateway = None
     if item.gateway is not None:

@@ -8,7 +8,7 @@ invalid today. All functions are pure; the caller passes the time, the limits an
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -20,7 +20,7 @@ from shortener.ids import new_message_id
 from shortener.messages.item_plan import ItemPlan, Problem, plan_item
 from shortener.messages.phone_numbers import PhoneNumber, PhoneNumberError, parse_number
 from shortener.messages.rewrite_item import LinkHosts, RewriteItem, RewriteLimits
-from shortener.messages.sender_rules import check_sender, country_problem
+from shortener.messages.sender_rules import country_problem
 from shortener.model import record
 from shortener.storage.types import to_iso, to_ms
 
@@ -40,6 +40,7 @@ class PlannedMessage:
     # message_id.
     content_hash: str
     plan: ItemPlan
+    problem: Problem | None = None  # a problem that rejects only this recipient, and only if the message is new
 
 
 @record
@@ -50,7 +51,8 @@ class PlannedRequest:
     Both are "" if the request has no `idempotency_key`.
 
     `error` and `problems` reject the request unless it repeats an Idempotency-Key. The problems of an `ItemPlan` reject the request
-    only if it contains a new message of this item. If `error` is set, the messages were not checked."""
+    only if it contains a new message of this item, and the problem of a message only if the message is new. If `error` is set, the
+    messages were not checked."""
 
     application: Application
     items: Sequence[RewriteItem]
@@ -97,10 +99,11 @@ class PlannedRequest:
 
     def _problems_of(self, new_messages: Sequence[PlannedMessage]) -> list[Problem]:
         """Return the problems of all recipients, and the problems of each item with a new message or an invalid recipient."""
-        if not self.problems and not any(plan.problems for plan in self.plans):
+        recipients = [*self.problems, *(message.problem for message in new_messages if message.problem is not None)]
+        if not recipients and not any(plan.problems for plan in self.plans):
             return []
         items = {message.item_index for message in new_messages} | {problem.item for problem in self.problems}
-        problems = [*self.problems, *(problem for item in sorted(items) for problem in self.plans[item].problems)]
+        problems = [*recipients, *(problem for item in sorted(items) for problem in self.plans[item].problems)]
         return sorted(problems, key=lambda problem: problem.item)
 
 
@@ -154,17 +157,12 @@ def _identify(
             numbers[index] = parse_number(to)
         except PhoneNumberError as error:
             reject(ErrorCode.INVALID_RECIPIENT, "to", error.reason, index)
-    sender = item.from_address
-    if application.settings.sender_rules == "reject" and sender:
-        if (form := check_sender(sender)) is not None:
-            reject(ErrorCode.SENDER_NOT_ALLOWED, "from", form)
-        problems_of_countries = (country_problem(sender, number.country) for number in numbers.values())
-        for problem in dict.fromkeys(found for found in problems_of_countries if found is not None):
-            reject(ErrorCode.SENDER_NOT_ALLOWED, "from", problem)
+    refused = _refused_senders(application, item, item_index, numbers)
     message_ids = item.message_ids or (None,) * len(item.to)
     if len(message_ids) != len(item.to):
         reason = f"must contain one id for each of the {len(item.to)} recipients; it has {len(message_ids)}"
         reject(ErrorCode.INVALID_REQUEST, "message_id", reason)
+        problems += refused.values()
         return []
     content = _content_of(item) if any(message_ids) else b""
     hashes: dict[int, str] = {}
@@ -192,9 +190,25 @@ def _identify(
             request_id=request_id,
             content_hash=hashes.get(index, ""),
             plan=plan,
+            problem=refused.get(index),
         )
         for index, number in numbers.items()
     ]
+
+
+def _refused_senders(
+    application: Application, item: RewriteItem, item_index: int, numbers: Mapping[int, PhoneNumber]
+) -> dict[int, Problem]:
+    """Return a problem for each recipient, by its index, to whose country networks do not deliver the sender. Return no problem if
+    the application does not reject such senders."""
+    if application.settings.sender_rules != "reject":
+        return {}
+    sender, problems = item.from_address, {}
+    for index, number in numbers.items():
+        if (reason := country_problem(sender, number.country)) is not None:
+            detail = Detail(item.field_path("from", None), reason)
+            problems[index] = Problem(item_index, ErrorCode.SENDER_NOT_ALLOWED, detail, index)
+    return problems
 
 
 def _content_of(item: RewriteItem) -> bytes:

@@ -51,6 +51,41 @@ async def test_a_sender_that_the_networks_of_a_country_do_not_deliver_causes_a_w
     assert (await client.post("/api/v1/rewrite", json=request | {"to": "+447700900123"})).status_code == 200
 
 
+async def _reject_senders(service: Service) -> None:
+    await service.database.write(update_application, 1, {"sender_rules": "reject"}, NOON)
+    await service.directory.refresh()
+
+
+async def test_only_the_recipients_whose_country_does_not_deliver_the_sender_are_refused(
+    service: Service, client: httpx.AsyncClient
+) -> None:
+    await _reject_senders(service)
+    request = {"to": ["+447700900123", "+14085550100", "+14085550101"], "from": "Gladiator", "body": BODY}
+    skipped = (await client.post("/api/v1/rewrite", json=request | {"on_invalid": "skip"})).json()["messages"]
+    assert [entry.get("error_code") for entry in skipped] == [None, "SENDER_NOT_ALLOWED", "SENDER_NOT_ALLOWED"]
+    preview = (await client.post("/api/v1/rewrite/preview", json=request | {"on_invalid": "skip"})).json()["messages"]
+    assert [entry.get("error_code") for entry in preview] == [None, "SENDER_NOT_ALLOWED", "SENDER_NOT_ALLOWED"]
+    rejected = (await client.post("/api/v1/rewrite", json=request | {"message_id": ["too-few"]})).json()
+    assert [(detail["field"], detail["recipient"]) for detail in rejected["details"]] == [
+        ("message_id", None),
+        ("from", 1),
+        ("from", 2),
+    ]
+
+
+@pytest.mark.parametrize("sender", ["Gladiator", "1x"])
+async def test_a_repeated_message_gets_its_first_response_after_the_application_began_to_reject_its_sender(
+    service: Service, client: httpx.AsyncClient, sender: str
+) -> None:
+    request = {"to": "+14085550100", "from": sender, "body": BODY, "message_id": "m-1"}
+    first = await client.post("/api/v1/rewrite", json=request)
+    await _reject_senders(service)
+    repeat = await client.post("/api/v1/rewrite", json=request)
+    assert (repeat.status_code, repeat.json()) == (200, first.json())
+    other = await client.post("/api/v1/rewrite", json=request | {"message_id": "m-2"})
+    assert (other.status_code, other.json()["error_code"]) == (400, "SENDER_NOT_ALLOWED")
+
+
 def test_the_rewriting_page_lists_the_countries_with_rules_for_senders() -> None:
     text = PAGE.read_text()
     for countries in (NO_NAMES, REGISTERED_NAMES, FORMS):
