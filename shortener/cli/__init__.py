@@ -24,7 +24,7 @@ COMMANDS = {
     "keys": ("accounts", "Create, list and revoke API keys."),
     "tokens": ("accounts", "Rotate tracker tokens."),
     "gateways": ("gateways", "Add, list, show, update, test and remove gateways, which send messages."),
-    "send": ("gateways", "Send one message through the gateway of an application."),
+    "send": ("sends", "Send one message through the gateway of an application."),
     "sends": ("sends", "List the messages that gateways send; send held messages again or give them up."),
     "balance": ("billing", "Show, set or add to the balance of a prepaid application."),
     "prices": ("billing", "Set, list and remove prices of messages."),

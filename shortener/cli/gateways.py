@@ -1,6 +1,6 @@
-"""The commands `shortener gateways` and `shortener send`: manage gateways, and send one message.
+"""The commands `shortener gateways`: manage gateways.
 
-The commands change only the database. A running server applies the changes and sends the messages.
+The commands change only the database. A running server applies the changes.
 """
 # Tested by tests/cli/test_gateways.py
 
@@ -25,7 +25,6 @@ from shortener.cli.common import (
     print_nested_fields,
     print_result,
     print_table,
-    reveal_option,
     yes_option,
 )
 from shortener.cli.parameters import ID, ApplicationCommand, OwnedCommand
@@ -400,37 +399,4 @@ async def test_gateway(gateway: int, application: int | None, phone: str, sender
     fields = test_fields(result)
     print_result(fields, as_json, lambda: print_fields(fields))
     if fields["outcome"] != "accepted":
-        raise click.exceptions.Exit(1)
-
-
-@click.command("send", cls=ApplicationCommand)
-@click.argument("application", type=ID)
-@click.argument("to")
-@click.argument("text")
-@click.option("--from", "sender", default="", help="Sender of the message.")
-@click.option("--gateway", default="", help="Name of the gateway. Default: the gateway of the application.")
-@reveal_option
-@json_option
-@async_command
-async def send(application: int, to: str, text: str, sender: str, gateway: str, reveal: bool, as_json: bool) -> None:
-    """Send TEXT to the number TO through the gateway of an application. A running server hands the message on."""
-    from shortener.container import open_service
-    from shortener.messages.rewrite_item import RewriteItem
-
-    service = await open_service(load_settings(), owner=False, may_create=False)
-    try:
-        found = service.directory.application(application)
-        if found is None:
-            raise click.ClickException(f"there is no application {application}")
-        [message] = await service.rewriter.rewrite(found, [RewriteItem((to,), text, from_address=sender, gateway=gateway)])
-    finally:
-        await service.close(grace=2)
-    if not reveal:
-        from shortener.logs import mask, mask_in
-
-        number = message["to"]
-        warnings = [mask_in(mask_in(warning, number), to) for warning in message["warnings"]]
-        message = {**message, "to": mask(number), "warnings": warnings}
-    print_result(message, as_json, lambda: print_fields({key: message[key] for key in message if key != "links"}))
-    if not message["sent"]:
         raise click.exceptions.Exit(1)

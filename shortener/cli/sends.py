@@ -1,4 +1,5 @@
-"""The command `shortener sends`: list the messages that gateways send, and decide about held ones.
+"""The commands `shortener send` and `shortener sends`: send one message, list the messages that gateways send, and decide about
+held ones.
 
 The commands change only the database. A running server sends the messages and delivers the events.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 import click
 
 from shortener.cli.common import (
+    after_change,
     async_command,
     command_line_audit,
     confirm_write,
@@ -18,6 +20,7 @@ from shortener.cli.common import (
     print_fields,
     print_result,
     print_table,
+    reveal_option,
     yes_option,
 )
 from shortener.cli.parameters import ID, ApplicationCommand, OwnedCommand
@@ -26,6 +29,52 @@ from shortener.cli.stats import find_application
 _STATUSES = ("pending", "held", "failed", "sent")
 _COLUMNS = ("created_at", "message_id", "application_id", "gateway", "send_status", "doubtful", "attempts", "last_error", "cost")
 _APPLICATION = "Id of the application. Required if there are several applications."
+
+
+@click.command("send", cls=ApplicationCommand)
+@click.argument("application", type=ID)
+@click.argument("to")
+@click.argument("text")
+@click.option("--from", "sender", default="", help="Sender of the message.")
+@click.option("--gateway", default="", help="Name of the gateway. Default: the gateway of the application.")
+@reveal_option
+@json_option
+@async_command
+async def send(application: int, to: str, text: str, sender: str, gateway: str, reveal: bool, as_json: bool) -> None:
+    """Queue TEXT for the number TO at the gateway of an application. A running server hands the message on.
+
+    `send_status` is the state in the queue: pending, sent, held or failed. It is - (with --json: null) if there is no gateway, so
+    that the message is not sent; the exit code is 1 then. `shortener sends show MESSAGE_ID` shows the state later.
+    """
+    from shortener.container import open_service
+    from shortener.messages.rewrite_item import RewriteItem
+    from shortener.model import SendStatus
+    from shortener.reporting.sends import find_gateway_send
+
+    service = await open_service(load_settings(), owner=False, may_create=False)
+    try:
+        found = service.directory.application(application)
+        if found is None:
+            raise click.ClickException(f"there is no application {application}")
+        [message] = await service.rewriter.rewrite(found, [RewriteItem((to,), text, from_address=sender, gateway=gateway)])
+        status = None
+        if message["sent"]:
+            with after_change():
+                row = await service.database.read(find_gateway_send, application, message["message_id"])
+            status = SendStatus(row.status).api_name
+    finally:
+        await service.close(grace=2)
+    if not reveal:
+        from shortener.logs import mask, mask_in
+
+        number = message["to"]
+        warnings = [mask_in(mask_in(warning, number), to) for warning in message["warnings"]]
+        message = {**message, "to": mask(number), "warnings": warnings}
+    message = {**message, "send_status": status}
+    # `sent` of the API means that the service sends the message. Beside the state it could be read as "was sent".
+    print_result(message, as_json, lambda: print_fields({key: message[key] for key in message if key not in ("links", "sent")}))
+    if not message["sent"]:
+        raise click.exceptions.Exit(1)
 
 
 @click.group()

@@ -191,6 +191,22 @@ def test_the_send_command_sends_a_message_if_the_application_has_a_gateway(shell
     assert shell.json("send", "1", "+14085550100", "hello", "--from", "18775550100")["sent"] is True
 
 
+def test_the_send_command_prints_the_state_of_the_message_in_the_queue_and_not_that_it_was_sent(shell: InProcessShell) -> None:
+    def printed(code: int = 0) -> str:
+        output = shell("send", "1", "+14085550100", "hello", code=code).stdout
+        lines = {name: value for name, *value in (line.split() for line in output.splitlines())}
+        assert "sent" not in lines, "the message is only queued"
+        [status] = lines["send_status"]
+        return status
+
+    assert printed(code=1) == "-"
+    shell("applications", "update", "1", "--gateway", "simulator")
+    assert printed() == "pending"
+    queued = shell.json("send", "1", "+14085550100", "hello")
+    assert (queued["sent"], queued["send_status"]) == (True, "pending"), "`sent` is the field of the API"
+    assert shell.json("sends", "show", queued["message_id"])["send_status"] == "pending"
+
+
 def test_commands_list_show_resend_and_discard_held_messages(shell: InProcessShell) -> None:
     shell("applications", "update", "1", "--gateway", "simulator")
     first, second = (shell.json("send", "1", "+14085550100", "hello")["message_id"] for _ in range(2))
