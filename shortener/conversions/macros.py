@@ -39,9 +39,9 @@ _IN_BRACES = re.compile("|".join(_pattern(one, _NAME) for one in IN_BRACES), re.
 _WHOLE = re.compile("|".join(_pattern(one, _PLAIN_NAME) for one in WHOLE), re.IGNORECASE | re.ASCII)
 #: A regular expression for texts that contain only the characters of usual ids. Such a text contains no placeholder.
 _USUAL = re.compile(r"(?!__)[\w.:/+=-]*", re.ASCII)
-# A placeholder such as %campaign% or %%adid%% after the query parser has decoded its beginning: %ca became the character Ê (in
-# Windows-1252).
-_HALF_DECODED = re.compile(r"%?[\xaa-\xff][a-z0-9_]*%{1,2}", re.IGNORECASE)
+# The characters as which the parser of a query reads a percent sign and two letters, such as %ca: it reads %campaign% as Êmpaign%
+# (in Windows-1252).
+_HALF_DECODED = re.compile("[\xaa-\xaf\xba-\xbf\xca-\xcf\xda-\xdf\xea-\xef\xfa-\xff]")
 _MAX_DECODINGS = 2  # twice, because some systems encode a URL that is already encoded
 
 
@@ -49,12 +49,9 @@ def is_unexpanded(text: str) -> bool:
     """Return whether a text contains a placeholder in braces, or is as a whole a placeholder in another notation."""
     if _USUAL.fullmatch(text):
         return False
-    if _HALF_DECODED.fullmatch(text.strip()):
-        before, sign, after = re.split(r"([\xaa-\xff])", text.strip(), maxsplit=1)
-        code = f"{ord(sign):x}"
-        if code.isalpha() and _WHOLE.fullmatch(f"{before}%{code}{after}"):
-            return True
     texts = {text}
+    if "%" in text and not any(character.isspace() for character in text.strip()):
+        texts.add(_HALF_DECODED.sub(lambda sign: f"%{ord(sign[0]):x}", text))
     for _ in range(_MAX_DECODINGS + 1):
         if any(_IN_BRACES.search(one) or _WHOLE.fullmatch(one.strip()) for one in texts):
             return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import uuid
-from urllib.parse import quote
+from urllib.parse import quote, unquote_to_bytes
 
 import pytest
 from hypothesis import example, given
@@ -39,6 +39,12 @@ def test_a_placeholder_is_detected_whether_it_is_encoded_or_not(notation: str, n
     assert is_unexpanded(quote(text))
     assert is_unexpanded(quote(quote(text)))
     assert is_unexpanded(html.escape(text))
+
+
+@pytest.mark.parametrize("notation", NOTATIONS)
+@pytest.mark.parametrize("name", ["ad", "ad_id", "aff.sub-1", "face:2", "decade", "adid.ref"])
+def test_a_placeholder_of_which_the_query_parser_has_decoded_the_beginning_is_detected(notation: str, name: str) -> None:
+    assert is_unexpanded(unquote_to_bytes(placeholder(notation, name)).decode("cp1252"))
 
 
 #: Ids in the formats of other systems.
@@ -132,6 +138,9 @@ def test_placeholders_with_unusual_names_or_encodings_are_detected(text: str) ->
         "50%off",
         "été%",
         "Äpfel 50%",
+        "Übersicht 50%",
+        "½",
+        "{é%}",
         "a@b",
         "@a",
         "$5$",
