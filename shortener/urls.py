@@ -138,7 +138,7 @@ def parse_authority(authority: str, position: int = 0, *, allow_trailing_dot: bo
 
     `position` is the index of the authority in its URL, for error positions. Raise UrlError, also for user information."""
     written, port = _split_authority(authority, position)
-    dot = "." if allow_trailing_dot and written.endswith(".") else ""
+    dot = "." if allow_trailing_dot and written.endswith(".") and not written.startswith("[") else ""
     host = _parse_host(written.removesuffix(dot), position) + dot
     if dot and _NUMERIC.fullmatch(host.removesuffix(".").rpartition(".")[2]):
         raise NumericHostError("has an IPv4 address that ends with a dot as its host", position, host)

@@ -333,7 +333,7 @@ def test_the_authority_of_a_url_is_split_into_host_and_port(authority: str, expe
     assert parse_authority(authority, allow_trailing_dot=True) == expected
 
 
-@pytest.mark.parametrize("authority", ["", ".", "a@b", "a:0", "a:", "127.0.0.1.", "shop.example..", "[::1"])
+@pytest.mark.parametrize("authority", ["", ".", "a@b", "a:0", "a:", "127.0.0.1.", "shop.example..", "[::1", "[::1].", "[::1].:80"])
 def test_an_invalid_authority_of_a_url_is_rejected(authority: str) -> None:
     with pytest.raises(UrlError):
         parse_authority(authority, allow_trailing_dot=True)

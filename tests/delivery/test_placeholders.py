@@ -248,6 +248,7 @@ def test_characters_that_a_url_cannot_contain_are_percent_encoded() -> None:
         ("https://t.example/x?a=%4{value}", 22),
         ("https://t.example/x?a=%zz", 22),
         ("https://t.example/\ud83d", 18),
+        ("http://[2606:4700::1111]./", 7),
         ("https://t.example/" + "x" * MAX_URL_LENGTH, MAX_URL_LENGTH),
     ],
 )
