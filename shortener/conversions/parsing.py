@@ -138,7 +138,8 @@ class ConversionReport:
 
 
 class RepeatedValues(list[Any]):
-    """The values of a parameter that a request contains several times: in its query, in its form, or in both query and body."""
+    """The values of a parameter that a request contains several times: in its query, in its form, in its JSON, or in both query
+    and body."""
 
 
 def parse_conversion(parameters: Mapping[str, Any], now: datetime, warnings: tuple[str, ...] = ()) -> ConversionReport:

@@ -53,9 +53,9 @@ class ReportInput:
                     return
                 self.parameters[name] = value
             elif isinstance(present := self.parameters[name], RepeatedValues):
-                present.append(value)
+                present += value if isinstance(value, RepeatedValues) else [value]
             elif present != value or isinstance(value, bool):
-                self.parameters[name] = RepeatedValues([present, value])
+                self.parameters[name] = RepeatedValues([present, *(value if isinstance(value, RepeatedValues) else [value])])
 
     def decode(self, content: bytes, what: str) -> str:
         """Decode bytes as UTF-8, or as Windows-1252 with a warning."""
@@ -140,12 +140,24 @@ def _parse_json(text: str) -> Mapping[str, Any]:
     return data
 
 
+def _parse_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object. The different values of a repeated name become RepeatedValues."""
+    found = dict(pairs)
+    if len(found) == len(pairs):
+        return found
+    repeated = ReportInput()
+    repeated.add(pairs)
+    return repeated.parameters
+
+
 def _parse_integer(text: str) -> int | str:
     return int(text) if len(text) <= MAX_INTEGER_DIGITS else text
 
 
 #: Decodes JSON with exact decimals. It accepts control characters in texts.
-_JSON = json.JSONDecoder(parse_float=Decimal, parse_int=_parse_integer, parse_constant=str, strict=False)
+_JSON = json.JSONDecoder(
+    object_pairs_hook=_parse_object, parse_float=Decimal, parse_int=_parse_integer, parse_constant=str, strict=False
+)
 
 
 def _parse_form(content: bytes, found: ReportInput, what: str) -> list[tuple[str, str]]:

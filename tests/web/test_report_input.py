@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import AsyncIterator
+from decimal import Decimal
 from typing import Any
 
 import httpx
@@ -237,3 +238,28 @@ async def test_large_integers_and_special_numbers_in_a_conversion_report_are_sto
     assert response.status_code == 200
     (row,) = await rows(service.database, schema.conversions)
     assert (row.value, row.metadata["value"], row.metadata["huge"]) == (None, "NaN", "1E+999")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"message_id": "m-1", "message_id": "m-2"}',
+        b'{"message_id": "m-1", "transaction_id": "1", "transaction_id": 2}',
+        b'[{"message_id": "m-1", "action": "sale", "action": "lead", "action": "sale"}]',
+        b'{"message_id": "m-1", "transaction_id": "1", "transaction_id": ["1"]}',
+    ],
+)
+async def test_a_json_report_that_contains_an_id_twice_with_different_values_is_rejected(
+    service: Service, tracker: httpx.AsyncClient, content: bytes
+) -> None:
+    response = await tracker.post("/api/v1/track", content=content)
+    assert (response.status_code, response.json()["error_code"]) == (400, "INVALID_REQUEST")
+    assert await rows(service.database, schema.conversions) == []
+
+
+async def test_a_json_report_may_contain_a_parameter_twice(service: Service, tracker: httpx.AsyncClient) -> None:
+    content = b'{"message_id": "m-1", "message_id": "m-1", "value": 1, "value": 2.50, "sub": 1, "sub": "b", "o": {"a": 1, "a": 2}}'
+    response = await tracker.post("/api/v1/track?sub=c", content=content)
+    assert (response.status_code, response.json()["warnings"]) == (200, ["value: occurs several times; the last value was used"])
+    (row,) = await rows(service.database, schema.conversions)
+    assert (row.value, row.metadata) == (Decimal("2.50"), {"sub": ["c", 1, "b"], "o": {"a": [1, 2]}})
