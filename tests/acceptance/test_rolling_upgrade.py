@@ -20,8 +20,9 @@ from tests.acceptance.process import Server
 from tests.servers import PATIENCE, RedisProcess
 
 ROOT = Path(__file__).parents[2]
-#: The last commit of the previous release. After each release, replace it by the last commit of that release.
-PREVIOUS_RELEASE = "57899ee"
+#: The last commit of the previous release, 0.2.0, that has its schema (0004): the later ones contain empty migrations. After each
+#: release, replace it by the last commit of that release.
+PREVIOUS_RELEASE = "94bf003a"
 
 
 @pytest.fixture
