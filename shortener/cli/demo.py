@@ -47,8 +47,11 @@ TIMEOUT_SECONDS = 20.0  # time limit of each step of the demo
 def demo(portal: bool, port: int, messages: int, as_json: bool) -> None:
     """Rewrite, click and convert one message with a local receiver, and print every request and response.
 
-    With --portal: fill a temporary installation with campaigns, bots, failures, conversions and trackers, print the link for the
-    first sign-in, and serve the portal. Its data is deleted at the end. Nothing is sent to other machines.
+    The demo starts a server with an installation of its own in a temporary folder, which it deletes at the end. It does not use
+    your installation. Nothing is sent to other machines.
+
+    With --portal: fill such an installation with campaigns, bots, failures, conversions and trackers, print the link for the first
+    sign-in, and serve the portal.
     """
     if portal:
         _serve_portal(port, messages, as_json)
@@ -64,6 +67,7 @@ def _serve_portal(port: int, messages: int, as_json: bool) -> None:
     from shortener.cli.demo_receivers import demo_receivers
 
     with tempfile.TemporaryDirectory(prefix="shortener-demo-") as folder, demo_receivers() as receivers:
+        click.echo(f"The demo has an installation of its own in {folder}, which it deletes at the end.", err=True)
         click.echo(f"Making three weeks of traffic with {messages} messages ...", err=True)
         _fill(folder, messages, receivers)
         environment = {name: value for name, value in os.environ.items() if not name.startswith("SHORTENER_")}
@@ -94,7 +98,21 @@ async def _run_steps(as_json: bool) -> None:
     printer = _Printer(as_json)
     with tempfile.TemporaryDirectory(prefix="shortener-demo-") as folder:
         async with _receiver() as (receiver, receiver_port), _server(folder) as (base, first):
+            for line in _introduction(folder, base, receiver_port):
+                printer.note(line)
             await _play(printer, receiver, f"http://127.0.0.1:{receiver_port}", base, first)
+
+
+def _introduction(folder: str, base: str, receiver_port: int) -> list[str]:
+    """Return the sentences that describe the parts of the demo."""
+    return [
+        f"The demo has an installation of its own: a server at {base} with its data in {folder}. It does not use your "
+        "installation, and deletes the folder at the end.",
+        f"A receiver at http://127.0.0.1:{receiver_port} stands for the systems of the customer. The demo sends no SMS, and "
+        "nothing to other machines.",
+        "A tracker is an endpoint of the customer: the service sends events to it. In the other direction, the shop or its network "
+        "reports conversions to the service, with the tracker token.",
+    ]
 
 
 class _Printer:
@@ -103,6 +121,13 @@ class _Printer:
     def __init__(self, as_json: bool) -> None:
         self._as_json = as_json
         self._number = 0
+
+    def note(self, text: str) -> None:
+        """Print a sentence before the first step. As JSON, it is a line of step 0."""
+        if self._as_json:
+            click.echo(orjson.dumps({"step": 0, "what": "note", "text": text, "body": ""}).decode())
+        else:
+            click.echo(text)
 
     def step(self, title: str) -> None:
         self._number += 1
@@ -151,7 +176,8 @@ async def _play(printer: _Printer, receiver: Any, receiver_url: str, base: str, 
             printer.show("received", f"{received.method} {received.target}  (signature: {received.signature})", received.body)
 
         printer.step(
-            "The customer adds two trackers: one for state events in Syniverse's format, one for conversions as a postback"
+            "The customer adds two trackers (endpoints that receive events): one for state events in Syniverse's format, one for "
+            "conversions as a postback"
         )
         await call(
             "POST",
@@ -178,7 +204,8 @@ async def _play(printer: _Printer, receiver: Any, receiver_url: str, base: str, 
         link, message_id = rewritten["links"][0]["short_url"], rewritten["message_id"]
 
         printer.step(
-            "The carrier's delivery reports arrive; each changes the state of the message, and the tracker receives the event"
+            "The carrier's delivery reports arrive; each changes the state of the message, and the tracker `state` receives the "
+            "event"
         )
         for number, state in enumerate(("SENT", "DELIVERED")):
             await call("POST", "/api/v1/sms/status", key, {"message_id": message_id, "state": state})
@@ -187,18 +214,26 @@ async def _play(printer: _Printer, receiver: Any, receiver_url: str, base: str, 
         printer.step("A preview bot opens the link: it is redirected, stored as suspected, and does not count as a click")
         await tap(link, PREVIEW)
         await call("GET", f"/api/v1/clicks?message_id={message_id}", key)
-        printer.step("The person taps the link: redirected after the click is stored durably; the message becomes CLICKTHRU")
+        printer.step(
+            "The person taps the link: redirected after the click is stored durably; the message becomes CLICKTHRU, and the "
+            "tracker `state` receives the event"
+        )
         redirect = await tap(link, PHONE)
         await show_received(2)
         printer.step("A second tap only redirects")
         await tap(link, PHONE)
 
-        printer.step("The destination received a click id; the tracker reports a deposit with it")
+        printer.step(
+            "The person makes a deposit in the shop, which received a click id with the redirect. The shop or its network reports "
+            "the conversion with this id and the tracker token; the tracker `postback` receives the event"
+        )
         click_id = httpx.URL(redirect.headers["location"]).params["click"]
         report = f"/api/v1/track?click_id={click_id}&action=deposit&value=25.00&currency=EUR&transaction_id=T-1&status=approved"
         await call("GET", report, token)
         await show_received(3)
-        printer.step("The tracker repeats its report: the response has the same id and `duplicate`, and no event is sent")
+        printer.step(
+            "The network repeats its report: the response has the same id and `duplicate`, and no tracker receives an event"
+        )
         await call("GET", report, token)
         printer.step("The status of the message")
         await call("GET", f"/api/v1/sms/status/{message_id}", key)

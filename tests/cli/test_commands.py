@@ -194,6 +194,12 @@ def test_the_demo_command_prints_every_step_from_the_rewrite_to_the_conversion_o
         orjson.loads(line["body"])["clicks"] for line in lines if line.get("step") == 4 and '"clicks"' in line.get("body", "")
     ]
     assert [hit["verdict"] for hit in clicks] == ["suspected"], "step 4 shows that the hit of the preview bot is stored"
+    introduction = " ".join(line["text"] for line in lines if line.get("what") == "note")
+    [folder] = re.findall(r"an installation of its own: a server at http://\S+ with its data in (\S+)\.", introduction)
+    assert not Path(folder).exists(), "the demo deletes its folder at the end"
+    assert "A tracker is an endpoint of the customer" in introduction
+    for title in titles:
+        assert not re.search("tracker (reports|repeats)", title), "a shop or a network reports conversions, not a tracker"
     received = [line for line in lines if line.get("what") == "received"]
     assert len(received) == 4
     assert all("signature: right" in line["text"] for line in received)
