@@ -359,6 +359,13 @@ class _Parser:
 #: that no list shows them.
 _CREDENTIAL = re.compile(r"\b(?:sk|tt|pk)_[A-Za-z0-9_-]{20,}")
 _SECRET_NAME = re.compile(r"token|secret|passw|api.?key|authorization|signature", re.IGNORECASE)
+#: A regular expression for a name and its value in a text such as a URL, incomplete JSON, XML or a header. No part that can match
+#: long texts precedes the name, so the search takes linear time.
+_SECRET_IN_TEXT = re.compile(
+    rf"""((?:{_SECRET_NAME.pattern})[\w.-]{{0,20}}\\?["']?\s{{0,5}}(?:[=:>]|%3D)\s{{0,5}})"""
+    r"""(\\?"[^"]*"?|'[^']*'?|(?:(?:Bearer|Basic|App)\s+)?[^\s"'&,;<>{}\[\]]+)""",
+    re.IGNORECASE,
+)
 REMOVED = "[removed]"
 
 
@@ -386,13 +393,27 @@ def _storable(value: Any, depth: int = 0) -> Any:
 
 
 def storable_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parameters of a refused report for storage: without credentials, and with at most 4 KiB as JSON."""
+    """Return the parameters of a refused report for storage: without credentials, and with at most 4 KiB as JSON.
+
+    The value of each name that contains a word such as token or password is removed, in nested objects and in texts too."""
     parser = _Parser({}, EARLIEST, ())
-    parser.metadata = {
-        str(name): REMOVED if _SECRET_NAME.search(str(name)) else list(value) if isinstance(value, RepeatedValues) else value
-        for name, value in parameters.items()
-    }
+    parser.metadata = _without_secrets(parameters)
     return parser.fit_metadata()
+
+
+def _without_secrets(value: Any, depth: int = 0) -> Any:
+    """Return a value without secrets. Parts that are nested more deeply than MAX_METADATA_DEPTH stay unchanged, because
+    `fit_metadata` does not store them."""
+    if isinstance(value, str):
+        return _SECRET_IN_TEXT.sub(rf"\1{REMOVED}", value)
+    if depth > MAX_METADATA_DEPTH:
+        return value
+    if isinstance(value, Mapping):
+        return {
+            _without_secrets(str(name)): REMOVED if _SECRET_NAME.search(str(name)) else _without_secrets(one, depth + 1)
+            for name, one in value.items()
+        }
+    return [_without_secrets(one, depth + 1) for one in value] if isinstance(value, list) else value
 
 
 def _cut_json_bytes(text: str, limit: int) -> str:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from shortener.conversions.parsing import (
     MAX_METADATA_BYTES,
+    MAX_METADATA_DEPTH,
     REMOVED,
     ConversionParameters,
     ConversionReport,
@@ -241,6 +242,47 @@ def test_credentials_are_removed_from_the_stored_parameters_of_a_conversion_repo
     assert parse(message_id="m", note=f"token {key}").metadata == {"note": f"token {REMOVED}"}
     refused = storable_parameters({"token": "x", "api_key": "y", "a": key, "sub": RepeatedValues(["1", "2"])})
     assert refused == {"token": REMOVED, "api_key": REMOVED, "a": REMOVED, "sub": ["1", "2"]}
+
+
+def test_nested_credentials_are_removed_from_the_stored_parameters_of_a_refused_report() -> None:
+    login = {"user": "u", "password": "hunter2", "more": [{"api_key": {"id": "hunter2"}}]}
+    deep: Any = {"password": "hunter2"}
+    for _ in range(MAX_METADATA_DEPTH + 5):
+        deep = [deep]
+    stored = storable_parameters({"login": login, "deep": deep, "list": RepeatedValues(["a", {"Secret": "hunter2"}])})
+    assert stored == {
+        "login": {"user": "u", "password": REMOVED, "more": [{"api_key": REMOVED}]},
+        "list": ["a", {"Secret": REMOVED}],
+    }
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"message_id":"m","password":"hunter2",',
+        '{"message_id":"m","password" : "hun ter2',
+        r"{\"password\":\"hunter2\"}",
+        "{'password': 'hun ter2'}",
+        "https://a.example/?x=1&access_token=hunter2&y=2",
+        "access_token%3Dhunter2",
+        "X-Api-Token: hunter2",
+        "Authorization: Bearer hunter2",
+        "<login><password>hunter2</password></login>",
+        "password = hunter2; path=/",
+    ],
+)
+def test_credentials_inside_a_text_are_removed_from_the_stored_parameters_of_a_refused_report(text: str) -> None:
+    (stored,) = storable_parameters({"(body)": text}).values()
+    assert REMOVED in stored
+    assert "hun" not in stored
+    assert "ter2" not in stored
+    (name,) = storable_parameters({text: ""})
+    assert "ter2" not in name
+
+
+def test_a_text_without_credentials_is_stored_unchanged_with_a_refused_report() -> None:
+    texts = {"a": "token", "b": "the password is wrong", "c": "https://a.example/?x=1", "d": "tokens"}
+    assert storable_parameters(texts) == texts
 
 
 # These are property-based tests with generated conversion reports.
