@@ -33,6 +33,11 @@ class Balance(NamedTuple):
 
 def lock_balances(connection: Connection, applications: Iterable[int]) -> dict[int, Balance]:
     """Lock the balances of applications until the transaction ends. Return them by application id."""
+    return find_balances(connection, applications, locks=True)
+
+
+def find_balances(connection: Connection, applications: Iterable[int], *, locks: bool = False) -> dict[int, Balance]:
+    """Return the balances of applications by application id. With `locks`, lock them until the transaction ends."""
     table = schema.balances
     ids = sorted(set(applications))
     if not ids:
@@ -41,8 +46,8 @@ def lock_balances(connection: Connection, applications: Iterable[int]) -> dict[i
         select(table.c.application_id, table.c.amount, table.c.currency)
         .where(table.c.application_id.in_(ids))
         .order_by(table.c.application_id)
-        .with_for_update()
     )
+    statement = statement.with_for_update() if locks else statement
     return {row.application_id: Balance(row.amount, row.currency) for row in connection.execute(statement)}
 
 

@@ -122,10 +122,10 @@ def plan_item(
     expires_at = _plan_expiry(application, item, now, limits, reject)
     # The detection of URLs takes most of the time of planning a long text, so it runs only once.
     detection = None if track == "directives" else detect_urls(item.body)
-    links = _plan_links(application, item, track, detection, hosts, reject)
+    links, has_links = _plan_links(application, item, track, detection, hosts, reject)
     if settings.sender_rules == "reject" and item.from_address and (form := check_sender(item.from_address)) is not None:
         reject(ErrorCode.SENDER_NOT_ALLOWED, "from", form)
-    domain, link_path = _plan_domain(application, item, hosts, reject, has_links=bool(links))
+    domain, link_path = _plan_domain(application, item, hosts, reject, has_links=has_links)
     gateway = None
     if item.gateway is not None:
         gateway = application.find_gateway(item.gateway)
@@ -145,8 +145,9 @@ def plan_item(
         else:
             if reason := hosts.callback_rejection(callback.scheme, callback.hostname or ""):
                 reject(ErrorCode.FORBIDDEN_TARGET, "lt_callbackurl", reason)
+    gateway_id = gateway.id if gateway is not None else None
     if problems:
-        return ItemPlan(track, problems=tuple(problems))
+        return ItemPlan(track, gateway_id=gateway_id, problems=tuple(problems))
     spans = [link.span for link in links]
     base_url = domain.base_url if domain else hosts.base_url(0)
     sample = short_url(base_url, link_path, "a" * limits.code_length)
@@ -161,7 +162,7 @@ def plan_item(
         domain_id=domain.id if domain else 0,
         base_url=base_url,
         link_path=link_path,
-        gateway_id=gateway.id if gateway is not None else None,
+        gateway_id=gateway_id,
         not_sent=_not_sent(application),
         is_simulated_by_request=_is_simulated_by_request(application, gateway),
         warnings=find_warnings(
@@ -236,17 +237,16 @@ def _plan_links(
     detection: Detection | None,
     hosts: LinkHosts,
     reject: Callable[..., None],
-) -> tuple[PlannedLink, ...]:
+) -> tuple[tuple[PlannedLink, ...], bool]:
+    """Return the valid links of a text, and whether the text would have links if all its directives and URLs were valid."""
     directives, errors = parse_directives(item.body)
     # If a directive is malformed, only the URLs of the other directives are checked: without it the text may have other URLs.
     spans = find_spans(item.body, "directives" if errors else track, directives, detection)
-    if len(spans) > MAX_LINKS:
-        reason = f"has more than {MAX_LINKS} URLs to track"
-        reject(ErrorCode.INVALID_TRACK_URL, "body", reason, spans[MAX_LINKS].start)
-        return ()
     always = application.settings.click_events == "every"
     links = []
     problems = [(error.position, ErrorCode.INVALID_TRACK_DIRECTIVE, error.reason) for error in errors]
+    if len(spans) > MAX_LINKS:
+        problems.append((spans[MAX_LINKS].start, ErrorCode.INVALID_TRACK_URL, f"has more than {MAX_LINKS} URLs to track"))
     for span in spans:
         try:
             destination = check_link_target(application, span.url, hosts)
@@ -256,4 +256,4 @@ def _plan_links(
         links.append(PlannedLink(span, destination, span.is_trackurl or always))
     for position, code, reason in sorted(problems, key=lambda problem: problem[0]):
         reject(code, "body", reason, position)
-    return () if errors else tuple(links)
+    return tuple(links), bool(spans or errors)

@@ -76,6 +76,11 @@ class PlannedRequest:
         return replace(self, messages=tuple(replace(message, has_own_id=True) for message in self.messages))
 
     @property
+    def may_send(self) -> bool:
+        """Whether a gateway may send a message of the request. If so, the opt-out list and the prices must be searched."""
+        return any(item.gateway is not None for item in self.items)
+
+    @property
     def row_count(self) -> int:
         """The number of rows of messages and links that the request stores, if all its messages are new."""
         return sum(len(item.to) * (1 + len(plan.links)) for item, plan in zip(self.items, self.plans, strict=False))
@@ -86,7 +91,7 @@ class PlannedRequest:
         problem, and the details of all problems in request order, followed by `other_problems`."""
         if self.error is not None:
             raise self.error
-        problems = [*self._problems_of(new_messages), *other_problems]
+        problems = [*self.problems_of(new_messages), *other_problems]
         rejecting = [problem for problem in problems if not self.items[problem.item].skips(problem.code)]
         if rejecting:
             raise ApiError(rejecting[0].code, details=[problem.full_detail for problem in rejecting])
@@ -95,9 +100,9 @@ class PlannedRequest:
     def all_problems(self) -> list[Problem]:
         """Return the problems of all messages, in request order. This includes the problems of messages that repeat an earlier
         request."""
-        return self._problems_of(self.messages)
+        return self.problems_of(self.messages)
 
-    def _problems_of(self, new_messages: Sequence[PlannedMessage]) -> list[Problem]:
+    def problems_of(self, new_messages: Sequence[PlannedMessage]) -> list[Problem]:
         """Return the problems of all recipients, and the problems of each item with a new message or an invalid recipient."""
         recipients = [*self.problems, *(message.problem for message in new_messages if message.problem is not None)]
         if not recipients and not any(plan.problems for plan in self.plans):

@@ -18,17 +18,20 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from shortener.accounts.directory import Application
+from shortener.errors import StoreUnavailable
 from shortener.ids import IdGenerator
 from shortener.messages.codes import Codes
 from shortener.messages.item_plan import Problem
 from shortener.messages.plan import PlannedRequest, plan_request
 from shortener.messages.preview import preview_request
+from shortener.messages.repeats import find_problems
 from shortener.messages.rewrite_item import LinkHosts, RewriteItem, RewriteLimits
 from shortener.messages.rewrite_totals import RewriteTotals
 from shortener.messages.write import NewRows, Response, RewriteWriter
@@ -66,6 +69,7 @@ class Rewriter:
         on_sends: Callable[[], None],
     ) -> None:
         """`on_sends` is called after each commit that queued messages for gateways. `tracer` is None if messages are not traced."""
+        self._database = database
         self._codes = codes
         self._cohorts = cohorts
         self._link_sets = LinkSets()
@@ -137,7 +141,7 @@ class Rewriter:
 
     async def _store(self, application: Application, request: PlannedRequest, started: int) -> Response:
         """Store a planned request with the next commit, and return its response. `started` is for the trace."""
-        if not request.may_be_repeat:
+        if not request.may_be_repeat and not request.may_send:
             request.check(request.messages)
         response = await self._commits.submit(request)
         if self._caching is not None and not self._caching.done():
@@ -154,8 +158,13 @@ class Rewriter:
             if message_id := entry.get("message_id"):
                 tracer.record_rewrite(application_id, message_id, started, ended, links=len(entry.get("links", ())))
 
-    async def find_problems(self, application: Application, items: Sequence[RewriteItem]) -> list[Problem]:
-        """Return the problems of messages. A request that is rejected for another error lists these problems too."""
+    async def find_problems(
+        self, application: Application, items: Sequence[RewriteItem], *, incomplete: Collection[int] = (), is_stored: bool = True
+    ) -> list[Problem]:
+        """Return the problems of messages. A request that is rejected for another error lists these problems too.
+
+        `incomplete` contains the indexes of items without some of their fields: they are not compared with stored messages. If
+        `is_stored` is false, or the database is unavailable, the result contains no problem that depends on stored rows."""
         plan = partial(
             plan_request,
             application,
@@ -167,9 +176,19 @@ class Rewriter:
             hosts=self._hosts,
         )
         if not _is_large(items):
-            return plan().all_problems()
-        with self._large_request():
-            return (await self._in_thread(plan)).all_problems()
+            request = plan()
+        else:
+            with self._large_request():
+                request = await self._in_thread(plan)
+        if incomplete:
+            request = replace(
+                request,
+                messages=tuple(replace(one, has_own_id=False) if one.item_index in incomplete else one for one in request.messages),
+            )
+        if is_stored and (request.may_be_repeat or request.may_send):
+            with contextlib.suppress(StoreUnavailable):
+                return await self._database.read(find_problems, request)
+        return request.all_problems()
 
     def preview(self, application: Application, items: Sequence[RewriteItem]) -> Response:
         """Return the response that these messages would get, with sample codes. Nothing is stored. Raise ApiError if a problem

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from sqlalchemy import Connection, select
 
 from shortener.errors import ApiError, Detail, ErrorCode
-from shortener.messages.balances import Balance, lock_balances, write_balances
+from shortener.messages.balances import Balance, find_balances, write_balances
 from shortener.messages.item_plan import Problem
 from shortener.messages.opt_outs import find_opt_outs
 from shortener.messages.plan import PlannedMessage, PlannedRequest
@@ -39,9 +39,10 @@ class QueuedSend(NamedTuple):
 class SendBatch:
     """The messages that one transaction queues, with the balances, prices and opt-outs that decide whether they are sent.
 
-    The object locks the balances of prepaid applications when it is created. `write` stores the reduced balances."""
+    The object locks the balances of prepaid applications when it is created, unless `locks` is false. `write` stores the reduced
+    balances."""
 
-    def __init__(self, connection: Connection, requests: Sequence[PlannedRequest]) -> None:
+    def __init__(self, connection: Connection, requests: Sequence[PlannedRequest], *, locks: bool = True) -> None:
         self._connection = connection
         recipients = {
             (request.application.id, message.number.e164)
@@ -54,7 +55,7 @@ class SendBatch:
         self._opt_outs: set[tuple[int, str]] = set()
         self._changed: dict[int, Decimal] = {}
         if recipients:
-            self._balances = lock_balances(connection, (application for application, _ in recipients))
+            self._balances = find_balances(connection, (application for application, _ in recipients), locks=locks)
             self._prices = find_prices(connection, recipients)
             self._opt_outs = find_opt_outs(connection, recipients)
 

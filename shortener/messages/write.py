@@ -24,7 +24,7 @@ from typing import Any
 import orjson
 from sqlalchemy import Connection
 
-from shortener.errors import ApiError, Detail, ErrorCode
+from shortener.errors import ApiError, ErrorCode
 from shortener.ids import IdGenerator
 from shortener.messages import queries
 from shortener.messages.codes import Codes
@@ -32,6 +32,7 @@ from shortener.messages.item_plan import ItemPlan, PlannedLink, Problem
 from shortener.messages.plan import PlannedMessage, PlannedRequest
 from shortener.messages.queries import StoredLink, StoredMessage, StoredResponse
 from shortener.messages.render import RewrittenMessage, render_new, render_repeat
+from shortener.messages.repeats import classify, find_stored
 from shortener.messages.rewrite_item import LinkHosts
 from shortener.messages.send_queue import QueuedSend, SendBatch, find_sends, insert_sends
 from shortener.model import LinkFlag, State, record
@@ -114,14 +115,8 @@ class _Batch:
         self._rows = rows
         self._hosts = hosts
         keys = {(request.application.id, request.idempotency_key) for request in requests if request.idempotency_key is not None}
-        own_ids = {
-            (request.application.id, message.message_id)
-            for request in requests
-            for message in request.messages
-            if message.has_own_id
-        }
         self._responses = queries.find_responses(connection, keys) if keys else {}
-        self._messages = queries.find_messages(connection, own_ids) if own_ids else {}
+        self._messages = find_stored(connection, requests)
         self._links = queries.find_links(connection, [message.row_id for message in self._messages.values()])
         self._sends = SendBatch(connection, requests)
         self._connection = connection
@@ -135,7 +130,7 @@ class _Batch:
             if stored.content_hash not in (request.content_hash, request.earlier_hash):
                 raise ApiError(ErrorCode.IDEMPOTENCY_CONFLICT)
             return stored.messages
-        repeats, conflicts, new = self._classify(request)
+        repeats, conflicts, new = classify(request, self._messages)
         problems = [*conflicts, *self._sends.find_problems(request, new)]
         accepted = request.check(new, problems)
         if repeats or accepted:
@@ -168,25 +163,6 @@ class _Batch:
             rendered[_place(message)] = rewritten
         places = [(index, recipient) for index, item in enumerate(request.items) for recipient in range(len(item.to))]
         return [rendered[place].serialize() if place in rendered else refused.serialize(*place) for place in places]
-
-    def _classify(
-        self, request: PlannedRequest
-    ) -> tuple[list[tuple[PlannedMessage, StoredMessage]], list[Problem], list[PlannedMessage]]:
-        """Return the messages of a request in three groups: the repeats with their stored messages, the conflicts, and the new
-        messages."""
-        repeats, conflicts, new = [], [], []
-        for message in request.messages:
-            stored = self._messages.get((request.application.id, message.message_id)) if message.has_own_id else None
-            if stored is None:
-                new.append(message)
-            elif stored.content_hash == message.content_hash:
-                repeats.append((message, stored))
-            else:
-                path = message.item.field_path("message_id", message.recipient)
-                reason = f"{message.message_id!r} is already used for a message with other content"
-                problem = Problem(message.item_index, ErrorCode.MESSAGE_ID_CONFLICT, Detail(path, reason), message.recipient)
-                conflicts.append(problem)
-        return repeats, conflicts, new
 
     def _render_repeats(self, repeats: Sequence[tuple[PlannedMessage, StoredMessage]]) -> dict[tuple[int, int], RewrittenMessage]:
         """Render the stored messages again. The keys of the result are (index of the message, index of the recipient)."""

@@ -102,10 +102,21 @@ async def preview(call: Call[None, PreviewRequest]) -> Mapping[str, Any]:
 
 async def complete_error(service: Service, principal: Principal | None, error: InvalidInput) -> ApiError:
     """Return an error with the details of `error`, and with the problems of all texts, URLs and recipients in the same body."""
+    return await _complete_error(service, principal, error)
+
+
+async def complete_preview_error(service: Service, principal: Principal | None, error: InvalidInput) -> ApiError:
+    """Do the same as `complete_error` for a preview, which does not depend on stored messages."""
+    return await _complete_error(service, principal, error, is_stored=False)
+
+
+async def _complete_error(
+    service: Service, principal: Principal | None, error: InvalidInput, *, is_stored: bool = True
+) -> ApiError:
     form = _form_of(error.data)
     if principal is None or form not in ("single", "batch") or not isinstance(error.data, dict):
         return error
-    return await rewrite_errors.complete_error(service, principal.application, error, is_batch=form == "batch")
+    return await rewrite_errors.complete_error(service, principal.application, error, is_batch=form == "batch", is_stored=is_stored)
 
 
 ENDPOINTS = [
@@ -132,6 +143,7 @@ ENDPOINTS = [
         "Send pipeline",
         permission="sms.send",
         body=PreviewRequest,
+        complete_error=complete_preview_error,
         response=RewriteResponse,
         errors=(
             ErrorCode.INVALID_TRACK_DIRECTIVE,

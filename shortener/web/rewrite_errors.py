@@ -6,7 +6,7 @@ module, a response would contain only the errors of the models, and a caller wou
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from pydantic import ValidationError
 import shortener.messages.rewriter  # noqa: F401 - `service.rewriter` needs it. Here it is imported in a thread.
 from shortener.accounts.directory import Application
 from shortener.errors import ApiError, Detail
+from shortener.ids import new_message_id
 from shortener.messages.rewrite_item import RewriteItem
 from shortener.web.rewrite_shapes import RewriteMessage, rewrite_item
 from shortener.web.validation import InvalidInput
@@ -23,10 +24,13 @@ if TYPE_CHECKING:
     from shortener.container import Service
 
 
-async def complete_error(service: Service, application: Application, error: InvalidInput, *, is_batch: bool) -> ApiError:
+async def complete_error(
+    service: Service, application: Application, error: InvalidInput, *, is_batch: bool, is_stored: bool = True
+) -> ApiError:
     """Return an error with the details of `error` and the problems that the rewriter finds in the other fields.
 
-    The details are in the order of the messages. The code is that of the first detail."""
+    The details are in the order of the messages. The code is that of the first detail. If `is_stored` is false, problems that
+    depend on stored messages are missing."""
     messages = error.data["messages"] if is_batch else [error.data]
     if not isinstance(messages, list) or len(messages) > service.settings.batch_limit:
         return error
@@ -34,21 +38,55 @@ async def complete_error(service: Service, application: Application, error: Inva
     invalid: dict[int, set[str]] = {}
     for detail in details:
         if detail.index is not None:
-            invalid.setdefault(detail.index, set()).add(_field_of_message(detail.field, is_batch))
+            invalid.setdefault(detail.index, set()).add(_path_in_message(detail.field, is_batch))
     items: list[RewriteItem] = []
     places: list[int] = []
+    incomplete: set[int] = set()
     for index, message in enumerate(messages):
-        item = _valid_part(message, invalid.get(index, set()), f"messages.{index}" if is_batch else "")
-        if item is not None:
+        found = _valid_part(message, invalid.get(index, set()), f"messages.{index}" if is_batch else "")
+        if found is not None:
+            item, is_complete = found
+            if not is_complete:
+                incomplete.add(len(items))
             items.append(item)
             places.append(index)
-    for problem in await service.rewriter.find_problems(application, items):
+    problems = await service.rewriter.find_problems(application, items, incomplete=incomplete, is_stored=is_stored)
+    for problem in problems:
         detail = replace(problem.full_detail, index=places[problem.item])
-        if _field_of_message(detail.field, is_batch) not in invalid.get(places[problem.item], set()):
+        if not is_inside(_path_in_message(detail.field, is_batch), invalid.get(places[problem.item], set())):
             details.append(detail)
     details.sort(key=lambda detail: -1 if detail.index is None else detail.index)
     hidden = error.details_total - len(error.details)
     return ApiError(details[0].code or error.code, details=details, hidden_details=hidden)
+
+
+def valid_part(fields: Mapping[str, Any], invalid: Collection[str]) -> tuple[dict[str, Any], bool]:
+    """Return the valid fields of a message, and whether all of its content is valid. `invalid` contains the paths of errors.
+
+    In a list of recipients or message ids, a placeholder replaces each invalid entry, so that the other entries can be checked and
+    keep their places. A placeholder of a recipient is itself invalid; the caller ignores the problems of the paths in `invalid`."""
+    entries: dict[str, set[str]] = {}  # the part of each path after the name of the field, by field
+    for path in invalid:
+        name, _, entry = path.partition(".")
+        entries.setdefault(name, set()).add(entry)
+    valid: dict[str, Any] = {name: value for name, value in fields.items() if name not in entries}
+    is_complete = True
+    for name, places in entries.items():
+        values = fields.get(name)
+        if name in _LISTS and isinstance(values, list) and "" not in places:
+            valid[name] = [_LISTS[name]() if str(place) in places else value for place, value in enumerate(values)]
+        else:
+            is_complete = False
+    return valid, is_complete
+
+
+#: The lists whose entries belong to recipients, with the function that makes a placeholder.
+_LISTS: Mapping[str, Callable[[], str]] = {"to": str, "message_id": new_message_id}
+
+
+def is_inside(path: str, invalid: Collection[str]) -> bool:
+    """Return whether a path, or the field that contains it, is in `invalid`."""
+    return path in invalid or path.partition(".")[0] in invalid
 
 
 def _with_place(detail: Detail, is_batch: bool, error: InvalidInput) -> Detail:
@@ -58,22 +96,22 @@ def _with_place(detail: Detail, is_batch: bool, error: InvalidInput) -> Detail:
     if is_batch:
         index = int(parts[1]) if len(parts) > 1 and parts[1].isdecimal() else None
         parts = parts[2:]
-    is_recipient = len(parts) == 2 and parts[0] in ("to", "message_id") and parts[1].isdecimal()
+    is_recipient = len(parts) == 2 and parts[0] in _LISTS and parts[1].isdecimal()
     return replace(detail, index=index, recipient=int(parts[1]) if is_recipient else None, code=error.code)
 
 
-def _field_of_message(path: str, is_batch: bool) -> str:
-    """Return the name of the field of an SMS message that the path of an error names; "" if it names the whole message."""
-    parts = path.split(".")[2 if is_batch else 0 :]
-    return parts[0] if parts else ""
+def _path_in_message(path: str, is_batch: bool) -> str:
+    """Return the path of an error without the path of its SMS message; "" if the error names the whole message."""
+    return ".".join(path.split(".")[2 if is_batch else 0 :])
 
 
-def _valid_part(message: Any, invalid: set[str], path: str) -> RewriteItem | None:
-    """Return a message without its invalid fields; None if nothing of it can be checked."""
+def _valid_part(message: Any, invalid: set[str], path: str) -> tuple[RewriteItem, bool] | None:
+    """Return a message without its invalid fields, and whether all of its content is valid. Return None if nothing of it can be
+    checked."""
     if not isinstance(message, Mapping) or "" in invalid:
         return None
-    fields = {name: value for name, value in message.items() if name not in invalid and name != "on_invalid"}
+    fields, is_complete = valid_part({name: value for name, value in message.items() if name != "on_invalid"}, invalid)
     try:
-        return rewrite_item(RewriteMessage.model_validate({"to": [], "body": ""} | fields), path)
+        return rewrite_item(RewriteMessage.model_validate({"to": [], "body": ""} | fields), path), is_complete
     except ValidationError:
         return None

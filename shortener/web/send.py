@@ -20,6 +20,7 @@ from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.messages.item_plan import NOT_SENT
 from shortener.messages.rewrite_item import RewriteItem
 from shortener.messages.sender_rules import check_sender
+from shortener.web import rewrite_errors
 from shortener.web.endpoint import Call, Endpoint, ResponseModel
 from shortener.web.fields import Sender
 from shortener.web.rewrite_call import REWRITE_ERRORS, REWRITE_HEADERS, rewrite_items
@@ -138,7 +139,7 @@ async def send(call: Call[None, SendRequest]) -> Mapping[str, Any]:
         reason = f"must have at most {MAX_RECIPIENTS} items, not {len(to)}"
         raise ApiError(ErrorCode.TOO_MANY_RECIPIENTS, details=[Detail("to", reason)])
     if check_sender(request.sender_id) is not None:
-        details = await _find_problems(call.service, call.principal.application, request, to)
+        details = await _find_problems(call.service, call.principal.application, request, to, is_complete=True)
         raise ApiError(ErrorCode.INVALID_SENDER, details=details)
     entries = await rewrite_items(call, [_item(request, to)])
     if all("error_code" in entry for entry in entries):
@@ -151,9 +152,14 @@ async def send(call: Call[None, SendRequest]) -> Mapping[str, Any]:
     return _response(entries, [f"{name[:64]} is not a known field; it was ignored" for name in request.model_extra or {}])
 
 
-async def _find_problems(service: Service, application: Application, request: SendRequest, to: Sequence[str]) -> list[Detail]:
-    """Return all problems of a call. The problem of the sender is first."""
-    details = [problem.full_detail for problem in await service.rewriter.find_problems(application, [_item(request, to)])]
+async def _find_problems(
+    service: Service, application: Application, request: SendRequest, to: Sequence[str], *, is_complete: bool
+) -> list[Detail]:
+    """Return all problems that reject a call. The problem of the sender is first. If fields are missing in `request`, it is not
+    compared with stored messages."""
+    item = _item(request, to)
+    problems = await service.rewriter.find_problems(application, [item], incomplete=() if is_complete else (0,))
+    details = [problem.full_detail for problem in problems if not item.skips(problem.code)]
     if (reason := check_sender(request.sender_id)) is not None:
         details.insert(0, Detail("sender_id", reason, code=ErrorCode.INVALID_SENDER))
     return details
@@ -163,8 +169,8 @@ async def complete_error(service: Service, principal: Principal | None, error: I
     """Return an error with the details of `error` and the problems that the rewriter finds in the other fields."""
     if principal is None or not isinstance(error.data, Mapping):
         return error
-    invalid = {detail.field.partition(".")[0] for detail in error.details}
-    valid = {name: value for name, value in error.data.items() if name not in invalid}
+    invalid = {detail.field for detail in error.details}
+    valid, is_complete = rewrite_errors.valid_part(error.data, invalid)
     try:
         request = SendRequest.model_validate({"to": [], "message": "x", "sender_id": "12345"} | valid)
     except ValidationError:
@@ -175,8 +181,8 @@ async def complete_error(service: Service, principal: Principal | None, error: I
     own = [replace(detail, code=detail.code or error.code) for detail in error.details]
     others = [
         detail
-        for detail in await _find_problems(service, principal.application, request, to)
-        if detail.field.partition(".")[0] not in invalid
+        for detail in await _find_problems(service, principal.application, request, to, is_complete=is_complete)
+        if not rewrite_errors.is_inside(detail.field, invalid)
     ]
     return ApiError(error.code, details=[*own, *others], hidden_details=error.details_total - len(error.details))
 

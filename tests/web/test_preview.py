@@ -50,6 +50,15 @@ async def test_a_preview_returns_the_same_errors_as_a_rewrite(client: httpx.Asyn
         assert previewed.json()["error_code"] == rewritten.json()["error_code"]
 
 
+async def test_the_error_of_a_preview_lists_every_invalid_field_like_the_error_of_a_rewrite(client: httpx.AsyncClient) -> None:
+    batch = {"messages": [{"to": ["x", 5], "body": "#track("}, {"to": "+14085550123"}, 7]}
+    previewed = await client.post("/api/v1/rewrite/preview", json=batch)
+    rewritten = await client.post("/api/v1/rewrite", json=batch)
+    assert previewed.json() == rewritten.json()
+    fields = [detail["field"] for detail in previewed.json()["details"]]
+    assert fields == ["messages.0.to.1", "messages.0.to.0", "messages.0.body", "messages.1.body", "messages.2"]
+
+
 async def test_a_preview_of_a_batch_with_on_invalid_skip_contains_each_invalid_recipient(client: httpx.AsyncClient) -> None:
     batch = {"messages": [{"to": ["+14085550123", "x"], "body": BODY}], "on_invalid": "skip"}
     first, second = (await client.post("/api/v1/rewrite/preview", json=batch)).json()["messages"]

@@ -1,11 +1,14 @@
 """The errors of the rewrite endpoint, and the option `on_invalid`."""
 
+from decimal import Decimal
 from typing import Any
 
 import httpx
 import pytest
 
 from shortener.container import Service
+from shortener.messages.balances import change_balance
+from tests.conftest import NOON
 from tests.web.calls import TO
 from tests.web.calls import count_messages_and_links as stored
 from tests.web.calls import request_rewrite as rewrite
@@ -235,7 +238,63 @@ async def test_the_response_to_an_invalid_rewrite_lists_every_error_with_its_pat
     assert answer.json()["error_code"] == "INVALID_TRACK_DIRECTIVE"
     assert await stored(service) == (0, 0)
     single = await client.post("/api/v1/rewrite", json={"to": [TO, BAD, 7], "body": "#track(", "campaign": 5})
-    assert sorted(detail["field"] for detail in single.json()["details"]) == ["body", "campaign", "to.2"]
+    assert sorted(detail["field"] for detail in single.json()["details"]) == ["body", "campaign", "to.1", "to.2"]
+
+
+def _codes(response: httpx.Response) -> list[tuple[str, str]]:
+    """Return the field and the error code of each detail of an error, sorted."""
+    assert response.status_code >= 400
+    return sorted((detail["field"], detail["error_code"]) for detail in response.json()["details"])
+
+
+async def test_a_field_of_a_wrong_type_does_not_hide_errors_that_only_the_database_shows(
+    client: httpx.AsyncClient, service: Service
+) -> None:
+    for message_id in ("used-1", "used-2", "used-3"):
+        await rewrite(client, body="first", message_id=message_id)
+    await client.post("/api/v1/opt-outs", json={"phone": "+14085550199"})
+    messages: list[Any] = [
+        {"to": TO, "body": "other", "message_id": "used-1"},
+        {"to": TO, "body": "first", "message_id": "used-2", "campaign": 5},  # it may be a repeat of the stored message
+        {"to": [TO, BAD, 7], "body": "x", "message_id": ["used-3", "", "new"]},
+        {"to": ["+14085550199", TO], "body": "x", "gateway": "simulator"},
+        {"to": TO},
+    ]
+    conflict = "MESSAGE_ID_CONFLICT"
+    assert _codes(await client.post("/api/v1/rewrite", json={"messages": messages})) == [
+        ("messages.0.message_id", conflict),
+        ("messages.1.campaign", "INVALID_REQUEST"),
+        ("messages.2.message_id.0", conflict),
+        ("messages.2.message_id.1", "INVALID_REQUEST"),
+        ("messages.2.to.1", "INVALID_RECIPIENT"),
+        ("messages.2.to.2", "INVALID_REQUEST"),
+        ("messages.3.to.0", "OPTED_OUT"),
+        ("messages.4.body", "INVALID_REQUEST"),
+    ]
+    assert await stored(service) == (3, 0)
+
+
+async def test_an_invalid_recipient_does_not_hide_a_recipient_on_the_opt_out_list_or_without_a_price(
+    client: httpx.AsyncClient, service: Service
+) -> None:
+    await client.post("/api/v1/opt-outs", json={"phone": "+14085550199"})
+    answer = await rewrite(client, to=["+14085550199", BAD], body="#track(", gateway="simulator")
+    assert _codes(answer) == [("body", "INVALID_TRACK_DIRECTIVE"), ("to.0", "OPTED_OUT"), ("to.1", "INVALID_RECIPIENT")]
+    await service.database.write(change_balance, service.ids, 1, NOON, "test", amount=Decimal(5))
+    answer = await rewrite(client, to=["+14085550199", TO], body="#track(", gateway="simulator")
+    assert _codes(answer) == [("body", "INVALID_TRACK_DIRECTIVE"), ("to.0", "OPTED_OUT"), ("to.1", "NO_PRICE")]
+
+
+async def test_an_invalid_directive_does_not_hide_an_error_of_the_domain_of_the_short_links(client: httpx.AsyncClient) -> None:
+    assert (await client.post("/api/v1/domains", json={"domain": "https://go.brand.example/{sender}"})).status_code == 201
+    for body, code in (("#track(", "INVALID_TRACK_DIRECTIVE"), ('#track("ftp://x.example/")', "INVALID_TRACK_URL")):
+        assert _codes(await rewrite(client, body=body)) == [("body", code), ("from", "INVALID_REQUEST")]
+
+
+async def test_too_many_urls_do_not_hide_a_url_that_cannot_be_tracked(client: httpx.AsyncClient) -> None:
+    urls = " ".join(f"https://x{number}.example/" for number in range(31))
+    answer = await rewrite(client, body=f'#track("ftp://x.example/") {urls}', track="all_urls")
+    assert [detail["position"] for detail in answer.json()["details"]] == [0, 27 + urls.index("https://x29.example/")]
 
 
 async def test_the_response_to_an_invalid_rewrite_lists_at_most_a_thousand_errors_and_counts_all(client: httpx.AsyncClient) -> None:

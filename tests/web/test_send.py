@@ -134,6 +134,7 @@ async def test_each_error_detail_of_an_invalid_send_request_has_its_own_error_co
     [
         ({"to": ["12"], "sender_id": "1x"}, "INVALID_SENDER", ["sender_id", "to.0"]),
         ({"to": ["12", "+14085550100", "13"], "sender_id": ""}, "INVALID_SENDER", ["sender_id", "to.0", "to.2"]),
+        ({"to": ["12", 7], "message": "x"}, "INVALID_TO", ["to.0", "to.1"]),
         ({"to": 7, "message": "#track(oops)", "sender_id": "1x"}, "INVALID_TO", ["message", "sender_id", "to"]),
     ],
 )
