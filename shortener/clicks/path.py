@@ -2,8 +2,9 @@
 
 Programs turn text into links and often include characters after the link: a full stop, a bracket, an emoji, a space or an
 invisible character. People and proxies add a slash. Therefore all characters after a code are ignored if none of them is a letter
-or a digit of any script. They may be UTF-8 or percent-encoded. Any other path has no code, and no part of it is looked up, logged
-or stored.
+or a digit of any script. Emoji that Unicode counts as letters or that begin with a digit (the sign for information, keycaps), and
+invisible letters are ignored too. The characters may be UTF-8 or percent-encoded. Any other path has no code, and no part of it is
+looked up, logged or stored.
 """
 
 from __future__ import annotations
@@ -22,7 +23,13 @@ _CODE_AND_REST = re.compile(rb"/(%s)(?![A-Za-z0-9])" % _CODE)
 #: A regular expression for a code with a prefix before it: up to eight segments that are neither empty nor dots. No letter or digit
 #: follows the code.
 _PREFIX = re.compile(rb"((?:/(?!\.{1,2}/)[A-Za-z0-9._~%%-]{1,64}){1,8})(?=/%s(?![A-Za-z0-9]))" % _CODE)
-_ASCII_IGNORED = re.compile(rb"[!-/:-@\[-`{-~]*")  # ASCII characters that may follow a code; `_is_ignored` decodes "%" escapes
+#: The end of a keycap emoji, such as the digit one in a square, behind its digit.
+_KEYCAP = "\ufe0f?\u20e3"
+_DIGIT_IN_KEYCAP = re.compile(f"[0-9]{_KEYCAP}")
+_END_OF_KEYCAP = re.compile(_KEYCAP)
+#: Characters that Unicode counts as letters: the emoji for information, and the fillers of Hangul, which are invisible.
+_IGNORED_LETTERS = "\u2139\u115f\u1160\u3164\uffa0"
+_ASCII_IGNORED = re.compile(rb"[!-/:-@\[-`{-~]*")  # ASCII characters that may follow a code; `code_of` decodes "%" escapes
 
 
 def code_of(path: bytes | str) -> str | None:
@@ -32,7 +39,16 @@ def code_of(path: bytes | str) -> str | None:
     if plain is not None:
         return plain[1].decode()
     found = _CODE_AND_REST.match(path)
-    return found[1].decode() if found is not None and _is_ignored(path[found.end() :]) else None
+    if found is None:
+        return None
+    code, rest = found[1].decode(), path[found.end() :]
+    if b"%" not in rest and _ASCII_IGNORED.fullmatch(rest):
+        return code
+    # `decode` replaces bytes that are not valid UTF-8 by U+FFFD. This character is neither a letter nor a digit.
+    behind = unquote_to_bytes(rest).decode(errors="replace")
+    if code[-1].isdigit() and len(code) > MIN_CODE_LENGTH and _END_OF_KEYCAP.match(behind):
+        code = code[:-1]  # this digit begins a keycap emoji
+    return code if _is_ignored(behind) else None
 
 
 def code_behind_prefix(path: bytes | str) -> tuple[str, str] | None:
@@ -48,10 +64,8 @@ def code_behind_prefix(path: bytes | str) -> tuple[str, str] | None:
     return None if code is None else (found[1].decode(), code)
 
 
-def _is_ignored(rest: bytes) -> bool:
-    """Return whether the text after a code contains no letter and no digit of any script."""
-    if b"%" not in rest and _ASCII_IGNORED.fullmatch(rest):
-        return True
-    # `decode` replaces bytes that are not valid UTF-8 by U+FFFD. This character is neither a letter nor a digit.
-    text = unquote_to_bytes(rest).decode(errors="replace")
-    return not any(unicodedata.category(character)[0] in "LN" for character in text)
+def _is_ignored(behind: str) -> bool:
+    """Return whether the text behind a code contains no letter and no digit of any script, except in emoji."""
+    if "\u20e3" in behind:
+        behind = _DIGIT_IN_KEYCAP.sub("", behind)
+    return not any(unicodedata.category(one)[0] in "LN" and one not in _IGNORED_LETTERS for one in behind)
