@@ -11,7 +11,8 @@ attempt separately, because the format of Syniverse contains the attempt number.
 - `infobip`: the click notification of Infobip. Other events have the same structure and a different `notificationType`.
 
 Every click event contains whether it was the first click, the seconds since the message was sent, and the verdict of the click
-(human or suspected). In the formats `xoxzo` and `infobip`, the additional object `click` contains these fields.
+(human or suspected). In the formats `xoxzo` and `infobip`, the additional object `click` contains these fields, and the object
+`conversion` contains the conversion of a conversion event.
 
 An unknown value is null. In the format `scg`, an unknown text is an empty string, as in the sample of Syniverse. Prices are JSON
 numbers with exactly the digits that the messaging system reported. The value of a conversion is the text that was received.

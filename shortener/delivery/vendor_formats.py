@@ -26,6 +26,19 @@ _CLICK_OBJECT = (
     "verdict",
     "verdict_reason",
 )
+#: The fields of the object `conversion` in the formats `xoxzo` and `infobip`, in this order, with the names of their facts.
+_CONVERSION_OBJECT = {
+    "conversion_id": "conversion_id",
+    "action": "action",
+    "status": "conversion_status",
+    "disposition": "disposition",
+    "value": "value",
+    "currency": "currency",
+    "transaction_id": "transaction_id",
+    "revision": "revision",
+    "previous_status": "previous_status",
+    "previous_value": "previous_value",
+}
 _CLICK_TOPICS = frozenset({"click", "late_click", "click_retracted"})
 
 _INFOBIP_TYPES = {
@@ -69,6 +82,8 @@ def xoxzo(facts: Facts, attempt: int, fields: Sequence[str] | None) -> dict[str,
             body[name] = value
     if kind in _CLICK_TOPICS:
         body["click"] = {name: get(name) for name in _CLICK_OBJECT}
+    if kind == "conversion":
+        body["conversion"] = {name: get(fact) for name, fact in _CONVERSION_OBJECT.items()}
     if kind in operations.NAMES:
         body["operation"] = {name: get(name) for name in OPERATION_FIELDS}
     return body
@@ -98,18 +113,7 @@ def infobip(facts: Facts, attempt: int, fields: Sequence[str] | None) -> dict[st
         body["click"] = {_camel(name): get(name) for name in _CLICK_OBJECT}
     elif kind == "conversion":
         body["processKey"] = get("process_key")
-        body["conversion"] = {
-            "conversionId": get("conversion_id"),
-            "action": get("action"),
-            "status": get("conversion_status"),
-            "disposition": get("disposition"),
-            "value": get("value"),
-            "currency": get("currency"),
-            "transactionId": get("transaction_id"),
-            "revision": get("revision"),
-            "previousStatus": get("previous_status"),
-            "previousValue": get("previous_value"),
-        }
+        body["conversion"] = {_camel(name): get(fact) for name, fact in _CONVERSION_OBJECT.items()}
     elif kind in ("state", "delivery"):
         body["status"] = {
             "name": get("new_state"),

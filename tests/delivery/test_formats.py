@@ -239,6 +239,27 @@ def test_the_field_accessed_is_false_in_the_xoxzo_body_of_an_event_without_click
     assert (tracking["accessed"], tracking["accessed_on"]) == (False, None)
 
 
+def test_every_format_contains_the_revision_and_the_previous_values_of_a_conversion() -> None:
+    facts = CONVERSION | {"revision": 2, "previous_status": "pending", "previous_value": "10.00"}
+    assert body("xoxzo", facts)["conversion"] == {
+        "conversion_id": "v1",
+        "action": "sale",
+        "status": "approved",
+        "disposition": "positive",
+        "value": "-19.90",
+        "currency": "EUR",
+        "transaction_id": "t-1",
+        "revision": 2,
+        "previous_status": "pending",
+        "previous_value": "10.00",
+    }
+    assert "conversion" not in body("xoxzo", CLICK)
+    infobip = body("infobip", facts)["conversion"]
+    assert (infobip["revision"], infobip["previousStatus"], infobip["previousValue"]) == (2, "pending", "10.00")
+    for values in (body("scg", facts)["event"]["fld-val-list"], body("json", facts)):
+        assert (values["revision"], values["previous_status"], values["previous_value"]) == (2, "pending", "10.00")
+
+
 def test_the_infobip_body_of_a_click_equals_the_documented_click_notification() -> None:
     assert body("infobip", CLICK | {"topic": "click", "metadata": {"order": 7}}) == {
         "notificationType": "CLICKED",
