@@ -26,6 +26,7 @@ from shortener.cli.common import (
     yes_option,
 )
 from shortener.cli.parameters import COMPANY_ID, DURATION, ID, ApplicationCommand, OwnedCommand
+from shortener.plurals import counted
 
 MAX_RATE_LIMIT = 1_000_000  # the highest rate limit of a key, in requests per minute
 RATE_LIMIT = click.IntRange(1, MAX_RATE_LIMIT)
@@ -315,7 +316,7 @@ async def update_key(key: int, application: int | None, rate_limit: int, as_json
     async with open_store() as database:
         audit, changes = command_line_audit(database), {"rate_limit": rate_limit or None}
         await database.write(audited_credentials.update_key, audit, application, key, changes, utcnow())
-    text = f"{rate_limit} requests per minute" if rate_limit else "no limit"
+    text = f"{counted(rate_limit, 'request')} per minute" if rate_limit else "no limit"
     print_result({"id": key, "rate_limit": rate_limit or None}, as_json, lambda: click.echo(f"key {key} has {text}"))
 
 

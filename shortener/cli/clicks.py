@@ -19,6 +19,7 @@ from shortener.cli.common import (
     print_table,
 )
 from shortener.cli.parameters import ID, TIME, ApplicationCommand, since_option, until_option
+from shortener.plurals import counted
 
 #: The columns of the table of hits. `--json` prints all fields.
 _COLUMNS = (
@@ -147,13 +148,14 @@ async def reclassify(since: datetime, until: datetime | None, applications: tupl
 
     def print_text() -> None:
         done = result.corrections
-        click.echo(f"{result.hits:,} hits reclassified" + (" (dry run: nothing was changed):" if dry_run else ":"))
+        click.echo(f"{counted(result.hits, 'hit')} reclassified" + (" (dry run: nothing was changed):" if dry_run else ":"))
         click.echo(f"  {done.to_suspected:,} now suspected, {done.to_human:,} now human")
-        click.echo(f"  {done.retracted:,} clicks retracted, {done.retracted_messages:,} of them the first click of their message")
+        firsts = f"{done.retracted_messages:,} of them the first click of their message"
+        click.echo(f"  {counted(done.retracted, 'click')} retracted, {firsts}")
         if done.kept:
             click.echo(f"  {done.kept:,} unchanged because they were sent to trackers and retract_clicks is off")
         if not dry_run:
-            click.echo(f"  {done.first_clicks:,} messages have a new first click")
+            click.echo(f"  {counted(done.first_clicks, 'message has', 'messages have')} a new first click")
 
     print_result(data, as_json, print_text)
 

@@ -26,6 +26,7 @@ from shortener.cli.common import (
 )
 from shortener.cli.output_file import open_output
 from shortener.cli.parameters import ID, TIME, ApplicationCommand
+from shortener.plurals import counted
 
 if TYPE_CHECKING:
     from shortener.reporting.export import ExportRows
@@ -62,12 +63,13 @@ async def purge(trust_clock: bool, as_json: bool) -> None:
 
     def progress(so_far: PurgeResult) -> None:
         if sys.stderr.isatty():
-            click.echo(f"\r{so_far.rows:,} rows deleted", nl=False, err=True)
+            click.echo(f"\r{counted(so_far.rows, 'row')} deleted", nl=False, err=True)
 
     async with open_store() as database:
         step = await database.read(find_step, utcnow())
         if step is not None:
-            confirm(f"The clock is {step.days:,} days after the latest purge. If it is wrong, this deletes too much.", trust_clock)
+            what = f"The clock is {counted(step.days, 'day')} after the latest purge. If it is wrong, this deletes too much."
+            confirm(what, trust_clock)
         # The purge has many transactions, so the audit row is stored before the first of them.
         await database.write(command_line_audit(database).add, utcnow(), "purge_started")
         purged = await run(database, load_settings(), utcnow(), progress)
@@ -105,7 +107,7 @@ async def verify(since: datetime | None, until: datetime | None, repair: bool, a
     def progress(stage: str, steps: int = 0) -> None:
         """Show the stage of the check and the number of its finished steps at a terminal."""
         if sys.stderr.isatty():
-            click.echo(f"\r{stage} ..." + (f" {steps:,} steps" if steps else "") + "\033[K", nl=False, err=True)
+            click.echo(f"\r{stage} ..." + (f" {counted(steps, 'step')}" if steps else "") + "\033[K", nl=False, err=True)
 
     settings = load_settings()
     now = utcnow()
@@ -216,7 +218,7 @@ async def export(
 
     def progress(messages: int) -> None:
         if sys.stderr.isatty():
-            click.echo(f"\r{messages:,} messages", nl=False, err=True)
+            click.echo(f"\r{counted(messages, 'message')}", nl=False, err=True)
 
     filters = MessageFilter(application, campaign=campaign, source=source, since=since, until=until)
     async with open_store() as database:

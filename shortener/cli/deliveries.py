@@ -25,6 +25,7 @@ from shortener.cli.common import (
 from shortener.cli.parameters import ID, TIME, ApplicationCommand, OwnedCommand
 from shortener.cli.stats import find_application
 from shortener.cli.trackers import open_trackers
+from shortener.plurals import counted
 
 _COLUMNS = ("delivery_id", "created_at", "tracker_id", "event", "message_id", "status", "attempt", "last_status", "last_error")
 
@@ -135,13 +136,15 @@ async def replay_deliveries(
             dead = await stored.count_dead(filters)
             period = " of the period" if since or until else ""
             owner = await describe_application(database, found.application_id)
-            what = f"The {dead} dead deliveries{period} of tracker {found.id} ({found.name}) of {owner} are sent again."
+            number, verb = counted(dead, "dead delivery", "dead deliveries"), "is" if dead == 1 else "are"
+            what = f"The {number}{period} of tracker {found.id} ({found.name}) of {owner} {verb} sent again."
             confirm(what if dead else "", yes)
             replayed, last_id = await stored.replay_dead(audit, filters, utcnow())
             while last_id is not None:
                 count, last_id = await stored.replay_dead(audit, filters, utcnow(), last_id)
                 replayed += count
-    print_result({"replayed": replayed}, as_json, lambda: click.echo(f"{replayed} deliveries are due again"))
+    text = f"{counted(replayed, 'delivery is', 'deliveries are')} due again"
+    print_result({"replayed": replayed}, as_json, lambda: click.echo(text))
 
 
 @deliveries.command("requeue")
@@ -157,7 +160,7 @@ async def requeue_events(as_json: bool) -> None:
 
     async with open_store() as database:
         count = await fanout.requeue_events(database, command_line_audit(database), utcnow())
-    print_result({"requeued": count}, as_json, lambda: click.echo(f"{count} events requeued"))
+    print_result({"requeued": count}, as_json, lambda: click.echo(f"{counted(count, 'event')} requeued"))
 
 
 #: `deliveries retell` is the former name of `deliveries requeue`. It is hidden and still works.

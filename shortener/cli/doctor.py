@@ -26,6 +26,7 @@ import click
 
 from shortener.cli.common import async_command, json_option, load_settings, print_result
 from shortener.cli.doctor_findings import Finding
+from shortener.plurals import counted
 from shortener.settings import DEFAULT_BASE_URL, is_loopback
 from shortener.settings_sources import service_link_variables
 
@@ -72,7 +73,7 @@ async def doctor(as_json: bool) -> None:
             if one.remedy:
                 click.echo(f"{'':28}-> {one.remedy}")
         counts = {level: sum(one.level == level for one in findings) for level in ("ok", "warning", "error")}
-        click.echo(f"\n{counts['ok']} ok, {counts['warning']} warnings, {counts['error']} errors")
+        click.echo(f"\n{counts['ok']} ok, {counted(counts['warning'], 'warning')}, {counted(counts['error'], 'error')}")
 
     print_result([asdict(one) for one in findings], as_json, print_text)
     if any(one.level == "error" for one in findings):
@@ -216,7 +217,7 @@ def _check_certificate(host: str, port: int) -> Finding:
         return Finding("certificate", "warning", text, "use a certificate of a public authority, as Caddy gets it")
     except OSError:
         pass
-    text = f"the certificate of {host} is valid for {days} more days"
+    text = f"the certificate of {host} is valid for {counted(days, 'more day')}"
     return Finding("certificate", "warning", text, remedy) if days < MIN_CERTIFICATE_DAYS else Finding("certificate", "ok", text)
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import Connection
 
 from shortener.cli.doctor_findings import Finding
+from shortener.plurals import counted
 
 if TYPE_CHECKING:
     from shortener.gateways.gateway import StoredGateway
@@ -35,7 +36,8 @@ def check_gateway_queues(connection: Connection, now: datetime) -> Iterator[Find
     oldest = max((one.oldest_seconds for one in found), default=0.0)
     waiting = sum(one.waiting for one in found)
     if oldest <= MAX_WAITING_SECONDS and not any(one.is_open for one in found):
-        yield Finding("gateways", "ok", f"{waiting} messages wait for {len(found)} gateways, the oldest for {oldest:.0f} s")
+        text = f"{counted(waiting, 'message waits', 'messages wait')} for {counted(len(found), 'gateway')}"
+        yield Finding("gateways", "ok", f"{text}, the oldest for {oldest:.0f} s")
     for one in found:
         name = f"gateway {one.id} ({one.name})"
         test = f"`shortener gateways test {one.id} NUMBER` shows the error"
@@ -44,12 +46,12 @@ def check_gateway_queues(connection: Connection, now: datetime) -> Iterator[Find
             yield Finding("gateways", "warning", text, f"correct it, then `shortener gateways update {one.id} --enable`")
         if one.is_open:
             last = f"last success: {to_iso(one.last_success_at) or 'none'}"
-            text = f"the circuit breaker of {name} is open after {one.failures_in_row} failures in a row; {last}. "
-            text += f"{one.waiting} messages wait"
+            text = f"the circuit breaker of {name} is open after {counted(one.failures_in_row, 'failure')} in a row; {last}. "
+            text += counted(one.waiting, "message waits", "messages wait")
             remedy = f"{test}; correct it with `shortener gateways update {one.id}`, or if nothing needs a correction, `--disable` "
             yield Finding("gateways", "warning", text, f"{remedy}and `--enable` end the pause (at most 5 minutes)")
         elif one.oldest_seconds > MAX_WAITING_SECONDS:
-            text = f"{one.waiting} messages wait for {name}, the oldest for {one.oldest_seconds:.0f} s"
+            text = f"{counted(one.waiting, 'message waits', 'messages wait')} for {name}, the oldest for {one.oldest_seconds:.0f} s"
             remedy = "check that a process hands messages on (`shortener serve` or `deliver`), and --max-per-second of the gateway"
             yield Finding("gateways", "warning", text, f"{remedy}; {test}")
         if one.held:

@@ -14,6 +14,7 @@ from sqlalchemy import Connection, func, or_, select, text
 
 from shortener.cli.doctor_findings import Finding
 from shortener.cli.doctor_gateways import check_gateway_queues
+from shortener.plurals import counted
 from shortener.storage import schema
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ async def check_database(settings: Settings) -> list[Finding]:
         names = await database.read(
             lambda c: list(c.scalars(select(schema.applications.c.name).order_by(schema.applications.c.id)))
         )
-        found.append(Finding("installation", "ok", f"{len(names)} applications in {place_of(settings)}"))
+        found.append(Finding("installation", "ok", f"{counted(len(names), 'application')} in {place_of(settings)}"))
         found += [Finding("name", "ok", _UNNAMED)] if DEFAULT_NAME in names else []
         if await database.read(is_unfinished):
             found.append(Finding("copy", "error", "a copy into this database is incomplete", "run `shortener copy` again"))
@@ -134,12 +135,14 @@ def _check_rows(connection: Connection, settings: Settings) -> Iterator[Finding]
     now = utcnow()
     yield _check_clock(connection, now)
     processes = _count_processes(connection, settings, now)
-    yield Finding("processes", "ok", f"{processes} processes serve or deliver" if processes else "no process serves now")
+    text = counted(processes, "process serves or delivers", "processes serve or deliver") if processes else "no process serves now"
+    yield Finding("processes", "ok", text)
     if settings.is_postgresql:
         yield _check_connections(connection, settings, max(processes, 1))
     state = read_queue_state(connection, settings, now)
     oldest = max(state.oldest_event_seconds, state.oldest_due_seconds)
-    text = f"{state.events_pending} events and {state.deliveries_due} deliveries wait, the oldest for {oldest:.0f} s"
+    text = f"{counted(state.events_pending, 'event')} and {counted(state.deliveries_due, 'delivery', 'deliveries')} wait"
+    text += f", the oldest for {oldest:.0f} s"
     if oldest <= MAX_QUEUE_SECONDS:
         yield Finding("queues", "ok", text)
     elif not processes:
@@ -147,17 +150,18 @@ def _check_rows(connection: Connection, settings: Settings) -> Iterator[Finding]
     else:
         yield Finding("queues", "warning", text, "look for job_failed in the log, and start more `shortener deliver` processes")
     if state.hits_dead_letter:
-        text = f"the database rejected {state.hits_dead_letter} hits, which are in the table hits_dead_letter"
+        rejected = counted(state.hits_dead_letter, "hit, which is", "hits, which are")
+        text = f"the database rejected {rejected} in the table hits_dead_letter"
         yield Finding("dead_letters", "warning", text, "look for hit_not_recordable in the log, and report it as a bug")
     if state.count_deltas_quarantined:
-        text = f"{state.count_deltas_quarantined} rows of count deltas could not be added to the counts"
+        text = f"{counted(state.count_deltas_quarantined, 'row')} of count deltas could not be added to the counts"
         remedy = "look for count_deltas_quarantined in the log. Correct the rows and restart the service, or delete them and run "
         yield Finding("counts", "warning", text, remedy + "`shortener verify --repair`")
     dead = connection.execute(
         select(func.count()).where(schema.deliveries.c.status == 2, schema.deliveries.c.finished_at > now - RECENT)
     ).scalar_one()
     if dead:
-        text = f"{dead} deliveries became dead in the last 24 hours"
+        text = f"{counted(dead, 'delivery', 'deliveries')} became dead in the last 24 hours"
         yield Finding("dead_deliveries", "warning", text, "correct the trackers, then `shortener deliveries replay --tracker ID`")
     yield from _check_failing_deliveries(connection)
     yield from check_gateway_queues(connection, now)
@@ -169,10 +173,11 @@ def _check_rows(connection: Connection, settings: Settings) -> Iterator[Finding]
         text = f"tracker {row.id} ({row.name}) is disabled: {row.disabled_reason}"
         yield Finding("trackers", "warning", text, f"correct the receiver, then `shortener trackers update {row.id} --enable`")
     if (step := find_step(connection, now)) is not None:
-        text = f"the clock is {step.days:,} days after the latest purge, so the purge waits until {step.until:%Y-%m-%d %H:%M} UTC"
+        text = f"the clock is {counted(step.days, 'day')} after the latest purge, so the purge waits until "
+        text += f"{step.until:%Y-%m-%d %H:%M} UTC"
         yield Finding("purge", "warning", text, "set the clock, or run `shortener purge` if it is right")
     elif state.purge_lag_seconds > MAX_PURGE_LAG.total_seconds():
-        text = f"the oldest row is stored {state.purge_lag_seconds / 86400:.0f} days beyond its retention"
+        text = f"the oldest row is stored {counted(round(state.purge_lag_seconds / 86400), 'day')} beyond its retention"
         yield Finding("purge", "warning", text, "run `shortener purge`, or raise PURGE_BATCH")
     yield from _check_growth(connection, settings, state.database_bytes, now)
 
@@ -195,7 +200,9 @@ def _check_failing_deliveries(connection: Connection) -> Iterator[Finding]:
     )
     for tracker, name, count, error, status in connection.execute(by_tracker):
         reason = error or f"HTTP {status}"
-        text = f"{count} deliveries to tracker {tracker} ({name}) failed at least once and are repeated, for example with {reason}"
+        failing_count = counted(count, "delivery", "deliveries")
+        verb = "is" if count == 1 else "are"
+        text = f"{failing_count} to tracker {tracker} ({name}) failed at least once and {verb} repeated, for example with {reason}"
         yield Finding("failing_deliveries", "warning", text, f"check the receiver: `shortener trackers test {tracker}`")
 
 
@@ -241,7 +248,8 @@ def _count_processes(connection: Connection, settings: Settings, now: datetime) 
 def _check_connections(connection: Connection, settings: Settings, processes: int) -> Finding:
     allowed = int(connection.execute(text("SHOW max_connections")).scalar_one())
     needed = processes * (2 * settings.database_pool + 1)
-    said = f"{processes} processes may open {needed} connections, and the database allows {allowed}"
+    said = f"{counted(processes, 'process', 'processes')} may open {counted(needed, 'connection')}"
+    said += f", and the database allows {allowed}"
     if needed > allowed:
         return Finding("connections", "warning", said, "raise max_connections, lower DATABASE_POOL, or use PgBouncer")
     return Finding("connections", "ok", said)
@@ -262,7 +270,8 @@ def _check_growth(connection: Connection, settings: Settings, size: int, now: da
         return
     expected = size / days * settings.message_retention_days
     free = shutil.disk_usage(file.parent).free
-    said = f"{size / days / 1e6:.1f} MB a day; {expected / 1e9:.1f} GB after {settings.message_retention_days} days of retention"
+    retention = counted(settings.message_retention_days, "day")
+    said = f"{size / days / 1e6:.1f} MB a day; {expected / 1e9:.1f} GB after {retention} of retention"
     if expected - size > free:
         yield Finding(
             "growth", "warning", said + f", but {free / 1e9:.1f} GB are free", "add disk, or lower MESSAGE_RETENTION_DAYS"

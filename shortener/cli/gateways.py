@@ -28,6 +28,7 @@ from shortener.cli.common import (
     yes_option,
 )
 from shortener.cli.parameters import ID, ApplicationCommand, OwnedCommand
+from shortener.plurals import counted
 
 if TYPE_CHECKING:
     from shortener.gateways.gateway import StoredGateway
@@ -296,7 +297,8 @@ async def update_gateway(
         effects = []
         if disable and found.enabled:
             waiting = await database.read(waiting_messages, gateway)
-            effects.append(f"sends no messages until it is enabled again, and its {waiting} waiting messages wait")
+            kept = counted(waiting, "waiting message waits", "waiting messages wait")
+            effects.append(f"sends no messages until it is enabled again, and its {kept}")
         if rotate_report_key:
             effects.append("gets another report URL: delivery reports to the present one are rejected at once")
         if effects:
@@ -336,7 +338,7 @@ async def remove_gateway(gateway: int, application: int | None, yes: bool, as_js
         found = await store.get(gateway, application)
         waiting = await database.read(waiting_messages, gateway)
         name = f"Gateway {gateway} ({found.config.name}) of {await _owner(database, found)}"
-        effect = f"{name} is removed, and its {waiting} waiting messages become FAILED."
+        effect = f"{name} is removed, and its {counted(waiting, 'waiting message becomes', 'waiting messages become')} FAILED."
         if users := await database.read(using_applications, gateway):
             names = ", ".join(f"{number} ({owner})" for number, owner in users)
             effect += (

@@ -32,6 +32,7 @@ from shortener.cli.common import (
 )
 from shortener.cli.parameters import ID, TIME, ApplicationCommand, OwnedCommand, since_option, until_option
 from shortener.errors import StoreUnavailable
+from shortener.plurals import counted
 
 if TYPE_CHECKING:
     from shortener.clicks.link_updates import LinkUpdates
@@ -283,7 +284,8 @@ async def _change_links(
                     await asyncio.sleep(0.1)
                 fields = serialize_update(await database.read(find_update, public_id, application))
                 if sys.stderr.isatty():
-                    click.echo(f"\r{fields['done']:,} of {fields['total'] or '?'} links", nl=False, err=True)
+                    total = counted(fields["total"], "link") if fields["total"] else "? links"
+                    click.echo(f"\r{fields['done']:,} of {total}", nl=False, err=True)
                 if fields["state"] in (DONE, STOPPED):
                     break
         except StoreUnavailable as error:

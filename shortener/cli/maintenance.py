@@ -8,6 +8,7 @@ import asyncio
 import click
 
 from shortener.cli.common import async_command, json_option, load_settings, print_result
+from shortener.plurals import counted
 
 
 @click.command()
@@ -101,7 +102,7 @@ async def copy(source: str, target: str, as_json: bool) -> None:
 
     def progress(now: Progress) -> None:
         if sys.stderr.isatty():
-            click.echo(f"\r{now.table:16}{now.doing:10}{now.done:,} of {now.total:,} rows\033[K", nl=False, err=True)
+            click.echo(f"\r{now.table:16}{now.doing:10}{now.done:,} of {counted(now.total, 'row')}\033[K", nl=False, err=True)
 
     check(await current_version(source))
     await prepare(target)
@@ -118,5 +119,5 @@ async def copy(source: str, target: str, as_json: bool) -> None:
         await source_database.close()
     if sys.stderr.isatty():
         click.echo(err=True)
-    summary = f"{sum(rows.values()):,} rows copied and compared. Serve them with the same SECRET."
+    summary = f"{counted(sum(rows.values()), 'row')} copied and compared. Serve them with the same SECRET."
     print_result(rows, as_json, lambda: click.echo(summary))

@@ -25,6 +25,7 @@ from shortener.cli.common import (
     print_result,
     yes_option,
 )
+from shortener.plurals import counted
 
 if TYPE_CHECKING:
     from shortener.clicks.hit_spool import HitSpool
@@ -213,7 +214,7 @@ async def adopt_secret(yes: bool, as_json: bool) -> None:
         else:
             click.echo("The secret already belongs to this database.")
         if hits:
-            click.echo(f"{hits:,} hits that waited in Redis are moved.")
+            click.echo(f"{counted(hits, 'hit that waited in Redis is', 'hits that waited in Redis are')} moved.")
         for value in lost:
             click.echo(f"  {_remedy(value)}")
 

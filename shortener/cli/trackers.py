@@ -29,6 +29,7 @@ from shortener.cli.common import (
 )
 from shortener.cli.parameters import DURATION, ID, ApplicationCommand, OwnedCommand
 from shortener.model import EVENT_NAMES
+from shortener.plurals import counted
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -359,7 +360,8 @@ async def remove_tracker(tracker: int, application: int | None, yes: bool, as_js
         found = await stored.get(tracker, application)
         pending = (await Deliveries(database).backlog(found.id, utcnow())).pending
         owner = await describe_application(database, found.application_id)
-        confirm(f"Tracker {tracker} ({found.name}) of {owner} is deleted, and its {pending} pending deliveries become dead.", yes)
+        lost = counted(pending, "pending delivery becomes", "pending deliveries become")
+        confirm(f"Tracker {tracker} ({found.name}) of {owner} is deleted, and its {lost} dead.", yes)
         await stored.delete(command_line_audit(database), tracker, application)
     print_result({"tracker_id": tracker, "deleted": True}, as_json, lambda: click.echo(f"tracker {tracker} is deleted"))
 

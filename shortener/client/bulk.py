@@ -28,6 +28,7 @@ from shortener.client.exceptions import (
 )
 from shortener.client.long_text import long_text
 from shortener.client.models import RewrittenText, SkippedRecipient
+from shortener.plurals import counted
 
 Progress = Callable[[int, int], None]
 OnFailure = Literal["raise", "send_long"]
@@ -203,7 +204,8 @@ def _part_of(index: int, message: Mapping[str, Any], *, needs_ids: bool) -> _Par
         raise ValueError(f"`to` of message {index} must be a phone number, or a list of at least one")
     listed = None if ids is None else [ids] if isinstance(ids, str) else list(ids)
     if listed is not None and len(listed) != len(recipients):
-        raise ValueError(f"`message_id` of message {index} must have one id for each of its {len(recipients)} recipients")
+        expected = counted(len(recipients), "recipient")
+        raise ValueError(f"`message_id` of message {index} must have one id for each of its {expected}")
     # The client generates message ids, so that a text with long URLs has the same message_id as the message that the service may
     # have stored.
     if listed is None and needs_ids:

@@ -24,6 +24,7 @@ from shortener.client.models import (
     SkippedRecipient,
     parse_rewritten,
 )
+from shortener.plurals import counted
 
 T = TypeVar("T")
 Json = Mapping[str, Any]
@@ -149,7 +150,7 @@ def rewrite(content: bytes, key: str, expected: int) -> ApiCall[list[RewrittenTe
     def parse(body: Json) -> list[RewrittenText | SkippedRecipient]:
         rows = _expect_list(body, "messages")
         if len(rows) != expected:
-            raise ValueError(f"there are {len(rows)} messages for {expected} recipients")
+            raise ValueError(f"the response has {counted(len(rows), 'message')} for {counted(expected, 'recipient')}")
         return [parse_rewritten(row) for row in rows]
 
     return ApiCall("POST", "/api/v1/rewrite", parse, content=content, key=key)

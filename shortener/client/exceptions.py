@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from shortener.plurals import counted
+
 if TYPE_CHECKING:
     from shortener.client.models import RewrittenText, SkippedRecipient
 
@@ -112,7 +114,7 @@ class BulkError(ClientError):
     def __init__(self, results: Sequence[RewrittenText | SkippedRecipient], total: int, cause: ClientError) -> None:
         self.results = list(results)
         self.failed_at = len(self.results)
-        super().__init__(f"{self.failed_at} of {total} recipients were rewritten, then: {cause}")
+        super().__init__(f"{self.failed_at} of {counted(total, 'recipient')} were rewritten, then: {cause}")
 
 
 _BY_STATUS: Mapping[int, type[ResponseError]] = {

@@ -29,6 +29,7 @@ from shortener.conversions.amounts import parse_amount, parse_currency
 from shortener.conversions.macros import is_unexpanded
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.model import record
+from shortener.plurals import counted
 from shortener.times import EARLIEST, parse_time
 
 DEFAULT_ACTION = "conversion"
@@ -345,7 +346,7 @@ class _Parser:
             shorter = _cut_json_bytes(value, len(orjson.dumps(value)) - 2 - excess) if isinstance(value, str) else ""
             if shorter:
                 metadata[name] = shorter
-                self.warn(shown, f"was cut to {len(shorter)} characters")
+                self.warn(shown, f"was cut to {counted(len(shorter), 'character')}")
                 break
             excess -= sizes[name]
             del metadata[name]

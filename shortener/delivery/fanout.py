@@ -50,6 +50,7 @@ from shortener.metrics import Metrics
 from shortener.model import Clock, DeliveryStatus, HitFlag, State, Topic, Verdict
 from shortener.outbox import count_deltas
 from shortener.outbox.count_deltas import CountDelta, time_to_click
+from shortener.plurals import counted
 from shortener.storage.database import Database, rejects_values
 from shortener.storage.types import iso_with_ms, to_ms
 
@@ -367,7 +368,7 @@ async def requeue_events(database: Database, audit: AuditWriter, now: datetime) 
 def _requeue(connection: Connection, audit: AuditWriter, ids: Sequence[int], now: datetime) -> int:
     count = fanout_queries.requeue(connection, ids)
     if count:
-        audit.add(connection, now, "events_requeued", f"{count} events")
+        audit.add(connection, now, "events_requeued", counted(count, "event"))
     return count
 
 

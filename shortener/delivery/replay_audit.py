@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 from shortener.accounts.audit import AuditWriter
 from shortener.delivery.tracker_queries import require_tracker
 from shortener.ids import DELIVERY_IDS
+from shortener.plurals import counted
 from shortener.storage.types import to_iso
 
 
@@ -23,7 +24,8 @@ def add_replay_of_list(connection: Connection, audit: AuditWriter, now: datetime
     """Add a row about the replay of deliveries that a caller selected by their ids. If `ids` is empty, add no row."""
     if ids:
         after = {"deliveries": ", ".join(map(DELIVERY_IDS.encode, ids))}
-        audit.add(connection, now, "deliveries_replayed", f"{len(ids)} deliveries", application_id=application_id, after=after)
+        what = counted(len(ids), "delivery", "deliveries")
+        audit.add(connection, now, "deliveries_replayed", what, application_id=application_id, after=after)
 
 
 def add_replay_of_dead(

@@ -31,6 +31,7 @@ from shortener.errors import ApiError, ErrorCode, StoreUnavailable
 from shortener.ids import REPLAY_IDS
 from shortener.jobs import WakeUp
 from shortener.model import Clock, DeliveryStatus, record
+from shortener.plurals import counted
 from shortener.storage.database import Database, is_unique_violation
 from shortener.storage.schema import applications, deliveries, replays, trackers
 
@@ -171,7 +172,8 @@ def _create_replay(connection: Connection, values: dict[str, Any], actor: Actor,
 
 
 def _is_running_already(replay: Replay) -> ApiError:
-    text = f"A replay of this tracker is running: {replay.replayed:,} of {replay.total:,} deliveries. Wait for its end, or stop it."
+    total = counted(replay.total, "delivery", "deliveries")
+    text = f"A replay of this tracker is running: {replay.replayed:,} of {total}. Wait for its end, or stop it."
     return ApiError(ErrorCode.CONFLICT, text, fields={"replay_id": replay.public_id})
 
 

@@ -17,6 +17,7 @@ from shortener.gateways.finishing import SendChange, failed, reported_status
 from shortener.gateways.queries import IS_PENDING, IS_UNFINISHED, ClaimedSend, FinishedSend
 from shortener.ids import first_id_at
 from shortener.model import SendStatus
+from shortener.plurals import counted
 from shortener.storage.schema import messages, sends
 from shortener.storage.types import from_ms, to_ms
 
@@ -50,7 +51,7 @@ def expire(connection: Connection, now: int, validity: timedelta, skipped: Colle
     hours = validity // timedelta(hours=1)
     oldest = first_id_at(now - validity // timedelta(milliseconds=1))
     found = find_sends(connection, now, IS_UNFINISHED, sends.c.id < oldest, *_not_in(skipped))
-    detail = f"no gateway accepted the message within {hours} hours (GATEWAY_VALIDITY_HOURS)"
+    detail = f"no gateway accepted the message within {counted(hours, 'hour')} (GATEWAY_VALIDITY_HOURS)"
     return [finish_reported(one, now) or failed(one, now, "expired", detail) for one in found]
 
 

@@ -22,6 +22,7 @@ from shortener.messages.phone_numbers import PhoneNumber, PhoneNumberError, pars
 from shortener.messages.rewrite_item import LinkHosts, RewriteItem, RewriteLimits
 from shortener.messages.sender_rules import country_problem
 from shortener.model import record
+from shortener.plurals import counted
 from shortener.storage.types import to_iso, to_ms
 
 
@@ -132,7 +133,7 @@ def plan_request(
         content_hash, earlier_hash = (hashlib.sha256(one).hexdigest() for one in (content, earlier_content))
     recipients = sum(len(item.to) for item in items)
     if recipients > limits.max_recipients:
-        description = f"The request has {recipients} recipients; at most {limits.max_recipients} are permitted."
+        description = f"The request has {counted(recipients, 'recipient')}; at most {limits.max_recipients} may be in one request."
         error = ApiError(ErrorCode.BATCH_TOO_LARGE, description)
         return PlannedRequest(application, items, (), (), (), idempotency_key, content_hash, earlier_hash, to_ms(now), error)
     messages: list[PlannedMessage] = []
@@ -165,7 +166,7 @@ def _identify(
     refused = _refused_senders(application, item, item_index, numbers)
     message_ids = item.message_ids or (None,) * len(item.to)
     if len(message_ids) != len(item.to):
-        reason = f"must contain one id for each of the {len(item.to)} recipients; it has {len(message_ids)}"
+        reason = f"must contain one id for each of the {counted(len(item.to), 'recipient')}; it has {len(message_ids)}"
         reject(ErrorCode.INVALID_REQUEST, "message_id", reason)
         problems += refused.values()
         return []

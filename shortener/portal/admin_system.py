@@ -6,6 +6,7 @@ from __future__ import annotations
 from starlette.responses import Response
 
 from shortener import __version__
+from shortener.plurals import counted
 from shortener.portal.operators import Role
 from shortener.portal.page import NavigationItem, PortalPage, Visit
 from shortener.storage.migrations import HEAD
@@ -45,9 +46,9 @@ async def system(visit: Visit) -> Response:
             ("Schema", HEAD),
             ("Database", service.database.dialect),
             ("Address of short links", settings.base_url),
-            ("Links expire after", f"{settings.link_ttl_days} days"),
-            ("Hits are kept for", f"{settings.hit_retention_days} days"),
-            ("Messages are kept for", f"{settings.message_retention_days} days"),
+            ("Links expire after", counted(settings.link_ttl_days, "day")),
+            ("Hits are kept for", counted(settings.hit_retention_days, "day")),
+            ("Messages are kept for", counted(settings.message_retention_days, "day")),
         ],
     )
 

@@ -14,6 +14,7 @@ from sqlalchemy import Connection, select
 
 from shortener.accounts.directory import Application
 from shortener.model import record
+from shortener.plurals import counted
 from shortener.portal.operators import Role
 from shortener.portal.page import Visit
 from shortener.reporting.figures import Figures
@@ -47,15 +48,13 @@ async def attention(visit: Visit, figures: Figures) -> list[AttentionItem]:
         found += await _gateways(visit, application, prefix, base)
         for at in await visit.service.database.read(_expiring, application.id, visit.now):
             left = max(int((at - visit.now).total_seconds() // 3600), 0)
-            found.append(
-                AttentionItem("warn", _capital(f"{prefix}a postback key expires in {left} {'hour' if left == 1 else 'hours'}"))
-            )
+            found.append(AttentionItem("warn", _capital(f"{prefix}a postback key expires in {counted(left, 'hour')}")))
     late = figures["late_hits"]
     if late:
         href = None
         if visit.application:
             href = visit.link("clicks", metric="late_hits", campaign=visit.get("campaign"), source=visit.get("source"))
-        found.append(AttentionItem("warn", f"{late:,} {'hit' if late == 1 else 'hits'} came after the link had expired", href))
+        found.append(AttentionItem("warn", f"{counted(late, 'hit')} came after the link had expired", href))
     return sorted(found, key=lambda item: item.kind)[:MAX_ITEMS]
 
 

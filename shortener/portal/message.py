@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from shortener.errors import ApiError, ErrorCode
 from shortener.logs import mask
+from shortener.plurals import counted
 from shortener.portal.messages import STATES
 from shortener.portal.operators import Role
 from shortener.portal.outcome_texts import delivery_outcome, send_outcome
@@ -149,7 +150,7 @@ def _earlier(entry: Mapping[str, Any]) -> str:
 
 def _delivery_text(entry: Mapping[str, Any]) -> str:
     attempts = entry["attempts"]
-    tried = f"{attempts} attempt{'' if attempts == 1 else 's'}"
+    tried = f"{counted(attempts, 'attempt')}"
     outcome = delivery_outcome(entry["last_status"], entry["last_error"])
     return f"To {entry['tracker']}, {tried}{': ' + outcome if outcome else ''}."
 

@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from shortener.accounts.audit import Actor
 from shortener.model import record
+from shortener.plurals import counted
 from shortener.portal import kept_entries, second_factor, sessions
 from shortener.portal.locations import CODE_PATH, CONFIRM_PATH, LOST_FORM_QUERY, SIGN_IN_PATH, location_of, safe_next
 from shortener.portal.operators import MAX_NAME_CHARACTERS
@@ -103,7 +104,7 @@ async def sign_in(visit: Visit) -> Response:
 
 
 def _too_many(visit: Visit, wait: int) -> Response:
-    error = f"There were too many failed attempts. Try again in {wait} seconds."
+    error = f"There were too many failed attempts. Try again in {counted(wait, 'second')}."
     response = _sign_in_page(visit, 429, error=error)
     response.headers["Retry-After"] = str(wait)
     return response
@@ -156,7 +157,7 @@ async def check_code(visit: Visit) -> Response:
         return visit.redirect(SIGN_IN_PATH)
     operator = session.operator
     if wait := await database.write(delays.begin_attempt, operator.name, visit.network, visit.now):
-        response = _code_page(visit, 429, error=f"There were too many failed attempts. Try again in {wait} seconds.")
+        response = _code_page(visit, 429, error=f"There were too many failed attempts. Try again in {counted(wait, 'second')}.")
         response.headers["Retry-After"] = str(wait)
         return response
     code = visit.form.get("code", "").strip()[:40]
@@ -211,16 +212,16 @@ async def check_password(visit: Visit, password: str) -> str | None:
     assert session is not None
     name = session.operator.name
     # Failures are counted for the session, so that failed sign-ins of a stranger do not delay an operator who is signed in.
-    counted = f"session {session.id}"
-    if wait := await database.write(delays.begin_attempt, counted, visit.network, visit.now):
-        return f"was wrong too often; try again in {wait} seconds"
+    subject = f"session {session.id}"
+    if wait := await database.write(delays.begin_attempt, subject, visit.network, visit.now):
+        return f"was wrong too often; try again in {counted(wait, 'second')}"
     account = await database.read(_find_account, name)
     if account is None or not await visit.portal.passwords.verify(account.password_hash, password):
         await database.write(_fail, visit, name, "password_check_failed")
         return "is not correct"
 
     def succeed(connection: Connection) -> None:
-        delays.succeed(connection, counted, visit.network, visit.now)
+        delays.succeed(connection, subject, visit.network, visit.now)
         sessions.mark_password(connection, session.id, visit.now)
 
     await database.write(succeed)

@@ -31,6 +31,7 @@ from shortener.delivery.tracker_queries import require_tracker
 from shortener.delivery.trackers import DEFAULT_SECRET_OVERLAP_SECONDS, Tracker, TrackerSaveResult, tracker_from_row
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.model import EVENT_NAMES, Topic
+from shortener.plurals import counted
 from shortener.portal.destructive_actions import Question, ask, is_cancelled, is_confirmed
 from shortener.portal.form_versions import FIELD as VERSION
 from shortener.portal.form_versions import FormChanged, FormValues, check_version, version_of
@@ -157,8 +158,8 @@ async def _ask_before_rotation(visit: Visit, tracker: Tracker) -> Response:
     effects = ["Requests are signed with a new secret, which the next page shows once."]
     if tracker.secret_set:
         hours = DEFAULT_SECRET_OVERLAP_SECONDS // 3600
-        text = f"For {hours} hours they are also signed with the present secret. Your endpoint must know the new one by then."
-        effects.append(text)
+        text = f"For {counted(hours, 'hour')} they are also signed with the present secret."
+        effects.append(f"{text} Your endpoint must know the new one by then.")
     if tracker.previous_secret_until is not None and tracker.previous_secret_until > visit.now:
         effects.append("The secret before the present one signs no further requests.")
     text = f"Replace the signing secret of {tracker.name or tracker.id}?"
@@ -173,7 +174,7 @@ def _ask(visit: Visit, tracker: Tracker, question: Question) -> Response:
 async def _ask_before_deletion(visit: Visit, tracker: Tracker) -> Response:
     backlog = await visit.service.deliveries.backlog(tracker.id, visit.now)
     number = "10,000 or more" if backlog.pending >= MAX_COUNT else f"{backlog.pending:,}"
-    waiting = "1 waiting delivery becomes" if backlog.pending == 1 else f"{number} waiting deliveries become"
+    waiting = f"{number} {'waiting delivery becomes' if backlog.pending == 1 else 'waiting deliveries become'}"
     effects = [
         f"{waiting} dead." if backlog.pending else "No delivery is waiting.",
         f"{host_of(tracker.url)} gets no more events of this application ({', '.join(tracker.events)}).",

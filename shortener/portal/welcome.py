@@ -14,6 +14,7 @@ from starlette.responses import Response
 from shortener.accounts.audit import Actor
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.model import ALL_APPLICATIONS
+from shortener.plurals import counted
 from shortener.portal import sessions
 from shortener.portal.invitation_url import PATH, invitation_file
 from shortener.portal.operators import OpenInvitation, Operator, accept, check_name, find_invitation
@@ -56,7 +57,7 @@ async def submit(visit: Visit) -> Response:
     database, delays = visit.service.database, visit.portal.delays
     attempt = f"invitation from {visit.network}"
     if wait := await database.write(delays.begin_attempt, attempt, visit.network, visit.now):
-        error = ApiError(ErrorCode.RATE_LIMITED, f"There were too many failed attempts. Try again in {wait} seconds.")
+        error = ApiError(ErrorCode.RATE_LIMITED, f"There were too many failed attempts. Try again in {counted(wait, 'second')}.")
         return _page(visit, 429, error=error)
     found = await database.read(find_invitation, _token(visit), visit.now)
     if found is None:

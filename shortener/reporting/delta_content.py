@@ -19,6 +19,7 @@ from typing import Any
 import orjson
 
 from shortener.outbox.count_deltas import TIME_SLOT_MS, origin_order
+from shortener.plurals import counted
 from shortener.reporting.rollup_data import HISTOGRAM, TIME_TO_CLICK, VALUE
 from shortener.reporting.rollups import CountedEvent
 from shortener.storage.types import to_ms
@@ -59,7 +60,7 @@ def parse(data: str | bytes | None, origins: str | bytes | None) -> list[Entry]:
     entries = _load("data", data)
     pairs = _load("origins", origins) if origins is not None else [[None, 0]] * len(entries)
     if len(pairs) != len(entries):
-        raise UnreadableDelta(f"data has {len(entries)} entries, and origins has {len(pairs)}")
+        raise UnreadableDelta(f"data has {counted(len(entries), 'entry', 'entries')}, and origins has {len(pairs)}")
     if not entries:
         return []
     # A report reads a few hundred thousand entries, so each check is one call for all entries.

@@ -13,6 +13,7 @@ from enum import Enum, auto
 from sqlalchemy import Connection
 
 from shortener.model import record
+from shortener.plurals import counted
 from shortener.reporting import counts, rollup_data, rollups
 from shortener.reporting.counts import lock, time_slots
 from shortener.reporting.delta_rows import count_quarantined
@@ -97,8 +98,8 @@ class _Outcome(Enum):
 def _require_no_quarantine(connection: Connection) -> None:
     if number := count_quarantined(connection):
         raise RowsQuarantined(
-            f"nothing was corrected: {number} rows of count deltas are quarantined (table tallies, id < 0). Correct them and "
-            "restart the service, or delete them"
+            f"nothing was corrected: {counted(number, 'row of count deltas is', 'rows of count deltas are')} quarantined (table "
+            "tallies, id < 0). Correct them and restart the service, or delete them"
         )
 
 

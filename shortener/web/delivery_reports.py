@@ -22,6 +22,7 @@ from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.messages.delivery_reports import DeliveryReport
 from shortener.messages.report_words import parse_state
 from shortener.model import State, Topic, mutable_record
+from shortener.plurals import counted
 from shortener.times import parse_report_time
 from shortener.web.damaged_json import RepairedText
 from shortener.web.endpoint import Call, Endpoint, RequestModel, ResponseModel
@@ -257,9 +258,10 @@ async def _limit_deliveries(call: Call[None, DeliveryReportRequest], reports: in
     trackers = await service.trackers.count_subscribers(call.application_id, Topic.DELIVERY)
     wait = service.rate_limits.reported_deliveries.take(call.application_id, cost=max(reports * trackers, 1))
     if wait:
+        permitted = counted(service.settings.report_delivery_limit, "delivery", "deliveries")
         reason = (
-            f"The delivery reports of an application may create {service.settings.report_delivery_limit} deliveries to trackers "
-            "in a minute (REPORT_DELIVERY_LIMIT). No report of this request was stored. Send the request again after Retry-After."
+            f"The delivery reports of an application may create {permitted} to trackers in a minute "
+            "(REPORT_DELIVERY_LIMIT). No report of this request was stored. Send the request again after Retry-After."
         )
         raise ApiError(ErrorCode.RATE_LIMITED, reason, retry_after=wait)
 

@@ -32,6 +32,7 @@ from shortener.accounts.settings import Permission
 from shortener.errors import ApiError, ErrorCode, StoreUnavailable, unavailable_error
 from shortener.ids import MAX_COUNTED_ID
 from shortener.model import mutable_record
+from shortener.plurals import counted
 from shortener.web.call_headers import find_header
 from shortener.web.idempotency import HEADER, idempotency_key, respond_once
 from shortener.web.large_responses import PiecesResponse, is_large, serialize_in_pieces
@@ -311,7 +312,7 @@ async def _authenticate(endpoint: Endpoint, service: Service, request: Request) 
     if principal.rate_limit is not None:
         wait = service.rate_limits.api_keys.take(principal.key_id, principal.rate_limit)
         if wait:
-            reason = f"This API key may send {principal.rate_limit} requests per minute."
+            reason = f"This API key may send {counted(principal.rate_limit, 'request')} per minute."
             raise ApiError(ErrorCode.RATE_LIMITED, reason, retry_after=wait)
     return principal
 

@@ -184,4 +184,5 @@ def _unit(context: Context) -> str:
 
 
 def _count(number: int, noun: str) -> str:
+    # The limits in API errors have no separator of thousands, because programs read them.
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -219,11 +219,11 @@ def test_the_verify_command_reports_a_wrong_count_and_the_commands_verify_and_ex
 
     reader, terminal = pty.openpty()
     fork_server.run(["verify"], shell.environment, stdout=subprocess.DEVNULL, stderr=terminal, timeout=PATIENCE)
-    assert b"Counting again ... 1 steps" in os.read(reader, 100_000)
+    assert b"Counting again ... 1 step\x1b" in os.read(reader, 100_000)
     words = ["export", str(server.first["application_id"]), "--output", os.devnull]
     fork_server.run(words, shell.environment, stderr=terminal, timeout=PATIENCE, check=True)
     os.close(terminal)
-    assert b"1 messages" in os.read(reader, 1000)
+    assert b"1 message" in os.read(reader, 1000)
     os.close(reader)
 
 

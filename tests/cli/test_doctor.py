@@ -56,7 +56,7 @@ def test_the_doctor_command_reports_only_development_warnings_for_a_good_install
     found = check(shell)
     assert {name for name, one in found.items() if one["level"] != "ok"} <= {"base_url", "sqlite", "disk"}
     assert str(shell.folder) in found["installation"]["text"]
-    assert "1 applications" in found["installation"]["text"]
+    assert "1 application in" in found["installation"]["text"]
     assert "0 errors" in shell("doctor").stdout
 
 
@@ -118,7 +118,7 @@ def test_the_doctor_command_reports_an_error_if_and_only_if_a_server_does_not_st
 
 def test_the_doctor_command_finds_the_process_of_a_running_server_and_reports_it_as_ready(server: Server) -> None:
     found = check(Shell(server.folder / "data"))
-    assert "1 processes" in found["processes"]["text"]
+    assert "1 process " in found["processes"]["text"]
     assert {one["level"] for one in found.values()} <= {"ok", "warning"}
     with server.client() as client:
         assert client.get("/readyz").status_code == 200
@@ -151,8 +151,8 @@ def test_the_doctor_command_reports_backlogs_disabled_trackers_dead_deliveries_a
     found = check(shell)
     assert found["queues"]["remedy"] == "start `shortener serve`: no process delivers"
     assert "shortener trackers update 7 --enable" in found["trackers"]["remedy"]
-    assert "1 deliveries became dead" in found["dead_deliveries"]["text"]
-    assert "1 deliveries to tracker 8 (failing) failed at least once" in found["failing_deliveries"]["text"]
+    assert "1 delivery became dead" in found["dead_deliveries"]["text"]
+    assert "1 delivery to tracker 8 (failing) failed at least once" in found["failing_deliveries"]["text"]
     assert "HTTP 500" in found["failing_deliveries"]["text"]
     assert "shortener trackers test 8" in found["failing_deliveries"]["remedy"]
 
@@ -179,8 +179,8 @@ def test_the_doctor_command_reports_gateways_that_are_down_and_messages_that_wai
     engine.dispose()
     texts = [(one["text"], one["remedy"]) for one in shell.json("doctor") if one["check"] in ("gateways", "held_messages")]
     assert [text.partition(", the oldest")[0] for text, _ in texts] == [
-        f"the circuit breaker of gateway {down} (carrier) is open after 12 failures in a row; last success: none. 1 messages wait",
-        f"1 messages wait for gateway {slow} (slow)",
+        f"the circuit breaker of gateway {down} (carrier) is open after 12 failures in a row; last success: none. 1 message waits",
+        f"1 message waits for gateway {slow} (slow)",
         f"held messages: 1, because gateway {slow} (slow) may have accepted them but did not respond",
     ]
     assert f"`shortener gateways test {down} NUMBER`" in texts[0][1]

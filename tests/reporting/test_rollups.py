@@ -253,7 +253,7 @@ async def test_the_repair_of_counts_is_rejected_while_rows_are_quarantined_so_th
     await service.database.write(lambda connection: connection.execute(damage.values(data=[[1, 1, "clicks", "x"]])))
     await fold_all(service.database)
     assert await differences(service)
-    with pytest.raises(RowsQuarantined, match="1 rows of count deltas are quarantined"):
+    with pytest.raises(RowsQuarantined, match="1 row of count deltas is quarantined"):
         await repair_rollups(service.database, clock() - 9 * DAY, clock() + DAY)
     await service.database.write(counts.release)
     await service.database.write(lambda connection: connection.execute(damage.values(data=oldest.data)))

@@ -72,7 +72,7 @@ class SmppLink:
         task = self._start()
         await asyncio.wait([task], timeout=timeout)
         if not task.done():
-            raise LinkDown("not_connected", f"no session within {timeout:g} seconds")
+            raise LinkDown("not_connected", f"no session within {timeout:g} s")
         return task.result()
 
     def keep_open(self) -> None:

@@ -150,7 +150,7 @@ class SmppSession:
                 head = await self._reader.readexactly(4)
                 length = int.from_bytes(head, "big")
                 if not pdus.HEADER_BYTES <= length <= pdus.MAX_PDU_BYTES:
-                    reason = f"the gateway sent a PDU of {length} bytes"
+                    reason = f"the gateway sent a PDU with the length {length}"
                     break
                 data = head + await self._reader.readexactly(length - 4)
                 self._received_at = asyncio.get_running_loop().time()
