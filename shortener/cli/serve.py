@@ -71,7 +71,7 @@ def serve(host: str | None, port: int | None, workers: int | None, as_json: bool
     lists the clicks.
     """
     settings = load_settings(host=host, port=port, workers=workers)
-    listener = bind(settings.host, settings.port)
+    listener = bind(settings.host, settings.port, setting="SHORTENER_PORT")
     if problem := settings.unreachable_links:
         listener.close()
         raise click.ClickException(problem)

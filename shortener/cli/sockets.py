@@ -10,8 +10,10 @@ import socket
 import click
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """Return a socket that is bound to `host` and `port`; port 0 selects a free port. Raise ClickException with a plain text."""
+def bind(host: str, port: int, *, setting: str = "") -> socket.socket:
+    """Return a socket that is bound to `host` and `port`; port 0 selects a free port. Raise ClickException with a plain text.
+
+    `setting` is the name of the setting that the option --port overrides; "" if there is none."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -26,7 +28,11 @@ def bind(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE:
-            raise click.ClickException(f"port {port} on {host} is already in use; choose another port with --port") from None
+            choice = f"the setting {setting} or the option --port" if setting else "the option --port"
+            raise click.ClickException(
+                f"port {port} on {host} is already in use. Stop the process that uses it (`ss -ltnp` lists the processes), or "
+                f"choose another port with {choice}"
+            ) from None
         raise click.ClickException(f"cannot listen on {host}, port {port}: {error.strerror or error}") from None
     return listener
 

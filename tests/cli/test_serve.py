@@ -60,10 +60,15 @@ def test_if_the_port_is_in_use_the_serve_command_prints_one_line_exits_with_1_an
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = str(other.getsockname()[1])
         result = shell("serve", "--port", port, code=1)
-        assert result.stderr == f"Error: port {port} on 127.0.0.1 is already in use; choose another port with --port\n"
+        assert len(result.stderr.splitlines()) == 1
+        assert f"port {port} on 127.0.0.1 is already in use" in result.stderr
+        assert "Stop the process that uses it" in result.stderr
+        assert "another port with the setting SHORTENER_PORT or the option --port" in result.stderr
         assert result.stdout == ""
         assert not shell.folder.exists()
-        assert "already in use" in shell("listen", "--port", port, code=1).stderr
+        of_listen = shell("listen", "--port", port, code=1).stderr
+        assert "already in use" in of_listen
+        assert "another port with the option --port" in of_listen
 
 
 @pytest.mark.acceptance
