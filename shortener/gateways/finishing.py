@@ -27,7 +27,7 @@ from shortener.model import SendStatus, State, mutable_record, record
 from shortener.outbox import count_deltas
 from shortener.outbox.count_deltas import CountDelta
 from shortener.storage.database import rejects_values
-from shortener.storage.schema import messages
+from shortener.storage.schema import messages, sends
 from shortener.storage.types import from_ms, to_ms
 
 log = structlog.get_logger(__name__)
@@ -72,20 +72,23 @@ class SendWriter:
         """Write changes, as a part of the caller's transaction. `now` is in milliseconds since 1970.
 
         Return the new status of each changed message by its id, and the number of new events. A message that would be held is SENT
-        or FAILED instead if its delivery report has arrived. After the commit, pass the number of events to `published`."""
+        or FAILED instead if its delivery report has arrived, and a doubtful message that would be FAILED is SENT if it was reported
+        as sent. After the commit, pass the number of events to `published`."""
         written = queries.finish(connection, [change.row for change in changes])
         recorded = [change for change in changes if change.row.id in written]
         statuses = {change.row.id: change.row.status for change in recorded}
-        statuses |= _end_holds(connection, [change for change in recorded if change.row.status == SendStatus.HELD], now)
+        ended = _end_reported(connection, recorded, now)
+        statuses |= ended
         queries.insert_attempts(connection, [change.attempt_row for change in recorded if change.attempt_row is not None])
         reports: dict[int, list[DeliveryReport]] = {}
         for change in recorded:
-            if change.report is not None:
+            if change.report is not None and change.row.id not in ended:
                 reports.setdefault(change.claim.application_id, []).append(change.report)
         events = 0
         if reports:
             _, events = self._reports.apply(connection, sorted(reports.items()))
-        self._refund([change.claim for change in recorded if change.row.refunded], connection, now)
+        refunded = [change.claim for change in recorded if change.row.refunded and change.row.id not in ended]
+        self._refund(refunded, connection, now)
         return statuses, events
 
     def write_each(self, connection: Connection, changes: Sequence[SendChange], now: int) -> WrittenChanges:
@@ -137,20 +140,25 @@ def _raise_if_unavailable(error: Exception) -> None:
         raise error
 
 
-def _end_holds(connection: Connection, held: Sequence[SendChange], now: int) -> dict[int, int]:
-    """Finish messages that this transaction has held, if their delivery report arrived during the attempt. Return their statuses
-    by id.
+def _end_reported(connection: Connection, recorded: Sequence[SendChange], now: int) -> dict[int, int]:
+    """Finish messages that this transaction has held or given up, if a delivery report that arrived during the attempt says
+    otherwise. Return their statuses by id.
 
     The rows in `sends` are locked, so a report that arrives later finds the message held and ends the hold itself."""
-    if not held:
+    unsent = [change.row for change in recorded if change.row.status in (SendStatus.HELD, SendStatus.FAILED)]
+    if not unsent:
         return {}
-    found = select(messages.c.id, messages.c.state).where(messages.c.id.in_([one.row.id for one in held]))
-    states = {row.id: row.state for row in connection.execute(found)}
-    rows = [
-        one.row._replace(claimed_attempt=one.row.attempt, claimed_lease=0, status=int(status), finished_at=now, last_error=None)
-        for one in held
-        if (status := reported_status(states.get(one.row.id, State.CREATED))) is not None
-    ]
+    columns = sends.c.id, sends.c.doubtful, messages.c.state
+    found = select(*columns).join(messages, messages.c.id == sends.c.id).where(sends.c.id.in_([row.id for row in unsent]))
+    stored = {row.id: row for row in connection.execute(found)}
+    rows = []
+    for row in unsent:
+        status = reported_status(stored[row.id].state) if row.id in stored else None
+        if row.status == SendStatus.FAILED and not (status is SendStatus.SENT and stored[row.id].doubtful):
+            continue
+        if status is not None:
+            ended = row._replace(status=int(status), finished_at=now, last_error=None, refunded=False)
+            rows.append(ended._replace(claimed_attempt=row.attempt, claimed_lease=0))
     queries.finish(connection, rows)
     return {row.id: row.status for row in rows}
 

@@ -261,7 +261,7 @@ class FinishedSend(NamedTuple):
 
     The values are written only if the row has not changed since it was claimed or read. The number of the row's attempt must be
     `claimed_attempt`, and the end of its lease must be `claimed_lease`. A `claimed_lease` of 0 means that no process had claimed
-    the row."""
+    the row. A row that is doubtful stays doubtful, because a report may have arrived during the attempt (reports.py)."""
 
     id: int
     claimed_attempt: int
@@ -283,7 +283,7 @@ class FinishedSend(NamedTuple):
 # send the message again.
 _FINISH_SQLITE = (
     "UPDATE sends SET lease_until = NULL, status = j.value ->> 3, attempt = j.value ->> 4, base_attempt = j.value ->> 5, "
-    "queue = j.value ->> 6, next_at = j.value ->> 7, doubtful = j.value ->> 8, finished_at = j.value ->> 9, "
+    "queue = j.value ->> 6, next_at = j.value ->> 7, doubtful = sends.doubtful OR j.value ->> 8, finished_at = j.value ->> 9, "
     "gateway_message_id = coalesce(j.value ->> 10, sends.gateway_message_id), "
     "last_status = j.value ->> 11, last_error = j.value ->> 12, refunded = j.value ->> 13, "
     "text = CASE WHEN j.value ->> 3 IN (1, 2) THEN NULL ELSE text END "
@@ -292,7 +292,7 @@ _FINISH_SQLITE = (
 )
 _FINISH_POSTGRESQL = (
     "UPDATE sends SET lease_until = NULL, status = b.status, attempt = b.attempt, base_attempt = b.base_attempt, queue = b.queue, "
-    "next_at = b.next_at, doubtful = b.doubtful, finished_at = b.finished_at, "
+    "next_at = b.next_at, doubtful = sends.doubtful OR b.doubtful, finished_at = b.finished_at, "
     "gateway_message_id = coalesce(b.gateway_message_id, sends.gateway_message_id), "
     "last_status = b.last_status, last_error = b.last_error, refunded = b.refunded, "
     "text = CASE WHEN b.status IN (1, 2) THEN NULL ELSE sends.text END "

@@ -2,7 +2,8 @@
 
 A report can arrive before the response to the message is recorded. So for a short time (REPORT_WAIT), the message of a report with
 an unknown id is searched again. A report about a doubtful message proves that the gateway has accepted the message, so the message
-is not handed on again, and a hold ends.
+is not handed on again, and a hold ends. The report SENT, DELIVERED or READ proves the same about a message whose attempts have all
+failed: for example, the gateway responded with 500 and sent the message nevertheless. Such a message becomes doubtful.
 """
 
 from __future__ import annotations
@@ -192,13 +193,19 @@ def _store_id(connection: Connection, send_id: int, gateway_message_id: str) -> 
 
 
 def _settle(connection: Connection, send_id: int, state: State, now: datetime) -> None:
-    """Finish a message whose report has arrived, if it is held.
+    """Finish a message whose report has arrived, if it is held. Make a pending message doubtful if it was handed on and its report
+    proves that the gateway has accepted it, so that the dispatcher finishes it.
 
     The row is locked before its status is read. So if the attempt is being recorded at the same time, either this function finds
     the message held, or the recorder of the attempt finds the report (finishing.py)."""
-    status = connection.execute(select(sends.c.status).where(sends.c.id == send_id).with_for_update()).scalar()
-    if status == SendStatus.HELD:
-        values = {"status": int(reported_status(state) or status), "text": None, "finished_at": now}
+    found = select(sends.c.status, sends.c.attempt).where(sends.c.id == send_id).with_for_update()
+    row, reported = connection.execute(found).first(), reported_status(state)
+    values: dict[str, Any] = {}
+    if row is not None and row.status == SendStatus.HELD:
+        values = {"status": int(reported or row.status), "text": None, "finished_at": now}
+    elif row is not None and row.status == SendStatus.PENDING and row.attempt and reported is SendStatus.SENT:
+        values = {"doubtful": True}
+    if values:
         connection.execute(update(sends).where(sends.c.id == send_id).values(values))
 
 

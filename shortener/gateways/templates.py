@@ -95,9 +95,13 @@ def check_path(path: str) -> str:
 
 
 def parse_json(body: bytes) -> Any:
-    """Return the value of a JSON body; None if it is not JSON."""
+    """Return the value of a JSON body; None if it is not JSON. The body may begin with a byte order mark. U+FFFD replaces each byte
+    that is not UTF-8, because such bytes occur only in texts for people."""
     try:
-        return json.loads(body, parse_float=str)
+        try:
+            return json.loads(body, parse_float=str)
+        except UnicodeDecodeError:
+            return json.loads(body.decode("utf-8", "replace"), parse_float=str)
     except (ValueError, RecursionError):
         return None
 

@@ -43,7 +43,9 @@ async def report(call: Call[None, None]) -> Response:
     body = b""
     if request.method == "POST":
         body = await read_body(request, BodyLimits(min(service.settings.body_limit, MAX_BODY_BYTES), 1, False), is_form=True)
-    data = parse_json(body) if body.lstrip()[:1] in (b"{", b"[") else None
+    data = parse_json(body)
+    if not isinstance(data, dict | list):  # the body is a form
+        data = None
     parameters: Mapping[str, Any] = dict(request.query_params)
     if body and data is None:
         parameters = {**parameters, **_parse_form(body)}

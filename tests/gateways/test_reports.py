@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -12,9 +13,12 @@ from sqlalchemy import update
 from shortener.accounts.administration import create_application
 from shortener.container import Service
 from shortener.gateways.decisions import discard, resend
+from shortener.gateways.http import HttpGateway
 from shortener.gateways.reports import GatewayReports
-from shortener.gateways.submission import GatewayReport
+from shortener.gateways.submission import GatewayReport, OutgoingMessage, SubmitResult
 from shortener.ids import encode
+from shortener.messages.balances import change_balance, read_balance
+from shortener.messages.prices import set_price
 from shortener.model import ALL_APPLICATIONS, State
 from shortener.retention.erasure import erase_message
 from shortener.storage import schema
@@ -211,6 +215,71 @@ async def test_a_doubtful_message_with_a_delivery_report_does_not_become_failed_
     assert (send.status, send.text) == (SENT, None)
     stored = await stored_message(service, message["message_id"])
     assert (stored.state, stored.failed_at) == (State.DELIVERED, None)
+
+
+@pytest.mark.parametrize("response", [500, 429])
+async def test_a_message_that_the_gateway_reports_as_sent_is_not_sent_again_after_a_temporary_failure(
+    response: int, service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver, clock: Clock
+) -> None:
+    receiver.default_reply = response
+    gateway = await make_gateway(receiver.url(), schedule=[1.0])
+    [message] = await send_messages()
+    await service.gateway_dispatcher.flush()
+    send = await stored_send(service)
+    assert (send.status, send.doubtful) == (PENDING, False)
+    assert await service.gateway_reports.record(gateway.id, GatewayReport("DELIVRD", reference=encode(send.id)))
+    clock.forward(minutes=10)
+    await service.gateway_dispatcher.flush()
+    assert len(receiver.requests) == 1
+    send = await stored_send(service)
+    assert (send.status, send.text) == (SENT, None)
+    assert (await stored_message(service, message["message_id"])).state == State.DELIVERED
+
+
+async def test_a_message_that_the_gateway_reports_as_failed_is_sent_again_after_a_temporary_failure(
+    service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver, clock: Clock
+) -> None:
+    receiver.replies = [500]
+    gateway = await make_gateway(receiver.url(), schedule=[1.0])
+    await send_messages()
+    await service.gateway_dispatcher.flush()
+    report = GatewayReport("UNDELIV", reference=encode((await stored_send(service)).id))
+    assert await service.gateway_reports.record(gateway.id, report)
+    clock.forward(minutes=1)
+    await service.gateway_dispatcher.flush()
+    assert len(receiver.requests) == 2
+    assert (await stored_send(service)).status == SENT
+
+
+@pytest.mark.parametrize("response", [400, 500, 200])
+async def test_a_message_that_the_gateway_reports_as_sent_during_its_last_attempt_is_sent_and_not_refunded(
+    response: int,
+    service: Service,
+    make_gateway: MakeGateway,
+    send_messages: SendMessages,
+    receiver: Receiver,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    await service.database.write(change_balance, service.ids, 1, NOON, "test", amount=Decimal(10))
+    await service.database.write(set_price, 0, "1", Decimal("0.25"))
+    receiver.default_reply = Reply(response, b'{"error":"failed"}')
+    settings = {"success_path": "$.status", "success_values": ["ok"]}
+    await make_gateway(receiver.url(), max_attempts=1, settings=settings)
+    [message] = await send_messages()
+    submit = HttpGateway.submit
+
+    async def report_and_submit(gateway: HttpGateway, message: OutgoingMessage, timeout: float) -> SubmitResult:
+        assert await service.gateway_reports.record(gateway.config.id, GatewayReport("DELIVRD", reference=message.reference))
+        return await submit(gateway, message, timeout)
+
+    monkeypatch.setattr(HttpGateway, "submit", report_and_submit)
+    await service.gateway_dispatcher.flush()
+    send = await stored_send(service)
+    assert (send.status, send.text, send.refunded, send.last_error) == (SENT, None, False, None)
+    stored = await stored_message(service, message["message_id"])
+    assert (stored.state, stored.failed_at) == (State.DELIVERED, None)
+    assert await service.database.read(read_balance, 1) == (Decimal("9.75"), "USD")
+    assert (service.gateway_dispatcher.totals.sent, service.gateway_dispatcher.totals.failed) == (1, 0)
 
 
 async def test_a_message_that_is_sent_again_after_its_lease_has_ended_stays_doubtful(

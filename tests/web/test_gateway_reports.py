@@ -48,6 +48,22 @@ async def test_a_gateway_report_is_accepted_as_query_parameters_as_a_form_or_as_
     assert await state(client, sent) == "DELIVERED"
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'\xef\xbb\xbf{"status":"DELIVRD"}',
+        '{"status":"DELIVRD"}'.encode("utf-16"),
+        '{"status":"DELIVRD","description":"entregué"}'.encode("latin-1"),
+        b' \r\n[{"status":"DELIVRD"}]',
+    ],
+)
+async def test_a_gateway_report_in_json_with_a_byte_order_mark_or_bytes_that_are_not_utf_8_is_recorded(
+    client: httpx.AsyncClient, sent: dict[str, Any], content: bytes
+) -> None:
+    assert (await client.post(sent["path"], content=content)).status_code == 200
+    assert await state(client, sent) == "DELIVERED"
+
+
 async def test_a_gateway_report_without_a_reference_in_the_path_is_matched_by_the_gateway_message_id(
     client: httpx.AsyncClient, sent: dict[str, Any]
 ) -> None:
