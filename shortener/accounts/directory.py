@@ -12,7 +12,6 @@ A process also reads the version before it rejects an unknown credential, so it 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import secrets
 from collections.abc import Callable, Mapping, Sequence
@@ -157,8 +156,8 @@ class Directory:
         self._snapshot = _Snapshot()
         self._refreshes = 0  # The number of refreshes that have begun.
         self._applied = 0  # The number of the refresh that read the current snapshot.
-        self._reading: asyncio.Task[None] | None = None  # The latest read that `catch_up` began.
-        self._waiting: asyncio.Task[None] | None = None  # The read that begins when `_reading` has ended.
+        self._reading: asyncio.Task[bool] | None = None  # The latest read that `catch_up` began.
+        self._waiting: asyncio.Task[bool] | None = None  # The read that begins when `_reading` has ended.
 
     async def refresh(self) -> bool:
         """Read all accounts if an account has changed. Return whether an account has changed.
@@ -172,11 +171,11 @@ class Directory:
             self._snapshot, self._applied = fresh, number
         return fresh is not None
 
-    async def catch_up(self) -> None:
-        """Read all accounts as they are now, if an account has changed.
+    async def catch_up(self) -> bool:
+        """Read all accounts as they are now, if an account has changed. Return whether this succeeded.
 
-        Concurrent callers share one read, so many unknown credentials do not load the database. If the database does not respond
-        within MAX_CATCH_UP_SECONDS, the old accounts stay in use."""
+        Concurrent callers share one read, so many unknown credentials do not load the database. If the database is unavailable, or
+        does not respond within MAX_CATCH_UP_SECONDS, the old accounts stay in use and the result is False."""
         if self._reading is None or self._reading.done():
             self._reading = read = asyncio.ensure_future(self.refresh_if_available())
         elif self._waiting is None or self._waiting.done():
@@ -184,18 +183,23 @@ class Directory:
             self._waiting = read = asyncio.ensure_future(self._refresh_after(self._reading))
         else:
             read = self._waiting
-        await asyncio.wait((read,), timeout=MAX_CATCH_UP_SECONDS)
+        done, _ = await asyncio.wait((read,), timeout=MAX_CATCH_UP_SECONDS)
+        return bool(done) and read.result()
 
-    async def _refresh_after(self, earlier: asyncio.Task[None]) -> None:
+    async def _refresh_after(self, earlier: asyncio.Task[bool]) -> bool:
         await asyncio.wait((earlier,))
         self._reading, self._waiting = self._waiting, None
-        await self.refresh_if_available()
+        return await self.refresh_if_available()
 
-    async def refresh_if_available(self) -> None:
+    async def refresh_if_available(self) -> bool:
         """Do the same as `refresh`. If the database is unavailable, the old accounts stay in use until a later refresh by the
-        background job. Call this after a committed change, because its caller must not get an error any more."""
-        with contextlib.suppress(StoreUnavailable):
+        background job, and the result is False. Call this after a committed change, because its caller must not get an error any
+        more."""
+        try:
             await self.refresh()
+        except StoreUnavailable:
+            return False
+        return True
 
     def application(self, application_id: int) -> Application | None:
         """Return the application with this id."""

@@ -1,7 +1,8 @@
 """This module looks for a credential that may be newer than the accounts in memory, and limits the wrong credentials of a client.
 
 A request with an unknown credential causes a read of the database. So the limit is checked first: a client above the limit gets
-429, and nothing is read.
+429, and nothing is read. If the accounts cannot be read, the request gets 503, because the credential may be new and valid: after
+401, a tracker or a gateway would not report again.
 """
 
 # Tested by tests/web/test_callers.py
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 from starlette.requests import Request
 
 from shortener.clicks.client_address import client_address, hash_client
-from shortener.errors import ApiError, ErrorCode
+from shortener.errors import ApiError, ErrorCode, StoreUnavailable
 
 if TYPE_CHECKING:
     from shortener.container import Service
@@ -26,16 +27,18 @@ async def find_new_credential(service: Service, request: Request, find: Callable
     """Read the accounts as they are now, and return the result of `find`, which searches them for the credential of the request.
 
     If the result is None, count a wrong credential. Raise ApiError RATE_LIMITED if the client sent too many
-    (REJECTED_CREDENTIAL_LIMIT)."""
+    (REJECTED_CREDENTIAL_LIMIT), or StoreUnavailable if the accounts cannot be read."""
     forwarded = ", ".join(request.headers.getlist("x-forwarded-for"))
     peer = request.client.host if request.client else None
     client = hash_client(client_address(peer, forwarded, service.settings.trusted_proxies), service.client_key)
     limiter = service.rate_limits.rejected_credentials
     wait = limiter.seconds_to_wait(client)
     if not wait:
-        await service.directory.catch_up()
+        is_current = await service.directory.catch_up()
         if (found := find()) is not None:
             return found
+        if not is_current:
+            raise StoreUnavailable("the accounts could not be read")
         wait = limiter.take(client)
     if wait:
         raise ApiError(ErrorCode.RATE_LIMITED, retry_after=wait)

@@ -81,19 +81,18 @@ async def test_a_directory_keeps_the_old_accounts_while_the_database_is_unavaila
     directory = Directory(database)  # type: ignore[arg-type]  # the directory calls only the method `read`
     await directory.refresh()
     database.is_down = True
-    await directory.catch_up()
+    assert not await directory.catch_up()
     assert [application.id for application in directory.applications()] == [1]
 
     monkeypatch.setattr("shortener.accounts.directory.MAX_CATCH_UP_SECONDS", 0.01)
     silent = SlowDatabase(service.database)
     directory = Directory(silent)  # type: ignore[arg-type]  # the directory calls only the method `read`
-    for _ in range(3):
-        await directory.catch_up()
+    assert [await directory.catch_up() for _ in range(3)] == [False] * 3
     assert silent.reads == 1, "the callers share the read that hangs"
     assert directory.applications() == []
     silent.may_end.set()
     monkeypatch.undo()
-    await directory.catch_up()
+    assert await directory.catch_up()
     assert [application.id for application in directory.applications()] == [1]
 
 

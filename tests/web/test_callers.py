@@ -14,6 +14,7 @@ from shortener.accounts.postback_keys import create_postback_key
 from shortener.container import Service
 from shortener.storage import schema
 from tests.conftest import Clock, MakeService, client_of
+from tests.databases import take_down_after
 
 BODY = {"to": "+14085550100", "body": "x"}
 
@@ -125,6 +126,21 @@ async def test_a_credential_that_another_process_created_is_accepted_at_once(
     _, postback_key = await service.database.write(create_postback_key, credentials.application_id, "new", clock())
     async with client_of(service) as client:
         assert (await client.get(f"/api/v1/postback/{postback_key}", params={"message_id": "unknown"})).status_code == 404
+
+
+async def test_a_credential_that_another_process_created_gets_503_and_not_401_while_the_database_is_unavailable(
+    make_service: MakeService, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = await make_service(rejected_credential_limit=1)
+    token, _ = await service.database.write(rotate_token, 1, clock(), timedelta(hours=1))
+    database = take_down_after(service, monkeypatch, 0)
+    async with client_of(service, {"X-Api-Token": token}) as client:
+        for path in ("track?message_id=unknown", "postback/pk_new?message_id=unknown", "gateways/reports/gr_new"):
+            response = await client.get(f"/api/v1/{path}")
+            assert (response.status_code, response.json()["error_code"]) == (503, "UNAVAILABLE")
+            assert int(response.headers["retry-after"]) > 0
+        database.is_back = True
+        assert (await client.get("/api/v1/track?message_id=unknown")).status_code == 404, "no wrong credential was counted"
 
 
 async def test_the_previous_tracker_token_is_valid_until_the_overlap_ends(
