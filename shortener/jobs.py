@@ -100,7 +100,8 @@ class WakeUp:
     async def wait(self, seconds: float) -> None:
         """Wait until the wake-up event is set, at most for this number of seconds, and then clear the event."""
         try:
-            await asyncio.wait_for(self._event.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._event.wait()
         except TimeoutError:
             return
         finally:

@@ -80,6 +80,22 @@ async def test_a_wake_up_event_that_is_set_before_a_job_waits_for_it_is_not_lost
     await asyncio.wait_for(wake_up.wait(NEVER), PATIENCE)
 
 
+async def test_the_jobs_stop_also_if_a_wake_up_event_is_set_at_the_same_time() -> None:
+    jobs, work = Jobs(), Work()
+    job = jobs.add(Job("dispatcher", NEVER, work.step))
+    jobs.start()
+    await work.wait()
+    for turns in range(4):  # the number of turns of the event loop between the two
+        await asyncio.sleep(0)
+        job.wake_up.notify()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await asyncio.wait_for(jobs.stop(), PATIENCE)
+        jobs.start()
+        await asyncio.sleep(0)  # the job begins to wait
+    await jobs.stop()
+
+
 async def test_the_metrics_contain_the_runs_failures_and_items_of_each_background_job() -> None:
     jobs, work, metrics = Jobs(), Work(4), Metrics()
     jobs.add(Job("fold", NEVER, work.step))

@@ -276,7 +276,8 @@ async def _server(folder: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
     )  # fmt: skip
     try:
         assert process.stdout is not None
-        line = await asyncio.wait_for(process.stdout.readline(), TIMEOUT_SECONDS)
+        async with asyncio.timeout(TIMEOUT_SECONDS):
+            line = await process.stdout.readline()
         if not line:
             raise click.ClickException("the server did not start")
         started = orjson.loads(line)
@@ -285,7 +286,8 @@ async def _server(folder: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
     finally:
         if process.returncode is None:
             process.send_signal(signal.SIGTERM)
-        await asyncio.wait_for(process.wait(), TIMEOUT_SECONDS)
+        async with asyncio.timeout(TIMEOUT_SECONDS):
+            await process.wait()
 
 
 async def _wait_until_ready(base: str) -> None:

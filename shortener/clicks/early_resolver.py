@@ -60,7 +60,8 @@ class EarlyResolver:
         if not codes:
             return
         try:
-            links: Mapping[str, LinkRecord] = await asyncio.wait_for(self._cache.find(codes), within)
+            async with asyncio.timeout(within):
+                links: Mapping[str, LinkRecord] = await self._cache.find(codes)
         except TimeoutError:
             return
         except Exception:
@@ -75,7 +76,8 @@ class EarlyResolver:
             return
         codes = {waiting.hit.code for waiting in unresolved}
         try:
-            links = await asyncio.wait_for(self._database.read(queries.find_links, codes), within)
+            async with asyncio.timeout(within):
+                links = await self._database.read(queries.find_links, codes)
         except (StoreUnavailable, TimeoutError):
             return
         except Exception:  # other errors of the database, for example a missing permission to connect

@@ -228,7 +228,8 @@ class Recorder:
         """Write the waiting hits, for at most `grace` seconds. Hits that are still in memory after that are lost, and their number
         is logged."""
         try:
-            await asyncio.wait_for(self.flush(), grace)
+            async with asyncio.timeout(grace):
+                await self.flush()
         except TimeoutError:
             if hits := self.unrecorded:
                 log.error("hits_lost_at_shutdown", hits=hits)
@@ -317,7 +318,8 @@ class Recorder:
             is_spooled = False
             if to_store and self._spool_writer is not None and self.outage:
                 with contextlib.suppress(TimeoutError):
-                    is_spooled = await asyncio.wait_for(self._spool_writer.add_to_spool(to_store), self._deadline)
+                    async with asyncio.timeout(self._deadline):
+                        is_spooled = await self._spool_writer.add_to_spool(to_store)
             self.totals.dropped += 0 if is_spooled else len(to_store)
         finally:
             for waiting in hits:

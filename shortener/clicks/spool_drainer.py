@@ -125,7 +125,8 @@ class SpoolDrainer:
         `state` is the state of the stream; None if Redis does not respond."""
         now = asyncio.get_running_loop().time()
         try:
-            await asyncio.wait_for(self._database.write(_check), DATABASE_CHECK_SECONDS)
+            async with asyncio.timeout(DATABASE_CHECK_SECONDS):
+                await self._database.write(_check)
         except (StoreUnavailable, TimeoutError) as error:
             self._recorder.relapse()
             raise StoreUnavailable(str(error)) from error

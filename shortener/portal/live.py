@@ -88,7 +88,8 @@ async def event_stream(visit: Visit, portal: PortalParts, session_id: int, last_
                     checked = time.monotonic()
                     yield ": still here\n\n"
                 try:
-                    batch = await asyncio.wait_for(batches.get(), STOP_CHECK)
+                    async with asyncio.timeout(STOP_CHECK):
+                        batch = await batches.get()
                 except TimeoutError:
                     continue
                 # The feed also returns those rows of `missed` that were stored after the subscription.

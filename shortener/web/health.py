@@ -111,7 +111,8 @@ async def readiness(service: Service) -> ReadinessResponse:
     """Check every dependency of the process."""
     database_ok, version = True, None
     try:
-        version = await asyncio.wait_for(service.database.read(version_of), CHECK_TIMEOUT_SECONDS)
+        async with asyncio.timeout(CHECK_TIMEOUT_SECONDS):
+            version = await service.database.read(version_of)
     except (StoreUnavailable, TimeoutError):
         database_ok = False
     writes_ok = database_ok and await _takes_writes(service)
@@ -141,7 +142,8 @@ async def _takes_writes(service: Service) -> bool:
         return False
     if service.database.has_failed_writes:
         try:
-            await asyncio.wait_for(service.database.write(try_write, service.now_ms()), CHECK_TIMEOUT_SECONDS)
+            async with asyncio.timeout(CHECK_TIMEOUT_SECONDS):
+                await service.database.write(try_write, service.now_ms())
         except (StoreUnavailable, TimeoutError):
             return False
         service.database.writes_succeed()
