@@ -11,8 +11,9 @@ from sqlalchemy import Connection, select
 from starlette.responses import Response
 
 from shortener.errors import ApiError, ErrorCode
-from shortener.portal.charts import Bar
+from shortener.portal.charts import Bar, days_per_bar, label_of_days
 from shortener.portal.clicks import click_times
+from shortener.portal.formats import visible
 from shortener.portal.listing import campaign_query, exported_query
 from shortener.portal.page import NavigationItem, PortalPage, Visit
 from shortener.portal.periods import local_days
@@ -25,6 +26,7 @@ from shortener.storage.schema import cohorts
 from shortener.times import end_of, start_of
 from shortener.web.paging import Cursors
 
+NO_CAMPAIGN = "Messages without a campaign"  # The heading of the page of these messages.
 ROWS = 25
 MAX_COMPARED = 4  # The number of campaigns that one comparison shows.
 _COUNTED = ("messages", "sent", "delivered", "failed", "clicked_messages", "clicks", "suspected_hits", "conversions")
@@ -109,7 +111,9 @@ def _csv_row(name: str, figures: Figures) -> list[object]:
 
 
 async def campaign(visit: Visit) -> Response:
-    """Show one campaign: its figures, its clicks per day, the times from sending to click, and the countries of its recipients."""
+    """Show one campaign: its figures, its clicks over time, the times from sending to click, and the countries of its recipients.
+
+    The name "" stands for the messages without a campaign."""
     name = visit.name_in_path("name")
     scope = _scope(visit, name)
 
@@ -126,8 +130,10 @@ async def campaign(visit: Visit) -> Response:
         raise ApiError(ErrorCode.NOT_FOUND, "This application has no campaign with this name.")
     return visit.render(
         "campaign.html",
-        title=f"Campaign {name}",
+        title=f"Campaign {name}" if name else NO_CAMPAIGN,
         name=name,
+        heading=visible(name) if name else NO_CAMPAIGN,
+        filters=campaign_query(name),
         figures=figures,
         complete=whole.complete,
         bars=_bars(visit, days.groups, name),
@@ -144,13 +150,17 @@ def _exists(connection: Connection, application_id: int, name: str) -> bool:
 
 def _bars(visit: Visit, days: Any, name: str) -> list[Bar]:
     period = visit.period
+    shown = local_days(period.since, period.until, period.zone)
+    size = days_per_bar(len(shown))
     bars = []
-    for day in local_days(period.since, period.until, period.zone):
-        since, until = max(start_of(day, period.zone), period.since), min(end_of(day, period.zone), period.until)
-        query = {**period.query(since, until), "basis": _basis(visit), "metric": "clicks", "campaign": name}
-        value = days.get(day, Figures())["clicks"]
+    for index in range(0, len(shown), size):
+        chunk = shown[index : index + size]
+        since, until = max(start_of(chunk[0], period.zone), period.since), min(end_of(chunk[-1], period.zone), period.until)
+        query = {**period.query(since, until), "basis": _basis(visit), "metric": "clicks", **campaign_query(name)}
+        value = sum(days.get(day, Figures())["clicks"] for day in chunk)
         href = visit.link("clicks", keep=False, **query)
-        bars.append(Bar(f"{day:%-d %b}", f"{day:%a %-d %b %Y}", value, href, is_partial=until >= visit.now))
+        label, title = label_of_days(chunk)
+        bars.append(Bar(label, title, value, href, is_partial=until >= visit.now))
     return bars
 
 

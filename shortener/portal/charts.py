@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from datetime import date
 
 from markupsafe import Markup
 
@@ -19,6 +20,9 @@ from shortener.model import record
 from shortener.portal.formats import number, short_number
 
 MAX_BARS = 400
+#: The longest period in days that has one bar per day, and the longest that has one bar per week. A longer period has one bar for
+#: every four weeks.
+MAX_DAYS_OF_DAYS, MAX_DAYS_OF_WEEKS = 120, 840
 _HEIGHT = 176  # Height of the area of the bars in pixels.
 _TOP = 8  # Space above the bars for the upper half of the highest number.
 _BOTTOM = 22  # Space beneath the bars for the labels of the horizontal axis.
@@ -40,6 +44,22 @@ class Bar:
     href: str | None = None
     before: int | float | None = None
     is_partial: bool = False
+
+
+def days_per_bar(days: int) -> int:
+    """Return how many days each bar of the chart of a period covers, if the period has this number of days."""
+    if days <= MAX_DAYS_OF_DAYS:
+        return 1
+    return 7 if days <= MAX_DAYS_OF_WEEKS else 28
+
+
+def label_of_days(days: Sequence[date]) -> tuple[str, str]:
+    """Return the label and the title of a bar that covers these days."""
+    first, last = days[0], days[-1]
+    if len(days) == 1:
+        return f"{first:%-d %b}", f"{first:%a %-d %b %Y}"
+    label = f"{first:%-d %b}" if len(days) <= 7 else f"{first:%b %Y}"
+    return label, f"{first:%-d %b} to {last:%-d %b %Y}" if first.year == last.year else f"{first:%-d %b %Y} to {last:%-d %b %Y}"
 
 
 def bar_chart(bars: Sequence[Bar], *, height: int = _HEIGHT) -> Markup:

@@ -1,4 +1,4 @@
-"""The chart of the overview page: one metric per hour, day or week. Marks show the values of the previous period."""
+"""The chart of the overview page: one metric per hour, day, week or four weeks. Marks show the values of the previous period."""
 
 # Tested by tests/portal/test_overview.py
 
@@ -9,7 +9,7 @@ from datetime import date, datetime, timedelta
 from typing import Any
 
 from shortener.model import record
-from shortener.portal.charts import Bar
+from shortener.portal.charts import Bar, days_per_bar, label_of_days
 from shortener.portal.page import Visit
 from shortener.portal.periods import local_days
 from shortener.portal.scopes import report_of, scopes_of
@@ -26,9 +26,7 @@ METRICS = {
     "suspected_hits": ("Suspected hits", "clicks"),
 }
 DEFAULT_METRIC = "clicks"
-#: The longest period that has one bar per hour, and the longest that has one bar per day. A longer period has one bar per week.
-MAX_HOURLY = timedelta(days=3, hours=1)
-MAX_DAILY = timedelta(days=120)
+MAX_HOURLY = timedelta(days=3, hours=1)  # The longest period that has one bar per hour.
 
 
 @record
@@ -52,29 +50,27 @@ async def buckets(visit: Visit) -> list[Bucket]:
         return await _hours(visit)
     now = await report_of(visit, daily, period.zone)
     before = await report_of(visit, daily, period.zone, scopes=scopes_of(visit, *period.previous))
-    size = 1 if period.until - period.since <= MAX_DAILY else 7
-    return _days(visit, now.groups, before.groups, size)
+    return _days(visit, now.groups, before.groups)
 
 
-def _days(visit: Visit, now: Mapping[date, Figures], before: Mapping[date, Figures], size: int) -> list[Bucket]:
+def _days(visit: Visit, now: Mapping[date, Figures], before: Mapping[date, Figures]) -> list[Bucket]:
     period = visit.period
     days = local_days(period.since, period.until, period.zone)
+    size = days_per_bar(len(days))
     earlier = local_days(*period.previous, period.zone)
     found = []
     for index in range(0, len(days), size):
         chunk = days[index : index + size]
         since = max(start_of(chunk[0], period.zone), period.since)
         until = min(start_of(chunk[-1] + timedelta(days=1), period.zone), period.until)
-        title = f"{chunk[0]:%a %-d %b %Y}" if size == 1 else f"{chunk[0]:%-d %b} to {chunk[-1]:%-d %b %Y}"
+        label, title = label_of_days(chunk)
         figures, past = Figures(), Figures()
         for day in chunk:
             figures.merge(now.get(day, Figures()))
         for day in earlier[index : index + size]:
             past.merge(before.get(day, Figures()))
         has_past = index < len(earlier) and _is_known(visit, start_of(earlier[index], period.zone))
-        found.append(
-            Bucket(since, until, f"{chunk[0]:%-d %b}", title, figures, past if has_past else None, _is_known(visit, until))
-        )
+        found.append(Bucket(since, until, label, title, figures, past if has_past else None, _is_known(visit, until)))
     return found
 
 

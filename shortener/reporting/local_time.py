@@ -43,14 +43,14 @@ def constant_offsets(within: range, zone: tzinfo) -> Iterator[tuple[range, int]]
     while start < within.stop:
         offset = _offset(start, zone)
         # A UTC offset changes at most a few times a year. A week that begins and ends with the same offset contains no other
-        # offset.
-        stop = start
-        while stop < within.stop:
-            after = min(stop + 7 * 96, within.stop)
-            if _offset(after - 1, zone) != offset:
-                stop = _first_change(stop, after - 1, offset, zone)
+        # offset. `same` is a time slot with this offset.
+        same, stop = start, within.stop
+        while same < within.stop - 1:
+            later = min(same + 7 * 96, within.stop - 1)
+            if _offset(later, zone) != offset:
+                stop = _first_change(same, later, offset, zone)
                 break
-            stop = after
+            same = later
         yield range(start, stop), offset
         start = stop
 

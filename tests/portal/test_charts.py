@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 from itertools import pairwise
 from xml.etree import ElementTree
 from zoneinfo import ZoneInfo
@@ -11,7 +11,8 @@ import phonenumbers
 import pytest
 
 from shortener.portal import formats
-from shortener.portal.charts import MAX_BARS, Bar, bar_chart
+from shortener.portal.charts import MAX_BARS, Bar, bar_chart, days_per_bar, label_of_days
+from shortener.portal.periods import MAX_DAYS
 
 _SVG = "{http://www.w3.org/2000/svg}"
 
@@ -84,3 +85,15 @@ def test_each_country_of_phone_numbers_has_an_english_name() -> None:
     assert (formats.country_name("DE"), formats.country_name(None), formats.country_name("ZZ1")) == ("Germany", "Unknown", "ZZ1")
     assert (formats.country_name("CI"), formats.country_name("XK")) == ("Côte d’Ivoire", "Kosovo")
     assert [code for code in phonenumbers.SUPPORTED_REGIONS if formats.country_name(code) == code] == []
+
+
+def test_a_chart_of_the_longest_period_has_a_bar_for_every_four_weeks_and_not_too_many_bars() -> None:
+    assert [days_per_bar(days) for days in (1, 120, 121, 840, 841, MAX_DAYS)] == [1, 1, 7, 7, 28, 28]
+    assert (MAX_DAYS + 1) / days_per_bar(MAX_DAYS + 1) < MAX_BARS
+
+
+def test_the_title_of_a_bar_names_its_days_and_the_years_if_they_differ() -> None:
+    days = [date(2026, 12, 18) + timedelta(days=number) for number in range(28)]
+    assert label_of_days(days[:1]) == ("18 Dec", "Fri 18 Dec 2026")
+    assert label_of_days(days[:7]) == ("18 Dec", "18 Dec to 24 Dec 2026")
+    assert label_of_days(days) == ("Dec 2026", "18 Dec 2026 to 14 Jan 2027")

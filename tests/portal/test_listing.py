@@ -360,6 +360,40 @@ async def test_figures_of_recipients_of_unknown_country_lead_to_the_messages_to_
     assert [value for href, value in linked if "country=unknown" in href] == [1, 0]
 
 
+async def test_the_figures_of_the_page_of_messages_without_a_campaign_lead_to_the_rows_of_these_messages(
+    empty: DemoPortal, new_browser: NewBrowser, clock: Clock
+) -> None:
+    phone = await new_browser()
+    for name in ("", "", "Spring"):
+        message = await send(empty.service, empty.browser, campaign=name)
+        await click(empty.service, phone, message["links"][0]["code"])
+    await empty.service.recorder.flush()
+    await empty.service.fanout.flush()
+    clock.forward(minutes=20)
+    listed = (await empty.browser.get("/portal/1/campaigns?period=today")).text
+    (href,) = re.findall(r'<a class="name" href="([^"]+)">without a campaign', listed)
+    page = html.unescape(href)
+    assert "<h1>Messages without a campaign</h1>" in (await empty.browser.get(page)).text
+    assert await empty.check(page) > 15
+    assert (await empty.figures(page))[0][1] == 2
+
+
+@pytest.mark.parametrize(("days", "bars"), [(100, 101), (130, 19), (900, 33), (3660, 131)])
+@pytest.mark.parametrize("page", ["1/", "all/", "1/campaigns/black-friday"])
+async def test_the_bars_of_a_period_of_any_length_add_up_to_the_clicks_and_lead_to_their_rows(
+    demo: DemoPortal, page: str, days: int, bars: int
+) -> None:
+    begin = demo.service.clock() - timedelta(days=days)
+    response = await demo.browser.get(f"/portal/{page}?since={begin:%Y-%m-%dT%H:%M}&tz=UTC&metric=clicks")
+    assert response.status_code == 200
+    whole = next(int(value) for name, value, _ in FIGURE.findall(response.text) if name == "clicks")
+    table = response.text.partition("Show as table")[2].partition("</table>")[0]
+    shown = [(int(value), html.unescape(href)) for _, value, href in FIGURE.findall(table)]
+    assert (table.count("<tr><th"), sum(value for value, _ in shown)) == (bars + 1, whole), "the head of the table is a row too"
+    most = max(shown)
+    assert len(await demo.rows(most[1])) == most[0] > 0
+
+
 @pytest.mark.parametrize("page", ["?period=24h", "?period=today", "campaigns/Spring?period=today", "campaigns/Spring?period=24h"])
 async def test_the_bar_of_a_time_slot_that_has_just_begun_leads_to_the_rows_of_this_slot(
     empty: DemoPortal, clock: Clock, page: str

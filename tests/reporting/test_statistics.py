@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from itertools import pairwise
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -18,6 +19,7 @@ from shortener.outbox.count_deltas import CountDelta, time_to_click_bucket
 from shortener.reporting import statistics
 from shortener.reporting.counts import fold
 from shortener.reporting.figures import Figures
+from shortener.reporting.local_time import constant_offsets, local
 from shortener.reporting.rollups import Basis
 from shortener.reporting.statistics import (
     StatisticsFilter,
@@ -231,6 +233,63 @@ async def test_daily_statistics_count_each_time_slot_once_on_days_with_a_clock_c
         assert {day: figures["clicks"] for day, figures in groups.items()} == expected
         while await sqlite.write(fold):
             pass
+
+
+async def test_statistics_by_hour_and_by_day_of_a_long_period_use_the_new_utc_offset_from_the_first_minute_after_each_clock_change(
+    database: Database,
+) -> None:
+    """From one clock change to the next one in Europe are exactly 30 weeks, and in Chile exactly 22 weeks."""
+    europe = datetime(2026, 10, 25, 1, tzinfo=UTC)  # 02:00 in Berlin, one hour after 02:00 in summer time
+    chile = datetime(2026, 4, 5, 3, tzinfo=UTC)  # 23:00 on Saturday in Santiago, after the first 23:00
+
+    def fill(connection: Connection) -> None:
+        connection.execute(insert(schema.cohorts), [{"id": 1, "application_id": 1, "campaign": "", "source": "api", "country": ""}])
+        delta = CountDelta()
+        for at in (europe, chile):
+            delta.add(1, to_ms(at), "clicks", 1)
+        count_deltas.append(connection, 1, delta)
+        while fold(connection):
+            pass
+
+    await database.write(fill)
+
+    def year(name: str, first: datetime) -> tuple[StatisticsFilter, ZoneInfo]:
+        return StatisticsFilter(1, first, datetime(2026, 12, 1, tzinfo=UTC)), ZoneInfo(name)
+
+    for name, first, hours in (
+        ("Europe/Berlin", datetime(2026, 3, 1, tzinfo=UTC), {5: 1, 2: 1}),
+        ("America/Santiago", chile - timedelta(weeks=12), {23: 1, 22: 1}),
+    ):
+        by_hours = (await database.read(by_hour, *year(name, first))).groups
+        assert {hour: figures["clicks"] for hour, figures in by_hours.items() if figures["clicks"]} == hours, name
+    by_days = (await database.read(daily, *year("America/Santiago", chile - timedelta(weeks=12)))).groups
+    assert {day: figures["clicks"] for day, figures in by_days.items() if figures["clicks"]} == {
+        date(2026, 4, 4): 1,
+        date(2026, 10, 24): 1,
+    }
+
+
+@given(
+    st.sampled_from(["Europe/Berlin", "America/Santiago", "America/Havana", "Australia/Lord_Howe", "Asia/Kathmandu"]),
+    st.integers(0, 52 * 7 * 96),
+    st.integers(1, 60 * 7 * 96),
+    st.booleans(),
+)
+def test_each_time_slot_of_a_range_with_a_constant_utc_offset_has_this_offset(
+    name: str, first: int, length: int, begins_at_a_change: bool
+) -> None:
+    zone = ZoneInfo(name)
+    start = to_ms(datetime(2026, 1, 1, tzinfo=UTC)) // count_deltas.TIME_SLOT_MS + first
+    if begins_at_a_change:
+        start = next(
+            (part.start for part, _ in constant_offsets(range(start, start + 400 * 96), zone) if part.start > start), start
+        )
+    ranges = list(constant_offsets(range(start, start + length), zone))
+    edges = [edge for part, _ in ranges for edge in (part.start, part.stop)]
+    assert edges == [start, *(edge for _, after in pairwise(ranges) for edge in (after[0].start, after[0].start)), start + length]
+    for part, offset in ranges:
+        for slot in {part.start, part.stop - 1, *part[:: 96 * 7]}:
+            assert local(slot, zone).utcoffset() == timedelta(seconds=offset)
 
 
 def test_rates_and_times_to_click_are_none_without_messages_and_clicks() -> None:
