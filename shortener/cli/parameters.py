@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import Any
 
 import click
@@ -62,6 +62,21 @@ class Time(click.ParamType[datetime]):
             return start_of(to_utc(parse_iso(str(value))))
         except (ValueError, OverflowError):
             self.fail(f"{value!r} is not a time such as 2026-11-20 or 2026-11-20T12:00:00Z", param, ctx)
+
+
+class DateOrTime(click.ParamType[date]):
+    """A parameter that is a date, or a time with or without a zone, such as 2026-11-20 or 2026-11-20T12:00:00Z. The value is a
+    `date` or a `datetime`, as `parse_iso` returns it."""
+
+    name = "date or time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> date:
+        if isinstance(value, date):
+            return value
+        try:
+            return parse_iso(str(value))
+        except ValueError:
+            self.fail(f"{value!r} is not a date or time such as 2026-11-20 or 2026-11-20T12:00:00Z", param, ctx)
 
 
 class Duration(click.ParamType[timedelta]):
@@ -144,6 +159,7 @@ def _take_option(args: Sequence[str], name: str) -> tuple[list[str], list[str]]:
 ID = Id()
 COMPANY_ID = Id(MAX_COMPANY_ID)
 TIME = Time()
+DATE_OR_TIME = DateOrTime()
 DURATION = Duration()
 
 since_option = click.option("--since", type=TIME, help="Start of the period, included (UTC). Default: the oldest data.")

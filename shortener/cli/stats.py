@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import date
 from typing import Any
 
 import click
 
 from shortener.cli.common import async_command, json_option, open_store, print_fields, print_result, print_table
-from shortener.cli.parameters import ID, TIME, ApplicationCommand
+from shortener.cli.parameters import DATE_OR_TIME, ID, ApplicationCommand
 
 GROUPS = ("day", "hour", "country", "campaign", "destination", "label", "action")
-DEFAULT_PERIOD = timedelta(days=30)
-MAX_CAMPAIGNS = 200
+PAGE_CAMPAIGNS = 200  # The number of campaigns that are read at once.
 _COLUMNS = (
     "messages",
     "delivered",
@@ -53,8 +52,16 @@ async def find_application(database: Any, application: int | None) -> int:
 @click.command(cls=ApplicationCommand, application_help="Id of the application. Required if there are several applications.")
 @click.argument("application", type=ID, required=False)
 @click.option("--by", type=click.Choice(GROUPS), help="Group the figures. Default: the totals of the period.")
-@click.option("--since", type=TIME, help="Start of the period, included (UTC). Default: 30 days before the end.")
-@click.option("--until", type=TIME, help="End of the period, excluded (UTC). Default: now.")
+@click.option(
+    "--since",
+    type=DATE_OR_TIME,
+    help="Start of the period, included: a date, or a time. Without a zone it is in --tz. Default: the last 30 days of the period.",
+)
+@click.option(
+    "--until",
+    type=DATE_OR_TIME,
+    help="End of the period: a date, which is included, or a time, which is excluded. Without a zone it is in --tz. Default: now.",
+)
 @click.option("--campaign", help="Only messages of this campaign.")
 @click.option("--source", type=click.Choice(["api", "campaign"]), help="Only messages of this source. Default: both.")
 @click.option(
@@ -64,14 +71,19 @@ async def find_application(database: Any, application: int | None) -> int:
     show_default=True,
     help="Count each event at its own time, or at the time when its message was created.",
 )
-@click.option("--tz", default="UTC", show_default=True, help="Time zone of days and hours, for example Europe/Berlin.")
+@click.option(
+    "--tz",
+    default="UTC",
+    show_default=True,
+    help="Time zone of days and hours, and of --since and --until without a zone, for example Europe/Berlin.",
+)
 @json_option
 @async_command
 async def stats(
     by: str | None,
     application: int | None,
-    since: datetime | None,
-    until: datetime | None,
+    since: date | None,
+    until: date | None,
     campaign: str | None,
     source: str | None,
     basis: str,
@@ -85,14 +97,14 @@ async def stats(
     from shortener.reporting.statistics import StatisticsFilter
     from shortener.storage.types import to_iso
     from shortener.web.period import time_zone
+    from shortener.web.statistics import statistics_period
     from shortener.web.statistics_fields import action_figures, figures
 
     try:
         zone = time_zone(tz)
     except ValueError:
         raise click.UsageError(f"{tz!r} is not a time zone such as Europe/Berlin") from None
-    end = until or utcnow() + timedelta(milliseconds=1)
-    begin = since or (end - DEFAULT_PERIOD).astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    begin, end = statistics_period(since, until, zone, utcnow())
     if begin >= end:
         raise click.UsageError("--since must be before --until")
     async with open_store() as database:
@@ -144,8 +156,13 @@ def _report(by: str | None, zone: Any) -> Callable[[Any, Any], tuple[list[tuple[
 
     def run(connection: Any, scope: Any) -> tuple[list[tuple[Any, Any]], bool]:
         if by == "campaign":
-            page = statistics.campaign_page(connection, scope, MAX_CAMPAIGNS)
-            return list(page.campaigns), page.complete
+            page = statistics.campaign_page(connection, scope, PAGE_CAMPAIGNS)
+            campaigns, complete = list(page.campaigns), page.complete
+            while page.next is not None:
+                page = statistics.campaign_page(connection, scope, PAGE_CAMPAIGNS, page.next)
+                campaigns += page.campaigns
+                complete = complete and page.complete
+            return campaigns, complete
         reports: dict[str | None, Callable[[], Any]] = {
             None: lambda: statistics.totals(connection, scope),
             "action": lambda: statistics.totals(connection, scope),
@@ -156,6 +173,9 @@ def _report(by: str | None, zone: Any) -> Callable[[Any, Any], tuple[list[tuple[
             "label": lambda: statistics.by_label(connection, scope),
         }
         report = reports[by]()
+        if by == "country":
+            ordered = sorted(report.groups.items(), key=lambda group: (-group[1]["messages"], group[0]))
+            return [(name or None, counted) for name, counted in ordered], report.complete
         groups = [(name.isoformat() if by == "day" else name, counted) for name, counted in report.groups.items()]
         return groups, report.complete
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import date, datetime, timedelta
+from datetime import date, datetime, timedelta, tzinfo
 from typing import Any, Literal
 
 from pydantic import Field
@@ -136,17 +136,22 @@ def _scope(call: Call[Any, None]) -> StatisticsFilter:
 
 
 def statistics_filter(query: StatisticsQuery, application_id: int, now: datetime) -> StatisticsFilter:
-    """Convert a query to a filter. Without `since`, the period starts at midnight DEFAULT_DAYS before its end."""
-    zone = time_zone(query.tz)
-    # The end of a period is excluded, so one millisecond is added to include events of the current millisecond.
-    until = end_of(query.until, zone) if query.until is not None else now + timedelta(milliseconds=1)
-    if query.since is not None:
-        since = start_of(query.since, zone)
-    else:
-        last: date = (until - timedelta(milliseconds=1)).astimezone(zone).date()
-        since = start_of(last - timedelta(days=DEFAULT_DAYS - 1), zone)
+    """Convert a query to a filter."""
+    since, until = statistics_period(query.since, query.until, time_zone(query.tz), now)
     source = None if query.source == "all" else query.source
     return StatisticsFilter(application_id, since, until, query.campaign, source, Basis[query.basis.upper()])
+
+
+def statistics_period(since: date | None, until: date | None, zone: tzinfo, now: datetime) -> tuple[datetime, datetime]:
+    """Return the start and the end of a period in UTC. A value without a zone is in the time zone `zone`, and a date as `until`
+    includes this whole day. Without `since`, the period has DEFAULT_DAYS days up to its end, the last of which may be incomplete.
+    """
+    # The end of a period is excluded, so one millisecond is added to include events of the current millisecond.
+    end = end_of(until, zone) if until is not None else now + timedelta(milliseconds=1)
+    if since is not None:
+        return start_of(since, zone), end
+    last: date = (end - timedelta(milliseconds=1)).astimezone(zone).date()
+    return start_of(last - timedelta(days=DEFAULT_DAYS - 1), zone), end
 
 
 def _head(scope: StatisticsFilter, complete: bool) -> dict[str, Any]:

@@ -7,14 +7,18 @@ import asyncio
 import re
 import shutil
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import click
 import pytest
 
+from shortener.accounts.credentials import create_key
 from shortener.cli import cli
 from shortener.cli.parameters import ApplicationCommand
 from shortener.container import open_service
+from shortener.model import utcnow
 from shortener.settings import Settings
 from tests.cli.shell import InProcessShell, create_installation
 from tests.conftest import client_of
@@ -82,6 +86,55 @@ def test_the_stats_command_prints_a_table_or_json(shell: InProcessShell) -> None
     assert action["conversions_by_disposition"] == {"positive": 1, "negative": 1, "pending": 0, "other": 0}
     assert re.search(r"ACTION +CONVERSIONS +POSITIVE +NEGATIVE.*\nsale +2 +1 +1 ", shell("stats", "--by", "action").stdout, re.I)
     assert shell.json("stats", "--by", "day")["groups"][-1]["messages"] == 2
+
+
+async def test_the_stats_command_prints_the_numbers_of_the_api_for_the_same_period_and_time_zone(
+    tmp_path: Path, installation: Path
+) -> None:
+    folder = shutil.copytree(installation, tmp_path / "data")
+    service = await open_service(Settings(data_dir=folder))
+    credential = await service.database.write(create_key, 1, "reader", ["sms.read"], utcnow())
+    await service.directory.refresh()
+    groups = {"day": "daily", "hour": "by-hour", "country": "by-country", "campaign": "by-campaign"}
+    listed = {"day": "days", "hour": "hours", "country": "countries", "campaign": "campaigns"}
+    periods: list[dict[str, str]] = [{}]
+    for zone in ("Pacific/Niue", "Asia/Kolkata", "Pacific/Kiritimati"):  # UTC-11, UTC+5:30 and UTC+14
+        local = utcnow().astimezone(ZoneInfo(zone))
+        today = local.date().isoformat()
+        periods += [{"tz": zone}, {"tz": zone, "since": today, "until": today}, {"tz": zone, "until": today}]
+        periods.append({"tz": zone, "since": f"{local - timedelta(hours=1):%Y-%m-%dT%H:%M}", "until": "2999-01-01T00:00"})
+    async with client_of(service, {"X-API-Key": credential}) as client:
+        for period in periods:
+            words = [f"--{name}={value}" for name, value in period.items()]
+            shell = InProcessShell(folder)
+            printed = await asyncio.to_thread(shell.json, "stats", *words)
+            expected = (await client.get("/api/v1/sms/stats", params=period)).json()
+            assert expected["messages"] == 2
+            differing = {name for name in expected.keys() - {"status", "until"} if printed[name] != expected[name]}
+            assert differing == set(), period
+            for by in groups if len(period) < 3 else ():
+                printed = await asyncio.to_thread(shell.json, "stats", "--by", by, *words)
+                response = (await client.get(f"/api/v1/sms/stats/{groups[by]}", params=period)).json()
+                assert printed["groups"] == response[listed[by]], (period, by)
+    await service.close()
+
+
+def test_the_stats_command_prints_all_campaigns_if_there_are_many(
+    shell: InProcessShell, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async def fill() -> None:
+        service = await open_service(Settings(data_dir=tmp_path / "data"))
+        key = await service.database.write(create_key, 1, "sender", ["sms.send"], utcnow())
+        await service.directory.refresh()
+        async with client_of(service, {"X-API-Key": key}) as client:
+            for number in range(5):
+                await rewrite(client, f"c{number}", campaign=f"campaign {number}")
+        await service.close()
+
+    asyncio.run(fill())
+    monkeypatch.setattr("shortener.cli.stats.PAGE_CAMPAIGNS", 2, raising=True)
+    names = [group["campaign"] for group in shell.json("stats", "--by", "campaign")["groups"]]
+    assert names == ["campaign 4", "campaign 3", "campaign 2", "campaign 1", "campaign 0", "spring"]
 
 
 def test_invalid_options_of_the_stats_command_are_rejected(shell: InProcessShell) -> None:
