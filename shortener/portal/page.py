@@ -42,6 +42,8 @@ PERIOD_FIELDS = ("period", "since", "until", "tz", "basis")
 EXACT_FILTERS = ("campaign", "label")
 #: The query parameter for a name that a path cannot contain (`url`).
 NAME_QUERY = "name"
+#: The query parameter of a CSV that begins with a byte order mark, as in the API. Excel needs it to read UTF-8.
+BOM_QUERY = "bom"
 #: The query parameter of a page whose form gets the entries that were kept during a new sign-in (kept_entries.py).
 KEPT_QUERY = "kept"
 
@@ -227,9 +229,10 @@ class Visit:
 
     @property
     def csv_url(self) -> str:
-        """The URL of the CSV download that contains the rows of this page, with the same filters."""
-        path, _, query = self.here().partition("?")
-        return path + ".csv" + ("?" + query if query else "")
+        """The URL of the CSV download that contains the rows of this page, with the same filters. The CSV has a byte order mark,
+        because people open it with Excel."""
+        path, _, query = self.here(**{BOM_QUERY: "true"}).partition("?")
+        return f"{path}.csv?{query}"
 
     def render(self, template: str, status: int = 200, *, compress: bool = True, **context: Any) -> Response:
         """Return the page that a template renders. Set `compress` to False for pages that show a secret."""

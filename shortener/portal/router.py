@@ -34,7 +34,7 @@ from shortener.portal.formats import duration
 from shortener.portal.kept_entries import entries_of, load_entries
 from shortener.portal.locations import CODE_PATH, SIGN_IN_PATH, sign_in_first
 from shortener.portal.operators import Role
-from shortener.portal.page import ALL, KEPT_QUERY, PortalPage, Visit
+from shortener.portal.page import ALL, BOM_QUERY, KEPT_QUERY, PortalPage, Visit
 from shortener.portal.pages import all_pages
 from shortener.portal.parts import PortalParts
 from shortener.portal.rendering import Renderer
@@ -42,6 +42,7 @@ from shortener.portal.security import SAFE_METHODS, comes_from_portal, security_
 from shortener.portal.sessions import SEEN_INTERVAL, OperatorSession, find_expired, find_session, mark_seen
 from shortener.portal.signin import sign_in_again
 from shortener.portal.static_files import serve_static, static_files
+from shortener.reporting.export import BYTE_ORDER_MARK
 from shortener.web.streams import ClosingResponse
 
 if TYPE_CHECKING:
@@ -305,11 +306,13 @@ async def _read_form(visit: Visit) -> None:
 
 async def csv_download(visit: Visit, pages: AsyncIterator[bytes], noun: str) -> Response:
     """Return a response that downloads a CSV, with pauses while many hits arrive. The file name contains the application, the noun
-    and the day.
+    and the day. With `bom=true` in the query, the CSV begins with a byte order mark.
 
     `pages` yields the header and then pages of rows. The header and the first page are read before the response starts. Raise
     StoreUnavailable if they cannot be read, so that the browser gets an error page instead of a file."""
     first = [await anext(pages)]
+    if visit.get(BOM_QUERY) == "true":
+        first.insert(0, BYTE_ORDER_MARK)
     async for page in pages:
         first.append(page)
         break

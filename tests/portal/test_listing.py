@@ -27,6 +27,7 @@ from shortener.errors import StoreUnavailable
 from shortener.portal import listing
 from shortener.portal.listing import ListedRow, ListSource, merge
 from shortener.portal.operators import Role
+from shortener.portal.pages import all_pages
 from tests.conftest import NOON, Clock, client_of
 from tests.portal.conftest import SAME_ORIGIN, DemoInstallation, NewBrowser, SignIn, accept, click, invite, log, send
 
@@ -225,6 +226,23 @@ async def test_the_lists_of_trackers_domains_keys_applications_and_operators_hav
     assert demo.credentials.api_key not in (await demo.browser.get("/portal/1/keys.csv")).text
     exported = [row.object for row in await log(demo.service) if row.action == "list_exported"]
     assert exported == ["trackers", "domains", "keys", "applications", "operators", "keys"]
+
+
+async def test_the_csv_links_of_pages_download_files_that_excel_reads_as_utf_8(demo: DemoPortal) -> None:
+    await demo.browser.post("/portal/1/domains", data={"domain": "https://go.brand.example"})
+    tracker = {"name": "Café", "url": "https://tracker.example/", "events": ["click"]}
+    headers = {"X-API-Key": demo.credentials.api_key}
+    await demo.browser.post("/api/v1/trackers", json=tracker, headers=headers)
+    paths = [page.path.replace("{app}", "1") for page in all_pages() if page.csv and not page.needs_gateway]
+    linked = set()
+    for path in paths:
+        page = (await demo.browser.get(path, params={"period": "365d"})).text
+        for href in re.findall(r'href="([^"]+\.csv[^"]*)"', page):
+            linked.add(path)
+            response = await demo.browser.get(html.unescape(href))
+            assert response.content.startswith("\ufeff".encode()), href
+        assert not (await demo.browser.get(f"{path}.csv?period=365d")).content.startswith("\ufeff".encode()), path
+    assert linked >= {"/portal/1/campaigns", "/portal/1/messages", "/portal/1/clicks", "/portal/1/links", "/portal/1/trackers"}
 
 
 async def test_the_csv_of_a_list_requires_the_role_of_its_page(sign_in: SignIn) -> None:
