@@ -177,7 +177,7 @@ def async_command(command: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T
         from shortener.storage.backup import BackupError
         from shortener.storage.installation import BaseUrlMissing, NoInstallation
         from shortener.storage.integrity import DatabaseLost
-        from shortener.storage.migrate import SchemaMismatch
+        from shortener.storage.migrate import MigrationBlocked, SchemaMismatch
         from shortener.tracing import TracingUnavailable
 
         try:
@@ -191,6 +191,7 @@ def async_command(command: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T
             raise (WrongValue if is_wrong_usage else click.ClickException)("\n".join(lines)) from None
         except (
             DatabaseInUse,
+            MigrationBlocked,
             SchemaMismatch,
             SecretError,
             DatabaseLost,

@@ -17,7 +17,8 @@ from shortener.plurals import counted
     type=click.FloatRange(0, 3600),
     default=0,
     show_default=True,
-    help="Seconds to wait for a database that does not respond yet, for example while its container starts.",
+    help="Seconds to wait for a database that does not respond yet, for example while its container starts. On PostgreSQL, also "
+    "the seconds to wait for a table that another transaction uses, at least 60: after that, the migration is not made.",
 )
 @json_option
 @async_command
@@ -26,7 +27,7 @@ async def migrate(wait: float, as_json: bool) -> None:
     import sys
 
     from shortener.storage.integrity import require_database
-    from shortener.storage.migrate import MigrationStep
+    from shortener.storage.migrate import LOCK_WAIT_SECONDS, MigrationStep
     from shortener.storage.migrate import migrate as run_migrations
     from shortener.storage.open import sqlite_path
 
@@ -45,7 +46,7 @@ async def migrate(wait: float, as_json: bool) -> None:
     settings = load_settings()
     require_database(sqlite_path(settings.store_url), settings.data_dir)
     await _wait_for_database(settings.store_url, wait)
-    before, after = await run_migrations(settings.store_url, progress)
+    before, after = await run_migrations(settings.store_url, progress, max(wait, LOCK_WAIT_SECONDS))
     summary = f"schema {after}, nothing to do" if before == after else f"schema {before or 'none'} -> {after}"
     print_result({"from": before, "to": after}, as_json, lambda: click.echo(summary))
 

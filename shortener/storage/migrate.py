@@ -2,6 +2,10 @@
 rejects a database of an older version with an error that contains the command to run, and it rejects a database of an unknown
 version or of another program. `migrate` migrates to newer versions only. Each migration is one transaction, so an interrupted
 migration leaves the schema at the previous revision. Several processes can migrate at once: on PostgreSQL they wait for each other.
+
+On PostgreSQL, a migration that waits for the lock of a table makes all later statements on this table wait too. So each attempt
+waits for at most LOCK_TIMEOUT_MS. Then it is rolled back, the waiting statements continue, and the migration is tried again after
+LOCK_PAUSE_SECONDS. If it never gets the lock, `migrate` raises MigrationBlocked; a further call continues with the same migration.
 """
 
 from __future__ import annotations
@@ -32,10 +36,32 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PROGRESS_INTERVAL_SECONDS = 0.25
+#: The longest time for which an attempt of a migration waits for a lock. It is shorter than the default of HIT_DEADLINE (2 s), so
+#: that no click goes to the spool. It is longer than the default of PostgreSQL's deadlock_timeout (1 s), because only then the
+#: wait ends an autovacuum that has the lock.
+LOCK_TIMEOUT_MS = 1500
+#: The pause between two attempts of a migration. The statements of the nodes run meanwhile.
+LOCK_PAUSE_SECONDS = 3.0
+#: The default of the time for which the attempts of one migration are repeated.
+LOCK_WAIT_SECONDS = 60.0
 
 
 class SchemaMismatch(Exception):
     """Raised if this version cannot use the schema of the database. The text contains the command to run."""
+
+
+class MigrationBlocked(Exception):
+    """Raised if other transactions keep a lock that a migration needs. The earlier migrations are stored, and this one is not. The
+    text names the oldest other transaction."""
+
+
+class _LockTimeout(Exception):
+    """Raised if an attempt of a migration has not got a lock within LOCK_TIMEOUT_MS. `transaction` describes the oldest other
+    transaction."""
+
+    def __init__(self, transaction: str) -> None:
+        super().__init__(transaction)
+        self.transaction = transaction
 
 
 @record
@@ -104,9 +130,12 @@ def _create(connection: Connection) -> None:
         new_database.create(connection)
 
 
-async def migrate(url: str, progress: Callable[[MigrationStep], None] = lambda step: None) -> tuple[str | None, str]:
-    """Migrate the schema to HEAD. Return the revisions before and after. Raise SchemaMismatch for an unknown schema, and
-    StoreUnavailable if the database is unavailable.
+async def migrate(
+    url: str, progress: Callable[[MigrationStep], None] = lambda step: None, lock_wait: float = LOCK_WAIT_SECONDS
+) -> tuple[str | None, str]:
+    """Migrate the schema to HEAD. Return the revisions before and after. Raise SchemaMismatch for an unknown schema,
+    StoreUnavailable if the database is unavailable, and MigrationBlocked if a migration does not get a lock within `lock_wait`
+    seconds (PostgreSQL only).
 
     `progress` is called when a migration begins, every PROGRESS_INTERVAL_SECONDS while it runs, and when it is done."""
     before = await _run_on(url, version_of)
@@ -117,22 +146,68 @@ async def migrate(url: str, progress: Callable[[MigrationStep], None] = lambda s
             check(before)
         remaining = remaining[known.index(before) + 1 :]
     for revision, description in remaining:
-        await _run_step(url, MigrationStep(revision, description), progress)
+        await _run_step(url, MigrationStep(revision, description), progress, lock_wait)
     return before, HEAD
 
 
-async def _run_step(url: str, step: MigrationStep, progress: Callable[[MigrationStep], None]) -> None:
+async def _run_step(url: str, step: MigrationStep, progress: Callable[[MigrationStep], None], lock_wait: float) -> None:
     loop = asyncio.get_running_loop()
     began = loop.time()
     progress(step)
+    while True:
+        try:
+            await _attempt(url, step, progress, began)
+            return
+        except _LockTimeout as error:
+            waited = loop.time() - began
+            if waited + LOCK_PAUSE_SECONDS > lock_wait:
+                reason = (
+                    f"migration {step.revision} ({step.description}) got no lock on its tables within {waited:.0f} s, because "
+                    f"another transaction uses them. {error.transaction}. Wait until it has ended, or end it, and run "
+                    "`shortener migrate` again; `--wait SECONDS` tries for longer"
+                )
+                raise MigrationBlocked(reason) from None
+            progress(replace(step, seconds=waited, detail=f"waits for a lock. {error.transaction}"))
+        await asyncio.sleep(LOCK_PAUSE_SECONDS)
+
+
+async def _attempt(url: str, step: MigrationStep, progress: Callable[[MigrationStep], None], began: float) -> None:
+    """Run a migration. Raise _LockTimeout if it does not get a lock in time; then nothing is stored."""
+    loop = asyncio.get_running_loop()
     running = loop.create_task(_run_on(url, functools.partial(upgrade, revision=step.revision)))
     try:
         while not (await asyncio.wait([running], timeout=PROGRESS_INTERVAL_SECONDS))[0]:
             progress(replace(step, seconds=loop.time() - began, detail=await _detail(url)))
     finally:
         running.cancel()
-    await running
+    try:
+        await running
+    except StoreUnavailable as error:
+        if not _is_lock_timeout(error):
+            raise
+        raise _LockTimeout(await _run_on(url, _oldest_transaction)) from None
     progress(replace(step, seconds=loop.time() - began, done=True))
+
+
+def _is_lock_timeout(error: StoreUnavailable) -> bool:
+    return getattr(getattr(error.__cause__, "orig", None), "sqlstate", None) == _LOCK_NOT_AVAILABLE
+
+
+def _oldest_transaction(connection: Connection) -> str:
+    """Describe the oldest other transaction on the database. It is probably the one that has the lock."""
+    row = connection.execute(text(_OLDEST_TRANSACTION)).first()
+    if row is None:
+        return "PostgreSQL shows no other transaction to this user"
+    program = f" of {row.application_name}" if row.application_name else ""
+    return f"The oldest transaction on the database is {row.seconds:.0f} s old (process {row.pid}{program})"
+
+
+#: The SQLSTATE of a statement that has waited for a lock longer than lock_timeout.
+_LOCK_NOT_AVAILABLE = "55P03"
+_OLDEST_TRANSACTION = (
+    "SELECT pid, application_name, extract(epoch FROM clock_timestamp() - xact_start) AS seconds FROM pg_stat_activity "
+    "WHERE datname = current_database() AND pid <> pg_backend_pid() AND xact_start IS NOT NULL ORDER BY xact_start LIMIT 1"
+)
 
 
 async def _detail(url: str) -> str:
@@ -175,6 +250,8 @@ def upgrade(connection: Connection, revision: str = "head") -> None:
 
     if connection.dialect.name == "postgresql":
         connection.execute(text(f"SELECT pg_advisory_xact_lock({AdvisoryLock.MIGRATE:d})"))
+        # Only now, because the wait for another process that migrates blocks no statements of the nodes.
+        connection.execute(text(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}"))
     config = _config()
     config.attributes["connection"] = connection
     command.upgrade(config, revision)

@@ -8,6 +8,7 @@ import pty
 import re
 import subprocess
 import sys
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,16 @@ from shortener.retention.purge import purge
 from shortener.settings import Settings
 from shortener.storage import migrate as module
 from shortener.storage import schema
-from shortener.storage.migrate import MigrationStep, SchemaMismatch, current_version, migrate, prepare, steps, upgrade
+from shortener.storage.migrate import (
+    MigrationBlocked,
+    MigrationStep,
+    SchemaMismatch,
+    current_version,
+    migrate,
+    prepare,
+    steps,
+    upgrade,
+)
 from shortener.storage.migrations import HEAD
 from shortener.storage.open import open_database
 from shortener.storage.schema import metadata
@@ -210,6 +220,62 @@ async def test_several_processes_can_migrate_one_postgresql_database_at_the_same
     await module._run_on(url, partial(upgrade, revision="0001"))
     await asyncio.gather(*(migrate(url) for _ in range(4)))
     assert await current_version(url) == HEAD
+
+
+@pytest.fixture
+async def trackers_read(postgresql: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[str, asyncpg.Connection, Any]]:
+    """The URL of a PostgreSQL database at the schema 0021, a connection to it, and a transaction of this connection that has read
+    the table `trackers`. The next migration changes this table."""
+    monkeypatch.setattr(module, "LOCK_TIMEOUT_MS", 100)
+    monkeypatch.setattr(module, "LOCK_PAUSE_SECONDS", 0.1)
+    url = await new_postgresql_database(postgresql, None)
+    await module._run_on(url, partial(upgrade, revision="0021"))
+    connection = await asyncpg.connect(url, server_settings={"application_name": "pg_dump"})
+    transaction = connection.transaction()
+    await transaction.start()
+    await connection.fetch("SELECT * FROM trackers")
+    yield url, connection, transaction
+    await connection.close()
+
+
+async def test_a_migration_that_waits_for_a_reader_lets_other_statements_run_and_continues_when_the_reader_ends(
+    trackers_read: tuple[str, asyncpg.Connection, Any],
+) -> None:
+    url, _, transaction = trackers_read
+    waits, details = asyncio.Event(), list[str]()
+
+    def progress(step: MigrationStep) -> None:
+        if step.detail:
+            details.append(step.detail)
+            waits.set()
+
+    migrating = asyncio.create_task(migrate(url, progress))
+    async with asyncio.timeout(PATIENCE):
+        await waits.wait()
+        other = await asyncpg.connect(url)
+        for _ in range(20):
+            assert await other.fetch("SELECT * FROM trackers") == [], "the statements of a node run between the attempts"
+        assert not migrating.done()
+        await transaction.commit()
+        assert await migrating == ("0021", HEAD)
+        await other.close()
+    assert re.fullmatch(
+        r"waits for a lock\. The oldest transaction on the database is \d+ s old \(process \d+ of pg_dump\)", details[0]
+    )
+
+
+async def test_a_migration_that_gets_no_lock_ends_with_an_error_and_a_second_call_continues(
+    trackers_read: tuple[str, asyncpg.Connection, Any],
+) -> None:
+    url, _, transaction = trackers_read
+    async with asyncio.timeout(PATIENCE):
+        with pytest.raises(MigrationBlocked, match=r"migration 0022 .* got no lock .* of pg_dump\).* `shortener migrate` again"):
+            await migrate(url, lock_wait=0.3)
+        assert await current_version(url) == "0021"
+        await transaction.commit()
+        await migrate(url)
+    assert await current_version(url) == HEAD
+    assert await module._run_on(url, difference) == []
 
 
 def environment(url: str, folder: Path) -> dict[str, str]:
