@@ -14,10 +14,10 @@ A later report of the same conversion is a repeat, an update or a conflict:
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import field
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from shortener.conversions import status_words
 from shortener.conversions.parsing import ConversionReport
@@ -76,6 +76,25 @@ def _metadata(report: ConversionReport, target: ConversionTarget) -> Mapping[str
     if report.click_id is None or target.hit_id is not None:
         return report.metadata
     return {**(report.metadata or {}), "click_id": report.click_id}
+
+
+class TriedUpdate(NamedTuple):
+    """A revision that a transaction has tried to store at the time `received_at`."""
+
+    conversion: int
+    revision: int
+    received_at: datetime
+
+
+def stored_by(state: ConversionState, report: ConversionReport, tried: Collection[TriedUpdate]) -> int | None:
+    """Return the number of the stored revision that this report has created, in a transaction whose commit seemed to fail. `tried`
+    are the revisions that its transactions have tried to store. Return None if none of them is stored."""
+    stored = [*state.earlier, state.latest][: state.stored_revisions + 1]
+    for one in stored:
+        # Another report can have created a revision with the same number and time, if the transaction was rolled back.
+        if TriedUpdate(state.id, one.revision, one.received_at) in tried and _is_same(_merge(one, report), one):
+            return one.revision
+    return None
 
 
 class Effect(enum.Enum):

@@ -27,7 +27,16 @@ from sqlalchemy import Connection
 from shortener.conversions import queries, status_words
 from shortener.conversions.parsing import ConversionReport
 from shortener.conversions.queries import ConversionKey, ConversionTarget, CountedActions, StoredRevision
-from shortener.conversions.revisions import EFFECT_WARNINGS, ConversionState, Effect, apply_report, existing_state, first_revision
+from shortener.conversions.revisions import (
+    EFFECT_WARNINGS,
+    ConversionState,
+    Effect,
+    TriedUpdate,
+    apply_report,
+    existing_state,
+    first_revision,
+    stored_by,
+)
 from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.ids import CONVERSION_IDS, ClickIds, IdGenerator
 from shortener.metrics import Metrics
@@ -37,7 +46,7 @@ from shortener.outbox.count_deltas import CountDelta
 from shortener.outbox.events import Event
 from shortener.storage.batcher import GroupCommit
 from shortener.storage.database import Database
-from shortener.storage.types import to_ms
+from shortener.storage.types import from_ms, to_ms
 from shortener.tracing import Tracer
 
 #: The name under which all actions beyond queries.MAX_COUNTED_ACTIONS are counted together.
@@ -62,13 +71,14 @@ class ConversionResult:
 class _Submission:
     """A conversion report to store. `hit_id` is the row id of the hit that its click_id identifies.
 
-    `tried_ids` are the row ids with which transactions tried to insert the conversion. If a stored conversion has one of them, this
-    report created it in a transaction whose commit seemed to fail."""
+    `tried_ids` are the row ids with which transactions tried to insert the conversion, and `tried_updates` the revisions that they
+    tried to store. If one of them is stored, this report created it in a transaction whose commit seemed to fail."""
 
     application_id: int
     report: ConversionReport
     hit_id: int | None
     tried_ids: list[int] = field(default_factory=list)
+    tried_updates: list[TriedUpdate] = field(default_factory=list)
 
 
 class Conversions:
@@ -175,11 +185,13 @@ class Conversions:
                 continue
             state, report = states[key], item.report
             if firsts.get(key) == index:
-                results.append(
-                    ConversionResult(CONVERSION_IDS.encode(state.id), target.message_id, False, warnings=report.warnings)
-                )
+                results.append(_stored(state, target, report, 1))
                 new_events.append(self._event(state, item, target, None))
                 _count(delta, state, report.ends_process)
+                continue
+            own_revision = 1 if state.id in item.tried_ids else stored_by(state, report, item.tried_updates)
+            if own_revision is not None:
+                results.append(_stored(state, target, report, own_revision))
                 continue
             effect = apply_report(state, report, target, now)
             if effect is Effect.CONFLICT:
@@ -193,15 +205,18 @@ class Conversions:
                 _count(delta, state, report.ends_process)
                 changed[state.id] = state
                 new_events.append(self._event(state, item, target, before))
+                item.tried_updates.append(TriedUpdate(state.id, state.latest.revision, from_ms(to_ms(now))))
+                results.append(_stored(state, target, report, state.latest.revision))
+                continue
+            unapplied = EFFECT_WARNINGS.get(effect)
             results.append(
                 ConversionResult(
                     CONVERSION_IDS.encode(state.id),
                     target.message_id,
-                    duplicate=effect is not Effect.UPDATE and state.id not in item.tried_ids,
-                    updated=effect is Effect.UPDATE,
+                    duplicate=True,
                     revision=state.latest.revision,
-                    warnings=(*report.warnings, *((EFFECT_WARNINGS[effect],) if effect in EFFECT_WARNINGS else ())),
-                    unapplied=EFFECT_WARNINGS.get(effect),
+                    warnings=report.warnings if unapplied is None else (*report.warnings, unapplied),
+                    unapplied=unapplied,
                 )
             )
         if changed:
@@ -265,6 +280,18 @@ class Conversions:
                 "currency": latest.currency,
             },
         )
+
+
+def _stored(state: ConversionState, target: ConversionTarget, report: ConversionReport, revision: int) -> ConversionResult:
+    """Return the result of a report that has created a revision of a conversion."""
+    return ConversionResult(
+        CONVERSION_IDS.encode(state.id),
+        target.message_id,
+        duplicate=False,
+        updated=revision > 1,
+        revision=revision,
+        warnings=report.warnings,
+    )
 
 
 def _keys_of(

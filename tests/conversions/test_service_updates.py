@@ -16,7 +16,7 @@ from shortener.conversions import queries, revisions
 from shortener.conversions.parsing import ConversionReport, parse_conversion
 from shortener.conversions.revisions import EFFECT_WARNINGS, REPEAT_WINDOW, Effect
 from shortener.conversions.service import OTHER_ACTIONS, Conversions
-from shortener.errors import ApiError, ErrorCode
+from shortener.errors import ApiError, CommitUncertain, ErrorCode
 from shortener.ids import ClickIds, IdGenerator
 from shortener.outbox import count_deltas
 from shortener.outbox.count_deltas import CountDelta
@@ -26,6 +26,7 @@ from shortener.storage import schema
 from shortener.storage.database import Database
 from shortener.storage.types import to_ms
 from tests.conftest import NOON, Clock
+from tests.databases import Cut, CutCommits
 from tests.factory import Message, add_message, count_delta_sums, rows
 from tests.rows import Rows
 
@@ -284,3 +285,53 @@ async def test_two_transactions_that_add_the_same_new_conversion_actions_do_not_
     await asyncio.gather(*(processes[0].ingest(1, one) for one in reports), *(processes[1].ingest(1, one) for one in reports[::-1]))
     assert len(await rows(database, schema.conversions)) == 40
     await assert_counts_agree(database)
+
+
+@pytest.mark.parametrize("cuts", [["stored"], ["rolled back"], ["stored", "stored"], ["rolled back", "stored"]])
+async def test_the_result_of_an_update_whose_commit_was_cut_is_that_of_an_update(
+    service: Service, monkeypatch: pytest.MonkeyPatch, cuts: list[Cut]
+) -> None:
+    await service.conversions.ingest(1, report(**LEAD))
+    database = CutCommits(service.database, cuts)
+    monkeypatch.setattr(service.conversions._group._batcher, "_database", database)
+    approved, same, rejected = await asyncio.gather(
+        *(service.conversions.ingest(1, report(**values)) for values in (APPROVED, APPROVED, REJECTED))
+    )
+    assert [(one.updated, one.duplicate, one.revision) for one in (approved, same, rejected)] == [
+        (True, False, 2),
+        (False, True, same.revision),
+        (True, False, 3),
+    ]
+    assert approved.unapplied is None
+    assert approved.warnings == ()
+    again = await service.conversions.ingest(1, report(**REJECTED))
+    assert (again.updated, again.duplicate, again.revision) == (False, True, 3)
+    assert service.conversions.reports == {"new": 1, "updated": 2, "duplicate": 2}
+    events = [event for event in await rows(service.database, schema.events) if event.conversion_id is not None]
+    assert len(events) == 3
+    assert [one.revision for one in await rows(service.database, schema.conversion_revisions)] == [1, 2]
+    await assert_counts_agree(service.database)
+
+
+async def test_the_result_of_an_update_whose_commit_was_cut_does_not_change_if_another_process_updates_before_the_retry(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await service.conversions.ingest(1, report(**LEAD))
+    other = Conversions(service.database, service.ids, ClickIds(bytes(16)), lambda: NOON, lambda: None)
+
+    class UpdatedBeforeTheRetry(CutCommits):
+        async def write_later(self, transact: Any, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return await super().write_later(transact, *args, **kwargs)
+            except CommitUncertain:
+                assert (await other.ingest(1, report(**REJECTED))).revision == 3
+                raise
+
+        write = write_later
+
+    database = UpdatedBeforeTheRetry(service.database, ["stored"])
+    monkeypatch.setattr(service.conversions._group._batcher, "_database", database)
+    approved = await service.conversions.ingest(1, report(**APPROVED))
+    assert (approved.updated, approved.revision, approved.unapplied) == (True, 2, None)
+    (stored,) = await rows(service.database, schema.conversions)
+    assert (stored.status, stored.revision) == ("rejected", 3)
