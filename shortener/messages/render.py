@@ -16,7 +16,7 @@ from shortener.messages.plan import PlannedMessage
 from shortener.messages.queries import StoredLink
 from shortener.messages.segments import Segments, count_segments
 from shortener.messages.sender_rules import country_problem
-from shortener.messages.spans import TRACK_MODES, Span, locate_spans, replace_spans
+from shortener.messages.spans import TRACK_MODES, Span, TrackMode, find_spans, locate_spans, replace_spans
 from shortener.model import record
 from shortener.storage.types import from_ms, to_iso
 from shortener.urls import host_name_of
@@ -102,8 +102,7 @@ def render_repeat(
     # request.
     tracks = (track,) if item.track else (track, *(other for other in TRACK_MODES if other != track))
     try:
-        found = ((one, locate_spans(item.body, one, [(link.url, link.label) for link in links])) for one in tracks)
-        track, spans = next(((one, spans) for one, spans in found if spans is not None), (track, None))
+        track, spans = _locate(item.body, tracks, links)
     except DirectiveError:
         spans = None
     if spans is None:
@@ -118,6 +117,21 @@ def render_repeat(
     is_sent = None if item.gateway is None else was_sent
     body = _replace(message, spans, links, base_url)
     return _rewritten(message, request_id, body, count_segments(body), links, base_url, unchanged, warnings, is_sent)
+
+
+def _locate(body: str, tracks: Sequence[TrackMode], links: Sequence[StoredLink]) -> tuple[TrackMode, list[Span] | None]:
+    """Return the first of the track modes that finds the stored links in a body, with their spans; None if no mode finds them.
+
+    A mode that finds exactly these links has priority over one that finds other URLs too, because its warnings are those of the
+    first response. Raise DirectiveError if a directive is malformed."""
+    found: tuple[TrackMode, list[Span] | None] = (tracks[0], None)
+    for track in tracks:
+        spans = locate_spans(body, track, [(link.url, link.label) for link in links])
+        if spans is not None and (len(tracks) == 1 or len(find_spans(body, track)) == len(links)):
+            return track, spans
+        if found[1] is None and spans is not None:
+            found = (track, spans)
+    return found
 
 
 def _replace(message: PlannedMessage, spans: Sequence[Span], links: Sequence[StoredLink], base_url: str) -> str:

@@ -124,7 +124,8 @@ class Endpoint:
     errors that the handler would have found, so that one error does not hide another. `translate_error` replaces an error by an
     error with the code of a vendor. `error_shape` adds the fields of a vendor to the body of an error. `is_report` states that the
     body contains reports, which are recognised if they are repeated. `can_rotate` states that the request can create a new secret
-    or key, so that a repeat creates another one.
+    or key, so that a repeat creates another one. `stores_nothing` states that a POST changes nothing: its response is not stored
+    either, and an Idempotency-Key has no effect.
     """
 
     method: str
@@ -154,6 +155,7 @@ class Endpoint:
     deprecated: bool = False
     is_report: bool = False
     can_rotate: bool = False
+    stores_nothing: bool = False
 
     @cached_property
     def shown_path(self) -> str:
@@ -165,7 +167,9 @@ class Endpoint:
         """Whether this class stores the first response, and returns it to repeats with the same API key and Idempotency-Key.
 
         If `headers` contains Idempotency-Key, the handler of the endpoint stores the responses itself."""
-        return self.method == "POST" and self.caller is Caller.API_KEY and not self.reads_request and HEADER not in self.headers
+        if self.method != "POST" or self.caller is not Caller.API_KEY or self.stores_nothing:
+            return False
+        return not self.reads_request and HEADER not in self.headers
 
     def may_repeat(self, request: Request) -> bool:
         """Return whether the repeat of a stored request changes nothing. This is true of all methods except POST, unless they can
@@ -173,7 +177,7 @@ class Endpoint:
         as the messages."""
         if self.can_rotate:
             return False
-        if self.method != "POST" or self.caller is not Caller.API_KEY or self.is_report:
+        if self.method != "POST" or self.caller is not Caller.API_KEY or self.is_report or self.stores_nothing:
             return True
         return HEADER in self.headers and HEADER in request.headers
 

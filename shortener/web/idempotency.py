@@ -1,9 +1,9 @@
 """This module implements the header Idempotency-Key: a repeat of a POST request with the same key gets the first response, and
 nothing is created again.
 
-Every POST with an API key accepts the header. The stored response is returned only to the API key that sent the first request. If
-another API key sends the same Idempotency-Key, the service performs the request. The permission for the endpoint is checked before
-this module runs.
+Every POST with an API key accepts the header. It has no effect on requests that store nothing, such as previews. The stored
+response is returned only to the API key that sent the first request. If another API key sends the same Idempotency-Key, the service
+performs the request. The permission for the endpoint is checked before this module runs.
 
 Only successful responses are stored: a request that was rejected created nothing, so its repeat is checked again. If the database
 becomes unavailable after the request was performed, its caller gets the response, but it is not stored.

@@ -154,6 +154,7 @@ ENDPOINTS = [
             ErrorCode.NO_USABLE_DOMAIN,
             ErrorCode.SENDER_NOT_ALLOWED,
         ),
+        stores_nothing=True,
         description="Responds like a rewrite, with segments, warnings and links with a sample code, and stores nothing. The "
         f"texts may have {MAX_PREVIEWED} characters in total.",
     ),

@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, func, select
 
-from shortener.accounts.administration import add_domain, block_host
+from shortener.accounts.administration import add_domain, block_host, update_application
 from shortener.accounts.directory import Application
 from shortener.container import Service
 from shortener.errors import ApiError, ErrorCode, StoreUnavailable
 from shortener.messages import plan, rewriter, spans
 from shortener.messages.rewrite_item import RewriteItem
 from shortener.messages.rewriter import MAX_PLANNED_AT_ONCE
+from shortener.messages.spans import TRACK_MODES, TrackMode
 from shortener.messages.url_detection import DetectedUrl
 from shortener.storage import schema
 from tests.conftest import NOON, Clock, MakeService
@@ -92,6 +93,20 @@ async def test_a_repeated_request_gets_the_first_response_after_the_rules_of_url
         return [DetectedUrl(body.index(url), body.index(url) + len(url), f"http://{url}") for url in detected]
 
     monkeypatch.setattr(spans, "find_urls", find_urls)
+    assert await rewrite(service, message) == first
+
+
+@pytest.mark.parametrize("first_track", TRACK_MODES)
+@pytest.mark.parametrize("later_track", TRACK_MODES)
+async def test_a_repeated_message_gets_the_first_response_after_the_default_track_mode_of_the_application_changed(
+    service: Service, first_track: TrackMode, later_track: TrackMode
+) -> None:
+    message = item("see https://x.example/a and https://x.example/b", message_ids=("m-1",))
+    await service.database.write(update_application, 1, {"track": first_track}, NOON)
+    await service.directory.refresh()
+    first = await rewrite(service, message)
+    await service.database.write(update_application, 1, {"track": later_track}, NOON)
+    await service.directory.refresh()
     assert await rewrite(service, message) == first
 
 

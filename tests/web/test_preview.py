@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import httpx
+import pytest
 from sqlalchemy import Connection, func, select
 
 from shortener.container import Service
-from shortener.storage.schema import links, messages, sends
+from shortener.storage.schema import idempotency, links, messages, sends, stored_responses
 from tests.factory import rows
 
 BODY = 'Offer: #track("https://shop.example/a?b=1") until Sunday'
@@ -31,6 +32,19 @@ async def test_a_preview_returns_the_segments_of_the_rewritten_text_and_stores_n
         assert previewed[name] == rewritten[name], name
     assert previewed["links"][0]["url"] == "https://shop.example/a?b=1"
     assert previewed["links"][0]["short_url"] in previewed["body"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"), [("/api/v1/rewrite/preview", {"to": "+14085550123", "body": BODY}), ("/sms/1/preview", {"text": BODY})]
+)
+async def test_a_preview_with_an_idempotency_key_stores_nothing(
+    client: httpx.AsyncClient, service: Service, path: str, body: dict[str, str]
+) -> None:
+    for text in (BODY, "other"):
+        changed = {name: text if value == BODY else value for name, value in body.items()}
+        assert (await client.post(path, json=changed, headers={"Idempotency-Key": "key-1"})).status_code == 200
+    assert await rows(service.database, stored_responses) == []
+    assert await rows(service.database, idempotency) == []
 
 
 async def test_the_sample_link_of_a_preview_does_not_redirect(client: httpx.AsyncClient) -> None:

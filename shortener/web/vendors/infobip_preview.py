@@ -91,6 +91,7 @@ ENDPOINTS = [
             ErrorCode.FORBIDDEN_TARGET,
             ErrorCode.NO_USABLE_DOMAIN,
         ),
+        stores_nothing=True,
         description="Returns the text with short links and sample codes, and stores nothing.",
     ),
 ]
