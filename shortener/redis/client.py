@@ -98,7 +98,7 @@ class RedisServer:
             self.calls += 1
             try:
                 async with asyncio.timeout(limit):
-                    return await command(self._client)
+                    return await _keep_cancellation(command(self._client))
             except _rejections() as error:
                 self.failures += 1
                 raise RedisUnavailable(str(error)) from error
@@ -128,7 +128,7 @@ class RedisServer:
         """Return whether the server responds to a ping in time."""
         try:
             async with asyncio.timeout(self._timeout):
-                await self._client.ping()
+                await _keep_cancellation(self._client.ping())
         except Exception:  # After any error, the server is treated as down, and the pings must continue.
             return False
         return True
@@ -138,7 +138,7 @@ class RedisServer:
         memory is full."""
         try:
             async with asyncio.timeout(self._timeout):
-                await self._client.set(WRITE_CHECK_KEY, b"", px=WRITE_CHECK_MS)
+                await _keep_cancellation(self._client.set(WRITE_CHECK_KEY, b"", px=WRITE_CHECK_MS))
         except Exception:  # After any error, hits cannot be stored in Redis.
             return False
         return True
@@ -168,6 +168,21 @@ class RedisServer:
             log.warning("redis_up")
         else:
             first_ping.set_result(True)
+
+
+async def _keep_cancellation(command: Awaitable[T]) -> T:
+    """Return the result of a command. Raise CancelledError if this task was cancelled during the command.
+
+    redis-py sends each command with asyncio.wait_for, which loses the cancellation on Python 3.11 if it arrives when the command
+    was just sent. A time limit would then have no effect, and a background job would go on after its stop."""
+    task = asyncio.current_task()
+    assert task is not None
+    before = task.cancelling()
+    try:
+        return await command
+    finally:
+        if task.cancelling() > before:
+            raise asyncio.CancelledError
 
 
 def open_redis(url: str, *, timeout: float, connections: int = 16) -> RedisServer:

@@ -56,6 +56,26 @@ async def test_the_service_sends_no_commands_to_redis_while_redis_does_not_respo
         assert await server.run(ping)
 
 
+@pytest.mark.parametrize("end", ["a result", "an error"])
+async def test_a_redis_call_ends_if_the_library_loses_the_cancellation_of_its_task(redis_server: RedisProcess, end: str) -> None:
+    async def lose_cancellation(client: Client) -> bool:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        if end == "an error":
+            raise ConnectionError
+        return True
+
+    async with opened(redis_server.url) as server:
+        task = asyncio.create_task(server.run(lose_cancellation))
+        await asyncio.sleep(0)  # the task begins to wait
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    async with opened(redis_server.url, timeout=0.01) as server:
+        with pytest.raises(RedisUnavailable, match="TimeoutError"):
+            await server.run(lose_cancellation)
+
+
 async def test_redis_calls_wait_for_a_free_connection_and_do_not_mark_redis_as_down(redis_server: RedisProcess) -> None:
     async with opened(redis_server.url) as server:
         assert await asyncio.gather(*(server.run(ping) for _ in range(200))) == [True] * 200
