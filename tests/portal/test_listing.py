@@ -128,6 +128,19 @@ async def test_the_conversion_values_in_a_list_add_up_to_the_total_that_links_to
             assert sum(Decimal(row["value"]) for row in rows) == Decimal(amount)
 
 
+async def test_a_long_value_gets_the_width_of_two_figures(empty: DemoPortal, clock: Clock) -> None:
+    await send(empty.service, empty.browser, message_id="m1", campaign="Spring")
+    for value, currency in (("1234567890", "IDR"), ("12345.5", "EUR")):
+        report = {"message_id": "m1", "transaction_id": currency, "value": value, "currency": currency}
+        headers = {"X-Api-Token": empty.credentials.tracker_token}
+        assert (await empty.browser.post("/api/v1/track", json=report, headers=headers)).status_code == 200
+    clock.forward(minutes=20)
+    for page in ("", "campaigns/Spring"):
+        text = (await empty.browser.get(f"/portal/1/{page}")).text
+        assert '<dd class="big long"><a class="figure" data-sum="IDR"' in text
+        assert '<dd class="big"><a class="figure" data-sum="EUR"' in text
+
+
 async def test_the_lists_of_all_applications_contain_the_rows_of_each_application(demo: DemoPortal) -> None:
     one = await demo.rows("/portal/1/messages?period=28d")
     everything = await demo.rows("/portal/all/messages?period=28d")
