@@ -132,6 +132,8 @@ class HttpSender:
             failure = self._timed_out(request, attempt, began)
         except Exception as error:
             failure = self._explain(error, request, began)
+        if attempt.retry_after is None and (retry_after := attempt.find_retry_after()) is not None:
+            attempt.retry_after = parse_retry_after(retry_after, self._clock())
         return SendResult(
             status=attempt.status,
             body=bytes(attempt.body[:MAX_BODY_BYTES]),

@@ -29,7 +29,8 @@ class SendState:
 
     `is_sent` is true if a connection existed, so that the request was sent at least in part. `is_reused` is true if the connection
     was used for another request before. `has_data` is true if the receiver has sent any byte for this request. `is_tunnelled` is
-    true if the first status line on the connection is the response of a proxy to CONNECT."""
+    true if the first status line on the connection is the response of a proxy to CONNECT. `raw_response` contains the received
+    bytes after the status line if the status is in `_THROTTLING`."""
 
     has_slot: bool = False
     is_sent: bool = False
@@ -39,7 +40,20 @@ class SendState:
     status: int | None = None
     retry_after: float | None = None
     body: bytearray = field(default_factory=bytearray)
+    raw_response: bytearray = field(default_factory=bytearray)
 
+    def find_retry_after(self) -> str | None:
+        """Return the Retry-After header of a response with a status in `_THROTTLING` whose headers are malformed, incomplete or
+        too long; None if it was not received."""
+        end = _END_OF_HEAD.search(b"\n" + self.raw_response)
+        found = _RETRY_AFTER.search(self.raw_response, 0, len(self.raw_response) if end is None else end.end() - 1)
+        return None if found is None else found[1].decode("latin-1")
+
+
+#: The statuses whose Retry-After header the service honours.
+_THROTTLING = frozenset({429, 503})
+_RETRY_AFTER = re.compile(rb"^retry-after:[ \t]*([^\r\n]*?)[ \t]*\r?\n", re.IGNORECASE | re.MULTILINE)
+_END_OF_HEAD = re.compile(rb"\n\r?\n")
 
 #: The state of the request that the current task sends. aiohttp has no other way to pass this state to the connection of the
 #: request.
@@ -50,12 +64,12 @@ class _StatusLine:
     """A parser that finds the HTTP status in the bytes of a response and skips interim (1xx) responses."""
 
     _PATTERN = re.compile(rb"HTTP/\d\.\d (\d{3})(?: [^\r\n]*)?\r?\n")
-    _END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
     _MAX_BYTES = 8192
 
     def __init__(self) -> None:
         self._buffer = b""
         self.is_found = False
+        self.rest = b""  # the bytes that arrived together with the end of the status line, after it
 
     def feed(self, data: bytes) -> int | None:
         """Add received bytes. Return the HTTP status if these bytes completed the status line, otherwise None."""
@@ -64,8 +78,9 @@ class _StatusLine:
             status = int(match[1])
             if status >= 200 or status == 101:
                 self.is_found = True
+                self.rest = self._buffer[match.end() :]
                 return status
-            end = self._END_OF_HEAD.search(self._buffer)
+            end = _END_OF_HEAD.search(self._buffer)
             if end is None:
                 break
             self._buffer = self._buffer[end.end() :]
@@ -99,12 +114,8 @@ class ReceiverConnection(ResponseHandler):
         self._left -= len(data)
         if data and self._requests:
             self._state.has_data = True
-            if (
-                not self._state.is_tunnelled
-                and not self._status_line.is_found
-                and (status := self._status_line.feed(data)) is not None
-            ):
-                self._state.status = status
+            if not self._state.is_tunnelled:
+                self._read_status(data)
         if self._left >= 0:
             super().data_received(data)
             return
@@ -113,6 +124,16 @@ class ReceiverConnection(ResponseHandler):
         if self._payload is not None:
             self._payload.set_exception(error)
         self.abort()
+
+    def _read_status(self, data: bytes) -> None:
+        state = self._state
+        if self._status_line.is_found:
+            if state.status in _THROTTLING:
+                state.raw_response += data
+        elif (status := self._status_line.feed(data)) is not None:
+            state.status = status
+            if status in _THROTTLING:
+                state.raw_response += self._status_line.rest
 
 
 def connection_factory(loop: asyncio.AbstractEventLoop) -> functools.partial[ResponseHandler]:

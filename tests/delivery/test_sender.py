@@ -112,6 +112,36 @@ async def test_the_sender_returns_the_part_of_the_body_that_arrived_before_the_t
     assert (result.status, result.error, result.retry_after, result.body) == (503, "timeout", 9.0, b"sorry")
 
 
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize(
+    "rest",
+    [
+        b"X-A: " + b"b" * 200_000 + b"\r\n\r\n",
+        b"X-A: b\r\n" * 20_000 + b"\r\n",
+        b"no header\r\n\r\n",
+        b"X\x00: b\r\n\r\n",
+        b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n",
+        b"",
+    ],
+)
+async def test_the_sender_returns_the_retry_after_header_also_if_the_other_headers_are_malformed_or_huge(
+    sender: Sender, status: int, rest: bytes
+) -> None:
+    head = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 %d Busy\r\nrEtry-after:  9 \r\n" % status
+    for behaviour in (then(send_bytes(head + rest), hang_up), then(send_bytes(head[:-4], head[-4:]), send_bytes(rest), hang_up)):
+        result, _ = await attempt(sender, behaviour)
+        assert (result.status, result.retry_after) == (status, 9.0)
+        assert (await attempt_on_idle_connection(sender, behaviour, PLENTY)).retry_after == 9.0
+
+
+@pytest.mark.parametrize(
+    "rest", [b"no header\r\n\r\nRetry-After: 9\r\n", b"no header\r\nX-Retry-After: 9\r\n", b"no header\r\nRetry-After: 9"]
+)
+async def test_a_retry_after_outside_of_the_headers_or_without_its_end_has_no_effect(sender: Sender, rest: bytes) -> None:
+    result, _ = await attempt(sender, then(send_bytes(b"HTTP/1.1 503 Busy\r\n" + rest), hang_up))
+    assert (result.status, result.retry_after) == (503, None)
+
+
 async def test_the_sender_does_not_decompress_a_gzip_bomb(sender: Sender) -> None:
     assert len(BOMB) < MAX_BODY_BYTES
     result, peer = await attempt(sender, respond(200, BOMB, Content_Encoding="gzip"))
