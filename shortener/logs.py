@@ -54,6 +54,7 @@ def configure(settings: Settings) -> None:
         )
     )
     logging.getLogger("uvicorn.error").addFilter(_describe_cancellation)
+    logging.getLogger("uvicorn.error").addFilter(_is_not_logged_elsewhere)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(max(_LEVELS[settings.log_level], logging.WARNING))
@@ -80,6 +81,11 @@ def _describe_cancellation(record: logging.LogRecord) -> bool:
         record.msg, record.args, record.exc_info = "A request did not finish before the stop, and was cancelled.", (), None
         record.levelno, record.levelname = logging.WARNING, "WARNING"
     return True
+
+
+def _is_not_logged_elsewhere(record: logging.LogRecord) -> bool:
+    """Return False for uvicorn's line about an invalid request. `server.http_protocol` logs it with the id of the request."""
+    return record.msg != "Invalid HTTP request received."
 
 
 #: The lines of a PostgreSQL error that contain values of rows: "Failing row contains (...)", "Key (to_address)=(...) already

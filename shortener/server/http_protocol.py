@@ -272,16 +272,23 @@ class RedirectProtocol(HttpToolsProtocol):
         self.transport.write(data)
 
     def send_400_response(self, msg: str) -> None:
-        """Send the response to bytes that are not a valid request, with a generated X-Request-Id, and close the connection.
+        """Send the response to bytes that are not a valid request, and close the connection.
 
-        The body is an error of the API for every path, because the path of such a request may be unknown."""
-        body = orjson.dumps(ApiError(ErrorCode.INVALID_REQUEST, self._parser_error or msg).body())
+        The body is an error of the API for every path, because the path of such a request may be unknown. X-Request-Id is
+        generated, unless the parser found a valid one before the error."""
+        reason = self._parser_error or msg
+        body = orjson.dumps(ApiError(ErrorCode.INVALID_REQUEST, reason).body())
+        # Outside of a request, `headers` contains the headers of the previous request.
+        is_in_request = self.incomplete_head is not None or self.is_reading_body or self._parser_error is not None
+        requested = next((value for name, value in self.headers if name == REQUEST_ID and value), b"") if is_in_request else b""
+        id_ = request_id(requested, randbits(63))
+        log.warning("invalid_request", reason=reason, request_id=id_.decode())
         headers = [
             *self.server_state.default_headers,
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(body)),
             (b"connection", b"close"),
-            (REQUEST_ID, request_id(b"", randbits(63))),
+            (REQUEST_ID, id_),
         ]
         lines = b"".join(b"%s: %s\r\n" % header for header in headers)
         self.transport.write(b"HTTP/1.1 400 Bad Request\r\n" + lines + b"\r\n" + body)

@@ -1,6 +1,8 @@
 """Tests of the X-Request-Id: each response contains the caller's value if it is valid, otherwise a generated one."""
 
+import asyncio
 import json
+import re
 import sys
 from collections.abc import Iterator
 
@@ -11,6 +13,8 @@ from shortener import logs
 from shortener.container import Service
 from shortener.server.request_ids import request_id
 from tests.conftest import client_of, reset_logs
+from tests.server.raw_http import run_server
+from tests.servers import PATIENCE
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +41,35 @@ async def test_every_response_has_an_x_request_id_header(service: Service, path:
             assert int(generated, 16)
             given = await client.get(path, headers={"Host": host, "X-Request-Id": "caller-7"})
             assert given.headers.get_list("x-request-id") == ["caller-7"]
+
+
+@pytest.mark.parametrize("requested", ["caller-9", "not valid", None])
+@pytest.mark.parametrize("broken", ["body", "head", "version", "second head"])
+async def test_the_response_to_invalid_http_and_its_log_line_have_the_request_id_of_the_caller(
+    service: Service, capsys: pytest.CaptureFixture[str], requested: str | None, broken: str
+) -> None:
+    logs.configure(service.settings)
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr), cache_logger_on_first_use=False)
+    head = b"POST /api/v1/rewrite HTTP/1.1\r\nHost: 127.0.0.1:8000\r\n"
+    head += b"" if requested is None else b"X-Request-Id: " + requested.encode() + b"\r\n"
+    chunked = b"Transfer-Encoding: chunked\r\n\r\n"
+    sent = {
+        "body": head + chunked + b"no hexadecimal number\r\n",
+        "head": head + b"Accept: */*\r\n" + b"a header without a colon\r\n\r\n",
+        "version": head.replace(b"HTTP/1.1", b"HTTP/1.0") + chunked,
+        "second head": head + b"Content-Length: 0\r\n\r\n" + b"\0",
+    }[broken]
+    async with run_server(service) as server:
+        reader, writer = await server.connect()
+        writer.write(sent)
+        response = await asyncio.wait_for(reader.read(), PATIENCE)
+    last = response[response.rindex(b"HTTP/1.1 400 ") :]
+    (id_,) = re.findall(rb"\r\nx-request-id: (.*)\r\n", last)
+    is_known = requested == "caller-9" and broken != "second head"
+    assert (id_ == b"caller-9") == is_known
+    assert is_known or int(id_, 16)
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines() if line.startswith("{")]
+    assert [line["request_id"] for line in lines if line["event"] == "invalid_request"] == [id_.decode()]
 
 
 async def test_the_log_line_of_a_failed_request_contains_the_request_id(
