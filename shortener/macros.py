@@ -23,6 +23,11 @@ _OTHER_MACROS = re.compile(
     rf"<({_WORD})>|(?<!\w)__([A-Za-z0-9]+(?:_[A-Za-z0-9]+)*)__(?!\w)|%%({_WORD})%%"
     r"|%(?![0-9A-Fa-f]{2})([A-Za-z][\w-]*)%|%([A-Za-z][\w-]*)%(?![0-9A-Fa-f]{2})"
 )
+# The macros ||x||, and <x>, #x#, %x% and ||x|| whose signs are percent-encoded once or twice.
+_PIPES = r"(?:\||%(?:25)?7C){2}"
+_ENCODED_MACROS = re.compile(
+    rf"%(?:25)?3C({_WORD})%(?:25)?3E|%(?:25)?23({_WORD})%(?:25)?23|%25({_WORD})%25|{_PIPES}({_WORD}){_PIPES}", re.IGNORECASE
+)
 # Macros of the form (x) and [x], except directly after a name, because count(value), Users(phone) and user[phone]= are no macros.
 _PARENTHESIS = re.compile(rf"(?<![\w)\]])\(({_WORD})\)")
 _BRACKET = re.compile(rf"(\[|%5B)\[?({_WORD})\]?(\]|%5D)", re.IGNORECASE)
@@ -70,7 +75,7 @@ def find_macros(url: str, start: int = 0) -> Iterator[Macro]:
     query = url.find("?", start)
     for found in _BRACED.finditer(url, start):
         yield Macro(found[0], found[1], found.start(), True)
-    for pattern in (_ESCAPED, _OTHER_MACROS, _PARENTHESIS):
+    for pattern in (_ESCAPED, _OTHER_MACROS, _ENCODED_MACROS, _PARENTHESIS):
         for found in pattern.finditer(url, start):
             yield Macro(found[0], next(group for group in found.groups() if group is not None), found.start(), False)
     for found in _BRACKET.finditer(url, start):
@@ -85,7 +90,7 @@ def macro_problems(url: str, names: Sequence[str]) -> list[str]:
     that begins with "the destination".
 
     `names` are the names that the service replaces if they are written as `{name}`."""
-    if not any(sign in url for sign in "{%[(<_"):
+    if not any(sign in url for sign in "{%[(<_|"):
         return []
     problems: dict[str, None] = {}
     by_word = {_plain(name): name for name in names}

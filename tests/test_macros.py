@@ -14,6 +14,9 @@ URL = "https://x.example/"
         "a(b)?q=f(x)&a[]=1&b[code]=2",
         "100%25/__init__",
         "?q=%d0%ab",
+        "?q=100%25code",
+        "?q=%23code&r=a|code|b",
+        "?q=%3Cb%3Ebold%3C/b%3E",
     ],
 )
 def test_known_placeholders_and_ordinary_text_in_a_url_are_accepted(text: str) -> None:
@@ -41,6 +44,12 @@ def test_known_placeholders_and_ordinary_text_in_a_url_are_accepted(text: str) -
         ("__CLICK_ID__", "click_id"),
         ("%7Bclick_id%7D", "click_id"),
         ("<click_id>", "click_id"),
+        ("%3Cclick_id%3E", "click_id"),
+        ("%253cclick_id%253e", "click_id"),
+        ("%23message_id%23", "message_id"),
+        ("%25message_id%25", "message_id"),
+        ("||click_id||", "click_id"),
+        ("%7C%7CCLICK_ID%7C%7C", "click_id"),
     ],
 )
 def test_a_misspelled_placeholder_is_reported_with_the_right_spelling(text: str, spelling: str) -> None:
