@@ -5,7 +5,8 @@ use this module: the request claims its key, is performed, and stores its respon
 caller passes them encrypted. The portal stores the ids of its forms here, and the entries that it keeps during a new sign-in.
 
 A process that ends between the claim and the response leaves a claim without a response. After CLAIM_LEASE, a repeat takes the
-claim over and is performed, because it is unknown whether the first request changed anything.
+claim over and is performed, because it is unknown whether the first request changed anything. So both may be performed if the first
+request is slow. Then the response that is stored first stays, and a request that fails releases only its own claim.
 """
 
 # Tested by tests/web/test_idempotency.py
@@ -93,23 +94,28 @@ def find(connection: Connection, request: RequestKey) -> FirstResponse | None:
 
 
 def store(connection: Connection, request: RequestKey, response: FirstResponse) -> None:
-    """Store the response to a claimed request."""
+    """Store the response to a request that was performed, unless a response is stored already.
+
+    It is stored also if a repeat has taken the claim over: later repeats then get this response, whatever the outcome of that
+    repeat."""
     values = {"status": response.status, "body": response.body}
-    connection.execute(update(stored_responses).where(*_chosen(request)).values(values))
+    connection.execute(update(stored_responses).where(*_chosen(request), stored_responses.c.status.is_(None)).values(values))
 
 
 def store_for_claim(connection: Connection, request: RequestKey, response: FirstResponse, claimed_at: datetime) -> None:
     """Store the response to a request that was claimed at `claimed_at`, unless a repeat has taken the claim over since then."""
-    c = stored_responses.c
-    is_own = c.status.is_(None), c.created_at == claimed_at
     values = {"status": response.status, "body": response.body}
-    connection.execute(update(stored_responses).where(*_chosen(request), *is_own).values(values))
+    connection.execute(update(stored_responses).where(*_chosen(request), *_is_own_claim(claimed_at)).values(values))
 
 
-def release(connection: Connection, request: RequestKey) -> None:
-    """Give up the claim of a request that failed, so that a repeat is performed again."""
-    table = stored_responses
-    connection.execute(delete(table).where(*_chosen(request), table.c.status.is_(None)))
+def release(connection: Connection, request: RequestKey, claimed_at: datetime) -> None:
+    """Give up the claim that a failed request made at `claimed_at`, so that a repeat is performed again. Do nothing if a repeat has
+    taken the claim over since then: that repeat is being performed, and another one must not begin."""
+    connection.execute(delete(stored_responses).where(*_chosen(request), *_is_own_claim(claimed_at)))
+
+
+def _is_own_claim(claimed_at: datetime) -> tuple[ColumnElement[bool], ...]:
+    return stored_responses.c.status.is_(None), stored_responses.c.created_at == claimed_at
 
 
 def _chosen(request: RequestKey) -> tuple[ColumnElement[bool], ...]:

@@ -106,7 +106,7 @@ async def respond_once(
         raise
     except BaseException:
         with contextlib.suppress(StoreUnavailable):  # The error of the request must reach the caller.
-            await service.database.write(stored_responses.release, chosen)
+            await service.database.write(stored_responses.release, chosen, claimed_at)
         raise
     stored = FirstResponse(response.status_code, service.secret.encrypt(bytes(response.body).decode()))
     try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import datetime
 from typing import Any
 
 import httpx
@@ -10,8 +12,18 @@ import pytest
 from sqlalchemy import Connection
 
 from shortener.accounts.directory import increment_version
-from shortener.accounts.stored_responses import CLAIM_LEASE, FirstResponse, RequestKey, claim, find, store_for_claim
+from shortener.accounts.stored_responses import (
+    CLAIM_LEASE,
+    FirstResponse,
+    RequestKey,
+    claim,
+    find,
+    release,
+    store,
+    store_for_claim,
+)
 from shortener.container import Service
+from shortener.errors import ApiError, ErrorCode
 from shortener.storage import schema
 from shortener.web.endpoints import ENDPOINTS
 from tests.conftest import Clock, client_of
@@ -49,6 +61,64 @@ async def test_a_response_that_is_stored_late_does_not_end_the_claim_of_a_repeat
     for claimed_at, expected in ((first_claim, None), (clock(), FirstResponse(201, "body"))):
         await service.database.write(store_for_claim, request, FirstResponse(201, "body"), claimed_at)
         assert await service.database.read(find, request) == expected
+
+
+@pytest.fixture
+async def taken_over(service: Service, clock: Clock) -> tuple[RequestKey, datetime]:
+    """A request whose claim a repeat has taken over, and the time of its own claim."""
+    request, first_claim = RequestKey(1, 1, "POST /api/v1/keys", "job-7"), clock()
+    assert await service.database.write(claim, request, "content", first_claim) is None
+    clock.forward(seconds=CLAIM_LEASE.total_seconds())
+    assert await service.database.write(claim, request, "content", clock()) is None
+    return request, first_claim
+
+
+async def test_a_slow_request_that_fails_does_not_release_the_claim_of_the_repeat_that_took_over(
+    service: Service, clock: Clock, taken_over: tuple[RequestKey, datetime]
+) -> None:
+    request, first_claim = taken_over
+    await service.database.write(release, request, first_claim)
+    with pytest.raises(ApiError) as raised:
+        await service.database.write(claim, request, "content", clock())
+    assert raised.value.code is ErrorCode.REQUEST_IN_PROGRESS, "the repeat is still being performed"
+    await service.database.write(release, request, clock())
+    assert await service.database.write(claim, request, "content", clock()) is None, "the repeat has released its own claim"
+
+
+async def test_the_first_stored_response_stays_if_a_slow_request_and_the_repeat_that_took_over_are_both_performed(
+    service: Service, clock: Clock, taken_over: tuple[RequestKey, datetime]
+) -> None:
+    request, _ = taken_over
+    for body in ("first", "repeat"):
+        await service.database.write(store, request, FirstResponse(201, body))
+        assert await service.database.read(find, request) == FirstResponse(201, "first")
+    await service.database.write(release, request, clock())
+    assert await service.database.read(find, request) == FirstResponse(201, "first"), "also if the repeat fails"
+
+
+async def test_a_request_with_an_idempotency_key_that_fails_late_leaves_the_claim_of_its_repeat(
+    service: Service, client: httpx.AsyncClient, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def taken_over_meanwhile(*_: Any) -> None:
+        clock.forward(seconds=CLAIM_LEASE.total_seconds())
+        taken = schema.stored_responses.update().values(created_at=clock())
+        await service.database.write(lambda connection: connection.execute(taken))
+
+    blocked = {"name": "t", "url": "http://blocked.example/", "events": ["click"], "format": "json"}
+    monkeypatch.setattr(service.trackers, "create", raise_after(taken_over_meanwhile))
+    assert (await client.post("/api/v1/trackers", json=blocked, headers=KEY)).status_code == 409
+    (claimed,) = await rows(service.database, schema.stored_responses)
+    assert (claimed.status, claimed.created_at) == (None, clock())
+
+
+def raise_after(function: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    """Return a function that calls `function` and fails with CONFLICT."""
+
+    async def fail(*args: Any, **_: Any) -> None:
+        await function(*args)
+        raise ApiError(ErrorCode.CONFLICT)
+
+    return fail
 
 
 async def test_credentials_in_a_response_stored_for_repeats_are_encrypted(service: Service, client: httpx.AsyncClient) -> None:
