@@ -168,12 +168,13 @@ class HitSpool:
 
         return await self._redis.run(command)
 
-    async def read(self, count: int) -> list[tuple[bytes, Hit | DeadLetter]]:
-        """Return the oldest entries by id: the hit, or a dead letter if the entry is not a hit. Raise RedisUnavailable if Redis
-        does not respond."""
+    async def read(self, count: int, after: bytes | None = None) -> list[tuple[bytes, Hit | DeadLetter]]:
+        """Return the oldest entries after the entry `after` (None: from the beginning) by id: the hit, or a dead letter if the
+        entry is not a hit. Raise RedisUnavailable if Redis does not respond."""
+        start = "-" if after is None else b"(" + after
 
         async def command(client: Client) -> list[tuple[bytes, dict[bytes, bytes]]]:
-            entries: list[tuple[bytes, dict[bytes, bytes]]] = await client.xrange(self._stream, count=count)
+            entries: list[tuple[bytes, dict[bytes, bytes]]] = await client.xrange(self._stream, start, count=count)
             return entries
 
         entries = await self._redis.run(command, force=True)

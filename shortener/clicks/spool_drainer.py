@@ -4,7 +4,9 @@ The id of a hit is its primary key, so a hit that is already stored is not store
 added to the spool twice, or if a drainer was killed before it deleted the entry.
 
 If the database rejects all hits of a batch but accepts test rows, the later batches decide: if it stores one of their hits, the
-rejected hits become dead letters, and otherwise all of them wait, as in an outage.
+rejected hits become dead letters, and otherwise all of them wait, as in an outage. If all WINDOW_ENTRIES oldest entries wait, the
+next step tries the entries after them, and so on to the end of the stream. So old hits that the database rejects do not stop newer
+ones.
 
 One process drains the spool at a time, under a lease. It reads many entries at once and writes them in the order of their times, so
 that the earliest click on a link in the spool becomes the first click. If the database has stored a later click in the meantime,
@@ -52,6 +54,8 @@ class SpoolDrainer:
         self._database = database
         self._first_probe = 0  # the place in each batch at which the search for a hit that the database accepts begins
         self._recovery_began_at = 0.0  # the time of the event loop at which the recovery began
+        self._after: bytes | None = None  # the last entry of the hits that wait; the next step tries the entries after it
+        self._later_stored = False  # whether a step has stored a hit after the hits that wait, and they are being written
         # Id of the last entry when the recovery began; None if it is unknown.
         self._recovery_ends_with: tuple[int, int] | None = None
 
@@ -88,7 +92,12 @@ class SpoolDrainer:
             return
 
     async def _drain(self) -> int:
-        entries = await self._spool.read(WINDOW_ENTRIES)
+        after, self._after = self._after, None
+        later_stored, self._later_stored = self._later_stored, False
+        entries = await self._spool.read(WINDOW_ENTRIES, after)
+        if after is not None and not entries:  # all entries wait, so begin again
+            after, entries = None, await self._spool.read(WINDOW_ENTRIES)
+            self._first_probe += MAX_PROBES
         unreadable = [(entry, letter) for entry, letter in entries if isinstance(letter, DeadLetter)]
         if unreadable:
             log.error("spooled_hits_unreadable", entries=len(unreadable))
@@ -98,13 +107,14 @@ class SpoolDrainer:
         hits = sorted(((hit.at, hit.id, entry, hit) for entry, hit in entries if isinstance(hit, Hit)), key=lambda row: row[:2])
         rejected: HitsRejected | None = None
         stored, undecided = 0, []
-        # If this attempt fails, the next one tries other hits first, so that it finds a hit that the database accepts in any place.
-        first_probe, self._first_probe = self._first_probe, self._first_probe + MAX_PROBES
+        # When the attempts with all entries have failed, the next ones try other hits first, so that they find a hit that the
+        # database accepts in any place.
+        first_probe = self._first_probe
         for start in range(0, len(hits), MAX_BATCH_HITS):
             batch = hits[start : start + MAX_BATCH_HITS]
             try:
                 stored += await self._recorder.write_late(
-                    [hit for *_, hit in batch], others_stored=stored > 0, first_probe=first_probe
+                    [hit for *_, hit in batch], others_stored=later_stored or stored > 0, first_probe=first_probe
                 )
             except HitsRejected as error:
                 rejected = error
@@ -112,8 +122,14 @@ class SpoolDrainer:
                 continue
             await self._spool.delete([entry for _, _, entry, _ in batch])
         if rejected is not None and not stored:
+            if len(entries) == WINDOW_ENTRIES:
+                self._after = entries[-1][0]
+            else:
+                self._first_probe += MAX_PROBES
             raise rejected
         self._first_probe = 0
+        # The database has stored a later hit, so it decides about all entries that wait, one window after the other.
+        self._later_stored = (after is not None and stored > 0) or (later_stored and len(entries) == WINDOW_ENTRIES)
         for batch in undecided:
             await self._recorder.write_late([hit for *_, hit in batch], others_stored=True)
             await self._spool.delete([entry for _, _, entry, _ in batch])

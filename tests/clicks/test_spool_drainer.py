@@ -257,6 +257,61 @@ async def test_a_hit_that_the_database_accepts_is_found_wherever_it_is_in_the_re
     assert (len(await rows(service, schema.hits)), node.recorder.totals.dead_letters) == (1, 2 * size - 1)
 
 
+async def drained_after_failures(node: Node, failures: int) -> None:
+    """Run the drainer until the spool is empty. At most `failures` of its steps may fail."""
+    async with asyncio.timeout(PATIENCE):
+        while (await node.spool.look()).depth:
+            try:
+                await node.drainer.step()
+            except StoreUnavailable:
+                failures -= 1
+                assert failures >= 0
+
+
+async def test_newer_hits_of_the_spool_are_stored_although_the_database_rejects_all_hits_of_the_first_windows(
+    service: Service, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shortener.clicks.spool_drainer.MAX_BATCH_HITS", MAX_PROBES)
+    monkeypatch.setattr("shortener.clicks.spool_drainer.WINDOW_ENTRIES", 2 * MAX_PROBES)
+    await reject_hits(service, "rejected")
+    (code,) = await send(service)
+    node.disconnect()
+    for rule in ["rejected"] * 5 * MAX_PROBES + ["test"] * 2:
+        assert await node.click(code, rule=rule) == LOCATION
+    node.reconnect()
+    for _ in range(2):  # the first two windows wait
+        with pytest.raises(StoreUnavailable):
+            await node.drainer.step()
+    assert await rows(service, schema.hits_dead_letter) == []
+    await drained_after_failures(node, 0)
+    assert len(await rows(service, schema.hits)) == 2
+    assert len(await rows(service, schema.hits_dead_letter)) == node.recorder.totals.dead_letters == 5 * MAX_PROBES
+    assert await node.spool.look() == SpoolState(0)
+
+
+async def test_hits_that_wait_in_the_spool_are_tried_again_from_the_beginning_after_its_end(
+    service: Service, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shortener.clicks.spool_drainer.MAX_BATCH_HITS", MAX_PROBES)
+    monkeypatch.setattr("shortener.clicks.spool_drainer.WINDOW_ENTRIES", MAX_PROBES)
+    await reject_hits(service, "rejected")
+    (code,) = await send(service)
+    node.disconnect()
+    for _ in range(2 * MAX_PROBES):
+        assert await node.click(code, rule="rejected") == LOCATION
+    node.reconnect()
+    for _ in range(3):
+        with pytest.raises(StoreUnavailable):
+            await node.drainer.step()
+    assert await rows(service, schema.hits_dead_letter) == []
+    node.disconnect()
+    assert await node.click(code) == LOCATION
+    node.reconnect()
+    await drained_after_failures(node, 2)
+    assert len(await rows(service, schema.hits)) == 1
+    assert len(await rows(service, schema.hits_dead_letter)) == 2 * MAX_PROBES
+
+
 async def test_batches_of_the_spool_wait_in_an_outage_of_the_table_of_hits_and_none_becomes_a_dead_letter(
     service: Service, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
