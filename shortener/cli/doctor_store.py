@@ -16,6 +16,7 @@ from shortener.cli.doctor_findings import Finding
 from shortener.cli.doctor_gateways import check_gateway_queues
 from shortener.plurals import counted
 from shortener.storage import schema
+from shortener.storage.delivery_conditions import IS_DEAD, IS_PENDING
 
 if TYPE_CHECKING:
     from shortener.settings import Settings
@@ -157,9 +158,7 @@ def _check_rows(connection: Connection, settings: Settings) -> Iterator[Finding]
         text = f"{counted(state.count_deltas_quarantined, 'row')} of count deltas could not be added to the counts"
         remedy = "look for count_deltas_quarantined in the log. Correct the rows and restart the service, or delete them and run "
         yield Finding("counts", "warning", text, remedy + "`shortener verify --repair`")
-    dead = connection.execute(
-        select(func.count()).where(schema.deliveries.c.status == 2, schema.deliveries.c.finished_at > now - RECENT)
-    ).scalar_one()
+    dead = connection.execute(select(func.count()).where(IS_DEAD, schema.deliveries.c.finished_at > now - RECENT)).scalar_one()
     if dead:
         text = f"{counted(dead, 'delivery', 'deliveries')} became dead in the last 24 hours"
         yield Finding("dead_deliveries", "warning", text, "correct the trackers, then `shortener deliveries replay --tracker ID`")
@@ -187,7 +186,7 @@ def _check_failing_deliveries(connection: Connection) -> Iterator[Finding]:
     deliveries, trackers = schema.deliveries.c, schema.trackers.c
     failing = (
         select(deliveries.tracker_id, deliveries.last_error, deliveries.last_status)
-        .where(deliveries.status == 0, or_(deliveries.last_error.is_not(None), deliveries.last_status.is_not(None)))
+        .where(IS_PENDING, or_(deliveries.last_error.is_not(None), deliveries.last_status.is_not(None)))
         .limit(MAX_COUNTED_DELIVERIES)
         .subquery()
     )

@@ -25,6 +25,7 @@ from shortener.delivery.dispatch_queries import FIRST_ATTEMPTS, RETRIES
 from shortener.delivery.health import TrackerHealth, pause
 from shortener.delivery.pace import TrackerPace
 from shortener.storage import schema
+from shortener.storage.delivery_conditions import IS_PENDING
 from shortener.storage.types import from_ms
 
 #: The clocks of two processes may differ by this time. A larger difference means that a clock was set back.
@@ -44,11 +45,10 @@ def repair(connection: Connection, now: int, lease_ms: int) -> int:
 def _repair_deliveries(connection: Connection, now: int, lease_ms: int) -> int:
     table = schema.deliveries
     columns = table.c
-    is_pending = columns.status == literal_column("0")
     is_idle = columns.lease_until.is_(None)
 
     def change(values: dict[str, Any], *conditions: Any) -> int:
-        return connection.execute(update(table).where(is_pending, *conditions).values(values)).rowcount
+        return connection.execute(update(table).where(IS_PENDING, *conditions).values(values)).rowcount
 
     return (
         change(

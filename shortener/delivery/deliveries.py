@@ -15,7 +15,7 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any, Literal, get_args
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, func, literal_column, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, func, or_, select, update
 
 from shortener.accounts.audit import AuditWriter
 from shortener.delivery.dispatch_queries import RETRIES
@@ -26,6 +26,7 @@ from shortener.ids import first_id_at
 from shortener.model import DeliveryStatus, Topic, record
 from shortener.outbox.events import encode_event_id
 from shortener.storage.database import Database
+from shortener.storage.delivery_conditions import IS_DEAD, IS_PENDING
 from shortener.storage.schema import applications, attempts, deliveries, events, messages, trackers
 from shortener.storage.types import to_ms
 
@@ -40,10 +41,6 @@ MAX_ATTEMPTS = 500
 
 StatusName = Literal["pending", "parked", "delivered", "dead"]
 assert set(get_args(StatusName)) == {status.api_name for status in DeliveryStatus}
-
-# The SQL statement contains the status as a literal, because a database cannot use a partial index if the status is a parameter.
-_IS_PENDING = deliveries.c.status == literal_column(str(DeliveryStatus.PENDING.value))
-_IS_DEAD = deliveries.c.status == literal_column(str(DeliveryStatus.DEAD.value))
 
 
 @record
@@ -250,7 +247,7 @@ def _page(connection: Connection, criteria: DeliveryFilter, limit: int, below: i
         case None:
             pass
         case DeliveryStatus.DEAD if criteria.tracker_id is not None:
-            conditions.append(_IS_DEAD)
+            conditions.append(IS_DEAD)
         case status if criteria.replay_id is not None:
             conditions.append(_has(status))
         case status:
@@ -267,9 +264,9 @@ def _page(connection: Connection, criteria: DeliveryFilter, limit: int, below: i
 
 def _has(status: DeliveryStatus) -> ColumnElement[bool]:
     if status is DeliveryStatus.PARKED:
-        return and_(_IS_PENDING, or_(trackers.c.enabled.is_(False), applications.c.disabled_at.is_not(None)))
+        return and_(IS_PENDING, or_(trackers.c.enabled.is_(False), applications.c.disabled_at.is_not(None)))
     if status is DeliveryStatus.PENDING:
-        return and_(_IS_PENDING, trackers.c.enabled.is_not(False), applications.c.disabled_at.is_(None))
+        return and_(IS_PENDING, trackers.c.enabled.is_not(False), applications.c.disabled_at.is_(None))
     return deliveries.c.status == status.value
 
 
@@ -352,7 +349,7 @@ def _permit_probe(connection: Connection, tracker_id: int | None, now: datetime)
         is_waiting = (columns.id == tracker_id, columns.open_until > now, columns.failures_in_row >= MAX_FAILURES)
         # The pause during a probe ends with the lease of the probe (`claim_writer.py`).
         ends_then = (deliveries.c.next_at == columns.open_until, deliveries.c.lease_until == columns.open_until)
-        is_probe = and_(deliveries.c.lane == lane, _IS_PENDING, deliveries.c.queue == RETRIES, *ends_then)
+        is_probe = and_(deliveries.c.lane == lane, IS_PENDING, deliveries.c.queue == RETRIES, *ends_then)
         has_probe = select(deliveries.c.id).where(is_probe).exists()
         connection.execute(update(trackers).where(*is_waiting, ~has_probe).values(open_until=now))
 
@@ -370,7 +367,7 @@ class ReplayedBatch:
 def _is_dead(criteria: DeliveryFilter, dead_at: datetime | None) -> list[ColumnElement[bool]]:
     """Return the SQL conditions of the dead deliveries that match a filter. If `dead_at` is not None, leave out deliveries that
     became dead after this time."""
-    conditions = [*_conditions(criteria), _IS_DEAD]
+    conditions = [*_conditions(criteria), IS_DEAD]
     if dead_at is not None:
         conditions.append(or_(deliveries.c.finished_at.is_(None), deliveries.c.finished_at <= dead_at))
     return conditions
@@ -405,7 +402,7 @@ def replay_batch(
     is_last = len(ids) < MAX_REPLAYED_PER_TRANSACTION
     if not ids:
         return ReplayedBatch(0, after, is_last)
-    replayed = _restart_attempts(connection, [columns.id.in_(ids), _IS_DEAD], now, replay_id)
+    replayed = _restart_attempts(connection, [columns.id.in_(ids), IS_DEAD], now, replay_id)
     _recover(connection, {criteria.tracker_id}, now)
     if not after:  # Only the first batch of a replay sends a probe, so that a large replay does not send one after the other.
         _permit_probe(connection, criteria.tracker_id, now)
@@ -432,7 +429,7 @@ def _restart_attempts(
 
 def _backlog(connection: Connection, tracker_id: int, now: datetime) -> DeliveryBacklog:
     columns = deliveries.c
-    in_queue = (columns.lane == f"t{tracker_id}", _IS_PENDING)
+    in_queue = (columns.lane == f"t{tracker_id}", IS_PENDING)
 
     def count(*conditions: ColumnElement[bool]) -> int:
         some = select(columns.id).where(*conditions).limit(MAX_COUNT).subquery()
@@ -442,6 +439,6 @@ def _backlog(connection: Connection, tracker_id: int, now: datetime) -> Delivery
     first_due = [connection.execute(due.where(columns.queue == queue)).scalar() for queue in (0, RETRIES)]
     return DeliveryBacklog(
         pending=count(*in_queue),
-        dead=count(columns.tracker_id == tracker_id, _IS_DEAD),
+        dead=count(columns.tracker_id == tracker_id, IS_DEAD),
         waiting_since=min((at for at in first_due if at is not None and at <= now), default=None),
     )

@@ -9,21 +9,19 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from sqlalchemy import ColumnElement, Connection, literal_column, or_, select, update
+from sqlalchemy import ColumnElement, Connection, or_, select, update
 
 from shortener.delivery.dispatch_queries import FIRST_ATTEMPTS, RETRIES, DeliveryQueue
 from shortener.ids import DELIVERY_IDS, IdGenerator
 from shortener.model import DeliveryStatus, Topic
 from shortener.outbox import operations
 from shortener.storage import schema
+from shortener.storage.delivery_conditions import IS_PENDING
 from shortener.storage.types import from_ms
 
 #: A delivery becomes dead if it is delayed for longer than this by an open circuit breaker or by failures of this host.
 MAX_HOLD = timedelta(days=5)
 MAX_EXPIRED_ROWS = 500
-
-#: The SQL statement contains the status as a literal, because a database cannot use a partial index for a parameter.
-_IS_PENDING = schema.deliveries.c.status == literal_column("0")
 
 
 def expire_overdue(
@@ -53,7 +51,7 @@ def expire_queue(
     table = schema.deliveries
     columns = table.c
     idle = or_(columns.lease_until.is_(None), columns.lease_until <= from_ms(now))
-    some = select(columns.id).where(columns.lane == queue, _IS_PENDING, idle, *conditions).limit(MAX_EXPIRED_ROWS)
+    some = select(columns.id).where(columns.lane == queue, IS_PENDING, idle, *conditions).limit(MAX_EXPIRED_ROWS)
     values = {
         "status": DeliveryStatus.DEAD.value,
         "finished_at": from_ms(now),
@@ -62,7 +60,7 @@ def expire_queue(
     }
     # The UPDATE repeats the conditions, because on PostgreSQL another process may claim a delivery after the subquery ran.
     returned = (columns.id, columns.topic, columns.application_id, columns.tracker_id)
-    statement = update(table).where(columns.id.in_(some), _IS_PENDING, idle).values(values).returning(*returned)
+    statement = update(table).where(columns.id.in_(some), IS_PENDING, idle).values(values).returning(*returned)
     expired = connection.execute(statement).all()
     reported = [row for row in expired if row.tracker_id is not None and row.topic != Topic.OPERATIONS]
     if reported:

@@ -33,6 +33,7 @@ from shortener.jobs import WakeUp
 from shortener.model import Clock, DeliveryStatus, record
 from shortener.plurals import counted
 from shortener.storage.database import Database, is_unique_violation
+from shortener.storage.delivery_conditions import IS_PENDING
 from shortener.storage.schema import applications, deliveries, replays, trackers
 
 #: The job begins the next batch of a replay only when fewer than this number of the replayed deliveries wait for their next
@@ -42,7 +43,6 @@ RUNNING, DONE, STOPPED = "running", "done", "stopped"
 
 # The SQL statement contains the state as a literal, because a database cannot use a partial index for a parameter.
 _IS_RUNNING = replays.c.state == literal_column(f"'{RUNNING}'")
-_IS_PENDING = deliveries.c.status == literal_column(str(DeliveryStatus.PENDING.value))
 
 
 class StopReason(enum.StrEnum):
@@ -324,7 +324,7 @@ def _count_unattempted(connection: Connection, replay_id: int) -> int:
     columns = deliveries.c
     newest = (
         select(columns.attempt, columns.base_attempt)
-        .where(columns.replay_id == replay_id, _IS_PENDING)
+        .where(columns.replay_id == replay_id, IS_PENDING)
         .order_by(columns.id.desc())
         .limit(MAX_UNATTEMPTED)
         .subquery()

@@ -16,11 +16,12 @@ from sqlalchemy import Connection, func, select, text
 
 from shortener.delivery.dispatch_queries import END_OF_NAMES, pending_queues
 from shortener.metrics import Metrics
-from shortener.model import Clock, DeliveryStatus, record
+from shortener.model import Clock, record
 from shortener.reporting.gateway_queues import GatewayQueue, read_gateway_queues, register_gateway_metrics
 from shortener.settings import Settings
 from shortener.storage import schema
 from shortener.storage.database import Database
+from shortener.storage.delivery_conditions import IS_PENDING
 from shortener.storage.open import sqlite_path
 from shortener.storage.types import from_ms
 
@@ -50,7 +51,7 @@ def read_queue_state(connection: Connection, settings: Settings, now: datetime) 
     events, deliveries, trackers = schema.events.c, schema.deliveries.c, schema.trackers.c
     pending = select(events.id).where(events.fanned_out.is_(False)).limit(MAX_COUNTED)
     oldest_event = connection.execute(select(events.at).where(events.fanned_out.is_(False)).order_by(events.id).limit(1)).scalar()
-    waiting = select(deliveries.next_at).where(deliveries.status == DeliveryStatus.PENDING.value).limit(MAX_COUNTED).subquery()
+    waiting = select(deliveries.next_at).where(IS_PENDING).limit(MAX_COUNTED).subquery()
     counted = select(func.count(), func.count().filter(waiting.c.next_at <= now)).select_from(waiting)
     deliveries_pending, deliveries_due = connection.execute(counted).one()
     letters = select(schema.hits_dead_letter.c.id).limit(MAX_COUNTED).subquery()

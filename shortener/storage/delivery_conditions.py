@@ -1,0 +1,15 @@
+"""Conditions on the status of deliveries.
+
+The SQL statement contains the status as a literal, because a database cannot use a partial index if the status is a parameter.
+"""
+# Tested by tests/storage/test_delivery_conditions.py
+
+from __future__ import annotations
+
+from sqlalchemy import literal_column
+
+from shortener.model import DeliveryStatus
+from shortener.storage.schema import deliveries
+
+IS_PENDING = deliveries.c.status == literal_column(str(DeliveryStatus.PENDING.value))
+IS_DEAD = deliveries.c.status == literal_column(str(DeliveryStatus.DEAD.value))
