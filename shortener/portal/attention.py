@@ -51,9 +51,7 @@ async def attention(visit: Visit, figures: Figures) -> list[AttentionItem]:
             found.append(AttentionItem("warn", _capital(f"{prefix}a postback key expires in {counted(left, 'hour')}")))
     late = figures["late_hits"]
     if late:
-        href = None
-        if visit.application:
-            href = visit.link("clicks", metric="late_hits", campaign=visit.get("campaign"), source=visit.get("source"))
+        href = visit.link("clicks", metric="late_hits", campaign=visit.get("campaign"), source=visit.get("source"))
         found.append(AttentionItem("warn", f"{counted(late, 'hit')} came after the link had expired", href))
     return sorted(found, key=lambda item: item.kind)[:MAX_ITEMS]
 

@@ -247,12 +247,18 @@ async def test_the_late_hits_that_need_attention_lead_to_the_rows_of_the_same_ca
         await click(service, phone, code)
     await service.recorder.flush()
     clock.forward(minutes=20)
-    for query, expected in (("source=api", 2), ("source=api&campaign=Spring", 1), ("period=today", 3)):
-        page = (await browser.get(f"/portal/1/?{query}")).text
+    for address, expected in (
+        ("1/?source=api", 2),
+        ("1/?source=api&campaign=Spring", 1),
+        ("1/?period=today", 3),
+        ("all/?period=today", 3),
+        ("all/?campaign=Spring", 2),
+    ):
+        page = (await browser.get(f"/portal/{address}")).text
         ((href, number),) = re.findall(r'<a href="([^"]+)">(\d) hits? came after the link had expired</a>', page)
         path, _, parameters = html.unescape(href).partition("?")
         exported = await browser.get(f"{path}.csv?{parameters}")
-        assert (int(number), len(exported.text.splitlines()) - 1) == (expected, expected), query
+        assert (int(number), len(exported.text.splitlines()) - 1) == (expected, expected), address
 
 
 async def test_the_overview_of_all_applications_shows_their_newest_campaigns(
