@@ -27,9 +27,9 @@ _SIGN_START = re.compile(r"[#＃﹟♯&%]")
 _OPENING = re.compile(r"&(?:amp;)*(?:#0*40|#x0*28|lpar);|%(?:25)*28|\\+\(|[❨❪❬❲⟨⟪⟬⦅⦗〈《〔〖〘〚⸨﴾]", re.IGNORECASE)
 # The first characters of all forms that `_SIGN` and `_OPENING` match.
 _ESCAPED_STARTS = frozenset("#＃﹟♯&%\\❨❪❬❲⟨⟪⟬⦅⦗〈《〔〖〘〚⸨﴾")
-# A text that the search need not normalise: ASCII without an escaped character. A short text may contain thousands of signs, and
-# each would take 70 µs otherwise.
-_PLAIN = re.compile(r"[\x00-$'-\[\]-\x7f]*")  # without % and & (between $ and ') and without the backslash
+# A text that the search need not normalise: ASCII without an escaped or invisible character. A short text may contain thousands of
+# signs, and each would take 70 µs otherwise.
+_PLAIN = re.compile(r"[\t\n\r\x20-$'-\[\]-\x7e]*")  # without % and & (between $ and ') and without the backslash
 _LOOK_ALIKES = str.maketrans("аасекорхтгυιАСЕКОРХТ", "aacekopxtrviACEKOPXT")
 _QUOTE = (
     r"\\*(?:[\"'“”„‘’‚«»‹›「」『』`´]|%(?:25)*2[27]|"
@@ -46,6 +46,9 @@ _NEAR = re.compile(
     re.IGNORECASE,
 )
 _MISTYPED = re.compile(rf"#+\s*(\w{{4,10}})\s*{_BRACKET}{_QUOTE}{_URL}", re.IGNORECASE)
+# A regular expression for a name with blanks or signs inside, in front of a quoted URL, and one for these blanks and signs.
+_SPLIT = re.compile(rf"#+([^(\[{{<【❨\"'“”]{{5,32}}?)\s*{_BRACKET}{_QUOTE}{_URL}", re.IGNORECASE)
+_SEPARATORS = re.compile(r"&(?:#?\w{1,8});|%(?:25)*20|[\W_]")
 _NAMES = ("track", "trackurl")
 
 
@@ -83,10 +86,11 @@ def _near_length(body: str, position: int) -> int:
     text, lengths = _normalise(window)
     found = _NEAR.match(text)
     if found is None:
-        mistyped = _MISTYPED.match(text)
-        if mistyped is None or not any(_is_one_edit(mistyped[1].lower(), name) for name in _NAMES):
-            return 0
-        return lengths[mistyped.end() - 1]
+        found = _MISTYPED.match(text)
+        if found is None or not any(_is_one_edit(found[1].lower(), name) for name in _NAMES):
+            found = _SPLIT.match(text)
+            if found is None or _SEPARATORS.sub("", found[1]).lower() not in _NAMES:
+                return 0
     return lengths[found.end() - 1]
 
 
@@ -116,7 +120,10 @@ def _normalise(window: str) -> tuple[str, list[int]]:
 @lru_cache(maxsize=4096)
 def _plain_form(character: str) -> str:
     """Return the plain characters that replace a character; "" for an invisible one."""
-    if unicodedata.category(character) in ("Cf", "Mn", "Me") or character in "\u115f\u1160\u3164\uffa0":
+    category = unicodedata.category(character)
+    if category in ("Cf", "Mn", "Me") or character in "\u115f\u1160\u2800\u3164\uffa0":
+        return ""
+    if category == "Cc" and not character.isspace():
         return ""
     return unicodedata.normalize("NFKC", character).translate(_LOOK_ALIKES)
 

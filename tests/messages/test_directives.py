@@ -152,6 +152,8 @@ def test_a_directive_may_follow_any_character(before: str) -> None:
         "https://a.example/#track%28x%29",
         "https://a.example/?q=%23track%28x%29",
         "#track \\o/ (x)",
+        '#1 track ("https://music.example/1")',
+        '#track & field ("https://sport.example/")',
         "",
     ],
 )
@@ -215,6 +217,14 @@ NEAR = [
     '#track**("https://a.example/")',
     '#trackurl</strong> ("https://a.example/","x")',
     "#track_*(“https://a.example/”)",
+    '#tr\u2800ack("https://a.example/")',
+    '#track\u0008("https://a.example/")',
+    '#tr\x7fack("https://a.example/")',
+    '#tr\u00a0ack("https://a.example/")',
+    '#trac\nk("https://a.example/")',
+    '#\\track("https://a.example/")',
+    '#tr&zwj;ackurl("https://a.example/","x")',
+    '#track%20url&nbsp;("https://a.example/","x")',
 ]
 
 
