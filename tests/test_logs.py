@@ -120,6 +120,25 @@ async def test_the_log_line_of_a_click_contains_the_request_id_of_the_response(
     assert [line["request_id"] for line in lines if line["event"] == "click"] == ["id-1"]
 
 
+async def test_the_access_log_has_a_line_for_a_request_with_an_unknown_path_or_a_wrong_method_without_values_of_the_path(
+    make_service: MakeService, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service = await make_service(access_log="on")
+    configure("json")
+    async with client_of(service, {"X-Request-Id": "id-2"}) as client:
+        await client.get("/api/v1/postback/pk_secret/more")
+        await client.delete("/api/v1/rewrite")
+        await client.delete("/api/v1/postback/pk_secret")
+    printed = capsys.readouterr().err
+    assert "secret" not in printed
+    lines = [orjson.loads(line) for line in printed.splitlines()]
+    assert [(line["request_id"], line["path"], line["status"], line["error_code"]) for line in lines] == [
+        ("id-2", "(unknown)", 404, "NOT_FOUND"),
+        ("id-2", "/api/v1/rewrite", 405, "METHOD_NOT_ALLOWED"),
+        ("id-2", "/api/v1/postback/{postback_key}", 405, "METHOD_NOT_ALLOWED"),
+    ]
+
+
 async def test_there_is_no_access_log_by_default(make_service: MakeService, capsys: pytest.CaptureFixture[str]) -> None:
     service = await make_service()
     configure("json")

@@ -189,17 +189,15 @@ class Endpoint:
             response.headers.update(self.response_headers)
         seconds = time.perf_counter() - began
         service.requests.add(self.method, self.shown_path, response.status_code, error_code, seconds)
-        if service.settings.logs_access:
-            error = {"error_code": error_code} if error_code else {}
-            log.info(
-                "request",
-                method=self.method,
-                path=self.shown_path,
-                status=response.status_code,
-                milliseconds=round(seconds * 1000, 1),
-                **error,
-            )
+        log_request(service, self.method, self.shown_path, response.status_code, error_code, seconds)
         return response
+
+
+def log_request(service: Service, method: str, path: str, status: int, error_code: str, seconds: float) -> None:
+    """Write the line of the access log for a request of the API. `path` must contain no values, which may be credentials."""
+    if service.settings.logs_access:
+        error = {"error_code": error_code} if error_code else {}
+        log.info("request", method=method, path=path, status=status, milliseconds=round(seconds * 1000, 1), **error)
 
 
 class JsonResponse(Response):

@@ -22,7 +22,7 @@ from starlette.responses import Response
 from starlette.routing import compile_path
 
 from shortener.errors import ApiError, ErrorCode
-from shortener.web.endpoint import Endpoint, error_response
+from shortener.web.endpoint import Endpoint, error_response, log_request
 
 if TYPE_CHECKING:
     from shortener.container import Service
@@ -87,6 +87,8 @@ Methods = dict[str, Endpoint]  # The endpoints of one path by HTTP method.
 Patterns = list[tuple[re.Pattern[str], Mapping[str, Convertor[Any]], Methods]]  # The paths with parameters.
 
 _NEVER = re.compile(r"(?!)")
+#: What the access log shows for a path that does not exist, because such a path may contain a credential or a phone number.
+UNKNOWN_PATH = "(unknown)"
 
 
 def _tables(endpoints: Iterable[Endpoint]) -> tuple[dict[str, Methods], Patterns]:
@@ -148,6 +150,7 @@ class ApiRouter:
             await self._load(path)
             return await self.respond(request)
         allowed = set(methods or ())
+        shown = path if methods else UNKNOWN_PATH
         for pattern, convertors, methods in self._patterns:
             match = pattern.match(path)
             if match is None:
@@ -160,7 +163,10 @@ class ApiRouter:
                 request.scope["path_params"] = parameters
                 return await methods[method].respond(request, self._service)
             allowed.update(methods)
-        response = error_response(ApiError(ErrorCode.METHOD_NOT_ALLOWED if allowed else ErrorCode.NOT_FOUND))
+            shown = next(iter(methods.values())).shown_path
+        code = ErrorCode.METHOD_NOT_ALLOWED if allowed else ErrorCode.NOT_FOUND
+        response = error_response(ApiError(code))
         if allowed:
             response.headers["Allow"] = ", ".join(sorted(allowed))
+        log_request(self._service, method, shown, code.http_status, code.name, 0)
         return response
