@@ -43,7 +43,7 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-#: A reverse proxy requests this path with an internal host name. So the path accepts any Host header except the domain of an
+#: A reverse proxy requests this path with an internal host name. Therefore the path accepts any Host header except the domain of an
 #: application.
 DOMAIN_CHECK = "/internal/domain-check"
 PORTAL_PREFIX = "/portal"
@@ -152,7 +152,7 @@ class HttpApplication:
         return self._portal_host is None or split_host(host)[0] == self._portal_host
 
     async def _load_portal(self) -> Portal:
-        """Return the portal. Unless another request has built it meanwhile, build it in a thread, so that clicks do not wait."""
+        """Return the portal. If no other request has built it, build it in a thread, so that clicks do not wait."""
         async with self._loading:
             if self._portal is None:
                 self._portal = await asyncio.to_thread(_new_portal, self.service)
@@ -177,9 +177,8 @@ class HttpApplication:
         return self
 
     def match_code(self, host: bytes, prefix: str, code: str) -> tuple[bool, int | None]:
-        """Return whether a request for `code` after the path prefix `prefix` on this host is a hit, and the id of the domain.
-
-        The id is None for the installation's own hosts. If the request is not a hit, call `__call__` to respond to it."""
+        """Return whether a request is a hit, and the id of the domain. The path of the request consists of `prefix` and `code`. The
+        id is None for the installation's own hosts. If the request is not a hit, call `__call__` to respond to it."""
         is_known, domain = self._find_domain(host)
         return is_known and self._has_codes(domain, prefix, code), domain.id if domain else None
 

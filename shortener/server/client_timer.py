@@ -1,5 +1,5 @@
 """This module enforces the time limits of a client: for sending a request, for reading a response, and between two requests. Each
-connection has one timer, which checks the connection every few seconds, so that requests need no timers of their own.
+connection has one timer, which checks the connection every few seconds. Therefore a request needs no separate timer.
 
 - Between two requests, the client has `keep_alive` seconds, counted from the last response. The default of uvicorn is 5 seconds.
   Bytes that do not begin a request, such as empty lines or the rest of a discarded body, do not extend this time.
@@ -67,7 +67,8 @@ class ClientTimer:
         self._handle.cancel()
         if wait is None:
             self._connection.end_slow_client()
-            wait = self._keep_alive  # if the client reads nothing, closing may take time, so the timer checks again
+            # If the client reads nothing, closing the connection may take time, so the timer checks it again
+            wait = self._keep_alive
         self._handle = self._loop.call_later(wait, self.check)
 
     def _seconds_left(self, now: float) -> float | None:
@@ -78,7 +79,8 @@ class ClientTimer:
             return period if self._reads_fast_enough(now) else None
         self._unread_since = None
         if connection.is_reading_body:
-            if connection.flow.read_paused:  # the client has no limit while the application reads more slowly than the client sends
+            # There is no limit for the client while the application reads more slowly than the client sends
+            if connection.flow.read_paused:
                 connection.body_began = now
                 return period
             limit = self._request_timeout + connection.body_bytes / BODY_BYTES_PER_SECOND

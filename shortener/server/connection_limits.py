@@ -1,9 +1,9 @@
 """This module limits the number of connections: from one client IP address, and in total.
 
 The total limit depends on the number of files that the process may open, because without a free file descriptor the server cannot
-accept any connection. When the total limit is reached, the server closes the connections that have waited longest for a request.
-One IP address (for IPv6, one /64 network) may have CONNECTIONS_PER_ADDRESS connections, but never more than half of the total.
-Trusted proxies and programs on this machine have no such limit, because many people connect through them.
+accept any connection. When the total limit is reached, the server closes the connections that have waited for a request for the
+longest time. One IP address (for IPv6, one /64 network) may have CONNECTIONS_PER_ADDRESS connections, but never more than half of
+the total. Trusted proxies and programs on this machine have no such limit, because many people connect through them.
 """
 
 from __future__ import annotations
@@ -98,7 +98,8 @@ class ConnectionLimits:
             self._counts.pop(address, None)
 
     def _close_waiting(self, connections: Collection[LimitedConnection]) -> None:
-        """Close some of the connections that wait for a request, beginning with those that have waited longest."""
+        """Close some of the connections that wait for a request. Begin with the connections that have waited for the longest
+        time."""
         waiting = [(since, id(one), one) for one in connections if (since := one.waiting_since) is not None]
         oldest = heapq.nsmallest(max(len(connections) // _EVICTED_SHARE, 1), waiting)
         log.warning("connections_closed_for_others", closed=len(oldest), open=len(connections), limit=self.total)

@@ -4,8 +4,8 @@ For each request, uvicorn creates a scope, a task, and messages between the task
 as the redirect itself. `RedirectProtocol` extends uvicorn's protocol for httptools, and examines each request when the headers of
 the request are complete. A simple GET or HEAD request for a code, with or without the path of a domain, becomes a hit at once. When
 the hit is stored, one write sends the response. All other requests are passed to the ASGI application: requests with a body, a
-query string or an upgrade, requests that follow an unfinished request, and requests with other paths or unknown hosts. For a
-redirect, the application sends the same response as this protocol.
+query string or an upgrade, requests that follow an unfinished request, and requests with other paths or unknown hosts. If the
+application handles a redirect, it sends the same response as this protocol.
 
 The protocol also limits the resources that one client can use: the size of a request's head, the time for heads, bodies, idle
 connections and unread responses (`client_timer`), and the number of connections (`connection_limits`). uvicorn has none of these
@@ -113,17 +113,16 @@ class RedirectProtocol(HttpToolsProtocol):
         if incomplete is None:
             return
         incomplete.note_end_of_chunk(data)
-        # The first chunk of a head is not counted towards the limit, because it is at most one read buffer.
+        # The first chunk of a head does not count towards the limit, because its size is at most one read buffer.
         if incomplete is head:
             head.size += len(data)
             if head.size > MAX_HEAD_BYTES and not self.transport.is_closing():
                 self.send_400_response("The head of the request is too long.")
 
     def _receive_non_ascii(self, data: bytes) -> None:
-        """Parse data that contains bytes above 0x7F. In request lines, they are percent-encoded first.
-
-        The parser rejects such bytes in a URL. Some programs send the characters that follow a link in a text as raw UTF-8. The
-        data is parsed one head or body after the other, because the parser's state shows what follows."""
+        """Parse data that contains bytes above 0x7F. In request lines, these bytes are percent-encoded first, because the parser
+        rejects them in a URL. Some programs send the characters that follow a link in a text as raw UTF-8. The heads and bodies in
+        the data are parsed one after the other, because the state of the parser shows whether a head or a body follows."""
         while data:
             if self.is_reading_body:
                 end_of_body = self._end_of_body(data)
@@ -172,7 +171,7 @@ class RedirectProtocol(HttpToolsProtocol):
         url, parser = httptools.parse_url(self.url), self.parser
         http_version = parser.get_http_version()
         if http_version != "1.1" and any(name == b"transfer-encoding" for name, _ in self.headers):
-            # RFC 9112, 6.1: a proxy may see the end of such a request elsewhere, so the next bytes may belong to another client.
+            # RFC 9112, 6.1: for a proxy, such a request may end at another place, so the next bytes may belong to another client.
             self._parser_error = "Transfer-Encoding requires HTTP/1.1."
             raise ValueError(self._parser_error)
         raw_path: bytes = url.path
@@ -255,8 +254,8 @@ class RedirectProtocol(HttpToolsProtocol):
     def send(self, data: bytes) -> None:
         """Send data. If the transport's buffer is empty, write the data directly to the socket.
 
-        os.write releases the interpreter lock while the kernel sends. uvloop does not release it, which delays the thread that
-        writes to SQLite. If the connection is closing, the data is dropped, because uvicorn continues pipelined requests after
+        os.write releases the interpreter lock while the kernel sends. uvloop does not release the lock, and so delays the thread
+        that writes to SQLite. If the connection is closing, the data is dropped, because uvicorn continues pipelined requests after
         their client has disconnected."""
         if self.transport.is_closing():
             return

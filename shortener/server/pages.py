@@ -76,7 +76,7 @@ def home_page(portal_url: str | None) -> Page:
 
 
 def page_on_any_host(path: str) -> Page | None:
-    """Return the page that exists at a path on every host, also on a host that does not belong to the installation."""
+    """Return the page that exists at a path on every host, including hosts that do not belong to the installation."""
     return _ON_EVERY_HOST.get(path)
 
 

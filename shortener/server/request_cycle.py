@@ -1,8 +1,8 @@
 """One request that the ASGI application handles, and its response.
 
-`RequestCycle` extends uvicorn's class of the same purpose. `RequestCycle` needs less time for a response: the head and the first
-part of the body are one write, the control characters of all headers are searched at once, and an application can send a complete
-response in one message (`COMPLETE_RESPONSE`).
+`RequestCycle` extends uvicorn's class for the same purpose, and needs less time for a response: the head and the first part of the
+body are one write, the control characters of all headers are searched at once, and an application can send a complete response in
+one message (`COMPLETE_RESPONSE`).
 """
 # Tested by tests/server/test_request_cycle.py
 
@@ -116,8 +116,8 @@ class RequestCycle(RequestResponseCycle):
             self._send_body(message.get("body", b""), more_body=message.get("more_body", False))
 
     def _serialize_head(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-        """Return the head of the response as bytes. Read from the headers the length of the body, and whether the connection
-        stays open, and store both."""
+        """Return the head of the response as bytes. The method also reads two values from the headers and stores them: the length
+        of the body, and whether the connection stays open."""
         lines = []
         closes = False
         for name, value in headers:

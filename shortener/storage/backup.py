@@ -1,14 +1,14 @@
 """This module makes a backup of a SQLite database while a server uses it, and restores such a backup.
 
 A backup is one file: a complete SQLite database, which also contains the secret of the installation and the time of the backup as
-rows of the table `installation`. It is a snapshot of one moment: the read transaction of the copy ignores later writes, and the
-server continues to work. The file gets its final name only when it is complete, verified and written to disk. Only its owner can
-read it.
+rows of the table `installation`. It is a snapshot of one moment: the copy runs in a read transaction, which does not see later
+writes. The server continues to work. The file gets its final name only when it is complete, verified and written to disk. Only its
+owner can read it.
 
-`restore` accepts a backup, and also a plain copy of a database, such as one that Litestream restored. It removes the secret from
-the database and writes it to the secret file. It can replace an installation: it renames the files of that installation after the
-new database is complete and verified. `backup` and `restore` block the calling thread. If they fail, also by KeyboardInterrupt, no
-file with the target name was created or changed.
+`restore` accepts a backup. It also accepts a plain copy of a database, such as a file that Litestream has restored. It removes the
+secret from the database and writes it to the secret file. It can replace an installation: it renames the files of that installation
+after the new database is complete and verified. `backup` and `restore` block the calling thread. If they fail, even because of
+KeyboardInterrupt, they have not created or changed a file with the target name.
 """
 
 from __future__ import annotations
@@ -95,8 +95,8 @@ def restore(
 
     If `replaced_at` is None, `database` must not exist. Otherwise an existing database and the secret file are renamed, and the new
     names contain this time. Then no process may use the database. `secret` is the setting SECRET. If it is set, it must be equal to
-    the secret in the backup. If it is None, the secret of the backup is written to `secret_file`, unless that file stays and
-    already contains it."""
+    the secret in the backup. If it is None, the secret of the backup is written to `secret_file`. If that file is not renamed and
+    already contains the secret, it does not change."""
     is_replacing = replaced_at is not None
     if database.exists() and not is_replacing:
         raise BackupError(f"{database} already exists. Move it away first, or use --replace")
@@ -147,7 +147,7 @@ def _inspect(file: Path) -> BackupInfo:
 
 _COUNTED = ("applications", "messages", "links", "hits")
 #: What to do if a backup is damaged.
-_OTHER_BACKUP = "The file is still there. Copy it again from where you keep it, or restore another backup"
+_OTHER_BACKUP = "The file was not changed. Copy it again from the place where you keep it, or restore another backup"
 
 
 def _check_secret(fingerprint: str | None, secret_file: Path | None, setting: Secret | None) -> bool:
@@ -171,7 +171,7 @@ def _install(temporary: Path, database: Path, secret_file: Path, secret: str | N
     not empty, first rename the existing files by appending `ending` to their names. Return the new paths.
 
     If a step fails, undo the steps before it. While a secret file exists without a database, `serve` creates no new installation.
-    So the present secret file is renamed last, and into an empty folder the secret is written first."""
+    Therefore the present secret file is renamed last. If the folder is empty, the secret is written first."""
     moved: list[Path] = []
     with contextlib.ExitStack() as undo:
 
@@ -189,7 +189,7 @@ def _install(temporary: Path, database: Path, secret_file: Path, secret: str | N
                 undo.callback(secret_file.unlink)
 
         if not ending:
-            put_secret()  # first: a process that is killed between the two steps can then be started again
+            put_secret()  # this is the first step, because a process that is killed between the two steps can then be started again
         for suffix in ("-wal", "-shm", ""):
             move(database.with_name(database.name + suffix), f"{database.name}.{ending}{suffix}")
         _put_in_place(temporary, database)
@@ -226,8 +226,8 @@ def _check_pages(file: Path) -> None:
 
 @contextlib.contextmanager
 def _explained(file: Path, remedy: str) -> Iterator[None]:
-    """If SQLite finds damage, raise BackupError with the name of `file`, of which the damaged file may be a copy, and with what to
-    do."""
+    """If SQLite finds damage, raise BackupError. Its text contains the name of `file` and what to do. The damaged file itself may
+    be a copy of `file`."""
     try:
         yield
     except _DamagedError as error:
@@ -235,7 +235,7 @@ def _explained(file: Path, remedy: str) -> Iterator[None]:
 
 
 def _missing_bytes(file: Path) -> str:
-    """Return a text that says how much of a SQLite file is missing; empty if nothing is."""
+    """Return a text that says how much of a SQLite file is missing. Return "" if nothing is missing."""
     with open(file, "rb") as opened:
         header = opened.read(100)
     # The format of SQLite: the size of a page is at byte 16, where 1 means 65,536. The number of pages is at byte 28.

@@ -8,17 +8,18 @@ Two batches are in flight at a time, and each has an explicit state:
       └──(the database refused)───────> TAKEN ──> FAILED
 
 A batch takes its items when its transaction begins, not before. On SQLite the second batch waits for the writer thread, and items
-that arrive meanwhile join it: the writer never waits for the event loop. On PostgreSQL the second batch has its own connection.
-Two items that arrive within milliseconds may therefore be committed in the reverse order.
+that arrive during this time are added to the second batch. Therefore the writer never waits for the event loop. On PostgreSQL the
+second batch has its own connection. Two items that arrive within milliseconds may therefore be committed in the reverse order.
 
 The waiting items and the items of the previous batch are counted together, and a batch takes at most two thirds of this number. If
 one batch took all waiting items, the database and the event loop would wait for each other in turns.
 
-The result of a transaction belongs to its batch: the batcher passes it to the handler as an argument and keeps no copy. An
-attempt that fails before its transaction began counts as StoreUnavailable, whatever its exception. No failure stops the batcher.
+The result of a transaction belongs to its batch: the batcher passes it to the handler as an argument and keeps no copy. If an
+attempt fails before its transaction began, this counts as StoreUnavailable, whatever the exception is. No failure stops the
+batcher.
 
-If the connection to the database ends during COMMIT, the batch may be stored (CommitUncertain). A group commit with the function
-`apply_again` then finds this out: it repeats the batch, and `apply_again` recognises what is stored. See docs/decisions/0034.
+If the connection to the database ends during COMMIT, the batch may be stored (CommitUncertain). If a group commit has the function
+`apply_again`, it then repeats the batch, and `apply_again` recognises the items that are stored. See docs/decisions/0034.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ MAX_IN_FLIGHT = 2  # The maximum number of batches in flight.
 MAX_ROWS = 256
 MAX_CLASHES = 5  # The maximum number of attempts of a group commit whose rows a unique index rejects.
 MIN_GROUP_ITEMS = 8  # The minimum number of requests that a group commit writes together, if at least this number wait.
-# If this many items of a batch fail when each is written alone, and none succeeds, all items of the batch count as rejected.
+# If this number of items of a batch fail, each in its own transaction, and none succeeds, all items of the batch count as rejected.
 MAX_PROBES = 8
 FIRST_RETRY_SECONDS, MAX_RETRY_SECONDS = 0.05, 1.0  # The shortest and the longest pause before a batch is retried.
 #: The time in which a group commit repeats a batch that may be stored. It is shorter than the usual time limits of callers and the
@@ -277,8 +278,8 @@ class Batcher(Generic[Item, Result]):
             except Exception as own_error:
                 failures.append((item, own_error))
                 if self._gives_up_early and not stored and len(failures) >= MAX_PROBES:
-                    # Put the items that already failed alone at the end of the list, so that the next attempt begins with other
-                    # items.
+                    # Put the items that have already failed in their own transaction at the end of the list, so that the next
+                    # attempt begins with other items.
                     return await self._handler.rejected([*((rest, own_error) for rest in items[index + 1 :]), *failures], 0)
             else:
                 stored += 1
@@ -321,7 +322,7 @@ class Batcher(Generic[Item, Result]):
 
 
 def _count_within(rows: Iterable[int], limit: int) -> int:
-    """Return how many of the first numbers have a sum of at most `limit`, but at least 1."""
+    """Return how many numbers from the beginning have a sum of at most `limit`. The result is at least 1."""
     return max(sum(total <= limit for total in accumulate(rows)), 1)
 
 
@@ -343,8 +344,8 @@ class GroupCommit(Generic[Item, Result, Value]):
     `apply(connection, items)` returns one result for each item, and a value for the batch. If a result is an exception, only the
     request with that item fails. `apply` runs again when a unique index rejects the batch (a clash of codes, a race with another
     process), and for each item alone when the batch still fails. `after(value)` is called with the value of each batch that was
-    committed, before its requests get their results. A batch has at most `max_items`. Above `max_waiting` requests, `submit`
-    raises StoreUnavailable at once. `is_bulk` and `rows_of` have the same meaning as in `Batcher`.
+    committed, before its requests get their results. A batch has at most `max_items`. If more than `max_waiting` requests wait,
+    `submit` raises StoreUnavailable at once. `is_bulk` and `rows_of` have the same meaning as in `Batcher`.
 
     `apply_again` does the same as `apply` for items that may be stored already, and must not store them twice. If it is given, a
     batch that may be stored is repeated with it for UNCERTAIN_SECONDS."""

@@ -1,19 +1,19 @@
 """This module makes the checkpoints of the SQLite WAL in a separate thread, so that the writer does not wait for them.
 
 The checkpoint thread has its own connection. It copies pages from the WAL into the database file while the writer appends to the
-WAL. It starts a checkpoint when enough rows have changed or enough time has passed. While commits continue, the thread hardly
-ever reaches the end of the WAL. If the WAL is long, the writer therefore copies the remaining pages between two of its commits,
-and its next commit restarts the WAL from the beginning. SQLite itself makes the database file durable only at this restart. The
-thread therefore calls fdatasync after each of its checkpoints, so that the writer has little left to wait for.
+WAL. It starts a checkpoint when enough rows have changed or enough time has passed. While commits continue, the thread hardly ever
+reaches the end of the WAL. If the WAL is long, the writer therefore copies the remaining pages between two of its commits, and its
+next commit restarts the WAL from the beginning. SQLite itself makes the database file durable only at this restart. The thread
+therefore calls fdatasync after each of its checkpoints, so that the writer waits only for the last few pages.
 
-SQLite before 3.51.3 can corrupt a database file if a checkpoint begins on a completely copied WAL while another connection
-restarts the WAL. No checkpoint of this service begins on such a WAL. The writer makes a checkpoint right after a commit of its
-own. The thread waits for two commits after its previous checkpoint. The second of these commits began after that checkpoint
-ended, so it is not copied yet, and no connection can restart the WAL before it is copied. A transaction that changes nothing adds
+SQLite before 3.51.3 can corrupt a database file if a checkpoint begins on a completely copied WAL while another connection restarts
+the WAL. No checkpoint of this service begins on such a WAL. The writer makes a checkpoint right after a commit of its own. The
+thread waits for two commits after its previous checkpoint. The second of these commits began after that checkpoint had ended, so
+its pages are not copied yet. No connection can restart the WAL before they are copied. A transaction that changes nothing adds
 nothing to the WAL, so it does not count as a commit. No other code makes checkpoints (docs/decisions/0009).
 
-The WAL still contains what was deleted, until later commits overwrite it. `truncate` therefore makes the WAL empty after deletions
-that must leave nothing on the disk. The thread first copies the WAL as usual, so that the writer waits only for the last pages.
+The WAL still contains deleted data until later commits overwrite it. `truncate` therefore empties the WAL after deletions that must
+leave nothing on the disk. The thread first copies the WAL as usual, so that the writer waits only for the last pages.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ TARGET_SECONDS = 0.3
 # The minimum, default and maximum number of changed rows between two checkpoints.
 MIN_ROWS, DEFAULT_ROWS, MAX_ROWS = 2_000, 20_000, 500_000
 MAX_INTERVAL_SECONDS = 5.0  # The maximum time between two checkpoints if few rows change.
-# From this number of frames on, a WAL is long: the writer should copy its remaining pages, so that the WAL restarts from its
+# A WAL with at least this number of frames is long: the writer should copy its remaining pages, so that the WAL restarts from its
 # beginning.
 LONG_WAL_FRAMES = 50_000
 #: The writer copies the remaining pages of a long WAL after a checkpoint of the thread that took at most SHORT_SECONDS. Until then,
@@ -45,8 +45,8 @@ LONG_WAL_FRAMES = 50_000
 #: longer WAL, the limit is proportionally longer. With a fixed limit, a WAL that grows as fast as the disk can write would never
 #: restart.
 SHORT_SECONDS, MAX_REPEATS = 0.02, 5
-#: From this number of frames on, the writer copies the remaining pages of the WAL even if that delays its commits, so that the
-#: size of the WAL is limited.
+#: If the WAL has at least this number of frames, the writer copies its remaining pages even if that delays commits. This limits the
+#: size of the WAL.
 MAX_WAL_FRAMES = 150_000
 #: A WAL with this number of frames is reported: it cannot restart, because a reader uses an old snapshot of the database.
 REPORTED_WAL_FRAMES = 500_000
@@ -84,22 +84,22 @@ class Checkpointer:
         self._must_truncate = False
         self._is_truncated = False
         self._retry_seconds = MIN_RETRY_SECONDS
-        self._next_truncation_at = 0.0  # The time of the monotonic clock from which on the WAL may be truncated.
+        self._next_truncation_at = 0.0  # The earliest time, on the monotonic clock, at which the WAL may be truncated.
         self._stopping = threading.Event()
-        self._next_report_at = 0.0  # The time of the monotonic clock from which on a long WAL may be logged again.
+        self._next_report_at = 0.0  # The earliest time, on the monotonic clock, at which a long WAL may be logged again.
         self._thread = threading.Thread(target=self._run, name="sqlite-checkpoint", daemon=True)
         self._thread.start()
 
     def truncate(self) -> None:
-        """Make the WAL empty within some seconds, so that it does not contain data that committed transactions have deleted. While
-        a reader uses an old snapshot, this waits, and commits continue. Any thread may call this."""
+        """Empty the WAL within some seconds, so that it does not contain data that committed transactions have deleted. If a reader
+        uses an old snapshot, the truncation waits for it, and commits continue. Any thread may call this method."""
         self._must_truncate = True
         for _ in range(2):  # On a quiet installation, the thread waits for two commits before it continues.
             self._request_commit()
 
     def committed(self, writer: Any, *, is_requested: bool = False) -> None:
         """Count a commit, so that the checkpoint thread knows when to run. The writer thread calls this after each commit, with its
-        sqlite3 connection. `is_requested`: the commit is the result of `request_commit`, and changed something else than rows."""
+        sqlite3 connection. `is_requested` is true if the commit is the result of `request_commit` and changed no rows."""
         changes = writer.total_changes
         if changes == self._changes and not is_requested:
             return
@@ -164,7 +164,7 @@ class Checkpointer:
                 return
 
     def _after_truncation(self) -> None:
-        """Choose the time of the next truncation. If this one failed, try again then."""
+        """Choose the time of the next truncation. If the current truncation failed, this is the time of the next try."""
         now = time.monotonic()
         if self._is_truncated:
             self._retry_seconds = MIN_RETRY_SECONDS

@@ -5,7 +5,8 @@ attempting, expire links too early and record hits in the wrong order. Each proc
 between its clock and the clock of the database, and adds the difference to the time of its clock. It ignores differences up to
 MAX_IGNORED_OFFSET, because the network can cause them.
 
-While the database is not available, the last correction stays in use. With SQLite there is one process and so one clock.
+While the database is not available, the last correction stays in use. With SQLite there is only one process, and therefore only one
+clock.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """This module copies an installation to another database, from SQLite to PostgreSQL or the reverse.
 
-Both databases must have the schema of this version, and no process may write to the source during the copy. The tables are
-copied one after the other, in batches by primary key. A batch is one transaction and skips rows that the target already has.
-A copy that was interrupted continues when it is run again. Until a copy is complete, the service does not start on the target
-(`is_unfinished`). At the end, all rows of both databases are read and compared.
+Both databases must have the schema of this version, and no process may write to the source during the copy. The tables are copied
+one after the other, in batches by primary key. A batch is one transaction and skips rows that the target already has. If a copy was
+interrupted, a second run continues it. Until a copy is complete, the service does not start on the target (`is_unfinished`). At the
+end, all rows of both databases are read and compared.
 
 The secret of an installation is not in its database, so the target must be served with the same SECRET.
 """
@@ -124,8 +124,8 @@ async def _copy_table(source: Database, target: Database, table: Table, total: i
     rows = await source.read(_page, table, after)
     while rows:
         done += len(rows)
-        # Read the next rows while the target writes these. Raise an error only after both have ended, because the caller then
-        # closes the databases.
+        # Read the next rows while the target writes the current rows. Raise an error only after both have ended, because the caller
+        # then closes the databases.
         following, written = await asyncio.gather(
             source.read(_page, table, _key(table, rows[-1])), target.write(insert, rows), return_exceptions=True
         )
@@ -154,8 +154,9 @@ def _count(connection: Connection, table: Table) -> int:
 
 
 def _highest(connection: Connection, table: Table) -> tuple[Any, ...] | None:
-    """Return the highest primary key in the target, after which an interrupted copy continues. Return None if the copy must begin
-    with the first row: the table is empty, or its keys contain text, which SQLite and PostgreSQL sort differently."""
+    """Return the highest primary key in the target. An interrupted copy continues after this key. Return None if the copy must
+    begin with the first row, because the table is empty or because its keys contain text, which SQLite and PostgreSQL sort
+    differently."""
     keys = list(table.primary_key.columns)
     if any(not isinstance(key.type, Integer) for key in keys):
         return None

@@ -6,7 +6,7 @@ thread, so a whole transaction needs one thread switch. With PostgreSQL it runs 
 must therefore not await, must wait for nothing except its own statements, and must not use the connection after it returns.
 
 An exception of the function rolls the transaction back and is raised to the caller. If the database is down, locked or full,
-`StoreUnavailable` is raised and nothing of the transaction is stored. If the connection to PostgreSQL ends during COMMIT,
+`StoreUnavailable` is raised, and no part of the transaction is stored. If the connection to PostgreSQL ends during COMMIT,
 `CommitUncertain` is raised, and the transaction may be stored. `IntegrityError` is raised unchanged.
 """
 
@@ -35,8 +35,8 @@ T = TypeVar("T")
 class Database(Protocol):
     """A database of either engine.
 
-    `node` is the number of this process for `ids.IdGenerator`. With PostgreSQL, this is at first a number for commands; a process
-    that serves must lease a number of its own (`node_lease.NodeLease`)."""
+    `node` is the number of this process for `ids.IdGenerator`. With PostgreSQL, this is at first a number for commands. A process
+    that serves must lease a number that only this process uses (`node_lease.NodeLease`)."""
 
     @property
     def dialect(self) -> Literal["sqlite", "postgresql"]: ...
@@ -50,8 +50,8 @@ class Database(Protocol):
         ...
 
     def truncate_wal(self) -> None:
-        """Make the WAL of SQLite empty within some seconds, after deletions that must leave nothing on the disk. This does nothing
-        on PostgreSQL, and in a process that does not serve."""
+        """Empty the WAL of SQLite within some seconds, after deletions that must leave nothing on the disk. This does nothing on
+        PostgreSQL, and nothing in a process that does not serve."""
         ...
 
     def writes_succeed(self) -> None:
@@ -65,8 +65,8 @@ class Database(Protocol):
 
     async def write_later(self, transact: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Do the same as `write`, for a transaction of bulk work, such as a rewrite of many messages, a fan-out or a purge. SQLite
-        runs one transaction after the other: while a transaction of `write` waits, at most one transaction of bulk work runs. The
-        transactions of `write` keep their order, and so do those of bulk work."""
+        runs one transaction after the other. A transaction of `write` waits for at most one transaction of bulk work. The
+        transactions of `write` run in the order of their calls. The same is true for the transactions of bulk work."""
         ...
 
     async def read(self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -119,8 +119,8 @@ def rejects_values(error: Exception) -> bool:
 
 @contextlib.contextmanager
 def after_commit() -> Iterator[None]:
-    """Log an exception of the steps that follow a commit, and do not raise it. The transaction is stored, so the caller must not
-    act as if it had failed."""
+    """Log an exception in the steps after a commit, and do not raise it. The transaction is stored, so the caller must not treat it
+    as failed."""
     try:
         yield
     except Exception:
@@ -129,7 +129,7 @@ def after_commit() -> Iterator[None]:
 
 @contextlib.contextmanager
 def store_errors() -> Iterator[None]:
-    """Raise StoreUnavailable in place of a driver error which means that the database cannot execute statements now.
+    """If an error of the driver means that the database cannot execute statements now, raise StoreUnavailable instead.
 
     Errors of unique indexes and of values that do not fit a column are raised unchanged."""
     try:

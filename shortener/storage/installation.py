@@ -1,7 +1,7 @@
 """This module reads and writes values that the database stores about its installation, such as the fingerprint of the secret.
 
-An installation is a database with the schema of this service, and its secret. `require_installation` checks that there is one, so
-that a command that runs in the wrong folder fails instead of creating an empty installation.
+An installation is a database with the schema of this service, and its secret. `require_installation` checks that there is an
+installation. A command that runs in the wrong folder therefore fails, instead of creating an empty installation.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from shortener.storage.schema import installation
 
 #: The name of the value that contains the fingerprint of the secret.
 FINGERPRINT = "secret"
-#: The name of the value that contains the BASE_URL of the processes that serve, unless it is a URL that works on their machine
-#: only, such as localhost.
+#: The name of the value that contains the BASE_URL of the processes that serve. A URL that works on one machine only, such as
+#: localhost, is not stored.
 BASE_URL = "base_url"
 
 
@@ -78,8 +78,8 @@ async def open_installation_secret(database: Database, settings: Settings, store
 
 
 async def check_base_url(database: Database, settings: Settings, stored: str | None) -> None:
-    """Store BASE_URL in the installation. Raise BaseUrlMissing if this process has none and an earlier process had one. `stored` is
-    the one that the database contains.
+    """Store BASE_URL in the installation. Raise BaseUrlMissing if this process has no BASE_URL but an earlier process had one.
+    `stored` is the BASE_URL that the database contains.
 
     Without this check, a node whose configuration is incomplete would create short links with the host 127.0.0.1."""
     if settings.has_default_base_url:

@@ -15,7 +15,8 @@ MAX_FINDINGS = 20
 
 
 class DatabaseLost(Exception):
-    """Raised if a secret exists but no database. The secret shows that an installation existed. The text states what to do."""
+    """Raised if a secret exists but no database exists. The secret shows that there was an installation. The text of the error
+    states what to do."""
 
 
 def require_database(database_file: Path | None, data_dir: Path) -> None:

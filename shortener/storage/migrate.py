@@ -126,7 +126,7 @@ async def prepare(url: str, database: Database | None = None) -> None:
 def _create(connection: Connection) -> None:
     if connection.dialect.name == "postgresql":
         upgrade(connection)
-    elif version_of(connection) is None:  # otherwise another process has created the schema meanwhile
+    elif version_of(connection) is None:  # otherwise, another process has created the schema since the check
         new_database.create(connection)
 
 

@@ -1,8 +1,8 @@
 """This module creates the tables of a new SQLite database from `migrations/sqlite.sql`, at the revision HEAD.
 
-The file contains the statements that all migrations together produce; a test compares them. So the first start of an installation
-needs neither alembic (10 MB, a sixth of the time) nor twenty migrations. `make config` generates the file after a new migration.
-PostgreSQL has no such file: its first start runs the migrations.
+The file contains the statements that all migrations together produce; a test compares them. Therefore the first start of an
+installation does not need alembic (10 MB, a sixth of the time) and does not run twenty migrations. `make config` generates the file
+after a new migration. PostgreSQL has no such file: its first start runs the migrations.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """This module finds the newest row id in the database. A process that starts must generate larger ids.
 
-Ids contain the time. If the clock was set back while no process ran, new ids could be equal to existing ones, and new rows would
-not be sorted as the newest.
+Ids contain the time. Without this module, if the clock was set back while no process ran, new ids could be equal to existing ids,
+and new rows would not be the last ones in the order of ids.
 """
 
 # Tested by tests/storage/test_newest_id.py
@@ -15,7 +15,7 @@ from shortener.storage import schema
 from shortener.storage.database import Database
 
 #: The newest id is ignored if its time is further in the future than this. Such an id was created while a clock was wrong by days.
-#: If new ids continued after it, all of them would contain the wrong time.
+#: If new ids were larger than such an id, all of them would contain a wrong time.
 MAX_AHEAD_MS = 26 * 3_600_000
 
 _TABLES = (
@@ -31,7 +31,7 @@ _TABLES = (
 
 
 async def continue_ids(database: Database, ids: IdGenerator, now_ms: int) -> None:
-    """Make `ids` generate only ids that are larger than those of existing rows. Raise StoreUnavailable if the database is
+    """Make `ids` generate only ids that are larger than the ids of existing rows. Raise StoreUnavailable if the database is
     unavailable."""
     newest = await database.read(_find_newest)
     if newest and ms_of(newest) - now_ms <= MAX_AHEAD_MS:

@@ -3,11 +3,9 @@
 A number is leased in a row of `node_leases` for LEASE_SECONDS of the database's clock, and renewed every RENEW_SECONDS. A process
 that stops returns its number. If a process could not renew its lease in time, another process may have leased the number. The first
 process then leases a new number (`NodeLease.step`). Until it notices, both processes may generate the same id; a unique index then
-rejects the second row, and its process writes it with a new id. To make even this improbable, a new process starts its search
-at a number that was not used for a long time.
-
-Commands lease nothing. They use one of the numbers from FIRST_COMMAND_NODE on, at random. With SQLite one process serves, so it
-needs no lease (sqlite.py).
+rejects the second row, and its process writes it with a new id. To make this case even less probable, a new process starts its
+search at a number that was not used for a long time. Commands lease no number. They use a random number that is at least
+FIRST_COMMAND_NODE. With SQLite one process serves, so it needs no lease (sqlite.py).
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ from shortener.storage.schema import node_leases
 
 log = structlog.get_logger(__name__)
 
-FIRST_COMMAND_NODE = 896  # Commands use node numbers from this one on. Processes that serve lease lower numbers.
+FIRST_COMMAND_NODE = 896  # The lowest node number of commands. Processes that serve lease lower numbers.
 LEASE_SECONDS = 600.0
 RENEW_SECONDS = 30.0
 

@@ -2,9 +2,9 @@
 
 A wake-up event only makes a job run earlier, because every job also polls. Nothing here raises an error. While there is no
 connection, events are lost, and the notifier tries a new connection every RECONNECT_SECONDS. There is no connection if the database
-is down, or if the process connects through PgBouncer in transaction mode, which does not support LISTEN. Each NOTIFY is a
-transaction of its own and covers many calls of `notify`. If the transactions that write events contained the NOTIFY, their commits
-would wait for each other.
+is down, or if the process connects through PgBouncer in transaction mode, which does not support LISTEN. Each NOTIFY runs in a
+separate transaction, and one NOTIFY is enough for many calls of `notify`. If the transactions that write events contained the
+NOTIFY, their commits would wait for each other.
 """
 
 from __future__ import annotations

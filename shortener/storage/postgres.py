@@ -1,13 +1,13 @@
 """This module implements `Database` for PostgreSQL with asyncpg, for any number of processes, each with its own connection pool.
 
-Transactions run at READ COMMITTED. Where something must happen only once, a conditional update or a unique index ensures it; a
-check before the write would not. `write` repeats a transaction after a deadlock or a serialization failure, and if its connection
-was cut before the commit began, for example by a restart of the server. If the connection is cut during COMMIT, the transaction may
-be stored, and `write` raises CommitUncertain.
+Transactions run at READ COMMITTED. If something must happen only once, a conditional update or a unique index ensures this. A check
+before the write would not be sufficient. `write` repeats a transaction after a deadlock or a serialization failure, and if its
+connection ended before the commit began, for example because the server was restarted. If the connection ends during COMMIT, the
+transaction may be stored, and `write` raises CommitUncertain.
 
-The URL has the form of libpq, as asyncpg accepts it: `sslmode`, `sslrootcert` and so on. postgres_hosts.py tries several hosts. One
-parameter belongs to this service: `prepared_statements=off`, for PgBouncer in transaction mode. Each statement is then prepared
-without a name, in the transaction that runs it.
+The URL has the form of libpq, and may contain the parameters that asyncpg accepts: `sslmode`, `sslrootcert` and so on. If the URL
+has several hosts, postgres_hosts.py tries them. One parameter is specific to this service: `prepared_statements=off`, for PgBouncer
+in transaction mode. Each statement is then prepared without a name, in the transaction that runs it.
 """
 
 from __future__ import annotations

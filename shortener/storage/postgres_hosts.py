@@ -1,9 +1,9 @@
 """This module connects to PostgreSQL by a URL with one or several hosts.
 
-asyncpg tries the hosts of a URL one after the other within one time limit. A machine that lost its network does not respond, so
-an attempt to connect to it would use the whole limit, and the standby that replaced it would never be tried. Therefore `connect`
-starts with the first host, and adds the next one whenever a host fails or needs longer than HOST_DELAY_SECONDS. The first host
-that meets the requirement of `target_session_attrs` is used.
+asyncpg tries the hosts of a URL one after the other within one time limit. A machine that has lost its network does not respond. An
+attempt to connect to it would use the whole limit, and the standby that has replaced it would never be tried. Therefore `connect`
+starts with the first host. Whenever a host fails or needs longer than HOST_DELAY_SECONDS, `connect` also tries the next host. The
+first host that meets the requirement of `target_session_attrs` is used.
 
 With several hosts, the default of `target_session_attrs` is `read-write`, because every process of this service writes.
 """
@@ -46,7 +46,7 @@ def split_hosts(url: str) -> list[str]:
 
 
 async def connect(url: str, *, timeout: float, **options: Any) -> Any:
-    """Return a connection of asyncpg. `timeout` is the limit in seconds for each host. `options` are those of `asyncpg.connect`.
+    """Return a connection of asyncpg. `timeout` is the limit in seconds for each host. `options` are options of `asyncpg.connect`.
 
     Raise OSError, PostgresError or InterfaceError. If none of several hosts can be used, the error text contains the reason for
     each.
@@ -83,7 +83,7 @@ def _reason(task: asyncio.Task[Any]) -> str:
 
 
 def _give_up(task: asyncio.Task[Any]) -> None:
-    """Cancel an attempt to connect. Close its connection if the attempt succeeds nevertheless."""
+    """Cancel an attempt to connect. If the attempt still succeeds, close its connection."""
     task.add_done_callback(_close_connection)
     task.cancel()
 

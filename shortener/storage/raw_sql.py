@@ -1,7 +1,7 @@
 """This module executes hand-written SQL statements that run for every batch of hits, conversions or deliveries.
 
-On SQLite, these statements bypass SQLAlchemy, whose work for a statement takes longer than the work of SQLite. The statements are
-part of the transaction of the connection. Errors are the same exceptions as those of SQLAlchemy, so callers and `store_errors`
+On SQLite, these statements bypass SQLAlchemy, because SQLAlchemy needs more time for a statement than SQLite itself. The statements
+are part of the transaction of the connection. Errors are the same exceptions as those of SQLAlchemy, so callers and `store_errors`
 handle them in the same way.
 """
 

@@ -1,5 +1,5 @@
 """This module lists the references between tables, and finds rows that violate them. `ENFORCED` contains references of tables that
-change rarely. The database enforces them: with a foreign key on PostgreSQL, with a trigger on SQLite (docs/decisions/0023).
+change rarely. The database enforces these references: PostgreSQL with foreign keys, SQLite with triggers (docs/decisions/0023).
 `VERIFIED` contains all other references, such as those of messages and clicks. The database does not enforce the references in
 `VERIFIED`, because a check of each new row would slow down clicks. `shortener verify` reports rows that violate a reference of
 either kind.

@@ -2,9 +2,9 @@
 
 Columns that contain encrypted values are marked in the schema with `info={"encrypted": NAME}`. `adopt` removes the values that the
 new secret cannot decrypt. A tracker or gateway that loses a value is disabled. Its deliveries wait until an operator sets the
-values again and enables the tracker or gateway. So no receiver gets a request without its signature or credentials. If the second
-factor of an operator is removed, the password is removed too. Codes of links do not depend on the secret, so links continue to
-redirect.
+values again and enables the tracker or gateway. Therefore no receiver gets a request without its signature or credentials. If the
+second factor of an operator is removed, the password is removed too. Codes of links do not depend on the secret, so links continue
+to redirect.
 """
 
 from __future__ import annotations
@@ -78,10 +78,10 @@ def fingerprint_of(connection: Connection) -> str | None:
 
 
 def former_fingerprints(connection: Connection) -> list[str]:
-    """Return the fingerprints of the former secrets of this database, under whose keys hits may still wait in Redis."""
+    """Return the fingerprints of the former secrets of this database. Hits may still wait in Redis under keys of these secrets."""
     return sorted((get(connection, _FORMER) or "").split())
 
 
 def forget_former(connection: Connection) -> None:
-    """Forget the former secrets, because no hits wait under their keys any more."""
+    """Delete the fingerprints of the former secrets. Call this when no hits wait under their keys any more."""
     connection.execute(delete(installation).where(installation.c.name == _FORMER))

@@ -1,5 +1,5 @@
 """This module implements `Database` for SQLite: one writer thread has the only connection that writes, and readers use read-only
-connections with aiosqlite. A whole transaction costs one thread switch. With aiosqlite, each statement would cost one
+connections with aiosqlite. A whole transaction needs one thread switch. With aiosqlite, each statement would need one
 (docs/decisions/0002). Every transaction begins with BEGIN IMMEDIATE: a deferred transaction that reads before it writes can fail
 with SQLITE_BUSY at once, without the timeout. With WAL and synchronous=FULL, a committed transaction survives a power failure. Only
 the process that serves makes checkpoints (checkpoint.py). It holds a lock on a file next to the database, so a second server does
@@ -50,8 +50,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 BUSY_TIMEOUT_MS = 1000
-#: A command waits longer. SQLite has no queue for the lock of the database, so a command gets it only by chance while a server
-#: writes.
+#: A command waits longer than a server. SQLite has no queue for the lock of the database, so that a command gets the lock only by
+#: chance while a server writes.
 COMMAND_BUSY_TIMEOUT_MS = 10_000
 #: The longest duration of one read in the process that serves.
 MAX_READ_SECONDS = 60.0
@@ -64,7 +64,7 @@ _WRITER_PRAGMAS = (
     # About every second transaction moves such pages (docs/decisions/0006). The operating system caches the other pages.
     "PRAGMA cache_size=-8192",
     "PRAGMA temp_store=MEMORY",
-    # Overwrite deleted content with zeros. It is on in the SQLite of Debian, but not in every SQLite.
+    # Overwrite deleted content with zeros. The SQLite of Debian does this by default, but not every SQLite does.
     "PRAGMA secure_delete=ON",
     "PRAGMA wal_autocheckpoint=0",  # Turn off SQLite's automatic checkpoints, because `Checkpointer` makes all checkpoints.
 )
@@ -77,10 +77,8 @@ class SqliteDatabase:
     dialect: Literal["sqlite"] = "sqlite"
 
     def __init__(self, path: Path, *, owner: bool) -> None:
-        """Open the SQLite file. Create the file and its folder if they do not exist.
-
-        `owner` is true if this process serves from the file; only one process can. Raise StoreUnavailable if another process
-        does."""
+        """Open the SQLite file. Create the file and its folder if they do not exist. `owner` is true if this process serves from
+        the file. Only one process can serve from it: raise StoreUnavailable if another process does."""
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._path = path
         self._lock = _take_ownership(path) if owner else None
@@ -138,14 +136,14 @@ class SqliteDatabase:
             self._checkpointer.truncate()
 
     def _request_commit(self) -> None:
-        """Add a job for the writer thread that commits a change of the database file, but of no row."""
+        """Add a job for the writer thread. The job commits a change of the database file that changes no row."""
 
         def job() -> None:
             try:
                 with store_errors():
                     self._transact(_change_user_version)
             except StoreUnavailable:
-                return  # A later commit of other data has the same effect.
+                return  # A later commit of other data would have the same effect.
             if self._checkpointer is not None:
                 self._checkpointer.committed(self._driver, is_requested=True)
 
@@ -242,14 +240,16 @@ class SqliteDatabase:
             self._lock.close()
 
     def _run(self) -> None:
-        # The number of other jobs that must still run before the next job of bulk work: they waited when the last one ended.
+        # The number of other jobs that must still run before the next job of bulk work. These jobs were waiting when the previous
+        # job of bulk work ended.
         ahead = 0
         while self._work.get():
             is_bulk = bool(self._bulk_jobs) and not ahead
             job = (self._bulk_jobs if is_bulk else self._jobs).popleft()
             try:
                 job()
-            except Exception:  # The writer thread must continue after any exception; without it no later transaction could end.
+            # The writer thread must continue after any exception, because without the thread no later transaction could end.
+            except Exception:
                 log.exception("writer_job_failed")
             ahead = len(self._jobs) if is_bulk else max(ahead - 1, 0)
 
@@ -261,7 +261,7 @@ def _change_user_version(connection: Connection) -> None:
 
 
 def _settle(future: asyncio.Future[Any], outcome: Callable[[Any], None], value: Any) -> None:
-    if not future.done():  # The caller may have been cancelled. The transaction is committed nevertheless.
+    if not future.done():  # The caller may have been cancelled, but the transaction is committed.
         outcome(value)
 
 
@@ -301,7 +301,8 @@ _LIMIT = "read limit"  # The key of the ReadLimit in the `info` dict of a pooled
 
 @contextlib.contextmanager
 def hold_ownership(path: Path) -> Iterator[None]:
-    """Prevent other processes from serving from the SQLite file `path`, which need not exist. Raise DatabaseInUse if one does."""
+    """Prevent other processes from serving from the SQLite file `path`. The file may be missing. Raise DatabaseInUse if another
+    process already serves from it."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with _take_ownership(path):
         yield

@@ -1,12 +1,13 @@
 """This module implements the connections of readers of a SQLite database: connections of aiosqlite with fewer thread switches.
 
 aiosqlite runs each call in the thread of its connection, and SQLAlchemy makes four calls for a statement: it creates a cursor,
-executes, fetches the rows and closes the cursor. A switch to another thread and back takes longer than most statements. So here a
-cursor is created without the thread, the call that executes also fetches the first rows, and a cursor without further rows needs no
-close. Each statement of a read needs one thread switch instead of four, if it returns fewer than FIRST_ROWS rows.
+executes, fetches the rows and closes the cursor. A switch to another thread and back takes longer than most statements. Therefore
+this module creates a cursor without the thread. The call that executes also fetches the first rows, and a cursor without further
+rows is not closed in the thread. Each statement of a read needs one thread switch instead of four, if it returns fewer than
+FIRST_ROWS rows.
 
-A cancelled read closes its connection. The close interrupts the running statement and the waiting ones, so it does not wait for
-them.
+A cancelled read closes its connection. Closing the connection interrupts the running statement and the waiting statements, so it
+does not wait for them.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class ReaderConnection(aiosqlite.Connection):
         return ReaderCursor(self, self._conn.cursor())
 
     async def close(self) -> None:
-        """Close the connection. Interrupt the running statement and the waiting ones, which a cancelled read has left."""
+        """Close the connection. Interrupt the running statement and the waiting statements that a cancelled read has left."""
         self._interrupt_statements()
         await super().close()
 

@@ -77,7 +77,7 @@ def _iso_second(second: int) -> str:
 
 
 def iso_of_ms(ms: int | None) -> str | None:
-    """Return `to_iso(from_ms(ms))`. This is fast for times near to each other: the text of a second is cached."""
+    """Return `to_iso(from_ms(ms))`. It is fast for times that are close to each other, because the text of a second is cached."""
     if ms is None:
         return None
     second, rest = divmod(ms, 1000)

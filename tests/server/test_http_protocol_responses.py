@@ -25,7 +25,7 @@ from tests.server.raw_http import (
 from tests.servers import PATIENCE
 
 
-async def test_redirect_responses_without_asgi_equal_those_of_uvicorn_byte_for_byte(service: Service, clock: Clock) -> None:
+async def test_redirect_responses_without_asgi_equal_the_responses_of_uvicorn_byte_for_byte(service: Service, clock: Clock) -> None:
     code = await create_link(service)
     of_brand = await create_link(service, 2)
     switched_off = await create_link(service)

@@ -167,7 +167,7 @@ def test_the_error_for_a_damaged_backup_names_the_backup_and_says_what_to_do(
         restore(file, target, target.with_name("secret"), None, ignore)
     text = str(raised.value)
     assert text.startswith(f"{file} is damaged: ")
-    assert text.endswith("The file is still there. Copy it again from where you keep it, or restore another backup")
+    assert text.endswith("The file was not changed. Copy it again from the place where you keep it, or restore another backup")
     assert ("bytes, so the rest is missing" in text) == (pages is not None)
     if pages is not None:
         assert f"{left:,} of {size:,} bytes" in text

@@ -271,7 +271,7 @@ def again(names: Names) -> Callable[[Connection, Sequence[str]], tuple[list[str 
 
 
 @pytest.mark.parametrize("moment", ["at_commit", "after"])
-async def test_a_batch_whose_commit_was_cut_is_stored_once_and_its_requests_get_their_results(
+async def test_a_batch_whose_commit_was_interrupted_is_stored_once_and_its_requests_get_their_results(
     database: Database, moment: str
 ) -> None:
     flaky, names, values = FlakyDatabase(database), Names(), list[list[str]]()
@@ -289,7 +289,7 @@ async def test_a_batch_whose_commit_was_cut_is_stored_once_and_its_requests_get_
     assert await in_time(commits.submit("b")) == "B"
 
 
-async def test_a_batch_whose_commit_was_cut_raises_commit_uncertain_if_the_database_stays_away(
+async def test_a_batch_whose_commit_was_interrupted_raises_commit_uncertain_if_the_database_stays_unavailable(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shortener.storage.batcher.UNCERTAIN_SECONDS", 0.1)
@@ -322,7 +322,7 @@ class SlowAfterCut:
         raise CommitUncertain("cut")
 
 
-async def test_the_caller_of_a_batch_whose_commit_was_cut_does_not_wait_for_a_slow_repetition(
+async def test_the_caller_of_a_batch_whose_commit_was_interrupted_does_not_wait_for_a_slow_repetition(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shortener.storage.batcher.UNCERTAIN_SECONDS", 0.1)
@@ -348,7 +348,7 @@ async def test_a_request_that_may_be_stored_and_whose_repetition_fails_raises_co
         await in_time(commits.submit("a"))
 
 
-async def test_a_batch_whose_commit_was_cut_is_not_repeated_without_a_function_that_recognises_stored_items(
+async def test_a_batch_whose_commit_was_interrupted_is_not_repeated_without_a_function_that_recognises_stored_items(
     database: Database,
 ) -> None:
     flaky, names = FlakyDatabase(database), Names()

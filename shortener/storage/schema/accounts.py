@@ -32,7 +32,7 @@ applications = Table(
     Column("callback_secret", Text, info={"encrypted": "callback secret"}),
     Column("previous_callback_secret", Text, info={"encrypted": "previous callback secret"}),
     Column("previous_callback_secret_until", Instant),
-    Column("gateway_id", Integer),  # The gateway that sends the messages of the application; NULL: none.
+    Column("gateway_id", Integer),  # The gateway that sends the messages of the application; NULL: no gateway.
 )
 
 domains = Table(

@@ -39,14 +39,14 @@ trackers = Table(
     Column("with_suspected", Boolean, nullable=False, server_default=false()),
     Column("created_at", Instant, nullable=False),
     Column("updated_at", Instant, nullable=False),
-    # The number of changes of the tracker, with which a process detects that its cached copy is old.
+    # The number of changes of the tracker. A process compares it to detect that its cached copy is outdated.
     Column("revision", Integer, nullable=False, server_default="1"),
     # The columns from `failures_in_row` to `last_failure_at` are the health of the tracker (delivery/health.py).
     Column("failures_in_row", Integer, nullable=False, server_default="0"),
     Column("open_until", Instant),  # The circuit breaker is open until this time; one probe delivery follows.
     Column("opened_at", Instant),  # The time when the circuit breaker opened.
-    # The backlog of a tracker that has recovered is sent at a limited rate: the next delivery of it may be sent after the time in
-    # `recovering_at`.
+    # The backlog of a tracker that has recovered is sent at a limited rate. The next delivery of the backlog may be sent after the
+    # time in `recovering_at`.
     Column("recovering_at", Instant),
     Column("last_success_at", Instant),
     Column("last_failure_at", Instant),
@@ -81,7 +81,8 @@ deliveries = Table(
     Column("lane", Text().with_variant(Text(collation="C"), "postgresql"), nullable=False),
     Column("status", SmallInteger, nullable=False),  # The value of model.DeliveryStatus.
     Column("attempt", SmallInteger, nullable=False),  # The number of attempts that were started.
-    # The number of attempts that do not count towards the maximum: those before the last replay, and those with a 429 response.
+    # The number of attempts that do not count towards the maximum: the attempts before the last replay, and the attempts with a 429
+    # response.
     Column("base_attempt", SmallInteger, nullable=False, server_default="0"),
     # The queue of the delivery: 0 if it waits for its first attempt, 1 if it waits for a retry.
     Column("queue", SmallInteger, nullable=False, server_default="0"),
@@ -91,14 +92,16 @@ deliveries = Table(
     Column("lease_until", Instant),
     # The time when `next_at` was set; NULL: it was set when the delivery was created (delivery/clock_steps.py).
     Column("scheduled_at", Instant),
-    # The time since which only local failures (of the machine that delivers, not of the tracker) have delayed the delivery.
+    # The time since which only local failures have delayed the delivery. Local failures are failures of the machine that delivers,
+    # not of the tracker.
     Column("held_since", Instant),
     Column("created_at", Instant, nullable=False),
     Column("restarted_at", Instant),  # The time of the last replay of the delivery.
     Column("finished_at", Instant),
     Column("last_status", SmallInteger),
     Column("last_error", Text),
-    # The background replay that performed the latest replay of the delivery; NULL: no background replay did.
+    # The background replay that performed the latest replay of the delivery. NULL: the latest replay was not a background replay,
+    # or there was none.
     Column("replay_id", BigInteger),
     # This index ensures that an event has at most one delivery for each topic and tracker.
     partial_index(

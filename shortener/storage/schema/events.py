@@ -60,7 +60,8 @@ events = Table(
 def is_pending_click() -> ColumnElement[bool]:
     """Return the SQL condition for first-click events that the fan-out has not processed or has quarantined.
 
-    For these events, the fan-out still has to determine the previous state of the message and to count the time to click."""
+    For these events, the fan-out has not yet determined the previous state of the message, and has not counted the time to
+    click."""
     pending = or_(events.c.fanned_out == false(), events.c.facts == QUARANTINED)
     return and_(events.c.hit_id == events.c.id, events.c.data.is_(None), pending)
 

@@ -18,8 +18,8 @@ gateways = Table(
     Column("application_id", Integer, nullable=False),
     Column("name", Text, nullable=False),
     Column("kind", Text, nullable=False),  # The kind of the gateway: http, smpp or simulator.
-    Column("preset", Text, nullable=False, server_default=""),  # The preset from which the gateway was created; "": none.
-    # The settings that a gateway of this kind has, as JSON. The JSON is encrypted, because settings contain credentials.
+    Column("preset", Text, nullable=False, server_default=""),  # The preset from which the gateway was created; "": no preset.
+    # The settings of the gateway, as JSON. They depend on its kind. The JSON is encrypted, because settings contain credentials.
     Column("settings", Text, info={"encrypted": "settings"}),
     # The encrypted key in the path of the URL to which the gateway sends delivery reports.
     Column("report_key", Text, info={"encrypted": "report key"}),
@@ -36,7 +36,7 @@ gateways = Table(
     Column("created_at", Instant, nullable=False),
     Column("updated_at", Instant, nullable=False),
     Column("removed_at", Instant),
-    # The number of changes of the gateway, with which a process detects that its cached copy is old.
+    # The number of changes of the gateway. A process compares it to detect that its cached copy is outdated.
     Column("revision", Integer, nullable=False, server_default="1"),
     # The columns from `failures_in_row` to `paced_until` are the health and the rate of the gateway, as in the table `trackers`.
     Column("failures_in_row", Integer, nullable=False, server_default="0"),
@@ -61,7 +61,7 @@ gateways = Table(
     sqlite_autoincrement=True,
 )
 
-#: Messages that are handed on to a gateway: one row for each, with the id of its row in `messages`.
+#: Messages that are handed on to a gateway. Each message has one row, with the same id as its row in `messages`.
 sends = Table(
     "sends",
     metadata,
@@ -78,7 +78,7 @@ sends = Table(
     # The time of the next attempt to hand the message on. During an attempt, it is the end of the lease.
     Column("next_at", Instant, nullable=False),
     Column("lease_until", Instant),
-    # Whether the gateway may have accepted the message in an earlier attempt, although no response was received.
+    # Whether the gateway may have accepted the message in an earlier attempt for which no response was received.
     Column("doubtful", Boolean, nullable=False, server_default=false()),
     Column("cost", Money),  # The price of the message; NULL: there is no price.
     # Whether the cost of a message that was not sent was refunded.

@@ -30,13 +30,13 @@ hits = Table(
     Column("flags", SmallInteger, nullable=False),  # The bits of model.HitFlag.
     Column("address", Text, nullable=False),
     Column("user_agent", Text, nullable=False),
-    # The verdict that the hit had when it was recorded; NULL if the verdict has not changed since (clicks/verdicts/reclassify.py).
+    # The verdict of the hit when it was recorded. NULL: the verdict has not changed since then (clicks/verdicts/reclassify.py).
     Column("first_verdict", SmallInteger),
     Column("first_rule", Text),
     # The ISO 3166 code of the country of the client's IP address; NULL if it is unknown, or if no network list was configured.
     Column("country", Text),
     # The device and the browser of a hit whose user agent an erasure or the purge has removed, in the form of
-    # `clicks.user_agents.device_class`; else NULL.
+    # `clicks.user_agents.device_class`. NULL for other hits.
     Column("device_class", Text),
     partial_index("hits_by_link", "link_id", where=OTHER_HITS),
 )

@@ -15,12 +15,12 @@ operators = Table(
     metadata,
     Column("id", Integer, primary_key=True),
     Column("name", Text, nullable=False),
-    # The name of the operator in a form that ignores case, by which an operator is found.
+    # The case-folded name of the operator. Operators are found by this name.
     Column("name_key", Text, nullable=False, unique=True),
     Column("password_hash", Text),  # The Argon2 hash of the password; NULL: the invitation is not accepted yet.
     Column("password_changed_at", Instant),
     # The encrypted secret of the second factor; NULL: there is none. If the secret of the installation is lost, the second factor
-    # cannot be checked. Then the password is removed too, because a password alone must not be enough to sign in.
+    # cannot be checked. In this case, the password is removed too, because the password alone must not be sufficient to sign in.
     Column("totp_secret", Text, info={"encrypted": "second factor", "clears": ("password_hash",)}),
     Column("totp_step", BigInteger),  # The time step of the latest accepted code. Only codes of later steps are accepted.
     Column("theme", Text, nullable=False, server_default="system"),
@@ -41,7 +41,7 @@ operator_roles = Table(
     Column("role", Text, nullable=False),
 )
 
-#: One-time links by which an operator sets a password.
+#: Invitations: links with which an operator sets a password. Each can be used once.
 operator_invitations = Table(
     "operator_invitations",
     metadata,

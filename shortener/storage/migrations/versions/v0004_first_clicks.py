@@ -25,8 +25,8 @@ def upgrade() -> None:
         "INSERT INTO first_clicks (id, at, hit_id, links) SELECT id, clicked_at, click_hit_id, clicked_links FROM messages "
         "WHERE clicked_at IS NOT NULL OR clicked_links <> 0 ORDER BY id"
     )
-    # Give each clicked message the state that it had before its first click: `first_clicks` now stores that the message was
-    # clicked.
+    # Set the state of each clicked message to the state before its first click, because `first_clicks` now stores that the message
+    # was clicked.
     op.execute("UPDATE messages SET state = coalesce(previous_state, 0) WHERE clicked_at IS NOT NULL")
     for column in ("previous_state", "clicked_at", "click_hit_id", "clicked_links", "room"):
         op.drop_column("messages", column)

@@ -36,8 +36,8 @@ def upgrade() -> None:
     op.create_index("replays_running", "replays", ["tracker_id"], unique=True, sqlite_where=running, postgresql_where=running)
     _refer_to_applications()
     op.add_column("deliveries", sa.Column("replay_id", sa.BigInteger(), nullable=True))
-    # The index `deliveries_of_replay` is empty at first. PostgreSQL reads the table once to build it, and blocks the writes of
-    # deliveries meanwhile, but not clicks.
+    # The index `deliveries_of_replay` is empty at first. PostgreSQL reads the table once to build the index. During this time, it
+    # blocks the writes of deliveries, but not clicks.
     replayed = sa.text("replay_id IS NOT NULL")
     op.create_index(
         "deliveries_of_replay",

@@ -1,4 +1,4 @@
-"""Add the device and the browser that an erasure keeps of a hit"""
+"""Add a column for the device and the browser of a hit, which an erasure does not remove"""
 
 # Tested by tests/storage/test_migrate.py
 
