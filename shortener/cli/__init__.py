@@ -26,7 +26,7 @@ COMMANDS = {
     "gateways": ("gateways", "Add, list, show, update, test and remove gateways, which send messages."),
     "send": ("sends", "Send one message through the gateway of an application."),
     "sends": ("sends", "List the messages that gateways send; send held messages again or give them up."),
-    "balance": ("billing", "Show, set or add to the balance of a prepaid application."),
+    "balance": ("billing", "Show, set, increase or remove the balance of a prepaid application."),
     "prices": ("billing", "Set, list and remove prices of messages."),
     "opt-outs": ("billing", "List, add and remove recipients who refused further messages."),
     "trackers": ("trackers", "Add, list, show, update, remove and test trackers (the endpoints that receive events)."),
@@ -88,7 +88,7 @@ def main() -> None:
     creates: an installation, an export and a backup contain personal data.
     """
     os.umask(0o077)
-    # pydantic searches the metadata of all installed packages for plugins, unless this variable is set.
+    # This variable prevents that pydantic searches the metadata of all installed packages for plugins.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     try:
         # The library click exits the process itself in its standalone mode. Without this mode, it returns the exit code and

@@ -78,7 +78,8 @@ async def create_application(name: str, domain: str | None, company_id: int | No
         click.echo("Store the key, the token and the secret now; they are not shown again.", err=True)
 
     print_result(fields, as_json, print_text)
-    await _warn_of_domain(domain)  # after the credentials, because it makes a DNS look-up, which the user can interrupt
+    # This is after the credentials are printed, because it makes a DNS look-up, which the user can interrupt
+    await _warn_of_domain(domain)
 
 
 @applications.command("rotate-callback-secret", cls=ApplicationCommand)
@@ -96,8 +97,7 @@ async def create_application(name: str, domain: str | None, company_id: int | No
 async def rotate_callback_secret(application: int, overlap: timedelta, yes: bool, as_json: bool) -> None:
     """Create a new secret that signs the requests to lt_callbackurl and conversion_url, and print it.
 
-    Until the time --overlap has passed, requests are signed with the new and the previous secret. A secret that was replaced before
-    signs no more requests.
+    For the time --overlap, requests are signed with both the new and the previous secret. Older secrets are no longer used.
     """
     from shortener.cli.trackers import open_trackers
     from shortener.storage.types import to_iso
@@ -140,7 +140,10 @@ async def show_application(application: int, as_json: bool) -> None:
 @click.option("--company-id", type=COMPANY_ID, help="Number that identifies the application in events (field company-id).")
 @click.option(
     "--add-domain",
-    help="Domain to add, for example https://go.brand.example. New links use the default domain, otherwise the first enabled one.",
+    help=(
+        "Domain to add, for example https://go.brand.example. New links use the default domain. If it is disabled or there is "
+        "none, they use the first enabled domain."
+    ),
 )
 @click.option(
     "--set",
@@ -192,7 +195,8 @@ async def update_application(
     before = await _find_application(application)
     if disable and not before.disabled:
         confirm(
-            f"Application {application} ({before.name}): all its links respond with 410, and its keys and tokens stop working.", yes
+            f"Application {application} ({before.name}): all its links respond with 410, and its keys and tokens stop working.",
+            yes,
         )
     async with open_store() as database:
         if gateway is not None:
@@ -362,7 +366,7 @@ def tokens() -> None:
 async def rotate_token(application: int, overlap: timedelta, yes: bool, as_json: bool) -> None:
     """Create a new tracker token and print it. The previous token stays valid for the time --overlap.
 
-    Only two tokens are valid at a time: a token that was replaced before stops working at once.
+    Only these two tokens are valid: an older token stops working at once.
     """
     from shortener.accounts import audited_credentials, credentials
     from shortener.model import utcnow

@@ -66,7 +66,9 @@ async def show_balance(application: int, as_json: bool) -> None:
 @balance.command("set", cls=ApplicationCommand)
 @click.argument("application", type=ID)
 @click.argument("amount", type=AMOUNT)
-@click.option("--currency", help="ISO 4217 code of the currency. Default: that of the present balance, or USD.")
+@click.option(
+    "--currency", help="ISO 4217 code of the currency. Default: the currency of the present balance, or USD if there is no balance."
+)
 @yes_option
 @json_option
 @async_command
@@ -82,7 +84,7 @@ async def set_balance(application: int, amount: Decimal, currency: str | None, y
         if present is not None and currency is not None and currency.upper() != present.currency:
             owner = await describe_application(database, application)
             before, after = f"{present.amount:f} {present.currency}", f"{amount:f} {currency.upper()}"
-            effect = "Its prices and the costs of its earlier messages keep their numbers, and count in the new currency."
+            effect = "Its prices and the costs of its earlier messages keep their numbers, which then count in the new currency."
             what = f"The balance of {owner} changes from {before} to {after}. {effect}"
     await _change(application, as_json, what, yes, amount=amount, currency=currency)
 
@@ -189,7 +191,7 @@ async def set_price(prefix: str, price: Decimal, application: int, as_json: bool
 @json_option
 @async_command
 async def list_prices(application: int | None, as_json: bool) -> None:
-    """List the prices that apply to an application, or all prices. The currency is that of the application's balance."""
+    """List the prices that apply to an application, or all prices. The currency is the currency of the application's balance."""
     from shortener.messages import prices as stored
 
     async with open_store(application) as database:

@@ -129,8 +129,7 @@ async def reclassify(since: datetime, until: datetime | None, applications: tupl
         await directory.refresh()
         clock = await open_clock(database)
         ids = IdGenerator(database.node, ms_clock(clock))
-        # A running server finds new events by polling the database, so this command need not notify it: `on_events` does
-        # nothing.
+        # `on_events` does nothing: a running server finds new events by polling the database, so this command does not notify it.
         devices, days = DeviceCounter(database, ids, clock), load_settings().event_retention_days
         part = Reclassifier(database, directory, ids, devices, on_events=lambda: None, event_retention_days=days)
         now = clock()

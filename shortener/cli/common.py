@@ -42,7 +42,7 @@ T = TypeVar("T")
 #: Width of a table in characters if stdout is a file or a pipe, so that no line is wrapped.
 UNLIMITED_WIDTH = 1_000_000
 
-#: The time that a process may need to read the changed accounts, after the pause between two reads.
+#: The time that a process may need to read changed accounts, in addition to the pause between two reads.
 _REFRESH_MARGIN_SECONDS = 0.15
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print machine-readable JSON on stdout.")
@@ -113,15 +113,16 @@ async def confirm_write(
 def describe_replacement(what: str, overlap: timedelta, earlier_until: datetime | None = None) -> str:
     """Return the text for `confirm` about the replacement of a key or secret, if one stops working at once; otherwise "".
 
-    `what` names the present key or secret, which stays valid for `overlap`. `earlier_until` is the time until which the one
-    before it is valid, or None. The replacement ends that earlier one at once."""
+    `what` names the present key or secret, which stays valid for `overlap`. If an earlier key or secret is still valid,
+    `earlier_until` is the end of its validity; otherwise it is None. The replacement makes the earlier key or secret invalid at
+    once."""
     from shortener.model import utcnow
     from shortener.storage.types import to_iso
 
     now = utcnow()
     text = f"{what} works until {to_iso(now + overlap)}." if overlap else f"{what} stops working at once."
     if earlier_until is not None and earlier_until > now:
-        return f"{text} The one before it, valid until {to_iso(earlier_until)}, stops working at once."
+        return f"{text} The previous one, valid until {to_iso(earlier_until)}, stops working at once."
     return "" if overlap else text
 
 
@@ -216,7 +217,8 @@ def async_command(command: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T
 
 @contextmanager
 def after_change() -> Iterator[None]:
-    """Say that the change is stored if the database becomes unavailable after the commit, while the command reads what it shows."""
+    """If the database becomes unavailable after the commit, while the command reads the values that it prints, raise an error which
+    says that the change is stored."""
     try:
         yield
     except StoreUnavailable as error:
@@ -246,7 +248,7 @@ def _logs_on_stderr() -> Iterator[None]:
 async def open_store(application: int | None = None) -> AsyncIterator[Any]:
     """Open the database of an installation and check its schema. A running server may use the database at the same time.
 
-    Raise ApiError NOT_FOUND if `application` is an id that no application has. 0 and None name no application.
+    Raise ApiError NOT_FOUND if no application has the id `application`. 0 and None are not checked.
 
     If the command changes an account, wait until the processes of the installation use the change. Otherwise a script that
     revokes a key or adds a domain would see the old state in its next request.
@@ -408,5 +410,5 @@ _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069
 
 def printable(text: str) -> str:
     """Return a text on one line, with escapes such as \\x1b in place of control characters and changes of the writing direction. A
-    terminal would obey them, and anybody who reports a conversion or answers a request can send them."""
+    terminal would execute such characters, and anybody who reports a conversion or responds to a request can send them."""
     return _CONTROL.sub(lambda found: ascii(found.group())[1:-1], text)

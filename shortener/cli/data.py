@@ -52,9 +52,8 @@ def print_counts(counts: dict[str, int], as_json: bool, text_without_rows: str) 
 @json_option
 @async_command
 async def purge(trust_clock: bool, as_json: bool) -> None:
-    """Delete data that is older than its retention period, in small batches. A running server also does this regularly.
-
-    If the clock is more than two years after the latest purge, it may be wrong, and the command asks at a terminal.
+    """Delete data that is older than its retention period, in small batches. A running server also does this regularly. If the
+    clock is more than two years after the latest purge, the clock may be wrong. Then the command asks for confirmation.
     """
     from shortener.model import utcnow
     from shortener.retention.clock_guard import find_step
@@ -89,9 +88,10 @@ async def purge(trust_clock: bool, as_json: bool) -> None:
 async def verify(since: datetime | None, until: datetime | None, repair: bool, as_json: bool) -> None:
     """Recount all statistics from the raw data and report differences. The exit code is 1 if a count differs.
 
-    Also checks that no page and no index of an SQLite database is damaged, and that no row refers to a row that does not exist.
+    The command also checks that no page and no index of an SQLite database is damaged, and that each row refers only to rows that
+    exist.
 
-    --repair also creates the counts by time of sending, by destination and by label that older versions did not store.
+    Older versions did not store counts by time of sending, by destination and by label; --repair creates them.
     """
     from sqlalchemy import func, select
 
@@ -105,7 +105,7 @@ async def verify(since: datetime | None, until: datetime | None, repair: bool, a
     from shortener.storage.types import to_iso
 
     def progress(stage: str, steps: int = 0) -> None:
-        """Show the stage of the check and the number of its finished steps at a terminal."""
+        """On a terminal, show the stage of the check and the number of finished steps."""
         if sys.stderr.isatty():
             click.echo(f"\r{stage} ..." + (f" {counted(steps, 'step')}" if steps else "") + "\033[K", nl=False, err=True)
 

@@ -38,7 +38,7 @@ def deliveries() -> None:
 @deliveries.command(
     "list",
     cls=ApplicationCommand,
-    application_help="Only deliveries of this application. Required if there are several, unless --tracker is set.",
+    application_help="Only deliveries of this application. Required if there are several applications, unless --tracker is set.",
 )
 @click.argument("application", type=ID, required=False)
 @click.option("--tracker", type=ID, help="Only deliveries to this tracker.")

@@ -1,7 +1,7 @@
 """The command `shortener demo`, which processes one message with a real server and a local receiver, and prints each step.
 
-The server is `shortener serve` in a separate process, on a free port and with a temporary data folder. The receiver is that of
-`shortener listen`. All requests and responses that the command prints are real.
+The server is `shortener serve` in a separate process, on a free port and with a temporary data folder. The receiver is the same as
+in `shortener listen`. All requests and responses that the command prints are real.
 """
 # Tested by tests/cli/test_demo.py and tests/cli/test_commands.py
 
@@ -73,7 +73,8 @@ def _serve_portal(port: int, messages: int, as_json: bool) -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("SHORTENER_")}
         environment |= {"SHORTENER_DATA_DIR": folder, "SHORTENER_ALLOW_PRIVATE_TARGETS": "true", "SHORTENER_LOG_LEVEL": "warning"}
         command = [sys.executable, "-m", "shortener", "serve", "--port", str(port), *(["--json"] if as_json else [])]
-        # The server has a session of its own, so Ctrl+C does not reach it directly; this process sends the signal once.
+        # The server runs in a separate session of the operating system. Ctrl+C does not reach it directly, and this process sends
+        # it the signal once.
         process = subprocess.Popen(command, env=environment, start_new_session=True)  # noqa: S603 - all arguments are constants
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda received, _: process.send_signal(received))
@@ -257,7 +258,7 @@ async def _receiver() -> AsyncIterator[tuple[Any, int]]:
     server = uvicorn.Server(config)
     task = asyncio.create_task(
         server._serve([listener])
-    )  # this function of uvicorn installs no signal handlers, so that Ctrl-C ends the demo
+    )  # `_serve` of uvicorn installs no signal handlers, so that Ctrl-C ends the demo
     try:
         yield receiver, port_of(listener)
     finally:

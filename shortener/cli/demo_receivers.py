@@ -1,7 +1,7 @@
 """The receivers of a demo installation: the endpoints of its trackers and of its gateway, on a port of this machine.
 
-One receiver works, one fails occasionally, and one fails always after its first requests, so that the pages of a demo show retries,
-dead deliveries and a circuit breaker that is open. Nothing is sent to other machines.
+One receiver works, one fails occasionally, and one always fails after its first requests. The pages of a demo therefore show
+retries, dead deliveries and an open circuit breaker. Nothing is sent to other machines.
 """
 # Tested by tests/cli/test_demo_traffic.py
 
@@ -31,7 +31,7 @@ TRACKERS: tuple[dict[str, Any], ...] = (
 )
 GATEWAY = "Backup route"
 FAILS_AFTER = 10  # After this number of requests, every request to /partner fails.
-FAILS_EVERY = 9  # Of this number of requests to /attribution, one fails.
+FAILS_EVERY = 9  # One of this number of requests to /attribution fails.
 
 
 class DemoReceivers:

@@ -1,7 +1,7 @@
 """This module creates three weeks of realistic traffic for a demo installation: campaigns, countries, bots, failures and
-conversions. It sends real requests to the application in this process, whose clock moves through the three weeks. So the service
-itself writes every row. The same `seed` creates the same traffic. With receivers, the installation also has trackers and a gateway,
-whose requests go to this machine (demo_receivers.py). Nothing is sent to other machines.
+conversions. It sends real requests to the application in this process, whose clock moves through the three weeks. Therefore the
+service itself writes every row. The same `seed` creates the same traffic. With receivers, the installation also has trackers and a
+gateway, whose requests go to this machine (demo_receivers.py). Nothing is sent to other machines.
 """
 # Tested by tests/cli/test_demo_traffic.py
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from shortener.container import Service
 
 DAYS = 21
-GATEWAY_SHARE = 25  # Of this number of messages, one is sent through the gateway of the demo.
+GATEWAY_SHARE = 25  # One of this number of messages is sent through the gateway of the demo.
 
 
 class DemoClock:
@@ -67,8 +67,8 @@ _PREVIEW = (
 @record
 class DemoCampaign:
     """A campaign of the demo. `day` and `hour` are the time at which it was sent. If `day` is None, it is sent every day at working
-    hours. `share` is the campaign's part of all messages, and `click_share` the part of its delivered messages that people
-    click."""
+    hours. `share` is the part of all messages that belongs to the campaign. `click_share` is the part of its delivered messages
+    that people click."""
 
     name: str
     body: str

@@ -1,7 +1,7 @@
 """The command `shortener doctor`, which checks the installation. A problem that prevents the start of `serve` is an error, so
 `doctor` and `serve` always agree. A problem that recipients already notice is also an error, for example an expired certificate. A
 problem that will have effects later is a warning. Each line that is not `ok` has a remedy. The worst line determines the exit code:
-1 for an error, 0 otherwise. The checks of the database and of Redis are in doctor_store.py, and those of gateways in
+1 for an error, 0 otherwise. The checks of the database and of Redis are in doctor_store.py. The checks of gateways are in
 doctor_gateways.py.
 """
 
@@ -59,7 +59,7 @@ async def doctor(as_json: bool) -> None:
     settings = load_settings()
     file = sqlite_path(settings.store_url)
     if file is not None and not file.exists() and not secret_file(settings.data_dir).exists():
-        await require_installation(settings)  # always raises NoInstallation here: there is no database file
+        await require_installation(settings)  # there is no database file, so this call raises NoInstallation
     findings = [*_check_settings(settings), *_check_files(settings, file), *_check_disk(settings, file)]
     findings += await doctor_store.check_database(settings)
     findings += await doctor_store.check_redis(settings)
@@ -109,7 +109,8 @@ def _check_settings(settings: Settings) -> Iterator[Finding]:
         yield Finding(
             "proxies",
             "warning",
-            "BASE_URL is https://, so a reverse proxy is in front, but TRUSTED_PROXIES is empty: every click has its address",
+            "BASE_URL is https://, so requests arrive through a reverse proxy, but TRUSTED_PROXIES is empty: every click has the "
+            "IP address of the proxy",
             "set TRUSTED_PROXIES to the address of the proxy, for example 127.0.0.1",
         )
     if not settings.is_postgresql and sqlite3.sqlite_version_info < MIN_SQLITE:
@@ -153,7 +154,7 @@ def _check_disk(settings: Settings, database: Path | None) -> Iterator[Finding]:
     wal = database.with_name(database.name + "-wal") if database is not None else None
     if wal is not None and wal.exists() and wal.stat().st_size > MAX_WAL_BYTES:
         text = f"the WAL has {wal.stat().st_size / 1e9:.1f} GB"
-        yield Finding("wal", "warning", text, "end long exports and backups, which keep SQLite from reusing the WAL")
+        yield Finding("wal", "warning", text, "end long exports and backups, because they prevent SQLite from reusing the WAL")
 
 
 def check_base_url(settings: Settings) -> Iterator[Finding]:
@@ -170,7 +171,8 @@ def check_base_url(settings: Settings) -> Iterator[Finding]:
 
 
 def check_domains(urls: Iterable[str]) -> Iterator[Finding]:
-    """Check the own domains of the applications as `check_base_url` checks BASE_URL. `urls`: scheme and host of each domain."""
+    """Check the domains of the applications in the same way as `check_base_url` checks BASE_URL. `urls` contains the scheme and
+    host of each domain."""
     for url in urls:
         yield from _check_link_host(url)
 
@@ -207,14 +209,14 @@ def _check_certificate(host: str, port: int) -> Finding:
         reason = getattr(error, "strerror", None) or error
         return Finding("certificate", "warning", f"no TLS connection to {host}, port {port}: {reason}", "check the reverse proxy")
     days = (expires - datetime.now(UTC)).days
-    remedy = "check that the reverse proxy can renew it: ports 80 and 443 must be reachable"
+    remedy = "check that the reverse proxy can renew the certificate: ports 80 and 443 must be reachable"
     if days < 0:
         return Finding("certificate", "error", f"the certificate of {host} expired at {expires:%Y-%m-%d %H:%M} UTC", remedy)
     try:
         _peer_certificate(host, port, ssl.create_default_context())
     except ssl.SSLCertVerificationError as error:
         text = f"browsers do not trust the certificate of {host}: {error.verify_message}"
-        return Finding("certificate", "warning", text, "use a certificate of a public authority, as Caddy gets it")
+        return Finding("certificate", "warning", text, "use a certificate of a public authority; Caddy gets one automatically")
     except OSError:
         pass
     text = f"the certificate of {host} is valid for {counted(days, 'more day')}"

@@ -1,7 +1,7 @@
 """The checks of `shortener doctor` about gateways: messages that wait, circuit breakers, held messages, and addresses.
 
 `check_gateway_queues` reads the database. `check_gateway_addresses` opens one TCP connection to each gateway that the service
-reaches without an HTTP proxy: SMPP gateways, and HTTP gateways on private networks. It sends nothing.
+reaches without an HTTP proxy: SMPP gateways, and HTTP gateways on private networks. It sends no data.
 """
 # Tested by tests/cli/test_doctor.py
 
@@ -28,7 +28,7 @@ CONNECT_SECONDS = 3.0
 
 
 def check_gateway_queues(connection: Connection, now: datetime) -> Iterator[Finding]:
-    """Report gateways with an open circuit breaker, with messages that wait long, and with held messages."""
+    """Report each gateway with an open circuit breaker, with messages that have waited for a long time, or with held messages."""
     from shortener.reporting.gateway_queues import read_gateway_queues
     from shortener.storage.types import to_iso
 
@@ -43,7 +43,7 @@ def check_gateway_queues(connection: Connection, now: datetime) -> Iterator[Find
         test = f"`shortener gateways test {one.id} NUMBER` shows the error"
         if one.disabled_reason:
             text = f"{name} is disabled: {one.disabled_reason}"
-            yield Finding("gateways", "warning", text, f"correct it, then `shortener gateways update {one.id} --enable`")
+            yield Finding("gateways", "warning", text, f"correct the gateway, then `shortener gateways update {one.id} --enable`")
         if one.is_open:
             last = f"last success: {to_iso(one.last_success_at) or 'none'}"
             text = f"the circuit breaker of {name} is open after {counted(one.failures_in_row, 'failure')} in a row; {last}. "
@@ -113,5 +113,5 @@ async def _check_address(gateway: StoredGateway) -> Finding | None:
             await writer.wait_closed()
         return None
     text = f"gateway {gateway.id} ({gateway.name}) accepts no connection at {host}, port {port}: {reason}"
-    remedy = f"start it, or correct its address with `shortener gateways update {gateway.id}`"
+    remedy = f"start the gateway, or correct its address with `shortener gateways update {gateway.id}`"
     return Finding("gateway_addresses", "warning", text, remedy)

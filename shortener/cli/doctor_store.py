@@ -82,7 +82,14 @@ async def check_database(settings: Settings) -> list[Finding]:
                 found.append(Finding("secret", "ok", "none yet; the first start creates it"))
             elif stored not in (None, open_secret(settings.secret, settings.data_dir).fingerprint):
                 text = "the secret is not the secret of this database"
-                found.append(Finding("secret", "error", text, "set SHORTENER_SECRET to it, or run `shortener secret adopt`"))
+                found.append(
+                    Finding(
+                        "secret",
+                        "error",
+                        text,
+                        "set SHORTENER_SECRET to the secret of the database, or run `shortener secret adopt`",
+                    )
+                )
             else:
                 found.append(Finding("secret", "ok", "exists, and belongs to this database"))
         except SecretError as error:
@@ -127,7 +134,7 @@ async def read_domains(settings: Settings) -> list[str]:
 
 
 def _check_rows(connection: Connection, settings: Settings) -> Iterator[Finding]:
-    """Check the data in the tables: the clock, the processes, the queues, the trackers, the gateways and the growth of the
+    """Check what the tables show about the clock, the processes, the queues, the trackers, the gateways and the growth of the
     data."""
     from shortener.model import utcnow
     from shortener.reporting.queues import read_queue_state
@@ -174,7 +181,7 @@ def _check_rows(connection: Connection, settings: Settings) -> Iterator[Finding]
     if (step := find_step(connection, now)) is not None:
         text = f"the clock is {counted(step.days, 'day')} after the latest purge, so the purge waits until "
         text += f"{step.until:%Y-%m-%d %H:%M} UTC"
-        yield Finding("purge", "warning", text, "set the clock, or run `shortener purge` if it is right")
+        yield Finding("purge", "warning", text, "set the clock, or run `shortener purge` if the clock is right")
     elif state.purge_lag_seconds > MAX_PURGE_LAG.total_seconds():
         text = f"the oldest row is stored {counted(round(state.purge_lag_seconds / 86400), 'day')} beyond its retention"
         yield Finding("purge", "warning", text, "run `shortener purge`, or raise PURGE_BATCH")
@@ -206,7 +213,8 @@ def _check_failing_deliveries(connection: Connection) -> Iterator[Finding]:
 
 
 def _check_clock(connection: Connection, now: datetime) -> Finding:
-    """Compare the clock of this machine with the clock of PostgreSQL; with SQLite, with the time of the newest message."""
+    """Compare the clock of this machine with the clock of PostgreSQL. With SQLite, compare it with the time of the newest
+    message."""
     from shortener.storage.types import to_ms
 
     if connection.dialect.name == "postgresql":
@@ -218,8 +226,8 @@ def _check_clock(connection: Connection, now: datetime) -> Finding:
         return Finding("clock", "ok", "agrees with the clock of the database")
     newest = connection.execute(select(schema.messages.c.created_at).order_by(schema.messages.c.id.desc()).limit(1)).scalar()
     if newest is not None and (newest - now).total_seconds() > MAX_CLOCK_SECONDS:
-        said = f"the newest message is of {newest:%Y-%m-%d %H:%M}, which is in the future"
-        return Finding("clock", "warning", said, "set the clock of this machine; a time service keeps it right")
+        said = f"the newest message was created at {newest:%Y-%m-%d %H:%M}, which is in the future"
+        return Finding("clock", "warning", said, "set the clock of this machine, and start a time service that keeps it correct")
     return Finding("clock", "ok", f"{now:%Y-%m-%d %H:%M:%S} UTC")
 
 
@@ -280,8 +288,8 @@ def _check_growth(connection: Connection, settings: Settings, size: int, now: da
 
 
 async def check_redis(settings: Settings) -> list[Finding]:
-    """Check that Redis responds, writes hits to disk, and does not evict hits when its memory is full. Without REDIS_URL, check
-    nothing."""
+    """Check that Redis responds, writes hits to disk, and does not evict hits when its memory is full. If REDIS_URL is not set,
+    return no finding."""
     if not settings.redis_url:
         return []
     from shortener.redis.client import RedisUnavailable, open_redis
@@ -296,14 +304,16 @@ async def check_redis(settings: Settings) -> list[Finding]:
     try:
         await server.run(read, force=True)
     except RedisUnavailable as error:
-        remedy = "start Redis, and check REDIS_URL; until then redirects depend on the database alone"
+        remedy = "start Redis, and check REDIS_URL; without Redis, redirects depend on the database alone"
         return [Finding("redis", "warning", f"does not respond: {error}", remedy)]
     finally:
         await server.close()
     found = []
     if not facts.get("aof_enabled"):
         remedy = "set appendonly yes, as in config/redis.conf"
-        found.append(Finding("redis", "warning", "has no append-only file, so its restart loses hits of an outage", remedy))
+        found.append(
+            Finding("redis", "warning", "has no append-only file, so a restart of Redis loses the hits of an outage", remedy)
+        )
     policy = str(facts.get("maxmemory_policy", ""))
     if policy.startswith("allkeys"):
         remedy = "set maxmemory-policy volatile-ttl, as in config/redis.conf"

@@ -107,7 +107,7 @@ def _changes(
 async def add_domain(application: int, base_url: str, as_json: bool, **options: Any) -> None:
     """Add a domain to an application, for example https://go.brand.example.
 
-    The URL may have a path, which links then contain before the code, for example https://go.brand.example/ABCDEF. The path
+    The URL may have a path, for example https://go.brand.example/ABCDEF. New links then contain this path before the code. The path
     {sender} is replaced by the sender of the message.
     """
     from shortener.accounts import audited_accounts
@@ -133,7 +133,7 @@ async def add_domain(application: int, base_url: str, as_json: bool, **options: 
 @click.argument("host")
 @_domain_options
 @click.option(
-    "--path", help="Path before the codes of new links, such as /ABCDEF or /{sender}. Empty: none. Older links still work."
+    "--path", help="Path before the codes of new links, such as /ABCDEF or /{sender}. Empty: no path. Older links still work."
 )
 @click.option("--disable/--enable", default=None, help="Disable or enable the domain.")
 @yes_option
@@ -149,7 +149,7 @@ async def update_domain(
     if disable is not None:
         changes["disabled"] = disable
     if not changes:
-        raise click.UsageError("nothing to change: name at least one option")
+        raise click.UsageError("nothing to change: use at least one option")
     await _change_domain(host, application, changes, as_json, yes=yes)
 
 
@@ -159,7 +159,7 @@ async def update_domain(
 @json_option
 @async_command
 async def remove_domain(host: str, application: int | None, yes: bool, as_json: bool) -> None:
-    """Remove a domain: no new links use it. Links that were sent work until they expire."""
+    """Remove a domain: no new links use it. Links that were already sent work until they expire."""
     from shortener.accounts import audited_accounts
     from shortener.model import utcnow
 
@@ -214,7 +214,7 @@ async def _change_domain(host: str, application: int | None, changes: dict[str, 
         audit, own_hosts = command_line_audit(database), OwnHosts.of(load_settings())
         what = ""
         if changes.get("disabled"):
-            effect = "its links respond with 410, also those that were sent"
+            effect = "its links respond with 410, including links that were already sent"
             what = await _describe_change(database, host, application, effect)
 
         def write(connection: Any) -> str:

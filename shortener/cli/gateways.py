@@ -131,8 +131,10 @@ _LIMIT_OPTIONS = (
         multiple=True,
         callback=_parse_pairs,
         metavar="NAME=VALUE",
-        help="Option of the preset, for example url=... or password=... For a stored gateway, the settings of the preset are "
-        "built again from this option and the stored ones. Can be repeated.",
+        help=(
+            "Option of the preset, for example url=... or password=... If the gateway exists, its settings are built again from "
+            "this option and its stored options. Can be repeated."
+        ),
     ),
 )
 _LIMITS = ("on_doubt", "max_attempts", "timeout", "concurrency", "max_per_second", "schedule")
@@ -145,8 +147,8 @@ def _limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _settings_of(pairs: dict[str, str], variables: dict[str, str]) -> dict[str, Any]:
-    """Return the settings in NAME=VALUE pairs. A value that begins with { or [ is parsed as JSON, unless the setting is a text or
-    a member of an object. Each variable becomes the member variables.NAME."""
+    """Return the settings in NAME=VALUE pairs. A value that begins with { or [ is parsed as JSON, except if the setting is a text
+    or a member of an object. Each variable becomes the member variables.NAME."""
     from shortener.gateways.kinds import KINDS
 
     texts = {name for kind in KINDS.values() for name, field in kind.settings_model.model_fields.items() if field.annotation is str}
@@ -172,7 +174,7 @@ def gateways() -> None:
 @click.option(
     "--kind", type=click.Choice(["http", "smpp", "simulator"]), default="http", show_default=True, help="Kind of the gateway."
 )
-@click.option("--preset", type=click.Choice(_PRESETS), help="Gateway product whose usual settings the gateway gets.")
+@click.option("--preset", type=click.Choice(_PRESETS), help="Product of the gateway; its usual settings are used.")
 @click.option("--url", help="URL of the gateway. It is the option url of the preset, or the setting url without a preset.")
 @click.option("--allow-private", is_flag=True, help="Permit a gateway at a private or loopback IP address, usual for Kannel.")
 @_limit_options
@@ -252,7 +254,7 @@ async def show_gateway(gateway: int, application: int | None, as_json: bool) -> 
 @click.option(
     "--disable/--enable",
     default=None,
-    help="Disable: messages wait. Enable after that: send them, and close the circuit breaker.",
+    help="Disable: messages wait. Enable: messages are sent again, and the circuit breaker is closed.",
 )
 @click.option("--rotate-report-key", is_flag=True, help="Create another key for the report URL. The old URL stops working.")
 @_limit_options
@@ -300,7 +302,7 @@ async def update_gateway(
             kept = counted(waiting, "waiting message waits", "waiting messages wait")
             effects.append(f"sends no messages until it is enabled again, and its {kept}")
         if rotate_report_key:
-            effects.append("gets another report URL: delivery reports to the present one are rejected at once")
+            effects.append("gets another report URL: delivery reports to the present URL are rejected at once")
         if effects:
             confirm(f"Gateway {gateway} ({found.config.name}) of {await _owner(database, found)} {'; it '.join(effects)}.", yes)
         audit = command_line_audit(database)
@@ -309,7 +311,7 @@ async def update_gateway(
 
 
 async def _owner(database: Any, gateway: StoredGateway) -> str:
-    """Return the application that a gateway belongs to, for the text of `confirm`."""
+    """Return the text for `confirm` that names the application to which a gateway belongs."""
     from shortener.model import ALL_APPLICATIONS
 
     owner = gateway.application_id
@@ -358,10 +360,9 @@ async def remove_gateway(gateway: int, application: int | None, yes: bool, as_js
 @json_option
 @async_command
 async def test_gateway(gateway: int, application: int | None, phone: str, sender_id: str, text: str | None, as_json: bool) -> None:
-    """Send one test message to PHONE now and show the response. The exit code is 1 if the gateway does not accept it.
-
-    A number on the opt-out list of the gateway's application, or of any application for a gateway of the installation, gets no
-    message (OPTED_OUT). `shortener opt-outs remove` removes a number.
+    """Send one test message to PHONE now and show the response. The exit code is 1 if the gateway does not accept it. A number on
+    the opt-out list of the gateway's application gets no message (OPTED_OUT). If the gateway belongs to the installation, the lists
+    of all applications apply. `shortener opt-outs remove` removes a number from a list.
     """
     from shortener.container.connections import open_sender
     from shortener.delivery.guard import Guard

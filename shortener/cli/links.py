@@ -128,7 +128,7 @@ async def update_links(
     if disable is not None:
         requested["enabled"] = not disable
     if not requested:
-        raise click.UsageError("nothing to change: name --url, --expires-at, --fallback-url, --disable or --enable")
+        raise click.UsageError("nothing to change: use --url, --expires-at, --fallback-url, --disable or --enable")
     is_selection = not (campaign is None and destination is None and label is None)
     if code is not None and code.isdigit() and is_selection and application is None:
         code, application = None, ID.convert(code, None, None)  # Without CODE, the argument is the id of the application.
@@ -183,7 +183,7 @@ async def enable_link(code: str, application: int | None, as_json: bool) -> None
 
 
 async def _parse_changes(database: Any, application_id: int, requested: dict[str, Any]) -> dict[str, Any]:
-    """Check the changes by the rules of the application, and print their warnings to stderr."""
+    """Check the changes according to the settings of the application, and print the warnings about them to stderr."""
     from shortener.accounts.directory import Directory
     from shortener.clicks.link_changes import change_warnings, parse_changes
     from shortener.container.link_hosts import InstallationHosts
@@ -232,13 +232,13 @@ async def _change_link(code: str, application: int | None, requested: dict[str, 
 
 
 async def _perform_earlier(updates: LinkUpdates) -> int:
-    """Perform batches of an earlier update, because the new one waits until it is complete, and perhaps no server runs. Return the
-    number of batches."""
+    """Perform batches of an earlier update of the application. The new update waits until the earlier update is complete, and
+    perhaps no server runs. Return the number of batches."""
     try:
         return await updates.step()
     except StoreUnavailable:
         raise
-    except Exception:  # the earlier update is stopped now, and the new one continues
+    except Exception:  # the earlier update is stopped now, and the new update continues
         return 0
 
 
@@ -279,7 +279,7 @@ async def _change_links(
         public_id = LINK_UPDATE_IDS.encode(update_id)
         try:
             while True:
-                # If another process performs the update, or an earlier one of the application, wait.
+                # Wait if another process performs this update or an earlier update of the application.
                 if not await updates.perform(update_id) and not await _perform_earlier(updates):
                     await asyncio.sleep(0.1)
                 fields = serialize_update(await database.read(find_update, public_id, application))
@@ -340,9 +340,8 @@ _application_option = click.option(
 @json_option
 @async_command
 async def block_host(host: str, application: int | None, yes: bool, as_json: bool) -> None:
-    """Block a host: links to it respond with 410, and new ones are rejected.
-
-    HOST is for example shop.example, or *.shop.example for every host below it.
+    """Block a host: links to it respond with 410, and new links to it are rejected. HOST is for example shop.example, or
+    *.shop.example for every subdomain of shop.example.
     """
     from shortener.accounts import audited_accounts
     from shortener.accounts.directory import Directory

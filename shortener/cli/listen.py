@@ -20,7 +20,7 @@ from shortener.cli.sockets import bind, port_of
     type=click.IntRange(0),
     default=0,
     show_default=True,
-    help="Number of requests, from the first on, that get the status 500.",
+    help="Number of requests at the beginning that get the status 500.",
 )
 @click.option(
     "--delay", type=click.FloatRange(0, 3600), default=0.0, show_default=True, help="Seconds to wait before each response."
@@ -47,7 +47,7 @@ async def listen(host: str, port: int, fail: int, delay: float, secret: tuple[st
 
 
 def print_request(request: Any, as_json: bool) -> None:
-    """Print one received request as one line of JSON, or completely as text."""
+    """Print one received request: as one line of JSON, or as text of several lines."""
     if as_json:
         fields = {
             "at": request.at,
@@ -69,7 +69,7 @@ def print_request(request: Any, as_json: bool) -> None:
 
 
 def format_body(body: bytes) -> str:
-    """Return a JSON body indented, and any other body line by line. Both have escapes in place of control characters."""
+    """Return the lines of a body. JSON is indented. Control characters are replaced by escapes."""
     try:
         text = orjson.dumps(orjson.loads(body), option=orjson.OPT_INDENT_2).decode()
     except orjson.JSONDecodeError:

@@ -17,7 +17,7 @@ from shortener.plurals import counted
     type=click.FloatRange(0, 3600),
     default=0,
     show_default=True,
-    help="Seconds to wait for a database that does not respond yet, for example while its container starts. On PostgreSQL, also "
+    help="Number of seconds to wait until the database responds, for example while its container starts. On PostgreSQL, also "
     "the seconds to wait for a table that another transaction uses, at least 60: after that, the migration is not made.",
 )
 @json_option

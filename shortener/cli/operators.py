@@ -179,7 +179,7 @@ async def grant(name: str, role: str, application: int | None, remove: bool, yes
             module.revoke(connection, operator.id, application_id)
         else:
             module.grant(connection, operator.id, parsed, application_id)
-        end_sessions(connection, operator.id)  # The sessions end, because each of them began with the previous role.
+        end_sessions(connection, operator.id)  # The sessions end, because they began with the previous role.
         return {"operator": operator.name, "application_id": application_id, "role": None if remove else parsed.label}
 
     async with open_store() as database:

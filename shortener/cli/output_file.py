@@ -17,8 +17,8 @@ import click
 def open_output(name: str) -> Iterator[IO[bytes]]:
     """Yield a stream that writes the file `name`, or stdout if `name` is `-`. Raise ClickException if the file cannot be written.
 
-    If the body of the context raises an exception, no file is created, and an older file of this name stays as it is. Only a device
-    or a pipe, such as /dev/stdout, gets the bytes at once."""
+    If the body of the context raises an exception, no file is created, and an existing file of this name does not change. A device
+    or a pipe, such as /dev/stdout, is an exception: it gets the bytes at once."""
     if _is_stream(name):
         with click.open_file(name, "wb") as stream:
             yield stream
@@ -43,6 +43,7 @@ def open_output(name: str) -> Iterator[IO[bytes]]:
 
 
 def _is_stream(name: str) -> bool:
-    """Return whether a name is stdout, a device or a pipe. The target of /dev/stdout or /dev/fd/63 may have no name of its own."""
+    """Return whether a name is stdout, a device or a pipe. The target of /dev/stdout or /dev/fd/63 may have no name in the file
+    system."""
     path = Path(name)
     return name == "-" or name.startswith(("/dev/std", "/dev/fd/", "/proc/")) or (path.exists() and not path.is_file())

@@ -102,7 +102,7 @@ class ApplicationCommand(click.Command):
         self.params.insert(0, click.Option(["--application", "application_option"], type=ID, expose_value=False, help=text))
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse the arguments, after the value of --application was moved to the place of the argument APPLICATION."""
+        """Move the value of --application to the place of the argument APPLICATION, and then parse the arguments."""
         rest, found = _take_option(args, "--application")
         if len(found) > 1:
             raise click.UsageError("--application must be used only once", ctx)
@@ -119,7 +119,10 @@ class OwnedCommand(click.Command):
     which the object must belong. The callback gets it as `application`, None by default."""
 
     def __init__(
-        self, *args: Any, application_help: str = "Id of the application to which it must belong. Default: any.", **kwargs: Any
+        self,
+        *args: Any,
+        application_help: str = "Id of the application to which the object must belong. Default: any application.",
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.params.insert(0, click.Option(["--application"], type=ID, help=application_help))

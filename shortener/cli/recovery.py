@@ -83,7 +83,11 @@ async def backup(file: Path, as_json: bool) -> None:
 
 @click.command()
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--replace", is_flag=True, help="Rename an existing database and secret, and put the restored ones in their place.")
+@click.option(
+    "--replace",
+    is_flag=True,
+    help="Rename an existing database and its secret, and put the restored database and secret in their place.",
+)
 @yes_option
 @json_option
 @async_command
@@ -91,8 +95,9 @@ async def restore(file: Path, replace: bool, yes: bool, as_json: bool) -> None:
     """Restore the backup FILE, or a plain copy of a SQLite database, into DATA_DIR. No server may run.
 
     The secret of the backup is written to DATA_DIR/secret, unless SECRET is set. Afterwards run `shortener verify`. If the backup
-    is of an older version, run `shortener migrate` first. With --replace, an existing database and its secret are renamed when the
-    new database is complete and every page of it is checked. If the command fails or is interrupted before, they stay as they are.
+    is of an older version, run `shortener migrate` first. With --replace, an existing database and its secret are renamed, but only
+    after the new database is complete and all its pages are checked. If the command fails or is interrupted before that, the
+    existing files do not change.
     """
     from shortener.model import utcnow
     from shortener.secret import Secret, secret_file
@@ -165,11 +170,11 @@ async def adopt_secret(yes: bool, as_json: bool) -> None:
     """Make the current secret the secret of this database. Use this only if the old secret is lost.
 
     The current secret is SECRET, or the content of DATA_DIR/secret; if neither exists, a new secret is created. Links go on
-    working. Values that were encrypted with the lost secret are removed and listed: signing secrets, headers and certificates
-    of trackers, callback secrets, settings of gateways, second factors. A tracker or gateway that loses a value is disabled,
-    and its deliveries wait until you set the value again and enable it. Click ids that destinations already received are no
-    longer recognised, but message ids still are. Hits that wait in Redis move to the new secret; if Redis fails meanwhile, run the
-    command again.
+    working. Values that were encrypted with the lost secret are removed and listed: signing secrets, headers and certificates of
+    trackers, callback secrets, settings of gateways, second factors. A tracker or gateway that loses a value is disabled, and its
+    deliveries wait until you set the value again and enable it. Click ids that destinations already received are no longer
+    recognised; message ids are still recognised. Hits that wait in Redis are moved to the new secret. If Redis fails during the
+    move, run the command again.
     """
     from shortener.cli.gateways import ensure_simulator
     from shortener.secret import open_secret, secret_file
@@ -183,7 +188,8 @@ async def adopt_secret(yes: bool, as_json: bool) -> None:
     database = await open_database(settings.store_url, owner=True)
     place = secret_file(settings.data_dir)
     is_new = not settings.secret.get_secret_value() and not place.exists()
-    is_written = False  # true when the transaction begins, because it may be committed although the command gets an error
+    # True from the beginning of the transaction, because the transaction may be committed even if the command gets an error
+    is_written = False
     lost: list[LostValue] = []
     try:
         new = open_secret(settings.secret, settings.data_dir, create=True)
@@ -262,7 +268,7 @@ async def _check_redis(settings: Settings, new: Secret) -> None:
 
 
 async def _move_hits(settings: Settings, database: Any, new: Secret) -> int:
-    """Move the hits that wait in Redis from the keys of former secrets to the keys of the new one. Return their number.
+    """Move the hits that wait in Redis from the keys of former secrets to the keys of the new secret. Return their number.
 
     The database contains the names of these keys until the hits are moved, so a repeated command continues an interrupted move.
     Raise ClickException if Redis does not respond."""

@@ -79,9 +79,8 @@ async def send(application: int, to: str, text: str, sender: str, gateway: str, 
 
 @click.group()
 def sends() -> None:
-    """List the messages that gateways send; send held messages again or give them up.
-
-    A message is held if the gateway may already have it, and the gateway has `--on-doubt hold`.
+    """List the messages that gateways send; send held messages again or give them up. A message is held if the gateway may already
+    have accepted it, and the gateway has the option `--on-doubt hold`.
     """
 
 
@@ -128,7 +127,7 @@ async def show(message_id: str, application: int | None, as_json: bool) -> None:
 @json_option
 @async_command
 async def resend(message_id: str, application: int | None, as_json: bool) -> None:
-    """Send a held message again. The recipient may get it twice, if the gateway already has it."""
+    """Send a held message again. If the gateway has already accepted the message, the recipient may get it twice."""
     from shortener.gateways import decisions
     from shortener.model import utcnow
 
@@ -145,7 +144,7 @@ async def resend(message_id: str, application: int | None, as_json: bool) -> Non
 @json_option
 @async_command
 async def discard(message_id: str, application: int | None, yes: bool, as_json: bool) -> None:
-    """Give a held message up: it becomes FAILED. Its cost is refunded unless the gateway may have accepted it.
+    """Give up a held message: it becomes FAILED. Its cost is refunded unless the gateway may have accepted it.
 
     A message whose delivery report has arrived keeps the reported state."""
     from shortener.container import open_service

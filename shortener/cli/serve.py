@@ -46,10 +46,10 @@ if TYPE_CHECKING:
 REQUEST_GRACE_SECONDS = 5
 #: The maximum number of connections that wait in the kernel until the process accepts them.
 BACKLOG = 4096
-#: If the process may open fewer files than this, the start logs a warning: each connection to a person or a tracker needs an open
-#: file.
+#: If the process may open fewer files than this, the start logs a warning: each connection of a client and each connection to a
+#: tracker needs an open file.
 MIN_OPEN_FILES = 4096
-#: The number of collections of younger objects before an automatic full collection: the process never reaches it.
+#: The number of collections of younger objects before an automatic full collection. It is so high that a process never reaches it.
 NO_FULL_COLLECTIONS = 1_000_000_000
 #: A worker checks at this interval whether its parent process still runs.
 PARENT_CHECK_SECONDS = 1.0
@@ -67,8 +67,8 @@ def serve(host: str | None, port: int | None, workers: int | None, as_json: bool
 
     The first start creates a default application and prints its credentials once.
 
-    The log has a line for each click and request only with ACCESS_LOG=on, or with LOG_FORMAT=text. `shortener clicks list` always
-    lists the clicks.
+    The log contains a line for each click and each request only with ACCESS_LOG=on or LOG_FORMAT=text. `shortener clicks list`
+    lists the clicks with every setting.
     """
     settings = load_settings(host=host, port=port, workers=workers)
     listener = bind(settings.host, settings.port, setting="SHORTENER_PORT")
@@ -93,7 +93,7 @@ async def _serve_one(settings: Settings, listener: socket.socket, as_json: bool)
         from shortener.container import open_service
 
         logs.configure(settings)
-        logs.hold()  # hold log lines back, so that the URL and the credentials are printed before the first one
+        logs.hold()  # hold log lines in memory, so that the URL and the credentials are printed before the first log line
         try:
             limit = _raise_open_files_limit()
             service = await open_service(settings)
@@ -103,7 +103,7 @@ async def _serve_one(settings: Settings, listener: socket.socket, as_json: bool)
             raise
     try:
         await server.serve([listener])
-    except OSError as error:  # after `bind` in this process, another process has begun to listen on the port
+    except OSError as error:  # another process has begun to listen on the port after `bind` in this process
         raise click.ClickException(f"cannot listen on port {settings.port}: {error.strerror or error}") from None
 
 
@@ -157,8 +157,8 @@ def _fast_start() -> Iterator[None]:
     """Suspend garbage collection during the start. Exclude the objects that the start creates from later collections.
 
     Modules, classes and routes exist as long as the process. Collections took a fifth of the start, and each later full collection
-    would stop the process for a tenth of a second to examine these objects again. About once an hour, a background job examines
-    them nevertheless (shortener/container/full_collections.py).
+    would stop the process for a tenth of a second to examine these objects again. A background job examines these objects about
+    once an hour (shortener/container/full_collections.py).
     """
     gc.disable()
     try:
@@ -206,7 +206,7 @@ async def _first_start(settings: Settings, as_json: bool) -> None:
 
     logs.configure(settings)
     logs.hold()
-    limit = _raise_open_files_limit()  # the limit is raised here, because the workers inherit it
+    limit = _raise_open_files_limit()  # the limit of open files is raised here, because the workers inherit it
     try:
         service = await open_service(settings)
         await _print_start(service, as_json)
@@ -287,8 +287,8 @@ async def _invite_first_operator(service: Service) -> str | None:
     url = link(service.settings.portal_origin, invitation.token)
     with contextlib.suppress(OSError), os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as written:
         written.write(url + "\n")
-    # If INITIAL_API_KEY is set, no secret is printed, because the output of a container is stored as a log. The file that was
-    # written above contains the URL of the sign-in.
+    # If INITIAL_API_KEY is set, no secret is printed, because the output of a container is stored as a log. The operator finds the
+    # URL of the invitation in the file that was written above.
     return None if service.settings.initial_api_key.get_secret_value() else url
 
 

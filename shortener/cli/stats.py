@@ -31,8 +31,8 @@ _ACTION_COLUMNS = ("conversions", "positive", "negative", "pending", "other", "v
 
 
 async def find_application(database: Any, application: int | None) -> int:
-    """Return the id `application`. If it is None, return the id of the only application. Raise ClickException if there is no such
-    application, or if None is passed and there is none or there are several."""
+    """Return the id `application`. If it is None, return the id of the only application. Raise ClickException if there is no
+    application with this id. If `application` is None, raise ClickException unless there is exactly one application."""
     from shortener.accounts.directory import Directory
 
     directory = Directory(database)

@@ -1,10 +1,10 @@
 """Signals that stop a process of `serve` or `deliver`, and the time limits of a stop.
 
 SIGTERM and SIGHUP begin a stop: `/readyz` responds with 503. SHUTDOWN_DELAY later, the process accepts no more connections,
-finishes its work and exits with 0. SIGINT does the same without SHUTDOWN_DELAY. So a closed terminal stops the service cleanly. A
-SIGHUP to a single process restarts the service if a supervisor always starts the process again, as config/shortener.service does.
-If SIGHUP was ignored when the process started (`nohup`), it stays ignored. The parent process of several workers handles SIGHUP
-itself: it replaces the workers (workers.py).
+finishes its work and exits with 0. SIGINT does the same without SHUTDOWN_DELAY. Therefore a closed terminal stops the service
+cleanly. A SIGHUP to a single process restarts the service if a supervisor always starts the process again, as
+config/shortener.service does. If SIGHUP was ignored when the process started (`nohup`), it stays ignored. The parent process of
+several workers handles SIGHUP itself: it replaces the workers (workers.py).
 
 A process that does not stop within its time limit ends itself: first by a signal handler, then by a thread.
 """
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 STOP_SECONDS = 7.5
 #: If a process still runs this long after the time limit of its stop, it ends itself at once with the exit code 0.
 HANG_SECONDS = 0.5
-#: If a process still runs this long after HANG_SECONDS, one of its threads kills the process. If the process is a worker, its
-#: parent process kills it too.
+#: If a process still runs this long after HANG_SECONDS, one of its threads kills it. If it is a worker, its parent process kills
+#: it, too.
 KILL_SECONDS = 0.25
 
 CloseListener = Callable[[int, None], None]
@@ -50,9 +50,8 @@ def parent_stop_seconds(shutdown_delay: float) -> float:
 
 
 def add_stop_handlers(service: Service, close_listener: CloseListener) -> list[signal.Signals]:
-    """Let the event loop handle the stop signals. Return the handled signals.
-
-    `close_listener` gets a signal number and None. It must end the server after its requests in flight."""
+    """Let the event loop handle the stop signals. Return the handled signals. `close_listener` is called with a signal number and
+    None. It must end the server when the requests in flight have ended."""
     loop, signals = asyncio.get_running_loop(), stop_signals()
     for number in signals:
         loop.add_signal_handler(number, _handle_stop_signal, service, number, close_listener)
@@ -105,9 +104,8 @@ def end_process() -> NoReturn:
 
 
 def _cut_off(number: int, frame: object) -> None:
-    """End the process at once. A part of it still waits, for example for a database that does not respond.
-
-    All data that can be written is written by then, and log lines report lost data. A signal handler must not use a logger, because
-    the main thread may hold its lock."""
+    """End the process at once. Call this if a part of the process still waits, for example for a database that does not respond. At
+    this time, all data that can be written is written, and log lines have reported lost data. A signal handler must not use a
+    logger, because the main thread may hold its lock."""
     os.write(2, b"The stop took too long and was cut off.\n")
     os._exit(0)

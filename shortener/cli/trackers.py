@@ -42,7 +42,8 @@ if TYPE_CHECKING:
 
 @asynccontextmanager
 async def open_trackers(application: int | None = None) -> AsyncIterator[tuple[Any, Trackers, Settings]]:
-    """Yield the database, the trackers in it, and the settings. Raise ApiError NOT_FOUND if `application` is the id of none."""
+    """Yield the database, the trackers in it, and the settings. Raise ApiError NOT_FOUND if no application has the id
+    `application`."""
     from shortener.delivery.guard import Guard
     from shortener.delivery.trackers import Trackers
     from shortener.model import utcnow
@@ -98,7 +99,10 @@ _TRACKER_OPTIONS = (
         "dispositions",
         multiple=True,
         type=click.Choice(["positive", "negative", "none"]),
-        help="Send only conversions with this disposition; none: without one, for example pending. Can be repeated. Default: all.",
+        help=(
+            "Send only conversions with this disposition; none: conversions without a disposition, for example pending ones. Can "
+            "be repeated. Default: all."
+        ),
     ),
     click.option("--method", type=click.Choice(["POST", "GET"]), help="HTTP method of the requests. Default: POST."),
     click.option(
@@ -197,7 +201,7 @@ async def add_tracker(application: int, url: str, secret: str | None, unsigned: 
     from shortener.web.tracker_requests import TrackerCreateRequest
 
     if secret and unsigned:
-        raise click.UsageError("--secret and --unsigned exclude each other")
+        raise click.UsageError("--secret must not be combined with --unsigned")
     if not options["events"]:
         raise click.UsageError(f"events: name at least one with --event: {', '.join(EVENT_NAMES)}")
     data = {"url": url, "events": [], **_request_fields(options)}
@@ -290,7 +294,7 @@ async def update_tracker(
     from shortener.web.tracker_requests import TrackerUpdateRequest
 
     if all_conversions and (options["actions"] or options["dispositions"]):
-        raise click.UsageError("--all-conversions excludes --action and --disposition")
+        raise click.UsageError("--all-conversions must not be combined with --action or --disposition")
     data = _request_fields(options) | {"secret_overlap": int(overlap.total_seconds())}
     if url is not None:
         data["url"] = url
@@ -328,8 +332,8 @@ async def _confirm_update(database: Any, found: Tracker, changes: TrackerChanges
 
 
 def _warn(secret: str | None, about_filter: str | None) -> None:
-    """Print the warnings about a saved tracker: about its filter for conversions, and about a signing secret of the user that some
-    libraries cannot use unchanged. `secret` is None if it was generated."""
+    """Print the warnings about a saved tracker. One is about its filter for conversions. Another is about a signing secret that the
+    user has chosen and that some libraries cannot use unchanged. `secret` is None if it was generated."""
     from shortener.signatures import secret_warning
 
     for warning in (secret_warning(secret) if secret else None, about_filter):

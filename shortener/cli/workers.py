@@ -4,12 +4,12 @@ All workers accept connections from one listening socket. The supervisor never w
 STEP_SECONDS, so that a signal takes effect even while a worker starts or hangs.
 
 - A worker that ends, or that does not respond to its supervisor for RESPONSE_SECONDS, is replaced. The start of a worker may take
-  START_SECONDS: it needs some seconds of processor time, which a busy machine gives to a process slowly.
-- A worker that cannot start, for example because the database is down, is started again after a pause. Only if no worker has ever
-  served, the supervisor stops and `failed` is True.
+  START_SECONDS: it needs some seconds of processor time, and on a busy machine this takes longer.
+- A worker that cannot start, for example because the database is down, is started again after a pause. If no worker has ever
+  served, however, the supervisor stops and `failed` is True.
 - A reload replaces one worker after the other. A worker gets SIGTERM when its successor serves. If a successor cannot start, the
   reload ends, and the workers that are not replaced keep running.
-- A stop sends SIGTERM to all workers, and kills those that still run after `stop_seconds`.
+- A stop sends SIGTERM to all workers, and kills the workers that still run after `stop_seconds`.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class WorkerProcess(Protocol):
 
 
 class UvicornWorker:
-    """A worker process that runs uvicorn. A thread of it responds to the supervisor."""
+    """A worker process that runs uvicorn. One thread of the process responds to the supervisor."""
 
     def __init__(self, config: Any, sockets: Sequence[socket]) -> None:
         from uvicorn.supervisors.multiprocess import Process
@@ -147,7 +147,8 @@ class Supervisor:
             slot.is_outdated = True
 
     def stop(self) -> None:
-        """Send SIGTERM to all workers and start no more. A second call sends it again, so that workers skip SHUTDOWN_DELAY."""
+        """Send SIGTERM to all workers, and start no further worker. A second call sends SIGTERM again, so that workers skip
+        SHUTDOWN_DELAY."""
         self._is_stopping = True
         for worker in self._stopping:
             worker.process.send_signal(signal.SIGTERM)
@@ -158,7 +159,7 @@ class Supervisor:
             slot.worker = slot.successor = None
 
     def step(self) -> None:
-        """Examine all workers once: replace those that ended or hang, continue a reload, kill those that do not stop."""
+        """Examine all workers once: replace workers that ended or hang, continue a reload, and kill workers that do not stop."""
         now = self.clock()
         self._stopping = [worker for worker in self._stopping if not self._has_stopped(worker, now)]
         for slot in self._slots:
@@ -289,7 +290,7 @@ def run(supervisor: Supervisor, listener: socket) -> None:
                     supervisor.reload()
                 else:
                     supervisor.stop()
-                    listener.close()  # clients that connect from now on would get no response
+                    listener.close()  # clients that connect after this time would get no response
             supervisor.step()
             time.sleep(STEP_SECONDS)
     finally:

@@ -35,7 +35,7 @@ T = TypeVar("T")
 class AsyncClient:
     """A client of the HTTP API for asyncio and trio. Use it with `async with`, or call `close`.
 
-    `timeout` is the deadline of each call in seconds, which includes all its attempts. Each method accepts a `timeout` of its own.
+    `timeout` is the deadline of each call in seconds, which includes all its attempts. Each method accepts another `timeout`.
     `api_key` is an API key. `tracker_token` is only needed to report conversions. `batch_limit` is the number of recipients in one
     request. `extra_schemes` are the URL schemes of links into apps that the application permits; `send_long` needs them.
     `transport` is an httpx transport that replaces the real connections in tests."""
@@ -143,7 +143,7 @@ class AsyncClient:
         `timeout` applies to each chunk, and `deadline` to the whole call, both in seconds. After each chunk, the function
         `progress(done, total)` is called with the number of recipients. A chunk is stored completely or not at all. If a chunk
         fails, BulkError contains the texts of the chunks before it. With `on_failure="send_long"`, a failed chunk raises no error
-        and gets texts with long URLs, also after the deadline. With `on_invalid="skip"`, an invalid recipient becomes a
+        and gets texts with long URLs, even after the deadline. With `on_invalid="skip"`, an invalid recipient becomes a
         `SkippedRecipient`."""
         rewrite = self._bulk(cast(Iterable[Mapping[str, Any]], messages), on_failure, on_invalid, idempotency_key)
         return await self._run(rewrite, progress, timeout, deadline)

@@ -50,8 +50,8 @@ class BulkMessage(RewriteOptions, total=False):
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A part of a message that belongs to a chunk: the recipients from the index `first` on, of the message with the index
-    `message`."""
+    """A part of a message that belongs to a chunk. It begins with the recipient `first` of the message `message`; both are
+    indexes."""
 
     message: int
     first: int
@@ -181,7 +181,7 @@ class BulkRewrite:
 
 
 def is_service_failure(error: ClientError) -> bool:
-    """Return whether an error means that the service did not respond in time, and not that the request is wrong."""
+    """Return whether the cause of an error is the service, which did not respond in time, and not the request."""
     kinds = (ConnectionFailedError, DeadlineError, UnexpectedResponseError, ServerFailureError, RateLimitError)
     return isinstance(error, kinds) or (isinstance(error, ResponseError) and error.status_code in (408, 425))
 

@@ -1,7 +1,7 @@
 """The errors of the client. Every error that a call raises is a `ClientError`.
 
 `ResponseError` and its subclasses are errors that the service returned. `error_code` is the stable part; /docs lists all codes. The
-other errors are raised without a usable response.
+other errors are raised if there was no usable response.
 """
 # Tested by tests/client/test_async_client.py
 

@@ -1,8 +1,9 @@
 """This module replaces the directives in a text by their long URLs, without the service.
 
-The parser of directives and the check of destinations are those of the server. So a text that the server rejects because of a
-directive or its URL is rejected here too, with the same error code, position and reason: a raw directive never reaches a handset.
-Rules that depend on the installation are not known here: blocked hosts, hosts of the service itself and `strict_destinations`.
+The client uses the same parser of directives and the same check of destinations as the server. If the server rejects a text because
+of a directive or its URL, the client therefore rejects it too, with the same error code, position and reason. A raw directive never
+reaches a handset. The client does not know rules that depend on the installation: blocked hosts, hosts of the service itself and
+`strict_destinations`.
 """
 
 from __future__ import annotations
@@ -71,6 +72,7 @@ def long_text(message: Mapping[str, Any], to: str, message_id: str, reason: str,
 
 
 def _invalid(problems: list[tuple[int, str, str]]) -> BadRequestError:
-    """Return the error for problems, given as (position, error code, reason). Its own code is that of the first problem."""
+    """Return the error for problems, given as (position, error code, reason). The code of the error is the code of the first
+    problem."""
     details = [ErrorDetail("body", f"position {position}: {reason}", code, position, 0) for position, code, reason in problems]
     return BadRequestError(400, problems[0][1], "The text cannot be rewritten; the client checked it without the service.", details)

@@ -21,7 +21,8 @@ T = TypeVar("T")
 
 class LoopThread:
     """A background thread that sends the calls of any number of threads over one connection. `connect` creates the connection. The
-    thread starts with the first call, and again in each process that a fork created. It does not keep the process alive."""
+    thread starts with the first call, and again in each process that a fork has created. The process can end while the thread
+    runs."""
 
     def __init__(self, connect: Callable[[], Connection]) -> None:
         self._connect = connect

@@ -48,7 +48,7 @@ class RewrittenText:
     is empty, and `warnings` contain the reason.
 
     `is_sent` is True if the service sends the message through a gateway, so you must not send it. It is False if the call has
-    `gateway` but the application has no gateway, and None without `gateway`: in both cases you send `body`."""
+    `gateway` but the application has no gateway. It is None if the call has no `gateway`. In both cases you send `body`."""
 
     to: str
     body: str
@@ -278,7 +278,8 @@ class ReportSummary:
 
 @dataclass(frozen=True, slots=True)
 class SentRecipient:
-    """The result of a send for one recipient. `status` is `accepted`, or why it was not accepted. `body` is the rewritten text."""
+    """The result of a send for one recipient. `status` is `accepted`, or the reason why the recipient was not accepted. `body` is
+    the rewritten text."""
 
     to: str
     message_id: str | None

@@ -46,7 +46,8 @@ class EventMemory(Protocol):
     """The interface of a memory of handled events. All methods must be safe for several threads or processes."""
 
     def claim(self, event_id: str) -> Claim:
-        """Claim an event. Return `new` if the caller must handle it, `done` if it was handled, `busy` if it is being handled."""
+        """Claim an event. Return `new` if the caller must handle the event, `done` if it was handled, and `busy` if it is being
+        handled."""
         ...
 
     def finish(self, event_id: str) -> None:
@@ -145,7 +146,8 @@ class EventReceiver:
         return Receipt(200, "the event was handled", event)
 
     async def handle_async(self, headers: Mapping[str, str], body: bytes, *, now: datetime | None = None) -> Receipt:
-        """Verify a request and handle its event. The memory, and a handler that is no coroutine function, run in threads."""
+        """Verify a request and handle its event. The memory runs in threads. So does the handler, unless it is a coroutine
+        function."""
         event = self._verify(headers, body, now)
         if isinstance(event, Receipt):
             return event
@@ -215,7 +217,8 @@ class _Claiming:
 
 
 async def _run_shielded(function: Callable[[], None]) -> None:
-    """Run a function, which reads or changes the stored event ids, in a thread, to its end even if the request is cancelled."""
+    """Run a function in a thread. It reads or changes the stored event ids, so it runs to its end even if the request is
+    cancelled."""
     with anyio.CancelScope(shield=True):
         await anyio.to_thread.run_sync(function)
 

@@ -1,9 +1,8 @@
 """This module contains `Client`, the client for code without an event loop.
 
-It runs the calls of `AsyncClient` in one background thread, so that the deadline of a call holds in every case: a blocking call
-could not be interrupted while a name look-up hangs, or while a response arrives byte by byte. The thread starts with the first
-call. A process that forks (gunicorn, Celery) can create the client before the fork: each process gets its own thread and
-connections.
+It runs the calls of `AsyncClient` in one background thread, so that every call ends at its deadline. A blocking call could not be
+interrupted while a name look-up hangs, or while a response arrives byte by byte. The thread starts with the first call. A process
+that forks (gunicorn, Celery) can create the client before the fork: each process gets its own thread and connections.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ T = TypeVar("T")
 class Client:
     """A client of the HTTP API. Threads can share it. Use it with `with`, or call `close`.
 
-    `timeout` is the deadline of each call in seconds, which includes all its attempts. Each method accepts a `timeout` of its own.
+    `timeout` is the deadline of each call in seconds, which includes all its attempts. Each method accepts another `timeout`.
     `api_key` is an API key. `tracker_token` is only needed to report conversions. `batch_limit` is the number of recipients in one
     request. `extra_schemes` contains the additional URL schemes that the application permits, for links that open an app on the
     phone. `send_long` needs them. `transport` is an httpx transport that replaces the real connections in tests."""
@@ -155,7 +154,7 @@ class Client:
         `timeout` applies to each chunk, and `deadline` to the whole call, both in seconds. After each chunk, the function
         `progress(done, total)` is called with the number of recipients. A chunk is stored completely or not at all. If a chunk
         fails, BulkError contains the texts of the chunks before it. With `on_failure="send_long"`, a failed chunk raises no error
-        and gets texts with long URLs, also after the deadline. With `on_invalid="skip"`, an invalid recipient becomes a
+        and gets texts with long URLs, even after the deadline. With `on_invalid="skip"`, an invalid recipient becomes a
         `SkippedRecipient`."""
         rewrite = self._bulk(cast(Iterable[Mapping[str, Any]], messages), on_failure, on_invalid, idempotency_key)
         return self._run(rewrite, progress, timeout, deadline)

@@ -1,7 +1,8 @@
 """This module verifies the requests that the service sends to a tracker or callback, and returns the event in such a request.
 
 Both signature schemes are accepted: Standard Webhooks and 23 Telecom's. If a request has both, both must be correct. The signatures
-cover the body and the time, not the URL. So only a POST request with its raw body can be verified: never trust the query of a GET.
+cover the body and the time, not the URL. Therefore only a POST request with its raw body can be verified: never trust the query of
+a GET request.
 """
 
 from __future__ import annotations

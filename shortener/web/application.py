@@ -37,7 +37,7 @@ _TAG = "Application"
 
 
 class ApplicationUpdateRequest(ApplicationSettings):
-    """The settings to change. A setting that is absent keeps its value; null resets it to its default."""
+    """The settings to change. If a setting is absent, its value does not change. null resets a setting to its default."""
 
     conversion_url: TrackerUrl | None = Field(
         None,
@@ -51,7 +51,9 @@ class ApplicationUpdateRequest(ApplicationSettings):
         "or simulator. null or none: no gateway.",
     )
     conversion_fields: BodyFields | None = Field(
-        None, description="Names of the fields in the JSON that is sent to `conversion_url`. Default: a standard set of fields."
+        None,
+        description="Names of the fields in the JSON that is sent to `conversion_url`. Default: the default fields of the format "
+        "`json`.",
     )
 
 
@@ -72,7 +74,10 @@ class ApplicationFields(ResponseModel, ApplicationSettings):
     )
     warnings: list[str] = Field(description="Placeholders in fallback_url that will not be filled in.")
     previous_callback_secret_until: str | None = Field(
-        description="Time until which requests are also signed with the replaced callback secret. null: only the current secret."
+        description=(
+            "Time until which requests are also signed with the replaced callback secret. null: requests are signed with the "
+            "current secret only."
+        )
     )
 
 
@@ -89,7 +94,10 @@ class CallbackSecretRequest(RequestModel):
         DEFAULT_SECRET_OVERLAP_SECONDS,
         ge=0,
         le=MAX_SECRET_OVERLAP_SECONDS,
-        description="Seconds for which requests are also signed with the replaced callback secret. 0: only with the new secret.",
+        description=(
+            "Seconds for which requests are also signed with the replaced callback secret. 0: requests are signed with the new "
+            "secret only."
+        ),
     )
 
 
@@ -99,7 +107,10 @@ class CallbackSecretResponse(ResponseModel):
     status: Literal[True] = True
     callback_secret: str
     previous_valid_until: str | None = Field(
-        description="Time until which requests are also signed with the replaced callback secret. null: only the new secret."
+        description=(
+            "Time until which requests are also signed with the replaced callback secret. null: requests are signed with the new "
+            "secret only."
+        )
     )
 
 
@@ -173,8 +184,8 @@ def _write(
     now: datetime,
     own_hosts: OwnHosts,
 ) -> tuple[Application, Row[Any] | None, tuple[bool, datetime | None]]:
-    """Store the settings of the request. Lock the application, so that concurrent requests keep each other's changes. Return the
-    arguments of `_fields`, because a read after the commit could fail."""
+    """Store the settings of the request. Lock the application, so that concurrent requests do not overwrite each other's changes.
+    Return the arguments of `_fields` from the same transaction, because a read after the commit could fail."""
     lock_application(connection, application_id)
     if settings:
         update_application(connection, audit, application_id, settings, now, own_hosts=own_hosts)
@@ -216,7 +227,8 @@ ENDPOINTS = [
             ErrorCode.FORBIDDEN_TARGET,
             ErrorCode.CONFLICT,
         ),
-        description="`click_events: every` and `click_id_param` apply to all links of the application, also to existing ones. If "
+        description="`click_events: every` and `click_id_param` apply to all links of the application, including existing links. "
+        "If "
         "`click_events` becomes `first`, links that were created with `every` still create an event for every click.",
     ),
     Endpoint(

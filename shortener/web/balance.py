@@ -39,8 +39,10 @@ class PricesResponse(ResponseModel):
 
     status: Literal[True] = True
     currency: str | None = Field(
-        description="Currency of the prices: that of the balance of the application (ISO 4217). null: it has no balance, and "
-        "the prices are in the currency that the operator chose."
+        description=(
+            "Currency of the prices (ISO 4217): the currency of the application's balance. null: the application has no balance, "
+            "and the prices are in the currency of the operator."
+        )
     )
     prices: list[PriceFields] = Field(description="Prices by prefix. The longest matching prefix determines the price of a number.")
 

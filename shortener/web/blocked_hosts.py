@@ -90,8 +90,10 @@ ENDPOINTS = [
         body=BlockHostRequest,
         response=BlockedHostResponse,
         errors=(ErrorCode.CONFLICT,),
-        description="Blocks a destination host on every node within a second: all links of the application to it "
-        "respond with 410, and a rewrite of a text with such a link is rejected.",
+        description=(
+            "Blocks a destination host on every node within a second: all links of the application to this host respond with 410,"
+            " and a rewrite of a text with a link to this host is rejected."
+        ),
     ),
     Endpoint(
         "DELETE",

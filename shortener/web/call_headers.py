@@ -1,4 +1,4 @@
-"""This module finds single headers of a request, because `Request.headers` of Starlette takes several times as long."""
+"""This module finds single headers of a request. It is several times as fast as `Request.headers` of Starlette."""
 # Tested by tests/web/test_call_headers.py
 
 from __future__ import annotations

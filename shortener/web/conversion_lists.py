@@ -35,14 +35,18 @@ _LIMIT = Field(100, ge=1, le=1000, description="Maximum number of rows in a page
 
 
 class ConversionsCsvQuery(Period):
-    """Filters of conversions. The period selects conversions by the time that the first report of each conversion states."""
+    """Filters of conversions. The period refers to the time of a conversion, which is the time in its first report."""
 
     campaign: Text | None = Field(
         None, max_length=200, description="Only conversions of messages of this campaign. Empty: only messages without a campaign."
     )
-    action: Text | None = Field(None, max_length=255, description="Only conversions with this action, compared without case.")
+    action: Text | None = Field(
+        None, max_length=255, description="Only conversions with this action. Upper and lower case make no difference."
+    )
     status: Text | None = Field(
-        None, max_length=64, description="Only conversions whose latest revision has this status word, compared without case."
+        None,
+        max_length=64,
+        description="Only conversions whose latest revision has this status word. Upper and lower case make no difference.",
     )
     disposition: Literal["positive", "negative", "pending", "none"] | None = Field(
         None,
@@ -53,13 +57,15 @@ class ConversionsCsvQuery(Period):
     )
     message_id: Text | None = Field(None, max_length=255, description="Only conversions of the message with this id.")
     transaction_id: Text | None = Field(
-        None, max_length=255, description="Only conversions with this transaction id, compared without case."
+        None, max_length=255, description="Only conversions with this transaction id. Upper and lower case make no difference."
     )
     warnings: bool = Field(False, description="true: only conversions with a value, currency or time that could not be parsed.")
     metric: Literal["conversions"] | None = Field(
         None,
-        description="Only the conversions that this figure of the statistics counts. As in the statistics, the period is extended "
-        "to complete time slots of 15 minutes, and `basis` selects the time that counts.",
+        description=(
+            "Only the conversions that this figure of the statistics counts. As in the statistics, the period is extended to "
+            "complete time slots of 15 minutes, and `basis` selects which time must be in the period."
+        ),
     )
     basis: Literal["event", "sent"] = Field(
         "event",

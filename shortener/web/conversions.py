@@ -2,7 +2,8 @@
 
 The four endpoints of 23 Telecom require a tracker token in the X-Api-Token header. A network that can store only a URL uses a
 postback key in the path. Each endpoint accepts GET and POST, and the parameters in the query, in a form, in multipart or in JSON
-(`report_input.py`). HEAD, which the router passes to the GET handler, is rejected.
+(`report_input.py`). A HEAD request is rejected. The handler must do this, because the router passes HEAD requests to the GET
+handler.
 
 A report that is rejected or not applied is stored with the reason (`conversions/refusals.py`).
 """
@@ -118,7 +119,8 @@ _TAG = "Trackers"
 _ERRORS = (ErrorCode.MESSAGE_NOT_FOUND, ErrorCode.CONVERSION_CONFLICT, ErrorCode.UNEXPANDED_PLACEHOLDER)
 _DESCRIPTION = (
     "Accepts GET and POST. The parameters may be in the query, in a form, in multipart or in JSON. "
-    "There is one conversion for each message, `action` and `transaction_id`, compared without case. A repeat returns the first "
+    "There is one conversion for each combination of message, `action` and `transaction_id`. Upper and lower case make no "
+    "difference. A repeat returns the first "
     "response and triggers no event. A report with another status, disposition, value or currency is an update: it stores a new "
     "revision and sends a `conversion` event. Without a `transaction_id`, a second value is rejected. A value, a currency or a "
     "time that cannot be parsed is stored as text, with a warning. A conversion counts without a click, before a click and after "

@@ -14,8 +14,8 @@ from shortener.web.streams import ClosingResponse
 
 
 async def csv_response(call: Call[Any, None], name: str, pages: AsyncIterator[bytes]) -> Response:
-    """Return a response that the browser saves as a CSV file, whose name begins with `name`. While many hits arrive, it pauses
-    between the pages.
+    """Return a response that the browser saves as a CSV file. The name of the file begins with `name`. While many hits arrive, the
+    response pauses between the pages.
 
     `pages` yields the CSV header and then pages of rows. The header and the first page are read before the response starts. Raise
     StoreUnavailable if they cannot be read, so that the client gets an error."""

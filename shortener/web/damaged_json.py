@@ -1,4 +1,4 @@
-"""This module reads JSON that contains text which JSON does not permit, so that one damaged text does not cause the rejection of
+"""This module reads JSON with damaged text, which JSON does not permit. One damaged text therefore does not cause the rejection of
 the whole body.
 
 A byte order mark is removed, and UTF-16 and UTF-32 are decoded. Bytes that are not UTF-8 are read as Windows-1252, which contains

@@ -36,8 +36,10 @@ class DeliveryFields(ResponseModel):
     event: str = Field(description="Name of the event, for example click.")
     message_id: str | None
     status: StatusName = Field(
-        description="State of the delivery. pending: attempts remain. parked: the tracker is disabled. delivered: an attempt "
-        "succeeded. dead: all attempts failed."
+        description=(
+            "State of the delivery. pending: another attempt will follow. parked: the tracker or the application is disabled. "
+            "delivered: an attempt succeeded. dead: no further attempt will follow."
+        )
     )
     attempt: int = Field(description="Number of attempts of the delivery that were started.")
     next_at: str | None = Field(description="Time of the next attempt. During an attempt: the end of the lease of the delivery.")

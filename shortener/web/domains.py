@@ -32,14 +32,16 @@ class DomainFields(ResponseModel):
     host: str
     application_id: int
     base_url: str = Field(description="Prefix of the short links on the domain: scheme, host and path.")
-    path: str = Field(description='Path before the codes, such as /ABCDEF or /{sender}. "": the code directly follows the host.')
+    path: str = Field(
+        description='Path before the codes, such as /ABCDEF or /{sender}. "": no path, the code directly follows the host.'
+    )
     fallback_url: str | None
     home_url: str | None
     assetlinks: list[Any] | None
     apple_app_site_association: dict[str, Any] | None
     enabled: bool
     default: bool
-    new_links: bool = Field(description="true: new links begin with this domain unless the rewrite names another one.")
+    new_links: bool = Field(description="true: new links begin with this domain, unless a rewrite names another domain.")
     warnings: list[str] = Field(
         description="Warnings: phones cannot open links on the domain, or a placeholder in fallback_url will not be filled in. The "
         "response that adds a domain also warns if this server finds no DNS address for its host."
@@ -190,7 +192,8 @@ async def _shown(call: Call[Any, Any], host: str) -> dict[str, Any]:
 
 
 def _fields(application: Application | None, host: str) -> dict[str, Any]:
-    """Return the response with one domain of an application. Raise ApiError NOT_FOUND if the application does not have it."""
+    """Return the response with one domain of an application. Raise ApiError NOT_FOUND if the application does not have this
+    domain."""
     domains, wanted = application.domains if application else (), canonical_host(host)
     found = next((domain for domain in domains if canonical_host(domain.host) == wanted), None)
     if found is None:
@@ -213,8 +216,10 @@ ENDPOINTS = [
         response=DomainResponse,
         status=201,
         errors=(ErrorCode.CONFLICT,),
-        description="New links begin with the default domain, or else with the first enabled domain. A domain that was removed can "
-        "be added again.",
+        description=(
+            "New links begin with the default domain. If it is disabled or there is none, they begin with the first enabled "
+            "domain. A domain that was removed can be added again."
+        ),
     ),
     Endpoint("GET", f"{_PATH}/{{domain}}", show, "Show an own domain", _TAG, permission="admin", response=DomainResponse),
     Endpoint(
@@ -237,7 +242,9 @@ ENDPOINTS = [
         _TAG,
         permission="admin",
         response=DomainResponse,
-        description="Removes a domain: no new links use it, and it is no longer listed. Links that were sent work until they "
-        "expire. The application can add the domain again; another application cannot.",
+        description=(
+            "Removes a domain: no new links use it, and it is no longer listed. Links that were already sent work until they "
+            "expire. The application can add the domain again; another application cannot."
+        ),
     ),
 ]

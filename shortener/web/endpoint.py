@@ -3,8 +3,8 @@ its models for query, body and response once. The same declaration authenticates
 response and produces the OpenAPI document, so that the document cannot differ from the behavior.
 
 The order is fixed: first the credential (401, 403) and the rate limit of its key (429), then query and body (400, 413, 415), then
-the handler. An `ApiError` from the handler becomes the error body. A database that is unavailable becomes 503 with `Retry-After`.
-Any other exception is logged and becomes 500 without internals.
+the handler. An `ApiError` from the handler becomes the error body. If the database is unavailable, the response is 503 with
+`Retry-After`. For any other exception, the response is 500 without details, and the exception is logged.
 """
 # Tested by tests/web/test_callers.py and tests/web/test_permissions.py
 
@@ -120,12 +120,12 @@ class Endpoint:
     the handler raises, in addition to those that every endpoint may raise. `headers` maps each header that the handler reads to its
     meaning. With `body_forms` the body may also be a form; with `body_optional` it may be empty. With `repairs_text`, invalid text
     in a JSON body is replaced. With `reads_request` the handler reads query and body itself, and the models only describe both.
-    `response_headers` are headers of every response, also of errors. `complete_error` adds to the error about an invalid body the
-    errors that the handler would have found, so that one error does not hide another. `translate_error` replaces an error by an
-    error with the code of a vendor. `error_shape` adds the fields of a vendor to the body of an error. `is_report` states that the
-    body contains reports, which are recognised if they are repeated. `can_rotate` states that the request can create a new secret
-    or key, so that a repeat creates another one. `stores_nothing` states that a POST changes nothing: its response is not stored
-    either, and an Idempotency-Key has no effect.
+    `response_headers` are headers of every response, also of errors. If the body is invalid, `complete_error` adds the errors that
+    the handler would have found, so that one error does not hide another. `translate_error` replaces an error by an error with the
+    code of a vendor. `error_shape` adds the fields of a vendor to the body of an error. `is_report` is true if the body contains
+    reports: the service recognises repeated reports. `can_rotate` is true if the request can create a new secret or key: a repeat
+    then creates another secret or key. `stores_nothing` states that a POST changes nothing: its response is not stored either, and
+    an Idempotency-Key has no effect.
     """
 
     method: str
@@ -172,9 +172,9 @@ class Endpoint:
         return not self.reads_request and HEADER not in self.headers
 
     def may_repeat(self, request: Request) -> bool:
-        """Return whether the repeat of a stored request changes nothing. This is true of all methods except POST, unless they can
-        create a secret or a key, of all reports, and of rewrites with an Idempotency-Key, which is stored in the same transaction
-        as the messages."""
+        """Return whether the repeat of a stored request changes nothing. This is true for all reports. It is true for all methods
+        except POST, unless they can create a secret or a key. It is also true for rewrites with an Idempotency-Key, because the key
+        is stored in the same transaction as the messages."""
         if self.can_rotate:
             return False
         if self.method != "POST" or self.caller is not Caller.API_KEY or self.is_report or self.stores_nothing:
@@ -182,7 +182,7 @@ class Endpoint:
         return HEADER in self.headers and HEADER in request.headers
 
     async def respond(self, request: Request, service: Service) -> Response:
-        """Run the endpoint and count its response. Every failure becomes an error response; this method raises nothing."""
+        """Run the endpoint and count its response. Every failure becomes an error response; this method never raises an error."""
         began = time.perf_counter()
         response, error_code = await _run(self, service, request)
         if self.response_headers:
@@ -201,7 +201,8 @@ def log_request(service: Service, method: str, path: str, status: int, error_cod
 
 
 class JsonResponse(Response):
-    """A response with a JSON body and no further headers. Its constructor takes a fifth of the time of Starlette's."""
+    """A response with a JSON body and no further headers. Its constructor takes a fifth of the time that Starlette's constructor
+    takes."""
 
     media_type = "application/json"
 
@@ -290,16 +291,14 @@ def _as_response(endpoint: Endpoint, result: BaseModel | Mapping[str, Any] | Res
 
 
 def _forget_origin(error: ApiError) -> None:
-    """Remove the traceback of an error, which contains frames that refer to the error.
-
-    The error and the traceback refer to each other. This cycle would keep the body of each rejected request in memory until a
-    complete garbage collection, which is rare."""
+    """Remove the traceback of an error. The error refers to the traceback, and the frames of the traceback refer to the error.
+    Because of this cycle, the body of each rejected request would stay in memory until a full garbage collection, which is rare."""
     error.__traceback__ = error.__context__ = error.__cause__ = None
 
 
 async def _authenticate(endpoint: Endpoint, service: Service, request: Request) -> Principal | None:
-    """Return the owner of the credential of a request; None if the endpoint requires none. Raise ApiError UNAUTHORIZED, FORBIDDEN
-    or RATE_LIMITED."""
+    """Return the owner of the credential of a request. Return None if the endpoint requires no credential. Raise ApiError
+    UNAUTHORIZED, FORBIDDEN or RATE_LIMITED."""
     if endpoint.caller is Caller.ANYONE:
         return None
     principal = _find_principal(endpoint.caller, service, request)
@@ -341,7 +340,7 @@ def _tracker_token(request: Request) -> str:
 
 
 def _reason_of_rejection(caller: Caller, request: Request) -> str | None:
-    """Return the description of the error for a rejected credential; None stands for the general description."""
+    """Return the description of the error for a rejected credential. None means the general description of the error code."""
     if caller is Caller.POSTBACK_KEY:
         return "The postback key in the path is unknown, revoked or expired."
     if caller is Caller.TRACKER:

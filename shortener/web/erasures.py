@@ -24,7 +24,7 @@ class ErasureRequest(RequestModel):
     phone: Text | None = Field(
         None,
         max_length=64,
-        description="Phone number, for example +14085550100. The personal data of all messages to it is erased.",
+        description="Phone number, for example +14085550100. The personal data of all messages to this number is erased.",
     )
     message_id: Text | None = Field(None, max_length=255, description="Id of the message whose personal data is erased.")
 
@@ -90,8 +90,9 @@ ENDPOINTS = [
         body=ErasureRequest,
         response=ErasureResponse,
         errors=(ErrorCode.INVALID_RECIPIENT, ErrorCode.MESSAGE_NOT_FOUND),
-        description="Permanently removes the phone number, metadata and destinations of the messages, and the addresses and user "
-        "agents of their hits, also from events and deliveries. The anonymous rows stay, so that statistics stay correct. The "
+        description="Permanently removes the phone number, metadata and destinations of the messages, and the IP addresses and "
+        "user agents of their hits. They are removed from events and deliveries, too. The anonymous rows stay, so "
+        "that statistics stay correct. The "
         "links respond with 410. A message that waits for its gateway becomes FAILED, and its cost is refunded unless the gateway "
         "may have accepted it. A number without messages is not an error. Data that was already delivered to trackers cannot be "
         "removed.",

@@ -11,7 +11,7 @@ from typing import Any
 
 _REF = "#/components/schemas/"
 
-#: Example values by the name of the field. They are used where the schema accepts them.
+#: Example values by the name of the field. A value is used only if the schema of the field accepts it.
 _VALUES: Mapping[str, Any] = {
     "action": "sale",
     "application_id": 1,
@@ -137,7 +137,8 @@ def example_of_parameter(name: str, schema: Mapping[str, Any]) -> Any:
 
 
 def example_text(name: str, value: Any) -> Any:
-    """Return the example value of a field in place of a text that begins with "test". Return any other value unchanged."""
+    """If the value is a text that begins with "test", return the example value of the field instead. Return any other value
+    unchanged."""
     if not isinstance(value, str) or not value.startswith("test"):
         return value
     return _RESPONSE_VALUES.get(name) or _VALUES.get(name) or value

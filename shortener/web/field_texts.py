@@ -1,8 +1,7 @@
-"""This module contains the descriptions and formats, for the OpenAPI document, of fields that have the same meaning in all schemas.
-
-A model describes a field itself if its meaning is special there. All other fields get their text from here, so that one name has
-one meaning in the whole API. `complete` adds the texts, and the format `date-time` to every time of a response. A test fails if a
-field has no description.
+"""This module contains the descriptions of fields that have the same meaning in all schemas of the OpenAPI document. If a field has
+a special meaning in a model, the model describes the field itself. All other fields get their text from here, so that one name has
+one meaning in the whole API. `complete` adds the texts to the schemas, and adds the format `date-time` to every time of a response.
+A test fails if a field has no description.
 """
 # Tested by tests/web/test_openapi.py
 
@@ -30,8 +29,8 @@ _TEXTS: Mapping[str, str] = {
     "by": "Who made the change: an API key, or the command line.",
     "callbackData": "Data of the caller, from the request.",
     "callback_secret": "The new signing secret. It is shown only once.",
-    "campaign": "Name of the campaign. Empty: the message has none.",
-    "campaignReferenceId": "Name of the campaign. Absent: the message has none.",
+    "campaign": "Name of the campaign. Empty: the message has no campaign.",
+    "campaignReferenceId": "Name of the campaign. Absent: the message has no campaign.",
     "campaigns": "Counts by campaign.",
     "changes": "The changed fields with their new values.",
     "checks": "Result of each check, by the name of the dependency.",
@@ -42,9 +41,13 @@ _TEXTS: Mapping[str, str] = {
     "code": "Code of the short link, the last part of its URL.",
     "company_id": "Number of the company, which Syniverse's events contain as `company-id`.",
     "concurrency": "Number of requests that are sent to the tracker at the same time.",
-    "conversion_actions": "Actions of the conversions that the tracker receives, without regard to case. null: all.",
-    "conversion_dispositions": "Dispositions of the conversions that the tracker receives. none: without a disposition. null: all.",
-    "conversion_fields": "Names of the fields in the JSON that is sent to `conversion_url`. null: a standard set.",
+    "conversion_actions": (
+        "Actions of the conversions that the tracker receives. Upper and lower case make no difference. null: all actions."
+    ),
+    "conversion_dispositions": (
+        "Dispositions of the conversions that the tracker receives. none: conversions without a disposition. null: all conversions."
+    ),
+    "conversion_fields": "Names of the fields in the JSON that is sent to `conversion_url`. null: the default fields.",
     "conversion_id": "Id of the conversion.",
     "conversion_url": "URL that receives each conversion. null: the application has no such URL.",
     "conversionTracking": "Conversion process of the messages.",
@@ -71,7 +74,7 @@ _TEXTS: Mapping[str, str] = {
     "details": "The invalid fields.",
     "device": "Kind of device: phone, tablet, desktop, bot or other. null: not known yet.",
     "disabled_at": "Time when the link was disabled. null: it is enabled.",
-    "disposition": "`positive`, `negative`, or null if neither.",
+    "disposition": "Disposition of the conversion: `positive` or `negative`. null: it has no disposition.",
     "domain": "The domain.",
     "DomainCheckResponse.domain": "The host that was checked.",
     "domains": "Own domains of the application.",
@@ -90,12 +93,12 @@ _TEXTS: Mapping[str, str] = {
     "expires_at": "Time of expiry.",
     "external_message_request_id": "Id of the request in the caller's system. Empty: the request had no such id.",
     "fallback_url": "URL to which an expired link redirects. null: this link, domain or application has no fallback URL.",
-    "fields": "Names of the fields in bodies of the format `json`. null: a standard set.",
+    "fields": "Names of the fields in bodies of the format `json`. null: the default fields.",
     "filter": "The filters that select the links.",
     "finished_at": "Time when the delivery or the update ended. null: not ended yet.",
     "first_rule": "Rule that classified the hit when it was recorded. null: the rule has not changed since.",
     "format": "Format of the body: `scg` (Syniverse), `json` (23 Telecom), `xoxzo` or `infobip`.",
-    "from": "Sender of the message. Empty: the message has none.",
+    "from": "Sender of the message. Empty: the message has no sender.",
     "groupId": "Number of the status group of Infobip.",
     "groupName": "Name of the status group of Infobip.",
     "headers": "Headers that each request to the tracker has, by name.",
@@ -162,8 +165,8 @@ _TEXTS: Mapping[str, str] = {
     "refused": "Refused reports of this page, newest first.",
     "refused_id": "Id of the refused report.",
     "replayed": "Number of deliveries that will be sent again.",
-    "permanent": "true: another attempt cannot deliver the message.",
-    "price": "Price of the message. Absent: there is none.",
+    "permanent": "true: the error is permanent, so another attempt would fail, too.",
+    "price": "Price of the message. Absent: there is no price.",
     "pricePerMessage": "Price of the message as a number.",
     "results": "One entry for each item of the request, in order.",
     "revision": "Number of the revision, from 1.",
@@ -182,7 +185,7 @@ _TEXTS: Mapping[str, str] = {
     "source": "Traffic source of the message: `api` or `campaign`.",
     "state": "Current state.",
     "statistics": "Counts by interval.",
-    "sentAt": "Time when the message was sent, or else rewritten, in Infobip's format.",
+    "sentAt": "Time when the message was sent, in Infobip's format. If it was not sent, the time when it was rewritten.",
     "status": "Always true in a successful response.",
     "success": "Which responses of the tracker mean success.",
     "telecom_message_id": "Message id of the carrier. null: not reported.",
@@ -213,7 +216,9 @@ _EVENT_TEXTS: Mapping[str, str] = {
     "accessed_on": "Time of the first click: YYYY-MM-DD HH:MM:SS in UTC. null: there was no click yet.",
     "application_id": "Id of the application.",
     "bulk_id": "Id of the request that the message belongs to.",
-    "callback_data": "Metadata of the message: its field `callbackData`, or all of it as JSON. null: the message has no metadata.",
+    "callback_data": (
+        "The field `callbackData` of the message's metadata, or all metadata as JSON. null: the message has no metadata."
+    ),
     "city": "Always null.",
     "click": "The click.",
     "click_country": "Country of the network from which the click came, as ISO 3166 code. null: not known.",
@@ -230,13 +235,13 @@ _EVENT_TEXTS: Mapping[str, str] = {
     "device_type": "Always null.",
     "done_at": "Time of delivery to the phone. null: not reported.",
     "entity_id": "Number of the company. null: the application has no such number.",
-    "event": "Name or content of the event.",
+    "event": "Name of the event, or the event itself.",
     "evt-tp": "Type of the event, for example message_state_change.",
     "first_for_link": "true: the first click of the link.",
     "first_for_message": "true: the first click of the message.",
     "fld-val-list": "The fields of the event.",
     "fragments_count": "Number of SMS segments that the carrier billed. null: not reported.",
-    "from_address": "Sender of the message. Empty: none.",
+    "from_address": "Sender of the message. Empty: the message has no sender.",
     "geo_location_info": "Always without content.",
     "has_attachment": "Always false.",
     "key_kind": "Kind of the key that expires. null: the event has none.",

@@ -1,10 +1,10 @@
 """The endpoint that receives delivery reports from gateways. Its path contains the report key of the gateway, and the reference of
 the message.
 
-Gateways call it by GET or POST, with the parameters in the query, in a form or in JSON. The settings of the gateway define the
-meaning of each parameter. A call with a wrong key gets 401 before anything is read. For every other call, the service stores
-the reports that it can read and then responds with 200, because gateways repeat a call without end until they get 200. Reports with
-an unknown message or an unknown status word are only counted.
+Gateways send a GET or POST request, with the parameters in the query, in a form or in JSON. The settings of the gateway define the
+meaning of each parameter. A call with a wrong key gets 401 before anything is read. For every other call, the service stores the
+reports that it can read and then responds with 200, because gateways repeat a call without end until they get 200. Reports with an
+unknown message or an unknown status word are only counted.
 """
 
 from __future__ import annotations

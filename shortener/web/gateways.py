@@ -73,7 +73,7 @@ class GatewayCreateRequest(GatewayLimits):
 
 
 class GatewayUpdateRequest(GatewayLimits):
-    """The fields to change. Absent fields keep their values; null in a limit resets it to the setting of the installation."""
+    """The fields to change. Absent fields keep their values. If a limit is null, the setting of the installation applies again."""
 
     name: Text | None = Field(None, max_length=64, description="New name of the gateway.")
     settings: dict[str, Any] | None = Field(
@@ -105,7 +105,7 @@ class GatewayFields(ResponseModel):
         description=("Whether the gateway may have a private IP address. Only the command line can permit it.")
     )
     on_doubt: Literal["resend", "hold"] = Field(
-        description="What happens to a message if the gateway's response to it is missing: resend or hold."
+        description="What happens to a message if the response of the gateway is missing: resend or hold."
     )
     max_attempts: int
     timeout: float
@@ -113,8 +113,10 @@ class GatewayFields(ResponseModel):
     max_per_second: float | None
     schedule: list[float]
     settings: dict[str, Any] = Field(
-        description="Settings for this kind of gateway, without credentials. In the query of the URL, *** stands for a value "
-        "that may be a credential."
+        description=(
+            "Settings for this kind of gateway, without credentials. In the query of the URL, *** replaces each value that may be"
+            " a credential."
+        )
     )
     report_url: str = Field(description="URL for delivery reports of the gateway. The service adds the reference of each message.")
     health: GatewayHealthFields
@@ -263,7 +265,7 @@ ENDPOINTS = [
         can_rotate=True,
         response=GatewayResponse,
         errors=_ERRORS,
-        description="New `settings` also close an open circuit breaker, and so does `enabled: true` for a disabled gateway.",
+        description="New `settings` also close an open circuit breaker. `enabled: true` for a disabled gateway does the same.",
     ),
     Endpoint(
         "DELETE",
@@ -287,7 +289,8 @@ ENDPOINTS = [
         response=GatewayTestResponse,
         errors=(ErrorCode.INVALID_RECIPIENT, ErrorCode.OPTED_OUT),
         description="Hands one message on in one attempt of at most 15 seconds, and returns what the gateway responded. The "
-        "message really goes to the number. It is not stored and costs no balance. A number on the opt-out list of the application "
+        "gateway really sends the message to the number. The message is not stored, and its cost is not deducted from"
+        " the balance. A number on the opt-out list of the application "
         "gets `OPTED_OUT`.",
     ),
 ]

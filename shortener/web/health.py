@@ -1,11 +1,11 @@
 """Endpoints for orchestrators, Prometheus and reverse proxies: liveness, readiness, metrics and the domain check.
 
 `/healthz` checks nothing, so that an unavailable database never causes the restart of a healthy process. `/readyz` checks every
-dependency with a time limit. It responds with 503 if a required dependency is unavailable, and from the start of a shutdown, so
-that a load balancer uses other nodes. A node whose database does not respond or rejects writes stays ready while Redis responds,
-because it can redirect links from the cache. `/metrics` reads numbers in memory. A reverse proxy that requests certificates on
-demand calls `/internal/domain-check` to check whether a domain belongs to this installation. Without this check a stranger could
-make the proxy request certificates for any name.
+dependency with a time limit. It responds with 503 if a required dependency is unavailable or after a shutdown has begun, so that a
+load balancer uses other nodes. If the database does not respond or rejects writes, a node stays ready while Redis responds, because
+it can redirect links from the cache. `/metrics` reads numbers in memory. A reverse proxy that requests certificates on demand calls
+`/internal/domain-check` to check whether a domain belongs to this installation. Without this check a stranger could make the proxy
+request certificates for any name.
 
 None of these endpoints requires a credential. Their responses contain only names, states and numbers. They respond on the host of
 BASE_URL, on localhost and on IP addresses. The domain check responds to every Host header except an application's own domain,
@@ -93,7 +93,7 @@ async def readyz(call: Call[None, None]) -> Response:
 
 
 async def domain_check(call: Call[DomainQuery, None]) -> DomainCheckResponse:
-    """Respond with 404 if no link of this installation can be on the domain."""
+    """Respond with 404 if this installation serves no links on the domain."""
     host = call.query.domain.lower().rstrip(".")
     domain = call.service.directory.domain(host)
     if not (domain and not domain.disabled) and host != urlsplit(call.service.settings.base_url).hostname:
@@ -161,7 +161,7 @@ ENDPOINTS = [
         _TAG,
         Caller.ANYONE,
         response=LivenessResponse,
-        description="Checks no dependency. Restart the process if this does not respond.",
+        description="Checks no dependency. Restart the process if this call gets no response.",
     ),
     Endpoint(
         "GET",
@@ -172,8 +172,10 @@ ENDPOINTS = [
         Caller.ANYONE,
         response=ReadinessResponse,
         other_responses={503: ReadinessResponse},
-        description="503 while a required dependency is unavailable, and from the start of a shutdown. A node without its "
-        "database stays ready while Redis responds, because it redirects links from the cache.",
+        description=(
+            "Returns 503 while a required dependency is unavailable, and after a shutdown has begun. If the database is "
+            "unavailable, a node stays ready while Redis responds, because it redirects links from the cache."
+        ),
     ),
     Endpoint(
         "GET",
@@ -195,7 +197,10 @@ ENDPOINTS = [
         query=DomainQuery,
         response=DomainCheckResponse,
         errors=(ErrorCode.NOT_FOUND,),
-        description="For a reverse proxy that requests certificates on demand (`ask` in Caddy). Returns 200 for an enabled "
-        "domain of an application and for the host of BASE_URL, else 404. The proxy must not forward /internal/ from outside.",
+        description=(
+            "For a reverse proxy that requests certificates on demand (`ask` in Caddy). Returns 200 for an enabled domain of an "
+            "application and for the host of BASE_URL, and 404 otherwise. The proxy must not forward requests for /internal/ from"
+            " outside."
+        ),
     ),
 ]

@@ -1,15 +1,14 @@
-"""This module implements the header Idempotency-Key: a repeat of a POST request with the same key gets the first response, and
-nothing is created again.
+"""This module implements the header Idempotency-Key: a repeat of a POST request with the same key gets the first response and
+creates nothing a second time.
 
 Every POST with an API key accepts the header. It has no effect on requests that store nothing, such as previews. The stored
 response is returned only to the API key that sent the first request. If another API key sends the same Idempotency-Key, the service
 performs the request. The permission for the endpoint is checked before this module runs.
 
-Only successful responses are stored: a request that was rejected created nothing, so its repeat is checked again. If the database
-becomes unavailable after the request was performed, its caller gets the response, but it is not stored.
-
-If the commit of the request was cut (CommitUncertain), its repeats get OUTCOME_UNKNOWN and are not performed, because the request
-may be stored. The process stores this when the database is available again.
+Only successful responses are stored. A request that was rejected created nothing, so the service checks a repeat of it again. If
+the database becomes unavailable after the request was performed, the caller gets the response, but the response is not stored. If
+the connection to the database ended during the commit of the request (CommitUncertain), its repeats get OUTCOME_UNKNOWN and are not
+performed, because the request may be stored. The process stores this error as the response when the database is available again.
 """
 
 from __future__ import annotations
@@ -57,7 +56,8 @@ _UNKNOWN = (
     "The connection to the database ended while the first request with this Idempotency-Key was being stored, so it is not known "
     "whether it was stored. Read the data first. If it is missing, send the request with a new Idempotency-Key."
 )
-_tasks: set[asyncio.Task[None]] = set()  # the tasks of `_store_unknown`, so that no garbage collection ends them
+# The tasks of `_store_unknown`; without this reference, a garbage collection could end them
+_tasks: set[asyncio.Task[None]] = set()
 
 
 def idempotency_key(request: Request) -> str | None:
@@ -118,7 +118,7 @@ async def respond_once(
 
 async def _store_unknown(service: Service, request: RequestKey, claimed_at: datetime) -> None:
     """Store OUTCOME_UNKNOWN as the response to a request that was claimed at `claimed_at`, as soon as the database is available.
-    Give up after CLAIM_LEASE, and do nothing if a repeat has taken the claim over."""
+    Stop trying after CLAIM_LEASE. Store nothing if a repeat has taken the claim over."""
     body = orjson.dumps(ApiError(ErrorCode.OUTCOME_UNKNOWN, _UNKNOWN).body()).decode()
     response = FirstResponse(ErrorCode.OUTCOME_UNKNOWN.http_status, service.secret.encrypt(body))
     loop = asyncio.get_running_loop()

@@ -1,9 +1,9 @@
 """The endpoint POST /api/v1/sms/inbound, which receives the replies of recipients, and the endpoints for the opt-out list that
 replies change.
 
-A reply that is a stop word (STOP, UNSUBSCRIBE, ...) puts the recipient on the opt-out list of the application; START removes them.
-A reply also counts as a conversion of the latest message to the recipient (Syniverse: "Replying to a message can also be a
-conversion event", with a positive or negative disposition). The text of a reply is not stored.
+A reply with a stop word (STOP, UNSUBSCRIBE, ...) puts the recipient on the opt-out list of the application. The reply START removes
+the recipient from the list. A reply also counts as a conversion of the latest message to the recipient (Syniverse: "Replying to a
+message can also be a conversion event", with a positive or negative disposition). The text of a reply is not stored.
 """
 
 from __future__ import annotations
@@ -50,13 +50,17 @@ class InboundMessage(RequestModel):
         "",
         max_length=100,
         validation_alias=AliasChoices("inbound_id", "id", "message_id"),
-        description="Id of the reply. Calls with one id count as one reply. Without ids, all replies to a message count as one.",
+        description=(
+            "Id of the reply. Calls with the same id count as one reply. Without ids, all replies to a message count as one reply."
+        ),
         examples=["mo-1"],
     )
     timestamp: Time | None = Field(
         None,
-        description="Time of the reply (UTC without a zone). Default: now. A time before the year 2000 or more than 24 hours in "
-        "the future is replaced by now.",
+        description=(
+            "Time of the reply (UTC without a zone). Default: now. A time before the year 2000 or more than 24 hours in the "
+            "future is replaced by the current time."
+        ),
     )
 
 
@@ -66,10 +70,10 @@ class InboundResponse(ResponseModel):
     status: Literal[True] = True
     opted_out: bool = Field(description="Whether the person is on the opt-out list after this reply.")
     keyword: Literal["stop", "start"] | None = Field(
-        description="stop: the text is a stop word. start: the text is a word that ends an opt-out. null: neither."
+        description="stop: the text is a stop word. start: the text is a word that ends an opt-out. null: the text is neither."
     )
     message_id: str | None = Field(
-        description="Id of the latest message to the person, to which the reply belongs. null: there is none."
+        description="Id of the latest message to the person, to which the reply belongs. null: there is no such message."
     )
     conversion_id: str | None = Field(
         description="Id of the conversion with the action `reply` that was recorded. null: there is no message to the person."
@@ -181,8 +185,9 @@ ENDPOINTS = [
         body_forms=True,
         response=InboundResponse,
         errors=(ErrorCode.INVALID_RECIPIENT,),
-        description="A reply that is a stop word such as STOP puts the number on the opt-out list of the application, and START "
-        "removes it. Later sends to the number get `OPTED_OUT`. The reply also counts as a conversion of the latest message to the "
+        description="A reply with a stop word such as STOP puts the number on the opt-out list of the application, and the reply "
+        "START removes the number. Later sends to a number on the list get `OPTED_OUT`. The reply also counts as a "
+        "conversion of the latest message to the "
         "number, with the action `reply`; the disposition is negative for stop words. The text of the reply is not stored.",
     ),
     Endpoint(

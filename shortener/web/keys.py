@@ -1,7 +1,7 @@
 """The endpoints that create, list, change and revoke API keys, and rotate tracker tokens. All require the permission `admin`.
 
-A key can grant only permissions that it has itself, and no higher rate limit than its own, and it cannot revoke itself. So a caller
-can neither gain rights nor lock itself out.
+A key can grant only permissions that it has itself, and no higher rate limit than its own. It cannot revoke itself. Therefore a
+caller can neither get more permissions nor lock itself out.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class KeyFields(ResponseModel):
     rate_limit: int | None
     created_at: str
     revoked_at: str | None
-    is_current: bool = Field(description="true: this request was sent with the key.")
+    is_current: bool = Field(description="true: this is the key with which the request was sent.")
 
 
 class KeyResponse(ResponseModel):

@@ -1,7 +1,7 @@
 """This module makes and sends large JSON responses in pieces, so that other requests continue between two pieces.
 
-A rewrite of a thousand texts has a response of up to 10 MB. One serialization of it, and one write to the socket, would stop the
-event loop for a tenth of a second.
+A rewrite of a thousand texts has a response of up to 10 MB. Serializing it at once, and writing it to the socket at once, would
+stop the event loop for a tenth of a second.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 PIECE_ENTRIES = 50  # The number of entries of a list that are converted or serialized without a pause.
-#: A list with more entries makes a response large. A send pipeline's usual request has at most a hundred messages.
+#: A response is large if it contains a list with more entries than this. The usual request of a send pipeline has at most a hundred
+#: messages.
 MAX_ENTRIES_AT_ONCE = 200
 
 
@@ -55,7 +56,8 @@ def is_large(content: Mapping[str, Any]) -> bool:
 
 
 async def serialize_in_pieces(content: Mapping[str, Any]) -> list[bytes]:
-    """Return the JSON of `content` in pieces; joined, they are what `orjson.dumps` returns. Other tasks run between two pieces."""
+    """Return the JSON of `content` in pieces. The joined pieces equal the result of `orjson.dumps`. Other tasks run between two
+    pieces."""
     pieces: list[bytes] = []
     separator = b"{"
     for name, value in content.items():

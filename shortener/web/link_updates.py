@@ -82,7 +82,7 @@ async def update_many(call: Call[None, LinksUpdateRequest]) -> dict[str, Any]:
     requested = requested_changes(request)
     changes = parse_changes(requested, call.principal.application, service.link_hosts, service.clock())
     if request.campaign is None and request.destination is None and request.label is None:
-        reason = "must be present, or destination or label, because they select the links"
+        reason = "at least one of campaign, destination and label must be present, because these fields select the links"
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("campaign", reason)])
     selection = LinkSelection(request.campaign, request.destination and spellings_of(request.destination)[-1], request.label)
     actor, owner = call.audit.actor, call.application_id
@@ -92,7 +92,7 @@ async def update_many(call: Call[None, LinksUpdateRequest]) -> dict[str, Any]:
         return find_update(connection, LINK_UPDATE_IDS.encode(update_id), owner)
 
     created = await service.database.write(write)
-    with contextlib.suppress(StoreUnavailable):  # the update exists; its job counts the links when the database is back
+    with contextlib.suppress(StoreUnavailable):  # the update exists; its job counts the links when the database is available again
         await service.link_updates.perform(created.id, seconds=COUNT_SECONDS, until_counted=True)
         created = await service.database.read(find_update, LINK_UPDATE_IDS.encode(created.id), owner)
     service.link_updates.wake_up.notify()

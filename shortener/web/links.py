@@ -55,8 +55,8 @@ class LinkFields(ResponseModel):
     state: Literal["live", "expired", "off"]
     off_by: DisabledBy | None = Field(
         description=(
-            "What is disabled, so that the link does not redirect: the link itself, its domain, its application, or its blocked "
-            "destination host. null: nothing."
+            "The reason why the link does not redirect: the link itself, its domain or its application is disabled, or its "
+            "destination host is blocked. null: there is no such reason."
         )
     )
     enabled: bool = Field(description="false if the link itself is disabled.")
@@ -111,8 +111,10 @@ class LinksExportQuery(Period):
     )
     basis: Literal["event", "sent"] = Field(
         "event",
-        description="Has no effect, because the time of a link is always the creation of its message. It is accepted because the "
-        "statistics have this parameter.",
+        description=(
+            "Has no effect, because the time of a link is always the time when its message was created. The parameter is accepted"
+            " because the statistics have it."
+        ),
     )
     tz: TimeZoneName = "UTC"
 
@@ -297,8 +299,8 @@ ENDPOINTS = [
         permission="sms.read",
         response=LinkResponse,
         description=(
-            "Returns the destination and the state of a short link, the reason if it does not redirect, and the changes that "
-            "were made to it after its message was rewritten."
+            "Returns the destination and the state of a short link. If the link does not redirect, the response contains the "
+            "reason. It also contains the changes of the link since its message was rewritten."
         ),
     ),
     Endpoint(
@@ -311,7 +313,8 @@ ENDPOINTS = [
         body=LinkUpdateRequest,
         response=ChangedLinkResponse,
         errors=(ErrorCode.CONFLICT,),
-        description="Changes a link at once on every node. The history stores who changed what and when. Hits on a disabled link "
+        description="Changes a link at once on every node. The history of the link stores each change with its time and its "
+        "author. Hits on a disabled link "
         "are stored but are not clicks. A link whose message was erased cannot be changed.",
     ),
 ]

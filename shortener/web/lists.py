@@ -92,7 +92,9 @@ class ClickFields(ResponseModel):
     browser: str | None
     user_agent: str
     address: str = Field(
-        description="IP address of the client. IP_PRIVACY determines whether it is stored completely, shortened, or not at all."
+        description=(
+            "IP address of the client. IP_PRIVACY determines whether the service stores it completely, shortened, or not at all."
+        )
     )
     click_country: str | None = Field(
         description="Country of the client's IP address, from NETWORK_FILES. null: unknown, or no file is configured."
@@ -293,13 +295,14 @@ _PAGES = (
     "rows are read to fill one page."
 )
 _ADDS_UP = (
-    "With `metric`, the number of hits is the figure of `/api/v1/sms/stats` with the same filters, while the hits are stored "
-    "(HIT_RETENTION_DAYS). The period covers complete time slots of 15 minutes, as in the statistics."
+    "With `metric`, the number of hits equals the figure of `/api/v1/sms/stats` with the same filters, as long as the hits are "
+    "stored (HIT_RETENTION_DAYS). The period covers complete time slots of 15 minutes, as in the statistics."
 )
 _EVENTS = (
     f"The event log: each event that trackers can subscribe to ({', '.join(EVENT_NAMES)}). {_PAGES} `since` and `until` apply to "
-    "the time of the event. An event that was reported more than two days after its time, such as a conversion with an old "
-    "`timestamp`, is missing if `until` is more than two days before the report. `/api/v1/conversions` has no such limit."
+    "the time of the event. Some events are reported long after their time, such as a conversion with an old `timestamp`. An "
+    "event that was reported more than two days after its time is missing in the list if `until` is more than two days before the"
+    " report. `/api/v1/conversions` has no such limit."
 )
 
 

@@ -47,7 +47,7 @@ class ExportQuery(Period):
     """Filters of messages. The period refers to the creation of a message."""
 
     state: Annotated[StateName, BeforeValidator(_to_upper_case)] | None = Field(
-        None, description="Only messages whose current state is this one."
+        None, description="Only messages with this current state."
     )
     to: Annotated[str, AfterValidator(_as_e164)] | None = Field(
         None, description="Only messages to this phone number: in E.164, or in any notation that a rewrite accepts."
@@ -57,8 +57,10 @@ class ExportQuery(Period):
 
     metric: MessageMetric | None = Field(
         None,
-        description="Only the messages that this figure of /api/v1/sms/stats counts. As in the statistics, the period is extended "
-        "to complete time slots of 15 minutes, and `basis` selects the time that counts.",
+        description=(
+            "Only the messages that this figure of /api/v1/sms/stats counts. As in the statistics, the period is extended to "
+            "complete time slots of 15 minutes, and `basis` selects which time must be in the period."
+        ),
     )
     basis: Literal["event", "sent"] = Field(
         "event",
@@ -151,7 +153,10 @@ class ConversionStatus(ResponseModel):
     transaction_id: str | None
     status: str | None
     disposition: str | None = Field(
-        description="Disposition of the conversion: positive, negative, or null. It is reported, or derived from the status word."
+        description=(
+            "Disposition of the conversion: positive, negative, or null. It was reported, or the service derived it from the "
+            "status word."
+        )
     )
     pending: bool = Field(description="true: the status word means a pending conversion, and no disposition was reported.")
     value: str | None = Field(description="Value of the conversion as a decimal string.")
@@ -312,12 +317,14 @@ ENDPOINTS = [
         permission="sms.read",
         query=CsvQuery,
         media_type="text/csv",
-        description="Exports all messages that match the filters, newest first, in UTF-8. `url`, `label` and `destination` belong"
-        " to the first link, or with `rows=links` to the link of the line; `clicked_url` is the URL of the first "
-        "click. `conversions` is the number of all conversions of the message. `value` is the sum of their values that are neither "
-        "negative nor pending, for each currency in `currency`, separated by semicolons. Both count like `GET /api/v1/sms/stats`. "
-        "A cell that begins like a formula gets an apostrophe in front; numbers and phone numbers do not, also masked "
-        "ones. If "
-        "the connection is cut off, the export is incomplete.",
+        description=(
+            "Exports all messages that match the filters, newest first, in UTF-8. `url`, `label` and `destination` belong to the "
+            "first link of the message, or with `rows=links` to the link of the line. `clicked_url` is the URL of the first "
+            "click. `conversions` is the number of all conversions of the message. `value` is the sum of the values of "
+            "conversions that are neither negative nor pending. If there are several currencies, `value` has one sum for each "
+            "currency in `currency`, separated by semicolons. Both columns count conversions like `GET /api/v1/sms/stats`. A cell"
+            " that begins like a formula gets an apostrophe in front. Numbers and phone numbers get none, even if they are "
+            "masked. If the connection ends early, the export is incomplete."
+        ),
     ),
 ]

@@ -1,8 +1,7 @@
-"""This module looks for a credential that may be newer than the accounts in memory, and limits the wrong credentials of a client.
-
-A request with an unknown credential causes a read of the database. So the limit is checked first: a client above the limit gets
-429, and nothing is read. If the accounts cannot be read, the request gets 503, because the credential may be new and valid: after
-401, a tracker or a gateway would not report again.
+"""This module searches for a credential that may be newer than the accounts in memory, and limits how many wrong credentials a
+client may send. A request with an unknown credential causes a read of the database. Therefore the limit is checked first: a client
+above the limit gets 429, and the database is not read. If the accounts cannot be read, the request gets 503, because the credential
+may be new and valid: after 401, a tracker or a gateway would not report again.
 """
 
 # Tested by tests/web/test_callers.py

@@ -56,7 +56,7 @@ SECURITY: Mapping[Caller, list[dict[str, list[str]]]] = {
     Caller.POSTBACK_KEY: [],
 }
 
-_MESSAGE_ID = "Id of the message, as returned by the rewrite."
+_MESSAGE_ID = "Id of the message, as the rewrite returned it."
 #: Descriptions of the parameters in paths.
 PATH_PARAMETERS: Mapping[str, str] = {
     "message_id": _MESSAGE_ID,
@@ -65,7 +65,7 @@ PATH_PARAMETERS: Mapping[str, str] = {
     "tracker_id": "Id of the tracker (the endpoint that receives events).",
     "delivery_id": "Id of the delivery.",
     "event_id": "Public id of the event, as in the header `webhook-id` of its deliveries.",
-    "processKey": "Key of the conversion process, as returned by the report of its end.",
+    "processKey": "Key of the conversion process. The report of the end of a process returns it.",
     "code": "Code of the short link.",
     "gateway_id": "Id of the gateway.",
     "number": "Phone number in E.164, with the plus sign as %2B.",
@@ -116,8 +116,8 @@ REDIRECT: Mapping[str, Any] = {
     "operationId": operation_id("GET", "/{code}"),
     "summary": "Follow a short link",
     "description": "A handset calls this when a person taps a link. The service stores every hit and redirects it. The first hit "
-    "by a person is the click that moves the message to CLICKTHRU. Everything behind the code that is neither a letter nor a digit "
-    "is ignored. On a domain with a path, the code is behind that path. HEAD gets the same "
+    "by a person is the click that moves the message to CLICKTHRU. Characters after the code that are neither letters nor digits "
+    "are ignored. On a domain with a path, the code follows that path. HEAD gets the same "
     "response and never counts as a click.",
     "tags": [HANDSET],
     "security": [],

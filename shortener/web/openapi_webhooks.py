@@ -1,7 +1,7 @@
 """The `webhooks` of the OpenAPI document: the requests that the service sends to trackers, one for each event.
 
-The schemas and examples come from sample events that `delivery/formats.py` renders, as for a real delivery. So they contain exactly
-the fields that trackers receive. A field that is absent or null in one of the sample events may be null.
+The schemas and examples come from sample events that `delivery/formats.py` renders, as for a real delivery. Therefore they contain
+exactly the fields that trackers receive. If a field is absent or null in one of the sample events, the schema permits null.
 """
 # Tested by tests/web/test_openapi_webhooks.py
 
@@ -30,23 +30,27 @@ _EVENTS: Mapping[str, str] = {
     "late_click": "Somebody followed an expired link.",
     "conversion": "A conversion was reported, or changed by a later report (`revision`).",
     "delivery": "A delivery report was received.",
-    "click_retracted": "A click turned out to be a program, so it does not count any more.",
+    "click_retracted": "A click was later classified as a program, so it no longer counts.",
     operations.TRACKER_DISABLED: "A tracker was disabled, because it responded with 410.",
     operations.DELIVERY_DEAD: "Deliveries to a tracker failed for the last time. They can be replayed.",
     operations.KEY_EXPIRING: "A key or token expires soon.",
 }
 _HEADERS: Mapping[str, str] = {
-    "webhook-id": "Id of the event, the same in all attempts. Use it to drop repeats.",
+    "webhook-id": "Id of the event, the same in all attempts. Use it to recognise repeated deliveries.",
     "webhook-timestamp": "Time of the attempt in seconds since 1970.",
-    "webhook-signature": "Signature of Standard Webhooks: `v1,` and base64. Several during a rotation, separated by spaces.",
+    "webhook-signature": (
+        "Signature of Standard Webhooks: `v1,` and base64. During a rotation there are several signatures, separated by spaces."
+    ),
     "X-Webhook-Timestamp": "Time of the attempt in seconds since 1970 (23 Telecom).",
-    "X-Webhook-Signature": "Signature of 23 Telecom: `sha256=` and hex. Several during a rotation, separated by commas.",
+    "X-Webhook-Signature": (
+        "Signature of 23 Telecom: `sha256=` and hex. During a rotation there are several signatures, separated by commas."
+    ),
 }
 _RESPONSES: Mapping[str, str] = {
-    "200": "The event was received. Which statuses mean success is an option of the tracker; default: 2xx.",
+    "200": "The tracker has received the event. An option of the tracker determines which statuses mean success; default: 2xx.",
     "410": "The tracker is disabled, and receives no further events.",
-    "429": "The event is sent again later, and the rate of the tracker is lowered. `Retry-After` is honoured.",
-    "503": "The event is sent again later. `Retry-After` is honoured.",
+    "429": "The event is sent again later, not before the time in `Retry-After`, and the rate of the tracker is lowered.",
+    "503": "The event is sent again later, not before the time in `Retry-After`.",
 }
 
 

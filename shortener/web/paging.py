@@ -27,7 +27,7 @@ ByteOrderMark = Annotated[
 
 
 class Cursors:
-    """An encoder of the cursors of one kind of list. `name` is the kind; a cursor with another kind is rejected."""
+    """Encodes and decodes the cursors of one kind of list. `name` is the kind. The cursor of another kind of list is rejected."""
 
     def __init__(self, secret: Secret, name: str) -> None:
         self._ids = ClickIds(secret.key(name))

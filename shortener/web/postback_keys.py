@@ -60,7 +60,7 @@ class NewPostbackKeyResponse(ResponseModel):
     postback_key: str
     url: str = Field(description="Postback URL for the network. The network adds the parameters of each conversion to it.")
     previous_valid_until: str | None = Field(
-        None, description="Time when the replaced postback key expires (UTC). null: this key replaces none."
+        None, description="Time when the replaced postback key expires (UTC). null: this key did not replace another key."
     )
 
 

@@ -1,10 +1,10 @@
 """This module reads the parameters of a conversion report from a query and a body in any of several formats.
 
 Networks send postbacks by GET and by POST, with the parameters in the query, in a form, in multipart, or in JSON, often with a
-Content-Type that does not match. So the content decides: a body that is a JSON object is JSON, and anything else is a form. A JSON
-body may have a byte order mark, and a body may be compressed. A URL that was copied from HTML may contain entities: `&amp;`
-separates parameters like `&`, and `&lt;` and `&gt;` are read as < and >. Text that is not UTF-8 is read as Windows-1252, with a
-warning, so that no report is lost.
+Content-Type that does not match. Therefore the content decides, and not the Content-Type: a body that is a JSON object is read as
+JSON, and any other body as a form. A JSON body may have a byte order mark, and a body may be compressed. A URL that was copied from
+HTML may contain entities: `&amp;` separates parameters like `&`, and `&lt;` and `&gt;` are read as < and >. Text that is not UTF-8
+is read as Windows-1252, with a warning, so that no report is lost.
 """
 # Tested by tests/web/test_report_input.py
 
@@ -29,7 +29,7 @@ from shortener.model import mutable_record
 from shortener.web.call_headers import find_header
 from shortener.web.request_body import MAX_FORM_FIELDS, BodyLimits, read_body
 
-MAX_BODY_BYTES = 256 * 1024  # maximum size of a body; only 4 KiB of its parameters are stored
+MAX_BODY_BYTES = 256 * 1024  # maximum size of a body in bytes; at most 4 KiB of its parameters are stored
 MAX_INTEGER_DIGITS = 40
 MAX_BODY_EXCERPT = 1000  # maximum length of an unparsed body in the list of refused reports, in characters
 
@@ -178,7 +178,7 @@ def _parse_form(content: bytes, found: ReportInput, what: str) -> list[tuple[str
 
 
 def _field_name(part: Message, found: ReportInput) -> str:
-    """Return the name of the field in a part of a multipart form, or "" if it has none.
+    """Return the name of the field in a part of a multipart form, or "" if the part has no name.
 
     Clients send names that are not ASCII as UTF-8. `Message.get_param` would replace their bytes in the original header."""
     for header, value in part.raw_items():

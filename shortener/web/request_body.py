@@ -1,8 +1,8 @@
 """This module reads and parses the body of a request without blocking other requests.
 
-The service counts the values of a JSON body while the body arrives, and stops reading at the limit: to parse millions of values
-would block the process for seconds. Sizes of lists and objects are checked before the model validates their items. A large body is
-parsed and validated in a separate thread, so that the event loop can handle other requests meanwhile.
+The service counts the values of a JSON body while the body arrives, and stops reading at the limit, because parsing millions of
+values would block the process for seconds. Sizes of lists and objects are checked before the model validates their items. A large
+body is parsed and validated in a separate thread, so that the event loop can handle other requests meanwhile.
 
 Every function raises ApiError: BODY_TOO_LARGE, UNSUPPORTED_MEDIA_TYPE, INVALID_JSON, BATCH_TOO_LARGE or INVALID_REQUEST.
 """

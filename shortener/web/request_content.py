@@ -1,8 +1,8 @@
 """This module returns the content of a rewrite request, which is compared with the content of the first request with the same
 Idempotency-Key.
 
-The content has only the fields that the caller sent, in a fixed order. So a new release with new fields, or with another default,
-still recognizes a request that an earlier release stored.
+The content has only the fields that the caller sent, in a fixed order. Therefore a new release with new fields, or with another
+default, still recognizes a request that an earlier release stored.
 
 Release 0.2 also stored the defaults of all fields. `content_of_0_2` returns that form, so that a request is recognized after an
 upgrade from 0.2. Stored contents are deleted after 24 hours, so the next release no longer needs the function.

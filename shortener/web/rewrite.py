@@ -34,7 +34,7 @@ _FORMS: dict[Any, str] = {RewriteMessage: "single", RewriteBatch: "batch", Xoxzo
 def _form_of(value: Any) -> str:
     """Return the format of a request: native, batch, Xoxzo or Infobip. The names of its fields determine the format."""
     if not isinstance(value, dict):
-        # pydantic also calls this function to serialize a request; the value is then a model.
+        # pydantic also calls this function when it serializes a request. The value is then a model.
         return _FORMS.get(type(value), "single")
     if "messages" in value:
         messages = value["messages"]

@@ -1,5 +1,5 @@
-"""This module contains what all rewrite endpoints share: it reads the Idempotency-Key, calls the rewriter, and lists the errors of
-the rewriter for the documentation."""
+"""This module contains the code that all rewrite endpoints share. It reads the Idempotency-Key, calls the rewriter, and lists the
+errors of the rewriter for the documentation."""
 # Tested by tests/web/test_rewrite.py
 
 from __future__ import annotations

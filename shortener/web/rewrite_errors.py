@@ -29,8 +29,8 @@ async def complete_error(
 ) -> ApiError:
     """Return an error with the details of `error` and the problems that the rewriter finds in the other fields.
 
-    The details are in the order of the messages. The code is that of the first detail. If `is_stored` is false, problems that
-    depend on stored messages are missing."""
+    The details are in the order of the messages. The error code is the code of the first detail. If `is_stored` is false, problems
+    that depend on stored messages are missing."""
     messages = error.data["messages"] if is_batch else [error.data]
     if not isinstance(messages, list) or len(messages) > service.settings.batch_limit:
         return error

@@ -50,8 +50,8 @@ RequestId = Annotated[
 #: What happens to a recipient that is not valid.
 OnInvalid = Literal["fail", "skip"]
 _ON_INVALID = (
-    "fail: the whole request is rejected. skip: the valid recipients are stored, and the response contains an error in the place "
-    "of each other one."
+    "fail: the whole request is rejected. skip: the messages to valid recipients are stored, and the response contains an error "
+    "in place of each other recipient."
 )
 
 

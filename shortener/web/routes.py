@@ -1,7 +1,8 @@
 """The router of the HTTP API, which finds the endpoint of a request, and the table of the modules that define endpoints.
 
-The modules and their models take a fifth of a second and 10 MB, and most installations use few of them. Therefore the router
-imports a module in a thread when the first request for one of its paths arrives. `endpoints.py` imports all of them.
+The import of all modules with their models takes a fifth of a second and 10 MB of memory, and most installations use only a few of
+them. Therefore the router imports a module in a thread when the first request for one of its paths arrives. `endpoints.py` imports
+all of them.
 
 The router finds a path without parameters in a dictionary. Starlette's router would compare each request with one path after
 another, and pass it through three layers that handle errors; an endpoint handles its errors itself.
@@ -54,7 +55,7 @@ MODULES: Mapping[str, tuple[str, ...]] = {
     "conversion_lists": ("/api/v1/conversions",),
     "vendors.infobip_conversions": ("/ct/1/",),
     "messages": ("/api/v1/sms/status/", "/api/v1/sms/messages"),
-    # The link updates are before the links: otherwise the router would take `updates` for a code.
+    # The link updates are before the links, because the router would otherwise read `updates` as the code of a link.
     "link_updates": ("/api/v1/links/update",),
     "links": ("/api/v1/links",),
     "domains": ("/api/v1/domains",),
@@ -92,7 +93,7 @@ UNKNOWN_PATH = "(unknown)"
 
 
 def _tables(endpoints: Iterable[Endpoint]) -> tuple[dict[str, Methods], Patterns]:
-    """Return the endpoints without parameters by path, and the patterns of those with parameters."""
+    """Return the endpoints whose path has no parameters, by path. Also return the patterns of the paths with parameters."""
     by_path: dict[str, Methods] = {}
     by_pattern: dict[str, Methods] = {}
     patterns: Patterns = []

@@ -2,8 +2,8 @@
 
 The names of the fields, the statuses and the error codes are those of 23 Telecom. A call is atomic: all recipients are queued or
 none. Recipients that the service must not send to (opted out, no price for the country) are left out, with their status in
-`results`. If all recipients are left out, the response is the error of the first one. The body may also contain the options of a
-rewrite, such as `campaign` and `metadata`.
+`results`. If all recipients are left out, the response is the error of the first recipient. The body may also contain the options
+of a rewrite, such as `campaign` and `metadata`.
 """
 
 from __future__ import annotations
@@ -108,8 +108,10 @@ class SendSummaryFields(ResponseModel):
         description="Number of recipients that could not be queued. Always 0, because a call is queued completely or rejected."
     )
     config_error_count: int = Field(
-        description="Number of recipients with the status config_error. Always 0, because a call without a gateway is accepted, "
-        "with `sent` false."
+        description=(
+            "Number of recipients with the status config_error. Always 0: if the application has no gateway, the call is "
+            "accepted, with `sent` false."
+        )
     )
     db_error_count: int = Field(
         description="Number of recipients that could not be stored. Always 0, because a call is stored completely or rejected."
@@ -269,7 +271,8 @@ def translate_error(error: ApiError) -> ApiError:
 
 
 def _translate(code: ErrorCode, field: str) -> ErrorCode:
-    """Return the code that 23 Telecom uses for a code of this service. `field` is the path of the field that is not valid."""
+    """Return the code of 23 Telecom that corresponds to an error code of this service. `field` is the path of the field that is not
+    valid."""
     if code is ErrorCode.INVALID_REQUEST:
         name = field.partition(".")[0]
         return _FIELD_CODES.get(name, code if name else ErrorCode.INVALID_BODY)

@@ -1,4 +1,4 @@
-"""The endpoints that list the messages which gateways send, and that resend or discard held messages."""
+"""The endpoints that list the messages in the queues of gateways, and that resend or discard held messages."""
 # Tested by tests/web/test_sends.py
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class SendFields(ResponseModel):
     next_attempt_at: str | None = Field(description="Time of the next attempt. null: no attempt is planned.")
     last_error: str | None = Field(description="Reason of the last failure, such as timeout. null: nothing has failed.")
     last_status: int | None = Field(description="HTTP status of the last response. null: there was no HTTP response.")
-    gateway_message_id: str | None = Field(description="Id that the gateway assigned. null: it has not assigned one.")
+    gateway_message_id: str | None = Field(description="Id that the gateway assigned. null: the gateway has not assigned an id.")
     cost: str | None = Field(description="Price of the message as a decimal string. null: there is no price, or it was refunded.")
     created_at: str
     finished_at: str | None = Field(description="Time when the gateway accepted the message, or when it was given up.")
@@ -99,8 +99,8 @@ async def discard(call: Call[None, None]) -> Mapping[str, Any]:
 
 
 def _decided(connection: Connection, row_id: int) -> Mapping[str, Any]:
-    """Return the response with a message after a decision, in the transaction of the decision: a read after the commit could
-    fail."""
+    """Return the response with a message after a decision. This runs in the transaction of the decision, because a read after the
+    commit could fail."""
     found = find_send(connection, row_id)
     if found is None:
         raise ApiError(ErrorCode.MESSAGE_NOT_FOUND)

@@ -51,9 +51,11 @@ class StatisticsQuery(Period):
     source: Source = Field("all", description="Only messages of this traffic source: `api` or `campaign`. Default: both.")
     basis: Literal["event", "sent"] = Field(
         "event",
-        description="The time at which an event is counted. `event`: its own time. `sent`: the time when its message was "
-        "created, so a click today on a message of yesterday counts for yesterday, and no click or delivery rate "
-        "exceeds 1.",
+        description=(
+            "The time at which an event is counted. `event`: the time of the event. `sent`: the time when its message was "
+            "created. With `sent`, a click today on a message of yesterday counts for yesterday, and no click rate and no "
+            "delivery rate exceeds 1."
+        ),
     )
     tz: TimeZoneName = "UTC"
 
@@ -165,8 +167,9 @@ _DESCRIPTION = (
     "`basis=sent`, each event counts at the time when its message was created."
 )
 _LIMITED = (
-    f"In one campaign, the first {MAX_NAMES} have their own entry; all others are in the entry `other`. A message with several "
-    "links counts in the entry of each of them, and its first click counts in the entry that was clicked. Messages from before "
+    f"In one campaign, the first {MAX_NAMES} destinations or labels have their own entry. All others are in the entry `other`. A "
+    f"message with several "
+    f"links counts in the entry of each link, and its first click counts in the entry of the clicked link. Messages from before "
     "version 1.1 are not included."
 )
 

@@ -14,7 +14,7 @@ from shortener.reporting.figures import ConversionFigures, Figures
 from shortener.web.endpoint import ResponseModel
 from shortener.web.paging import NextCursor
 
-_LATER = "A click is counted here two minutes after it arrived, also while `complete` is true."
+_LATER = "A click is counted here two minutes after it arrived, even if `complete` is true."
 
 #: Upper bounds, in seconds, of the groups of messages by the time from sending to the first click.
 CLICK_TIME_BOUNDS_SECONDS = (10, 30, 60, 300, 900, 3600, 6 * 3600, 86400, 3 * 86400, 7 * 86400)
@@ -90,8 +90,11 @@ class StatisticsResponse(ResponseModel):
     since: str = Field(description="Start of the period. The time slot of 15 minutes that contains it is counted completely.")
     until: str = Field(description="End of the period. The time slot of 15 minutes that contains it is counted completely.")
     complete: bool = Field(
-        description="false if events are missing: the newest ones under high load, or those of rows that cannot be read. It does "
-        "not cover `devices`, `browsers` and `click_countries`, which count a click two minutes after it arrived."
+        description=(
+            "false if events are missing: the newest events are missing under high load, and other events are missing if rows "
+            "cannot be read. It says nothing about `devices`, `browsers` and `click_countries`, which count a click two minutes "
+            "after it arrived."
+        )
     )
 
 
@@ -182,7 +185,7 @@ class ActionsResponse(StatisticsResponse):
 
 class CountryFigures(FigureFields):
     country: str | None = Field(
-        description="Country of the recipients' phone numbers as ISO 3166 code. null: the number does not show the country."
+        description="Country of the recipients' phone numbers as ISO 3166 code. null: the numbers belong to no country."
     )
 
 

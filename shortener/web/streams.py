@@ -14,8 +14,9 @@ from starlette.types import Receive, Scope, Send
 class ClosingResponse(StreamingResponse):
     """A streaming response that closes the generator of its body when the response ends, even if the client disconnects.
 
-    If an exception ends the response, it and the generator are in one reference cycle. So without this class, the generator's
-    `finally` runs only when a garbage collection finds the cycle. That can take hours (container/full_collections.py)."""
+    If an exception ends the response, the exception and the generator are in one reference cycle. Without this class, the
+    generator's `finally` would run only when a garbage collection finds the cycle, which can take hours
+    (container/full_collections.py)."""
 
     def __init__(self, content: AsyncGenerator[Any, None], *, headers: dict[str, str], media_type: str) -> None:
         super().__init__(content, headers=headers, media_type=media_type)

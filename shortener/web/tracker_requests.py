@@ -96,8 +96,8 @@ def _remove_duplicates(value: list[EventName]) -> list[EventName]:
 
 
 def _check_actions(value: list[str]) -> list[str] | None:
-    """Return the actions without spaces around them, and without those that differ only in case from an earlier one. Return None if
-    there is no action."""
+    """Return the actions without spaces around them. If several actions differ only in upper and lower case, return the first of
+    them. Return None if there is no action."""
     distinct: dict[str, str] = {}
     for action in map(str.strip, value):
         if not action:
@@ -129,7 +129,11 @@ Method = Literal["POST", "GET"]
 Format = Literal["scg", "json", "xoxzo", "infobip"]
 BodyFields = Annotated[
     list[str],
-    Field(min_length=1, max_length=100, description="Fields of the body in the `json` format. Default: a standard set."),
+    Field(
+        min_length=1,
+        max_length=100,
+        description="Fields of the body in the `json` format. Default: the default fields of the format.",
+    ),
     AfterValidator(_check_field_names),
 ]
 Headers = Annotated[
@@ -146,7 +150,7 @@ ClientCertificate = Annotated[
     ),
     AfterValidator(check_certificate),
 ]
-# Field has no limits, because the error of _check_secret states the complete rule.
+# This Field declares no limits, because the error text of _check_secret contains the complete rule.
 SecretText = Annotated[str, Field(json_schema_extra={"maxLength": MAX_SECRET_LENGTH}), AfterValidator(_check_secret)]
 Success = Annotated[
     dict[str, Any],
@@ -168,8 +172,10 @@ MaxPerSecond = Annotated[
         ge=0.01,
         le=1000,
         allow_inf_nan=False,
-        description="Maximum number of attempts per second, for all processes together. Default: no limit. After responses with "
-        "the status 429 the service sends fewer.",
+        description=(
+            "Maximum number of attempts per second, for all processes together. Default: no limit. After responses with the "
+            "status 429, the service sends fewer requests."
+        ),
     ),
 ]
 WithSuspected = Annotated[
@@ -183,9 +189,11 @@ ConversionActions = Annotated[
     list[str],
     Field(
         max_length=MAX_ACTIONS,
-        description="Actions of the conversions that the tracker receives, each of at most 64 characters, without regard to case. "
-        "The action of a reply is `reply`, and of a click that is sent as a conversion `clickthru`. null or an empty list: all. A "
-        "change applies to later events.",
+        description=(
+            "Actions of the conversions that the tracker receives, each of at most 64 characters, in upper or lower case. A reply"
+            " has the action `reply`. A click that is sent as a conversion has the action `clickthru`. null or an empty list: all"
+            " actions. A change applies to later events only."
+        ),
         examples=[["sale", "deposit"]],
     ),
     AfterValidator(_check_actions),
@@ -193,8 +201,10 @@ ConversionActions = Annotated[
 ConversionDispositions = Annotated[
     list[DispositionName],
     Field(
-        description="Dispositions of the conversions that the tracker receives. `none`: without one, for example pending. null or "
-        "an empty list: all. A change applies to later events.",
+        description=(
+            "Dispositions of the conversions that the tracker receives. `none`: conversions without a disposition, for example "
+            "pending ones. null or an empty list: all conversions. A change applies to later events only."
+        ),
         examples=[["positive"]],
     ),
     AfterValidator(_distinct_dispositions),

@@ -40,19 +40,21 @@ class TrackerHealthFields(ResponseModel):
     """The health of the tracker. Deliveries beyond 10,000 are not counted."""
 
     breaker: Literal["closed", "open", "half_open", "recovering"] = Field(
-        description="closed: deliveries are sent. open: deliveries wait, after repeated failures or because the tracker sent "
-        "Retry-After. half_open: one delivery is sent as a probe. recovering: waiting deliveries are sent at a limited rate."
+        description=(
+            "closed: deliveries are sent. open: deliveries wait, because attempts failed repeatedly or the tracker sent "
+            "Retry-After. half_open: one delivery is sent as a probe. recovering: waiting deliveries are sent at a limited rate."
+        )
     )
     open_until: str | None = Field(description="Time of the next probe while the circuit breaker is open.")
-    failures_in_row: int = Field(description="Number of failed attempts since the last successful one.")
+    failures_in_row: int = Field(description="Number of failed attempts since the last successful attempt.")
     rate: float | None = Field(
         description="Current maximum number of deliveries per second: `max_per_second`, or less after responses with 429. "
         "null: no limit."
     )
     last_success_at: str | None
     last_failure_at: str | None
-    pending: int = Field(description="Number of deliveries with attempts left, including parked ones.")
-    dead: int = Field(description="Number of deliveries that failed in all attempts and were not replayed.")
+    pending: int = Field(description="Number of deliveries that wait for an attempt, including parked deliveries.")
+    dead: int = Field(description="Number of dead deliveries that were not replayed.")
     waiting_since: str | None = Field(description="Time when the oldest waiting delivery became due. null: no delivery is waiting.")
 
 
@@ -66,9 +68,14 @@ class TrackerFields(ResponseModel):
     disabled_reason: str | None = Field(description="Why the service disabled the tracker. null: the service did not disable it.")
     url: str
     events: list[EventName]
-    conversion_actions: list[str] | None = Field(description="Actions of the conversions that the tracker receives. null: all.")
+    conversion_actions: list[str] | None = Field(
+        description="Actions of the conversions that the tracker receives. null: all actions."
+    )
     conversion_dispositions: list[DispositionName] | None = Field(
-        description="Dispositions of the conversions that the tracker receives. `none`: without a disposition. null: all."
+        description=(
+            "Dispositions of the conversions that the tracker receives. `none`: conversions without a disposition. null: all "
+            "conversions."
+        )
     )
     method: Method
     format: Format
@@ -228,7 +235,8 @@ ENDPOINTS = [
         response=SavedTrackerResponse,
         status=201,
         errors=_TRACKER_ERRORS,
-        description="A tracker is an endpoint that receives events. It receives events that occur after its creation. Without "
+        description="A tracker is an endpoint that receives events. It receives the events that occur after it was created. "
+        "Without "
         "`secret` the service generates one and returns it only in this response.",
     ),
     Endpoint(
@@ -251,7 +259,8 @@ ENDPOINTS = [
         can_rotate=True,
         response=SavedTrackerResponse,
         errors=_TRACKER_ERRORS,
-        description="Fields that are absent keep their value. `enabled: false` parks all pending and new deliveries. `enabled: "
+        description="Absent fields keep their values. `enabled: false` parks all pending and new deliveries: they wait until the "
+        "tracker is enabled again. `enabled: "
         "true` for a disabled tracker sends them at a limited rate and closes an open circuit breaker. After a change of `secret`, "
         "requests are signed with both secrets for `secret_overlap` seconds.",
     ),
@@ -274,7 +283,8 @@ ENDPOINTS = [
         body=TrackerTestRequest,
         body_optional=True,
         response=SampleDeliveryResponse,
-        description="Sends one event with invented values in one attempt, also to a disabled tracker. The response contains the "
+        description="Sends one event with invented values in one attempt, even if the tracker is disabled. The response contains "
+        "the "
         "result. Without `event` the event is named `test` and has the values of the first event to which the tracker subscribes. "
         "An application can run eight tests at a time, each of at most 15 seconds. The test ends if the caller disconnects.",
     ),

@@ -2,8 +2,8 @@
 `Detail`: a path of the names in the request, such as `messages.3.to`, and a reason such as "must be at least 1". Neither contains
 names of classes, validators or union members.
 
-A batch may have millions of errors. Its model marks the items with `limit_errors`: then pydantic makes the errors of one item at a
-time, and only the first MAX_DETAILS details exist in memory. The others are counted.
+A batch may have millions of errors. The model of a batch marks the items with `limit_errors`. Then pydantic creates the errors of
+one item at a time, and only the first MAX_DETAILS details are kept in memory. The other errors are counted.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pydantic_core import ErrorDetails
 from shortener.errors import MAX_DETAILS, ApiError, Detail, ErrorCode
 from shortener.model import mutable_record
 
-_MAX_EXACT_DETAILS = 10_000  # up to this number `details_total` is exact; a larger total is an upper bound
+_MAX_EXACT_DETAILS = 10_000  # up to this number, `details_total` is exact; a larger number is an upper bound
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -53,7 +53,7 @@ _TYPES: Mapping[str, str] = {
 
 
 def _shown(limit: object) -> object:
-    """Return a limit as people write it: 60 instead of 60.0."""
+    """Return a limit in the form in which people write it: 60 instead of 60.0."""
     return int(limit) if isinstance(limit, float) and limit.is_integer() else limit
 
 
@@ -179,7 +179,7 @@ def _either(words: Sequence[str]) -> str:
 
 
 def _unit(context: Context) -> str:
-    """Return what a length counts: characters or items. pydantic's type "Value" is a text that a function has checked."""
+    """Return the unit of a length: characters or items. If a function has checked the text, pydantic calls its type "Value"."""
     return "character" if context.get("field_type") == "Value" else "item"
 
 

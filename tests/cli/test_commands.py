@@ -281,7 +281,9 @@ def test_a_command_prints_a_new_key_and_says_that_a_change_is_stored_if_the_data
     assert [one["host"] for one in in_process.json("domains", "list", number)] == ["go.brand.example"]
 
 
-def test_a_command_whose_commit_was_cut_says_that_its_change_may_be_stored(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_whose_commit_was_interrupted_says_that_its_change_may_be_stored(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def cut(*args: Any, **kwargs: Any) -> Any:
         raise CommitUncertain("cut at COMMIT")
 

@@ -111,7 +111,7 @@ def test_commands_change_the_link_path_and_the_app_files_of_a_domain_and_remove_
     assert shell.json("domains", "remove", "two.dlt.example") == {"host": "two.dlt.example", "removed": True}
     assert [row["host"] for row in shell.json("domains", "list", number)] == ["go.dlt.example"]
     assert "NOT_FOUND" in shell("domains", "remove", "two.dlt.example", code=1).stderr
-    assert "name at least one option" in shell("domains", "update", "go.dlt.example", code=2).stderr
+    assert "use at least one option" in shell("domains", "update", "go.dlt.example", code=2).stderr
     assert "wildcard" in shell("domains", "add", number, "https://*.dlt.example", code=2).stderr
     assert "invalid host name" in shell("domains", "add", number, "https://-bad-.com", code=2).stderr
     for url in ("https://go.dlt.example:99999", "https://[::1"):

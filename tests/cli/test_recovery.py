@@ -172,7 +172,7 @@ def test_the_restore_command_replaces_an_installation_only_after_a_confirmation_
     assert shell.json("verify")["drift"] == []
 
 
-def test_the_restore_command_changes_nothing_if_the_secret_in_the_environment_is_not_that_of_the_backup(
+def test_the_restore_command_changes_nothing_if_the_environment_has_another_secret_than_the_backup(
     shell: InProcessShell, tmp_path: Path, sqlite_template: Path
 ) -> None:
     create_installation(tmp_path / "other", sqlite_template)

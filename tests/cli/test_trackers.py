@@ -122,7 +122,7 @@ async def test_commands_set_change_show_and_remove_the_filter_of_a_tracker_for_c
     await run("trackers", "update", number, "--all-conversions")
     assert await shown() == (None, None)
     both = await invoke("trackers", "update", number, "--all-conversions", "--action", "sale")
-    assert (both.exit_code, "--all-conversions excludes --action and --disposition" in both.stderr) == (2, True)
+    assert (both.exit_code, "--all-conversions must not be combined with --action or --disposition" in both.stderr) == (2, True)
     assert (await invoke("trackers", "update", number, "--disposition", "other")).exit_code == 2
     empty = await invoke("trackers", "update", number, "--action", " ")
     assert (empty.exit_code, "conversion_actions" in empty.stderr) == (2, True)

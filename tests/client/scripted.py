@@ -28,7 +28,8 @@ class ScriptedRequest:
 
 
 def reply(status: int, body: Any = None, **headers: str) -> Answer:
-    """Return a response with a JSON body, or with unchanged bytes as body. Underscores in header names become hyphens."""
+    """Return a response. A body of bytes is sent unchanged; any other body is sent as JSON. Underscores in header names become
+    hyphens."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     lines = [f"HTTP/1.1 {status} X", "Content-Type: application/json", f"Content-Length: {len(content)}", "Connection: close"]
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]

@@ -1,4 +1,5 @@
-"""Tests of texts with long URLs, which the client creates if the service fails: the client parses directives like the service."""
+"""Tests of texts with long URLs, which the client creates if the service fails. The client must parse directives like the
+service."""
 
 from __future__ import annotations
 

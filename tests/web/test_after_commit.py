@@ -139,7 +139,7 @@ async def test_the_error_of_a_request_with_an_idempotency_key_is_returned_if_its
     assert (response.status_code, response.json()["error_code"]) == (403, "FORBIDDEN")
 
 
-async def test_a_change_whose_commit_was_cut_gets_an_error_that_says_that_its_outcome_is_unknown(
+async def test_a_change_whose_commit_was_interrupted_gets_the_error_outcome_unknown(
     service: Service, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def cut(*args: Any, **kwargs: Any) -> Any:
@@ -154,7 +154,7 @@ async def test_a_change_whose_commit_was_cut_gets_an_error_that_says_that_its_ou
 
 @pytest.mark.parametrize("cut", ["stored", "rolled back"])
 @pytest.mark.parametrize("is_down", [False, True])
-async def test_the_repeat_of_a_request_whose_commit_was_cut_is_not_performed_although_its_claim_has_ended(
+async def test_the_repeat_of_a_request_whose_commit_was_interrupted_is_not_performed_although_its_claim_has_ended(
     service: Service, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, clock: Clock, cut: Cut, is_down: bool
 ) -> None:
     database = service.database
@@ -206,7 +206,7 @@ async def test_an_unknown_outcome_that_is_stored_late_does_not_replace_the_respo
     assert (repeat.status_code, repeat.json()) == (201, performed.json())
 
 
-async def test_a_request_whose_idempotency_key_was_claimed_by_a_commit_that_was_cut_is_not_performed(
+async def test_a_request_is_not_performed_if_the_commit_that_claimed_its_idempotency_key_was_interrupted(
     service: Service, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, clock: Clock
 ) -> None:
     monkeypatch.setattr(service, "database", CutCommits(service.database, ["stored"]))

@@ -17,7 +17,7 @@ PATH = "/api/v1/sms/status"
 
 
 @pytest.mark.parametrize("size", [1, 20])
-async def test_two_thousand_reports_for_a_hundred_trackers_create_no_more_deliveries_than_the_limit_in_lists_of_any_size(
+async def test_two_thousand_reports_for_a_hundred_trackers_create_at_most_the_limit_of_deliveries_in_lists_of_any_size(
     make_service: MakeService, size: int
 ) -> None:
     """To save time, the test uses a tenth of the numbers in its name: 200 reports and 10 trackers, thus 2,000 deliveries."""

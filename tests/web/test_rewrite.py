@@ -95,7 +95,7 @@ async def test_a_text_without_directives_is_returned_unchanged_and_its_message_i
     assert await stored(service) == (1, 0)
 
 
-async def test_the_number_of_sms_segments_is_that_of_the_rewritten_text(client: httpx.AsyncClient) -> None:
+async def test_the_sms_segments_of_the_rewritten_text_are_counted(client: httpx.AsyncClient) -> None:
     long_url = "https://x.example/" + "a" * 200
     message = (await rewrite(client, body=f'see #track("{long_url}")')).json()["messages"][0]
     assert (message["segments"], message["segments_without_rewriting"]) == (1, 2)

@@ -201,7 +201,7 @@ PENDING = {
 }
 
 
-#: The status of a recipient to whom the service must not send. As at Infobip, the other recipients get their messages.
+#: The status of a recipient to whom the service must not send. The other recipients get their messages, as in the API of Infobip.
 _REJECTED: Mapping[ErrorCode, tuple[int, str, str]] = {
     ErrorCode.NO_PRICE: (6, "REJECTED_NETWORK", "Network is forbidden"),
     ErrorCode.OPTED_OUT: (14, "REJECTED_DESTINATION", "The destination number is blacklisted"),
@@ -335,7 +335,7 @@ async def send(call: Call[None, InfobipRequest]) -> dict[str, Any]:
 SENDS = (
     "Rewrites the messages and sends them through the gateway of the application. Without a gateway nothing is sent: `sent` is "
     "false, and a warning begins with NOT_SENT. A recipient to whom the service must not send (opted out, no price) gets the "
-    "status group REJECTED; the other recipients get the message. Errors contain Infobip's `requestError` in addition."
+    "status group REJECTED; the other recipients get the message. Errors also contain Infobip's `requestError`."
 )
 
 ENDPOINTS = [

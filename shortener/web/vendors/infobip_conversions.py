@@ -53,7 +53,10 @@ class ConversionRateQuery(Period):
     )
     intervalGranulation: Granulation | None = Field(
         None,
-        description=f"In UTC. Weeks start on Monday; MINUTE: 15 minutes. At most {conversion_processes.MAX_INTERVALS} intervals.",
+        description=(
+            f"Length of an interval, in UTC. Weeks start on Monday. MINUTE means 15 minutes. At most "
+            f"{conversion_processes.MAX_INTERVALS} intervals."
+        ),
     )
 
 

@@ -1,8 +1,8 @@
 """Infobip's delivery reports and message logs, versions 1, 2 and 3.
 
-As at Infobip, each delivery report is returned once, oldest first, so that a client can poll until the list is empty. Each version
-of the call returns a report once. A call with `bulkId` or `messageId` returns the current reports of these messages every time.
-Fields without a value are left out, because the typed clients of Infobip reject null.
+As in the API of Infobip, each delivery report is returned once, oldest first, so that a client can poll until the list is empty.
+Each version of the call returns each report once. A call with `bulkId` or `messageId` returns the current reports of these messages
+every time. Fields without a value are left out, because the typed clients of Infobip reject null.
 """
 # Tested by tests/web/vendors/test_infobip_logs.py
 
@@ -29,7 +29,7 @@ from shortener.web.vendors.error_shapes import infobip_error
 from shortener.web.vendors.infobip import PENDING, InfobipStatus
 from shortener.web.vendors.infobip_times import serialize_infobip_time
 
-PERIOD = timedelta(hours=48)  # The default period of logs and the period of reports, as at Infobip.
+PERIOD = timedelta(hours=48)  # The default period of logs, and the period of reports. They are the same as in the API of Infobip.
 MAX_IDS = 1000
 # The maximum number of times that one call tries to read the next reports. A try fails if a concurrent call of the client returns
 # the same reports first.
@@ -350,9 +350,10 @@ def _reading(path: str, handler: Any, summary: str, query: type[BaseModel], resp
 
 
 _REPORTS = (
-    "Delivery reports of the last 48 hours. Each call returns the next reports, oldest first, and each report once. A click does "
-    "not count as a report. Every call with `bulkId` or `messageId` returns those of the messages that have a final status, newest "
-    "first. A clicked message has the final status DELIVERED. One call without ids reads at most 200,000 entries of the event log, "
+    "Delivery reports of the last 48 hours. Each call returns the next reports, oldest first. Each report is returned once. A "
+    "click does not count as a report. A call with `bulkId` or `messageId` is different: every time, it returns the messages that"
+    " have a final status, newest first. A clicked message has the final status DELIVERED. One call without ids reads at most "
+    "200,000 entries of the event log, "
     "so the first calls can return an empty list in a large installation."
 )
 _LOGS = "Messages of a period, by default the last 48 hours. Without ids, one call examines at most 100,000 messages."

@@ -1,7 +1,7 @@
 """Syniverse's call that creates a message request: one text for one or more recipients.
 
 The call sends through the gateway of the application. Without a gateway it only rewrites, and the response contains a warning.
-Syniverse's clients read `id`; the response contains the rewritten messages in addition. Errors have the form of this service,
+Syniverse's clients read the field `id`. The response also contains the rewritten messages. Errors have the form of this service,
 because Syniverse's clients read only the HTTP status.
 """
 

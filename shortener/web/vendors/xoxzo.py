@@ -1,8 +1,8 @@
 """Endpoints in Xoxzo's format: the send call, the status of a message, and the list of sent messages.
 
 The send call sends through the gateway of the application. Without a gateway it only rewrites, and the response contains a warning.
-The response to a form is a list, which Xoxzo's clients read. The response to JSON is an object, as in Xoxzo's guide for link
-tracking.
+The response to a form is a list, because Xoxzo's clients read a list. The response to JSON is an object, as in Xoxzo's guide for
+link tracking.
 """
 
 from __future__ import annotations
@@ -97,7 +97,10 @@ class XoxzoStatusResponse(ResponseModel):
     sender: str
     recipient: str
     url: str
-    sent_time: str = Field(description="Time when the message was sent, or else rewritten: YYYY-MM-DD HH:MM:SS in UTC.")
+    sent_time: str = Field(
+        description="Time when the message was sent: YYYY-MM-DD HH:MM:SS in UTC. If it was not sent: the time when it was "
+        "rewritten."
+    )
     cost: float | None
     parts: int = Field(description="Number of SMS segments.")
     tags: list[str] = Field(description="Name of the message's campaign, if it has one.")
@@ -113,8 +116,10 @@ class XoxzoListQuery(RequestModel):
 
     sent_date: str | None = Field(
         None,
-        description="Only messages of this day (YYYY-MM-DD, UTC). The operators `<`, `<=`, `>` and `>=` in place of `=` select "
-        "the days before or after it, as in `sent_date>=2026-11-20`.",
+        description=(
+            "Only messages of this day (YYYY-MM-DD, UTC). The operators `<`, `<=`, `>` and `>=` in place of `=` select the days "
+            "before or after this day, as in `sent_date>=2026-11-20`."
+        ),
         examples=["2026-11-20"],
     )
 
@@ -227,8 +232,8 @@ ENDPOINTS = [
         headers=REWRITE_HEADERS,
         errors=REWRITE_ERRORS,
         description="Rewrites a message and sends it through the gateway of the application. Without a gateway nothing is sent: "
-        "`sent` is false, and a warning begins with NOT_SENT. Errors contain Xoxzo's fields in addition: a list of reasons for "
-        "each invalid field, `non_field_errors` or `detail`.",
+        "`sent` is false, and a warning begins with NOT_SENT. Errors also contain Xoxzo's fields: a list of reasons for each "
+        "invalid field, `non_field_errors` or `detail`.",
     ),
     Endpoint(
         "GET",
@@ -241,7 +246,7 @@ ENDPOINTS = [
         reads_request=True,
         error_shape=xoxzo_error,
         response=XoxzoListResponse,
-        description=f"The newest {MAX_LISTED:,} messages; conditions on `sent_date` select earlier ones.",
+        description=f"Returns the newest {MAX_LISTED:,} messages. Conditions on `sent_date` select earlier messages.",
     ),
     Endpoint(
         "GET",
