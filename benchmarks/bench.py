@@ -167,8 +167,8 @@ FEW_LINKS, WARM_UP_CLICKS, SHORT_SECONDS, REPEATS = 100_000, 35_000, 2.0, 3
 def many(run: Run) -> None:
     """Measure first clicks on a database of 100,000 links and on a much larger database, which are filled in advance.
 
-    In the larger database, clicks go first to random links and then to random new links, as most clicks in practice do.
-    The figures are medians of short runs, each with a new server."""
+    In the larger database, the first measurement clicks on random links. The second clicks on random new links, because most clicks
+    in practice are on new links. The figures are medians of short runs, each with a new server."""
     chance = random.Random(1)
     few: list[Load] = []
     for _ in range(REPEATS):

@@ -1,8 +1,8 @@
 """Measure this code and the code in another folder, such as the previous release, with the same requests: `bench.py --compare`.
 
 Both servers run at the same time, and the rounds alternate between them. The report contains the rate, and the processor time of
-the server per request. On a machine that does other work too, compare the smallest processor times: the other work changes them
-much less than the rates.
+the server per request. If the machine also does other work, compare the smallest processor times, because the other work changes
+them much less than the rates.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ _ROWS = (
 
 
 def figures(other: Path, seconds: float, links: int, only: Sequence[str] | None = None) -> list[Figure]:
-    """Return two figures for each load: one of the code in the folder `other`, and one of this code.
+    """Return two figures for each load: one for the code in the folder `other`, and one for this code.
 
     `links` is the number of links of each server. `only` restricts the comparison to these parts of `bench.py`."""
     rows = [row for row in _ROWS if only is None or row.part in only]

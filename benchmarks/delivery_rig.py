@@ -38,7 +38,7 @@ def quantile(values: Sequence[float], part: float) -> float:
 
 
 async def applications(service: Service, count: int) -> list[int]:
-    """Return the ids of `count` applications: the default one and new ones."""
+    """Return the ids of `count` applications: the default application and new applications."""
     found = [1]
     for number in range(1, count):
         created = await service.database.write(create_application, f"application {number}", service.clock())
@@ -55,7 +55,7 @@ async def add_tracker(service: Service, application: int, url: str, **options: A
 async def fill(service: Service, count: int, applications: Sequence[int], callback_urls: Sequence[str] = ()) -> None:
     """Insert `count` messages with first clicks and events, in the form in which the service stores them.
 
-    The messages belong to the applications in turn. With `callback_urls`, each message gets the next one of them."""
+    The messages belong to the applications in turn. With `callback_urls`, each message gets the next of these URLs."""
     for start in range(0, count, BATCH_ROWS):
         await service.database.write(_fill, service, start, min(BATCH_ROWS, count - start), applications, callback_urls)
 

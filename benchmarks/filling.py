@@ -34,7 +34,7 @@ BATCH_MESSAGES = 20_000  # messages per transaction
 RETENTION_DAYS = 90
 DAY_MS = 86_400_000
 MAX_CLICK_MS = 40_000_000  # each click follows its message within this time
-ALL_ORIGINS = 1_000_000_000  # no limit of the origins whose amounts a transaction folds, because no clicks wait
+ALL_ORIGINS = 1_000_000_000  # no limit for the number of origins in a transaction of the fold, because no clicks wait
 DEVICE_DELTAS_PER_FOLD = 10  # count deltas of the device job that one transaction folds
 CAMPAIGN = "spring"
 DESTINATION = "https://shop.example/campaigns/spring"
@@ -77,7 +77,7 @@ insert_attempts = BulkInsert(schema.attempts, "id", "delivery_id", "attempt", "a
 
 class Rows:
     """A writer of the rows of messages that are sent at intervals of `interval_ms` from `start_ms` on. `clicked` is the share of
-    clicked messages. All messages belong to one cohort and have the same link set, which are given by their ids."""
+    clicked messages. All messages belong to one cohort and have the same link set. The parameters contain the ids of both."""
 
     def __init__(self, start_ms: int, interval_ms: float, clicked: float, cohort: int, link_set: int) -> None:
         self._start_ms = start_ms

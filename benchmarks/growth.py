@@ -1,7 +1,7 @@
 """Size of a database with many links, and latency of clicks during a purge: python -m benchmarks.growth --links 1000000
 
-Fills an empty database of each engine with messages of one link each, created at even intervals over the last `--days`. Of these,
-`--clicked` per cent are clicked, with an event and a delivery. The rows are those that the service would have written
+Fills an empty database of each engine with messages of one link each, created at even intervals over the last `--days`. `--clicked`
+is the percentage of messages that are clicked, with an event and a delivery. The rows are those that the service would have written
 (filling.py). Then it reports
 
 - the bytes per link of every table and index,
@@ -116,7 +116,7 @@ def sizes(connection: Connection, links: int) -> dict[str, float]:
 
 
 async def look_up(database: Database, codes: Sequence[str], times: int = 300) -> dict[str, float]:
-    """Return the milliseconds of a transaction that looks up one random code, and of one that looks up a batch of 256 codes."""
+    """Return the milliseconds of two transactions: the first looks up one random code, the second looks up a batch of 256 codes."""
     chance = random.Random(2)
     milliseconds: dict[str, float] = {}
     for size in (1, 256):

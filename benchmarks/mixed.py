@@ -1,16 +1,17 @@
 """The row `mixed` of `bench.py`: clicks at a fixed rate, alone and during all other work of one server at once.
 
 The other work is bulk rewrites, exports of all messages, pages of the portal, a purge and many deliveries that become due at the
-same time. A process of its own causes it, so that it does not delay the client that clicks.
+same time. A separate process causes the other work, so that it does not delay the client that clicks.
 
 The clicks have a third of the rate that the server reaches alone, at most MAX_OFFERED a second, because a server without free
 processor time can never keep its rate beside other work. A click is due at a fixed time, and its latency is counted from that time,
-whether the client could send it then or not. So a server that stops for a moment delays all clicks of that moment. So many people
-click only on the messages of a campaign that has just been sent, so the run sends one before the clicks, which are in random order.
+even if the client could not send it then. If the server stops for a moment, all clicks of that moment are therefore late. Such a
+number of people click only on the messages of a campaign that has just been sent. Therefore the run sends a campaign before the
+clicks. The clicks are in random order.
 
-The process that causes the other work, the receiver and the client that clicks use the same processor cores as the server. So the
-run clicks in turns on the server and on the bare ASGI application, which only responds. The p99 of the bare application is the
-lowest p99 that a server can reach beside these processes.
+The process that causes the other work, the receiver and the client that clicks use the same processor cores as the server.
+Therefore the run clicks alternately on the server and on the bare ASGI application, which only responds. The p99 of the bare
+application is the lowest p99 that a server can reach beside these processes.
 """
 
 from __future__ import annotations

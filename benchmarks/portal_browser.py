@@ -4,7 +4,7 @@ Chromium runs with a processor that is four times slower, a round trip of 150 ms
 network. Each visit starts with an empty browser cache. The table shows the median of several visits of each page:
 
 - FCP: the time until the first text is visible. LCP: the time until the largest element is visible.
-- CLS: the sum of the layout shifts. TBT: for each task that blocks the page for longer than 50 ms, the time beyond 50 ms, summed.
+- CLS: the sum of the layout shifts. TBT: the sum of the time above 50 ms of all tasks that block the page for longer than 50 ms.
 - kB: the bytes that the page and its files transfer. Nodes: the number of HTML elements.
 
 The pages belong to a demo installation with three weeks of traffic. The first run creates it, which takes a minute.

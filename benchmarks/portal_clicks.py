@@ -4,8 +4,9 @@
 
 Starts `shortener serve` with SQLite and creates links. In each half of a round, CONNECTIONS connections open links that were not
 opened before. In one of the two halves, an operator opens pages too, one after the other with a pause between them. The result is
-the number of clicks with the operator divided by the number without: 1 means that the operator costs nothing. The order of the
-halves changes with each round, so that a change of the load of the machine affects both.
+the number of clicks with the operator, divided by the number of clicks without the operator: 1 means that the operator does not
+reduce the number of clicks. The order of the halves changes with each round, so that a change of the load of the machine affects
+both.
 """
 
 from __future__ import annotations

@@ -119,8 +119,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def mix_files(items: Sequence[pytest.Item], acceptance: str) -> list[pytest.Item]:
     """Return the tests file by file, with some other files between every two files of the folder `acceptance`.
 
-    The tests of `acceptance` often wait for other processes, and the others hardly ever do. So test processes that run both kinds
-    at the same time use all processors. The last quarter has none of `acceptance`, because its files take longest."""
+    The tests of `acceptance` often wait for other processes, and the other tests hardly ever wait. If both kinds run at the same
+    time, all processors are therefore in use. The last quarter contains no files of `acceptance`, because these files take
+    longest."""
     files: dict[str, list[pytest.Item]] = {}
     for item in items:
         files.setdefault(str(item.path), []).append(item)
@@ -156,7 +157,8 @@ def clock() -> Clock:
 
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[str]:
-    """URL of the session's PostgreSQL server, which does not wait for the disk. The URL names the database `postgres`."""
+    """Return the URL of the session's PostgreSQL server, which does not wait for the disk. The URL contains the name of the
+    database `postgres`."""
     server = PostgresProcess(durable=False)
     try:
         yield server.url
@@ -234,7 +236,7 @@ def _administrator() -> _Administrator:
 
 
 async def new_postgresql_database(server: str, template: str | None) -> str:
-    """Create a PostgreSQL database and return its URL. It is dropped at the end of the test's module, if not before."""
+    """Create a PostgreSQL database and return its URL. It is dropped at the end of the test's module at the latest."""
     name = f"test_{next(_numbers)}"
     # With FILE_COPY, a small database is created in half the time of the default, which writes its pages to the WAL.
     copied = f" TEMPLATE {template} STRATEGY FILE_COPY" if template else ""
@@ -373,8 +375,8 @@ async def make_service(request: pytest.FixtureRequest, store_url: str, tmp_path:
         return installation.credentials
 
     async def make(*, start: bool = False, **settings: Any) -> Service:
-        # A delivery report of an unknown message waits for the message: in tests 0.1 s, by default 1 s. A redirect waits for the
-        # database, also on a slow machine, so that a test finds its hits after the response.
+        # A delivery report of an unknown message waits for the message: 0.1 s in tests, 1 s by default. A redirect always waits for
+        # the database, even on a slow machine, so that a test finds its hits after the response.
         waits = {"report_wait": 0.1, "hit_deadline": 60}
         values = {"data_dir": tmp_path, "database_url": store_url, "allow_private_targets": True, **waits, **settings}
         credentials = copy_installation(settings)

@@ -68,8 +68,9 @@ Cut = Literal["committed", "stored", "rolled back", "down"]
 
 
 class CutCommits:
-    """A database whose next transactions fail, one for each item of `cuts`: `stored` and `rolled back` say what the
-    transaction becomes whose connection ends during COMMIT; with `down` it does not begin, and with `committed` it succeeds."""
+    """A database whose next transactions fail. Each item of `cuts` determines the result of one transaction. `stored` and `rolled
+    back`: the connection ends during COMMIT, and the transaction is stored or rolled back. `down`: the transaction does not begin.
+    `committed`: the transaction succeeds."""
 
     def __init__(self, database: Database, cuts: Iterable[Cut]) -> None:
         self._database = database

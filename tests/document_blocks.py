@@ -40,8 +40,8 @@ def starts_receiver(block: str) -> bool:
 
 
 def runnable(block: str, server_port: int, receiver_port: int, command: str | None = None) -> str:
-    """Return a command block with the ports of the test, and with this Python instead of `.venv/bin`. `command` has the words that
-    start `shortener`."""
+    """Return a command block with the ports of the test, and with this Python instead of `.venv/bin`. `command` contains the words
+    of the command line that start `shortener`."""
     python = shlex.quote(sys.executable)
     command = command or f"{python} -m shortener"
     commands = {
@@ -81,8 +81,8 @@ def environment_files(document: Path) -> list[str]:
 
 def parse_environment_file(text: str) -> dict[str, str]:
     """Return the variables of an `EnvironmentFile` by the rules of systemd (systemd.exec): a line that begins with `#` or `;` is a
-    comment, a backslash at the end continues a line, and spaces around a value and the quotes of a value are removed. `#` behind
-    a value begins no comment."""
+    comment, a backslash at the end continues a line, and spaces around a value and the quotes of a value are removed. A `#` after a
+    value does not begin a comment."""
     values = {}
     for line in text.replace("\\\n", "").splitlines():
         name, sign, value = line.strip().partition("=")

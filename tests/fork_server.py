@@ -166,7 +166,7 @@ class ForkedProcess:
         deadline = None if timeout is None else time.monotonic() + timeout
 
         def read(number: int, stream: IO[Any]) -> None:
-            with contextlib.suppress(ValueError):  # the stream was closed, because the time is over
+            with contextlib.suppress(ValueError):  # the stream was closed, because the time limit has passed
                 contents[number] = stream.read()
 
         readers = []
@@ -200,7 +200,7 @@ class _Client:
 
     def _connect(self) -> socket.socket:
         """Connect to the fork server. Start it if no other test process has started it."""
-        name = f"\0{self.address}"  # in Linux's abstract namespace, so it is no file
+        name = f"\0{self.address}"  # in Linux's abstract namespace, so there is no file
         while True:
             connection, listener = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
             with listener:
@@ -256,7 +256,7 @@ def _server() -> _Client:
 def _open_stream(
     number: int, stream: int | IO[Any] | None, earlier: Sequence[int], *, text: bool
 ) -> tuple[IO[Any] | None, int, bool]:
-    """Return the test's end of a standard stream, the descriptor of the child's end, and whether the latter must be closed."""
+    """Return the test's end of a standard stream, the descriptor of the child's end, and whether the descriptor must be closed."""
     if stream is None:
         return None, number, False
     if stream == subprocess.DEVNULL:
@@ -359,7 +359,8 @@ def _become(request: dict[str, Any], descriptors: Sequence[int]) -> list[str]:
 
 def main() -> None:
     if os.fork():
-        os._exit(0)  # The fork server is no child of the test process that starts it, because it may run longer.
+        # The fork server is not a child of the test process that starts it, because it may run longer than this process.
+        os._exit(0)
     listener = socket.socket(fileno=int(sys.argv[1]))
     # Restore the default action of SIGHUP. Under `nohup`, SIGHUP is ignored, and the commands that the tests start would inherit
     # this.

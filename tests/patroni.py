@@ -79,7 +79,8 @@ class PatroniServer(Cluster):
             self._agent = subprocess.Popen(command, user=self._user, cwd=self._folder, stdout=log, stderr=log, env=_environment())
 
     def role(self) -> str:
-        """Return `master`, `replica` with its kind of replication, or an empty text if Patroni does not respond."""
+        """Return the role: `master`, or `replica` with its kind of replication. Return an empty text if Patroni does not
+        respond."""
         try:
             state = httpx.get(f"http://127.0.0.1:{self.rest}/patroni", timeout=1, trust_env=False).json()
         except (httpx.TransportError, ValueError):

@@ -1,4 +1,4 @@
-"""Settings of a test process that save processor time. They change nothing that a test examines.
+"""Settings of a test process that save processor time. They do not change anything that a test examines.
 
 A test process opens about a thousand databases and services, one after the other. Without these settings, a third of its time is
 work that it has done before: SQLAlchemy compiles each statement again for each database, and the garbage collector examines all
@@ -64,8 +64,8 @@ FIRST_OTHER_TYPE = 10_000
 def share_server_properties() -> None:
     """Let the test process read the properties of PostgreSQL servers once, and not for each connection.
 
-    These are the types that asyncpg does not know, such as arrays of integers (a query of 10 ms), and what SQLAlchemy reads at the
-    first connection of an engine, such as the version (four queries)."""
+    These properties are the types that asyncpg does not know, such as arrays of integers (a query of 10 ms), and the properties
+    that SQLAlchemy reads at the first connection of an engine, such as the version (four queries)."""
     types: dict[tuple[int, ...], Any] = {}
     read_types = asyncpg.Connection._introspect_types
 

@@ -1,7 +1,7 @@
 """Each call of the API and each command that changes an installation adds a row to the audit log, in the transaction of the change.
 
-A new call or command fails a test here until it is in one of the tables below: it changes something and has an example, it only
-reads, or it is left out for a stated reason.
+Each call and each command must be in one of the tables below: it changes something and has an example, it only reads, or it is left
+out for a stated reason. Until a new call or command is in a table, a test here fails.
 """
 
 from __future__ import annotations

@@ -231,7 +231,7 @@ def test_the_changelog_describes_this_version() -> None:
     assert all(date for _, date in versions[1:])
 
 
-def test_the_layers_in_contributing_md_are_those_that_the_command_make_lint_checks() -> None:
+def test_the_layers_in_contributing_md_equal_the_layers_that_the_command_make_lint_checks() -> None:
     block = re.search(r"^```layers\n(.*?)^```$", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE | re.DOTALL)
     assert block
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
@@ -283,13 +283,13 @@ def test_the_list_of_errors_equals_the_errors_of_the_code() -> None:
 
 
 def test_the_examples_of_environment_files_have_valid_settings_and_no_comment_behind_a_value() -> None:
-    """Systemd reads these files, and takes a comment behind a value as a part of the value."""
+    """Systemd reads these files. It would read a comment after a value as a part of the value."""
     found = [(document, text) for document in DOCUMENTS for text in environment_files(document)]
     assert {document.name for document, _ in found} >= {"production-one-machine.md", "production-two-nodes.md"}
     for document, text in found:
         values = parse_environment_file(text)
         assert not [value for value in values.values() if "#" in value], document
-        # A value that ends with three points stands for a value of the reader.
+        # If a value ends with three points, the reader must replace it.
         settings_sources.load({name: value for name, value in values.items() if not value.endswith("...")})
 
 

@@ -104,7 +104,8 @@ def _open_when_read(pipe: Path) -> int:
 
 
 def test_nothing_of_the_service_that_warmed_up_the_fork_server_remains_in_it() -> None:
-    """A child has only the thread that called `fork`, and closes all files. So these objects must not exist before the fork."""
+    """A child has only the thread that called `fork`, and closes all files. Therefore these objects must not exist before the
+    fork."""
     program = """
 import asyncio, functools, gc, json, os, signal, sqlite3, sys, threading
 import aiosqlite, asyncpg, httpx, sqlalchemy

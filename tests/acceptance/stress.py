@@ -54,7 +54,7 @@ class Acknowledged:
 
 
 class MixedLoad:
-    """Mixed load on servers at `bases`. `api_key` and `tracker_token` are those of the only application."""
+    """Mixed load on servers at `bases`. `api_key` and `tracker_token` are the credentials of the only application."""
 
     def __init__(self, bases: Sequence[str], api_key: str, tracker_token: str) -> None:
         self.done = Acknowledged()

@@ -36,7 +36,7 @@ from tests.servers import PATIENCE, free_port
 CADDYFILE = Path(__file__).parents[2] / "config" / "Caddyfile"
 CADDY = shutil.which("caddy")
 BASE, BRAND = "go.example", "go.brand.example"
-VISITOR = "127.0.0.2"  # an address other than that of Caddy
+VISITOR = "127.0.0.2"  # an address that differs from the address of Caddy
 SHUTDOWN_DELAY = "3"  # as in compose.yaml
 
 

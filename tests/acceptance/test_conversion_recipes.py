@@ -140,10 +140,11 @@ def test_the_tracker_in_each_conversion_guide_receives_reported_conversions_but_
         for event in (*first, last):
             report = {name.strip("{}"): value for name, value in event.items()} | {"message_id": message["message_id"]}
             assert own.post("/api/v1/callback/action", json=report).status_code == 200
-        # Without a status in its URL, a network counts each request as a sale: also a pending conversion and a rejection.
+        # Without a status in its URL, a network counts each request as a sale, even for a pending conversion and for a rejection.
         events = [*first, last] if "{status}" in words[3] else [first[1], last]
         requests = endpoint.wait(len(events))
-        # Events are fanned out in the order of their ids, so no delivery is missing when that of the last event exists.
+        # Events are fanned out in the order of their ids. When the delivery of the last event exists, all earlier deliveries exist
+        # too.
         assert len(api.get(f"/api/v1/trackers/{tracker}/deliveries").json()["deliveries"]) == len(events)
     assert {urlsplit(request.target).path for request in requests} == {parts.path or "/"}
     template = parse_qsl(parts.query)

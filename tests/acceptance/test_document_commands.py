@@ -87,7 +87,7 @@ def test_the_command_blocks_of_a_document_run_in_order(document: Path, tmp_path:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SHORTENER_")}
     environment |= {"SHORTENER_PORT": str(server_port), "PYTHONUNBUFFERED": "1"}
     environment["PYTHONPATH"] = str(ROOT)
-    # What runs in the background is a real start, as its output is read while it runs.
+    # A command that runs in the background is started as a real process, because its output is read while it runs.
     blocks = [
         (block, runnable(block, server_port, receiver_port, None if is_background(block) else fork_server.shell_command()))
         for block in shell_blocks(document)

@@ -12,8 +12,8 @@ import pytest
 from tests.acceptance.process import PHONE, Server, serving, wait_until_delivered
 
 NUMBER = "+14085550123"
-#: A multiple of the time that it takes: the repeat of the erasure after 5 s, the interval of its job, and the interval of the
-#: checkpoint thread.
+#: A multiple of the time until the data is gone. This time consists of the repeat of the erasure after 5 s, the interval of its
+#: job, and the interval of the checkpoint thread.
 SECONDS = 60
 
 

@@ -141,8 +141,8 @@ def test_after_an_outage_of_postgresql_under_load_every_click_is_stored_and_coun
     assert {row["code"]: row["hits"] for row in rows} == load.answers.redirected, "none lost, none twice"
     assert len(rows) == 200
     assert {(row["firsts"], row["events"]) for row in rows} == {(1, 1)}, "one first click and one CLICKTHRU for each message"
-    # Other links were first clicked before an outage or after it, and then without the spool on one node. If two nodes record
-    # clicks at the same time, the click that is committed first is the first click, even if the other one is earlier.
+    # Other links got their first click before an outage or after it, when one node no longer used the spool. If two nodes record
+    # clicks at the same time, the click that is committed first is the first click, even if the other click is earlier.
     spooled = [row for row in rows if any(begin <= row["earliest"] / 1000 <= end for begin, end in load.outages)]
     assert spooled
     assert [row["code"] for row in spooled if row["clicked_at"] != row["earliest"]] == [], "the earliest click is the first"
@@ -368,7 +368,8 @@ def people_go_on(server: Server, fault: Callable[[Server], AbstractContextManage
     usual: list[float] = []  # the longest click before the fault
 
     def refused() -> bool:
-        """Return whether a rewrite is refused. On a full disk some rewrites still fit into free pages of the files."""
+        """Return whether a rewrite is refused. On a full disk, some rewrites still succeed, because the files contain free
+        pages."""
         answer = try_rewrite(server)
         if answer.status_code == 200:
             return False

@@ -70,7 +70,7 @@ class Click(NamedTuple):
 
 @dataclass
 class Clicker(contextlib.AbstractContextManager["Clicker"]):
-    """Clicks on one link, one click after the other, from another process. The results are there after the `with` block."""
+    """Clicks on one link, one click after the other, from another process. The results are available after the `with` block."""
 
     server: Server
     path: str
@@ -96,7 +96,8 @@ class Clicker(contextlib.AbstractContextManager["Clicker"]):
         return max(click.ended - click.began for click in self.clicks)
 
     def longest_between(self, start: float, end: float) -> float:
-        """Return the longest time of the clicks between two times of `time.monotonic`. If there was none, take the next click."""
+        """Return the longest duration of the clicks between two times of `time.monotonic`. If there was no click, use the next
+        click."""
         later = [click for click in self.clicks if click.ended >= start]
         between = later[:1] + [click for click in later if click.began <= end]
         return max((click.ended - click.began for click in between), default=0.0)

@@ -72,7 +72,7 @@ def test_the_serve_command_prints_how_to_install_the_missing_extra_server(client
 
 
 def test_a_program_that_is_started_beside_the_clone_imports_the_client_that_make_run_installed(tmp_path: Path) -> None:
-    """The clone is a folder named `shortener` too. Python must not import it as a package."""
+    """The clone is also a folder with the name `shortener`. Python must not import it as a package."""
     (mode,) = re.findall(r"^EDITABLE := --config-settings editable_mode=(\w+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     build = f"from setuptools import build_meta; print(build_meta.build_editable({str(tmp_path)!r}, {{'editable_mode': {mode!r}}}))"
     subprocess.run([sys.executable, "-c", build], cwd=copy_source(tmp_path), check=True, capture_output=True, timeout=4 * PATIENCE)

@@ -140,7 +140,7 @@ def kannel(tmp_path: Path) -> Iterator[Kannel]:
 
 @pytest.fixture
 def gateway_id(server: Server, kannel: Kannel) -> int:
-    """A Kannel gateway that the default application has selected."""
+    """Return the id of a Kannel gateway that is selected for the default application."""
     options = ("--option", "username=tester", "--option", "password=foobar", "--allow-private")
     url = f"http://127.0.0.1:{kannel.port}/cgi-bin/sendsms"
     added = server.command("gateways", "add", "kannel", "--preset", "kannel", "--url", url, *options)

@@ -42,8 +42,8 @@ SENDS = 5
 
 
 def test_the_service_itself_uses_every_function_whose_transactions_the_kill_points_interrupt() -> None:
-    """TRANSACTIONS contains names as strings, so a renamed function would go unnoticed: most names are used only in `make prove`.
-    Functions that only commands use do not run in the server."""
+    """TRANSACTIONS contains names as strings, and most of them are used only in `make prove`. Without this test, nobody would
+    notice that a function was renamed. A function that only commands use would never run in the server."""
     defined: set[str] = set()
     used: set[str] = set()
     for file in set((ROOT / "shortener").rglob("*.py")) - set((ROOT / "shortener" / "cli").rglob("*.py")):
@@ -51,7 +51,7 @@ def test_the_service_itself_uses_every_function_whose_transactions_the_kill_poin
         defined |= set(qualified_names(tree))
         used |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
         used |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    names = {*TRANSACTIONS, "Replays._perform_batch"}  # test_replay_crash.py uses the last one
+    names = {*TRANSACTIONS, "Replays._perform_batch"}  # test_replay_crash.py uses the last of these names
     assert names - defined == set()
     assert {name.rpartition(".")[2] for name in names} - used == set()
 
@@ -114,7 +114,7 @@ class Killer:
             self.sent += [message["message_id"] for message in response.json()["messages"]]
 
     def _add_old_messages(self) -> None:
-        """Wait until the purge has deleted the earlier old messages. Then add new ones for the next purge."""
+        """Wait until the purge has deleted the earlier old messages. Then add other old messages for the next purge."""
         deadline = time.monotonic() + PATIENCE
         while self._query("SELECT 1 AS one FROM messages WHERE message_id LIKE 'old %' LIMIT 1"):
             if self._server.process is None or self._server.process.poll() is not None:

@@ -69,7 +69,7 @@ class Account:
 
     @contextlib.asynccontextmanager
     async def without_tables(self) -> AsyncIterator[None]:
-        """Let PostgreSQL reject every statement on links, messages and hits, also a SELECT."""
+        """Let PostgreSQL reject every statement on links, messages and hits, including SELECT."""
         tables = ("links", "messages", "hits")
         await self.execute(*(f"ALTER TABLE {table} RENAME TO {table}_away" for table in tables))
         yield

@@ -1,6 +1,7 @@
 """Test of a rolling upgrade: nodes of the previous release continue to work after the database is migrated to the new schema.
 
-Migrations only expand the schema. The next release may remove old columns, because no node of the previous release runs then.
+Migrations only expand the schema. The next release may remove old columns, because at that time no node of the previous release
+runs.
 """
 
 from __future__ import annotations

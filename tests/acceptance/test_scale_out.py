@@ -92,7 +92,7 @@ def test_two_nodes_that_start_at_once_on_an_empty_database_create_one_installati
     assert nodes.close() == [0, 0, 0]
 
 
-def test_a_node_whose_secret_differs_from_that_of_the_database_does_not_start(nodes: Nodes) -> None:
+def test_a_node_with_another_secret_than_the_database_does_not_start(nodes: Nodes) -> None:
     nodes.serve()
     stranger = nodes.prepare(SECRET="another-secret-0123456789-abcdefghijklmnop")
     words = ["serve", "--port", str(stranger.port)]

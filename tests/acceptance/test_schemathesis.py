@@ -1,10 +1,10 @@
 """Schemathesis generates requests from the OpenAPI document, valid and invalid ones, and sends them to a real server.
 
-No response may have a status of 500 or above, or differ from the document. The test takes long, so it uses only PostgreSQL. It is
-the stricter engine: it rejects NUL in a text and numbers beyond the range of a column, which SQLite would store.
+No response may have a status of 500 or above, or differ from the document. The test takes long, so it uses only PostgreSQL.
+PostgreSQL is the stricter engine: it rejects NUL in a text and numbers beyond the range of a column, which SQLite would store.
 
-The test runs the command of Schemathesis. Its plugin for pytest gives all operations the same node id, and of tests with equal
-node ids pytest-xdist runs only one.
+The test runs the command of Schemathesis. With its plugin for pytest, all operations would have the same node id, and pytest-xdist
+runs only one of several tests with the same node id.
 """
 
 from __future__ import annotations

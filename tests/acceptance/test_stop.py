@@ -53,7 +53,7 @@ def wait_until_all_know_each_other(nodes: Nodes, count: int) -> None:
     """Wait until each of `count` processes that send deliveries has counted all others.
 
     A process counts the processes with a heartbeat whenever it writes its own heartbeat. Therefore the wait ends when each process
-    has written one more heartbeat after all processes have written their first."""
+    has written one more heartbeat after all processes have written their first heartbeat."""
 
     def heartbeats() -> dict[int, Any]:
         rows = asyncio.run(nodes.query("SELECT id, seen_at FROM delivery_processes"))
@@ -158,7 +158,7 @@ def test_serve_and_deliver_processes_stop_in_time_and_leave_no_leased_delivery(n
     with server.client(**{"User-Agent": PHONE, "Host": "go.example"}) as client:
         assert {client.get(f"/{code}").status_code for code in codes} == {302}
     endpoint.wait(6)
-    time.sleep(1)  # a process that exceeds its share of the tracker's six slots would send a seventh event
+    time.sleep(1)  # if a process exceeded its share of the tracker's six slots, it would send a seventh event
     assert len(endpoint.arrived) == 6, "three processes share the tracker's slots out"
     with begun_request(server), ThreadPoolExecutor(1) as apart:
         began = time.monotonic()

@@ -65,7 +65,7 @@ def _demo_installation(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _add_replay(folder: Path) -> None:
-    """Add a replay with the id 1 that was stopped, because a running one would change the data."""
+    """Add a replay with the id 1 that was stopped, because a running replay would change the data."""
     values = "1, 1, 3, 'stopped', 'operator', 'Ada', 'Ada', 12, 5, 9, 1790000000000, 1790000060000"
     columns = "id, application_id, tracker_id, state, stop_reason, started_by, stopped_by, total, replayed, cursor, created_at"
     with contextlib.closing(sqlite3.connect(folder / "shortener.db")) as database, database:

@@ -50,7 +50,7 @@ def main() -> None:
 def start(folder: Path) -> Server:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SHORTENER_")}
     environment |= {"SHORTENER_DATA_DIR": str(folder), "SHORTENER_ALLOW_PRIVATE_TARGETS": "true"}
-    environment |= {"SHORTENER_GATEWAY_VALIDITY_HOURS": "720"}  # a held message of the demo stays held
+    environment |= {"SHORTENER_GATEWAY_VALIDITY_HOURS": "720"}  # so that a held message of the demo stays held
     server = Server(folder, free_port(), environment)
     server.start()
     return server

@@ -66,7 +66,7 @@ PUBLIC_PATHS = ("/portal/signin", "/portal/welcome", "/portal/signin?signed-out=
 #: Pages that PATHS does not contain: redirects, a stream, and the page for the code, which needs a session with a second factor.
 NOT_VISITED = {"/portal", "/portal/", "/portal/open/{signed}", "/portal/{app}/live/stream", "/portal/signin/code"}
 
-# Rules of WCAG 2.2 up to level AA. axe collects no details of what passed, because they take twice as long.
+# Rules of WCAG 2.2 up to level AA. axe does not collect details about rules that passed, because this would take twice as long.
 _WIDE_COMPARISONS = (
     "[...document.querySelectorAll('.table-frame:has(.compare)')].filter(one => one.scrollWidth > one.clientWidth).length"
 )
@@ -79,7 +79,7 @@ _CONTRAST_OPTIONS = {"runOnly": {"type": "rule", "values": ["color-contrast"]}, 
 
 def axe_violations(visit: Visitor, options: dict[str, Any] = _AXE_OPTIONS) -> list[str]:
     """Return the violations that axe finds, and the texts whose contrast it cannot measure, for example because of a picture behind
-    them. Only the texts in charts may be such texts: they have the colours of the other quiet texts on a card.
+    them. Only texts in charts may be such texts, because they have the same colours as other secondary texts on a card.
 
     A script tag would be blocked by the policy of the page, so the script is evaluated."""
     import axe_playwright_python

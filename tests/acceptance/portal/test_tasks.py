@@ -203,7 +203,7 @@ def test_a_second_click_on_the_button_that_creates_a_key_sends_no_second_form(br
         if route.request.method == "POST":
             sent.append(route.request.url)
         response = route.fetch()
-        time.sleep(0.5)  # the second click comes meanwhile
+        time.sleep(0.5)  # the second click arrives before the response
         route.fulfill(response=response)
 
     with browser.page(state=state) as visit:
@@ -244,7 +244,7 @@ def test_a_form_whose_request_was_stopped_can_be_sent_again(browser: Chromium, e
 
 
 def _expire_sessions(server: Server) -> None:
-    """Set the times of all sessions as if no request had come for a day."""
+    """Set the times of all sessions as if no request had arrived for a day."""
     day = 86_400_000
     with contextlib.closing(sqlite3.connect(server.folder / "shortener.db", timeout=PATIENCE)) as database, database:
         database.execute("UPDATE operator_sessions SET seen_at = seen_at - ?", (day,))
