@@ -324,7 +324,9 @@ def _find_stored(connection: Connection, waiting: Sequence[_WaitingRequest]) -> 
 
 
 def _message_ids(requests: Sequence[_Request]) -> set[tuple[int, str]]:
-    return {(application, report.message_id) for application, reports in requests for report in reports}
+    """Return the ids to search for. No stored id contains NUL, and PostgreSQL rejects a query with this character."""
+    ids = {(application, report.message_id) for application, reports in requests for report in reports}
+    return {one for one in ids if "\x00" not in one[1]}
 
 
 def _lock(connection: Connection, ids: set[tuple[int, str]]) -> dict[tuple[int, str], _ReportedMessage]:

@@ -131,6 +131,9 @@ def plan_item(
         gateway = application.find_gateway(item.gateway)
         if gateway is None and item.gateway:
             reject(ErrorCode.INVALID_REQUEST, "gateway", _unknown_gateway(application))
+        if gateway is not None and (nul := item.body.find("\x00")) >= 0:
+            # An SMS has no such character, and PostgreSQL cannot store the text until a gateway has sent it.
+            reject(ErrorCode.INVALID_REQUEST, "body", "must not contain the character NUL if a gateway sends it", nul)
     fallback_location = None
     if item.fallback_url:
         try:

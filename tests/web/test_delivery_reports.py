@@ -192,6 +192,15 @@ async def test_delivery_reports_may_begin_with_a_byte_order_mark(client: httpx.A
     assert response.json()["results"][0]["warnings"] == []
 
 
+async def test_a_message_id_with_the_character_nul_rejects_only_its_own_delivery_report(client: httpx.AsyncClient) -> None:
+    await client.post("/api/v1/rewrite", json={"to": "+14085550100", "body": "x", "message_id": "m-nul"})
+    reports = [{"message_id": message_id, "state": "SENT"} for message_id in ("m-nul\x00", "m-nul")]
+    answer = await client.post("/api/v1/sms/status", json=reports)
+    assert [result["error_code"] for result in answer.json()["results"]] == ["MESSAGE_NOT_FOUND", None]
+    alone = await client.post("/api/v1/sms/status", json=reports[0])
+    assert (alone.status_code, alone.json()["error_code"]) == (404, "MESSAGE_NOT_FOUND")
+
+
 async def test_a_message_id_that_is_not_utf_8_rejects_only_its_own_delivery_report(client: httpx.AsyncClient) -> None:
     content = b'[{"message_id": "m\xfc\\udc00", "state": "SENT", "\xff": 1}, {"message_id": "m-1", "state": "SENT"}]'
     response = await client.post(PATH, content=content, headers={"Content-Type": "application/json"})

@@ -221,6 +221,18 @@ async def test_a_prepaid_application_cannot_send_to_a_country_without_a_price(se
     assert (only.status_code, only.json()["error_code"]) == (409, "NO_PRICE")
 
 
+async def test_a_text_with_the_character_nul_is_rejected_if_a_gateway_sends_it(client: httpx.AsyncClient) -> None:
+    rewrite = {"to": "+14085550100", "body": "a\x00b"}
+    assert (await client.post("/api/v1/rewrite", json=rewrite)).json()["messages"][0]["body"] == "a\x00b"
+    sent = await client.post("/api/v1/rewrite", json=rewrite | {"gateway": "simulator"})
+    assert (sent.status_code, sent.json()["error_code"]) == (400, "INVALID_REQUEST")
+    (detail,) = sent.json()["details"]
+    assert (detail["field"], detail["position"]) == ("body", 1)
+    await select(client)
+    response = await client.post(SEND, json={**BODY, "message": "a\x00b"})
+    assert (response.status_code, response.json()["details"][0]["field"]) == (400, "message")
+
+
 async def test_unknown_fields_of_a_send_request_are_ignored_with_a_warning(client: httpx.AsyncClient) -> None:
     found = (await client.post(SEND, json=BODY | {"priority": 1})).json()
     assert "priority is not a known field; it was ignored" in found["warnings"]
