@@ -55,9 +55,9 @@ def _csv_row(application: Application) -> dict[str, Any]:
     }
 
 
-#: The effects of disabling an application.
+#: The sentences that describe what happens when an application is disabled.
 _EFFECTS = (
-    "All its links, also those in messages that were sent, show a short page from now on.",
+    "All its links show a short page from now on, including the links in messages that were already sent.",
     "Requests with its keys get 401, and its deliveries to trackers wait.",
     "You can enable the application again at any time; its links and keys then work again.",
 )
@@ -110,7 +110,7 @@ async def change(visit: Visit) -> Response:
     except ApiError as error:
         if error.code is ErrorCode.NOT_FOUND:
             raise
-        await service.directory.refresh_if_available()  # the page shows the present names
+        await service.directory.refresh_if_available()  # the page that is shown after this error contains the present names
         return _page(visit, 422, error=error)
     await service.directory.refresh_if_available()
     if created is None:

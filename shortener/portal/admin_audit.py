@@ -24,7 +24,7 @@ PATH = "/portal/admin/audit"
 LIMIT = 50
 COLUMNS = ("time", "time_utc", "operator", "action", "object", "application_id", "network", "session_id", "before", "after")
 
-#: The label that the page shows for each action of the audit log. An action without a label is shown by its stored name.
+#: The label that the page shows for each action of the audit log. If an action has no label, the page shows its stored name.
 ACTIONS = {
     "signed_in": "Signed in",
     "signed_out": "Signed out",

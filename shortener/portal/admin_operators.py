@@ -1,7 +1,7 @@
 """GET /portal/admin/operators: the page on which admins manage operators, their roles, invitations and sessions.
 
 A change requires that the admin entered the password within the last ten minutes. The audit log contains each change. Only the
-response to the form contains the link of an invitation, and a form that is sent again creates no other link (`repeats.py`).
+response to the form contains the link of an invitation. If the same form is sent again, it creates no second link (`repeats.py`).
 """
 
 # Tested by tests/portal/test_admin_operators.py
@@ -41,7 +41,8 @@ async def index(visit: Visit) -> Response:
 
 
 def _csv_row(operator: Operator) -> dict[str, Any]:
-    """Return the CSV columns of an operator. A role is `admin` for the whole installation, or `viewer:1` for the application 1."""
+    """Return the CSV columns of an operator. A role for the whole installation is written like `admin`, and a role in the
+    application 1 like `viewer:1`."""
     return {
         "name": operator.name,
         "roles": [
@@ -63,7 +64,7 @@ async def _list_page(
     invitation: Invitation | None = None,
     listed: Sequence[Operator] | None = None,
 ) -> Response:
-    """`listed` are all operators; None: read them from the database."""
+    """Return the page with the list. `listed` are all operators. If it is None, read them from the database."""
     if listed is None:
         listed = await visit.service.database.read(operators.list_operators)
     return visit.render(
@@ -191,7 +192,7 @@ def _grant(connection: Connection, visit: Visit, operator: Operator) -> None:
         require_application(connection, application_id)
     before = operator.roles.get(application_id)
     operators.grant(connection, operator.id, role, application_id)
-    # A session that began before the role changed must not get the rights of the new role, so it ends.
+    # A session that began before the role changed must not use the rights of the new role, so the session ends.
     sessions.end_sessions(connection, operator.id, visit.session.id if visit.session else None)
     visit.audit(
         connection,
@@ -220,7 +221,7 @@ def _enable(connection: Connection, visit: Visit, operator: Operator) -> None:
 
 
 def _reset(connection: Connection, visit: Visit, operator: Operator) -> Invitation:
-    # Only the command line can reset the only admin, because nobody in the portal could create another link if this one is lost.
+    # Only the command line can reset the only admin. In the portal, nobody could create another link if this link is lost.
     operators.require_other_admin(connection, operator)
     invitation = operators.reset(connection, operator.name, visit.now)
     visit.audit(connection, "operator_reset", operator.name)
@@ -272,7 +273,7 @@ def _describe_role_removal(visit: Visit, operator: Operator) -> Question:
     others = len(operator.roles) - 1
     left = "no other role" if not others else "1 other role" if others == 1 else f"{others} other roles"
     effects = (
-        f"{operator.name} has {left}. Without a role in an application, its pages do not exist for an operator.",
+        f"{operator.name} has {left}. Without a role in an application, an operator cannot see the pages of the application.",
         f"{_sessions_of(visit, operator)} end at once.",
     )
     return Question(f"Remove the role {role.label} {where} from {operator.name}?", effects, "Remove", fields=("application",))
@@ -280,7 +281,7 @@ def _describe_role_removal(visit: Visit, operator: Operator) -> Question:
 
 def _describe_end_of_sessions(visit: Visit, operator: Operator) -> Question:
     effects = (
-        f"{_sessions_of(visit, operator)} end at once. Entries in open forms are lost.",
+        f"{_sessions_of(visit, operator)} end at once. Entries in forms that are open in these sessions are lost.",
         "The operator can sign in again with the present password.",
     )
     return Question(f"End all sessions of {operator.name}?", effects, "End all sessions", "log-out")

@@ -17,7 +17,7 @@ CHECKS = {
     "process": ("Process", "The process has started and is not stopping."),
     "database": ("Database", "The database responds."),
     "writes": ("Writes", "The database accepts writes. If not, redirects still work and hits wait."),
-    "schema": ("Schema", "The tables are those of this version."),
+    "schema": ("Schema", "The database schema fits this version."),
     "redis": ("Redis", "The link cache and the spool for hits during outages."),
     "jobs": ("Background work", "Delivery, counting, purge and the other tasks run."),
 }

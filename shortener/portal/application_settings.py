@@ -1,5 +1,5 @@
-"""/portal/{app}/settings: the page with the settings of an application, and a what-if: how many stored hits would get another
-verdict with other click rules.
+"""/portal/{app}/settings: the page with the settings of an application, and with a what-if. A what-if shows how many stored hits
+would get another verdict with other click rules.
 
 The form shows each setting of `ApplicationSettings` in the group of `GROUPS` that contains it. A test fails if a setting is in no
 group. Only operators with the role manager who entered the password within the last ten minutes can change settings. Each change is
@@ -205,7 +205,7 @@ def _write(connection: Connection, visit: Visit, changes: dict[str, Any]) -> Non
 
 
 def _validated(settings: ApplicationSettings, changes: Mapping[str, Any]) -> ApplicationSettings:
-    """Return the settings with the changes applied. Raise ApiError INVALID_REQUEST if a value is not valid."""
+    """Apply the changes and return the resulting settings. Raise ApiError INVALID_REQUEST if a value is not valid."""
     return validate(ApplicationSettings, settings.model_dump(exclude_defaults=True) | dict(changes))
 
 

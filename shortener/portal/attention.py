@@ -1,7 +1,7 @@
 """Problems that an operator must look at: disabled or failing trackers, dead deliveries, gateways that fail, held messages,
 postback keys that expire, late hits.
 
-A tracker token that was replaced and will soon end is not a problem. Only the page of the keys shows its end.
+A replaced tracker token that will soon expire is not such a problem. Only the page of the keys shows when it expires.
 """
 
 # Tested by tests/portal/test_overview.py

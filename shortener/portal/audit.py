@@ -23,7 +23,7 @@ _MAX_ID = (1 << 63) - 1
 
 @record
 class AuditFilter:
-    """The conditions that the audit rows of a page must meet. A row at the time `until` itself does not match."""
+    """The conditions that the audit rows of a page must meet. A row matches only if its time is before `until`."""
 
     since: datetime | None = None
     until: datetime | None = None
@@ -42,7 +42,7 @@ class AuditPage:
 
 def _is_by(name: str) -> ColumnElement[bool]:
     """Return the SQL condition for the rows of an actor. COMMAND_LINE.name matches all users of the operating system, and API_KEYS
-    matches all API keys. The rows of both have no `operator_id`, because an operator may have a similar name."""
+    matches all API keys. Rows match only if they have no `operator_id`, because an operator may have a similar name."""
     table = audit_log.c
     if name == COMMAND_LINE.name:
         return and_(table.operator_id.is_(None), table.operator.startswith(name))

@@ -1,5 +1,5 @@
-"""GET /portal/{app}/campaigns and /portal/{app}/campaigns/{name}: the pages that list, compare and show campaigns, by the date on
-which their messages were sent."""
+"""GET /portal/{app}/campaigns and /portal/{app}/campaigns/{name}: the pages that list, compare and show campaigns. The figures are
+by the date on which the messages were sent."""
 # Tested by tests/portal/test_listing.py
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ async def campaigns(visit: Visit) -> Response:
 
 
 def _within(figures: Figures) -> list[int]:
-    """Return, for each time in _WITHIN, the number of messages that were clicked up to this time after sending."""
+    """Return one number for each time in _WITHIN: the number of messages that were clicked within this time after sending."""
     running = 0
     found = []
     for number in figures.clicked_within(tuple(_WITHIN.values()))[:-1]:

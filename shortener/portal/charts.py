@@ -1,11 +1,10 @@
 """This module draws bar charts as SVG on the server. Each bar is a hyperlink to the list of the rows that it counts.
 
 Horizontal positions are percentages and vertical positions are pixels, so a chart fits every width without a script, and its text
-keeps its size. The numbers of the grid lines have a column of their own to the left of the bars. The table beneath a chart shows
-the same numbers. Therefore screen readers skip the chart (`aria-hidden`), and the tab key reaches the links of the table, but not
-the links of the chart.
-
-A bar whose value is None is a gap, because there are no data for its time. A gap is drawn hatched, and not as zero.
+keeps its size. The numbers of the grid lines are in a separate column to the left of the bars. The table beneath a chart shows the
+same numbers. Screen readers therefore skip the chart (`aria-hidden`). The tab key reaches the links of the table, but not the links
+of the chart. A bar with the value None is a gap: there is no data for its time. A gap is drawn hatched, so that it differs from
+zero.
 """
 
 from __future__ import annotations
@@ -142,7 +141,7 @@ def _bar(bar: Bar, left: float, width: float, slot_left: float, slot: float, top
 
 
 def _labels(bars: Sequence[Bar], slot: float, height: int) -> list[Markup]:
-    """Return the labels of the horizontal axis. The first and the last bar always have one."""
+    """Return the labels of the horizontal axis. The first and the last bar always have a label."""
     if not bars:
         return []
     every = math.ceil(len(bars) / _MAX_LABELS)
@@ -162,8 +161,8 @@ def _labels(bars: Sequence[Bar], slot: float, height: int) -> list[Markup]:
 
 
 def _labelled(bars: int, every: int) -> list[int]:
-    """Return the indexes of the bars that have a label: the first one, each further one after `every` bars, and the last one. An
-    index that is too close to the last one is left out."""
+    """Return the indexes of the bars that have a label: the first bar, every bar after a step of `every` bars, and the last bar. A
+    bar that is too close to the last bar gets no label."""
     last = bars - 1
     return [*(index for index in range(0, last, every) if index == 0 or last - index >= 0.75 * every), last]
 

@@ -111,8 +111,8 @@ def click_times(figures: Figures) -> list[tuple[str, str, int]]:
 
 
 def country_of(visit: Visit) -> str | None:
-    """Return the country by which the query filters: None if it has no such filter, "" for recipients of unknown country
-    (`country=unknown`)."""
+    """Return the country by which the query filters. Return None if the query has no such filter, and "" for recipients of unknown
+    country (`country=unknown`)."""
     country = visit.get("country")
     return "" if country == "unknown" else country
 

@@ -1,8 +1,7 @@
-"""The password again before an action that requires it (`PortalPage.needs_recent_password`).
-
-If the password was not entered recently, the response to the form is a page that asks for it. That page contains the fields of the
-form as hidden inputs, and it is sent to the URL of the form itself. So the router makes the same checks again as for the form: its
-source, the path, the session and the role. The form is then handled as if it had been sent with the password in the first place.
+"""This module asks for the password again before an action that requires it (`PortalPage.needs_recent_password`). If the operator
+has not entered the password recently, the response to the form is a page that asks for it. That page contains the fields of the
+form as hidden inputs, and sends them to the URL of the form. The router therefore makes the same checks again: the source of the
+form, the path, the session and the role. Then the form is handled as if the operator had sent it together with the password.
 """
 # Tested by tests/portal/test_confirmation.py
 
@@ -23,7 +22,7 @@ _OWN_FIELDS = frozenset({PASSWORD_FIELD, BACK_FIELD})
 
 async def ask_for_password(visit: Visit) -> Response | None:
     """Return a page that asks for the password and keeps the fields of the form. Return None if the password was entered recently,
-    or if the form contains the correct one; the form then has only the fields of its page."""
+    or if the form contains the correct password. Afterwards, the form of the visit contains only the fields of its own page."""
     assert visit.session is not None
     given, back = visit.form.get(PASSWORD_FIELD), visit.form.get(BACK_FIELD)
     visit.form = {name: value for name, value in visit.form.items() if name not in _OWN_FIELDS}

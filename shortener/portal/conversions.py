@@ -1,5 +1,5 @@
-"""GET /portal/{app}/conversions and its page `refused`: the list of conversions with their changes, and the list of conversion
-reports that were refused."""
+"""GET /portal/{app}/conversions and its page `refused`: the list of conversions with their changes, and the list of refused
+conversion reports."""
 # Tested by tests/portal/test_listing.py
 
 from __future__ import annotations

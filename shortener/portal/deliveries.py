@@ -1,5 +1,5 @@
 """/portal/{app}/deliveries and /portal/{app}/deliveries/{id}: the pages that list the deliveries of events to trackers, show the
-attempts of one delivery, and replay one delivery. The pages of replays.py replay many."""
+attempts of one delivery, and replay one delivery. The pages in replays.py replay many deliveries."""
 # Tested by tests/portal/test_deliveries.py
 
 from __future__ import annotations
@@ -125,8 +125,8 @@ def _wait(visit: Visit, one: Delivery, trackers: Mapping[int | None, Tracker]) -
 
 
 def _tracker_field(visit: Visit, names: Mapping[int | None, str]) -> FilterField:
-    """Return the filter with the trackers of the application. A name that several trackers have is shown with the id. The tracker
-    in the query is a choice even if it is deleted."""
+    """Return the filter with the trackers of the application. If several trackers have the same name, the filter shows their ids
+    too. The tracker in the query is among the choices even if it is deleted."""
     repeated = {name for name, number in Counter(names.values()).items() if number > 1}
     choices = {str(number): f"{name} ({number})" if name in repeated else name for number, name in names.items()}
     asked = visit.get("tracker")

@@ -1,4 +1,5 @@
-"""The page that asks before an action that removes, revokes, disables or replaces something. It names what the action affects.
+"""The page that asks for a confirmation before an action removes, revokes, disables or replaces something. It describes what the
+action changes.
 
 The button of such an action sends its form without the field `confirmed`. The response is this page, and nothing has changed yet.
 The button of this page sends the same form again, with `confirmed` and with a `form_id` (`repeats.py`).
@@ -31,17 +32,17 @@ class Question:
 
 
 def is_confirmed(visit: Visit) -> bool:
-    """Return whether the form comes from the page that asks."""
+    """Return whether the form comes from the page that asks for a confirmation."""
     return visit.form.get("confirmed") == "yes"
 
 
 def is_cancelled(visit: Visit) -> bool:
-    """Return whether *Cancel* of a page that asks and keeps the entries was pressed."""
+    """Return whether the operator pressed *Cancel* on a page that asks for a confirmation and keeps the entries."""
     return visit.form.get("confirmed") == "no"
 
 
 def ask(visit: Visit, question: Question, back: str, *, keeps_entries: bool = False) -> Response:
-    """Return the page that asks. `back` is the URL of the page to which *Cancel* leads.
+    """Return the page that asks for a confirmation. `back` is the URL of the page to which *Cancel* leads.
 
     If `keeps_entries` is true, the page keeps all fields of the form, because the operator may have typed into it. *Cancel* then
     sends the form with `confirmed=no`, and the handler must show it again (`is_cancelled`)."""

@@ -213,13 +213,13 @@ _ACTIONS: dict[str, Callable[[Connection, Visit, Domain], None]] = {
 #: The effects of the actions that must be confirmed.
 _EFFECTS = {
     "disable": (
-        "All links of this domain, also those in messages that were sent, show a short page from now on.",
+        "All links of this domain show a short page from now on, including the links in messages that were already sent.",
         "New links use another domain. If there is none, every rewrite fails with NO_USABLE_DOMAIN.",
         "You can enable the domain again at any time; its links then work again.",
     ),
     "remove": (
         "New links use another domain. If there is none, every rewrite fails with NO_USABLE_DOMAIN.",
-        "Links that were sent work until they expire, as long as the host leads to this service.",
+        "Links that were already sent work until they expire, as long as the host leads to this service.",
         "This application can add the domain again; another one cannot.",
     ),
 }

@@ -30,7 +30,7 @@ class Exports:
         self._running: dict[int, object] = {}
 
     def begin(self, session_id: int) -> Export:
-        """Begin an export of a session. Raise ApiError EXPORT_IN_PROGRESS if the session has one already."""
+        """Begin an export of a session. Raise ApiError EXPORT_IN_PROGRESS if the session already has an export."""
         if session_id in self._running:
             raise ApiError(
                 ErrorCode.EXPORT_IN_PROGRESS,
@@ -43,8 +43,8 @@ class Exports:
         return export
 
     def end(self, export: Export) -> None:
-        """End an export. A second call for the same export has no effect, even if the session has begun another export
-        meanwhile."""
+        """End an export. A second call for the same export has no effect, even if the session has begun another export since the
+        first call."""
         if self._running.get(export.session_id) is export:
             del self._running[export.session_id]
 
@@ -61,12 +61,12 @@ class Export:
         self._exports.end(self)
 
     def wrap(self, response: AsgiResponse) -> AsgiResponse:
-        """Return a response that sends what `response` sends, and then ends the export."""
+        """Return a response with the same content as `response`, which ends the export after its last byte."""
 
         async def send_export(scope: Scope, receive: Receive, send: Send) -> None:
             async def send_part(message: MutableMapping[str, Any]) -> None:
                 if message["type"] == "http.response.body" and not message.get("more_body", False):
-                    self.end()  # A client that has the last byte may request its next export at once.
+                    self.end()  # A client may request its next export as soon as it has the last byte.
                 await send(message)
 
             try:

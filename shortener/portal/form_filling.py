@@ -1,8 +1,7 @@
 """This module puts entries into a form of a rendered page, as if the operator had typed them.
 
 It works on the HTML of any page of the portal, so no page needs code of its own for it. It changes text fields, text areas,
-checkboxes, radio buttons and selections of one form. Passwords, buttons, and hidden fields with few exceptions stay as the page has
-rendered them.
+checkboxes, radio buttons and selections of one form. It does not change passwords, buttons and, with few exceptions, hidden fields.
 """
 # Tested by tests/portal/test_form_filling.py
 
@@ -20,7 +19,8 @@ Attributes = dict[str, str | None]
 
 #: The types of <input> whose values are never replaced.
 _FIXED_TYPES = frozenset({"hidden", "password", "submit", "button", "reset", "image", "file"})
-#: A form that has the pressed button is preferred to a form that only has the same fields.
+#: The score for the pressed button. It is high, so that a form with the pressed button is preferred to a form that only has the
+#: same fields.
 _BUTTON_SCORE = 1000
 
 
@@ -32,11 +32,10 @@ def fill_form(
     random_fields: frozenset[str] = frozenset(),
     kept_fields: frozenset[str] = frozenset(),
 ) -> str:
-    """Return the page with entries in the form that is sent to `path`, or unchanged if no form has these fields.
-
-    If several forms are sent to `path`, the one with the pressed button and the most fields of `entries` is chosen. A form with
-    other values in its hidden fields is another form, except in `random_fields` and in `kept_fields`, which get their entries too.
-    A <details> around the form is opened."""
+    """Return the page with entries in the form that is sent to `path`. If no form has these fields, return the page unchanged. If
+    several forms are sent to `path`, the function chooses the form with the pressed button and the most fields of `entries`. A form
+    whose hidden fields have other values is not chosen. The hidden fields in `random_fields` and `kept_fields` are exceptions: they
+    may differ, and they get their entries too. A <details> around the form is opened."""
     parser = _FormParser(page, path)
     parser.feed(page)
     parser.close()
@@ -103,7 +102,8 @@ class _Control(_Tag):
         if self.tag == "select":
             return [_mark(one, "option", "selected", one.attributes.get("value") in values) for one in self.options]
         if self.tag == "textarea":
-            # A browser ignores a line break after the start tag, so the text must not begin with one of its own.
+            # A browser ignores a line break directly after the start tag. This line break is added, so that a line break at the
+            # start of the text is not lost.
             return [_Change(self.end, self.text_end, "\n" + escape("".join(values[:1])))]
         if self.type in ("checkbox", "radio"):
             return [_mark(self, "input", "checked", (self.attributes.get("value") or "on") in values)]
@@ -133,8 +133,8 @@ class _Form:
 
 
 def _values_of(control: _Control, form: _Form, entries: Mapping[str, Sequence[str]]) -> Sequence[str] | None:
-    """Return the values of a control. Boxes that are not checked are missing in the entries of a form. Of several text fields with
-    one name, each has a value of its own."""
+    """Return the values of a control. Boxes that are not checked are missing in the entries of a form. If several text fields have
+    the same name, each field has its own value."""
     values = entries.get(control.name)
     if control.type in ("checkbox", "radio") and control.tag == "input":
         return values or ()

@@ -1,10 +1,10 @@
-"""A check that a form does not overwrite a change that was made after the form was shown.
+"""This module prevents a form from overwriting a change that was made after the form was shown.
 
 A form that changes stored values has a hidden field `version` with a hash of each value that it showed (`version_of`). The
-transaction that saves the form locks the stored values and calls `check_version`. If a value has changed meanwhile, nothing is
-saved, and `FormChanged` contains the values for a new form: the new stored value of each field that the operator left unchanged,
-and otherwise the entry of the operator. Each field with a change has a text that says so. If the operator sends this form, it is
-saved.
+transaction that saves the form locks the stored values and calls `check_version`. If a stored value has changed since the form was
+shown, nothing is saved. `FormChanged` then contains the values for a new form: if the operator has not changed a field, the new
+stored value; otherwise the entry of the operator. A text at each changed field says that its value has changed. If the operator
+sends this new form, it is saved.
 
 Only the values in the form are compared. A form without a version, for example of the previous release, is not checked.
 """
@@ -19,7 +19,7 @@ from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.portal.page import Visit
 
 FIELD = "version"
-MAX_SHOWN_CHARACTERS = 300  # The text at a field shows at most this many characters of a changed value.
+MAX_SHOWN_CHARACTERS = 300  # The maximum number of characters of a changed value in the text at a field.
 #: The values of a form by field name: text, a list of selected values, or whether a box is checked.
 FormValues = Mapping[str, str | bool | Sequence[str]]
 
@@ -61,7 +61,7 @@ def check_version(visit: Visit, stored: FormValues) -> None:
             merged[name] = present
             details.append(Detail(name, "was changed meanwhile; this is the new value"))
         else:
-            # This is never a box: one that both have changed has the value that the operator chose.
+            # This case cannot occur for a box: if both have changed a box, it has the value that the operator chose.
             text = ", ".join(present) or "empty"
             text = text if len(text) <= MAX_SHOWN_CHARACTERS else text[:MAX_SHOWN_CHARACTERS] + "…"
             details.append(Detail(name, f"was changed meanwhile to: {text}. If you save again, your entry replaces this value"))

@@ -1,7 +1,7 @@
 """This module formats numbers, shares, names, times, durations, countries and browsers for the pages of the portal.
 
-A number is never abbreviated without the complete number beside it. A share of a total of zero is shown as a dash. A time is shown
-in the time zone of the page, and its `<time>` element has the UTC time.
+If a number is abbreviated, the complete number is next to it. A share of a total of zero is shown as a dash. A time is shown in the
+time zone of the page, and its `<time>` element has the UTC time.
 """
 # Tested by tests/portal/test_charts.py
 
@@ -27,7 +27,7 @@ def number(value: int | float | Decimal | None) -> str:
 
 
 def visible(text: str) -> str:
-    """Return a text, between quotation marks if it begins or ends with spaces, so that people see them."""
+    """Return a text. If it begins or ends with spaces, put it between quotation marks, so that people see the spaces."""
     return text if text == text.strip() else f"\N{LEFT DOUBLE QUOTATION MARK}{text}\N{RIGHT DOUBLE QUOTATION MARK}"
 
 
@@ -51,7 +51,8 @@ def percent(part: float | None, whole: float | None = 1) -> str:
 
 
 def per_hundred(rate: float | None) -> str:
-    """Return a rate per message as text per 100 messages, such as 12.5. It is not a share, so it can exceed 100."""
+    """Convert a rate per message to a text per 100 messages, such as 12.5. The rate is not a share, so the result can exceed
+    100."""
     return DASH if rate is None else f"{100 * rate:,.1f}".removesuffix(".0")
 
 
@@ -69,7 +70,8 @@ def change(now: float | None, before: float | None) -> str:
 
 
 def sentence(text: str) -> str:
-    """Return a warning of the API with a capital letter. The name of a field or a host at its beginning stays as it is."""
+    """Return a warning of the API with a capital letter at the beginning. If the warning begins with the name of a field or a host,
+    this name does not change."""
     return text[:1].upper() + text[1:] if text.partition(" ")[0].isalpha() else text
 
 
@@ -94,7 +96,7 @@ def duration(seconds: float | None) -> str:
 
 def clock(at: datetime, zone: tzinfo, precision: str = "minute", now: datetime | None = None) -> str:
     """Return a time as text in a time zone. `precision` is day, minute, second or millisecond, or "time" for the time of day
-    alone. The year is left out if it is the year of `now`."""
+    without the date. The year is left out if it is the year of `now`."""
     local = at.astimezone(zone)
     date = "%-d %b" if now is not None and now.astimezone(zone).year == local.year else "%-d %b %Y"
     patterns = {"day": date, "minute": f"{date}, %H:%M", "second": f"{date}, %H:%M:%S", "time": "%H:%M"}

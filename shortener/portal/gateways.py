@@ -1,5 +1,5 @@
-"""/portal/{app}/gateways: the page that shows the gateways which an application may use: whether they work, and how many messages
-they have sent or still have to send. The page shows no settings of a gateway, because they contain credentials."""
+"""/portal/{app}/gateways: the page with the gateways that an application may use. It shows whether they work, how many messages
+they have sent, and how many messages wait for them. The page shows no settings of a gateway, because they contain credentials."""
 # Tested by tests/portal/test_gateways.py
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _CSV_COLUMNS = (
     *("next_attempt_at", "failures_in_row", "last_success_at", "last_failure_at", "last_error", "link"),
     *("waiting", "oldest_waiting_at", "held", "sent", "failed", "doubtful"),
 )
-#: The period of the lists of waiting and held messages, whatever the period of the page is.
+#: The period of the lists of waiting and held messages. It does not depend on the period of the page.
 WAITING_PERIOD = "365d"
 #: The label and the kind of badge of a gateway that has not been used yet.
 _UNUSED = ("not used yet", "")
@@ -34,8 +34,8 @@ _UNUSED = ("not used yet", "")
 
 @record
 class ShownGateway:
-    """A gateway as the page shows it. `breaker` is the state of the circuit breaker, a key of BREAKERS or `unused`. `link` is
-    whether the connection of this process is open; None if it has none."""
+    """A gateway as the page shows it. `breaker` is the state of the circuit breaker, a key of BREAKERS or `unused`. `link` is true
+    if the connection of this process to the gateway is open, and None if this process has no such connection."""
 
     gateway: GatewaySummary
     counts: SendCounts
@@ -64,7 +64,7 @@ class ShownGateway:
 
 @record
 class _Overview:
-    """What the page reads in one transaction."""
+    """The values that the page reads in one transaction."""
 
     states: list[GatewaySummary]
     counts: GatewayCounts

@@ -1,6 +1,6 @@
 """The first steps with an application. A step is done when the database contains its result, such as the first message. Each
-look-up reads one row with an index. Messages that the page *Try it* created count too, because they are real messages. Only the
-step "Connect your pipeline" requires another message.
+look-up reads one row with an index. Messages from the page *Try it* count too, because they are real messages. Only the step
+"Connect your pipeline" requires a message from another source.
 """
 # Tested by tests/portal/test_getting_started.py
 
@@ -50,14 +50,16 @@ async def first_steps(visit: Visit) -> list[FirstStep]:
         ),
         FirstStep(
             "Connect your pipeline",
-            "Create an API key, and send the texts of your messages to the rewrite call first. The page of the keys fills this in:",
+            "Create an API key. Before you send a message, send its text to the rewrite call. The page of the keys shows this "
+            "command with your key:",
             has_own_message,
             visit.link("keys") if visit.may(Role.MANAGER) else None,
             send,
         ),
         FirstStep(
             "Use your own domain",
-            "Recipients trust a name that they know. Point the name to this service, then add it.",
+            "Recipients trust a name that they know. Create a DNS record that leads from the name to this service, and then add "
+            "the domain here.",
             bool(application.domains),
             visit.link("domains", keep=False),
         ),

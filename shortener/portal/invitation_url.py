@@ -19,6 +19,6 @@ def link(origin: str, token: str) -> str:
 
 
 def invitation_file(data_dir: Path) -> Path:
-    """Return the path of the file that contains the URL of the first invitation, for containers whose output nobody reads. The file
-    mode is 0600."""
+    """Return the path of the file that contains the URL of the first invitation. The file is for containers whose output nobody
+    reads. The file mode is 0600."""
     return data_dir / INVITATION_FILE

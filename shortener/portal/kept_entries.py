@@ -1,15 +1,16 @@
-"""The entries of a form that an operator sends after the session has expired.
+"""This module keeps the entries of a form that an operator sends after the session has expired.
 
 1. The response to such a form is the sign-in page. Its hidden field `kept` contains the entries, encrypted with the master secret,
    together with the id of the operator and the time at which they expire (`seal`). Nothing is stored yet.
 2. When an operator signs in with this field, the entries are stored, still encrypted, for the operator who typed them
    (`store_entries`). Another operator does not get them. The response redirects to the page of the form, so that the history of
    the browser contains no request with the password.
-3. The query of that page has the parameter `kept`. The page is rendered as always, and the entries are put into its form
-   (`form_filling.py`). Nothing is sent before the operator presses a button.
+3. The query of that page has the parameter `kept`. The page is rendered in the usual way, and then the entries are put into its
+   form (`form_filling.py`). Nothing is sent before the operator presses a button.
 
-Fields with passwords and codes are never kept. Sessions that were ended, by signing out or by an admin, keep nothing, because their
-operator is not known any more. A form cannot contain files: the portal accepts no other forms than `x-www-form-urlencoded`.
+Fields with passwords and codes are never kept. If a session was ended by signing out or by an admin, no entries are kept, because
+the operator of the session is no longer known. A form cannot contain files, because the portal accepts only forms of the type
+`x-www-form-urlencoded`.
 """
 # Tested by tests/portal/test_kept_entries.py
 

@@ -1,8 +1,8 @@
 """/portal/{app}/keys: the page with the API keys, the tracker tokens and the postback keys of an application.
 
-A new key or token is shown once, in the response to its form, and a form that is sent again creates nothing (`repeats.py`). No URL,
-log line or audit row contains the key. To create, revoke or rotate one, an operator must have entered the password within the last
-ten minutes.
+A new key or token is shown once, in the response to its form. If the same form is sent again, it creates nothing (`repeats.py`). No
+URL, log line or audit row contains a key or token. To create, revoke or rotate a key or token, an operator must have entered the
+password within the last ten minutes.
 """
 # Tested by tests/portal/test_keys.py
 
@@ -155,7 +155,7 @@ def _describe_revocation(connection: Connection, visit: Visit) -> Question:
         "A revoked key cannot be used again. If its software still needs one, create a new key first.",
     ]
     if not any(one["revoked_at"] is None and one["id"] != row["id"] for one in listed):
-        effects.append("It is the only valid API key: nothing can call the API of this application without it.")
+        effects.append("It is the only valid API key: without it, no software can call the API of this application.")
     return _revocation(credentials.key_name(row), effects)
 
 
@@ -181,7 +181,7 @@ def _describe_rotation(connection: Connection, visit: Visit) -> Question:
         "The new token is shown once, on the next page.",
     ]
     if any(token["valid_until"] is not None for token in credentials.list_tokens(connection, visit.application_id, visit.now)):
-        effects.append("The token before the present one, which is still valid, gets 401 from now on.")
+        effects.append("The previous token, which is still valid, gets 401 from now on.")
     return Question("Replace the tracker token?", effects, "Create a new token", "rotate-ccw", ("overlap",))
 
 

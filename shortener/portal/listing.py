@@ -1,7 +1,7 @@
-"""This module shows lists of rows, such as messages, of one application or of all, newest first. The filters are in the URL, and
-the same rows are available as CSV. A list reads its rows with the functions of `shortener.reporting`, which examine a limited
-number of rows per call. If none of them matches, the list calls the function again, up to MAX_READS times. So a visitor rarely sees
-an empty page that has a next page.
+"""This module shows lists of rows, such as messages, newest first. A list contains the rows of one application or of all
+applications. The filters are in the URL, and the same rows are available as CSV. A list reads its rows with the functions of
+`shortener.reporting`, which examine a limited number of rows per call. If none of them matches, the list calls the function again,
+up to MAX_READS times. Therefore a visitor rarely sees an empty page that has a next page.
 """
 # Tested by tests/portal/test_listing.py
 
@@ -27,7 +27,8 @@ from shortener.reporting.csv_lists import PAGE_ROWS, ListPage, format_lines, str
 from shortener.web.paging import Cursors
 
 ROWS = 50  # The number of rows on one page of a list.
-MAX_READS = 5  # While no row matches the filters, a list reads the database up to this number of times for a page.
+# The maximum number of times that a list reads the database for one page. It reads again as long as no row matches the filters.
+MAX_READS = 5
 MAX_EXPORTED_CHARACTERS = 200  # The maximum number of characters of a filter's value that the audit row of an export stores.
 #: The query parameters that the audit row of an export stores: the period, the filters of all lists, and `numbers` (complete phone
 #: numbers).
@@ -142,7 +143,7 @@ def campaign_query(name: str) -> dict[str, str]:
 
 
 async def show_list(visit: Visit, template: str, source: ListSource, fields: Sequence[FilterField], **context: Any) -> Response:
-    """Return the response with one page of a list, or with the complete list as CSV if the request is for the CSV."""
+    """Return the response with one page of a list. If the request is for the CSV, return the complete list as CSV."""
     if visit.is_csv:
         return await download(visit, source)
     cursors = Cursors(visit.service.secret, f"portal {source.noun}")
@@ -173,8 +174,8 @@ async def download(visit: Visit, source: ListSource) -> Response:
 
 
 async def download_short_list(visit: Visit, noun: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Response:
-    """Return a list that its page shows completely, such as the trackers of an application, as CSV. Record the export in the audit
-    log. Names in `rows` that are not in `columns` are ignored."""
+    """Return a short list as CSV, such as the trackers of an application, which its page shows completely. Record the export in the
+    audit log. Names in `rows` that are not in `columns` are ignored."""
     await visit.service.database.write(visit.audit, "list_exported", noun, after=exported_query(visit))
 
     async def lines() -> AsyncIterator[bytes]:
@@ -205,8 +206,8 @@ def merge(connection: Connection, source: ListSource, applications: Sequence[int
     """Return one page with the newest rows of several applications. If the page has a `next`, this page and the pages before it
     contain every row whose id is at least `next`."""
     pages = [(application, source.read(connection, application, limit, below)) for application in applications]
-    # A page of an application lacks the rows of its next page: their ids are below its `next`. Therefore the merged page contains
-    # only rows with ids of at least the highest `next` of all these pages.
+    # The page of one application does not contain the rows of its next page, whose ids are below its `next`. Therefore the merged
+    # page contains only rows whose ids are at least the highest `next` of all these pages.
     limits = [page.next for _, page in pages if page.next is not None]
     lowest = max(limits, default=None)
     rows = [

@@ -1,9 +1,10 @@
-"""/portal/{app}/live: the page that shows clicks, conversions and deliveries as they arrive, by server-sent events.
+"""/portal/{app}/live: the page that shows clicks, conversions and deliveries as soon as they arrive. It receives them as
+server-sent events.
 
 The page contains the newest rows at the time of the request. If the browser runs scripts, new rows are added as they arrive. A
-stream ends when its session ends, when the process stops, or when the browser closes it; the browser connects again by itself.
-Each event has the highest row id that was sent. When the browser connects again, it sends this id (`Last-Event-ID`), and the new
-stream begins with the rows that the browser missed.
+stream ends when its session ends, when the process stops, or when the browser closes it; the browser connects again by itself. Each
+event contains the highest row id that was sent so far. When the browser connects again, it sends this id (`Last-Event-ID`), and the
+new stream begins with the rows that the browser has missed.
 """
 # Tested by tests/portal/test_live.py
 
@@ -30,7 +31,7 @@ from shortener.web.streams import ClosingResponse
 if TYPE_CHECKING:
     from shortener.portal.parts import PortalParts
 
-HEARTBEAT = 15.0  # Seconds after which a stream without rows sends a comment, so that proxies keep the connection.
+HEARTBEAT = 15.0  # Seconds after which a stream without rows sends a comment, so that proxies do not close the connection.
 STOP_CHECK = 1.0  # A stream checks once in this number of seconds whether the process is about to stop.
 MAX_STREAMS = 3  # The maximum number of streams that one session can have open.
 RECENT = timedelta(minutes=15)
@@ -92,7 +93,7 @@ async def event_stream(visit: Visit, portal: PortalParts, session_id: int, last_
                         batch = await batches.get()
                 except TimeoutError:
                     continue
-                # The feed also returns those rows of `missed` that were stored after the subscription.
+                # Some rows of `missed` were stored after the subscription began, and the feed returns these rows too.
                 batch = LiveBatch([row for row in batch.rows if (row.kind, row.id) not in sent], batch.more)
                 if not batch.rows and not batch.more:
                     continue

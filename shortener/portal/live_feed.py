@@ -32,16 +32,17 @@ log = structlog.get_logger(__name__)
 INTERVAL = 1.0  # Seconds between two reads of the database.
 OVERLAP = timedelta(seconds=15)
 MAX_ROWS = 200  # The maximum number of rows of each kind that one read of the database returns.
-# From one read of the database, a subscriber gets at most this many rows, and the number of the rows that were left out.
+# The maximum number of rows that a subscriber gets from one read of the database. The subscriber also gets the number of the other
+# rows.
 SHOWN_PER_READING = 20
-MAX_WAITING = 50  # At most this many batches wait for a slow subscriber. Older batches are dropped.
+MAX_WAITING = 50  # The maximum number of batches that wait for a slow subscriber. Older batches are dropped.
 
 
 @record
 class LiveRow:
     """A row of the live feed. `kind` is hit, conversion or delivery. `name` is the short description of the row, and `detail` is
-    further text. A delivery has the name of its tracker (None: the tracker is deleted), and the outcome of the attempt as
-    `status` and `error`; without `tracker_id`, it is sent to a callback URL."""
+    further text. For a delivery, `name` is the name of its tracker (None: the tracker is deleted), and `status` and `error` are the
+    outcome of the attempt. A delivery without `tracker_id` is sent to a callback URL."""
 
     kind: str
     id: int

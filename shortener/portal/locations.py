@@ -14,7 +14,7 @@ from shortener.portal.security import SAFE_METHODS
 SIGN_IN_PATH = "/portal/signin"
 CODE_PATH = "/portal/signin/code"
 CONFIRM_PATH = "/portal/confirm"
-#: The query parameter with which a sign-in page says that a form was not sent and that its entries are lost.
+#: With this query parameter, the sign-in page says that a form was not sent and its entries are lost.
 LOST_FORM_QUERY = "form-lost"
 
 
@@ -50,8 +50,8 @@ def previous_page(request: Request, default: str = "/portal/me") -> str:
 
 
 def safe_next(location: str | None, default: str = "/portal/") -> str:
-    """Return the URL to continue with after a sign-in if it is a page of the portal, otherwise the URL of the first page. So a
-    prepared sign-in URL cannot redirect an operator to another site."""
+    """Return the URL to continue with after a sign-in if it is a page of the portal, otherwise the URL of the first page. Therefore
+    a manipulated sign-in URL cannot redirect an operator to another site."""
     if location is None or not location.startswith("/portal/") or "\\" in location or not location.isprintable():
         return default
     return location

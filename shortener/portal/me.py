@@ -1,6 +1,6 @@
 """/portal/me: the page on which operators change their own account: second factor, password, theme, time zone and sessions.
 
-Recovery codes are shown once, in the response to the form. A form that is sent again creates no other codes (`repeats.py`).
+Recovery codes are shown once, in the response to the form. If the same form is sent again, it creates no new codes (`repeats.py`).
 """
 
 # Tested by tests/portal/test_me.py
@@ -82,8 +82,8 @@ async def save_preferences(visit: Visit) -> Response:
 
 
 async def change_password(visit: Visit) -> Response:
-    """Check the current password and store a new one. The session gets a new token, and the other sessions end if the form requests
-    it."""
+    """Check the current password and store the new password. The session gets a new token. The other sessions end if the form
+    requests this."""
     session, form = visit.session, visit.form
     assert session is not None
     database, operator = visit.service.database, session.operator
@@ -110,7 +110,7 @@ async def change_password(visit: Visit) -> Response:
 
 
 def _renew(connection: Connection, visit: Visit) -> str:
-    """Replace the session by a new one with another token, because the rights of the session have changed."""
+    """Replace the session by a new session with another token, because the rights of the session have changed."""
     session = visit.session
     assert session is not None
     user_agent = visit.request.headers.get("user-agent", "")
@@ -208,7 +208,8 @@ async def disable_factor(visit: Visit) -> Response:
     operator = visit.operator
     if not is_confirmed(visit):
         effects = [
-            "Signing in then needs the password only, so a stolen password opens everything that you may see.",
+            "Signing in then needs only the password, so anybody with a stolen password can see and do everything that you may "
+            "see and do.",
             "The recovery codes become invalid. To turn the second factor on again, set it up again in your app.",
         ]
         return ask(visit, Question("Turn off the second factor?", effects, "Turn off"), _FACTOR)
@@ -261,7 +262,7 @@ def _invalid(field: str, reason: str) -> ApiError:
 
 PAGES = [
     PortalPage(PATH, me, role=None),
-    # The account page is also at the URLs of its forms, where browsers request it after an error or a new sign-in.
+    # The account page also exists at the URLs of its forms, because browsers request these URLs after an error or a new sign-in.
     PortalPage(f"{PATH}/preferences", me, save_preferences, role=None),
     PortalPage(f"{PATH}/password", me, change_password, role=None),
     PortalPage(FACTOR_PATH, factor_form, enable_factor, role=None, needs_recent_password=True),

@@ -1,4 +1,5 @@
-"""GET /portal/{app}/messages: the list of messages, filtered by state, campaign, phone number or the figure that counts them."""
+"""GET /portal/{app}/messages: the list of messages. It can be filtered by state, campaign, phone number and by the figure that
+counts the messages."""
 # Tested by tests/portal/test_pages.py
 
 from __future__ import annotations
@@ -74,8 +75,8 @@ FIELDS = (
 async def messages(visit: Visit) -> Response:
     """List messages, newest first. With `numbers=1`, the CSV contains complete phone numbers, and the audit log records this.
 
-    Only operators who may see complete phone numbers can search for one. For others, who see masked numbers, a search would
-    confirm a guessed number."""
+    Only operators who may see complete phone numbers can search for a number. The other operators see masked numbers, and a search
+    would confirm a guessed number."""
     may_search = visit.may(Role.SUPPORT)
     if visit.get("to") is not None and not may_search:
         raise ApiError(

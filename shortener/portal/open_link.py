@@ -1,7 +1,7 @@
 """GET /portal/open/{code}.{signature}: open the destination of a link without a click, for tests on a phone.
 
 The URL is valid for ten minutes and needs no session, so that a phone can open it from a QR code. The response is a redirect to the
-current destination, and nothing is stored. The real short link would count as a click of its recipient.
+current destination, and nothing is stored. A request for the real short link would count as a click of its recipient.
 """
 # Tested by tests/portal/test_pages.py
 

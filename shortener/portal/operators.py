@@ -75,7 +75,8 @@ class Operator:
         return self.roles.get(ALL_APPLICATIONS) is Role.ADMIN
 
     def role_in(self, application_id: int) -> Role | None:
-        """Return the operator's role in an application, or None if the operator must not know that the application exists.
+        """Return the operator's role in an application. None means that the operator has no role there and must not know that the
+        application exists.
 
         `application_id` may be ALL_APPLICATIONS."""
         found = [self.roles[one] for one in (ALL_APPLICATIONS, application_id) if one in self.roles]
@@ -114,7 +115,8 @@ def invite(
     lifetime: timedelta = INVITATION_LIFETIME,
     may_rename: bool = False,
 ) -> Invitation:
-    """Create an operator and an invitation. An operator who has not accepted an earlier invitation gets a new one.
+    """Create an operator and an invitation. If the operator exists and has not accepted an earlier invitation, create a new
+    invitation only.
 
     Raise ApiError CONFLICT if the operator already has a password, NOT_FOUND if the application does not exist."""
     name = check_name(name)
@@ -237,8 +239,7 @@ def _new_invitation(
     connection: Connection, operator_id: int, now: datetime, lifetime: timedelta, *, may_rename: bool = False
 ) -> str:
     token = secrets.token_urlsafe(32)
-    # Several nodes may create a first invitation at the same time. Each of these invitations is valid until one of them is
-    # accepted.
+    # Several nodes may create a first invitation at the same time. All these invitations are valid until one of them is accepted.
     if not may_rename:
         connection.execute(delete(operator_invitations).where(operator_invitations.c.operator_id == operator_id))
     connection.execute(
@@ -331,7 +332,7 @@ def _roles(connection: Connection, operator_id: int | None = None) -> dict[int, 
         statement = statement.where(operator_roles.c.operator_id == operator_id)
     found: dict[int, dict[int, Role]] = {}
     for row in connection.execute(statement):
-        # A later release may have stored a role that this release does not know. Such a role gives no rights.
+        # A later release may have stored a role that this release does not know. An operator has no rights from such a role.
         if row.role in ROLE_NAMES:
             found.setdefault(row.operator_id, {})[row.application_id] = Role[row.role.upper()]
     return found

@@ -2,7 +2,7 @@
 gateways.
 
 The API and the database contain short codes such as `other_status`. The pages of the portal show the words of this module instead.
-A code that is missing here is shown with spaces in place of underscores.
+If a code is missing here, the pages show the code with spaces instead of underscores.
 """
 # Tested by tests/portal/test_outcome_texts.py
 

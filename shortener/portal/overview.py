@@ -1,8 +1,8 @@
 """GET /portal/{app}/: the overview page of an application. It shows the figures and how they changed since the previous period, a
 chart, the funnel, the times from sending to click, and panels with figures per campaign, destination, country, device and browser.
 Every figure is a hyperlink to the list of the rows that it counts. The page for all applications shows the sums over all
-applications and the figures of each application. If the database cannot return the data of a panel, the panel shows an error, and
-the rest of the page is shown.
+applications and the figures of each application. If the database cannot return the data of a panel, this panel shows an error, and
+the other parts of the page are shown.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ async def overview(visit: Visit) -> Response:
         devices=_shares(figures.devices),
         browsers=_shares(figures.browsers),
         campaigns=await _panel("campaigns", _campaigns(visit)),
-        # Groups that the report merges have no list with exactly their rows, so the panel leaves them out.
+        # For a group in which the report has merged several names, there is no list with exactly these rows. The panel therefore
+        # leaves such groups out.
         destinations=await _panel("destinations", _groups(visit, partial(by_destination, merges_rest=False))),
         countries=await _panel("countries", _groups(visit, by_country)),
         applications=await _panel("applications", _applications(visit)) if visit.application is None else [],
@@ -97,7 +98,8 @@ async def _campaigns(visit: Visit) -> list[tuple[int, str, Figures]]:
             page = campaign_page(connection, scope, MAX_ROWS)
             rows = zip(page.numbers, page.campaigns, strict=True)
             found += [(number, scope.application_id, name, figures) for number, (name, figures) in rows]
-        # The numbers of all applications grow together, so the highest ones belong to the newest campaigns.
+        # The numbers of the campaigns of all applications come from one sequence, so the highest numbers belong to the newest
+        # campaigns.
         newest = sorted(found, key=itemgetter(0), reverse=True)[:MAX_ROWS]
         return [row[1:] for row in newest]
 
@@ -114,7 +116,7 @@ async def _applications(visit: Visit) -> list[tuple[Any, Figures]]:
 
 
 def _shares(amounts: dict[str, int]) -> list[tuple[str, int]]:
-    """Return the kinds of devices or browsers with their clicks, those with the most clicks first."""
+    """Return the kinds of devices or browsers with their numbers of clicks. The kind with the most clicks is first."""
     return sorted(((name, number) for name, number in amounts.items() if number), key=lambda row: (-row[1], row[0]))
 
 

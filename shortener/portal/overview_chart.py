@@ -40,7 +40,7 @@ class Bucket:
     title: str
     figures: Figures
     before: Figures | None
-    is_known: bool  # False if no application of the page existed yet, so that the bar is a gap.
+    is_known: bool  # False if none of the applications on the page existed at that time. The bar is then a gap.
 
 
 async def buckets(visit: Visit) -> list[Bucket]:

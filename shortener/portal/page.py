@@ -1,7 +1,7 @@
 """This module defines a page of the portal (`PortalPage`) and the argument of its handler (`Visit`).
 
-A page is a module with a list `PAGES`. Each `PortalPage` declares its path, its handler and the role that it requires. The router
-makes these checks before it calls the handler: the session, the role, the application, and that forms come from the portal. So no
+A page is a module with a list `PAGES`. Each `PortalPage` declares its path, its handler and the role that it requires. Before the
+router calls the handler, it checks the session, the role, the application, and whether a form comes from the portal. Therefore no
 handler can forget a check.
 """
 # Tested by tests/portal/test_router.py
@@ -38,9 +38,9 @@ ALL = "all"
 #: Query parameters that hyperlinks between pages keep: the period, its time zone, and whether events are counted by send date.
 PERIOD_FIELDS = ("period", "since", "until", "tz", "basis")
 #: Filters by texts that the sender chose. They are compared exactly, because the stored texts may begin or end with spaces. The
-#: other filters are ids, codes and words, which have no such spaces, so spaces around a pasted one are ignored.
+#: other filters are ids, codes and words without such spaces. Spaces around a pasted value are therefore removed.
 EXACT_FILTERS = ("campaign", "label")
-#: The query parameter for a name that a path cannot contain (`url`).
+#: The query parameter that contains a name if the path cannot contain it (`url`).
 NAME_QUERY = "name"
 #: The query parameter of a CSV that begins with a byte order mark, as in the API. Excel needs it to read UTF-8.
 BOM_QUERY = "bom"
@@ -67,9 +67,9 @@ class PortalPage:
     """A page: one path with its handler.
 
     `path` begins with /portal and may contain `{app}`, the number of an application or `all`. `role` is the role that the operator
-    needs in that application, or for a page without `{app}` in the whole installation; None: every operator may open it.
-    `is_public`: no session is required. `csv`: the page also exists with `.csv` after its path, and `visit.is_csv` is true there.
-    `post` handles the forms of the page; `post_role` is the role that these forms require, if it differs from `role`.
+    needs in that application, or in the whole installation for a page without `{app}`. If it is None, every operator may open the
+    page. `is_public`: no session is required. `csv`: the page also exists with `.csv` after its path, and `visit.is_csv` is true
+    there. `post` handles the forms of the page; `post_role` is the role that these forms require, if it differs from `role`.
     `all_applications`: the page also exists for `all`. `needs_gateway`: the navigation menu contains the page only if the
     application has or had a gateway, or messages that a gateway sends. `allows_missing_code`: a session that still needs the code
     of the second factor is sufficient. `needs_recent_password`: the operator must have entered the password within the last ten
@@ -202,8 +202,8 @@ class Visit:
 
     @property
     def period_query(self) -> dict[str, str]:
-        """The query parameters of this request that select the period, for the URLs of other pages. Empty if the period is not
-        valid, so that the links of an error page do not lead to the same error."""
+        """The query parameters of this request that select the period, for the URLs of other pages. If the period is not valid, the
+        result is empty, so that the links of an error page do not lead to the same error."""
         try:
             _ = self.period
         except ApiError:
@@ -279,8 +279,9 @@ def url(path: str, query: Mapping[str, Any] | None = None, *, name: str | None =
     """Return a root-relative URL. The path is percent-encoded; parameters with the value None are left out. A list as a value
     repeats its parameter.
 
-    `name` is a text that a sender chose, such as a message id. It follows the path. If a browser or a proxy would change it there
-    (`..`, a slash at its beginning), it is the query parameter `name` instead, and the path ends with a slash."""
+    `name` is a text that a sender chose, such as a message id. The name is appended to the path. Browsers and proxies change some
+    names in a path (`..`, or a slash at the beginning). Such a name becomes the query parameter `name` instead, and the path ends
+    with a slash."""
     fields = {key: value for key, value in (query or {}).items() if value is not None}
     if name is not None:
         is_changed = "\n" in name or not {"", ".", ".."}.isdisjoint(name.split("/"))

@@ -34,15 +34,16 @@ def cookie_name(secret: Secret, *, is_https: bool) -> str:
     """Return the name of the cookie of a session.
 
     Browsers send a cookie to all ports of a host. The end of the name is different for each installation, so that two installations
-    on one host do not replace each other's sessions. The prefix makes browsers accept the cookie from https only, and from this
-    host only."""
+    on one host do not overwrite each other's cookies. Because of the prefix, browsers accept the cookie only over https and only
+    from this host."""
     return ("__Host-session-" if is_https else "session-") + secret.key("portal cookie").hex()[:8]
 
 
 class PortalParts:
     """The shared objects of the portal in one process. They contain no state that another process would need.
 
-    `_gateway_users` are ids of applications that have or had a gateway. It only grows, and saves a read for each page."""
+    `_gateway_users` contains the ids of applications that have or had a gateway. Ids are only added. This set saves a read of the
+    database for each page."""
 
     def __init__(self, service: Service, renderer: PageRenderer) -> None:
         self.service = service

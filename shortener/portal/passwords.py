@@ -7,7 +7,7 @@ One thread computes all hashes, one after the other, so that many sign-ins do no
 would keep its 19 MiB of memory, because the allocator of glibc does not return it to the operating system. A check for an unknown
 name verifies a hash of a random password, so that the response time does not show whether a name exists.
 
-The library `argon2` is imported at the first use, because only few processes ever need it.
+The library `argon2` is imported at the first use, because most processes never need it.
 """
 # Tested by tests/portal/test_signin.py
 

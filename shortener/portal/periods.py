@@ -1,10 +1,10 @@
 """This module reads the period, the time zone and the date basis (send date or event time) of a page from the query of its URL.
 
 `period` is the name of a relative period, or `custom` with `since` and `until` (a date, or a time in ISO 8601, in the time zone
-`tz`). A relative period of days begins at midnight in the time zone and includes today. No period extends beyond now, so a chart
-has no empty bars for time that has not passed. "today" begins at midnight, and "24h" begins 24 hours ago.
+`tz`). A relative period of days begins at midnight in the time zone and includes today. A period ends now at the latest, so that a
+chart has no empty bars for the future. "today" begins at midnight, and "24h" begins 24 hours ago.
 
-The statistics count complete time slots of 15 minutes, and so do lists with the same period.
+The statistics count complete time slots of 15 minutes. Lists with the same period do the same.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class PeriodChoice:
     def query(self, since: datetime | None = None, until: datetime | None = None) -> dict[str, str]:
         """Return the query parameters that select this period, or a part of it, for the URL of a page.
 
-        The times have no seconds. An end is rounded up, so that the period keeps the time slot that has just begun."""
+        The times have no seconds. The end is rounded up, so that the period includes the time slot that has just begun."""
         fields = {"period": self.name, "tz": self.zone_name, "basis": self.basis.name.lower()}
         if since is not None or until is not None or self.name == CUSTOM:
             end = _next_minute(until or self.until)

@@ -1,8 +1,8 @@
 """/portal/{app}/privacy: the page that erases a person's data, with a receipt, and shows how long data is kept.
 
 An erasure takes two steps. The first step counts the messages, so that the operator sees what will be erased. The second step
-erases the data and shows a receipt. The receipt contains neither the phone number nor the message_id. It is also stored in the
-audit log, which proves the erasure later: a row for each 100 messages.
+erases the data and shows a receipt. The receipt contains neither the phone number nor the message_id. The audit log also contains
+it, one row for each 100 messages, so that the erasure can be proved later.
 """
 # Tested by tests/portal/test_privacy.py
 

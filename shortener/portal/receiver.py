@@ -1,5 +1,5 @@
 """/portal/{app}/receiver: the page of the built-in receiver, which shows the requests that a tracker would get for the newest
-events. So an operator can see them without an endpoint of their own. Nothing is sent: the page builds the requests from the event
+events. An operator can see the requests without having an endpoint. Nothing is sent: the page builds the requests from the event
 log (delivery/example_requests.py).
 """
 # Tested by tests/portal/test_receiver.py

@@ -1,6 +1,6 @@
 """This module renders templates: it contains the Jinja environment with its filters and functions, and compresses pages.
 
-Templates escape every value. A template that uses a name which the handler did not pass raises an error. Templates contain no
+Templates escape every value. If a template uses a name that the handler did not pass, it raises an error. Templates contain no
 scripts and no style attributes, which the Content-Security-Policy would block (a test checks them).
 
 A page that shows a secret is not compressed, because the size of a compressed page could reveal parts of the secret.
@@ -123,8 +123,8 @@ class Renderer:
 def environment() -> Environment:
     """Return the environment in which all templates of the portal are rendered. It is the same for all installations.
 
-    The first call compiles all templates, which takes a few hundred milliseconds. Call this function in a thread, so that it
-    delays no click."""
+    The first call compiles all templates, which takes a few hundred milliseconds. Call this function in a thread, so that clicks do
+    not wait for it."""
     environment = Environment(
         loader=PackageLoader("shortener.portal", "templates"),
         autoescape=True,

@@ -1,11 +1,11 @@
-"""Forms whose response is a page, for example with a new secret, and that a browser sends again if the page is reloaded.
+"""This module handles forms that are sent twice. If the response to a form is a page, for example with a new secret, a browser
+sends the form again when the user reloads the page. Such a form contains a random `form_id`. If a form with the same id and the
+same values is sent again, it is rejected. A reload therefore creates no second key and does not replace a secret that was just
+shown. The ids are stored like Idempotency-Keys, for 24 hours. The page *Try it* does not reject a repeat: it shows the message
+again, whose id depends on the form (`form_hash`).
 
-Such a form contains a random `form_id`. A form that is sent again with the same id and the same values is rejected, so a reload
-creates no second key and replaces no secret that was just shown. The ids are stored like Idempotency-Keys, for 24 hours. The page
-*Try it* does not reject a repeat: it shows the message again, whose id depends on the form (`form_hash`).
-
-One transaction performs the action, adds its audit row and stores the id (`perform_once`). If it fails, nothing of it is stored,
-and the form can be sent again.
+One transaction performs the action, adds its audit row and stores the id (`perform_once`). If the transaction fails, nothing is
+stored, and the form can be sent again.
 """
 # Tested by tests/portal/test_keys.py, tests/portal/test_admin_operators.py, tests/portal/test_admin_applications.py,
 # tests/portal/test_me.py, tests/portal/test_try_it.py and tests/portal/test_tracker_editor.py

@@ -40,7 +40,7 @@ PATH = "deliveries/replays"
 #: larger, because counting them takes longer.
 REFRESH_SECONDS, SLOW_REFRESH_SECONDS, MANY = 2, 10, 100_000
 
-#: The number of the newest deliveries of a tracker among which the confirmation looks for the last outcome.
+#: The number of the newest deliveries of a tracker in which the page of the confirmation searches for the last outcome.
 RECENT = 20
 
 
@@ -106,8 +106,8 @@ async def _confirm(visit: Visit, error: ApiError | None) -> Response:
 
 
 async def _last_outcome(visit: Visit, tracker: Tracker) -> Delivery | None:
-    """Return the newest delivery of a tracker that has an outcome, or None. If the newest RECENT deliveries have none, return the
-    newest dead delivery."""
+    """Return the newest delivery of a tracker that has an outcome, or None. If none of the newest RECENT deliveries has an outcome,
+    return the newest dead delivery."""
     read = visit.service.deliveries.page
     page = await read(DeliveryFilter(visit.application_id, tracker.id), RECENT)
     dead = await read(DeliveryFilter(visit.application_id, tracker.id, status=DeliveryStatus.DEAD), 1)
@@ -115,7 +115,7 @@ async def _last_outcome(visit: Visit, tracker: Tracker) -> Delivery | None:
 
 
 def _badge(replay: Replay, outcomes: ReplayOutcomes) -> tuple[str, str]:
-    """Return the label and the kind of the badge of a replay. It is green only if every delivery was delivered."""
+    """Return the label and the kind of the badge of a replay. The badge is green only if every delivery was delivered."""
     if replay.is_running:
         return "Running", "accent"
     if replay.stop_reason:

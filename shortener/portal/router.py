@@ -1,14 +1,21 @@
 """The portal as an ASGI application: it turns a request into a page.
 
-The order is fixed: static files; the check that a request which changes something comes from the portal (403); the page for the
-path (404, 405); the session (redirect to the sign-in page, or for a form the sign-in page that keeps its entries); the role in the
-application (404 for an application that the operator must not know, 403 for a role that is too low); the form (400, 413); the
-password again, if the page requires that it was entered recently; for a CSV, the check that the session has no other export (429);
-then the handler.
+A request passes these steps in this order:
 
-An `ApiError` becomes an error page with the status and the code of the error. A database that is unavailable becomes 503. Any
-other exception is logged and becomes 500 without internals. Every response has the headers of `security.py`, and pages have
-`Cache-Control: no-store`, so that the back button shows nothing after signing out.
+1. Static files are sent.
+2. If the request changes something, it must come from a page of the portal (403).
+3. The page for the path is looked up (404, 405).
+4. The request needs a session. Without one, a redirect leads to the sign-in page. For a form, the response is the sign-in page
+   itself, which keeps the entries of the form.
+5. The role in the application is checked: 404 if the operator must not know the application, 403 if the role is too low.
+6. The form is read (400, 413).
+7. If the page requires that the password was entered recently, the portal may ask for it again.
+8. A CSV requires that the session has no other export (429).
+9. The handler runs.
+
+An `ApiError` becomes an error page with the status and the code of the error. If the database is unavailable, the response is 503.
+For any other exception, the response is 500 without details, and the exception is logged. Every response has the headers of
+`security.py`, and pages have `Cache-Control: no-store`, so that the back button of the browser shows no page after signing out.
 """
 
 from __future__ import annotations
@@ -175,7 +182,7 @@ class Portal(PortalParts):
         if request.method not in SAFE_METHODS:
             operator_id = await self.service.database.read(find_expired, token) if token else None
             if visit.is_fragment:
-                # A redirect would replace the page that contains the entries.
+                # After a redirect, the browser would no longer have the entries.
                 return visit.render("signed_out.html", 401, is_kept=operator_id is not None)
             if operator_id is not None:
                 await _read_form(visit)
@@ -213,7 +220,7 @@ class Portal(PortalParts):
 
     def _error(self, visit: Visit, error: ApiError) -> Response:
         headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
-        # The descriptions are written for callers of the API, who read the header.
+        # These descriptions are for callers of the API, because they mention the header.
         wait = "in a moment" if error.retry_after is None else f"in {duration(error.retry_after)}"
         text = error.description.replace("after `Retry-After` seconds", wait).replace("`", "")
         is_period = (
@@ -232,7 +239,7 @@ class Portal(PortalParts):
 def load_portal(service: Service) -> Portal:
     """Load the static files and the expressions that parse user agents, and return the portal of a process.
 
-    This takes a few hundred milliseconds. Call it in a thread, so that it delays no click."""
+    This takes a few hundred milliseconds. Call it in a thread, so that clicks do not wait for it."""
     static_files()
     parse_device("")
     return Portal(service)

@@ -1,7 +1,7 @@
 """This module returns the statistics that a page shows: the same reports as the API, for one application or summed over all
 applications of the operator. A page handler does not query figures itself. `report_of` runs a report of
-`shortener.reporting.statistics` for each application in one read transaction and adds the figures, so `/portal/all/` shows exactly
-the sums of the pages of the applications.
+`shortener.reporting.statistics` for each application, in one read transaction, and adds the figures. The figures of `/portal/all/`
+therefore equal the sums of the figures on the pages of the applications.
 """
 # Tested by tests/portal/test_overview.py
 

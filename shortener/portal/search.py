@@ -2,8 +2,8 @@
 number, a short URL or its code, a click id, an event id, and the name of a campaign. Each is looked up with an index in every
 application that the operator may see. With a single result, the page of the result is shown.
 
-Phone numbers are found only in applications in which the operator may see them. Otherwise a viewer, who sees only masked numbers,
-could confirm a guessed number.
+A search for a phone number covers only the applications in which the operator may see complete numbers. Otherwise a viewer, who
+sees only masked numbers, could confirm a guessed number.
 """
 # Tested by tests/portal/test_pages.py
 
@@ -59,8 +59,8 @@ def find(
     """Return the messages, links, clicks, events and campaigns of these applications that a text identifies. Phone numbers are
     searched only in the applications in `revealed`.
 
-    Spaces around the text are ignored. But a message id or campaign may begin or end with spaces, so both are also searched with
-    them."""
+    Spaces around the text are ignored. A message id or a campaign may begin or end with spaces, so these two are also searched with
+    the spaces."""
     found: list[Found] = []
     names = dict.fromkeys((text, text.strip()))
     text = text.strip()

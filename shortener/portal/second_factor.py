@@ -1,8 +1,8 @@
 """The second factor of operators: time-based one-time passwords (RFC 6238) and recovery codes.
 
-A code is valid in its time step of 30 seconds and in the steps before and after it, and only once. The secret is stored encrypted
-with the master secret. Recovery codes have 50 random bits and are stored as hashes. Each recovery code can be used once in place of
-a code of the app.
+A code is valid in its time step of 30 seconds, in the step before and in the step after. It can be used only once. The secret is
+stored encrypted with the master secret. Recovery codes have 50 random bits and are stored as hashes. Each recovery code can be used
+once in place of a code of the app.
 """
 # Tested by tests/portal/test_signin.py
 
@@ -96,7 +96,7 @@ def disable_factor(connection: Connection, operator_id: int) -> None:
 
 
 def new_recovery_codes(connection: Connection, operator_id: int) -> list[str]:
-    """Replace the recovery codes of an operator and return the new ones."""
+    """Replace the recovery codes of an operator and return the new codes."""
     codes = ["".join(secrets.choice(_ALPHABET) for _ in range(_CODE_CHARACTERS)) for _ in range(RECOVERY_CODES)]
     connection.execute(delete(operator_recovery_codes).where(_t.operator_id == operator_id))
     connection.execute(

@@ -2,8 +2,8 @@
 
 A request that changes something must come from the portal. Browsers send the source of the request in the header `Sec-Fetch-Site`,
 or, on plain http://, in `Origin`. A request with neither header is rejected. A request from a sibling host (`same-site`) is also
-rejected, because short links are often served on a sibling host. So forms need no CSRF tokens. `Referrer-Policy: no-referrer` must
-never be sent, because browsers then send `Origin: null`.
+rejected, because short links are often served on a sibling host. Therefore forms need no CSRF tokens. `Referrer-Policy:
+no-referrer` must never be sent, because with it browsers send `Origin: null`.
 """
 # Tested by tests/portal/test_router.py
 

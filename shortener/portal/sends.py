@@ -78,8 +78,8 @@ async def sends(visit: Visit) -> Response:
 
 
 async def _gateway_field(visit: Visit) -> FilterField:
-    """Return the filter with the gateways of the applications of the page. A name that several gateways have is shown with the id.
-    The gateway in the query is a choice even if no application of the page may use it any more."""
+    """Return the filter with the gateways of the applications of the page. If several gateways have the same name, the filter shows
+    their ids too. The gateway in the query is among the choices even if no application of the page may use it any more."""
     names = await visit.service.database.read(own_gateway_names, [one.id for one in visit.applications])
     for application in visit.applications:
         for one in application.gateways:
@@ -113,7 +113,8 @@ def _source(visit: Visit, gateway: FilterField, *, reveal: bool) -> ListSource:
 
 
 def _is_undecided(row: AnyRow) -> bool:
-    """Return whether the list offers the decisions about a message: it is held, or it is doubtful and is sent again."""
+    """Return whether the list offers the decisions about a message. It does so if the message is held, or if it is doubtful and
+    will be sent again."""
     return row.status == SendStatus.HELD or (row.status == SendStatus.PENDING and bool(row.doubtful))
 
 
@@ -163,7 +164,7 @@ def _question(action: str, row: AnyRow) -> Question:
     if action == "resend":
         effects = [f"The gateway {row.gateway} gets the message again as soon as possible."]
         if row.doubtful:
-            effects.append("The gateway may already have the message. Then the recipient gets it twice.")
+            effects.append("If the gateway has already accepted the message, the recipient gets it twice.")
         return Question(f"Send the message {row.message_id} again?", effects, "Send it again", "rotate-ccw", fields)
     effects = [
         "The message is not sent again. It becomes FAILED, and your trackers get this event.",

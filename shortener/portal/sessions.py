@@ -5,7 +5,7 @@ out, is disabled or is reset, and when the operator or an admin ends it. A sessi
 its token any more. The row of an expired session stays for SESSION_RETENTION, because the portal keeps the entries of a form for
 the operator of an expired session (`kept_entries.py`). After an operator with a second factor has entered the correct password,
 `needs_code` of the session is true, and the session can open only the page for the code. After the code, a new session with a new
-token replaces this session. So the token always changes at a sign-in.
+token replaces this session. Therefore the token always changes at a sign-in.
 """
 # Tested by tests/portal/test_signin.py
 
@@ -124,8 +124,8 @@ def find_session(connection: Connection, token: str, now: datetime, limits: Sess
 
 
 def find_expired(connection: Connection, token: str) -> int | None:
-    """Return the id of the operator to whom a session belonged that has expired (`find_session` returns None for its token). Return
-    None if the session was ended, if its row was deleted, or if it still needed the code of the second factor."""
+    """Return the id of the operator of an expired session. `find_session` returns None for the token of such a session. Return None
+    if the session was ended, if its row was deleted, or if it still needed the code of the second factor."""
     row = connection.execute(select(_t.operator_id, _t.needs_code).where(_t.hash == hash_credential(token))).first()
     return None if row is None or row.needs_code else row.operator_id
 
@@ -141,7 +141,7 @@ def mark_password(connection: Connection, session_id: int, now: datetime) -> Non
 
 
 def list_sessions(connection: Connection, operator_id: int, now: datetime, limits: SessionLimits) -> Sequence[OperatorSession]:
-    """Return the sessions of an operator that have not ended, the latest used first."""
+    """Return the sessions of an operator that have not ended. The session with the latest request is first."""
     operator = load_operator(connection, operator_id)
     if operator is None:
         return []

@@ -2,12 +2,12 @@
 them. Three counts cause a delay, and no account is locked permanently:
 
 - Failures of a name from one network (/24 or /48). After FREE_FAILURES, each further failure doubles the time until the next
-  attempt, from 1 second to MAX_DELAY. So a stranger in another network does not delay an operator.
+  attempt, from 1 second to MAX_DELAY. Therefore a stranger in another network does not delay an operator.
 - Failures of a network, for all names. After NETWORK_FAILURES within NETWORK_WINDOW, the network must wait until the window has
   passed.
-- Failures of a name from all networks, against an attacker with many networks. After NAME_FAILURES, attempts are delayed as above.
-  A network from which the name signed in within the last KNOWN_DAYS is exempt, so this count does not delay the operator with this
-  name.
+- Failures of a name from all networks. This count works against an attacker who uses many networks. After NAME_FAILURES, attempts
+  are delayed in the same way as for one network. A network from which the operator with this name signed in within the last
+  KNOWN_DAYS is exempt, so this count does not delay the operator.
 
 A correct password resets the counts of the name. Names and networks are stored as keyed hashes, for known and unknown names alike.
 """
@@ -30,7 +30,7 @@ MAX_DELAY = timedelta(seconds=60)
 NETWORK_FAILURES = 20
 NETWORK_WINDOW = timedelta(minutes=10)
 NAME_FAILURES = 100
-#: The failures of a name are forgotten when this time has passed without another failure.
+#: If this time passes without another failure, the failures of a name are deleted.
 NAME_WINDOW = timedelta(hours=24)
 KNOWN_DAYS = 30
 
@@ -84,8 +84,8 @@ class SignInDelays:
         connection.execute(of_network.values(failures=_t.failures - 1))
 
     def _forget_old(self, connection: Connection, now: datetime) -> None:
-        """Delete counts that are too old to cause a delay. A row without failures stores a network from which a name has signed in:
-        delete such rows after KNOWN_DAYS."""
+        """Delete counts that are too old to cause a delay. A row without failures stores that a name has signed in from a network.
+        Delete such rows after KNOWN_DAYS."""
         is_old_failure = and_(_t.failures > 0, _t.last_at < now - NAME_WINDOW)
         is_old = or_(is_old_failure, _t.last_at < now - timedelta(days=KNOWN_DAYS))
         connection.execute(delete(sign_in_failures).where(_t.last_at < now - NAME_WINDOW, is_old))

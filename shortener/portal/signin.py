@@ -1,6 +1,6 @@
-"""The pages for signing in and out: the password, the second factor, and the password again before sensitive actions. A failed
-attempt gets the same error text after the same time for known and unknown names. After several failures the next attempt is
-rejected for some seconds without a check of its password (`sign_in_delays.py`). Each attempt is in the audit log.
+"""The pages for signing in and out: the password, the second factor, and the password again before sensitive actions. For known and
+unknown names, a failed attempt gets the same error text after the same time. After several failures the next attempt is rejected
+for some seconds without a check of its password (`sign_in_delays.py`). Each attempt is in the audit log.
 
 The sign-in page that responds to a form of an expired session keeps the entries of the form (`kept_entries.py`).
 """
@@ -151,7 +151,7 @@ def _code_page(visit: Visit, status: int = 200, *, error: str | None = None) -> 
 
 
 async def check_code(visit: Visit) -> Response:
-    """Check the code of the second factor, and replace the session by a new one with another token."""
+    """Check the code of the second factor, and replace the session by a new session with another token."""
     session, database, delays = visit.session, visit.service.database, visit.portal.delays
     if session is None or not session.needs_code:
         return visit.redirect(SIGN_IN_PATH)
@@ -211,7 +211,8 @@ async def check_password(visit: Visit, password: str) -> str | None:
     database, delays, session = visit.service.database, visit.portal.delays, visit.session
     assert session is not None
     name = session.operator.name
-    # Failures are counted for the session, so that failed sign-ins of a stranger do not delay an operator who is signed in.
+    # Failures are counted by session and not by name, so that failed sign-ins of a stranger do not delay an operator who is signed
+    # in.
     subject = f"session {session.id}"
     if wait := await database.write(delays.begin_attempt, subject, visit.network, visit.now):
         return f"was wrong too often; try again in {counted(wait, 'second')}"

@@ -1,7 +1,7 @@
 """/portal/{app}/trackers/new and /portal/{app}/trackers/{id}/edit: the pages that create, change and delete trackers.
 
 The preview shows the requests of the newest real events as the tracker in the form would get them. Nothing is sent, and nothing is
-stored. A new signing secret is shown once, in the response to the form, and a form that is sent again creates nothing
+stored. A new signing secret is shown once, in the response to the form. If the same form is sent again, it creates nothing
 (`repeats.py`). One transaction changes a tracker and adds the audit row.
 """
 # Tested by tests/portal/test_tracker_editor.py
@@ -128,7 +128,7 @@ async def change(visit: Visit) -> Response:
         elif action == "save":
             values = _read_form(visit)
             if not values["enabled"] and not tracker.enabled:
-                del values["enabled"]  # the form repeats it, so this is not the decision to disable the tracker
+                del values["enabled"]  # the form always sends this field, so its value is not a new decision to disable the tracker
             given = validate(TrackerUpdateRequest, {**dict.fromkeys((*LIMITS, "fields")), **values})
             transaction = await service.trackers.prepare_update(audit, tracker.id, given.to_changes(), visit.application_id)
 
@@ -161,13 +161,13 @@ async def _ask_before_rotation(visit: Visit, tracker: Tracker) -> Response:
         text = f"For {counted(hours, 'hour')} they are also signed with the present secret."
         effects.append(f"{text} Your endpoint must know the new one by then.")
     if tracker.previous_secret_until is not None and tracker.previous_secret_until > visit.now:
-        effects.append("The secret before the present one signs no further requests.")
+        effects.append("Requests are no longer signed with the secret before the present secret.")
     text = f"Replace the signing secret of {tracker.name or tracker.id}?"
     return _ask(visit, tracker, Question(text, effects, "Replace the secret", "rotate-ccw"))
 
 
 def _ask(visit: Visit, tracker: Tracker, question: Question) -> Response:
-    # The buttons of these actions are in the form with the values of the tracker.
+    # The buttons for these actions are in the same form as the values of the tracker.
     return ask(visit, question, visit.link(f"trackers/{tracker.id}/edit", keep=False), keeps_entries=True)
 
 
@@ -231,7 +231,7 @@ async def _page(
 
 
 def _fields_of(tracker: Tracker | None) -> dict[str, str]:
-    """Return the values with which the form starts, for a stored tracker or a new one."""
+    """Return the initial values of the form, for a stored tracker or for a new tracker."""
     if tracker is None:
         return {"enabled": "on", "format": "json", "method": "POST"}
     limits = {name: getattr(tracker, name) for name in LIMITS}

@@ -1,4 +1,4 @@
-"""/portal/{app}/trackers and /portal/{app}/trackers/{id}: the pages that list the trackers and show whether their deliveries
+"""/portal/{app}/trackers and /portal/{app}/trackers/{id}: the pages that list the trackers, and show whether their deliveries
 succeed."""
 # Tested by tests/portal/test_deliveries.py
 

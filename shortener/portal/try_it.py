@@ -4,8 +4,8 @@ it.
 The preview stores nothing. *Create the message* calls the same rewrite as the API, so the short link works. The page shows its QR
 code, and a phone that scans it causes a click. Nothing is sent unless the application has a gateway.
 
-A form that is sent again, because its result was reloaded, creates no second message and shows the first one again: the message_id
-is derived from the form.
+If a user reloads the result, the form is sent again. It then creates no second message and shows the first message again, because
+the message_id is computed from the form.
 """
 # Tested by tests/portal/test_try_it.py
 
@@ -34,7 +34,7 @@ SAMPLE = 'Your order is on its way. Follow it here: #track("https://shop.example
 #: A sample recipient: a phone number that is reserved for fiction in North America.
 SAMPLE_NUMBER = "+14085550100"
 #: A sample sender, for applications whose short links contain the sender. It is a number, because networks in the country of the
-#: sample recipient deliver no names.
+#: sample recipient do not deliver names as senders.
 SAMPLE_SENDER = "14085550199"
 CAMPAIGN = "try it"
 #: The labels of the form fields, by the names that errors contain.
@@ -76,7 +76,7 @@ async def submit(visit: Visit) -> Response:
         return _page(visit, fields, None, error)
     await _audit(visit, created["message_id"])
     hosts = {link["short_url"]: urlsplit(link["short_url"]).hostname or "" for link in created["links"]}
-    # The DNS has no names with a colon; such a host is an IPv6 address.
+    # A host with a colon is an IPv6 address, and has no name in the DNS.
     reachable = {host: _is_loopback(host) or ":" in host or await has_address(host) for host in set(hosts.values())}
     links = [
         _CreatedLink(

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-#: The finding of each click rule, worded as the end of the sentence "Not counted as a click: ...".
+#: The explanation of each click rule. Each text ends a sentence that begins with "Not counted as a click:" or "Counted as a
+#: click:".
 REASONS = {
     "browser": "a browser opened the link as people do",
     "confirmed": "the visitor pressed the button of the confirmation page",
@@ -14,10 +15,10 @@ REASONS = {
     "link_preview": "a messaging app fetched a preview of the link",
     "crawler": "the client is a known crawler or a program that fetches pages",
     "program": "the client calls itself a program, such as a monitor or a test tool",
-    "no_browser": "the client names no browser",
-    "old_desktop": "the client claims to be a desktop browser so old that only preview services still use its name",
-    "soon_after_sent": "it came sooner after sending than people can react",
-    "soon_after_delivered": "it came too close to the delivery of the message for a person",
+    "no_browser": "the client does not name a browser",
+    "old_desktop": "the client uses the name of a desktop browser that is so old that only preview services still use it",
+    "soon_after_sent": "the request came sooner after sending than a person can react",
+    "soon_after_delivered": "the request came too close to the delivery of the message for a person",
     "before_sent": "the message was not reported as sent at that time",
     "many_recipients": "one address opened the links of too many recipients within a minute",
     "all_links_at_once": "one address opened every link of the message within a second",

@@ -1,8 +1,6 @@
-"""This module describes what a delivery waits for: its next attempt, a tracker that fails, or a tracker or application that is
-disabled.
-
-The time `next_at` of a delivery is the time from which an attempt is allowed. If the tracker fails, its circuit breaker delays the
-attempt further. So a page must not show `next_at` alone: it can be in the past.
+"""This module describes why a delivery waits: its next attempt is later, its tracker fails, or its tracker or application is
+disabled. The time `next_at` of a delivery is the earliest time of the next attempt. If the tracker fails, its circuit breaker
+delays the attempt further. Therefore a page must not show only `next_at`, which can be in the past.
 """
 # Tested by tests/portal/test_waiting.py
 
@@ -18,7 +16,7 @@ from shortener.storage.types import from_ms, to_ms
 
 
 class Wait(NamedTuple):
-    """What a delivery waits for, as a part of a sentence. `at` is the time of the next try; None if it is not known or has
+    """The reason why a delivery waits, as a part of a sentence. `at` is the time of the next try; None if it is not known or has
     passed."""
 
     text: str
@@ -26,7 +24,7 @@ class Wait(NamedTuple):
 
 
 def wait_of(delivery: Delivery, tracker: Tracker | None, now: datetime, *, application_disabled: bool = False) -> Wait | None:
-    """Return what a delivery waits for; None if it does not wait. `tracker` is None if the delivery is a callback of a message or
+    """Return why a delivery waits. Return None if it does not wait. `tracker` is None if the delivery is a callback of a message or
     its tracker is deleted."""
     if delivery.status is DeliveryStatus.PARKED:
         return Wait("waits: the application is disabled" if application_disabled else "waits: the tracker is disabled")

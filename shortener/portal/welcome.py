@@ -1,7 +1,7 @@
 """The welcome page, on which an invited operator chooses a password. The token is in the fragment of the invitation URL, which
 browsers do not send. A script puts the token into the form and removes it from the address bar; without a script, the operator
-pastes the link into a field. Only sending the form accepts the invitation. A request for the page, such as a link preview of a
-messenger, changes nothing.
+pastes the link into a field. The invitation is accepted only when the form is sent. A mere request for the page, such as the link
+preview of a messenger, changes nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from shortener.portal.passwords import check_new_password
 from shortener.web.period import time_zone
 
 _NOT_VALID = (
-    "This invitation is not valid: it was used, replaced or has expired. Ask an admin for a new one, or run "
+    "This invitation is not valid: it was used, was replaced or has expired. Ask an admin for a new invitation, or run "
     "`shortener operators invite NAME --role admin` on the server."
 )
 

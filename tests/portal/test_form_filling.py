@@ -73,7 +73,7 @@ def test_a_page_without_the_form_of_the_entries_stays_unchanged() -> None:
     assert fill_form(PAGE, "/p", UNCHANGED) == PAGE, "a hidden field with another value belongs to another form"
 
 
-def test_of_several_forms_the_one_with_the_pressed_button_and_the_same_hidden_values_gets_the_entries() -> None:
+def test_the_form_with_the_pressed_button_and_the_same_hidden_values_gets_the_entries() -> None:
     rows = "".join(
         f'<details class="m"><summary>x</summary><form method="post"><input type="hidden" name="application" value="{number}">'
         f'<input name="name" value="{number}"><button name="action" value="rename">x</button></form></details>'

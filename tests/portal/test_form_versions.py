@@ -123,7 +123,7 @@ async def test_two_operators_who_change_one_tracker_do_not_overwrite_each_other(
     assert len([row for row in await log(service) if row.action == "tracker_changed"]) == 2
 
 
-async def test_a_change_by_the_api_that_ends_as_the_form_says_or_that_the_form_does_not_show_is_no_conflict(
+async def test_a_change_by_the_api_to_the_values_of_the_form_or_of_values_outside_the_form_is_no_conflict(
     service: Service, sign_in: SignIn, receiver: Receiver
 ) -> None:
     browser = await sign_in("Mia", Role.MANAGER, 1)

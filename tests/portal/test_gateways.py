@@ -187,7 +187,7 @@ async def test_a_manager_sends_a_held_message_again_after_a_question(
     before = await log(service)
     asked = html.unescape((await manager.post("/portal/1/sends", data=form)).text)
     assert "Nothing has changed yet." in asked
-    assert "The gateway may already have the message. Then the recipient gets it twice." in asked
+    assert "If the gateway has already accepted the message, the recipient gets it twice." in asked
     assert await log(service) == before
     fields = {name: html.unescape(value) for name, value in HIDDEN.findall(asked[asked.index("Nothing has changed yet.") :])}
     service.gateway_dispatcher.wake_up._event.clear()

@@ -107,7 +107,7 @@ async def test_the_account_page_asks_before_it_turns_the_second_factor_off_or_re
     browser = await sign_in("Ada")
     operator = await service.database.read(find_operator, "Ada")
     await service.database.write(second_factor.enable, operator.id, second_factor.new_totp_secret(), 0, service.secret)
-    for path, effect in (("codes", "10 of them are not used yet"), ("off", "needs the password only")):
+    for path, effect in (("codes", "10 of them are not used yet"), ("off", "needs only the password")):
         before = await log(service)
         asked = await browser.post(f"/portal/me/second-factor/{path}")
         assert "Nothing has changed yet." in asked.text

@@ -174,7 +174,7 @@ async def test_a_portal_panel_that_fails_or_is_too_slow_does_not_affect_the_rest
     assert "Funnel" in page.text
 
 
-async def test_the_overview_shows_several_conversions_of_a_message_as_no_share_and_explains_a_longer_step_of_the_funnel(
+async def test_the_overview_shows_no_share_for_several_conversions_of_a_message_and_explains_a_longer_step_of_the_funnel(
     service: Service, sign_in: SignIn, new_browser: NewBrowser, clock: Clock
 ) -> None:
     credentials = service.first_credentials

@@ -196,7 +196,7 @@ def test_a_portal_url_contains_each_message_id_and_campaign_so_that_browsers_and
     "name",
     [".", "..", "a/../b", "/", "//evil.example/x", "a/b", "a/", "50% off?", "#1", "a\\b", " x ", "%2e%2e", "x.csv"],
 )
-async def test_the_page_of_a_message_or_campaign_opens_from_its_list_the_search_and_the_sign_in_whatever_its_name(
+async def test_the_page_of_a_message_or_campaign_with_any_name_opens_from_its_list_the_search_and_the_sign_in(
     service: Service, sign_in: SignIn, new_browser: NewBrowser, clock: Clock, name: str
 ) -> None:
     browser = await sign_in()

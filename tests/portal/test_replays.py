@@ -187,7 +187,7 @@ async def test_a_second_replay_of_a_tracker_is_rejected_with_a_link_to_the_first
     refused = await browser.post(f"{NEW}?tracker={tracker}&{EVER}")
     assert refused.status_code == 409
     assert "A replay of this tracker is running: 0 of 3" in refused.text
-    assert "A second one was not started" in refused.text
+    assert "A second replay was not started" in refused.text
     for page in (refused.text, (await browser.get(f"{NEW}?tracker={tracker}&{EVER}")).text):
         assert html.escape(path) in page
         assert '<button class="button main">' not in page, "the page has no button that starts another one"
