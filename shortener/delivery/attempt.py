@@ -28,6 +28,7 @@ from shortener.delivery.dispatch_queries import FIRST_ATTEMPTS, RETRIES, Claimed
 from shortener.delivery.expiry import MAX_HOLD
 from shortener.delivery.http_exchange import SendResult
 from shortener.delivery.outcomes import (
+    ATTEMPTS_USED_UP,
     DEFAULT_SCHEDULE,
     LOCAL_FAILURE,
     MAX_LOST_OUTCOMES,
@@ -99,8 +100,14 @@ class FinishedAttempt:
 
     @property
     def is_without_request(self) -> bool:
-        """Whether the delivery became dead without a request, because the outcomes of too many attempts were lost."""
-        return self.outcome is not None and self.outcome.reason == OUTCOMES_LOST
+        """Whether the delivery became dead without a request, because it had too many attempts before."""
+        return self.outcome is not None and self.outcome.reason in (OUTCOMES_LOST, ATTEMPTS_USED_UP)
+
+    def with_reason(self, reason: str) -> FinishedAttempt:
+        """Return the same result with another reason of the failure."""
+        assert self.outcome is not None  # only an attempt with an outcome has a reason
+        outcome = dataclasses.replace(self.outcome, reason=reason)
+        return dataclasses.replace(self, outcome=outcome, delivery=self.delivery._replace(last_error=reason))
 
     @property
     def is_local_failure(self) -> bool:
@@ -258,8 +265,8 @@ class AttemptRunner:
         return self._finished(attempt, failed, started, outcome, status, now, next_at, claim.base_attempt)
 
     def _given_up(self, attempt: AttemptInFlight, started: datetime) -> FinishedAttempt:
-        """Return the result that makes a delivery dead without a request, because the outcomes of too many attempts were lost. It
-        adds no row to the table `attempts`."""
+        """Return the result that makes a delivery dead without a request, because it had too many attempts. It adds no row to the
+        table `attempts`. `OutcomeWriter` replaces the reason if the outcomes of the attempts are known."""
         claim, now = attempt.claim, to_ms(started)
         response = SendResult(None, b"", OUTCOMES_LOST, "", 0)
         outcome = AttemptOutcome(OutcomeKind.FINAL, OUTCOMES_LOST)

@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import orjson
-from sqlalchemy import Connection, update
+from sqlalchemy import Connection, func, select, update
 
 from shortener.delivery.health import HEALTH_COLUMNS, TrackerHealth
 from shortener.delivery.pace import PACE_COLUMNS, TrackerPace
@@ -345,3 +345,10 @@ _DISABLED_APPLICATIONS = {
 def disabled_applications(connection: Connection) -> dict[int, int]:
     """Return the time at which each disabled application was disabled, by application id, in milliseconds since 1970."""
     return dict(map(tuple, raw_sql.rows(connection, _DISABLED_APPLICATIONS)))
+
+
+def count_attempts(connection: Connection, delivery: int, after: int) -> int:
+    """Return the number of recorded attempts of a delivery whose numbers are above `after`."""
+    attempts = schema.attempts
+    counted = select(func.count()).where(attempts.c.delivery_id == delivery, attempts.c.attempt > after)
+    return connection.execute(counted).scalar_one()

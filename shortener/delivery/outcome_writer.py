@@ -23,7 +23,7 @@ from shortener.delivery import dispatch_queries
 from shortener.delivery.attempt import LOCAL_FAILURE_PAUSE_MS, FinishedAttempt
 from shortener.delivery.dispatch_queries import TrackerState
 from shortener.delivery.health import TrackerHealth
-from shortener.delivery.outcomes import GONE, OutcomeKind
+from shortener.delivery.outcomes import ATTEMPTS_USED_UP, GONE, OutcomeKind
 from shortener.delivery.pace import TrackerPace
 from shortener.ids import DELIVERY_IDS, IdGenerator
 from shortener.model import DeliveryStatus, Topic, mutable_record
@@ -67,6 +67,7 @@ class OutcomeWriter:
 
     def write(self, connection: Connection, finished: Sequence[FinishedAttempt], now: int) -> OutcomeResult:
         """Write the outcomes of attempts, as a part of the caller's transaction. `now` is in milliseconds since 1970."""
+        finished = [_with_known_outcomes(connection, one) if one.is_without_request else one for one in finished]
         # A commit that was cut may have stored an outcome together with the next claim of the same delivery. Both are in `finished`
         # then, so outcomes are written separately.
         outcomes = [one for one in finished if not one.may_be_unclaimed]
@@ -170,6 +171,14 @@ class OutcomeWriter:
     def _is_success_recent(self, tracker: int, now: int) -> bool:
         at = self._success_at.get(tracker)
         return at is not None and at <= now < at + SUCCESS_INTERVAL_MS
+
+
+def _with_known_outcomes(connection: Connection, finished: FinishedAttempt) -> FinishedAttempt:
+    """Return the result of a delivery that is given up without a request. Its reason is ATTEMPTS_USED_UP if the outcomes of as many
+    attempts as the tracker now permits are known: `max_attempts` was lowered after them."""
+    claim, target = finished.attempt.claim, finished.attempt.target
+    known = dispatch_queries.count_attempts(connection, claim.id, claim.base_attempt)
+    return finished.with_reason(ATTEMPTS_USED_UP) if target is not None and known >= target.max_attempts else finished
 
 
 def _finish(connection: Connection, finished: Sequence[FinishedAttempt]) -> list[FinishedAttempt]:

@@ -118,6 +118,8 @@ RATE_LIMITED = "rate_limited"
 UNPROCESSED = "response_not_processed"
 #: The outcome reason and the error of a delivery that is not sent again, because the outcomes of too many attempts were lost.
 OUTCOMES_LOST = "outcomes_lost"
+#: The outcome reason and the error of a delivery that had all its attempts before the maximum of its tracker was lowered.
+ATTEMPTS_USED_UP = "attempts_used_up"
 #: A delivery is sent again after an attempt whose outcome was lost, but at most this often beyond its maximum number of attempts.
 MAX_LOST_OUTCOMES = 10
 _FORM_REJECTED = frozenset({405, 406, 411, 413, 414, 415, 431, 501, 505})
@@ -206,6 +208,13 @@ OUTCOME_TABLE = (
         OutcomeKind.FINAL,
         "the process died during the attempts, or could not record what followed; the tracker may have the event",
         lambda response, success: response.error == OUTCOMES_LOST,
+    ),
+    OutcomeRule(
+        ATTEMPTS_USED_UP,
+        "no request: the delivery had more attempts than its maximum, because `max_attempts` was lowered after them",
+        OutcomeKind.FINAL,
+        "the tracker rejected the event as often as it now may",
+        lambda response, success: response.error == ATTEMPTS_USED_UP,
     ),
     OutcomeRule(
         "no_answer",

@@ -22,6 +22,7 @@ DELIVERY_OUTCOMES = {
     "no_answer": "the endpoint did not answer",
     "local_failure": "this service could not send the request",
     "outcomes_lost": "this service lost the outcomes of too many attempts",
+    "attempts_used_up": "the maximum number of attempts was lowered after this number of attempts",
     "response_not_processed": "a fault of this service occurred while it processed the answer",
     # The codes of attempts without a complete response (`send_failures.ERRORS`).
     "timeout": "the endpoint did not answer in time",

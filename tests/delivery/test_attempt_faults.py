@@ -27,7 +27,7 @@ from tests.delivery.dispatching import (
     tracker_row,
 )
 from tests.factory import AUDIT, rows
-from tests.receiver import Receiver
+from tests.receiver import Receiver, Reply
 
 
 async def test_a_failure_of_the_local_dns_resolver_does_not_count_as_a_delivery_attempt(
@@ -164,6 +164,32 @@ async def test_a_delivery_whose_outcomes_are_lost_again_and_again_is_not_sent_wi
     await service.deliveries.replay(AUDIT, row.id, clock())
     await service.dispatcher.flush()
     assert (await delivery(service)).status == DELIVERED
+
+
+async def test_a_delivery_with_more_attempts_than_the_lowered_maximum_of_its_tracker_is_dead_with_the_right_reason(
+    service: Service,
+    make_tracker: MakeTracker,
+    story: Story,
+    receiver: Receiver,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("shortener.delivery.attempt.MAX_LOST_OUTCOMES", 1)
+    receiver.default_reply = Reply(500)
+    tracker = await make_tracker(receiver.url(), max_attempts=10)
+    await story.first_click()
+    await service.fanout.flush()
+    for _ in range(3):
+        await service.dispatcher.flush()
+        clock.forward(hours=12)
+    await service.trackers.update(AUDIT, tracker, {"max_attempts": 1})
+    with capture_logs() as logs:
+        await service.dispatcher.flush()
+    row = await delivery(service)
+    assert (row.status, row.last_error, len(receiver.requests)) == (DEAD, "attempts_used_up", 3)
+    assert [one["error"] for one in logs if one["event"] == "delivery_dead"] == ["attempts_used_up"]
+    assert service.dispatcher.totals.reasons["attempts_used_up"] == 1
+    assert [one.attempt for one in await rows(service.database, schema.attempts)] == [1, 2, 3]
 
 
 async def test_the_outcome_of_an_attempt_is_recorded_if_it_cannot_be_traced(
