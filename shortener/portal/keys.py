@@ -127,7 +127,7 @@ def _create(connection: Connection, visit: Visit) -> NewSecret:
     if not name or len(name) > MAX_NAME_CHARACTERS or not name.isprintable():
         reason = f"must have 1 to {MAX_NAME_CHARACTERS} printable characters"
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("name", reason)])
-    chosen = [permission for permission in PERMISSIONS if permission in visit.form_lists.get("permissions", ())]
+    chosen = visit.choices("permissions", PERMISSIONS)
     if not chosen:
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("permissions", "must contain at least one permission")])
     key, _ = audited_credentials.create_key(connection, visit.audit_writer, visit.application_id, name, chosen, visit.now)

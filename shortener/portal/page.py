@@ -20,7 +20,7 @@ from starlette.responses import RedirectResponse, Response
 
 from shortener.accounts.audit import Actor, AuditWriter
 from shortener.accounts.directory import Application
-from shortener.errors import ApiError, ErrorCode
+from shortener.errors import ApiError, Detail, ErrorCode
 from shortener.model import ALL_APPLICATIONS, record
 from shortener.portal.operators import Operator, Role
 from shortener.portal.periods import PeriodChoice, parse_period
@@ -165,6 +165,15 @@ class Visit:
     def get_list(self, name: str) -> list[str]:
         """Return the values of a repeated query parameter that are not empty. The character NUL is replaced."""
         return [_without_nul(value) for value in self.request.query_params.getlist(name) if value]
+
+    def choices(self, name: str, known: Sequence[str]) -> list[str]:
+        """Return the values of a repeated field of the form, such as checkboxes, in the order of `known`. Raise ApiError
+        INVALID_REQUEST for another value: without it, the rest could mean something else, such as "no filter"."""
+        sent = self.form_lists.get(name, ())
+        if unknown := sorted(set(sent).difference(known)):
+            reason = f"must not contain {unknown[0][:40]!r}; allowed: {', '.join(known)}"
+            raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail(name, reason)])
+        return [one for one in known if one in sent]
 
     @cached_property
     def period(self) -> PeriodChoice:

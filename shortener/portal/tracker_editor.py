@@ -267,11 +267,12 @@ def _defaults(visit: Visit) -> dict[str, str]:
 
 
 def _read_form(visit: Visit) -> dict[str, Any]:
-    """Return the values in the form as the body of an API request. Empty fields are left out."""
+    """Return the values in the form as the body of an API request. Empty fields are left out. Raise ApiError INVALID_REQUEST for an
+    unknown value of a checkbox."""
     form = visit.form
     given: dict[str, Any] = {
         "url": form.get("url", "").strip(),
-        "events": [name for name in EVENT_NAMES if name in visit.form_lists.get("events", ())],
+        "events": visit.choices("events", EVENT_NAMES),
         "enabled": bool(form.get("enabled")),
         "with_suspected": bool(form.get("with_suspected")),
     }
@@ -280,9 +281,7 @@ def _read_form(visit: Visit) -> dict[str, Any]:
             given[name] = text
     if "conversion_actions" in form:  # a form of the previous release does not have the filter
         given["conversion_actions"] = [line for line in form["conversion_actions"].splitlines() if line.strip()]
-        given["conversion_dispositions"] = [
-            one for one in DISPOSITIONS if one in visit.form_lists.get("conversion_dispositions", ())
-        ]
+        given["conversion_dispositions"] = visit.choices("conversion_dispositions", DISPOSITIONS)
     if fields := [name for name in form.get("fields", "").replace(",", " ").split() if name]:
         given["fields"] = fields
     return given

@@ -121,6 +121,7 @@ async def test_invalid_key_forms_of_the_portal_change_nothing_and_keep_their_inp
     browser = await sign_in("Mia", Role.MANAGER, 1)
     for form, status in (
         ({"action": "create", "name": " ", "permissions": "sms.send"}, 422),
+        ({"action": "create", "name": "x", "permissions": ["sms.send", "sms.write"]}, 422),
         ({"action": "create", "name": "x"}, 422),
         ({"action": "create", "name": "x" * 101, "permissions": "sms.send"}, 422),
         ({"action": "rotate", "overlap": "5"}, 422),

@@ -30,6 +30,25 @@ def form(receiver: Receiver, **more: str | list[str]) -> dict[str, str | list[st
     return empty | {"method": "POST", "format": "json", "action": "save"} | chosen | more
 
 
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("conversion_dispositions", ["neutral"]),
+        ("conversion_dispositions", ["positive", "neutral"]),
+        ("events", ["click", "clicks"]),
+    ],
+)
+async def test_a_form_of_a_tracker_with_an_unknown_value_of_a_checkbox_is_rejected(
+    service: Service, sign_in: SignIn, receiver: Receiver, field: str, values: list[str]
+) -> None:
+    browser = await sign_in("Mia", Role.MANAGER, 1)
+    sent = form(receiver, events=["conversion"], conversion_actions="sale") | {field: values}
+    rejected = await browser.post(NEW, data=sent)
+    assert rejected.status_code == 422
+    assert f"must not contain &#39;{values[-1]}&#39;; allowed: " in rejected.text
+    assert await service.trackers.all(1) == [], "without the unknown value, the filter would mean all"
+
+
 async def test_a_tracker_is_created_changed_and_deleted_in_the_portal(
     service: Service, sign_in: SignIn, receiver: Receiver
 ) -> None:
