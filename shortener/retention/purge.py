@@ -88,7 +88,7 @@ PAUSE_FACTOR = 9
 #: The maximum number of rows in a batch of a purge by command while no clicks and no messages arrive, if `purge_batch` is smaller.
 QUIET_BATCH_ROWS = 2000
 IDEMPOTENCY_RETENTION = timedelta(hours=24)
-AUDIT_RETENTION = timedelta(days=400)  # Rows of the audit log of the portal are deleted after this time.
+AUDIT_RETENTION = timedelta(days=400)  # Rows of the audit log are deleted after this time.
 SESSION_RETENTION = timedelta(days=1)  # Sessions of operators are deleted this time after they have expired.
 REFUSED_RETENTION = timedelta(days=30)  # Refused reports of conversions are deleted after this time.
 #: A run continues after the last row that the previous run checked. After this interval, a run starts again with the oldest row,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import re
+from pathlib import Path
 
 from shortener.accounts.audit import Actor, AuditWriter
 from shortener.container import Service
@@ -30,6 +32,9 @@ async def test_the_portal_page_of_the_audit_log_has_filters_pages_and_an_export(
         await service.database.write(add)
     page = await admin.get(PATH)
     assert page.text.count("<time ") == 50
+    assert "What people changed with the portal, the API or the command line" in page.text
+    assert '<label>Actor<select name="operator">' in page.text, "not only operators act"
+    assert 'data-label="Actor"' in page.text
     assert 'rel="next"' in page.text
     filtered = await admin.get(PATH, params={"action": "sign_in_failed"})
     assert filtered.text.count("<time ") == 6
@@ -56,3 +61,10 @@ async def test_the_audit_log_can_be_filtered_by_the_command_line_and_by_api_keys
         assert [text for text in ("by nobody", "by root", "by a key") if text in page.text] == expected
         assert f"<option selected>{chosen}</option>" in page.text
         assert "Invitation accepted</td>" not in page.text
+
+
+def test_no_text_says_that_the_audit_log_is_of_the_portal_only() -> None:
+    folder = Path(__file__).parents[2]
+    files = [*folder.glob("docs/**/*.md"), *folder.glob("shortener/**/*.py"), *folder.glob("shortener/portal/templates/*.html")]
+    said = re.compile(r"audit\s+log\s+of\s+the\s+portal|portal's\s+audit\s+log", re.IGNORECASE)
+    assert [file.name for file in files if said.search(file.read_text())] == []
