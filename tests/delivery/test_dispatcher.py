@@ -312,5 +312,5 @@ async def test_a_claim_that_was_cut_is_not_given_back_after_another_process_has_
     claimed = await deliveries(service)
     await first.step()
     assert (await deliveries(service), first.in_flight) == (claimed, 0)
-    await second.stop(0.1)
+    await second.stop(60, attempts_grace=0)
     assert second.totals.leases_lost == 0

@@ -100,7 +100,7 @@ async def test_a_tracker_that_does_not_answer_delays_the_next_state_of_a_message
     sender.never_answers = True
     await start_two_states(service, story, dispatcher)
     await wait_for_attempts(sender, 2)
-    await dispatcher.stop(1, 0)
+    await dispatcher.stop(60, 0)
     assert dispatcher.totals.claims_returned == 2
 
 
@@ -109,7 +109,7 @@ async def test_an_attempt_that_waits_for_an_earlier_one_gives_its_claim_back_whe
 ) -> None:
     sender.never_answers = True
     await start_two_states(service, story, dispatcher)
-    await dispatcher.stop(5, 0)
+    await dispatcher.stop(60, 0)
     assert (sender.most_at_once, dispatcher.totals.claims_returned) == (1, 2)
 
 
@@ -133,7 +133,7 @@ async def test_only_a_few_attempts_of_one_message_wait_so_that_they_do_not_use_a
     assert await dispatcher.step() == 10
     await wait_for_attempts(sender, 10 - MAX_WAITING)
     assert sender.most_at_once == 10 - MAX_WAITING
-    await dispatcher.stop(5, 0)
+    await dispatcher.stop(60, 0)
 
 
 async def test_a_later_attempt_waits_for_those_that_wait_and_not_for_one_that_began_at_once(
@@ -147,7 +147,7 @@ async def test_a_later_attempt_waits_for_those_that_wait_and_not_for_one_that_be
     assert await dispatcher.step() == MAX_WAITING + 2
     (attempts,) = dispatcher._order._in_flight.values()
     assert len(attempts) == MAX_WAITING + 1
-    await dispatcher.stop(5, 0)
+    await dispatcher.stop(60, 0)
 
 
 class HoldingSender:

@@ -390,16 +390,29 @@ async def test_a_held_message_becomes_failed_without_a_refund_after_its_validity
 
 
 async def test_a_send_attempt_that_a_server_stop_interrupts_is_recorded_as_doubtful(
-    service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver
+    service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    timeouts: list[float] = []
+
+    async def wait(tasks: Any, *, timeout: float | None = None, return_when: str = asyncio.ALL_COMPLETED) -> Any:
+        """Wait like asyncio.wait, but let the time for the attempts end at once."""
+        if timeout is not None:
+            timeouts.append(timeout)
+            timeout = 0
+        return await original(tasks, timeout=timeout, return_when=return_when)
+
+    original = asyncio.wait
     receiver.default_reply = Reply(hang=True)
     await make_gateway(receiver.url(), timeout=30)
     await send_messages()
     dispatcher = other_process(service)
     await start_attempts(dispatcher, receiver, 1)
-    await dispatcher.stop(0.5)
+    monkeypatch.setattr(asyncio, "wait", wait)
+    await dispatcher.stop(60)
     send = await stored_send(service)
     assert (send.status, send.doubtful, send.lease_until, send.last_error) == (PENDING, True, None, "interrupted")
+    [timeout] = timeouts
+    assert timeout <= 48, "the last fifth of the time is left to record the attempts"
 
 
 async def test_a_cycle_that_waits_for_other_transactions_claims_messages_for_the_whole_time_of_an_attempt(
