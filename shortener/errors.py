@@ -1,8 +1,9 @@
 """All errors that a caller of the API can receive, in one table.
 
-The names of `ErrorCode` never change, and the API documentation is generated from them. A module raises `ApiError`, or an error
-class of its own, which its caller converts to an `ApiError`. The web layer converts an `ApiError` to the JSON body of an error
-response. It logs every other exception and responds with INTERNAL_ERROR, without details.
+The names of `ErrorCode` never change, and the API documentation is generated from them. A module raises `ApiError`. A module with
+an error class of its own raises that class, and its caller converts the error to an `ApiError`. The web layer converts an
+`ApiError` to the JSON body of an error response. For every other exception, the web layer writes a log line and responds with
+INTERNAL_ERROR, without details.
 """
 
 # Tested by tests/web/test_openapi.py and tests/web/test_callers.py
@@ -58,7 +59,7 @@ class ErrorCode(enum.Enum):
         400,
         "An id, an action or a status is a literal placeholder such as {click_id}: the tracker did not replace it.",
     )
-    INVALID_CURSOR = (400, "The page cursor is not one that this service returned.")
+    INVALID_CURSOR = (400, "The page cursor was not returned by this service.")
     UNAUTHORIZED = (401, "The credential is missing, unknown, revoked or expired.")
     INSUFFICIENT_BALANCE = (
         402,
@@ -195,8 +196,8 @@ def shorten(text: str, length: int) -> str:
 
 
 class StoreUnavailable(Exception):
-    """Raised if the database is down, locked or full. Nothing of the transaction is stored. Only after the subclass
-    CommitUncertain, it may be stored."""
+    """Raised if the database is down, locked or full. No part of the transaction is stored. The only exception is the subclass
+    CommitUncertain: then the transaction may be stored."""
 
 
 class CommitUncertain(StoreUnavailable):
@@ -208,11 +209,11 @@ class DatabaseInUse(StoreUnavailable):
 
 
 def unavailable_error(error: StoreUnavailable, *, may_repeat: bool = False) -> ApiError:
-    """Return the error response for a request during which `error` was raised: OUTCOME_UNKNOWN if the request may be stored, and
+    """Return the error response for a request that failed with `error`: OUTCOME_UNKNOWN if the request may be stored, and
     UNAVAILABLE otherwise.
 
-    `may_repeat` states that a repeat of a stored request changes nothing. Otherwise OUTCOME_UNKNOWN has no Retry-After, because
-    many clients repeat a request automatically after a 503 with this header."""
+    `may_repeat` is true if a repeat of a stored request changes nothing. If it is false, OUTCOME_UNKNOWN has no Retry-After,
+    because many clients repeat a request automatically after a 503 with this header."""
     if isinstance(error, CommitUncertain):
         return ApiError(ErrorCode.OUTCOME_UNKNOWN, retry_after=RETRY_AFTER_SECONDS if may_repeat else None)
     return ApiError(ErrorCode.UNAVAILABLE, retry_after=RETRY_AFTER_SECONDS)

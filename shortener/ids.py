@@ -1,9 +1,9 @@
 """This module generates row ids, and converts them to the public ids of the API and back.
 
 A row id is a 63-bit number that grows with time: 41 bits of milliseconds, 10 bits for the node and 12 bits for a counter. The
-process generates it, so a batch can refer to its own rows before they are written, and inserts append to the end of an index. A
-`click_id` is part of destination URLs, where others can read it. It contains a check value that only this installation can compute,
-so nobody can guess the click id of another recipient.
+process generates the id, not the database. A batch can therefore refer to its own rows before they are written. New ids are larger
+than old ones, so an insert appends to the end of an index. A `click_id` is part of destination URLs, where others can read it. It
+contains a check value that only this installation can compute, so nobody can guess the click id of another recipient.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _EPOCH_MS = 1_767_225_600_000  # The time in an id counts milliseconds since 202
 _NODE_BITS, _COUNTER_BITS = 10, 12
 MAX_NODES = 1 << _NODE_BITS
 _ID_LENGTH = 11  # Eleven characters in base 62 can hold 63 bits, because 62 ** 11 > 2 ** 63.
-#: The largest id of the tables whose ids the database counts (applications, keys, trackers, gateways): the largest value of the
-#: column. PostgreSQL rejects larger values.
+#: The largest id in the tables whose ids the database generates (applications, keys, trackers, gateways). It is the largest value
+#: that their id column can contain. PostgreSQL rejects larger values.
 MAX_COUNTED_ID = 2**31 - 1
 _CHECK_LENGTH = 8  # Eight characters contain 47 bits, so a guessed click id is valid with a probability of 1 in 10^14.
 
@@ -40,7 +40,7 @@ class IdGenerator:
         self.use_node(node)
 
     def use_node(self, node: int) -> None:
-        """Generate all further ids with another node number. The further ids are larger than all earlier ids of this process."""
+        """Generate all later ids with another node number. They are larger than all earlier ids of this process."""
         if not 0 <= node < MAX_NODES:
             raise ValueError(f"node must be from 0 to {MAX_NODES - 1}")
         with self._lock:
@@ -49,7 +49,7 @@ class IdGenerator:
                 self._tick |= (1 << _COUNTER_BITS) - 1  # Fill the counter bits, so that the next id is in the next millisecond.
 
     def continue_after(self, row_id: int) -> None:
-        """Generate only ids that are larger than the given id, which any node may have generated."""
+        """Generate only ids that are larger than `row_id`. This process or another node may have generated `row_id`."""
         tick = row_id >> (_COUNTER_BITS + _NODE_BITS) << _COUNTER_BITS | (1 << _COUNTER_BITS) - 1
         with self._lock:
             self._tick = max(self._tick, tick)

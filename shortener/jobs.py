@@ -1,11 +1,11 @@
-"""This module runs the background jobs of a process, which are in one table: name, interval and function.
+"""This module runs the background jobs of a process. One table contains the name, the interval and the function of each job.
 
-A job is an async function that does one run of work and returns how many items it processed. It runs again at once while it finds
-work, else after `interval` seconds or when its wake-up event is set. A run that fails is logged and repeated. An error in a job
-never ends the process.
+A job is an async function that does one run of work and returns how many items it processed. If a run processed items, the job runs
+again at once. Otherwise it runs again after `interval` seconds, or earlier if its wake-up event is set. A run that fails is logged
+and repeated. An error in a job never ends the process.
 
-A `TaskSupervisor` runs the tasks that last as long as the process: jobs, the loops of the recorder, the notifier. A task that ends
-is logged, counted in `shortener_task_restarts` and started again.
+A `TaskSupervisor` runs the tasks that must run as long as the process: the jobs, the loops of the recorder and the notifier. If a
+task ends, the supervisor logs it, counts it in `shortener_task_restarts` and starts it again.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class TaskSupervisor:
 
     @property
     def is_healthy(self) -> bool:
-        """False if a task has ended within the last RECENT_SECONDS, although every task should run for ever."""
+        """Whether no task has ended unexpectedly within the last RECENT_SECONDS."""
         if not self._ended_at:
             return True
         now = asyncio.get_running_loop().time()
@@ -168,7 +168,7 @@ class Jobs:
         ]
 
     async def stop(self) -> None:
-        """Cancel all background jobs. Transactions that they have committed stay."""
+        """Cancel all background jobs. The transactions that they have committed stay stored."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

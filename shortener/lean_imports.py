@@ -3,7 +3,7 @@ asyncio engine without the ORM, uvicorn without its command line and its supervi
 servers. This saves about 12 MB of memory and a tenth of the start.
 
 These libraries import these parts unconditionally. A process that serves calls `import_without_extras` before its other imports.
-The function does nothing if the libraries were imported before. All parts stay importable.
+The function does nothing if the libraries were imported before. A program can still import all parts of the libraries.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-#: The modules that structlog imports if they are installed, to print tracebacks in colours. `shortener.logs` prints plain ones.
+#: The modules that structlog imports if they are installed, to print tracebacks in colours. `shortener.logs` prints plain
+#: tracebacks.
 _RICH = ("rich", "rich.pretty", "rich.console", "rich.traceback")
-#: Packages whose own code imports parts that the service does not need, with the names that the service and the libraries use,
-#: and the modules of these names. A name that is also the end of its module is the module itself.
+#: Packages whose own code imports parts that the service does not need. For each package: the names that the service and the
+#: libraries use, and the module that contains each name. If the path of the module ends with the name, the name is the module
+#: itself.
 _PACKAGES: Mapping[str, Mapping[str, str]] = {
     "sqlalchemy.ext.asyncio": {
         "exc": "sqlalchemy.ext.asyncio.exc",

@@ -61,7 +61,7 @@ def configure(settings: Settings) -> None:
 
 
 def hold() -> None:
-    """Keep log lines in memory until `release`, so that a command can print its greeting first."""
+    """Keep log lines in memory until `release` is called, so that a command can print its own text first."""
     if _stream is not None:
         _stream.held = []
 
@@ -163,7 +163,7 @@ _stream: _LogStream | None = None
 def _dumps(event: dict[str, Any], **_: Any) -> str:
     try:
         return orjson.dumps(event, default=str).decode()
-    except TypeError:  # for example, an unpaired surrogate: a log line must not end the work that it describes
+    except TypeError:  # for example, an unpaired surrogate: a failure to log must not end the work that the log line describes
         return json.dumps(event, default=str)
 
 

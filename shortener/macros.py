@@ -17,8 +17,8 @@ _WORD = r"[A-Za-z][A-Za-z0-9_.-]{0,100}"
 _INSIDE = rf"(?:\s|%20)*[_!$]?({_WORD})(?:[:|][^{{}}&]*)?(?:\s|%20)*"
 _BRACED = re.compile(rf"[$#]?\{{{{1,3}}{_INSIDE}\}}{{1,3}}")
 _ESCAPED = re.compile(rf"(?:%(?:25)?7B){{1,3}}{_INSIDE}(?:%(?:25)?7D){{1,3}}", re.IGNORECASE)
-# Other macro syntaxes: <x>, __x__, %x%, %%x%%. A text such as %cafe%20 is no macro, because each of its percent signs can begin a
-# percent-encoded byte.
+# Other macro syntaxes: <x>, __x__, %x%, %%x%%. A text such as %cafe%20 is not a macro, because each of its percent signs can begin
+# a percent-encoded byte.
 _OTHER_MACROS = re.compile(
     rf"<({_WORD})>|(?<!\w)__([A-Za-z0-9]+(?:_[A-Za-z0-9]+)*)__(?!\w)|%%({_WORD})%%"
     r"|%(?![0-9A-Fa-f]{2})([A-Za-z][\w-]*)%|%([A-Za-z][\w-]*)%(?![0-9A-Fa-f]{2})"
@@ -28,7 +28,7 @@ _PIPES = r"(?:\||%(?:25)?7C){2}"
 _ENCODED_MACROS = re.compile(
     rf"%(?:25)?3C({_WORD})%(?:25)?3E|%(?:25)?23({_WORD})%(?:25)?23|%25({_WORD})%25|{_PIPES}({_WORD}){_PIPES}", re.IGNORECASE
 )
-# Macros of the form (x) and [x], except directly after a name, because count(value), Users(phone) and user[phone]= are no macros.
+# Macros of the form (x) and [x], except directly after a name, because count(value), Users(phone) and user[phone]= are not macros.
 _PARENTHESIS = re.compile(rf"(?<![\w)\]])\(({_WORD})\)")
 _BRACKET = re.compile(rf"(\[|%5B)\[?({_WORD})\]?(\]|%5D)", re.IGNORECASE)
 _AFTER_NAME = re.compile(r"(?:[\w)\]-]|%5D)\Z", re.IGNORECASE)
@@ -71,7 +71,8 @@ class Macro(NamedTuple):
 
 
 def find_macros(url: str, start: int = 0) -> Iterator[Macro]:
-    """Yield each macro in `url` from the index `start` on: first the macros in braces, then those in other notations."""
+    """Yield each macro that begins at the index `start` of `url` or later: first the macros in braces, then the macros in other
+    notations."""
     query = url.find("?", start)
     for found in _BRACED.finditer(url, start):
         yield Macro(found[0], found[1], found.start(), True)
@@ -89,14 +90,14 @@ def macro_problems(url: str, names: Sequence[str]) -> list[str]:
     """Return texts that explain why macros in a destination or fallback URL will not be replaced. Each text continues a sentence
     that begins with "the destination".
 
-    `names` are the names that the service replaces if they are written as `{name}`."""
+    `names` are the placeholder names that the service replaces if they are written as `{name}`."""
     if not any(sign in url for sign in "{%[(<_|"):
         return []
     problems: dict[str, None] = {}
     by_word = {_plain(name): name for name in names}
     exact = {f"{{{name}}}" for name in names}
     for macro in find_macros(url):
-        # `#{name}` is no macro of another system: the # begins the fragment of the URL, and {name} is replaced.
+        # `#{name}` is not a macro of another system: the # begins the fragment of the URL, and {name} is replaced.
         if macro.is_braced and macro.text.removeprefix("#") in exact:
             continue
         word = _plain(macro.word)

@@ -1,6 +1,6 @@
 """This module collects the metrics that `/metrics` returns in the text format of Prometheus. Each module of the service counts in
 memory, and registers one function for each of its metrics. A request for `/metrics` only calls these functions: it reads no
-database table and waits for nothing. Each process counts separately from its start.
+database table and waits for nothing. Each process has its own counts, which begin at 0 when the process starts.
 """
 
 from __future__ import annotations

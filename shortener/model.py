@@ -18,9 +18,8 @@ ALL_APPLICATIONS = 0  # A database row with this application id applies to all a
 
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
 def record(cls: type[T]) -> type[T]:
-    """Make a dataclass with slots for values. mypy rejects changes of its fields.
-
-    At run time its fields are not frozen, because the constructor of a frozen dataclass takes more than twice as long."""
+    """Make a dataclass with slots, for objects that do not change. mypy rejects changes of its fields. At run time the fields can
+    change, because the constructor of a frozen dataclass takes more than twice as long."""
     return _with_shared_methods(cls, is_hashable=True)
 
 
@@ -31,8 +30,8 @@ def mutable_record(cls: type[T]) -> type[T]:
 
 
 def _with_shared_methods(cls: type[T], *, is_hashable: bool) -> type[T]:
-    """Make a dataclass that compiles only its constructor. All classes share the code of the other methods, because dataclasses
-    that compile their own methods took a tenth of the start of the service."""
+    """Make a dataclass that compiles only its constructor. All classes share the code of the other methods. When each dataclass
+    compiled its own methods, this took a tenth of the time in which the service starts."""
     made = dataclass(slots=True, eq=False, repr=False)(cls)
     all_fields = fields(made)  # type: ignore[arg-type]  # mypy does not know the result of the decorator
     values_of = attrgetter(*(one.name for one in all_fields if one.compare))
@@ -57,8 +56,8 @@ def _with_shared_methods(cls: type[T], *, is_hashable: bool) -> type[T]:
 class State(enum.IntEnum):
     """The state of a message, in the order in which it can change. The names are those of Syniverse.
 
-    FAILED and EXPIRED have the same rank between SENT and DELIVERED. A late DELIVERED or a click therefore replaces them, but a
-    late FAILED does not replace DELIVERED.
+    FAILED and EXPIRED have the same rank, which is between SENT and DELIVERED. A late DELIVERED or a click therefore replaces
+    FAILED and EXPIRED, but a late FAILED does not replace DELIVERED.
     """
 
     CREATED = 0
@@ -145,8 +144,11 @@ class DeliveryStatus(enum.IntEnum):
 
     PENDING = 0
     DELIVERED = 1
-    DEAD = 2  # No attempt is left, or a response ruled out further attempts. The delivery can be listed and replayed.
-    PARKED = 3  # The API shows PARKED, which is never stored, for a PENDING delivery of a disabled tracker or application.
+    # All attempts were used, or a response of the tracker forbids further attempts. The delivery can be listed and replayed.
+    DEAD = 2
+    # The API shows PARKED instead of PENDING while the tracker or the application of the delivery is disabled. PARKED is never
+    # stored.
+    PARKED = 3
 
     @property
     def api_name(self) -> str:

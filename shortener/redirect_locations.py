@@ -12,7 +12,7 @@ from shortener.urls import PLACEHOLDER
 
 
 def fill_placeholders(location: bytes, values: Mapping[str, str]) -> bytes:
-    """Replace each placeholder `{name}` in `location` by the percent-encoded value of the name in `values` (RFC 3986). Return the
+    """Replace each placeholder `{name}` in `location` with the value of `name` in `values`, percent-encoded (RFC 3986). Return the
     result.
 
     The replacement is one pass, and braces in a value are encoded, so a value cannot add a placeholder.

@@ -1,10 +1,10 @@
 """This module reads the master secret of an installation, and derives keys from it.
 
-The first start creates the secret in `DATA_DIR/secret` with mode 0600. An operator can set SECRET instead, which is necessary if
-several machines share a database. A separate key for each purpose is derived from the secret: for the salt of codes, the check
-value in click ids and the encryption of tracker secrets. The database stores the fingerprint of its secret, and no process starts
-with another secret. If the secret is lost, `shortener secret adopt` sets a new one: short links still work, but encrypted values
-are lost.
+The first start creates the secret in the file `DATA_DIR/secret` with mode 0600. An operator can use the setting SECRET instead. The
+setting is necessary if several machines share a database. A separate key is derived from the secret for each purpose: the salt of
+link codes, the check value in click ids, and the encryption of tracker secrets. The database stores the fingerprint of its secret,
+and no process starts with another secret. If the secret is lost, `shortener secret adopt` sets a new one: short links still work,
+but encrypted values are lost.
 
 `SecretError` is raised if the secret file is empty, weak, or writable by other users.
 """
@@ -35,7 +35,7 @@ class SecretError(Exception):
     """Raised if the secret is not valid, or cannot be read or stored. The text of the error contains the reason."""
 
 
-#: The text of the SecretError that is raised if a database exists and its secret does not.
+#: The text of the SecretError that is raised if a database exists but its secret file does not.
 _MISSING = (
     "the file does not exist, but the database belongs to an installation that has a secret. Restore the file from a backup, or "
     "set SHORTENER_SECRET to its content. If the secret is lost, run `shortener secret adopt`: links go on working"

@@ -412,7 +412,7 @@ class Settings(BaseModel):
 
     @property
     def portal_origin(self) -> str:
-        """The scheme, the host and the port of the portal: PORTAL_URL, or by default those of BASE_URL."""
+        """The scheme, the host and the port of the portal: PORTAL_URL, or by default the origin of BASE_URL."""
         return self.portal_url or self.base_origin
 
     @property

@@ -32,9 +32,8 @@ _SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://")
 
 
 def service_link_variables(environ: Mapping[str, str] = os.environ) -> list[str]:
-    """Return the names of variables that Kubernetes made for a Service. They are no settings, even if named SHORTENER_PORT.
-
-    `enableServiceLinks: false` in the specification of the pod removes them."""
+    """Return the names of variables that Kubernetes made for a Service. These variables are not settings, even if one has the name
+    SHORTENER_PORT. With `enableServiceLinks: false` in the specification of the pod, Kubernetes does not make them."""
     return sorted(
         name
         for name, value in environ.items()
@@ -49,7 +48,7 @@ def load(environ: Mapping[str, str] = os.environ, **overrides: Any) -> Settings:
     values = _read_toml(environ) | _read_environment(environ) | {k: v for k, v in overrides.items() if v is not None}
     follows_port = values.get("base_url", DEFAULT_BASE_URL) == DEFAULT_BASE_URL and "port" in values
     if follows_port:
-        # If BASE_URL is not set, short links must lead to the port that this process listens on.
+        # If BASE_URL is not set, short links must contain the port that this process listens on.
         values["base_url"] = f"http://127.0.0.1:{values['port']}"
     try:
         return Settings(**values)

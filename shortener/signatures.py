@@ -1,9 +1,9 @@
 """This module signs the requests of deliveries with the headers of Standard Webhooks and of 23 Telecom, and verifies signatures.
 
 In the scheme of 23 Telecom, the key is the text of the secret, exactly as it was shown. In the scheme of Standard Webhooks, the key
-is the decoded base64 text after the prefix `whsec_`. If a secret has no such prefix, its text is the key. If such a text is base64
-of 24 to 64 bytes, a second Standard Webhooks signature is added with the decoded bytes as its key, because the published libraries
-decode a secret with and without the prefix.
+is the decoded base64 text after the prefix `whsec_`. If a secret has no such prefix, its text is the key. The published libraries,
+however, decode every secret as base64, with or without the prefix. If a secret without the prefix is base64 of 24 to 64 bytes, the
+module therefore adds a second Standard Webhooks signature, whose key is the decoded bytes.
 
 Secrets are sorted, newest first. During the rotation of a secret there are two secrets, and each signature header contains one
 signature for each secret. Each attempt is signed with its own time, so receivers that reject old signatures accept a retry after
@@ -97,8 +97,8 @@ def verify(
 ) -> None:
     """Check the signatures of a received request. Raise `SignatureError` with the reason if they are not valid.
 
-    The case of header names is ignored. A signature of one of the two schemes is enough, but the headers of both schemes must be
-    correct if both are present.
+    The names of headers may be in upper or lower case. A signature of one of the two schemes is enough. If the signatures of both
+    schemes are present, both must be correct.
     """
     found = {name.lower(): value for name, value in headers.items()}
     standard, telecom = found.get("webhook-signature"), found.get("x-webhook-signature")

@@ -19,8 +19,8 @@ MAX_ISO_LENGTH = 100
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NUMBER = re.compile(r"[0-9]{1,17}(?:\.[0-9]{1,9})?")
-# A number of at least this size is a time in milliseconds, a smaller number is a time in seconds. As seconds, this number is in the
-# year 5138; as milliseconds, it is in 1973.
+# A number of at least this size is a time in milliseconds, a smaller number is a time in seconds. As seconds, this number is a time
+# in the year 5138; as milliseconds, it is a time in 1973.
 _FIRST_MILLISECONDS = 10**11
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 # A + that was not percent-encoded in a query arrives as a space, so a space may precede the offset from UTC.
@@ -45,24 +45,23 @@ def parse_iso(text: str) -> date:
 
 
 def to_utc(moment: date, zone: tzinfo = UTC) -> datetime:
-    """Return the time in UTC. A date becomes its midnight in `zone`, and a datetime without a zone is in `zone`.
-
-    Raise OverflowError if the result is outside of the years 1 to 9999."""
+    """Return the time in UTC. A date becomes the midnight at its start in `zone`. A datetime without a zone is taken as a time in
+    `zone`. Raise OverflowError if the result is outside of the years 1 to 9999."""
     if not isinstance(moment, datetime):
         moment = datetime.combine(moment, time())
     return (moment if moment.tzinfo is not None else moment.replace(tzinfo=zone)).astimezone(UTC)
 
 
 def is_reported_time(at: datetime, now: datetime) -> bool:
-    """Return whether a time can be a reported time: whether it is between the year 2000 and 24 hours after `now`."""
+    """Return whether a time can be a reported time: it must be between the year 2000 and 24 hours after `now`."""
     return EARLIEST <= at <= now + MAX_AHEAD
 
 
 def parse_time(text: str, now: datetime) -> datetime:
-    """Return a reported time in UTC, cut to milliseconds. A time without a zone is in UTC.
+    """Return a reported time in UTC, rounded down to milliseconds. A time without a zone is taken as UTC.
 
-    Raise ValueError with a reason for the caller if `text` is no time, or if it is not between the year 2000 and 24 hours after
-    `now`. The limits also reject numbers with another meaning: 0, the date 20261120, and a time in microseconds."""
+    Raise ValueError with a reason for the caller if `text` is not a time, or if the time is not between the year 2000 and 24 hours
+    after `now`. These limits also reject numbers that have another meaning: 0, the date 20261120, and a time in microseconds."""
     try:
         at = _from_number(text) if _NUMBER.fullmatch(text) else _from_iso(text)
     except (ValueError, OverflowError):
@@ -84,11 +83,11 @@ _SPACE_BEFORE_ZONE = re.compile(r"\s+(?=[+-][0-9]{2}:?[0-9]{2}$|Z$)")
 
 
 def parse_report_time(text: str, now: datetime) -> datetime:
-    """Return the time of a delivery report in UTC, cut to milliseconds. A time without a zone is in UTC.
+    """Return the time of a delivery report in UTC, rounded down to milliseconds. A time without a zone is taken as UTC.
 
     Accept the formats of `parse_time`, RFC 2822 (`Fri, 27 Nov 2026 10:00:00 +0000`), `2026/11/27 10:00:00`, hour 24 of ISO 8601,
-    and the formats without separators of SMPP. Ten digits are seconds since 1970 if that time is not in the future, else
-    YYMMDDhhmm. Raise ValueError with a reason for the caller, as `parse_time` does."""
+    and the formats without separators of SMPP. A number of ten digits means seconds since 1970 if that time is not in the future.
+    Otherwise it means YYMMDDhhmm. Raise ValueError with a reason for the caller, as `parse_time` does."""
     text = text.strip()[:MAX_ISO_LENGTH]
     try:
         return parse_time(text, now)

@@ -1,9 +1,9 @@
 """This module creates OpenTelemetry traces: one trace for each message, from its rewrite to the last delivery of its events.
 
-The ids of a trace are derived from the application and the message id, so that other processes, even days later, add spans to the
-same trace although no id is stored. The rewrite is the root span; events, attempts of deliveries and conversion reports are its
-children. A sampled share of the messages is traced completely, the others not at all. Spans contain no phone numbers, texts and
-URLs.
+The ids of a trace are computed from the application and the message id. No trace id is stored, and other processes can still add
+spans to the same trace, even days later. The rewrite is the root span; events, attempts of deliveries and conversion reports are
+its children. A sampled share of the messages is traced completely, and the others are not traced. Spans contain no phone numbers,
+no texts and no URLs.
 
 Traces are off unless OTLP_ENDPOINT is set. They need the extra `tracing` of the package. Spans are sent by a thread in the
 background; if the collector does not answer, they are dropped.
@@ -33,7 +33,7 @@ class TracingUnavailable(Exception):
 
 
 class Tracer:
-    """A creator of the spans of messages, which are sent to a collector."""
+    """Creates the spans of messages and sends them to a collector."""
 
     def __init__(self, exporter: SpanExporter, ratio: float = 1.0) -> None:
         """`ratio` is the share of messages that are traced, from 0 to 1."""

@@ -1,12 +1,11 @@
 """This module checks destinations, base URLs and hosts.
 
-`parse_destination` accepts an absolute http or https URL only if every URL parser reads the same scheme, host and port from it.
-It accepts a link into an app (`myapp://open/5`) if the caller permits the scheme.
-The `location` of a destination is ASCII without control characters, so it cannot end the `Location` header early.
-The scheme and the host become lower case, an international host becomes punycode as browsers encode it (UTS 46), and other
-non-ASCII characters are percent-encoded as UTF-8. Every other byte stays as written: queries, fragments, `%` escapes and `+`
-included.
-Private addresses are allowed, because the recipient's device opens the URL and this service does not.
+`parse_destination` accepts an absolute http or https URL only if every URL parser reads the same scheme, host and port from it. It
+also accepts a link into an app (`myapp://open/5`) if the caller permits the scheme. The `location` of a destination is ASCII
+without control characters, so it cannot end the `Location` header early. The scheme and the host become lower case, an
+international host becomes punycode as browsers encode it (UTS 46), and other non-ASCII characters are percent-encoded as UTF-8.
+Every other byte stays as written: queries, fragments, `%` escapes and `+` included. Private addresses are allowed, because the
+recipient's device opens the URL and this service does not.
 
 Every check raises `UrlError`, which states the reason and the position.
 """
@@ -45,8 +44,8 @@ _SEGMENT = re.compile(r"[A-Za-z0-9._~-]{1,64}")
 _MAX_HOST_CHARACTERS = 253
 #: A regular expression for the placeholders in the location of a destination.
 PLACEHOLDER = re.compile(rb"\{(%s)\}" % "|".join(DESTINATION_PLACEHOLDERS).encode())
-# RFC 3986 allows none of these characters. Browsers remove tabs and line ends, and read a backslash as a slash, so that they may
-# open another host than the one that was checked.
+# RFC 3986 allows none of these characters. Browsers remove tabs and line ends, and read a backslash as a slash. A browser could
+# therefore open another host than the host that was checked.
 _FORBIDDEN = re.compile(r'[\x00-\x20\x7f-\xa0"<>\\]')
 #: Schemes that run code in a browser or open local data. No setting can permit one of these schemes.
 FORBIDDEN_SCHEMES = frozenset(
@@ -134,9 +133,11 @@ def parse_destination(url: str, extra_schemes: Container[str] = ()) -> Destinati
 
 
 def parse_authority(authority: str, position: int = 0, *, allow_trailing_dot: bool = False) -> tuple[str, int | None]:
-    """Return the host (lower case, punycode, without brackets) and the port of an authority; the port is None if it has none.
+    """Return the host (lower case, punycode, without brackets) and the port of an authority. The port is None if the authority has
+    no port.
 
-    `position` is the index of the authority in its URL, for error positions. Raise UrlError, also for user information."""
+    `position` is the index of the authority in its URL, for the positions in errors. Raise UrlError if the authority is not valid
+    or contains user information."""
     written, port = _split_authority(authority, position)
     dot = "." if allow_trailing_dot and written.endswith(".") and not written.startswith("[") else ""
     host = _parse_host(written.removesuffix(dot), position) + dot
@@ -182,15 +183,16 @@ def parse_base_url(url: str) -> BaseUrl:
         raise UrlError("must have its host in punycode, such as xn--bcher-kva.example")
     if "*" in parts.hostname:
         raise UrlError("must not have a wildcard in its host; add each host separately")
-    # Browsers send the Host header as it is in the link, so a final dot would make a different host.
+    # Browsers send the host of the link unchanged in the Host header. A final dot would therefore make a different host.
     host = f"[{_parse_host(f'[{host}]', 0)}]" if ":" in host else _parse_host(host, len(parts.scheme) + 3)
     authority = host if port is None else f"{host}:{port}"
     return BaseUrl(f"{parts.scheme}://{authority}", parse_link_path(parts.path))
 
 
 def parse_own_domain(url: str) -> BaseUrl:
-    """Return the prefix of the short links on a domain of an application. Raise the same UrlErrors as `parse_base_url`, and also
-    if the host is a name that the standards for host names forbid: no authority issues a certificate for such a name."""
+    """Return the prefix of the short links on a domain of an application. Raise the same UrlErrors as `parse_base_url`. Raise
+    UrlError also if the standards for host names forbid the host, because no certificate authority issues a certificate for such a
+    host."""
     parsed = parse_base_url(url)
     parts = urlsplit(parsed.origin)
     host = parts.hostname or ""
@@ -233,9 +235,8 @@ def parse_link_path(path: str) -> str:
 
 
 def fill_link_path(path: str, sender: str) -> str:
-    """Replace `{sender}` in the part of a short link's path that precedes the code, and return this part.
-
-    Raise UrlError if the sender contains characters that a path cannot contain."""
+    """Return the path before the code of a short link, with `{sender}` replaced by the sender. Raise UrlError if the sender
+    contains characters that a path cannot contain."""
     if SENDER_SEGMENT not in path:
         return path
     segment = sender.removeprefix("+")
@@ -270,7 +271,7 @@ def host_of(url: str) -> str:
     """Return the host of an absolute URL in the form of a Host header: lower case, with the port unless it is the scheme's
     default.
 
-    Return "" for a URL with another scheme than http and https. The text after such a scheme is for an app, and need not be a
+    Return "" for a URL with another scheme than http and https, because the text after such a scheme may be something else than a
     host: myapp://order:4711223/x."""
     if not is_web_url(url):
         return ""
@@ -301,9 +302,9 @@ def canonical_name(name: str) -> str:
 
 
 def embedded_ipv4(name: str) -> str | None:
-    """Return the IPv4 address to which a phone connects if it opens an IPv6 address (without brackets); None for other text.
-
-    These are IPv4-mapped addresses (::ffff:192.0.2.1), and those of NAT64, which many mobile networks use (64:ff9b::192.0.2.1)."""
+    """Return the IPv4 address that an IPv6 address (without brackets) contains, and to which a phone then connects. Return None for
+    other text. Such addresses are IPv4-mapped addresses (::ffff:192.0.2.1) and the addresses of NAT64 (64:ff9b::192.0.2.1), which
+    many mobile networks use."""
     try:
         number = int(ipaddress.IPv6Address(name))
     except ValueError:
@@ -413,11 +414,11 @@ def _encode_label(label: str) -> str:
 
 
 def _is_symbol_label(text: str) -> bool:
-    """Return whether a label of a host is valid except for its symbols, and is not changed by UTS 46."""
+    """Return whether a label of a host would be valid without its symbols, and whether UTS 46 leaves the label unchanged."""
     if any(unicodedata.bidirectional(character) in ("R", "AL", "AN") for character in text):
         return False
-    # The Unicode category Me contains the frame of keycap emoji, such as 1 in a square. A label must not begin with a character of
-    # this category.
+    # The Unicode category Me contains the character that draws the square of keycap emoji, such as 1 in a square. A label must not
+    # begin with a character of this category.
     others = "".join(character for character in text if unicodedata.category(character) not in ("So", "Sm", "Sk", "Me"))
     if unicodedata.category(text[:1] or " ") == "Me":
         return False

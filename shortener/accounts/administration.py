@@ -1,5 +1,6 @@
-"""This module changes applications, domains and blocked hosts. Each function is part of one transaction of `Database.write`, and
-the caller then refreshes the `Directory`, the copy in memory. The functions of `audited_accounts` also add a row to the audit log.
+"""This module changes applications, domains and blocked hosts. Each function runs inside one transaction of `Database.write`. After
+the transaction, the caller refreshes the `Directory`, which is the copy in memory. The functions of `audited_accounts` also add a
+row to the audit log.
 """
 
 from __future__ import annotations
@@ -60,9 +61,9 @@ def create_application(
 ) -> Credentials:
     """Create an application with a tracker token and with an API key that has all permissions. Return the credentials.
 
-    `domain` is the base URL of its own domain. If the `secret` of the installation is passed, the application also gets a callback
-    secret, which is stored encrypted. `api_key` and `tracker_token` are used if they are not empty; otherwise random ones are
-    created. Raise ApiError CONFLICT or INVALID_REQUEST."""
+    `domain` is the base URL of its own domain. If the caller passes the `secret` of the installation, the application also gets a
+    callback secret, which is stored encrypted. If `api_key` or `tracker_token` is empty, a random one is created. Raise ApiError
+    CONFLICT or INVALID_REQUEST."""
     table = schema.applications
     _check_name(connection, name)
     callback_secret = new_signing_secret() if secret else None
@@ -109,9 +110,8 @@ def update_application(
 
 
 def lock_application(connection: Connection, application_id: int) -> Row[Any]:
-    """Return the row of an application, locked until the end of the transaction, so that changes cannot overwrite each other.
-
-    Raise ApiError NOT_FOUND."""
+    """Lock the row of an application until the end of the transaction, so that concurrent changes cannot overwrite each other.
+    Return the row. Raise ApiError NOT_FOUND."""
     table = schema.applications
     row = connection.execute(select(table).where(table.c.id == application_id).with_for_update()).first()
     if row is None:
@@ -122,10 +122,10 @@ def lock_application(connection: Connection, application_id: int) -> Row[Any]:
 def add_domain(connection: Connection, application_id: int, base_url: str, now: datetime, *, own_hosts: OwnHosts = NO_HOSTS) -> int:
     """Add a domain to an application, such as https://go.brand.example or https://go.brand.example/ABCDEF. Return its id.
 
-    A domain that the same application removed is added again with its id, so that its links stay known. A name in `own_hosts` is
-    rejected, unless the domain has a path before its codes: the service responds on it as on BASE_URL, so new links would look like
-    those without a domain. `localhost` and IP addresses cause a warning instead. Raise ApiError NOT_FOUND, INVALID_REQUEST,
-    CONFLICT."""
+    If the same application had this domain and removed it, the domain gets its old id again, so that its links still belong to it.
+    A host name in `own_hosts` is rejected, unless the domain has a path before its codes. Without such a path, new links would look
+    like the links of an application without a domain, because the service responds on this host as on BASE_URL. `localhost` and IP
+    addresses cause a warning instead. Raise ApiError NOT_FOUND, INVALID_REQUEST, CONFLICT."""
     lock_application(connection, application_id)
     table = schema.domains
     try:
@@ -148,7 +148,7 @@ def add_domain(connection: Connection, application_id: int, base_url: str, now: 
     elif existing.removed_at is None:
         reason = f"The domain {host} already exists."
         if existing.application_id == application_id and existing.path != parsed.path:
-            # An application may see only its own domains, so the hint is absent for a domain of another application.
+            # An application may see only its own domains, so the error has no hint if the domain belongs to another application.
             path = parsed.path or "''"
             reason += (
                 f" To change the path of new links, use `shortener domains update {host} --path {path}`, or PATCH "
@@ -226,9 +226,8 @@ def _settings_of(connection: Connection, host: str) -> ApplicationSettings:
 
 
 def find_domain(connection: Connection, host: str, application_id: int | None = None) -> Row[*tuple[Any, ...]]:
-    """Return the row of a domain that is not removed. `host` need not be in the form in which it is stored.
-
-    If `application_id` is None, any application may own it. Raise ApiError NOT_FOUND."""
+    """Return the row of a domain that is not removed. `host` may be written in another form than the stored host. If
+    `application_id` is None, the domain may belong to any application. Raise ApiError NOT_FOUND."""
     row = _find_host(connection, host)
     if row is None or row.removed_at is not None or application_id not in (None, row.application_id):
         raise ApiError(ErrorCode.NOT_FOUND, f"There is no domain {host}.")
@@ -236,16 +235,15 @@ def find_domain(connection: Connection, host: str, application_id: int | None = 
 
 
 def lock_domain(connection: Connection, host: str, application_id: int | None = None) -> Row[*tuple[Any, ...]]:
-    """Return the same row as `find_domain`, after locking the application of the domain until the end of the transaction, so that
-    changes cannot overwrite each other. Raise ApiError NOT_FOUND."""
+    """Lock the application of the domain until the end of the transaction, so that concurrent changes cannot overwrite each other.
+    Then return the same row as `find_domain`. Raise ApiError NOT_FOUND."""
     lock_application(connection, find_domain(connection, host, application_id).application_id)
     return find_domain(connection, host, application_id)
 
 
 def _find_host(connection: Connection, host: str) -> Row[*tuple[Any, ...]] | None:
-    """Return the row of the domain with this host, which may be removed.
-
-    Earlier versions stored IPv6 addresses as they were written. Their rows are compared in the canonical form."""
+    """Return the row of the domain with this host, also if the domain is removed. Earlier versions stored IPv6 addresses in the
+    form in which they were entered. This function therefore compares the canonical forms."""
     column, canonical = schema.domains.c.host, canonical_host(host)
     statement = select(schema.domains)
     for exact in dict.fromkeys((host.lower(), canonical)):
@@ -282,7 +280,7 @@ def serialize_domain(domain: Domain, application: Application | None) -> dict[st
 
 
 def _previous_paths(domain: Row[*tuple[Any, ...]], path: str) -> list[str] | None:
-    """Return the latest 20 paths of a domain that existing links may contain, without the new path `path`."""
+    """Return the latest 20 paths that existing links of a domain may contain. The new path `path` is not included."""
     paths = [*(domain.previous_paths or ()), domain.path]
     return [one for one in dict.fromkeys(paths) if one != path][-MAX_PREVIOUS_PATHS:] or None
 
@@ -355,7 +353,7 @@ def unblock_host(connection: Connection, application_id: int, host: str) -> str:
     normalized = _normalize_host(host)
     table = schema.blocked_hosts
     stored = {normalized}
-    if ":" in normalized:  # Earlier versions stored IPv6 addresses as they were written.
+    if ":" in normalized:  # Earlier versions stored IPv6 addresses in the form in which they were entered.
         addresses = select(table.c.host).where(table.c.application_id == application_id, table.c.host.contains(":"))
         stored |= {one for one in connection.execute(addresses).scalars() if canonical_name(one) == normalized}
     done = connection.execute(delete(table).where(table.c.application_id == application_id, table.c.host.in_(stored)))
@@ -366,7 +364,8 @@ def unblock_host(connection: Connection, application_id: int, host: str) -> str:
 
 
 def list_blocked_hosts(connection: Connection, application_id: int | None = None) -> list[dict[str, Any]]:
-    """Return application_id, host and created_at of each blocked host, of all applications if `application_id` is None."""
+    """Return application_id, host and created_at of each blocked host of an application. If `application_id` is None, return the
+    blocked hosts of all applications."""
     table = schema.blocked_hosts
     statement = select(table).order_by(table.c.application_id, table.c.host)
     if application_id is not None:
@@ -376,7 +375,8 @@ def list_blocked_hosts(connection: Connection, application_id: int | None = None
 
 
 def _normalize_host(host: str) -> str:
-    """Return a host or a wildcard (*.shop.example) as `HitPolicies` compares it. Raise ApiError INVALID_REQUEST."""
+    """Return a host or a wildcard (*.shop.example) in the form in which `HitPolicies` compares hosts. Raise ApiError
+    INVALID_REQUEST."""
     wildcard = "*." if host.startswith("*.") else ""
     try:
         return wildcard + parse_host(host.removeprefix("*."))
@@ -403,7 +403,7 @@ def has_application(connection: Connection) -> bool:
 def ensure_default(
     connection: Connection, now: datetime, secret: Secret | None = None, *, api_key: str = "", tracker_token: str = ""
 ) -> Credentials | None:
-    """Create the application DEFAULT_NAME if there is no application yet. Return its credentials, or None.
+    """Create the application DEFAULT_NAME if there is no application yet, and return its credentials. Otherwise return None.
 
     `api_key` and `tracker_token` are passed to `create_application`."""
     if has_application(connection):

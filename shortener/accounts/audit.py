@@ -1,10 +1,10 @@
-"""This module writes the audit log: what people have changed in an installation, by the portal, the API or the command line. It
-also contains attempts to sign in and the views of personal data in the portal. Traffic is not in the audit log: messages, delivery
-reports, clicks, conversions and replies.
+"""This module writes the audit log: what people have changed in an installation with the portal, the API or the command line. The
+audit log also contains attempts to sign in to the portal and each view of personal data in the portal. It does not contain traffic:
+messages, delivery reports, clicks, conversions and replies.
 
-A change and its row are written in one transaction. A function that changes something for people therefore requires an
-`AuditWriter`. A change in many transactions, such as the replay of all dead deliveries, has one row in the first of them.
-`tests/test_audit_complete.py` examines all calls of the API and all commands.
+A change and its row in the audit log are written in one transaction. Every function that performs a change for a person therefore
+has an `AuditWriter` as a parameter. A change in many transactions, such as the replay of all dead deliveries, has one row in the
+first of them. `tests/test_audit_complete.py` examines all calls of the API and all commands.
 
 Rows are never changed. The purge deletes them after 400 days (retention/purge.py). A row contains the changed values before and
 after the action. It contains no passwords, tokens, keys or codes, and phone numbers are masked.
@@ -31,7 +31,7 @@ MAX_OBJECT_CHARACTERS = 200
 class Actor:
     """The actor of an action, as the audit log names it: an operator, the command line, an API key, or a background job. Only an
     operator has an `operator_id` and a `session_id`. `os_user` is the user of the operating system who ran a command. Only the
-    audit log contains it, because customers can read the history of their links."""
+    audit log contains this name. The history of links does not contain it, because customers can read that history."""
 
     operator_id: int | None = None
     name: str = ""
@@ -87,8 +87,8 @@ class AuditWriter:
         """Add a row to the audit log, in the transaction of the action itself. `action` is a verb in snake case, such as
         `operator_invited`. `application_id` is None or ALL_APPLICATIONS if the action affects all applications.
 
-        `recipient` is the phone number of the message if `subject` is a message id. It is masked in the id, but an id of 8 to 15
-        digits is not taken for a phone number."""
+        `recipient` is the phone number of the message if `subject` is a message id. This number is masked in the message id. An id
+        of 8 to 15 digits that is not this number stays readable."""
         masked = mask_numbers(subject) if recipient is None else mask_recipient(subject, recipient)
         connection.execute(
             insert(audit_log).values(

@@ -1,8 +1,8 @@
-"""Changes of applications, domains and blocked hosts by people, in the portal, by the API and on the command line. Each change adds
-a row to the audit log, in the same transaction. A change that changes no value adds no row.
+"""Changes of applications, domains and blocked hosts that people make in the portal, with the API or on the command line. Each
+change adds a row to the audit log, in the same transaction. A request that changes no value adds no row.
 
-The functions are those of `administration`, with the writer of audit rows as their second parameter. Code that serves people must
-call these. A test checks that (tests/test_audit_complete.py).
+Each function has the same name as a function of `administration`, and has the writer of audit rows as its second parameter. Code
+that performs a change for a person must call the functions of this module. A test checks that (tests/test_audit_complete.py).
 """
 # Tested by tests/test_audit_complete.py, tests/accounts/test_audited_accounts.py and tests/portal/test_domains.py
 
@@ -70,8 +70,8 @@ def update_application(
     *,
     own_hosts: OwnHosts = NO_HOSTS,
 ) -> None:
-    """Change an application, as `administration.update_application`. A new name, a change of `disabled` and changes of settings
-    have one row each."""
+    """Change an application, as `administration.update_application`. A new name, a change of `disabled` and the changes of settings
+    each add one row."""
     old = administration.lock_application(connection, application_id)
     administration.update_application(connection, application_id, changes, now, own_hosts=own_hosts)
     new = administration.lock_application(connection, application_id)
@@ -137,7 +137,8 @@ def _domain_fields(row: Row[Any]) -> dict[str, Any]:
 
 
 def _domain_action(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
-    """Return the action of a change: the name of the only field that changes, or else `domain_changed`."""
+    """Return the name of the action for the audit log. It depends on the field if only one field changes. Otherwise it is
+    `domain_changed`."""
     changed = {name: value for name, value in after.items() if before[name] != value}
     if changed.keys() == {"disabled"}:
         return "domain_disabled" if changed["disabled"] else "domain_enabled"

@@ -1,8 +1,8 @@
 """This module creates, lists and revokes API keys and tracker tokens, which are credentials of 32 random bytes each.
 
-The database stores and searches only the SHA-256 of a credential, so the response time reveals nothing about the credential. The
-plain text is returned once. Each function here is part of one transaction of `Database.write`, and the caller refreshes the
-directory afterwards.
+The database stores only the SHA-256 of a credential, and searches for this hash. The time of a response therefore reveals nothing
+about the credential. The plain text is returned once. Each function here is part of one transaction of `Database.write`, and the
+caller refreshes the directory afterwards.
 """
 
 # Tested by tests/accounts/test_administration.py and tests/web/test_callers.py
@@ -100,7 +100,7 @@ def key_name(row: Mapping[str, Any]) -> str:
 
 
 def find_key_of_text(connection: Connection, key: str) -> dict[str, Any]:
-    """Return the API key that has this plain text, with the columns of `list_keys`. The key must exist."""
+    """Return the API key with this plain text. The result has the columns of `list_keys`. The key must exist."""
     row = connection.execute(select(schema.api_keys).where(schema.api_keys.c.hash == hash_credential(key))).one()
     return {str(name): value for name, value in row._mapping.items() if name != "hash"}
 
@@ -131,8 +131,9 @@ def rotate_token(connection: Connection, application_id: int, now: datetime, ove
 
     Tokens that were replaced earlier become invalid now. Raise ApiError NOT_FOUND."""
     require_application(connection, application_id)
-    # This locks the row of the version, so two rotations at the same time run one after the other. Otherwise, on PostgreSQL, the
-    # second one would not see the token of the first one, and both tokens would have no end.
+    # This locks the row that contains the version of the accounts, so that concurrent rotations run one after the other. Otherwise,
+    # on PostgreSQL, the second rotation would not see the token that the first one created. Both new tokens would then be valid
+    # without end.
     increment_version(connection)
     table = schema.tracker_tokens
     until = now + overlap
@@ -143,7 +144,7 @@ def rotate_token(connection: Connection, application_id: int, now: datetime, ove
 
 
 def new_token(connection: Connection, application_id: int, now: datetime, *, token: str = "") -> str:
-    """Create a tracker token and return its plain text. It does not change the other tokens of the application.
+    """Create a tracker token and return its plain text. The other tokens of the application do not change.
 
     `token` is the plain text; if it is empty, a random token is created."""
     token = token or "tt_" + secrets.token_urlsafe(32)

@@ -1,8 +1,7 @@
-"""The directory: applications, domains, API keys, tracker tokens and blocked hosts of the installation, in memory.
-
-A redirect or an API call needs no database read to identify its caller. Every change increments a version in its own transaction,
-and every process reads that version a few times per second. A revoked key, a disabled application or domain and a blocked host
-therefore take effect in all processes within a second. They stay in effect while the database is down.
+"""The directory contains the applications, domains, API keys, tracker tokens and blocked hosts of the installation, in memory. A
+redirect or an API call therefore identifies its caller without a database read. Every change increments a version in its own
+transaction, and every process reads that version a few times per second. A revoked key, a disabled application or domain and a
+blocked host therefore take effect in all processes within a second. They stay in effect while the database is down.
 
 A process also reads the version before it rejects an unknown credential, so it accepts a new credential at once.
 """
@@ -71,8 +70,8 @@ DEFAULT_NAME = "default"  # The name of the application that the first start of 
 class Application:
     """An application (a tenant) with its settings and its domains. `domains` are its domains that were not removed. `had_domains`
     is true if the application has or had a domain of its own. `gateway` is the gateway that sends its messages. `gateways` are all
-    gateways that a request may select. `removed_gateway` is the name of the gateway that it had selected until this gateway was
-    removed; "" if it has a gateway, or none was removed."""
+    gateways that a request may select. If the gateway of the application was removed, `removed_gateway` is the name of that
+    gateway. Otherwise `removed_gateway` is ""."""
 
     id: int
     name: str
@@ -88,7 +87,8 @@ class Application:
 
     @property
     def domain(self) -> Domain | None:
-        """The domain of new links: the enabled default domain, or else the first enabled domain, or else None."""
+        """The domain of new links: the default domain if it is enabled, otherwise the first enabled domain. None if no domain is
+        enabled."""
         if not self.domains:
             return None
         enabled = [domain for domain in self.domains if not domain.disabled]
@@ -96,7 +96,7 @@ class Application:
 
     @property
     def public_name(self) -> str:
-        """The name that recipients read; "" while it is still the name of the first start."""
+        """The name that recipients read. It is "" while the application still has the name that the first start gave to it."""
         return "" if self.name == DEFAULT_NAME else self.name
 
     def find_gateway(self, name: str) -> GatewayEntry | None:
@@ -193,8 +193,8 @@ class Directory:
 
     async def refresh_if_available(self) -> bool:
         """Do the same as `refresh`. If the database is unavailable, the old accounts stay in use until a later refresh by the
-        background job, and the result is False. Call this after a committed change, because its caller must not get an error any
-        more."""
+        background job, and the result is False. Call this function after a committed change: the change is stored, so the client
+        that made it must not get an error."""
         try:
             await self.refresh()
         except StoreUnavailable:
@@ -211,11 +211,11 @@ class Directory:
 
     @property
     def hit_policies(self) -> HitPolicies:
-        """The settings that affect hits and differ from the defaults."""
+        """The settings that affect hits and that differ from the defaults."""
         return self._snapshot.hit_policies
 
     def domain(self, host: str) -> Domain | None:
-        """Return the domain with this host; `host` is in the form in which it is stored, or canonical."""
+        """Return the domain with this host. `host` must be in the stored form or in the canonical form."""
         return self._snapshot.domains.get(host)
 
     def accepts_path(self, prefix: str) -> bool:
@@ -227,8 +227,8 @@ class Directory:
         return self._snapshot.domains_by_id.get(domain_id)
 
     def fallback_url(self, application_id: int, domain_id: int) -> str | None:
-        """Return the fallback URL for expired links that have no fallback URL: the one of the domain, or else the one of the
-        application."""
+        """Return the fallback URL for expired links that have no fallback URL of their own. It is the fallback URL of the domain
+        or, if the domain has none, the fallback URL of the application."""
         domain = self.domain_by_id(domain_id)
         application = self.application(application_id)
         of_domain = domain.fallback_url if domain else None
@@ -244,10 +244,9 @@ class Directory:
         return None if self.hit_policies.blocks(domain.application_id, url) or self.is_own(url) else url
 
     def is_own(self, url: str) -> bool:
-        """Return whether the host of a URL belongs to the installation: it is in the settings, or a domain of any application.
-
-        The name of a domain counts with any port, because the service responds to it on every port. If the domain is an IP address,
-        only its own port counts."""
+        """Return whether the host of a URL belongs to the installation: the settings contain the host, or it is a domain of any
+        application. If the domain is a name, the port of the URL does not matter, because the service responds to the name on every
+        port. If the domain is an IP address, the port must be the port of the domain."""
         host = host_of(url)
         if not host:
             return False
@@ -315,7 +314,7 @@ def short_url(base_url: str, path: str | None, code: str) -> str:
 
 
 def read_version(connection: Connection) -> str:
-    """Return the version of the accounts, which each change of an account replaces."""
+    """Return the version of the accounts. Each change of an account increments it."""
     table = schema.installation
     version: str | None = connection.execute(select(table.c.value).where(table.c.name == _VERSION)).scalar()
     return version or "0"
@@ -332,7 +331,7 @@ def _load_if_changed(connection: Connection, version: str) -> _Snapshot | None:
         domains.setdefault(row.application_id, []).append(domain)
         fresh.domains[domain.host] = domain
         fresh.domains_by_id[domain.id] = domain
-    for host in list(fresh.domains):  # Earlier versions stored IPv6 addresses as they were written.
+    for host in list(fresh.domains):  # Earlier versions stored IPv6 addresses in the form in which they were entered.
         fresh.domains.setdefault(canonical_host(host), fresh.domains[host])
     fresh.link_paths = frozenset(path for one in fresh.domains.values() for path in (one.path, *one.previous_paths) if path)
     fresh.gateways, fresh.report_keys = read_gateways(connection)
@@ -357,7 +356,7 @@ def _load_if_changed(connection: Connection, version: str) -> _Snapshot | None:
 
 
 def read_application(connection: Connection, application_id: int) -> Application:
-    """Return an application as it is in the transaction, for example after the transaction has changed it. Raise ApiError
+    """Return the current state of an application, including changes that the same transaction has made. Raise ApiError
     NOT_FOUND."""
     a, d = schema.applications, schema.domains
     row = connection.execute(select(a).where(a.c.id == application_id)).first()
@@ -389,8 +388,8 @@ def _domain_of(row: Row[Any]) -> Domain:
 def _application_of(
     row: Row[Any], domains: Sequence[Domain], gateways: Mapping[int, GatewayEntry], removed: Mapping[int, str]
 ) -> Application:
-    """Return the application in a row. `domains` are all its domains, `gateways` all gateways by id, and `removed` the names of
-    removed gateways by id."""
+    """Convert a row of the table `applications` to an `Application`. `domains` are all domains of the application. `gateways` are
+    all gateways by id. `removed` are the names of removed gateways by id."""
     gateway = gateways.get(row.gateway_id) if row.gateway_id is not None else None
     return Application(
         id=row.id,
@@ -415,7 +414,7 @@ def increment_version(connection: Connection) -> None:
 
 
 def require_application(connection: Connection, application_id: int) -> None:
-    """Raise ApiError NOT_FOUND unless the application exists."""
+    """Raise ApiError NOT_FOUND if the application does not exist."""
     table = schema.applications
     if connection.execute(select(table.c.id).where(table.c.id == application_id)).first() is None:
         raise ApiError(ErrorCode.NOT_FOUND, f"There is no application {application_id}.")

@@ -1,6 +1,5 @@
-"""The gateways in the directory of accounts: what processes must know of them to accept messages and delivery reports.
-
-The module reads the gateways without their settings, and decides which gateways the requests of an application may name.
+"""The gateways in the directory of accounts. They contain what a process needs to accept messages and delivery reports. This module
+reads the gateways without their settings, and decides which gateways the requests of an application may name.
 """
 # Tested by tests/gateways/test_store.py
 

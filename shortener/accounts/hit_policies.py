@@ -83,12 +83,12 @@ def _host_in(url: str) -> str:
     if not has_authority:  # A link into an app, such as tel:+14155550100, has no host.
         return ""
     authority = rest.partition("/")[0].partition("?")[0].partition("#")[0]
-    # Earlier versions stored IPv6 addresses as they were written.
+    # Earlier versions stored IPv6 addresses in the form in which they were entered.
     return canonical_name(authority[1:].partition("]")[0]) if authority.startswith("[") else authority.partition(":")[0]
 
 
 def _blocked_name(host: str) -> str:
-    """Return a stored blocked host as `HitPolicies.blocks_host` compares it."""
+    """Return a stored blocked host in the form in which `HitPolicies.blocks_host` compares hosts."""
     return embedded_ipv4(host) or canonical_name(host)
 
 

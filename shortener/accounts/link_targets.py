@@ -1,7 +1,7 @@
 """The rules for the URLs to which a short link redirects: its destination and its fallback URL.
 
 A rewrite and a later change of a link use the same rules. The application permits schemes besides http and https (`extra_schemes`).
-A macro that is not filled in is an error with `strict_destinations`, and a warning otherwise.
+A macro that the service will not replace is an error if the setting `strict_destinations` is on, and a warning otherwise.
 """
 # Tested by tests/web/test_links.py and tests/messages/test_plan.py
 
@@ -50,8 +50,9 @@ def target_problems(url: str) -> list[str]:
 
 
 def spellings_of(url: str) -> tuple[str, ...]:
-    """Return the texts as which the destination `url` of a filter may be stored: the normalized URL, and for an IPv6 address also
-    the URL as it was written, because earlier versions stored it so. Return a text that is not a URL unchanged."""
+    """Return the forms in which the database may contain the destination `url` that a caller filters by. The first form is the
+    normalized URL. For an IPv6 address, the second form is `url` unchanged, because earlier versions did not normalize these
+    addresses. If `url` is not a URL, the only form is the unchanged text."""
     try:
         stored = parse_destination(url).url
     except UrlError:

@@ -1,5 +1,5 @@
-"""This module determines the hosts on which the service itself responds, apart from the domains of applications. A redirect to one
-of them would loop.
+"""This module determines the hosts on which the service itself responds. The domains of applications are not among them. A redirect
+to one of these hosts would loop.
 
 The service responds to the names of BASE_URL and PORTAL_URL, and to `localhost` and IP addresses on its own port.
 
@@ -86,14 +86,14 @@ def is_local(name: str) -> bool:
     return True
 
 
-#: Names that have no address in the public DNS: names without a dot, and the endings that the standards reserve for one machine or
-#: one network (RFC 6761, RFC 6762, RFC 8375).
+#: A regular expression for names that have no address in the public DNS: names without a dot, and names with an ending that the
+#: standards reserve for one machine or one network (RFC 6761, RFC 6762, RFC 8375).
 _PRIVATE_NAME = re.compile(r"[^.:]*|.*\.(?:localhost|local|internal|localdomain|home\.arpa)")
 
 
 def unreachable_host_warnings(host: str) -> list[str]:
-    """Return warnings about the host of a domain (with or without a port) that phones of recipients cannot reach, or on which
-    the service responds as on BASE_URL. This makes no DNS look-up."""
+    """Return warnings about the host of a domain (with or without a port). There is a warning if the phones of recipients cannot
+    reach the host, or if the service responds on the host as on BASE_URL. The function does not ask the DNS."""
     name = name_of(host)
     if _PRIVATE_NAME.fullmatch(name):
         text = "a name of one machine or one network only, so phones of recipients cannot open links on it"

@@ -169,8 +169,8 @@ class ApplicationSettings(BaseModel):
 
 def from_stored(stored: Mapping[str, Any]) -> ApplicationSettings:
     """Return the settings that the database contains for an application, without the settings that this release cannot use. During
-    an upgrade, a newer node may store settings or values that this version does not know. The default of this version then applies
-    in their place."""
+    an upgrade, a newer node may store settings or values that this version does not know. This version then uses its own default
+    instead."""
     known = {name: value for name, value in stored.items() if name in ApplicationSettings.model_fields}
     try:
         return ApplicationSettings(**known)

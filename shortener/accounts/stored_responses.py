@@ -1,10 +1,12 @@
-"""This module stores the responses to requests with an Idempotency-Key for 24 hours, so that a repeat creates nothing again.
+"""This module stores the responses to requests with an Idempotency-Key for 24 hours, so that a repeated request does not create
+anything a second time.
 
 Rewrites store their responses themselves, in the transaction that creates the messages (table `idempotency`). All other requests
 use this module: the request claims its key, is performed, and stores its response. Responses may contain new credentials, so the
-caller passes them encrypted. The portal stores the ids of its forms here, and the entries that it keeps during a new sign-in.
+caller encrypts a response before it is stored here. The portal also uses this module: for the ids of its forms, and for the values
+that a user has entered in a form when the session ends and the user must sign in again.
 
-A process that ends between the claim and the response leaves a claim without a response. After CLAIM_LEASE, a repeat takes the
+If a process ends between the claim and the response, the claim has no response. After CLAIM_LEASE, a repeated request takes the
 claim over and is performed, because it is unknown whether the first request changed anything. So both may be performed if the first
 request is slow. Then the response that is stored first stays, and a request that fails releases only its own claim.
 """
@@ -23,11 +25,11 @@ from shortener.model import record
 from shortener.storage.database import upsert
 from shortener.storage.schema import stored_responses
 
-#: If a claim has no response after this time, a repeat of the request takes the claim over. A claim that is in the future by more
-#: than this time was made before the clock was set back, and is taken over too.
+#: If a claim has no response after this time, a repeat of the request takes the claim over. If the time of a claim is further in
+#: the future than this, the clock was set back after the claim. Such a claim is taken over, too.
 CLAIM_LEASE = timedelta(seconds=60)
-#: A request is usually performed in less than this time. After it, the first request was probably interrupted, so a repeat must
-#: wait until the claim ends.
+#: A request usually takes less than this time. If it takes longer, it was probably interrupted, and a repeated request must wait
+#: until the claim ends.
 USUAL_REQUEST = timedelta(seconds=10)
 
 

@@ -1,16 +1,17 @@
 """The transaction that writes a batch of hits.
 
-A batch of any size needs the same few statements: one query that finds all links by their codes, one statement that claims first
-clicks, and one insert each for hits, events and count deltas.
+The number of statements does not depend on the size of the batch: one query finds all links by their codes, one statement claims
+first clicks, and one insert each writes the hits, the events and the count deltas.
 
-Exactly one hit by a human is the first click on a link, and exactly one is the first click on a message, even if several processes
-write hits. The first click creates an event. Each hit on an existing link is stored. Hits by machines, hits after the expiry and
-hits on a disabled link are stored too, but they are not clicks. Ignored and suspected hits above a limit are only counted. The
-contextual rules of an application may change the verdict of a hit here.
+A link has at most one first click, and a message has at most one first click, even if several processes write hits at the same
+time. Only a hit by a human can be a first click. A first click creates an event. Each hit on an existing link is stored. Hits by
+machines, hits after the expiry of the link and hits on a disabled link are stored too, but they are not clicks. There is one
+exception: ignored and suspected hits above a limit are counted in a metric and not stored. The contextual rules of an application
+may change the verdict of a hit here.
 
 If a statement fails, the transaction stores nothing, and the caller can write the batch again. The argument `is_uncertain` means
-that an earlier attempt may have been committed. Hits that are already stored are then not written again, but they count in the
-result. A failed attempt leaves two things in memory: what RecentAddresses and RecentLinks have recorded, and the verdicts of the
+that an earlier attempt may have been committed. In this case, hits that are already stored are not written again, but they count in
+the result. A failed attempt changes two things in memory: the records of RecentAddresses and RecentLinks, and the verdicts of the
 hits.
 """
 
@@ -41,7 +42,8 @@ from shortener.outbox.count_deltas import TIME_SLOT_MS, CountDelta, sent_slot
 from shortener.storage.bulk import insert_all
 from shortener.storage.types import from_ms
 
-# The flags are copied to plain integers, because an operation on enum flags takes microseconds and each hit needs several.
+# The flags are copied to plain integers, because an operation on enum flags takes microseconds, and each hit needs several such
+# operations.
 _FIRST_FOR_LINK, _FIRST_FOR_MESSAGE = int(HitFlag.FIRST_FOR_LINK), int(HitFlag.FIRST_FOR_MESSAGE)
 _LATE, _OFF, _PAGE = int(HitFlag.LATE), int(HitFlag.DISABLED), int(HitFlag.CONFIRMATION_PAGE)
 _STATE, _CLICK, _LATE_CLICK = int(Topic.STATE), int(Topic.CLICK), int(Topic.LATE_CLICK)
@@ -136,7 +138,7 @@ class HitBatchWriter:
         )
         if early:
             early_hits.add(connection, early, from_ms(ms_of(self._ids())))
-        # The oldest hit may be anywhere in the batch, because the spool may return old hits after new ones.
+        # The oldest hit is not always the first one in the batch, because the spool may return old hits after new hits.
         is_late = min(hit.id for hit in hits) < self._ids() - LATE_ID_DISTANCE
         rows = _BatchRows(self._ids, policies, candidates, won, pages=pages, keep_clicks=is_late)
         rows.add(new)
@@ -155,7 +157,7 @@ class HitBatchWriter:
         return result
 
     def _admit(self, hit: Hit, link: LinkRow) -> bool:
-        """Return whether an ignored or suspected hit must be stored."""
+        """Return whether this ignored or suspected hit is stored. It is not stored if its link has reached the limit."""
         if hit.verdict is _IGNORED:
             return self._ignored.admit(hit.code, hit.at)
         return bool(link.flags & _OPT_OUT) or self._suspected.admit(hit.code, hit.at)
@@ -202,10 +204,10 @@ class HitBatchWriter:
         self, connection: Connection, hits: Sequence[_LinkHit], settings: Mapping[int, ApplicationSettings]
     ) -> set[int]:
         """Apply the contextual rules to hits with the verdict HUMAN, if their application uses such rules. Return the row ids of
-        the messages with early hits, also with hits that an earlier attempt has classified.
+        the messages with early hits, including early hits that an earlier attempt has classified.
 
-        A press of the button on the confirmation page stays HUMAN, because the button is the answer to the suspicion. It is no
-        evidence against other hits either."""
+        A press of the button on the confirmation page stays HUMAN, because only a person presses the button. The rules also do not
+        use such a press as evidence against other hits."""
         human = [
             (hit, link, chosen, from_ms(hit.at))
             for hit, link, _ in hits
@@ -278,8 +280,8 @@ class _BatchRows:
         pages: Collection[int],
         keep_clicks: bool,
     ) -> None:
-        """Start without rows. `won` is the result of `queries.claim_first_clicks`. `pages` contains the ids of the hits that get
-        the confirmation page. If `keep_clicks` is true, `add` also collects the clicks in `clicks`."""
+        """`won` is the result of `queries.claim_first_clicks`. `pages` contains the ids of the hits that get the confirmation page.
+        If `keep_clicks` is true, `add` also collects the clicks in `clicks`."""
         self._ids = ids
         self._ip_privacy = policies.ip_privacy
         self._with_suspected = policies.with_suspected
@@ -327,7 +329,7 @@ class _BatchRows:
                     counts[CLICKED_LINKS, group] = counts.get((CLICKED_LINKS, group), 0) + 1
                 if flags & _FIRST_FOR_MESSAGE:
                     self.first_clicks += 1
-                    # The fan-out counts the time from the sending of the message to its first click.
+                    # The count of the time from sending to the first click is not part of this delta: the fan-out adds it.
                     counts[CLICKED_MESSAGES, group] = counts.get((CLICKED_MESSAGES, group), 0) + 1
             address, user_agent, country = hit.address, hit.user_agent, hit.country
             if not link.url:  # The message was erased, so no personal data of its recipient is stored.

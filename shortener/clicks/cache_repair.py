@@ -1,9 +1,9 @@
 """This module repairs the link cache after Redis was unavailable.
 
-A change of a link is acknowledged although Redis does not respond. The process that made the change removes the old entry as soon
-as Redis responds again. If this process ends before that, the old entry would stay until the link expires, and clicks would be
-redirected by it during the next outage of the database. So each process stores the recently changed links in the cache again: after
-its start, and when Redis responds again after an outage.
+A change of a link succeeds even if Redis does not respond. The process that made the change removes the old entry of the link from
+the cache as soon as Redis responds again. If this process ends before that, the old entry stays in the cache until the link
+expires. During the next outage of the database, clicks would then be redirected to the old destination. Therefore each process
+stores the recently changed links in the cache again: after its start, and whenever Redis responds again after an outage.
 """
 # Tested by tests/clicks/test_cache_repair.py
 
@@ -24,9 +24,11 @@ INTERVAL_SECONDS = 1.0  # The pause between two checks whether Redis responds.
 #: The pause between two batches.
 MIN_INTERVAL_SECONDS = 0.05
 BATCH_CHANGES = 500
-#: Older changes are not repeated. They are those of an outage that lasted longer than this, without a restart of any process.
+#: The maximum age of the changes that a repair repeats. An older change can only be missing in the cache if an outage of Redis
+#: lasted longer than this and no process was restarted in this time.
 MAX_AGE = timedelta(days=7)
-#: A repair repeats at most this number of changes, the newest ones, because an update may change millions of links.
+#: The maximum number of changes that a repair repeats. It repeats the newest changes. There is a maximum, because one link update
+#: may change millions of links.
 MAX_CHANGES = 100_000
 
 
@@ -61,7 +63,8 @@ class CacheRepair:
         return len(found)
 
     def _find_changes(self, connection: Connection) -> list[tuple[int, str]]:
-        """Return the row id and the code of the next older changes, newest first."""
+        """Return the row id and the code of the changes in the next batch, newest first. They are older than all changes that this
+        repair has processed."""
         c = link_changes.c
         oldest = first_id_at(self._now_ms() - int(MAX_AGE.total_seconds() * 1000))
         statement = select(c.id, links.c.code).join_from(link_changes, links, links.c.id == c.link_id).where(c.id >= oldest)

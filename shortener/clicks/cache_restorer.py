@@ -1,4 +1,4 @@
-"""The cache restorer: it stores links in the link cache again after Redis has lost them.
+"""The cache restorer stores links in the link cache again after Redis has lost them.
 
 Redis loses links when it is emptied, restarts without its data, or runs out of memory. A redirect then finds the link in the
 database and passes it to the restorer. Without the restorer, such a link would have no destination while the database is

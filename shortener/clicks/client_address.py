@@ -17,8 +17,8 @@ from typing import Literal
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Privacy = Literal["full", "short", "none"]
 
-#: An IP address as its 4 bytes (IPv4) or 16 bytes (IPv6) in network order. The functions of `socket` for it are several times as
-#: fast as those of `ipaddress`.
+#: An IP address as 4 bytes (IPv4) or 16 bytes (IPv6) in network order. This form is used, because the functions of `socket` are
+#: several times as fast as the functions of `ipaddress`.
 PackedAddress = bytes
 #: Networks, each as its first and its last IP address.
 AddressRanges = Sequence[tuple[PackedAddress, PackedAddress]]
@@ -55,9 +55,9 @@ def address_ranges(networks: Sequence[Network]) -> AddressRanges:
 
 
 def find_client(peer: str | None, x_forwarded_for: str, trusted_proxies: AddressRanges) -> PackedAddress | None:
-    """Return the client's IP address, or None if it is unknown. `peer` is the address of the other end of the connection. A local
-    socket has the `peer` None, and counts as a trusted proxy if any proxy is trusted. `x_forwarded_for` contains the values of all
-    headers X-Forwarded-For, joined by commas; "" if the request has none.
+    """Return the client's IP address, or None if it is unknown. `peer` is the address of the other end of the connection. For a
+    local socket, `peer` is None. A local socket counts as a trusted proxy if at least one proxy is trusted. `x_forwarded_for`
+    contains the values of all headers X-Forwarded-For, joined by commas; "" if the request has none.
 
     The client is the right-most address that is not a trusted proxy. If all addresses are trusted proxies, the client is the
     left-most address. If an entry on the right of the client's entry is not an address, the peer is the client."""
@@ -99,7 +99,7 @@ def address_text(address: PackedAddress) -> str:
     """Return an IP address as text in canonical form."""
     if len(address) == 4:
         return socket.inet_ntop(socket.AF_INET, address)
-    if not any(address[:12]):  # inet_ntop would write the end of this IPv6 address in IPv4 notation
+    if not any(address[:12]):  # inet_ntop would write the last part of such an IPv6 address in IPv4 notation
         return str(ipaddress.IPv6Address(address))
     return socket.inet_ntop(socket.AF_INET6, address)
 

@@ -1,8 +1,7 @@
-"""Dead letters: hits that can never be stored, kept in a table so that an administrator can examine them.
-
-A hit becomes a dead letter if the database rejects it but accepts other hits. An entry of the spool that is not a hit becomes one
-too. The row contains the hit as JSON or the entry unchanged, and the reason. The service never writes the hits in this table again.
-The purge deletes the rows after `HIT_RETENTION_DAYS` days.
+"""Dead letters are hits that can never be stored as hits. A separate table stores them, so that an administrator can examine them.
+A hit becomes a dead letter if the database rejects it but accepts other hits. An entry of the spool that is not a hit also becomes
+a dead letter. The row contains the reason, and either the hit as JSON or the unchanged entry. The service never writes the hits in
+this table again. The purge deletes the rows after `HIT_RETENTION_DAYS` days.
 
 A row may contain a client's address and user agent. An erasure (retention/erasure.py) removes the address and the user agent. It
 finds the rows by the code of the link. An entry that is not a hit has no code, so only the purge deletes it.
@@ -55,7 +54,8 @@ def from_entry(content: bytes, reason: str) -> DeadLetter:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return the first line of an error. Further lines of PostgreSQL's errors contain values of the row and are left out."""
+    """Return the first line of an error. The other lines of an error of PostgreSQL contain values of the row, so they are left
+    out."""
     cause = getattr(error, "orig", None) or error
     return f"{type(cause).__name__}: {cause}".partition("\n")[0]
 

@@ -1,13 +1,14 @@
-"""Device counts: a background job counts clicks by device, browser and country of the client.
+"""This module contains the background job that counts clicks by device, browser and country of the client.
 
 The job reads hits in the order of their ids, about two minutes after they arrived. It parses the user agents of clicks and writes
 a count delta. Its position is the id of the last hit that it has counted. The position is a row of the table `installation`, and
 the transaction that writes the delta updates it. Therefore a crash neither loses a click nor counts it twice. If several processes
 count the same hits, only one of them succeeds.
 
-After an outage, a hit may be stored after the job has passed its id. The transaction that stores such a late hit also counts it. A
-hit is late if its id is older than the transaction by more than LATE_ID_DISTANCE. The difference between LAG_MS and
-LATE_ID_DISTANCE leaves time for commits and for different clocks of the nodes.
+After an outage, a hit may be stored so late that the job has already counted hits with higher ids. The job would never count this
+hit, so the transaction that stores the late hit also counts it. A hit is late if its id was generated more than LATE_ID_DISTANCE
+before the transaction. The difference between LAG_MS and LATE_ID_DISTANCE leaves time for commits and for clock differences between
+the nodes.
 """
 
 from __future__ import annotations
@@ -78,8 +79,8 @@ def clicks_by_agent() -> Select[Any]:
 
 
 class _Position(NamedTuple):
-    """The progress of the job. `token` changes when a late hit is stored; a page of hits that was read before then must be read
-    again."""
+    """The progress of the job. `token` changes when a late hit is stored. The job must then read again a page of hits that it has
+    read before the change."""
 
     counted: int = 0  # id of the last hit that the job has counted
     token: str = ""
@@ -110,10 +111,9 @@ def last_counted_hit(connection: Connection) -> int:
 
 
 def stop_counting(connection: Connection) -> int:
-    """Stop the device job until the transaction ends, and return the id of the last hit that the job has counted.
-
-    If the job has read a page before, the page becomes invalid. The job reads it again later, with the verdicts that this
-    transaction stores."""
+    """Stop the job until this transaction ends, and return the id of the last hit that the job has counted. If the job has already
+    read a page of hits but not stored its counts, the page becomes invalid. The job reads the page again later, with the verdicts
+    that this transaction stores."""
     position = _lock(connection)
     connection.execute(update(installation).where(_ROW).values(value=_Position(position.counted, secrets.token_hex(4)).text))
     return position.counted
@@ -146,9 +146,9 @@ def count_late(connection: Connection, delta: CountDelta, clicks: Sequence[Click
 class DeviceCounter:
     """The background job that counts clicks by device, browser and country.
 
-    `clock` is the clock of the installation, from which the ids of hits are made. If it were minutes ahead, the job would pass the
-    ids of hits that are being stored, and never count these hits. The clock of a machine may be set at any time, so a SharedClock
-    is compared with the database before each page."""
+    `clock` is the clock of the installation, from which the ids of hits are made. If this clock were minutes ahead, the job would
+    move past the ids of hits that are still being stored, and never count these hits. An administrator may set the clock of a
+    machine at any time. Therefore the job compares a SharedClock with the clock of the database before each page."""
 
     def __init__(self, database: Database, ids: IdGenerator, clock: Clock) -> None:
         self._database = database
@@ -158,8 +158,8 @@ class DeviceCounter:
     async def step(self) -> int:
         """Count one page of hits that are older than LAG_MS.
 
-        Return the number of hits if more hits may follow, otherwise 0: the job then waits for its interval, also if the page must
-        be read again. Raise StoreUnavailable if the database is unavailable."""
+        Return the number of hits if more hits may follow. Otherwise return 0, also if the page must be read again: the job then
+        waits for its interval. Raise StoreUnavailable if the database is unavailable."""
         counted, is_stored = await self._count_page()
         return counted if is_stored and counted == PAGE_HITS else 0
 

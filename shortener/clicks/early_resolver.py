@@ -25,8 +25,8 @@ log = structlog.get_logger(__name__)
 
 
 class EarlyResolver:
-    """A resolver that sets the `resolution` of waiting hits, and `is_redirected` of the hits. It also reduces the IP address of
-    each hit to the part that the link's application may store."""
+    """A resolver that sets the `resolution` and the flag `is_redirected` of waiting hits. It also shortens the IP address of each
+    hit to the part that the application of the link permits to store."""
 
     def __init__(self, database: Database, cache: LinkCache, directory: LinkDirectory, resolver: LinkResolver) -> None:
         self._database = database
@@ -36,8 +36,8 @@ class EarlyResolver:
 
     async def resolve(self, hits: Sequence[WaitingHit], cache_seconds: float, read_seconds: float) -> None:
         """Resolve the hits from the cache. After at most `cache_seconds`, also read the missing links from the database, for at
-        most `read_seconds`. A response of the cache that arrives during this read still counts: on a busy machine the cache can be
-        slow, and it is the only source if the database is down.
+        most `read_seconds`. A response of the cache that arrives during this read is still used. On a busy machine the cache can be
+        slow, and the cache is the only source if the database is down.
         """
         loop = asyncio.get_running_loop()
         ends_at = loop.time() + cache_seconds + read_seconds

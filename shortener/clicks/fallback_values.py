@@ -1,8 +1,8 @@
 """This module replaces the placeholders for values of a message in the fallback URL of a domain or an application.
 
 The rewriter fills in the fallback URL of a message. The fallback URL of a domain or an application applies to links of any message,
-so its placeholders are filled in when an expired link redirects to it. Only for such hits this module reads the values of the
-message from the database.
+so its placeholders are filled in when an expired link redirects to it. This module reads the values of the message from the
+database for such hits only.
 """
 # Tested by tests/clicks/test_resolver.py and tests/clicks/test_redirect.py
 
@@ -28,7 +28,7 @@ def is_unfilled(resolution: Resolution) -> bool:
 
 
 def fill_empty(resolution: Resolution) -> Resolution:
-    """Replace the placeholders by empty texts. This is done if the values of the message cannot be read."""
+    """Replace the placeholders by empty texts. Call this if the values of the message cannot be read."""
     return resolution._replace(location=fill_placeholders(resolution.location or b"", _UNKNOWN))
 
 

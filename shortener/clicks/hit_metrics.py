@@ -2,7 +2,7 @@
 
 Three modules use this definition, and their counts must be equal. `clicks.batch` counts each hit that it stores.
 `clicks.verdicts.correction` moves the hit to another metric when its verdict changes. `reporting.count_check` counts all rows
-again to verify the counts. `hit_metric` is the rule in Python, and `HIT_METRIC` is the same rule in SQL. Both are made from
+again, to verify the stored counts. `hit_metric` is the rule in Python, and `HIT_METRIC` is the same rule in SQL. Both are made from
 `_RULES`.
 """
 
@@ -72,8 +72,8 @@ HIT_METRIC = case(
 #: An SQL condition: the row of `hits` is a click. It is simpler than `HIT_METRIC = 'clicks'` and equivalent to it.
 IS_CLICK = (hits.c.verdict == Verdict.HUMAN.value) & (hits.c.flags.bitwise_and(_RELEVANT_FLAGS) == 0)
 
-#: An SQL condition: the hit did not get the confirmation page. A hit that got the page never becomes a click, whatever its verdict
-#: was, because only the press of the button is a click.
+#: An SQL condition: the hit did not get the confirmation page. A hit that got the page never becomes a click, even if its verdict
+#: was HUMAN, because only the press of the button is a click.
 GOT_NO_PAGE = hits.c.flags.bitwise_and(int(HitFlag.CONFIRMATION_PAGE)) == 0
 
 #: An SQL condition: the row of `hits` is the first click on its link.

@@ -4,7 +4,7 @@ When Redis has acknowledged a hit, the hit is in the stream, and is as durable a
 (`spool_drainer`) writes the hits to the database. It deletes an entry only after the hit is committed. A second stream,
 `spool:dead`, stores dead letters until their table accepts them (`dead_letters.py`).
 
-An entry contains all fields of `Hit` except `origin`, so the stream contains no data about a full client address.
+An entry contains all fields of `Hit` except `origin`, so the stream does not contain the hash of the full client address.
 """
 
 from __future__ import annotations
@@ -58,13 +58,13 @@ class HitSpool:
 
     def register_metrics(self, metrics: Metrics) -> None:
         """Register the metrics that show the state of the stream."""
-        metrics.gauge("shortener_spool_depth", "Hits in the Redis stream, as of the last look.", lambda: self.depth)
+        metrics.gauge("shortener_spool_depth", "Hits in the Redis stream, as this process last read it.", lambda: self.depth)
         metrics.gauge("shortener_spool_age_seconds", "Age of the oldest hit in the Redis stream.", self._age)
 
     async def add(self, hits: Sequence[Hit]) -> bool:
         """Add hits to the spool. Return True if Redis has acknowledged all of the hits.
 
-        Return False if the spool is full, or if Redis may have stored only some of the hits."""
+        Return False if the spool is full, or if it is unknown whether Redis has stored all of the hits."""
         if self.depth + len(hits) > self._limit:
             return False
         entries = [orjson.dumps(_fields(hit)) for hit in hits]
@@ -153,7 +153,7 @@ class HitSpool:
         return await self._redis.run(command, force=True)
 
     async def take_lease(self) -> bool:
-        """Take or renew the lease on draining the spool, for LEASE_MS milliseconds.
+        """Take or renew the lease that permits this process to drain the spool, for LEASE_MS milliseconds.
 
         Return whether this process has the lease. Raise RedisUnavailable if Redis does not respond."""
 

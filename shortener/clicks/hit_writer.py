@@ -1,12 +1,11 @@
-"""The hit writer: it writes hits to the database in batches, and retries each batch until the database accepts it.
+"""The hit writer writes hits to the database in batches, and retries each batch until the database accepts it. A hit whose client
+got the response 503 is never stored: a batch leaves such hits out. If the response 503 is sent after a batch has begun and before
+its COMMIT, the batch runs again without this hit. When the COMMIT has begun, the destination of the hit is known, so the response
+is a redirect and not 503.
 
-A hit whose response was 503 is never stored. A batch leaves such hits out. If a hit gets 503 before the COMMIT of its batch, the
-batch runs again without it. After the COMMIT has begun, the destination of the hit is known, so the response is a redirect and not
-503.
-
-If the database rejects a whole batch (a table is missing, a constraint rejects every row), the batch is retried, as in an outage.
-If the database rejects a single hit but accepts others, the hit becomes a dead letter. To distinguish the two cases, a transaction
-writes test rows and rolls back (`HitBatchWriter.probe`).
+There are two cases in which the database rejects hits. If it rejects every hit (a table is missing, or a constraint rejects every
+row), the batch is retried, as in an outage. If it rejects one hit but accepts others, the hit becomes a dead letter. To distinguish
+the two cases, a transaction writes test rows and rolls back (`HitBatchWriter.probe`).
 """
 
 from __future__ import annotations
@@ -38,19 +37,19 @@ MIN_BATCH_HITS, MAX_BATCH_HITS = 16, 1024
 
 @record
 class _WrittenHits:
-    """The hits that a transaction has written, without the obsolete ones, and the result of the batch."""
+    """The hits that a transaction has written, and the result of the batch. Obsolete hits are not included."""
 
     hits: Sequence[WaitingHit]
     result: BatchResult
 
 
 class HitsRejected(StoreUnavailable):
-    """Raised if the database rejects MAX_PROBES hits of a batch in a row and none is stored, although it accepts test rows. If it
-    stores any other hit, the rejected hits are at fault; otherwise this may be an outage."""
+    """Raised if the database accepts test rows, but rejects MAX_PROBES hits of a batch in a row and stores none. If the database
+    stores another hit later, the rejected hits are the cause. If it does not, this may be an outage."""
 
 
 class HitWriter:
-    """A writer that stores batches of hits in the database. `ids` generates new ids for hits whose id is used by another row.
+    """A writer that stores batches of hits in the database. `ids` generates a new id for a hit if another row already has its id.
     `deadline` is the deadline of the `Recorder` in seconds. `on_stored` is called after each batch. `on_unavailable` receives the
     hits that the database could not store. `on_rejected` receives each rejected hit with its error, and stores it as a dead letter.
     `on_events` is called after a commit that wrote events."""
@@ -92,7 +91,7 @@ class HitWriter:
         hits = [waiting for waiting in items if not (waiting.is_refused or waiting.is_settled)]
         if not hits:
             return _WrittenHits([], BatchResult([]))
-        # The database has rejected a batch with a hit that has `is_suspect`. Another process may have stored the hit since then.
+        # A hit with `is_suspect` was in a batch that the database rejected. Another process may have stored the hit since then.
         is_uncertain = is_uncertain or any(waiting.is_suspect for waiting in hits)
         result = self._transaction.write(connection, [waiting.hit for waiting in hits], is_uncertain)
         for waiting, resolution in zip(hits, result.resolutions, strict=True):
@@ -124,7 +123,7 @@ class HitWriter:
     async def unavailable(self, items: Sequence[WaitingHit], error: StoreUnavailable) -> Sequence[WaitingHit]:
         self.is_failing = True
         self._on_unavailable(items)
-        # Hits that wait until the database is available may be late, and the transaction that stores a late hit parses its user
+        # Hits that waited until the database was available may be late hits. The transaction that stores a late hit parses its user
         # agent (device_counts.py).
         if self._loading is None and not has_expressions():
             self._loading = asyncio.create_task(load_expressions())
@@ -145,7 +144,7 @@ class HitWriter:
         for waiting, error in failures:
             if waiting.is_suspect:
                 log.error("hit_not_recordable", code=waiting.hit.code, exc_info=error)
-            waiting.is_suspect = True  # the fault of the database may have ended, so the hit gets a second attempt
+            waiting.is_suspect = True  # the database may have had a fault that has ended, so the hit gets a second attempt
         if rejected:
             await self._on_rejected(rejected)
         return [waiting for waiting in hits if not waiting.is_obsolete]
@@ -172,10 +171,10 @@ class HitWriter:
         self, hits: Sequence[Hit], *, others_stored: bool = False, first_probe: int = 0
     ) -> tuple[int, list[tuple[Hit, Exception]]]:
         """Write the hits from the spool that are not stored yet. Return the number of hits that the database has stored now, and
-        the hits that it rejects, with the errors. `others_stored` states that the database has stored other hits shortly before.
+        the hits that it rejects, with the errors. `others_stored` is true if the database has stored other hits shortly before.
 
-        After a rejected batch, the hits are written one by one. If MAX_PROBES of them fail and none is stored, this method gives
-        up. The first one has the place `first_probe`, modulo their number, so that repeats can begin with other hits.
+        After a rejected batch, the hits are written one by one. If MAX_PROBES of them fail and none is stored, this method stops.
+        It begins with the hit at the place `first_probe` (modulo the number of hits), so that a repeat can begin with another hit.
 
         Raise StoreUnavailable if the database accepts no hits at all, and its subclass HitsRejected."""
         try:
@@ -184,8 +183,8 @@ class HitWriter:
             raise
         except Exception as batch_error:
             first_error = batch_error
-        # A hit counts as rejected only if it failed twice in a transaction of its own while the database accepts other hits. A
-        # single failure may come from a fault of the database that has ended since.
+        # A hit counts as rejected only if it failed twice, each time alone in its transaction, while the database accepts other
+        # hits. The cause of a single failure may be a fault of the database that has ended since.
         failures = [(hit, first_error) for hit in hits]
         stored = int(others_stored)
         begin = first_probe % max(len(hits), 1)
@@ -213,7 +212,9 @@ class HitWriter:
                 failures.append((hit, own_error))
                 if len(failures) >= MAX_PROBES and not stored:
                     break
-            else:  # It proves nothing if another attempt has stored the hit, or if its code is unknown.
+            # The transaction does not show that the database accepts hits if another attempt has stored the hit, or if its code is
+            # unknown.
+            else:
                 stored += is_stored
                 was_accepted = was_accepted and not is_stored
         if failures and not await self._is_fault_of_hits(len(failures), stored, needs_probe=was_accepted):
@@ -243,8 +244,9 @@ class HitWriter:
         raise AssertionError("the second attempt returns or raises")
 
     async def _is_fault_of_hits(self, failed: int, stored: int, *, needs_probe: bool = False) -> bool:
-        """Return whether the database accepts other hits than the `failed` ones. If it accepts none, the failure is an outage.
-        `needs_probe` states that the `stored` hits were stored some time before, so that the outage may have begun since then."""
+        """Return whether the database accepts other hits than the `failed` hits. If it accepts none, the cause is an outage and not
+        the hits. `needs_probe` is true if some time has passed since the `stored` hits were stored. An outage may have begun in
+        this time."""
         if stored and not needs_probe:
             return True
         if failed >= MAX_PROBES and not stored:

@@ -2,8 +2,9 @@
 fill the disk.
 
 In each minute, the first such hits of a link are stored and counted in the statistics. Later ones are redirected too, but they are
-counted only in the metric `shortener_hits_not_stored`. Thus the statistics agree with the stored rows. The limits do not apply to
-clicks, nor to suspected hits on opt-out links, which create events. Each process has its own limits.
+counted only in the metric `shortener_hits_not_stored`. The statistics therefore agree with the stored rows. The limits do not apply
+to clicks. They also do not apply to suspected hits on opt-out links, because these hits create events. Each process has its own
+limits.
 """
 
 from __future__ import annotations

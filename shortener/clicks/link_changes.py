@@ -93,7 +93,7 @@ def parse_changes(requested: Mapping[str, Any], application: Application, hosts:
     if details:
         raise ApiError(ErrorCode.INVALID_REQUEST, details=details)
     if not changes:
-        reason = "must be present, or another of url, expires_at, fallback_url and enabled"
+        reason = "must be present, or one of expires_at, fallback_url and enabled must be present"
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("url", reason)])
     return changes
 
@@ -183,8 +183,8 @@ def write_changes(
 
 
 def audited_value(name: str, value: Any) -> Any:
-    """Return the value of a field as the audit log contains it: for a URL only its host, because the rest may identify the
-    recipient. A URL without a host becomes its scheme, and a text that is not a URL becomes "".
+    """Return the value of a field as the audit log contains it: for a URL it contains the host only, because the other parts may
+    identify the recipient. For a URL without a host it contains the scheme, and for a text that is not a URL it contains "".
 
     The history of the link contains the complete URL, until the message is erased."""
     if name not in ("url", "fallback_url") or not value:
@@ -252,7 +252,7 @@ def placeholder_values(row: AnyRow) -> dict[str, str]:
 
 
 def read_history(connection: Connection, link_id: int) -> list[dict[str, Any]]:
-    """Return the changes of a link as the API shows them, newest first."""
+    """Return the changes of a link in the form in which the API returns them, newest first."""
     c = link_changes.c
     rows = connection.execute(select(link_changes).where(c.link_id == link_id).order_by(c.id.desc()).limit(MAX_HISTORY_ENTRIES))
     return [

@@ -6,13 +6,13 @@ restart or a crash. The update first counts its links exactly, and then changes 
 can stop the update between two batches. Links that were changed before stay changed. Links of messages that are rewritten after the
 update was created are not changed.
 
-The updates of one application are performed in the order in which they were created, so that the latest one decides. The updates of
-different applications take turns, so that a short one does not wait for a long one of another application.
+The updates of one application are performed in the order in which they were created, so that the latest update decides. The updates
+of different applications take turns, so that a short update does not wait for a long update of another application.
 
 For each batch, the process reads the links of some messages and deletes their cache entries. One transaction changes the links and
 stores the new position of the update. Then the current values are stored in the cache, also if the transaction failed or changed
 nothing. A batch that is repeated after a crash changes no link twice. If a batch fails for another reason than an unavailable
-database, the background job stops its update, because the other updates would otherwise wait behind it.
+database, the background job stops the update. Otherwise the later updates would wait for it.
 """
 # Tested by tests/web/test_link_updates.py
 
@@ -55,8 +55,8 @@ COUNTING, RUNNING, DONE, STOPPED = "counting", "running", "done", "stopped"
 
 @record
 class LinkSelection:
-    """The selection of the links of an application that an update changes. A field with the value None selects all links.
-    `campaign` "" selects messages without a campaign."""
+    """The selection of the links of an application that an update changes. A field with the value None does not restrict the
+    selection. `campaign` "" selects messages without a campaign."""
 
     campaign: str | None = None
     url: str | None = None
@@ -74,8 +74,7 @@ class LinkSelection:
 
 @record
 class _UpdatePosition:
-    """The messages of a batch, which are the next ones after `cursor` in a range of an index. `ids` is empty at the end of the
-    range."""
+    """The messages of a batch: the next messages after `cursor` in a range of an index. `ids` is empty at the end of the range."""
 
     range_index: int
     ids: list[int]
@@ -112,7 +111,7 @@ def create_update(
             actor=actor.name,
             filter=asdict(selection),
             changes=dict(changes),
-            last_message_id=update_id,  # Ids increase with time, so this leaves out later messages.
+            last_message_id=update_id,  # Ids increase with time, so this limit leaves out messages that are created later.
             created_at=clock(),
         )
     )
@@ -166,7 +165,7 @@ def stop_update(
 
 
 def serialize_update(row: AnyRow) -> dict[str, Any]:
-    """Return a link update as the API and the command line show it."""
+    """Return a link update in the form in which the API and the command line show it."""
     return {
         "update_id": LINK_UPDATE_IDS.encode(row.id),
         "state": row.state,
@@ -192,7 +191,8 @@ class LinkUpdates:
         self._clock = clock
         self._owner = secrets.token_hex(8)
         self._latest_application = 0  # the application whose update the latest step performed
-        # The codes of batches that failed. Their cache entries were deleted, and the update may be stopped before the next attempt.
+        # The codes of the links in batches that failed. The cache entries of these links were deleted, and the update may be
+        # stopped before its next attempt.
         self._without_entry: set[str] = set()
         self.wake_up = WakeUp()
 
@@ -243,7 +243,7 @@ class LinkUpdates:
         await self._cache.invalidate(codes)  # if Redis is unavailable, the link cache deletes the entries later
         try:
             await self._database.write_later(self._change, row, position, [link_id for link_id, _ in found])
-            # If the update was stopped, the links are unchanged, and their entries were deleted nevertheless.
+            # If the update was stopped, the links did not change, but their cache entries were deleted.
             await refresh_cache(self._database, self._cache, codes)
         except Exception:
             self._without_entry.update(codes)
@@ -264,7 +264,7 @@ class LinkUpdates:
         waits = exists().where(
             earlier.application_id == c.application_id, earlier.id < c.id, earlier.state.in_((COUNTING, RUNNING))
         )
-        # The links are counted at once, because the count changes nothing.
+        # The links of an update are counted before it is its turn, because counting changes nothing.
         return c.state.in_((COUNTING, RUNNING)), free, or_(c.state == COUNTING, ~waits)
 
     def _claim(self, connection: Connection, update_id: int) -> AnyRow | None:

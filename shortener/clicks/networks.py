@@ -26,7 +26,7 @@ _COUNTRY = re.compile(r"[A-Za-z]{2}")
 
 
 class NetworkFileError(Exception):
-    """A file of the network list cannot be used. The message contains the file, the line and the reason."""
+    """Raised if a file of the network list cannot be used. The text contains the file, the line and the reason."""
 
 
 class NetworkInfo(NamedTuple):
@@ -49,7 +49,7 @@ class Networks:
         self.find = lru_cache(maxsize=_MAX_CACHED_ADDRESSES)(self._find)
 
     def _find(self, address: str) -> NetworkInfo:
-        """Return the data in the files about an IP address. Each field comes from the first file that contains it. Return
+        """Return the data that the files contain about an IP address. Each field comes from the first file that contains it. Return
         UNKNOWN_NETWORK if the text is not an address."""
         try:
             parsed = ipaddress.ip_address(address)

@@ -1,7 +1,6 @@
-"""The queue of hits whose responses become overdue because the database does not store the hits within HIT_DEADLINE.
-
-All hits have the same deadline, so they become overdue in the order of their arrival. Therefore `OverdueQueue` is a FIFO queue,
-and no operation examines all waiting hits.
+"""A queue of waiting hits. A hit is overdue if the database has not stored it within HIT_DEADLINE; its response is then sent before
+the hit is stored. The time limit is the same for all hits, so hits become overdue in the order of their arrival. Therefore
+`OverdueQueue` is a FIFO queue, and no operation examines all waiting hits.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ MIN_CODE_LENGTH, MAX_CODE_LENGTH = 4, 32  # the range of the number of character
 MAX_PREFIX_LENGTH = 128  # maximum number of bytes of the prefix before a code
 
 _CODE = rb"[A-Za-z0-9]{%d,%d}" % (MIN_CODE_LENGTH, MAX_CODE_LENGTH)
-#: A regular expression for a path that is only a code, as nearly all paths are. Other paths need the slower search.
+#: A regular expression for a path that is only a code. Nearly all paths match it. Other paths need the slower search.
 _PLAIN_PATH = re.compile(rb"/(%s)" % _CODE)
 _CODE_AND_REST = re.compile(rb"/(%s)(?![A-Za-z0-9])" % _CODE)
 #: A regular expression for a code with a prefix before it: up to eight segments that are neither empty nor dots. No letter or digit

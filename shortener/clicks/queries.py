@@ -1,13 +1,13 @@
 """The SQL statements that write a batch of hits, one set for SQLite and one for PostgreSQL. They run thousands of times per
 second.
 
-The statements work on sets (`json_each`, `unnest`), so a batch of any size needs the same few statements. On SQLite, each statement
-and each fetched row passes the interpreter lock to the event loop and back. Therefore a query on SQLite returns all its rows as one
-row of JSON.
+The statements work on sets (`json_each`, `unnest`), so the number of statements does not depend on the size of the batch. On
+SQLite, each statement and each fetched row passes the interpreter lock to the event loop and back. Therefore a query on SQLite
+returns all its rows as one row of JSON.
 
 The transaction of a click neither reads nor writes a row of `messages`. The data that it needs is in `links` and in `first_clicks`,
-a table with few and small rows. The fan-out, which reads the message anyway, determines the state that the message had before its
-click.
+a table with few and small rows. The fan-out determines the state that the message had before its click, because the fan-out must
+read the message anyway.
 """
 # Tested by tests/clicks/test_batch.py
 
@@ -74,24 +74,24 @@ _FIND = {
     # With CROSS JOIN, SQLite loops over the few codes and looks up each one in the index.
     "sqlite": f"SELECT json_group_array(json_array({_COLUMNS})) FROM json_each(?) AS j "
     "CROSS JOIN links AS l ON l.code = j.value LEFT JOIN first_clicks AS c ON c.id = l.message_id",
-    # With LIMIT, PostgreSQL always looks up each link in an index. Without LIMIT, it would scan the whole table if the query plan
-    # is from a time when the table was small.
+    # With LIMIT, PostgreSQL always looks up each link in an index. Without LIMIT, PostgreSQL would scan the whole table if it made
+    # the query plan when the table was small.
     "postgresql": f"SELECT {_COLUMNS} FROM links AS l "
     "LEFT JOIN LATERAL (SELECT links, at FROM first_clicks WHERE id = l.message_id LIMIT 1) AS c ON true "
     "WHERE l.code = ANY($1::text[])",
 }
 
 _CLAIM = ("id", "at", "hit_id", "links")  # the names of the columns of the type Claim
-#: The statement that claims first clicks on SQLite. It adds the clicked links to the row of the message. If the row already
-#: contains a first click, this first click stays. SQLite has one writer, so the rows from `find_links` are current.
+#: The statement that claims first clicks on SQLite. It adds the clicked links to the row of the message in `first_clicks`. If the
+#: row already contains a first click, this first click stays. SQLite has one writer, so the rows from `find_links` are current.
 _upsert_click = BulkInsert(
     schema.first_clicks,
     *_CLAIM,
     on_conflict="(id) DO UPDATE SET links = first_clicks.links | excluded.links, at = coalesce(first_clicks.at, excluded.at), "
     "hit_id = coalesce(first_clicks.hit_id, excluded.hit_id)",
 )
-#: The statement that claims first clicks on PostgreSQL. It inserts a row for each message that has none, which is nearly every
-#: message. `_claim_more` locks and reads the rows of the other messages.
+#: The statement that claims first clicks on PostgreSQL. It inserts a row for each message that has no row yet. Nearly every message
+#: has none. `_claim_more` locks and reads the rows of the other messages.
 _CLICK_NEW = f"{BulkInsert(schema.first_clicks, *_CLAIM, on_conflict='DO NOTHING').from_arrays(count(1))} RETURNING id"
 _CLICK_MORE = (
     "UPDATE first_clicks AS c SET links = c.links | b.links, at = coalesce(c.at, b.at), hit_id = coalesce(c.hit_id, b.hit_id) "
@@ -122,7 +122,7 @@ def find_links(connection: Connection, codes: Iterable[str]) -> dict[str, LinkRo
 
 
 def claim_first_clicks(connection: Connection, claims: Sequence[Claim], seen: Mapping[int, LinkRow]) -> dict[int, tuple[int, bool]]:
-    """Store the first clicks that no other transaction has stored before.
+    """Store the first clicks of this batch, except those that another transaction has stored before.
 
     `seen` contains one row of `find_links` for each message. For each message, return the bits of the links whose first click is in
     this batch, and whether the batch contains the first click on the message."""
@@ -158,7 +158,7 @@ def _claim_more(connection: Connection, claims: Sequence[Claim], won: dict[int, 
 
 
 def find_stored_hits(connection: Connection, hits: Sequence[Hit]) -> dict[int, int]:
-    """Return the flags of the given hits that are already stored, by id. This is needed only if an earlier attempt may have been
+    """Return the flags of the given hits that are already stored, by id. Call this only if an earlier attempt may have been
     committed.
 
     A stored hit with the same id and another code or time belongs to another process, and is not returned."""
@@ -181,7 +181,8 @@ def count_links(connection: Connection, messages: Iterable[int]) -> dict[int, in
 
 
 def find_report_times(connection: Connection, messages: Iterable[int]) -> dict[int, ReportTimes]:
-    """Return the times of the delivery reports of each message. Only applications with rules on report times need this query."""
+    """Return the times of the delivery reports of each message. Only applications with a rule that uses report times need this
+    query."""
     ids = values_table(connection, [(message,) for message in messages], id=BigInteger)
     times = [type_coerce(schema.messages.c[name], BigInteger) for name in ReportTimes._fields]
     found = select(schema.messages.c.id, *times).join_from(ids, schema.messages, schema.messages.c.id == ids.c.id)

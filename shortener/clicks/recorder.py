@@ -1,13 +1,13 @@
-"""The recorder is the facade of all objects that store hits and send the responses to their clients.
+"""The recorder is the entry point of all objects that store hits and send the responses to their clients.
 
 The batcher (`hit_writer`) writes a hit in the next transaction, and the response is sent after the commit. Under load, many hits
 share one commit. On an idle server, a hit does not wait for other hits.
 
 If the database does not store a hit within `deadline` seconds, the response is sent before the commit. The destination is then read
-from the link cache, or from the database (`early_resolver`, `overdue`). The hit waits in memory and is written later, with its own
-time. At most `waiting_limit` hits wait. The two batches in flight do not count while the database is quick. If the link cannot be
-read from the cache or the database, the response is 503 at most `RESPONSE_GRACE_SECONDS` after the deadline, and the hit is not
-stored.
+from the link cache, or from the database (`early_resolver`, `overdue`). The hit waits in memory and is written later, with the time
+of its arrival. At most `waiting_limit` hits wait. While the database stores hits quickly, the hits of the two batches in flight are
+not part of this number. If the link cannot be read from the cache or the database, the response is 503 at most
+`RESPONSE_GRACE_SECONDS` after the deadline, and the hit is not stored.
 
 With a spool (Redis), the recorder enters an outage (`outage`) when the database does not store a batch in time. During an outage,
 hits are stored in the spool, and a response is sent when its hit is in the spool (`spool_writer`). Hits that the spool rejects
@@ -48,7 +48,7 @@ log = structlog.get_logger(__name__)
 
 RESPONSE_GRACE_SECONDS = 0.5  # maximum time between the deadline of a hit and its response
 _GROUP_SECONDS = 0.05  # the responses to hits that become overdue within this time are sent together
-_SLOW_PART = 0.25  # part of the deadline after which the database counts as slow (see `_has_room`)
+_SLOW_PART = 0.25  # the share of the deadline after which the database counts as slow (see `_has_room`)
 _SPOOL_SECONDS = 0.1  # maximum time that an overdue hit waits for the spool
 # Time limits for resolving an overdue hit. RESPONSE_GRACE_SECONDS is longer than these limits, _GROUP_SECONDS and _SPOOL_SECONDS
 # together.
@@ -56,9 +56,9 @@ _CACHE_SECONDS, _READ_SECONDS = 0.1, 0.2
 
 
 class Recorder:
-    """A recorder that stores hits and sends their responses. `deadline` is the number of seconds after which a response is sent
-    even if its hit is not stored yet. `on_events` is called after a commit that wrote events. `ignored_limit` and `suspected_limit`
-    are passed to `HitBatchWriter`."""
+    """Stores hits and sends their responses. `deadline` is the number of seconds after which a response is sent, even if its hit is
+    not stored yet. `on_events` is called after a commit that wrote events. `ignored_limit` and `suspected_limit` are passed to
+    `HitBatchWriter`."""
 
     def __init__(
         self,
@@ -178,9 +178,9 @@ class Recorder:
     def _has_room(self, overdue_at: float) -> bool:
         """Return whether the batcher may take a new hit, which becomes overdue at `overdue_at` (time of the event loop).
 
-        It may while fewer than `waiting_limit` hits wait. While the database stores hits quickly, the hits of the two batches in
-        flight are not part of this number, so that a burst of clicks is not dropped. If the oldest hit has waited for more than a
-        quarter of the deadline, the database may have stopped, and these hits are part of the number too."""
+        The answer is yes while fewer than `waiting_limit` hits wait. While the database stores hits quickly, the hits of the two
+        batches in flight are not counted, so that a burst of clicks is not dropped. If the oldest hit has waited for more than a
+        quarter of the deadline, the database may have stopped. Then the hits in flight are counted, too."""
         if self._batcher.waiting >= self._waiting_limit:
             return False
         oldest = self._overdue.next_at()
@@ -189,7 +189,7 @@ class Recorder:
 
     async def write_late(self, hits: Sequence[Hit], *, others_stored: bool = False, first_probe: int = 0) -> int:
         """Write the hits from the spool that are not stored yet. Hits that the database rejects become dead letters. Return the
-        number of hits that the database has stored now, without dead letters. `others_stored` states that the database has stored
+        number of hits that the database has stored now, without dead letters. `others_stored` is true if the database has stored
         other hits shortly before. `first_probe` is the argument of `HitWriter.write_spooled`.
 
         Raise StoreUnavailable if the database accepts no hits, and its subclass HitsRejected. The hits must then stay in the
@@ -253,7 +253,7 @@ class Recorder:
         for waiting in in_batch:
             if not waiting.is_queued_for_spool:
                 writer.put(waiting)
-        # Hits that were queued for the spool before stay in the batcher. The spool did not store them at that time.
+        # Hits that were queued for the spool earlier stay in the batcher, because the spool did not store them at that time.
         for waiting in self._batcher.withdraw(lambda waiting: not waiting.is_queued_for_spool):
             waiting.is_in_batcher = False
             writer.put(waiting)
@@ -283,7 +283,8 @@ class Recorder:
     async def _respond_early(self, overdue: Sequence[WaitingHit]) -> None:
         if self._spool_writer is not None and not all(waiting.is_queued_for_spool for waiting in overdue):
             self._begin_outage(self._batcher.taken_items())
-            await asyncio.sleep(_SPOOL_SECONDS)  # usually, the spool stores the hits during this pause, and the responses are sent
+            # Usually, the spool stores the hits during this pause, and the spool writer sends the responses
+            await asyncio.sleep(_SPOOL_SECONDS)
         await self._respond_now([waiting for waiting in overdue if not waiting.response.done()])
 
     async def _respond_now(self, open_hits: Sequence[WaitingHit]) -> None:
@@ -302,7 +303,7 @@ class Recorder:
             self._forget_refused()
 
     def _forget_refused(self) -> None:
-        """Remove refused hits from the batcher when they are half of all waiting hits. Thus the cost per hit stays constant."""
+        """Remove refused hits from the batcher when they make up half of all waiting hits. The cost per hit is then constant."""
         if self._refused and self._refused * 2 >= self._batcher.waiting:
             self._batcher.withdraw(lambda waiting: waiting.is_obsolete)
             self._refused = 0
@@ -329,7 +330,8 @@ class Recorder:
                     waiting.refuse(TimeoutError("too many hits wait, and the link could not be read in time"))
 
     async def _store_rejected(self, failures: Sequence[tuple[WaitingHit, Exception]]) -> None:
-        """Store hits that the database rejects as dead letters, in their table or otherwise in Redis. Then send their responses."""
+        """Store hits that the database rejects as dead letters: in their table or, if that fails, in Redis. Then send the responses
+        to these hits."""
         hits = [waiting for waiting, _ in failures]
         await self._resolver.resolve(hits, _CACHE_SECONDS, _READ_SECONDS)
         letters = [

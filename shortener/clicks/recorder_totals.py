@@ -49,7 +49,7 @@ class RecorderTotals:
         )
         metrics.counter(
             "shortener_hits",
-            "Hits on links, by verdict and the rule that gave it.",
+            "Hits on links, by verdict and by the rule that determined the verdict.",
             lambda: {(verdict.api_name, rule): count for (verdict, rule), count in self.verdicts.items()},
             "verdict",
             "rule",
@@ -72,13 +72,14 @@ class RecorderTotals:
         )
         metrics.counter(
             "shortener_hit_id_clashes",
-            "Hits that got a new id, because another row had theirs. Two processes use the same node number.",
+            "Hits that got a new id, because another row had the same id. The cause is that two processes use the same node "
+            "number.",
             lambda: self.id_clashes,
         )
         metrics.counter("shortener_hits_unknown", "Requests for codes that no link has.", lambda: self.unknown)
         metrics.counter(
             "shortener_hits_unknown_redirected",
-            "Requests for codes that no link has, redirected to the fallback URL of the domain.",
+            "Requests for codes that no link has, and that were redirected to the fallback URL of the domain.",
             lambda: self.unknown_redirected,
         )
         metrics.counter("shortener_hit_batches", "Transactions that wrote hits.", lambda: self.batches)

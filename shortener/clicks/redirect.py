@@ -1,9 +1,8 @@
-"""The redirect: it responds to GET /{code} without routing, middleware or templates.
-
-A request becomes a `Hit`. When its resolution is known, the response is 302 with the header Location, 404 for an unknown code, or
-410 for a link that is expired or switched off. A client that requests many unknown codes gets 429 for them. The response is 503
-with Retry-After if the database can neither store the hit nor read the link. Prefetchers and link previews get the same response
-as people; the verdict only determines whether a hit counts as a click.
+"""This module responds to GET /{code} without routing, middleware or templates. It makes a `Hit` of the request. When the
+resolution of the hit is known, the response is 302 with the header Location, 404 for an unknown code, or 410 for a link that is
+expired or switched off. A client that requests many unknown codes gets 429 for unknown codes. The response is 503 with Retry-After
+if the database can neither store the hit nor read the link. Prefetchers and link previews get the same response as people; the
+verdict only determines whether a hit counts as a click.
 
 `Redirect` is an ASGI application. `server/http_protocol.py` calls `read_client_info`, `make_hit` and `respond` directly, without a
 task and without ASGI messages.
@@ -61,8 +60,8 @@ _PAGE_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"content-security-policy", b"default-src 'none'; style-src 'unsafe-inline'"),
 ]
-#: The headers of the confirmation page. The policy sets no form-action, because browsers would apply it to the redirect that
-#: follows the form.
+#: The headers of the confirmation page. The Content-Security-Policy has no form-action, because browsers would apply form-action
+#: also to the redirect that follows the form.
 _CONFIRMATION_HEADERS = [
     *_PAGE_HEADERS[:-1],
     (
@@ -117,7 +116,7 @@ def read_client_info(method: str, headers: Iterable[tuple[bytes, bytes]]) -> Cli
         else:
             request_id = value
     user_agent = agent[:MAX_STORED_AGENT_LENGTH].decode("latin-1")
-    # No rule for the other headers applies, so the user agent determines the verdict.
+    # None of the rules for the other headers matches, so the user agent determines the verdict.
     if method == "GET" and not (sec_purpose or purpose or x_purpose or x_moz):
         classification = classify_agent(user_agent)
     else:
@@ -168,7 +167,7 @@ class Redirect:
         client = scope.get("client")
         is_post = scope["method"] == "POST"
         client_info = read_client_info("GET" if is_post else scope["method"], scope["headers"])
-        # The confirmation page itself, and not another web site, has sent the form.
+        # The form comes from the confirmation page itself, and not from another web site.
         if is_post and (b"sec-fetch-site", b"cross-site") not in scope["headers"]:
             client_info = client_info._replace(verdict=Verdict.HUMAN, rule=CONFIRMED)
         hit = self.make_hit(client_info, client[0] if client else None, code, domain_id)

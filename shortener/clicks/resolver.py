@@ -20,7 +20,8 @@ from shortener.model import LinkFlag, Verdict, mutable_record
 from shortener.redirect_locations import append_param, fill_placeholders
 from shortener.urls import DESTINATION_PLACEHOLDERS
 
-# The flags are copied to plain integers, because an operation on enum flags takes microseconds and each hit needs several.
+# The flags are copied to plain integers, because an operation on enum flags takes microseconds, and each hit needs several such
+# operations.
 _FILL = int(LinkFlag.FILL_CLICK_ID)
 
 
@@ -29,10 +30,10 @@ class Hit:
     """One request for a code.
 
     `domain_id` is the domain of the request; None for the default host, where the codes of all domains are valid. `at` is in
-    milliseconds since 1970. `address` is the client's IP address as it is stored, shortened by the installation's privacy setting.
-    `origin` is a keyed hash that identifies the client (`client_address.hash_client`) and is never stored; 0 if the IP address is
-    unknown. `country` is the country of the client's IP address in the network list. `is_redirected` is true if the client
-    was redirected before the hit was written to the database."""
+    milliseconds since 1970. `address` is the part of the client's IP address that may be stored, according to the privacy setting
+    of the installation. `origin` is a keyed hash that identifies the client (`client_address.hash_client`) and is never stored; 0
+    if the IP address is unknown. `country` is the country of the client's IP address in the network list. `is_redirected` is true
+    if the client was redirected before the hit was written to the database."""
 
     id: int
     code: str
@@ -123,7 +124,8 @@ class LinkResolver:
             return Resolution(None, application_id, gone=True, off=True)
         if hit.at >= link.expires_at:
             fallback = link.fallback_url or self._directory.fallback_url(application_id, link.domain_id)
-            # Since the fallback URL was checked, its host may have been blocked or may have become a host of the installation.
+            # The host of the fallback URL may have been blocked, or may have become a host of the installation, after the URL was
+            # checked.
             if fallback and (policies.blocks(application_id, fallback) or self._directory.is_own(fallback)):
                 fallback = None
             return Resolution(self._fill_fallback(fallback, hit) if fallback else None, application_id, gone=True)

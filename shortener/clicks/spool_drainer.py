@@ -1,22 +1,18 @@
-"""The spool drainer: it writes the hits of the spool to the database.
-
-The id of a hit is its primary key, so a hit that is already stored is not stored again. Therefore a hit counts once if it was
-added to the spool twice, or if a drainer was killed before it deleted the entry.
-
-If the database rejects all hits of a batch but accepts test rows, the later batches decide: if it stores one of their hits, the
-rejected hits become dead letters, and otherwise all of them wait, as in an outage. If all WINDOW_ENTRIES oldest entries wait, the
-next step tries the entries after them, and so on to the end of the stream. So old hits that the database rejects do not stop newer
-ones.
+"""The spool drainer writes the hits of the spool to the database. The id of a hit is its primary key, so a hit that is already
+stored is not stored again. A hit that was added to the spool twice therefore counts once. It also counts once if a drainer was
+killed before it deleted the entry. If the database rejects all hits of a batch but accepts test rows, the later batches decide. If
+the database stores a hit of a later batch, the rejected hits become dead letters. Otherwise all hits wait, as in an outage. If all
+WINDOW_ENTRIES oldest entries wait, the next step tries the entries after them, and so on to the end of the stream. So old hits that
+the database rejects do not stop newer ones.
 
 One process drains the spool at a time, under a lease. It reads many entries at once and writes them in the order of their times, so
 that the earliest click on a link in the spool becomes the first click. If the database has stored a later click in the meantime,
-that click stays the first click: it was committed first, and a tracker may have received its event. This is rare: after the
-database is available again, each process still adds its new hits to the spool for some time. This time ends when the entries that
-were in the stream when the database became available are drained. It lasts at most `MAX_CATCH_UP_SECONDS`.
-
-After that, the process writes new hits to the database. If entries are left in the stream at that time, the process logs
-`outage_ended_before_spool` and drains them later. If Redis does not respond, the last known number of entries decides whether
-entries are left.
+that click stays the first click: it was committed first, and a tracker may have received its event. This case is rare, because each
+process still adds its new hits to the spool for some time after the database is available again. This time ends when the drainer
+has written all entries that were in the stream when the database became available. It lasts at most `MAX_CATCH_UP_SECONDS`. After
+that, the process writes new hits to the database. If entries are left in the stream at that time, the process logs
+`outage_ended_before_spool` and drains them later. If Redis does not respond, the process uses the last known number of entries to
+decide whether entries are left.
 """
 
 from __future__ import annotations
@@ -52,7 +48,7 @@ class SpoolDrainer:
         self._spool = spool
         self._recorder = recorder
         self._database = database
-        self._first_probe = 0  # the place in each batch at which the search for a hit that the database accepts begins
+        self._first_probe = 0  # the index in each batch at which the search begins for a hit that the database accepts
         self._recovery_began_at = 0.0  # the time of the event loop at which the recovery began
         self._after: bytes | None = None  # the last entry of the hits that wait; the next step tries the entries after it
         self._later_stored = False  # whether a step has stored a hit after the hits that wait, and they are being written

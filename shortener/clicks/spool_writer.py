@@ -1,4 +1,4 @@
-"""The spool writer: it adds hits to the spool during an outage of the database, and sends their responses.
+"""The spool writer adds hits to the spool during an outage of the database, and sends their responses.
 
 A response is sent when its hit is in the spool. Hits that arrive during a round trip to Redis are sent together in the next round
 trip. A hit that the spool does not store stays in memory: either in the batch that contains it, or in the batcher.
@@ -27,8 +27,8 @@ WARNING_INTERVAL_SECONDS = 1.0  # minimum time between two warnings of the same 
 
 
 class SpoolWriter:
-    """A writer that adds hits to the spool and sends their responses. `deadline` is the deadline of the `Recorder` in seconds.
-    `keep` receives the hits that the spool did not store and that no batch contains. `spawn` runs a coroutine in the background.
+    """Adds hits to the spool and sends their responses. `deadline` is the deadline of the `Recorder` in seconds. `keep` receives
+    the hits that the spool did not store and that no batch contains. `spawn` runs a coroutine in the background.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class SpoolWriter:
             await self._counted(hits, self._process(hits))
 
     def _counted(self, hits: Sequence[WaitingHit], work: Coroutine[None, None, None]) -> Coroutine[None, None, None]:
-        """Return a coroutine that runs `work`. The hits count as in progress until the coroutine ends."""
+        """Return a coroutine that runs `work`. Until the coroutine ends, the hits are part of the number of hits in progress."""
         own = sum(not waiting.is_in_batcher for waiting in hits)
         self._in_progress += own
         return self._run(hits, own, work)

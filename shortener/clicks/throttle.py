@@ -15,14 +15,14 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 BUSY_RATE = 20.0
 #: The throttle measures the number of hits in periods of this length.
 WINDOW_SECONDS = 0.25
-#: Up to this number of hits per second, a pause is twice as long as the work before it. Above 1.4 times this number, pauses grow
-#: with the square of the rate, so deliveries are sent later and exports take longer.
+#: Up to this number of hits per second, a pause is twice as long as the work before it. Above 1.4 times this number, the length of
+#: a pause grows with the square of the rate. Deliveries are then sent later, and exports take longer.
 FLOOD_RATE = 2_500.0
-MAX_PAUSE_SECONDS = 0.25  # The longest pause. After work that took longer, the pause is as long as the work.
+MAX_PAUSE_SECONDS = 0.25  # The maximum length of a pause. After work that took longer than this, the pause is as long as the work.
 
 
 class Throttle:
-    """A throttle of other work that measures the rate of hits.
+    """Slows down other work, depending on the rate of hits.
 
     `hits` returns the number of hits that the process has recorded. `now` returns the current time in seconds."""
 
@@ -47,8 +47,8 @@ class Throttle:
         return self._rate >= BUSY_RATE
 
     async def slow_down(self, pages: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
-        """Yield the pages of an iterator. While many hits arrive, pause before the next page for a multiple of the time that
-        reading the page took. The time in which the client receives the page does not count."""
+        """Yield the pages of an iterator. While many hits arrive, pause before the next page. The pause is a multiple of the time
+        in which the page was read. It does not depend on the time in which the client receives the page."""
         began = self._now()
         async for page in pages:
             worked = self._now() - began

@@ -4,8 +4,8 @@ ua-parser with its native expressions takes tens of microseconds for a user agen
 counts hits by device, and a redirect does not parse user agents. Parts of a user agent that are unknown become "Other". An iPad
 that requests desktop pages sends the user agent of a Mac and is counted as a Mac.
 
-Of ua-parser's 630 expressions for devices, only the dozen for crawlers and iPads are loaded, because the kind of the device is all
-that the service needs. The others would take half of the memory and of the time.
+ua-parser has 630 expressions for devices. Only the dozen expressions for crawlers and iPads are loaded, because the service needs
+only the kind of the device. The other expressions would take half of the memory and half of the time.
 
 The first call in a process loads the expressions, which takes a tenth of a second. Code that parses user agents in a transaction
 first awaits `load_expressions`, because clicks wait for the transaction.
@@ -29,8 +29,8 @@ MAX_AGENT_LENGTH = 512  # maximum number of characters of a user agent that are 
 
 #: The brand of crawlers in ua-parser's expressions for devices.
 _CRAWLER = "Spider"
-#: The brand that this module gives the last expression for crawlers. The words of this expression, such as "bot" and "silk", are
-#: also in names of phones (Cubot). In ua-parser, the expressions for the brands of phones precede it.
+#: The brand that this module assigns to the last expression for crawlers. Names of phones (Cubot) contain words of this expression,
+#: such as "bot" and "silk". In ua-parser, the expressions for the brands of phones come before this expression.
 _UNLESS_PHONE = "Spider, unless it is a phone"
 _DESKTOPS = frozenset({"Windows", "Mac OS X", "Chrome OS", "Linux", "Ubuntu"})
 _TELEVISION = re.compile(r"TV\b|CrKey|BRAVIA")
@@ -155,6 +155,6 @@ def _kind(agent: str, os: str, device: ua_parser.Device) -> Kind:
         return "tablet"
     if os == "iOS" or _PHONE.search(agent):
         return "phone"
-    if os == "Android":  # on Android, the user agent of a phone contains Mobile, and that of a tablet does not
+    if os == "Android":  # on Android, the user agent of a phone contains Mobile, and the user agent of a tablet does not
         return "tablet"
     return "desktop" if os in _DESKTOPS or "X11" in agent else "other"

@@ -30,8 +30,8 @@ class WaitingHit:
     resolution: Resolution | None = None  # the resolution that was found before the transaction of the hit
     written: Resolution | None = None  # the resolution in the transaction of the hit, set before its COMMIT; the commit may fail
     is_queued_for_spool: bool = False  # the spool writer has received the hit at least once
-    is_in_batcher: bool = True  # the hit is in the batcher, so the spool writer need not keep it
-    is_settled: bool = False  # the hit need not be written: it is in the spool, or no link has its code
+    is_in_batcher: bool = True  # the hit is in the batcher, so the spool writer does not keep it in memory
+    is_settled: bool = False  # the hit is not written to the database: it is in the spool, or no link has its code
     is_suspect: bool = False  # the database rejected the hit and then accepted another one
     is_refused: bool = False  # the response was 503, so the hit must not be stored
 
@@ -50,8 +50,8 @@ class WaitingHit:
     def refuse(self, error: Exception) -> None:
         """Send the response 503, unless a response was sent before or the transaction of the hit may be committing.
 
-        The transaction sets `written` and then reads `is_refused`. This method sets `is_refused` and then reads `written`.
-        Therefore a hit that got 503 is never committed, at whatever time the thread of the transaction runs."""
+        The transaction sets `written` and then reads `is_refused`. This method sets `is_refused` and then reads `written`. Because
+        of this order, a hit that got 503 is never committed, whatever the timing of the two threads is."""
         if self.response.done():
             return
         self.is_refused = True

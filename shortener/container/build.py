@@ -115,8 +115,8 @@ async def open_service(settings: Settings, *, clock: Clock | None = None, owner:
         if UNFINISHED_COPY in stored:
             raise SchemaMismatch("the copy into this database is incomplete: run `shortener copy` again")
         await check_base_url(database, settings, stored.get(BASE_URL))
-        # The secret is created after the database: if the first start is killed between these steps, no secret without a database
-        # remains.
+        # The secret is created after the database: if the first start is killed between these two steps, it leaves no secret
+        # without a database.
         secret = await open_installation_secret(database, settings, stored.get(FINGERPRINT))
         if clock is None:
             clock = await open_clock(database)
@@ -155,7 +155,7 @@ async def _build_service(
     *,
     owner: bool,
 ) -> Service:
-    """Build all groups of parts. If a later step fails, `opened` closes all that was opened before."""
+    """Build all groups of parts. If a step fails, `opened` closes everything that was opened before."""
     foundation = await _build_foundation(settings, clock, secret, database, opened, owner=owner)
     clicks = _build_clicks(foundation)
     messages = _build_messages(foundation)

@@ -53,7 +53,7 @@ def key_prefix_of(fingerprint: str) -> str:
 def open_notifier(settings: Settings) -> PostgresNotifier | None:
     """Return a notifier for wake-up events in other processes.
 
-    Return None with SQLite, and behind a connection pooler that does not keep a session on one server connection.
+    Return None with SQLite. Return None also with a connection pooler that does not use one server connection for a whole session.
     """
     if not settings.is_postgresql:
         return None

@@ -1,13 +1,13 @@
 """This module decides when Python runs a full garbage collection.
 
-A full collection examines objects of every age, except excluded objects. It stops all threads, for 100 ms and more while a large
-request has a million live objects. Almost no object of a large request is garbage, so a collection at that time frees nothing.
+A full collection examines objects of every age, except excluded objects. It stops all threads. While a large request has a million
+live objects, it takes 100 ms and more. Almost no object of a large request is garbage, so a collection at that time frees nothing.
 `serve` therefore switches automatic full collections off (shortener/cli/serve.py). A background job starts them at a time without
 large requests. Collections of young objects stay automatic.
 
 In the process of `serve`, the job excludes the objects that survive a full collection from the next ones (`gc.freeze`), because
-most of them live as long as the process: modules, templates, connections. So a full collection takes a few milliseconds. Without
-the exclusion it took 40 ms after the portal's pages were loaded. Excluded objects can become garbage. To free them, the job
+most of them live as long as the process: modules, templates, connections. Therefore a full collection takes a few milliseconds.
+Without the exclusion it took 40 ms after the portal's pages were loaded. Excluded objects can become garbage. To free them, the job
 includes all objects in a full collection every THOROUGH_SECONDS, or later if many people click at that time.
 """
 

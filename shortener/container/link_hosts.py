@@ -14,7 +14,8 @@ class InstallationHosts:
 
     def __init__(self, settings: Settings, directory: Directory) -> None:
         self._directory = directory
-        # The hosts are read from the settings. A directory that a command of the command line opens does not contain them.
+        # The hosts are read from the settings, because the directory does not contain them if a command of the command line has
+        # opened it.
         self._own_hosts = OwnHosts.of(settings)
         self._guard = Guard(settings.allow_private_targets)
         self._allow_http = settings.allow_http_targets

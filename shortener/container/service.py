@@ -1,9 +1,9 @@
 """This module contains the running service: its parts, and the order in which they start and stop.
 
 The rewriter and the reader of message statuses are built when they are first used. Their modules contain the expressions that find
-directives and URLs, and the tables of phone numbers: a tenth of the start. The modules with endpoints and pages are imported in a
-thread, and they import the modules of the parts that they use. So the imports here only find imported modules, and clicks do not
-wait. `tests/test_lean_imports.py` checks this.
+directives and URLs, and the tables of phone numbers. The import of these modules would take a tenth of the start. A thread imports
+the modules with endpoints and pages, and with them the modules of the parts that they use. When this module imports such a part, it
+is therefore already imported, and clicks do not wait. `tests/test_lean_imports.py` checks this.
 """
 
 from __future__ import annotations
@@ -159,8 +159,8 @@ class Service:
     def begin_stop(self, within: float) -> None:
         """Report "not ready" on /readyz and start no more deliveries. Requests and clicks still get responses.
 
-        `close` must finish within `within` seconds from now. Deliveries in flight finish, or are handed back, while requests are
-        still being answered. A second call has no effect.
+        `close` must finish within `within` seconds from now. Deliveries in flight finish, or their claims are given back, while the
+        service still responds to requests. A second call has no effect.
         """
         if self._dispatcher_stop is None:
             self.ready = False
@@ -198,8 +198,9 @@ class Service:
     async def _close_part(self, name: str, closing: Coroutine[Any, Any, object]) -> None:
         """Close one part within a time limit.
 
-        A server that does not respond must not delay the stop. All data is already written. Therefore this method does not wait
-        until a part that it cancels has ended: such a part may still wait for a server, for example to close its connection."""
+        A server that does not respond must not delay the stop, and all data is already written. Therefore, if the part does not
+        close in time, this method cancels it and does not wait until it has ended: the part may still wait for a server, for
+        example to close a connection."""
         remaining = self._stop_deadline - asyncio.get_running_loop().time()
         task = asyncio.ensure_future(closing)
         done, _ = await asyncio.wait((task,), timeout=max(remaining, CLOSE_SECONDS / 5))

@@ -1,1 +1,1 @@
-"""This package validates the conversion reports of trackers, and records each conversion once, with its event."""
+"""This package validates the conversion reports of trackers. It records each conversion once, together with its event."""

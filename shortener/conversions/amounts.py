@@ -32,7 +32,7 @@ RULES: tuple[Rule, ...] = (
     Rule("12.50", "12.50", "A decimal with a point. Trailing zeros are kept."),
     Rule("-3", "-3", "A negative amount, for example a refund. `−3`, `3-` and `(3)` mean the same."),
     Rule("12,50", "12.50", "A comma before one, two, or more than three digits is a decimal point."),
-    Rule("1,234.50", "1234.50", "If there are a comma and a point, the last one is the decimal point."),
+    Rule("1,234.50", "1234.50", "If there are a comma and a point, the last of them is the decimal point."),
     Rule("1.234,50", "1234.50", "The same, in the notation of most of Europe."),
     Rule("1,234", "1234", "A comma before exactly three digits separates thousands (with a warning)."),
     Rule("0,125", "0.125", "After a single 0, a comma is always a decimal point."),
@@ -41,14 +41,18 @@ RULES: tuple[Rule, ...] = (
     Rule("1 234,50", "1234.50", "Spaces and apostrophes may separate thousands."),
     Rule("$12.50", "12.50", "A currency symbol before or after the amount is ignored; €, £, ₽, ₹ and others name the currency."),
     Rule("12.50 EUR", "12.50", "A code of three letters names the currency, unless `currency` names it."),
-    Rule("29.990000000000002", "29.99", "More than 6 digits after the point are rounded to 6 (with a warning if that changes it)."),
+    Rule(
+        "29.990000000000002",
+        "29.99",
+        "More than 6 digits after the point are rounded to 6 digits (with a warning if the amount changes).",
+    ),
     Rule("2.5e2", "250", "An exponent, as some JSON libraries write it."),
     Rule("１２.５", "12.5", "Digits of any script."),
-    Rule("1,23,4", None, "Thousands that are not groups of three digits."),
+    Rule("1,23,4", None, "Separators of thousands between groups that do not have three digits."),
     Rule("12.50.1", None, "More than one decimal point."),
     Rule("10%", None, "Other characters."),
     Rule("free", None, "Words."),
-    Rule("NaN", None, "Values that are no numbers, such as NaN and Infinity."),
+    Rule("NaN", None, "Values that are not numbers, such as NaN and Infinity."),
     Rule("1234567890123456789", None, "More than 18 digits before the point."),
 )
 
@@ -115,7 +119,8 @@ def parse_amount(text: str) -> Amount:
 
 
 def _ascii(text: str) -> str:
-    """Replace digits, spaces and hyphens of any script by ASCII ones, and remove invisible characters. Return the new text."""
+    """Replace digits, spaces and hyphens of any script by ASCII characters, and remove invisible characters. Return the new
+    text."""
     characters = []
     for character in text.translate(_MINUS):
         digit = unicodedata.decimal(character, None)
@@ -152,7 +157,7 @@ def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
 def _point(number: str) -> tuple[str, str]:
     """Remove the thousands separators from an unsigned number and replace its decimal separator by a point.
 
-    Return the new text and a warning, "" for none. Raise ValueError if the text is not a number."""
+    Return the new text and a warning, or "" without a warning. Raise ValueError if the text is not a number."""
     if _EXPONENT.fullmatch(number):
         return number, ""
     whole, fraction, warning = number, "", ""

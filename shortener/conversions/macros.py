@@ -1,10 +1,10 @@
 """This module detects placeholders, such as `{transaction_id}`, that a network sent without replacing them by a value.
 
-If such a text were accepted as a transaction id, every conversion of a message would be a repeat of the first one.
+If such a text were accepted as a transaction id, every later conversion of a message would be a repeat of the first conversion.
 
 NOTATIONS is the table of the notations, which docs/reference/conversions.md shows. A text is checked unchanged, and again after its
 percent-encoding and HTML entities are decoded, because copies of URLs contain them. Ids of other systems are not placeholders, even
-in braces: a placeholder has a name that begins with a letter, and a GUID or a hexadecimal number is no name.
+in braces: the name of a placeholder begins with a letter, and a GUID or a hexadecimal number is not a name.
 """
 # Tested by tests/conversions/test_macros.py
 
@@ -46,7 +46,7 @@ _MAX_DECODINGS = 2  # twice, because some systems encode a URL that is already e
 
 
 def is_unexpanded(text: str) -> bool:
-    """Return whether a text contains a placeholder in braces, or is as a whole a placeholder in another notation."""
+    """Return whether a text contains a placeholder in braces, or whether the whole text is a placeholder in another notation."""
     if _USUAL.fullmatch(text):
         return False
     texts = {text}
@@ -55,7 +55,7 @@ def is_unexpanded(text: str) -> bool:
     for _ in range(_MAX_DECODINGS + 1):
         if any(_IN_BRACES.search(one) or _WHOLE.fullmatch(one.strip()) for one in texts):
             return True
-        # Each decoding is also applied without the other: percent-decoding destroys the placeholder in &lt;%ad_id%&gt;, because %ad
+        # Each of the two decodings is also applied alone, because percent-decoding destroys the placeholder in &lt;%ad_id%&gt;: %ad
         # looks like an escape.
         decoded = {decode(one) for one in texts for decode in (unquote, html.unescape)} - texts
         if not decoded:

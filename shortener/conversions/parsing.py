@@ -60,7 +60,7 @@ class ConversionParameters(BaseModel):
     )
     action: _Input = Field(
         None,
-        description="What the recipient did, for example sale or reply. Actions are compared without regard to case. "
+        description="What the recipient did, for example sale or reply. Upper and lower case make no difference. "
         f"Default: {DEFAULT_ACTION}.",
     )
     status: _Input = Field(
@@ -70,8 +70,10 @@ class ConversionParameters(BaseModel):
     )
     disposition: _Input = Field(
         None,
-        description="Whether the conversion is a success: positive or negative (Syniverse). Default: the disposition that follows "
-        "from the status word; none if the word means pending or is unknown.",
+        description=(
+            "Whether the conversion is a success: positive or negative (Syniverse). Default: the disposition that the status word"
+            " means. If the word means pending or is unknown, the conversion has no disposition."
+        ),
     )
     value: _Input = Field(
         None,
@@ -85,8 +87,10 @@ class ConversionParameters(BaseModel):
     )
     transaction_id: _Input = Field(
         None,
-        description="The tracker's id of the conversion. It distinguishes conversions of the same message and action, and is "
-        "compared without regard to case. Default: none; then a message has one conversion for each action.",
+        description=(
+            "The tracker's id of the conversion. It distinguishes conversions of the same message and action. Upper and lower "
+            "case make no difference. Without a transaction id, a message has one conversion for each action."
+        ),
     )
     timestamp: _Input = Field(
         None,
@@ -106,8 +110,8 @@ _STRICT = (*_IDENTITY, "status")
 class ConversionReport:
     """A valid report of a conversion that happened at `at`. At least one of `message_id` and `click_id` is set.
 
-    `disposition` is the reported disposition, or the one that follows from the status word. `has_timestamp` is true if the tracker
-    reported the time `at`, and false if `at` is the time of arrival."""
+    `disposition` is the reported disposition. If none was reported, it is the disposition that the status word means.
+    `has_timestamp` is true if the tracker reported the time `at`, and false if `at` is the time of arrival."""
 
     at: datetime
     message_id: str | None = None
@@ -187,7 +191,7 @@ class _Parser:
             raise ApiError(ErrorCode.UNEXPANDED_PLACEHOLDER, details=self._unexpanded)
         if message_id is None and click_id is None and not any(one.field in ("message_id", "click_id") for one in self._invalid):
             similar = next((name for name in self.metadata if name.replace("_", "").lower() in _OTHER_CLICK_ID_NAMES), None)
-            hint = "" if similar is None else f"; {similar} is not a parameter of this service: write click_id in its place"
+            hint = "" if similar is None else f"; {similar} is not a parameter of this service: use click_id instead"
             self._invalid.insert(0, Detail("message_id", f"is required if there is no click_id{hint}"))
         if self._invalid:
             raise ApiError(ErrorCode.INVALID_REQUEST, details=self._invalid)
@@ -250,7 +254,7 @@ class _Parser:
     def _id(self, name: str) -> str | None:
         """Return a message_id or click_id, or None if it is absent. Reject an id that is too long.
 
-        If there is also a message_id, a click_id that is too long is not rejected but stored as metadata."""
+        Exception: if there is also a message_id, a click_id that is too long is not rejected, but stored as metadata."""
         text = self._texts.get(name)
         if text is None or len(text) <= MAX_ID_CHARACTERS:
             return text

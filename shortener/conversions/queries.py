@@ -136,8 +136,8 @@ def find_targets_by_message_id(
 
 
 def find_keys(connection: Connection, keys: Iterable[ConversionKey]) -> set[ConversionKey]:
-    """Return those of `keys` that belong to a stored conversion. The comparison is case-sensitive, because releases before 0.3
-    stored keys without case-folding."""
+    """Return the `keys` that belong to a stored conversion. The comparison is case-sensitive, because releases before 0.3 stored
+    keys without case-folding."""
     requested = values_table(connection, keys, message=BigInteger, action=Text, transaction_id=Text)
     c = schema.conversions.c
     statement = select(c.message_id, c.action, c.transaction_id).join_from(requested, schema.conversions, _has_key(requested))
@@ -234,10 +234,8 @@ class CountedActions:
         self._known: dict[int, set[str]] = {}
 
     def select(self, connection: Connection, actions: set[tuple[int, str]]) -> set[tuple[int, str]]:
-        """Return those of the (application_id, action) pairs that have counts of their own.
-
-        A new action of an application gets counts of its own, and is stored for this, until the application has
-        MAX_COUNTED_ACTIONS of them."""
+        """Return those (application_id, action) pairs whose actions are counted separately. Until an application has
+        MAX_COUNTED_ACTIONS such actions, a new action is stored as one of them."""
         unknown = sorted(one for one in actions if one[1] not in self._known.get(one[0], ()))
         if not unknown:
             return actions

@@ -1,11 +1,12 @@
 """This module stores rejected conversion reports with the reason, so that an operator can find out why conversions are missing.
 
-Reports that were accepted with a warning but did not change the conversion are stored in the same way, with the reason NOT_APPLIED.
+Some reports are accepted with a warning but do not change the conversion. They are stored in the same way, with the reason
+NOT_APPLIED.
 
 Each application has at most MAX_ROWS rejected reports, and the purge deletes them after 30 days. Reports above the rate limit of an
 application are counted but not stored, so that a sender in a loop does not fill the database. With Redis, all processes share this
-limit. A report that cannot be stored because of a fault is counted too, and the response to its sender does not change. Credentials
-are removed from the stored parameters.
+limit. If a report cannot be stored because of a fault, it is counted, and its sender gets the same response. Credentials are
+removed from the stored parameters.
 """
 # Tested by tests/conversions/test_refusals.py
 
@@ -82,7 +83,7 @@ class RefusedConversions:
         """Register the counters of rejected conversion reports as metrics."""
         metrics.counter(
             "shortener_conversions_refused",
-            "Reports of conversions that were rejected, by error code; NOT_APPLIED: accepted, but without effect.",
+            "Rejected reports of conversions, by error code. NOT_APPLIED: the report was accepted but had no effect.",
             lambda: {(reason,): count for reason, count in self.counted.items()},
             "reason",
         )

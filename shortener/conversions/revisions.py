@@ -2,11 +2,11 @@
 
 A later report of the same conversion is a repeat, an update or a conflict:
 
-- A repeat contains only what is already stored. A report that equals an *earlier* revision is also a repeat if it arrives within
-  REPEAT_WINDOW after the latest change, unless it has a newer timestamp. The report may have been sent before the latest change, so
-  the result has a warning (docs/decisions/0018).
-- An update contains another status, disposition, value or currency than the stored ones. A field that is absent from the report
-  keeps its value.
+- A repeat contains only values that are already stored. A report that equals an *earlier* revision is also a repeat if it arrives
+  within REPEAT_WINDOW after the latest change, unless it has a newer timestamp. The report may have been sent before the latest
+  change, so the result has a warning (docs/decisions/0018).
+- An update contains a status, disposition, value or currency that differs from the stored one. A field that is absent from the
+  report keeps its value.
 - A conflict is a second, different value without a transaction_id. The values may belong to two sales, so the report is rejected.
 """
 # Tested by tests/conversions/test_service_updates.py
@@ -35,7 +35,8 @@ MAX_REVISIONS = 1000
 class ConversionState:
     """A conversion in memory, to which the reports of a batch are applied.
 
-    `earlier` are the revisions before the latest one, oldest first. The first `stored_revisions` of them are in the database."""
+    `earlier` are the revisions before the latest revision, oldest first. The first `stored_revisions` of them are in the
+    database."""
 
     id: int
     target: ConversionTarget
@@ -48,7 +49,7 @@ class ConversionState:
 
 
 def existing_state(stored: StoredConversion, target: ConversionTarget, earlier: list[StoredRevision]) -> ConversionState:
-    """Return the state of a stored conversion. `earlier` are its stored revisions before the latest one, oldest first."""
+    """Return the state of a stored conversion. `earlier` are its stored revisions before the latest revision, oldest first."""
     return ConversionState(stored.id, target, stored.hit_id, stored.at, stored.counted_as, stored.latest, earlier, len(earlier))
 
 
@@ -70,7 +71,7 @@ def first_revision(report: ConversionReport, target: ConversionTarget, now: date
 def _metadata(report: ConversionReport, target: ConversionTarget) -> Mapping[str, Any] | None:
     """Return the metadata of a report. If its click_id does not identify a click on the message, add the click_id to the metadata.
 
-    Metadata may be personal data, so none is stored for a message that was erased."""
+    Metadata may be personal data, so no metadata is stored for a message that was erased."""
     if target.is_erased:
         return None
     if report.click_id is None or target.hit_id is not None:
@@ -107,7 +108,7 @@ class Effect(enum.Enum):
     CONFLICT = "conflict"
 
 
-#: The warnings for reports that change nothing although their values are not those of the latest revision.
+#: The warnings for reports that change nothing although their values differ from the values of the latest revision.
 EFFECT_WARNINGS = {
     Effect.REPEAT_OF_EARLIER: "the report was not applied: it equals an earlier revision and arrived within "
     f"{REPEAT_WINDOW // timedelta(seconds=1)} seconds after a change, so it may have been sent before that change; "

@@ -1,8 +1,8 @@
 """This module records each conversion once, with its event, counts and revisions. One transaction stores many reports.
 
-Message, action and transaction_id identify a conversion. Action and transaction_id are compared without regard to case. A unique
-index decides which of several concurrent reports is the first, also if several processes receive them. `revisions.py` decides
-whether a later report of the same conversion is a repeat, an update or a conflict:
+Message, action and transaction_id identify a conversion. Upper and lower case of action and transaction_id make no difference. A
+unique index decides which of several concurrent reports is the first, even if several processes receive the reports. `revisions.py`
+decides whether a later report of the same conversion is a repeat, an update or a conflict:
 
 - The sender of a repeat gets the first result, and no event is created.
 - For an update, the previous revision is stored, the counts are corrected, and an event is created.
@@ -109,7 +109,7 @@ class Conversions:
         )
         metrics.counter(
             "shortener_conversion_reports_with_warnings",
-            "Accepted reports of conversions of which a part could not be parsed.",
+            "Accepted reports of conversions in which a part could not be parsed.",
             lambda: self.with_warnings,
         )
 
@@ -431,7 +431,7 @@ def _unknown_target(field: str) -> ApiError:
 def _conflict(conversion_id: str) -> ApiError:
     return ApiError(
         ErrorCode.CONVERSION_CONFLICT,
-        f"This action was reported for the message as {conversion_id}, with another value. Send a transaction_id with each report: "
-        "the same one to change a conversion, another one for a separate conversion.",
+        f"This action was reported for the message as {conversion_id}, with another value. Send a transaction_id with each report:"
+        f" the same transaction_id to change a conversion, another transaction_id for a separate conversion.",
         details=[Detail("transaction_id", "is required to report a second value for the same message and action")],
     )

@@ -1,8 +1,8 @@
 """This module contains the status words of affiliate networks, the disposition that each word means, and the categories of
 conversions.
 
-docs/reference/conversions.md contains the same table. A status word is compared without regard to case, spaces, hyphens and
-underscores. An unknown word has no disposition.
+docs/reference/conversions.md contains the same table. Upper and lower case, spaces, hyphens and underscores in a status word make
+no difference. An unknown word has no disposition.
 """
 # Tested by tests/conversions/test_status_words.py
 
@@ -130,7 +130,8 @@ def category_of(status: str | None, disposition: str | None) -> Category:
 
 
 def is_revenue(counted_as: str | None) -> bool:
-    """Return whether the value of a conversion is part of the sums of values: whether it is neither negative nor pending.
+    """Return whether the value of a conversion is part of the sums of values. It is a part if the conversion is neither negative
+    nor pending.
 
     `counted_as` is the category and the action, such as "positive:sale"; None for conversions of an older version."""
     return counted_as is None or counted_as.startswith(("positive:", "other:"))

@@ -1,1 +1,1 @@
-"""This package sends events to the trackers (endpoints) of customers, signs the requests and retries the failed ones."""
+"""This package sends events to the trackers (endpoints) of customers. It signs the requests and retries failed requests."""

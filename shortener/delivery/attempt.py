@@ -1,16 +1,16 @@
 """This module makes one attempt to send a claimed delivery and computes the new state of the delivery from the response.
 
-An attempt starts only if the lease of the delivery is longer than the attempt can last. If the lease is too short, or if the
-attempt is cancelled, the process gives the claim back, and the attempt does not count.
+An attempt starts only if it will certainly end before the lease of the delivery ends. If the lease is too short, or if the attempt
+is cancelled, the process gives the claim back, and the attempt does not count.
 
-A local failure does not count as an attempt: this host's resolver or sockets failed, or a stored row is unusable. After a local
-failure, the delivery waits `LOCAL_FAILURE_PAUSE_MS` milliseconds. If local failures delay a delivery for longer than
-`expiry.MAX_HOLD`, the delivery becomes dead. A fault of the service after the request was sent counts as an attempt, because the
-receiver may have the event.
+A local failure does not count as an attempt. A local failure means that the resolver or the sockets of this host failed, or that a
+stored row is unusable. After a local failure, the delivery waits `LOCAL_FAILURE_PAUSE_MS` milliseconds. If local failures delay a
+delivery for longer than `expiry.MAX_HOLD`, the delivery becomes dead. A fault of the service after the request was sent counts as
+an attempt, because the receiver may have the event.
 
 A 429 response of a tracker does not count as an attempt during the first `FREE_429_MS` milliseconds after the delivery was created
-or last replayed. The attempt number increases nevertheless. For callbacks of messages, every 429 response counts as an attempt,
-because the service does not adapt a rate for callbacks.
+or last replayed. The attempt number increases in this case, too. For callbacks of messages, every 429 response counts as an
+attempt, because the service does not learn a rate for callbacks.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ log = structlog.get_logger(__name__)
 LOCAL_FAILURE_PAUSE_MS = 15_000
 MAX_DETAIL_LENGTH = 500
 #: The detail of an attempt whose response the service could not process.
-FAULT_DETAIL = "the log of the service has the fault (response_not_processed)"
+FAULT_DETAIL = "the log of the service contains the cause (response_not_processed)"
 #: A 429 response does not count as an attempt if the delivery was created or replayed less than this time ago.
 FREE_429_MS = 86_400_000
 #: An attempt waits for at most this time until the attempt for an earlier event of the same message has ended.
@@ -137,14 +137,14 @@ class AttemptRunner:
         self._allow_http = allow_http
         self._starts = StartTimes()
         self.tracer: Tracer | None = None  # set if messages are traced
-        self.is_stopping = False  # if true, attempts that wait for an earlier one do not begin
+        self.is_stopping = False  # if true, attempts that wait for an earlier attempt do not begin
 
     async def run(self, attempt: AttemptInFlight, earlier: asyncio.Task[None] | None = None) -> FinishedAttempt:
         """Make one attempt and return its result. If the task is cancelled, return a result that gives the claim back.
 
-        The attempt begins when the task `earlier` has ended, but it waits for at most MAX_WAIT_SECONDS. After that, it waits until
-        the rate of the tracker permits its start. If the process stops meanwhile, the attempt does not begin, and the claim is
-        given back. If a fault of the service prevents the request, the result is a local failure."""
+        The attempt first waits until the task `earlier` has ended, for at most MAX_WAIT_SECONDS. Then it waits until the rate of
+        the tracker permits its start. If the process stops meanwhile, the attempt does not begin, and the claim is given back. If a
+        fault of the service prevents the request, the result is a local failure."""
         try:
             return await self._run(attempt, earlier)
         except Exception:
@@ -254,8 +254,8 @@ class AttemptRunner:
     ) -> FinishedAttempt:
         """Return the result of an attempt whose response the service could not process.
 
-        The attempt counts. Of the response, the result contains only the status. The retry follows the default schedule, because
-        the tracker's own schedule may have caused the fault."""
+        The attempt counts. The result contains the status of the response, and no other part of it. The retry follows the default
+        schedule, because the tracker's own schedule may have caused the fault."""
         claim, now = attempt.claim, to_ms(self._clock())
         counted = claim.attempt - claim.base_attempt
         status = DeliveryStatus.PENDING if counted < target.max_attempts else DeliveryStatus.DEAD
@@ -332,7 +332,8 @@ class AttemptRunner:
         return FinishedAttempt(attempt, delivery, None, LOCAL_FAILURE, now, now)
 
     def give_back(self, attempt: AttemptInFlight, error: str, *, may_be_unclaimed: bool = False) -> FinishedAttempt:
-        """Return the result of a claim without an attempt. It gives the claim back, so that the delivery is claimed again."""
+        """Return the result of a claim for which no attempt was made. This result gives the claim back, so that the delivery is
+        claimed again."""
         now = to_ms(self._clock())
         return FinishedAttempt(attempt, _return_claim(attempt.claim, now, error), None, None, now, now, may_be_unclaimed)
 
@@ -377,7 +378,7 @@ def is_retried(claim: ClaimedDelivery, outcome: AttemptOutcome) -> bool:
 
 
 def _return_claim(claim: ClaimedDelivery, now: int, error: str | None) -> FinishedDelivery:
-    """Return the new column values of a delivery whose claim is given back. They make the delivery due at once."""
+    """Return the new column values of a delivery whose claim is given back. With these values, the delivery is due at once."""
     return FinishedDelivery(
         id=claim.id,
         claimed_attempt=claim.attempt,

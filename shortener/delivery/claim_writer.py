@@ -55,7 +55,7 @@ class ClaimResult:
     wake_at: int | None = None
 
     def wake_not_later_than(self, at: int) -> None:
-        """Set `wake_at` to the given time if that is earlier than the current value."""
+        """Set `wake_at` to the given time if the given time is earlier than the current value."""
         self.wake_at = at if self.wake_at is None else min(self.wake_at, at)
 
 
@@ -87,9 +87,9 @@ class ClaimWriter:
     ) -> ClaimResult:
         """Claim up to `limit` deliveries, as a part of the caller's transaction.
 
-        `paused` contains the queues to skip, with the time at which the pause ends. `share` is the share of this process in the
-        concurrency of trackers. `responsive` contains the callback queues whose host has responded. Times are milliseconds since
-        1970."""
+        `paused` contains the queues to skip, each with the time at which its pause ends. `share` is the share of this process in
+        the concurrency of trackers. `responsive` contains the callback queues whose host has responded. Times are milliseconds
+        since 1970."""
         result = ClaimResult(self._position)
         if limit <= 0:
             return result
@@ -290,7 +290,7 @@ def _tracker_of(queue: str) -> int | None:
 
 
 def _application_of(queue: str) -> int | None:
-    """Return the application id in the name of a callback queue. Older releases stored names without an id: return None for
-    them."""
+    """Return the application id in the name of a callback queue. Return None for a name that contains no id: older releases stored
+    such names."""
     application, slash, _ = queue[1:].partition("/")
     return int(application) if slash and application.isdecimal() else None

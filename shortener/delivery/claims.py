@@ -32,8 +32,8 @@ from shortener.model import mutable_record
 
 K = TypeVar("K")
 
-#: A lease ends this long after the time limit of its attempt. In this time the process records the outcome. The margin is also
-#: necessary because the clocks of processes may differ.
+#: A lease ends this long after the time limit of its attempt. The process uses this margin to record the outcome. The margin also
+#: allows for clock differences between processes.
 LEASE_MARGIN_MS = 10_000
 #: An attempt starts only if its lease ends at least this long after the time limit of the attempt. Otherwise the claim is given
 #: back.
@@ -64,7 +64,7 @@ class SlotUsage:
 
     @property
     def unreserved(self) -> int:
-        """The number of free slots, less the quarter of all slots that a single queue must leave free."""
+        """The number of free slots minus a quarter of all slots. A single queue must leave this quarter free."""
         return max(self.free - self.total // (APPLICATION_FACTOR + 1), 0)
 
     def copy(self) -> SlotUsage:
@@ -138,7 +138,7 @@ def plan_claims(
 
 
 def available_slots(candidate: Candidate, usage: SlotUsage, *, is_only_queue: bool = False) -> int:
-    """Return how many more slots the queue may use, without regard to its circuit breaker and its rate.
+    """Return how many more slots the queue may use. The circuit breaker and the rate are not considered here.
 
     `is_only_queue` is true if no other queue has due deliveries."""
     free, busy = usage.free, usage.by_queue[candidate.queue.name]

@@ -1,7 +1,7 @@
 """This module checks and loads the client certificates of trackers, for receivers that require one (mTLS).
 
 A client certificate is stored as a PEM text that contains the certificate, its chain and its private key. `check` raises an error
-if a text must not be stored. `tls_context` creates the TLS context of a connection from a stored text.
+if the text is not valid and must not be stored. `tls_context` creates the TLS context of a connection from a stored text.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ MAX_CERTIFICATE_LENGTH = 32_768
 
 
 def check(pem: str) -> str:
-    """Return the PEM text unchanged. Raise ValueError unless it contains a certificate and its unencrypted private key."""
+    """Return the PEM text unchanged. Raise ValueError if the text does not contain a certificate and its unencrypted private
+    key."""
     if len(pem) > MAX_CERTIFICATE_LENGTH:
         raise ValueError(f"must have at most {MAX_CERTIFICATE_LENGTH} characters")
     from cryptography import x509  # imported here, because a process without client certificates does not need it
@@ -47,7 +48,7 @@ def _private_key(content: bytes) -> bytes:
 
 @lru_cache(maxsize=256)
 def tls_context(pem: str) -> ssl.SSLContext:
-    """Return a TLS context that verifies the receiver and sends it the client certificate in the PEM text.
+    """Return a TLS context that verifies the receiver, and that sends the client certificate in the PEM text to the receiver.
 
     Raise ValueError if OpenSSL does not accept the text."""
     context = ssl.create_default_context()

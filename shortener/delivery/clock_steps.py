@@ -3,8 +3,8 @@
 Times that were stored before the clock was set back are too far in the future: a retry that was planned in two seconds would wait
 for hours. `repair` gives each retry, lease, circuit breaker and rate its planned delay again, counted from the current time. A
 stored time is wrong if it was stored at a time that is now in the future, or if it is further in the future than the longest
-possible delay. `repair` can miss a retry with a delay of hours. Such a retry waits longer, at most by the time by which the clock
-was set back.
+possible delay. `repair` may not find a wrong time if the planned delay of the retry is hours. Such a retry waits too long, but at
+most by the time by which the clock was set back.
 
 If the clock is set forward, retries are due earlier and leases end earlier. No stored time needs repair.
 

@@ -1,8 +1,8 @@
 """The filter of a tracker for conversions.
 
 A tracker has two optional lists: the actions and the dispositions of the conversions that it receives. A conversion event must
-match both. The fan-out applies the filter when it creates the deliveries of an event, so a change of a filter affects only later
-events, and no delivery that exists.
+match both. The fan-out applies the filter when it creates the deliveries of an event, so a change of a filter affects later events
+only. Existing deliveries do not change.
 """
 # Tested by tests/delivery/test_conversion_filter.py
 
@@ -30,8 +30,8 @@ class PermittedConversions:
     dispositions: frozenset[str]
 
     def permits(self, action: str | None, disposition: str | None) -> bool:
-        """Return whether the tracker receives a conversion event. `action` is compared without regard to case. `disposition` is
-        None if the event has no disposition."""
+        """Return whether the tracker receives a conversion event. Upper and lower case in `action` make no difference.
+        `disposition` is None if the event has no disposition."""
         is_chosen = not self.actions or (action is not None and action.casefold() in self.actions)
         return is_chosen and (not self.dispositions or (disposition or "none") in self.dispositions)
 

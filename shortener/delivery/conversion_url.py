@@ -93,8 +93,9 @@ def write_conversion_url(
     """Create or change the tracker for the `conversion_url` of an application, or delete it if `url` is None.
 
     The caller has checked the URL and runs the function in a transaction. If `fields` is None, the tracker gets the default fields
-    of the format `json`. A new URL enables a tracker that a 410 response of the old one disabled. Requests to a new tracker are
-    signed with the callback secret of the application. The audit log gets the row of a change of a tracker.
+    of the format `json`. If a 410 response of the old URL disabled the tracker, a new URL enables it again. Requests to a new
+    tracker are signed with the callback secret of the application. The function adds a row about the change of the tracker to the
+    audit log.
     """
     applications = schema.applications
     statement = select(applications.c.callback_secret).where(applications.c.id == application_id).with_for_update()

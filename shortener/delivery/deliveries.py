@@ -1,12 +1,12 @@
 """This module lists, shows and replays deliveries for the API and the command line, and counts the backlog of a tracker.
 
-A page of a list contains deliveries with ids below a given id, and is read from an index of the database. If no index supports a
-filter, one page examines at most `MAX_WALK_ROWS` deliveries. The page can then contain fewer deliveries than requested, or none,
-although a next page exists. Counts stop at `MAX_COUNT`.
+Lists are read in pages from an index of the database. A page contains deliveries whose ids are below a given id. If no index
+supports a filter, one page examines at most `MAX_WALK_ROWS` deliveries. The page can then contain fewer deliveries than requested,
+or none, although a next page exists. Counts stop at `MAX_COUNT`.
 
 A replay makes a dead or delivered delivery pending again, with all its attempts. The event id stays the same, and the attempt
-number continues. The API and the command line replay the dead deliveries of a tracker in one call (`Deliveries.replay_dead`), the
-portal by a background job (replays.py). Both use `replay_batch`.
+number continues. The API and the command line replay the dead deliveries of a tracker in one call (`Deliveries.replay_dead`). The
+portal uses a background job (replays.py). Both use `replay_batch`.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class Deliveries:
         self._database = database
 
     async def page(self, criteria: DeliveryFilter, limit: int, below: int | None = None) -> DeliveryPage:
-        """Return a page of up to `limit` deliveries that match the filter and have ids below `below`."""
+        """Return a page of up to `limit` deliveries that match the filter and whose ids are below `below`."""
         return await self._database.read(_page, criteria, limit, below)
 
     async def get(self, delivery_id: int, application_id: int | None = None) -> tuple[Delivery, list[DeliveryAttempt]]:
@@ -177,7 +177,8 @@ class Deliveries:
         return await self._database.read(count_dead, criteria)
 
     async def backlog(self, tracker_id: int, now: datetime) -> DeliveryBacklog:
-        """Return the numbers of pending and dead deliveries of a tracker, and since when the oldest overdue delivery waits."""
+        """Return the numbers of pending and dead deliveries of a tracker, and the time since which the oldest overdue delivery
+        waits."""
         return await self._database.read(_backlog, tracker_id, now)
 
 
@@ -332,7 +333,7 @@ def _replay_dead_batch(
 
 
 def _recover(connection: Connection, tracker_ids: Collection[int | None], now: datetime) -> None:
-    """Limit the trackers of replayed deliveries to the recovery rate, as after the time in which a circuit breaker was open."""
+    """Limit the trackers of replayed deliveries to the recovery rate, in the same way as after the pause of a circuit breaker."""
     if tracker_ids:
         plain = (trackers.c.recovering_at.is_(None), trackers.c.open_until.is_(None))
         connection.execute(update(trackers).where(trackers.c.id.in_(tracker_ids), *plain).values(recovering_at=now))
@@ -341,9 +342,10 @@ def _recover(connection: Connection, tracker_ids: Collection[int | None], now: d
 def _permit_probe(connection: Connection, tracker_id: int | None, now: datetime) -> None:
     """End the pause of a circuit breaker that failures opened: the next delivery of the tracker is sent as a probe.
 
-    Whoever replays a delivery expects that the receiver works again, and must not wait for up to five minutes. A pause that the
-    receiver requested with Retry-After does not end before MAX_FAILURES failures in a row. While a probe is in flight, the pause
-    does not end, because another process would send a second probe to a tracker that may be down."""
+    A user who replays a delivery expects that the receiver works again, and must not wait for up to five minutes. There are two
+    exceptions. If the receiver requested the pause with Retry-After, the pause does not end before MAX_FAILURES failures in a row.
+    While a probe is in flight, the pause does not end, because another process would send a second probe to a tracker that may be
+    down."""
     if tracker_id is not None:
         columns, lane = trackers.c, f"t{tracker_id}"
         is_waiting = (columns.id == tracker_id, columns.open_until > now, columns.failures_in_row >= MAX_FAILURES)
@@ -374,7 +376,7 @@ def _is_dead(criteria: DeliveryFilter, dead_at: datetime | None) -> list[ColumnE
 
 
 def count_dead(connection: Connection, criteria: DeliveryFilter, dead_at: datetime | None = None) -> int:
-    """Return the exact number of dead deliveries of a tracker that match the filter: those that `replay_batch` would replay.
+    """Return the exact number of dead deliveries of a tracker that match the filter. `replay_batch` would replay these deliveries.
 
     The query reads an index that contains only dead deliveries. Counting a million takes about a quarter of a second."""
     assert criteria.tracker_id is not None
@@ -404,7 +406,7 @@ def replay_batch(
         return ReplayedBatch(0, after, is_last)
     replayed = _restart_attempts(connection, [columns.id.in_(ids), IS_DEAD], now, replay_id)
     _recover(connection, {criteria.tracker_id}, now)
-    if not after:  # Only the first batch of a replay sends a probe, so that a large replay does not send one after the other.
+    if not after:  # Only the first batch of a replay permits a probe, so that a large replay does not send one probe after another.
         _permit_probe(connection, criteria.tracker_id, now)
     return ReplayedBatch(replayed, ids[-1], is_last)
 

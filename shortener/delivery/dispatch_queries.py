@@ -4,8 +4,9 @@ They are written separately for SQLite and PostgreSQL because they run for every
 On SQLite, the result of a query is one row that contains JSON (see storage/raw_sql.py).
 
 A queue (column `lane`) contains the deliveries of one tracker, or the callbacks of one application to one host. It has two parts
-(column `queue`): first attempts and retries. The dispatcher finds due deliveries with the index `deliveries_due`. Each queue costs
-three index lookups, however many deliveries it contains. Times are milliseconds since 1970-01-01 UTC.
+(column `queue`): first attempts and retries. The dispatcher finds due deliveries with the index `deliveries_due`. Each queue needs
+three index lookups. This number does not depend on the number of deliveries in the queue. Times are milliseconds since 1970-01-01
+UTC.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class DeliveryQueue(NamedTuple):
         return any(at is not None and at <= now for at in (self.first_due, self.retry_due))
 
 
-#: This text follows the names of all queues: they begin with "c" or "t".
+#: This text is sorted after the names of all queues, because these names begin with "c" or "t".
 END_OF_NAMES = "u"
 _NEXT_QUEUE = (
     "(SELECT d.lane FROM deliveries AS d WHERE d.status = 0 AND d.lane > {after} AND d.lane < {before} ORDER BY d.lane LIMIT 1)"
@@ -88,7 +89,7 @@ _NAMED_QUEUES = {
 
 
 def due_queues(connection: Connection, names: Sequence[str], now: int) -> set[str]:
-    """Return those of the queues that have deliveries that are due and not claimed."""
+    """Return the queues that contain at least one delivery that is due and not claimed."""
     found = map(DeliveryQueue._make, raw_sql.rows(connection, _NAMED_QUEUES, list(names))) if names else ()
     return {queue.name for queue in found if queue.is_due(now)}
 
@@ -186,10 +187,10 @@ C = TypeVar("C", bound=_Claim)
 
 
 def find_stored(connection: Connection, table: str, claims: Sequence[C]) -> list[C]:
-    """Return the claims whose transaction is stored. The claims are of rows of `table`, and the outcome of their commit is unknown.
-
-    On PostgreSQL, the lease and the number of the attempt cannot show this, because another process can have claimed the row in the
-    same millisecond. On SQLite only one process claims rows, so they are sufficient, and this function returns all claims."""
+    """Return those claims whose transaction was committed. Call this if the outcome of the commit is unknown. The claims are of
+    rows of `table`. On PostgreSQL, the lease and the number of the attempt do not show which process made a claim, because another
+    process can have claimed the row in the same millisecond. Therefore this function compares the id of the transaction. On SQLite
+    only one process claims rows, so a comparison of lease and number is sufficient, and this function returns all claims."""
     if connection.dialect.name == "sqlite" or not claims:
         return list(claims)
     versions = f"SELECT id, xmin::text::bigint FROM {table} WHERE id = ANY($1::bigint[])"
@@ -259,7 +260,7 @@ insert_attempts = BulkInsert(
 class TrackerState(NamedTuple):
     """The columns of a tracker that the dispatcher reads in each dispatch cycle.
 
-    If `revision` is not equal to the revision of the cached copy of the tracker, the cached copy is outdated."""
+    If `revision` differs from the revision of the cached copy of the tracker, the cached copy is outdated."""
 
     id: int
     application_id: int

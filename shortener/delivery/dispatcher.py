@@ -1,24 +1,26 @@
 """The dispatcher sends due deliveries to their receivers and records the outcomes.
 
 It works in dispatch cycles. In each cycle, one transaction records the finished attempts (outcome_writer.py) and claims as many
-deliveries as there are free slots (claim_writer.py). After the commit, the attempts start (attempt.py). So a claim is durable
-before its request is sent. A slot is the right to have one attempt in flight. It becomes free when the outcome of the attempt is
-durable.
+deliveries as there are free slots (claim_writer.py). After the commit, the attempts start (attempt.py). A claim is therefore
+durable before its request is sent. A slot is the right to have one attempt in flight. The slot becomes free when the outcome of the
+attempt is durable.
 
 Guarantees
 - A claim counts one attempt and gives the process a lease: until the lease ends, only this process attempts the delivery. The lease
-  is longer than the attempt can last, including the waits for a slot of the sender, for the resolver and for the receiver. If a
-  process dies, its deliveries are due again when their leases end, with the same event id. The interrupted attempts count. An
+  is longer than the longest possible attempt, including the waits for a slot of the sender, for the resolver and for the receiver.
+  If a process dies, its deliveries are due again when their leases end, with the same event id. The interrupted attempts count. An
   outcome is ignored if another process has claimed the delivery since. Processes compare leases with a common clock
   (storage/clock.py). Their clocks may differ by up to `claims.MIN_LEASE_LEFT_MS`.
 - A queue (one tracker, or the callbacks to one host) never blocks another: claims.py limits the slots of queues and applications.
-  Callbacks have a sender of their own. So callbacks to many hosts whose names do not resolve occupy no look-up of a tracker.
-- The database stores the circuit breaker (health.py) and the rate (pace.py) of each tracker. So the rate limits all processes
-  together, and only one process sends the probe of an open circuit breaker. processes.py divides the concurrency of a tracker.
+  Callbacks use a separate sender. Callbacks to many hosts whose names do not resolve therefore do not delay the look-ups for
+  trackers.
+- The database stores the circuit breaker (health.py) and the rate (pace.py) of each tracker. The rate therefore limits all
+  processes together, and only one process sends the probe of an open circuit breaker. processes.py divides the concurrency of a
+  tracker among the processes.
 - A local failure (resolver, sockets, database) does not count as an attempt. A delivery becomes dead if an open circuit breaker or
   local failures delay it for `expiry.MAX_HOLD`, or if its tracker or application is disabled for EVENT_RETENTION_DAYS.
-- An outcome that cannot be recorded although the database is available is dropped, so it blocks no other outcome. Its delivery is
-  attempted again when its lease ends, at most `outcomes.MAX_LOST_OUTCOMES` times beyond its maximum number of attempts.
+- If an outcome cannot be recorded although the database is available, it is dropped, so that it does not block other outcomes. Its
+  delivery is attempted again when its lease ends, at most `outcomes.MAX_LOST_OUTCOMES` times beyond its maximum number of attempts.
 - If the clock is set back, no retry, lease or circuit breaker waits longer than planned (clock_steps.py).
 - `stop` starts no attempts. It waits for the attempts in flight and records their outcomes. It cancels the attempts that do not end
   in time, and gives their claims back.
@@ -62,11 +64,11 @@ log = structlog.get_logger(__name__)
 
 #: One dispatch cycle writes at most this many outcomes, because its transaction blocks every other writer on SQLite.
 MAX_OUTCOMES = 512
-#: While many hits arrive, one dispatch cycle starts at most this many attempts. In every cycle, other tasks run after each group of
-#: this many starts.
+#: While many hits arrive, one dispatch cycle starts at most this many attempts. In every cycle, the dispatcher lets other tasks run
+#: each time it has started this many attempts.
 MAX_STARTS = 8
-#: If the rate of a tracker delays the next delivery for longer than this, the dispatcher sets no timer. The next cycle starts
-#: earlier without a timer.
+#: If the rate of a tracker delays the next delivery for longer than this, the dispatcher sets no timer, because the next cycle
+#: starts before that time anyway.
 MAX_TIMER_SECONDS = 60.0
 #: The dispatcher keeps in memory at most this many callback hosts that have responded. The queues of these hosts may use more than
 #: one slot.
@@ -151,7 +153,7 @@ class Dispatcher:
         for name, help in (
             ("deliveries_delivered", "Deliveries that a receiver accepted."),
             ("deliveries_retried", "Failed delivery attempts after which the delivery will be attempted again."),
-            ("deliveries_dead", "Deliveries that became dead: not accepted, and no attempt follows."),
+            ("deliveries_dead", "Deliveries that became dead: no receiver accepted them, and no further attempt follows."),
             ("deliveries_local_failures", "Requests that failed because of this host. They do not count as attempts."),
             (
                 "deliveries_claims_returned",
@@ -196,15 +198,15 @@ class Dispatcher:
     async def step(self) -> int:
         """Run one dispatch cycle. Return the number of recorded outcomes and started attempts; 0 if there was no work.
 
-        Raise StoreUnavailable if the database is unavailable. In this case nothing has changed, or (CommitUncertain) the next cycle
-        gives back what this one has claimed."""
+        Raise StoreUnavailable if the database is unavailable. In this case nothing has changed. After CommitUncertain, the next
+        cycle gives back the deliveries that this cycle has claimed."""
         loop = asyncio.get_running_loop()
         async with self._cycle_lock:
             finished = self._finished[:MAX_OUTCOMES]
             if self._stopping and not finished:
                 return 0
             started, throttled = loop.time(), self._throttle.is_busy
-            # Other outcomes must be recorded before anything is claimed, because their leases may have ended.
+            # The other outcomes must be recorded before the next claim, because their leases may have ended.
             has_others = len(finished) < len(self._finished)
             limit = 0 if self._stopping or has_others else self._usage.free + len(finished)
             if throttled:
@@ -224,20 +226,21 @@ class Dispatcher:
         return len(finished) + len(claims.attempts) + claims.expired + claims.more
 
     async def _run_cycle(self, finished: Sequence[FinishedAttempt], limit: int) -> ClaimResult:
-        """Record the attempts `finished`, the oldest ones of `self._finished`. Then claim up to `limit` deliveries and start their
-        attempts."""
+        """Record the attempts `finished`, which are the oldest attempts in `self._finished`. Then claim up to `limit` deliveries
+        and start their attempts."""
         last: list[ClaimResult] = []
         try:
             outcomes, claims, sign = await self._database.write_later(self._write_cycle, finished, limit, last)
         except CommitUncertain:
-            # It is unknown whether the claims are stored. The next cycle gives them back, so that the deliveries need not wait for
-            # the end of their leases.
+            # It is unknown whether the claims are stored. The next cycle gives them back, so that the deliveries do not wait until
+            # their leases end.
             for attempt in last[-1].attempts if last else ():
                 self._usage.take(attempt.claim.queue, attempt.application_id)
                 self._finished.append(self._runner.give_back(attempt, "interrupted", may_be_unclaimed=True))
             raise
         self._remove(finished)
-        # No exception of these steps may prevent the start of the claimed attempts, or repeat the outcomes.
+        # An exception in these steps must not prevent the start of the claimed attempts, and must not cause the outcomes to be
+        # recorded again.
         with after_commit():
             self._account(outcomes, finished)
         with after_commit():
@@ -334,7 +337,7 @@ class Dispatcher:
             self._timer = None
         if at is not None and not self._stopping:
             seconds = max(at - to_ms(self._clock()), 0) / 1000
-            if seconds < MAX_TIMER_SECONDS:  # for longer times no timer is needed, because cycles run more often
+            if seconds < MAX_TIMER_SECONDS:  # longer times need no timer, because cycles run more often than that
                 self._timer = asyncio.get_running_loop().call_later(seconds, self.wake_up.notify)
 
     def _note(self, sign: SignOfLife) -> None:

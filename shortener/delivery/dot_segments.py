@@ -1,7 +1,8 @@
-"""This module keeps values of placeholders from changing the path of a URL.
+"""This module prevents that values of placeholders change the path of a URL.
 
-Clients and servers remove the path segments `.` and `..` (RFC 3986, section 5.2.4), so a value that completes such a segment would
-send the request to another path. Its dots are then percent-encoded. The rule is the same for trackers and for gateways.
+Clients and servers remove the path segments `.` and `..` (RFC 3986, section 5.2.4), so a value that makes a segment equal to `.` or
+`..` would send the request to another path. The dots of such a segment are therefore percent-encoded. This applies to trackers and
+to gateways.
 """
 # Tested by tests/delivery/test_placeholders.py
 
@@ -13,7 +14,7 @@ _ENCODED_DOT = re.compile("%2e", re.IGNORECASE)
 
 
 def encode_dot_segments(path: str, template: str) -> str:
-    """Return a filled path with `%2E` for the dots of each segment that a value has made `.` or `..`.
+    """Return a filled path. In each segment that a value has made equal to `.` or `..`, each dot is replaced by `%2E`.
 
     `template` is the path before it was filled. Values contain no slash, so both have the same number of segments. A dot in the
     template may be percent-encoded. A segment that the template itself contains stays unchanged."""

@@ -1,9 +1,9 @@
-"""This module builds the requests that a tracker would receive for the events of an application. The built-in receiver of the
-portal shows them.
+"""This module builds the requests that a tracker would receive for the events of an application. The portal shows these requests on
+the page of its built-in receiver.
 
 The requests are built and signed by the same code as real deliveries, from the newest events of the event log. They are signed at
-the time at which they are shown, because receivers reject old timestamps. Nothing is sent and nothing is stored, so an application
-needs no endpoint to see its events, and no request can reach a private address. Phone numbers are masked.
+the time at which they are shown, because receivers reject old timestamps. Nothing is sent and nothing is stored. Therefore an
+application needs no endpoint to see its events, and no request can reach a private address. Phone numbers are masked.
 """
 # Tested by tests/delivery/test_example_requests.py
 
@@ -101,8 +101,8 @@ def sample_request(
     actions: Sequence[str] | None = None,
     dispositions: Sequence[str] | None = None,
 ) -> ExampleRequest:
-    """Return the request for an invented event, for an application that has no event yet. An invented conversion has one of the
-    actions and dispositions."""
+    """Return the request for an invented event, for an application that has no event yet. If the invented event is a conversion,
+    its action and its disposition are among `actions` and `dispositions`."""
     facts = sample_facts(application_id, at, event, actions, dispositions)
     return _request(target, {**facts, "topic": event}, 0, Topic.TEST, at, at)
 
@@ -112,7 +112,7 @@ def _request(
 ) -> ExampleRequest:
     masked = dict(facts)
     if masked.get("to_address"):
-        # The hash of the phone number is removed, because a reader could hash guessed numbers and compare.
+        # The hash of the phone number is removed, because a reader could hash all possible numbers and compare the hashes.
         masked |= {"to_address": mask(masked["to_address"]), "phone_sha256": None}
     request = target.request(masked, event, topic, 1, now, allow_http=True)
     body, parts = request.body or b"", urlsplit(request.url)

@@ -1,4 +1,4 @@
-"""This module makes deliveries dead if they waited too long or their tracker was deleted. Dead deliveries can be replayed.
+"""This module makes deliveries dead if they waited too long, or if their tracker was deleted. Dead deliveries can be replayed.
 
 Each function runs in the dispatcher's transaction and changes at most `MAX_EXPIRED_ROWS` deliveries of each kind (first attempts
 and retries). For these deliveries, the function appends an operations event `delivery_dead`. Times are milliseconds since
@@ -27,7 +27,7 @@ MAX_EXPIRED_ROWS = 500
 def expire_overdue(
     connection: Connection, ids: IdGenerator, queue: DeliveryQueue, error: str, now: int, max_hold: timedelta, held_since: int
 ) -> int:
-    """Make deliveries of a queue dead if they have been blocked for longer than `max_hold`. Return their number.
+    """Make deliveries of a queue dead if they have waited for longer than `max_hold`. Return their number.
 
     `held_since` is the time at which the queue was blocked, for example because its tracker was disabled. The waiting time of a
     delivery starts when the delivery is due, but not before `held_since`. `error` becomes the last error of the deliveries."""

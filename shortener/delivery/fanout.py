@@ -3,8 +3,8 @@
 One transaction reads the oldest pending events, writes their facts and deliveries, and marks the events. So a crash neither repeats
 nor skips an event. The facts of an event are a snapshot of the database rows that it refers to. Every attempt builds its request
 body from the facts, even days later. An event without subscribers gets no facts. A tracker that a user disabled gets no deliveries.
-For a tracker that the service disabled because of a 410 response, deliveries are created and wait.
-A tracker with a filter for conversions gets only those that the filter permits at the time of the fan-out (conversion_filter.py).
+For a tracker that the service disabled because of a 410 response, deliveries are created and wait. If a tracker has a filter for
+conversions, it gets only the conversions that the filter permits at the time of the fan-out (conversion_filter.py).
 
 The first click of a message also creates an event `conversion` with the action `clickthru`, if the setting `click_conversion` of
 the application permits it. This event is delivered to the trackers that subscribe to conversions, after the state event. It is not
@@ -14,7 +14,7 @@ A suspected hit, which probably comes from a program, creates deliveries only fo
 the state of the message.
 
 The fan-out also computes the state of a message before its first click, and the seconds between sending and click. The recorder of
-hits does not compute them, because its clients wait for the response.
+hits does not compute these values, because its clients wait for the response.
 
 The first click of a message, on any of its links, also creates the delivery of the message's callback (Xoxzo's
 `lt_callbackurl`: "called only once when the user clicked the short URL for the first time").
@@ -56,16 +56,17 @@ from shortener.storage.types import iso_with_ms, to_ms
 
 log = structlog.get_logger(__name__)
 
-#: One transaction of the fan-out processes at most this many events: the first number normally, the second while many hits arrive.
-#: On SQLite, hits wait until the transaction ends.
+#: The maximum number of events that one transaction of the fan-out processes: normally the first number, and the second number
+#: while many hits arrive. There is a maximum, because on SQLite hits wait until the transaction ends.
 MAX_EVENTS, MAX_EVENTS_WHILE_BUSY = 200, 50
-#: A transaction that has created this many deliveries processes no further event. On SQLite, hits wait until the transaction ends,
-#: and 200 events of an application with 100 trackers would create 20,000 deliveries, which takes more than half a second. The next
-#: transactions process the events of other applications first, so that these events are not delayed.
+#: A transaction that has created this many deliveries processes no further event. On SQLite, hits wait until the transaction ends.
+#: Without this limit, 200 events of an application with 100 trackers would create 20,000 deliveries in one transaction, which takes
+#: more than half a second. The next transactions process the events of other applications first, so that the events of other
+#: applications are not delayed.
 MAX_DELIVERIES = 1000
 
-#: A tracker that receives both events of a first click gets the conversion this much later, because a tracker receives several
-#: requests at the same time: without the delay, the conversion could arrive before the state event.
+#: If a tracker receives both events of a first click, it gets the conversion this much later. The reason: a tracker receives
+#: several requests at the same time, so without the delay the conversion could arrive before the state event.
 CLICK_CONVERSION_DELAY_MS = 500
 
 # Plain numbers, because each operation on a member of an enumeration of flags takes a microsecond.
@@ -153,7 +154,7 @@ class Fanout:
                 raise
             except Exception as error:
                 if isinstance(error, DBAPIError) and not rejects_values(error):
-                    raise  # an error in the SQL statement or the database schema, which every event would cause
+                    raise  # every event would cause this error, because the fault is in the SQL statement or in the database schema
                 await self._database.write(fanout_queries.quarantine, event)
                 self.quarantined += 1
                 log.error("event_quarantined", event_id=encode(event), repair="shortener deliveries requeue", exc_info=error)
@@ -178,8 +179,8 @@ class Fanout:
     def _fan_out(
         self, connection: Connection, limit: int, only: int | None = None, without: frozenset[int] = frozenset()
     ) -> tuple[int, int, int | None]:
-        """Return the number of processed events, the number of created deliveries and, if the limit MAX_DELIVERIES was reached, the
-        application with the most deliveries."""
+        """Return the number of processed events and the number of created deliveries. If the limit MAX_DELIVERIES was reached, also
+        return the application with the most deliveries."""
         events = fanout_queries.pending_events(connection, limit, only, without)
         if not events:
             return 0, 0, None

@@ -23,17 +23,15 @@ from shortener.storage.bulk import BulkInsert
 
 
 def _for_each_engine(statements: dict[str, str], condition: str) -> dict[str, str]:
-    """Return the complete SQL statements, by name of the database engine.
-
-    In each statement, `condition` replaces the text `{condition}`. In the condition, the parameter replaces `{}`, in the syntax of
-    the engine."""
+    """Return the complete SQL statements, by name of the database engine. In each statement, `condition` replaces the text
+    `{condition}`. In `condition`, the parameter of the statement, written in the syntax of the engine, replaces `{}`."""
     return {
         engine: text.format(condition=condition.format("?" if engine == "sqlite" else "$1")) for engine, text in statements.items()
     }
 
 
-# The callback of a message is created once, even if its first click is retracted and a later click becomes the first click. In SQL,
-# a plus sign before a column prevents SQLite from using an index that would match far too many rows.
+# The callback of a message is created once, even if its first click is retracted and a later click becomes the first click. The
+# plus sign before a column prevents SQLite from using an index in which far too many rows match.
 _CALLBACK = (
     "CASE WHEN m.callback_url IS NOT NULL AND NOT EXISTS (SELECT 1 FROM events AS o "
     "JOIN deliveries AS d ON d.event_id IN (o.id, o.hit_id) "
@@ -200,8 +198,8 @@ _OUTCOMES = {
 
 
 def conversion_outcomes(connection: Connection, events: Sequence[int]) -> dict[int, tuple[str | None, str | None]]:
-    """Return the action and the disposition of conversion events, by event id. The disposition is that of the revision in the
-    event, or None if that revision has none."""
+    """Return the action and the disposition of conversion events, by event id. The disposition is the disposition of the revision
+    that the event names. It is None if the revision has no disposition."""
     found = {}
     for event, action, disposition, data in raw_sql.rows(connection, _OUTCOMES, list(events)):
         # An event of a release before 0.3 does not contain the disposition.
@@ -212,8 +210,8 @@ def conversion_outcomes(connection: Connection, events: Sequence[int]) -> dict[i
 class Sources(NamedTuple):
     """All database values from which the facts of an event are built. The fields are the columns of `_SOURCES` in their order.
 
-    If a joined row does not exist, all its fields are None, although their types here may not permit None. Check `message_id`
-    before using fields of the message, `code` before fields of the link, and `click_hit` before fields of the hit.
+    If a joined row does not exist, all its fields are None, also the fields whose type here does not permit None. Check
+    `message_id` before using fields of the message, `code` before fields of the link, and `click_hit` before fields of the hit.
     """
 
     event: int
@@ -270,8 +268,8 @@ class Sources(NamedTuple):
     conversion_metadata: str | None
 
 
-# A join would make PostgreSQL read the whole table if its statistics are from a time when the table was small. So this is a
-# subquery.
+# This is a subquery and not a join. With a join, PostgreSQL would read the whole table if its statistics were made when the table
+# was small.
 _CLICKED_AT = "(SELECT f.at FROM first_clicks AS f WHERE f.id = e.message_id)"
 _SOURCE_COLUMNS = (
     "e.id, e.application_id, e.topics, e.at, e.data, e.conversion_id, e.hit_id, a.company_id, "
@@ -282,7 +280,8 @@ _SOURCE_COLUMNS = (
     "h.country, coalesce(v.action_text, v.action), v.status, v.disposition, v.value, v.currency, "
     "coalesce(v.transaction_text, v.transaction_id), v.metadata"
 )
-# An event without a link, such as a delivery report, gets the first link of its message: Xoxzo's format always names one.
+# An event without a link, such as a delivery report, gets the first link of its message, because Xoxzo's format always contains a
+# link.
 _SOURCE_JOINS = (
     "LEFT JOIN applications AS a ON a.id = e.application_id LEFT JOIN messages AS m ON m.id = e.message_id "
     "LEFT JOIN cohorts AS c ON c.id = m.cohort_id LEFT JOIN processes AS p ON p.id = c.process_id "
@@ -338,8 +337,8 @@ _RESERVE = {
 def reserve_click_numbers(connection: Connection, link: int, hit: int, count: int) -> int:
     """Reserve `count` consecutive click numbers of a link and return the lowest. The first click of a link has number 1.
 
-    `hit` is the id of the earliest of the clicks. The row of the link stores the highest reserved number, so no number is used
-    twice, whatever the order in which transactions end."""
+    `hit` is the id of the earliest of the clicks. The row of the link stores the highest reserved number. Therefore no number is
+    used twice, in whatever order the transactions end."""
     columns = schema.links.c
     known = connection.scalar(select(columns.clicks_numbered).where(columns.id == link))
     before = clicks_before(connection, link, hit) if known is None else known

@@ -3,16 +3,16 @@
 `render` builds a body from the facts of an event (event_fields.py), any of which may be absent. The service builds the body of each
 attempt separately, because the format of Syniverse contains the attempt number.
 
-- `scg`: the envelope of Syniverse. `fld-val-list` contains the fields of Syniverse in its order, then additional fields, then
-  `metadata` if it is not empty.
+- `scg`: the envelope of Syniverse. `fld-val-list` contains the fields of Syniverse in the order of Syniverse, then additional
+  fields, then `metadata` if it is not empty.
 - `json`: one flat object with the `fields` of the tracker (23 Telecom's `conversion_fields`). The default is `DEFAULT_FIELDS`.
 - `xoxzo`: the JSON that Xoxzo's status call returns, with `link_tracking`, because Xoxzo does not document the body of its
   callback.
 - `infobip`: the click notification of Infobip. Other events have the same structure and a different `notificationType`.
 
-Every click event contains whether it was the first click, the seconds since the message was sent, and the verdict of the click
-(human or suspected). In the formats `xoxzo` and `infobip`, the additional object `click` contains these fields, and the object
-`conversion` contains the conversion of a conversion event.
+Every click event says whether the click was the first click, how many seconds had passed since the message was sent, and which
+verdict the click has (human or suspected). In the formats `xoxzo` and `infobip`, the additional object `click` contains these
+fields, and the object `conversion` contains the conversion of a conversion event.
 
 An unknown value is null. In the format `scg`, an unknown text is an empty string, as in the sample of Syniverse. Prices are JSON
 numbers with exactly the digits that the messaging system reported. The value of a conversion is the text that was received.

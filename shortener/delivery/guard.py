@@ -6,8 +6,8 @@ of a host when a tracker is saved, and `socket_factory` checks the address of ea
 can change between the two checks. `Guard(allow_private=True)` (setting ALLOW_PRIVATE_TARGETS) also accepts loopback, private and
 shared addresses, but no other special addresses.
 
-`check_host` runs a limited number of DNS look-ups at a time. `check_literal` makes no look-up: it is for the hosts of URLs that are
-only stored.
+`check_host` runs a limited number of DNS look-ups at a time. `check_literal` makes no look-up. It checks the hosts of URLs to which
+no request is sent now.
 
 The functions raise `ForbiddenTarget` and `HostUnresolved`. The error texts do not contain the address or its kind, so that
 customers cannot learn anything about the operator's network.
@@ -193,7 +193,7 @@ def _start_lookup(lookup: Lookup, host: str, port: int, ended: Callable[[], None
 class ResolverResponses:
     """The last two different names for which the resolver of this machine responded, each with the time.
 
-    If no response arrives for a name, they show whether the resolver is down or only this name has a fault."""
+    If no response arrives for a name, these two names show whether the resolver is down, or whether only this name has a fault."""
 
     def __init__(self) -> None:
         self._latest = self._other = ("", -math.inf)
@@ -263,7 +263,8 @@ class Guard:
             self.check_address(address)
 
     def check_literal(self, host: str) -> None:
-        """Raise `ForbiddenTarget` if the host is a forbidden address or a name that is always local. Make no DNS look-up."""
+        """Raise `ForbiddenTarget` if the host is a forbidden address or a name that is always local. The method makes no DNS
+        look-up."""
         host = host.removeprefix("[").removesuffix("]").partition("%")[0]
         try:
             address = str(ip_address(host))

@@ -30,7 +30,8 @@ class GuardedResolver(AbstractResolver):
         self._pending: set[tuple[str, int]] = set()
 
     async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC) -> list[ResolveResult]:
-        """Return the IP addresses of a host. Raise `ForbiddenTarget` if one is forbidden, `socket.gaierror` if none exists."""
+        """Return the IP addresses of a host. Raise `ForbiddenTarget` if one of them is forbidden, and `socket.gaierror` if the host
+        has no address."""
         self._pending.add((host, port))
         try:
             async with asyncio.timeout(LOOKUP_TIMEOUT_SECONDS):

@@ -1,10 +1,10 @@
 """This module implements the circuit breaker of a tracker. It has no I/O. Times are milliseconds since 1970-01-01 UTC.
 
-After `MAX_FAILURES` failed attempts in a row, the circuit breaker opens: the deliveries of the tracker wait, and no attempts are
-counted. When the pause ends, one delivery is sent as a probe. If the probe fails, the circuit breaker stays open for twice as long.
-If the probe succeeds, the circuit breaker closes, and the waiting deliveries (the backlog) are sent at a limited rate, so that they
-do not overload the tracker again. A failure response with `Retry-After` also opens the circuit breaker, for the time in the header
-but at most `MAX_PAUSE_MS`.
+After `MAX_FAILURES` failed attempts in a row, the circuit breaker opens: the deliveries of the tracker wait, and the wait uses none
+of their attempts. When the pause ends, one delivery is sent as a probe. If the probe fails, the circuit breaker stays open for
+twice as long. If the probe succeeds, the circuit breaker closes, and the waiting deliveries (the backlog) are sent at a limited
+rate, so that they do not overload the tracker again. A failure response with `Retry-After` also opens the circuit breaker, for the
+time in the header but at most `MAX_PAUSE_MS`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from shortener.storage.types import to_ms
 
 MAX_FAILURES = 10
 MIN_PAUSE_MS, MAX_PAUSE_MS = 30_000, 300_000
-#: A recovering tracker may get at once as many deliveries as its recovery rate allows in this time, and at least one.
+#: A recovering tracker may get several deliveries at once: as many as its recovery rate allows in this time, and at least one.
 BURST_MS = 1000
 
 #: The columns of the tables `trackers` and `gateways` that contain the health, in the order of the fields.
@@ -30,8 +30,8 @@ class TrackerHealth:
     """The state of the circuit breaker of a tracker or a gateway.
 
     If the circuit breaker is open, `opened_at` is the time at which it opened, and a probe may be sent from `open_until` on. If the
-    tracker is recovering, `recovering_at` is the time from which the permitted deliveries of the backlog are counted: each sent
-    delivery makes it later by one interval of the recovery rate.
+    tracker is recovering, `recovering_at` is the time from which the permitted deliveries of the backlog are counted. Each sent
+    delivery moves this time forward by one interval of the recovery rate.
     """
 
     failures_in_row: int = 0

@@ -21,7 +21,7 @@ class OutgoingRequest:
     headers: Mapping[str, str]
     body: bytes | None = None
     tls: ssl.SSLContext | None = None  # a TLS context with a client certificate; None: no client certificate
-    may_repeat: bool = True  # whether the request is sent again if the receiver had just closed the idle connection
+    may_repeat: bool = True  # whether the request is sent again if the receiver closed the idle connection just before the request
 
 
 @record

@@ -47,7 +47,7 @@ IDLE_CONNECTION_SECONDS = 1.5
 #: The IP addresses of a host name are cached for this time.
 DNS_CACHE_SECONDS = 10
 
-#: For requests through a proxy, at most this many hosts with recently checked addresses are kept in memory.
+#: The maximum number of hosts with recently checked addresses in memory. Only requests through a proxy need these hosts.
 MAX_CHECKED_HOSTS = 10_000
 
 _FORBIDDEN_PROXY = SendFailure("proxy_error", "the proxy (DELIVERY_PROXY) has a forbidden address", is_local=True)
@@ -55,7 +55,7 @@ _UNKNOWN_PROXY = SendFailure("proxy_error", "the name of the proxy (DELIVERY_PRO
 
 
 class HttpSender:
-    """The HTTP client of one `Sender`. The parameters are those of `Sender`."""
+    """The HTTP client of one `Sender`. `Sender` describes the parameters."""
 
     def __init__(
         self,
@@ -86,7 +86,7 @@ class HttpSender:
             return connection
 
         connector = aiohttp.TCPConnector(
-            limit=0,  # a semaphore limits the requests, so a wait that is too long is a local failure
+            limit=0,  # a semaphore limits the number of requests; a wait for it that takes too long is a local failure
             ssl=default_tls_context(),
             resolver=self._resolver,
             ttl_dns_cache=DNS_CACHE_SECONDS,
@@ -102,7 +102,7 @@ class HttpSender:
             trust_env=False,
             auto_decompress=False,
             headers=headers,
-            # `send` has its own time limit, because aiohttp rounds time limits above 5 s up to whole seconds.
+            # `send` applies its own time limit, because aiohttp rounds time limits above 5 s up to whole seconds.
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
             max_line_size=MAX_WIRE_BYTES,
             max_field_size=MAX_WIRE_BYTES,
@@ -114,7 +114,7 @@ class HttpSender:
         """Close all connections. Finish or cancel the running requests first, because they fail otherwise."""
         checks = list(self._checks.values())
         for check in checks:
-            check.cancel()  # it may have outlived its requests
+            check.cancel()  # the check may still run although its requests have ended
         await asyncio.gather(*checks, return_exceptions=True)
         await self._session.close()
 
@@ -226,7 +226,7 @@ class HttpSender:
         if check is None:
             check = self._checks[host, port] = self._loop.create_task(self._target_resolver.resolve(host, port))
             check.add_done_callback(functools.partial(self._forget_check, (host, port)))
-        if not await asyncio.shield(check):  # if this request ends, others may wait for the same look-up
+        if not await asyncio.shield(check):  # if this request ends, other requests may still wait for the same look-up
             raise socket.gaierror(socket.EAI_NONAME, "the name has no address")
         if len(self._checked_until) >= MAX_CHECKED_HOSTS:
             self._checked_until.clear()
@@ -262,7 +262,8 @@ class HttpSender:
     def _unresolved(self, request: OutgoingRequest, began: float) -> SendFailure:
         """Return the failure of a look-up to which the resolver did not respond.
 
-        The failure is local, unless the resolver has recently responded to a look-up of another name."""
+        If the resolver has recently responded to a look-up of another name, the name servers of the requested host are the cause.
+        Otherwise the failure is local."""
         if self._target_resolver.answered_another(URL(request.url, encoded=True).raw_host or "", began - DNS_CACHE_SECONDS):
             return SendFailure("dns_error", "the name servers of the host do not respond")
         return SendFailure("resolver_down", "the resolver of this machine does not respond", is_local=True)

@@ -3,8 +3,8 @@
 These objects take half of the time of a delivery. The first request to an origin (scheme, host, port) is a normal request of
 aiohttp, which resolves, checks and opens the connection. Later requests take an idle connection of the same origin from the pool,
 write the same bytes that aiohttp would write, and read the response with the same connection and parser. `IdleConnections.take`
-returns None whenever this is not possible: no connection is idle, or a header of the request would change a header that aiohttp
-adds. The caller then sends a normal request.
+returns None if this is not possible, because no connection is idle or because a header of the request would change a header that
+aiohttp adds. The caller then sends a normal request.
 """
 # Tested by tests/delivery/test_sender.py
 
@@ -24,8 +24,8 @@ from yarl import URL
 SUPPORTED = re.compile(r"3\.14\.\d+")
 #: The service keeps aiohttp's connection key (host, port, TLS settings) for at most this many origins.
 MAX_ORIGINS = 10_000
-#: This module does not send requests that contain one of these headers. aiohttp sends them, because it adapts the headers that it
-#: adds itself.
+#: This module does not send requests that contain one of these headers. aiohttp sends such requests, because these headers change
+#: the headers that aiohttp adds.
 _OWN_HEADERS = frozenset(
     {
         "accept",
@@ -43,7 +43,7 @@ _OWN_HEADERS = frozenset(
 
 
 class Request(Protocol):
-    """The part of a request that this module needs. `http_exchange.OutgoingRequest` has it."""
+    """The attributes of a request that this module needs. `http_exchange.OutgoingRequest` has these attributes."""
 
     @property
     def method(self) -> str: ...
@@ -103,7 +103,7 @@ class IdleConnections:
         return connection, head if request.method == "GET" or not body else head + body
 
     def _is_plain(self, headers: Mapping[str, str]) -> bool:
-        """Return whether all headers are added to those of aiohttp, and each of them occurs once."""
+        """Return whether each header occurs once and changes none of the headers that aiohttp adds."""
         names = tuple(headers)
         known = self._has_plain_names.get(names)
         if known is None:

@@ -1,8 +1,8 @@
 """The order of the deliveries of one message to one tracker.
 
-New states and conversions of a message are sent to a tracker one after the other. So a tracker that answers within MAX_WAIT_SECONDS
-(attempt.py) does not receive CLICKTHRU before DELIVERED if both happen at nearly the same time. An attempt that waits uses a slot
-of its tracker, so only a few attempts of a message wait; further ones begin at once.
+New states and conversions of a message are sent to a tracker one after the other. If CLICKTHRU and DELIVERED happen at nearly the
+same time, a tracker that responds within MAX_WAIT_SECONDS (attempt.py) therefore receives DELIVERED first. An attempt that waits
+uses a slot of its tracker. Therefore only a few attempts of a message wait, and further attempts begin at once.
 """
 
 # Tested by tests/delivery/test_order.py
@@ -27,14 +27,15 @@ class MessageOrder:
         self._in_flight: dict[_Key, list[asyncio.Task[None]]] = {}
 
     def earlier(self, claim: ClaimedDelivery) -> asyncio.Task[None] | None:
-        """Return the attempt for which the attempt of this delivery must wait; None if it need not wait."""
+        """Return the attempt that must end before the attempt of this delivery begins. Return None if this attempt can begin at
+        once."""
         key = _key(claim)
         attempts = [] if key is None else self._in_flight.get(key, [])
         return attempts[-1] if 0 < len(attempts) <= MAX_WAITING else None
 
     def add(self, claim: ClaimedDelivery, attempt: asyncio.Task[None]) -> None:
-        """Add the attempt of a delivery until it ends. An attempt that did not wait because too many waited is not added: a later
-        attempt must wait for those that wait, and not for this one."""
+        """Add the attempt of a delivery until it ends. If the attempt did not wait because too many attempts were waiting, it is
+        not added: a later attempt must wait for the attempts that wait, and not for this one."""
         key = _key(claim)
         if key is None or len(self._in_flight.get(key, ())) > MAX_WAITING:
             return

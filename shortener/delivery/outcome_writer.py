@@ -32,7 +32,7 @@ from shortener.storage.types import from_ms, to_ms
 
 #: The time of a tracker's last success is written to the database at most once in this time.
 SUCCESS_INTERVAL_MS = 1000
-#: If this process counts the successes of more trackers than this, it forgets the trackers without recent successes.
+#: If this process counts the successes of more trackers than this, it removes the trackers without recent successes from memory.
 MAX_TRACKERS_COUNTED = 10_000
 
 
@@ -68,8 +68,8 @@ class OutcomeWriter:
     def write(self, connection: Connection, finished: Sequence[FinishedAttempt], now: int) -> OutcomeResult:
         """Write the outcomes of attempts, as a part of the caller's transaction. `now` is in milliseconds since 1970."""
         finished = [_with_known_outcomes(connection, one) if one.is_without_request else one for one in finished]
-        # A commit that was cut may have stored an outcome together with the next claim of the same delivery. Both are in `finished`
-        # then, so outcomes are written separately.
+        # If the connection ended during a commit, that commit may have stored an outcome together with the next claim of the same
+        # delivery. Then `finished` contains the attempts of both claims, so their outcomes are written separately.
         outcomes = [one for one in finished if not one.may_be_unclaimed]
         uncertain = [one for one in finished if one.may_be_unclaimed]
         claims = dispatch_queries.find_stored(connection, "deliveries", [one.attempt.claim for one in uncertain])
@@ -218,7 +218,8 @@ def _is_current(finished: FinishedAttempt, state: TrackerState) -> bool:
 
 
 def _health_after(health: TrackerHealth, finished: FinishedAttempt, has_result: bool) -> TrackerHealth:
-    """Return the health of a tracker after an attempt. If `has_result` is false, the outcome states nothing about the tracker."""
+    """Return the health of a tracker after an attempt. If `has_result` is false, the outcome does not show whether the tracker
+    works."""
     has_result = has_result and not finished.is_without_request
     outcome, is_probe = finished.outcome if has_result else None, finished.attempt.is_probe
     if outcome is None or not outcome.charged:

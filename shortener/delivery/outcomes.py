@@ -114,13 +114,15 @@ def _has_text(response: ResponseFacts, success: SuccessCriteria) -> bool:
 
 #: The outcome reason of a 429 response. A tracker's 429 response does not count as an attempt during the first day of a delivery.
 RATE_LIMITED = "rate_limited"
-#: The outcome reason and the error of an attempt whose response the service could not process because of a fault of its own.
+#: The outcome reason and the error of an attempt whose response the service could not process, because the service itself has a
+#: fault.
 UNPROCESSED = "response_not_processed"
-#: The outcome reason and the error of a delivery that is not sent again, because the outcomes of too many attempts were lost.
+#: The outcome reason and the error of a delivery that is not sent again because the outcomes of too many attempts were lost.
 OUTCOMES_LOST = "outcomes_lost"
 #: The outcome reason and the error of a delivery that had all its attempts before the maximum of its tracker was lowered.
 ATTEMPTS_USED_UP = "attempts_used_up"
-#: A delivery is sent again after an attempt whose outcome was lost, but at most this often beyond its maximum number of attempts.
+#: A delivery is sent again after an attempt whose outcome was lost. Such repeats can exceed the maximum number of attempts by at
+#: most this number.
 MAX_LOST_OUTCOMES = 10
 _FORM_REJECTED = frozenset({405, 406, 411, 413, 414, 415, 431, 501, 505})
 
@@ -274,8 +276,8 @@ def _status_set(text: str) -> frozenset[int]:
 def next_delay(attempt: int, schedule: Sequence[float], rng: random.Random) -> float:
     """Return the seconds between the failed attempt number `attempt` (from 1) and the next attempt.
 
-    After the end of the schedule, its last delay is used again. A random jitter of up to 10 % of the delay, at most 15 minutes, is
-    added, so that a tracker does not receive many retries at the same time.
+    If there are more attempts than delays, the last delay is used again. A random jitter of up to 10 % of the delay, at most 15
+    minutes, is added, so that a tracker does not receive many retries at the same time.
     """
     delay = float(schedule[min(attempt, len(schedule)) - 1])
     return delay + rng.random() * min(delay * JITTER_PART, MAX_JITTER_SECONDS)

@@ -4,7 +4,8 @@ The lower of two limits applies: `max_per_second`, which the customer sets, and 
 The first 429 response sets the rate to the number of successes in the last second. A later 429 response lowers the rate by a tenth,
 or by half if the rate has not recovered since the previous 429 response. Each success raises the rate: slowly if it is near the
 rate of the last 429 response (`ceiling`), otherwise fast. A 429 response does not lower the rate again if its request was sent
-before the rate was lowered, or less than a second after. The reason: many receivers reject all further requests of the same second.
+before the rate was lowered, or less than a second after. The reason is that many receivers reject all further requests in the same
+second.
 
 The database stores the rate with the tracker. A process locks the tracker before it claims deliveries, so the rate limits all
 processes together.
@@ -34,8 +35,8 @@ MAX_AGE_MS = 3_600_000
 LOWERED, HALVED = 0.9, 0.5
 #: One success adds `SLOW_STEP` to the rate if the rate is between `LOWERED` and `FAR` times the ceiling, otherwise `FAST_STEP`.
 SLOW_STEP, FAST_STEP, FAR = 0.005, 0.2, 1.1
-#: A tracker that got fewer deliveries than its rate allows may get the deliveries that it missed in this time at once. If they are
-#: fewer than 1.5 deliveries, the limit is 1.5.
+#: If a tracker got fewer deliveries than its rate allows, it may get the missed deliveries of this period at once. If the rate
+#: allows fewer than 1.5 deliveries in this period, the limit is 1.5.
 BURST_MS = 100
 
 #: The columns of the tables `trackers` and `gateways` that contain the pace, in the order of the fields.
@@ -46,8 +47,8 @@ PACE_COLUMNS = ("max_per_second", "rate", "rate_ceiling", "rate_lowered_at", "pa
 class TrackerPace:
     """The rate limits of a tracker or a gateway, in deliveries per second. None means that there is no such limit.
 
-    `paced_until` is the time from which the permitted deliveries are counted: each claimed delivery makes it later by one interval
-    of the rate. `lowered_at` is the time at which the learned rate was last lowered."""
+    `paced_until` is the time from which the permitted deliveries are counted. Each claimed delivery moves this time forward by one
+    interval of the rate. `lowered_at` is the time at which the learned rate was last lowered."""
 
     max_per_second: float | None = None
     rate: float | None = None
@@ -65,7 +66,7 @@ class TrackerPace:
         """Return the rate limit that applies at the time `now`, in deliveries per second. Return None if there is no limit."""
         limit = self.max_per_second
         if limit is not None:
-            limit = min(max(MIN_PER_SECOND, limit), MAX_PER_SECOND)  # in this order, NaN counts as MIN_PER_SECOND
+            limit = min(max(MIN_PER_SECOND, limit), MAX_PER_SECOND)  # with this order of the arguments, NaN becomes MIN_PER_SECOND
         if self.rate is None or self.lowered_at is None or not 0 <= now - self.lowered_at < MAX_AGE_MS + self._quiet_ms:
             return limit
         return self.rate if limit is None else min(self.rate, limit)

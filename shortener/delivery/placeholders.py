@@ -11,7 +11,7 @@ The value NAME of the message's metadata replaces `{metadata.NAME}`. NAME contai
 
 `Template.expand` percent-encodes each value by RFC 3986 (only letters, digits and `-._~` stay unchanged). It does not replace
 placeholders inside values: a value that contains `{phone}` stays text. If values make a path segment equal to `.` or `..`, the dots
-are encoded. So values cannot change the scheme, host, port, path or parameters of the URL.
+are encoded. Therefore values cannot change the scheme, host or port of the URL, and cannot add path segments or parameters.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ METADATA = "metadata."
 PLACEHOLDERS = TELECOM_PLACEHOLDERS + OWN_PLACEHOLDERS
 MAX_URL_LENGTH = 2048
 
-#: The words of SMPP delivery receipts for message states, which 23 Telecom sends. READ and CLICKTHRU are sent unchanged, because
-#: SMPP has no words for them.
+#: The words for message states in SMPP delivery receipts. 23 Telecom sends these words. READ and CLICKTHRU are sent unchanged,
+#: because SMPP has no words for them.
 STATUS_WORDS = {
     "CREATED": "ACCEPTD",
     "SENT": "ENROUTE",
@@ -237,9 +237,8 @@ def _placeholder_value(facts: Mapping[str, Any], name: str, metadata: Mapping[st
 
 
 def displayed_sender(facts: Mapping[str, Any]) -> str:
-    """Return the sender id that 23 Telecom shows: the `from` of the message, or the alias of its sender.
-
-    The alias is used if `from` is absent or only refers to a sender (`channel:7`)."""
+    """Return the sender id in the form that 23 Telecom uses. It is the `from` of the message. If `from` is absent or only refers to
+    a sender (`channel:7`), it is the alias of the sender."""
     sender = _text(facts.get("from_address"))
     is_reference = sender.startswith(("channel:", "sender_id:"))
     return (not is_reference and sender) or _text(facts.get("sender_id_alias") or sender or facts.get("sender_id_id"))
@@ -253,9 +252,9 @@ def kind_of_event(facts: Mapping[str, Any]) -> str:
 def status_word(facts: Mapping[str, Any]) -> str:
     """Return the value of the placeholder `{status}`.
 
-    For a state event, the value is the new state of the message. For other events, the value is the first known one of: the status
-    of the conversion, the status in the delivery report, the message state as a word of SMPP delivery receipts. 23 Telecom's
-    postback of a conversion has the carrier's word, too."""
+    For a state event, the value is the new state of the message. For other events, the value is the first of these that is known:
+    the status of the conversion, the status in the delivery report, the message state as a word of SMPP delivery receipts. 23
+    Telecom's postback of a conversion also contains the word of the carrier."""
     kind = kind_of_event(facts)
     state = _text(facts.get("new_state"))
     if kind == "state":

@@ -6,7 +6,7 @@ random ids, so each process computes its own share.
 
 The shares of all processes add up to the concurrency of the tracker. If the concurrency is smaller than the number of processes,
 some processes have no share, and the others send the deliveries of the tracker. After a process has started or ended, the other
-processes may count it wrongly for up to `MAX_SILENCE_MS` milliseconds.
+processes may use a wrong number of processes for up to `MAX_SILENCE_MS` milliseconds.
 
 With SQLite there is only one process. Its row is used only to detect that the clock was set back while the process was not running
 (clock_steps.py).
@@ -44,7 +44,8 @@ class ProcessShare:
     def of(self, concurrency: int, queue: str) -> int:
         """Return this process's share of the `concurrency` attempts that all processes may have in flight for a queue."""
         part, rest = divmod(concurrency, self.count)
-        # The checksum of the queue name selects the processes that get one attempt more. So they differ from queue to queue.
+        # The checksum of the queue name selects the processes that get one attempt more. Therefore these are different processes
+        # for different queues.
         return part + ((self.place + zlib.crc32(queue.encode())) % self.count < rest)
 
 
@@ -68,7 +69,7 @@ class DeliveryProcesses:
         self._count = count
         self._at: int | None = None
         self.share = ProcessShare()
-        self.may_have_row = False  # Whether a heartbeat was written, perhaps in a transaction that was not committed.
+        self.may_have_row = False  # Whether a heartbeat was written. Its transaction may not have been committed.
 
     def write(self, connection: Connection, now: int) -> SignOfLife | None:
         """Write a heartbeat as a part of the caller's transaction and count the processes. Return None if no heartbeat is due.
@@ -108,7 +109,7 @@ class DeliveryProcesses:
 def is_running(connection: Connection, now: int) -> bool:
     """Return whether a process of the installation sends deliveries. `now` is in milliseconds since 1970.
 
-    After a process was killed, the result may be true for one interval between heartbeats and MAX_SILENCE_MS more."""
+    After a process was killed, the result may stay true for the interval between two heartbeats plus MAX_SILENCE_MS."""
     oldest = now - INTERVAL_MS[connection.dialect.name] - MAX_SILENCE_MS
     statement = select(delivery_processes.c.id).where(delivery_processes.c.seen_at >= from_ms(oldest)).limit(1)
     return connection.execute(statement).first() is not None

@@ -1,9 +1,9 @@
 """This module selects the queues that one dispatch cycle examines.
 
 A queue contains the deliveries of one tracker, or the callbacks of one application to one host. An application can have callbacks
-to thousands of hosts, most of which wait for a retry. So trackers and callbacks are read separately: each dispatch cycle examines
-MAX_QUEUES queues of trackers and MAX_QUEUES queues of callbacks, and the next cycle continues after these queues. The deliveries of
-a tracker never wait until the queues of callbacks are examined. These rules limit the work for callbacks:
+to thousands of hosts, most of which wait for a retry. Therefore trackers and callbacks are read separately: each dispatch cycle
+examines MAX_QUEUES queues of trackers and MAX_QUEUES queues of callbacks, and the next cycle continues after these queues. The
+deliveries of a tracker never wait until the queues of callbacks are examined. These rules limit the work for callbacks:
 
 - The queues of an application whose callbacks may use no further slot are left out.
 - If there are more queues of callbacks than one cycle examines, a pause of CALLBACKS_PAUSE_MS follows after all were examined and
@@ -107,7 +107,7 @@ def is_callback(queue: str) -> bool:
 
 
 def _ranges_without(applications: Collection[int | None]) -> list[tuple[str, str]]:
-    """Return ranges of names that contain all queues of callbacks except those of the given applications."""
+    """Return ranges of queue names that contain all queues of callbacks, except the queues of the given applications."""
     ranges = []
     begin, end = _CALLBACKS
     for prefix in sorted(f"c{application}/" for application in applications if application is not None):
@@ -117,7 +117,7 @@ def _ranges_without(applications: Collection[int | None]) -> list[tuple[str, str
 
 
 def _read(connection: Connection, after: str, ranges: list[tuple[str, str]]) -> _QueuesOfKind:
-    """Read up to MAX_QUEUES queues that follow the queue `after` by name. After the last queue, continue with the first one."""
+    """Read up to MAX_QUEUES queues whose names come after the name `after`. After the last queue, continue with the first queue."""
     queues = _read_ranges(connection, ranges, after, MAX_QUEUES)
     is_last = len(queues) < MAX_QUEUES
     if after and is_last:

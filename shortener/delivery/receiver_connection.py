@@ -55,7 +55,7 @@ _THROTTLING = frozenset({429, 503})
 _RETRY_AFTER = re.compile(rb"^retry-after:[ \t]*([^\r\n]*?)[ \t]*\r?\n", re.IGNORECASE | re.MULTILINE)
 _END_OF_HEAD = re.compile(rb"\n\r?\n")
 
-#: The state of the request that the current task sends. aiohttp has no other way to pass this state to the connection of the
+#: The state of the request that the current task sends. aiohttp offers no other way to pass this state to the connection of the
 #: request.
 CURRENT_SEND: ContextVar[SendState] = ContextVar("current_send")
 
@@ -85,7 +85,7 @@ class _StatusLine:
                 break
             self._buffer = self._buffer[end.end() :]
         if len(self._buffer) > self._MAX_BYTES:
-            self.is_found = True  # the bytes are no status line; the parser of aiohttp raises the error
+            self.is_found = True  # the bytes are not a status line; the parser of aiohttp raises the error
         return None
 
 
@@ -151,5 +151,5 @@ def default_tls_context() -> ssl.SSLContext:
 
 @functools.lru_cache(maxsize=1)
 def _tls_context(_file: str | None, _folder: str | None) -> ssl.SSLContext:
-    """Return a TLS context. The parameters are only the key of the cache. OpenSSL itself reads the files that they name."""
+    """Return a TLS context. The parameters are used as the key of the cache only. OpenSSL itself reads the files at these paths."""
     return ssl.create_default_context()

@@ -2,13 +2,13 @@
 
 A replay is a row in the database. It is created with the exact number of its deliveries (`total`). Any process performs it in
 batches. One transaction locks the row, replays a batch, and stores the position of the replay. If a process ends in the middle of a
-batch, the transaction is rolled back, and another process repeats the batch. So a replay replays each delivery once. A delivery
-that becomes dead after the replay was created is not part of it.
+batch, the transaction is rolled back, and another process repeats the batch. Therefore a replay replays each delivery once. A
+delivery that becomes dead after the replay was created is not part of this replay.
 
 A batch begins only when fewer than MAX_UNATTEMPTED replayed deliveries wait for their first attempt after the replay. Therefore the
 number of replayed deliveries that wait for this attempt is at most MAX_UNATTEMPTED plus the size of one batch. The other deliveries
-stay dead until their batch begins. So a stop takes effect at once: no further delivery is replayed. The replayed deliveries are
-still sent.
+stay dead until their batch begins. Therefore a stop takes effect at once: no further delivery is replayed. The deliveries that were
+already replayed are still sent.
 
 A tracker has at most one running replay. The job stops a replay if its tracker is deleted or disabled, or if its application is
 disabled. No delivery would be sent in these cases.
@@ -270,8 +270,7 @@ class Replays:
     async def step(self) -> int:
         """Perform one batch of each running replay. Return the number of replayed deliveries.
 
-        If a batch fails, the batches of the other replays are performed, and then its error is raised. Raise StoreUnavailable at
-        once."""
+        If a batch fails, perform the batches of the other replays and then raise the error. StoreUnavailable is raised at once."""
         replayed = 0
         failure: Exception | None = None
         for replay_id in await self._database.read(_running_ids):
@@ -304,8 +303,8 @@ class Replays:
         criteria = DeliveryFilter(tracker_id=row.tracker_id, since=row.since, until=row.until)
         batch = replay_batch(connection, criteria, row.cursor, now, dead_at=row.created_at, replay_id=replay_id)
         replayed = row.replayed + batch.replayed
-        # `total` can be too small: the last attempt of a delivery may have failed before the replay was created, but was recorded
-        # only after `total` was counted.
+        # `total` can be too small: the last attempt of a delivery may have failed before the replay was created, but the failure
+        # may have been recorded only after `total` was counted.
         values: dict[str, Any] = {"replayed": replayed, "cursor": batch.last_id, "total": max(row.total, replayed)}
         if batch.is_last:
             values |= {"state": DONE, "finished_at": now}

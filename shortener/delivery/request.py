@@ -25,7 +25,8 @@ from shortener.urls import UrlError, parse_destination
 #: The success criteria for callbacks of messages. Xoxzo: "Callback URL must return http status 200".
 CALLBACK_SUCCESS = SuccessCriteria("200", retries_every_status=True)
 _ANY_2XX = SuccessCriteria()
-#: The signing secrets of a tracker, newest first. Each has the time until which requests are signed with it, or None for no limit.
+#: The signing secrets of a tracker, newest first. Each secret has the time until which requests are signed with it. None means no
+#: limit.
 Secrets = tuple[tuple[SigningSecret, datetime | None], ...]
 
 

@@ -91,8 +91,8 @@ def sample_facts(
 ) -> dict[str, Any]:
     """Return the facts of an invented event with the name `event` (model.EVENT_NAMES) about an invented message.
 
-    All facts that such an event can contain have a value. A conversion is one that the filter of a tracker with these actions and
-    dispositions permits."""
+    All facts that such an event can contain have a value. If the event is a conversion, its action and its disposition are such
+    that a tracker with these `actions` and `dispositions` receives it."""
     if event == "operations":
         return {
             "sample_of": operations.TRACKER_DISABLED,

@@ -116,7 +116,8 @@ def explain(error: Exception, unresolved: Callable[[], SendFailure], *, is_https
             return SendFailure("connection_reset", "the connection was closed without a response")
         case OSError() | aiohttp.ClientConnectionError():
             return _explain_connection_error(error)
-    # The request can never be sent. The failure counts as an attempt; otherwise the delivery would be attempted without end.
+    # The request can never be sent. The failure must count as an attempt, because otherwise the delivery would be attempted without
+    # end.
     return SendFailure("internal_error", f"the request could not be sent ({type(error).__name__})")
 
 
@@ -159,7 +160,8 @@ def _error_numbers(error: Exception) -> list[int]:
 
 def _explain_connection_error(error: Exception) -> SendFailure:
     numbers = _error_numbers(error)
-    # Prefer an error that the receiver caused to the error "network unreachable", which may only mean that this host has no IPv6.
+    # If there are several errors, prefer an error that the receiver caused. The error "network unreachable" may only mean that this
+    # host has no IPv6.
     for number in sorted(numbers, key=lambda number: _ERROR_CLASSES.get(number) == "network_unreachable"):
         if number in _ERROR_CLASSES:
             return SendFailure(_ERROR_CLASSES[number], os.strerror(number))

@@ -1,7 +1,7 @@
 """This module sends HTTP requests to receivers, each within a time limit and with limited memory.
 
-Whatever the receiver does (hangs, sends slowly, floods, redirects), `Sender.send` returns a `SendResult` within the time limit. It
-raises only `CancelledError`, when the caller is cancelled. `http_sender.py` describes how requests are sent.
+`Sender.send` returns a `SendResult` within the time limit, even if the receiver hangs, sends slowly, sends too much or redirects.
+It raises only `CancelledError`, when the caller is cancelled. `http_sender.py` describes how requests are sent.
 
 The HTTP status counts as soon as the status line was received, even if the rest of the response is malformed, too long or
 incomplete. If the receiver has just closed an idle connection, the request is sent again at once on another connection.
@@ -10,7 +10,8 @@ If this host caused the failure (its resolver is down, or no sockets are left), 
 against the tracker. Every other failure counts against the receiver, including a failure without an error number. No text in a
 result contains the URL of the request.
 
-The HTTP client, aiohttp, takes a tenth of a second and 9 MB. Therefore a thread imports it when the first request is sent.
+The import of the HTTP client, aiohttp, takes a tenth of a second and 9 MB of memory. Therefore a thread imports it when the first
+request is sent.
 """
 
 from __future__ import annotations

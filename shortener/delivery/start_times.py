@@ -1,9 +1,9 @@
 """The start times of the attempts of trackers with a rate.
 
-A rate (pace.py) limits the claims of a tracker. An attempt that waits for an earlier one of its message begins up to two seconds
-after its claim, so without a second check, several attempts could begin at once when the receiver answers the earlier ones.
-`StartTimes` delays an attempt until the rate permits its start, with the same tolerance as the rate of the claims. So an attempt
-that begins directly after its claim is not delayed.
+A rate (pace.py) limits how fast the deliveries of a tracker are claimed. An attempt that waits for an earlier attempt of the same
+message begins up to two seconds after its claim. Without a second check, several attempts could therefore begin at once when the
+receiver responds to the earlier attempts. `StartTimes` delays an attempt until the rate permits its start, with the same tolerance
+as the rate of the claims. An attempt that begins directly after its claim is not delayed.
 """
 
 # Tested by tests/delivery/test_order.py
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from shortener.delivery.pace import BURST_MS
 
-MAX_QUEUES = 1000  # Above this number of queues, those that permit a start at once are removed.
+MAX_QUEUES = 1000  # If there are more queues than this, the queues that permit a start at once are removed.
 
 
 class StartTimes:

@@ -1,7 +1,7 @@
 """The rows about trackers in the audit log.
 
-A row contains no secret: of the URL, which can contain credentials, it contains the host; of static headers, the client certificate
-and the signing secret it says only that they are set, or were replaced.
+A row contains no secret. The URL can contain credentials, so the row contains only its host. For static headers, the client
+certificate and the signing secret, the row says only that they are set, or that they were replaced.
 """
 # Tested by tests/delivery/test_trackers.py and tests/test_audit_complete.py
 
@@ -21,7 +21,7 @@ _PLAIN = (
     *("name", "enabled", "method", "format", "fields", "success", "max_attempts", "timeout", "concurrency", "max_per_second"),
     *("schedule", "with_suspected", *_FILTERS),
 )
-#: The columns whose values must not be in the audit log, by their names there.
+#: The columns whose values must not be in the audit log, each with its name in the audit log.
 _HIDDEN = {"url": "path and query of the URL", "headers": "headers", "client_certificate": "client certificate", "secret": "secret"}
 
 
@@ -56,7 +56,7 @@ def _events(row: Row[Any]) -> str:
 
 
 def _host(row: Row[Any]) -> str:
-    """Return the host in the URL of a tracker. A URL that an older release accepted may have none."""
+    """Return the host in the URL of a tracker. Return "" for a URL without a host, which an older release may have accepted."""
     try:
         return host_of(row.url)
     except ValueError:

@@ -205,10 +205,9 @@ class Trackers:
         return await self._database.write(await self.prepare_creation(audit, application_id, new))
 
     async def prepare_creation(self, audit: AuditWriter, application_id: int, new: NewTracker) -> TrackerTransaction:
-        """Return the transaction function that creates a tracker and adds the audit row, for callers that write more in the same
-        transaction.
-
-        Raise an error of `check_url` if the URL is rejected. The function raises the other errors of `create`."""
+        """Return the transaction function that creates a tracker and adds the audit row. This is for callers that write other rows
+        in the same transaction. Raise an error of `check_url` if the URL is rejected. The returned function raises the other errors
+        of `create`."""
         template = await self.check_url(new.url)
         generated = new_signing_secret() if new.signed and new.secret is None else None
         secret = generated or new.secret
@@ -268,11 +267,9 @@ class Trackers:
     async def prepare_update(
         self, audit: AuditWriter, tracker_id: int, changes: TrackerChanges, application_id: int | None = None
     ) -> TrackerTransaction:
-        """Return the transaction function that changes a tracker and adds the audit row, for callers that write more in the same
-        transaction.
-
-        Raise INVALID_REQUEST if the secret is both given and rotated, or an error of `check_url` if a new URL is rejected. The
-        function raises the other errors of `update`."""
+        """Return the transaction function that changes a tracker and adds the audit row. This is for callers that write other rows
+        in the same transaction. Raise INVALID_REQUEST if the changes contain both a secret and its rotation, or an error of
+        `check_url` if a new URL is rejected. The returned function raises the other errors of `update`."""
         values: dict[str, Any] = {**changes}
         overlap = values.pop("secret_overlap", DEFAULT_SECRET_OVERLAP_SECONDS)
         generated = None

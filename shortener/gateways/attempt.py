@@ -1,6 +1,6 @@
 """This module makes one attempt to hand a claimed message on to its gateway, and computes what the result changes.
 
-The rules, by outcome of the attempt:
+The result depends on the outcome of the attempt:
 
 - accepted: the message is SENT. It is never handed on again.
 - rejected: the message is FAILED with the code and the text of the gateway.
@@ -9,8 +9,8 @@ The rules, by outcome of the attempt:
 - doubt: the gateway may have accepted the message, but its response is missing. The message is marked as doubtful. If the policy of
   the gateway is `resend`, the message is handed on again on the schedule. If the policy is `hold`, the message is held until an
   operator decides.
-- unreadable: a response arrived, but does not show whether the message was accepted. The message is held, whatever the policy,
-  because a message is never repeated after a response was received.
+- unreadable: a response arrived, but does not show whether the message was accepted. The message is held, with either policy,
+  because a message is never handed on again after a response was received.
 """
 # Tested by tests/gateways/test_dispatcher.py
 
@@ -180,7 +180,7 @@ class SendRunner:
         return row, None
 
     def _pause(self, attempt: SendInFlight, result: SubmitResult, counted: int, free: int) -> int:
-        """Return the milliseconds between this failed attempt and the next one."""
+        """Return the milliseconds between this failed attempt and the next attempt."""
         if result.is_local:
             pause = 0.0 if result.reason == "interrupted" else LOCAL_FAILURE_PAUSE_MS
         elif result.is_throttled:
@@ -190,7 +190,8 @@ class SendRunner:
         return round(max(pause, (result.retry_after or 0) * 1000))
 
     def give_back(self, attempt: SendInFlight, error: str | None, *, may_be_unclaimed: bool = False) -> EndedSend:
-        """Return the result of a claim without an attempt. It gives the claim back, so that the message is claimed again later."""
+        """Return the result of a claim for which no attempt was made. This result gives the claim back, so that the message is
+        claimed again later."""
         claim, now = attempt.claim, to_ms(self._clock())
         row = FinishedSend(
             id=claim.id,
@@ -215,14 +216,14 @@ def _holds(attempt: SendInFlight) -> bool:
 
 
 def _stored_status(result: SubmitResult) -> int | None:
-    """Return the status of a response as it is stored. A status that the column cannot store is left out. The error text contains
-    the command status of SMPP anyway."""
+    """Return the status of a response for the database, or None if the column cannot store it. The error text contains the command
+    status of SMPP in any case."""
     return result.status if result.status is None or result.status <= MAX_INTEGER else None
 
 
 def _stored_detail(claim: ClaimedSend, result: SubmitResult) -> str:
-    """Return the error text of a gateway as it is stored. The phone number of the recipient is masked in the text, because callers
-    who may not see phone numbers also get the text."""
+    """Return the error text of a gateway for the database. The phone number of the recipient is masked in it, because callers who
+    may not see phone numbers can read this text."""
     return mask_in(to_storable_text(result.detail), claim.to_address)
 
 

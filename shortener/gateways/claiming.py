@@ -59,7 +59,7 @@ def find_finished(
 ) -> list[SendChange]:
     """Return changes for messages that must not be claimed: messages of removed gateways, and messages whose process died during
     the attempt, if their gateway has the policy `hold`. Write the changes before other messages are claimed. Leave out the messages
-    in `skipped`, by their row ids."""
+    whose row ids are in `skipped`."""
     changes: list[SendChange] = []
     for state in states:
         if state.is_removed:
@@ -110,7 +110,8 @@ class SendClaimWriter:
                 by_queue[state.queue.name] = state
                 candidates.append(candidate)
         recovery_rate = self._settings.delivery_recovery_rate
-        self._rng.shuffle(candidates)  # if there are fewer free slots than gateways, no gateway is always the last one
+        # A random order, so that the same gateway is not always the last one if there are fewer free slots than gateways
+        self._rng.shuffle(candidates)
         requests = plan_claims(candidates, usage, limit, now=now, recovery_rate=recovery_rate, rng=self._rng)
         holding = {state.id for state in by_queue.values() if state.holds_doubtful}
         claimed = queries.claim(connection, requests, now, holding)
@@ -209,10 +210,10 @@ class SendClaimWriter:
 
 
 def write_health(connection: Connection, ended: Sequence[EndedSend], locked: Mapping[int, LockedGateway]) -> list[int]:
-    """Write how ended attempts change the circuit breakers and the rates. Return the gateways whose circuit breaker opened.
-
-    `locked` is the result of `queries.lock_health` for the gateways of the attempts. An outcome changes neither if its gateway was
-    changed during the attempt, for example its URL or its password, because it states nothing about the new settings."""
+    """Write the changes of circuit breakers and rates that follow from ended attempts. Return the gateways whose circuit breaker
+    opened. `locked` is the result of `queries.lock_health` for the gateways of the attempts. If a gateway was changed during the
+    attempt, for example its URL or its password, the outcome changes neither its circuit breaker nor its rate, because it shows
+    nothing about the new settings."""
     by_gateway: dict[int, list[EndedSend]] = {}
     for one in ended:
         by_gateway.setdefault(one.attempt.claim.gateway_id, []).append(one)
@@ -243,7 +244,8 @@ def _is_current(ended: EndedSend, revision: int) -> bool:
 
 
 def _health_after(health: TrackerHealth, ended: EndedSend, has_result: bool) -> TrackerHealth:
-    """Return the health of a gateway after an attempt. If `has_result` is false, the outcome states nothing about the gateway."""
+    """Return the health of a gateway after an attempt. If `has_result` is false, the outcome does not show whether the gateway
+    works."""
     result, is_probe = ended.result if has_result else None, ended.attempt.is_probe
     if result is None or result.is_local:
         # The probe of the gateway has no result, so another probe may be sent: at once, or after a pause if this host failed.
@@ -258,8 +260,8 @@ def _health_after(health: TrackerHealth, ended: EndedSend, has_result: bool) -> 
 
 
 def _changed(health: TrackerHealth, new_health: TrackerHealth, pace: TrackerPace, new_pace: TrackerPace) -> dict[str, Any]:
-    """Return the new column values of a gateway that are different from the stored ones. If only the time of the last success has
-    changed, it is written at most once a second."""
+    """Return the column values of a gateway that differ from the stored values. If only the time of the last success has changed,
+    it is written at most once a second."""
     values: dict[str, Any] = {}
     is_recent = (
         health.last_success_at is not None

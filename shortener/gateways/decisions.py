@@ -1,6 +1,6 @@
 """This module applies an operator's decision about a message that is held or waits for a gateway. `resend` hands the message on
-again, although its recipient may then get it twice. `discard` gives it up, so it becomes FAILED. A message whose attempt is in
-flight cannot be changed. `give_up_erased` discards messages whose personal data is erased.
+again, although its recipient may then get it twice. `discard` gives the message up, so that it becomes FAILED. A message whose
+attempt is in flight cannot be changed. `give_up_erased` discards messages whose personal data is erased.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def resend(connection: Connection, audit: AuditWriter, application_id: int, mess
         "next_at": now,
         "lease_until": None,
         "base_attempt": sends.c.attempt,
-        "doubtful": claims[0].doubtful,  # a lease that has ended made the message doubtful
+        "doubtful": claims[0].doubtful,  # if a lease has ended, an attempt may have reached the gateway, so the message is doubtful
     }
     connection.execute(update(sends).where(sends.c.id == claims[0].id).values(values))
     audit.add(connection, now, "send_resent", message_id, application_id=application_id, recipient=claims[0].to_address)
@@ -61,10 +61,9 @@ def discard(
 
 
 def give_up_erased(writer: SendWriter) -> GiveUp:
-    """Return the function that an erasure calls for its messages (retention/erasure.py). It discards those that are held or wait
-    for a gateway. A message whose attempt is in flight stays as it is, because the gateway may accept it.
-
-    The function waits for other transactions that change the messages. So a message is either claimed before the erasure, or its
+    """Return the function that an erasure calls for its messages (retention/erasure.py). The function discards the messages that
+    are held or wait for a gateway. A message whose attempt is in flight does not change, because the gateway may accept it. The
+    function waits for other transactions that change the messages. Therefore a message is either claimed before the erasure, or its
     cost is refunded once. A message that cannot be discarded does not stop the erasure."""
 
     def give_up(connection: Connection, ids: Sequence[int], now: datetime) -> None:

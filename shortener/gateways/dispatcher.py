@@ -12,8 +12,8 @@ Guarantees
   delivery report has arrived is not handed on again.
 - The transaction locks the row of each gateway, so its concurrency, its rate and its circuit breaker limit all processes together.
 - If the transaction fails although the database is available, each outcome and the claims of each gateway get a transaction of
-  their own. So a value that cannot be stored or computed delays only its own message or gateway. The same is true for messages
-  that are given up without an attempt. Such a message is tried again after UNWRITABLE_PAUSE_MS.
+  their own. Therefore a value that cannot be stored or computed delays only its own message or gateway. The same is true for
+  messages that are given up without an attempt. Such a message is tried again after UNWRITABLE_PAUSE_MS.
 - An error after the commit neither repeats outcomes nor prevents the attempts of claimed messages.
 - A message that was not accepted within GATEWAY_VALIDITY_HOURS becomes FAILED, and its text is deleted.
 - `stop` starts no attempts, waits for those in flight and records them.
@@ -63,9 +63,9 @@ MAX_STARTS = 8
 EXPIRY_INTERVAL_MS = 30_000
 #: After a failure of this host, the dispatcher hands no messages on to the gateway for this time.
 LOCAL_PAUSE_MS = 5_000
-#: A message that cannot be given up is left alone for this time.
+#: If a message cannot be given up, the dispatcher tries again after this time.
 UNWRITABLE_PAUSE_MS = 30_000
-#: At most this many messages that cannot be given up are left alone at a time.
+#: The maximum number of messages that wait after they could not be given up.
 MAX_UNWRITABLE = 4096
 
 
@@ -131,7 +131,7 @@ class GatewayDispatcher:
         self._tasks: set[asyncio.Task[None]] = set()
         self._ended: list[EndedSend] = []
         self._paused: dict[str, int] = {}  # queue name -> time at which its pause after a local failure ends
-        self._unwritable: dict[int, int] = {}  # row id -> time until which a message that cannot be given up is left alone
+        self._unwritable: dict[int, int] = {}  # row id of a message that could not be given up -> time of the next try
         self._expired_at = 0
         self._timer: asyncio.TimerHandle | None = None
         self._cycle_lock = asyncio.Lock()
@@ -173,14 +173,14 @@ class GatewayDispatcher:
     async def step(self) -> int:
         """Run one cycle. Return the number of recorded outcomes and started attempts; 0 if there was no work.
 
-        Raise StoreUnavailable if the database is unavailable. In this case nothing has changed, or (CommitUncertain) the next cycle
-        gives back what this one has claimed."""
+        Raise StoreUnavailable if the database is unavailable. In this case nothing has changed. After CommitUncertain, the next
+        cycle gives back the messages that this cycle has claimed."""
         async with self._cycle_lock:
             ended = self._ended[:MAX_OUTCOMES]
             if not ended and (self._stopping or not await self._is_due(to_ms(self._clock()))):
                 return 0
             throttled = self._throttle.is_busy
-            # Other outcomes must be recorded before anything is claimed, because their leases may have ended.
+            # The other outcomes must be recorded before the next claim, because their leases may have ended.
             limit = 0 if len(ended) < len(self._ended) else self._max_claims(ended, throttled)
             loop = asyncio.get_running_loop()
             began = loop.time()
@@ -196,15 +196,16 @@ class GatewayDispatcher:
         return done
 
     def _max_claims(self, ended: Sequence[EndedSend], throttled: bool) -> int:
-        """Return how many messages a cycle may claim that records the attempts `ended`."""
+        """Return how many messages the cycle that records the attempts `ended` may claim."""
         if self._stopping:
             return 0
         free = self._usage.free + len(ended)
         return min(free, MAX_STARTS) if throttled else free
 
     async def _run_cycle(self, ended: Sequence[EndedSend], limit: int, only: int | None = None) -> tuple[int, int]:
-        """Record the attempts `ended`, the oldest ones of `self._ended`. Then claim up to `limit` messages, of all gateways or of
-        the gateway `only`, and start their attempts. Return the number of changes and the number of started attempts."""
+        """Record the attempts `ended`, which are the oldest attempts in `self._ended`. Then claim up to `limit` messages, of all
+        gateways or of the gateway `only`, and start their attempts. Return the number of changes and the number of started
+        attempts."""
         last: list[_Cycle] = []
         try:
             cycle = await self._database.write_later(self._write_cycle, ended, limit, only, last)
@@ -212,7 +213,8 @@ class GatewayDispatcher:
             self._give_back(last[-1].claims.attempts if last else ())
             raise
         self._remove(ended)
-        # No exception of these steps may prevent the start of the claimed attempts, or repeat the outcomes.
+        # An exception in these steps must not prevent the start of the claimed attempts, and must not cause the outcomes to be
+        # recorded again.
         with after_commit():
             self._account(cycle, ended)
         loop = asyncio.get_running_loop()
@@ -328,7 +330,8 @@ class GatewayDispatcher:
         result to `last` before the commit.
 
         The method does not change the dispatcher object, because the database may run the transaction again."""
-        now = to_ms(self._clock())  # not the time of `step`, because this transaction may have waited for others
+        # The time is read here and not in `step`, because this transaction may have waited for other transactions
+        now = to_ms(self._clock())
         cycle = _Cycle(now)
         # Every transaction locks gateways before all other rows, so that transactions cannot deadlock.
         locked = lock_health(connection, {one.attempt.claim.gateway_id for one in ended})
@@ -356,8 +359,8 @@ class GatewayDispatcher:
         return cycle
 
     def _write_returns(self, connection: Connection, cycle: _Cycle, returns: Sequence[EndedSend]) -> list[EndedSend]:
-        """Give those of the claims back that are stored, and return them. The same transaction may have stored the outcome of the
-        attempt before, so outcomes are written separately."""
+        """Give back the claims that are stored, and return them. The transaction that stored a claim may also have stored the
+        outcome of the previous attempt of the message, so outcomes are written separately."""
         if not returns:
             return []
         stored = find_stored(connection, sends.name, [one.attempt.claim for one in returns])
@@ -374,7 +377,7 @@ class GatewayDispatcher:
         cycle.unwritable += written.unwritable
 
     def _skipped(self, now: int) -> list[int]:
-        """Return the ids of the messages that cannot be given up and are not tried again yet."""
+        """Return the ids of the messages that could not be given up and whose next try is later."""
         return [row for row, until in self._unwritable.items() if now < until <= now + UNWRITABLE_PAUSE_MS][-MAX_UNWRITABLE:]
 
     def _is_expiry_due(self, now: int) -> bool:

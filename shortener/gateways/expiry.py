@@ -1,6 +1,6 @@
 """This module finds pending messages that must not be attempted again: they are too old, their gateway was removed, their process
 died during the attempt, or their delivery report has arrived. Each function runs in the dispatcher's transaction, changes nothing
-itself, and returns at most `MAX_ROWS` changes for `SendWriter`. It leaves out the messages in `skipped`, by their row ids. Times
+itself, and returns at most `MAX_ROWS` changes for `SendWriter`. It leaves out the messages whose row ids are in `skipped`. Times
 are milliseconds since 1970-01-01 UTC.
 """
 # Tested by tests/gateways/test_dispatcher.py

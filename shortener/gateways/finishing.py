@@ -2,7 +2,7 @@
 
 In one transaction it updates the row in `sends`, adds the row of the attempt, applies the report (SENT or FAILED) to the message
 with its event (messages/delivery_reports.py), and refunds the cost of a message that was certainly not sent. A row is skipped if
-another process has claimed it since. So the outcome of an attempt never replaces a newer outcome.
+another process has claimed it since. Therefore the outcome of an attempt never replaces a newer outcome.
 
 `write_each` gives messages up, such as messages that are too old. A message whose changes cannot be stored or computed is left out,
 so that it does not stop the others.
@@ -92,8 +92,8 @@ class SendWriter:
         return statuses, events
 
     def write_each(self, connection: Connection, changes: Sequence[SendChange], now: int) -> WrittenChanges:
-        """Write changes like `write`. If they cannot be written together, write each one alone, and leave out those that cannot be
-        written."""
+        """Write changes like `write`. If they cannot be written together, write each change alone, and leave out the changes that
+        cannot be written."""
         result = WrittenChanges()
         if not changes:
             return result
@@ -135,7 +135,7 @@ class SendWriter:
 
 
 def _raise_if_unavailable(error: Exception) -> None:
-    """Raise the error if the database, and not a value of a message, is its cause."""
+    """Raise the error if its cause is the database, and not a value of a message."""
     if isinstance(error, OSError | exc.TimeoutError) or (isinstance(error, exc.DBAPIError) and not rejects_values(error)):
         raise error
 

@@ -42,8 +42,8 @@ class GatewayChanges(TypedDict, total=False):
     """The new values for an existing gateway. A value whose key is absent stays unchanged.
 
     `settings` contains single values that replace those of the gateway; a name such as variables.password replaces one member.
-    `options` are options of the gateway's preset, from which its settings are built again before `settings` changes them. If
-    `rotate_report_key` is true, the key in the URL for its delivery reports is replaced."""
+    `options` are options of the gateway's preset. If there are options, the settings are built from the preset again, before
+    `settings` changes them. If `rotate_report_key` is true, the key in the URL for its delivery reports is replaced."""
 
     name: str
     settings: Mapping[str, Any]
@@ -60,8 +60,7 @@ class GatewayChanges(TypedDict, total=False):
 
 @record
 class StoredGateway:
-    """A stored gateway. `config` contains its decrypted settings. A limit that is None has the value of the installation's
-    setting."""
+    """A stored gateway. `config` contains its decrypted settings. If a limit is None, the setting of the installation applies."""
 
     config: GatewayConfig
     application_id: int

@@ -1,6 +1,5 @@
-"""Gateways with an HTTP interface: URL, method, headers and body are templates, and paths name the values of the response.
-
-How a response is understood (`classify`):
+"""Gateways with an HTTP interface: URL, method, headers and body of a request are templates, and paths find the values in the
+response. The rules for responses (`classify`):
 
 - A status in `success_statuses` accepts the message. With `success_path`, the value at this path must also be in `success_values`.
   Another value there rejects the message, unless it is in `retry_codes`. If the value is missing, the response is unreadable.
@@ -10,8 +9,8 @@ How a response is understood (`classify`):
   is missing after the request was sent. In both cases the message is doubtful.
 
 The requests are sent by `delivery/sender.py`: within the time limit, with limited memory, without redirects, and only to permitted
-addresses. A request on an idle connection is sent again if the gateway has just closed this connection. So if doubtful messages
-must not be repeated, each request uses a new connection.
+addresses. A request on an idle connection is sent again if the gateway has just closed this connection. Therefore, if doubtful
+messages must not be repeated, each request uses a new connection.
 """
 
 from __future__ import annotations
@@ -95,7 +94,7 @@ class HttpSettings(BaseModel):
     )
     encodings: dict[Literal["GSM-7", "UCS-2"], str] = Field(
         {"GSM-7": "GSM-7", "UCS-2": "UCS-2"},
-        description="The value of the placeholder {encoding} for messages in GSM-7, and the value for messages in UCS-2.",
+        description="Two values of the placeholder {encoding}: the first for messages in GSM-7, the second for messages in UCS-2.",
     )
     success_statuses: str = Field("2xx", description="HTTP statuses that accept a message, such as 2xx or 200,202.")
     success_path: str = Field("", description="Path of the value in the response that must be one of `success_values`.")
@@ -114,13 +113,17 @@ class HttpSettings(BaseModel):
         Literal["status", "id", "reference", "message_id", "error_code", "description", "timestamp", "price"], str
     ] = Field(
         {"status": "status"},
-        description="Name of the parameter of a report call that contains each value, or a path in its JSON body such as "
-        "status.groupName.",
+        description=(
+            "For each value of a report: the name of the parameter of the report call that contains it, or a path in the JSON "
+            "body such as status.groupName."
+        ),
     )
     report_states: dict[str, str] = Field(
         {},
-        description="State for each status word of this gateway: SENT, DELIVERED, READ, FAILED or EXPIRED; - for a word that "
-        "means no state.",
+        description=(
+            "State for each status word of this gateway: SENT, DELIVERED, READ, FAILED or EXPIRED, or - if the word means none of"
+            " these states."
+        ),
     )
     report_response: str = Field(
         "", max_length=200, description="Body of the response to a report call, if the gateway expects one."
@@ -278,7 +281,7 @@ class HttpGateway:
 
 
 def build_request(settings: HttpSettings, message: OutgoingMessage, *, repeats: bool) -> OutgoingRequest:
-    """Return the request of a message. If `repeats` is False, the request uses a connection of its own and is never sent twice."""
+    """Return the request of a message. If `repeats` is False, the request uses a new connection and is never sent twice."""
     values = {
         **settings.variables,
         "phone": message.phone,
@@ -341,7 +344,7 @@ class _HttpKind:
 
     def operator_values(self, settings: BaseModel) -> Mapping[str, object]:
         """Return the settings that determine which resource a request addresses, and which values of the response are read. A
-        variable is left out unless the path of the URL contains it, because the other variables may be credentials."""
+        variable is included only if the path of the URL contains it, because the other variables may be credentials."""
         assert isinstance(settings, HttpSettings)
         path = settings.url.partition("?")[0]
         return {

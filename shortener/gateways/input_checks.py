@@ -35,8 +35,8 @@ def check_limits(limits: Mapping[str, Any]) -> None:
     """Check the limits `timeout`, `max_per_second` and `schedule` of a gateway. None and an absent value mean the default. Raise
     ApiError INVALID_REQUEST.
 
-    The API checks the same values. The command line accepts every number, also nan and inf, with which the dispatcher cannot
-    compute."""
+    The API checks the same values. The command line accepts every number, even nan and inf, and the dispatcher cannot compute with
+    nan and inf."""
     timeout, rate, schedule = (limits.get(name) for name in ("timeout", "max_per_second", "schedule"))
     if timeout is not None and not 0 < timeout <= MAX_TIMEOUT_SECONDS:
         raise refuse("timeout", f"must be above 0 and at most {MAX_TIMEOUT_SECONDS} seconds")
@@ -77,5 +77,5 @@ def check_customer_change(stored: StoredGateway, parsed: BaseModel, new: Mapping
         return
     kept = [name for name in ("variables", "headers", "body") if getattr(before, name, None) and name not in new]
     if kept:
-        reason = "must be set again if the address changes, because it may contain credentials"
+        reason = "must be set again if the address of the gateway changes, because it may contain credentials"
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail(f"settings.{name}", reason) for name in kept])

@@ -29,7 +29,7 @@ class GatewayLinks:
         self._links: dict[int, tuple[str, ListeningConnection]] = {}  # The name and the connection of each gateway.
 
     def register_metrics(self, metrics: Metrics) -> None:
-        """Register the metric of the connections. A process that does not run this job reports none."""
+        """Register the metric of the connections. A process that does not run this job has no such metric."""
         metrics.gauge(
             "shortener_gateway_link_up",
             "1 if this process has an open session with the SMPP gateway; 0 if the gateway refuses it or does not respond.",
@@ -39,8 +39,8 @@ class GatewayLinks:
         )
 
     async def step(self) -> int:
-        """Open missing gateway connections and close those of removed or disabled gateways. Return 0, because no more work is left.
-        Raise StoreUnavailable if the database is unavailable."""
+        """Open missing gateway connections. Close the connections of removed or disabled gateways. Return 0, because no more work
+        is left. Raise StoreUnavailable if the database is unavailable."""
         listening = [one.id for one in self._directory.gateways.values() if one.kind in LISTENING and one.enabled]
         for gateway_id in listening:
             try:

@@ -2,7 +2,7 @@
 
 A fixed value of a query may be a credential, so it is shown as MASK. A value is shown if it contains a placeholder, or if it cannot
 be a credential: a word such as UTF-8, or at most MAX_SHOWN_CHARACTERS characters, in a parameter whose name does not say that it is
-a credential. The rest of the URL stays byte for byte, so that a shown URL without a mask can be stored again.
+a credential. The other parts of the URL do not change, so that a shown URL without a mask can be stored again.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def _is_shown(name: str, value: str) -> bool:
 
 
 def find_masks(values: Mapping[str, Any]) -> list[str]:
-    """Return the names of the settings that contain MASK in place of a value: as a complete text, or as the value of a parameter in
-    the query of a URL. The name of a member is written after a dot, such as variables.password."""
+    """Return the names of the settings that contain MASK where a value should be: as a complete text, or as the value of a
+    parameter in the query of a URL. The name of a member is written after a dot, such as variables.password."""
     found = []
     for name, value in values.items():
         if isinstance(value, Mapping):

@@ -15,7 +15,8 @@ from shortener.storage.types import from_ms, to_iso, to_ms
 
 
 def gateway_fields(settings: Settings, gateway: StoredGateway, now: datetime) -> dict[str, Any]:
-    """Return the JSON fields of a gateway. A limit that the gateway does not set has the value of the installation's setting."""
+    """Return the JSON fields of a gateway. If the gateway has no value for a limit, the field contains the setting of the
+    installation."""
     config, health = gateway.config, gateway.health
     return {
         "gateway_id": gateway.id,

@@ -19,8 +19,8 @@ Options = Mapping[str, str]
 @record
 class Preset:
     """A preset of gateway settings. `options` maps the name of each option to its description. The options in `defaults` are
-    optional. `read` returns the options that are not variables of the same name from the stored settings, or an empty dict if the
-    URL was changed to one that the preset does not build."""
+    optional. Some options are stored as variables of the same name. `read` returns the other options from the stored settings. It
+    returns an empty dict if the URL was changed to a URL that the preset does not build."""
 
     name: str
     product: str
@@ -56,7 +56,7 @@ def read_options(name: str, settings: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _read_url(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Return the option `url` of a preset whose URL is this option, perhaps with a query after it."""
+    """Return the option `url` from a stored URL. The preset uses this option as the URL, and may append a query."""
     return {"url": settings["url"].partition("?")[0]}
 
 
@@ -65,7 +65,7 @@ def _read_plain(settings: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _read_base(path: str) -> Callable[[Mapping[str, Any]], dict[str, str]]:
-    """Return a function that reads the option `url` of a preset whose URL is this option followed by `path`."""
+    """Return a function that returns the option `url` from a stored URL. The preset builds the URL from this option and `path`."""
 
     def read(settings: Mapping[str, Any]) -> dict[str, str]:
         base = settings["url"].removesuffix(path)

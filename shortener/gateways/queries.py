@@ -50,7 +50,7 @@ class GatewayState(NamedTuple):
 IS_PENDING = sends.c.status == literal_column("0")
 IS_HELD = sends.c.status == literal_column("3")
 IS_UNFINISHED = sends.c.status.in_([literal_column("0"), literal_column("3")])  # pending or held
-#: One transaction examines at most this many of the oldest due messages of a gateway for messages of disabled applications.
+#: To find messages of disabled applications, one transaction examines at most this many of the oldest due messages of a gateway.
 MAX_EXAMINED = 1000
 
 
@@ -92,10 +92,12 @@ def find_waiting(connection: Connection) -> list[int]:
 
 
 def lock_states(connection: Connection, now: int, only: int | None = None) -> list[GatewayState]:
-    """Lock the gateways that no other process has locked, or only one gateway, and return those that have pending messages."""
+    """Lock all gateways that no other process has locked, or only one gateway. Return the locked gateways that have pending
+    messages."""
     g = gateways.c
-    # PostgreSQL would compute the subqueries of a statement that locks rows before it has the locks. The states would then lack the
-    # claims that another process has committed in the meantime. So locking is a separate statement.
+    # If one statement locked the rows and read the states, PostgreSQL would compute its subqueries before it has the locks. The
+    # states would then not include claims that another process has committed in the meantime. Therefore locking is a separate
+    # statement.
     lock = select(g.id).order_by(g.id).with_for_update(skip_locked=True)
     locked = list(connection.scalars(lock if only is None else lock.where(g.id == only)))
     found = []
@@ -237,8 +239,8 @@ def claim(connection: Connection, requests: Sequence[ClaimRequest], now: int, ho
 
 
 def postpone(connection: Connection, gateway_id: int, applications: Collection[int], now: int, until: int) -> int:
-    """Postpone messages of these applications to the time `until`, without a claim, if they are among the MAX_EXAMINED oldest due
-    first attempts or retries of a gateway. Return their number."""
+    """Postpone messages of these applications to the time `until`, without a claim. Only the MAX_EXAMINED oldest due first attempts
+    and the MAX_EXAMINED oldest due retries of a gateway are examined. Return the number of postponed messages."""
     count = 0
     for part in (0, 1):
         is_due = IS_PENDING, sends.c.next_at <= from_ms(now)

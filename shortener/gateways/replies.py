@@ -103,7 +103,8 @@ class Replies:
         StoreUnavailable if the database is unavailable.
 
         The replies of a phone are recorded in the order of the calls, so that a STOP is not recorded after a later START."""
-        # A lock gives those that wait for it their turns in order. It exists while a reply uses it.
+        # A lock for each phone number. Replies that wait for a lock get it in their order of arrival. A lock is removed when no
+        # reply uses it.
         turn = self._turns.setdefault(phone.removeprefix("+"), asyncio.Lock())
         async with turn:
             await self._receive(gateways.get(gateway_id), gateway_id, phone, text)
@@ -127,7 +128,7 @@ class Replies:
 
 
 def _e164(phone: str) -> str:
-    """Return the phone number of a gateway's recipient in E.164; "" if it is none."""
+    """Return the phone number that a gateway has sent, in E.164. Return "" if the text is not a phone number."""
     from shortener.messages.phone_numbers import PhoneNumberError, parse_number
 
     try:

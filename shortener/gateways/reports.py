@@ -1,9 +1,10 @@
 """This module records the delivery reports of gateways: it finds the message, and translates the gateway's word for the state.
 
-A report can arrive before the response to the message is recorded. So for a short time (REPORT_WAIT), the message of a report with
-an unknown id is searched again. A report about a doubtful message proves that the gateway has accepted the message, so the message
-is not handed on again, and a hold ends. The report SENT, DELIVERED or READ proves the same about a message whose attempts have all
-failed: for example, the gateway responded with 500 and sent the message nevertheless. Such a message becomes doubtful.
+A report can arrive before the response to the message is recorded. Therefore, if the id in a report is unknown, the message is
+searched again for a short time (REPORT_WAIT). A report about a doubtful message proves that the gateway has accepted the message,
+so the message is not handed on again, and a hold ends. The report SENT, DELIVERED or READ proves the same about a message whose
+attempts have all failed: for example, the gateway responded with 500 and sent the message nevertheless. Such a message becomes
+doubtful.
 """
 
 from __future__ import annotations
@@ -91,9 +92,9 @@ class GatewayReports:
         return is_known
 
     async def receive_all(self, gateway_id: int, reports: Sequence[GatewayReport], states: Mapping[str, str]) -> None:
-        """Record the reports of one call of a gateway in their order. Count those in `unknown` whose message or word for the state
-        is unknown. `states` maps the gateway's own words to states. Raise StoreUnavailable if the database is unavailable; then
-        some reports may be stored."""
+        """Record the reports of one call of a gateway in their order. Reports whose message or word for the state is unknown are
+        counted in `unknown`. `states` maps the gateway's own words to states. Raise StoreUnavailable if the database is
+        unavailable; then some reports may be stored."""
         found = await self._find(gateway_id, reports)
         for report, one in zip(reports, found, strict=True):
             is_known = await self._record(gateway_id, report, one, states)
@@ -146,8 +147,8 @@ class GatewayReports:
 def find_send(connection: Connection, gateway_id: int, report: GatewayReport) -> ReportedSend | None:
     """Return the message of a gateway that a report is about; None if the message is unknown.
 
-    A `message_id` is unique in one application only. So on a gateway of several applications, it can be ambiguous. Then the
-    message is unknown."""
+    A `message_id` is unique in one application only. If several applications use the gateway, several messages may have the same
+    id. Then the message is unknown."""
     row_id = decode(report.reference) if report.reference else None
     if row_id is not None:
         condition = sends.c.id == row_id
@@ -196,8 +197,8 @@ def _settle(connection: Connection, send_id: int, state: State, now: datetime) -
     """Finish a message whose report has arrived, if it is held. Make a pending message doubtful if it was handed on and its report
     proves that the gateway has accepted it, so that the dispatcher finishes it.
 
-    The row is locked before its status is read. So if the attempt is being recorded at the same time, either this function finds
-    the message held, or the recorder of the attempt finds the report (finishing.py)."""
+    The row is locked before its status is read. If another transaction records the attempt at the same time, there are therefore
+    two cases: this function finds that the message is held, or the other transaction finds the report (finishing.py)."""
     found = select(sends.c.status, sends.c.attempt).where(sends.c.id == send_id).with_for_update()
     row, reported = connection.execute(found).first(), reported_status(state)
     values: dict[str, Any] = {}
@@ -219,9 +220,9 @@ def _state_of(word: str, states: Mapping[str, str]) -> State | None:
 
 
 def _price(text: str | None) -> Decimal | None:
-    """Return a price with at most MAX_PRICE_DECIMALS digits after the decimal point; None if the text is no price below MAX_PRICE.
-
-    A short text such as 1e-900000000 can mean a decimal of many million digits, so the price is rounded before it is stored."""
+    """Return a price with at most MAX_PRICE_DECIMALS digits after the decimal point. Return None if the text is not a price below
+    MAX_PRICE. The price is rounded before it is stored, because a short text such as 1e-900000000 means a decimal of many million
+    digits."""
     try:
         price = Decimal(text) if text else None
         if price is None or not price.is_finite() or not 0 <= price < MAX_PRICE:

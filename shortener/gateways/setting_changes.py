@@ -35,18 +35,22 @@ def build_preset(preset: str, options: Mapping[str, str]) -> dict[str, Any]:
 
 
 def rebuild_preset(preset: str, stored: Mapping[str, Any], options: Mapping[str, str]) -> dict[str, Any]:
-    """Return the stored settings with those of the preset built again. An option that is absent keeps its stored value."""
+    """Build the settings of the preset again, and return them together with the other stored settings. An option that is absent
+    keeps its stored value."""
     if not preset:
         raise refuse("options", "must be combined with a preset, and this gateway has none; change its settings instead")
     values = {**read_options(preset, stored), **options}
     if stored.get("url") and "url" not in values:
-        reason = f"must contain url, because the stored URL is not one that the preset {preset} builds; or change the settings"
+        reason = (
+            f"must contain url, because the preset {preset} did not build the stored URL; or change the settings instead of the "
+            f"options"
+        )
         raise refuse("options", reason)
     return {**stored, **build_preset(preset, values)}
 
 
 def merge_settings(kind: str, stored: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the stored settings of a kind of gateway changed by the new ones. None as the value of a member, such as
+    """Return the stored settings of a gateway of this kind, changed by the new settings. None as the value of a member, such as
     variables.password, removes the member. A setting that is not stored has the members of its default."""
     merged = dict(stored)
     for name, value in new.items():

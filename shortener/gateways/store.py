@@ -2,8 +2,8 @@
 
 The settings of a gateway contain credentials, so they are encrypted in the database, and no response contains them completely
 (`GatewayKind.describe`). The key in the path of its report URL is stored encrypted and hashed. Only the operator (the command line)
-can permit private IP addresses and create gateways of the installation, because a customer could otherwise send requests into the
-operator's network, or at the operator's cost.
+can permit private IP addresses and create gateways of the installation. Otherwise a customer could send requests into the
+operator's network, or send messages at the operator's cost.
 
 A removed gateway gets no messages. The dispatcher makes its waiting messages FAILED.
 
@@ -107,12 +107,12 @@ class GatewayStore:
         return self._from_row(await self._database.read(_require, gateway_id, application_id))
 
     async def find(self, name: str, application_id: int) -> StoredGateway:
-        """Return the gateway with this name. A gateway of the application has priority over one of the installation. Raise ApiError
-        NOT_FOUND."""
+        """Return the gateway with this name. A gateway of the application has priority over a gateway of the installation. Raise
+        ApiError NOT_FOUND."""
         return self._from_row(await self._database.read(_require_name, name, application_id))
 
     async def all(self, application_id: int | None = None) -> list[StoredGateway]:
-        """Return the gateways of an application and those of the installation, oldest first."""
+        """Return the gateways of an application and the gateways of the installation, oldest first."""
         return [self._from_row(row) for row in await self._database.read(_all, application_id)]
 
     async def update(
@@ -276,7 +276,7 @@ def select_gateway(
 ) -> None:
     """Select the gateway that sends the messages of an application, and add the audit row. None or "none" selects none.
 
-    A gateway of the installation other than the simulator can be selected only by the operator. Raise ApiError NOT_FOUND or
+    Only the operator can select a gateway of the installation. The simulator is an exception. Raise ApiError NOT_FOUND or
     INVALID_REQUEST."""
     table = schema.applications
     application = lock_application(connection, application_id)
@@ -287,7 +287,9 @@ def select_gateway(
         except ApiError:
             raise refuse("gateway", f"must be none, {SIMULATOR} or the name of a gateway of the application") from None
         if row.application_id == ALL_APPLICATIONS and row.name != SIMULATOR and not is_operator:
-            raise refuse("gateway", "must be a gateway of the application; the operator can select one of the installation")
+            raise refuse(
+                "gateway", "must be a gateway of the application; only the operator can select a gateway of the installation"
+            )
         gateway_id = row.id
     connection.execute(update(table).where(table.c.id == application_id).values(gateway_id=gateway_id))
     before, after = ({"gateway": gateway_name(connection, one)} for one in (application.gateway_id, gateway_id))
@@ -296,7 +298,7 @@ def select_gateway(
 
 
 def gateway_name(connection: Connection, gateway_id: int | None) -> str:
-    """Return the name of a gateway; "none" for no gateway and for a removed one."""
+    """Return the name of a gateway. Return "none" if there is no gateway, or if the gateway was removed."""
     table = schema.gateways
     found = select(table.c.name).where(table.c.id == gateway_id, table.c.removed_at.is_(None))
     return connection.execute(found).scalar() or "none"
@@ -380,14 +382,15 @@ def _update(
     changed_settings: Sequence[str],
     now: datetime,
 ) -> Row[Any] | None:
-    """Change a gateway, add the audit row, and return the row of the gateway. Of changed settings, the audit row contains only the
-    names, because values can be credentials. If the gateway was changed after `row` was read, change nothing and return None."""
+    """Change a gateway, add the audit row, and return the row of the gateway. The audit row contains only the names of the changed
+    settings, because their values can be credentials. If the gateway was changed after `row` was read, change nothing and return
+    None."""
     table = schema.gateways
     _require(connection, row.id, row.application_id)
     if "name" in values:
         _check_unused(connection, row.application_id, values["name"], row.id)
-    # A gateway that is enabled again, or has new settings such as another URL, starts with a closed circuit breaker. A script that
-    # repeats `enabled` for an enabled gateway says nothing about the endpoint.
+    # A gateway that is enabled again, or has new settings such as another URL, starts with a closed circuit breaker. If a script
+    # sends `enabled` again for an enabled gateway, this does not mean that the endpoint works again.
     is_enabled_again = values.get("enabled") and not row.enabled
     if is_enabled_again or changed_settings:
         values = {**values, "failures_in_row": 0, "open_until": None, "opened_at": None}

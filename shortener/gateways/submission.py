@@ -31,7 +31,7 @@ class SubmitOutcome(enum.Enum):
     # The response is missing, so the gateway may have accepted the message. The policy of the gateway decides whether the message
     # is handed on again.
     DOUBT = "doubt"
-    UNREADABLE = "unreadable"  # A response arrived that does not show whether the message was accepted. The message is held.
+    UNREADABLE = "unreadable"  # A response arrived, but it does not show whether the message was accepted. The message is held.
 
 
 @record
@@ -130,7 +130,7 @@ class GatewayConnection(Protocol):
     """The connection of this process to one gateway. Several `submit` calls run at the same time."""
 
     async def submit(self, message: OutgoingMessage, timeout: float) -> SubmitResult:
-        """Hand on a message within `timeout` seconds. Return the result; raise nothing but CancelledError."""
+        """Hand on a message within `timeout` seconds. Return the result. The method raises no error except CancelledError."""
         ...
 
     async def close(self) -> None:
@@ -217,8 +217,8 @@ class Connections:
             await self._close_unused(current)
 
     def is_open(self, gateway_id: int) -> bool | None:
-        """Return whether the connection of this process to a gateway is open. Return None if this process has none, or if it is no
-        connection that is kept open."""
+        """Return whether the connection of this process to a gateway is open. Return None if this process has no such connection,
+        or if the connection is not one that is kept open all the time."""
         one = self._open.get(gateway_id)
         return one.connection.is_up if one is not None and isinstance(one.connection, ListeningConnection) else None
 

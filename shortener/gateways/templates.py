@@ -1,7 +1,7 @@
 """This module fills the templates of requests to gateways, and reads values from their responses and reports by paths.
 
 A template contains placeholders in braces, such as `{phone}`. `fill` replaces them and encodes each value as its place requires:
-percent-encoded in a URL or a form, escaped in a JSON or XML body, and without line ends in a header. So no value can add a
+percent-encoded in a URL or a form, escaped in a JSON or XML body, and without line ends in a header. Therefore no value can add a
 parameter, a field or a header. A placeholder inside a value stays text.
 
 A path is `$.messages.0.id` for a value of a JSON body, or a text with `{value}` that matches a text body, such as `Success

@@ -43,7 +43,8 @@ async def send_test_message(
     """Hand a test message on to a gateway and return the result. Raise PhoneNumberError if the phone number is not valid, or
     ApiError OPTED_OUT if the recipient has refused further messages.
 
-    The audit row is stored before, so that it exists even if the process ends or the caller disconnects meanwhile."""
+    The audit row is stored before the message is handed on, so that it exists even if the process ends or the caller disconnects
+    during the test."""
     number = parse_number(phone)
     subject, owner = f"gateway {gateway.config.id} {gateway.config.name}", gateway.application_id or None
     if refusals := await database.read(find_refusals, number.e164, owner):

@@ -1,8 +1,7 @@
-"""Changes of balances, prices and opt-out lists by people, by the API and on the command line. Each change adds a row to the audit
-log, in the same transaction. A change that changes no value adds no row.
-
-Messages and replies also change balances and opt-out lists. These changes are traffic, so they call the functions of `balances` and
-`opt_outs` themselves.
+"""Changes of balances, prices and opt-out lists that people make with the API or on the command line. Each change adds a row to the
+audit log, in the same transaction. A request that changes no value adds no row. Messages and replies also change balances and
+opt-out lists. These changes are traffic and not in the audit log, so the code for them calls the functions of `balances` and
+`opt_outs` directly.
 """
 # Tested by tests/test_audit_complete.py and tests/messages/test_audited_billing.py
 
@@ -31,7 +30,7 @@ def change_balance(
     added: Decimal | None = None,
     currency: str | None = None,
 ) -> Balance:
-    """Set or add to a balance, as `balances.change_balance`."""
+    """Set a balance, or add to it, as `balances.change_balance` does."""
     old = balances.lock_balances(connection, [application_id]).get(application_id)
     ids, actor = audit.new_id, audit.actor.name
     new = balances.change_balance(connection, ids, application_id, now, actor, amount=amount, added=added, currency=currency)
@@ -57,8 +56,8 @@ def _balance_fields(balance: Balance | None) -> dict[str, Any]:
 
 
 def _text(amount: Decimal) -> str:
-    """Return an amount with at least two decimals, and the same text for equal amounts. The audit log would mask many digits
-    without a decimal point, because they may be a phone number."""
+    """Return an amount as text with at least two decimals. Equal amounts have the same text. The text always has a decimal point,
+    because the audit log would otherwise mask a long number as a phone number."""
     whole, _, fraction = format(amount.normalize(), "f").partition(".")
     return f"{whole}.{fraction:0<2}"
 

@@ -1,9 +1,9 @@
 """Balances of prepaid applications.
 
-The cost of messages is deducted in the transaction that stores them, and refunded in the transaction that records that a gateway
-rejected them. Each transaction first locks the rows of the balances that it changes, in the order of the application ids, so
-concurrent requests never spend an amount twice. Amounts are exact decimals. An application without a row in `balances` is not
-prepaid: its messages are never rejected because of their cost.
+The transaction that stores messages deducts their cost. The transaction that records that a gateway rejected a message refunds its
+cost. Each transaction first locks the rows of the balances that it changes, in the order of the application ids, so concurrent
+requests never spend an amount twice. Amounts are exact decimals. An application without a row in `balances` is not prepaid: its
+messages are never rejected because of their cost.
 """
 
 from __future__ import annotations

@@ -2,14 +2,13 @@
 
 The rule depends on the public suffix (ICANN) of the text:
 
-a. A generic suffix that is not a word is always a domain (`.com`, `.org`, `.co.uk`, `.com.au`: _GENERIC, _SECOND_LEVEL).
-b. A suffix that is rarely the first word of a sentence (`.de`, `.fr`, `.ru`, `.app`: _COUNTRIES, _UNAMBIGUOUS) requires a name of
-   at least three characters, and a suffix in lower case.
-c. A suffix that is a noun (`.shop`, `.online`, `.info`: _NOUNS) requires the conditions of rule b and one of these: a word such as
-   "visit" or "at" precedes the domain, no word in lower case follows the domain, or the name contains a digit, hyphen or capital.
-d. A country suffix that is also a frequent word (`.es`, `.it`, `.me`: _WORDS) requires "visit" or a colon before the domain, or
-   "at" before the domain and the end of the sentence after the domain.
-e. Every other suffix (`.so`, `.how`, `.love`, ...) requires a path, as in `t.me/shop`.
+a. A generic suffix that is not a word is always a domain (`.com`, `.org`, `.co.uk`, `.com.au`: _GENERIC, _SECOND_LEVEL). b. A
+suffix that is rarely the first word of a sentence (`.de`, `.fr`, `.ru`, `.app`: _COUNTRIES, _UNAMBIGUOUS) requires a name of at
+least three characters, and a suffix in lower case. c. A suffix that is a noun (`.shop`, `.online`, `.info`: _NOUNS) requires the
+conditions of rule b and one of these: a word such as "visit" or "at" precedes the domain, no word in lower case follows the domain,
+or the name contains a digit, a hyphen or a capital letter. d. A country suffix that is also a frequent word (`.es`, `.it`, `.me`:
+_WORDS) requires "visit" or a colon before the domain, or "at" before the domain and the end of the sentence after the domain. e.
+Every other suffix (`.so`, `.how`, `.love`, ...) requires a path, as in `t.me/shop`.
 
 In the rules b to e, a capital letter in the suffix (`Yes.No/maybe`, `hi.How`) means that a sentence starts there, unless the whole
 host is in capitals and has a path. In rule a, except for `.net`, a capitalised suffix is accepted after a name of at least three
@@ -63,9 +62,8 @@ _MAX_CONTEXT_CHARACTERS = 24
 
 
 def is_bare_domain(body: str, start: int, end: int, host: str, rest: str) -> bool | None:
-    """Return whether `body[start:end]` is a URL without a scheme. `host` is its host; `rest` is its port, path and query.
-
-    Return None if the text can be either a domain or two words, because only the sender can decide this."""
+    """Return whether `body[start:end]` is a URL without a scheme. `host` is its host; `rest` is its port, path and query. Return
+    None if the text can be a domain or two words. In this case only the sender can decide."""
     suffix = public_suffix(host)
     if suffix is None:
         return False

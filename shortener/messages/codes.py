@@ -63,7 +63,8 @@ class Codes:
         return self._encode(self._randbits(self.bits))
 
     def _encode(self, number: int) -> str:
-        """Return the code of a number: the same text as `Hashids(salt, length).encode(number)` returns, in a fifth of the time."""
+        """Return the code of a number. The result is the same as `Hashids(salt, length).encode(number)`, but takes a fifth of the
+        time."""
         first, alphabet = self._alphabet(number % _ALPHABETS)
         digits = ""
         remaining = number
@@ -89,7 +90,8 @@ def _read_alphabet(hashids: Hashids, remainder: int) -> tuple[str, str]:
     """Return the alphabet that hashids uses for numbers with this remainder (modulo 100). The alphabet is the first character of
     the code, and the digits in order.
 
-    hashids has no public function for its alphabets, so this one is derived from the code of a number that contains every digit."""
+    hashids has no public function for its alphabets. Therefore this function encodes a number that contains every digit, and reads
+    the alphabet from the code."""
     number = _every_digit()
     code: str = hashids.encode(number + (remainder - number) % _ALPHABETS)
     return code[0], code[_BASE:0:-1]

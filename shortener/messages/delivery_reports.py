@@ -12,15 +12,15 @@ The state of a message only moves forward:
 - A late report is a report of an earlier state. It stores the time of that state if none is stored, and adds missing facts
   (telecom_message_id, mt_price, fragments_count). A report of the newest reported state also corrects these facts.
 - The carrier's texts (status, reason_code, reason_description) are stored from the newest report that contains any. A report
-  without texts does not change them, but DELIVERED after FAILED removes the reason of the failure. A late report does not replace
-  them.
+  without texts does not change the stored texts, but DELIVERED after FAILED removes the reason of the failure. A late report does
+  not replace the stored texts.
 - A report without a state (ENROUTE, UNKNOWN) stores its texts only while the message has neither failed nor been
   delivered. It does not change the state of the message.
 - A click sets the state CLICKTHRU. A report of DELIVERED after CLICKTHRU stores its texts, and the state stays CLICKTHRU.
 
 A report that changes the message creates a `delivery` event, which is also a `state` event if the state changed. A repeated report
-creates no event. If the connection to the database ends during COMMIT, the reports are applied again, unless the first event of
-their transaction is stored: two reports that correct each other would create their events twice.
+creates no event. If the connection to the database ends during COMMIT, the reports are applied again, but only if the first event
+of their transaction is not stored. Without this check, two reports that correct each other would create their events twice.
 """
 
 from __future__ import annotations
@@ -175,8 +175,8 @@ _Results = list[DeliveryReportResult | None]  # the result of each report of a r
 class _WaitingRequest:
     """A request that waits for its transaction.
 
-    `attempts` contains the id of the first event of each transaction that has applied the request, and the results. One of them is
-    stored if a COMMIT whose outcome was unknown has succeeded."""
+    `attempts` contains, for each transaction that has applied the request, the id of its first event and the results. If a COMMIT
+    with an unknown outcome has succeeded, one of these first events is stored."""
 
     request: _Request
     attempts: list[tuple[int, _Results]] = field(default_factory=list)
@@ -196,7 +196,8 @@ class DeliveryReports:
         self._on_events = on_events
         self._wait = wait
         self._waiting = 0  # the number of requests that wait for unknown messages
-        # The maximum number of reports of one request in a transaction; None: no maximum. On SQLite, clicks wait until it ends.
+        # The maximum number of reports of one request in a transaction; None: no maximum. There is a maximum on SQLite, because
+        # clicks wait until the transaction ends.
         self._max_reports = MAX_ROWS if database.dialect == "sqlite" else None
         self._group: GroupCommit[_WaitingRequest, _Results, int] = GroupCommit(
             database,
@@ -229,8 +230,8 @@ class DeliveryReports:
         return results
 
     async def _store(self, application_id: int, reports: Sequence[DeliveryReport]) -> list[DeliveryReportResult | None]:
-        """Store delivery reports, on SQLite in several transactions if there are many. The transactions run one after the other, so
-        that several reports of one message are applied in request order."""
+        """Store delivery reports. On SQLite, many reports are stored in several transactions. The transactions run one after the
+        other, so that several reports of one message are applied in request order."""
         size = self._max_reports or max(len(reports), 1)
         results: list[DeliveryReportResult | None] = []
         for start in range(0, len(reports), size):
@@ -244,7 +245,7 @@ class DeliveryReports:
             self._on_events()
 
     def _apply_group(self, connection: Connection, waiting: Sequence[_WaitingRequest]) -> tuple[list[_Results | Exception], int]:
-        """Do the same as `apply`, but do not apply a request again that an earlier transaction has stored."""
+        """Do the same as `apply`, but skip the requests that an earlier transaction has already stored."""
         found = _find_stored(connection, waiting)
         stored = [one.stored(found) for one in waiting]
         missing = [one for one, results in zip(waiting, stored, strict=True) if results is None]
@@ -312,11 +313,12 @@ class DeliveryReports:
 
 
 def _find_stored(connection: Connection, waiting: Sequence[_WaitingRequest]) -> set[int]:
-    """Return which of the transactions that have applied the requests are stored, by the id of their first event."""
+    """Find the transactions that have applied the requests and were committed. Return the ids of their first events."""
     attempted = {event_id for one in waiting for event_id, _ in one.attempts}
     if not attempted:
         return set()
-    # An earlier transaction may still be running. It has ended, and its events are visible, when this one has locked the messages.
+    # An earlier transaction may still be running. When this transaction has locked the messages, the earlier one has ended, and its
+    # events are visible.
     messages = _lock(connection, _message_ids([one.request for one in waiting]))
     first_clicks.release(connection, [message.id for message in messages.values()])
     e = schema.events.c

@@ -56,8 +56,8 @@ _CLOSERS = {
 # text, and _PASTED for a pasted JSON sample, in which backslashes precede the quotes.
 _PLAIN = {opening: re.compile(rf"((?:[^\\{closers}]++|\\.)*+)[{closers}]", re.DOTALL) for opening, closers in _CLOSERS.items()}
 _PASTED = {opening: re.compile(rf"([^{closers}]*+)[{closers}]") for opening, closers in _CLOSERS.items()}
-# These expressions match a closing quote whose form differs from that of the opening quote, for example ” after ". Such a quote
-# closes the argument if a comma or a parenthesis follows it.
+# These expressions match a closing quote in another form than the opening quote, for example ” after ". Such a quote closes the
+# argument if a comma or a parenthesis follows it.
 _MIXED = {
     **dict.fromkeys(_DOUBLE, re.compile(rf"(?:[{_DOUBLE}]|{_DOUBLE_ENTITY})(?={_BLANK}*[,)])", re.IGNORECASE)),
     **dict.fromkeys(_SINGLE, re.compile(rf"(?:[{_SINGLE}]|{_SINGLE_ENTITY})(?={_BLANK}*[,)])", re.IGNORECASE)),
@@ -175,7 +175,7 @@ def _parse_argument(body: str, position: int, expected: str, *, is_url: bool = F
 
 def _find_mixed(body: str, quote: str, start: int, end: int, *, is_pasted: bool) -> re.Match[str] | None:
     """Return the match of the first closing quote between `start` and `end` whose form differs from that of `quote`, for example
-    curly instead of straight. Only a quote that ends an argument counts. Return None if there is none."""
+    curly instead of straight. A quote matches only if it ends an argument. Return None if there is no such quote."""
     for found in _MIXED[quote].finditer(body, start):
         if found.start() >= end:
             return None

@@ -57,7 +57,7 @@ class PlannedLink:
 
     span: Span
     destination: Destination
-    every_click: bool  # every click creates an event, not only the first one
+    every_click: bool  # every click creates an event, not only the first click
 
 
 @record
@@ -76,15 +76,16 @@ class ItemPlan:
     is_simulated_by_request: bool = False  # whether the request names the simulator, and the application has another gateway
     warnings: tuple[str, ...] = ()
     segments_without_rewriting: int = 0
-    # The number of characters and the size of the body with short links. All codes of an installation have the same length, and
-    # their characters are in the GSM-7 alphabet, so every code results in the same size.
+    # The number of characters and the size of the body with short links. They do not depend on the codes: all codes of an
+    # installation have the same length, and their characters are in the GSM-7 alphabet.
     rewritten_length: int = 0
     rewritten: Segments | None = None
     problems: tuple[Problem, ...] = ()
 
 
 def _unknown_gateway(application: Application) -> str:
-    """Return the reason why a request of the application may not name a gateway, with the gateways that it may name."""
+    """Return the reason why requests of the application may not name this gateway. The reason lists the gateways that they may
+    name."""
     known = ", ".join(one.name for one in application.gateways) or "none"
     command = f"`shortener applications update {application.id} --gateway NAME`"
     return (
@@ -243,7 +244,8 @@ def _plan_links(
 ) -> tuple[tuple[PlannedLink, ...], bool]:
     """Return the valid links of a text, and whether the text would have links if all its directives and URLs were valid."""
     directives, errors = parse_directives(item.body)
-    # If a directive is malformed, only the URLs of the other directives are checked: without it the text may have other URLs.
+    # If a directive is malformed, only the URLs of the other directives are checked. The other URLs of the text are not searched,
+    # because a corrected directive may change which URLs are found.
     spans = find_spans(item.body, "directives" if errors else track, directives, detection)
     always = application.settings.click_events == "every"
     links = []

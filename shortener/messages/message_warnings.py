@@ -82,7 +82,8 @@ def _suspicious_destinations(links: Sequence[tuple[Span, str]]) -> list[str]:
 
 
 def _unusual_sender(sender: str) -> list[str]:
-    """Return a warning about a sender id that 23 Telecom rejects. It is no error, because other carriers accept it."""
+    """Return a warning about a sender id that 23 Telecom rejects. It is not an error, because other carriers accept such a sender
+    id."""
     reason = check_sender(sender) if sender else None
     return [f"from {sender!r} {reason}; carriers may reject it"] if reason else []
 

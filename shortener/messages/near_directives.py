@@ -2,10 +2,10 @@
 reaches the phone.
 
 Keyboards and editors change characters (`＃`, `（`, a zero-width space), programs escape them (`&#40;`, `%28`), and people mistype
-(`##track("...")`, `#trak("...")`). The search normalises a copy of the text after each character that is similar to `#`, so that
-one expression finds all forms. A text is reported only if a parenthesis directly follows the name, or if a quote follows. A
-mistyped name, and a name in front of `:` or `=`, is reported only in front of a quoted URL.
-So `#track (see below)`, `#tracker("x")` and hashtags are not reported.
+(`##track("...")`, `#trak("...")`). For each character that is similar to `#`, the search copies the text after it and normalises
+the copy. One regular expression then finds all forms. A text is reported only if a parenthesis directly follows the name, or if a
+quote follows. A mistyped name is reported only if a quoted URL follows. The same is true for a name before `:` or `=`. Therefore
+`#track (see below)`, `#tracker("x")` and hashtags are not reported.
 """
 # Tested by tests/messages/test_directives.py
 
@@ -22,8 +22,8 @@ _MAX_WINDOW_CHARACTERS = 64
 _SIGN = re.compile(r"[#＃﹟♯]|&(?:amp;)*(?:#0*35|#x0*23|num);|%(?:25)*23", re.IGNORECASE)
 # The first characters of all forms of the sign `#`. A search for them takes a tenth of the time of a search for the forms.
 _SIGN_START = re.compile(r"[#＃﹟♯&%]")
-# An opening parenthesis that a program has escaped (for HTML, a URL or Markdown), or another bracket that looks like one. Each of
-# them becomes `❨`.
+# A regular expression for an opening parenthesis that a program has escaped (for HTML, a URL or Markdown), and for brackets that
+# look like a parenthesis. The search replaces each match by `❨`.
 _OPENING = re.compile(r"&(?:amp;)*(?:#0*40|#x0*28|lpar);|%(?:25)*28|\\+\(|[❨❪❬❲⟨⟪⟬⦅⦗〈《〔〖〘〚⸨﴾]", re.IGNORECASE)
 # The first characters of all forms that `_SIGN` and `_OPENING` match.
 _ESCAPED_STARTS = frozenset("#＃﹟♯&%\\❨❪❬❲⟨⟪⟬⦅⦗〈《〔〖〘〚⸨﴾")
@@ -119,7 +119,7 @@ def _normalise(window: str) -> tuple[str, list[int]]:
 
 @lru_cache(maxsize=4096)
 def _plain_form(character: str) -> str:
-    """Return the plain characters that replace a character; "" for an invisible one."""
+    """Return the plain characters that replace a character. Return "" for an invisible character."""
     category = unicodedata.category(character)
     if category in ("Cf", "Mn", "Me") or character in "\u115f\u1160\u2800\u3164\uffa0":
         return ""

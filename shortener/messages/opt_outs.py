@@ -1,9 +1,10 @@
 """The opt-out list of an application: recipients who refused further messages.
 
-A recipient refuses by a reply that is one of STOP_WORDS, and permits messages again by one of START_WORDS. A reply does not remove
-an entry that an administrator has made, because API keys that may only send messages can also report replies. The word must be the
-whole reply, without regard to case and to spaces and punctuation around it: "please stop by tomorrow" refuses nothing. The words
-follow the handbook of CTIA (United States) and the lists of common providers, with the usual words of other languages.
+A recipient refuses further messages by a reply with one of STOP_WORDS, and permits them again by a reply with one of START_WORDS. A
+reply does not remove an entry that an administrator has made, because API keys that may only send messages can also report replies.
+The word must be the whole reply: "please stop by tomorrow" refuses nothing. Upper and lower case make no difference, and spaces and
+punctuation around the word are ignored. The words follow the handbook of CTIA (United States) and the lists of common providers,
+with the usual words of other languages.
 """
 
 from __future__ import annotations
@@ -53,8 +54,8 @@ def parse_reply(text: str) -> Literal["stop", "start"] | None:
 def add_opt_out(connection: Connection, application_id: int, phone: str, now: datetime, source: str) -> bool:
     """Add a number in E.164 to the opt-out list of an application. Return whether it was not on the list.
 
-    `source` is FROM_REPLY, or who added the number. If the number is already on the list, its source changes only if it was
-    FROM_REPLY."""
+    `source` is FROM_REPLY, or names the administrator or the command line. If the number is already on the list, its source changes
+    only if the old source is FROM_REPLY."""
     table = schema.opt_outs
     row = {"application_id": application_id, "phone": phone, "at": now, "source": source}
     if connection.execute(upsert(connection, table).values(row).on_conflict_do_nothing()).rowcount:
@@ -86,7 +87,8 @@ def find_opt_outs(connection: Connection, recipients: Iterable[tuple[int, str]])
 
 
 def find_refusals(connection: Connection, phone: str, application_id: int | None) -> list[int]:
-    """Return the ids of the applications on whose opt-out list a number in E.164 is: of one application, or (None) of all."""
+    """Return the ids of the applications whose opt-out list contains a number in E.164. If `application_id` is not None, search
+    only the list of this application."""
     table = schema.opt_outs
     statement = select(table.c.application_id).where(table.c.phone == phone).order_by(table.c.application_id)
     if application_id is not None:

@@ -26,7 +26,8 @@ _TRUNK_PREFIX = re.compile(r"^(\s*(?:\+|00)(?!39)[0-9]{1,3})\s*\(0\)")
 _SEARCH_SEPARATORS = str.maketrans("", "", "./")
 _INTERNATIONAL_PREFIX = "00"
 
-# The phonenumbers library uses the region "001" for calling codes that belong to no country, for example of satellite phones.
+# The phonenumbers library uses the region "001" for calling codes that belong to no country, for example the codes of satellite
+# phones.
 _REGIONS = {str(code): regions for code, regions in phonenumbers.COUNTRY_CODE_TO_REGION_CODE.items() if regions != ("001",)}
 _WITHOUT_COUNTRY = tuple(f"+{code}" for code in phonenumbers.COUNTRY_CODE_TO_REGION_CODE if str(code) not in _REGIONS)
 

@@ -68,12 +68,12 @@ class PlannedRequest:
 
     @property
     def may_be_repeat(self) -> bool:
-        """Whether the request or one of its messages may be a repeat. If so, stored rows must be searched."""
+        """Whether the request or one of its messages may be a repeat. In this case, the stored rows must be searched."""
         return self.idempotency_key is not None or any(message.has_own_id for message in self.messages)
 
     def with_own_ids(self) -> PlannedRequest:
-        """Return the same request with messages that may be repeats, because an earlier attempt may have stored them. Their ids
-        identify them, also the ids that the service generated for this request."""
+        """Return the same request, in which every message may be a repeat. Call this if an earlier attempt may have stored the
+        messages. The messages are then searched by their ids, including the ids that the service generated for this request."""
         return replace(self, messages=tuple(replace(message, has_own_id=True) for message in self.messages))
 
     @property
@@ -87,9 +87,9 @@ class PlannedRequest:
         return sum(len(item.to) * (1 + len(plan.links)) for item, plan in zip(self.items, self.plans, strict=False))
 
     def check(self, new_messages: Sequence[PlannedMessage], other_problems: Sequence[Problem] = ()) -> list[Problem]:
-        """Raise ApiError if a problem rejects the request. Otherwise return the problems of items that set `skip_invalid`: they do
-        not reject the request. Messages that are not in `new_messages` repeat stored messages. The error has the code of the first
-        problem, and the details of all problems in request order, followed by `other_problems`."""
+        """Raise ApiError if a problem rejects the request. Otherwise return the problems that do not reject the request, because
+        their items set `skip_invalid`. Messages that are not in `new_messages` repeat stored messages. The error has the code of
+        the first problem, and the details of all problems in request order, followed by `other_problems`."""
         if self.error is not None:
             raise self.error
         problems = [*self.problems_of(new_messages), *other_problems]
@@ -178,7 +178,8 @@ def _identify(
         recipient = numbers[index].e164 if index in numbers else item.to[index]
         hashes[index] = hashlib.sha256(content + recipient.encode(errors="surrogatepass")).hexdigest()[:32]
         if message_id in used_ids:
-            # Two entries of one list are a wrong list. Two messages of a batch are the same as two requests with this id.
+            # An id that occurs twice in one list is an error. Two messages of a batch with the same id are not an error: they have
+            # the same effect as two requests with this id.
             is_conflict = message_id not in message_ids[:index] and used_ids[message_id] != hashes[index]
             code = ErrorCode.MESSAGE_ID_CONFLICT if is_conflict else ErrorCode.INVALID_REQUEST
             reject(code, "message_id", f"{message_id!r} is used twice in this request", index)

@@ -38,5 +38,5 @@ def _preview(message: PlannedMessage, sample_code: Callable[[], str]) -> dict[st
         StoredLink(sample_code(), link.destination.url, link.span.label, plan.expires_at, plan.domain_id, plan.link_path)
         for link in plan.links
     ]
-    # A preview sends nothing, so its response has no fields about sending. The name of a gateway is checked nevertheless.
+    # A preview sends nothing, so its response has no fields about sending. The name of the gateway is still checked.
     return replace(render_new(message, links, plan.base_url), is_sent=None).serialize()

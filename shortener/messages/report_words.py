@@ -1,7 +1,7 @@
 """This module contains one table of the words that carriers and gateways use for the state of a message.
 
 `parse_state` ignores case, and it ignores the difference between spaces, hyphens and underscores. Words such as `ENROUTE`,
-`UNKNOWN` and `queued` mean no state: the report is stored, and the state of the message does not change.
+`UNKNOWN` and `queued` do not mean any of these states: the report is stored, and the state of the message does not change.
 
 Numbers are rejected because their meanings differ: 2 means delivered in SMPP, but failed in Kannel and playSMS.
 """
@@ -64,7 +64,7 @@ WORDS: Mapping[str, Mapping[str, State | None]] = {
         "FAILED": _FAILED,
         "CANCELED": _FAILED,
         "READ": _READ,
-        "PARTIALLY_DELIVERED": None,  # A part of the text is missing on the phone, so it is neither delivered nor failed.
+        "PARTIALLY_DELIVERED": None,  # A part of the text is missing on the phone, so the message is neither delivered nor failed.
         "RECEIVING": None,
         "RECEIVED": None,
     },

@@ -4,10 +4,11 @@ A request is atomic: all of it is stored, or nothing. The response is returned a
 new links are also stored in the link cache before the response is returned, unless the cache is unavailable. A repeated request or
 message gets its first response.
 
-If the connection to the database ends during the commit, the transaction runs again for some seconds and searches for the messages
-by their ids, which exist before the first attempt. So the request is stored once, and its response is the usual one. If the
-database stays unavailable, CommitUncertain is raised. The links of a request that was found are not in the link cache; a redirect
-puts them there. The job of the gateways finds its messages within a second.
+If the connection to the database ends during the commit, the transaction is repeated for some seconds. It then searches for the
+messages by their ids, which were generated before the first attempt. Therefore the request is stored once, and the caller gets the
+usual response. If the database stays unavailable, CommitUncertain is raised. If the repeated transaction finds the request stored,
+the rewriter does not add its links to the link cache; the first redirect of a link adds it. The job of the gateways finds the
+messages of such a request within a second.
 
 `plan.py` checks a request, `write.py` stores it in a transaction that many requests share, and `render.py` creates the texts.
 """

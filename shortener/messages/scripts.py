@@ -21,7 +21,8 @@ _KANA_VOWEL_MARK = "KATAKANA-HIRAGANA"  # the long vowel mark belongs to both Ka
 
 
 def mixed_scripts(host: str) -> tuple[str, ...]:
-    """Return the scripts of the first label of `host` that combines scripts as no language does; () if there is no such label.
+    """Find the first label of `host` that combines scripts in a way in which no language combines them. Return its scripts; () if
+    there is no such label.
 
     `host` is in lower case and punycode."""
     if "xn--" not in host:

@@ -15,11 +15,13 @@ _BASIC = (
     "¡ABCDEFGHIJKLMNOPQRSTUVWXYZÄÖÑÜ§¿abcdefghijklmnopqrstuvwxyzäöñüà"
 )
 _EXTENSION = "\f^{}\\[~]|€"
-_MAX_GSM_SINGLE, _MAX_GSM_MULTI = 160, 153  # the maximum number of septets in a single segment, and in each of several
-_MAX_UCS2_SINGLE, _MAX_UCS2_MULTI = 70, 67  # the maximum number of UTF-16 units in a single segment, and in each of several
+# The maximum number of septets in a single segment, and in each segment of a text with several segments
+_MAX_GSM_SINGLE, _MAX_GSM_MULTI = 160, 153
+# The maximum number of UTF-16 units in a single segment, and in each segment of a text with several segments
+_MAX_UCS2_SINGLE, _MAX_UCS2_MULTI = 70, 67
 
 # A one-byte encoding of the GSM-7 characters for the fast C functions of Python: 0 for NUL (charmap_build requires it), then the
-# basic characters, then the extension characters. To encode any other character raises UnicodeEncodeError.
+# basic characters, then the extension characters. Encoding any other character raises UnicodeEncodeError.
 _TABLE = "\0" + _BASIC + _EXTENSION
 _MAP = codecs.charmap_build(_TABLE.ljust(256, "\ufffe"))
 _EXTENSION_BYTES = bytes(range(1 + len(_BASIC), len(_TABLE)))

@@ -49,7 +49,7 @@ class UntrackedUrl(NamedTuple):
 
 
 def find_untracked(body: str, track: TrackMode, spans: Sequence[Span], detection: Detection | None = None) -> list[UntrackedUrl]:
-    """Return the URLs in a body that are not in `spans`, and texts that are similar to URLs, each with the reason why no short link
+    """Return the URLs in a body that are not in `spans`, and texts that are similar to URLs. Each has the reason why no short link
     replaces it.
 
     In the mode `directives` only the first URL of a body without directives is returned, because the sender may have forgotten a
@@ -83,7 +83,8 @@ def locate_spans(body: str, track: TrackMode, links: Sequence[tuple[str, str | N
     """Return the span of each stored link (url, label) in a body, in order; None if a link is not found.
 
     The rules of URL detection may have changed since the links were created from this body, so the indexes of links and spans may
-    differ. A link matches the next span with the same URL and label, or else the next occurrence of its URL in the text."""
+    differ. A link matches the next span with the same URL and label. If there is none, it matches the next occurrence of its URL in
+    the text."""
     directives, urls = _find_candidates(body, track, find_directives(body))
     candidates = iter(sorted(directives + urls))
     located: list[Span] = []

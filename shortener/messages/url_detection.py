@@ -9,8 +9,8 @@ an undetected domain still reaches the handset as the sender wrote it. The rules
 2. `www.` starts a URL if its domain ends in a public suffix of the ICANN section of the Public Suffix List.
 3. Any other domain is a bare domain. All of the following must hold:
    - It consists of Latin, Greek or Cyrillic letters, of one script in each label.
-   - It does not begin inside another word, address or number. It begins with no abbreviation (`e.g.shop.com`) and with no
-     word in capitals before a name in small letters (`STOP.shop.com`).
+   - It does not begin inside another word, address or number. It does not begin with an abbreviation (`e.g.shop.com`), and not with
+     a word in capitals before a name in small letters (`STOP.shop.com`).
    - It has a name before a public ICANN suffix. `bare_domains.py` decides by the suffix and by the words around it.
 4. A query directly after a bare host must contain a `=`. A port must be followed by a path or have four digits.
 
@@ -176,7 +176,7 @@ def _url_with_scheme(body: str, match: re.Match[str]) -> DetectedUrl | Untrackab
 
 
 def _host_end(body: str, start: int) -> int | None:
-    """Return the end of the host at `start`; None if the text there is no host that a URL with a scheme may have (rule 1)."""
+    """Return the end of the host at `start`. Return None if the text there cannot be the host of a URL with a scheme (rule 1)."""
     address = _IPV6.match(body, start)
     if address is not None:
         return address.end()
@@ -280,7 +280,7 @@ def _bare_url(body: str, match: re.Match[str]) -> DetectedUrl | UntrackableUrl |
 
 
 def _begins_inside_token(body: str, start: int) -> bool:
-    """Return whether the host without a scheme at this position is a part of a longer word, e-mail address or number."""
+    """Return whether the host at this position, which has no scheme, is a part of a longer word, e-mail address or number."""
     before = body[start - 1 : start] if start else ""
     if not before:
         return False
@@ -300,7 +300,8 @@ def _begins_inside_token(body: str, start: int) -> bool:
 
 
 def _begins_with_other_word(host: str) -> bool:
-    """Return whether the first labels of a host without a scheme are a word of the sentence: `e.g.shop.com`, `STOP.shop.com`."""
+    """Return whether the first labels of a host without a scheme are a word of the sentence and not part of a URL: `e.g.shop.com`,
+    `STOP.shop.com`."""
     labels = host.removesuffix("." + (public_suffix(host) or "")).split(".")
     if _ABBREVIATION.match(host) and len(labels) > 1:
         return True
@@ -309,8 +310,8 @@ def _begins_with_other_word(host: str) -> bool:
 
 
 def _is_of_one_script(label: str) -> bool:
-    """Return whether each label has letters of one script only. A label that mixes ASCII letters with Greek or Cyrillic ones is two
-    words without a space."""
+    """Return whether each label has letters of one script only. A label that mixes ASCII letters with Greek or Cyrillic letters is
+    two words without a space between them."""
     if label.isascii():
         return True
     others = any("\u0370" <= character <= "\u052f" or "\u1f00" <= character <= "\u1fff" for character in label)

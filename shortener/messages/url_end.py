@@ -3,16 +3,16 @@ place.
 
 - White space, control and invisible characters, `<`, `>`, `"`, a backtick and a backslash end a URL. So do emoji, dashes, bullets,
   arrows and punctuation of any script, and HTML entities of quotes and brackets.
-- Letters of other scripts belong to a URL at the start of a part of it (`/wiki/Москва`, `?q=日本`). Directly after an ASCII letter
-  or digit, or after a full stop or comma, they belong to the text after the URL (`/xをご覧ください`). So do Japanese and Korean
-  particles after a slash (`/で検索`).
+- Letters of other scripts belong to a URL if they are at the start of a part of the URL (`/wiki/Москва`, `?q=日本`). Directly
+  after an ASCII letter or digit, or after a full stop or comma, they belong to the text after the URL (`/xをご覧ください`).
+  Japanese and Korean particles after a slash (`/で検索`) also belong to the text after the URL.
 - `|` belongs to a query if another character of the query follows, and if no `|` precedes the URL.
 - A closing bracket without its opening bracket in the URL ends the URL. So does an opening bracket without its closing bracket.
   Trailing punctuation belongs to the sentence.
 - A `,` or `;` before another `http://` ends a URL. So does an `http://` directly after a letter or digit, or after `+`, `&`, `~` or
   `-` in a path.
-- Text of the sentence that directly follows a URL is not a part of it: a capitalised word after a full stop (`/a.Reply STOP`), a
-  word after one comma, semicolon or exclamation mark (`/a,now`), the suffix of a word (`/a's`, Turkish `/a'da`, Finnish
+- Text of the sentence that directly follows a URL is not a part of the URL: a capitalised word after a full stop (`/a.Reply STOP`),
+  a word after one comma, semicolon or exclamation mark (`/a,now`), the suffix of a word (`/a's`, Turkish `/a'da`, Finnish
   `/a:sta`), and the number of the next URL in a list (`/a(2)https://`).
 """
 # Tested by tests/messages/test_url_detection.py and tests/messages/test_public_corpora.py

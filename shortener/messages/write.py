@@ -10,8 +10,8 @@ Several requests share one transaction. For each request, `RewriteWriter` decide
 5. Deduct the cost of the messages that a gateway sends. If the balance is too low, reject the whole request.
 6. Collect the rows of the new messages, and queue those that a gateway sends (send_queue.py).
 
-So a repeat gets its first response even if the request would be invalid now. If a unique index rejects the transaction (equal
-codes, or a race with another process for a message_id), the caller runs it again with new codes.
+Therefore a repeat gets its first response even if the request would be invalid now. If a unique index rejects the transaction
+(equal codes, or a race with another process for a message_id), the caller runs it again with new codes.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ class RewriteWriter:
         """Store the requests. Return a response or an ApiError for each request, and the new rows."""
         creatable = [(request, message) for request in requests for message in request.messages if not message.plan.problems]
         processes = self._processes.get_ids(connection, {_process_key(*one) for one in creatable})
-        # The dict keys are the ids of Python objects: the recipients of a message share its plan object, and no request object is
-        # deleted before the transaction ends.
+        # The keys of these dicts are the `id()` of Python objects. This is possible because the recipients of a message share its
+        # plan object, and because no request object is deleted before the transaction ends.
         cohort_keys = {id(message): _cohort_key(request, message, processes) for request, message in creatable}
         cohorts = self._cohorts.get_ids(connection, set(cohort_keys.values()))
         first_of_plan = {id(message.plan): (request, message) for request, message in creatable}

@@ -3,7 +3,7 @@
 
 There is a count for each cohort (application, campaign, source, country, conversion process), time slot of 15 minutes and metric.
 Midnight in every time zone is at the start of a time slot. The job reads delta rows, adds them up and deletes them in one
-transaction, so a crash neither loses nor repeats an amount (`reporting/counts.py`).
+transaction, so that a crash neither loses an amount nor adds it twice (`reporting/counts.py`).
 """
 
 # Tested by tests/reporting/test_counts.py
@@ -28,8 +28,8 @@ TIME_SLOT_MS = 15 * 60 * 1000
 #: The metric of the cost of messages. Like the names of all metrics that are amounts of money, it begins with "value:".
 COST = "value:cost"
 
-#: The upper limit of each bucket of the time from sending to click is 5 % higher than the previous limit, so a percentile has an
-#: error of at most 2.5 %.
+#: The upper limit of each bucket of the time from sending to click is 5 % higher than the limit of the previous bucket. A
+#: percentile therefore has an error of at most 2.5 %.
 _BUCKET_GROWTH = math.log(1.05)
 
 #: The key of a cohort: application_id, campaign ("" for none), source, country ("" for unknown), process_id.
@@ -50,8 +50,8 @@ class CountDelta:
     def add(
         self, cohort: int, at_ms: int, metric: str, amount: int | Decimal = 1, *, message: int | None = None, link_set: int = 0
     ) -> None:
-        """Add an amount to the count delta of a metric, for one event. `message` is the row id of the event's message. Without a
-        message, even statistics by the time of sending count the event at its own time."""
+        """Add an amount to the count delta of a metric, for one event. `message` is the row id of the event's message. If the event
+        has no message, statistics by the time of sending use the time of the event."""
         slot = at_ms // TIME_SLOT_MS
         key = (cohort, slot, metric, slot if message is None else sent_slot(message), link_set)
         self._amounts[key] = self._amounts.get(key, 0) + amount
@@ -78,9 +78,8 @@ class CountDelta:
         return [(sent, link_set) for _, _, _, sent, link_set in self._amounts]
 
     def split(self, max_entries: int) -> Iterator[CountDelta]:
-        """Yield count deltas with at most `max_entries` entries each. Their sum is this one.
-
-        `counts.fold_batch` adds a large row in many transactions, and each of them writes the rest of the row again."""
+        """Yield count deltas with at most `max_entries` entries each. Their sum is this count delta. A large row is split, because
+        `counts.fold_batch` adds it in many transactions, and each of these transactions would write the rest of the row again."""
 
         def order(entry: tuple[tuple[int, int, str, int, int], int | Decimal]) -> tuple[int, int, int, int]:
             (cohort, slot, _, sent, link_set), _ = entry
@@ -108,7 +107,7 @@ class CountDelta:
 
 
 def origin_order(cohort: int, slot: int, sent: int | None, link_set: int) -> tuple[int, int, int, int]:
-    """Return the key that sorts entries of count deltas, so that entries with similar origins are near each other.
+    """Return the sort key for an entry of a count delta. It places entries with similar origins near each other.
 
     The origin is the time slot `sent` in which the message was created, and the link set of the message. `slot` is the time slot of
     the event. `sent` is None for an entry of an older release, which stored no message time slots."""

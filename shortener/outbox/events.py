@@ -1,8 +1,8 @@
 """This module writes the event log, which has one row for each event. `topics` has every topic under which the event is published.
 
 A first click is one row with the topics STATE and CLICK. A delivery report is one row with DELIVERY, and with STATE if the message
-changed its state. `data` has only what no other row contains, such as previous_state and new_state of a report. The fan-out reads
-everything else from the rows to which the event refers.
+changed its state. `data` contains only values that no other row contains, such as previous_state and new_state of a report. The
+fan-out reads everything else from the rows to which the event refers.
 """
 
 from __future__ import annotations
@@ -84,8 +84,9 @@ def append(connection: Connection, events: Sequence[Event], counted: Sequence[tu
 
 
 def find_sent_clicks(connection: Connection, message_ids: Collection[int]) -> dict[int, bool]:
-    """Return for each hit on these messages whether its click is sent: true if the last event of the hit is a click event, false if
-    it is `click_retracted`. Events of suspected hits do not count. Hits without stored events are missing from the result."""
+    """Return, for each hit on these messages, whether its click counts as sent: true if the last event of the hit is a click event,
+    false if it is `click_retracted`. Events of suspected hits do not count. Hits without stored events are missing from the
+    result."""
     click, retracted = int(Topic.CLICK), int(Topic.CLICK_RETRACTED)
     columns = schema.events.c
     statement = select(columns.hit_id, columns.topics).where(

@@ -2,8 +2,9 @@
 
 On SQLite, every writing transaction locks the whole database. On PostgreSQL, a row of `first_clicks` is the lock. `lock` inserts an
 empty row for a message without clicks, and `release` removes it before the transaction ends. A click that arrives meanwhile waits
-to insert its own row. So a click only inserts one row. Delivery reports and corrections are fewer, and need more statements. Every
-transaction inserts and locks rows in the order of their ids, because two transactions could otherwise deadlock.
+to insert its own row. Therefore a click inserts only one row. Delivery reports and corrections need more statements, but there are
+fewer of them. Every transaction inserts and locks rows in the order of their ids, because two transactions could otherwise
+deadlock.
 """
 
 # Tested by tests/clicks/test_batch.py
@@ -34,7 +35,8 @@ _INSERT_EMPTY = (
 _READ = {
     "sqlite": "SELECT json_group_array(json_array(c.id, c.at, c.hit_id, c.links)) FROM json_each(?) AS j "
     "CROSS JOIN first_clicks AS c ON c.id = j.value",
-    # A statement that waits for a lock reads unlocked rows as they were when it began, so locking is a separate statement.
+    # Locking is a separate statement. A statement that waits for a lock would read the rows of other tables in the state in which
+    # they were when the statement began.
     "postgresql": "SELECT id, at, hit_id, links FROM first_clicks WHERE id = ANY($1::bigint[]) ORDER BY id FOR UPDATE",
 }
 _DELETE_EMPTY = "DELETE FROM first_clicks WHERE id = ANY($1::bigint[]) AND hit_id IS NULL AND links = 0"

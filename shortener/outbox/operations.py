@@ -1,4 +1,5 @@
-"""Operations events inform a customer that a tracker was disabled, deliveries are dead, or a key will expire soon.
+"""This module writes operations events. They inform a customer that a tracker was disabled, that deliveries are dead, or that a key
+will expire soon.
 
 An event is appended only if a tracker of the application subscribes to `operations`. A dead delivery of an operations event creates
 no further event. Several dead deliveries of one tracker in one transaction create one event with a `count`.

@@ -1,9 +1,9 @@
 """This module connects to Redis, which contains the link cache and the spool of hits. The service works without Redis and with an
-empty Redis. If all connections are in use, a call waits for a free one, at most for its time limit. When it has a connection, it
-returns or raises `RedisUnavailable` within the same time limit. The retries of the client library are off. After a failed call, a
-background task pings the server. While the pings get no response, every other call fails at once and sends nothing. If the server
-responds to the first ping, only the connection was cut, for example by a restart of the server. The failed call is then repeated
-once, and its caller gets no error.
+empty Redis. If all connections are in use, a call waits for a free connection, at most for its time limit. When it has a
+connection, it returns or raises `RedisUnavailable` within the same time limit. The retries of the client library are off. After a
+failed call, a background task pings the server. While the pings get no response, every other call fails at once and sends nothing.
+If the server responds to the first ping, only the connection had ended, for example because the server was restarted. The failed
+call is then repeated once, and its caller gets no error.
 
 URLs: redis://, rediss:// (TLS), unix://, redis+sentinel://HOST:PORT,HOST:PORT/SERVICE[/DB], redis+cluster://HOST:PORT,HOST:PORT.
 The last two use TLS if they begin with rediss+. User and password are before the hosts, and query parameters are options of
@@ -68,8 +68,8 @@ class RedisServer:
         self._slots = asyncio.Semaphore(connections)
         self._sentinels = sentinels
         self._timeout = timeout
-        # None while the server responds. After a failed call, this is a future: True if the server responds to the first ping, else
-        # False.
+        # None while the server responds. After a failed call, this is a future. Its result is True if the server responds to the
+        # first ping, and otherwise False.
         self._first_ping: asyncio.Future[bool] | None = None
         self._pinger: asyncio.Task[None] | None = None
         self.calls = self.failures = self.queued = 0
@@ -80,7 +80,7 @@ class RedisServer:
         return self._first_ping is None or not self._first_ping.done() or self._first_ping.result()
 
     def register_metrics(self, metrics: Metrics) -> None:
-        metrics.gauge("shortener_redis_up", "1 if Redis responded to the last call or ping, else 0.", lambda: self.is_up)
+        metrics.gauge("shortener_redis_up", "1 if Redis responded to the last call or ping; otherwise 0.", lambda: self.is_up)
         metrics.counter("shortener_redis_calls", "Calls of Redis.", lambda: self.calls)
         metrics.counter("shortener_redis_failures", "Calls of Redis that got no response or were rejected.", lambda: self.failures)
         metrics.counter("shortener_redis_queued", "Calls of Redis that waited for a free connection.", lambda: self.queued)
@@ -134,8 +134,8 @@ class RedisServer:
         return True
 
     async def accepts_writes(self) -> bool:
-        """Return whether the server stores a value in time. It responds to a ping, but rejects writes, if it is a replica or if its
-        memory is full."""
+        """Return whether the server stores a value in time. This is more than a ping: a replica, or a server whose memory is full,
+        responds to a ping but rejects writes."""
         try:
             async with asyncio.timeout(self._timeout):
                 await _keep_cancellation(self._client.set(WRITE_CHECK_KEY, b"", px=WRITE_CHECK_MS))

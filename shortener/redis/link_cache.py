@@ -6,8 +6,9 @@ its entry is invalidated and then replaced, so the cache never returns the old s
 not the cache, stores which applications and domains are disabled.
 
 No method raises an error. If Redis does not respond, a look-up finds nothing, and a failed write is counted in `failures`. Failed
-invalidations stay in memory, and `retry_invalidations` repeats them when Redis is up again. Above MAX_FAILED_INVALIDATIONS they do
-not: `clicks.cache_repair` stores the newest changes in the cache again, and an erasure repeats its own invalidations.
+invalidations stay in memory, and `retry_invalidations` repeats them when Redis is up again. At most MAX_FAILED_INVALIDATIONS stay
+in memory. If there are more, `clicks.cache_repair` stores the newest changes in the cache again, and an erasure repeats its own
+invalidations.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from shortener.redis.client import Client, RedisServer, RedisUnavailable
 log = structlog.get_logger(__name__)
 
 _INVALIDATED = b""
-_INVALIDATED_MS = 3_600_000  # The time in which a rewrite that began earlier cannot restore an invalidated entry.
+_INVALIDATED_MS = 3_600_000  # The time after an invalidation in which a rewrite that began earlier cannot restore the entry.
 _MAX_COMMANDS = 1000  # The maximum number of Redis commands in one round trip.
 MAX_FAILED_INVALIDATIONS = 100_000  # The maximum number of codes whose failed invalidation stays in memory.
 
@@ -92,7 +93,7 @@ class LinkCache(Protocol):
         ...
 
     async def find_missing(self, codes: Sequence[str]) -> Sequence[str]:
-        """Return the codes that have no entry, for example because Redis was emptied; none if Redis does not respond."""
+        """Return the codes that have no entry, for example because Redis was emptied. Return no codes if Redis does not respond."""
         ...
 
     async def find(self, codes: Collection[str]) -> dict[str, CachedLink]:
@@ -149,7 +150,7 @@ class RedisLinkCache:
     def register_metrics(self, metrics: Metrics) -> None:
         metrics.counter("shortener_cache_links", "Links that were written to the link cache.", lambda: self.written)
         metrics.counter(
-            "shortener_cache_restored", "Links that Redis had forgotten and that a redirect stored again.", lambda: self.restored
+            "shortener_cache_restored", "Links that Redis had lost and that a redirect stored again.", lambda: self.restored
         )
         metrics.counter("shortener_cache_found", "Look-ups that found the link in the link cache.", lambda: self.found)
         metrics.counter("shortener_cache_missed", "Look-ups that did not find the link in the link cache.", lambda: self.missed)
@@ -158,7 +159,7 @@ class RedisLinkCache:
         )
 
     async def put(self, links: Sequence[CachedLink]) -> None:
-        """Store new links until they expire. Links that arrive during a round trip are written together in the next one."""
+        """Store new links until they expire. Links that arrive during a round trip are written together in the next round trip."""
         if not links:
             return
         loop = asyncio.get_running_loop()
@@ -186,7 +187,8 @@ class RedisLinkCache:
         return self._redis.is_up
 
     async def find_missing(self, codes: Sequence[str]) -> Sequence[str]:
-        """Return the codes that have no entry; none if Redis does not respond. Codes with an invalidated entry are left out."""
+        """Return the codes that have no entry. Codes with an invalidated entry are left out. Return no codes if Redis does not
+        respond."""
         keys = [self._prefix + code for code in codes]
 
         async def read(client: Client) -> list[bytes | None]:

@@ -14,7 +14,7 @@ background, so a limit can be exceeded for about a second. Without Redis, or whi
 alone.
 
 A limiter stores the buckets of at most MAX_CLIENTS clients. It removes the client whose last counted request is the oldest. While
-Redis is down, it also keeps the requests that it has not shared yet, of at most MAX_CLIENTS clients.
+Redis is down, the limiter also keeps the numbers of requests that it has not shared yet, for at most MAX_CLIENTS clients.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ class RateLimiter:
         self._unshared: dict[int, int] = {}
 
     def take(self, client: int, per_minute: int | None = None, *, cost: int = 1) -> int:
-        """Count a request. Return 0 if it is within the limit, else the seconds after which the client may try again.
+        """Count a request. Return 0 if the request is within the limit. Otherwise return the seconds after which the client may try
+        again.
 
         `per_minute` is the limit of this client; None selects the limit of the limiter. `cost` is the number of tokens that the
         request takes. A request that costs more than the limit takes all tokens of a minute."""
@@ -142,7 +143,9 @@ class RateLimiter:
     def _refill(self, bucket: _Bucket, now: int, capacity: int) -> None:
         if now > bucket.at:
             bucket.tokens = min(bucket.tokens + (now - bucket.at) * capacity / 60_000, capacity)
-        bucket.at = now  # also after the clock was set back, because the bucket would get no tokens until the clock is there again
+        # Also after the clock was set back, because the bucket would otherwise get no tokens until the clock reaches the old time
+        # again
+        bucket.at = now
 
 
 class RateLimits:
@@ -164,7 +167,7 @@ class RateLimits:
         self.postbacks = RateLimiter("postbacks", postbacks, now_ms, redis, prefix)
         # This limiter counts the deliveries that delivery reports create, by application.
         self.reported_deliveries = RateLimiter("deliveries", reported_deliveries, now_ms, redis, prefix)
-        # 0: by default, API keys have no limit, because each key can have a limit of its own.
+        # 0: by default, API keys have no limit. Each key can have its own limit.
         self.api_keys = RateLimiter("keys", 0, now_ms, redis, prefix)
         # This limiter counts rejected conversion reports, by application. Reports above the limit are not stored, but get no status
         # 429.

@@ -45,7 +45,7 @@ class ProcessCounts:
 
     @property
     def conversion_rate(self) -> float:
-        """The number of ends divided by the number of starts, rounded to six digits; 0 without starts."""
+        """The number of ends divided by the number of starts, rounded to six digits. It is 0 if there are no starts."""
         return round(self.ends / self.starts, 6) if self.starts else 0.0
 
 
@@ -105,8 +105,8 @@ def _next(at: datetime, granulation: Granulation) -> datetime:
 
 def conversion_rates(connection: Connection, process_id: int, intervals: Sequence[range]) -> list[dict[str, ProcessCounts]]:
     """Return the counts of each interval by country ("" if unknown). Countries without messages and conversions are left out.
-    `intervals` are ranges of time slots that do not overlap, oldest first. Count deltas that were not added to the counts yet are
-    included, but at most MAX_PENDING_ROWS rows of them."""
+    `intervals` are ranges of time slots that do not overlap, oldest first. The result also includes count deltas that were not
+    added to the counts yet, from at most MAX_PENDING_ROWS rows."""
     amount = func.sum(cast(type_coerce(counts.c.amount, Text), BigInteger))
     rates: list[dict[str, ProcessCounts]] = []
     for within in intervals:

@@ -1,9 +1,9 @@
 """This module lists conversions and refused conversion reports, newest first, in keyset pages and as CSV.
 
-Conversions are sorted by their row id, which grows with the time of receipt. Filters by time use the reported time of the
-conversion, which is also the time at which the statistics count it. No index contains the reported time, the action or the status,
-so at most MAX_SCANNED_ROWS conversions are read to fill one page. A page may therefore contain fewer rows than requested, or none,
-although a next page exists.
+Conversions are sorted by their row id, which grows with the time of receipt. Filters by time use the reported time of a conversion.
+The statistics count the conversion at the same time. No index contains the reported time, the action or the status. To limit the
+work, at most MAX_SCANNED_ROWS conversions are read to fill one page. A page may therefore contain fewer rows than requested, or
+none, although a next page exists.
 
 A CSV is read page by page in constant memory, each page in a short transaction (see `export.py`).
 """
@@ -180,8 +180,8 @@ def serialize_revision(revision: StoredRevision) -> dict[str, Any]:
 def serialize_conversion(
     row: AnyRow, earlier: Sequence[StoredRevision], encode_click: Callable[[int], str], *, reveal: bool, **more: Any
 ) -> dict[str, Any]:
-    """Return a row of `conversions` in the format of the API. `earlier` contains its earlier revisions, oldest first. Phone numbers
-    in the metadata and in the warnings, which quote parameters, are masked unless `reveal` is true."""
+    """Return a row of `conversions` in the format of the API. `earlier` contains its earlier revisions, oldest first. The metadata
+    and the warnings may contain phone numbers, which are masked unless `reveal` is true."""
     latest = StoredRevision(
         row.revision,
         row.status,

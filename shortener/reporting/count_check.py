@@ -77,7 +77,7 @@ class CountDifference:
 
 
 def verifiable_since(now: datetime, *, kept: timedelta, link_ttl: timedelta) -> datetime:
-    """Return the earliest time from which on no counted row was deleted.
+    """Return the earliest time since which no counted row was deleted.
 
     `kept` is the retention time of messages and hits. A message can be clicked during the lifetime of its links, `link_ttl`."""
     return now - max(kept - link_ttl, timedelta())
@@ -90,8 +90,8 @@ def verify(
 
     The caller must run this function in one read transaction, so that all statements see the same data. Every message, hit and
     conversion is read once. The required memory grows with the number of time slots, cohorts and metrics. Two things cannot be
-    verified in detail. For times to click, only their number is verified, because a report after the click may have changed
-    `sent_at`. For devices and browsers of a time slot that contains an erased click, only the total is verified.
+    verified in detail. The distribution of times to click cannot be verified, only their number, because a report after the click
+    may have changed `sent_at`. If a time slot contains an erased click, only the total of its devices and browsers can be verified.
 
     `progress` is called with the number of finished steps. A step reads one range of rows.
     """
@@ -121,7 +121,7 @@ def verify(
     ]
 
 
-#: Sums whose amounts are integers, except amounts of money.
+#: Sums of amounts. All amounts are integers, except amounts of money.
 _ExactSums = dict[Key, int | Decimal]
 
 
@@ -174,8 +174,8 @@ def _without_bucket(metric: str) -> str:
     return "ttc" if metric.startswith("ttc:") else metric
 
 
-#: The SQL condition for conversions whose value is added to the count `value:{currency}`: conversions that are not counted as
-#: negative or pending (`status_words.is_revenue`).
+#: The SQL condition for conversions whose value is added to the count `value:{currency}`: conversions that do not count as negative
+#: or pending (`status_words.is_revenue`).
 IS_REVENUE = or_(
     conversions.c.counted_as.is_(None),
     and_(conversions.c.counted_as.not_like("negative:%"), conversions.c.counted_as.not_like("pending:%")),

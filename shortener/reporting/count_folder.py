@@ -1,19 +1,19 @@
 """The background job that adds count deltas to the counts.
 
-Clicks need the same database, and with SQLite they wait for its only writer. So a batch is small, and the job pauses after a full
-batch. If count deltas arrive faster than that, the pauses become shorter in proportion to the age of the oldest row. With
-PostgreSQL the batches also grow, because clicks do not wait for them and a large batch needs less work for each origin. So the
-counts are late by seconds, and the delay does not grow.
+Clicks need the same database, and with SQLite they wait for its only writer. Therefore a batch is small, and the job pauses after a
+full batch. If count deltas arrive faster than the job adds them, the pauses become shorter in proportion to the age of the oldest
+row. With PostgreSQL the batches also grow, because clicks do not wait for them, and because a large batch needs less work for each
+origin. As a result, the counts are late by seconds, and the delay does not grow.
 
 A row whose content is unreadable is quarantined (`delta_rows.py`): it stays in its table, `count_deltas_quarantined` is logged with
-its id, and the rows behind it are added. `shortener verify` reports the amounts that are missing. A process that starts tries the
+its id, and the job adds the rows after it. `shortener verify` reports the missing amounts. A process that starts tries the
 quarantined rows again, because it may have a newer release.
 
-Only the content of a row decides this (`delta_content.py`). Any other exception, for example of the database or of a bug, rolls the
-batch back and leaves all rows as they are. The job fails (`job_failed`), and tries again after its interval.
+Only the content of a row decides this (`delta_content.py`). Any other exception, for example of the database or because of a bug,
+rolls the batch back, and no row changes. The job fails (`job_failed`), and tries again after its interval.
 
-If a batch ends early because its rows have too many origins, the job merges the oldest rows before the next batch. The batches that
-follow then contain all amounts of their origins.
+If a batch ends early because its rows have too many origins, the job merges the oldest rows before the next batch. After that, all
+amounts of an origin are in the same batch.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ PAUSE_FACTOR = 3.0
 #: Rows of count deltas that are older than this are a backlog. The job usually adds them within its interval, a second. A report
 #: includes only a limited number of rows that were not added yet (`statistics.MAX_PENDING_ROWS`).
 MAX_AGE_MS = 1000
-#: With a backlog, the pauses are at most this many times as short as usual, and the batches as large.
+#: With a backlog, the pauses can be this many times shorter than usual, and the batches this many times larger.
 MAX_URGENCY = 10.0
 
 
@@ -70,9 +70,9 @@ class CountFolder:
         self._has_released = False  # Whether this process has released the quarantined rows.
 
     async def step(self) -> int:
-        """Add a batch of count deltas to the counts, and pause if it was full. Return the number of rows, but 0 if the batch was
-        not full: the job then waits for its interval, and adds all deltas of this time together. Raise StoreUnavailable, or the
-        exception of a batch or a merge that failed."""
+        """Add a batch of count deltas to the counts, and pause if it was full. Return the number of rows. If the batch was not
+        full, return 0: the job then waits for its interval, and later adds all deltas of this time together. Raise
+        StoreUnavailable, or the exception of a batch or a merge that failed."""
         if not self._has_released:
             self._has_released = await self._database.write(counts.release)
         if self._needs_merge:

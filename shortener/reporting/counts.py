@@ -44,9 +44,9 @@ def fold(connection: Connection, limit: int = MAX_FOLD_ROWS) -> int:
 
 
 class Folded(NamedTuple):
-    """The number of rows of count deltas that `fold_batch` added or quarantined, whether more may be left, the
-    ids of the oldest of these rows and of the last one that was deleted, and the quarantined rows. The ids are 0 if there is
-    none."""
+    """The result of `fold_batch`. `rows` is the number of rows of count deltas that were added or quarantined. `is_full`: more rows
+    may be left. `first_id` is the id of the oldest of these rows, and `last_id` the id of the last row that was deleted; 0 if there
+    is none."""
 
     rows: int
     is_full: bool

@@ -1,8 +1,8 @@
 """This module parses and validates the content of a row of count deltas (table `tallies`, `outbox/count_deltas.py`).
 
 `parse` is the only reader of this content. The job of the counts, the reports and `shortener verify` use it, so they agree on which
-rows are unreadable. Whether a row is unreadable depends only on its content, never on an error of the database or of this program.
-The amounts of a row that `parse` accepts can be added to the counts and to a report without an error.
+rows are unreadable. Only the content of a row decides whether it is unreadable, never an error of the database or of this program.
+If `parse` accepts a row, its amounts can be added to the counts and to a report without an error.
 """
 
 # Tested by tests/reporting/test_delta_content.py
@@ -36,7 +36,7 @@ MAX_COUNT = 10**15
 #: The largest amount of money in a row, and the number of its decimal places. A value of a conversion has 18 and 6 digits.
 MAX_VALUE, MAX_VALUE_PLACES = Decimal(10**30), 30
 _MAX_AMOUNT_CHARACTERS = 100
-#: The metrics that no transaction reduces. Other metrics have negative amounts after a correction, for example of a verdict.
+#: The metrics that no transaction reduces. Other metrics can have negative amounts, for example after the correction of a verdict.
 NEVER_NEGATIVE = frozenset(
     {"messages", "segments", "links", "sent", "delivered", "read", "failed", "conversions", "ends", "ignored_hits"}
 )
@@ -49,7 +49,7 @@ _BUCKET = re.compile(r"0|[1-9][0-9]{0,3}")
 
 
 class UnreadableDelta(Exception):
-    """The content of a row of count deltas is damaged. The text is the reason."""
+    """Raised if the content of a row of count deltas is damaged. The text of the error is the reason."""
 
 
 def parse(data: str | bytes | None, origins: str | bytes | None) -> list[Entry]:
@@ -142,8 +142,8 @@ def _check_amount(metric: str, text: str) -> None:
 
 @lru_cache(maxsize=4096)
 def _is_metric(metric: str) -> bool:
-    """Return whether a report can show a metric and the databases can store it. Its name may be unknown: a newer release may have
-    written it."""
+    """Return whether a report can show a metric, and whether the databases can store it. The name of the metric may be unknown,
+    because a newer release may have written it."""
     if not metric or metric == HISTOGRAM or "\0" in metric or len(metric.encode()) > MAX_METRIC_BYTES:
         return False
     if metric.startswith(TIME_TO_CLICK):

@@ -1,7 +1,7 @@
 """This module reads and removes rows of count deltas (table `tallies`, `outbox/count_deltas.py`).
 
 A row whose content is unreadable (`delta_content.py`) is quarantined: its id becomes negative. Batches, merges and reports read
-only rows with positive ids, so a quarantined row is kept and blocks nothing.
+only rows with positive ids. A quarantined row therefore stays stored and does not block other rows.
 """
 
 # Tested by tests/reporting/test_counts.py
@@ -33,8 +33,8 @@ _ZERO = Decimal()
 
 # The parameters of the statements are those of `raw_sql.bulk_parameters`, except for the first statement.
 _READ_DELTAS = {
-    # A column of SQLite may contain a BLOB or invalid UTF-8, which the driver and the JSON functions of SQLite reject. So the texts
-    # are read as hexadecimal digits. Any other value becomes NULL in `data`, and an empty text in `origins`.
+    # A column of SQLite may contain a BLOB or invalid UTF-8, which the driver and the JSON functions of SQLite reject. Therefore
+    # the texts are read as hexadecimal digits. A value that is not a text becomes NULL in `data`, and an empty text in `origins`.
     "sqlite": "SELECT '[' || coalesce(group_concat('[' || id || ',' "
     """|| CASE typeof(data) WHEN 'text' THEN '"' || hex(data) || '"' ELSE 'null' END || ',' """
     """|| CASE typeof(origins) WHEN 'text' THEN '"' || hex(origins) || '"' WHEN 'null' THEN 'null' ELSE '""' END """
@@ -104,9 +104,9 @@ def _parse(connection: Connection, row_id: int, data: str | None, origins: str |
 
 
 class DeltaBatch(NamedTuple):
-    """Count deltas that `counts.fold_batch` adds in one run: the ids of the rows that it deletes, the sums of the amounts, the row
-    (id, data, origins) that replaces the last row if amounts of it are left, the rows that it quarantines, and whether a limit
-    ended the batch."""
+    """Count deltas that `counts.fold_batch` adds in one run. It deletes the rows `ids`. `amounts` are the sums of their amounts. If
+    the batch contains only a part of the amounts of the last row, the row `rest` (id, data, origins) replaces it. The rows
+    `unreadable` are quarantined. `is_full`: a limit ended the batch."""
 
     ids: list[int]
     amounts: dict[CountedEvent, Decimal]
@@ -138,9 +138,10 @@ def read_batch(connection: Connection, limit: int, max_origins: int) -> DeltaBat
 def merge(connection: Connection) -> int:
     """Replace the oldest rows of count deltas by fewer rows with the same sums, sorted by origin.
 
-    If a merge does not reduce the number of rows, it changes none. It never changes unreadable rows. Return the id of the last row
-    that the merge wrote or did not have to change; 0 if there is no row. After a merge, all amounts of an origin are in
-    neighbouring rows. A batch then changes fewer rolled-up counts. The caller must hold the lock of `counts.fold_batch`."""
+    If a merge would not reduce the number of rows, it changes no rows. It never changes unreadable rows. Return the id of the last
+    row that the merge wrote, or that it did not have to change. Return 0 if there is no row. After a merge, all amounts of an
+    origin are in neighbouring rows. A batch then changes fewer rolled-up counts. The caller must hold the lock of
+    `counts.fold_batch`."""
     sums, ids = _EventSums(), list[int]()
     for row in _rows_to_merge(connection):
         ids.append(row.id)
@@ -172,8 +173,8 @@ def _rows_to_merge(connection: Connection) -> Iterator[_Row]:
 
 
 def _oldest_rows(connection: Connection, limit: int) -> Iterator[_Row]:
-    """Yield the `limit` oldest rows of count deltas. Few rows are read at first, because under load a row has a few hundred amounts
-    and the caller needs only the first rows."""
+    """Yield the `limit` oldest rows of count deltas. Only a few rows are read at first. Under load, a row has a few hundred
+    amounts, and the caller then needs only the first rows."""
     size, after = FIRST_ROWS, -1
     while limit > 0 and (rows := raw_sql.rows(connection, _READ_DELTAS, after, min(size, limit))):
         for stored in rows:
@@ -204,7 +205,7 @@ def read_events(connection: Connection, limit: int, after: int = -1) -> PendingD
 
 
 def remove(connection: Connection, batch: DeltaBatch) -> None:
-    """Delete the rows of a batch, replace the row of which amounts are left, and quarantine the unreadable rows."""
+    """Delete the rows of a batch, replace the last row if a part of its amounts is left, and quarantine the unreadable rows."""
     if batch.ids:
         raw_sql.execute_bulk(connection, _DELETE_DELTAS, [(row_id,) for row_id in batch.ids])
     if batch.rest is not None:

@@ -128,7 +128,7 @@ def list_events(connection: Connection, filters: EventFilter, limit: int, below:
 
 
 def find_event(connection: Connection, application_id: int, event_id: str) -> tuple[ListedEvent, Sequence[AnyRow]] | None:
-    """Return an event and its deliveries by its public id; None if the application has no such event."""
+    """Find an event by its public id. Return the event and its deliveries, or None if the application has no such event."""
     row_id = decode(event_id.removeprefix("evt_")[:-1])
     place = ALPHABET.find(event_id[-1:])
     if row_id is None or not event_id.startswith("evt_") or not 0 <= place < len(_TOPICS):

@@ -1,18 +1,17 @@
 """This module exports any number of messages as CSV in constant memory. The export reads page by page, each page in a short
 transaction. A slow client therefore holds no transaction open. A long transaction would stop SQLite from truncating its log and
-PostgreSQL from removing old rows. The order is newest first; messages added during the export are left out. The format is RFC 4180
-in UTF-8. Excel recognises UTF-8 only by a byte order mark, which is an option.
+PostgreSQL from removing old rows. The newest message is first. Messages that are added during the export are left out. The format
+is RFC 4180 in UTF-8. Excel recognises UTF-8 only by a byte order mark, which is an option.
 
 A line contains one message, or one link of a message. In the line of a message, `short_url`, `url`, `label` and `destination` are
-those of its first link. `clicked_url` is the URL of the link of the first click. `value` is the sum of the conversions that are
-neither negative nor pending, as in the statistics; there is one value for each currency. `conversions` is the number of all
+the values of its first link. `clicked_url` is the URL of the link of the first click. `value` is the sum of the conversions that
+are neither negative nor pending, as in the statistics; there is one value for each currency. `conversions` is the number of all
 conversions, also as in the statistics.
 
-A cell that begins like a formula gets an apostrophe in front (OWASP, CSV injection). The rest of a cell is never changed. Numbers
-and phone numbers are unchanged, also masked ones: +14085550100 and +14…00 cannot run anything.
-
-Pages are read as stored values and formatted column by column. An object for each time and each cell would take most of the time of
-an export.
+A cell that begins like a formula gets an apostrophe in front (OWASP, CSV injection). The other characters of a cell never change.
+Numbers and phone numbers do not change, even if they are masked: +14085550100 and +14…00 are not formulas. Pages are read as stored
+values and formatted column by column, because creating an object for each time and each cell would take most of the time of an
+export.
 
 If the database becomes unavailable, StoreUnavailable ends the export early, so that the client can detect the missing rest.
 """
@@ -149,7 +148,7 @@ _LINK_ID, _LINK_URL = 1, 5  # the positions of the link id and of the URL in _LI
 class _ExportPage:
     """A page of messages. `rows` contains the values of STORED_MESSAGE_COLUMNS of each message. The next page contains ids below
     `next`. On the last page, `next` is None. The keys of `links` and `details` are row ids of messages. `links` has no key for a
-    message without links, and `details` none for a message without clicks and conversions."""
+    message without links. `details` has no key for a message without clicks and conversions."""
 
     rows: Sequence[Sequence[Any]]
     next: int | None
@@ -282,15 +281,16 @@ def format_csv(lines: Iterable[Sequence[object]]) -> bytes:
     return text.getvalue().encode()
 
 
-#: A number, or a phone number that `shortener.logs.mask` has masked. A spreadsheet shows +14…00 as text: it has no name of a
-#: function, no reference to a cell and no operator other than its sign.
+#: A number, or a phone number that `shortener.logs.mask` has masked. A spreadsheet shows +14…00 as text: the text contains no name
+#: of a function, no reference to a cell and no operator except the sign at its beginning.
 _NUMBER = re.compile(r"[+-]?[0-9]+(?:\.[0-9]+)?|\+[0-9]{2}…[0-9]{2}")
 _FORMULA_CHARACTERS = "=+\\-@＝＋－＠"
 _FORMULA = re.compile(rf"\s*[{_FORMULA_CHARACTERS}\t\r\n]")
 
 
 def escape_formula(text: str | None) -> str:
-    """Return the text with an apostrophe in front if it begins like a formula, so that no spreadsheet runs it."""
+    """If the text begins like a formula, return it with an apostrophe in front, so that no spreadsheet runs it. Otherwise return it
+    unchanged."""
     # Check this first, because nearly every cell begins with a letter or a digit.
     if not text or text[0].isalnum() or _NUMBER.fullmatch(text):
         return text or ""

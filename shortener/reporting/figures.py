@@ -132,8 +132,8 @@ class Figures:
 
     @property
     def click_rate(self) -> float | None:
-        """The number of messages that a person clicked divided by the number of all messages. The divisor includes messages that
-        were not reported as delivered, because not every carrier reports delivery."""
+        """The number of messages with a click, divided by the number of all messages. The divisor includes messages that were not
+        reported as delivered, because not every carrier reports delivery."""
         return self._rate("clicked_messages", "messages")
 
     @property
@@ -145,9 +145,9 @@ class Figures:
         return round(self[part] / self[whole], 6) if self[whole] else None
 
     def clicked_within(self, seconds: Sequence[int]) -> list[int]:
-        """Return, for each limit, the number of clicked messages whose time from sending to click is at most this limit but above
-        the previous limit. The last number counts the messages above all limits. A time that is up to 5 % above a limit may count
-        as within the limit."""
+        """Return the numbers of clicked messages by the time from sending to click. There is one number for each limit: it counts
+        the messages whose time is at most this limit and above the previous limit. One more number counts the messages above all
+        limits. If a time is up to 5 % above a limit, it may count as below the limit."""
         within = [0] * (len(seconds) + 1)
         for bucket, amount in self.times_to_click.items():
             within[click_time_group(bucket, seconds)] += amount
@@ -156,8 +156,8 @@ class Figures:
     def seconds_to_click(self, percent: int) -> float | None:
         """Return the time in seconds within which `percent` of the clicked messages were clicked; None without clicks.
 
-        The time starts at sending, or at the rewrite if the time of sending is unknown. It is exact to 2.5 % or to half a
-        second, whichever is more."""
+        The time starts at sending, or at the rewrite if the time of sending is unknown. Its error is at most 2.5 % or half a
+        second."""
         total = sum(self.times_to_click.values())
         if total <= 0:
             return None

@@ -1,4 +1,5 @@
-"""This module reads what waits at each gateway: messages, their age, held messages and the state of the circuit breaker.
+"""This module reads the state of the queue of each gateway: the number and the age of waiting messages, the number of held
+messages, and the state of the circuit breaker.
 
 `read_gateway_queues` reads one row for each gateway, and for each gateway with waiting messages at most 2 * MAX_COUNTED messages.
 The background job of `reporting/queues.py` calls it for /metrics, and `shortener doctor` calls it too. Every process of an
@@ -23,13 +24,13 @@ MAX_COUNTED = 10_000  # Counting of the first attempts or of the retries of a ga
 
 @record
 class GatewayQueue:
-    """What waits at a gateway that is not removed.
+    """The state of the queue of a gateway that is not removed.
 
     `waiting` is the number of messages that were not accepted yet, at most 2 * MAX_COUNTED. `oldest_seconds` is the age of the
-    oldest of them. It ignores messages that wait on purpose: those of disabled gateways and of disabled applications. `held` is the
-    number of doubtful messages that wait for a decision. At most MAX_COUNTED held messages of all gateways are counted. `is_open`
-    is true while the circuit breaker of an enabled gateway is open. It stays true while a probe may be sent, even if no message
-    waits that could be the probe."""
+    oldest of them. Messages of disabled gateways and of disabled applications are ignored, because they wait on purpose. `held` is
+    the number of doubtful messages that wait for a decision. At most MAX_COUNTED held messages of all gateways are counted.
+    `is_open` is true while the circuit breaker of an enabled gateway is open. It stays true while a probe may be sent, even if
+    there is no waiting message that could be the probe."""
 
     id: int
     name: str
@@ -44,7 +45,7 @@ class GatewayQueue:
 
 
 def read_gateway_queues(connection: Connection, now: datetime) -> list[GatewayQueue]:
-    """Return what waits at each gateway at the time `now`, ordered by the id of the gateway."""
+    """Return the state of the queue of each gateway at the time `now`, ordered by the id of the gateway."""
     g = gateways.c
     columns = g.id, g.name, g.enabled, g.disabled_reason, g.open_until, g.failures_in_row, g.last_success_at
     busy = set(find_waiting(connection))
@@ -106,7 +107,11 @@ def register_gateway_metrics(metrics: Metrics, read: Callable[[], Sequence[Gatew
             "Age of the oldest message that waits for the gateway, without disabled gateways and applications.",
         ),
         ("messages_held", "held", "Doubtful messages that are held until a report or a decision."),
-        ("breaker_open", "is_open", "1 if the circuit breaker of the enabled gateway is open, so its messages wait; else 0."),
+        (
+            "breaker_open",
+            "is_open",
+            "1 if the circuit breaker of the enabled gateway is open, so that its messages wait; otherwise 0.",
+        ),
     ):
         metrics.gauge(f"shortener_gateway_{name}", help, partial(_values, read, field), "gateway", "name")
 

@@ -45,7 +45,7 @@ HIT_METRICS: tuple[HitMetric, ...] = get_args(HitMetric)
 class HitFilter:
     """The conditions of a list of hits. The time slots (15 minutes) that contain `since` and `until` are included completely.
 
-    `basis` states whether the period refers to the time of the hit or of its message. `message` is a message_id. `device` and
+    `basis` determines whether the period refers to the time of the hit or of its message. `message` is a message_id. `device` and
     `browser` are the names that the statistics use. `click_time` contains upper limits in seconds that separate groups, and the
     index of one of these groups, as in `Figures.clicked_within`. It is only permitted for the metric `clicked_messages`. `device`,
     `browser` and `click_time` are checked in Python after a page was read."""
@@ -215,7 +215,7 @@ HIT_CSV_COLUMNS = (
 def _id_limits(filters: HitFilter, below: int | None) -> tuple[int, int]:
     begin, end = slot_edges(filters.since, filters.until)
     low = 0 if begin is None else first_id_at(to_ms(begin - _TIME_TOLERANCE))
-    # A hit can be much later than its message, so the row id of the message gives only the lowest possible id of the hit.
+    # A hit can be much later than its message. The row id of the message therefore gives only a lower limit for the id of the hit.
     high = _MAX_ID if end is None or filters.basis is Basis.SENT else first_id_at(to_ms(end + _TIME_TOLERANCE))
     return low, high if below is None else min(below, high)
 

@@ -24,7 +24,7 @@ class LinkSetFilter(Protocol):
 
 
 def find_link_sets(connection: Connection, filters: LinkSetFilter) -> list[int]:
-    """Return the ids of the link sets with one link that has this destination and this label."""
+    """Return the ids of the link sets in which one link has both this destination and this label."""
     statement = select(link_sets.c.id, link_sets.c.links).where(link_sets.c.application_id == filters.application_id)
     if filters.campaign is not None:
         statement = statement.where(link_sets.c.campaign == filters.campaign)

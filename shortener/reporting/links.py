@@ -1,8 +1,8 @@
 """This module lists links with their clicks, newest message first, in keyset pages.
 
 To fill a page, the module reads messages from an index, newest first, and then their links. No index contains the destination, the
-label, the domain, the expiry or the disabled state of a link. With a filter by one of them, at most MAX_SCANNED_MESSAGES messages
-are examined for a page. The page may then contain fewer links than requested, or none, although a next page exists.
+label, the domain, the expiry or the disabled state of a link. If a filter uses one of these values, at most MAX_SCANNED_MESSAGES
+messages are examined for a page. The page may then contain fewer links than requested, or none, although a next page exists.
 """
 # Tested by tests/web/test_links.py
 

@@ -72,9 +72,9 @@ def _offset(slot: int, zone: tzinfo) -> int:
 
 
 def local_time(length: int, offset: int, seconds: int, modulo: int | None) -> Callable[[int, int], int]:
-    """Return a function with two arguments: a group, and the number of a period of `length` seconds. The function returns the local
-    time of the period in units of `seconds`, for example the number of the day if `seconds` is 86,400. If `modulo` is not None, the
-    function returns the local time modulo `modulo`."""
+    """Return a function that converts a period to local time. Its arguments are a group, and the number of a period of `length`
+    seconds. Its result is the local time of the period in units of `seconds`: if `seconds` is 86,400, the result is the number of
+    the day. If `modulo` is not None, the result is the local time modulo `modulo`."""
 
     def convert(group: int, period: int) -> int:
         number = (period * length + offset) // seconds

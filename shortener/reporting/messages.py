@@ -1,10 +1,10 @@
 """This module lists messages, newest first, in keyset pages.
 
 The cost of a page does not depend on its position in the list. A page starts below a row id and reads one index:
-`messages_by_recipient`, `messages_by_cohort` for a campaign, or else `messages_by_application`. Times become limits of the id,
-because ids grow with time. No index helps a filter by state, or by source without a campaign. With such a filter, at most
-MAX_SCANNED_ROWS messages are examined for a page. The page may then contain fewer messages than requested, or none, although a next
-page exists.
+`messages_by_recipient` for a phone number, `messages_by_cohort` for a campaign, and otherwise `messages_by_application`. Times
+become limits of the id, because ids grow with time. There is no index for a filter by state, and none for a filter by source
+without a campaign. With such a filter, at most MAX_SCANNED_ROWS messages are examined for a page. The page may then contain fewer
+messages than requested, or none, although a next page exists.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ MESSAGE_METRICS: tuple[MessageMetric, ...] = get_args(MessageMetric)
 class MessageFilter:
     """The conditions of a list of messages. `since` is inclusive, `until` is exclusive. `campaign` "" selects messages without a
     campaign. `states` selects messages in one of these states, `request_ids` messages of these rewrite requests, and `sender`
-    messages of this sender. `country` is the ISO 3166 code of the recipient's country, "" for an unknown one. `destination` (host
-    and path) and `label` belong to one link of the message.
+    messages of this sender. `country` is the ISO 3166 code of the recipient's country, "" for an unknown country. `destination`
+    (host and path) and `label` belong to one link of the message.
 
     With a `metric`, the list contains exactly the messages that this figure of the statistics counts. The period then covers
     complete time slots, and `basis` decides whether the period refers to the time of the event or of the message."""
@@ -121,8 +121,8 @@ MESSAGE_COLUMNS = (
 )
 
 
-#: The columns of a message in lists, with times as milliseconds since 1970 and amounts as text: reading this form takes a fraction
-#: of the time.
+#: The columns of a message in lists, with times as milliseconds since 1970 and amounts as text. Rows in this form are read in a
+#: fraction of the time.
 STORED_MESSAGE_COLUMNS = tuple(
     type_coerce(column, Text if isinstance(column.type, Money) else BigInteger).label(column.name)
     if isinstance(column.type, Instant | Money)
@@ -286,7 +286,7 @@ def _between(at: Column[Any], since: datetime | None, until: datetime | None) ->
 
 
 def _exact_conditions(filters: MessageFilter) -> Conditions:
-    """Return the exact SQL conditions on time, which the index ranges fulfil only approximately."""
+    """Return the exact SQL conditions on time, because the index ranges select times only approximately."""
     conditions: Conditions = []
     if filters.metric is None or (filters.metric == "messages" and filters.basis is Basis.EVENT):
         conditions += _between(messages.c.created_at, *_period(filters))
@@ -298,9 +298,9 @@ def _exact_conditions(filters: MessageFilter) -> Conditions:
 def select_ids(connection: Connection, index_range: IndexRange, low: int, high: int) -> Select[int]:
     """Return a statement that selects the ids of an index range, newest first.
 
-    PostgreSQL gets a range of both columns. With separate conditions, it may read all messages backwards until enough of them
-    match. SQLite gets separate conditions. It would use a range of both columns for the first column only, and start each page
-    at the newest message."""
+    PostgreSQL gets a range of both columns. With separate conditions, PostgreSQL may read all messages backwards until enough of
+    them match. SQLite gets separate conditions. If it got a range of both columns, it would use only the first column, and start
+    each page at the newest message."""
     column, value = index_range
     if connection.dialect.name == "sqlite":
         within_id = messages.c.id >= low, messages.c.id < high
@@ -312,7 +312,7 @@ def select_ids(connection: Connection, index_range: IndexRange, low: int, high: 
 
 def _lowest_scanned_id(connection: Connection, index_ranges: list[IndexRange], low: int, high: int) -> int | None:
     """Return the lowest id that this page examines; None if the page can examine all ids. With several index ranges, return the
-    highest of their lowest ids, because some of the ranges were not read further."""
+    highest of their lowest ids, because not every range was read beyond this id."""
     ends = union_all(
         *(
             select(select_ids(connection, index_range, low, high).offset(MAX_SCANNED_ROWS).limit(1).subquery().c.id)

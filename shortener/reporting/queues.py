@@ -1,7 +1,7 @@
 """This module reads the state of the queues: how much work waits, how old it is, and how large the database is.
 
-`read_queue_state` needs only a few index look-ups, whatever the size of the tables. `QueueMonitor` is the background job that reads
-the state every INTERVAL_SECONDS, so that a scrape of /metrics reads no table. `shortener doctor` reads the same state. Every
+`read_queue_state` needs only a few index look-ups, independent of the size of the tables. `QueueMonitor` is the background job that
+reads the state every INTERVAL_SECONDS, so that a scrape of /metrics reads no table. `shortener doctor` reads the same state. Every
 process of an installation reports the same values, so take the maximum over the processes, not the sum.
 """
 
@@ -26,7 +26,8 @@ from shortener.storage.open import sqlite_path
 from shortener.storage.types import from_ms
 
 INTERVAL_SECONDS = 15.0  # The seconds between two reads of the state of the queues.
-MAX_COUNTED = 50_000  # Counting of waiting rows stops at this number, so a read stays fast. It is reported for any larger count.
+# The count of waiting rows stops at this number, so that a read stays fast. If there are more rows, this number is reported.
+MAX_COUNTED = 50_000
 MAX_QUEUES = 1000  # At most this many queues of trackers and callbacks are examined.
 
 
@@ -41,7 +42,7 @@ class QueueState:
     oldest_due_seconds: float = 0.0
     hits_dead_letter: int = 0
     count_deltas_quarantined: int = 0
-    trackers_disabled: int = 0  # trackers that the service, and not a user, has disabled
+    trackers_disabled: int = 0  # trackers that the service has disabled, and not a user
     purge_lag_seconds: float = 0.0
     database_bytes: int = 0
 

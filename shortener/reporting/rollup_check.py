@@ -3,8 +3,8 @@
 `count_check.py` verifies the counts themselves in the same way. The rolled-up counts are compared in each period that lies
 completely within the verified time. Some metrics are compared only as a sum: all buckets of the time from sending to click, because
 a report after the click may have changed the time of sending; and all devices and all browsers, because the user agent of a click
-may be erased. The verification counts only these sums, which takes less time and memory. A migration introduced the counts by the
-time of sending, so older messages have none.
+may be erased. The verification computes only these sums, which takes less time and memory. A migration introduced the counts by the
+time of sending, so messages from before the migration have no such counts.
 """
 
 # Tested by tests/reporting/test_rollups.py
@@ -73,7 +73,7 @@ from shortener.storage.schema import (
 from shortener.storage.types import from_ms
 
 #: The name of the value in the table `installation` that contains the first time slot whose messages have counts by time of
-#: sending. If there is no value, all messages have them.
+#: sending. If there is no value, all messages have such counts.
 COUNTED_SINCE = "sent counts since"
 _MERGED = ("ttc", "device", "browser")
 _MAX_GROUPS = 50  # The maximum number of groups whose rolled-up counts one statement reads.
@@ -160,7 +160,7 @@ def merge_metrics(amounts: Mapping[str, int | Decimal]) -> dict[str, int | Decim
 
 @lru_cache(maxsize=4096)
 def merge_metric(metric: str) -> str:
-    """Return the name under which a metric is added to others and compared, or the metric itself if it is compared alone."""
+    """Return the name of the sum to which a metric belongs in the comparison, or the metric itself if it is compared alone."""
     name = metric.partition(":")[0]
     return name if name in _MERGED else metric
 
@@ -299,7 +299,8 @@ def _count_rows(connection: Connection, within: range, *, is_merged: bool) -> It
 
 
 def _with_metrics(connection: Connection, statement: Select[Any], *metrics: str | None) -> _Amounts:
-    """Yield the amount of each row once for each of the metrics. None stands for the metric of the row, if it has one."""
+    """Yield the amount of each row once for each of the metrics. None means the metric that the row itself contains, if there is
+    one."""
     for cohort, slot, own, sent, link_set, amount in connection.execute(statement):
         for metric in metrics:
             if (name := metric or own) is not None:

@@ -3,8 +3,8 @@ metrics.
 
 Amounts are integers, and decimal strings for amounts of money. A row can have a few hundred buckets of the time to click
 (`ttc:45`). If there are MIN_PACKED_BUCKETS or more, they are stored as one text: the histogram. A report converts histograms to
-large integers, so that one addition adds all buckets. To add each bucket of each row would take most of the time of a report over
-many groups and days.
+large integers, so that one addition adds all buckets. Adding each bucket of each row separately would take most of the time of a
+report over many groups and days.
 
 A histogram is `WIDTH.FIRST.BASE64`: the number of bytes of each count, the first bucket, and the counts of this and all further
 buckets, little-endian. If there are few buckets, or a count is negative or huge, the buckets are stored as single entries instead.
@@ -38,7 +38,7 @@ Amounts = dict[str, int | str]
 
 
 def loads(data: str | Amounts) -> Amounts:
-    """Return the amounts of a row, with the histogram as it is stored.
+    """Return the amounts of a row, with the histogram in its stored form.
 
     The amounts from SQLite are already parsed, because SQLite returns all rows as one JSON text."""
     amounts: Amounts = orjson.loads(data) if isinstance(data, str) else data

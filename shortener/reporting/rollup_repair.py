@@ -1,5 +1,6 @@
-"""This module repairs the rolled-up counts of a period: it corrects missing and wrong counts. It therefore creates the counts by
-the time of sending for messages from before the migration that introduced them, if their rows still exist.
+"""This module repairs the rolled-up counts of a period: it adds missing counts and corrects wrong counts. A migration introduced
+the counts by the time of sending. For messages from before this migration, a repair creates these counts if the rows of the
+messages still exist.
 """
 
 # Tested by tests/reporting/test_rollups.py
@@ -64,14 +65,14 @@ async def repair_rollups(
 ) -> int:
     """Correct the rolled-up counts of a period, also for messages from before the migration that introduced these counts.
 
-    Return the number of changed rolled-up counts, or 0 if another process runs `counts.fold`; earlier transactions of the repair
-    may have changed counts then. The first transaction after each count of the rows calls `begun` with the number of counts to
-    change. The time to click is computed from the stored time of sending, which a late report may have changed. Raise
+    Return the number of changed rolled-up counts. If another process runs `counts.fold`, return 0, although earlier transactions of
+    the repair may have changed counts. The first transaction after each count of the rows calls `begun` with the number of counts
+    to change. The time to click is computed from the stored time of sending, which a late report may have changed. Raise
     RowsQuarantined.
 
     A read transaction counts the rows, because a server cannot write to SQLite during a write transaction of another process. Short
-    write transactions then add the differences. A difference stays the same while the server runs, because the server adds each
-    new amount to the rows and to the counts. Only another repair changes a difference. The rows are then counted again."""
+    write transactions then add the differences. A difference stays the same while the server runs, because the server adds each new
+    amount to the rows and to the counts. Only another repair changes a difference. In this case, the rows are counted again."""
     while await database.write_later(counts.heal):
         pass
     while True:

@@ -1,6 +1,6 @@
 """This module maintains the rolled-up counts: sums of counts by application, campaign, country, destination and label, by quarter
 of an hour, hour and day. A report reads a few of their rows instead of all counts of all cohorts. `counts.fold` adds to the
-rolled-up counts in the transaction that adds to the counts. A basis is the time at which an event counts. There are two:
+rolled-up counts in the transaction that adds to the counts. A basis is the time at which an event counts. There are two bases:
 
 - EVENT: each event counts at its own time. These rolled-up counts are sums of rows of `counts`.
 - SENT: each event counts at the time when its message was created (before it was sent). Only rolled-up counts have this basis.
@@ -9,7 +9,7 @@ rolled-up counts in the transaction that adds to the counts. A basis is the time
 `counts.amount`. `heal` finds such counts with an index, and adds the difference of the two columns to the rolled-up counts. The
 same job rolls up the counts that existed when the tables were created.
 
-The id of a group is a hash of its name, so a transaction need not read the id of a group before it adds an amount.
+The id of a group is a hash of its name. A transaction can therefore add an amount without reading the id of the group first.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ class Kind(enum.StrEnum):
     APPLICATION = "application"
     CAMPAIGN = "campaign"
     COUNTRY = "country"
-    # Groups by campaign and country. They exist only with Basis.SENT, because `counts` contains the same with Basis.EVENT.
+    # Groups by campaign and country. They exist only with Basis.SENT. With Basis.EVENT, the table `counts` contains the same
+    # figures.
     COHORT = "cohort"
     DESTINATION = "destination"  # Groups by campaign and destination.
     LABEL = "label"  # Groups by campaign and label.
@@ -137,11 +138,12 @@ def read_link_sets(connection: Connection, ids: Collection[int]) -> dict[int, li
 
 
 class SlotSums:
-    """Sums of amounts by cohort, time slot, link set and metric, for each basis. With Basis.EVENT, the time slot is that of the
-    event. With Basis.SENT, it is that of the message; an amount whose message has no known time slot is missing there.
+    """Sums of amounts by cohort, time slot, link set and metric, for each basis. With Basis.EVENT, the time slot is the time slot
+    of the event. With Basis.SENT, it is the time slot of the message. If the time slot of the message is unknown, the sums with
+    Basis.SENT do not contain the amount.
 
-    Many events share these keys, and all metrics of a key belong to the same groups. So `expand` needs much fewer steps for these
-    sums than for single events."""
+    Many events share these keys, and all metrics of a key belong to the same groups. Therefore `expand` needs much fewer steps for
+    these sums than for single events."""
 
     def __init__(self, amounts: Iterable[EventAmount] = ()) -> None:
         self.by_basis: tuple[_SlotAmounts, _SlotAmounts] = ({}, {})
@@ -262,8 +264,8 @@ def sum_periods(
     """Add up the amounts of each group over the periods from `start` (inclusive) to `stop` (exclusive), in `sums`.
 
     `number` selects the series. `key_of` returns the key in `sums` for a group and a period. The table has one row for each group
-    and period, with the amounts of all metrics. One row for each metric would let the database add up the amounts, but reading
-    and sorting these rows would take five times as long as the addition in Python."""
+    and period, with the amounts of all metrics. If the table had one row for each metric, the database could add up the amounts.
+    But reading and sorting these rows would take five times as long as the addition in Python."""
     for group, period, data in read_periods(connection, groups, number, start, stop):
         key = key_of(group, period)
         if (of_key := sums.get(key)) is None:

@@ -1,8 +1,8 @@
 """This module lists the messages that gateways send, newest first, in keyset pages, and counts them for each gateway.
 
-The index `messages_by_application` finds the messages of a period. No index helps a filter by gateway or by state, so at most
-MAX_SCANNED_ROWS messages are examined for a page of the list. The page may then contain fewer messages than requested, or none,
-although a next page exists. Held messages and messages that wait for a gateway have indexes of their own.
+The index `messages_by_application` finds the messages of a period. There is no index for a filter by gateway or by state. Therefore
+at most MAX_SCANNED_ROWS messages are examined for a page of the list. The page may then contain fewer messages than requested, or
+none, although a next page exists. Separate indexes find held messages and messages that wait for a gateway.
 
 A count examines at most MAX_COUNTED messages. If there are more, the numbers are lower limits (`is_complete` is false).
 """
@@ -29,7 +29,7 @@ from shortener.storage.schema import gateways, messages, sends
 from shortener.storage.types import to_ms
 
 MAX_COUNTED = 50_000  # The maximum number of messages that a count examines.
-#: The number of the newest messages of an application that are searched for one that a gateway sends.
+#: The number of the newest messages of an application among which a message in the queue of a gateway is searched.
 _SEARCHED = 200
 _MAX_ID = (1 << 63) - 1  # The largest possible row id.
 # The maximum difference between the time of a message and the time in its id, which may come from different clocks.
@@ -67,10 +67,10 @@ class SendListPage:
 class SendCounts:
     """The numbers of messages of one application and one gateway.
 
-    `pending` and `held` are the messages that wait now, and `oldest_pending` is the time at which the oldest pending one was
+    `pending` and `held` are the messages that wait now, and `oldest_pending` is the time at which the oldest pending message was
     created. `sent`, `failed` and `doubtful` count the messages that were created in the period. `doubtful` also contains sent,
-    failed, held and pending messages. `last_error` is the code of the last failed attempt of the newest of these messages that has
-    one; messages that were discarded or erased are left out."""
+    failed, held and pending messages. `last_error` is the code of a last failed attempt. It belongs to the newest of these messages
+    that has such a code. Messages that were discarded or erased are left out."""
 
     pending: int = 0
     oldest_pending: datetime | None = None
@@ -146,7 +146,7 @@ def count_sends(
     low, high = _id_limits(filters)
     floor = connection.scalar(_examined(connection, filters, low, high).offset(MAX_COUNTED).limit(1))
     walked = _examined(connection, filters, low if floor is None else floor + 1, high).order_by(None).subquery()
-    # A decision about a message is no error of its gateway.
+    # A decision about a message is not an error of its gateway.
     is_error = sends.c.last_error.not_in((DISCARDED, ERASED))  # NULL is not counted
     statement = (
         select(
@@ -180,7 +180,7 @@ def count_held(connection: Connection, application_id: int) -> int:
 
 
 def read_gateway_summaries(connection: Connection, gateway_ids: Sequence[int], application_id: int) -> list[GatewaySummary]:
-    """Return the gateways with these ids, and those of the application that are not removed, oldest first."""
+    """Return the gateways with these ids, and all gateways of the application that are not removed, oldest first."""
     g = gateways.c
     is_own = and_(g.application_id == application_id, g.removed_at.is_(None))
     statement = select(gateways).where(or_(g.id.in_(list(gateway_ids)), is_own)).order_by(g.id)
@@ -200,7 +200,7 @@ def read_gateway_summaries(connection: Connection, gateway_ids: Sequence[int], a
 
 
 def own_gateway_names(connection: Connection, application_ids: Sequence[int]) -> dict[int, str]:
-    """Return the names of the gateways of some applications, by gateway id. The name of a removed one ends with "(removed)"."""
+    """Return the names of the gateways of some applications, by gateway id. The name of a removed gateway ends with "(removed)"."""
     g = gateways.c
     found = select(g.id, g.name, g.removed_at).where(g.application_id.in_(list(application_ids))).order_by(g.id)
     return {row.id: row.name + (" (removed)" if row.removed_at else "") for row in connection.execute(found)}

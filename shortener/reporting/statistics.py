@@ -6,9 +6,9 @@ clicks of a day may belong to messages of the day before, and a rate of a short 
 counts at the time when its message was created, so delivery and click rates never exceed 1.
 
 Recent events are included, because a report also reads the count deltas that `counts.fold` has not added yet. If there are more
-than MAX_PENDING_ROWS rows of them, the newest rows are not included, and `complete` is false in the response. `complete` is also
-false while counts of an older release are being rolled up, and while a row of count deltas is unreadable or
-quarantined, because a report does not include such a row.
+than MAX_PENDING_ROWS rows of count deltas, the newest rows are not included, and `complete` is false in the response. `complete` is
+also false while counts of an older release are being rolled up, and while a row of count deltas is unreadable or quarantined,
+because a report does not include such a row.
 """
 
 from __future__ import annotations
@@ -141,8 +141,8 @@ def by_destination(connection: Connection, scope: StatisticsFilter, *, merges_re
     rest. A message with several destinations is in the group of each of them, but its first click is only in the group of the
     clicked destination.
 
-    If `merges_rest` is false, return all groups. The group OTHER then has exactly the messages of the lists with the filter
-    `destination=other`: those whose destinations are in the group OTHER of their own campaign."""
+    If `merges_rest` is false, return all groups. The group OTHER then contains exactly the messages that a list with the filter
+    `destination=other` shows: the messages whose destination is in the group OTHER of their own campaign."""
     return _by_name(connection, scope, Kind.DESTINATION, merges_rest=merges_rest)
 
 
@@ -204,7 +204,7 @@ def by_hour(connection: Connection, scope: StatisticsFilter, zone: tzinfo) -> St
 
 
 def list_campaigns(connection: Connection, application_id: int, limit: int, below: int | None = None) -> list[tuple[int, str]]:
-    """Return (number, name) of campaigns, newest first. If `below` is given, return only campaigns with a smaller number.
+    """Return (number, name) of campaigns, newest first. If `below` is not None, return only campaigns with a smaller number.
 
     The number is the id of the campaign's first cohort."""
     number = func.min(cohorts.c.id)
@@ -215,8 +215,8 @@ def list_campaigns(connection: Connection, application_id: int, limit: int, belo
 
 
 class CampaignPage(NamedTuple):
-    """A page of campaigns with their counts, newest first. `numbers` are the numbers of these campaigns (see `list_campaigns`).
-    The next page contains numbers below `next`; on the last page it is None."""
+    """A page of campaigns with their counts, newest first. `numbers` are the numbers of these campaigns (see `list_campaigns`). The
+    next page contains numbers below `next`. On the last page, `next` is None."""
 
     campaigns: list[tuple[str, Figures]]
     numbers: list[int]

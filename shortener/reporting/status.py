@@ -23,7 +23,7 @@ from shortener.storage.schema import cohorts, conversions, first_clicks, hits, l
 from shortener.storage.types import to_iso
 
 _MESSAGES_PER_STATEMENT = 500
-MAX_CONVERSIONS = 1000  # The status of a message contains only its oldest conversions, at most this many.
+MAX_CONVERSIONS = 1000  # The maximum number of conversions in the status of a message. The status contains the oldest conversions.
 
 
 @record

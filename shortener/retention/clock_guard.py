@@ -1,15 +1,15 @@
 """The guard of the purge against a clock that is far ahead, for example after a machine started with a wrong date. Without it, such
 a clock would make all stored data look older than its retention, and the purge would delete everything.
 
-Each run of the purge stores its time. If a run begins more than MAX_STEP after the latest run, either the clock moved ahead or no
-process ran for so long. Nothing can tell the two apart, so the purge waits for WAIT_AFTER_STEP. Within this time somebody can
-correct the clock: when it is set back to the time before the step, the purge continues at once. An installation that did not run
-for years purges one day later. The first run of an installation trusts its clock.
+Each run of the purge stores its time. If a run begins more than MAX_STEP after the latest run, there are two possible causes: the
+clock moved ahead, or no process ran for this time. The purge cannot distinguish the two causes, so it waits for WAIT_AFTER_STEP.
+Within this time, an administrator can correct the clock. When the clock is set back to the time before the step, the purge
+continues at once. If an installation did not run for years, the purge begins one day later. The first run of an installation trusts
+its clock. Only the background job waits. `shortener purge` does not wait, because a person has decided to run it; at a terminal,
+the command asks for confirmation.
 
-Only the background job waits. `shortener purge` is the decision of a person, and asks at a terminal.
-
-The processes of an installation share the stored value. Their clocks differ a little, and a run may be stored after a later one, so
-a time shortly before the step was found does not end the wait.
+The processes of an installation share the stored value. Their clocks differ a little, and runs may be stored in another order than
+they began. Therefore a time that is only shortly before the time at which the step was found does not end the wait.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from shortener.storage.types import from_ms, to_ms
 
 #: The name of the stored value: the time of the latest run, the time at which a run found a step, and the size of the step, in ms.
 NAME = "purge_clock"
-#: Faults of clocks are steps of many years, such as 1,024 weeks of GPS. An installation hardly ever stands still for so long.
+#: A wrong clock is usually wrong by many years, such as the 1,024 weeks of GPS. It is very rare that an installation does not run
+#: for so long.
 MAX_STEP = timedelta(days=730)
 WAIT_AFTER_STEP = timedelta(hours=24)
 _MAX_STEP_MS, _WAIT_MS = MAX_STEP // timedelta(milliseconds=1), WAIT_AFTER_STEP // timedelta(milliseconds=1)
@@ -45,7 +46,7 @@ class ClockStep:
 def note_run(connection: Connection, now: datetime, *, trusted: bool = False) -> ClockStep | None:
     """Store the time of a run of the purge. Return the step after which the purge must wait, or None if it may delete.
 
-    `trusted` states that a person has checked the clock, so that the purge never waits."""
+    `trusted` is true if a person has checked the clock. The purge then never waits."""
     at = to_ms(now)
     found_at, size = (0, 0) if trusted else _find(_read(connection), at)
     installation.set_value(connection, NAME, f"{at} {found_at} {size}")
@@ -59,7 +60,7 @@ def find_step(connection: Connection, now: datetime) -> ClockStep | None:
 
 def _find(stored: tuple[int, int, int] | None, at: int) -> tuple[int, int]:
     """Return the step of the clock because of which a run at the time `at` must wait: the time at which the step was found, and its
-    size. Return zeros if the run need not wait. All times are in ms."""
+    size. Return zeros if the run does not have to wait. All times are in ms."""
     if stored is None:
         return 0, 0
     latest, found_at, size = stored

@@ -12,23 +12,23 @@ that a message that waits for its gateway then counts as failed and costs nothin
 - the same data in the event log, the responses of trackers, and the stored response to the request's Idempotency-Key
 
 Remaining data: that the message was sent, its sender and price, and its states, hits and conversions with their times. A hit keeps
-the kind of device and the browser, which the statistics count, instead of the user agent. So the counts, the lists and a recount
-still agree.
+the kind of device and the browser, which the statistics count, instead of the user agent. Therefore the counts, the lists and a
+recount still agree.
 
 Erasure disables the links, because their destinations may be personal. The links then return 410. The caller must first remove the
 links from the link cache (`find_codes`). Pending events are delivered without the erased data. A pending callback of the message
-(Xoxzo) is given up. The message_id cannot be used for another message. Erasure does not reach data that was already sent to
-trackers, nor backups and logs of others.
+(Xoxzo) is given up. The message_id cannot be used for another message. An erasure does not include data that was already sent to
+trackers, and not the backups and logs of others.
 
 Data of the message may be in flight during the erasure: a click whose transaction runs, or an attempt that waits for its response.
 Therefore a job erases the same messages again, a few times within the next hour (`erasure_repeats`).
 
-The transactions parse the user agents of the hits. Await `load_expressions` (clicks/user_agents.py) before `erase_message` and
-`erase_again`; `erase` does so itself.
+These transactions parse the user agents of the hits. Await `load_expressions` (clicks/user_agents.py) before `erase_message` and
+`erase_again`. `erase` itself awaits it.
 
-One transaction erases one message. A number is erased `MAX_MESSAGES_PER_BATCH` messages at a time; run an interrupted erasure
-again. Each transaction that erases messages adds a row to the audit log (`_add_audit_row`), so an interrupted erasure has rows for
-exactly what it erased. Repeats by the job `erasure_repeats` add no rows.
+One transaction erases one message. The messages to a number are erased in batches of `MAX_MESSAGES_PER_BATCH`. If an erasure was
+interrupted, run it again. Each transaction that erases messages adds a row to the audit log (`_add_audit_row`), so the audit log of
+an interrupted erasure contains exactly the erased messages. Repeats by the job `erasure_repeats` add no rows.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ REPEAT_AFTER_SECONDS = (5, 120, 3600)
 AUDIT_ACTION = "data_erased"  # The action of the audit rows of erasures.
 ERASED = "erased"  # The `last_error` of a callback or a send that was given up because its message was erased.
 
-#: A function that gives up the messages with these row ids which wait for a gateway, as a part of the transaction of the erasure.
-#: Its arguments are the connection, the row ids and the time (gateways/decisions.py).
+#: A function that gives up messages in the transaction of the erasure: of the messages with the given row ids, each one that waits
+#: for a gateway. Its arguments are the connection, the row ids and the time (gateways/decisions.py).
 GiveUp = Callable[[Connection, Sequence[int], datetime], None]
 
 MAX_WAIT_SECONDS = 3.0  # The longest time that the erasure of a number waits for transactions that began before it.
@@ -217,7 +217,7 @@ def erase_message(
 
 
 def count_messages(connection: Connection, application_id: int | None, *, phone: str = "", message_id: str = "") -> dict[str, int]:
-    """Return how many messages to this phone number, or with this message id, each application has, by the application's name."""
+    """Return the number of messages to this phone number, or with this message id, by the name of the application."""
     selected = messages.c.to_address == phone if phone else messages.c.message_id == message_id
     owners = [application_id] if application_id is not None else select(applications.c.id)
     counted = select(applications.c.name, func.count()).join(messages, messages.c.application_id == applications.c.id)

@@ -1,12 +1,14 @@
-"""This job erases messages again that were erased in the last hour, because personal data may be stored just after an erasure.
+"""This job repeats the erasure of messages that were erased in the last hour, because personal data may be stored just after an
+erasure.
 
 On PostgreSQL, a click, a conversion or a fan-out may read a message before its erasure, and commit after the erasure. On both
 engines, an attempt to deliver an event may be waiting for the response of a tracker, and a rewrite may put a link into the cache.
 Therefore each erasure lists its messages in the table `erasure_repeats`. This job erases them again after each of the times in
 `REPEAT_AFTER_SECONDS`: after some seconds, after the longest attempt of a delivery, and after an hour, because outcomes wait in
 memory while the database is unavailable. Each time, the job also removes the links from the link cache, deletes the stored
-responses to requests that repeated one of the messages with an Idempotency-Key, and makes the WAL of SQLite empty, which contains
-the erased data. An erasure itself does not do this, because a command that erases is another process than the service.
+responses to requests that repeated one of the messages with an Idempotency-Key, and empties the WAL of SQLite, because the WAL
+still contains the erased data. An erasure itself does not do this, because an erasing command runs in another process than the
+service.
 """
 
 # Tested by tests/retention/test_erasure_repeats.py
@@ -38,7 +40,7 @@ class ErasureRepeats:
         self._cache = cache
 
     async def step(self, now: datetime) -> int:
-        """Erase again the messages for which it is time. Return their number. Raise StoreUnavailable if the database is
+        """Erase again the messages whose next repeat is due. Return their number. Raise StoreUnavailable if the database is
         unavailable."""
         due = await self._database.read(_find_due, now)
         if not due:

@@ -6,9 +6,9 @@
   uses a code again on purpose; a new link gets the same random code with a probability of 2^-48.
 - Hits: after `hit_retention_days`. After this time, the first click of a message or link only loses its IP address and user agent;
   the hit is deleted with its message. It keeps the kind of device and the browser, so that the statistics by device and the lists
-  behind them agree. So the status of a message (which link was accessed, and when) does not depend on the retention of hits.
+  behind them agree. Therefore the status of a message (which link was accessed, and when) does not depend on the retention of hits.
 - Events, with their deliveries and attempts: `event_retention_days` after the event and the end of its last delivery. A delivery
-  that is parked because its tracker is disabled ends this long after it was due, also if nothing has made it dead. It does not
+  that is parked because its tracker is disabled counts as ended this long after it was due, even if it is not dead. It does not
   delay the deletion of its message.
 - Dead letters of hits (clicks/dead_letters.py): after `hit_retention_days`.
 - Refused reports of conversions: after 30 days.
@@ -20,9 +20,9 @@ Pending work is never deleted: an event that is not fanned out or has a pending 
 
 Each batch is a transaction that deletes at most `purge_batch` rows, oldest first. It finds them by ranges of a primary key (ids
 grow with time) or by an index, never by a table scan. After each batch the purge pauses nine times as long as the batch took. While
-no clicks and no messages arrive (`traffic.py`), a purge by command does not pause, and its batches have up to 2,000 rows. An
-interrupted purge has deleted complete batches, and it deletes the rows of a message before the message itself, so the next purge
-can continue.
+no clicks and no messages arrive (`traffic.py`), a purge by command does not pause, and its batches have up to 2,000 rows. The next
+purge can continue an interrupted purge: only complete batches are deleted, and the rows of a message are deleted before the message
+itself.
 
 If the clock moved far ahead, a run deletes nothing and waits (`clock_guard.py`).
 """
@@ -168,7 +168,8 @@ class Purge:
         """Register the metric that counts deleted rows."""
         metrics.counter(
             "shortener_purged_rows",
-            "Rows deleted because their retention was over, by kind. Rows of emptied_hits only lost address and user agent.",
+            "Rows that were deleted because their retention time had ended, by kind. Rows of emptied_hits were kept without IP "
+            "address and user agent.",
             lambda: {(kind,): rows for kind, rows in dataclasses.asdict(self.total).items()},
             "kind",
         )
@@ -214,8 +215,8 @@ class Purge:
 
 
 class _ExpressionsMissing(Exception):
-    """Raised to roll back a batch that must parse user agents, if `load_expressions` was not called yet. Most processes of an
-    installation never remove the address and the user agent from a hit, and the expressions take 12 MB of memory."""
+    """Raised to roll back a batch that must parse user agents, if `load_expressions` was not called yet. The expressions are not
+    always loaded, because they take 12 MB of memory, and most processes never remove the address and the user agent from a hit."""
 
 
 class _PurgeBatch:
@@ -365,7 +366,8 @@ _KINDS: dict[str, _Kind] = {
     "operator_sessions": _delete_sessions,
     "events": _delete_events,
     "messages": _delete_messages,
-    "hits": _delete_hits,  # Hits are last, because hits of messages that are deleted anyway need not be emptied first.
+    # Hits are last: if the message of a hit is deleted, the hit is deleted with it and does not have to be emptied first.
+    "hits": _delete_hits,
 }
 
 

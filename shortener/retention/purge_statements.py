@@ -1,5 +1,5 @@
-"""The SQL statements of the purge. They are built once: to build one takes longer than to run it, and would occupy the writer
-thread of SQLite.
+"""The SQL statements of the purge. They are built once, because building a statement takes longer than running it, and would occupy
+the writer thread of SQLite.
 
 A statement of a page selects the oldest rows between two ids, each with a flag that states whether the row must be kept. A deletion
 removes at most `max_rows` rows.

@@ -132,7 +132,7 @@ def test_with_the_privacy_setting_short_only_the_network_of_a_client_address_is_
     assert shorten_address(address, "short") == short
 
 
-def test_with_the_privacy_setting_full_the_whole_address_is_stored_and_with_none_no_address() -> None:
+def test_the_privacy_setting_full_stores_the_whole_address_and_none_stores_no_address() -> None:
     assert shorten_address("203.0.113.7", "full") == "203.0.113.7"
     assert shorten_address("203.0.113.7", "none") == ""
 

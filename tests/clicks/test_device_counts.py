@@ -161,7 +161,7 @@ async def test_a_click_that_is_stored_while_the_device_job_is_running_is_counted
     await assert_counts_match(service)
 
 
-async def test_a_click_that_is_being_stored_while_a_reclassification_with_a_clock_ahead_of_the_time_runs_is_counted_by_device(
+async def test_a_click_that_is_stored_during_a_reclassification_with_a_fast_clock_is_counted_by_device(
     service: Service, clock: Clock
 ) -> None:
     """The reclassification counted the newest hits by device, so the job had passed the id of the click when it was stored."""

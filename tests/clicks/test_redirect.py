@@ -135,7 +135,7 @@ async def test_the_pages_for_recipients_have_the_name_of_the_first_application_o
     assert f"please contact {name}." in switched_off
 
 
-async def test_the_fallback_url_of_a_link_has_priority_over_those_of_its_domain_and_application(
+async def test_the_fallback_url_of_a_link_has_priority_over_the_fallback_urls_of_its_domain_and_application(
     branded: Service, clock: Clock
 ) -> None:
     update = update_application

@@ -196,7 +196,7 @@ async def test_many_hits_at_the_beginning_of_the_spool_that_the_database_rejects
     assert await node.spool.look() == SpoolState(0)
 
 
-async def test_a_batch_of_the_spool_of_which_the_database_rejects_every_hit_does_not_stop_it(
+async def test_the_spool_does_not_stop_at_a_batch_in_which_the_database_rejects_every_hit(
     service: Service, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shortener.clicks.spool_drainer.MAX_BATCH_HITS", MAX_PROBES)

@@ -79,7 +79,7 @@ def test_a_user_agent_is_parsed_to_device_operating_system_and_browser(device: D
         ),
     ],
 )
-def test_user_agents_of_simple_phones_are_phones_and_those_of_televisions_are_other(kind: str, agent: str) -> None:
+def test_simple_phones_are_classified_as_phones_and_televisions_as_other(kind: str, agent: str) -> None:
     assert parse_device(agent).kind == kind
 
 

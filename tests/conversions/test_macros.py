@@ -43,7 +43,7 @@ def test_a_placeholder_is_detected_whether_it_is_encoded_or_not(notation: str, n
 
 @pytest.mark.parametrize("notation", NOTATIONS)
 @pytest.mark.parametrize("name", ["ad", "ad_id", "aff.sub-1", "face:2", "decade", "adid.ref"])
-def test_a_placeholder_of_which_the_query_parser_has_decoded_the_beginning_is_detected(notation: str, name: str) -> None:
+def test_a_placeholder_whose_beginning_the_query_parser_has_decoded_is_detected(notation: str, name: str) -> None:
     assert is_unexpanded(unquote_to_bytes(placeholder(notation, name)).decode("cp1252"))
 
 

@@ -266,7 +266,7 @@ async def test_a_conversion_is_not_stored_if_its_event_cannot_be_written(
 
 
 @pytest.mark.parametrize("cuts", [["stored"], ["rolled back"], ["stored", "stored"], ["rolled back", "stored"]])
-async def test_a_report_whose_commit_was_cut_is_no_duplicate_of_itself_and_a_report_sent_again_is_one(
+async def test_a_report_whose_commit_was_interrupted_is_not_its_own_duplicate_and_a_report_sent_again_is_a_duplicate(
     service: Service, message: Message, monkeypatch: pytest.MonkeyPatch, cuts: list[Cut]
 ) -> None:
     batcher = service.conversions._group._batcher

@@ -33,7 +33,7 @@ def test_a_pending_or_unknown_status_word_has_no_disposition() -> None:
     ]
 
 
-def test_the_category_of_a_conversion_is_its_disposition_or_else_the_meaning_of_its_status_word() -> None:
+def test_the_category_of_a_conversion_is_its_disposition_and_without_one_the_meaning_of_its_status_word() -> None:
     assert category_of("lead", "negative") == "negative"
     assert category_of("rejected", "positive") == "positive"
     assert [category_of(word, None) for word in ("on hold", "blue", None)] == ["pending", "other", "other"]

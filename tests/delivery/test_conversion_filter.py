@@ -205,7 +205,7 @@ async def test_only_applications_with_a_filter_need_a_query_for_the_outcomes_of_
     assert (await received(service, tracker), service.fanout.quarantined) == ([LEAD], 0)
 
 
-async def test_the_disposition_of_an_event_of_an_old_release_is_that_of_its_conversion(
+async def test_an_event_of_an_old_release_has_the_disposition_of_its_conversion(
     service: Service, make_tracker: MakeTracker, story: Story
 ) -> None:
     tracker = await make_tracker(URL, "conversion", conversion_actions=["sale"], conversion_dispositions=["positive"])

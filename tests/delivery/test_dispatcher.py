@@ -262,7 +262,7 @@ async def test_an_error_after_the_commit_neither_repeats_an_outcome_nor_drops_a_
 
 
 @pytest.mark.parametrize("cut", ["stored", "rolled back"])
-async def test_deliveries_whose_claim_was_cut_at_its_commit_are_sent_without_a_wait_and_without_an_attempt_lost(
+async def test_deliveries_are_sent_at_once_and_lose_no_attempt_if_the_commit_of_their_claim_was_interrupted(
     cut: Cut, service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver
 ) -> None:
     await make_tracker(receiver.url())
@@ -297,7 +297,7 @@ async def test_a_cut_commit_of_an_outcome_and_of_the_next_claim_of_its_delivery_
     assert (len(receiver.requests), dispatcher.in_flight) == (2, 0)
 
 
-async def test_a_claim_that_was_cut_is_not_given_back_after_another_process_has_claimed_the_delivery_in_the_same_millisecond(
+async def test_an_interrupted_claim_is_not_given_back_after_another_process_has_claimed_the_delivery_in_the_same_millisecond(
     service: Service, postgresql_only: None, make_tracker: MakeTracker, story: Story, receiver: Receiver
 ) -> None:
     receiver.default_reply = Reply(hang=True)

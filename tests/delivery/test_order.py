@@ -73,7 +73,7 @@ async def wait_for_attempts(sender: SlowSender, at_once: int) -> None:
             await asyncio.sleep(0.01)  # the pause between two checks
 
 
-async def test_new_states_of_one_message_are_sent_in_order_and_those_of_several_messages_at_the_same_time(
+async def test_new_states_of_one_message_are_sent_in_order_and_states_of_several_messages_at_the_same_time(
     service: Service, story: Story, sender: SlowSender, dispatcher: Dispatcher
 ) -> None:
     messages = [await story.message(), await story.message()]
@@ -136,7 +136,7 @@ async def test_only_a_few_attempts_of_one_message_wait_so_that_they_do_not_use_a
     await dispatcher.stop(60, 0)
 
 
-async def test_a_later_attempt_waits_for_those_that_wait_and_not_for_one_that_began_at_once(
+async def test_a_later_attempt_waits_for_waiting_attempts_and_not_for_an_attempt_that_began_at_once(
     service: Service, story: Story, sender: SlowSender, dispatcher: Dispatcher
 ) -> None:
     sender.never_answers = True

@@ -190,7 +190,7 @@ def test_invalid_success_criteria_are_rejected(value: dict[str, Any]) -> None:
 # The tests below check the delays between attempts and the Retry-After header.
 
 
-def test_the_default_schedule_of_ten_attempts_is_that_of_standard_webhooks() -> None:
+def test_the_default_schedule_of_ten_attempts_equals_the_schedule_of_standard_webhooks() -> None:
     rng = random.Random(7)
     total = 0.0
     for attempt, delay in enumerate(DEFAULT_SCHEDULE, 1):

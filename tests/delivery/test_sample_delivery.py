@@ -104,7 +104,7 @@ def fields(value: Any, path: tuple[str, ...] = ()) -> set[tuple[str, ...]]:
 
 @pytest.mark.parametrize("event", EVENT_NAMES)
 @pytest.mark.parametrize("format", FORMATS)
-def test_the_body_of_a_test_delivery_has_the_same_fields_as_that_of_a_real_event(event: str, format: str) -> None:
+def test_the_body_of_a_test_delivery_has_the_same_fields_as_the_body_of_a_real_event(event: str, format: str) -> None:
     facts = sample_facts(1, NOON, event)
     sample = json.loads(render(format, {**facts, "topic": "test"}, attempt=1)[0])
     real = json.loads(render(format, {**facts, "topic": facts["sample_of"], "sample_of": None}, attempt=1)[0])

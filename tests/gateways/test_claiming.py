@@ -115,7 +115,7 @@ async def test_each_of_many_gateways_gets_attempts_while_many_hits_arrive(
     await dispatcher.stop(5)
 
 
-async def test_a_gateway_with_the_policy_hold_gets_no_message_whose_lease_has_ended_not_even_if_many_have(
+async def test_a_gateway_with_the_policy_hold_never_gets_a_message_whose_lease_has_ended(
     service: Service,
     make_gateway: MakeGateway,
     send_messages: SendMessages,

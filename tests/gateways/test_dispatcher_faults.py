@@ -220,7 +220,7 @@ async def test_an_error_after_the_commit_neither_repeats_an_outcome_nor_drops_a_
 
 
 @pytest.mark.parametrize("cut", ["stored", "rolled back"])
-async def test_messages_whose_claim_was_cut_at_its_commit_are_handed_on_once_and_are_not_doubtful(
+async def test_messages_are_handed_on_once_and_are_not_doubtful_if_the_commit_of_their_claim_was_interrupted(
     cut: Cut, service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver
 ) -> None:
     receiver.default_reply = ACCEPTED
@@ -236,7 +236,7 @@ async def test_messages_whose_claim_was_cut_at_its_commit_are_handed_on_once_and
     assert logs == []
 
 
-async def test_a_claim_that_was_cut_is_not_given_back_after_another_process_has_claimed_the_message_in_the_same_millisecond(
+async def test_an_interrupted_claim_is_not_given_back_after_another_process_has_claimed_the_message_in_the_same_millisecond(
     service: Service, make_gateway: MakeGateway, send_messages: SendMessages, receiver: Receiver
 ) -> None:
     if service.database.dialect == "sqlite":

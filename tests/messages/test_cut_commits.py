@@ -95,7 +95,7 @@ async def test_the_response_after_a_cut_commit_equals_the_response_without_the_c
     assert without_codes(await client.post("/api/v1/rewrite", json=body)) == usual
 
 
-async def test_a_send_whose_commit_was_cut_and_cannot_be_looked_up_says_so_and_its_repeat_is_sent_once(
+async def test_a_send_whose_commit_was_interrupted_and_cannot_be_looked_up_says_so_and_its_repeat_is_sent_once(
     service: Service, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shortener.storage.batcher.UNCERTAIN_SECONDS", 0.0)

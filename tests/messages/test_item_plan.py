@@ -18,7 +18,7 @@ def test_a_trackurl_directive_or_an_application_setting_causes_an_event_for_ever
     assert only(item(), application=application(click_events="every")).plan.links[0].every_click
 
 
-def test_the_lifetime_of_a_link_is_set_by_the_request_or_else_by_the_application_or_else_by_the_installation() -> None:
+def test_the_lifetime_of_a_link_is_set_by_the_request_then_the_application_then_the_installation() -> None:
     def expires_at(planned_item: RewriteItem, **settings: Any) -> datetime:
         return from_ms(only(planned_item, application=application(**settings)).plan.expires_at)
 

@@ -1,6 +1,6 @@
 """The contextual rules classify a hit by its time and by other hits, not by its request.
 
-These rules detect scanners whose user agent is that of an ordinary browser. Each rule is a setting of the application
+These rules detect scanners that send the user agent of an ordinary browser. Each rule is a setting of the application
 (`accounts.settings`). All rules are off by default, because each rule also suspects hits of some people:
 
 - `min_seconds_after_sent`: suspects a hit before SENT, or earlier than this time after SENT. Carriers scan links during delivery.
@@ -47,7 +47,7 @@ class HitContext:
     # recipients whose links the client's address opened within a minute, including the recipient of this hit
     recipients_of_address: int = 0
     links_of_message: int = 0
-    # for each opened link of the message, the time of the hit on that link which is nearest in time to this hit
+    # for each opened link of the message: the time of the hit on that link that is nearest to the time of this hit
     opened_at: Collection[datetime] = ()
 
 
@@ -109,11 +109,12 @@ RULES = tuple(name for name, _ in _RULES)
 
 
 class RecentAddresses:
-    """The client IP addresses that opened links within the last minute, each with the number of recipients. `limit` is the maximum
-    number of pairs of address and recipient. If it is exceeded, the oldest pairs are removed early, and counts are too low, but
-    never too high. Each process counts only its own hits. The times that are passed to `count` should not decrease; the order of
-    the calls determines which pairs are the oldest. If a time is more than a second before that of the newest pair, for example
-    because the clock was set back, the pairs of later times are removed."""
+    """The client IP addresses that opened links within the last minute, each with the number of recipients whose links it opened.
+    `limit` is the maximum number of pairs of address and recipient. If this number is exceeded, the oldest pairs are removed early.
+    Counts may then be too low, but they are never too high. Each process counts only its own hits. The times that are passed to
+    `count` should not decrease, because the order of the calls determines which pairs are the oldest. If a time is more than a
+    second before the time of the newest pair, for example because the clock was set back, all pairs with a later time are
+    removed."""
 
     def __init__(self, limit: int = 100_000) -> None:
         self._limit = limit

@@ -1,4 +1,5 @@
-"""Corrections: the transactions that change the verdicts of stored hits, and the counts, events and states that depend on them.
+"""A correction is a transaction that changes the verdicts of stored hits, and the counts, events and states that depend on these
+verdicts.
 
 `change_verdicts` changes verdicts, corrects the counts and retracts clicks that were sent as events. Then `assign_first_clicks`
 finds messages and links without a first click, and makes their earliest hit by a human the first click. Both functions first lock
@@ -7,9 +8,9 @@ attempt it.
 
 A retraction undoes the effects of a recorded click. The first click on a link created an event. The first click on a message
 changed the state of the message to CLICKTHRU, in the same event. On links that send every click (`LinkFlag.EVERY_CLICK`), each
-click created an event. The setting `click_events` may have changed since, so the event log states whether a click has an event.
-The events of hits older than `event_retention_days` may be purged. For such hits, the current settings decide whether the click
-counts as sent.
+click created an event. The setting `click_events` may have changed since the click. Therefore the event log, and not the setting,
+determines whether a click has an event. The events of hits older than `event_retention_days` may be purged. For such hits, the
+current settings decide whether the click counts as sent.
 """
 
 from __future__ import annotations
@@ -65,9 +66,9 @@ class VerdictChange(NamedTuple):
 @mutable_record
 class CorrectionResult:
     """The numbers of changes that a correction has made. `kept` counts hits that keep their verdict, because their click was sent
-    and must not be retracted. `retracted` counts sent clicks that were retracted, and `retracted_messages` those that were the
-    first click on their message. `first_clicks` counts messages whose state changed to CLICKTHRU. `unsettled` contains the row ids
-    of messages for which `assign_first_clicks` must be called after all corrections."""
+    and must not be retracted. `retracted` counts sent clicks that were retracted. `retracted_messages` counts those retracted
+    clicks that were the first click on their message. `first_clicks` counts messages whose state changed to CLICKTHRU. `unsettled`
+    contains the row ids of messages for which `assign_first_clicks` must be called after all corrections."""
 
     to_suspected: int = 0
     to_human: int = 0
@@ -95,9 +96,9 @@ def change_verdicts(
     includes_newest: bool = False,
     oldest_event: int = 0,
 ) -> CorrectionResult:
-    """Change the verdicts of hits that still have the verdict `seen`. A click that was sent as an event changes only if `retracts`
-    of the change is true. `oldest_event` is the smallest row id within the event retention. Events of hits with smaller ids may be
-    purged.
+    """Change the verdicts of hits that still have the verdict `seen`. If a click was sent as an event, its verdict changes only if
+    the field `retracts` of the change is true. `oldest_event` is the smallest row id within the event retention. Events of hits
+    with smaller ids may be purged.
 
     Hits that are not counted by device yet are skipped unless `includes_newest` is true. The device job counts these hits later,
     with their new verdicts."""
@@ -164,8 +165,8 @@ def change_verdicts(
 def assign_first_clicks(
     connection: Connection, message_ids: Collection[int], ids: IdGenerator, oldest_event: int = 0
 ) -> CorrectionResult:
-    """Assign a first click to each of these messages, and to each of their links, that has none. The first click is the earliest
-    hit by a human. `oldest_event` has the same meaning as in `change_verdicts`."""
+    """Assign a first click to each of these messages and each of their links, if it has none. The first click is the earliest hit
+    by a human. `oldest_event` has the same meaning as in `change_verdicts`."""
     result = CorrectionResult()
     locked = lock_messages(connection, message_ids)
     candidates = find_first_hits(connection, locked)
@@ -220,7 +221,7 @@ def _find_applications_with_every_click(connection: Connection, locked: Iterable
 def _retract(connection: Connection, message: LockedMessage, hit: LockedHit, delta: CountDelta, *, is_sent: bool) -> dict[str, Any]:
     """Set the message to the state that it has without this click. Return the data of the event `click_retracted`.
 
-    `is_sent` states whether the fan-out has already processed the event of the click."""
+    `is_sent` is true if the fan-out has already processed the event of the click."""
     data: dict[str, Any] = {"first_for_message": False, "first_for_link": bool(hit.flags & HitFlag.FIRST_FOR_LINK)}
     if data["first_for_link"]:
         message.clicked_links &= ~(1 << hit.position)
@@ -239,8 +240,8 @@ def _retract(connection: Connection, message: LockedMessage, hit: LockedHit, del
 
 
 def _count_first(delta: CountDelta, message: LockedMessage, amount: int, link_set: int, *, timed: bool = True) -> None:
-    """Count a first click (`amount` 1) or remove it from the counts (`amount` -1). If `timed` is true, also change the counts of
-    first clicks by time from sending to click."""
+    """Add a first click to the counts (`amount` 1) or remove it from them (`amount` -1). If `timed` is true, also change the counts
+    of first clicks by the time between sending and click."""
     assert message.clicked_at is not None
     delta.add(message.cohort_id, message.clicked_at, "clicked_messages", amount, message=message.id, link_set=link_set)
     if timed:

@@ -107,7 +107,8 @@ _MESSAGE = tuple(
 
 
 def lock_messages(connection: Connection, ids: Iterable[int]) -> dict[int, LockedMessage]:
-    """Lock these messages until the transaction ends. Return them by row id. Purged and erased messages are left out."""
+    """Lock these messages until the transaction ends. Return them by row id. The result does not contain purged and erased
+    messages."""
     chosen = values_table(connection, [(message,) for message in sorted(set(ids))], id=BigInteger)
     statement = (
         select(*_MESSAGE)
@@ -141,8 +142,8 @@ def find_first_hits(connection: Connection, ids: Iterable[int]) -> dict[int, dic
     """Return one hit for each link, by message and link: its first click, or the hit that may become its first click.
 
     The latter is the earliest click on the link that a person has confirmed on the confirmation page, or that the current rules
-    classify as HUMAN. The result does not contain the first click on a message, because the index `hits_by_link` does not contain
-    it. Its message and link need no other first click."""
+    classify as HUMAN. The result does not contain first clicks on messages, because the index `hits_by_link` does not contain them.
+    This is correct: a message and a link that have a first click need no other first click."""
     chosen = values_table(connection, [(message,) for message in ids], id=BigInteger)
     is_first = hits.c.flags.bitwise_and(int(HitFlag.FIRST_FOR_LINK))
     rank = func.row_number().over(partition_by=hits.c.link_id, order_by=(is_first.desc(), hits.c.id)).label("rank")

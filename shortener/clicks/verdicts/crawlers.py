@@ -2,11 +2,9 @@
 
 The list has about 1,500 regular expressions, and nearly all of them are plain words. The package searches for each expression
 separately, which takes 100 microseconds for a user agent that matches none. Here, the beginnings of the words form one expression
-in the shape of a trie, which usually fails at the first letters. The few other expressions are applied after it. The result equals
-that of the package, without the patterns in `NOT_CRAWLERS`.
-
-The list is read when this module is imported. So a damaged package prevents the start of the service, and causes no errors in later
-requests.
+in the shape of a trie, which usually fails at the first letters. The few other expressions are applied after it. The result is the
+same as the result of the package without the patterns in `NOT_CRAWLERS`. The list is read when this module is imported. If the
+package is damaged, the service does not start, instead of failing in later requests.
 """
 
 from __future__ import annotations
@@ -36,7 +34,8 @@ NOT_CRAWLERS = frozenset(
 # alternative words (Bot|Audit), the start or a space (^| ), or a plain character.
 _PIECE = re.compile(r"\\(?P<sign>[^\w])|\[(?P<letters>\w+)\]|\((?P<words>[\w ^|]+)\)|(?P<plain>[^\\\[\](){}|*+?.])", re.DOTALL)
 
-# A pattern that is a plain word, as nearly all are. Only letters of other patterns need `_PIECE`, which takes longer.
+# A regular expression for a pattern that is a plain word. Nearly all patterns are plain words. Only the other patterns need
+# `_PIECE`, which takes longer.
 _PLAIN_WORD = re.compile(r"(?:\\[^\w]|[^\\\[\](){}|*+?.^$])+", re.DOTALL)
 _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
 
@@ -45,8 +44,9 @@ _END = "\n"
 
 _NEVER = r"(?!)"
 
-#: The expression for the words contains so many characters of a word after those that the word shares with other words. The rest is
-#: compared after a match, because the compilation of all characters takes twice as long, at each start of the service.
+#: The expression contains the beginning that a word shares with other words, and then this number of its own characters. The rest
+#: of the word is compared after a match. An expression with all characters would take twice as long to compile, at each start of
+#: the service.
 _OWN_CHARACTERS = 4
 
 
@@ -116,19 +116,20 @@ def _matching_texts(pattern: str) -> list[str] | None:
 
 
 def trie_expression(words: Iterable[str], own_characters: int | None = None, beginnings: dict[str, str] | None = None) -> str:
-    """Return an expression in the shape of a trie that matches all words, or nothing if there are none.
-
-    With `own_characters`, the expression ends so many characters after those that a word shares with other words. `beginnings`
-    receives each word by the text that the expression matches."""
+    """Return an expression in the shape of a trie that matches all words. If there are no words, the expression matches nothing.
+    With `own_characters`, the expression contains the beginning that a word shares with other words, and then this number of its
+    own characters. `beginnings` receives each word by the text that the expression matches."""
     needed: list[str] = []
     for word in sorted(words):
-        if not needed or not word.startswith(needed[-1]):  # text that contains a longer word also contains its beginning
+        # A text that contains the longer word also contains the shorter word, which is its beginning
+        if not needed or not word.startswith(needed[-1]):
             needed.append(word)
     return _alternatives(needed, 0, own_characters, beginnings if beginnings is not None else {}) if needed else _NEVER
 
 
 def _alternatives(words: Sequence[str], start: int, own_characters: int | None, beginnings: dict[str, str]) -> str:
-    """Return an expression for sorted words without their first `start` characters, which are equal."""
+    """Return an expression for sorted words whose first `start` characters are equal. The expression does not contain these
+    characters."""
     first, last = words[0], words[-1]
     if first is last:
         beginning = first if own_characters is None else first[: start + own_characters]

@@ -5,11 +5,10 @@ because only the press of the button is a click.
 The table `early_hits` has one row for each message with early hits. The transaction that stores such a hit inserts the row, or
 updates its time. The transaction of a delivery report marks the row as due. The job then classifies the hits of the message again
 and deletes the row. If a report is committed while a hit is being stored, the transaction of the report may not see the new row.
-Therefore the job also examines all rows that were inserted or updated in the last minute.
-
-On PostgreSQL, a row is also a lock, so that the job does not delete the row of a hit that it has not seen. Each transaction locks
-rows of `messages` first, then rows of `first_clicks`, and then rows of `early_hits` in the order of their ids, because two
-transactions could otherwise deadlock.
+Therefore the job also examines all rows that were inserted or updated in the last minute. On PostgreSQL, the transactions also use
+the row as a lock, so that the job does not delete the row of a hit that it has not seen. Each transaction locks rows of `messages`
+first, then rows of `first_clicks`, and then rows of `early_hits` in the order of their ids, because two transactions could
+otherwise deadlock.
 """
 
 from __future__ import annotations
@@ -33,14 +32,14 @@ from shortener.storage.schema import early_hits, hits, links, messages
 from shortener.storage.values_table import values_table
 
 BATCH_MESSAGES = 100
-#: The job examines each row that is younger than this. It examines an older row only if a delivery report has marked the row as
+#: The job examines every row that is younger than this. It examines an older row only if a delivery report has marked that row as
 #: due.
 RECENT = timedelta(minutes=1)
 
 
 def add(connection: Connection, found: Collection[int], now: datetime) -> None:
-    """Insert a row for each message with an early hit, or set the time of its row. `found` contains row ids of messages. `now` is
-    the current time, because a hit from the spool is much older than its transaction."""
+    """Insert a row for each message with an early hit. If the message already has a row, set the time of the row. `found` contains
+    row ids of messages. `now` is the current time, because a hit from the spool is much older than its transaction."""
     row = upsert(connection, early_hits)
     statement = row.on_conflict_do_update(index_elements=["id"], set_={"at": row.excluded.at})
     connection.execute(statement, [{"id": message, "at": now, "is_due": False} for message in sorted(found)])
@@ -101,8 +100,8 @@ class EarlyHits:
             if application is not None and found.verdict is Verdict.HUMAN:
                 context = HitContext(
                     row.at,
-                    # A time of SENT after the hit is not used, because it can only be the time of the report, and not the time of
-                    # sending.
+                    # If the time of SENT is after the hit, it is not used. It can only be the time of the report, because the
+                    # message was sent before the hit.
                     sent_at=row.sent_at if row.sent_at is not None and row.sent_at <= row.at else None,
                     delivered_at=row.delivered_at,
                 )

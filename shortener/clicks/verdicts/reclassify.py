@@ -1,4 +1,4 @@
-"""Reclassification: stored hits get a new verdict when the rules have changed or more evidence exists.
+"""The reclassification gives stored hits a new verdict when the rules have changed or more evidence exists.
 
 A hit is classified by its stored user agent with the current request rules, and then by the contextual rules of its application.
 The context now includes later events: all recipients whose links the client address opened within a minute, all links of the
@@ -16,12 +16,12 @@ changes only if its application has the setting `retract_clicks` on. With this s
   message returns to the state that it had before the click, or to a state that was reported later.
 - The next click of a person becomes the first click. If this click is already stored, an event of a first click is created with the
   time of this click.
-- A hit that becomes HUMAN counts as a click. If there is no first click, the hit becomes the first click, and the event of a first
-  click is created.
+- A hit that becomes HUMAN counts as a click. If its link or message has no first click, the hit becomes the first click, and the
+  event of a first click is created.
 - A correct first click stays the first click, even if an earlier hit becomes HUMAN.
 
-A run first changes verdicts in batches (`correction.py`). Then it assigns first clicks to messages without one. In this order, a
-hit whose verdict still has to change cannot become a first click. A run may be interrupted at any point and repeated. On
+A run first changes verdicts in batches (`correction.py`). Then it assigns first clicks to messages without one. This order ensures
+that no hit becomes a first click before its new verdict is stored. A run may be interrupted at any point and repeated. On
 PostgreSQL, a click that is recorded during a correction of its message may not become the first click. The job finds it some
 minutes later.
 """
@@ -162,7 +162,8 @@ class Reclassifier:
             for start in range(0, len(unsettled), BATCH_CHANGES):
                 batch = unsettled[start : start + BATCH_CHANGES]
                 await self._run_with_pause(self._database.write(assign_first_clicks, batch, self._ids, oldest), result.corrections)
-            # The messages of `unsettled` are settled now, and the total would grow with each of them.
+            # The first clicks of the messages in `unsettled` are assigned now, so the total does not need the list. It would only
+            # grow.
             self.total.add(dataclasses.replace(result.corrections, unsettled=[]))
         progress(until)
         return result
@@ -174,11 +175,11 @@ class Reclassifier:
         )
 
     def _oldest_event(self, now: datetime) -> int:
-        """Return a row id. Events with a smaller id may be purged."""
+        """Return the smallest row id of an event within the event retention. Events with a smaller id may be purged."""
         return first_id_at(to_ms(now - self._event_retention))
 
     async def _run_with_pause(self, work: Awaitable[CorrectionResult], total: CorrectionResult) -> None:
-        """Await `work`, then pause for the same time. Thus clicks can use the database for half of the time."""
+        """Await `work`, then pause for the same time. Clicks can then use the database for half of the time."""
         loop = asyncio.get_running_loop()
         started_at = loop.time()
         result = await work
@@ -268,7 +269,7 @@ class _EvidenceWindow:
         changes: list[VerdictChange] = []
         for hit in page:
             if hit.application not in self._settings:
-                continue  # the application was created after the directory was loaded
+                continue  # the directory does not contain the application yet, because the application is new
             self._waiting.append(hit)
             if hit.classification.verdict is Verdict.HUMAN and hit.rule != CONFIRMED:
                 self._collect_evidence(hit, self._settings[hit.application])
@@ -331,7 +332,8 @@ class _EvidenceWindow:
             return None  # the recorder used the full IP address, which is not stored
         context = HitContext(
             hit.at,
-            # A time of SENT after the hit is not used, because it can only be the time of the report, and not the time of sending.
+            # If the time of SENT is after the hit, it is not used. It can only be the time of the report, because the message was
+            # sent before the hit.
             sent_at=hit.sent_at if hit.sent_at is not None and hit.sent_at <= hit.at else None,
             delivered_at=hit.delivered_at,
             is_reported=(hit.sent_at, hit.delivered_at, hit.read_at) != (None, None, None),
@@ -366,8 +368,8 @@ _LINKS = select(func.count()).where(_siblings.c.message_id == links.c.message_id
 def read_page(
     connection: Connection, after: int, end: int, applications: Collection[int] | None
 ) -> tuple[list[_HitToClassify], int | None]:
-    """Return the hits with the next PAGE_HITS ids that can be reclassified, and the last of these ids. Return None if no ids
-    follow."""
+    """Read the next PAGE_HITS ids of hits. Return the hits among them that can be reclassified, and the last id. Return None if no
+    ids follow."""
     next_ids = select(hits.c.id).where(hits.c.id > after, hits.c.id < end).order_by(hits.c.id).limit(PAGE_HITS).subquery()
     last: int | None = connection.execute(select(func.max(next_ids.c.id))).scalar()
     if last is None:
@@ -380,8 +382,8 @@ def read_page(
         .where(hits.c.id > after, hits.c.id <= last)
         .where(hits.c.verdict != Verdict.IGNORED.value, hits.c.rule != HOSTING_RULE, messages.c.to_address != "")
         .where(GOT_NO_PAGE)
-        # If a HUMAN hit has no user agent, the retention has removed the user agent after the hit was recorded. Only a confirmed
-        # click may have none from the start.
+        # If a HUMAN hit has no user agent, the purge has removed the user agent. The only exception is a confirmed click, which may
+        # have arrived without a user agent.
         .where(or_(hits.c.verdict != Verdict.HUMAN.value, hits.c.user_agent != "", hits.c.rule == CONFIRMED))
         .order_by(hits.c.id)
     )
@@ -398,7 +400,8 @@ def _classify_request(rule: str, user_agent: str) -> Classification:
     return classify(RequestTraits("GET", user_agent))
 
 
-# The database stores the position of the job under the former name of the job, in milliseconds since 1970.
+# The key under which the database stores the position of the job, in milliseconds since 1970. It contains the former name of the
+# job.
 _POSITION_NAME = "rejudged"
 _ROW = installation.c.name == _POSITION_NAME
 

@@ -1,12 +1,11 @@
-"""Request rules: they classify a hit by its request alone, as a person, a suspected machine, or a prefetch that must be ignored.
+"""The request rules classify a hit by its request alone: as a person, as a suspected machine, or as a prefetch that must be
+ignored. The rules are applied in the order of `RULES`, and the first rule that matches determines the verdict. Some rules examine
+the method and the headers. The user agent rules examine the header User-Agent only. Their results are cached, for as many user
+agents as arrive in a busy hour. If no rule matches, the hit is HUMAN. `classify` does no I/O and raises no errors.
 
-The first rule that matches determines the verdict, in the order of `RULES`. The request rules examine the method and the headers.
-The user agent rules examine the header User-Agent, and their results are cached for as many user agents as a busy hour has. If no
-rule matches, the hit is HUMAN. `classify` does no I/O and raises no errors.
-
-If a user agent may belong to a person or a machine, the verdict is HUMAN. Counting a hit by a machine makes a number wrong, but
-not counting a hit by a person loses a customer. People tap links in the browsers inside apps (Facebook, Instagram, WhatsApp, LINE,
-KakaoTalk). Therefore the name of such an app in a user agent is no reason to suspect the hit.
+If both people and machines send a user agent, the verdict is HUMAN. A counted hit by a machine only makes a number wrong. A hit by
+a person that is not counted loses a customer. People tap links in the browsers inside apps (Facebook, Instagram, WhatsApp, LINE,
+KakaoTalk). Therefore the name of such an app in a user agent is not a reason to suspect the hit.
 """
 
 from __future__ import annotations
@@ -70,7 +69,8 @@ PREVIEWS = (
     # iMessage fetches the preview on the sender's phone. Its user agent is Safari on a Mac and also contains Facebook and Twitter.
     ("iMessage", r"facebookexternalhit/[\d.]+ Facebot Twitterbot/"),
     ("Google Messages", r"Google-PageRenderer|developers\.google\.com/\+/web/snippet|GoogleMessages"),
-    # Signal's apps send "WhatsApp/2". In other places of a user agent, WhatsApp and Viber mean the browsers inside these apps.
+    # Signal's apps send "WhatsApp/2". If WhatsApp or Viber is in another place of a user agent, the user agent is the browser
+    # inside this app.
     ("WhatsApp or Signal", r"^WhatsApp"),
     ("Telegram", r"TelegramBot"),
     ("Viber", r"^Viber"),
@@ -89,7 +89,7 @@ PREVIEWS = (
 _PREVIEW = re.compile("|".join(f"(?:{pattern})" for _, pattern in PREVIEWS), re.IGNORECASE)
 _PREVIEW_NAMES = tuple((name, re.compile(pattern, re.IGNORECASE)) for name, pattern in PREVIEWS)
 
-# The parts that the user agents of nearly all browsers contain. The rules examine only the rest, which is short.
+# The parts that the user agents of nearly all browsers contain. The rules examine only the other parts, which are short.
 _COMMON = re.compile(
     r"Mozilla/5\.0 \((?P<system>(?:[^()]|\([^()]*\))*)\) AppleWebKit/[\d.]+ \(KHTML, like Gecko\)(?= |$)"
     r"(?: (?:Version|Chrome|CriOS)/[\d.]+(?= |$))*(?: Mobile(?:/\w+)?(?= |$))?(?: Safari/[\d.]+(?= |$))?"
@@ -230,8 +230,9 @@ _ADDRESS_IN_BUILD = re.compile(r"Build/[^;()\s@]+@[^;()\s]+")
 _TIMESTAMP = re.compile(r" Time/[0-9]{10}")
 
 # A regular expression for programs that put their name before the user agent of a browser: "Test: Mozilla/5.0 (...". Some phones
-# put their model before it (`LG-D802 Mozilla/5.0`), and some browsers put their name and version before it. So for phones, only a
-# word without digits matches, or a name with a version and a comma or another mark after it.
+# put their model before the user agent (`LG-D802 Mozilla/5.0`), and some browsers put their name and version before it. Therefore,
+# in the user agents of phones, only a word without digits matches, or a name with a version that is followed by a comma or another
+# mark.
 _WORD_BEFORE_MOZILLA = re.compile(
     r"""[^\s(]{1,40}?(?: \w{1,20})?[\s;:=/."',|-]{1,4}Mozilla/\d\.\d \(|[\w .-]{1,60}\([\w .]{1,30}\)[:(]\s?Mozilla/"""
 )
@@ -240,8 +241,8 @@ _WORD_BEFORE_PHONE = re.compile(
 )
 _MOBILE = re.compile(r"Mobile|Android|iPhone|iPad|iPod|MIDP|Windows (?:Phone|CE)|Symbian|Opera Mini|UCBrowser", re.IGNORECASE)
 
-# A regular expression for the user agents of desktop browsers without additions. If a phone's browser requests a desktop page, its
-# user agent contains an additional name or a new version.
+# A regular expression for the user agents of desktop browsers without additions. A phone's browser that requests a desktop page
+# does not match, because its user agent contains an additional name or a new version.
 _DESKTOP = re.compile(
     r"Mozilla/5\.0 \((?:X11|Windows|Macintosh)(?![^()]*(?:HTC|PadFone|MOT-))[^()]*\) (?:"
     r"Gecko/\d+ (?:\w+/[\w.]+ (?:\(\w+\) )?)?Firefox/(?P<firefox>\d+)[\w.]*|"
@@ -254,8 +255,8 @@ _ENDED_EXPLORER = re.compile(
     r"(?![^()]*(?:ARM|Touch|Tablet|Mobile|Phone|Windows CE|XBLWP|XV\d))"
 )
 # A regular expression for the user agents of desktop browsers that ended before 2021: Internet Explorer, Edge before it used
-# Chromium, and Opera before it used Chromium. Phones send similar user agents with a model, `ARM`, `Touch` or another system (Linux
-# zvav is Opera Mini), so only the listed parts of a system match.
+# Chromium, and Opera before it used Chromium. Phones send similar user agents, but with a model, `ARM`, `Touch` or another
+# operating system (Linux zvav is Opera Mini). Therefore only the listed names of operating systems match.
 _WINDOWS = r"Windows (?:NT \d+\.\d+|9[58]|2000|ME|XP)"
 _ENDED_DESKTOP = re.compile(
     r"Mozilla/[45]\.0 \((?:compatible; MSIE (?P<msie>\d+)\.\d+\w?; )?(?:IE 11\.0; )?(?:"
@@ -271,7 +272,7 @@ _ENDED_NAMES = {"msie": "Internet Explorer", "ie": "Internet Explorer", "edge": 
 # not open links from an SMS on them. Samsung's app Messages fetches link previews as Firefox 24 on Ubuntu.
 _OLDEST_VERSIONS = {"firefox": 52, "chrome": 49, "safari": 9}
 
-# The engines of browsers. Simple phones send parts of their platform instead, or only their manufacturer.
+# The names of browser engines. Simple phones send parts of the name of their platform instead, or only their manufacturer.
 _BROWSER = re.compile(
     r"WebView/|^Safari/[\d.]+ Mobile|^iPhone\w*$|^Android \d|jig browser|^Palmscape|PalmOS|^Xiino|"
     r"AppleWebKit|Gecko/|KHTML|Trident|MSIE \d|Opera|Presto|^Mozilla/\d.*(?:Android|iPhone OS|Firefox/)|FBAN/|"
@@ -295,7 +296,8 @@ class ParsedAgent(NamedTuple):
 
 
 def parse_agent(text: str) -> ParsedAgent:
-    """Parse a User-Agent header: find the part that most browsers do not share, and the model of the phone."""
+    """Split a User-Agent header: separate the parts that most browsers share, and the model of the phone, from the rest of the
+    text."""
     common = _COMMON.match(text)
     particular = f"({common['system']}){text[common.end() :]}" if common else text
     model = _MODEL.search(particular)

@@ -1,9 +1,9 @@
 """This module encodes a text as the short messages of submit_sm PDUs, and decodes the text of deliver_sm PDUs.
 
 A text that fits into one SMS is one part without a header. A longer text becomes several parts, each with a user data header of six
-bytes (3GPP TS 23.040, 8-bit reference). The number of parts is the one that `messages/segments.py` computes, which is also the
-basis of prices. GSM-7 texts have one septet in each byte, which SMPP calls the default alphabet (data coding 0). Other texts are
-UCS-2 (data coding 8).
+bytes (3GPP TS 23.040, 8-bit reference). The number of parts equals the number of segments that `messages/segments.py` computes,
+because prices depend on this number. GSM-7 texts have one septet in each byte, which SMPP calls the default alphabet (data coding
+0). Other texts are UCS-2 (data coding 8).
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class EncodedText(NamedTuple):
 def encode_parts(text: str, reference: str) -> EncodedText:
     """Return the short messages that carry a text. Raise ValueError if they are more than MAX_PARTS.
 
-    `reference` identifies the message. Every attempt uses the same reference number in the headers, so that phones do not join the
-    parts of a repeated message with those of another message."""
+    `reference` identifies the message. Every attempt uses the same reference number in the headers, so that phones do not join
+    parts of a repeated message with parts of another message."""
     data = encode_text(text)
     is_gsm = count_segments(text).encoding == "GSM-7"
     coding = GSM7_DATA_CODING if is_gsm else UCS2_DATA_CODING

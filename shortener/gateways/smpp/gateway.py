@@ -1,6 +1,6 @@
 """This module connects the process to an SMPP gateway: it hands messages on, and records receipts and replies.
 
-What a response means for a message (`submit_sm_resp`):
+The rules for responses (`submit_sm_resp`):
 
 - ESME_ROK accepts a part. The message is accepted when all its parts are accepted.
 - ESME_RTHROTTLED and ESME_RMSGQFUL mean that the gateway accepts messages later. The rate of the gateway is lowered, and the
@@ -9,9 +9,9 @@ What a response means for a message (`submit_sm_resp`):
   message.
 - A request without a response, because of a timeout or a lost connection, is doubtful: the gateway may have accepted the message.
 
-The parts of a message are sent one after the other. The connection remembers which parts the gateway has accepted, so a later
-attempt in the same process sends only the others. A response that arrives after the attempt has ended is recorded as a report, so
-the message is not handed on again. The receipt is requested for the last part only, and counts for the whole message.
+The parts of a message are sent one after the other. The connection stores in memory which parts the gateway has accepted. A later
+attempt in the same process therefore sends only the other parts. A response that arrives after the attempt has ended is recorded as
+a report, so the message is not handed on again. The receipt is requested for the last part only, and counts for the whole message.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ class SmppGateway:
         self._settings = config.settings
         self._context = context
         guard = Guard(allow_private=True) if config.allow_private else context.public_guard
-        # A process without a recorder of replies only tests the gateway, so it must not receive the delivery reports of other
-        # messages.
+        # If there is no recorder of replies, this process only tests the gateway. It must then not receive the delivery reports of
+        # other messages.
         self._link = SmppLink(config.name, config.settings, guard, self._receive, receives=context.reply is not None)
         self._temporary = TEMPORARY_STATUSES | {parse_status(text) for text in config.settings.retry_statuses}
         self._progress: OrderedDict[str, _Progress] = OrderedDict()

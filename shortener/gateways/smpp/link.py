@@ -3,8 +3,8 @@ has ended. All callers share one attempt to connect. After a failed attempt to c
 second. Each further failure doubles the pause, up to MAX_PAUSE_SECONDS. A caller whose time limit ends before the pause gets the
 error of the previous attempt at once.
 
-The address guard checks every IP address of the host before each connection. Each connection looks its host up in its own thread,
-so that a resolver which does not respond delays neither other gateways nor the database.
+The address guard checks every IP address of the host before each connection. Each connection looks up its host in its own thread. A
+resolver that does not respond therefore delays neither other gateways nor the database.
 """
 # Tested by tests/gateways/smpp/test_gateway.py
 
@@ -115,7 +115,7 @@ class SmppLink:
             log.warning("smpp_link_down", gateway=self._name, error=str(error), pause=pause)
             raise
         self._failures = 0
-        # The pause prevents a loop of connections to a gateway that ends each session at once.
+        # The pause also follows a session that ended at once. Otherwise the process would connect again and again without a pause.
         self._next_at = loop.time() + FIRST_PAUSE_SECONDS
         self._session = session
         log.info("smpp_link_up", gateway=self._name)

@@ -1,6 +1,6 @@
 """The PDUs of SMPP 3.4 that a gateway uses. This is the only module that uses the library `smpplib`.
 
-The library builds and parses PDUs. It does not open connections here, because its client blocks. Optional parameters are parsed by
+The library builds and parses PDUs. Its client is not used, because the client blocks the thread. Optional parameters are parsed by
 this module, because the library rejects known parameters in unusual PDUs, and parameters of an unusual length.
 """
 

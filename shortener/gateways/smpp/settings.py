@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 DEFAULT_PORTS = {"smpp": 2775, "smpps": 3550}
-#: The ways in which the message ids in responses and in receipts can be written (receipts.py).
+#: The possible notations of message ids in responses and in receipts (receipts.py).
 MessageIds = Literal["same", "hex_response", "hex_receipt", "hex"]
 
 

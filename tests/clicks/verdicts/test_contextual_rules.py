@@ -150,7 +150,7 @@ def test_the_oldest_pairs_of_address_and_recipient_are_forgotten_above_a_limit()
 
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 4), st.integers(0, 40)), max_size=60))
-def test_the_number_of_recipients_of_an_address_equals_that_of_a_simple_reference_implementation(
+def test_the_number_of_recipients_of_an_address_equals_the_number_of_a_simple_reference_implementation(
     hits: list[tuple[str, int, int]],
 ) -> None:
     recent = RecentAddresses()
