@@ -9,6 +9,7 @@ import shutil
 import signal
 import sqlite3
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import click
@@ -158,6 +159,23 @@ def test_a_command_whose_change_is_refused_fails_before_it_asks(
         assert "Continue?" not in refused.stderr
         assert len(refused.stderr.splitlines()) <= 2, "it describes no change that does not happen"
     assert contents(shell.folder) == before
+
+
+def test_a_purge_that_is_declined_because_of_the_clock_deletes_nothing_and_leaves_no_row_in_the_audit_log(
+    shell: InProcessShell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with contextlib.closing(sqlite3.connect(shell.folder / "shortener.db")) as database, database:
+        long_ago = int((utcnow() - timedelta(days=2000)).timestamp() * 1000)
+        database.execute("DELETE FROM installation WHERE name = 'purge_clock'")
+        database.execute(f"INSERT INTO installation (name, value) VALUES ('purge_clock', '{long_ago} 0 0')")
+    before = contents(shell.folder)
+    monkeypatch.setattr(common, "is_terminal", lambda: True)
+    declined = shell("purge", code=1)
+    assert "The clock is 2,000 days after the latest purge" in declined.stderr
+    assert "Aborted" in declined.stderr
+    assert contents(shell.folder) == before
+    shell("purge", "--trust-clock")
+    assert "'purge_started'" in "".join(contents(shell.folder))
 
 
 def test_the_command_opt_outs_remove_asks_nothing_if_the_number_is_not_on_the_list(
