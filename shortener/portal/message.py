@@ -12,7 +12,9 @@ from starlette.responses import Response
 
 from shortener.errors import ApiError, ErrorCode
 from shortener.logs import mask
+from shortener.model import SendStatus
 from shortener.plurals import counted
+from shortener.portal import sends
 from shortener.portal.messages import STATES
 from shortener.portal.operators import Role
 from shortener.portal.outcome_texts import delivery_outcome, send_outcome
@@ -49,7 +51,24 @@ async def _show(visit: Visit, *, reveal: bool) -> Response:
         states=STATES,
         timeline=[_describe(entry) for entry in entries],
         results=RESULTS,
+        **_gateway_state(visit, status),
     )
+
+
+def _gateway_state(visit: Visit, status: MessageStatus) -> dict[str, Any]:
+    """Return the state of the message at its gateway as a label, a kind of badge and a link to the messages in the same state, and
+    whether the operator may decide about the message."""
+    if status.send is None:
+        return {"send_state": None, "done": None, "can_decide": False}
+    row = status.send.row
+    text, kind = sends.STATES[row.status]
+    undecided = sends.is_undecided(row)
+    state = "doubtful" if undecided and row.status == SendStatus.PENDING else SendStatus(row.status).api_name
+    return {
+        "send_state": (text, kind, visit.link("sends", keep=False, period="365d", state=state)),
+        "done": sends.DONE.get(visit.get("done") or ""),
+        "can_decide": undecided and visit.may(Role.MANAGER),
+    }
 
 
 async def _find(visit: Visit) -> tuple[MessageStatus, list[dict[str, Any]]]:

@@ -57,7 +57,7 @@ _STATE = FilterField(
     "state", "State", {**{one.api_name: STATES[one][0] for one in SendStatus}, "doubtful": "Doubtful"}, is_common=True
 )
 #: The note that the page shows after an action, by the value of the form field `action`.
-_DONE = {"resend": "The message is sent again as soon as possible.", "discard": "The message is given up."}
+DONE = {"resend": "The message is sent again as soon as possible.", "discard": "The message is given up."}
 
 
 async def sends(visit: Visit) -> Response:
@@ -72,7 +72,7 @@ async def sends(visit: Visit) -> Response:
         (_STATE, gateway),
         title="Messages of gateways",
         states=STATES,
-        done=_DONE.get(visit.get("done") or ""),
+        done=DONE.get(visit.get("done") or ""),
         can_decide=visit.application is not None and visit.may(Role.MANAGER),
     )
 
@@ -107,13 +107,13 @@ def _source(visit: Visit, gateway: FilterField, *, reveal: bool) -> ListSource:
         return serialize_gateway_send(listed.row, reveal=reveal)
 
     def describe(page: Any, row: Any) -> dict[str, Any]:
-        return {**serialize_gateway_send(row, reveal=False), "is_undecided": _is_undecided(row)}
+        return {**serialize_gateway_send(row, reveal=False), "is_undecided": is_undecided(row)}
 
     return ListSource("sends", read, CSV_COLUMNS, serialize, lambda row: row.created_at, describe)
 
 
-def _is_undecided(row: AnyRow) -> bool:
-    """Return whether the list offers the decisions about a message. It does so if the message is held, or if it is doubtful and
+def is_undecided(row: AnyRow) -> bool:
+    """Return whether the portal offers the decisions about a message. It does so if the message is held, or if it is doubtful and
     will be sent again."""
     return row.status == SendStatus.HELD or (row.status == SendStatus.PENDING and bool(row.doubtful))
 
@@ -121,7 +121,7 @@ def _is_undecided(row: AnyRow) -> bool:
 async def decide(visit: Visit) -> Response:
     """Send a held message again, or give it up, after a question."""
     action, message_id = visit.form.get("action", ""), visit.form.get("message", "")
-    if action not in _DONE:
+    if action not in DONE:
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("action", "is unknown")])
     back = safe_next(visit.form.get("back"), visit.link("sends"))
     if not is_confirmed(visit):

@@ -232,6 +232,31 @@ async def test_a_manager_gives_a_held_message_up_after_a_question(
     assert (await manager.post("/portal/1/sends", data={**form, "action": "x"})).status_code == 400
 
 
+async def test_the_page_of_a_held_message_shows_its_state_in_words_and_leads_to_the_decision(
+    service: Service, sign_in: SignIn, messages: dict[str, str]
+) -> None:
+    manager, support = await sign_in("Mia", Role.MANAGER, 1), await sign_in("Sue", Role.SUPPORT, 1)
+    path = f"/portal/1/messages/{messages['held']}"
+    page = (await manager.get(path)).text
+    (href,) = re.findall(r'test: <a href="([^"]+)"><span class="badge warn"><span>Held<', page)
+    assert [row["message_id"] for row in await rows(manager, html.unescape(href))] == [messages["held"]]
+    assert "Send again…" in page
+    assert "Give up…" in page
+    assert "Send again…" not in (await support.get(path)).text, "support may not decide"
+    sent = (await manager.get(f"/portal/1/messages/{messages['sent']}")).text
+    assert ">Sent<" in sent
+    assert "Send again…" not in sent
+    (back,) = re.findall(r'name="back" value="([^"]+)"', page)
+    form = {"action": "resend", "message": messages["held"], "back": html.unescape(back), "confirmed": "yes"}
+    done = await manager.post("/portal/1/sends", data=form)
+    assert done.headers["location"] == f"{path}?done=resend"
+    again = (await manager.get(done.headers["location"])).text
+    assert "The message is sent again as soon as possible." in again
+    (href,) = re.findall(r'test: <a href="([^"]+)"><span class="badge"><span>Waiting<', again)
+    assert [row["message_id"] for row in await rows(manager, html.unescape(href))] == [messages["held"]]
+    assert "Give up…" in again, "the message is doubtful, and can still be given up"
+
+
 async def test_gateways_and_decisions_of_another_application_return_404(
     service: Service, sign_in: SignIn, messages: dict[str, str], clock: Clock
 ) -> None:
