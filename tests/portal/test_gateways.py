@@ -132,7 +132,8 @@ async def test_a_number_of_messages_that_was_not_counted_completely_is_shown_as_
     browser = await sign_in("Vera", Role.VIEWER, 1)
     monkeypatch.setattr(sends_module, "MAX_COUNTED", 3)
     text = (await browser.get("/portal/1/gateways")).text
-    assert re.search(r'<a href="[^"]*state=failed">1\+</a>', text)
+    assert re.search(r'at least 1 <a class="sub" href="[^"]*state=failed">List</a>', text), "the number itself is no link"
+    assert "“At least” means" in text
     assert not re.search(r'data-figure="(sent|failed|doubtful)"', text)
 
 
