@@ -18,7 +18,7 @@ from shortener.cli.common import (
     print_result,
     print_table,
 )
-from shortener.cli.parameters import ID, TIME, ApplicationCommand, since_option, until_option
+from shortener.cli.parameters import ID, ApplicationCommand, period_options
 from shortener.plurals import counted
 
 #: The columns of the table of hits. `--json` prints all fields.
@@ -51,8 +51,7 @@ def clicks() -> None:
 @click.option("--campaign", help="Only hits on links of messages of this campaign.")
 @click.option("--verdict", type=click.Choice(["human", "suspected", "ignored"]), help="Only hits with this verdict.")
 @click.option("--rule", help="Only hits that this rule classified.")
-@since_option
-@until_option
+@period_options()
 @click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="Maximum number of hits.")
 @json_option
 @async_command
@@ -67,7 +66,7 @@ async def list_all(
     limit: int,
     as_json: bool,
 ) -> None:
-    """List hits, newest first, each with its verdict and rule."""
+    """List hits, newest first, each with its verdict and rule. The period covers complete time slots of 15 minutes."""
     from shortener.cli.stats import find_application
     from shortener.ids import ClickIds
     from shortener.model import Verdict
@@ -92,12 +91,7 @@ async def list_all(
 
 
 @clicks.command("reclassify")
-@click.option("--since", type=TIME, required=True, help="Reclassify hits from this time on (UTC).")
-@click.option(
-    "--until",
-    type=TIME,
-    help="Reclassify hits before this time (UTC). Default: now. The newest three minutes are always left out.",
-)
+@period_options(" of the hits", until_default="now. The newest three minutes are always left out", required=True)
 @click.option(
     "--application",
     "applications",

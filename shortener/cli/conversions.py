@@ -22,13 +22,11 @@ from shortener.cli.common import (
     print_table,
     yes_option,
 )
-from shortener.cli.parameters import DURATION, ID, TIME, ApplicationCommand, OwnedCommand
+from shortener.cli.parameters import DURATION, ID, ApplicationCommand, OwnedCommand, period_options
 from shortener.ids import CONVERSION_IDS, REFUSED_REPORT_IDS, PublicIds
 
 _LIMIT = click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="Maximum number of rows.")
 _APPLICATION_HELP = "Id of the application. Required if there are several applications."
-_SINCE = click.option("--since", type=TIME, help="Only rows from this time on (UTC).")
-_UNTIL = click.option("--until", type=TIME, help="Only rows before this time (UTC).")
 _REVEAL = click.option("--reveal", is_flag=True, help="Show complete phone numbers in parameters. Default: they are masked.")
 
 
@@ -39,8 +37,7 @@ def conversions() -> None:
 
 @conversions.command("list", cls=ApplicationCommand, application_help=_APPLICATION_HELP)
 @click.argument("application", type=ID, required=False)
-@_SINCE
-@_UNTIL
+@period_options()
 @click.option("--campaign", help="Only conversions of messages of this campaign.")
 @click.option("--action", help="Only conversions with this action, compared without case.")
 @click.option("--status", help="Only conversions whose latest revision has this status word, compared without case.")
@@ -106,8 +103,7 @@ async def list_conversions(
 
 @conversions.command("refused", cls=ApplicationCommand, application_help=_APPLICATION_HELP)
 @click.argument("application", type=ID, required=False)
-@_SINCE
-@_UNTIL
+@period_options()
 @click.option("--reason", help="Only reports with this reason: an error code, for example MESSAGE_NOT_FOUND, or NOT_APPLIED.")
 @_LIMIT
 @click.option("--below", metavar="REFUSED", help="Id of the last refused report of the previous page: show the reports after it.")

@@ -25,7 +25,7 @@ from shortener.cli.common import (
     reveal_option,
 )
 from shortener.cli.output_file import open_output
-from shortener.cli.parameters import ID, TIME, ApplicationCommand
+from shortener.cli.parameters import ID, ApplicationCommand, period_options
 from shortener.plurals import counted
 
 if TYPE_CHECKING:
@@ -78,10 +78,7 @@ async def purge(trust_clock: bool, as_json: bool) -> None:
 
 
 @click.command()
-@click.option(
-    "--since", type=TIME, help="Start of the period (UTC), included. Default: the oldest time for which all raw data is stored."
-)
-@click.option("--until", type=TIME, help="End of the period, excluded (UTC). Default: now.")
+@period_options(since_default="the oldest time for which all raw data is stored")
 @click.option("--repair", is_flag=True, help="Correct the stored counts before the check. Required once after an upgrade from 0.1.")
 @json_option
 @async_command
@@ -179,8 +176,7 @@ def _add_audit_row(audit: Any, since: datetime, until: datetime, now: datetime, 
 
 @click.command(cls=ApplicationCommand)
 @click.argument("application", type=ID)
-@click.option("--since", type=TIME, help="Only messages created at this time or later (UTC).")
-@click.option("--until", type=TIME, help="Only messages created before this time (UTC).")
+@period_options(" in which the messages were created")
 @click.option("--campaign", help="Only messages of this campaign.")
 @click.option("--source", type=click.Choice(["api", "campaign"]), help="Only messages of this source. Default: both.")
 @click.option(

@@ -22,7 +22,7 @@ from shortener.cli.common import (
     print_table,
     yes_option,
 )
-from shortener.cli.parameters import ID, TIME, ApplicationCommand, OwnedCommand
+from shortener.cli.parameters import ID, ApplicationCommand, OwnedCommand, period_options
 from shortener.cli.stats import find_application
 from shortener.cli.trackers import open_trackers
 from shortener.plurals import counted
@@ -43,8 +43,7 @@ def deliveries() -> None:
 @click.argument("application", type=ID, required=False)
 @click.option("--tracker", type=ID, help="Only deliveries to this tracker.")
 @click.option("--status", type=click.Choice(["pending", "parked", "delivered", "dead"]), help="Only deliveries with this status.")
-@click.option("--since", type=TIME, help="Only deliveries created at this time or later (UTC).")
-@click.option("--until", type=TIME, help="Only deliveries created before this time (UTC).")
+@period_options(" in which the deliveries were created")
 @click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="Maximum number of deliveries.")
 @click.option("--below", metavar="DELIVERY", help="Id of the last delivery of the previous page: show the deliveries after it.")
 @json_option
@@ -105,8 +104,7 @@ async def show_delivery(delivery: str, application: int | None, as_json: bool) -
 @deliveries.command("replay", cls=OwnedCommand)
 @click.argument("delivery", required=False)
 @click.option("--tracker", type=ID, help="Replay all dead deliveries of this tracker.")
-@click.option("--since", type=TIME, help="With --tracker: only deliveries created at this time or later (UTC).")
-@click.option("--until", type=TIME, help="With --tracker: only deliveries created before this time (UTC).")
+@period_options(" in which the deliveries were created", note="Only with --tracker. ")
 @yes_option
 @json_option
 @async_command

@@ -30,7 +30,7 @@ from shortener.cli.common import (
     print_warnings,
     yes_option,
 )
-from shortener.cli.parameters import ID, TIME, ApplicationCommand, OwnedCommand, since_option, until_option
+from shortener.cli.parameters import END_TIME, ID, ApplicationCommand, OwnedCommand, period_options
 from shortener.errors import StoreUnavailable
 from shortener.plurals import counted
 
@@ -51,8 +51,7 @@ _application_argument = click.argument("application", type=ID)
 @click.option("--campaign", help="Only links of messages of this campaign.")
 @click.option("--url", help="Only links with exactly this destination URL.")
 @click.option("--label", help="Only links with this label.")
-@since_option
-@until_option
+@period_options()
 @click.option("--enabled/--disabled", default=None, help="Only links that are enabled, or only links that are disabled.")
 @click.option("--expired/--not-expired", default=None, help="Only links that have expired, or only links that have not expired.")
 @click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, help="Maximum number of links.")
@@ -101,7 +100,7 @@ async def show_link(code: str, application: int | None, as_json: bool) -> None:
 @click.option("--destination", help="Change the links with exactly this destination URL.")
 @click.option("--label", help="Change the links with this label.")
 @click.option("--url", help="New destination URL of the links.")
-@click.option("--expires-at", type=TIME, help="New time when the links expire (UTC).")
+@click.option("--expires-at", type=END_TIME, help="New time when the links expire (UTC). A date includes the whole day.")
 @click.option(
     "--fallback-url", help="URL to which expired links redirect. Empty: the fallback URL of the domain or the application."
 )

@@ -25,7 +25,7 @@ from shortener.cli.common import (
     yes_option,
 )
 from shortener.cli.data import print_counts
-from shortener.cli.parameters import ID, ApplicationCommand, OwnedCommand, SearchedNumber, since_option, until_option
+from shortener.cli.parameters import ID, ApplicationCommand, OwnedCommand, SearchedNumber, period_options
 from shortener.cli.stats import find_application
 from shortener.model import State
 
@@ -46,8 +46,7 @@ def messages() -> None:
 @click.option(
     "--state", type=click.Choice([state.name for state in State], case_sensitive=False), help="Only messages in this state."
 )
-@since_option
-@until_option
+@period_options()
 @click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="Maximum number of messages.")
 @reveal_option
 @json_option

@@ -1,18 +1,19 @@
-"""The types of command line arguments and options: ids, phone numbers, times and durations. `ApplicationCommand` is the class of
+"""The types of command line arguments and options: ids, phone numbers, times and durations. `period_options` adds the options of a
+period, which mean the same as the parameters of the API. `ApplicationCommand` is the class of
 commands that work on one application, and `OwnedCommand` the class of commands on one object of an application."""
-# Tested by tests/cli/test_commands.py
+# Tested by tests/cli/test_parameters.py, tests/cli/test_commands.py
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import date, datetime, timedelta
 from typing import Any
 
 import click
 
 from shortener.ids import MAX_COUNTED_ID
-from shortener.times import parse_iso, start_of, to_utc
+from shortener.times import end_of, parse_iso, start_of, to_utc
 
 MAX_COMPANY_ID = 2**63 - 1
 
@@ -59,9 +60,19 @@ class Time(click.ParamType[datetime]):
         if isinstance(value, datetime):
             return value
         try:
-            return start_of(to_utc(parse_iso(str(value))))
+            return self._to_utc(parse_iso(str(value)))
         except (ValueError, OverflowError):
             self.fail(f"{value!r} is not a time such as 2026-11-20 or 2026-11-20T12:00:00Z", param, ctx)
+
+    def _to_utc(self, moment: date) -> datetime:
+        return start_of(to_utc(moment))
+
+
+class EndTime(Time):
+    """A parameter that is the excluded end of a period in UTC. A date includes this whole day, as in the API."""
+
+    def _to_utc(self, moment: date) -> datetime:
+        return end_of(to_utc(moment) if isinstance(moment, datetime) else moment)
 
 
 class DateOrTime(click.ParamType[date]):
@@ -162,8 +173,36 @@ def _take_option(args: Sequence[str], name: str) -> tuple[list[str], list[str]]:
 ID = Id()
 COMPANY_ID = Id(MAX_COMPANY_ID)
 TIME = Time()
+END_TIME = EndTime()
 DATE_OR_TIME = DateOrTime()
 DURATION = Duration()
 
-since_option = click.option("--since", type=TIME, help="Start of the period, included (UTC). Default: the oldest data.")
-until_option = click.option("--until", type=TIME, help="End of the period, excluded (UTC). Default: now.")
+
+def period_options(
+    rows: str = "", *, note: str = "", since_default: str = "the oldest data", until_default: str = "now", required: bool = False
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return a decorator that adds the options --since and --until. The command gets them as `since` and `until`: UTC, or None.
+
+    `rows` describes the period in the help texts, for example " in which the messages were created". `note` is the first sentence
+    of both. `required` is true if --since is required."""
+    since_text = f"{note}Start of the period{rows}, included: a date, or a time. Without a zone it is in UTC."
+    until_text = f"{note}End of the period{rows}: a date, which is included, or a time, which is excluded. Without a zone it is in "
+    until_text += f"UTC. Default: {until_default}."
+    if not required:
+        since_text += f" Default: {since_default}."
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        command = click.option("--until", type=END_TIME, callback=_check_order, help=until_text)(command)
+        return click.option("--since", type=TIME, callback=_check_order, required=required, help=since_text)(command)
+
+    return add
+
+
+def _check_order(ctx: click.Context, param: click.Parameter, value: datetime | None) -> datetime | None:
+    """Check that --since is before --until. Click calls this for both options, in the order in which the user wrote them, and only
+    the second call knows both values."""
+    since = value if param.name == "since" else ctx.params.get("since")
+    until = value if param.name == "until" else ctx.params.get("until")
+    if since is not None and until is not None and since >= until:
+        raise click.UsageError("--since must be before --until", ctx)
+    return value

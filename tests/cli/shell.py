@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import orjson
 from click.testing import CliRunner, Result
 
@@ -62,3 +64,14 @@ class Shell:
 
     def json(self, *words: str, code: int = 0) -> Any:
         return orjson.loads(self(*words, "--json", code=code).stdout)
+
+
+def commands_of(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """Yield the words and the command of every command that is no group."""
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        if isinstance(command, click.Group):
+            yield from commands_of(command, (*path, name))
+        elif command is not None and not command.hidden:
+            yield (*path, name), command

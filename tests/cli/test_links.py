@@ -138,7 +138,7 @@ def test_the_links_commands_list_links_and_change_one_link_or_many_links(server:
         sent = client.post("/api/v1/rewrite", json=request).json()["messages"]
         codes = [link["code"] for message in sent for link in message["links"]]
         changed = shell.json("links", "update", codes[0], "--url", "https://new.example/", "--expires-at", "2030-01-01")
-        assert (changed["url"], changed["expires_at"]) == ("https://new.example/", "2030-01-01T00:00:00Z")
+        assert (changed["url"], changed["expires_at"]) == ("https://new.example/", "2030-01-02T00:00:00Z"), "as in the API"
         assert [entry["by"] for entry in changed["history"]] == ["command line"]
         assert client.get(f"/{codes[0]}").headers["location"] == "https://new.example/"
         done = shell.json("links", "update", "--application", number, "--campaign", "one", "--url", "https://all.example/")

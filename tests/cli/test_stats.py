@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import re
 import shutil
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -20,7 +19,7 @@ from shortener.cli.parameters import ApplicationCommand
 from shortener.container import open_service
 from shortener.model import utcnow
 from shortener.settings import Settings
-from tests.cli.shell import InProcessShell, create_installation
+from tests.cli.shell import InProcessShell, commands_of, create_installation
 from tests.conftest import client_of
 from tests.web.calls import PHONE, report, rewrite
 
@@ -181,20 +180,9 @@ def test_the_command_messages_show_prints_a_timeline_of_the_message(shell: InPro
     assert "{" not in shown
 
 
-def _commands(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
-    """Yield the words and the command of every command that is no group."""
-    context = click.Context(group)
-    for name in group.list_commands(context):
-        command = group.get_command(context, name)
-        if isinstance(command, click.Group):
-            yield from _commands(command, (*path, name))
-        elif command is not None and not command.hidden:
-            yield (*path, name), command
-
-
 def test_each_command_on_one_application_accepts_its_id_as_argument_and_as_option() -> None:
     only_option = set()
-    for path, command in _commands(cli):
+    for path, command in commands_of(cli):
         arguments = [one.name for one in command.params if isinstance(one, click.Argument)]
         options = {name for one in command.params if isinstance(one, click.Option) for name in one.opts}
         assert ("application" in arguments) == isinstance(command, ApplicationCommand), path
@@ -207,7 +195,7 @@ def test_each_command_on_one_application_accepts_its_id_as_argument_and_as_optio
 
 def test_each_command_on_one_object_of_an_application_accepts_the_id_of_the_application_as_option() -> None:
     without = set()
-    for path, command in _commands(cli):
+    for path, command in commands_of(cli):
         arguments = [one for one in command.params if isinstance(one, click.Argument)]
         options = {name for one in command.params if isinstance(one, click.Option) for name in one.opts}
         if arguments and "--application" not in options:
