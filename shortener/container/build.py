@@ -353,7 +353,8 @@ def _build_gateways(foundation: Foundation, messages: MessageParts, throttle: Th
     # A gateway on a private network is not reached through the proxy for requests to the internet.
     private = open_sender(Guard(allow_private=True), settings, clock, settings.gateway_slots, uses_proxy=False)
     opened.push_async_callback(private.close)
-    connections = Connections(GatewayContext(public, private, reports.receive, clock, record_reply, guard), KINDS)
+    context = GatewayContext(public, private, reports.receive, clock, record_reply, guard, reports.count_unreadable)
+    connections = Connections(context, KINDS)
     dispatcher = GatewayDispatcher(
         database,
         store,

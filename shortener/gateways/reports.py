@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
@@ -25,12 +26,13 @@ from shortener.gateways.attempt import MAX_GATEWAY_ID_LENGTH
 from shortener.gateways.finishing import reported_status
 from shortener.gateways.http import HttpSettings
 from shortener.gateways.submission import GatewayReport
+from shortener.gateways.unrecorded_reports import LossReason, UnrecordedReports
 from shortener.ids import decode
 from shortener.messages.delivery_reports import DeliveryReport, DeliveryReports
 from shortener.messages.prices import MAX_PRICE
 from shortener.messages.report_words import parse_state
 from shortener.metrics import Metrics
-from shortener.model import Clock, SendStatus, State
+from shortener.model import Clock, SendStatus, State, record
 from shortener.storage.database import Database
 from shortener.storage.schema import messages, sends
 from shortener.times import parse_report_time
@@ -40,7 +42,7 @@ log = structlog.get_logger(__name__)
 #: The pauses between the searches for the message of a report, as fractions of REPORT_WAIT.
 _PAUSES = (0.1, 0.3, 0.6)
 MAX_WAITING = 256
-MAX_ITEMS = 1000  # At most this many reports of one call are recorded. The others are ignored.
+MAX_ITEMS = 1000  # At most this many reports of one call are recorded. The others are counted.
 MAX_WORD_LENGTH = 64
 MIN_NATIONAL_DIGITS = 6  # the minimum number of digits of a phone number without its country code
 MAX_PRICE_DECIMALS = 20  # the maximum number of digits after the decimal point of a price
@@ -58,6 +60,15 @@ class ReportedSend(NamedTuple):
     gateway_message_id: str | None
 
 
+@record
+class ReportCall:
+    """The delivery reports that a gateway sent in one call. `unreadable` is the number of its other reports, by the reason why they
+    cannot be recorded."""
+
+    reports: Sequence[GatewayReport]
+    unreadable: Mapping[LossReason, int]
+
+
 class GatewayReports:
     """A recorder of delivery reports from gateways."""
 
@@ -67,47 +78,59 @@ class GatewayReports:
         self._clock = clock
         self._wait = wait
         self._waiting = 0
-        self.unknown = 0  # the number of reports that were not recorded, because the message or the word for the state is unknown
+        self.unrecorded = UnrecordedReports(clock)
 
     def register_metrics(self, metrics: Metrics) -> None:
         """Register the metric of reports that were not recorded."""
-        metrics.counter(
-            "shortener_gateway_reports_unknown",
-            "Delivery reports of gateways about an unknown message, or with an unknown word.",
-            lambda: self.unknown,
-        )
+        self.unrecorded.register_metrics(metrics)
 
     async def record(self, gateway_id: int, report: GatewayReport, states: Mapping[str, str] | None = None) -> bool:
         """Record a report of a gateway. Return False if the message is unknown, or if the report names no known state.
 
         `states` maps the gateway's own words to states. Raise StoreUnavailable if the database is unavailable."""
         [found] = await self._find(gateway_id, [report])
-        return await self._record(gateway_id, report, found, states or {})
+        return await self._record(gateway_id, report, found, states or {}) is None
 
     async def receive(self, gateway_id: int, report: GatewayReport) -> bool:
-        """Record a report that arrived on a connection of this process. Count it in `unknown` if its message or its word for the
-        state is unknown. Raise StoreUnavailable if the database is unavailable."""
-        is_known = await self.record(gateway_id, report)
-        self.unknown += not is_known
-        return is_known
+        """Record a report that arrived on a connection of this process. Return False, and count the report, if its message or its
+        word for the state is unknown. The caller logs it. Raise StoreUnavailable if the database is unavailable."""
+        [found] = await self._find(gateway_id, [report])
+        loss = await self._record(gateway_id, report, found, {})
+        if loss is not None:
+            self.unrecorded.count(gateway_id, loss)
+        return loss is None
 
-    async def receive_all(self, gateway_id: int, reports: Sequence[GatewayReport], states: Mapping[str, str]) -> None:
-        """Record the reports of one call of a gateway in their order. Reports whose message or word for the state is unknown are
-        counted in `unknown`. `states` maps the gateway's own words to states. Raise StoreUnavailable if the database is
-        unavailable; then some reports may be stored."""
-        found = await self._find(gateway_id, reports)
-        for report, one in zip(reports, found, strict=True):
-            is_known = await self._record(gateway_id, report, one, states)
-            self.unknown += not is_known
+    def count_unreadable(self, gateway_id: int) -> None:
+        """Count a receipt that arrived on a connection of this process and cannot be read. The caller logs it."""
+        self.unrecorded.count(gateway_id, LossReason.UNREADABLE_RECEIPT)
 
-    async def _record(self, gateway_id: int, report: GatewayReport, found: ReportedSend | None, states: Mapping[str, str]) -> bool:
+    async def receive_all(self, gateway_id: int, call: ReportCall, states: Mapping[str, str]) -> None:
+        """Record the reports of one call of a gateway in their order. Count and log those that cannot be recorded. `states` maps
+        the gateway's own words to states. Raise StoreUnavailable if the database is unavailable; then some reports may be stored,
+        and nothing is counted, because the gateway repeats the call."""
+        losses = Counter(call.unreadable)
+        found = await self._find(gateway_id, call.reports)
+        for report, one in zip(call.reports, found, strict=True):
+            loss = await self._record(gateway_id, report, one, states)
+            if loss is not None:
+                losses[loss] += 1
+        for reason, number in losses.items():
+            if reason is LossReason.UNKNOWN_WORD:  # `_record` logs the word
+                self.unrecorded.count(gateway_id, reason, number)
+            else:
+                self.unrecorded.count_and_log(gateway_id, reason, number)
+
+    async def _record(
+        self, gateway_id: int, report: GatewayReport, found: ReportedSend | None, states: Mapping[str, str]
+    ) -> LossReason | None:
+        """Record a report about a message. Return None, or the reason why it cannot be recorded."""
         if found is None:
-            return False
+            return LossReason.UNKNOWN_MESSAGE
         try:
             state = _state_of(report.word, states)
         except ValueError:
             log.warning("gateway_report_unreadable", gateway=gateway_id, word=report.word[:MAX_WORD_LENGTH])
-            return False
+            return LossReason.UNKNOWN_WORD
         delivery_report = DeliveryReport(
             message_id=found.message_id,
             state=state,
@@ -125,7 +148,7 @@ class GatewayReports:
         results = await self._reports.record(found.application_id, [delivery_report])
         if found.status in (SendStatus.PENDING, SendStatus.HELD) and state is not None:
             await self._database.write(_settle, found.id, state, self._clock())
-        return results[0] is not None
+        return LossReason.UNKNOWN_MESSAGE if results[0] is None else None
 
     async def _find(self, gateway_id: int, reports: Sequence[GatewayReport]) -> list[ReportedSend | None]:
         """Return the message of each report; None if it is unknown. All unknown messages are awaited at the same time."""
@@ -236,30 +259,38 @@ def _price(text: str | None) -> Decimal | None:
 
 def read_reports(
     settings: HttpSettings, parameters: Mapping[str, Any], data: Any, reference: str | None, now: datetime
-) -> Sequence[GatewayReport]:
+) -> ReportCall:
     """Return the delivery reports in an HTTP request of a gateway. `parameters` are the parameters of the query and of a form.
-    `data` is the JSON body or None. `reference` is the message reference in the URL path. A report without a status is left out."""
+    `data` is the JSON body or None. `reference` is the message reference in the URL path. A report without a status or without an
+    id is unreadable."""
     items: Any = [data] if isinstance(data, dict) else data if isinstance(data, list) else [{}]
     if settings.report_items and isinstance(data, dict):
         items = templates.find_member(settings.report_items, data)
-    found = []
-    for item in items[:MAX_ITEMS] if isinstance(items, list) else []:
+    if not isinstance(items, list):
+        return ReportCall([], {LossReason.NO_LIST: 1})
+    found: list[GatewayReport] = []
+    unreadable: Counter[LossReason] = Counter()
+    if len(items) > MAX_ITEMS:
+        unreadable[LossReason.TOO_MANY] = len(items) - MAX_ITEMS
+    for item in items[:MAX_ITEMS]:
         values = {name: _read(path, item, parameters) for name, path in settings.report_fields.items()}
-        if not values.get("status"):
-            continue
-        found.append(
-            GatewayReport(
-                word=values["status"] or "",
-                reference=reference or values.get("reference") or None,
-                gateway_message_id=values.get("id") or None,
-                message_id=values.get("message_id") or None,
-                at=_time(values.get("timestamp"), now),
-                error_code=values.get("error_code") or None,
-                description=values.get("description") or None,
-                price=values.get("price") or None,
-            )
+        report = GatewayReport(
+            word=values.get("status") or "",
+            reference=reference or values.get("reference") or None,
+            gateway_message_id=values.get("id") or None,
+            message_id=values.get("message_id") or None,
+            at=_time(values.get("timestamp"), now),
+            error_code=values.get("error_code") or None,
+            description=values.get("description") or None,
+            price=values.get("price") or None,
         )
-    return found
+        if not report.word:
+            unreadable[LossReason.NO_STATUS] += 1
+        elif not (report.reference or report.gateway_message_id or report.message_id):
+            unreadable[LossReason.NO_ID] += 1
+        else:
+            found.append(report)
+    return ReportCall(found, unreadable)
 
 
 def _read(path: str, item: Any, parameters: Mapping[str, Any]) -> str | None:

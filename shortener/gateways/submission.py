@@ -93,6 +93,8 @@ class GatewayReport:
 
 #: A function that records a delivery report of a gateway: (id of the gateway, report). It returns whether the message is known.
 ReportSink = Callable[[int, GatewayReport], Awaitable[bool]]
+#: A function that counts a report which a connection cannot read: (id of the gateway).
+UnreadableReportSink = Callable[[int], None]
 #: A function that records a reply which a gateway received: (id of the gateway, phone number of the sender, text).
 ReplySink = Callable[[int, str, str], Awaitable[None]]
 
@@ -116,7 +118,7 @@ class GatewayContext:
     """The objects that the connections of all gateways share.
 
     `public_sender` sends requests to public IP addresses only, and `private_sender` also to private ones. `public_guard` checks the
-    IP addresses of other connections. `reply` is None in a process that only tests gateways."""
+    IP addresses of other connections. `reply` and `count_unreadable` are None in a process that only tests gateways."""
 
     public_sender: Sender
     private_sender: Sender
@@ -124,6 +126,7 @@ class GatewayContext:
     clock: Clock
     reply: ReplySink | None = None
     public_guard: Guard = field(default_factory=Guard)
+    count_unreadable: UnreadableReportSink | None = None
 
 
 class GatewayConnection(Protocol):

@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import Connection
 from starlette.responses import Response
 
+from shortener.gateways.unrecorded_reports import LossReason
 from shortener.messages.balances import Balance, read_balance
 from shortener.model import ALL_APPLICATIONS, record
 from shortener.portal.listing import download_short_list, slots_of
@@ -30,18 +31,30 @@ _CSV_COLUMNS = (
 WAITING_PERIOD = "365d"
 #: The label and the kind of badge of a gateway that has not been used yet.
 _UNUSED = ("not used yet", "")
+#: Why delivery reports were not recorded, in words.
+_LOSS_REASONS = {
+    LossReason.NO_LIST: "report_items names no list",
+    LossReason.NO_STATUS: "no status",
+    LossReason.NO_ID: "no id of a message",
+    LossReason.TOO_MANY: "too many in one call",
+    LossReason.UNREADABLE_RECEIPT: "no id or no state in the receipt",
+    LossReason.UNKNOWN_MESSAGE: "unknown message",
+    LossReason.UNKNOWN_WORD: "unknown word for the state",
+}
 
 
 @record
 class ShownGateway:
     """A gateway as the page shows it. `breaker` is the state of the circuit breaker, a key of BREAKERS or `unused`. `link` is true
-    if the connection of this process to the gateway is open, and None if this process has no such connection."""
+    if the connection of this process to the gateway is open, and None if this process has no such connection. `lost_reports` is the
+    number of delivery reports that this process did not record since its start, by reason."""
 
     gateway: GatewaySummary
     counts: SendCounts
     is_selected: bool
     breaker: str
     link: bool | None
+    lost_reports: Mapping[LossReason, int]
 
     @property
     def opened_at(self) -> datetime | None:
@@ -90,6 +103,7 @@ async def gateways(visit: Visit) -> Response:
         counts=found.counts,
         balance=found.balance,
         breakers={**BREAKERS, "unused": _UNUSED},
+        loss_reasons=_LOSS_REASONS,
         all_applications=ALL_APPLICATIONS,
         waiting_period=WAITING_PERIOD,
     )
@@ -112,7 +126,8 @@ def _read(
 
 def _shown(visit: Visit, state: GatewaySummary, counts: Mapping[int, SendCounts], *, is_selected: bool) -> ShownGateway:
     link = visit.service.gateway_connections.is_open(state.id) if state.enabled and not state.is_removed else None
-    return ShownGateway(state, counts.get(state.id, SendCounts()), is_selected, breaker_of(state, visit.now), link)
+    lost = visit.service.gateway_reports.unrecorded.of_gateway(state.id)
+    return ShownGateway(state, counts.get(state.id, SendCounts()), is_selected, breaker_of(state, visit.now), link, lost)
 
 
 def breaker_of(state: GatewaySummary, now: datetime) -> str:

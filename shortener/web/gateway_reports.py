@@ -3,8 +3,9 @@ the message.
 
 Gateways send a GET or POST request, with the parameters in the query, in a form or in JSON. The settings of the gateway define the
 meaning of each parameter. A call with a wrong key gets 401 before anything is read. For every other call, the service stores the
-reports that it can read and then responds with 200, because gateways repeat a call without end until they get 200. Reports with an
-unknown message or an unknown status word are only counted.
+reports that it can read and then responds with 200, because gateways repeat a call without end until they get 200. Reports without
+a status or an id, with an unknown message or with an unknown status word are only counted and logged
+(gateways/unrecorded_reports.py).
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ async def report(call: Call[None, None]) -> Response:
     parameters: Mapping[str, Any] = dict(request.query_params)
     if body and data is None:
         parameters = {**parameters, **_parse_form(body)}
-    reports = read_reports(settings, parameters, data, request.path_params.get("reference"), service.clock())
-    await service.gateway_reports.receive_all(gateway.id, reports, settings.report_states)
+    received = read_reports(settings, parameters, data, request.path_params.get("reference"), service.clock())
+    await service.gateway_reports.receive_all(gateway.id, received, settings.report_states)
     return PlainTextResponse(settings.report_response)
 
 

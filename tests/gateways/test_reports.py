@@ -14,8 +14,9 @@ from shortener.accounts.administration import create_application
 from shortener.container import Service
 from shortener.gateways.decisions import discard, resend
 from shortener.gateways.http import HttpGateway
-from shortener.gateways.reports import GatewayReports
+from shortener.gateways.reports import GatewayReports, ReportCall
 from shortener.gateways.submission import GatewayReport, OutgoingMessage, SubmitResult
+from shortener.gateways.unrecorded_reports import LossReason
 from shortener.ids import encode
 from shortener.messages.balances import change_balance, read_balance
 from shortener.messages.prices import set_price
@@ -348,7 +349,7 @@ async def test_all_unknown_reports_of_one_call_wait_together(
     recorder = GatewayReports(service.database, service.delivery_reports, clock, wait=1)
     known = GatewayReport("DELIVRD", message_id=message)
     unknown = [GatewayReport("DELIVRD", gateway_message_id=f"unknown-{number}") for number in range(20)]
-    await recorder.receive_all(await gateway_id(service), [*unknown, known], {})
+    await recorder.receive_all(await gateway_id(service), ReportCall([*unknown, known], {}), {})
     assert pauses == [0.1, 0.3, 0.6]
-    assert recorder.unknown == 20
+    assert recorder.unrecorded.of_gateway(await gateway_id(service)) == {LossReason.UNKNOWN_MESSAGE: 20}
     assert (await stored_message(service, message)).state == State.DELIVERED

@@ -19,6 +19,9 @@ from shortener.container import Service
 from shortener.gateways.gateway import NewGateway
 from shortener.gateways.links import GatewayLinks
 from shortener.gateways.queries import update_gateway
+from shortener.gateways.reports import ReportCall
+from shortener.gateways.submission import GatewayReport
+from shortener.gateways.unrecorded_reports import LossReason
 from shortener.messages.balances import change_balance
 from shortener.messages.prices import set_price
 from shortener.model import SendStatus
@@ -337,3 +340,19 @@ async def test_the_page_of_the_gateways_says_whether_the_connection_to_an_smpp_g
     await service.directory.refresh()
     assert "connection" not in (await viewer.get("/portal/1/gateways")).text, "a disabled gateway needs none"
     await connections.close()
+
+
+async def test_the_page_of_the_gateways_says_how_many_delivery_reports_were_not_recorded(
+    service: Service, make_gateway: MakeGateway, sign_in: SignIn
+) -> None:
+    viewer, gateway = await sign_in("Vera", Role.VIEWER, 1), await make_gateway("http://127.0.0.1:9/")
+    other = await make_gateway("http://127.0.0.1:9/", name="other")
+    assert "not recorded" not in (await viewer.get("/portal/1/gateways")).text
+    call = ReportCall([GatewayReport("GARBAGE", message_id="unknown")], {LossReason.NO_STATUS: 1234})
+    service.gateway_reports._wait = 0
+    await service.gateway_reports.receive_all(gateway.id, call, {})
+    text = (await viewer.get("/portal/1/gateways")).text
+    found = re.findall(r"delivery reports not recorded: ([^<]+)<", text)
+    assert found == ["1,234 (no status)", "1 (unknown message)"]
+    service.gateway_reports.count_unreadable(other.id)
+    assert "delivery reports not recorded: 1 (no id or no state in the receipt)" in (await viewer.get("/portal/1/gateways")).text

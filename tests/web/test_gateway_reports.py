@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import httpx
 import pytest
+from structlog.testing import capture_logs
 
 from shortener.container import Service
+from shortener.gateways.reports import MAX_ITEMS
+from tests.conftest import Clock
 from tests.factory import AUDIT
 from tests.receiver import Receiver, Reply
 
@@ -107,3 +111,89 @@ async def test_a_head_request_to_the_report_url_of_a_gateway_records_nothing(
 ) -> None:
     assert (await client.head(sent["path"], params={"status": "DELIVRD"})).status_code == 405
     assert await state(client, sent) == "SENT"
+
+
+def losses(service: Service) -> dict[str, float]:
+    """Return the number of delivery reports that were not recorded by reason, as the metric reports it."""
+    text = service.metrics.text("")[0].decode()
+    found = re.findall(r'shortener_gateway_reports_unknown_total\{gateway="2",reason="(\w+)"\} (\S+)', text)
+    return {reason: float(number) for reason, number in found}
+
+
+async def unrecorded_events(client: httpx.AsyncClient, path: str, **request: Any) -> list[tuple[str, int]]:
+    """Send a call to the report URL. Return the reason and the number of reports of each log line about reports that were lost."""
+    with capture_logs() as lines:
+        response = await client.post(path, **request)
+    assert (response.status_code, response.text) == (200, "ACK")
+    found = [line for line in lines if line["event"] == "gateway_report_not_recorded"]
+    assert all(line["gateway"] == 2 and line["log_level"] == "warning" for line in found)
+    return [(line["reason"], line["reports"]) for line in found]
+
+
+@pytest.mark.parametrize(
+    ("has_reference", "request_content", "reason", "number"),
+    [
+        (True, {}, "no_status", 1),
+        (True, {"json": {"state": "DELIVRD"}}, "no_status", 1),
+        (True, {"json": [{"state": "DELIVRD"}, {"status": ""}, {"status": None}]}, "no_status", 3),
+        (True, {"content": b"<report><status>DELIVRD</status></report>"}, "no_status", 1),
+        (False, {"json": {"status": "9", "message": "x1"}}, "no_id", 1),
+        (False, {"json": {"status": "9", "id": "another"}}, "unknown_message", 1),
+        (False, {"json": [{"status": "9", "message": "x1"}] * (MAX_ITEMS + 3)}, "no_id", MAX_ITEMS),
+    ],
+)
+async def test_a_gateway_report_whose_status_or_message_is_not_found_is_counted_and_logged(
+    service: Service,
+    client: httpx.AsyncClient,
+    sent: dict[str, Any],
+    has_reference: bool,
+    request_content: dict[str, Any],
+    reason: str,
+    number: int,
+) -> None:
+    service.gateway_reports._wait = 0
+    path = sent["path"] if has_reference else sent["path"].rpartition("/")[0]
+    logged = await unrecorded_events(client, path, **request_content)
+    expected = {reason: number} | ({"too_many": 3} if number == MAX_ITEMS else {})
+    assert losses(service) == dict(logged) == expected
+    assert await state(client, sent) == "SENT"
+
+
+async def test_a_gateway_report_with_an_unknown_word_is_counted_and_its_word_is_logged(
+    service: Service, client: httpx.AsyncClient, sent: dict[str, Any]
+) -> None:
+    with capture_logs() as lines:
+        await client.post(sent["path"], json={"status": "GARBAGE"})
+    assert [line["word"] for line in lines if line["event"] == "gateway_report_unreadable"] == ["GARBAGE"]
+    assert losses(service) == {"unknown_word": 1}
+
+
+async def test_gateway_reports_are_counted_as_lost_if_the_list_of_reports_is_not_in_the_body(
+    service: Service, client: httpx.AsyncClient, sent: dict[str, Any]
+) -> None:
+    await service.gateways.update(AUDIT, 2, {"settings": {"report_items": "results"}}, 1)
+    report = {"status": "DELIVRD"}
+    assert await unrecorded_events(client, sent["path"], json={"messages": [report]}) == [("no_list", 1)]
+    assert losses(service) == {"no_list": 1}
+    assert await unrecorded_events(client, sent["path"], json={"results": []}) == [], "a call without reports loses none"
+    assert await unrecorded_events(client, sent["path"], json={"results": [report]}) == []
+    assert (await state(client, sent), losses(service)) == ("DELIVERED", {"no_list": 1})
+
+
+async def test_lost_gateway_reports_cause_at_most_one_log_line_in_a_minute_for_each_reason(
+    service: Service, client: httpx.AsyncClient, sent: dict[str, Any], clock: Clock
+) -> None:
+    path = sent["path"]
+    assert await unrecorded_events(client, path, json={}) == [("no_status", 1)]
+    assert await unrecorded_events(client, path, json=[{}, {}]) == []
+    assert await unrecorded_events(client, path.rpartition("/")[0], json={"status": "9"}) == [("no_id", 1)]
+    clock.forward(seconds=60)
+    assert await unrecorded_events(client, path, json={}) == [("no_status", 3)]
+    assert losses(service) == {"no_status": 4, "no_id": 1}
+
+
+async def test_recorded_gateway_reports_do_not_count_as_lost(
+    service: Service, client: httpx.AsyncClient, sent: dict[str, Any]
+) -> None:
+    assert await unrecorded_events(client, sent["path"], json={"status": "DELIVRD"}) == []
+    assert losses(service) == {}

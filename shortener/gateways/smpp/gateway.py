@@ -220,6 +220,8 @@ class SmppGateway:
                 report = parse_receipt(pdu, self._settings.message_ids)
                 if report is None:
                     log.warning("smpp_receipt_unreadable", gateway=self._config.name)
+                    if self._context.count_unreadable is not None:
+                        self._context.count_unreadable(self._config.id)
                 elif not await self._context.report(self._config.id, report):
                     log.warning("smpp_receipt_unknown", gateway=self._config.name, id=report.gateway_message_id, word=report.word)
             elif self._context.reply is not None:

@@ -37,12 +37,16 @@ class Records:
         self.reports: list[GatewayReport] = []
         self.replies: list[tuple[str, str]] = []
         self.error: Exception | None = None
+        self.unreadable = 0
 
     async def report(self, gateway_id: int, report: GatewayReport) -> bool:
         if self.error:
             raise self.error
         self.reports.append(report)
         return True
+
+    def count_unreadable(self, gateway_id: int) -> None:
+        self.unreadable += 1
 
     async def reply(self, gateway_id: int, phone: str, text: str) -> None:
         if self.error:
@@ -67,7 +71,14 @@ async def connected(smsc: Smsc, records: Records, *, receives: bool = True, **se
     values = {"url": f"smpp://127.0.0.1:{smsc.port}", "system_id": "shortener", "password": "secret"} | settings
     config = GatewayConfig(1, "test", "smpp", 1, SmppSettings(**values), "https://go.example/r", allow_private=True)
     sender = cast("Any", None)  # an SMPP connection sends no HTTP requests
-    context = GatewayContext(sender, sender, records.report, lambda: datetime.now(UTC), records.reply if receives else None)
+    context = GatewayContext(
+        sender,
+        sender,
+        records.report,
+        lambda: datetime.now(UTC),
+        records.reply if receives else None,
+        count_unreadable=records.count_unreadable if receives else None,
+    )
     gateway = SmppGateway(config, context)
     try:
         yield gateway
@@ -239,6 +250,15 @@ async def test_smpp_delivery_receipts_and_replies_are_recorded_before_they_are_a
         records.error = OSError("the database is unavailable")
         smsc.deliver(b"id:8 stat:DELIVRD err:000", esm_class=4)
         await smsc.wait_for(lambda: smsc.delivered == [0, 0, 0x64])
+
+
+async def test_an_smpp_delivery_receipt_without_an_id_is_acknowledged_and_counted(records: Records) -> None:
+    async with running_smsc() as smsc, connected(smsc, records) as gateway:
+        gateway.keep_open()
+        await smsc.wait_for(lambda: bool(smsc.binds))
+        smsc.deliver(b"stat:DELIVRD err:000", esm_class=4)
+        await smsc.wait_for(lambda: smsc.delivered == [0])
+    assert (records.reports, records.unreadable) == ([], 1)
 
 
 async def test_an_smpp_connection_without_a_response_to_enquire_link_is_replaced(records: Records) -> None:
