@@ -45,7 +45,7 @@ async def test_the_timeline_of_a_message_shows_the_attempts_of_its_gateway(servi
     await service.gateway_dispatcher.flush()
     page = (await browser.get(f"/portal/1/messages/{message['message_id']}")).text
     assert "Gateway simulator accepted the message" in page
-    assert "<dt>Gateway</dt><dd>simulator: sent</dd>" in page
+    assert re.search(r'<dt>Gateway</dt><dd>simulator: <a href="[^"]*state=sent"><span class="badge good"><span>Sent<', page)
     assert "Attempt 1: the gateway accepted the message." in page
 
 
