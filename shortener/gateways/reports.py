@@ -105,9 +105,9 @@ class GatewayReports:
         self.unrecorded.count(gateway_id, LossReason.UNREADABLE_RECEIPT)
 
     async def receive_all(self, gateway_id: int, call: ReportCall, states: Mapping[str, str]) -> None:
-        """Record the reports of one call of a gateway in their order. Count and log those that cannot be recorded. `states` maps
-        the gateway's own words to states. Raise StoreUnavailable if the database is unavailable; then some reports may be stored,
-        and nothing is counted, because the gateway repeats the call."""
+        """Record the reports of one call of a gateway in their order. Count and log the reports that cannot be recorded. `states`
+        maps the gateway's own words to states. Raise StoreUnavailable if the database is unavailable; then some reports may be
+        stored, and nothing is counted, because the gateway repeats the call."""
         losses = Counter(call.unreadable)
         found = await self._find(gateway_id, call.reports)
         for report, one in zip(call.reports, found, strict=True):
