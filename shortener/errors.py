@@ -197,7 +197,7 @@ def shorten(text: str, length: int) -> str:
 
 class StoreUnavailable(Exception):
     """Raised if the database is down, locked or full. No part of the transaction is stored. The only exception is the subclass
-    CommitUncertain: then the transaction may be stored."""
+    CommitUncertain, after which the transaction may be stored."""
 
 
 class CommitUncertain(StoreUnavailable):

@@ -53,8 +53,8 @@ def load(environ: Mapping[str, str] = os.environ, **overrides: Any) -> Settings:
     try:
         return Settings(**values)
     except ValidationError as error:
-        # The default of the base URL contains the port, so an invalid port also makes the base URL invalid. Then only the port is
-        # reported.
+        # The default of the base URL contains the port, so an invalid port also makes the base URL invalid. In this case,
+        # only the error of the port is reported.
         items = [item for item in error.errors() if not (follows_port and item["loc"] == ("base_url",))] or error.errors()
         raise SettingsError("\n".join(map(_describe, items))) from None
 

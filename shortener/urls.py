@@ -361,7 +361,8 @@ def _parse_host(written: str, position: int) -> str:
     if len(written) > _MAX_HOST_CHARACTERS:
         raise UrlError(f"has a host of more than {_MAX_HOST_CHARACTERS} characters", position)
     try:
-        # UTS 46 has its own conversion to lower case: `str.lower` would convert a final sigma to another letter.
+        # The conversion to lower case must be that of UTS 46, which converts every capital sigma to σ. `str.lower` would convert a
+        # capital sigma at the end of a word to ς, which is a different host name.
         host = written.lower() if written.isascii() else idna.uts46_remap(written, std3_rules=False, transitional=False)
         labels = [_encode_label(label) for label in host.split(".")]
         host = ".".join(labels)

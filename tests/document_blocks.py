@@ -65,10 +65,10 @@ _ASSIGNMENT = re.compile(r" *[A-Z_]+ *=")
 
 
 def environment_files(document: Path) -> list[str]:
-    """Return the examples in a document of files that systemd reads as `EnvironmentFile`: the indented blocks that consist of
+    """Return the contents of the environment files in a document (systemd: `EnvironmentFile`): the indented blocks that consist of
     assignments and comments, and the text that a command writes to a file with the name `environment`.
 
-    Commands in such a text are replaced by a result."""
+    Each `$(command)` in such a text is replaced by a fixed text of hexadecimal digits, as if the command had printed it."""
     text = document.read_text()
     written = re.findall(r"^ *cat > \S*/environment <<EOF\n(.*?)^ *EOF$", text, re.MULTILINE | re.DOTALL)
     found = [textwrap.dedent(re.sub(r"\$\([^)]*\)", "0123456789abcdef" * 3, body)) for body in written]

@@ -288,7 +288,10 @@ def _previous_paths(domain: Row[*tuple[Any, ...]], path: str) -> list[str] | Non
 def _parse_own_target(
     connection: Connection, name: str, url: str | None, own_hosts: OwnHosts, settings: ApplicationSettings
 ) -> str | None:
-    """Return a fallback URL or the URL of a home page as the value of a Location header. Raise ApiError INVALID_REQUEST."""
+    """Return a fallback URL or the URL of a home page as the value of a Location header; None if `url` is empty or None.
+
+    Raise ApiError INVALID_REQUEST if the URL is invalid or its host belongs to the installation, or if a fallback URL contains a
+    macro that the service does not replace and the application has `strict_destinations`."""
     if not url:
         return None
     try:
@@ -303,7 +306,9 @@ def _parse_own_target(
 
 
 def _parse_association(name: str, text: str | None) -> str | None:
-    """Return the content of a file that associates apps with a domain, as compact JSON. Raise ApiError INVALID_REQUEST."""
+    """Return the content of a file that associates apps with a domain, as compact JSON; None if `text` is empty or None.
+
+    Raise ApiError INVALID_REQUEST if the text is not JSON, is too long, or is not a list (assetlinks) or an object (otherwise)."""
     if not text:
         return None
     try:

@@ -235,8 +235,10 @@ class Directory:
         return of_domain or (application.settings.fallback_url if application else None)
 
     def unknown_code_url(self, domain_id: int) -> str | None:
-        """Return the destination for an unknown code: the fallback URL of an enabled domain, unless its host is blocked or is a
-        host of the installation."""
+        """Return the destination for an unknown code, which is the fallback URL of the domain.
+
+        Return None if the domain is unknown, disabled or has no fallback URL. Also return None if the host of the fallback URL is
+        blocked for the application of the domain, or belongs to the installation."""
         domain = self.domain_by_id(domain_id)
         if domain is None or domain.disabled or domain.fallback_url is None:
             return None

@@ -96,16 +96,16 @@ def find(connection: Connection, request: RequestKey) -> FirstResponse | None:
 
 
 def store(connection: Connection, request: RequestKey, response: FirstResponse) -> None:
-    """Store the response to a request that was performed, unless a response is stored already.
+    """Store the response to a request that was performed. If a response is stored already, do not replace it.
 
-    It is stored also if a repeat has taken the claim over: later repeats then get this response, whatever the outcome of that
-    repeat."""
+    The response is stored even if a repeat of the request has taken the claim over. Later repeats get this response, whatever the
+    outcome of the repeat with the claim."""
     values = {"status": response.status, "body": response.body}
     connection.execute(update(stored_responses).where(*_chosen(request), stored_responses.c.status.is_(None)).values(values))
 
 
 def store_for_claim(connection: Connection, request: RequestKey, response: FirstResponse, claimed_at: datetime) -> None:
-    """Store the response to a request that was claimed at `claimed_at`, unless a repeat has taken the claim over since then."""
+    """Store the response to a request that was claimed at `claimed_at`. Store nothing if a repeat has taken the claim over."""
     values = {"status": response.status, "body": response.body}
     connection.execute(update(stored_responses).where(*_chosen(request), *_is_own_claim(claimed_at)).values(values))
 

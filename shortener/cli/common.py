@@ -111,11 +111,12 @@ async def confirm_write(
 
 
 def describe_replacement(what: str, overlap: timedelta, earlier_until: datetime | None = None) -> str:
-    """Return the text for `confirm` about the replacement of a key or secret, if one stops working at once; otherwise "".
+    """Return the text that `confirm` prints before a key or secret is replaced. Return "", so that `confirm` does not ask, if the
+    replacement makes no key or secret invalid at once.
 
-    `what` names the present key or secret, which stays valid for `overlap`. If an earlier key or secret is still valid,
-    `earlier_until` is the end of its validity; otherwise it is None. The replacement makes the earlier key or secret invalid at
-    once."""
+    `what` names the present key or secret, which stays valid for `overlap`. If `overlap` is 0, it becomes invalid at once. If an
+    earlier key or secret is still valid, `earlier_until` is the end of its validity; otherwise it is None. The replacement always
+    makes the earlier key or secret invalid at once."""
     from shortener.model import utcnow
     from shortener.storage.types import to_iso
 

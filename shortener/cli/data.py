@@ -53,7 +53,7 @@ def print_counts(counts: dict[str, int], as_json: bool, text_without_rows: str) 
 @async_command
 async def purge(trust_clock: bool, as_json: bool) -> None:
     """Delete data that is older than its retention period, in small batches. A running server also does this regularly. If the
-    clock is more than two years after the latest purge, the clock may be wrong. Then the command asks for confirmation.
+    clock is more than two years after the latest purge, the clock may be wrong, so the command asks for confirmation.
     """
     from shortener.model import utcnow
     from shortener.retention.clock_guard import find_step

@@ -170,7 +170,9 @@ def gateways() -> None:
 
 @gateways.command("add")
 @click.argument("name")
-@click.option("--application", type=ID, help="Application that owns the gateway. Default: none; then every application may use it.")
+@click.option(
+    "--application", type=ID, help="Application that owns the gateway. Default: none; every application may use the gateway."
+)
 @click.option(
     "--kind", type=click.Choice(["http", "smpp", "simulator"]), default="http", show_default=True, help="Kind of the gateway."
 )

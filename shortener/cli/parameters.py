@@ -185,7 +185,7 @@ def period_options(
 
     `rows` describes the period in the help texts, for example " in which the messages were created". `note` is the first sentence
     of both. `required` is true if --since is required."""
-    since_text = f"{note}Start of the period{rows}, included: a date, or a time. Without a zone it is in UTC."
+    since_text = f"{note}Start of the period{rows}: a date or a time, which is included. Without a zone it is in UTC."
     until_text = f"{note}End of the period{rows}: a date, which is included, or a time, which is excluded. Without a zone it is in "
     until_text += f"UTC. Default: {until_default}."
     if not required:

@@ -44,7 +44,7 @@ async def send(application: int, to: str, text: str, sender: str, gateway: str, 
     """Queue TEXT for the number TO at the gateway of an application. A running server hands the message on.
 
     `send_status` is the state in the queue: pending, sent, held or failed. It is - (with --json: null) if there is no gateway, so
-    that the message is not sent; the exit code is 1 then. `shortener sends show MESSAGE_ID` shows the state later.
+    that the message is not sent. Without a gateway, the exit code is 1. `shortener sends show MESSAGE_ID` shows the state later.
     """
     from shortener.container import open_service
     from shortener.messages.rewrite_item import RewriteItem

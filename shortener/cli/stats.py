@@ -55,7 +55,8 @@ async def find_application(database: Any, application: int | None) -> int:
 @click.option(
     "--since",
     type=DATE_OR_TIME,
-    help="Start of the period, included: a date, or a time. Without a zone it is in --tz. Default: the last 30 days of the period.",
+    help="Start of the period: a date or a time, which is included. Without a zone it is in --tz. Default: the last 30 days of the "
+    "period.",
 )
 @click.option(
     "--until",

@@ -25,7 +25,7 @@ INTERVAL_SECONDS = 1.0  # The pause between two checks whether Redis responds.
 MIN_INTERVAL_SECONDS = 0.05
 BATCH_CHANGES = 500
 #: The maximum age of the changes that a repair repeats. An older change can only be missing in the cache if an outage of Redis
-#: lasted longer than this and no process was restarted in this time.
+#: lasted longer than MAX_AGE and no process was restarted during the outage.
 MAX_AGE = timedelta(days=7)
 #: The maximum number of changes that a repair repeats. It repeats the newest changes. There is a maximum, because one link update
 #: may change millions of links.

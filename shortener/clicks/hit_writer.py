@@ -91,7 +91,7 @@ class HitWriter:
         hits = [waiting for waiting in items if not (waiting.is_refused or waiting.is_settled)]
         if not hits:
             return _WrittenHits([], BatchResult([]))
-        # A hit with `is_suspect` was in a batch that the database rejected. Another process may have stored the hit since then.
+        # A hit with `is_suspect` was in a batch that the database rejected. Another process may have stored the hit meanwhile.
         is_uncertain = is_uncertain or any(waiting.is_suspect for waiting in hits)
         result = self._transaction.write(connection, [waiting.hit for waiting in hits], is_uncertain)
         for waiting, resolution in zip(hits, result.resolutions, strict=True):

@@ -46,8 +46,8 @@ AnyRow = Row[*tuple[Any, ...]]
 
 BATCH_MESSAGES = 200
 LEASE = timedelta(seconds=30)
-#: A lease that ends after more than this time was taken before the clock was set back, so it counts as expired. The clocks of two
-#: processes may differ by LEASE.
+#: A new lease ends after LEASE, and the clocks of two processes may differ by LEASE. So if a stored lease ends later than MAX_LEASE
+#: from now, the clock was set back after the lease was taken. Such a lease counts as expired.
 MAX_LEASE = 2 * LEASE
 STEP_SECONDS = 1.0  # maximum time for which one step performs batches
 COUNTING, RUNNING, DONE, STOPPED = "counting", "running", "done", "stopped"
@@ -293,7 +293,7 @@ class LinkUpdates:
             _record(connection, audit, self._clock, "links_update_stopped", update_id, stopped.application_id, after)
 
     def _change(self, connection: Connection, row: AnyRow, position: _UpdatePosition, link_ids: list[int]) -> None:
-        """Change the links of a batch, unless the update was stopped or another process performs it now."""
+        """Change the links of a batch. Change nothing if the update was stopped or another process performs it now."""
         rows = find_changeable_by_ids(connection, link_ids) if link_ids else []
         if not self._advance(connection, row, position, len(rows)):
             return
@@ -305,8 +305,8 @@ class LinkUpdates:
             connection.execute(update(link_updates).where(c.id == row.id).values(changed=c.changed + changed))
 
     def _advance(self, connection: Connection, row: AnyRow, position: _UpdatePosition, found: int) -> bool:
-        """Store the new position of the update, unless it was stopped or another process performs it now. Return whether the
-        position was stored."""
+        """Store the new position of the update and return True. If the update was stopped or another process performs it now, store
+        nothing and return False."""
         values: dict[str, Any] = {"range_index": position.range_index, "cursor": position.ids[-1] if position.ids else 0}
         if not position.ids:
             values["range_index"] += 1

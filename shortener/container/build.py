@@ -199,7 +199,7 @@ async def _build_service(
 
 
 async def _ensure_simulator(foundation: Foundation, store: GatewayStore) -> None:
-    """Create the gateway `simulator` of the installation unless it exists."""
+    """Create the gateway `simulator` of the installation. Do nothing if the gateway exists."""
     if any(one.kind == SIMULATOR and not one.application_id for one in foundation.directory.gateways.values()):
         return
     with suppress(IntegrityError):  # Another node has created the simulator at the same time.

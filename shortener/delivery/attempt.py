@@ -57,7 +57,8 @@ MAX_DETAIL_LENGTH = 500
 FAULT_DETAIL = "the log of the service contains the cause (response_not_processed)"
 #: A 429 response does not count as an attempt if the delivery was created or replayed less than this time ago.
 FREE_429_MS = 86_400_000
-#: An attempt waits for at most this time until the attempt for an earlier event of the same message has ended.
+#: The longest time for which an attempt waits until the attempt for an earlier event of the same message has ended. It is also the
+#: longest time for which an attempt then waits until the rate of the tracker permits its start.
 MAX_WAIT_SECONDS = 2.0
 #: After a 429 response without `Retry-After`, the next attempt waits between these two times.
 MIN_429_PAUSE_MS, MAX_429_PAUSE_MS = 1000, 60_000

@@ -52,7 +52,8 @@ def tls_context(pem: str) -> ssl.SSLContext:
 
     Raise ValueError if OpenSSL does not accept the text."""
     context = ssl.create_default_context()
-    # OpenSSL reads a certificate chain only from a file. Only the user of this process can read the file, which is deleted at once.
+    # `load_cert_chain` of Python reads a certificate chain only from a file. Only the user of this process can read the temporary
+    # file, which is deleted as soon as the certificate is loaded.
     with tempfile.NamedTemporaryFile("w", suffix=".pem") as file:
         file.write(pem)
         file.flush()

@@ -65,8 +65,8 @@ class PendingEvent(NamedTuple):
     """An event whose deliveries have not been created yet.
 
     `flags` are the flags of the hit that caused the event. `callback_url` is None if the message has no callback URL, or if the
-    callback was already created. `cohort_id`, `state`, `created_at` and `sent_at` are values of the message. `cohort_id` is None
-    unless the event is the first click of the message.
+    callback was already created. `cohort_id`, `state`, `created_at` and `sent_at` are values of the message. Only the first
+    click of the message has a `cohort_id`; for other events it is None.
     """
 
     id: int

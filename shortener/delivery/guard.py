@@ -44,8 +44,9 @@ TUNNELLED = "tunnelled address"
 
 _PERMITTED_IN_DEVELOPMENT = frozenset({LOOPBACK, PRIVATE, SHARED})
 
-# The first network in the list that contains the IP address determines the reason. The networks come from the special-purpose
-# registries of IANA and from the documentation of cloud providers.
+# Several networks of a list may contain the same IP address. The first of them determines the kind of the address, for example
+# METADATA before LINK_LOCAL. The networks come from the special-purpose registries of IANA and from the documentation of cloud
+# providers.
 _IPV4 = [
     (IPv4Network(network), reason)
     for network, reason in (

@@ -24,8 +24,8 @@ from yarl import URL
 SUPPORTED = re.compile(r"3\.14\.\d+")
 #: The service keeps aiohttp's connection key (host, port, TLS settings) for at most this many origins.
 MAX_ORIGINS = 10_000
-#: This module does not send requests that contain one of these headers. aiohttp sends such requests, because these headers change
-#: the headers that aiohttp adds.
+#: A request that contains one of these headers is always a normal request of aiohttp, because each of them changes the headers that
+#: aiohttp adds. This module cannot reproduce these changes.
 _OWN_HEADERS = frozenset(
     {
         "accept",

@@ -238,7 +238,7 @@ def write_health(connection: Connection, ended: Sequence[EndedSend], locked: Map
 
 
 def _is_current(ended: EndedSend, revision: int) -> bool:
-    """Return whether the gateway was not changed since the message was claimed."""
+    """Return whether the gateway still has the settings with which the attempt was made. Return True if these are unknown."""
     config = ended.attempt.config
     return config is None or config.revision == revision
 

@@ -1,4 +1,4 @@
-"""Functions that find the parts (spans) of a message body that short links replace, and that replace them.
+"""Functions that find the spans of a message body, and replace them with short links. A span is a directive or a detected URL.
 
 All positions count characters from the start of the body. The functions do no I/O.
 """

@@ -33,8 +33,8 @@ def has_expiring(connection: Connection, now: datetime) -> bool:
 
 
 def announce(connection: Connection, ids: IdGenerator, now: datetime) -> int:
-    """Append an event for each key that expires within NOTICE, unless the expiry was announced already. Return the number of
-    events."""
+    """Append an event for each key that expires within NOTICE. A key whose expiry was announced already gets no further event.
+    Return the number of events."""
     notices = schema.expiry_notices
     connection.execute(delete(notices).where(notices.c.expires_at < now - NOTICE))
     found = []

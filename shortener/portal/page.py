@@ -37,12 +37,12 @@ if TYPE_CHECKING:
 ALL = "all"
 #: Query parameters that hyperlinks between pages keep: the period, its time zone, and whether events are counted by send date.
 PERIOD_FIELDS = ("period", "since", "until", "tz", "basis")
-#: Filters by texts that the sender chose. They are compared exactly, because the stored texts may begin or end with spaces. The
-#: other filters are ids, codes and words without such spaces. Spaces around a pasted value are therefore removed.
+#: Filters by a text that the sender chose. Spaces at the start and end of such a filter are kept, because the stored text may begin
+#: or end with spaces. All other filters are ids, codes and words, so spaces around a pasted value are removed.
 EXACT_FILTERS = ("campaign", "label")
 #: The query parameter that contains a name if the path cannot contain it (`url`).
 NAME_QUERY = "name"
-#: The query parameter of a CSV that begins with a byte order mark, as in the API. Excel needs it to read UTF-8.
+#: The query parameter that makes a CSV file begin with a byte order mark, as in the API. Excel needs this mark to read UTF-8.
 BOM_QUERY = "bom"
 #: The query parameter of a page whose form gets the entries that were kept during a new sign-in (kept_entries.py).
 KEPT_QUERY = "kept"

@@ -95,7 +95,7 @@ def _message_id(visit: Visit) -> str | None:
 
 
 async def _audit(visit: Visit, message_id: str) -> None:
-    """Add the audit row of a created message, unless the form was handled before."""
+    """Add the audit row of a created message. Do nothing if the form was handled before."""
     after = {"campaign": CAMPAIGN}
     try:
         await visit.service.database.write(perform_once, visit, visit.audit, "message_created", message_id, after=after)

@@ -174,7 +174,8 @@ async def _keep_cancellation(command: Awaitable[T]) -> T:
     """Return the result of a command. Raise CancelledError if this task was cancelled during the command.
 
     redis-py sends each command with asyncio.wait_for, which loses the cancellation on Python 3.11 if it arrives when the command
-    was just sent. A time limit would then have no effect, and a background job would go on after its stop."""
+    was just sent. If the cancellation were lost, a time limit would have no effect, and a background job would go on after its
+    stop."""
     task = asyncio.current_task()
     assert task is not None
     before = task.cancelling()

@@ -128,8 +128,9 @@ async def erase(
     audit: AuditWriter | None = None,
     give_up: GiveUp | None = None,
 ) -> ErasureResult:
-    """Erase all messages to a number, in several transactions. `application_id` None means all applications. Without `audit`, the
-    audit log gets no rows. Without `give_up`, the costs of messages that wait for a gateway are not refunded.
+    """Erase all messages to a number, in several transactions. `application_id` None means all applications. If `audit` is None,
+    the audit log gets no rows. If `give_up` is None, messages that wait for a gateway are not sent, but they keep their states and
+    their costs are not refunded.
 
     Raise ApiError INVALID_RECIPIENT, or StoreUnavailable."""
     total = ErasureResult()
@@ -199,8 +200,8 @@ def erase_message(
     audit: AuditWriter | None = None,
     give_up: GiveUp | None = None,
 ) -> ErasureResult:
-    """Erase one message. If `application_id` is None, exactly one application must have a message with this id. Without `give_up`,
-    the cost of a message that waits for a gateway is not refunded.
+    """Erase one message. If `application_id` is None, exactly one application must have a message with this id. If `give_up` is
+    None, a message that waits for a gateway is not sent, but it keeps its state and its cost is not refunded.
 
     Raise ApiError MESSAGE_NOT_FOUND, or CONFLICT if several applications have a message with this id."""
     owners = [application_id] if application_id is not None else select(applications.c.id)

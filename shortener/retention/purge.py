@@ -2,8 +2,8 @@
 
 - Messages with their links, hits, conversions, events, deliveries, sends and attempts: `message_retention_days` after the creation
   of the message, but not while one of its links is active.
-- Links: together with their message. An expired link returns 410 until then, and its code returns 404 afterwards. The service never
-  uses a code again on purpose; a new link gets the same random code with a probability of 2^-48.
+- Links: together with their message. An expired link returns 410 until it is deleted, and its code returns 404 afterwards. The
+  service never uses a code again on purpose; a new link gets the same random code with a probability of 2^-48.
 - Hits: after `hit_retention_days`. After this time, the first click of a message or link only loses its IP address and user agent;
   the hit is deleted with its message. It keeps the kind of device and the browser, so that the statistics by device and the lists
   behind them agree. Therefore the status of a message (which link was accessed, and when) does not depend on the retention of hits.
@@ -239,7 +239,7 @@ class _PurgeBatch:
         return [(row[0], row[1]) for row in self.connection.execute(page, values)]
 
     def delete(self, ids: list[int], deletions: Sequence[Deletion]) -> bool:
-        """Run the deletions until the batch is full. Return True if the batch is not full: then all deletions are complete."""
+        """Run the deletions until the batch is full. Return True if the batch is not full, so all deletions are complete."""
         for deletion in deletions:
             if self.remaining:
                 self.count(deletion.table, self.connection.execute(deletion.statement, {"ids": ids, "max_rows": self.remaining}))

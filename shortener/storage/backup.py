@@ -93,10 +93,10 @@ def restore(
     """Restore the backup `source` to the SQLite file `database`, and verify it. Return a description of its content, and the new
     paths of the files that were renamed. Raise BackupError if it fails.
 
-    If `replaced_at` is None, `database` must not exist. Otherwise an existing database and the secret file are renamed, and the new
-    names contain this time. Then no process may use the database. `secret` is the setting SECRET. If it is set, it must be equal to
-    the secret in the backup. If it is None, the secret of the backup is written to `secret_file`. If that file is not renamed and
-    already contains the secret, it does not change."""
+    If `replaced_at` is None, `database` must not exist. Otherwise an existing database and the secret file are renamed, and
+    `replaced_at` is a part of their new names; no process may use the existing database during the restore. `secret` is the setting
+    SECRET. If it is set, it must be equal to the secret in the backup. If it is None, the secret of the backup is written to
+    `secret_file`. If that file is not renamed and already contains the secret, it does not change."""
     is_replacing = replaced_at is not None
     if database.exists() and not is_replacing:
         raise BackupError(f"{database} already exists. Move it away first, or use --replace")

@@ -183,7 +183,7 @@ class Batcher(Generic[Item, Result]):
             return [item for batch in self._batches for item in batch.items]
 
     def withdraw(self, matches: Callable[[Item], bool]) -> list[Item]:
-        """Remove the matching items from the queue, unless a batch has taken them, and return them in order."""
+        """Remove the matching items from the queue, and return them in order. Items that a batch has taken are not removed."""
         with self._taking:
             withdrawn = [item for item in self._waiting if matches(item)]
             self._waiting = deque(item for item in self._waiting if not matches(item))

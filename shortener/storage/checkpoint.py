@@ -40,10 +40,10 @@ MAX_INTERVAL_SECONDS = 5.0  # The maximum time between two checkpoints if few ro
 # A WAL with at least this number of frames is long: the writer should copy its remaining pages, so that the WAL restarts from its
 # beginning.
 LONG_WAL_FRAMES = 50_000
-#: The writer copies the remaining pages of a long WAL after a checkpoint of the thread that took at most SHORT_SECONDS. Until then,
-#: the thread repeats its checkpoint, at most MAX_REPEATS times. SHORT_SECONDS is the limit for a WAL of LONG_WAL_FRAMES; for a
-#: longer WAL, the limit is proportionally longer. With a fixed limit, a WAL that grows as fast as the disk can write would never
-#: restart.
+#: The writer copies the remaining pages of a long WAL after a checkpoint of the thread that took at most SHORT_SECONDS. If a
+#: checkpoint took longer, the thread repeats it, at most MAX_REPEATS times. SHORT_SECONDS is the limit for a WAL of
+#: LONG_WAL_FRAMES; for a longer WAL, the limit is proportionally longer. With a fixed limit, a WAL that grows as fast as the disk
+#: can write would never restart.
 SHORT_SECONDS, MAX_REPEATS = 0.02, 5
 #: If the WAL has at least this number of frames, the writer copies its remaining pages even if that delays commits. This limits the
 #: size of the WAL.

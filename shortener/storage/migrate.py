@@ -37,8 +37,8 @@ T = TypeVar("T")
 
 PROGRESS_INTERVAL_SECONDS = 0.25
 #: The longest time for which an attempt of a migration waits for a lock. It is shorter than the default of HIT_DEADLINE (2 s), so
-#: that no click goes to the spool. It is longer than the default of PostgreSQL's deadlock_timeout (1 s), because only then the
-#: wait ends an autovacuum that has the lock.
+#: that no click goes to the spool. It is longer than the default of PostgreSQL's deadlock_timeout (1 s), because a wait that is
+#: shorter than this timeout does not end an autovacuum that has the lock.
 LOCK_TIMEOUT_MS = 1500
 #: The pause between two attempts of a migration. The statements of the nodes run meanwhile.
 LOCK_PAUSE_SECONDS = 3.0
@@ -172,7 +172,7 @@ async def _run_step(url: str, step: MigrationStep, progress: Callable[[Migration
 
 
 async def _attempt(url: str, step: MigrationStep, progress: Callable[[MigrationStep], None], began: float) -> None:
-    """Run a migration. Raise _LockTimeout if it does not get a lock in time; then nothing is stored."""
+    """Run a migration. Raise _LockTimeout, and store nothing, if the migration does not get a lock in time."""
     loop = asyncio.get_running_loop()
     running = loop.create_task(_run_on(url, functools.partial(upgrade, revision=step.revision)))
     try:

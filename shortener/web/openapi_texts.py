@@ -98,7 +98,7 @@ TAGS: Mapping[str, str] = {
     HANDSET: "The phone of a recipient follows a short link.",
     "Messages": "Messages in the format of a vendor.",
     "Gateways": "Gateways, to which the service hands messages on, and their delivery reports.",
-    "Trackers": "Endpoints that receive events, and the reports of conversions that they send back.",
+    "Trackers": "Trackers are your endpoints that receive events from the service. They report conversions back to the service.",
     "Deliveries": "Deliveries of events to trackers, with their attempts. Dead deliveries can be replayed.",
     "Application": "Settings, keys and secrets of the application of the API key.",
     "Conversions": "Recorded conversions, and reports that were refused.",

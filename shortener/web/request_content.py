@@ -36,7 +36,7 @@ def content_of_0_2(body: BaseModel) -> bytes:
 
 
 def _reduce(complete: Any, sent: Any) -> Any:
-    """Remove the fields that release 0.2 did not have, unless the caller sent them."""
+    """Remove the fields that release 0.2 did not have. Keep such a field if the caller sent it."""
     if isinstance(complete, dict) and isinstance(sent, dict):
         fields = {
             name: _reduce(value, sent.get(name)) for name, value in complete.items() if name in _FIELDS_OF_0_2 or name in sent

@@ -2,8 +2,8 @@
 `Detail`: a path of the names in the request, such as `messages.3.to`, and a reason such as "must be at least 1". Neither contains
 names of classes, validators or union members.
 
-A batch may have millions of errors. The model of a batch marks the items with `limit_errors`. Then pydantic creates the errors of
-one item at a time, and only the first MAX_DETAILS details are kept in memory. The other errors are counted.
+A batch may have millions of errors. The model of a batch marks the items with `limit_errors`, so that pydantic creates the errors
+of one item at a time, and only the first MAX_DETAILS details are kept in memory. The other errors are counted.
 """
 
 from __future__ import annotations

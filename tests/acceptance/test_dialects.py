@@ -66,7 +66,7 @@ def tap(short_url: str) -> httpx.Response:
         return client.get(short_url, headers={"User-Agent": PHONE})
 
 
-# This test uses the format of Syniverse.
+# The next test sends requests in the format of the Syniverse API.
 
 #: The fields of Syniverse's CLICKTHRU sample, with their types in JSON.
 SAMPLE = {
@@ -132,7 +132,7 @@ def test_syniverse_three_clicks_create_one_clickthru_event_and_a_repeated_reply_
     assert len(endpoint.arrived) == 5, "three clicks are one CLICKTHRU, a repeated reply is one conversion"
 
 
-# This test uses the format of Infobip.
+# The next test sends requests in the format of the Infobip API.
 
 
 def test_infobip_the_conversion_rate_of_two_messages_is_one_half_after_a_conversion_of_one_message(
@@ -193,7 +193,7 @@ def test_infobip_the_conversion_rate_of_two_messages_is_one_half_after_a_convers
     assert len(endpoint.arrived) == 2
 
 
-# This test uses the format of Xoxzo.
+# The next test sends requests in the format of the Xoxzo API.
 
 
 def test_xoxzo_a_callback_is_sent_up_to_ten_times_until_the_response_has_the_status_200(server: Server, endpoint: Endpoint) -> None:
@@ -222,7 +222,7 @@ def test_xoxzo_a_callback_is_sent_up_to_ten_times_until_the_response_has_the_sta
     assert len(endpoint.arrived) == 10
 
 
-# This test uses the format of 23 Telecom.
+# The next test sends requests in the format of the 23 Telecom API.
 
 
 def test_the_four_calls_of_23_telecom_accept_an_api_key_or_a_tracker_token_and_send_conversions_to_the_conversion_url(

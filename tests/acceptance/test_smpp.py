@@ -148,7 +148,7 @@ def test_an_smpp_message_is_repeated_if_throttled_fails_if_rejected_and_is_doubt
     wait_for_state(server, throttled, "DELIVERED")
     failed = wait_for_state(server, rejected, "FAILED")
     assert "ESME_RINVDSTADR" in json.dumps(failed)
-    # A message in flight becomes doubtful when the connection drops, so the other messages must have ended before.
+    # When the connection drops, every message in flight becomes doubtful. So "drop" is sent after the other messages have ended.
     dropped = send(server, "drop")[0]
     wait_for_state(server, dropped, "DELIVERED")
     counts = Counter(one["text"] for one in smsc.entries("submit"))

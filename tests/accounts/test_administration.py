@@ -135,7 +135,8 @@ async def test_hit_policies_contain_the_applications_with_a_tracker_that_receive
         ({"events": ["click"]}, {1}),
         ({"with_suspected": False}, set()),
         ({"with_suspected": True}, {1}),
-        # A disabled tracker receives suspected hits after it is enabled again, so the policies still contain its application.
+        # A disabled tracker receives suspected hits after it is enabled again, so `with_suspected` still contains its
+        # application.
         ({"enabled": False}, {1}),
     ):
         await service.trackers.update(AUDIT, tracker.id, changes(**changed))

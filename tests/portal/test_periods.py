@@ -1,4 +1,4 @@
-"""Tests of the period of a page, in several time zones."""
+"""Tests of the period that the query of a portal page selects, in several time zones."""
 
 from __future__ import annotations
 

@@ -9,8 +9,8 @@ import tomllib
 from shortener.portal.static_files import FOLDER, static_files
 from tests.portal.conftest import NewBrowser
 
-MAX_STYLE_BYTES = 8 * 1024  # the limit of the compressed style sheet
-MAX_SCRIPT_BYTES = 8 * 1024  # the limit of the compressed script
+MAX_STYLE_BYTES = 8 * 1024  # maximum size of portal.css, compressed with gzip
+MAX_SCRIPT_BYTES = 8 * 1024  # maximum size of portal.js, compressed with gzip
 
 
 async def test_a_static_file_of_the_portal_has_a_hash_in_its_name_and_may_be_cached_for_a_year(new_browser: NewBrowser) -> None:

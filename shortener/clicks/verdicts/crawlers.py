@@ -128,8 +128,8 @@ def trie_expression(words: Iterable[str], own_characters: int | None = None, beg
 
 
 def _alternatives(words: Sequence[str], start: int, own_characters: int | None, beginnings: dict[str, str]) -> str:
-    """Return an expression for sorted words whose first `start` characters are equal. The expression does not contain these
-    characters."""
+    """Return an expression that matches sorted words from the index `start` on. The characters before `start` are equal in all
+    words, and the caller's expression matches them."""
     first, last = words[0], words[-1]
     if first is last:
         beginning = first if own_characters is None else first[: start + own_characters]

@@ -179,7 +179,7 @@ class Reclassifier:
         return first_id_at(to_ms(now - self._event_retention))
 
     async def _run_with_pause(self, work: Awaitable[CorrectionResult], total: CorrectionResult) -> None:
-        """Await `work`, then pause for the same time. Clicks can then use the database for half of the time."""
+        """Await `work`, and pause for as long as it took, so that clicks can use the database for half of the time."""
         loop = asyncio.get_running_loop()
         started_at = loop.time()
         result = await work

@@ -30,7 +30,7 @@ hits = Table(
     Column("flags", SmallInteger, nullable=False),  # The bits of model.HitFlag.
     Column("address", Text, nullable=False),
     Column("user_agent", Text, nullable=False),
-    # The verdict of the hit when it was recorded. NULL: the verdict has not changed since then (clicks/verdicts/reclassify.py).
+    # The verdict of the hit when it was recorded. NULL: the verdict is unchanged (clicks/verdicts/reclassify.py).
     Column("first_verdict", SmallInteger),
     Column("first_rule", Text),
     # The ISO 3166 code of the country of the client's IP address; NULL if it is unknown, or if no network list was configured.

@@ -45,7 +45,8 @@ async def log_end(call: Call[None, None]) -> ConversionEndResponse:
 
 
 class ConversionRateQuery(Period):
-    """The query of a conversion rate. `since` defaults to 24 hours before `until`. By default, the period is one interval."""
+    """The query of a conversion rate. If `since` is absent, the period begins 24 hours before its end. If `intervalGranulation` is
+    absent, the whole period is one interval."""
 
     aggrType: Literal["byCountry"] | None = Field(
         None,
