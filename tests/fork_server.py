@@ -312,7 +312,7 @@ def _serve(listener: socket.socket) -> list[str]:
                 selector.unregister(pidfd)
                 child = children.pop(pidfd)
                 os.close(pidfd)
-                with contextlib.suppress(OSError):  # the test no longer waits
+                with contextlib.suppress(OSError):  # raised if the test has closed its socket and does not need the exit status
                     child.status.sendall(_LENGTH.pack(os.waitpid(child.pid, 0)[1]))
                 child.status.close()
                 continue

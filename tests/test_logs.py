@@ -78,7 +78,7 @@ async def test_no_log_line_contains_the_ip_address_of_a_hit(
     async with client_of(service, {"X-Forwarded-For": ADDRESS, "User-Agent": "Phone"}) as client:
         assert (await client.get(f"/{code}")).status_code == 302
         assert (await client.get("/nosuchcode")).status_code == 404
-    broken = hit(service, code, address=ADDRESS, rule=None)  # The recorder raises an error for a hit without a rule.
+    broken = hit(service, code, address=ADDRESS, rule=None)  # The database rejects this hit, because its column `rule` is NOT NULL.
     await service.recorder.record(broken)
     logged = capsys.readouterr().err
     assert "hit_not_recordable" in logged

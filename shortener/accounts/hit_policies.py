@@ -88,7 +88,7 @@ def _host_in(url: str) -> str:
 
 
 def _blocked_name(host: str) -> str:
-    """Return a stored blocked host in the form in which `HitPolicies.blocks_host` compares hosts."""
+    """Return the normal form of a stored blocked host, with which `HitPolicies.blocks_host` compares the hosts of links."""
     return embedded_ipv4(host) or canonical_name(host)
 
 

@@ -108,7 +108,7 @@ async def restore(file: Path, replace: bool, yes: bool, as_json: bool) -> None:
 
     settings = load_settings()
     database = _require_sqlite(settings, "restore")
-    inspect(file)  # the file is checked first, before the user is asked
+    inspect(file)  # raises an error for an unusable backup before the user is asked to confirm
     place = secret_file(settings.data_dir)
     is_replacing = replace and (database.exists() or place.exists())
     text = settings.secret.get_secret_value()

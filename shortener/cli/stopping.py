@@ -98,7 +98,7 @@ def end_process() -> NoReturn:
     The teardown of the interpreter takes seconds on a busy machine. Meanwhile the timer of `stop_within` would kill the process
     with another exit code, because Python removes its signal handlers first."""
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # nobody reads the output any more
+        with contextlib.suppress(OSError, ValueError):  # raised if the reader of the output has closed it
             stream.flush()
     os._exit(0)
 

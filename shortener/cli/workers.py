@@ -129,7 +129,7 @@ class Supervisor:
     clock: Callable[[], float] = time.monotonic
     failed: bool = False  # Whether the supervisor has stopped because no worker could start.
     _slots: list[_Slot] = field(default_factory=list)
-    _stopping: list[_Worker] = field(default_factory=list)  # workers that are stopping
+    _stopping: list[_Worker] = field(default_factory=list)  # workers that received a signal to stop and have not ended yet
     _is_stopping: bool = False
     _has_served: bool = False
 

@@ -49,9 +49,9 @@ log = structlog.get_logger(__name__)
 RESPONSE_GRACE_SECONDS = 0.5  # maximum time between the deadline of a hit and its response
 _GROUP_SECONDS = 0.05  # the responses to hits that become overdue within this time are sent together
 _SLOW_PART = 0.25  # the share of the deadline after which the database counts as slow (see `_has_room`)
-_SPOOL_SECONDS = 0.1  # maximum time that an overdue hit waits for the spool
-# Time limits for resolving an overdue hit. RESPONSE_GRACE_SECONDS is longer than these limits, _GROUP_SECONDS and _SPOOL_SECONDS
-# together.
+_SPOOL_SECONDS = 0.1  # the time in which the spool may store an overdue hit before the hit gets its response anyway
+# Time limits for finding the link of an overdue hit: in the link cache, and then also in the database. RESPONSE_GRACE_SECONDS must
+# be longer than the sum of _GROUP_SECONDS, _SPOOL_SECONDS and these two limits.
 _CACHE_SECONDS, _READ_SECONDS = 0.1, 0.2
 
 
@@ -283,7 +283,7 @@ class Recorder:
     async def _respond_early(self, overdue: Sequence[WaitingHit]) -> None:
         if self._spool_writer is not None and not all(waiting.is_queued_for_spool for waiting in overdue):
             self._begin_outage(self._batcher.taken_items())
-            # Usually, the spool stores the hits during this pause, and the spool writer sends the responses
+            # Usually, the spool stores the hits during this pause, and the spool writer sends the responses.
             await asyncio.sleep(_SPOOL_SECONDS)
         await self._respond_now([waiting for waiting in overdue if not waiting.response.done()])
 

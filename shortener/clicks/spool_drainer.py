@@ -91,7 +91,8 @@ class SpoolDrainer:
         after, self._after = self._after, None
         later_stored, self._later_stored = self._later_stored, False
         entries = await self._spool.read(WINDOW_ENTRIES, after)
-        if after is not None and not entries:  # all entries wait, so begin again
+        # The database rejected the hits of all entries up to the end of the stream, so begin again with the oldest entry.
+        if after is not None and not entries:
             after, entries = None, await self._spool.read(WINDOW_ENTRIES)
             self._first_probe += MAX_PROBES
         unreadable = [(entry, letter) for entry, letter in entries if isinstance(letter, DeadLetter)]

@@ -97,7 +97,7 @@ class Conversions:
         )
         self.reports = {"new": 0, "updated": 0, "duplicate": 0}
         self.with_warnings = 0
-        self.tracer: Tracer | None = None  # set if messages are traced
+        self.tracer: Tracer | None = None  # None if messages are not traced
 
     def register_metrics(self, metrics: Metrics) -> None:
         """Register the counters of accepted conversion reports as metrics."""

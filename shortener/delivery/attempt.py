@@ -137,7 +137,7 @@ class AttemptRunner:
         self._rng = rng
         self._allow_http = allow_http
         self._starts = StartTimes()
-        self.tracer: Tracer | None = None  # set if messages are traced
+        self.tracer: Tracer | None = None  # None if messages are not traced
         self.is_stopping = False  # if true, attempts that wait for an earlier attempt do not begin
 
     async def run(self, attempt: AttemptInFlight, earlier: asyncio.Task[None] | None = None) -> FinishedAttempt:
@@ -184,7 +184,7 @@ class AttemptRunner:
         if self.tracer is not None:
             try:
                 _trace(self.tracer, claim, finished, response)
-            except Exception:  # the result of the attempt must not be lost
+            except Exception:  # an error of the tracer must not discard the result of the attempt
                 log.exception("attempt_not_traced", delivery=DELIVERY_IDS.encode(claim.id))
         return finished
 

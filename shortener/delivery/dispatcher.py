@@ -256,7 +256,7 @@ class Dispatcher:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
             if number % MAX_STARTS == 0:
-                await asyncio.sleep(0)  # let the event loop serve hits
+                await asyncio.sleep(0)  # let the event loop respond to hits before the next attempts start
         return claims
 
     async def _record_one_by_one(self, finished: Sequence[FinishedAttempt]) -> None:

@@ -111,7 +111,7 @@ class TrackerHealth:
         return max(self.recovering_at, now - max(BURST_MS, math.ceil(1000 / rate)))
 
     def recovered(self) -> TrackerHealth:
-        """Return the health of the tracker after its backlog was sent."""
+        """Return the health of a tracker that is no longer recovering, because its backlog was sent."""
         return dataclasses.replace(self, recovering_at=None)
 
 

@@ -27,7 +27,7 @@ MIN_PER_SECOND, MAX_PER_SECOND = 0.01, 100_000.0
 MIN_RATE = 1 / 20
 #: A learned rate that reaches this number of deliveries per second is removed, so that it no longer limits the tracker.
 MAX_RATE = 1000.0
-#: The learned rate is lowered at most once in this time.
+#: The minimum time between two lowerings of the learned rate.
 LOWERING_INTERVAL_MS = 1000
 #: A learned rate no longer applies when this time has passed since the rate was last lowered.
 MAX_AGE_MS = 3_600_000

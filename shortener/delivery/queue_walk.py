@@ -27,7 +27,7 @@ MAX_QUEUES = 256
 CALLBACKS_PAUSE_MS = 100
 # The names of all queues of trackers, and of all queues of callbacks, are between these two texts.
 _TRACKERS, _CALLBACKS = ("t", dispatch_queries.END_OF_NAMES), ("c", "d")
-#: This text is greater than every name of a host.
+#: A text that sorts after every name of a host.
 _AFTER_HOSTS = "~"
 
 
@@ -67,7 +67,7 @@ class QueueWalk:
         self._position = position
         self._now = now
         self._trackers = _read(connection, position.tracker, [_TRACKERS])
-        # a later time was stored before the clock was set back
+        # A time that is further in the future was stored before the clock was set back, so it is ignored.
         self.is_paused = now < position.callbacks_at <= now + CALLBACKS_PAUSE_MS
         self._callbacks = _QueuesOfKind([], True)
         if not self.is_paused:

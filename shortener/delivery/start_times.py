@@ -20,12 +20,12 @@ class StartTimes:
 
     def __init__(self) -> None:
         self._next: dict[str, float] = {}  # the time at which the next attempt would begin if all began at even intervals
-        self._latest = 0.0  # the time of the last call
+        self._latest = 0.0  # the argument `now` of the last call of `pause`
 
     def pause(self, queue: str, rate: float, now: float) -> float:
         """Return how long an attempt must wait until its start, in seconds, and count its start. `rate` is the number of attempts
         per second that the tracker permits."""
-        if now < self._latest:  # the clock was set back
+        if now < self._latest:  # the clock was set back, so the stored times may be far in the future
             self._next.clear()
         self._latest = now
         if len(self._next) > MAX_QUEUES:

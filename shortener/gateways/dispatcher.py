@@ -224,7 +224,7 @@ class GatewayDispatcher:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
             if number % MAX_STARTS == 0:
-                await asyncio.sleep(0)  # let the event loop serve hits
+                await asyncio.sleep(0)  # let the event loop respond to hits before the next attempts start
         attempts = len(cycle.claims.attempts)
         return len(ended) + attempts + len(cycle.given_up) + cycle.claims.postponed, attempts
 
@@ -359,8 +359,9 @@ class GatewayDispatcher:
         return cycle
 
     def _write_returns(self, connection: Connection, cycle: _Cycle, returns: Sequence[EndedSend]) -> list[EndedSend]:
-        """Give back the claims that are stored, and return them. The transaction that stored a claim may also have stored the
-        outcome of the previous attempt of the message, so outcomes are written separately."""
+        """Release the claims in `returns` whose commit was uncertain but succeeded. Return the elements of `returns` that were
+        written. The transaction that stored a claim may also have stored the outcome of the previous attempt of the message, so
+        outcomes are written separately."""
         if not returns:
             return []
         stored = find_stored(connection, sends.name, [one.attempt.claim for one in returns])

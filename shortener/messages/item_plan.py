@@ -72,8 +72,8 @@ class ItemPlan:
     base_url: str = ""  # scheme, host and port of the short links
     link_path: str = ""  # the path before the code in a short link
     gateway_id: int | None = None  # the gateway that sends the message; None: the message is not sent
-    not_sent: str = NOT_SENT  # the warning about a message that no gateway sends, although the request wanted to send it
-    is_simulated_by_request: bool = False  # whether the request names the simulator, and the application has another gateway
+    not_sent: str = NOT_SENT  # the warning if the request asks to send the message, but no gateway sends it
+    is_simulated_by_request: bool = False  # true if the request names the simulator, but the application's own gateway is another
     warnings: tuple[str, ...] = ()
     segments_without_rewriting: int = 0
     # The number of characters and the size of the body with short links. They do not depend on the codes: all codes of an

@@ -9,7 +9,7 @@ from shortener.model import mutable_record
 
 @mutable_record
 class RewriteTotals:
-    """The numbers of stored messages and links since the process started, and the number of large requests in progress."""
+    """Counts of one process: the messages and links that it has stored since its start, and its large requests in progress."""
 
     messages: int = 0
     links: int = 0

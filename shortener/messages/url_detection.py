@@ -58,7 +58,7 @@ _BARE_QUERY = re.compile(r"\?[\w.%-]+=")
 # is not detected as a URL.
 _BARE_CONTINUES = re.compile(r"[_@=+]|[?-]\w|\\[^\"']|\.[/?#]")
 _NOT_BEFORE_BARE = frozenset("_@./\\=&%#+~$-")
-# A regular expression for two or more labels of one letter at the start of a host, such as e.g., i.e., z.B. and U.S.
+# A regular expression for two single letters, each with a dot, at the start of a host: an abbreviation such as e.g., z.B. or U.S.
 _ABBREVIATION = re.compile(r"(?:[^\W\d_]\.){2}")
 _SENTENCE = re.compile(r"\.([A-Z][a-z]*)$")
 #: Top-level domains that are reserved for documentation and tests. They are not in the Public Suffix List.
@@ -222,7 +222,8 @@ def _is_host_character(body: str, position: int) -> bool:
 
 
 def _in_label(character: str) -> bool:
-    """Return whether a character may be in a label of an international host: a letter, a mark, a digit or an emoji."""
+    """Return whether a character that is not ASCII may be in a label of an international host: a letter, a mark, a digit, an emoji
+    or a joiner of emoji. The caller checks ASCII letters, digits, hyphens and underscores itself."""
     category = unicodedata.category(character)
     return category[0] in "LM" or category in ("Nd", "So", "Sk") or (character in "\u200c\u200d")
 

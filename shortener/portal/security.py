@@ -1,9 +1,10 @@
 """Security headers of every portal response, and the check that a form was sent by a page of the portal itself.
 
-A request that changes something must come from the portal. Browsers send the source of the request in the header `Sec-Fetch-Site`,
-or, on plain http://, in `Origin`. A request with neither header is rejected. A request from a sibling host (`same-site`) is also
-rejected, because short links are often served on a sibling host. Therefore forms need no CSRF tokens. `Referrer-Policy:
-no-referrer` must never be sent, because with it browsers send `Origin: null`.
+A request that changes something must come from the portal. Browsers state in the header `Sec-Fetch-Site` whether a request comes
+from a page of the same origin. On plain http://, they do not send it, and the header `Origin` contains the origin of the page. A
+request with neither header is rejected. A request from a sibling host (`same-site`) is also rejected, because short links are often
+served on a sibling host. Therefore forms need no CSRF tokens. `Referrer-Policy: no-referrer` must never be sent, because with it
+browsers send `Origin: null`.
 """
 # Tested by tests/portal/test_router.py
 

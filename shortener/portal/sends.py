@@ -140,7 +140,7 @@ async def decide(visit: Visit) -> Response:
 
 
 def _resender(visit: Visit, message_id: str) -> Callable[[Connection], int]:
-    """Return a function that sends a message again. It returns the number of new events, which is always 0."""
+    """Return a function that sends a message again. The function returns the number of new events, which is always 0."""
 
     def write(connection: Connection) -> int:
         decisions.resend(connection, visit.audit_writer, visit.application_id, message_id, visit.now)
@@ -150,7 +150,7 @@ def _resender(visit: Visit, message_id: str) -> Callable[[Connection], int]:
 
 
 def _discarder(visit: Visit, message_id: str) -> Callable[[Connection], int]:
-    """Return a function that gives a message up. It returns the number of new events."""
+    """Return a function that discards a message: it is not sent any more. The function returns the number of new events."""
     writer = visit.service.gateway_dispatcher.writer
 
     def write(connection: Connection) -> int:

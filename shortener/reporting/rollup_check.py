@@ -199,7 +199,7 @@ def recount(
             _, number, period = key
             if period in compared[number]:
                 target[key] = of_period
-        names |= expansion.names  # `expand` has found the groups
+        names |= expansion.names  # `expand` has added the groups that it found
     for row in connection.execute(select(count_groups)):
         names[row.id] = GroupName(row.application_id, row.kind, row.source, row.campaign, row.country, row.name)
     groups = list(names)

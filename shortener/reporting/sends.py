@@ -147,7 +147,7 @@ def count_sends(
     floor = connection.scalar(_examined(connection, filters, low, high).offset(MAX_COUNTED).limit(1))
     walked = _examined(connection, filters, low if floor is None else floor + 1, high).order_by(None).subquery()
     # A decision about a message is not an error of its gateway.
-    is_error = sends.c.last_error.not_in((DISCARDED, ERASED))  # NULL is not counted
+    is_error = sends.c.last_error.not_in((DISCARDED, ERASED))  # NULL, which means no error, does not match
     statement = (
         select(
             sends.c.gateway_id,

@@ -65,7 +65,7 @@ def _find(stored: tuple[int, int, int] | None, at: int) -> tuple[int, int]:
         return 0, 0
     latest, found_at, size = stored
     trusted_at = found_at - size if found_at else latest  # the latest run before the step
-    if at - trusted_at <= _MAX_STEP_MS:  # also if the clock was set back
+    if at - trusted_at <= _MAX_STEP_MS:  # also true if the clock was set back, because the difference is then negative
         return 0, 0
     if not found_at or at < found_at or at - latest > _MAX_STEP_MS:
         return at, at - trusted_at

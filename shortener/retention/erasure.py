@@ -269,7 +269,7 @@ def _scrub_messages(connection: Connection, ids: list[int], now: datetime) -> Er
         gateway_message_id=None,
         lease_until=None,
         status=case((is_unsent, int(SendStatus.FAILED)), else_=sends.c.status),
-        # The gateway may accept the message of a running attempt.
+        # A message with a lease has an attempt in progress, so the gateway may accept it in spite of the erasure.
         doubtful=case((and_(is_unsent, sends.c.lease_until.is_not(None)), true()), else_=sends.c.doubtful),
         finished_at=case((is_unsent, literal(now, sends.c.finished_at.type)), else_=sends.c.finished_at),
         last_error=case((is_unsent, ERASED), else_=sends.c.last_error),

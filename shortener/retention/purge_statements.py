@@ -124,7 +124,8 @@ _since = bindparam("since", type_=Instant)
 _unfinished = or_(
     _is_pending(),
     deliveries.c.finished_at >= _since,
-    and_(deliveries.c.status == DeliveryStatus.PENDING.value, deliveries.c.next_at >= _since),  # parked, perhaps after a replay
+    # A delivery that waits because its tracker is disabled counts as ended at `next_at`. A replay sets `next_at` to a newer time.
+    and_(deliveries.c.status == DeliveryStatus.PENDING.value, deliveries.c.next_at >= _since),
 )
 EVENT_PAGE = _page_of(
     events, or_(events.c.fanned_out == false(), exists().where(deliveries.c.event_id == events.c.id, _unfinished))

@@ -1,15 +1,15 @@
 """The HTTP protocol of `shortener serve`: it responds to redirect requests without ASGI.
 
-For each request, uvicorn creates a scope, a task, and messages between the task and the application. This work takes as much time
-as the redirect itself. `RedirectProtocol` extends uvicorn's protocol for httptools, and examines each request when the headers of
-the request are complete. A simple GET or HEAD request for a code, with or without the path of a domain, becomes a hit at once. When
-the hit is stored, one write sends the response. All other requests are passed to the ASGI application: requests with a body, a
-query string or an upgrade, requests that follow an unfinished request, and requests with other paths or unknown hosts. If the
-application handles a redirect, it sends the same response as this protocol.
+For each request, uvicorn creates a scope and a task. The application runs in the task, and exchanges messages with uvicorn. This
+work takes as much time as the redirect itself. `RedirectProtocol` extends uvicorn's protocol for httptools, and examines each
+request when the headers of the request are complete. A simple GET or HEAD request for a code, with or without the path of a domain,
+becomes a hit at once. When the hit is stored, one write sends the response. All other requests are passed to the ASGI application:
+requests with a body, a query string or an upgrade, requests that follow an unfinished request, and requests with other paths or
+unknown hosts. If the application handles a redirect, it sends the same response as this protocol.
 
 The protocol also limits the resources that one client can use: the size of a request's head, the time for heads, bodies, idle
-connections and unread responses (`client_timer`), and the number of connections (`connection_limits`). uvicorn has none of these
-limits.
+connections and unread responses (`client_timer`), and the number of connections (`connection_limits`). uvicorn alone limits only
+the time between two requests (`timeout_keep_alive`) and, as an option, the total number of connections (`limit_concurrency`).
 """
 # Tested by tests/server/test_http_protocol_responses.py
 

@@ -51,7 +51,7 @@ MAX_WAL_FRAMES = 150_000
 #: A WAL with this number of frames is reported: it cannot restart, because a reader uses an old snapshot of the database.
 REPORTED_WAL_FRAMES = 500_000
 REPORT_INTERVAL_SECONDS = 60.0
-#: The writer waits at most this time for readers before it truncates the WAL.
+#: The maximum time that the writer waits for readers when it truncates the WAL. Commits wait meanwhile.
 TRUNCATION_WAIT_MS = 20
 #: The time between two truncations, because commits take longer while the WAL grows again.
 TRUNCATION_INTERVAL_SECONDS = 30.0
@@ -94,7 +94,9 @@ class Checkpointer:
         """Empty the WAL within some seconds, so that it does not contain data that committed transactions have deleted. If a reader
         uses an old snapshot, the truncation waits for it, and commits continue. Any thread may call this method."""
         self._must_truncate = True
-        for _ in range(2):  # On a quiet installation, the thread waits for two commits before it continues.
+        # The thread may already be waiting for two commits, which it needs before a checkpoint. If nothing else commits, only these
+        # requests end the wait.
+        for _ in range(2):
             self._request_commit()
 
     def committed(self, writer: Any, *, is_requested: bool = False) -> None:
@@ -172,7 +174,8 @@ class Checkpointer:
             return
         self._must_truncate = True
         self._next_truncation_at = now + self._retry_seconds
-        if self._retry_seconds < MAX_RETRY_SECONDS <= 2 * self._retry_seconds:  # once, after about a minute
+        # This condition is true only for the fourth failure in a row, so the warning is logged once.
+        if self._retry_seconds < MAX_RETRY_SECONDS <= 2 * self._retry_seconds:
             log.warning("wal_not_truncated", cause="a reader, such as a backup, is open for long")
         self._retry_seconds = min(2 * self._retry_seconds, MAX_RETRY_SECONDS)
 

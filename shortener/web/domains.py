@@ -70,7 +70,9 @@ class DomainOptions(RequestModel):
         None,
         description="URL to which expired links and unknown codes of the domain redirect. null: the domain has no fallback URL.",
     )
-    home_url: OptionalUrl = Field(None, description="URL to which / of the domain redirects. null: / returns 404.")
+    home_url: OptionalUrl = Field(
+        None, description="URL to which the root path / of the domain redirects. null: the root path returns 404."
+    )
     assetlinks: list[Any] | None = Field(
         None,
         description="Content of /.well-known/assetlinks.json, which connects Android apps with the domain. null: there is no such "

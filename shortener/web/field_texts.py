@@ -104,7 +104,7 @@ _TEXTS: Mapping[str, str] = {
     "headers": "Headers that each request to the tracker has, by name.",
     "health": "State of the deliveries to the tracker.",
     "hits": "Hits on links.",
-    "home_url": "URL to which / of the domain redirects. null: / returns 404.",
+    "home_url": "URL to which the root path / of the domain redirects. null: the root path returns 404.",
     "host": "Host, without scheme and path.",
     "hours": "Counts by hour of the day.",
     "http_status": "HTTP status of the response. null: there was no response.",

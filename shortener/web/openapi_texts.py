@@ -97,7 +97,7 @@ TAGS: Mapping[str, str] = {
     "Send pipeline": "The send pipeline rewrites texts, sends them and reports their delivery.",
     HANDSET: "The phone of a recipient follows a short link.",
     "Messages": "Messages in the format of a vendor.",
-    "Gateways": "Gateways, to which the service hands messages on, and their delivery reports.",
+    "Gateways": "Gateways send the messages of the service to phones, and report their delivery to the service.",
     "Trackers": "Trackers are your endpoints that receive events from the service. They report conversions back to the service.",
     "Deliveries": "Deliveries of events to trackers, with their attempts. Dead deliveries can be replayed.",
     "Application": "Settings, keys and secrets of the application of the API key.",

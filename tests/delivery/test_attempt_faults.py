@@ -96,7 +96,7 @@ async def test_a_fault_before_the_request_is_a_local_failure_and_leaves_no_slot_
 
 @pytest.mark.parametrize("place", ["response", "sender"])
 @pytest.mark.parametrize("status", [200, 500])
-async def test_a_fault_of_the_service_after_the_request_counts_as_an_attempt_so_that_the_event_is_not_sent_without_end(
+async def test_a_fault_of_the_service_after_the_request_counts_as_an_attempt_so_the_delivery_becomes_dead(
     service: Service,
     make_tracker: MakeTracker,
     story: Story,
@@ -144,7 +144,7 @@ async def test_a_fault_of_the_service_after_the_request_counts_as_an_attempt_so_
     assert (totals.reasons["response_not_processed"], totals.local_failures, totals.dead) == (3, 0, 1)
 
 
-async def test_a_delivery_whose_outcomes_are_lost_again_and_again_is_not_sent_without_end(
+async def test_a_delivery_whose_outcomes_are_lost_too_often_becomes_dead(
     service: Service, make_tracker: MakeTracker, story: Story, receiver: Receiver, clock: Clock
 ) -> None:
     await make_tracker(receiver.url(), max_attempts=2)

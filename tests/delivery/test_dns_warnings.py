@@ -39,6 +39,6 @@ async def test_local_names_and_ip_addresses_of_new_domains_are_not_looked_up(url
 
 
 @pytest.mark.parametrize("host", ["[::1]:8000", "[2001:db8::1]", "8.8.8.8:80"])
-async def test_an_ip_address_with_a_port_has_an_address_without_a_lookup(host: str, looked_up: list[str]) -> None:
+async def test_an_ip_address_needs_no_dns_lookup(host: str, looked_up: list[str]) -> None:
     assert await dns_warnings.has_address(host)
     assert looked_up == []
