@@ -65,7 +65,7 @@ def test_all_parameters_of_a_conversion_report_are_parsed() -> None:
 @pytest.mark.parametrize("name", ["subid", "clickid", "cid", "aff_sub", "ref_id", "externalId", "cnv_id"])
 def test_the_error_for_a_missing_id_mentions_a_parameter_that_has_this_id_in_another_system(name: str) -> None:
     (detail,) = rejection(**{name: "x", "payout": "3"}).details
-    assert (detail.field, name in detail.reason, "write click_id" in detail.reason) == ("message_id", True, True)
+    assert (detail.field, name in detail.reason, "use click_id" in detail.reason) == ("message_id", True, True)
     (plain,) = rejection(payout="3").details
     assert plain.reason == "is required if there is no click_id"
 
