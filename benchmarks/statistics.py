@@ -173,6 +173,7 @@ async def fill_counts(database: Database, options: argparse.Namespace) -> None:
         "delivered",
         "clicks",
         "clicked_messages",
+        "converted_messages",
         "clicked_links",
         "suspected_hits",
     ]

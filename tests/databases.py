@@ -1,12 +1,15 @@
-"""Databases that fail at a chosen moment, for tests of what callers see then."""
+"""Databases that fail at a chosen moment, for tests of what callers see then, and transactions of other processes."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
+import asyncpg
 import pytest
-from sqlalchemy import Connection, Row
+from sqlalchemy import Connection, Row, make_url
 from sqlalchemy.sql import Executable
 
 from shortener.container import Service
@@ -96,3 +99,24 @@ class CutCommits:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._database, name)
+
+
+@contextlib.asynccontextmanager
+async def someone_at(service: Service, statement: str, message: int) -> AsyncIterator[asyncpg.Connection]:
+    """Yield a connection of another process, in an open transaction that has executed `statement` with the message's row id."""
+    url = make_url(service.settings.database_url).set(drivername="postgresql").render_as_string(hide_password=False)
+    connection = await asyncpg.connect(url)
+    try:
+        async with connection.transaction():
+            await connection.execute(statement, message)
+            yield connection
+    finally:
+        await connection.close()
+
+
+async def until_it_waits(connection: asyncpg.Connection, task: asyncio.Task[Any]) -> None:
+    """Wait until another transaction waits for a lock of `connection`. `task` is the work that must wait for the lock."""
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE pg_backend_pid() = ANY(pg_blocking_pids(pid))"
+    while not await connection.fetchval(waiting):
+        assert not task.done()
+        await asyncio.sleep(0.01)  # a pause before the next query of the locks

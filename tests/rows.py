@@ -21,6 +21,7 @@ KINDS: tuple[Table, ...] = (
     schema.first_clicks,
     schema.hits,
     schema.conversions,
+    schema.first_conversions,
     schema.conversion_revisions,
     schema.events,
     schema.deliveries,
@@ -138,6 +139,10 @@ class Rows:
         }
         return self.insert(schema.conversions, None, values, columns)
 
+    def converted(self, message: int, at: datetime | None = None) -> None:
+        """Insert the row of `first_conversions` of a message."""
+        self.connection.execute(insert(schema.first_conversions).values(id=message, at=at or self.at))
+
     def revision(self, conversion: int, **columns: Any) -> int:
         values = {"conversion_id": conversion, "revision": 1, "at": self.at, "received_at": self.at, "metadata": {"sub": "1"}}
         return self.insert(schema.conversion_revisions, None, values, columns)
@@ -224,6 +229,7 @@ class Rows:
         link = self.link(message)
         hit = self.first_click(message, link)
         self.revision(self.conversion(message, hit_id=hit, revision=2))
+        self.converted(message)
         self.attempt(self.delivery(self.event(message, link_id=link, hit_id=hit)))
         self.send(message)
         return message

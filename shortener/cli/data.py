@@ -92,6 +92,8 @@ async def verify(since: datetime | None, until: datetime | None, repair: bool, a
     """
     from sqlalchemy import func, select
 
+    from shortener.conversions.first_conversions import FirstConversions
+    from shortener.ids import IdGenerator
     from shortener.model import utcnow
     from shortener.reporting import count_check
     from shortener.reporting.rollup_check import verify_rollups
@@ -115,6 +117,10 @@ async def verify(since: datetime | None, until: datetime | None, repair: bool, a
         damage = await database.read(partial(find_damage, thorough=True))
         end = until or now + timedelta(minutes=1)
         try:
+            converted = 0
+            if repair:
+                progress("Counting converted messages")
+                converted = await FirstConversions(database, IdGenerator(database.node), utcnow).count_all()
             audit_repair = partial(_add_audit_row, command_line_audit(database), begin, end, now)
             repaired = await repair_rollups(database, begin, end, audit_repair) if repair else 0
         except RowsQuarantined as error:
@@ -146,6 +152,9 @@ async def verify(since: datetime | None, until: datetime | None, repair: bool, a
     def print_text() -> None:
         if repair:
             click.echo(f"{repaired:,} rolled-up counts corrected.")
+        if converted:
+            words = "message with conversions was", "messages with conversions were"
+            click.echo(f"{counted(converted, *words)} not counted before.")
         for line in damage:
             click.echo(f"The database is damaged: {line}")
         for orphan in orphans:
@@ -161,7 +170,7 @@ async def verify(since: datetime | None, until: datetime | None, repair: bool, a
         if len(rows) > len(shown):
             click.echo(f"{len(rows) - len(shown):,} more differences are not shown; --json contains all of them.")
 
-    result = {"since": to_iso(begin), "repaired": repaired, "drift": rows, "damage": damage}
+    result = {"since": to_iso(begin), "repaired": repaired, "newly_converted": converted, "drift": rows, "damage": damage}
     print_result(result | {"orphans": [orphan._asdict() for orphan in orphans]}, as_json, print_text)
     if rows or damage or orphans:
         raise click.exceptions.Exit(1)

@@ -19,10 +19,12 @@ _COLUMNS = (
     "clicked_messages",
     "clicks",
     "suspected_hits",
+    "converted_messages",
     "conversions",
     "value",
     "delivery_rate",
     "click_rate",
+    "conversion_rate",
 )
 
 
@@ -143,7 +145,8 @@ async def stats(
             )
         if not complete:
             click.echo(
-                "Some events are not counted yet: the load is high, or `shortener doctor` reports rows that could not be read.",
+                "Some events are not counted yet: the load is high, events from before an upgrade are being counted, or "
+                "`shortener doctor` reports rows that could not be read.",
                 err=True,
             )
 

@@ -217,9 +217,11 @@ class FigureTotals:
     clicked_messages: int
     clicks: int
     suspected_hits: int
+    converted_messages: int
     conversions: int
     value: Mapping[str, Decimal]
     click_rate: float | None
+    conversion_rate: float | None
     median_seconds_to_click: float | None
     raw: Json = field(default_factory=dict, repr=False)
 
@@ -232,9 +234,11 @@ class FigureTotals:
             clicked_messages=raw["clicked_messages"],
             clicks=raw["clicks"],
             suspected_hits=raw["suspected_hits"],
+            converted_messages=raw.get("converted_messages", 0),
             conversions=raw["conversions"],
             value={currency: Decimal(amount) for currency, amount in raw["value"].items()},
             click_rate=raw.get("click_rate"),
+            conversion_rate=raw.get("conversion_rate"),
             median_seconds_to_click=raw.get("median_seconds_to_click"),
             raw=raw,
         )

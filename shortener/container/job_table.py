@@ -15,6 +15,7 @@ from shortener.clicks.verdicts.reclassify import INTERVAL as RECLASSIFY_INTERVAL
 from shortener.container import full_collections
 from shortener.container.full_collections import FullCollections
 from shortener.container.parts import ClickParts, DeliveryParts, Foundation, GatewayParts
+from shortener.conversions.first_conversions import FirstConversions
 from shortener.jobs import Job, Jobs
 from shortener.outbox.expiring_keys import announce, has_expiring
 from shortener.redis.link_cache import RedisLinkCache
@@ -37,6 +38,8 @@ LINK_UPDATES_INTERVAL_SECONDS = 2.0  # Pause of the job that continues the link 
 REPLAYS_INTERVAL_SECONDS = 0.5  # Pause of the job that replays dead deliveries.
 REPLAYS_MIN_INTERVAL_SECONDS = 0.05  # The pause between two batches of replays, so that clicks are not delayed.
 DEVICES_INTERVAL_SECONDS = 10.0  # Pause of the job that counts clicks by device and browser.
+FIRST_CONVERSIONS_INTERVAL_SECONDS = 10.0  # Pause of the job that counts the converted messages of an older release.
+FIRST_CONVERSIONS_MIN_INTERVAL_SECONDS = 0.1  # The pause between two of its transactions, so that clicks are not delayed.
 EARLY_HITS_INTERVAL_SECONDS = 2.0  # Pause of the job that classifies early hits again.
 ERASURE_REPEATS_INTERVAL_SECONDS = 2.0  # Pause of the job that erases personal data which was written while an erasure ran.
 GATEWAY_LINKS_INTERVAL_SECONDS = 2.0  # Pause of the job that keeps the connections to SMPP gateways open.
@@ -88,6 +91,14 @@ def build_jobs(
     link_updates = clicks.link_updates
     jobs.add(Job("link_updates", LINK_UPDATES_INTERVAL_SECONDS, link_updates.step, link_updates.wake_up))
     jobs.add(Job("devices", DEVICES_INTERVAL_SECONDS, clicks.devices.step))
+    jobs.add(
+        Job(
+            "first_conversions",
+            FIRST_CONVERSIONS_INTERVAL_SECONDS,
+            FirstConversions(database, foundation.ids, clock).step,
+            min_interval=FIRST_CONVERSIONS_MIN_INTERVAL_SECONDS,
+        )
+    )
     jobs.add(Job("expiring_keys", EXPIRING_KEYS_INTERVAL_SECONDS, lambda: _announce_expiring_keys(foundation)))
     jobs.add(Job("early_hits", EARLY_HITS_INTERVAL_SECONDS, lambda: clicks.early_hits.step(clock())))
     jobs.add(Job("reclassify", RECLASSIFY_INTERVAL.total_seconds(), lambda: clicks.reclassifier.step(clock())))

@@ -24,7 +24,8 @@ from typing import Any
 import orjson
 from sqlalchemy import Connection
 
-from shortener.conversions import queries, status_words
+from shortener.conversions import first_conversions, queries, status_words
+from shortener.conversions.first_conversions import ConvertedMessage
 from shortener.conversions.parsing import ConversionReport
 from shortener.conversions.queries import ConversionKey, ConversionTarget, CountedActions, StoredRevision
 from shortener.conversions.revisions import (
@@ -219,6 +220,7 @@ class Conversions:
                     unapplied=unapplied,
                 )
             )
+        first_conversions.count_converted(connection, delta, [_converted(states[key].target) for key in firsts])
         if changed:
             in_order = [changed[conversion] for conversion in sorted(changed)]
             queries.insert_revisions(connection, [row for state in in_order for row in self._revision_rows(state)])
@@ -422,6 +424,10 @@ def _count(
             delta.add_slots(cohort, slot, f"value:{currency}", sent, link_set, value)
         if counted_as is not None:
             delta.add_slots(cohort, slot, f"value:{currency}:{counted_as}", sent, link_set, value)
+
+
+def _converted(target: ConversionTarget) -> ConvertedMessage:
+    return ConvertedMessage(target.row_id, target.cohort_id, target.link_set or 0)
 
 
 def _unknown_target(field: str) -> ApiError:

@@ -29,7 +29,17 @@ from shortener.web.paging import Cursors
 NO_CAMPAIGN = "Messages without a campaign"  # The heading of the page of these messages.
 ROWS = 25
 MAX_COMPARED = 4  # The number of campaigns that one comparison shows.
-_COUNTED = ("messages", "sent", "delivered", "failed", "clicked_messages", "clicks", "suspected_hits", "conversions")
+_COUNTED = (
+    "messages",
+    "sent",
+    "delivered",
+    "failed",
+    "clicked_messages",
+    "clicks",
+    "suspected_hits",
+    "converted_messages",
+    "conversions",
+)
 #: Times after sending, in seconds. For each of them, the comparison of campaigns shows how many messages were clicked within this
 #: time.
 _WITHIN = {"1 minute": 60, "10 minutes": 600, "1 hour": 3600, "6 hours": 21_600, "1 day": 86_400}

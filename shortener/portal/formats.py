@@ -50,12 +50,6 @@ def percent(part: float | None, whole: float | None = 1) -> str:
     return f"{share:.{digits}f}\N{NO-BREAK SPACE}%"
 
 
-def per_hundred(rate: float | None) -> str:
-    """Convert a rate per message to a text per 100 messages, such as 12.5. The rate is not a share, so the result can exceed
-    100."""
-    return DASH if rate is None else f"{100 * rate:,.1f}".removesuffix(".0")
-
-
 def change(now: float | None, before: float | None) -> str:
     """Return how much a figure has changed since the previous period, such as +12 % or -3 %. Without a previous figure, return a
     dash."""

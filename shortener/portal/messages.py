@@ -25,6 +25,7 @@ METRICS: dict[str, str] = {
     "read": "Read",
     "failed": "Failed or expired",
     "clicked_messages": "Clicked",
+    "converted_messages": "With a conversion",
 }
 #: The label and the kind of badge that the page shows for each state of a message.
 STATES = {

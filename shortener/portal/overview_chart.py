@@ -22,6 +22,7 @@ METRICS = {
     "clicks": ("Clicks", "clicks"),
     "clicked_messages": ("Clicked messages", "clicks"),
     "messages": ("Messages", "messages"),
+    "converted_messages": ("Converted messages", "messages"),
     "conversions": ("Conversions", "conversions"),
     "suspected_hits": ("Suspected hits", "clicks"),
 }

@@ -152,7 +152,6 @@ def environment() -> Environment:
         number=formats.number,
         short_number=formats.short_number,
         percent=formats.percent,
-        per_hundred=formats.per_hundred,
         change=formats.change,
         duration=formats.duration,
         sentence=formats.sentence,

@@ -37,6 +37,7 @@ from sqlalchemy import (
 
 from shortener.clicks.device_counts import clicks_by_agent, device_metrics, last_counted_hit
 from shortener.clicks.hit_metrics import CLICKED_LINKS, HIT_METRIC, IS_CLICK, IS_FIRST_CLICK
+from shortener.conversions.first_conversions import CONVERTED_MESSAGES, is_missed, read_progress
 from shortener.conversions.parsing import END_ACTION
 from shortener.model import record
 from shortener.outbox.count_deltas import COST, TIME_SLOT_MS
@@ -48,6 +49,7 @@ from shortener.storage.schema import (
     counts,
     events,
     first_clicks,
+    first_conversions,
     hits,
     is_pending_click,
     links,
@@ -222,8 +224,15 @@ def _recounts(connection: Connection, within: range) -> Iterator[Select[Any]]:
         created = _by_time_slot(links.c.cohort_id, messages.c.created_at, literal("links"), within, func.count())
         created = created.join_from(links, messages, messages.c.id == links.c.message_id)
         yield created.where(id_range, links.c.link_set_id.is_not(None))
+    converted = join(first_conversions, messages, messages.c.id == first_conversions.c.id)
+    for id_range in id_ranges(connection, first_conversions):
+        each = _by_time_slot(messages.c.cohort_id, first_conversions.c.at, literal(CONVERTED_MESSAGES), within, func.count())
+        yield each.select_from(converted).where(id_range)
     joined = join(conversions, messages, messages.c.id == conversions.c.message_id)
+    missed = is_missed(read_progress(connection))
     for id_range in id_ranges(connection, conversions):
+        each = _by_time_slot(messages.c.cohort_id, conversions.c.at, literal(CONVERTED_MESSAGES), within, func.count())
+        yield each.select_from(joined).where(id_range, missed)
         cohort, at = messages.c.cohort_id, conversions.c.at
         yield _by_time_slot(cohort, at, literal("conversions"), within, func.count()).select_from(joined).where(id_range)
         ends = _by_time_slot(cohort, at, literal("ends"), within, func.count()).select_from(joined)

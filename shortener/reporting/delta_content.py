@@ -38,7 +38,19 @@ MAX_VALUE, MAX_VALUE_PLACES = Decimal(10**30), 30
 _MAX_AMOUNT_CHARACTERS = 100
 #: The metrics that no transaction reduces. Other metrics can have negative amounts, for example after the correction of a verdict.
 NEVER_NEGATIVE = frozenset(
-    {"messages", "segments", "links", "sent", "delivered", "read", "failed", "conversions", "ends", "ignored_hits"}
+    {
+        "messages",
+        "segments",
+        "links",
+        "sent",
+        "delivered",
+        "read",
+        "failed",
+        "converted_messages",
+        "conversions",
+        "ends",
+        "ignored_hits",
+    }
 )
 
 #: An entry of a row: (cohort, time slot, metric, amount), and the time slot and the link set of the message.

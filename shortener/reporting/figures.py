@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import field
 from decimal import Decimal
 
+from shortener.conversions.first_conversions import CONVERTED_MESSAGES
 from shortener.conversions.status_words import CATEGORIES
 from shortener.model import mutable_record
 from shortener.outbox.count_deltas import COST, time_to_click_bucket, time_to_click_seconds
@@ -138,8 +139,8 @@ class Figures:
 
     @property
     def conversion_rate(self) -> float | None:
-        """The number of conversions divided by the number of messages (Infobip: endCount / startCount)."""
-        return self._rate("conversions", "messages")
+        """The number of messages with at least one conversion divided by the number of all messages."""
+        return self._rate(CONVERTED_MESSAGES, "messages")
 
     def _rate(self, part: str, whole: str) -> float | None:
         return round(self[part] / self[whole], 6) if self[whole] else None

@@ -32,6 +32,7 @@ from sqlalchemy import (
     union_all,
 )
 
+from shortener.conversions.first_conversions import CONVERTED_MESSAGES
 from shortener.ids import first_id_at
 from shortener.logs import mask
 from shortener.model import State, record
@@ -39,7 +40,7 @@ from shortener.reporting.counts import slot_edges
 from shortener.reporting.link_set_names import find_link_sets
 from shortener.reporting.queries import AnyRow
 from shortener.reporting.rollups import Basis
-from shortener.storage.schema import cohorts, current_state, first_clicks, is_clicked, messages
+from shortener.storage.schema import cohorts, current_state, first_clicks, first_conversions, is_clicked, messages
 from shortener.storage.types import Instant, Money, to_iso, to_ms
 
 MAX_SCANNED_ROWS = 10_000  # The maximum number of messages that are read to fill one page, for conditions without an index.
@@ -50,7 +51,7 @@ _TIME_TOLERANCE = timedelta(hours=1)
 
 
 #: The figures of the statistics whose messages can be listed.
-MessageMetric = Literal["messages", "sent", "delivered", "read", "failed", "clicked_messages"]
+MessageMetric = Literal["messages", "sent", "delivered", "read", "failed", "clicked_messages", "converted_messages"]
 MESSAGE_METRICS: tuple[MessageMetric, ...] = get_args(MessageMetric)
 
 
@@ -277,6 +278,9 @@ def _has_metric(filters: MessageFilter) -> ColumnElement[bool]:
     if filters.metric == "clicked_messages":
         at: Column[Any] = first_clicks.c.at
         return exists().where(first_clicks.c.id == messages.c.id, at.is_not(None), *_between(at, since, until))
+    if filters.metric == CONVERTED_MESSAGES:
+        at = first_conversions.c.at
+        return exists().where(first_conversions.c.id == messages.c.id, *_between(at, since, until))
     at = messages.c[f"{filters.metric}_at"]
     return and_(at.is_not(None), *_between(at, since, until))
 

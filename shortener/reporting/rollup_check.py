@@ -35,6 +35,7 @@ from sqlalchemy import (
 
 from shortener.clicks.device_counts import clicks_by_agent, device_metrics, last_counted_hit
 from shortener.clicks.hit_metrics import CLICKED_LINKS, CLICKED_MESSAGES, HIT_METRIC, IS_CLICK, IS_FIRST_CLICK
+from shortener.conversions.first_conversions import CONVERTED_MESSAGES, is_missed, read_progress
 from shortener.conversions.parsing import END_ACTION
 from shortener.ids import first_id_at
 from shortener.model import record
@@ -64,6 +65,7 @@ from shortener.storage.schema import (
     count_groups,
     events,
     first_clicks,
+    first_conversions,
     hits,
     is_pending_click,
     links,
@@ -281,9 +283,16 @@ def _count_rows(connection: Connection, within: range, *, is_merged: bool) -> It
         else:
             of_agents = clicks_by_agent().where(id_range, hits.c.id <= last, _is_within(hits.c.at, links.c.message_id, within))
             yield _devices(connection, of_agents)
+    converted = join(first_conversions, messages, messages.c.id == first_conversions.c.id)
+    for id_range in id_ranges(connection, first_conversions):
+        each = _grouped(messages.c, first_conversions.c.at, literal(CONVERTED_MESSAGES), within, func.count())
+        yield rows(each.select_from(converted).where(id_range))
     joined = join(conversions, messages, messages.c.id == conversions.c.message_id)
+    missed = is_missed(read_progress(connection))
     for id_range in id_ranges(connection, conversions):
         at = conversions.c.at
+        each = _grouped(messages.c, at, literal(CONVERTED_MESSAGES), within, func.count())
+        yield rows(each.select_from(joined).where(id_range, missed))
         yield rows(_grouped(messages.c, at, literal("conversions"), within, func.count()).select_from(joined).where(id_range))
         ends = _grouped(messages.c, at, literal("ends"), within, func.count()).select_from(joined)
         yield rows(ends.where(id_range, conversions.c.action == END_ACTION, conversions.c.transaction_id == ""))

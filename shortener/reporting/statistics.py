@@ -3,12 +3,12 @@ figures are sums of rolled-up counts.
 
 With Basis.EVENT, each event counts at its own time: a message when it was created, a click when it was clicked. Therefore the
 clicks of a day may belong to messages of the day before, and a rate of a short time may exceed 1. With Basis.SENT, each event
-counts at the time when its message was created, so delivery and click rates never exceed 1.
+counts at the time when its message was created, so no rate exceeds 1.
 
 Recent events are included, because a report also reads the count deltas that `counts.fold` has not added yet. If there are more
 than MAX_PENDING_ROWS rows of count deltas, the newest rows are not included, and `complete` is false in the response. `complete` is
-also false while counts of an older release are being rolled up, and while a row of count deltas is unreadable or quarantined,
-because a report does not include such a row.
+also false while counts of an older release are being rolled up, while its conversions are being counted as `converted_messages`,
+and while a row of count deltas is unreadable or quarantined, because a report does not include such a row.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from sqlalchemy import BigInteger, ColumnElement, Connection, Select, Text, case, cast, func, select, type_coerce
 
+from shortener.conversions.first_conversions import read_progress
 from shortener.model import record
 from shortener.outbox.link_sets import MAX_NAMES, OTHER
 from shortener.reporting.counts import time_slots
@@ -361,7 +362,8 @@ def _with_pending(
     """Add the amounts that the rolled-up counts do not contain yet, and return the report. `in_rollups` is true if the groups were
     read from the rolled-up counts, and not from `counts`."""
     ids, amounts, is_readable = read_events(connection, MAX_PENDING_ROWS + 1)
-    complete = len(ids) <= MAX_PENDING_ROWS and is_readable and not count_quarantined(connection)
+    complete = len(ids) <= MAX_PENDING_ROWS and is_readable
+    complete = complete and not count_quarantined(connection) and not read_progress(connection).is_behind
     within = scope.within
     if in_rollups and scope.basis is Basis.EVENT:
         missing, is_all = read_not_rolled_up(connection, within, MAX_MISSING_ROWS)

@@ -59,6 +59,7 @@ from shortener.retention.purge_statements import (
     EMPTY_HITS,
     EVENT_DELETIONS,
     EVENT_PAGE,
+    FIRST_CONVERSION_DELETION,
     HIT_DELETIONS,
     HIT_PAGE,
     KEEP_DEVICES,
@@ -112,6 +113,7 @@ class PurgeResult:
     emptied_hits: int = 0
     conversions: int = 0
     conversion_revisions: int = 0
+    first_conversions: int = 0
     refused_conversions: int = 0
     events: int = 0
     deliveries: int = 0
@@ -315,6 +317,12 @@ def _delete_refused(batch: _PurgeBatch, after: int) -> tuple[int, bool]:
     return after, batch.delete_before(REFUSED_DELETION, REFUSED_RETENTION)
 
 
+def _delete_first_conversions(batch: _PurgeBatch, after: int) -> tuple[int, bool]:
+    result = batch.connection.execute(FIRST_CONVERSION_DELETION.statement, {"max_rows": batch.remaining})
+    batch.count(FIRST_CONVERSION_DELETION.table, result)
+    return after, result.rowcount > 0
+
+
 def _delete_audit(batch: _PurgeBatch, after: int) -> tuple[int, bool]:
     return after, batch.delete_before(AUDIT_DELETION, AUDIT_RETENTION)
 
@@ -366,6 +374,7 @@ _KINDS: dict[str, _Kind] = {
     "operator_sessions": _delete_sessions,
     "events": _delete_events,
     "messages": _delete_messages,
+    "first_conversions": _delete_first_conversions,
     # Hits are last: if the message of a hit is deleted, the hit is deleted with it and does not have to be emptied first.
     "hits": _delete_hits,
 }

@@ -19,6 +19,7 @@ from sqlalchemy import (
     delete,
     exists,
     false,
+    func,
     or_,
     select,
     update,
@@ -35,6 +36,7 @@ from shortener.storage.schema import (
     events,
     events_of,
     first_clicks,
+    first_conversions,
     hits,
     is_event_of_message,
     link_changes,
@@ -93,6 +95,7 @@ MESSAGE_DELETIONS = (
         conversion_revisions.c.conversion_id.in_(select(conversions.c.id).where(conversions.c.message_id.in_(_IDS))),
     ),
     Deletion(conversions, conversions.c.message_id.in_(_IDS)),
+    Deletion(first_conversions, first_conversions.c.id.in_(_IDS)),
     Deletion(hits, hits.c.id.in_(select(first_clicks.c.hit_id).where(first_clicks.c.id.in_(_IDS)))),
     Deletion(hits, and_(other_hits(), hits.c.link_id.in_(select(links.c.id).where(_links_of_messages)))),
     Deletion(link_changes, link_changes.c.link_id.in_(select(links.c.id).where(_links_of_messages))),
@@ -106,6 +109,9 @@ MESSAGE_DELETIONS = (
 EVENT_DELETIONS = _event_deletions(events.c.id.in_(_IDS))
 _END = bindparam("end", type_=BigInteger)
 REFUSED_DELETION = Deletion(refused_conversions, refused_conversions.c.id < _END)
+#: Deletes first conversions of messages that a process of a release before 0.3 has purged, because such a process does not know the
+#: table. A message with a lower id than all stored messages was purged.
+FIRST_CONVERSION_DELETION = Deletion(first_conversions, first_conversions.c.id < select(func.min(messages.c.id)).scalar_subquery())
 AUDIT_DELETION = Deletion(audit_log, audit_log.c.id < _END)
 HIT_DELETIONS = (Deletion(hits, hits.c.id.in_(_IDS)),)
 

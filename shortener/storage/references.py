@@ -56,6 +56,7 @@ VERIFIED = (
     Reference(schema.first_clicks.c.id, schema.messages),
     Reference(schema.hits.c.link_id, schema.links),
     Reference(schema.conversions.c.message_id, schema.messages),
+    Reference(schema.first_conversions.c.id, schema.messages),
     Reference(schema.conversion_revisions.c.conversion_id, schema.conversions),
     Reference(schema.deliveries.c.event_id, schema.events),
     Reference(schema.deliveries.c.replay_id, schema.replays),

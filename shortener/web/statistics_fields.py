@@ -48,7 +48,11 @@ class FigureFields(ResponseModel):
     )
     ignored_hits: int = Field(description="Number of HEAD requests and prefetches. They do not count as clicks.")
     late_hits: int = Field(description="Number of hits on expired links. They do not count as clicks.")
-    conversions: int
+    converted_messages: int = Field(
+        description="Number of messages with at least one conversion of any disposition. A message counts once, at the time of its "
+        "first conversion."
+    )
+    conversions: int = Field(description="Number of conversions. A message can have several.")
     cost: str = Field(
         description="Cost of the messages that were sent through gateways, as a decimal string in the currency of the balance "
         "(`GET /api/v1/balance`), or of the operator's prices if the application has no balance."
@@ -66,7 +70,7 @@ class FigureFields(ResponseModel):
     delivery_rate: float | None = Field(description="Delivery rate: delivered divided by messages. null if there are no messages.")
     click_rate: float | None = Field(description="Click rate: clicked_messages divided by messages. null if there are no messages.")
     conversion_rate: float | None = Field(
-        description="Conversion rate: conversions divided by messages. null if there are no messages."
+        description="Conversion rate: converted_messages divided by messages. null if there are no messages."
     )
     median_seconds_to_click: float | None = Field(
         description="Median time from sending to the first click, in seconds, accurate to 2.5 %."
@@ -92,8 +96,8 @@ class StatisticsResponse(ResponseModel):
     complete: bool = Field(
         description=(
             "false if events are missing: the newest events are missing under high load, and other events are missing if rows "
-            "cannot be read. It says nothing about `devices`, `browsers` and `click_countries`, which count a click two minutes "
-            "after it arrived."
+            "cannot be read, or while a job counts events from before an upgrade. It says nothing about `devices`, `browsers` and "
+            "`click_countries`, which count a click two minutes after it arrived."
         )
     )
 
@@ -270,5 +274,6 @@ _COUNTED = (
     "suspected_hits",
     "ignored_hits",
     "late_hits",
+    "converted_messages",
     "conversions",
 )

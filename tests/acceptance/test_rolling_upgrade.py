@@ -11,11 +11,17 @@ import contextlib
 import subprocess
 import sys
 import tarfile
+from datetime import timedelta
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from shortener.conversions.first_conversions import FirstConversions
+from shortener.ids import IdGenerator
+from shortener.model import utcnow
+from shortener.storage.open import open_database
 from tests.acceptance.nodes import Answers, Nodes, click_until, metric, wait_until
 from tests.acceptance.process import Server
 from tests.servers import PATIENCE, RedisProcess
@@ -46,11 +52,35 @@ def start_previous(nodes: Nodes, code: Path) -> Server:
     return server
 
 
-def test_nodes_of_the_previous_release_store_every_click_in_the_migrated_database(
+async def convert(server: Server, message: dict[str, Any], transaction: str) -> None:
+    """Report a conversion of a message to a node."""
+
+    def report() -> None:
+        with server.tracker() as client:
+            parameters = {"message_id": message["message_id"], "transaction_id": transaction}
+            response = client.get("/api/v1/track", params=parameters)
+        assert response.status_code == 200, response.text
+
+    await asyncio.to_thread(report)
+
+
+async def count_conversions_of_the_previous_release(nodes: Nodes) -> None:
+    """Run the job that counts converted messages, with a clock that is three minutes ahead, because the job reads only conversions
+    that are at least two minutes old."""
+    database = await open_database(nodes.database_url, owner=False)
+    try:
+        later = FirstConversions(database, IdGenerator(database.node), lambda: utcnow() + timedelta(minutes=3))
+        await later.count_all()
+    finally:
+        await database.close()
+
+
+def test_nodes_of_the_previous_release_store_every_click_and_conversion_in_the_migrated_database(
     nodes: Nodes, redis_server: RedisProcess, previous_release: Path
 ) -> None:
     old, other_old = start_previous(nodes, previous_release), start_previous(nodes, previous_release)
-    codes = [message["links"][0]["code"] for message in nodes.rewrite(60)]
+    messages = nodes.rewrite(60)
+    codes = [message["links"][0]["code"] for message in messages]
     answers = Answers()
 
     async def story() -> None:
@@ -59,13 +89,19 @@ def test_nodes_of_the_previous_release_store_every_click_in_the_migrated_databas
         clicking = asyncio.create_task(click_until(bases, codes, lambda: is_done, answers, people=6, pause=0.01))
         try:
             await answered(answers, 200)
+            for message in messages[:2]:
+                await convert(old, message, "before the migration")
             environment = nodes.environment("node0")
             await asyncio.to_thread(
                 subprocess.run, [sys.executable, "-m", "shortener", "migrate"], env=environment, check=True, capture_output=True
             )
             await answered(answers, 300)  # at this time, only nodes of the previous release run on the new schema
+            for message in messages[1:4]:
+                await convert(old, message, "in the migrated database")
             new = await asyncio.to_thread(nodes.serve)
             bases.append(new.base)
+            for message in messages[3:6]:
+                await asyncio.gather(*(convert(node, message, node.base) for node in (new, old, other_old)))
             await answered(answers, 300)
             with old.api() as client:
                 response = await asyncio.to_thread(
@@ -92,6 +128,11 @@ def test_nodes_of_the_previous_release_store_every_click_in_the_migrated_databas
     assert set(answers.statuses) == {302}
     rows = asyncio.run(nodes.query("SELECT l.code, count(*) AS hits FROM hits h JOIN links l ON l.id = h.link_id GROUP BY l.code"))
     assert {row["code"]: row["hits"] for row in rows} == answers.redirected, "none lost, none twice"
+    asyncio.run(count_conversions_of_the_previous_release(nodes))
+    with nodes.servers[-1].api() as client:
+        stats = client.get("/api/v1/sms/stats").json()
+    assert (stats["complete"], stats["conversions"], stats["converted_messages"]) == (True, 14, 6)
+    assert asyncio.run(nodes.query("SELECT count(*) AS messages FROM first_conversions"))[0]["messages"] == 6
 
 
 async def answered(answers: Answers, more: int) -> None:

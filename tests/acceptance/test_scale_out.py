@@ -92,6 +92,38 @@ def test_two_nodes_that_start_at_once_on_an_empty_database_create_one_installati
     assert nodes.close() == [0, 0, 0]
 
 
+def test_concurrent_first_conversions_on_two_nodes_count_each_message_once_as_converted(nodes: Nodes) -> None:
+    one, two = nodes.serve(), nodes.serve()
+    messages = [message["message_id"] for message in nodes.rewrite(100)]
+
+    async def report_all() -> None:
+        async def report(node: Server, order: list[str]) -> None:
+            limits = httpx.Limits(max_connections=16)
+            async with httpx.AsyncClient(
+                base_url=node.base, verify=NO_TLS, trust_env=False, timeout=PATIENCE, limits=limits
+            ) as client:
+                for number in range(2):
+                    calls = [{"message_id": message, "transaction_id": f"{node.port} {number}"} for message in order]
+                    token = {"X-Api-Token": one.first["tracker_token"]}
+                    answers = await asyncio.gather(*(client.get("/api/v1/track", params=call, headers=token) for call in calls))
+                    assert {answer.status_code for answer in answers} == {200}
+
+        await asyncio.gather(report(one, messages), report(two, messages[::-1]))
+
+    asyncio.run(report_all())
+    for server in (one, two):
+        with server.api() as client:
+            stats = client.get("/api/v1/sms/stats", params={"basis": "sent"}).json()
+        assert (stats["messages"], stats["conversions"], stats["converted_messages"], stats["conversion_rate"]) == (
+            100,
+            400,
+            100,
+            1.0,
+        )
+    verified = one.command("verify")
+    assert (verified["drift"], verified["orphans"]) == ([], [])
+
+
 def test_a_node_with_another_secret_than_the_database_does_not_start(nodes: Nodes) -> None:
     nodes.serve()
     stranger = nodes.prepare(SECRET="another-secret-0123456789-abcdefghijklmnop")

@@ -4,8 +4,11 @@ two forms in which commands accept the id of an application."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import re
 import shutil
+import sqlite3
 from datetime import timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -73,7 +76,11 @@ def test_a_command_on_one_application_says_that_there_is_none_or_that_there_are_
 def test_the_stats_command_prints_a_table_or_json(shell: InProcessShell) -> None:
     totals = shell.json("stats")
     assert (totals["messages"], totals["clicks"], totals["suspected_hits"], totals["click_rate"]) == (2, 1, 1, 0.5)
+    assert (totals["conversions"], totals["converted_messages"], totals["conversion_rate"]) == (2, 1, 0.5)
     assert "50.0 %" in shell("stats").stdout
+    table = re.sub(r" +", " ", shell("stats", "--by", "campaign").stdout).splitlines()
+    (place,) = [n for n, name in enumerate(table[0].lower().split()) if name == "conversion_rate"]
+    assert " ".join(table[1].replace(" %", "%").split()[place:]).startswith("50.0%")
     for by, name in (("campaign", "spring"), ("destination", "shop.example/a"), ("country", "US")):
         (group,) = shell.json("stats", "--by", by, "--basis", "sent")["groups"]
         assert (group[by], group["messages"], group["clicks"]) == (name, 2, 1)
@@ -134,6 +141,26 @@ def test_the_stats_command_prints_all_campaigns_if_there_are_many(
     monkeypatch.setattr("shortener.cli.stats.PAGE_CAMPAIGNS", 2, raising=True)
     names = [group["campaign"] for group in shell.json("stats", "--by", "campaign")["groups"]]
     assert names == ["campaign 4", "campaign 3", "campaign 2", "campaign 1", "campaign 0", "spring"]
+
+
+def test_verify_repair_counts_messages_whose_conversions_an_older_release_has_stored(
+    shell: InProcessShell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with contextlib.closing(sqlite3.connect(shell.folder / "shortener.db")) as database, database:
+        database.execute("DELETE FROM first_conversions")
+        for row_id, *columns in database.execute("SELECT id, data, origins FROM tallies").fetchall():
+            entries = zip(*(json.loads(column) for column in columns), strict=True)
+            kept = [entry for entry in entries if entry[0][2] != "converted_messages"]
+            values = [json.dumps(part) for part in zip(*kept, strict=True)]
+            database.execute("UPDATE tallies SET data = ?, origins = ? WHERE id = ?", (*values, row_id))
+    assert shell.json("stats")["converted_messages"] == 0
+    assert shell.json("verify")["drift"] == [], "the job of the service will count the message"
+    later = utcnow() + timedelta(minutes=3)  # The conversions are old enough then.
+    monkeypatch.setattr("shortener.model.utcnow", lambda: later)
+    assert "1 message with conversions was not counted before" in shell("verify", "--repair").stdout
+    repaired = shell.json("verify", "--repair")
+    assert (repaired["newly_converted"], repaired["drift"]) == (0, [])
+    assert (shell.json("stats")["converted_messages"], shell.json("stats")["conversion_rate"]) == (1, 0.5)
 
 
 def test_invalid_options_of_the_stats_command_are_rejected(shell: InProcessShell) -> None:

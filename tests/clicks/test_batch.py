@@ -1,18 +1,15 @@
 """Tests of the transaction that writes a batch of hits, on SQLite and PostgreSQL: the counts, and the repetition of a batch."""
 
 import asyncio
-import contextlib
 import sqlite3
 from collections import Counter
-from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
 
-import asyncpg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import Connection, make_url, text
+from sqlalchemy import Connection, text
 
 from shortener.clicks import queries
 from shortener.clicks.batch import BatchResult, HitBatchWriter
@@ -34,6 +31,7 @@ from tests.clicks.helpers import create_codes as send
 from tests.clicks.helpers import fetch_rows as rows
 from tests.clicks.helpers import make_hit as hit
 from tests.conftest import Clock
+from tests.databases import someone_at, until_it_waits
 from tests.factory import AUDIT
 from tests.rows import messages_now
 
@@ -200,27 +198,6 @@ async def test_a_first_click_that_another_process_stored_after_the_look_up_is_no
     assert await service.database.write(claim, {"at": at, "hit_id": 5, "links": 0b01}) == {message: (0b11, True)}
     (now,) = await rows(service, schema.first_clicks)
     assert (now.hit_id, now.links) == (ours[2], 0b11)
-
-
-@contextlib.asynccontextmanager
-async def someone_at(service: Service, statement: str, message: int) -> AsyncIterator[asyncpg.Connection]:
-    """Yield a connection of another process, in an open transaction that has executed `statement` with the message's row id."""
-    url = make_url(service.settings.database_url).set(drivername="postgresql").render_as_string(hide_password=False)
-    connection = await asyncpg.connect(url)
-    try:
-        async with connection.transaction():
-            await connection.execute(statement, message)
-            yield connection
-    finally:
-        await connection.close()
-
-
-async def until_it_waits(connection: asyncpg.Connection, task: asyncio.Task[Any]) -> None:
-    """Wait until another transaction waits for a lock of `connection`. `task` is the work that must wait for the lock."""
-    waiting = "SELECT count(*) FROM pg_stat_activity WHERE pg_backend_pid() = ANY(pg_blocking_pids(pid))"
-    while not await connection.fetchval(waiting):
-        assert not task.done()
-        await asyncio.sleep(0.01)  # a pause before the next query of the locks
 
 
 async def test_a_click_waits_for_a_delivery_report_that_has_locked_the_message(service: Service) -> None:

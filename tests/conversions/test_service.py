@@ -90,6 +90,7 @@ async def test_a_conversion_is_recorded_with_its_event_and_its_counts(
         "currency": "EUR",
     }
     assert await count_delta_sums(service.database) == {
+        "converted_messages": "1",
         "conversions": "1",
         "conversions:positive:sale": "1",
         "value:EUR": "12.50",
@@ -116,7 +117,7 @@ async def test_a_repeated_conversion_report_gets_the_first_result_and_creates_no
         assert await service.conversions.ingest(1, repeat) == replace(first, duplicate=True)
     assert len(await rows(service.database, schema.conversions)) == 1
     assert len(await rows(service.database, schema.events)) == 1
-    assert await totals(service.database) == {"conversions": "1", "value:EUR": "12.50"}
+    assert await totals(service.database) == {"conversions": "1", "converted_messages": "1", "value:EUR": "12.50"}
 
 
 @pytest.mark.usefixtures("message")
@@ -128,7 +129,12 @@ async def test_a_conversion_report_with_another_action_or_transaction_id_creates
     recorded = [await service.conversions.ingest(1, report) for report in (SALE, refund, chargeback, without, plain)]
     assert not any(one.duplicate for one in recorded)
     assert len({one.conversion_id for one in recorded}) == 5
-    assert await totals(service.database) == {"conversions": "5", "value:EUR": "-0.25", "value:": "1"}
+    assert await totals(service.database) == {
+        "conversions": "5",
+        "converted_messages": "1",
+        "value:EUR": "-0.25",
+        "value:": "1",
+    }
 
 
 async def test_the_same_transaction_id_for_two_messages_creates_two_conversions(service: Service, message: Message) -> None:
@@ -143,7 +149,7 @@ async def test_a_hundred_concurrent_reports_of_one_conversion_store_one_conversi
     assert [one.duplicate for one in recorded].count(False) == 1
     assert len({one.conversion_id for one in recorded}) == 1
     assert len(await rows(service.database, schema.events)) == 1
-    assert await totals(service.database) == {"conversions": "1", "value:EUR": "12.50"}
+    assert await totals(service.database) == {"conversions": "1", "converted_messages": "1", "value:EUR": "12.50"}
 
 
 async def test_each_conversion_report_of_a_batch_gets_its_own_result(service: Service, message: Message) -> None:
@@ -247,7 +253,7 @@ async def test_two_processes_that_receive_the_same_conversion_report_store_one_c
     recorded = await asyncio.gather(*jobs)
     assert [one.duplicate for one in recorded].count(False) == 20
     assert len(await rows(database, schema.conversions)) == len(await rows(database, schema.events)) == 20
-    assert await totals(database) == {"conversions": "20", "value:EUR": "250.00"}
+    assert await totals(database) == {"conversions": "20", "converted_messages": "20", "value:EUR": "250.00"}
     assert notifications
 
 
@@ -280,4 +286,5 @@ async def test_a_report_whose_commit_was_interrupted_is_not_its_own_duplicate_an
     assert service.conversions.reports == {"new": 2, "updated": 0, "duplicate": 2}
     assert len(await rows(service.database, schema.conversions)) == 2
     assert len([event for event in await rows(service.database, schema.events) if event.conversion_id is not None]) == 2
-    assert (await totals(service.database))["conversions"] == "2"
+    sums = await totals(service.database)
+    assert (sums["conversions"], sums["converted_messages"]) == ("2", "1")

@@ -78,7 +78,8 @@ async def test_conversion_reports_with_three_different_statuses_in_any_order_cre
     assert [event.data["revision"] for event in events] == [1, 2, 3]
     assert [event.data["previous_status"] for event in events] == [None, order[0]["status"], order[1]["status"]]
     category = {"lead": "pending", "approved": "positive", "rejected": "negative"}[order[-1]["status"]]
-    expected = {"conversions": "1", f"conversions:{category}:conversion": "1", f"value:USD:{category}:conversion": "30"}
+    expected = {"conversions": "1", "converted_messages": "1"}
+    expected |= {f"conversions:{category}:conversion": "1", f"value:USD:{category}:conversion": "30"}
     assert await sums(service.database) == expected | ({"value:USD": "30"} if category == "positive" else {})
     await assert_counts_agree(service.database)
 
@@ -96,7 +97,7 @@ async def test_the_counts_of_conversions_are_correct_after_every_revision(servic
         await service.conversions.ingest(1, report(**parameters))
         found = await sums(service.database)
         assert {metric: amount for metric, amount in found.items() if metric.count(":") == 1} == expected
-        assert found["conversions"] == "1"
+        assert (found["conversions"], found["converted_messages"]) == ("1", "1")
     last = (await rows(service.database, schema.events))[-1].data
     assert (last["previous_status"], last["previous_value"], last["value"]) == ("rejected", "35.50", "-1.00")
     await assert_counts_agree(service.database)

@@ -65,7 +65,6 @@ def test_numbers_shares_and_durations_are_formatted_for_people() -> None:
     assert [formats.number(value) for value in (None, 0, -5, 1_234_567)] == ["–", "0", "−5", "1,234,567"]
     assert [formats.short_number(value) for value in (950, 1200, 34_000, 1_500_000)] == ["950", "1.2k", "34k", "1.5M"]
     assert [formats.percent(*pair) for pair in ((1, 3), (0, 0), (1, 1), (0.004, 1))] == ["33.3\xa0%", "–", "100\xa0%", "0.40\xa0%"]
-    assert [formats.per_hundred(rate) for rate in (None, 0, 0.125, 4, 12.5)] == ["–", "0", "12.5", "400", "1,250"]
     assert [formats.change(*pair) for pair in ((12, 10), (9, 10), (5, 0), (200, 10))] == ["+20\xa0%", "−10\xa0%", "–", "20×"]
     assert [formats.duration(value) for value in (0.5, 12, 245, 12_000, 187_200)] == [
         "0.5\xa0s",

@@ -76,6 +76,7 @@ PATHS = (
     "/portal/{app}/messages",
     "/portal/{app}/messages?campaign=autumn-sale&country=DE&metric=delivered",
     "/portal/{app}/messages?metric=failed",
+    "/portal/{app}/messages?metric=converted_messages&basis=sent",
     "/portal/{app}/messages?state=FAILED",
     "/portal/{app}/messages?to=%2B4915123456789",
     "/portal/{app}/messages.csv",

@@ -364,6 +364,7 @@ def write_history(connection: Connection) -> None:
     rows.conversion(first, value=Decimal("-2.5"), currency="EUR", at=clicked, action="refund")
     rows.conversion(first, value=Decimal("1"), at=clicked, action="points")
     rows.conversion(first, at=clicked, action="reply")
+    rows.converted(first, clicked)
     rows.message(NOON, cohort_id=2, failed_at=NOON + timedelta(minutes=5))
     append_delta(
         connection,
@@ -387,6 +388,7 @@ def write_history(connection: Connection) -> None:
         (1, clicked, "ignored_hits", 1),
         (1, NOON + 3 * DAY, "late_hits", 2),
         (1, NOON + timedelta(minutes=45), "clicks", 1),
+        (1, clicked, "converted_messages", 1),
         (1, clicked, "conversions", 4),
         (1, clicked, "value:EUR", Decimal("10.00")),
         (1, clicked, "value:", Decimal(1)),
@@ -448,7 +450,7 @@ async def test_the_verification_of_counts_reports_a_missing_count(database: Data
 
     of_messages = {metric for metric, _, _ in count_check.OF_MESSAGES}
     of_hits = {"clicks", "suspected_hits", "ignored_hits", "late_hits"}
-    for metric in of_messages | of_hits | {"conversions", "value:EUR", "value:"}:
+    for metric in of_messages | of_hits | {"converted_messages", "conversions", "value:EUR", "value:"}:
         differences = await database.write(lose, metric)
         assert {difference.metric for difference in differences} == {metric}
         assert all(difference.kept == 0 and difference.counted > 0 for difference in differences)

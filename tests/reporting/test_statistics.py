@@ -60,6 +60,7 @@ def fill(connection: Connection) -> None:
         delta.add(cohort, to_ms(NOON + HOUR), "clicked_messages", clicks)
         delta.add(cohort, to_ms(NOON + HOUR), "ttc:0", clicks)
     delta.add(1, to_ms(NOON - DAY), "suspected_hits", 4)
+    delta.add(1, to_ms(NOON), "converted_messages", 2)
     delta.add(1, to_ms(NOON), "conversions", 3)
     delta.add(1, to_ms(NOON), "value:EUR", Decimal("0.10"))
     delta.add(2, to_ms(NOON), "value:EUR", Decimal("0.20"))
@@ -95,7 +96,7 @@ async def test_statistics_are_the_same_before_and_after_count_deltas_are_folded(
         }
         assert figures.value == {"EUR": Decimal("0.50"), "JPY": Decimal("-5"), "": Decimal("1.5")}
         assert figures["late_hits"] == 0
-        assert (figures.delivery_rate, figures.click_rate, figures.conversion_rate) == (0.5, 0.214286, 0.042857)
+        assert (figures.delivery_rate, figures.click_rate, figures.conversion_rate) == (0.5, 0.214286, 0.028571)
         await filled.write(fold)
 
 

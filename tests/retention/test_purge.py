@@ -33,7 +33,7 @@ from tests.rows import KINDS, Rows, count
 T = TypeVar("T")
 
 DAY = timedelta(days=1)
-ROWS_OF_COMPLETE_MESSAGE = 11  # The number of rows that `Rows.complete_message` inserts.
+ROWS_OF_COMPLETE_MESSAGE = 12  # The number of rows that `Rows.complete_message` inserts.
 NOW = NOON + 800 * DAY  # The earliest possible id is from 2026, so at this time rows can be two years old.
 LONG_AGO = NOW - 400 * DAY
 #: All retention times differ, so that a test shows which setting applies.
@@ -73,6 +73,7 @@ async def test_a_message_past_its_retention_is_deleted_with_all_its_rows(databas
         first_clicks=1,
         hits=1,
         conversions=1,
+        first_conversions=1,
         conversion_revisions=1,
         events=1,
         deliveries=1,
@@ -488,6 +489,33 @@ async def test_dead_letters_are_deleted_after_the_retention_time_of_hits(databas
     await database.write(add)
     assert await purge(database, SETTINGS, NOW) == PurgeResult(hits_dead_letter=2)
     assert len(await database.read(ids_in, schema.hits_dead_letter)) == 1
+
+
+async def test_the_first_conversion_of_a_message_is_deleted_with_it_although_an_older_message_is_kept(database: Database) -> None:
+    def build(rows: Rows) -> int:
+        older = rows.message(LONG_AGO)
+        rows.link(older, expires_at=NOW + DAY)
+        rows.conversion(older)
+        rows.converted(older)
+        rows.complete_message(LONG_AGO + DAY)
+        return older
+
+    older = await database.write(put, build)
+    assert (await purge(database, SETTINGS, NOW)).first_conversions == 1
+    assert await database.read(ids_in, schema.first_conversions) == {older}
+
+
+async def test_first_conversions_of_messages_that_an_older_release_has_purged_are_deleted(database: Database) -> None:
+    def build(rows: Rows) -> list[int]:
+        purged = [rows.id_at(LONG_AGO + n * DAY) for n in range(3)]
+        kept = rows.complete_message(NOW - 10 * DAY)
+        for message in purged:
+            rows.converted(message, LONG_AGO)
+        return [kept]
+
+    kept = await database.write(put, build)
+    assert await purge(database, SETTINGS, NOW) == PurgeResult(first_conversions=3)
+    assert await database.read(ids_in, schema.first_conversions) == set(kept)
 
 
 async def test_refused_conversions_are_deleted_after_30_days(database: Database) -> None:

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from sqlalchemy import Connection, MetaData, Table, text
 
@@ -37,14 +38,14 @@ from tests.storage.old_installation import OLD_KEY, OLD_SECRET, difference, fill
 EARLIER = [revision for revision, _ in steps(None) if revision != HEAD]
 FIRST_OF_THIS_FORM = "0005"  # migration 0004 moved the clicks; later migrations only add columns and tables
 #: Metrics (as regular expressions) by the first schema whose code counted them.
-COUNTED_SINCE = {"0008": r"conversions:.*|value:.*:.*", "0011": r"links|clicked_links"}
+COUNTED_SINCE = {"0008": r"conversions:.*|value:.*:.*", "0011": r"links|clicked_links", "0023": r"converted_messages"}
 
 
 @dataclass
 class Installation:
     """The rows of an installation by table, and values for requests: an API key, and a message without clicks and its link.
 
-    `clicked`: the number of clicked messages."""
+    `clicked`: the number of clicked messages. `converted`: the number of messages with conversions."""
 
     rows: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     api_key: str = ""
@@ -52,6 +53,7 @@ class Installation:
     message_id: str = ""
     destination: str = ""
     clicked: int = 0
+    converted: int = 0
 
 
 async def _build(folder: Path) -> Installation:
@@ -98,7 +100,7 @@ async def _build(folder: Path) -> Installation:
             pass
         await service.database.write(counts.fold)
         return Installation(
-            await service.database.read(_rows), key, fresh["links"][0]["code"], fresh["message_id"], "https://shop.example/a", 1
+            await service.database.read(_rows), key, fresh["links"][0]["code"], fresh["message_id"], "https://shop.example/a", 1, 1
         )
     finally:
         await service.close(grace=1)
@@ -140,11 +142,13 @@ def _fill(connection: Connection, revision: str, rows: dict[str, list[dict[str, 
 
 def _insert(connection: Connection, table: Table, revision: str, rows: list[dict[str, Any]]) -> None:
     connection.execute(table.delete())
+    unknown = re.compile("|".join(metrics for first, metrics in COUNTED_SINCE.items() if revision < first))
     for row in rows:
-        if table.name == "counts" and any(
-            revision < first and re.fullmatch(it, row["metric"]) for first, it in COUNTED_SINCE.items()
-        ):
+        if table.name == "counts" and unknown.fullmatch(row["metric"]):
             continue
+        if table.name == "rollups":
+            amounts = {name: amount for name, amount in orjson.loads(row["data"]).items() if not unknown.fullmatch(name)}
+            row = row | {"data": orjson.dumps(amounts).decode()}
         values = {
             column.name: _convert(row[column.name], column.type.python_type) for column in table.columns if column.name in row
         }
@@ -178,7 +182,7 @@ async def test_an_installation_of_every_earlier_schema_is_upgraded_and_its_old_l
     else:
         url = await new_postgresql_database(request.getfixturevalue("postgresql"), None)
     if revision < FIRST_OF_THIS_FORM:
-        had = Installation({}, OLD_KEY, "GaLLwBkLqG", "fresh", "https://shop.example/d", 2)
+        had = Installation({}, OLD_KEY, "GaLLwBkLqG", "fresh", "https://shop.example/d", 2, 2)
         await module._run_on(url, partial(fill_old, revision=revision))
     else:
         had = current
@@ -186,7 +190,7 @@ async def test_an_installation_of_every_earlier_schema_is_upgraded_and_its_old_l
 
     assert await migrate(url) == (revision, HEAD)
     assert await module._run_on(url, difference) == []
-    clock.forward(minutes=2)
+    clock.forward(minutes=5)
     settings = Settings(data_dir=tmp_path, database_url=url, secret=OLD_SECRET, allow_private_targets=True)
     service = await open_service(settings, clock=clock)
     try:
@@ -194,6 +198,13 @@ async def test_an_installation_of_every_earlier_schema_is_upgraded_and_its_old_l
         assert service.first_credentials is None, "the applications are there"
         assert "\n".join(map(str, await _drifts(service, clock))) == ""
         async with client_of(service, {"User-Agent": PHONE}) as phone, client_of(service, {"X-API-Key": had.api_key}) as pipeline:
+            behind = (await pipeline.get("/api/v1/sms/stats")).json()
+            assert (behind["complete"], behind["converted_messages"]) == (False, 0)
+            await service.database.write(counts.fold)
+            await service.jobs.table["first_conversions"].step()
+            caught_up = (await pipeline.get("/api/v1/sms/stats")).json()
+            assert (caught_up["complete"], caught_up["converted_messages"]) == (True, had.converted)
+            assert "\n".join(map(str, await _drifts(service, clock))) == ""
             before = (await pipeline.get("/api/v1/sms/stats")).json()["clicked_messages"]
             answer = await phone.get(f"/{had.code}")
             assert (answer.status_code, answer.headers.get("Location")) == (302, had.destination)

@@ -81,6 +81,7 @@ async def test_the_same_conversion_report_sent_as_query_form_and_json_creates_on
     assert (stored.transaction_id, stored.metadata) == ("t 1&ü", {"sub1": "blue"})
     assert len(await rows(service.database, schema.events)) == 1
     assert await count_delta_sums(service.database) == {
+        "converted_messages": "1",
         "conversions": "1",
         "conversions:other:sale": "1",
         "value:EUR": "-12.50",
@@ -264,7 +265,7 @@ async def test_a_missing_or_wrong_tracker_token_returns_401_without_any_side_eff
     await service.fanout.flush()
     after = await service.database.read(row_counts)
     changed = {table for table in after if after[table] != before[table]}
-    assert changed == {"conversions", "conversion_actions", "events", "tallies", "deliveries"}
+    assert changed == {"conversions", "first_conversions", "conversion_actions", "events", "tallies", "deliveries"}
 
 
 def row_counts(connection: Connection) -> dict[str, int]:

@@ -63,11 +63,12 @@ async def test_the_total_statistics_contain_counts_rates_and_the_times_to_click(
             "suspected_hits": 0,
             "ignored_hits": 1,
             "late_hits": 0,
+            "converted_messages": 1,
             "conversions": 2,
             "value": {"EUR": "0.30"},
             "delivery_rate": 0.5,
             "click_rate": 0.5,
-            "conversion_rate": 0.5,
+            "conversion_rate": 0.25,
         }
         assert {name: told[name] for name in expected} == expected
         assert told["median_seconds_to_click"] == pytest.approx(10, rel=0.026)
@@ -232,6 +233,38 @@ async def test_statistics_by_hour_use_the_requested_time_zone(
         assert {entry["hour"]: entry["clicks"] for entry in answer["hours"] if entry["clicks"]} == {
             (start.hour + 2 + hours) % 24: 3
         }
+
+
+@pytest.mark.parametrize("is_folded", [False, True])
+async def test_a_message_with_three_conversions_is_one_converted_message_in_every_group_by_the_time_of_sending(
+    client: httpx.AsyncClient, service: Service, credentials: Credentials, clock: Clock, is_folded: bool
+) -> None:
+    body = 'A #trackurl("https://shop.example/menu?x=1","menu") and #track("https://shop.example/other/")'
+    await rewrite(client, "m0", to="+491701234567", campaign="spring", body=body)
+    await rewrite(client, "m1", campaign="autumn", body=body)
+    clock.forward(hours=26)
+    for number, status in enumerate(("rejected", "approved", "pending")):
+        await convert(service, credentials, message_id="m0", action="sale", transaction_id=str(number), status=status)
+    if is_folded:
+        await fold_all(service)
+    shown = ("messages", "converted_messages", "conversions", "conversion_rate")
+    groups = {"/by-campaign": "campaigns", "/by-country": "countries", "/by-destination": "destinations", "/by-label": "labels"}
+    for basis, messages, rate in (("sent", 1, 1.0), ("event", 0, None)):
+        query = {"basis": basis, "since": "2026-11-01" if basis == "sent" else clock().date().isoformat()}
+        of_campaign = await ask(client, campaign="spring", **query)
+        assert tuple(of_campaign[name] for name in shown) == (messages, 1, 3, rate)
+        for path, name in groups.items():
+            found = [one for one in (await ask(client, path, **query))[name] if one["conversions"]]
+            expected = messages * (1 if path in ("/by-campaign", "/by-country") else 2)
+            assert found
+            for one in found:
+                assert tuple(one[name] for name in shown) == (expected, 1, 3, (expected and 1 / expected) or None), path
+        for path, name in {"/daily": "days", "/by-hour": "hours"}.items():
+            (found_once,) = [one for one in (await ask(client, path, campaign="spring", **query))[name] if one["conversions"]]
+            assert tuple(found_once[name] for name in shown) == (messages, 1, 3, rate), path
+    (action,) = (await ask(client, "/by-action"))["actions"]
+    assert action["conversions"] == 3
+    assert "converted_messages" not in action, "a message can have conversions with several actions"
 
 
 async def test_click_rates_by_the_time_of_sending_never_exceed_100_percent(

@@ -655,6 +655,12 @@ CREATE TABLE replays (
 	CONSTRAINT replays_pkey PRIMARY KEY (id)
 );
 
+CREATE TABLE first_conversions (
+	id INTEGER NOT NULL, 
+	at BIGINT NOT NULL, 
+	CONSTRAINT first_conversions_pkey PRIMARY KEY (id)
+);
+
 CREATE INDEX api_keys_by_application_id ON api_keys (application_id);
 
 CREATE INDEX attempts_by_delivery_id ON attempts (delivery_id);

@@ -24,6 +24,7 @@ from shortener.storage.schema.conversions import (
     conversion_actions,
     conversion_revisions,
     conversions,
+    first_conversions,
     processes,
     refused_conversions,
 )
@@ -86,6 +87,7 @@ __all__ = [
     "events_of",
     "expiry_notices",
     "first_clicks",
+    "first_conversions",
     "gateways",
     "hits",
     "hits_dead_letter",

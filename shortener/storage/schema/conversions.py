@@ -41,6 +41,16 @@ conversions = Table(
     Index("conversions_by_application", "application_id", "id"),
 )
 
+#: The first conversions of messages: one row for each message that has conversions. The primary key decides which of several
+#: concurrent conversions of a message is the first. A process of a release before 0.3 writes no row; a background job adds it
+#: (conversions/first_conversions.py).
+first_conversions = Table(
+    "first_conversions",
+    metadata,
+    Column("id", RowId, primary_key=True, autoincrement=False),  # The row id of the message.
+    Column("at", Instant, nullable=False),  # The time of the conversion. The figure `converted_messages` counts the message then.
+)
+
 #: The earlier revisions of conversions that changed. The row in `conversions` is the latest revision.
 conversion_revisions = Table(
     "conversion_revisions",

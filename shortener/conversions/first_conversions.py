@@ -1,0 +1,202 @@
+"""The first conversions of messages. The figure `converted_messages` counts each message with a conversion once, at the time of its
+first conversion. Later conversions of the message and later revisions do not change this.
+
+`claim` stores the first conversion of a message in the transaction that stores the conversion. The primary key of the table
+`first_conversions` decides which of several concurrent transactions counts the message, also if they run in several processes.
+
+A process of a release before 0.3 stores conversions without their row in `first_conversions`. `FirstConversions`, a background
+job, finds these conversions and counts their messages: those from before the upgrade, and, two minutes after they arrived, those of
+nodes that were not upgraded yet. The job reads conversions in the order of their ids. Its position is a row of the table
+`installation`, and the transaction that counts a page changes it. So a crash neither loses a message nor counts it twice. If
+several processes read the same page, only one of them counts it. Reports are incomplete while the job is more than ten minutes
+late.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import NamedTuple
+
+from sqlalchemy import ColumnElement, Connection, and_, exists, func, select, update
+
+from shortener.ids import IdGenerator, first_id_at, id_span
+from shortener.model import Clock
+from shortener.outbox import count_deltas
+from shortener.outbox.count_deltas import TIME_SLOT_MS, CountDelta, sent_slot
+from shortener.storage import raw_sql, schema
+from shortener.storage.bulk import BulkInsert
+from shortener.storage.database import Database
+from shortener.storage.installation import get, get_or_set, set_value
+from shortener.storage.schema import conversions, first_conversions, installation, messages
+from shortener.storage.types import to_ms
+
+CONVERTED_MESSAGES = "converted_messages"  # The name of the metric that counts messages with a conversion.
+
+LAG_MS = 120_000  # The job reads only conversions that are at least this old, so that none with a lower id is stored later.
+PAGE_ROWS = 500  # The maximum number of conversions that one step of the job reads. SQLite writes their messages in about 10 ms.
+#: Reports are incomplete while the job has not read conversions that arrived this long before.
+MAX_DELAY_MS = 600_000
+#: The job counts no message while count deltas of this age were not added to the counts yet. Reports include a limited number of
+#: them, and usually they are added within a second.
+MAX_DELTA_AGE_MS = 5000
+_MAX_ENTRIES_PER_ROW = 500  # The maximum number of amounts in a row of count deltas.
+
+#: The name of the value in the table `installation` that contains the position of the job. Migration 0023 sets it.
+_NAME = "first conversions"
+_BEHIND = "behind"
+
+# The time of the conversion with the lowest id. With "+ 0", the database does not search for it along the primary key.
+_FIRST_AT = "SELECT c.at FROM conversions AS c WHERE c.message_id = m.id ORDER BY c.id + 0 LIMIT 1"
+_CLAIM = {
+    # SQLite has one writer, so no other transaction stores these messages before `_insert`.
+    "sqlite": f"SELECT json_group_array(json_array(m.id, ({_FIRST_AT}))) FROM (SELECT value AS id FROM json_each(?)) AS m "
+    "WHERE NOT EXISTS (SELECT 1 FROM first_conversions AS f WHERE f.id = m.id)",
+    # With LIMIT, PostgreSQL looks up each message in the index, also if the query plan is from a time when the table was small.
+    # With OFFSET 0, it searches for conversions only of the messages that have no row.
+    "postgresql": "INSERT INTO first_conversions (id, at) SELECT m.id, c.at FROM (SELECT i.id FROM unnest($1::bigint[]) AS i(id) "
+    "LEFT JOIN LATERAL (SELECT id FROM first_conversions WHERE id = i.id LIMIT 1) AS f ON true WHERE f.id IS NULL OFFSET 0) AS m "
+    f"CROSS JOIN LATERAL ({_FIRST_AT}) AS c ORDER BY m.id ON CONFLICT DO NOTHING RETURNING id, at",
+}
+_insert = BulkInsert(first_conversions, "id", "at")
+
+
+class ConvertedMessage(NamedTuple):
+    """A message with a conversion: its row id, its cohort, and its link set (0: none)."""
+
+    id: int
+    cohort: int
+    link_set: int
+
+
+def count_converted(connection: Connection, delta: CountDelta, converted: Iterable[ConvertedMessage]) -> None:
+    """Add to `delta` those of the messages that were not counted yet. All transactions store the messages in the order of their
+    ids, because two of them could otherwise deadlock on PostgreSQL."""
+    by_id = {message.id: message for message in converted}
+    if not by_id:
+        return
+    for row_id, at in claim(connection, sorted(by_id)):
+        message = by_id[row_id]
+        delta.add_slots(message.cohort, at // TIME_SLOT_MS, CONVERTED_MESSAGES, sent_slot(row_id), message.link_set)
+
+
+def claim(connection: Connection, ids: Sequence[int]) -> Sequence[Sequence[int]]:
+    """Store the first conversion of each message that has a conversion. `ids` are row ids of messages in order. Return the row id
+    of each message that had no stored first conversion, and the time of the conversion in milliseconds."""
+    new = [row for row in raw_sql.rows(connection, _CLAIM, list(ids)) if row[1] is not None]
+    if connection.dialect.name == "sqlite":
+        _insert(connection, [tuple(row) for row in new])
+    return new
+
+
+class CountProgress(NamedTuple):
+    """The progress of the job: the id of the last conversion that it has read, and whether it is more than MAX_DELAY_MS late."""
+
+    last: int = 0
+    is_behind: bool = False
+
+    @property
+    def text(self) -> str:
+        return f"{self.last} {_BEHIND}" if self.is_behind else str(self.last)
+
+
+def read_progress(connection: Connection) -> CountProgress:
+    """Return the progress of the job."""
+    return _parse(get(connection, _NAME))
+
+
+def _parse(text: str | None) -> CountProgress:
+    last, _, state = (text or "0").partition(" ")
+    return CountProgress(int(last), state == _BEHIND)
+
+
+def is_missed(position: CountProgress) -> ColumnElement[bool]:
+    """Return the SQL condition for the first conversions of messages that the job should have counted and did not count."""
+    earlier = conversions.alias("earlier")
+    return and_(
+        conversions.c.id <= position.last,
+        ~exists().where(first_conversions.c.id == conversions.c.message_id),
+        ~exists().where(earlier.c.message_id == conversions.c.message_id, earlier.c.id < conversions.c.id),
+    )
+
+
+class _ConversionPage(NamedTuple):
+    """One page of conversions: the position before and after it, whether more conversions follow, and the messages of which no
+    first conversion is stored."""
+
+    before: CountProgress
+    after: CountProgress
+    is_full: bool
+    missing: Collection[ConvertedMessage]
+
+
+class FirstConversions:
+    """The background job that counts converted messages whose conversions a process of a release before 0.3 has stored."""
+
+    def __init__(self, database: Database, ids: IdGenerator, clock: Clock) -> None:
+        self._database = database
+        self._ids = ids
+        self._clock = clock
+
+    async def step(self) -> int:
+        """Count one page. Return the number of its messages, or 1, if more conversions wait, otherwise 0: the job then waits for
+        its interval, also if another process counted the page, or if old count deltas wait. Raise StoreUnavailable."""
+        page = await self._read_page()
+        oldest = first_id_at(to_ms(self._clock()) - MAX_DELTA_AGE_MS)
+        is_late = bool(page.missing) and await self._database.read(_has_deltas_before, oldest)
+        if is_late:
+            return 0
+        return max(len(page.missing), 1) if await self._count(page) and page.is_full else 0
+
+    async def count_all(self) -> int:
+        """Read all conversions again, and return the number of messages that were not counted. Raise StoreUnavailable."""
+        await self._database.write_later(set_value, _NAME, CountProgress().text)
+        counted = 0
+        while True:
+            page = await self._read_page()
+            if await self._count(page):
+                counted += len(page.missing)
+                if not page.is_full:
+                    return counted
+
+    async def _read_page(self) -> _ConversionPage:
+        return await self._database.read(read_page, first_id_at(to_ms(self._clock()) - LAG_MS))
+
+    async def _count(self, page: _ConversionPage) -> bool:
+        """Count a page. Return False if another process has counted it."""
+        return page.after == page.before or await self._database.write_later(self._store, page)
+
+    def _store(self, connection: Connection, page: _ConversionPage) -> bool:
+        get_or_set(connection, _NAME, CountProgress().text)
+        row = installation.c
+        moved = update(installation).where(row.name == _NAME, row.value == page.before.text).values(value=page.after.text)
+        if connection.execute(moved).rowcount == 0:
+            return False
+        delta = CountDelta()
+        count_converted(connection, delta, page.missing)
+        for part in delta.split(_MAX_ENTRIES_PER_ROW):
+            count_deltas.append(connection, self._ids(), part)
+        return True
+
+
+def _has_deltas_before(connection: Connection, row_id: int) -> bool:
+    """Return whether a row of count deltas with a lower id was not added to the counts yet. Quarantined rows have negative ids."""
+    oldest = select(func.min(schema.count_deltas.c.id)).where(schema.count_deltas.c.id > 0)
+    return (connection.scalar(oldest) or row_id) < row_id
+
+
+def read_page(connection: Connection, end: int) -> _ConversionPage:
+    """Read the next page of conversions whose ids are below `end`."""
+    before = read_progress(connection)
+    c = conversions.c
+    ids = select(c.id).where(c.id > before.last, c.id < end).order_by(c.id).limit(PAGE_ROWS).subquery("page")
+    number, last = connection.execute(select(func.count(), func.max(ids.c.id))).one()
+    is_full = number == PAGE_ROWS
+    after = CountProgress(last or before.last, is_full and last < end - id_span(MAX_DELAY_MS))
+    missing = (
+        select(messages.c.id, messages.c.cohort_id, func.coalesce(messages.c.link_set_id, 0))
+        .distinct()
+        .join_from(conversions, messages, messages.c.id == c.message_id)
+        .where(c.id > before.last, c.id <= after.last, ~exists().where(first_conversions.c.id == c.message_id))
+    )
+    found = [ConvertedMessage(*row) for row in connection.execute(missing)] if number else []
+    return _ConversionPage(before, after, is_full, found)
