@@ -12,7 +12,7 @@ FROM python:3.11.14-slim-bookworm
 LABEL org.opencontainers.image.title="sms-shortener" \
       org.opencontainers.image.description="Self-hosted link shortener and click tracker for SMS" \
       org.opencontainers.image.licenses="Apache-2.0" \
-      org.opencontainers.image.version="0.2.0"
+      org.opencontainers.image.version="0.3.0"
 RUN groupadd --gid 10001 shortener \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /app --shell /usr/sbin/nologin shortener \
     && install -d -m 0700 -o 10001 -g 10001 /data

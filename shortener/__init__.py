@@ -1,3 +1,3 @@
 """A self-hosted link shortener and click tracker for SMS."""
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
