@@ -116,7 +116,7 @@ async def test_a_malformed_request_line_with_raw_utf8_gets_one_400_response(serv
             reader, writer = await server.connect()
             writer.write(line.encode() + b"\r\nHost: s.example\r\n\r\n" + get("/é"))
             assert (await asyncio.wait_for(reader.read(), PATIENCE)).count(b"HTTP/1.1 400 ") == 1
-        assert logs == []
+        assert [line["event"] for line in logs] == ["invalid_request"]
 
 
 def test_only_the_bytes_above_0x7f_of_the_first_line_are_percent_encoded() -> None:
