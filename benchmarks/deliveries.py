@@ -33,7 +33,7 @@ from shortener.settings_sources import load
 MIN_PER_SECOND = 3000.0
 MIN_RATIO_TO_HTTPX = 8.0
 MAX_MEGABYTES = 250.0
-MAX_P99_RATIO = 2.0  # p99 latency of redirects, during deliveries divided by without deliveries
+MAX_P99_RATIO = 2.0  # the p99 latency of redirects during deliveries, divided by the latency without deliveries
 
 HTTPX_IN_FLIGHT, HTTPX_REQUESTS = 64, 2000
 

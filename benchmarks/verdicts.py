@@ -4,9 +4,9 @@ The user agents come from three independent sources:
 - `fake-useragent`: agents of browsers, from the statistics of many sites.
 - `device-detector`: the test cases of Matomo's parser, tens of thousands of agents of phones, tablets and desktops, and a list of
   crawlers. The benchmark does not use its code.
-- `crawler-user-agents`: the examples of the list from which `shortener.clicks.verdicts.crawlers` is generated. One rule is this
-  list, so the examples only show that the generated rule matches every entry. The benchmark also switches this rule off: the
-  examples then stand for crawlers that no list contains, and show how many of them pass as persons.
+- `crawler-user-agents`: the examples of the list from which `shortener.clicks.verdicts.crawlers` is generated. One rule of the
+  verdicts consists of this list, so the examples only show that this rule matches every entry. The benchmark also switches this
+  rule off: the examples then stand for crawlers that no list contains, and show how many of them pass as persons.
 
 Exits with 1 if a target is missed. tests/clicks/verdicts/test_request_rules.py checks the same targets.
 """

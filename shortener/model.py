@@ -18,8 +18,8 @@ ALL_APPLICATIONS = 0  # A database row with this application id applies to all a
 
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
 def record(cls: type[T]) -> type[T]:
-    """Make a dataclass with slots, for objects that do not change. mypy rejects changes of its fields. At run time the fields can
-    change, because the constructor of a frozen dataclass takes more than twice as long."""
+    """Make a dataclass with slots, for objects that do not change. mypy rejects changes of its fields. At run time nothing
+    prevents a change: a frozen dataclass would, but its constructor takes more than twice as long."""
     return _with_shared_methods(cls, is_hashable=True)
 
 

@@ -314,7 +314,7 @@ _installations: dict[str, Installation] = {}
 
 
 def _start_once(folder: Path, url: str) -> Installation:
-    """Make an installation of a database with the schema, by a first start at NOON."""
+    """Start the service for the first time, at NOON, on a database that has the schema. Return the new installation."""
 
     async def start() -> Credentials:
         service = await open_service(Settings(data_dir=folder, database_url=url), clock=Clock())

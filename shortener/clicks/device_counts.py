@@ -187,7 +187,8 @@ class DeviceCounter:
         return page.hits, await self._database.write(self.store, page, delta)
 
     def store(self, connection: Connection, page: _Page, delta: CountDelta) -> bool:
-        """Store the counts of a page and the new position of the job. Return False if the page must be read again."""
+        """Store the counts of a page of hits and the new position of the job. Return False, and store nothing, if the page must be
+        read again."""
         if _lock(connection) != page.position:
             return False  # another process has counted the page, or a late hit was stored
         connection.execute(update(installation).where(_ROW).values(value=_Position(page.last, page.position.token).text))

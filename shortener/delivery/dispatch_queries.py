@@ -44,7 +44,7 @@ class DeliveryQueue(NamedTuple):
     retry_due: int | None
 
     def is_due(self, now: int) -> bool:
-        """Return whether a delivery of the queue is due."""
+        """Return whether the queue contains a delivery that is due."""
         return any(at is not None and at <= now for at in (self.first_due, self.retry_due))
 
 

@@ -55,7 +55,7 @@ class UnrecordedReports:
         )
 
     def count(self, gateway_id: int, reason: LossReason, number: int = 1) -> None:
-        """Count reports of a gateway that were not recorded, and that have a log line of their own."""
+        """Count reports of a gateway that were not recorded. The caller writes the log line."""
         self._counts[gateway_id, reason] += number
 
     def count_and_log(self, gateway_id: int, reason: LossReason, number: int = 1) -> None:

@@ -87,8 +87,8 @@ def find_opt_outs(connection: Connection, recipients: Iterable[tuple[int, str]])
 
 
 def find_refusals(connection: Connection, phone: str, application_id: int | None) -> list[int]:
-    """Return the ids of the applications whose opt-out list contains a number in E.164. If `application_id` is not None, search
-    only the list of this application."""
+    """Return the ids of the applications whose opt-out list contains `phone`, a number in E.164 format. If `application_id` is not
+    None, search only the list of this application."""
     table = schema.opt_outs
     statement = select(table.c.application_id).where(table.c.phone == phone).order_by(table.c.application_id)
     if application_id is not None:

@@ -157,7 +157,7 @@ def time_to_click_bucket(seconds: float) -> int:
 
 
 def time_to_click_seconds(bucket: int) -> float:
-    """Return the middle of a bucket of the time from sending to click, in seconds."""
+    """Return the time from sending to click, in seconds, that stands for a bucket: the middle of the bucket."""
     return 0.5 if bucket == 0 else math.exp((bucket - 0.5) * _BUCKET_GROWTH)
 
 

@@ -59,7 +59,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
 }
 #: The settings whose new values the what-if of the settings page can try on stored hits.
 VERDICT_FIELDS = frozenset(GROUPS["What counts as a click"]) - {"confirm_clicks"}
-#: The number of past days whose hits the what-if of the settings page can classify again, with its label.
+#: The periods that the what-if on the settings page offers: the number of past days whose hits are classified again, and the label.
 WHAT_IF_DAYS = {"1": "the last day", "7": "the last 7 days"}
 MAX_WHAT_IF_SECONDS = 20.0
 

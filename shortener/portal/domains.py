@@ -160,8 +160,8 @@ def _save(connection: Connection, visit: Visit, domain: Domain) -> None:
 
 
 def _parse_association(name: str, text: str) -> str | None:
-    """Return the JSON text of a form field without spaces, or None if the field is empty. Raise ApiError INVALID_REQUEST if it is
-    not JSON of the right type."""
+    """Return the JSON of a form field as compact text, or None if the field is empty. Raise ApiError INVALID_REQUEST if it is not
+    JSON of the right type."""
     if not text:
         return None
     kind, described = _ASSOCIATIONS[name]

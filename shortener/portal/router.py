@@ -220,7 +220,7 @@ class Portal(PortalParts):
 
     def _error(self, visit: Visit, error: ApiError) -> Response:
         headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
-        # These descriptions are for callers of the API, because they mention the header.
+        # The description mentions the header `Retry-After`, which only callers of the API see. The page shows the time instead.
         wait = "in a moment" if error.retry_after is None else f"in {duration(error.retry_after)}"
         text = error.description.replace("after `Retry-After` seconds", wait).replace("`", "")
         is_period = (

@@ -81,9 +81,9 @@ class RedisServer:
 
     def register_metrics(self, metrics: Metrics) -> None:
         metrics.gauge("shortener_redis_up", "1 if Redis responded to the last call or ping; otherwise 0.", lambda: self.is_up)
-        metrics.counter("shortener_redis_calls", "Calls of Redis.", lambda: self.calls)
-        metrics.counter("shortener_redis_failures", "Calls of Redis that got no response or were rejected.", lambda: self.failures)
-        metrics.counter("shortener_redis_queued", "Calls of Redis that waited for a free connection.", lambda: self.queued)
+        metrics.counter("shortener_redis_calls", "Calls to Redis.", lambda: self.calls)
+        metrics.counter("shortener_redis_failures", "Calls to Redis that got no response or were rejected.", lambda: self.failures)
+        metrics.counter("shortener_redis_queued", "Calls to Redis that waited for a free connection.", lambda: self.queued)
 
     async def run(self, command: Callable[[Client], Awaitable[T]], *, force: bool = False) -> T:
         """Return the result of `command(client)`. The command may run twice.

@@ -67,7 +67,7 @@ class CountFolder:
         self._limits = limits(0, database.dialect)
         self._merged_id = 0  # The id of the last merged row.
         self._needs_merge = False
-        self._has_released = False  # Whether this process has released the quarantined rows.
+        self._has_released = False  # Whether this process has tried the quarantined rows of count deltas again.
 
     async def step(self) -> int:
         """Add a batch of count deltas to the counts, and pause if it was full. Return the number of rows. If the batch was not

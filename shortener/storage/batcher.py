@@ -2,14 +2,15 @@
 
 `Batcher` queues items and writes them in batches. `GroupCommit` builds on it for requests that wait for their own result.
 
-Two batches are in flight at a time, and each has an explicit state:
+At most two batches are in flight, and each has an explicit state:
 
     OPEN ──(its transaction begins)──> TAKEN ──> COMMITTED
       └──(the database refused)───────> TAKEN ──> FAILED
 
-A batch takes its items when its transaction begins, not before. On SQLite the second batch waits for the writer thread, and items
-that arrive during this time are added to the second batch. Therefore the writer never waits for the event loop. On PostgreSQL the
-second batch has its own connection. Two items that arrive within milliseconds may therefore be committed in the reverse order.
+A batch takes its items when its transaction begins or the database refuses it, not before. On SQLite the second batch waits for
+the writer thread, and items that arrive during this time are added to the second batch. Therefore the writer never waits for the
+event loop. On PostgreSQL the second batch has its own connection. Two items that arrive within milliseconds may therefore be
+committed in the reverse order.
 
 The waiting items and the items of the previous batch are counted together, and a batch takes at most two thirds of this number. If
 one batch took all waiting items, the database and the event loop would wait for each other in turns.

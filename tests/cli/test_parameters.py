@@ -25,7 +25,8 @@ NEXT_DAY, MILLISECOND = DAY + timedelta(days=1), timedelta(milliseconds=1)
 #: The times of the rows: the first and the last millisecond of the day, and their neighbours.
 TIMES = (DAY - MILLISECOND, DAY, NEXT_DAY - MILLISECOND, NEXT_DAY)
 
-#: The periods, with the positions in TIMES of the rows in them. Lists of hits cover complete time slots of 15 minutes.
+#: Each period, and the indexes in TIMES of the rows that it contains. A list of hits extends a period to complete time slots of 15
+#: minutes.
 PERIODS: tuple[tuple[dict[str, str], list[int]], ...] = (
     ({"since": "2026-11-22", "until": "2026-11-22"}, [1, 2]),
     ({"until": "2026-11-22"}, [0, 1, 2]),

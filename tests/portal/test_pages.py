@@ -144,7 +144,7 @@ async def test_the_list_of_conversions_shows_the_status_as_the_tracker_reported_
         assert f'<span class="as-written">{status}</span>' in page, "the style sheet does not change its first letter"
 
 
-async def test_an_operator_can_open_the_destination_of_a_link_for_ten_minutes_without_a_recorded_click(
+async def test_a_preview_link_of_the_portal_opens_the_destination_for_ten_minutes_and_records_no_click(
     service: Service, sign_in: SignIn, new_browser: NewBrowser
 ) -> None:
     browser, phone = await sign_in(), await new_browser()

@@ -53,7 +53,7 @@ async def test_a_read_returns_all_rows_of_a_result_of_any_size(tmp_path: Path, r
         assert all(len(part) == 700 for part in streamed[:-1])
 
 
-async def test_a_cursor_of_a_reader_fetches_rows_one_by_one_in_parts_and_completely(tmp_path: Path) -> None:
+async def test_a_cursor_of_a_reader_fetches_one_row_or_some_rows_or_all_rows(tmp_path: Path) -> None:
     async with serving(tmp_path / "shortener.db"):
         connection = await connect_reader(tmp_path / "shortener.db")
         async with connection.cursor() as cursor:

@@ -1,4 +1,4 @@
-"""The kind `smpp` of gateways (gateways/kinds.py). The modules that need the library `smpplib` are imported when the first
+"""The gateway kind `smpp` (gateways/kinds.py). The modules that need the library `smpplib` are imported when the first
 connection is opened."""
 
 from __future__ import annotations

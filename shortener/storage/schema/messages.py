@@ -181,7 +181,7 @@ erasure_repeats = Table(
     metadata,
     Column("id", RowId, primary_key=True, autoincrement=False),  # The row id of the message.
     Column("due_at", Instant, nullable=False, index=True),
-    Column("repeats", SmallInteger, nullable=False),  # How often the message was erased again.
+    Column("repeats", SmallInteger, nullable=False),  # The number of erasures after the first one.
 )
 
 #: For each client that polls delivery reports, the position up to which it has read the event log (reporting/report_polls.py).

@@ -228,7 +228,8 @@ def rejected_fields(entry: Mapping[str, Any]) -> dict[str, Any] | None:
 def rewrite_request_items(request: InfobipRequest, gateway: str | None = None) -> list[RewriteItem]:
     """Convert a request in Infobip's format to the input of the rewriter.
 
-    If `gateway` is "", the messages are also sent through the gateway of the application. If it is None, nothing is sent."""
+    `gateway` is the name of the gateway that also sends the messages; "" means the gateway of the application. If it is None,
+    nothing is sent."""
     track = _track_mode(request)
     tracking = (request.tracking.track, request.tracking.type) if request.tracking else ("", "")
     bulk_id = request.bulk_id or new_message_id()
@@ -283,7 +284,8 @@ def with_plus(number: str) -> str:
 async def rewrite(call: Call[None, Any], request: InfobipRequest, gateway: str | None = None) -> dict[str, Any]:
     """Rewrite the texts of `request`, and return the response in Infobip's format.
 
-    If `gateway` is "", the messages are also sent through the gateway of the application. If it is None, nothing is sent."""
+    `gateway` is the name of the gateway that also sends the messages; "" means the gateway of the application. If it is None,
+    nothing is sent."""
     items = rewrite_request_items(request, gateway)
     rewritten = await rewrite_items(call, items)
     about_request = field_warnings(request, without="messages")
