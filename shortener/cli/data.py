@@ -117,11 +117,11 @@ async def verify(since: datetime | None, until: datetime | None, repair: bool, a
         damage = await database.read(partial(find_damage, thorough=True))
         end = until or now + timedelta(minutes=1)
         try:
+            audit_repair = partial(_add_audit_row, command_line_audit(database), begin, end, now)
             converted = 0
             if repair:
                 progress("Counting converted messages")
-                converted = await FirstConversions(database, IdGenerator(database.node), utcnow).count_all()
-            audit_repair = partial(_add_audit_row, command_line_audit(database), begin, end, now)
+                converted = await FirstConversions(database, IdGenerator(database.node), utcnow).count_all(audit_repair)
             repaired = await repair_rollups(database, begin, end, audit_repair) if repair else 0
         except RowsQuarantined as error:
             raise click.ClickException(str(error)) from None
@@ -177,7 +177,7 @@ async def verify(since: datetime | None, until: datetime | None, repair: bool, a
 
 
 def _add_audit_row(audit: Any, since: datetime, until: datetime, now: datetime, connection: Any, corrected: int) -> None:
-    """Add the audit row of a repair that changes `corrected` rolled-up counts of a period."""
+    """Add the audit row of a repair that changes `corrected` rolled-up counts of a period, or counts so many converted messages."""
     from shortener.storage.types import to_iso
 
     audit.add(connection, now, "counts_repaired", after={"since": to_iso(since), "until": to_iso(until), "corrected": corrected})

@@ -14,7 +14,7 @@ late.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, and_, exists, func, select, update
@@ -26,7 +26,7 @@ from shortener.outbox.count_deltas import TIME_SLOT_MS, CountDelta, sent_slot
 from shortener.storage import raw_sql, schema
 from shortener.storage.bulk import BulkInsert
 from shortener.storage.database import Database
-from shortener.storage.installation import get, get_or_set, set_value
+from shortener.storage.installation import get, get_or_set
 from shortener.storage.schema import conversions, first_conversions, installation, messages
 from shortener.storage.types import to_ms
 
@@ -147,19 +147,20 @@ class FirstConversions:
             return 0
         return max(len(page.missing), 1) if await self._count(page) and page.is_full else 0
 
-    async def count_all(self) -> int:
-        """Read all conversions again, and return the number of messages that were not counted. Raise StoreUnavailable."""
-        await self._database.write_later(set_value, _NAME, CountProgress().text)
-        counted = 0
+    async def count_all(self, audit: Callable[[Connection, int], None] = lambda connection, counted: None) -> int:
+        """Read all conversions, whatever the position of the job is, and return the number of messages that were not counted. The
+        transaction that counts messages calls `audit` with their number. Raise StoreUnavailable."""
+        counted, position = 0, CountProgress()
         while True:
-            page = await self._read_page()
-            if await self._count(page):
-                counted += len(page.missing)
-                if not page.is_full:
-                    return counted
+            page = await self._read_page(position)
+            if page.missing:
+                counted += await self._database.write_later(self._store_missing, page.missing, audit)
+            if not page.is_full:
+                return counted
+            position = page.after
 
-    async def _read_page(self) -> _ConversionPage:
-        return await self._database.read(read_page, first_id_at(to_ms(self._clock()) - LAG_MS))
+    async def _read_page(self, position: CountProgress | None = None) -> _ConversionPage:
+        return await self._database.read(read_page, first_id_at(to_ms(self._clock()) - LAG_MS), position)
 
     async def _count(self, page: _ConversionPage) -> bool:
         """Count a page. Return False if another process has counted it."""
@@ -171,11 +172,21 @@ class FirstConversions:
         moved = update(installation).where(row.name == _NAME, row.value == page.before.text).values(value=page.after.text)
         if connection.execute(moved).rowcount == 0:
             return False
+        self._add(connection, page.missing)
+        return True
+
+    def _store_missing(
+        self, connection: Connection, missing: Collection[ConvertedMessage], audit: Callable[[Connection, int], None]
+    ) -> int:
+        self._add(connection, missing)
+        audit(connection, len(missing))
+        return len(missing)
+
+    def _add(self, connection: Connection, missing: Collection[ConvertedMessage]) -> None:
         delta = CountDelta()
-        count_converted(connection, delta, page.missing)
+        count_converted(connection, delta, missing)
         for part in delta.split(_MAX_ENTRIES_PER_ROW):
             count_deltas.append(connection, self._ids(), part)
-        return True
 
 
 def _has_deltas_before(connection: Connection, row_id: int) -> bool:
@@ -184,9 +195,9 @@ def _has_deltas_before(connection: Connection, row_id: int) -> bool:
     return (connection.scalar(oldest) or row_id) < row_id
 
 
-def read_page(connection: Connection, end: int) -> _ConversionPage:
-    """Read the next page of conversions whose ids are below `end`."""
-    before = read_progress(connection)
+def read_page(connection: Connection, end: int, position: CountProgress | None = None) -> _ConversionPage:
+    """Read the next page of conversions whose ids are below `end`, after `position`. None: the position of the job."""
+    before = position or read_progress(connection)
     c = conversions.c
     ids = select(c.id).where(c.id > before.last, c.id < end).order_by(c.id).limit(PAGE_ROWS).subquery("page")
     number, last = connection.execute(select(func.count(), func.max(ids.c.id))).one()

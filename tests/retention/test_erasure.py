@@ -59,6 +59,7 @@ def add_personal_message(rows: Rows, message_id: str, to: str = PHONE, **more: A
     rows.hit(link, user_agent=f"{NAME}'s preview", address="203.0.113.9")
     hit = rows.first_click(message, link, user_agent=f"{NAME}'s phone", address="203.0.113.9")
     conversion = rows.conversion(message, hit_id=hit, metadata={"name": NAME}, transaction_id="T-1")
+    rows.converted(message)
     rows.revision(conversion, metadata={"name": NAME})
     event = rows.event(
         message,
