@@ -41,6 +41,7 @@ class SendResult:
     retry_after: float | None = None
     is_local: bool = False
     may_have_arrived: bool = False  # whether the request was sent, at least in part, so that the receiver may have processed it
+    is_repeated: bool = False  # whether the request was sent again, because an idle connection ended before a response
 
     @property
     def excerpt(self) -> bytes:

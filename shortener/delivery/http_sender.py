@@ -143,6 +143,7 @@ class HttpSender:
             retry_after=attempt.retry_after,
             is_local=failure is not None and failure.is_local,
             may_have_arrived=attempt.is_sent,
+            is_repeated=attempt.is_repeated,
         )
 
     async def _exchange(self, request: OutgoingRequest, attempt: SendState) -> None:
@@ -155,6 +156,7 @@ class HttpSender:
             except (aiohttp.ClientError, OSError):
                 if not (request.may_repeat and attempt.is_reused and not attempt.has_data):
                     raise
+                attempt.is_repeated = True
 
     async def _exchange_once(self, request: OutgoingRequest, attempt: SendState) -> None:
         """Send the request and read the response into `attempt`. After a timeout, `attempt` contains the bytes received so far."""

@@ -28,13 +28,15 @@ class SendState:
     """The state of a request and the part of its response that has been received so far.
 
     `is_sent` is true if a connection existed, so that the request was sent at least in part. `is_reused` is true if the connection
-    was used for another request before. `has_data` is true if the receiver has sent any byte for this request. `is_tunnelled` is
-    true if the first status line on the connection is the response of a proxy to CONNECT. `raw_response` contains the received
-    bytes after the status line if the status is in `_THROTTLING`."""
+    was used for another request before. `is_repeated` is true if the request was sent again, because an idle connection ended
+    before a response. `has_data` is true if the receiver has sent any byte for this request. `is_tunnelled` is true if the first
+    status line on the connection is the response of a proxy to CONNECT. `raw_response` contains the received bytes after the
+    status line if the status is in `_THROTTLING`."""
 
     has_slot: bool = False
     is_sent: bool = False
     is_reused: bool = False
+    is_repeated: bool = False
     has_data: bool = False
     is_tunnelled: bool = False
     status: int | None = None

@@ -138,7 +138,7 @@ class SendRunner:
 
     def _decide(self, attempt: SendInFlight, result: SubmitResult, now: int) -> tuple[FinishedSend, DeliveryReport | None]:
         claim = attempt.claim
-        doubtful = claim.doubtful or result.outcome in (SubmitOutcome.DOUBT, SubmitOutcome.UNREADABLE)
+        doubtful = claim.doubtful or result.is_repeated or result.outcome in (SubmitOutcome.DOUBT, SubmitOutcome.UNREADABLE)
         base_attempt, status, next_at = claim.base_attempt, SendStatus.PENDING, now
         if result.outcome is SubmitOutcome.ACCEPTED:
             status = SendStatus.SENT

@@ -9,8 +9,9 @@ response. The rules for responses (`classify`):
   is missing after the request was sent. In both cases the message is doubtful.
 
 The requests are sent by `delivery/sender.py`: within the time limit, with limited memory, without redirects, and only to permitted
-addresses. A request on an idle connection is sent again if the gateway has just closed this connection. Therefore, if doubtful
-messages must not be repeated, each request uses a new connection.
+addresses. A request on an idle connection is sent again if the gateway has just closed this connection. The gateway may have
+accepted the message before, so the message is then doubtful. If doubtful messages must not be repeated, each request uses a new
+connection.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -274,7 +276,8 @@ class HttpGateway:
         assert isinstance(settings, HttpSettings)
         sender = self.context.private_sender if self.config.allow_private else self.context.public_sender
         response = await sender.send(build_request(settings, message, repeats=self.config.repeats_doubtful), timeout)
-        return classify(settings, response)
+        result = classify(settings, response)
+        return replace(result, is_repeated=True) if response.is_repeated else result
 
     async def close(self) -> None:
         """Do nothing. The sender closes its connections."""

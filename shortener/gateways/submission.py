@@ -58,7 +58,8 @@ class SubmitResult:
     `reason` is a short name of the result, such as `accepted` or `rate_limited`. `detail` is the error text of the gateway, or a
     text that explains the failure. `error_code` is the code of the gateway. `status` is the HTTP status or the command status of
     SMPP. `retry_after` is the pause in seconds that the gateway requests. If `is_local` is true, this host failed, so the attempt
-    does not count. If `is_throttled` is true, the gateway rejected the message because it accepts fewer messages per second."""
+    does not count. If `is_throttled` is true, the gateway rejected the message because it accepts fewer messages per second. If
+    `is_repeated` is true, the attempt sent the message twice, because an idle connection ended before a response."""
 
     outcome: SubmitOutcome
     reason: str
@@ -69,6 +70,7 @@ class SubmitResult:
     retry_after: float | None = None
     is_local: bool = False
     is_throttled: bool = False
+    is_repeated: bool = False
     milliseconds: int = 0
 
 

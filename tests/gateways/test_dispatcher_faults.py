@@ -19,6 +19,8 @@ from shortener.ids import encode
 from shortener.storage import schema
 from tests.conftest import Clock
 from tests.databases import Cut, CutCommits
+from tests.delivery.receiver import receiver as tcp_receiver
+from tests.delivery.receiver import reset, respond
 from tests.factory import AUDIT, rows
 from tests.gateways.conftest import MakeGateway, SendMessages, stored_sends
 from tests.gateways.sending import FAILED, HELD, PENDING, SENT, other_process, start_attempts
@@ -275,3 +277,23 @@ async def test_a_cut_commit_of_an_outcome_and_of_the_next_claim_of_its_message_i
     assert sorted(attempt.attempt for attempt in await rows(service.database, schema.send_attempts)) == [1, 2]
     assert [line["event"] for line in logs if line["log_level"] == "error"] == []
     assert (len(receiver.requests), dispatcher._usage.busy) == (2, 0)
+
+
+async def test_a_message_that_was_sent_again_because_an_idle_connection_ended_is_doubtful(
+    service: Service, make_gateway: MakeGateway, send_messages: SendMessages
+) -> None:
+    async def behaviour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(peer.requests) == 2 and peer.connections == 1:  # the gateway has taken the message, and is killed
+            await reset(reader, writer)
+        else:
+            await respond(200, ACCEPTED.body)(reader, writer)
+
+    async with tcp_receiver(behaviour) as peer:
+        await make_gateway(peer.url(), concurrency=1)
+        await send_messages(2)
+        dispatcher = other_process(service)
+        await dispatcher.flush()
+        await dispatcher.flush()
+    sends = await stored_sends(service)
+    assert [send.status for send in sends] == [SENT, SENT]
+    assert (len(peer.requests), sorted(send.doubtful for send in sends)) == (3, [False, True])
