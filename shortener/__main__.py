@@ -1,4 +1,4 @@
-"""Run the `shortener` command, also with `python -m shortener`.
+"""Run the `shortener` command. `python -m shortener` does the same.
 
 If only the client is installed, print how to install the packages that the command needs.
 """

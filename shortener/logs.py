@@ -163,7 +163,8 @@ _stream: _LogStream | None = None
 def _dumps(event: dict[str, Any], **_: Any) -> str:
     try:
         return orjson.dumps(event, default=str).decode()
-    except TypeError:  # for example, an unpaired surrogate: a failure to log must not end the work that the log line describes
+    # orjson rejects some values, for example an unpaired surrogate. A failure to log must not end the work that the line describes.
+    except TypeError:
         return json.dumps(event, default=str)
 
 

@@ -23,7 +23,7 @@ _OTHER_MACROS = re.compile(
     rf"<({_WORD})>|(?<!\w)__([A-Za-z0-9]+(?:_[A-Za-z0-9]+)*)__(?!\w)|%%({_WORD})%%"
     r"|%(?![0-9A-Fa-f]{2})([A-Za-z][\w-]*)%|%([A-Za-z][\w-]*)%(?![0-9A-Fa-f]{2})"
 )
-# The macros ||x||, and <x>, #x#, %x% and ||x|| whose signs are percent-encoded once or twice.
+# The macro ||x||, and the macros <x>, #x#, %x% and ||x|| with signs that are percent-encoded once or twice.
 _PIPES = r"(?:\||%(?:25)?7C){2}"
 _ENCODED_MACROS = re.compile(
     rf"%(?:25)?3C({_WORD})%(?:25)?3E|%(?:25)?23({_WORD})%(?:25)?23|%25({_WORD})%25|{_PIPES}({_WORD}){_PIPES}", re.IGNORECASE
@@ -34,7 +34,7 @@ _BRACKET = re.compile(rf"(\[|%5B)\[?({_WORD})\]?(\]|%5D)", re.IGNORECASE)
 _AFTER_NAME = re.compile(r"(?:[\w)\]-]|%5D)\Z", re.IGNORECASE)
 _SEPARATORS = re.compile(r"[_.-]")
 
-# Maps placeholder names of other systems to the placeholders of this service with the same meaning.
+# The placeholder of this service that has the same meaning, by the placeholder name of another system.
 _SYNONYMS = {
     "clickid": "click_id",
     "cid": "click_id",

@@ -54,7 +54,7 @@ def _with_shared_methods(cls: type[T], *, is_hashable: bool) -> type[T]:
 
 
 class State(enum.IntEnum):
-    """The state of a message, in the order in which it can change. The names are those of Syniverse.
+    """The state of a message, in the order in which it can change. Syniverse uses the same names.
 
     FAILED and EXPIRED have the same rank, which is between SENT and DELIVERED. A late DELIVERED or a click therefore replaces
     FAILED and EXPIRED, but a late FAILED does not replace DELIVERED.

@@ -78,7 +78,7 @@ class Secret:
         return self.key("fingerprint").hex()[:16]
 
     def load(self) -> None:
-        """Import the library that `encrypt` and `decrypt` use. Call it before a transaction that uses them."""
+        """Import the library that `encrypt` and `decrypt` use. Call `load` before a transaction that encrypts or decrypts."""
         _ = self._fernet
 
     def encrypt(self, text: str) -> str:

@@ -427,7 +427,8 @@ class Settings(BaseModel):
 
     @property
     def unreachable_links(self) -> str | None:
-        """The reason why short links would not work if other machines can reach the service but BASE_URL is not set; else None."""
+        """If other machines can reach the service but BASE_URL is not set, the reason why short links would not work; otherwise
+        None."""
         if not self.has_default_base_url:
             return None
         if not is_loopback(self.host):

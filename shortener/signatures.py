@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-#: The prefix of signing secrets in the notation of Standard Webhooks. The secret in base64 follows it.
+#: The prefix of signing secrets in the notation of Standard Webhooks. The secret follows the prefix in base64.
 SIGNING_PREFIX = "whsec_"
 MAX_SECRET_LENGTH = 512
 #: A base64 secret without prefix gets a second signature if its decoded size is in this range, which Standard Webhooks permits.

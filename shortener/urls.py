@@ -190,9 +190,8 @@ def parse_base_url(url: str) -> BaseUrl:
 
 
 def parse_own_domain(url: str) -> BaseUrl:
-    """Return the prefix of the short links on a domain of an application. Raise the same UrlErrors as `parse_base_url`. Raise
-    UrlError also if the standards for host names forbid the host, because no certificate authority issues a certificate for such a
-    host."""
+    """Return the prefix of the short links on a domain of an application. Raise UrlError for every URL that `parse_base_url`
+    rejects, and for a host that the standards forbid, because no certificate authority issues a certificate for it."""
     parsed = parse_base_url(url)
     parts = urlsplit(parsed.origin)
     host = parts.hostname or ""
@@ -261,8 +260,8 @@ def is_web_url(url: str) -> bool:
 
 
 def host_name_of(url: str) -> str:
-    """Return the host of an absolute URL in the form of `Destination.host`: without port and brackets; "" for another scheme than
-    http and https."""
+    """Return the host of an absolute URL in the form of `Destination.host`, without port and brackets. Return "" if the scheme is
+    neither http nor https."""
     return urlsplit(url).hostname or "" if is_web_url(url) else ""
 
 
@@ -271,8 +270,8 @@ def host_of(url: str) -> str:
     """Return the host of an absolute URL in the form of a Host header: lower case, with the port unless it is the scheme's
     default.
 
-    Return "" for a URL with another scheme than http and https, because the text after such a scheme may be something else than a
-    host: myapp://order:4711223/x."""
+    Return "" if the scheme is neither http nor https, because the text after another scheme need not be a host:
+    myapp://order:4711223/x."""
     if not is_web_url(url):
         return ""
     parts = urlsplit(url)
@@ -302,9 +301,11 @@ def canonical_name(name: str) -> str:
 
 
 def embedded_ipv4(name: str) -> str | None:
-    """Return the IPv4 address that an IPv6 address (without brackets) contains, and to which a phone then connects. Return None for
-    other text. Such addresses are IPv4-mapped addresses (::ffff:192.0.2.1) and the addresses of NAT64 (64:ff9b::192.0.2.1), which
-    many mobile networks use."""
+    """Return the IPv4 address that an IPv6 address without brackets contains, or None. A phone that opens the IPv6 address connects
+    to this IPv4 address.
+
+    Such IPv6 addresses are IPv4-mapped addresses (::ffff:192.0.2.1) and the addresses of NAT64 (64:ff9b::192.0.2.1), which many
+    mobile networks use."""
     try:
         number = int(ipaddress.IPv6Address(name))
     except ValueError:
@@ -315,8 +316,8 @@ def embedded_ipv4(name: str) -> str | None:
 def _check_characters(url: str) -> None:
     bad = _FORBIDDEN.search(url)
     if bad is None and not url.isascii():
-        # A regular expression for characters that no host may contain: spaces of other scripts, unpaired surrogates, and invisible
-        # characters that can reverse or hide text.
+        # Reject further characters outside of ASCII: spaces of other scripts, unpaired surrogates, and invisible characters that
+        # can reverse or hide text.
         for position, character in enumerate(url):
             if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zs", "Zl", "Zp") and character not in _JOINERS:
                 _reject_character(character, position)

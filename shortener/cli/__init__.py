@@ -88,11 +88,10 @@ def main() -> None:
     creates: an installation, an export and a backup contain personal data.
     """
     os.umask(0o077)
-    # This variable prevents that pydantic searches the metadata of all installed packages for plugins.
+    # With this variable, pydantic does not search the metadata of all installed packages for plugins. The search is slow.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     try:
-        # The library click exits the process itself in its standalone mode. Without this mode, it returns the exit code and
-        # raises errors.
+        # click's standalone mode exits the process. Without this mode, click returns the exit code and raises errors.
         sys.exit(cli(standalone_mode=False))
     except click.Abort:
         sys.exit(1)

@@ -78,7 +78,7 @@ async def create_application(name: str, domain: str | None, company_id: int | No
         click.echo("Store the key, the token and the secret now; they are not shown again.", err=True)
 
     print_result(fields, as_json, print_text)
-    # This is after the credentials are printed, because it makes a DNS look-up, which the user can interrupt
+    # The credentials are printed before this check, because the check makes a DNS look-up, which the user can interrupt.
     await _warn_of_domain(domain)
 
 

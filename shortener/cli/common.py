@@ -1,5 +1,5 @@
-"""This module contains the functions that all commands share: the option `--json`, settings, the database, tables, and error
-texts."""
+"""The functions that all commands share. They read settings, open the database, ask for confirmation, and print results and
+errors."""
 # Tested by tests/cli/test_commands.py
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def confirm(what: str, yes: bool, *, is_required: bool = False) -> None:
 
 
 class _RolledBack(Exception):
-    """Raised to roll a transaction back that was only run to find out whether it is refused."""
+    """Raised to roll back a transaction that ran only to find out whether the database rejects it."""
 
 
 async def confirm_write(
@@ -95,8 +95,8 @@ async def confirm_write(
 ) -> T:
     """Confirm a change with `confirm`, write it as one transaction, and return the result of the transaction.
 
-    If there is something to confirm, the transaction runs once before and is rolled back. So a change that is refused, for example
-    because the object does not exist, fails with its reason and without a question. `transact` must have no effects outside of the
+    If the user must confirm, the transaction first runs once and is rolled back. Therefore an impossible change, for example of an
+    object that does not exist, fails with its reason before the user is asked. `transact` must have no effects outside of the
     database."""
 
     def rehearse(connection: Connection) -> None:
@@ -142,7 +142,7 @@ HELP_PAGE = "docs/reference/errors.md"
 
 
 def load_settings(**overrides: Any) -> Settings:
-    """Return the settings; `overrides` replace them. Raise ClickException with one line for each unusable setting."""
+    """Return the settings. `overrides` replace single values. Raise ClickException with one line for each unusable setting."""
     try:
         return settings_sources.load(**overrides)
     except SettingsError as error:
@@ -218,8 +218,8 @@ def async_command(command: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T
 
 @contextmanager
 def after_change() -> Iterator[None]:
-    """If the database becomes unavailable after the commit, while the command reads the values that it prints, raise an error which
-    says that the change is stored."""
+    """Raise an error which says that the change is stored, if the database becomes unavailable in the `with` block. There, after
+    the commit, a command reads the values that it prints."""
     try:
         yield
     except StoreUnavailable as error:
@@ -251,8 +251,8 @@ async def open_store(application: int | None = None) -> AsyncIterator[Any]:
 
     Raise ApiError NOT_FOUND if no application has the id `application`. 0 and None are not checked.
 
-    If the command changes an account, wait until the processes of the installation use the change. Otherwise a script that
-    revokes a key or adds a domain would see the old state in its next request.
+    If the command has changed an account, wait at the end until the processes of the installation use the change. Without this
+    wait, a script that revokes a key or adds a domain would see the old state in its next request.
 
     Raise NoInstallation if the database does not exist, so that a command in the wrong folder does not create one."""
     from shortener.accounts.directory import read_version, require_application

@@ -177,7 +177,8 @@ async def verify(since: datetime | None, until: datetime | None, repair: bool, a
 
 
 def _add_audit_row(audit: Any, since: datetime, until: datetime, now: datetime, connection: Any, corrected: int) -> None:
-    """Add the audit row of a repair that changes `corrected` rolled-up counts of a period, or counts so many converted messages."""
+    """Add the audit row of `verify --repair` for a period. `corrected` is the number of corrected rolled-up counts, or the number
+    of converted messages that were counted."""
     from shortener.storage.types import to_iso
 
     audit.add(connection, now, "counts_repaired", after={"since": to_iso(since), "until": to_iso(until), "corrected": corrected})

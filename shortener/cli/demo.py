@@ -61,9 +61,9 @@ def demo(portal: bool, port: int, messages: int, as_json: bool) -> None:
 
 def _serve_portal(port: int, messages: int, as_json: bool) -> None:
     """Fill a temporary installation, and run `shortener serve` on it until a signal stops it."""
-    import subprocess  # the modules of the demo traffic are imported here, because only the option --portal needs them
+    import subprocess  # imported here, because only the option --portal needs it
 
-    bind("127.0.0.1", port).close()  # creating the traffic takes a minute, so check the port first
+    bind("127.0.0.1", port).close()  # check the port first, because creating the traffic takes a minute
     from shortener.cli.demo_receivers import demo_receivers
 
     with tempfile.TemporaryDirectory(prefix="shortener-demo-") as folder, demo_receivers() as receivers:

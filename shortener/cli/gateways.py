@@ -147,8 +147,11 @@ def _limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _settings_of(pairs: dict[str, str], variables: dict[str, str]) -> dict[str, Any]:
-    """Return the settings in NAME=VALUE pairs. A value that begins with { or [ is parsed as JSON, except if the setting is a text
-    or a member of an object. Each variable becomes the member variables.NAME."""
+    """Return the settings of a gateway from the options of a command. `pairs` contains the option --set, `variables` the option
+    --variable.
+
+    A value of `pairs` that begins with { or [ is parsed as JSON. It stays a text if the setting is a text or a member of an object.
+    The variable x becomes the setting variables.x."""
     from shortener.gateways.kinds import KINDS
 
     texts = {name for kind in KINDS.values() for name, field in kind.settings_model.model_fields.items() if field.annotation is str}

@@ -231,13 +231,13 @@ async def _change_link(code: str, application: int | None, requested: dict[str, 
 
 
 async def _perform_earlier(updates: LinkUpdates) -> int:
-    """Perform batches of an earlier update of the application. The new update waits until the earlier update is complete, and
-    perhaps no server runs. Return the number of batches."""
+    """Perform batches of an earlier link update of the application, and return their number. The new update cannot begin before the
+    earlier update is complete, and perhaps no server runs that would complete it."""
     try:
         return await updates.step()
     except StoreUnavailable:
         raise
-    except Exception:  # the earlier update is stopped now, and the new update continues
+    except Exception:  # after this error, the earlier update is stopped, and the new update can begin
         return 0
 
 
@@ -278,7 +278,7 @@ async def _change_links(
         public_id = LINK_UPDATE_IDS.encode(update_id)
         try:
             while True:
-                # Wait if another process performs this update or an earlier update of the application.
+                # Wait if another process performs the new update or an earlier update of the application.
                 if not await updates.perform(update_id) and not await _perform_earlier(updates):
                     await asyncio.sleep(0.1)
                 fields = serialize_update(await database.read(find_update, public_id, application))

@@ -183,8 +183,8 @@ def period_options(
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return a decorator that adds the options --since and --until. The command gets them as `since` and `until`: UTC, or None.
 
-    `rows` describes the period in the help texts, for example " in which the messages were created". `note` is the first sentence
-    of both. `required` is true if --since is required."""
+    `rows` describes the period in the help texts, for example " in which the messages were created". `note` is a sentence before
+    both help texts. `required` is true if --since is required."""
     since_text = f"{note}Start of the period{rows}: a date or a time, which is included. Without a zone it is in UTC."
     until_text = f"{note}End of the period{rows}: a date, which is included, or a time, which is excluded. Without a zone it is in "
     until_text += f"UTC. Default: {until_default}."

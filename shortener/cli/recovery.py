@@ -188,7 +188,8 @@ async def adopt_secret(yes: bool, as_json: bool) -> None:
     database = await open_database(settings.store_url, owner=True)
     place = secret_file(settings.data_dir)
     is_new = not settings.secret.get_secret_value() and not place.exists()
-    # True from the beginning of the transaction, because the transaction may be committed even if the command gets an error
+    # `is_written` becomes True before the transaction begins, because the transaction may be committed even if the command gets an
+    # error.
     is_written = False
     lost: list[LostValue] = []
     try:
@@ -243,7 +244,7 @@ async def _adopt(database: Any, new: Secret) -> list[LostValue]:
 
 @contextlib.asynccontextmanager
 async def _open_spool(settings: Settings, secret: Secret) -> AsyncIterator[HitSpool]:
-    """Yield the spool of hits in Redis of the installation with this secret. REDIS_URL must be set."""
+    """Yield the spool in Redis whose keys are derived from this secret. REDIS_URL must be set."""
     from shortener.clicks.hit_spool import HitSpool
     from shortener.container.connections import key_prefix
     from shortener.redis.client import open_redis

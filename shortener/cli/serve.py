@@ -343,7 +343,7 @@ async def _print_start(service: Service, as_json: bool) -> None:
 
 
 def _printed_credentials(service: Service, first: Credentials) -> dict[str, str | None]:
-    """Return the credentials that the first start prints: none if the operator has set INITIAL_API_KEY."""
+    """Return the credentials that the first start prints. If the operator has set INITIAL_API_KEY, all values are None."""
     values = {"api_key": first.api_key, "tracker_token": first.tracker_token, "callback_secret": first.callback_secret}
     return dict.fromkeys(values) if service.settings.initial_api_key.get_secret_value() else values
 

@@ -154,8 +154,9 @@ async def stats(
 
 
 def _report(by: str | None, zone: Any) -> Callable[[Any, Any], tuple[list[tuple[Any, Any]], bool]]:
-    """Return the function that computes the requested report from a connection and a filter. This function returns (name, figures)
-    for each group, and whether the figures are complete."""
+    """Return the function that computes the requested report from a connection and a filter.
+
+    The function returns two values: a (name, figures) pair for each group, and whether the figures are complete."""
     from shortener.reporting import statistics
 
     def run(connection: Any, scope: Any) -> tuple[list[tuple[Any, Any]], bool]:

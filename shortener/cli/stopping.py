@@ -105,7 +105,7 @@ def end_process() -> NoReturn:
 
 def _cut_off(number: int, frame: object) -> None:
     """End the process at once. Call this if a part of the process still waits, for example for a database that does not respond.
-    When this function is called, all data that can be written is written, and log lines have reported lost data. A signal handler
-    must not use a logger, because the main thread may hold its lock."""
+    Before this call, the stop has written all data that can be written, and has logged lost data. A signal handler must not use a
+    logger, because the main thread may hold its lock."""
     os.write(2, b"The stop took too long and was cut off.\n")
     os._exit(0)

@@ -332,8 +332,8 @@ async def _confirm_update(database: Any, found: Tracker, changes: TrackerChanges
 
 
 def _warn(secret: str | None, about_filter: str | None) -> None:
-    """Print the warnings about a saved tracker. One is about its filter for conversions. Another is about a signing secret that the
-    user has chosen and that some libraries cannot use unchanged. `secret` is None if it was generated."""
+    """Print the warnings about a saved tracker: `about_filter` about its filter for conversions, and a warning about a secret that
+    some libraries cannot use unchanged. `secret` is None if the service generated the secret."""
     from shortener.signatures import secret_warning
 
     for warning in (secret_warning(secret) if secret else None, about_filter):

@@ -40,7 +40,7 @@ def change_balance(
 
 
 def remove_balance(connection: Connection, audit: AuditWriter, application_id: int, now: datetime) -> bool:
-    """Remove a balance, as `balances.remove_balance`."""
+    """Remove a balance, as `balances.remove_balance` does."""
     old = balances.lock_balances(connection, [application_id]).get(application_id)
     removed = balances.remove_balance(connection, application_id)
     if removed:
@@ -63,7 +63,7 @@ def _text(amount: Decimal) -> str:
 
 
 def set_price(connection: Connection, audit: AuditWriter, application_id: int, prefix: str, price: Decimal, now: datetime) -> str:
-    """Set a price, as `prices.set_price`. Return the prefix as stored."""
+    """Set a price, as `prices.set_price` does. Return the prefix as stored."""
     found = _prices(connection, application_id)
     digits = prices.set_price(connection, application_id, prefix, price)
     before, after = ({"price": one} for one in (found.get(digits), _text(price)))
@@ -72,7 +72,7 @@ def set_price(connection: Connection, audit: AuditWriter, application_id: int, p
 
 
 def remove_price(connection: Connection, audit: AuditWriter, application_id: int, prefix: str, now: datetime) -> str:
-    """Remove a price, as `prices.remove_price`. Return the prefix as stored."""
+    """Remove a price, as `prices.remove_price` does. Return the prefix as stored."""
     found = _prices(connection, application_id)
     digits = prices.remove_price(connection, application_id, prefix)
     before = {"price": found[digits]}
@@ -92,7 +92,7 @@ def _subject(digits: str) -> str:
 
 
 def add_opt_out(connection: Connection, audit: AuditWriter, application_id: int, phone: str, now: datetime, source: str) -> bool:
-    """Add a number in E.164 to an opt-out list, as `opt_outs.add_opt_out`. The row contains the masked number."""
+    """Add a number in E.164 to an opt-out list, as `opt_outs.add_opt_out` does. The audit row contains the masked number."""
     added = opt_outs.add_opt_out(connection, application_id, phone, now, source)
     if added:
         audit.add(connection, now, "opt_out_added", phone, application_id=application_id)
@@ -100,7 +100,8 @@ def add_opt_out(connection: Connection, audit: AuditWriter, application_id: int,
 
 
 def remove_opt_out(connection: Connection, audit: AuditWriter, application_id: int, phone: str, now: datetime) -> bool:
-    """Remove a number in E.164 from an opt-out list, as `opt_outs.remove_opt_out`. The row contains the masked number."""
+    """Remove a number in E.164 from an opt-out list, as `opt_outs.remove_opt_out` does. The audit row contains the masked
+    number."""
     removed = opt_outs.remove_opt_out(connection, application_id, phone)
     if removed:
         audit.add(connection, now, "opt_out_removed", phone, application_id=application_id)

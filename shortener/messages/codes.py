@@ -22,8 +22,8 @@ _MIN_SALT_CHARACTERS = 16
 # has more than 10.
 _MIN_DISTINCT_SALT_CHARACTERS = 8
 
-# hashids writes every number with this many different digits. A code consists of one character and the digits of the number, so
-# this is the smallest number whose code has three characters.
+# The base in which hashids writes numbers. A code consists of one character and the digits of the number. Therefore the base is the
+# smallest number whose code has three characters: it has two digits.
 _BASE = next(number for number in range(1, 63) if len(Hashids().encode(number)) == 3)
 # hashids selects the alphabet for a number by the last two decimal digits of the number. hashids promises to keep this algorithm.
 _ALPHABETS = 100
@@ -79,7 +79,8 @@ class Codes:
 
 @cache
 def _every_digit() -> int:
-    """Return a number that has, in base _BASE, each digit once and then two zeros. Adding up to 99 changes only the two zeros."""
+    """Return the number whose digits in base _BASE are each digit once, followed by two zeros. Adding up to 99 changes only the
+    zeros."""
     number = 0
     for digit in reversed(range(_BASE)):
         number = number * _BASE + digit

@@ -31,8 +31,7 @@ class Reply(NamedTuple):
 
 def record_reply(connection: Connection, application_id: int, phone: str, text: str, now: datetime) -> Reply:
     """Process the reply that a recipient sent from a phone number in E.164. Add the number to the application's opt-out list after
-    a stop word, or remove it after a start word. Return the keyword, whether the number is on the list now, and the id of the
-    message to which the reply belongs."""
+    a stop word, or remove it after a start word. Return the recorded reply."""
     keyword = parse_reply(text)
     if keyword == "stop":
         add_opt_out(connection, application_id, phone, now, FROM_REPLY)

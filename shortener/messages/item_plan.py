@@ -72,8 +72,8 @@ class ItemPlan:
     base_url: str = ""  # scheme, host and port of the short links
     link_path: str = ""  # the path before the code in a short link
     gateway_id: int | None = None  # the gateway that sends the message; None: the message is not sent
-    not_sent: str = NOT_SENT  # the warning if the request asks to send the message, but no gateway sends it
-    is_simulated_by_request: bool = False  # true if the request names the simulator, but the application's own gateway is another
+    not_sent: str = NOT_SENT  # the warning if the request asks the service to send the message, but no gateway sends it
+    is_simulated_by_request: bool = False  # true if the request names the simulator although the application has another gateway
     warnings: tuple[str, ...] = ()
     segments_without_rewriting: int = 0
     # The number of characters and the size of the body with short links. They do not depend on the codes: all codes of an
@@ -84,8 +84,8 @@ class ItemPlan:
 
 
 def _unknown_gateway(application: Application) -> str:
-    """Return the reason why requests of the application may not name this gateway. The reason lists the gateways that they may
-    name."""
+    """Return the reason for rejecting a request that names a gateway which its application may not use. The reason lists the
+    gateways that the application may use."""
     known = ", ".join(one.name for one in application.gateways) or "none"
     command = f"`shortener applications update {application.id} --gateway NAME`"
     return (

@@ -46,7 +46,7 @@ _NEAR = re.compile(
     re.IGNORECASE,
 )
 _MISTYPED = re.compile(rf"#+\s*(\w{{4,10}})\s*{_BRACKET}{_QUOTE}{_URL}", re.IGNORECASE)
-# A regular expression for a name with blanks or signs inside, in front of a quoted URL, and one for these blanks and signs.
+# _SPLIT matches a name with blanks or signs inside, in front of a quoted URL. _SEPARATORS matches these blanks and signs.
 _SPLIT = re.compile(rf"#+([^(\[{{<【❨\"'“”]{{5,32}}?)\s*{_BRACKET}{_QUOTE}{_URL}", re.IGNORECASE)
 _SEPARATORS = re.compile(r"&(?:#?\w{1,8});|%(?:25)*20|[\W_]")
 _NAMES = ("track", "trackurl")

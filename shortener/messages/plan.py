@@ -206,8 +206,8 @@ def _identify(
 def _refused_senders(
     application: Application, item: RewriteItem, item_index: int, numbers: Mapping[int, PhoneNumber]
 ) -> dict[int, Problem]:
-    """Return a problem for each recipient, by its index, to whose country networks do not deliver the sender. Return no problem if
-    the application does not reject such senders."""
+    """Return a problem for each recipient in a country whose networks do not deliver the sender. The keys are the indexes of the
+    recipients. Return {} if the application does not reject such senders."""
     if application.settings.sender_rules != "reject":
         return {}
     sender, problems = item.from_address, {}
@@ -243,7 +243,8 @@ def _content_of(item: RewriteItem) -> bytes:
         item.metadata,
         item.tracking,
         *([item.domain] if item.domain else []),
-        # Older releases had no field `opt_out`. Without the field, the hash must be equal to the hash that they stored.
+        # Older releases had no field `opt_out`. The hash of a message without it must be equal to the hash that those releases
+        # stored.
         *([item.opt_out] if item.opt_out else []),
         *([("gateway", item.gateway)] if item.gateway is not None else []),
     )

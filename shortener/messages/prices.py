@@ -1,7 +1,7 @@
 """Prices of one SMS segment by the first digits of the recipient's number.
 
 The longest prefix that matches a number decides. A price of the application always has priority over a price for all applications,
-even if the prefix of the latter is longer. The prefix "" matches every number.
+even over a price with a longer prefix. The prefix "" matches every number.
 """
 
 from __future__ import annotations

@@ -120,10 +120,11 @@ def render_repeat(
 
 
 def _locate(body: str, tracks: Sequence[TrackMode], links: Sequence[StoredLink]) -> tuple[TrackMode, list[Span] | None]:
-    """Return the first of the track modes that finds the stored links in a body, with their spans; None if no mode finds them.
+    """Return the first of the track modes that finds the stored links in a body, with the spans of the links. If no mode finds
+    them, the spans are None.
 
-    A mode that finds exactly these links has priority over one that finds other URLs too, because its warnings are those of the
-    first response. Raise DirectiveError if a directive is malformed."""
+    A mode that finds only the stored links has priority over a mode that also finds other URLs, because then the warnings are the
+    same as in the first response. Raise DirectiveError if a directive is malformed."""
     found: tuple[TrackMode, list[Span] | None] = (tracks[0], None)
     for track in tracks:
         spans = locate_spans(body, track, [(link.url, link.label) for link in links])

@@ -1,4 +1,5 @@
-"""This module finds the messages of a rewrite request that repeat a stored message, and those whose message_id is used already."""
+"""This module compares the messages of a rewrite request with stored messages. It finds repeats, and messages whose message_id is
+already used for other content."""
 # Tested by tests/messages/test_write.py and tests/web/test_rewrite_errors.py
 
 from __future__ import annotations

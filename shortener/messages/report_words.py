@@ -43,14 +43,14 @@ WORDS: Mapping[str, Mapping[str, State | None]] = {
         "SMSC SUBMIT": _SENT,
         "SMSC REJECT": _FAILED,
         "SMSC INTERMEDIATE NOTIFICATION": None,
-        # Kannel: the meanings of the bits of dlr-mask.
+        # The texts in Kannel's documentation of the bits of dlr-mask.
         "DELIVERED TO PHONE": _DELIVERED,
         "NON DELIVERED TO PHONE": _FAILED,
         "QUEUED ON SMSC": None,
         "DELIVERED TO SMSC": _SENT,
         "NON DELIVERED TO SMSC": _FAILED,
     },
-    # SMPP: any other word that begins with ESME_R means that the submission failed.
+    # A word that begins with ESME_R, but is not in this table, means that the submission failed (PREFIXES).
     "Jasmin": {"ESME_ROK": _SENT, "DELIVRD": _DELIVERED, "UNDELIV": _FAILED},
     "playSMS": {"PENDING": None, "SENT": _SENT, "FAILED": _FAILED, "DELIVERED": _DELIVERED},
     "Twilio": {

@@ -130,7 +130,7 @@ class Rewriter:
 
     @contextlib.contextmanager
     def _large_request(self) -> Iterator[None]:
-        """Count a large request while the context is open."""
+        """Count a request as a large request in progress while the `with` block runs."""
         self._totals.large_requests += 1
         try:
             yield
@@ -141,7 +141,8 @@ class Rewriter:
         return await asyncio.get_running_loop().run_in_executor(self._planners, plan)
 
     async def _store(self, application: Application, request: PlannedRequest, started: int) -> Response:
-        """Store a planned request with the next commit, and return its response. `started` is for the trace."""
+        """Store a planned request with the next commit, and return its response. `started` is the time in ns since 1970 at which
+        the span of the rewrite begins."""
         if not request.may_be_repeat and not request.may_send:
             request.check(request.messages)
         response = await self._commits.submit(request)
@@ -219,5 +220,5 @@ class Rewriter:
 
 
 def _is_large(items: Sequence[RewriteItem]) -> bool:
-    """Return whether the messages are planned in a thread."""
+    """Return whether the messages have so much text that they are planned in a thread."""
     return sum(len(item.body) * max(len(item.to), 1) for item in items) > MAX_PLANNED_AT_ONCE

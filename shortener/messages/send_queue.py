@@ -1,6 +1,6 @@
 """This module queues messages for gateways, in the transaction of the rewrite. One transaction stores a message, deducts its cost
-and adds its row to `sends`. Therefore a message is both stored and queued, or neither of the two. `gateways/dispatcher.py` hands
-the queued messages to the gateways.
+and adds its row to `sends`. Therefore a message that a gateway must send is never stored without being queued, or queued without
+being stored. `gateways/dispatcher.py` hands the queued messages to the gateways.
 
 A message is not sent to a recipient on the opt-out list of the application. A prepaid application sends only to numbers with a
 price, and only if its balance covers the cost.

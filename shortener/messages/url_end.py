@@ -206,8 +206,8 @@ def _end_of_sentence(body: str, rest: int, end: int) -> int:
 
 
 def _is_single_word(before: str) -> bool:
-    """Return whether the word after a comma belongs to the sentence. If the path `before` is a list or a place name, the word can
-    belong to the path."""
+    """Return whether the word after a comma belongs to the sentence and not to the path `before`. If the path is a list or a place
+    name, return False, because the word can belong to the path."""
     return not any(mark in before for mark in ",;!") and not before.rpartition("/")[2][:1].isupper()
 
 

@@ -189,7 +189,7 @@ def _install(temporary: Path, database: Path, secret_file: Path, secret: str | N
                 undo.callback(secret_file.unlink)
 
         if not ending:
-            put_secret()  # this is the first step, because a process that is killed between the two steps can then be started again
+            put_secret()  # write the secret first: if the process is killed after this step, the restore can be run again
         for suffix in ("-wal", "-shm", ""):
             move(database.with_name(database.name + suffix), f"{database.name}.{ending}{suffix}")
         _put_in_place(temporary, database)

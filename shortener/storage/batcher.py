@@ -50,7 +50,7 @@ MAX_IN_FLIGHT = 2  # The maximum number of batches in flight.
 #: The maximum number of rows of a batch on SQLite, if `rows_of` is given. An item with more rows is written alone. A transaction of
 #: 200 rows of messages and links takes about 6 ms of processor time, and clicks wait until it ends.
 MAX_ROWS = 256
-MAX_CLASHES = 5  # The maximum number of attempts of a group commit whose rows a unique index rejects.
+MAX_CLASHES = 5  # A group commit makes at most this number of attempts if a unique index rejects its rows.
 MIN_GROUP_ITEMS = 8  # The minimum number of requests that a group commit writes together, if at least this number wait.
 # If this number of items of a batch fail, each in its own transaction, and none succeeds, all items of the batch count as rejected.
 MAX_PROBES = 8
@@ -428,7 +428,7 @@ class _RequestHandler(Generic[Item, Result, Value]):
         for request in items:
             if request.uncertain_until is None and isinstance(error, CommitUncertain):
                 request.uncertain_until = now + UNCERTAIN_SECONDS
-                # An attempt may take longer than this time, but its caller does not wait for it.
+                # The caller gets this error after UNCERTAIN_SECONDS, even if an attempt still runs.
                 loop.call_later(UNCERTAIN_SECONDS, _fail, request.future, CommitUncertain(str(error)))
             if request.uncertain_until is None:
                 _fail(request.future, StoreUnavailable(str(error)))

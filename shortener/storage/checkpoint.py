@@ -31,8 +31,8 @@ import structlog
 
 log = structlog.get_logger(__name__)
 
-#: The target duration of a checkpoint. In a longer checkpoint, a page that several commits changed is written only once. During a
-#: shorter checkpoint, the writer waits less for the busy disk.
+#: The target duration of a checkpoint. A longer checkpoint writes less, because it writes a page that several commits changed only
+#: once. A shorter checkpoint delays the writer less, because the disk is busy for a shorter time.
 TARGET_SECONDS = 0.3
 # The minimum, default and maximum number of changed rows between two checkpoints.
 MIN_ROWS, DEFAULT_ROWS, MAX_ROWS = 2_000, 20_000, 500_000
@@ -40,7 +40,7 @@ MAX_INTERVAL_SECONDS = 5.0  # The maximum time between two checkpoints if few ro
 # A WAL with at least this number of frames is long: the writer should copy its remaining pages, so that the WAL restarts from its
 # beginning.
 LONG_WAL_FRAMES = 50_000
-#: The writer copies the remaining pages of a long WAL after a checkpoint of the thread that took at most SHORT_SECONDS. If a
+#: The writer copies the remaining pages of a long WAL only after the thread has made a checkpoint in at most SHORT_SECONDS. If a
 #: checkpoint took longer, the thread repeats it, at most MAX_REPEATS times. SHORT_SECONDS is the limit for a WAL of
 #: LONG_WAL_FRAMES; for a longer WAL, the limit is proportionally longer. With a fixed limit, a WAL that grows as fast as the disk
 #: can write would never restart.

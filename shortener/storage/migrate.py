@@ -250,7 +250,8 @@ def upgrade(connection: Connection, revision: str = "head") -> None:
 
     if connection.dialect.name == "postgresql":
         connection.execute(text(f"SELECT pg_advisory_xact_lock({AdvisoryLock.MIGRATE:d})"))
-        # Only now, because the wait for another process that migrates blocks no statements of the nodes.
+        # Limit only the waits after this line. The wait for the advisory lock of another migration blocks no statements of the
+        # nodes.
         connection.execute(text(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}"))
     config = _config()
     config.attributes["connection"] = connection

@@ -80,7 +80,7 @@ class PostgresDatabase:
             self.has_failed_writes = True
             raise
 
-    write_later = write  # PostgreSQL runs transactions at the same time.
+    write_later = write  # PostgreSQL runs transactions concurrently, so bulk work does not delay the others.
 
     async def _write(self, transact: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         with store_errors():
@@ -91,7 +91,7 @@ class PostgresDatabase:
                         result = await connection.run_sync(transact, *args, **kwargs)
                         committing = True
                     return result
-                except OSError as error:  # TimeoutError is an OSError.
+                except OSError as error:  # This includes TimeoutError.
                     if committing:
                         raise _commit_uncertain(error) from error
                     raise

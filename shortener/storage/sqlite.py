@@ -50,8 +50,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 BUSY_TIMEOUT_MS = 1000
-#: A command waits longer than a server. SQLite has no queue for the lock of the database, so that a command gets the lock only by
-#: chance while a server writes.
+#: A command waits longer than a server. SQLite has no queue for the lock of the database, so a command gets the lock only by chance
+#: while a server writes.
 COMMAND_BUSY_TIMEOUT_MS = 10_000
 #: The longest duration of one read in the process that serves.
 MAX_READ_SECONDS = 60.0
@@ -143,7 +143,7 @@ class SqliteDatabase:
                 with store_errors():
                     self._transact(_change_user_version)
             except StoreUnavailable:
-                return  # A later commit of other data would have the same effect.
+                return  # The next commit of other data has the same effect.
             if self._checkpointer is not None:
                 self._checkpointer.committed(self._driver, is_requested=True)
 

@@ -30,7 +30,7 @@ balances = Table(
     Column("updated_at", Instant, nullable=False),
 )
 
-#: Changes of a balance by an operator. The costs of messages are not listed here, but in `sends`.
+#: Changes of balances that people made with the API or the command line. The costs of messages are not listed here, but in `sends`.
 balance_changes = Table(
     "balance_changes",
     metadata,
@@ -50,5 +50,6 @@ opt_outs = Table(
     Column("application_id", Integer, primary_key=True, autoincrement=False),
     Column("phone", Text, primary_key=True),
     Column("at", Instant, nullable=False),
-    Column("source", Text, nullable=False),  # How the recipient refused: the word of the reply, or "operator".
+    # "STOP" (a reply of the recipient), "api" (an API call) or "operator" (the command line).
+    Column("source", Text, nullable=False),
 )

@@ -48,7 +48,8 @@ first_conversions = Table(
     "first_conversions",
     metadata,
     Column("id", RowId, primary_key=True, autoincrement=False),  # The row id of the message.
-    Column("at", Instant, nullable=False),  # The time of the conversion. The figure `converted_messages` counts the message then.
+    # The time of the conversion. The figure `converted_messages` counts the message at this time.
+    Column("at", Instant, nullable=False),
 )
 
 #: The earlier revisions of conversions that changed. The row in `conversions` is the latest revision.

@@ -47,7 +47,7 @@ messages = Table(
     Column("message_id", Text, nullable=False),
     Column("request_id", Text, nullable=False),
     Column("external_request_id", Text, nullable=False, server_default=""),
-    Column("content_hash", Text, nullable=False),  # A hash of the request, with which a repeated message_id is compared.
+    Column("content_hash", Text, nullable=False),  # The hash of the content. A repeat of the message must have the same hash.
     Column("to_address", Text, nullable=False),
     Column("from_address", Text, nullable=False, server_default=""),
     Column("sender_id_id", Text, nullable=False, server_default=""),

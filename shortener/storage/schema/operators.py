@@ -93,14 +93,15 @@ sign_in_failures = Table(
     Column("last_at", Instant, nullable=False, index=True),
 )
 
-#: The audit log: what operators did. Rows are never changed, and they are deleted after their retention time.
+#: The audit log: all changes, and the sign-ins, exports and revealed phone numbers in the portal. Rows are never changed, and they
+#: are deleted after their retention time.
 audit_log = Table(
     "audit_log",
     metadata,
     Column("id", RowId, primary_key=True, autoincrement=False),
     Column("at", Instant, nullable=False),
-    Column("operator_id", Integer),  # NULL: nobody was signed in, or the action was made on the command line.
-    Column("operator", Text, nullable=False),  # The name of the operator when the action was recorded.
+    Column("operator_id", Integer),  # NULL: the actor is not a known operator of the portal.
+    Column("operator", Text, nullable=False),  # The name of the actor when the action was recorded.
     Column("session_id", Integer),
     Column("network", Text, nullable=False),
     Column("action", Text, nullable=False),
