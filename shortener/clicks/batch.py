@@ -1,18 +1,18 @@
 """The transaction that writes a batch of hits.
 
-The number of statements does not depend on the size of the batch: one query finds all links by their codes, one statement claims
-first clicks, and one insert each writes the hits, the events and the count deltas.
+The number of statements does not depend on the size of the batch: one query finds all links by their codes, one statement stores
+the first clicks, and three inserts write the hits, the events and the count deltas.
 
 A link has at most one first click, and a message has at most one first click, even if several processes write hits at the same
 time. Only a hit by a human can be a first click. A first click creates an event. Each hit on an existing link is stored. Hits by
 machines, hits after the expiry of the link and hits on a disabled link are stored too, but they are not clicks. There is one
-exception: ignored and suspected hits above a limit are counted in a metric and not stored. The contextual rules of an application
-may change the verdict of a hit here.
+exception: ignored and suspected hits above a limit are counted in a metric and not stored. In this transaction, the contextual
+rules of an application may change the verdict of a hit.
 
 If a statement fails, the transaction stores nothing, and the caller can write the batch again. The argument `is_uncertain` means
 that an earlier attempt may have been committed. In this case, hits that are already stored are not written again, but they count in
-the result. A failed attempt changes two things in memory: the records of RecentAddresses and RecentLinks, and the verdicts of the
-hits.
+the result. After a failed attempt, two changes remain in memory: the entries of RecentAddresses and RecentLinks, and the verdicts
+of the hits.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class BatchResult:
     """The effect of a committed batch. `resolutions` has one resolution for each hit, in the order of the hits."""
 
     resolutions: list[Resolution]
-    events: int = 0  # the number of events of this batch; not 0 if an earlier attempt wrote events
+    events: int = 0  # the events that this attempt wrote, plus one for each hit that an earlier attempt stored
     recorded: int = 0  # the number of stored hits, including those that an earlier attempt stored
     inserted: int = 0  # the number of hits that this attempt stored
     first_clicks: int = 0
@@ -183,10 +183,11 @@ class HitBatchWriter:
     def _await_confirmation(
         self, hits: Sequence[Hit], links: Mapping[str, LinkRow], resolutions: list[Resolution], policies: HitPolicies
     ) -> set[int]:
-        """Replace the resolution of each hit that must be confirmed. Return the ids of the hits that get the confirmation page.
+        """Find the hits that get the confirmation page. Replace their resolutions and return their ids.
 
-        A hit that a contextual rule suspects is resolved again. A hit that gets the confirmation page is ignored if no rule
-        suspects it, so that it is not a click. A hit that was redirected before this transaction gets no page."""
+        The resolution of a suspected hit is computed again, because a contextual rule may have changed the verdict of the hit. If
+        no rule suspects a hit that gets the page, the hit becomes IGNORED, so that it is not a click. A hit that was redirected
+        before this transaction gets no page."""
         pages: set[int] = set()
         for index, hit in enumerate(hits):
             if hit.is_redirected:
@@ -329,7 +330,7 @@ class _BatchRows:
                     counts[CLICKED_LINKS, group] = counts.get((CLICKED_LINKS, group), 0) + 1
                 if flags & _FIRST_FOR_MESSAGE:
                     self.first_clicks += 1
-                    # The count of the time from sending to the first click is not part of this delta: the fan-out adds it.
+                    # This delta does not contain the time from sending to the first click. The fan-out counts that time.
                     counts[CLICKED_MESSAGES, group] = counts.get((CLICKED_MESSAGES, group), 0) + 1
             address, user_agent, country = hit.address, hit.user_agent, hit.country
             if not link.url:  # The message was erased, so no personal data of its recipient is stored.
@@ -338,7 +339,8 @@ class _BatchRows:
                 address = shorten_address(address, privacy)
             hit_rows.append((hit.id, link.link_id, at, int(verdict), hit.rule, flags, address, user_agent, country))
             if topics:
-                # The event of a first click has the id of its hit, so that it needs no entry in an index (schema.OTHER_EVENTS).
+                # The event of a first click has the same id as its hit. Therefore the event needs no entry in the index of
+                # schema.OTHER_EVENTS.
                 event = hit.id if topics & _STATE else self._ids()
                 self.events.append((event, link.application_id, topics, at, link.message, link.link_id, hit.id, False))
         for (metric, (cohort, slot, sent, link_set)), amount in counts.items():
@@ -347,7 +349,8 @@ class _BatchRows:
     def _flags_of_click(self, hit: Hit, link: LinkRow) -> tuple[int, int]:
         """Return the flags of a click, and the topics of the event that it creates."""
         if self._keep_clicks:
-            user_agent, country = (hit.user_agent, hit.country) if link.url else ("", None)  # As they are stored.
+            # The values that `add` stores for this hit.
+            user_agent, country = (hit.user_agent, hit.country) if link.url else ("", None)
             self.clicks.append(Click(hit.id, link.cohort_id, hit.at, user_agent, link.message, link.link_set, country))
         if self._candidates.first_on_link.get(link.link_id) == hit.id:
             bits, is_first = self._won.get(link.message, (0, False))

@@ -79,8 +79,8 @@ def clicks_by_agent() -> Select[Any]:
 
 
 class _Position(NamedTuple):
-    """The progress of the job. `token` changes when a late hit is stored. The job must then read again a page of hits that it has
-    read before the change."""
+    """The progress of the job. `token` changes when a late hit is stored. A page of hits that the job read before the change is
+    then invalid, and the job reads it again."""
 
     counted: int = 0  # id of the last hit that the job has counted
     token: str = ""

@@ -39,7 +39,7 @@ class SpoolState(NamedTuple):
 
 
 class HitSpool:
-    """The spool of hits in Redis. `limit` is the maximum number of hits in the stream, which is compared with the last known
+    """The spool of hits in Redis. `limit` is the maximum number of hits in the stream. `add` compares it with the last known
     `depth`.
 
     `depth` and `oldest_at` are the number of hits and the time of the oldest hit when this process last read the state of the
@@ -98,7 +98,8 @@ class HitSpool:
         return True
 
     async def read_dead_letters(self, count: int) -> list[tuple[bytes, DeadLetter]]:
-        """Return the oldest dead letters by entry id. Raise RedisUnavailable if Redis does not respond."""
+        """Return the `count` oldest dead letters, each as (entry id, dead letter). Raise RedisUnavailable if Redis does not
+        respond."""
 
         async def command(client: Client) -> list[tuple[bytes, dict[bytes, bytes]]]:
             entries: list[tuple[bytes, dict[bytes, bytes]]] = await client.xrange(self._dead, count=count)
@@ -160,7 +161,8 @@ class HitSpool:
         async def command(client: Client) -> bool:
             if await client.set(self._lease, self._own_id, nx=True, px=LEASE_MS):
                 return True
-            # If a lease has more than LEASE_MS left, the clock of Redis was set back after the lease was taken.
+            # If a lease has more than LEASE_MS left, the clock of Redis was set back after the lease was taken. This process then
+            # takes the lease, although another process has it.
             if await client.get(self._lease) != self._own_id and await client.pttl(self._lease) <= LEASE_MS:
                 return False
             await client.set(self._lease, self._own_id, px=LEASE_MS)
@@ -169,8 +171,10 @@ class HitSpool:
         return await self._redis.run(command)
 
     async def read(self, count: int, after: bytes | None = None) -> list[tuple[bytes, Hit | DeadLetter]]:
-        """Return the oldest entries after the entry `after` (None: from the beginning) by id: the hit, or a dead letter if the
-        entry is not a hit. Raise RedisUnavailable if Redis does not respond."""
+        """Return up to `count` entries, oldest first, each as (entry id, hit). An entry that is not a hit has a dead letter in
+        place of the hit. The result begins after the entry with the id `after`; None: at the beginning of the stream.
+
+        Raise RedisUnavailable if Redis does not respond."""
         start = "-" if after is None else b"(" + after
 
         async def command(client: Client) -> list[tuple[bytes, dict[bytes, bytes]]]:

@@ -123,8 +123,9 @@ class HitWriter:
     async def unavailable(self, items: Sequence[WaitingHit], error: StoreUnavailable) -> Sequence[WaitingHit]:
         self.is_failing = True
         self._on_unavailable(items)
-        # Hits that waited until the database was available may be late hits. The transaction that stores a late hit parses its user
-        # agent (device_counts.py).
+        # A hit that waits until the database is available may become a late hit, and the transaction that stores a late hit parses
+        # its user agent (device_counts.py). The expressions for user agents are loaded now, so that this transaction does not wait
+        # for them.
         if self._loading is None and not has_expressions():
             self._loading = asyncio.create_task(load_expressions())
         return [waiting for waiting in items if not waiting.is_obsolete]
@@ -170,11 +171,12 @@ class HitWriter:
     async def write_spooled(
         self, hits: Sequence[Hit], *, others_stored: bool = False, first_probe: int = 0
     ) -> tuple[int, list[tuple[Hit, Exception]]]:
-        """Write the hits from the spool that are not stored yet. Return the number of hits that the database has stored now, and
-        the hits that it rejects, with the errors. `others_stored` is true if the database has stored other hits shortly before.
+        """Write the hits from the spool that are not stored yet. Return the number of hits that the database has stored now, and a
+        list of (rejected hit, error). `others_stored` is true if the database has stored other hits shortly before.
 
         After a rejected batch, the hits are written one by one. If MAX_PROBES of them fail and none is stored, this method stops.
-        It begins with the hit at the place `first_probe` (modulo the number of hits), so that a repeat can begin with another hit.
+        The first hit is the one at the index `first_probe` (modulo the number of hits), so that a repeat can begin with another
+        hit.
 
         Raise StoreUnavailable if the database accepts no hits at all, and its subclass HitsRejected."""
         try:
@@ -212,8 +214,8 @@ class HitWriter:
                 failures.append((hit, own_error))
                 if len(failures) >= MAX_PROBES and not stored:
                     break
-            # The transaction does not show that the database accepts hits if another attempt has stored the hit, or if its code is
-            # unknown.
+            # The transaction inserts no row if another attempt has stored the hit, or if no link has its code. Such a transaction
+            # does not show that the database accepts hits.
             else:
                 stored += is_stored
                 was_accepted = was_accepted and not is_stored
@@ -244,9 +246,10 @@ class HitWriter:
         raise AssertionError("the second attempt returns or raises")
 
     async def _is_fault_of_hits(self, failed: int, stored: int, *, needs_probe: bool = False) -> bool:
-        """Return whether the database accepts other hits than the `failed` hits. If it accepts none, the cause is an outage and not
-        the hits. `needs_probe` is true if some time has passed since the `stored` hits were stored. An outage may have begun in
-        this time."""
+        """Return whether the `failed` hits are the cause of their failure. They are the cause if the database accepts other hits.
+        If it accepts none, the cause is an outage.
+
+        `needs_probe` is true if some time has passed since the `stored` hits were stored. An outage may have begun in this time."""
         if stored and not needs_probe:
             return True
         if failed >= MAX_PROBES and not stored:

@@ -183,8 +183,8 @@ def write_changes(
 
 
 def audited_value(name: str, value: Any) -> Any:
-    """Return the value of a field as the audit log contains it: for a URL it contains the host only, because the other parts may
-    identify the recipient. For a URL without a host it contains the scheme, and for a text that is not a URL it contains "".
+    """Return the value of a field for the audit log. The audit log contains only the host of a URL, because the other parts may
+    identify the recipient. If the URL has no host, the result is its scheme. If the text is not a URL, the result is "".
 
     The history of the link contains the complete URL, until the message is erased."""
     if name not in ("url", "fallback_url") or not value:
@@ -295,8 +295,8 @@ async def refresh_cache(database: Database, cache: LinkCache, codes: Sequence[st
 
 
 async def refresh_cache_after_commit(database: Database, cache: LinkCache, codes: Sequence[str]) -> None:
-    """Do the same as `refresh_cache`, after the commit of a change. If the database is unavailable, remove the links from the link
-    cache instead, so that it contains no old values."""
+    """Refresh the link cache (see `refresh_cache`) after the commit of a change. If the database is unavailable, remove the links
+    from the link cache instead, so that it contains no old values."""
     try:
         await refresh_cache(database, cache, codes)
     except StoreUnavailable:

@@ -74,7 +74,8 @@ class LinkSelection:
 
 @record
 class _UpdatePosition:
-    """The messages of a batch: the next messages after `cursor` in a range of an index. `ids` is empty at the end of the range."""
+    """A batch of an update: the row ids of the next messages in a range of an index. `ids` is empty at the end of the range.
+    `is_end` is true if no range follows."""
 
     range_index: int
     ids: list[int]
@@ -191,8 +192,8 @@ class LinkUpdates:
         self._clock = clock
         self._owner = secrets.token_hex(8)
         self._latest_application = 0  # the application whose update the latest step performed
-        # The codes of the links in batches that failed. The cache entries of these links were deleted, and the update may be
-        # stopped before its next attempt.
+        # The codes of the links in failed batches. The batch deleted their cache entries. `step` stores the entries again, because
+        # a stopped update does not repeat its batch.
         self._without_entry: set[str] = set()
         self.wake_up = WakeUp()
 
@@ -204,7 +205,7 @@ class LinkUpdates:
                 await refresh_cache(self._database, self._cache, codes)
             except StoreUnavailable:
                 raise
-            except Exception:  # the redirects of these links fill the cache again
+            except Exception:  # not repeated, because the next redirect of each link stores its cache entry again
                 log.exception("links_not_cached", links=len(codes))
             self._without_entry.difference_update(codes)
         free = await self._database.read(self._find_free)
@@ -243,7 +244,8 @@ class LinkUpdates:
         await self._cache.invalidate(codes)  # if Redis is unavailable, the link cache deletes the entries later
         try:
             await self._database.write_later(self._change, row, position, [link_id for link_id, _ in found])
-            # If the update was stopped, the links did not change, but their cache entries were deleted.
+            # The cache entries were deleted above. They are stored again even if the update was stopped and the links did not
+            # change.
             await refresh_cache(self._database, self._cache, codes)
         except Exception:
             self._without_entry.update(codes)

@@ -108,7 +108,7 @@ class Recorder:
         if spool is not None:
             self._spool_writer = SpoolWriter(spool, self._resolver, self.totals, deadline, keep=self._keep, spawn=self._spawn)
         self._overflow: list[WaitingHit] = []  # hits that arrived while the maximum number of hits was in memory
-        self._refused = 0  # number of refused hits that may still be in the batcher
+        self._refused = 0  # the number of hits that got the response 503 and that may still be in the batcher
         self._supervisor = supervisor or TaskSupervisor()
         self._loops: list[asyncio.Task[None]] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -178,7 +178,7 @@ class Recorder:
     def _has_room(self, overdue_at: float) -> bool:
         """Return whether the batcher may take a new hit, which becomes overdue at `overdue_at` (time of the event loop).
 
-        The answer is yes while fewer than `waiting_limit` hits wait. While the database stores hits quickly, the hits of the two
+        It may take the hit while fewer than `waiting_limit` hits wait. While the database stores hits quickly, the hits of the two
         batches in flight are not counted, so that a burst of clicks is not dropped. If the oldest hit has waited for more than a
         quarter of the deadline, the database may have stopped. Then the hits in flight are counted, too."""
         if self._batcher.waiting >= self._waiting_limit:
@@ -303,14 +303,15 @@ class Recorder:
             self._forget_refused()
 
     def _forget_refused(self) -> None:
-        """Remove refused hits from the batcher when they make up half of all waiting hits. The cost per hit is then constant."""
+        """Remove the hits that got the response 503 from the batcher when they make up half of all waiting hits. Removing many hits
+        at once keeps the cost per hit constant."""
         if self._refused and self._refused * 2 >= self._batcher.waiting:
             self._batcher.withdraw(lambda waiting: waiting.is_obsolete)
             self._refused = 0
 
     async def _respond_to_overflow(self) -> None:
-        """Send the responses to the hits that exceed the limit of hits in memory. One read finds the links of many hits. Only the
-        spool can store these hits."""
+        """Send the responses to the hits that exceed the limit of hits in memory. One read finds the links of all these hits. The
+        hits are lost if the spool does not store them."""
         await asyncio.sleep(_GROUP_SECONDS)
         hits, self._overflow = self._overflow, []
         try:

@@ -116,7 +116,7 @@ def read_client_info(method: str, headers: Iterable[tuple[bytes, bytes]]) -> Cli
         else:
             request_id = value
     user_agent = agent[:MAX_STORED_AGENT_LENGTH].decode("latin-1")
-    # None of the rules for the other headers matches, so the user agent determines the verdict.
+    # Only the user agent rules can match a GET request without these headers, so the other rules are skipped.
     if method == "GET" and not (sec_purpose or purpose or x_purpose or x_moz):
         classification = classify_agent(user_agent)
     else:

@@ -1,9 +1,9 @@
 """The spool drainer writes the hits of the spool to the database. The id of a hit is its primary key, so a hit that is already
 stored is not stored again. A hit that was added to the spool twice therefore counts once. It also counts once if a drainer was
-killed before it deleted the entry. If the database rejects all hits of a batch but accepts test rows, the later batches decide. If
-the database stores a hit of a later batch, the rejected hits become dead letters. Otherwise all hits wait, as in an outage. If all
-WINDOW_ENTRIES oldest entries wait, the next step tries the entries after them, and so on to the end of the stream. So old hits that
-the database rejects do not stop newer ones.
+killed before it deleted the entry. If the database rejects all hits of a batch but accepts test rows, either these hits or the
+database may have a fault. If the database stores a hit of a later batch, the rejected hits become dead letters. Otherwise all hits
+wait, as in an outage. If all WINDOW_ENTRIES oldest entries wait, the next step tries the entries after them, and so on to the end
+of the stream. So old hits that the database rejects do not stop newer ones.
 
 One process drains the spool at a time, under a lease. It reads many entries at once and writes them in the order of their times, so
 that the earliest click on a link in the spool becomes the first click. If the database has stored a later click in the meantime,
@@ -50,8 +50,9 @@ class SpoolDrainer:
         self._database = database
         self._first_probe = 0  # the index in each batch at which the search begins for a hit that the database accepts
         self._recovery_began_at = 0.0  # the time of the event loop at which the recovery began
-        self._after: bytes | None = None  # the last entry of the hits that wait; the next step tries the entries after it
-        self._later_stored = False  # whether a step has stored a hit after the hits that wait, and they are being written
+        self._after: bytes | None = None  # the last entry of the window whose hits were all rejected; the next step begins after it
+        # True while rejected hits are written again, after the database has stored a hit of a later entry.
+        self._later_stored = False
         # Id of the last entry when the recovery began; None if it is unknown.
         self._recovery_ends_with: tuple[int, int] | None = None
 
@@ -91,7 +92,7 @@ class SpoolDrainer:
         after, self._after = self._after, None
         later_stored, self._later_stored = self._later_stored, False
         entries = await self._spool.read(WINDOW_ENTRIES, after)
-        # The database rejected the hits of all entries up to the end of the stream, so begin again with the oldest entry.
+        # The database has rejected the hits of all entries, so the drainer begins again with the oldest entry.
         if after is not None and not entries:
             after, entries = None, await self._spool.read(WINDOW_ENTRIES)
             self._first_probe += MAX_PROBES
@@ -104,8 +105,8 @@ class SpoolDrainer:
         hits = sorted(((hit.at, hit.id, entry, hit) for entry, hit in entries if isinstance(hit, Hit)), key=lambda row: row[:2])
         rejected: HitsRejected | None = None
         stored, undecided = 0, []
-        # When the attempts with all entries have failed, the next ones try other hits first, so that they find a hit that the
-        # database accepts in any place.
+        # After the hits of all entries were rejected, the search for a hit that the database accepts begins with other hits of each
+        # batch. So the search finds such a hit even if the batch contains only one.
         first_probe = self._first_probe
         for start in range(0, len(hits), MAX_BATCH_HITS):
             batch = hits[start : start + MAX_BATCH_HITS]
@@ -125,7 +126,8 @@ class SpoolDrainer:
                 self._first_probe += MAX_PROBES
             raise rejected
         self._first_probe = 0
-        # The database has stored a later hit, so it decides about all entries that wait, one window after the other.
+        # If the database has stored a hit of a later entry, the next steps write the rejected hits again, one window after the
+        # other. Hits that are rejected again become dead letters.
         self._later_stored = (after is not None and stored > 0) or (later_stored and len(entries) == WINDOW_ENTRIES)
         for batch in undecided:
             await self._recorder.write_late([hit for *_, hit in batch], others_stored=True)

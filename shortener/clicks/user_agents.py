@@ -29,8 +29,9 @@ MAX_AGENT_LENGTH = 512  # maximum number of characters of a user agent that are 
 
 #: The brand of crawlers in ua-parser's expressions for devices.
 _CRAWLER = "Spider"
-#: The brand that this module assigns to the last expression for crawlers. Names of phones (Cubot) contain words of this expression,
-#: such as "bot" and "silk". In ua-parser, the expressions for the brands of phones come before this expression.
+#: The brand that this module assigns to ua-parser's last expression for crawlers. This expression contains words such as "bot" and
+#: "silk", which names of phones (Cubot) contain too. In ua-parser, the expressions for phones come before it, but this module does
+#: not load them. Therefore a device with this brand counts as a crawler only if it has no operating system of phones.
 _UNLESS_PHONE = "Spider, unless it is a phone"
 _DESKTOPS = frozenset({"Windows", "Mac OS X", "Chrome OS", "Linux", "Ubuntu"})
 _TELEVISION = re.compile(r"TV\b|CrKey|BRAVIA")

@@ -138,8 +138,11 @@ class FirstConversions:
         self._clock = clock
 
     async def step(self) -> int:
-        """Count one page. Return the number of its messages, or 1, if more conversions wait, otherwise 0: the job then waits for
-        its interval, also if another process counted the page, or if old count deltas wait. Raise StoreUnavailable."""
+        """Count the messages of one page of conversions. Return 0 if the job must wait for its interval: no more conversions wait,
+        another process has counted the page, or old count deltas wait. Otherwise return the number of counted messages, but at
+        least 1.
+
+        Raise StoreUnavailable if the database is unavailable."""
         page = await self._read_page()
         oldest = first_id_at(to_ms(self._clock()) - MAX_DELTA_AGE_MS)
         is_late = bool(page.missing) and await self._database.read(_has_deltas_before, oldest)
@@ -148,8 +151,9 @@ class FirstConversions:
         return max(len(page.missing), 1) if await self._count(page) and page.is_full else 0
 
     async def count_all(self, audit: Callable[[Connection, int], None] = lambda connection, counted: None) -> int:
-        """Read all conversions, whatever the position of the job is, and return the number of messages that were not counted. The
-        transaction that counts messages calls `audit` with their number. Raise StoreUnavailable."""
+        """Read all conversions from the beginning and count the messages that were not counted yet. Return the number of these
+        messages. The transaction that counts messages calls `audit` with their number. Raise StoreUnavailable if the database is
+        unavailable."""
         counted, position = 0, CountProgress()
         while True:
             page = await self._read_page(position)
@@ -196,7 +200,8 @@ def _has_deltas_before(connection: Connection, row_id: int) -> bool:
 
 
 def read_page(connection: Connection, end: int, position: CountProgress | None = None) -> _ConversionPage:
-    """Read the next page of conversions whose ids are below `end`, after `position`. None: the position of the job."""
+    """Read the next page of conversions: those after `position` whose ids are below `end`. If `position` is None, the position of
+    the job is used."""
     before = position or read_progress(connection)
     c = conversions.c
     ids = select(c.id).where(c.id > before.last, c.id < end).order_by(c.id).limit(PAGE_ROWS).subquery("page")

@@ -88,11 +88,12 @@ class TriedUpdate(NamedTuple):
 
 
 def stored_by(state: ConversionState, report: ConversionReport, tried: Collection[TriedUpdate]) -> int | None:
-    """Return the number of the stored revision that this report has created, in a transaction whose commit seemed to fail. `tried`
-    are the revisions that its transactions have tried to store. Return None if none of them is stored."""
+    """Return the number of the revision that this report has stored in an earlier transaction whose commit seemed to fail. Return
+    None if the report has stored no revision. `tried` contains the revisions that such transactions have tried to store."""
     stored = [*state.earlier, state.latest][: state.stored_revisions + 1]
     for one in stored:
-        # Another report can have created a revision with the same number and time, if the transaction was rolled back.
+        # The values are compared too: if the earlier transaction was rolled back, another report may have stored a revision with
+        # the same number and time.
         if TriedUpdate(state.id, one.revision, one.received_at) in tried and _is_same(_merge(one, report), one):
             return one.revision
     return None

@@ -56,7 +56,7 @@ def rotate_callback_secret(
     """Store a new callback secret and add the audit row. The tracker of `conversion_url` gets the secret too, unless that tracker
     has a secret of its own.
 
-    Return the time until which the previous secret is also used. Raise ApiError NOT_FOUND."""
+    Return the time until which the previous secret is also used. Raise ApiError NOT_FOUND if the application does not exist."""
     applications = schema.applications
     row = connection.execute(select(applications).where(applications.c.id == application_id).with_for_update()).first()
     if row is None:

@@ -349,7 +349,8 @@ def _permit_probe(connection: Connection, tracker_id: int | None, now: datetime)
     if tracker_id is not None:
         columns, lane = trackers.c, f"t{tracker_id}"
         is_waiting = (columns.id == tracker_id, columns.open_until > now, columns.failures_in_row >= MAX_FAILURES)
-        # The pause during a probe ends with the lease of the probe (`claim_writer.py`).
+        # While a probe is in flight, `open_until` equals the end of the lease of the probe (`claim_writer.py`). These conditions
+        # find the probe.
         ends_then = (deliveries.c.next_at == columns.open_until, deliveries.c.lease_until == columns.open_until)
         is_probe = and_(deliveries.c.lane == lane, IS_PENDING, deliveries.c.queue == RETRIES, *ends_then)
         has_probe = select(deliveries.c.id).where(is_probe).exists()

@@ -62,7 +62,8 @@ _QUEUE_COLUMNS = f"l.lane, {_DUE.format(part=FIRST_ATTEMPTS)}, {_DUE.format(part
 def _walk(after: str, before: str, same_before: str, limit: str, columns: str) -> str:
     """Return an SQL statement that selects up to `limit` queues with names between `after` and `before` by index lookups.
 
-    `same_before` is the parameter that contains the value of `before` again."""
+    The arguments are the placeholders of parameters. The value of `before` is passed twice, and `same_before` is the placeholder of
+    the second one."""
     return (
         f"WITH RECURSIVE l(lane, n) AS (SELECT {_NEXT_QUEUE.format(after=after, before=before)}, 1 UNION ALL "
         f"SELECT {_NEXT_QUEUE.format(after='l.lane', before=same_before)}, l.n + 1 FROM l "

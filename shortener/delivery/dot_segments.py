@@ -1,4 +1,4 @@
-"""This module prevents that values of placeholders change the path of a URL.
+"""This module prevents the values of placeholders from changing the path of a URL.
 
 Clients and servers remove the path segments `.` and `..` (RFC 3986, section 5.2.4), so a value that makes a segment equal to `.` or
 `..` would send the request to another path. The dots of such a segment are therefore percent-encoded. This applies to trackers and

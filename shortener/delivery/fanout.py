@@ -232,7 +232,8 @@ class Fanout:
         if not (event.flags and event.flags & _FIRST_FOR_MESSAGE):
             return rows
         if event.topics & _STATE:
-            # Syniverse documents that a click creates "a click-thru and then a conversion event".
+            # The conversion follows the click, because Syniverse documents that a click creates "a click-thru and then a conversion
+            # event".
             rows += [
                 (self._ids(), event.id, _CONVERSION, event.application_id, one.tracker, None, f"t{one.tracker}",
                  _PENDING, 0, now + (CLICK_CONVERSION_DELAY_MS if one.topics & _STATE else 0), now)

@@ -23,8 +23,8 @@ from shortener.storage.bulk import BulkInsert
 
 
 def _for_each_engine(statements: dict[str, str], condition: str) -> dict[str, str]:
-    """Return the complete SQL statements, by name of the database engine. In each statement, `condition` replaces the text
-    `{condition}`. In `condition`, the parameter of the statement, written in the syntax of the engine, replaces `{}`."""
+    """Return the complete SQL statements, by name of the database engine. `condition` replaces the text `{condition}` in each
+    statement. A `{}` in `condition` is the place of the parameter."""
     return {
         engine: text.format(condition=condition.format("?" if engine == "sqlite" else "$1")) for engine, text in statements.items()
     }
@@ -202,7 +202,8 @@ def conversion_outcomes(connection: Connection, events: Sequence[int]) -> dict[i
     that the event names. It is None if the revision has no disposition."""
     found = {}
     for event, action, disposition, data in raw_sql.rows(connection, _OUTCOMES, list(events)):
-        # An event of a release before 0.3 does not contain the disposition.
+        # Releases before 0.3 wrote events without the disposition. For such an event, the present disposition of the conversion is
+        # used.
         found[event] = (action, orjson.loads(data).get("disposition", disposition) if data else disposition)
     return found
 
@@ -229,7 +230,7 @@ class Sources(NamedTuple):
     from_address: str | None
     sender_id_id: str | None
     sender_id_alias: str | None
-    state: int  # the state of the message without regard to its first click
+    state: int  # the reported state of the message, which its first click does not change
     segments: int | None
     fragments_count: int | None
     mt_price: str | None

@@ -205,7 +205,7 @@ class HttpSender:
             if content.is_eof():
                 connection.release()
         finally:
-            connection.close()  # has no effect after `release`
+            connection.close()  # closes the connection after an error; has no effect after `release`
 
     async def _read(self, attempt: SendState, status: int, headers: Mapping[str, str], content: aiohttp.StreamReader) -> None:
         """Read the rest of a response into `attempt`."""
@@ -237,7 +237,7 @@ class HttpSender:
     def _forget_check(self, key: tuple[str, int], check: asyncio.Task[list[ResolveResult]]) -> None:
         del self._checks[key]
         if not check.cancelled():
-            check.exception()  # asyncio logs an exception that nothing has read
+            check.exception()  # read the exception, because asyncio logs an exception that nothing has read
 
     def _timed_out(self, request: OutgoingRequest, attempt: SendState, began: float) -> SendFailure:
         if not attempt.has_slot:

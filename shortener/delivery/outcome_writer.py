@@ -68,8 +68,8 @@ class OutcomeWriter:
     def write(self, connection: Connection, finished: Sequence[FinishedAttempt], now: int) -> OutcomeResult:
         """Write the outcomes of attempts, as a part of the caller's transaction. `now` is in milliseconds since 1970."""
         finished = [_with_known_outcomes(connection, one) if one.is_without_request else one for one in finished]
-        # If the connection ended during a commit, that commit may have stored an outcome together with the next claim of the same
-        # delivery. In this case `finished` contains the attempts of both claims, so their outcomes are written separately.
+        # If the result of a commit was unknown, the commit may have stored the outcome of an attempt together with the next claim
+        # of the same delivery. Then `finished` contains both attempts, so their outcomes are written by separate statements.
         outcomes = [one for one in finished if not one.may_be_unclaimed]
         uncertain = [one for one in finished if one.may_be_unclaimed]
         claims = dispatch_queries.find_stored(connection, "deliveries", [one.attempt.claim for one in uncertain])

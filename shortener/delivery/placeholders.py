@@ -253,8 +253,8 @@ def status_word(facts: Mapping[str, Any]) -> str:
     """Return the value of the placeholder `{status}`.
 
     For a state event, the value is the new state of the message. For other events, the value is the first of these that is known:
-    the status of the conversion, the status in the delivery report, the message state as a word of SMPP delivery receipts. 23
-    Telecom's postback of a conversion also contains the word of the carrier."""
+    the status of the conversion, the status in the delivery report, the message state as a word of SMPP delivery receipts. In the
+    same way, 23 Telecom's postback of a conversion contains the status word of the carrier."""
     kind = kind_of_event(facts)
     state = _text(facts.get("new_state"))
     if kind == "state":

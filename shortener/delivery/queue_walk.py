@@ -52,7 +52,8 @@ class _QueuesOfKind:
     is_last: bool
 
     def last_name(self, requests: list[str], before: str) -> str:
-        """Return the name of the last examined queue. `requests` are the queues of this kind from which deliveries are claimed."""
+        """Return the name after which the next cycle continues; "" is the beginning. `requests` are the queues of this kind from
+        which deliveries are claimed. `before` is the present position, which is returned if no queue was examined."""
         if requests:
             return requests[-1]
         return "" if self.is_last else (self.queues[-1].name if self.queues else before)
@@ -87,7 +88,8 @@ class QueueWalk:
         names = [request.queue for request in requests]
         trackers, callbacks = ([name for name in names if is_callback(name) == kind] for kind in (False, True))
         position = self._position
-        # If the queues of one kind got all claims, the next cycle examines the candidates of the other kind again.
+        # If the queues of one kind got all claims, the position of the other kind does not change. The next cycle then examines the
+        # same queues of this kind again.
         if trackers or not requests or all(map(is_callback, candidates)):
             position = position._replace(tracker=self._trackers.last_name(trackers, position.tracker))
         if not self.is_paused and (callbacks or not requests or not any(map(is_callback, candidates))):

@@ -19,7 +19,7 @@ class StartTimes:
     """The permitted start times of the attempts of one process, by queue. Times are in seconds since 1970."""
 
     def __init__(self) -> None:
-        self._next: dict[str, float] = {}  # the time at which the next attempt would begin if all began at even intervals
+        self._next: dict[str, float] = {}  # by queue: the time at which the next attempt would begin if all began at even intervals
         self._latest = 0.0  # the argument `now` of the last call of `pause`
 
     def pause(self, queue: str, rate: float, now: float) -> float:

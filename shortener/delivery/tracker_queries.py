@@ -114,7 +114,8 @@ def update_tracker(
             values["disabled_reason"] = None
         elif row.enabled or row.disabled_reason == GONE:
             values["disabled_reason"] = "switched off"
-    # A form or a script that saves an enabled tracker sends `enabled` again. This does not mean that the endpoint works again.
+    # A form or a script that saves an enabled tracker sends `enabled` again. This does not mean that the endpoint works again, so
+    # the circuit breaker stays as it is.
     is_enabled_again = changes.get("enabled") and not row.enabled
     if is_enabled_again or values.get("url", row.url) != row.url:
         values |= fresh_start(now)

@@ -291,7 +291,8 @@ class Trackers:
         def save(connection: Connection) -> TrackerSaveResult:
             old = require_tracker(connection, tracker_id, application_id, lock=True)
             if overlap and self._secret.is_encrypted(old.secret, plain):
-                values.pop("secret", None)  # the repeat of a change must not end the overlap of the secret that it replaced
+                # A repeated request with the same secret must not end the overlap of the replaced secret.
+                values.pop("secret", None)
             row = update_tracker(connection, tracker_id, application_id, values, overlap, now)
             add_tracker_change(connection, audit, now, old, row)
             return TrackerSaveResult(tracker_from_row(row), generated)

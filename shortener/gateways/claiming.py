@@ -57,9 +57,11 @@ class SendClaimResult:
 def find_finished(
     connection: Connection, states: Sequence[GatewayState], now: int, skipped: Collection[int] = ()
 ) -> list[SendChange]:
-    """Return changes for messages that must not be claimed: messages of removed gateways, and messages whose process died during
-    the attempt, if their gateway has the policy `hold`. Write the changes before other messages are claimed. Leave out the messages
-    whose row ids are in `skipped`."""
+    """Return changes for messages that must not be claimed. These are the messages of removed gateways. They are also the messages
+    whose process died during the attempt, if their gateway has the policy `hold`. Messages whose row ids are in `skipped` are left
+    out.
+
+    The caller writes the changes before it claims other messages."""
     changes: list[SendChange] = []
     for state in states:
         if state.is_removed:
@@ -110,7 +112,8 @@ class SendClaimWriter:
                 by_queue[state.queue.name] = state
                 candidates.append(candidate)
         recovery_rate = self._settings.delivery_recovery_rate
-        # A random order, so that the same gateway is not always the last one if there are fewer free slots than gateways
+        # The order is random. Otherwise the same gateway would always be the last one when there are fewer free slots than
+        # gateways.
         self._rng.shuffle(candidates)
         requests = plan_claims(candidates, usage, limit, now=now, recovery_rate=recovery_rate, rng=self._rng)
         holding = {state.id for state in by_queue.values() if state.holds_doubtful}

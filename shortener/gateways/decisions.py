@@ -26,7 +26,7 @@ _IS_OPEN = sends.c.status.in_(UNSENT)
 def resend(connection: Connection, audit: AuditWriter, application_id: int, message_id: str, now: datetime) -> int:
     """Hand a held or waiting message on again as soon as possible, and add the audit row. Return its row id.
 
-    Raise ApiError MESSAGE_NOT_FOUND or CONFLICT."""
+    Raise ApiError MESSAGE_NOT_FOUND, or CONFLICT if an attempt is in flight or the message is already sent or has failed."""
     claims = find_sends(connection, to_ms(now), *_unfinished(application_id, message_id))
     if not claims:
         raise _refusal(connection, application_id, message_id)

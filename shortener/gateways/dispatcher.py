@@ -330,7 +330,7 @@ class GatewayDispatcher:
         result to `last` before the commit.
 
         The method does not change the dispatcher object, because the database may run the transaction again."""
-        # The time is read here and not in `step`, because this transaction may have waited for other transactions
+        # The time is read here and not in `step`, because this transaction may have waited for other transactions.
         now = to_ms(self._clock())
         cycle = _Cycle(now)
         # Every transaction locks gateways before all other rows, so that transactions cannot deadlock.
@@ -359,9 +359,10 @@ class GatewayDispatcher:
         return cycle
 
     def _write_returns(self, connection: Connection, cycle: _Cycle, returns: Sequence[EndedSend]) -> list[EndedSend]:
-        """Release the claims in `returns` whose commit was uncertain but succeeded. Return the elements of `returns` that were
-        written. The transaction that stored a claim may also have stored the outcome of the previous attempt of the message, so
-        outcomes are written separately."""
+        """Release the claims in `returns` whose uncertain commit has succeeded. Return the elements of `returns` that were written.
+
+        Outcomes are written separately, because the transaction that stored a claim may also have stored the outcome of the
+        previous attempt of the message."""
         if not returns:
             return []
         stored = find_stored(connection, sends.name, [one.attempt.claim for one in returns])
@@ -399,7 +400,7 @@ class GatewayDispatcher:
             if one.is_local_failure:
                 self._paused[one.attempt.queue] = one.at + LOCAL_PAUSE_MS
             if one.change.row.id not in cycle.written:
-                if one.result is None:  # There was no attempt, and there is no claim to give back any more.
+                if one.result is None:  # there was no attempt, and the claim is not stored any more
                     continue
                 totals.leases_lost += 1
                 log.warning("send_lease_lost", send=encode(one.change.row.id))

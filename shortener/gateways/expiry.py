@@ -117,7 +117,7 @@ def find_sends(connection: Connection, now: int, *conditions: ColumnElement[bool
     """Lock and return up to MAX_ROWS messages that have no attempt in flight. If `waits` is true, wait for messages that another
     transaction has locked; otherwise leave them out.
 
-    A message that no process has leased gets `lease_until` 0."""
+    In the result, `lease_until` is 0 if no process has leased the message."""
     idle = or_(sends.c.lease_until.is_(None), sends.c.lease_until <= from_ms(now))
     statement = (
         _SELECT.where(idle, *conditions).order_by(sends.c.id).limit(MAX_ROWS).with_for_update(of=sends, skip_locked=not waits)

@@ -71,9 +71,11 @@ class SendWriter:
     def write(self, connection: Connection, changes: Sequence[SendChange], now: int) -> tuple[dict[int, int], int]:
         """Write changes, as a part of the caller's transaction. `now` is in milliseconds since 1970.
 
-        Return the new status of each changed message by its id, and the number of new events. A message that would be held is SENT
-        or FAILED instead if its delivery report has arrived, and a doubtful message that would be FAILED is SENT if it was reported
-        as sent. After the commit, pass the number of events to `published`."""
+        Return the new status of each changed message by its id, and the number of new events. After the commit, pass the number of
+        events to `published`.
+
+        A delivery report that has arrived takes precedence in two cases. A message that would be held becomes SENT or FAILED, as
+        reported. A doubtful message that would be FAILED becomes SENT if it was reported as sent."""
         written = queries.finish(connection, [change.row for change in changes])
         recorded = [change for change in changes if change.row.id in written]
         statuses = {change.row.id: change.row.status for change in recorded}
@@ -141,10 +143,10 @@ def _raise_if_unavailable(error: Exception) -> None:
 
 
 def _end_reported(connection: Connection, recorded: Sequence[SendChange], now: int) -> dict[int, int]:
-    """Finish messages that this transaction has held or given up, if a delivery report that arrived during the attempt says
-    otherwise. Return their statuses by id.
+    """Give the reported status to messages that this transaction has held or given up, if a delivery report arrived during the
+    attempt and proves that the gateway has accepted the message. Return these statuses by row id.
 
-    The rows in `sends` are locked, so a report that arrives later finds the message held and ends the hold itself."""
+    The rows in `sends` are locked, so the transaction of a later report finds the message held and ends the hold."""
     unsent = [change.row for change in recorded if change.row.status in (SendStatus.HELD, SendStatus.FAILED)]
     if not unsent:
         return {}

@@ -151,7 +151,8 @@ class GatewayReports:
         return LossReason.UNKNOWN_MESSAGE if results[0] is None else None
 
     async def _find(self, gateway_id: int, reports: Sequence[GatewayReport]) -> list[ReportedSend | None]:
-        """Return the message of each report; None if it is unknown. All unknown messages are awaited at the same time."""
+        """Return the message of each report; None if it is unknown. The function searches for unknown messages several times, for
+        at most REPORT_WAIT in total."""
         found = [await self._database.read(find_send, gateway_id, report) for report in reports]
         for part in _PAUSES if self._wait else ():
             unknown = [index for index, one in enumerate(found) if one is None]
@@ -203,7 +204,7 @@ def find_send(connection: Connection, gateway_id: int, report: GatewayReport) ->
 
 
 def _is_recipient(phone: str, addresses: Iterable[str]) -> bool:
-    """Return whether one of the addresses is a phone number in E.164. An address may lack the country code."""
+    """Return whether one of the addresses is the phone number `phone`, which is in E.164. An address may lack the country code."""
     digits = (re.sub(r"\D", "", address).lstrip("0") for address in addresses)
     return any(len(one) >= MIN_NATIONAL_DIGITS and phone.endswith(one) for one in digits)
 
@@ -217,11 +218,11 @@ def _store_id(connection: Connection, send_id: int, gateway_message_id: str) -> 
 
 
 def _settle(connection: Connection, send_id: int, state: State, now: datetime) -> None:
-    """Finish a message whose report has arrived, if it is held. Make a pending message doubtful if it was handed on and its report
-    proves that the gateway has accepted it, so that the dispatcher finishes it.
+    """Apply a report to its message. If the message is held, finish it. If the message is pending, was handed on, and was accepted
+    according to the report, make it doubtful. The dispatcher then finishes it.
 
-    The row is locked before its status is read. If another transaction records the attempt at the same time, there are therefore
-    two cases: this function finds that the message is held, or the other transaction finds the report (finishing.py)."""
+    The row is locked before its status is read. If another transaction records the attempt at the same time, there are two cases:
+    either this function finds that the message is held, or the other transaction finds the report (finishing.py)."""
     found = select(sends.c.status, sends.c.attempt).where(sends.c.id == send_id).with_for_update()
     row, reported = connection.execute(found).first(), reported_status(state)
     values: dict[str, Any] = {}

@@ -222,8 +222,8 @@ class Connections:
             await self._close_unused(current)
 
     def is_open(self, gateway_id: int) -> bool | None:
-        """Return whether the connection of this process to a gateway is open. Return None if this process has no such connection,
-        or if the connection is not one that is kept open all the time."""
+        """Return whether the connection of this process to a gateway is open. Return None if this process has no connection to the
+        gateway, or if connections of this kind are opened only when a message is handed on."""
         one = self._open.get(gateway_id)
         return one.connection.is_up if one is not None and isinstance(one.connection, ListeningConnection) else None
 

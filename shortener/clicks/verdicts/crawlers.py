@@ -118,10 +118,11 @@ def _matching_texts(pattern: str) -> list[str] | None:
 def trie_expression(words: Iterable[str], own_characters: int | None = None, beginnings: dict[str, str] | None = None) -> str:
     """Return an expression in the shape of a trie that matches all words. If there are no words, the expression matches nothing.
     With `own_characters`, the expression contains the beginning that a word shares with other words, and then this number of its
-    own characters. `beginnings` receives each word by the text that the expression matches."""
+    own characters. The function stores each word in `beginnings`, by the text that the expression matches."""
     needed: list[str] = []
     for word in sorted(words):
-        # A text that contains the longer word also contains the shorter word, which is its beginning
+        # A word that begins with another word is left out, because a text that contains the longer word also contains the shorter
+        # word.
         if not needed or not word.startswith(needed[-1]):
             needed.append(word)
     return _alternatives(needed, 0, own_characters, beginnings if beginnings is not None else {}) if needed else _NEVER

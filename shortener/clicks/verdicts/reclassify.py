@@ -162,8 +162,8 @@ class Reclassifier:
             for start in range(0, len(unsettled), BATCH_CHANGES):
                 batch = unsettled[start : start + BATCH_CHANGES]
                 await self._run_with_pause(self._database.write(assign_first_clicks, batch, self._ids, oldest), result.corrections)
-            # The first clicks of the messages in `unsettled` are assigned now, so the total does not need the list. It would only
-            # grow.
+            # The first clicks of the messages in `unsettled` are assigned at this point. Therefore the total leaves out this list,
+            # which would only grow.
             self.total.add(dataclasses.replace(result.corrections, unsettled=[]))
         progress(until)
         return result
@@ -368,8 +368,8 @@ _LINKS = select(func.count()).where(_siblings.c.message_id == links.c.message_id
 def read_page(
     connection: Connection, after: int, end: int, applications: Collection[int] | None
 ) -> tuple[list[_HitToClassify], int | None]:
-    """Read the next PAGE_HITS ids of hits. Return the hits among them that can be reclassified, and the last id. Return None if no
-    ids follow."""
+    """Read the next PAGE_HITS hits in the order of their ids. Return the hits among them that can be reclassified, and the last id.
+    The last id is None if no hits follow."""
     next_ids = select(hits.c.id).where(hits.c.id > after, hits.c.id < end).order_by(hits.c.id).limit(PAGE_HITS).subquery()
     last: int | None = connection.execute(select(func.max(next_ids.c.id))).scalar()
     if last is None:

@@ -45,8 +45,9 @@ class Classification:
 # --- Rules for methods and headers
 # --------------------------------------------------------------------------------------------------
 
-# Sec-Purpose: prefetch[;prerender] (Fetch standard), Purpose: prefetch (older Chrome), X-Moz: prefetch (older Firefox),
-# X-Purpose: preview (Facebook's apps, Safari's top sites).
+# The words with which browsers and apps mark prefetches and previews. The headers are Sec-Purpose: prefetch[;prerender] (Fetch
+# standard), Purpose: prefetch (older Chrome), X-Moz: prefetch (older Firefox), and X-Purpose: preview (Facebook's apps, Safari's
+# top sites).
 _PREFETCH = re.compile(r"prefetch|prerender|preview", re.IGNORECASE)
 
 
@@ -225,7 +226,7 @@ _TOOLS = (
     "ms-office",
 )
 _TOOL = re.compile(trie_expression(split_patterns(_TOOLS)[0]), re.IGNORECASE)
-#: The build of a phone may contain the e-mail address of the author of a modified Android.
+#: An e-mail address in the build of a phone: the author of a modified Android. It does not show that a program sent the request.
 _ADDRESS_IN_BUILD = re.compile(r"Build/[^;()\s@]+@[^;()\s]+")
 _TIMESTAMP = re.compile(r" Time/[0-9]{10}")
 

@@ -45,7 +45,7 @@ log = structlog.get_logger(__name__)
 THROTTLED_STATUSES = frozenset({pdus.THROTTLED, pdus.QUEUE_FULL})
 TEMPORARY_STATUSES = frozenset({pdus.SYSTEM_ERROR, pdus.TEMPORARY_APP_ERROR, 0x04})
 THROTTLE_PAUSE_SECONDS = 1.0
-#: The maximum number of messages whose attempt got no response and whose submitted parts the connection remembers.
+#: The connection remembers the accepted parts of at most this many messages whose attempt got no response.
 MAX_REMEMBERED = 10_000
 MAX_SENDER_CHARACTERS = 20
 _SHORT_CODE_DIGITS = 8
