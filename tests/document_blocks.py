@@ -65,10 +65,11 @@ _ASSIGNMENT = re.compile(r" *[A-Z_]+ *=")
 
 
 def environment_files(document: Path) -> list[str]:
-    """Return the contents of the environment files in a document (systemd: `EnvironmentFile`): the indented blocks that consist of
-    assignments and comments, and the text that a command writes to a file with the name `environment`.
+    """Return the contents of the environment files in a document (systemd: `EnvironmentFile`).
 
-    Each `$(command)` in such a text is replaced by a fixed text of hexadecimal digits, as if the command had printed it."""
+    These are the indented blocks that consist of assignments and comments, and the text that a command writes to a file with the
+    name `environment`. Each `$(command)` in such a text is replaced by fixed hexadecimal digits, as if the command had printed
+    them."""
     text = document.read_text()
     written = re.findall(r"^ *cat > \S*/environment <<EOF\n(.*?)^ *EOF$", text, re.MULTILINE | re.DOTALL)
     found = [textwrap.dedent(re.sub(r"\$\([^)]*\)", "0123456789abcdef" * 3, body)) for body in written]
@@ -80,9 +81,10 @@ def environment_files(document: Path) -> list[str]:
 
 
 def parse_environment_file(text: str) -> dict[str, str]:
-    """Return the variables of an `EnvironmentFile` by the rules of systemd (systemd.exec): a line that begins with `#` or `;` is a
-    comment, a backslash at the end continues a line, and spaces around a value and the quotes of a value are removed. A `#` after a
-    value does not begin a comment."""
+    """Return the variables of an `EnvironmentFile` by the rules of systemd (systemd.exec).
+
+    A line that begins with `#` or `;` is a comment, and a backslash at the end continues a line. Spaces around a value and the
+    quotes of a value are removed. A `#` after a value does not begin a comment."""
     values = {}
     for line in text.replace("\\\n", "").splitlines():
         name, sign, value = line.strip().partition("=")

@@ -16,7 +16,8 @@ from shortener.storage.database import Database
 from tests.conftest import NOON
 from tests.rows import Rows
 
-#: A writer of audit rows for tests that change something and do not examine the audit log. Its ids are never purged.
+#: A writer of audit rows for tests that change something and do not examine the audit log. The purge never deletes these rows,
+#: because their ids are so large that they seem to be from the future.
 AUDIT = AuditWriter(Actor(name="test"), itertools.count(2**62).__next__)
 
 

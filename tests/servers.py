@@ -50,7 +50,7 @@ max_wal_size = 256MB
 
 
 def memory_folder() -> Path | None:
-    """Return a folder in memory for temporary files, or None where there is none with enough free space."""
+    """Return a folder in memory for temporary files, or None if no such folder has enough free space."""
     folder = Path("/dev/shm")
     with contextlib.suppress(OSError):
         if os.access(folder, os.W_OK) and shutil.disk_usage(folder).free >= MIN_MEMORY_BYTES:

@@ -349,7 +349,8 @@ def test_each_command_that_changes_something_adds_a_row_to_the_audit_log_or_chan
             shell("backup", names["backup"])
             (folder / "secret").unlink()
         arguments = (*command.split(), *(word.format_map(names) for word in words.split()))
-        if command != "restore":  # a backup is restored before its row can be added
+        # `restore` replaces the database before it adds its audit row, so this check does not apply to it.
+        if command != "restore":
             before = everything()
             with monkeypatch.context() as patch:
                 patch.setattr(AuditWriter, "add", refuse)
@@ -389,7 +390,8 @@ def test_only_the_audited_functions_are_used_by_portal_api_and_command_line() ->
     found = []
     for file in (one for package in ("cli", "web", "portal", "container") for one in (root / package).rglob("*.py")):
         tree = ast.parse(file.read_text())
-        modules: dict[str, set[str]] = {}  # the local name of a module of `plain`, and the names in it
+        # the functions of each module of `plain` that the file imports, by the local name of the module
+        modules: dict[str, set[str]] = {}
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom):
                 for alias in node.names:

@@ -85,7 +85,7 @@ async def test_the_jobs_stop_also_if_a_wake_up_event_is_set_at_the_same_time() -
     job = jobs.add(Job("dispatcher", NEVER, work.step))
     jobs.start()
     await work.wait()
-    for turns in range(4):  # the number of turns of the event loop between the two
+    for turns in range(4):  # the number of turns of the event loop between the wake-up event and the stop
         await asyncio.sleep(0)
         job.wake_up.notify()
         for _ in range(turns):

@@ -63,7 +63,7 @@ async def test_a_serving_process_on_sqlite_imports_only_what_it_needs_before_its
     tmp_path: Path, sqlite_template: Path
 ) -> None:
     create_installation(tmp_path, sqlite_template)
-    await (await open_service(Settings(data_dir=tmp_path))).close(grace=1)  # a first start needs more
+    await (await open_service(Settings(data_dir=tmp_path))).close(grace=1)  # the first start imports more modules
     script = """
 import asyncio, sys
 from shortener.lean_imports import import_without_extras

@@ -17,7 +17,7 @@ NOUNS = (
     "|gateways|hits|hours|keys|links|messages|minutes|operators|processes|recipients|requests|rows|seconds|sessions|steps|trackers"
 )
 _PLURAL = re.compile(rf" (?:(?!to )[a-z]+ )?(?:{NOUNS})\b")
-#: Numbers in texts that cannot be 1, or that are no numbers, by a part of the text.
+#: The parts of texts in which the value before a plural is never 1, or is not a number of the things. Each has its reason.
 EXCEPTIONS = {
     " attempts failed": "a single failure has another text",
     " bytes, so the rest is missing": "the size of a database",

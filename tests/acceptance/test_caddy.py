@@ -37,7 +37,7 @@ CADDYFILE = Path(__file__).parents[2] / "config" / "Caddyfile"
 CADDY = shutil.which("caddy")
 BASE, BRAND = "go.example", "go.brand.example"
 VISITOR = "127.0.0.2"  # an address that differs from the address of Caddy
-SHUTDOWN_DELAY = "3"  # as in compose.yaml
+SHUTDOWN_DELAY = "3"  # the value in compose.yaml, in seconds
 
 
 def start_caddy(*words: str | Path, folder: Path) -> subprocess.Popen[bytes]:

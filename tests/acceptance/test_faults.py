@@ -29,7 +29,7 @@ from tests.receiver import Request
 from tests.servers import PATIENCE, PostgresProcess, Proxy, RedisProcess
 
 OUTAGE = float(os.environ.get("PROVE_OUTAGE", "3"))  # duration of a fault in seconds; `make prove` sets 60
-LAST_SECOND = 1.0  # the end of an outage, in which a node may not have stored a click in the spool yet
+LAST_SECOND = 1.0  # seconds at the end of an outage in which a node may not have stored a click in the spool yet
 NO_MORE = 0.050  # seconds by which the p90 latency may exceed twice the latency without a fault
 
 
@@ -141,8 +141,8 @@ def test_after_an_outage_of_postgresql_under_load_every_click_is_stored_and_coun
     assert {row["code"]: row["hits"] for row in rows} == load.answers.redirected, "none lost, none twice"
     assert len(rows) == 200
     assert {(row["firsts"], row["events"]) for row in rows} == {(1, 1)}, "one first click and one CLICKTHRU for each message"
-    # Other links got their first click before an outage or after it, when one node no longer used the spool. If two nodes record
-    # clicks at the same time, the click that is committed first is the first click, even if the other click is earlier.
+    # Only links whose earliest click was during an outage are compared. At other times, two nodes may record the first clicks of a
+    # link at the same time. Then the click that is committed first is the first click, even if the other click is earlier.
     spooled = [row for row in rows if any(begin <= row["earliest"] / 1000 <= end for begin, end in load.outages)]
     assert spooled
     assert [row["code"] for row in spooled if row["clicked_at"] != row["earliest"]] == [], "the earliest click is the first"
@@ -365,7 +365,7 @@ def people_go_on(server: Server, fault: Callable[[Server], AbstractContextManage
         batch = {"to": [f"+1408555{number:04}" for number in range(50)], "body": '#track("https://x.example/")'}
         codes = [message["links"][0]["code"] for message in client.post("/api/v1/rewrite", json=batch).json()["messages"]]
     load = Load([server.base], codes)
-    usual: list[float] = []  # the longest click before the fault
+    usual: list[float] = []  # its only item: the duration of the longest click before the fault
 
     def refused() -> bool:
         """Return whether a rewrite is refused. On a full disk, some rewrites still succeed, because the files contain free

@@ -31,7 +31,8 @@ QUIET_SECONDS = 2.0
 #: Maximum duration of a click during a hostile request. The requirement is 0.1 s on a machine that does nothing else.
 MAX_WAIT_SECONDS = 0.1
 MACHINE_FACTOR = 5  # clicks may take this many times longer, because the machine may run other programs
-#: A loop of Python with this many rounds needs about WORK_SECONDS on the machine of the requirement.
+#: A loop of Python with WORK rounds needs about WORK_SECONDS on an idle machine like the one for which MAX_WAIT_SECONDS is
+#: required.
 WORK, WORK_SECONDS = 3_000_000, 0.1
 MAX_GROWTH_BYTES = 100 * 1024 * 1024
 
@@ -152,7 +153,8 @@ def numbered(begin: bytes, end: bytes) -> bytes:
 
 
 def hostile_bodies() -> dict[str, tuple[str, bytes]]:
-    """Return (path of the request, body) by the name of the body. A path may begin with a method or with `form`."""
+    """Return (path of the request, body) by the name of the body. The text of a path may begin with a method, or with `form` for a
+    form."""
     many_fields = b"{" + b",".join(b'"p%d":1' % number for number in range(150)) + b"},"
     return {
         "empty objects in messages": ("/api/v1/rewrite", fill(b'{"messages":[', b"{},", b"{}]}")),

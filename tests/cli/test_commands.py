@@ -30,7 +30,7 @@ from tests.servers import PATIENCE
 
 pytestmark = pytest.mark.acceptance
 
-#: The command line as the audit log names it.
+#: The name of the actor in the audit log for commands of this test.
 ACTOR = f"command line ({pwd.getpwuid(os.getuid()).pw_name})"
 
 

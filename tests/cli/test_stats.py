@@ -155,7 +155,7 @@ def test_verify_repair_counts_messages_whose_conversions_an_older_release_has_st
             database.execute("UPDATE tallies SET data = ?, origins = ? WHERE id = ?", (*values, row_id))
     assert shell.json("stats")["converted_messages"] == 0
     assert shell.json("verify")["drift"] == [], "the job of the service will count the message"
-    later = utcnow() + timedelta(minutes=3)  # The conversions are old enough then.
+    later = utcnow() + timedelta(minutes=3)  # the repair skips conversions that are less than two minutes old
     monkeypatch.setattr("shortener.model.utcnow", lambda: later)
     assert "1 message with conversions was not counted before" in shell("verify", "--repair").stdout
     repaired = shell.json("verify", "--repair")
@@ -239,7 +239,7 @@ def test_the_argument_and_the_option_for_the_application_of_a_command_mean_the_s
     installation: Path, words: tuple[str, ...]
 ) -> None:
     shell = InProcessShell(installation)
-    # The end of the period of the statistics is the present time.
+    # The results contain the end of the period of the statistics, which is the time of the call and so differs between the calls.
     results = [
         {**found, "until": None} if isinstance(found := shell.json(*words, *form), dict) else found
         for form in (("1",), ("--application", "1"), ("--application=1",))

@@ -178,8 +178,8 @@ async def test_a_first_click_that_another_process_stored_after_the_look_up_is_no
         connection.execute(schema.first_clicks.insert().values(id=message, **row))
         return queries.claim_first_clicks(connection, [ours], {})
 
-    # First case: another process stored the first click of the message, on link 1. Second case: a correction removed that first
-    # click.
+    # First case: another process has stored the first click of the message, on link 1. The second case below: a correction has
+    # removed that first click.
     at = from_ms(ours[1] - 1)
     assert await service.database.write(claim, {"at": at, "hit_id": 5, "links": 0b01}) == {message: (0b10, False)}
     (now,) = await rows(service, schema.first_clicks)

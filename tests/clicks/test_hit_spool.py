@@ -284,7 +284,7 @@ async def test_with_a_frozen_redis_responses_are_sent_by_the_deadline_and_the_nu
     assert node.recorder.outage
     times: list[float] = []
     most = clicked = 0
-    refused: list[int] = []  # the clicks of each attempt whose link was not read in time
+    refused: list[int] = []  # for each attempt of the test: the number of clicks whose link was not read in time
 
     async def click() -> None:
         nonlocal clicked

@@ -207,7 +207,8 @@ async def test_the_spool_does_not_stop_at_a_batch_in_which_the_database_rejects_
         assert await node.click(code, rule="rejected") == LOCATION
     node.reconnect()
     for _ in range(2):
-        with pytest.raises(StoreUnavailable):  # no hit shows that the database accepts hits, so they wait as in an outage
+        # The drainer has stored no hit, so the database may be the cause of the errors. The hits wait as in an outage.
+        with pytest.raises(StoreUnavailable):
             await node.drainer.step()
     assert await rows(service, schema.hits_dead_letter) == []
     assert await node.click(code) == LOCATION
@@ -226,7 +227,7 @@ async def test_only_a_hit_that_the_database_stores_now_decides_that_rejected_bat
     node.disconnect()
     for _ in range(2 * MAX_PROBES):
         assert await node.click(code, rule="rejected") == LOCATION
-    for _ in range(2):  # an incomplete batch
+    for _ in range(2):  # these hits are an incomplete batch at the end of the spool
         assert await node.click(code, rule="rejected" if others == "rejected" else "test") == LOCATION
     node.reconnect()
     if others == "stored before":
@@ -279,7 +280,8 @@ async def test_newer_hits_of_the_spool_are_stored_although_the_database_rejects_
     for rule in ["rejected"] * 5 * MAX_PROBES + ["test"] * 2:
         assert await node.click(code, rule=rule) == LOCATION
     node.reconnect()
-    for _ in range(2):  # the first two windows wait
+    # Each window has only rejected hits, so the drainer keeps them and continues with the next window.
+    for _ in range(2):
         with pytest.raises(StoreUnavailable):
             await node.drainer.step()
     assert await rows(service, schema.hits_dead_letter) == []

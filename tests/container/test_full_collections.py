@@ -86,7 +86,8 @@ async def test_objects_that_survive_a_collection_are_examined_again_each_hour_or
     job = FullCollections(lambda: False, lambda: has_hits, lambda: now)
 
     async def is_freed(at: float) -> bool:
-        """Return whether an object is freed at this time that has become garbage after a collection that it survived."""
+        """Return whether the job frees an object at the time `at`, if the object survived an earlier collection and became garbage
+        after it."""
         nonlocal now
         gc.collect()
         before, node = Node.freed, Node()

@@ -17,7 +17,8 @@ from shortener.delivery.guard import MAX_CHECKS, ForbiddenTarget, Guard, HostUnr
 from tests.delivery.receiver import receiver, respond
 from tests.servers import PATIENCE
 
-# The special-purpose networks of IANA. They are listed independently of the guard, so that a row that its list lacks is found.
+# The special-purpose networks of IANA. The test does not use the list of the guard, so that it finds a network that this list
+# lacks.
 _IPV4 = """
     0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24 192.0.2.0/24 192.88.99.0/24
     192.168.0.0/16 198.18.0.0/15 198.51.100.0/24 203.0.113.0/24 224.0.0.0/4 240.0.0.0/4

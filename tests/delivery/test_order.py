@@ -59,7 +59,7 @@ async def report(service: Service, message_id: str, state: State) -> None:
 
 
 async def start_two_states(service: Service, story: Story, dispatcher: Dispatcher) -> None:
-    """Start the attempts for DELIVERED and CLICKTHRU of one message. The second one waits for the first one."""
+    """Start the attempts for DELIVERED and CLICKTHRU of one message. The attempt for CLICKTHRU waits for the other attempt."""
     message = await story.message()
     await report(service, message.message_id, State.DELIVERED)
     await story.first_click(message)
@@ -141,7 +141,8 @@ async def test_a_later_attempt_waits_for_waiting_attempts_and_not_for_an_attempt
 ) -> None:
     sender.never_answers = True
     message = await story.message()
-    for _ in range(MAX_WAITING + 2):  # the last attempt begins at once
+    # MAX_WAITING attempts wait for the first attempt. The last attempt begins at once, because no more attempts may wait.
+    for _ in range(MAX_WAITING + 2):
         await story.click(message, topics=Topic.CONVERSION)
     await service.fanout.flush()
     assert await dispatcher.step() == MAX_WAITING + 2
@@ -180,5 +181,6 @@ async def test_attempts_that_wait_for_earlier_ones_do_not_begin_faster_than_the_
     sender.released.set()
     await dispatcher.flush()
     assert len(sender.starts) == 9
-    # Of those that waited, one begins at once, the second one after 0.05 seconds, and each further one 0.1 seconds later.
+    # Six attempts have waited. The first one begins at once, the second one 0.05 seconds later, and each further one 0.1 seconds
+    # later.
     assert sender.starts[-1] - sender.starts[3] > 0.4

@@ -71,7 +71,7 @@ def queues(result: ClaimResult) -> list[str]:
 
 
 def full_for(application: int) -> SlotUsage:
-    """Return slots of which an application uses as many as it may use for callbacks."""
+    """Return the usage of slots in which an application has all the slots that its callbacks may use."""
     usage = SlotUsage(256)
     usage.take("c-other", application, 256 - 256 // 8)
     return usage

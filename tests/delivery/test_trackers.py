@@ -210,7 +210,8 @@ async def test_the_rotation_of_a_tracker_secret_keeps_the_old_secret_for_the_ove
 
 async def test_the_repeat_of_a_change_of_a_tracker_secret_does_not_end_the_overlap_of_the_old_one(service: Service) -> None:
     tracker = (await service.trackers.create(AUDIT, 1, new_tracker(secret="the first one"))).tracker.id
-    for _ in range(2):  # for example a client that got no response
+    # The second request is a repeat, for example by a client that got no response.
+    for _ in range(2):
         await service.trackers.update(AUDIT, tracker, changes(secret="the second one", secret_overlap=60, name="new"))
         _, target = await service.trackers.load(tracker)
         keys = [(parse_secret("the second one"), None), (parse_secret("the first one"), NOON + timedelta(seconds=60))]

@@ -57,7 +57,7 @@ async def test_the_messages_of_a_disabled_application_use_neither_the_rate_nor_t
     clock: Clock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(queries, "MAX_EXAMINED", 2)  # less than the disabled application has
+    monkeypatch.setattr(queries, "MAX_EXAMINED", 2)  # fewer than the messages of the disabled application
     receiver.default_reply = ACCEPTED
     other = (await service.database.write(create_application, "other", NOON)).application_id
     gateway = await make_gateway(receiver.url(), owner=ALL_APPLICATIONS)

@@ -395,7 +395,7 @@ async def test_a_send_attempt_that_a_server_stop_interrupts_is_recorded_as_doubt
     timeouts: list[float] = []
 
     async def wait(tasks: Any, *, timeout: float | None = None, return_when: str = asyncio.ALL_COMPLETED) -> Any:
-        """Wait like asyncio.wait, but let the time for the attempts end at once."""
+        """Wait like asyncio.wait, but replace each timeout by 0, so that the time for the attempts ends at once."""
         if timeout is not None:
             timeouts.append(timeout)
             timeout = 0

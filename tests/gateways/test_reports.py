@@ -173,7 +173,8 @@ async def test_a_delivery_report_that_arrives_before_the_message_is_held_ends_th
         record = service.delivery_reports.record
 
         async def record_after_the_attempt(*args: Any) -> Any:
-            await dispatcher.flush()  # the report has found the message before it is held
+            # The report has found the message. Now the attempt ends and the dispatcher holds the message.
+            await dispatcher.flush()
             assert (await stored_send(service)).status == HELD
             return await record(*args)
 

@@ -18,7 +18,7 @@ from tests.factory import AUDIT
 from tests.portal.conftest import NewBrowser, SignIn, click, log, send
 from tests.receiver import Receiver, Reply
 
-# Ids contain the time of the machine, and not the time of the test clock.
+# A period that contains all rows. Their ids contain the time of the machine, and not the time of the test clock.
 EVER = "period=custom&since=2026-01-01&until=2035-01-01"
 
 

@@ -19,7 +19,8 @@ HIDDEN = re.compile(r'<input type="hidden" name="(\w+)" value="([^"]*)">')
 
 
 TEMPLATES = Path(__file__).parents[2] / "shortener" / "portal" / "templates"
-#: The templates of pages that ask, and of the page that stops a replay, which must stop at once and can be started again.
+#: The templates whose danger buttons act at once. Two of them ask for a confirmation themselves. The third one stops a replay,
+#: which must stop at once and can be started again.
 ACT_AT_ONCE = {"destructive_action.html", "privacy.html", "replay.html"}
 
 

@@ -194,7 +194,8 @@ async def test_no_entries_are_kept_without_an_expired_session(
 async def test_a_session_that_was_ended_by_signing_out_or_by_an_admin_keeps_no_entries(
     service: Service, sign_in: SignIn, new_browser: NewBrowser
 ) -> None:
-    """If htmx sends the form, the part of the page that it receives says so: the operator can still copy the entries."""
+    """The response to a form that htmx sends says that the entries are lost, because the operator can still copy them from the
+    page."""
     admin = await sign_in("Ada")
     for name in ("Mia", "Bo"):
         browser = await sign_in(name, Role.MANAGER, 1)
@@ -258,7 +259,7 @@ async def test_a_part_of_a_page_that_is_requested_after_the_session_has_expired_
 
 
 def test_each_url_to_which_a_form_is_sent_also_shows_a_page() -> None:
-    """After a new sign-in, the browser requests the URL of the form."""
+    """After a new sign-in, the browser requests the URL of the form with GET."""
     assert {page.path for page in all_pages() if page.post is not None and page.get is None} == {"/portal/signout"}
 
 

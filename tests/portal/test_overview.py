@@ -296,7 +296,8 @@ async def test_the_dead_deliveries_that_need_attention_lead_to_deliveries_of_a_w
 async def test_each_figure_of_a_destination_leads_to_its_rows_also_if_there_are_more_destinations_than_names(
     service: Service, sign_in: SignIn, new_browser: NewBrowser, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The report of the API merges the destinations above a limit, and a campaign has a limited number of names, too."""
+    """Two limits apply to destinations: a report of the API merges the destinations above a limit, and each campaign stores a
+    limited number of names."""
     monkeypatch.setattr("shortener.outbox.link_sets.MAX_NAMES", 2)
     monkeypatch.setattr("shortener.reporting.statistics.MAX_NAMES", 2)
     browser, phone = await sign_in(), await new_browser()

@@ -29,7 +29,8 @@ def _plans_of_sqlite(connection: Connection, run: Callable[[], Any]) -> list[str
 
 
 def _trace(connection: Connection, callback: Callable[[str], Any] | None) -> None:
-    """Make SQLite call `callback` with each statement; None: with none. Reads use aiosqlite, whose methods are coroutines."""
+    """Make SQLite call `callback` with each statement. With None, it calls nothing. Reads use aiosqlite, whose methods are
+    coroutines."""
     if connection.dialect.is_async:
         connection.connection.run_async(lambda driver: driver.set_trace_callback(callback))
     else:

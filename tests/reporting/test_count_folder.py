@@ -77,7 +77,7 @@ async def test_count_deltas_are_merged_and_added_as_bulk_work_for_which_clicks_d
 ) -> None:
     await database.write(write_deltas, 5, timedelta(seconds=1))
     folder = CountFolder(database, lambda: NOON)
-    await folder.step()  # it also releases the quarantined rows, once in each process
+    await folder.step()  # the first step of a process also releases the quarantined rows, in a transaction for which clicks wait
 
     async def refuse(*arguments: object) -> None:
         raise AssertionError("a click would wait for this transaction")
@@ -143,7 +143,7 @@ DAMAGED = {
     "a metric that the database rejects": """'[[1,1,null,"1"]]', '[[1,0]]'""",
     "a time slot that is too large for a column of PostgreSQL": f"""'[[1,{2**63},"clicks","1"]]', '[[1,0]]'""",
 }
-#: The same for values that only SQLite stores in these columns.
+#: Further unreadable values of the columns `data` and `origins`, which only SQLite can store.
 DAMAGED_SQLITE = {
     "data with invalid UTF-8": "CAST(x'5b5b312c312c22ff222c2231225d5d' AS TEXT), '[[1,0]]'",
     "origins with invalid UTF-8": """'[[1,1,"clicks","1"]]', CAST(x'ff' AS TEXT)""",

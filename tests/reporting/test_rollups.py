@@ -85,7 +85,7 @@ async def test_rolled_up_counts_agree_with_all_rows_before_and_after_count_delta
     await service.database.write(counts.merge)
     assert await differences(service) == []
     while (await service.database.write(counts.fold_batch, counts.MAX_FOLD_ROWS, 1)).rows:
-        assert await differences(service) == []  # also while a part of a row is folded
+        assert await differences(service) == []  # this also holds after each transaction that folds only a part of a row
     assert await differences(service) == []
 
 

@@ -27,7 +27,7 @@ async def service(make_service: MakeService) -> Service:
 
 
 async def click_and_count(service: Service, clock: Clock) -> None:
-    """Record a first click, count it by device, and continue when its retention has ended."""
+    """Record a first click and count it by device. Then move the clock forward until the retention of the hit has ended."""
     (code,) = await create_codes(service)
     await service.recorder.record(make_hit(service, code, user_agent=IPHONE))
     clock.forward(minutes=5)

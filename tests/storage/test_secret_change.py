@@ -75,9 +75,9 @@ def test_every_column_with_encrypted_values_is_marked_in_the_schema() -> None:
         "shortener/portal/me.py",  # this module encrypts a value in a form and does not store it
         "shortener/portal/second_factor.py",
         "shortener/secret.py",
-        # Stored responses are deleted after a day. If the secret is lost, a repeated request gets an error.
+        # This module stores responses for a day. Without the secret, a repeated request gets an error.
         "shortener/web/idempotency.py",
-        "shortener/portal/kept_entries.py",  # as stored responses, for an hour; without the secret, the form is empty
+        "shortener/portal/kept_entries.py",  # it stores the entries of a form for an hour; without the secret, the form is empty
     }
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "shortener").rglob("*.py") if ".encrypt(" in path.read_text()}
     assert modules <= known, "mark the columns of the module in the schema, then add the module here"

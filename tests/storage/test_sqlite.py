@@ -104,7 +104,7 @@ async def test_at_most_one_transaction_of_bulk_work_runs_while_other_transaction
     async with serving(tmp_path / "shortener.db") as database:
 
         def write(name: str, transact: Callable[[Connection], None]) -> asyncio.Task[None]:
-            """Begin a transaction, which is one of bulk work if its name has lower case letters."""
+            """Begin a transaction. If its name is in lower case, it is a transaction of bulk work."""
             return asyncio.create_task((database.write if name.isupper() else database.write_later)(transact))
 
         tasks = [write(first, block)]

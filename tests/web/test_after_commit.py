@@ -119,7 +119,8 @@ async def test_a_decision_about_a_message_is_shown_if_the_database_fails_after_t
 async def test_a_request_with_an_idempotency_key_gets_its_response_if_this_response_cannot_be_stored(
     service: Service, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    database = take_down_after(service, monkeypatch, commits=2)  # the claim of the key, and the new API key
+    # The database stores the claim of the key and the new API key. It is unavailable when the response would be stored.
+    database = take_down_after(service, monkeypatch, commits=2)
     first = await client.post("/api/v1/keys", json={"name": "pipeline"}, headers={"Idempotency-Key": "k"})
     assert first.status_code == 201, first.text
     assert first.json()["api_key"]

@@ -79,7 +79,8 @@ _CONTRAST_OPTIONS = {"runOnly": {"type": "rule", "values": ["color-contrast"]}, 
 
 def axe_violations(visit: Visitor, options: dict[str, Any] = _AXE_OPTIONS) -> list[str]:
     """Return the violations that axe finds, and the texts whose contrast it cannot measure, for example because of a picture behind
-    them. Only texts in charts may be such texts, because they have the same colours as other secondary texts on a card.
+    them. Only the contrast of texts in charts may remain unmeasured, because these texts have the same colours as other secondary
+    texts on a card.
 
     A script tag would be blocked by the policy of the page, so the script is evaluated."""
     import axe_playwright_python
@@ -102,7 +103,8 @@ def test_a_browser_visits_every_portal_page() -> None:
 
 
 def test_axe_measures_the_contrast_of_texts_on_portal_pages(browser: Chromium, demo_server: Server, admin: Any) -> None:
-    """The other test would prove nothing if axe could not determine the background of a text."""
+    """This test proves that axe determines the background of the texts. Without it, axe would report no contrast in the tests of
+    the pages."""
     with browser.page(state=admin) as visit:
         visit.open(demo_server.base + "/portal/1/")
         visit.page.evaluate("for (const one of document.querySelectorAll('h1, h2')) one.style.color = '#eee'")
@@ -116,7 +118,7 @@ def examine(visit: Visitor) -> None:
         visit.page.set_viewport_size({"width": width, "height": 900})
         assert visit.overflow() == 0, width
         assert visit.page.evaluate(_WIDE_COMPARISONS) == 0, width
-    # Of axe's rules, only the contrast depends on the theme, so each width needs the other rules once.
+    # Only axe's contrast rule depends on the theme. Each width needs all other rules once, in either theme.
     for width, theme, options in (
         (390, "light", _AXE_OPTIONS),
         (390, "dark", _CONTRAST_OPTIONS),

@@ -244,7 +244,7 @@ def test_a_form_whose_request_was_stopped_can_be_sent_again(browser: Chromium, e
 
 
 def _expire_sessions(server: Server) -> None:
-    """Set the times of all sessions as if no request had arrived for a day."""
+    """Set the times of all sessions as if their last request had arrived a day ago."""
     day = 86_400_000
     with contextlib.closing(sqlite3.connect(server.folder / "shortener.db", timeout=PATIENCE)) as database, database:
         database.execute("UPDATE operator_sessions SET seen_at = seen_at - ?", (day,))
