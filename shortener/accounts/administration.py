@@ -40,7 +40,8 @@ from shortener.urls import (
     parse_own_domain,
 )
 
-# The maximum number of blocked hosts of one application, or of the installation, because every process has all of them in memory.
+# The maximum number of blocked hosts of one application, and of the installation. It is limited because every process has all
+# blocked hosts in memory.
 MAX_BLOCKED_HOSTS = 10_000
 MAX_NAME_CHARACTERS = 200
 MAX_PREVIOUS_PATHS = 20
@@ -123,9 +124,10 @@ def add_domain(connection: Connection, application_id: int, base_url: str, now: 
     """Add a domain to an application, such as https://go.brand.example or https://go.brand.example/ABCDEF. Return its id.
 
     If the same application had this domain and removed it, the domain gets its old id again, so that its links still belong to it.
-    A host name in `own_hosts` is rejected, unless the domain has a path before its codes. Without such a path, new links would look
-    like the links of an application without a domain, because the service responds on this host as on BASE_URL. `localhost` and IP
-    addresses cause a warning instead. Raise ApiError NOT_FOUND, INVALID_REQUEST, CONFLICT."""
+
+    A host name in `own_hosts` is accepted only if the domain has a path before its codes. Without such a path, the service could
+    not distinguish its links from the links of applications without a domain, because it responds on this host as on BASE_URL.
+    `localhost` and IP addresses are accepted with a warning. Raise ApiError NOT_FOUND, INVALID_REQUEST, CONFLICT."""
     lock_application(connection, application_id)
     table = schema.domains
     try:
@@ -137,7 +139,7 @@ def add_domain(connection: Connection, application_id: int, base_url: str, now: 
                 "application without a domain begin with BASE_URL already; choose another host, or add a path before the code"
             )
         existing = _find_host(connection, host)
-        if existing is None:  # Earlier versions stored hosts that this check rejects. Such a domain can be added again.
+        if existing is None:  # A stored domain is not checked again, because earlier versions stored hosts that are rejected now.
             parse_own_domain(base_url)
     except UrlError as error:
         raise ApiError(ErrorCode.INVALID_REQUEST, details=[Detail("domain", error.reason)]) from None
@@ -148,7 +150,7 @@ def add_domain(connection: Connection, application_id: int, base_url: str, now: 
     elif existing.removed_at is None:
         reason = f"The domain {host} already exists."
         if existing.application_id == application_id and existing.path != parsed.path:
-            # An application may see only its own domains, so the error has no hint if the domain belongs to another application.
+            # Only the owner of a domain gets this hint, because an application may see only its own domains.
             path = parsed.path or "''"
             reason += (
                 f" To change the path of new links, use `shortener domains update {host} --path {path}`, or PATCH "
@@ -176,10 +178,11 @@ def update_domain(
     own_hosts: OwnHosts = NO_HOSTS,
     application_id: int | None = None,
 ) -> None:
-    """Change fields of a domain. The value None removes the value of a field. The fields are `disabled`, `default`, `path`,
-    `fallback_url`, `home_url`, `assetlinks` (JSON text) and `apple_app_site_association` (JSON text). The host of a `fallback_url`
-    or `home_url` must be neither in `own_hosts` nor a domain of an application. If `application_id` is not None, the domain must
-    belong to this application. Raise ApiError NOT_FOUND, INVALID_REQUEST."""
+    """Change fields of a domain: `disabled`, `default`, `path`, `fallback_url`, `home_url`, `assetlinks` (JSON text) and
+    `apple_app_site_association` (JSON text). The value None removes the stored value.
+
+    The host of a `fallback_url` or `home_url` must be neither in `own_hosts` nor a domain of an application. If `application_id` is
+    not None, the domain must belong to this application. Raise ApiError NOT_FOUND, INVALID_REQUEST."""
     domain = lock_domain(connection, host, application_id)
     host = domain.host
     values: dict[str, Any] = {}
@@ -226,8 +229,8 @@ def _settings_of(connection: Connection, host: str) -> ApplicationSettings:
 
 
 def find_domain(connection: Connection, host: str, application_id: int | None = None) -> Row[*tuple[Any, ...]]:
-    """Return the row of a domain that is not removed. `host` may be written in another form than the stored host. If
-    `application_id` is None, the domain may belong to any application. Raise ApiError NOT_FOUND."""
+    """Return the row of a domain that is not removed. `host` may be in upper case, or another notation of the stored IPv6 address.
+    If `application_id` is None, the domain may belong to any application. Raise ApiError NOT_FOUND."""
     row = _find_host(connection, host)
     if row is None or row.removed_at is not None or application_id not in (None, row.application_id):
         raise ApiError(ErrorCode.NOT_FOUND, f"There is no domain {host}.")
@@ -242,8 +245,8 @@ def lock_domain(connection: Connection, host: str, application_id: int | None = 
 
 
 def _find_host(connection: Connection, host: str) -> Row[*tuple[Any, ...]] | None:
-    """Return the row of the domain with this host, also if the domain is removed. Earlier versions stored IPv6 addresses in the
-    form in which they were entered. This function therefore compares the canonical forms."""
+    """Return the row of the domain with this host, also if the domain is removed. IPv6 addresses are compared in their canonical
+    forms, because earlier versions stored them as they were entered."""
     column, canonical = schema.domains.c.host, canonical_host(host)
     statement = select(schema.domains)
     for exact in dict.fromkeys((host.lower(), canonical)):
@@ -280,7 +283,7 @@ def serialize_domain(domain: Domain, application: Application | None) -> dict[st
 
 
 def _previous_paths(domain: Row[*tuple[Any, ...]], path: str) -> list[str] | None:
-    """Return the latest 20 paths that existing links of a domain may contain. The new path `path` is not included."""
+    """Return the earlier paths of a domain, which existing links contain: the latest 20, without the new path `path`."""
     paths = [*(domain.previous_paths or ()), domain.path]
     return [one for one in dict.fromkeys(paths) if one != path][-MAX_PREVIOUS_PATHS:] or None
 
@@ -288,7 +291,8 @@ def _previous_paths(domain: Row[*tuple[Any, ...]], path: str) -> list[str] | Non
 def _parse_own_target(
     connection: Connection, name: str, url: str | None, own_hosts: OwnHosts, settings: ApplicationSettings
 ) -> str | None:
-    """Return a fallback URL or the URL of a home page as the value of a Location header; None if `url` is empty or None.
+    """Return the fallback URL or home URL of a domain as the value of a Location header. Return None if `url` is empty or None.
+    `name` is the name of the field, for errors.
 
     Raise ApiError INVALID_REQUEST if the URL is invalid or its host belongs to the installation, or if a fallback URL contains a
     macro that the service does not replace and the application has `strict_destinations`."""
@@ -306,7 +310,7 @@ def _parse_own_target(
 
 
 def _parse_association(name: str, text: str | None) -> str | None:
-    """Return the content of a file that associates apps with a domain, as compact JSON; None if `text` is empty or None.
+    """Return the content of a file that associates apps with a domain, as compact JSON. Return None if `text` is empty or None.
 
     Raise ApiError INVALID_REQUEST if the text is not JSON, is too long, or is not a list (assetlinks) or an object (otherwise)."""
     if not text:
@@ -334,9 +338,8 @@ def _reject_own_host(connection: Connection, url: str, own_hosts: OwnHosts, name
 
 
 def block_host(connection: Connection, application_id: int, host: str, now: datetime) -> tuple[str, bool]:
-    """Block a host as destination of the short links of one application, or of all applications (ALL_APPLICATIONS).
-
-    Return the normalized host, and whether it was not blocked before.
+    """Block a host as destination of the short links of one application, or of all applications (ALL_APPLICATIONS). Return the
+    normalized host, and True if the host was not blocked before.
 
     `*.shop.example` blocks every subdomain of shop.example, but not shop.example.
     Raise ApiError INVALID_REQUEST, NOT_FOUND, CONFLICT."""
@@ -358,7 +361,7 @@ def unblock_host(connection: Connection, application_id: int, host: str) -> str:
     normalized = _normalize_host(host)
     table = schema.blocked_hosts
     stored = {normalized}
-    if ":" in normalized:  # Earlier versions stored IPv6 addresses in the form in which they were entered.
+    if ":" in normalized:  # Earlier versions stored IPv6 addresses as they were entered, so one address can have several rows.
         addresses = select(table.c.host).where(table.c.application_id == application_id, table.c.host.contains(":"))
         stored |= {one for one in connection.execute(addresses).scalars() if canonical_name(one) == normalized}
     done = connection.execute(delete(table).where(table.c.application_id == application_id, table.c.host.in_(stored)))

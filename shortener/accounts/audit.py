@@ -29,9 +29,9 @@ MAX_OBJECT_CHARACTERS = 200
 
 @record
 class Actor:
-    """The actor of an action, as the audit log names it: an operator, the command line, an API key, or a background job. Only an
-    operator has an `operator_id` and a `session_id`. `os_user` is the user of the operating system who ran a command. Only the
-    audit log contains this name. The history of links does not contain it, because customers can read that history."""
+    """The actor of an action, as the audit log names it: an operator, the command line, an API key, a background job, or the start
+    of a server. Only an operator has an `operator_id` and a `session_id`. `os_user` is the user of the operating system who ran a
+    command. This name is only in the audit log. It is not in the history of links, because customers can read that history."""
 
     operator_id: int | None = None
     name: str = ""
@@ -57,7 +57,7 @@ KEY_PREFIX = "key "  # The beginning of the names of actors with an API key.
 
 
 def key_actor(key_id: int) -> str:
-    """Return the name by which the audit log and the history of a link show an API key as actor."""
+    """Return the name of an API key as actor, for the audit log and the history of a link."""
     return f"{KEY_PREFIX}{key_id}"
 
 
@@ -87,8 +87,9 @@ class AuditWriter:
         """Add a row to the audit log, in the transaction of the action itself. `action` is a verb in snake case, such as
         `operator_invited`. `application_id` is None or ALL_APPLICATIONS if the action affects all applications.
 
-        `recipient` is the phone number of the message if `subject` is a message id. This number is masked in the message id. An id
-        of 8 to 15 digits that is not this number stays readable."""
+        If `subject` is a message id, `recipient` is the phone number of the message. The id is then masked only where it contains
+        this number or an international number, so an id that consists of digits stays readable. Without `recipient`, every number
+        in `subject` that may be a phone number is masked."""
         masked = mask_numbers(subject) if recipient is None else mask_recipient(subject, recipient)
         connection.execute(
             insert(audit_log).values(
@@ -126,7 +127,7 @@ class AuditWriter:
 
 
 def _masked(value: Any) -> Any:
-    """Return a JSON value in which all phone numbers in texts are masked, for example in the name of a campaign."""
+    """Return a JSON value with masked phone numbers in all its texts, for example in the name of a campaign."""
     if isinstance(value, str):
         return mask_numbers(value)
     if isinstance(value, Mapping):

@@ -1,8 +1,8 @@
 """This module creates, lists and revokes API keys and tracker tokens, which are credentials of 32 random bytes each.
 
-The database stores only the SHA-256 of a credential, and searches for this hash. The time of a response therefore reveals nothing
-about the credential. The plain text is returned once. Each function here is part of one transaction of `Database.write`, and the
-caller refreshes the directory afterwards.
+The database stores only the SHA-256 of a credential, and is searched by this hash. The duration of a search therefore reveals
+nothing about the stored credentials. The plain text is returned once. Each function here is part of one transaction of
+`Database.write`, and the caller refreshes the directory afterwards.
 """
 
 # Tested by tests/accounts/test_administration.py and tests/web/test_callers.py
@@ -131,9 +131,8 @@ def rotate_token(connection: Connection, application_id: int, now: datetime, ove
 
     Tokens that were replaced earlier become invalid now. Raise ApiError NOT_FOUND."""
     require_application(connection, application_id)
-    # This locks the row that contains the version of the accounts, so that concurrent rotations run one after the other. Otherwise,
-    # on PostgreSQL, the second rotation would not see the token that the first one created. Both new tokens would then be valid
-    # without end.
+    # A change of the version locks its row, so that concurrent rotations run one after the other. Otherwise, on PostgreSQL, the
+    # second rotation would not see the token that the first rotation created, and both new tokens would stay valid.
     increment_version(connection)
     table = schema.tracker_tokens
     until = now + overlap

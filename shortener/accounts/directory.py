@@ -1,7 +1,8 @@
 """The directory contains the applications, domains, API keys, tracker tokens and blocked hosts of the installation, in memory. A
-redirect or an API call therefore identifies its caller without a database read. Every change increments a version in its own
-transaction, and every process reads that version a few times per second. A revoked key, a disabled application or domain and a
-blocked host therefore take effect in all processes within a second. They stay in effect while the database is down.
+redirect or an API call therefore identifies its caller without a database read. Every transaction that changes accounts also
+changes their version. Every process reads this version a few times per second, and reads the accounts again if it has changed. A
+revoked key, a disabled application or domain and a blocked host therefore take effect in all processes within a second. They stay
+in effect while the database is down.
 
 A process also reads the version before it rejects an unknown credential, so it accepts a new credential at once.
 """
@@ -32,7 +33,7 @@ from shortener.storage.database import Database, upsert
 from shortener.urls import canonical_host, host_of, matches_link_path
 
 REFRESH_SECONDS = 0.25  # The pause between two reads of the version by the background job of each process.
-#: The maximum time that the rejection of an unknown credential waits for the database.
+#: The maximum time that a request with an unknown credential waits until the accounts have been read again.
 MAX_CATCH_UP_SECONDS = 0.5
 _VERSION = "directory"
 
@@ -100,12 +101,13 @@ class Application:
         return "" if self.name == DEFAULT_NAME else self.name
 
     def find_gateway(self, name: str) -> GatewayEntry | None:
-        """Return the gateway with this name; "" selects the gateway of the application. Return None if there is none."""
+        """Return the gateway with this name, or the gateway of the application if `name` is "". Return None if there is no such
+        gateway."""
         return next((one for one in self.gateways if one.name == name), None) if name else self.gateway
 
     @property
     def may_use_shared_host(self) -> bool:
-        """Whether new links may begin with BASE_URL if the application has no usable domain of its own."""
+        """Whether new links may begin with BASE_URL when no domain of the application is enabled."""
         return not self.had_domains or self.settings.allow_shared_host
 
 
@@ -155,9 +157,9 @@ class Directory:
         self._own_hosts = own_hosts
         self._snapshot = _Snapshot()
         self._refreshes = 0  # The number of refreshes that have begun.
-        self._applied = 0  # The number of the refresh that read the current snapshot.
-        self._reading: asyncio.Task[bool] | None = None  # The latest read that `catch_up` began.
-        self._waiting: asyncio.Task[bool] | None = None  # The read that begins when `_reading` has ended.
+        self._applied = 0  # The number of the refresh that has read `_snapshot`.
+        self._reading: asyncio.Task[bool] | None = None  # The latest refresh that `catch_up` has begun.
+        self._waiting: asyncio.Task[bool] | None = None  # The refresh that begins when `_reading` has ended.
 
     async def refresh(self) -> bool:
         """Read all accounts if an account has changed. Return whether an account has changed.
@@ -166,7 +168,7 @@ class Directory:
         self._refreshes += 1
         number = self._refreshes
         fresh = await self._database.read(_load_if_changed, self._snapshot.version)
-        # A refresh that began earlier may end later, with an older state of the accounts.
+        # If this refresh began before the refresh that read `_snapshot`, its accounts are older, and are dropped.
         if fresh is not None and number > self._applied:
             self._snapshot, self._applied = fresh, number
         return fresh is not None
@@ -179,7 +181,7 @@ class Directory:
         if self._reading is None or self._reading.done():
             self._reading = read = asyncio.ensure_future(self.refresh_if_available())
         elif self._waiting is None or self._waiting.done():
-            # The read in progress may have begun before the caller's account was created.
+            # The refresh in progress may have begun before the account was created, so it may not find the account.
             self._waiting = read = asyncio.ensure_future(self._refresh_after(self._reading))
         else:
             read = self._waiting
@@ -192,9 +194,9 @@ class Directory:
         return await self.refresh_if_available()
 
     async def refresh_if_available(self) -> bool:
-        """Do the same as `refresh`. If the database is unavailable, the old accounts stay in use until a later refresh by the
-        background job, and the result is False. Call this function after a committed change: the change is stored, so the client
-        that made it must not get an error."""
+        """Call `refresh` and return True. If the database is unavailable, return False; the old accounts then stay in use until the
+        background job refreshes them. Call this function after a committed change: the change is stored, so the client that made it
+        must not get an error."""
         try:
             await self.refresh()
         except StoreUnavailable:
@@ -215,7 +217,7 @@ class Directory:
         return self._snapshot.hit_policies
 
     def domain(self, host: str) -> Domain | None:
-        """Return the domain with this host. `host` must be in the stored form or in the canonical form."""
+        """Return the domain with this host, or None. `host` must be written as it is stored, or in the canonical form."""
         return self._snapshot.domains.get(host)
 
     def accepts_path(self, prefix: str) -> bool:
@@ -272,7 +274,8 @@ class Directory:
         return self._principal(found[0], frozenset(), 0)
 
     def find_by_postback_key(self, key: str, now: datetime) -> Principal | None:
-        """Return the caller with this postback key in its URL; None for an unknown, revoked or expired key."""
+        """Return the caller with this postback key in its URL; None for an unknown, revoked or expired key and for a disabled
+        application."""
         found = self._snapshot.postback_keys.get(hash_credential(key))
         if found is None or (found[2] is not None and found[2] <= now):
             return None
@@ -316,7 +319,7 @@ def short_url(base_url: str, path: str | None, code: str) -> str:
 
 
 def read_version(connection: Connection) -> str:
-    """Return the version of the accounts. Each change of an account increments it."""
+    """Return the version of the accounts, which is a different random text after each change of an account."""
     table = schema.installation
     version: str | None = connection.execute(select(table.c.value).where(table.c.name == _VERSION)).scalar()
     return version or "0"
@@ -333,7 +336,7 @@ def _load_if_changed(connection: Connection, version: str) -> _Snapshot | None:
         domains.setdefault(row.application_id, []).append(domain)
         fresh.domains[domain.host] = domain
         fresh.domains_by_id[domain.id] = domain
-    for host in list(fresh.domains):  # Earlier versions stored IPv6 addresses in the form in which they were entered.
+    for host in list(fresh.domains):  # A domain is also found by its canonical host: earlier versions stored IPv6 as entered.
         fresh.domains.setdefault(canonical_host(host), fresh.domains[host])
     fresh.link_paths = frozenset(path for one in fresh.domains.values() for path in (one.path, *one.previous_paths) if path)
     fresh.gateways, fresh.report_keys = read_gateways(connection)
@@ -409,7 +412,7 @@ def _application_of(
 
 
 def increment_version(connection: Connection) -> None:
-    """Increment the version, so that every process reads the accounts again. Call this in each transaction that changes
+    """Store a new random version, so that every process reads the accounts again. Call this in each transaction that changes
     accounts."""
     statement = upsert(connection, schema.installation).values(name=_VERSION, value=secrets.token_hex(8))
     connection.execute(statement.on_conflict_do_update(index_elements=["name"], set_={"value": statement.excluded.value}))

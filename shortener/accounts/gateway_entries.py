@@ -1,5 +1,5 @@
-"""The gateways in the directory of accounts. They contain what a process needs to accept messages and delivery reports. This module
-reads the gateways without their settings, and decides which gateways the requests of an application may name.
+"""The gateways in the directory of accounts. This module reads the gateways without their settings: it reads only the columns that
+a process needs to accept messages and delivery reports. It also decides which gateways the requests of an application may name.
 """
 # Tested by tests/gateways/test_store.py
 
@@ -28,7 +28,8 @@ class GatewayEntry:
 
 
 def read_gateways(connection: Connection) -> tuple[dict[int, GatewayEntry], dict[str, int]]:
-    """Return all gateways that are not removed by id, and the id of each gateway by the hash of its report key."""
+    """Return a dictionary of the gateways by id, and a dictionary of their ids by the hash of the report key. Both are without
+    removed gateways."""
     g = schema.gateways.c
     columns = g.id, g.application_id, g.name, g.kind, g.enabled, g.report_key_hash
     gateways: dict[int, GatewayEntry] = {}
@@ -40,7 +41,7 @@ def read_gateways(connection: Connection) -> tuple[dict[int, GatewayEntry], dict
 
 
 def read_removed_gateways(connection: Connection) -> dict[int, str]:
-    """Return the names of the removed gateways that applications had selected, by id."""
+    """Return the names of removed gateways by id, if an application has selected the gateway."""
     g, a = schema.gateways.c, schema.applications.c
     selected = select(a.gateway_id).where(a.gateway_id.is_not(None))
     rows = connection.execute(select(g.id, g.name).where(g.removed_at.is_not(None), g.id.in_(selected)))

@@ -58,8 +58,8 @@ def read_hit_policies(
     disabled_applications: frozenset[int],
     disabled_domains: frozenset[int],
 ) -> HitPolicies:
-    """Return the policies of the installation. `settings` are the settings of all applications, by id. This function reads the
-    trackers and the blocked hosts."""
+    """Return the policies of the installation. `settings` are the settings of all applications, by id. The trackers and the blocked
+    hosts are read from the database."""
     t = schema.trackers.c
     with_suspected = connection.execute(select(t.application_id, t.topics).where(t.with_suspected.is_(True)))
     blocked: dict[int, set[str]] = {}
@@ -83,12 +83,12 @@ def _host_in(url: str) -> str:
     if not has_authority:  # A link into an app, such as tel:+14155550100, has no host.
         return ""
     authority = rest.partition("/")[0].partition("?")[0].partition("#")[0]
-    # Earlier versions stored IPv6 addresses in the form in which they were entered.
+    # The canonical form is compared, because earlier versions stored IPv6 addresses in links as they were entered.
     return canonical_name(authority[1:].partition("]")[0]) if authority.startswith("[") else authority.partition(":")[0]
 
 
 def _blocked_name(host: str) -> str:
-    """Return the normal form of a stored blocked host, with which `HitPolicies.blocks_host` compares the hosts of links."""
+    """Return a stored blocked host in the form in which `HitPolicies.blocks_host` compares hosts."""
     return embedded_ipv4(host) or canonical_name(host)
 
 

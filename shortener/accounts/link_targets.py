@@ -14,8 +14,8 @@ from shortener.accounts.directory import Application
 from shortener.macros import macro_problems
 from shortener.urls import DESTINATION_PLACEHOLDERS, Destination, UrlError, parse_destination
 
-#: A cached function that parses a URL. The messages of a campaign usually have the same destinations, so the latest ones are
-#: cached.
+#: A function that parses a URL. The latest results are cached, because the messages of a campaign usually have the same
+#: destinations.
 _parse = lru_cache(maxsize=1024)(parse_destination)
 
 
@@ -50,9 +50,9 @@ def target_problems(url: str) -> list[str]:
 
 
 def spellings_of(url: str) -> tuple[str, ...]:
-    """Return the forms in which the database may contain the destination `url` that a caller filters by. The first form is the
-    normalized URL. For an IPv6 address, the second form is `url` unchanged, because earlier versions did not normalize these
-    addresses. If `url` is not a URL, the only form is the unchanged text."""
+    """Return the forms in which the database may contain the destination `url`, for a filter. The first form is the normalized URL.
+    If the host is an IPv6 address, the second form is the unchanged `url`, because earlier versions did not normalize these
+    addresses. If `url` is not a valid URL, the only form is the unchanged text."""
     try:
         stored = parse_destination(url).url
     except UrlError:

@@ -1,5 +1,5 @@
-"""This module determines the hosts on which the service itself responds. The domains of applications are not among them. A redirect
-to one of these hosts would loop.
+"""This module determines the hosts on which the service itself responds, without the domains of applications. A redirect to one of
+these hosts would loop.
 
 The service responds to the names of BASE_URL and PORTAL_URL, and to `localhost` and IP addresses on its own port.
 
@@ -93,7 +93,7 @@ _PRIVATE_NAME = re.compile(r"[^.:]*|.*\.(?:localhost|local|internal|localdomain|
 
 def unreachable_host_warnings(host: str) -> list[str]:
     """Return warnings about the host of a domain (with or without a port). There is a warning if the phones of recipients cannot
-    reach the host, or if the service responds on the host as on BASE_URL. The function does not ask the DNS."""
+    reach the host, or if the service responds on the host as on BASE_URL. The function makes no DNS look-up."""
     name = name_of(host)
     if _PRIVATE_NAME.fullmatch(name):
         text = "a name of one machine or one network only, so phones of recipients cannot open links on it"

@@ -1,7 +1,7 @@
 """This module creates, rotates and revokes postback keys: credentials in the path of a URL, for networks that can store only a URL.
 A postback key permits reports of conversions and nothing else. A new application has no postback key. Only the SHA-256 of a key is
-stored, and the plain text is returned once. Each function is part of one transaction of `Database.write`, and the caller then
-refreshes the `Directory`, the copy in memory.
+stored, and the plain text is returned once. Each function runs inside one transaction of `Database.write`. After the transaction,
+the caller refreshes the `Directory`, which is the copy in memory.
 """
 # Tested by tests/accounts/test_postback_keys.py
 
@@ -20,7 +20,7 @@ from shortener.storage import schema
 
 PATH = "/api/v1/postback/{postback_key}"
 MAX_NAME_CHARACTERS = 100
-MAX_KEYS = 100  # The maximum number of postback keys of one application that are not revoked.
+MAX_KEYS = 100  # The maximum number of postback keys of one application that are neither revoked nor expired.
 MAX_OVERLAP = timedelta(days=90)
 _HINT_CHARACTERS = 8
 
@@ -43,7 +43,8 @@ def create_postback_key(connection: Connection, application_id: int, name: str, 
 def rotate_postback_key(
     connection: Connection, application_id: int | None, key_id: int, now: datetime, overlap: timedelta
 ) -> tuple[int, str, datetime]:
-    """Replace a postback key by a new key of the same name. Return its id, its plain text and the end of validity of the old key.
+    """Replace a postback key by a new key of the same name. Return the id and the plain text of the new key, and the time until
+    which the old key stays valid.
 
     If `application_id` is None, any application may own the key. Raise ApiError NOT_FOUND or INVALID_REQUEST."""
     if not timedelta() <= overlap <= MAX_OVERLAP:

@@ -152,8 +152,8 @@ class ApplicationSettings(BaseModel):
     @field_validator("fallback_url")
     @classmethod
     def _check_fallback(cls, value: str | None) -> str | None:
-        # This check permits any scheme. The scheme of fallback_url is compared with `extra_schemes` when a change is stored,
-        # because a change may contain only one of these two settings.
+        # This check permits any scheme. The scheme is compared with `extra_schemes` only when a change is stored, because a change
+        # may contain one of these two settings without the other.
         return None if value is None else parse_fallback_url(value, {value.partition(":")[0].lower()})
 
     @property
@@ -168,9 +168,8 @@ class ApplicationSettings(BaseModel):
 
 
 def from_stored(stored: Mapping[str, Any]) -> ApplicationSettings:
-    """Return the settings that the database contains for an application, without the settings that this release cannot use. During
-    an upgrade, a newer node may store settings or values that this version does not know. This version then uses its own default
-    instead."""
+    """Return the settings that the database contains for an application. A setting or a value that this release does not know is
+    replaced by the default, because a newer node may have stored it during an upgrade."""
     known = {name: value for name, value in stored.items() if name in ApplicationSettings.model_fields}
     try:
         return ApplicationSettings(**known)

@@ -6,9 +6,9 @@ use this module: the request claims its key, is performed, and stores its respon
 caller encrypts a response before it is stored here. The portal also uses this module: for the ids of its forms, and for the values
 that a user has entered in a form when the session ends and the user must sign in again.
 
-If a process ends between the claim and the response, the claim has no response. After CLAIM_LEASE, a repeated request takes the
-claim over and is performed, because it is unknown whether the first request changed anything. So both may be performed if the first
-request is slow. Then the response that is stored first stays, and a request that fails releases only its own claim.
+If a process ends before it stores the response, it is unknown whether the request changed anything. After CLAIM_LEASE, a repeated
+request therefore takes the claim over and is performed. If the first request is only slow, both requests are performed. Then the
+first response that is stored stays, and a request that fails releases only its own claim.
 """
 
 # Tested by tests/web/test_idempotency.py
@@ -25,17 +25,17 @@ from shortener.model import record
 from shortener.storage.database import upsert
 from shortener.storage.schema import stored_responses
 
-#: If a claim has no response after this time, a repeat of the request takes the claim over. If the time of a claim is further in
-#: the future than this, the clock was set back after the claim. Such a claim is taken over, too.
+#: If a claim has no response after this time, a repeat of the request takes the claim over. The repeat also takes over a claim
+#: whose time is further than this in the future, because the clock was then set back after the claim.
 CLAIM_LEASE = timedelta(seconds=60)
-#: A request usually takes less than this time. If it takes longer, it was probably interrupted, and a repeated request must wait
-#: until the claim ends.
+#: A request usually takes less than this time. If it takes longer, it was probably interrupted. Retry-After of a repeat is then the
+#: rest of CLAIM_LEASE, and otherwise one second.
 USUAL_REQUEST = timedelta(seconds=10)
 
 
 @record
 class RequestKey:
-    """The key that identifies a repeated request: the application, its API key, the operation (method and path), and its
+    """The key by which a repeat of a request is recognized: the application, its API key, the operation (method and path), and the
     Idempotency-Key.
 
     The API key is included, because a response can contain new credentials, which the owner of another API key may not receive."""
@@ -60,7 +60,7 @@ class FirstResponse:
 
 
 def claim(connection: Connection, request: RequestKey, content_hash: str, now: datetime) -> FirstResponse | None:
-    """Claim a request. Return None if the caller must perform it, or the response that was stored for it.
+    """Claim a request. Return its stored response, or None if the caller must perform the request.
 
     Raise ApiError IDEMPOTENCY_CONFLICT if the first request with this key had another content, and REQUEST_IN_PROGRESS while the
     first request is being performed."""
@@ -73,7 +73,7 @@ def claim(connection: Connection, request: RequestKey, content_hash: str, now: d
         "created_at": now,
     }
     row = None
-    while row is None:  # try again, because the claim can be released between the two statements
+    while row is None:  # another request can release its claim between the two statements
         if connection.execute(upsert(connection, table).values(values).on_conflict_do_nothing()).rowcount:
             return None
         row = connection.execute(select(table).where(*_chosen(request)).with_for_update()).one_or_none()
@@ -98,8 +98,8 @@ def find(connection: Connection, request: RequestKey) -> FirstResponse | None:
 def store(connection: Connection, request: RequestKey, response: FirstResponse) -> None:
     """Store the response to a request that was performed. If a response is stored already, do not replace it.
 
-    The response is stored even if a repeat of the request has taken the claim over. Later repeats get this response, whatever the
-    outcome of the repeat with the claim."""
+    The response is stored even if a repeat of the request has taken the claim over. Later repeats then get this response, also if
+    that repeat fails."""
     values = {"status": response.status, "body": response.body}
     connection.execute(update(stored_responses).where(*_chosen(request), stored_responses.c.status.is_(None)).values(values))
 
@@ -111,8 +111,8 @@ def store_for_claim(connection: Connection, request: RequestKey, response: First
 
 
 def release(connection: Connection, request: RequestKey, claimed_at: datetime) -> None:
-    """Give up the claim that a failed request made at `claimed_at`, so that a repeat is performed again. Do nothing if a repeat has
-    taken the claim over since then: that repeat is being performed, and another one must not begin."""
+    """Delete the claim that a failed request made at `claimed_at`, so that the next repeat is performed at once. Do nothing if a
+    repeat has taken the claim over, because that repeat may still be running."""
     connection.execute(delete(stored_responses).where(*_chosen(request), *_is_own_claim(claimed_at)))
 
 

@@ -1,5 +1,4 @@
-"""This module builds the service. It is the only place that creates the objects of the service (its parts) and passes them to each
-other.
+"""This module builds the service: only this module creates the objects of the service (its parts) and passes them to each other.
 
 `open_service` opens the database and builds the parts in the order of their dependencies, one function per group. Each group
 receives only what it depends on. If a step fails, everything that was opened before it is closed.
@@ -89,12 +88,12 @@ from shortener.tracing import open_tracer
 
 
 async def open_service(settings: Settings, *, clock: Clock | None = None, owner: bool = True, may_create: bool = True) -> Service:
-    """Open the database and build every part. The very first start also creates the database and the default application. If
-    `may_create` is false, raise NoInstallation instead, and create nothing.
+    """Open the database and build every part. The very first start of an installation also creates the database and the default
+    application. If `may_create` is false, it raises NoInstallation and creates nothing.
 
-    `clock` replaces the clock in tests; by default all processes of an installation share one. `owner` is true if this process is
-    the one that may write to an SQLite database. Raise StoreUnavailable, SchemaMismatch, SecretError, DatabaseLost or
-    BaseUrlMissing.
+    `clock` replaces the clock in tests; by default all processes of an installation share one clock. `owner` is true if this
+    process serves from the database; only one process at a time may be the owner of an SQLite database. Raise StoreUnavailable,
+    SchemaMismatch, SecretError, DatabaseLost or BaseUrlMissing.
     """
 
     async def check_schema(database: Database | None = None) -> None:
@@ -103,7 +102,7 @@ async def open_service(settings: Settings, *, clock: Clock | None = None, owner:
     file = sqlite_path(settings.store_url)
     require_database(file, settings.data_dir)
     if file is not None:
-        await check_schema()  # creates a missing file, before it is opened
+        await check_schema()  # creates the file if it is missing, before `open_database` opens it
     database = await open_database(
         settings.store_url, owner=owner, pool_size=settings.database_pool, timeout=settings.database_timeout
     )
@@ -141,7 +140,7 @@ async def _ensure_default_application(database: Database, clock: Clock, secret: 
     audit = AuditWriter(SERVER_START, IdGenerator(database.node, ms_clock(clock)))
     try:
         return await database.write(ensure_default, audit, clock(), secret, **initial)
-    except (IntegrityError, ApiError):  # Another node has created the default application at the same time.
+    except (IntegrityError, ApiError):  # Another node has created the application at the same time, so this call does nothing.
         return await database.write(ensure_default, audit, clock(), secret, **initial)
 
 
@@ -350,7 +349,7 @@ def _build_gateways(foundation: Foundation, messages: MessageParts, throttle: Th
     guard = Guard(settings.allow_private_targets)
     public = open_sender(guard, settings, clock, settings.gateway_slots)
     opened.push_async_callback(public.close)
-    # A gateway on a private network is not reached through the proxy for requests to the internet.
+    # Requests to gateways on a private network do not use DELIVERY_PROXY, because this proxy is for requests to the internet.
     private = open_sender(Guard(allow_private=True), settings, clock, settings.gateway_slots, uses_proxy=False)
     opened.push_async_callback(private.close)
     context = GatewayContext(public, private, reports.receive, clock, record_reply, guard, reports.count_unreadable)

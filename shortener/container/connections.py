@@ -1,4 +1,5 @@
-"""This module opens the connections of the service. The command line also uses some of the functions without a service."""
+"""This module opens the connections of the service to Redis, to other processes and for HTTP requests. Commands also use some of
+the functions without a `Service`."""
 
 # Tested by tests/container/test_build.py
 
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 
 
 def open_sender(guard: Guard, settings: Settings, clock: Clock, limit: int | None = None, *, uses_proxy: bool = True) -> Sender:
-    """Return a sender of `limit` HTTP requests at a time (default: DELIVERY_SLOTS), through DELIVERY_PROXY if `uses_proxy` is true.
-    This requires a running event loop. The caller must close the sender."""
+    """Return a sender of HTTP requests, which sends at most `limit` requests at a time (default: DELIVERY_SLOTS). If `uses_proxy`
+    is true, it sends through DELIVERY_PROXY. The call requires a running event loop. The caller must close the sender."""
     return Sender(
         guard,
         user_agent=USER_AGENT,
@@ -33,7 +34,8 @@ def open_sender(guard: Guard, settings: Settings, clock: Clock, limit: int | Non
 
 
 def open_link_cache(settings: Settings, secret: Secret, now_ms: Callable[[], int]) -> tuple[RedisServer | None, LinkCache]:
-    """Return the Redis client, or None without REDIS_URL, and the link cache on it. The caller must close the client."""
+    """Return the Redis client and its link cache. Without REDIS_URL, return None and a cache that is always empty. The caller must
+    close the client."""
     if not settings.redis_url:
         return None, NoLinkCache()
     redis = open_redis(settings.redis_url, timeout=settings.redis_timeout, connections=settings.redis_connections)
@@ -51,9 +53,8 @@ def key_prefix_of(fingerprint: str) -> str:
 
 
 def open_notifier(settings: Settings) -> PostgresNotifier | None:
-    """Return a notifier for wake-up events in other processes.
-
-    Return None with SQLite. Return None also with a connection pooler that does not use one server connection for a whole session.
+    """Return a notifier, which sends wake-up events to other processes. Return None with SQLite, and with a connection pooler that
+    does not use one server connection for a whole session.
     """
     if not settings.is_postgresql:
         return None

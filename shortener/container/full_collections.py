@@ -1,14 +1,15 @@
 """This module decides when Python runs a full garbage collection.
 
-A full collection examines objects of every age, except excluded objects. It stops all threads. While a large request has a million
-live objects, it takes 100 ms and more. Almost no object of a large request is garbage, so a collection at that time frees nothing.
-`serve` therefore switches automatic full collections off (shortener/cli/serve.py). A background job starts them at a time without
-large requests. Collections of young objects stay automatic.
+A full collection examines objects of every age, except excluded objects, and stops all threads. While a large request has a million
+live objects, a full collection takes 100 ms and more, and frees nothing, because almost none of these objects is garbage. `serve`
+therefore switches automatic full collections off (shortener/cli/serve.py), and a background job starts them at a time without large
+requests. Collections of young objects stay automatic.
 
-In the process of `serve`, the job excludes the objects that survive a full collection from the next ones (`gc.freeze`), because
-most of them live as long as the process: modules, templates, connections. Therefore a full collection takes a few milliseconds.
-Without the exclusion it took 40 ms after the portal's pages were loaded. Excluded objects can become garbage. To free them, the job
-includes all objects in a full collection every THOROUGH_SECONDS, or later if many people click at that time.
+In the process of `serve`, the job excludes the objects that survive a full collection from the following full collections
+(`gc.freeze`), because most of them live as long as the process: modules, templates, connections. Therefore a full collection takes
+a few milliseconds, and not 40 ms, which it takes without the exclusion when the portal's pages are loaded. Excluded objects can
+become garbage. To free them, the job includes all objects in a full collection every THOROUGH_SECONDS, or later if many people
+click at that time.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class FullCollections:
         self._has_hits = has_hits
         self._clock = clock
         self._collected_at = self._all_collected_at = clock()
-        self._excludes = False  # True in the process of `serve`, which excludes the objects that its start created.
+        self._excludes = False  # True in the process of `serve`, which calls `gc.freeze` when it has started.
 
     async def step(self) -> int:
         """Start a full collection, unless a large request is in progress and the last collection was less than MAX_DELAY_SECONDS
@@ -46,7 +47,7 @@ class FullCollections:
         if self._is_busy() and now - self._collected_at < MAX_DELAY_SECONDS:
             return 0
         self._collected_at = now
-        self._excludes = self._excludes or gc.get_freeze_count() > 0  # counting the excluded objects takes milliseconds
+        self._excludes = self._excludes or gc.get_freeze_count() > 0  # the count takes milliseconds, so it stops at the first True
         since_all = now - self._all_collected_at
         if since_all >= THOROUGH_SECONDS and (not self._has_hits() or since_all >= MAX_THOROUGH_DELAY_SECONDS):
             self._all_collected_at = now

@@ -30,20 +30,20 @@ from shortener.storage.node_lease import RENEW_SECONDS
 
 CLOCK_INTERVAL_SECONDS = 10.0  # Pause of the job that compares the clock of this machine with the clock of PostgreSQL.
 DELIVERY_INTERVAL_SECONDS = 0.5  # Pause of the jobs that search for new events and due deliveries.
-SPOOL_INTERVAL_SECONDS = 0.5  # Pause of the job that writes hits from Redis to the database when the database is available again.
-ROLLUPS_INTERVAL_SECONDS = 10.0  # Pause of the job that rolls up the counts of an older release.
+SPOOL_INTERVAL_SECONDS = 0.5  # Pause of the jobs that use Redis: spool, rate limits and link cache.
+ROLLUPS_INTERVAL_SECONDS = 10.0  # Pause of the job that rolls up counts that an older release stored.
 ROLLUPS_MIN_INTERVAL_SECONDS = 0.1  # The pause between two transactions of the roll-up job, so that clicks are not delayed.
 COUNTS_INTERVAL_SECONDS = 1.0  # Pause of the job that adds count deltas to the counts.
 LINK_UPDATES_INTERVAL_SECONDS = 2.0  # Pause of the job that continues the link updates of processes that have ended.
 REPLAYS_INTERVAL_SECONDS = 0.5  # Pause of the job that replays dead deliveries.
 REPLAYS_MIN_INTERVAL_SECONDS = 0.05  # The pause between two batches of replays, so that clicks are not delayed.
 DEVICES_INTERVAL_SECONDS = 10.0  # Pause of the job that counts clicks by device and browser.
-FIRST_CONVERSIONS_INTERVAL_SECONDS = 10.0  # Pause of the job that counts the converted messages of an older release.
-FIRST_CONVERSIONS_MIN_INTERVAL_SECONDS = 0.1  # The pause between two of its transactions, so that clicks are not delayed.
+FIRST_CONVERSIONS_INTERVAL_SECONDS = 10.0  # Pause of the job that counts converted messages from before an upgrade.
+FIRST_CONVERSIONS_MIN_INTERVAL_SECONDS = 0.1  # Pause between two transactions of this job, so that clicks are not delayed.
 EARLY_HITS_INTERVAL_SECONDS = 2.0  # Pause of the job that classifies early hits again.
 ERASURE_REPEATS_INTERVAL_SECONDS = 2.0  # Pause of the job that erases personal data which was written while an erasure ran.
 GATEWAY_LINKS_INTERVAL_SECONDS = 2.0  # Pause of the job that keeps the connections to SMPP gateways open.
-EXPIRING_KEYS_INTERVAL_SECONDS = 10.0  # Pause of the job that creates events for postback keys which expire soon.
+EXPIRING_KEYS_INTERVAL_SECONDS = 10.0  # Pause of the job that creates events for keys and tokens which expire soon.
 
 #: Minimum pause between two runs of the fan-out. A single event is processed at once. Under load, one run processes the events
 #: that arrive in 20 ms.
@@ -133,7 +133,8 @@ async def _refresh(directory: Directory) -> int:
 
 
 async def _announce_expiring_keys(foundation: Foundation) -> int:
-    """Create an event for each postback key that expires soon. If no key expires soon, write nothing."""
+    """Create an event for each postback key and tracker token that expires soon. Begin a writing transaction only if there is
+    one."""
     now = foundation.clock()
     if not await foundation.database.read(has_expiring, now):
         return 0

@@ -14,8 +14,8 @@ class InstallationHosts:
 
     def __init__(self, settings: Settings, directory: Directory) -> None:
         self._directory = directory
-        # The hosts are read from the settings, because the directory does not contain them if a command of the command line has
-        # opened it.
+        # A directory that a command has opened does not contain the hosts of the service itself, so they are read from the
+        # settings.
         self._own_hosts = OwnHosts.of(settings)
         self._guard = Guard(settings.allow_private_targets)
         self._allow_http = settings.allow_http_targets

@@ -74,8 +74,8 @@ class Foundation:
     click_ids: ClickIds
     supervisor: TaskSupervisor  # The supervisor of the tasks that run as long as the process.
     rate_limits: RateLimits
-    client_key: bytes  # The key that `client_address.hash_client` uses.
-    requests: RequestTotals  # The counter of API requests.
+    client_key: bytes  # The key with which `client_address.hash_client` hashes IP addresses.
+    requests: RequestTotals  # The counts of API requests, for the metrics.
     sends_wake_up: WakeUp  # The gateways' dispatcher waits for this event. It is set when messages were queued for a gateway.
     notify_sends: Callable[[], None]  # The function that sets `sends_wake_up` in every process of the installation.
     events_wake_up: WakeUp  # The fan-out job waits for this event. It is set after each transaction that wrote events.
@@ -98,7 +98,7 @@ class ClickParts:
 
 @record
 class MessageParts:
-    """The parts that accept reports about messages, and what the rewriter needs (container/service.py)."""
+    """The parts that accept delivery reports and conversions, and the parts from which `Service.rewriter` builds the rewriter."""
 
     codes: Codes
     cohorts: Cohorts

@@ -1,9 +1,10 @@
 """This module contains the running service: its parts, and the order in which they start and stop.
 
-The rewriter and the reader of message statuses are built when they are first used. Their modules contain the expressions that find
-directives and URLs, and the tables of phone numbers. The import of these modules would take a tenth of the start. A thread imports
-the modules with endpoints and pages, and with them the modules of the parts that they use. When this module imports such a part, it
-is therefore already imported, and clicks do not wait. `tests/test_lean_imports.py` checks this.
+The rewriter and the reader of message statuses are built when they are first used, because the import of their modules would take a
+tenth of the time of the start: they contain the expressions that find directives and URLs, and the tables of phone numbers. In a
+server, only endpoints and pages use these parts. A thread imports the modules of endpoints and pages, which import the modules of
+the parts. Therefore the import in this module takes no time in the event loop, and clicks do not wait. `tests/test_lean_imports.py`
+checks this.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-#: The last seconds of a stop, which are reserved for closing connections.
+#: The time at the end of a stop that is reserved for closing connections.
 CLOSE_SECONDS = 0.5
 
 
 class Service:
-    """All parts of the service, grouped by dependency. Properties give direct access to the parts that other modules use. Only the
-    very first start of an installation sets `first_credentials`.
+    """All parts of the service. Its attributes are the parts that other modules use. `first_credentials` are the credentials that
+    the very first start of an installation has created, and otherwise None.
     """
 
     def __init__(
@@ -157,10 +158,10 @@ class Service:
         return self._dispatcher_stop is not None
 
     def begin_stop(self, within: float) -> None:
-        """Report "not ready" on /readyz and start no more deliveries. Requests and clicks still get responses.
+        """Report "not ready" on /readyz and start no more deliveries. The service still responds to requests and clicks until
+        `close`. Meanwhile, deliveries in flight finish, or their claims are given back.
 
-        `close` must finish within `within` seconds from now. Deliveries in flight finish, or their claims are given back, while the
-        service still responds to requests. A second call has no effect.
+        `close` must finish within `within` seconds from now. A second call has no effect.
         """
         if self._dispatcher_stop is None:
             self.ready = False
@@ -198,9 +199,8 @@ class Service:
     async def _close_part(self, name: str, closing: Coroutine[Any, Any, object]) -> None:
         """Close one part within a time limit.
 
-        A server that does not respond must not delay the stop, and all data is already written. Therefore, if the part does not
-        close in time, this method cancels it and does not wait until it has ended: the part may still wait for a server, for
-        example to close a connection."""
+        If the part does not close in time, this method cancels it and does not wait for its end, because a server that does not
+        respond must not delay the stop. No data is lost, because all data is already written."""
         remaining = self._stop_deadline - asyncio.get_running_loop().time()
         task = asyncio.ensure_future(closing)
         done, _ = await asyncio.wait((task,), timeout=max(remaining, CLOSE_SECONDS / 5))

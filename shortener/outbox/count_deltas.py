@@ -1,9 +1,9 @@
 """A count delta contains the amounts by which a transaction changes the counts. A background job adds these amounts to the table
 `counts` later.
 
-There is a count for each cohort (application, campaign, source, country, conversion process), time slot of 15 minutes and metric.
-Midnight in every time zone is at the start of a time slot. The job reads delta rows, adds them up and deletes them in one
-transaction, so that a crash neither loses an amount nor adds it twice (`reporting/counts.py`).
+There is a count for each cohort (application, campaign, source, country, conversion process), time slot of 15 minutes and metric. A
+time slot has 15 minutes, because midnight is then the start of a time slot in every time zone. The job (`reporting/counts.py`) adds
+count deltas to the counts and deletes them in the same transaction, so that a crash neither loses an amount nor adds it twice.
 """
 
 # Tested by tests/reporting/test_counts.py
@@ -25,11 +25,11 @@ from shortener.storage.key_table import KeyTable
 
 TIME_SLOT_MS = 15 * 60 * 1000
 
-#: The metric of the cost of messages. Like the names of all metrics that are amounts of money, it begins with "value:".
+#: The metric of the cost of messages. The name of each metric that is an amount of money begins with "value:".
 COST = "value:cost"
 
-#: The upper limit of each bucket of the time from sending to click is 5 % higher than the limit of the previous bucket. A
-#: percentile therefore has an error of at most 2.5 %.
+#: Times from sending to click are counted in buckets. The upper limit of each bucket is 5 % higher than the limit of the previous
+#: bucket, so a percentile has an error of at most 2.5 %.
 _BUCKET_GROWTH = math.log(1.05)
 
 #: The key of a cohort: application_id, campaign ("" for none), source, country ("" for unknown), process_id.
@@ -50,36 +50,37 @@ class CountDelta:
     def add(
         self, cohort: int, at_ms: int, metric: str, amount: int | Decimal = 1, *, message: int | None = None, link_set: int = 0
     ) -> None:
-        """Add an amount to the count delta of a metric, for one event. `message` is the row id of the event's message. If the event
-        has no message, statistics by the time of sending use the time of the event."""
+        """Add an amount to a metric, in the time slot of an event. `message` is the row id of the event's message. If the event has
+        no message, statistics by the time of sending use the time of the event."""
         slot = at_ms // TIME_SLOT_MS
         key = (cohort, slot, metric, slot if message is None else sent_slot(message), link_set)
         self._amounts[key] = self._amounts.get(key, 0) + amount
 
     def add_slots(self, cohort: int, slot: int, metric: str, sent: int, link_set: int, amount: int | Decimal = 1) -> None:
-        """Add an amount to the count delta of a metric, for one event. `slot` is the time slot of the event; `sent` is the time
+        """Do the same as `add`, with time slots in place of times: `slot` is the time slot of the event, and `sent` is the time
         slot in which its message was created."""
         key = (cohort, slot, metric, sent, link_set)
         self._amounts[key] = self._amounts.get(key, 0) + amount
 
     def merge(self, data: Sequence[tuple[int, int, str, str]]) -> None:
-        """Add the amounts of another count delta, given as the result of its method `data`. The message time slots and link sets
-        are not included."""
+        """Add the amounts of another count delta. `data` is the result of its method `data`, which contains no origins: the time
+        slot of each entry becomes its origin, without a link set."""
         for cohort, time_slot, metric, amount in data:
             key = (cohort, time_slot, metric, time_slot, 0)
             self._amounts[key] = self._amounts.get(key, 0) + Decimal(amount)
 
     def data(self) -> list[tuple[int, int, str, str]]:
-        """Return cohort, time slot, metric and amount of each entry, in the stored form."""
+        """Return a tuple of cohort, time slot, metric and amount for each entry, with the amount as text."""
         return [(cohort, time_slot, metric, str(amount)) for (cohort, time_slot, metric, _, _), amount in self._amounts.items()]
 
     def origins(self) -> list[tuple[int, int]]:
-        """Return the origin of each entry of `data`, in the same order: the time slot and the link set of the entry's message."""
+        """Return the origin of each entry in the order of `data`: the time slot in which its message was created, and the link
+        set."""
         return [(sent, link_set) for _, _, _, sent, link_set in self._amounts]
 
     def split(self, max_entries: int) -> Iterator[CountDelta]:
-        """Yield count deltas with at most `max_entries` entries each. Their sum is this count delta. A large row is split, because
-        `counts.fold_batch` adds it in many transactions, and each of these transactions would write the rest of the row again."""
+        """Yield count deltas with at most `max_entries` entries each. Their sum is this count delta. Without this split,
+        `counts.fold_batch` would add a large row in many transactions, and each of them would write the rest of the row again."""
 
         def order(entry: tuple[tuple[int, int, str, int, int], int | Decimal]) -> tuple[int, int, int, int]:
             (cohort, slot, _, sent, link_set), _ = entry
@@ -98,7 +99,7 @@ class CountDelta:
         return bool(self._amounts)
 
     def items(self) -> list[tuple[tuple[int, int, str], int | Decimal]]:
-        """Return the amounts by cohort, time slot and metric."""
+        """Return the sums over all origins, as pairs of (cohort, time slot, metric) and amount."""
         sums: dict[tuple[int, int, str], int | Decimal] = {}
         for (cohort, time_slot, metric, _, _), amount in self._amounts.items():
             key = (cohort, time_slot, metric)
@@ -107,7 +108,7 @@ class CountDelta:
 
 
 def origin_order(cohort: int, slot: int, sent: int | None, link_set: int) -> tuple[int, int, int, int]:
-    """Return the sort key for an entry of a count delta. It places entries with similar origins near each other.
+    """Return the sort key for an entry of a count delta, so that entries with similar origins are near each other.
 
     The origin is the time slot `sent` in which the message was created, and the link set of the message. `slot` is the time slot of
     the event. `sent` is None for an entry of an older release, which stored no message time slots."""
@@ -132,7 +133,7 @@ insert = BulkInsert(schema.count_deltas, "id", "data", "origins")
 
 
 def rows(row_id: int, delta: CountDelta) -> list[tuple[int, str, str]]:
-    """Return a list with the row of a count delta; an empty list if the delta is empty. The caller inserts the row in the
+    """Return a list with the row of a count delta, or an empty list if the delta is empty. The caller inserts the row in the
     transaction that makes the counted change."""
     return [(row_id, delta.dumps(), orjson.dumps(delta.origins()).decode())] if delta else []
 
@@ -145,14 +146,15 @@ def append(connection: Connection, row_id: int, delta: CountDelta) -> None:
 def time_to_click(clicked_at: int, sent_at: int | None, created_at: int, before: int) -> str:
     """Return the metric for the time from sending to the first click of a message.
 
-    Times are milliseconds since 1970. `before` is the state before the click. If no report has arrived, the time at which the
-    message was sent is unknown. Then the metric measures the time from the creation of the message."""
+    Times are milliseconds since 1970. `before` is the state of the message before the click. If the message was not reported as
+    sent, the metric measures the time from the creation of the message."""
     since = sent_at if sent_at is not None and before != State.CREATED else created_at
     return f"ttc:{time_to_click_bucket((clicked_at - since) / 1000)}"
 
 
 def time_to_click_bucket(seconds: float) -> int:
-    """Return the bucket for a time from sending to click. Bucket 0 ends at one second; each further bucket ends 5 % later."""
+    """Return the bucket for a time from sending to click. Bucket 0 ends at one second. Each further bucket ends 5 % later than the
+    bucket before it."""
     return 0 if seconds <= 1 else 1 + int(math.log(seconds) / _BUCKET_GROWTH)
 
 
@@ -162,7 +164,7 @@ def time_to_click_seconds(bucket: int) -> float:
 
 
 class Cohorts(KeyTable):
-    """An access object for the table of cohorts, with a cache of their ids."""
+    """Finds and inserts cohorts in their table, with a cache of their ids."""
 
     def __init__(self) -> None:
         super().__init__(schema.cohorts, ("application_id", "campaign", "source", "country", "process_id"))

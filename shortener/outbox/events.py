@@ -84,9 +84,9 @@ def append(connection: Connection, events: Sequence[Event], counted: Sequence[tu
 
 
 def find_sent_clicks(connection: Connection, message_ids: Collection[int]) -> dict[int, bool]:
-    """Return, for each hit on these messages, whether its click counts as sent: true if the last event of the hit is a click event,
-    false if it is `click_retracted`. Events of suspected hits do not count. Hits without stored events are missing from the
-    result."""
+    """Return, by hit id, whether the click of a hit on these messages counts as sent: True if the last event of the hit is a click
+    event, False if it is `click_retracted`. Hits without such events are missing from the result. Click events of suspected hits do
+    not count."""
     click, retracted = int(Topic.CLICK), int(Topic.CLICK_RETRACTED)
     columns = schema.events.c
     statement = select(columns.hit_id, columns.topics).where(
@@ -94,5 +94,5 @@ def find_sent_clicks(connection: Connection, message_ids: Collection[int]) -> di
         columns.topics.bitwise_and(click | retracted) != 0,
         columns.topics.bitwise_and(int(Topic.SUSPECTED)) == 0,
     )
-    # The last event decides, because the purge may have deleted the first ones.
+    # The last event of a hit decides, because the purge may have deleted its earlier events.
     return {hit_id: bool(topics & click) for hit_id, topics in connection.execute(statement.order_by(columns.id))}

@@ -1,7 +1,7 @@
-"""This job announces tokens and keys that will expire soon, with an event `key_expiring`.
+"""This module announces tracker tokens and postback keys that will expire soon, with an event `key_expiring`.
 
-A tracker token or a postback key expires some time after it was rotated. Each expiry is announced once: the table `expiry_notices`
-has a row for each announced expiry.
+A key or token expires some time after a rotation has replaced it. Each expiry is announced once: the table `expiry_notices` has a
+row for each announced expiry.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from shortener.storage import schema
 from shortener.storage.database import upsert
 from shortener.storage.types import to_iso
 
-#: The time from the announcement of an expiry to the expiry. If less time is left, the expiry is announced at once.
+#: An expiry is announced this time before the key expires, or at once if less time is left.
 NOTICE = timedelta(hours=24)
 #: The tables with keys that can expire, by the kind of the key as the event contains it.
 _TABLES = {"tracker_token": "tracker_tokens", "postback_key": "postback_keys"}
@@ -33,8 +33,7 @@ def has_expiring(connection: Connection, now: datetime) -> bool:
 
 
 def announce(connection: Connection, ids: IdGenerator, now: datetime) -> int:
-    """Append an event for each key that expires within NOTICE. A key whose expiry was announced already gets no further event.
-    Return the number of events."""
+    """Append an event for each key that expires within NOTICE and has not been announced. Return the number of events."""
     notices = schema.expiry_notices
     connection.execute(delete(notices).where(notices.c.expires_at < now - NOTICE))
     found = []

@@ -1,10 +1,10 @@
 """This module locks rows of `first_clicks`, for a transaction that changes these rows or the state of their messages.
 
-On SQLite, every writing transaction locks the whole database. On PostgreSQL, a row of `first_clicks` is the lock. `lock` inserts an
-empty row for a message without clicks, and `release` removes it before the transaction ends. A click that arrives meanwhile waits
-to insert its own row. Therefore a click inserts only one row. Delivery reports and corrections need more statements, but there are
-fewer of them. Every transaction inserts and locks rows in the order of their ids, because two transactions could otherwise
-deadlock.
+On SQLite, every writing transaction locks the whole database. On PostgreSQL, a row of `first_clicks` is the lock of its message.
+`lock` inserts an empty row for a message without clicks, and `release` deletes this row before the transaction ends. Meanwhile, a
+first click on the message waits, because it inserts the row with the same id. Therefore a first click needs no further statement
+for a lock. Delivery reports and corrections need more statements, but there are fewer of them. Every transaction inserts and locks
+rows in the order of their ids, because two transactions could otherwise deadlock.
 """
 
 # Tested by tests/clicks/test_batch.py
@@ -35,15 +35,16 @@ _INSERT_EMPTY = (
 _READ = {
     "sqlite": "SELECT json_group_array(json_array(c.id, c.at, c.hit_id, c.links)) FROM json_each(?) AS j "
     "CROSS JOIN first_clicks AS c ON c.id = j.value",
-    # Locking is a separate statement. A statement that waits for a lock would read the rows of other tables in the state in which
-    # they were when the statement began.
+    # This statement reads no other table. A statement that waits for a lock reads the other tables as they were before the wait, so
+    # their rows must be read by a later statement.
     "postgresql": "SELECT id, at, hit_id, links FROM first_clicks WHERE id = ANY($1::bigint[]) ORDER BY id FOR UPDATE",
 }
 _DELETE_EMPTY = "DELETE FROM first_clicks WHERE id = ANY($1::bigint[]) AND hit_id IS NULL AND links = 0"
 
 
 def lock(connection: Connection, messages: Collection[int]) -> dict[int, FirstClick]:
-    """Lock and return the first-click row of each message, by row id of the message. Call `release` before the transaction ends.
+    """Lock the row of each message, and return the rows by row id of the message: NO_CLICK for a message without clicks. Call
+    `release` before the transaction ends.
 
     A transaction that also locks rows of `messages` must lock these rows of `messages` first."""
     ids = list(messages)

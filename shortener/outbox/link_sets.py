@@ -3,9 +3,9 @@
 Each link refers to the set that contains only this link. Each message refers to the set of all its links. Messages of a campaign
 usually have the same links and share their sets, so a count delta needs only the id of a set (`outbox/count_deltas.py`).
 
-A destination is the host and the path of a URL, without its query. In one campaign, the first MAX_NAMES destinations have their own
-name, and all others share the name OTHER. Labels have the same limit. Two processes that add names at the same time may exceed the
-limit by a few names; reports merge these names into OTHER.
+A destination is the host and the path of a URL, without its query. In one campaign, only the first MAX_NAMES destinations are
+stored with their names. All other destinations are stored with the name OTHER. Labels have the same limit. Two processes that add
+names at the same time may exceed the limit by a few names. Statistics then count these names as OTHER.
 """
 
 # Tested by tests/web/test_statistics.py
@@ -24,7 +24,7 @@ from shortener.storage import schema
 from shortener.storage.database import upsert
 from shortener.urls import DEFAULT_PORTS
 
-MAX_NAMES = 200  # The maximum number of destinations of a campaign that have their own name. The same limit applies to labels.
+MAX_NAMES = 200  # The maximum number of destinations of one campaign that are stored by name, and also of labels.
 OTHER = "other"
 MAX_NAME_LENGTH = 200  # The maximum number of characters of a destination or a label; the rest is cut off.
 MAX_CACHED_SETS = 100_000
@@ -43,7 +43,8 @@ class LinkSetKey(NamedTuple):
 
 @lru_cache(maxsize=1024)
 def destination_of(url: str) -> str:
-    """Return the host and the path of a URL. A scheme other than http and https is kept, and so is a port that is not the default.
+    """Return the host and the path of a URL. The result also contains a scheme other than http and https, and a port that is not
+    the default.
 
     The results are cached, because most messages of a campaign have the same links."""
     scheme, separator, rest = url.partition("://")
@@ -68,7 +69,7 @@ def link_set_key(application_id: int, campaign: str, links: Iterable[tuple[str, 
 
 
 class LinkSets:
-    """An access object for the table of link sets, with a cache of their ids. The rows never change."""
+    """Finds and inserts link sets in their table, with a cache of their ids. The rows never change."""
 
     def __init__(self) -> None:
         self._ids: dict[LinkSetKey, int] = {}
@@ -94,7 +95,8 @@ class LinkSets:
 
 
 def _limit_names(connection: Connection, keys: set[LinkSetKey]) -> dict[LinkSetKey, LinkSetKey]:
-    """Replace each name above the limit of its campaign by OTHER. Return the changed keys by the original keys."""
+    """Replace destinations and labels above the limit of their campaign by OTHER. Return the resulting keys by the original
+    keys."""
     known: dict[tuple[int, str], tuple[set[str], set[str]]] = {}
     limited = {}
     for key in sorted(keys, key=lambda one: orjson.dumps(tuple(one))):

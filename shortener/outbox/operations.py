@@ -2,7 +2,7 @@
 will expire soon.
 
 An event is appended only if a tracker of the application subscribes to `operations`. A dead delivery of an operations event creates
-no further event. Several dead deliveries of one tracker in one transaction create one event with a `count`.
+no further event. If one transaction makes several deliveries of a tracker dead, they create one event with their `count`.
 """
 # Tested by tests/delivery/test_attempt.py and tests/outbox/test_expiring_keys.py
 
@@ -36,7 +36,8 @@ def subscribers(connection: Connection, applications: Iterable[int]) -> set[int]
 
 
 def append(connection: Connection, ids: IdGenerator, at: datetime, found: Sequence[tuple[int, str, dict[str, Any]]]) -> int:
-    """Append operations events, each given as (application_id, one of NAMES, fields). Return the number of appended events.
+    """Append operations events. Each entry of `found` is a tuple of application id, name (one of NAMES) and fields. Return the
+    number of appended events.
 
     Call this in the transaction of the change. Events of applications without subscribers are left out."""
     if not found:

@@ -1,9 +1,10 @@
 """This module connects to Redis, which contains the link cache and the spool of hits. The service works without Redis and with an
 empty Redis. If all connections are in use, a call waits for a free connection, at most for its time limit. When it has a
-connection, it returns or raises `RedisUnavailable` within the same time limit. The retries of the client library are off. After a
-failed call, a background task pings the server. While the pings get no response, every other call fails at once and sends nothing.
-If the server responds to the first ping, only the connection had ended, for example because the server was restarted. The failed
-call is then repeated once, and its caller gets no error.
+connection, it returns or raises `RedisUnavailable` within the same time limit.
+
+After a call without a response, a background task pings the server. While the pings get no response, every other call fails at once
+and sends nothing. If the server responds to the first ping, only the connection had ended, for example because the server was
+restarted. The failed call is then repeated once, and its caller gets no error. redis-py itself does not repeat calls.
 
 URLs: redis://, rediss:// (TLS), unix://, redis+sentinel://HOST:PORT,HOST:PORT/SERVICE[/DB], redis+cluster://HOST:PORT,HOST:PORT.
 The last two use TLS if they begin with rediss+. User and password are before the hosts, and query parameters are options of
@@ -30,9 +31,9 @@ T = TypeVar("T")
 Client = Any
 
 WRITE_CHECK_KEY = "shortener:write-check"  # The key that /readyz writes.
-WRITE_CHECK_MS = 10_000  # The lifetime of this key in milliseconds.
+WRITE_CHECK_MS = 10_000  # The time in milliseconds after which Redis deletes this key.
 PING_INTERVAL_SECONDS = 0.25  # The pause between two pings of a Redis server that is down.
-# The time limit of a forced call, which is made while the database is not available and Redis is the only source.
+# The time limit of a call with `force`, whose caller needs Redis, for example because the database is not available.
 FORCED_TIMEOUT_SECONDS = 1.0
 
 
@@ -60,23 +61,23 @@ class RedisUnavailable(Exception):
 class RedisServer:
     """A Redis server, a Sentinel service or a cluster.
 
-    `timeout` is the time limit of a call in seconds, `connections` the number of calls at a time; further calls wait. `calls`,
-    `failures` and `queued` (calls that waited) count since the start of the process."""
+    `timeout` is the time limit of a call in seconds. `connections` is the maximum number of calls at a time; further calls wait.
+    `calls`, `failures` and `queued` are the numbers of all calls, failed calls and calls that waited, since the process started."""
 
     def __init__(self, client: Client, *, timeout: float, connections: int, sentinels: Sequence[Client] = ()) -> None:
         self._client = client
         self._slots = asyncio.Semaphore(connections)
         self._sentinels = sentinels
         self._timeout = timeout
-        # None while the server responds. After a failed call, this is a future. Its result is True if the server responds to the
-        # first ping, and otherwise False.
+        # After a call without a response, this is a future with the result of the first ping: True if the server responds to it.
+        # None while the server responds to calls.
         self._first_ping: asyncio.Future[bool] | None = None
         self._pinger: asyncio.Task[None] | None = None
         self.calls = self.failures = self.queued = 0
 
     @property
     def is_up(self) -> bool:
-        """Whether Redis responds; False while pings after a failed call get no response."""
+        """Whether Redis responds. False after a call and a ping without a response, until the server responds to a ping."""
         return self._first_ping is None or not self._first_ping.done() or self._first_ping.result()
 
     def register_metrics(self, metrics: Metrics) -> None:
@@ -88,7 +89,8 @@ class RedisServer:
     async def run(self, command: Callable[[Client], Awaitable[T]], *, force: bool = False) -> T:
         """Return the result of `command(client)`. The command may run twice.
 
-        `force` sends the command even if the server seems to be down, with a longer time limit. Raise RedisUnavailable."""
+        With `force`, the command is sent even if the server seems to be down, with the time limit FORCED_TIMEOUT_SECONDS. Raise
+        RedisUnavailable."""
         failure: Exception | None = None
         for _ in range(2):
             if self._first_ping is not None and not force and not await asyncio.shield(self._first_ping):
@@ -112,7 +114,8 @@ class RedisServer:
         raise RedisUnavailable(text) from failure
 
     async def _take_slot(self, limit: float) -> None:
-        """Wait until a connection is free. Raise RedisUnavailable after `limit` seconds, without marking Redis as down."""
+        """Wait until a connection is free. Raise RedisUnavailable after `limit` seconds; this does not mean that Redis is down, so
+        no ping is sent."""
         if not self._slots.locked():
             await self._slots.acquire()  # A connection is free, so `acquire` returns at once.
             return
@@ -134,7 +137,7 @@ class RedisServer:
         return True
 
     async def accepts_writes(self) -> bool:
-        """Return whether the server stores a value in time. This is more than a ping: a replica, or a server whose memory is full,
+        """Return whether the server stores a value in time. A ping does not show this: a replica, or a server with full memory,
         responds to a ping but rejects writes."""
         try:
             async with asyncio.timeout(self._timeout):
@@ -173,9 +176,8 @@ class RedisServer:
 async def _keep_cancellation(command: Awaitable[T]) -> T:
     """Return the result of a command. Raise CancelledError if this task was cancelled during the command.
 
-    redis-py sends each command with asyncio.wait_for, which loses the cancellation on Python 3.11 if it arrives when the command
-    was just sent. If the cancellation were lost, a time limit would have no effect, and a background job would go on after its
-    stop."""
+    redis-py sends each command with asyncio.wait_for. On Python 3.11, this function loses a cancellation that arrives when the
+    command was just sent. A time limit would then have no effect, and a background job would continue after its stop."""
     task = asyncio.current_task()
     assert task is not None
     before = task.cancelling()
@@ -189,8 +191,8 @@ async def _keep_cancellation(command: Awaitable[T]) -> T:
 def open_redis(url: str, *, timeout: float, connections: int = 16) -> RedisServer:
     """Return a Redis client for a URL. The first call opens the first connection. Raise ValueError if the URL is not valid.
 
-    `timeout` is the time limit of a call in seconds, `connections` the maximum number of calls at a time. The pool has one
-    connection more, for pings."""
+    `timeout` is the time limit of a call in seconds, `connections` the maximum number of calls at a time. The pool has one more
+    connection, for pings."""
     from redis.asyncio import ConnectionPool, Redis, RedisCluster, Sentinel
     from redis.asyncio.cluster import ClusterNode
     from redis.asyncio.connection import parse_url
@@ -200,7 +202,8 @@ def open_redis(url: str, *, timeout: float, connections: int = 16) -> RedisServe
     parsed = parse_redis_url(url)
     from_url: dict[str, Any] = {**parse_url(_single_server_url(url, parsed.tls) if parsed.mode else url)}
     options = from_url | {
-        # `RedisServer.run` enforces the time limits. These limits end commands that `run` no longer waits for.
+        # `RedisServer.run` enforces the time limits of calls. The limits of the socket end commands for which `run` has stopped
+        # waiting.
         "socket_timeout": FORCED_TIMEOUT_SECONDS,
         "socket_connect_timeout": FORCED_TIMEOUT_SECONDS,
         "retry": Retry(NoBackoff(), 0),  # Turn off the retries of redis-py, which makes up to ten attempts by default.
@@ -235,7 +238,8 @@ def open_redis(url: str, *, timeout: float, connections: int = 16) -> RedisServe
 
 
 def _single_server_url(url: str, tls: bool) -> str:
-    """Return the URL of one server with the user, password and parameters of `url`, for the parser of redis-py."""
+    """Return the URL of a single server with the user, password and parameters of `url`, because the parser of redis-py reads only
+    such a URL."""
     parts = urlsplit(url)
     user, at, _ = parts.netloc.rpartition("@")
     return f"{'rediss' if tls else 'redis'}://{user}{at}host/?{parts.query}"

@@ -1,9 +1,9 @@
 """The link cache in Redis contains the fields of a link that a redirect needs while the database is not available.
 
 A redirect reads the database whenever it is available. The rewriter writes each new link to the cache, where it expires together
-with the link. If a redirect finds a link in the database but not in Redis, the link is stored in Redis again. If a link changes,
-its entry is invalidated and then replaced, so the cache never returns the old state of a disabled link. The directory of accounts,
-not the cache, stores which applications and domains are disabled.
+with the link. If a redirect finds a link in the database but not in Redis, it stores the link in Redis again. If a link changes,
+its entry is first invalidated and then replaced, so the cache never returns the old state of a disabled link. The cache does not
+contain whether an application or a domain is disabled, because redirects read this from the directory of accounts.
 
 No method raises an error. If Redis does not respond, a look-up finds nothing, and a failed write is counted in `failures`. Failed
 invalidations stay in memory, and `retry_invalidations` repeats them when Redis is up again. At most MAX_FAILED_INVALIDATIONS stay
@@ -29,9 +29,9 @@ from shortener.redis.client import Client, RedisServer, RedisUnavailable
 log = structlog.get_logger(__name__)
 
 _INVALIDATED = b""
-_INVALIDATED_MS = 3_600_000  # The time after an invalidation in which a rewrite that began earlier cannot restore the entry.
+_INVALIDATED_MS = 3_600_000  # For this time after an invalidation, a rewrite that began earlier cannot store the old link again.
 _MAX_COMMANDS = 1000  # The maximum number of Redis commands in one round trip.
-MAX_FAILED_INVALIDATIONS = 100_000  # The maximum number of codes whose failed invalidation stays in memory.
+MAX_FAILED_INVALIDATIONS = 100_000  # The maximum number of codes that `retry_invalidations` keeps in memory.
 
 
 @record
@@ -126,7 +126,7 @@ class NoLinkCache:
 
 @mutable_record
 class _CacheWrite:
-    """Links that are written to Redis in the same round trip."""
+    """New links that wait for the next write to Redis. `done` gets a result when they are written."""
 
     done: asyncio.Future[None]
     links: list[CachedLink] = field(default_factory=list)
@@ -135,8 +135,8 @@ class _CacheWrite:
 class RedisLinkCache:
     """A link cache that stores links in Redis.
 
-    Every key begins with `prefix`, so several installations can share a Redis. `now_ms` returns the current time in milliseconds,
-    from which the times to live are computed."""
+    Every key begins with `prefix`, so several installations can share a Redis. `now_ms` returns the current time in milliseconds;
+    the lifetime of an entry is the time from now until the link expires."""
 
     def __init__(self, redis: RedisServer, prefix: str, now_ms: Callable[[], int]) -> None:
         self._redis = redis
@@ -176,7 +176,8 @@ class RedisLinkCache:
         for start in range(0, len(links), _MAX_COMMANDS):
             part = links[start : start + _MAX_COMMANDS]
             if await self._write_once(part, only_missing=False):
-                # A repeated invalidation would overwrite the entries that are current now.
+                # The entries are current now, so earlier failed invalidations of these links must not be repeated: they would
+                # delete the entries.
                 self._failed_invalidations.difference_update(link.code for link in part)
             else:
                 self._invalidate_later([link.code for link in part])
@@ -187,12 +188,13 @@ class RedisLinkCache:
         return self._redis.is_up
 
     async def find_missing(self, codes: Sequence[str]) -> Sequence[str]:
-        """Return the codes that have no entry. Codes with an invalidated entry are left out. Return no codes if Redis does not
-        respond."""
+        """Return the codes that have no entry. Codes with an invalidated entry are not returned, because their links must not be
+        stored again. Return no codes if Redis does not respond."""
         keys = [self._prefix + code for code in codes]
 
         async def read(client: Client) -> list[bytes | None]:
-            # One MGET reads all keys. In a cluster, each hash slot needs its own command.
+            # One MGET reads all keys. In a cluster, mget_nonatomic sends one MGET for each hash slot, because a command may have
+            # keys of one slot only.
             command = getattr(client, "mget_nonatomic", client.mget)  # only a client of a cluster has mget_nonatomic
             values: list[bytes | None] = await command(keys)
             return values

@@ -5,16 +5,18 @@
 - rejected conversion reports that are stored for one application
 - deliveries that the delivery reports of one application create
 
-Each client has a token bucket in memory. A counted request takes one token. Redirects of known codes take no token, so people who
-share an IP address with a misbehaving client can open their links. For a limit of keys, each key is a client.
+Each client has a token bucket in memory. A client is an IP address, a key or an application. A counted request takes one token, or
+one for each delivery. Redirects of known codes take no token, so people who share an IP address with a misbehaving client can open
+their links.
 
 With Redis, the processes of an installation share the limits. Each process adds its requests to a counter in Redis per client and
 minute. It also removes one token from its own bucket for each request that another process has counted. This happens in the
-background, so a limit can be exceeded for about a second. Without Redis, or while it is down, each process enforces the limit
+background, so a limit can be exceeded for about a second. Without Redis, or while Redis is down, each process enforces the limit
 alone.
 
-A limiter stores the buckets of at most MAX_CLIENTS clients. It removes the client whose last counted request is the oldest. While
-Redis is down, the limiter also keeps the numbers of requests that it has not shared yet, for at most MAX_CLIENTS clients.
+A limiter stores the buckets of at most MAX_CLIENTS clients. It removes the client whose last counted request is the oldest. The
+limiter also keeps the counts that it has not shared yet, for at most MAX_CLIENTS clients. Counts whose exchange fails are dropped,
+because Redis may have added them already.
 """
 
 from __future__ import annotations
@@ -29,14 +31,14 @@ from shortener.redis.client import Client, RedisServer, RedisUnavailable
 
 MAX_CLIENTS = 20_000
 MAX_REFUSED_PER_MINUTE = 1000  # The maximum number of rejected conversion reports of one application that are stored per minute.
-MAX_SHARED_CLIENTS = 1000  # The maximum number of clients whose counters one run of `share` exchanges.
+MAX_SHARED_CLIENTS = 1000  # The maximum number of clients whose counts one run of `share` exchanges.
 _WINDOW_MS = 60_000
 _KEY_MS = 2 * _WINDOW_MS  # The time after which Redis deletes the counter of a client.
 
 
 @mutable_record
 class _Bucket:
-    """The tokens of a client at the time `at` (ms since 1970), and the requests of the client that all processes have counted in
+    """The tokens of a client at the time `at` (ms since 1970), and the number of its requests that all processes have counted in
     Redis."""
 
     tokens: float
@@ -91,8 +93,8 @@ class RateLimiter:
         return 0
 
     def seconds_to_wait(self, client: int) -> int:
-        """Return what `take` would return for a request of this client, but take no token. A request above the limit is counted in
-        `limited`."""
+        """Return what `take` would return for a request of this client, but take no token. If the request is above the limit, count
+        it in `limited`."""
         bucket = self._buckets.get(client)
         if bucket is None or not self._capacity:
             return 0
@@ -143,8 +145,8 @@ class RateLimiter:
     def _refill(self, bucket: _Bucket, now: int, capacity: int) -> None:
         if now > bucket.at:
             bucket.tokens = min(bucket.tokens + (now - bucket.at) * capacity / 60_000, capacity)
-        # Also after the clock was set back, because the bucket would otherwise get no tokens until the clock reaches the old time
-        # again
+        # This also happens after the clock was set back. The bucket would otherwise get no tokens until the clock has reached the
+        # old time again.
         bucket.at = now
 
 
@@ -167,10 +169,10 @@ class RateLimits:
         self.postbacks = RateLimiter("postbacks", postbacks, now_ms, redis, prefix)
         # This limiter counts the deliveries that delivery reports create, by application.
         self.reported_deliveries = RateLimiter("deliveries", reported_deliveries, now_ms, redis, prefix)
-        # 0: by default, API keys have no limit. Each key can have its own limit.
+        # By default, API keys have no limit (0). The caller of `take` passes the limit of the key.
         self.api_keys = RateLimiter("keys", 0, now_ms, redis, prefix)
-        # This limiter counts rejected conversion reports, by application. Reports above the limit are not stored, but get no status
-        # 429.
+        # This limiter counts rejected conversion reports, by application. Reports above the limit are not stored. Their response is
+        # the error of the report, and not 429.
         self.refused = RateLimiter("refused", MAX_REFUSED_PER_MINUTE, now_ms, redis, prefix)
         self._of_requests = (
             self.unknown_codes,

@@ -1,9 +1,10 @@
 """The ASGI application: it responds to redirect requests first, and passes all other requests to the API.
 
-Each request passes three steps. First, the Host header must belong to the installation. Otherwise the response is 404 (except for
-/robots.txt and /favicon.ico), or 400 for several Host headers. Second, if the path is a code, `clicks.redirect` responds. Third,
-`server.pages` responds to the paths that exist on every host, the portal responds to /portal, and the router of the API
-(`web.routes`) to all other requests. Neither the portal nor the API exists on an application's own domain.
+Each request passes three steps. First, the host of the Host header must belong to the installation. Otherwise the response is 404;
+only /robots.txt, /favicon.ico and the domain check respond on every host. The response to several Host headers is 400. Second, if
+the path is a code, `clicks.redirect` responds. Third, `server.pages` responds to the paths that exist on every host of the
+installation, the portal responds to /portal, and the router of the API (`web.routes`) to all other requests. Neither the portal nor
+the API exists on an application's own domain.
 
 Each response has the header X-Request-Id, and the log lines of the request contain its value.
 """
@@ -43,8 +44,8 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-#: A reverse proxy requests this path with an internal host name. Therefore the path accepts any Host header except the domain of an
-#: application.
+#: The path of the domain check. A reverse proxy requests it with an internal host name, so it responds to any Host header except
+#: the domain of an application.
 DOMAIN_CHECK = "/internal/domain-check"
 PORTAL_PREFIX = "/portal"
 
@@ -162,8 +163,8 @@ class HttpApplication:
         return path.partition("/")[2].partition("/")[0] in self._api_segments
 
     async def _reject_host(self, scope: Scope, receive: Receive, send: Send, reason: str) -> None:
-        """Respond with 404 to an API request for a host that does not serve the API. The body of the response contains the host and
-        what the administrator must change."""
+        """Respond with 404 to an API request for a host that does not serve the API. The error text states which hosts serve the
+        API and what the caller or the administrator must change. `reason` is the end of the sentence about the Host header."""
         base = urlsplit(self.service.settings.base_url)
         description = (
             f"The Host header of this request {reason}. The API is served on {base.netloc!r} (the host of BASE_URL), on localhost "
@@ -177,8 +178,8 @@ class HttpApplication:
         return self
 
     def match_code(self, host: bytes, prefix: str, code: str) -> tuple[bool, int | None]:
-        """Return whether a request is a hit, and the id of the domain. The path of the request consists of `prefix` and `code`. The
-        id is None for the installation's own hosts. If the request is not a hit, call `__call__` to respond to it."""
+        """Return whether a request is a hit, and the id of the domain, which is None for the installation's own hosts. `prefix` and
+        `code` are the parts of the request's path. `__call__` responds to requests that are not hits."""
         is_known, domain = self._find_domain(host)
         return is_known and self._has_codes(domain, prefix, code), domain.id if domain else None
 
@@ -194,7 +195,7 @@ class HttpApplication:
 
     def _find_domain(self, host: bytes) -> tuple[bool, Domain | None]:
         """Return whether the host in a Host header belongs to the installation, and the domain with this host. The domain is None
-        for the installation's own hosts."""
+        for the installation's own hosts and for unknown hosts."""
         if len(host) > MAX_HOST_BYTES:
             return False, None
         name, name_with_port = split_host(host)

@@ -49,7 +49,7 @@ class ClientTimer:
         self._keep_alive = keep_alive
         self._request_timeout = request_timeout
         self._head: Any = None  # the incomplete head of a request at the latest check
-        self._unread_since: float | None = None  # the time of the event loop since which the client has read too slowly
+        self._unread_since: float | None = None  # the event-loop time since which the client has read too slowly
         self._unread_sent = 0  # the number of bytes that had been sent at the time `_unread_since`
         self._handle: TimerHandle = loop.call_later(keep_alive, self.check)
 
@@ -67,7 +67,7 @@ class ClientTimer:
         self._handle.cancel()
         if wait is None:
             self._connection.end_slow_client()
-            # If the client reads nothing, closing the connection may take time, so the timer checks it again
+            # The connection may stay open while the client reads nothing, so the timer checks it again.
             wait = self._keep_alive
         self._handle = self._loop.call_later(wait, self.check)
 
@@ -79,7 +79,7 @@ class ClientTimer:
             return period if self._reads_fast_enough(now) else None
         self._unread_since = None
         if connection.is_reading_body:
-            # There is no limit for the client while the application reads more slowly than the client sends
+            # The client has no time limit while the application reads more slowly than the client sends.
             if connection.flow.read_paused:
                 connection.body_began = now
                 return period

@@ -22,19 +22,19 @@ from shortener.settings import Network
 
 log = structlog.get_logger(__name__)
 
-# The number of open files that are reserved for databases, deliveries and other files. If the limit of open files is small, at most
-# a quarter of the limit is reserved.
+# This number of open files is reserved for databases, deliveries and other purposes, so connections cannot use them. If the process
+# may open few files, a quarter of them is reserved.
 RESERVED_FILES = 256
 MAX_OPEN_FILES = 1_048_576  # the maximum number of open files that the server requests
-_EVICTED_SHARE = 16  # the search for waiting connections is slow, so one search closes up to a sixteenth of all connections
+_EVICTED_SHARE = 16  # a search for waiting connections is slow, so each search closes up to 1/16 of all connections
 _REFUSALS_PER_LOG_LINE = 1000
 _MAX_CACHED_ADDRESSES = 8192
 _IPV6_PREFIX = 64
 
 
 class LimitedConnection(Protocol):
-    """A connection of the server. `waiting_since` is the time of the event loop since which it has waited for a request; None
-    during a request."""
+    """A connection of the server. `waiting_since` is the time of the event loop since which the connection has waited for a
+    request. It is None during a request."""
 
     @property
     def waiting_since(self) -> float | None: ...
@@ -42,7 +42,7 @@ class LimitedConnection(Protocol):
 
 
 def raise_open_files_limit() -> int:
-    """Raise the number of files that this process may open to the maximum that the system permits. Return the new number."""
+    """Raise the limit of open files of this process to the maximum that the system permits. Return the new limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -58,7 +58,7 @@ def open_files_limit() -> int:
 
 
 class ConnectionLimits:
-    """A counter of the connections of one process by client IP address, which enforces the limits."""
+    """Counts the connections of one process by client IP address, and enforces the limits."""
 
     def __init__(self, per_address: int, trusted_proxies: tuple[Network, ...], open_files: int) -> None:
         self.total = open_files - min(RESERVED_FILES, open_files // 4)

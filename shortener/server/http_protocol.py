@@ -1,11 +1,11 @@
 """The HTTP protocol of `shortener serve`: it responds to redirect requests without ASGI.
 
-For each request, uvicorn creates a scope and a task. The application runs in the task, and exchanges messages with uvicorn. This
-work takes as much time as the redirect itself. `RedirectProtocol` extends uvicorn's protocol for httptools, and examines each
-request when the headers of the request are complete. A simple GET or HEAD request for a code, with or without the path of a domain,
-becomes a hit at once. When the hit is stored, one write sends the response. All other requests are passed to the ASGI application:
-requests with a body, a query string or an upgrade, requests that follow an unfinished request, and requests with other paths or
-unknown hosts. If the application handles a redirect, it sends the same response as this protocol.
+For each request, uvicorn creates an ASGI scope and a task, in which the application exchanges messages with uvicorn. This takes as
+much time as the redirect itself. `RedirectProtocol` extends uvicorn's protocol for httptools, and examines each request when the
+headers of the request are complete. A simple GET or HEAD request for a code, with or without the path of a domain, becomes a hit at
+once. When the hit is stored, one write sends the response. All other requests are passed to the ASGI application: requests with a
+body, a query string or an upgrade, requests that arrive before the previous response is complete, and requests with other paths or
+unknown hosts. The application sends the same response to a redirect as this protocol.
 
 The protocol also limits the resources that one client can use: the size of a request's head, the time for heads, bodies, idle
 connections and unread responses (`client_timer`), and the number of connections (`connection_limits`). uvicorn alone limits only
@@ -46,8 +46,8 @@ log = structlog.get_logger(__name__)
 _COMPLEX_REQUEST_HEADERS = frozenset({b"content-length", b"transfer-encoding", b"upgrade", b"expect"})
 MAX_HEAD_BYTES = 64 * 1024  # maximum size of the head of a request
 _MAX_PATH_BYTES = 256  # maximum length of the path of a domain, a code, and characters that programs add
-#: The maximum number of bytes of a body that the server reads after it has sent the response. A client that sends a whole body
-#: before it reads would otherwise not receive a response such as 413.
+#: The maximum number of bytes of a body that the server reads and discards after it has sent the response. Some clients read a
+#: response, such as 413, only after they have sent the whole body.
 MAX_DISCARDED_BYTES = 64 * 1024 * 1024
 
 
@@ -59,7 +59,7 @@ class HasApp(Protocol):
 
 
 class ServerConfig(uvicorn.Config):
-    """uvicorn's configuration, with the limits of connections. `request_timeout` is in seconds."""
+    """uvicorn's configuration, and the limits for connections and requests. `request_timeout` is in seconds."""
 
     request_timeout: float
     connection_limits: ConnectionLimits
@@ -113,7 +113,7 @@ class RedirectProtocol(HttpToolsProtocol):
         if incomplete is None:
             return
         incomplete.note_end_of_chunk(data)
-        # The first chunk of a head does not count towards the limit, because its size is at most one read buffer.
+        # The first chunk of a head is not counted, because a chunk is never larger than the read buffer.
         if incomplete is head:
             head.size += len(data)
             if head.size > MAX_HEAD_BYTES and not self.transport.is_closing():
@@ -121,8 +121,8 @@ class RedirectProtocol(HttpToolsProtocol):
 
     def _receive_non_ascii(self, data: bytes) -> None:
         """Parse data that contains bytes above 0x7F. In request lines, these bytes are percent-encoded first, because the parser
-        rejects them in a URL. Some programs send the characters that follow a link in a text as raw UTF-8. The heads and bodies in
-        the data are parsed one after the other, because the state of the parser shows whether a head or a body follows."""
+        rejects them in a URL (see `request_line`). Each head and each body in the data is parsed separately, because only the state
+        of the parser shows whether a head or a body follows."""
         while data:
             if self.is_reading_body:
                 end_of_body = self._end_of_body(data)
@@ -131,7 +131,7 @@ class RedirectProtocol(HttpToolsProtocol):
                 if self.transport.is_closing():
                     return
                 continue
-            # Line ends at the beginning may end a head whose other bytes are in the previous chunk.
+            # Line ends at the beginning may complete the empty line that ends a head from the previous chunk.
             end_of_head = len(data) - len(data.lstrip(b"\r\n"))
             if not end_of_head:
                 head = self.incomplete_head
@@ -171,7 +171,7 @@ class RedirectProtocol(HttpToolsProtocol):
         url, parser = httptools.parse_url(self.url), self.parser
         http_version = parser.get_http_version()
         if http_version != "1.1" and any(name == b"transfer-encoding" for name, _ in self.headers):
-            # RFC 9112, 6.1: for a proxy, such a request may end at another place, so the next bytes may belong to another client.
+            # RFC 9112, 6.1: a proxy may see another end of such a request, so the next bytes may belong to another client.
             self._parser_error = "Transfer-Encoding requires HTTP/1.1."
             raise ValueError(self._parser_error)
         raw_path: bytes = url.path
@@ -254,9 +254,9 @@ class RedirectProtocol(HttpToolsProtocol):
     def send(self, data: bytes) -> None:
         """Send data. If the transport's buffer is empty, write the data directly to the socket.
 
-        os.write releases the interpreter lock while the kernel sends. uvloop does not release the lock, and so delays the thread
-        that writes to SQLite. If the connection is closing, the data is dropped, because uvicorn continues pipelined requests after
-        their client has disconnected."""
+        os.write releases the interpreter lock while the kernel sends. uvloop does not release the lock, which delays the thread
+        that writes to SQLite. If the connection is closing, drop the data: uvicorn also handles pipelined requests of clients that
+        have disconnected."""
         if self.transport.is_closing():
             return
         if self._socket_fd >= 0 and not self.transport.get_write_buffer_size():
@@ -296,7 +296,8 @@ class RedirectProtocol(HttpToolsProtocol):
     def close_after_body(self) -> None:
         """Close the connection when the body of the latest request has been read.
 
-        If the server closed the connection before that, the kernel would reset it, and the client would lose the response."""
+        If the server closed the connection earlier, the kernel would reset the connection, and the client would lose the
+        response."""
         if self.is_reading_body:
             self._closes_after_body = True
         else:
@@ -305,8 +306,8 @@ class RedirectProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Start the next pipelined request, or continue reading.
 
-        There are two differences from uvicorn. uvicorn continues reading before all pipelined requests have their responses, and
-        it starts one timer per response. This protocol has one timer per connection."""
+        This protocol differs from uvicorn in two ways. It continues reading only after all pipelined requests have their responses,
+        and it starts no timer, because each connection has one timer for all its requests."""
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
@@ -355,8 +356,8 @@ class _NoBodyEvent:
 
 
 class _PendingRedirect:
-    """A hit whose response is not sent yet. It has the attributes of uvicorn's `RequestResponseCycle`, and is the `PendingResponse`
-    of the recorder."""
+    """A hit whose response is not sent yet. For uvicorn, it has the attributes of `RequestResponseCycle`. For the recorder, it is a
+    `PendingResponse`."""
 
     __slots__ = (
         "_connection",
@@ -404,10 +405,10 @@ class _PendingRedirect:
     def _send(self, resolution: Resolution | None) -> None:
         """Send the response. If `resolution` is None, the hit could not be stored, and the response is 503.
 
-        This method raises no errors, because the other hits of the batch must get their responses."""
+        This method raises no errors, because an error would prevent the responses to the other hits of the batch."""
         self.response_complete = True
         connection = self._connection
-        del self._connection  # this assignment breaks a reference cycle, so that no garbage collection is needed
+        del self._connection  # this breaks a reference cycle, so that no garbage collection is needed
         try:
             redirect = self._redirect
             response = (

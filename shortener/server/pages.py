@@ -1,4 +1,5 @@
-"""The pages that exist on every host of the installation: / and /favicon.ico and /robots.txt, and on domains also /.well-known/.
+"""The pages outside of the API and the portal: /robots.txt and /favicon.ico on every host, / on every host of the installation, and
+/.well-known/ on domains.
 
 On an application's own domain, / redirects to the home page of the domain, and /.well-known/ contains the files that associate
 apps with the domain. On the installation's own hosts, / is a short page with links. The pages of this module do not need the

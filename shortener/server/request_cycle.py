@@ -1,8 +1,8 @@
 """One request that the ASGI application handles, and its response.
 
-`RequestCycle` extends uvicorn's class for the same purpose, and needs less time for a response: the head and the first part of the
-body are one write, the control characters of all headers are searched at once, and an application can send a complete response in
-one message (`COMPLETE_RESPONSE`).
+`RequestCycle` extends uvicorn's class `RequestResponseCycle`, and needs less time for a response: it sends the head and the first
+part of the body in one write, it searches all headers for control characters at once, and it accepts a complete response in one
+message (`COMPLETE_RESPONSE`).
 """
 # Tested by tests/server/test_request_cycle.py
 
@@ -15,8 +15,8 @@ from typing import Any, Protocol
 
 from uvicorn.protocols.http.httptools_impl import HEADER_RE, STATUS_LINE, RequestResponseCycle
 
-#: The type of an ASGI message with a complete response: `status`, `headers` and `body`. A server that accepts it has the type as a
-#: key in `scope["extensions"]`. The headers must contain content-length.
+#: The type of an ASGI message with a complete response: `status`, `headers` and `body`. A server that accepts such messages has
+#: this type as a key in `scope["extensions"]`. The headers must contain content-length.
 COMPLETE_RESPONSE = "shortener.http.response"
 EXTENSIONS: Mapping[str, Mapping[str, Any]] = {COMPLETE_RESPONSE: {}}
 #: Characters that a header must not contain, because they could split one response into two.
@@ -24,7 +24,7 @@ _CONTROL_CHARACTERS = bytes({*range(32), 127} - {9})
 
 
 class ClientConnection(Protocol):
-    """What a request needs of its connection: attributes of uvicorn's protocols, and the methods that `RedirectProtocol` adds."""
+    """The connection of a request. The attributes are those of uvicorn's protocols. `RedirectProtocol` adds the methods."""
 
     flow: Any
     logger: Any
@@ -67,7 +67,7 @@ class RequestCycle(RequestResponseCycle):
         self.chunked_encoding: bool | None = None
         self.expected_content_length = 0
 
-    # uvicorn calls the following methods on a transport.
+    # uvicorn's class calls the following methods on its attribute `transport`.
 
     @property
     def transport(self) -> Any:  # type: ignore[override]  # uvicorn assigns a transport
@@ -82,7 +82,7 @@ class RequestCycle(RequestResponseCycle):
         return closing
 
     def close(self) -> None:
-        """Send a head that waits for its body, and close the connection."""
+        """Send the head of the response if it is not sent yet, and close the connection."""
         if self._head:
             self._connection.send(self._head)
             self._head = b""
@@ -180,5 +180,5 @@ def _check_name(name: bytes) -> bytes:
 
 @lru_cache(maxsize=64)
 def _first_lines(status: int, default_headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
-    """Return the status line and the headers that uvicorn adds to each response. uvicorn changes them once a second."""
+    """Return the status line and the headers that uvicorn adds to each response. uvicorn changes these headers once a second."""
     return b"".join((STATUS_LINE[status], *(b"%s: %s\r\n" % header for header in default_headers)))

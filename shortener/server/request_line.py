@@ -1,7 +1,7 @@
-"""This module handles request lines with bytes above 0x7F, and request heads that have not arrived completely. Some programs
-request a short link together with characters that follow the link in a text, such as an emoji or an invisible character, and send
-them as raw UTF-8. The parser of uvicorn rejects such bytes in a URL, so the protocol percent-encodes them before the parser reads
-them.
+"""This module percent-encodes bytes above 0x7F in request lines. Some programs request a short link together with characters that
+follow the link in a text, such as an emoji or an invisible character, and send these characters as raw UTF-8. The parser of uvicorn
+rejects such bytes in a URL, so `http_protocol` encodes them before the parser reads them. `IncompleteHead` determines whether a
+chunk of received bytes continues a request line.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ _ASCII = bytes(range(128))
 class IncompleteHead:
     """The head of a request that is incomplete.
 
-    `size` is the number of bytes received after the first chunk of the head. `is_in_request_line` is true if the request line is
-    incomplete too."""
+    `size` is the number of bytes received after the first chunk of the head. `is_in_request_line` is true if not even the request
+    line is complete."""
 
     __slots__ = ("is_in_request_line", "size")
 
@@ -28,7 +28,8 @@ class IncompleteHead:
         line_begin = data.rfind(b"\n") + 1
         if self.is_in_request_line and not data[:line_begin].strip(b"\r\n"):
             return  # line ends before a request line have no effect
-        # An empty line ends the head or the body of the previous request, so the last line of the chunk is a request line.
+        # If an empty line precedes the last line of the chunk, the last line is a request line, because an empty line ends the
+        # previous request.
         self.is_in_request_line = data.endswith((b"\n\r\n", b"\n\n"), 0, line_begin)
 
 
