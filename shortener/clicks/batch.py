@@ -299,7 +299,8 @@ class _BatchRows:
 
     def add(self, hits: Sequence[_LinkHit]) -> None:
         """Add the rows of the hits, the rows of their events, and the deltas of their counts."""
-        counts: dict[tuple[str, tuple[int, int, int, int]], int] = {}  # deltas by (metric, (cohort, time slots and link set))
+        # The number of hits by (metric, (cohort, time slot, time slot of the message, link set)).
+        counts: dict[tuple[str, tuple[int, int, int, int]], int] = {}
         ip_privacy, hit_rows = self._ip_privacy, self.hits
         for hit, link, is_off in hits:
             verdict, at = hit.verdict, hit.at

@@ -99,7 +99,7 @@ def address_text(address: PackedAddress) -> str:
     """Return an IP address as text in canonical form."""
     if len(address) == 4:
         return socket.inet_ntop(socket.AF_INET, address)
-    if not any(address[:12]):  # inet_ntop would write the last part of such an IPv6 address in IPv4 notation
+    if not any(address[:12]):  # inet_ntop writes the end of an IPv6 address that begins with twelve zero bytes in IPv4 notation
         return str(ipaddress.IPv6Address(address))
     return socket.inet_ntop(socket.AF_INET6, address)
 

@@ -73,7 +73,7 @@ class HitWriter:
         self._transaction = transaction
         self._totals = totals
         self._ids = ids
-        self._loading: asyncio.Task[None] | None = None  # the task that loads the expressions with which late hits are parsed
+        self._loading: asyncio.Task[None] | None = None  # the task that loads the expressions for the user agents of late hits
         self.is_failing = False  # true if the database could not store the last batch
         self._on_stored = on_stored
         self._on_unavailable = on_unavailable

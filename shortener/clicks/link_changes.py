@@ -214,7 +214,7 @@ def _compute(
         if "click_id" in target.placeholders:
             flags |= int(LinkFlag.FILL_CLICK_ID)
         if not target.url.startswith(("http://", "https://")):
-            flags &= ~int(LinkFlag.APPEND_CLICK_ID)  # a link with an app scheme, such as tel:, has no query
+            flags &= ~int(LinkFlag.APPEND_CLICK_ID)  # a link with an app scheme, such as tel:, has no query for the click id
         text = location.decode()
         values |= {"url": target.url, "location": None if text == target.url else text, "flags": flags}
         differences["url"] = [row.url, target.url]

@@ -142,7 +142,8 @@ def claim_first_clicks(connection: Connection, claims: Sequence[Claim], seen: Ma
 
 
 def _claim_more(connection: Connection, claims: Sequence[Claim], won: dict[int, tuple[int, bool]]) -> list[Claim]:
-    """Store the clicks on messages that already have a row. Return the claims whose row was deleted by another transaction."""
+    """Store the clicks on messages that already have a row in `first_clicks`. Return the claims whose row was deleted by another
+    transaction."""
     stored = first_clicks.read(connection, [message for message, *_ in claims]) if claims else {}
     more: list[tuple[int, int | None, int | None, int]] = []
     for message, at, hit, bits in claims:

@@ -1,4 +1,4 @@
-"""The recorder is the entry point of all objects that store hits and send the responses to their clients.
+"""The recorder receives each hit, passes it to the objects that store hits, and sends the response to the client.
 
 The batcher (`hit_writer`) writes a hit in the next transaction, and the response is sent after the commit. Under load, many hits
 share one commit. On an idle server, a hit does not wait for other hits.
@@ -49,16 +49,16 @@ log = structlog.get_logger(__name__)
 RESPONSE_GRACE_SECONDS = 0.5  # maximum time between the deadline of a hit and its response
 _GROUP_SECONDS = 0.05  # the responses to hits that become overdue within this time are sent together
 _SLOW_PART = 0.25  # the share of the deadline after which the database counts as slow (see `_has_room`)
-_SPOOL_SECONDS = 0.1  # the time in which the spool may store an overdue hit before the hit gets its response anyway
+_SPOOL_SECONDS = 0.1  # the time for which the response to an overdue hit waits until the spool has stored the hit
 # Time limits for finding the link of an overdue hit: in the link cache, and then also in the database. RESPONSE_GRACE_SECONDS must
 # be longer than the sum of _GROUP_SECONDS, _SPOOL_SECONDS and these two limits.
 _CACHE_SECONDS, _READ_SECONDS = 0.1, 0.2
 
 
 class Recorder:
-    """Stores hits and sends their responses. `deadline` is the number of seconds after which a response is sent, even if its hit is
-    not stored yet. `on_events` is called after a commit that wrote events. `ignored_limit` and `suspected_limit` are passed to
-    `HitBatchWriter`."""
+    """A recorder of hits. It passes each hit to the batcher or to the spool, and sends the response. `deadline` is the number of
+    seconds after which a response is sent, even if its hit is not stored yet. `on_events` is called after a commit that wrote
+    events. `ignored_limit` and `suspected_limit` are passed to `HitBatchWriter`."""
 
     def __init__(
         self,
@@ -107,7 +107,8 @@ class Recorder:
         self._spool_writer: SpoolWriter | None = None
         if spool is not None:
             self._spool_writer = SpoolWriter(spool, self._resolver, self.totals, deadline, keep=self._keep, spawn=self._spawn)
-        self._overflow: list[WaitingHit] = []  # hits that arrived while the maximum number of hits was in memory
+        # The hits that were not queued, because the maximum number of hits was already in memory.
+        self._overflow: list[WaitingHit] = []
         self._refused = 0  # the number of hits that got the response 503 and that may still be in the batcher
         self._supervisor = supervisor or TaskSupervisor()
         self._loops: list[asyncio.Task[None]] = []

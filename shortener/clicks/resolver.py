@@ -56,7 +56,7 @@ class Resolution(NamedTuple):
     application_id: int = 0
     gone: bool = False  # the link is expired or switched off; the response is 410, or 302 to a fallback URL
     off: bool = False  # the link is switched off
-    confirm: bool = False  # the response is the confirmation page, which asks for a press of a button
+    confirm: bool = False  # the response is the confirmation page, on which a person must press a button
     unknown: bool = False  # no link has the code; the response is 404, or 302 to the fallback URL of the domain
 
 

@@ -37,7 +37,7 @@ log = structlog.get_logger(__name__)
 WINDOW_ENTRIES = 5000  # maximum number of entries that are read and sorted at once
 MAX_CATCH_UP_SECONDS = 10.0
 MAX_DEAD_LETTERS_MOVED = 500  # maximum number of dead letters that one transaction stores
-DATABASE_CHECK_SECONDS = 2.0  # a database that does not respond within this time is still unavailable
+DATABASE_CHECK_SECONDS = 2.0  # the database counts as unavailable if it does not respond within this time
 
 
 class SpoolDrainer:
@@ -48,7 +48,7 @@ class SpoolDrainer:
         self._spool = spool
         self._recorder = recorder
         self._database = database
-        self._first_probe = 0  # the index in each batch at which the search begins for a hit that the database accepts
+        self._first_probe = 0  # the index of the hit in a rejected batch that is written first when the hits are written one by one
         self._recovery_began_at = 0.0  # the time of the event loop at which the recovery began
         self._after: bytes | None = None  # the last entry of the window whose hits were all rejected; the next step begins after it
         # True while rejected hits are written again, after the database has stored a hit of a later entry.

@@ -51,7 +51,7 @@ class SpoolWriter:
         self._in_progress = 0  # number of hits that are being resolved or sent to Redis and that no batch contains
         self._work = asyncio.Event()
         self._became_idle = asyncio.Event()
-        self._next_warning_at = 0.0  # the time of the event loop before which no further warning is logged
+        self._next_warning_at = 0.0  # no further warning is logged before this time of the event loop
 
     def __len__(self) -> int:
         """Return the number of hits in the spool writer, including those that a batch also contains."""

@@ -339,7 +339,8 @@ class _Parser:
             name = _storable(name)
             try:
                 value = _storable(value)
-                sizes[name] = len(orjson.dumps({name: value})) - 1  # the size of the entry with a comma and without braces
+                # The size of the entry in the JSON of all metadata: without its two braces, but with a comma.
+                sizes[name] = len(orjson.dumps({name: value})) - 1
             except (TypeError, RecursionError):
                 self.warn(name[:MAX_WARNING_CHARACTERS], "is nested too deeply; it was not stored")
                 continue

@@ -160,7 +160,7 @@ class Conversions:
             return f"{status_words.category_of(revision.status, revision.disposition)}:{shown}"
 
         states: dict[ConversionKey, ConversionState] = {}
-        firsts: dict[ConversionKey, int] = {}  # the index of the report that creates the conversion
+        firsts: dict[ConversionKey, int] = {}  # for each key, the index in `items` of the report that creates the conversion
         rows: dict[ConversionKey, tuple[Any, ...]] = {}
         for index, (item, target, key) in enumerate(zip(items, targets, keys, strict=True)):
             if key is not None and isinstance(target, ConversionTarget) and key not in states:

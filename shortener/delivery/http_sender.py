@@ -86,7 +86,8 @@ class HttpSender:
             return connection
 
         connector = aiohttp.TCPConnector(
-            limit=0,  # a semaphore limits the number of requests; a wait for it that takes too long is a local failure
+            # No limit here: a semaphore limits the requests, so that a wait for a slot that takes too long is a local failure.
+            limit=0,
             ssl=default_tls_context(),
             resolver=self._resolver,
             ttl_dns_cache=DNS_CACHE_SECONDS,
@@ -254,7 +255,8 @@ class HttpSender:
         return SendFailure("timeout", "there was no response in time")
 
     def _explain(self, error: Exception, request: OutgoingRequest, began: float) -> SendFailure:
-        if self._proxy is not None and isinstance(error, aiohttp.ClientConnectorError):  # aiohttp connects only to the proxy
+        # With a proxy, aiohttp connects only to the proxy, so this error is about the proxy.
+        if self._proxy is not None and isinstance(error, aiohttp.ClientConnectorError):
             if isinstance(error.os_error, ForbiddenTarget):
                 return _FORBIDDEN_PROXY
             if isinstance(error, aiohttp.ClientConnectorDNSError):

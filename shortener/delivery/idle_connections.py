@@ -75,7 +75,7 @@ class IdleConnections:
             return
         origin, _ = _split(request.url)
         if "@" in origin or "?" in origin or "#" in origin:
-            return  # aiohttp adds a header with the credentials, or adds the missing path
+            return  # aiohttp changes the request for such a URL: it sends the credentials in a header, or adds the missing path
         if len(self._origins) >= MAX_ORIGINS:
             self._origins.clear()
         key = client_reqrep.ConnectionKey(

@@ -69,7 +69,7 @@ class DeliveryProcesses:
         self._count = count
         self._at: int | None = None
         self.share = ProcessShare()
-        self.may_have_row = False  # Whether a heartbeat was written. Its transaction may not have been committed.
+        self.may_have_row = False  # true after a heartbeat was written, even if its transaction may not have been committed
 
     def write(self, connection: Connection, now: int) -> SignOfLife | None:
         """Write a heartbeat as a part of the caller's transaction and count the processes. Return None if no heartbeat is due.

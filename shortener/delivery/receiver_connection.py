@@ -71,7 +71,7 @@ class _StatusLine:
     def __init__(self) -> None:
         self._buffer = b""
         self.is_found = False
-        self.rest = b""  # the bytes that arrived together with the end of the status line, after it
+        self.rest = b""  # the bytes after the status line that arrived together with its end
 
     def feed(self, data: bytes) -> int | None:
         """Add received bytes. Return the HTTP status if these bytes completed the status line, otherwise None."""
@@ -153,5 +153,6 @@ def default_tls_context() -> ssl.SSLContext:
 
 @functools.lru_cache(maxsize=1)
 def _tls_context(_file: str | None, _folder: str | None) -> ssl.SSLContext:
-    """Return a TLS context. The parameters are used as the key of the cache only. OpenSSL itself reads the files at these paths."""
+    """Return the TLS context for these values of SSL_CERT_FILE and SSL_CERT_DIR. OpenSSL reads both variables itself, so the
+    arguments are only the key of the cache."""
     return ssl.create_default_context()

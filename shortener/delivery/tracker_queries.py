@@ -154,7 +154,7 @@ def values_of_another_origin(old: str, new: str) -> dict[str, None]:
     try:
         known, wanted = parse_template(old), parse_template(new)
         is_same = (known.scheme, known.host, known.port) == (wanted.scheme, wanted.host, wanted.port)
-    except TemplateError:  # an older release accepted the old URL
+    except TemplateError:  # the old URL is invalid, but an older release accepted it
         is_same = False
     return {} if is_same else dict.fromkeys(_COLUMNS_OF_ORIGIN)
 

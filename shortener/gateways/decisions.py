@@ -36,7 +36,9 @@ def resend(connection: Connection, audit: AuditWriter, application_id: int, mess
         "next_at": now,
         "lease_until": None,
         "base_attempt": sends.c.attempt,
-        "doubtful": claims[0].doubtful,  # if a lease has ended, an attempt may have reached the gateway, so the message is doubtful
+        # `doubtful` is also true if the lease of the message has ended, because the interrupted attempt may have reached the
+        # gateway.
+        "doubtful": claims[0].doubtful,
     }
     connection.execute(update(sends).where(sends.c.id == claims[0].id).values(values))
     audit.add(connection, now, "send_resent", message_id, application_id=application_id, recipient=claims[0].to_address)

@@ -400,7 +400,7 @@ class GatewayDispatcher:
             if one.is_local_failure:
                 self._paused[one.attempt.queue] = one.at + LOCAL_PAUSE_MS
             if one.change.row.id not in cycle.written:
-                if one.result is None:  # there was no attempt, and the claim is not stored any more
+                if one.result is None:  # no attempt was made, so no outcome was lost
                     continue
                 totals.leases_lost += 1
                 log.warning("send_lease_lost", send=encode(one.change.row.id))

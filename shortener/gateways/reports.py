@@ -115,7 +115,7 @@ class GatewayReports:
             if loss is not None:
                 losses[loss] += 1
         for reason, number in losses.items():
-            if reason is LossReason.UNKNOWN_WORD:  # `_record` logs the word
+            if reason is LossReason.UNKNOWN_WORD:  # `_record` has already logged these reports with their words
                 self.unrecorded.count(gateway_id, reason, number)
             else:
                 self.unrecorded.count_and_log(gateway_id, reason, number)

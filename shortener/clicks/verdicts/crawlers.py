@@ -61,7 +61,7 @@ class CrawlerList:
 
     def __init__(self, patterns: Iterable[str]) -> None:
         words, expressions = split_patterns(patterns)
-        self._words: dict[str, str] = {}  # each word by its beginning in `_beginnings`
+        self._words: dict[str, str] = {}  # the word for each beginning that `_beginnings` matches
         self._beginnings = re.compile(trie_expression(words, _OWN_CHARACTERS, self._words))
         self._expressions = re.compile("|".join(expressions) or _NEVER, re.MULTILINE)
 

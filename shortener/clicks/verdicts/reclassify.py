@@ -329,7 +329,7 @@ class _EvidenceWindow:
         if hit.classification.verdict is not Verdict.HUMAN or hit.rule == CONFIRMED or not settings.uses_contextual_rules:
             return hit.classification
         if hit.rule == _ADDRESS_RULE and settings.max_recipients_per_address_minute is not None:
-            return None  # the recorder used the full IP address, which is not stored
+            return None  # the recorder classified the hit by the full IP address, which is not stored
         context = HitContext(
             hit.at,
             # If the time of SENT is after the hit, it is not used. It can only be the time of the report, because the message was

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from shortener.messages.segments import count_segments, decode_septets, encode_text
 
 GSM7_DATA_CODING, UCS2_DATA_CODING = 0, 8
-MAX_PARTS = 255  # The header has one byte for the number of a part.
+MAX_PARTS = 255  # the maximum number of parts, because a header has one byte for the number of a part
 _GSM7_SINGLE, _GSM7_PART = 160, 153
 _UCS2_SINGLE, _UCS2_PART = 140, 134
 _ESCAPE = 0x1B

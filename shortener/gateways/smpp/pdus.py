@@ -16,7 +16,7 @@ from smpplib import command, consts, exceptions, smpp
 from shortener.model import record
 
 HEADER_BYTES = 16
-MAX_PDU_BYTES = 70_000  # message_payload has at most 65,535 bytes
+MAX_PDU_BYTES = 70_000  # the maximum length of a PDU, whose largest parameter message_payload has at most 65,535 bytes
 MAX_SEQUENCE = 0x7FFFFFFF
 
 RECEIPTED_MESSAGE_ID, MESSAGE_STATE, MESSAGE_PAYLOAD, NETWORK_ERROR_CODE = 0x001E, 0x0427, 0x0424, 0x0423
